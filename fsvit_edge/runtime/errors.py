@@ -1,0 +1,47 @@
+"""The errors that a user can cause or meet, each with its exit code.
+
+    FsvitEdgeError             1  failure: the disk is full, a graph failed to run
+    |-- InputError             2  what was given cannot be used: picture, mask, class name, option
+    |-- EnvironmentLacksError  3  this machine lacks a package, a provider or a device
+    |-- ArtefactError          4  a bundle, bank or checkpoint is damaged or does not fit
+    |-- AccuracyGateError      5  numbers differ by more than the stated tolerance
+    `-- SourceError            6  a camera, stream or file of frames cannot be reached
+
+Every message is one sentence for the person at the device: what, which file or tensor, got, expected, what to do.
+"""
+
+
+class FsvitEdgeError(Exception):
+    """Base of every error that fsvit-edge raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(FsvitEdgeError):
+    """A picture, mask, class name or option that cannot be used."""
+
+    exit_code = 2
+
+
+class EnvironmentLacksError(FsvitEdgeError):
+    """A package, provider or device that this machine does not have."""
+
+    exit_code = 3
+
+
+class ArtefactError(FsvitEdgeError):
+    """A bundle, bank or checkpoint that is damaged or belongs to something else."""
+
+    exit_code = 4
+
+
+class AccuracyGateError(FsvitEdgeError):
+    """Two computations of the same thing differ by more than the stated tolerance."""
+
+    exit_code = 5
+
+
+class SourceError(FsvitEdgeError):
+    """A camera, stream or file of frames that cannot be reached."""
+
+    exit_code = 6

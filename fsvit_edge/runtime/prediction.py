@@ -1,0 +1,28 @@
+"""What the model says about one frame."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one frame, each class judged on its own: none, some or all may be present.
+
+    Attributes:
+        classes: Names of the enrolled classes, in the order of enrolment.
+        scores: P(present) of each class, (ways,) float32 in [0, 1].
+        present: Whether each score is above 0.5, (ways,) bool.
+        label_map: (H, W) uint8 at the frame's size: 0 is background, i + 1 is `classes[i]`.
+        foreground: P(foreground) of each class at the frame's size, (ways, H, W) float32 in [0, 1]; None unless
+            asked for.
+        latency_ms: Milliseconds spent in each stage, by name, in the order in which they ran.
+    """
+
+    classes: tuple[str, ...]
+    scores: npt.NDArray[np.float32]
+    present: npt.NDArray[np.bool_]
+    label_map: npt.NDArray[np.uint8]
+    foreground: npt.NDArray[np.float32] | None
+    latency_ms: dict[str, float]
