@@ -1,0 +1,1 @@
+"""The network in torch: frozen encoder, correlation head, pseudo-masks, checkpoints."""

@@ -1,0 +1,158 @@
+"""Weights from and to files; nothing in a file is ever executed."""
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fsvit_edge.model.config import ModelConfig
+from fsvit_edge.model.encoder import NANO_BACKBONE, SUPPORTED_BACKBONES, load_strictly
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.runtime.atomic import atomic_write
+from fsvit_edge.runtime.errors import ArtefactError, InputError
+
+BACKBONE_PREFIX = "backbone."
+HEAD_PREFIX = "learner."
+PUBLISHED_IMAGE_SIZE = 400
+
+
+def load_network(
+    checkpoint: Path,
+    backbone: str | None = None,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    image_size: int | None = None,
+) -> FewShotNetwork:
+    """Build the network that a checkpoint describes and load its weights.
+
+    Args:
+        checkpoint: The published Lightning file (.ckpt, .pth, .pt) with `backbone.*` and `learner.*`, or ours
+            (.safetensors with its .json beside it). Either may hold the head alone.
+        backbone: Name of the backbone; by default the configuration's, or the one whose shapes the checkpoint has.
+        weights: File with the backbone's weights, which wins over those in the checkpoint.
+        pretrained: Load the backbone's weights from timm's hub, as is done when neither file has them.
+        image_size: Side of the input in pixels; by default the configuration's, or the published 400.
+
+    Raises:
+        ArtefactError: A file is missing, unreadable, unsafe, or does not fit the network.
+        InputError: The options contradict each other.
+        EnvironmentLacksError: The published weights cannot be fetched.
+    """
+    if weights is not None and pretrained:
+        raise InputError("Give the backbone's weights once: either --weights FILE or --pretrained.")
+    state = read_state(checkpoint)
+    head_state = _strip(state, HEAD_PREFIX)
+    backbone_state = _strip(state, BACKBONE_PREFIX)
+    if not head_state:
+        raise ArtefactError(f"{checkpoint} holds no head: expected tensors named {HEAD_PREFIX}*, got {_first(state)}.")
+    config = _configuration(checkpoint, backbone, image_size, backbone_state)
+    if weights is not None:
+        backbone_state = read_state(weights)
+        backbone_state = _strip(backbone_state, BACKBONE_PREFIX) or backbone_state
+    if not backbone_state and config.backbone == NANO_BACKBONE:
+        raise ArtefactError(f"{checkpoint} holds no backbone weights; give them with --weights FILE.")
+    network = FewShotNetwork(config, pretrained=pretrained or not backbone_state)
+    if backbone_state and not pretrained:
+        network.encoder.load_published(backbone_state)
+    load_strictly(network.head, head_state, "head")
+    return network
+
+
+def save_network(network: FewShotNetwork, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write our own format: `path` (.safetensors) and the configuration beside it (.json).
+
+    Args:
+        network: What to save.
+        path: Where, ending in .safetensors.
+        dtype: Precision of the stored floating-point values.
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} must end in .safetensors.")
+    parts = {BACKBONE_PREFIX: network.encoder.vit, HEAD_PREFIX: network.head}
+    state = {
+        prefix + name: tensor.detach().to(dtype).contiguous()
+        for prefix, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+    atomic_write(path.with_suffix(".json"), network.config.to_json().encode())
+    atomic_write(path, save(state))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors, .ckpt, .pth or .pt file.
+
+    Lightning's `state_dict` and DINO's `teacher` (with its `module.` and `backbone.` prefixes) are unpacked.
+
+    Raises:
+        ArtefactError: The file is missing, damaged, or holds Python objects that only unsafe loading could read.
+    """
+    if not path.is_file():
+        raise ArtefactError(f"{path} does not exist or is not a file; give a .safetensors, .ckpt or .pth file.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ArtefactError(f"{path} is not a readable safetensors file: {error}.") from error
+    try:
+        # Lightning stores the training script's argparse result; a Namespace is a bag of values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ArtefactError(
+            f"{path} holds Python objects besides tensors, and reading those could run code, so it was refused; "
+            "where you trust the file, load it yourself and save only its tensors: "
+            'torch.save({"state_dict": checkpoint["state_dict"]}, "clean.ckpt").'
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ArtefactError(f"{path} is not a readable PyTorch file: {str(error).splitlines()[0]}.") from error
+    for key in ("state_dict", "teacher"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content:
+        raise ArtefactError(f"{path} holds no table of tensors; expected a state_dict.")
+    state = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def infer_backbone(state: Mapping[str, Tensor]) -> str:
+    """Name the supported backbone whose patch size, width and registers `state` has.
+
+    Raises:
+        ArtefactError: None has.
+    """
+    patch = state.get("patch_embed.proj.weight")
+    if patch is not None:
+        family = "dinov2" if any(".ls1." in name for name in state) else "dino"
+        registers = "reg4_" if any(name in state for name in ("reg_token", "register_tokens")) else ""
+        width = {384: "small", 768: "base"}.get(patch.shape[0], "?")
+        for name in SUPPORTED_BACKBONES:
+            if name.startswith(f"vit_{width}_patch{patch.shape[-1]}_{registers}") and f"{family}." in f"{name}.":
+                return name
+    raise ArtefactError("The checkpoint's backbone is not one of the supported; name it with --backbone.")
+
+
+def _configuration(
+    checkpoint: Path, backbone: str | None, image_size: int | None, backbone_state: Mapping[str, Tensor]
+) -> ModelConfig:
+    if checkpoint.suffix == ".safetensors":
+        stored = ModelConfig.from_json(checkpoint.with_suffix(".json"))
+        return ModelConfig(
+            stored.name, backbone or stored.backbone, image_size or stored.image_size, stored.support_grid
+        )
+    if backbone is None and not backbone_state:
+        raise InputError(f"{checkpoint} holds the head alone; name its backbone with --backbone.")
+    return ModelConfig(checkpoint.stem, backbone or infer_backbone(backbone_state), image_size or PUBLISHED_IMAGE_SIZE)
+
+
+def _strip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _first(state: Mapping[str, Tensor]) -> str:
+    return ", ".join(sorted(state)[:3]) or "nothing"

@@ -1,0 +1,59 @@
+"""What identifies a network: four values, stored as JSON beside its weights."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fsvit_edge.runtime.errors import ArtefactError
+
+POOLED_GRID = 3
+"""Side of the support grid after the first block; the second block pools it to 1 x 1."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Configuration of one network; everything else follows from the backbone's architecture.
+
+    Attributes:
+        name: What people call it.
+        backbone: One of `fsvit_edge.model.encoder.SUPPORTED_BACKBONES`.
+        image_size: Side S of the square input in pixels, a multiple of the backbone's patch size.
+        support_grid: Side of the grid to which a support's image tokens are resized (12 in the paper), a multiple of 3.
+    """
+
+    name: str
+    backbone: str
+    image_size: int
+    support_grid: int = 12
+
+    def __post_init__(self) -> None:
+        if self.support_grid < POOLED_GRID or self.support_grid % POOLED_GRID:
+            raise ArtefactError(f"The support grid must be a positive multiple of 3, got {self.support_grid}.")
+
+    def to_json(self) -> str:
+        """Return the configuration as indented JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, path: Path) -> "ModelConfig":
+        """Read a configuration.
+
+        Raises:
+            ArtefactError: The file is missing, is not JSON, or its fields differ from this class's.
+        """
+        try:
+            values: Any = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise ArtefactError(f"{path} is missing; a .safetensors checkpoint needs its configuration there.") from error
+        except (OSError, ValueError) as error:
+            raise ArtefactError(f"{path} is not a readable JSON file: {error}.") from error
+        known = {field.name: field.type for field in fields(cls)}
+        required = known.keys() - {"support_grid"}
+        if not isinstance(values, dict) or not required <= values.keys() <= known.keys():
+            got = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise ArtefactError(f"{path} must hold the fields {', '.join(known)}; got {got}.")
+        for name, kind in known.items():
+            if name in values and type(values[name]) is not kind:
+                raise ArtefactError(f"{path}: {name} must be {kind}, got {values[name]!r}.")
+        return cls(**values)

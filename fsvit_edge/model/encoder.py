@@ -1,0 +1,229 @@
+"""The frozen encoder: image -> the normalised tokens of every block, and the last block's query and key vectors.
+
+The blocks are timm's own; only the road through them is ours, because the network reads every block and timm resizes
+the position embedding differently from the published code.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsvit_edge.model.config import ModelConfig
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, InputError
+
+
+@dataclass(frozen=True)
+class PositionResize:
+    """How a family's published code resizes its position embedding to another grid, always bicubic."""
+
+    offset: float
+    """Added to the target grid before dividing by the native one; 0.0 means that the target size is given instead."""
+    antialias: bool
+
+
+DINO_RESIZE = PositionResize(offset=0.1, antialias=False)
+DINOV2_REGISTER_RESIZE = PositionResize(offset=0.0, antialias=True)
+
+NANO_BACKBONE = "vit_nano_patch8_64"
+_NANO_ARCHITECTURE = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
+
+SUPPORTED_BACKBONES: Mapping[str, PositionResize | None] = {
+    NANO_BACKBONE: DINO_RESIZE,
+    "vit_small_patch8_224.dino": DINO_RESIZE,
+    "vit_small_patch16_224.dino": DINO_RESIZE,
+    "vit_base_patch8_224.dino": DINO_RESIZE,
+    "vit_base_patch16_224.dino": DINO_RESIZE,
+    "vit_small_patch14_dinov2.lvd142m": DINO_RESIZE,
+    "vit_base_patch14_dinov2.lvd142m": DINO_RESIZE,
+    "vit_small_patch14_reg4_dinov2.lvd142m": DINOV2_REGISTER_RESIZE,
+    "vit_base_patch14_reg4_dinov2.lvd142m": DINOV2_REGISTER_RESIZE,
+    "vit_small_patch16_dinov3.lvd1689m": None,
+    "vit_base_patch16_dinov3.lvd1689m": None,
+}
+"""timm's names, each with the way its position embedding is resized (None: rotary, nothing to resize)."""
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder says about a batch of B images.
+
+    Attributes:
+        tokens: (B, L, 1 + N, D): per block, the class token and the N image tokens (row-major grid), all through the
+            backbone's final norm. Register tokens are dropped.
+        class_query: (B, heads, D / heads): the last block's query vector of the class token, before attention.
+        image_keys: (B, heads, N, D / heads): the last block's key vectors of the image tokens, before attention (and
+            before any rotary embedding).
+    """
+
+    tokens: Tensor
+    class_query: Tensor
+    image_keys: Tensor
+
+
+class Encoder(nn.Module):
+    """A plain ViT whose every block's output is normalised by the final norm (CST, section 3.2).
+
+    Args:
+        backbone: A name of `SUPPORTED_BACKBONES`.
+        image_size: Side of the square input in pixels.
+        pretrained: Load timm's published weights from its hub; needs a network the first time.
+
+    Raises:
+        InputError: The backbone is not supported, or its patch size does not divide the image size.
+        EnvironmentLacksError: The published weights cannot be fetched.
+    """
+
+    def __init__(self, backbone: str, image_size: int, pretrained: bool = False) -> None:
+        super().__init__()
+        if backbone not in SUPPORTED_BACKBONES:
+            raise InputError(f"Backbone {backbone!r} is not supported; choose one of: {', '.join(SUPPORTED_BACKBONES)}.")
+        self.vit = _build_vit(backbone, pretrained)
+        self.image_size = image_size
+        self.patch_size = int(self.vit.patch_embed.patch_size[0])
+        if image_size % self.patch_size or image_size < self.patch_size:
+            raise InputError(
+                f"The image size must be a multiple of the patch size of {backbone}, {self.patch_size} pixels; "
+                f"got {image_size}."
+            )
+        self.grid = image_size // self.patch_size
+        self.embed_dim = int(self.vit.embed_dim)
+        self.num_layers = len(self.vit.blocks)
+        self.num_heads = int(self.vit.blocks[0].attn.num_heads)
+        self.head_dim = self.embed_dim // self.num_heads
+        self._resize = SUPPORTED_BACKBONES[backbone]
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the correlation: heads x layers."""
+        return self.num_heads * self.num_layers
+
+    def forward(self, image: Tensor) -> EncoderOutput:
+        """Encode a batch.
+
+        Args:
+            image: (B, 3, S, S) float, RGB in [0, 1] normalised with the ImageNet mean and standard deviation.
+        """
+        vit = self.vit
+        num_prefix = int(vit.num_prefix_tokens)
+        x = vit.patch_embed.proj(image).flatten(2).transpose(1, 2)
+        x = self._add_prefix_and_position(x)
+        x = vit.norm_pre(x)
+        rope = {"rope": vit.rope.get_embed(shape=[self.grid, self.grid])} if self._resize is None else {}
+        features = []
+        for block in vit.blocks[:-1]:
+            x = block(x, **rope)
+            features.append(vit.norm(x))
+        last = vit.blocks[-1]
+        query, key = self._query_and_key(last.attn, last.norm1(x))
+        features.append(vit.norm(last(x, **rope)))
+        tokens = torch.stack(features, dim=1)
+        if num_prefix > 1:
+            tokens = torch.cat([tokens[:, :, :1], tokens[:, :, num_prefix:]], dim=2)
+        return EncoderOutput(tokens, query[:, :, 0], key[:, :, num_prefix:])
+
+    def _add_prefix_and_position(self, x: Tensor) -> Tensor:
+        vit = self.vit
+        prefix = [vit.cls_token] if vit.reg_token is None else [vit.cls_token, vit.reg_token]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in prefix]
+        if self._resize is None:
+            return torch.cat([*prefix, x], dim=1)
+        if vit.no_embed_class:
+            return torch.cat([*prefix, x + resize_position_embedding(vit.pos_embed, self.grid, self._resize)], dim=1)
+        image_position = resize_position_embedding(vit.pos_embed[:, 1:], self.grid, self._resize)
+        return torch.cat([*prefix, x], dim=1) + torch.cat([vit.pos_embed[:, :1], image_position], dim=1)
+
+    def _query_and_key(self, attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        qkv = attention.qkv(x)
+        if getattr(attention, "q_bias", None) is not None:
+            qkv = qkv + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+        qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        return attention.q_norm(qkv[0]), attention.k_norm(qkv[1])
+
+    def load_published(self, state: Mapping[str, Tensor]) -> None:
+        """Load weights in timm's or in DINO's and DINOv2's published naming.
+
+        Raises:
+            ArtefactError: A tensor is missing, has another shape, or holds a value that is not finite.
+        """
+        wanted = self.vit.state_dict()
+        if isinstance(self.vit, VisionTransformer):
+            state = checkpoint_filter_fn(dict(state), self.vit, interpolation="bicubic", antialias=False)
+        load_strictly(self.vit, {name: state[name] for name in wanted if name in state}, "backbone")
+
+
+def resize_position_embedding(embedding: Tensor, grid: int, how: PositionResize) -> Tensor:
+    """Resize the image tokens' position embedding as the published code does (DINO's `interpolate_pos_encoding`).
+
+    DINO hands bicubic interpolation the scale factor (grid + 0.1) / native instead of a target size, which samples at
+    slightly other places than timm's resampling does; the published numbers depend on it.
+
+    Args:
+        embedding: (1, n * n, D) for the native n x n grid.
+        grid: Side of the wanted grid.
+        how: The family's convention.
+
+    Returns:
+        (1, grid * grid, D).
+    """
+    native = math.isqrt(embedding.shape[1])
+    if native == grid:
+        return embedding
+    maps = embedding.reshape(1, native, native, -1).permute(0, 3, 1, 2)
+    if how.offset:
+        scale = (grid + how.offset) / native
+        maps = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic", antialias=how.antialias)
+    else:
+        maps = F.interpolate(maps, size=(grid, grid), mode="bicubic", antialias=how.antialias)
+    return maps.permute(0, 2, 3, 1).reshape(1, grid * grid, -1)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], part: str) -> None:
+    """Load `state` into `module`, saying in one sentence what does not fit.
+
+    Raises:
+        ArtefactError: A tensor is missing, unknown, has another shape, or holds a value that is not finite.
+    """
+    wanted = module.state_dict()
+    if missing := sorted(wanted.keys() - state.keys()):
+        raise ArtefactError(f"The {part} weights lack {len(missing)} tensors, first {missing[0]!r}; wrong file or model?")
+    if unknown := sorted(state.keys() - wanted.keys()):
+        raise ArtefactError(f"The {part} weights hold {len(unknown)} unknown tensors, first {unknown[0]!r}.")
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise ArtefactError(
+                f"The {part} tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}."
+            )
+        if not torch.isfinite(tensor).all():
+            raise ArtefactError(f"The {part} tensor {name!r} holds NaN or infinite values; the file is damaged.")
+    module.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+
+
+def build_encoder(config: ModelConfig, pretrained: bool = False) -> Encoder:
+    """Build the encoder that `config` names, in evaluation mode."""
+    return Encoder(config.backbone, config.image_size, pretrained).eval()
+
+
+def _build_vit(backbone: str, pretrained: bool) -> Any:
+    if backbone == NANO_BACKBONE:
+        if pretrained:
+            raise InputError(f"{backbone} is ours: timm has no weights for it; leave --pretrained out.")
+        return VisionTransformer(**_NANO_ARCHITECTURE, num_classes=0, global_pool="token")
+    try:
+        vit = timm.create_model(backbone, pretrained=pretrained, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        reason = str(error).splitlines()[0]
+        raise EnvironmentLacksError(
+            f"The pretrained weights of {backbone} cannot be fetched ({type(error).__name__}: {reason}); "
+            "connect to the network once, or give a local file with --weights."
+        ) from error
+    return vit
+
+

@@ -1,0 +1,196 @@
+"""The correlation transformer in the published order: short, plain, slow; the oracle that the exported order is held to.
+
+Shapes: B supports, C = heads x layers correlation channels, N query tokens, T support tokens (class token first).
+Parameter names are the published ones, so `learner.*` of a published checkpoint loads as it is.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsvit_edge.model.config import POOLED_GRID
+
+NUM_ATTENTION_HEADS = 8
+MASKED = -1e9
+
+
+class HeadLogits(NamedTuple):
+    """The head's answer for each support on its own.
+
+    Attributes:
+        presence: (B, 2): absent, present.
+        mask: (B, 2, 2 * grid, 2 * grid): background, foreground.
+    """
+
+    presence: Tensor
+    mask: Tensor
+
+
+def support_tokens(tokens: Tensor, grid: int, support_grid: int) -> Tensor:
+    """Resize a support's image tokens to the support grid; the class token stays (CST, section 3.2).
+
+    Args:
+        tokens: (B, L, 1 + grid * grid, D).
+        grid: Side of the encoder's token grid.
+        support_grid: Side of the wanted grid.
+
+    Returns:
+        (B, L, 1 + support_grid ** 2, D).
+    """
+    batch, layers, _, dim = tokens.shape
+    image = tokens[:, :, 1:].reshape(batch * layers, grid, grid, dim).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=(support_grid, support_grid), mode="bilinear", align_corners=True)
+    image = image.permute(0, 2, 3, 1).reshape(batch, layers, support_grid**2, dim)
+    return torch.cat([tokens[:, :, :1], image], dim=2)
+
+
+def channel_vectors(tokens: Tensor, num_heads: int) -> Tensor:
+    """Cut tokens into heads: (B, L, T, D) -> (B, C, T, D / heads), head-major: channel = head * L + layer."""
+    batch, layers, length, dim = tokens.shape
+    heads = tokens.reshape(batch, layers, length, num_heads, dim // num_heads)
+    return heads.permute(0, 3, 1, 2, 4).reshape(batch, num_heads * layers, length, dim // num_heads)
+
+
+def resize_mask(mask: Tensor, grid: int) -> Tensor:
+    """Sample masks (B, S, S) on a grid: (B, grid * grid), bilinear with align_corners; exactly 0 means not seen."""
+    return F.interpolate(mask[:, None], size=(grid, grid), mode="bilinear", align_corners=True).flatten(1)
+
+
+class SupportPool(nn.Module):
+    """Average-pool the support's image tokens, (B, C, N, 1 + side ** 2); the class token passes unpooled."""
+
+    def __init__(self, side: int, pooled_side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.kernel = side // pooled_side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, N, 1 + (side / kernel) ** 2)."""
+        batch, channels, num_query, _ = x.shape
+        image = x[..., 1:].reshape(batch, channels * num_query, self.side, self.side)
+        image = F.avg_pool2d(image, self.kernel).reshape(batch, channels, num_query, -1)
+        return torch.cat([x[..., :1], image], dim=3)
+
+
+class AttentivePooling(nn.Module):
+    """Attention among the support tokens of each query token, onto fewer support tokens (without 1 / sqrt(d))."""
+
+    def __init__(self, dim_in: int, dim_out: int, side: int, pooled_side: int) -> None:
+        super().__init__()
+        half = dim_out // 2
+        self.side = side
+        self.pool = SupportPool(side, pooled_side)
+        self.short_cut = nn.Sequential(
+            nn.Conv2d(dim_in, dim_out, 1, bias=False), self.pool, nn.GroupNorm(4, dim_out), nn.ReLU()
+        )
+        self.qkv = nn.Conv2d(dim_in, half * 3, 1)
+        self.agg = nn.Sequential(
+            nn.GroupNorm(4, half),
+            nn.ReLU(),
+            nn.Conv2d(half, dim_out, 1, bias=False),
+            nn.GroupNorm(4, dim_out),
+            nn.ReLU(),
+        )
+        self.out_norm = nn.GroupNorm(4, dim_out)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Pool (B, C, N, 1 + side ** 2) under `mask` (B, S, S)."""
+        batch, _, num_query, _ = x.shape
+        query, key, value = self.qkv(x).chunk(3, dim=1)
+        query = self.pool(query)
+        query, key, value = (
+            t.reshape(batch, NUM_ATTENTION_HEADS, -1, num_query, t.shape[-1]) for t in (query, key, value)
+        )
+        logits = torch.einsum("bhdnp,bhdnt->bhnpt", query, key)
+        unseen = F.pad(resize_mask(mask, self.side) == 0, (1, 0))
+        attention = logits.masked_fill(unseen[:, None, None, None], MASKED).softmax(dim=-1)
+        pooled = torch.einsum("bhnpt,bhdnt->bhdnp", attention, value).flatten(1, 2)
+        return torch.as_tensor(self.out_norm(self.agg(pooled) + self.short_cut(x)))
+
+
+class FeedForward(nn.Module):
+    """1 x 1 convolutions to half the width and back, with a residual."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        self.ff = nn.Sequential(
+            nn.Conv2d(dim, half, 1, bias=False), nn.GroupNorm(4, half), nn.ReLU(), nn.Conv2d(half, dim, 1, bias=False)
+        )
+        self.out_norm = nn.GroupNorm(4, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape (B, C, N, T)."""
+        return torch.as_tensor(self.out_norm(x + self.ff(x)))
+
+
+class CorrelationBlock(nn.Module):
+    """One block of the correlation transformer."""
+
+    def __init__(self, dim_in: int, dim_out: int, side: int, pooled_side: int) -> None:
+        super().__init__()
+        self.attn = AttentivePooling(dim_in, dim_out, side, pooled_side)
+        self.ff = FeedForward(dim_out)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Pool (B, C, N, 1 + side ** 2) under `mask` (B, S, S)."""
+        return torch.as_tensor(self.ff(self.attn(x, mask)))
+
+
+def pointwise_decoder(dim_in: int, dim_mid: int, dim_out: int, kernel: int) -> nn.Sequential:
+    """Two convolutions with a ReLU between."""
+    pad = kernel // 2
+    return nn.Sequential(
+        nn.Conv2d(dim_in, dim_mid, kernel, padding=pad), nn.ReLU(), nn.Conv2d(dim_mid, dim_out, kernel, padding=pad)
+    )
+
+
+class CorrelationHead(nn.Module):
+    """Correlation transformer with its two decoders, in the published order (CST, section 3.2 and figure 3).
+
+    Args:
+        num_channels: Correlation channels C.
+        grid: Side of the query's token grid.
+        support_grid: Side of the support's token grid.
+    """
+
+    def __init__(self, num_channels: int, grid: int, support_grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.corrtransformer = nn.ModuleList(
+            [
+                CorrelationBlock(num_channels, 32, support_grid, POOLED_GRID),
+                CorrelationBlock(32, 128, POOLED_GRID, 1),
+            ]
+        )
+        self.linear = nn.Sequential(
+            nn.Conv2d(128, 128, 1), nn.GroupNorm(4, 128), nn.ReLU(), nn.Conv2d(128, 128, 1), nn.GroupNorm(4, 128), nn.ReLU()
+        )
+        self.decoder1_cls = pointwise_decoder(128, 128, 64, kernel=1)
+        self.decoder2_cls = pointwise_decoder(64, 64, 2, kernel=1)
+        self.decoder1_seg = pointwise_decoder(128, 128, 64, kernel=3)
+        self.decoder2_seg = pointwise_decoder(64, 64, 2, kernel=3)
+
+    def forward(self, query: Tensor, support: Tensor, mask: Tensor) -> HeadLogits:
+        """Judge B supports against the queries.
+
+        Args:
+            query: (B or 1, C, N, d) image tokens of the frame, L2-normalised over d.
+            support: (B, C, 1 + support_grid ** 2, d), class token first, L2-normalised over d.
+            mask: (B, S, S) float, 0 where the support shows background, at the encoder's input size.
+        """
+        x = query @ support.transpose(-2, -1)
+        for block in self.corrtransformer:
+            x = block(x, mask)
+        x = self.linear(x)
+        return self.decode(x[..., 0], x[..., 1])
+
+    def decode(self, classification: Tensor, segmentation: Tensor) -> HeadLogits:
+        """Decode the two task tokens, each (B, 128, N) (CST, section 3.3)."""
+        presence = F.relu(self.decoder1_cls(classification.unflatten(2, (self.grid, self.grid))))
+        presence = F.avg_pool2d(presence, 3, stride=2, padding=1)
+        mask = F.relu(self.decoder1_seg(segmentation.unflatten(2, (self.grid, self.grid))))
+        mask = F.interpolate(mask, scale_factor=2, mode="bilinear", align_corners=True)
+        return HeadLogits(self.decoder2_cls(presence).mean(dim=(2, 3)), self.decoder2_seg(mask))

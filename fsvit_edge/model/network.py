@@ -1,0 +1,91 @@
+"""Encoder and head together, and the published procedure that every faster path of ours is compared with."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsvit_edge.model.config import ModelConfig
+from fsvit_edge.model.encoder import EncoderOutput, build_encoder
+from fsvit_edge.model.head import CorrelationHead, channel_vectors, support_tokens
+from fsvit_edge.model.pseudo_mask import pseudo_mask
+from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
+
+
+class FewShotNetwork(nn.Module):
+    """A frozen encoder with a correlation head.
+
+    Args:
+        config: What to build; weights are random until loaded.
+        pretrained: Load the backbone's published weights from timm's hub.
+    """
+
+    def __init__(self, config: ModelConfig, pretrained: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config, pretrained).requires_grad_(False)
+        self.head = CorrelationHead(self.encoder.num_channels, self.encoder.grid, config.support_grid).eval()
+
+    def query_vectors(self, output: EncoderOutput) -> Tensor:
+        """The frame's side of the correlation: (B, C, N, d), L2-normalised, the class token dropped."""
+        return F.normalize(channel_vectors(output.tokens[:, :, 1:], self.encoder.num_heads), dim=-1)
+
+    def support_vectors(self, output: EncoderOutput) -> Tensor:
+        """The support's side of the correlation: (B, C, 1 + support_grid ** 2, d), L2-normalised after the resize."""
+        tokens = support_tokens(output.tokens, self.encoder.grid, self.config.support_grid)
+        return F.normalize(channel_vectors(tokens, self.encoder.num_heads), dim=-1)
+
+    def pseudo_mask(self, output: EncoderOutput) -> Tensor:
+        """Masks (B, S, S) of supports known only by name."""
+        return pseudo_mask(output.class_query, output.image_keys, self.encoder.grid, self.config.image_size)
+
+
+class EpisodePrediction(NamedTuple):
+    """The published answer for one frame.
+
+    Attributes:
+        presence: (ways,) P(present).
+        foreground: (ways, S, S) P(foreground).
+        label_map: (S, S) int64, 0 = background, i + 1 = way i.
+    """
+
+    presence: Tensor
+    foreground: Tensor
+    label_map: Tensor
+
+
+def normalise(image: Tensor) -> Tensor:
+    """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, ImageNet mean and standard deviation."""
+    mean = torch.tensor(IMAGENET_MEAN, device=image.device)
+    std = torch.tensor(IMAGENET_STD, device=image.device)
+    return ((image.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def predict_published(
+    network: FewShotNetwork, query: Tensor, supports: Tensor, masks: Tensor | None, ways: int
+) -> EpisodePrediction:
+    """Answer as the published code does: the encoder reruns the query for every support, the head is in plain order.
+
+    Args:
+        network: The network.
+        query: (S, S, 3) uint8 RGB frame.
+        supports: (ways * shots, S, S, 3) uint8 RGB, the shots of a way in a row.
+        masks: (ways * shots, S, S) foreground, 0 or 1; None to use the supports' pseudo-masks.
+        ways: Number of classes.
+    """
+    size = network.config.image_size
+    presence, foreground = [], []
+    for index in range(len(supports)):
+        frame = network.query_vectors(network.encoder(normalise(query[None])))
+        output = network.encoder(normalise(supports[index : index + 1]))
+        mask = network.pseudo_mask(output) if masks is None else masks[index : index + 1].float()
+        logits = network.head(frame, network.support_vectors(output), mask)
+        presence.append(logits.presence.softmax(dim=1)[0, 1])
+        full = F.interpolate(logits.mask, size=(size, size), mode="bilinear", align_corners=True)
+        foreground.append(full.softmax(dim=1)[0, 1])
+    presence_of_way = torch.stack(presence).reshape(ways, -1).mean(dim=1)
+    foreground_of_way = torch.stack(foreground).reshape(ways, -1, size, size).mean(dim=1)
+    best, label = foreground_of_way.max(dim=0)
+    return EpisodePrediction(presence_of_way, foreground_of_way, torch.where(best < 0.5, 0, label + 1))

@@ -1,0 +1,96 @@
+"""The one preprocessing: any RGB picture -> the square uint8 picture that the encoder reads.
+
+Training, calibration and the device all call it. Normalisation is inside the encoder's graph.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+DESCRIPTION = "RGB uint8, resized to a square by antialiased bilinear filtering (Pillow's BILINEAR), aspect not kept"
+
+_ROWS_PER_PRODUCT = 4
+"""Output rows computed by one matrix product: 2 to 8 were equally fast, 1 and 16 slower (720p to 128 and 400 px)."""
+
+_Block = tuple[slice, slice, npt.NDArray[np.float32]]
+
+
+def check_rgb(rgb: npt.NDArray[np.uint8], what: str) -> None:
+    """Refuse what is not an (H, W, 3) uint8 picture, naming it as `what`.
+
+    Raises:
+        InputError: The array has another type or shape.
+    """
+    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+        got = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
+        raise InputError(f"{what} must be an RGB picture, uint8 of shape (height, width, 3); got {got}.")
+
+
+def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Resize (H, W, 3) uint8 RGB to (size, size, 3) with an antialiased bilinear filter.
+
+    The weights are Pillow's, on which the published numbers rest; the result differs from Pillow's by at most one grey
+    level, because Pillow also rounds between its two passes. Two banded matrix products in numpy take a third to a half
+    of Pillow's time on a 1280 x 720 frame.
+    """
+    check_rgb(rgb, "The picture")
+    height, width, _ = rgb.shape
+    if (height, width) == (size, size):
+        return rgb
+    rows = rgb.reshape(height, width * 3).astype(np.float32)
+    squashed = np.empty((size, width * 3), np.float32)
+    for out, taken, weights in _vertical_blocks(height, size):
+        np.matmul(weights, rows[taken], out=squashed[out])
+    resized = np.empty((size, size * 3), np.float32)
+    for out, taken, weights in _horizontal_blocks(width, size):
+        resized[:, out] = squashed[:, taken] @ weights
+    return np.asarray(resized + np.float32(0.5)).astype(np.uint8).reshape(size, size, 3)
+
+
+def resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]:
+    """Resize an (H, W) mask to (size, size) uint8 of 0 and 1, taking the nearest pixel."""
+    height, width = mask.shape
+    rows = ((np.arange(size) + 0.5) * height / size).astype(np.intp)
+    columns = ((np.arange(size) + 0.5) * width / size).astype(np.intp)
+    return mask[rows[:, None], columns].astype(np.uint8)
+
+
+def _filter_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
+    """The (size, length) matrix of a triangle filter whose half-width is the scale, at least one pixel."""
+    scale = length / size
+    half_width = max(scale, 1.0)
+    centres = (np.arange(size) + 0.5) * scale
+    matrix = np.zeros((size, length), np.float64)
+    for row, centre in enumerate(centres):
+        first = max(int(centre - half_width + 0.5), 0)
+        last = min(int(centre + half_width + 0.5), length)
+        weights = 1.0 - np.abs((np.arange(first, last) - centre + 0.5) / half_width)
+        matrix[row, first:last] = np.clip(weights, 0.0, None)
+    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _vertical_blocks(length: int, size: int) -> tuple[_Block, ...]:
+    matrix = _filter_matrix(length, size)
+    blocks = []
+    for start in range(0, size, _ROWS_PER_PRODUCT):
+        band = matrix[start : start + _ROWS_PER_PRODUCT]
+        used = np.flatnonzero(band.any(axis=0))
+        taken = slice(int(used[0]), int(used[-1]) + 1)
+        blocks.append((slice(start, start + len(band)), taken, np.ascontiguousarray(band[:, taken])))
+    return tuple(blocks)
+
+
+@lru_cache(maxsize=16)
+def _horizontal_blocks(length: int, size: int) -> tuple[_Block, ...]:
+    """As the vertical blocks, for interleaved RGB and multiplied from the right."""
+    three = np.eye(3, dtype=np.float32)
+    return tuple(
+        (slice(out.start * 3, out.stop * 3), slice(taken.start * 3, taken.stop * 3), np.kron(band, three).T.copy())
+        for out, taken, band in _vertical_blocks(length, size)
+    )
