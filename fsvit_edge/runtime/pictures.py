@@ -1,0 +1,181 @@
+"""Picture files: a path goes in, an array comes out, and back.
+
+The header is read before a pixel is decoded, because a file of 20 kB can unfold to a gigabyte. Whatever is wrong with a
+file ends as one InputError that names it.
+"""
+
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fsvit_edge.runtime.atomic import atomic_write
+from fsvit_edge.runtime.errors import InputError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+MAX_PICTURE_PX = 40_000_000
+MAX_PICTURE_BYTES = 64_000_000
+
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
+_FORMATS_TEXT = "PNG, JPEG, BMP, WebP, TIFF or GIF"
+_ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
+_JPEG_QUALITY = 90
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Read one picture as the eye sees it: its EXIF orientation is applied and everything becomes 8-bit RGB.
+
+    Grey, palette and CMYK pictures are converted; of 16-bit ones the upper 8 bits are kept; transparent parts are laid
+    on white; of an animation or a file of several pages the first picture is taken.
+
+    Args:
+        path: A PNG, JPEG, BMP, WebP, TIFF or GIF file of at most 64 MB and 40 megapixels.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        InputError: The file is missing, empty, damaged, too large, of another format, or no file at all.
+    """
+    with _decoded(path) as image:
+        if image.mode == "F":
+            raise InputError(f"{path} has floating-point pixels; save it with 8 or 16 bits per channel.")
+        if image.mode.startswith("I"):
+            eight_bit = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
+            return np.repeat(eight_bit[..., None], 3, axis=2)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            paper = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(paper, image)
+        return np.array(image.convert("RGB"))
+
+
+def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Read the mask of a picture: bright is the thing, dark is the rest.
+
+    A pixel is foreground above half of the range (127 of 255); in a mask that holds only 0 and 1, above 0. Where the
+    transparency varies it is the mask (a cut-out), otherwise the luminance is. The EXIF orientation is applied.
+
+    Args:
+        path: A PNG, JPEG, BMP, WebP, TIFF or GIF file.
+        size_hw: Height and width of the picture to which the mask belongs, in pixels, after its own orientation.
+
+    Returns:
+        (H, W) bool, with at least one True.
+
+    Raises:
+        InputError: The file cannot be read as `read_image` says, has another size, or marks no pixel.
+    """
+    with _decoded(path) as image:
+        values = _mask_values(image)
+    if values.shape != size_hw:
+        raise InputError(
+            f"The mask {path} is {values.shape[1]}x{values.shape[0]} pixels, but its picture is "
+            f"{size_hw[1]}x{size_hw[0]}; give a mask of the picture's size."
+        )
+    highest = values.max()
+    full = 65535 if highest > 255 else 255
+    mask: npt.NDArray[np.bool_] = values > (0 if highest == 1 else full // 2)
+    if not mask.any():
+        raise InputError(f"The mask {path} marks no pixel; paint the thing white (above 127) and the rest black.")
+    return mask
+
+
+def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
+    """Write one picture whole or not at all, in the format that the suffix names.
+
+    Args:
+        path: Ends in .png, .jpg, .jpeg, .bmp or .webp; missing folders are made.
+        rgb: (H, W, 3) uint8 RGB.
+
+    Raises:
+        InputError: The suffix names no known format, or `path` is a folder or lies in a file.
+        FsvitEdgeError: The disk is full or the folder cannot be written.
+    """
+    encoder = _ENCODERS.get(path.suffix.lower())
+    if encoder is None:
+        raise InputError(f"{path} cannot be written as a picture; end its name in one of {', '.join(_ENCODERS)}.")
+    encoded = BytesIO()
+    Image.fromarray(rgb).save(encoded, encoder, quality=_JPEG_QUALITY)
+    atomic_write(path, encoded.getvalue())
+
+
+def thumbnail(rgb: npt.NDArray[np.uint8], longest_px: int) -> npt.NDArray[np.uint8]:
+    """Shrink a picture to fit a square, keeping its shape; a smaller one is returned as it is.
+
+    Args:
+        rgb: (H, W, 3) uint8 RGB.
+        longest_px: Upper limit of the longer side, in pixels, at least 1.
+
+    Returns:
+        (h, w, 3) uint8 RGB, a copy, with max(h, w) at most `longest_px`.
+    """
+    image = Image.fromarray(rgb)
+    image.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
+    return np.array(image)
+
+
+@contextmanager
+def _decoded(path: Path) -> Iterator[Image.Image]:
+    data = _file_bytes(path)
+    with warnings.catch_warnings():
+        # Pillow warns about sizes and EXIF details; our own limits below decide, in one sentence or not at all.
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError as error:
+            raise InputError(f"{path} is damaged or is no {_FORMATS_TEXT} picture.") from error
+        except Image.DecompressionBombError as error:
+            raise InputError(f"{path} has more than {MAX_PICTURE_PX // 10**6} megapixels; make it smaller.") from error
+        # Decoders answer damaged data with many kinds of exceptions: OSError, SyntaxError, ValueError, struct.error.
+        except Exception as error:
+            raise InputError(f"{path} is damaged: its header cannot be read ({error}).") from error
+        with image:
+            if image.width * image.height > MAX_PICTURE_PX:
+                raise InputError(
+                    f"{path} has {image.width}x{image.height} pixels, more than the {MAX_PICTURE_PX // 10**6} "
+                    "megapixels allowed; make it smaller."
+                )
+            try:
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+            except Exception as error:
+                raise InputError(f"{path} is damaged or cut short: its pixels cannot be decoded ({error}).") from error
+            yield upright
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{path} is a folder; give one picture.")
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is not a regular file; give one picture.")
+        if status.st_size > MAX_PICTURE_BYTES:
+            raise InputError(
+                f"{path} has {status.st_size / 1e6:.0f} MB, more than the {MAX_PICTURE_BYTES // 10**6} MB allowed; "
+                "make it smaller."
+            )
+        if status.st_size == 0:
+            raise InputError(f"{path} is empty.")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"The picture {path} cannot be read: {reason}.") from error
+
+
+def _mask_values(image: Image.Image) -> npt.NDArray[Any]:
+    if image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        if alpha.min() != alpha.max():
+            return alpha
+    if image.mode == "F" or image.mode.startswith("I"):
+        return np.asarray(image)
+    return np.asarray(image.convert("L"))
