@@ -1,0 +1,280 @@
+"""The demo: a virtual camera over photographs that scikit-image ships, to try everything without a camera.
+
+The photographs stand side by side in one long strip; the camera travels along it, lingers at each one, zooms and turns
+a little, and after the last comes back to the first. The same frame number always gives the same frame. Outlines drawn
+by hand say which pixels are what, in the tour and in the pictures to enrol.
+
+The tour is the table `_TOUR`, the pictures to enrol are the table `_SUPPORT_VIEWS`, the outlines are `_OUTLINES`.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.errors import EnvironmentLacksError
+from fsvit_edge.runtime.pictures import read_image
+
+DEMO_FPS = 25.0
+DEMO_SIZE_HW = (360, 640)
+DEMO_CLASSES = ("cat", "coffee", "astronaut", "rocket")
+
+_Rgb = npt.NDArray[np.uint8]
+_Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DemoSupport:
+    """One picture to enrol.
+
+    Attributes:
+        name: The class, one of DEMO_CLASSES.
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool, True on the thing; None where the demo enrols the class from its name alone.
+    """
+
+    name: str
+    image: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a camera sees of a photograph, in the photograph's pixels."""
+
+    x: float  # centre
+    y: float
+    width: float  # from the left to the right edge of the frame; the height follows from the frame's shape
+    angle: float = 0.0  # degrees by which the camera is turned clockwise
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """One photograph of the strip and how the camera looks at it."""
+
+    photo: str
+    seconds: float
+    start: _View
+    end: _View
+    columns: tuple[int, int] | None = None  # the part of the photograph that is shown; None: all of it
+
+
+@dataclass(frozen=True)
+class _SupportView:
+    """One picture to enrol: never a frame of the tour, for it is turned, framed and lit differently."""
+
+    name: str
+    view: _View
+    size_hw: tuple[int, int]
+    light: tuple[float, float, float]  # factors of red, green and blue
+    with_mask: bool
+
+
+_TRAVEL_SECONDS = 0.6
+_STRIP_HEIGHT = 512
+
+_TOUR = (
+    _Stop("chelsea.png", 2.6, _View(228, 150, 440), _View(215, 140, 370, -3)),
+    _Stop("brick.png", 1.2, _View(240, 250, 480), _View(280, 260, 430, 3)),
+    _Stop("coffee.png", 2.6, _View(320, 205, 560), _View(280, 205, 470, 4)),
+    _Stop("grass.png", 1.2, _View(240, 260, 460), _View(270, 240, 480, -2)),
+    # Left of the shuttle model: beside the astronaut it would be a second, smaller rocket.
+    _Stop("astronaut.png", 2.6, _View(178, 120, 345), _View(205, 150, 290, 3), columns=(0, 352)),
+    _Stop("gravel.png", 1.2, _View(250, 250, 480), _View(260, 270, 440, -3)),
+    _Stop("rocket.jpg", 2.6, _View(320, 260, 520), _View(322, 215, 300, -4)),
+)
+
+_SUPPORT_VIEWS = (
+    _SupportView("cat", _View(262, 150, 345, 6), (300, 400), (1.12, 1.05, 0.95), with_mask=True),
+    _SupportView("coffee", _View(275, 205, 395, -12), (320, 400), (0.85, 0.88, 0.95), with_mask=False),
+    _SupportView("astronaut", _View(195, 215, 300, -5), (400, 320), (0.9, 0.9, 0.95), with_mask=True),
+    _SupportView("rocket", _View(318, 215, 190, 7), (400, 360), (1.25, 1.2, 1.1), with_mask=True),
+)
+
+# Photograph and corners "x,y x,y ..." in its pixels (as SVG writes polygons). The cup counts with its saucer and spoon,
+# the astronaut with her suit but without the helmet in front of it, the rocket without its tower.
+_OUTLINES = {
+    "cat": (
+        "chelsea.png",
+        "41,-1 37,15 33,32 32,60 31,85 30,100 28,107 18,117 8,124 -1,128 -1,300 258,300 270,289 282,283 298,277 "
+        "309,268 316,253 317,237 316,223 322,215 332,207 345,188 353,171 359,152 363,138 365,122 363,108 359,95 "
+        "356,84 359,74 369,60 376,48 380,34 382,22 391,12 403,-1",
+    ),
+    "coffee": (
+        "coffee.png",
+        "77,225 80,190 90,155 107,120 135,92 175,74 182,68 197,50 220,33 250,22 285,18 320,22 350,32 372,45 "
+        "390,60 399,70 408,67 420,68 425,76 418,104 440,130 460,160 472,190 479,220 478,245 470,280 450,320 "
+        "420,350 380,371 335,384 285,388 235,381 185,365 145,342 112,315 92,285 80,255",
+    ),
+    "astronaut": (
+        "astronaut.png",
+        "230,16 248,18 272,28 291,45 300,75 299,103 288,124 277,132 268,137 262,145 255,173 277,188 295,211 "
+        "305,234 307,244 323,253 342,272 352,286 359,305 363,330 365,349 347,356 328,366 309,384 293,408 281,436 "
+        "277,469 281,497 288,512 49,512 35,492 26,469 24,436 22,417 21,394 26,366 28,333 35,319 41,300 49,272 "
+        "66,253 84,234 113,209 115,188 123,173 129,162 145,151 164,148 184,149 182,134 174,129 171,120 162,108 "
+        "155,84 154,66 157,52 171,38 190,34 202,23 216,18",
+    ),
+    "rocket": (
+        "rocket.jpg",
+        "322,127 327,131 331,138 333,147 333,176 332,182 332,406 312,406 312,182 311,176 311,147 313,138 318,131",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """The photographs side by side, and the camera's path over them."""
+
+    rgb: _Rgb
+    labels: npt.NDArray[np.uint8]  # 0, or 1 + the position in DEMO_CLASSES
+    path: tuple[_Matrix, ...]  # per frame the 2x3 map from the frame's pixels (x, y) to the strip's
+
+
+def demo_length() -> int:
+    """Count the frames of one round of the tour.
+
+    Raises:
+        EnvironmentLacksError: scikit-image or one of its photographs is missing.
+    """
+    return len(_strip().path)
+
+
+def demo_frame(index: int) -> npt.NDArray[np.uint8]:
+    """Take one frame of the tour.
+
+    Args:
+        index: From 0; after one round the frames repeat.
+
+    Returns:
+        (360, 640, 3) uint8 RGB.
+
+    Raises:
+        EnvironmentLacksError: scikit-image or one of its photographs is missing.
+    """
+    strip = _strip()
+    return _look(strip.rgb, strip.path[index % len(strip.path)], cv2.INTER_LINEAR)
+
+
+def demo_truth(index: int) -> npt.NDArray[np.uint8]:
+    """Tell what a frame of the tour shows, by the outlines drawn by hand.
+
+    Args:
+        index: As for `demo_frame`.
+
+    Returns:
+        (360, 640) uint8: 0 is background, i + 1 is DEMO_CLASSES[i].
+
+    Raises:
+        EnvironmentLacksError: scikit-image or one of its photographs is missing.
+    """
+    strip = _strip()
+    return _look(strip.labels, strip.path[index % len(strip.path)], cv2.INTER_NEAREST)
+
+
+def demo_supports() -> list[DemoSupport]:
+    """Give the pictures to enrol: other views of the photographs than the tour's, under another light.
+
+    Returns:
+        The supports in the order of DEMO_CLASSES; "coffee" has no mask, it is enrolled from its name alone.
+
+    Raises:
+        EnvironmentLacksError: scikit-image or one of its photographs is missing.
+    """
+    return [_support(view) for view in _SUPPORT_VIEWS]
+
+
+def _support(wanted: _SupportView) -> DemoSupport:
+    photo, _ = _OUTLINES[wanted.name]
+    rgb = _photograph(photo)
+    height, width = wanted.size_hw
+    to_photo = _camera(wanted.view.x, wanted.view.y, wanted.view.width / width, wanted.view.angle, wanted.size_hw)
+    view = cv2.warpAffine(rgb, to_photo, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    lit = np.clip(view * np.array(wanted.light), 0, 255).astype(np.uint8)
+    if not wanted.with_mask:
+        return DemoSupport(wanted.name, lit, None)
+    drawn = _outline_mask(wanted.name, rgb.shape[:2], scale=1.0)
+    mask = cv2.warpAffine(drawn, to_photo, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return DemoSupport(wanted.name, lit, mask > 127)
+
+
+@functools.lru_cache(maxsize=1)
+def _strip() -> _Strip:
+    pieces, label_pieces, views = [], [], []
+    left = 0.0
+    for stop in _TOUR:
+        photo = _photograph(stop.photo)
+        scale = _STRIP_HEIGHT / photo.shape[0]
+        size_hw = (_STRIP_HEIGHT, round(photo.shape[1] * scale))
+        rgb = cv2.resize(photo, size_hw[::-1], interpolation=cv2.INTER_CUBIC)
+        labels = np.zeros(size_hw, np.uint8)
+        for label, name in enumerate(DEMO_CLASSES, start=1):
+            if _OUTLINES[name][0] == stop.photo:
+                labels[_outline_mask(name, size_hw, scale) > 0] = label
+        first, end = stop.columns or (0, photo.shape[1])
+        shown = slice(round(first * scale), round(end * scale))
+        pieces.append(rgb[:, shown])
+        label_pieces.append(labels[:, shown])
+        views += [
+            _View(left + (view.x - first) * scale, view.y * scale, view.width * scale, view.angle)
+            for view in (stop.start, stop.end)
+        ]
+        left += shown.stop - shown.start
+    # The last journey goes on to the right, where the strip repeats.
+    views.append(_View(views[0].x + left, views[0].y, views[0].width, views[0].angle))
+    path = []
+    for number in range(len(views) - 1):
+        seconds = _TRAVEL_SECONDS if number % 2 else _TOUR[number // 2].seconds
+        path += _journey(views[number], views[number + 1], round(seconds * DEMO_FPS))
+    return _Strip(np.hstack(pieces), np.hstack(label_pieces), tuple(path))
+
+
+def _journey(start: _View, end: _View, frames: int) -> list[_Matrix]:
+    matrices = []
+    for frame in range(frames):
+        done = (1 - math.cos(math.pi * frame / frames)) / 2  # sets off and arrives without a jerk
+        x, y, width, angle = (
+            a + (b - a) * done for a, b in zip(dataclasses.astuple(start), dataclasses.astuple(end), strict=True)
+        )
+        matrices.append(_camera(x, y, width / DEMO_SIZE_HW[1], angle, DEMO_SIZE_HW))
+    return matrices
+
+
+def _camera(x: float, y: float, scale: float, angle: float, size_hw: tuple[int, int]) -> _Matrix:
+    """Map the pixels of a frame to those of what is looked at: 2x3, for cv2.warpAffine with WARP_INVERSE_MAP."""
+    cos, sin = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
+    middle_y, middle_x = (size_hw[0] - 1) / 2, (size_hw[1] - 1) / 2
+    return np.array([[cos, -sin, x - cos * middle_x + sin * middle_y], [sin, cos, y - sin * middle_x - cos * middle_y]])
+
+
+def _look(strip: npt.NDArray[np.uint8], to_strip: _Matrix, interpolation: int) -> npt.NDArray[np.uint8]:
+    flags = interpolation | cv2.WARP_INVERSE_MAP
+    frame = cv2.warpAffine(strip, to_strip, DEMO_SIZE_HW[::-1], flags=flags, borderMode=cv2.BORDER_WRAP)
+    return np.asarray(frame, dtype=np.uint8)
+
+
+def _outline_mask(name: str, size_hw: tuple[int, int], scale: float) -> npt.NDArray[np.uint8]:
+    corners = np.array([point.split(",") for point in _OUTLINES[name][1].split()], dtype=np.float64)
+    mask = np.zeros(size_hw, np.uint8)
+    cv2.fillPoly(mask, [np.round(corners * scale).astype(np.int32)], 255)
+    return mask
+
+
+@functools.lru_cache(maxsize=16)
+def _photograph(name: str) -> _Rgb:
+    # Read as a file: skimage.data's own functions copy to a cache and may download.
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        raise EnvironmentLacksError('The demo needs scikit-image; install it with: pip install "fsvit-edge[demo]"')
+    path = Path(package.origin).parent / "data" / name
+    if not path.is_file():
+        raise EnvironmentLacksError(
+            f"This scikit-image lacks the photograph {name} that the demo needs; install it again with: "
+            'pip install --force-reinstall "scikit-image>=0.22"'
+        )
+    return read_image(path)
