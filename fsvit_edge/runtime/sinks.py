@@ -20,7 +20,7 @@ from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.overlay import draw
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.sources import Frame, quiet_video_io
+from fsvit_edge.runtime.sources import Frame, ffmpeg_options, quiet_opencv
 
 _KINDS = "a folder (ending in /), *.mp4, *.jsonl, or - for the standard output"
 # The index of an mp4 file is written last; this much is kept for it, so that a full disk costs no finished second.
@@ -167,11 +167,12 @@ class _VideoSink(Sink):
             )
         if shutil.disk_usage(self._path.parent).free < _SPARE_BYTES:
             raise FsvitEdgeError(f"{self._path} ends after {self._frames} frames: the disk is full; make room.")
-        self._writer.write(cv2.cvtColor(draw(frame.image, prediction), cv2.COLOR_RGB2BGR))
+        with quiet_opencv():
+            self._writer.write(cv2.cvtColor(draw(frame.image, prediction), cv2.COLOR_RGB2BGR))
         self._frames += 1
 
     def _open(self, height: int, width: int) -> None:
-        with quiet_video_io():
+        with quiet_opencv(), ffmpeg_options():
             self._writer.open(
                 str(self._temporary.resolve()),
                 cv2.CAP_FFMPEG,
@@ -205,7 +206,7 @@ class _VideoSink(Sink):
             self._temporary.unlink(missing_ok=True)
 
     def _is_whole(self) -> bool:
-        with quiet_video_io():
+        with quiet_opencv(), ffmpeg_options():
             written = cv2.VideoCapture(str(self._temporary.resolve()), cv2.CAP_FFMPEG)
         frames = written.get(cv2.CAP_PROP_FRAME_COUNT) if written.isOpened() else 0
         written.release()

@@ -145,18 +145,26 @@ def open_source(uri: str) -> Source:
 
 
 @contextmanager
-def quiet_video_io() -> Iterator[None]:
-    """Keep OpenCV and FFmpeg from writing to stderr while a video is opened; we say it in our own words.
-
-    FFmpeg's own level is read once a process, when OpenCV first opens a video.
-    """
+def quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV from writing to stderr what we say ourselves, in one sentence."""
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+@contextmanager
+def ffmpeg_options() -> Iterator[None]:
+    """Hold FFmpeg's options while OpenCV opens a video, for it takes them from the environment only.
+
+    RTSP goes over TCP, and FFmpeg keeps silent; its silence is settled once a process, by the first video opened.
+    """
     before = {name: os.environ.get(name) for name in _FFMPEG_OPTIONS}
     os.environ.update(_FFMPEG_OPTIONS)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -222,7 +230,7 @@ def _open_stream(uri: str) -> Source:
 def _capture(target: str, backend: int) -> cv2.VideoCapture:
     # Without these FFmpeg waits for 30 s to open and 90 s to read (measured).
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS]
-    with quiet_video_io():
+    with quiet_opencv(), ffmpeg_options():
         return cv2.VideoCapture(target, backend, limits if backend == cv2.CAP_FFMPEG else [])
 
 
@@ -257,7 +265,8 @@ def _live(capture: cv2.VideoCapture, name: str) -> _Images:
 
 
 def _read(capture: cv2.VideoCapture) -> _Rgb | None:
-    ok, bgr = capture.read()
+    with quiet_opencv():
+        ok, bgr = capture.read()
     if not ok or bgr is None:
         return None
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)

@@ -1,0 +1,159 @@
+"""The exported network: a folder with three graphs and `bundle.json`, which says what they are.
+
+Every file's sha256 is checked before any parser sees the file.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fsvit_edge.runtime.engines.base import TensorSpec
+from fsvit_edge.runtime.errors import ArtefactError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+GRAPH_NAMES = ("encoder", "enroll", "head")
+DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "cst-nano"
+"""The small model that is shipped: a demonstration, used where no bundle is given."""
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """One graph of a bundle.
+
+    Attributes:
+        file: Name within the bundle.
+        sha256: Of the file, in hexadecimal.
+        inputs: In the graph's order.
+        outputs: In the graph's order.
+    """
+
+    file: str
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `bundle.json` says.
+
+    Attributes:
+        format_version: Of this file.
+        name: What people call the network.
+        backbone: timm's name of the encoder, or ours.
+        image_size: Side of the encoder's input in pixels.
+        patch_size: Side of a patch in pixels.
+        num_layers: Blocks whose tokens are correlated.
+        num_heads: Slices of each token.
+        support_grid: Side of the support's token grid.
+        mask_size: Side of the head's probability maps.
+        preprocessing: In words, with the constants that are inside the graph.
+        opset: ONNX opset of the graphs.
+        precision: Floating-point type of the graphs.
+        graphs: By name: encoder, enroll, head.
+        parity: Largest difference between torch and ONNX Runtime per output, as measured at export; empty if it was
+            not measured.
+        created_by: Name and version of the exporter.
+    """
+
+    format_version: int
+    name: str
+    backbone: str
+    image_size: int
+    patch_size: int
+    num_layers: int
+    num_heads: int
+    support_grid: int
+    mask_size: int
+    preprocessing: dict[str, Any]
+    opset: int
+    precision: str
+    graphs: dict[str, GraphInfo]
+    parity: dict[str, float]
+    created_by: str
+
+    def to_json(self) -> str:
+        """Return indented JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been read and whose sums are right.
+
+    Attributes:
+        path: The folder.
+        manifest: What it says.
+        graphs: The ONNX files' bytes by graph name.
+    """
+
+    path: Path
+    manifest: Manifest
+    graphs: dict[str, bytes]
+
+    @classmethod
+    def load(cls, path: Path) -> "Bundle":
+        """Read a bundle, checking each file's sha256 before anything parses it.
+
+        Raises:
+            ArtefactError: The folder or a file is missing, altered, or made for another version.
+        """
+        manifest = read_manifest(path)
+        graphs = {}
+        for name in GRAPH_NAMES:
+            info = manifest.graphs[name]
+            file = path / info.file
+            try:
+                data = file.read_bytes()
+            except OSError as error:
+                raise ArtefactError(
+                    f"{file} cannot be read: {error.strerror}; export the bundle again with: fsvit-edge export."
+                ) from error
+            digest = hashlib.sha256(data).hexdigest()
+            if digest != info.sha256:
+                raise ArtefactError(
+                    f"{file} was altered or damaged: sha256 {digest[:12]}..., expected {info.sha256[:12]}...; "
+                    "export the bundle again with: fsvit-edge export."
+                )
+            graphs[name] = data
+        return cls(path, manifest, graphs)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `bundle.json` of the bundle at `path`.
+
+    Raises:
+        ArtefactError: It is missing, not JSON, incomplete, or of another format version.
+    """
+    file = path / MANIFEST_NAME
+    if not path.is_dir():
+        raise ArtefactError(f"Bundle {path} does not exist or is not a folder; make one with: fsvit-edge export.")
+    try:
+        values: Any = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path} is not a bundle: it has no {MANIFEST_NAME}.") from error
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{file} is not readable JSON: {error}.") from error
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtefactError(
+            f"{file} has format version {version!r}, this fsvit-edge reads {FORMAT_VERSION}; export the bundle again."
+        )
+    try:
+        values["graphs"] = {name: _graph(file, name, values["graphs"][name]) for name in GRAPH_NAMES}
+        return Manifest(**values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtefactError(f"{file} is incomplete or has unknown fields: {error}.") from error
+
+
+def _graph(manifest_file: Path, name: str, values: dict[str, Any]) -> GraphInfo:
+    if Path(values["file"]).name != values["file"]:
+        raise ArtefactError(f"{manifest_file}: the {name} graph's file must lie in the bundle, got {values['file']!r}.")
+
+    def specs(key: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(spec["name"], tuple(spec["shape"]), spec["dtype"]) for spec in values[key])
+
+    return GraphInfo(values["file"], values["sha256"], specs("inputs"), specs("outputs"))

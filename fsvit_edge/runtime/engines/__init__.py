@@ -1,0 +1,1 @@
+"""Whatever computes a graph, behind one contract (`base.Engine`)."""

@@ -1,0 +1,74 @@
+"""An engine without a graph: a numpy function with the same contract, for tests and for reading."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
+
+
+@dataclass(frozen=True)
+class HostTensor:
+    """An array that pretends to be elsewhere."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes."""
+        return self.array.shape
+
+    def numpy(self) -> Array:
+        """Return the array."""
+        return self.array
+
+
+class FakeEngine:
+    """Runs `function` on arrays by name and counts what happened.
+
+    Args:
+        inputs: What `run` must be fed.
+        outputs: What `function` returns.
+        function: Takes the fed arrays by name and returns the outputs by name.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        function: Callable[[dict[str, Array]], dict[str, Array]],
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self._function = function
+        self.runs = 0
+        self.uploads = 0
+        self.closed = False
+
+    def upload(self, array: Array) -> HostTensor:
+        """Wrap an array."""
+        self.uploads += 1
+        return HostTensor(array)
+
+    def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
+        """Call the function."""
+        check_feed(feed, self.inputs)
+        self.runs += 1
+        arrays = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in feed.items()}
+        return {name: HostTensor(array) for name, array in self._function(arrays).items()}
+
+    def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True
+
+    def __enter__(self) -> "FakeEngine":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()

@@ -1,0 +1,305 @@
+"""`FewShotModel`: enrol classes from a few pictures, then ask of every frame what is there and where."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.bank import CachedSupport, EncoderIdentity, SupportBank, check_name
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
+from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.pictures import thumbnail
+from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
+from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask
+
+Image = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+PRESENCE_THRESHOLD = 0.5
+_LARGEST_TENSOR_BYTES = 256 * 2**20
+"""Of the head's attention maps, which bound how many supports share one run: 100 supports at once would need 10 GB."""
+_ATTENTION_MAPS_PER_TOKEN = 8 * 10  # heads x pooled support tokens
+_THUMBNAIL_PX = 96
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """What was learnt of a class.
+
+    Attributes:
+        name: The class.
+        shots: Supports that the class has now.
+        mask_cover: Share of each new picture that its mask, given or guessed, covers, in [0, 1].
+    """
+
+    name: str
+    shots: int
+    mask_cover: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _HeadRun:
+    """Supports that share one run of the head, where the engine computes."""
+
+    feed: dict[str, ResidentTensor]
+
+
+class FewShotModel:
+    """An exported network with its enrolled classes. Close it, or use it as a context manager.
+
+    Use `FewShotModel.load`; the constructor takes engines that are already open.
+
+    Args:
+        manifest: What the bundle says.
+        encoder: Runs `encoder.onnx`.
+        enroll: Runs `enroll.onnx`.
+        head: Runs `head.onnx`.
+    """
+
+    def __init__(self, manifest: Manifest, encoder: Engine, enroll: Engine, head: Engine) -> None:
+        self.manifest = manifest
+        self._encoder = encoder
+        self._enroll = enroll
+        self._head = head
+        tokens = next(spec for spec in encoder.outputs if spec.name == "tokens")
+        channels, num_query, head_dim = (_known(size) for size in tokens.shape[1:])
+        self._num_query = num_query
+        self.bank = SupportBank(
+            EncoderIdentity(
+                manifest.name,
+                manifest.graphs["encoder"].sha256,
+                manifest.image_size,
+                channels,
+                head_dim,
+                manifest.precision,
+            )
+        )
+        self._runs: list[_HeadRun] | None = None
+
+    @classmethod
+    def load(
+        cls, bundle: str | Path | None = None, engine: str = "auto", threads: int | None = None
+    ) -> "FewShotModel":
+        """Open a bundle.
+
+        Args:
+            bundle: The folder; None for the small model that is shipped.
+            engine: "auto", or a provider of ONNX Runtime: "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx".
+            threads: Threads within an operator; None for every core.
+
+        Raises:
+            ArtefactError: The bundle is missing, altered or damaged.
+            EnvironmentLacksError: The engine is not installed here.
+            InputError: There is no such engine.
+        """
+        loaded = Bundle.load(DEFAULT_BUNDLE if bundle is None else Path(bundle))
+        engines = {name: OnnxRuntimeEngine(graph, engine, threads) for name, graph in loaded.graphs.items()}
+        for name, opened in engines.items():
+            info = loaded.manifest.graphs[name]
+            if (opened.inputs, opened.outputs) != (info.inputs, info.outputs):
+                raise ArtefactError(f"{loaded.path / info.file} has other inputs or outputs than its bundle.json says.")
+        return cls(loaded.manifest, engines["encoder"], engines["enroll"], engines["head"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the enrolled classes, in the order of enrolment."""
+        return self.bank.classes
+
+    def enroll(self, name: str, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> Enrolment:
+        """Learn a class from pictures, or add pictures to a class; costs one run of the encoder for each.
+
+        Args:
+            name: The class.
+            images: (H, W, 3) uint8 RGB pictures that show it.
+            masks: For each picture (H, W), not 0 where the thing is; None, for one or for all, where only the name is
+                known: the encoder's own pseudo-mask stands in.
+
+        Raises:
+            InputError: The name, a picture or a mask cannot be used; the bank is as it was.
+        """
+        check_name(name)
+        if not images:
+            raise InputError(f"Class {name!r} needs at least one picture.")
+        if masks is not None and len(masks) != len(images):
+            raise InputError(f"Class {name!r} has {len(images)} pictures but {len(masks)} masks; give one for each.")
+        pairs = list(zip(images, masks or [None] * len(images), strict=True))
+        for image, mask in pairs:
+            _check_support(name, image, mask)
+        supports, covers = zip(*(self._cache(image, mask) for image, mask in pairs), strict=True)
+        self.bank.add(name, supports)
+        self._runs = None
+        return Enrolment(name, len(self.bank.supports(name)), covers)
+
+    def predict(self, rgb: Image, probabilities: bool = False) -> Prediction:
+        """Judge one frame against every enrolled class.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB.
+            probabilities: Also return P(foreground) at the frame's size, which costs a few milliseconds a class.
+
+        Raises:
+            InputError: The frame is not such an array.
+        """
+        check_rgb(rgb, "The frame")
+        size_hw = (rgb.shape[0], rgb.shape[1])
+        clock = _Clock()
+        image = resize_image(rgb, self.manifest.image_size)
+        clock.lap("preprocess")
+        tokens = self._encoder.run({"image": image[None]})["tokens"]
+        clock.lap("encoder")
+        ways = len(self.classes)
+        mask_size = self.manifest.mask_size
+        scores = np.zeros(ways, np.float32)
+        foreground = np.zeros((ways, mask_size, mask_size), np.float32)
+        for run in self._resident_supports() if ways else ():
+            answer = self._head.run({"tokens": tokens, **run.feed})
+            scores += answer["presence"].numpy()
+            foreground += answer["foreground"].numpy()
+        clock.lap("head")
+        labels = label_map(foreground, size_hw)
+        full = upsample_foreground(foreground, size_hw) if probabilities else None
+        clock.lap("postprocess")
+        return Prediction(self.classes, scores, scores > PRESENCE_THRESHOLD, labels, full, clock.laps_ms)
+
+    def remove(self, name: str) -> None:
+        """Forget a class.
+
+        Raises:
+            InputError: There is no such class.
+        """
+        self.bank.remove(name)
+        self._runs = None
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a class.
+
+        Raises:
+            InputError: `old` is not enrolled, or `new` is, or cannot be used.
+        """
+        self.bank.rename(old, new)
+
+    def save_bank(self, path: str | Path) -> None:
+        """Write the enrolled classes to one .safetensors file.
+
+        Raises:
+            InputError: The path cannot be a bank's.
+            FsvitEdgeError: The disk is full; an old file is untouched.
+        """
+        self.bank.save(Path(path))
+
+    def load_bank(self, path: str | Path) -> None:
+        """Replace the enrolled classes by those of a file.
+
+        Raises:
+            ArtefactError: The file is missing, damaged or made by another encoder; the classes are as they were.
+        """
+        self.bank = SupportBank.load(Path(path), self.bank.identity)
+        self._runs = None
+
+    def close(self) -> None:
+        """Free the graphs; a second call does nothing."""
+        self._runs = None
+        for engine in (self._encoder, self._enroll, self._head):
+            engine.close()
+
+    def __enter__(self) -> "FewShotModel":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _cache(self, image: Image, mask: Mask | None) -> tuple[CachedSupport, float]:
+        size = self.manifest.image_size
+        encoded = self._encoder.run({"image": resize_image(image, size)[None]})
+        given = np.zeros((1, size, size), np.uint8) if mask is None else resize_mask(np.asarray(mask) != 0, size)[None]
+        feed: dict[str, Array | ResidentTensor] = {
+            **encoded,
+            "mask": given,
+            "has_mask": np.array([mask is not None]),
+        }
+        cached = {name: tensor.numpy() for name, tensor in self._enroll.run(feed).items()}
+        keep = cached["kept_mask"][0] > 0
+        support = CachedSupport(
+            kept=cached["support"][0][:, keep].astype(np.float16),
+            pooled=cached["pooled"][0].astype(np.float16),
+            pooled_mask=cached["pooled_mask"][0] > 0,
+            thumbnail=thumbnail(image, _THUMBNAIL_PX),
+            has_mask=mask is not None,
+        )
+        return support, float(np.mean(cached["used_mask"], dtype=np.float64))
+
+    def _resident_supports(self) -> list[_HeadRun]:
+        """Group the supports into runs of bounded size and put them where the engine computes, once for many frames."""
+        if self._runs is None:
+            shots = [(way, support) for way, name in enumerate(self.classes) for support in self.bank.supports(name)]
+            shots.sort(key=lambda shot: -shot[1].kept.shape[1])
+            counts = np.bincount([way for way, _ in shots])
+            bytes_each = _ATTENTION_MAPS_PER_TOKEN * self._num_query * shots[0][1].kept.shape[1] * 4
+            group = max(1, _LARGEST_TENSOR_BYTES // bytes_each)
+            self._runs = [
+                self._head_run(shots[start : start + group], counts) for start in range(0, len(shots), group)
+            ]
+        return self._runs
+
+    def _head_run(self, shots: list[tuple[int, CachedSupport]], counts: npt.NDArray[np.intp]) -> _HeadRun:
+        longest = max(support.kept.shape[1] for _, support in shots)
+        identity = self.bank.identity
+        kept = np.zeros((len(shots), identity.num_channels, longest, identity.head_dim), np.float32)
+        kept_mask = np.zeros((len(shots), longest), np.float32)
+        averaging = np.zeros((len(counts), len(shots)), np.float32)
+        for index, (way, support) in enumerate(shots):
+            length = support.kept.shape[1]
+            kept[index, :, :length] = support.kept
+            kept_mask[index, :length] = 1
+            averaging[way, index] = 1 / counts[way]
+        feed: Mapping[str, Array] = {
+            "kept": kept,
+            "kept_mask": kept_mask,
+            "pooled": np.stack([support.pooled for _, support in shots]).astype(np.float32),
+            "pooled_mask": np.stack([support.pooled_mask for _, support in shots]).astype(np.float32),
+            "averaging": averaging,
+        }
+        return _HeadRun({name: self._head.upload(array) for name, array in feed.items()})
+
+
+class _Clock:
+    """Milliseconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.laps_ms: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps_ms[name] = (now - self._last) * 1e3
+        self._last = now
+
+
+def _check_support(name: str, image: Image, mask: Mask | None) -> None:
+    check_rgb(image, f"The picture of {name!r}")
+    if mask is None:
+        return
+    mask = np.asarray(mask)
+    if mask.shape != image.shape[:2]:
+        raise InputError(
+            f"The mask of {name!r} must be as large as its picture, {image.shape[:2]} (height, width); got {mask.shape}."
+        )
+    if not mask.any():
+        raise InputError(f"The mask of {name!r} is empty; mark the thing, or give no mask to enrol by its name alone.")
+
+
+def _known(size: int | str) -> int:
+    if isinstance(size, str):
+        raise ArtefactError(f"The encoder's output 'tokens' has an unknown size {size!r}; export the bundle again.")
+    return size
