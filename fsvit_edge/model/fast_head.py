@@ -6,10 +6,12 @@ Three rewrites, none of which changes the result:
   first block need only the correlation with POOLED support tokens, pooled once at enrolment;
 - key and value of masked support tokens are never read, so only the kept tokens are stored and correlated;
 - a constant added to all logits of one softmax cancels, so the key needs no bias; the softmax sums to one, so the
-  value's bias can be added after the attention. The mask of the padding rides on the key as a third dimension, because
-  adding it to the logits would cost a pass over the largest tensor of the network.
+  value's bias can be added after the attention.
+
+Maps have the support tokens before the query tokens wherever that is free: the long axis last is what CPUs like.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -72,96 +74,115 @@ class FastCorrelationHead(nn.Module):
         self.head = head
 
     def forward(self, query: Tensor, supports: Supports) -> HeadLogits:
-        """Judge S supports against one frame.
+        """Judge S supports against one frame, or each against its own.
 
         Args:
-            query: (C, N, d) image tokens of the frame, L2-normalised over d.
+            query: (C, N, d) image tokens of the frame, L2-normalised over d; or (S, C, N, d), a frame for each support.
             supports: The cached supports.
         """
         first, second = self.head.corrtransformer
         correlation = torch.matmul(query, supports.kept.transpose(-2, -1))
-        pooled = torch.matmul(query, supports.pooled.transpose(-2, -1))
-        pooled = torch.cat([correlation[..., :1], pooled], dim=3)
+        pooled_tokens = torch.cat([supports.kept[:, :, :1], supports.pooled], dim=2)
+        pooled = torch.matmul(query, pooled_tokens.transpose(-2, -1)).transpose(-2, -1)
         x = _first_block(first, correlation, pooled, supports.kept_mask)
-        x = _second_block(second, x, supports.pooled_mask, query.shape[1])
-        x = self.head.linear(x.unsqueeze(3)).reshape(*x.shape[:2], 2, -1)
+        x = _second_block(second, x, F.pad(supports.pooled_mask, (1, 0), value=1.0))
+        num_query = query.shape[-2]
+        x = self.head.linear(x.unsqueeze(3)).reshape(-1, x.shape[1], 2, num_query)
         return self.head.decode(x[:, :, 0], x[:, :, 1])
 
 
 def _first_block(block: nn.Module, correlation: Tensor, pooled: Tensor, kept_mask: Tensor) -> Tensor:
-    """(S, C, N, T) and (S, C, N, 10) -> (S, 32, N * 10)."""
+    """(S, C, N, T) and (S, C, 10, N) -> (S, 32, 10, N)."""
     batch, channels, num_query, length = correlation.shape
-    num_pooled = pooled.shape[3]
-    pooled = pooled.reshape(batch, channels, num_query * num_pooled)
+    num_pooled = pooled.shape[2]
     weights = _AttentionWeights(block.attn)
+    heads = NUM_ATTENTION_HEADS
 
-    query = weights.query @ pooled + weights.query_bias
-    query = query.reshape(batch, NUM_ATTENTION_HEADS, -1, num_query, num_pooled).permute(0, 1, 3, 4, 2)
-    flat = correlation.reshape(batch, channels, num_query * length)
-    key = (weights.key @ flat).reshape(batch, NUM_ATTENTION_HEADS, -1, num_query, length)
-    key = (key + weights.mask_row * _padding(kept_mask)).permute(0, 1, 3, 2, 4)
-    value = (weights.value @ flat).reshape(batch, NUM_ATTENTION_HEADS, -1, num_query, length).permute(0, 1, 3, 4, 2)
+    query = _matmul(weights.query, pooled) + weights.query_bias
+    query = query.reshape(batch, heads, -1, num_pooled, num_query).permute(0, 4, 1, 3, 2)
+    # The padding's mask rides on the key as one more row, which the query multiplies by 1: adding it to the logits
+    # would cost a pass over the largest tensor of the network.
+    key = _matmul(_with_row(weights.key), correlation) + weights.mask_row * _padding(kept_mask)[:, None, None]
+    key = key.permute(0, 2, 1, 3).reshape(batch, num_query, heads, -1, length)
+    value = _matmul(weights.value, correlation).permute(0, 2, 3, 1)
+    query = F.pad(query, (0, 1), value=1.0)
 
-    out = torch.matmul(torch.matmul(query, key).softmax(dim=-1), value)
-    out = out.permute(0, 1, 4, 2, 3).reshape(batch, -1, num_query * num_pooled)
+    attention = torch.matmul(query, key).softmax(dim=-1).reshape(batch, num_query, heads * num_pooled, length)
+    # One product of all heads' attention with all heads' values is faster than eight products with two columns each;
+    # of its head pairs only the equal ones are wanted.
+    out = torch.matmul(attention, value).flatten(2)[:, :, weights.own_head(num_pooled)]
+    out = out.transpose(1, 2).reshape(batch, -1, num_pooled, num_query)
     return _finish(block, out + weights.value_bias, pooled)
 
 
-def _second_block(block: nn.Module, x: Tensor, pooled_mask: Tensor, num_query: int) -> Tensor:
-    """(S, 32, N * 10) -> (S, 128, 2 * N), task token first: its maps come out contiguous."""
-    batch, channels, _ = x.shape
-    tokens = x.reshape(batch, channels, num_query, -1)
-    length = tokens.shape[3]
-    pooled = torch.stack([tokens[..., 0], tokens[..., 1:].mean(dim=3)], dim=2).reshape(batch, channels, 2 * num_query)
+def _second_block(block: nn.Module, x: Tensor, pooled_mask: Tensor) -> Tensor:
+    """(S, 32, 10, N) -> (S, 128, 2 * N), task token first.
+
+    So few tokens attend here that products of whole maps, summed, beat thousands of small matrix products.
+    """
+    batch, _, length, num_query = x.shape
+    pooled = torch.cat([x[:, :, :1], x[:, :, 1:].mean(dim=2, keepdim=True)], dim=2)
     weights = _AttentionWeights(block.attn)
+    heads = NUM_ATTENTION_HEADS
 
-    query = weights.query @ pooled + weights.query_bias
-    query = query.reshape(batch, NUM_ATTENTION_HEADS, -1, 2, num_query).permute(0, 1, 4, 3, 2)
-    key = (weights.key @ x).reshape(batch, NUM_ATTENTION_HEADS, -1, num_query, length)
-    key = (key + weights.mask_row * _padding(F.pad(pooled_mask, (1, 0), value=1.0))).permute(0, 1, 3, 2, 4)
-    value = (weights.value @ x).reshape(batch, NUM_ATTENTION_HEADS, -1, num_query, length).permute(0, 1, 3, 4, 2)
+    query = (_matmul(weights.query, pooled) + weights.query_bias).reshape(batch, heads, -1, 2, 1, num_query)
+    key = _matmul(weights.key, x).reshape(batch, heads, -1, 1, length, num_query)
+    value = _matmul(weights.value, x).reshape(batch, heads, -1, 1, length, num_query)
 
-    out = torch.matmul(torch.matmul(query, key).softmax(dim=-1), value)
-    out = out.permute(0, 1, 4, 3, 2).reshape(batch, -1, 2 * num_query)
-    return _finish(block, out + weights.value_bias, pooled)
+    logits = (query * key).sum(dim=2) + _padding(pooled_mask)[:, None, None, :, None]
+    out = (logits.softmax(dim=3).unsqueeze(2) * value).sum(dim=4)
+    return _finish(block, out.flatten(1, 2) + weights.value_bias, pooled).flatten(2)
 
 
 def _finish(block: nn.Module, out: Tensor, pooled: Tensor) -> Tensor:
-    """What follows the attention, on (S, channels, positions): aggregate, add the shortcut, feed forward."""
+    """What follows the attention, on (S, channels, p, N): aggregate, add the shortcut, feed forward."""
     attention, feed_forward = block.attn, block.ff
-    short_cut = F.relu(attention.short_cut[2](_matrix(attention.short_cut[0]) @ pooled))
+    short_cut = F.relu(attention.short_cut[2](_matmul(_matrix(attention.short_cut[0]), pooled)))
     norm_in, _, conv, norm_out, _ = attention.agg
-    x = F.relu(norm_out(_matrix(conv) @ F.relu(norm_in(out))))
+    x = F.relu(norm_out(_matmul(_matrix(conv), F.relu(norm_in(out)))))
     x = attention.out_norm(x + short_cut)
     narrow, norm, _, widen = feed_forward.ff
-    return torch.as_tensor(feed_forward.out_norm(x + _matrix(widen) @ F.relu(norm(_matrix(narrow) @ x))))
+    inner = F.relu(norm(_matmul(_matrix(narrow), x)))
+    return torch.as_tensor(feed_forward.out_norm(x + _matmul(_matrix(widen), inner)))
 
 
 class _AttentionWeights:
-    """The q, k, v convolution as matrices, with one more row per head: constant 1 in q, the padding's mask in k."""
+    """The q, k, v convolution of a block as matrices (out, in), its biases as columns; the key needs no bias."""
 
     def __init__(self, attention: nn.Module) -> None:
-        query, key, value = _matrix(attention.qkv).chunk(3)
+        self.query, self.key, self.value = _matrix(attention.qkv).chunk(3)
         query_bias, _, value_bias = attention.qkv.bias.chunk(3)
-        per_head = query.shape[0] // NUM_ATTENTION_HEADS
-        self.query = _with_row(query, per_head)
-        self.key = _with_row(key, per_head)
-        self.value = value
-        self.query_bias = _with_row(query_bias[:, None], per_head, 1.0)
-        self.value_bias = value_bias[:, None]
-        row = torch.zeros(1, 1, per_head + 1, 1, 1, dtype=query.dtype, device=query.device)
-        row[:, :, per_head] = 1.0
-        self.mask_row = row
+        self.query_bias = query_bias[:, None, None]
+        self.value_bias = value_bias[:, None, None]
+        self.per_head = self.key.shape[0] // NUM_ATTENTION_HEADS
+
+    @property
+    def mask_row(self) -> Tensor:
+        """(heads * (per_head + 1), 1, 1): 1 at the last row of each head."""
+        row = F.one_hot(torch.tensor(self.per_head), self.per_head + 1).to(self.key)
+        return row.repeat(NUM_ATTENTION_HEADS)[:, None, None]
+
+    def own_head(self, num_pooled: int) -> Tensor:
+        """Where, in a flat (heads, p, heads, per_head) map, the two heads are equal, in the order (head, d, p)."""
+        shape = (NUM_ATTENTION_HEADS, num_pooled, NUM_ATTENTION_HEADS, self.per_head)
+        index = torch.arange(math.prod(shape), device=self.key.device).reshape(shape)
+        return index.diagonal(dim1=0, dim2=2).permute(2, 1, 0).flatten()
 
 
-def _with_row(matrix: Tensor, per_head: int, value: float = 0.0) -> Tensor:
-    heads = matrix.reshape(NUM_ATTENTION_HEADS, per_head, -1)
-    return F.pad(heads, (0, 0, 0, 1), value=value).flatten(0, 1)
+def _with_row(matrix: Tensor) -> Tensor:
+    """One more row of zeros after each head's rows."""
+    heads = matrix.reshape(NUM_ATTENTION_HEADS, -1, matrix.shape[1])
+    return F.pad(heads, (0, 0, 0, 1)).flatten(0, 1)
 
 
 def _padding(mask: Tensor) -> Tensor:
-    """(S, T) of ones and zeros -> (S, 1, 1, 1, T): 0 where the softmax may look, -1e9 where not."""
-    return ((1.0 - mask) * MASKED)[:, None, None, None, :]
+    """Ones and zeros -> 0 where the softmax may look, -1e9 where not."""
+    return (1.0 - mask) * MASKED
+
+
+def _matmul(matrix: Tensor, x: Tensor) -> Tensor:
+    """A 1 x 1 convolution: (out, in) times (S, in, a, b) -> (S, out, a, b)."""
+    return torch.matmul(matrix, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 def _matrix(conv: nn.Module) -> Tensor:
