@@ -92,7 +92,7 @@ _TOUR = (
 
 _SUPPORT_VIEWS = (
     _SupportView("cat", _View(262, 150, 345, 6), (300, 400), (1.12, 1.05, 0.95), with_mask=True),
-    _SupportView("coffee", _View(275, 205, 395, -12), (320, 400), (0.85, 0.88, 0.95), with_mask=False),
+    _SupportView("coffee", _View(275, 203, 395, -12), (320, 400), (0.85, 0.88, 0.95), with_mask=False),
     _SupportView("astronaut", _View(195, 215, 300, -5), (400, 320), (0.9, 0.9, 0.95), with_mask=True),
     _SupportView("rocket", _View(318, 215, 190, 7), (400, 360), (1.25, 1.2, 1.1), with_mask=True),
 )
