@@ -221,8 +221,7 @@ def _open_stream(uri: str) -> Source:
     capture = _capture("rtsp://" + uri[len("rtsp://") :], cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise SourceError(
-            f"The stream {name} cannot be opened within {_OPEN_TIMEOUT_MS / 1000:.0f} s; check the address, the "
-            "password and that the camera is on."
+            f"The stream {name} cannot be opened; check the address, the password and that the camera is on."
         )
     return Source(_live(capture, name), name=name, is_live=True, fps=_declared_fps(capture), close=capture.release)
 
