@@ -98,21 +98,20 @@ def _first_block(block: nn.Module, correlation: Tensor, pooled: Tensor, kept_mas
     weights = _AttentionWeights(block.attn)
     heads = NUM_ATTENTION_HEADS
 
-    query = _matmul(weights.query, pooled) + weights.query_bias
-    query = query.reshape(batch, heads, -1, num_pooled, num_query).permute(0, 4, 1, 3, 2)
     # The padding's mask rides on the key as one more row, which the query multiplies by 1: adding it to the logits
     # would cost a pass over the largest tensor of the network.
+    query = _matmul(_with_row(weights.query), pooled) + _with_row(weights.query_bias, 1.0)[:, :, None]
+    query = query.reshape(batch, heads, -1, num_pooled, num_query).permute(0, 4, 1, 3, 2)
     key = _matmul(_with_row(weights.key), correlation) + weights.mask_row * _padding(kept_mask)[:, None, None]
     key = key.permute(0, 2, 1, 3).reshape(batch, num_query, heads, -1, length)
     value = _matmul(weights.value, correlation).permute(0, 2, 3, 1)
-    query = F.pad(query, (0, 1), value=1.0)
 
     attention = torch.matmul(query, key).softmax(dim=-1).reshape(batch, num_query, heads * num_pooled, length)
     # One product of all heads' attention with all heads' values is faster than eight products with two columns each;
     # of its head pairs only the equal ones are wanted.
     out = torch.matmul(attention, value).flatten(2)[:, :, weights.own_head(num_pooled)]
     out = out.transpose(1, 2).reshape(batch, -1, num_pooled, num_query)
-    return _finish(block, out + weights.value_bias, pooled)
+    return _finish(block, out + weights.value_bias[:, :, None], pooled)
 
 
 def _second_block(block: nn.Module, x: Tensor, pooled_mask: Tensor) -> Tensor:
@@ -125,7 +124,7 @@ def _second_block(block: nn.Module, x: Tensor, pooled_mask: Tensor) -> Tensor:
     weights = _AttentionWeights(block.attn)
     heads = NUM_ATTENTION_HEADS
 
-    query = (_matmul(weights.query, pooled) + weights.query_bias).reshape(batch, heads, -1, 2, 1, num_query)
+    query = (_matmul(weights.query, pooled) + weights.query_bias[:, :, None]).reshape(batch, heads, -1, 2, 1, num_query)
     key = _matmul(weights.key, x).reshape(batch, heads, -1, 1, length, num_query)
     value = _matmul(weights.value, x).reshape(batch, heads, -1, 1, length, num_query)
 
@@ -152,8 +151,8 @@ class _AttentionWeights:
     def __init__(self, attention: nn.Module) -> None:
         self.query, self.key, self.value = _matrix(attention.qkv).chunk(3)
         query_bias, _, value_bias = attention.qkv.bias.chunk(3)
-        self.query_bias = query_bias[:, None, None]
-        self.value_bias = value_bias[:, None, None]
+        self.query_bias = query_bias[:, None]
+        self.value_bias = value_bias[:, None]
         self.per_head = self.key.shape[0] // NUM_ATTENTION_HEADS
 
     @property
@@ -169,10 +168,10 @@ class _AttentionWeights:
         return index.diagonal(dim1=0, dim2=2).permute(2, 1, 0).flatten()
 
 
-def _with_row(matrix: Tensor) -> Tensor:
-    """One more row of zeros after each head's rows."""
+def _with_row(matrix: Tensor, value: float = 0.0) -> Tensor:
+    """One more row of a constant after each head's rows."""
     heads = matrix.reshape(NUM_ATTENTION_HEADS, -1, matrix.shape[1])
-    return F.pad(heads, (0, 0, 0, 1)).flatten(0, 1)
+    return F.pad(heads, (0, 0, 0, 1), value=value).flatten(0, 1)
 
 
 def _padding(mask: Tensor) -> Tensor:

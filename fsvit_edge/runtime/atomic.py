@@ -46,18 +46,24 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
     """Yield an empty folder to fill; on success it takes the place of `path`, on an error it is removed.
 
     Two renames are needed to swap folders that are not empty, so a kill between them leaves no folder at `path`;
     it never leaves a mixture of old and new.
 
+    Args:
+        path: The folder to make or to replace.
+        marker: A file that tells an earlier result of ours from a folder of somebody's, which is never replaced.
+
     Raises:
-        InputError: `path` is a file, or is a folder that holds something other than a bundle's files.
+        InputError: `path` is a file, or a folder that is neither empty nor holds `marker`.
         FsvitEdgeError: The disk is full or the folder cannot be written; the old folder is untouched.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; give the name of a folder to write.")
+    if path.is_dir() and not (path / marker).is_file() and any(path.iterdir()):
+        raise InputError(f"{path} holds other files and no {marker}; choose an empty or a new folder.")
     staging: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.bank import CachedSupport, EncoderIdentity, SupportBank, check_name
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
@@ -82,6 +83,7 @@ class FewShotModel:
             )
         )
         self._runs: list[_HeadRun] | None = None
+        self._blas = ThreadpoolController().select(user_api="blas")
 
     @classmethod
     def load(
@@ -148,6 +150,11 @@ class FewShotModel:
             InputError: The frame is not such an array.
         """
         check_rgb(rgb, "The frame")
+        # numpy's BLAS threads keep spinning after a product and starve the engine: 25 ms a frame on two cores.
+        with self._blas.limit(limits=1):
+            return self._predict(rgb, probabilities)
+
+    def _predict(self, rgb: Image, probabilities: bool) -> Prediction:
         size_hw = (rgb.shape[0], rgb.shape[1])
         clock = _Clock()
         image = resize_image(rgb, self.manifest.image_size)

@@ -1,0 +1,150 @@
+"""Does the exported network compute what torch computes? Measured, per output, on random and on real pictures."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fsvit_edge.export.graphs import EncoderGraph, EnrollGraph
+from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.errors import AccuracyGateError, EnvironmentLacksError
+from fsvit_edge.runtime.preprocess import resize_image
+
+PROBABILITY_TOLERANCE = 1e-4
+"""Absolute."""
+SCALE_TOLERANCE = 1e-4
+"""Relative to the largest absolute value of the output."""
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One output of one graph.
+
+    Attributes:
+        output: graph.output.
+        max_error: Largest absolute difference over all pictures, divided by the scale where that is relative.
+        tolerance: What it may be.
+        scale: Largest absolute value in torch; 1 for probabilities and masks, which are compared as they are.
+    """
+
+    output: str
+    max_error: float
+    tolerance: float
+    scale: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is finite and within the tolerance."""
+        return bool(self.max_error <= self.tolerance)
+
+
+def verify(network: FewShotNetwork, models: dict[str, bytes]) -> tuple[ParityRow, ...]:
+    """Compare encoder and enrolment with their torch modules, and the head with the PUBLISHED order of operations.
+
+    Each graph is fed what torch computed before it, except the last two rows: they follow a frame through all three
+    graphs, as the device does, against the plain network from the same pictures.
+
+    Args:
+        network: The network in torch.
+        models: The ONNX graphs by name: encoder, enroll, head.
+    """
+    size = network.config.image_size
+    pictures = _pictures(size)
+    masks = _masks(len(pictures), size)
+    errors: dict[str, list[tuple[float, float]]] = {}
+
+    def compare(output: str, ours: Array, reference: torch.Tensor) -> None:
+        wanted = reference.numpy().astype(np.float64)
+        difference = float(np.abs(ours.astype(np.float64) - wanted).max())
+        errors.setdefault(output, []).append((difference, float(np.abs(wanted).max())))
+
+    with (
+        OnnxRuntimeEngine(models["encoder"], "cpu") as encoder,
+        OnnxRuntimeEngine(models["enroll"], "cpu") as enroll,
+        OnnxRuntimeEngine(models["head"], "cpu") as head,
+        torch.inference_mode(),
+    ):
+        encoder_graph, enroll_graph = EncoderGraph(network).eval(), EnrollGraph(network).eval()
+        chained: list[dict[str, Array]] = []
+        for index, picture in enumerate(pictures):
+            wanted = encoder_graph(torch.from_numpy(picture[None]))
+            names = [spec.name for spec in encoder.outputs]
+            got = {name: tensor.numpy() for name, tensor in encoder.run({"image": picture[None]}).items()}
+            for name, reference in zip(names, wanted, strict=True):
+                compare(f"encoder.{name}", got[name], reference)
+            mask, has_mask = masks[index][None], np.array([index % 2 == 0])
+            feed: dict[str, Array | ResidentTensor] = {
+                **{name: tensor.numpy() for name, tensor in zip(names, wanted, strict=True)},
+                "mask": mask,
+                "has_mask": has_mask,
+            }
+            cached = enroll_graph(*wanted, torch.from_numpy(mask), torch.from_numpy(has_mask))
+            for name, reference in zip([spec.name for spec in enroll.outputs], cached, strict=True):
+                compare(f"enroll.{name}", enroll.run(feed)[name].numpy(), reference)
+            full = np.ones((1,), np.bool_)
+            own = enroll.run({**got, "mask": mask, "has_mask": full})
+            chained.append({"tokens": got["tokens"], **{name: tensor.numpy() for name, tensor in own.items()}})
+
+        outputs = network.encoder(normalise(torch.from_numpy(np.stack(pictures[1:]))))
+        query = network.encoder(normalise(torch.from_numpy(pictures[0][None])))
+        plain = network.head(
+            network.query_vectors(query), network.support_vectors(outputs), torch.from_numpy(masks[1:]).float()
+        )
+        supports = chained[1:]
+        answer = head.run(
+            {
+                "tokens": chained[0]["tokens"],
+                "kept": np.concatenate([support["support"] for support in supports]),
+                "kept_mask": np.concatenate([support["kept_mask"] for support in supports]),
+                "pooled": np.concatenate([support["pooled"] for support in supports]),
+                "pooled_mask": np.concatenate([support["pooled_mask"] for support in supports]),
+                "averaging": np.eye(len(supports), dtype=np.float32),
+            }
+        )
+        compare("head.presence", answer["presence"].numpy(), plain.presence.softmax(dim=1)[:, 1])
+        compare("head.foreground", answer["foreground"].numpy(), plain.mask.softmax(dim=1)[:, 1])
+    return tuple(_row(output, pairs) for output, pairs in errors.items())
+
+
+def raise_on_failure(rows: tuple[ParityRow, ...]) -> None:
+    """Refuse an export whose numbers are not torch's.
+
+    Raises:
+        AccuracyGateError: An output misses its tolerance.
+    """
+    worst = [row for row in rows if not row.passed]
+    if worst:
+        names = ", ".join(f"{row.output} by {row.max_error:.2g} (tolerance {row.tolerance:.0e})" for row in worst)
+        raise AccuracyGateError(f"ONNX Runtime differs from torch in {names}; no bundle was written.")
+
+
+def _row(output: str, pairs: list[tuple[float, float]]) -> ParityRow:
+    absolute = output.startswith("head.") or output.endswith("mask")
+    scale = 1.0 if absolute else max(max(scale for _, scale in pairs), 1e-12)
+    largest = max(difference for difference, _ in pairs)
+    error = largest / scale if np.isfinite(largest) else float("inf")
+    return ParityRow(output, error, PROBABILITY_TOLERANCE if absolute else SCALE_TOLERANCE, scale)
+
+
+def _pictures(size: int) -> list[npt.NDArray[np.uint8]]:
+    """One random picture, then photographs that scikit-image ships."""
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise EnvironmentLacksError(
+            'Verifying on real pictures needs scikit-image; install it with: pip install "fsvit-edge[export]", '
+            "or export with --no-verify."
+        ) from error
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return [noise, *(resize_image(load(), size) for load in (data.chelsea, data.coffee, data.astronaut))]
+
+
+def _masks(count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Rectangles of different cover, so that the supports of one run keep different numbers of tokens."""
+    masks = np.zeros((count, size, size), np.uint8)
+    for index in range(count):
+        masks[index, size // 8 : size // 3 + index * size // 6, size // 4 : size // 2 + index * size // 8] = 1
+    return masks
