@@ -103,40 +103,47 @@ class Encoder(nn.Module):
         """Channels of the correlation: heads x layers."""
         return self.num_heads * self.num_layers
 
-    def forward(self, image: Tensor) -> EncoderOutput:
+    def position(self) -> Tensor:
+        """Position information for this grid: the resized embedding (1, tokens, D), or the rotary table.
+
+        It depends on weights and grid alone, so the export computes it once and stores the result.
+        """
+        vit = self.vit
+        if self._resize is None:
+            return torch.as_tensor(vit.rope.get_embed(shape=[self.grid, self.grid]))
+        if vit.no_embed_class:
+            prefix = vit.pos_embed.new_zeros(1, vit.num_prefix_tokens, self.embed_dim)
+            image = vit.pos_embed
+        else:
+            prefix, image = vit.pos_embed[:, :1], vit.pos_embed[:, 1:]
+        return torch.cat([prefix, resize_position_embedding(image, self.grid, self._resize)], dim=1)
+
+    def forward(self, image: Tensor, position: Tensor | None = None) -> EncoderOutput:
         """Encode a batch.
 
         Args:
             image: (B, 3, S, S) float, RGB in [0, 1] normalised with the ImageNet mean and standard deviation.
+            position: What `position` returned; None to compute it.
         """
         vit = self.vit
-        num_prefix = int(vit.num_prefix_tokens)
+        position = self.position() if position is None else position
         x = vit.patch_embed.proj(image).flatten(2).transpose(1, 2)
-        x = self._add_prefix_and_position(x)
-        x = vit.norm_pre(x)
-        rope = {"rope": vit.rope.get_embed(shape=[self.grid, self.grid])} if self._resize is None else {}
+        prefix = [vit.cls_token] if vit.reg_token is None else [vit.cls_token, vit.reg_token]
+        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
+        rotary = {"rope": position} if self._resize is None else {}
+        x = vit.norm_pre(x if rotary else x + position)
         features = []
         for block in vit.blocks[:-1]:
-            x = block(x, **rope)
+            x = block(x, **rotary)
             features.append(vit.norm(x))
         last = vit.blocks[-1]
         query, key = self._query_and_key(last.attn, last.norm1(x))
-        features.append(vit.norm(last(x, **rope)))
+        features.append(vit.norm(last(x, **rotary)))
         tokens = torch.stack(features, dim=1)
+        num_prefix = int(vit.num_prefix_tokens)
         if num_prefix > 1:
             tokens = torch.cat([tokens[:, :, :1], tokens[:, :, num_prefix:]], dim=2)
         return EncoderOutput(tokens, query[:, :, 0], key[:, :, num_prefix:])
-
-    def _add_prefix_and_position(self, x: Tensor) -> Tensor:
-        vit = self.vit
-        prefix = [vit.cls_token] if vit.reg_token is None else [vit.cls_token, vit.reg_token]
-        prefix = [token.expand(x.shape[0], -1, -1) for token in prefix]
-        if self._resize is None:
-            return torch.cat([*prefix, x], dim=1)
-        if vit.no_embed_class:
-            return torch.cat([*prefix, x + resize_position_embedding(vit.pos_embed, self.grid, self._resize)], dim=1)
-        image_position = resize_position_embedding(vit.pos_embed[:, 1:], self.grid, self._resize)
-        return torch.cat([*prefix, x], dim=1) + torch.cat([vit.pos_embed[:, :1], image_position], dim=1)
 
     def _query_and_key(self, attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         qkv = attention.qkv(x)

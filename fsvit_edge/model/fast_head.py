@@ -100,7 +100,7 @@ def _first_block(block: nn.Module, correlation: Tensor, pooled: Tensor, kept_mas
 
     # The padding's mask rides on the key as one more row, which the query multiplies by 1: adding it to the logits
     # would cost a pass over the largest tensor of the network.
-    query = _matmul(_with_row(weights.query), pooled) + _with_row(weights.query_bias, 1.0)[:, :, None]
+    query = _matmul(_with_row(weights.query), pooled) + _with_row(weights.query_bias.flatten(1), 1.0)[..., None]
     query = query.reshape(batch, heads, -1, num_pooled, num_query).permute(0, 4, 1, 3, 2)
     key = _matmul(_with_row(weights.key), correlation) + weights.mask_row * _padding(kept_mask)[:, None, None]
     key = key.permute(0, 2, 1, 3).reshape(batch, num_query, heads, -1, length)
@@ -111,7 +111,7 @@ def _first_block(block: nn.Module, correlation: Tensor, pooled: Tensor, kept_mas
     # of its head pairs only the equal ones are wanted.
     out = torch.matmul(attention, value).flatten(2)[:, :, weights.own_head(num_pooled)]
     out = out.transpose(1, 2).reshape(batch, -1, num_pooled, num_query)
-    return _finish(block, out + weights.value_bias[:, :, None], pooled)
+    return _finish(block, out + weights.value_bias, pooled)
 
 
 def _second_block(block: nn.Module, x: Tensor, pooled_mask: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def _second_block(block: nn.Module, x: Tensor, pooled_mask: Tensor) -> Tensor:
     weights = _AttentionWeights(block.attn)
     heads = NUM_ATTENTION_HEADS
 
-    query = (_matmul(weights.query, pooled) + weights.query_bias[:, :, None]).reshape(batch, heads, -1, 2, 1, num_query)
+    query = (_matmul(weights.query, pooled) + weights.query_bias).reshape(batch, heads, -1, 2, 1, num_query)
     key = _matmul(weights.key, x).reshape(batch, heads, -1, 1, length, num_query)
     value = _matmul(weights.value, x).reshape(batch, heads, -1, 1, length, num_query)
 
@@ -151,8 +151,8 @@ class _AttentionWeights:
     def __init__(self, attention: nn.Module) -> None:
         self.query, self.key, self.value = _matrix(attention.qkv).chunk(3)
         query_bias, _, value_bias = attention.qkv.bias.chunk(3)
-        self.query_bias = query_bias[:, None]
-        self.value_bias = value_bias[:, None]
+        self.query_bias = query_bias[:, None, None]
+        self.value_bias = value_bias[:, None, None]
         self.per_head = self.key.shape[0] // NUM_ATTENTION_HEADS
 
     @property

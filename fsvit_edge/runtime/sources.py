@@ -30,6 +30,7 @@ from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".gif")
 
 _KINDS = "a picture, a folder of pictures, a video file, a camera (0 or /dev/video0), rtsp://..., or demo"
+_SILENT = 0  # of OpenCV's log levels
 _OPEN_TIMEOUT_MS = 5000
 _READ_TIMEOUT_MS = 5000
 # FFmpeg answers a frozen stream with "success" and an old frame twice before it admits the timeout (measured), so a
@@ -147,11 +148,12 @@ def open_source(uri: str) -> Source:
 @contextmanager
 def quiet_opencv() -> Iterator[None]:
     """Keep OpenCV from writing to stderr what we say ourselves, in one sentence."""
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    set_log_level = getattr(cv2.utils, "logging", cv2).setLogLevel  # OpenCV 5 moved it
+    level = set_log_level(_SILENT)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        set_log_level(level)
 
 
 @contextmanager
