@@ -39,10 +39,11 @@ class LoopStatistics:
 
         The stages are "decode", those of the prediction in their order, and "sinks".
         """
-        return {
-            stage: (float(np.nanpercentile(ring, 50)), float(np.nanpercentile(ring, 95)))
-            for stage, ring in self._stage_ms.items()
-        }
+        percentiles = {}
+        for stage, ring in self._stage_ms.items():
+            median, high = np.percentile(ring[~np.isnan(ring)], (50, 95))
+            percentiles[stage] = (float(median), float(high))
+        return percentiles
 
     def add(self, stage_ms: dict[str, float], elapsed_s: float) -> None:
         """Count one frame.
