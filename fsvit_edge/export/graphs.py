@@ -1,8 +1,8 @@
 """The three graphs of a bundle, as modules that torch can trace, with the names of their inputs and outputs.
 
-    image -> encoder -> tokens, norms, class_token, class_query, image_keys
-    (those) + mask   -> enroll -> one cached support
-    tokens + cached supports -> head -> P(present), P(foreground) of each class
+image -> encoder -> tokens, norms, class_token, class_query, image_keys
+(those) + mask   -> enroll -> one cached support
+tokens + cached supports -> head -> P(present), P(foreground) of each class
 """
 
 from dataclasses import dataclass
@@ -39,9 +39,7 @@ class GraphSpec:
         """The varying axes as torch.export wants them, one table per input."""
         names = {name for axes in self.dynamic.values() for name in axes.values()}
         dims = {name: Dim(name, min=1, max=4096) for name in sorted(names)}
-        return tuple(
-            {axis: dims[name] for axis, name in self.dynamic.get(key, {}).items()} for key in self.example
-        )
+        return tuple({axis: dims[name] for axis, name in self.dynamic.get(key, {}).items()} for key in self.example)
 
 
 class EncoderGraph(nn.Module):
@@ -104,7 +102,7 @@ class EnrollGraph(nn.Module):
         """
         guessed = pseudo_mask(class_query, image_keys, self.grid, self.size)
         used = torch.where(has_mask[:, None, None], mask.to(guessed.dtype), guessed)
-        maps = (tokens * norms)[0].permute(0, 2, 1).unflatten(2, (self.grid, self.grid))
+        maps = (tokens * norms)[0].permute(0, 2, 1).reshape(tokens.shape[1], -1, self.grid, self.grid)
         side = (self.support_grid, self.support_grid)
         maps = F.interpolate(maps, size=side, mode="bilinear", align_corners=True)
         image = maps.flatten(2).permute(0, 2, 1)[None]
@@ -140,7 +138,7 @@ class HeadGraph(nn.Module):
         logits = self.head(tokens[0], Supports(kept, kept_mask, pooled, pooled_mask))
         presence = averaging @ logits.presence.softmax(dim=1)[:, 1:]
         foreground = logits.mask.softmax(dim=1)[:, 1]
-        return presence[:, 0], (averaging @ foreground.flatten(1)).unflatten(1, foreground.shape[1:])
+        return presence[:, 0], (averaging @ foreground.flatten(1)).reshape(-1, *foreground.shape[1:])
 
 
 def build_graphs(network: FewShotNetwork) -> dict[str, GraphSpec]:
@@ -189,5 +187,3 @@ def build_graphs(network: FewShotNetwork) -> dict[str, GraphSpec]:
             },
         ),
     }
-
-

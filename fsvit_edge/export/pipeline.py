@@ -62,7 +62,7 @@ class ExportResult:
 
 
 def export_bundle(
-    network: FewShotNetwork, output: Path, options: ExportOptions, progress: Progress = lambda step: None
+    network: FewShotNetwork, output: Path, options: ExportOptions, progress: Progress = lambda _: None
 ) -> ExportResult:
     """Write the bundle of a network to the folder `output`, replacing an older bundle there whole or not at all.
 
@@ -154,9 +154,7 @@ def check(model: onnx.ModelProto, name: str, opset: int) -> None:
         raise ArtefactError("The encoder graph has no LayerNormalization operator, so FP16 would overflow in it.")
 
 
-def describe(
-    network: FewShotNetwork, models: dict[str, bytes], opset: int, parity: tuple[ParityRow, ...]
-) -> Manifest:
+def describe(network: FewShotNetwork, models: dict[str, bytes], opset: int, parity: tuple[ParityRow, ...]) -> Manifest:
     """Fill in `bundle.json`."""
     encoder, config = network.encoder, network.config
     graphs = {}

@@ -139,7 +139,7 @@ def _pictures(size: int) -> list[npt.NDArray[np.uint8]]:
             "or export with --no-verify."
         ) from error
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    return [noise, *(resize_image(load(), size) for load in (data.chelsea, data.coffee, data.astronaut))]
+    return [noise, *(resize_image(getattr(data, name)(), size) for name in ("chelsea", "coffee", "astronaut"))]
 
 
 def _masks(count: int, size: int) -> npt.NDArray[np.uint8]:

@@ -45,7 +45,9 @@ class ModelConfig:
         try:
             values: Any = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise ArtefactError(f"{path} is missing; a .safetensors checkpoint needs its configuration there.") from error
+            raise ArtefactError(
+                f"{path} is missing; a .safetensors checkpoint needs its configuration there."
+            ) from error
         except (OSError, ValueError) as error:
             raise ArtefactError(f"{path} is not a readable JSON file: {error}.") from error
         known = {field.name: field.type for field in fields(cls)}

@@ -32,7 +32,7 @@ DINO_RESIZE = PositionResize(offset=0.1, antialias=False)
 DINOV2_REGISTER_RESIZE = PositionResize(offset=0.0, antialias=True)
 
 NANO_BACKBONE = "vit_nano_patch8_64"
-_NANO_ARCHITECTURE = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
+_NANO_ARCHITECTURE: Mapping[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
 
 SUPPORTED_BACKBONES: Mapping[str, PositionResize | None] = {
     NANO_BACKBONE: DINO_RESIZE,
@@ -82,7 +82,9 @@ class Encoder(nn.Module):
     def __init__(self, backbone: str, image_size: int, pretrained: bool = False) -> None:
         super().__init__()
         if backbone not in SUPPORTED_BACKBONES:
-            raise InputError(f"Backbone {backbone!r} is not supported; choose one of: {', '.join(SUPPORTED_BACKBONES)}.")
+            raise InputError(
+                f"Backbone {backbone!r} is not supported; choose one of: {', '.join(SUPPORTED_BACKBONES)}."
+            )
         self.vit = _build_vit(backbone, pretrained)
         self.image_size = image_size
         self.patch_size = int(self.vit.patch_embed.patch_size[0])
@@ -198,7 +200,9 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], part: str) -> 
     """
     wanted = module.state_dict()
     if missing := sorted(wanted.keys() - state.keys()):
-        raise ArtefactError(f"The {part} weights lack {len(missing)} tensors, first {missing[0]!r}; wrong file or model?")
+        raise ArtefactError(
+            f"The {part} weights lack {len(missing)} tensors, first {missing[0]!r}; wrong file or model?"
+        )
     if unknown := sorted(state.keys() - wanted.keys()):
         raise ArtefactError(f"The {part} weights hold {len(unknown)} unknown tensors, first {unknown[0]!r}.")
     for name, tensor in state.items():
@@ -232,5 +236,3 @@ def _build_vit(backbone: str, pretrained: bool) -> Any:
             "connect to the network once, or give a local file with --weights."
         ) from error
     return vit
-
-

@@ -12,7 +12,7 @@ Maps have the support tokens before the query tokens wherever that is free: the 
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from fsvit_edge.model.config import POOLED_GRID
 from fsvit_edge.model.head import (
     MASKED,
     NUM_ATTENTION_HEADS,
+    AttentivePooling,
+    CorrelationBlock,
     CorrelationHead,
     HeadLogits,
     resize_mask,
@@ -80,7 +82,7 @@ class FastCorrelationHead(nn.Module):
             query: (C, N, d) image tokens of the frame, L2-normalised over d; or (S, C, N, d), a frame for each support.
             supports: The cached supports.
         """
-        first, second = self.head.corrtransformer
+        first, second = (cast("CorrelationBlock", block) for block in self.head.corrtransformer)
         correlation = torch.matmul(query, supports.kept.transpose(-2, -1))
         pooled_tokens = torch.cat([supports.kept[:, :, :1], supports.pooled], dim=2)
         pooled = torch.matmul(query, pooled_tokens.transpose(-2, -1)).transpose(-2, -1)
@@ -91,9 +93,9 @@ class FastCorrelationHead(nn.Module):
         return self.head.decode(x[:, :, 0], x[:, :, 1])
 
 
-def _first_block(block: nn.Module, correlation: Tensor, pooled: Tensor, kept_mask: Tensor) -> Tensor:
+def _first_block(block: CorrelationBlock, correlation: Tensor, pooled: Tensor, kept_mask: Tensor) -> Tensor:
     """(S, C, N, T) and (S, C, 10, N) -> (S, 32, 10, N)."""
-    batch, channels, num_query, length = correlation.shape
+    batch, _, num_query, length = correlation.shape
     num_pooled = pooled.shape[2]
     weights = _AttentionWeights(block.attn)
     heads = NUM_ATTENTION_HEADS
@@ -114,7 +116,7 @@ def _first_block(block: nn.Module, correlation: Tensor, pooled: Tensor, kept_mas
     return _finish(block, out + weights.value_bias, pooled)
 
 
-def _second_block(block: nn.Module, x: Tensor, pooled_mask: Tensor) -> Tensor:
+def _second_block(block: CorrelationBlock, x: Tensor, pooled_mask: Tensor) -> Tensor:
     """(S, 32, 10, N) -> (S, 128, 2 * N), task token first.
 
     So few tokens attend here that products of whole maps, summed, beat thousands of small matrix products.
@@ -133,7 +135,7 @@ def _second_block(block: nn.Module, x: Tensor, pooled_mask: Tensor) -> Tensor:
     return _finish(block, out.flatten(1, 2) + weights.value_bias, pooled).flatten(2)
 
 
-def _finish(block: nn.Module, out: Tensor, pooled: Tensor) -> Tensor:
+def _finish(block: CorrelationBlock, out: Tensor, pooled: Tensor) -> Tensor:
     """What follows the attention, on (S, channels, p, N): aggregate, add the shortcut, feed forward."""
     attention, feed_forward = block.attn, block.ff
     short_cut = F.relu(attention.short_cut[2](_matmul(_matrix(attention.short_cut[0]), pooled)))
@@ -148,9 +150,9 @@ def _finish(block: nn.Module, out: Tensor, pooled: Tensor) -> Tensor:
 class _AttentionWeights:
     """The q, k, v convolution of a block as matrices (out, in), its biases as columns; the key needs no bias."""
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: AttentivePooling) -> None:
         self.query, self.key, self.value = _matrix(attention.qkv).chunk(3)
-        query_bias, _, value_bias = attention.qkv.bias.chunk(3)
+        query_bias, _, value_bias = torch.as_tensor(attention.qkv.bias).chunk(3)
         self.query_bias = query_bias[:, None, None]
         self.value_bias = value_bias[:, None, None]
         self.per_head = self.key.shape[0] // NUM_ATTENTION_HEADS
@@ -181,7 +183,7 @@ def _padding(mask: Tensor) -> Tensor:
 
 def _matmul(matrix: Tensor, x: Tensor) -> Tensor:
     """A 1 x 1 convolution: (out, in) times (S, in, a, b) -> (S, out, a, b)."""
-    return torch.matmul(matrix, x.flatten(2)).unflatten(2, x.shape[2:])
+    return torch.matmul(matrix, x.flatten(2)).reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def _matrix(conv: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""The correlation transformer in the published order: short, plain, slow; the oracle that the exported order is held to.
+"""The correlation transformer in the published order: short, plain, slow; the oracle of the exported order.
 
 Shapes: B supports, C = heads x layers correlation channels, N query tokens, T support tokens (class token first).
 Parameter names are the published ones, so `learner.*` of a published checkpoint loads as it is.
@@ -166,7 +166,12 @@ class CorrelationHead(nn.Module):
             ]
         )
         self.linear = nn.Sequential(
-            nn.Conv2d(128, 128, 1), nn.GroupNorm(4, 128), nn.ReLU(), nn.Conv2d(128, 128, 1), nn.GroupNorm(4, 128), nn.ReLU()
+            nn.Conv2d(128, 128, 1),
+            nn.GroupNorm(4, 128),
+            nn.ReLU(),
+            nn.Conv2d(128, 128, 1),
+            nn.GroupNorm(4, 128),
+            nn.ReLU(),
         )
         self.decoder1_cls = pointwise_decoder(128, 128, 64, kernel=1)
         self.decoder2_cls = pointwise_decoder(64, 64, 2, kernel=1)
@@ -189,8 +194,11 @@ class CorrelationHead(nn.Module):
 
     def decode(self, classification: Tensor, segmentation: Tensor) -> HeadLogits:
         """Decode the two task tokens, each (B, 128, N) (CST, section 3.3)."""
-        presence = F.relu(self.decoder1_cls(classification.unflatten(2, (self.grid, self.grid))))
+        presence = F.relu(self.decoder1_cls(self._map(classification)))
         presence = F.avg_pool2d(presence, 3, stride=2, padding=1)
-        mask = F.relu(self.decoder1_seg(segmentation.unflatten(2, (self.grid, self.grid))))
+        mask = F.relu(self.decoder1_seg(self._map(segmentation)))
         mask = F.interpolate(mask, scale_factor=2, mode="bilinear", align_corners=True)
         return HeadLogits(self.decoder2_cls(presence).mean(dim=(2, 3)), self.decoder2_seg(mask))
+
+    def _map(self, tokens: Tensor) -> Tensor:
+        return tokens.reshape(*tokens.shape[:2], self.grid, self.grid)

@@ -167,7 +167,9 @@ class SupportBank:
         """
         check_bank_path(path)
         if not path.is_file():
-            raise ArtefactError(f"Bank {path} does not exist; make one with: fsvit-edge enroll NAME IMAGE --bank {path}.")
+            raise ArtefactError(
+                f"Bank {path} does not exist; make one with: fsvit-edge enroll NAME IMAGE --bank {path}."
+            )
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = (file.metadata() or {}).get("fsvit-edge-bank")
@@ -181,7 +183,9 @@ class SupportBank:
             classes = [(str(entry["name"]), [bool(flag) for flag in entry["has_mask"]]) for entry in header["classes"]]
             precision = header["precision"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(f"{path} is not a support bank of fsvit-edge: its header is missing or damaged.") from error
+            raise ArtefactError(
+                f"{path} is not a support bank of fsvit-edge: its header is missing or damaged."
+            ) from error
         if version != FORMAT_VERSION or precision != PRECISION:
             raise ArtefactError(
                 f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads {FORMAT_VERSION} in "
@@ -191,7 +195,10 @@ class SupportBank:
             _check_same_encoder(path, made_by, identity)
         bank = cls(made_by)
         for index, (name, flags) in enumerate(classes):
-            bank.add(name, [_read_support(path, tensors, f"{index}.{shot}", flag, made_by) for shot, flag in enumerate(flags)])
+            bank.add(
+                name,
+                [_read_support(path, tensors, f"{index}.{shot}", flag, made_by) for shot, flag in enumerate(flags)],
+            )
         return bank
 
     def _check_known(self, name: str) -> None:

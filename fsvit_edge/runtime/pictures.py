@@ -23,6 +23,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 MAX_PICTURE_PX = 40_000_000
 MAX_PICTURE_BYTES = 64_000_000
 
+_VOID_LABEL = 255
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 _FORMATS_TEXT = "PNG, JPEG, BMP, WebP, TIFF or GIF"
 _ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
@@ -61,7 +62,8 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Read the mask of a picture: bright is the thing, dark is the rest.
 
     A pixel is foreground above half of the range (127 of 255); in a mask that holds only 0 and 1, above 0. Where the
-    transparency varies it is the mask (a cut-out), otherwise the luminance is. The EXIF orientation is applied.
+    transparency varies it is the mask (a cut-out); in a colour palette (PASCAL VOC's label maps) whatever is not black or
+    void (255) is the thing; otherwise the luminance decides. The EXIF orientation is applied.
 
     Args:
         path: A PNG, JPEG, BMP, WebP, TIFF or GIF file.
@@ -178,4 +180,10 @@ def _mask_values(image: Image.Image) -> npt.NDArray[Any]:
             return alpha
     if image.mode == "F" or image.mode.startswith("I"):
         return np.asarray(image)
+    if image.mode == "P":
+        colours = np.asarray(image.convert("RGB"))
+        if (colours != colours[..., :1]).any():
+            # Label maps in colour (PASCAL VOC's): class 1 is a dark red, which luminance would take for background.
+            void = np.asarray(image) == _VOID_LABEL
+            return np.where(colours.any(axis=2) & ~void, 255, 0).astype(np.uint8)
     return np.asarray(image.convert("L"))

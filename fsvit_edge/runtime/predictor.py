@@ -86,9 +86,7 @@ class FewShotModel:
         self._blas = ThreadpoolController().select(user_api="blas")
 
     @classmethod
-    def load(
-        cls, bundle: str | Path | None = None, engine: str = "auto", threads: int | None = None
-    ) -> "FewShotModel":
+    def load(cls, bundle: str | Path | None = None, engine: str = "auto", threads: int | None = None) -> "FewShotModel":
         """Open a bundle.
 
         Args:
@@ -167,8 +165,8 @@ class FewShotModel:
         foreground = np.zeros((ways, mask_size, mask_size), np.float32)
         for run in self._resident_supports() if ways else ():
             answer = self._head.run({"tokens": tokens, **run.feed})
-            scores += answer["presence"].numpy()
-            foreground += answer["foreground"].numpy()
+            scores += np.asarray(answer["presence"].numpy(), np.float32)
+            foreground += np.asarray(answer["foreground"].numpy(), np.float32)
         clock.lap("head")
         labels = label_map(foreground, size_hw)
         full = upsample_foreground(foreground, size_hw) if probabilities else None
@@ -244,7 +242,7 @@ class FewShotModel:
             thumbnail=thumbnail(image, _THUMBNAIL_PX),
             has_mask=mask is not None,
         )
-        return support, float(np.mean(cached["used_mask"], dtype=np.float64))
+        return support, float(np.mean(cached["used_mask"] != 0))
 
     def _resident_supports(self) -> list[_HeadRun]:
         """Group the supports into runs of bounded size and put them where the engine computes, once for many frames."""
@@ -254,9 +252,7 @@ class FewShotModel:
             counts = np.bincount([way for way, _ in shots])
             bytes_each = _ATTENTION_MAPS_PER_TOKEN * self._num_query * shots[0][1].kept.shape[1] * 4
             group = max(1, _LARGEST_TENSOR_BYTES // bytes_each)
-            self._runs = [
-                self._head_run(shots[start : start + group], counts) for start in range(0, len(shots), group)
-            ]
+            self._runs = [self._head_run(shots[start : start + group], counts) for start in range(0, len(shots), group)]
         return self._runs
 
     def _head_run(self, shots: list[tuple[int, CachedSupport]], counts: npt.NDArray[np.intp]) -> _HeadRun:
@@ -300,7 +296,8 @@ def _check_support(name: str, image: Image, mask: Mask | None) -> None:
     mask = np.asarray(mask)
     if mask.shape != image.shape[:2]:
         raise InputError(
-            f"The mask of {name!r} must be as large as its picture, {image.shape[:2]} (height, width); got {mask.shape}."
+            f"The mask of {name!r} must be as large as its picture, {image.shape[:2]} (height, width); "
+            f"got {mask.shape}."
         )
     if not mask.any():
         raise InputError(f"The mask of {name!r} is empty; mark the thing, or give no mask to enrol by its name alone.")

@@ -49,7 +49,7 @@ def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
     resized = np.empty((size, size * 3), np.float32)
     for out, taken, weights in _horizontal_blocks(width, size):
         resized[:, out] = squashed[:, taken] @ weights
-    return np.asarray(resized + np.float32(0.5)).astype(np.uint8).reshape(size, size, 3)
+    return np.asarray((resized + np.float32(0.5)).reshape(size, size, 3).astype(np.uint8))
 
 
 def resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]:
@@ -71,7 +71,8 @@ def _filter_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
         last = min(int(centre + half_width + 0.5), length)
         weights = 1.0 - np.abs((np.arange(first, last) - centre + 0.5) / half_width)
         matrix[row, first:last] = np.clip(weights, 0.0, None)
-    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+    normalised: npt.NDArray[np.float32] = (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalised
 
 
 @lru_cache(maxsize=16)

@@ -224,3 +224,16 @@ def test_a_thumbnail_fits_and_keeps_the_shape(
     assert small.shape == (*expected, 3)
     assert small.dtype == np.uint8
     assert (small == 77).all()
+
+
+def test_a_label_map_in_voc_colours_marks_everything_but_black_and_void(tmp_path: Path) -> None:
+    labels = np.zeros((6, 8), np.uint8)
+    labels[1:3, 2:4] = 1
+    labels[4, 4] = 255
+    picture = Image.fromarray(labels).convert("P")
+    palette = [0] * 768
+    palette[3:6], palette[765:] = [128, 0, 0], [224, 224, 192]
+    picture.putpalette(palette)
+    picture.save(tmp_path / "mask.png")
+
+    assert np.array_equal(read_mask(tmp_path / "mask.png", (6, 8)), labels == 1)

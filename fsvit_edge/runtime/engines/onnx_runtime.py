@@ -105,9 +105,7 @@ class OnnxRuntimeEngine:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # see above
             raise FsvitEdgeError(f"ONNX Runtime failed to run the graph: {_first_line(error)}.") from error
-        return {
-            spec.name: OrtTensor(value) for spec, value in zip(self.outputs, binding.get_outputs(), strict=True)
-        }
+        return {spec.name: OrtTensor(value) for spec, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
     def close(self) -> None:
         """Free the session; a second call does nothing."""

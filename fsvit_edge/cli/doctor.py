@@ -1,0 +1,26 @@
+"""`fsvit-edge doctor`: what is here, what is missing, and for what."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    bundle: Annotated[Path | None, typer.Option(help="The bundle to check; default: the small model shipped.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this machine and a bundle; say what is missing for what."""
+    import json
+
+    from fsvit_edge.runtime.diagnosis import diagnose
+
+    diagnosis = diagnose(bundle)
+    if as_json:
+        print(json.dumps(diagnosis.to_dict()))
+    else:
+        width = max(len(finding.subject) for finding in diagnosis.findings)
+        for finding in diagnosis.findings:
+            print(f"{'ok     ' if finding.ok else 'missing'}  {finding.subject:<{width}}  {finding.text}")
+    if not diagnosis.usable:
+        raise typer.Exit(3)

@@ -1,0 +1,50 @@
+"""`fsvit-edge enroll`: pictures become a class in a bank."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_FULL_COVER, _NO_COVER = 0.95, 0.01
+
+
+def enroll(
+    name: Annotated[str, typer.Argument(help="Name of the class.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures that show it.")],
+    bank: Annotated[Path, typer.Option(help="The bank, a .safetensors file; made if it is not there.")],
+    mask: Annotated[
+        list[Path] | None, typer.Option(help="Mask of each picture, in their order; none at all: the name alone.")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
+    engine: Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt or nv-tensorrt-rtx.")] = "auto",
+) -> None:
+    """Enrol a class from pictures, with masks or with its name alone; or add pictures to a class."""
+    from fsvit_edge.cli.terminal import advise
+    from fsvit_edge.runtime.bank import check_bank_path
+    from fsvit_edge.runtime.errors import InputError
+    from fsvit_edge.runtime.pictures import read_image, read_mask
+    from fsvit_edge.runtime.predictor import FewShotModel
+
+    masks = mask or []
+    if masks and len(masks) != len(images):
+        raise InputError(f"{len(images)} pictures but {len(masks)} masks: give one --mask for each picture, or none.")
+    check_bank_path(bank)
+    pictures = [read_image(path) for path in images]
+    given = [read_mask(path, picture.shape[:2]) for path, picture in zip(masks, pictures, strict=False)]
+    with FewShotModel.load(bundle, engine) as model:
+        if bank.exists():
+            model.load_bank(bank)
+        enrolment = model.enroll(name, pictures, given or None)
+        model.save_bank(bank)
+        classes = model.classes
+    for path, cover in zip(images, enrolment.mask_cover, strict=True):
+        kind = "mask" if given else "guessed mask"
+        print(f"{path}: {kind} covers {cover:.0%} of the picture")
+        if not given and not _NO_COVER < cover < _FULL_COVER:
+            advise(
+                f"Warning: the guessed mask of {path} shows almost {'all' if cover > 0.5 else 'nothing'} of it; "
+                "a closer picture or a --mask will do better."
+            )
+    shots = "1 support" if enrolment.shots == 1 else f"{enrolment.shots} supports"
+    print(f"Enrolled {enrolment.name!r} with {shots}; {bank} holds: {', '.join(classes)}.")
+    advise(f"Next: fsvit-edge run --camera --bank {bank}" + (f" --bundle {bundle}" if bundle else ""))

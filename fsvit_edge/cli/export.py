@@ -1,0 +1,54 @@
+"""`fsvit-edge export`: a checkpoint becomes a bundle."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Published CST .ckpt, or our .safetensors with its .json; default: the small model shipped."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="timm's name of the backbone, where the checkpoint does not tell.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The backbone's weights: DINO's .pth or a .safetensors file.")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Fetch the backbone's weights from timm's hub.")
+    ] = False,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side of the square input in pixels.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")] = Path("bundle"),
+    opset: Annotated[int, typer.Option(help="ONNX opset.")] = 20,
+    simplify: Annotated[bool, typer.Option(help="Simplify the graphs with onnxsim.")] = True,
+    verify: Annotated[bool, typer.Option(help="Compare torch with ONNX Runtime; no bundle where they differ.")] = True,
+) -> None:
+    """Export encoder, enrolment and head to a bundle of ONNX graphs."""
+    from fsvit_edge.cli.terminal import advise, print_table, progress, require
+    from fsvit_edge.runtime.errors import InputError
+
+    if checkpoint is None and (backbone or weights or pretrained):
+        raise InputError("A backbone alone has no head; give the checkpoint of a trained head with --checkpoint FILE.")
+    require("fsvit-edge export", ("torch", "timm", "onnx", "onnxsim", "onnxscript"), "export")
+    with progress("Export") as step:
+        step("load torch")
+        from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+        from fsvit_edge.model.checkpoint import load_network
+        from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+
+        step("load weights")
+        source = checkpoint or DEFAULT_BUNDLE / "cst-nano.safetensors"
+        network = load_network(source, backbone, weights, pretrained, image_size)
+        result = export_bundle(network, output, ExportOptions(opset, simplify, verify), step)
+
+    if result.parity:
+        rows = [
+            (row.output, f"{row.max_error:.1e}", f"{row.tolerance:.0e}", f"{row.scale:.3g}") for row in result.parity
+        ]
+        print_table("torch against ONNX Runtime", ("output", "max error", "tolerance", "scale"), rows)
+    sizes = ", ".join(f"{name} {size:.1f} MB" for name, size in result.sizes_mb.items())
+    print(f"Wrote {result.path}: {result.manifest.name}, {result.manifest.image_size} px, {sizes}.")
+    advise(f"Next: fsvit-edge enroll NAME IMAGE --bank bank.safetensors --bundle {result.path}")

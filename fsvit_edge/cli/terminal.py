@@ -1,0 +1,60 @@
+"""How commands speak: results on stdout, progress and advice on stderr, heavy packages asked for by name."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from fsvit_edge.runtime.errors import EnvironmentLacksError
+
+
+def require(purpose: str, packages: Sequence[str], extra: str) -> None:
+    """Check that packages are installed before a command imports what needs them.
+
+    Raises:
+        EnvironmentLacksError: One is not.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise EnvironmentLacksError(
+            f'{purpose} needs {", ".join(missing)}, which is not here; try: pip install "fsvit-edge[{extra}]".'
+        )
+
+
+def advise(text: str) -> None:
+    """Print a line for the person, not for the program that reads stdout."""
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[str], None]]:
+    """Yield a function that says which step has begun: a spinner with a clock on a terminal, else a line a step."""
+    started = time.monotonic()
+    if not sys.stderr.isatty():
+        yield lambda step: advise(f"[{time.monotonic() - started:6.1f} s] {title}: {step}")
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title)
+        yield lambda step: bar.update(task, description=f"{title}: {step}")
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], to_stderr: bool = False) -> None:
+    """Print a table; the first column is text, the others are figures."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(stderr=to_stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
