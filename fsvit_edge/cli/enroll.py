@@ -11,10 +11,10 @@ _FULL_COVER, _NO_COVER = 0.95, 0.01
 def enroll(
     name: Annotated[str, typer.Argument(help="Name of the class.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures that show it.")],
-    bank: Annotated[Path, typer.Option(help="The bank, a .safetensors file; made if it is not there.")],
     mask: Annotated[
         list[Path] | None, typer.Option(help="Mask of each picture, in their order; none at all: the name alone.")
     ] = None,
+    bank: Annotated[Path, typer.Option(help="The bank; made if it is not there.")] = Path("bank.safetensors"),
     bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
     engine: Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt or nv-tensorrt-rtx.")] = "auto",
 ) -> None:

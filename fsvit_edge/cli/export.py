@@ -51,4 +51,4 @@ def export(
         print_table("torch against ONNX Runtime", ("output", "max error", "tolerance", "scale"), rows)
     sizes = ", ".join(f"{name} {size:.1f} MB" for name, size in result.sizes_mb.items())
     print(f"Wrote {result.path}: {result.manifest.name}, {result.manifest.image_size} px, {sizes}.")
-    advise(f"Next: fsvit-edge enroll NAME IMAGE --bank bank.safetensors --bundle {result.path}")
+    advise(f"Next: fsvit-edge enroll NAME IMAGE --bundle {result.path}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_FPS = 25.0
 _DEMO_VIDEO = "demo.mp4"
+_DEFAULT_BANK = Path("bank.safetensors")
 
 
 def run(
@@ -29,7 +30,9 @@ def run(
         list[str] | None,
         typer.Option(help="DIR/ (pictures), out.mp4 (video), out.jsonl or - (JSON lines). May be repeated."),
     ] = None,
-    bank: Annotated[Path | None, typer.Option(help="The enrolled classes, a .safetensors file.")] = None,
+    bank: Annotated[
+        Path | None, typer.Option(help="The enrolled classes; default: bank.safetensors here, where it is.")
+    ] = None,
     bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
     engine: Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt or nv-tensorrt-rtx.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine; default: every core.")] = None,
@@ -53,17 +56,21 @@ def run(
         from fsvit_edge.runtime.demo import demo_length
 
         max_frames = demo_length()
-    if bank is None and not is_demo:
-        raise InputError(
-            "No class is enrolled; enrol one with: fsvit-edge enroll NAME IMAGE --bank bank.safetensors, then give "
-            "--bank bank.safetensors (or try: fsvit-edge run demo)."
-        )
+    if bank is None and not is_demo and _DEFAULT_BANK.is_file():
+        bank = _DEFAULT_BANK
     with ExitStack() as stack:
         frames = stack.enter_context(open_source(uri))
+        if bank is None and not is_demo and not frames.is_live:
+            raise InputError(
+                "No class is enrolled; enrol one with: fsvit-edge enroll NAME IMAGE, or name a bank with --bank FILE "
+                "(to try without: fsvit-edge run demo)."
+            )
         model = stack.enter_context(FewShotModel.load(bundle, engine, threads))
         if bank is not None:
             model.load_bank(bank)
         else:
+            if not is_demo:
+                advise("No bank is here, so these are the demo's classes; yours: fsvit-edge enroll NAME IMAGE")
             _enroll_demo(model)
         opened = [stack.enter_context(open_sink(name, frames.fps or _DEFAULT_FPS)) for name in sinks]
         show = stack.enter_context(_live_table(frames.name))
@@ -74,7 +81,7 @@ def run(
         if written != "-":
             advise(f"Wrote {written}")
     if is_demo:
-        advise("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE --bank bank.safetensors")
+        advise("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")
     if statistics.interrupted:
         raise typer.Exit(130)
 

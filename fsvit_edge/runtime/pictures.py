@@ -62,8 +62,8 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Read the mask of a picture: bright is the thing, dark is the rest.
 
     A pixel is foreground above half of the range (127 of 255); in a mask that holds only 0 and 1, above 0. Where the
-    transparency varies it is the mask (a cut-out); in a colour palette (PASCAL VOC's label maps) whatever is not black or
-    void (255) is the thing; otherwise the luminance decides. The EXIF orientation is applied.
+    transparency varies it is the mask (a cut-out); in a colour palette (PASCAL VOC's label maps) whatever is not black
+    or void (255) is the thing; otherwise the luminance decides. The EXIF orientation is applied.
 
     Args:
         path: A PNG, JPEG, BMP, WebP, TIFF or GIF file.

@@ -49,7 +49,8 @@ def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
     resized = np.empty((size, size * 3), np.float32)
     for out, taken, weights in _horizontal_blocks(width, size):
         resized[:, out] = squashed[:, taken] @ weights
-    return np.asarray((resized + np.float32(0.5)).reshape(size, size, 3).astype(np.uint8))
+    resized += 0.5
+    return resized.reshape(size, size, 3).astype(np.uint8)
 
 
 def resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]:
