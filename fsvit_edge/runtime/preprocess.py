@@ -49,8 +49,7 @@ def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
     resized = np.empty((size, size * 3), np.float32)
     for out, taken, weights in _horizontal_blocks(width, size):
         resized[:, out] = squashed[:, taken] @ weights
-    resized += 0.5
-    return resized.reshape(size, size, 3).astype(np.uint8)
+    return (resized + np.float32(0.5)).astype(np.uint8).reshape(size, size, 3)
 
 
 def resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]:
@@ -58,7 +57,8 @@ def resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]
     height, width = mask.shape
     rows = ((np.arange(size) + 0.5) * height / size).astype(np.intp)
     columns = ((np.arange(size) + 0.5) * width / size).astype(np.intp)
-    return mask[rows[:, None], columns].astype(np.uint8)
+    nearest: npt.NDArray[np.bool_] = mask[rows[:, None], columns]
+    return nearest.astype(np.uint8)
 
 
 def _filter_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
