@@ -1,0 +1,83 @@
+"""What the tests of several folders need: the shared goldens, a network that is built in a moment, and its bundle."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fsvit_edge.model.network import FewShotNetwork
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """The folder with the goldens of the published network, which is not part of the project."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not (folder / "parity").is_dir():
+        pytest.skip("comparison with the published network's numbers: there is no shared/ beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[[nn.Module, int], None]:
+    """Fill every parameter by its name: norms around 1, biases not 0, matrices that keep the scale of their input.
+
+    What is initialised with zeros, ones or 1e-5 would hide a parameter that is forgotten or used twice.
+    """
+    import torch
+
+    def fill(module: nn.Module, seed: int = 0) -> None:
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+                values = torch.randn(parameter.shape, generator=generator)
+                leaf = name.rpartition(".")[2]
+                if leaf in ("pos_embed", "cls_token", "reg_token"):
+                    parameter.copy_(0.2 * values)
+                elif parameter.ndim > 1:
+                    parameter.copy_(values / parameter[0].numel() ** 0.5)
+                elif leaf in ("weight", "gamma", "gamma_1", "gamma_2"):
+                    parameter.copy_(1 + 0.1 * values)
+                else:
+                    parameter.copy_(0.05 * values)
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def tiny_network(randomise: Callable[[nn.Module, int], None]) -> FewShotNetwork:
+    """A network of random weights at 48 px, a grid of 6 x 6 tokens; copy it before you change it.
+
+    Pseudo-masks cover a part of the picture, and probabilities lie on both sides of 0.5.
+    """
+    import torch
+
+    from fsvit_edge.model.config import ModelConfig
+    from fsvit_edge.model.network import FewShotNetwork
+
+    network = FewShotNetwork(ModelConfig("tiny", "vit_nano_patch8_64", image_size=48)).eval()
+    randomise(network, 0)
+    with torch.no_grad():
+        query_bias, key_bias, _ = network.encoder.vit.blocks[-1].attn.qkv.bias.chunk(3)
+        apart = 0.65 * torch.randn(query_bias.shape, generator=torch.Generator().manual_seed(0))
+        query_bias += apart
+        key_bias -= 0.5 * apart
+        for decoder in (network.head.decoder2_cls, network.head.decoder2_seg):
+            decoder[2].weight.mul_(8)
+    return network
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_network: FewShotNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `tiny_network`, exported without verification; copy it before you change it."""
+    from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+
+    path = tmp_path_factory.mktemp("tiny") / "bundle"
+    export_bundle(tiny_network, path, ExportOptions(verify=False))
+    return path
