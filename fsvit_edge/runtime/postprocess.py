@@ -72,7 +72,8 @@ def _reach(
         cells_in = slice(max(int(used[0]) - 1, 0), min(int(used[-1]) + 2, cells_here))
         step = (cells_here - 1) / max(pixels - 1, 1)
         first = int(np.ceil(cells_in.start / step)) if step else 0
-        last = int(np.floor((cells_in.stop - 1) / step)) if step else 0
+        # The last pixel must not be lost to rounding: in float64, 31 / (31 / 119) is less than 119.
+        last = pixels - 1 if cells_in.stop == cells_here else int(np.floor((cells_in.stop - 1) / step))
         axes.append((slice(first, min(last, pixels - 1) + 1), cells_in))
     return axes[0], axes[1]
 
