@@ -3,8 +3,9 @@
 A cached support is kept in FP16 from the moment of enrolment, so that a class answers alike before and after a save.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ class SupportBank:
             for shot, support in enumerate(supports):
                 for field in ("kept", "pooled", "pooled_mask", "thumbnail"):
                     tensors[f"{class_index}.{shot}.{field}"] = np.ascontiguousarray(getattr(support, field))
-        header = {
+        header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "precision": PRECISION,
             "encoder": vars(self.identity),
@@ -152,6 +153,7 @@ class SupportBank:
                 for name, supports in self._classes.items()
             ],
         }
+        header["sha256"] = _digest(header, tensors)
         atomic_write(path, save(tensors, metadata={"fsvit-edge-bank": json.dumps(header)}))
 
     @classmethod
@@ -178,11 +180,12 @@ class SupportBank:
             raise ArtefactError(f"Bank {path} is damaged or not a safetensors file: {error}.") from error
         try:
             header = json.loads(metadata or "")
+            digest = header.pop("sha256")
             version = header["format_version"]
             made_by = EncoderIdentity(**header["encoder"])
             classes = [(str(entry["name"]), [bool(flag) for flag in entry["has_mask"]]) for entry in header["classes"]]
             precision = header["precision"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtefactError(
                 f"{path} is not a support bank of fsvit-edge: its header is missing or damaged."
             ) from error
@@ -191,14 +194,21 @@ class SupportBank:
                 f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads {FORMAT_VERSION} in "
                 f"{PRECISION!r}; enrol its classes again."
             )
+        if digest != _digest(header, tensors):
+            raise ArtefactError(
+                f"Bank {path} is damaged: its contents do not have the sha256 that it states; enrol its classes again."
+            )
         if identity is not None:
             _check_same_encoder(path, made_by, identity)
         bank = cls(made_by)
         for index, (name, flags) in enumerate(classes):
-            bank.add(
-                name,
-                [_read_support(path, tensors, f"{index}.{shot}", flag, made_by) for shot, flag in enumerate(flags)],
-            )
+            supports = [
+                _read_support(path, tensors, f"{index}.{shot}", flag, made_by) for shot, flag in enumerate(flags)
+            ]
+            try:
+                bank.add(name, supports)
+            except InputError as error:
+                raise ArtefactError(f"Bank {path} is damaged: {error}") from error
         return bank
 
     def _check_known(self, name: str) -> None:
@@ -232,13 +242,23 @@ def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderI
     for field, what in (("image_size", "image size"), ("precision", "precision"), ("encoder_sha256", "encoder")):
         theirs, ours = getattr(made_by, field), getattr(identity, field)
         if theirs != ours:
-            short = f"{theirs:.12}... ({made_by.name})" if field == "encoder_sha256" else theirs
+            short = f"{theirs!s:.12}... ({made_by.name})" if field == "encoder_sha256" else theirs
             mine = f"{ours:.12}... ({identity.name})" if field == "encoder_sha256" else ours
             raise ArtefactError(
                 f"Bank {path} was made by another {what}: {short}, this bundle has {mine}; "
                 "use the bundle that made it or enrol its classes again."
             )
     raise ArtefactError(f"Bank {path} has tokens of another shape than this bundle's; enrol its classes again.")
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """The sha256 of all that a bank says: safetensors checks the shape of a file, not its values."""
+    digest = hashlib.sha256(json.dumps(header).encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()
 
 
 def _read_support(
