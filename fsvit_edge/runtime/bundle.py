@@ -5,9 +5,9 @@ Every file's sha256 is checked before any parser sees the file.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtefactError
@@ -135,7 +135,7 @@ def read_manifest(path: Path) -> Manifest:
         values: Any = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is not a bundle: it has no {MANIFEST_NAME}.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"{file} is not readable JSON: {error}.") from error
     version = values.get("format_version") if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
@@ -144,13 +144,18 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         values["graphs"] = {name: _graph(file, name, values["graphs"][name]) for name in GRAPH_NAMES}
-        return Manifest(**values)
+        manifest = Manifest(**values)
+        for field in fields(Manifest):
+            value, kind = getattr(manifest, field.name), get_origin(field.type) or field.type
+            if type(value) is not kind:
+                raise TypeError(f"{field.name} is {value!r}")  # noqa: TRY301 - joins its like below
     except (KeyError, TypeError, AttributeError) as error:
-        raise ArtefactError(f"{file} is incomplete or has unknown fields: {error}.") from error
+        raise ArtefactError(f"{file} is incomplete, has unknown fields or wrong values: {error}.") from error
+    return manifest
 
 
 def _graph(manifest_file: Path, name: str, values: dict[str, Any]) -> GraphInfo:
-    if Path(values["file"]).name != values["file"]:
+    if Path(values["file"]).name != values["file"] or not values["file"].isprintable():
         raise ArtefactError(f"{manifest_file}: the {name} graph's file must lie in the bundle, got {values['file']!r}.")
 
     def specs(key: str) -> tuple[TensorSpec, ...]:

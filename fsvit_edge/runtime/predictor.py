@@ -11,7 +11,7 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.bank import CachedSupport, EncoderIdentity, SupportBank, check_name
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtefactError, InputError
@@ -105,6 +105,13 @@ class FewShotModel:
             info = loaded.manifest.graphs[name]
             if (opened.inputs, opened.outputs) != (info.inputs, info.outputs):
                 raise ArtefactError(f"{loaded.path / info.file} has other inputs or outputs than its bundle.json says.")
+        stated = (loaded.manifest.image_size, loaded.manifest.mask_size)
+        found = (engines["encoder"].inputs[0].shape[1], engines["head"].outputs[1].shape[1])
+        if stated != found:
+            raise ArtefactError(
+                f"{loaded.path / MANIFEST_NAME} states images of {stated[0]} px and masks of {stated[1]}, its "
+                f"graphs have {found[0]} and {found[1]}; export the bundle again with: fsvit-edge export."
+            )
         return cls(loaded.manifest, engines["encoder"], engines["enroll"], engines["head"])
 
     @property
@@ -125,11 +132,11 @@ class FewShotModel:
             InputError: The name, a picture or a mask cannot be used; the bank is as it was.
         """
         check_name(name)
-        if not images:
+        if len(images) == 0:
             raise InputError(f"Class {name!r} needs at least one picture.")
         if masks is not None and len(masks) != len(images):
             raise InputError(f"Class {name!r} has {len(images)} pictures but {len(masks)} masks; give one for each.")
-        pairs = list(zip(images, masks or [None] * len(images), strict=True))
+        pairs = list(zip(images, [None] * len(images) if masks is None else masks, strict=True))
         for image, mask in pairs:
             _check_support(name, image, mask)
         supports, covers = zip(*(self._cache(image, mask) for image, mask in pairs), strict=True)
