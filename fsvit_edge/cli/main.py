@@ -1,7 +1,9 @@
 """`fsvit-edge`: the commands together, and the one place where errors become sentences and exit codes."""
 
+import errno
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -14,6 +16,8 @@ from fsvit_edge.cli.enroll import enroll
 from fsvit_edge.cli.export import export
 from fsvit_edge.cli.run import run
 from fsvit_edge.runtime.errors import FsvitEdgeError
+
+_USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError: Typer now carries its own copy of click
 
 app = typer.Typer(
     name="fsvit-edge",
@@ -44,15 +48,39 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; errors of ours become one sentence on stderr and their exit code."""
+    """Run the command line; an error becomes one sentence on stderr and its exit code."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
     except FsvitEdgeError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        # What is left in the buffer would fail once more, with a traceback, when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            sys.exit(0)
+        _fail(f"The standard output cannot be written: {error.strerror}.", 1)
+    except Exception as error:
+        if not isinstance(error, _USAGE_ERROR):
+            raise
+        _fail_usage(error)
+    sys.exit(code)
+
+
+def _fail(sentence: str, exit_code: int) -> NoReturn:
+    print(f"Error: {sentence}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    message = error.format_message()
+    if "\n" in message:  # a command without arguments: its help
+        print(message, file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    command = error.ctx.command_path if error.ctx else "fsvit-edge"
+    _fail(f"{message.rstrip('.')}; see: {command} --help", error.exit_code)
 
 
 if __name__ == "__main__":
