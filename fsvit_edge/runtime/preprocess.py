@@ -49,7 +49,8 @@ def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
     resized = np.empty((size, size * 3), np.float32)
     for out, taken, weights in _horizontal_blocks(width, size):
         resized[:, out] = squashed[:, taken] @ weights
-    return (resized + np.float32(0.5)).astype(np.uint8).reshape(size, size, 3)
+    rounded: npt.NDArray[np.uint8] = (resized + np.float32(0.5)).astype(np.uint8).reshape(size, size, 3)
+    return rounded
 
 
 def resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,199 @@
+"""The figures of the README, each measured here and now: `make figures`.
+
+Every comparison is interleaved in one process (theirs, ours, theirs, ours ...) and reported as the ratio of medians
+with its range, because timings of a shared machine drift. ViT-S/8 at 400 px has random weights: as fast as any.
+"""
+
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from fsvit_edge import FewShotModel
+from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+from fsvit_edge.model.config import ModelConfig
+from fsvit_edge.model.fast_head import cache_supports
+from fsvit_edge.model.network import FewShotNetwork, predict_published
+from fsvit_edge.runtime.benchmark import MASK_COVER, measure
+from fsvit_edge.runtime.demo import demo_supports
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.loop import run_loop
+from fsvit_edge.runtime.sinks import open_sink
+from fsvit_edge.runtime.sources import open_source
+
+THREADS = 2
+REPEATS = 5
+
+WAYS = 5
+SIZE = 400
+
+Pictures = npt.NDArray[np.uint8]
+
+
+def main() -> None:
+    """Measure and print everything."""
+    torch.set_num_threads(THREADS)
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "onnxruntime", "numpy", "opencv-python-headless")
+    )
+    print(f"{_processor()}, {THREADS} threads, Python {platform.python_version()}, {packages}")
+    torch.manual_seed(0)
+    network = FewShotNetwork(ModelConfig("vit-s8-random", "vit_small_patch8_224.dino", SIZE))
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = export_bundle(network, Path(folder) / "bundle", ExportOptions(verify=False)).path
+        with FewShotModel.load(bundle, "cpu", THREADS) as model:
+            frame, supports, masks = _episode()
+            for way in range(WAYS):
+                model.enroll(f"class {way}", [supports[way]], [masks[way] > 0])
+            _report_head(network, bundle, masks)
+            _report_frame(network, model, frame, supports, masks)
+            _report_support_size(model, supports[0])
+            _report_overhead("ViT-S/8 at 400 px", model)
+    with FewShotModel.load(engine="cpu", threads=THREADS) as model:
+        _report_overhead(f"{model.manifest.name} at {model.manifest.image_size} px", model)
+        _report_camera_rate(model)
+    _report_help()
+
+
+def _report_head(network: FewShotNetwork, bundle: Path, masks: Pictures) -> None:
+    generator = torch.Generator().manual_seed(1)
+    channels, dim, tokens = network.encoder.num_channels, network.encoder.head_dim, network.encoder.grid**2
+    query = F.normalize(torch.randn(1, channels, tokens, dim, generator=generator), dim=-1)
+    length = 1 + network.config.support_grid**2
+    support = F.normalize(torch.randn(WAYS, channels, length, dim, generator=generator), dim=-1)
+    mask = torch.from_numpy(masks).float()
+    cache = cache_supports(support, mask, network.config.support_grid)
+    keep = [row.bool() for row in cache.kept_mask]
+    longest = max(int(row.sum()) for row in keep)
+    kept, kept_mask = torch.zeros(WAYS, channels, longest, dim), torch.zeros(WAYS, longest)
+    for way, row in enumerate(keep):
+        kept[way, :, : int(row.sum())] = support[way, :, row]
+        kept_mask[way, : int(row.sum())] = 1
+    feed = {
+        "tokens": query.numpy(),
+        "kept": kept.numpy(),
+        "kept_mask": kept_mask.numpy(),
+        "pooled": cache.pooled.numpy(),
+        "pooled_mask": cache.pooled_mask.numpy(),
+        "averaging": np.eye(WAYS, dtype=np.float32),
+    }
+
+    @torch.inference_mode()
+    def plain() -> torch.Tensor:
+        return network.head(query, support, mask).presence.softmax(dim=1)[:, 1]
+
+    with OnnxRuntimeEngine(bundle / "head.onnx", "cpu", THREADS) as engine:
+        difference = np.abs(plain().numpy() - engine.run(feed)["presence"].numpy()).max()
+        theirs, ours = _interleave(plain, lambda: engine.run(feed))
+    what = f"head alone, {WAYS} ways 1 shot, masks covering {MASK_COVER:.0%} ({longest} kept tokens)"
+    _ratio(f"{what}: plain order in PyTorch / exported head", theirs, ours, "5 x or more")
+    print(f"    largest difference of P(present) between the two: {difference:.1e}")
+
+
+def _report_frame(
+    network: FewShotNetwork, model: FewShotModel, frame: Pictures, supports: Pictures, masks: Pictures
+) -> None:
+    arguments = (torch.from_numpy(frame), torch.from_numpy(supports), torch.from_numpy(masks), WAYS)
+    theirs, ours = _interleave(lambda: predict_published(network, *arguments), lambda: model.predict(frame))
+    _ratio(f"one frame, {WAYS} ways 1 shot: published procedure in PyTorch / ours", theirs, ours, "10 x or more")
+
+
+def _report_support_size(model: FewShotModel, picture: Pictures) -> None:
+    whole = np.ones(picture.shape[:2], np.bool_)
+    model.enroll("whole", [picture], [whole])
+    largest = model.bank.supports("whole")[0].nbytes / 1e6
+    usual = model.bank.supports("class 0")[0].nbytes / 1e6
+    model.remove("whole")
+    print(
+        f"cached support of ViT-S/8 at 400 px in FP16: {usual:.2f} MB at {MASK_COVER:.0%} cover, {largest:.2f} MB "
+        "at full cover (goal: 1.4 MB at most)"
+    )
+
+
+def _report_overhead(name: str, model: FewShotModel) -> None:
+    measured = measure(model, ways=3, shots=1, frames=max(REPEATS, 12)).latency_ms
+    total = measured["total"][0]
+    engines = measured["encoder"][0] + measured["head"][0]
+    print(
+        f"{name}, 3 ways, 1280 x 720 frames: {total:.1f} ms, of which not the engines {total - engines:.1f} ms (resize "
+        f"{measured['preprocess'][0]:.1f}, label map {measured['postprocess'][0]:.1f}; goal: 5 ms at most)"
+    )
+
+
+def _report_camera_rate(model: FewShotModel) -> None:
+    """Decode to result on a video of 640 x 360 frames that is written first from the demo."""
+    for name in model.classes:
+        model.remove(name)
+    for support in demo_supports()[:3]:
+        model.enroll(support.name, [support.image], [support.mask])
+    ways = len(model.classes)
+    with tempfile.TemporaryDirectory() as folder:
+        video = f"{folder}/demo.mp4"
+        with open_source("demo") as demo, open_sink(video, 25.0) as sink:
+            run_loop(demo, model.predict, [sink], max_frames=100)
+        rates = []
+        for _ in range(REPEATS):
+            with open_source(video) as frames:
+                rates.append(run_loop(frames, model.predict, []).fps)
+    print(
+        f"{model.manifest.name}, {ways} classes, 640 x 360 video, decode to result: {statistics.median(rates):.1f} "
+        f"frames/s ({min(rates):.1f} to {max(rates):.1f}; goal: 25 or more)"
+    )
+
+
+def _report_help() -> None:
+    command = [str(Path(sys.executable).with_name("fsvit-edge")), "--help"]
+    times = _interleave(lambda: subprocess.run(command, capture_output=True, check=True), lambda: None)[0]
+    print(f"fsvit-edge --help: {statistics.median(times):.2f} s (goal: 0.3 s at most)")
+
+
+def _episode() -> tuple[Pictures, Pictures, Pictures]:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (1 + WAYS, SIZE // 16, SIZE // 16, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
+    masks = np.zeros((WAYS, SIZE, SIZE), np.uint8)
+    edge = round(SIZE * MASK_COVER**0.5)
+    for way in range(WAYS):
+        start = way * (SIZE - edge) // WAYS
+        masks[way, start : start + edge, start : start + edge] = 1
+    return pictures[0], pictures[1:], masks
+
+
+def _interleave(first: Callable[[], object], second: Callable[[], object]) -> tuple[list[float], list[float]]:
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(REPEATS + 1):
+        for function, kept in zip((first, second), times, strict=True):
+            started = time.perf_counter()
+            function()
+            if repeat:
+                kept.append(time.perf_counter() - started)
+    return times
+
+
+def _ratio(what: str, theirs: list[float], ours: list[float], goal: str) -> None:
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    spread = f"{min(theirs) / max(ours):.1f} to {max(theirs) / min(ours):.1f}"
+    print(
+        f"{what}: {statistics.median(theirs):.2f} s / {statistics.median(ours):.2f} s = {ratio:.1f} x "
+        f"({spread}; goal: {goal})"
+    )
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
