@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 Maps = npt.NDArray[np.float32]
 
-_CERTAIN = 1e-7
-"""Probabilities closer than this to 0 or 1 have no log-odds in float32."""
+_CERTAIN = 2.0**-23
+"""Probabilities closer than this to 0 or 1 count as this: in float32 the log-odds of both are then equally large."""
 _BELOW_ZERO = np.nextafter(np.float32(0), np.float32(-1))
 
 

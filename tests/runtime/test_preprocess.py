@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.preprocess import (
+    DESCRIPTION,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check_rgb,
+    resize_image,
+    resize_mask,
+)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * 7919 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def pillow(rgb: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(rgb).resize((size, size), how))
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.abs(one.astype(int) - other).max())
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        pytest.param(480, 640, 128, id="a camera's frame"),
+        pytest.param(1080, 1920, 400, id="full HD to the published size"),
+        pytest.param(37, 61, 128, id="enlarging"),
+        pytest.param(30, 500, 128, id="enlarging one side, reducing the other"),
+        pytest.param(129, 127, 128, id="by one pixel"),
+        pytest.param(131, 257, 63, id="odd sizes"),
+        pytest.param(1, 200, 128, id="one row"),
+        pytest.param(200, 1, 128, id="one column"),
+        pytest.param(1, 1, 128, id="one pixel"),
+        pytest.param(3000, 2, 50, id="a strip"),
+        pytest.param(64, 64, 1, id="to one pixel"),
+    ],
+)
+def test_resizing_is_pillows_to_one_grey_level(height: int, width: int, size: int) -> None:
+    rgb = noise(height, width)
+    resized = resize_image(rgb, size)
+    assert (resized.dtype, resized.shape) == (np.uint8, (size, size, 3))
+    assert distance(resized, pillow(rgb, size, Image.Resampling.BILINEAR)) <= 1
+
+
+@pytest.mark.parametrize("how", [Image.Resampling.NEAREST, Image.Resampling.BOX, Image.Resampling.BICUBIC])
+def test_another_filter_would_be_noticed(how: Image.Resampling) -> None:
+    rgb = noise(480, 640)
+    assert distance(pillow(rgb, 128, how), pillow(rgb, 128, Image.Resampling.BILINEAR)) > 5
+
+
+def test_black_and_white_stay_what_they_are() -> None:
+    for value in (0, 1, 254, 255):
+        plain = np.full((333, 777, 3), value, np.uint8)
+        assert (resize_image(plain, 128) == value).all()
+
+
+def test_a_picture_of_the_right_size_is_left_alone() -> None:
+    rgb = noise(128, 128)
+    assert np.array_equal(resize_image(rgb, 128), rgb)
+
+
+def test_the_channels_are_not_mixed() -> None:
+    rgb = np.zeros((100, 90, 3), np.uint8)
+    rgb[..., 1] = 200
+    assert (resize_image(rgb, 64) == (0, 200, 0)).all()
+
+
+def test_a_view_is_resized_as_its_copy_is() -> None:
+    bgr = noise(240, 320)
+    for view in (bgr[..., ::-1], bgr[::2, ::3], bgr.transpose(1, 0, 2)):
+        assert np.array_equal(resize_image(view, 128), resize_image(view.copy(), 128))
+
+
+def test_the_picture_itself_is_not_changed() -> None:
+    rgb = noise(100, 90)
+    before = rgb.copy()
+    resize_image(rgb, 64)
+    assert np.array_equal(rgb, before)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(480, 640, 128), (37, 61, 128), (5, 3, 8), (1, 9, 4), (128, 128, 128)]
+)
+def test_a_mask_takes_the_nearest_pixel(height: int, width: int, size: int) -> None:
+    mask = noise(height, width)[..., 0] > 127
+    resized = resize_mask(mask, size)
+    assert (resized.dtype, resized.shape) == (np.uint8, (size, size))
+    nearest = Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
+    assert np.array_equal(resized, np.asarray(nearest))
+
+
+def test_a_mask_keeps_its_place() -> None:
+    mask = np.zeros((40, 60), np.bool_)
+    mask[:10, 45:] = True
+    expected = np.zeros((8, 8), np.uint8)
+    expected[:2, 6:] = 1
+    assert np.array_equal(resize_mask(mask, 8), expected)
+
+
+@pytest.mark.parametrize(
+    ("picture", "got"),
+    [
+        pytest.param(np.zeros((4, 5, 3)), "float64 (4, 5, 3)", id="floating point"),
+        pytest.param(np.zeros((4, 5), np.uint8), "uint8 (4, 5)", id="grey"),
+        pytest.param(np.zeros((4, 5, 4), np.uint8), "uint8 (4, 5, 4)", id="four channels"),
+        pytest.param(np.zeros((3, 4, 5), np.uint8), "uint8 (3, 4, 5)", id="channels first"),
+        pytest.param(np.zeros((0, 5, 3), np.uint8), "uint8 (0, 5, 3)", id="empty"),
+        pytest.param(np.zeros((1, 4, 5, 3), np.uint8), "uint8 (1, 4, 5, 3)", id="a batch"),
+        pytest.param([[[0, 0, 0]]], "list", id="no array"),
+        pytest.param(None, "NoneType", id="nothing"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_its_name(picture: np.ndarray, got: str) -> None:
+    with pytest.raises(InputError) as refused:
+        check_rgb(picture, "The frame")
+    assert str(refused.value) == (f"The frame must be an RGB picture, uint8 of shape (height, width, 3); got {got}.")
+
+
+def test_the_bundle_records_this_preprocessing() -> None:
+    recorded = read_manifest(DEFAULT_BUNDLE).preprocessing
+    assert recorded == {"resize": DESCRIPTION, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
