@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -155,15 +155,21 @@ class Encoder(nn.Module):
         return attention.q_norm(qkv[0]), attention.k_norm(qkv[1])
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights in timm's or in DINO's and DINOv2's published naming.
+        """Load weights in timm's or in DINO's and DINOv2's published naming; their training heads are left out.
+
+        timm's own conversion is not used, because it resamples a patch or position embedding of another model until
+        it fits, and the numbers are silently not the published ones.
 
         Raises:
-            ArtefactError: A tensor is missing, has another shape, or holds a value that is not finite.
+            ArtefactError: A tensor is missing, unknown, has another shape, or holds a value that is not finite.
         """
-        wanted = self.vit.state_dict()
-        if isinstance(self.vit, VisionTransformer):
-            state = checkpoint_filter_fn(dict(state), self.vit, interpolation="bicubic", antialias=False)
-        load_strictly(self.vit, {name: state[name] for name in wanted if name in state}, "backbone")
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "mask_token"))}
+        if {"register_tokens", "cls_token", "pos_embed"} <= state.keys():
+            # timm keeps the class token's position inside the class token where there are registers.
+            state["reg_token"] = state.pop("register_tokens")
+            state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+            state["pos_embed"] = state["pos_embed"][:, 1:]
+        load_strictly(self.vit, state, "backbone")
 
 
 def resize_position_embedding(embedding: Tensor, grid: int, how: PositionResize) -> Tensor:
@@ -230,9 +236,9 @@ def _build_vit(backbone: str, pretrained: bool) -> Any:
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
-        reason = str(error).splitlines()[0]
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise EnvironmentLacksError(
-            f"The pretrained weights of {backbone} cannot be fetched ({type(error).__name__}: {reason}); "
+            f"The pretrained weights of {backbone} cannot be fetched ({reason}); "
             "connect to the network once, or give a local file with --weights."
         ) from error
     return vit

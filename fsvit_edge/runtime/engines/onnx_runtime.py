@@ -67,7 +67,7 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 4
         # Encoder and head each have a pool of threads; idle ones that spin took 2/3 of the frame rate on two cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.intra_op_num_threads = threads or usable_cores()
         wanted = PROVIDERS[self.provider]
         try:
             self._session = ort.InferenceSession(
@@ -120,6 +120,13 @@ class OnnxRuntimeEngine:
     ) -> None:
         """Close."""
         self.close()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on, which in a container is fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def installed_providers() -> tuple[str, ...]:
