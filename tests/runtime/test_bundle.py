@@ -1,0 +1,192 @@
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, MANIFEST_NAME, Bundle, read_manifest
+from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.predictor import FewShotModel
+
+SHIPPED: dict[str, Any] = json.loads((DEFAULT_BUNDLE / MANIFEST_NAME).read_text())
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change `bundle.json` of the bundle at `path`."""
+    values = json.loads((path / MANIFEST_NAME).read_text())
+    change(values)
+    (path / MANIFEST_NAME).write_text(json.dumps(values))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle whose graphs are a few bytes: enough for everything that happens before they are parsed."""
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / MANIFEST_NAME).write_text(json.dumps(SHIPPED))
+    for name in GRAPH_NAMES:
+        (path / f"{name}.onnx").write_bytes(name.encode())
+
+    def set_sums(values: dict[str, Any]) -> None:
+        for name in GRAPH_NAMES:
+            values["graphs"][name]["sha256"] = hashlib.sha256(name.encode()).hexdigest()
+
+    edit(path, set_sums)
+    return path
+
+
+def test_a_whole_bundle_is_read(bundle: Path) -> None:
+    loaded = Bundle.load(bundle)
+    assert loaded.path == bundle
+    assert loaded.graphs == {name: name.encode() for name in GRAPH_NAMES}
+    assert loaded.manifest.name == SHIPPED["name"]
+
+
+def test_the_manifest_loses_nothing_on_its_way_through_memory() -> None:
+    assert json.loads(read_manifest(DEFAULT_BUNDLE).to_json()) == SHIPPED
+
+
+def test_the_shipped_bundle_is_whole() -> None:
+    assert Bundle.load(DEFAULT_BUNDLE).graphs.keys() == set(GRAPH_NAMES)
+
+
+def forget_folder(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def make_a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("x")
+
+
+def forget(name: str) -> Callable[[Path], None]:
+    return lambda path: (path / name).unlink()
+
+
+def write(text: bytes) -> Callable[[Path], None]:
+    return lambda path: (path / MANIFEST_NAME).write_bytes(text) and None
+
+
+def field(name: str, value: object) -> Callable[[Path], None]:
+    return lambda path: edit(path, lambda values: values.update({name: value}))
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda path: edit(path, lambda values: values.pop(name))
+
+
+def graph(key: str, value: object) -> Callable[[Path], None]:
+    return lambda path: edit(path, lambda values: values["graphs"]["enroll"].update({key: value}))
+
+
+def graph_without(key: str) -> Callable[[Path], None]:
+    return lambda path: edit(path, lambda values: values["graphs"]["enroll"].pop(key))
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def flip_a_bit(path: Path) -> None:
+        data = bytearray((path / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (path / name).write_bytes(data)
+
+    return flip_a_bit
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        pytest.param(forget_folder, "does not exist or is not a folder", id="no folder"),
+        pytest.param(make_a_file, "does not exist or is not a folder", id="a file"),
+        pytest.param(forget(MANIFEST_NAME), "is not a bundle: it has no bundle.json", id="no manifest"),
+        pytest.param(write(b""), "is not readable JSON", id="empty manifest"),
+        pytest.param(write(b"{'single': 1}"), "is not readable JSON", id="not JSON"),
+        pytest.param(write(b"\xff\xfe"), "is not readable JSON", id="not text"),
+        pytest.param(write(b"[" * 100_000), "is not readable JSON", id="endless nesting"),
+        pytest.param(write(b"[1, 2]"), "has format version None, this fsvit-edge reads 1", id="a list"),
+        pytest.param(without("format_version"), "has format version None", id="no version"),
+        pytest.param(field("format_version", 2), "has format version 2, this fsvit-edge reads 1", id="next version"),
+        pytest.param(without("image_size"), "is incomplete, has unknown fields or wrong values", id="field missing"),
+        pytest.param(field("colour", "red"), "unexpected keyword argument 'colour'", id="field unknown"),
+        pytest.param(field("image_size", "128"), "image_size is '128'", id="a number as text"),
+        pytest.param(field("name", 5), "name is 5", id="text as a number"),
+        pytest.param(field("graphs", []), "is incomplete", id="no table of graphs"),
+        pytest.param(
+            field("graphs", {}), "is incomplete, has unknown fields or wrong values: 'encoder'", id="no graph"
+        ),
+        pytest.param(graph_without("sha256"), "'sha256'", id="graph without sum"),
+        pytest.param(graph_without("file"), "'file'", id="graph without file"),
+        pytest.param(graph("inputs", None), "is incomplete", id="graph without inputs"),
+        pytest.param(graph("file", 7), "is incomplete", id="file is a number"),
+        pytest.param(graph("file", "../enroll.onnx"), "must lie in the bundle, got '../enroll.onnx'", id="parent"),
+        pytest.param(graph("file", "/etc/passwd"), "must lie in the bundle, got '/etc/passwd'", id="absolute"),
+        pytest.param(graph("file", "a/../b.onnx"), "must lie in the bundle", id="detour"),
+        pytest.param(graph("file", "enroll\0.onnx"), "must lie in the bundle", id="NUL"),
+        pytest.param(graph("file", ".."), "cannot be read: Is a directory", id="parent folder"),
+        pytest.param(graph("file", ""), "cannot be read: Is a directory", id="nameless"),
+        pytest.param(forget("head.onnx"), "head.onnx cannot be read: No such file", id="graph missing"),
+        pytest.param(flip("encoder.onnx"), "encoder.onnx was altered or damaged: sha256", id="a bit of the encoder"),
+        pytest.param(flip("enroll.onnx"), "enroll.onnx was altered or damaged: sha256", id="a bit of enrolment"),
+        pytest.param(flip("head.onnx"), "head.onnx was altered or damaged: sha256", id="a bit of the head"),
+        pytest.param(graph("sha256", "0" * 64), "expected 000000000000...", id="another sum"),
+    ],
+)
+def test_a_bundle_that_is_not_whole_is_refused_in_one_sentence(
+    bundle: Path, spoil: Callable[[Path], None], reason: str
+) -> None:
+    Bundle.load(bundle)
+    spoil(bundle)
+    with pytest.raises(ArtefactError) as refused:
+        Bundle.load(bundle)
+    assert reason in str(refused.value)
+    assert str(bundle) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_sums_are_checked_before_any_graph_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(DEFAULT_BUNDLE, path)
+    session = onnxruntime.InferenceSession
+    parsed = []
+
+    def remember(graph: bytes, *arguments: Any, **options: Any) -> onnxruntime.InferenceSession:
+        parsed.append(graph)
+        return session(graph, *arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", remember)
+    FewShotModel.load(path, threads=1).close()
+    assert len(parsed) == len(GRAPH_NAMES)
+    parsed.clear()
+    flip("head.onnx")(path)  # the last to be read: the others must not be parsed before it
+    with pytest.raises(ArtefactError, match=r"head\.onnx was altered or damaged"):
+        FewShotModel.load(path, threads=1)
+    assert parsed == []
+
+
+def rename_input(values: dict[str, Any]) -> None:
+    values["graphs"]["head"]["inputs"][0]["name"] = "vectors"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param(rename_input, "head.onnx has other inputs or outputs than its bundle.json says", id="input"),
+        pytest.param(
+            lambda values: values.update(image_size=SHIPPED["image_size"] + 8), "its graphs have", id="image size"
+        ),
+        pytest.param(lambda values: values.update(mask_size=SHIPPED["mask_size"] + 2), "its graphs have", id="masks"),
+    ],
+)
+def test_a_manifest_that_is_not_its_graphs_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    for name in GRAPH_NAMES:
+        (tmp_path / f"{name}.onnx").symlink_to(DEFAULT_BUNDLE / f"{name}.onnx")
+    shutil.copy(DEFAULT_BUNDLE / MANIFEST_NAME, tmp_path)
+    FewShotModel.load(tmp_path, threads=1).close()
+    edit(tmp_path, change)
+    with pytest.raises(ArtefactError, match=reason):
+        FewShotModel.load(tmp_path, threads=1)
