@@ -1,0 +1,362 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.layers import apply_rot_embed_cat, resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsvit_edge.model.encoder import (
+    DINO_RESIZE,
+    DINOV2_REGISTER_RESIZE,
+    NANO_BACKBONE,
+    SUPPORTED_BACKBONES,
+    Encoder,
+    EncoderOutput,
+    PositionResize,
+    resize_position_embedding,
+)
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, InputError
+
+Randomise = Callable[[nn.Module, int], None]
+SMALL_DINO = "vit_small_patch16_224.dino"
+SMALL_REGISTERS = "vit_small_patch14_reg4_dinov2.lvd142m"
+SMALL_ROTARY = "vit_small_patch16_dinov3.lvd1689m"
+
+
+def random_encoder(backbone: str, image_size: int, randomise: Randomise) -> Encoder:
+    encoder = Encoder(backbone, image_size).eval()
+    randomise(encoder.vit, 0)
+    return encoder
+
+
+def picture(size: int, count: int = 1) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(size))
+
+
+def assert_near(ours: Tensor, theirs: Tensor, relative: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=relative * float(theirs.abs().max()))
+
+
+class Witness:
+    """What one plain forward pass of timm's model says: its output, every block's, and the last query and key."""
+
+    def __init__(self, vit: Any, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+        attended: list[tuple[Tensor, Tensor]] = []
+        self.blocks: list[Tensor] = []
+        plain = F.scaled_dot_product_attention
+
+        def listen(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            attended.append((query.clone(), key.clone()))
+            return plain(query, key, *args, **kwargs)
+
+        hooks = [block.register_forward_hook(lambda *call: self.blocks.append(call[2].clone())) for block in vit.blocks]
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "scaled_dot_product_attention", listen)
+            self.features = vit.forward_features(image)
+        for hook in hooks:
+            hook.remove()
+        assert len(attended) == len(self.blocks) == len(vit.blocks)
+        self.query, self.key = attended[-1]
+
+
+@pytest.mark.parametrize("backbone", SUPPORTED_BACKBONES)
+@torch.inference_mode()
+def test_where_no_position_is_resized_the_encoder_says_what_timms_plain_model_says(
+    backbone: str, randomise: Randomise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = 64 if backbone == NANO_BACKBONE else timm.models.get_pretrained_cfg(backbone).input_size[-1]
+    encoder = Encoder(backbone, min(native, 224)).eval()
+    vit, prefix = encoder.vit, encoder.vit.num_prefix_tokens
+    if native == 518:  # 1,369 tokens take ten seconds a model; with fewer the road through the blocks is the same
+        vit.set_input_size(img_size=(224, 224))
+    randomise(vit, 0)
+    image = picture(encoder.image_size)
+    theirs = Witness(vit, image, monkeypatch)
+
+    ours = encoder(image)
+
+    without_registers = [0, *range(prefix, prefix + encoder.grid**2)]
+    assert ours.tokens.shape == (1, len(vit.blocks), len(without_registers), vit.embed_dim)
+    assert_near(ours.tokens[:, -1], theirs.features[:, without_registers])
+    for layer, block in enumerate(theirs.blocks):
+        assert_near(ours.tokens[:, layer], vit.norm(block)[:, without_registers])
+    assert_near(ours.class_query, theirs.query[:, :, 0])
+    # What timm attends with has been rotated where the model is rotary; ours has not.
+    image_keys = ours.image_keys
+    if SUPPORTED_BACKBONES[backbone] is None:
+        image_keys = apply_rot_embed_cat(image_keys, vit.rope.get_embed(shape=[encoder.grid] * 2), half=True)
+    assert_near(image_keys, theirs.key[:, :, prefix:])
+
+
+@torch.inference_mode()
+def test_the_comparison_with_timm_notices_a_missing_norm_a_shifted_layer_and_a_register(
+    randomise: Randomise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = random_encoder(SMALL_REGISTERS, 70, randomise)
+    vit, image = encoder.vit, picture(70)
+    vit.set_input_size(img_size=(70, 70))
+    theirs = Witness(vit, image, monkeypatch)
+    ours = encoder(image, torch.cat([torch.zeros(1, 5, vit.embed_dim), vit.pos_embed], dim=1))
+    kept = [0, *range(5, 30)]
+    assert_near(ours.tokens[:, 3], vit.norm(theirs.blocks[3])[:, kept])
+    for wrong in (
+        theirs.blocks[3][:, kept],
+        vit.norm(theirs.blocks[2])[:, kept],
+        vit.norm(theirs.blocks[3])[:, [1, *kept[1:]]],
+        vit.norm(theirs.blocks[3])[:, :26],
+    ):
+        with pytest.raises(AssertionError):
+            assert_near(ours.tokens[:, 3], wrong)
+    with pytest.raises(AssertionError):
+        assert_near(ours.class_query, theirs.query[:, :, 1])
+    with pytest.raises(AssertionError):
+        assert_near(ours.image_keys, theirs.key[:, :, 4:-1])
+
+
+@torch.inference_mode()
+def test_pictures_of_one_batch_do_not_see_each_other(randomise: Randomise) -> None:
+    encoder = random_encoder(NANO_BACKBONE, 48, randomise)
+    images = picture(48, count=3)
+    together = encoder(images)
+    assert not torch.allclose(together.tokens[0], together.tokens[1])
+    for index in range(3):
+        for ours, alone in zip(together, encoder(images[index : index + 1]), strict=True):
+            assert_near(ours[index], alone[0])
+
+
+def bicubic_matrix(native: int, grid: int, scale: float, antialias: bool) -> np.ndarray:
+    """Rows: what a target cell takes of the native ones. Keys' kernel; align_corners off, the border repeated.
+
+    With antialiasing the kernel is Pillow's (a = -0.5), as wide as a target cell, and cut off at the border.
+    """
+    a = -0.5 if antialias else -0.75
+    stretch = max(1 / scale, 1.0) if antialias else 1.0
+    matrix = np.zeros((grid, native))
+    for row in range(grid):
+        centre = (row + 0.5) / scale - 0.5
+        for column in range(-4 * native, 5 * native):
+            x = abs(column - centre) / stretch
+            inner = (a + 2) * x**3 - (a + 3) * x**2 + 1
+            outer = a * (x**3 - 5 * x**2 + 8 * x - 4)
+            weight = inner if x <= 1 else outer if x < 2 else 0.0
+            if not antialias:
+                matrix[row, min(max(column, 0), native - 1)] += weight
+            elif 0 <= column < native:
+                matrix[row, column] += weight
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def resized_by_hand(embedding: Tensor, grid: int, offset: float, antialias: bool) -> Tensor:
+    native = round(embedding.shape[1] ** 0.5)
+    matrix = bicubic_matrix(native, grid, (grid + offset) / native, antialias)
+    maps = embedding.double().numpy().reshape(native, native, -1)
+    return torch.from_numpy(np.einsum("yi,xj,ijd->yxd", matrix, matrix, maps).reshape(1, grid * grid, -1)).float()
+
+
+@pytest.mark.parametrize(("native", "grid"), [(28, 50), (14, 30), (37, 28), (8, 6), (8, 16), (8, 9)])
+@pytest.mark.parametrize("how", [DINO_RESIZE, DINOV2_REGISTER_RESIZE], ids=["dino", "registers"])
+def test_a_position_embedding_is_resized_as_its_family_publishes(how: PositionResize, native: int, grid: int) -> None:
+    embedding = torch.randn(1, native**2, 5, generator=torch.Generator().manual_seed(native * grid))
+    ours = resize_position_embedding(embedding, grid, how)
+    assert_near(ours, resized_by_hand(embedding, grid, how.offset, how.antialias))
+    other = DINO_RESIZE if how is DINOV2_REGISTER_RESIZE else DINOV2_REGISTER_RESIZE
+    with pytest.raises(AssertionError):
+        assert_near(ours, resized_by_hand(embedding, grid, other.offset, other.antialias), relative=1e-2)
+
+
+def test_timms_own_resampling_is_not_dinos() -> None:
+    embedding = torch.randn(1, 28**2, 5, generator=torch.Generator().manual_seed(0))
+    ours = resize_position_embedding(embedding, 50, DINO_RESIZE)
+    theirs = resample_abs_pos_embed(embedding, [50, 50], num_prefix_tokens=0)
+    with pytest.raises(AssertionError):
+        assert_near(ours, theirs, relative=1e-2)
+    without_offset = resized_by_hand(embedding, 50, 0.0, antialias=False)
+    with pytest.raises(AssertionError):
+        assert_near(ours, without_offset, relative=1e-3)
+
+
+def test_the_native_position_embedding_is_left_alone() -> None:
+    embedding = torch.randn(1, 64, 5)
+    assert resize_position_embedding(embedding, 8, DINO_RESIZE) is embedding
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "offset", "antialias", "prefix"),
+    [
+        (NANO_BACKBONE, 48, 0.1, False, 1),
+        (SMALL_DINO, 400, 0.1, False, 1),
+        ("vit_small_patch14_dinov2.lvd142m", 392, 0.1, False, 1),
+        (SMALL_REGISTERS, 392, 0.0, True, 5),
+    ],
+)
+@torch.inference_mode()
+def test_position_has_the_resized_image_tokens_after_the_untouched_prefix(
+    randomise: Randomise, backbone: str, size: int, offset: float, antialias: bool, prefix: int
+) -> None:
+    encoder = random_encoder(backbone, size, randomise)
+    position, learnt = encoder.position(), encoder.vit.pos_embed
+    assert position.shape == (1, prefix + encoder.grid**2, encoder.embed_dim)
+    if prefix == 1:
+        assert torch.equal(position[:, :1], learnt[:, :1])
+        learnt = learnt[:, 1:]
+    else:
+        assert not position[:, :prefix].any()
+    assert_near(position[:, prefix:], resized_by_hand(learnt, encoder.grid, offset, antialias))
+
+
+@torch.inference_mode()
+def test_at_another_size_the_encoder_is_timms_model_with_our_position_embedding(randomise: Randomise) -> None:
+    encoder = random_encoder(NANO_BACKBONE, 48, randomise)
+    image = picture(48)
+    settings = {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 0, "global_pool": "token"}
+    plain = VisionTransformer(img_size=48, **settings).eval()
+    weights = encoder.vit.state_dict()
+    plain.load_state_dict({**weights, "pos_embed": encoder.position()})
+    assert_near(encoder(image).tokens[:, -1], plain.forward_features(image))
+
+    plain.load_state_dict({**weights, "pos_embed": resample_abs_pos_embed(weights["pos_embed"], [6, 6])})
+    with pytest.raises(AssertionError):
+        assert_near(encoder(image).tokens[:, -1], plain.forward_features(image), relative=1e-3)
+
+
+@torch.inference_mode()
+def test_a_rotary_model_takes_other_sizes_as_timm_does(randomise: Randomise) -> None:
+    encoder = random_encoder(SMALL_ROTARY, 160, randomise)
+    image = picture(160)
+    theirs = encoder.vit.forward_features(image)
+    assert_near(encoder(image).tokens[:, -1], theirs[:, [0, *range(5, 105)]])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("backbone", "size"), [(NANO_BACKBONE, 48), (SMALL_ROTARY, 64)])
+def test_a_position_computed_once_gives_the_same_output(randomise: Randomise, backbone: str, size: int) -> None:
+    encoder = random_encoder(backbone, size, randomise)
+    image, position = picture(size), encoder.position().clone()
+    for ours, again in zip(encoder(image, position), encoder(image), strict=True):
+        assert torch.equal(ours, again)
+    assert not torch.allclose(encoder(image, position.flip(-2)).tokens, encoder(image).tokens, atol=1e-3)
+
+
+def test_an_unknown_backbone_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="resnet50") as caught:
+        Encoder("resnet50", 224)
+    for name in SUPPORTED_BACKBONES:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, -8, 4, 50, 401])
+def test_an_image_size_must_be_a_multiple_of_the_patch(size: int) -> None:
+    with pytest.raises(InputError, match=rf"multiple of the patch size of {NANO_BACKBONE}, 8 pixels; got {size}\."):
+        Encoder(NANO_BACKBONE, size)
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        pytest.param(OSError("no route to host\nsecond line"), "OSError: no route to host", id="several lines"),
+        pytest.param(ConnectionError(), "ConnectionError", id="no message"),
+        pytest.param(RuntimeError("hub is down"), "RuntimeError: hub is down", id="RuntimeError"),
+    ],
+)
+def test_weights_that_cannot_be_fetched_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception, reason: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(EnvironmentLacksError, match="--weights") as caught:
+        Encoder(SMALL_DINO, 224, pretrained=True)
+    message = str(caught.value)
+    assert f"({reason})" in message
+    assert message.count("\n") == 0
+    assert message.endswith(".")
+    with pytest.raises(type(failure)):  # without --pretrained such an error is our mistake: it stays what it is
+        Encoder(SMALL_DINO, 224)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_timm_is_asked_for_pretrained_weights_exactly_when_they_are_wanted(
+    monkeypatch: pytest.MonkeyPatch, pretrained: bool
+) -> None:
+    asked = []
+
+    def local(name: str, **kwargs: Any) -> VisionTransformer:
+        asked.append((name, kwargs["pretrained"]))
+        model = VisionTransformer(img_size=32, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=0)
+        nn.init.constant_(model.norm.bias, 7.0)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", local)
+    encoder = Encoder(SMALL_DINO, 64, pretrained)
+    assert asked == [(SMALL_DINO, pretrained)]
+    assert (encoder.vit.norm.bias == 7.0).all()
+    assert (encoder.grid, encoder.num_channels, encoder.head_dim) == (4, 6, 16)
+    assert isinstance(encoder(picture(64)), EncoderOutput)
+
+
+def test_our_own_backbone_has_no_weights_at_timm() -> None:
+    with pytest.raises(InputError, match="leave --pretrained out"):
+        Encoder(NANO_BACKBONE, 64, pretrained=True)
+
+
+def dinov2_published(vit: Any) -> dict[str, Tensor]:
+    """timm's state in the naming of DINOv2's own files, whose class token has a position of its own."""
+    state = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    state["mask_token"] = torch.zeros(1, vit.embed_dim)
+    if "reg_token" in state:
+        state["register_tokens"] = state.pop("reg_token")
+        of_class = torch.full((1, 1, vit.embed_dim), 0.5)
+        state["cls_token"] = state["cls_token"] - of_class
+        state["pos_embed"] = torch.cat([of_class, state["pos_embed"]], dim=1)
+    return state
+
+
+@pytest.mark.parametrize("backbone", [SMALL_REGISTERS, "vit_small_patch14_dinov2.lvd142m"])
+def test_weights_in_dinov2s_own_naming_load(randomise: Randomise, backbone: str) -> None:
+    source, target = random_encoder(backbone, 70, randomise), Encoder(backbone, 70)
+    target.load_published(dinov2_published(source.vit))
+    for (name, ours), theirs in zip(target.vit.state_dict().items(), source.vit.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_published_checkpoints_own_heads_are_not_the_backbones(randomise: Randomise) -> None:
+    source, target = random_encoder(NANO_BACKBONE, 64, randomise), Encoder(NANO_BACKBONE, 64)
+    target.load_published({**source.vit.state_dict(), "head.mlp.0.weight": torch.zeros(3), "head.bias": torch.zeros(3)})
+    assert torch.equal(target.vit.norm.weight, source.vit.norm.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("patch_embed.proj.weight", lambda t: t[..., :4, :4], r"'patch_embed.proj.weight' has shape \(192, 3, 4, 4\)"),
+        ("pos_embed", lambda t: t[:, :50], r"'pos_embed' has shape \(1, 50, 192\), expected \(1, 65, 192\)"),
+        ("blocks.0.attn.qkv.weight", lambda t: t[:-3], r"has shape \(573, 192\), expected \(576, 192\)"),
+        ("blocks.1.norm1.bias", lambda t: t * float("nan"), "NaN or infinite"),
+        ("norm.weight", lambda t: t / 0, "NaN or infinite"),
+        ("cls_token", None, "lack 1 tensors, first 'cls_token'"),
+    ],
+)
+def test_backbone_weights_that_do_not_fit_are_refused_and_never_resampled(
+    randomise: Randomise, name: str, change: Callable[[Tensor], Tensor] | None, message: str
+) -> None:
+    encoder = random_encoder(NANO_BACKBONE, 64, randomise)
+    state = encoder.vit.state_dict()
+    tensor = state.pop(name)
+    if change is not None:
+        state[name] = change(tensor)
+    with pytest.raises(ArtefactError, match=message):
+        encoder.load_published(state)
+
+
+def test_weights_of_a_deeper_model_are_refused(randomise: Randomise) -> None:
+    encoder = random_encoder(NANO_BACKBONE, 64, randomise)
+    state = encoder.vit.state_dict()
+    state["blocks.6.norm1.weight"] = state["blocks.5.norm1.weight"]
+    with pytest.raises(ArtefactError, match=r"unknown tensors, first 'blocks.6.norm1.weight'"):
+        encoder.load_published(state)
