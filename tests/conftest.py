@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fsvit_edge.model.network import FewShotNetwork
+
+# torch's idle threads spin, and where cores are shared that makes these tests five times slower. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")
