@@ -1,0 +1,675 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from fsvit_edge.runtime import predictor
+from fsvit_edge.runtime.bank import CachedSupport
+from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
+from fsvit_edge.runtime.engines.base import Array, TensorSpec
+from fsvit_edge.runtime.engines.fake import FakeEngine
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.predictor import Enrolment, FewShotModel
+from fsvit_edge.runtime.preprocess import resize_image, resize_mask
+
+SIDE, CHANNELS, TOKENS, DIM, MASK_SIDE, GRID = 8, 2, 4, 4, 4, 3
+GUESSED = np.zeros((1, SIDE, SIDE), np.uint8)
+GUESSED[:, 2:6, 2:6] = 1
+STAGES = ("preprocess", "encoder", "head", "postprocess")
+
+
+def encode(feed: dict[str, Array]) -> dict[str, Array]:
+    """Four tokens: the mean colour of each quarter of the picture, in two channels."""
+    image = feed["image"].astype(np.float32) / 255
+    quarters = image.reshape(1, 2, SIDE // 2, 2, SIDE // 2, 3).mean(axis=(2, 4)).reshape(1, 1, TOKENS, 3)
+    tokens = np.concatenate([quarters, np.ones_like(quarters[..., :1])], axis=3)
+    tokens = np.concatenate([tokens, 1 - tokens / 2], axis=1)
+    return {"tokens": tokens, "class_token": tokens.mean(axis=2, keepdims=True)}
+
+
+def cache(feed: dict[str, Array]) -> dict[str, Array]:
+    """The class token and nine tokens, of which those are kept where the mask is set on a 3 x 3 grid."""
+    used = feed["mask"] if feed["has_mask"][0] else GUESSED
+    steps = np.arange(1, GRID**2 + 1, dtype=np.float32)[:, None] / GRID**2
+    support = np.concatenate([feed["class_token"], feed["class_token"] * steps], axis=2)
+    seen = resize_mask(used[0] != 0, GRID).reshape(1, -1).astype(np.float32)
+    return {
+        "support": support,
+        "kept_mask": np.concatenate([np.ones((1, 1), np.float32), seen], axis=1),
+        "pooled": support[:, :, 1:],
+        "pooled_mask": seen,
+        "used_mask": used,
+    }
+
+
+def judge(feed: dict[str, Array]) -> dict[str, Array]:
+    """Tell presence and foreground by how far the frame's quarters are from what the mask kept, then average."""
+    seen = feed["kept_mask"][:, None, :, None]
+    support = (feed["kept"] * seen).sum(axis=2) / seen.sum(axis=2)
+    support = 0.5 * (support + feed["kept"][:, :, 0])
+    support = support + 0.1 * (feed["pooled"] * feed["pooled_mask"][:, None, :, None]).mean(axis=2)
+    distance = np.abs(support[:, :, None] - feed["tokens"]).mean(axis=(1, 3))
+    presence = 1 / (1 + np.exp(30 * (distance.mean(axis=1) - 0.25)))
+    quarters = 1 / (1 + np.exp(30 * (distance - 0.25)))
+    foreground = quarters.reshape(-1, 2, 2).repeat(MASK_SIDE // 2, axis=1).repeat(MASK_SIDE // 2, axis=2)
+    averaged = np.tensordot(feed["averaging"], foreground, axes=1)
+    return {
+        "presence": (feed["averaging"] @ presence).astype(np.float32),
+        "foreground": averaged.astype(np.float32),
+    }
+
+
+def spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(name, shape, dtype)
+
+
+class Fake:
+    """A model of three fake engines; `fed` holds what the head was fed."""
+
+    def __init__(self) -> None:
+        encoded = (spec("tokens", 1, CHANNELS, TOKENS, DIM), spec("class_token", 1, CHANNELS, 1, DIM))
+        cached = (
+            spec("support", 1, CHANNELS, 1 + GRID**2, DIM),
+            spec("kept_mask", 1, 1 + GRID**2),
+            spec("pooled", 1, CHANNELS, GRID**2, DIM),
+            spec("pooled_mask", 1, GRID**2),
+            spec("used_mask", 1, SIDE, SIDE, dtype="uint8"),
+        )
+        head_inputs = (
+            encoded[0],
+            spec("kept", "supports", CHANNELS, "kept_tokens", DIM),
+            spec("kept_mask", "supports", "kept_tokens"),
+            spec("pooled", "supports", CHANNELS, GRID**2, DIM),
+            spec("pooled_mask", "supports", GRID**2),
+            spec("averaging", "ways", "supports"),
+        )
+        answers = (spec("presence", "ways"), spec("foreground", "ways", MASK_SIDE, MASK_SIDE))
+        mask = (spec("mask", 1, SIDE, SIDE, dtype="uint8"), spec("has_mask", 1, dtype="bool"))
+        self.fed: list[dict[str, Array]] = []
+        self.encoder = FakeEngine((spec("image", "batch", SIDE, SIDE, 3, dtype="uint8"),), encoded, encode)
+        self.enroll = FakeEngine(encoded + mask, cached, cache)
+        self.head = FakeEngine(head_inputs, answers, self._judge)
+        graphs = {
+            name: GraphInfo(f"{name}.onnx", name * 10, engine.inputs, engine.outputs)
+            for name, engine in (("encoder", self.encoder), ("enroll", self.enroll), ("head", self.head))
+        }
+        manifest = Manifest(
+            FORMAT_VERSION, "fake", "none", SIDE, 4, 1, 2, GRID, MASK_SIDE, {}, 20, "fp32", graphs, {}, "a test"
+        )
+        self.model = FewShotModel(manifest, self.encoder, self.enroll, self.head)
+
+    def _judge(self, feed: dict[str, Array]) -> dict[str, Array]:
+        self.fed.append(feed)
+        return judge(feed)
+
+
+@pytest.fixture
+def fake() -> Fake:
+    return Fake()
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[FewShotModel]:
+    with FewShotModel.load(threads=1) as model:
+        yield model
+
+
+@pytest.fixture
+def real(shipped: FewShotModel) -> FewShotModel:
+    """The shipped model with no class enrolled."""
+    for name in shipped.classes:
+        shipped.remove(name)
+    return shipped
+
+
+def picture(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
+    """Twelve fields around a colour of its own for every seed."""
+    rng = np.random.default_rng(seed)
+    small = np.clip(rng.integers(0, 256, 3) + rng.integers(-90, 91, (3, 4, 3)), 0, 255).astype(np.uint8)
+    return small.repeat(-(-height // 3), axis=0).repeat(-(-width // 4), axis=1)[:height, :width].copy()
+
+
+def left_half(height: int = 24, width: int = 32) -> np.ndarray:
+    mask = np.zeros((height, width), np.bool_)
+    mask[:, : width // 2] = True
+    return mask
+
+
+def corner(height: int = 24, width: int = 32) -> np.ndarray:
+    mask = np.zeros((height, width), np.bool_)
+    mask[: height // 2, : width // 2] = True
+    return mask
+
+
+FRAME = picture(99, 45, 61)
+
+
+def test_the_score_of_a_class_is_the_mean_over_its_shots(fake: Fake) -> None:
+    masks = [left_half(), corner(), None, left_half()]
+    alone = []
+    for seed, mask in enumerate(masks):
+        fake.model.enroll("one", [picture(seed)], [mask])
+        alone.append(fake.model.predict(FRAME, probabilities=True))
+        fake.model.remove("one")
+    fake.model.enroll("single", [picture(0)], [masks[0]])
+    fake.model.enroll("triple", [picture(seed) for seed in (1, 2, 3)], masks[1:])
+    together = fake.model.predict(FRAME)
+    scores = [float(p.scores[0]) for p in alone]
+    assert np.ptp(scores) > 0.01
+    np.testing.assert_allclose(together.scores, [scores[0], np.mean(scores[1:])], rtol=1e-5)
+
+
+def test_every_support_weighs_one_over_the_shots_of_its_class(fake: Fake) -> None:
+    shots = {"a": 1, "b": 3, "c": 2}
+    for name, count in shots.items():
+        fake.model.enroll(name, [picture(seed) for seed in range(count)], [corner(), None, left_half()][:count])
+    fake.model.predict(FRAME)
+    (feed,) = fake.fed
+    averaging = feed["averaging"]
+    assert averaging.shape == (3, 6)
+    assert (averaging > 0).sum(axis=0).tolist() == [1] * 6
+    for row, count in zip(averaging, shots.values(), strict=True):
+        np.testing.assert_allclose(row[row > 0], [1 / count] * count)
+
+
+def test_supports_of_unequal_length_are_padded_and_the_padding_is_marked(fake: Fake) -> None:
+    fake.model.enroll("small", [picture(0)], [corner()])
+    fake.model.enroll("large", [picture(1)], [np.ones((24, 32), np.bool_)])
+    fake.model.predict(FRAME)
+    (feed,) = fake.fed
+    lengths = sorted(int(row.sum()) for row in feed["kept_mask"])
+    assert lengths[0] < lengths[1] == feed["kept"].shape[2]
+    for kept, mask in zip(feed["kept"], feed["kept_mask"], strict=True):
+        assert (np.diff(mask) <= 0).all()
+        assert not kept[:, mask == 0].any()
+        assert kept[:, mask == 1].any(axis=(0, 2)).all()
+
+
+def enrol_several(model: FewShotModel) -> None:
+    model.enroll("a", [picture(1), picture(2)], [left_half(), corner()])
+    model.enroll("b", [picture(3)])
+    model.enroll("c", [picture(4), picture(5), picture(6)], [None, corner(), np.ones((24, 32), np.bool_)])
+
+
+@pytest.mark.parametrize(("limit_bytes", "runs"), [(1, 6), (None, 1)])
+def test_the_limit_of_the_head_decides_over_how_many_runs_supports_are_split(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, limit_bytes: int | None, runs: int
+) -> None:
+    if limit_bytes is not None:
+        monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", limit_bytes)
+    enrol_several(fake.model)
+    fake.model.predict(FRAME)
+    assert fake.head.runs == runs
+    assert sum(len(feed["kept"]) for feed in fake.fed) == 6
+
+
+def split_over_two(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let three of the six supports of `enrol_several` share a run."""
+    longest = max(s.kept.shape[1] for name in model.classes for s in model.bank.supports(name))
+    one = predictor._ATTENTION_MAPS_PER_TOKEN * model._num_query * longest * 4
+    monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", 3 * one)
+    model._runs = None
+
+
+@pytest.mark.parametrize("kind", ["fake", "real"])
+def test_supports_split_over_several_runs_answer_as_in_one(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Fake().model if kind == "fake" else request.getfixturevalue("real")
+    enrol_several(model)
+    whole = model.predict(FRAME, probabilities=True)
+    split_over_two(model, monkeypatch)
+    halves = model.predict(FRAME, probabilities=True)
+    assert len(model._resident_supports()) == 2
+    monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", 1)
+    model._runs = None
+    singles = model.predict(FRAME, probabilities=True)
+    assert len(model._resident_supports()) == 6
+    assert whole.foreground is not None
+    for split in (halves, singles):
+        np.testing.assert_allclose(split.scores, whole.scores, atol=1e-5)
+        np.testing.assert_allclose(split.foreground, whole.foreground, atol=1e-4)
+
+
+def test_twenty_classes_of_five_shots_are_judged_in_bounded_runs(real: FewShotModel) -> None:
+    real.enroll("model", [picture(0, 96, 128)])
+    one = real.bank.supports("model")[0]
+    every = np.resize(one.kept, (one.kept.shape[0], 40, one.kept.shape[2]))
+    real.remove("model")
+    for way in range(20):
+        real.bank.add(f"class {way}", [CachedSupport(every, one.pooled, one.pooled_mask, one.thumbnail, True)] * 5)
+    prediction = real.predict(FRAME)
+    assert prediction.scores.shape == (20,)
+    np.testing.assert_allclose(prediction.scores, prediction.scores[0], rtol=1e-4)
+    runs = real._resident_supports()
+    sizes = [run.feed["kept"].shape[0] for run in runs]
+    assert sum(sizes) == 100
+    per_support = predictor._ATTENTION_MAPS_PER_TOKEN * real._num_query * 40 * 4
+    assert max(sizes) * per_support <= predictor._LARGEST_TENSOR_BYTES
+    assert len(runs) > 1
+
+
+def test_the_encoder_runs_once_a_picture_and_once_a_frame(fake: Fake) -> None:
+    enrol_several(fake.model)
+    assert (fake.encoder.runs, fake.enroll.runs, fake.head.runs) == (6, 6, 0)
+    for _ in range(4):
+        fake.model.predict(FRAME)
+    assert (fake.encoder.runs, fake.enroll.runs, fake.head.runs) == (10, 6, 4)
+
+
+def test_supports_are_uploaded_once_and_again_only_after_a_change(fake: Fake, tmp_path: Path) -> None:
+    enrol_several(fake.model)
+    assert fake.head.uploads == 0
+    per_run = 5
+    for _ in range(4):
+        fake.model.predict(FRAME)
+    assert fake.head.uploads == per_run
+    fake.model.rename("a", "z")
+    fake.model.predict(FRAME)
+    assert fake.head.uploads == per_run
+    fake.model.save_bank(tmp_path / "bank.safetensors")
+    for change in (
+        lambda: fake.model.remove("b"),
+        lambda: fake.model.enroll("d", [picture(7)]),
+        lambda: fake.model.load_bank(tmp_path / "bank.safetensors"),
+    ):
+        fake.head.uploads = 0
+        change()
+        fake.model.predict(FRAME)
+        fake.model.predict(FRAME)
+        assert fake.head.uploads == per_run
+    assert fake.encoder.uploads == fake.enroll.uploads == 0
+
+
+def test_classes_come_and_go_while_it_runs(fake: Fake) -> None:
+    model = fake.model
+    enrol_several(model)
+    before = dict(zip(model.classes, model.predict(FRAME).scores, strict=True))
+    model.remove("b")
+    after = model.predict(FRAME)
+    assert after.classes == model.classes == ("a", "c")
+    np.testing.assert_allclose(after.scores, [before["a"], before["c"]], rtol=1e-6)
+    model.rename("a", "z")
+    renamed = model.predict(FRAME)
+    assert renamed.classes == ("z", "c")
+    assert np.array_equal(renamed.scores, after.scores)
+    assert np.array_equal(renamed.label_map, after.label_map)
+    model.enroll("b", [picture(3)])
+    again = model.predict(FRAME)
+    assert again.classes == ("z", "c", "b")
+    np.testing.assert_allclose(again.scores, [before["a"], before["c"], before["b"]], rtol=1e-6)
+    assert after.classes == ("a", "c")
+
+
+def test_more_pictures_make_more_shots_of_the_same_class(fake: Fake) -> None:
+    first = fake.model.enroll("a", [picture(0)], [left_half()])
+    second = fake.model.enroll("a", [picture(1), picture(2)], [corner(), None])
+    assert first == Enrolment("a", 1, (0.5,))
+    assert second == Enrolment("a", 3, (0.25, 0.25))
+    assert fake.model.classes == ("a",)
+
+
+@pytest.mark.parametrize("kind", ["fake", "real"])
+def test_without_a_class_there_is_an_empty_answer(kind: str, request: pytest.FixtureRequest) -> None:
+    model = Fake().model if kind == "fake" else request.getfixturevalue("real")
+    prediction = model.predict(FRAME, probabilities=True)
+    assert prediction.classes == ()
+    assert prediction.scores.shape == prediction.present.shape == (0,)
+    assert (prediction.scores.dtype, prediction.present.dtype) == (np.float32, np.bool_)
+    assert prediction.label_map.shape == FRAME.shape[:2]
+    assert not prediction.label_map.any()
+    assert prediction.foreground is not None
+    assert prediction.foreground.shape == (0, *FRAME.shape[:2])
+    assert tuple(prediction.latency_ms) == STAGES
+
+
+def test_without_a_class_the_head_does_not_run(fake: Fake) -> None:
+    fake.model.predict(FRAME)
+    enrol_several(fake.model)
+    for name in fake.model.classes:
+        fake.model.remove(name)
+    fake.model.predict(FRAME)
+    assert fake.head.runs == 0
+
+
+def test_a_mask_reaches_the_graph_and_a_name_alone_takes_the_guess(fake: Fake) -> None:
+    fake.model.enroll("masked", [picture(0)], [left_half()])
+    fake.model.enroll("named", [picture(0)])
+    fake.model.enroll("both", [picture(0), picture(0)], [None, left_half()])
+    has_mask = {n: [s.has_mask for s in fake.model.bank.supports(n)] for n in fake.model.classes}
+    assert has_mask == {"masked": [True], "named": [False], "both": [False, True]}
+    masked, named = (fake.model.bank.supports(name)[0] for name in ("masked", "named"))
+    seen = resize_mask(left_half(), SIDE) != 0
+    assert np.array_equal(masked.pooled_mask, resize_mask(seen, GRID).ravel() != 0)
+    assert np.array_equal(named.pooled_mask, resize_mask(GUESSED[0] != 0, GRID).ravel() != 0)
+    for one in (masked, named):
+        assert one.kept.shape == (CHANNELS, 1 + int(one.pooled_mask.sum()), DIM)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param(left_half(), id="bool"),
+        pytest.param(left_half().astype(np.uint8), id="0 and 1"),
+        pytest.param(left_half().astype(np.uint8) * 255, id="0 and 255"),
+        pytest.param(left_half().astype(np.float32) * 0.2, id="floating point"),
+    ],
+)
+def test_everything_but_zero_is_foreground_in_a_mask(fake: Fake, mask: np.ndarray) -> None:
+    assert fake.model.enroll("a", [picture(0)], [mask]).mask_cover == (0.5,)
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+def test_pictures_and_masks_may_be_stacked(fake: Fake, as_array: bool) -> None:
+    pictures, masks = [picture(0), picture(1)], [left_half(), corner()]
+    given = (np.stack(pictures), np.stack(masks)) if as_array else (pictures, masks)
+    assert fake.model.enroll("a", *given) == Enrolment("a", 2, (0.5, 0.25))
+
+
+def test_a_cached_support_is_stored_in_fp16_with_a_small_picture(fake: Fake) -> None:
+    large = picture(0, 500, 300)
+    fake.model.enroll("a", [large], [left_half(500, 300)])
+    (support,) = fake.model.bank.supports("a")
+    assert (support.kept.dtype, support.pooled.dtype) == (np.float16, np.float16)
+    assert (support.pooled.shape, support.pooled_mask.shape) == ((CHANNELS, GRID**2, DIM), (GRID**2,))
+    assert (support.thumbnail.dtype, support.thumbnail.shape) == (np.uint8, (96, 58, 3))
+
+
+def fail(_: object) -> None:
+    raise FsvitEdgeError("the graph failed")
+
+
+def test_a_failed_enrolment_leaves_the_classes_as_they_were(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    enrol_several(fake.model)
+    before = fake.model.predict(FRAME)
+    bad_mask = np.zeros((24, 32), np.bool_)
+    attempts: list[Callable[[], object]] = [
+        lambda: fake.model.enroll("new", [picture(0), picture(1)[..., 0]]),
+        lambda: fake.model.enroll("a", [picture(0), picture(1)], [left_half(), bad_mask]),
+        lambda: fake.model.enroll(" new", [picture(0)]),
+    ]
+    for attempt in attempts:
+        with pytest.raises(InputError):
+            attempt()
+    runs = fake.enroll.runs
+    assert runs == 6  # refused before anything was computed
+    monkeypatch.setattr(fake.enroll, "_function", lambda feed: cache(feed) if fake.enroll.runs < 8 else fail(feed))
+    with pytest.raises(FsvitEdgeError, match="the graph failed"):
+        fake.model.enroll("a", [picture(0), picture(1)])
+    assert fake.enroll.runs == 8
+    after = fake.model.predict(FRAME)
+    assert after.classes == before.classes
+    assert np.array_equal(after.scores, before.scores)
+
+
+def test_a_failed_load_leaves_the_classes_as_they_were(fake: Fake, tmp_path: Path) -> None:
+    enrol_several(fake.model)
+    bank = fake.model.bank
+    path = tmp_path / "bank.safetensors"
+    path.write_bytes(b"no bank")
+    with pytest.raises(ArtefactError):
+        fake.model.load_bank(path)
+    with pytest.raises(ArtefactError):
+        fake.model.load_bank(tmp_path / "none.safetensors")
+    assert fake.model.bank is bank
+
+
+def test_a_bank_of_another_model_is_refused(fake: Fake, real: FewShotModel, tmp_path: Path) -> None:
+    fake.model.enroll("a", [picture(0)])
+    fake.model.save_bank(tmp_path / "bank.safetensors")
+    with pytest.raises(ArtefactError, match="was made by another image size: 8, this bundle has"):
+        real.load_bank(str(tmp_path / "bank.safetensors"))
+
+
+BAD_PICTURES = [
+    pytest.param(picture(0).astype(np.float32) / 255, "got float32 (24, 32, 3)", id="floating point"),
+    pytest.param(picture(0)[..., 0], "got uint8 (24, 32)", id="grey"),
+    pytest.param(picture(0)[..., [0, 1, 2, 0]], "got uint8 (24, 32, 4)", id="four channels"),
+    pytest.param(picture(0)[:0], "got uint8 (0, 32, 3)", id="no row"),
+    pytest.param(picture(0)[:, :0], "got uint8 (24, 0, 3)", id="no column"),
+    pytest.param(picture(0)[None], "got uint8 (1, 24, 32, 3)", id="a batch"),
+    pytest.param(picture(0).tolist(), "got list", id="a list"),
+    pytest.param(None, "got NoneType", id="nothing"),
+]
+
+
+@pytest.mark.parametrize(("frame", "reason"), BAD_PICTURES)
+def test_a_frame_that_is_no_picture_is_refused(fake: Fake, frame: Any, reason: str) -> None:
+    with pytest.raises(InputError) as refused:
+        fake.model.predict(frame)
+    assert str(refused.value).startswith("The frame must be an RGB picture, uint8 of shape (height, width, 3); ")
+    assert reason in str(refused.value)
+    assert fake.encoder.runs == 0
+
+
+@pytest.mark.parametrize(("image", "reason"), BAD_PICTURES)
+def test_a_support_that_is_no_picture_is_refused(fake: Fake, image: Any, reason: str) -> None:
+    with pytest.raises(InputError) as refused:
+        fake.model.enroll("cat", [picture(0), image])
+    assert str(refused.value).startswith("The picture of 'cat' must be an RGB picture, uint8 of shape")
+    assert reason in str(refused.value)
+    assert fake.encoder.runs == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "reason"),
+    [
+        pytest.param(
+            [picture(0)],
+            [left_half(24, 31)],
+            "as large as its picture, (24, 32) (height, width); got (24, 31)",
+            id="size",
+        ),
+        pytest.param([picture(0)], [left_half().T], "got (32, 24)", id="turned"),
+        pytest.param([picture(0)], [left_half()[..., None]], "got (24, 32, 1)", id="axes"),
+        pytest.param(
+            [picture(0)], [np.zeros((24, 32), np.bool_)], "The mask of 'cat' is empty; mark the thing", id="empty"
+        ),
+        pytest.param([picture(0)], [], "1 pictures but 0 masks; give one for each", id="none"),
+        pytest.param([picture(0)], [None, None], "1 pictures but 2 masks; give one for each", id="too many"),
+        pytest.param([], None, "Class 'cat' needs at least one picture", id="no picture"),
+        pytest.param([], [], "Class 'cat' needs at least one picture", id="nothing"),
+        pytest.param(picture(0), None, "The picture of 'cat' must be an RGB picture", id="a picture, not a list"),
+    ],
+)
+def test_pictures_and_masks_that_do_not_fit_are_refused(fake: Fake, images: Any, masks: Any, reason: str) -> None:
+    with pytest.raises(InputError) as refused:
+        fake.model.enroll("cat", images, masks)
+    assert reason in str(refused.value)
+    assert fake.model.classes == ()
+
+
+@pytest.mark.parametrize("name", ["", " cat", "a\nb", "x" * 81])
+def test_a_bad_name_is_refused_before_anything_is_computed(fake: Fake, name: str) -> None:
+    with pytest.raises(InputError, match="A class name must be"):
+        fake.model.enroll(name, [picture(0)])
+    assert fake.encoder.runs == 0
+
+
+SIZES = [(1, 1), (1, 200), (200, 1), (2, 2), (3, 500), (45, 61), (120, 239), (128, 128), (481, 641)]
+
+
+@pytest.mark.parametrize("size_hw", SIZES, ids=str)
+def test_every_frame_size_is_answered_at_that_size(real: FewShotModel, size_hw: tuple[int, int]) -> None:
+    real.enroll("a", [picture(1)], [left_half()])
+    real.enroll("b", [picture(2)])
+    frame = picture(3, *size_hw)
+    before = frame.copy()
+    prediction = real.predict(frame, probabilities=True)
+    assert np.array_equal(frame, before)
+    assert prediction.classes == ("a", "b")
+    assert (prediction.scores.dtype, prediction.scores.shape) == (np.float32, (2,))
+    assert (prediction.scores > 0).all()
+    assert (prediction.scores < 1).all()
+    assert (prediction.present.dtype, prediction.present.shape) == (np.bool_, (2,))
+    assert np.array_equal(prediction.present, prediction.scores > 0.5)
+    assert (prediction.label_map.dtype, prediction.label_map.shape) == (np.uint8, size_hw)
+    assert prediction.label_map.max() <= 2
+    assert prediction.foreground is not None
+    assert (prediction.foreground.dtype, prediction.foreground.shape) == (np.float32, (2, *size_hw))
+
+
+@pytest.mark.parametrize("size_hw", SIZES, ids=str)
+def test_a_support_may_have_any_size(real: FewShotModel, size_hw: tuple[int, int]) -> None:
+    enrolment = real.enroll("a", [picture(0, *size_hw)], [np.ones(size_hw, np.bool_)])
+    assert enrolment == Enrolment("a", 1, (1.0,))
+    assert real.predict(FRAME).scores.shape == (1,)
+
+
+@pytest.mark.parametrize("kind", ["fake", "real"])
+@pytest.mark.parametrize("ways", [1, 3])
+def test_the_label_map_follows_from_the_probabilities(kind: str, ways: int, request: pytest.FixtureRequest) -> None:
+    model = Fake().model if kind == "fake" else request.getfixturevalue("real")
+    enrol_several(model)
+    for name in model.classes[ways:]:
+        model.remove(name)
+    frame = picture(7, 121, 97)
+    prediction = model.predict(frame, probabilities=True)
+    foreground = prediction.foreground
+    assert foreground is not None
+    assert foreground.min() >= 0
+    assert foreground.max() <= 1
+    expected = np.where(foreground.max(axis=0) >= 0.5, foreground.argmax(axis=0) + 1, 0)
+    ordered = np.sort(foreground, axis=0)[::-1]
+    clear = np.abs(ordered[0] - 0.5) > 1e-5
+    if ways > 1:
+        clear &= (ordered[0] - ordered[1] > 1e-5) | (ordered[0] < 0.5)
+    assert clear.mean() > 0.5
+    assert np.array_equal(prediction.label_map[clear], expected[clear])
+
+
+def test_probabilities_are_given_only_on_demand_and_change_nothing_else(real: FewShotModel) -> None:
+    real.enroll("a", [picture(1)], [left_half()])
+    without, with_them = real.predict(FRAME), real.predict(FRAME, probabilities=True)
+    assert without.foreground is None
+    assert with_them.foreground is not None
+    assert np.array_equal(without.scores, with_them.scores)
+    assert np.array_equal(without.label_map, with_them.label_map)
+
+
+def test_the_fake_model_has_pixels_of_every_kind(fake: Fake) -> None:
+    """Otherwise the comparisons above would compare empty maps."""
+    enrol_several(fake.model)
+    seen = set()
+    for seed in range(20):
+        seen |= set(np.unique(fake.model.predict(picture(seed)).label_map).tolist())
+    assert seen == {0, 1, 2, 3}
+
+
+def test_the_same_frame_gets_the_same_answer(real: FewShotModel) -> None:
+    real.enroll("a", [picture(1)], [left_half()])
+    first, _, third = (real.predict(frame, probabilities=True) for frame in (FRAME, picture(5), FRAME))
+    assert np.array_equal(first.scores, third.scores)
+    assert np.array_equal(first.foreground, third.foreground)
+
+
+def test_a_class_is_judged_on_its_own(real: FewShotModel) -> None:
+    real.enroll("a", [picture(1)], [left_half()])
+    alone = real.predict(FRAME, probabilities=True)
+    real.enroll("b", [picture(2)], [corner()])
+    beside = real.predict(FRAME, probabilities=True)
+    assert alone.foreground is not None
+    assert beside.foreground is not None
+    np.testing.assert_allclose(beside.scores[0], alone.scores[0], atol=1e-5)
+    np.testing.assert_allclose(beside.foreground[0], alone.foreground[0], atol=1e-4)
+
+
+def test_a_view_of_a_frame_is_judged_as_its_copy(real: FewShotModel) -> None:
+    real.enroll("a", [picture(1)], [left_half()])
+    side = real.manifest.image_size
+    for bgr in (picture(3), picture(3, side, side)):
+        view = bgr[..., ::-1]
+        assert np.array_equal(real.predict(view).scores, real.predict(view.copy()).scores)
+
+
+def test_the_stages_are_timed_in_their_order(fake: Fake) -> None:
+    enrol_several(fake.model)
+    latency_ms = fake.model.predict(FRAME).latency_ms
+    assert tuple(latency_ms) == STAGES
+    assert all(ms >= 0 for ms in latency_ms.values())
+
+
+def test_a_slow_stage_shows_in_its_own_time(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(predictor.time, "perf_counter", lambda: next(clock) ** 2)
+    assert list(fake.model.predict(FRAME).latency_ms.values()) == [1e3, 3e3, 5e3, 7e3]
+
+
+def test_numpys_threads_are_limited_only_while_a_frame_is_judged(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    inside: list[int] = []
+
+    def watch(feed: dict[str, Array]) -> dict[str, Array]:
+        inside.extend(threads())
+        return encode(feed)
+
+    before = threads()
+    monkeypatch.setattr(fake.encoder, "_function", watch)
+    fake.model.predict(FRAME)
+    assert inside == [1] * len(before)
+    assert threads() == before
+
+
+def test_the_encoder_sees_the_picture_as_preprocessing_makes_it(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Array] = []
+
+    def watch(feed: dict[str, Array]) -> dict[str, Array]:
+        seen.append(feed["image"])
+        return encode(feed)
+
+    monkeypatch.setattr(fake.encoder, "_function", watch)
+    fake.model.enroll("a", [picture(1)])
+    fake.model.predict(FRAME)
+    assert np.array_equal(seen[0][0], resize_image(picture(1), SIDE))
+    assert np.array_equal(seen[1][0], resize_image(FRAME, SIDE))
+
+
+def test_closing_closes_every_engine_and_may_be_repeated(fake: Fake) -> None:
+    with fake.model as model:
+        assert model is fake.model
+        assert not fake.encoder.closed
+    model.close()
+    assert fake.encoder.closed
+    assert fake.enroll.closed
+    assert fake.head.closed
+
+
+def test_a_closed_model_says_so() -> None:
+    with FewShotModel.load(threads=1) as model:
+        model.predict(FRAME)
+    with pytest.raises(FsvitEdgeError, match="closed"):
+        model.predict(FRAME)
+
+
+def test_a_missing_bundle_and_an_unknown_engine_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="does not exist or is not a folder"):
+        FewShotModel.load(tmp_path / "none")
+    with pytest.raises(InputError, match="Engine 'gpu' is unknown"):
+        FewShotModel.load(engine="gpu")
+
+
+def test_an_engine_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(EnvironmentLacksError, match="Engine 'cuda' needs"):
+        FewShotModel.load(engine="cuda")
+
+
+def test_an_encoder_of_unknown_size_is_refused(fake: Fake) -> None:
+    unknown = (spec("tokens", "batch", CHANNELS, "tokens", DIM), *fake.encoder.outputs[1:])
+    encoder = FakeEngine(fake.encoder.inputs, unknown, encode)
+    with pytest.raises(ArtefactError, match="output 'tokens' has an unknown size 'tokens'"):
+        FewShotModel(fake.model.manifest, encoder, fake.enroll, fake.head)
+
+
+def test_the_identity_of_the_bank_is_that_of_the_bundle(real: FewShotModel) -> None:
+    identity = real.bank.identity
+    manifest = real.manifest
+    assert identity.encoder_sha256 == manifest.graphs["encoder"].sha256
+    assert (identity.image_size, identity.precision) == (manifest.image_size, manifest.precision)
+    assert json.dumps(vars(identity))
