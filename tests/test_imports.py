@@ -1,0 +1,297 @@
+"""What may import what, and what an import may do: checked by reading the source and in processes of their own."""
+
+import ast
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fsvit_edge
+import fsvit_edge.runtime
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fsvit_edge"
+
+PUBLIC = [
+    "AccuracyGateError",
+    "ArtefactError",
+    "Enrolment",
+    "EnvironmentLacksError",
+    "FewShotModel",
+    "FsvitEdgeError",
+    "InputError",
+    "Prediction",
+    "SourceError",
+]
+
+# Each may import itself and what stands before it; "" is the package's own page.
+LAYERS = {"runtime": 0, "": 1, "model": 1, "learn": 2, "export": 2, "calib": 2, "cli": 3}
+
+WORKSTATION = ("torch", "torchvision", "timm", "onnx", "onnxsim", "onnxscript")
+# Heavy packages and the only places that may import them.
+HOMES = {
+    **dict.fromkeys(WORKSTATION, ("model", "learn", "export", "calib")),
+    **dict.fromkeys(("typer", "click", "rich"), ("cli",)),
+    "skimage": ("export",),
+}
+DEVICE = ("numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
+COMMANDS = (
+    "",
+    "export",
+    "build-engine",
+    "enroll",
+    "run",
+    "bench",
+    "doctor",
+    "bank",
+    "bank list",
+    "bank remove",
+    "bank rename",
+)
+
+
+def run(code: str, *arguments: str, blocked: tuple[str, ...] = ()) -> str:
+    """Run code in a process of its own, in which the blocked packages cannot be imported; return what it printed."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+    command = [sys.executable, "-W", "error", "-c", block + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def runtime_modules() -> list[str]:
+    return sorted(m.name for m in pkgutil.walk_packages(fsvit_edge.runtime.__path__, "fsvit_edge.runtime."))
+
+
+USE_THE_RUNTIME = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+import numpy as np
+from fsvit_edge import FewShotModel
+picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+mask = np.zeros((60, 80), bool)
+mask[20:40, 20:60] = True
+with FewShotModel.load(threads=1) as model:
+    model.enroll("masked", [picture], [mask])
+    model.enroll("named", [picture])
+    print(model.predict(picture).label_map.shape)
+try:
+    import fsvit_edge.model.network
+except ImportError as error:
+    print("no", error.name)
+"""
+
+
+def test_the_device_needs_nothing_of_the_workstation_and_nothing_of_the_command_line() -> None:
+    modules = runtime_modules()
+    assert len(modules) > 15
+    blocked = (*WORKSTATION, "typer", "click", "rich", "skimage", "scipy")
+    assert run(USE_THE_RUNTIME, *modules, blocked=blocked).splitlines() == ["(60, 80)", "no torch"]
+
+
+SHOW_HELP = """
+import sys
+from fsvit_edge.cli.main import main
+commands = [[], *(command.split() for command in sys.argv[1:])]
+for command in commands:
+    sys.argv = ["fsvit-edge", *command, "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, (command, end.code)
+try:
+    sys.argv = ["fsvit-edge", "doctor"]
+    main()
+except ImportError:
+    print("but doctor needs more")
+"""
+
+
+def test_help_needs_nothing_but_typer() -> None:
+    blocked = (*WORKSTATION, *DEVICE, "rich", "skimage", "scipy")
+    printed = run(SHOW_HELP, *COMMANDS[1:], blocked=blocked)
+    assert printed.count("Usage: ") == len(COMMANDS)
+    assert "Usage: fsvit-edge bank rename" in printed
+    assert printed.endswith("but doctor needs more\n")
+
+
+SNAPSHOT = """
+import locale, logging, os, signal, sys, threading, warnings
+
+def snapshot():
+    return {
+        "environment": dict(os.environ),
+        "handlers": list(logging.root.handlers),
+        "level": logging.root.level,
+        "disabled": logging.root.manager.disable,
+        "threads": [thread.name for thread in threading.enumerate()],
+        "tasks": len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0,
+        "warnings": list(warnings.filters),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "hook": sys.excepthook,
+        "path": list(sys.path),
+        "folder": os.getcwd(),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "umask": [os.umask(0o22), os.umask(0o22)][1],
+    }
+
+"""
+IMPORT = """
+import importlib
+for name in sys.argv[1].split(): importlib.import_module(name)
+before = snapshot()
+for name in sys.argv[2].split(): importlib.import_module(name)
+after = snapshot()
+changed = [key for key in before if before[key] != after[key]]
+print(changed, sorted({"numpy", "cv2", "onnxruntime", "torch", "rich", "typer"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "loaded"),
+    [
+        pytest.param("", "fsvit_edge", [], id="the package"),
+        pytest.param("", "fsvit_edge.runtime fsvit_edge.runtime.errors", [], id="the errors"),
+        pytest.param("typer", "fsvit_edge.cli.main", ["typer"], id="the command line"),
+        pytest.param(
+            # What these do themselves (OpenBLAS starts threads) is theirs.
+            "numpy cv2 PIL.Image safetensors.numpy threadpoolctl",
+            " ".join(runtime_modules()),
+            ["cv2", "numpy"],
+            id="the runtime",
+        ),
+    ],
+)
+def test_an_import_changes_nothing_and_loads_little(first: str, then: str, loaded: list[str]) -> None:
+    assert run(SNAPSHOT + IMPORT, first, then).strip() == f"[] {loaded}"
+
+
+def test_the_snapshot_would_notice_a_change() -> None:
+    change = """
+before = snapshot()
+os.environ["X"] = "1"; logging.basicConfig(); warnings.simplefilter("ignore"); threading.Timer(9, print).start()
+print([key for key in before if before[key] != snapshot()[key]], flush=True)
+os._exit(0)
+"""
+    assert run(SNAPSHOT + change).strip() == "['environment', 'handlers', 'threads', 'tasks', 'warnings']"
+
+
+def imported(source: str) -> Iterator[str]:
+    """Every module that a source imports, at its top or deep inside."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(module: str) -> str:
+    """The subpackage of ours that a dotted name belongs to."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in LAYERS else ""
+
+
+def offences(module: str, source: str) -> list[str]:
+    """Imports by which a module of ours reaches upwards or sideways, or a heavy package where it does not belong."""
+    own = layer(module)
+    wrong = []
+    for name in imported(source):
+        top = name.partition(".")[0]
+        if top == "fsvit_edge":
+            target = layer(name)
+            if target != own and (LAYERS[target] >= LAYERS[own] or (target == "" and not name.endswith("__version__"))):
+                wrong.append(name)
+        elif own not in HOMES.get(top, LAYERS):
+            wrong.append(name)
+    return wrong
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    assert offences(module, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("fsvit_edge.runtime.bank", "from fsvit_edge.model.config import ModelConfig", True),
+        ("fsvit_edge.runtime.bank", "def f():\n    import fsvit_edge.export.pipeline", True),
+        ("fsvit_edge.runtime.bank", "import torch.nn", True),
+        ("fsvit_edge.runtime.bank", "import typer", True),
+        ("fsvit_edge.runtime.bank", "from fsvit_edge.runtime.errors import InputError", False),
+        ("fsvit_edge.model.network", "from fsvit_edge.runtime.errors import InputError", False),
+        ("fsvit_edge.model.network", "from fsvit_edge.learn.episodes import Episode", True),
+        ("fsvit_edge.export.graphs", "import torch, onnx", False),
+        ("fsvit_edge.export.graphs", "from fsvit_edge.calib.ranges import Ranges", True),
+        ("fsvit_edge.export.graphs", "from fsvit_edge import __version__", False),
+        ("fsvit_edge.export.graphs", "from fsvit_edge import FewShotModel", True),
+        ("fsvit_edge.export.graphs", "from fsvit_edge.cli import terminal", True),
+        ("fsvit_edge.__init__", "from fsvit_edge.cli import main", True),
+        ("fsvit_edge.__init__", "from fsvit_edge.runtime.errors import InputError", False),
+        ("fsvit_edge.cli.run", "from fsvit_edge.export.pipeline import export_bundle", False),
+        ("fsvit_edge.cli.run", "import torch", True),
+    ],
+)
+def test_the_direction_check_tells_right_from_wrong(module: str, source: str, wrong: bool) -> None:
+    assert bool(offences(module, source)) == wrong
+
+
+def test_every_subpackage_has_its_place() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == LAYERS.keys() - {""}
+    assert len(SOURCES) > 40
+
+
+@pytest.mark.parametrize("door", ["export", "calib"])
+def test_the_doors_at_the_root_lead_into_the_package(door: str) -> None:
+    link = ROOT / door
+    assert link.is_symlink()
+    assert not link.readlink().is_absolute()
+    assert link.resolve() == (PACKAGE / door).resolve()
+
+
+def test_the_public_names_are_these() -> None:
+    assert fsvit_edge.__all__ == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_is_there_and_documented(name: str) -> None:
+    thing = getattr(fsvit_edge, name)
+    assert inspect.isclass(thing)
+    assert thing.__name__ == name
+    assert thing.__module__.startswith("fsvit_edge.runtime.")
+    assert vars(thing)["__doc__"]
+    for member, value in vars(thing).items():
+        if member.startswith("_"):
+            continue
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        if inspect.isfunction(function):
+            assert function.__doc__, member
+
+
+def test_public_names_can_be_imported_by_star_and_others_not_at_all() -> None:
+    names: dict[str, object] = {}
+    exec("from fsvit_edge import *", names)
+    assert set(PUBLIC) <= names.keys()
+    with pytest.raises(AttributeError, match="has no attribute 'SupportBank'"):
+        _ = fsvit_edge.SupportBank
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    stated = re.search('^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert stated is not None
+    assert stated[1] == fsvit_edge.__version__
+    newest = re.search(r"^## \[?([0-9][^\s\]]*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == fsvit_edge.__version__
