@@ -87,14 +87,16 @@ _TOUR = (
     # Left of the shuttle model: beside the astronaut it would be a second, smaller rocket.
     _Stop("astronaut.png", 2.6, _View(178, 120, 345), _View(205, 150, 290, 3), columns=(0, 352)),
     _Stop("gravel.png", 1.2, _View(250, 250, 480), _View(260, 270, 440, -3)),
-    _Stop("rocket.jpg", 2.6, _View(320, 260, 520), _View(322, 215, 300, -4)),
+    _Stop("rocket.jpg", 2.6, _View(320, 215, 420), _View(322, 205, 290, -4)),
 )
 
 _SUPPORT_VIEWS = (
-    _SupportView("cat", _View(262, 150, 345, 6), (300, 400), (1.12, 1.05, 0.95), with_mask=True),
+    _SupportView("cat", _View(262, 150, 345, 6), (300, 400), (0.9, 0.9, 0.95), with_mask=True),
     _SupportView("coffee", _View(275, 203, 395, -12), (320, 400), (0.85, 0.88, 0.95), with_mask=False),
     _SupportView("astronaut", _View(195, 215, 300, -5), (400, 320), (0.9, 0.9, 0.95), with_mask=True),
+    _SupportView("astronaut", _View(215, 130, 300, 4), (300, 400), (1.1, 1.1, 1.05), with_mask=True),
     _SupportView("rocket", _View(318, 215, 190, 7), (400, 360), (1.25, 1.2, 1.1), with_mask=True),
+    _SupportView("rocket", _View(322, 230, 330, -6), (300, 400), (0.95, 0.95, 1.0), with_mask=True),
 )
 
 # Photograph and corners "x,y x,y ..." in its pixels (as SVG writes polygons). The cup counts with its saucer and spoon,
