@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,16 +102,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise ArtefactError(f"{path} is not a readable safetensors file: {error}.") from error
     try:
         # Lightning stores the training script's argparse result; a Namespace is a bag of values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, in files that are no checkpoints
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ArtefactError(
-            f"{path} holds Python objects besides tensors, and reading those could run code, so it was refused; "
-            "where you trust the file, load it yourself and save only its tensors: "
-            'torch.save({"state_dict": checkpoint["state_dict"]}, "clean.ckpt").'
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ArtefactError(f"{path} is not a readable PyTorch file: {str(error).splitlines()[0]}.") from error
+    except (OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise ArtefactError(f"{path} is not a readable PyTorch file: {reason}.") from error
+    except Exception as error:  # torch's unpickler stumbles over damage with errors of many classes
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
+            raise ArtefactError(
+                f"{path} holds Python objects besides tensors, and reading those could run code, so it was refused; "
+                "where you trust the file, load it yourself and save only its tensors: "
+                'torch.save({"state_dict": checkpoint["state_dict"]}, "clean.ckpt").'
+            ) from error
+        raise ArtefactError(f"{path} is damaged or not a PyTorch file; download or copy it again.") from error
     for key in ("state_dict", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

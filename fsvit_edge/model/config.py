@@ -57,5 +57,6 @@ class ModelConfig:
             raise ArtefactError(f"{path} must hold the fields {', '.join(known)}; got {got}.")
         for name, kind in known.items():
             if name in values and type(values[name]) is not kind:
-                raise ArtefactError(f"{path}: {name} must be {kind}, got {values[name]!r}.")
+                kind_name = getattr(kind, "__name__", kind)
+                raise ArtefactError(f"{path}: {name} must be {kind_name}, got {values[name]!r}.")
         return cls(**values)
