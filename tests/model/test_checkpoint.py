@@ -1,0 +1,467 @@
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from fsvit_edge.model.checkpoint import infer_backbone, load_network, read_state, save_network
+from fsvit_edge.model.config import ModelConfig
+from fsvit_edge.model.encoder import NANO_BACKBONE, SUPPORTED_BACKBONES
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+
+Randomise = Callable[[nn.Module, int], None]
+State = dict[str, Tensor]
+
+
+def state_of(network: FewShotNetwork) -> State:
+    """Copies under the published names."""
+    parts = {"backbone.": network.encoder.vit, "learner.": network.head}
+    return {p + name: t.detach().clone() for p, module in parts.items() for name, t in module.state_dict().items()}
+
+
+def assert_same_weights(network: FewShotNetwork, state: State) -> None:
+    ours = state_of(network)
+    assert ours.keys() == state.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, state[name].float()), name
+
+
+def lightning(state: State, **more: object) -> dict[str, object]:
+    """What Lightning writes around the weights."""
+    return {
+        "epoch": 3,
+        "global_step": 1200,
+        "pytorch-lightning_version": "1.5.9",
+        "state_dict": state,
+        "callbacks": {"ModelCheckpoint{'monitor': 'val/miou'}": {"best_model_score": torch.tensor(55.5)}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-3}]}],
+        "hparams_name": "args",
+        "hyper_parameters": argparse.Namespace(backbone="dino", lr=1e-3, imgsize=400, datapath=None),
+        **more,
+    }
+
+
+@pytest.fixture
+def state(tiny_network: FewShotNetwork) -> State:
+    return state_of(tiny_network)
+
+
+@pytest.fixture
+def saved(tiny_network: FewShotNetwork, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    save_network(tiny_network, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_saved_is_loaded(
+    tiny_network: FewShotNetwork, tmp_path: Path, state: State, dtype: torch.dtype
+) -> None:
+    path = tmp_path / "made" / "tiny.safetensors"
+    save_network(tiny_network, path, dtype)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["tiny.json", "tiny.safetensors"]
+    assert {tensor.dtype for tensor in load_file(path).values()} == {dtype}
+    loaded = load_network(path)
+    assert loaded.config == tiny_network.config
+    assert_same_weights(loaded, {name: tensor.to(dtype) for name, tensor in state.items()})
+    assert not loaded.head.training
+    assert not loaded.encoder.training
+    assert not any(parameter.requires_grad for parameter in loaded.encoder.parameters())
+
+
+def test_our_format_is_named_by_its_suffix(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must end in \.safetensors"):
+        save_network(tiny_network, tmp_path / "tiny.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_image_size_can_be_overridden(saved: Path, state: State) -> None:
+    loaded = load_network(saved, image_size=80)
+    assert (loaded.config.image_size, loaded.encoder.grid) == (80, 10)
+    assert_same_weights(loaded, state)
+    with pytest.raises(InputError, match="got 81"):
+        load_network(saved, image_size=81)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pth", ".pt"])
+def test_a_published_lightning_checkpoint_loads(tmp_path: Path, state: State, suffix: str) -> None:
+    path = tmp_path / f"published{suffix}"
+    torch.save(lightning(state), path)
+    loaded = load_network(path, backbone=NANO_BACKBONE)
+    assert loaded.config == ModelConfig("published", NANO_BACKBONE, image_size=400)
+    assert_same_weights(loaded, state)
+    assert load_network(path, backbone=NANO_BACKBONE, image_size=64).encoder.grid == 8
+
+
+def shallow_vit(name: str, **kwargs: Any) -> VisionTransformer:
+    """As wide as DINO's small model, one block deep, quick to make."""
+    assert name == "vit_small_patch16_224.dino"
+    model = VisionTransformer(img_size=224, patch_size=16, embed_dim=384, depth=1, num_heads=6, num_classes=0)
+    nn.init.constant_(model.norm.bias, 7.0 if kwargs["pretrained"] else 0.0)
+    return model
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch, randomise: Randomise) -> State:
+    """The weights of a network with the shallow backbone, which timm makes from now on."""
+    monkeypatch.setattr(timm, "create_model", shallow_vit)
+    network = FewShotNetwork(ModelConfig("shallow", "vit_small_patch16_224.dino", 96))
+    randomise(network, 1)
+    return state_of(network)
+
+
+def test_a_published_checkpoint_tells_its_backbone_by_its_shapes(tmp_path: Path, shallow: State) -> None:
+    path = tmp_path / "published.ckpt"
+    torch.save(lightning(shallow), path)
+    loaded = load_network(path)
+    assert loaded.config == ModelConfig("published", "vit_small_patch16_224.dino", 400)
+    assert_same_weights(loaded, shallow)
+
+
+def only(state: State, prefix: str) -> State:
+    return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def test_a_head_alone_gets_the_pretrained_backbone(tmp_path: Path, shallow: State) -> None:
+    path = tmp_path / "head.ckpt"
+    torch.save(lightning(only(shallow, "learner.")), path)
+    loaded = load_network(path, backbone="vit_small_patch16_224.dino", image_size=96)
+    assert (loaded.encoder.vit.norm.bias == 7.0).all()
+    assert torch.equal(loaded.head.linear[0].weight, shallow["learner.linear.0.weight"])
+    with pytest.raises(InputError, match="holds the head alone; name its backbone with --backbone"):
+        load_network(path)
+
+
+@pytest.mark.parametrize(("pretrained", "bias"), [(False, None), (True, 7.0)])
+def test_pretrained_weights_win_over_the_checkpoints(
+    tmp_path: Path, shallow: State, pretrained: bool, bias: float | None
+) -> None:
+    path = tmp_path / "published.ckpt"
+    torch.save(lightning(shallow), path)
+    loaded = load_network(path, pretrained=pretrained)
+    wanted = shallow["backbone.norm.bias"] if bias is None else torch.full((384,), bias)
+    assert torch.equal(loaded.encoder.vit.norm.bias, wanted)
+
+
+def test_pretrained_weights_that_cannot_be_fetched_are_one_sentence(
+    tmp_path: Path, shallow: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    path = tmp_path / "head.ckpt"
+    torch.save(lightning(only(shallow, "learner.")), path)
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(EnvironmentLacksError, match=r"no route to host.*--weights"):
+        load_network(path, backbone="vit_small_patch16_224.dino")
+
+
+def as_dino(weights: State) -> object:
+    return weights
+
+
+def as_dinos_training_state(weights: State) -> object:
+    teacher = {f"module.backbone.{name}": tensor for name, tensor in weights.items()}
+    student = {name: torch.zeros_like(tensor) for name, tensor in teacher.items()}
+    heads = {"module.head.mlp.0.weight": torch.zeros(2, 2), "module.head.last_layer.weight_g": torch.zeros(2)}
+    return {
+        "student": {**student, **heads},
+        "teacher": {**teacher, **heads},
+        "epoch": 100,
+        "args": argparse.Namespace(),
+    }
+
+
+def as_prefixed(weights: State) -> object:
+    return {f"backbone.{name}": tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("kind", [as_dino, as_dinos_training_state, as_prefixed])
+@pytest.mark.parametrize("head_alone", [True, False])
+def test_weights_of_the_backbone_come_from_their_own_file(
+    tmp_path: Path, saved: Path, state: State, kind: Callable[[State], object], head_alone: bool
+) -> None:
+    other = {name.removeprefix("backbone."): tensor + 1 for name, tensor in only(state, "backbone.").items()}
+    weights = tmp_path / "dino.pth"
+    torch.save(kind(other), weights)
+    if head_alone:
+        save_file(only(state, "learner."), saved)
+    loaded = load_network(saved, weights=weights)
+    wanted = {**state, **{f"backbone.{name}": tensor for name, tensor in other.items()}}
+    assert_same_weights(loaded, wanted)
+
+
+def test_weights_may_be_a_safetensors_file(tmp_path: Path, saved: Path, state: State) -> None:
+    weights = tmp_path / "backbone.safetensors"
+    save_file({name.removeprefix("backbone."): tensor for name, tensor in only(state, "backbone.").items()}, weights)
+    save_file(only(state, "learner."), saved)
+    assert_same_weights(load_network(saved, weights=weights), state)
+
+
+def test_weights_and_pretrained_contradict_each_other(tmp_path: Path, saved: Path) -> None:
+    with pytest.raises(InputError, match="either --weights FILE or --pretrained"):
+        load_network(saved, weights=tmp_path / "any.pth", pretrained=True)
+
+
+class RunsWhenRebuilt:
+    """Its pickle calls os.mkdir(canary)."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.canary),)
+
+
+class RunsWhenFilled:
+    """Its pickle calls its __setstate__."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = str(canary)
+
+    def __setstate__(self, values: dict[str, str]) -> None:
+        Path(values["canary"]).touch()
+
+
+@pytest.mark.parametrize("kind", [RunsWhenRebuilt, RunsWhenFilled])
+@pytest.mark.parametrize("inside", ["checkpoint", "hyper_parameters", "state_dict"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_file_with_foreign_objects_is_refused_and_nothing_in_it_runs(
+    tmp_path: Path, state: State, kind: type, inside: str, zipped: bool
+) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "evil.ckpt"
+    content = lightning(state, **({"extra": kind(canary)} if inside == "checkpoint" else {}))
+    if inside == "hyper_parameters":
+        content["hyper_parameters"] = argparse.Namespace(lr=kind(canary))
+    if inside == "state_dict":
+        content["state_dict"] = {**state, "learner.extra": kind(canary)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+
+    with pytest.raises(ArtefactError, match=r"evil\.ckpt holds Python objects besides tensors.*was refused") as caught:
+        load_network(path, backbone=NANO_BACKBONE)
+    assert "\n" not in str(caught.value)
+    assert not canary.exists()
+
+    torch.load(path, weights_only=False)
+    assert canary.exists(), "the canary is dead, so this test shows nothing"
+
+
+def test_only_the_namespace_is_let_through_and_only_while_a_file_is_read(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "published.ckpt"
+    torch.save(lightning(state), path)
+    before = torch.serialization.get_safe_globals()
+    read_state(path)
+    assert torch.serialization.get_safe_globals() == before
+
+
+def without(name: str) -> Callable[[State], State]:
+    return lambda state: {key: tensor for key, tensor in state.items() if key != name}
+
+
+def changed(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[State], State]:
+    return lambda state: {**state, name: change(state[name]).contiguous()}
+
+
+def added(name: str) -> Callable[[State], State]:
+    return lambda state: {**state, name: torch.zeros(2)}
+
+
+def with_one_bad_value(value: float) -> Callable[[Tensor], Tensor]:
+    def change(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        tensor.view(-1)[-1] = value
+        return tensor
+
+    return change
+
+
+DAMAGES = [
+    (without("learner.linear.0.weight"), r"head weights lack 1 tensors, first 'linear\.0\.weight'"),
+    (without("backbone.cls_token"), "backbone weights lack 1 tensors, first 'cls_token'"),
+    (added("learner.linear.9.weight"), r"head weights hold 1 unknown tensors, first 'linear\.9\.weight'"),
+    (added("backbone.blocks.6.ls1.gamma"), r"backbone weights hold 1 unknown tensors, first 'blocks\.6\.ls1\.gamma'"),
+    (
+        changed("learner.decoder2_cls.2.bias", lambda tensor: tensor[:1]),
+        r"head tensor 'decoder2_cls\.2\.bias' has shape \(1,\), expected \(2,\)",
+    ),
+    (
+        changed("backbone.patch_embed.proj.weight", lambda tensor: tensor[..., :4, :4]),
+        r"backbone tensor 'patch_embed\.proj\.weight' has shape \(192, 3, 4, 4\), expected \(192, 3, 8, 8\)",
+    ),
+    (
+        changed("learner.linear.0.weight", with_one_bad_value(float("nan"))),
+        r"head tensor 'linear\.0\.weight' holds NaN or infinite",
+    ),
+    (
+        changed("backbone.norm.weight", with_one_bad_value(float("inf"))),
+        r"backbone tensor 'norm\.weight' holds NaN or infinite",
+    ),
+    (
+        lambda state: only(state, "backbone."),
+        r"holds no head: expected tensors named learner\.\*, got backbone\.blocks",
+    ),
+    (lambda state: only(state, "learner."), "holds no backbone weights; give them with --weights FILE"),
+    (lambda _: {"weight": torch.zeros(2)}, r"holds no head: expected tensors named learner\.\*, got weight"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_weights_that_do_not_fit_are_named(
+    saved: Path, state: State, suffix: str, damage: Callable[[State], State], message: str
+) -> None:
+    path = saved.with_suffix(suffix)
+    damaged = damage(state)
+    if suffix == ".ckpt":
+        torch.save(lightning(damaged), path)
+    else:
+        save_file(damaged, path)
+    with pytest.raises(ArtefactError, match=message):
+        load_network(path, backbone=NANO_BACKBONE)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def almost_whole(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"hello garbage" * 100)
+
+
+def a_web_page(path: Path) -> None:
+    path.write_text("<!DOCTYPE html><html><body>Not found</body></html>")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncated, almost_whole, emptied, garbage, a_web_page, a_folder, gone])
+@pytest.mark.parametrize("kind", [".safetensors", ".ckpt", "legacy.pth"])
+def test_a_file_that_cannot_be_read_is_one_sentence(
+    saved: Path, state: State, kind: str, damage: Callable[[Path], None]
+) -> None:
+    path = saved.with_name(f"tiny{kind}")
+    if kind != ".safetensors":
+        torch.save(lightning(state), path, _use_new_zipfile_serialization=kind == ".ckpt")
+    damage(path)
+    with pytest.raises(ArtefactError) as caught:
+        load_network(path, backbone=NANO_BACKBONE)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert message.endswith(".")
+    assert not message.endswith("..")
+    assert "\n" not in message
+    assert "could run code" not in message
+    assert ("does not exist" in message) == (damage in (a_folder, gone))
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), {}, [torch.zeros(3)], 7])
+def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "odd.ckpt"
+    torch.save(content, path)
+    with pytest.raises(ArtefactError, match="holds no table of tensors"):
+        load_network(path, backbone=NANO_BACKBONE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(None, "is missing; a .safetensors checkpoint needs its configuration", id="missing"),
+        pytest.param("{", "is not a readable JSON file", id="not JSON"),
+        pytest.param("\xff", "is not a readable JSON file", id="not UTF-8"),
+        pytest.param("[]", "must hold the fields name, backbone, image_size, support_grid; got list", id="a list"),
+        pytest.param('{"name": "a"}', r"must hold the fields .*; got \['name'\]", id="incomplete"),
+        pytest.param(
+            '{"name": "a", "backbone": "b", "image_size": 48, "x": 1}', "must hold the fields", id="unknown field"
+        ),
+        pytest.param(
+            '{"name": "a", "backbone": "b", "image_size": "48"}',
+            "image_size must be int, got '48'",
+            id="text for a size",
+        ),
+        pytest.param(
+            '{"name": "a", "backbone": "b", "image_size": true}',
+            "image_size must be int, got True",
+            id="true for a size",
+        ),
+        pytest.param(
+            '{"name": "a", "backbone": 3, "image_size": 48}', "backbone must be str, got 3", id="number for a name"
+        ),
+        pytest.param(
+            '{"name": "a", "backbone": "b", "image_size": 48, "support_grid": 10}',
+            "support grid must be a positive multiple of 3, got 10",
+            id="odd support grid",
+        ),
+        pytest.param(
+            '{"name": "a", "backbone": "resnet50", "image_size": 48}',
+            "'resnet50' is not supported",
+            id="unknown backbone",
+        ),
+        pytest.param(
+            '{"name": "a", "backbone": "vit_nano_patch8_64", "image_size": -8}',
+            "multiple of the patch",
+            id="negative size",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_one_sentence(saved: Path, text: str | None, message: str) -> None:
+    config = saved.with_suffix(".json")
+    if text is None:
+        config.unlink()
+    else:
+        config.write_text(text, encoding="latin-1")
+    with pytest.raises(FsvitEdgeError, match=message):
+        load_network(saved)
+
+
+def test_a_configuration_without_a_support_grid_means_twelve(saved: Path) -> None:
+    config = saved.with_suffix(".json")
+    values = json.loads(config.read_text())
+    del values["support_grid"]
+    config.write_text(json.dumps(values))
+    assert load_network(saved).config.support_grid == 12
+
+
+INFERABLE = [name for name, resize in SUPPORTED_BACKBONES.items() if resize is not None and name != NANO_BACKBONE]
+
+
+@pytest.mark.parametrize("backbone", INFERABLE)
+@pytest.mark.parametrize("naming", ["timm", "published"])
+def test_a_backbone_is_known_by_its_shapes(backbone: str, naming: str) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(backbone, num_classes=0).state_dict()
+    if naming == "published" and "reg_token" in state:
+        state["register_tokens"] = state.pop("reg_token")
+    assert infer_backbone(state) == backbone
+
+
+@pytest.mark.parametrize("backbone", ["vit_small_patch16_dinov3.lvd1689m", "vit_tiny_patch16_224", "resnet18"])
+def test_a_backbone_that_is_none_of_ours_must_be_named(backbone: str) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(backbone, num_classes=0).state_dict()
+    with pytest.raises(ArtefactError, match="name it with --backbone"):
+        infer_backbone(state)
