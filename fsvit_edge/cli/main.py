@@ -50,7 +50,7 @@ def _options(
 def main() -> None:
     """Run the command line; an error becomes one sentence on stderr and its exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="fsvit-edge", standalone_mode=False)
         sys.stdout.flush()
     except FsvitEdgeError as error:
         _fail(str(error), error.exit_code)
