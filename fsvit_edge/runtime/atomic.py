@@ -35,11 +35,11 @@ def atomic_write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
-        _sync_folder(path.parent)
+        _sync_rename(path)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{path} cannot be written: {error.filename} is a file, not a folder.") from error
+        raise InputError(f"{path} cannot be written: {_file_above(path)} is a file, not a folder.") from error
     except OSError as error:
-        raise FsvitEdgeError(f"{path} cannot be written: {error.strerror}; nothing was changed.") from error
+        raise FsvitEdgeError(f"{path} cannot be written: {error.strerror or error}; nothing was changed.") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -77,23 +77,47 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
         retired = staging.with_name(staging.name + "-old")
         if path.exists():
             os.replace(path, retired)
-        os.replace(staging, path)
+        try:
+            os.replace(staging, path)
+        except OSError:
+            if retired.exists():
+                os.replace(retired, path)
+            raise
         staging = None
-        _sync_folder(path.parent)
-        shutil.rmtree(retired, ignore_errors=True)
+        try:
+            _sync_rename(path)
+        finally:
+            shutil.rmtree(retired, ignore_errors=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{path} cannot be written: {error.filename} is a file, not a folder.") from error
+        raise InputError(f"{path} cannot be written: {_file_above(path)} is a file, not a folder.") from error
     except OSError as error:
-        raise FsvitEdgeError(f"{path} cannot be written: {error.strerror}; the old folder is untouched.") from error
+        raise FsvitEdgeError(
+            f"{path} cannot be written: {error.strerror or error}; the old folder is untouched."
+        ) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _file_above(path: Path) -> Path:
+    """The parent that is a file; the system names the folder that it could not make below it."""
+    return next((parent for parent in path.parents if parent.is_file()), path.parent)
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _sync_rename(path: Path) -> None:
+    try:
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FsvitEdgeError(
+            f"{path} was written, but its folder cannot be flushed to the disk: {error.strerror or error}; "
+            "a power cut may bring the old one back."
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:
