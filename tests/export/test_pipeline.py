@@ -27,7 +27,7 @@ from fsvit_edge.model.fast_head import cache_supports
 from fsvit_edge.model.network import FewShotNetwork, normalise
 from fsvit_edge.runtime.bundle import GRAPH_NAMES, MANIFEST_NAME, Bundle
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, OrtTensor
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtefactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
@@ -464,7 +464,7 @@ def test_a_pixel_at_the_pseudo_masks_threshold_may_fall_either_way(
             if "used_mask" in outputs:
                 mask = np.array(outputs["used_mask"].numpy())
                 mask.flat[:pixels] = 1 - mask.flat[:pixels]
-                outputs["used_mask"] = self.upload(mask)
+                outputs["used_mask"] = OrtTensor(torch.from_numpy(mask))
             return outputs
 
     monkeypatch.setattr(verify_module, "OnnxRuntimeEngine", Flipping)
