@@ -22,6 +22,7 @@ from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Probabilities = npt.NDArray[np.float32]
 
 PRESENCE_THRESHOLD = 0.5
 _LARGEST_TENSOR_BYTES = 256 * 2**20
@@ -164,6 +165,17 @@ class FewShotModel:
         clock = _Clock()
         image = resize_image(rgb, self.manifest.image_size)
         clock.lap("preprocess")
+        scores, foreground = self._judge(image, clock)
+        labels = label_map(foreground, size_hw)
+        full = upsample_foreground(foreground, size_hw) if probabilities else None
+        clock.lap("postprocess")
+        return Prediction(self.classes, scores, scores > PRESENCE_THRESHOLD, labels, full, clock.laps_ms)
+
+    def _judge(self, image: Image, clock: "_Clock") -> tuple[Probabilities, Probabilities]:
+        """P(present) (ways,) and P(foreground) (ways, mask_size, mask_size) of a resized frame.
+
+        The encoder's outputs are freed in here, so that what freeing them costs counts as the head's time.
+        """
         tokens = self._encoder.run({"image": image[None]})["tokens"]
         clock.lap("encoder")
         ways = len(self.classes)
@@ -174,11 +186,9 @@ class FewShotModel:
             answer = self._head.run({"tokens": tokens, **run.feed})
             scores += np.asarray(answer["presence"].numpy(), np.float32)
             foreground += np.asarray(answer["foreground"].numpy(), np.float32)
+        del tokens
         clock.lap("head")
-        labels = label_map(foreground, size_hw)
-        full = upsample_foreground(foreground, size_hw) if probabilities else None
-        clock.lap("postprocess")
-        return Prediction(self.classes, scores, scores > PRESENCE_THRESHOLD, labels, full, clock.laps_ms)
+        return scores, foreground
 
     def remove(self, name: str) -> None:
         """Forget a class.
