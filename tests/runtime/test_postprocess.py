@@ -51,7 +51,7 @@ def decided(odds: np.ndarray) -> np.ndarray:
 def maps(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int]]:
     ways = draw(st.integers(0, 4))
     cells = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    size_hw = draw(st.integers(1, 33)), draw(st.integers(1, 33))
+    size_hw = draw(st.integers(1, 80)), draw(st.integers(1, 33))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     # A high power leaves few cells above 0.5, here and there: the case that the shortcut is for.
     foreground = rng.random((ways, *cells)) ** draw(st.sampled_from([0.2, 1, 4, 20]))
