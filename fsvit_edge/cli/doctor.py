@@ -22,5 +22,5 @@ def doctor(
         width = max(len(finding.subject) for finding in diagnosis.findings)
         for finding in diagnosis.findings:
             print(f"{'ok     ' if finding.ok else 'missing'}  {finding.subject:<{width}}  {finding.text}")
-    if not diagnosis.usable:
-        raise typer.Exit(3)
+    if diagnosis.exit_code:
+        raise typer.Exit(diagnosis.exit_code)

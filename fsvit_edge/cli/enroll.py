@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-_FULL_COVER, _NO_COVER = 0.95, 0.01
+_FULL_COVER = 0.95
 
 
 def enroll(
@@ -37,14 +37,13 @@ def enroll(
         enrolment = model.enroll(name, pictures, given or None)
         model.save_bank(bank)
         classes = model.classes
-    for path, cover in zip(images, enrolment.mask_cover, strict=True):
+    for path, cover, tokens in zip(images, enrolment.mask_cover, enrolment.kept_tokens, strict=True):
         kind = "mask" if given else "guessed mask"
-        print(f"{path}: {kind} covers {cover:.0%} of the picture")
-        if not given and not _NO_COVER < cover < _FULL_COVER:
-            advise(
-                f"Warning: the guessed mask of {path} shows almost {'all' if cover > 0.5 else 'nothing'} of it; "
-                "a closer picture or a --mask will do better."
-            )
+        print(f"{path}: {kind} covers {cover:.0%} of the picture, {tokens} tokens")
+        if tokens == 0:
+            advise(f"Warning: the {kind} of {path} is too small for the network to see; crop the picture closer.")
+        elif not given and cover > _FULL_COVER:
+            advise(f"Warning: the guessed mask of {path} shows almost all of it; a --mask will do better.")
     shots = "1 support" if enrolment.shots == 1 else f"{enrolment.shots} supports"
     print(f"Enrolled {enrolment.name!r} with {shots}; {bank} holds: {', '.join(classes)}.")
     advise(f"Next: fsvit-edge run --camera --bank {bank}" + (f" --bundle {bundle}" if bundle else ""))

@@ -78,7 +78,7 @@ def run(
         name = model.manifest.name
     _print_summary(statistics, frames.name, name, as_json, to_stderr="-" in sinks and not as_json)
     for written in sinks:
-        if written != "-":
+        if written != "-" and statistics.frames:
             advise(f"Wrote {written}")
     if is_demo:
         advise("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")

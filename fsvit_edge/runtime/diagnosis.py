@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError
 
 _NEEDED = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "safetensors")
 _OPTIONAL = {
@@ -50,6 +50,14 @@ class Diagnosis:
     def usable(self) -> bool:
         """Whether everything that is needed is there."""
         return all(finding.ok for finding in self.findings if finding.needed)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where everything that is needed is there, 4 where only the bundle is not whole, else 3."""
+        if self.usable:
+            return 0
+        lacking = {finding.subject for finding in self.findings if finding.needed and not finding.ok}
+        return ArtefactError.exit_code if lacking == {"bundle"} else EnvironmentLacksError.exit_code
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -39,11 +39,14 @@ class Enrolment:
         name: The class.
         shots: Supports that the class has now.
         mask_cover: Share of each new picture that its mask, given or guessed, covers, in [0, 1].
+        kept_tokens: Image tokens of each new picture that the mask keeps; where there are none the thing is too small
+            in it for the network to see, and only the picture as a whole is compared.
     """
 
     name: str
     shots: int
     mask_cover: tuple[float, ...]
+    kept_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ class FewShotModel:
         supports, covers = zip(*(self._cache(image, mask) for image, mask in pairs), strict=True)
         self.bank.add(name, supports)
         self._runs = None
-        return Enrolment(name, len(self.bank.supports(name)), covers)
+        kept = tuple(support.kept.shape[1] - 1 for support in supports)
+        return Enrolment(name, len(self.bank.supports(name)), covers, kept)
 
     def predict(self, rgb: Image, probabilities: bool = False) -> Prediction:
         """Judge one frame against every enrolled class.

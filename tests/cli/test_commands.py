@@ -461,8 +461,8 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
     first = cli("enroll", "cat", "cat1.jpg", "cat2.png", "--mask", "cat1_mask.png", "--mask", "cat2_mask.png")
     assert first.code == 0
     assert first.out.splitlines() == [
-        "cat1.jpg: mask covers 25% of the picture",
-        "cat2.png: mask covers 25% of the picture",
+        "cat1.jpg: mask covers 25% of the picture, 36 tokens",
+        "cat2.png: mask covers 25% of the picture, 36 tokens",
         "Enrolled 'cat' with 2 supports; bank.safetensors holds: cat.",
     ]
     assert first.err == "Next: fsvit-edge run --camera --bank bank.safetensors\n"
@@ -495,15 +495,30 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_guess_that_covers_all_or_nothing_is_warned_of(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_that_tell_nothing_are_warned_of(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Warning: " not in cli("enroll", "cat", "cat1.jpg", "--mask", "cat1_mask.png").err
     enroll = FewShotModel.enroll
-    for cover, word in ((0.999, "all"), (0.0, "nothing"), (0.4, None)):
-        monkeypatch.setattr(FewShotModel, "enroll", lambda *given, c=cover: replace(enroll(*given), mask_cover=(c,)))
+    for changed, expected in (
+        ({"mask_cover": (0.999,)}, "Warning: the guessed mask of cat1.jpg shows almost all of it; a --mask will do"),
+        ({"kept_tokens": (0,)}, "Warning: the guessed mask of cat1.jpg is too small for the network to see; crop"),
+        ({"mask_cover": (0.4,)}, None),
+    ):
+        monkeypatch.setattr(FewShotModel, "enroll", lambda *given, c=changed: replace(enroll(*given), **c))
         result = cli("enroll", "cat", "cat1.jpg")
         assert result.code == 0
-        expected = f"Warning: the guessed mask of cat1.jpg shows almost {word} of it; a closer picture or a --mask"
-        assert (expected in result.err) == (word is not None)
-        assert "Warning: " not in cli("enroll", "cat", "cat1.jpg", "--mask", "cat1_mask.png").err
+        assert ("Warning: " in result.err) == (expected is not None)
+        assert (expected or "") in result.err
+
+
+def test_a_given_mask_too_small_for_the_network_is_warned_of(folder: Path, cli: Cli) -> None:
+    picture = np.full((600, 600, 3), 90, np.uint8)
+    mask = np.zeros((600, 600), np.uint8)
+    mask[301:304, 301:304] = 255
+    Image.fromarray(picture).save(folder / "far.png")
+    Image.fromarray(mask).save(folder / "far_mask.png")
+    result = cli("enroll", "far", "far.png", "--mask", "far_mask.png")
+    assert result.code == 0
+    assert "Warning: the mask of far.png is too small for the network to see; crop the picture closer." in result.err
 
 
 def is_record(record: dict[str, Any], sequence: int, classes: list[str]) -> None:
@@ -730,7 +745,7 @@ def test_the_doctor_finds_this_machine_in_order(empty_folder: Path, cli: Cli) ->
 @pytest.mark.usefixtures("folder")
 def test_the_doctor_finds_a_damaged_bundle(cli: Cli) -> None:
     result = cli("doctor", "--bundle", "altered")
-    assert result.code == 3
+    assert result.code == 4
     assert "head.onnx was altered or damaged" in result.out
     assert json.loads(cli("doctor", "--bundle", "altered", "--json").out)["usable"] is False
 

@@ -185,6 +185,12 @@ def test_the_native_position_embedding_is_left_alone() -> None:
     assert resize_position_embedding(embedding, 8, DINO_RESIZE) is embedding
 
 
+@pytest.mark.parametrize("backbone", SUPPORTED_BACKBONES)
+def test_a_backbone_is_resized_as_its_family(backbone: str) -> None:
+    family = None if "dinov3" in backbone else DINOV2_REGISTER_RESIZE if "reg4" in backbone else DINO_RESIZE
+    assert SUPPORTED_BACKBONES[backbone] == family
+
+
 @pytest.mark.parametrize(
     ("backbone", "size", "offset", "antialias", "prefix"),
     [
