@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pytest
 import typer
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from fsvit_edge import FewShotModel, __version__
