@@ -62,6 +62,8 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; give the name of a folder to write.")
+    if path.is_symlink():
+        path = path.resolve()  # or the link would be replaced and its folder left behind
     if path.is_dir() and not (path / marker).is_file() and any(path.iterdir()):
         raise InputError(f"{path} holds other files and no {marker}; choose an empty or a new folder.")
     staging: Path | None = None

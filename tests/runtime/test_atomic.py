@@ -334,3 +334,16 @@ def test_a_folder_that_may_not_be_written_is_one_sentence(
     monkeypatch.setattr(os, "open", fail_with(errno.EACCES))
     with pytest.raises(FsvitEdgeError, match="thing cannot be written: Permission denied"):
         make(tmp_path / "thing", b"data")
+
+
+def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "marker").write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    with atomic_folder(link, "marker") as staging:
+        (staging / "marker").write_text("new")
+    assert link.is_symlink()
+    assert (real / "marker").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]

@@ -96,8 +96,11 @@ class OnnxRuntimeEngine:
             raise FsvitEdgeError("The engine is closed.")
         check_feed(feed, self.inputs)
         binding = self._session.io_binding()
-        for name, value in feed.items():
-            tensor = value if isinstance(value, OrtTensor) else self.upload(_host(value))
+        # Held until the run is over: a binding does not promise to keep the host's copies alive.
+        bound = {
+            name: value if isinstance(value, OrtTensor) else self.upload(_host(value)) for name, value in feed.items()
+        }
+        for name, tensor in bound.items():
             binding.bind_ortvalue_input(name, tensor.value)
         for spec in self.outputs:
             binding.bind_output(spec.name, self._device, 0)
