@@ -203,7 +203,7 @@ def test_a_failed_run_is_one_sentence(head: OnnxRuntimeEngine, capfd: pytest.Cap
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (None, 2)])
-def test_threads_are_those_asked_for_or_one_a_usable_core_and_do_not_spin(
+def test_threads_are_those_asked_for_or_one_a_usable_core_and_stop_spinning_after_a_run(
     threads: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
@@ -211,7 +211,7 @@ def test_threads_are_those_asked_for_or_one_a_usable_core_and_do_not_spin(
     with OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads) as engine:
         options = engine._session.get_session_options()
         assert options.intra_op_num_threads == expected
-        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 @pytest.mark.parametrize("name", ["gpu", "CPU", "", "CUDAExecutionProvider"])
