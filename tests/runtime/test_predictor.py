@@ -305,11 +305,16 @@ def test_classes_come_and_go_while_it_runs(fake: Fake) -> None:
     assert after.classes == ("a", "c")
 
 
+def kept(model: FewShotModel, name: str) -> tuple[int, ...]:
+    """Image tokens that each support of a class has in the bank, without the class token."""
+    return tuple(support.kept.shape[1] - 1 for support in model.bank.supports(name))
+
+
 def test_more_pictures_make_more_shots_of_the_same_class(fake: Fake) -> None:
     first = fake.model.enroll("a", [picture(0)], [left_half()])
     second = fake.model.enroll("a", [picture(1), picture(2)], [corner(), None])
-    assert first == Enrolment("a", 1, (0.5,))
-    assert second == Enrolment("a", 3, (0.25, 0.25))
+    assert first == Enrolment("a", 1, (0.5,), kept(fake.model, "a")[:1])
+    assert second == Enrolment("a", 3, (0.25, 0.25), kept(fake.model, "a")[1:])
     assert fake.model.classes == ("a",)
 
 
@@ -367,7 +372,7 @@ def test_everything_but_zero_is_foreground_in_a_mask(fake: Fake, mask: np.ndarra
 def test_pictures_and_masks_may_be_stacked(fake: Fake, as_array: bool) -> None:
     pictures, masks = [picture(0), picture(1)], [left_half(), corner()]
     given = (np.stack(pictures), np.stack(masks)) if as_array else (pictures, masks)
-    assert fake.model.enroll("a", *given) == Enrolment("a", 2, (0.5, 0.25))
+    assert fake.model.enroll("a", *given) == Enrolment("a", 2, (0.5, 0.25), kept(fake.model, "a"))
 
 
 def test_a_cached_support_is_stored_in_fp16_with_a_small_picture(fake: Fake) -> None:
@@ -516,7 +521,7 @@ def test_every_frame_size_is_answered_at_that_size(real: FewShotModel, size_hw: 
 @pytest.mark.parametrize("size_hw", SIZES, ids=str)
 def test_a_support_may_have_any_size(real: FewShotModel, size_hw: tuple[int, int]) -> None:
     enrolment = real.enroll("a", [picture(0, *size_hw)], [np.ones(size_hw, np.bool_)])
-    assert enrolment == Enrolment("a", 1, (1.0,))
+    assert enrolment == Enrolment("a", 1, (1.0,), (144,))
     assert real.predict(FRAME).scores.shape == (1,)
 
 
