@@ -49,13 +49,6 @@ class Enrolment:
     kept_tokens: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class _HeadRun:
-    """Supports that share one run of the head, where the engine computes."""
-
-    feed: dict[str, ResidentTensor]
-
-
 class FewShotModel:
     """An exported network with its enrolled classes. Close it, or use it as a context manager.
 
@@ -86,7 +79,7 @@ class FewShotModel:
                 manifest.precision,
             )
         )
-        self._runs: list[_HeadRun] | None = None
+        self._runs: list[dict[str, ResidentTensor]] | None = None
         self._blas = ThreadpoolController().select(user_api="blas")
 
     @classmethod
@@ -186,8 +179,8 @@ class FewShotModel:
         mask_size = self.manifest.mask_size
         scores = np.zeros(ways, np.float32)
         foreground = np.zeros((ways, mask_size, mask_size), np.float32)
-        for run in self._resident_supports() if ways else ():
-            answer = self._head.run({"tokens": tokens, **run.feed})
+        for supports in self._resident_supports() if ways else ():
+            answer = self._head.run({"tokens": tokens, **supports})
             scores += np.asarray(answer["presence"].numpy(), np.float32)
             foreground += np.asarray(answer["foreground"].numpy(), np.float32)
         del tokens
@@ -265,7 +258,7 @@ class FewShotModel:
         )
         return support, float(np.mean(cached["used_mask"] != 0))
 
-    def _resident_supports(self) -> list[_HeadRun]:
+    def _resident_supports(self) -> list[dict[str, ResidentTensor]]:
         """Group the supports into runs of bounded size and put them where the engine computes, once for many frames."""
         if self._runs is None:
             shots = [(way, support) for way, name in enumerate(self.classes) for support in self.bank.supports(name)]
@@ -276,7 +269,9 @@ class FewShotModel:
             self._runs = [self._head_run(shots[start : start + group], counts) for start in range(0, len(shots), group)]
         return self._runs
 
-    def _head_run(self, shots: list[tuple[int, CachedSupport]], counts: npt.NDArray[np.intp]) -> _HeadRun:
+    def _head_run(
+        self, shots: list[tuple[int, CachedSupport]], counts: npt.NDArray[np.intp]
+    ) -> dict[str, ResidentTensor]:
         longest = max(support.kept.shape[1] for _, support in shots)
         identity = self.bank.identity
         kept = np.zeros((len(shots), identity.num_channels, longest, identity.head_dim), np.float32)
@@ -294,7 +289,7 @@ class FewShotModel:
             "pooled_mask": np.stack([support.pooled_mask for _, support in shots]).astype(np.float32),
             "averaging": averaging,
         }
-        return _HeadRun({name: self._head.upload(array) for name, array in feed.items()})
+        return {name: self._head.upload(array) for name, array in feed.items()}
 
 
 class _Clock:
