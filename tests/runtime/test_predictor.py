@@ -246,7 +246,7 @@ def test_twenty_classes_of_five_shots_are_judged_in_bounded_runs(real: FewShotMo
     assert prediction.scores.shape == (20,)
     np.testing.assert_allclose(prediction.scores, prediction.scores[0], rtol=1e-4)
     runs = real._resident_supports()
-    sizes = [run.feed["kept"].shape[0] for run in runs]
+    sizes = [run["kept"].shape[0] for run in runs]
     assert sum(sizes) == 100
     per_support = predictor._ATTENTION_MAPS_PER_TOKEN * real._num_query * 40 * 4
     assert max(sizes) * per_support <= predictor._LARGEST_TENSOR_BYTES
