@@ -1,7 +1,7 @@
 """Compare what a bundle says about the demo's tour with the truth: python examples/evaluate_demo.py [BUNDLE].
 
-The demo's scenes and supports were chosen with the shipped model in view: this shows that the parts work together, it is
-no benchmark. Presence is not judged where a class fills less than 1 % of the frame.
+The demo's scenes and supports were chosen with the shipped model in view: this shows that the parts work together, it
+is no benchmark. Presence is not judged where a class fills less than 1 % of the frame.
 """
 
 import sys
