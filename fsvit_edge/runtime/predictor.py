@@ -157,6 +157,53 @@ class FewShotModel:
         with self._blas.limit(limits=1):
             return self._predict(rgb, probabilities)
 
+    def predict_with(self, rgb: Image, banks: Sequence[SupportBank]) -> list[Prediction]:
+        """Judge one frame by other classes than the enrolled: by each bank in turn, while the encoder runs once.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB.
+            banks: Made of what `cache_support` returned; this model's own bank stays as it is.
+
+        Returns:
+            One answer for each bank; its latency is that of head and post-processing.
+
+        Raises:
+            InputError: The frame is not such an array.
+        """
+        check_rgb(rgb, "The frame")
+        size_hw = (rgb.shape[0], rgb.shape[1])
+        own, runs = self.bank, self._runs
+        predictions = []
+        with self._blas.limit(limits=1):
+            tokens = self._encoder.run({"image": resize_image(rgb, self.manifest.image_size)[None]})["tokens"]
+            try:
+                for bank in banks:
+                    self.bank, self._runs = bank, None
+                    clock = _Clock()
+                    scores, foreground = self._compare(tokens)
+                    clock.lap("head")
+                    labels = label_map(foreground, size_hw)
+                    clock.lap("postprocess")
+                    present = scores > PRESENCE_THRESHOLD
+                    predictions.append(Prediction(bank.classes, scores, present, labels, None, clock.laps_ms))
+            finally:
+                self.bank, self._runs = own, runs
+        return predictions
+
+    def cache_support(self, name: str, image: Image, mask: Mask | None = None) -> CachedSupport:
+        """Compute what `enroll` would keep of one picture, and keep it nowhere.
+
+        Args:
+            name: The class, for the errors.
+            image: See `enroll`.
+            mask: See `enroll`.
+
+        Raises:
+            InputError: The picture or its mask cannot be used.
+        """
+        _check_support(name, image, mask)
+        return self._cache(image, mask)[0]
+
     def _predict(self, rgb: Image, probabilities: bool) -> Prediction:
         size_hw = (rgb.shape[0], rgb.shape[1])
         clock = _Clock()
@@ -175,6 +222,13 @@ class FewShotModel:
         """
         tokens = self._encoder.run({"image": image[None]})["tokens"]
         clock.lap("encoder")
+        answer = self._compare(tokens)
+        del tokens
+        clock.lap("head")
+        return answer
+
+    def _compare(self, tokens: ResidentTensor) -> tuple[Probabilities, Probabilities]:
+        """P(present) and P(foreground) of the classes of `self.bank`."""
         ways = len(self.classes)
         mask_size = self.manifest.mask_size
         scores = np.zeros(ways, np.float32)
@@ -183,8 +237,6 @@ class FewShotModel:
             answer = self._head.run({"tokens": tokens, **supports})
             scores += np.asarray(answer["presence"].numpy(), np.float32)
             foreground += np.asarray(answer["foreground"].numpy(), np.float32)
-        del tokens
-        clock.lap("head")
         return scores, foreground
 
     def remove(self, name: str) -> None:

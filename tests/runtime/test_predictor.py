@@ -8,7 +8,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from fsvit_edge.runtime import predictor
-from fsvit_edge.runtime.bank import CachedSupport
+from fsvit_edge.runtime.bank import CachedSupport, SupportBank
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.engines.fake import FakeEngine
@@ -283,6 +283,42 @@ def test_supports_are_uploaded_once_and_again_only_after_a_change(fake: Fake, tm
         fake.model.predict(FRAME)
         assert fake.head.uploads == per_run
     assert fake.encoder.uploads == fake.enroll.uploads == 0
+
+
+def test_one_frame_is_judged_by_several_banks_with_one_run_of_the_encoder(fake: Fake) -> None:
+    model = fake.model
+    supports = [
+        model.cache_support("a", picture(seed), mask) for seed, mask in enumerate((left_half(), None, corner()))
+    ]
+    assert model.classes == ()
+    banks = [SupportBank(model.bank.identity) for _ in range(3)]
+    banks[0].add("a", supports[:1])
+    banks[1].add("b", supports[1:])
+    banks[1].add("a", supports[:1])
+    model.enroll("own", [picture(7)])
+    before = model.predict(FRAME)
+    fake.encoder.runs = 0
+    answers = model.predict_with(FRAME, banks)
+    assert fake.encoder.runs == 1
+    assert model.classes == ("own",)
+    assert [answer.classes for answer in answers] == [("a",), ("b", "a"), ()]
+    for bank, answer in zip(banks, answers, strict=True):
+        alone = Fake().model
+        alone.bank = bank
+        wanted = alone.predict(FRAME)
+        assert np.array_equal(answer.scores, wanted.scores)
+        assert np.array_equal(answer.present, wanted.present)
+        assert np.array_equal(answer.label_map, wanted.label_map)
+    assert np.array_equal(model.predict(FRAME).scores, before.scores)
+
+
+def test_what_is_cached_of_a_picture_is_what_enrolment_keeps(fake: Fake) -> None:
+    cached = fake.model.cache_support("a", picture(1), corner())
+    fake.model.enroll("a", [picture(1)], [corner()])
+    (enrolled,) = fake.model.bank.supports("a")
+    assert all(np.array_equal(getattr(cached, field), getattr(enrolled, field)) for field in vars(cached))
+    with pytest.raises(InputError, match="The mask of 'a' is empty"):
+        fake.model.cache_support("a", picture(1), np.zeros((24, 32), np.bool_))
 
 
 def test_classes_come_and_go_while_it_runs(fake: Fake) -> None:
