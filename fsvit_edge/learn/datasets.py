@@ -1,0 +1,260 @@
+"""The data sets: Pascal-5i and COCO-20i with the standard lists of pictures, and folders of one's own."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.learn.examples import IGNORE, Example, ExampleList, FewShotData, check_size, read_stored_mask
+from fsvit_edge.learn.folder import FolderFewShot, class_folders, folder_folds
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.pictures import read_image
+
+__all__ = [
+    "BENCHMARKS",
+    "IGNORE",
+    "CocoFewShot",
+    "Example",
+    "FewShotData",
+    "FolderFewShot",
+    "PascalFewShot",
+    "folder_folds",
+    "open_data",
+]
+
+Split = Literal["train", "test"]
+
+BENCHMARKS = ("pascal", "coco", "folder")
+FOLDS = 4
+
+_PASCAL_NAMES = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
+    "sofa train tvmonitor"
+)
+_COCO_NAMES = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
+    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
+    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
+    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
+    "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
+    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
+)
+PASCAL_CLASSES = tuple(_PASCAL_NAMES.split())
+COCO_CLASSES = tuple(_COCO_NAMES.split(","))
+
+_PASCAL_LINE = re.compile(r"(\S+)__(\d+)")
+
+
+class _IndexMapData(ExampleList):
+    """Data whose masks hold the number of every class, from 1: one file a picture, 255 where nobody knows."""
+
+    layout: str
+
+    @property
+    def lists_every_class(self) -> bool:
+        """False: the lists leave out classes of which a picture shows too little."""
+        return False
+
+    def read_image(self, index: int) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) RGB.
+
+        Raises:
+            InputError: The file is missing or damaged.
+        """
+        image = self.examples[index].image
+        self._check_there(image)
+        return read_image(image)
+
+    def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
+        """(H, W): 1 where the example's own class is, 0 elsewhere, `IGNORE` where nobody knows.
+
+        Raises:
+            InputError: The file is missing, damaged or of another size than its picture.
+        """
+        return self.read_truth(index, (self.examples[index].label,))
+
+    def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """(H, W): i + 1 where labels[i] is, 0 elsewhere, `IGNORE` where nobody knows.
+
+        Raises:
+            InputError: The file is missing, damaged or of another size than its picture.
+        """
+        example = self.examples[index]
+        path = example.mask
+        assert path is not None
+        self._check_there(path)
+        self._check_there(example.image)
+        stored, mode = read_stored_mask(path)
+        if mode not in ("L", "P"):
+            raise InputError(f"The mask {path} has pixels of mode {mode}; expected numbers of classes: {self.layout}.")
+        check_size(stored, path, example.image)
+        renamed = np.zeros(256, np.uint8)
+        renamed[IGNORE] = IGNORE
+        for number, label in enumerate(labels, start=1):
+            renamed[label + 1] = number
+        return renamed[stored]
+
+    def _check_there(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"{path} is missing; expected {self.layout}.")
+
+
+class PascalFewShot(_IndexMapData):
+    """Pascal-5i: PASCAL VOC 2012 with the masks of SBD ("SegmentationClassAug").
+
+    Args:
+        root: Holds `JPEGImages/` and `SegmentationClassAug/`, itself or in `VOC2012/` or `VOCdevkit/VOC2012/`.
+        splits: Holds `pascal/{trn,val}/fold{0..3}.txt`, one IMAGE__CLASS a line.
+        fold: Which fifth of the classes is held out; None takes the lists of all folds.
+        split: "train" has the other folds' classes in the training pictures, "test" the held-out ones.
+
+    Raises:
+        InputError: A list is missing or damaged, or there is no such fold.
+    """
+
+    layout = "<root>/JPEGImages/*.jpg and <root>/SegmentationClassAug/*.png, as VOC 2012 with SBD's masks is laid out"
+
+    def __init__(self, root: Path, splits: Path, fold: int | None, split: Split) -> None:
+        home = _home(root, "JPEGImages", ("VOC2012", "VOCdevkit/VOC2012"))
+        names: dict[int, str] = {}
+        examples: list[Example] = []
+        for listed in _listed_folds(fold, split):
+            size = len(PASCAL_CLASSES) // FOLDS
+            labels = range(listed * size, (listed + 1) * size)
+            names |= {label: PASCAL_CLASSES[label] for label in labels}
+            path = splits / "pascal" / _LIST_FOLDERS[split] / f"fold{listed}.txt"
+            for name, label in _pascal_list(path, labels):
+                image = home / "JPEGImages" / f"{name}.jpg"
+                examples.append(Example(label, image, home / "SegmentationClassAug" / f"{name}.png", name))
+        super().__init__(names, examples)
+
+
+class CocoFewShot(_IndexMapData):
+    """COCO-20i: the pictures of COCO 2014 with one mask of class numbers (1 to 80) a picture.
+
+    Args:
+        root: Holds `train2014/`, `val2014/` and `annotations/{train2014,val2014}/*.png`, itself or in `COCO2014/`.
+        splits: Holds `coco/{trn,val}-fold{0..3}.json.gz`, each: class number from 1 -> pictures.
+        fold: Which quarter of the classes (every fourth) is held out; None takes all classes.
+        split: "train" has the other classes in the training pictures, "test" the held-out ones.
+
+    Raises:
+        InputError: A list is missing or damaged, or there is no such fold.
+    """
+
+    layout = (
+        "<root>/{train2014,val2014}/*.jpg and <root>/annotations/{train2014,val2014}/*.png with the class's number, "
+        "1 to 80, in every pixel"
+    )
+
+    def __init__(self, root: Path, splits: Path, fold: int | None, split: Split) -> None:
+        home = _home(root, "annotations", ("COCO2014",))
+        if fold is not None:
+            _check_fold(fold)
+        lists: dict[int, list[str]] = {}
+        # The training list of a fold has the classes of the other three, so two of them have all.
+        for listed in (fold,) if fold is not None else (range(FOLDS) if split == "test" else (0, 1)):
+            held_out = split == "test"
+            labels = [label for label in range(len(COCO_CLASSES)) if (label % FOLDS == listed) == held_out]
+            lists |= _coco_list(splits / "coco" / f"{_LIST_FOLDERS[split]}-fold{listed}.json.gz", labels)
+        names = {label: COCO_CLASSES[label] for label in sorted(lists)}
+        # A picture stands under three classes on average: half of the time to open went into making equal paths.
+        unique = {name for listed_names in lists.values() for name in listed_names}
+        files = {name: (home / name, (home / "annotations" / name).with_suffix(".png")) for name in unique}
+        super().__init__(
+            names, [Example(label, *files[name], photograph=name) for label in names for name in lists[label]]
+        )
+
+
+def open_data(
+    benchmark: str,
+    root: Path,
+    splits: Path | None,
+    fold: int | None,
+    split: Split,
+    needs_masks: bool = True,
+) -> FewShotData:
+    """Open the data of a command line.
+
+    In a folder, training on a fold leaves out the photographs that also stand under a held-out class.
+
+    Args:
+        benchmark: One of `BENCHMARKS`.
+        root: The data set's folder.
+        splits: The folder of the lists; a folder of one's own needs none.
+        fold: 0 to 3; None for all classes.
+        split: The classes that train, or those that are held out.
+        needs_masks: Refuse pictures of a folder without a mask.
+
+    Raises:
+        InputError: The data cannot be used, or there is no such benchmark or fold.
+    """
+    if benchmark not in BENCHMARKS:
+        raise InputError(f"There is no benchmark {benchmark!r}; known are: {', '.join(BENCHMARKS)}.")
+    if benchmark == "folder":
+        if fold is None:
+            return FolderFewShot(root, needs_masks=needs_masks)
+        _check_fold(fold)
+        held_out = folder_folds(root)[fold]
+        if split == "test":
+            return FolderFewShot(root, held_out, needs_masks)
+        others = [name for name in class_folders(root) if name not in held_out]
+        return FolderFewShot(root, others, needs_masks, exclude=held_out)
+    if splits is None:
+        raise InputError(f"The benchmark {benchmark!r} needs the lists of its folds; name their folder with --splits.")
+    return (PascalFewShot if benchmark == "pascal" else CocoFewShot)(root, splits, fold, split)
+
+
+_LIST_FOLDERS = {"train": "trn", "test": "val"}
+
+
+def _check_fold(fold: int) -> None:
+    if fold not in range(FOLDS):
+        raise InputError(f"There is no fold {fold}; choose 0 to {FOLDS - 1}.")
+
+
+def _listed_folds(fold: int | None, split: Split) -> Iterator[int]:
+    """Folds whose lists a selection reads: a training list has the classes of its own fold."""
+    if fold is not None:
+        _check_fold(fold)
+    for listed in range(FOLDS):
+        if fold is None or (listed == fold) == (split == "test"):
+            yield listed
+
+
+def _home(root: Path, landmark: str, nested: Sequence[str]) -> Path:
+    return next((root / place for place in nested if (root / place / landmark).is_dir()), root)
+
+
+def _pascal_list(path: Path, labels: range) -> Iterator[tuple[str, int]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The list of pictures {path} cannot be read: {error}.") from error
+    for number, line in enumerate(lines, start=1):
+        match = _PASCAL_LINE.fullmatch(line.strip())
+        if match and int(match[2]) - 1 in labels:
+            yield match[1], int(match[2]) - 1
+        elif line.strip():
+            raise InputError(
+                f"Line {number} of {path} is {line!r}; expected IMAGE__CLASS with a class from {labels.start + 1} to "
+                f"{labels.stop}."
+            )
+
+
+def _coco_list(path: Path, labels: Sequence[int]) -> dict[int, list[str]]:
+    try:
+        stored = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"The list of pictures {path} cannot be read: {error}.") from error
+    lists = {label: stored.get(str(label + 1)) for label in labels} if isinstance(stored, dict) else {}
+    for label in labels:
+        names = lists.get(label)
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path} has no list of pictures for class {label + 1}; expected class -> pictures.")
+    return {label: list(map(str, names)) for label, names in lists.items() if names}

@@ -1,0 +1,228 @@
+"""Few-shot data as users have it: `<root>/<class>/images/*`, and masks of the same stems beside them."""
+
+import csv
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.learn.examples import IGNORE, Example, ExampleList, check_size, picture_size_hw, read_stored_mask
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image, read_mask
+
+NUM_FOLDS = 4
+LAYOUT = "<root>/<class>/images/<stem>.jpg and, where there are masks, <root>/<class>/masks/<stem>.png"
+
+_INDEX_FILE = "index.csv"
+_SAME_IMAGE = "same_image_as"
+_MIN_PICTURES = 2  # one to learn from, one to ask about
+
+
+class FolderFewShot(ExampleList):
+    """Classes as folders of pictures, with or without masks.
+
+    Copies of one photograph are recognised by their content and by `<root>/index.csv`, if it is there: its columns
+    `class` and `image` name a picture, `same_image_as` its other places, as class/stem with blanks between.
+
+    A mask marks its own class: bright is the thing, as `fsvit-edge enroll` reads it. Where it holds 0, 1 and 255, or is
+    a palette of 0, 255 and one more value, 255 is ignored.
+
+    Args:
+        root: Laid out as `LAYOUT` says; other folders and files are left alone.
+        classes: Names of the classes to take; None for all. Labels number all class folders in sorted order.
+        needs_masks: Refuse pictures without a mask.
+        exclude: Classes whose photographs are left out wherever they stand: those that a test holds out. A class that
+            has fewer than two pictures besides is left out whole.
+
+    Raises:
+        InputError: There is no class folder, an unknown class is named, or a class has too few pictures or masks.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        classes: Sequence[str] | None = None,
+        needs_masks: bool = True,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        names = class_folders(root)
+        for name in (*(classes or ()), *exclude):
+            if name not in names:
+                raise InputError(f"{root} has no class {name!r}; it has: {', '.join(names)}.")
+        pictures = {name: _by_stem(root / name / "images") for name in names}
+        photographs = _photographs(root, pictures)
+        hidden = {photographs[name, stem] for name in exclude for stem in pictures[name]}
+        wanted = {label: name for label, name in enumerate(names) if classes is None or name in classes}
+        examples = []
+        for label, name in wanted.items():
+            masks = _by_stem(root / name / "masks") if (root / name / "masks").is_dir() else {}
+            _check_class(root / name, list(pictures[name]), masks if needs_masks else None)
+            found = [
+                Example(label, path, masks.get(stem), photographs[name, stem])
+                for stem, path in pictures[name].items()
+                if photographs[name, stem] not in hidden
+            ]
+            examples += found if len(found) >= _MIN_PICTURES else []
+        left = {example.label for example in examples}
+        super().__init__({label: name for label, name in wanted.items() if label in left}, examples)
+        self._by_photograph: dict[tuple[str, int], int] = {}
+        for index, example in enumerate(examples):
+            self._by_photograph.setdefault((example.photograph, example.label), index)
+
+    @property
+    def lists_every_class(self) -> bool:
+        """True: a photograph shows a class because it stands in its folder."""
+        return True
+
+    def read_image(self, index: int) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) RGB.
+
+        Raises:
+            InputError: The file is missing or damaged.
+        """
+        return read_image(self.examples[index].image)
+
+    def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
+        """(H, W): 1 where the example's own class is, 0 elsewhere, `IGNORE` where nobody knows.
+
+        Raises:
+            InputError: There is no mask, or it is damaged, empty or of another size than its picture.
+        """
+        example = self.examples[index]
+        if example.mask is None:
+            raise InputError(f"{example.image} has no mask; expected {LAYOUT}.")
+        mask = _read_folder_mask(example.mask, example.image)
+        check_size(mask, example.mask, example.image)
+        return mask
+
+    def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """(H, W): i + 1 where labels[i] is, 0 elsewhere, `IGNORE` where nobody knows.
+
+        The masks of the same photograph under these classes are laid over each other; where two of them claim a pixel
+        (at outlines: at most 5 % of the smaller one in the pictures measured) the one given first has it.
+
+        Raises:
+            InputError: The photograph stands under one of the classes without a mask, or a mask cannot be used.
+        """
+        example = self.examples[index]
+        truth = np.zeros(picture_size_hw(example.image), np.uint8)
+        for number, label in enumerate(labels, start=1):
+            other = self._by_photograph.get((example.photograph, label))
+            if other is not None:
+                mask = self.read_mask(other)
+                truth[(mask == 1) & ((truth == 0) | (truth == IGNORE))] = number
+                truth[(mask == IGNORE) & (truth == 0)] = IGNORE
+        return truth
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the class folders, sorted.
+
+    Raises:
+        InputError: There is none.
+    """
+    names = sorted(folder.parent.name for folder in root.glob("*/images") if folder.is_dir())
+    if not names:
+        raise InputError(f"{root} has no class folder; expected {LAYOUT}.")
+    return names
+
+
+def folder_folds(root: Path) -> list[list[str]]:
+    """Cut the classes, sorted, into four equal runs; fold I holds run I out for the test, the others train.
+
+    Raises:
+        InputError: There are fewer classes than folds.
+    """
+    names = class_folders(root)
+    if len(names) < NUM_FOLDS:
+        raise InputError(f"{root} has {len(names)} classes, too few for {NUM_FOLDS} folds; use it without folds.")
+    edges = [len(names) * fold // NUM_FOLDS for fold in range(NUM_FOLDS + 1)]
+    return [names[edges[fold] : edges[fold + 1]] for fold in range(NUM_FOLDS)]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
+            if path.stem in files:
+                raise InputError(f"{files[path.stem]} and {path} have the same stem; rename one of them.")
+            files[path.stem] = path
+    return files
+
+
+def _check_class(folder: Path, stems: Sequence[str], masks: Mapping[str, Path] | None) -> None:
+    if len(stems) < _MIN_PICTURES:
+        raise InputError(
+            f"The class {folder} has {len(stems)} pictures; it needs at least {_MIN_PICTURES}, one to learn "
+            "from and one to ask about."
+        )
+    bare = [stem for stem in stems if stem not in masks] if masks is not None else []
+    if bare:
+        raise InputError(
+            f"The class {folder} has no mask for {len(bare)} of its {len(stems)} pictures, the first is {bare[0]!r}; "
+            f"expected {LAYOUT}."
+        )
+
+
+def _photographs(root: Path, pictures: Mapping[str, Mapping[str, Path]]) -> dict[tuple[str, str], str]:
+    """(class, stem) -> name of the photograph, which is the first of its places as class/stem."""
+    places = [(name, stem) for name, stems in pictures.items() for stem in stems]
+    first = {place: place for place in places}
+
+    def find(place: tuple[str, str]) -> tuple[str, str]:
+        while first[place] != place:
+            place = first[place]
+        return place
+
+    for one, other in (*_same_content(pictures), *_same_by_index(root / _INDEX_FILE)):
+        if one in first and other in first:
+            low, high = sorted((find(one), find(other)))
+            first[high] = low
+    return {place: "/".join(find(place)) for place in places}
+
+
+def _same_content(
+    pictures: Mapping[str, Mapping[str, Path]],
+) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
+    # Only files of one size can be the same, so most are never read: large folders open at once.
+    by_size: dict[int, list[tuple[tuple[str, str], Path]]] = {}
+    for name, stems in pictures.items():
+        for stem, path in stems.items():
+            by_size.setdefault(path.stat().st_size, []).append(((name, stem), path))
+    for group in by_size.values():
+        seen: dict[bytes, tuple[str, str]] = {}
+        for place, path in group if len(group) > 1 else ():
+            digest = hashlib.sha256(path.read_bytes()).digest()
+            if digest in seen:
+                yield seen[digest], place
+            seen.setdefault(digest, place)
+
+
+def _same_by_index(path: Path) -> Iterable[tuple[tuple[str, str], tuple[str, str]]]:
+    if not path.is_file():
+        return
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or ()
+            rows = list(reader) if _SAME_IMAGE in columns else []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a table: {error}.") from error
+    missing = {"class", "image"} - set(columns) if rows else set()
+    if missing:
+        raise InputError(f"{path} lacks the column {', '.join(sorted(missing))}, which {_SAME_IMAGE} needs.")
+    for row in rows:
+        for other in (row[_SAME_IMAGE] or "").split():
+            name, _, stem = other.partition("/")
+            yield (row["class"], Path(row["image"]).stem), (name, stem)
+
+
+def _read_folder_mask(path: Path, image: Path) -> npt.NDArray[np.uint8]:
+    stored, mode = read_stored_mask(path)
+    if mode in ("L", "P"):
+        things = np.flatnonzero(np.bincount(stored.ravel(), minlength=256)[1:IGNORE]) + 1
+        if things.size == 1 and (stored == IGNORE).any() and (mode == "P" or things[0] == 1):
+            return np.where(stored == IGNORE, IGNORE, stored == things[0]).astype(np.uint8)
+    return read_mask(path, picture_size_hw(image)).astype(np.uint8)
