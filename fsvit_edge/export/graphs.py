@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
+from fsvit_edge import __version__
 from fsvit_edge.model.config import POOLED_GRID
 from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
 from fsvit_edge.model.head import channel_vectors
 from fsvit_edge.model.network import FewShotNetwork, normalise
 from fsvit_edge.model.pseudo_mask import pseudo_mask
+from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
+from fsvit_edge.runtime.preprocess import DESCRIPTION, IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)
@@ -187,3 +190,34 @@ def build_graphs(network: FewShotNetwork) -> dict[str, GraphSpec]:
             },
         ),
     }
+
+
+def make_manifest(
+    network: FewShotNetwork, graphs: dict[str, GraphInfo], opset: int, parity: dict[str, float]
+) -> Manifest:
+    """Describe a network for the runtime.
+
+    Args:
+        network: The network.
+        graphs: What computes it, by name: encoder, enroll, head.
+        opset: Of ONNX; 0 where there is none.
+        parity: See `Manifest`.
+    """
+    encoder, config = network.encoder, network.config
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=config.name,
+        backbone=config.backbone,
+        image_size=config.image_size,
+        patch_size=encoder.patch_size,
+        num_layers=encoder.num_layers,
+        num_heads=encoder.num_heads,
+        support_grid=config.support_grid,
+        mask_size=2 * encoder.grid,
+        preprocessing={"resize": DESCRIPTION, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
+        opset=opset,
+        precision="fp32",
+        graphs=graphs,
+        parity=parity,
+        created_by=f"fsvit-edge {__version__}",
+    )

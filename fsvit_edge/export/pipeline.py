@@ -12,15 +12,13 @@ from pathlib import Path
 import onnx
 import torch
 
-from fsvit_edge import __version__
-from fsvit_edge.export.graphs import GraphSpec, build_graphs
+from fsvit_edge.export.graphs import GraphSpec, build_graphs, make_manifest
 from fsvit_edge.export.verify import ParityRow, raise_on_failure, verify
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.atomic import atomic_folder
-from fsvit_edge.runtime.bundle import FORMAT_VERSION, MANIFEST_NAME, GraphInfo, Manifest
+from fsvit_edge.runtime.bundle import MANIFEST_NAME, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.preprocess import DESCRIPTION, IMAGENET_MEAN, IMAGENET_STD
 
 DEFAULT_OPSET = 20
 MIN_OPSET, MAX_OPSET = 20, 22
@@ -156,26 +154,9 @@ def check(model: onnx.ModelProto, name: str, opset: int) -> None:
 
 def describe(network: FewShotNetwork, models: dict[str, bytes], opset: int, parity: tuple[ParityRow, ...]) -> Manifest:
     """Fill in `bundle.json`."""
-    encoder, config = network.encoder, network.config
     graphs = {}
     for name, data in models.items():
         with OnnxRuntimeEngine(data, "cpu") as engine:
             digest = hashlib.sha256(data).hexdigest()
             graphs[name] = GraphInfo(f"{name}.onnx", digest, engine.inputs, engine.outputs)
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        name=config.name,
-        backbone=config.backbone,
-        image_size=config.image_size,
-        patch_size=encoder.patch_size,
-        num_layers=encoder.num_layers,
-        num_heads=encoder.num_heads,
-        support_grid=config.support_grid,
-        mask_size=2 * encoder.grid,
-        preprocessing={"resize": DESCRIPTION, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
-        opset=opset,
-        precision="fp32",
-        graphs=graphs,
-        parity={row.output: row.max_error for row in parity},
-        created_by=f"fsvit-edge {__version__}",
-    )
+    return make_manifest(network, graphs, opset, {row.output: row.max_error for row in parity})

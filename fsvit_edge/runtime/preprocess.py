@@ -53,13 +53,13 @@ def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
     return rounded
 
 
-def resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]:
-    """Resize an (H, W) mask to (size, size) uint8 of 0 and 1, taking the nearest pixel."""
+def resize_mask(mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Resize an (H, W) mask or map of labels to (size, size) uint8, taking the nearest pixel; True becomes 1."""
     height, width = mask.shape
     rows = ((np.arange(size) + 0.5) * height / size).astype(np.intp)
     columns = ((np.arange(size) + 0.5) * width / size).astype(np.intp)
-    nearest: npt.NDArray[np.bool_] = mask[rows[:, None], columns]
-    return nearest.astype(np.uint8)
+    nearest: npt.NDArray[np.uint8] = mask[rows[:, None], columns].astype(np.uint8)
+    return nearest
 
 
 def _filter_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
