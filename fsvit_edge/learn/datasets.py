@@ -163,7 +163,7 @@ class CocoFewShot(_IndexMapData):
             labels = [label for label in range(len(COCO_CLASSES)) if (label % FOLDS == listed) == held_out]
             lists |= _coco_list(splits / "coco" / f"{_LIST_FOLDERS[split]}-fold{listed}.json.gz", labels)
         names = {label: COCO_CLASSES[label] for label in sorted(lists)}
-        # A picture stands under three classes on average: half of the time to open went into making equal paths.
+        # A picture stands under two classes on average: half of the time to open went into making the same paths again.
         unique = {name for listed_names in lists.values() for name in listed_names}
         files = {name: (home / name, (home / "annotations" / name).with_suffix(".png")) for name in unique}
         super().__init__(
