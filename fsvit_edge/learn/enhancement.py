@@ -1,0 +1,306 @@
+"""Training of the pseudo-label enhancer on the few pictures that have masks (CST, mixed supervision)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fsvit_edge.learn.datasets import IGNORE, FewShotData
+from fsvit_edge.learn.tokens import TokenCache
+from fsvit_edge.learn.views import View
+from fsvit_edge.model.encoder import EncoderOutput
+from fsvit_edge.model.enhancer import PseudoLabelEnhancer
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.model.pseudo_mask import pseudo_map, thresholded
+from fsvit_edge.runtime.errors import InputError
+
+_Floats = npt.NDArray[np.float64]
+
+LEAST_MASKS = 5
+"""Photographs; two of them only measure."""
+_PARTNERS = 4
+"""Pictures of the same class whose class tokens also look at a picture: a map of each is learnt from."""
+_BLIND_GUESSES = 8
+_WARM_UP = 20
+_WEIGHT_DECAY = 1e-2
+_DROPPED = 0.2
+"""Share of the tokens' channels that a step hides of a picture; few pictures would teach the network their own look."""
+_FLATNESS = 1.0
+"""Added to both areas of the soft IoU, in cells: a thing of less than a cell weighs little."""
+
+
+@dataclass(frozen=True)
+class EnhancerOptions:
+    """How to train.
+
+    Attributes:
+        seed: Of the held-out pictures, the initial weights and the batches.
+        steps: Optimiser steps.
+        batch: Maps a step.
+        learning_rate: Of Adam, after the warm-up; decays to 0 along a cosine.
+        held_out: Share of the pictures with masks that only measure.
+    """
+
+    seed: int = 0
+    steps: int = 300
+    batch: int = 16
+    learning_rate: float = 2e-3
+    held_out: float = 0.2
+
+
+@dataclass(frozen=True)
+class EnhancerResult:
+    """The trained enhancer, and what the held-out masks say of it: IoU in [0, 1], mean over their maps.
+
+    Attributes:
+        enhancer: On the CPU, in evaluation mode.
+        trained_on: Masks it learnt from.
+        held_out: Masks that only measured.
+        iou_before: Of the coarse pseudo-masks.
+        iou_after: Of the enhanced ones.
+        iou_blind: Of the enhanced masks of other pictures: what can be guessed without looking at the picture.
+        helps: Whether the enhanced masks are better than the coarse ones, and than a blind guess by more than one
+            standard error. Masks whose maps and tokens were shuffled can beat a poor coarse mask, but not the guess.
+    """
+
+    enhancer: PseudoLabelEnhancer
+    trained_on: int
+    held_out: int
+    iou_before: float
+    iou_after: float
+    iou_blind: float
+    helps: bool
+
+    @property
+    def sentence(self) -> str:
+        """What a person wants to know of it."""
+        figures = (
+            f"IoU of the pseudo-masks on {self.held_out} held-out masks: {100 * self.iou_before:.1f} % before, "
+            f"{100 * self.iou_after:.1f} % after the enhancer, which learnt from {self.trained_on} masks"
+        )
+        if self.helps:
+            return f"{figures}."
+        return (
+            f"{figures} ({100 * self.iou_blind:.1f} % without seeing the picture): it does not help, so the "
+            "pseudo-masks stay as they are."
+        )
+
+
+class _Seen(NamedTuple):
+    """M pictures with what the enhancer reads and should answer.
+
+    Attributes:
+        tokens: (M, N, D) float16.
+        maps: (M, 1 + P, grid, grid) coarse maps, the own one first; repeated where the class has fewer pictures.
+        masks: (M, S, S) uint8 of 0, 1 and 255.
+    """
+
+    tokens: Tensor
+    maps: Tensor
+    masks: Tensor
+
+
+def train_enhancer(
+    network: FewShotNetwork,
+    cache: TokenCache,
+    data: FewShotData,
+    with_masks: Sequence[int],
+    options: EnhancerOptions,
+    progress: Callable[[str], None] = lambda _: None,
+) -> EnhancerResult:
+    """Train an enhancer on the CPU, where the same seed gives the same weights.
+
+    Args:
+        network: Whose encoder filled the cache.
+        cache: Has the pictures' tokens.
+        data: Of all these examples the class is known.
+        with_masks: Indices of the examples whose masks may be opened; no other mask is.
+        options: How.
+        progress: Told how far it is.
+
+    Raises:
+        InputError: The masks are of too few photographs.
+    """
+    train, test = split_by_photograph(data, with_masks, options)
+    progress(f"read {len(train) + len(test)} pictures with masks for the enhancer")
+    hidden = {data.examples[index].photograph for index in test}
+    rng = np.random.default_rng(options.seed)
+    learnt = _see(network, cache, data, train, hidden, rng)
+    measured = _see(network, cache, data, test, set(), rng)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(options.seed)
+        enhancer = PseudoLabelEnhancer(network.encoder.embed_dim)
+    _fit(enhancer, learnt, options, progress)
+    before, after, blind = _measure(enhancer, measured, learnt)
+    return EnhancerResult(
+        enhancer,
+        len(train),
+        len(test),
+        float(before.mean()),
+        float(after.mean()),
+        float(blind.mean()),
+        helps=bool(after.mean() > before.mean()) and _beyond_chance(after, blind),
+    )
+
+
+def split_by_photograph(
+    data: FewShotData, with_masks: Sequence[int], options: EnhancerOptions
+) -> tuple[list[int], list[int]]:
+    """Give the examples to learn from and those to measure on, no photograph on both sides.
+
+    Raises:
+        InputError: The masks are of too few photographs.
+    """
+    photographs: dict[str, list[int]] = {}
+    for index in sorted(set(with_masks)):
+        photographs.setdefault(data.examples[index].photograph, []).append(index)
+    count = sum(map(len, photographs.values()))
+    if len(photographs) < LEAST_MASKS:
+        raise InputError(
+            f"The pseudo-label enhancer needs masks of at least {LEAST_MASKS} photographs, got {len(photographs)}; "
+            "give more masks, or train with --supervision image."
+        )
+    names = list(photographs)
+    order = np.random.default_rng(options.seed).permutation(len(names))
+    train: list[int] = []
+    test: list[int] = []
+    for place in order:
+        # At least two, because one says nothing about chance; each photograph adds one or more.
+        (test if len(test) < max(2, options.held_out * count) else train).extend(photographs[names[place]])
+    return sorted(train), sorted(test)
+
+
+@torch.inference_mode()
+def enhanced_mask(
+    enhancer: PseudoLabelEnhancer, class_query: Tensor, image: EncoderOutput, grid: int, size: int
+) -> Tensor:
+    """Stand in for `pseudo_mask`.
+
+    Args:
+        enhancer: On the tensors' device.
+        class_query: (B, heads, d) of the supports: the pictures' own, or of other pictures of the class.
+        image: What the encoder says of the B pictures.
+        grid: Side of the token grid.
+        size: Side of the masks to return, in pixels.
+
+    Returns:
+        (B, size, size) float, 1.0 on the foreground, else 0.0.
+    """
+    logits = enhancer(pseudo_map(class_query, image.image_keys, grid), image.tokens[:, -1, 1:])
+    return _enlarged(logits, size)
+
+
+def _enlarged(logits: Tensor, size: int) -> Tensor:
+    full = F.interpolate(logits[:, None], size=(size, size), mode="bilinear", align_corners=False)
+    return (full[:, 0] > 0).to(logits.dtype)
+
+
+def _see(
+    network: FewShotNetwork,
+    cache: TokenCache,
+    data: FewShotData,
+    indices: Sequence[int],
+    hidden: set[str],
+    rng: np.random.Generator,
+) -> _Seen:
+    """Read pictures, their masks, and class tokens of other photographs of the class, but for the hidden ones."""
+    grid, size = network.encoder.grid, network.config.image_size
+    tokens, maps, masks = [], [], []
+    for index in indices:
+        example = data.examples[index]
+        output = cache.read(example.image)
+        others = [
+            other
+            for other in data.of_class(example.label)
+            if data.examples[other].photograph not in hidden | {example.photograph}
+        ]
+        drawn = rng.permutation(others)[:_PARTNERS].tolist()
+        queries = [output.class_query, *(cache.read(data.examples[other].image).class_query for other in drawn)]
+        queries = [queries[place % len(queries)] for place in range(1 + _PARTNERS)]
+        maps.append(pseudo_map(torch.cat(queries), output.image_keys.expand(1 + _PARTNERS, -1, -1, -1), grid))
+        tokens.append(output.tokens[0, -1, 1:].half())
+        masks.append(torch.from_numpy(View().of_mask(data.read_mask(index), size)))
+    return _Seen(torch.stack(tokens), torch.stack(maps), torch.stack(masks))
+
+
+def _fit(enhancer: PseudoLabelEnhancer, seen: _Seen, options: EnhancerOptions, progress: Callable[[str], None]) -> None:
+    generator = torch.Generator().manual_seed(options.seed)
+    grid = 2 * seen.maps.shape[-1]
+    inside, known = (
+        F.interpolate(share.float()[:, None], size=(grid, grid), mode="area")[:, 0]
+        for share in (seen.masks == 1, seen.masks != IGNORE)
+    )
+    adam = torch.optim.AdamW(enhancer.parameters(), lr=options.learning_rate, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        adam,
+        lambda step: min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + np.cos(np.pi * step / options.steps)),
+    )
+    enhancer.train()
+    for step in range(options.steps):
+        if step % 50 == 0:
+            progress(f"train the enhancer, step {step} of {options.steps}")
+        picture = torch.randint(len(seen.tokens), (options.batch,), generator=generator)
+        own = torch.rand(options.batch, generator=generator) < 0.5
+        partner = torch.randint(1, seen.maps.shape[1], (options.batch,), generator=generator)
+        coarse = seen.maps[picture, torch.where(own, 0, partner)]
+        tokens = seen.tokens[picture].float().reshape(*coarse.shape, -1)
+        target, counts = inside[picture], known[picture]
+        if torch.rand((), generator=generator) < 0.5:
+            coarse, tokens, target, counts = (each.flip(2) for each in (coarse, tokens, target, counts))
+        keep = torch.rand(options.batch, 1, 1, tokens.shape[-1], generator=generator) > _DROPPED
+        logits = enhancer(coarse, (tokens * keep / (1 - _DROPPED)).flatten(1, 2))
+        adam.zero_grad()
+        torch.autograd.backward(_loss(logits, target, counts))
+        adam.step()
+        schedule.step()
+    enhancer.eval()
+
+
+def _loss(logits: Tensor, inside: Tensor, known: Tensor) -> Tensor:
+    """Cross-entropy and soft IoU; of each cell a share is `known`, and of that a share is `inside` the thing."""
+    entropy = (F.softplus(-logits) * inside + F.softplus(logits) * (known - inside)).mean()
+    chance = logits.sigmoid()
+    common = (chance * inside).sum(dim=(1, 2))
+    union = (chance * known + inside).sum(dim=(1, 2)) - common
+    return entropy + 1 - ((common + _FLATNESS) / (union + _FLATNESS)).mean()
+
+
+@torch.inference_mode()
+def _measure(enhancer: PseudoLabelEnhancer, seen: _Seen, others: _Seen) -> tuple[_Floats, _Floats, _Floats]:
+    """Give the IoU of each picture's coarse masks, of its enhanced ones, and of those of a few of the `others`.
+
+    The picture's own map counts as much as the maps of other class tokens together, as in training.
+    """
+    size = seen.masks.shape[-1]
+    places = np.linspace(0, len(others.tokens) - 1, _BLIND_GUESSES).astype(int)
+    strange = [_enhanced(enhancer, others, place) for place in places.tolist()]
+    before, after, blind = [], [], []
+    for index, mask in enumerate(seen.masks):
+        before.append(_mean_iou(thresholded(seen.maps[index], size), mask))
+        after.append(_mean_iou(_enhanced(enhancer, seen, index), mask))
+        blind.append(np.mean([_mean_iou(guess, mask) for guess in strange]))
+    return np.array(before), np.array(after), np.array(blind)
+
+
+def _enhanced(enhancer: PseudoLabelEnhancer, seen: _Seen, index: int) -> Tensor:
+    maps = seen.maps[index]
+    return _enlarged(enhancer(maps, seen.tokens[index].float().expand(len(maps), -1, -1)), seen.masks.shape[-1])
+
+
+def _mean_iou(guesses: Tensor, mask: Tensor) -> float:
+    """IoU of guesses (1 + P, S, S) with a mask of 0, 1 and 255: 1 where neither has anything."""
+    guess = guesses > 0
+    common = (guess & (mask == 1)).sum(dim=(1, 2))
+    union = ((guess & (mask != IGNORE)) | (mask == 1)).sum(dim=(1, 2))
+    iou = torch.where(union > 0, common / union.clamp(min=1), 1.0)
+    return float(iou[0] + iou[1:].mean()) / 2
+
+
+def _beyond_chance(one: _Floats, other: _Floats) -> bool:
+    difference = one - other
+    return bool(difference.mean() > difference.std(ddof=1) / len(difference) ** 0.5)
