@@ -1,1 +1,1 @@
-"""Episodes, training and metrics come here in a later release; until then `examples/` holds a plain training loop."""
+"""Data sets, episodes, training and evaluation (CST, sections 3.3 and 4)."""

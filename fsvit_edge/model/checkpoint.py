@@ -65,6 +65,32 @@ def load_network(
     return network
 
 
+def build_network(
+    backbone: str, weights: Path | None, pretrained: bool, image_size: int | None, name: str
+) -> FewShotNetwork:
+    """Build a network around a backbone alone; its head has random weights.
+
+    Args:
+        backbone: One of `fsvit_edge.model.encoder.SUPPORTED_BACKBONES`.
+        weights: File with the backbone's weights; None to fetch them from timm's hub.
+        pretrained: Say so, where `weights` is None.
+        image_size: Side of the input in pixels; by default the published 400.
+        name: What the network is called.
+
+    Raises:
+        ArtefactError: The file is missing, unreadable, unsafe, or does not fit the backbone.
+        InputError: The options contradict each other.
+        EnvironmentLacksError: The published weights cannot be fetched.
+    """
+    if (weights is None) != pretrained:
+        raise InputError("Give the backbone's weights once: either --weights FILE or --pretrained.")
+    network = FewShotNetwork(ModelConfig(name, backbone, image_size or PUBLISHED_IMAGE_SIZE), pretrained)
+    if weights is not None:
+        state = read_state(weights)
+        network.encoder.load_published(_strip(state, BACKBONE_PREFIX) or state)
+    return network
+
+
 def save_network(network: FewShotNetwork, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write our own format: `path` (.safetensors) and the configuration beside it (.json).
 

@@ -1,0 +1,162 @@
+"""Tokens of the frozen encoder on disk: it is the cost of a training, and what it says of a picture never changes."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fsvit_edge.learn.datasets import FewShotData
+from fsvit_edge.learn.views import LEAST_AREA, draw_view
+from fsvit_edge.model.encoder import EncoderOutput
+from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.runtime.atomic import atomic_write
+from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError
+from fsvit_edge.runtime.preprocess import DESCRIPTION
+
+_BATCH = 8
+_FORMAT = 1
+
+
+def default_cache_folder() -> Path:
+    """Where the user's programs keep what they can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fsvit-edge" / "tokens"
+
+
+class TokenCache:
+    """A folder with the encoder's outputs, float16, one file a picture, memory-mapped when read.
+
+    A file holds (views, L + 1, 1 + N, D): the tokens of the L blocks, then the class token's query vector and the image
+    tokens' key vectors, their heads side by side. Its name is the digest of the picture's file, so copies share it,
+    and a picture that changes is encoded again. Other weights, sizes or views have another folder.
+
+    Args:
+        network: Its encoder is used, wherever its parameters are.
+        folder: Where the caches of all encoders lie.
+        views: Views of each picture; the first is the picture itself.
+    """
+
+    def __init__(self, network: FewShotNetwork, folder: Path, views: int = 1) -> None:
+        self.network = network
+        self.views = views
+        encoder = network.encoder
+        self.shape = (views, encoder.num_layers + 1, 1 + encoder.grid**2, encoder.embed_dim)
+        identity = {
+            "format": _FORMAT,
+            "backbone": network.config.backbone,
+            "weights": _digest_of_weights(network),
+            "image_size": network.config.image_size,
+            "preprocessing": DESCRIPTION,
+            "views": views,
+            "least_area": LEAST_AREA,
+        }
+        text = json.dumps(identity, indent=2)
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        if not (self.folder / "cache.json").exists():
+            atomic_write(self.folder / "cache.json", text.encode())
+        self.digest = lru_cache(maxsize=None)(_digest_of_file)
+
+    def fill(self, data: FewShotData, progress: Callable[[str], None] = lambda _: None) -> int:
+        """Encode the pictures that are not there yet.
+
+        Args:
+            data: Whose pictures; no mask is opened.
+            progress: Told how far it is.
+
+        Returns:
+            How many pictures were encoded.
+
+        Raises:
+            FsvitEdgeError: The disk has too little room.
+        """
+        wanted: dict[str, int] = {}
+        for index, example in enumerate(data.examples):
+            wanted.setdefault(self.digest(example.image), index)
+        missing = [(digest, index) for digest, index in wanted.items() if not self._file(digest).exists()]
+        each = 2 * int(np.prod(self.shape))
+        needed, free = each * len(missing), shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise FsvitEdgeError(
+                f"The tokens of {len(missing)} pictures need {needed / 1e9:.1f} GB in {self.folder}, which has "
+                f"{free / 1e9:.1f} GB free; choose another folder with --cache, or fewer views."
+            )
+        for done, (digest, index) in enumerate(missing):
+            if done % 20 == 0:
+                progress(f"encode pictures, {done} of {len(missing)} ({needed / 1e9:.2g} GB in all)")
+            file = io.BytesIO()
+            np.save(file, self._encode(digest, data.read_image(index)))
+            atomic_write(self._file(digest), file.getvalue())
+        return len(missing)
+
+    def read(self, image: Path, view: int = 0) -> EncoderOutput:
+        """Give what the encoder says of a view of a picture: a batch of one, float32.
+
+        Raises:
+            ArtefactError: It is not in the cache, or its file is damaged.
+        """
+        return unpack(torch.from_numpy(self.read_packed(image, view)[None]), self.network)
+
+    def read_packed(self, image: Path, view: int = 0) -> npt.NDArray[np.float16]:
+        """Give (L + 1, 1 + N, D) of a view as it lies on disk, see the class; `unpack` takes it apart.
+
+        Raises:
+            ArtefactError: It is not in the cache, or its file is damaged.
+        """
+        file = self._file(self.digest(image))
+        try:
+            stored = np.load(file, mmap_mode="r")
+        except FileNotFoundError as error:
+            raise ArtefactError(f"{file} is missing: the tokens of {image} were not cached.") from error
+        except (OSError, ValueError) as error:
+            raise ArtefactError(f"{file} is damaged ({error}); delete it and run again.") from error
+        if stored.shape != self.shape or stored.dtype != np.float16:
+            raise ArtefactError(
+                f"{file} holds {stored.dtype} {stored.shape}, expected float16 {self.shape}; delete it and run again."
+            )
+        packed: npt.NDArray[np.float16] = np.array(stored[view])
+        return packed
+
+    def _file(self, digest: str) -> Path:
+        return self.folder / f"{digest}.npy"
+
+    def _encode(self, digest: str, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        size = self.network.config.image_size
+        images = np.stack([draw_view(digest, view).of_image(rgb, size) for view in range(self.views)])
+        device = next(self.network.encoder.parameters()).device
+        packed = np.empty(self.shape, np.float16)
+        with torch.inference_mode():
+            for start in range(0, self.views, _BATCH):
+                batch = torch.from_numpy(images[start : start + _BATCH]).to(device)
+                packed[start : start + _BATCH] = _pack(self.network.encoder(normalise(batch))).half().cpu().numpy()
+        return packed
+
+
+def unpack(packed: torch.Tensor, network: FewShotNetwork) -> EncoderOutput:
+    """Take (B, L + 1, 1 + N, D) of the cache apart into what the encoder returned, float32."""
+    packed = packed.float()
+    vectors = packed[:, -1].reshape(*packed[:, -1].shape[:2], network.encoder.num_heads, -1).transpose(1, 2)
+    return EncoderOutput(packed[:, :-1], vectors[:, :, 0], vectors[:, :, 1:])
+
+
+def _pack(output: EncoderOutput) -> torch.Tensor:
+    vectors = torch.cat([output.class_query.unsqueeze(2), output.image_keys], dim=2)
+    return torch.cat([output.tokens, vectors.transpose(1, 2).flatten(2).unsqueeze(1)], dim=1)
+
+
+def _digest_of_weights(network: FewShotNetwork) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in network.encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest_of_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

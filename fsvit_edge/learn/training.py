@@ -1,0 +1,314 @@
+"""Train the correlation head on episodes of cached tokens; the encoder stays frozen (CST, section 4).
+
+What enters: a network, a data set, options. What leaves: the network's head, trained in place, and a folder with the
+last checkpoint, from which an interrupted training goes on, and a log of the epochs.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
+
+from fsvit_edge.learn.batches import EpisodeBatch, Episodes, Sides, TrainOptions, choose_sides
+from fsvit_edge.learn.datasets import IGNORE, FewShotData
+from fsvit_edge.learn.enhancement import EnhancerOptions, EnhancerResult, enhanced_mask, train_enhancer
+from fsvit_edge.learn.tokens import TokenCache, unpack
+from fsvit_edge.model.enhancer import PseudoLabelEnhancer
+from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
+from fsvit_edge.model.head import CorrelationHead, HeadLogits
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.model.pseudo_mask import pseudo_mask
+from fsvit_edge.runtime.errors import InputError
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came out.
+
+    Attributes:
+        epochs: Epochs trained, those before an interruption included.
+        encoded: Pictures that the encoder had to run for; 0 when all were cached.
+        validation: Loss, exact ratio and mIoU (both in percent) of the head kept, on pictures set aside.
+        enhancer: How much the enhancer helped; None without mixed supervision.
+    """
+
+    epochs: int
+    encoded: int
+    validation: dict[str, float]
+    enhancer: EnhancerResult | None
+
+
+class EpisodeModule(lightning.LightningModule):
+    """One step of learning, as Lightning wants it. Only the head is a part of it, so only the head is checkpointed.
+
+    Args:
+        network: Its head learns.
+        options: Loss and learning rate.
+        identity: What a checkpoint must have been made with; another one is refused.
+        enhancer: Improves pseudo-masks; None leaves them.
+        num_labels: Number of classes of the data set, for the metrics.
+    """
+
+    def __init__(
+        self,
+        network: FewShotNetwork,
+        options: TrainOptions,
+        identity: dict[str, Any],
+        enhancer: PseudoLabelEnhancer | None,
+        num_labels: int,
+    ) -> None:
+        super().__init__()
+        # In a tuple Lightning does not see them, and neither moves nor saves the frozen encoder.
+        self._frozen = (network, enhancer)
+        self._identity = identity
+        self.options = options
+        self.head = FastCorrelationHead(network.head)
+        self.exact_ratio = BinaryAccuracy()
+        self.iou = MulticlassJaccardIndex(num_labels + 1, average="none", ignore_index=IGNORE)
+        self.seen = torch.zeros(num_labels + 1, dtype=torch.bool)
+        self.loss = MeanMetric()
+
+    def forward(self, batch: EpisodeBatch) -> tuple[HeadLogits, Tensor]:
+        """Judge the queries; return the logits, and the masks (B, S, S) uint8 that they should give."""
+        network, enhancer = self._frozen
+        query, support = unpack(batch.query, network), unpack(batch.support, network)
+        grid, size = network.encoder.grid, network.config.image_size
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            if enhancer is None:
+                own = pseudo_mask(support.class_query, support.image_keys, grid, size)
+                other = pseudo_mask(support.class_query, query.image_keys, grid, size)
+            else:
+                own = enhanced_mask(enhancer, support.class_query, support, grid, size)
+                other = enhanced_mask(enhancer, support.class_query, query, grid, size)
+            support_mask = torch.where(batch.support_known[:, None, None], batch.support_mask, own)
+            other = other.to(torch.uint8) * batch.present[:, None, None]
+            target = torch.where(batch.query_known[:, None, None], batch.query_mask, other)
+            vectors = network.query_vectors(query)
+            supports = cache_supports(
+                network.support_vectors(support), support_mask.float(), network.config.support_grid
+            )
+        return self.head(vectors, without_padding(supports)), target
+
+    def training_step(self, batch: EpisodeBatch, _: int) -> Tensor:
+        """Give the loss of CST, section 3.3: weighted presence + mask."""
+        logits, target = self(batch)
+        loss = self._loss(logits, target, batch.present)
+        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.present))
+        return loss
+
+    def validation_step(self, batch: EpisodeBatch, _: int) -> None:
+        """Add to the metrics."""
+        logits, target = self(batch)
+        self.loss.update(self._loss(logits, target, batch.present))
+        self.exact_ratio.update(logits.presence.argmax(dim=1), batch.present)
+        found = enlarge(logits.mask, target.shape[1]).argmax(dim=1)
+        label = batch.label[:, None, None] + 1
+        self.iou.update(found * label, torch.where(target == IGNORE, IGNORE, target * label))
+        self.seen[batch.label.cpu() + 1] = True
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics in percent."""
+        iou = self.iou.compute().cpu()[self.seen]
+        self.log("val_loss", self.loss.compute())
+        self.log("val_exact_ratio", 100 * self.exact_ratio.compute())
+        self.log("val_miou", 100 * iou.mean())
+        for metric in (self.iou, self.loss, self.exact_ratio):
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Adam, with a cosine over all epochs where the learning rate decays."""
+        optimiser = torch.optim.Adam(self.head.parameters(), lr=self.options.learning_rate)
+        if not self.options.decay:
+            return optimiser
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.options.epochs)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the checkpoint belongs to."""
+        checkpoint["identity"] = self._identity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another training."""
+        stored = checkpoint.get("identity", {})
+        if differing := sorted(key for key in self._identity if stored.get(key) != self._identity[key]):
+            key = differing[0]
+            raise InputError(
+                f"The checkpoint belongs to a training with another {key}: {stored.get(key)!r}, now "
+                f"{self._identity[key]!r}; give the options of then, or choose another --output."
+            )
+
+    def _loss(self, logits: HeadLogits, target: Tensor, present: Tensor) -> Tensor:
+        presence = F.cross_entropy(logits.presence.float(), present.long())
+        full = enlarge(logits.mask.float(), target.shape[1])
+        weight = full.new_tensor([1.0, self.options.foreground_weight])
+        each = F.cross_entropy(full, target.long(), weight=weight, ignore_index=IGNORE, reduction="sum")
+        # Divided by the number of pixels, not by their weights, so that an episode's loss does not depend on its batch.
+        return self.options.class_weight * presence + each / (target != IGNORE).sum().clamp_min(1)
+
+
+def enlarge(logits: Tensor, size: int) -> Tensor:
+    """(B, 2, s, s) -> (B, 2, size, size)."""
+    return F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=True)
+
+
+def without_padding(supports: Supports) -> Supports:
+    """Drop the tokens that no support of the batch keeps: they only cost time."""
+    longest = int(supports.kept_mask.sum(dim=1).max())
+    kept_mask, order = supports.kept_mask.sort(dim=1, descending=True, stable=True)
+    index = order[:, None, :longest, None].expand(-1, supports.kept.shape[1], -1, supports.kept.shape[3])
+    return supports._replace(kept=supports.kept.gather(2, index), kept_mask=kept_mask[:, :longest])
+
+
+def new_head(network: FewShotNetwork, seed: int) -> None:
+    """Give the network a head of random weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = network.encoder
+        network.head = CorrelationHead(encoder.num_channels, encoder.grid, network.config.support_grid).eval()
+
+
+def train(
+    network: FewShotNetwork,
+    data: FewShotData,
+    options: TrainOptions,
+    cache: TokenCache,
+    workspace: Path,
+    resume: bool = False,
+    progress: Progress = lambda _: None,
+) -> TrainResult:
+    """Train `network.head` in place.
+
+    Args:
+        network: Encoder and head to start from.
+        data: Pictures of the classes to learn.
+        options: How.
+        cache: Where tokens are kept; made with `options.views` views.
+        workspace: Folder for checkpoints and the log of the epochs (`log.jsonl`).
+        resume: Go on from the last checkpoint in `workspace`, if there is one.
+        progress: Told what begins.
+
+    Raises:
+        InputError: There is an unfinished training and `resume` is False, or it is another training's; the data
+            set has too few pictures.
+        ArtefactError: A file of the cache is damaged.
+    """
+    last = workspace / "last.ckpt"
+    if last.exists() and not resume:
+        raise InputError(f"{workspace} holds a training; go on with --resume, or delete the folder.")
+    workspace.mkdir(parents=True, exist_ok=True)
+    encoded = cache.fill(data, progress)
+    sides = choose_sides(data, options)
+    enhancer = None
+    if options.supervision == "mixed":
+        progress("train the enhancer")
+        with_masks = [index for index, mask in enumerate(sides.known) if mask]
+        enhancer = train_enhancer(network, cache, data, with_masks, EnhancerOptions(seed=options.seed), progress)
+        if not enhancer.helps:
+            progress("the enhancer does not improve held-out pseudo-masks, so they are left as they are")
+    identity = {**asdict(options), "cache": cache.folder.name, "examples": len(data.examples)}
+    # More epochs may be added; where to compute does not change what is learnt.
+    for name in ("accelerator", "devices", "epochs" if not options.decay else "accelerator"):
+        identity.pop(name, None)
+    model = EpisodeModule(
+        network,
+        options,
+        identity,
+        enhancer.enhancer if enhancer and enhancer.helps else None,
+        max(data.class_names) + 1,
+    )
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            workspace, "best", monitor="val_miou", mode="max", save_last=True, enable_version_counter=False
+        ),
+        _Log(workspace / "log.jsonl"),
+    ]
+    if options.patience is not None:
+        callbacks.append(EarlyStopping("val_miou", mode="max", patience=options.patience))
+    progress("train")
+    with _quiet():
+        trainer = lightning.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices or ("auto" if torch.cuda.is_available() else 1),
+            precision=options.precision,  # type: ignore[arg-type]  # Lightning checks the name itself
+            max_epochs=options.epochs,
+            accumulate_grad_batches=options.batch // options.micro_batch,
+            callbacks=callbacks,
+            logger=False,
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+            default_root_dir=workspace,
+        )
+        loaders = _Loaders(data, cache, options, sides)
+        trainer.fit(model, datamodule=loaders, ckpt_path=last if resume and last.exists() else None)
+        best = workspace / "best.ckpt"
+        if options.patience is not None and best.exists():
+            model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        (figures,) = trainer.validate(model, datamodule=loaders, verbose=False)
+    network.head.cpu().eval()
+    validation = {name.removeprefix("val_"): float(value) for name, value in figures.items()}
+    return TrainResult(int(trainer.current_epoch), encoded, validation, enhancer)
+
+
+class _Loaders(lightning.LightningDataModule):
+    """Loaders of the epoch that is on: the episodes of an epoch follow from its number, so a resumed one is alike."""
+
+    def __init__(self, data: FewShotData, cache: TokenCache, options: TrainOptions, sides: Sides) -> None:
+        super().__init__()
+        self._make = lambda epoch: Episodes(data, cache, options, sides, epoch)
+        self._batch = options.micro_batch
+
+    def train_dataloader(self) -> DataLoader[EpisodeBatch]:
+        """Give the training episodes of this epoch."""
+        assert self.trainer is not None
+        return DataLoader(self._make(self.trainer.current_epoch), self._batch)
+
+    def val_dataloader(self) -> DataLoader[EpisodeBatch]:
+        """Give the episodes of every validation."""
+        return DataLoader(self._make(None), self._batch)
+
+
+class _Log(Callback):
+    """Appends a line of JSON an epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        """Write what Lightning logged."""
+        if trainer.is_global_zero:
+            figures = {name: round(float(value), 4) for name, value in trainer.callback_metrics.items()}
+            with self._path.open("a") as log:
+                log.write(json.dumps({"epoch": trainer.current_epoch, **figures}) + "\n")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning's advice: on data loader workers, which cost more than reading a mapped file, and on GPUs."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", module=r"torchmetrics\..*")
+            yield
+    finally:
+        logger.setLevel(level)

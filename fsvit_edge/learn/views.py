@@ -1,0 +1,90 @@
+"""Augmentation: a few fixed views of every picture, so that their tokens can be cached like the picture's own."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.preprocess import resize_image, resize_mask
+
+LEAST_AREA = 0.35
+"""Smallest share of the picture that a view shows."""
+_GREY_LEVELS = 255
+
+
+@dataclass(frozen=True)
+class View:
+    """Where to crop a picture, and how to relight it.
+
+    Attributes:
+        top: Edges of the crop as shares of the picture's height and width, in [0, 1].
+        bottom: See there.
+        left: See there.
+        right: See there.
+        flip: Whether it is mirrored left to right.
+        saturation: Factor of the difference between a pixel and its grey.
+        contrast: Factor of the difference between a pixel and the view's mean.
+        light: Factor of red, green and blue.
+    """
+
+    top: float = 0.0
+    bottom: float = 1.0
+    left: float = 0.0
+    right: float = 1.0
+    flip: bool = False
+    saturation: float = 1.0
+    contrast: float = 1.0
+    light: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def of_image(self, rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+        """Show (H, W, 3) uint8 RGB as (size, size, 3), through the runtime's preprocessing."""
+        image = resize_image(np.ascontiguousarray(self._crop(rgb)), size)
+        if self.flip:
+            image = image[:, ::-1]
+        if (self.saturation, self.contrast, self.light) == (1.0, 1.0, (1.0, 1.0, 1.0)):
+            return np.ascontiguousarray(image)
+        colours = image.astype(np.float32)
+        grey = colours.mean(axis=2, keepdims=True)
+        colours = grey + (colours - grey) * self.saturation
+        colours = colours.mean() + (colours - colours.mean()) * self.contrast
+        lit: npt.NDArray[np.uint8] = np.clip(colours * np.array(self.light, np.float32), 0, _GREY_LEVELS).astype(np.uint8)
+        return lit
+
+    def of_mask(self, mask: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+        """Show an (H, W) mask of 0, 1 and 255 as (size, size)."""
+        cropped = self._crop(mask)
+        shown = resize_mask(cropped == 1, size)
+        shown[resize_mask(cropped == _GREY_LEVELS, size) != 0] = _GREY_LEVELS
+        return np.ascontiguousarray(shown[:, ::-1] if self.flip else shown)
+
+    def keeps(self, mask: npt.NDArray[np.uint8]) -> bool:
+        """Whether enough of the thing in a mask is left to learn from: 40 % of it, and 1 % of the view."""
+        cropped = self._crop(mask) == 1
+        return bool(cropped.mean() > 0.01 and cropped.sum() > 0.4 * (mask == 1).sum())
+
+    def _crop(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        height, width = picture.shape[:2]
+        top, left = int(self.top * height), int(self.left * width)
+        return picture[top : max(top + 1, round(self.bottom * height)), left : max(left + 1, round(self.right * width))]
+
+
+def draw_view(digest: str, number: int) -> View:
+    """Give view `number` of the picture with a digest: always the same one, and view 0 is the picture itself."""
+    if number == 0:
+        return View()
+    rng = np.random.default_rng((int(digest[:16], 16), number))
+    area, aspect = rng.uniform(LEAST_AREA, 1.0), math.exp(rng.uniform(-0.25, 0.25))
+    height, width = min(1.0, math.sqrt(area / aspect)), min(1.0, math.sqrt(area * aspect))
+    top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
+    red, green, blue = rng.uniform(0.75, 1.25) * rng.uniform(0.92, 1.08, 3)
+    return View(
+        top,
+        top + height,
+        left,
+        left + width,
+        bool(rng.integers(2)),
+        rng.uniform(0.6, 1.4),
+        rng.uniform(0.7, 1.3),
+        (float(red), float(green), float(blue)),
+    )

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fsvit_edge.learn import batches
+from fsvit_edge.learn.batches import TrainOptions, check_supervision
+from fsvit_edge.learn.datasets import FolderFewShot
+from fsvit_edge.learn.tokens import TokenCache
+from fsvit_edge.learn.training import TrainResult, new_head, train
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.runtime.errors import InputError
+
+COLOURS = {"blue": (40, 60, 230), "green": (40, 220, 60), "red": (230, 50, 40), "white": (240, 240, 240)}
+
+
+@pytest.fixture(autouse=True)
+def _short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "VALIDATION_EPISODES", 24)
+
+
+def write_squares(root: Path, classes: list[str], pictures: int, seed: int = 0) -> Path:
+    """Classes of coloured squares on dark noise."""
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        for folder in ("images", "masks"):
+            (root / name / folder).mkdir(parents=True)
+        for number in range(pictures):
+            image = rng.integers(0, 60, (48, 48, 3)).astype(np.uint8)
+            mask = np.zeros((48, 48), np.uint8)
+            top, left = rng.integers(0, 3, 2) * 8
+            mask[top : top + 24, left : left + 24] = 255
+            image[mask > 0] = COLOURS[name]
+            Image.fromarray(image).save(root / name / "images" / f"{number}.png")
+            Image.fromarray(mask).save(root / name / "masks" / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    return write_squares(tmp_path / "squares", ["blue", "red"], 6)
+
+
+@pytest.fixture
+def learner(tiny_network: FewShotNetwork) -> FewShotNetwork:
+    network = copy.deepcopy(tiny_network)
+    new_head(network, 0)
+    return network
+
+
+Run = Callable[..., TrainResult]
+
+
+@pytest.fixture
+def run(tmp_path: Path, learner: FewShotNetwork) -> Run:
+    def start(
+        data: FolderFewShot, workspace: str = "workspace", resume: bool = False, **options: object
+    ) -> TrainResult:
+        chosen = TrainOptions(**{"batch": 4, "micro_batch": 4, "epochs": 1, **options})  # type: ignore[arg-type]
+        cache = TokenCache(learner, tmp_path / "cache", chosen.views)
+        return train(learner, data, chosen, cache, tmp_path / workspace, resume)
+
+    return start
+
+
+def head_of(network: FewShotNetwork) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.head.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_four_pictures_are_learnt_by_heart(tmp_path: Path, run: Run) -> None:
+    data = FolderFewShot(write_squares(tmp_path / "four", ["blue", "red"], 2))
+    result = run(data, epochs=70, batch=2, micro_batch=2, class_weight=0.5, learning_rate=2e-3)
+    assert result.validation["miou"] > 90
+    assert result.validation["exact_ratio"] > 90
+
+
+def test_shuffled_labels_give_chance_where_true_ones_do_not(tmp_path: Path, run: Run) -> None:
+    root = write_squares(tmp_path / "true", list(COLOURS), 10)
+    options = {"epochs": 12, "class_weight": 1.0, "validation_fraction": 0.3, "learning_rate": 2e-3}
+    true = run(FolderFewShot(root), "true-labels", **options)
+
+    pairs = [(name, number) for name in COLOURS for number in range(10)]
+    order = np.random.default_rng(1).permutation(len(pairs))
+    shuffled = tmp_path / "shuffled"
+    for (name, number), other in zip(pairs, order, strict=True):
+        source = pairs[other]
+        for folder in ("images", "masks"):
+            (shuffled / name / folder).mkdir(parents=True, exist_ok=True)
+            target = shuffled / name / folder / f"{number}.png"
+            target.write_bytes((root / source[0] / folder / f"{source[1]}.png").read_bytes())
+    chance = run(FolderFewShot(shuffled), "shuffled-labels", **options)
+
+    assert true.validation["exact_ratio"] > 80
+    assert chance.validation["exact_ratio"] < 72
+
+
+def test_image_supervision_opens_no_mask(squares: Path, run: Run) -> None:
+    for mask in squares.glob("*/masks/*"):
+        mask.unlink()
+    result = run(FolderFewShot(squares, needs_masks=False), supervision="image")
+    assert np.isfinite(result.validation["loss"])
+
+
+def test_mask_supervision_names_the_picture_without_a_mask(squares: Path, run: Run) -> None:
+    (squares / "red" / "masks" / "3.png").unlink()
+    with pytest.raises(InputError, match=r"red/images/3\.png has no mask"):
+        run(FolderFewShot(squares, needs_masks=False))
+
+
+def test_mixed_supervision_opens_only_the_listed_masks(tmp_path: Path, run: Run) -> None:
+    root = write_squares(tmp_path / "mixed", ["blue", "red"], 10)
+    listed = tuple(f"{name}/{number}" for name in ("blue", "red") for number in range(5))
+    for mask in root.glob("*/masks/*"):
+        if f"{mask.parents[1].name}/{mask.stem}" not in listed:
+            mask.unlink()
+    result = run(FolderFewShot(root, needs_masks=False), supervision="mixed", mask_list=listed)
+    assert result.enhancer is not None
+    assert 0 <= result.enhancer.iou_before <= 1
+
+
+def test_a_listed_picture_that_does_not_exist_is_named(squares: Path, run: Run) -> None:
+    with pytest.raises(InputError, match="'red/77', which is not in the data"):
+        run(FolderFewShot(squares), supervision="mixed", mask_list=("red/77",))
+
+
+def test_the_encoder_runs_once_for_each_picture_and_never_again(
+    squares: Path, run: Run, learner: FewShotNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = FolderFewShot(squares)
+    assert run(data, "first", epochs=2).encoded == 12
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the encoder ran")
+
+    monkeypatch.setattr(learner.encoder, "forward", refuse)
+    assert run(data, "second", epochs=2).encoded == 0
+
+
+def test_only_the_head_learns(squares: Path, run: Run, learner: FewShotNetwork) -> None:
+    before, head = copy.deepcopy(learner.encoder.state_dict()), head_of(learner)
+    run(FolderFewShot(squares))
+    assert same(before, learner.encoder.state_dict())
+    assert not same(head, head_of(learner))
+
+
+def test_the_same_seed_gives_the_same_head_and_another_seed_another(
+    squares: Path, run: Run, learner: FewShotNetwork
+) -> None:
+    heads = []
+    for number, seed in enumerate((1, 1, 2)):
+        new_head(learner, seed)
+        run(FolderFewShot(squares), f"run{number}", seed=seed)
+        heads.append(head_of(learner))
+    assert same(heads[0], heads[1])
+    assert not same(heads[0], heads[2])
+
+
+def test_micro_batches_change_nothing(squares: Path, run: Run, learner: FewShotNetwork) -> None:
+    heads = []
+    for micro_batch in (4, 2):
+        new_head(learner, 0)
+        run(FolderFewShot(squares), f"micro{micro_batch}", micro_batch=micro_batch)
+        heads.append(head_of(learner))
+    # Adam divides by the root of the squared gradient, so rounding errors of tiny gradients grow to some of its step.
+    for name, tensor in heads[0].items():
+        assert (tensor - heads[1][name]).abs().mean() < 2e-4, name
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from fsvit_edge.learn import batches
+from fsvit_edge.learn.datasets import FolderFewShot
+from fsvit_edge.learn.tokens import TokenCache
+from fsvit_edge.learn.training import train
+from fsvit_edge.model.checkpoint import load_network
+
+torch.set_num_threads(1)
+batches.VALIDATION_EPISODES = 8
+root = Path(sys.argv[1])
+network = load_network(root / "start.safetensors")
+options = batches.TrainOptions(epochs=6, batch=4, micro_batch=4, views=2, same_picture=0.3)
+cache = TokenCache(network, root / "cache", 2)
+train(network, FolderFewShot(root / "squares"), options, cache, root / sys.argv[2], resume=True)
+torch.save(network.head.state_dict(), root / f"{sys.argv[2]}.pt")
+"""
+
+
+def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path, squares: Path, learner: FewShotNetwork) -> None:
+    from fsvit_edge.model.checkpoint import save_network
+
+    assert squares.is_dir()
+    save_network(learner, tmp_path / "start.safetensors")
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, str(script), str(tmp_path), name]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    broken = subprocess.Popen(command("broken"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "broken" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while broken.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    broken.send_signal(signal.SIGKILL)
+    assert broken.wait() == -signal.SIGKILL
+    reached = len(log.read_text().splitlines())
+    subprocess.run(command("broken"), check=True, capture_output=True)
+
+    epochs = [json.loads(line)["epoch"] for line in log.read_text().splitlines()]
+    assert 2 <= reached < 6
+    assert epochs[-1] == 5
+    assert len(epochs) <= 7  # at most the epoch that was killed is trained twice
+    whole, resumed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "broken"))
+    assert same(whole, resumed)
+
+
+def test_an_unfinished_training_is_not_overwritten_and_another_one_not_resumed(squares: Path, run: Run) -> None:
+    data = FolderFewShot(squares)
+    run(data)
+    with pytest.raises(InputError, match="go on with --resume"):
+        run(data)
+    with pytest.raises(InputError, match=r"another learning_rate: 0\.001, now 0\.5"):
+        run(data, resume=True, learning_rate=0.5)
+
+
+def test_early_stopping_keeps_the_best_head(squares: Path, run: Run) -> None:
+    # A learning rate of 0 never improves, so the second epoch without a better figure is the last.
+    assert run(FolderFewShot(squares), epochs=9, patience=1, learning_rate=0.0).epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch": 12, "micro_batch": 5}, "must be a multiple of the micro-batch, 5"),
+        ({"mask_fraction": 1.5}, "mask_fraction must lie between 0 and 1"),
+        ({"nameless": -0.1}, "nameless must be from 0 to 1"),
+        ({"same_picture": 0.5}, "set views to 2 or more"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, float], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        TrainOptions(**options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_supervision_is_refused() -> None:
+    with pytest.raises(InputError, match="must be mask, image, mixed, got 'boxes'"):
+        check_supervision("boxes")
+
+
+def test_nothing_is_left_in_the_environment(squares: Path, run: Run) -> None:
+    before = dict(os.environ)
+    run(FolderFewShot(squares))
+    assert dict(os.environ) == before
