@@ -38,10 +38,13 @@ HOMES = {
     **dict.fromkeys(WORKSTATION, ("model", "learn", "export", "calib")),
     **dict.fromkeys(("typer", "click", "rich"), ("cli",)),
     "skimage": ("export",),
+    **dict.fromkeys(("lightning", "torchmetrics"), ("learn",)),
 }
 DEVICE = ("numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
 COMMANDS = (
     "",
+    "train",
+    "eval",
     "export",
     "build-engine",
     "enroll",

@@ -13,8 +13,10 @@ from fsvit_edge.cli.bench import bench
 from fsvit_edge.cli.build_engine import build_engine
 from fsvit_edge.cli.doctor import doctor
 from fsvit_edge.cli.enroll import enroll
+from fsvit_edge.cli.eval import evaluate
 from fsvit_edge.cli.export import export
 from fsvit_edge.cli.run import run
+from fsvit_edge.cli.train import train
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 _USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError: Typer now carries its own copy of click
@@ -27,8 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help costs 0.1 s of the 0.3 s that --help may take
 )
-for command in (export, build_engine, enroll, run, bench, doctor):
+for command in (train, export, build_engine, enroll, run, bench, doctor):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(bank_app, name="bank")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fsvit_edge.export.graphs import GraphSpec, build_graphs, make_manifest
+from fsvit_edge.model.checkpoint import load_network
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import GraphInfo
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
@@ -111,6 +113,21 @@ def open_network(network: FewShotNetwork, device: torch.device | None = None) ->
     }
     manifest = make_manifest(network, graphs, opset=0, parity={})
     return FewShotModel(manifest, engines["encoder"], engines["enroll"], engines["head"])
+
+
+def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:
+    """Open a checkpoint as `load_network` does, and let torch compute it.
+
+    Args:
+        checkpoint: The file.
+        threads: Of torch on the CPU, for the whole process; None leaves them as they are.
+
+    Raises:
+        ArtefactError: The file is missing, damaged or does not fit a network.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return open_network(load_network(checkpoint))
 
 
 def _digest(module: torch.nn.Module) -> str:

@@ -46,12 +46,19 @@ def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction, only_present:
     drawn: _Rgb = frame_rgb.copy()
     for index in range(len(prediction.classes)):
         if prediction.present[index] or not only_present:
-            _tint(drawn, prediction.label_map, index)
+            tint(drawn, prediction.label_map, index)
     _draw_legend(drawn, prediction)
     return drawn
 
 
-def _tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> None:
+def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> None:
+    """Tint and outline the pixels of one class, in place.
+
+    Args:
+        drawn: (H, W, 3) uint8 RGB.
+        label_map: (H, W) uint8: i + 1 is class i.
+        index: The class i, of colour PALETTE[i % len(PALETTE)].
+    """
     mask = (label_map == index + 1).view(np.uint8)
     x, y, width, height = cv2.boundingRect(mask)
     if width == 0:
@@ -69,7 +76,7 @@ def _draw_legend(drawn: _Rgb, prediction: Prediction) -> None:
     px = _text_px(drawn)
     pad, row_px = px // 2, round(1.5 * px)
     shown, left_out = _choose_rows(prediction, most=max(2, (height // 2 - 2 * pad) // row_px))
-    names = [_fitting_text(prediction.classes[index], px, round(0.4 * width)) for index in shown]
+    names = [fitting_text(prediction.classes[index], px, round(0.4 * width)) for index in shown]
     name_x = pad + px
     bar_x = name_x + max((name.shape[1] for name in names), default=0) + pad
     number_px = _text("0.00", px).shape[1]
@@ -110,7 +117,8 @@ def _add_text(panel: _Rgb, text: _Mask, x: int, y: int, light: int) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _fitting_text(text: str, px: int, widest_px: int) -> _Mask:
+def fitting_text(text: str, px: int, widest_px: int) -> _Mask:
+    """Render one line, cut short with dots where it is too wide: (1.5 px, width) uint8, 255 on the letters."""
     rendered = _text(text, px)
     while rendered.shape[1] > widest_px and len(text) > 1:
         text = text[:-1]

@@ -90,7 +90,7 @@ def opencv(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     elif not hasattr(cv2, "FontFace"):
         pytest.skip("this OpenCV has no letters beyond ASCII")
     overlay._text.cache_clear()
-    overlay._fitting_text.cache_clear()
+    overlay.fitting_text.cache_clear()
     return str(request.param)
 
 

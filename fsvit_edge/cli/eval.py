@@ -1,0 +1,184 @@
+"""`fsvit-edge eval`: how good a model is on few-shot episodes, and whether it is good enough."""
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fsvit_edge.learn.datasets import FewShotData
+    from fsvit_edge.learn.evaluation import EvaluationResult
+    from fsvit_edge.learn.metrics import Score
+    from fsvit_edge.runtime.predictor import FewShotModel
+
+
+class SupportKind(str, Enum):
+    """What is known of a support."""
+
+    MASKS = "masks"
+    NAMES = "names"
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(help="The data set's folder; of one's own: <class>/{images,masks}/<stem>.*")],
+    bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint, by torch, in place of a bundle.")] = None,
+    benchmark: Annotated[str, typer.Option(help="pascal, coco or folder.")] = "folder",
+    splits: Annotated[Path | None, typer.Option(help="Folder of the lists of pictures of pascal and coco.")] = None,
+    fold: Annotated[int | None, typer.Option(help="0 to 3: the classes held out; default: all classes.")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option(help="Classes of a folder, a,b or repeated; default: all.")
+    ] = None,
+    way: Annotated[int, typer.Option(min=1, max=255, help="Classes of an episode.")] = 1,
+    shot: Annotated[int, typer.Option(min=1, help="Support pictures of each class.")] = 1,
+    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 1000,
+    supports: Annotated[SupportKind, typer.Option(help="Enrol with masks, or by names alone.")] = SupportKind.MASKS,
+    engine: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, tensorrt or nv-tensorrt-rtx; a checkpoint takes torch.")
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine; default: every core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON to this file.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Draw the first episodes into this folder.")] = None,
+    max_pictures: Annotated[int, typer.Option(min=1, help="How many of them.")] = 20,
+    min_miou: Annotated[float | None, typer.Option(help="Fail below this mIoU, in percent.")] = None,
+    min_er: Annotated[float | None, typer.Option(help="Fail below this exact ratio, in percent.")] = None,
+    max_drop: Annotated[
+        Path | None, typer.Option(help="Fail where mIoU or exact ratio fall behind this earlier --output.")
+    ] = None,
+    drop: Annotated[float | None, typer.Option(min=0, help="Points that they may fall behind by; default: 1.")] = None,
+) -> None:
+    """Measure 0/1 exact ratio and mIoU over few-shot episodes; with a limit it is a gate that fails with code 5."""
+    import json
+
+    from fsvit_edge.cli.terminal import advise, progress
+    from fsvit_edge.learn.episode_pictures import draw_answer
+    from fsvit_edge.learn.evaluation import Answer, EvaluationOptions
+    from fsvit_edge.learn.evaluation import evaluate as run_episodes
+    from fsvit_edge.learn.gates import DEFAULT_DROP_POINTS, Gates, Reference
+    from fsvit_edge.runtime.atomic import atomic_write
+    from fsvit_edge.runtime.errors import InputError
+    from fsvit_edge.runtime.pictures import write_image
+
+    if drop is not None and max_drop is None:
+        raise InputError("--drop says how far to fall behind a reference; name it with --max-drop REFERENCE.json.")
+    if output is not None and output.is_dir():
+        raise InputError(f"{output} is a folder; give the name of a file to write.")
+    masks = supports is SupportKind.MASKS
+    options = EvaluationOptions(way, shot, episodes, masks)
+    reference = None if max_drop is None else Reference.load(max_drop)
+    if reference is not None:
+        reference.check_settings(vars(options))
+    gates = Gates(min_miou, min_er, reference, DEFAULT_DROP_POINTS if drop is None else drop)
+    selection = _open_data(benchmark, data, splits, fold, classes, masks)
+
+    def draw(answer: Answer) -> None:
+        if pictures is not None and answer.number < max_pictures:
+            name = f"episode-{answer.number:0{len(str(episodes - 1))}}.png"
+            write_image(pictures / name, draw_answer(selection, answer, masks))
+
+    with progress("Evaluate") as step:
+        step("load the model")
+        model, computed_by = _open_model(bundle, checkpoint, engine, threads)
+        with model:
+            result = run_episodes(model, selection, options, step, draw)
+
+    document = {
+        **result.to_dict(),
+        "source": str(checkpoint or bundle or "the model shipped"),
+        "engine": computed_by,
+        "data": {"benchmark": benchmark, "folder": str(data), "fold": fold},
+        "versions": _versions(),
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    if output is not None:
+        atomic_write(output, text.encode())
+    if as_json:
+        print(text, end="")
+    else:
+        _print_result(result, computed_by)
+    gates.check(result)
+    if output is not None and max_drop is None:
+        advise(f"Next: keep {output} and hold later models to it with: fsvit-edge eval --max-drop {output}")
+    elif checkpoint is not None:
+        advise(f"Next: fsvit-edge export --checkpoint {checkpoint}")
+    elif pictures is None:
+        advise("Next: see the answers with --pictures DIR")
+
+
+def _open_data(
+    benchmark: str, root: Path, splits: Path | None, fold: int | None, classes: list[str] | None, masks: bool
+) -> "FewShotData":
+    from fsvit_edge.learn.datasets import FolderFewShot, open_data
+    from fsvit_edge.runtime.errors import InputError
+
+    if not root.is_dir():
+        raise InputError(f"The data folder {root} does not exist or is not a folder.")
+    if not classes:
+        return open_data(benchmark, root, splits, fold, "test", masks)
+    if benchmark != "folder" or fold is not None:
+        raise InputError("--classes chooses among the classes of a folder; leave out --benchmark and --fold.")
+    names = [name.strip() for part in classes for name in part.split(",")]
+    return FolderFewShot(root, names, masks)
+
+
+def _open_model(
+    bundle: Path | None, checkpoint: Path | None, engine: str, threads: int | None
+) -> "tuple[FewShotModel, str]":
+    """The model, and what computes it."""
+    from fsvit_edge.cli.terminal import require
+    from fsvit_edge.runtime.engines.onnx_runtime import choose_provider
+    from fsvit_edge.runtime.errors import InputError
+    from fsvit_edge.runtime.predictor import FewShotModel
+
+    if checkpoint is None:
+        if engine == "torch":
+            raise InputError("--engine torch computes a checkpoint, not a bundle; name it with --checkpoint FILE.")
+        return FewShotModel.load(bundle, engine, threads), choose_provider(engine)
+    if bundle is not None:
+        raise InputError("Evaluate either a bundle or a checkpoint: give --bundle or --checkpoint, not both.")
+    if engine not in ("auto", "torch"):
+        raise InputError(
+            f"--engine {engine} computes a bundle; make one with: fsvit-edge export --checkpoint {checkpoint}."
+        )
+    require("fsvit-edge eval --checkpoint", ("torch", "timm"), "export")
+    from fsvit_edge.export.torch_engine import open_checkpoint
+
+    return open_checkpoint(checkpoint, threads), "torch"
+
+
+def _print_result(result: "EvaluationResult", computed_by: str) -> None:
+    from fsvit_edge.cli.terminal import print_table
+
+    options, scores, model = result.options, result.scores, result.model
+    kind = "supports with masks" if options.masks else "supports by name"
+    title = (
+        f"{model.name} at {model.image_size} px by {computed_by}: {options.way}-way {options.shot}-shot, {kind}, "
+        f"{options.episodes} episodes in {result.elapsed_s:.0f} s"
+    )
+    overall = [
+        ("0/1 exact ratio", *_cells(scores.exact_ratio)),
+        ("mIoU", *_cells(scores.miou)),
+    ]
+    print_table(title, ("", "%", "95 % interval"), overall)
+    if result.segmented < options.episodes:
+        print(f"mIoU is of {result.segmented} episodes; the other queries have no mask.\n")
+    rows = [
+        (one.name, str(one.asked), str(one.shown), *_cells(one.presence), *_cells(one.iou)) for one in scores.classes
+    ]
+    header = ("class", "asked", "shown", "presence right %", "95 % interval", "IoU %", "95 % interval")
+    print_table("By class", header, rows)
+
+
+def _cells(score: "Score | None") -> tuple[str, str]:
+    return ("-", "-") if score is None else (f"{score.value:.1f}", f"{score.low:.1f} to {score.high:.1f}")
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import distributions
+
+    wanted = ("fsvit-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "torch")
+    found = {name: one.version for one in distributions() if (name := one.metadata["Name"]) in wanted}
+    return {"python": platform.python_version(), **dict(sorted(found.items()))}

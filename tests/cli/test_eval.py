@@ -1,0 +1,199 @@
+"""`fsvit-edge eval` as a user types it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fsvit_edge.cli.main import main
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+from fsvit_edge.runtime.pictures import read_image, write_image
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run `fsvit-edge eval` in this process, in the folder of the data."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # Typer sets its own
+
+    def call(*arguments: str) -> Result:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["fsvit-edge", "eval", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Result(int(end.value.code or 0), *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of three pictures with masks."""
+    root = tmp_path_factory.mktemp("eval") / "data"
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee", "cat", "dog"):
+        for index in range(3):
+            picture = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+            mask = np.zeros((48, 64, 3), np.uint8)
+            mask[10:40, 8:50] = 255
+            write_image(root / name / "images" / f"{index}.png", picture)
+            write_image(root / name / "masks" / f"{index}.png", mask)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(data, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SHORT = ("--data", "data", "--episodes", "8", "--threads", "1")
+
+
+def result_of(cli: Cli, *arguments: str) -> dict[str, Any]:
+    done = cli(*SHORT, "--json", *arguments)
+    assert done.code == 0, done.err
+    return dict(json.loads(done.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")))
+
+
+def test_a_person_gets_tables_and_the_next_command(cli: Cli) -> None:
+    done = cli(*SHORT, "--way", "2")
+    assert done.code == 0
+    assert "cst-nano at 128 px by cpu: 2-way 1-shot, supports with masks, 8 episodes" in done.out
+    for word in ("0/1 exact ratio", "mIoU", "95 % interval", "ant", "bee", "cat", "dog", "presence right %"):
+        assert word in done.out
+    assert "Next: " in done.err
+
+
+def test_a_program_gets_json_and_the_same_in_the_file(cli: Cli, folder: Path) -> None:
+    done = cli(*SHORT, "--json", "--output", "out/result.json", "--supports", "names", "--shot", "2")
+    printed = json.loads(done.out)
+    assert (folder / "out" / "result.json").read_text() == done.out
+    assert (printed["way"], printed["shot"], printed["episodes"], printed["masks"]) == (1, 2, 8, False)
+    assert printed["engine"] == "cpu"
+    assert printed["model"]["name"] == "cst-nano"
+    assert len(printed["episodes_sha256"]) == 64
+    assert {"python", "fsvit-edge", "numpy", "onnxruntime"} <= printed["versions"].keys()
+    assert (
+        0 <= printed["exact_ratio"]["low"] <= printed["exact_ratio"]["value"] <= printed["exact_ratio"]["high"] <= 100
+    )
+    assert [one["name"] for one in printed["classes"]] == ["ant", "bee", "cat", "dog"]
+
+
+def test_bundle_and_checkpoint_find_the_same(cli: Cli) -> None:
+    checkpoint = DEFAULT_BUNDLE / "cst-nano.safetensors"
+    by_onnx = result_of(cli)
+    by_torch = result_of(cli, "--checkpoint", str(checkpoint), "--engine", "torch")
+    assert by_torch["engine"] == "torch"
+    assert by_torch["exact_ratio"] == by_onnx["exact_ratio"]
+    assert by_torch["miou"]["value"] == pytest.approx(by_onnx["miou"]["value"], abs=0.1)
+    assert by_torch["episodes_sha256"] == by_onnx["episodes_sha256"]
+
+
+def test_classes_are_chosen_by_name_or_by_fold(cli: Cli) -> None:
+    for chosen in (("--classes", "bee,dog"), ("--classes", "bee", "--classes", "dog")):
+        assert [one["name"] for one in result_of(cli, *chosen)["classes"]] == ["bee", "dog"]
+    (only,) = result_of(cli, "--fold", "2")["classes"]
+    assert (only["label"], only["name"], only["asked"]) == (2, "cat", 8)
+
+
+def test_pictures_of_the_first_episodes_are_drawn(cli: Cli, folder: Path) -> None:
+    result_of(cli, "--pictures", "drawn", "--max-pictures", "3")
+    names = sorted(path.name for path in (folder / "drawn").iterdir())
+    assert names == ["episode-0.png", "episode-1.png", "episode-2.png"]
+    assert read_image(folder / "drawn" / names[0]).shape[1] == 4 * 264 + 8
+
+
+def test_a_gate_fails_after_the_result_is_out(cli: Cli, folder: Path) -> None:
+    done = cli(*SHORT, "--json", "--output", "result.json", "--min-miou", "100")
+    assert done.code == 5
+    assert json.loads(done.out) == json.loads((folder / "result.json").read_text())
+    assert done.err.splitlines()[-1].startswith("Error: The accuracy gate failed: mIoU ")
+    assert "Next" not in done.err
+    assert cli(*SHORT, "--min-er", "101").code == 5
+    assert cli(*SHORT, "--min-er", "0", "--min-miou", "0").code == 0
+
+
+def test_a_reference_is_a_gate(cli: Cli, folder: Path) -> None:
+    reference = result_of(cli, "--output", "before.json")
+    assert cli(*SHORT, "--max-drop", "before.json", "--drop", "0").code == 0
+    reference["exact_ratio"]["value"] += 1.5
+    (folder / "better.json").write_text(json.dumps(reference))
+    assert cli(*SHORT, "--max-drop", "better.json", "--drop", "2").code == 0
+    failed = cli(*SHORT, "--max-drop", "better.json")
+    assert failed.code == 5
+    assert "exact ratio" in failed.err
+    other = cli(*SHORT, "--shot", "2", "--max-drop", "before.json")
+    assert other.code == 2
+    assert "it has shot 1, this evaluation shot 2" in other.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ((), 2, "Missing option '--data'"),
+        (("--data", "nowhere"), 2, "The data folder nowhere does not exist"),
+        (("--data", "data/ant"), 2, "has no class folder"),
+        (("--data", "data", "--way", "5"), 2, "5 ways cannot be drawn from 4 classes"),
+        (("--data", "data", "--shot", "3"), 2, "too few for 3"),
+        (("--data", "data", "--fold", "4"), 2, "There is no fold 4"),
+        (("--data", "data", "--benchmark", "imagenet"), 2, "There is no benchmark 'imagenet'"),
+        (("--data", "data", "--benchmark", "pascal"), 2, "--splits"),
+        (("--data", "data", "--classes", "cow"), 2, "has no class 'cow'"),
+        (("--data", "data", "--classes", "ant", "--fold", "0"), 2, "leave out --benchmark and --fold"),
+        (("--data", "data", "--bundle", "b", "--checkpoint", "c.ckpt"), 2, "not both"),
+        (("--data", "data", "--engine", "torch"), 2, "name it with --checkpoint FILE"),
+        (("--data", "data", "--checkpoint", "c.ckpt", "--engine", "cpu"), 2, "--engine cpu computes a bundle"),
+        (("--data", "data", "--engine", "abacus"), 2, "Engine 'abacus' is unknown"),
+        (("--data", "data", "--bundle", "nowhere"), 4, "Bundle nowhere does not exist"),
+        (("--data", "data", "--checkpoint", "c.ckpt"), 4, "c.ckpt does not exist"),
+        (("--data", "data", "--max-drop", "none.json"), 4, "The reference none.json cannot be read"),
+        (("--data", "data", "--drop", "1"), 2, "--max-drop REFERENCE.json"),
+        (("--data", "data", "--output", "data"), 2, "data is a folder; give the name of a file"),
+        (("--data", "data", "--supports", "guesses"), 2, "--supports"),
+    ],
+)
+def test_an_error_is_one_sentence(cli: Cli, arguments: tuple[str, ...], code: int, text: str) -> None:
+    done = cli(*arguments)
+    last = done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+    assert last.startswith("Error: ")
+    assert text in last
+    assert done.out == ""
+    assert done.code == code
+
+
+def test_a_folder_without_masks_is_evaluated_by_names_and_refused_with_masks(cli: Cli, folder: Path) -> None:
+    for path in folder.glob("data/*/masks"):
+        shutil.rmtree(path)
+    assert "has no mask" in cli(*SHORT).err
+    result = result_of(cli, "--supports", "names")
+    assert (result["segmented"], result["miou"]) == (0, None)
+    assert "mIoU is of 0 episodes" in cli(*SHORT, "--supports", "names").out
+
+
+def test_a_bundle_is_evaluated_without_torch(folder: Path) -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'onnx', 'lightning', 'torchmetrics']))\n"
+    code = f"sys.argv = ['fsvit-edge', 'eval', *{list(SHORT)!r}]\nfrom fsvit_edge.cli.main import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", blocked + code], capture_output=True, text=True, check=False, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0/1 exact ratio" in done.stdout

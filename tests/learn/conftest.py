@@ -1,0 +1,130 @@
+"""A folder of pictures, and a model of three fake engines that finds in a frame the colour that a support has."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
+from fsvit_edge.runtime.engines.base import Array, TensorSpec
+from fsvit_edge.runtime.engines.fake import FakeEngine
+from fsvit_edge.runtime.pictures import write_image
+from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.preprocess import resize_mask
+
+SIDE, GRID, SUPPORT_GRID = 24, 12, 3
+TOKENS = GRID**2
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "gold": (220, 200, 20)}
+PICTURES = 8
+
+
+@dataclasses.dataclass
+class ColourModel:
+    """The model with its engines, which count what they do."""
+
+    model: FewShotModel
+    encoder: FakeEngine
+    head: FakeEngine
+
+
+def _encode(feed: dict[str, Array]) -> dict[str, Array]:
+    step = SIDE // GRID
+    image = feed["image"].astype(np.float32) / 255
+    tokens = image.reshape(1, GRID, step, GRID, step, 3).mean(axis=(2, 4)).reshape(1, 1, TOKENS, 3)
+    return {"tokens": tokens}
+
+
+def _cache(feed: dict[str, Array]) -> dict[str, Array]:
+    """One colour, nine times: the mean under the mask; without one the centre of the picture is taken."""
+    centre = np.zeros((SIDE, SIDE), np.uint8)
+    centre[SIDE // 3 : -SIDE // 3, SIDE // 3 : -SIDE // 3] = 1
+    used = feed["mask"][0] if feed["has_mask"][0] else centre
+    seen = resize_mask(used, GRID).ravel() == 1
+    colour = feed["tokens"][:, :, seen].mean(axis=2, keepdims=True) if seen.any() else np.zeros((1, 1, 1, 3))
+    nine = np.ones((1, SUPPORT_GRID**2), np.float32)
+    return {
+        "support": np.repeat(colour, 10, axis=2).astype(np.float32),
+        "kept_mask": np.ones((1, 10), np.float32),
+        "pooled": np.repeat(colour, 9, axis=2).astype(np.float32),
+        "pooled_mask": nine,
+        "used_mask": used[None],
+    }
+
+
+def _judge(feed: dict[str, Array]) -> dict[str, Array]:
+    colour = feed["kept"][:, 0, :1]
+    near = np.abs(colour - feed["tokens"][0]).max(axis=2) < 0.2
+    foreground = np.where(near, 0.9, 0.1).reshape(-1, GRID, GRID)
+    presence = np.where(near.mean(axis=1) > 0.03, 0.9, 0.1)
+    averaging = feed["averaging"]
+    return {
+        "presence": (averaging @ presence).astype(np.float32),
+        "foreground": np.tensordot(averaging, foreground, axes=1).astype(np.float32),
+    }
+
+
+@pytest.fixture
+def colour_model() -> ColourModel:
+    """Judges by colour alone, so it is nearly always right where the masks are."""
+
+    def spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
+        return TensorSpec(name, shape, dtype)
+
+    tokens = spec("tokens", 1, 1, TOKENS, 3)
+    pooled = spec("pooled", 1, 1, 9, 3)
+    encoder = FakeEngine((spec("image", "batch", SIDE, SIDE, 3, dtype="uint8"),), (tokens,), _encode)
+    enroll = FakeEngine(
+        (tokens, spec("mask", 1, SIDE, SIDE, dtype="uint8"), spec("has_mask", 1, dtype="bool")),
+        (spec("support", 1, 1, 10, 3), spec("kept_mask", 1, 10), pooled, spec("pooled_mask", 1, 9)),
+        _cache,
+    )
+    head = FakeEngine(
+        (
+            tokens,
+            spec("kept", "supports", 1, "kept_tokens", 3),
+            spec("kept_mask", "supports", "kept_tokens"),
+            spec("pooled", "supports", 1, 9, 3),
+            spec("pooled_mask", "supports", 9),
+            spec("averaging", "ways", "supports"),
+        ),
+        (spec("presence", "ways"), spec("foreground", "ways", GRID, GRID)),
+        _judge,
+    )
+    engines = {"encoder": encoder, "enroll": enroll, "head": head}
+    graphs = {name: GraphInfo(f"{name}.onnx", name * 8, one.inputs, one.outputs) for name, one in engines.items()}
+    manifest = Manifest(
+        FORMAT_VERSION, "colours", "none", SIDE, 2, 1, 1, SUPPORT_GRID, GRID, {}, 20, "fp32", graphs, {}, "a test"
+    )
+    return ColourModel(FewShotModel(manifest, encoder, enroll, head), encoder, head)
+
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Write a data folder: in each class's pictures a rectangle of its colour, on grey; masks follow."""
+
+    def make(name: str = "data", shuffle_labels: bool = False, shuffle_masks: bool = False, masks: bool = True) -> Path:
+        rng = np.random.default_rng(3)
+        colours = [colour for colour in COLOURS.values() for _ in range(PICTURES)]
+        if shuffle_labels:
+            colours = [colours[index] for index in rng.permutation(len(colours))]
+        for index, colour in enumerate(colours):
+            folder, stem = tmp_path / name / list(COLOURS)[index // PICTURES], f"{index % PICTURES}"
+            picture = rng.integers(90, 140, (36, 48, 1), dtype=np.uint8).repeat(3, axis=2)
+            top, left = rng.integers(2, 10), rng.integers(2, 14)
+            inside = np.s_[top : top + 22, left : left + 30]
+            picture[inside] = colour
+            mask = np.zeros((36, 48, 3), np.uint8)
+            mask[inside] = 255
+            if shuffle_masks:
+                mask = 255 - mask
+            write_image(folder / "images" / f"{stem}.png", picture)
+            if masks:
+                write_image(folder / "masks" / f"{stem}.png", mask)
+        return tmp_path / name
+
+    return make

@@ -1,0 +1,303 @@
+"""Episodes through a model: what comes out where the data are right, and where they are not."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fsvit_edge.export.torch_engine import open_network
+from fsvit_edge.learn import evaluation
+from fsvit_edge.learn.datasets import FolderFewShot
+from fsvit_edge.learn.episode_pictures import draw_answer
+from fsvit_edge.learn.episodes import benchmark_episode, present
+from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, evaluate
+from fsvit_edge.learn.gates import Gates, Reference
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.runtime.errors import AccuracyGateError, ArtefactError, InputError
+from fsvit_edge.runtime.pictures import write_image
+from fsvit_edge.runtime.predictor import FewShotModel
+
+ColourModel = Any
+MakeFolder = Callable[..., Path]
+FEW = EvaluationOptions(episodes=120)
+
+
+def figures(result: EvaluationResult) -> tuple[float, float]:
+    assert result.scores.miou is not None
+    return result.scores.exact_ratio.value, result.scores.miou.value
+
+
+@pytest.mark.parametrize("way", [1, 2])
+def test_right_data_score_high(colour_model: ColourModel, make_folder: MakeFolder, way: int) -> None:
+    data = FolderFewShot(make_folder())
+    exact, miou = figures(evaluate(colour_model.model, data, replace(FEW, way=way)))
+    assert exact == 100
+    assert miou > 80  # what is lost is the outline, on a grid of 12 x 12
+
+
+def test_names_alone_score_high_where_the_thing_is_in_the_centre(
+    colour_model: ColourModel, make_folder: MakeFolder
+) -> None:
+    data = FolderFewShot(make_folder())
+    exact, miou = figures(evaluate(colour_model.model, data, replace(FEW, masks=False)))
+    assert exact > 90
+    assert miou > 80
+
+
+def test_shuffled_labels_are_at_chance(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+    data = FolderFewShot(make_folder(shuffle_labels=True))
+    exact, miou = figures(evaluate(colour_model.model, data, replace(FEW, episodes=400)))
+    # A support's colour is the query's in one of four cases, whatever the label; half of the queries show the class.
+    assert 40 < exact < 60
+    assert miou < 30
+
+
+def test_masks_of_the_wrong_side_are_punished(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+    right, wrong = FolderFewShot(make_folder()), FolderFewShot(make_folder("wrong", shuffle_masks=True))
+    assert figures(evaluate(colour_model.model, right, replace(FEW, masks=False)))[1] > 80
+    assert figures(evaluate(colour_model.model, wrong, replace(FEW, masks=False)))[1] < 10
+
+
+def test_the_figures_are_those_of_asking_the_model_episode_by_episode(
+    colour_model: ColourModel, make_folder: MakeFolder
+) -> None:
+    data = FolderFewShot(make_folder(shuffle_labels=True))
+    options = EvaluationOptions(way=2, shot=3, episodes=50)
+    result = evaluate(colour_model.model, data, options)
+    model, right = colour_model.model, []
+    for number in range(50):
+        episode = benchmark_episode(data, number, 2, 3)
+        for label, indices in zip(episode.ways, episode.supports, strict=True):
+            masks = [data.read_mask(index) == 1 for index in indices]
+            model.enroll(data.class_names[label], [data.read_image(index) for index in indices], masks)
+        right.append((model.predict(data.read_image(episode.query)).present == present(data, episode)).all())
+        for name in model.classes:
+            model.remove(name)
+    assert 0 < np.mean(right) < 1
+    assert result.scores.exact_ratio.value == pytest.approx(100 * np.mean(right))
+    assert sum(one.asked for one in result.scores.classes) == 100
+
+
+def test_a_picture_is_encoded_once_as_query_and_once_as_support(
+    colour_model: ColourModel, make_folder: MakeFolder
+) -> None:
+    data = FolderFewShot(make_folder())
+    evaluate(colour_model.model, data, EvaluationOptions(episodes=300))
+    assert colour_model.head.runs == 300
+    assert colour_model.encoder.runs <= 2 * len(data.examples)
+
+
+def test_what_is_remembered_of_supports_is_bounded(
+    colour_model: ColourModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = FolderFewShot(make_folder())
+    free = evaluate(colour_model.model, data, FEW)
+    colour_model.encoder.runs = 0
+    monkeypatch.setattr(evaluation, "_SUPPORT_CACHE_BYTES", 1)
+    monkeypatch.setattr(evaluation, "_EPISODES_AT_ONCE", 2)
+    tight = evaluate(colour_model.model, data, FEW)
+    assert colour_model.encoder.runs > 120
+    assert tight.scores == free.scores
+
+
+def test_the_models_own_classes_stay(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+    picture = np.full((30, 30, 3), 200, np.uint8)
+    colour_model.model.enroll("mine", [picture])
+    before = colour_model.model.predict(picture)
+    evaluate(colour_model.model, FolderFewShot(make_folder()), replace(FEW, episodes=4))
+    assert colour_model.model.classes == ("mine",)
+    assert np.array_equal(colour_model.model.predict(picture).scores, before.scores)
+
+
+def test_queries_without_a_mask_count_for_the_presence_alone(
+    colour_model: ColourModel, make_folder: MakeFolder
+) -> None:
+    root = make_folder()
+    for path in sorted(root.glob("*/masks/[0-3].png")):
+        path.unlink()
+    data = FolderFewShot(root, needs_masks=False)
+    result = evaluate(colour_model.model, data, replace(FEW, masks=False))
+    assert 0 < result.segmented < FEW.episodes
+    assert figures(result)[1] > 80
+    for path in root.glob("*/masks/*.png"):
+        path.unlink()
+    bare = evaluate(colour_model.model, FolderFewShot(root, needs_masks=False), replace(FEW, masks=False))
+    assert (bare.segmented, bare.scores.miou) == (0, None)
+    assert bare.scores.exact_ratio == result.scores.exact_ratio
+    json.dumps(bare.to_dict(), allow_nan=False)
+
+
+def test_supports_without_masks_are_an_error_where_masks_are_asked_for(
+    colour_model: ColourModel, make_folder: MakeFolder
+) -> None:
+    data = FolderFewShot(make_folder(masks=False), needs_masks=False)
+    with pytest.raises(InputError, match=r"has no mask; evaluate with --supports names"):
+        evaluate(colour_model.model, data, FEW)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (EvaluationOptions(way=5), "5 ways cannot be drawn from 4 classes"),
+        (EvaluationOptions(shot=8), "too few for 8"),
+        (EvaluationOptions(episodes=0), "at least 1 episode"),
+    ],
+)
+def test_what_cannot_be_drawn_is_an_error(
+    colour_model: ColourModel, make_folder: MakeFolder, options: EvaluationOptions, text: str
+) -> None:
+    with pytest.raises(InputError, match=text):
+        evaluate(colour_model.model, FolderFewShot(make_folder()), options)
+
+
+def test_the_episodes_have_an_identity(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+    root = make_folder()
+    first, same, more = (
+        evaluate(colour_model.model, FolderFewShot(root), replace(FEW, episodes=count)) for count in (40, 40, 41)
+    )
+    assert first.episodes_sha256 == same.episodes_sha256 != more.episodes_sha256
+    mask = root / "blue" / "masks" / "3.png"
+    write_image(mask, np.full((36, 48, 3), 255, np.uint8))
+    changed = evaluate(colour_model.model, FolderFewShot(root), replace(FEW, episodes=40))
+    assert changed.episodes_sha256 != first.episodes_sha256
+
+
+def test_torch_and_onnx_runtime_find_the_same(
+    tiny_network: FewShotNetwork, tiny_bundle: Path, make_folder: MakeFolder
+) -> None:
+    data = FolderFewShot(make_folder())
+    options = EvaluationOptions(way=2, shot=2, episodes=25)
+    answers: dict[str, dict[int, Answer]] = {"torch": {}, "onnx": {}}
+
+    with (
+        open_network(copy.deepcopy(tiny_network), torch.device("cpu")) as in_torch,
+        FewShotModel.load(tiny_bundle, "cpu", threads=1) as in_onnx,
+    ):
+        results = {
+            kind: evaluate(
+                model, data, options, on_answer=lambda one, kind=kind: answers[kind].update({one.number: one})
+            )
+            for kind, model in (("torch", in_torch), ("onnx", in_onnx))
+        }
+    ours, theirs = results["torch"], results["onnx"]
+    assert sorted(answers["torch"]) == sorted(answers["onnx"]) == list(range(25))
+    for number in range(25):
+        one, other = answers["torch"][number].prediction, answers["onnx"][number].prediction
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+        assert (one.label_map == other.label_map).mean() > 0.999
+    assert ours.scores.exact_ratio == theirs.scores.exact_ratio
+    np.testing.assert_allclose(figures(ours), figures(theirs), atol=0.05)
+    assert ours.episodes_sha256 == theirs.episodes_sha256
+    assert (ours.model.name, ours.model.image_size) == (theirs.model.name, theirs.model.image_size)
+    assert 0 < figures(theirs)[1] < 100
+
+
+# --------------------------------------------------------------------------------------------------------------- gates
+
+
+@pytest.fixture
+def good(colour_model: ColourModel, make_folder: MakeFolder) -> EvaluationResult:
+    return evaluate(colour_model.model, FolderFewShot(make_folder()), replace(FEW, episodes=40))
+
+
+def write_reference(path: Path, result: EvaluationResult, **changes: object) -> Reference:
+    path.write_text(json.dumps({**result.to_dict(), **changes}))
+    return Reference.load(path)
+
+
+def test_limits_that_are_kept_pass(good: EvaluationResult, tmp_path: Path) -> None:
+    Gates().check(good)
+    Gates(min_miou=80, min_exact_ratio=100).check(good)
+    Gates(reference=write_reference(tmp_path / "r.json", good), drop=0).check(good)
+
+
+@pytest.mark.parametrize(
+    ("gates", "text"),
+    [
+        (
+            Gates(min_miou=99.9),
+            r"^The accuracy gate failed: mIoU 8\d\.\d\d %, at least 99\.90 % wanted \(the limit\)\.$",
+        ),
+        (Gates(min_exact_ratio=100.1), r"exact ratio 100\.00 %"),
+        (Gates(min_exact_ratio=100.1, min_miou=99.9), r"exact ratio .*; mIoU"),
+        (Gates(min_miou=float("nan")), "mIoU"),
+    ],
+)
+def test_a_limit_that_is_missed_fails(good: EvaluationResult, gates: Gates, text: str) -> None:
+    with pytest.raises(AccuracyGateError, match=text):
+        gates.check(good)
+
+
+@pytest.mark.parametrize("figure", ["exact_ratio", "miou"])
+def test_a_drop_of_more_than_the_points_fails(good: EvaluationResult, tmp_path: Path, figure: str) -> None:
+    better = good.to_dict()[figure]
+    reference = write_reference(tmp_path / "r.json", good, **{figure: {**better, "value": better["value"] + 2}})
+    Gates(reference=reference, drop=2.1).check(good)
+    with pytest.raises(AccuracyGateError, match=r"1\.9 points below"):
+        Gates(reference=reference, drop=1.9).check(good)
+
+
+def test_an_miou_that_was_measured_before_and_is_not_now_fails(good: EvaluationResult, tmp_path: Path) -> None:
+    reference = write_reference(tmp_path / "r.json", good)
+    without = replace(good, scores=replace(good.scores, miou=None))
+    with pytest.raises(AccuracyGateError, match="mIoU not measured"):
+        Gates(reference=reference).check(without)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"shot": 5}, "it has shot 5, this evaluation shot 1"),
+        (
+            {"episodes": 1000, "masks": False},
+            "it has episodes 1000, masks False, this evaluation episodes 40, masks True",
+        ),
+        ({"episodes_sha256": "ab"}, "other classes, pictures or masks"),
+    ],
+)
+def test_a_reference_of_other_episodes_is_refused(
+    good: EvaluationResult, tmp_path: Path, changes: dict[str, object], text: str
+) -> None:
+    with pytest.raises(InputError, match=text):
+        Gates(reference=write_reference(tmp_path / "r.json", good, **changes)).check(good)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"way": 1}', "[" * 100_000])
+def test_what_is_no_result_is_refused_as_reference(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(ArtefactError, match=r"The reference .*r\.json is n"):
+        Reference.load(path)
+    with pytest.raises(ArtefactError, match="No such file"):
+        Reference.load(tmp_path / "none.json")
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+@pytest.mark.parametrize(("way", "shot", "masks"), [(1, 1, True), (2, 3, True), (2, 1, False)])
+def test_an_episode_is_drawn_with_all_its_pictures(
+    colour_model: ColourModel, make_folder: MakeFolder, way: int, shot: int, masks: bool
+) -> None:
+    data = FolderFewShot(make_folder())
+    answers: list[Answer] = []
+    options = EvaluationOptions(way, shot, 3, masks)
+    evaluate(colour_model.model, data, options, on_answer=answers.append)
+    answer, side = answers[0], colour_model.model.manifest.image_size
+    assert answer.truth is not None
+    assert answer.truth.shape == answer.prediction.label_map.shape == (side, side)
+    drawn = draw_answer(data, answer, masks)
+    assert drawn.shape[1] == (shot + 3) * 264 + 8
+    assert drawn.shape[0] > way * 264
+    panels = [drawn[8:264, 8 + 264 * column : 264 + 264 * column] for column in range(shot + 3)]
+    assert all(panel.std() > 10 for panel in panels)
+    query, truth, _ = panels[shot:]
+    assert np.array_equal(query, truth) == (not answer.shown.any())
+    blank = draw_answer(data, replace(answer, truth=np.full((side, side), 255, np.uint8)), masks)
+    assert (blank[8:264, 8 + 264 * (shot + 1) : 264 + 264 * (shot + 1)] == 128).all()
