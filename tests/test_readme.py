@@ -1,8 +1,9 @@
 """The README's commands and Python are run as they stand, in the order in which they stand, in one folder.
 
 Every `fsvit-edge ...` line of the fenced `sh` blocks is run by a shell, then the `python` block. Pictures, masks,
-videos and folders that they read are made first, by their names: *_mask.png is a mask, the rest are pictures. Lines
-that need a camera, a network or a published checkpoint are not run, but their options must exist.
+videos and folders that they read are made first, by their names: *_mask.png is a mask, the rest are pictures, and a
+folder after --data has classes. Lines that need a camera, a network or a published checkpoint are not run, but their
+options must exist.
 """
 
 import itertools
@@ -88,14 +89,30 @@ def make_input(path: Path) -> None:
             make_input(path / name)
 
 
+def make_data(root: Path) -> None:
+    """Make a data set: two classes, three pictures with masks each."""
+    for number, (name, stem) in enumerate(itertools.product(("cup", "key"), "abc")):
+        image = picture(number)
+        mask = np.zeros_like(image)
+        top = 10 * (number % 3)
+        mask[top : top + 60, 40:100] = 255
+        image[mask > 0] = 200 if name == "cup" else 40
+        write_image(root / name / "images" / f"{stem}.png", image)
+        write_image(root / name / "masks" / f"{stem}.png", mask)
+
+
+def data_sets() -> set[str]:
+    return set(re.findall(r"--data +(\S+)", "\n".join(filter(runnable, commands()))))
+
+
 def inputs() -> set[str]:
     """The names of the files and folders that the commands and the Python read."""
     names = set(re.findall(r"""open\(["']([^"']+)["']\)""", "".join(blocks("python"))))
     for command in filter(runnable, commands()):
         words = shlex.split(command)
         for before, word in itertools.pairwise(words):
-            is_written = before in ("--sink", "--output", "-o")
-            if not is_written and re.search(r"\.(jpe?g|png|mp4)$|/$", word):
+            is_made_else = before in ("--sink", "--output", "-o", "--data", "--pictures")
+            if not is_made_else and re.search(r"\.(jpe?g|png|mp4)$|/$", word):
                 names.add(word)
     return names
 
@@ -108,6 +125,8 @@ def test_the_readme_has_commands_and_python() -> None:
 def test_commands_and_python_run_as_they_stand(tmp_path: Path) -> None:
     for name in inputs():
         make_input(tmp_path / name)
+    for name in data_sets():
+        make_data(tmp_path / name)
     for command in filter(runnable, commands()):
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],

@@ -72,8 +72,6 @@ def train(
     require("fsvit-edge train", ("torch", "timm", "lightning", "torchmetrics"), "train")
     with progress("Train") as step:
         step("load torch and Lightning")
-        import torch
-
         from fsvit_edge.learn.batches import TrainOptions, check_supervision
         from fsvit_edge.learn.datasets import open_data
         from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
@@ -82,8 +80,6 @@ def train(
         from fsvit_edge.model.checkpoint import build_network, load_network, save_network
         from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 
-        if threads is not None:
-            torch.set_num_threads(threads)
         options = TrainOptions(
             supervision=check_supervision(supervision),
             mask_fraction=mask_fraction,
@@ -104,6 +100,7 @@ def train(
             precision=precision,
             accelerator=accelerator,
             devices=devices,
+            threads=threads,
         )
         pictures = open_data(benchmark, data, splits, fold, "train", needs_masks=supervision == "mask")
         if checkpoint is None and backbone is not None:
@@ -122,9 +119,7 @@ def train(
     rows = [(name, f"{value:.3f}" if name == "loss" else f"{value:.1f}") for name, value in result.validation.items()]
     print_table(f"Validation, photographs set aside, after {result.epochs} epochs", ("figure", "value"), rows)
     if result.enhancer is not None:
-        before, after = 100 * result.enhancer.iou_before, 100 * result.enhancer.iou_after
-        used = "used" if result.enhancer.helps else "not used, it does not help"
-        print(f"Pseudo-masks against held-out masks: IoU {before:.1f} before the enhancer, {after:.1f} after ({used}).")
+        print(result.enhancer.sentence)
     print(f"Wrote {output}; checkpoints and log are in {workspace}.")
     advise(f"Next: fsvit-edge eval --checkpoint {output} --data {data}, or fsvit-edge export --checkpoint {output}")
 

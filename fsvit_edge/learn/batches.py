@@ -18,6 +18,7 @@ from fsvit_edge.runtime.errors import InputError
 Supervision = Literal["mask", "image", "mixed"]
 
 VALIDATION_EPISODES = 200
+"""At most; a small data set has as many as examples."""
 _TRAINING, _VALIDATION, _SIDES = range(3)
 """What a random stream is for: (seed, purpose, numbers) makes each episode independent of all others."""
 _VIEW_TRIES = 10
@@ -63,6 +64,7 @@ class TrainOptions:
         precision: Lightning's: "32-true", "bf16-mixed" or "16-mixed".
         accelerator: Lightning's: "auto", "cpu", "gpu".
         devices: Processes, one a device; None for one on the CPU, every GPU otherwise.
+        threads: torch's threads on the CPU, for the whole process; None leaves them as they are.
     """
 
     supervision: Supervision = "mask"
@@ -84,6 +86,7 @@ class TrainOptions:
     precision: str = "32-true"
     accelerator: str = "auto"
     devices: int | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch % self.micro_batch:
@@ -188,7 +191,7 @@ class Episodes(Dataset[EpisodeBatch]):
         self.data, self.cache, self.options, self.sides = data, cache, options, sides
         self.validation = epoch is None
         self.stream = (options.seed, _VALIDATION) if epoch is None else (options.seed, _TRAINING, epoch)
-        self.count = VALIDATION_EPISODES if epoch is None else len(data.examples)
+        self.count = len(data.examples) if epoch is not None else min(VALIDATION_EPISODES, len(data.examples))
         self.size = cache.network.config.image_size
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ def evaluate(
     options: EvaluationOptions,
     progress: Callable[[str], None] = lambda _: None,
     on_answer: Callable[[Answer], None] = lambda _: None,
+    episodes: Sequence[Episode] | None = None,
 ) -> EvaluationResult:
     """Run test episodes and sum up 0/1 exact ratio and mIoU.
 
@@ -136,6 +137,7 @@ def evaluate(
         options: Which episodes.
         progress: Is told now and then how far it has come.
         on_answer: Is given each episode's answer, ordered by the queries, not by the episodes' numbers.
+        episodes: Of the way, the shot and the number that the options say; None draws the benchmark's.
 
     Raises:
         InputError: The selection has too few classes or pictures, or a file in it cannot be used.
@@ -143,8 +145,10 @@ def evaluate(
     if options.episodes < 1:
         raise InputError(f"An evaluation needs at least 1 episode; got {options.episodes}.")
     started = reported = time.monotonic()
-    progress("draw episodes")
-    episodes = [benchmark_episode(data, number, options.way, options.shot) for number in range(options.episodes)]
+    if episodes is None:
+        progress("draw episodes")
+        episodes = [benchmark_episode(data, number, options.way, options.shot) for number in range(options.episodes)]
+    assert len(episodes) == options.episodes
     files = _Files(data, options.masks)
     supports = _Supports(model, data, options.masks)
     shape = (options.episodes, options.way)
@@ -275,7 +279,7 @@ class _Files:
         return self._digests[path]
 
 
-def _by_query(episodes: list[Episode]) -> Iterator[tuple[int, list[int]]]:
+def _by_query(episodes: Sequence[Episode]) -> Iterator[tuple[int, list[int]]]:
     """A query with the numbers of its episodes, in the order in which the queries first come."""
     numbers: dict[int, list[int]] = {}
     for number, episode in enumerate(episodes):

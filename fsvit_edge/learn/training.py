@@ -84,6 +84,13 @@ class EpisodeModule(lightning.LightningModule):
         self.seen = torch.zeros(num_labels + 1, dtype=torch.bool)
         self.loss = MeanMetric()
 
+    def setup(self, stage: str) -> None:
+        """Bring the enhancer to where the head is."""
+        del stage
+        _, enhancer = self._frozen
+        if enhancer is not None:
+            enhancer.to(self.device)
+
     def forward(self, batch: EpisodeBatch) -> tuple[HeadLogits, Tensor]:
         """Judge the queries; return the logits, and the masks (B, S, S) uint8 that they should give."""
         network, enhancer = self._frozen
@@ -212,6 +219,8 @@ def train(
     if last.exists() and not resume:
         raise InputError(f"{workspace} holds a training; go on with --resume, or delete the folder.")
     workspace.mkdir(parents=True, exist_ok=True)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     encoded = cache.fill(data, progress)
     sides = choose_sides(data, options)
     enhancer = None
@@ -219,12 +228,11 @@ def train(
         progress("train the enhancer")
         with_masks = [index for index, mask in enumerate(sides.known) if mask]
         enhancer = train_enhancer(network, cache, data, with_masks, EnhancerOptions(seed=options.seed), progress)
-        if not enhancer.helps:
-            progress("the enhancer does not improve held-out pseudo-masks, so they are left as they are")
+        progress(enhancer.sentence)
     identity = {**asdict(options), "cache": cache.folder.name, "examples": len(data.examples)}
     # More epochs may be added; where to compute does not change what is learnt.
-    for name in ("accelerator", "devices", "epochs" if not options.decay else "accelerator"):
-        identity.pop(name, None)
+    for name in ("accelerator", "devices", "threads", *(() if options.decay else ("epochs",))):
+        identity.pop(name)
     model = EpisodeModule(
         network,
         options,
@@ -272,17 +280,17 @@ class _Loaders(lightning.LightningDataModule):
 
     def __init__(self, data: FewShotData, cache: TokenCache, options: TrainOptions, sides: Sides) -> None:
         super().__init__()
-        self._make = lambda epoch: Episodes(data, cache, options, sides, epoch)
+        self._source = (data, cache, options, sides)
         self._batch = options.micro_batch
 
     def train_dataloader(self) -> DataLoader[EpisodeBatch]:
         """Give the training episodes of this epoch."""
         assert self.trainer is not None
-        return DataLoader(self._make(self.trainer.current_epoch), self._batch)
+        return DataLoader(Episodes(*self._source, self.trainer.current_epoch), self._batch)
 
     def val_dataloader(self) -> DataLoader[EpisodeBatch]:
         """Give the episodes of every validation."""
-        return DataLoader(self._make(None), self._batch)
+        return DataLoader(Episodes(*self._source, None), self._batch)
 
 
 class _Log(Callback):

@@ -48,7 +48,9 @@ class View:
         grey = colours.mean(axis=2, keepdims=True)
         colours = grey + (colours - grey) * self.saturation
         colours = colours.mean() + (colours - colours.mean()) * self.contrast
-        lit: npt.NDArray[np.uint8] = np.clip(colours * np.array(self.light, np.float32), 0, _GREY_LEVELS).astype(np.uint8)
+        lit: npt.NDArray[np.uint8] = np.clip(colours * np.array(self.light, np.float32), 0, _GREY_LEVELS).astype(
+            np.uint8
+        )
         return lit
 
     def of_mask(self, mask: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

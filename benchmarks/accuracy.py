@@ -1,0 +1,185 @@
+"""The accuracy table of the README: four folds of a folder data set, each trained, then tested on the held-out classes.
+
+    python benchmarks/accuracy.py --data DIR --checkpoint NETWORK.safetensors --work DIR
+
+Of the checkpoint the backbone is taken; each fold trains a head of its own. The training-free head is tested on the
+same backbone and the same episodes. What is done is kept in the work folder, so an interrupted run goes on there;
+the table is printed at the end from what the folder holds.
+
+    python benchmarks/accuracy.py --sets DIR DIR ... [--bundle DIR]
+
+Tests a bundle, by default the one shipped, on whole data sets of the same layout. Of a folder named davis* the first
+picture of each class is the support, and the others are asked about twice: with their own class's support, and with
+the next class's.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fsvit_edge.export.torch_engine import open_network
+from fsvit_edge.learn.batches import TrainOptions
+from fsvit_edge.learn.datasets import FewShotData, open_data
+from fsvit_edge.learn.episodes import Episode
+from fsvit_edge.learn.evaluation import EvaluationOptions, evaluate
+from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
+from fsvit_edge.learn.training import new_head, train
+from fsvit_edge.model.checkpoint import load_network, save_network
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.runtime.atomic import atomic_write
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, PROTOTYPE_HEAD
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.predictor import FewShotModel
+
+FOLDS = range(4)
+SETTINGS = ((1, 1), (2, 1), (1, 5))
+"""(way, shot)."""
+RECIPE = TrainOptions(
+    epochs=10,
+    batch=16,
+    micro_batch=16,
+    class_weight=1.0,
+    foreground_weight=3.0,
+    views=6,
+    same_picture=0.25,
+    nameless=0.25,
+    validation_fraction=0.06,
+    precision="bf16-mixed",
+)
+"""Of every fold, chosen on the validation pictures of fold 0's training classes."""
+
+Say = Callable[[str], None]
+
+
+def main() -> None:
+    """Train and test what the work folder lacks, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=Path, nargs="+", default=[], help="data sets to test a bundle on")
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--data", type=Path, help="<class>/{images,masks}/<stem>.*")
+    parser.add_argument("--checkpoint", type=Path, help="whose backbone to use")
+    parser.add_argument("--work", type=Path, help="folder for heads and figures")
+    parser.add_argument("--cache", type=Path, default=default_cache_folder(), help="folder of the tokens")
+    parser.add_argument("--folds", type=int, nargs="+", default=list(FOLDS))
+    parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
+    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - started:6.0f} s] {text}", flush=True)
+
+    if options.sets:
+        with FewShotModel.load(options.bundle, "cpu", options.threads) as model:
+            print("\n".join(_row(model, root, options.episodes) for root in options.sets))
+        return
+    recipe = dataclasses.replace(RECIPE, epochs=options.epochs)
+    for fold in options.folds:
+        networks = {
+            "trained": _trained(fold, options, recipe, say),
+            "training-free": _training_free(options.checkpoint),
+        }
+        for head, network in networks.items():
+            _test(fold, head, network, options, say)
+    print(f"{platform.processor() or platform.machine()}, torch {version('torch')}, {options.threads} threads")
+    print(table([json.loads(path.read_text()) for path in sorted(options.work.glob("fold*.*.json"))]))
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Give the mean over the folds as Markdown: exact ratio / mIoU in percent."""
+    lines = ["| head | supports | " + " | ".join(f"{way}-way {shot}-shot" for way, shot in SETTINGS) + " |"]
+    lines.append("| --- | --- |" + " --- |" * len(SETTINGS))
+    for head in ("trained", "training-free"):
+        for masks in (True, False):
+            cells = []
+            for way, shot in SETTINGS:
+                of_fold = {
+                    result["fold"]: (result["exact_ratio"]["value"], result["miou"]["value"])
+                    for result in results
+                    if (result["head"], result["masks"], result["way"], result["shot"]) == (head, masks, way, shot)
+                }
+                whole = " / ".join(f"{statistics.mean(figures):.1f}" for figures in zip(*of_fold.values(), strict=True))
+                cells.append(f"{whole or '-'} ({len(of_fold)} folds)" if len(of_fold) < len(FOLDS) else whole)
+            lines.append(f"| {head} | {'with masks' if masks else 'names only'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _trained(fold: int, options: argparse.Namespace, recipe: TrainOptions, say: Say) -> FewShotNetwork:
+    file = options.work / f"fold{fold}.safetensors"
+    if file.exists():
+        return load_network(file)
+    network = load_network(options.checkpoint)
+    new_head(network, recipe.seed)
+    data = open_data("folder", options.data, None, fold, "train")
+    cache = TokenCache(network, options.cache, recipe.views)
+    result = train(
+        network, data, recipe, cache, file.with_suffix(".training"), True, lambda text: say(f"fold {fold}: {text}")
+    )
+    say(f"fold {fold}: validation {result.validation}")
+    save_network(network, file)
+    return network
+
+
+def _training_free(checkpoint: Path) -> FewShotNetwork:
+    source = load_network(checkpoint)
+    network = FewShotNetwork(dataclasses.replace(source.config, head=PROTOTYPE_HEAD))
+    network.encoder.load_state_dict(source.encoder.state_dict())
+    return network
+
+
+def _test(fold: int, head: str, network: FewShotNetwork, options: argparse.Namespace, say: Say) -> None:
+    data = open_data("folder", options.data, None, fold, "test")
+    with open_network(network) as model:
+        for way, shot in SETTINGS:
+            for masks in (True, False):
+                file = options.work / f"fold{fold}.{head}.{way}w{shot}s.{'masks' if masks else 'names'}.json"
+                if file.exists():
+                    continue
+                result = evaluate(model, data, EvaluationOptions(way, shot, options.episodes, masks))
+                found = {"fold": fold, "head": head, **result.to_dict()}
+                atomic_write(file, json.dumps(found, indent=2).encode())
+                figures = [found[name]["value"] for name in ("exact_ratio", "miou")]
+                say(f"{file.stem}: exact ratio {figures[0]:.1f}, mIoU {figures[1]:.1f}, {result.elapsed_s:.0f} s")
+
+
+def _row(model: FewShotModel, root: Path, episodes: int) -> str:
+    data = open_data("folder", root, None, None, "test")
+    follows = first_picture_episodes(data) if root.name.startswith("davis") else None
+    cells = []
+    for way, shot in ((1, 1),) if follows else ((1, 1), (1, 5)):
+        for masks in (True, False):
+            options = EvaluationOptions(way, shot, len(follows) if follows else episodes, masks)
+            try:
+                scores = evaluate(model, data, options, episodes=follows).scores
+            except InputError as error:  # a class has fewer pictures than shots
+                print(f"{root.name}, {shot} shots: {error}")
+                continue
+            miou = "-" if scores.miou is None else f"{scores.miou.value:.1f}"
+            cells.append(f"{shot} shot {'masks' if masks else 'names'} {scores.exact_ratio.value:.1f} / {miou}")
+    return f"{root.name}, {len(data.examples)} pictures: " + ", ".join(cells)
+
+
+def first_picture_episodes(data: FewShotData) -> list[Episode]:
+    """Ask about every picture but the first of each class, once with its own class's first picture, once another's."""
+    labels = list(data.class_names)
+    episodes = []
+    for place, label in enumerate(labels):
+        other = labels[(place + 1) % len(labels)]
+        for query in data.of_class(label)[1:]:
+            episodes += [Episode(query, (way,), ((data.of_class(way)[0],),)) for way in (label, other)]
+    return episodes
+
+
+if __name__ == "__main__":
+    main()
