@@ -115,14 +115,14 @@ class EpisodeModule(lightning.LightningModule):
     def training_step(self, batch: EpisodeBatch, _: int) -> Tensor:
         """Give the loss of CST, section 3.3: weighted presence + mask."""
         logits, target = self(batch)
-        loss = self._loss(logits, target, batch.present)
+        loss = self.loss_of(logits, target, batch.present)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.present))
         return loss
 
     def validation_step(self, batch: EpisodeBatch, _: int) -> None:
         """Add to the metrics."""
         logits, target = self(batch)
-        self.loss.update(self._loss(logits, target, batch.present))
+        self.loss.update(self.loss_of(logits, target, batch.present))
         self.exact_ratio.update(logits.presence.argmax(dim=1), batch.present)
         found = enlarge(logits.mask, target.shape[1]).argmax(dim=1)
         label = batch.label[:, None, None] + 1
@@ -160,7 +160,8 @@ class EpisodeModule(lightning.LightningModule):
                 f"{self._identity[key]!r}; give the options of then, or choose another --output."
             )
 
-    def _loss(self, logits: HeadLogits, target: Tensor, present: Tensor) -> Tensor:
+    def loss_of(self, logits: HeadLogits, target: Tensor, present: Tensor) -> Tensor:
+        """Weigh the cross-entropies of presence and of the mask, the latter at the size of (B, S, S) `target`."""
         presence = F.cross_entropy(logits.presence.float(), present.long())
         full = enlarge(logits.mask.float(), target.shape[1])
         weight = full.new_tensor([1.0, self.options.foreground_weight])
