@@ -225,7 +225,8 @@ def learn(targets: Path, init: Path | None, output: Path, options: argparse.Name
         optimiser.step()
         recent.append({name: float(value.detach()) for name, value in losses.items()})
         if (step + 1) % 25 == 0 or step + 1 == options.steps:
-            mean = {name: np.mean([line[name] for line in recent if name in line]) for name in recent[0] | losses}
+            names = {name for line in recent for name in line}
+            mean = {name: np.mean([line[name] for line in recent if name in line]) for name in sorted(names)}
             text = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
             print(f"step {step + 1}, {time.perf_counter() - started:.0f} s: {text}", flush=True)
             recent.clear()

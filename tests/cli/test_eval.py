@@ -1,45 +1,26 @@
 """`fsvit-edge eval` as a user types it."""
 
+import functools
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fsvit_edge.cli.main import main
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.pictures import read_image, write_image
 
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
+Cli = Callable[..., Any]
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Run `fsvit-edge eval` in this process, in the folder of the data."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # Typer sets its own
-
-    def call(*arguments: str) -> Result:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["fsvit-edge", "eval", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return Result(int(end.value.code or 0), *capfd.readouterr())
-
-    return call
+def cli(cli: Cli) -> Cli:
+    return functools.partial(cli, "eval")
 
 
 @pytest.fixture(scope="session")

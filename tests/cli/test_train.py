@@ -1,0 +1,108 @@
+"""`fsvit-edge train` as a user types it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fsvit_edge.learn import batches
+from fsvit_edge.model.checkpoint import load_network, save_network
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+from fsvit_edge.runtime.pictures import write_image
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, tiny_network: FewShotNetwork, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a small data set and a small network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(batches, "VALIDATION_EPISODES", 4)
+    rng = np.random.default_rng(0)
+    for name, colour in (("cup", 200), ("key", 90)):
+        for number in range(3):
+            picture = rng.integers(0, 60, (48, 48, 3), dtype=np.uint8)
+            mask = np.zeros((48, 48, 3), np.uint8)
+            mask[8:40, 8:30] = 255
+            picture[mask > 0] = colour
+            write_image(tmp_path / "data" / name / "images" / f"{number}.png", picture)
+            write_image(tmp_path / "data" / name / "masks" / f"{number}.png", mask)
+    save_network(tiny_network, tmp_path / "start.safetensors")
+    return tmp_path
+
+
+SHORT = ("train", "--data", "data", "--checkpoint", "start.safetensors", "--cache", "cache", "--batch", "3")
+
+
+def test_a_training_leaves_a_network_that_eval_and_export_take(cli: Cli, folder: Path) -> None:
+    done = cli(*SHORT, "--new-head", "--epochs", "2", "--output", "mine.safetensors")
+    assert done.code == 0, done.err
+    assert "exact_ratio" in done.out
+    assert "fsvit-edge export --checkpoint mine.safetensors" in done.err
+    start, mine = load_file(folder / "start.safetensors"), load_file(folder / "mine.safetensors")
+    changed = {name for name in start if not np.array_equal(start[name], mine[name])}
+    assert changed
+    assert all(name.startswith("learner.") for name in changed)
+    load_network(folder / "mine.safetensors")
+    log = (folder / "mine.training" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [0, 1]
+    checked = cli("eval", "--checkpoint", "mine.safetensors", "--data", "data", "--episodes", "4", "--json")
+    assert checked.code == 0, checked.err
+    assert json.loads(checked.out)["episodes"] == 4
+
+
+def test_a_second_training_is_not_begun_over_the_first_but_goes_on_if_told(cli: Cli) -> None:
+    arguments = (*SHORT, "--no-decay", "--output", "mine.safetensors")
+    assert cli(*arguments, "--epochs", "1").code == 0
+    again = cli(*arguments, "--epochs", "2")
+    assert again.code == 2
+    assert "go on with --resume" in again.err
+    assert cli(*arguments, "--epochs", "2", "--resume").code == 0
+
+
+def test_images_alone_suffice_for_image_supervision(cli: Cli, folder: Path) -> None:
+    for mask in folder.glob("data/*/masks/*"):
+        mask.unlink()
+    arguments = (*SHORT, "--epochs", "1", "--output", "mine.safetensors")
+    assert cli(*arguments, "--supervision", "image").code == 0
+    refused = cli(*arguments[:-1], "other.safetensors")
+    assert refused.code == 2
+    assert "has no mask for 3 of its 3 pictures" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--output", "mine.ckpt"), "mine.ckpt must end in .safetensors"),
+        (("--output", "x.safetensors", "--supervision", "boxes"), "must be mask, image, mixed, got 'boxes'"),
+        (("--output", "x.safetensors", "--fold", "7"), "There is no fold 7"),
+        (("--output", "x.safetensors", "--benchmark", "pascal"), "name their folder with --splits"),
+        (("--output", "x.safetensors", "--supervision", "mixed", "--mask-list", "no.txt"), "no.txt cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(
+    arguments: tuple[str, ...], sentence: str, cli: Cli, folder: Path
+) -> None:
+    done = cli(*SHORT, *arguments)
+    assert done.code == 2
+    assert sentence in done.err
+    assert not list(folder.glob("*.training"))
+
+
+def test_a_backbone_needs_its_weights(cli: Cli) -> None:
+    done = cli("train", "--data", "data", "--output", "x.safetensors", "--backbone", "vit_small_patch16_224.dino")
+    assert done.code == 2
+    assert "--weights FILE or --pretrained" in done.err
+
+
+def test_the_shipped_model_is_where_a_bare_training_starts(cli: Cli, folder: Path) -> None:
+    done = cli("train", "--data", "data", "--cache", "cache", "--epochs", "1", "--output", "mine.safetensors")
+    assert done.code == 0, done.err
+    shipped, mine = load_file(DEFAULT_BUNDLE / "cst-nano.safetensors"), load_file(folder / "mine.safetensors")
+    backbone = [name for name in shipped if name.startswith("backbone.")]
+    assert all(np.array_equal(shipped[name].astype(np.float32), mine[name]) for name in backbone)
