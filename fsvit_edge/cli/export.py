@@ -20,6 +20,12 @@ def export(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Fetch the backbone's weights from timm's hub.")
     ] = False,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="cst (trained) or prototype (needs no training and no checkpoint); default: the checkpoint's."
+        ),
+    ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side of the square input in pixels.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")] = Path("bundle"),
     opset: Annotated[int, typer.Option(help="ONNX opset.")] = 20,
@@ -28,20 +34,30 @@ def export(
 ) -> None:
     """Export encoder, enrolment and head to a bundle of ONNX graphs."""
     from fsvit_edge.cli.terminal import advise, print_table, progress, require
+    from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, HEADS, PROTOTYPE_HEAD
     from fsvit_edge.runtime.errors import InputError
 
-    if checkpoint is None and (backbone or weights or pretrained):
-        raise InputError("A backbone alone has no head; give the checkpoint of a trained head with --checkpoint FILE.")
+    if head not in (None, *HEADS):
+        raise InputError(f"Head {head!r} is unknown; choose one of: {', '.join(HEADS)}.")
+    is_backbone_alone = checkpoint is None and bool(backbone or weights or pretrained)
+    if is_backbone_alone and head != PROTOTYPE_HEAD:
+        raise InputError(
+            "A backbone alone has no head; give the checkpoint of a trained head with --checkpoint FILE, "
+            "or take the head that needs no training with --head prototype."
+        )
     require("fsvit-edge export", ("torch", "timm", "onnx", "onnxsim", "onnxscript"), "export")
     with progress("Export") as step:
         step("load torch")
         from fsvit_edge.export.pipeline import ExportOptions, export_bundle
-        from fsvit_edge.model.checkpoint import load_network
-        from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+        from fsvit_edge.model.checkpoint import build_network, load_network
 
         step("load weights")
-        source = checkpoint or DEFAULT_BUNDLE / "cst-nano.safetensors"
-        network = load_network(source, backbone, weights, pretrained, image_size)
+        if is_backbone_alone:
+            name = weights.stem if weights is not None else str(backbone)
+            network = build_network(backbone, weights, pretrained or weights is None, image_size, name, PROTOTYPE_HEAD)
+        else:
+            source = checkpoint or DEFAULT_BUNDLE / "cst-nano.safetensors"
+            network = load_network(source, backbone, weights, pretrained, image_size, head)
         result = export_bundle(network, output, ExportOptions(opset, simplify, verify), step)
 
     if result.parity:

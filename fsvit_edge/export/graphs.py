@@ -17,6 +17,7 @@ from fsvit_edge.model.config import POOLED_GRID
 from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
 from fsvit_edge.model.head import channel_vectors
 from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.prototype_head import PrototypeHead
 from fsvit_edge.model.pseudo_mask import pseudo_mask
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.preprocess import DESCRIPTION, IMAGENET_MEAN, IMAGENET_STD
@@ -77,6 +78,7 @@ class EnrollGraph(nn.Module):
         self.grid = network.encoder.grid
         self.size = network.config.image_size
         self.support_grid = network.config.support_grid
+        self.prototype_head = network.prototype_head
 
     def forward(
         self,
@@ -110,7 +112,8 @@ class EnrollGraph(nn.Module):
         maps = F.interpolate(maps, size=side, mode="bilinear", align_corners=True)
         image = maps.flatten(2).permute(0, 2, 1)[None]
         support = F.normalize(torch.cat([class_token, image], dim=2), dim=-1)
-        cache = cache_supports(support, used, self.support_grid)
+        cache_as_head = cache_supports if self.prototype_head is None else self.prototype_head.cache_supports
+        cache = cache_as_head(support, used, self.support_grid)
         return cache.kept, cache.kept_mask, cache.pooled, cache.pooled_mask, used.to(torch.uint8)
 
 
@@ -144,6 +147,21 @@ class HeadGraph(nn.Module):
         return presence[:, 0], (averaging @ foreground.flatten(1)).reshape(-1, *foreground.shape[1:])
 
 
+class PrototypeGraph(nn.Module):
+    """What `HeadGraph` is, for the head without weights."""
+
+    def __init__(self, head: PrototypeHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(
+        self, tokens: Tensor, kept: Tensor, kept_mask: Tensor, pooled: Tensor, pooled_mask: Tensor, averaging: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Judge a frame; inputs and outputs are those of `HeadGraph`, the pooled tokens are background prototypes."""
+        presence, foreground = self.head(tokens[0], Supports(kept, kept_mask, pooled, pooled_mask), averaging)
+        return presence, foreground
+
+
 def build_graphs(network: FewShotNetwork) -> dict[str, GraphSpec]:
     """Wrap a network for the tracer: encoder, enroll, head."""
     encoder = network.encoder
@@ -171,7 +189,7 @@ def build_graphs(network: FewShotNetwork) -> dict[str, GraphSpec]:
             {},
         ),
         "head": GraphSpec(
-            HeadGraph(network),
+            HeadGraph(network) if network.prototype_head is None else PrototypeGraph(network.prototype_head),
             {
                 "tokens": encoded["tokens"],
                 "kept": torch.rand(3, channels, grid, dim),
@@ -220,4 +238,5 @@ def make_manifest(
         graphs=graphs,
         parity=parity,
         created_by=f"fsvit-edge {__version__}",
+        head=config.head,
     )

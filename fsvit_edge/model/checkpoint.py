@@ -2,20 +2,23 @@
 
 import argparse
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import NANO_BACKBONE, SUPPORTED_BACKBONES, load_strictly
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.atomic import atomic_write
+from fsvit_edge.runtime.bundle import TRAINED_HEAD
 from fsvit_edge.runtime.errors import ArtefactError, InputError
 
 BACKBONE_PREFIX = "backbone."
@@ -29,16 +32,19 @@ def load_network(
     weights: Path | None = None,
     pretrained: bool = False,
     image_size: int | None = None,
+    head: str | None = None,
 ) -> FewShotNetwork:
     """Build the network that a checkpoint describes and load its weights.
 
     Args:
         checkpoint: The published Lightning file (.ckpt, .pth, .pt) with `backbone.*` and `learner.*`, or ours
-            (.safetensors with its .json beside it). Either may hold the head alone.
+            (.safetensors with its .json beside it). Either may hold the head alone, or, for a head without weights,
+            the backbone alone.
         backbone: Name of the backbone; by default the configuration's, or the one whose shapes the checkpoint has.
         weights: File with the backbone's weights, which wins over those in the checkpoint.
         pretrained: Load the backbone's weights from timm's hub, as is done when neither file has them.
         image_size: Side of the input in pixels; by default the configuration's, or the published 400.
+        head: "cst" or "prototype"; by default the configuration's, or "cst". A head that is not wanted is left out.
 
     Raises:
         ArtefactError: A file is missing, unreadable, unsafe, or does not fit the network.
@@ -50,9 +56,9 @@ def load_network(
     state = read_state(checkpoint)
     head_state = _strip(state, HEAD_PREFIX)
     backbone_state = _strip(state, BACKBONE_PREFIX)
-    if not head_state:
+    if not head_state and (head or _stored_head(checkpoint)) == TRAINED_HEAD:
         raise ArtefactError(f"{checkpoint} holds no head: expected tensors named {HEAD_PREFIX}*, got {_first(state)}.")
-    config = _configuration(checkpoint, backbone, image_size, backbone_state)
+    config = _configuration(checkpoint, backbone, image_size, head, backbone_state)
     if weights is not None:
         backbone_state = read_state(weights)
         backbone_state = _strip(backbone_state, BACKBONE_PREFIX) or backbone_state
@@ -61,21 +67,28 @@ def load_network(
     network = FewShotNetwork(config, pretrained=pretrained or not backbone_state)
     if backbone_state and not pretrained:
         network.encoder.load_published(backbone_state)
-    load_strictly(network.head, head_state, "head")
+    if config.head == TRAINED_HEAD:
+        load_strictly(network.head, head_state, "head")
     return network
 
 
 def build_network(
-    backbone: str, weights: Path | None, pretrained: bool, image_size: int | None, name: str
+    backbone: str | None,
+    weights: Path | None,
+    pretrained: bool,
+    image_size: int | None,
+    name: str,
+    head: str = TRAINED_HEAD,
 ) -> FewShotNetwork:
-    """Build a network around a backbone alone; its head has random weights.
+    """Build a network around a backbone alone; a head that learns has random weights.
 
     Args:
-        backbone: One of `fsvit_edge.model.encoder.SUPPORTED_BACKBONES`.
+        backbone: One of `fsvit_edge.model.encoder.SUPPORTED_BACKBONES`; None to tell it by the shapes in `weights`.
         weights: File with the backbone's weights; None to fetch them from timm's hub.
         pretrained: Say so, where `weights` is None.
-        image_size: Side of the input in pixels; by default the published 400.
+        image_size: Side of the input in pixels; by default the published 400, or what of it whole patches cover.
         name: What the network is called.
+        head: "cst" or "prototype".
 
     Raises:
         ArtefactError: The file is missing, unreadable, unsafe, or does not fit the backbone.
@@ -84,10 +97,16 @@ def build_network(
     """
     if (weights is None) != pretrained:
         raise InputError("Give the backbone's weights once: either --weights FILE or --pretrained.")
-    network = FewShotNetwork(ModelConfig(name, backbone, image_size or PUBLISHED_IMAGE_SIZE), pretrained)
+    state = {} if weights is None else read_state(weights)
+    state = _strip(state, BACKBONE_PREFIX) or state
+    if backbone is None:
+        if weights is None:
+            raise InputError("Name the backbone to fetch with --backbone.")
+        backbone = infer_backbone(state)
+    size = image_size or PUBLISHED_IMAGE_SIZE - PUBLISHED_IMAGE_SIZE % _patch_size(backbone)
+    network = FewShotNetwork(ModelConfig(name, backbone, size, head=head), pretrained)
     if weights is not None:
-        state = read_state(weights)
-        network.encoder.load_published(_strip(state, BACKBONE_PREFIX) or state)
+        network.encoder.load_published(state)
     return network
 
 
@@ -101,7 +120,9 @@ def save_network(network: FewShotNetwork, path: Path, dtype: torch.dtype = torch
     """
     if path.suffix != ".safetensors":
         raise InputError(f"{path} must end in .safetensors.")
-    parts = {BACKBONE_PREFIX: network.encoder.vit, HEAD_PREFIX: network.head}
+    parts: dict[str, nn.Module] = {BACKBONE_PREFIX: network.encoder.vit}
+    if network.prototype_head is None:
+        parts[HEAD_PREFIX] = network.head
     state = {
         prefix + name: tensor.detach().to(dtype).contiguous()
         for prefix, module in parts.items()
@@ -169,16 +190,39 @@ def infer_backbone(state: Mapping[str, Tensor]) -> str:
 
 
 def _configuration(
-    checkpoint: Path, backbone: str | None, image_size: int | None, backbone_state: Mapping[str, Tensor]
+    checkpoint: Path,
+    backbone: str | None,
+    image_size: int | None,
+    head: str | None,
+    backbone_state: Mapping[str, Tensor],
 ) -> ModelConfig:
     if checkpoint.suffix == ".safetensors":
         stored = ModelConfig.from_json(checkpoint.with_suffix(".json"))
-        return ModelConfig(
-            stored.name, backbone or stored.backbone, image_size or stored.image_size, stored.support_grid
+        is_other_head = head not in (None, stored.head)
+        return replace(
+            stored,
+            name=f"{stored.name}-{head}" if is_other_head else stored.name,
+            backbone=backbone or stored.backbone,
+            image_size=image_size or stored.image_size,
+            head=head or stored.head,
         )
     if backbone is None and not backbone_state:
         raise InputError(f"{checkpoint} holds the head alone; name its backbone with --backbone.")
-    return ModelConfig(checkpoint.stem, backbone or infer_backbone(backbone_state), image_size or PUBLISHED_IMAGE_SIZE)
+    backbone = backbone or infer_backbone(backbone_state)
+    return ModelConfig(checkpoint.stem, backbone, image_size or PUBLISHED_IMAGE_SIZE, head=head or TRAINED_HEAD)
+
+
+def _stored_head(checkpoint: Path) -> str:
+    """The head that the configuration beside a checkpoint names; the trained one where there is none."""
+    file = checkpoint.with_suffix(".json")
+    is_ours = checkpoint.suffix == ".safetensors" and file.is_file()
+    return ModelConfig.from_json(file).head if is_ours else TRAINED_HEAD
+
+
+def _patch_size(backbone: str) -> int:
+    """As timm's names say it; 1 where they do not, and the encoder refuses the name."""
+    found = re.search(r"_patch(\d+)_", backbone)
+    return int(found[1]) if found else 1
 
 
 def _strip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
-"""What identifies a network: four values, stored as JSON beside its weights."""
+"""What identifies a network: five values, stored as JSON beside its weights."""
 
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fsvit_edge.runtime.bundle import HEADS, TRAINED_HEAD
 from fsvit_edge.runtime.errors import ArtefactError
 
 POOLED_GRID = 3
@@ -20,14 +21,18 @@ class ModelConfig:
         backbone: One of `fsvit_edge.model.encoder.SUPPORTED_BACKBONES`.
         image_size: Side S of the square input in pixels, a multiple of the backbone's patch size.
         support_grid: Side of the grid to which a support's image tokens are resized (12 in the paper), a multiple of 3.
+        head: What compares a frame with the supports: "cst", which is trained, or "prototype", which has no weights.
     """
 
     name: str
     backbone: str
     image_size: int
     support_grid: int = 12
+    head: str = TRAINED_HEAD
 
     def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ArtefactError(f"The head must be one of {', '.join(HEADS)}; got {self.head!r}.")
         if self.support_grid < POOLED_GRID or self.support_grid % POOLED_GRID:
             raise ArtefactError(f"The support grid must be a positive multiple of 3, got {self.support_grid}.")
 
@@ -51,7 +56,7 @@ class ModelConfig:
         except (OSError, ValueError) as error:
             raise ArtefactError(f"{path} is not a readable JSON file: {error}.") from error
         known = {field.name: field.type for field in fields(cls)}
-        required = known.keys() - {"support_grid"}
+        required = known.keys() - {"support_grid", "head"}
         if not isinstance(values, dict) or not required <= values.keys() <= known.keys():
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ArtefactError(f"{path} must hold the fields {', '.join(known)}; got {got}.")

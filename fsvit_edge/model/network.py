@@ -9,23 +9,54 @@ from torch.nn import functional as F
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import EncoderOutput, build_encoder
 from fsvit_edge.model.head import CorrelationHead, channel_vectors, support_tokens
+from fsvit_edge.model.prototype_head import PrototypeHead
 from fsvit_edge.model.pseudo_mask import pseudo_mask
+from fsvit_edge.runtime.bundle import PROTOTYPE_HEAD
+from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 
 class FewShotNetwork(nn.Module):
-    """A frozen encoder with a correlation head.
+    """A frozen encoder with a head.
 
     Args:
         config: What to build; weights are random until loaded.
         pretrained: Load the backbone's published weights from timm's hub.
+
+    Attributes:
+        config: What was built.
+        encoder: The frozen encoder.
+        prototype_head: The head without weights, where `config` asks for it; there is no other head then.
     """
 
     def __init__(self, config: ModelConfig, pretrained: bool = False) -> None:
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config, pretrained).requires_grad_(False)
-        self.head = CorrelationHead(self.encoder.num_channels, self.encoder.grid, config.support_grid).eval()
+        self.prototype_head: PrototypeHead | None = None
+        if config.head == PROTOTYPE_HEAD:
+            self.prototype_head = PrototypeHead(self.encoder.num_layers, self.encoder.grid).eval()
+        else:
+            self.head = CorrelationHead(self.encoder.num_channels, self.encoder.grid, config.support_grid).eval()
+
+    @property
+    def head(self) -> CorrelationHead:
+        """The head that learns.
+
+        Raises:
+            InputError: The network has a prototype head, which does not.
+        """
+        head = self._modules.get("head")
+        if not isinstance(head, CorrelationHead):
+            raise InputError(
+                f"Network {self.config.name} has a prototype head, which has no weights to learn or to compare; "
+                "take a network with the trained head."
+            )
+        return head
+
+    @head.setter
+    def head(self, head: CorrelationHead) -> None:
+        self._modules["head"] = head  # what nn.Module does by itself; written out for the type checker
 
     def query_vectors(self, output: EncoderOutput) -> Tensor:
         """The frame's side of the correlation: (B, C, N, d), L2-normalised, the class token dropped."""

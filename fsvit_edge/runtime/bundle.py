@@ -15,6 +15,8 @@ from fsvit_edge.runtime.errors import ArtefactError
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 GRAPH_NAMES = ("encoder", "enroll", "head")
+TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
+"""Kinds of heads: the correlation transformer, and prototypes, which are not trained."""
 DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "cst-nano"
 """The small model that is shipped: a demonstration, used where no bundle is given."""
 
@@ -57,6 +59,7 @@ class Manifest:
         parity: Largest difference between torch and ONNX Runtime per output, as measured at export; empty if it was
             not measured.
         created_by: Name and version of the exporter.
+        head: One of `HEADS`; bundles made before there was a choice do not say.
     """
 
     format_version: int
@@ -74,6 +77,7 @@ class Manifest:
     graphs: dict[str, GraphInfo]
     parity: dict[str, float]
     created_by: str
+    head: str = TRAINED_HEAD
 
     def to_json(self) -> str:
         """Return indented JSON text."""
@@ -149,6 +153,8 @@ def read_manifest(path: Path) -> Manifest:
             value, kind = getattr(manifest, field.name), get_origin(field.type) or field.type
             if type(value) is not kind:
                 raise TypeError(f"{field.name} is {value!r}")  # noqa: TRY301 - joins its like below
+        if manifest.head not in HEADS:
+            raise TypeError(f"head is {manifest.head!r}")  # noqa: TRY301
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{file} is incomplete, has unknown fields or wrong values: {error}.") from error
     return manifest

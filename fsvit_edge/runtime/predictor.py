@@ -3,6 +3,8 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 
@@ -11,7 +13,7 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.bank import CachedSupport, EncoderIdentity, SupportBank, check_name
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, PROTOTYPE_HEAD, Bundle, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtefactError, InputError
@@ -23,10 +25,12 @@ from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float32]
+_Shot = tuple[int, CachedSupport]
+"""A support with the number of its class."""
 
 PRESENCE_THRESHOLD = 0.5
 _LARGEST_TENSOR_BYTES = 256 * 2**20
-"""Of the head's attention maps, which bound how many supports share one run: 100 supports at once would need 10 GB."""
+"""Of what one run holds of its supports: at once, 100 supports' attention maps in the trained head would need 10 GB."""
 _ATTENTION_MAPS_PER_TOKEN = 8 * 10  # heads x pooled support tokens
 _THUMBNAIL_PX = 96
 
@@ -314,16 +318,20 @@ class FewShotModel:
         """Group the supports into runs of bounded size and put them where the engine computes, once for many frames."""
         if self._runs is None:
             shots = [(way, support) for way, name in enumerate(self.classes) for support in self.bank.supports(name)]
-            shots.sort(key=lambda shot: -shot[1].kept.shape[1])
             counts = np.bincount([way for way, _ in shots])
-            bytes_each = _ATTENTION_MAPS_PER_TOKEN * self._num_query * shots[0][1].kept.shape[1] * 4
-            group = max(1, _LARGEST_TENSOR_BYTES // bytes_each)
-            self._runs = [self._head_run(shots[start : start + group], counts) for start in range(0, len(shots), group)]
+            longest = max(support.kept.shape[1] for _, support in shots)
+            if self.manifest.head == PROTOTYPE_HEAD:
+                identity = self.bank.identity
+                bytes_each = identity.num_channels * identity.head_dim * longest * 4
+                groups = _whole_classes(shots, max(1, _LARGEST_TENSOR_BYTES // bytes_each))
+            else:
+                shots.sort(key=lambda shot: -shot[1].kept.shape[1])
+                bytes_each = _ATTENTION_MAPS_PER_TOKEN * self._num_query * longest * 4
+                groups = _slices(shots, max(1, _LARGEST_TENSOR_BYTES // bytes_each))
+            self._runs = [self._head_run(group, counts) for group in groups]
         return self._runs
 
-    def _head_run(
-        self, shots: list[tuple[int, CachedSupport]], counts: npt.NDArray[np.intp]
-    ) -> dict[str, ResidentTensor]:
+    def _head_run(self, shots: list[_Shot], counts: npt.NDArray[np.intp]) -> dict[str, ResidentTensor]:
         longest = max(support.kept.shape[1] for _, support in shots)
         identity = self.bank.identity
         kept = np.zeros((len(shots), identity.num_channels, longest, identity.head_dim), np.float32)
@@ -355,6 +363,24 @@ class _Clock:
         now = time.perf_counter()
         self.laps_ms[name] = (now - self._last) * 1e3
         self._last = now
+
+
+def _slices(shots: list[_Shot], size: int) -> list[list[_Shot]]:
+    return [shots[start : start + size] for start in range(0, len(shots), size)]
+
+
+def _whole_classes(shots: list[_Shot], size: int) -> list[list[_Shot]]:
+    """Cut into runs of at most `size` that do not part a class's supports, which the prototype head judges together.
+
+    Only a class of more than `size` supports is parted; its answer is then the mean of its parts'.
+    """
+    runs: list[list[_Shot]] = [[]]
+    for _, group in groupby(shots, key=itemgetter(0)):
+        for part in _slices(list(group), size):
+            if len(runs[-1]) + len(part) > size:
+                runs.append([])
+            runs[-1] += part
+    return runs
 
 
 def _check_support(name: str, image: Image, mask: Mask | None) -> None:

@@ -47,7 +47,18 @@ def test_a_whole_bundle_is_read(bundle: Path) -> None:
 
 
 def test_the_manifest_loses_nothing_on_its_way_through_memory() -> None:
-    assert json.loads(read_manifest(DEFAULT_BUNDLE).to_json()) == SHIPPED
+    assert json.loads(read_manifest(DEFAULT_BUNDLE).to_json()) == {"head": "cst"} | SHIPPED
+
+
+def test_a_bundle_from_before_heads_had_kinds_has_the_trained_one(bundle: Path) -> None:
+    edit(bundle, lambda values: values.pop("head", None))
+    assert read_manifest(bundle).head == "cst"
+    edit(bundle, lambda values: values.update(head="prototype"))
+    assert read_manifest(bundle).head == "prototype"
+    for wrong in ("linear", 1):
+        edit(bundle, lambda values, wrong=wrong: values.update(head=wrong))
+        with pytest.raises(ArtefactError, match=f"wrong values: head is {wrong!r}"):
+            read_manifest(bundle)
 
 
 def test_the_shipped_bundle_is_whole() -> None:

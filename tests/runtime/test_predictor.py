@@ -714,3 +714,18 @@ def test_the_identity_of_the_bank_is_that_of_the_bundle(real: FewShotModel) -> N
     assert identity.encoder_sha256 == manifest.graphs["encoder"].sha256
     assert (identity.image_size, identity.precision) == (manifest.image_size, manifest.precision)
     assert json.dumps(vars(identity))
+
+
+# ------------------------------------------------------------------------------------------------- the prototype head
+
+
+def test_runs_for_the_prototype_head_never_part_a_class_that_fits() -> None:
+    def runs(counts: tuple[int, ...], size: int) -> list[list[int]]:
+        shots: Any = [(way, None) for way, count in enumerate(counts) for _ in range(count)]
+        return [[way for way, _ in run] for run in predictor._whole_classes(shots, size)]
+
+    assert runs((2, 1, 3), 100) == [[0, 0, 1, 2, 2, 2]]
+    assert runs((2, 1, 3), 3) == [[0, 0, 1], [2, 2, 2]]
+    assert runs((2, 2, 2), 3) == [[0, 0], [1, 1], [2, 2]]
+    assert runs((5, 1), 2) == [[0, 0], [0, 0], [0, 1]]
+    assert runs((1, 1), 1) == [[0], [1]]
