@@ -44,22 +44,7 @@ class Result:
     err: str
 
 
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command in this process, as the console script does."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # Typer sets its own
-
-    def call(*arguments: str) -> Result:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["fsvit-edge", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return Result(int(end.value.code or 0), *capfd.readouterr())
-
-    return call
+Cli = Callable[..., Any]
 
 
 def spawn(*arguments: str, cwd: Path, **options: Any) -> Result:
