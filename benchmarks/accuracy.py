@@ -44,11 +44,11 @@ FOLDS = range(4)
 SETTINGS = ((1, 1), (2, 1), (1, 5))
 """(way, shot)."""
 RECIPE = TrainOptions(
-    epochs=10,
+    epochs=12,
     batch=16,
     micro_batch=16,
     class_weight=1.0,
-    foreground_weight=3.0,
+    foreground_weight=7.0,
     views=6,
     same_picture=0.25,
     nameless=0.25,

@@ -76,6 +76,7 @@ class ModelIdentity:
     Attributes:
         name: What people call it.
         backbone: Name of the encoder.
+        head: Kind of the head.
         image_size: Side of its input in pixels.
         precision: Floating-point type.
         sha256: Of each graph, by name.
@@ -83,6 +84,7 @@ class ModelIdentity:
 
     name: str
     backbone: str
+    head: str
     image_size: int
     precision: str
     sha256: dict[str, str]
@@ -192,6 +194,7 @@ def evaluate(
         ModelIdentity(
             manifest.name,
             manifest.backbone,
+            manifest.head,
             manifest.image_size,
             manifest.precision,
             {name: info.sha256 for name, info in manifest.graphs.items()},

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supp
 from fsvit_edge.model.head import CorrelationHead, HeadLogits
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.pseudo_mask import pseudo_mask
+from fsvit_edge.runtime.bundle import TRAINED_HEAD
 from fsvit_edge.runtime.errors import InputError
 
 Progress = Callable[[str], None]
@@ -188,6 +189,7 @@ def new_head(network: FewShotNetwork, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = network.encoder
+        network.config, network.prototype_head = replace(network.config, head=TRAINED_HEAD), None
         network.head = CorrelationHead(encoder.num_channels, encoder.grid, network.config.support_grid).eval()
 
 

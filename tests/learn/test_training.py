@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,15 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, float], sente
 def test_an_unknown_supervision_is_refused() -> None:
     with pytest.raises(InputError, match="must be mask, image, mixed, got 'boxes'"):
         check_supervision("boxes")
+
+
+def test_a_network_without_a_head_gets_one_that_is_saved(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
+    from fsvit_edge.model.checkpoint import load_network, save_network
+
+    network = FewShotNetwork(replace(tiny_network.config, head="prototype"))
+    new_head(network, 0)
+    save_network(network, tmp_path / "new.safetensors")
+    assert same(head_of(network), head_of(load_network(tmp_path / "new.safetensors")))
 
 
 def test_nothing_is_left_in_the_environment(squares: Path, run: Run) -> None:
