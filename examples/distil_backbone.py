@@ -2,11 +2,14 @@
 
     python examples/distil_backbone.py teach --images IMAGES.npy --output TARGETS
     python examples/distil_backbone.py learn --targets TARGETS --output BACKBONE.safetensors
+    python examples/distil_backbone.py masks --targets TARGETS --labels LABELS.npy --output FOLDER
 
 IMAGES.npy holds (n, 64, 64, 3) uint8 RGB; no label is read. `teach` runs the teacher once over all of them and keeps,
 for each 8 x 8 pixels, its feature in 192 dimensions and how much of its answer comes from there (its class activation
 map). `learn` trains the student's image tokens towards the features, its class token towards their mean, and the cosine
-between its class token's query and its keys, of which CST makes pseudo-masks, towards the activation map.
+between its class token's query and its keys, of which CST makes pseudo-masks, towards the activation map. `masks` makes
+a data set for `fsvit-edge train` of the images' classes, with the cut activation maps as masks: it has ten times the
+classes of a small segmentation set, and a head that begins with it learns to compare before it learns to outline.
 
 Run again, an interrupted `learn` goes on from its last checkpoint.
 """
@@ -28,6 +31,7 @@ from torch.nn import functional as F
 from fsvit_edge.model.encoder import NANO_BACKBONE, Encoder, EncoderOutput
 from fsvit_edge.model.network import normalise
 from fsvit_edge.runtime.atomic import atomic_write
+from fsvit_edge.runtime.pictures import write_image
 
 TEACHER = "tf_efficientnet_lite2"
 GRID = 8
@@ -238,6 +242,23 @@ def learn(targets: Path, init: Path | None, output: Path, options: argparse.Name
             save_file({f"backbone.{k.removeprefix('vit.')}": v for k, v in small.state_dict().items()}, output)
 
 
+def write_masks(targets: Path, labels: Path, output: Path, options: argparse.Namespace) -> None:
+    """Write images and cut activation maps as <class>/{images,masks}/<number>.png."""
+    batches = Batches(targets, options.count)
+    classes = np.load(labels)[: len(batches.images)]
+    for label in sorted(set(classes.tolist()) - set(options.exclude)):
+        written = 0
+        for number in np.flatnonzero(classes == label):
+            activation = torch.from_numpy(batches.activation[number].astype(np.float32)).reshape(1, 1, GRID, GRID)
+            large = F.interpolate(activation, size=8 * GRID, mode="bilinear")[0, 0]
+            mask = (large > FOREGROUND_ACTIVATION).numpy()
+            if 0.05 < mask.mean() < 0.8 and written < options.each:
+                folder, name = output / f"{label:03}", f"{number}.png"
+                write_image(folder / "images" / name, np.array(batches.images[number]))
+                write_image(folder / "masks" / name, np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255)
+                written += 1
+
+
 def main() -> None:
     """Read the options and do what they say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -256,9 +277,18 @@ def main() -> None:
     second.add_argument("--learning-rate", type=float, default=1e-3)
     second.add_argument("--large-share", type=float, default=0.2, help="share of the steps with images of 128 px")
     second.add_argument("--seed", type=int, default=0)
+    third = commands.add_parser("masks", help="make a data set with activation maps as masks")
+    third.add_argument("--targets", type=Path, required=True, help="folder that `teach` wrote")
+    third.add_argument("--labels", type=Path, required=True, help="(n,) class numbers, .npy")
+    third.add_argument("--output", type=Path, required=True, help="folder of the data set")
+    third.add_argument("--count", type=int, help="use the first so many images")
+    third.add_argument("--each", type=int, default=30, help="images of a class")
+    third.add_argument("--exclude", type=int, nargs="+", default=[], help="class numbers to leave out")
     options = parser.parse_args()
     if options.command == "teach":
         teach(options.images, options.weights, options.output)
+    elif options.command == "masks":
+        write_masks(options.targets, options.labels, options.output, options)
     else:
         learn(options.targets, options.init, options.output, options)
 

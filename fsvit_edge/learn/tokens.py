@@ -88,7 +88,7 @@ class TokenCache:
                 f"{free / 1e9:.1f} GB free; choose another folder with --cache, or fewer views."
             )
         for done, (digest, index) in enumerate(missing):
-            if done % 20 == 0:
+            if done % max(1, len(missing) // 20) == 0:
                 progress(f"encode pictures, {done} of {len(missing)} ({needed / 1e9:.2g} GB in all)")
             file = io.BytesIO()
             np.save(file, self._encode(digest, data.read_image(index)))
