@@ -10,10 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -37,8 +37,7 @@ UNBUFFERED = {**BUFFERED, "PYTHONUNBUFFERED": "1"}
 STAGES = ["decode", "preprocess", "encoder", "head", "postprocess", "sinks"]
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     code: int
     out: str
     err: str
@@ -397,8 +396,10 @@ def test_the_commands_are_these() -> None:
         "build-engine",
         "doctor",
         "enroll",
+        "eval",
         "export",
         "run",
+        "train",
     ]
 
 
