@@ -154,7 +154,7 @@ def read_manifest(path: Path) -> Manifest:
             if type(value) is not kind:
                 raise TypeError(f"{field.name} is {value!r}")  # noqa: TRY301 - joins its like below
         if manifest.head not in HEADS:
-            raise TypeError(f"head is {manifest.head!r}")  # noqa: TRY301
+            raise TypeError(f"head is {manifest.head!r}")  # noqa: TRY301 - joins its like below
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{file} is incomplete, has unknown fields or wrong values: {error}.") from error
     return manifest

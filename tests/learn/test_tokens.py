@@ -104,7 +104,7 @@ def test_a_full_disk_is_foreseen(
     data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = TokenCache(tiny_network, tmp_path / "cache")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))
     with pytest.raises(FsvitEdgeError, match="choose another folder with --cache"):
         cache.fill(data)
     assert not list(cache.folder.glob("*.npy"))

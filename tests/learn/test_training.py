@@ -70,7 +70,7 @@ def run(tmp_path: Path, learner: FewShotNetwork) -> Run:
     def start(
         data: FolderFewShot, workspace: str = "workspace", resume: bool = False, **options: object
     ) -> TrainResult:
-        chosen = TrainOptions(**{"batch": 4, "micro_batch": 4, "epochs": 1, **options})  # type: ignore[arg-type]
+        chosen = TrainOptions(**{"batch": 4, "micro_batch": 4, "epochs": 1, **options})
         cache = TokenCache(learner, tmp_path / "cache", chosen.views)
         return train(learner, data, chosen, cache, tmp_path / workspace, resume)
 
@@ -261,7 +261,7 @@ def test_early_stopping_keeps_the_best_head(squares: Path, run: Run) -> None:
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, float], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        TrainOptions(**options)  # type: ignore[arg-type]
+        TrainOptions(**options)
 
 
 def test_an_unknown_supervision_is_refused() -> None:
