@@ -2,6 +2,7 @@
 
 import json
 import types
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -31,9 +32,7 @@ def read_json_object(file: Path, version: int, remedy: str) -> dict[str, Any]:
         raise ArtefactError(f"{file} is not readable JSON: {error}.") from error
     found = values.get("format_version") if isinstance(values, dict) else None
     if type(found) is not int or found != version:
-        raise ArtefactError(
-            f"{file} has format version {found!r:.40}, this fsvit-edge reads {version}; {remedy}."
-        )
+        raise ArtefactError(f"{file} has format version {found!r:.40}, this fsvit-edge reads {version}; {remedy}.")
     return dict(values)
 
 
@@ -61,10 +60,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         return _fill(kind, value, name)
     if origin in (Union, types.UnionType):
         for choice in arguments:
-            try:
+            with suppress(TypeError):
                 return _convert(choice, value, name)
-            except TypeError:
-                continue
     elif origin is tuple and type(value) is list and arguments[1:] == (...,):
         return tuple(_convert(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(value))
     elif origin is tuple and type(value) is list and len(value) == len(arguments):

@@ -4,10 +4,9 @@ import platform
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from fsvit_edge.runtime.gpu import Gpu
+from fsvit_edge.runtime.gpu import Gpu, find_gpu
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _BOARD = Path("/proc/device-tree/model")
@@ -29,14 +28,12 @@ class Machine:
     os: str
     arch: str
     cpu: str
-    gpu: "Gpu | None"
+    gpu: Gpu | None
     l4t: str | None
 
     @classmethod
     def here(cls) -> "Machine":
         """Look at this machine; asks the driver for the GPU, which takes a moment."""
-        from fsvit_edge.runtime.gpu import find_gpu
-
         return cls(platform.system(), platform.machine(), _cpu(), find_gpu(), _l4t())
 
     def to_dict(self) -> dict[str, Any]:

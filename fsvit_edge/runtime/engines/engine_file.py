@@ -14,16 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError
+from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
-
-if TYPE_CHECKING:
-    from fsvit_edge.runtime.gpu import Gpu
+from fsvit_edge.runtime.machine import Machine
 
 FORMAT_VERSION = 1
 ENGINE_GRAPHS = ("encoder", "head")
@@ -110,7 +109,7 @@ class EngineRecord:
 
 
 def engine_name(
-    graph: str, backend: str, backend_version: str, precision: str, made_for: "Gpu | tuple[str, ...] | str"
+    graph: str, backend: str, backend_version: str, precision: str, made_for: Gpu | tuple[str, ...] | str
 ) -> str:
     """Return an engine's file name, to which `write_engine` adds the first digits of its sum.
 
@@ -208,6 +207,7 @@ def read_record(path: Path) -> EngineRecord:
             raise ArtefactError(
                 f"{file} is of {field} {getattr(record, field)!r:.40}; expected one of: {', '.join(allowed)}."
             )
+    record_from_json(Machine, file, record.machine)
     if sidecar_of(Path(record.file)).name != file.name:
         raise ArtefactError(f"{file} is the sidecar of {record.file!r:.200}, not of the engine beside it.")
     return record
@@ -255,11 +255,12 @@ def _cache_folder() -> Path:
 
 def _make_folder(folder: Path) -> None:
     cache = _cache_folder()
-    if cache not in folder.parents:
-        return  # made by atomic_write, where it is missing, like any folder
     with suppress(OSError):  # atomic_write will say why
-        for path in (cache, folder):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if cache in folder.parents:
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
