@@ -70,6 +70,8 @@ class EngineRecord:
         built_by: Name and version of the builder.
         built_at: UTC, "2026-11-25T00:30:00Z".
         build_s: How long the build took.
+        built_from_sha256: Of the typed graph that the backend was given, together with the build's own options: equal
+            where a second build would give the same engine.
     """
 
     format_version: int
@@ -102,6 +104,7 @@ class EngineRecord:
     built_by: str
     built_at: str
     build_s: float
+    built_from_sha256: str = ""
 
     def to_json(self) -> str:
         """Return indented JSON text."""
