@@ -1,6 +1,6 @@
 """Modules that pretend to be `cuda.bindings.runtime` and `pycuda.driver`: host memory, every call written down."""
 
-# ruff: noqa: ARG002, N801, N802, N815 - the names and signatures are NVIDIA's
+# ruff: noqa: ARG002, N802, N815 - the names and signatures are NVIDIA's
 
 import ctypes
 import enum

@@ -263,6 +263,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> FakePycuda:
+    assert runtime.calls == []
     return install_pycuda(monkeypatch)
 
 
@@ -375,16 +376,16 @@ def test_a_capture_that_fails_is_none_and_leaves_no_error_and_no_graph(
     memory.close()
 
 
-def test_pycuda_alone_cannot_capture(driver: FakePycuda, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("driver")
+def test_pycuda_alone_cannot_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     forbid(monkeypatch, "cuda", "cuda.bindings", "cuda.bindings.runtime")
     memory = open_device_memory("pycuda")
     assert memory.capture(lambda: None) is None
     memory.close()
 
 
-def test_pycuda_is_taken_where_it_can_be_imported_and_cuda_bindings_where_not(
-    driver: FakePycuda, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("driver")
+def test_pycuda_is_taken_where_it_can_be_imported_and_cuda_bindings_where_not(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = open_device_memory()
     assert memory.name == "pycuda"
     memory.close()
