@@ -1,0 +1,86 @@
+"""What an engine's own list of layers says: which matrix products are truly INT8, which attention is one kernel.
+
+TensorRT prints a line a layer, at the end of a verbose build and in its engine inspector alike; what reaches ONNX
+Runtime's processor is read from the graph that it has optimised.
+"""
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+_LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\](?:, |$)(?P<rest>.*)$")
+_DTYPE = re.compile(r"Datatype: (\w+)")
+_MATRIX_KINDS = ("gemm", "MatrixMultiply", "matrix_multiply")
+
+_ORT_INT8 = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "QAttention")
+_ORT_FLOAT = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "FusedMatMulActivation", "Attention")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Counts of an engine's layers.
+
+    Attributes:
+        layers: All that compute.
+        attention: Kernels that do a whole attention, scores and softmax included, without writing the scores.
+        int8_gemms: Matrix products that multiply INT8 by INT8.
+        fp16_gemms: Those that multiply FP16.
+        fp32_gemms: Those that multiply FP32.
+    """
+
+    layers: int = 0
+    attention: int = 0
+    int8_gemms: int = 0
+    fp16_gemms: int = 0
+    fp32_gemms: int = 0
+
+    @property
+    def gemms(self) -> int:
+        """All matrix products outside a fused attention."""
+        return self.int8_gemms + self.fp16_gemms + self.fp32_gemms
+
+
+def report_layers(text: str) -> LayerReport:
+    """Count the layers in a text that lists them, one a line: a build's log or an inspector's answer."""
+    counts = {"Int8": 0, "Half": 0, "BFloat16": 0, "Float": 0}
+    layers = attention = 0
+    for line in text.splitlines():
+        match = _LAYER.match(line.strip())
+        if match is None or match["kind"] in ("wait", "signal"):
+            continue
+        layers += 1
+        name, kind = match["name"], match["kind"]
+        if "mha" in name.lower():
+            attention += 1
+        elif kind in _MATRIX_KINDS or (kind == "runtime_fusion" and "Fc" in name):
+            dtype = _DTYPE.search(match["inputs"]) or _DTYPE.search(match["rest"])
+            if dtype is not None and dtype[1] in counts:
+                counts[dtype[1]] += 1
+    return LayerReport(layers, attention, counts["Int8"], counts["Half"] + counts["BFloat16"], counts["Float"])
+
+
+def report_optimised(model: onnx.ModelProto) -> LayerReport:
+    """Count the nodes of a graph that ONNX Runtime has optimised."""
+    kinds = [node.op_type for node in model.graph.node if node.op_type != "Constant"]
+    int8 = sum(kind in _ORT_INT8 for kind in kinds)
+    attention = sum(kind in ("Attention", "MultiHeadAttention", "QAttention") for kind in kinds)
+    floats = sum(kind in _ORT_FLOAT for kind in kinds)
+    return LayerReport(len(kinds), attention, int8, 0, floats)
+
+
+def optimise_for_cpu(graph: bytes) -> bytes:
+    """Return the graph that ONNX Runtime makes of a graph on this CPU, in a form that it can load again."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    # One level below "all", which lays tensors out for this very core and is done in a moment when the file is loaded.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(path)
+        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return path.read_bytes()
