@@ -85,3 +85,13 @@ def tiny_bundle(tiny_network: FewShotNetwork, tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("tiny") / "bundle"
     export_bundle(tiny_network, path, ExportOptions(verify=False))
     return path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none, with the driver's own reason."""
+    if item.get_closest_marker("requires_cuda") is not None:
+        from fsvit_edge.runtime.gpu import gpu_missing_reason
+
+        reason = gpu_missing_reason()
+        if reason:
+            pytest.skip(f"needs an NVIDIA GPU: {reason}")

@@ -1,3 +1,5 @@
+# ruff: noqa: N802 - the names are the driver's
+
 import ctypes
 import subprocess
 import sys
@@ -36,28 +38,28 @@ class FakeDriver:
 
         return call
 
-    def do_cuInit(self, flags: int) -> None:  # noqa: N802 - the driver's name
+    def do_cuInit(self, flags: int) -> None:
         assert flags == 0
 
-    def do_cuDriverGetVersion(self, version: Any) -> None:  # noqa: N802
+    def do_cuDriverGetVersion(self, version: Any) -> None:
         target(version).value = 12060
 
-    def do_cuDeviceGetCount(self, count: Any) -> None:  # noqa: N802
+    def do_cuDeviceGetCount(self, count: Any) -> None:
         target(count).value = self.count
 
-    def do_cuDeviceGet(self, device: Any, index: int) -> None:  # noqa: N802
+    def do_cuDeviceGet(self, device: Any, index: int) -> None:
         assert index == 0
         target(device).value = 7
 
-    def do_cuDeviceGetName(self, name: Any, length: int, device: ctypes.c_int) -> None:  # noqa: N802
+    def do_cuDeviceGetName(self, name: Any, length: int, device: ctypes.c_int) -> None:
         assert (length, device.value) == (256, 7)
         name.value = b"Orin (nvgpu)"
 
-    def do_cuDeviceTotalMem_v2(self, memory: Any, device: ctypes.c_int) -> None:  # noqa: N802
+    def do_cuDeviceTotalMem_v2(self, memory: Any, device: ctypes.c_int) -> None:
         assert device.value == 7
         target(memory).value = 30 * 2**30
 
-    def do_cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> None:  # noqa: N802
+    def do_cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> None:
         assert device.value == 7
         target(value).value = {16: 14, 75: 8, 76: 7}[attribute]
 

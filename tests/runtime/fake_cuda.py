@@ -1,0 +1,321 @@
+"""Modules that pretend to be `cuda.bindings.runtime` and `pycuda.driver`: host memory, every call written down."""
+
+# ruff: noqa: ARG002, N802, N815 - the names and signatures are NVIDIA's
+
+import ctypes
+import enum
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+class Status(enum.IntEnum):
+    cudaSuccess = 0
+    cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+    cudaErrorIllegalAddress = 700
+    cudaErrorStreamCaptureUnsupported = 900
+
+
+class Kind(enum.IntEnum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+
+
+class Mode(enum.IntEnum):
+    cudaStreamCaptureModeGlobal = 0
+    cudaStreamCaptureModeThreadLocal = 1
+
+
+class FakeRuntime(ModuleType):
+    """`cuda.bindings.runtime`; `fail` maps a function to the status that it answers with from now on."""
+
+    cudaError_t = Status
+    cudaMemcpyKind = Kind
+    cudaStreamCaptureMode = Mode
+    cudaHostAllocDefault = 0
+    cudaStreamNonBlocking = 1
+    STREAM = 77
+
+    def __init__(self) -> None:
+        super().__init__("cuda.bindings.runtime")
+        self.calls: list[str] = []
+        self.fail: dict[str, Status] = {}
+        self.memory: dict[int, np.ndarray] = {}
+        self.capturing: list[Callable[[], None]] | None = None
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.open = {"stream": 0, "event": 0, "graph": 0, "executable": 0}
+
+    def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
+        try:
+            work = object.__getattribute__(self, f"do_{name}")
+        except AttributeError:
+            raise AttributeError(name) from None
+
+        def function(*arguments: Any) -> tuple[Any, ...]:
+            self.calls.append(name)
+            failed = self.fail.get(name)
+            if failed is not None:
+                if name == "cudaStreamEndCapture":
+                    self.capturing = None
+                return (failed,) if name in ("cudaFree", "cudaMemcpyAsync", "cudaStreamSynchronize") else (failed, None)
+            value = work(*arguments)
+            return (Status.cudaSuccess,) if value is None else (Status.cudaSuccess, *value)
+
+        return function
+
+    def submit(self, kernel: Callable[[], None]) -> None:
+        """A kernel on the stream."""
+        if self.capturing is None:
+            kernel()
+        else:
+            self.capturing.append(kernel)
+
+    def do_cudaSetDevice(self, index: int) -> None:
+        assert index == 0
+
+    def do_cudaRuntimeGetVersion(self) -> tuple[int]:
+        return (13000,)
+
+    def do_cudaGetErrorString(self, status: Status) -> tuple[bytes]:
+        return (status.name.encode(),)
+
+    def do_cudaGetLastError(self) -> None:
+        pass
+
+    def do_cudaStreamCreateWithFlags(self, flags: int) -> tuple[int]:
+        assert flags == self.cudaStreamNonBlocking
+        self.open["stream"] += 1
+        return (self.STREAM,)
+
+    def do_cudaStreamDestroy(self, stream: int) -> None:
+        assert stream == self.STREAM
+        self.open["stream"] -= 1
+
+    def do_cudaStreamSynchronize(self, stream: int) -> None:
+        assert stream == self.STREAM
+        assert self.capturing is None
+
+    def do_cudaMalloc(self, nbytes: int) -> tuple[int]:
+        array = np.full(nbytes, 0xA5, np.uint8)
+        self.memory[array.ctypes.data] = array
+        return (array.ctypes.data,)
+
+    def do_cudaFree(self, address: int) -> None:
+        del self.memory[address]
+
+    def do_cudaHostAlloc(self, nbytes: int, flags: int) -> tuple[int]:
+        assert flags == self.cudaHostAllocDefault
+        return self.do_cudaMalloc(nbytes)
+
+    def do_cudaFreeHost(self, address: int) -> None:
+        del self.memory[address]
+
+    def do_cudaMemcpyAsync(self, to: int, source: int, nbytes: int, kind: Kind, stream: int) -> None:
+        assert isinstance(kind, Kind)
+        assert stream == self.STREAM
+        ctypes.memmove(to, source, nbytes)
+
+    def do_cudaMemGetInfo(self) -> tuple[int, int]:
+        return 3 * 2**20, 8 * 2**30
+
+    def do_cudaEventCreate(self) -> tuple[int]:
+        self.open["event"] += 1
+        return (self.open["event"],)
+
+    def do_cudaEventRecord(self, event: int, stream: int) -> None:
+        assert stream == self.STREAM
+
+    def do_cudaEventSynchronize(self, event: int) -> None:
+        assert event == 2
+
+    def do_cudaEventElapsedTime(self, start: int, end: int) -> tuple[float]:
+        assert (start, end) == (1, 2)
+        return (1.5,)
+
+    def do_cudaEventDestroy(self, event: int) -> None:
+        self.open["event"] -= 1
+
+    def do_cudaStreamBeginCapture(self, stream: int, mode: Mode) -> None:
+        assert stream == self.STREAM
+        assert mode is Mode.cudaStreamCaptureModeThreadLocal
+        assert self.capturing is None
+        self.capturing = []
+
+    def do_cudaStreamEndCapture(self, stream: int) -> tuple[int]:
+        assert self.capturing is not None
+        number = len(self.graphs) + 1
+        self.graphs[number], self.capturing = self.capturing, None
+        self.open["graph"] += 1
+        return (number,)
+
+    def do_cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[int]:
+        assert flags == 0
+        self.open["executable"] += 1
+        return (graph,)
+
+    def do_cudaGraphDestroy(self, graph: int) -> None:
+        self.open["graph"] -= 1
+
+    def do_cudaGraphLaunch(self, executable: int, stream: int) -> None:
+        assert stream == self.STREAM
+        for kernel in self.graphs[executable]:
+            kernel()
+
+    def do_cudaGraphExecDestroy(self, executable: int) -> None:
+        self.open["executable"] -= 1
+
+
+class FakePycuda(ModuleType):
+    """`pycuda.driver`; every function refuses to be called where the primary context is not current."""
+
+    class Error(Exception):
+        pass
+
+    class MemoryError(Error):
+        pass
+
+    class LogicError(Error):
+        pass
+
+    def __init__(self) -> None:
+        super().__init__("pycuda.driver")
+        self.current = 0
+        self.retained = 0
+        self.fail: dict[str, Exception] = {}
+        self.memory: dict[int, np.ndarray] = {}
+        self.pinned = 0
+        outer = self
+
+        class Context:
+            def push(self) -> None:
+                outer.current += 1
+
+            @staticmethod
+            def pop() -> None:
+                outer.current -= 1
+
+            def detach(self) -> None:
+                outer.retained -= 1
+
+        class Device:
+            def __init__(self, index: int) -> None:
+                assert index == 0
+
+            def retain_primary_context(self) -> Context:
+                outer.retained += 1
+                return Context()
+
+            def make_context(self) -> None:
+                raise AssertionError("a second context")
+
+        class Stream:
+            handle = FakeRuntime.STREAM
+
+            def __init__(self, flags: int) -> None:
+                outer.enter("Stream")
+                assert flags == 1
+
+            def synchronize(self) -> None:
+                outer.enter("synchronize")
+
+        class Event:
+            def __init__(self) -> None:
+                outer.enter("Event")
+
+            def record(self, stream: Stream) -> None:
+                outer.enter("record")
+                assert isinstance(stream, Stream)
+
+            def synchronize(self) -> None:
+                outer.enter("event synchronize")
+
+            def time_since(self, start: object) -> float:
+                outer.enter("time_since")
+                assert start is not self
+                return 1.5
+
+        self.Device, self.Stream, self.Event = Device, Stream, Event
+
+    def enter(self, function: str) -> None:
+        assert self.current > 0, f"{function} without a current context"
+        if function in self.fail:
+            raise self.fail[function]
+
+    def init(self) -> None:
+        if "init" in self.fail:
+            raise self.fail["init"]
+
+    def mem_alloc(self, nbytes: int) -> Any:
+        self.enter("mem_alloc")
+        array = np.full(nbytes, 0xA5, np.uint8)
+        address = array.ctypes.data
+        self.memory[address] = array
+
+        class Allocation:
+            def __int__(self) -> int:
+                return address
+
+            @staticmethod
+            def free() -> None:
+                self.enter("free")
+                del self.memory[address]
+
+        return Allocation()
+
+    def mem_get_info(self) -> tuple[int, int]:
+        self.enter("mem_get_info")
+        return 3 * 2**20, 8 * 2**30
+
+    def pagelocked_empty(self, shape: int, dtype: type) -> np.ndarray:
+        self.enter("pagelocked_empty")
+        self.pinned += 1
+
+        class Pinned(np.ndarray):
+            base = SimpleNamespace(free=self.unpin)  # pycuda's arrays have a HostAllocation there
+
+        return np.zeros(shape, dtype).view(Pinned)
+
+    def unpin(self) -> None:
+        self.enter("unpin")
+        self.pinned -= 1
+
+    def memcpy_htod_async(self, to: int, source: np.ndarray, stream: Any) -> None:
+        self.enter("memcpy_htod_async")
+        assert isinstance(stream, self.Stream)
+        ctypes.memmove(to, source.ctypes.data, source.nbytes)
+
+    def memcpy_dtoh_async(self, to: np.ndarray, source: int, stream: Any) -> None:
+        self.enter("memcpy_dtoh_async")
+        assert isinstance(stream, self.Stream)
+        ctypes.memmove(to.ctypes.data, source, to.nbytes)
+
+
+def install_runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    runtime = FakeRuntime()
+    bindings = ModuleType("cuda.bindings")
+    bindings.runtime = runtime  # type: ignore[attr-defined]  # a module of our making
+    package = ModuleType("cuda")
+    package.bindings = bindings  # type: ignore[attr-defined]  # see above
+    for name, module in (("cuda", package), ("cuda.bindings", bindings), ("cuda.bindings.runtime", runtime)):
+        monkeypatch.setitem(sys.modules, name, module)
+    return runtime
+
+
+def install_pycuda(monkeypatch: pytest.MonkeyPatch) -> FakePycuda:
+    driver = FakePycuda()
+    package = ModuleType("pycuda")
+    package.driver = driver  # type: ignore[attr-defined]  # see above
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+    return driver
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Pretend that these modules are not installed."""
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)
