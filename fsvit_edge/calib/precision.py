@@ -1,0 +1,117 @@
+"""One function for every target: a bundle's FP32 graph -> the graph that an engine is built from."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import NodeProto
+
+from fsvit_edge.calib.fp16 import to_fp16
+from fsvit_edge.calib.onnx_graph import Graph, matches
+from fsvit_edge.calib.quantize import chosen_layers, insert_qdq
+from fsvit_edge.runtime.errors import ArtefactError, InputError
+
+if TYPE_CHECKING:
+    from fsvit_edge.calib.calibration import Calibration
+
+PRECISIONS = ("fp32", "fp16", "int8")
+TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
+FLOAT32_IO = {
+    "encoder": frozenset[str](),
+    "head": frozenset({"kept_mask", "pooled_mask", "averaging", "presence", "foreground"}),
+}
+"""Inputs and outputs that stay FP32 in FP16 and INT8 plans; the tensors that are large are FP16."""
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """What the user may steer.
+
+    Attributes:
+        keep_fp32: Patterns of nodes, operators or weights that compute in FP32; as of a shell.
+        quantize: Patterns of the linear layers to quantise; none: all.
+        smooth: Move the scale of outlying channels from activations to weights before quantising; None: where it
+            lowers the error.
+    """
+
+    keep_fp32: tuple[str, ...] = ()
+    quantize: tuple[str, ...] = ()
+    smooth: bool | None = None
+
+
+def make_graph(
+    data: bytes,
+    graph: str,
+    precision: str,
+    target: str,
+    calibration: "Calibration | None",
+    options: PrecisionOptions,
+) -> onnx.ModelProto:
+    """Make the graph of one precision for one target.
+
+    Args:
+        data: The FP32 ONNX file's bytes; for INT8 it may already hold Q/DQ made elsewhere.
+        graph: encoder or head.
+        precision: One of `PRECISIONS`.
+        target: One of `TARGETS`.
+        calibration: Ranges of the encoder's tensors; needed for INT8 unless `data` is quantised already.
+        options: What the user steers.
+
+    Returns:
+        A graph that passes `onnx.checker` (for ONNX Runtime it may use that one's own operators).
+
+    Raises:
+        InputError: The combination makes no sense, or a pattern matches nothing.
+        ArtefactError: The graph or the calibration cannot be used.
+    """
+    source = Graph(data)
+    if source.is_quantized and precision != "int8":
+        raise InputError(f"The {graph} graph is quantised already, so it cannot become {precision}; build it as int8.")
+    if precision == "fp32":
+        return source.finish()
+    if target == "onnxruntime":
+        raise InputError("ONNX Runtime on a CPU computes FP16 by way of FP32, only slower; build with fp32 or int8.")
+    if precision == "int8" and graph == "encoder" and not source.is_quantized:
+        if calibration is None:
+            raise InputError("INT8 needs the ranges of a calibration; give one with --calib FILE or --calib SOURCE.")
+        layers = chosen_layers(source, options.quantize, options.keep_fp32)
+        insert_qdq(source, layers, calibration.ranges.get("encoder", {}))
+    return checked(to_fp16(source.finish(), FLOAT32_IO[graph], keeper(options.keep_fp32)), graph)
+
+
+def keeper(patterns: tuple[str, ...]) -> Callable[[Graph, NodeProto], bool]:
+    """Return what says of a node whether a pattern keeps it in FP32."""
+
+    def keep(graph: Graph, node: NodeProto) -> bool:
+        return matches(graph, node, patterns)
+
+    return keep
+
+
+def checked(model: onnx.ModelProto, graph: str) -> onnx.ModelProto:
+    """Pass a model through ONNX's checker.
+
+    Raises:
+        ArtefactError: It is not valid.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ArtefactError(f"The converted {graph} graph is not valid ONNX: {str(error).splitlines()[0]}.") from error
+    return model
+
+
+def check_patterns(graphs: Iterable[bytes], options: PrecisionOptions) -> None:
+    """Refuse a pattern of `keep_fp32` that matches no node of any of the graphs.
+
+    Raises:
+        InputError: One does.
+    """
+    opened = [Graph(data) for data in graphs]
+    for pattern in options.keep_fp32:
+        if not any(matches(graph, node, [pattern]) for graph in opened for node in graph.nodes):
+            raise InputError(
+                f"--keep-fp32 {pattern!r} matches no node, operator or weight; "
+                "try an operator's name as Softmax, or a part as '*blocks.11.*'."
+            )
