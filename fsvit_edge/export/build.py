@@ -15,7 +15,7 @@ from fsvit_edge import __version__
 from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.precision import PrecisionOptions, check_patterns, make_graph
 from fsvit_edge.export.backend import Backend, choose_backend
-from fsvit_edge.export.build_result import BuildOptions, BuildResult, BuiltEngine
+from fsvit_edge.export.build_result import BuildOptions, BuildResult, BuiltEngine, PrecisionScores
 from fsvit_edge.export.calibrate import Calibrated, find_calibration
 from fsvit_edge.export.cpu_builder import build_for_cpu
 from fsvit_edge.export.engine_check import Agreement, compare, demo_pictures
@@ -60,7 +60,7 @@ def build_engines(
         bundle: The bundle's folder.
         options: See there.
         progress: Is told the step that begins.
-        say: Is told what a person should see before the end, a line each: what builds and why, the memory that it needs.
+        say: Is told what a person should see before the end, a line each: what builds, why, the memory that it needs.
 
     Raises:
         InputError: Options contradict each other, or the bundle has no calibration.
@@ -86,9 +86,12 @@ def build_engines(
     source = "scikit-image's photographs"
     if calibrated is not None and calibrated.pictures:
         pictures, source = list(calibrated.pictures), calibrated.source
-    agreement, scores = None, ()
+    agreement: Agreement | None = None
+    scores: tuple[PrecisionScores, ...] = ()
     with ExitStack() as stack:
-        reference = {name: stack.enter_context(OnnxRuntimeEngine(job.bundle.graphs[name], "cpu")) for name in GRAPH_NAMES}
+        reference = {
+            name: stack.enter_context(OnnxRuntimeEngine(job.bundle.graphs[name], "cpu")) for name in GRAPH_NAMES
+        }
         plans = {name: (one.data, records[name]) for name, one in built.items()}
         candidate = open_on_trial(job, plans, stack) if job.runs_here else open_stand_ins(typed, stack)
         if options.verify:
@@ -162,7 +165,9 @@ def _refuse_idle_options(options: BuildOptions, backend: Backend, precision: str
     }
     for option, reason in idle.items():
         if reason:
-            raise InputError(f"{option} has no effect here: {reason} ({backend.title}, {backend.reason}); leave it out.")
+            raise InputError(
+                f"{option} has no effect here: {reason} ({backend.title}, {backend.reason}); leave it out."
+            )
     if name == "onnxruntime" and precision == "fp16":
         raise InputError("ONNX Runtime on a CPU computes FP16 by way of FP32, only slower; build with --int8.")
 
@@ -171,8 +176,8 @@ def _check_writable(folder: Path) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise FsvitEdgeError(
-            f"Engines cannot be written to {folder}: no permission in {existing}; copy the bundle to a folder of yours, "
-            "or for the shipped model name another cache with: export XDG_CACHE_HOME=/path."
+            f"Engines cannot be written to {folder}: no permission in {existing}; copy the bundle to a folder of "
+            "yours, or for the shipped model name another cache with: export XDG_CACHE_HOME=/path."
         )
 
 

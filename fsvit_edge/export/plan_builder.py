@@ -242,10 +242,11 @@ def _build_interruptibly(
         while thread.is_alive():
             thread.join(0.1)
             phase = phases[-1] if phases else ""
-            if phase != told and time.monotonic() - told_at > _REPORT_EVERY_S:
+            if phase not in ("", told) and time.monotonic() - told_at > _REPORT_EVERY_S:
                 told, told_at = phase, time.monotonic()
                 progress(f"{name}: {phase[0].lower()}{phase[1:]}")
-    except KeyboardInterrupt:
+    except BaseException:
+        # A thread that is still in TensorRT when Python ends takes the process down with it.
         cancelled.set()
         thread.join()
         raise

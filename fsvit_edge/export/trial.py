@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from fsvit_edge.export.build_result import PrecisionScores
 from fsvit_edge.export.engine_check import example_feed, time_side_by_side
@@ -92,7 +93,10 @@ def _open_existing(job: Job, precision: str, stack: ExitStack) -> Engines | None
     ]
     for one in fitting_sets(built, job.bundle.manifest, job.machine, job.bundle.path).sets:
         try:
-            data = {name: (load_engine(path, record), record) for name, (path, record) in (("encoder", one.encoder), ("head", one.head))}
+            data = {
+                name: (load_engine(path, record), record)
+                for name, (path, record) in (("encoder", one.encoder), ("head", one.head))
+            }
         except ArtefactError:
             continue
         return open_on_trial(job, data, stack)
@@ -122,10 +126,15 @@ def score(
     rows = []
     for precision, graphs in (("fp32", reference), (job.precision, candidate)):
         model = FewShotModel(job.bundle.manifest, graphs["encoder"], reference["enroll"], graphs["head"])
-        found = evaluate(model, selection, options, lambda step, name=precision: progress(f"{name} on data: {step}"))
+        say = partial(_say, progress, precision)
+        found = evaluate(model, selection, options, say)
         miou = found.scores.miou
         rows.append(PrecisionScores(precision, found.scores.exact_ratio.value, None if miou is None else miou.value))
     return tuple(rows)
+
+
+def _say(progress: Callable[[str], None], precision: str, step: str) -> None:
+    progress(f"{precision} on the data set: {step}")
 
 
 def check_drop(scores: Sequence[PrecisionScores], max_drop: float | None) -> None:
@@ -147,6 +156,6 @@ def check_drop(scores: Sequence[PrecisionScores], max_drop: float | None) -> Non
     for name, before, after in drops:
         if not before - after <= max_drop:
             raise AccuracyGateError(
-                f"The {name} is {after:.1f} % in {got.precision.upper()} and {before:.1f} % in FP32: {before - after:.1f} "
-                f"points lost, {max_drop:g} allowed; nothing was written."
+                f"The {name} is {before:.1f} % in FP32 and {after:.1f} % in {got.precision.upper()}: "
+                f"{before - after:.1f} points lost, {max_drop:g} allowed; nothing was written."
             )
