@@ -611,7 +611,7 @@ def test_a_summary_in_json_holds_the_same_figures(cli: Cli) -> None:
     result = cli("run", "video.mp4", "--json")
     assert (result.code, result.err) == (0, "")
     (summary,) = lines_of(result.out)
-    assert list(summary) == ["source", "model", "frames", "elapsed_s", "fps", "latency_ms"]
+    assert list(summary) == ["source", "model", "engine", "precision", "frames", "elapsed_s", "fps", "latency_ms"]
     assert (summary["source"], summary["frames"]) == ("video.mp4", 6)
     assert list(summary["latency_ms"]) == STAGES
     for stage in summary["latency_ms"].values():
