@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def test_every_byte_is_counted(opened: Opened) -> None:
 def test_buffers_lie_apart(opened: Opened) -> None:
     buffers = [opened.memory.alloc(100) for _ in range(5)]
     addresses = sorted(buffer.address for buffer in buffers)
-    assert all(after - before >= 100 for before, after in zip(addresses, addresses[1:], strict=False))
+    assert all(after - before >= 100 for before, after in itertools.pairwise(addresses))
 
 
 def test_what_was_downloaded_is_left_alone_by_the_next_download(opened: Opened) -> None:
