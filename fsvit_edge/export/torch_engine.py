@@ -62,13 +62,14 @@ class TorchEngine:
             TensorSpec(name, ("any", *tensor.shape[1:]) if spec.dynamic else tuple(tensor.shape), _dtype(tensor))
             for name, tensor in zip(spec.outputs, outputs, strict=True)
         )
+        self.limits: Mapping[str, int] = {}
 
     def upload(self, array: Array) -> TorchTensor:
         """Copy an array to the device."""
         return TorchTensor(torch.tensor(array, device=self._device))
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Compute all outputs; tensors of this engine's kind stay where they are."""
+        """Compute all outputs, fresh tensors each time; tensors of this engine's kind stay where they are."""
         if self._module is None:
             raise FsvitEdgeError("The engine is closed.")
         check_feed(feed, self.inputs)

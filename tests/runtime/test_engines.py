@@ -304,3 +304,18 @@ def test_leaving_the_context_by_an_error_closes_too() -> None:
         raise ZeroDivisionError
     with pytest.raises(FsvitEdgeError, match="closed"):
         engine.run(filled(engine.inputs))
+
+
+def test_engines_without_limits_say_so_and_the_fake_tells_those_it_was_given(encoder: OnnxRuntimeEngine) -> None:
+    assert encoder.limits == {}
+    assert FakeEngine((), (), lambda _: {}).limits == {}
+    assert FakeEngine((), (), lambda _: {}, {"ways": 3}).limits == {"ways": 3}
+
+
+def test_the_fake_notices_an_output_that_is_read_after_a_later_run() -> None:
+    engine = FakeEngine((), (TensorSpec("one", (1,), "float32"),), lambda _: {"one": SCALE})
+    first = engine.run({})["one"]
+    assert first.numpy() == 1
+    engine.run({})
+    with pytest.raises(AssertionError, match="read after a later run"):
+        first.numpy()

@@ -80,13 +80,14 @@ class OnnxRuntimeEngine:
         self._device = "cpu" if self.provider == "cpu" else "cuda"
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self.limits: Mapping[str, int] = {}
 
     def upload(self, array: Array) -> OrtTensor:
         """Put an array where the provider computes; on the CPU the array itself is used and must not be changed."""
         return OrtTensor(self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0))
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Compute all outputs; tensors of this engine's kind are bound without a copy."""
+        """Compute all outputs, fresh tensors each time; tensors of this engine's kind are bound without a copy."""
         if self._session is None:
             raise FsvitEdgeError("The engine is closed.")
         check_feed(feed, self.inputs)
