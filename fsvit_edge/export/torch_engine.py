@@ -14,6 +14,7 @@ from fsvit_edge.model.checkpoint import load_network
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import GraphInfo
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
+from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.predictor import FewShotModel
 
@@ -61,13 +62,14 @@ class TorchEngine:
             TensorSpec(name, ("any", *tensor.shape[1:]) if spec.dynamic else tuple(tensor.shape), _dtype(tensor))
             for name, tensor in zip(spec.outputs, outputs, strict=True)
         )
+        self.limits: Mapping[str, int] = {}
 
     def upload(self, array: Array) -> TorchTensor:
         """Copy an array to the device."""
         return TorchTensor(torch.tensor(array, device=self._device))
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Compute all outputs; tensors of this engine's kind stay where they are."""
+        """Compute all outputs, fresh tensors each time; tensors of this engine's kind stay where they are."""
         if self._module is None:
             raise FsvitEdgeError("The engine is closed.")
         check_feed(feed, self.inputs)
@@ -112,7 +114,8 @@ def open_network(network: FewShotNetwork, device: torch.device | None = None) ->
         for name, engine in engines.items()
     }
     manifest = make_manifest(network, graphs, opset=0, parity={})
-    return FewShotModel(manifest, engines["encoder"], engines["enroll"], engines["head"])
+    choice = EngineChoice("torch", manifest.precision, f"FP32 in torch {torch.__version__} on {place.type}")
+    return FewShotModel(manifest, engines["encoder"], engines["enroll"], engines["head"], choice)
 
 
 def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:

@@ -1,7 +1,7 @@
 """`FewShotModel`: enrol classes from a few pictures, then ask of every frame what is there and where."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 from fsvit_edge.runtime.bank import CachedSupport, EncoderIdentity, SupportBank, check_name
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, PROTOTYPE_HEAD, Bundle, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.errors import ArtefactError, InputError
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
@@ -63,10 +63,25 @@ class FewShotModel:
         encoder: Runs `encoder.onnx`.
         enroll: Runs `enroll.onnx`.
         head: Runs `head.onnx`.
+        choice: What these engines are; None where nobody chose: the bundle's precision, by somebody's engines.
+        release: Frees what the engines share, once they are closed.
+
+    Attributes:
+        choice: What computes, and why nothing else does.
     """
 
-    def __init__(self, manifest: Manifest, encoder: Engine, enroll: Engine, head: Engine) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        encoder: Engine,
+        enroll: Engine,
+        head: Engine,
+        choice: EngineChoice | None = None,
+        release: Callable[[], None] | None = None,
+    ) -> None:
         self.manifest = manifest
+        self.choice = choice or EngineChoice("given", manifest.precision, "engines that were given")
+        self._release = release
         self._encoder = encoder
         self._enroll = enroll
         self._head = head
@@ -80,40 +95,46 @@ class FewShotModel:
                 manifest.image_size,
                 channels,
                 head_dim,
-                manifest.precision,
+                self.choice.precision,
             )
         )
         self._runs: list[dict[str, ResidentTensor]] | None = None
         self._blas = ThreadpoolController().select(user_api="blas")
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, engine: str = "auto", threads: int | None = None) -> "FewShotModel":
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        engine: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> "FewShotModel":
         """Open a bundle.
 
         Args:
             bundle: The folder; None for the small model that is shipped.
-            engine: "auto", or a provider of ONNX Runtime: "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx".
+            engine: "cpu" or "cuda" (ONNX Runtime), "tensorrt" or "tensorrt-rtx" (engines that build-engine made), or
+                "auto": the fastest that is here; `choice` tells which, and why not another.
+            precision: "fp32", "fp16" or "int8", for which engines must have been built; "auto" takes the engine's.
             threads: Threads within an operator; None for every core.
 
         Raises:
-            ArtefactError: The bundle is missing, altered or damaged.
-            EnvironmentLacksError: The engine is not installed here.
-            InputError: There is no such engine.
+            ArtefactError: The bundle is missing, altered or damaged, or no engine that fits was built.
+            EnvironmentLacksError: The engine is not installed here, or finds no device.
+            InputError: There is no such engine or precision.
         """
         loaded = Bundle.load(DEFAULT_BUNDLE if bundle is None else Path(bundle))
-        engines = {name: OnnxRuntimeEngine(graph, engine, threads) for name, graph in loaded.graphs.items()}
-        for name, opened in engines.items():
-            info = loaded.manifest.graphs[name]
-            if (opened.inputs, opened.outputs) != (info.inputs, info.outputs):
-                raise ArtefactError(f"{loaded.path / info.file} has other inputs or outputs than its bundle.json says.")
+        opened = choose_engines(loaded, engine, precision, threads)
+        model = cls(loaded.manifest, opened.encoder, opened.enroll, opened.head, opened.choice, opened.release)
         stated = (loaded.manifest.image_size, loaded.manifest.mask_size)
-        found = (engines["encoder"].inputs[0].shape[1], engines["head"].outputs[1].shape[1])
+        found = (opened.encoder.inputs[0].shape[1], opened.head.outputs[1].shape[1])
         if stated != found:
+            model.close()
             raise ArtefactError(
                 f"{loaded.path / MANIFEST_NAME} states images of {stated[0]} px and masks of {stated[1]}, its "
                 f"graphs have {found[0]} and {found[1]}; export the bundle again with: fsvit-edge export."
             )
-        return cls(loaded.manifest, engines["encoder"], engines["enroll"], engines["head"])
+        return model
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -131,8 +152,11 @@ class FewShotModel:
 
         Raises:
             InputError: The name, a picture or a mask cannot be used; the bank is as it was.
+            ArtefactError: The head's engine was built for fewer classes; the bank is as it was.
         """
         check_name(name)
+        if name not in self.classes:
+            self._check_ways(len(self.classes) + 1)
         if len(images) == 0:
             raise InputError(f"Class {name!r} needs at least one picture.")
         if masks is not None and len(masks) != len(images):
@@ -237,8 +261,9 @@ class FewShotModel:
         mask_size = self.manifest.mask_size
         scores = np.zeros(ways, np.float32)
         foreground = np.zeros((ways, mask_size, mask_size), np.float32)
+        frame = _as_taken({"tokens": tokens}, self._encoder, self._head)
         for supports in self._resident_supports() if ways else ():
-            answer = self._head.run({"tokens": tokens, **supports})
+            answer = self._head.run({**frame, **supports})
             scores += np.asarray(answer["presence"].numpy(), np.float32)
             foreground += np.asarray(answer["foreground"].numpy(), np.float32)
         return scores, foreground
@@ -273,9 +298,12 @@ class FewShotModel:
         """Replace the enrolled classes by those of a file.
 
         Raises:
-            ArtefactError: The file is missing, damaged or made by another encoder; the classes are as they were.
+            ArtefactError: The file is missing, damaged, made by another encoder, or has more classes than the head's
+                engine takes; the classes are as they were.
         """
-        self.bank = SupportBank.load(Path(path), self.bank.identity)
+        bank = SupportBank.load(Path(path), self.bank.identity)
+        self._check_ways(len(bank.classes))
+        self.bank = bank
         self._runs = None
 
     def close(self) -> None:
@@ -283,6 +311,9 @@ class FewShotModel:
         self._runs = None
         for engine in (self._encoder, self._enroll, self._head):
             engine.close()
+        if self._release is not None:
+            self._release()
+            self._release = None
 
     def __enter__(self) -> "FewShotModel":
         """Return itself."""
@@ -299,7 +330,7 @@ class FewShotModel:
         encoded = self._encoder.run({"image": resize_image(image, size)[None]})
         given = np.zeros((1, size, size), np.uint8) if mask is None else resize_mask(np.asarray(mask) != 0, size)[None]
         feed: dict[str, Array | ResidentTensor] = {
-            **encoded,
+            **_as_taken(encoded, self._encoder, self._enroll),
             "mask": given,
             "has_mask": np.array([mask is not None]),
         }
@@ -317,26 +348,41 @@ class FewShotModel:
     def _resident_supports(self) -> list[dict[str, ResidentTensor]]:
         """Group the supports into runs of bounded size and put them where the engine computes, once for many frames."""
         if self._runs is None:
+            self._check_ways(len(self.classes))
             shots = [(way, support) for way, name in enumerate(self.classes) for support in self.bank.supports(name)]
             counts = np.bincount([way for way, _ in shots])
             longest = max(support.kept.shape[1] for _, support in shots)
             if self.manifest.head == PROTOTYPE_HEAD:
                 identity = self.bank.identity
                 bytes_each = identity.num_channels * identity.head_dim * longest * 4
-                groups = _whole_classes(shots, max(1, _LARGEST_TENSOR_BYTES // bytes_each))
+                groups = _whole_classes(shots, self._largest_run(bytes_each))
             else:
                 shots.sort(key=lambda shot: -shot[1].kept.shape[1])
                 bytes_each = _ATTENTION_MAPS_PER_TOKEN * self._num_query * longest * 4
-                groups = _slices(shots, max(1, _LARGEST_TENSOR_BYTES // bytes_each))
+                groups = _slices(shots, self._largest_run(bytes_each))
             self._runs = [self._head_run(group, counts) for group in groups]
         return self._runs
+
+    def _largest_run(self, bytes_each: int) -> int:
+        """How many supports share a run: as memory allows, and the engine."""
+        fitting = _LARGEST_TENSOR_BYTES // bytes_each
+        return max(1, min(fitting, self._head.limits.get("supports", fitting)))
+
+    def _check_ways(self, ways: int) -> None:
+        limit = self._head.limits.get("ways", ways)
+        if ways > limit:
+            raise ArtefactError(
+                f"The head engine was built for at most {limit} classes, the bank has {ways}; rebuild it with: "
+                f"fsvit-edge build-engine --ways-max {ways}, and the options it was built with."
+            )
 
     def _head_run(self, shots: list[_Shot], counts: npt.NDArray[np.intp]) -> dict[str, ResidentTensor]:
         longest = max(support.kept.shape[1] for _, support in shots)
         identity = self.bank.identity
-        kept = np.zeros((len(shots), identity.num_channels, longest, identity.head_dim), np.float32)
-        kept_mask = np.zeros((len(shots), longest), np.float32)
-        averaging = np.zeros((len(counts), len(shots)), np.float32)
+        dtypes = {spec.name: spec.dtype for spec in self._head.inputs}
+        kept = np.zeros((len(shots), identity.num_channels, longest, identity.head_dim), dtypes["kept"])
+        kept_mask = np.zeros((len(shots), longest), dtypes["kept_mask"])
+        averaging = np.zeros((len(counts), len(shots)), dtypes["averaging"])
         for index, (way, support) in enumerate(shots):
             length = support.kept.shape[1]
             kept[index, :, :length] = support.kept
@@ -345,8 +391,8 @@ class FewShotModel:
         feed: Mapping[str, Array] = {
             "kept": kept,
             "kept_mask": kept_mask,
-            "pooled": np.stack([support.pooled for _, support in shots]).astype(np.float32),
-            "pooled_mask": np.stack([support.pooled_mask for _, support in shots]).astype(np.float32),
+            "pooled": np.stack([support.pooled for _, support in shots]).astype(dtypes["pooled"]),
+            "pooled_mask": np.stack([support.pooled_mask for _, support in shots]).astype(dtypes["pooled_mask"]),
             "averaging": averaging,
         }
         return {name: self._head.upload(array) for name, array in feed.items()}
@@ -363,6 +409,18 @@ class _Clock:
         now = time.perf_counter()
         self.laps_ms[name] = (now - self._last) * 1e3
         self._last = now
+
+
+def _as_taken(
+    tensors: Mapping[str, ResidentTensor], made_by: Engine, taken_by: Engine
+) -> dict[str, Array | ResidentTensor]:
+    """Cast on the host what one engine returns in another type than the next one takes; the rest stays where it is."""
+    made = {spec.name: spec.dtype for spec in made_by.outputs}
+    taken = {spec.name: spec.dtype for spec in taken_by.inputs}
+    return {
+        name: tensor if made[name] == taken[name] else tensor.numpy().astype(taken[name])
+        for name, tensor in tensors.items()
+    }
 
 
 def _slices(shots: list[_Shot], size: int) -> list[list[_Shot]]:

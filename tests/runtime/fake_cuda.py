@@ -176,7 +176,7 @@ class FakePycuda(ModuleType):
     class Error(Exception):
         pass
 
-    class MemoryError(Error):
+    class MemoryError(Error):  # noqa: A001 - pycuda's name
         pass
 
     class LogicError(Error):

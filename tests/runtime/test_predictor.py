@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,15 @@ def spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
 
 
 class Fake:
-    """A model of three fake engines; `fed` holds what the head was fed."""
+    """A model of three fake engines; `fed` holds what the head was fed, `enrolled` what enrolment was.
 
-    def __init__(self) -> None:
+    Args:
+        limits: Of the head's engine.
+        is_half: Encoder and head are engines in FP16, as TensorRT's; enrolment stays in FP32.
+    """
+
+    def __init__(self, limits: dict[str, int] | None = None, is_half: bool = False) -> None:
+        half = "float16" if is_half else "float32"
         encoded = (spec("tokens", 1, CHANNELS, TOKENS, DIM), spec("class_token", 1, CHANNELS, 1, DIM))
         cached = (
             spec("support", 1, CHANNELS, 1 + GRID**2, DIM),
@@ -79,20 +86,26 @@ class Fake:
             spec("pooled_mask", 1, GRID**2),
             spec("used_mask", 1, SIDE, SIDE, dtype="uint8"),
         )
+        halved = tuple(replace(one, dtype=half) for one in encoded)
         head_inputs = (
-            encoded[0],
-            spec("kept", "supports", CHANNELS, "kept_tokens", DIM),
+            halved[0],
+            spec("kept", "supports", CHANNELS, "kept_tokens", DIM, dtype=half),
             spec("kept_mask", "supports", "kept_tokens"),
-            spec("pooled", "supports", CHANNELS, GRID**2, DIM),
+            spec("pooled", "supports", CHANNELS, GRID**2, DIM, dtype=half),
             spec("pooled_mask", "supports", GRID**2),
             spec("averaging", "ways", "supports"),
         )
         answers = (spec("presence", "ways"), spec("foreground", "ways", MASK_SIDE, MASK_SIDE))
         mask = (spec("mask", 1, SIDE, SIDE, dtype="uint8"), spec("has_mask", 1, dtype="bool"))
         self.fed: list[dict[str, Array]] = []
-        self.encoder = FakeEngine((spec("image", "batch", SIDE, SIDE, 3, dtype="uint8"),), encoded, encode)
-        self.enroll = FakeEngine(encoded + mask, cached, cache)
-        self.head = FakeEngine(head_inputs, answers, self._judge)
+        self.enrolled: list[dict[str, Array]] = []
+        self.encoder = FakeEngine(
+            (spec("image", "batch", SIDE, SIDE, 3, dtype="uint8"),),
+            halved,
+            lambda feed: {name: array.astype(half) for name, array in encode(feed).items()},
+        )
+        self.enroll = FakeEngine(encoded + mask, cached, self._cache)
+        self.head = FakeEngine(head_inputs, answers, self._judge, limits)
         graphs = {
             name: GraphInfo(f"{name}.onnx", name * 10, engine.inputs, engine.outputs)
             for name, engine in (("encoder", self.encoder), ("enroll", self.enroll), ("head", self.head))
@@ -101,6 +114,10 @@ class Fake:
             FORMAT_VERSION, "fake", "none", SIDE, 4, 1, 2, GRID, MASK_SIDE, {}, 20, "fp32", graphs, {}, "a test"
         )
         self.model = FewShotModel(manifest, self.encoder, self.enroll, self.head)
+
+    def _cache(self, feed: dict[str, Array]) -> dict[str, Array]:
+        self.enrolled.append(feed)
+        return cache(feed)
 
     def _judge(self, feed: dict[str, Array]) -> dict[str, Array]:
         self.fed.append(feed)
@@ -251,6 +268,78 @@ def test_twenty_classes_of_five_shots_are_judged_in_bounded_runs(real: FewShotMo
     per_support = predictor._ATTENTION_MAPS_PER_TOKEN * real._num_query * 40 * 4
     assert max(sizes) * per_support <= predictor._LARGEST_TENSOR_BYTES
     assert len(runs) > 1
+
+
+def test_supports_are_split_into_runs_that_the_engine_takes() -> None:
+    free, bound = Fake(), Fake({"supports": 4, "ways": 3})
+    answers = []
+    for fake in (free, bound):
+        enrol_several(fake.model)
+        answers.append(fake.model.predict(FRAME, probabilities=True))
+    assert [len(feed["kept"]) for feed in free.fed] == [6]
+    assert [len(feed["kept"]) for feed in bound.fed] == [4, 2]
+    np.testing.assert_allclose(answers[1].scores, answers[0].scores, atol=1e-6)
+    np.testing.assert_allclose(answers[1].foreground, answers[0].foreground, atol=1e-6)
+
+
+def test_a_class_more_than_the_engine_was_built_for_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    roomy, tight = Fake(), Fake({"ways": 10})
+    for way in range(20):
+        roomy.model.enroll(f"class {way}", [picture(way)])
+    roomy.model.save_bank(tmp_path / "bank.safetensors")
+    for way in range(10):
+        tight.model.enroll(f"own {way}", [picture(way)])
+    tight.model.enroll("own 3", [picture(50)])
+    before = tight.model.predict(FRAME)
+    tight.encoder.runs = 0
+
+    def sentence(has: int) -> str:
+        return (
+            f"The head engine was built for at most 10 classes, the bank has {has}; rebuild it with: "
+            f"fsvit-edge build-engine --ways-max {has}, and the options it was built with."
+        )
+
+    for has, attempt in (
+        (11, lambda: tight.model.enroll("one more", [picture(0)])),
+        (20, lambda: tight.model.load_bank(tmp_path / "bank.safetensors")),
+    ):
+        with pytest.raises(ArtefactError) as refused:
+            attempt()
+        assert refused.value.exit_code == 4
+        assert str(refused.value) == sentence(has)
+    assert tight.encoder.runs == 0
+    assert np.array_equal(tight.model.predict(FRAME).scores, before.scores)
+    with pytest.raises(ArtefactError) as refused:
+        tight.model.predict_with(FRAME, [roomy.model.bank])
+    assert str(refused.value) == sentence(20)
+    assert np.array_equal(tight.model.predict(FRAME).scores, before.scores)
+    tight.model.remove("own 0")
+    tight.model.enroll("one more", [picture(0)])
+
+
+def test_engines_of_other_types_are_fed_their_own() -> None:
+    full, half = Fake(), Fake(is_half=True)
+    answers = []
+    for fake in (full, half):
+        enrol_several(fake.model)
+        answers.append(fake.model.predict(FRAME))
+    assert {name: array.dtype.name for name, array in half.enrolled[0].items()} == {
+        "tokens": "float32",
+        "class_token": "float32",
+        "mask": "uint8",
+        "has_mask": "bool",
+    }
+    (fed,) = half.fed
+    assert {name: array.dtype.name for name, array in fed.items()} == {
+        "tokens": "float16",
+        "kept": "float16",
+        "kept_mask": "float32",
+        "pooled": "float16",
+        "pooled_mask": "float32",
+        "averaging": "float32",
+    }
+    np.testing.assert_allclose(answers[1].scores, answers[0].scores, atol=0.02)
+    assert answers[1].scores.dtype == np.float32
 
 
 def test_the_encoder_runs_once_a_picture_and_once_a_frame(fake: Fake) -> None:

@@ -29,14 +29,17 @@ class TensorSpec:
 
 
 class ResidentTensor(Protocol):
-    """A tensor where the engine computes; it goes from graph to graph without a copy through Python."""
+    """A tensor where the engine computes; it goes from graph to graph without a copy through Python.
+
+    What a run returned is valid until the next run of the same engine; what was uploaded, as long as it is held.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes of all axes."""
 
     def numpy(self) -> Array:
-        """Return the values on the host; treat them as read-only."""
+        """Return the values on the host, which later runs leave alone; treat them as read-only."""
 
 
 class Engine(Protocol):
@@ -50,11 +53,15 @@ class Engine(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What `run` returns."""
 
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """The largest value of each varying size by its name ("supports", "ways"); what is not named has no limit."""
+
     def upload(self, array: Array) -> ResidentTensor:
         """Put an array where the engine computes; it must not be changed afterwards."""
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Compute all outputs, fresh tensors that later runs leave alone.
+        """Compute all outputs; they are valid until the next run of this engine, which may reuse their memory.
 
         Raises:
             InputError: A name, type or shape of `feed` is not the graph's.

@@ -19,10 +19,11 @@ from typing import Any
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError
+from fsvit_edge.runtime.errors import ArtefactError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.user_cache import user_cache
 
 FORMAT_VERSION = 1
 ENGINE_GRAPHS = ("encoder", "head")
@@ -143,7 +144,7 @@ def engine_folder(bundle: Path, manifest: Manifest) -> Path:
     """
     if bundle.resolve() != DEFAULT_BUNDLE.resolve():
         return bundle
-    return _cache_folder() / f"{manifest.name}-{manifest.graphs['encoder'].sha256[:12]}"
+    return user_cache("engines") / f"{manifest.name}-{manifest.graphs['encoder'].sha256[:12]}"
 
 
 def sidecar_of(path: Path) -> Path:
@@ -255,19 +256,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
 
 
-def _cache_folder() -> Path:
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(stated) if os.path.isabs(stated) else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise EnvironmentLacksError(
-            "There is no home folder to keep engines in; name a folder with: export XDG_CACHE_HOME=/path."
-        ) from error
-    return base / "fsvit-edge" / "engines"
-
-
 def _make_folder(folder: Path) -> None:
-    cache = _cache_folder()
+    cache = user_cache("engines")
     with suppress(OSError):  # atomic_write will say why
         if cache in folder.parents:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,11 +9,17 @@ import numpy as np
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
 
 
-@dataclass(frozen=True)
+@dataclass
 class HostTensor:
-    """An array that pretends to be elsewhere."""
+    """An array that pretends to be elsewhere.
+
+    Attributes:
+        array: The values.
+        is_stale: Whether it came of a run that was followed by another, which a real engine's memory would not survive.
+    """
 
     array: Array
+    is_stale: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -22,6 +28,7 @@ class HostTensor:
 
     def numpy(self) -> Array:
         """Return the array."""
+        assert not self.is_stale, "an output was read after a later run of its engine"
         return self.array
 
 
@@ -32,6 +39,7 @@ class FakeEngine:
         inputs: What `run` must be fed.
         outputs: What `function` returns.
         function: Takes the fed arrays by name and returns the outputs by name.
+        limits: See `Engine`.
     """
 
     def __init__(
@@ -39,9 +47,12 @@ class FakeEngine:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         function: Callable[[dict[str, Array]], dict[str, Array]],
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
+        self.limits: Mapping[str, int] = limits or {}
+        self._latest: list[HostTensor] = []
         self._function = function
         self.runs = 0
         self.uploads = 0
@@ -57,7 +68,11 @@ class FakeEngine:
         check_feed(feed, self.inputs)
         self.runs += 1
         arrays = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in feed.items()}
-        return {name: HostTensor(array) for name, array in self._function(arrays).items()}
+        answer = {name: HostTensor(array) for name, array in self._function(arrays).items()}
+        for tensor in self._latest:
+            tensor.is_stale = True
+        self._latest = list(answer.values())
+        return dict(answer)
 
     def close(self) -> None:
         """Remember that it was closed."""

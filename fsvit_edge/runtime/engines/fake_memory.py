@@ -47,6 +47,11 @@ class FakeMemory(DeviceMemory):
         """A number that is no stream's."""
         return 0x57EA
 
+    @property
+    def is_capturing(self) -> bool:
+        """Whether what is submitted is recorded."""
+        return self._recording is not None
+
     def submit(self, kernel: Callable[[], None]) -> None:
         """Do a kernel's work: at once, or at each launch where a capture is on."""
         if self._recording is None:

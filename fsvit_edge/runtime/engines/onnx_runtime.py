@@ -11,13 +11,8 @@ import numpy as np
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
-}
-"""Our short names of ONNX Runtime's execution providers."""
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Our short names of ONNX Runtime's execution providers; TensorRT is used directly, with engines that were built."""
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -49,8 +44,7 @@ class OnnxRuntimeEngine:
 
     Args:
         graph: The ONNX file, or its bytes where they have already been read and checked.
-        provider: A name of `PROVIDERS` or "auto": CUDA where it is installed, else the CPU. TensorRT is never chosen
-            by itself, because it builds an engine first, which takes minutes.
+        provider: A name of `PROVIDERS` or "auto": CUDA where it is installed, else the CPU.
         threads: Threads within an operator; None lets ONNX Runtime use every core.
 
     Raises:
@@ -86,13 +80,14 @@ class OnnxRuntimeEngine:
         self._device = "cpu" if self.provider == "cpu" else "cuda"
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self.limits: Mapping[str, int] = {}
 
     def upload(self, array: Array) -> OrtTensor:
         """Put an array where the provider computes; on the CPU the array itself is used and must not be changed."""
         return OrtTensor(self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0))
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Compute all outputs; tensors of this engine's kind are bound without a copy."""
+        """Compute all outputs, fresh tensors each time; tensors of this engine's kind are bound without a copy."""
         if self._session is None:
             raise FsvitEdgeError("The engine is closed.")
         check_feed(feed, self.inputs)

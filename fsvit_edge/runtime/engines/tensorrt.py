@@ -1,0 +1,305 @@
+"""TensorRT and TensorRT-RTX: a plan that `build-engine` made, run where its tensors lie.
+
+Nothing is copied but what is fed from the host and what is asked for by `numpy`. A feed of the same tensors in the same
+places is a CUDA graph from its third run on; RTX records its own.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.engines import rtx_runtime
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
+from fsvit_edge.runtime.engines.device_memory import CapturedGraph, DeviceBuffer, DeviceMemory
+from fsvit_edge.runtime.engines.engine_file import EngineRecord
+from fsvit_edge.runtime.engines.tensorrt_api import TensorRT
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
+
+_MOST_GRAPHS = 16
+"""Ways of feeding that are remembered: one for the encoder, one for each run over which a bank's supports are split."""
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "UINT8": "uint8",
+    "INT8": "int8",
+    "BOOL": "bool",
+    "INT32": "int32",
+    "INT64": "int64",
+}
+_State = tuple[tuple[str, tuple[int, ...], int], ...]
+"""Name, shape and address of every input and output, which is what a CUDA graph depends on."""
+
+
+class DeviceTensor:
+    """A tensor on the GPU.
+
+    Attributes:
+        buffer: Where it lies.
+        dtype: numpy's name of the element type.
+    """
+
+    def __init__(self, memory: DeviceMemory, buffer: DeviceBuffer, shape: tuple[int, ...], dtype: str) -> None:
+        self.memory = memory
+        self.buffer = buffer
+        self.dtype = dtype
+        self.is_stale = False
+        self._shape = shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes."""
+        return self._shape
+
+    def numpy(self) -> Array:
+        """Wait for the GPU and copy the values to the host."""
+        assert not self.is_stale, "an output was read after a later run of its engine"
+        return self.memory.download(self.buffer, self._shape, self.dtype)
+
+
+class TensorRtEngine:
+    """One plan, ready to run.
+
+    Args:
+        plan: The engine file's bytes, whose sum has been checked.
+        record: Its sidecar.
+        api: The TensorRT that made it.
+        memory: Where it computes; engines that feed each other share one.
+
+    Raises:
+        EnvironmentLacksError: There is no GPU, or its driver is too old.
+        ArtefactError: The plan was made for another TensorRT or GPU, or is not what its sidecar says.
+        FsvitEdgeError: The GPU's memory is full.
+    """
+
+    def __init__(self, plan: bytes, record: EngineRecord, api: TensorRT, memory: DeviceMemory) -> None:
+        gpu = find_gpu()
+        if gpu is None:
+            raise EnvironmentLacksError(f"{record.file} cannot run here: {gpu_missing_reason()}; take --engine cpu.")
+        self.inputs = record.inputs
+        self.outputs = record.outputs
+        self.limits: Mapping[str, int] = record.limits
+        self._record = record
+        self._api = api
+        self._memory = memory
+        self._log = api.log()
+        if api.is_rtx:
+            rtx_runtime.check_validity(plan, record, api, self._log, gpu)
+        self._engine = api.engine(plan, self._log, record.file)
+        self._check_tensors()
+        self._kernels: rtx_runtime.KernelCache | None = None
+        if api.is_rtx:
+            self._context, self._kernels = rtx_runtime.open_context(self._engine, record, api, gpu)
+        else:
+            # Memory for the sizes at hand, not for the largest of the profile, which may be ten times as much.
+            strategy = api.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            self._context = self._engine.create_execution_context(strategy)
+        if self._context is None:
+            raise self._failure("cannot prepare")
+        self._buffers: dict[str, DeviceBuffer] = {}
+        self._scratch: DeviceBuffer | None = None
+        self._bound: _State | None = None
+        self._graphs: OrderedDict[_State, CapturedGraph | None] = OrderedDict()
+        self._uncapturable: set[_State] = set()
+        self._latest: list[DeviceTensor] = []
+
+    def upload(self, array: Array) -> DeviceTensor:
+        """Copy an array to the GPU, where it stays as long as the tensor is held."""
+        buffer = self._memory.alloc(array.nbytes)
+        self._memory.upload(array, buffer)
+        return DeviceTensor(self._memory, buffer, array.shape, array.dtype.name)
+
+    def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
+        """Put all outputs' computation on the GPU's stream; tensors of the same memory are bound where they are.
+
+        Raises:
+            InputError: A name, type or shape of `feed` is not the plan's.
+            ArtefactError: A size is beyond what the plan was built for.
+            FsvitEdgeError: The computation failed, or the GPU's memory is full.
+        """
+        if self._engine is None:
+            raise FsvitEdgeError("The engine is closed.")
+        check_feed(feed, self.inputs)
+        sizes = self._sizes(feed)
+        state = [(spec.name, tuple(feed[spec.name].shape), self._place(spec, feed[spec.name])) for spec in self.inputs]
+        outputs = {}
+        for spec in self.outputs:
+            shape = tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape)
+            buffer = self._buffer(spec.name, _nbytes(shape, spec.dtype))
+            outputs[spec.name] = DeviceTensor(self._memory, buffer, shape, spec.dtype)
+            state.append((spec.name, shape, buffer.address))
+        for tensor in self._latest:
+            tensor.is_stale = True
+        self._latest = list(outputs.values())
+        self._compute(tuple(state))
+        return dict(outputs)
+
+    def close(self) -> None:
+        """Free the plan and its memory; a second call does nothing."""
+        if self._engine is None:
+            return
+        self._forget_graphs()
+        if self._kernels is not None:
+            self._kernels.store()
+        self._context = None
+        self._engine = None
+        self._buffers.clear()
+        self._scratch = None
+        self._latest = []
+
+    def __enter__(self) -> "TensorRtEngine":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _compute(self, state: _State) -> None:
+        graph = self._graphs.get(state)
+        is_known = state in self._graphs
+        if graph is not None:
+            graph.launch()
+        else:
+            self._bind(state)
+            self._enqueue()
+            # Recorded after a run, because the first one with new shapes does work that must not be in a graph; and
+            # only once the same was fed twice, because a capture costs more than a run.
+            if is_known and not self._api.is_rtx and state not in self._uncapturable:
+                graph = self._memory.capture(self._enqueue)
+                if graph is None:
+                    self._uncapturable.add(state)
+        self._remember(state, graph)
+
+    def _remember(self, state: _State, graph: CapturedGraph | None) -> None:
+        self._graphs[state] = graph
+        self._graphs.move_to_end(state)
+        while len(self._graphs) > _MOST_GRAPHS:
+            oldest, forgotten = self._graphs.popitem(last=False)
+            self._uncapturable.discard(oldest)
+            if forgotten is not None:
+                self._memory.synchronize()
+                forgotten.free()
+
+    def _bind(self, state: _State) -> None:
+        """Tell the context all shapes and addresses, and give it the memory that it needs for them."""
+        if state == self._bound:
+            return
+        self._bound = None
+        shapes = {name: shape for name, shape, _ in state}
+        for spec in self.inputs:
+            if not self._context.set_input_shape(spec.name, shapes[spec.name]):
+                raise self._failure(f"refuses {spec.name!r} of shape {shapes[spec.name]} for")
+        for spec in self.outputs:
+            if tuple(self._context.get_tensor_shape(spec.name)) != shapes[spec.name]:
+                raise self._misfit(f"returns {spec.name!r} in another shape than its sidecar says")
+        needed = int(self._context.update_device_memory_size_for_shapes())
+        if needed > (0 if self._scratch is None else self._scratch.nbytes):
+            self._forget_graphs()  # they hold the address of what is freed now
+            self._scratch = None
+            self._scratch = self._memory.alloc(needed)
+        if self._scratch is not None:
+            self._context.set_device_memory(self._scratch.address, self._scratch.nbytes)
+        for name, _, address in state:
+            if not self._context.set_tensor_address(name, address):
+                raise self._failure(f"refuses the address of {name!r} for")
+        self._bound = state
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._memory.stream):
+            raise self._failure("failed to run")
+
+    def _place(self, spec: TensorSpec, value: Array | ResidentTensor) -> int:
+        """The address of an input; what comes from elsewhere is copied to a place that stays."""
+        if isinstance(value, DeviceTensor) and value.memory is self._memory:
+            assert not value.is_stale, "an output was fed after a later run of its engine"
+            if value.dtype != spec.dtype:
+                raise InputError(f"Input {spec.name!r} must be {spec.dtype} {spec.shape}, got {value.dtype}.")
+            return value.buffer.address
+        array = value if isinstance(value, np.ndarray) else value.numpy()
+        if array.dtype != spec.dtype:
+            raise InputError(f"Input {spec.name!r} must be {spec.dtype} {spec.shape}, got {array.dtype}.")
+        buffer = self._buffer(spec.name, array.nbytes)
+        self._memory.upload(array, buffer)
+        return buffer.address
+
+    def _buffer(self, name: str, nbytes: int) -> DeviceBuffer:
+        """The place of an input from the host, or of an output; it grows and never shrinks."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.nbytes < nbytes:
+            if buffer is not None:
+                self._forget_graphs()
+                del self._buffers[name], buffer
+            buffer = self._buffers[name] = self._memory.alloc(nbytes)
+        return buffer
+
+    def _forget_graphs(self) -> None:
+        graphs = [graph for graph in self._graphs.values() if graph is not None]
+        self._graphs.clear()
+        self._uncapturable.clear()
+        self._bound = None
+        if graphs:
+            self._memory.synchronize()
+        for graph in graphs:
+            graph.free()
+
+    def _sizes(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, int]:
+        """The sizes that vary, by name."""
+        sizes: dict[str, int] = {}
+        for spec in self.inputs:
+            for size, got in zip(spec.shape, feed[spec.name].shape, strict=True):
+                if isinstance(size, str) and sizes.setdefault(size, got) != got:
+                    raise InputError(f"Input {spec.name!r} has {got} {size}, where others have {sizes[size]}.")
+        for size, got in sizes.items():
+            limit = self.limits.get(size, got)
+            if got > limit:
+                raise ArtefactError(
+                    f"{self._record.file} was built for at most {limit} {size.replace('_', ' ')}, got {got}; build it "
+                    "for more with: fsvit-edge build-engine --ways-max N --shots-max K."
+                )
+        return sizes
+
+    def _check_tensors(self) -> None:
+        trt = self._api.trt
+        for mode, specs in ((trt.TensorIOMode.INPUT, self.inputs), (trt.TensorIOMode.OUTPUT, self.outputs)):
+            names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+            found = {name for name in names if self._engine.get_tensor_mode(name) == mode}
+            if found != {spec.name for spec in specs}:
+                raise self._misfit("has other inputs or outputs than its sidecar says")
+            for spec in specs:
+                dtype = self._engine.get_tensor_dtype(spec.name).name
+                shape = tuple(self._engine.get_tensor_shape(spec.name))
+                is_same = len(shape) == len(spec.shape) and all(
+                    got == -1 or isinstance(want, str) or got == want
+                    for got, want in zip(shape, spec.shape, strict=True)
+                )
+                if not is_same or _DTYPES.get(dtype, dtype) != spec.dtype:
+                    raise self._misfit(
+                        f"has {spec.name!r} as {_DTYPES.get(dtype, dtype)} {shape}, its sidecar says {spec.dtype} "
+                        f"{spec.shape}"
+                    )
+
+    def _misfit(self, what: str) -> ArtefactError:
+        return ArtefactError(
+            f"{self._record.file} {what}; build it again with: fsvit-edge build-engine --engine {self._api.backend} "
+            "--force"
+        )
+
+    def _failure(self, what: str) -> FsvitEdgeError:
+        reason = self._log.last_error()
+        if "memory" in reason.lower():
+            free, total = self._memory.free_bytes()
+            reason += (
+                f"; {free // 2**20} of the GPU's {total // 2**20} MiB are free, close other programs that use it, "
+                "or take --engine cpu"
+            )
+        return FsvitEdgeError(f"{self._api.title} {what} {self._record.file}: {reason}.")
+
+
+def _nbytes(shape: tuple[int, ...], dtype: npt.DTypeLike) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
