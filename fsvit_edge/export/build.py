@@ -243,10 +243,12 @@ def _stated_times(job: Job, engines: Mapping[str, BuiltEngine]) -> dict[str, flo
 
 
 def _build(job: Job, name: str, graph: bytes, progress: Progress, say: Progress) -> BuiltGraph:
-    sizes = {size: top for size, (_, _, top) in job.sizes.items()}
+    # A run takes a few supports at a time, whatever the plan allows: the predictor splits what would grow too large.
+    sizes = {**job.usual(), "kept_tokens": job.sizes["kept_tokens"][2]}
     gpu_bytes = job.machine.gpu.memory_bytes if job.backend.api is not None and job.machine.gpu is not None else None
     budget = estimate(onnx.load_from_string(graph), sizes, gpu_bytes)
-    say(f"Memory of the {name}: {budget}.")
+    asked = f" with {sizes['supports']} supports at once" if name == "head" else ""
+    say(f"Memory of the {name}{asked}: {budget}.")
     budget.check(name)
     progress(f"build the {name}")
     if job.backend.api is None:
