@@ -160,6 +160,7 @@ class _Search:
     threads: int | None
     built: list[BuiltEngine]
     refused: list[FsvitEdgeError]
+    without_gpu: str = ""
 
     def open_plans(self, backends: Sequence[str]) -> OpenEngines | None:
         """The fastest plans that fit and open."""
@@ -168,8 +169,7 @@ class _Search:
             return None
         machine = Machine.here()
         if machine.gpu is None:
-            reason = f"TensorRT engines are built but do not run here: {gpu_missing_reason()}."
-            self.refused.append(EnvironmentLacksError(reason))
+            self.without_gpu = f"Engines of TensorRT are built but do not run here: {gpu_missing_reason()}."
             return None
         fitting = fitting_sets(built, self.bundle.manifest, machine, self.bundle.path)
         return self._open_first(sorted(fitting.sets, key=_plan_order), self._open_plan_set, fitting.reasons)
@@ -257,7 +257,7 @@ class _Search:
         return EngineChoice(engine, one.record.precision, one.description, self._notes())
 
     def _notes(self) -> tuple[str, ...]:
-        return tuple(str(error) for error in self.refused)
+        return tuple(filter(None, (self.without_gpu, *map(str, self.refused))))
 
 
 def _plan_order(one: EngineSet) -> tuple[bool, float, int]:
