@@ -82,7 +82,7 @@ def main() -> None:
         print(f"[{time.monotonic() - started:6.0f} s] {text}", flush=True)
 
     if options.sets:
-        with FewShotModel.load(options.bundle, "cpu", options.threads) as model:
+        with FewShotModel.load(options.bundle, "cpu", threads=options.threads) as model:
             print("\n".join(_row(model, root, options.episodes) for root in options.sets))
         return
     recipe = dataclasses.replace(RECIPE, epochs=options.epochs)

@@ -51,7 +51,7 @@ def main() -> None:
     network = FewShotNetwork(ModelConfig("vit-s8-random", "vit_small_patch8_224.dino", SIZE))
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(network, Path(folder) / "bundle", ExportOptions(verify=False)).path
-        with FewShotModel.load(bundle, "cpu", THREADS) as model:
+        with FewShotModel.load(bundle, "cpu", threads=THREADS) as model:
             frame, supports, masks = _episode()
             for way in range(WAYS):
                 model.enroll(f"class {way}", [supports[way]], [masks[way] > 0])
@@ -92,7 +92,7 @@ def _report_head(network: FewShotNetwork, bundle: Path, masks: Pictures) -> None
     def plain() -> torch.Tensor:
         return network.head(query, support, mask).presence.softmax(dim=1)[:, 1]
 
-    with OnnxRuntimeEngine(bundle / "head.onnx", "cpu", THREADS) as engine:
+    with OnnxRuntimeEngine(bundle / "head.onnx", "cpu", threads=THREADS) as engine:
         difference = np.abs(plain().numpy() - engine.run(feed)["presence"].numpy()).max()
         theirs, ours = _interleave(plain, lambda: engine.run(feed))
     what = f"head alone, {WAYS} ways 1 shot, masks covering {MASK_COVER:.0%} ({longest} kept tokens)"

@@ -1,18 +1,165 @@
-"""`fsvit-edge build-engine`: announced; TensorRT engines come with the next release."""
+"""`fsvit-edge build-engine`: a bundle becomes engines of FP16 or INT8, for the GPU or the CPU that runs them."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsvit_edge.runtime.errors import EnvironmentLacksError
+if TYPE_CHECKING:
+    from fsvit_edge.export.build_result import BuildResult
 
 
 def build_engine(
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise with a calibration set.")] = False,
+    bundle: Annotated[Path | None, typer.Argument(help="The bundle; default: the small model shipped.")] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="tensorrt, tensorrt-rtx or onnxruntime; auto: TensorRT with a GPU, else RTX, else ONNX Runtime."
+        ),
+    ] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or int8; default: fp16 with TensorRT, int8 with ONNX Runtime.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="The same as --precision fp16.")] = False,
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|SOURCE",
+            help="For INT8: a .json of fsvit-edge calib, or pictures, a video or a camera; default: the bundle's own.",
+        ),
+    ] = None,
+    keep_fp32: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Nodes or operators that stay in FP32; repeatable.")
+    ] = None,
+    quantize: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Linear layers that become INT8; default: all.")
+    ] = None,
+    workspace: Annotated[
+        int | None, typer.Option(metavar="MIB", min=1, help="Memory that a layer may use beside its tensors.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TensorRT's timings; default: one by version and GPU.")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SM,...", help="GPUs that RTX builds for: sm86,sm89; default: the one here, else those."),
+    ] = None,
+    ways_max: Annotated[
+        int | None, typer.Option(min=1, max=255, help="Classes that the engine takes at once; default: 10.")
+    ] = None,
+    shots_max: Annotated[int | None, typer.Option(min=1, max=255, help="Pictures of each class; default: 5.")] = None,
+    verify: Annotated[bool, typer.Option(help="Compare with the FP32 graphs before anything is written.")] = True,
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="PTS", min=0, help="With --data: fail where more points are lost.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Data set to compare exact ratio and mIoU on: <class>/images, masks."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build although the very engines are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Build a TensorRT engine from a bundle (comes with the next release)."""
-    kind = "INT8" if int8 else "FP16"
-    raise EnvironmentLacksError(
-        f"Building {kind} engines comes with the next release of fsvit-edge; until then `fsvit-edge run` computes with "
-        "ONNX Runtime, on CUDA where onnxruntime-gpu is installed."
-    )
+    """Build engines in FP16 or INT8: plans of TensorRT, or quantised graphs for ONNX Runtime on this CPU."""
+    import json
+
+    from fsvit_edge.cli.terminal import advise, progress, require
+    from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+    from fsvit_edge.runtime.errors import InputError
+
+    named = {
+        name for name, given in (("int8", int8), ("fp16", fp16), (precision or "", precision is not None)) if given
+    }
+    if len(named) > 1:
+        raise InputError(f"Build one precision at a time; got {', '.join(sorted(named))}.")
+    require("fsvit-edge build-engine", ("onnx",), "build")
+    if data is not None:
+        require("fsvit-edge build-engine --data", ("torch", "lightning", "torchmetrics"), "train")
+        if not data.is_dir():
+            raise InputError(f"The data folder {data} does not exist or is not a folder.")
+    with progress("Build") as step:
+        step("load")
+        from fsvit_edge.export.build import build_engines
+        from fsvit_edge.export.build_result import BuildOptions
+
+        options = BuildOptions(
+            engine=engine,
+            precision=next(iter(named), None),
+            calib=calib,
+            keep_fp32=tuple(keep_fp32 or ()),
+            quantize=tuple(quantize or ()),
+            workspace_mib=workspace,
+            timing_cache=timing_cache,
+            targets=tuple(name.strip().lower() for part in target or () for name in part.split(",")),
+            ways_max=ways_max,
+            shots_max=shots_max,
+            verify=verify,
+            data=data,
+            max_drop=max_drop,
+            force=force,
+        )
+        result = build_engines(bundle or DEFAULT_BUNDLE, options, step, advise)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print_result(result)
+    for note in (*result.notes, *result.advice):
+        advise(note)
+    advise(f"Next: {_next_command(result, bundle)}")
+
+
+def _print_result(result: "BuildResult") -> None:
+    from fsvit_edge.cli.terminal import print_table
+
+    own, fp32, fp16 = (result.latency_ms.get(name) for name in (result.precision, "fp32", "fp16"))
+    rows = []
+    for graph, one in result.engines.items():
+        record = one.record
+        rows.append(
+            (
+                graph,
+                record.precision,
+                f"{record.size_bytes / 1e6:.1f} MB",
+                "was there" if result.was_there else f"{record.build_s:.1f} s",
+                f"{record.int8_gemms} of {record.gemms}",
+                "-" if one.layers is None else str(one.layers.attention),
+                "-" if record.latency_ms is None else f"{record.latency_ms:.2f} ms",
+                "-"
+                if record.latency_ms is None or record.fp32_latency_ms is None
+                else f"{record.fp32_latency_ms / record.latency_ms:.2f} x",
+            )
+        )
+    header = ("graph", "precision", "size", "build", "INT8 products", "fused attention", "run", "FP32 / it")
+    print_table(f"{result.backend.title}: {result.bundle.name}", header, rows)
+    if own is not None and fp16 is not None and result.precision != "fp16":
+        print(f"Encoder and head together: {own:.1f} ms, in FP16 {fp16:.1f} ms.")
+    if own is not None and fp32 is not None and result.precision != "fp32":
+        print(f"Encoder and head together: {own:.1f} ms, in FP32 {fp32:.1f} ms.")
+    if result.agreement is not None:
+        found = result.agreement
+        lines = [(name, f"{row['max_error']:.1e}", f"{row['cosine']:.6f}") for name, row in found.outputs.items()]
+        title = f"Against FP32 on {found.pictures} pictures ({found.source}), computed by {found.computed_by}"
+        print_table(title, ("output", "max error", "cosine"), lines)
+        print(
+            f"{found.presence_flips} of {found.pairs} answers change, {100 * found.label_agreement:.2f} % of the "
+            "pixels keep their label."
+        )
+        if found.computed_by != "the engine":
+            print("Emulated on the CPU, which computes FP16 by way of FP32: overflow in FP16 cannot show.")
+    if result.scores:
+        scores = [
+            (row.precision, f"{row.exact_ratio:.1f}", "-" if row.miou is None else f"{row.miou:.1f}")
+            for row in result.scores
+        ]
+        print_table("On the data set", ("precision", "exact ratio %", "mIoU %"), scores)
+    for one in result.engines.values():
+        print(f"{'There was' if result.was_there else 'Wrote'} {one.path}")
+
+
+def _next_command(result: "BuildResult", bundle: Path | None) -> str:
+    of = "" if bundle is None else f" --bundle {bundle}"
+    if not result.runs_here:
+        return f"fsvit-edge inspect {result.engines['encoder'].path}"
+    if result.was_there:
+        return f"fsvit-edge bench{of}; build again with: fsvit-edge build-engine --force"
+    return f"fsvit-edge bench{of}"

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fsvit_edge.cli.options import EngineOption, PrecisionOption
+
 _FULL_COVER = 0.95
 
 
@@ -16,14 +18,14 @@ def enroll(
     ] = None,
     bank: Annotated[Path, typer.Option(help="The bank; made if it is not there.")] = Path("bank.safetensors"),
     bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
-    engine: Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt or nv-tensorrt-rtx.")] = "auto",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Enrol a class from pictures, with masks or with its name alone; or add pictures to a class."""
-    from fsvit_edge.cli.terminal import advise
+    from fsvit_edge.cli.terminal import advise, open_model
     from fsvit_edge.runtime.bank import check_bank_path
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import read_image, read_mask
-    from fsvit_edge.runtime.predictor import FewShotModel
 
     masks = mask or []
     if masks and len(masks) != len(images):
@@ -31,7 +33,7 @@ def enroll(
     check_bank_path(bank)
     pictures = [read_image(path) for path in images]
     given = [read_mask(path, picture.shape[:2]) for path, picture in zip(masks, pictures, strict=False)]
-    with FewShotModel.load(bundle, engine) as model:
+    with open_model(bundle, engine, precision) as model:
         if bank.exists():
             model.load_bank(bank)
         enrolment = model.enroll(name, pictures, given or None)
@@ -46,4 +48,5 @@ def enroll(
             advise(f"Warning: the guessed mask of {path} shows almost all of it; a --mask will do better.")
     shots = "1 support" if enrolment.shots == 1 else f"{enrolment.shots} supports"
     print(f"Enrolled {enrolment.name!r} with {shots}; {bank} holds: {', '.join(classes)}.")
-    advise(f"Next: fsvit-edge run --camera --bank {bank}" + (f" --bundle {bundle}" if bundle else ""))
+    options = (f" --bundle {bundle}" if bundle else "") + ("" if precision == "auto" else f" --precision {precision}")
+    advise(f"Next: fsvit-edge run --camera --bank {bank}{options}")

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fsvit_edge.cli.options import PrecisionOption, ThreadsOption
+
 if TYPE_CHECKING:
     from fsvit_edge.learn.datasets import FewShotData
     from fsvit_edge.learn.evaluation import EvaluationResult
     from fsvit_edge.learn.metrics import Score
+    from fsvit_edge.runtime.engines.choose import EngineChoice
     from fsvit_edge.runtime.predictor import FewShotModel
 
 
@@ -35,9 +38,10 @@ def evaluate(
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 1000,
     supports: Annotated[SupportKind, typer.Option(help="Enrol with masks, or by names alone.")] = SupportKind.MASKS,
     engine: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, tensorrt or nv-tensorrt-rtx; a checkpoint takes torch.")
+        str, typer.Option(help="auto, cpu, cuda, tensorrt or tensorrt-rtx; a checkpoint takes torch.")
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine; default: every core.")] = None,
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON to this file.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Draw the first episodes into this folder.")] = None,
@@ -80,14 +84,16 @@ def evaluate(
 
     with progress("Evaluate") as step:
         step("load the model")
-        model, computed_by = _open_model(bundle, checkpoint, engine, threads)
+        model = _open_model(bundle, checkpoint, engine, precision, threads)
         with model:
             result = run_episodes(model, selection, options, step, draw)
 
     document = {
         **result.to_dict(),
         "source": str(checkpoint or bundle or "the model shipped"),
-        "engine": computed_by,
+        "engine": model.choice.engine,
+        "precision": model.choice.precision,
+        "computed_by": model.choice.description,
         "data": {"benchmark": benchmark, "folder": str(data), "fold": fold},
         "versions": _versions(),
     }
@@ -97,7 +103,7 @@ def evaluate(
     if as_json:
         print(text, end="")
     else:
-        _print_result(result, computed_by)
+        _print_result(result, model.choice)
     gates.check(result)
     if output is not None and max_drop is None:
         advise(f"Next: keep {output} and hold later models to it with: fsvit-edge eval --max-drop {output}")
@@ -124,37 +130,35 @@ def _open_data(
 
 
 def _open_model(
-    bundle: Path | None, checkpoint: Path | None, engine: str, threads: int | None
-) -> "tuple[FewShotModel, str]":
-    """The model, and what computes it."""
-    from fsvit_edge.cli.terminal import require
-    from fsvit_edge.runtime.engines.onnx_runtime import choose_provider
+    bundle: Path | None, checkpoint: Path | None, engine: str, precision: str, threads: int | None
+) -> "FewShotModel":
+    from fsvit_edge.cli.terminal import open_model, require
     from fsvit_edge.runtime.errors import InputError
-    from fsvit_edge.runtime.predictor import FewShotModel
 
     if checkpoint is None:
         if engine == "torch":
             raise InputError("--engine torch computes a checkpoint, not a bundle; name it with --checkpoint FILE.")
-        return FewShotModel.load(bundle, engine, threads), choose_provider(engine)
+        return open_model(bundle, engine, precision, threads)
     if bundle is not None:
         raise InputError("Evaluate either a bundle or a checkpoint: give --bundle or --checkpoint, not both.")
+    export = f"make one with: fsvit-edge export --checkpoint {checkpoint}"
     if engine not in ("auto", "torch"):
-        raise InputError(
-            f"--engine {engine} computes a bundle; make one with: fsvit-edge export --checkpoint {checkpoint}."
-        )
+        raise InputError(f"--engine {engine} computes a bundle; {export}.")
+    if precision not in ("auto", "fp32"):
+        raise InputError(f"--precision {precision} is for the engines of a bundle, torch computes in fp32; {export}.")
     require("fsvit-edge eval --checkpoint", ("torch", "timm"), "export")
     from fsvit_edge.export.torch_engine import open_checkpoint
 
-    return open_checkpoint(checkpoint, threads), "torch"
+    return open_checkpoint(checkpoint, threads)
 
 
-def _print_result(result: "EvaluationResult", computed_by: str) -> None:
+def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
     from fsvit_edge.cli.terminal import print_table
 
     options, scores, model = result.options, result.scores, result.model
     kind = "supports with masks" if options.masks else "supports by name"
     title = (
-        f"{model.name} at {model.image_size} px by {computed_by}: {options.way}-way {options.shot}-shot, {kind}, "
+        f"{model.name} at {model.image_size} px, {choice.description}: {options.way}-way {options.shot}-shot, {kind}, "
         f"{options.episodes} episodes in {result.elapsed_s:.0f} s"
     )
     overall = [

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fsvit_edge.cli.options import EngineOption, PrecisionOption, ThreadsOption
+
 if TYPE_CHECKING:
+    from fsvit_edge.runtime.engines.choose import EngineChoice
     from fsvit_edge.runtime.loop import LoopStatistics
     from fsvit_edge.runtime.prediction import Prediction
     from fsvit_edge.runtime.predictor import FewShotModel
@@ -34,16 +37,16 @@ def run(
         Path | None, typer.Option(help="The enrolled classes; default: bank.safetensors here, where it is.")
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
-    engine: Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt or nv-tensorrt-rtx.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine; default: every core.")] = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Classify and segment every frame of a source by the classes of a bank."""
-    from fsvit_edge.cli.terminal import advise
+    from fsvit_edge.cli.terminal import advise, open_model
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.loop import run_loop
-    from fsvit_edge.runtime.predictor import FewShotModel
     from fsvit_edge.runtime.sinks import open_sink
     from fsvit_edge.runtime.sources import open_source
 
@@ -65,7 +68,7 @@ def run(
                 "No class is enrolled; enrol one with: fsvit-edge enroll NAME IMAGE, or name a bank with --bank FILE "
                 "(to try without: fsvit-edge run demo)."
             )
-        model = stack.enter_context(FewShotModel.load(bundle, engine, threads))
+        model = stack.enter_context(open_model(bundle, engine, precision, threads))
         if bank is not None:
             model.load_bank(bank)
         else:
@@ -75,8 +78,8 @@ def run(
         opened = [stack.enter_context(open_sink(name, frames.fps or _DEFAULT_FPS)) for name in sinks]
         show = stack.enter_context(_live_table(frames.name))
         statistics = run_loop(frames, model.predict, opened, max_frames, show)
-        name = model.manifest.name
-    _print_summary(statistics, frames.name, name, as_json, to_stderr="-" in sinks and not as_json)
+        name, choice = model.manifest.name, model.choice
+    _print_summary(statistics, frames.name, name, choice, as_json, to_stderr="-" in sinks and not as_json)
     for written in sinks:
         if written != "-" and statistics.frames:
             advise(f"Wrote {written}")
@@ -150,7 +153,9 @@ def _live_table(source: str) -> Iterator["Callable[[Frame, Prediction, LoopStati
         yield show
 
 
-def _print_summary(statistics: "LoopStatistics", source: str, model: str, as_json: bool, to_stderr: bool) -> None:
+def _print_summary(
+    statistics: "LoopStatistics", source: str, model: str, choice: "EngineChoice", as_json: bool, to_stderr: bool
+) -> None:
     import json
 
     from fsvit_edge.cli.terminal import print_table
@@ -160,6 +165,8 @@ def _print_summary(statistics: "LoopStatistics", source: str, model: str, as_jso
         summary = {
             "source": source,
             "model": model,
+            "engine": choice.engine,
+            "precision": choice.precision,
             "frames": statistics.frames,
             "elapsed_s": round(statistics.elapsed_s, 3),
             "fps": round(statistics.fps, 2),
@@ -169,4 +176,4 @@ def _print_summary(statistics: "LoopStatistics", source: str, model: str, as_jso
         return
     speed = f"{statistics.frames} frames in {statistics.elapsed_s:.1f} s, {statistics.fps:.1f} frames/s"
     rows = [(stage, f"{p50:.2f}", f"{p95:.2f}") for stage, (p50, p95) in stages.items()]
-    print_table(f"{source} with {model}: {speed}", ("stage", "p50 ms", "p95 ms"), rows, to_stderr)
+    print_table(f"{source} with {model}: {speed}; {choice.description}", ("stage", "p50 ms", "p95 ms"), rows, to_stderr)

@@ -5,8 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fsvit_edge.runtime.errors import EnvironmentLacksError
+
+if TYPE_CHECKING:
+    from fsvit_edge.runtime.predictor import FewShotModel
 
 
 def require(purpose: str, packages: Sequence[str], extra: str) -> None:
@@ -25,6 +30,16 @@ def require(purpose: str, packages: Sequence[str], extra: str) -> None:
 def advise(text: str) -> None:
     """Print a line for the person, not for the program that reads stdout."""
     print(text, file=sys.stderr)
+
+
+def open_model(bundle: Path | None, engine: str, precision: str, threads: int | None = None) -> "FewShotModel":
+    """Open a bundle as `FewShotModel.load` does, and say which engines were passed over and why."""
+    from fsvit_edge.runtime.predictor import FewShotModel
+
+    model = FewShotModel.load(bundle, engine, precision, threads)
+    for note in model.choice.notes:
+        advise(f"Note: {note}")
+    return model
 
 
 @contextmanager

@@ -5,9 +5,7 @@ Runtime's processor is read from the graph that it has optimised.
 """
 
 import re
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 
@@ -69,18 +67,3 @@ def report_optimised(model: onnx.ModelProto) -> LayerReport:
     attention = sum(kind in ("Attention", "MultiHeadAttention", "QAttention") for kind in kinds)
     floats = sum(kind in _ORT_FLOAT for kind in kinds)
     return LayerReport(len(kinds), attention, int8, 0, floats)
-
-
-def optimise_for_cpu(graph: bytes) -> bytes:
-    """Return the graph that ONNX Runtime makes of a graph on this CPU, in a form that it can load again."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    # One level below "all", which lays tensors out for this very core and is done in a moment when the file is loaded.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
-        options.optimized_model_filepath = str(path)
-        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        return path.read_bytes()

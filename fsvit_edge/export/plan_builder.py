@@ -47,12 +47,12 @@ class PlanOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuiltGraph:
     """What was built.
 
     Attributes:
-        data: The plan.
-        inputs: As the plan takes them.
+        data: The plan, or for a CPU the graph.
+        inputs: As it takes them.
         outputs: As it gives them.
         profile: Input -> smallest, usual and largest shape, of those that vary.
         layers: What became of the graph.
@@ -115,7 +115,7 @@ def build_plan(
     options: PlanOptions,
     gpu: Gpu | None,
     progress: Callable[[str], None],
-) -> Plan:
+) -> BuiltGraph:
     """Build the plan of a graph.
 
     Args:
@@ -163,7 +163,7 @@ def build_plan(
     text = "\n".join(text for texts in log.messages.values() for text in texts if "LayerType" in text)
     if not text and gpu is not None:
         text = _inspect(api, data, name)
-    return Plan(data, specs[0], specs[1], profile, report_layers(text), time.monotonic() - started)
+    return BuiltGraph(data, specs[0], specs[1], profile, report_layers(text), time.monotonic() - started)
 
 
 def _add_profile(
@@ -242,10 +242,11 @@ def _build_interruptibly(
         while thread.is_alive():
             thread.join(0.1)
             phase = phases[-1] if phases else ""
-            if phase != told and time.monotonic() - told_at > _REPORT_EVERY_S:
+            if phase not in ("", told) and time.monotonic() - told_at > _REPORT_EVERY_S:
                 told, told_at = phase, time.monotonic()
                 progress(f"{name}: {phase[0].lower()}{phase[1:]}")
-    except KeyboardInterrupt:
+    except BaseException:
+        # A thread that is still in TensorRT when Python ends takes the process down with it.
         cancelled.set()
         thread.join()
         raise

@@ -6,7 +6,6 @@ beginning to end: two builds that time kernels on one GPU at once would disturb 
 
 import contextlib
 import fcntl
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,14 +15,18 @@ from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
+from fsvit_edge.runtime.user_cache import user_cache
 
 
 def default_timing_cache(api: TensorRT, gpu: Gpu) -> Path:
-    """Return where the timings of this TensorRT on this GPU are kept."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Return where the timings of this TensorRT on this GPU are kept.
+
+    Raises:
+        EnvironmentLacksError: There is no home folder.
+    """
     name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     major, minor = gpu.compute_capability
-    return home / "fsvit-edge" / "timings" / f"{name}.sm{major}{minor}.trt{api.version}.cache"
+    return user_cache("timings") / f"{name}.sm{major}{minor}.trt{api.version}.cache"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from fsvit_edge.model.checkpoint import load_network
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import GraphInfo
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
+from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.predictor import FewShotModel
 
@@ -113,7 +114,8 @@ def open_network(network: FewShotNetwork, device: torch.device | None = None) ->
         for name, engine in engines.items()
     }
     manifest = make_manifest(network, graphs, opset=0, parity={})
-    return FewShotModel(manifest, engines["encoder"], engines["enroll"], engines["head"])
+    choice = EngineChoice("torch", manifest.precision, f"FP32 in torch {torch.__version__} on {place.type}")
+    return FewShotModel(manifest, engines["encoder"], engines["enroll"], engines["head"], choice)
 
 
 def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:

@@ -78,7 +78,7 @@ class ModelIdentity:
         backbone: Name of the encoder.
         head: Kind of the head.
         image_size: Side of its input in pixels.
-        precision: Floating-point type.
+        precision: What its engines compute in.
         sha256: Of each graph, by name.
     """
 
@@ -196,7 +196,7 @@ def evaluate(
             manifest.backbone,
             manifest.head,
             manifest.image_size,
-            manifest.precision,
+            model.choice.precision,
             {name: info.sha256 for name, info in manifest.graphs.items()},
         ),
         time.monotonic() - started,

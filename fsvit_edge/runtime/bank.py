@@ -60,7 +60,7 @@ class EncoderIdentity:
         image_size: Side of the input in pixels.
         num_channels: Correlation channels C.
         head_dim: Values d per channel.
-        precision: Floating-point type of the encoder.
+        precision: What the encoder's engine computes in.
     """
 
     name: str
@@ -239,7 +239,7 @@ def check_bank_path(path: Path) -> None:
 def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderIdentity) -> None:
     if made_by == replace(identity, name=made_by.name):
         return
-    for field, what in (("image_size", "image size"), ("precision", "precision"), ("encoder_sha256", "encoder")):
+    for field, what in (("image_size", "image size"), ("encoder_sha256", "encoder")):
         theirs, ours = getattr(made_by, field), getattr(identity, field)
         if theirs != ours:
             short = f"{theirs!s:.12}... ({made_by.name})" if field == "encoder_sha256" else theirs
@@ -248,6 +248,11 @@ def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderI
                 f"Bank {path} was made by another {what}: {short}, this bundle has {mine}; "
                 "use the bundle that made it or enrol its classes again."
             )
+    if made_by.precision != identity.precision:
+        raise ArtefactError(
+            f"Bank {path} was made in another precision: {made_by.precision!s:.40}, the engines here compute in "
+            f"{identity.precision}; take it with --precision {made_by.precision!s:.40} or enrol its classes again."
+        )
     raise ArtefactError(f"Bank {path} has tokens of another shape than this bundle's; enrol its classes again.")
 
 

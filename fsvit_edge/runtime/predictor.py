@@ -1,7 +1,7 @@
 """`FewShotModel`: enrol classes from a few pictures, then ask of every frame what is there and where."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 from fsvit_edge.runtime.bank import CachedSupport, EncoderIdentity, SupportBank, check_name
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, PROTOTYPE_HEAD, Bundle, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.errors import ArtefactError, InputError
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
@@ -63,10 +63,25 @@ class FewShotModel:
         encoder: Runs `encoder.onnx`.
         enroll: Runs `enroll.onnx`.
         head: Runs `head.onnx`.
+        choice: What these engines are; None where nobody chose: the bundle's precision, by somebody's engines.
+        release: Frees what the engines share, once they are closed.
+
+    Attributes:
+        choice: What computes, and why nothing else does.
     """
 
-    def __init__(self, manifest: Manifest, encoder: Engine, enroll: Engine, head: Engine) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        encoder: Engine,
+        enroll: Engine,
+        head: Engine,
+        choice: EngineChoice | None = None,
+        release: Callable[[], None] | None = None,
+    ) -> None:
         self.manifest = manifest
+        self.choice = choice or EngineChoice("given", manifest.precision, "engines that were given")
+        self._release = release
         self._encoder = encoder
         self._enroll = enroll
         self._head = head
@@ -80,40 +95,46 @@ class FewShotModel:
                 manifest.image_size,
                 channels,
                 head_dim,
-                manifest.precision,
+                self.choice.precision,
             )
         )
         self._runs: list[dict[str, ResidentTensor]] | None = None
         self._blas = ThreadpoolController().select(user_api="blas")
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, engine: str = "auto", threads: int | None = None) -> "FewShotModel":
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        engine: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> "FewShotModel":
         """Open a bundle.
 
         Args:
             bundle: The folder; None for the small model that is shipped.
-            engine: "auto", or a provider of ONNX Runtime: "cpu", "cuda", "tensorrt", "nv-tensorrt-rtx".
+            engine: "cpu" or "cuda" (ONNX Runtime), "tensorrt" or "tensorrt-rtx" (engines that build-engine made), or
+                "auto": the fastest that is here; `choice` tells which, and why not another.
+            precision: "fp32", "fp16" or "int8", for which engines must have been built; "auto" takes the engine's.
             threads: Threads within an operator; None for every core.
 
         Raises:
-            ArtefactError: The bundle is missing, altered or damaged.
-            EnvironmentLacksError: The engine is not installed here.
-            InputError: There is no such engine.
+            ArtefactError: The bundle is missing, altered or damaged, or no engine that fits was built.
+            EnvironmentLacksError: The engine is not installed here, or finds no device.
+            InputError: There is no such engine or precision.
         """
         loaded = Bundle.load(DEFAULT_BUNDLE if bundle is None else Path(bundle))
-        engines = {name: OnnxRuntimeEngine(graph, engine, threads) for name, graph in loaded.graphs.items()}
-        for name, opened in engines.items():
-            info = loaded.manifest.graphs[name]
-            if (opened.inputs, opened.outputs) != (info.inputs, info.outputs):
-                raise ArtefactError(f"{loaded.path / info.file} has other inputs or outputs than its bundle.json says.")
+        opened = choose_engines(loaded, engine, precision, threads)
+        model = cls(loaded.manifest, opened.encoder, opened.enroll, opened.head, opened.choice, opened.release)
         stated = (loaded.manifest.image_size, loaded.manifest.mask_size)
-        found = (engines["encoder"].inputs[0].shape[1], engines["head"].outputs[1].shape[1])
+        found = (opened.encoder.inputs[0].shape[1], opened.head.outputs[1].shape[1])
         if stated != found:
+            model.close()
             raise ArtefactError(
                 f"{loaded.path / MANIFEST_NAME} states images of {stated[0]} px and masks of {stated[1]}, its "
                 f"graphs have {found[0]} and {found[1]}; export the bundle again with: fsvit-edge export."
             )
-        return cls(loaded.manifest, engines["encoder"], engines["enroll"], engines["head"])
+        return model
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -290,6 +311,9 @@ class FewShotModel:
         self._runs = None
         for engine in (self._encoder, self._enroll, self._head):
             engine.close()
+        if self._release is not None:
+            self._release()
+            self._release = None
 
     def __enter__(self) -> "FewShotModel":
         """Return itself."""

@@ -202,18 +202,44 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("run", "photo.jpg", "--sink", "notes.txt/"), 2, "notes.txt cannot be a folder: notes.txt is a file"),
         (("run", "photo.jpg", "--sink", "out.avi"), 2, "'out.avi' is no sink"),
         (("run", "photo.jpg", "--engine", "gpu"), 2, "Engine 'gpu' is unknown; choose one of: auto, cpu"),
+        (
+            ("run", "photo.jpg", "--engine", "nv-tensorrt-rtx"),
+            2,
+            "choose one of: auto, cpu, cuda, tensorrt, tensorrt-rtx",
+        ),
+        (
+            ("run", "photo.jpg", "--precision", "fp64"),
+            2,
+            "Precision 'fp64' is unknown; choose one of: auto, fp32, fp16",
+        ),
+        (
+            ("run", "photo.jpg", "--engine", "cuda", "--precision", "int8"),
+            2,
+            "--engine cuda computes the bundle's FP32",
+        ),
         (("run", "photo.jpg", "--bank", "bank"), 2, "A bank is a .safetensors file, got bank"),
         (("export", "--backbone", "vit_small_patch16_224.dino"), 2, "A backbone alone has no head"),
         (("export", "--pretrained"), 2, "A backbone alone has no head"),
         # 3: the machine lacks something
         (("build-engine",), 3, "Building FP16 engines comes with the next release"),
         (("build-engine", "--int8"), 3, "Building INT8 engines comes with the next release"),
-        (("run", "photo.jpg", "--engine", "tensorrt"), 3, "Engine 'tensorrt' needs ONNX Runtime's Tensorrt"),
+        (("run", "photo.jpg", "--engine", "tensorrt"), 3, "--engine tensorrt needs a GPU, but no NVIDIA driver"),
+        (("bench", "--engine", "tensorrt-rtx"), 3, "--engine tensorrt-rtx needs a GPU, but no NVIDIA driver"),
         (("enroll", "cat", "cat1.jpg", "--engine", "cuda"), 3, "Engine 'cuda' needs ONNX Runtime's CUDA"),
         # 4: an artefact does not fit
         (("run", "photo.jpg", "--bundle", "altered"), 4, "head.onnx was altered or damaged: sha256"),
         (("enroll", "cat", "cat1.jpg", "--bundle", "altered"), 4, "head.onnx was altered or damaged: sha256"),
         (("bench", "--bundle", "altered"), 4, "head.onnx was altered or damaged: sha256"),
+        (
+            ("bench", "--precision", "int8"),
+            4,
+            "built of cst-nano; build it with: fsvit-edge build-engine --precision int8",
+        ),
+        (
+            ("enroll", "cat", "cat1.jpg", "--precision", "fp16", "--engine", "cpu"),
+            4,
+            "--engine onnxruntime --precision fp16",
+        ),
         (("run", "photo.jpg", "--bundle", "album"), 4, "album is not a bundle: it has no bundle.json"),
         (("enroll", "cat", "cat1.jpg", "--bundle", "none"), 4, "Bundle none does not exist"),
         (("run", "photo.jpg", "--bank", "foreign.safetensors"), 4, "was made by another encoder: abababababab"),
@@ -234,6 +260,7 @@ def test_an_error_is_one_sentence_and_leaves_nothing(
     folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, text: str
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("fsvit_edge.runtime.gpu._LIBRARY", "no-driver.so.1")
     before = contents(folder)
     is_one_error(cli(*arguments), code, text)
     assert contents(folder) == before
@@ -584,7 +611,7 @@ def test_a_summary_in_json_holds_the_same_figures(cli: Cli) -> None:
     result = cli("run", "video.mp4", "--json")
     assert (result.code, result.err) == (0, "")
     (summary,) = lines_of(result.out)
-    assert list(summary) == ["source", "model", "frames", "elapsed_s", "fps", "latency_ms"]
+    assert list(summary) == ["source", "model", "engine", "precision", "frames", "elapsed_s", "fps", "latency_ms"]
     assert (summary["source"], summary["frames"]) == ("video.mp4", 6)
     assert list(summary["latency_ms"]) == STAGES
     for stage in summary["latency_ms"].values():

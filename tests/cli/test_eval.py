@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
@@ -57,7 +58,11 @@ def result_of(cli: Cli, *arguments: str) -> dict[str, Any]:
 def test_a_person_gets_tables_and_the_next_command(cli: Cli) -> None:
     done = cli(*SHORT, "--way", "2")
     assert done.code == 0
-    assert "cst-nano at 128 px by cpu: 2-way 1-shot, supports with masks, 8 episodes" in done.out
+    version = onnxruntime.__version__
+    title = (
+        f"cst-nano at 128 px, FP32 in ONNX Runtime {version} on the CPU: 2-way 1-shot, supports with masks, 8 episodes"
+    )
+    assert title in done.out
     for word in ("0/1 exact ratio", "mIoU", "95 % interval", "ant", "bee", "cat", "dog", "presence right %"):
         assert word in done.out
     assert "Next: " in done.err
@@ -68,7 +73,7 @@ def test_a_program_gets_json_and_the_same_in_the_file(cli: Cli, folder: Path) ->
     printed = json.loads(done.out)
     assert (folder / "out" / "result.json").read_text() == done.out
     assert (printed["way"], printed["shot"], printed["episodes"], printed["masks"]) == (1, 2, 8, False)
-    assert printed["engine"] == "cpu"
+    assert (printed["engine"], printed["precision"], printed["model"]["precision"]) == ("cpu", "fp32", "fp32")
     assert printed["model"]["name"] == "cst-nano"
     assert len(printed["episodes_sha256"]) == 64
     assert {"python", "fsvit-edge", "numpy", "onnxruntime"} <= printed["versions"].keys()
@@ -82,7 +87,7 @@ def test_bundle_and_checkpoint_find_the_same(cli: Cli) -> None:
     checkpoint = DEFAULT_BUNDLE / "cst-nano.safetensors"
     by_onnx = result_of(cli)
     by_torch = result_of(cli, "--checkpoint", str(checkpoint), "--engine", "torch")
-    assert by_torch["engine"] == "torch"
+    assert (by_torch["engine"], by_torch["precision"]) == ("torch", "fp32")
     assert by_torch["exact_ratio"] == by_onnx["exact_ratio"]
     assert by_torch["miou"]["value"] == pytest.approx(by_onnx["miou"]["value"], abs=0.1)
     assert by_torch["episodes_sha256"] == by_onnx["episodes_sha256"]
@@ -142,7 +147,10 @@ def test_a_reference_is_a_gate(cli: Cli, folder: Path) -> None:
         (("--data", "data", "--bundle", "b", "--checkpoint", "c.ckpt"), 2, "not both"),
         (("--data", "data", "--engine", "torch"), 2, "name it with --checkpoint FILE"),
         (("--data", "data", "--checkpoint", "c.ckpt", "--engine", "cpu"), 2, "--engine cpu computes a bundle"),
+        (("--data", "data", "--checkpoint", "c.ckpt", "--precision", "int8"), 2, "torch computes in fp32"),
         (("--data", "data", "--engine", "abacus"), 2, "Engine 'abacus' is unknown"),
+        (("--data", "data", "--precision", "fp64"), 2, "Precision 'fp64' is unknown; choose one of: auto, fp32"),
+        (("--data", "data", "--precision", "int8"), 4, "build it with: fsvit-edge build-engine --precision int8"),
         (("--data", "data", "--bundle", "nowhere"), 4, "Bundle nowhere does not exist"),
         (("--data", "data", "--checkpoint", "c.ckpt"), 4, "c.ckpt does not exist"),
         (("--data", "data", "--max-drop", "none.json"), 4, "The reference none.json cannot be read"),

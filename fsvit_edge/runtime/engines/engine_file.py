@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError
+from fsvit_edge.runtime.errors import ArtefactError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.user_cache import user_cache
 
 FORMAT_VERSION = 1
 ENGINE_GRAPHS = ("encoder", "head")
@@ -70,6 +71,8 @@ class EngineRecord:
         built_by: Name and version of the builder.
         built_at: UTC, "2026-11-25T00:30:00Z".
         build_s: How long the build took.
+        built_from_sha256: Of the typed graph that the backend was given, together with the build's own options: equal
+            where a second build would give the same engine.
     """
 
     format_version: int
@@ -102,6 +105,7 @@ class EngineRecord:
     built_by: str
     built_at: str
     build_s: float
+    built_from_sha256: str = ""
 
     def to_json(self) -> str:
         """Return indented JSON text."""
@@ -140,7 +144,7 @@ def engine_folder(bundle: Path, manifest: Manifest) -> Path:
     """
     if bundle.resolve() != DEFAULT_BUNDLE.resolve():
         return bundle
-    return _cache_folder() / f"{manifest.name}-{manifest.graphs['encoder'].sha256[:12]}"
+    return user_cache("engines") / f"{manifest.name}-{manifest.graphs['encoder'].sha256[:12]}"
 
 
 def sidecar_of(path: Path) -> Path:
@@ -148,8 +152,8 @@ def sidecar_of(path: Path) -> Path:
     return path if path.suffix == SIDECAR_SUFFIX else path.with_name(path.name + SIDECAR_SUFFIX)
 
 
-def write_engine(folder: Path, record: EngineRecord, data: bytes) -> Path:
-    """Write an engine and its sidecar, and remove the older engine of the same name.
+def write_engines(folder: Path, engines: Sequence[tuple[EngineRecord, bytes]]) -> list[Path]:
+    """Write engines that belong together, each with its sidecar, and then remove the older ones of the same names.
 
     The file's name gets the first digits of its sum, so new and old are four different files: at every moment either
     the old pair is whole, or the new one, or both. A build that is killed leaves a file without a sidecar, which
@@ -157,32 +161,42 @@ def write_engine(folder: Path, record: EngineRecord, data: bytes) -> Path:
 
     Args:
         folder: Made where it is missing; in the user's cache only the user may enter it.
-        record: With `file` as `engine_name` gives it; file, sha256 and size_bytes are filled in.
-        data: The engine.
+        engines: Each record with its engine; `file` as `engine_name` gives it; file, sha256 and size_bytes are filled
+            in.
 
     Returns:
-        The engine's path.
+        The engines' paths.
 
     Raises:
         InputError: The folder's place is taken by a file.
-        FsvitEdgeError: The disk is full or the folder cannot be written; the old engine is untouched.
+        FsvitEdgeError: The disk is full or the folder cannot be written; the old engines are untouched.
     """
-    digest = hashlib.sha256(data).hexdigest()
-    stem, suffix = os.path.splitext(record.file)
-    path = folder / f"{stem}.{digest[:_DIGEST_LENGTH]}{suffix}"
-    record = replace(record, file=path.name, sha256=digest, size_bytes=len(data))
     _make_folder(folder)
+    paths: list[Path] = []
+    fresh: list[Path] = []
     with _locked(folder):
-        was_there = path.exists()
-        atomic_write(path, data)
         try:
-            atomic_write(sidecar_of(path), record.to_json().encode())
+            for record, data in engines:
+                digest = hashlib.sha256(data).hexdigest()
+                stem, suffix = os.path.splitext(record.file)
+                path = folder / f"{stem}.{digest[:_DIGEST_LENGTH]}{suffix}"
+                filled = replace(record, file=path.name, sha256=digest, size_bytes=len(data))
+                fresh += [file for file in (path, sidecar_of(path)) if not file.exists()]
+                atomic_write(path, data)
+                atomic_write(sidecar_of(path), filled.to_json().encode())
+                paths.append(path)
         except BaseException:
-            if not was_there:
-                path.unlink(missing_ok=True)
+            for file in reversed(fresh):  # a sidecar goes before its engine
+                file.unlink(missing_ok=True)
             raise
-        _remove_older(path, stem, suffix)
-    return path
+        for (record, _), path in zip(engines, paths, strict=True):
+            _remove_older(path, *os.path.splitext(record.file))
+    return paths
+
+
+def write_engine(folder: Path, record: EngineRecord, data: bytes) -> Path:
+    """Write one engine; see `write_engines`."""
+    return write_engines(folder, [(record, data)])[0]
 
 
 def read_record(path: Path) -> EngineRecord:
@@ -242,19 +256,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
 
 
-def _cache_folder() -> Path:
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(stated) if os.path.isabs(stated) else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise EnvironmentLacksError(
-            "There is no home folder to keep engines in; name a folder with: export XDG_CACHE_HOME=/path."
-        ) from error
-    return base / "fsvit-edge" / "engines"
-
-
 def _make_folder(folder: Path) -> None:
-    cache = _cache_folder()
+    cache = user_cache("engines")
     with suppress(OSError):  # atomic_write will say why
         if cache in folder.parents:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)

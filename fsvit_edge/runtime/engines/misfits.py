@@ -49,18 +49,19 @@ def misfits(record: EngineRecord, manifest: Manifest | None, machine: Machine, b
     return sentences
 
 
-def build_command(backend: str, precision: str | None = None, bundle: Path | None = None) -> str:
+def build_command(backend: str | None, precision: str | None = None, bundle: Path | None = None) -> str:
     """Return what to type to build engines here.
 
     Args:
-        backend: A name that `build-engine --engine` takes.
-        precision: None for what build-engine takes by itself.
+        backend: A name that `build-engine --engine` takes; None for what it takes by itself.
+        precision: None likewise.
         bundle: None for the model shipped.
     """
     words = ["fsvit-edge", "build-engine"]
     if bundle is not None and bundle.resolve() != DEFAULT_BUNDLE.resolve():
         words.append(str(bundle))
-    words += ["--engine", backend]
+    if backend is not None:
+        words += ["--engine", backend]
     if precision is not None:
         words += ["--precision", precision]
     return shlex.join(words)

@@ -11,13 +11,8 @@ import numpy as np
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
-}
-"""Our short names of ONNX Runtime's execution providers."""
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Our short names of ONNX Runtime's execution providers; TensorRT is used directly, with engines that were built."""
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -49,8 +44,7 @@ class OnnxRuntimeEngine:
 
     Args:
         graph: The ONNX file, or its bytes where they have already been read and checked.
-        provider: A name of `PROVIDERS` or "auto": CUDA where it is installed, else the CPU. TensorRT is never chosen
-            by itself, because it builds an engine first, which takes minutes.
+        provider: A name of `PROVIDERS` or "auto": CUDA where it is installed, else the CPU.
         threads: Threads within an operator; None lets ONNX Runtime use every core.
 
     Raises:
