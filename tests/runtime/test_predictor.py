@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from fsvit_edge.runtime import predictor
+from fsvit_edge.runtime import head_runs, predictor
 from fsvit_edge.runtime.bank import CachedSupport, SupportBank
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
@@ -217,7 +217,7 @@ def test_the_limit_of_the_head_decides_over_how_many_runs_supports_are_split(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, limit_bytes: int | None, runs: int
 ) -> None:
     if limit_bytes is not None:
-        monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", limit_bytes)
+        monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", limit_bytes)
     enrol_several(fake.model)
     fake.model.predict(FRAME)
     assert fake.head.runs == runs
@@ -227,8 +227,8 @@ def test_the_limit_of_the_head_decides_over_how_many_runs_supports_are_split(
 def split_over_two(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let three of the six supports of `enrol_several` share a run."""
     longest = max(s.kept.shape[1] for name in model.classes for s in model.bank.supports(name))
-    one = predictor._ATTENTION_MAPS_PER_TOKEN * model._num_query * longest * 4
-    monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", 3 * one)
+    one = head_runs.ATTENTION_MAPS_PER_TOKEN * model._num_query * longest * 4
+    monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 3 * one)
     model._runs = None
 
 
@@ -242,7 +242,7 @@ def test_supports_split_over_several_runs_answer_as_in_one(
     split_over_two(model, monkeypatch)
     halves = model.predict(FRAME, probabilities=True)
     assert len(model._resident_supports()) == 2
-    monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", 1)
+    monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 1)
     model._runs = None
     singles = model.predict(FRAME, probabilities=True)
     assert len(model._resident_supports()) == 6
@@ -265,8 +265,8 @@ def test_twenty_classes_of_five_shots_are_judged_in_bounded_runs(real: FewShotMo
     runs = real._resident_supports()
     sizes = [run["kept"].shape[0] for run in runs]
     assert sum(sizes) == 100
-    per_support = predictor._ATTENTION_MAPS_PER_TOKEN * real._num_query * 40 * 4
-    assert max(sizes) * per_support <= predictor._LARGEST_TENSOR_BYTES
+    per_support = head_runs.ATTENTION_MAPS_PER_TOKEN * real._num_query * 40 * 4
+    assert max(sizes) * per_support <= head_runs.LARGEST_TENSOR_BYTES
     assert len(runs) > 1
 
 
@@ -811,7 +811,7 @@ def test_the_identity_of_the_bank_is_that_of_the_bundle(real: FewShotModel) -> N
 def test_runs_for_the_prototype_head_never_part_a_class_that_fits() -> None:
     def runs(counts: tuple[int, ...], size: int) -> list[list[int]]:
         shots: Any = [(way, None) for way, count in enumerate(counts) for _ in range(count)]
-        return [[way for way, _ in run] for run in predictor._whole_classes(shots, size)]
+        return [[way for way, _ in run] for run in head_runs.whole_classes(shots, size)]
 
     assert runs((2, 1, 3), 100) == [[0, 0, 1, 2, 2, 2]]
     assert runs((2, 1, 3), 3) == [[0, 0, 1], [2, 2, 2]]
