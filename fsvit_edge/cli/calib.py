@@ -52,7 +52,8 @@ def calib(
 
     if pictures.unreadable:
         left_out = "1 picture" if pictures.unreadable == 1 else f"{pictures.unreadable} pictures"
-        advise(f"Warning: {left_out} could not be read and gave way to others; the first: {pictures.first_error}")
+        was = "was" if pictures.unreadable == 1 else "were"
+        advise(f"Warning: {left_out} could not be read and {was} left out; the first: {pictures.first_error}")
     for warning in calibration.warnings():
         advise(f"Warning: {warning}")
     kinds = layer_kinds(loaded, calibration)

@@ -60,7 +60,10 @@ def test_what_is_saved_is_loaded_and_its_sum_is_the_files(calibration: Calibrati
             r"its preprocessing has mean \[0.5, 0.5, 0.5\], the bundle's \[0.485, 0.456, 0.406\]",
         ),
         ({"preprocessing": {}}, "its preprocessing has mean None, the bundle's"),
-        ({"graphs": {"encoder": "0123456789abcdef"}}, r"its encoder has sha256 0123456789ab\.\.\. \(small\), the bundle"),
+        (
+            {"graphs": {"encoder": "0123456789abcdef"}},
+            r"its encoder has sha256 0123456789ab\.\.\. \(small\), the bundle",
+        ),
         ({"graphs": {"decoder": "0123456789abcdef"}}, r"its decoder has sha256 0123456789ab\.\.\. .* none\.\.\. "),
     ],
 )
@@ -169,7 +172,9 @@ def test_a_calibration_cut_short_anywhere_is_refused(calibration: Calibration, t
 
 
 def test_a_missing_file_is_told_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"does not exist; make one with: fsvit-edge calib SOURCE --output .*none\."):
+    with pytest.raises(
+        ArtefactError, match=r"does not exist; make one with: fsvit-edge calib SOURCE --output .*none\."
+    ):
         Calibration.load(tmp_path / "none.json")
     with pytest.raises(ArtefactError, match="not readable"):
         Calibration.load(tmp_path)
