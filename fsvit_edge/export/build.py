@@ -69,10 +69,10 @@ def build_engines(
         AccuracyGateError: An output is not finite, or too much is lost on the data set; nothing is written.
         FsvitEdgeError: The build failed or the disk is full; the engines that were there are as they were.
     """
-    job = _plan_job(bundle, options, progress)
-    say(f"Building {job.precision.upper()} with {job.backend.title}: {job.backend.reason}.")
+    job = _plan_job(bundle, options)
     pictures = demo_pictures() if options.verify and not _is_source(options) else []
     calibrated = _calibrate(job, progress)
+    say(f"Building {job.precision.upper()} with {job.backend.title}: {job.backend.reason}.")
     typed = _typed_graphs(job, calibrated, progress)
     digests = {name: _built_from(job, graph) for name, graph in typed.items()}
     notes = tuple(calibrated.calibration.warnings()) if calibrated is not None else ()
@@ -119,13 +119,12 @@ def build_engines(
     )
 
 
-def _plan_job(path: Path, options: BuildOptions, progress: Progress) -> Job:
+def _plan_job(path: Path, options: BuildOptions) -> Job:
     """Check everything that can be checked before work begins."""
     if options.precision not in (None, *PRECISIONS):
         raise InputError(f"Precision {options.precision!r} is unknown; choose one of: {', '.join(PRECISIONS)}.")
     if options.max_drop is not None and options.data is None:
         raise InputError("--max-drop says how much may be lost on a data set; name it with --data DIR.")
-    progress("look at this machine")
     machine = Machine.here()
     backend = choose_backend(options.engine, machine.gpu, bool(options.targets))
     precision = options.precision or backend.default_precision

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_tensorrt import LAYERS, FakeTensorRT, install
+from fake_builder import LAYERS, FakeTensorRT, install
 
 from fsvit_edge.export import timing_cache as timing_module
 from fsvit_edge.export.layer_report import LayerReport, report_layers

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from fake_tensorrt import FakeTensorRT, Severity, install
+from fake_builder import FakeTensorRT, Severity, install
 
 from fsvit_edge.runtime.engines import tensorrt_api
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
@@ -103,12 +103,24 @@ def test_collectors_share_the_one_logger_and_keep_what_they_are_asked_to(api: Te
     assert quiet.logger is verbose.logger
     quiet.logger.log(Severity.VERBOSE, "layers")
     quiet.logger.log(Severity.WARNING, "beware")
-    assert quiet.messages == {"WARNING": ["beware"]}
-    assert verbose.messages == {"VERBOSE": ["layers"], "WARNING": ["beware"]}
+    assert {kind: list(texts) for kind, texts in quiet.messages.items()} == {"WARNING": ["beware"]}
+    assert {kind: list(texts) for kind, texts in verbose.messages.items()} == {
+        "VERBOSE": ["layers"],
+        "WARNING": ["beware"],
+    }
     del verbose
     gc.collect()
     quiet.logger.log(Severity.ERROR, "broken")
     assert quiet.last_error() == "broken"
+
+
+def test_a_log_of_days_does_not_grow_but_a_builds_keeps_every_layer(api: TensorRT) -> None:
+    quiet, verbose = api.log(), api.log(verbose=True)
+    for number in range(1000):
+        quiet.logger.log(Severity.ERROR, f"error {number}")
+    assert len(quiet.messages["ERROR"]) < 200
+    assert len(verbose.messages["ERROR"]) == 1000
+    assert quiet.last_error() == "error 999"
 
 
 def test_a_version_before_strong_types_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
