@@ -118,7 +118,9 @@ def fitting_sets(
 
 def _sidecars(folder: Path) -> Iterator[Path]:
     for suffix in (".engine", ".onnx"):
-        yield from folder.glob(f"*{suffix}{SIDECAR_SUFFIX}")
+        for file in folder.glob(f"*{suffix}{SIDECAR_SUFFIX}"):
+            if not file.name.startswith("."):  # what a build that was killed had begun to write
+                yield file
 
 
 def _sum(one: float | None, other: float | None) -> float | None:
