@@ -46,6 +46,7 @@ COMMANDS = (
     "train",
     "eval",
     "export",
+    "calib",
     "build-engine",
     "enroll",
     "run",

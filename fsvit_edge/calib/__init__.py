@@ -1,1 +1,1 @@
-"""Calibration sets and quantisation ranges come here, with the engine builder of a later release."""
+"""Precision: calibration sets, the ranges of activations, and a graph for each precision and target."""

@@ -11,6 +11,7 @@ from fsvit_edge import __version__
 from fsvit_edge.cli.bank import bank_app
 from fsvit_edge.cli.bench import bench
 from fsvit_edge.cli.build_engine import build_engine
+from fsvit_edge.cli.calib import calib
 from fsvit_edge.cli.doctor import doctor
 from fsvit_edge.cli.enroll import enroll
 from fsvit_edge.cli.eval import evaluate
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help costs 0.1 s of the 0.3 s that --help may take
 )
-for command in (train, export, build_engine, enroll, run, bench, doctor):
+for command in (train, export, calib, build_engine, enroll, run, bench, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bank_app, name="bank")

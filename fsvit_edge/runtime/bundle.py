@@ -5,12 +5,13 @@ Every file's sha256 is checked before any parser sees the file.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -136,35 +137,16 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         raise ArtefactError(f"Bundle {path} does not exist or is not a folder; make one with: fsvit-edge export.")
     try:
-        values: Any = json.loads(file.read_text())
+        values = read_json_object(file, FORMAT_VERSION, "export the bundle again")
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is not a bundle: it has no {MANIFEST_NAME}.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtefactError(f"{file} is not readable JSON: {error}.") from error
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
-        raise ArtefactError(
-            f"{file} has format version {version!r}, this fsvit-edge reads {FORMAT_VERSION}; export the bundle again."
-        )
-    try:
-        values["graphs"] = {name: _graph(file, name, values["graphs"][name]) for name in GRAPH_NAMES}
-        manifest = Manifest(**values)
-        for field in fields(Manifest):
-            value, kind = getattr(manifest, field.name), get_origin(field.type) or field.type
-            if type(value) is not kind:
-                raise TypeError(f"{field.name} is {value!r}")  # noqa: TRY301 - joins its like below
-        if manifest.head not in HEADS:
-            raise TypeError(f"head is {manifest.head!r}")  # noqa: TRY301 - joins its like below
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtefactError(f"{file} is incomplete, has unknown fields or wrong values: {error}.") from error
+    manifest = record_from_json(Manifest, file, values)
+    for name in GRAPH_NAMES:
+        if name not in manifest.graphs:
+            raise ArtefactError(f"{file} is incomplete: it has no graph {name!r}; export the bundle again.")
+        own = manifest.graphs[name].file
+        if Path(own).name != own or not own.isprintable():
+            raise ArtefactError(f"{file}: the {name} graph's file must lie in the bundle, got {own!r}.")
+    if manifest.head not in HEADS:
+        raise ArtefactError(f"{file} has wrong values: head is {manifest.head!r:.40}, not one of: {', '.join(HEADS)}.")
     return manifest
-
-
-def _graph(manifest_file: Path, name: str, values: dict[str, Any]) -> GraphInfo:
-    if Path(values["file"]).name != values["file"] or not values["file"].isprintable():
-        raise ArtefactError(f"{manifest_file}: the {name} graph's file must lie in the bundle, got {values['file']!r}.")
-
-    def specs(key: str) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(spec["name"], tuple(spec["shape"]), spec["dtype"]) for spec in values[key])
-
-    return GraphInfo(values["file"], values["sha256"], specs("inputs"), specs("outputs"))

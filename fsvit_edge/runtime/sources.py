@@ -36,6 +36,7 @@ _READ_TIMEOUT_MS = 5000
 # FFmpeg answers a frozen stream with "success" and an old frame twice before it admits the timeout (measured), so a
 # read that took nearly the whole limit counts as the end, whatever it returned.
 _STALL_MS = 0.9 * _READ_TIMEOUT_MS
+_MOST_FRAMES = 2**31  # what FFmpeg does not know it gives as a huge or negative number
 _FFMPEG_OPTIONS = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_transport;tcp", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
 _Rgb = npt.NDArray[np.uint8]
@@ -70,6 +71,7 @@ class Source:
         name: The source, fit to print (a stream's user name and password are left out).
         is_live: Whether frames come at their own pace and are lost when nobody reads.
         fps: Frames per second that the source declares; None where it declares none.
+        num_frames: Frames that a video declares, which can be wrong; None where it declares none.
     """
 
     def __init__(
@@ -79,11 +81,13 @@ class Source:
         name: str,
         is_live: bool = False,
         fps: float | None = None,
+        num_frames: int | None = None,
         close: Callable[[], None] | None = None,
     ) -> None:
         self.name = _printable(name)
         self.is_live = is_live
         self.fps = fps
+        self.num_frames = num_frames
         self._images = images
         self._close = close
         self._count = 0
@@ -195,7 +199,11 @@ def _open_path(uri: str) -> Source:
         capture = _capture(str(path.resolve()), cv2.CAP_FFMPEG)
         if not capture.isOpened():
             raise SourceError(f"The video {uri} cannot be opened; it is damaged, cut short, or of an unknown encoding.")
-        return Source(_video(capture, uri), name=uri, fps=_declared_fps(capture), close=capture.release)
+        frames = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        num_frames = int(frames) if 1 <= frames < _MOST_FRAMES else None
+        return Source(
+            _video(capture, uri), name=uri, fps=_declared_fps(capture), num_frames=num_frames, close=capture.release
+        )
     known = ", ".join(PICTURE_SUFFIXES + VIDEO_SUFFIXES)
     raise InputError(f"{uri} is no picture and no video: its name ends in none of {known}.")
 

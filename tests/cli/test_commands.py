@@ -394,6 +394,7 @@ def test_the_commands_are_these() -> None:
         "bank rename",
         "bench",
         "build-engine",
+        "calib",
         "doctor",
         "enroll",
         "eval",

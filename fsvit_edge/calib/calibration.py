@@ -1,0 +1,160 @@
+"""A calibration: what the activations of a bundle's linear layers range over, as one small JSON file.
+
+It is made on any machine and read where an engine is built, which may be a device: reading it takes no ONNX.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fsvit_edge.runtime.atomic import atomic_write
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
+from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.json_records import read_json_object, record_from_json
+
+FORMAT_VERSION = 1
+METHODS = ("minmax", "entropy", "percentile")
+FEWEST_PICTURES = 32
+DEFAULT_CALIBRATION = DEFAULT_BUNDLE / "calibration.json"
+"""Of the small model that is shipped."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranges of the tensors that may be quantised, and where they come from.
+
+    Attributes:
+        format_version: Of the file.
+        model_name: What people call the network.
+        image_size: Side of the encoder's input in pixels.
+        graphs: Graph -> sha256 of the FP32 ONNX file that the tensors' names are of.
+        preprocessing: As in `bundle.json`.
+        method: One of `METHODS`: how a range was chosen from the values seen.
+        pictures: Pictures that were seen, those of a bank included.
+        seed: Of the sampling.
+        data_sha256: Of the pictures' pixels, whatever their order.
+        banked: Pictures among them that a bank of enrolled classes gave.
+        ranges: Graph -> tensor -> lowest and highest value to represent.
+        channel_max: Graph -> tensor -> largest absolute value seen in each channel (the axis that the weight sums
+            over), never clipped.
+        created_by: Name and version of the program.
+    """
+
+    format_version: int
+    model_name: str
+    image_size: int
+    graphs: dict[str, str]
+    preprocessing: dict[str, Any]
+    method: str
+    pictures: int
+    seed: int
+    data_sha256: str
+    banked: int
+    ranges: dict[str, dict[str, tuple[float, float]]]
+    channel_max: dict[str, dict[str, list[float]]]
+    created_by: str
+
+    @classmethod
+    def load(cls, path: Path) -> "Calibration":
+        """Read a calibration.
+
+        Raises:
+            ArtefactError: The file is missing, damaged, incomplete, of another version, or has impossible values.
+        """
+        try:
+            values = read_json_object(path, FORMAT_VERSION, "make it again with: fsvit-edge calib SOURCE")
+        except FileNotFoundError as error:
+            raise ArtefactError(
+                f"The calibration {path} does not exist; make one with: fsvit-edge calib SOURCE --output {path}."
+            ) from error
+        calibration = record_from_json(cls, path, values)
+        if flaw := _flaw(calibration):
+            raise ArtefactError(f"{path} is damaged: {flaw}; make it again with: fsvit-edge calib SOURCE.")
+        return calibration
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            InputError: `path` is a folder or lies in a file.
+            FsvitEdgeError: The disk is full or the folder cannot be written; an old file is untouched.
+        """
+        assert not _flaw(self), _flaw(self)
+        atomic_write(path, self._json)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file that `save` writes."""
+        return hashlib.sha256(self._json).hexdigest()
+
+    def check_fits(self, bundle: Bundle) -> None:
+        """Refuse a calibration of another model than the bundle's.
+
+        Raises:
+            ArtefactError: Image size, preprocessing or a graph differs; the sentence says which.
+        """
+        manifest = bundle.manifest
+        if self.image_size != manifest.image_size:
+            difference = f"it is for images of {self.image_size} px, the bundle has {manifest.image_size} px"
+        elif differing := sorted(_differences(self.preprocessing, manifest.preprocessing)):
+            key = differing[0]
+            ours, theirs = self.preprocessing.get(key), manifest.preprocessing.get(key)
+            difference = f"its preprocessing has {key} {ours!r:.80}, the bundle's {theirs!r:.80}"
+        elif others := [name for name, sha256 in self.graphs.items() if sha256 != _graph_sha256(bundle, name)]:
+            name = others[0]
+            difference = (
+                f"its {name} has sha256 {self.graphs[name]:.12}... ({self.model_name}), the bundle's "
+                f"{_graph_sha256(bundle, name):.12}... ({manifest.name})"
+            )
+        else:
+            return
+        raise ArtefactError(
+            f"The calibration does not fit bundle {bundle.path}: {difference}; make one that does with: "
+            f"fsvit-edge calib SOURCE --bundle {bundle.path} --output calibration.json."
+        )
+
+    def warnings(self) -> list[str]:
+        """Return what a person should know before trusting the ranges, a sentence each."""
+        if self.pictures >= FEWEST_PICTURES:
+            return []
+        seen = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
+        return [f"The calibration has seen {seen} only; its ranges are a matter of chance under {FEWEST_PICTURES}."]
+
+    @cached_property
+    def _json(self) -> bytes:
+        return json.dumps(asdict(self), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _graph_sha256(bundle: Bundle, name: str) -> str:
+    info = bundle.manifest.graphs.get(name)
+    return info.sha256 if info else "none"
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
+    """Keys whose values differ; through JSON, for a bundle that was just made has tuples where the file has lists."""
+    ours, theirs = json.loads(json.dumps([ours, theirs]))
+    return {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+
+
+def _flaw(calibration: Calibration) -> str | None:
+    """A clause about what cannot be true of a calibration, None where all is well."""
+    if calibration.method not in METHODS:
+        return f"its method is {calibration.method!r:.40}, expected one of {', '.join(METHODS)}"
+    if calibration.pictures < 1 or not 0 <= calibration.banked <= calibration.pictures:
+        return f"it has seen {calibration.pictures} pictures, {calibration.banked} of them of a bank"
+    if not calibration.graphs.keys() == calibration.ranges.keys() == calibration.channel_max.keys():
+        return "its sums, ranges and channels are of different graphs"
+    for graph, ranges in calibration.ranges.items():
+        channels = calibration.channel_max[graph]
+        if not ranges or ranges.keys() != channels.keys():
+            return f"its ranges and channels of graph {graph!r:.40} are of no or of different tensors"
+        for name, (low, high) in ranges.items():
+            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+                return f"the range of tensor {name!r:.40} is {low} to {high}"
+            if not channels[name] or not all(math.isfinite(value) and value >= 0 for value in channels[name]):
+                return f"the channels of tensor {name!r:.40} are none, not finite or negative"
+    return None

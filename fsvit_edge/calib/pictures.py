@@ -1,0 +1,240 @@
+"""The calibration set: a SOURCE string goes in, a bounded and reproducible sample of its pictures comes out.
+
+folder/  list.txt  video.mp4  picture.jpg  0  /dev/video0  rtsp://host/path
+"""
+
+import hashlib
+import heapq
+import os
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image
+from fsvit_edge.runtime.sources import open_source
+
+Rgb = npt.NDArray[np.uint8]
+
+LIST_SUFFIX = ".txt"
+SECONDS = 60.0
+
+_PICTURE_FOLDERS = frozenset({"images", "jpegimages", "train2014", "val2014"})
+_MASK_FOLDERS = frozenset(
+    {"masks", "labels", "annotations", "segmentationclass", "segmentationclassaug", "segmentationobject"}
+)
+"""Folders of label maps where they lie beside those of pictures; a map is nothing to calibrate with."""
+
+
+@dataclass
+class _Files:
+    """Pictures as files, in the order in which they are taken; those behind `count` stand in for unreadable ones."""
+
+    paths: list[Path]
+    count: int
+
+    def read(self) -> Iterator[Rgb | InputError]:
+        left = self.count
+        for path in self.paths:
+            if left == 0:
+                return
+            try:
+                image = read_image(path)
+            except InputError as error:
+                yield error
+            else:
+                left -= 1
+                yield image
+
+
+@dataclass
+class _Video:
+    """Frames of a video, one at random from each of `count` equal parts."""
+
+    uri: str
+    num_frames: int
+    seed: int
+    count: int
+
+    def read(self) -> Iterator[Rgb]:
+        rng = random.Random(self.seed)  # noqa: S311 - no secret
+        bounds = [part * self.num_frames // self.count for part in range(self.count + 1)]
+        wanted = {rng.randrange(start, stop) for start, stop in pairwise(bounds)}
+        last = max(wanted)
+        with open_source(self.uri) as source:
+            for frame in source:
+                if frame.index in wanted:
+                    yield frame.image
+                if frame.index == last:
+                    return
+
+
+@dataclass
+class _Live:
+    """Frames of a camera or stream, at equal times."""
+
+    uri: str
+    interval_s: float
+    count: int
+
+    def read(self) -> Iterator[Rgb]:
+        due_s, left = 0.0, self.count
+        with open_source(self.uri) as source:
+            for frame in source:
+                if frame.monotonic_s >= due_s:
+                    due_s, left = frame.monotonic_s + self.interval_s, left - 1
+                    yield frame.image
+                if left == 0:
+                    return
+
+
+@dataclass
+class CalibrationSet:
+    """A sample of a source. Iterate over it for (H, W, 3) uint8 RGB pictures, one in memory at a time.
+
+    Every iteration reads them anew and, but for a camera, in the same order.
+
+    Attributes:
+        source: As it was given.
+        seed: Of the sampling.
+        unreadable: Pictures that the last iteration left out because they are missing or damaged.
+        first_error: What is wrong with the first of them.
+    """
+
+    source: str
+    seed: int
+    parts: "list[_Files | _Video | _Live]"
+    unreadable: int = field(default=0, init=False)
+    first_error: str = field(default="", init=False)
+
+    @property
+    def count(self) -> int:
+        """Pictures that an iteration gives, if enough can be read and a video is as long as it says."""
+        return sum(part.count for part in self.parts)
+
+    def __iter__(self) -> Iterator[Rgb]:
+        """Read the pictures.
+
+        Raises:
+            InputError: Not one of the pictures can be read.
+            SourceError: A video or camera cannot be read, or stopped.
+        """
+        self.unreadable, self.first_error, given = 0, "", 0
+        for part in self.parts:
+            for item in part.read():
+                if isinstance(item, InputError):
+                    self.unreadable += 1
+                    self.first_error = self.first_error or str(item)
+                else:
+                    given += 1
+                    yield item
+        if given == 0:
+            reason = self.first_error or "it ends before the first frame of the sample."
+            raise InputError(f"{self.source} has no picture to calibrate with: {reason}")
+
+
+def sample_pictures(source: str, num: int, seed: int, seconds: float = SECONDS) -> CalibrationSet:
+    """Choose pictures of a source; none is read before the set is iterated over.
+
+    Files are chosen by a hash of the seed and their path below the source: neither the order in which a disk lists
+    them nor the place where the source lies matters, and a few new files change few of the choices.
+
+    Args:
+        source: A folder, searched to its depths (folders of masks beside folders of pictures are left out); a text
+            list (.txt) with one picture, folder or video a line, relative to the list; a video, of which frames are
+            taken all along; a picture; or a camera ("0", "/dev/video0") or "rtsp://...". In a list, each folder, each
+            video and all pictures together give equal shares as far as they last.
+        num: Pictures to take, at least 1; fewer where the source has fewer.
+        seed: Another one gives another sample.
+        seconds: Over which a camera's or stream's frames are spread, at least.
+
+    Raises:
+        InputError: The source is of no such kind, holds no picture, or cannot be searched.
+        SourceError: It does not exist or cannot be opened.
+    """
+    return CalibrationSet(source, seed, _parts(source, num, seed, seconds))
+
+
+def _parts(source: str, num: int, seed: int, seconds: float) -> "list[_Files | _Video | _Live]":
+    if os.path.isdir(source):
+        files = _choose(Path(source), _pictures_below(source), num, seed)
+        if not files.paths:
+            raise InputError(f"The folder {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}), however deep.")
+        return [files]
+    if source.lower().endswith(LIST_SUFFIX) and os.path.isfile(source):
+        return _listed_parts(Path(source), num, seed, seconds)
+    if source == "demo":
+        raise InputError("The demo is nothing to calibrate with; give pictures, a video or a camera of the real place.")
+    with open_source(source) as opened:
+        if opened.is_live:
+            return [_Live(source, seconds / num, num)]
+        if source.lower().endswith(PICTURE_SUFFIXES):
+            return [_Files([Path(source)], 1)]
+        num_frames = opened.num_frames or sum(1 for _ in opened)
+    return [_Video(source, num_frames, seed, min(num, num_frames))]
+
+
+def _listed_parts(path: Path, num: int, seed: int, seconds: float) -> "list[_Files | _Video | _Live]":
+    pictures = (line for line in _lines(path) if line.lower().endswith(PICTURE_SUFFIXES))
+    files = _choose(path.parent, pictures, num, seed)
+    parts: list[_Files | _Video | _Live] = [files] if files.paths else []
+    for line in _lines(path):
+        if line.lower().endswith(LIST_SUFFIX):
+            raise InputError(f"{path} lists {line}, another list; put its lines in place of it.")
+        if not line.lower().endswith(PICTURE_SUFFIXES):
+            parts += _parts(str(path.parent / line), num, seed, seconds)
+    if not parts:
+        raise InputError(f"The list {path} is empty; write one picture, folder or video on each line.")
+    left = num
+    for place, part in enumerate(sorted(parts, key=lambda part: part.count)):
+        part.count = min(part.count, left // (len(parts) - place))
+        left -= part.count
+    return [part for part in parts if part.count]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from (line.strip() for line in file if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The list {path} cannot be read as text: {error}.") from error
+
+
+def _choose(root: Path, names: Iterable[str], num: int, seed: int) -> _Files:
+    """Take the files below `root` whose names hash lowest, twice as many as wanted.
+
+    Never more than those are in memory, and as strings: a `Path` leaves its parts behind (they are interned).
+    """
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+
+    chosen = heapq.nsmallest(2 * num, names, key=rank)
+    return _Files([root / name for name in chosen], min(num, len(chosen)))
+
+
+def _pictures_below(root: str) -> Iterator[str]:
+    """Yield the name below `root`, with slashes, of every picture; linked folders are searched once."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        lower = {name.lower() for name in folders}
+        leave = _MASK_FOLDERS if lower & _PICTURE_FOLDERS else frozenset[str]()
+        folders[:] = [name for name in folders if name[0] != "." and name.lower() not in leave]
+        below = Path(os.path.relpath(folder, root)).as_posix()
+        for name in files:
+            if name[0] != "." and name.lower().endswith(PICTURE_SUFFIXES):
+                yield name if below == "." else f"{below}/{name}"
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(f"The folder {error.filename} cannot be searched: {error.strerror}.") from error

@@ -1,0 +1,61 @@
+"""The machine that this runs on, as far as an engine depends on it."""
+
+import platform
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fsvit_edge.runtime.gpu import Gpu, find_gpu
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_BOARD = Path("/proc/device-tree/model")
+_TEGRA_RELEASE = Path("/etc/nv_tegra_release")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an engine depends on.
+
+    Attributes:
+        os: The system's name, "Linux".
+        arch: The processor's kind, "x86_64" or "aarch64".
+        cpu: The processor's model, or the board's where the processor does not say.
+        gpu: The first GPU; None without a GPU or its driver.
+        l4t: Release of Jetson's Linux, "36.4.3"; None elsewhere.
+    """
+
+    os: str
+    arch: str
+    cpu: str
+    gpu: Gpu | None
+    l4t: str | None
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """Look at this machine; asks the driver for the GPU, which takes a moment."""
+        return cls(platform.system(), platform.machine(), _cpu(), find_gpu(), _l4t())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, as they come back from it."""
+        values = asdict(self)
+        if self.gpu is not None:
+            values["gpu"]["compute_capability"] = list(self.gpu.compute_capability)
+        return values
+
+
+def _cpu() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", _text(_CPU_INFO), re.MULTILINE)  # x86; an ARM has none
+    return (found[1] if found else _text(_BOARD).strip("\0\n ")) or platform.processor() or "unknown"
+
+
+def _l4t() -> str | None:
+    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(_TEGRA_RELEASE))
+    return f"{found[1]}.{found[2]}" if found else None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,133 @@
+import ctypes
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fsvit_edge.runtime import gpu
+from fsvit_edge.runtime.gpu import Gpu, find_gpu, gpu_missing_reason
+
+
+def target(reference: Any) -> Any:
+    """What a `ctypes.byref` points at."""
+    return reference._obj
+
+
+class FakeDriver:
+    """libcuda with one GPU; `statuses` are answers other than 0, by function."""
+
+    def __init__(self, count: int = 1, **statuses: int) -> None:
+        self.count = count
+        self.statuses = statuses
+        self.calls: list[str] = []
+
+    def __getattr__(self, function: str) -> Callable[..., int]:
+        if not hasattr(FakeDriver, f"do_{function}"):
+            raise AttributeError(f"undefined symbol: {function}")
+
+        def call(*arguments: Any) -> int:
+            self.calls.append(function)
+            status = self.statuses.get(function, 0)
+            if status == 0:
+                getattr(self, f"do_{function}")(*arguments)
+            return status
+
+        return call
+
+    def do_cuInit(self, flags: int) -> None:  # noqa: N802 - the driver's name
+        assert flags == 0
+
+    def do_cuDriverGetVersion(self, version: Any) -> None:  # noqa: N802
+        target(version).value = 12060
+
+    def do_cuDeviceGetCount(self, count: Any) -> None:  # noqa: N802
+        target(count).value = self.count
+
+    def do_cuDeviceGet(self, device: Any, index: int) -> None:  # noqa: N802
+        assert index == 0
+        target(device).value = 7
+
+    def do_cuDeviceGetName(self, name: Any, length: int, device: ctypes.c_int) -> None:  # noqa: N802
+        assert (length, device.value) == (256, 7)
+        name.value = b"Orin (nvgpu)"
+
+    def do_cuDeviceTotalMem_v2(self, memory: Any, device: ctypes.c_int) -> None:  # noqa: N802
+        assert device.value == 7
+        target(memory).value = 30 * 2**30
+
+    def do_cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> None:  # noqa: N802
+        assert device.value == 7
+        target(value).value = {16: 14, 75: 8, 76: 7}[attribute]
+
+
+def install(monkeypatch: pytest.MonkeyPatch, driver: object) -> None:
+    monkeypatch.setattr(gpu, "_load_driver", lambda: driver)
+
+
+def test_a_gpu_is_described_as_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FakeDriver())
+    assert find_gpu() == Gpu("Orin (nvgpu)", (8, 7), 14, 30 * 2**30, "12.6")
+    assert gpu_missing_reason() == ""
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        (FakeDriver(cuInit=100), "the NVIDIA driver finds no GPU"),
+        (FakeDriver(count=0), "the NVIDIA driver finds no GPU"),
+        (FakeDriver(cuInit=3), "the NVIDIA driver cannot be initialised; is its kernel module loaded?"),
+        (FakeDriver(cuInit=34), "libcuda.so.1 is a stub for compiling, not a driver"),
+        (
+            FakeDriver(cuInit=803),
+            "the NVIDIA driver's library and kernel module are of different versions; restart the machine",
+        ),
+        (FakeDriver(cuInit=999), "the NVIDIA driver answers cuInit with error 999"),
+        (FakeDriver(cuDeviceTotalMem_v2=201), "the NVIDIA driver answers cuDeviceTotalMem_v2 with error 201"),
+        (object(), "libcuda.so.1 is not a driver that this program knows: 'object' object has no attribute 'cuInit'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_clause(driver: object, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, driver)
+    assert find_gpu() is None
+    assert gpu_missing_reason() == reason
+
+
+def test_nothing_is_asked_of_a_driver_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver(cuInit=100)
+    install(monkeypatch, driver)
+    find_gpu()
+    assert driver.calls == ["cuInit"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            "libcuda.so.1: cannot open shared object file: No such file or directory",
+            "no NVIDIA driver (libcuda.so.1) is installed",
+        ),
+        ("libcuda.so.1: wrong ELF class", "libcuda.so.1 cannot be loaded: libcuda.so.1: wrong ELF class"),
+    ],
+)
+def test_a_library_that_cannot_be_loaded_says_why(error: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        assert name == "libcuda.so.1"
+        raise OSError(error)
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    assert find_gpu() is None
+    assert gpu_missing_reason() == reason
+
+
+def test_asking_loads_nothing_but_the_driver() -> None:
+    code = """
+import sys
+from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
+assert (find_gpu() is None) == bool(gpu_missing_reason())
+heavy = {"numpy", "torch", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "onnxruntime"}
+print(sorted(heavy & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
