@@ -723,6 +723,14 @@ def test_the_stages_are_timed_in_their_order(fake: Fake) -> None:
     assert all(ms >= 0 for ms in latency_ms.values())
 
 
+def test_the_encoder_is_waited_for_so_that_its_time_is_its_own(fake: Fake) -> None:
+    enrol_several(fake.model)
+    before = fake.encoder.waits
+    for _ in range(3):
+        fake.model.predict(FRAME)
+    assert fake.encoder.waits - before == 3
+
+
 def test_a_slow_stage_shows_in_its_own_time(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     monkeypatch.setattr(predictor.time, "perf_counter", lambda: next(clock) ** 2)
