@@ -1,6 +1,6 @@
 """The GPU's benchmark runs everywhere: on the CPU as a labelled stand-in, each part whatever happens to the others."""
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +17,10 @@ GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_benchmark"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    folder = str(Path(__file__).parent.parent / "benchmarks")
+    sys.path.insert(0, folder)  # as Python does where it runs a script of that folder
+    module = importlib.import_module("gpu")
+    sys.path.remove(folder)
     return module
 
 
@@ -100,3 +97,34 @@ def test_a_command_is_told_by_its_exit_status_and_last_line(benchmark: ModuleTyp
     for status, figure in ((0, "done"), (3, "exit 3")):
         command = [sys.executable, "-c", code, str(status)]
         assert benchmark.last_line(command, {"WORD": "last"}) == (figure, "last")
+
+
+def test_constants_made_on_the_device_change_nothing_but_where_they_are_made(benchmark: ModuleType) -> None:
+    parts: Any = sys.modules["gpu_network"]
+    assert benchmark.network_rows is parts.network_rows
+    torch, network = parts.torch, parts.FewShotNetwork(parts.ModelConfig("random", "vit_nano_patch8_64", 48)).eval()
+    specs = parts.graphs.build_graphs(network)
+    image = torch.randint(0, 256, (1, 48, 48, 3), dtype=torch.uint8)
+    heads = parts.head_inputs(network, 2)
+    with torch.inference_mode():
+        wanted = [*specs["encoder"].module(image), *specs["head"].module(*heads)]
+        with parts.constants_on(torch.device("cpu"), torch.float32):
+            got = [*specs["encoder"].module(image), *specs["head"].module(*heads)]
+    assert len(got) == 7
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_graph_that_does_nothing_is_noticed(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsvit_edge.runtime.engines.fake_memory import FakeMemory
+
+    class Idle(FakeMemory):
+        def capture(self, work: Any) -> Any:
+            graph = super().capture(work)
+            assert graph is not None
+            graph.free()
+            return graph
+
+    monkeypatch.setattr(benchmark, "FakeMemory", Idle)
+    (row,) = benchmark.capture_rows(benchmark.STAND_IN, None)
+    assert "results DIFFER" in row.note

@@ -342,6 +342,16 @@ def test_engines_of_other_types_are_fed_their_own() -> None:
     assert answers[1].scores.dtype == np.float32
 
 
+def test_half_as_large_values_let_twice_as_many_supports_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    for fake in (Fake(), Fake(is_half=True)):
+        enrol_several(fake.model)
+        split_over_two(fake.model, monkeypatch)
+        fake.model.predict(FRAME)
+        sizes.append([len(feed["kept"]) for feed in fake.fed])
+    assert sizes == [[3, 3], [6]]
+
+
 def test_the_encoder_runs_once_a_picture_and_once_a_frame(fake: Fake) -> None:
     enrol_several(fake.model)
     assert (fake.encoder.runs, fake.enroll.runs, fake.head.runs) == (6, 6, 0)
