@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsvit_edge.runtime.atomic import TEMPORARY_PREFIX
 from fsvit_edge.runtime.bundle import Manifest
 from fsvit_edge.runtime.engines.engine_file import ENGINE_GRAPHS, SIDECAR_SUFFIX, EngineRecord, read_record
 from fsvit_edge.runtime.engines.misfits import BACKEND_TITLES, build_command, misfits
@@ -119,7 +120,8 @@ def fitting_sets(
 
 def _sidecars(folder: Path) -> Iterator[Path]:
     for suffix in (".engine", ".onnx"):
-        yield from folder.glob(f"*{suffix}{SIDECAR_SUFFIX}")
+        found = folder.glob(f"*{suffix}{SIDECAR_SUFFIX}")
+        yield from (file for file in found if not file.name.startswith(TEMPORARY_PREFIX))
 
 
 def _sum(one: float | None, other: float | None) -> float | None:
