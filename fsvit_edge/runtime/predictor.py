@@ -1,7 +1,7 @@
 """`FewShotModel`: enrol classes from a few pictures, then ask of every frame what is there and where."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -57,8 +57,7 @@ class FewShotModel:
         encoder: Runs `encoder.onnx`.
         enroll: Runs `enroll.onnx`.
         head: Runs `head.onnx`.
-        choice: What these engines are; None where nobody chose: the bundle's precision, by somebody's engines.
-        release: Frees what the engines share, once they are closed.
+        choice: What these engines are; None: somebody's, of the bundle's precision.
 
     Attributes:
         choice: What computes, and why nothing else does.
@@ -71,11 +70,9 @@ class FewShotModel:
         enroll: Engine,
         head: Engine,
         choice: EngineChoice | None = None,
-        release: Callable[[], None] | None = None,
     ) -> None:
         self.manifest = manifest
         self.choice = choice or EngineChoice("given", manifest.precision, "engines that were given")
-        self._release = release
         self._encoder = encoder
         self._enroll = enroll
         self._head = head
@@ -119,7 +116,7 @@ class FewShotModel:
         """
         loaded = Bundle.load(DEFAULT_BUNDLE if bundle is None else Path(bundle))
         opened = choose_engines(loaded, engine, precision, threads)
-        model = cls(loaded.manifest, opened.encoder, opened.enroll, opened.head, opened.choice, opened.release)
+        model = cls(loaded.manifest, opened.encoder, opened.enroll, opened.head, opened.choice)
         stated = (loaded.manifest.image_size, loaded.manifest.mask_size)
         found = (opened.encoder.inputs[0].shape[1], opened.head.outputs[1].shape[1])
         if stated != found:
@@ -306,9 +303,6 @@ class FewShotModel:
         self._runs = None
         for engine in (self._encoder, self._enroll, self._head):
             engine.close()
-        if self._release is not None:
-            self._release()
-            self._release = None
 
     def __enter__(self) -> "FewShotModel":
         """Return itself."""

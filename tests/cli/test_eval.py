@@ -150,7 +150,7 @@ def test_a_reference_is_a_gate(cli: Cli, folder: Path) -> None:
         (("--data", "data", "--checkpoint", "c.ckpt", "--precision", "int8"), 2, "torch computes in fp32"),
         (("--data", "data", "--engine", "abacus"), 2, "Engine 'abacus' is unknown"),
         (("--data", "data", "--precision", "fp64"), 2, "Precision 'fp64' is unknown; choose one of: auto, fp32"),
-        (("--data", "data", "--precision", "int8"), 4, "build it with: fsvit-edge build-engine --precision int8"),
+        (("--data", "data", "--precision", "int8"), 4, "fsvit-edge build-engine --engine onnxruntime --precision int8"),
         (("--data", "data", "--bundle", "nowhere"), 4, "Bundle nowhere does not exist"),
         (("--data", "data", "--checkpoint", "c.ckpt"), 4, "c.ckpt does not exist"),
         (("--data", "data", "--max-drop", "none.json"), 4, "The reference none.json cannot be read"),

@@ -1,7 +1,7 @@
 """Which engines compute a bundle here: those that `build-engine` made and that fit, else ONNX Runtime."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from fsvit_edge.runtime.machine import Machine
 PLAN_ENGINES = ("tensorrt", "tensorrt-rtx")
 ENGINES = ("auto", "cpu", "cuda", *PLAN_ENGINES)
 PRECISION_CHOICES = ("auto", *PRECISIONS)
+_BUILT_ONLY = ("fp16", "int8")
+"""What no bundle has by itself."""
 _UNMEASURED_ORDER = ("fp16", "fp32", "int8")
 """On a GPU; INT8 is as often slower than FP16 as faster, so it has to be measured."""
 
@@ -50,14 +52,12 @@ class OpenEngines:
         enroll: Runs `enroll`, always in FP32 and by ONNX Runtime.
         head: Runs `head`.
         choice: What they are.
-        release: Frees what they share; call it once they are closed.
     """
 
     encoder: Engine
     enroll: Engine
     head: Engine
     choice: EngineChoice
-    release: Callable[[], None] = lambda: None
 
 
 def choose_engines(
@@ -98,13 +98,13 @@ def choose_engines(
         opened = search.open_plans(PLAN_ENGINES)
         if opened is not None:
             return opened
-    provider = "cpu" if precision in ("fp16", "int8") else choose_provider(engine)
-    if provider == "cpu":
-        opened = search.open_on_cpu(even_if_slower=precision in ("fp16", "int8"))
+    provider = "cpu" if precision in _BUILT_ONLY else choose_provider(engine)
+    if provider == "cpu" and precision != "fp16":
+        opened = search.open_on_cpu(even_if_slower=precision in _BUILT_ONLY)
         if opened is not None:
             return opened
-    if precision in ("fp16", "int8"):
-        raise _nothing_fits(search, None if engine == "auto" else "onnxruntime", precision)
+    if precision in _BUILT_ONLY:
+        raise _nothing_fits(search, "onnxruntime" if engine == "cpu" else None, precision)
     return search.open_bundle(provider)
 
 
@@ -113,7 +113,9 @@ def _check_options(engine: str, precision: str) -> None:
         raise InputError(f"Engine {engine!r} is unknown; choose one of: {', '.join(ENGINES)}.")
     if precision not in PRECISION_CHOICES:
         raise InputError(f"Precision {precision!r} is unknown; choose one of: {', '.join(PRECISION_CHOICES)}.")
-    if engine == "cuda" and precision in ("fp16", "int8"):
+    if engine == "cpu" and precision == "fp16":
+        raise InputError("A CPU computes FP16 by way of FP32, only slower; take --precision fp32 or int8.")
+    if engine == "cuda" and precision in _BUILT_ONLY:
         raise InputError(
             f"--engine cuda computes the bundle's FP32 graphs; for {precision.upper()} on a GPU build an engine with: "
             f"{build_command('tensorrt', precision)}."
@@ -132,8 +134,15 @@ def _check_plans_can_run(engine: str) -> None:
 
 
 def _nothing_fits(search: "_Search", backend: str | None, precision: str) -> FsvitEdgeError:
+    """The reason why what is there does not serve, or that nothing is there, with the command that builds it."""
     if search.refused:
         return search.refused[0]
+    if backend is None and find_gpu() is None:
+        if precision == "fp16":
+            return EnvironmentLacksError(
+                f"--precision fp16 needs a GPU, but {gpu_missing_reason()}; take --precision fp32 or int8."
+            )
+        backend = "onnxruntime"
     wanted = None if precision == "auto" else precision
     what = f"{precision.upper()} engine" if wanted else "engine"
     of = f" of {BACKEND_TITLES[backend]}" if backend else ""
@@ -151,6 +160,7 @@ class _Search:
     threads: int | None
     built: list[BuiltEngine]
     refused: list[FsvitEdgeError]
+    without_gpu: str = ""
 
     def open_plans(self, backends: Sequence[str]) -> OpenEngines | None:
         """The fastest plans that fit and open."""
@@ -159,11 +169,10 @@ class _Search:
             return None
         machine = Machine.here()
         if machine.gpu is None:
-            reason = f"TensorRT engines are built but do not run here: {gpu_missing_reason()}."
-            self.refused.append(EnvironmentLacksError(reason))
+            self.without_gpu = f"Engines of TensorRT are built but do not run here: {gpu_missing_reason()}."
             return None
         fitting = fitting_sets(built, self.bundle.manifest, machine, self.bundle.path)
-        return self._open_first(sorted(fitting.sets, key=_plan_order), self._open_plan_set, fitting.reasons)
+        return self._open_first(sorted(fitting.sets, key=_plan_order), self._open_plan_set, fitting.reasons.values())
 
     def open_on_cpu(self, even_if_slower: bool) -> OpenEngines | None:
         """The engines that were measured fastest on this processor."""
@@ -178,7 +187,7 @@ class _Search:
             self.refused += map(ArtefactError, slower)
         else:
             sets = [one for one in sets if _ratio(one, machine) < 1]
-        reasons = fitting.reasons if even_if_slower else (*slower, *fitting.reasons)
+        reasons = [*(() if even_if_slower else slower), *fitting.reasons.values()]
         return self._open_first(sets, self._open_cpu_set, reasons)
 
     def open_bundle(self, provider: str) -> OpenEngines:
@@ -202,7 +211,7 @@ class _Search:
         return OpenEngines(engines["encoder"], engines["enroll"], engines["head"], choice)
 
     def _open_first(
-        self, sets: Sequence[EngineSet], open_set: Callable[[EngineSet], OpenEngines], reasons: Sequence[str]
+        self, sets: Sequence[EngineSet], open_set: Callable[[EngineSet], OpenEngines], reasons: Iterable[str]
     ) -> OpenEngines | None:
         """The first set that opens; else `reasons` say why the others do not serve."""
         for one in sets:
@@ -221,13 +230,12 @@ class _Search:
         encoder_plan, head_plan = load_engine(*one.encoder), load_engine(*one.head)
         api = open_tensorrt(one.record.backend)
         with ExitStack() as stack:
-            memory = open_device_memory()
-            stack.callback(memory.close)
+            memory = open_device_memory()  # closes once no engine holds it
             encoder = stack.enter_context(TensorRtEngine(encoder_plan, one.encoder[1], api, memory))
             head = stack.enter_context(TensorRtEngine(head_plan, one.head[1], api, memory))
             enroll = stack.enter_context(self._enroll())
             stack.pop_all()
-        return OpenEngines(encoder, enroll, head, self._choice(one, one.record.backend), memory.close)
+        return OpenEngines(encoder, enroll, head, self._choice(one, one.record.backend))
 
     def _open_cpu_set(self, one: EngineSet) -> OpenEngines:
         graphs = [(path, record, load_engine(path, record)) for path, record in (one.encoder, one.head)]
@@ -249,7 +257,7 @@ class _Search:
         return EngineChoice(engine, one.record.precision, one.description, self._notes())
 
     def _notes(self) -> tuple[str, ...]:
-        return tuple(str(error) for error in self.refused)
+        return tuple(filter(None, (self.without_gpu, *map(str, self.refused))))
 
 
 def _plan_order(one: EngineSet) -> tuple[bool, float, int]:
