@@ -51,6 +51,7 @@ COMMANDS = (
     "enroll",
     "run",
     "bench",
+    "inspect",
     "doctor",
     "bank",
     "bank list",

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
-_PREFIX = ".fsvit-edge-"
+TEMPORARY_PREFIX = ".fsvit-edge-"
+"""Of the names of files that are not whole yet."""
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -27,7 +28,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=_PREFIX, suffix=f"-{path.name}", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=f"-{path.name}", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -69,7 +70,7 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
     staging: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=f"-{path.name}", dir=path.parent))
+        staging = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, suffix=f"-{path.name}", dir=path.parent))
         staging.chmod(0o777 & ~_umask())
         yield staging
         for file in staging.iterdir():

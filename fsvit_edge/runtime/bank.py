@@ -19,6 +19,8 @@ from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.errors import ArtefactError, InputError
 
 FORMAT_VERSION = 1
+METADATA_KEY = "fsvit-edge-bank"
+"""In the file's header: what tells a bank from other tensors."""
 MAX_CLASSES = 255
 """A label map is uint8 and 0 is the background."""
 MAX_NAME_LENGTH = 80
@@ -154,7 +156,7 @@ class SupportBank:
             ],
         }
         header["sha256"] = _digest(header, tensors)
-        atomic_write(path, save(tensors, metadata={"fsvit-edge-bank": json.dumps(header)}))
+        atomic_write(path, save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
 
     @classmethod
     def load(cls, path: Path, identity: EncoderIdentity | None = None) -> "SupportBank":
@@ -174,7 +176,7 @@ class SupportBank:
             )
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = (file.metadata() or {}).get("fsvit-edge-bank")
+                metadata = (file.metadata() or {}).get(METADATA_KEY)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise ArtefactError(f"Bank {path} is damaged or not a safetensors file: {error}.") from error

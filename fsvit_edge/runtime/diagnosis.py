@@ -9,18 +9,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, read_manifest
+from fsvit_edge.runtime.engines.choose import PLAN_ENGINES
+from fsvit_edge.runtime.engines.engine_file import engine_folder
+from fsvit_edge.runtime.engines.engine_sets import find_engines, fitting_sets
+from fsvit_edge.runtime.engines.misfits import build_command, installed_version
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError
+from fsvit_edge.runtime.gpu import gpu_missing_reason
+from fsvit_edge.runtime.machine import Machine
 
 _NEEDED = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "safetensors")
 _OPTIONAL = {
     "torch": "export",
     "timm": "export",
-    "onnx": "export",
+    "onnx": "build",
     "onnxsim": "export",
     "onnxscript": "export",
     "scikit-image": "demo",
 }
+_USES = {"demo": "run demo", "build": "export and build-engine"}
+_OTHER = {"pycuda": "cuda-bindings", "cuda-bindings": "pycuda"}
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,13 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
     ]
     findings.extend(_packages())
     findings.extend(_providers())
+    findings.extend(_gpu())
+    findings.extend(_gpu_packages())
     findings.extend(_opencv())
     findings.append(_cameras())
-    findings.append(_bundle(DEFAULT_BUNDLE if bundle is None else bundle))
+    path = DEFAULT_BUNDLE if bundle is None else bundle
+    findings.append(_bundle(path))
+    findings.extend(_engines(path))
     return Diagnosis(tuple(findings))
 
 
@@ -83,7 +95,7 @@ def _packages() -> Iterator[Finding]:
         yield Finding(package, found is not None, True, found or f"not installed; pip install {package}")
     for package, extra in _OPTIONAL.items():
         found = _version(package)
-        hint = f'only for fsvit-edge {"run demo" if extra == "demo" else extra}: pip install "fsvit-edge[{extra}]"'
+        hint = f'only for fsvit-edge {_USES.get(extra, extra)}: pip install "fsvit-edge[{extra}]"'
         yield Finding(package, found is not None, False, found or hint)
 
 
@@ -112,6 +124,69 @@ def _providers() -> Iterator[Finding]:
         hint = "not in this ONNX Runtime; on a GPU: pip install onnxruntime-gpu (on a Jetson: NVIDIA's own wheel)"
         text = f"--engine {name}" if name in installed else hint
         yield Finding(f"engine {name}", name in installed, name == "cpu", text)
+
+
+def _gpu() -> Iterator[Finding]:
+    machine = Machine.here()
+    if machine.l4t is not None:
+        yield Finding(
+            "L4T", True, False, f"{machine.l4t}, a Jetson: TensorRT comes with JetPack, see examples/jetson.md"
+        )
+    gpu = machine.gpu
+    if gpu is None:
+        use = "needed for --engine cuda, tensorrt and tensorrt-rtx"
+        yield Finding("GPU", False, False, f"{gpu_missing_reason()}; {use}: install the NVIDIA driver")
+        return
+    major, minor = gpu.compute_capability
+    memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"
+    yield Finding("GPU", True, False, f"{gpu.name}, sm{major}{minor}, {gpu.sm_count} multiprocessors, {memory}")
+    yield Finding("GPU driver", True, False, f"for CUDA up to {gpu.driver}")
+
+
+def _gpu_packages() -> Iterator[Finding]:
+    for backend in PLAN_ENGINES:
+        found = installed_version(backend)
+        hint = f'only for --engine {backend}: pip install "fsvit-edge[{backend}]"'
+        if backend == "tensorrt":
+            hint += " (a Jetson's own is seen by an environment made with --system-site-packages)"
+        yield Finding(backend, found is not None, False, found or hint)
+    # Either will do; pycuda's driver is not imported, which fails without a GPU.
+    for package in ("pycuda", "cuda-bindings"):
+        found = _version(package)
+        hint = (
+            f"only for --engine tensorrt and tensorrt-rtx, which need this or {_OTHER[package]}: pip install {package}"
+        )
+        yield Finding(package, found is not None, False, found or hint)
+
+
+def _engines(path: Path) -> Iterator[Finding]:
+    """What build-engine made of the bundle, whether it serves here, and whether more can be written."""
+    try:
+        manifest = read_manifest(path)
+        folder = engine_folder(path, manifest)
+    except ArtefactError:
+        return  # told already
+    except EnvironmentLacksError as error:
+        yield Finding("engine folder", False, False, str(error))
+        return
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        yield Finding("engine folder", True, False, str(folder))
+    else:
+        text = f"{folder} cannot be written: no permission in {existing}; needed for fsvit-edge build-engine"
+        yield Finding("engine folder", False, False, text)
+    built, flawed = find_engines(folder)
+    for number, sentence in enumerate(flawed, 1):
+        yield Finding(f"sidecar {number}", False, False, sentence)
+    if not built:
+        yield Finding("engines", False, False, f"none built; faster with: {build_command(None, None, path)}")
+        return
+    fitting = fitting_sets(built, manifest, Machine.here(), path)
+    for one in fitting.sets:
+        record = one.record
+        yield Finding(f"engines {record.backend} {record.precision}", True, False, one.description)
+    for (backend, precision), reason in fitting.reasons.items():
+        yield Finding(f"engines {backend} {precision}", False, False, reason)
 
 
 def _opencv() -> Iterator[Finding]:

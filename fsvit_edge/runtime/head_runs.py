@@ -31,14 +31,15 @@ def head_runs(bank: SupportBank, head: str, num_query: int, engine: Engine) -> I
     shots = [(way, support) for way, name in enumerate(bank.classes) for support in bank.supports(name)]
     counts = np.bincount([way for way, _ in shots])
     longest = max(support.kept.shape[1] for _, support in shots)
+    dtypes = {spec.name: spec.dtype for spec in engine.inputs}
+    size = np.dtype(dtypes["kept"]).itemsize
     if head == PROTOTYPE_HEAD:
-        bytes_each = bank.identity.num_channels * bank.identity.head_dim * longest * 4
+        bytes_each = bank.identity.num_channels * bank.identity.head_dim * longest * size
         groups = whole_classes(shots, _largest_run(bytes_each, engine))
     else:
         shots.sort(key=lambda shot: -shot[1].kept.shape[1])
-        bytes_each = ATTENTION_MAPS_PER_TOKEN * num_query * longest * 4
+        bytes_each = ATTENTION_MAPS_PER_TOKEN * num_query * longest * size
         groups = _slices(shots, _largest_run(bytes_each, engine))
-    dtypes = {spec.name: spec.dtype for spec in engine.inputs}
     for group in groups:
         yield {name: array.astype(dtypes[name], copy=False) for name, array in _arrays(group, counts, bank).items()}
 

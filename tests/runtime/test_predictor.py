@@ -342,6 +342,16 @@ def test_engines_of_other_types_are_fed_their_own() -> None:
     assert answers[1].scores.dtype == np.float32
 
 
+def test_half_as_large_values_let_twice_as_many_supports_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    for fake in (Fake(), Fake(is_half=True)):
+        enrol_several(fake.model)
+        split_over_two(fake.model, monkeypatch)
+        fake.model.predict(FRAME)
+        sizes.append([len(feed["kept"]) for feed in fake.fed])
+    assert sizes == [[3, 3], [6]]
+
+
 def test_the_encoder_runs_once_a_picture_and_once_a_frame(fake: Fake) -> None:
     enrol_several(fake.model)
     assert (fake.encoder.runs, fake.enroll.runs, fake.head.runs) == (6, 6, 0)
@@ -721,6 +731,14 @@ def test_the_stages_are_timed_in_their_order(fake: Fake) -> None:
     latency_ms = fake.model.predict(FRAME).latency_ms
     assert tuple(latency_ms) == STAGES
     assert all(ms >= 0 for ms in latency_ms.values())
+
+
+def test_the_encoder_is_waited_for_so_that_its_time_is_its_own(fake: Fake) -> None:
+    enrol_several(fake.model)
+    before = fake.encoder.waits
+    for _ in range(3):
+        fake.model.predict(FRAME)
+    assert fake.encoder.waits - before == 3
 
 
 def test_a_slow_stage_shows_in_its_own_time(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Which engines compute a bundle here: those that `build-engine` made and that fit, else ONNX Runtime."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +172,7 @@ class _Search:
             self.without_gpu = f"Engines of TensorRT are built but do not run here: {gpu_missing_reason()}."
             return None
         fitting = fitting_sets(built, self.bundle.manifest, machine, self.bundle.path)
-        return self._open_first(sorted(fitting.sets, key=_plan_order), self._open_plan_set, fitting.reasons)
+        return self._open_first(sorted(fitting.sets, key=_plan_order), self._open_plan_set, fitting.reasons.values())
 
     def open_on_cpu(self, even_if_slower: bool) -> OpenEngines | None:
         """The engines that were measured fastest on this processor."""
@@ -187,7 +187,7 @@ class _Search:
             self.refused += map(ArtefactError, slower)
         else:
             sets = [one for one in sets if _ratio(one, machine) < 1]
-        reasons = fitting.reasons if even_if_slower else (*slower, *fitting.reasons)
+        reasons = [*(() if even_if_slower else slower), *fitting.reasons.values()]
         return self._open_first(sets, self._open_cpu_set, reasons)
 
     def open_bundle(self, provider: str) -> OpenEngines:
@@ -211,7 +211,7 @@ class _Search:
         return OpenEngines(engines["encoder"], engines["enroll"], engines["head"], choice)
 
     def _open_first(
-        self, sets: Sequence[EngineSet], open_set: Callable[[EngineSet], OpenEngines], reasons: Sequence[str]
+        self, sets: Sequence[EngineSet], open_set: Callable[[EngineSet], OpenEngines], reasons: Iterable[str]
     ) -> OpenEngines | None:
         """The first set that opens; else `reasons` say why the others do not serve."""
         for one in sets:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.atomic import atomic_write
+from fsvit_edge.runtime.atomic import TEMPORARY_PREFIX, atomic_write
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtefactError
@@ -187,7 +187,8 @@ def write_engines(folder: Path, engines: Sequence[tuple[EngineRecord, bytes]]) -
                 paths.append(path)
         except BaseException:
             for file in reversed(fresh):  # a sidecar goes before its engine
-                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    file.unlink()
             raise
         for (record, _), path in zip(engines, paths, strict=True):
             _remove_older(path, *os.path.splitext(record.file))
@@ -282,7 +283,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _remove_older(path: Path, stem: str, suffix: str) -> None:
     """Remove engines of the same name but for their sum, and what killed builds of it left; sidecars first."""
-    name = re.compile(rf"{re.escape(stem)}\.[0-9a-f]{{{_DIGEST_LENGTH}}}{re.escape(suffix)}({SIDECAR_SUFFIX})?")
+    name = re.compile(
+        rf"(\{TEMPORARY_PREFIX}\w+-)?{re.escape(stem)}\.[0-9a-f]{{{_DIGEST_LENGTH}}}{re.escape(suffix)}({SIDECAR_SUFFIX})?"
+    )
     kept = {path.name, sidecar_of(path).name}
     older = [file for file in path.parent.iterdir() if name.fullmatch(file.name) and file.name not in kept]
     for file in sorted(older, key=lambda file: file.suffix != SIDECAR_SUFFIX):

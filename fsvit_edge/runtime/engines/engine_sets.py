@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsvit_edge.runtime.atomic import TEMPORARY_PREFIX
 from fsvit_edge.runtime.bundle import Manifest
 from fsvit_edge.runtime.engines.engine_file import ENGINE_GRAPHS, SIDECAR_SUFFIX, EngineRecord, read_record
 from fsvit_edge.runtime.engines.misfits import BACKEND_TITLES, build_command, misfits
@@ -57,11 +58,11 @@ class Fitting:
 
     Attributes:
         sets: Whole sets that fit.
-        reasons: Of what does not fit or is not whole, a sentence for each backend and precision.
+        reasons: By backend and precision, a sentence on why they have no set.
     """
 
     sets: tuple[EngineSet, ...]
-    reasons: tuple[str, ...]
+    reasons: dict[tuple[str, str], str]
 
 
 def find_engines(folder: Path) -> tuple[list[BuiltEngine], list[str]]:
@@ -92,7 +93,8 @@ def fitting_sets(
         machine: Where they are to run.
         bundle: The bundle's folder, for the commands; None for the model shipped.
     """
-    sets, reasons = [], []
+    sets = []
+    reasons: dict[tuple[str, str], str] = {}
     for kind in dict.fromkeys((record.backend, record.precision) for _, record in built):
         chosen: dict[str, BuiltEngine] = {}
         refusals: dict[str, str] = {}
@@ -112,15 +114,14 @@ def fitting_sets(
                 f"The {precision.upper()} engines of {BACKEND_TITLES[backend]} have no {missing[0]}; build it with: "
                 f"{build_command(backend, precision, bundle)}."
             )
-            reasons.append(refusals.get(missing[0], incomplete))
-    return Fitting(tuple(sets), tuple(reasons))
+            reasons[kind] = refusals.get(missing[0], incomplete)
+    return Fitting(tuple(sets), reasons)
 
 
 def _sidecars(folder: Path) -> Iterator[Path]:
     for suffix in (".engine", ".onnx"):
-        for file in folder.glob(f"*{suffix}{SIDECAR_SUFFIX}"):
-            if not file.name.startswith("."):  # what a build that was killed had begun to write
-                yield file
+        found = folder.glob(f"*{suffix}{SIDECAR_SUFFIX}")
+        yield from (file for file in found if not file.name.startswith(TEMPORARY_PREFIX))
 
 
 def _sum(one: float | None, other: float | None) -> float | None:

@@ -1,0 +1,37 @@
+"""`fsvit-edge inspect`: what a file is, and whether it will run here."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(help="An engine, its sidecar, a graph, a bundle, a bank, a calibration or a checkpoint.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a file is, whether it is whole, and whether it will run here; nothing in it is executed."""
+    import json
+
+    from fsvit_edge.runtime.inspection import inspect_file
+
+    found = inspect_file(file)
+    if found.kind == "calibration":
+        from fsvit_edge.calib.calibration import Calibration
+
+        Calibration.load(file)
+    if as_json:
+        print(json.dumps({**found.to_dict(), "exit_code": found.exit_code}, ensure_ascii=False))
+    else:
+        print(f"{found.path}: {found.kind}")
+        width = max(map(len, found.facts), default=0)
+        for name, value in found.facts.items():
+            print(f"  {name:<{width}}  {value}")
+        if found.runs_here is not None:
+            print("It will run here." if found.runs_here else "It will not run here:")
+        for problem in found.problems:
+            print(f"- {problem}")
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
