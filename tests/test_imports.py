@@ -30,7 +30,7 @@ PUBLIC = [
 ]
 
 # Each may import itself and what stands before it; "" is the package's own page.
-LAYERS = {"runtime": 0, "": 1, "model": 1, "learn": 2, "export": 2, "calib": 2, "cli": 3}
+LAYERS = {"runtime": 0, "": 1, "model": 1, "learn": 2, "calib": 2, "export": 3, "cli": 4}
 
 WORKSTATION = ("torch", "torchvision", "timm", "onnx", "onnxsim", "onnxscript")
 # Heavy packages and the only places that may import them.
@@ -98,6 +98,24 @@ def test_the_device_needs_nothing_of_the_workstation_and_nothing_of_the_command_
     assert len(modules) > 15
     blocked = (*WORKSTATION, "typer", "click", "rich", "skimage", "scipy")
     assert run(USE_THE_RUNTIME, *modules, blocked=blocked).splitlines() == ["(60, 80)", "no torch"]
+
+
+BUILD_ENGINES = """
+import sys
+from pathlib import Path
+from fsvit_edge.export.build import build_engines
+from fsvit_edge.export.build_result import BuildOptions
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+for options in (BuildOptions(engine="onnxruntime", precision="fp32"), BuildOptions(engine="tensorrt-rtx")):
+    result = build_engines(DEFAULT_BUNDLE, options)
+    print(result.precision, all(one.path.is_file() for one in result.engines.values()))
+"""
+
+
+def test_engines_are_built_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    blocked = tuple(name for name in (*WORKSTATION, "lightning", "typer", "rich") if name != "onnx")
+    assert run(BUILD_ENGINES, blocked=blocked).splitlines() == ["fp32 True", "fp16 True"]
 
 
 SHOW_HELP = """
@@ -238,7 +256,10 @@ def test_imports_run_one_way(path: Path) -> None:
         ("fsvit_edge.model.network", "from fsvit_edge.runtime.errors import InputError", False),
         ("fsvit_edge.model.network", "from fsvit_edge.learn.episodes import Episode", True),
         ("fsvit_edge.export.graphs", "import torch, onnx", False),
-        ("fsvit_edge.export.graphs", "from fsvit_edge.calib.ranges import Ranges", True),
+        ("fsvit_edge.export.build", "from fsvit_edge.calib.ranges import Ranges", False),
+        ("fsvit_edge.export.trial", "from fsvit_edge.learn.evaluation import evaluate", False),
+        ("fsvit_edge.calib.ranges", "from fsvit_edge.export.graphs import GraphSpec", True),
+        ("fsvit_edge.calib.ranges", "from fsvit_edge.learn.examples import Example", True),
         ("fsvit_edge.export.graphs", "from fsvit_edge import __version__", False),
         ("fsvit_edge.export.graphs", "from fsvit_edge import FewShotModel", True),
         ("fsvit_edge.export.graphs", "from fsvit_edge.cli import terminal", True),

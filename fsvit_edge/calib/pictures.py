@@ -162,7 +162,7 @@ def sample_pictures(source: str, num: int, seed: int, seconds: float = SECONDS) 
 
 def _parts(source: str, num: int, seed: int, seconds: float) -> "list[_Files | _Video | _Live]":
     if os.path.isdir(source):
-        files = _choose(_pictures_below(source), num, seed)
+        files = _choose(Path(source), _pictures_below(source), num, seed)
         if not files.paths:
             raise InputError(f"The folder {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}), however deep.")
         return [files]
@@ -180,11 +180,10 @@ def _parts(source: str, num: int, seed: int, seconds: float) -> "list[_Files | _
 
 
 def _listed_parts(path: Path, num: int, seed: int, seconds: float) -> "list[_Files | _Video | _Live]":
-    lines = list(_lines(path))
-    pictures = ((line, str(path.parent / line)) for line in lines if line.lower().endswith(PICTURE_SUFFIXES))
-    files = _choose(pictures, num, seed)
+    pictures = (line for line in _lines(path) if line.lower().endswith(PICTURE_SUFFIXES))
+    files = _choose(path.parent, pictures, num, seed)
     parts: list[_Files | _Video | _Live] = [files] if files.paths else []
-    for line in lines:
+    for line in _lines(path):
         if line.lower().endswith(LIST_SUFFIX):
             raise InputError(f"{path} lists {line}, another list; put its lines in place of it.")
         if not line.lower().endswith(PICTURE_SUFFIXES):
@@ -206,18 +205,21 @@ def _lines(path: Path) -> Iterator[str]:
         raise InputError(f"The list {path} cannot be read as text: {error}.") from error
 
 
-def _choose(named: Iterable[tuple[str, str]], num: int, seed: int) -> _Files:
-    """Take the files whose names hash lowest, twice as many as wanted; never more than those are in memory."""
+def _choose(root: Path, names: Iterable[str], num: int, seed: int) -> _Files:
+    """Take the files below `root` whose names hash lowest, twice as many as wanted.
 
-    def rank(item: tuple[str, str]) -> bytes:
-        return hashlib.sha256(f"{seed}/{item[0]}".encode("utf-8", "surrogateescape")).digest()
+    Never more than those are in memory, and as strings: a `Path` leaves its parts behind (they are interned).
+    """
 
-    chosen = heapq.nsmallest(2 * num, named, key=rank)
-    return _Files([Path(path) for _, path in chosen], min(num, len(chosen)))
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+
+    chosen = heapq.nsmallest(2 * num, names, key=rank)
+    return _Files([root / name for name in chosen], min(num, len(chosen)))
 
 
-def _pictures_below(root: str) -> Iterator[tuple[str, str]]:
-    """Yield the name below `root`, with slashes, and the path of every picture; linked folders are searched once."""
+def _pictures_below(root: str) -> Iterator[str]:
+    """Yield the name below `root`, with slashes, of every picture; linked folders are searched once."""
     seen: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
         status = os.stat(folder)
@@ -228,10 +230,10 @@ def _pictures_below(root: str) -> Iterator[tuple[str, str]]:
         lower = {name.lower() for name in folders}
         leave = _MASK_FOLDERS if lower & _PICTURE_FOLDERS else frozenset[str]()
         folders[:] = [name for name in folders if name[0] != "." and name.lower() not in leave]
+        below = Path(os.path.relpath(folder, root)).as_posix()
         for name in files:
             if name[0] != "." and name.lower().endswith(PICTURE_SUFFIXES):
-                path = os.path.join(folder, name)
-                yield Path(os.path.relpath(path, root)).as_posix(), path
+                yield name if below == "." else f"{below}/{name}"
 
 
 def _refuse_folder(error: OSError) -> None:

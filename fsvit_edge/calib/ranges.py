@@ -30,8 +30,12 @@ from fsvit_edge.runtime.errors import ArtefactError, InputError
 from fsvit_edge.runtime.preprocess import resize_image
 
 DEFAULT_METHOD = "percentile"
-PERCENTILE = 99.999
-"""Share of a tensor's values that stay within its range, in per cent."""
+PERCENTILE = 99.995
+"""Share of a tensor's values that stay within its range, in per cent.
+
+Relative error of cst-nano's tokens with quantised layers on unseen photographs: 0.0162 at 99.9, 0.0093 at 99.99, 0.0091
+at 99.995, 0.0096 at 99.999; 0.0092 by entropy, which takes twice as long, 0.0103 by minmax.
+"""
 
 _GRAPH = "encoder"
 _BINS = 2048

@@ -77,11 +77,10 @@ def build_engine(
         require("fsvit-edge build-engine --data", ("torch", "lightning", "torchmetrics"), "train")
         if not data.is_dir():
             raise InputError(f"The data folder {data} does not exist or is not a folder.")
-    with progress("Build") as step:
-        step("load")
-        from fsvit_edge.export.build import build_engines
-        from fsvit_edge.export.build_result import BuildOptions
+    from fsvit_edge.export.build import build_engines
+    from fsvit_edge.export.build_result import BuildOptions
 
+    with progress("Build") as step:
         options = BuildOptions(
             engine=engine,
             precision=next(iter(named), None),

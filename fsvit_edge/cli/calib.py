@@ -51,12 +51,15 @@ def calib(
         calibration.save(output)
 
     if pictures.unreadable:
-        advise(f"Warning: {pictures.unreadable} could not be read and were left out; the first: {pictures.first_error}")
+        left_out = "1 picture" if pictures.unreadable == 1 else f"{pictures.unreadable} pictures"
+        was = "was" if pictures.unreadable == 1 else "were"
+        advise(f"Warning: {left_out} could not be read and {was} left out; the first: {pictures.first_error}")
     for warning in calibration.warnings():
         advise(f"Warning: {warning}")
+    kinds = layer_kinds(loaded, calibration)
     rows = [
         (kind.name, str(kind.tensors), f"{kind.low:.4g}", f"{kind.high:.4g}", f"{kind.outlier_ratio:.1f}")
-        for kind in layer_kinds(loaded, calibration)
+        for kind in kinds
     ]
     of_bank = f", {calibration.banked} of them of {bank}" if bank else ""
     print_table(
@@ -64,5 +67,5 @@ def calib(
         ("inputs of", "tensors", "lowest", "highest", "largest / median channel"),
         rows,
     )
-    print(f"Wrote {output}: ranges of {sum(kind.tensors for kind in layer_kinds(loaded, calibration))} tensors.")
+    print(f"Wrote {output}: ranges of {sum(kind.tensors for kind in kinds)} tensors.")
     advise(f"Next: fsvit-edge build-engine {f'{bundle} ' if bundle else ''}--int8 --calib {output}")

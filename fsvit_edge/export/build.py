@@ -69,10 +69,10 @@ def build_engines(
         AccuracyGateError: An output is not finite, or too much is lost on the data set; nothing is written.
         FsvitEdgeError: The build failed or the disk is full; the engines that were there are as they were.
     """
-    job = _plan_job(bundle, options, progress)
-    say(f"Building {job.precision.upper()} with {job.backend.title}: {job.backend.reason}.")
+    job = _plan_job(bundle, options)
     pictures = demo_pictures() if options.verify and not _is_source(options) else []
     calibrated = _calibrate(job, progress)
+    say(f"Building {job.precision.upper()} with {job.backend.title}: {job.backend.reason}.")
     typed = _typed_graphs(job, calibrated, progress)
     digests = {name: _built_from(job, graph) for name, graph in typed.items()}
     notes = tuple(calibrated.calibration.warnings()) if calibrated is not None else ()
@@ -119,13 +119,12 @@ def build_engines(
     )
 
 
-def _plan_job(path: Path, options: BuildOptions, progress: Progress) -> Job:
+def _plan_job(path: Path, options: BuildOptions) -> Job:
     """Check everything that can be checked before work begins."""
     if options.precision not in (None, *PRECISIONS):
         raise InputError(f"Precision {options.precision!r} is unknown; choose one of: {', '.join(PRECISIONS)}.")
     if options.max_drop is not None and options.data is None:
         raise InputError("--max-drop says how much may be lost on a data set; name it with --data DIR.")
-    progress("look at this machine")
     machine = Machine.here()
     backend = choose_backend(options.engine, machine.gpu, bool(options.targets))
     precision = options.precision or backend.default_precision
@@ -243,10 +242,12 @@ def _stated_times(job: Job, engines: Mapping[str, BuiltEngine]) -> dict[str, flo
 
 
 def _build(job: Job, name: str, graph: bytes, progress: Progress, say: Progress) -> BuiltGraph:
-    sizes = {size: top for size, (_, _, top) in job.sizes.items()}
+    # A run takes a few supports at a time, whatever the plan allows: the predictor splits what would grow too large.
+    sizes = {**job.usual(), "kept_tokens": job.sizes["kept_tokens"][2]}
     gpu_bytes = job.machine.gpu.memory_bytes if job.backend.api is not None and job.machine.gpu is not None else None
     budget = estimate(onnx.load_from_string(graph), sizes, gpu_bytes)
-    say(f"Memory of the {name}: {budget}.")
+    asked = f" with {sizes['supports']} supports at once" if name == "head" else ""
+    say(f"Memory of the {name}{asked}: {budget}.")
     budget.check(name)
     progress(f"build the {name}")
     if job.backend.api is None:

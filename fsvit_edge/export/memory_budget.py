@@ -31,8 +31,7 @@ class MemoryBudget:
 
     Attributes:
         weights: Of the graph's constants.
-        activations: Largest sum of tensors that must exist at once at the largest sizes, were no layers fused: an upper
-            estimate.
+        activations: Largest sum of tensors that must exist at once, were no layers fused: an upper estimate.
         build: Of the host's memory while the engine is built.
         free: Of the host's memory now; None where the system does not say.
         gpu: Of the GPU's memory in all; None without a GPU.
@@ -58,7 +57,7 @@ class MemoryBudget:
         if self.gpu is not None and self.weights + self.activations > self.gpu:
             raise FsvitEdgeError(
                 f"The {name} needs about {_mb(self.weights + self.activations)} on the GPU, which has "
-                f"{_mb(self.gpu)}; give fewer supports with --ways-max and --shots-max."
+                f"{_mb(self.gpu)}; export the bundle with a smaller --image-size."
             )
 
     def __str__(self) -> str:
@@ -75,7 +74,7 @@ def estimate(model: onnx.ModelProto, sizes: Mapping[str, int], gpu_bytes: int | 
 
     Args:
         model: The graph.
-        sizes: Largest value of each size that varies, by its name.
+        sizes: Value of each size that varies, by its name.
         gpu_bytes: Of the GPU's memory, None without one.
     """
     weights = sum(_size(tensor.data_type, tensor.dims) for tensor in model.graph.initializer)

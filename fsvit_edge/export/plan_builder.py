@@ -228,17 +228,19 @@ def _build_interruptibly(
     if hasattr(api.trt, "IProgressMonitor"):
         config.progress_monitor = _monitor(api, cancelled, phases)
     outcome: list[bytes | Exception] = []
+    has_begun = threading.Event()
 
     def work() -> None:
+        has_begun.set()
         try:
             outcome.append(api.serialized(builder, network, config, log, name))
         except Exception as error:  # goes to the thread that waits
             outcome.append(error)
 
     thread = threading.Thread(target=work, name="build", daemon=True)
-    thread.start()
     told, told_at = "", time.monotonic()
     try:
+        thread.start()
         while thread.is_alive():
             thread.join(0.1)
             phase = phases[-1] if phases else ""
@@ -248,7 +250,8 @@ def _build_interruptibly(
     except BaseException:
         # A thread that is still in TensorRT when Python ends takes the process down with it.
         cancelled.set()
-        thread.join()
+        if has_begun.wait(1.0):  # Ctrl-C may come while it starts
+            thread.join()
         raise
     (result,) = outcome
     if isinstance(result, Exception):

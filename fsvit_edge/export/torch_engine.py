@@ -84,6 +84,11 @@ class TorchEngine:
             ) from error
         return {spec.name: TorchTensor(value) for spec, value in zip(self.outputs, outputs, strict=True)}
 
+    def wait(self) -> None:
+        """Wait for torch's device."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
     def close(self) -> None:
         """Let go of the module; a second call does nothing."""
         self._module = None

@@ -3,8 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 
@@ -13,10 +11,11 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.bank import CachedSupport, EncoderIdentity, SupportBank, check_name
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, PROTOTYPE_HEAD, Bundle, Manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.head_runs import head_runs
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
 from fsvit_edge.runtime.prediction import Prediction
@@ -25,13 +24,8 @@ from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float32]
-_Shot = tuple[int, CachedSupport]
-"""A support with the number of its class."""
 
 PRESENCE_THRESHOLD = 0.5
-_LARGEST_TENSOR_BYTES = 256 * 2**20
-"""Of what one run holds of its supports: at once, 100 supports' attention maps in the trained head would need 10 GB."""
-_ATTENTION_MAPS_PER_TOKEN = 8 * 10  # heads x pooled support tokens
 _THUMBNAIL_PX = 96
 
 
@@ -246,6 +240,7 @@ class FewShotModel:
         The encoder's outputs are freed in here, so that what freeing them costs counts as the head's time.
         """
         tokens = self._encoder.run({"image": image[None]})["tokens"]
+        self._encoder.wait()  # some ten microseconds on a GPU, without which the head's time would be that of both
         clock.lap("encoder")
         answer = self._compare(tokens)
         del tokens
@@ -340,27 +335,14 @@ class FewShotModel:
         return support, float(np.mean(cached["used_mask"] != 0))
 
     def _resident_supports(self) -> list[dict[str, ResidentTensor]]:
-        """Group the supports into runs of bounded size and put them where the engine computes, once for many frames."""
+        """Put the supports where the engine computes, in runs of bounded size, once for many frames."""
         if self._runs is None:
             self._check_ways(len(self.classes))
-            shots = [(way, support) for way, name in enumerate(self.classes) for support in self.bank.supports(name)]
-            counts = np.bincount([way for way, _ in shots])
-            longest = max(support.kept.shape[1] for _, support in shots)
-            if self.manifest.head == PROTOTYPE_HEAD:
-                identity = self.bank.identity
-                bytes_each = identity.num_channels * identity.head_dim * longest * 4
-                groups = _whole_classes(shots, self._largest_run(bytes_each))
-            else:
-                shots.sort(key=lambda shot: -shot[1].kept.shape[1])
-                bytes_each = _ATTENTION_MAPS_PER_TOKEN * self._num_query * longest * 4
-                groups = _slices(shots, self._largest_run(bytes_each))
-            self._runs = [self._head_run(group, counts) for group in groups]
+            self._runs = [
+                {name: self._head.upload(array) for name, array in feed.items()}
+                for feed in head_runs(self.bank, self.manifest.head, self._num_query, self._head)
+            ]
         return self._runs
-
-    def _largest_run(self, bytes_each: int) -> int:
-        """How many supports share a run: as memory allows, and the engine."""
-        fitting = _LARGEST_TENSOR_BYTES // bytes_each
-        return max(1, min(fitting, self._head.limits.get("supports", fitting)))
 
     def _check_ways(self, ways: int) -> None:
         limit = self._head.limits.get("ways", ways)
@@ -369,27 +351,6 @@ class FewShotModel:
                 f"The head engine was built for at most {limit} classes, the bank has {ways}; rebuild it with: "
                 f"fsvit-edge build-engine --ways-max {ways}, and the options it was built with."
             )
-
-    def _head_run(self, shots: list[_Shot], counts: npt.NDArray[np.intp]) -> dict[str, ResidentTensor]:
-        longest = max(support.kept.shape[1] for _, support in shots)
-        identity = self.bank.identity
-        dtypes = {spec.name: spec.dtype for spec in self._head.inputs}
-        kept = np.zeros((len(shots), identity.num_channels, longest, identity.head_dim), dtypes["kept"])
-        kept_mask = np.zeros((len(shots), longest), dtypes["kept_mask"])
-        averaging = np.zeros((len(counts), len(shots)), dtypes["averaging"])
-        for index, (way, support) in enumerate(shots):
-            length = support.kept.shape[1]
-            kept[index, :, :length] = support.kept
-            kept_mask[index, :length] = 1
-            averaging[way, index] = 1 / counts[way]
-        feed: Mapping[str, Array] = {
-            "kept": kept,
-            "kept_mask": kept_mask,
-            "pooled": np.stack([support.pooled for _, support in shots]).astype(dtypes["pooled"]),
-            "pooled_mask": np.stack([support.pooled_mask for _, support in shots]).astype(dtypes["pooled_mask"]),
-            "averaging": averaging,
-        }
-        return {name: self._head.upload(array) for name, array in feed.items()}
 
 
 class _Clock:
@@ -415,24 +376,6 @@ def _as_taken(
         name: tensor if made[name] == taken[name] else tensor.numpy().astype(taken[name])
         for name, tensor in tensors.items()
     }
-
-
-def _slices(shots: list[_Shot], size: int) -> list[list[_Shot]]:
-    return [shots[start : start + size] for start in range(0, len(shots), size)]
-
-
-def _whole_classes(shots: list[_Shot], size: int) -> list[list[_Shot]]:
-    """Cut into runs of at most `size` that do not part a class's supports, which the prototype head judges together.
-
-    Only a class of more than `size` supports is parted; its answer is then the mean of its parts'.
-    """
-    runs: list[list[_Shot]] = [[]]
-    for _, group in groupby(shots, key=itemgetter(0)):
-        for part in _slices(list(group), size):
-            if len(runs[-1]) + len(part) > size:
-                runs.append([])
-            runs[-1] += part
-    return runs
 
 
 def _check_support(name: str, image: Image, mask: Mask | None) -> None:

@@ -17,7 +17,7 @@ from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.prototype_head import PrototypeHead
-from fsvit_edge.runtime import predictor
+from fsvit_edge.runtime import head_runs
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError
@@ -148,7 +148,7 @@ def test_many_supports_in_several_runs_answer_as_in_one(bundle: Path, monkeypatc
         assert len(model._resident_supports()) == 1
         longest = max(support.kept.shape[1] for name in model.classes for support in model.bank.supports(name))
         one = longest * 4 * model.bank.identity.num_channels * model.bank.identity.head_dim
-        monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", 4 * one)
+        monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 4 * one)
         model._runs = None
         split = model.predict(picture(50), probabilities=True)
         assert [feed["averaging"].shape for feed in model._resident_supports()] == [(3, 4), (3, 4)]
@@ -160,7 +160,7 @@ def test_many_supports_in_several_runs_answer_as_in_one(bundle: Path, monkeypatc
 def test_a_class_of_too_many_supports_still_answers_with_probabilities(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", 1)
+    monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 1)
     with FewShotModel.load(bundle, threads=1) as model:
         enrol_many(model)
         answer = model.predict(picture(50), probabilities=True)

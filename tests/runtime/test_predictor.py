@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from fsvit_edge.runtime import predictor
+from fsvit_edge.runtime import head_runs, predictor
 from fsvit_edge.runtime.bank import CachedSupport, SupportBank
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
@@ -217,7 +217,7 @@ def test_the_limit_of_the_head_decides_over_how_many_runs_supports_are_split(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, limit_bytes: int | None, runs: int
 ) -> None:
     if limit_bytes is not None:
-        monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", limit_bytes)
+        monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", limit_bytes)
     enrol_several(fake.model)
     fake.model.predict(FRAME)
     assert fake.head.runs == runs
@@ -227,8 +227,8 @@ def test_the_limit_of_the_head_decides_over_how_many_runs_supports_are_split(
 def split_over_two(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let three of the six supports of `enrol_several` share a run."""
     longest = max(s.kept.shape[1] for name in model.classes for s in model.bank.supports(name))
-    one = predictor._ATTENTION_MAPS_PER_TOKEN * model._num_query * longest * 4
-    monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", 3 * one)
+    one = head_runs.ATTENTION_MAPS_PER_TOKEN * model._num_query * longest * 4
+    monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 3 * one)
     model._runs = None
 
 
@@ -242,7 +242,7 @@ def test_supports_split_over_several_runs_answer_as_in_one(
     split_over_two(model, monkeypatch)
     halves = model.predict(FRAME, probabilities=True)
     assert len(model._resident_supports()) == 2
-    monkeypatch.setattr(predictor, "_LARGEST_TENSOR_BYTES", 1)
+    monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 1)
     model._runs = None
     singles = model.predict(FRAME, probabilities=True)
     assert len(model._resident_supports()) == 6
@@ -265,8 +265,8 @@ def test_twenty_classes_of_five_shots_are_judged_in_bounded_runs(real: FewShotMo
     runs = real._resident_supports()
     sizes = [run["kept"].shape[0] for run in runs]
     assert sum(sizes) == 100
-    per_support = predictor._ATTENTION_MAPS_PER_TOKEN * real._num_query * 40 * 4
-    assert max(sizes) * per_support <= predictor._LARGEST_TENSOR_BYTES
+    per_support = head_runs.ATTENTION_MAPS_PER_TOKEN * real._num_query * 40 * 4
+    assert max(sizes) * per_support <= head_runs.LARGEST_TENSOR_BYTES
     assert len(runs) > 1
 
 
@@ -340,6 +340,16 @@ def test_engines_of_other_types_are_fed_their_own() -> None:
     }
     np.testing.assert_allclose(answers[1].scores, answers[0].scores, atol=0.02)
     assert answers[1].scores.dtype == np.float32
+
+
+def test_half_as_large_values_let_twice_as_many_supports_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    for fake in (Fake(), Fake(is_half=True)):
+        enrol_several(fake.model)
+        split_over_two(fake.model, monkeypatch)
+        fake.model.predict(FRAME)
+        sizes.append([len(feed["kept"]) for feed in fake.fed])
+    assert sizes == [[3, 3], [6]]
 
 
 def test_the_encoder_runs_once_a_picture_and_once_a_frame(fake: Fake) -> None:
@@ -723,6 +733,14 @@ def test_the_stages_are_timed_in_their_order(fake: Fake) -> None:
     assert all(ms >= 0 for ms in latency_ms.values())
 
 
+def test_the_encoder_is_waited_for_so_that_its_time_is_its_own(fake: Fake) -> None:
+    enrol_several(fake.model)
+    before = fake.encoder.waits
+    for _ in range(3):
+        fake.model.predict(FRAME)
+    assert fake.encoder.waits - before == 3
+
+
 def test_a_slow_stage_shows_in_its_own_time(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     monkeypatch.setattr(predictor.time, "perf_counter", lambda: next(clock) ** 2)
@@ -811,7 +829,7 @@ def test_the_identity_of_the_bank_is_that_of_the_bundle(real: FewShotModel) -> N
 def test_runs_for_the_prototype_head_never_part_a_class_that_fits() -> None:
     def runs(counts: tuple[int, ...], size: int) -> list[list[int]]:
         shots: Any = [(way, None) for way, count in enumerate(counts) for _ in range(count)]
-        return [[way for way, _ in run] for run in predictor._whole_classes(shots, size)]
+        return [[way for way, _ in run] for run in head_runs.whole_classes(shots, size)]
 
     assert runs((2, 1, 3), 100) == [[0, 0, 1, 2, 2, 2]]
     assert runs((2, 1, 3), 3) == [[0, 0, 1], [2, 2, 2]]

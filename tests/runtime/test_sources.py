@@ -121,7 +121,7 @@ def test_a_video_gives_its_frames_in_rgb(tmp_path: Path, name: str, fourcc: str)
     save_video(tmp_path / f"made{path.suffix.lower()}", frames=5, fourcc=fourcc)
     (tmp_path / f"made{path.suffix.lower()}").rename(path)
     with open_source(str(path)) as source:
-        assert (source.fps, source.is_live) == (10.0, False)
+        assert (source.fps, source.num_frames, source.is_live) == (10.0, 5, False)
         frames = list(source)
     assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
     red, green, blue = frames[3].image[20, 20].astype(int)

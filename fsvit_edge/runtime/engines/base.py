@@ -68,6 +68,13 @@ class Engine(Protocol):
             FsvitEdgeError: The computation failed.
         """
 
+    def wait(self) -> None:
+        """Wait until what `run` has started is done; where `run` itself waits, do nothing.
+
+        Raises:
+            FsvitEdgeError: The computation failed.
+        """
+
     def close(self) -> None:
         """Free the graph; a second call does nothing."""
 

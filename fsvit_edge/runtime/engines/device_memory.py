@@ -60,8 +60,8 @@ class CapturedGraph(Protocol):
 class DeviceMemory(ABC):
     """Allocation, copies, one stream and captured graphs on the first GPU.
 
-    A backend supplies the abstract methods and raises Python's `MemoryError` where the device is full. It closes when nobody
-    holds it or a buffer of it any more; closed before, its buffers are gone.
+    A backend supplies the abstract methods and raises Python's `MemoryError` where the device is full. It closes when
+    nobody holds it or a buffer of it any more; where it is closed before, its buffers are gone.
 
     Attributes:
         name: What people call the backend.

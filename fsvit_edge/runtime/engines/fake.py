@@ -56,6 +56,7 @@ class FakeEngine:
         self._function = function
         self.runs = 0
         self.uploads = 0
+        self.waits = 0
         self.closed = False
 
     def upload(self, array: Array) -> HostTensor:
@@ -73,6 +74,10 @@ class FakeEngine:
             tensor.is_stale = True
         self._latest = list(answer.values())
         return dict(answer)
+
+    def wait(self) -> None:
+        """Count."""
+        self.waits += 1
 
     def close(self) -> None:
         """Remember that it was closed."""

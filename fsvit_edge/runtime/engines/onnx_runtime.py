@@ -106,6 +106,9 @@ class OnnxRuntimeEngine:
             raise FsvitEdgeError(f"ONNX Runtime failed to run the graph: {_first_line(error)}.") from error
         return {spec.name: OrtTensor(value) for spec, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
+    def wait(self) -> None:
+        """Do nothing: a run is over when it returns."""
+
     def close(self) -> None:
         """Free the session; a second call does nothing."""
         self._session = None

@@ -126,10 +126,11 @@ def open_context(engine: Any, record: EngineRecord, api: TensorRT, gpu: Gpu) -> 
     cache = KernelCache(config.create_runtime_cache(), _cache_file(record, api, gpu))
     with cache.filled():
         config.set_runtime_cache(cache.cache)
-        context = None
-        for strategy in (api.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE, api.trt.CudaGraphStrategy.DISABLED):
-            config.cuda_graph_strategy = strategy
-            context = context or engine.create_execution_context(config)
+        config.cuda_graph_strategy = api.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        context = engine.create_execution_context(config)
+        if context is None:
+            config.cuda_graph_strategy = api.trt.CudaGraphStrategy.DISABLED
+            context = engine.create_execution_context(config)
     return context, cache
 
 

@@ -137,6 +137,10 @@ class TensorRtEngine:
         self._compute(tuple(state))
         return dict(outputs)
 
+    def wait(self) -> None:
+        """Wait for the GPU's stream."""
+        self._memory.synchronize()
+
     def close(self) -> None:
         """Free the plan and its memory; a second call does nothing."""
         if self._engine is None:

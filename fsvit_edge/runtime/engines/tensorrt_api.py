@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import re
 import weakref
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ BACKENDS = ("tensorrt", "tensorrt-rtx")
 OLDEST_VERSION = (10, 3)
 """Of `tensorrt`, on JetPack 6.1; older ones build only networks whose types are not fixed."""
 
+_MOST_MESSAGES = 100
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _INSTALL = {
     "tensorrt": 'pip install "fsvit-edge[tensorrt]" (JetPack brings it: apt install python3-libnvinfer, and let the '
@@ -34,7 +36,8 @@ class LogCollector:
 
     Args:
         trt: The module.
-        verbose: Keep everything, which the layers of an engine are a part of; else warnings and errors.
+        verbose: Keep everything, which the layers of an engine are a part of; else the latest warnings and errors,
+            because an engine runs for days.
 
     Attributes:
         logger: What TensorRT wants for its `logger`.
@@ -42,8 +45,9 @@ class LogCollector:
     """
 
     def __init__(self, trt: Any, verbose: bool = False) -> None:
-        self.messages: dict[str, list[str]] = {}
-        self._errors: list[str] = []
+        self.messages: dict[str, deque[str]] = {}
+        self._most = None if verbose else _MOST_MESSAGES
+        self._errors: deque[str] = deque(maxlen=_MOST_MESSAGES)
         self._severities = ("INTERNAL_ERROR", "ERROR", "WARNING", *(("INFO", "VERBOSE") if verbose else ()))
         self.logger, collectors = _shared_logger(trt)
         collectors.add(self)
@@ -51,7 +55,7 @@ class LogCollector:
     def keep(self, severity: str, text: str) -> None:
         """Take a message; the logger calls this."""
         if severity in self._severities:
-            self.messages.setdefault(severity, []).append(text)
+            self.messages.setdefault(severity, deque(maxlen=self._most)).append(text)
         if severity in ("INTERNAL_ERROR", "ERROR"):
             self._errors.append(text)
 

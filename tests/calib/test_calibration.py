@@ -1,0 +1,250 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsvit_edge.calib.calibration import DEFAULT_CALIBRATION, FEWEST_PICTURES, Calibration
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
+from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.load(DEFAULT_BUNDLE)
+
+
+@pytest.fixture
+def calibration(bundle: Bundle) -> Calibration:
+    return Calibration(
+        format_version=1,
+        model_name="small",
+        image_size=bundle.manifest.image_size,
+        graphs={"encoder": bundle.manifest.graphs["encoder"].sha256},
+        preprocessing=bundle.manifest.preprocessing,
+        method="minmax",
+        pictures=40,
+        seed=3,
+        data_sha256="ab" * 32,
+        banked=2,
+        ranges={"encoder": {"x": (-1.5, 0.1), "y": (0.0, 0.0)}},
+        channel_max={"encoder": {"x": [1.5, 0.25], "y": [0.0]}},
+        created_by="a test",
+    )
+
+
+def test_what_is_saved_is_loaded_and_its_sum_is_the_files(calibration: Calibration, tmp_path: Path) -> None:
+    path = tmp_path / "made" / "calibration.json"
+    calibration.save(path)
+    loaded = Calibration.load(path)
+    assert loaded == calibration
+    assert loaded.sha256 == calibration.sha256 == sha256(path.read_bytes()).hexdigest()
+    assert replace(loaded, seed=4).sha256 != loaded.sha256
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({}, ""),
+        ({"model_name": "another name"}, ""),
+        ({"image_size": 400}, "it is for images of 400 px, the bundle has 128 px"),
+        (
+            {"preprocessing": {"resize": "nearest", "mean": [0.5, 0.5, 0.5]}},
+            r"its preprocessing has mean \[0.5, 0.5, 0.5\], the bundle's \[0.485, 0.456, 0.406\]",
+        ),
+        ({"preprocessing": {}}, "its preprocessing has mean None, the bundle's"),
+        (
+            {"graphs": {"encoder": "0123456789abcdef"}},
+            r"its encoder has sha256 0123456789ab\.\.\. \(small\), the bundle",
+        ),
+        ({"graphs": {"decoder": "0123456789abcdef"}}, r"its decoder has sha256 0123456789ab\.\.\. .* none\.\.\. "),
+    ],
+)
+def test_another_models_calibration_is_refused_and_told_why(
+    calibration: Calibration, bundle: Bundle, change: dict[str, Any], text: str
+) -> None:
+    changed = replace(calibration, **change)
+    if not text:
+        changed.check_fits(bundle)
+        return
+    with pytest.raises(ArtefactError, match=text) as error:
+        changed.check_fits(bundle)
+    assert f"fsvit-edge calib SOURCE --bundle {bundle.path} --output" in str(error.value)
+
+
+def test_a_bundle_in_memory_may_have_tuples_where_the_file_has_lists(calibration: Calibration, bundle: Bundle) -> None:
+    constants = {**bundle.manifest.preprocessing, "mean": tuple(bundle.manifest.preprocessing["mean"])}
+    calibration.check_fits(replace(bundle, manifest=replace(bundle.manifest, preprocessing=constants)))
+
+
+def test_few_pictures_are_warned_of(calibration: Calibration) -> None:
+    assert replace(calibration, pictures=FEWEST_PICTURES).warnings() == []
+    assert "has seen 31 pictures only" in replace(calibration, pictures=31).warnings()[0]
+    assert "has seen 1 picture only" in replace(calibration, pictures=1, banked=0).warnings()[0]
+
+
+def set_to(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(values: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            values = values[key]
+        values[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (set_to("format_version", value=2), "format version 2, this fsvit-edge reads 1; make it again with"),
+        (lambda values: values.pop("ranges"), "'ranges' is missing"),
+        (set_to("colour", value="red"), "unknown field 'colour'"),
+        (set_to("pictures", value="many"), "pictures is 'many'"),
+        (set_to("pictures", value=0), "it has seen 0 pictures"),
+        (set_to("banked", value=41), "it has seen 40 pictures, 41 of them of a bank"),
+        (set_to("method", value="guess"), "its method is 'guess', expected one of minmax, entropy, percentile"),
+        (set_to("graphs", value={}), "are of different graphs"),
+        (set_to("ranges", "encoder", value={}), "of no or of different tensors"),
+        (set_to("ranges", "encoder", "z", value=[0, 1]), "of no or of different tensors"),
+        (set_to("ranges", "encoder", "x", value=[1, -1]), "the range of tensor 'x' is 1.0 to -1.0"),
+        (set_to("ranges", "encoder", "x", value=[0, 1, 2]), r"ranges.encoder.x is \[0, 1, 2\]"),
+        (set_to("ranges", "encoder", "x", value=[0, None]), "None"),
+        (set_to("channel_max", "encoder", "x", value=[]), "the channels of tensor 'x' are none"),
+        (set_to("channel_max", "encoder", "x", value=[-1.0]), "not finite or negative"),
+    ],
+)
+def test_impossible_values_are_refused(
+    calibration: Calibration, tmp_path: Path, change: Callable[[dict[str, Any]], None], text: str
+) -> None:
+    path = tmp_path / "calibration.json"
+    calibration.save(path)
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values))
+    assert Calibration.load(path) == calibration
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ArtefactError, match=text) as error:
+        Calibration.load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "not readable JSON"),
+        (b"\x00\xff\x89PNG", "not readable JSON"),
+        (b"[1, 2]", "format version None"),
+        (b"[" * 100_000, "not readable JSON"),
+        (b'{"format_version": 1}', "is missing"),
+    ],
+)
+def test_what_is_no_calibration_is_refused(tmp_path: Path, data: bytes, text: str) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_bytes(data)
+    with pytest.raises(ArtefactError, match=text):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_ranges_that_are_not_finite_are_refused(calibration: Calibration, tmp_path: Path, number: str) -> None:
+    path = tmp_path / "calibration.json"
+    calibration.save(path)
+    path.write_text(path.read_text().replace("0.1", number, 1))
+    with pytest.raises(ArtefactError):
+        Calibration.load(path)
+
+
+def test_a_calibration_cut_short_anywhere_is_refused(calibration: Calibration, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    calibration.save(path)
+    whole = path.read_bytes()
+    for length in range(len(whole) - 1):  # but for the line's end
+        path.write_bytes(whole[:length])
+        with pytest.raises(ArtefactError):
+            Calibration.load(path)
+
+
+def test_a_missing_file_is_told_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        ArtefactError, match=r"does not exist; make one with: fsvit-edge calib SOURCE --output .*none\."
+    ):
+        Calibration.load(tmp_path / "none.json")
+    with pytest.raises(ArtefactError, match="not readable"):
+        Calibration.load(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_told(calibration: Calibration, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="is a folder"):
+        calibration.save(tmp_path)
+    with pytest.raises(InputError, match="notes is a file, not a folder"):
+        calibration.save(tmp_path / "notes" / "calibration.json")
+
+
+def test_a_full_disk_keeps_the_old_file(
+    calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "calibration.json"
+    calibration.save(path)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(FsvitEdgeError, match="No space left on device"):
+            replace(calibration, seed=9).save(path)
+    assert Calibration.load(path) == calibration
+    assert list(tmp_path.iterdir()) == [path]
+
+
+KILL = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from fsvit_edge.calib.calibration import Calibration
+path = Path(sys.argv[1])
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+replace(Calibration.load(path), seed=9).save(path)
+"""
+
+
+def test_a_kill_while_writing_leaves_the_old_file(calibration: Calibration, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    calibration.save(path)
+    done = subprocess.run([sys.executable, "-c", KILL, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert Calibration.load(path) == calibration
+
+
+def test_reading_one_takes_neither_onnx_nor_an_engine() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['onnx', 'onnxruntime', 'torch', 'typer', 'cv2']))\n"
+        "from fsvit_edge.calib.calibration import *\n"
+        "from fsvit_edge.runtime.bundle import Bundle, DEFAULT_BUNDLE\n"
+        "Calibration.load(DEFAULT_CALIBRATION).check_fits(Bundle.load(DEFAULT_BUNDLE))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_shipped_calibration_fits_the_shipped_model_and_holds_numbers_only(bundle: Bundle) -> None:
+    from fsvit_edge.calib.onnx_graph import Graph
+    from fsvit_edge.calib.quantize import linear_layers
+
+    shipped = Calibration.load(DEFAULT_CALIBRATION)
+    shipped.check_fits(bundle)
+    assert shipped.warnings() == []
+    assert {layer.activation for layer in linear_layers(Graph(bundle.graphs["encoder"]))} == shipped.ranges[
+        "encoder"
+    ].keys()
+    text = DEFAULT_CALIBRATION.read_text()
+    assert len(text) < 200_000
+    assert not any(word in text for word in ("/", "\\", ".jpg", ".mp4"))

@@ -1,0 +1,52 @@
+"""What the tests of engines share: a ViT-S/8 at 400 px, whose export costs seconds, and ranges for any encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+
+if TYPE_CHECKING:
+    from fsvit_edge.calib.calibration import Calibration
+
+
+@pytest.fixture(scope="session")
+def vits8_encoder() -> bytes:
+    """The encoder graph of a ViT-S/8 at 400 px, 2501 tokens, with random weights."""
+    from fsvit_edge.export.graphs import build_graphs
+    from fsvit_edge.export.pipeline import DEFAULT_OPSET, simplify, trace
+    from fsvit_edge.model.config import ModelConfig
+    from fsvit_edge.model.network import FewShotNetwork
+
+    network = FewShotNetwork(ModelConfig("vits8", "vit_small_patch8_224.dino", image_size=400)).eval()
+    return simplify(trace(build_graphs(network)["encoder"], DEFAULT_OPSET), "encoder").SerializeToString()
+
+
+@pytest.fixture(scope="session")
+def calibrate() -> Callable[[bytes], Calibration]:
+    """Make a calibration of an encoder that says -4 to 4 of every tensor."""
+    from fsvit_edge.calib.calibration import FORMAT_VERSION, Calibration
+    from fsvit_edge.calib.ranges import quantizable_tensors
+
+    def make(encoder: bytes) -> Calibration:
+        tensors = quantizable_tensors(onnx.load_from_string(encoder))
+        return Calibration(
+            format_version=FORMAT_VERSION,
+            model_name="any",
+            image_size=400,
+            graphs={"encoder": hashlib.sha256(encoder).hexdigest()},
+            preprocessing={},
+            method="minmax",
+            pictures=32,
+            seed=0,
+            data_sha256="0" * 64,
+            banked=0,
+            ranges={"encoder": dict.fromkeys(tensors, (-4.0, 4.0))},
+            channel_max={"encoder": {name: [4.0] for name in tensors}},
+            created_by="the tests",
+        )
+
+    return make

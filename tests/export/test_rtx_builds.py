@@ -1,0 +1,131 @@
+"""Real builds by TensorRT-RTX, for GPUs that are not here: what becomes of the layers, and checks that would notice."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from fsvit_edge.calib.calibration import Calibration
+from fsvit_edge.calib.precision import PrecisionOptions, make_graph
+from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
+from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
+
+pytest.importorskip("tensorrt_rtx", reason="real builds need tensorrt-rtx, which the dev extra brings")
+
+TARGETS = ("sm86", "sm89", "sm120")
+VITS8_BLOCKS = 12
+SIZES = {"batch": (1, 1, 1), "supports": (1, 5, 50), "ways": (1, 5, 10), "kept_tokens": (1, 44, 145)}
+Calibrate = Callable[[bytes], Calibration]
+
+
+@pytest.fixture(scope="module")
+def nano() -> Bundle:
+    return Bundle.load(DEFAULT_BUNDLE)
+
+
+def build(graph: bytes, name: str = "encoder", targets: tuple[str, ...] = ("sm86",)) -> BuiltGraph:
+    described = onnx.load_from_string(graph).graph
+    names = {
+        value.name: tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim)
+        for value in (*described.input, *described.output)
+    }
+    api = open_tensorrt("tensorrt-rtx")
+    return build_plan(api, graph, name, SIZES, names, PlanOptions(targets), None, lambda _: None)
+
+
+def typed(graph: bytes, precision: str, calibration: Calibration | None = None, name: str = "encoder") -> bytes:
+    return make_graph(graph, name, precision, "tensorrt-rtx", calibration, PrecisionOptions()).SerializeToString()
+
+
+def dtypes(specs: Any) -> set[str]:
+    return {spec.dtype for spec in specs}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nano_in_fp16_has_its_attention_fused_and_no_fp32_product(nano: Bundle, target: str) -> None:
+    plan = build(typed(nano.graphs["encoder"], "fp16"), targets=(target,))
+    blocks = nano.manifest.num_layers
+    assert (plan.layers.attention, plan.layers.fp32_gemms, plan.layers.int8_gemms) == (blocks, 0, 0)
+    assert plan.layers.fp16_gemms == 4 * blocks
+    assert (dtypes(plan.inputs), dtypes(plan.outputs)) == ({"uint8"}, {"float16"})
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nano_in_int8_has_every_linear_layer_of_its_blocks_in_int8(
+    nano: Bundle, calibrate: Calibrate, target: str
+) -> None:
+    encoder = nano.graphs["encoder"]
+    plan = build(typed(encoder, "int8", calibrate(encoder)), targets=(target,))
+    blocks = nano.manifest.num_layers
+    assert (plan.layers.attention, plan.layers.fp32_gemms, plan.layers.int8_gemms) == (blocks, 0, 4 * blocks)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_vits8_in_fp16_has_its_attention_fused_and_no_fp32_product(vits8_encoder: bytes, target: str) -> None:
+    layers = build(typed(vits8_encoder, "fp16"), targets=(target,)).layers
+    assert (layers.attention, layers.fp32_gemms, layers.int8_gemms) == (VITS8_BLOCKS, 0, 0)
+    assert layers.fp16_gemms == 4 * VITS8_BLOCKS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_vits8_in_int8_has_every_linear_layer_of_its_blocks_in_int8(
+    vits8_encoder: bytes, calibrate: Calibrate, target: str
+) -> None:
+    layers = build(typed(vits8_encoder, "int8", calibrate(vits8_encoder)), targets=(target,)).layers
+    assert (layers.attention, layers.fp32_gemms, layers.int8_gemms) == (VITS8_BLOCKS, 0, 4 * VITS8_BLOCKS)
+
+
+def test_the_head_takes_its_large_inputs_in_fp16_in_any_number_within_its_profile(nano: Bundle) -> None:
+    plan = build(typed(nano.graphs["head"], "fp16", name="head"), "head", TARGETS)
+    types = {spec.name: spec.dtype for spec in (*plan.inputs, *plan.outputs)}
+    assert {name for name, dtype in types.items() if dtype == "float16"} == {"tokens", "kept", "pooled"}
+    assert types["presence"] == types["foreground"] == "float32"
+    assert plan.profile["kept"]["max"][0] == 50
+    assert plan.profile["kept"]["min"][2] == 1
+    assert plan.outputs[0].shape == ("ways",)
+    assert plan.layers.fp32_gemms == 0
+
+
+def test_the_counts_notice_fp32(nano: Bundle) -> None:
+    layers = build(nano.graphs["encoder"]).layers
+    assert layers.attention == 0
+    assert layers.fp32_gemms >= 4 * nano.manifest.num_layers
+    assert layers.int8_gemms == layers.fp16_gemms == 0
+
+
+def test_the_counts_notice_attention_that_quantisation_has_taken_apart(
+    vits8_encoder: bytes, calibrate: Calibrate
+) -> None:
+    graph = typed(vits8_encoder, "int8", calibrate(vits8_encoder))
+    assert build(quantize_attention(graph)).layers.attention == 0
+
+
+def quantize_attention(graph: bytes) -> bytes:
+    """Put Q/DQ before both inputs of every product of two activations, which is what nobody should do."""
+    model = onnx.load_from_string(graph)
+    producer = {name: node for node in model.graph.node for name in node.output}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    scale, zero = (
+        numpy_helper.from_array(value, f"attention_{kind}")
+        for kind, value in (("scale", np.array(0.05, np.float16)), ("zero", np.array(0, np.int8)))
+    )
+    nodes = []
+    for node in list(model.graph.node):
+        if node.op_type == "MatMul" and all(
+            name not in weights and producer[name].op_type != "DequantizeLinear" for name in node.input
+        ):
+            for place, name in enumerate(node.input):
+                made = f"{node.output[0]}_{place}"
+                nodes.append(helper.make_node("QuantizeLinear", [name, scale.name, zero.name], [f"{made}_q"]))
+                nodes.append(helper.make_node("DequantizeLinear", [f"{made}_q", scale.name, zero.name], [f"{made}_dq"]))
+                node.input[place] = f"{made}_dq"
+        nodes.append(node)
+    assert len(nodes) > len(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend([scale, zero])
+    return model.SerializeToString()

@@ -1,0 +1,248 @@
+"""Modules that behave as `tensorrt` 10.3, 11.4 and an 8.6 do where they differ, as far as a build goes.
+
+What a version has removed is not there: touching it raises AttributeError, as in the real module.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+_HALF = "[ { Name: x, Dimensions: [257,192], Datatype: Half, Format: (Linear) }]"
+LAYERS = f"""Layers:
+Name: Gemm_1, LayerType: gemm, Inputs: {_HALF.replace("Half", "Int8")}, Constants: {_HALF}, Outputs: {_HALF}
+Name: _gemm_mha_v2_1, LayerType: kgen, Inputs: {_HALF}, Outputs: {_HALF}
+Name: __myl_FcAdd_2, LayerType: runtime_fusion, Inputs: {_HALF}, Constants: {_HALF}, Outputs: {_HALF}
+Name: wait_1, LayerType: wait, Inputs: []
+"""
+
+
+class Severity(enum.IntEnum):
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class ILogger:
+    Severity = Severity
+
+    def __init__(self) -> None:
+        self.is_ready = True
+
+
+class IProgressMonitor:
+    def __init__(self) -> None:
+        pass
+
+
+class DataType(enum.Enum):
+    FLOAT, HALF, UINT8 = range(3)
+
+
+class Tensor:
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: DataType) -> None:
+        self.name, self.shape, self.dtype = name, shape, dtype
+
+
+class Network:
+    """One input, one output; the image's batch varies."""
+
+    def __init__(self) -> None:
+        self.tensors = [Tensor("image", (-1, 8, 8, 3), DataType.UINT8), Tensor("tokens", (-1, 4), DataType.HALF)]
+        self.num_inputs = self.num_outputs = 1
+
+    def get_input(self, index: int) -> Tensor:
+        return self.tensors[index]
+
+    def get_output(self, index: int) -> Tensor:
+        tensor = self.tensors[1 + index]
+        tensor.shape = (self.tensors[0].shape[0], *tensor.shape[1:])
+        return tensor
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[Any, ...]] = {}
+
+    def set_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
+        self.shapes[name] = shapes
+
+
+class TimingCache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> bytes:
+        return self.data + b"+"
+
+
+class Config:
+    """Has what all versions have; the settings that a test wants to see are attributes."""
+
+    def __init__(self, fake: FakeTensorRT) -> None:
+        self._fake = fake
+        self.profiling_verbosity: Any = None
+        self.progress_monitor: Any = None
+        self.profiles: list[Profile] = []
+        self.pools: dict[str, int] = {}
+        self.cache: TimingCache | None = None
+
+    def set_memory_pool_limit(self, pool: str, size: int) -> None:
+        self.pools[pool] = size
+
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1 if self._fake.accepts_profile else -1
+
+    def create_timing_cache(self, data: bytes) -> TimingCache:
+        return TimingCache(data)
+
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if cache.data == b"of another GPU":
+            return False
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> TimingCache | None:
+        return self.cache
+
+
+class Builder:
+    def __init__(self, fake: FakeTensorRT, logger: Any) -> None:
+        assert logger.is_ready, "pybind demands that the base's __init__ be called"
+        self._fake, self._logger = fake, logger
+        fake.builders.append(self)
+
+    def create_network(self, flags: int) -> Network | None:
+        if flags == 1 << self._fake.strongly_typed:
+            return Network()
+        self._logger.log(Severity.ERROR, "IBuilder::createNetworkV2: Error Code 3: API Usage Error (unknown flags)")
+        return None
+
+    def create_builder_config(self) -> Config:
+        self.config = Config(self._fake)
+        return self.config
+
+    def create_optimization_profile(self) -> Profile:
+        return Profile()
+
+    def build_serialized_network(self, _: Network, config: Config) -> bytes | None:
+        monitor = config.progress_monitor
+        monitor.phase_start("Building engine", None, 2)
+        monitor.phase_start("Timing graph nodes", "Building engine", 9)
+        self._logger.log(Severity.VERBOSE, "nothing of interest")
+        for step in range(self._fake.steps):
+            self._fake.at_step(step)
+            if not monitor.step_complete("Timing graph nodes", step):
+                self._logger.log(Severity.ERROR, "IBuilder::build: Error Code 7: BuildCanceled (by user)")
+                self._fake.was_cancelled = True
+                return None
+        monitor.phase_finish("Timing graph nodes")
+        monitor.phase_finish("Building engine")
+        for text in self._fake.build_errors:
+            self._logger.log(Severity.ERROR, text)
+        return None if self._fake.build_errors else b"plan of " + self._fake.__version__.encode()
+
+
+class Parser:
+    def __init__(self, _: Network, logger: Any) -> None:
+        self._logger = logger
+        self.errors: list[Any] = []
+
+    def parse(self, graph: bytes) -> bool:
+        if graph != b"graph":
+            self.errors.append(ParserError())
+        return not self.errors
+
+    @property
+    def num_errors(self) -> int:
+        return len(self.errors)
+
+    def get_error(self, index: int) -> Any:
+        return self.errors[index]
+
+
+class ParserError:
+    def desc(self) -> str:
+        return "Assertion failed:\n  the ONNX model cannot be parsed."
+
+
+class Engine:
+    def create_engine_inspector(self) -> Engine:
+        return self
+
+    def get_engine_information(self, kind: str) -> str:
+        assert kind == "oneline"
+        return LAYERS
+
+
+class Runtime:
+    def __init__(self, fake: FakeTensorRT, logger: Any) -> None:
+        self._fake, self._logger = fake, logger
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        if plan.startswith(b"plan of"):
+            return Engine()
+        self._logger.log(
+            Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 1: (magic tag In f at /x/y.cpp:4)"
+        )
+        return None
+
+
+class Flag:
+    """An enum member as pybind makes it: an int only when asked."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __int__(self) -> int:
+        return self._value
+
+
+class FakeTensorRT(ModuleType):
+    """A module `tensorrt`.
+
+    Args:
+        version: 10.x has weak types beside strong ones, and the flags for them; 11.x has strong types alone.
+    """
+
+    def __init__(self, version: str) -> None:
+        super().__init__("tensorrt")
+        self.__version__ = version
+        self.__spec__ = ModuleSpec("tensorrt", None, origin="fake")
+        is_old = int(version.partition(".")[0]) < 11
+        self.strongly_typed = 1 if is_old else 0
+        self.builders: list[Builder] = []
+        self.build_errors: list[str] = []
+        self.accepts_profile = True
+        self.steps = 3
+        self.was_cancelled = False
+        self.at_step: Callable[[int], object] = lambda _: None
+        self.ILogger, self.IProgressMonitor, self.OnnxParser = ILogger, IProgressMonitor, Parser
+        self.Builder = lambda logger: Builder(self, logger)
+        self.Runtime = lambda logger: Runtime(self, logger)
+        self.NetworkDefinitionCreationFlag = ModuleType("flags")
+        self.NetworkDefinitionCreationFlag.STRONGLY_TYPED = Flag(self.strongly_typed)
+        self.ProfilingVerbosity = ModuleType("verbosity")
+        self.ProfilingVerbosity.DETAILED = "detailed"
+        self.MemoryPoolType = ModuleType("pools")
+        self.MemoryPoolType.WORKSPACE = "workspace"
+        self.LayerInformationFormat = ModuleType("formats")
+        self.LayerInformationFormat.ONELINE = "oneline"
+        self.BuilderFlag = ModuleType("builder flags")
+        self.BuilderFlag.TF32 = Flag(4)
+        if is_old:
+            self.NetworkDefinitionCreationFlag.EXPLICIT_BATCH = Flag(0)
+            self.BuilderFlag.FP16, self.BuilderFlag.INT8 = Flag(0), Flag(1)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, version: str) -> FakeTensorRT:
+    """Put a fake in the place of `tensorrt`."""
+    fake = FakeTensorRT(version)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    return fake
