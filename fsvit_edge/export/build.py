@@ -74,7 +74,7 @@ def build_engines(
     calibrated = _calibrate(job, progress)
     say(f"Building {job.precision.upper()} with {job.backend.title}: {job.backend.reason}.")
     typed = _typed_graphs(job, calibrated, progress)
-    digests = {name: _built_from(job, graph) for name, graph in typed.items()}
+    digests = {name: _built_from(job, name, graph) for name, graph in typed.items()}
     notes = tuple(calibrated.calibration.warnings()) if calibrated is not None else ()
     there = None if options.force or options.data is not None else _find_same(job, digests)
     if there is not None:
@@ -204,11 +204,12 @@ def _typed_graphs(job: Job, calibrated: Calibrated | None, progress: Progress) -
     return graphs
 
 
-def _built_from(job: Job, graph: bytes) -> str:
+def _built_from(job: Job, name: str, graph: bytes) -> str:
+    varying = {size for spec in job.bundle.manifest.graphs[name].inputs for size in spec.shape if isinstance(size, str)}
     told = {
         "backend": [job.backend.name, job.backend.version],
         "targets": job.targets,
-        "sizes": job.sizes if job.backend.api is not None else {},
+        "sizes": {size: job.sizes[size] for size in sorted(varying)} if job.backend.api is not None else {},
         "workspace_mib": job.options.workspace_mib,
     }
     return hashlib.sha256(graph + json.dumps(told).encode()).hexdigest()

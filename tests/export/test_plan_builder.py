@@ -47,7 +47,7 @@ def timings(fake: FakeTensorRT, tmp_path: Path) -> Path:
 
 def test_a_plan_is_built_with_its_shapes_types_and_layers(fake: FakeTensorRT) -> None:
     plan = build(workspace_mib=64)
-    assert plan.data == b"plan of " + fake.__version__.encode()
+    assert plan.data.startswith(b"plan of " + fake.__version__.encode())
     assert plan.inputs == (TensorSpec("image", (1, 8, 8, 3), "uint8"),)
     assert plan.outputs == (TensorSpec("tokens", (1, 4), "float16"),)
     assert plan.profile == {}
