@@ -24,7 +24,7 @@ class _Attention:
     packed: str
     """(3, B, heads, N, d): the linear layer's output, unfolded."""
     layer: LinearLayer
-    bias: str
+    bias: str | None
     unfolded_shape: list[int]
     """B, N, 3, heads, d."""
     scale: float
@@ -74,9 +74,9 @@ def _recognise(graph: Graph, softmax: NodeProto) -> _Attention | None:
     shape = graph.constants.get(fold.input[1])
     layer = next((layer for layer in linear_layers(graph) if layer.node.output[0] == fold.input[0]), None)
     others = [node for node in graph.readers(unfolded.output[0]) if _part(graph, node.output[0])[1] is None]
-    if shape is None or shape.size != 5 or layer is None or len(layer.node.input) != 3 or others:
+    if shape is None or shape.size != 5 or layer is None or others:
         return None
-    bias = layer.node.input[2]
+    bias = layer.node.input[2] if len(layer.node.input) > 2 else None
     scale = query_scale * key_scale
     return _Attention(unfolded.output[0], layer, bias, shape.tolist(), scale, output)
 
@@ -85,7 +85,7 @@ def _fuse(graph: Graph, attention: _Attention) -> dict[str, str]:
     batch, length, _, heads, dim = attention.unfolded_shape
     layer = attention.layer
     weights = np.split(graph.constants[layer.weight], 3, axis=layer.axis)
-    biases = np.split(graph.constants[attention.bias], 3)
+    biases = [None] * 3 if attention.bias is None else np.split(graph.constants[attention.bias], 3)
     rows_shape = graph.add_constant("rows", np.array([batch, length, heads * dim]))
     heads_shape = graph.add_constant("heads", np.array([batch, length, heads, dim]))
     origin, rows = {}, []
@@ -94,7 +94,8 @@ def _fuse(graph: Graph, attention: _Attention) -> dict[str, str]:
         node.CopyFrom(layer.node)
         node.name = graph.new_name(f"{layer.node.name}_{part}")
         node.input[1] = graph.add_constant(f"{layer.weight}_{part}", np.ascontiguousarray(weight))
-        node.input[2] = graph.add_constant(f"{attention.bias}_{part}", bias)
+        if bias is not None:
+            node.input[2] = graph.add_constant(f"{attention.bias}_{part}", bias)
         node.output[0] = graph.new_name(f"{layer.node.output[0]}_{part}")
         graph.graph.node.append(node)
         origin[node.name] = layer.node.name
@@ -124,15 +125,15 @@ def _part(graph: Graph, name: str | None) -> tuple[str, int | None]:
     node = graph.producer.get(name or "")
     if node is not None and node.op_type == "Squeeze":
         node = graph.producer.get(node.input[0])
-    if node is None or len(node.input) < 2:
+    if node is None or node.op_type not in ("Gather", "Slice"):
         return "", None
-    values = [graph.constants.get(position) for position in node.input[1:]]
-    numbers = [value.reshape(-1).tolist() if value is not None else None for value in values]
-    if node.op_type == "Gather" and attribute(node, "axis", 0) == 0 and numbers[0] in ([0], [1], [2]):
-        return node.input[0], numbers[0][0]
-    if node.op_type == "Slice" and len(numbers) >= 3 and numbers[2] == [0] and numbers[0] in ([0], [1], [2]):
-        if numbers[1] is not None and numbers[1][0] == numbers[0][0] + 1:
-            return node.input[0], numbers[0][0]
+    constants = [graph.constants.get(position, np.array([])) for position in node.input[1:]]
+    numbers = [constant.reshape(-1).tolist() for constant in constants]
+    for index in range(3):
+        is_gathered = node.op_type == "Gather" and attribute(node, "axis", 0) == 0 and numbers == [[index]]
+        is_sliced = node.op_type == "Slice" and numbers[:3] == [[index], [index + 1], [0]]
+        if is_gathered or is_sliced:
+            return node.input[0], index
     return "", None
 
 
@@ -150,11 +151,11 @@ def _unscaled(graph: Graph, name: str) -> tuple[str, float]:
 def _untransposed(graph: Graph, name: str) -> str | None:
     """The (B, heads, N, d) of which a tensor is the (B, heads, d, N)."""
     node = graph.producer.get(name)
-    if node is not None and node.op_type == "Transpose" and _perm(node) == [0, 1, 3, 2]:
-        return node.input[0]
+    if node is not None and _perm(node) == [0, 1, 3, 2]:
+        return str(node.input[0])
     turn = graph.producer.get(node.input[0]) if node is not None and node.op_type == "Reshape" else None
     flat = graph.producer.get(turn.input[0]) if turn is not None and _perm(turn) == [0, 2, 1] else None
-    return flat.input[0] if flat is not None and flat.op_type == "Reshape" else None
+    return str(flat.input[0]) if flat is not None and flat.op_type == "Reshape" else None
 
 
 def _only_reader(graph: Graph, name: str, op_type: str) -> NodeProto | None:

@@ -49,6 +49,8 @@ class Graph:
         self._hoist_constants()
         self._names = {name for node in self.graph.node for name in (node.name, *node.input, *node.output)}
         self._names |= self.constants.keys() | {value.name for value in [*self.graph.input, *self.graph.output]}
+        for node in self.graph.node:
+            node.name = node.name or self.new_name(f"node_{node.output[0]}")
         self.index()
 
     @property
