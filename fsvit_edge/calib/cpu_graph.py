@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fsvit_edge.calib.cpu_attention import ORT_DOMAIN, use_ort_operators
-from fsvit_edge.calib.onnx_graph import Graph
+from fsvit_edge.calib.cpu_attention import use_ort_operators
+from fsvit_edge.calib.onnx_graph import ORT_DOMAIN, Graph
 from fsvit_edge.calib.quantize import LinearLayer, Ranges, quantize_weight, tensor_range
 
 
@@ -27,6 +27,11 @@ class IntegerForm:
 
     signed: bool
     largest_weight: int
+
+    @property
+    def suits_attention(self) -> bool:
+        """Whether a product of uint8 and int8 of full range is right and fast, which attention in INT8 needs."""
+        return not self.signed and self.largest_weight == 127
 
 
 def integer_form(machine: str, cpu_flags: set[str]) -> IntegerForm:

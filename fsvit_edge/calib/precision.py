@@ -33,7 +33,7 @@ class PrecisionOptions:
 
     Attributes:
         keep_fp32: Patterns of nodes, operators or weights that compute in FP32; as of a shell.
-        quantize: Patterns of the linear layers to quantise; none: all.
+        quantize: Patterns of the linear layers to quantise; none: all, and on a CPU the attention of long sequences.
         smooth: Move the scale of outlying channels from activations to weights before quantising; None: where it
             lowers the error.
     """
@@ -84,7 +84,7 @@ def make_graph(
             ranges = smooth(source, layers, ranges, calibration.channel_max.get(graph, {}), options.smooth is True)
             layers = _named(source, {layer.node.name for layer in layers})
     if target == "onnxruntime":
-        return _for_cpu(source, graph, layers, ranges)
+        return _for_cpu(source, graph, layers, ranges, options)
     if precision == "fp32":
         return source.finish()
     if layers:
@@ -92,13 +92,18 @@ def make_graph(
     return checked(to_fp16(source.finish(), FLOAT32_IO[graph], keeper(options.keep_fp32)), graph)
 
 
-def _for_cpu(source: Graph, graph: str, layers: list[LinearLayer], ranges: Ranges) -> onnx.ModelProto:
+def _for_cpu(
+    source: Graph, graph: str, layers: list[LinearLayer], ranges: Ranges, options: PrecisionOptions
+) -> onnx.ModelProto:
+    form = integer_form_here()
+    may_be_int8 = bool(layers) and form.suits_attention and not options.quantize
+    keep = keeper(options.keep_fp32)
     if graph == "encoder" and not source.is_quantized:
         names = {layer.node.name for layer in layers}
-        origin = fuse_attention(source)
+        origin = fuse_attention(source, lambda softmax: may_be_int8 and not keep(source, softmax))
         layers = _named(source, names | {part for part, whole in origin.items() if whole in names})
     if layers:
-        quantize_for_cpu(source, layers, ranges, integer_form_here())
+        quantize_for_cpu(source, layers, ranges, form)
     return source.finish()
 
 
