@@ -1,7 +1,7 @@
 """What a CPU can honestly say about FP16: which tensors of the typed graph hold values that FP16 does not.
 
-Running an FP16 graph on a CPU proves nothing, because ONNX Runtime computes it by way of FP32. So the FP32 graph is run,
-and what it computes is held against the types of the other.
+Running an FP16 graph on a CPU proves nothing, because ONNX Runtime computes it by way of FP32. So the FP32 graph is run
+and what it computes held against the types of the other.
 """
 
 from collections.abc import Iterable, Mapping
