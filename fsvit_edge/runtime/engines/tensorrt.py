@@ -6,6 +6,7 @@ places is a CUDA graph from its third run on; RTX records its own.
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 
 import numpy as np
@@ -145,7 +146,8 @@ class TensorRtEngine:
         """Free the plan and its memory; a second call does nothing."""
         if self._engine is None:
             return
-        self._forget_graphs()
+        with suppress(FsvitEdgeError):  # where the GPU is lost, this must not hide what said so
+            self._forget_graphs()
         if self._kernels is not None:
             self._kernels.store()
         self._context = None
