@@ -12,7 +12,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
+from google.protobuf.message import DecodeError
 
 _HALF = "[ { Name: x, Dimensions: [257,192], Datatype: Half, Format: (Linear) }]"
 LAYERS = f"""Layers:
@@ -55,12 +57,23 @@ class Network:
         self.tensors = [Tensor("image", (-1, 8, 8, 3), DataType.UINT8), Tensor("tokens", (-1, 4), DataType.HALF)]
         self.num_inputs = self.num_outputs = 1
 
+    def take(self, graph: onnx.GraphProto) -> None:
+        """Have the inputs and outputs of a graph."""
+        kinds = {onnx.TensorProto.FLOAT: DataType.FLOAT, onnx.TensorProto.FLOAT16: DataType.HALF}
+        self.num_inputs, self.num_outputs = len(graph.input), len(graph.output)
+        self.tensors = []
+        for value in (*graph.input, *graph.output):
+            kind = value.type.tensor_type
+            shape = tuple(-1 if axis.dim_param else axis.dim_value for axis in kind.shape.dim)
+            self.tensors.append(Tensor(value.name, shape, kinds.get(kind.elem_type, DataType.UINT8)))
+
     def get_input(self, index: int) -> Tensor:
         return self.tensors[index]
 
     def get_output(self, index: int) -> Tensor:
-        tensor = self.tensors[1 + index]
-        tensor.shape = (self.tensors[0].shape[0], *tensor.shape[1:])
+        tensor = self.tensors[self.num_inputs + index]
+        if tensor.shape[0] == -1 and self.tensors[0].name == "image":  # the batch
+            tensor.shape = (self.tensors[0].shape[0], *tensor.shape[1:])
         return tensor
 
 
@@ -150,14 +163,22 @@ class Builder:
 
 
 class Parser:
-    def __init__(self, _: Network, logger: Any) -> None:
-        self._logger = logger
+    """Takes `b"graph"` for the network above, and ONNX for what it is."""
+
+    def __init__(self, network: Network, _: Any) -> None:
+        self._network = network
         self.errors: list[Any] = []
 
     def parse(self, graph: bytes) -> bool:
-        if graph != b"graph":
+        if graph == b"graph":
+            return True
+        try:
+            described = onnx.load_from_string(graph).graph
+        except DecodeError:
             self.errors.append(ParserError())
-        return not self.errors
+            return False
+        self._network.take(described)
+        return True
 
     @property
     def num_errors(self) -> int:

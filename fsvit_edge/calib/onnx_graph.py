@@ -128,10 +128,14 @@ class Graph:
         types = {value.name: value.type.tensor_type.elem_type for value in values}
         return {**types, **{tensor.name: tensor.data_type for tensor in self.graph.initializer}}
 
-    def finish(self) -> onnx.ModelProto:
-        """Drop what nothing reads, put nodes in an order in which they can run, and return the model."""
+    def tidy(self) -> None:
+        """Drop what nothing reads, and put nodes in an order in which they can run."""
         self._drop_unread()
         self._sort()
+
+    def finish(self) -> onnx.ModelProto:
+        """Tidy up and return the model."""
+        self.tidy()
         self._store_constants()
         del self.graph.value_info[:]
         return self.model

@@ -1,0 +1,525 @@
+"""From a bundle to engines: what is written, what is compared, what is refused, and what a failure leaves."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_builder import FakeTensorRT, install
+
+from fsvit_edge.calib.calibration import Calibration
+from fsvit_edge.export import backend as backend_module
+from fsvit_edge.export import build as build_module
+from fsvit_edge.export import memory_budget, trial
+from fsvit_edge.export.backend import choose_backend
+from fsvit_edge.export.build import build_engines
+from fsvit_edge.export.build_result import BuildOptions, BuildResult, PrecisionScores
+from fsvit_edge.export.trial import check_drop
+from fsvit_edge.runtime.bundle import Bundle
+from fsvit_edge.runtime.engines import engine_file, tensorrt_api
+from fsvit_edge.runtime.engines.engine_file import EngineRecord, load_engine, read_record
+from fsvit_edge.runtime.engines.engine_sets import find_engines
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.errors import (
+    AccuracyGateError,
+    ArtefactError,
+    EnvironmentLacksError,
+    FsvitEdgeError,
+    InputError,
+)
+from fsvit_edge.runtime.gpu import Gpu
+from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.pictures import write_image
+
+TIMES = ("built_at", "build_s", "latency_ms", "fp32_latency_ms")
+RTX = BuildOptions(engine="tensorrt-rtx", precision="fp16")
+CPU = BuildOptions(engine="onnxruntime", precision="fp32")
+FAST = replace(CPU, verify=False)
+ORIN = Gpu("Orin", (8, 7), 16, 64 * 2**30, "12.6")
+ADA = Gpu("RTX 4090", (8, 9), 128, 24 * 2**30, "13.0")
+H100 = Gpu("NVIDIA H100", (9, 0), 132, 80 * 2**30, "13.0")
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsvit_edge.export.engine_check._TIMED_S", 0.05)
+
+
+@pytest.fixture(scope="module")
+def rtx(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildResult, list[str]]:
+    """One FP16 build by TensorRT-RTX, with what it said."""
+    said: list[str] = []
+    path = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("rtx") / "bundle")
+    return build_engines(Path(path), RTX, say=said.append), said
+
+
+def records(folder: Path) -> dict[str, EngineRecord]:
+    """What is there and whole, by graph."""
+    found = {}
+    for path, record in find_engines(folder)[0]:
+        load_engine(path, record)
+        assert record.graph not in found
+        found[record.graph] = record
+    return found
+
+
+def strays(folder: Path) -> list[str]:
+    """Files that neither the bundle nor a whole engine explains."""
+    known = {path.name for path, _ in find_engines(folder)[0]}
+    known |= {f"{name}.json" for name in known} | {"bundle.json", "encoder.onnx", "enroll.onnx", "head.onnx"}
+    return sorted(path.name for path in folder.iterdir() if path.name not in known)
+
+
+def pictures(folder: Path, count: int) -> Path:
+    for number in range(count):
+        small = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        write_image(folder / f"{number}.png", small.repeat(16, axis=0).repeat(16, axis=1))
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------- TensorRT-RTX
+
+
+def test_rtx_engines_are_written_with_sidecars_that_say_what_they_are(rtx: tuple[BuildResult, list[str]]) -> None:
+    result, said = rtx
+    manifest = Bundle.load(result.bundle).manifest
+    found = records(result.bundle)
+    assert found.keys() == {"encoder", "head"}
+    assert strays(result.bundle) == []
+    for name, record in found.items():
+        assert result.engines[name].record == record
+        assert (record.backend, record.precision, record.targets) == ("tensorrt-rtx", "fp16", ("sm86", "sm89", "sm120"))
+        assert record.onnx_sha256 == manifest.graphs[name].sha256
+        assert record.preprocessing == manifest.preprocessing
+        assert (record.int8_gemms, record.latency_ms, record.calibration) == (0, None, None)
+        assert result.engines[name].path.name.startswith(f"{name}.rtx{record.backend_version}.sm86-sm89-sm120.fp16.")
+    assert found["encoder"].profile == {}
+    assert found["head"].limits == {"supports": 50, "ways": 10, "kept_tokens": 145}
+    assert not result.runs_here
+    assert said[0].startswith("Building FP16 with TensorRT-RTX")
+    assert [line.partition(":")[0] for line in said[1:]] == [
+        "Memory of the encoder",
+        "Memory of the head with 5 supports at once",
+    ]
+
+
+def test_engines_for_elsewhere_are_compared_in_their_place_and_that_is_said(
+    rtx: tuple[BuildResult, list[str]],
+) -> None:
+    result, _ = rtx
+    assert result.agreement is not None
+    assert result.agreement.computed_by == "ONNX Runtime on the CPU"
+    assert result.agreement.pairs == 36
+    assert result.agreement.outputs["encoder.tokens"]["max_error"] < 0.01
+    assert result.agreement.outputs["encoder.tokens"]["max_error"] > 0
+    assert result.agreement.label_agreement > 0.98
+    verification = result.engines["encoder"].record.verification
+    assert verification["outputs"].keys() == {"tokens", "norms", "class_token", "class_query", "image_keys"}
+    assert result.advice[0].startswith("These engines are for other machines (sm86, sm89, sm120); one that runs here")
+
+
+def test_a_second_build_gives_the_same_sidecar_apart_from_times(
+    rtx: tuple[BuildResult, list[str]], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    again = build_engines(Path(shutil.copytree(tiny_bundle, tmp_path / "bundle")), RTX)
+    for name, one in rtx[0].engines.items():
+        # TensorRT-RTX numbers the temporaries inside a plan anew each time, so the plan's own sum is no part of it.
+        left_out = (*TIMES, "file", "sha256")
+        first, second = (
+            {key: value for key, value in vars(record).items() if key not in left_out}
+            for record in (one.record, again.engines[name].record)
+        )
+        assert first == second
+
+
+def test_the_very_engine_is_not_built_twice(bundle: Path) -> None:
+    first = build_engines(bundle, CPU)
+    second = build_engines(bundle, CPU)
+    assert (first.was_there, second.was_there) == (False, True)
+    assert {name: one.record for name, one in first.engines.items()} == {
+        name: one.record for name, one in second.engines.items()
+    }
+    forced = build_engines(bundle, replace(CPU, force=True))
+    assert not forced.was_there
+    assert [one.record.sha256 for one in forced.engines.values()] == [
+        one.record.sha256 for one in first.engines.values()
+    ]
+
+
+def test_an_engine_that_is_other_damaged_or_unverified_is_built_again(bundle: Path) -> None:
+    rtx = replace(RTX, verify=False, targets=("sm86",))
+    assert not build_engines(bundle, rtx).was_there
+    assert build_engines(bundle, rtx).was_there
+    assert not build_engines(bundle, replace(rtx, ways_max=3)).was_there
+    assert records(bundle)["head"].limits["ways"] == 3
+    path = next(bundle.glob("head.*.engine"))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not build_engines(bundle, replace(rtx, ways_max=3)).was_there
+    assert not build_engines(bundle, replace(rtx, ways_max=3, verify=True)).was_there
+    assert build_engines(bundle, replace(rtx, ways_max=3)).was_there
+
+
+# ----------------------------------------------------------------------------------------------------- ONNX Runtime
+
+
+def test_engines_of_onnx_runtime_run_here_and_are_timed_beside_fp32(bundle: Path) -> None:
+    result = build_engines(bundle, CPU)
+    assert result.runs_here
+    assert result.agreement is not None
+    assert result.agreement.computed_by == "the engine"
+    assert (result.agreement.presence_flips, result.agreement.label_agreement) == (0, 1.0)
+    for name, one in result.engines.items():
+        assert one.record.latency_ms is not None
+        assert one.record.fp32_latency_ms is not None
+        with OnnxRuntimeEngine(load_engine(one.path, one.record), "cpu") as engine:
+            assert (engine.inputs, engine.outputs) == (one.record.inputs, one.record.outputs), name
+    assert result.latency_ms.keys() == {"fp32"}
+    assert strays(bundle) == []
+
+
+def test_int8_for_the_cpu_counts_the_products_that_onnx_runtime_really_runs(
+    bundle: Path, calibrate: Callable[[bytes], Calibration]
+) -> None:
+    loaded = Bundle.load(bundle)
+    made = calibrate(loaded.graphs["encoder"])
+    made = replace(made, image_size=loaded.manifest.image_size, preprocessing=loaded.manifest.preprocessing)
+    made.save(bundle / "calibration.json")
+    result = build_engines(bundle, BuildOptions(engine="onnxruntime"))
+    encoder = result.engines["encoder"].record
+    assert (result.precision, encoder.precision) == ("int8", "int8")
+    assert encoder.int8_gemms == 4 * loaded.manifest.num_layers
+    assert encoder.calibration is not None
+    assert encoder.calibration["sha256"] == made.sha256
+    assert result.latency_ms.keys() == {"fp32", "int8"}
+
+
+# ------------------------------------------------------------------------------------------------------- calibration
+
+
+def test_int8_without_a_calibration_says_how_to_make_one(bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"has none: name pictures.* fsvit-edge calib SOURCE --bundle"):
+        build_engines(bundle, replace(RTX, precision="int8"))
+
+
+def test_a_source_is_calibrated_on_the_spot_and_verifies_on_its_own_pictures(bundle: Path, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "album", 5)
+    steps: list[str] = []
+    options = replace(RTX, precision="int8", calib=str(source), targets=("sm86",))
+    result = build_engines(bundle, options, steps.append)
+    assert any(step.startswith("calibrate: picture") for step in steps)
+    encoder = result.engines["encoder"].record
+    assert encoder.calibration is not None
+    assert encoder.calibration["pictures"] == 5
+    assert result.agreement is not None
+    assert (result.agreement.pictures, result.agreement.source) == (5, str(source))
+    assert "seen 5 pictures only" in result.notes[0]
+    assert result.engines["encoder"].record.int8_gemms == 4 * Bundle.load(bundle).manifest.num_layers
+    assert any("compare with --fp16" in line for line in result.advice)
+
+
+def test_a_calibration_of_another_model_is_refused(bundle: Path, calibrate: Callable[[bytes], Calibration]) -> None:
+    made = calibrate(Bundle.load(bundle).graphs["encoder"])
+    made.save(bundle / "other.json")
+    with pytest.raises(ArtefactError, match="for images of 400 px, the bundle has 48 px"):
+        build_engines(bundle, replace(RTX, precision="int8", calib=str(bundle / "other.json")))
+
+
+# -------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (replace(RTX, calib="x.json"), "--calib has no effect here: a calibration belongs to --int8"),
+        (replace(RTX, quantize=("*qkv*",)), "--quantize has no effect here"),
+        (replace(CPU, keep_fp32=("Softmax",)), "--keep-fp32 has no effect here: all is FP32"),
+        (
+            replace(CPU, targets=("sm86",)),
+            "--target has no effect here: it belongs to tensorrt-rtx, not to onnxruntime",
+        ),
+        (replace(RTX, timing_cache=Path("x")), "--timing-cache has no effect here: it belongs to tensorrt, not to"),
+        (replace(CPU, workspace_mib=9), "--workspace has no effect here: it belongs to TensorRT"),
+        (replace(CPU, ways_max=3), "--ways-max has no effect here: ONNX Runtime takes any number"),
+        (replace(CPU, shots_max=3), "--shots-max has no effect here"),
+        (replace(CPU, precision="fp16"), "ONNX Runtime on a CPU computes FP16 by way of FP32"),
+        (replace(CPU, precision="fp8"), "Precision 'fp8' is unknown; choose one of: fp32, fp16, int8"),
+        (replace(CPU, engine="openvino"), "--engine openvino is unknown; choose one of: auto, tensorrt, tensorrt-rtx"),
+        (replace(RTX, max_drop=1.0), "name it with --data DIR"),
+        (replace(RTX, targets=("sm90",)), "does not support Hopper"),
+        (replace(RTX, keep_fp32=("Nonsense",)), "--keep-fp32 'Nonsense' matches no node"),
+    ],
+)
+def test_what_has_no_effect_or_makes_no_sense_is_refused(bundle: Path, options: BuildOptions, text: str) -> None:
+    said: list[str] = []
+    with pytest.raises(InputError, match=text):
+        build_engines(bundle, options, said.append, said.append)
+    assert records(bundle) == {}
+
+
+def test_verifying_without_pictures_is_refused_before_the_build(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsvit_edge.runtime.demo.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("fsvit_edge.export.engine_check.demo_frame", _no_scikit_image)
+    with pytest.raises(EnvironmentLacksError, match=r'"fsvit-edge\[demo\]", give your own with --calib SOURCE, or'):
+        build_engines(bundle, CPU)
+    assert not build_engines(bundle, FAST).was_there
+
+
+def _no_scikit_image(_: int) -> None:
+    raise EnvironmentLacksError("The demo needs scikit-image")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_build(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module.os, "access", lambda *_: False)  # the tests may run as root
+    with pytest.raises(FsvitEdgeError, match=r"Engines cannot be written to .*: no permission in .*XDG_CACHE_HOME"):
+        build_engines(bundle, FAST)
+
+
+def test_too_little_memory_is_refused_before_the_build(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_budget, "free_memory", lambda: 10_000_000)
+    with pytest.raises(FsvitEdgeError, match=r"Building the encoder needs about \d+ MB of memory and 10 MB are free"):
+        build_engines(bundle, FAST)
+
+
+# --------------------------------------------------------------------------------------------- accuracy and failures
+
+
+def test_an_engine_that_overflows_is_not_written(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Overflowing(OnnxRuntimeEngine):
+        def run(self, feed: Any) -> Any:
+            outputs = super().run(feed)
+            return {**outputs, "tokens": self.upload(np.full(outputs["tokens"].shape, np.inf, np.float16))}
+
+    def open_stand_ins(typed: dict[str, bytes], stack: Any) -> Any:
+        graphs = {"encoder": Overflowing(typed["encoder"], "cpu"), "head": OnnxRuntimeEngine(typed["head"], "cpu")}
+        return {name: stack.enter_context(engine) for name, engine in graphs.items()}
+
+    monkeypatch.setattr(build_module, "open_stand_ins", open_stand_ins)
+    with pytest.raises(AccuracyGateError, match=r"overflows in the engine: not finite in encoder\.tokens; nothing was"):
+        build_engines(bundle, RTX)
+    assert records(bundle) == {}
+
+
+def make_data(root: Path) -> Path:
+    for number, (name, stem) in enumerate((name, stem) for name in ("cup", "key") for stem in "abc"):
+        image = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        image = image.repeat(20, axis=0).repeat(20, axis=1)
+        mask = np.zeros_like(image)
+        mask[20 + number : 60, 30:70] = 255
+        image[mask > 0] = 200 if name == "cup" else 40
+        write_image(root / name / "images" / f"{stem}.png", image)
+        write_image(root / name / "masks" / f"{stem}.png", mask)
+    return root
+
+
+def test_a_data_set_compares_the_precisions_on_the_same_episodes(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "EPISODES", 6)
+    result = build_engines(bundle, replace(FAST, data=make_data(tmp_path / "data"), max_drop=0.0))
+    fp32, own = result.scores
+    assert fp32 == own
+    assert fp32.miou is not None
+
+
+def test_losing_more_than_allowed_writes_nothing(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lost = (PrecisionScores("fp32", 90.0, 60.0), PrecisionScores("fp16", 90.0, 58.5))
+    monkeypatch.setattr(build_module, "score", lambda *_: lost)
+    options = replace(RTX, verify=False, targets=("sm86",), data=tmp_path)
+    with pytest.raises(
+        AccuracyGateError, match=r"The mIoU is 60\.0 % in FP32 and 58\.5 % in FP16: 1\.5 points lost, 1 "
+    ):
+        build_engines(bundle, replace(options, max_drop=1.0))
+    assert records(bundle) == {}
+    assert build_engines(bundle, replace(options, max_drop=1.6)).scores == lost
+    assert records(bundle).keys() == {"encoder", "head"}
+
+
+def test_a_score_that_is_no_number_is_lost_too() -> None:
+    with pytest.raises(AccuracyGateError):
+        check_drop((PrecisionScores("fp32", 90.0, None), PrecisionScores("int8", float("nan"), None)), 100.0)
+
+
+def test_a_disk_that_is_full_leaves_the_old_engines(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_engines(bundle, replace(RTX, verify=False, targets=("sm86",)))
+    before = records(bundle)
+    real, calls = engine_file.atomic_write, []
+
+    def full(path: Path, data: bytes) -> None:
+        calls.append(path)
+        if len(calls) == 4:  # the last of two engines and two sidecars
+            raise FsvitEdgeError("No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr(engine_file, "atomic_write", full)
+    with pytest.raises(FsvitEdgeError, match="No space"):
+        build_engines(bundle, replace(RTX, verify=False, targets=("sm86",), ways_max=3))
+    assert len(calls) == 4
+    assert records(bundle) == before
+    assert strays(bundle) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fsvit_edge.export.build import build_engines
+from fsvit_edge.export.build_result import BuildOptions
+from fsvit_edge.runtime import atomic
+
+left = int(sys.argv[2])
+real = os.replace
+def replace(*names):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(*names)
+atomic.os.replace = replace
+build_engines(Path(sys.argv[1]), BuildOptions(engine="onnxruntime", precision="fp32", verify=False, force=True))
+"""
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_kill_at_any_moment_leaves_whole_engines(bundle: Path, renames: int) -> None:
+    build_engines(bundle, FAST)
+    before = records(bundle)
+    # Another sum, so that a new engine is another file.
+    for path, record in find_engines(bundle)[0]:
+        path.unlink()
+        (path.parent / f"{path.name}.json").unlink()
+        engine_file.write_engine(bundle, replace(record, file=_stem(record.file)), b"old " + record.graph.encode())
+    before = records(bundle)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(bundle), str(renames)], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    built, problems = find_engines(bundle)
+    assert problems == []
+    for path, record in built:
+        load_engine(path, record)
+    assert {record.sha256 for _, record in built} >= {record.sha256 for record in before.values()}
+    build_engines(bundle, replace(FAST, force=True))
+    assert records(bundle).keys() == {"encoder", "head"}
+    left = [name for name in strays(bundle) if not name.startswith(".fsvit-edge-")]
+    assert left == []
+
+
+def _stem(file: str) -> str:
+    stem, _, suffix = file.rpartition(".")
+    return f"{stem.rpartition('.')[0]}.{suffix}"
+
+
+# ------------------------------------------------------------------------------------------------ which backend builds
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "targets", "chosen", "reason"),
+    [
+        (("tensorrt", "tensorrt-rtx"), ORIN, False, "tensorrt", "it is installed and there is a GPU, Orin"),
+        (("tensorrt", "tensorrt-rtx"), ORIN, True, "tensorrt-rtx", "it is installed and there is a GPU"),
+        (("tensorrt", "tensorrt-rtx"), None, False, "tensorrt-rtx", "builds for GPUs elsewhere; here no"),
+        (("tensorrt",), None, False, "onnxruntime", "TensorRT is installed, but no"),
+        (("tensorrt-rtx",), ADA, False, "tensorrt-rtx", "there is a GPU, RTX 4090"),
+        (("tensorrt-rtx",), H100, False, "onnxruntime", r"does not support the NVIDIA H100 \(sm90\)"),
+        (("tensorrt-rtx",), None, False, "tensorrt-rtx", "builds for GPUs elsewhere"),
+        ((), ADA, False, "onnxruntime", "neither TensorRT nor TensorRT-RTX is installed"),
+        ((), None, False, "onnxruntime", "neither"),
+    ],
+)
+def test_auto_takes_what_is_here(
+    monkeypatch: pytest.MonkeyPatch,
+    installed: tuple[str, ...],
+    gpu: Gpu | None,
+    targets: bool,
+    chosen: str,
+    reason: str,
+) -> None:
+    install(monkeypatch, "10.3.0")
+    monkeypatch.setattr(backend_module, "installed_backends", lambda: installed)
+    backend = choose_backend("auto", gpu, targets)
+    assert backend.name == chosen
+    assert re.search(reason, backend.reason)
+    assert backend.default_precision == ("int8" if chosen == "onnxruntime" else "fp16")
+
+
+def test_tensorrt_without_a_gpu_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "10.3.0")
+    monkeypatch.setattr("fsvit_edge.runtime.gpu._LIBRARY", "no-driver.so.1")
+    with pytest.raises(
+        EnvironmentLacksError, match="builds on the GPU that shall run the engine, and no NVIDIA driver"
+    ):
+        build_engines(bundle, BuildOptions(engine="tensorrt"))
+
+
+# ------------------------------------------------------------------------ TensorRT, with a GPU that others stand in for
+
+
+@pytest.fixture(params=["10.3.0", "11.4.1"])
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTensorRT]:
+    """TensorRT and a GPU; what would run on it is computed by the FP32 graphs of the bundle."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: cls("Linux", "aarch64", "Orin", ORIN, "36.4.3")))
+
+    def open_on_trial(job: Any, engines: dict[str, Any], stack: Any) -> Any:
+        return {name: stack.enter_context(OnnxRuntimeEngine(job.bundle.graphs[name], "cpu")) for name in engines}
+
+    monkeypatch.setattr(build_module, "open_on_trial", open_on_trial)
+    monkeypatch.setattr(trial, "open_on_trial", open_on_trial)
+    monkeypatch.setattr("fsvit_edge.runtime.engines.misfits.installed_version", lambda _: request.param)
+    yield install(monkeypatch, request.param)
+    tensorrt_api._shared_logger.cache_clear()
+
+
+def test_tensorrt_on_a_gpu_is_chosen_built_timed_and_described(bundle: Path, fake: FakeTensorRT) -> None:
+    result = build_engines(bundle, BuildOptions(workspace_mib=64))
+    assert (result.backend.name, result.precision, result.runs_here) == ("tensorrt", "fp16", True)
+    record = result.engines["encoder"].record
+    assert record.file.startswith(f"encoder.Orin.sm87.trt{fake.__version__}.fp16.")
+    assert record.machine["gpu"]["name"] == "Orin"
+    assert record.machine["l4t"] == "36.4.3"
+    assert (record.targets, record.int8_gemms, record.gemms) == ((), 1, 2)
+    assert {spec.dtype for spec in record.outputs} == {"float16"}
+    assert record.latency_ms is not None
+    assert result.latency_ms.keys() == {"fp16"}
+    assert all(builder.config.pools == {"workspace": 64 * 2**20} for builder in fake.builders)
+    assert build_engines(bundle, BuildOptions(workspace_mib=64)).was_there
+
+
+def test_int8_on_a_gpu_is_timed_beside_fp16_that_is_there_and_loses_where_it_is_slower(
+    bundle: Path, fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build_engines(bundle, BuildOptions(verify=False))
+    monkeypatch.setattr(trial, "time_side_by_side", lambda engines, _: [2.0, 3.0][: len(engines)])
+    options = BuildOptions(precision="int8", calib=str(pictures(tmp_path / "album", 3)), verify=False)
+    result = build_engines(bundle, options)
+    assert result.latency_ms == {"fp16": 4.0, "int8": 6.0}
+    assert "INT8 takes 6.0 ms, FP16 4.0 ms: use --fp16." in result.advice
+    assert fake.builders
+
+
+def test_a_build_that_tensorrt_fails_leaves_what_was_there(bundle: Path, fake: FakeTensorRT) -> None:
+    build_engines(bundle, BuildOptions(verify=False))
+    before = records(bundle)
+    fake.build_errors = ["CUDA out of memory"]
+    with pytest.raises(FsvitEdgeError, match="failed to build the encoder: CUDA out of memory; close other programs"):
+        build_engines(bundle, BuildOptions(verify=False, force=True))
+    assert records(bundle) == before
+
+
+def test_a_sidecar_is_json_that_anybody_can_read(rtx: tuple[BuildResult, list[str]]) -> None:
+    document = json.loads(json.dumps(rtx[0].to_dict()))
+    assert document["engines"]["head"]["record"]["limits"]["ways"] == 10
+    path = rtx[0].engines["head"].path
+    assert read_record(path) == rtx[0].engines["head"].record
