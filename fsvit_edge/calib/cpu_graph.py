@@ -40,9 +40,7 @@ def quantize_for_cpu(graph: Graph, layers: list[LinearLayer], ranges: Ranges, si
         ]
         inputs += node.input[2:3]
         graph.remove([node])
-        graph.add_node(
-            "MatMulIntegerToFloat", inputs, node.name, output=node.output[0], domain=ORT_DOMAIN
-        )
+        graph.add_node("MatMulIntegerToFloat", inputs, node.name, output=node.output[0], domain=ORT_DOMAIN)
     use_ort_operators(graph)
 
 

@@ -204,7 +204,8 @@ class TensorRtEngine:
         for spec in self.outputs:
             if tuple(self._context.get_tensor_shape(spec.name)) != shapes[spec.name]:
                 raise self._misfit(f"returns {spec.name!r} in another shape than its sidecar says")
-        needed = int(self._context.update_device_memory_size_for_shapes())
+        # 0 where it fails; then the largest of the profile is enough as well.
+        needed = int(self._context.update_device_memory_size_for_shapes() or self._engine.device_memory_size_v2)
         if needed > (0 if self._scratch is None else self._scratch.nbytes):
             self._forget_graphs()  # they hold the address of what is freed now
             self._scratch = None
