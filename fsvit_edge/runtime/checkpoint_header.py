@@ -51,11 +51,11 @@ def safetensors_facts(path: Path) -> dict[str, Any]:
     }
     config = path.with_suffix(".json")
     try:
-        stated = json.loads(config.read_text())
-        facts["configuration"] = ", ".join(f"{key} {stated[key]}" for key in stated)
+        stated = dict(json.loads(config.read_text()).items())
+        facts["configuration"] = ", ".join(f"{key} {value!s:.60}" for key, value in stated.items())
     except FileNotFoundError:
         facts["configuration"] = f"no {config.name} beside it"
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         facts["configuration"] = f"{config.name} beside it is damaged"
     return facts
 

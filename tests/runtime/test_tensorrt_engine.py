@@ -433,6 +433,19 @@ def test_tensorrt_out_of_memory_says_what_is_free(device: Device) -> None:
     )
 
 
+@pytest.mark.parametrize(("is_known", "scratch"), [(True, 3000), (False, 50_000)])
+def test_its_work_gets_memory_for_the_sizes_at_hand_or_where_they_are_not_known_for_the_largest(
+    device: Device, plain_head: OnnxRuntimeEngine, is_known: bool, scratch: int
+) -> None:
+    if not is_known:
+        device.trt.fail["update_device_memory_size_for_shapes"] = 0
+    with device.engine("head") as engine:
+        feed = head_feed(engine, 3)
+        assert_same(engine, feed, plain_head, feed)
+        (context,) = device.trt.contexts
+        assert context.scratch[1] == scratch
+
+
 def test_a_gpu_too_small_for_the_supports_says_so_and_goes_on_when_there_are_fewer() -> None:
     device = Device()
     with device.model("fp16") as model:

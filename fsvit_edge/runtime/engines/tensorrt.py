@@ -6,6 +6,7 @@ places is a CUDA graph from its third run on; RTX records its own.
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 
 import numpy as np
@@ -145,7 +146,8 @@ class TensorRtEngine:
         """Free the plan and its memory; a second call does nothing."""
         if self._engine is None:
             return
-        self._forget_graphs()
+        with suppress(FsvitEdgeError):  # where the GPU is lost, this must not hide what said so
+            self._forget_graphs()
         if self._kernels is not None:
             self._kernels.store()
         self._context = None
@@ -202,7 +204,8 @@ class TensorRtEngine:
         for spec in self.outputs:
             if tuple(self._context.get_tensor_shape(spec.name)) != shapes[spec.name]:
                 raise self._misfit(f"returns {spec.name!r} in another shape than its sidecar says")
-        needed = int(self._context.update_device_memory_size_for_shapes())
+        # 0 where it fails; then the largest of the profile is enough as well.
+        needed = int(self._context.update_device_memory_size_for_shapes() or self._engine.device_memory_size_v2)
         if needed > (0 if self._scratch is None else self._scratch.nbytes):
             self._forget_graphs()  # they hold the address of what is freed now
             self._scratch = None

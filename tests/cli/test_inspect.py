@@ -1,0 +1,70 @@
+"""`fsvit-edge inspect` as a user types it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(DEFAULT_BUNDLE, tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_person_reads_what_it_is_and_whether_it_runs(cli: Cli) -> None:
+    done = cli("inspect", "bundle")
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[0] == "bundle: bundle"
+    assert "  network    cst-nano, vit_nano_patch8_64, cst head, 128 px" in lines
+    assert lines[-1] == "It will run here."
+    assert cli("inspect", "bundle/calibration.json").out.startswith("bundle/calibration.json: calibration\n")
+    assert "run here" not in cli("inspect", "bundle/cst-nano.safetensors").out
+
+
+def test_a_program_reads_json(cli: Cli) -> None:
+    done = cli("inspect", "bundle/head.onnx", "--json")
+    found = json.loads(done.out)
+    assert (found["kind"], found["runs_here"], found["problems"], found["exit_code"]) == ("ONNX graph", True, [], 0)
+    assert found["facts"]["precision"] == "fp32"
+
+
+def test_what_will_not_run_is_told_on_stdout_and_ends_with_4(cli: Cli, folder: Path) -> None:
+    (folder / "bundle" / "head.onnx").write_bytes(b"")
+    (folder / "x.engine").write_bytes(b"ftrt")
+    for named in ("bundle", "bundle/head.onnx", "x.engine"):
+        done = cli("inspect", named)
+        assert (done.code, done.err) == (4, "")
+        assert "\nIt will not run here:\n- " in done.out
+        found = json.loads(cli("inspect", named, "--json").out)
+        assert (found["runs_here"], found["exit_code"], len(found["problems"])) == (False, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "text"),
+    [
+        ("none", None, 2, "none does not exist; name an engine"),
+        ("photo.jpg", b"\xff\xd8", 2, "is nothing that fsvit-edge knows"),
+        ("x.json", b"{", 2, "is not readable JSON"),
+        ("c.json", b'{"ranges": {}, "method": "minmax", "graphs": {}}', 4, "has format version None"),
+    ],
+)
+def test_an_error_is_one_sentence(
+    cli: Cli, folder: Path, name: str, content: bytes | None, code: int, text: str
+) -> None:
+    if content is not None:
+        (folder / name).write_bytes(content)
+    done = cli("inspect", name)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.startswith("Error: ")
+    assert done.err.count("\n") == 1
+    assert text in done.err
