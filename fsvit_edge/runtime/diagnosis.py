@@ -173,7 +173,8 @@ def _engines(path: Path) -> Iterator[Finding]:
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         yield Finding("engine folder", True, False, str(folder))
     else:
-        text = f"{folder} cannot be written: no permission in {existing}; needed for fsvit-edge build-engine"
+        reason = f"no permission in {existing}" if existing.is_dir() else f"{existing} is a file"
+        text = f"{folder} cannot be written: {reason}; needed for fsvit-edge build-engine"
         yield Finding("engine folder", False, False, text)
     built, flawed = find_engines(folder)
     for number, sentence in enumerate(flawed, 1):

@@ -270,7 +270,7 @@ print(step)
 
 
 def test_a_build_that_is_killed_at_any_step_leaves_whole_engines_and_the_next_one_tidies_up(tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILL_AT_EACH_STEP), str(tmp_path)],
         capture_output=True,
