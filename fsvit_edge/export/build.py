@@ -18,7 +18,7 @@ from fsvit_edge.export.backend import Backend, choose_backend
 from fsvit_edge.export.build_result import BuildOptions, BuildResult, BuiltEngine, PrecisionScores
 from fsvit_edge.export.calibrate import Calibrated, find_calibration
 from fsvit_edge.export.cpu_builder import build_for_cpu
-from fsvit_edge.export.engine_check import Agreement, compare, demo_pictures
+from fsvit_edge.export.engine_check import Agreement, check_fp16, compare, demo_pictures
 from fsvit_edge.export.job import Job
 from fsvit_edge.export.memory_budget import estimate
 from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan, choose_targets
@@ -95,6 +95,9 @@ def build_engines(
         plans = {name: (one.data, records[name]) for name, one in built.items()}
         candidate = open_on_trial(job, plans, stack) if job.runs_here else open_stand_ins(typed, stack)
         if options.verify:
+            if job.precision != "fp32" and not job.runs_here:
+                progress("look for values that FP16 cannot hold")
+                check_fp16(job.bundle.manifest, job.bundle.graphs["encoder"], typed["encoder"], pictures)
             progress("compare with FP32")
             computed_by = "the engine" if job.runs_here else "ONNX Runtime on the CPU"
             agreement = compare(job.bundle.manifest, reference, candidate, pictures, source, computed_by)

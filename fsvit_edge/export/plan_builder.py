@@ -22,6 +22,8 @@ DEFAULT_TARGETS = ("sm86", "sm89", "sm120")
 """Where TensorRT-RTX builds without a GPU: the RTX 30, 40 and 50 series."""
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
+_RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
+"""A preview feature of TensorRT from 10.10 on."""
 
 Range = tuple[int, int, int]
 """Smallest, usual and largest value of a size."""
@@ -165,6 +167,9 @@ def _build(
     config.profiling_verbosity = api.trt.ProfilingVerbosity.DETAILED
     if hasattr(api.trt, "IProgressMonitor"):
         config.progress_monitor = watch.monitor(api.trt)
+    if hasattr(api.trt, "PreviewFeature") and hasattr(api.trt.PreviewFeature, _RESIZE):
+        # Or newer releases would ask for the memory of the profile's largest shapes, whatever the shapes at hand.
+        config.set_preview_feature(getattr(api.trt.PreviewFeature, _RESIZE), True)
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(api.trt.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
     if options.targets:

@@ -16,6 +16,7 @@ import pytest
 from fake_builder import FakeTensorRT, install
 
 from fsvit_edge.calib.calibration import Calibration
+from fsvit_edge.calib.overflow import Overflow
 from fsvit_edge.export import backend as backend_module
 from fsvit_edge.export import build as build_module
 from fsvit_edge.export import memory_budget, trial
@@ -200,7 +201,8 @@ def test_int8_for_the_cpu_counts_the_products_that_onnx_runtime_really_runs(
     result = build_engines(bundle, BuildOptions(engine="onnxruntime"))
     encoder = result.engines["encoder"].record
     assert (result.precision, encoder.precision) == ("int8", "int8")
-    assert encoder.int8_gemms == 4 * loaded.manifest.num_layers
+    # Query, key and value may be a product each.
+    assert encoder.gemms == encoder.int8_gemms >= 4 * loaded.manifest.num_layers
     assert encoder.calibration is not None
     assert encoder.calibration["sha256"] == made.sha256
     assert result.latency_ms.keys() == {"fp32", "int8"}
@@ -309,6 +311,18 @@ def test_an_engine_that_overflows_is_not_written(bundle: Path, monkeypatch: pyte
 
     monkeypatch.setattr(build_module, "open_stand_ins", open_stand_ins)
     with pytest.raises(AccuracyGateError, match=r"overflows in the engine: not finite in encoder\.tokens; nothing was"):
+        build_engines(bundle, RTX)
+    assert records(bundle) == {}
+
+
+def test_a_value_that_fp16_cannot_hold_is_found_where_nothing_computes_in_fp16(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = (Overflow("block.2", "node_add_2", 70_000.0),)
+    monkeypatch.setattr("fsvit_edge.export.engine_check.find_overflows", lambda *_: found)
+    with pytest.raises(
+        AccuracyGateError, match=r"cannot hold 'block\.2' of the encoder, which reaches 7e\+04; .* 'node_"
+    ):
         build_engines(bundle, RTX)
     assert records(bundle) == {}
 
