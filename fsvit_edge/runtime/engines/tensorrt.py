@@ -237,13 +237,10 @@ class TensorRtEngine:
 
     def _buffer(self, name: str, nbytes: int) -> DeviceBuffer:
         """The place of an input from the host, or of an output; it grows and never shrinks."""
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.nbytes < nbytes:
-            if buffer is not None:
-                self._forget_graphs()
-                del self._buffers[name], buffer
-            buffer = self._buffers[name] = self._memory.alloc(nbytes)
-        return buffer
+        if name not in self._buffers or self._buffers[name].nbytes < nbytes:
+            self._buffers.pop(name, None)
+            self._buffers[name] = self._memory.alloc(nbytes)
+        return self._buffers[name]
 
     def _forget_graphs(self) -> None:
         graphs = [graph for graph in self._graphs.values() if graph is not None]
