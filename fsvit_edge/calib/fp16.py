@@ -56,7 +56,6 @@ def to_fp16(
 
 def _islands(graph: Graph, floats: set[str]) -> set[str]:
     """Names of the nodes that compute in FP32 whatever the user says."""
-    _name_all(graph)
     found = {node.name for node in graph.nodes if node.op_type in FLOAT32_OPERATORS or _has_unsafe_scalar(graph, node)}
     pictures = [value.name for value in graph.graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8]
     found |= _downstream(graph, pictures, floats, until=_PRODUCTS)
@@ -110,11 +109,6 @@ def _replace_masks(graph: Graph) -> None:
             graph.constants[name] = np.where((value < -LARGEST) & np.isfinite(value), MASK_FLOAT16, value).astype(
                 value.dtype
             )
-
-
-def _name_all(graph: Graph) -> None:
-    for node in graph.nodes:
-        node.name = node.name or graph.new_name(f"node_{node.output[0]}")
 
 
 def _retype(graph: Graph, floats: set[str], in_float32: set[int], float32_io: Collection[str]) -> None:

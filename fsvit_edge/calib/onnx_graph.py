@@ -12,6 +12,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from fsvit_edge.runtime.errors import ArtefactError
 
 GEMMS = ("MatMul", "Gemm")
+ORT_DOMAIN = "com.microsoft"
+"""Of ONNX Runtime's own operators."""
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -49,6 +51,8 @@ class Graph:
         self._hoist_constants()
         self._names = {name for node in self.graph.node for name in (node.name, *node.input, *node.output)}
         self._names |= self.constants.keys() | {value.name for value in [*self.graph.input, *self.graph.output]}
+        for node in self.graph.node:
+            node.name = node.name or self.new_name(f"node_{node.output[0]}")
         self.index()
 
     @property
@@ -107,6 +111,15 @@ class Graph:
         name = self.new_name(f"node_{wish}")
         self.graph.node.append(helper.make_node(op_type, list(inputs), [output], name, domain=domain, **attributes))
         return output
+
+    def add_split(self, name: str, sizes: list[int], axis: int, wish: str) -> list[str]:
+        """Cut a tensor into pieces and return their names."""
+        outputs = [self.new_name(wish) for _ in sizes]
+        lengths = self.add_constant(f"{wish}_sizes", np.array(sizes))
+        self.graph.node.append(
+            helper.make_node("Split", [name, lengths], outputs, self.new_name(f"node_{wish}"), axis=axis)
+        )
+        return outputs
 
     def remove(self, nodes: Iterable[NodeProto]) -> None:
         """Take nodes out."""

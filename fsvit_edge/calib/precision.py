@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import NodeProto
 
+from fsvit_edge.calib.cpu_attention import fuse_attention
+from fsvit_edge.calib.cpu_graph import integer_form_here, quantize_for_cpu
 from fsvit_edge.calib.fp16 import to_fp16
 from fsvit_edge.calib.onnx_graph import Graph, matches
-from fsvit_edge.calib.quantize import chosen_layers, insert_qdq
+from fsvit_edge.calib.quantize import LinearLayer, Ranges, chosen_layers, insert_qdq, linear_layers
+from fsvit_edge.calib.smooth import smooth
 from fsvit_edge.runtime.errors import ArtefactError, InputError
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ class PrecisionOptions:
 
     Attributes:
         keep_fp32: Patterns of nodes, operators or weights that compute in FP32; as of a shell.
-        quantize: Patterns of the linear layers to quantise; none: all.
+        quantize: Patterns of the linear layers to quantise; none: all, and on a CPU the attention of long sequences.
         smooth: Move the scale of outlying channels from activations to weights before quantising; None: where it
             lowers the error.
     """
@@ -68,16 +71,44 @@ def make_graph(
     source = Graph(data)
     if source.is_quantized and precision != "int8":
         raise InputError(f"The {graph} graph is quantised already, so it cannot become {precision}; build it as int8.")
-    if precision == "fp32":
-        return source.finish()
-    if target == "onnxruntime":
+    if target == "onnxruntime" and precision == "fp16":
         raise InputError("ONNX Runtime on a CPU computes FP16 by way of FP32, only slower; build with fp32 or int8.")
+    layers: list[LinearLayer] = []
+    ranges: Ranges = {}
     if precision == "int8" and graph == "encoder" and not source.is_quantized:
         if calibration is None:
             raise InputError("INT8 needs the ranges of a calibration; give one with --calib FILE or --calib SOURCE.")
         layers = chosen_layers(source, options.quantize, options.keep_fp32)
-        insert_qdq(source, layers, calibration.ranges.get("encoder", {}))
+        ranges = calibration.ranges.get(graph, {})
+        if options.smooth is not False:
+            ranges = smooth(source, layers, ranges, calibration.channel_max.get(graph, {}), options.smooth is True)
+            layers = _named(source, {layer.node.name for layer in layers})
+    if target == "onnxruntime":
+        return _for_cpu(source, graph, layers, ranges, options)
+    if precision == "fp32":
+        return source.finish()
+    if layers:
+        insert_qdq(source, layers, ranges)
     return checked(to_fp16(source.finish(), FLOAT32_IO[graph], keeper(options.keep_fp32)), graph)
+
+
+def _for_cpu(
+    source: Graph, graph: str, layers: list[LinearLayer], ranges: Ranges, options: PrecisionOptions
+) -> onnx.ModelProto:
+    form = integer_form_here()
+    may_be_int8 = bool(layers) and form.suits_attention and not options.quantize
+    keep = keeper(options.keep_fp32)
+    if graph == "encoder" and not source.is_quantized:
+        names = {layer.node.name for layer in layers}
+        origin = fuse_attention(source, lambda softmax: may_be_int8 and not keep(source, softmax))
+        layers = _named(source, names | {part for part, whole in origin.items() if whole in names})
+    if layers:
+        quantize_for_cpu(source, layers, ranges, form)
+    return source.finish()
+
+
+def _named(graph: Graph, names: set[str]) -> list[LinearLayer]:
+    return [layer for layer in linear_layers(graph) if layer.node.name in names]
 
 
 def keeper(patterns: tuple[str, ...]) -> Callable[[Graph, NodeProto], bool]:

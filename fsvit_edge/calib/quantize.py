@@ -126,21 +126,22 @@ def tensor_range(name: str, ranges: Ranges) -> tuple[float, float]:
 
 
 def quantize_weight(
-    weight: npt.NDArray[np.floating], axis: int
+    weight: npt.NDArray[np.floating], axis: int, largest: int = 127
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Round a matrix to int8, symmetric, with a scale for each output.
 
     Args:
         weight: (in, out) or (out, in).
         axis: Of the outputs.
+        largest: Integer that an output's largest weight becomes.
 
     Returns:
         The integers, and the scales (out,), numbers of FP16.
     """
     values = weight.astype(np.float32)
-    scales = _as_scale(np.abs(values).max(axis=1 - axis) / 127)
+    scales = _as_scale(np.abs(values).max(axis=1 - axis) / largest)
     integers = np.rint(values / np.expand_dims(scales, 1 - axis))
-    return np.clip(integers, -127, 127).astype(np.int8), scales
+    return np.clip(integers, -largest, largest).astype(np.int8), scales
 
 
 def _as_scale(scale: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
