@@ -229,7 +229,7 @@ def _pictures_below(root: str) -> Iterator[str]:
         seen.add((status.st_dev, status.st_ino))
         lower = {name.lower() for name in folders}
         leave = _MASK_FOLDERS if lower & _PICTURE_FOLDERS else frozenset[str]()
-        folders[:] = [name for name in folders if name[0] != "." and name.lower() not in leave]
+        folders[:] = sorted(name for name in folders if name[0] != "." and name.lower() not in leave)
         below = Path(os.path.relpath(folder, root)).as_posix()
         for name in files:
             if name[0] != "." and name.lower().endswith(PICTURE_SUFFIXES):

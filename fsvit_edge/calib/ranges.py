@@ -95,13 +95,12 @@ def collect_ranges(
     """
     if method not in METHODS:
         raise InputError(f"There is no method {method!r}; choose one of: {', '.join(METHODS)}.")
-    graph = Graph(bundle.graphs[_GRAPH])
-    statistics = {name: _Statistics() for name in _layers(graph)}
-    if not statistics:
+    observed, observers = _observe(bundle.graphs[_GRAPH], method != "minmax")
+    if not observers:
         raise ArtefactError(f"The encoder of bundle {bundle.path} has no linear layer to quantise.")
-    observers = _observe(graph, method != "minmax")
+    statistics = {name: _Statistics() for name in observers}
     digests: list[bytes] = []
-    with OnnxRuntimeEngine(graph.finish().SerializeToString(), "cpu") as engine:
+    with OnnxRuntimeEngine(observed, "cpu") as engine:
         for image in chain(banked, pictures):
             if len(digests) % _PICTURES_A_STEP == 0:
                 step(f"picture {len(digests) + 1}")
@@ -115,6 +114,7 @@ def collect_ranges(
                     )
             for name, observer in observers.items():
                 statistics[name].add(*(outputs[output].numpy() for output in observer))
+            outputs.clear()  # or the next picture's would be computed beside them: 324 MB of ViT-S/8 at 400 px
     if not digests:
         raise InputError("There is no picture to calibrate with; give some.")
     step("choose ranges")
@@ -221,8 +221,13 @@ def _layers(graph: Graph) -> dict[str, LinearLayer]:
     return found
 
 
-def _observe(graph: Graph, with_values: bool) -> dict[str, list[str]]:
-    """Add outputs to a graph: of each activation, lowest and highest of each channel, and all values where wanted."""
+def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, list[str]]]:
+    """Add outputs to a graph: of each activation, lowest and highest of each channel, and all values where wanted.
+
+    Returns:
+        The ONNX file, and by activation the names of its outputs.
+    """
+    graph = Graph(data)
     observers = {}
     axes = graph.add_constant("observed_axes", np.zeros(1, np.int64))
     for name, layer in _layers(graph).items():
@@ -237,7 +242,7 @@ def _observe(graph: Graph, with_values: bool) -> dict[str, list[str]]:
         graph.graph.output.extend(
             onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None) for output in observers[name]
         )
-    return observers
+    return graph.finish().SerializeToString(), observers
 
 
 def _kind(graph: Graph, layer: LinearLayer) -> str:

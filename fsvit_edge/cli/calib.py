@@ -23,7 +23,7 @@ def calib(
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
     seconds: Annotated[
-        float, typer.Option(min=0, help="Spread a camera's or stream's pictures over this time, at least.")
+        float, typer.Option(min=0, max=86400, help="Spread a camera's or stream's pictures over this time, at least.")
     ] = 60.0,
 ) -> None:
     """Collect the ranges that INT8 needs from pictures of the kind that the camera will see."""
@@ -35,6 +35,8 @@ def calib(
     require("fsvit-edge calib", ("onnx",), "build")
     if output.is_dir():
         raise InputError(f"{output} is a folder; give the name of a file to write.")
+    if output.suffix != ".json":  # by which build-engine tells it from a SOURCE
+        raise InputError(f"A calibration is a .json file, got {output}.")
     with progress("Calibrate") as step:
         from fsvit_edge.calib.pictures import sample_pictures
         from fsvit_edge.calib.ranges import collect_ranges, layer_kinds

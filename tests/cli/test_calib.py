@@ -10,6 +10,7 @@ import pytest
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.calib.calibration import Calibration
+from fsvit_edge.calib.ranges import DEFAULT_METHOD
 from fsvit_edge.cli import terminal
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.pictures import write_image
@@ -50,7 +51,7 @@ def test_a_folder_becomes_a_calibration_of_the_shipped_model(album: Path, folder
     assert result.code == 0, result.err
     found = Calibration.load(folder / "calibration.json")
     found.check_fits(Bundle.load(DEFAULT_BUNDLE))
-    assert (found.method, found.pictures, found.banked, found.seed) == ("percentile", 33, 0, 0)
+    assert (found.method, found.pictures, found.banked, found.seed) == (DEFAULT_METHOD, 33, 0, 0)
     title, _, _, *rows, wrote = [line for line in result.out.splitlines() if line.strip()]
     assert title == "cst-nano: percentile over 33 pictures"
     assert [row.split()[:2] for row in rows] == [["qkv", "6"], ["proj", "6"], ["fc1", "6"], ["fc2", "6"]]
@@ -125,10 +126,13 @@ def test_damaged_pictures_are_counted(folder: Path, cli: Cli) -> None:
             "There is no method 'guess'; choose one of: minmax, entropy, percentile.",
         ),
         (("{album}", "--output", "empty"), 2, "empty is a folder; give the name of a file to write"),
+        (("{album}", "--output", "c.txt"), 2, "A calibration is a .json file, got c.txt."),
         (("{album}", "--output", "notes/c.json"), 2, "notes is a file, not a folder"),
         (("{album}", "--bundle", "none"), 4, "Bundle none does not exist"),
         (("{album}", "--bank", "none.safetensors"), 4, "Bank none.safetensors does not exist"),
         (("{album}", "--num", "0"), 2, "Invalid value for '--num'"),
+        (("{album}", "--seconds", "nan"), 2, "Invalid value for '--seconds'"),
+        (("{album}", "--seconds", "inf"), 2, "Invalid value for '--seconds'"),
         ((), 2, "Missing argument 'source'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
