@@ -27,7 +27,8 @@ def bench(
 
     with open_model(bundle, engine, precision, threads) as model:
         main = measure(model, ways, shots, frames)
-        grown = [measure(model, count, shots, max(frames // 3, 5)) for count in GROWTH_WAYS] if growth else []
+        counts = [count for count in GROWTH_WAYS if growth and count <= model.max_classes]
+        grown = [measure(model, count, shots, max(frames // 3, 5)) for count in counts]
         name, size, choice = model.manifest.name, model.manifest.image_size, model.choice
     if as_json:
         made_by = {"engine": choice.engine, "precision": choice.precision, "computed_by": choice.description}

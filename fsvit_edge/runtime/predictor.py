@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from fsvit_edge.runtime.bank import CachedSupport, EncoderIdentity, SupportBank, check_name
+from fsvit_edge.runtime.bank import MAX_CLASSES, CachedSupport, EncoderIdentity, SupportBank, check_name
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
@@ -131,6 +131,11 @@ class FewShotModel:
     def classes(self) -> tuple[str, ...]:
         """Names of the enrolled classes, in the order of enrolment."""
         return self.bank.classes
+
+    @property
+    def max_classes(self) -> int:
+        """How many classes can be enrolled: as many as a bank holds, or as the head's engine was built for."""
+        return min(MAX_CLASSES, self._head.limits.get("ways", MAX_CLASSES))
 
     def enroll(self, name: str, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> Enrolment:
         """Learn a class from pictures, or add pictures to a class; costs one run of the encoder for each.
@@ -345,11 +350,10 @@ class FewShotModel:
         return self._runs
 
     def _check_ways(self, ways: int) -> None:
-        limit = self._head.limits.get("ways", ways)
-        if ways > limit:
+        if ways > self._head.limits.get("ways", ways):
             raise ArtefactError(
-                f"The head engine was built for at most {limit} classes, the bank has {ways}; rebuild it with: "
-                f"fsvit-edge build-engine --ways-max {ways}, and the options it was built with."
+                f"The head engine was built for at most {self.max_classes} classes, the bank has {ways}; rebuild it "
+                f"with: fsvit-edge build-engine --ways-max {ways}, and the options it was built with."
             )
 
 

@@ -146,6 +146,7 @@ class Engine:
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(content["onnx"], options, providers=["CPUExecutionProvider"])
         self.num_io_tensors = len(self.tensors)
+        self.device_memory_size_v2 = SCRATCH_PER_SUPPORT * self.limits.get("supports", 1)
 
     def spec(self, name: str) -> TensorSpec:
         return next(spec for _, spec in self.tensors if spec.name == name)
@@ -257,6 +258,9 @@ class Context:
 
     def update_device_memory_size_for_shapes(self) -> int:
         assert len(self.shapes) == sum(mode == "INPUT" for mode, _ in self.engine.tensors)
+        return int(self.trt.answer("update_device_memory_size_for_shapes", self.needed))
+
+    def needed(self) -> int:
         return SCRATCH_PER_SUPPORT * self.sizes().get("supports", 1)
 
     def set_device_memory(self, address: int, nbytes: int) -> None:
@@ -274,7 +278,7 @@ class Context:
 
     def _execute(self, stream: int) -> bool:
         assert stream == self.memory.stream
-        assert self.scratch[1] >= self.update_device_memory_size_for_shapes()
+        assert self.scratch[1] >= self.needed()
         if self.memory.is_capturing and self.is_new:
             return False  # the first run with new shapes does work that cannot be captured
         if not self.memory.is_capturing:

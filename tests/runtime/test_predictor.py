@@ -9,7 +9,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from fsvit_edge.runtime import head_runs, predictor
-from fsvit_edge.runtime.bank import CachedSupport, SupportBank
+from fsvit_edge.runtime.bank import MAX_CLASSES, CachedSupport, SupportBank
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.engines.fake import FakeEngine
@@ -313,6 +313,7 @@ def test_a_class_more_than_the_engine_was_built_for_is_refused_before_anything_i
         tight.model.predict_with(FRAME, [roomy.model.bank])
     assert str(refused.value) == sentence(20)
     assert np.array_equal(tight.model.predict(FRAME).scores, before.scores)
+    assert (tight.model.max_classes, roomy.model.max_classes) == (10, MAX_CLASSES)
     tight.model.remove("own 0")
     tight.model.enroll("one more", [picture(0)])
 

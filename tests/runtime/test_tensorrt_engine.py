@@ -268,7 +268,34 @@ def test_graphs_that_were_not_used_for_long_are_forgotten(
         assert device.memory.captures == 5
 
 
-def test_what_grows_takes_the_graphs_of_its_old_place_with_it(device: Device, plain_head: OnnxRuntimeEngine) -> None:
+def test_a_graph_that_is_in_use_outlives_one_that_is_not(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_MOST_GRAPHS", 2)
+    with device.engine("head") as engine:
+        used, *others = [resident(engine, head_feed(engine, 3, seed=seed)) for seed in range(4)]
+        engine.run(used)
+        engine.run(used)
+        for other in others:
+            launches = device.memory.launches
+            engine.run(other)
+            engine.run(used)
+            assert device.memory.launches == launches + 1
+        assert device.memory.captures == 1
+
+
+def test_graphs_are_recorded_anew_when_the_work_needs_more_memory(
+    device: Device, plain_head: OnnxRuntimeEngine
+) -> None:
+    with device.engine("head") as engine:
+        small, large = head_feed(engine, 2), head_feed(engine, 6)
+        on_device = [(resident(engine, feed), feed) for feed in (small, large)]
+        for feed, host in (*on_device, on_device[0]):
+            for _ in range(4):
+                assert_same(engine, feed, plain_head, host)
+        assert len(device.trt.contexts) == 1
+        assert device.trt.contexts[0].scratch[1] == 6000
+
+
+def test_what_grows_is_found_at_its_new_place(device: Device, plain_head: OnnxRuntimeEngine) -> None:
     with device.engine("head") as engine:
         small, large = head_feed(engine, 1, 1), head_feed(engine, 9, 7)
         for _ in range(2):
@@ -431,6 +458,19 @@ def test_tensorrt_out_of_memory_says_what_is_free(device: Device) -> None:
         "TensorRT 10.3.0 cannot prepare head.fake.fp32.engine: Error Code 1: Cuda Runtime (out of memory); 1024 of "
         "the GPU's 1024 MiB are free, close other programs that use it, or take --engine cpu."
     )
+
+
+@pytest.mark.parametrize(("is_known", "scratch"), [(True, 3000), (False, 50_000)])
+def test_its_work_gets_memory_for_the_sizes_at_hand_or_where_they_are_not_known_for_the_largest(
+    device: Device, plain_head: OnnxRuntimeEngine, is_known: bool, scratch: int
+) -> None:
+    if not is_known:
+        device.trt.fail["update_device_memory_size_for_shapes"] = 0
+    with device.engine("head") as engine:
+        feed = head_feed(engine, 3)
+        assert_same(engine, feed, plain_head, feed)
+        (context,) = device.trt.contexts
+        assert context.scratch[1] == scratch
 
 
 def test_a_gpu_too_small_for_the_supports_says_so_and_goes_on_when_there_are_fewer() -> None:

@@ -6,6 +6,7 @@ places is a CUDA graph from its third run on; RTX records its own.
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 
 import numpy as np
@@ -145,7 +146,8 @@ class TensorRtEngine:
         """Free the plan and its memory; a second call does nothing."""
         if self._engine is None:
             return
-        self._forget_graphs()
+        with suppress(FsvitEdgeError):  # where the GPU is lost, this must not hide what said so
+            self._forget_graphs()
         if self._kernels is not None:
             self._kernels.store()
         self._context = None
@@ -202,7 +204,8 @@ class TensorRtEngine:
         for spec in self.outputs:
             if tuple(self._context.get_tensor_shape(spec.name)) != shapes[spec.name]:
                 raise self._misfit(f"returns {spec.name!r} in another shape than its sidecar says")
-        needed = int(self._context.update_device_memory_size_for_shapes())
+        # 0 where it fails; then the largest of the profile is enough as well.
+        needed = int(self._context.update_device_memory_size_for_shapes() or self._engine.device_memory_size_v2)
         if needed > (0 if self._scratch is None else self._scratch.nbytes):
             self._forget_graphs()  # they hold the address of what is freed now
             self._scratch = None
@@ -234,13 +237,10 @@ class TensorRtEngine:
 
     def _buffer(self, name: str, nbytes: int) -> DeviceBuffer:
         """The place of an input from the host, or of an output; it grows and never shrinks."""
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.nbytes < nbytes:
-            if buffer is not None:
-                self._forget_graphs()
-                del self._buffers[name], buffer
-            buffer = self._buffers[name] = self._memory.alloc(nbytes)
-        return buffer
+        if name not in self._buffers or self._buffers[name].nbytes < nbytes:
+            self._buffers.pop(name, None)
+            self._buffers[name] = self._memory.alloc(nbytes)
+        return self._buffers[name]
 
     def _forget_graphs(self) -> None:
         graphs = [graph for graph in self._graphs.values() if graph is not None]
