@@ -159,7 +159,9 @@ class Builder:
         monitor.phase_finish("Building engine")
         for text in self._fake.build_errors:
             self._logger.log(Severity.ERROR, text)
-        return None if self._fake.build_errors else b"plan of " + self._fake.__version__.encode()
+        if self._fake.build_errors:
+            return None
+        return f"plan of {self._fake.__version__} {[profile.shapes for profile in config.profiles]}".encode()
 
 
 class Parser:

@@ -143,8 +143,11 @@ def _print_result(result: "BuildResult") -> None:
             f"{found.presence_flips} of {found.pairs} answers change, {100 * found.label_agreement:.2f} % of the "
             "pixels keep their label."
         )
-        if found.computed_by != "the engine":
-            print("Emulated on the CPU, which computes FP16 by way of FP32: overflow in FP16 cannot show.")
+        if not result.runs_here and result.precision != "fp32":
+            print(
+                "Emulated on the CPU, which computes FP16 by way of FP32: overflow in FP16 cannot show; "
+                "in the encoder no value is too large for it on these pictures."
+            )
     if result.scores:
         scores = [
             (row.precision, f"{row.exact_ratio:.1f}", "-" if row.miou is None else f"{row.miou:.1f}")

@@ -18,7 +18,7 @@ from fsvit_edge.export.backend import Backend, choose_backend
 from fsvit_edge.export.build_result import BuildOptions, BuildResult, BuiltEngine, PrecisionScores
 from fsvit_edge.export.calibrate import Calibrated, find_calibration
 from fsvit_edge.export.cpu_builder import build_for_cpu
-from fsvit_edge.export.engine_check import Agreement, compare, demo_pictures
+from fsvit_edge.export.engine_check import Agreement, check_fp16, compare, demo_pictures
 from fsvit_edge.export.job import Job
 from fsvit_edge.export.memory_budget import estimate
 from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan, choose_targets
@@ -74,7 +74,7 @@ def build_engines(
     calibrated = _calibrate(job, progress)
     say(f"Building {job.precision.upper()} with {job.backend.title}: {job.backend.reason}.")
     typed = _typed_graphs(job, calibrated, progress)
-    digests = {name: _built_from(job, graph) for name, graph in typed.items()}
+    digests = {name: _built_from(job, name, graph) for name, graph in typed.items()}
     notes = tuple(calibrated.calibration.warnings()) if calibrated is not None else ()
     there = None if options.force or options.data is not None else _find_same(job, digests)
     if there is not None:
@@ -95,6 +95,9 @@ def build_engines(
         plans = {name: (one.data, records[name]) for name, one in built.items()}
         candidate = open_on_trial(job, plans, stack) if job.runs_here else open_stand_ins(typed, stack)
         if options.verify:
+            if job.precision != "fp32" and not job.runs_here:
+                progress("look for values that FP16 cannot hold")
+                check_fp16(job.bundle.manifest, job.bundle.graphs["encoder"], typed["encoder"], pictures)
             progress("compare with FP32")
             computed_by = "the engine" if job.runs_here else "ONNX Runtime on the CPU"
             agreement = compare(job.bundle.manifest, reference, candidate, pictures, source, computed_by)
@@ -204,11 +207,12 @@ def _typed_graphs(job: Job, calibrated: Calibrated | None, progress: Progress) -
     return graphs
 
 
-def _built_from(job: Job, graph: bytes) -> str:
+def _built_from(job: Job, name: str, graph: bytes) -> str:
+    varying = {size for spec in job.bundle.manifest.graphs[name].inputs for size in spec.shape if isinstance(size, str)}
     told = {
         "backend": [job.backend.name, job.backend.version],
         "targets": job.targets,
-        "sizes": job.sizes if job.backend.api is not None else {},
+        "sizes": {size: job.sizes[size] for size in sorted(varying)} if job.backend.api is not None else {},
         "workspace_mib": job.options.workspace_mib,
     }
     return hashlib.sha256(graph + json.dumps(told).encode()).hexdigest()

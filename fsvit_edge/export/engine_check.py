@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
+from fsvit_edge.calib.overflow import find_overflows
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import Manifest
 from fsvit_edge.runtime.demo import demo_frame, demo_length
@@ -125,6 +127,30 @@ def compare(
     flips = sum(one[0] != other[0] for one, other in zip(*answers, strict=True))
     same = [float(np.mean(one[1] == other[1])) for one, other in zip(*answers, strict=True)]
     return Agreement(len(pictures), source, computed_by, outputs, len(same), flips, float(np.mean(same)))
+
+
+def check_fp16(manifest: Manifest, encoder: bytes, typed: bytes, pictures: Sequence[Picture]) -> None:
+    """Refuse an encoder with a tensor that FP16 cannot hold, which shows nowhere where FP16 goes by way of FP32.
+
+    The head is not looked at: what masks its attention is beyond FP16 by intent, and the conversion takes it back.
+
+    Args:
+        manifest: Of the bundle.
+        encoder: The bundle's graph.
+        typed: What is made of it.
+        pictures: (H, W, 3) uint8 RGB each.
+
+    Raises:
+        AccuracyGateError: A value is too large.
+    """
+    feeds = ({"image": resize_image(picture, manifest.image_size)[None]} for picture in pictures)
+    found = find_overflows(encoder, onnx.load_from_string(typed), feeds)
+    if found:
+        worst = found[0]
+        raise AccuracyGateError(
+            f"FP16 cannot hold {worst.tensor!r} of the encoder, which reaches {worst.largest:.3g}; nothing was written; "
+            f"keep it in FP32 with: --keep-fp32 '{worst.node}'."
+        )
 
 
 def time_side_by_side(engines: Sequence[Engine], feeds: Sequence[Mapping[str, Array]]) -> list[float]:

@@ -4,17 +4,15 @@ The types are the graph's own (strongly typed): no precision is asked for here, 
 """
 
 import contextlib
-import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fsvit_edge.export.build_thread import Watch, run_watched
 from fsvit_edge.export.layer_report import LayerReport, report_layers
-from fsvit_edge.export.timing_cache import default_timing_cache, timing_cache
+from fsvit_edge.export.timing_cache import Timings, default_timing_cache, keep_timings
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import LogCollector, TensorRT
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
@@ -24,7 +22,8 @@ DEFAULT_TARGETS = ("sm86", "sm89", "sm120")
 """Where TensorRT-RTX builds without a GPU: the RTX 30, 40 and 50 series."""
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
-_REPORT_EVERY_S = 1.0
+_RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
+"""A preview feature of TensorRT from 10.10 on."""
 
 Range = tuple[int, int, int]
 """Smallest, usual and largest value of a size."""
@@ -132,6 +131,31 @@ def build_plan(
         ArtefactError: TensorRT cannot read the graph.
         FsvitEdgeError: It cannot build it.
     """
+    with contextlib.ExitStack() as stack:
+        timings = None
+        if not api.is_rtx:
+            assert gpu is not None, "TensorRT builds on a GPU"
+            path = options.timing_cache or default_timing_cache(api, gpu)
+            timings = stack.enter_context(keep_timings(path, options.timing_cache is not None, progress))
+        return run_watched(
+            lambda watch: _build(api, graph, name, sizes, names, options, timings, gpu is not None, watch),
+            name,
+            progress,
+        )
+
+
+def _build(
+    api: TensorRT,
+    graph: bytes,
+    name: str,
+    sizes: Mapping[str, Range],
+    names: Mapping[str, Sequence[int | str]],
+    options: PlanOptions,
+    timings: Timings | None,
+    has_gpu: bool,
+    watch: Watch,
+) -> BuiltGraph:
+    """All that TensorRT does, from the graph to the plan."""
     started = time.monotonic()
     log = api.log(verbose=True)
     builder = api.builder(log)
@@ -141,6 +165,11 @@ def build_plan(
     config = builder.create_builder_config()
     # Has each layer's name and types in the log; the plan itself is as fast.
     config.profiling_verbosity = api.trt.ProfilingVerbosity.DETAILED
+    if hasattr(api.trt, "IProgressMonitor"):
+        config.progress_monitor = watch.monitor(api.trt)
+    if hasattr(api.trt, "PreviewFeature") and hasattr(api.trt.PreviewFeature, _RESIZE):
+        # Or newer releases would ask for the memory of the profile's largest shapes, whatever the shapes at hand.
+        config.set_preview_feature(getattr(api.trt.PreviewFeature, _RESIZE), True)
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(api.trt.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
     if options.targets:
@@ -148,22 +177,20 @@ def build_plan(
         for index, target in enumerate(options.targets):
             config.set_compute_capability(getattr(api.trt.ComputeCapability, target.upper()), index)
     profile = _add_profile(builder, network, config, sizes, names, log, f"{api.title}: the {name}")
-    with contextlib.ExitStack() as stack:
-        if not api.is_rtx:
-            assert gpu is not None, "TensorRT builds on a GPU"
-            path = options.timing_cache or default_timing_cache(api, gpu)
-            stack.enter_context(timing_cache(config, path, options.timing_cache is not None, progress))
-        stack.enter_context(_stdout_on_stderr())
-        data = _build_interruptibly(api, builder, network, config, log, name, progress)
-    specs = [
+    if timings is not None:
+        timings.lend(config, watch.said.append)
+    data = api.serialized(builder, network, config, log, name)
+    if timings is not None:
+        timings.learn(config)
+    inputs, outputs = (
         tuple(_spec(get(index), names) for index in range(count))
         for get, count in ((network.get_input, network.num_inputs), (network.get_output, network.num_outputs))
-    ]
+    )
     del parser
     text = "\n".join(text for texts in log.messages.values() for text in texts if "LayerType" in text)
-    if not text and gpu is not None:
+    if not text and has_gpu:
         text = _inspect(api, data, name)
-    return BuiltGraph(data, specs[0], specs[1], profile, report_layers(text), time.monotonic() - started)
+    return BuiltGraph(data, inputs, outputs, profile, report_layers(text), time.monotonic() - started)
 
 
 def _add_profile(
@@ -208,92 +235,6 @@ def _spec(tensor: Any, names: Mapping[str, Sequence[int | str]]) -> TensorSpec:
         int(size) if size >= 0 else name for size, name in zip(tuple(tensor.shape), names[tensor.name], strict=True)
     )
     return TensorSpec(tensor.name, shape, _DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()))
-
-
-def _build_interruptibly(
-    api: TensorRT,
-    builder: Any,
-    network: Any,
-    config: Any,
-    log: LogCollector,
-    name: str,
-    progress: Callable[[str], None],
-) -> bytes:
-    """Build in a thread, so that Ctrl-C, which only the main thread hears, ends the build and not the process.
-
-    An exception out of a callback would go through TensorRT's own frames; a monitor that says "no" ends it cleanly.
-    """
-    cancelled = threading.Event()
-    phases: list[str] = []
-    if hasattr(api.trt, "IProgressMonitor"):
-        config.progress_monitor = _monitor(api, cancelled, phases)
-    outcome: list[bytes | Exception] = []
-    has_begun = threading.Event()
-
-    def work() -> None:
-        has_begun.set()
-        try:
-            outcome.append(api.serialized(builder, network, config, log, name))
-        except Exception as error:  # goes to the thread that waits
-            outcome.append(error)
-
-    thread = threading.Thread(target=work, name="build", daemon=True)
-    told, told_at = "", time.monotonic()
-    try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
-            phase = phases[-1] if phases else ""
-            if phase not in ("", told) and time.monotonic() - told_at > _REPORT_EVERY_S:
-                told, told_at = phase, time.monotonic()
-                progress(f"{name}: {phase[0].lower()}{phase[1:]}")
-    except BaseException:
-        # A thread that is still in TensorRT when Python ends takes the process down with it.
-        cancelled.set()
-        if has_begun.wait(1.0):  # Ctrl-C may come while it starts
-            thread.join()
-        raise
-    (result,) = outcome
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def _monitor(api: TensorRT, cancelled: threading.Event, phases: list[str]) -> Any:
-    base: Any = api.trt.IProgressMonitor
-
-    class Monitor(base):  # type: ignore[misc]  # the module is only known at run time
-        def __init__(self) -> None:
-            base.__init__(self)
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:  # noqa: ARG002 - TensorRT's names
-            phases.append(phase)
-
-        def step_complete(self, phase: str, step: int) -> bool:  # noqa: ARG002 - TensorRT's names
-            return not cancelled.is_set()
-
-        def phase_finish(self, phase: str) -> None:
-            if phase in phases:
-                phases.remove(phase)
-
-    return Monitor()
-
-
-@contextlib.contextmanager
-def _stdout_on_stderr() -> Iterator[None]:
-    """Have what TensorRT's compiler prints on the standard output appear among the messages: stdout is our results'."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # there is none
-        yield
-        return
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def _inspect(api: TensorRT, data: bytes, name: str) -> str:

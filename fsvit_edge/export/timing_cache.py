@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,40 @@ def default_timing_cache(api: TensorRT, gpu: Gpu) -> Path:
     return user_cache("timings") / f"{name}.sm{major}{minor}.trt{api.version}.cache"
 
 
+@dataclass
+class Timings:
+    """What is known before a build, and after it.
+
+    Attributes:
+        known: The file's contents; empty where there is none.
+        learnt: With what the build has added; None before it.
+    """
+
+    known: bytes
+    learnt: bytes | None = None
+
+    def lend(self, config: Any, say: Callable[[str], None]) -> None:
+        """Give a build what is known.
+
+        Args:
+            config: The build's `IBuilderConfig`.
+            say: Is told where that is of another TensorRT or GPU, and of no use.
+        """
+        if not config.set_timing_cache(config.create_timing_cache(self.known), False):
+            say("the timing cache was made by another TensorRT or GPU; starting anew")
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+
+    def learn(self, config: Any) -> None:
+        """Take what a build has added."""
+        cache = config.get_timing_cache()
+        self.learnt = None if cache is None else bytes(cache.serialize())
+
+
 @contextlib.contextmanager
-def timing_cache(config: Any, path: Path, is_given: bool, progress: Callable[[str], None]) -> Iterator[None]:
-    """Lend a build the timings in `path`, and keep what it has added; TensorRT-RTX times nothing and needs none of it.
+def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) -> Iterator[Timings | None]:
+    """Yield the timings in a file, which stays locked, and write what was learnt; None where it cannot be used.
 
     Args:
-        config: The build's `IBuilderConfig`.
         path: The file; it need not exist.
         is_given: The user has named it, so that it must be usable; the one that is ours is left out where it is not.
         progress: Is told when the build waits for another or goes without timings.
@@ -45,23 +74,19 @@ def timing_cache(config: Any, path: Path, is_given: bool, progress: Callable[[st
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_lock(path, progress))
-            known = path.read_bytes() if path.exists() else b""
+            timings = Timings(path.read_bytes() if path.exists() else b"")
         except OSError as error:
             sentence = f"The timing cache {path} cannot be used: {error.strerror or error}"
             if is_given:
                 raise InputError(f"{sentence}; name another file with --timing-cache.") from error
             progress(f"{sentence}; building without it")
-            yield
+            yield None
             return
-        if not config.set_timing_cache(config.create_timing_cache(known), False):
-            progress(f"{path} was made by another TensorRT or GPU; starting anew")
-            config.set_timing_cache(config.create_timing_cache(b""), False)
-        yield
-        learnt = config.get_timing_cache()
-        if learnt is None:
+        yield timings
+        if timings.learnt is None:
             return
         try:
-            atomic_write(path, bytes(learnt.serialize()))
+            atomic_write(path, timings.learnt)
         except FsvitEdgeError as error:
             if is_given:
                 raise
