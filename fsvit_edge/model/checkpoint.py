@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fsvit_edge.model.config import ModelConfig
-from fsvit_edge.model.encoder import NANO_BACKBONE, SUPPORTED_BACKBONES, load_strictly
+from fsvit_edge.model.encoder import OUR_BACKBONES, SUPPORTED_BACKBONES, load_strictly
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
@@ -62,7 +62,7 @@ def load_network(
     if weights is not None:
         backbone_state = read_state(weights)
         backbone_state = _strip(backbone_state, BACKBONE_PREFIX) or backbone_state
-    if not backbone_state and config.backbone == NANO_BACKBONE:
+    if not backbone_state and config.backbone in OUR_BACKBONES:
         raise ArtefactError(f"{checkpoint} holds no backbone weights; give them with --weights FILE.")
     network = FewShotNetwork(config, pretrained=pretrained or not backbone_state)
     if backbone_state and not pretrained:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsvit_edge.model.config import ModelConfig
+from fsvit_edge.model.convolutional_stem import ConvolutionalPatches
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, InputError
 
 
@@ -32,10 +33,24 @@ DINO_RESIZE = PositionResize(offset=0.1, antialias=False)
 DINOV2_REGISTER_RESIZE = PositionResize(offset=0.0, antialias=True)
 
 NANO_BACKBONE = "vit_nano_patch8_64"
-_NANO_ARCHITECTURE: Mapping[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
+HYBRID_BACKBONE = "vit_nano_patch16_hybrid_256"
+OUR_BACKBONES: Mapping[str, Mapping[str, Any]] = {
+    NANO_BACKBONE: {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3},
+    HYBRID_BACKBONE: {
+        "img_size": 256,
+        "patch_size": 16,
+        "embed_dim": 192,
+        "depth": 4,
+        "num_heads": 3,
+        "mlp_ratio": 2.0,
+        "embed_layer": ConvolutionalPatches,
+    },
+}
+"""Backbones that timm has not, as arguments of its VisionTransformer."""
 
 SUPPORTED_BACKBONES: Mapping[str, PositionResize | None] = {
     NANO_BACKBONE: DINO_RESIZE,
+    HYBRID_BACKBONE: DINO_RESIZE,
     "vit_small_patch8_224.dino": DINO_RESIZE,
     "vit_small_patch16_224.dino": DINO_RESIZE,
     "vit_base_patch8_224.dino": DINO_RESIZE,
@@ -227,10 +242,10 @@ def build_encoder(config: ModelConfig, pretrained: bool = False) -> Encoder:
 
 
 def _build_vit(backbone: str, pretrained: bool) -> Any:
-    if backbone == NANO_BACKBONE:
+    if backbone in OUR_BACKBONES:
         if pretrained:
             raise InputError(f"{backbone} is ours: timm has no weights for it; leave --pretrained out.")
-        return VisionTransformer(**_NANO_ARCHITECTURE, num_classes=0, global_pool="token")
+        return VisionTransformer(**OUR_BACKBONES[backbone], num_classes=0, global_pool="token")
     try:
         vit = timm.create_model(backbone, pretrained=pretrained, num_classes=0)
     except (OSError, RuntimeError) as error:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fsvit_edge.model.encoder import (
     DINO_RESIZE,
     DINOV2_REGISTER_RESIZE,
+    HYBRID_BACKBONE,
     NANO_BACKBONE,
     SUPPORTED_BACKBONES,
     Encoder,
@@ -69,8 +70,9 @@ class Witness:
 def test_where_no_position_is_resized_the_encoder_says_what_timms_plain_model_says(
     backbone: str, randomise: Randomise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    native = 64 if backbone == NANO_BACKBONE else timm.models.get_pretrained_cfg(backbone).input_size[-1]
-    encoder = Encoder(backbone, min(native, 224)).eval()
+    ours_at = {NANO_BACKBONE: 64, HYBRID_BACKBONE: 256}
+    native = ours_at.get(backbone) or timm.models.get_pretrained_cfg(backbone).input_size[-1]
+    encoder = Encoder(backbone, native if backbone in ours_at else min(native, 224)).eval()
     vit, prefix = encoder.vit, encoder.vit.num_prefix_tokens
     if native == 518:  # 1,369 tokens take ten seconds a model; with fewer the road through the blocks is the same
         vit.set_input_size(img_size=(224, 224))
@@ -306,9 +308,10 @@ def test_timm_is_asked_for_pretrained_weights_exactly_when_they_are_wanted(
     assert isinstance(encoder(picture(64)), EncoderOutput)
 
 
-def test_our_own_backbone_has_no_weights_at_timm() -> None:
+@pytest.mark.parametrize("backbone", [NANO_BACKBONE, HYBRID_BACKBONE])
+def test_our_own_backbones_have_no_weights_at_timm(backbone: str) -> None:
     with pytest.raises(InputError, match="leave --pretrained out"):
-        Encoder(NANO_BACKBONE, 64, pretrained=True)
+        Encoder(backbone, 64, pretrained=True)
 
 
 def dinov2_published(vit: Any) -> dict[str, Tensor]:

@@ -1,0 +1,106 @@
+"""A convolutional network in the place of a ViT's patch embedding, as in timm's hybrid ViTs.
+
+What a small ViT cannot learn on a desk, a small published network already knows: it looks at the picture in its full
+resolution and hands the transformer one token for each 16 x 16 pixels.
+"""
+
+from collections.abc import Sequence
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
+
+TRUNK = "tf_efficientnet_lite2"
+TRUNK_MEAN, TRUNK_STD = 127 / 255, 128 / 255
+"""What its authors normalised pixels in [0, 1] with."""
+FINE_STAGES = 5
+"""Of the trunk's stages, as many end at stride 16."""
+COARSE_BLOCKS = 4
+"""Of the next stage, at stride 32; its last block and the last stage cost more than they bring."""
+
+
+class ConvolutionalStem(nn.Module):
+    """Features at strides 16 and 32 of a convolutional trunk, side by side, projected to the width of the tokens.
+
+    The trunk's batch norms are folded into its convolutions, so it has nothing but weights and biases.
+
+    Args:
+        dim: Width of the tokens.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fine, self.coarse = trunk_stages(timm.create_model(TRUNK, pretrained=False, num_classes=0).eval())
+        self.project = nn.Conv2d(sum(_width(part) for part in (self.fine, self.coarse)), dim, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Give (B, dim, S / 16, S / 16) of (B, 3, S, S) pictures, normalised with the ImageNet mean and deviation."""
+        fine = self.fine(renormalise(image))
+        return torch.as_tensor(self.project(joined(fine, self.coarse(fine))))
+
+
+class ConvolutionalPatches(nn.Module):
+    """What timm's VisionTransformer asks for as `embed_layer`, around the stem.
+
+    Args:
+        img_size: Side of the picture for which the position embedding is made.
+        patch_size: Pixels a token a side: 16.
+        embed_dim: Width of the tokens.
+        others: What else timm hands over, of no meaning here.
+    """
+
+    def __init__(self, img_size: int, patch_size: int, embed_dim: int, **others: object) -> None:
+        super().__init__()
+        del others
+        self.patch_size = (patch_size, patch_size)
+        self.num_patches = (img_size // patch_size) ** 2
+        self.proj = ConvolutionalStem(embed_dim)
+
+
+def joined(fine: Tensor, coarse: Tensor) -> Tensor:
+    """Put the maps of both strides side by side, the coarse one enlarged."""
+    return torch.cat([fine, F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)], dim=1)
+
+
+def renormalise(image: Tensor) -> Tensor:
+    """From the ImageNet mean and deviation, (B, 3, S, S), to the trunk's.
+
+    Not folded into the first convolution: that pads with zeros, which are the trunk's grey and not ImageNet's.
+    """
+    std = torch.tensor(IMAGENET_STD, dtype=image.dtype, device=image.device)
+    mean = torch.tensor(IMAGENET_MEAN, dtype=image.dtype, device=image.device)
+    scale, shift = std / TRUNK_STD, (mean - TRUNK_MEAN) / TRUNK_STD
+    return image * scale[:, None, None] + shift[:, None, None]
+
+
+def trunk_stages(trunk: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
+    """Cut timm's EfficientNet into the parts up to strides 16 and 32, its batch norms folded; it is used up."""
+    fold_batch_norms(trunk)
+    stages = list(trunk.get_submodule("blocks").children())
+    first = [trunk.get_submodule(name) for name in ("conv_stem", "bn1")]
+    return nn.Sequential(*first, *stages[:FINE_STAGES]), nn.Sequential(*list(stages[FINE_STAGES])[:COARSE_BLOCKS])
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Put each batch norm of timm's into the convolution before it; its activation stays in its place."""
+    convolution: nn.Conv2d | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d):
+            convolution = child
+        elif isinstance(child, nn.BatchNorm2d):
+            assert convolution is not None
+            scale = (child.weight / (child.running_var + child.eps).sqrt()).detach()
+            convolution.weight = nn.Parameter(convolution.weight.detach() * scale[:, None, None, None])
+            convolution.bias = nn.Parameter(child.bias.detach() - child.running_mean * scale)  # timm's have no bias
+            setattr(module, name, child.get_submodule("act"))
+        else:
+            fold_batch_norms(child)
+
+
+def _width(part: nn.Sequential) -> int:
+    """Channels that come out of a part: those of its last convolution."""
+    convolutions: Sequence[nn.Conv2d] = [module for module in part.modules() if isinstance(module, nn.Conv2d)]
+    return convolutions[-1].out_channels

@@ -1,0 +1,136 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+from fsvit_edge.model.checkpoint import load_network, save_network
+from fsvit_edge.model.config import ModelConfig
+from fsvit_edge.model.convolutional_stem import (
+    COARSE_BLOCKS,
+    FINE_STAGES,
+    TRUNK,
+    ConvolutionalStem,
+    fold_batch_norms,
+    joined,
+    renormalise,
+    trunk_stages,
+)
+from fsvit_edge.model.encoder import HYBRID_BACKBONE, Encoder
+from fsvit_edge.model.network import FewShotNetwork, normalise
+
+
+def assert_near(ours: Tensor, theirs: Tensor, relative: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=relative * float(theirs.abs().max()))
+
+
+@pytest.fixture
+def trunk() -> nn.Module:
+    """timm's network with batch norms that do something."""
+    torch.manual_seed(0)
+    network = timm.create_model(TRUNK, pretrained=False, num_classes=0).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+            ):
+                assert isinstance(tensor, Tensor)
+                nn.init.uniform_(tensor, low, high)
+    return network
+
+
+def pixels(size: int, count: int = 2) -> Tensor:
+    return torch.randint(0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(size)).byte()
+
+
+@torch.inference_mode()
+def test_the_stem_says_what_timms_stages_say_of_pictures_in_timms_own_normalisation(trunk: nn.Module) -> None:
+    images = pixels(64)
+    config = timm.data.resolve_data_config({}, model=trunk)
+    mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
+    theirs = trunk.get_submodule("bn1")(
+        trunk.get_submodule("conv_stem")((images.permute(0, 3, 1, 2).float() / 255 - mean) / std)
+    )
+    stages = list(trunk.get_submodule("blocks").children())
+    for stage in stages[:FINE_STAGES]:
+        theirs = stage(theirs)
+    coarse = theirs
+    for block in list(stages[FINE_STAGES].children())[:COARSE_BLOCKS]:
+        coarse = block(coarse)
+
+    fine_part, coarse_part = trunk_stages(trunk)
+
+    # timm rounds 127 / 255 and 128 / 255 to a half.
+    ours = fine_part((renormalise(normalise(images)) * (128 / 255) + 127 / 255 - mean) / std)
+    assert_near(ours, theirs)
+    assert_near(coarse_part(ours), coarse)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in (*fine_part.modules(), *coarse_part.modules()))
+
+
+@torch.inference_mode()
+def test_pictures_reach_the_trunk_as_its_authors_normalised_them_up_to_the_padding() -> None:
+    images = pixels(32)
+    wanted = (images.permute(0, 3, 1, 2).float() - 127) / 128
+    ours = renormalise(normalise(images))
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
+    # Folded into a convolution that pads with zeros, the border would differ: there a zero is another grey.
+    assert not torch.allclose(F.pad(ours, (0, 1)), renormalise(F.pad(normalise(images), (0, 1))), atol=1e-2)
+
+
+@torch.inference_mode()
+def test_a_folded_batch_norm_is_the_one_that_it_was(trunk: nn.Module) -> None:
+    image = torch.randn(1, 3, 64, 64)
+    theirs = trunk(image)
+    fold_batch_norms(trunk)
+    assert_near(trunk(image), theirs)
+
+
+@pytest.mark.parametrize("size", [64, 80])
+@torch.inference_mode()
+def test_both_strides_stand_side_by_side_whether_32_divides_the_picture_or_not(size: int) -> None:
+    stem = ConvolutionalStem(48).eval()
+    image = torch.randn(1, 3, size, size)
+    fine = stem.fine(renormalise(image))
+    assert fine.shape[-1] == size // 16
+    both = joined(fine, stem.coarse(fine))
+    assert torch.equal(both[:, : fine.shape[1]], fine)
+    assert_near(stem(image), torch.einsum("oc,bchw->bohw", stem.project.weight[..., 0, 0], both), relative=0.5)
+    assert stem(image).shape == (1, 48, size // 16, size // 16)
+
+
+def test_the_hybrid_has_a_token_for_16_pixels_and_loads_strictly() -> None:
+    encoder = Encoder(HYBRID_BACKBONE, 96).eval()
+    assert (encoder.patch_size, encoder.grid, encoder.num_layers, encoder.num_heads) == (16, 6, 4, 3)
+    tokens, class_query, image_keys = encoder(torch.randn(2, 3, 96, 96))
+    assert tokens.shape == (2, 4, 37, 192)
+    assert (class_query.shape, image_keys.shape) == ((2, 3, 64), (2, 3, 36, 64))
+    other = Encoder(HYBRID_BACKBONE, 256)
+    other.load_published(encoder.vit.state_dict())
+    assert torch.equal(other.vit.patch_embed.proj.project.weight, encoder.vit.patch_embed.proj.project.weight)
+
+
+def test_a_hybrid_is_saved_loaded_and_exported_to_the_same_numbers(
+    tmp_path: Path, randomise: Callable[[nn.Module, int], None]
+) -> None:
+    network = FewShotNetwork(ModelConfig("hybrid", HYBRID_BACKBONE, 96)).eval()
+    randomise(network.head, 0)
+    save_network(network, tmp_path / "hybrid.safetensors")
+    again = load_network(tmp_path / "hybrid.safetensors")
+    export_bundle(again, tmp_path / "bundle", ExportOptions())
+    images = pixels(96)
+    with torch.inference_mode():
+        theirs = network.encoder(normalise(images))
+    session = onnxruntime.InferenceSession(tmp_path / "bundle" / "encoder.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    ours = dict(zip(names, session.run(None, {"image": images.numpy()}), strict=True))
+    for name, wanted in (("class_query", theirs.class_query), ("image_keys", theirs.image_keys)):
+        np.testing.assert_allclose(ours[name], wanted.numpy(), rtol=0, atol=1e-4 * float(wanted.abs().max()))
