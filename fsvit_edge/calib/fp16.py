@@ -49,7 +49,7 @@ def to_fp16(
     floats = {name for name, kind in types.items() if kind in FLOATS}
     islands = _islands(graph, floats)
     in_float32 = {id(node) for node in graph.nodes if node.name in islands or keep_fp32(graph, node)}
-    _replace_masks(graph)
+    replace_masks(graph)
     _retype(graph, floats, in_float32, float32_io)
     return graph.finish()
 
@@ -103,7 +103,8 @@ def _has_unsafe_scalar(graph: Graph, node: NodeProto) -> bool:
     return False
 
 
-def _replace_masks(graph: Graph) -> None:
+def replace_masks(graph: Graph) -> None:
+    """Put `MASK_FLOAT16` in place of constants below FP16's range."""
     for name, value in graph.constants.items():
         if value.dtype.kind == "f" and np.any((value < -LARGEST) & np.isfinite(value)):
             graph.constants[name] = np.where((value < -LARGEST) & np.isfinite(value), MASK_FLOAT16, value).astype(

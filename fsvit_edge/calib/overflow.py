@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from fsvit_edge.calib.fp16 import replace_masks
 from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 
@@ -77,6 +78,7 @@ def find_overflows(
 def _with_probes(fp32: bytes, halves: set[str]) -> tuple[bytes, dict[str, str]]:
     """The graph with one more output for each tensor: its largest absolute value."""
     graph = Graph(fp32)
+    replace_masks(graph)
     types = graph.element_types()
     # A graph's output that is cast at its end has another name for what comes before.
     names = [name for node in graph.nodes for name in node.output if types.get(name) == TensorProto.FLOAT]

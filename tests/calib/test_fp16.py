@@ -1,0 +1,194 @@
+"""Typed FP16: what stays FP32, what a constant becomes, and what the overflow check sees."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from fsvit_edge.calib.fp16 import MASK_FLOAT16, to_fp16
+from fsvit_edge.calib.onnx_graph import Graph
+from fsvit_edge.calib.overflow import find_overflows
+from fsvit_edge.calib.precision import FLOAT32_IO, PrecisionOptions, make_graph
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.errors import ArtefactError, InputError
+
+Keep = Callable[[Graph, NodeProto], bool]
+IN_FLOAT32 = ("LayerNormalization", "Softmax", "Gelu", "InstanceNormalization", "ReduceL2")
+HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+
+
+def no(_: Graph, __: NodeProto) -> bool:
+    return False
+
+
+def small_graph(nodes: list[NodeProto], **constants: np.ndarray) -> bytes:
+    inputs = [helper.make_tensor_value_info("x", SINGLE, [2, 4])]
+    outputs = [helper.make_tensor_value_info("y", SINGLE, ["rows", "columns"])]
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "small", inputs, outputs, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9).SerializeToString()
+
+
+def typed(data: bytes, io: tuple[str, ...] = (), keep: Keep = no) -> Graph:
+    model = to_fp16(data, io, keep)
+    onnx.checker.check_model(model, full_check=True)
+    return Graph(model)
+
+
+def run(data: bytes, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    with OnnxRuntimeEngine(data, "cpu", 1) as engine:
+        return {name: np.array(tensor.numpy()) for name, tensor in engine.run(feed).items()}
+
+
+@pytest.mark.parametrize("name", ["encoder", "head"])
+def test_norms_softmax_and_gelu_stay_in_fp32_and_products_do_not(name: str, tiny_graphs: dict[str, bytes]) -> None:
+    graph = Graph(make_graph(tiny_graphs[name], name, "fp16", "tensorrt", None, PrecisionOptions()))
+    kinds = graph.element_types()
+    by_operator = {node.op_type: kinds[node.output[0]] for node in graph.nodes}
+    assert {operator for operator in IN_FLOAT32 if operator in by_operator}
+    for node in graph.nodes:
+        if node.op_type in IN_FLOAT32:
+            assert {kinds[value] for value in (*node.input[:1], *node.output)} == {SINGLE}, node.name
+        if node.op_type in ("MatMul", "Gemm", "Conv"):
+            assert {kinds[value] for value in (*node.input, *node.output)} == {HALF}, node.name
+    large = [key for key, value in graph.constants.items() if value.size > 1000 and value.dtype == np.float32]
+    assert not large
+
+
+def test_the_pictures_arithmetic_stays_in_fp32_up_to_the_patches(tiny_graphs: dict[str, bytes]) -> None:
+    graph = Graph(make_graph(tiny_graphs["encoder"], "encoder", "fp16", "tensorrt", None, PrecisionOptions()))
+    kinds = graph.element_types()
+    patches = next(node for node in graph.nodes if node.op_type == "Conv")
+    name, seen = patches.input[0], []
+    while (node := graph.producer.get(name)) is not None:
+        seen.append((node.op_type, kinds[name]))
+        name = node.input[0]
+    assert seen[0] == ("Cast", HALF)
+    assert {kind for _, kind in seen[1:]} == {SINGLE}
+    assert [operator for operator, _ in seen].count("Div") == 2
+
+
+@pytest.mark.parametrize("name", ["encoder", "head"])
+def test_inputs_and_outputs_have_the_types_of_an_engine_set(name: str, tiny_graphs: dict[str, bytes]) -> None:
+    model = make_graph(tiny_graphs[name], name, "fp16", "tensorrt", None, PrecisionOptions())
+    kinds = {value.name: value.type.tensor_type.elem_type for value in [*model.graph.input, *model.graph.output]}
+    assert kinds.pop("image", TensorProto.UINT8) == TensorProto.UINT8
+    assert {value for value, kind in kinds.items() if kind == SINGLE} == FLOAT32_IO[name]
+    assert {kind for value, kind in kinds.items() if value not in FLOAT32_IO[name]} == {HALF}
+
+
+def test_the_encoder_computes_nearly_the_same(tiny_graphs: dict[str, bytes], pictures: list[np.ndarray]) -> None:
+    half = make_graph(tiny_graphs["encoder"], "encoder", "fp16", "tensorrt", None, PrecisionOptions())
+    for picture in pictures:
+        ours = run(half.SerializeToString(), {"image": picture})
+        theirs = run(tiny_graphs["encoder"], {"image": picture})
+        for name, wanted in theirs.items():
+            assert 0 < np.abs(ours[name] - wanted).max() < 0.01 * np.abs(wanted).max(), name
+
+
+def test_padded_supports_are_masked_without_nan(tiny_graphs: dict[str, bytes]) -> None:
+    """-1e9 would become -inf in FP16, and 0 * -inf is NaN."""
+    rng = np.random.default_rng(0)
+    shapes = {"tokens": (1, 18, 36, 64), "kept": (3, 18, 7, 64), "pooled": (3, 18, 9, 64)}
+    feed = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    feed = {name: value / np.linalg.norm(value, axis=-1, keepdims=True) for name, value in feed.items()}
+    feed |= {"kept_mask": np.ones((3, 7), np.float32), "pooled_mask": np.ones((3, 9), np.float32)}
+    feed["kept_mask"][1, 3:] = feed["pooled_mask"][1] = feed["kept_mask"][2, 1:] = 0
+    feed["averaging"] = np.eye(2, 3, dtype=np.float32) + np.eye(2, 3, 1, dtype=np.float32)
+    half = make_graph(tiny_graphs["head"], "head", "fp16", "tensorrt", None, PrecisionOptions())
+    halves = {name: value.astype(np.float16) for name, value in feed.items() if name in shapes}
+    ours, theirs = run(half.SerializeToString(), {**feed, **halves}), run(tiny_graphs["head"], feed)
+    for name, wanted in theirs.items():
+        np.testing.assert_allclose(ours[name], wanted, atol=5e-3)
+    assert find_overflows(tiny_graphs["head"], half, [feed]) == ()
+    values = [float(value) for value in Graph(half).constants.values() if value.size == 1 and value.dtype.kind == "f"]
+    assert MASK_FLOAT16 in values
+    assert np.isfinite(values).all()
+
+
+def test_a_tiny_epsilon_stays_in_fp32() -> None:
+    nodes = [helper.make_node("Clip", ["x", "epsilon"], ["c"]), helper.make_node("Relu", ["c"], ["y"])]
+    graph = typed(small_graph(nodes, epsilon=np.float32(1e-12)))
+    kinds = graph.element_types()
+    assert [kinds[node.output[0]] for node in graph.nodes if node.op_type in ("Clip", "Relu")] == [SINGLE, HALF]
+    harmless = typed(small_graph(nodes, epsilon=np.float32(0.5)))
+    assert {harmless.element_types()[node.output[0]] for node in harmless.nodes} == {HALF}
+
+
+def test_sums_of_exponentials_stay_in_fp32_but_not_their_products() -> None:
+    nodes = [
+        helper.make_node("Exp", ["x"], ["e"]),
+        helper.make_node("Add", ["e", "e"], ["sum"]),
+        helper.make_node("MatMul", ["sum", "weight"], ["product"]),
+        helper.make_node("Mul", ["product", "product"], ["y"]),
+    ]
+    graph = typed(small_graph(nodes, weight=np.ones((4, 3), np.float32)))
+    kinds = graph.element_types()
+    found = {node.op_type: kinds[node.output[0]] for node in graph.nodes if node.op_type != "Cast"}
+    assert found == {"Exp": SINGLE, "Add": SINGLE, "MatMul": HALF, "Mul": SINGLE}
+
+
+def test_a_pattern_keeps_nodes_in_fp32(tiny_graphs: dict[str, bytes]) -> None:
+    options = PrecisionOptions(keep_fp32=("*blocks.0.attn.qkv.bias",))
+    graph = Graph(make_graph(tiny_graphs["encoder"], "encoder", "fp16", "tensorrt", None, options))
+    kinds = graph.element_types()
+    singles = [node for node in graph.nodes if node.op_type == "Gemm" and kinds[node.output[0]] == SINGLE]
+    assert len(singles) == 1
+    assert "blocks.0.attn.qkv.bias" in singles[0].input[2]
+
+
+def test_outputs_may_be_what_an_fp32_node_makes_and_inputs_may_be_shared() -> None:
+    nodes = [helper.make_node("Softmax", ["x"], ["y"]), helper.make_node("Relu", ["x"], ["unread"])]
+    for io, kind in (((), HALF), (("y",), SINGLE), (("x", "y"), SINGLE)):
+        graph = typed(small_graph(nodes), io)
+        assert graph.element_types()["y"] == kind
+        assert [node.op_type for node in graph.nodes].count("Softmax") == 1
+        assert "Relu" not in {node.op_type for node in graph.nodes}
+
+
+def test_what_cannot_be_converted_says_so() -> None:
+    with pytest.raises(ArtefactError, match="not an ONNX file"):
+        to_fp16(b"not onnx at all", (), no)
+    with pytest.raises(ArtefactError, match="not valid ONNX"):
+        to_fp16(small_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], w=np.ones((5, 3), np.float32)), (), no)
+
+
+def decomposed_norm() -> bytes:
+    nodes = [
+        helper.make_node("Pow", ["x", "two"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares", "last"], ["variance"]),
+        helper.make_node("Sqrt", ["variance"], ["deviation"]),
+        helper.make_node("Div", ["x", "deviation"], ["y"]),
+    ]
+    return small_graph(nodes, two=np.float32(2), last=np.array([1]))
+
+
+@pytest.mark.parametrize(("size", "overflows"), [(100.0, False), (400.0, True), (np.nan, True)])
+def test_a_norm_in_pieces_overflows_and_the_check_says_where(size: float, overflows: bool) -> None:
+    data = decomposed_norm()
+    feed = {"x": np.full((2, 4), size, np.float32)}
+    harmless = {"x": np.ones((2, 4), np.float32)}
+    found = find_overflows(data, to_fp16(data, (), no), [feed, harmless])
+    assert bool(found) is overflows
+    if size == 400:
+        assert {(one.tensor, one.largest) for one in found} == {("squares", 160000.0), ("variance", 160000.0)}
+    kept = find_overflows(data, to_fp16(data, ("x", "y"), lambda *_: True), [feed])
+    assert not kept
+
+
+def test_a_whole_norm_does_not_overflow(tiny_graphs: dict[str, bytes], pictures: list[np.ndarray]) -> None:
+    half = make_graph(tiny_graphs["encoder"], "encoder", "fp16", "tensorrt", None, PrecisionOptions())
+    assert find_overflows(tiny_graphs["encoder"], half, [{"image": picture} for picture in pictures]) == ()
+
+
+def test_a_weight_beyond_fp16_is_found() -> None:
+    data = small_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], w=np.full((4, 3), 1e5, np.float32))
+    found = find_overflows(data, to_fp16(data, (), no), [{"x": np.zeros((2, 4), np.float32)}])
+    assert [one.tensor for one in found] == ["w_fp16"]
+
+
+def test_fp16_for_onnx_runtime_is_refused(tiny_graphs: dict[str, bytes]) -> None:
+    with pytest.raises(InputError, match="fp32 or int8"):
+        make_graph(tiny_graphs["encoder"], "encoder", "fp16", "onnxruntime", None, PrecisionOptions())
