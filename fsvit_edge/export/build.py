@@ -100,7 +100,7 @@ def build_engines(
                 check_fp16(job.bundle.manifest, job.bundle.graphs["encoder"], typed["encoder"], pictures)
             progress("compare with FP32")
             computed_by = "the engine" if job.runs_here else "ONNX Runtime on the CPU"
-            agreement = compare(job.bundle.manifest, reference, candidate, pictures, source, computed_by)
+            agreement = compare(job.bundle.manifest, reference, candidate, pictures, source, computed_by, progress)
         latency_ms = {}
         if job.runs_here:
             progress("time")

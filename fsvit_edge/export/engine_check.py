@@ -1,7 +1,7 @@
 """Does an engine answer as the FP32 graphs do, and is it faster? Measured on real pictures, side by side."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ _SUPPORTS_EACH = 3
 _TIMED_S = 2.0
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 200
 _WARM_UP_RUNS = 2
+_REPORT_EVERY_S = 5.0
 
 Picture = npt.NDArray[np.uint8]
 
@@ -78,6 +79,7 @@ def compare(
     pictures: Sequence[Picture],
     source: str,
     computed_by: str,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Agreement:
     """Compare two sets of graphs.
 
@@ -91,6 +93,7 @@ def compare(
         pictures: (H, W, 3) uint8 RGB each.
         source: Which pictures, in words.
         computed_by: See `Agreement`.
+        progress: Is told how far it has come.
 
     Raises:
         AccuracyGateError: An output of the candidate is not finite.
@@ -98,7 +101,11 @@ def compare(
     rows: dict[str, list[tuple[float, float]]] = {}
     kinds = {spec.name: spec.dtype for spec in candidate["head"].inputs}
     averaging = np.ones((1, 1), np.float32)
-    for picture in pictures:
+    said_at = time.monotonic()
+    for number, picture in enumerate(pictures):
+        if time.monotonic() - said_at > _REPORT_EVERY_S:
+            said_at = time.monotonic()
+            progress(f"compare with FP32: picture {number + 1} of {len(pictures)}")
         image = resize_image(picture, manifest.image_size)[None]
         wanted = _host(reference["encoder"].run({"image": image}))
         _add_rows(rows, "encoder", wanted, _host(candidate["encoder"].run({"image": image})))
@@ -119,6 +126,7 @@ def compare(
         _add_rows(rows, "head", answer, _host(candidate["head"].run(typed)))
     outputs = {name: {"max_error": _worst(each, 0), "cosine": _worst(each, 1)} for name, each in rows.items()}
     _check_finite(outputs)
+    progress("compare with FP32: answers")
     models = [
         FewShotModel(manifest, graphs["encoder"], reference["enroll"], graphs["head"])
         for graphs in (reference, candidate)
@@ -148,8 +156,8 @@ def check_fp16(manifest: Manifest, encoder: bytes, typed: bytes, pictures: Seque
     if found:
         worst = found[0]
         raise AccuracyGateError(
-            f"FP16 cannot hold {worst.tensor!r} of the encoder, which reaches {worst.largest:.3g}; nothing was written; "
-            f"keep it in FP32 with: --keep-fp32 '{worst.node}'."
+            f"FP16 cannot hold {worst.tensor!r} of the encoder, which reaches {worst.largest:.3g}; nothing was "
+            f"written; keep it in FP32 with: --keep-fp32 '{worst.node}'."
         )
 
 

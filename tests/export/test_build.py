@@ -173,6 +173,39 @@ def test_an_engine_that_is_damaged_or_unverified_is_built_again(bundle: Path) ->
     assert build_engines(bundle, FAST).was_there
 
 
+@pytest.mark.parametrize(
+    ("backend", "times", "int8_products", "advice"),
+    [
+        ("tensorrt-rtx", {"int8": 5.0, "fp16": 4.0}, 24, "INT8 takes 5.0 ms, FP16 4.0 ms: use --fp16."),
+        ("tensorrt-rtx", {"int8": 4.0, "fp16": 4.0}, 24, "INT8 takes 4.0 ms, FP16 4.0 ms: use --fp16."),
+        ("tensorrt-rtx", {"int8": 3.0, "fp16": 4.0}, 24, None),
+        ("tensorrt-rtx", {"int8": 3.0}, 24, "INT8 is often no faster than FP16 on a GPU: build with --fp16 too"),
+        ("tensorrt-rtx", {"int8": 3.0}, 0, "No matrix product is computed in INT8: use --fp16."),
+        ("onnxruntime", {"int8": 5.0, "fp32": 4.0}, 24, "INT8 takes 5.0 ms, FP32 4.0 ms: use fp32, as `run` does"),
+        ("onnxruntime", {"int8": 3.0, "fp32": 4.0}, 24, None),
+        ("onnxruntime", {"int8": 3.0, "fp32": 4.0}, 0, "No matrix product is computed in INT8: use fp32."),
+    ],
+)
+def test_int8_that_does_not_pay_is_advised_against(
+    rtx: tuple[BuildResult, list[str]], backend: str, times: dict[str, float], int8_products: int, advice: str | None
+) -> None:
+    result = rtx[0]
+    encoder = replace(
+        result.engines["encoder"], record=replace(result.engines["encoder"].record, int8_gemms=int8_products)
+    )
+    result = replace(
+        result,
+        backend=choose_backend(backend, None, False),
+        precision="int8",
+        runs_here=True,
+        engines={**result.engines, "encoder": encoder},
+        latency_ms=times,
+        agreement=None,
+    )
+    assert len(result.advice) == (advice is not None)
+    assert advice is None or result.advice[0].startswith(advice)
+
+
 # ----------------------------------------------------------------------------------------------------- ONNX Runtime
 
 
