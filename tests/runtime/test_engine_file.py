@@ -1,11 +1,14 @@
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -301,12 +304,29 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytes
         write_engine(engine_folder(DEFAULT_BUNDLE, MANIFEST), record(), DATA)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    folder.mkdir(mode=0o500)
-    with pytest.raises(FsvitEdgeError, match="cannot be written: Permission denied"):
-        write_engine(folder, record(), DATA)
+def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = write_engine(tmp_path, record(), DATA)
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root, who may run the tests, may write everywhere
+    with pytest.raises(FsvitEdgeError, match="cannot be written: Permission denied; nothing was changed"):
+        write_engine(tmp_path, record(), DATA + b"2")
+    assert names(tmp_path) == [old.name, sidecar_of(old).name]
+
+
+def test_two_builds_write_one_after_the_other(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process is at it
+    writing = threading.Thread(target=write_engine, args=(tmp_path, record(), DATA))
+    writing.start()
+    writing.join(0.3)
+    assert writing.is_alive()
+    assert names(tmp_path) == []
+    os.close(descriptor)  # as where that process is killed
+    writing.join(10)
+    assert len(names(tmp_path)) == 2
 
 
 # --------------------------------------------------------------------------------------------------------- finding them
