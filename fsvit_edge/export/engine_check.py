@@ -22,7 +22,7 @@ PICTURES = 12
 """Looked at; each as a query is asked for itself and the two before it: 36 answers."""
 _SUPPORTS_EACH = 3
 _TIMED_S = 2.0
-_FEWEST_ROUNDS, _MOST_ROUNDS = 5, 200
+_FEWEST_ROUNDS, _MOST_ROUNDS = 8, 200
 _WARM_UP_RUNS = 2
 _REPORT_EVERY_S = 5.0
 
@@ -177,7 +177,9 @@ def time_side_by_side(engines: Sequence[Engine], feeds: Sequence[Mapping[str, Ar
     for number in range(_WARM_UP_RUNS + _MOST_ROUNDS):
         if number >= _WARM_UP_RUNS + _FEWEST_ROUNDS and time.monotonic() - started > _TIMED_S * len(engines):
             break
-        for engine, feed, times in zip(engines, inputs, laps, strict=True):
+        turns = list(zip(engines, inputs, laps, strict=True))
+        # Back and forth, so that none always follows the same other.
+        for engine, feed, times in turns if number % 2 == 0 else reversed(turns):
             begun = time.perf_counter()
             outputs = engine.run(feed)
             # A GPU computes on while Python goes ahead; what is read is there.

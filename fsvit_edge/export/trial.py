@@ -1,6 +1,6 @@
 """Engines on trial, before they are written: opened from memory, timed beside others, scored on a data set."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -54,7 +54,11 @@ def open_stand_ins(typed: Mapping[str, bytes], stack: ExitStack) -> Engines:
 
 
 def time_beside_others(
-    job: Job, candidate: Mapping[str, Engine], reference: Mapping[str, Engine], stack: ExitStack
+    job: Job,
+    candidate: Mapping[str, Engine],
+    unchanged: Collection[str],
+    reference: Mapping[str, Engine],
+    stack: ExitStack,
 ) -> dict[str, dict[str, float]]:
     """Return precision -> graph -> median ms of a run, all from the same minutes.
 
@@ -63,6 +67,8 @@ def time_beside_others(
     Args:
         job: What was built.
         candidate: encoder and head.
+        unchanged: Graphs of a CPU that compute what the bundle's do: they take the same time, and what the clock would
+            find between them is noise.
         reference: The bundle's, in FP32.
         stack: Closes what is opened.
     """
@@ -77,6 +83,12 @@ def time_beside_others(
     running: dict[str, Mapping[str, Engine]] = {**others, job.precision: candidate}
     latency_ms: dict[str, dict[str, float]] = {precision: {} for precision in running}
     for graph in ENGINE_GRAPHS:
+        if job.backend.api is None and graph in unchanged:
+            feed = example_feed(reference[graph], job.usual())
+            latency_ms[job.precision][graph] = latency_ms["fp32"][graph] = time_side_by_side(
+                [reference[graph]], [feed]
+            )[0]
+            continue
         engines = [of[graph] for of in running.values()]
         times = time_side_by_side(engines, [example_feed(engine, job.usual()) for engine in engines])
         for precision, time_ms in zip(running, times, strict=True):

@@ -167,7 +167,7 @@ def test_attention_in_int8_is_near_however_sharp_it_is(sharpness: float, batch: 
     wanted = exact(q.astype(np.float64), k.astype(np.float64), v.astype(np.float64))
     mean = v.reshape(batch, length, HEADS, DIM).mean(1, keepdims=True)
     error, signal = np.abs(ours - wanted).mean(), np.abs(wanted - mean).mean()
-    assert error < 0.06 * signal + 1e-4
+    assert error < 0.06 * signal + 0.002  # of values around their mean, whose deviation is 1
 
 
 def test_the_many_small_chances_are_not_lost() -> None:

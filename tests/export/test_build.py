@@ -239,6 +239,8 @@ def test_int8_for_the_cpu_counts_the_products_that_onnx_runtime_really_runs(
     assert encoder.calibration is not None
     assert encoder.calibration["sha256"] == made.sha256
     assert result.latency_ms.keys() == {"fp32", "int8"}
+    head = result.engines["head"].record
+    assert head.latency_ms == head.fp32_latency_ms, "the head stays FP32, so a difference would be noise"
 
 
 # ------------------------------------------------------------------------------------------------------- calibration

@@ -104,7 +104,7 @@ def test_engines_take_turns_and_the_slower_one_is_told(reference: dict[str, Any]
     sizes = {"supports": 2, "ways": 2, "kept_tokens": 5}
     times = time_side_by_side([fast, slow], [example_feed(fast, sizes), example_feed(slow, sizes)])
     assert times[0] < times[1]
-    assert turns[:4] == ["fast", "slow", "fast", "slow"]
+    assert turns[:4] == ["fast", "slow", "slow", "fast"]
 
 
 def test_inputs_for_timing_are_what_the_graph_takes(reference: dict[str, Any]) -> None:
