@@ -423,6 +423,7 @@ def test_the_commands_are_these() -> None:
         "enroll",
         "eval",
         "export",
+        "inspect",
         "run",
         "train",
     ]
