@@ -330,8 +330,10 @@ def learn(targets: Path, output: Path, options: argparse.Namespace) -> None:
 
 
 def save_backbone(encoder: Encoder, path: Path) -> None:
-    """Write what `--weights` reads."""
-    save_file({f"{PREFIX}{name}": tensor.contiguous() for name, tensor in encoder.vit.state_dict().items()}, path)
+    """Write what `--weights` reads, in half precision, so that a head is trained on what will be shipped."""
+    save_file(
+        {f"{PREFIX}{name}": tensor.half().contiguous() for name, tensor in encoder.vit.state_dict().items()}, path
+    )
 
 
 def write_masks(targets: Path, labels: Path, output: Path, options: argparse.Namespace) -> None:

@@ -81,7 +81,8 @@ def trunk_stages(trunk: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
     fold_batch_norms(trunk)
     stages = list(trunk.get_submodule("blocks").children())
     first = [trunk.get_submodule(name) for name in ("conv_stem", "bn1")]
-    return nn.Sequential(*first, *stages[:FINE_STAGES]), nn.Sequential(*list(stages[FINE_STAGES])[:COARSE_BLOCKS])
+    coarse = list(stages[FINE_STAGES].children())[:COARSE_BLOCKS]
+    return nn.Sequential(*first, *stages[:FINE_STAGES]), nn.Sequential(*coarse)
 
 
 def fold_batch_norms(module: nn.Module) -> None:
@@ -91,10 +92,13 @@ def fold_batch_norms(module: nn.Module) -> None:
         if isinstance(child, nn.Conv2d):
             convolution = child
         elif isinstance(child, nn.BatchNorm2d):
+            # timm's have no bias of their own.
             assert convolution is not None
+            assert child.running_mean is not None
+            assert child.running_var is not None
             scale = (child.weight / (child.running_var + child.eps).sqrt()).detach()
             convolution.weight = nn.Parameter(convolution.weight.detach() * scale[:, None, None, None])
-            convolution.bias = nn.Parameter(child.bias.detach() - child.running_mean * scale)  # timm's have no bias
+            convolution.bias = nn.Parameter(child.bias.detach() - child.running_mean * scale)
             setattr(module, name, child.get_submodule("act"))
         else:
             fold_batch_norms(child)
