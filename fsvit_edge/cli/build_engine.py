@@ -146,7 +146,7 @@ def _print_result(result: "BuildResult") -> None:
         if not result.runs_here and result.precision != "fp32":
             print(
                 "Emulated on the CPU, which computes FP16 by way of FP32: overflow in FP16 cannot show; "
-                "in the encoder no value is too large for it on these pictures."
+                "no value of the FP32 graphs is too large for it on these pictures."
             )
     if result.scores:
         scores = [

@@ -97,7 +97,7 @@ def build_engines(
         if options.verify:
             if job.precision != "fp32" and not job.runs_here:
                 progress("look for values that FP16 cannot hold")
-                check_fp16(job.bundle.manifest, job.bundle.graphs["encoder"], typed["encoder"], pictures)
+                check_fp16(job.bundle.manifest, reference, job.bundle.graphs, typed, pictures)
             progress("compare with FP32")
             computed_by = "the engine" if job.runs_here else "ONNX Runtime on the CPU"
             agreement = compare(job.bundle.manifest, reference, candidate, pictures, source, computed_by, progress)

@@ -1,7 +1,7 @@
 """Does an engine answer as the FP32 graphs do, and is it faster? Measured on real pictures, side by side."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,27 +100,14 @@ def compare(
     """
     rows: dict[str, list[tuple[float, float]]] = {}
     kinds = {spec.name: spec.dtype for spec in candidate["head"].inputs}
-    averaging = np.ones((1, 1), np.float32)
     said_at = time.monotonic()
     for number, picture in enumerate(pictures):
         if time.monotonic() - said_at > _REPORT_EVERY_S:
             said_at = time.monotonic()
             progress(f"compare with FP32: picture {number + 1} of {len(pictures)}")
         image = resize_image(picture, manifest.image_size)[None]
-        wanted = _host(reference["encoder"].run({"image": image}))
+        wanted, question = _ask(reference, image)
         _add_rows(rows, "encoder", wanted, _host(candidate["encoder"].run({"image": image})))
-        feed: dict[str, Array | ResidentTensor] = {
-            **wanted,
-            "mask": np.zeros(image.shape[:3], np.uint8),
-            "has_mask": np.array([False]),
-        }
-        cached = _host(reference["enroll"].run(feed))
-        question = {
-            "tokens": wanted["tokens"],
-            "kept": cached["support"],
-            **{name: cached[name] for name in ("kept_mask", "pooled", "pooled_mask")},
-            "averaging": averaging,
-        }
         answer = _host(reference["head"].run(question))
         typed = {name: array.astype(kinds[name]) for name, array in question.items()}
         _add_rows(rows, "head", answer, _host(candidate["head"].run(typed)))
@@ -137,28 +124,38 @@ def compare(
     return Agreement(len(pictures), source, computed_by, outputs, len(same), flips, float(np.mean(same)))
 
 
-def check_fp16(manifest: Manifest, encoder: bytes, typed: bytes, pictures: Sequence[Picture]) -> None:
-    """Refuse an encoder with a tensor that FP16 cannot hold, which shows nowhere where FP16 goes by way of FP32.
-
-    The head is not looked at: what masks its attention is beyond FP16 by intent, and the conversion takes it back.
+def check_fp16(
+    manifest: Manifest,
+    reference: Mapping[str, Engine],
+    fp32: Mapping[str, bytes],
+    typed: Mapping[str, bytes],
+    pictures: Sequence[Picture],
+) -> None:
+    """Refuse graphs with a tensor that FP16 cannot hold, which shows nowhere where FP16 goes by way of FP32.
 
     Args:
         manifest: Of the bundle.
-        encoder: The bundle's graph.
-        typed: What is made of it.
+        reference: encoder and enroll in FP32.
+        fp32: The bundle's graphs.
+        typed: What is made of encoder and head.
         pictures: (H, W, 3) uint8 RGB each.
 
     Raises:
         AccuracyGateError: A value is too large.
     """
-    feeds = ({"image": resize_image(picture, manifest.image_size)[None]} for picture in pictures)
-    found = find_overflows(encoder, onnx.load_from_string(typed), feeds)
-    if found:
-        worst = found[0]
-        raise AccuracyGateError(
-            f"FP16 cannot hold {worst.tensor!r} of the encoder, which reaches {worst.largest:.3g}; nothing was "
-            f"written; keep it in FP32 with: --keep-fp32 '{worst.node}'."
-        )
+    images = [resize_image(picture, manifest.image_size)[None] for picture in pictures]
+    feeds: dict[str, Iterator[Mapping[str, Array]]] = {
+        "encoder": ({"image": image} for image in images),
+        "head": (_ask(reference, image)[1] for image in images),
+    }
+    for name, graph in typed.items():
+        found = find_overflows(fp32[name], onnx.load_from_string(graph), feeds[name])
+        if found:
+            worst = found[0]
+            raise AccuracyGateError(
+                f"FP16 cannot hold {worst.tensor!r} of the {name}, which reaches {worst.largest:.3g}; nothing was "
+                f"written; keep it in FP32 with: --keep-fp32 '{worst.node}'."
+            )
 
 
 def time_side_by_side(engines: Sequence[Engine], feeds: Sequence[Mapping[str, Array]]) -> list[float]:
@@ -210,6 +207,24 @@ def example_feed(engine: Engine, sizes: Mapping[str, int]) -> dict[str, Array]:
             values = rng.standard_normal(shape)
             feed[spec.name] = (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(spec.dtype)
     return feed
+
+
+def _ask(reference: Mapping[str, Engine], image: Picture) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What the FP32 encoder says of a picture, and the head's input that asks whether the picture shows itself."""
+    encoded = _host(reference["encoder"].run({"image": image}))
+    feed: dict[str, Array | ResidentTensor] = {
+        **encoded,
+        "mask": np.zeros(image.shape[:3], np.uint8),
+        "has_mask": np.array([False]),
+    }
+    cached = _host(reference["enroll"].run(feed))
+    question: dict[str, Array] = {
+        "tokens": encoded["tokens"],
+        "kept": cached["support"],
+        **{name: cached[name] for name in ("kept_mask", "pooled", "pooled_mask")},
+        "averaging": np.ones((1, 1), np.float32),
+    }
+    return encoded, question
 
 
 def _check_finite(outputs: Mapping[str, Mapping[str, float]]) -> None:

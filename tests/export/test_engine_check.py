@@ -73,21 +73,22 @@ def test_what_is_not_finite_is_refused(bundle: Bundle, reference: dict[str, Any]
         agreement(bundle, reference, np.inf)
 
 
-def test_a_value_beyond_fp16_is_found_on_a_cpu(bundle: Bundle) -> None:
-    encoder = bundle.graphs["encoder"]
+def test_a_value_beyond_fp16_is_found_on_a_cpu(bundle: Bundle, reference: dict[str, Any]) -> None:
+    encoder, head = bundle.graphs["encoder"], bundle.graphs["head"]
     pictures = demo_pictures(1)
-    check_fp16(bundle.manifest, encoder, typed(encoder), pictures)
+    sound = {"encoder": typed(encoder), "head": typed(head, "head")}
+    check_fp16(bundle.manifest, reference, bundle.graphs, sound, pictures)
     model = onnx.load_from_string(encoder)
     first = next(node for node in model.graph.node if node.op_type == "LayerNormalization")
     scale = next(tensor for tensor in model.graph.initializer if tensor.name == first.input[1])
     scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(3e4), scale.name))
     wide = model.SerializeToString()
     with pytest.raises(AccuracyGateError, match=r"FP16 cannot hold .* of the encoder, which reaches .* --keep-fp32 '"):
-        check_fp16(bundle.manifest, wide, typed(wide), pictures)
+        check_fp16(bundle.manifest, reference, {"encoder": wide}, {"encoder": typed(wide)}, pictures)
 
 
-def typed(encoder: bytes) -> bytes:
-    return make_graph(encoder, "encoder", "fp16", "tensorrt", None, PrecisionOptions()).SerializeToString()
+def typed(graph: bytes, name: str = "encoder") -> bytes:
+    return make_graph(graph, name, "fp16", "tensorrt", None, PrecisionOptions()).SerializeToString()
 
 
 def test_engines_take_turns_and_the_slower_one_is_told(reference: dict[str, Any]) -> None:
