@@ -26,7 +26,7 @@ SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)
 LARGEST = float(np.finfo(np.float16).max)
 
 _PRODUCTS = (*GEMMS, "Conv", "Einsum")
-_END_OF_L2 = ("Clip", "Max", "Add", "Sqrt", "Expand", "Reciprocal", "Div", "Mul")
+_WAY_TO_DIVISION = ("Clip", "Max", "Add", "Sqrt", "Expand", "Reshape", "Unsqueeze", "Reciprocal", "Div", "Mul")
 _TAKES_ANY_TYPE = ("Cast", "Shape", "Size")
 _ALWAYS_FLOAT32 = {("Resize", 2)}
 
@@ -59,8 +59,11 @@ def _islands(graph: Graph, floats: set[str]) -> set[str]:
     found = {node.name for node in graph.nodes if node.op_type in FLOAT32_OPERATORS or _has_unsafe_scalar(graph, node)}
     pictures = [value.name for value in graph.graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8]
     found |= _downstream(graph, pictures, floats, until=_PRODUCTS)
-    norms = [name for node in graph.nodes if node.op_type in ("ReduceL2", "ReduceSumSquare") for name in node.output]
-    found |= _downstream(graph, norms, floats, only=_END_OF_L2, after=("Div", "Mul"))
+    # What is divided by a norm or by something clamped to an epsilon, and the way there.
+    divisors = [node for node in graph.nodes if node.op_type in ("ReduceL2", "ReduceSumSquare")]
+    divisors += [node for node in graph.nodes if node.op_type in ("Clip", "Max") and node.name in found]
+    names = [name for node in divisors for name in node.output]
+    found |= _downstream(graph, names, floats, only=_WAY_TO_DIVISION, after=("Div", "Mul"))
     # exp(1 / 0.1) of nine prototypes adds up to more than FP16 holds; what is multiplied with it is still in range.
     powers = [name for node in graph.nodes if node.op_type == "Exp" for name in node.output]
     reached = _downstream(graph, powers, floats)

@@ -117,6 +117,20 @@ def test_a_tiny_epsilon_stays_in_fp32() -> None:
     assert {harmless.element_types()[node.output[0]] for node in harmless.nodes} == {HALF}
 
 
+def test_a_division_by_what_is_clamped_to_an_epsilon_stays_in_fp32() -> None:
+    nodes = [
+        helper.make_node("Clip", ["x", "epsilon"], ["c"]),
+        helper.make_node("Unsqueeze", ["c", "first"], ["u"]),
+        helper.make_node("Div", ["x", "u"], ["d"]),
+        helper.make_node("Reshape", ["d", "shape"], ["y"]),
+    ]
+    shape = {"first": np.array([0]), "shape": np.array([2, 4])}
+    graph = typed(small_graph(nodes, epsilon=np.float32(1e-6), **shape))
+    kinds = graph.element_types()
+    found = {node.op_type: kinds[node.output[0]] for node in graph.nodes if node.op_type != "Cast"}
+    assert found == {"Clip": SINGLE, "Unsqueeze": SINGLE, "Div": SINGLE, "Reshape": HALF}
+
+
 def test_sums_of_exponentials_stay_in_fp32_but_not_their_products() -> None:
     nodes = [
         helper.make_node("Exp", ["x"], ["e"]),
