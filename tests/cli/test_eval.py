@@ -57,7 +57,7 @@ def result_of(cli: Cli, *arguments: str) -> dict[str, Any]:
 def test_a_person_gets_tables_and_the_next_command(cli: Cli) -> None:
     done = cli(*SHORT, "--way", "2")
     assert done.code == 0
-    assert "cst-nano at 128 px by cpu: 2-way 1-shot, supports with masks, 8 episodes" in done.out
+    assert "cst-nano at 256 px by cpu: 2-way 1-shot, supports with masks, 8 episodes" in done.out
     for word in ("0/1 exact ratio", "mIoU", "95 % interval", "ant", "bee", "cat", "dog", "presence right %"):
         assert word in done.out
     assert "Next: " in done.err
