@@ -158,7 +158,10 @@ def test_every_option_that_the_text_names_exists() -> None:
     lines = [line for line in readme().splitlines() if not re.search(r"\b(pip|git|make) ", line)]
     every = {
         option
-        for name in ("train", "eval", "export", "build-engine", "enroll", "run", "bench", "doctor", "bank list")
+        for name in (
+            *("train", "eval", "export", "calib", "build-engine", "enroll", "run", "bench", "inspect", "doctor"),
+            "bank list",
+        )
         for option in options(help_of(f"fsvit-edge {name}"))
     }
     assert options("\n".join(lines)) <= every | {"--version"}

@@ -59,6 +59,10 @@ class ConvolutionalPatches(nn.Module):
         self.num_patches = (img_size // patch_size) ** 2
         self.proj = ConvolutionalStem(embed_dim)
 
+    def forward(self, image: Tensor) -> Tensor:
+        """Give the tokens (B, N, embed_dim) of (B, 3, S, S) pictures."""
+        return torch.as_tensor(self.proj(image).flatten(2).transpose(1, 2))
+
 
 def joined(fine: Tensor, coarse: Tensor) -> Tensor:
     """Put the maps of both strides side by side, the coarse one enlarged."""

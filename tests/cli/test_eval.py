@@ -60,7 +60,7 @@ def test_a_person_gets_tables_and_the_next_command(cli: Cli) -> None:
     assert done.code == 0
     version = onnxruntime.__version__
     title = (
-        f"cst-nano at 128 px, FP32 in ONNX Runtime {version} on the CPU: 2-way 1-shot, supports with masks, 8 episodes"
+        f"cst-nano at 256 px, FP32 in ONNX Runtime {version} on the CPU: 2-way 1-shot, supports with masks, 8 episodes"
     )
     assert title in done.out
     for word in ("0/1 exact ratio", "mIoU", "95 % interval", "ant", "bee", "cat", "dog", "presence right %"):
