@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fsvit_edge.model.config import ModelConfig
-from fsvit_edge.model.encoder import OUR_BACKBONES, SUPPORTED_BACKBONES, load_strictly
+from fsvit_edge.model.encoder import HYBRID_BACKBONE, OUR_BACKBONES, SUPPORTED_BACKBONES, load_strictly
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
@@ -173,11 +173,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def infer_backbone(state: Mapping[str, Tensor]) -> str:
-    """Name the supported backbone whose patch size, width and registers `state` has.
+    """Name the supported backbone whose stem, or patch size, width and registers, `state` has.
 
     Raises:
         ArtefactError: None has.
     """
+    if any(name.startswith("patch_embed.proj.fine.") for name in state):
+        return HYBRID_BACKBONE
     patch = state.get("patch_embed.proj.weight")
     if patch is not None:
         family = "dinov2" if any(".ls1." in name for name in state) else "dino"

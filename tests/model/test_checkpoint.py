@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fsvit_edge.model.checkpoint import infer_backbone, load_network, read_state, save_network
 from fsvit_edge.model.config import ModelConfig
-from fsvit_edge.model.encoder import NANO_BACKBONE, SUPPORTED_BACKBONES
+from fsvit_edge.model.encoder import HYBRID_BACKBONE, NANO_BACKBONE, OUR_BACKBONES, SUPPORTED_BACKBONES, Encoder
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
@@ -448,7 +448,7 @@ def test_a_configuration_without_a_support_grid_means_twelve(saved: Path) -> Non
     assert load_network(saved).config.support_grid == 12
 
 
-INFERABLE = [name for name, resize in SUPPORTED_BACKBONES.items() if resize is not None and name != NANO_BACKBONE]
+INFERABLE = [name for name, resize in SUPPORTED_BACKBONES.items() if resize is not None and name not in OUR_BACKBONES]
 
 
 @pytest.mark.parametrize("backbone", INFERABLE)
@@ -459,6 +459,10 @@ def test_a_backbone_is_known_by_its_shapes(backbone: str, naming: str) -> None:
     if naming == "published" and "reg_token" in state:
         state["register_tokens"] = state.pop("reg_token")
     assert infer_backbone(state) == backbone
+
+
+def test_the_hybrid_is_known_by_its_stem() -> None:
+    assert infer_backbone(Encoder(HYBRID_BACKBONE, 32).vit.state_dict()) == HYBRID_BACKBONE
 
 
 @pytest.mark.parametrize("backbone", ["vit_small_patch16_dinov3.lvd1689m", "vit_tiny_patch16_224", "resnet18"])
