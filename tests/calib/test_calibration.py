@@ -54,7 +54,7 @@ def test_what_is_saved_is_loaded_and_its_sum_is_the_files(calibration: Calibrati
     [
         ({}, ""),
         ({"model_name": "another name"}, ""),
-        ({"image_size": 400}, "it is for images of 400 px, the bundle has 128 px"),
+        ({"image_size": 400}, "it is for images of 400 px, the bundle has 256 px"),
         (
             {"preprocessing": {"resize": "nearest", "mean": [0.5, 0.5, 0.5]}},
             r"its preprocessing has mean \[0.5, 0.5, 0.5\], the bundle's \[0.485, 0.456, 0.406\]",

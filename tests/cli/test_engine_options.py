@@ -43,7 +43,7 @@ def test_every_command_says_what_computes(cli: Cli) -> None:
     assert cli("enroll", "cup", "cup.jpg", *net).code == 0
     for options, precision, description in (((), "int8", int8), (("--precision", "fp32"), "fp32", fp32)):
         bench = ("bench", *net, *options, "--ways", "1", "--frames", "1", "--no-growth", "--threads", "1")
-        assert f"cst-nano at 128 px, {description}, 1 ways" in cli(*bench).out
+        assert f"cst-nano at 256 px, {description}, 1 ways" in cli(*bench).out
         found = json.loads(cli(*bench, "--json").out)
         assert (found["engine"], found["precision"], found["computed_by"]) == ("cpu", precision, description)
         done = cli("eval", "--data", "data", *net, *options, "--episodes", "2", "--threads", "1", "--json")

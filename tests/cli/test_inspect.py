@@ -25,7 +25,7 @@ def test_a_person_reads_what_it_is_and_whether_it_runs(cli: Cli) -> None:
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
     assert lines[0] == "bundle: bundle"
-    assert "  network    cst-nano, vit_nano_patch8_64, cst head, 128 px" in lines
+    assert "  network    cst-nano, vit_nano_patch16_hybrid_256, cst head, 256 px" in lines
     assert lines[-1] == "It will run here."
     assert cli("inspect", "bundle/calibration.json").out.startswith("bundle/calibration.json: calibration\n")
     assert "run here" not in cli("inspect", "bundle/cst-nano.safetensors").out

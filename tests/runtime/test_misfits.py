@@ -71,9 +71,9 @@ def gpu(**changes: Any) -> dict[str, Any]:
             {"onnx_sha256": "ab" * 32},
             "was made of another encoder.onnx (sha256 abababababab...) than that of",
         ),
-        ("tensorrt", {"backbone": "vit_b"}, "was made for the backbone vit_b, cst-nano has vit_nano_patch8_64"),
+        ("tensorrt", {"backbone": "vit_b"}, "was made for the backbone vit_b, cst-nano has vit_nano_patch16_hybrid_256"),
         ("tensorrt", {"head": "prototype"}, "was made for the head prototype, cst-nano has cst"),
-        ("tensorrt", {"image_size": 400}, "was made for the image size 400, cst-nano has 128"),
+        ("tensorrt", {"image_size": 400}, "was made for the image size 400, cst-nano has 256"),
         ("tensorrt", {"preprocessing": {}}, "was made for another preprocessing than that of cst-nano"),
         ("tensorrt", {"inputs": ()}, "has other inputs or outputs than encoder.onnx"),
         (
@@ -88,7 +88,7 @@ def gpu(**changes: Any) -> dict[str, Any]:
         ),
         (
             "tensorrt",
-            {"inputs": (TensorSpec("image", (1, 128, 128, 3), "float16"),)},
+            {"inputs": (TensorSpec("image", (1, 256, 256, 3), "float16"),)},
             "has other inputs or outputs than encoder.onnx",
         ),
         (

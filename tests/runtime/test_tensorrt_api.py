@@ -163,9 +163,11 @@ def test_a_package_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "tensorrt").mkdir()
     (tmp_path / "tensorrt" / "__init__.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(EnvironmentLacksError, match="tensorrt is installed but cannot be loaded: "):
-        open_tensorrt("tensorrt")
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    try:
+        with pytest.raises(EnvironmentLacksError, match="tensorrt is installed but cannot be loaded: "):
+            open_tensorrt("tensorrt")
+    finally:
+        sys.modules.pop("tensorrt", None)  # monkeypatch would put it back
 
 
 def test_a_folder_named_tensorrt_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
