@@ -71,7 +71,11 @@ def gpu(**changes: Any) -> dict[str, Any]:
             {"onnx_sha256": "ab" * 32},
             "was made of another encoder.onnx (sha256 abababababab...) than that of",
         ),
-        ("tensorrt", {"backbone": "vit_b"}, "was made for the backbone vit_b, cst-nano has vit_nano_patch16_hybrid_256"),
+        (
+            "tensorrt",
+            {"backbone": "vit_b"},
+            "was made for the backbone vit_b, cst-nano has vit_nano_patch16_hybrid_256",
+        ),
         ("tensorrt", {"head": "prototype"}, "was made for the head prototype, cst-nano has cst"),
         ("tensorrt", {"image_size": 400}, "was made for the image size 400, cst-nano has 256"),
         ("tensorrt", {"preprocessing": {}}, "was made for another preprocessing than that of cst-nano"),
