@@ -28,6 +28,7 @@ from fsvit_edge.runtime.benchmark import MASK_COVER, measure
 from fsvit_edge.runtime.demo import demo_supports
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.loop import run_loop
+from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.sinks import open_sink
 from fsvit_edge.runtime.sources import open_source
 
@@ -46,7 +47,7 @@ def main() -> None:
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "onnxruntime", "numpy", "opencv-python-headless")
     )
-    print(f"{_processor()}, {THREADS} threads, Python {platform.python_version()}, {packages}")
+    print(f"{Machine.here().cpu}, {THREADS} threads, Python {platform.python_version()}, {packages}")
     torch.manual_seed(0)
     network = FewShotNetwork(ModelConfig("vit-s8-random", "vit_small_patch8_224.dino", SIZE))
     with tempfile.TemporaryDirectory() as folder:
@@ -191,13 +192,6 @@ def _ratio(what: str, theirs: list[float], ours: list[float], goal: str) -> None
         f"{what}: {statistics.median(theirs):.2f} s / {statistics.median(ours):.2f} s = {ratio:.1f} x "
         f"({spread}; goal: {goal})"
     )
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

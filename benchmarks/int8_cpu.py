@@ -8,7 +8,6 @@ attention in INT8 that the large network gets, so that is also measured by force
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -35,6 +34,7 @@ from fsvit_edge.runtime.benchmark import MASK_COVER
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.demo import demo_supports
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.preprocess import resize_image
 
 WAYS = 5
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--no-speed", action="store_true", help="accuracy alone")
     arguments = parser.parse_args()
     print(
-        f"{_processor()}, {arguments.threads} threads, onnxruntime {version('onnxruntime')}, "
+        f"{Machine.here().cpu}, {arguments.threads} threads, onnxruntime {version('onnxruntime')}, "
         f"load of the machine before: {os.getloadavg()[0]:.1f}"
     )
     if not arguments.no_speed:
@@ -190,13 +190,6 @@ def _table(title: str, times: dict[str, list[float]]) -> None:
         ratio = statistics.median(first) / statistics.median(seconds)
         spread = f"{min(first) / max(seconds):.2f} to {max(first) / min(seconds):.2f}"
         print(f"    {name:20s} {statistics.median(seconds):.3f} s, {ratio:.2f} x ({spread})")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

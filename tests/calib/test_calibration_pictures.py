@@ -72,7 +72,7 @@ def test_the_order_in_which_the_disk_lists_does_not_matter(album: Path, monkeypa
     walk = pictures.os.walk
 
     def backwards(*arguments: object, **options: object) -> Iterator[tuple[str, list[str], list[str]]]:
-        for folder, folders, files in walk(*arguments, **options):  # type: ignore[call-overload]
+        for folder, folders, files in walk(*arguments, **options):  # type: ignore[call-overload]  # passes on what it was given
             folders.reverse()
             yield folder, folders, files[::-1]
 
