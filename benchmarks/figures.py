@@ -29,8 +29,8 @@ from fsvit_edge.runtime.demo import demo_supports
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.loop import run_loop
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.sinks import open_sink
-from fsvit_edge.runtime.sources import open_source
+from fsvit_edge.runtime.sinks.open import open_sink
+from fsvit_edge.runtime.sources.open import open_source
 
 THREADS = 2
 REPEATS = 5

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from fsvit_edge.runtime.atomic import atomic_write
-from fsvit_edge.runtime.sources import open_source
+from fsvit_edge.runtime.sources.open import open_source
 
 KEEP_EVERY = 8
 SIZE_WH = (352, 198)

@@ -11,10 +11,10 @@ from fsvit_edge.cli.options import EngineOption, PrecisionOption, ThreadsOption
 
 if TYPE_CHECKING:
     from fsvit_edge.runtime.engines.choose import EngineChoice
+    from fsvit_edge.runtime.frame import Frame
     from fsvit_edge.runtime.loop import LoopStatistics
     from fsvit_edge.runtime.prediction import Prediction
     from fsvit_edge.runtime.predictor import FewShotModel
-    from fsvit_edge.runtime.sources import Frame
 
 _DEFAULT_FPS = 25.0
 _DEMO_VIDEO = "demo.mp4"
@@ -47,8 +47,8 @@ def run(
     from fsvit_edge.cli.terminal import advise, open_model
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.loop import run_loop
-    from fsvit_edge.runtime.sinks import open_sink
-    from fsvit_edge.runtime.sources import open_source
+    from fsvit_edge.runtime.sinks.open import open_sink
+    from fsvit_edge.runtime.sources.open import open_source
 
     uri = _source_uri(source, camera)
     is_demo = uri == "demo"

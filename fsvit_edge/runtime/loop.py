@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.runtime.frame import Frame
 from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.sinks import Sink, SinkClosedError
-from fsvit_edge.runtime.sources import Frame
+from fsvit_edge.runtime.sinks.base import Sink, SinkClosedError
 
 _REMEMBERED_FRAMES = 10_000
 

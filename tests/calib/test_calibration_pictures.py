@@ -12,7 +12,7 @@ from PIL import Image
 from fsvit_edge.calib import pictures
 from fsvit_edge.calib.pictures import CalibrationSet, sample_pictures
 from fsvit_edge.runtime.errors import InputError, SourceError
-from fsvit_edge.runtime.sources import Source
+from fsvit_edge.runtime.sources.base import Source
 
 
 def save_picture(path: Path, value: int) -> None:

@@ -25,11 +25,11 @@ from safetensors.numpy import load_file, save_file
 from fsvit_edge import FewShotModel, __version__
 from fsvit_edge.cli import terminal
 from fsvit_edge.cli.main import app, main
-from fsvit_edge.runtime import sources
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, Bundle
 from fsvit_edge.runtime.demo import DEMO_CLASSES
 from fsvit_edge.runtime.pictures import read_image, write_image
+from fsvit_edge.runtime.sources import open as sources
 
 COMMAND = (sys.executable, "-m", "fsvit_edge.cli.main")
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
+from fsvit_edge.runtime.frame import Frame
 from fsvit_edge.runtime.loop import LoopStatistics, run_loop
 from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.sinks import Sink, SinkClosedError, open_sink
-from fsvit_edge.runtime.sources import Frame, open_source
+from fsvit_edge.runtime.sinks.base import Sink, SinkClosedError
+from fsvit_edge.runtime.sinks.open import open_sink
+from fsvit_edge.runtime.sources.open import open_source
 
 
 def frames(count: int, then: BaseException | None = None) -> Iterator[Frame]:

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
+from fsvit_edge.runtime.frame import Frame
 from fsvit_edge.runtime.pictures import read_image
 from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.sinks import Sink, open_sink, record
-from fsvit_edge.runtime.sources import Frame, open_source
+from fsvit_edge.runtime.sinks.base import Sink
+from fsvit_edge.runtime.sinks.open import open_sink
+from fsvit_edge.runtime.sinks.record import record
+from fsvit_edge.runtime.sources.open import open_source
 
 
 def frame(index: int = 0, height: int = 48, width: int = 64) -> Frame:
@@ -37,8 +40,8 @@ import numpy as np
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.loop import run_loop
 from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.sinks import open_sink
-from fsvit_edge.runtime.sources import Frame
+from fsvit_edge.runtime.sinks.open import open_sink
+from fsvit_edge.runtime.frame import Frame
 uri, limit, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
 scores = np.array([0.9], np.float32)

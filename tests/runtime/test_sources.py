@@ -16,7 +16,7 @@ from PIL import Image
 
 from fsvit_edge.runtime import demo, sources
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError, SourceError
-from fsvit_edge.runtime.sources import open_source
+from fsvit_edge.runtime.sources.open import open_source
 
 
 def save_picture(path: Path, value: int) -> None:
@@ -292,7 +292,7 @@ def test_opencv_and_ffmpeg_say_nothing_of_their_own_and_no_password_is_said(tmp_
     code = f"""
 import os
 from fsvit_edge.runtime.errors import SourceError
-from fsvit_edge.runtime.sources import open_source
+from fsvit_edge.runtime.sources.open import open_source
 os.path.exists = lambda _: True
 for uri in ("garbage.mp4", "987", "rtsp://user:S3cr3t@127.0.0.1:{closed_port}/cam?password=S3cr3t"):
     try:

@@ -1,0 +1,92 @@
+"""One model, driven by the loop, that others change while it runs."""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.predictor import FewShotModel
+
+_Answer = TypeVar("_Answer")
+_MOST_WAITING = 8
+
+
+class LiveModel:
+    """Requests of other threads run between two frames in the loop's thread, for a model is not made for two at once.
+
+    A lock would starve them: where a frame is always waiting, the loop takes the lock again before anybody wakes up.
+
+    Args:
+        model: The model; it stays its opener's to close.
+    """
+
+    def __init__(self, model: FewShotModel) -> None:
+        self._model = model
+        self._waiting: queue.Queue[tuple[Callable[[FewShotModel], Any], Future[Any]]] = queue.Queue(_MOST_WAITING)
+        self._closed = threading.Event()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the enrolled classes."""
+        return self._model.classes
+
+    def predict(self, rgb: npt.NDArray[np.uint8]) -> Prediction:
+        """Judge one frame; see `FewShotModel.predict`. The loop's thread only."""
+        return self._model.predict(rgb)
+
+    def run_requests(self) -> None:
+        """Do what other threads have asked for. The loop's thread only, between two frames."""
+        while True:
+            try:
+                request, answer = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            if not answer.set_running_or_notify_cancel():
+                continue
+            try:
+                answer.set_result(request(self._model))
+            except Exception as error:
+                answer.set_exception(error)
+
+    def ask(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = 30.0) -> _Answer:
+        """Have the loop do something with the model, and wait for it. Any other thread.
+
+        Args:
+            request: Is given the model; frames wait meanwhile.
+            timeout_s: Seconds to wait; a request that has not begun by then is never done.
+
+        Returns:
+            What the request returns.
+
+        Raises:
+            FsvitEdgeError: The run has ended, too many requests wait, or the time is over.
+        """
+        answer: Future[_Answer] = Future()
+        if self._closed.is_set():
+            raise FsvitEdgeError("The run has ended; start it again.")
+        try:
+            self._waiting.put_nowait((request, answer))
+        except queue.Full:
+            raise FsvitEdgeError("Too many requests wait for the model; try again in a moment.") from None
+        try:
+            return answer.result(timeout_s)
+        except FutureTimeoutError:
+            answer.cancel()
+            raise FsvitEdgeError(f"The model did not get to it within {timeout_s:g} s; try again.") from None
+
+    def close(self) -> None:
+        """Refuse what waits and what comes, for the loop has ended."""
+        self._closed.set()
+        while True:
+            try:
+                _, answer = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            answer.set_exception(FsvitEdgeError("The run has ended; start it again."))
