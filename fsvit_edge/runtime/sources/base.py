@@ -10,11 +10,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.runtime.errors import SourceError
 from fsvit_edge.runtime.frame import Frame
+from fsvit_edge.runtime.sources.uri import printable
 
 Images = Generator[tuple[str, npt.NDArray[np.uint8]], None, None]
 """What each frame was read from, and the frame."""
 SourceState = Literal["connecting", "live", "lost"]
+
+
+_LONGEST_WAIT_S = 20.0
 
 
 class EndOfSourceError(Exception):
@@ -100,14 +105,18 @@ class Source(ABC):
         return self
 
     def __next__(self) -> Frame:
-        """Read the next frame, however long that takes; see `read`."""
-        while True:
-            try:
-                frame = self.read(timeout_s=1.0)
-            except EndOfSourceError:
-                raise StopIteration from None
-            if frame is not None:
-                return frame
+        """Read the next frame; see `read`.
+
+        Raises:
+            SourceError: Also where a live source has delivered none for 20 s.
+        """
+        try:
+            frame = self.read(timeout_s=_LONGEST_WAIT_S)
+        except EndOfSourceError:
+            raise StopIteration from None
+        if frame is None:
+            raise SourceError(self.status.message or f"{self.name} delivers no frames; check it and start again.")
+        return frame
 
 
 class FileSource(Source):
@@ -161,9 +170,3 @@ class FileSource(Source):
         self._images.close()
         if self._close is not None:
             self._close()
-
-
-def printable(name: str) -> str:
-    """Make text of a name that holds bytes which are no text."""
-    # A file's name may hold bytes that are no text; they must not stop a JSON line later.
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
