@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,9 +12,13 @@ from fsvit_edge.cli.options import EngineOption, PrecisionOption, ThreadsOption
 if TYPE_CHECKING:
     from fsvit_edge.runtime.engines.choose import EngineChoice
     from fsvit_edge.runtime.frame import Frame
-    from fsvit_edge.runtime.loop import LoopStatistics
+    from fsvit_edge.runtime.live_model import LiveModel
+    from fsvit_edge.runtime.live_run import RunResult
     from fsvit_edge.runtime.prediction import Prediction
     from fsvit_edge.runtime.predictor import FewShotModel
+    from fsvit_edge.runtime.run_statistics import RunStatistics
+    from fsvit_edge.runtime.sinks.base import Sink
+    from fsvit_edge.runtime.sources.options import Flip
 
 _DEFAULT_FPS = 25.0
 _DEMO_VIDEO = "demo.mp4"
@@ -24,14 +28,19 @@ _DEFAULT_BANK = Path("bank.safetensors")
 def run(
     source: Annotated[
         str | None,
-        typer.Argument(help="A picture, a folder, a video, a camera (0, /dev/video0), rtsp://... or demo."),
+        typer.Argument(
+            help="A picture, a folder, a video, a camera (0, /dev/video0, csi://0), rtsp://..., http://... or demo."
+        ),
     ] = None,
     camera: Annotated[
         bool, typer.Option("--camera", help="Read a camera; camera 0 unless SOURCE names another.")
     ] = False,
     sink: Annotated[
         list[str] | None,
-        typer.Option(help="DIR/ (pictures), out.mp4 (video), out.jsonl or - (JSON lines). May be repeated."),
+        typer.Option(
+            help="DIR/ (pictures), out.mp4 (video), out.jsonl or - (JSON lines), mqtt://HOST/TOPIC, or the page: "
+            "http://127.0.0.1:8080. May be repeated."
+        ),
     ] = None,
     bank: Annotated[
         Path | None, typer.Option(help="The enrolled classes; default: bank.safetensors here, where it is.")
@@ -40,53 +49,105 @@ def run(
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
+    width: Annotated[int | None, typer.Option(help="Pixels asked of a camera.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels asked of a camera.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second: of a camera, or of a --realtime file.")] = None,
+    flip: Annotated[str, typer.Option(help="none, horizontal, vertical, or both (180 degrees).")] = "none",
+    loop: Annotated[bool, typer.Option("--loop", help="Start a file again at its end.")] = False,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Play a file at its own pace, as a camera would: late frames are lost.")
+    ] = False,
+    segment: Annotated[float | None, typer.Option(help="Seconds after which a recording begins a new file.")] = None,
+    keep: Annotated[int | None, typer.Option(help="Newest segments or pictures to keep; older ones go.")] = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    stats: Annotated[float | None, typer.Option(min=0.1, help="Print statistics every so many seconds.")] = None,
+    health: Annotated[Path | None, typer.Option(help="A JSON file that says every second how the run fares.")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="What a browser must present to a page that others can reach.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name by which browsers reach the page. May be repeated.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Classify and segment every frame of a source by the classes of a bank."""
     from fsvit_edge.cli.terminal import advise, open_model
+    from fsvit_edge.runtime.atomic import remove_leftovers
     from fsvit_edge.runtime.errors import InputError
-    from fsvit_edge.runtime.loop import run_loop
-    from fsvit_edge.runtime.sinks.open import open_sink
+    from fsvit_edge.runtime.live_model import LiveModel
+    from fsvit_edge.runtime.live_run import LiveRun, RunOptions
+    from fsvit_edge.runtime.sinks.open import open_sink, recording_folder, sink_name
+    from fsvit_edge.runtime.sinks.segments import SinkOptions
     from fsvit_edge.runtime.sources.open import open_source
+    from fsvit_edge.runtime.sources.options import SourceOptions
 
     uri = _source_uri(source, camera)
     is_demo = uri == "demo"
     sinks = list(sink or ())
-    if is_demo and not sinks:
-        sinks = [_DEMO_VIDEO]
-    if is_demo and max_frames is None:
-        from fsvit_edge.runtime.demo import demo_length
+    pages = [name for name in sinks if _is_page(name)]
+    if is_demo and pages and max_frames is None:
+        loop = realtime = True  # a camera to try the page with
+    elif is_demo:
+        if not sinks:
+            sinks = [_DEMO_VIDEO]
+        if max_frames is None:
+            from fsvit_edge.runtime.demo import demo_length
 
-        max_frames = demo_length()
+            max_frames = demo_length()
     if bank is None and not is_demo and _DEFAULT_BANK.is_file():
         bank = _DEFAULT_BANK
+    for folder in {*filter(None, map(recording_folder, sinks)), (bank or _DEFAULT_BANK).parent}:
+        remove_leftovers(folder)
+    source_options = SourceOptions(width, height, fps, cast("Flip", flip), loop, realtime)
     with ExitStack() as stack:
-        frames = stack.enter_context(open_source(uri))
-        if bank is None and not is_demo and not frames.is_live:
+        frames = stack.enter_context(open_source(uri, source_options))
+        if bank is None and not is_demo and not frames.is_live and not pages:
             raise InputError(
                 "No class is enrolled; enrol one with: fsvit-edge enroll NAME IMAGE, or name a bank with --bank FILE "
                 "(to try without: fsvit-edge run demo)."
             )
         model = stack.enter_context(open_model(bundle, engine, precision, threads))
-        if bank is not None:
+        if bank is not None and (bank.exists() or not pages):
             model.load_bank(bank)
-        else:
+        elif is_demo or not pages:
             if not is_demo:
                 advise("No bank is here, so these are the demo's classes; yours: fsvit-edge enroll NAME IMAGE")
             _enroll_demo(model)
-        opened = [stack.enter_context(open_sink(name, frames.fps or _DEFAULT_FPS)) for name in sinks]
+        live_model = LiveModel(model)
+        sink_options = SinkOptions(segment, keep, frames.is_live)
+        opened = []
+        for name in sinks:
+            if name in pages:
+                opened.append((name, _open_page(name, live_model, bank or _DEFAULT_BANK, token, allow_host or [])))
+            else:
+                opened.append((sink_name(name), open_sink(name, frames.fps or _DEFAULT_FPS, sink_options)))
         show = stack.enter_context(_live_table(frames.name))
-        statistics = run_loop(frames, model.predict, opened, max_frames, show)
-        name, choice = model.manifest.name, model.choice
-    _print_summary(statistics, frames.name, name, choice, as_json, to_stderr="-" in sinks and not as_json)
-    for written in sinks:
-        if written != "-" and statistics.frames:
-            advise(f"Wrote {written}")
-    if is_demo:
+        options = RunOptions(max_frames, stats, health)
+        result = LiveRun(frames, live_model, opened, options, advise, show).run()
+        choice = model.choice
+    _print_summary(result, choice, as_json, to_stderr="-" in sinks and not as_json)
+    for status in result.health.sinks:
+        if status.name != "-" and "://" not in status.name and status.written and not status.failure:
+            advise(f"Wrote {status.name}{' in numbered segments' if segment and '.' in status.name else ''}")
+    if is_demo and not pages:
         advise("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")
-    if statistics.interrupted:
-        raise typer.Exit(130)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _is_page(uri: str) -> bool:
+    return uri.lower().startswith("http://")
+
+
+def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, hosts: list[str]) -> "Sink":
+    from fsvit_edge.cli.terminal import advise, require
+
+    require("The page", ("starlette", "uvicorn", "prometheus_client"), "web")
+    from fsvit_edge.runtime.page.sink import PageSink
+
+    page = PageSink(uri, model, bank, token, hosts)
+    advise(f"The page is at {page.address}")
+    return page
 
 
 def _source_uri(source: str | None, camera: bool) -> str:
@@ -112,7 +173,7 @@ def _enroll_demo(model: "FewShotModel") -> None:
 
 
 @contextmanager
-def _live_table(source: str) -> Iterator["Callable[[Frame, Prediction, LoopStatistics], None] | None"]:
+def _live_table(source: str) -> Iterator["Callable[[Frame, Prediction, RunStatistics], None] | None"]:
     """Yield what draws the newest frame's result, four times a second; None where stderr is not a terminal."""
     import sys
 
@@ -130,7 +191,7 @@ def _live_table(source: str) -> Iterator["Callable[[Frame, Prediction, LoopStati
     last = -period_s
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
 
-        def show(frame: "Frame", prediction: "Prediction", statistics: "LoopStatistics") -> None:
+        def show(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:
             nonlocal last
             now = time.monotonic()
             if now - last < period_s:
@@ -153,27 +214,34 @@ def _live_table(source: str) -> Iterator["Callable[[Frame, Prediction, LoopStati
         yield show
 
 
-def _print_summary(
-    statistics: "LoopStatistics", source: str, model: str, choice: "EngineChoice", as_json: bool, to_stderr: bool
-) -> None:
+def _print_summary(result: "RunResult", choice: "EngineChoice", as_json: bool, to_stderr: bool) -> None:
     import json
 
     from fsvit_edge.cli.terminal import print_table
 
-    stages = {stage: tuple(round(value, 2) for value in pair) for stage, pair in statistics.latency_ms.items()}
+    health, statistics = result.health, result.statistics
+    stages = {stage: (round(one.p50, 2), round(one.p95, 2)) for stage, one in health.latency_ms.items()}
+    age, dropped = health.age_ms, health.source_status.dropped
     if as_json:
         summary = {
-            "source": source,
-            "model": model,
+            "source": health.source,
+            "model": health.model,
             "engine": choice.engine,
             "precision": choice.precision,
             "frames": statistics.frames,
+            "dropped": dropped,
+            "reconnects": health.source_status.reconnects,
             "elapsed_s": round(statistics.elapsed_s, 3),
             "fps": round(statistics.fps, 2),
+            "age_ms": None if age is None else {name: round(value, 2) for name, value in vars(age).items()},
             "latency_ms": {stage: {"p50": p50, "p95": p95} for stage, (p50, p95) in stages.items()},
+            "memory_mb": round(health.memory_mb, 1),
         }
         print(json.dumps(summary, ensure_ascii=False))
         return
     speed = f"{statistics.frames} frames in {statistics.elapsed_s:.1f} s, {statistics.fps:.1f} frames/s"
+    if dropped and age is not None:
+        speed += f", {dropped} dropped, {age.p50:.0f} ms old (p99 {age.p99:.0f})"
     rows = [(stage, f"{p50:.2f}", f"{p95:.2f}") for stage, (p50, p95) in stages.items()]
-    print_table(f"{source} with {model}: {speed}; {choice.description}", ("stage", "p50 ms", "p95 ms"), rows, to_stderr)
+    title = f"{health.source} with {health.model}: {speed}; {choice.description}"
+    print_table(title, ("stage", "p50 ms", "p95 ms"), rows, to_stderr)

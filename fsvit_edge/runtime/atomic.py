@@ -1,16 +1,20 @@
 """The one way in which anything of ours reaches the disk: whole, or not at all."""
 
+import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 TEMPORARY_PREFIX = ".fsvit-edge-"
-"""Of the names of files that are not whole yet."""
+"""Of the names of files that are not whole yet; the number of the process that makes them follows."""
+_MADE_BY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9]{{1,10}})_")
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -28,7 +32,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=f"-{path.name}", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=_own_prefix(), suffix=f"-{path.name}", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -44,6 +48,110 @@ def atomic_write(path: Path, data: bytes) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+class TemporaryFile:
+    """A hidden file beside its target, for what is written over minutes; use it as a context manager at the end.
+
+    It is locked while it is open, so that nobody takes it for a leftover; see `remove_leftovers`.
+
+    Args:
+        target: The file that it is to become; its folder is there.
+
+    Attributes:
+        path: Where it is.
+
+    Raises:
+        FsvitEdgeError: The folder cannot be written.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        try:
+            self._descriptor, path = tempfile.mkstemp(prefix=_own_prefix(), suffix=f"-{target.name}", dir=target.parent)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            os.fchmod(self._descriptor, 0o666 & ~_umask())
+        except OSError as error:
+            raise FsvitEdgeError(f"{target} cannot be written: {error.strerror}.") from error
+        self.path = Path(path)
+
+    def __enter__(self) -> "TemporaryFile":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove it, unless it has become its target."""
+        self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+    def replace_target(self) -> None:
+        """Make it the target, whole and on the disk.
+
+        Raises:
+            FsvitEdgeError: The disk is full or the folder is gone; an old target is untouched.
+        """
+        try:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self.path, self._target)
+            _sync_rename(self._target)
+        except OSError as error:
+            raise FsvitEdgeError(f"{self._target} was not written: {error.strerror}.") from error
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove the hidden files and folders in which processes that were killed had begun something.
+
+    Ours alone, by their names, and only where the process that made them has gone and no lock is held: two runs may
+    share a folder, also from two containers, where a process number says little.
+
+    Returns:
+        What was removed. What cannot be removed stays.
+    """
+    removed = []
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*") if folder.is_dir() else ():
+        maker = _MADE_BY.match(path.name)
+        if maker is None or _is_running(int(maker[1])) or _is_locked(path):
+            continue
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError:
+            continue
+        removed.append(path)
+    return removed
+
+
+def _own_prefix() -> str:
+    return f"{TEMPORARY_PREFIX}{os.getpid()}_"
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager
@@ -70,7 +178,7 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
     staging: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, suffix=f"-{path.name}", dir=path.parent))
+        staging = Path(tempfile.mkdtemp(prefix=_own_prefix(), suffix=f"-{path.name}", dir=path.parent))
         staging.chmod(0o777 & ~_umask())
         yield staging
         for file in staging.iterdir():

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,21 @@ from fsvit_edge.runtime.predictor import FewShotModel
 
 _Answer = TypeVar("_Answer")
 _MOST_WAITING = 8
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What judges.
+
+    Attributes:
+        name: Of the network.
+        engine: What computes.
+        precision: What it computes in.
+    """
+
+    name: str
+    engine: str
+    precision: str
 
 
 class LiveModel:
@@ -31,6 +47,12 @@ class LiveModel:
         self._model = model
         self._waiting: queue.Queue[tuple[Callable[[FewShotModel], Any], Future[Any]]] = queue.Queue(_MOST_WAITING)
         self._closed = threading.Event()
+
+    @property
+    def description(self) -> "ModelDescription":
+        """What judges."""
+        choice = self._model.choice
+        return ModelDescription(self._model.manifest.name, choice.engine, choice.precision)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 import platform
 import re
+import resource
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,15 @@ class Machine:
         if self.gpu is not None:
             values["gpu"]["compute_capability"] = list(self.gpu.compute_capability)
         return values
+
+
+def resident_memory_mb(process_ids: Iterable[int]) -> float:
+    """Memory of processes that is in use, in 10^6 bytes; one that has gone, or is no Linux process, counts as 0."""
+    pages = 0
+    for process_id in process_ids:
+        fields = _text(Path(f"/proc/{process_id}/statm")).split()
+        pages += int(fields[1]) if len(fields) > 1 else 0
+    return pages * resource.getpagesize() / 1e6
 
 
 def _cpu() -> str:

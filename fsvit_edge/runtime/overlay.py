@@ -51,6 +51,30 @@ def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction, only_present:
     return drawn
 
 
+def draw_state(frame_rgb: npt.NDArray[np.uint8], state: str, message: str) -> npt.NDArray[np.uint8]:
+    """Draw the last picture of a source that delivers no more: grey and dark, with what is the matter across it.
+
+    Args:
+        frame_rgb: (H, W, 3) uint8 RGB; it is not changed.
+        state: The state of the source, shown large.
+        message: What is wrong, shown below in as many lines as fit; may be empty.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    grey = cv2.convertScaleAbs(cv2.cvtColor(frame_rgb, cv2.COLOR_RGB2GRAY), alpha=_PANEL_LIGHT)
+    drawn: _Rgb = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+    px = _text_px(drawn)
+    widest = drawn.shape[1] - 2 * px
+    lines = [(fitting_text(state.upper(), 2 * px, widest), _BRIGHT)]
+    lines += [(fitting_text(line, px, widest), 2 * _DIM - _DIM // 2) for line in _wrapped(message, px, widest)]
+    top = max(0, (drawn.shape[0] - sum(text.shape[0] for text, _ in lines)) // 2)
+    for text, light in lines:
+        _add_text(drawn, text, px, top, light)
+        top += text.shape[0]
+    return drawn
+
+
 def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> None:
     """Tint and outline the pixels of one class, in place.
 
@@ -69,6 +93,17 @@ def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> None:
     contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     thickness = max(1, _text_px(drawn) // 6)
     cv2.drawContours(drawn, contours, -1, _colour(index), thickness, cv2.LINE_AA, offset=(x, y))
+
+
+def _wrapped(message: str, px: int, widest_px: int) -> list[str]:
+    lines: list[str] = []
+    for word in message.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _text(longer, px).shape[1] <= widest_px:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _draw_legend(drawn: _Rgb, prediction: Prediction) -> None:

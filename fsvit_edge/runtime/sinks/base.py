@@ -14,7 +14,13 @@ class SinkClosedError(Exception):
 
 
 class Sink(ABC):
-    """Takes the frames and predictions of one run; use it as a context manager so that its file is finished."""
+    """Takes the frames and predictions of one run; use it as a context manager so that its file is finished.
+
+    Attributes:
+        queue_frames: Frames of a live source that may wait for it, the newest ones; more are dropped.
+    """
+
+    queue_frames = 1
 
     def __enter__(self) -> "Sink":
         return self

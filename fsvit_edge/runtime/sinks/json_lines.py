@@ -1,4 +1,4 @@
-"""One JSON object a line and frame, in a file or on the standard output."""
+"""One JSON object a line: for every frame, and for every change of the source's state."""
 
 import contextlib
 import os
@@ -7,13 +7,55 @@ from pathlib import Path
 
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.frame import Frame
+from fsvit_edge.runtime.health import Health
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.sinks.base import Sink, SinkClosedError
-from fsvit_edge.runtime.sinks.record import json_line
+from fsvit_edge.runtime.sinks.record import StateChanges, json_line, record, state_record
+from fsvit_edge.runtime.sinks.segments import Segments, SinkOptions
+
+_QUEUE_FRAMES = 8
 
 
 class JsonLinesSink(Sink):
-    """Lines in a file, which is replaced."""
+    """Lines in a file, which is replaced, or in numbered files.
+
+    Args:
+        path: The file.
+        options: Segments and how many to keep.
+    """
+
+    queue_frames = _QUEUE_FRAMES
+
+    def __init__(self, path: Path, options: SinkOptions) -> None:
+        self._segments = Segments(path, options) if options.segment_s is not None else None
+        self._changes = StateChanges()
+        self._path = path
+        self._file: _LineFile | None = None if self._segments else _LineFile(path)
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:
+        """See `Sink.write`."""
+        self._write(json_line(record(frame, prediction)), frame.monotonic_s)
+
+    def report(self, health: Health) -> None:
+        """See `Sink.report`."""
+        if self._changes.has_changed(health):
+            self._write(json_line(state_record(health)), health.monotonic_s)
+
+    def _write(self, line: bytes, now_s: float) -> None:
+        if self._segments is not None and (self._file is None or self._segments.is_full(now_s)):
+            self._finish()
+            self._file = _LineFile(self._segments.begin(now_s))
+            self._segments.delete_old()
+        assert self._file is not None
+        self._file.write(line)
+
+    def _finish(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _LineFile:
+    """A file that holds whole lines only."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -25,9 +67,7 @@ class JsonLinesSink(Sink):
         except OSError as error:
             raise FsvitEdgeError(f"{path} cannot be written: {error.strerror}.") from error
 
-    def write(self, frame: Frame, prediction: Prediction) -> None:
-        """See `Sink.write`."""
-        line = json_line(frame, prediction)
+    def write(self, line: bytes) -> None:
         try:
             rest = line
             while rest:
@@ -42,17 +82,30 @@ class JsonLinesSink(Sink):
         self._lines += 1
         self._whole_bytes += len(line)
 
-    def _finish(self) -> None:
+    def close(self) -> None:
         self._file.close()
 
 
 class StandardOutputSink(Sink):
     """Lines on the standard output."""
 
+    queue_frames = _QUEUE_FRAMES
+
+    def __init__(self) -> None:
+        self._changes = StateChanges()
+
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """See `Sink.write`."""
+        self._write(json_line(record(frame, prediction)))
+
+    def report(self, health: Health) -> None:
+        """See `Sink.report`."""
+        if self._changes.has_changed(health):
+            self._write(json_line(state_record(health)))
+
+    def _write(self, line: bytes) -> None:
         try:
-            sys.stdout.buffer.write(json_line(frame, prediction))
+            sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
         except BrokenPipeError as error:
             _discard_standard_output()

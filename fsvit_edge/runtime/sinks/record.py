@@ -1,12 +1,14 @@
-"""A result as one JSON object."""
+"""Results and states as JSON objects."""
 
 import json
+import time
 from typing import Any
 
 import cv2
 import numpy as np
 
 from fsvit_edge.runtime.frame import Frame
+from fsvit_edge.runtime.health import Health
 from fsvit_edge.runtime.prediction import Prediction
 
 
@@ -14,11 +16,12 @@ def record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
     """Say in JSON's terms what a frame shows.
 
     Returns:
-        "sequence": index of the frame; "source"; "wall_time_s" and "monotonic_s": when it came, in seconds;
-        "size_hw": its height and width in pixels; "classes": for each enrolled class its "name", "score" in [0, 1],
-        "present", "area_px" and "box_xyxy" (left, top, right, bottom; right and bottom are exclusive; null without a
-        pixel), area and box being those of the label map, whether the class is present or not; "latency_ms":
-        milliseconds of each stage, "decode" first.
+        "event": "frame"; "sequence": index of the frame, of which a live source's dropped frames leave gaps; "source";
+        "wall_time_s" and "monotonic_s": when it came, in seconds; "age_ms": since then, in milliseconds; "is_frozen":
+        whether the camera repeats itself; "size_hw": its height and width in pixels; "classes": for each enrolled class
+        its "name", "score" in [0, 1], "present", "area_px" and "box_xyxy" (left, top, right, bottom; right and bottom
+        are exclusive; null without a pixel), area and box being those of the label map, whether the class is present or
+        not; "latency_ms": milliseconds of each stage, "decode" first.
     """
     classes = []
     for index, name in enumerate(prediction.classes):
@@ -34,10 +37,13 @@ def record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
             }
         )
     return {
+        "event": "frame",
         "sequence": frame.index,
         "source": frame.source,
         "wall_time_s": round(frame.wall_time_s, 3),
         "monotonic_s": round(frame.monotonic_s, 3),
+        "age_ms": round((time.monotonic() - frame.monotonic_s) * 1e3, 1),
+        "is_frozen": frame.is_frozen,
         "size_hw": list(frame.image.shape[:2]),
         "classes": classes,
         "latency_ms": {
@@ -46,6 +52,45 @@ def record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def json_line(frame: Frame, prediction: Prediction) -> bytes:
-    """The same as one line of UTF-8 text."""
-    return json.dumps(record(frame, prediction), ensure_ascii=False).encode() + b"\n"
+def state_record(health: Health) -> dict[str, Any]:
+    """Say in JSON's terms how a live source fares.
+
+    Returns:
+        "event": "state"; "state": "connecting", "live" or "lost"; "is_frozen"; "message": what is wrong, or empty;
+        "source"; "wall_time_s" and "monotonic_s": now; "boot_id": which start of the machine the latter counts from;
+        "captured", "dropped" and "reconnects" so far; "frames": those that were judged.
+    """
+    status = health.source_status
+    return {
+        "event": "state",
+        "state": status.state,
+        "is_frozen": status.is_frozen,
+        "message": status.message,
+        "source": health.source,
+        "wall_time_s": round(health.wall_time_s, 3),
+        "monotonic_s": round(health.monotonic_s, 3),
+        "boot_id": health.boot_id,
+        "captured": status.captured,
+        "dropped": status.dropped,
+        "reconnects": status.reconnects,
+        "frames": health.frames,
+    }
+
+
+class StateChanges:
+    """Tells a change of the source's state from the reports between; a file, always live, never changes."""
+
+    def __init__(self) -> None:
+        self._last = ("live", False, "")
+
+    def has_changed(self, health: Health) -> bool:
+        """Whether this report differs from the one before in state, frozen frames or message."""
+        status = health.source_status
+        now = (status.state, status.is_frozen, status.message)
+        changed, self._last = now != self._last, now
+        return changed
+
+
+def json_line(said: dict[str, Any]) -> bytes:
+    """Make one line of UTF-8 text."""
+    return json.dumps(said, ensure_ascii=False).encode() + b"\n"
