@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.errors import ArtefactError, InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_KEY = "fsvit-edge-bank"
 """In the file's header: what tells a bank from other tensors."""
 MAX_CLASSES = 255
@@ -37,6 +37,8 @@ class CachedSupport:
         pooled: (C, 9, d) float16, image tokens averaged over the 3 x 3 pooled grid.
         pooled_mask: (9,) bool, where the second block may look.
         thumbnail: (h, w, 3) uint8 RGB.
+        thumbnail_mask: (h, w) bool, what of the thumbnail the network takes for the thing: the mask that was given, or
+            its guess.
         has_mask: False where the support was enrolled by its name alone.
     """
 
@@ -44,6 +46,7 @@ class CachedSupport:
     pooled: npt.NDArray[np.float16]
     pooled_mask: npt.NDArray[np.bool_]
     thumbnail: npt.NDArray[np.uint8]
+    thumbnail_mask: npt.NDArray[np.bool_]
     has_mask: bool
 
     @property
@@ -121,6 +124,20 @@ class SupportBank:
         self._check_known(name)
         del self._classes[name]
 
+    def remove_support(self, name: str, index: int) -> None:
+        """Forget one support of a class; the class goes with its last.
+
+        Raises:
+            InputError: There is no such class or support.
+        """
+        supports = self.supports(name)
+        if not 0 <= index < len(supports):
+            raise InputError(f"Class {name!r} has {len(supports)} pictures, no picture {index}.")
+        if len(supports) == 1:
+            self.remove(name)
+        else:
+            self._classes[name] = supports[:index] + supports[index + 1 :]
+
     def rename(self, old: str, new: str) -> None:
         """Rename a class, which keeps its place.
 
@@ -144,7 +161,7 @@ class SupportBank:
         tensors: dict[str, npt.NDArray[Any]] = {}
         for class_index, supports in enumerate(self._classes.values()):
             for shot, support in enumerate(supports):
-                for field in ("kept", "pooled", "pooled_mask", "thumbnail"):
+                for field in ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask"):
                     tensors[f"{class_index}.{shot}.{field}"] = np.ascontiguousarray(getattr(support, field))
         header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -277,6 +294,7 @@ def _read_support(
         "pooled": ((channels, NUM_POOLED, dim), np.float16),
         "pooled_mask": ((NUM_POOLED,), np.bool_),
         "thumbnail": ((None, None, 3), np.uint8),
+        "thumbnail_mask": ((None, None), np.bool_),
     }
     fields = {}
     for field, (shape, dtype) in expected.items():
@@ -292,4 +310,6 @@ def _read_support(
         if array is None or not fits:
             raise ArtefactError(f"Bank {path} is damaged: tensor {key}.{field} is missing, misshapen or not finite.")
         fields[field] = array
+    if fields["thumbnail_mask"].shape != fields["thumbnail"].shape[:2]:
+        raise ArtefactError(f"Bank {path} is damaged: tensor {key}.thumbnail_mask has another size than its picture.")
     return CachedSupport(**fields, has_mask=has_mask)

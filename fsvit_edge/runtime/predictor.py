@@ -19,7 +19,7 @@ from fsvit_edge.runtime.head_runs import head_runs
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
 from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask
+from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask, resize_nearest
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -274,6 +274,15 @@ class FewShotModel:
         self.bank.remove(name)
         self._runs = None
 
+    def remove_support(self, name: str, index: int) -> None:
+        """Forget one picture of a class; the class goes with its last.
+
+        Raises:
+            InputError: There is no such class or picture.
+        """
+        self.bank.remove_support(name, index)
+        self._runs = None
+
     def rename(self, old: str, new: str) -> None:
         """Rename a class.
 
@@ -330,11 +339,13 @@ class FewShotModel:
         }
         cached = {name: tensor.numpy() for name, tensor in self._enroll.run(feed).items()}
         keep = cached["kept_mask"][0] > 0
+        small = thumbnail(image, _THUMBNAIL_PX)
         support = CachedSupport(
             kept=cached["support"][0][:, keep].astype(np.float16),
             pooled=cached["pooled"][0].astype(np.float16),
             pooled_mask=cached["pooled_mask"][0] > 0,
-            thumbnail=thumbnail(image, _THUMBNAIL_PX),
+            thumbnail=small,
+            thumbnail_mask=resize_nearest(cached["used_mask"][0], (small.shape[0], small.shape[1])) != 0,
             has_mask=mask is not None,
         )
         return support, float(np.mean(cached["used_mask"] != 0))

@@ -55,9 +55,16 @@ def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
 
 def resize_mask(mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """Resize an (H, W) mask or map of labels to (size, size) uint8, taking the nearest pixel; True becomes 1."""
-    height, width = mask.shape
-    rows = ((np.arange(size) + 0.5) * height / size).astype(np.intp)
-    columns = ((np.arange(size) + 0.5) * width / size).astype(np.intp)
+    return resize_nearest(mask, (size, size))
+
+
+def resize_nearest(
+    mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], size_hw: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    """Resize an (H, W) mask or map of labels to another height and width, as `resize_mask` does to a square."""
+    (height, width), (new_height, new_width) = mask.shape, size_hw
+    rows = ((np.arange(new_height) + 0.5) * height / new_height).astype(np.intp)
+    columns = ((np.arange(new_width) + 0.5) * width / new_width).astype(np.intp)
     nearest: npt.NDArray[np.uint8] = mask[rows[:, None], columns].astype(np.uint8)
     return nearest
 

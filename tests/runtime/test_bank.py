@@ -18,7 +18,7 @@ from fsvit_edge.runtime.predictor import FewShotModel
 
 CHANNELS, DIM = 2, 4
 IDENTITY = EncoderIdentity("nano", "ab" * 32, 32, CHANNELS, DIM, "fp32")
-FIELDS = ("kept", "pooled", "pooled_mask", "thumbnail")
+FIELDS = ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask")
 HEADER = "fsvit-edge-bank"
 
 
@@ -29,6 +29,7 @@ def support(seed: int, tokens: int = 3, has_mask: bool = True) -> CachedSupport:
         pooled=rng.standard_normal((CHANNELS, 9, DIM)).astype(np.float16),
         pooled_mask=rng.random(9) > 0.5,
         thumbnail=rng.integers(0, 256, (5, 6, 3), dtype=np.uint8),
+        thumbnail_mask=rng.random((5, 6)) > 0.5,
         has_mask=has_mask,
     )
 
@@ -299,6 +300,9 @@ def set_tensor(name: str, array: np.ndarray) -> Callable[[dict[str, np.ndarray]]
         pytest.param(set_tensor("0.0.kept", np.zeros((CHANNELS, DIM), np.float16)), "0.0.kept is", id="axes"),
         pytest.param(set_tensor("0.0.pooled_mask", np.zeros(8, np.bool_)), "0.0.pooled_mask is", id="pooled mask"),
         pytest.param(set_tensor("0.0.thumbnail", np.zeros((5, 6), np.uint8)), "0.0.thumbnail is", id="thumbnail"),
+        pytest.param(
+            set_tensor("0.0.thumbnail_mask", np.zeros((6, 5), np.bool_)), "another size than its picture", id="its mask"
+        ),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(
@@ -320,8 +324,8 @@ def test_a_tensor_that_does_not_fit_is_named(
         pytest.param(lambda h: h["encoder"].pop("image_size"), "is not a support bank", id="no image size"),
         pytest.param(lambda h: h["encoder"].update(colour=1), "is not a support bank", id="unknown field"),
         pytest.param(lambda h: h.update(classes=[1]), "is not a support bank", id="classes"),
-        pytest.param(lambda h: h.update(format_version=2), "has format 2 in 'fp16'", id="next version"),
-        pytest.param(lambda h: h.update(precision="int8"), "has format 1 in 'int8'", id="another precision"),
+        pytest.param(lambda h: h.update(format_version=1), "has format 1 in 'fp16'", id="an earlier version"),
+        pytest.param(lambda h: h.update(precision="int8"), "has format 2 in 'int8'", id="another precision"),
         pytest.param(lambda h: h["classes"][0].update(name="a\nb"), "is damaged: A class name must be", id="name"),
         pytest.param(lambda h: h["classes"][0].update(has_mask=[]), "is damaged: Class 'cat' needs", id="no support"),
         pytest.param(lambda h: h["classes"][0].update(has_mask=[1] * 3), "tensor 0.2.kept is missing", id="too many"),

@@ -9,7 +9,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from fsvit_edge.runtime import head_runs, predictor
-from fsvit_edge.runtime.bank import MAX_CLASSES, CachedSupport, SupportBank
+from fsvit_edge.runtime.bank import MAX_CLASSES, SupportBank
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.engines.fake import FakeEngine
@@ -258,7 +258,7 @@ def test_twenty_classes_of_five_shots_are_judged_in_bounded_runs(real: FewShotMo
     every = np.resize(one.kept, (one.kept.shape[0], 40, one.kept.shape[2]))
     real.remove("model")
     for way in range(20):
-        real.bank.add(f"class {way}", [CachedSupport(every, one.pooled, one.pooled_mask, one.thumbnail, True)] * 5)
+        real.bank.add(f"class {way}", [replace(one, kept=every, has_mask=True)] * 5)
     prediction = real.predict(FRAME)
     assert prediction.scores.shape == (20,)
     np.testing.assert_allclose(prediction.scores, prediction.scores[0], rtol=1e-4)
