@@ -47,6 +47,8 @@ class LiveModel:
         self._model = model
         self._waiting: queue.Queue[tuple[Callable[[FewShotModel], Any], Future[Any]]] = queue.Queue(_MOST_WAITING)
         self._closed = threading.Event()
+        self._supports = _supports(model)
+        self._revision = 0
 
     @property
     def description(self) -> "ModelDescription":
@@ -57,7 +59,17 @@ class LiveModel:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the enrolled classes."""
-        return self._model.classes
+        return tuple(self._supports)
+
+    @property
+    def supports(self) -> dict[str, tuple[bool, ...]]:
+        """For each class, whether each of its supports was enrolled with a mask; as of the latest request."""
+        return self._supports
+
+    @property
+    def revision(self) -> int:
+        """Counts the requests that were done: what was learnt of the classes before is out of date."""
+        return self._revision
 
     def predict(self, rgb: npt.NDArray[np.uint8]) -> Prediction:
         """Judge one frame; see `FewShotModel.predict`. The loop's thread only."""
@@ -73,7 +85,10 @@ class LiveModel:
             if not answer.set_running_or_notify_cancel():
                 continue
             try:
-                answer.set_result(request(self._model))
+                result = request(self._model)
+                # Before the answer is known, so that whoever waits for it finds its outcome.
+                self._supports, self._revision = _supports(self._model), self._revision + 1
+                answer.set_result(result)
             except Exception as error:
                 answer.set_exception(error)
 
@@ -112,3 +127,7 @@ class LiveModel:
             except queue.Empty:
                 return
             answer.set_exception(FsvitEdgeError("The run has ended; start it again."))
+
+
+def _supports(model: FewShotModel) -> dict[str, tuple[bool, ...]]:
+    return {name: tuple(one.has_mask for one in model.bank.supports(name)) for name in model.classes}

@@ -1,0 +1,136 @@
+"""The page's server: uvicorn in a thread of its own, with an end to every client that keeps it waiting."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fsvit_edge.runtime.errors import FsvitEdgeError
+
+_HEADER_TIMEOUT_S = 5.0
+_STALLED_S = 3.0
+_KEEP_ALIVE_S = 5
+_MOST_CONNECTIONS = 256
+_STOP_WITHIN_S = 1.0
+
+
+class _ImpatientProtocol(H11Protocol):
+    """uvicorn waits for ever for headers that are half sent, and for readers that do not read."""
+
+    _unasked: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._unasked = self.loop.call_later(_HEADER_TIMEOUT_S, self._end_unasked)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._unasked, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._unasked is not None:
+            self._unasked.cancel()
+        self._unasked = self.loop.call_later(_KEEP_ALIVE_S + _HEADER_TIMEOUT_S, self._end_unasked)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(_STALLED_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+
+    def _end_unasked(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+
+
+class PageServer:
+    """Serves an application until it is closed.
+
+    Args:
+        app: The application.
+        host: Address to listen at.
+        port: Port; 0 takes a free one.
+        on_stop: Called in the server's thread when it is to end.
+
+    Attributes:
+        port: The port.
+
+    Raises:
+        FsvitEdgeError: The address is not this machine's, or the port is taken.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, port: int, on_stop: Callable[[], None]) -> None:
+        self._socket = _listen(host, port)
+        self.port: int = self._socket.getsockname()[1]
+        self._on_stop = on_stop
+        config = uvicorn.Config(
+            app,
+            http=_ImpatientProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,  # its lines would hold tokens
+            server_header=False,
+            date_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=1,
+            h11_max_incomplete_event_size=16_384,
+            backlog=128,
+        )
+        self._server = uvicorn.Server(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="page", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it, whoever is still connected."""
+        self._server.should_exit = True
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._on_stop)
+        self._thread.join(_STOP_WITHIN_S)
+        self._socket.close()
+
+    def _run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(_ignore_lost_clients)
+        await self._server.serve(sockets=[self._socket])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise FsvitEdgeError(f"The page cannot be served at {host}: {error.strerror or error}.") from error
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise FsvitEdgeError(
+            f"The page cannot be served at {host}:{port}: {error.strerror or error}; name another port in --sink."
+        ) from error
+    return listening
+
+
+def _ignore_lost_clients(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), (ConnectionError, asyncio.CancelledError)):
+        loop.default_exception_handler(context)
