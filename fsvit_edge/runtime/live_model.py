@@ -17,6 +17,7 @@ from fsvit_edge.runtime.predictor import FewShotModel
 
 _Answer = TypeVar("_Answer")
 _MOST_WAITING = 8
+_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class LiveModel:
 
     def __init__(self, model: FewShotModel) -> None:
         self._model = model
-        self._waiting: queue.Queue[tuple[Callable[[FewShotModel], Any], Future[Any]]] = queue.Queue(_MOST_WAITING)
+        self._waiting: queue.Queue[tuple[Callable[[FewShotModel], Any], Future[Any], bool]] = queue.Queue(_MOST_WAITING)
         self._closed = threading.Event()
         self._supports = _supports(model)
         self._revision = 0
@@ -68,7 +69,7 @@ class LiveModel:
 
     @property
     def revision(self) -> int:
-        """Counts the requests that were done: what was learnt of the classes before is out of date."""
+        """Counts the changes: what was learnt of the classes before is out of date."""
         return self._revision
 
     def predict(self, rgb: npt.NDArray[np.uint8]) -> Prediction:
@@ -79,21 +80,22 @@ class LiveModel:
         """Do what other threads have asked for. The loop's thread only, between two frames."""
         while True:
             try:
-                request, answer = self._waiting.get_nowait()
+                request, answer, is_change = self._waiting.get_nowait()
             except queue.Empty:
                 return
             if not answer.set_running_or_notify_cancel():
                 continue
             try:
                 result = request(self._model)
-                # Before the answer is known, so that whoever waits for it finds its outcome.
-                self._supports, self._revision = _supports(self._model), self._revision + 1
+                if is_change:
+                    # Before the answer is known, so that whoever waits for it finds its outcome.
+                    self._supports, self._revision = _supports(self._model), self._revision + 1
                 answer.set_result(result)
             except Exception as error:
                 answer.set_exception(error)
 
-    def ask(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = 30.0) -> _Answer:
-        """Have the loop do something with the model, and wait for it. Any other thread.
+    def look(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = _TIMEOUT_S) -> _Answer:
+        """Have the loop do something with the model that changes no class, and wait for it. Any other thread.
 
         Args:
             request: Is given the model; frames wait meanwhile.
@@ -105,11 +107,18 @@ class LiveModel:
         Raises:
             FsvitEdgeError: The run has ended, too many requests wait, or the time is over.
         """
+        return self._ask(request, timeout_s, is_change=False)
+
+    def change(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = _TIMEOUT_S) -> _Answer:
+        """The same for a request that changes the classes; see `look`."""
+        return self._ask(request, timeout_s, is_change=True)
+
+    def _ask(self, request: Callable[[FewShotModel], _Answer], timeout_s: float, is_change: bool) -> _Answer:
         answer: Future[_Answer] = Future()
         if self._closed.is_set():
             raise FsvitEdgeError("The run has ended; start it again.")
         try:
-            self._waiting.put_nowait((request, answer))
+            self._waiting.put_nowait((request, answer, is_change))
         except queue.Full:
             raise FsvitEdgeError("Too many requests wait for the model; try again in a moment.") from None
         try:
@@ -123,7 +132,7 @@ class LiveModel:
         self._closed.set()
         while True:
             try:
-                _, answer = self._waiting.get_nowait()
+                _, answer, _ = self._waiting.get_nowait()
             except queue.Empty:
                 return
             answer.set_exception(FsvitEdgeError("The run has ended; start it again."))

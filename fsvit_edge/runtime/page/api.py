@@ -229,10 +229,10 @@ class Api:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _look(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
-        return await run_in_threadpool(self._model.ask, request)
+        return await run_in_threadpool(self._model.look, request)
 
     async def _change(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
-        answer = await self._look(request)
+        answer = await run_in_threadpool(self._model.change, request)
         self._is_saved = False
         return answer
 

@@ -1,0 +1,201 @@
+"""The page in a real browser: Debian's Chromium, headless, on a real run of the demo."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+TOKEN = "browser-test-token"
+CAT_S = 20.0  # the demo lingers at each photograph for seconds, and comes back to each within so many
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="the page in a browser: Chromium is not installed (apt: chromium)"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # playwright leaves its loop's sockets to the collector
+]
+
+
+class Run(NamedTuple):
+    address: str
+    folder: Path
+    process: subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run of the demo with its page, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("run")
+    command = [sys.executable, "-m", "fsvit_edge.cli.main", "run", "demo"]
+    command += ["--sink", "http://127.0.0.1:0", "--token", TOKEN, "--threads", "1"]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("The page is at "):
+                break
+        else:
+            pytest.fail("".join(said))
+        yield Run(line.removeprefix("The page is at ").strip(), folder, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+@pytest.fixture
+def page(live: Run, tmp_path: Path) -> Iterator[Page]:
+    """The page, open; an error in the browser's console fails the test."""
+    errors: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            errors.append(message.text)
+
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile", executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1280, "height": 860}
+        )
+        opened = context.pages[0]
+        opened.on("console", note)
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.goto(live.address)
+        yield opened
+        context.close()
+    assert errors == []
+
+
+def wait_for(page: Page, what: str) -> None:
+    """Wait until a class of the demo is in the picture."""
+    item = page.locator(f'.class[data-name="{what}"]')
+    expect(item).to_have_class(re.compile("present"), timeout=1000 * CAT_S)
+
+
+def drag(page: Page, share_xyxy: tuple[float, float, float, float]) -> None:
+    """Drag a box over shares of the drawing."""
+    area = page.locator("#drawing").bounding_box()
+    assert area is not None
+    left, top, right, bottom = share_xyxy
+    page.mouse.move(area["x"] + left * area["width"], area["y"] + top * area["height"])
+    page.mouse.down()
+    page.mouse.move(area["x"] + right * area["width"], area["y"] + bottom * area["height"], steps=6)
+    page.mouse.up()
+
+
+def pixels(page: Page) -> bytes:
+    return page.locator("#live").screenshot()
+
+
+def test_frames_move_and_the_figures_are_alive(page: Page) -> None:
+    expect(page.locator("#state")).to_have_text("live")
+    expect(page.locator("#fps")).to_have_text(re.compile(r"[0-9]+\.[0-9]"))
+    expect(page.locator("#age")).to_have_text(re.compile(r"[0-9]+ ms"))
+    first = pixels(page)
+    deadline = time.monotonic() + 10
+    while pixels(page) == first:
+        assert time.monotonic() < deadline, "the picture stands still"
+
+
+def test_the_token_leaves_the_address_bar(page: Page) -> None:
+    assert TOKEN not in page.url
+    page.reload()
+    expect(page.locator("#state")).to_have_text("live")
+
+
+def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, live: Run) -> None:
+    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    wait_for(page, "cat")
+    page.get_by_role("button", name="Add a class").click()
+    expect(page.locator("#drawing")).to_be_visible()
+    drag(page, (0.2, 0.05, 0.8, 0.95))
+    page.get_by_label("Name of the class").fill("tom <b>& co</b>")
+    page.get_by_role("button", name="Enrol", exact=True).click()
+    report = page.locator("#report")
+    expect(report).to_contain_text("tom <b>& co</b> is enrolled")
+    expect(report).to_contain_text("score here")
+    item = page.locator('.class[data-name="tom <b>& co</b>"]')
+    expect(item).to_have_class(re.compile("present"), timeout=1000 * CAT_S)
+    assert float(item.locator(".score").inner_text().split()[0]) > 0.5
+    expect(item.locator(".supports img")).to_have_count(1)
+    assert item.locator(".supports img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 10
+    expect(page.locator("#bank-saved")).to_have_text("Changes are not saved.")
+
+    item.get_by_role("button", name="Rename").click()
+    page.keyboard.type("tom")
+    page.keyboard.press("Enter")
+    tom = page.locator('.class[data-name="tom"]')
+    expect(tom).to_be_visible()
+
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#bank-saved")).to_have_text("Saved.")
+    assert (live.folder / "bank.safetensors").is_file()
+
+    tom.get_by_role("button", name="Remove").click()
+    expect(tom).to_be_visible()  # the first click only asks
+    tom.get_by_role("button", name="Really remove?").click()
+    expect(tom).to_have_count(0)
+
+
+def test_a_saved_bank_is_loaded_back(page: Page, live: Run) -> None:
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    saved = live.folder / "downloaded.safetensors"
+    download.value.save_as(saved)
+    rocket = page.locator('.class[data-name="rocket"]')
+    rocket.get_by_role("button", name="Remove").click()
+    rocket.get_by_role("button", name="Really remove?").click()
+    expect(rocket).to_have_count(0)
+    page.locator("#upload").set_input_files(saved)
+    expect(rocket).to_be_visible()
+
+
+def test_paint_and_name_alone_enrol_too_and_undo_takes_it_back(page: Page) -> None:
+    page.get_by_role("button", name="Add a class").click()
+    page.get_by_role("radio", name="Paint").check()
+    drag(page, (0.4, 0.4, 0.6, 0.6))
+    page.get_by_label("Name of the class").fill("painted")
+    page.get_by_role("button", name="Enrol", exact=True).click()
+    painted = page.locator('.class[data-name="painted"]')
+    expect(painted).to_be_visible()
+    page.get_by_role("button", name="Undo").click()
+    expect(painted).to_have_count(0)
+
+    page.get_by_role("button", name="Add a class").click()
+    page.get_by_role("radio", name="Name only").check()
+    page.get_by_label("Name of the class").fill("named")
+    page.get_by_role("button", name="Enrol", exact=True).click()
+    expect(page.locator('.class[data-name="named"]')).to_be_visible()
+    page.get_by_role("button", name="Undo").click()
+
+
+def test_a_box_can_be_drawn_with_the_keyboard_and_a_mistake_is_told(page: Page) -> None:
+    page.get_by_role("button", name="Add a class").click()
+    page.get_by_label("Name of the class").fill("keyed")
+    page.keyboard.press("Enter")
+    expect(page.locator("#banner")).to_contain_text("Drag a box around the thing first")
+    page.locator("#drawing").focus()
+    with page.expect_response(re.compile("/mask$")) as preview:
+        page.keyboard.press("Shift+ArrowRight")
+    assert preview.value.status == 200
+    page.keyboard.press("Escape")
+    expect(page.locator("#live")).to_be_visible()
+
+
+def test_the_page_fits_a_phone(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(page.locator("#state")).to_have_text("live")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    area = page.get_by_role("button", name="Add a class").bounding_box()
+    assert area is not None
+    assert area["height"] >= 44  # what a thumb hits
+    assert area["y"] + area["height"] <= 844
