@@ -146,7 +146,7 @@ class Api:
     async def _mask(self, request: Request) -> Response:
         image = self._board.frozen(request.path_params["id"])
         box = _box(await _json(request))
-        mask = await run_in_threadpool(mask_from_box, image, box)
+        mask = mask_from_box(image.shape[:2], box)
         return Response(encode_png(mask.astype(np.uint8) * 255), media_type="image/png", headers=_NO_STORE)
 
     async def _enrol(self, request: Request) -> Response:
@@ -156,7 +156,7 @@ class Api:
             raise InputError("Give box_xyxy or mask_png, not both.")
         mask: npt.NDArray[np.bool_] | None = None
         if "box_xyxy" in asked:
-            mask = await run_in_threadpool(mask_from_box, image, _box(asked))
+            mask = mask_from_box(image.shape[:2], _box(asked))
         elif "mask_png" in asked:
             mask = await run_in_threadpool(_decoded_mask, _text(asked, "mask_png"), image.shape[:2])
         report = await self._change(lambda model: enrol(model, name, image, mask))
