@@ -29,6 +29,7 @@ from fsvit_edge.runtime.demo import demo_supports
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.loop import run_loop
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.run_statistics import RunStatistics
 from fsvit_edge.runtime.sinks.open import open_sink
 from fsvit_edge.runtime.sources.open import open_source
 
@@ -136,11 +137,13 @@ def _report_camera_rate(model: FewShotModel) -> None:
     with tempfile.TemporaryDirectory() as folder:
         video = f"{folder}/demo.mp4"
         with open_source("demo") as demo, open_sink(video, 25.0) as sink:
-            run_loop(demo, model.predict, [sink], max_frames=100)
+            run_loop(demo, model.predict, sink.write, RunStatistics(), max_frames=100)
 
         def rate() -> float:
             with open_source(video) as frames:
-                return run_loop(frames, model.predict, []).fps
+                so_far = RunStatistics()
+                run_loop(frames, model.predict, lambda _frame, _prediction: None, so_far)
+                return so_far.fps
 
         measure(model, ways, shots=1, frames=1)
         usual = [rate() for _ in range(REPEATS)]

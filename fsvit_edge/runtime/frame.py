@@ -18,6 +18,7 @@ class Frame:
         monotonic_s: Seconds of a clock that never jumps, of the same moment; only differences mean something.
         decode_ms: Milliseconds spent reading and decoding; of a live source, waiting for the frame as well.
         is_frozen: Whether a live source has delivered the same pixels for so long that it must hang.
+        age_ms: Milliseconds from then to the result for it; 0 before it was judged.
     """
 
     image: npt.NDArray[np.uint8]
@@ -27,3 +28,4 @@ class Frame:
     monotonic_s: float
     decode_ms: float
     is_frozen: bool = False
+    age_ms: float = 0.0

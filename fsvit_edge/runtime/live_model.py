@@ -91,7 +91,7 @@ class LiveModel:
                     # Before the answer is known, so that whoever waits for it finds its outcome.
                     self._supports, self._revision = _supports(self._model), self._revision + 1
                 answer.set_result(result)
-            except Exception as error:
+            except Exception as error:  # whatever it is, it belongs to the one who asked, not to the loop
                 answer.set_exception(error)
 
     def look(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = _TIMEOUT_S) -> _Answer:

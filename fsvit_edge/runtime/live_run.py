@@ -94,6 +94,7 @@ class LiveRun:
         self._reported_s = 0.0
         self._stats_due_s = time.monotonic() + (options.stats_s or 0.0)
         self._health_failed = False
+        self._last_failure: FsvitEdgeError | None = None
 
     def health(self) -> Health:
         """How the run fares now."""
@@ -126,7 +127,7 @@ class LiveRun:
         Ends the process, after everything that can be finished was, where the loop or a sink hangs on the way out.
 
         Raises:
-            FsvitEdgeError: Whatever the source or the predictor raised.
+            FsvitEdgeError: Whatever the source or the predictor raised, or the last sink, where all have failed.
         """
         with stop_on_signals(self._stop):
             has_ended = True
@@ -138,6 +139,8 @@ class LiveRun:
                 hanging += [worker.name for worker in self._workers if not worker.finish(self._left_s())]
                 if hanging:
                     self._end_without(hanging)
+            if self._last_failure is not None:
+                raise self._last_failure
             return RunResult(self.health(), self._statistics, self._exit_code())
 
     def _left_s(self) -> float | None:
@@ -207,11 +210,13 @@ class LiveRun:
             self._health_failed = True  # told once; a full disk must not fill the log as well
             self._say(f"The health is not written any more: {error}")
 
-    def _on_sink_end(self, worker: SinkWorker, failure: str) -> None:
-        if failure:
+    def _on_sink_end(self, worker: SinkWorker, failure: FsvitEdgeError | None) -> None:
+        if failure is not None and all(one.status.failure for one in self._workers):
+            self._last_failure = failure
+        elif failure is not None:
             self._say(f"{worker.name} stops, the rest goes on: {failure}")
         # A reader that has gone, as `head` does after ten lines, ends the run; so does the end of the last sink.
-        if not failure or all(one.has_ended for one in self._workers):
+        if failure is None or all(one.has_ended for one in self._workers):
             self._stop.request()
 
     def _exit_code(self) -> int:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,8 @@ def run_loop(
             continue
         prediction = predict(frame.image)
         judged_s = time.monotonic()
+        frame = replace(frame, age_ms=(judged_s - frame.monotonic_s) * 1e3)
         deliver(frame, prediction)
         sinks_ms = (time.monotonic() - judged_s) * 1e3
         stage_ms = {"decode": frame.decode_ms, **prediction.latency_ms, "sinks": sinks_ms}
-        statistics.add(stage_ms, age_ms=(judged_s - frame.monotonic_s) * 1e3)
+        statistics.add(stage_ms, frame.age_ms)

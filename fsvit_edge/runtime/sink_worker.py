@@ -25,10 +25,12 @@ class SinkWorker:
         name: Its URI, fit to print.
         is_live: Whether the source is.
         on_end: Called once, from the worker's thread, where the sink ends before it was told to: with why it failed,
-            or with an empty text where its reader has gone.
+            or with None where its reader has gone.
     """
 
-    def __init__(self, sink: Sink, name: str, is_live: bool, on_end: Callable[["SinkWorker", str], None]) -> None:
+    def __init__(
+        self, sink: Sink, name: str, is_live: bool, on_end: Callable[["SinkWorker", FsvitEdgeError | None], None]
+    ) -> None:
         self.name = name
         self._sink = sink
         self._waits = not is_live
@@ -93,21 +95,22 @@ class SinkWorker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        failure = ""
+        failure: FsvitEdgeError | None = None
         try:
             with self._sink:
                 self._serve()
         except SinkClosedError:
             pass
         except FsvitEdgeError as error:
-            failure = str(error)
+            failure = error
         except Exception as error:
-            failure = f"{self.name} failed: {type(error).__name__}: {error}"
+            # A fault of ours in one sink must not end the others.
+            failure = FsvitEdgeError(f"{self.name} failed: {type(error).__name__}: {error}")
         with self._changed:
-            self._failure, self._has_ended = failure, True
+            self._failure, self._has_ended = str(failure or ""), True
             self._frames.clear()
             self._changed.notify_all()
-            was_told = self._finishing and not failure
+            was_told = self._finishing and failure is None
         if not was_told:
             self._on_end(self, failure)
 

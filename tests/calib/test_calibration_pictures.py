@@ -12,7 +12,7 @@ from PIL import Image
 from fsvit_edge.calib import pictures
 from fsvit_edge.calib.pictures import CalibrationSet, sample_pictures
 from fsvit_edge.runtime.errors import InputError, SourceError
-from fsvit_edge.runtime.sources.base import Source
+from fsvit_edge.runtime.sources.base import FileSource, Source
 
 
 def save_picture(path: Path, value: int) -> None:
@@ -148,7 +148,7 @@ def test_one_picture_is_a_set_of_one(tmp_path: Path) -> None:
         ("binary.txt", InputError, "The list binary.txt cannot be read as text"),
         ("missing.txt", SourceError, "nowhere cannot be opened"),
         ("999", SourceError, "There is no camera /dev/video999"),
-        ("http://host/x.mp4", InputError, "http: is not a kind of source"),
+        ("ftp://host/x.mp4", InputError, "ftp: is not a kind of source"),
         ("demo", InputError, "The demo is nothing to calibrate with"),
         ("", InputError, "is no source"),
         ("a\0b", InputError, "is no source"),
@@ -251,20 +251,26 @@ def test_a_video_that_does_not_know_its_length_is_counted_and_one_that_lies_give
     assert abs(len(values(found)) - given) <= 1
 
 
-class FakeCamera:
+class FakeCamera(FileSource):
     """Thirty frames a second by a clock of its own, each as bright as the second it was taken in."""
+
+    is_live = True  # type: ignore[assignment]
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lasts_s: float = 1e9) -> None:
         self.frames = 0
         self.closed = 0
         self.lasts_s = lasts_s
-        monkeypatch.setattr(pictures, "open_source", lambda _: Source(self.read(), name="0", is_live=True, close=self))
-        monkeypatch.setattr("fsvit_edge.runtime.sources.time.monotonic", lambda: 100 + self.frames / 30)
+        monkeypatch.setattr(pictures, "open_source", lambda _: self.open())
+        monkeypatch.setattr("fsvit_edge.runtime.sources.base.time.monotonic", lambda: 100 + self.frames / 30)
 
-    def __call__(self) -> None:
+    def open(self) -> "FakeCamera":
+        super().__init__(self.images(), name="0", close=self.count)
+        return self
+
+    def count(self) -> None:
         self.closed += 1
 
-    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+    def images(self) -> Iterator[tuple[str, np.ndarray]]:
         while self.frames / 30 < self.lasts_s:
             self.frames += 1
             yield "0", np.full((2, 2, 3), self.frames // 30, np.uint8)

@@ -1,9 +1,8 @@
 """The page's API described, for programs (OpenAPI 3.1) and for people."""
 
 import html
+from importlib.metadata import version
 from typing import Any
-
-from fsvit_edge import __version__
 
 _NAME = {"name": "name", "in": "query", "required": True, "schema": {"type": "string"}, "description": "The class."}
 _INDEX = {
@@ -98,7 +97,7 @@ def openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "fsvit-edge",
-            "version": __version__,
+            "version": version("fsvit-edge"),
             "description": "Errors are {error: one sentence}. 400 unusable input, 401 no token, 403 another site, 409 "
             "a bank that does not fit, 413 too much, 421 an unknown Host, 503 not now.",
         },

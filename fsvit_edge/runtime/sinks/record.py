@@ -1,7 +1,6 @@
 """Results and states as JSON objects."""
 
 import json
-import time
 from typing import Any
 
 import cv2
@@ -17,11 +16,11 @@ def record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
 
     Returns:
         "event": "frame"; "sequence": index of the frame, of which a live source's dropped frames leave gaps; "source";
-        "wall_time_s" and "monotonic_s": when it came, in seconds; "age_ms": since then, in milliseconds; "is_frozen":
-        whether the camera repeats itself; "size_hw": its height and width in pixels; "classes": for each enrolled class
-        its "name", "score" in [0, 1], "present", "area_px" and "box_xyxy" (left, top, right, bottom; right and bottom
-        are exclusive; null without a pixel), area and box being those of the label map, whether the class is present or
-        not; "latency_ms": milliseconds of each stage, "decode" first.
+        "wall_time_s" and "monotonic_s": when it came, in seconds; "age_ms": from then to the result, in milliseconds;
+        "is_frozen": whether the camera repeats itself; "size_hw": its height and width in pixels; "classes": for each
+        enrolled class its "name", "score" in [0, 1], "present", "area_px" and "box_xyxy" (left, top, right, bottom;
+        right and bottom are exclusive; null without a pixel), area and box being those of the label map, whether the
+        class is present or not; "latency_ms": milliseconds of each stage, "decode" first.
     """
     classes = []
     for index, name in enumerate(prediction.classes):
@@ -42,7 +41,7 @@ def record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         "source": frame.source,
         "wall_time_s": round(frame.wall_time_s, 3),
         "monotonic_s": round(frame.monotonic_s, 3),
-        "age_ms": round((time.monotonic() - frame.monotonic_s) * 1e3, 1),
+        "age_ms": round(frame.age_ms, 1),
         "is_frozen": frame.is_frozen,
         "size_hw": list(frame.image.shape[:2]),
         "classes": classes,

@@ -77,7 +77,7 @@ def main() -> None:
         announce(error=str(error))
     except BrokenPipeError:
         pass
-    except Exception as error:
+    except Exception as error:  # its text may hold an address with its password; its kind does not
         announce(error=f"{address.name} failed with {type(error).__name__}.")
     # Not the ordinary end: closing a stream whose camera has gone took 1 s (measured).
     os._exit(0)

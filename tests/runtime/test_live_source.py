@@ -1,0 +1,348 @@
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+import stub_camera
+
+from fsvit_edge.runtime.errors import SourceError
+from fsvit_edge.runtime.frame import Frame
+from fsvit_edge.runtime.sources import capture_process, live, opencv
+from fsvit_edge.runtime.sources.base import EndOfSourceError
+from fsvit_edge.runtime.sources.frame_memory import SAFE_FRAMES, FrameReader, FrameWriter
+from fsvit_edge.runtime.sources.live import LiveSource, Patience
+from fsvit_edge.runtime.sources.options import SourceOptions
+from fsvit_edge.runtime.sources.uri import SourceAddress
+
+ADDRESS = SourceAddress("csi", "0", "stub")
+QUICK = Patience(open_s=1.5, first_frame_s=0.4, frame_s=0.4, delays_s=(0.05, 0.1))
+
+
+def open_stub(scenario: str, patience: Patience = QUICK) -> LiveSource:
+    return LiveSource(ADDRESS, SourceOptions(), patience=patience, command=stub_camera.command(scenario))
+
+
+def next_frame(source: LiveSource) -> Frame:
+    frame = source.read(5)
+    assert frame is not None, source.status
+    return frame
+
+
+def until(condition: Callable[[], bool], within_s: float = 5) -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < within_s
+        time.sleep(0.002)
+    return time.monotonic() - started
+
+
+def test_only_the_newest_frame_is_there_to_read_and_every_other_is_counted() -> None:
+    with open_stub("steady") as source:
+        first = next_frame(source)
+        time.sleep(0.5)
+        later = next_frame(source)
+        status = source.status
+        assert later.index - first.index > 8
+        assert np.all(later.image == later.index % 256)
+        assert time.monotonic() - later.monotonic_s < 0.3
+        assert abs(later.wall_time_s - time.time()) < 0.5
+        assert (status.state, source.fps, source.is_live) == ("live", 30.0, True)
+        assert status.captured == later.index + 1
+        assert status.dropped == status.captured - 2
+
+
+def test_a_process_that_ends_is_seen_at_once_and_started_again() -> None:
+    with open_stub("three") as source:
+        assert [next_frame(source).index for _ in range(3)] == [0, 1, 2]
+        until(lambda: source.status.state == "lost")
+        assert source.status.message == "The process that read stub has ended."
+        assert next_frame(source).index == 3  # numbers go on
+        status = source.status
+        assert (status.state, status.message, status.reconnects) == ("live", "", 1)
+
+
+def test_a_source_that_falls_silent_is_killed_and_started_again() -> None:
+    with open_stub("hangs") as source:
+        next_frame(source)
+        first = source.process_id
+        until(lambda: source.status.state == "lost", within_s=3)
+        assert source.status.message == "stub has stopped delivering frames; check the camera and its connection."
+        assert first is not None
+        until(lambda: not psutil.pid_exists(first))
+        assert next_frame(source).image.shape == (12, 16, 3)
+
+
+@pytest.mark.parametrize("scenario", ["mute", "dark"])
+def test_a_source_that_does_not_answer_stays_connecting_and_says_why(scenario: str) -> None:
+    with open_stub(scenario, dataclasses.replace(QUICK, open_s=0.6)) as source:
+        until(lambda: source.status.message != "")
+        status = source.status
+        assert (status.state, status.captured) == ("connecting", 0)
+        assert status.message == "stub does not answer; check the camera and its connection."
+        until(lambda: source.status.reconnects >= 2, within_s=10)
+
+
+def test_what_the_process_says_is_the_reason() -> None:
+    with open_stub("refused") as source:
+        until(lambda: source.status.reconnects >= 2, within_s=10)
+        assert source.status.message == "rtsp://host/cam cannot be opened; check the address."
+        assert source.status.state == "connecting"
+
+
+def test_the_delays_grow_to_the_last_and_begin_anew_after_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    for scenario, expected in (("refused", [1, 2, 5, 10, 10]), ("three", [1, 1])):
+        pauses: list[float] = []
+        monkeypatch.setattr(LiveSource, "_pause", lambda _, delay_s, pauses=pauses: pauses.append(delay_s))
+        patience = dataclasses.replace(QUICK, delays_s=(1, 2, 5, 10))
+        with open_stub(scenario, patience) as source:
+            while len(pauses) < len(expected):
+                time.sleep(0.01)
+            assert source.status.reconnects >= 1
+        assert pauses[: len(expected)] == expected
+
+
+def test_a_wait_ends_early_when_what_was_away_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, False, True])
+    monkeypatch.setattr(live, "_KNOCK_S", 0.02)
+    monkeypatch.setattr(live, "_knock", lambda _: lambda: next(answers))
+    with open_stub("steady") as source:
+        started = time.monotonic()
+        source._pause(30)
+        assert time.monotonic() - started < 5
+        monkeypatch.setattr(live, "_knock", lambda _: lambda: True)  # there all the time, and yet it failed
+        started = time.monotonic()
+        source._pause(0.3)
+        assert time.monotonic() - started >= 0.3
+
+
+def test_frames_may_change_their_size() -> None:
+    with open_stub("grows") as source:
+        sizes = [next_frame(source).image.shape[:2] for _ in range(5)]
+    assert sizes == [(10, 20), (40, 80), (20, 40), (90, 180), (10, 20)]
+
+
+def test_a_burst_gives_an_untorn_newest_frame() -> None:
+    with open_stub("burst") as source:
+        until(lambda: source.status.captured == 0 or True)
+        time.sleep(0.4)
+        frame = next_frame(source)
+        assert frame.index == 39
+        assert np.all(frame.image == 39)
+        assert source.status.dropped == 39
+
+
+def test_frozen_frames_are_flagged_and_still_come() -> None:
+    with open_stub("frozen") as source:
+        until(lambda: next_frame(source).is_frozen)
+        assert source.status.is_frozen
+        assert source.status.state == "live"
+
+
+def test_the_only_frame_of_a_film_is_not_lost_for_its_end() -> None:
+    with open_stub("film") as source:
+        time.sleep(0.5)
+        assert next_frame(source).index == 0
+        with pytest.raises(EndOfSourceError):
+            source.read(5)
+
+
+def test_closing_is_quick_and_leaves_no_process_and_no_descriptor() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    source = open_stub("dark")
+    until(lambda: source.process_id is not None)
+    child = source.process_id
+    started = time.monotonic()
+    source.close()
+    assert time.monotonic() - started < 1
+    assert child is not None
+    assert not psutil.pid_exists(child)
+    assert source.read(0) is None
+    assert set(os.listdir("/proc/self/fd")) <= before | {"3"}
+
+
+def test_iterating_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsvit_edge.runtime.sources.base._LONGEST_WAIT_S", 0.5)
+    with open_stub("refused") as source, pytest.raises(SourceError, match="cannot be opened; check the address"):
+        next(source)
+
+
+def test_a_slot_is_safe_for_as_long_as_is_promised() -> None:
+    memory = os.memfd_create("test")
+    writer, reader = FrameWriter(memory), FrameReader(os.dup(memory))
+    offsets = []
+    for number in range(SAFE_FRAMES + 2):
+        offset, slot = writer.slot(3, 5)
+        slot[:] = number
+        offsets.append(offset)
+        if number == SAFE_FRAMES:
+            assert np.all(reader.copy(offsets[0], 3, 5) == 0)
+    assert np.all(reader.copy(offsets[0], 3, 5) == SAFE_FRAMES + 1)  # and no longer: the check has to be made
+    reader.close()
+    os.close(memory)
+
+
+# ---------------------------------------------------------------------------------------- what the process does
+
+
+class FakeCapture:
+    """A camera that delivers some frames and then does what `then` says."""
+
+    def __init__(self, frames: int, then: Callable[[], tuple[bool, np.ndarray | None]], pause_s: float = 0.02) -> None:
+        self.left = frames
+        self.then = then
+        self.pause_s = pause_s
+        self.set_values: dict[int, float] = {}
+
+    def __call__(self, *arguments: object) -> "FakeCapture":
+        self.arguments = arguments
+        self.transport = os.environ.get("OPENCV_FFMPEG_CAPTURE_OPTIONS")
+        return self
+
+    def isOpened(self) -> bool:  # noqa: N802 - OpenCV's name
+        return True
+
+    def get(self, _: int) -> float:
+        return 30.0
+
+    def set(self, name: int, value: float) -> bool:
+        self.set_values[name] = value
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        if self.left == 0:
+            return self.then()
+        self.left -= 1
+        time.sleep(self.pause_s)
+        return True, np.full((4, 6, 3), (1, 2, 3), np.uint8)
+
+
+def gone() -> tuple[bool, np.ndarray | None]:
+    return False, None
+
+
+def late() -> tuple[bool, np.ndarray | None]:
+    time.sleep(0.06)
+    return True, np.zeros((4, 6, 3), np.uint8)
+
+
+def broken() -> tuple[bool, np.ndarray | None]:
+    raise cv2.error("driver")
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def capture(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], address: SourceAddress, options: SourceOptions, fake: object
+) -> tuple[list[dict[str, object]], str]:
+    """Run the process's own loop here; give what it announced and how it ended."""
+    monkeypatch.setattr(cv2, "VideoCapture", fake)
+    memory = os.memfd_create("test")
+    ended = ""
+    try:
+        capture_process._capture(address, options, FrameWriter(memory), capture_process._Announcer(pipe[1]))
+    except (SourceError, cv2.error) as error:
+        ended = str(error)
+    os.set_blocking(pipe[0], False)
+    said = [json.loads(line) for line in os.read(pipe[0], 1 << 16).splitlines()]
+    os.close(memory)
+    return said, ended
+
+
+@pytest.mark.parametrize("then", [gone, late])
+def test_a_read_that_fails_or_comes_late_is_the_end(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], then: Callable[[], tuple[bool, np.ndarray | None]]
+) -> None:
+    monkeypatch.setattr(capture_process, "_STALL_S", 0.05)
+    said, ended = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), FakeCapture(3, then))
+    assert [message.get("frame") for message in said] == [None, 0, 1, 2]
+    assert ended == "cam stopped delivering frames; check the camera and its connection."
+
+
+def test_a_driver_that_raises_ends_the_process_without_its_words(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    _, ended = capture(monkeypatch, pipe, SourceAddress("camera", "x", "cam"), SourceOptions(), FakeCapture(1, broken))
+    assert "driver" in ended
+
+
+def test_old_frames_that_come_in_a_rush_are_left_out(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
+    rush = FakeCapture(200, gone, pause_s=0.0)
+    monkeypatch.setattr(capture_process, "_CATCH_UP_S", 60.0)
+    said, _ = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), rush)
+    assert said == [{"opened": 30.0}]
+    said, _ = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), FakeCapture(4, gone))
+    assert len(said) == 5  # those that had to be waited for are all there
+
+
+def test_identical_pixels_are_frozen_after_a_while_and_a_change_ends_it() -> None:
+    watch = capture_process._FrozenWatch()
+    still, other = np.zeros((4, 4, 3), np.uint8), np.ones((4, 4, 3), np.uint8)
+    second = 10**9
+    assert [watch(still, t * second) for t in (0, 3, 4, 5, 9)] == [False, False, False, True, True]
+    assert not watch(other, 10 * second)
+    assert not watch(still, 11 * second)
+    assert watch(still, 16 * second)
+
+
+def test_a_camera_is_asked_for_size_and_rate_by_v4l2_only(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    fake = FakeCapture(1, gone)
+    options = SourceOptions(width=1280, height=720, fps=15)
+    capture(monkeypatch, pipe, SourceAddress("camera", "/dev/video9", "9"), options, fake)
+    assert fake.arguments == ("/dev/video9", cv2.CAP_V4L2)
+    assert fake.set_values[cv2.CAP_PROP_FRAME_WIDTH] == 1280
+    assert fake.set_values[cv2.CAP_PROP_FRAME_HEIGHT] == 720
+    assert fake.set_values[cv2.CAP_PROP_FPS] == 15
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "options"),
+    [
+        ("rtsp", "rtsp://user:secret@host/cam", "rtsp_transport;tcp"),
+        ("http", "http://host/cam.mjpg", "input_format;mpjpeg|protocol_whitelist;http,https,tcp,tls"),
+    ],
+)
+def test_a_stream_goes_by_ffmpeg_with_its_limits_and_nothing_is_left_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], kind: str, target: str, options: str
+) -> None:
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "mine")
+    fake = FakeCapture(1, gone)
+    capture(monkeypatch, pipe, SourceAddress(kind, target, "cam"), SourceOptions(), fake)  # type: ignore[arg-type]
+    assert fake.arguments[:2] == (target, cv2.CAP_FFMPEG)
+    limits = fake.arguments[2]
+    assert isinstance(limits, list)
+    pairs = dict(zip(limits[::2], limits[1::2], strict=True))
+    assert pairs == {cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: 4500, cv2.CAP_PROP_READ_TIMEOUT_MSEC: 5000}
+    assert fake.transport is not None
+    assert fake.transport.startswith(options)
+    assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "mine"
+    assert "OPENCV_FFMPEG_LOGLEVEL" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("flip", "corner"), [("none", (0, 0)), ("horizontal", (0, 5)), ("vertical", (3, 0)), ("both", (3, 5))]
+)
+def test_a_flip_turns_the_picture(flip: str, corner: tuple[int, int]) -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[0, 0] = 255
+    assert opencv.flipped(image, flip)[corner].max() == 255  # type: ignore[arg-type]
+
+
+def test_only_numbers_enter_a_pipeline() -> None:
+    pipeline = opencv.csi_pipeline(1, 1920, 1080, 29.97)
+    assert "sensor-id=1 " in pipeline
+    assert "width=1920,height=1080,framerate=2997/100" in pipeline
+    with pytest.raises(ValueError, match="invalid literal"):
+        opencv.csi_pipeline("0 ! filesink location=/tmp/x", None, None, None)  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""A capture process that does what a test wants: python stub_camera.py SCENARIO MEMORY PIPE.
+
+It speaks to the source as `capture_process` does. Frame n is filled with n % 256.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+
+from fsvit_edge.runtime.sources.frame_memory import FrameWriter
+
+
+def command(scenario: str) -> tuple[str, ...]:
+    """What starts it."""
+    return (sys.executable, __file__, scenario)
+
+
+def main() -> None:
+    scenario, memory, pipe = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    sys.stdin.buffer.readline()
+    threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+    writer = FrameWriter(memory)
+
+    def announce(**message: object) -> None:
+        os.write(pipe, json.dumps(message).encode() + b"\n")
+
+    def publish(number: int, height: int = 12, width: int = 16, frozen: bool = False) -> None:
+        offset, slot = writer.slot(height, width)
+        slot[:] = number % 256
+        now_ns = time.monotonic_ns()
+        announce(frame=number, at=offset, hw=[height, width], captured_ns=now_ns, decode_ms=1.5, frozen=frozen)
+
+    if scenario == "mute":
+        time.sleep(60)
+    if scenario == "refused":
+        announce(error="rtsp://host/cam cannot be opened; check the address.")
+        os._exit(0)
+    announce(opened=30.0)
+    if scenario == "dark":
+        time.sleep(60)
+    elif scenario == "steady":
+        for number in range(100_000):
+            publish(number)
+            time.sleep(1 / 30)
+    elif scenario == "three":
+        for number in range(3):
+            publish(number)
+            time.sleep(0.2)
+        os._exit(0)
+    elif scenario == "hangs":
+        for number in range(3):
+            publish(number)
+            time.sleep(0.05)
+        time.sleep(60)
+    elif scenario == "grows":
+        for number, height in enumerate((10, 40, 20, 90, 10)):
+            publish(number, height, height * 2)
+            time.sleep(0.3)
+    elif scenario == "burst":
+        for number in range(40):
+            publish(number)
+        time.sleep(60)
+    elif scenario == "frozen":
+        for number in range(100):
+            publish(number, frozen=number > 3)
+            time.sleep(0.05)
+    elif scenario == "film":
+        publish(0)
+        announce(end=True)
+
+
+if __name__ == "__main__":
+    main()
