@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check figures clean
+.PHONY: run test check faults figures clean
 
 run: .venv/run
 	$(BIN)/fsvit-edge run demo
@@ -10,11 +10,20 @@ run: .venv/run
 test: .venv/test
 	$(MAKE) check
 
+# The soak watches memory for minutes and needs little else, so it runs beside the ordinary tests. The other fault tests
+# measure times, so they run alone.
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -m soak -p no:cacheprovider >.soak.log 2>&1 & soak=$$!; \
+	$(BIN)/pytest -m "not faults"; tests=$$?; \
+	wait $$soak; soak=$$?; cat .soak.log; rm -f .soak.log; \
+	test $$tests = 0 && test $$soak = 0
+	$(MAKE) faults
+
+faults:
+	$(BIN)/pytest -m "faults and not soak"
 
 figures: .venv/test
 	$(BIN)/python benchmarks/figures.py

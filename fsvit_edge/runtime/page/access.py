@@ -13,6 +13,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,10 +31,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-class _TooLargeError(Exception):
-    """More was sent than is taken."""
 
 
 class Access:
@@ -62,24 +59,14 @@ class Access:
             refusal.headers.update(_HEADERS)
             await refusal(scope, receive, send)
             return
-        is_answered = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal is_answered
             if message["type"] == "http.response.start":
-                is_answered = True
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
         limit = LARGEST_BANK_BYTES if scope["path"] == "/api/bank" else LARGEST_JSON_BYTES
-        try:
-            await self._app(scope, _bounded(receive, limit), send_with_headers)
-        except _TooLargeError:
-            if not is_answered:
-                await _error(413, f"More than {limit / 1e6:g} MB were sent; send less.")(scope, receive, send)
-        except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
-            if not is_answered:
-                await _error(408, f"Nothing was sent for {_BODY_TIMEOUT_S:g} s.")(scope, receive, send)
+        await self._app(scope, _bounded(receive, limit), send_with_headers)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         method = scope["method"]
@@ -146,16 +133,20 @@ def _cookie(headers: Headers) -> str:
 
 def _bounded(receive: Receive, limit: int) -> Receive:
     received = 0
+    is_complete = False
 
     async def bounded() -> Message:
-        nonlocal received
-        message = await asyncio.wait_for(receive(), _BODY_TIMEOUT_S) if received >= 0 else await receive()
-        if message["type"] == "http.request":
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise _TooLargeError
-            if not message.get("more_body", False):
-                received = -1  # what comes now is the client's going, which may take hours
+        nonlocal received, is_complete
+        if is_complete:
+            return await receive()  # what comes now is the client's going, which may take hours
+        try:
+            message = await asyncio.wait_for(receive(), _BODY_TIMEOUT_S)
+        except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
+            raise HTTPException(408, f"Nothing was sent for {_BODY_TIMEOUT_S:g} s.") from None
+        received += len(message.get("body", b""))
+        is_complete = not message.get("more_body", False)
+        if received > limit:
+            raise HTTPException(413, f"More than {limit / 1e6:g} MB were sent; send less.")
         return message
 
     return bounded

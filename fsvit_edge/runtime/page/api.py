@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -81,7 +82,7 @@ class Api:
         }
         routes = [Route(path, handler, methods=[method]) for (method, path), handler in handlers.items()]
         routes += [Route(path, _static, methods=["GET"]) for path in _STATIC_FILES]
-        return Starlette(routes=routes, exception_handlers={FsvitEdgeError: _explain})
+        return Starlette(routes=routes, exception_handlers={FsvitEdgeError: _explain, HTTPException: _explain})
 
     async def _state(self, _: Request) -> Response:
         health, newest = self._board.health, self._board.newest
@@ -314,5 +315,7 @@ async def _docs(_: Request) -> Response:
 
 
 async def _explain(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code)
     status = 400 if isinstance(error, InputError) else 409 if isinstance(error, ArtefactError) else 503
     return JSONResponse({"error": str(error)}, status)

@@ -58,7 +58,8 @@ def parse_source(uri: str) -> SourceAddress:
         return _stream(kind, scheme.lower(), rest)
     if uri.lower().startswith("csi:"):
         if not re.fullmatch("csi://[0-9]{1,2}", uri, re.IGNORECASE):
-            raise InputError(f"{printable(uri)} is no CSI camera; give csi:// and the sensor's number, as in csi://0.")
+            # What stands there is not repeated: an address with a password may have got the wrong scheme.
+            raise InputError("This is no CSI camera; give csi:// and the sensor's number, as in csi://0.")
         return SourceAddress("csi", str(int(uri[6:])), uri.lower())
     if re.fullmatch("[0-9]{1,3}", uri):
         return SourceAddress("camera", f"/dev/video{int(uri)}", uri)

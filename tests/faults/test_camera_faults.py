@@ -1,0 +1,325 @@
+"""A camera that dies, freezes, is silent or too fast; and what of it is ever printed."""
+
+import contextlib
+import io
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import pytest
+from conftest import FPS, FakeCamera, age_s
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.frame import Frame
+from fsvit_edge.runtime.health import Health
+from fsvit_edge.runtime.sinks.open import open_sink, sink_name
+from fsvit_edge.runtime.sinks.record import state_record
+from fsvit_edge.runtime.sources import live
+from fsvit_edge.runtime.sources.base import Source
+from fsvit_edge.runtime.sources.open import open_source
+from fsvit_edge.runtime.sources.opencv import open_stream
+from fsvit_edge.runtime.sources.uri import parse_source
+
+pytestmark = pytest.mark.faults
+
+ROUNDS = 20
+KILLED_WITHIN_S = 1.0
+FROZEN_WITHIN_S = 3.0
+BACK_WITHIN_S = 5.0
+AGE_WITHIN_S = 0.5
+
+
+def fresh_frame(source: Source, within_s: float = 15) -> Frame:
+    deadline = time.monotonic() + within_s
+    while (frame := source.read(0.05)) is None:
+        assert time.monotonic() < deadline, source.status
+    return frame
+
+
+def until_lost(source: Source) -> float:
+    """Seconds until the source says that it is lost; every frame on the way must be a fresh one."""
+    started = time.monotonic()
+    while source.status.state == "live":
+        frame = source.read(0.01)
+        assert frame is None or age_s(frame.image) < 1, "an old frame was delivered as a live one"
+        assert time.monotonic() - started < 15
+    return time.monotonic() - started
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("fault", "within_s"), [("kill", KILLED_WITHIN_S), ("freeze", FROZEN_WITHIN_S)])
+def test_a_camera_that_goes_is_missed_and_one_that_comes_back_is_seen(
+    camera: FakeCamera, fault: str, within_s: float
+) -> None:
+    lost_s, back_s = [], []
+    with open_source(camera.address) as source:
+        fresh_frame(source)
+        for _ in range(ROUNDS):
+            settled = time.monotonic() + 0.3
+            while time.monotonic() < settled:
+                source.read(0.05)
+            camera.kill() if fault == "kill" else camera.freeze()
+            lost_s.append(until_lost(source))
+            assert source.status.message.startswith(f"{camera.address} ")
+            time.sleep(0.3)
+            camera.start() if fault == "kill" else camera.thaw()
+            started = time.monotonic()
+            frame = fresh_frame(source)
+            back_s.append(time.monotonic() - started)
+            assert age_s(frame.image) < 1
+        status = source.status
+    print(f"{fault}: missed within {max(lost_s):.2f} s, back within {max(back_s):.2f} s, {ROUNDS} rounds")
+    assert status.reconnects >= ROUNDS
+    assert max(lost_s) <= within_s
+    assert max(back_s) <= BACK_WITHIN_S
+
+
+def test_plain_opencv_would_not_notice(camera: FakeCamera) -> None:
+    """The control: the reader that everybody writes first says that a dead camera is open, and reads on for ever."""
+    capture = open_stream(camera.address)
+    assert capture.read()[0]
+    camera.kill()
+    deadline = time.monotonic() + 10
+    while capture.read()[0]:
+        assert time.monotonic() < deadline
+    camera.start()
+    time.sleep(1)
+    assert not any(capture.read()[0] for _ in range(100))  # the camera is back, and it never sees it
+    assert capture.isOpened()
+    capture.release()
+
+
+def ages_s(read: Callable[[], np.ndarray | None], seconds: float) -> list[float]:
+    """Ages of the frames that a reader of a third of the camera's rate sees."""
+    ages = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        image = read()
+        time.sleep(3 / FPS)  # the predictor
+        if image is not None:
+            ages.append(age_s(image))
+    return ages
+
+
+def test_a_slow_predictor_sees_young_frames_and_the_rest_is_counted(camera: FakeCamera) -> None:
+    with open_source(camera.address) as source:
+        first = fresh_frame(source)
+        taken = [first.index]
+
+        def read() -> np.ndarray | None:
+            frame = source.read(1)
+            if frame is None:
+                return None
+            taken.append(frame.index)
+            return frame.image
+
+        ages = ages_s(read, seconds=15)
+        status = source.status
+        waiting = status.captured - status.dropped - len(taken)
+    print(f"age p99 {np.percentile(ages, 99) * 1e3:.0f} ms, {len(taken)} taken, {status.dropped} dropped")
+    assert np.percentile(ages, 99) <= AGE_WITHIN_S
+    assert waiting in (0, 1)  # one may lie there unread
+    assert status.dropped > len(taken)
+    assert taken == sorted(set(taken))
+
+
+def test_frames_that_queue_grow_old(camera: FakeCamera) -> None:
+    """The control: the same predictor behind OpenCV's own queue misses the same gate."""
+    capture = open_stream(camera.address)
+    ages = ages_s(lambda: capture.read()[1], seconds=6)
+    capture.release()
+    assert np.percentile(ages, 99) > AGE_WITHIN_S
+
+
+def test_a_black_hole_is_given_up_in_time_and_named(black_hole: str) -> None:
+    started = time.monotonic()
+    with open_source(black_hole) as source:
+        while not source.status.message:
+            assert time.monotonic() - started < 8
+            time.sleep(0.02)
+        taken_s = time.monotonic() - started
+        assert source.status.state == "connecting"
+        assert black_hole in source.status.message
+    assert taken_s <= 5.5
+
+
+def mjpeg_server(stop: threading.Event) -> Iterator[int]:
+    """An HTTP camera: its port first, then it serves until the stop."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.settimeout(0.2)
+        yield listening.getsockname()[1]
+        number = 0
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                client, _ = listening.accept()
+                with client:
+                    client.recv(4096)
+                    head = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n"
+                    client.sendall(head)
+                    while not stop.is_set():
+                        number += 1
+                        shade = np.full((48, 64, 3), number * 10 % 256, np.uint8)
+                        jpeg = cv2.imencode(".jpg", shade)[1].tobytes()
+                        part = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                        client.sendall(part.encode() + jpeg + b"\r\n")
+                        time.sleep(0.05)
+
+
+def test_an_http_camera_is_read() -> None:
+    stop = threading.Event()
+    serving = mjpeg_server(stop)
+    port = next(serving)
+    thread = threading.Thread(target=lambda: list(serving))
+    thread.start()
+    try:
+        with open_source(f"http://127.0.0.1:{port}/cam.mjpg") as source:
+            shades = {int(fresh_frame(source).image.mean()) for _ in range(5)}
+        assert len(shades) >= 4
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_an_answer_cannot_send_ffmpeg_to_a_file() -> None:
+    """A playlist that names a local file is no stream of JPEGs, whatever type it claims to be."""
+    requests = []
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
+
+        def serve() -> None:
+            client, _ = listening.accept()
+            with client:
+                requests.append(client.recv(4096))
+                head = b"HTTP/1.0 200 OK\r\nContent-Type: application/vnd.apple.mpegurl\r\n\r\n"
+                client.sendall(head + playlist)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with open_source(f"http://127.0.0.1:{listening.getsockname()[1]}/cam.m3u8") as source:
+            while not source.status.message:
+                time.sleep(0.02)
+            assert source.status.captured == 0
+        thread.join()
+    assert len(requests) == 1
+
+
+HOSTILE = [
+    *("concat:a.mp4|b.mp4", "subfile,,start,0,end,9,,:a.mp4", "file:///etc/passwd", "file:a.mp4", "pipe:0", "data:,x"),
+    *("crypto:a.mp4", "tee:a|b", "async:a.mp4", "cache:http://h/a", "ffconcat:a", "hls+http://h/a", "tcp://h:1"),
+    *("udp://h:1", "rtp://h:1", "srt://h:1", "rtmp://h/a", "ftp://h/a.mp4", "gopher://h/a", "mmsh://h/a"),
+    *("icecast://h/a", "sftp://h/a", "csi://0 ! filesink location=x", "csi://", "csi://-1", "csi://0;ls"),
+    *("csi://$(ls)", "csi:0", "csi://0/../1", "csi://999", "rtsp://", "rtsp:///cam", "rtsp://h/a b", "rtsp://h:0/a"),
+    *("rtsp://h:99999/a", "rtsp://h:x/a", "rtsp:h/a", "rtsp://[::1/a", "rtsp://h/a\n! filesink", "rtsp://h/a\0b"),
+    *("http://", "http:///a", "http://h/ a", "https://h:-1/", "javascript:alert(1)", "videotestsrc ! appsink"),
+    *("v4l2src device=/dev/video0 ! x", "avfoundation:0", "lavfi:testsrc", "kmsgrab:x", "x11grab::0", "", "\0", "\n"),
+    *("-i a.mp4", "|ls", "$(ls)", "`ls`", "/dev/null", "/dev/zero", "/dev/stdin", "/proc/self/mem", "../../nope"),
+    *("1000", "-1", "0x0", "1e3"),
+]
+
+
+def test_hostile_sources_are_refused_before_anything_is_opened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: pytest.fail("it reached OpenCV"))
+    monkeypatch.setattr(live.subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    assert len(set(HOSTILE)) >= 60
+    for uri in HOSTILE:
+        with pytest.raises(FsvitEdgeError) as refused:
+            open_source(uri)
+        assert "\n" not in str(refused.value)
+
+
+@settings(max_examples=10_000, deadline=None)
+@given(st.one_of(st.text(max_size=24), st.text("rtspcsihttp:/@!|; \n0", max_size=24)))
+def test_what_is_taken_for_a_stream_or_a_sensor_holds_nothing_but_an_address(uri: str) -> None:
+    try:
+        address = parse_source(uri)
+    except FsvitEdgeError:
+        return
+    if address.kind in ("rtsp", "http"):
+        assert re.match(r"(rtsps?|https?)://[^\s\x00-\x1f]+$", address.target)
+    elif address.kind == "csi":
+        assert address.target.isascii()
+        assert address.target.isdecimal()
+
+
+CANARY = "C4n4ryPw"
+
+
+def canary_addresses(count: int) -> Iterator[str]:
+    rng = np.random.default_rng(0)
+    odd = list("@/#?:[]%&=+ ;,!~*'()\\|<>^`{}\"\n\té猫")
+
+    def noise(longest: int) -> str:
+        return "".join(rng.choice(odd, int(rng.integers(0, longest))))
+
+    for number in range(count):
+        scheme = ("rtsp", "rtsps", "http", "https", "mqtt", "RTSP", "ftp", "csi", "rtmp")[number % 9]
+        host = ("host", "127.0.0.1", "[::1]", "", "h:99999", "h:1")[number % 6]
+        secret = noise(4) + CANARY + noise(4)
+        form = number % 4
+        if form == 0:
+            yield f"{scheme}://user:{secret}@{host}/{noise(5)}"
+        elif form == 1:
+            yield f"{scheme}://{secret}@{host}/cam"
+        elif form == 2:
+            yield f"{scheme}://{host}/cam?user=a&password={secret}"
+        else:
+            yield f"{scheme}://{host}/user=admin_password={secret}.sdp"
+
+
+def texts(error: BaseException) -> str:
+    """What an error says, and what a traceback of it would say besides."""
+    below = error.__cause__ if error.__suppress_context__ else error.__context__
+    return str(error) + (texts(below) if below is not None else "")
+
+
+def test_no_password_of_5000_reaches_any_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class NoSource(live.LiveSource):
+        """What is opened, without a process; it says what it would say of a failure."""
+
+        def _watch(self) -> None:
+            self._lose(self._reason or f"{self.name} cannot be opened; check the address.")
+
+    monkeypatch.setattr("fsvit_edge.runtime.sources.open.LiveSource", NoSource)
+    said, opened = io.StringIO(), 0
+    for uri in canary_addresses(5000):
+        try:
+            with open_source(uri) as source:
+                source._watcher.join()
+                opened += 1
+                health = Health(0.0, 0.0, "", 0.0, source.name, source.status, "m", "e", "p")
+                said.write(json.dumps([health.as_json(), state_record(health)]) + source.name + repr(source._address))
+        except FsvitEdgeError as error:
+            said.write(texts(error))
+        said.write(sink_name(uri))
+        if not uri.startswith("mqtt"):
+            try:
+                open_sink(uri, 25.0)
+            except FsvitEdgeError as error:
+                said.write(texts(error))
+    out, err = capfd.readouterr()
+    everything = said.getvalue() + out + err
+    assert opened > 500
+    assert len(everything) > 100_000
+    assert CANARY not in everything, everything[everything.index(CANARY) - 200 :][:300]
+
+
+def test_the_canary_would_be_seen(capfd: pytest.CaptureFixture[str]) -> None:
+    """The control: printing an address as it was typed is a hit."""
+    print(next(canary_addresses(1)))
+    assert CANARY in capfd.readouterr().out

@@ -1,0 +1,198 @@
+"""Clients that stall, half open and attack; the frames go on, and the memory stays."""
+
+import contextlib
+import random
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from conftest import Run
+
+from fsvit_edge.runtime.frame import Frame
+from fsvit_edge.runtime.live_model import LiveModel
+from fsvit_edge.runtime.page.sink import PageSink
+from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.sink_worker import SinkWorker
+
+pytestmark = pytest.mark.faults
+
+PUBLISH_WITHIN_S = 0.005
+LEAST_RATE = 0.95
+MOST_GROWTH_BYTES = 10_000_000
+FPS, SECONDS = 30, 8
+
+
+@pytest.fixture
+def model() -> Iterator[LiveModel]:
+    with FewShotModel.load(threads=1) as loaded:
+        yield LiveModel(loaded)
+
+
+def noisy_frame(index: int) -> tuple[Frame, Prediction]:
+    rng = np.random.default_rng(index)
+    image = rng.integers(0, 256, (360, 640, 3), dtype=np.uint8)
+    nothing = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros((360, 640), np.uint8), None, {})
+    return Frame(image, index, "test", 0.0, time.monotonic(), 0.0), nothing
+
+
+FRAMES = [noisy_frame(index) for index in range(8)]
+
+
+def publish(put: Callable[[Frame, Prediction], None], seconds: float) -> tuple[float, float]:
+    """Publish at the camera's rate; give the rate reached, and the longest that one publishing took."""
+    slowest_s, count, started = 0.0, 0, time.monotonic()
+    while time.monotonic() - started < seconds:
+        before = time.monotonic()
+        put(*FRAMES[count % len(FRAMES)])
+        slowest_s = max(slowest_s, time.monotonic() - before)
+        count += 1
+        time.sleep(max(0.0, started + count / FPS - time.monotonic()))
+    return count / (time.monotonic() - started), slowest_s
+
+
+def stalled_watcher(port: int) -> socket.socket:
+    """A client that asks for the stream and never reads it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", port))
+    client.sendall(b"GET /api/stream.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return client
+
+
+def half_open(port: int) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port))
+    client.sendall(b"GET / HTTP/1.1\r\nHost: local")
+    return client
+
+
+def is_closed(client: socket.socket) -> bool:
+    client.settimeout(0.01)
+    try:
+        while client.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def test_stalled_and_half_open_clients_cost_nothing_and_are_sent_away(model: LiveModel, tmp_path: Path) -> None:
+    page = PageSink("http://127.0.0.1:0", model, tmp_path / "bank.safetensors")
+    port = page._server.port
+    worker = SinkWorker(page, "page", True, lambda *_: None)
+    good: list[float] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        with httpx.stream("GET", f"{page.address}api/stream.mjpg", timeout=10, trust_env=False) as stream:
+            for _ in stream.iter_raw():
+                good.append(time.monotonic())
+                if stop.is_set():
+                    return
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    quiet_rate, _ = publish(worker.put, SECONDS)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    clients = [stalled_watcher(port) for _ in range(2)] + [half_open(port) for _ in range(100)]
+    good.clear()
+    rate, slowest_s = publish(worker.put, SECONDS)
+    growth = process.memory_info().rss - before
+    stop.set()
+    publish(worker.put, 0.2)
+    watching.join()
+    gaps = np.diff(good)
+    closed = [is_closed(client) for client in clients]
+    threads = threading.active_count()
+    for client in clients:
+        client.close()
+    worker.finish()
+    print(
+        f"publish at most {slowest_s * 1e3:.1f} ms, rate {rate / quiet_rate:.1%}, memory {growth / 1e6:+.1f} MB, good "
+        f"client's longest gap {gaps.max():.2f} s, {sum(closed)} of {len(clients)} sent away, {threads} threads"
+    )
+    assert slowest_s <= PUBLISH_WITHIN_S
+    assert rate >= LEAST_RATE * quiet_rate
+    assert growth <= MOST_GROWTH_BYTES
+    assert gaps.max() <= 0.5
+    assert all(closed)
+    assert threads < 20
+
+
+def test_a_server_that_sends_in_turn_misses_the_gate() -> None:
+    """The control: one thread that sends to each client before the next frame, as many a script does."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        stalled = stalled_watcher(listening.getsockname()[1])
+        client, _ = listening.accept()
+        client.settimeout(0.3)  # without a limit it would never come back
+
+        def put(frame: Frame, _: Prediction) -> None:
+            with contextlib.suppress(TimeoutError):
+                client.sendall(frame.image.tobytes())
+
+        _, slowest_s = publish(put, 1)
+        client.close()
+        stalled.close()
+    assert slowest_s > PUBLISH_WITHIN_S
+
+
+def test_raw_garbage_never_stops_it(model: LiveModel, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    whole = (
+        b"POST /api/classes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 33\r\n\r\n"
+        b'{"name": "cup", "frame_id": "0a"}'
+    )
+    statuses: dict[int, int] = {}
+    with PageSink("http://127.0.0.1:0", model, tmp_path / "bank.safetensors") as page:
+        for _ in range(3000):
+            raw = bytearray(whole)
+            for _ in range(rng.randrange(1, 6)):
+                at = rng.randrange(len(raw))
+                raw[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(4))
+            with socket.create_connection(("127.0.0.1", page._server.port), timeout=5) as client:
+                with contextlib.suppress(OSError):
+                    client.sendall(raw)
+                    client.shutdown(socket.SHUT_WR)
+                    answer = client.recv(4096)
+                    found = re.match(rb"HTTP/1\.1 ([0-9]{3})", answer)
+                    if found:
+                        statuses[int(found[1])] = statuses.get(int(found[1]), 0) + 1
+        assert httpx.get(f"{page.address}api/state", trust_env=False).status_code == 200
+    print(f"answers to garbage: {dict(sorted(statuses.items()))}")
+    assert sum(statuses.values()) > 1000
+    assert all(400 <= status < 500 for status in statuses)
+    assert model.classes == ()
+
+
+def test_a_run_that_others_can_reach_without_a_token_that_protects_refuses(start_run: Callable[..., Run]) -> None:
+    run = start_run("demo", "--sink", "http://0.0.0.0:0", "--token", "")
+    assert run.process.wait(30) == 2
+    assert "--token must be 8 to 128 letters" in run.said()
+
+
+def test_an_enrolled_class_is_live_in_the_next_frames_of_a_real_run(start_run: Callable[..., Run]) -> None:
+    run = start_run("demo", "--sink", "http://127.0.0.1:0", "--sink", "out.jsonl", "--threads", "1")
+    with httpx.Client(base_url=run.page(), trust_env=False, timeout=10) as client:
+        run.wait_for(run.judged(3))
+        frame_id = client.post("/api/frames").json()["id"]
+        asked = {"name": "new", "frame_id": frame_id, "box_xyxy": [100, 50, 500, 300]}
+        assert client.post("/api/classes", json=asked).status_code == 201
+        so_far = len(run.lines())
+        run.wait_for(lambda: len(run.lines()) >= so_far + 3)
+    names = [[one["name"] for one in line["classes"]] for line in run.lines() if line["event"] == "frame"]
+    assert "new" not in names[0]
+    assert "new" in names[so_far + 1]
+    run.end()

@@ -1,0 +1,174 @@
+"""An orderly end from any state, within 2 s; a full disk ends one sink and no more."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import FakeCamera, Run, leftovers
+
+pytestmark = pytest.mark.faults
+
+Start = Callable[..., Run]
+STREAMED = ("--sink", "out.jsonl", "--sink", "out.mp4", "--sink", "http://127.0.0.1:0", "--threads", "1")
+
+
+def is_clean(run: Run, video: bool) -> None:
+    """Whole lines, a whole video or none, nothing half made."""
+    assert "Traceback" not in run.said()
+    assert leftovers(run.folder) == []
+    raw = (run.folder / "out.jsonl").read_bytes()
+    assert raw == b"" or raw.endswith(b"\n")
+    assert (run.folder / "out.mp4").exists() == video
+    run.lines()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_while_it_runs(start_run: Start, signal_number: int) -> None:
+    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED)
+    run.wait_for(run.judged(5))
+    taken_s = run.end(signal_number)
+    print(f"running, signal {signal_number}: {taken_s:.2f} s")
+    assert run.process.returncode == (130 if signal_number == signal.SIGINT else 0)
+    is_clean(run, video=True)
+
+
+def test_while_it_waits_for_a_camera_that_does_not_answer(start_run: Start, black_hole: str) -> None:
+    run = start_run(black_hole, *STREAMED)
+    run.page()
+    run.wait_for(lambda: any(line["event"] == "state" for line in run.lines()))
+    print(f"connecting: {run.end():.2f} s")
+    assert run.process.returncode == 0
+    assert run.lines()[0]["state"] == "connecting"
+    is_clean(run, video=False)
+
+
+@pytest.mark.parametrize("fault", ["freeze", "kill"])
+def test_while_the_camera_is_frozen_or_lost(start_run: Start, camera: FakeCamera, fault: str) -> None:
+    run = start_run(camera.address, *STREAMED)
+    run.wait_for(run.judged(3))
+    if fault == "freeze":
+        camera.freeze()
+        time.sleep(0.5)
+    else:
+        camera.kill()
+        run.wait_for(lambda: run.lines()[-1].get("state") == "lost")
+    print(f"camera after {fault}: {run.end():.2f} s")
+    camera.kill()
+    assert run.process.returncode == 0
+    is_clean(run, video=True)
+
+
+SLOW_SAVE = """
+import time
+from fsvit_edge.runtime import atomic
+original = atomic.os.replace
+def replace(source, target):
+    if str(target).endswith("bank.safetensors"):
+        open("saving", "w").close()
+        time.sleep({seconds})
+    original(source, target)
+atomic.os.replace = replace
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.7, 30])
+def test_while_a_bank_is_saved(start_run: Start, seconds: float) -> None:
+    """A save that can be finished is; one that hangs is given up, and the old bank is untouched."""
+    arguments = ("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED)
+    run = start_run(*arguments, code=SLOW_SAVE.format(seconds=seconds))
+    page = run.page()
+    run.wait_for(run.judged(3))
+    with httpx.Client() as client, pytest.raises(httpx.TimeoutException):
+        client.post(f"{page}/api/bank/save", timeout=0.3)
+    run.wait_for(lambda: (run.folder / "saving").exists())
+    print(f"saving for {seconds} s: {run.end():.2f} s")
+    saved = (run.folder / "bank.safetensors").exists()
+    assert saved == (seconds < 1)
+    if saved:
+        is_clean(run, video=True)
+
+
+# A call that no signal interrupts, as a read of OpenCV's or a graph that hangs.
+STUCK = """
+import hashlib
+from fsvit_edge.runtime.predictor import FewShotModel
+judge = FewShotModel.predict
+calls = []
+def predict(self, rgb, probabilities=False):
+    calls.append(1)
+    if len(calls) == 5:
+        open("stuck", "w").close()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)
+    return judge(self, rgb, probabilities)
+FewShotModel.predict = predict
+"""
+
+
+def test_while_the_model_hangs(start_run: Start) -> None:
+    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=STUCK)
+    run.wait_for(lambda: (run.folder / "stuck").exists())
+    time.sleep(0.3)
+    print(f"model hangs: {run.end():.2f} s")
+    assert "Ending without the model, which did not end in time." in run.said()
+    is_clean(run, video=True)
+
+
+def test_a_second_interrupt_ends_it_at_once(start_run: Start) -> None:
+    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=STUCK)
+    run.wait_for(lambda: (run.folder / "stuck").exists())
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    taken_s = run.end(signal.SIGINT, within_s=0.5)
+    print(f"second interrupt: {taken_s:.2f} s")
+    assert run.process.returncode == 130
+
+
+def test_without_our_handlers_it_would_hang(start_run: Start) -> None:
+    """The control: Python's own handler waits for the model, as long as that takes."""
+    python_own = STUCK + "import fsvit_edge.runtime.live_run as live_run, contextlib\n"
+    python_own += "live_run.stop_on_signals = lambda stop: contextlib.nullcontext()\n"
+    python_own += "live_run.run_beside = lambda work, stop, tick, grace_s: (work(), True)[1]\n"
+    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=python_own)
+    run.wait_for(lambda: (run.folder / "stuck").exists())
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(2.5)
+    assert run.process.poll() is None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    if os.geteuid() != 0:
+        pytest.skip("a disk that is full: only root can mount a small one")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("a disk that is full: mounting is not allowed here")
+    return folder
+
+
+def test_a_full_disk_ends_its_sink_with_one_message_and_the_rest_goes_on(start_run: Start, small_disk: Path) -> None:
+    try:
+        run = start_run(
+            "demo", "--realtime", "--loop", "--max-frames", "100000", "--sink", "small/full.jsonl",
+            "--sink", "out.jsonl", "--health", "health.json", "--threads", "1",
+        )  # fmt: skip
+        run.wait_for(lambda: "stops, the rest goes on" in run.said())
+        so_far = len(run.lines())
+        run.wait_for(lambda: len(run.lines()) > so_far + 30)
+        run.wait_for(lambda: "No space left" in (run.folder / "health.json").read_text())
+        health = json.loads((run.folder / "health.json").read_text())
+        run.end()
+        whole = [json.loads(line) for line in (small_disk / "full.jsonl").read_bytes().splitlines()]
+    finally:
+        subprocess.run(["umount", small_disk], check=True)
+    assert run.said().count("stops, the rest goes on") == 1
+    assert [bool(sink["failure"]) for sink in health["sinks"]] == [True, False]
+    assert len(whole) > 20
+    assert run.process.returncode == 1
