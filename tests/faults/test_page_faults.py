@@ -162,14 +162,13 @@ def test_raw_garbage_never_stops_it(model: LiveModel, tmp_path: Path) -> None:
             for _ in range(rng.randrange(1, 6)):
                 at = rng.randrange(len(raw))
                 raw[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(4))
-            with socket.create_connection(("127.0.0.1", page._server.port), timeout=5) as client:
-                with contextlib.suppress(OSError):
-                    client.sendall(raw)
-                    client.shutdown(socket.SHUT_WR)
-                    answer = client.recv(4096)
-                    found = re.match(rb"HTTP/1\.1 ([0-9]{3})", answer)
-                    if found:
-                        statuses[int(found[1])] = statuses.get(int(found[1]), 0) + 1
+            address = ("127.0.0.1", page._server.port)
+            with socket.create_connection(address, timeout=5) as client, contextlib.suppress(OSError):
+                client.sendall(raw)
+                client.shutdown(socket.SHUT_WR)
+                found = re.match(rb"HTTP/1\.1 ([0-9]{3})", client.recv(4096))
+                if found:
+                    statuses[int(found[1])] = statuses.get(int(found[1]), 0) + 1
         assert httpx.get(f"{page.address}api/state", trust_env=False).status_code == 200
     print(f"answers to garbage: {dict(sorted(statuses.items()))}")
     assert sum(statuses.values()) > 1000

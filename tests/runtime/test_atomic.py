@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import signal
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fsvit_edge.runtime.atomic import atomic_folder, atomic_write
+from fsvit_edge.runtime.atomic import TemporaryFile, atomic_folder, atomic_write, remove_leftovers
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 MARKER = "marker.json"
@@ -347,3 +348,47 @@ def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -
     assert link.is_symlink()
     assert (real / "marker").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def a_dead_process() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def test_leftovers_of_dead_processes_go_and_nothing_else(tmp_path: Path) -> None:
+    dead, alive = a_dead_process(), os.getpid()
+    (tmp_path / f".fsvit-edge-{dead}_abc-bank.safetensors").write_bytes(b"half")
+    (tmp_path / f".fsvit-edge-{dead}_abc-bundle").mkdir()
+    (tmp_path / f".fsvit-edge-{dead}_abc-bundle" / "encoder.onnx").write_bytes(b"half")
+    others = [f".fsvit-edge-{alive}_abc-bank", ".fsvit-edge-notes", f".fsvit-edge-{dead}x-bank", ".other", "bank"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"keep")
+    assert len(remove_leftovers(tmp_path)) == 2
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+    assert remove_leftovers(tmp_path / "nowhere") == []
+
+
+def test_a_leftover_that_somebody_holds_stays(tmp_path: Path) -> None:
+    """In another container the process may live under a number that is dead here; its lock tells."""
+    path = tmp_path / f".fsvit-edge-{a_dead_process()}_abc-out.mp4"
+    path.write_bytes(b"being written")
+    with path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert remove_leftovers(tmp_path) == []
+    assert remove_leftovers(tmp_path) == [path]
+
+
+def test_a_long_file_becomes_its_target_only_when_it_is_told_to(tmp_path: Path) -> None:
+    target = tmp_path / "out.mp4"
+    with TemporaryFile(target) as file:
+        file.path.write_bytes(b"first")
+        assert remove_leftovers(tmp_path) == []
+    assert os.listdir(tmp_path) == []
+    with TemporaryFile(target) as file:
+        file.path.write_bytes(b"second")
+        file.replace_target()
+    assert os.listdir(tmp_path) == ["out.mp4"]
+    assert target.read_bytes() == b"second"
+    with pytest.raises(FsvitEdgeError, match="cannot be written: No such file"):
+        TemporaryFile(tmp_path / "nowhere" / "out.mp4")

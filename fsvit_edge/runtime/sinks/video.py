@@ -60,7 +60,6 @@ class VideoSink(Sink):
         if self._segments is not None and (file is None or self._segments.is_full(now_s) or not file.takes(picture)):
             self._finish()
             self._file = _VideoFile(self._segments.begin(now_s), self._fps)
-            self._segments.delete_old()
         assert self._file is not None
         for _ in range(self._repeats(now_s)):
             self._file.write(picture)
@@ -79,6 +78,8 @@ class VideoSink(Sink):
         file, self._file = self._file, None
         if file is not None:
             file.finish()
+            if self._segments is not None:
+                self._segments.delete_old()
 
 
 class _VideoFile:

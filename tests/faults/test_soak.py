@@ -1,0 +1,161 @@
+"""Eight minutes of a real run with a fault every minute: its memory, threads and descriptors stay what they are.
+
+The same run with a planted leak goes on beside it and must miss the same gate.
+"""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from conftest import FakeCamera, Run
+
+pytestmark = [pytest.mark.faults, pytest.mark.soak]
+
+MINUTES = 8
+SETTLED_S = 60.0
+MOST_MB_PER_H = 10.0
+FAULT_EVERY_S = 60.0
+SAMPLE_S = 2.0
+
+LEAK = """
+from fsvit_edge.runtime.live_run import LiveRun
+deliver = LiveRun._deliver
+leak = []
+def leaking(self, frame, prediction):
+    leak.append(bytearray(4096))
+    deliver(self, frame, prediction)
+LiveRun._deliver = leaking
+"""
+
+
+def slope_mb_per_h(times_s: list[float], bytes_used: list[int]) -> float:
+    """Theil and Sen's: the median of the slopes of all pairs, which a few jumps do not move."""
+    t, used = np.array(times_s), np.array(bytes_used, np.float64)
+    first, second = np.triu_indices(len(t), 1)
+    return float(np.median((used[second] - used[first]) / (t[second] - t[first]))) * 3600 / 1e6
+
+
+class Watched:
+    """A run and what it has used so far."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.process = psutil.Process(run.process.pid)
+        self.times_s: list[float] = []
+        self.used: list[int] = []
+
+    def sample(self, now_s: float) -> None:
+        memory = self.process.memory_info()
+        self.times_s.append(now_s)
+        self.used.append(memory.rss - memory.shared)
+
+    def counts(self) -> tuple[int, int, int]:
+        return self.process.num_threads(), self.process.num_fds(), len(self.process.children(recursive=True))
+
+
+def watch_page(address: str, stop: threading.Event) -> None:
+    """Somebody looks at the page all the time."""
+    with httpx.stream("GET", f"{address}/api/stream.mjpg", timeout=60, trust_env=False) as stream:
+        for _ in stream.iter_raw():
+            if stop.is_set():
+                return
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("clean", "leaking"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "clean", tmp_path / "leaking"
+
+
+@pytest.mark.timeout(900)
+def test_eight_minutes_with_faults_use_no_more_memory(camera: FakeCamera, folders: tuple[Path, Path]) -> None:
+    sinks = (
+        "--sink",
+        "out.jsonl",
+        "--sink",
+        "out.mp4",
+        "--segment",
+        "20",
+        "--keep",
+        "3",
+        "--sink",
+        "http://127.0.0.1:0",
+    )
+    arguments = (camera.address, *sinks, "--threads", "1", "--health", "health.json", "--stats", "30")
+    clean, leaking = Watched(Run(folders[0], *arguments)), Watched(Run(folders[1], *arguments, code=LEAK))
+    stop = threading.Event()
+    looking = threading.Thread(target=watch_page, args=(clean.run.page(), stop))
+    looking.start()
+    try:
+        settled, faults = _live_through(camera, clean, leaking)
+        wait_until_live(clean)
+        counts = clean.counts()
+    finally:
+        stop.set()
+        looking.join(10)
+        frames = len(list(folders[0].glob("out-*.jsonl"))) and sum(
+            path.read_bytes().count(b'"event": "frame"') for path in folders[0].glob("out-*.jsonl")
+        )
+        clean.run.end()
+        leaking.run.kill()
+        if leaking.process.is_running():
+            leaking.run.kill()
+    clean_slope = slope_mb_per_h(clean.times_s, clean.used)
+    leaking_slope = slope_mb_per_h(leaking.times_s, leaking.used)
+    print(
+        f"{MINUTES} min, {faults} faults, {frames} frames kept: {clean_slope:.2f} MB/h of "
+        f"{statistics.median(clean.used) / 1e6:.0f} MB; with a planted leak {leaking_slope:.1f} MB/h; "
+        f"threads, descriptors, processes {settled} -> {counts}"
+    )
+    assert clean_slope <= MOST_MB_PER_H
+    assert leaking_slope > MOST_MB_PER_H
+    assert counts == settled
+    assert len(list(folders[0].glob("out-*.mp4"))) <= 3
+    assert "Traceback" not in clean.run.said()
+
+
+def _live_through(camera: FakeCamera, clean: Watched, leaking: Watched) -> tuple[tuple[int, int, int], int]:
+    wait_until_live(clean)
+    started = time.monotonic()
+    settled: tuple[int, int, int] | None = None
+    faults: list[Callable[[], None]] = []
+    fault_due_s = FAULT_EVERY_S
+    while (now_s := time.monotonic() - started) < 60 * MINUTES:
+        assert clean.run.process.poll() is None, clean.run.said()
+        if now_s >= SETTLED_S:
+            clean.sample(now_s)
+            leaking.sample(now_s)
+        if now_s >= fault_due_s:
+            if settled is None:
+                settled = clean.counts()
+            fault_due_s += FAULT_EVERY_S
+            fault = camera.freeze if len(faults) % 2 else camera.kill
+            faults.append(fault)
+            fault()
+            time.sleep(5)
+            camera.thaw() if fault == camera.freeze else camera.start()
+            wait_until_live(clean)
+        time.sleep(SAMPLE_S)
+    assert settled is not None
+    return settled, len(faults)
+
+
+def wait_until_live(watched: Watched) -> None:
+    health = watched.run.folder / "health.json"
+    watched.run.wait_for(lambda: health.exists() and '"state": "live"' in health.read_text(), within_s=60)
+    time.sleep(1)
+
+
+def test_the_slope_is_that_of_the_growth_and_not_of_a_jump() -> None:
+    times_s = [float(second) for second in range(0, 400, 2)]
+    steady = [100_000_000 + int(1000 * second) for second in times_s]
+    assert slope_mb_per_h(times_s, steady) == pytest.approx(3.6)
+    jumped = [100_000_000 + (5_000_000 if 100 < second < 120 else 0) for second in times_s]
+    assert abs(slope_mb_per_h(times_s, jumped)) < 0.1
