@@ -2,8 +2,8 @@
 
 Every `fsvit-edge ...` line of the fenced `sh` blocks is run by a shell, then the `python` block. Pictures, masks,
 videos and folders that they read are made first, by their names: *_mask.png is a mask, the rest are pictures, and a
-folder after --data has classes. Lines that need a camera, a network or a published checkpoint are not run, but their
-options must exist.
+folder after --data has classes. Lines that need a camera, a network, a browser or a published checkpoint are not run,
+but their options must exist.
 """
 
 import itertools
@@ -21,7 +21,7 @@ import pytest
 from fsvit_edge.runtime.pictures import write_image
 
 README = Path(__file__).parent.parent / "README.md"
-NOT_HERE = ("--camera", "rtsp://", "/dev/", "--checkpoint", "--pretrained", "--weights", "<")
+NOT_HERE = ("--camera", "rtsp://", "http://", "mqtt://", "/dev/", "--checkpoint", "--pretrained", "--weights", "<")
 HEIGHT, WIDTH = 120, 160
 
 

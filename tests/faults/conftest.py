@@ -32,7 +32,8 @@ def has_gstreamer_server() -> bool:
 class FakeCamera:
     """See `fake_camera.py`."""
 
-    def __init__(self) -> None:
+    def __init__(self, fps: int = FPS) -> None:
+        self.fps = fps
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -40,7 +41,7 @@ class FakeCamera:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [SYSTEM_PYTHON, str(SCRIPT), str(self.port), str(FPS)]
+        command = [SYSTEM_PYTHON, str(SCRIPT), str(self.port), str(self.fps)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"READY\n"
@@ -67,10 +68,11 @@ def age_s(image: np.ndarray) -> float:
 
 
 @pytest.fixture
-def camera() -> Iterator[FakeCamera]:
+def camera(request: pytest.FixtureRequest) -> Iterator[FakeCamera]:
+    """A camera; parametrize it indirectly for another rate."""
     if not has_gstreamer_server():
         pytest.skip("a fake RTSP camera: no gir1.2-gst-rtsp-server-1.0 and python3-gst-1.0 here (apt)")
-    fake = FakeCamera()
+    fake = FakeCamera(getattr(request, "param", FPS))
     fake.start()
     yield fake
     fake.kill()

@@ -97,7 +97,7 @@ class PageServer:
 
     def close(self) -> None:
         """End it, whoever is still connected."""
-        self._server.should_exit = True
+        self._server.should_exit = self._server.force_exit = True
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._on_stop)

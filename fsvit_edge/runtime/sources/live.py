@@ -159,7 +159,10 @@ class LiveSource(Source):
         self._ended = False
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="source", daemon=True)
-        self._watcher.start()
+        # A file begins when somebody is ready to see it; a camera takes its time to open, so it begins at once.
+        self._waits_for_reader = address.kind in ("path", "demo")
+        if not self._waits_for_reader:
+            self._watcher.start()
 
     @property
     def status(self) -> SourceStatus:
@@ -175,6 +178,9 @@ class LiveSource(Source):
 
     def read(self, timeout_s: float) -> Frame | None:
         """See `Source.read`."""
+        if self._waits_for_reader and not self._closing.is_set():
+            self._waits_for_reader = False
+            self._watcher.start()
         deadline = time.monotonic() + timeout_s
         with self._fresh:
             while True:
@@ -210,7 +216,8 @@ class LiveSource(Source):
         self._closing.set()
         with self._fresh:
             self._fresh.notify_all()
-        self._watcher.join()
+        if not self._waits_for_reader:
+            self._watcher.join()
 
     def _watch(self) -> None:
         failures = 0

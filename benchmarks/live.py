@@ -1,0 +1,148 @@
+"""A live run end to end: rate, age of the frames, drops, and where the processor's time goes.
+
+    python benchmarks/live.py [CLIP.mp4 ...] [--seconds 20] [--repeats 5] [--bundle DIR]
+
+Plays the demo and each clip at its own pace into JSON lines, a video in segments and the page with one watcher, with
+the demo's classes enrolled. Printed, as the median of the runs and their range: frames per second judged of those that
+came, age from capture to result, drops, memory, the processor's time a frame of capture, prediction and sinks, and
+what the loop and the handing over to the sinks add to a frame, against the predictor.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+from fsvit_edge.runtime.demo import demo_supports
+from fsvit_edge.runtime.frame import Frame
+from fsvit_edge.runtime.live_model import LiveModel
+from fsvit_edge.runtime.live_run import LiveRun, RunOptions
+from fsvit_edge.runtime.page.sink import PageSink
+from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.run_statistics import RunStatistics
+from fsvit_edge.runtime.sinks.open import open_sink
+from fsvit_edge.runtime.sinks.segments import SinkOptions
+from fsvit_edge.runtime.sources.live import LiveSource
+from fsvit_edge.runtime.sources.open import open_source
+from fsvit_edge.runtime.sources.options import SourceOptions
+
+_WARM_UP_FRAMES = 30
+
+
+class ProcessorTime:
+    """Sums the seconds of the threads and processes that belong to each part of a run."""
+
+    def __init__(self, source: LiveSource) -> None:
+        self._source = source
+        self._process = psutil.Process()
+        self._first: dict[str, float] | None = None
+        self._frames = 0
+        self._seconds: dict[str, float] = {}
+
+    def __call__(self, _frame: Frame, _prediction: Prediction, so_far: RunStatistics) -> None:
+        """Look at the clocks; called after a frame."""
+        if so_far.frames % 25:
+            return
+        names = {thread.native_id: thread.name for thread in threading.enumerate()}
+        now = {"capture": 0.0, "sinks": 0.0, "prediction": 0.0}
+        for thread in self._process.threads():
+            now[_part(names.get(thread.id, "engine"))] += thread.user_time + thread.system_time
+        child = self._source.process_id
+        if child is not None:
+            times = psutil.Process(child).cpu_times()
+            now["capture"] += times.user + times.system
+        if so_far.frames >= _WARM_UP_FRAMES and self._first is None:
+            self._first, self._frames = now, so_far.frames
+        if self._first is not None:
+            frames = max(1, so_far.frames - self._frames)
+            self._seconds = {part: (now[part] - self._first[part]) / frames for part in now}
+
+    def a_frame_ms(self) -> dict[str, float]:
+        """Milliseconds of the processor for each judged frame, since the run was warm."""
+        return {part: seconds * 1e3 for part, seconds in self._seconds.items()}
+
+
+def main() -> None:
+    """Measure each source and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", nargs="*", help="videos to play beside the demo")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each run")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    arguments = parser.parse_args()
+    for uri in ("demo", *arguments.clips):
+        runs = [measure(uri, arguments.bundle, arguments.seconds) for _ in range(arguments.repeats)]
+        print(f"{Path(uri).name}, {arguments.repeats} runs of {arguments.seconds:g} s")
+        for name in runs[0]:
+            values = [run[name] for run in runs]
+            print(f"  {name:<34} {statistics.median(values):8.2f} ({min(values):.2f} to {max(values):.2f})", flush=True)
+
+
+def measure(uri: str, bundle: Path, seconds: float) -> dict[str, float]:
+    """Run once and give the figures by their names."""
+    with tempfile.TemporaryDirectory() as folder, FewShotModel.load(bundle) as model:
+        for support in demo_supports():
+            model.enroll(support.name, [support.image], [support.mask])
+        options = SourceOptions(loop=True, realtime=True)
+        with open_source(uri, options) as source:
+            assert isinstance(source, LiveSource)
+            live_model = LiveModel(model)
+            page = PageSink("http://127.0.0.1:0", live_model, Path(folder) / "bank.safetensors")
+            sink_options = SinkOptions(segment_s=10, keep=2, is_live=True)
+            named = [(name, open_sink(f"{folder}/{name}", 25.0, sink_options)) for name in ("out.jsonl", "out.mp4")]
+            clock = ProcessorTime(source)
+            live_run = LiveRun(source, live_model, [*named, ("page", page)], RunOptions(), print, clock)
+            watching = threading.Thread(target=_watch, args=(page.address,), name="sink watcher", daemon=True)
+            watching.start()
+            threading.Timer(seconds, os.kill, (os.getpid(), 15)).start()
+            started = time.monotonic()
+            health = live_run.run().health
+            elapsed_s = time.monotonic() - started
+    status, stages = health.source_status, health.latency_ms
+    predictor_ms = sum(one.p50 for name, one in stages.items() if name not in ("decode", "sinks"))
+    age, cpu = health.age_ms, clock.a_frame_ms()
+    assert age is not None
+    return {
+        "frames/s that came": status.captured / elapsed_s,
+        "frames/s judged": health.frames / elapsed_s,
+        "dropped, %": 100 * status.dropped / status.captured,
+        "age p50, ms": age.p50,
+        "age p99, ms": age.p99,
+        "memory, MB": health.memory_mb,
+        "predictor p50, ms": predictor_ms,
+        "handing over p50, ms": stages["sinks"].p50,
+        "handing over, % of the predictor": 100 * stages["sinks"].p50 / predictor_ms,
+        "processor: capture, ms a frame": cpu["capture"],
+        "processor: prediction, ms a frame": cpu["prediction"],
+        "processor: sinks, ms a frame": cpu["sinks"],
+        "sinks, % of the prediction": 100 * cpu["sinks"] / cpu["prediction"],
+    }
+
+
+def _part(thread: str) -> str:
+    if thread == "source":
+        return "capture"
+    if thread.startswith(("sink", "page", "MainThread")):
+        return "sinks"
+    return "prediction"
+
+
+def _watch(address: str) -> None:
+    try:
+        with httpx.stream("GET", f"{address}api/stream.mjpg", timeout=60, trust_env=False) as stream:
+            for _ in stream.iter_raw():
+                pass
+    except httpx.HTTPError:
+        return
+
+
+if __name__ == "__main__":
+    main()
