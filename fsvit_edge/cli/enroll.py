@@ -23,6 +23,7 @@ def enroll(
 ) -> None:
     """Enrol a class from pictures, with masks or with its name alone; or add pictures to a class."""
     from fsvit_edge.cli.terminal import advise, open_model
+    from fsvit_edge.runtime.atomic import remove_leftovers
     from fsvit_edge.runtime.bank import check_bank_path
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import read_image, read_mask
@@ -31,6 +32,7 @@ def enroll(
     if masks and len(masks) != len(images):
         raise InputError(f"{len(images)} pictures but {len(masks)} masks: give one --mask for each picture, or none.")
     check_bank_path(bank)
+    remove_leftovers(bank.parent)
     pictures = [read_image(path) for path in images]
     given = [read_mask(path, picture.shape[:2]) for path, picture in zip(masks, pictures, strict=False)]
     with open_model(bundle, engine, precision) as model:
