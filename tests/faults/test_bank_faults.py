@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import leftovers
+from breakage import leftovers
 
 from fsvit_edge.runtime.atomic import remove_leftovers
 from fsvit_edge.runtime.bank import SupportBank

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 import pytest
-from conftest import FPS, FakeCamera, age_s
+from breakage import FPS, FakeCamera, age_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import Run
+from breakage import Run
 
 from fsvit_edge.runtime.frame import Frame
 from fsvit_edge.runtime.live_model import LiveModel

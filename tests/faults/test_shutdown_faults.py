@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import FakeCamera, Run, leftovers
+from breakage import FakeCamera, Run, leftovers
 
 pytestmark = pytest.mark.faults
 

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import FakeCamera, Run
+from breakage import FakeCamera, Run
 
 pytestmark = [pytest.mark.faults, pytest.mark.soak]
 
