@@ -101,7 +101,7 @@ class LiveRun:
         now_s = time.monotonic()
         statistics = self._statistics
         description = self._model.description
-        child = getattr(self._source, "process_id", None)
+        child = self._source.process_id
         return Health(
             wall_time_s=time.time(),
             monotonic_s=now_s,

@@ -26,6 +26,7 @@ PALETTE = (
 _TINT = 0.45  # share of the class's colour in its pixels
 _PANEL_LIGHT = 0.3  # share of the frame that shines through the legend
 _BRIGHT, _DIM = 255, 120
+_MESSAGE_LIGHT = 180
 _SMALLEST_TEXT_PX = 8
 
 _Rgb = npt.NDArray[np.uint8]
@@ -67,7 +68,7 @@ def draw_state(frame_rgb: npt.NDArray[np.uint8], state: str, message: str) -> np
     px = _text_px(drawn)
     widest = drawn.shape[1] - 2 * px
     lines = [(fitting_text(state.upper(), 2 * px, widest), _BRIGHT)]
-    lines += [(fitting_text(line, px, widest), 2 * _DIM - _DIM // 2) for line in _wrapped(message, px, widest)]
+    lines += [(fitting_text(line, px, widest), _MESSAGE_LIGHT) for line in _wrapped(message, px, widest)]
     top = max(0, (drawn.shape[0] - sum(text.shape[0] for text, _ in lines)) // 2)
     for text, light in lines:
         _add_text(drawn, text, px, top, light)

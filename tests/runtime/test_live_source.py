@@ -151,6 +151,14 @@ def test_the_only_frame_of_a_film_is_not_lost_for_its_end() -> None:
             source.read(5)
 
 
+def test_a_film_that_fails_is_an_error_and_not_tried_again() -> None:
+    address = SourceAddress("path", "album", "album")
+    with LiveSource(address, SourceOptions(), command=stub_camera.command("refused")) as source:
+        with pytest.raises(SourceError, match="cannot be opened; check the address"):
+            next(source)
+        assert source.status.reconnects == 0
+
+
 def test_closing_is_quick_and_leaves_no_process_and_no_descriptor() -> None:
     before = set(os.listdir("/proc/self/fd"))
     source = open_stub("dark")

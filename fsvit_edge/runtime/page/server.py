@@ -25,7 +25,7 @@ class _ImpatientProtocol(H11Protocol):
     _unasked: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it, too
         super().connection_made(transport)
         self._unasked = self.loop.call_later(_HEADER_TIMEOUT_S, self._end_unasked)
 

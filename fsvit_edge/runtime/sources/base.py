@@ -78,13 +78,18 @@ class Source(ABC):
         Raises:
             EndOfSourceError: There are no more frames.
             InputError: A picture of the folder cannot be used.
-            SourceError: A video holds no frame. A live source never raises it: it is "lost" until it is back.
+            SourceError: A video holds no frame. A camera or stream never raises it: it is "lost" until it is back.
         """
 
     @property
     @abstractmethod
     def status(self) -> SourceStatus:
         """How it fares; may be asked by any thread."""
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the process that reads for this source; None where none does."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -156,11 +156,13 @@ class LiveSource(Source):
         self._last_number = -1
         self._frame_s = patience.frame_s
         self._reason = ""
+        self._failure = ""
         self._ended = False
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="source", daemon=True)
         # A file begins when somebody is ready to see it; a camera takes its time to open, so it begins at once.
-        self._waits_for_reader = address.kind in ("path", "demo")
+        self._is_file = address.kind in ("path", "demo")
+        self._waits_for_reader = self._is_file
         if not self._waits_for_reader:
             self._watcher.start()
 
@@ -172,7 +174,7 @@ class LiveSource(Source):
 
     @property
     def process_id(self) -> int | None:
-        """Of the process that reads; None between two of them."""
+        """See `Source.process_id`; None between two processes."""
         with self._fresh:
             return None if self._child is None else self._child.pid
 
@@ -206,6 +208,8 @@ class LiveSource(Source):
                     continue
                 if self._ended:
                     raise EndOfSourceError
+                if self._failure:
+                    raise SourceError(self._failure)
                 left_s = deadline - time.monotonic()
                 if left_s <= 0 or self._closing.is_set():
                     return None
@@ -225,6 +229,11 @@ class LiveSource(Source):
             before = self.status.captured
             self._follow()
             if self._closing.is_set() or self._ended:
+                return
+            if self._is_file:  # it will not get better by trying again
+                with self._fresh:
+                    self._failure = self._status.message
+                    self._fresh.notify_all()
                 return
             failures = 1 if self.status.captured > before else failures + 1
             self._pause(self._patience.delays_s[min(failures, len(self._patience.delays_s)) - 1])
