@@ -1,10 +1,11 @@
 """The exported network: a folder with three graphs and `bundle.json`, which says what they are.
 
-Every file's sha256 is checked before any parser sees the file.
+The sha256 of every graph is checked before any parser sees it, and `bundle.json` states its own.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtefactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 GRAPH_NAMES = ("encoder", "enroll", "head")
 TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
@@ -81,8 +82,8 @@ class Manifest:
     head: str = TRAINED_HEAD
 
     def to_json(self) -> str:
-        """Return indented JSON text."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """Return indented JSON text, which ends in the sha256 of all that it says."""
+        return json.dumps(sealed(asdict(self)), indent=2) + "\n"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,13 @@ class Bundle:
         return cls(path, manifest, graphs)
 
 
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same JSON object with its "sha256": of its other members as compact JSON, their names in order."""
+    others = {name: value for name, value in values.items() if name != "sha256"}
+    text = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return {**others, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read `bundle.json` of the bundle at `path`.
 
@@ -140,6 +148,12 @@ def read_manifest(path: Path) -> Manifest:
         values = read_json_object(file, FORMAT_VERSION, "export the bundle again")
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is not a bundle: it has no {MANIFEST_NAME}.") from error
+    if values.get("sha256") != sealed(values)["sha256"]:
+        raise ArtefactError(
+            f"{file} was altered or damaged: it does not have the sha256 that it states; export the bundle again with: "
+            "fsvit-edge export."
+        )
+    del values["sha256"]
     manifest = record_from_json(Manifest, file, values)
     for name in GRAPH_NAMES:
         if name not in manifest.graphs:

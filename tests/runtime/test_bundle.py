@@ -8,7 +8,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, MANIFEST_NAME, Bundle, read_manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, MANIFEST_NAME, Bundle, read_manifest, sealed
 from fsvit_edge.runtime.errors import ArtefactError
 from fsvit_edge.runtime.predictor import FewShotModel
 
@@ -16,10 +16,10 @@ SHIPPED: dict[str, Any] = json.loads((DEFAULT_BUNDLE / MANIFEST_NAME).read_text(
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change `bundle.json` of the bundle at `path`."""
+    """Change `bundle.json` of the bundle at `path` and make its sum right again, as somebody who forges it would."""
     values = json.loads((path / MANIFEST_NAME).read_text())
     change(values)
-    (path / MANIFEST_NAME).write_text(json.dumps(values))
+    (path / MANIFEST_NAME).write_text(json.dumps(sealed(values)))
 
 
 @pytest.fixture
@@ -117,9 +117,11 @@ def flip(name: str) -> Callable[[Path], None]:
         pytest.param(write(b"{'single': 1}"), "is not readable JSON", id="not JSON"),
         pytest.param(write(b"\xff\xfe"), "is not readable JSON", id="not text"),
         pytest.param(write(b"[" * 100_000), "is not readable JSON", id="endless nesting"),
-        pytest.param(write(b"[1, 2]"), "has format version None, this fsvit-edge reads 1", id="a list"),
+        pytest.param(write(b"[1, 2]"), "has format version None, this fsvit-edge reads 2", id="a list"),
         pytest.param(without("format_version"), "has format version None", id="no version"),
-        pytest.param(field("format_version", 2), "has format version 2, this fsvit-edge reads 1", id="next version"),
+        pytest.param(
+            field("format_version", 1), "has format version 1, this fsvit-edge reads 2", id="an earlier version"
+        ),
         pytest.param(without("image_size"), "is incomplete, has unknown fields or wrong values", id="field missing"),
         pytest.param(field("colour", "red"), "unknown field 'colour'", id="field unknown"),
         pytest.param(field("image_size", "128"), "image_size is '128'", id="a number as text"),
@@ -203,3 +205,19 @@ def test_a_manifest_that_is_not_its_graphs_is_refused(
     edit(tmp_path, change)
     with pytest.raises(ArtefactError, match=reason):
         FewShotModel.load(tmp_path, threads=1)
+
+
+def test_a_manifest_that_was_changed_without_its_sum_is_refused(bundle: Path) -> None:
+    whole = (bundle / MANIFEST_NAME).read_text()
+    for old, new in (('"opset": 20', '"opset": 21'), ('"sha256"', '"sha257"'), ("cst-nano", "cst-naNo")):
+        assert old in whole
+        (bundle / MANIFEST_NAME).write_text(whole.replace(old, new, 1))
+        with pytest.raises(ArtefactError, match=r"was altered or damaged|has unknown fields"):
+            read_manifest(bundle)
+    values = json.loads(whole)
+    del values["sha256"]
+    (bundle / MANIFEST_NAME).write_text(json.dumps(values))
+    with pytest.raises(ArtefactError, match="does not have the sha256 that it states"):
+        read_manifest(bundle)
+    (bundle / MANIFEST_NAME).write_text(json.dumps(json.loads(whole), indent=7))  # only looks another way
+    assert read_manifest(bundle).name == "cst-nano"
