@@ -42,7 +42,7 @@ HOMES = {
     **dict.fromkeys(("lightning", "torchmetrics"), ("learn",)),
 }
 WEB = ("starlette", "uvicorn", "prometheus_client", "paho")
-WEB_MODULES = ("fsvit_edge.runtime.page", "fsvit_edge.runtime.prometheus")
+WEB_MODULES = "fsvit_edge.runtime.page"
 DEVICE = ("numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
 COMMANDS = (
     "",

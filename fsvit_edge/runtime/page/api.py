@@ -24,9 +24,9 @@ from fsvit_edge.runtime.live_model import LiveModel
 from fsvit_edge.runtime.overlay import PALETTE
 from fsvit_edge.runtime.page.board import Board, TooManyWatchersError, encode_jpeg, encode_png
 from fsvit_edge.runtime.page.enrolment import enrol
+from fsvit_edge.runtime.page.metrics import metrics_text
 from fsvit_edge.runtime.page.openapi import docs_page, openapi
 from fsvit_edge.runtime.predictor import FewShotModel
-from fsvit_edge.runtime.prometheus import metrics_text
 
 _STATIC = Path(__file__).parent / "static"
 _STATIC_FILES = {
