@@ -93,7 +93,7 @@ def test_a_bundle_is_three_graphs_and_their_description(tiny_bundle: Path, tiny_
     described = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__ if name != "graphs"}
     preprocessing = described.pop("preprocessing")
     assert described == {
-        "format_version": 1,
+        "format_version": 2,
         "name": "tiny",
         "backbone": "vit_nano_patch8_64",
         "image_size": SIZE,
