@@ -116,11 +116,14 @@ def run(
         live_model = LiveModel(model)
         sink_options = SinkOptions(segment, keep, frames.is_live)
         opened = []
-        for name in sinks:
-            if name in pages:
-                opened.append((name, _open_page(name, live_model, bank or _DEFAULT_BANK, token, allow_host or [])))
-            else:
-                opened.append((sink_name(name), open_sink(name, frames.fps or _DEFAULT_FPS, sink_options)))
+        with ExitStack() as unstarted:  # finishes the sinks that are open where a later one is refused
+            for name in sinks:
+                if name in pages:
+                    one = _open_page(name, live_model, bank or _DEFAULT_BANK, token, allow_host or [])
+                else:
+                    one = open_sink(name, frames.fps or _DEFAULT_FPS, sink_options)
+                opened.append((sink_name(name), unstarted.enter_context(one)))
+            unstarted.pop_all()  # from here on they are the run's
         show = stack.enter_context(_live_table(frames.name))
         options = RunOptions(max_frames, stats, health)
         result = LiveRun(frames, live_model, opened, options, advise, show).run()

@@ -39,6 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("csi://0",), 3, "csi://0 needs an OpenCV that was built with GStreamer"),
         (("demo", "--sink", "http://127.0.0.1:0", "--token", ""), 2, "--token must be 8 to 128 letters"),
         (("demo", "--sink", "http://203.0.113.7:80"), 1, "The page cannot be served at 203.0.113.7:80: Cannot assign"),
+        (("demo", "--sink", "out.mp4", "--sink", "out.avi"), 2, "'out.avi' is no sink"),
         (("demo", "--sink", "mqtt://me:S3cret@host"), 2, "mqtt://host is no MQTT address"),
     ],
 )

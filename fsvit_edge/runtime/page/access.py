@@ -65,8 +65,7 @@ class Access:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        limit = LARGEST_BANK_BYTES if scope["path"] == "/api/bank" else LARGEST_JSON_BYTES
-        await self._app(scope, _bounded(receive, limit), send_with_headers)
+        await self._app(scope, _bounded(receive, _limit_bytes(scope)), send_with_headers)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         method = scope["method"]
@@ -80,7 +79,7 @@ class Access:
         ):
             return _error(403, "Another site's page may not change anything here.")
         length = headers.get("content-length", "0")
-        limit = LARGEST_BANK_BYTES if scope["path"] == "/api/bank" else LARGEST_JSON_BYTES
+        limit = _limit_bytes(scope)
         if not length.isdecimal() or int(length) > limit:
             return _error(413, f"More than {limit / 1e6:g} MB would be sent; send less.")
         return None if self._token is None else self._refusal_by_token(scope, headers)
@@ -113,6 +112,10 @@ class Access:
     def _fits(self, presented: str) -> bool:
         assert self._token is not None
         return hmac.compare_digest(presented.encode(), self._token.encode())
+
+
+def _limit_bytes(scope: Scope) -> int:
+    return LARGEST_BANK_BYTES if scope["path"] == "/api/bank" else LARGEST_JSON_BYTES
 
 
 def is_loopback(host: str) -> bool:

@@ -29,7 +29,6 @@ class JsonLinesSink(Sink):
     def __init__(self, path: Path, options: SinkOptions) -> None:
         self._segments = Segments(path, options) if options.segment_s is not None else None
         self._changes = StateChanges()
-        self._path = path
         self._file: _LineFile | None = None if self._segments else _LineFile(path)
 
     def write(self, frame: Frame, prediction: Prediction) -> None:

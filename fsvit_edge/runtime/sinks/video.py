@@ -35,7 +35,6 @@ class VideoSink(Sink):
     """
 
     def __init__(self, path: Path, fps: float, options: SinkOptions) -> None:
-        self._path = path
         self._fps = fps
         self._is_live = options.is_live
         self._segments = Segments(path, options) if options.segment_s is not None else None
