@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.runtime.bank import CachedSupport
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -63,8 +64,8 @@ class LiveModel:
         return tuple(self._supports)
 
     @property
-    def supports(self) -> dict[str, tuple[bool, ...]]:
-        """For each class, whether each of its supports was enrolled with a mask; as of the latest request."""
+    def supports(self) -> dict[str, tuple[CachedSupport, ...]]:
+        """The supports of each class as of the latest change, to be read only; nobody waits for a frame to see them."""
         return self._supports
 
     @property
@@ -138,5 +139,5 @@ class LiveModel:
             answer.set_exception(FsvitEdgeError("The run has ended; start it again."))
 
 
-def _supports(model: FewShotModel) -> dict[str, tuple[bool, ...]]:
-    return {name: tuple(one.has_mask for one in model.bank.supports(name)) for name in model.classes}
+def _supports(model: FewShotModel) -> dict[str, tuple[CachedSupport, ...]]:
+    return {name: model.bank.supports(name) for name in model.classes}

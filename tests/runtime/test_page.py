@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,7 +154,7 @@ def test_enrolment_by_a_mask_takes_just_that_mask(served: Served) -> None:
 def test_enrolment_by_name_alone_and_its_warnings(served: Served) -> None:
     report = enrol(served).json()
     assert report["found_share"] is None
-    assert served.model.supports == {"cup": (False,)}
+    assert [support.has_mask for support in served.model.supports["cup"]] == [False]
     tiny = np.zeros((HEIGHT, WIDTH), np.uint8)
     tiny[0, 0] = 255
     warned = enrol(served, "speck", mask_png=png(tiny)).json()["warnings"]
@@ -176,11 +177,32 @@ def test_a_class_that_looks_the_same_is_named(served: Served) -> None:
     ]
 
 
+def test_pictures_are_shown_while_the_model_is_busy(served: Served) -> None:
+    enrol(served)
+    go_on = threading.Event()
+    busy = threading.Thread(target=served.model.look, args=(lambda _: go_on.wait(10),))
+    busy.start()
+    shown = {"name": "cup", "index": 0, "seen": 1}
+    with ThreadPoolExecutor(20) as browsers:
+        answers = list(browsers.map(lambda _: served.client.get("/api/supports.png", params=shown), range(20)))
+    go_on.set()
+    busy.join()
+    assert {answer.status_code for answer in answers} == {200}
+
+
+def test_a_picture_that_is_not_there_is_refused(served: Served) -> None:
+    enrol(served)
+    for name, index in [("cup", "1"), ("cup", "-1"), ("mug", "0"), ("", "0"), ("cup", "")]:
+        gone = served.client.get("/api/supports.png", params={"name": name, "index": index})
+        assert gone.status_code == 400
+        assert "picture" in gone.json()["error"] or "index" in gone.json()["error"]
+
+
 def test_classes_are_renamed_and_removed_and_pictures_forgotten(served: Served) -> None:
     enrol(served, "a/b?c")
     enrol(served, "a/b?c", box_xyxy=[40, 30, 90, 70])
     assert served.client.delete("/api/supports", params={"name": "a/b?c", "index": 0}).status_code == 204
-    assert served.model.supports == {"a/b?c": (True,)}
+    assert [support.has_mask for support in served.model.supports["a/b?c"]] == [True]
     renamed = served.client.patch("/api/classes", json={"name": "a/b?c", "new_name": "猫"})
     assert renamed.status_code == 204
     assert served.client.delete("/api/classes", params={"name": "猫"}).status_code == 204

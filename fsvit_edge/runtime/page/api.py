@@ -106,7 +106,7 @@ class Api:
                     "name": name,
                     "colour": "#{:02x}{:02x}{:02x}".format(*PALETTE[index % len(PALETTE)]),
                     **scores.get(name, {"score": None, "present": None, "area": None}),
-                    "supports": [{"has_mask": has_mask} for has_mask in supports],
+                    "supports": [{"has_mask": support.has_mask} for support in supports],
                 }
                 for index, (name, supports) in enumerate(self._model.supports.items())
             ],
@@ -176,18 +176,15 @@ class Api:
     async def _support(self, request: Request) -> Response:
         """A support's small picture; with `seen`, what the network does not take for the thing is dimmed."""
         name, index = request.query_params.get("name", ""), _index(request)
-
-        def look(model: FewShotModel) -> npt.NDArray[np.uint8]:
-            supports = model.bank.supports(name)
-            if not 0 <= index < len(supports):
-                raise InputError(f"Class {name!r} has {len(supports)} pictures, no picture {index}.")
-            support = supports[index]
-            if "seen" not in request.query_params:
-                return support.thumbnail
+        supports = self._model.supports.get(name, ())
+        if index >= len(supports):
+            raise InputError(f"Class {name!r} has {len(supports)} pictures, no picture {index}.")
+        support = supports[index]
+        picture = support.thumbnail
+        if "seen" in request.query_params:
             light = np.where(support.thumbnail_mask, 1.0, _DIMMED)[..., None]
-            return (support.thumbnail * light).astype(np.uint8)
-
-        return Response(encode_png(await self._look(look)), media_type="image/png", headers=_NO_STORE)
+            picture = (picture * light).astype(np.uint8)
+        return Response(encode_png(picture), media_type="image/png", headers=_NO_STORE)
 
     async def _remove_support(self, request: Request) -> Response:
         name, index = request.query_params.get("name", ""), _index(request)
