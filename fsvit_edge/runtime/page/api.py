@@ -32,7 +32,10 @@ _STATIC = Path(__file__).parent / "static"
 _STATIC_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        for name in ("page", "classes", "enrolment", "drawing", "talk")
+    },
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _BOUNDARY = "frame"

@@ -1,0 +1,108 @@
+// The list of classes: scores, pictures, renaming and removing.
+
+import { freeze } from "/enrolment.js";
+import { ask, find, onClick, percent, query, tell } from "/talk.js";
+
+const SURE_MS = 4000;
+
+let shownRevision = null;
+const items = new Map();
+
+export function showClasses(classes, revision) {
+  find("empty").hidden = classes.length > 0;
+  const names = classes.map((one) => one.name);
+  if (revision !== shownRevision) {
+    for (const [name, item] of items) if (!names.includes(name)) { item.remove(); items.delete(name); }
+    for (const one of classes) if (!items.has(one.name)) items.set(one.name, makeItem(one.name));
+    for (const name of names) {
+      if (!items.get(name).contains(document.activeElement)) find("classes").append(items.get(name));
+    }
+    find("known").replaceChildren(...names.map((name) => Object.assign(document.createElement("option"), { value: name })));
+    for (const one of classes) showSupports(items.get(one.name), one, revision);
+    shownRevision = revision;
+  }
+  for (const one of classes) showScore(items.get(one.name), one);
+}
+
+function showScore(item, { colour, score, present, area }) {
+  item.classList.toggle("present", Boolean(present));
+  item.querySelector(".swatch").style.background = colour;
+  item.querySelector(".score").textContent = score === null ? "" : score.toFixed(2) + (present ? ` · ${percent(area)}` : "");
+  const bar = item.querySelector(".bar");
+  bar.setAttribute("aria-valuenow", score ?? 0);
+  bar.firstElementChild.style.width = `${(score ?? 0) * 100}%`;
+  bar.firstElementChild.style.background = colour;
+}
+
+function makeItem(name) {
+  const item = find("class").content.firstElementChild.cloneNode(true);
+  item.dataset.name = name;
+  item.querySelector(".name").textContent = name;
+  item.querySelector(".bar").setAttribute("aria-label", `P(present) of ${name}`);
+  onClick(item.querySelector(".more"), () => freeze(name));
+  onSecondClick(item.querySelector(".remove"), "Really remove?", async () => {
+    await ask("DELETE", `/api/classes?${query({ name })}`);
+  });
+  item.querySelector(".rename").addEventListener("click", () => rename(item, name));
+  return item;
+}
+
+function showSupports(item, { name, supports }, revision) {
+  const pictures = supports.map(({ has_mask: hasMask }, index) => {
+    const seen = `/api/supports.png?${query({ name, index, seen: 1, revision })}`;
+    const plain = `/api/supports.png?${query({ name, index, revision })}`;
+    const image = Object.assign(document.createElement("img"), { src: seen });
+    image.alt = `Picture ${index + 1} of ${name}: what the network takes for it`;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.title = hasMask ? "By box or paint. Click: without the mask" : "By the name alone; the mask is guessed. Click: without it";
+    button.append(image);
+    button.addEventListener("click", () => { image.src = image.src.endsWith(plain) ? seen : plain; });
+    return button;
+  });
+  item.querySelector(".supports").replaceChildren(...pictures);
+}
+
+// Removing cannot be undone, so it takes two clicks.
+function onSecondClick(button, question, action) {
+  const label = button.textContent;
+  let timer = null;
+  const calm = () => { clearTimeout(timer); timer = null; button.textContent = label; button.classList.remove("sure"); };
+  onClick(button, async () => {
+    if (timer === null) {
+      button.textContent = question;
+      button.classList.add("sure");
+      timer = setTimeout(calm, SURE_MS);
+      return;
+    }
+    calm();
+    await action();
+  });
+}
+
+function rename(item, name) {
+  const label = item.querySelector(".name");
+  const input = Object.assign(document.createElement("input"), { value: name, maxLength: 80 });
+  input.setAttribute("aria-label", `New name of ${name}`);
+  let isDone = false;
+  const finish = async (isWanted) => {
+    if (isDone) return;
+    isDone = true;
+    const wanted = input.value.trim();
+    input.replaceWith(label);
+    if (!isWanted || wanted === name) return;
+    try {
+      await ask("PATCH", "/api/classes", { name, new_name: wanted });
+      tell("");
+    } catch (error) {
+      tell(error.message);
+    }
+  };
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") finish(true);
+    if (event.key === "Escape") finish(false);
+  });
+  input.addEventListener("blur", () => finish(true));
+  label.replaceWith(input);
+  input.select();
+}

@@ -1,0 +1,150 @@
+// The canvas over a frozen frame: a box with the mask that it becomes, or paint.
+
+import { ask, find, tell } from "/talk.js";
+
+const drawing = find("drawing"), pen = drawing.getContext("2d");
+const COLOUR = "#ffd166", COLOUR_RGB = [255, 209, 102];
+
+let frame = null; // {id, width, height}
+let mode = "box"; // or "paint", or "name"
+let box = null; // [x0, y0, x1, y1] as drawn
+let preview = null; // the mask that the box becomes
+let isPainted = false;
+let latestPreview = 0;
+
+export function begin(frozen) {
+  frame = frozen;
+  drawing.width = frame.width;
+  drawing.height = frame.height;
+  clear();
+  drawing.focus({ preventScroll: true });
+}
+
+export function clear() {
+  box = preview = null;
+  isPainted = false;
+  pen.clearRect(0, 0, drawing.width, drawing.height);
+}
+
+export function drawBy(wanted) {
+  mode = wanted;
+  drawing.classList.toggle("off", mode === "name");
+  clear();
+}
+
+// What is drawn, as the run wants to be asked.
+export async function drawn() {
+  if (mode === "name") return {};
+  if (mode === "paint") {
+    if (!isPainted) throw new Error("Paint over the thing first, or choose Name only.");
+    return { mask_png: await paintedPng() };
+  }
+  if (!box) throw new Error("Drag a box around the thing first, or choose Name only.");
+  return { box_xyxy: ordered(box) };
+}
+
+// The picture is fitted into its place, so a point of the page is not simply a share of the canvas.
+function place(event) {
+  const outer = drawing.getBoundingClientRect();
+  const scale = Math.min(outer.width / drawing.width, outer.height / drawing.height);
+  const x = (event.clientX - outer.left - (outer.width - drawing.width * scale) / 2) / scale;
+  const y = (event.clientY - outer.top - (outer.height - drawing.height * scale) / 2) / scale;
+  return [Math.max(0, Math.min(drawing.width, x)), Math.max(0, Math.min(drawing.height, y)), scale];
+}
+
+const ordered = ([x0, y0, x1, y1]) => [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)].map(Math.round);
+
+function redraw() {
+  pen.clearRect(0, 0, drawing.width, drawing.height);
+  if (preview) {
+    pen.globalAlpha = 0.5;
+    pen.drawImage(preview, 0, 0);
+    pen.globalAlpha = 1;
+  }
+  if (!box) return;
+  const [x0, y0, x1, y1] = ordered(box);
+  const thick = Math.max(2, drawing.width / 320);
+  pen.lineWidth = thick * 2;
+  pen.strokeStyle = "#000";
+  pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
+  pen.lineWidth = thick;
+  pen.strokeStyle = COLOUR;
+  pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
+}
+
+async function showPreview() {
+  const [x0, y0, x1, y1] = ordered(box);
+  if (x1 - x0 < 2 || y1 - y0 < 2) return;
+  const mine = ++latestPreview;
+  try {
+    const mask = await createImageBitmap(await ask("POST", `/api/frames/${frame.id}/mask`, { box_xyxy: [x0, y0, x1, y1] }));
+    if (mine !== latestPreview || !box) return;
+    const tinted = new OffscreenCanvas(mask.width, mask.height);
+    const layer = tinted.getContext("2d");
+    layer.drawImage(mask, 0, 0);
+    const pixels = layer.getImageData(0, 0, mask.width, mask.height);
+    for (let at = 0; at < pixels.data.length; at += 4) {
+      pixels.data[at + 3] = pixels.data[at];
+      pixels.data.set(COLOUR_RGB, at);
+    }
+    layer.putImageData(pixels, 0, 0);
+    preview = tinted;
+    redraw();
+  } catch (error) {
+    tell(error.message);
+  }
+}
+
+function paintTo(x, y, scale, isStart) {
+  const width = Number(find("size").value) / scale;
+  pen.lineCap = pen.lineJoin = "round";
+  pen.lineWidth = width;
+  pen.strokeStyle = COLOUR;
+  if (isStart) { pen.beginPath(); pen.moveTo(x, y); }
+  pen.lineTo(x, y);
+  pen.stroke();
+  isPainted = true;
+}
+
+drawing.addEventListener("pointerdown", (event) => {
+  if (mode === "name" || event.button > 0) return;
+  drawing.setPointerCapture(event.pointerId);
+  const [x, y, scale] = place(event);
+  if (mode === "paint") paintTo(x, y, scale, true);
+  else { box = [x, y, x, y]; preview = null; redraw(); }
+});
+drawing.addEventListener("pointermove", (event) => {
+  if (!drawing.hasPointerCapture(event.pointerId)) return;
+  const [x, y, scale] = place(event);
+  if (mode === "paint") paintTo(x, y, scale, false);
+  else { box[2] = x; box[3] = y; redraw(); }
+});
+drawing.addEventListener("pointerup", () => { if (mode === "box" && box) showPreview(); });
+
+drawing.addEventListener("keydown", (event) => {
+  const step = drawing.width / 50;
+  const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
+  if (!move || mode !== "box") return;
+  event.preventDefault();
+  if (!box) box = [drawing.width / 4, drawing.height / 4, drawing.width * 3 / 4, drawing.height * 3 / 4];
+  const [dx, dy] = move;
+  box = event.shiftKey ? [box[0], box[1], box[2] + dx, box[3] + dy] : [box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy];
+  preview = null;
+  redraw();
+  showPreview();
+});
+
+async function paintedPng() {
+  const layer = new OffscreenCanvas(drawing.width, drawing.height);
+  const brush = layer.getContext("2d");
+  const pixels = pen.getImageData(0, 0, drawing.width, drawing.height);
+  for (let at = 0; at < pixels.data.length; at += 4) {
+    const light = pixels.data[at + 3] > 127 ? 255 : 0;
+    pixels.data.set([light, light, light, 255], at);
+  }
+  brush.putImageData(pixels, 0, 0);
+  const bytes = new Uint8Array(await (await layer.convertToBlob({ type: "image/png" })).arrayBuffer());
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 8192) text += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  return btoa(text);
+}
