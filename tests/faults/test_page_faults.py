@@ -24,7 +24,7 @@ from fsvit_edge.runtime.sink_worker import SinkWorker
 
 pytestmark = pytest.mark.faults
 
-PUBLISH_WITHIN_S = 0.005
+PUBLISH_WITHIN_S, LONGEST_PUBLISH_S = 0.005, 0.1
 LEAST_RATE = 0.95
 MOST_GROWTH_BYTES = 10_000_000
 FPS, SECONDS = 30, 8
@@ -46,12 +46,8 @@ def noisy_frame(index: int) -> tuple[Frame, Prediction]:
 FRAMES = [noisy_frame(index) for index in range(8)]
 
 
-def publish(put: Callable[[Frame, Prediction], None], seconds: float) -> tuple[float, float]:
-    """Publish at the camera's rate; give the rate reached, and how long publishing took at the 95th percentile.
-
-    Not the longest: with both cores taken by other processes a few of 240 took 5 ms, whatever the clients did. A client
-    stalls for 3 s of the 8 before it is sent away, and a single long wait shows in the rate.
-    """
+def publish(put: Callable[[Frame, Prediction], None], seconds: float) -> tuple[float, list[float]]:
+    """Publish at the camera's rate; give the rate reached, and how many seconds each publishing took, sorted."""
     took_s: list[float] = []
     started = time.monotonic()
     while time.monotonic() - started < seconds:
@@ -59,7 +55,16 @@ def publish(put: Callable[[Frame, Prediction], None], seconds: float) -> tuple[f
         put(*FRAMES[len(took_s) % len(FRAMES)])
         took_s.append(time.monotonic() - before)
         time.sleep(max(0.0, started + len(took_s) / FPS - time.monotonic()))
-    return len(took_s) / (time.monotonic() - started), float(np.percentile(took_s, 95))
+    return len(took_s) / (time.monotonic() - started), sorted(took_s)
+
+
+def is_within(took_s: list[float]) -> bool:
+    """Whether publishing waits for nobody.
+
+    On a quiet machine the longest of 240 took 0.1 ms; with both cores taken by other processes it took 5.1 ms with
+    clients and without. So one in twenty may be the scheduler's, but none may take as long as a socket's time limit.
+    """
+    return float(np.percentile(took_s, 95)) <= PUBLISH_WITHIN_S and took_s[-1] <= LONGEST_PUBLISH_S
 
 
 def stalled_watcher(port: int) -> socket.socket:
@@ -110,7 +115,7 @@ def test_stalled_and_half_open_clients_cost_nothing_and_are_sent_away(model: Liv
     before = process.memory_info().rss
     clients = [stalled_watcher(port) for _ in range(2)] + [half_open(port) for _ in range(100)]
     good.clear()
-    rate, p95_s = publish(worker.put, SECONDS)
+    rate, took_s = publish(worker.put, SECONDS)
     growth = process.memory_info().rss - before
     stop.set()
     publish(worker.put, 0.2)
@@ -122,10 +127,10 @@ def test_stalled_and_half_open_clients_cost_nothing_and_are_sent_away(model: Liv
         client.close()
     worker.finish()
     print(
-        f"publish p95 {p95_s * 1e3:.2f} ms, rate {rate / quiet_rate:.1%}, memory {growth / 1e6:+.1f} MB, good "
+        f"publish at most {took_s[-1] * 1e3:.1f} ms, rate {rate / quiet_rate:.1%}, memory {growth / 1e6:+.1f} MB, good "
         f"client's longest gap {gaps.max():.2f} s, {sum(closed)} of {len(clients)} sent away, {threads} threads"
     )
-    assert p95_s <= PUBLISH_WITHIN_S
+    assert is_within(took_s)
     assert rate >= LEAST_RATE * quiet_rate
     assert growth <= MOST_GROWTH_BYTES
     assert gaps.max() <= 0.5
@@ -147,10 +152,10 @@ def test_a_server_that_sends_in_turn_misses_the_gate() -> None:
             with contextlib.suppress(TimeoutError):
                 client.sendall(frame.image.tobytes())
 
-        _, p95_s = publish(put, 1)
+        _, took_s = publish(put, 1)
         client.close()
         stalled.close()
-    assert p95_s > PUBLISH_WITHIN_S
+    assert not is_within(took_s)
 
 
 def test_raw_garbage_never_stops_it(model: LiveModel, tmp_path: Path) -> None:
