@@ -51,6 +51,8 @@ class LiveModel:
         self._closed = threading.Event()
         self._supports = _supports(model)
         self._revision = 0
+        self._judged = 0
+        self._is_judging = False
 
     @property
     def description(self) -> "ModelDescription":
@@ -75,7 +77,17 @@ class LiveModel:
 
     def predict(self, rgb: npt.NDArray[np.uint8]) -> Prediction:
         """Judge one frame; see `FewShotModel.predict`. The loop's thread only."""
-        return self._model.predict(rgb)
+        self._is_judging = True
+        try:
+            return self._model.predict(rgb)
+        finally:
+            self._is_judging = False
+            self._judged += 1
+
+    @property
+    def judging(self) -> int | None:
+        """The number of the frame that is being judged; None where none is."""
+        return self._judged if self._is_judging else None
 
     def run_requests(self) -> None:
         """Do what other threads have asked for. The loop's thread only, between two frames."""

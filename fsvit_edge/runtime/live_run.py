@@ -12,13 +12,15 @@ from pathlib import Path
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.frame import Frame
+from fsvit_edge.runtime.hang_watch import HangWatch
 from fsvit_edge.runtime.health import Health
 from fsvit_edge.runtime.live_model import LiveModel
 from fsvit_edge.runtime.loop import run_loop
 from fsvit_edge.runtime.machine import resident_memory_mb
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.run_statistics import RunStatistics
-from fsvit_edge.runtime.shutdown import INTERRUPTED, StopRequest, run_beside, stop_on_signals
+from fsvit_edge.runtime.service_manager import notify
+from fsvit_edge.runtime.shutdown import INTERRUPTED, TICK_S, StopRequest, run_beside, stop_on_signals
 from fsvit_edge.runtime.sink_worker import SinkWorker
 from fsvit_edge.runtime.sinks.base import Sink
 from fsvit_edge.runtime.sources.base import Source, SourceStatus
@@ -94,6 +96,8 @@ class LiveRun:
         self._reported_s = 0.0
         self._stats_due_s = time.monotonic() + (options.stats_s or 0.0)
         self._health_failed = False
+        self._hang_watch = HangWatch(TICK_S)
+        self._model_hangs = False
         self._last_failure: FsvitEdgeError | None = None
 
     def health(self) -> Health:
@@ -130,11 +134,13 @@ class LiveRun:
             FsvitEdgeError: Whatever the source or the predictor raised, or the last sink, where all have failed.
         """
         with stop_on_signals(self._stop):
+            notify("READY=1")
             has_ended = True
             try:
                 has_ended = run_beside(self._loop, self._stop, self._tick, _LOOP_GRACE_S)
                 self._tick()
             finally:
+                notify("STOPPING=1")
                 hanging = [] if has_ended else ["the model"]
                 hanging += [worker.name for worker in self._workers if not worker.finish(self._left_s())]
                 if hanging:
@@ -175,6 +181,11 @@ class LiveRun:
             self._on_frame(frame, prediction, self._statistics)
 
     def _tick(self) -> None:
+        if self._hang_watch.look(self._model.judging) and not self._model_hangs:
+            # Nothing can be done about it in this process: whoever started the run can start it again.
+            self._model_hangs = True
+            self._say("The model does not answer any more, so the run ends with code 1; start it again.")
+            self._stop.request()
         status = self._source.status
         now_s = time.monotonic()
         seen = (status.state, status.is_frozen, status.message)
@@ -188,6 +199,7 @@ class LiveRun:
             for worker in self._workers:
                 worker.report(health)
             self._write_health(health)
+            notify("WATCHDOG=1", f"STATUS={statistics_line(health)}")
         if self._options.stats_s is not None and now_s >= self._stats_due_s:
             self._stats_due_s = now_s + self._options.stats_s
             self._say(statistics_line(self.health()))
@@ -222,7 +234,7 @@ class LiveRun:
     def _exit_code(self) -> int:
         if self._stop.signal_number == signal.SIGINT:
             return INTERRUPTED
-        return 1 if any(worker.status.failure for worker in self._workers) else 0
+        return 1 if self._model_hangs or any(worker.status.failure for worker in self._workers) else 0
 
 
 def statistics_line(health: Health) -> str:

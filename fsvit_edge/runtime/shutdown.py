@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_PERIOD_S = 0.1
+TICK_S = 0.1
 INTERRUPTED = 130
 
 
@@ -82,7 +82,7 @@ def run_beside(work: Callable[[], None], stop: StopRequest, tick: Callable[[], N
     thread = threading.Thread(target=run, name="loop", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(_PERIOD_S)
+        thread.join(TICK_S)
         tick()
         if stop.left_s(grace_s) == 0 and thread.is_alive():
             return False

@@ -119,6 +119,41 @@ def test_while_the_model_hangs(start_run: Start) -> None:
     is_clean(run, video=True)
 
 
+IMPATIENT = "import fsvit_edge.runtime.hang_watch as watch\nwatch._LEAST_S, watch._TIMES = 1.0, 0.0\n"
+
+
+def test_a_model_that_hangs_ends_the_run(start_run: Start) -> None:
+    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=STUCK + IMPATIENT)
+    run.wait_for(lambda: (run.folder / "stuck").exists())
+    stuck_s = time.monotonic()
+    assert run.process.wait(6) == 1
+    print(f"model hangs for 1 s: ended after {time.monotonic() - stuck_s:.2f} s")
+    assert "The model does not answer any more, so the run ends with code 1" in run.said()
+    is_clean(run, video=True)
+
+
+def test_without_the_watch_it_would_hang_on(start_run: Start) -> None:
+    """The control."""
+    blind = IMPATIENT + "watch.HangWatch.look = lambda self, judging: False\n"
+    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=STUCK + blind)
+    run.wait_for(lambda: (run.folder / "stuck").exists())
+    time.sleep(6)
+    assert run.process.poll() is None
+    run.end()
+
+
+def test_a_run_that_was_stopped_for_a_while_goes_on(start_run: Start) -> None:
+    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=IMPATIENT)
+    run.wait_for(run.judged(5))
+    run.process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    before = len(run.lines())
+    run.process.send_signal(signal.SIGCONT)
+    run.wait_for(run.judged(before + 20))
+    run.end()
+    assert run.process.returncode == 0
+
+
 def test_a_second_interrupt_ends_it_at_once(start_run: Start) -> None:
     run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=STUCK)
     run.wait_for(lambda: (run.folder / "stuck").exists())

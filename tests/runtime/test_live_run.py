@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -177,3 +178,16 @@ def test_memory_is_that_of_the_processes_named() -> None:
     assert own > 20
     assert resident_memory_mb([os.getpid(), os.getpid()]) == pytest.approx(2 * own, rel=0.1)
     assert resident_memory_mb([2**30]) == 0
+
+
+def test_the_service_manager_hears_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        live_run, _ = run(film(15, pause_s=0.1), [Collect()])
+        live_run.run()
+        heard = [manager.recv(1000).decode() for _ in range(4)]
+    assert heard[0] == "READY=1"
+    assert all(one.startswith("WATCHDOG=1\nSTATUS=film: live, ") for one in heard[1:3])
+    assert heard[3] == "STOPPING=1"

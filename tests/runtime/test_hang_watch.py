@@ -1,0 +1,41 @@
+from fsvit_edge.runtime.hang_watch import HangWatch
+
+
+def looks_until_it_hangs(watch: HangWatch, judging: int) -> int:
+    for count in range(1, 100_000):
+        if watch.look(judging):
+            return count
+    raise AssertionError("never")
+
+
+def judge(watch: HangWatch, frames: int, looks_each: int) -> None:
+    for frame in range(frames):
+        assert not any(watch.look(frame) for _ in range(looks_each))
+
+
+def test_ten_seconds_are_too_many_for_a_fast_model() -> None:
+    watch = HangWatch(0.1)
+    judge(watch, 5, 1)
+    assert 100 <= looks_until_it_hangs(watch, 5) <= 103
+
+
+def test_a_slow_model_has_ten_times_its_longest_frame() -> None:
+    watch = HangWatch(0.1)
+    judge(watch, 3, 80)
+    assert 780 <= looks_until_it_hangs(watch, 3) <= 805
+
+
+def test_the_first_frame_may_take_minutes() -> None:
+    assert 3000 <= looks_until_it_hangs(HangWatch(0.1), 0) <= 3003
+
+
+def test_waiting_for_frames_is_no_hanging() -> None:
+    watch = HangWatch(0.1)
+    judge(watch, 2, 1)
+    assert not any(watch.look(None) for _ in range(10_000))
+
+
+def test_frames_between_two_looks_begin_the_count_again() -> None:
+    watch = HangWatch(0.1)
+    judge(watch, 2, 1)
+    assert not any(watch.look(2 + look // 50) for look in range(10_000))
