@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check faults figures clean
+.PHONY: run test check faults soak figures clean
 
 run: .venv/run
 	$(BIN)/fsvit-edge run demo
@@ -24,6 +24,9 @@ check:
 
 faults:
 	$(BIN)/pytest -m "faults and not soak"
+
+soak: .venv/test
+	SOAK_MINUTES=60 $(BIN)/pytest -m soak -s
 
 figures: .venv/test
 	$(BIN)/python benchmarks/figures.py

@@ -1,8 +1,9 @@
-"""Eight minutes of a real run with a fault every minute: its memory, threads and descriptors stay what they are.
+"""Minutes of a real run with a fault in each: its memory, threads and descriptors stay what they are.
 
 The same run with a planted leak goes on beside it and must miss the same gate.
 """
 
+import os
 import statistics
 import threading
 import time
@@ -17,9 +18,9 @@ from breakage import FakeCamera, Run
 
 pytestmark = [pytest.mark.faults, pytest.mark.soak]
 
-MINUTES = 8
+MINUTES = int(os.environ.get("SOAK_MINUTES", "8"))
 SETTLED_S = 60.0
-MOST_MB_PER_H = 10.0
+MOST_MB_PER_H = 10.0 if MINUTES < 60 else 2.0  # minutes do not tell a small slope from the last of the caches
 FAULT_EVERY_S = 60.0
 SAMPLE_S = 2.0
 
@@ -74,10 +75,10 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "clean", tmp_path / "leaking"
 
 
-# Few frames a second, for the other tests run beside it.
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("camera", [5], indirect=True)
-def test_eight_minutes_with_faults_use_no_more_memory(camera: FakeCamera, folders: tuple[Path, Path]) -> None:
+# Few frames a second in CI, for the other tests run beside it.
+@pytest.mark.timeout(60 * MINUTES + 420)
+@pytest.mark.parametrize("camera", [5 if MINUTES < 60 else 15], indirect=True)
+def test_minutes_with_faults_use_no_more_memory(camera: FakeCamera, folders: tuple[Path, Path]) -> None:
     sinks = (
         "--sink",
         "out.jsonl",

@@ -104,6 +104,13 @@ def drag(page: Page, share_xyxy: tuple[float, float, float, float]) -> None:
     page.mouse.up()
 
 
+def enrol_by_name(page: Page, name: str) -> None:
+    page.get_by_role("button", name="Add a class").click()
+    page.get_by_role("radio", name="Name only").check()
+    page.get_by_label("Name of the class").fill(name)
+    page.get_by_role("button", name="Enrol", exact=True).click()
+
+
 def pixels(page: Page) -> bytes:
     return page.locator("#live").screenshot()
 
@@ -182,10 +189,7 @@ def test_paint_and_name_alone_enrol_too_and_undo_takes_it_back(page: Page) -> No
     page.get_by_role("button", name="Undo").click()
     expect(painted).to_have_count(0)
 
-    page.get_by_role("button", name="Add a class").click()
-    page.get_by_role("radio", name="Name only").check()
-    page.get_by_label("Name of the class").fill("named")
-    page.get_by_role("button", name="Enrol", exact=True).click()
+    enrol_by_name(page, "named")
     expect(page.locator('.class[data-name="named"]')).to_be_visible()
     page.get_by_role("button", name="Undo").click()
 
@@ -194,10 +198,7 @@ def test_a_picture_that_comes_too_late_does_not_disturb(page: Page) -> None:
     held: list[Route] = []
     # A lambda, for playwright cannot put its mark on a built-in method.
     page.route(re.compile("/api/supports.png.*name=brief"), lambda route: held.append(route))
-    page.get_by_role("button", name="Add a class").click()
-    page.get_by_role("radio", name="Name only").check()
-    page.get_by_label("Name of the class").fill("brief")
-    page.get_by_role("button", name="Enrol", exact=True).click()
+    enrol_by_name(page, "brief")
     brief = page.locator('.class[data-name="brief"]')
     expect(brief).to_be_visible()
     page.get_by_role("button", name="Undo").click()
