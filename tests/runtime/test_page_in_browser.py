@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, urljoin, urlsplit
 
+import numpy as np
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, Route, expect, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
+
+from fsvit_edge.runtime.predictor import FewShotModel
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -31,15 +35,13 @@ pytestmark = [
 class Run(NamedTuple):
     address: str
     folder: Path
-    process: subprocess.Popen[str]
 
 
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A run of the demo with its page, in a folder of its own."""
-    folder = tmp_path_factory.mktemp("run")
-    command = [sys.executable, "-m", "fsvit_edge.cli.main", "run", "demo"]
-    command += ["--sink", "http://127.0.0.1:0", "--token", TOKEN, "--threads", "1"]
+@contextmanager
+def started(folder: Path, port: int = 0, *options: str) -> Iterator[Run]:
+    """A run of the demo with its page, which ends in order."""
+    command = [sys.executable, "-m", "fsvit_edge.cli.main", "run", "demo", *options]
+    command += ["--sink", f"http://127.0.0.1:{port}", "--token", TOKEN, "--threads", "1"]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
         said = []
@@ -49,9 +51,27 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
                 break
         else:
             pytest.fail("".join(said))
-        yield Run(line.removeprefix("The page is at ").strip(), folder, process)
-        process.send_signal(signal.SIGTERM)
+        try:
+            yield Run(line.removeprefix("The page is at ").strip(), folder)
+        finally:
+            process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with started(tmp_path_factory.mktemp("run")) as run:
+        yield run
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[BrowserContext]:
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            profile, executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1280, "height": 860}
+        )
+        yield context
+        context.close()
 
 
 @pytest.fixture
@@ -72,17 +92,13 @@ def page(live: Run, tmp_path: Path) -> Iterator[Page]:
             else:
                 errors.append(f"{message.text} {message.location}")
 
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1280, "height": 860}
-        )
+    with browser(tmp_path / "profile") as context:
         opened = context.pages[0]
         opened.on("console", note)
         opened.on("pageerror", lambda error: errors.append(str(error)))
         opened.goto(live.address)
         yield opened
         state = context.request.get(urljoin(live.address, "/api/state")).json()
-        context.close()
     assert errors == []
     assert not {one["name"] for one in state["classes"]}.intersection(refused)
 
@@ -232,3 +248,22 @@ def test_the_page_fits_a_phone(page: Page) -> None:
     assert area is not None
     assert area["height"] >= 44  # what a thumb hits
     assert area["y"] + area["height"] <= 844
+
+
+def test_an_open_page_finds_the_classes_of_a_run_that_was_started_again(tmp_path: Path) -> None:
+    bank = tmp_path / "other.safetensors"
+    with FewShotModel.load(threads=1) as model:
+        model.enroll("kettle", [np.zeros((64, 64, 3), np.uint8)])
+        model.save_bank(bank)
+    with browser(tmp_path / "profile") as context:
+        page = context.pages[0]
+        with started(tmp_path) as first:
+            page.goto(first.address)
+            expect(page.locator('.class[data-name="cat"]')).to_be_visible()
+            port = urlsplit(first.address).port
+            assert port is not None
+        expect(page.locator("#state")).to_have_text("not reached")
+        with started(tmp_path, port, "--bank", str(bank)):
+            expect(page.locator("#state")).to_have_text("live", timeout=10_000)
+            expect(page.locator('.class[data-name="kettle"]')).to_be_visible()
+            expect(page.locator(".class")).to_have_count(1)

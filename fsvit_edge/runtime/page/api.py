@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import secrets
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -61,6 +62,8 @@ class Api:
         self._model = model
         self._bank_path = bank_path
         self._is_saved = True
+        # A page that stays open while the run is started again must not take the new classes for those that it shows.
+        self._run = secrets.token_hex(4)
 
     def application(self) -> Starlette:
         """Put the routes together."""
@@ -113,7 +116,7 @@ class Api:
                 }
                 for index, (name, supports) in enumerate(self._model.supports.items())
             ],
-            "revision": self._model.revision,
+            "revision": f"{self._run}-{self._model.revision}",
             "bank": {"file": str(self._bank_path), "is_saved": self._is_saved},
         }
         return JSONResponse(state, headers=_NO_STORE)

@@ -10,20 +10,33 @@ let trouble = "";
 
 async function poll() {
   try {
+    const state = await askState();
+    if (state !== null) show(state);
+  } finally {
+    setTimeout(poll, isReached ? (document.hidden ? HIDDEN_POLL_MS : POLL_MS) : RETRY_MS);
+  }
+}
+
+async function askState() {
+  try {
     const state = await ask("GET", "/api/state");
     if (!isReached) startStream();
     isReached = true;
-    showHealth(state);
-    showClasses(state.classes, state.revision);
-    find("bank-file").textContent = state.bank.file;
-    find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Changes are not saved.";
-    find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);
+    return state;
   } catch (error) {
     isReached = false;
     setPill("lost", "not reached");
     showTrouble(error instanceof TypeError ? "The run cannot be reached; trying again." : error.message);
+    return null;
   }
-  setTimeout(poll, isReached ? (document.hidden ? HIDDEN_POLL_MS : POLL_MS) : RETRY_MS);
+}
+
+function show(state) {
+  showHealth(state);
+  showClasses(state.classes, state.revision);
+  find("bank-file").textContent = state.bank.file;
+  find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Changes are not saved.";
+  find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);
 }
 
 function showTrouble(text) {
