@@ -127,18 +127,18 @@ def enrol_by_name(page: Page, name: str) -> None:
     page.get_by_role("button", name="Enrol", exact=True).click()
 
 
-def pixels(page: Page) -> bytes:
-    return page.locator("#live").screenshot()
+def wait_for_movement(page: Page) -> None:
+    first = page.locator("#live").screenshot()
+    deadline = time.monotonic() + 10
+    while page.locator("#live").screenshot() == first:
+        assert time.monotonic() < deadline, "the picture stands still"
 
 
 def test_frames_move_and_the_figures_are_alive(page: Page) -> None:
     expect(page.locator("#state")).to_have_text("live")
     expect(page.locator("#fps")).to_have_text(re.compile(r"[0-9]+\.[0-9]"))
     expect(page.locator("#age")).to_have_text(re.compile(r"[0-9]+ ms"))
-    first = pixels(page)
-    deadline = time.monotonic() + 10
-    while pixels(page) == first:
-        assert time.monotonic() < deadline, "the picture stands still"
+    wait_for_movement(page)
 
 
 def test_the_token_leaves_the_address_bar(page: Page) -> None:
@@ -267,3 +267,4 @@ def test_an_open_page_finds_the_classes_of_a_run_that_was_started_again(tmp_path
             expect(page.locator("#state")).to_have_text("live", timeout=10_000)
             expect(page.locator('.class[data-name="kettle"]')).to_be_visible()
             expect(page.locator(".class")).to_have_count(1)
+            wait_for_movement(page)
