@@ -1,7 +1,8 @@
 """Tells a model that hangs from one that is slow."""
 
-# TensorRT-RTX compiles and CUDA loads at the first frame; a large model on a small processor takes seconds for each.
-_LEAST_S, _TIMES, _AT_FIRST_S = 10.0, 10.0, 300.0
+_LEAST_S, _TIMES = 10.0, 10.0  # a large model on a small processor takes seconds for each frame
+# TensorRT-RTX compiles and CUDA loads at the first frame, and once more for another number of classes.
+_AT_FIRST_S = 300.0
 
 
 class HangWatch:
@@ -17,25 +18,25 @@ class HangWatch:
     def __init__(self, period_s: float) -> None:
         self._period_s = period_s
         self._judging: int | None = None
+        self._is_first = True
         self._looks = 0
-        self._most_looks: int | None = None
+        self._most_looks = 0
 
-    def look(self, judging: int | None) -> bool:
+    def look(self, judging: int | None, is_first: bool) -> bool:
         """Look once.
 
         Args:
             judging: The number of the frame that is being judged; None where none is.
+            is_first: Whether it is the first with these classes.
 
         Returns:
             Whether it hangs: it has taken 10 s, and 10 times as long as any frame before it; 300 s if it is the first.
         """
         if judging != self._judging:
-            if self._judging is not None:
-                self._most_looks = max(self._most_looks or 0, self._looks)
-            self._judging, self._looks = judging, 0
+            if self._judging is not None and not self._is_first:
+                self._most_looks = max(self._most_looks, self._looks)
+            self._judging, self._is_first, self._looks = judging, is_first, 0
         elif judging is not None:
             self._looks += 1
-        limit_s = _AT_FIRST_S
-        if self._most_looks is not None:
-            limit_s = max(_LEAST_S, _TIMES * self._most_looks * self._period_s)
+        limit_s = _AT_FIRST_S if self._is_first else max(_LEAST_S, _TIMES * self._most_looks * self._period_s)
         return self._looks * self._period_s > limit_s

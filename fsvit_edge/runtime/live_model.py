@@ -52,6 +52,7 @@ class LiveModel:
         self._supports = _supports(model)
         self._revision = 0
         self._judged = 0
+        self._judged_before_change = 0
         self._is_judging = False
 
     @property
@@ -89,6 +90,11 @@ class LiveModel:
         """The number of the frame that is being judged; None where none is."""
         return self._judged if self._is_judging else None
 
+    @property
+    def is_first_frame(self) -> bool:
+        """Whether none was judged before it by the classes as they are now."""
+        return self._judged == self._judged_before_change
+
     def run_requests(self) -> None:
         """Do what other threads have asked for. The loop's thread only, between two frames."""
         while True:
@@ -103,6 +109,7 @@ class LiveModel:
                 if is_change:
                     # Before the answer is known, so that whoever waits for it finds its outcome.
                     self._supports, self._revision = _supports(self._model), self._revision + 1
+                    self._judged_before_change = self._judged
                 answer.set_result(result)
             except Exception as error:  # whatever it is, it belongs to the one who asked, not to the loop
                 answer.set_exception(error)

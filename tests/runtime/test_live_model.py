@@ -90,3 +90,22 @@ def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
         thread.join()
     with pytest.raises(FsvitEdgeError, match="The run has ended"):
         live.look(lambda _: None)
+
+
+def test_the_first_frame_after_a_change_is_told_from_the_next(live: LiveModel) -> None:
+    assert live.judging is None
+    assert live.is_first_frame
+    live.predict(PICTURE)
+    assert not live.is_first_frame
+    serving = serve(live, 1)
+    live.change(lambda model: model.enroll("cup", [PICTURE]))
+    serving.join()
+    assert live.is_first_frame
+
+
+def test_a_frame_is_known_while_it_is_judged(live: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int | None] = []
+    monkeypatch.setattr(live._model, "predict", lambda _: seen.append(live.judging))
+    live.predict(PICTURE)
+    live.predict(PICTURE)
+    assert (seen, live.judging) == ([0, 1], None)
