@@ -160,6 +160,17 @@ def test_values_out_of_range_are_refused(make: Callable[[], SinkOptions], reason
         make()
 
 
+def test_the_millionth_segment_is_one_of_them(tmp_path: Path) -> None:
+    for number in (999_998, 999_999):
+        (tmp_path / f"out-{number}.mp4").write_bytes(b"x")
+    for expected in ("out-1000000.mp4", "out-1000001.mp4"):
+        segments = Segments(tmp_path / "out.mp4", SinkOptions(segment_s=1, keep=2))
+        segments.begin(0.0).write_bytes(b"x")
+        segments.delete_old()
+        assert expected in os.listdir(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["out-1000000.mp4", "out-1000001.mp4"]
+
+
 def test_without_a_limit_nothing_is_deleted(tmp_path: Path) -> None:
     segments = Segments(tmp_path / "out.mp4", SinkOptions(segment_s=1))
     for now_s in range(5):

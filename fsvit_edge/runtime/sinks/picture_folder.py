@@ -1,7 +1,7 @@
 """Pictures with the result drawn in, a file a frame."""
 
 import re
-from collections import deque
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ class PictureSink(Sink):
         self._last: Frame | None = None
         # In the order of their making: the numbers begin anew with every run.
         earlier = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)] if options.keep else []
-        self._written = deque(sorted(earlier, key=lambda path: path.stat().st_mtime))
+        self._written = OrderedDict.fromkeys(sorted(earlier, key=lambda path: path.stat().st_mtime))
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """See `Sink.write`."""
@@ -53,11 +53,11 @@ class PictureSink(Sink):
         write_image(path, picture)
         if self._keep is None:
             return
-        if path in self._written:
-            self._written.remove(path)
-        self._written.append(path)
+        self._written[path] = None
+        self._written.move_to_end(path)
         while len(self._written) > self._keep:
-            self._written.popleft().unlink(missing_ok=True)
+            oldest, _ = self._written.popitem(last=False)
+            oldest.unlink(missing_ok=True)
 
     def _finish(self) -> None:
         """Every picture is complete in itself."""

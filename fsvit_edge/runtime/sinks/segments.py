@@ -77,6 +77,6 @@ class Segments:
                 path.unlink(missing_ok=True)
 
     def _existing(self) -> list[tuple[int, Path]]:
-        pattern = re.compile(rf"{re.escape(self._path.stem)}-([0-9]{{{_DIGITS}}}){re.escape(self._path.suffix)}")
+        pattern = re.compile(rf"{re.escape(self._path.stem)}-([0-9]{{{_DIGITS},}}){re.escape(self._path.suffix)}")
         found = ((pattern.fullmatch(path.name), path) for path in self._path.parent.iterdir())
         return [(int(match[1]), path) for match, path in found if match]
