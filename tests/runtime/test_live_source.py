@@ -87,6 +87,39 @@ def test_a_source_that_does_not_answer_stays_connecting_and_says_why(scenario: s
         until(lambda: source.status.reconnects >= 2, within_s=10)
 
 
+@pytest.fixture
+def no_kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a driver that hangs makes of SIGKILL."""
+    monkeypatch.setattr(live.subprocess.Popen, "kill", lambda _: None)
+    yield
+    psutil.wait_procs(psutil.Process().children(), 5)
+
+
+LEFT_BEHIND = pytest.mark.filterwarnings("ignore:Exception ignored in. <function Popen.__del__")
+
+
+@LEFT_BEHIND
+@pytest.mark.usefixtures("no_kill")
+def test_a_process_that_cannot_be_killed_is_not_joined_by_a_second() -> None:
+    patience = dataclasses.replace(QUICK, open_s=0.2)
+    with open_stub("undead", patience) as source:
+        until(lambda: "hangs in its driver" in source.status.message)
+        assert source.status.state == "connecting"
+        assert len(psutil.Process().children()) == 1
+        assert source.status.reconnects == 0
+        until(lambda: source.status.reconnects > 0)
+
+
+@LEFT_BEHIND
+@pytest.mark.usefixtures("no_kill")
+def test_closing_does_not_wait_for_a_process_that_cannot_be_killed() -> None:
+    source = open_stub("undead")
+    until(lambda: source.process_id is not None)
+    started = time.monotonic()
+    source.close()
+    assert time.monotonic() - started < 1
+
+
 def test_what_the_process_says_is_the_reason() -> None:
     with open_stub("refused") as source:
         until(lambda: source.status.reconnects >= 2, within_s=10)

@@ -25,6 +25,7 @@ _COMMAND = (sys.executable, "-m", "fsvit_edge.runtime.sources.capture_process")
 _DELAYS_S = (1.0, 2.0, 5.0, 10.0)
 _POLL_S = 0.1
 _KNOCK_S = 0.5
+_REAP_S = 0.3  # a killed process is gone within milliseconds
 _DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
 
@@ -112,9 +113,16 @@ class _Child:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        self._process.wait()
         os.close(self.pipe)
         self.reader.close()
+
+    def has_gone(self, within_s: float) -> bool:
+        """Whether the process is no more; in a driver that hangs, not even SIGKILL ends it."""
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
 
 class LiveSource(Source):
@@ -270,8 +278,13 @@ class LiveSource(Source):
                 self._drop_newest()
                 self._child = None
             child.kill()
+        has_gone = child.has_gone(_REAP_S)
         if not self._closing.is_set() and not self._ended:
             self._lose(self._reason or f"The process that read {self.name} has ended.")
+        while not has_gone and not self._closing.is_set():
+            # A second process would hang in the same driver.
+            self._lose(f"{self.name} hangs in its driver; unplug the camera and plug it in again, or restart.")
+            has_gone = child.has_gone(_POLL_S)
 
     def _take_in(self) -> None:
         """Take in what the process has announced; the lock is held."""
