@@ -238,6 +238,7 @@ class FakeCapture:
         self.then = then
         self.pause_s = pause_s
         self.set_values: dict[int, float] = {}
+        self.values = {cv2.CAP_PROP_FPS: 30.0}
 
     def __call__(self, *arguments: object) -> "FakeCapture":
         self.arguments = arguments
@@ -247,8 +248,8 @@ class FakeCapture:
     def isOpened(self) -> bool:  # noqa: N802 - OpenCV's name
         return True
 
-    def get(self, _: int) -> float:
-        return 30.0
+    def get(self, name: int) -> float:
+        return self.values.get(name, 0.0)
 
     def set(self, name: int, value: float) -> bool:
         self.set_values[name] = value
@@ -346,6 +347,47 @@ def test_a_camera_is_asked_for_size_and_rate_by_v4l2_only(
     assert fake.set_values[cv2.CAP_PROP_FRAME_WIDTH] == 1280
     assert fake.set_values[cv2.CAP_PROP_FRAME_HEIGHT] == 720
     assert fake.set_values[cv2.CAP_PROP_FPS] == 15
+    assert cv2.CAP_PROP_FOURCC not in fake.set_values
+
+
+class UsbCamera(FakeCapture):
+    """640x480 and less of raw pixels at 30 frames/s, 1280x720 at 10; of JPEGs any size at 30, where it has them."""
+
+    def __init__(self, has_jpeg: bool) -> None:
+        super().__init__(1, gone)
+        self.has_jpeg = has_jpeg
+        self.is_jpeg = False
+        self.values = {cv2.CAP_PROP_FRAME_WIDTH: 640, cv2.CAP_PROP_FRAME_HEIGHT: 480, cv2.CAP_PROP_FPS: 30.0}
+
+    def set(self, name: int, value: float) -> bool:
+        if name == cv2.CAP_PROP_FOURCC:
+            self.is_jpeg = self.has_jpeg
+            return self.is_jpeg
+        if name in self.values:
+            self.values[name] = value
+            most = 30.0 if self.is_jpeg or self.values[cv2.CAP_PROP_FRAME_WIDTH] <= 640 else 10.0
+            self.values[cv2.CAP_PROP_FPS] = min(most, value) if name == cv2.CAP_PROP_FPS else most
+        return True
+
+
+@pytest.mark.parametrize(
+    ("options", "has_jpeg", "is_jpeg", "rate"),
+    [
+        (SourceOptions(), True, False, 30.0),
+        (SourceOptions(width=1280, height=720), True, True, 30.0),
+        (SourceOptions(width=1280, height=720), False, False, 10.0),
+        (SourceOptions(width=1280, height=720, fps=10), True, False, 10.0),
+        (SourceOptions(width=640, height=480, fps=15), True, False, 15.0),
+    ],
+)
+def test_jpegs_are_asked_for_where_raw_pixels_are_too_slow(
+    monkeypatch: pytest.MonkeyPatch, options: SourceOptions, has_jpeg: bool, is_jpeg: bool, rate: float
+) -> None:
+    fake = UsbCamera(has_jpeg)
+    monkeypatch.setattr(cv2, "VideoCapture", fake)
+    opencv.open_camera("/dev/video9", options.width, options.height, options.fps)
+    assert (fake.is_jpeg, fake.values[cv2.CAP_PROP_FPS]) == (is_jpeg, rate)
+    assert fake.values[cv2.CAP_PROP_FRAME_WIDTH] == (options.width or 640)
 
 
 @pytest.mark.parametrize(

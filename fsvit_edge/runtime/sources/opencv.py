@@ -16,6 +16,7 @@ READ_TIMEOUT_MS = 5000
 
 _SILENT = 0  # of OpenCV's log levels
 _OPEN_TIMEOUT_MS = 4500
+_EXPECTED_FPS = 25.0
 # FFmpeg looks at a stream for 5 s if it may before it gives the first frame; 1 s of frames tells their size.
 _RTSP = "rtsp_transport;tcp|analyzeduration;1000000"
 # Only a stream of JPEGs, and nothing but the network: an answer must not be able to send FFmpeg to a file.
@@ -70,12 +71,15 @@ def open_stream(address: str) -> cv2.VideoCapture:
 
 def open_camera(device: str, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
     """Open a V4L2 device; whether that worked, `isOpened` tells. A camera takes the nearest that it can of the rest."""
+    wanted = {cv2.CAP_PROP_FRAME_WIDTH: width, cv2.CAP_PROP_FRAME_HEIGHT: height, cv2.CAP_PROP_FPS: fps}
     with quiet_opencv():
         capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
-        wanted = ((cv2.CAP_PROP_FRAME_WIDTH, width), (cv2.CAP_PROP_FRAME_HEIGHT, height), (cv2.CAP_PROP_FPS, fps))
-        for property_id, value in wanted:
-            if value is not None:
-                capture.set(property_id, value)
+        _ask(capture, wanted)
+        if _falls_short(capture, wanted):
+            # OpenCV prefers raw pixels, of which USB 2 carries 10 frames a second of 1280x720, where the same camera
+            # has 30 of JPEGs (opencv/opencv#9540). A camera without JPEGs stays as it is.
+            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+            _ask(capture, wanted)
         # The driver's queue is what a slow reader would lag behind.
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
     return capture
@@ -130,6 +134,19 @@ def read_rgb(capture: cv2.VideoCapture) -> _Rgb | None:
 def flipped(image: _Rgb, flip: Flip) -> _Rgb:
     """Flip a picture; see `SourceOptions.flip`."""
     return image if flip == "none" else np.asarray(cv2.flip(image, _FLIP_CODES[flip]), dtype=np.uint8)
+
+
+def _ask(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> None:
+    for property_id, value in wanted.items():
+        if value is not None:
+            capture.set(property_id, value)
+
+
+def _falls_short(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> bool:
+    """Whether a camera gives clearly less than was asked, or fewer frames than eyes and loops expect."""
+    at_least = {cv2.CAP_PROP_FPS: _EXPECTED_FPS, **{name: value for name, value in wanted.items() if value is not None}}
+    # A driver that does not know its rate says 0.
+    return any(0 < capture.get(property_id) < 0.9 * value for property_id, value in at_least.items())
 
 
 def _open_by_ffmpeg(target: str, options: str) -> cv2.VideoCapture:
