@@ -15,12 +15,14 @@ class SinkStatus:
         written: Frames that it has taken.
         dropped: Frames that a newer one replaced before it took them.
         failure: Why it has stopped, in one sentence; empty while it goes on.
+        trouble: What keeps it from its work for now, in one sentence; empty where nothing does.
     """
 
     name: str
     written: int = 0
     dropped: int = 0
     failure: str = ""
+    trouble: str = ""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class LiveRun:
         self._reported_s = 0.0
         self._stats_due_s = time.monotonic() + (options.stats_s or 0.0)
         self._health_failed = False
+        self._troubles: dict[str, str] = {}
         self._hang_watch = HangWatch(TICK_S)
         self._model_hangs = False
         self._last_failure: FsvitEdgeError | None = None
@@ -198,6 +199,7 @@ class LiveRun:
             health = self.health()
             for worker in self._workers:
                 worker.report(health)
+            self._say_troubles(health)
             self._write_health(health)
             notify("WATCHDOG=1", f"STATUS={statistics_line(health)}")
         if self._options.stats_s is not None and now_s >= self._stats_due_s:
@@ -212,6 +214,13 @@ class LiveRun:
             self._say(f"{self._source.name} is frozen: its frames have held the same pixels for seconds.")
         elif self._seen[0] != "live" or self._seen[1]:
             self._say(f"{self._source.name} is live.")
+
+    def _say_troubles(self, health: Health) -> None:
+        for sink in health.sinks:
+            before = self._troubles.get(sink.name, "")
+            if sink.trouble != before:
+                self._say(f"{sink.name}: {sink.trouble or 'it works again.'}")
+            self._troubles[sink.name] = sink.trouble
 
     def _write_health(self, health: Health) -> None:
         if self._options.health is None or self._health_failed:

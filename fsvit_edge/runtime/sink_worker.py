@@ -51,7 +51,7 @@ class SinkWorker:
     def status(self) -> SinkStatus:
         """How the sink fares."""
         with self._changed:
-            return SinkStatus(self.name, self._written, self._dropped, self._failure)
+            return SinkStatus(self.name, self._written, self._dropped, self._failure, self._sink.trouble)
 
     @property
     def has_ended(self) -> bool:

@@ -97,6 +97,16 @@ def test_a_sink_that_fails_is_told_once_and_the_rest_goes_on() -> None:
     assert [one.failure for one in result.health.sinks] == ["the disk is full", ""]
 
 
+def test_a_sinks_trouble_is_told_as_it_comes_and_goes() -> None:
+    sink = Collect()
+    live_run, said = run(film(30, pause_s=0.1), [sink])
+    threading.Timer(0.3, setattr, (sink, "trouble", "the broker is away.")).start()
+    threading.Timer(1.6, setattr, (sink, "trouble", "")).start()
+    live_run.run()
+    assert said == ["sink 0: the broker is away.", "sink 0: it works again."]
+    assert "the broker is away." in [one.sinks[0].trouble for one in sink.healths]
+
+
 def test_the_last_sinks_failure_ends_the_run() -> None:
     live_run, said = run(film(100_000), [Collect(10, FsvitEdgeError("the disk is full"))])
     with pytest.raises(FsvitEdgeError, match="the disk is full"):

@@ -146,20 +146,36 @@ def test_a_broker_that_comes_back_is_found_and_nothing_waits_meanwhile(broker: B
     with open_sink(f"mqtt://127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
         client = sink._client  # type: ignore[attr-defined]
         until(client.is_connected)
+        assert sink.trouble == ""
         broker.stop()
         until(lambda: not client.is_connected())
+        until(lambda: sink.trouble == "the broker does not answer; results are left out until it does.")
         started = time.monotonic()
         for index in range(1000):
             sink.write(*frame(index))
         assert time.monotonic() - started < 1
         broker.start()
-        until(client.is_connected)
+        until(lambda: sink.trouble == "")
+        assert client.is_connected()
+    assert sink.trouble == ""
+
+
+def test_a_broker_that_refuses_says_why(broker: Broker) -> None:
+    broker.stop()
+    conf = broker.folder / "conf"
+    conf.write_text(conf.read_text().replace("allow_anonymous true", "allow_anonymous false"))
+    broker.start()
+    with open_sink(f"mqtt://me:S3cret@127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
+        until(lambda: sink.trouble != "")
+        time.sleep(0.5)  # it hangs up, too
+        assert sink.trouble == "the broker refuses the connection: Not authorized."
 
 
 def test_a_broker_that_is_not_there_is_no_failure() -> None:
     with open_sink(f"mqtt://127.0.0.1:{free_port()}/robot/cam", 25.0) as sink:
         sink.report(health("live"))
         sink.write(*frame(0))
+        until(lambda: "does not answer" in sink.trouble)
 
 
 @pytest.mark.parametrize(

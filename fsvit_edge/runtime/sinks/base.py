@@ -18,9 +18,12 @@ class Sink(ABC):
 
     Attributes:
         queue_frames: Frames of a live source that may wait for it, the newest ones; more are dropped.
+        trouble: What keeps it from its work for now, in one sentence; empty where nothing does. A sink that gives up
+            raises instead.
     """
 
     queue_frames = 1
+    trouble = ""
 
     def __enter__(self) -> "Sink":
         return self

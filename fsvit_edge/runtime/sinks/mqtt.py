@@ -19,8 +19,9 @@ _LONGEST_DELAY_S = 30
 class MqttSink(Sink):
     """Publishes each result on TOPIC, and the state of the source, retained, on TOPIC/state.
 
-    A broker that is away is no failure: paho's thread connects again by itself, after 1 s and up to 30 s. A result that
-    finds the one before it still unsent is left out, so that a slow network means fewer results, never older ones.
+    A broker that is away is a trouble, no failure: paho's thread connects again by itself, after 1 s and up to 30 s. A
+    result that finds the one before it still unsent is left out, so that a slow network means fewer results, never
+    older ones.
     Where the run ends without a farewell, the broker itself publishes {"event": "state", "state": "offline"}.
 
     Args:
@@ -62,6 +63,8 @@ class MqttSink(Sink):
         self._client.will_set(f"{topic}/state", json_line({"event": "state", "state": "offline"}), retain=True)
         self._client.reconnect_delay_set(1, _LONGEST_DELAY_S)
         self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = self._on_connect_fail
+        self._client.on_disconnect = self._on_connect_fail
         self._client.connect_async(host, port)
         self._client.loop_start()
 
@@ -77,16 +80,22 @@ class MqttSink(Sink):
         if self._changes.has_changed(health):
             self._publish_state(health)
 
-    def _on_connect(self, *_: Any) -> None:
+    def _on_connect(self, _client: Any, _userdata: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        self.trouble = f"the broker refuses the connection: {reason}." if reason.is_failure else ""
         # The broker has published the will meanwhile, or has never heard of us.
         if self._health is not None:
             self._publish_state(self._health)
+
+    def _on_connect_fail(self, *_: Any) -> None:
+        # A broker that has refused hangs up as well, which says less.
+        self.trouble = self.trouble or "the broker does not answer; results are left out until it does."
 
     def _publish_state(self, health: Health) -> None:
         if self._client.is_connected():
             self._client.publish(f"{self._topic}/state", json_line(state_record(health)), retain=True)
 
     def _finish(self) -> None:
+        self._client.on_disconnect = None  # that we go is no trouble
         if self._client.is_connected():
             farewell = json_line({"event": "state", "state": "ended"})
             self._client.publish(f"{self._topic}/state", farewell, retain=True)
