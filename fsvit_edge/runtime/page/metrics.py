@@ -54,10 +54,14 @@ class _Once(Collector):
             for sink in health.sinks:
                 frames.add_metric([sink.name], float(getattr(sink, name)))
             yield frames
-        failed = GaugeMetricFamily("fsvit_edge_sink_failed", "1 where a sink has stopped.", labels=["sink"])
-        for sink in health.sinks:
-            failed.add_metric([sink.name], float(bool(sink.failure)))
-        yield failed
+        for name, field, text in (
+            ("failed", "failure", "1 where a sink has stopped."),
+            ("troubled", "trouble", "1 where something keeps a sink from its work for now."),
+        ):
+            ailing = GaugeMetricFamily(f"fsvit_edge_sink_{name}", text, labels=["sink"])
+            for sink in health.sinks:
+                ailing.add_metric([sink.name], float(bool(getattr(sink, field))))
+            yield ailing
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -1,12 +1,11 @@
 // How the run fares, its picture and its bank, kept up to date.
 
 import { showClasses } from "/classes.js";
-import { ask, find, onClick, query, tell } from "/talk.js";
+import { ask, find, onClick, query, tell, tellTrouble } from "/talk.js";
 
 const POLL_MS = 250, HIDDEN_POLL_MS = 3000, RETRY_MS = 1500;
 
 let isReached = false;
-let trouble = "";
 
 async function poll() {
   try {
@@ -26,7 +25,7 @@ async function askState() {
   } catch (error) {
     isReached = false;
     setPill("lost", "not reached");
-    showTrouble(error instanceof TypeError ? "The run cannot be reached; trying again." : error.message);
+    tellTrouble(error instanceof TypeError ? "The run cannot be reached; trying again." : error.message);
     return null;
   }
 }
@@ -37,12 +36,6 @@ function show(state) {
   find("bank-file").textContent = state.bank.file;
   find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Changes are not saved.";
   find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);
-}
-
-function showTrouble(text) {
-  if (text === trouble) return;
-  trouble = text;
-  tell(text);
 }
 
 function setPill(kind, text) {
@@ -57,11 +50,16 @@ function showHealth({ health, frame }) {
   const source = health.source_status;
   if (source.is_frozen) setPill("frozen", "frozen");
   else setPill(source.state, source.state);
-  showTrouble(source.is_frozen ? "The camera repeats the same picture." : source.message);
+  tellTrouble(source.is_frozen ? "The camera repeats the same picture." : source.message || troubleOf(health.sinks));
   find("fps").textContent = health.fps.toFixed(1);
   find("age").textContent = health.age_ms ? `${Math.round(health.age_ms.p50)} ms` : "–";
   find("dropped").textContent = source.dropped;
   find("model").textContent = `${health.source} · ${health.model} · ${health.engine} ${health.precision}`;
+}
+
+function troubleOf(sinks) {
+  const ailing = sinks.find((sink) => sink.failure || sink.trouble);
+  return ailing ? `${ailing.name}: ${ailing.failure || ailing.trouble}` : "";
 }
 
 function startStream() {

@@ -22,9 +22,24 @@ export async function ask(method, path, body) {
 
 export const query = (fields) => new URLSearchParams(fields).toString();
 
+let said = "", trouble = "";
+
+// What came of a click; an empty text takes it back.
 export function tell(text) {
-  find("banner").textContent = text;
-  find("banner").hidden = !text;
+  said = text;
+  showBanner();
+}
+
+// What is wrong with the run for as long as it is.
+export function tellTrouble(text) {
+  trouble = text;
+  showBanner();
+}
+
+function showBanner() {
+  const text = said || trouble, banner = find("banner");
+  if (banner.textContent !== text) banner.textContent = text;
+  banner.hidden = !text;
 }
 
 // What a click asks for: a failure is shown, and the button waits meanwhile.
