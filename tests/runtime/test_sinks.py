@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import os
 import shutil
@@ -17,6 +19,7 @@ from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.sinks.base import Sink
 from fsvit_edge.runtime.sinks.open import open_sink
 from fsvit_edge.runtime.sinks.record import record
+from fsvit_edge.runtime.sinks.segments import SinkOptions
 from fsvit_edge.runtime.sources.open import open_source
 
 
@@ -104,6 +107,53 @@ def test_jsonl_holds_one_whole_line_a_frame_from_the_moment_it_is_written(tmp_pa
             assert lines.pop() == ""
             assert [json.loads(line) for line in lines] == [record(frame(i), answer()) for i in range(index + 1)]
     assert "猫" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("before", [b"", b'{"whole": 1}\n', b'{"whole": 1}\n{"torn'])
+def test_a_live_sources_lines_are_added_and_a_torn_one_spoils_no_other(tmp_path: Path, before: bytes) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(before)
+    for index in range(2):
+        with open_sink(str(path), 25.0, SinkOptions(is_live=True)) as sink:
+            sink.write(frame(index), answer())
+    lines = path.read_bytes().splitlines()
+    assert lines[:-2] == before.splitlines()
+    assert [json.loads(line)["sequence"] for line in lines[-2:]] == [0, 1]
+
+
+def test_the_lines_of_a_file_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    for index in range(2):
+        with open_sink(str(path), 25.0) as sink:
+            sink.write(frame(index), answer())
+    assert [json.loads(line)["sequence"] for line in path.read_bytes().splitlines()] == [1]
+
+
+def test_a_full_disk_leaves_the_lines_of_earlier_runs(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"whole": 1}\n')
+    with open_sink(str(path), 25.0, SinkOptions(is_live=True)) as sink:
+        sink._file._file = Half(sink._file._file)  # type: ignore[attr-defined]
+        with pytest.raises(FsvitEdgeError, match="ends after 0 lines: No space left on device"):
+            sink.write(frame(), answer())
+    assert path.read_bytes() == b'{"whole": 1}\n'
+
+
+class Half:
+    """A file on a disk that is full after half a line."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._is_full = False
+
+    def write(self, data: bytes) -> int:
+        if self._is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._is_full = True
+        return self._file.write(data[: len(data) // 2])
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
 
 
 def test_the_standard_output_takes_the_same_lines(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -17,11 +17,14 @@ _QUEUE_FRAMES = 8
 
 
 class JsonLinesSink(Sink):
-    """Lines in a file, which is replaced, or in numbered files.
+    """Lines in a file, or in numbered files.
+
+    What a live source has shown before does not come again, so its lines are added to those that are there; a run that
+    a service starts again goes on where it ended. Of a file or folder they are replaced.
 
     Args:
         path: The file.
-        options: Segments and how many to keep.
+        options: Segments, how many to keep, and whether the source is live.
     """
 
     queue_frames = _QUEUE_FRAMES
@@ -29,7 +32,7 @@ class JsonLinesSink(Sink):
     def __init__(self, path: Path, options: SinkOptions) -> None:
         self._segments = Segments(path, options) if options.segment_s is not None else None
         self._changes = StateChanges()
-        self._file: _LineFile | None = None if self._segments else _LineFile(path)
+        self._file: _LineFile | None = None if self._segments else _LineFile(path, options.is_live)
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """See `Sink.write`."""
@@ -43,7 +46,7 @@ class JsonLinesSink(Sink):
     def _write(self, line: bytes, now_s: float) -> None:
         if self._segments is not None and (self._file is None or self._segments.is_full(now_s)):
             self._finish()
-            self._file = _LineFile(self._segments.begin(now_s))
+            self._file = _LineFile(self._segments.begin(now_s), is_added_to=False)
             self._segments.delete_old()
         assert self._file is not None
         self._file.write(line)
@@ -56,13 +59,15 @@ class JsonLinesSink(Sink):
 class _LineFile:
     """A file that holds whole lines only."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_added_to: bool) -> None:
         self._path = path
         self._lines = 0
-        self._whole_bytes = 0
         try:
+            if is_added_to:
+                _end_last_line(path)
             # Unbuffered: a line is handed to the system in one piece, so a killed run leaves no torn one.
-            self._file = path.open("wb", buffering=0)
+            self._file = path.open("ab" if is_added_to else "wb", buffering=0)
+            self._whole_bytes = os.fstat(self._file.fileno()).st_size
         except OSError as error:
             raise FsvitEdgeError(f"{path} cannot be written: {error.strerror}.") from error
 
@@ -83,6 +88,16 @@ class _LineFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _end_last_line(path: Path) -> None:
+    """End a line that a power cut has torn, so that it spoils none of ours."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
 
 
 class StandardOutputSink(Sink):

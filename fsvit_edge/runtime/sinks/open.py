@@ -24,7 +24,7 @@ _KINDS = (
 
 
 def open_sink(uri: str, fps: float, options: SinkOptions = SinkOptions()) -> Sink:  # noqa: B008 - frozen
-    """Open a sink; what is there already is replaced.
+    """Open a sink; what is there already is replaced, but for the lines of a live source, which are added.
 
     Args:
         uri: "FOLDER/" (ending in a slash, or an existing folder) for pictures with the result drawn in, named
