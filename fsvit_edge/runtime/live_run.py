@@ -96,7 +96,7 @@ class LiveRun:
         self._reported_s = 0.0
         self._stats_due_s = time.monotonic() + (options.stats_s or 0.0)
         self._health_failed = False
-        self._troubles: dict[str, str] = {}
+        self._troubles = [""] * len(self._workers)
         self._hang_watch = HangWatch(TICK_S)
         self._model_hangs = False
         self._last_failure: FsvitEdgeError | None = None
@@ -216,11 +216,10 @@ class LiveRun:
             self._say(f"{self._source.name} is live.")
 
     def _say_troubles(self, health: Health) -> None:
-        for sink in health.sinks:
-            before = self._troubles.get(sink.name, "")
+        for sink, before in zip(health.sinks, self._troubles, strict=True):
             if sink.trouble != before:
                 self._say(f"{sink.name}: {sink.trouble or 'it works again.'}")
-            self._troubles[sink.name] = sink.trouble
+        self._troubles = [sink.trouble for sink in health.sinks]
 
     def _write_health(self, health: Health) -> None:
         if self._options.health is None or self._health_failed:

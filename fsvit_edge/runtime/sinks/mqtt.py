@@ -21,8 +21,8 @@ class MqttSink(Sink):
 
     A broker that is away is a trouble, no failure: paho's thread connects again by itself, after 1 s and up to 30 s. A
     result that finds the one before it still unsent is left out, so that a slow network means fewer results, never
-    older ones.
-    Where the run ends without a farewell, the broker itself publishes {"event": "state", "state": "offline"}.
+    older ones. Where the run ends without a farewell, the broker itself publishes {"event": "state", "state":
+    "offline"}.
 
     Args:
         uri: The address; its user and password are never printed.

@@ -1,7 +1,7 @@
 // The list of classes: scores, pictures, renaming and removing.
 
 import { freeze } from "/enrolment.js";
-import { ask, find, onClick, percent, query, tell } from "/talk.js";
+import { ask, attempt, find, onClick, percent, query, tell } from "/talk.js";
 
 const SURE_MS = 4000;
 
@@ -91,12 +91,7 @@ function rename(item, name) {
     const wanted = input.value.trim();
     input.replaceWith(label);
     if (!isWanted || wanted === name) return;
-    try {
-      await ask("PATCH", "/api/classes", { name, new_name: wanted });
-      tell("");
-    } catch (error) {
-      tell(error.message);
-    }
+    await attempt(async () => { await ask("PATCH", "/api/classes", { name, new_name: wanted }); tell(""); });
   };
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter") finish(true);

@@ -1,7 +1,7 @@
 // From a frozen frame to a class, and what became of it.
 
 import { begin, clear, drawBy, drawn } from "/drawing.js";
-import { ask, find, onClick, percent, query, tell } from "/talk.js";
+import { ask, attemptWith, find, onClick, percent, query, tell } from "/talk.js";
 
 const HINTS = {
   box: "Drag a box around the thing.",
@@ -81,15 +81,8 @@ onClick(find("freeze"), () => freeze());
 find("cancel").addEventListener("click", () => setFrozen(false));
 find("clear").addEventListener("click", clear);
 find("enrol").addEventListener("change", (event) => { if (event.target.name === "mode") showMode(event.target.value); });
-find("enrol").addEventListener("submit", async (event) => {
+find("enrol").addEventListener("submit", (event) => {
   event.preventDefault();
-  find("submit").disabled = true;
-  try {
-    await enrol();
-  } catch (error) {
-    tell(error.message);
-  } finally {
-    find("submit").disabled = false;
-  }
+  attemptWith(find("submit"), enrol);
 });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape" && frame) setFrozen(false); });

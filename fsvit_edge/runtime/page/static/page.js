@@ -1,7 +1,7 @@
 // How the run fares, its picture and its bank, kept up to date.
 
 import { showClasses } from "/classes.js";
-import { ask, find, onClick, query, tell, tellTrouble } from "/talk.js";
+import { ask, attempt, find, onClick, query, tell, tellTrouble } from "/talk.js";
 
 const POLL_MS = 250, HIDDEN_POLL_MS = 3000, RETRY_MS = 1500;
 
@@ -72,12 +72,7 @@ find("upload").addEventListener("change", async () => {
   const [file] = find("upload").files;
   find("upload").value = "";
   if (!file) return;
-  try {
-    await ask("PUT", "/api/bank", file);
-    tell("");
-  } catch (error) {
-    tell(error.message);
-  }
+  await attempt(async () => { await ask("PUT", "/api/bank", file); tell(""); });
 });
 
 poll();

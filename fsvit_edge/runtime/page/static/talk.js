@@ -42,16 +42,22 @@ function showBanner() {
   banner.hidden = !text;
 }
 
-// What a click asks for: a failure is shown, and the button waits meanwhile.
+// Does what was asked for; a failure is shown.
+export async function attempt(action) {
+  try {
+    await action();
+  } catch (error) {
+    tell(error.message);
+  }
+}
+
+// The button waits meanwhile.
+export async function attemptWith(button, action) {
+  button.disabled = true;
+  await attempt(action);
+  button.disabled = false;
+}
+
 export function onClick(button, action) {
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    try {
-      await action();
-    } catch (error) {
-      tell(error.message);
-    } finally {
-      button.disabled = false;
-    }
-  });
+  button.addEventListener("click", () => attemptWith(button, action));
 }
