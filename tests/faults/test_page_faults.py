@@ -61,8 +61,9 @@ def publish(put: Callable[[Frame, Prediction], None], seconds: float) -> tuple[f
 def is_within(took_s: list[float]) -> bool:
     """Whether publishing waits for nobody.
 
-    On a quiet machine the longest of 240 took 0.1 ms; with both cores taken by other processes it took 5.1 ms with
-    clients and without. So one in twenty may be the scheduler's, but none may take as long as a socket's time limit.
+    On a quiet machine the longest of 240 took 0.1 ms; with both cores taken by other processes it took up to 5.1 ms
+    with clients and 4.8 ms without. So one in twenty may be the scheduler's, but none may take as long as a socket's
+    time limit.
     """
     return float(np.percentile(took_s, 95)) <= PUBLISH_WITHIN_S and took_s[-1] <= LONGEST_PUBLISH_S
 
