@@ -44,6 +44,15 @@ def train(
     decay: Annotated[bool, typer.Option(help="Lower the learning rate along a cosine; the paper does not.")] = True,
     class_weight: Annotated[float, typer.Option(min=0, help="Weight of the presence loss.")] = 0.1,
     foreground_weight: Annotated[float, typer.Option(min=0, help="Weight of a foreground pixel.")] = 1.0,
+    ways: Annotated[
+        int, typer.Option(min=1, help="Classes that each query is asked for; more than 1 makes scores comparable.")
+    ] = 1,
+    label_noise: Annotated[
+        float, typer.Option(help="Share of classes taken for absent that may be present after all.")
+    ] = 0.0,
+    kept_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Draw at most so many tokens of a support in each step; default: all.")
+    ] = None,
     views: Annotated[int, typer.Option(min=1, help="Cached views of each picture; above 1 is augmentation.")] = 1,
     same_picture: Annotated[
         float, typer.Option(help="Share of positive episodes about two views of one photograph.")
@@ -90,6 +99,9 @@ def train(
             learning_rate=learning_rate,
             decay=decay,
             class_weight=class_weight,
+            ways=ways,
+            label_noise=label_noise,
+            kept_tokens=kept_tokens,
             foreground_weight=foreground_weight,
             views=views,
             same_picture=same_picture,

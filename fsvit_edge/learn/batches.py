@@ -52,6 +52,12 @@ class TrainOptions:
         learning_rate: Of Adam.
         decay: Lower the learning rate to 0 along a cosine; False keeps it, as in the paper.
         class_weight: Weight of the presence loss beside the mask loss.
+        ways: Classes that each query is asked for: its own and those of the next queries of the batch; 1 is the
+            paper's training. With more the presence loss also ranks the classes of a query and the queries of a class.
+        label_noise: With more ways, the share of absent classes that may be present after all, in [0, 1): it bounds
+            what one wrong label can do.
+        kept_tokens: Of a support at most so many image tokens are drawn in each step; None takes all. It saves time
+            and is a kind of augmentation.
         foreground_weight: Weight of a foreground pixel in the mask loss; a background pixel has 1.
         views: Views of each picture, the first is the picture itself; more are augmentation.
         same_picture: Share of the positive episodes whose support is another view of the query's own photograph.
@@ -76,6 +82,9 @@ class TrainOptions:
     learning_rate: float = 1e-3
     decay: bool = True
     class_weight: float = 0.1
+    ways: int = 1
+    label_noise: float = 0.0
+    kept_tokens: int | None = None
     foreground_weight: float = 1.0
     views: int = 1
     same_picture: float = 0.0
@@ -91,6 +100,12 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.batch % self.micro_batch:
             raise InputError(f"The batch, {self.batch}, must be a multiple of the micro-batch, {self.micro_batch}.")
+        if not 1 <= self.ways <= self.micro_batch:
+            raise InputError(f"The ways must be from 1 to the episodes at once, {self.micro_batch}; got {self.ways}.")
+        if not 0 <= self.label_noise < 1:
+            raise InputError(f"label_noise must be from 0 to below 1, got {self.label_noise}.")
+        if self.kept_tokens is not None and self.kept_tokens < 1:
+            raise InputError(f"kept_tokens must be at least 1, got {self.kept_tokens}.")
         for name in ("mask_fraction", "validation_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
@@ -162,6 +177,7 @@ class EpisodeBatch(NamedTuple):
         query_known: (B,) bool, the same of the query's.
         present: (B,) bool.
         label: (B,) int64, the support's class.
+        shown: (B, labels) bool, every class under which the query's photograph stands.
     """
 
     query: Tensor
@@ -172,6 +188,7 @@ class EpisodeBatch(NamedTuple):
     query_known: Tensor
     present: Tensor
     label: Tensor
+    shown: Tensor
 
 
 class Episodes(Dataset[EpisodeBatch]):
@@ -226,13 +243,21 @@ class Episodes(Dataset[EpisodeBatch]):
             torch.tensor(query_known),
             torch.tensor(here),
             torch.tensor(label),
+            self._shown(query),
         )
+
+    def _shown(self, index: int) -> Tensor:
+        shown = torch.zeros(max(self.data.class_names) + 1, dtype=torch.bool)
+        shown[list(self.data.labels_of(index))] = True
+        return shown
 
     def _draw(self, rng: np.random.Generator) -> Episode:
         """Draw until the pictures are on the right sides: that keeps the distribution of the data set's own sampler."""
         held_out = self.sides.held_out
         for _ in range(_DRAWS):
-            episode = training_episode(self.data, rng, way=1, shot=1)
+            # With more ways the other queries of the batch are what shows each class absent.
+            own = self.options.ways > 1 and not self.validation
+            episode = training_episode(self.data, rng, way=1, shot=1, own_class=own)
             photographs = [self.data.examples[i].photograph for i in (episode.query, *episode.supports[0])]
             if photographs[1] not in held_out and (photographs[0] in held_out) == (self.validation and bool(held_out)):
                 return episode

@@ -67,8 +67,17 @@ def benchmark_episode(data: FewShotData, number: int, way: int, shot: int) -> Ep
     return _episode(data, query, ways, shot, draw)
 
 
-def training_episode(data: FewShotData, rng: np.random.Generator, way: int, shot: int) -> Episode:
+def training_episode(
+    data: FewShotData, rng: np.random.Generator, way: int, shot: int, own_class: bool = False
+) -> Episode:
     """Draw an episode as `benchmark_episode` does, but from any generator and with any picture as query.
+
+    Args:
+        data: Pictures to draw from.
+        rng: Whatever is drawn comes from it.
+        way: Support classes.
+        shot: Support pictures of each.
+        own_class: The query's own class is always among the ways.
 
     Raises:
         InputError: The selection has too few classes or pictures.
@@ -81,6 +90,9 @@ def training_episode(data: FewShotData, rng: np.random.Generator, way: int, shot
     query = _query_by_class(data, draw) if isinstance(data, CocoFewShot) else draw(len(data.examples))
     weights = _way_weights(data, query)
     ways = rng.choice(len(weights), way, p=weights, replace=False)
+    own = list(data.class_names).index(data.examples[query].label)
+    if own_class and own not in ways:
+        ways[0] = own
     return _episode(data, query, ways, shot, draw)
 
 

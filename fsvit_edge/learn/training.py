@@ -26,6 +26,7 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
 from fsvit_edge.learn.batches import EpisodeBatch, Episodes, Sides, TrainOptions, choose_sides
 from fsvit_edge.learn.datasets import IGNORE, FewShotData
 from fsvit_edge.learn.enhancement import EnhancerOptions, EnhancerResult, enhanced_mask, train_enhancer
+from fsvit_edge.learn.many_ways import pairs_of, presence_loss
 from fsvit_edge.learn.tokens import TokenCache, unpack
 from fsvit_edge.model.enhancer import PseudoLabelEnhancer
 from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
@@ -93,6 +94,11 @@ class EpisodeModule(lightning.LightningModule):
 
     def forward(self, batch: EpisodeBatch) -> tuple[HeadLogits, Tensor]:
         """Judge the queries; return the logits, and the masks (B, S, S) uint8 that they should give."""
+        query, supports, target = self._compared(batch)
+        return self.head(query, without_padding(supports)), target
+
+    def _compared(self, batch: EpisodeBatch) -> tuple[Tensor, Supports, Tensor]:
+        """The queries' vectors (B, C, N, d), the supports, and the queries' wanted masks (B, S, S) uint8."""
         network, enhancer = self._frozen
         query, support = unpack(batch.query, network), unpack(batch.support, network)
         grid, size = network.encoder.grid, network.config.image_size
@@ -110,14 +116,46 @@ class EpisodeModule(lightning.LightningModule):
             supports = cache_supports(
                 network.support_vectors(support), support_mask.float(), network.config.support_grid
             )
-        return self.head(vectors, without_padding(supports)), target
+        return vectors, supports, target
 
     def training_step(self, batch: EpisodeBatch, _: int) -> Tensor:
         """Give the loss of CST, section 3.3: weighted presence + mask."""
-        logits, target = self(batch)
-        loss = self.loss_of(logits, target, batch.present)
+        if self.options.ways > 1:
+            loss = self._loss_of_many_ways(batch)
+        else:
+            query, supports, target = self._compared(batch)
+            logits = self.head(query, without_padding(self._drawn(supports)))
+            loss = self.loss_of(logits, target, batch.present)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.present))
         return loss
+
+    def _loss_of_many_ways(self, batch: EpisodeBatch) -> Tensor:
+        """Presence of all pairs of queries and classes; masks of each query's own class and of one that is absent."""
+        count = len(batch.label)
+        pairs = pairs_of(batch.present, batch.label, batch.shown, min(self.options.ways, count))
+        query, supports, target = self._compared(batch)
+        supports = without_padding(self._drawn(supports))
+        asked = Supports(*(tensor[pairs.support] for tensor in supports))
+        classification, segmentation = self.head.task_tokens(query[pairs.query], asked)
+        presence = self.head.head.decode_presence(classification).float()
+        loss = presence_loss(presence[:, 1] - presence[:, 0], pairs, self.options.label_noise)
+
+        shown_masks = slice(0, 2 * count)  # a mask costs as much as a presence score; every absent class teaches alike
+        usable = pairs.known[shown_masks]
+        wanted = torch.where(pairs.present[shown_masks, None, None], target[pairs.query[shown_masks]], 0)
+        wanted = torch.where(usable[:, None, None], wanted, IGNORE)
+        mask = self.head.head.decode_mask(segmentation[shown_masks])
+        return self.options.class_weight * loss + self._mask_loss(mask, wanted)
+
+    def _drawn(self, supports: Supports) -> Supports:
+        """Leave each support a random choice of `kept_tokens` of its kept tokens, the class token always."""
+        if self.options.kept_tokens is None:
+            return supports
+        chance = torch.rand_like(supports.kept_mask) * supports.kept_mask
+        chance[:, 0] = 2.0
+        length = min(1 + self.options.kept_tokens, chance.shape[1])
+        least = chance.topk(length, dim=1).values[:, -1:]
+        return supports._replace(kept_mask=supports.kept_mask * (chance >= least))
 
     def validation_step(self, batch: EpisodeBatch, _: int) -> None:
         """Add to the metrics."""
@@ -164,11 +202,14 @@ class EpisodeModule(lightning.LightningModule):
     def loss_of(self, logits: HeadLogits, target: Tensor, present: Tensor) -> Tensor:
         """Weigh the cross-entropies of presence and of the mask, the latter at the size of (B, S, S) `target`."""
         presence = F.cross_entropy(logits.presence.float(), present.long())
-        full = enlarge(logits.mask.float(), target.shape[1])
+        return self.options.class_weight * presence + self._mask_loss(logits.mask, target)
+
+    def _mask_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        full = enlarge(logits.float(), target.shape[1])
         weight = full.new_tensor([1.0, self.options.foreground_weight])
         each = F.cross_entropy(full, target.long(), weight=weight, ignore_index=IGNORE, reduction="sum")
         # Divided by the number of pixels, not by their weights, so that an episode's loss does not depend on its batch.
-        return self.options.class_weight * presence + each / (target != IGNORE).sum().clamp_min(1)
+        return each / (target != IGNORE).sum().clamp_min(1)
 
 
 def enlarge(logits: Tensor, size: int) -> Tensor:

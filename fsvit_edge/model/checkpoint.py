@@ -23,6 +23,7 @@ from fsvit_edge.runtime.errors import ArtefactError, InputError
 
 BACKBONE_PREFIX = "backbone."
 HEAD_PREFIX = "learner."
+OBJECTNESS_PREFIX = "objectness."
 PUBLISHED_IMAGE_SIZE = 400
 
 
@@ -69,6 +70,8 @@ def load_network(
         network.encoder.load_published(backbone_state)
     if config.head == TRAINED_HEAD:
         load_strictly(network.head, head_state, "head")
+    if network.objectness is not None:
+        load_strictly(network.objectness, _strip(state, OBJECTNESS_PREFIX), "objectness decoder")
     return network
 
 
@@ -123,6 +126,8 @@ def save_network(network: FewShotNetwork, path: Path, dtype: torch.dtype = torch
     parts: dict[str, nn.Module] = {BACKBONE_PREFIX: network.encoder.vit}
     if network.prototype_head is None:
         parts[HEAD_PREFIX] = network.head
+    if network.objectness is not None:
+        parts[OBJECTNESS_PREFIX] = network.objectness
     state = {
         prefix + name: tensor.detach().to(dtype).contiguous()
         for prefix, module in parts.items()

@@ -22,6 +22,7 @@ class ModelConfig:
         image_size: Side S of the square input in pixels, a multiple of the backbone's patch size.
         support_grid: Side of the grid to which a support's image tokens are resized (12 in the paper), a multiple of 3.
         head: What compares a frame with the supports: "cst", which is trained, or "prototype", which has no weights.
+        objectness: Whether a decoder on the backbone's convolutional stem tells things from their background.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ModelConfig:
     image_size: int
     support_grid: int = 12
     head: str = TRAINED_HEAD
+    objectness: bool = False
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -56,7 +58,7 @@ class ModelConfig:
         except (OSError, ValueError) as error:
             raise ArtefactError(f"{path} is not a readable JSON file: {error}.") from error
         known = {field.name: field.type for field in fields(cls)}
-        required = known.keys() - {"support_grid", "head"}
+        required = known.keys() - {"support_grid", "head", "objectness"}
         if not isinstance(values, dict) or not required <= values.keys() <= known.keys():
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ArtefactError(f"{path} must hold the fields {', '.join(known)}; got {got}.")

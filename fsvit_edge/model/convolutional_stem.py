@@ -38,8 +38,26 @@ class ConvolutionalStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Give (B, dim, S / 16, S / 16) of (B, 3, S, S) pictures, normalised with the ImageNet mean and deviation."""
-        fine = self.fine(renormalise(image))
-        return torch.as_tensor(self.project(joined(fine, self.coarse(fine))))
+        return self.patches(self.maps(image))
+
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """Give the trunk's last map at each of the strides 4, 8, 16 and 32, of such pictures."""
+        x = renormalise(image)
+        last: dict[int, Tensor] = {}
+        for stage in self.fine:
+            x = stage(x)
+            last[x.shape[-1]] = x
+        return [*[*last.values()][-3:], self.coarse(x)]
+
+    def patches(self, maps: Sequence[Tensor]) -> Tensor:
+        """Give what `forward` gives, of the trunk's maps."""
+        return torch.as_tensor(self.project(joined(*maps[-2:])))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each of `maps`."""
+        with torch.no_grad():
+            return tuple(level.shape[1] for level in self.maps(torch.zeros(1, 3, 64, 64)))
 
 
 class ConvolutionalPatches(nn.Module):

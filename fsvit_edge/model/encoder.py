@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsvit_edge.model.config import ModelConfig
-from fsvit_edge.model.convolutional_stem import ConvolutionalPatches
+from fsvit_edge.model.convolutional_stem import ConvolutionalPatches, ConvolutionalStem
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, InputError
 
 
@@ -135,16 +135,24 @@ class Encoder(nn.Module):
             prefix, image = vit.pos_embed[:, :1], vit.pos_embed[:, 1:]
         return torch.cat([prefix, resize_position_embedding(image, self.grid, self._resize)], dim=1)
 
-    def forward(self, image: Tensor, position: Tensor | None = None) -> EncoderOutput:
+    @property
+    def stem(self) -> ConvolutionalStem | None:
+        """The convolutional stem; None where the backbone has plain patches."""
+        stem = self.vit.patch_embed.proj
+        return stem if isinstance(stem, ConvolutionalStem) else None
+
+    def forward(self, image: Tensor, position: Tensor | None = None, patches: Tensor | None = None) -> EncoderOutput:
         """Encode a batch.
 
         Args:
             image: (B, 3, S, S) float, RGB in [0, 1] normalised with the ImageNet mean and standard deviation.
             position: What `position` returned; None to compute it.
+            patches: What the patch embedding says of the image, (B, D, S / patch, S / patch); None to compute it.
         """
         vit = self.vit
         position = self.position() if position is None else position
-        x = vit.patch_embed.proj(image).flatten(2).transpose(1, 2)
+        x = vit.patch_embed.proj(image) if patches is None else patches
+        x = x.flatten(2).transpose(1, 2)
         prefix = [vit.cls_token] if vit.reg_token is None else [vit.cls_token, vit.reg_token]
         x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
         rotary = {"rope": position} if self._resize is None else {}

@@ -82,6 +82,10 @@ class FastCorrelationHead(nn.Module):
             query: (C, N, d) image tokens of the frame, L2-normalised over d; or (S, C, N, d), a frame for each support.
             supports: The cached supports.
         """
+        return self.head.decode(*self.task_tokens(query, supports))
+
+    def task_tokens(self, query: Tensor, supports: Supports) -> tuple[Tensor, Tensor]:
+        """Give what the decoders read of the same: classification and segmentation tokens, each (S, 128, N)."""
         first, second = (cast("CorrelationBlock", block) for block in self.head.corrtransformer)
         correlation = torch.matmul(query, supports.kept.transpose(-2, -1))
         pooled_tokens = torch.cat([supports.kept[:, :, :1], supports.pooled], dim=2)
@@ -90,7 +94,7 @@ class FastCorrelationHead(nn.Module):
         x = _second_block(second, x, F.pad(supports.pooled_mask, (1, 0), value=1.0))
         num_query = query.shape[-2]
         x = self.head.linear(x.unsqueeze(3)).reshape(-1, x.shape[1], 2, num_query)
-        return self.head.decode(x[:, :, 0], x[:, :, 1])
+        return x[:, :, 0], x[:, :, 1]
 
 
 def _first_block(block: CorrelationBlock, correlation: Tensor, pooled: Tensor, kept_mask: Tensor) -> Tensor:

@@ -194,11 +194,19 @@ class CorrelationHead(nn.Module):
 
     def decode(self, classification: Tensor, segmentation: Tensor) -> HeadLogits:
         """Decode the two task tokens, each (B, 128, N) (CST, section 3.3)."""
+        return HeadLogits(self.decode_presence(classification), self.decode_mask(segmentation))
+
+    def decode_presence(self, classification: Tensor) -> Tensor:
+        """(B, 128, N) -> (B, 2) logits."""
         presence = F.relu(self.decoder1_cls(self._map(classification)))
         presence = F.avg_pool2d(presence, 3, stride=2, padding=1)
+        return torch.as_tensor(self.decoder2_cls(presence).mean(dim=(2, 3)))
+
+    def decode_mask(self, segmentation: Tensor) -> Tensor:
+        """(B, 128, N) -> (B, 2, 2 * grid, 2 * grid) logits."""
         mask = F.relu(self.decoder1_seg(self._map(segmentation)))
         mask = F.interpolate(mask, scale_factor=2, mode="bilinear", align_corners=True)
-        return HeadLogits(self.decoder2_cls(presence).mean(dim=(2, 3)), self.decoder2_seg(mask))
+        return torch.as_tensor(self.decoder2_seg(mask))
 
     def _map(self, tokens: Tensor) -> Tensor:
         return tokens.reshape(*tokens.shape[:2], self.grid, self.grid)

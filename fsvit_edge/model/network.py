@@ -1,5 +1,6 @@
 """Encoder and head together, and the published procedure that every faster path of ours is compared with."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import EncoderOutput, build_encoder
 from fsvit_edge.model.head import CorrelationHead, channel_vectors, support_tokens
+from fsvit_edge.model.objectness import ObjectnessDecoder
 from fsvit_edge.model.prototype_head import PrototypeHead
 from fsvit_edge.model.pseudo_mask import pseudo_mask
 from fsvit_edge.runtime.bundle import PROTOTYPE_HEAD
@@ -27,6 +29,10 @@ class FewShotNetwork(nn.Module):
         config: What was built.
         encoder: The frozen encoder.
         prototype_head: The head without weights, where `config` asks for it; there is no other head then.
+        objectness: Tells things from their background, where `config` asks for it.
+
+    Raises:
+        InputError: The configuration asks for an objectness decoder, and the backbone has no convolutional stem.
     """
 
     def __init__(self, config: ModelConfig, pretrained: bool = False) -> None:
@@ -38,6 +44,23 @@ class FewShotNetwork(nn.Module):
             self.prototype_head = PrototypeHead(self.encoder.num_layers, self.encoder.grid).eval()
         else:
             self.head = CorrelationHead(self.encoder.num_channels, self.encoder.grid, config.support_grid).eval()
+        self.objectness: ObjectnessDecoder | None = None
+        if config.objectness:
+            self.add_objectness()
+
+    def add_objectness(self) -> None:
+        """Give the network an objectness decoder with random weights.
+
+        Raises:
+            InputError: The backbone has no convolutional stem for it to read.
+        """
+        if self.encoder.stem is None:
+            raise InputError(
+                f"An objectness decoder reads a convolutional stem, and {self.config.backbone} has none; "
+                "export with --objectness for a network of its own."
+            )
+        self.config = replace(self.config, objectness=True)
+        self.objectness = ObjectnessDecoder(self.encoder.stem.widths).eval()
 
     @property
     def head(self) -> CorrelationHead:
