@@ -24,12 +24,12 @@ PALETTE = (
 )
 
 _TINT = 0.45  # share of the class's colour in its pixels
-_PANEL_LIGHT = 0.3  # share of the frame that shines through the legend
+_PANEL_LIGHT = 0.3  # share of the frame that shines through the list
 _BRIGHT, _DIM, _BAR_GREY = 255, 120, 60
 _NAME_SHARE = 0.4  # of the frame's width, at most
 _MESSAGE_LIGHT = 180
-_SMALLEST_TEXT_PX = 11  # below it a name of a frame 320 pixels wide cannot be read
-_THICKEST_LINE_PX = 3
+_SMALLEST_TEXT_PX, _READABLE_TEXT_PX = 8, 11  # frames of 320 pixels have readable text, smaller ones some space left
+_THICKEST_LINE = 2  # as OpenCV counts; it draws 3 pixels and smooth edges
 _TOP_SHARE = 0.1  # of a region's height: its name stands above the middle of this part
 
 _Rgb = npt.NDArray[np.uint8]
@@ -100,7 +100,7 @@ def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> tuple[int
     mask, region = np.ascontiguousarray(mask[inside]), drawn[inside]
     cv2.copyTo(cv2.LUT(region, _tint_table(index)), mask, region)
     contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(drawn, contours, -1, _colour(index), _line_px(*drawn.shape[:2]), cv2.LINE_AA, offset=(x, y))
+    cv2.drawContours(drawn, contours, -1, _colour(index), _line(*drawn.shape[:2]), cv2.LINE_AA, offset=(x, y))
     xs, ys = max(contours, key=cv2.contourArea)[:, 0].T  # never a hole: what encloses it is larger
     top_xs = xs[ys <= ys.min() + _TOP_SHARE * np.ptp(ys)]
     return x + int(top_xs.min() + top_xs.max()) // 2, y + int(ys.min())
@@ -154,12 +154,12 @@ def _place(
     plates: dict[int, tuple[tuple[int, int], _Rgb]], panel_hw: tuple[int, int], size_hw: tuple[int, int]
 ) -> dict[int, tuple[int, int]]:
     """Find a place (x, y) for each plate that has one: above its top or near it, off the panel and off the others."""
-    gap = _line_px(*size_hw)
+    gap = 2 * _line(*size_hw)
     taken_xyxy = [(0, 0, panel_hw[1], panel_hw[0])] if panel_hw[0] else []
     places = {}
     for index, ((x, y), plate) in plates.items():
         height, width = plate.shape[:2]
-        wanted = np.array([x - width // 2, y - height - 2 * gap])
+        wanted = np.array([x - width // 2, y - height - gap])
         place = _free_place(wanted, np.array([width, height]), np.array(taken_xyxy, int), np.array(size_hw[::-1]), gap)
         if place is not None:
             places[index] = place
@@ -299,8 +299,8 @@ def _colour(index: int) -> tuple[int, int, int]:
 
 def _text_px(height: int, width: int) -> int:
     shorter: float = min(height, width * 9 / 16)
-    return max(_SMALLEST_TEXT_PX, round(shorter / 26))
+    return max(_SMALLEST_TEXT_PX, min(_READABLE_TEXT_PX, round(shorter / 14)), round(shorter / 26))
 
 
-def _line_px(height: int, width: int) -> int:
-    return min(_THICKEST_LINE_PX, max(1, _text_px(height, width) // 7))
+def _line(height: int, width: int) -> int:
+    return min(_THICKEST_LINE, max(1, _text_px(height, width) // 7))
