@@ -1,4 +1,4 @@
-"""A prediction drawn on its frame: tinted pixels with an outline, and a legend of all classes."""
+"""A prediction drawn on its frame: the pixels of each present class tinted and outlined, its name beside them."""
 
 import functools
 
@@ -24,31 +24,36 @@ PALETTE = (
 )
 
 _TINT = 0.45  # share of the class's colour in its pixels
-_PANEL_LIGHT = 0.3  # share of the frame that shines through the legend
-_BRIGHT, _DIM = 255, 120
+_PANEL_LIGHT = 0.3  # share of the frame that shines through the list
+_BRIGHT, _DIM, _BAR_GREY = 255, 120, 60
+_NAME_SHARE = 0.4  # of the frame's width, at most
 _MESSAGE_LIGHT = 180
-_SMALLEST_TEXT_PX = 8
+_SMALLEST_TEXT_PX, _READABLE_TEXT_PX = 8, 11  # frames of 320 pixels have readable text, smaller ones some space left
+_THICKEST_LINE = 2  # as OpenCV counts; it draws 3 pixels and smooth edges
+_TOP_SHARE = 0.1  # of a region's height: its name stands above the middle of this part
 
 _Rgb = npt.NDArray[np.uint8]
 _Mask = npt.NDArray[np.uint8]
+_Ints = npt.NDArray[np.int_]
 
 
-def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction, only_present: bool = True) -> npt.NDArray[np.uint8]:
-    """Draw what was found: the pixels of each class in its colour, and a legend of names, score bars and scores.
+def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArray[np.uint8]:
+    """Draw what was found: the pixels of each present class in its colour, its name and score beside them.
+
+    A name stands above the top of the class's largest region; where another one stands already, as near as there is
+    space. Present classes without pixels, and those for whose name there is no space, are listed in the upper left
+    corner. Of absent classes nothing is drawn.
 
     Args:
         frame_rgb: (H, W, 3) uint8 RGB, the frame that was judged; it is not changed.
         prediction: The answer for this frame; its label map has the frame's height and width.
-        only_present: Whether to leave out the pixels of classes that are judged absent.
 
     Returns:
         (H, W, 3) uint8 RGB. Class i has the colour PALETTE[i % len(PALETTE)].
     """
     drawn: _Rgb = frame_rgb.copy()
-    for index in range(len(prediction.classes)):
-        if prediction.present[index] or not only_present:
-            tint(drawn, prediction.label_map, index)
-    _draw_legend(drawn, prediction)
+    tops = {int(index): tint(drawn, prediction.label_map, int(index)) for index in np.flatnonzero(prediction.present)}
+    _draw_names(drawn, prediction, tops)
     return drawn
 
 
@@ -65,7 +70,7 @@ def draw_state(frame_rgb: npt.NDArray[np.uint8], state: str, message: str) -> np
     """
     grey = cv2.convertScaleAbs(cv2.cvtColor(frame_rgb, cv2.COLOR_RGB2GRAY), alpha=_PANEL_LIGHT)
     drawn: _Rgb = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
-    px = _text_px(drawn)
+    px = _text_px(*drawn.shape[:2])
     widest = drawn.shape[1] - 2 * px
     lines = [(fitting_text(state.upper(), 2 * px, widest), _BRIGHT)]
     lines += [(fitting_text(line, px, widest), _MESSAGE_LIGHT) for line in _wrapped(message, px, widest)]
@@ -76,24 +81,29 @@ def draw_state(frame_rgb: npt.NDArray[np.uint8], state: str, message: str) -> np
     return drawn
 
 
-def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> None:
+def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> tuple[int, int] | None:
     """Tint and outline the pixels of one class, in place.
 
     Args:
         drawn: (H, W, 3) uint8 RGB.
         label_map: (H, W) uint8: i + 1 is class i.
         index: The class i, of colour PALETTE[i % len(PALETTE)].
+
+    Returns:
+        (x, y) in pixels, the middle of the top of the class's largest connected region; None where it has no pixels.
     """
     mask = (label_map == index + 1).view(np.uint8)
     x, y, width, height = cv2.boundingRect(mask)
     if width == 0:
-        return
+        return None
     inside = np.s_[y : y + height, x : x + width]
     mask, region = np.ascontiguousarray(mask[inside]), drawn[inside]
     cv2.copyTo(cv2.LUT(region, _tint_table(index)), mask, region)
     contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    thickness = max(1, _text_px(drawn) // 6)
-    cv2.drawContours(drawn, contours, -1, _colour(index), thickness, cv2.LINE_AA, offset=(x, y))
+    cv2.drawContours(drawn, contours, -1, _colour(index), _line(*drawn.shape[:2]), cv2.LINE_AA, offset=(x, y))
+    xs, ys = max(contours, key=cv2.contourArea)[:, 0].T  # never a hole: what encloses it is larger
+    top_xs = xs[ys <= ys.min() + _TOP_SHARE * np.ptp(ys)]
+    return x + int(top_xs.min() + top_xs.max()) // 2, y + int(ys.min())
 
 
 def _wrapped(message: str, px: int, widest_px: int) -> list[str]:
@@ -107,42 +117,116 @@ def _wrapped(message: str, px: int, widest_px: int) -> list[str]:
     return lines
 
 
-def _draw_legend(drawn: _Rgb, prediction: Prediction) -> None:
-    height, width = drawn.shape[:2]
-    px = _text_px(drawn)
+def _draw_names(drawn: _Rgb, prediction: Prediction, tops: dict[int, tuple[int, int] | None]) -> None:
+    plates = {
+        index: (top, _plate(prediction, index, drawn.shape[:2])) for index, top in tops.items() if top is not None
+    }
+    while True:
+        panel = _corner_list(drawn, prediction, [index for index in tops if index not in plates])
+        places = _place(plates, panel.shape[:2], drawn.shape[:2])
+        if len(places) == len(plates):
+            break
+        # A name without space makes the list longer, which may take the space of another one.
+        plates = {index: plates[index] for index in places}
+    drawn[: panel.shape[0], : panel.shape[1]] = panel
+    for index, (x, y) in places.items():
+        _, plate = plates[index]
+        drawn[y : y + plate.shape[0], x : x + plate.shape[1]] = plate
+
+
+def _plate(prediction: Prediction, index: int, size_hw: tuple[int, int]) -> _Rgb:
+    """Render a name with its score on the colour of its class, no larger than the frame."""
+    height, width = size_hw
+    px = _text_px(height, width)
+    pad = px // 2
+    number = _text(f"{prediction.scores[index]:.2f}", px)
+    widest = min(round(_NAME_SHARE * width), width - number.shape[1] - 3 * pad)
+    name = fitting_text(prediction.classes[index], px, widest)
+    number_x = pad + name.shape[1] + pad
+    letters = np.zeros((name.shape[0], number_x + number.shape[1] + pad), np.uint8)
+    letters[:, pad : pad + name.shape[1]] = name
+    letters[:, number_x : number_x + number.shape[1]] = number
+    plate = cv2.LUT(cv2.cvtColor(letters[:height, :width], cv2.COLOR_GRAY2RGB), _plate_table(index))
+    return np.asarray(plate, np.uint8)
+
+
+def _place(
+    plates: dict[int, tuple[tuple[int, int], _Rgb]], panel_hw: tuple[int, int], size_hw: tuple[int, int]
+) -> dict[int, tuple[int, int]]:
+    """Find a place (x, y) for each plate that has one: above its top or near it, off the panel and off the others."""
+    gap = 2 * _line(*size_hw)
+    taken_xyxy = [(0, 0, panel_hw[1], panel_hw[0])] if panel_hw[0] else []
+    places = {}
+    for index, ((x, y), plate) in plates.items():
+        height, width = plate.shape[:2]
+        wanted = np.array([x - width // 2, y - height - gap])
+        place = _free_place(wanted, np.array([width, height]), np.array(taken_xyxy, int), np.array(size_hw[::-1]), gap)
+        if place is not None:
+            places[index] = place
+            taken_xyxy.append((*place, place[0] + width, place[1] + height))
+    return places
+
+
+def _free_place(
+    wanted_xy: _Ints, plate_wh: _Ints, taken_xyxy: _Ints, frame_wh: _Ints, gap: int
+) -> tuple[int, int] | None:
+    """Find the place nearest to the wanted one, in its row or column, inside the frame and off the taken ones."""
+    most = frame_wh - plate_wh
+    wanted_xy = np.clip(wanted_xy, 0, most)
+    taken_xyxy = taken_xyxy.reshape(-1, 4)
+    low, high = taken_xyxy[:, :2] - plate_wh - gap, taken_xyxy[:, 2:] + gap
+    touching = np.concatenate([wanted_xy[None], low, high])
+    column, row = touching.copy(), touching.copy()
+    column[:, 0], row[:, 1] = wanted_xy
+    places = np.concatenate([column, row])
+    is_inside = ((places >= 0) & (places <= most)).all(axis=1)
+    is_on_another = (places[:, None] > low) & (places[:, None] < high)
+    is_taken: npt.NDArray[np.bool_] = np.any(is_on_another.all(axis=2), axis=1)
+    places = places[is_inside & ~is_taken]
+    if len(places) == 0:
+        return None
+    x, y = places[np.abs(places - wanted_xy).sum(axis=1).argmin()]
+    return int(x), int(y)
+
+
+def _corner_list(frame_rgb: _Rgb, prediction: Prediction, listed: list[int]) -> _Rgb:
+    """Render the upper left corner of the frame with names, score bars and scores of the listed classes on it."""
+    height, width = frame_rgb.shape[:2]
+    if not listed:
+        return frame_rgb[:0, :0]
+    px = _text_px(height, width)
     pad, row_px = px // 2, round(1.5 * px)
-    shown, left_out = _choose_rows(prediction, most=max(2, (height // 2 - 2 * pad) // row_px))
-    names = [fitting_text(prediction.classes[index], px, round(0.4 * width)) for index in shown]
+    shown = _choose_rows(prediction, listed, most=max(2, (height // 2 - 2 * pad) // row_px))
+    names = [fitting_text(prediction.classes[index], px, round(_NAME_SHARE * width)) for index in shown]
     name_x = pad + px
-    bar_x = name_x + max((name.shape[1] for name in names), default=0) + pad
+    bar_x = name_x + max(name.shape[1] for name in names) + pad
     number_px = _text("0.00", px).shape[1]
     bar_px = min(5 * px, width - bar_x - number_px - 2 * pad)
     if bar_px < px:
         bar_px = 0  # the frame is too narrow: the number must do
     number_x = bar_x + bar_px + pad
-    rows = len(shown) + (left_out > 0)
-    panel = drawn[: 2 * pad + row_px * rows, : number_x + number_px + pad]
-    panel[:] = cv2.convertScaleAbs(panel, alpha=_PANEL_LIGHT)
+    rows = len(shown) + (len(shown) < len(listed))
+    corner = frame_rgb[: 2 * pad + row_px * rows, : number_x + number_px + pad]
+    panel = np.asarray(cv2.convertScaleAbs(corner, alpha=_PANEL_LIGHT), np.uint8)
     for row, (index, name) in enumerate(zip(shown, names, strict=True)):
         top = pad + row * row_px
-        score, light = float(prediction.scores[index]), _BRIGHT if prediction.present[index] else _DIM
-        colour = tuple(part * light // _BRIGHT for part in _colour(index))
+        score = float(prediction.scores[index])
         middle = slice(top + row_px // 2 - px // 4, top + row_px // 2 + px // 4)
-        panel[middle, pad // 2 : pad // 2 + px // 2 + pad // 2] = colour
-        panel[middle, bar_x : bar_x + bar_px] = (_DIM // 2,) * 3
-        panel[middle, bar_x : bar_x + round(bar_px * score)] = colour
-        _add_text(panel, name, name_x, top, light)
-        _add_text(panel, _text(f"{score:.2f}", px), number_x, top, light)
-    if left_out:
-        _add_text(panel, _text(f"+ {left_out} more", px), name_x, pad + len(shown) * row_px, _DIM)
+        panel[middle, pad // 2 : pad // 2 + px // 2 + pad // 2] = _colour(index)
+        panel[middle, bar_x : bar_x + bar_px] = _BAR_GREY
+        panel[middle, bar_x : bar_x + round(bar_px * score)] = _colour(index)
+        _add_text(panel, name, name_x, top, _BRIGHT)
+        _add_text(panel, _text(f"{score:.2f}", px), number_x, top, _BRIGHT)
+    if len(shown) < len(listed):
+        more = _text(f"+ {len(listed) - len(shown)} more", px)
+        _add_text(panel, more, name_x, pad + len(shown) * row_px, _DIM)
+    return panel
 
 
-def _choose_rows(prediction: Prediction, most: int) -> tuple[list[int], int]:
-    count = len(prediction.classes)
-    if count <= most:
-        return list(range(count)), 0
-    best = np.argsort(-prediction.scores, kind="stable")[: most - 1]
-    return sorted(int(index) for index in best), count - len(best)
+def _choose_rows(prediction: Prediction, listed: list[int], most: int) -> list[int]:
+    if len(listed) <= most:
+        return listed
+    return sorted(sorted(listed, key=lambda index: -prediction.scores[index])[: most - 1])
 
 
 def _add_text(panel: _Rgb, text: _Mask, x: int, y: int, light: int) -> None:
@@ -165,22 +249,45 @@ def fitting_text(text: str, px: int, widest_px: int) -> _Mask:
 @functools.lru_cache(maxsize=1024)
 def _text(text: str, px: int) -> _Mask:
     """Render one line: (1.5 px, text width) uint8, 255 on the letters."""
-    line_px = round(1.5 * px)
+    # What has no letter is written as an escape: it still tells two names apart, boxes and question marks would not.
     if hasattr(cv2, "FontFace"):
-        face = cv2.FontFace("uni")
-        x, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), face, px)
-        canvas = np.zeros((line_px, max(1, width + 1)), np.uint8)
-        cv2.putText(canvas, text, (-x, round(1.1 * px)), (255,), face, px)
-        return canvas
-    # OpenCV 4 and Pillow bring letters for ASCII only; an escape still tells two names apart, boxes would not.
-    text = text.encode("ascii", "backslashreplace").decode("ascii")
+        return _opencv_text("".join(letter if _has_letter(letter) else _escape(letter) for letter in text), px)
+    # OpenCV 4 and Pillow bring letters for ASCII only.
+    text = _escape(text)
     font = ImageFont.load_default(px)
-    image = Image.new("L", (max(1, round(font.getlength(text))), line_px))
+    image = Image.new("L", (max(1, round(font.getlength(text))), round(1.5 * px)))
     ImageDraw.Draw(image).text((0, round(1.1 * px)), text, fill=255, font=font, anchor="ls")
     return np.array(image)
 
 
-@functools.lru_cache(maxsize=len(PALETTE))
+def _opencv_text(text: str, px: int) -> _Mask:
+    face = cv2.FontFace("uni")
+    x, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), face, px)
+    canvas = np.zeros((round(1.5 * px), max(1, width + 1)), np.uint8)
+    cv2.putText(canvas, text, (-x, round(1.1 * px)), (255,), face, px)
+    return canvas
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_letter(letter: str) -> bool:
+    # Where it lacks one, OpenCV draws a question mark.
+    return letter.isascii() or not np.array_equal(_opencv_text(letter, 16), _opencv_text("?", 16))
+
+
+def _escape(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+@functools.lru_cache(maxsize=256)
+def _plate_table(index: int) -> _Mask:
+    share = np.arange(256)[None, :, None] / 255  # of the letters' colour: black or white, what the eye tells better
+    colour = np.array(_colour(index))
+    light = float(np.dot((0.2126, 0.7152, 0.0722), (colour / 255) ** 2.2))
+    values = (1 - share) * colour + share * (0 if light > 0.18 else 255)
+    return np.asarray(np.round(values), np.uint8)
+
+
+@functools.lru_cache(maxsize=256)
 def _tint_table(index: int) -> _Mask:
     values = np.arange(256)[None, :, None] * (1 - _TINT) + np.array(_colour(index)) * _TINT
     return np.round(values).astype(np.uint8)
@@ -190,7 +297,10 @@ def _colour(index: int) -> tuple[int, int, int]:
     return PALETTE[index % len(PALETTE)]
 
 
-def _text_px(drawn: _Rgb) -> int:
-    height, width = drawn.shape[:2]
+def _text_px(height: int, width: int) -> int:
     shorter: float = min(height, width * 9 / 16)
-    return max(_SMALLEST_TEXT_PX, round(shorter / 26))
+    return max(_SMALLEST_TEXT_PX, min(_READABLE_TEXT_PX, round(shorter / 14)), round(shorter / 26))
+
+
+def _line(height: int, width: int) -> int:
+    return min(_THICKEST_LINE, max(1, _text_px(height, width) // 7))

@@ -21,10 +21,12 @@ from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.frame import Frame
 from fsvit_edge.runtime.health import Health, Percentiles, SinkStatus
 from fsvit_edge.runtime.live_model import LiveModel
+from fsvit_edge.runtime.overlay import draw
 from fsvit_edge.runtime.page import access, board
 from fsvit_edge.runtime.page.access import is_loopback
 from fsvit_edge.runtime.page.enrolment import Confusion, _warnings
 from fsvit_edge.runtime.page.sink import PageSink
+from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.sources.base import SourceStatus
 
@@ -232,6 +234,28 @@ def test_the_stream_gives_the_newest_frames_to_each_watcher(served: Served) -> N
         start = received.index(b"\xff\xd8")
         jpeg = received[start : received.index(b"\r\n--frame", start)]
         assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_the_stream_shows_what_a_recording_shows(served: Served) -> None:
+    image = np.full((360, 640, 3), 90, np.uint8)
+    label_map = np.zeros((360, 640), np.uint8)
+    label_map[100:300, 200:400] = 1
+    scores = np.array([0.9, 0.8], np.float32)  # one has pixels, the other is listed
+    answer = Prediction(("cup", "mug"), scores, scores > 0.5, label_map, None, {})
+    expected = draw(image, answer).astype(int)
+    frame = Frame(image, 6, "cam", 0.0, time.monotonic(), 1.0)
+    served.page.write(frame, answer)
+    with served.client.stream("GET", "/api/stream.mjpg") as stream:
+        parts = stream.iter_raw()
+        for _ in range(2):  # what was there before the watcher came, then what comes while it watches
+            received = b""
+            while b"\xff\xd9" not in received:
+                received += next(parts)
+            jpeg = received[received.index(b"\xff\xd8") :]
+            shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+            assert np.abs(shown - expected).mean() < 2 < np.abs(image - expected).mean()
+            assert np.abs(shown - expected)[:100].mean() < 2 < np.abs(image - expected)[:100].mean()  # the names
+            served.page.write(frame, answer)
 
 
 def test_nothing_is_encoded_while_nobody_watches(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

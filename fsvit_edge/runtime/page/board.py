@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.frame import Frame
 from fsvit_edge.runtime.health import Health
-from fsvit_edge.runtime.overlay import tint
+from fsvit_edge.runtime.overlay import draw
 from fsvit_edge.runtime.prediction import Prediction
 
 _MOST_FROZEN = 4
@@ -64,7 +64,7 @@ class Board:
             self._newest = (frame, prediction)
             loop, is_watched = self._loop, bool(self._watchers)
         if loop is not None and is_watched:
-            jpeg = _jpeg(_tinted(frame.image, prediction))
+            jpeg = _jpeg(draw(frame.image, prediction))
             with self._lock:
                 self._jpeg, self._number = jpeg, self._number + 1
             try:
@@ -105,7 +105,7 @@ class Board:
         return image
 
     async def watch(self) -> AsyncIterator[bytes]:
-        """Yield JPEGs with the pixels of the present classes tinted, the newest whenever the watcher is ready.
+        """Yield JPEGs with the result drawn in, the newest whenever the watcher is ready.
 
         Raises:
             TooManyWatchersError: At the first step, where 8 watch already.
@@ -120,7 +120,7 @@ class Board:
         try:
             newest = self.newest
             if newest is not None:
-                yield _jpeg(_tinted(newest[0].image, newest[1]))
+                yield _jpeg(draw(newest[0].image, newest[1]))
             while not self._closing:
                 await fresh.wait()
                 fresh.clear()
@@ -153,13 +153,6 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     """Encode (H, W, 3) uint8 RGB or (H, W) uint8."""
     _, data = cv2.imencode(".png", image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return data.tobytes()
-
-
-def _tinted(image: _Rgb, prediction: Prediction) -> _Rgb:
-    drawn: _Rgb = image.copy()
-    for index in np.flatnonzero(prediction.present):
-        tint(drawn, prediction.label_map, int(index))
-    return drawn
 
 
 def _jpeg(rgb: _Rgb) -> bytes:
