@@ -213,7 +213,7 @@ def _ask(reference: Mapping[str, Engine], image: Picture) -> tuple[dict[str, Arr
     """What the FP32 encoder says of a picture, and the head's input that asks whether the picture shows itself."""
     encoded = _host(reference["encoder"].run({"image": image}))
     feed: dict[str, Array | ResidentTensor] = {
-        **encoded,
+        **{name: array for name, array in encoded.items() if name != "objectness"},
         "mask": np.zeros(image.shape[:3], np.uint8),
         "has_mask": np.array([False]),
     }

@@ -1,8 +1,9 @@
-"""The three graphs of a bundle, as modules that torch can trace, with the names of their inputs and outputs.
+"""The graphs of a bundle, as modules that torch can trace, with the names of their inputs and outputs.
 
-image -> encoder -> tokens, norms, class_token, class_query, image_keys
+image -> encoder -> tokens, norms, class_token, class_query, image_keys, and objectness where the stem tells it
 (those) + mask   -> enroll -> one cached support
 tokens + cached supports -> head -> P(present), P(foreground) of each class
+image -> objectness, a graph of its own where the encoder has none and one is wanted
 """
 
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from fsvit_edge.model.config import POOLED_GRID
 from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
 from fsvit_edge.model.head import channel_vectors
 from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.objectness import ObjectnessNetwork
 from fsvit_edge.model.prototype_head import PrototypeHead
 from fsvit_edge.model.pseudo_mask import pseudo_mask
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
+from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.preprocess import DESCRIPTION, IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -54,6 +57,7 @@ class EncoderGraph(nn.Module):
     def __init__(self, network: FewShotNetwork) -> None:
         super().__init__()
         self.encoder = network.encoder
+        self.objectness = network.objectness
         self.register_buffer("position", network.encoder.position().detach().clone())
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -61,13 +65,42 @@ class EncoderGraph(nn.Module):
 
         Returns:
             tokens (B, C, N, d) L2-normalised image tokens, norms (B, C, N, 1) what they were divided by,
-            class_token (B, C, 1, d) as it is, class_query (B, heads, d), image_keys (B, heads, N, d).
+            class_token (B, C, 1, d) as it is, class_query (B, heads, d), image_keys (B, heads, N, d); and, where the
+            network has a decoder for it, objectness (B, S / 4, S / 4), logits.
         """
-        output = self.encoder(normalise(image), self.position)
+        pixels = normalise(image)
+        objectness: tuple[Tensor, ...] = ()
+        patches = None
+        if self.objectness is not None:
+            assert self.encoder.stem is not None
+            maps = self.encoder.stem.maps(pixels)
+            patches, objectness = self.encoder.stem.patches(maps), (self.objectness(maps),)
+        output = self.encoder(pixels, self.position, patches)
         vectors = channel_vectors(output.tokens, self.encoder.num_heads)
         norms = vectors[:, :, 1:].norm(dim=-1, keepdim=True).clamp_min(1e-12)
         tokens = vectors[:, :, 1:] / norms
-        return tokens, norms, vectors[:, :, :1], output.class_query, output.image_keys
+        return tokens, norms, vectors[:, :, :1], output.class_query, output.image_keys, *objectness
+
+
+class ObjectnessGraph(nn.Module):
+    """uint8 pictures -> objectness, beside an encoder that does not tell it.
+
+    The picture is brought to the side for which the network was trained: at another, things have another size in it.
+
+    Args:
+        network: Stem and decoder.
+        size: That side in pixels.
+    """
+
+    def __init__(self, network: ObjectnessNetwork, size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.size = (size, size)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        """Give logits (B, size / 4, size / 4) of (B, S, S, 3) uint8 RGB."""
+        pixels = F.interpolate(normalise(image), size=self.size, mode="bilinear", align_corners=False)
+        return (self.network(pixels),)
 
 
 class EnrollGraph(nn.Module):
@@ -162,8 +195,16 @@ class PrototypeGraph(nn.Module):
         return presence, foreground
 
 
-def build_graphs(network: FewShotNetwork) -> dict[str, GraphSpec]:
-    """Wrap a network for the tracer: encoder, enroll, head."""
+def build_graphs(network: FewShotNetwork, beside: FewShotNetwork | None = None) -> dict[str, GraphSpec]:
+    """Wrap a network for the tracer: encoder, enroll, head.
+
+    Args:
+        network: The network.
+        beside: A network with an objectness decoder, which becomes a graph of its own: objectness.
+
+    Raises:
+        InputError: Both or neither of the two tell objectness.
+    """
     encoder = network.encoder
     size, grid = network.config.image_size, network.config.support_grid
     channels, dim, num_query = encoder.num_channels, encoder.head_dim, encoder.grid**2
@@ -175,13 +216,10 @@ def build_graphs(network: FewShotNetwork) -> dict[str, GraphSpec]:
         "class_query": torch.rand(1, heads, dim),
         "image_keys": torch.rand(1, heads, num_query, dim),
     }
-    return {
-        "encoder": GraphSpec(
-            EncoderGraph(network),
-            {"image": torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)},
-            tuple(encoded),
-            {"image": {0: "batch"}},
-        ),
+    image = {"image": torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)}
+    own = () if network.objectness is None else ("objectness",)
+    graphs = {
+        "encoder": GraphSpec(EncoderGraph(network), image, (*encoded, *own), {"image": {0: "batch"}}),
         "enroll": GraphSpec(
             EnrollGraph(network),
             {**encoded, "mask": torch.ones(1, size, size, dtype=torch.uint8), "has_mask": torch.tensor([True])},
@@ -208,6 +246,15 @@ def build_graphs(network: FewShotNetwork) -> dict[str, GraphSpec]:
             },
         ),
     }
+    if beside is not None:
+        if network.objectness is not None:
+            raise InputError(f"{network.config.name} tells objectness by its own stem; export it as it is.")
+        if beside.objectness is None or beside.encoder.stem is None:
+            raise InputError(f"{beside.config.name} has no objectness decoder; take a network that has one.")
+        module = ObjectnessNetwork(beside.encoder.stem, beside.objectness)
+        graph = ObjectnessGraph(module, beside.config.image_size)
+        graphs["objectness"] = GraphSpec(graph, image, ("objectness",), {"image": {0: "batch"}})
+    return graphs
 
 
 def make_manifest(

@@ -35,11 +35,13 @@ class ExportOptions:
         opset: ONNX opset of the graphs.
         simplify: Run onnxsim over the graphs.
         verify: Compare torch with ONNX Runtime before anything is written.
+        beside: A network whose objectness decoder becomes a graph of its own; None for none.
     """
 
     opset: int = DEFAULT_OPSET
     simplify: bool = True
     verify: bool = True
+    beside: FewShotNetwork | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def export_bundle(
     with atomic_folder(output, MANIFEST_NAME) as staging:
         network = network.eval()
         models = {}
-        for name, spec in build_graphs(network).items():
+        for name, spec in build_graphs(network, options.beside).items():
             progress(f"trace {name}")
             model = trace(spec, options.opset)
             if options.simplify:
@@ -86,7 +88,7 @@ def export_bundle(
         parity: tuple[ParityRow, ...] = ()
         if options.verify:
             progress("verify torch against ONNX Runtime")
-            parity = verify(network, models)
+            parity = verify(network, models, options.beside)
             raise_on_failure(parity)
         progress("write")
         for name, data in models.items():

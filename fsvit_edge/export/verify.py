@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fsvit_edge.export.graphs import EncoderGraph, EnrollGraph, PrototypeGraph
+from fsvit_edge.export.graphs import EncoderGraph, EnrollGraph, PrototypeGraph, build_graphs
 from fsvit_edge.model.network import FewShotNetwork, normalise
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
@@ -42,7 +42,9 @@ class ParityRow:
         return bool(self.max_error <= self.tolerance)
 
 
-def verify(network: FewShotNetwork, models: dict[str, bytes]) -> tuple[ParityRow, ...]:
+def verify(
+    network: FewShotNetwork, models: dict[str, bytes], beside: FewShotNetwork | None = None
+) -> tuple[ParityRow, ...]:
     """Compare encoder and enrolment with their torch modules, and the head with the PUBLISHED order of operations.
 
     The head without weights has one order of operations alone and is compared with its torch module.
@@ -52,7 +54,8 @@ def verify(network: FewShotNetwork, models: dict[str, bytes]) -> tuple[ParityRow
 
     Args:
         network: The network in torch.
-        models: The ONNX graphs by name: encoder, enroll, head.
+        models: The ONNX graphs by name: encoder, enroll, head, and objectness where it is a graph of its own.
+        beside: The network of that graph.
     """
     size = network.config.image_size
     pictures = _pictures(size)
@@ -81,12 +84,15 @@ def verify(network: FewShotNetwork, models: dict[str, bytes]) -> tuple[ParityRow
             for name, reference in zip(names, wanted, strict=True):
                 compare(f"encoder.{name}", got[name], reference)
             mask, has_mask = masks[index][None], np.array([index % 2 == 0])
+            encoded = dict(zip(names, wanted, strict=True))
+            encoded.pop("objectness", None)
+            got.pop("objectness", None)
             feed: dict[str, Array | ResidentTensor] = {
-                **{name: tensor.numpy() for name, tensor in zip(names, wanted, strict=True)},
+                **{name: tensor.numpy() for name, tensor in encoded.items()},
                 "mask": mask,
                 "has_mask": has_mask,
             }
-            cached = enroll_graph(*wanted, torch.from_numpy(mask), torch.from_numpy(has_mask))
+            cached = enroll_graph(*encoded.values(), torch.from_numpy(mask), torch.from_numpy(has_mask))
             for name, reference in zip([spec.name for spec in enroll.outputs], cached, strict=True):
                 compare(f"enroll.{name}", enroll.run(feed)[name].numpy(), reference)
             full = np.ones((1,), np.bool_)
@@ -111,6 +117,13 @@ def verify(network: FewShotNetwork, models: dict[str, bytes]) -> tuple[ParityRow
         )
         compare("head.presence", answer["presence"].numpy(), presence)
         compare("head.foreground", answer["foreground"].numpy(), foreground)
+        if beside is not None:
+            own_graph = build_graphs(network, beside)["objectness"].module.eval()
+            with OnnxRuntimeEngine(models["objectness"], "cpu") as objectness:
+                for picture in pictures:
+                    answer = objectness.run({"image": picture[None]})
+                    (reference,) = own_graph(torch.from_numpy(picture[None]))
+                    compare("objectness.objectness", answer["objectness"].numpy(), reference)
     return tuple(_row(output, pairs) for output, pairs in errors.items())
 
 
@@ -139,7 +152,9 @@ def _answer(
         tokens = encoder_graph(torch.from_numpy(pictures[asked][None]))[0]
         has_mask = torch.tensor([True])
         caches = [
-            enroll_graph(*encoder_graph(torch.from_numpy(picture[None])), torch.from_numpy(mask[None]), has_mask)[:4]
+            enroll_graph(*encoder_graph(torch.from_numpy(picture[None]))[:5], torch.from_numpy(mask[None]), has_mask)[
+                :4
+            ]
             for picture, mask in zip(pictures[1:], masks[1:], strict=True)
         ]
         supports = (torch.cat(parts) for parts in zip(*caches, strict=True))

@@ -17,6 +17,9 @@ from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 GRAPH_NAMES = ("encoder", "enroll", "head")
+"""What every bundle has."""
+OBJECTNESS = "objectness"
+"""Name of the map that tells things from their background: an output of the encoder, or of a graph of that name."""
 TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
 """Kinds of heads: the correlation transformer, and prototypes, which are not trained."""
 DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "cst-nano"
@@ -57,7 +60,7 @@ class Manifest:
         preprocessing: In words, with the constants that are inside the graph.
         opset: ONNX opset of the graphs.
         precision: Floating-point type of the graphs.
-        graphs: By name: encoder, enroll, head.
+        graphs: By name: encoder, enroll, head, and objectness where it is a graph of its own.
         parity: Largest difference between torch and ONNX Runtime per output, as measured at export; empty if it was
             not measured.
         created_by: Name and version of the exporter.
@@ -80,6 +83,12 @@ class Manifest:
     parity: dict[str, float]
     created_by: str
     head: str = TRAINED_HEAD
+
+    @property
+    def tells_objectness(self) -> bool:
+        """Whether the encoder, or a graph of its own, tells things from their background."""
+        outputs = {spec.name for graph in self.graphs.values() for spec in graph.outputs}
+        return OBJECTNESS in outputs
 
     def to_json(self) -> str:
         """Return indented JSON text, which ends in the sha256 of all that it says."""
@@ -109,8 +118,7 @@ class Bundle:
         """
         manifest = read_manifest(path)
         graphs = {}
-        for name in GRAPH_NAMES:
-            info = manifest.graphs[name]
+        for name, info in manifest.graphs.items():
             file = path / info.file
             try:
                 data = file.read_bytes()
@@ -158,7 +166,10 @@ def read_manifest(path: Path) -> Manifest:
     for name in GRAPH_NAMES:
         if name not in manifest.graphs:
             raise ArtefactError(f"{file} is incomplete: it has no graph {name!r}; export the bundle again.")
-        own = manifest.graphs[name].file
+    for name, info in manifest.graphs.items():
+        if name not in (*GRAPH_NAMES, OBJECTNESS):
+            raise ArtefactError(f"{file} names a graph {name!r:.40} that this fsvit-edge does not know; update it.")
+        own = info.file
         if Path(own).name != own or not own.isprintable():
             raise ArtefactError(f"{file}: the {name} graph's file must lie in the bundle, got {own!r}.")
     if manifest.head not in HEADS:

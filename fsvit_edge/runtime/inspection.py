@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.runtime.bank import METADATA_KEY, SupportBank
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, MANIFEST_NAME, Bundle, Manifest, read_manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest, read_manifest
 from fsvit_edge.runtime.checkpoint_header import pickled_facts, safetensors_facts, safetensors_metadata
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.engine_file import (
@@ -213,7 +213,7 @@ def _inspect_bundle(path: Path) -> Inspection:
         manifest = read_manifest(path)
     except ArtefactError as error:
         return Inspection(str(path), "bundle", {}, False, (str(error),))
-    sizes = {name: path / manifest.graphs[name].file for name in GRAPH_NAMES}
+    sizes = {name: path / manifest.graphs[name].file for name in manifest.graphs}
     facts: dict[str, Any] = {
         "network": f"{manifest.name}, {manifest.backbone}, {manifest.head} head, {manifest.image_size} px",
         "precision": manifest.precision,

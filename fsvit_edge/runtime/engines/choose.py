@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsvit_edge.runtime.bundle import GRAPH_NAMES, Bundle
+from fsvit_edge.runtime.bundle import OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.base import Engine
 from fsvit_edge.runtime.engines.engine_file import PRECISIONS, engine_folder, load_engine
 from fsvit_edge.runtime.engines.engine_sets import BuiltEngine, EngineSet, find_engines, fitting_sets
@@ -45,19 +45,21 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class OpenEngines:
-    """The three graphs, ready to run.
+    """The graphs, ready to run.
 
     Attributes:
         encoder: Runs `encoder`.
         enroll: Runs `enroll`, always in FP32 and by ONNX Runtime.
         head: Runs `head`.
         choice: What they are.
+        objectness: Runs `objectness`, where the bundle has it, always in FP32 and by ONNX Runtime.
     """
 
     encoder: Engine
     enroll: Engine
     head: Engine
     choice: EngineChoice
+    objectness: Engine | None = None
 
 
 def choose_engines(
@@ -196,7 +198,7 @@ class _Search:
         with ExitStack() as stack:
             engines = {
                 name: stack.enter_context(OnnxRuntimeEngine(self.bundle.graphs[name], provider, self.threads))
-                for name in GRAPH_NAMES
+                for name in manifest.graphs
             }
             for name, opened in engines.items():
                 info = manifest.graphs[name]
@@ -208,7 +210,7 @@ class _Search:
         place = "CUDA" if provider == "cuda" else "the CPU"
         description = f"{manifest.precision.upper()} in ONNX Runtime {installed_version('onnxruntime')} on {place}"
         choice = EngineChoice(provider, manifest.precision, description, self._notes())
-        return OpenEngines(engines["encoder"], engines["enroll"], engines["head"], choice)
+        return OpenEngines(engines["encoder"], engines["enroll"], engines["head"], choice, engines.get(OBJECTNESS))
 
     def _open_first(
         self, sets: Sequence[EngineSet], open_set: Callable[[EngineSet], OpenEngines], reasons: Iterable[str]
@@ -233,9 +235,9 @@ class _Search:
             memory = open_device_memory()  # closes once no engine holds it
             encoder = stack.enter_context(TensorRtEngine(encoder_plan, one.encoder[1], api, memory))
             head = stack.enter_context(TensorRtEngine(head_plan, one.head[1], api, memory))
-            enroll = stack.enter_context(self._enroll())
+            enroll, objectness = self._enroll(stack), self._objectness(stack)
             stack.pop_all()
-        return OpenEngines(encoder, enroll, head, self._choice(one, one.record.backend))
+        return OpenEngines(encoder, enroll, head, self._choice(one, one.record.backend), objectness)
 
     def _open_cpu_set(self, one: EngineSet) -> OpenEngines:
         graphs = [(path, record, load_engine(path, record)) for path, record in (one.encoder, one.head)]
@@ -246,12 +248,16 @@ class _Search:
                 if (engine.inputs, engine.outputs) != (record.inputs, record.outputs):
                     raise ArtefactError(f"{path} has other inputs or outputs than its sidecar says.")
                 engines.append(engine)
-            enroll = stack.enter_context(self._enroll())
+            enroll, objectness = self._enroll(stack), self._objectness(stack)
             stack.pop_all()
-        return OpenEngines(engines[0], enroll, engines[1], self._choice(one, "cpu"))
+        return OpenEngines(engines[0], enroll, engines[1], self._choice(one, "cpu"), objectness)
 
-    def _enroll(self) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(self.bundle.graphs["enroll"], "cpu", self.threads)
+    def _enroll(self, stack: ExitStack) -> OnnxRuntimeEngine:
+        return stack.enter_context(OnnxRuntimeEngine(self.bundle.graphs["enroll"], "cpu", self.threads))
+
+    def _objectness(self, stack: ExitStack) -> OnnxRuntimeEngine | None:
+        graph = self.bundle.graphs.get(OBJECTNESS)
+        return None if graph is None else stack.enter_context(OnnxRuntimeEngine(graph, "cpu", self.threads))
 
     def _choice(self, one: EngineSet, engine: str) -> EngineChoice:
         return EngineChoice(engine, one.record.precision, one.description, self._notes())
