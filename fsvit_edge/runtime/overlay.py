@@ -136,9 +136,8 @@ def _draw_legend(drawn: _Rgb, prediction: Prediction) -> None:
         panel[middle, bar_x : bar_x + round(bar_px * score)] = colour
         if bar_px:
             tick_x = bar_x + round((bar_px - _TICK_PX) * float(prediction.levels[index]))
-            panel[top + row_px // 2 - px // 3 : top + row_px // 2 + px // 3, tick_x : tick_x + _TICK_PX] = (
-                _BRIGHT,
-            ) * 3
+            taller = slice(middle.start - 1, middle.stop + 1)
+            panel[taller, tick_x : tick_x + _TICK_PX] = (_BRIGHT,) * 3
         _add_text(panel, name, name_x, top, light)
         _add_text(panel, _text(f"{score:.2f}", px), number_x, top, light)
     if left_out:

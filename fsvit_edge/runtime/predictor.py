@@ -35,9 +35,8 @@ Mask = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float32]
 
 _THUMBNAIL_PX = 96
-_MOST_JUDGES = (
-    5  # supports that judge a new one: enough for a mean, and the hundredth picture costs no more than the sixth
-)
+_MOST_JUDGES = 5
+"""Supports that judge a new one: enough for a mean, and the hundredth picture costs no more than the sixth."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,8 @@ class FewShotModel:
         for image, mask in pairs:
             _check_support(name, image, mask)
         others = list(self.bank.supports(name)) if name in self.classes else []
-        supports, covers = [], []
+        supports: list[CachedSupport] = []
+        covers: list[float] = []
         for image, mask in pairs:
             support, cover = self._cache(image, mask, [*others, *supports])
             supports.append(support)

@@ -27,9 +27,9 @@ def check_level(level: float) -> float:
 def level_of_supports(presence_level: float, loo_scores: Sequence[float | None]) -> float:
     """Move the level toward what the class's own pictures score when its other pictures judge them.
 
-    In log-odds: presence_level + 0.3 x (mean of the scores - presence_level - 1), at most 1 away. Own pictures that score
-    lower than 1 above the level, as supports of a varied class do, lower it, so that the class is not lost; higher ones
-    raise it.
+    In log-odds: presence_level + 0.3 x (mean of the scores - presence_level - 1), at most 1 away. Own pictures that
+    score less than 1 above the level, as those of a varied class do, lower it, so that the class is not lost; higher
+    ones raise it.
 
     Chosen on pascal10-coseg (cst-nano, 20 classes, every choice of 2 or 3 among 3 supports with masks, 9 other pictures
     a class as hits and some 170 as scenes without it), hits / false alarms:
@@ -53,7 +53,7 @@ def level_of_supports(presence_level: float, loo_scores: Sequence[float | None])
     Returns:
         In (0, 1); `presence_level` where there is no score.
     """
-    known = [_log_odds(score) for score in loo_scores if score is not None]
+    known = [_log_odds(min(max(score, _CERTAIN), 1 - _CERTAIN)) for score in loo_scores if score is not None]
     if not known:
         return presence_level
     base = _log_odds(presence_level)
@@ -62,5 +62,4 @@ def level_of_supports(presence_level: float, loo_scores: Sequence[float | None])
 
 
 def _log_odds(probability: float) -> float:
-    clipped = min(max(probability, _CERTAIN), 1 - _CERTAIN)
-    return math.log(clipped / (1 - clipped))
+    return math.log(probability / (1 - probability))

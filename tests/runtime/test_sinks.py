@@ -34,7 +34,12 @@ def answer(height: int = 48, width: int = 64) -> Prediction:
     label_map[40:41, 60:61] = 2
     scores = np.array([0.123456, 0.9, 0.5], np.float32)
     return Prediction(
-        ("cat", "Größe 猫", "dog"), scores, np.full_like(scores, 0.5), label_map, None, {"encode": 2.0, "head": 0.5}
+        ("cat", "Größe 猫", "dog"),
+        scores,
+        np.array([0.5, 0.7, 0.5], np.float32),
+        label_map,
+        None,
+        {"encode": 2.0, "head": 0.5},
     )
 
 
@@ -94,7 +99,7 @@ def test_a_record_says_what_the_frame_shows() -> None:
             {
                 "name": "Größe 猫",
                 "score": 0.9,
-                "level": 0.5,
+                "level": 0.7,
                 "present": True,
                 "area_px": 361,
                 "box_xyxy": [5, 34, 61, 46],

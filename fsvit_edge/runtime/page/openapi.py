@@ -45,7 +45,7 @@ def openapi() -> dict[str, Any]:
         ["name", "frame_id"],
     )
     state = (
-        "Health, newest frame, classes with scores, levels (the score above which a class is present) and supports, and "
+        "Health, newest frame, classes with scores, levels (the score above which each is present) and supports, and "
         "whether the bank is saved."
     )
     paths: dict[str, dict[str, Any]] = {
