@@ -31,6 +31,7 @@ _MESSAGE_LIGHT = 180
 _SMALLEST_TEXT_PX, _READABLE_TEXT_PX = 8, 11  # frames of 320 pixels have readable text, smaller ones some space left
 _THICKEST_LINE = 2  # as OpenCV counts; it draws 3 pixels and smooth edges
 _TOP_SHARE = 0.1  # of a region's height: its name stands above the middle of this part
+_TICK_PX = 2
 
 _Rgb = npt.NDArray[np.uint8]
 _Mask = npt.NDArray[np.uint8]
@@ -43,6 +44,8 @@ def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArra
     A name stands above the top of the class's largest region; where another one stands already, as near as there is
     space. Present classes without pixels, and those for whose name there is no space, are listed in the upper left
     corner. Of absent classes nothing is drawn.
+
+    The score above which a class is present is a tick on its bar.
 
     Args:
         frame_rgb: (H, W, 3) uint8 RGB, the frame that was judged; it is not changed.
@@ -215,6 +218,10 @@ def _corner_list(frame_rgb: _Rgb, prediction: Prediction, listed: list[int]) -> 
         panel[middle, pad // 2 : pad // 2 + px // 2 + pad // 2] = _colour(index)
         panel[middle, bar_x : bar_x + bar_px] = _BAR_GREY
         panel[middle, bar_x : bar_x + round(bar_px * score)] = _colour(index)
+        if bar_px:
+            tick_x = bar_x + round((bar_px - _TICK_PX) * float(prediction.levels[index]))
+            taller = slice(middle.start - 1, middle.stop + 1)
+            panel[taller, tick_x : tick_x + _TICK_PX] = (_BRIGHT,) * 3
         _add_text(panel, name, name_x, top, _BRIGHT)
         _add_text(panel, _text(f"{score:.2f}", px), number_x, top, _BRIGHT)
     if len(shown) < len(listed):

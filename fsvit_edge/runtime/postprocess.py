@@ -21,7 +21,7 @@ _BELOW_ZERO = np.nextafter(np.float32(0), np.float32(-1))
 def upsample_foreground(foreground: Maps, size_hw: tuple[int, int]) -> Maps:
     """Enlarge P(foreground) (ways, h, w) to (ways, H, W), bilinear with align_corners on the log-odds."""
     rows, columns = (_interpolation_matrix(n, m) for n, m in zip(foreground.shape[1:], size_hw, strict=True))
-    return np.asarray(1 / (1 + np.exp(-(rows @ _log_odds(foreground) @ columns.T))), np.float32)
+    return np.asarray(1 / (1 + np.exp(-(rows @ log_odds(foreground) @ columns.T))), np.float32)
 
 
 def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -39,7 +39,7 @@ def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint
     """
     height, width = size_hw
     labels = np.zeros(size_hw, np.uint8)
-    wide = _log_odds(foreground) @ _interpolation_matrix(foreground.shape[2], width).T
+    wide = log_odds(foreground) @ _interpolation_matrix(foreground.shape[2], width).T
     for out, taken, weights in _bands(foreground.shape[1], height):
         band = labels[out]
         highest: Maps | None = None
@@ -54,7 +54,7 @@ def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint
     return labels
 
 
-def _log_odds(probability: Maps) -> Maps:
+def log_odds(probability: Maps) -> Maps:
     clipped = np.clip(probability, _CERTAIN, 1 - _CERTAIN)
     return np.asarray(np.log(clipped / (1 - clipped)), np.float32)
 

@@ -11,7 +11,7 @@ UNDECIDED = 1e-3
 """Log-odds closer than this may be decided either way: float32 against float64."""
 
 
-def plain_log_odds(foreground: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+def plainlog_odds(foreground: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Enlarge the log-odds pixel by pixel, bilinear with align_corners."""
     clipped = np.clip(foreground.astype(np.float64), 1 / 2**23, 1 - 1 / 2**23)
     odds = np.log(clipped / (1 - clipped))
@@ -64,7 +64,7 @@ def maps(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int]]:
 @given(maps())
 def test_labels_and_probabilities_are_those_of_the_plain_computation(case: tuple[np.ndarray, tuple[int, int]]) -> None:
     foreground, size_hw = case
-    odds = plain_log_odds(foreground, size_hw)
+    odds = plainlog_odds(foreground, size_hw)
     labels = label_map(foreground, size_hw)
     assert (labels.dtype, labels.shape) == (np.uint8, size_hw)
     clear = decided(odds)
@@ -75,7 +75,7 @@ def test_labels_and_probabilities_are_those_of_the_plain_computation(case: tuple
 
 
 def test_most_pixels_of_a_usual_map_are_decided() -> None:
-    odds = plain_log_odds(np.random.default_rng(0).random((3, 8, 8)).astype(np.float32), (40, 50))
+    odds = plainlog_odds(np.random.default_rng(0).random((3, 8, 8)).astype(np.float32), (40, 50))
     assert decided(odds).mean() > 0.99
 
 
@@ -120,7 +120,7 @@ def test_for_one_shot_it_is_enlarging_the_logits_and_then_the_softmax(
     logits = np.random.default_rng(seed).uniform(-3, 3, (2, cells, cells))
     foreground = np.exp(logits[1]) / np.exp(logits).sum(axis=0)
     # Interpolation is linear, so the plain computation enlarges logits too, if it is given their log-odds.
-    large = [plain_log_odds(1 / (1 + np.exp(-values[None])), size_hw)[0] for values in logits]
+    large = [plainlog_odds(1 / (1 + np.exp(-values[None])), size_hw)[0] for values in logits]
     published = np.exp(large[1]) / (np.exp(large[0]) + np.exp(large[1]))
     ours = upsample_foreground(foreground[None].astype(np.float32), size_hw)[0]
     np.testing.assert_allclose(ours, published, atol=1e-5)
