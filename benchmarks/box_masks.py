@@ -20,7 +20,6 @@ import numpy.typing as npt
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.episodes import benchmark_episode, present
 from fsvit_edge.learn.metrics import Tally, count_pixels, score
-from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.box_mask import mask_from_box
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -76,7 +75,7 @@ def measure(model: FewShotModel, folder: Path, episodes: int) -> list[str]:
             times_ms[name].append((time.perf_counter() - started) * 1e3)
             if made is not None:
                 overlaps[name].append(float((made & mask).sum() / (made | mask).sum()))
-            bank = SupportBank(model.bank.identity)
+            bank = model.bank.emptied()
             bank.add("it", [model.cache_support("it", image, made)])
             banks.append(bank)
         truth = data.read_truth(episode.query, episode.ways)

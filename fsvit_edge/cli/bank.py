@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 bank_app = typer.Typer(
-    help="List, remove or rename the classes of a bank.", no_args_is_help=True, rich_markup_mode=None
+    help="List, remove, rename the classes of a bank, or set their levels.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.")]
@@ -28,6 +30,8 @@ def list_classes(bank: BankFile, as_json: Annotated[bool, typer.Option("--json",
             "masks": sum(support.has_mask for support in supports),
             "kept_tokens": [support.kept.shape[1] for support in supports],
             "bytes": sum(support.nbytes for support in supports),
+            "level": loaded.level(name),
+            "level_source": loaded.level_source(name),
         }
         for name in loaded.classes
         for supports in [loaded.supports(name)]
@@ -41,10 +45,11 @@ def list_classes(bank: BankFile, as_json: Annotated[bool, typer.Option("--json",
             str(e["shots"]),
             str(e["masks"]),
             f"{sum(s.nbytes for s in loaded.supports(str(e['name']))) / 1e3:.0f}",
+            f"{e['level']:.2f} ({e['level_source']})",
         )
         for e in entries
     ]
-    print_table(f"{bank}, made by {loaded.identity.name}", ("class", "shots", "with mask", "kB"), rows)
+    print_table(f"{bank}, made by {loaded.identity.name}", ("class", "shots", "with mask", "kB", "level"), rows)
 
 
 @bank_app.command()
@@ -71,3 +76,20 @@ def rename(
     loaded.rename(old, new)
     loaded.save(bank)
     print(f"Renamed {old!r} to {new!r}; {bank} holds: {', '.join(loaded.classes)}.")
+
+
+@bank_app.command("level")
+def set_level(
+    bank: BankFile,
+    name: Annotated[str, typer.Argument(help="The class.")],
+    level: Annotated[
+        float | None, typer.Argument(help="The score above which it is present; none: what its pictures say.")
+    ] = None,
+) -> None:
+    """Set the level of a class, or leave it to its pictures again."""
+    from fsvit_edge.runtime.bank import SupportBank
+
+    loaded = SupportBank.load(bank)
+    loaded.set_level(name, level)
+    loaded.save(bank)
+    print(f"{name!r} is present above {loaded.level(name):.2f} ({loaded.level_source(name)}).")

@@ -17,6 +17,9 @@ def enroll(
         list[Path] | None, typer.Option(help="Mask of each picture, in their order; none at all: the name alone.")
     ] = None,
     bank: Annotated[Path, typer.Option(help="The bank; made if it is not there.")] = Path("bank.safetensors"),
+    level: Annotated[
+        float | None, typer.Option(help="The score above which it is present; default: what its pictures say.")
+    ] = None,
     bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
@@ -27,10 +30,13 @@ def enroll(
     from fsvit_edge.runtime.bank import check_bank_path
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import read_image, read_mask
+    from fsvit_edge.runtime.presence_level import check_level
 
     masks = mask or []
     if masks and len(masks) != len(images):
         raise InputError(f"{len(images)} pictures but {len(masks)} masks: give one --mask for each picture, or none.")
+    if level is not None:
+        check_level(level)
     check_bank_path(bank)
     remove_leftovers(bank.parent)
     pictures = [read_image(path) for path in images]
@@ -38,9 +44,10 @@ def enroll(
     with open_model(bundle, engine, precision) as model:
         if bank.exists():
             model.load_bank(bank)
-        enrolment = model.enroll(name, pictures, given or None)
+        enrolment = model.enroll(name, pictures, given or None, level)
         model.save_bank(bank)
         classes = model.classes
+        decided = f"{model.bank.level(name):.2f} ({model.bank.level_source(name)})"
     for path, cover, tokens in zip(images, enrolment.mask_cover, enrolment.kept_tokens, strict=True):
         kind = "mask" if given else "guessed mask"
         print(f"{path}: {kind} covers {cover:.0%} of the picture, {tokens} tokens")
@@ -50,5 +57,6 @@ def enroll(
             advise(f"Warning: the guessed mask of {path} shows almost all of it; a --mask will do better.")
     shots = "1 support" if enrolment.shots == 1 else f"{enrolment.shots} supports"
     print(f"Enrolled {enrolment.name!r} with {shots}; {bank} holds: {', '.join(classes)}.")
+    print(f"It is present above {decided}.")
     options = (f" --bundle {bundle}" if bundle else "") + ("" if precision == "auto" else f" --precision {precision}")
     advise(f"Next: fsvit-edge run --camera --bank {bank}{options}")

@@ -49,6 +49,9 @@ def run(
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
+    level: Annotated[
+        float | None, typer.Option(help="The score above which a class is present, for all classes in this run.")
+    ] = None,
     width: Annotated[int | None, typer.Option(help="Pixels asked of a camera.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels asked of a camera.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second: of a camera, or of a --realtime file.")] = None,
@@ -76,11 +79,14 @@ def run(
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.live_model import LiveModel
     from fsvit_edge.runtime.live_run import LiveRun, RunOptions
+    from fsvit_edge.runtime.presence_level import check_level
     from fsvit_edge.runtime.sinks.open import open_sink, recording_folder, sink_name
     from fsvit_edge.runtime.sinks.segments import SinkOptions
     from fsvit_edge.runtime.sources.open import open_source
     from fsvit_edge.runtime.sources.options import SourceOptions
 
+    if level is not None:
+        check_level(level)
     uri = _source_uri(source, camera)
     is_demo = uri == "demo"
     sinks = list(sink or ())
@@ -113,6 +119,7 @@ def run(
             if not is_demo:
                 advise("No bank is here, so these are the demo's classes; yours: fsvit-edge enroll NAME IMAGE")
             _enroll_demo(model)
+        model.set_level_for_all(level)
         live_model = LiveModel(model)
         sink_options = SinkOptions(segment, keep, frames.is_live)
         opened = []
@@ -201,13 +208,13 @@ def _live_table(source: str) -> Iterator["Callable[[Frame, Prediction, RunStatis
                 return
             last = now
             title = f"{source}: frame {frame.index}, {statistics.fps:.1f} frames/s"
-            table = Table("class", "P(present)", "", "area", title=title, title_justify="left", box=box.SIMPLE)
+            table = Table("class", "P(present) / level", "", "area", title=title, title_justify="left", box=box.SIMPLE)
             for index, name in enumerate(prediction.classes):
                 present = bool(prediction.present[index])
                 area = float((prediction.label_map == index + 1).mean())
                 table.add_row(
                     name,
-                    f"{prediction.scores[index]:.2f}",
+                    f"{prediction.scores[index]:.2f} / {prediction.levels[index]:.2f}",
                     "present" if present else "-",
                     f"{area:.0%}" if present else "",
                     style="bold" if present else "dim",

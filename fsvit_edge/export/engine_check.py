@@ -10,7 +10,6 @@ import numpy.typing as npt
 import onnx
 
 from fsvit_edge.calib.overflow import find_overflows
-from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import Manifest
 from fsvit_edge.runtime.demo import demo_frame, demo_length
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
@@ -240,7 +239,7 @@ def _answers(model: FewShotModel, pictures: Sequence[Picture]) -> list[tuple[boo
     """Presence and label map of each picture, asked for what itself and the ones before it show."""
     banks = []
     for picture in pictures:
-        bank = SupportBank(model.bank.identity)
+        bank = model.bank.emptied()
         bank.add("shown", [model.cache_support("shown", picture)])
         banks.append(bank)
     answers = []

@@ -215,7 +215,7 @@ class _Supports:
 
     def bank(self, episode: Episode) -> SupportBank:
         """The support classes of an episode."""
-        bank = SupportBank(self._model.bank.identity)
+        bank = self._model.bank.emptied()
         for label, indices in zip(episode.ways, episode.supports, strict=True):
             bank.add(self._data.class_names[label], [self._support(index) for index in indices])
         return bank

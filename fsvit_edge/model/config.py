@@ -1,4 +1,4 @@
-"""What identifies a network: five values, stored as JSON beside its weights."""
+"""What identifies a network: a few values, stored as JSON beside its weights."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -7,6 +7,7 @@ from typing import Any
 
 from fsvit_edge.runtime.bundle import HEADS, TRAINED_HEAD
 from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
 POOLED_GRID = 3
 """Side of the support grid after the first block; the second block pools it to 1 x 1."""
@@ -22,6 +23,7 @@ class ModelConfig:
         image_size: Side S of the square input in pixels, a multiple of the backbone's patch size.
         support_grid: Side of the grid to which a support's image tokens are resized (12 in the paper), a multiple of 3.
         head: What compares a frame with the supports: "cst", which is trained, or "prototype", which has no weights.
+        presence_level: The score above which a class with one support is present, in (0, 1).
     """
 
     name: str
@@ -29,12 +31,15 @@ class ModelConfig:
     image_size: int
     support_grid: int = 12
     head: str = TRAINED_HEAD
+    presence_level: float = DEFAULT_LEVEL
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise ArtefactError(f"The head must be one of {', '.join(HEADS)}; got {self.head!r}.")
         if self.support_grid < POOLED_GRID or self.support_grid % POOLED_GRID:
             raise ArtefactError(f"The support grid must be a positive multiple of 3, got {self.support_grid}.")
+        if not 0 < self.presence_level < 1:
+            raise ArtefactError(f"The presence level must lie between 0 and 1, got {self.presence_level:g}.")
 
     def to_json(self) -> str:
         """Return the configuration as indented JSON text."""
@@ -56,7 +61,7 @@ class ModelConfig:
         except (OSError, ValueError) as error:
             raise ArtefactError(f"{path} is not a readable JSON file: {error}.") from error
         known = {field.name: field.type for field in fields(cls)}
-        required = known.keys() - {"support_grid", "head"}
+        required = known.keys() - {"support_grid", "head", "presence_level"}
         if not isinstance(values, dict) or not required <= values.keys() <= known.keys():
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ArtefactError(f"{path} must hold the fields {', '.join(known)}; got {got}.")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,9 @@ from safetensors.numpy import save
 
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL, check_level, level_of_supports
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 METADATA_KEY = "fsvit-edge-bank"
 """In the file's header: what tells a bank from other tensors."""
 MAX_CLASSES = 255
@@ -26,6 +27,11 @@ MAX_CLASSES = 255
 MAX_NAME_LENGTH = 80
 NUM_POOLED = 9
 PRECISION = "fp16"
+MAX_OBJECTNESS_WEIGHT = 2.0
+_SUPPORT_FIELDS = ("has_mask", "loo_score", "objectness_weight")
+"""Of a support, what stands in the header."""
+
+LevelSource = Literal["default", "own pictures", "by hand"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,9 @@ class CachedSupport:
         thumbnail_mask: (h, w) bool, what of the thumbnail the network takes for the thing: the mask that was given, or
             its guess.
         has_mask: False where the support was enrolled by its name alone.
+        loo_score: P(present) of this picture by the class's other supports when it was enrolled, in [0, 1] (leave one
+            out); None where there was no other.
+        objectness_weight: How much an objectness map says about this thing, in [0, 2].
     """
 
     kept: npt.NDArray[np.float16]
@@ -48,6 +57,8 @@ class CachedSupport:
     thumbnail: npt.NDArray[np.uint8]
     thumbnail_mask: npt.NDArray[np.bool_]
     has_mask: bool
+    loo_score: float | None = None
+    objectness_weight: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -76,16 +87,54 @@ class EncoderIdentity:
     precision: str
 
 
+@dataclass(frozen=True)
+class HeadIdentity:
+    """What the level of a class depends on besides its supports.
+
+    Attributes:
+        sha256: Of `head.onnx`.
+        presence_level: Of a class with one support, in (0, 1).
+    """
+
+    sha256: str = ""
+    presence_level: float = DEFAULT_LEVEL
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a file's header says of a class; of its supports by field."""
+
+    name: str
+    level: Any
+    is_level_by_hand: bool
+    supports: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Class:
+    """An enrolled class with the score above which it is present, and whether a person chose that."""
+
+    supports: tuple[CachedSupport, ...]
+    level: float
+    is_level_by_hand: bool
+
+
 class SupportBank:
     """Enrolled classes in the order of their enrolment.
 
     Args:
         identity: The encoder that makes the supports.
+        head: What judges by them; None: an unknown head, with the level that published heads have.
     """
 
-    def __init__(self, identity: EncoderIdentity) -> None:
+    def __init__(self, identity: EncoderIdentity, head: HeadIdentity | None = None) -> None:
         self.identity = identity
-        self._classes: dict[str, tuple[CachedSupport, ...]] = {}
+        self.head = head or HeadIdentity()
+        self._classes: dict[str, _Class] = {}
+
+    def emptied(self) -> "SupportBank":
+        """Return a bank of the same encoder and head without a class."""
+        return SupportBank(self.identity, self.head)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,7 +148,46 @@ class SupportBank:
             InputError: There is no such class.
         """
         self._check_known(name)
-        return self._classes[name]
+        return self._classes[name].supports
+
+    @property
+    def levels(self) -> npt.NDArray[np.float32]:
+        """(ways,) float32 in (0, 1): the score above which each class is present."""
+        return np.array([one.level for one in self._classes.values()], np.float32)
+
+    def level(self, name: str) -> float:
+        """Return the score above which a class is present, in (0, 1).
+
+        Raises:
+            InputError: There is no such class.
+        """
+        self._check_known(name)
+        return self._classes[name].level
+
+    def level_source(self, name: str) -> LevelSource:
+        """Say where the level of a class comes from.
+
+        Raises:
+            InputError: There is no such class.
+        """
+        self._check_known(name)
+        one = self._classes[name]
+        if one.is_level_by_hand:
+            return "by hand"
+        return "default" if all(support.loo_score is None for support in one.supports) else "own pictures"
+
+    def set_level(self, name: str, level: float | None) -> None:
+        """Set the level of a class by hand, which stays when pictures are added.
+
+        Args:
+            name: The class.
+            level: In (0, 1); None takes again what its pictures say.
+
+        Raises:
+            InputError: There is no such class, or no such level.
+        """
+        supports = self.supports(name)
+        self._classes[name] = self._class_of(supports) if level is None else _Class(supports, check_level(level), True)
 
     def add(self, name: str, supports: Iterable[CachedSupport]) -> None:
         """Add supports to a class, which is made if it is new.
@@ -113,7 +201,8 @@ class SupportBank:
             raise InputError(f"Class {name!r} needs at least one picture.")
         if name not in self._classes and len(self._classes) == MAX_CLASSES:
             raise InputError(f"The bank holds {MAX_CLASSES} classes already; remove one before enrolling {name!r}.")
-        self._classes[name] = self._classes.get(name, ()) + added
+        before = self._classes.get(name)
+        self._classes[name] = self._class_of((before.supports if before else ()) + added, before)
 
     def remove(self, name: str) -> None:
         """Forget a class.
@@ -136,7 +225,7 @@ class SupportBank:
         if len(supports) == 1:
             self.remove(name)
         else:
-            self._classes[name] = supports[:index] + supports[index + 1 :]
+            self._classes[name] = self._class_of(supports[:index] + supports[index + 1 :], self._classes[name])
 
     def rename(self, old: str, new: str) -> None:
         """Rename a class, which keeps its place.
@@ -148,7 +237,7 @@ class SupportBank:
         check_name(new)
         if new in self._classes:
             raise InputError(f"Class {new!r} is there already; remove it first or choose another name.")
-        self._classes = {new if name == old else name: supports for name, supports in self._classes.items()}
+        self._classes = {new if name == old else name: one for name, one in self._classes.items()}
 
     def save(self, path: Path) -> None:
         """Write the bank to one .safetensors file, whole or not at all.
@@ -159,29 +248,41 @@ class SupportBank:
         """
         check_bank_path(path)
         tensors: dict[str, npt.NDArray[Any]] = {}
-        for class_index, supports in enumerate(self._classes.values()):
-            for shot, support in enumerate(supports):
+        for class_index, one in enumerate(self._classes.values()):
+            for shot, support in enumerate(one.supports):
                 for field in ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask"):
                     tensors[f"{class_index}.{shot}.{field}"] = np.ascontiguousarray(getattr(support, field))
         header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "precision": PRECISION,
             "encoder": vars(self.identity),
+            "head": vars(self.head),
             "classes": [
-                {"name": name, "has_mask": [support.has_mask for support in supports]}
-                for name, supports in self._classes.items()
+                {
+                    "name": name,
+                    "level": one.level,
+                    "is_level_by_hand": one.is_level_by_hand,
+                    **{field: [getattr(support, field) for support in one.supports] for field in _SUPPORT_FIELDS},
+                }
+                for name, one in self._classes.items()
             ],
         }
         header["sha256"] = _digest(header, tensors)
         atomic_write(path, save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
 
     @classmethod
-    def load(cls, path: Path, identity: EncoderIdentity | None = None) -> "SupportBank":
+    def load(
+        cls, path: Path, identity: EncoderIdentity | None = None, head: HeadIdentity | None = None
+    ) -> "SupportBank":
         """Read a bank.
+
+        Scores of another head say nothing about this one: they are forgotten, and with them the levels that follow from
+        them; what was set by hand stays.
 
         Args:
             path: The file.
             identity: The encoder that it must have been made by; None takes the file's word, to list or edit it.
+            head: What is to judge by it; None: what judged before.
 
         Raises:
             ArtefactError: The file is missing, damaged, or made by another encoder.
@@ -200,35 +301,51 @@ class SupportBank:
         try:
             header = json.loads(metadata or "")
             digest = header.pop("sha256")
-            version = header["format_version"]
-            made_by = EncoderIdentity(**header["encoder"])
-            classes = [(str(entry["name"]), [bool(flag) for flag in entry["has_mask"]]) for entry in header["classes"]]
-            precision = header["precision"]
+            version, precision = header["format_version"], header["precision"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ArtefactError(
-                f"{path} is not a support bank of fsvit-edge: its header is missing or damaged."
-            ) from error
+            raise _no_bank(path) from error
         if version != FORMAT_VERSION or precision != PRECISION:
             raise ArtefactError(
                 f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads {FORMAT_VERSION} in "
-                f"{PRECISION!r}; enrol its classes again."
+                f"{PRECISION!r}; enroll its classes again."
             )
+        try:
+            made_by, judged_by = EncoderIdentity(**header["encoder"]), HeadIdentity(**header["head"])
+            entries = [_read_entry(entry) for entry in header["classes"]]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _no_bank(path) from error
         if digest != _digest(header, tensors):
             raise ArtefactError(
-                f"Bank {path} is damaged: its contents do not have the sha256 that it states; enrol its classes again."
+                f"Bank {path} is damaged: its contents do not have the sha256 that it states; enroll its classes again."
             )
         if identity is not None:
             _check_same_encoder(path, made_by, identity)
-        bank = cls(made_by)
-        for index, (name, flags) in enumerate(classes):
-            supports = [
-                _read_support(path, tensors, f"{index}.{shot}", flag, made_by) for shot, flag in enumerate(flags)
-            ]
-            try:
-                bank.add(name, supports)
-            except InputError as error:
-                raise ArtefactError(f"Bank {path} is damaged: {error}") from error
+        bank = cls(made_by, judged_by)
+        try:
+            check_level(judged_by.presence_level)
+            for index, entry in enumerate(entries):
+                supports = [
+                    _read_support(path, tensors, f"{index}.{shot}", facts, made_by)
+                    for shot, facts in enumerate(entry.supports)
+                ]
+                bank.add(entry.name, supports)
+                bank._classes[entry.name] = _Class(tuple(supports), check_level(entry.level), entry.is_level_by_hand)
+        except InputError as error:
+            raise ArtefactError(f"Bank {path} is damaged: {error}") from error
+        if head is not None and head != judged_by:
+            bank._change_head(head)
         return bank
+
+    def _class_of(self, supports: tuple[CachedSupport, ...], before: _Class | None = None) -> _Class:
+        if before is not None and before.is_level_by_hand:
+            return replace(before, supports=supports)
+        return _Class(supports, level_of_supports(self.head.presence_level, [one.loo_score for one in supports]), False)
+
+    def _change_head(self, head: HeadIdentity) -> None:
+        self.head = head
+        for name, one in self._classes.items():
+            supports = tuple(replace(support, loo_score=None) for support in one.supports)
+            self._classes[name] = self._class_of(supports, one)
 
     def _check_known(self, name: str) -> None:
         if name not in self._classes:
@@ -285,8 +402,23 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) 
     return digest.hexdigest()
 
 
+def _no_bank(path: Path) -> ArtefactError:
+    return ArtefactError(f"{path} is not a support bank of fsvit-edge: its header is missing or damaged.")
+
+
+def _read_entry(entry: Any) -> _Entry:
+    """One class of a header; a ValueError, KeyError or TypeError where it says nothing sensible."""
+    name, level, is_by_hand = str(entry["name"]), entry["level"], bool(entry["is_level_by_hand"])
+    columns = zip(*(entry[field] for field in _SUPPORT_FIELDS), strict=True)
+    return _Entry(name, level, is_by_hand, [dict(zip(_SUPPORT_FIELDS, row, strict=True)) for row in columns])
+
+
 def _read_support(
-    path: Path, tensors: dict[str, npt.NDArray[Any]], key: str, has_mask: bool, identity: EncoderIdentity
+    path: Path,
+    tensors: dict[str, npt.NDArray[Any]],
+    key: str,
+    facts: dict[str, Any],
+    identity: EncoderIdentity,
 ) -> CachedSupport:
     channels, dim = identity.num_channels, identity.head_dim
     expected: dict[str, tuple[tuple[int | None, ...], type[np.generic]]] = {
@@ -312,4 +444,10 @@ def _read_support(
         fields[field] = array
     if fields["thumbnail_mask"].shape != fields["thumbnail"].shape[:2]:
         raise ArtefactError(f"Bank {path} is damaged: tensor {key}.thumbnail_mask has another size than its picture.")
-    return CachedSupport(**fields, has_mask=has_mask)
+    loo_score, weight = facts["loo_score"], facts["objectness_weight"]
+    for field, value, highest in (("loo_score", loo_score, 1), ("objectness_weight", weight, MAX_OBJECTNESS_WEIGHT)):
+        # Not `value > highest`, which is false of a NaN.
+        if not (type(value) in (int, float) and 0 <= value <= highest) and not (field == "loo_score" and value is None):
+            got = f"{value!r:.40}, not a number from 0 to {highest:g}"
+            raise ArtefactError(f"Bank {path} is damaged: {field} of support {key} is {got}.")
+    return CachedSupport(**fields, has_mask=bool(facts["has_mask"]), loo_score=loo_score, objectness_weight=weight)

@@ -13,6 +13,7 @@ from typing import Any
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtefactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
+from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
@@ -62,6 +63,7 @@ class Manifest:
             not measured.
         created_by: Name and version of the exporter.
         head: One of `HEADS`; bundles made before there was a choice do not say.
+        presence_level: The score above which a class with one support is present, in (0, 1); older bundles do not say.
     """
 
     format_version: int
@@ -80,6 +82,7 @@ class Manifest:
     parity: dict[str, float]
     created_by: str
     head: str = TRAINED_HEAD
+    presence_level: float = DEFAULT_LEVEL
 
     def to_json(self) -> str:
         """Return indented JSON text, which ends in the sha256 of all that it says."""
@@ -163,4 +166,9 @@ def read_manifest(path: Path) -> Manifest:
             raise ArtefactError(f"{file}: the {name} graph's file must lie in the bundle, got {own!r}.")
     if manifest.head not in HEADS:
         raise ArtefactError(f"{file} has wrong values: head is {manifest.head!r:.40}, not one of: {', '.join(HEADS)}.")
+    if not 0 < manifest.presence_level < 1:
+        raise ArtefactError(
+            f"{file} has wrong values: presence_level is {manifest.presence_level:g}, not between 0 and 1; export the "
+            "bundle again."
+        )
     return manifest

@@ -28,6 +28,7 @@ _PANEL_LIGHT = 0.3  # share of the frame that shines through the legend
 _BRIGHT, _DIM = 255, 120
 _MESSAGE_LIGHT = 180
 _SMALLEST_TEXT_PX = 8
+_TICK_PX = 2
 
 _Rgb = npt.NDArray[np.uint8]
 _Mask = npt.NDArray[np.uint8]
@@ -35,6 +36,8 @@ _Mask = npt.NDArray[np.uint8]
 
 def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction, only_present: bool = True) -> npt.NDArray[np.uint8]:
     """Draw what was found: the pixels of each class in its colour, and a legend of names, score bars and scores.
+
+    The score above which a class is present is a tick on its bar.
 
     Args:
         frame_rgb: (H, W, 3) uint8 RGB, the frame that was judged; it is not changed.
@@ -131,6 +134,10 @@ def _draw_legend(drawn: _Rgb, prediction: Prediction) -> None:
         panel[middle, pad // 2 : pad // 2 + px // 2 + pad // 2] = colour
         panel[middle, bar_x : bar_x + bar_px] = (_DIM // 2,) * 3
         panel[middle, bar_x : bar_x + round(bar_px * score)] = colour
+        if bar_px:
+            tick_x = bar_x + round((bar_px - _TICK_PX) * float(prediction.levels[index]))
+            taller = slice(middle.start - 1, middle.stop + 1)
+            panel[taller, tick_x : tick_x + _TICK_PX] = (_BRIGHT,) * 3
         _add_text(panel, name, name_x, top, light)
         _add_text(panel, _text(f"{score:.2f}", px), number_x, top, light)
     if left_out:

@@ -13,7 +13,7 @@ class Prediction:
     Attributes:
         classes: Names of the enrolled classes, in the order of enrolment.
         scores: P(present) of each class, (ways,) float32 in [0, 1].
-        present: Whether each score is above 0.5, (ways,) bool.
+        levels: The score above which each class is present, (ways,) float32 in (0, 1).
         label_map: (H, W) uint8 at the frame's size: 0 is background, i + 1 is `classes[i]`.
         foreground: P(foreground) of each class at the frame's size, (ways, H, W) float32 in [0, 1]; None unless
             asked for.
@@ -22,7 +22,12 @@ class Prediction:
 
     classes: tuple[str, ...]
     scores: npt.NDArray[np.float32]
-    present: npt.NDArray[np.bool_]
+    levels: npt.NDArray[np.float32]
     label_map: npt.NDArray[np.uint8]
     foreground: npt.NDArray[np.float32] | None
     latency_ms: dict[str, float]
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Whether each score is above its level, (ways,) bool."""
+        return self.scores > self.levels

@@ -1,7 +1,8 @@
 """`FewShotModel`: enrol classes from a few pictures, then ask of every frame what is there and where."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from fsvit_edge.runtime.bank import MAX_CLASSES, CachedSupport, EncoderIdentity, SupportBank, check_name
+from fsvit_edge.runtime.bank import (
+    MAX_CLASSES,
+    CachedSupport,
+    EncoderIdentity,
+    HeadIdentity,
+    SupportBank,
+    check_name,
+)
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
@@ -20,13 +28,15 @@ from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask, resize_nearest
+from fsvit_edge.runtime.presence_level import check_level
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float32]
 
-PRESENCE_THRESHOLD = 0.5
 _THUMBNAIL_PX = 96
+_MOST_JUDGES = 5
+"""Supports that judge a new one: enough for a mean, and the hundredth picture costs no more than the sixth."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,10 @@ class FewShotModel:
                 channels,
                 head_dim,
                 self.choice.precision,
-            )
+            ),
+            HeadIdentity(manifest.graphs["head"].sha256, manifest.presence_level),
         )
+        self._level_for_all: float | None = None
         self._runs: list[dict[str, ResidentTensor]] | None = None
         self._blas = ThreadpoolController().select(user_api="blas")
 
@@ -137,20 +149,33 @@ class FewShotModel:
         """How many classes can be enrolled: as many as a bank holds, or as the head's engine was built for."""
         return min(MAX_CLASSES, self._head.limits.get("ways", MAX_CLASSES))
 
-    def enroll(self, name: str, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> Enrolment:
+    def enroll(
+        self,
+        name: str,
+        images: Sequence[Image],
+        masks: Sequence[Mask | None] | None = None,
+        level: float | None = None,
+    ) -> Enrolment:
         """Learn a class from pictures, or add pictures to a class; costs one run of the encoder for each.
+
+        A picture of a class that has others is judged by them, which costs a run of the head, and the level of the
+        class follows; see `presence_level.level_of_supports`.
 
         Args:
             name: The class.
             images: (H, W, 3) uint8 RGB pictures that show it.
             masks: For each picture (H, W), not 0 where the thing is; None, for one or for all, where only the name is
                 known: the encoder's own pseudo-mask stands in.
+            level: The score above which the class is present, in (0, 1), set by hand; None leaves it to the pictures,
+                or as it was set by hand before.
 
         Raises:
-            InputError: The name, a picture or a mask cannot be used; the bank is as it was.
+            InputError: The name, a picture, a mask or the level cannot be used; the bank is as it was.
             ArtefactError: The head's engine was built for fewer classes; the bank is as it was.
         """
         check_name(name)
+        if level is not None:
+            check_level(level)
         if name not in self.classes:
             self._check_ways(len(self.classes) + 1)
         if len(images) == 0:
@@ -160,11 +185,19 @@ class FewShotModel:
         pairs = list(zip(images, [None] * len(images) if masks is None else masks, strict=True))
         for image, mask in pairs:
             _check_support(name, image, mask)
-        supports, covers = zip(*(self._cache(image, mask) for image, mask in pairs), strict=True)
+        others = list(self.bank.supports(name)) if name in self.classes else []
+        supports: list[CachedSupport] = []
+        covers: list[float] = []
+        for image, mask in pairs:
+            support, cover = self._cache(image, mask, [*others, *supports])
+            supports.append(support)
+            covers.append(cover)
         self.bank.add(name, supports)
+        if level is not None:
+            self.bank.set_level(name, level)
         self._runs = None
         kept = tuple(support.kept.shape[1] - 1 for support in supports)
-        return Enrolment(name, len(self.bank.supports(name)), covers, kept)
+        return Enrolment(name, len(self.bank.supports(name)), tuple(covers), kept)
 
     def predict(self, rgb: Image, probabilities: bool = False) -> Prediction:
         """Judge one frame against every enrolled class.
@@ -196,37 +229,35 @@ class FewShotModel:
         """
         check_rgb(rgb, "The frame")
         size_hw = (rgb.shape[0], rgb.shape[1])
-        own, runs = self.bank, self._runs
         predictions = []
         with self._blas.limit(limits=1):
             tokens = self._encoder.run({"image": resize_image(rgb, self.manifest.image_size)[None]})["tokens"]
-            try:
-                for bank in banks:
-                    self.bank, self._runs = bank, None
+            for bank in banks:
+                with self._judging_by(bank):
                     clock = _Clock()
                     scores, foreground = self._compare(tokens)
                     clock.lap("head")
                     labels = label_map(foreground, size_hw)
                     clock.lap("postprocess")
-                    present = scores > PRESENCE_THRESHOLD
-                    predictions.append(Prediction(bank.classes, scores, present, labels, None, clock.laps_ms))
-            finally:
-                self.bank, self._runs = own, runs
+                    predictions.append(Prediction(bank.classes, scores, self._levels(), labels, None, clock.laps_ms))
         return predictions
 
-    def cache_support(self, name: str, image: Image, mask: Mask | None = None) -> CachedSupport:
+    def cache_support(
+        self, name: str, image: Image, mask: Mask | None = None, others: Sequence[CachedSupport] = ()
+    ) -> CachedSupport:
         """Compute what `enroll` would keep of one picture, and keep it nowhere.
 
         Args:
             name: The class, for the errors.
             image: See `enroll`.
             mask: See `enroll`.
+            others: The class's other supports, by which the picture is judged.
 
         Raises:
             InputError: The picture or its mask cannot be used.
         """
         _check_support(name, image, mask)
-        return self._cache(image, mask)[0]
+        return self._cache(image, mask, others)[0]
 
     def _predict(self, rgb: Image, probabilities: bool) -> Prediction:
         size_hw = (rgb.shape[0], rgb.shape[1])
@@ -237,7 +268,23 @@ class FewShotModel:
         labels = label_map(foreground, size_hw)
         full = upsample_foreground(foreground, size_hw) if probabilities else None
         clock.lap("postprocess")
-        return Prediction(self.classes, scores, scores > PRESENCE_THRESHOLD, labels, full, clock.laps_ms)
+        return Prediction(self.classes, scores, self._levels(), labels, full, clock.laps_ms)
+
+    def _levels(self) -> Probabilities:
+        levels = self.bank.levels
+        if self._level_for_all is not None:
+            levels[:] = self._level_for_all
+        return levels
+
+    @contextmanager
+    def _judging_by(self, bank: SupportBank) -> Iterator[None]:
+        """Put another bank in the place of the model's own for a while."""
+        own, runs = self.bank, self._runs
+        self.bank, self._runs = bank, None
+        try:
+            yield
+        finally:
+            self.bank, self._runs = own, runs
 
     def _judge(self, image: Image, clock: "_Clock") -> tuple[Probabilities, Probabilities]:
         """P(present) (ways,) and P(foreground) (ways, mask_size, mask_size) of a resized frame.
@@ -291,6 +338,29 @@ class FewShotModel:
         """
         self.bank.rename(old, new)
 
+    def set_level(self, name: str, level: float | None) -> None:
+        """Set by hand the score above which a class is present; it stays when pictures are added.
+
+        Args:
+            name: The class.
+            level: In (0, 1); None takes again what its pictures say.
+
+        Raises:
+            InputError: There is no such class, or no such level.
+        """
+        self.bank.set_level(name, level)
+
+    def set_level_for_all(self, level: float | None) -> None:
+        """Judge every class, also those that come, by one level from now on; the bank keeps its own.
+
+        Args:
+            level: In (0, 1); None judges by the bank's levels again.
+
+        Raises:
+            InputError: There is no such level.
+        """
+        self._level_for_all = None if level is None else check_level(level)
+
     def save_bank(self, path: str | Path) -> None:
         """Write the enrolled classes to one .safetensors file.
 
@@ -307,7 +377,7 @@ class FewShotModel:
             ArtefactError: The file is missing, damaged, made by another encoder, or has more classes than the head's
                 engine takes; the classes are as they were.
         """
-        bank = SupportBank.load(Path(path), self.bank.identity)
+        bank = SupportBank.load(Path(path), self.bank.identity, self.bank.head)
         self._check_ways(len(bank.classes))
         self.bank = bank
         self._runs = None
@@ -328,7 +398,7 @@ class FewShotModel:
         """Close."""
         self.close()
 
-    def _cache(self, image: Image, mask: Mask | None) -> tuple[CachedSupport, float]:
+    def _cache(self, image: Image, mask: Mask | None, others: Sequence[CachedSupport]) -> tuple[CachedSupport, float]:
         size = self.manifest.image_size
         encoded = self._encoder.run({"image": resize_image(image, size)[None]})
         given = np.zeros((1, size, size), np.uint8) if mask is None else resize_mask(np.asarray(mask) != 0, size)[None]
@@ -347,8 +417,16 @@ class FewShotModel:
             thumbnail=small,
             thumbnail_mask=resize_nearest(cached["used_mask"][0], (small.shape[0], small.shape[1])) != 0,
             has_mask=mask is not None,
+            loo_score=self._score_by(others, encoded["tokens"]) if others else None,
         )
         return support, float(np.mean(cached["used_mask"] != 0))
+
+    def _score_by(self, supports: Sequence[CachedSupport], tokens: ResidentTensor) -> float:
+        """P(present) in an encoded picture of one class that has some of these supports, evenly chosen."""
+        bank = self.bank.emptied()
+        bank.add("it", supports[:: -(-len(supports) // _MOST_JUDGES)])
+        with self._judging_by(bank):
+            return float(self._compare(tokens)[0][0])
 
     def _resident_supports(self) -> list[dict[str, ResidentTensor]]:
         """Put the supports where the engine computes, in runs of bounded size, once for many frames."""

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -480,12 +481,15 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
         "cat1.jpg: mask covers 25% of the picture, 36 tokens",
         "cat2.png: mask covers 25% of the picture, 36 tokens",
         "Enrolled 'cat' with 2 supports; bank.safetensors holds: cat.",
+        first.out.splitlines()[-1],
     ]
+    assert re.fullmatch(r"It is present above 0\.\d\d \(own pictures\)\.", first.out.splitlines()[-1])
     assert first.err == "Next: fsvit-edge run --camera --bank bank.safetensors\n"
     second = cli("enroll", "thing", "cat2.png")
     assert second.code == 0
     assert "cat2.png: guessed mask covers " in second.out
     assert "Enrolled 'thing' with 1 support; bank.safetensors holds: cat, thing." in second.out
+    assert "It is present above 0.50 (default)." in second.out
     third = cli("enroll", "cat", "photo.jpg")
     assert "Enrolled 'cat' with 3 supports; bank.safetensors holds: cat, thing." in third.out
 
@@ -548,9 +552,9 @@ def is_record(record: dict[str, Any], sequence: int, classes: list[str]) -> None
     height, width = record["size_hw"]
     assert [entry["name"] for entry in record["classes"]] == classes
     for entry in record["classes"]:
-        assert list(entry) == ["name", "score", "present", "area_px", "box_xyxy"]
+        assert list(entry) == ["name", "score", "level", "present", "area_px", "box_xyxy"]
         assert 0 <= entry["score"] <= 1
-        assert entry["present"] == (entry["score"] > 0.5)
+        assert entry["present"] == (entry["score"] > entry["level"])
         assert 0 <= entry["area_px"] <= height * width
         assert (entry["box_xyxy"] is None) == (entry["area_px"] == 0)
         if entry["box_xyxy"]:

@@ -39,7 +39,7 @@ def model() -> Iterator[LiveModel]:
 def noisy_frame(index: int) -> tuple[Frame, Prediction]:
     rng = np.random.default_rng(index)
     image = rng.integers(0, 256, (360, 640, 3), dtype=np.uint8)
-    nothing = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros((360, 640), np.uint8), None, {})
+    nothing = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((360, 640), np.uint8), None, {})
     return Frame(image, index, "test", 0.0, time.monotonic(), 0.0), nothing
 
 

@@ -325,7 +325,7 @@ def test_a_tensor_that_does_not_fit_is_named(
         pytest.param(lambda h: h["encoder"].update(colour=1), "is not a support bank", id="unknown field"),
         pytest.param(lambda h: h.update(classes=[1]), "is not a support bank", id="classes"),
         pytest.param(lambda h: h.update(format_version=1), "has format 1 in 'fp16'", id="an earlier version"),
-        pytest.param(lambda h: h.update(precision="int8"), "has format 2 in 'int8'", id="another precision"),
+        pytest.param(lambda h: h.update(precision="int8"), "has format 3 in 'int8'", id="another precision"),
         pytest.param(lambda h: h["classes"][0].update(name="a\nb"), "is damaged: A class name must be", id="name"),
         pytest.param(lambda h: h["classes"][0].update(has_mask=[]), "is damaged: Class 'cat' needs", id="no support"),
         pytest.param(lambda h: h["classes"][0].update(has_mask=[1] * 3), "tensor 0.2.kept is missing", id="too many"),

@@ -39,7 +39,7 @@ class NoModel(LiveModel):
 
     def predict(self, rgb: np.ndarray) -> Prediction:
         blank = np.zeros(rgb.shape[:2], np.uint8)
-        return Prediction((), np.zeros(0, np.float32), np.zeros(0, np.bool_), blank, None, {"encoder": 1.0})
+        return Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), blank, None, {"encoder": 1.0})
 
 
 class Collect(Sink):

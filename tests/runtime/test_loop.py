@@ -23,7 +23,9 @@ def source(count: int, then: BaseException | None = None) -> FileSource:
 
 def judge(rgb: np.ndarray) -> Prediction:
     scores = np.array([rgb.mean() / 255], np.float32)
-    return Prediction(("cat",), scores, scores > 0.5, np.zeros(rgb.shape[:2], np.uint8), None, {"encode": 3.0})
+    return Prediction(
+        ("cat",), scores, np.full_like(scores, 0.5), np.zeros(rgb.shape[:2], np.uint8), None, {"encode": 3.0}
+    )
 
 
 class Collect:

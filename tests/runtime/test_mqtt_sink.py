@@ -26,7 +26,7 @@ MOSQUITTO = shutil.which("mosquitto") or ("/usr/sbin/mosquitto" if Path("/usr/sb
 
 def frame(index: int) -> tuple[Frame, Prediction]:
     image = np.zeros((4, 4, 3), np.uint8)
-    nothing = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros((4, 4), np.uint8), None, {})
+    nothing = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((4, 4), np.uint8), None, {})
     return Frame(image, index, "cam", 0.0, 0.0, 0.0), nothing
 
 

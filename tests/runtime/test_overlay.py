@@ -22,7 +22,7 @@ def prediction(
     label_map = np.zeros(size_hw, np.uint8)
     label_map[size_hw[0] * 3 // 4 :, size_hw[1] * 3 // 4 :] = label
     values = np.array(scores, np.float32)
-    return Prediction(tuple(names), values, values > 0.5, label_map, None, {})
+    return Prediction(tuple(names), values, np.full_like(values, 0.5), label_map, None, {})
 
 
 def test_the_frame_itself_is_not_touched() -> None:

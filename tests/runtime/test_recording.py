@@ -28,7 +28,9 @@ def frame(index: int, at_s: float, height: int = 48, width: int = 64) -> Frame:
 
 
 def answer(height: int = 48, width: int = 64) -> Prediction:
-    return Prediction((), np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros((height, width), np.uint8), None, {})
+    return Prediction(
+        (), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((height, width), np.uint8), None, {}
+    )
 
 
 def health(state: SourceState, at_s: float = 0.0, frozen: bool = False, message: str = "") -> Health:

@@ -13,7 +13,7 @@ from fsvit_edge.runtime.sink_worker import SinkWorker
 from fsvit_edge.runtime.sinks.base import Sink, SinkClosedError
 from fsvit_edge.runtime.sources.base import SourceStatus
 
-PREDICTION = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros((2, 2), np.uint8), None, {})
+PREDICTION = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((2, 2), np.uint8), None, {})
 
 
 def frame(index: int) -> Frame:

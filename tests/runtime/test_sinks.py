@@ -33,7 +33,14 @@ def answer(height: int = 48, width: int = 64) -> Prediction:
     label_map[34:46, 5:35] = 2
     label_map[40:41, 60:61] = 2
     scores = np.array([0.123456, 0.9, 0.5], np.float32)
-    return Prediction(("cat", "Größe 猫", "dog"), scores, scores > 0.5, label_map, None, {"encode": 2.0, "head": 0.5})
+    return Prediction(
+        ("cat", "Größe 猫", "dog"),
+        scores,
+        np.array([0.5, 0.7, 0.5], np.float32),
+        label_map,
+        None,
+        {"encode": 2.0, "head": 0.5},
+    )
 
 
 # Runs in its own process: writes frames to the sink {uri} under whatever limits the test sets before.
@@ -48,7 +55,7 @@ from fsvit_edge.runtime.frame import Frame
 uri, limit, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
 scores = np.array([0.9], np.float32)
-judged = Prediction(("cat",), scores, scores > 0.5, np.ones((96, 128), np.uint8), None, {})
+judged = Prediction(("cat",), scores, np.full_like(scores, 0.5), np.ones((96, 128), np.uint8), None, {})
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
@@ -88,9 +95,16 @@ def test_a_record_says_what_the_frame_shows() -> None:
         "is_frozen": False,
         "size_hw": [48, 64],
         "classes": [
-            {"name": "cat", "score": 0.1235, "present": False, "area_px": 0, "box_xyxy": None},
-            {"name": "Größe 猫", "score": 0.9, "present": True, "area_px": 361, "box_xyxy": [5, 34, 61, 46]},
-            {"name": "dog", "score": 0.5, "present": False, "area_px": 0, "box_xyxy": None},
+            {"name": "cat", "score": 0.1235, "level": 0.5, "present": False, "area_px": 0, "box_xyxy": None},
+            {
+                "name": "Größe 猫",
+                "score": 0.9,
+                "level": 0.7,
+                "present": True,
+                "area_px": 361,
+                "box_xyxy": [5, 34, 61, 46],
+            },
+            {"name": "dog", "score": 0.5, "level": 0.5, "present": False, "area_px": 0, "box_xyxy": None},
         ],
         "latency_ms": {"decode": 1.23, "encode": 2.0, "head": 0.5},
     }

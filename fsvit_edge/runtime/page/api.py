@@ -99,6 +99,7 @@ class Api:
                 area = float((prediction.label_map == index + 1).mean())
                 scores[name] = {
                     "score": round(float(prediction.scores[index]), 4),
+                    "level": round(float(prediction.levels[index]), 4),
                     "present": bool(prediction.present[index]),
                     "area": round(area, 4),
                 }
@@ -111,7 +112,7 @@ class Api:
                 {
                     "name": name,
                     "colour": "#{:02x}{:02x}{:02x}".format(*PALETTE[index % len(PALETTE)]),
-                    **scores.get(name, {"score": None, "present": None, "area": None}),
+                    **scores.get(name, {"score": None, "level": None, "present": None, "area": None}),
                     "supports": [{"has_mask": support.has_mask} for support in supports],
                 }
                 for index, (name, supports) in enumerate(self._model.supports.items())

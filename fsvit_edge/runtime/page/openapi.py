@@ -44,7 +44,10 @@ def openapi() -> dict[str, Any]:
         },
         ["name", "frame_id"],
     )
-    state = "Health, newest frame, classes with scores and supports, and whether the bank is saved."
+    state = (
+        "Health, newest frame, classes with scores, levels (the score above which each is present) and supports, and "
+        "whether the bank is saved."
+    )
     paths: dict[str, dict[str, Any]] = {
         "/api/state": {"get": _operation(state, "application/json")},
         "/api/stream.mjpg": {

@@ -18,9 +18,10 @@ def record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         "event": "frame"; "sequence": index of the frame, of which a live source's dropped frames leave gaps; "source";
         "wall_time_s" and "monotonic_s": when it came, in seconds; "age_ms": from then to the result, in milliseconds;
         "is_frozen": whether the camera repeats itself; "size_hw": its height and width in pixels; "classes": for each
-        enrolled class its "name", "score" in [0, 1], "present", "area_px" and "box_xyxy" (left, top, right, bottom;
-        right and bottom are exclusive; null without a pixel), area and box being those of the label map, whether the
-        class is present or not; "latency_ms": milliseconds of each stage, "decode" first.
+        enrolled class its "name", "score" in [0, 1], "level" (the score above which it is present), "present",
+        "area_px" and "box_xyxy" (left, top, right, bottom; right and bottom are exclusive; null without a pixel), area
+        and box being those of the label map, whether the class is present or not; "latency_ms": milliseconds of each
+        stage, "decode" first.
     """
     classes = []
     for index, name in enumerate(prediction.classes):
@@ -30,6 +31,7 @@ def record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
             {
                 "name": name,
                 "score": round(float(prediction.scores[index]), 4),
+                "level": round(float(prediction.levels[index]), 4),
                 "present": bool(prediction.present[index]),
                 "area_px": cv2.countNonZero(pixels),
                 "box_xyxy": [x, y, x + width, y + height] if width else None,

@@ -24,7 +24,7 @@ export function showClasses(classes, revision) {
   for (const one of classes) showScore(items.get(one.name), one);
 }
 
-function showScore(item, { colour, score, present, area }) {
+function showScore(item, { colour, score, level, present, area }) {
   item.classList.toggle("present", Boolean(present));
   item.querySelector(".swatch").style.background = colour;
   item.querySelector(".score").textContent = score === null ? "" : score.toFixed(2) + (present ? ` · ${percent(area)}` : "");
@@ -32,6 +32,10 @@ function showScore(item, { colour, score, present, area }) {
   bar.setAttribute("aria-valuenow", score ?? 0);
   bar.firstElementChild.style.width = `${(score ?? 0) * 100}%`;
   bar.firstElementChild.style.background = colour;
+  const tick = bar.lastElementChild;
+  tick.hidden = level === null;
+  tick.style.left = `${(level ?? 0) * 100}%`;
+  bar.title = level === null ? "" : `Present above ${level.toFixed(2)}`;
 }
 
 function makeItem(name) {
