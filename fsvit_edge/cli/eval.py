@@ -1,8 +1,8 @@
-"""`fsvit-edge eval`: how good a model is on few-shot episodes, and whether it is good enough."""
+"""`fsvit-edge eval`: how good a model is on few-shot episodes or on scenes, and whether it is good enough."""
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +12,24 @@ if TYPE_CHECKING:
     from fsvit_edge.learn.datasets import FewShotData
     from fsvit_edge.learn.evaluation import EvaluationResult
     from fsvit_edge.learn.metrics import Score
+    from fsvit_edge.learn.scenes import SceneResult
     from fsvit_edge.runtime.engines.choose import EngineChoice
     from fsvit_edge.runtime.predictor import FewShotModel
+
+
+class Protocol(str, Enum):
+    """What a model is asked."""
+
+    EPISODES = "episodes"
+    SCENES = "scenes"
+
+
+_PROTOCOL_OF = {
+    **dict.fromkeys(("way", "episodes", "pictures", "max_pictures"), Protocol.EPISODES),
+    **dict.fromkeys(("min_miou", "min_er", "max_drop", "drop"), Protocol.EPISODES),
+    **dict.fromkeys(("per_class", "max_false_alarms", "min_hits"), Protocol.SCENES),
+}
+"""Of the options that belong to one."""
 
 
 class SupportKind(str, Enum):
@@ -24,6 +40,7 @@ class SupportKind(str, Enum):
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[Path, typer.Option(help="The data set's folder; of one's own: <class>/{images,masks}/<stem>.*")],
     bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint, by torch, in place of a bundle.")] = None,
@@ -33,9 +50,15 @@ def evaluate(
     classes: Annotated[
         list[str] | None, typer.Option(help="Classes of a folder, a,b or repeated; default: all.")
     ] = None,
+    protocol: Annotated[
+        Protocol, typer.Option(help="The paper's episodes, or scenes: all classes at once on all other pictures.")
+    ] = Protocol.EPISODES,
     way: Annotated[int, typer.Option(min=1, max=255, help="Classes of an episode.")] = 1,
     shot: Annotated[int, typer.Option(min=1, help="Support pictures of each class.")] = 1,
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 1000,
+    per_class: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of each class to judge as scenes; default: all.")
+    ] = None,
     supports: Annotated[SupportKind, typer.Option(help="Enrol with masks, or by names alone.")] = SupportKind.MASKS,
     engine: Annotated[
         str, typer.Option(help="auto, cpu, cuda, tensorrt or tensorrt-rtx; a checkpoint takes torch.")
@@ -48,28 +71,52 @@ def evaluate(
     max_pictures: Annotated[int, typer.Option(min=1, help="How many of them.")] = 20,
     min_miou: Annotated[float | None, typer.Option(help="Fail below this mIoU, in percent.")] = None,
     min_er: Annotated[float | None, typer.Option(help="Fail below this exact ratio, in percent.")] = None,
+    max_false_alarms: Annotated[
+        float | None, typer.Option(help="Fail where more scenes without a class are taken for it, in percent.")
+    ] = None,
+    min_hits: Annotated[
+        float | None, typer.Option(help="Fail where a class is found in fewer of its scenes, in percent.")
+    ] = None,
     max_drop: Annotated[
         Path | None, typer.Option(help="Fail where mIoU or exact ratio fall behind this earlier --output.")
     ] = None,
     drop: Annotated[float | None, typer.Option(min=0, help="Points that they may fall behind by; default: 1.")] = None,
 ) -> None:
-    """Measure 0/1 exact ratio and mIoU over few-shot episodes; with a limit it is a gate that fails with code 5."""
-    import json
-
+    """Measure exact ratio and mIoU over episodes, or hits and false alarms on scenes; a limit that fails has code 5."""
     from fsvit_edge.cli.terminal import advise, progress
     from fsvit_edge.learn.episode_pictures import draw_answer
     from fsvit_edge.learn.evaluation import Answer, EvaluationOptions
     from fsvit_edge.learn.evaluation import evaluate as run_episodes
-    from fsvit_edge.learn.gates import DEFAULT_DROP_POINTS, Gates, Reference
-    from fsvit_edge.runtime.atomic import atomic_write
+    from fsvit_edge.learn.gates import DEFAULT_DROP_POINTS, Gates, Reference, SceneGates
+    from fsvit_edge.learn.scenes import SceneOptions, evaluate_scenes
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import write_image
 
+    _check_protocol(context, protocol)
     if drop is not None and max_drop is None:
         raise InputError("--drop says how far to fall behind a reference; name it with --max-drop REFERENCE.json.")
     if output is not None and output.is_dir():
         raise InputError(f"{output} is a folder; give the name of a file to write.")
     masks = supports is SupportKind.MASKS
+    source = {
+        "source": str(checkpoint or bundle or "the model shipped"),
+        "data": {"benchmark": benchmark, "folder": str(data), "fold": fold},
+    }
+    if protocol is Protocol.SCENES:
+        selection = _open_data(benchmark, data, splits, fold, classes, masks)
+        with progress("Evaluate") as step:
+            step("load the model")
+            with _open_model(bundle, checkpoint, engine, precision, threads) as model:
+                scenes = evaluate_scenes(model, selection, SceneOptions(shot, masks, per_class), step)
+        text = _put_out({**scenes.to_dict(), **source}, model.choice, output)
+        if as_json:
+            print(text, end="")
+        else:
+            _print_scenes(scenes, model.choice)
+        SceneGates(max_false_alarms, min_hits).check(scenes)
+        if max_false_alarms is None:
+            advise("Next: hold later models to it with: fsvit-edge eval --protocol scenes --max-false-alarms PERCENT")
+        return
     options = EvaluationOptions(way, shot, episodes, masks)
     reference = None if max_drop is None else Reference.load(max_drop)
     if reference is not None:
@@ -88,18 +135,7 @@ def evaluate(
         with model:
             result = run_episodes(model, selection, options, step, draw)
 
-    document = {
-        **result.to_dict(),
-        "source": str(checkpoint or bundle or "the model shipped"),
-        "engine": model.choice.engine,
-        "precision": model.choice.precision,
-        "computed_by": model.choice.description,
-        "data": {"benchmark": benchmark, "folder": str(data), "fold": fold},
-        "versions": _versions(),
-    }
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    if output is not None:
-        atomic_write(output, text.encode())
+    text = _put_out({**result.to_dict(), **source}, model.choice, output)
     if as_json:
         print(text, end="")
     else:
@@ -111,6 +147,37 @@ def evaluate(
         advise(f"Next: fsvit-edge export --checkpoint {checkpoint}")
     elif pictures is None:
         advise("Next: see the answers with --pictures DIR")
+
+
+def _check_protocol(context: typer.Context, protocol: Protocol) -> None:
+    from fsvit_edge.runtime.errors import InputError
+
+    for name, its in _PROTOCOL_OF.items():
+        given = context.get_parameter_source(name)
+        if its is not protocol and given is not None and given.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} belongs to --protocol {its.value}; leave it out of --protocol {protocol.value}."
+            )
+
+
+def _put_out(result: dict[str, Any], choice: "EngineChoice", output: Path | None) -> str:
+    """Return a result as JSON, and write it where it is asked for."""
+    import json
+
+    from fsvit_edge.runtime.atomic import atomic_write
+
+    document = {
+        **result,
+        "engine": choice.engine,
+        "precision": choice.precision,
+        "computed_by": choice.description,
+        "versions": _versions(),
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    if output is not None:
+        atomic_write(output, text.encode())
+    return text
 
 
 def _open_data(
@@ -173,6 +240,42 @@ def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
     ]
     header = ("class", "asked", "shown", "presence right %", "95 % interval", "IoU %", "95 % interval")
     print_table("By class", header, rows)
+
+
+def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
+    from fsvit_edge.cli.terminal import print_table
+
+    options, scores, model = result.options, result.scores, result.model
+    kind = "with masks" if options.masks else "by name"
+    supports = "1 support" if options.shot == 1 else f"{options.shot} supports"
+    title = (
+        f"{model.name} at {model.image_size} px, {choice.description}: {supports} a class {kind}, "
+        f"{len(scores.classes)} classes, {result.pictures} pictures in {result.elapsed_s:.0f} s"
+    )
+    overall = [
+        ("hits at the levels in use", *_cells(scores.hits)),
+        ("false alarms at the levels in use", *_cells(scores.false_alarms)),
+        ("area under the curve", *_cells(scores.area)),
+        ("hits at 1 % false alarms, a level for each class", *_cells(scores.hits_at_1_percent)),
+        ("hits at 0.1 % false alarms, a level for each class", *_cells(scores.hits_at_01_percent)),
+        ("hits at 1 % false alarms, one level for all", *_cells(scores.pooled_hits_at_1_percent)),
+        ("hits at 0.1 % false alarms, one level for all", *_cells(scores.pooled_hits_at_01_percent)),
+    ]
+    print_table(title, ("", "%", "95 % interval"), overall)
+    rows = [
+        (
+            one.name,
+            f"{one.level:.2f}",
+            f"{one.pictures} / {one.scenes}",
+            *_cells(one.hits),
+            *_cells(one.false_alarms),
+            _cells(one.area)[0],
+            _cells(one.hits_at_1_percent)[0],
+        )
+        for one in scores.classes
+    ]
+    rates = ("hits %", "95 % interval", "false alarms %", "95 % interval", "area %", "hits % at 1 %")
+    print_table("By class", ("class", "level", "pictures / scenes", *rates), rows)
 
 
 def _cells(score: "Score | None") -> tuple[str, str]:

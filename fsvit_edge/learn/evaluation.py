@@ -29,7 +29,7 @@ _SUPPORT_CACHE_BYTES = 2**30
 """Of cached supports: 1,000 of a ViT-S/8 at 400 px under masks that cover a third of the picture."""
 _EPISODES_AT_ONCE = 64
 """Of one query: their label maps are held together."""
-_REPORT_EVERY_S = 5.0
+REPORT_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -181,26 +181,54 @@ def evaluate(
             digests[number] = files.digest(episode)
             on_answer(Answer(number, episode, prediction, tally.shown[number], truth))
         done += len(numbers)
-        if time.monotonic() - reported > _REPORT_EVERY_S:
+        if time.monotonic() - reported > REPORT_EVERY_S:
             reported = time.monotonic()
             progress(f"{done} of {options.episodes} episodes, {done / (reported - started):.1f} a second")
     progress("bootstrap")
-    manifest = model.manifest
     return EvaluationResult(
         options,
         score(tally, data.class_names),
         hashlib.sha256("".join(digests).encode()).hexdigest(),
         segmented,
-        ModelIdentity(
-            manifest.name,
-            manifest.backbone,
-            manifest.head,
-            manifest.image_size,
-            model.choice.precision,
-            {name: info.sha256 for name, info in manifest.graphs.items()},
-        ),
+        identify(model),
         time.monotonic() - started,
     )
+
+
+def identify(model: FewShotModel) -> ModelIdentity:
+    """Tell which network a model is."""
+    manifest = model.manifest
+    return ModelIdentity(
+        manifest.name,
+        manifest.backbone,
+        manifest.head,
+        manifest.image_size,
+        model.choice.precision,
+        {name: info.sha256 for name, info in manifest.graphs.items()},
+    )
+
+
+def cache_example(
+    model: FewShotModel, data: FewShotData, index: int, masks: bool, others: Sequence[CachedSupport] = ()
+) -> CachedSupport:
+    """Cache an example as a support of its class.
+
+    Args:
+        model: The network.
+        data: Holds the example.
+        index: Of the example.
+        masks: Take its mask; False takes the class's name alone.
+        others: The class's other supports, by which it is judged.
+
+    Raises:
+        InputError: It has no mask where one is asked for, or a file cannot be used.
+    """
+    example = data.examples[index]
+    if masks and example.mask is None:
+        raise InputError(f"{example.image} has no mask; evaluate with --supports names or give it one.")
+    # Unknown pixels are no foreground, as published.
+    mask = data.read_mask(index) == 1 if masks else None
+    return model.cache_support(data.class_names[example.label], data.read_image(index), mask, others)
 
 
 class _Supports:
@@ -224,13 +252,7 @@ class _Supports:
         if index in self._cached:
             self._cached.move_to_end(index)
             return self._cached[index]
-        example = self._data.examples[index]
-        if self._masks and example.mask is None:
-            raise InputError(f"{example.image} has no mask; evaluate with --supports names or give it one.")
-        # Unknown pixels are no foreground, as published.
-        mask = self._data.read_mask(index) == 1 if self._masks else None
-        name = self._data.class_names[example.label]
-        support = self._model.cache_support(name, self._data.read_image(index), mask)
+        support = cache_example(self._model, self._data, index, self._masks)
         self._cached[index] = support
         self._bytes += support.nbytes
         while self._bytes > _SUPPORT_CACHE_BYTES and len(self._cached) > 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.learn.evaluation import EvaluationResult
+from fsvit_edge.learn.scenes import SceneResult
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtefactError, InputError
 
 DEFAULT_DROP_POINTS = 1.0
@@ -114,9 +115,45 @@ class Gates:
                     limits.append((what, value, before - self.drop, f"{self.drop:g} points below {before:.2f} %"))
         # Not `value < least`, which is false of a NaN.
         missed = [
-            f"{what} {'not measured' if value is None else f'{value:.2f} %'}, at least {least:.2f} % wanted ({why})"
+            f"{what} {_measured(value)}, at least {least:.2f} % wanted ({why})"
             for what, value, least, why in limits
             if least is not None and (value is None or not value >= least)
         ]
-        if missed:
-            raise AccuracyGateError(f"The accuracy gate failed: {'; '.join(missed)}.")
+        _fail(missed)
+
+
+@dataclass(frozen=True)
+class SceneGates:
+    """What a result on scenes must keep, in percent, as means over the classes at their levels; None is no limit.
+
+    Attributes:
+        max_false_alarms: Largest share of the scenes without a class in which it is present.
+        min_hits: Smallest share of the pictures of a class in which it is present.
+    """
+
+    max_false_alarms: float | None = None
+    min_hits: float | None = None
+
+    def check(self, result: SceneResult) -> None:
+        """Judge a result.
+
+        Raises:
+            AccuracyGateError: It misses a limit; the message names every one that it misses.
+        """
+        alarms, hits = (None if one is None else one.value for one in (result.scores.false_alarms, result.scores.hits))
+        missed = []
+        # Not `alarms > most`, which is false of a NaN.
+        if self.max_false_alarms is not None and (alarms is None or not alarms <= self.max_false_alarms):
+            missed.append(f"false alarms {_measured(alarms)}, at most {self.max_false_alarms:.2f} % wanted")
+        if self.min_hits is not None and (hits is None or not hits >= self.min_hits):
+            missed.append(f"hits {_measured(hits)}, at least {self.min_hits:.2f} % wanted")
+        _fail(missed)
+
+
+def _measured(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f} %"
+
+
+def _fail(missed: list[str]) -> None:
+    if missed:
+        raise AccuracyGateError(f"The accuracy gate failed: {'; '.join(missed)}.")

@@ -4,7 +4,7 @@ An episode leaves a few numbers for each of its ways; every figure is a ratio of
 the episodes is a matrix product, and 2,000 of them take a fraction of a second.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +126,7 @@ def score(tally: Tally, names: Mapping[int, str]) -> Scores:
     estimate = _ratios(sums.sum(axis=0, keepdims=True))
     resampled = _ratios(_resample(sums))
     exact, miou, *rest = (
-        _score(value, spread) for value, spread in zip(estimate[0].tolist(), resampled.T, strict=True)
+        score_of(value, spread) for value, spread in zip(estimate[0].tolist(), resampled.T, strict=True)
     )
     assert exact is not None
     asked = [tally.ways == label for label in labels]
@@ -163,30 +163,43 @@ def _sums(tally: Tally, labels: Sequence[int]) -> _Floats:
 
 def _ratios(sums: _Floats) -> _Floats:
     """(R, 2 + 4 C) sums -> (R, 2 + 2 C) exact ratio, mIoU, presence and IoU of each class; NaN is 0 / 0."""
-    exact = _divide(sums[:, :1], sums[:, 1:2])
+    exact = divide(sums[:, :1], sums[:, 1:2])
     right, answers, intersections, unions = np.split(sums[:, 2:], 4, axis=1)
-    iou = _divide(intersections, unions)
+    iou = divide(intersections, unions)
     measured = ~np.isnan(iou)
-    miou = _divide(np.where(measured, iou, 0).sum(axis=1, keepdims=True), measured.sum(axis=1, keepdims=True))
-    return np.concatenate([exact, miou, _divide(right, answers), iou], axis=1)
+    miou = divide(np.where(measured, iou, 0).sum(axis=1, keepdims=True), measured.sum(axis=1, keepdims=True))
+    return np.concatenate([exact, miou, divide(right, answers), iou], axis=1)
 
 
 def _resample(sums: _Floats) -> _Floats:
-    """Sums over draws of as many episodes with replacement: how often each is drawn is multinomial."""
-    episodes = len(sums)
+    return np.concatenate([counts @ sums for counts in resamples(len(sums), len(sums))])
+
+
+def resamples(size: int, cells: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Draw as many as there are, with replacement, `RESAMPLES` times: how often each is drawn is multinomial.
+
+    Args:
+        size: How many there are.
+        cells: Numbers that the caller holds for each draw, which bounds the draws that come together.
+
+    Yields:
+        (draws, size) float64: how often each one is drawn.
+    """
     rng = np.random.default_rng(RESAMPLING_SEED)
-    chances = np.full(episodes, 1 / episodes)
-    step = max(1, _CELLS_AT_ONCE // episodes)
-    sizes = [min(step, RESAMPLES - start) for start in range(0, RESAMPLES, step)]
-    return np.concatenate([rng.multinomial(episodes, chances, size=size).astype(np.float64) @ sums for size in sizes])
+    chances = np.full(size, 1 / size)
+    step = max(1, _CELLS_AT_ONCE // cells)
+    for start in range(0, RESAMPLES, step):
+        yield rng.multinomial(size, chances, size=min(step, RESAMPLES - start)).astype(np.float64)
 
 
-def _divide(part: _Floats, whole: npt.NDArray[np.float64] | npt.NDArray[np.intp]) -> _Floats:
+def divide(part: _Floats, whole: npt.NDArray[np.float64] | npt.NDArray[np.intp]) -> _Floats:
+    """Divide; NaN where the whole is 0."""
     ratio: _Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return ratio
 
 
-def _score(value: float, spread: _Floats) -> Score | None:
+def score_of(value: float, spread: npt.NDArray[np.float64]) -> Score | None:
+    """Make a score of an estimate in [0, 1] and its resamples; None where it is NaN, which is 0 / 0."""
     if np.isnan(value):
         return None
     tail = (100 - CONFIDENCE) / 2

@@ -137,7 +137,7 @@ def _draw_legend(drawn: _Rgb, prediction: Prediction) -> None:
         if bar_px:
             tick_x = bar_x + round((bar_px - _TICK_PX) * float(prediction.levels[index]))
             taller = slice(middle.start - 1, middle.stop + 1)
-            panel[taller, tick_x : tick_x + _TICK_PX] = (_BRIGHT,) * 3
+            panel[taller, tick_x : tick_x + _TICK_PX] = (light,) * 3
         _add_text(panel, name, name_x, top, light)
         _add_text(panel, _text(f"{score:.2f}", px), number_x, top, light)
     if left_out:

@@ -75,7 +75,7 @@ def test_the_figures_are_those_of_asking_the_model_episode_by_episode(
         episode = benchmark_episode(data, number, 2, 3)
         for label, indices in zip(episode.ways, episode.supports, strict=True):
             masks = [data.read_mask(index) == 1 for index in indices]
-            model.enroll(data.class_names[label], [data.read_image(index) for index in indices], masks)
+            model.enroll(data.class_names[label], [data.read_image(index) for index in indices], masks, level=0.5)
         right.append((model.predict(data.read_image(episode.query)).present == present(data, episode)).all())
         for name in model.classes:
             model.remove(name)

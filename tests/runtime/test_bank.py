@@ -12,13 +12,23 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fsvit_edge.runtime import bank as bank_module
-from fsvit_edge.runtime.bank import MAX_CLASSES, MAX_NAME_LENGTH, CachedSupport, EncoderIdentity, SupportBank
+from fsvit_edge.runtime.bank import (
+    MAX_CLASSES,
+    MAX_NAME_LENGTH,
+    CachedSupport,
+    EncoderIdentity,
+    HeadIdentity,
+    SupportBank,
+)
 from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.presence_level import level_of_supports
 
 CHANNELS, DIM = 2, 4
 IDENTITY = EncoderIdentity("nano", "ab" * 32, 32, CHANNELS, DIM, "fp32")
+HEAD = HeadIdentity("ef" * 32, 0.25)
 FIELDS = ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask")
+FACTS = ("has_mask", "loo_score", "objectness_weight")
 HEADER = "fsvit-edge-bank"
 
 
@@ -31,13 +41,16 @@ def support(seed: int, tokens: int = 3, has_mask: bool = True) -> CachedSupport:
         thumbnail=rng.integers(0, 256, (5, 6, 3), dtype=np.uint8),
         thumbnail_mask=rng.random((5, 6)) > 0.5,
         has_mask=has_mask,
+        loo_score=None if seed == 0 else float(rng.random()),
+        objectness_weight=float(rng.uniform(0, 2)),
     )
 
 
 def filled(identity: EncoderIdentity = IDENTITY) -> SupportBank:
-    bank = SupportBank(identity)
+    bank = SupportBank(identity, HEAD)
     bank.add("cat", [support(0), support(1, tokens=1, has_mask=False)])
     bank.add("Größe 猫", [support(2, tokens=7)])
+    bank.set_level("Größe 猫", 0.8125)
     return bank
 
 
@@ -48,13 +61,15 @@ def path(tmp_path: Path) -> Path:
 
 def same(one: SupportBank, other: SupportBank) -> bool:
     """Whether two banks hold the same classes and supports, bit by bit."""
-    if one.identity != other.identity or one.classes != other.classes:
+    if one.identity != other.identity or one.head != other.head or one.classes != other.classes:
         return False
     for name in one.classes:
         if len(one.supports(name)) != len(other.supports(name)):
             return False
+        if (one.level(name), one.level_source(name)) != (other.level(name), other.level_source(name)):
+            return False
         for ours, theirs in zip(one.supports(name), other.supports(name), strict=True):
-            if ours.has_mask != theirs.has_mask:
+            if any(getattr(ours, field) != getattr(theirs, field) for field in FACTS):
                 return False
             for field in FIELDS:
                 a, b = getattr(ours, field), getattr(theirs, field)
@@ -317,6 +332,17 @@ def test_a_tensor_that_does_not_fit_is_named(
     assert reason in str(refused.value)
 
 
+def as_format_2(header: dict[str, Any]) -> None:
+    """What the format before this one held."""
+    del header["head"]
+    classes = [{"name": entry["name"], "has_mask": entry["has_mask"]} for entry in header["classes"]]
+    header.update(format_version=2, classes=classes)
+
+
+def supports_of(masks: list[int]) -> dict[str, list[Any]]:
+    return {"has_mask": masks, "loo_score": [None] * len(masks), "objectness_weight": [0] * len(masks)}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -325,10 +351,33 @@ def test_a_tensor_that_does_not_fit_is_named(
         pytest.param(lambda h: h["encoder"].update(colour=1), "is not a support bank", id="unknown field"),
         pytest.param(lambda h: h.update(classes=[1]), "is not a support bank", id="classes"),
         pytest.param(lambda h: h.update(format_version=1), "has format 1 in 'fp16'", id="an earlier version"),
+        pytest.param(
+            as_format_2, "has format 2 in 'fp16', this fsvit-edge reads 3 in 'fp16'; enroll its classes", id="2"
+        ),
         pytest.param(lambda h: h.update(precision="int8"), "has format 3 in 'int8'", id="another precision"),
         pytest.param(lambda h: h["classes"][0].update(name="a\nb"), "is damaged: A class name must be", id="name"),
-        pytest.param(lambda h: h["classes"][0].update(has_mask=[]), "is damaged: Class 'cat' needs", id="no support"),
-        pytest.param(lambda h: h["classes"][0].update(has_mask=[1] * 3), "tensor 0.2.kept is missing", id="too many"),
+        pytest.param(lambda h: h["classes"][0].update(supports_of([])), "Class 'cat' needs", id="no support"),
+        pytest.param(lambda h: h["classes"][0].update(supports_of([1] * 3)), "0.2.kept is missing", id="too many"),
+        pytest.param(lambda h: h["classes"][0].update(has_mask=[1] * 3), "header is missing or", id="unequal lists"),
+        pytest.param(lambda h: h.pop("head"), "is not a support bank", id="no head"),
+        pytest.param(lambda h: h["head"].update(presence_level=1), "level of a class must lie", id="level of the head"),
+        pytest.param(lambda h: h["head"].update(presence_level="high"), "level of a class must", id="no number"),
+        pytest.param(lambda h: h["classes"][1].pop("level"), "is not a support bank", id="no level"),
+        *(
+            pytest.param(
+                lambda h, wrong=wrong: h["classes"][1].update(level=wrong), "got " + repr(wrong), id=repr(wrong)
+            )
+            for wrong in (0, 1, 1.5, -1.0, None, "0.5", True, float("nan"), float("inf"))
+        ),
+        *(
+            pytest.param(
+                lambda h, field=field, wrong=wrong: h["classes"][0].update({field: [0.5, wrong]}),
+                f"is damaged: {field} of support 0.1 is {wrong!r}, not a number from 0 to ",
+                id=f"{field} {wrong!r}",
+            )
+            for field, wrongs in (("loo_score", (1.01, -0.1, "0.5")), ("objectness_weight", (2.01, -0.1, None)))
+            for wrong in (*wrongs, True, float("nan"), float("inf"))
+        ),
     ],
 )
 def test_a_header_that_says_something_else_is_refused(
@@ -346,6 +395,10 @@ def test_a_header_that_says_something_else_is_refused(
     [
         pytest.param(lambda h: h["classes"][0].update(name="dog"), lambda _: None, id="name"),
         pytest.param(lambda h: h["classes"][0]["has_mask"].reverse(), lambda _: None, id="masks"),
+        pytest.param(lambda h: h["classes"][0].update(level=0.3), lambda _: None, id="level"),
+        pytest.param(lambda h: h["classes"][0].update(is_level_by_hand=True), lambda _: None, id="by hand"),
+        pytest.param(lambda h: h["classes"][0]["loo_score"].reverse(), lambda _: None, id="scores"),
+        pytest.param(lambda h: h["classes"][0]["objectness_weight"].reverse(), lambda _: None, id="weights"),
         pytest.param(lambda _: None, lambda t: poison(t, 1.0), id="value"),
         pytest.param(lambda _: None, lambda t: t.update({"0.0.kept": t["0.1.kept"]}), id="swapped"),
     ],
@@ -464,3 +517,75 @@ def test_a_full_disk_leaves_the_old_bank_and_no_other_file(path: Path, monkeypat
     assert same(SupportBank.load(path), old)
     new.save(path)
     assert same(SupportBank.load(path), new)
+
+
+# ------------------------------------------------------------------------------------------------------------- levels
+
+
+def judged(*scores: float | None) -> list[CachedSupport]:
+    return [replace(support(seed), loo_score=score) for seed, score in enumerate(scores)]
+
+
+def test_the_level_follows_the_scores_of_the_pictures_as_they_come_and_go() -> None:
+    bank = SupportBank(IDENTITY, HEAD)
+    bank.add("a", judged(None))
+    assert (bank.level("a"), bank.level_source("a")) == (0.25, "default")
+    bank.add("a", judged(0.9))
+    high = bank.level("a")
+    assert high == level_of_supports(0.25, [None, 0.9]) > 0.25
+    assert bank.level_source("a") == "own pictures"
+    bank.add("a", judged(0.05))
+    assert bank.level("a") == level_of_supports(0.25, [None, 0.9, 0.05]) < high
+    bank.add("b", judged(None))
+    assert bank.levels.dtype == np.float32
+    assert bank.levels.tolist() == [np.float32(bank.level("a")), 0.25]
+    bank.remove_support("a", 2)
+    assert bank.level("a") == high
+    bank.remove_support("a", 1)
+    assert (bank.level("a"), bank.level_source("a")) == (0.25, "default")
+
+
+def test_a_level_set_by_hand_stays_until_it_is_taken_back(path: Path) -> None:
+    bank = SupportBank(IDENTITY, HEAD)
+    bank.add("a", judged(None, 0.9))
+    bank.set_level("a", 0.7)
+    bank.add("a", judged(0.99))
+    bank.remove_support("a", 0)
+    bank.rename("a", "b")
+    bank.save(path)
+    for one in (bank, SupportBank.load(path), SupportBank.load(path, IDENTITY, HeadIdentity("01" * 32, 0.6))):
+        assert (one.level("b"), one.level_source("b")) == (0.7, "by hand")
+    bank.set_level("b", None)
+    assert (bank.level("b"), bank.level_source("b")) == (level_of_supports(0.25, [0.9, 0.99]), "own pictures")
+
+
+@pytest.mark.parametrize("level", [0, 1, -0.5, 1.5, float("nan"), float("inf"), True, "0.5"], ids=repr)
+def test_a_level_that_is_none_is_refused_and_changes_nothing(level: Any) -> None:
+    bank = filled()
+    with pytest.raises(InputError) as refused:
+        bank.set_level("cat", level)
+    assert str(refused.value) == f"The level of a class must lie between 0 and 1, both excluded; got {level!r}."
+    assert same(bank, filled())
+    with pytest.raises(InputError, match="'dog' is not enrolled"):
+        bank.set_level("dog", 0.5)
+
+
+def test_what_another_head_scored_is_forgotten(path: Path) -> None:
+    bank = SupportBank(IDENTITY, HEAD)
+    bank.add("a", judged(None, 0.9))
+    bank.add("b", judged(None))
+    bank.save(path)
+    assert same(SupportBank.load(path, IDENTITY, HEAD), bank)
+    loaded = SupportBank.load(path, IDENTITY, HeadIdentity("01" * 32, 0.6))
+    assert [loaded.level(name) for name in loaded.classes] == [0.6, 0.6]
+    assert {loaded.level_source(name) for name in loaded.classes} == {"default"}
+    assert [one.loo_score for one in loaded.supports("a")] == [None, None]
+    assert loaded.supports("a")[1].objectness_weight == bank.supports("a")[1].objectness_weight
+
+
+def test_an_emptied_bank_has_the_same_encoder_and_head_and_no_class() -> None:
+    bank = filled()
+    empty = bank.emptied()
+    assert (empty.identity, empty.head, empty.classes) == (IDENTITY, HEAD, ())
+    assert empty.levels.shape == (0,)
+    assert same(bank, filled())

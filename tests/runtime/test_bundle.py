@@ -47,7 +47,10 @@ def test_a_whole_bundle_is_read(bundle: Path) -> None:
 
 
 def test_the_manifest_loses_nothing_on_its_way_through_memory() -> None:
-    assert json.loads(read_manifest(DEFAULT_BUNDLE).to_json()) == {"head": "cst"} | SHIPPED
+    assert json.loads(read_manifest(DEFAULT_BUNDLE).to_json()) == {
+        "head": "cst",
+        "presence_level": 0.5,
+    } | SHIPPED | {"sha256": sealed({"head": "cst", "presence_level": 0.5} | SHIPPED)["sha256"]}
 
 
 def test_a_bundle_from_before_heads_had_kinds_has_the_trained_one(bundle: Path) -> None:

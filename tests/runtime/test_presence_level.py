@@ -1,0 +1,49 @@
+import math
+
+import pytest
+
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.presence_level import check_level, level_of_supports
+
+
+def log_odds(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def probability(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
+
+
+@pytest.mark.parametrize("level", [0.01, 0.5, 0.9995])
+@pytest.mark.parametrize("scores", [[], [None], [None, None]])
+def test_without_a_score_the_level_is_the_heads(level: float, scores: list[None]) -> None:
+    assert level_of_supports(level, scores) == level
+
+
+@pytest.mark.parametrize("base", [0.2, 0.5, 0.8])
+def test_three_tenths_of_what_the_mean_lies_from_one_above_the_level_are_taken(base: float) -> None:
+    for means in (-0.5, 0.0, 1.0, 2.5):
+        scores = [None, *(probability(log_odds(base) + means + apart) for apart in (-0.4, 0.0, 0.4))]
+        expected = log_odds(base) + 0.3 * (means - 1)
+        assert log_odds(level_of_supports(base, scores)) == pytest.approx(expected, abs=1e-9)
+        assert level_of_supports(base, scores[::-1]) == pytest.approx(level_of_supports(base, scores))
+
+
+def test_the_level_moves_by_one_at_most_and_never_to_an_end() -> None:
+    assert log_odds(level_of_supports(0.5, [1.0, 1.0])) == pytest.approx(1.0)
+    assert log_odds(level_of_supports(0.5, [0.0])) == pytest.approx(-1.0)
+    for base in (1e-6, 1 - 1e-6):
+        for scores in ([0.0], [1.0]):
+            assert 0 < level_of_supports(base, scores) < 1
+
+
+def test_a_picture_that_its_class_does_not_know_lowers_the_level() -> None:
+    assert level_of_supports(0.5, [0.8, 0.2]) < level_of_supports(0.5, [0.8]) < level_of_supports(0.5, [0.8, 0.95])
+    assert level_of_supports(0.5, [0.3]) < 0.5 < level_of_supports(0.5, [0.9])
+
+
+@pytest.mark.parametrize("level", [0, 1, 0.0, 1.0, -1, float("nan"), None, "0.5", False], ids=repr)
+def test_what_is_no_level_is_refused(level: object) -> None:
+    with pytest.raises(InputError, match="must lie between 0 and 1, both excluded; got"):
+        check_level(level)  # type: ignore[arg-type]
+    assert check_level(0.7) == 0.7
