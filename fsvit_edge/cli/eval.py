@@ -266,16 +266,17 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
         (
             one.name,
             f"{one.level:.2f}",
-            f"{one.pictures} / {one.scenes}",
-            *_cells(one.hits),
+            str(one.pictures),
+            str(one.scenes),
+            _cells(one.hits)[0],
             *_cells(one.false_alarms),
             _cells(one.area)[0],
             _cells(one.hits_at_1_percent)[0],
         )
         for one in scores.classes
     ]
-    rates = ("hits %", "95 % interval", "false alarms %", "95 % interval", "area %", "hits % at 1 %")
-    print_table("By class", ("class", "level", "pictures / scenes", *rates), rows)
+    rates = ("hits %", "false alarms %", "95 % interval", "area %", "hits at 1 %")
+    print_table("By class", ("class", "level", "pictures", "scenes", *rates), rows)
 
 
 def _cells(score: "Score | None") -> tuple[str, str]:

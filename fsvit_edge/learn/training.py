@@ -34,6 +34,7 @@ from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.pseudo_mask import pseudo_mask
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
 Progress = Callable[[str], None]
 
@@ -189,7 +190,10 @@ def new_head(network: FewShotNetwork, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = network.encoder
-        network.config, network.prototype_head = replace(network.config, head=TRAINED_HEAD), None
+        network.config, network.prototype_head = (
+            replace(network.config, head=TRAINED_HEAD, presence_level=DEFAULT_LEVEL),
+            None,
+        )
         network.head = CorrelationHead(encoder.num_channels, encoder.grid, network.config.support_grid).eval()
 
 

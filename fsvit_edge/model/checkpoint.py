@@ -20,6 +20,7 @@ from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
 from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
 BACKBONE_PREFIX = "backbone."
 HEAD_PREFIX = "learner."
@@ -207,6 +208,7 @@ def _configuration(
             backbone=backbone or stored.backbone,
             image_size=image_size or stored.image_size,
             head=head or stored.head,
+            presence_level=DEFAULT_LEVEL if is_other_head else stored.presence_level,
         )
     if backbone is None and not backbone_state:
         raise InputError(f"{checkpoint} holds the head alone; name its backbone with --backbone.")

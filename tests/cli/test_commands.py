@@ -188,6 +188,11 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("enroll", "cat", "cat1.jpg", "--mask", "cat1_mask.png", "--mask", "black.png"), 2, "1 pictures but 2 masks"),
         (("enroll", "cat", "cat1.jpg", "--mask", "black.png"), 2, "The mask black.png marks no pixel"),
         (("enroll", "cat", "cat2.png", "--mask", "cat1_mask.png"), 2, "is 160x120 pixels, but its picture is 60x90"),
+        (("enroll", "cat", "cat1.jpg", "--level", "1"), 2, "must lie between 0 and 1, both excluded; got 1.0"),
+        (("run", "photo.jpg", "--level", "0"), 2, "must lie between 0 and 1, both excluded; got 0.0"),
+        (("run", "photo.jpg", "--level", "nan"), 2, "must lie between 0 and 1, both excluded; got nan"),
+        (("bank", "level", "bank.safetensors", "cat", "1.5"), 2, "must lie between 0 and 1, both excluded; got 1.5"),
+        (("bank", "level", "bank.safetensors", "dog", "0.5"), 2, "'dog' is not enrolled"),
         (("enroll", " cat", "cat1.jpg"), 2, "A class name must be 1 to 80 printable characters, got ' cat'"),
         (("enroll", "cat", "cat1.jpg", "--bank", "bank.pt"), 2, "A bank is a .safetensors file, got bank.pt"),
         (("enroll", "cat", "cat1.jpg", "--bank", "notes.txt/bank.safetensors"), 2, "is a file, not a folder"),
@@ -417,6 +422,7 @@ def test_the_commands_are_these() -> None:
     assert sorted(" ".join(path) for path in commands()) == [
         "",
         "bank",
+        "bank level",
         "bank list",
         "bank remove",
         "bank rename",
@@ -512,6 +518,44 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
     last = cli("bank", "remove", "bank.safetensors", "Katze 猫")
     assert last.out == "Removed 'Katze 猫'; bank.safetensors holds: no class.\n"
     assert SupportBank.load(folder / "bank.safetensors").classes == ()
+
+
+def test_a_level_is_set_by_hand_kept_listed_and_taken_back(folder: Path, cli: Cli) -> None:
+    (folder / "bank.safetensors").unlink()
+
+    def listed() -> list[tuple[float, str]]:
+        entries = json.loads(cli("bank", "list", "bank.safetensors", "--json").out)["classes"]
+        return [(entry["level"], entry["level_source"]) for entry in entries]
+
+    first = cli("enroll", "cat", "cat1.jpg", "--level", "0.7")
+    assert first.out.splitlines()[-1] == "It is present above 0.70 (by hand)."
+    cli("enroll", "thing", "cat1.jpg")
+    assert cli("enroll", "cat", "cat2.png").out.splitlines()[-1] == "It is present above 0.70 (by hand)."
+    assert listed() == [(0.7, "by hand"), (0.5, "default")]
+    table = cli("bank", "list", "bank.safetensors").out
+    assert "0.70 (by hand)" in table
+    assert "0.50 (default)" in table
+    back = cli("bank", "level", "bank.safetensors", "cat")
+    level, source = listed()[0]
+    assert source == "own pictures"
+    assert back.out == f"'cat' is present above {level:.2f} (own pictures).\n"
+    assert cli("bank", "level", "bank.safetensors", "thing", "0.3").out == "'thing' is present above 0.30 (by hand).\n"
+    assert listed()[1] == (0.3, "by hand")
+
+
+def test_a_run_judges_by_the_levels_of_the_bank_or_by_one_for_all(folder: Path, cli: Cli) -> None:
+    cli("bank", "level", "bank.safetensors", "cat", "0.3")
+
+    def classes(*options: str) -> list[dict[str, Any]]:
+        return list(json.loads(cli("run", "photo.jpg", "--sink", "-", *options).out.splitlines()[0])["classes"])
+
+    before = SupportBank.load(folder / "bank.safetensors")
+    assert [one["level"] for one in classes()] == [0.3, round(before.level("Größe 猫"), 4)]
+    for level in (0.0001, 0.9999):
+        answers = classes("--level", str(level))
+        assert [one["level"] for one in answers] == [level] * 2
+        assert [one["present"] for one in answers] == [one["score"] > level for one in answers]
+    assert SupportBank.load(folder / "bank.safetensors").level("cat") == 0.3
 
 
 @pytest.mark.usefixtures("folder")

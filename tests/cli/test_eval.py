@@ -46,6 +46,7 @@ def folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+SCENES = ("--data", "data", "--protocol", "scenes", "--threads", "1")
 SHORT = ("--data", "data", "--episodes", "8", "--threads", "1")
 
 
@@ -157,6 +158,22 @@ def test_a_reference_is_a_gate(cli: Cli, folder: Path) -> None:
         (("--data", "data", "--drop", "1"), 2, "--max-drop REFERENCE.json"),
         (("--data", "data", "--output", "data"), 2, "data is a folder; give the name of a file"),
         (("--data", "data", "--supports", "guesses"), 2, "--supports"),
+        (("--data", "data", "--protocol", "streams"), 2, "--protocol"),
+        (("--data", "data", "--per-class", "3"), 2, "--per-class belongs to --protocol scenes; leave it out of"),
+        (("--data", "data", "--max-false-alarms", "3"), 2, "--max-false-alarms belongs to --protocol scenes"),
+        (("--data", "data", "--min-hits", "3"), 2, "--min-hits belongs to --protocol scenes"),
+        ((*SCENES, "--way", "1"), 2, "--way belongs to --protocol episodes; leave it out of --protocol scenes"),
+        ((*SCENES, "--episodes", "9"), 2, "--episodes belongs to --protocol episodes"),
+        ((*SCENES, "--pictures", "drawn"), 2, "--pictures belongs to --protocol episodes"),
+        ((*SCENES, "--max-pictures", "9"), 2, "--max-pictures belongs to --protocol episodes"),
+        ((*SCENES, "--min-miou", "9"), 2, "--min-miou belongs to --protocol episodes"),
+        ((*SCENES, "--min-er", "9"), 2, "--min-er belongs to --protocol episodes"),
+        ((*SCENES, "--max-drop", "before.json"), 2, "--max-drop belongs to --protocol episodes"),
+        ((*SCENES, "--drop", "1"), 2, "--drop belongs to --protocol episodes"),
+        ((*SCENES, "--per-class", "0"), 2, "--per-class"),
+        ((*SCENES, "--shot", "3"), 2, "Class 'ant' has 3 pictures, too few for 3 as supports and one to judge"),
+        ((*SCENES, "--classes", "ant"), 2, "give at least 2 classes"),
+        ((*SCENES, "--output", "data"), 2, "data is a folder; give the name of a file"),
     ],
 )
 def test_an_error_is_one_sentence(cli: Cli, arguments: tuple[str, ...], code: int, text: str) -> None:
@@ -176,6 +193,53 @@ def test_a_folder_without_masks_is_evaluated_by_names_and_refused_with_masks(cli
     result = result_of(cli, "--supports", "names")
     assert (result["segmented"], result["miou"]) == (0, None)
     assert "mIoU is of 0 episodes" in cli(*SHORT, "--supports", "names").out
+
+
+def test_scenes_are_a_table_for_people_and_json_for_programs(cli: Cli, folder: Path) -> None:
+    done = cli(*SCENES)
+    assert done.code == 0
+    for words in ("1 support a class with masks, 4 classes, 8 pictures", "hits at the levels in use", "false alarms %"):
+        assert words in done.out
+    assert "Next: " in done.err
+    done = cli(*SCENES, "--json", "--output", "out/scenes.json", "--shot", "2", "--supports", "names")
+    result = json.loads(done.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (folder / "out" / "scenes.json").read_text() == done.out
+    assert [result[key] for key in ("protocol", "shot", "masks", "per_class", "pictures")] == [
+        "scenes",
+        2,
+        False,
+        None,
+        4,
+    ]
+    assert result["interval"]["resampled"] == "pictures"
+    assert (result["engine"], result["model"]["name"], result["data"]["folder"]) == ("cpu", "cst-nano", "data")
+    for name in ("hits", "false_alarms", "area", "hits_at_1_percent", "pooled_hits_at_01_percent"):
+        assert 0 <= result[name]["low"] <= result[name]["value"] <= result[name]["high"] <= 100
+    assert [(one["name"], one["pictures"], one["scenes"]) for one in result["classes"]] == [
+        (name, 1, 3) for name in ("ant", "bee", "cat", "dog")
+    ]
+    assert json.loads(cli(*SCENES, "--json", "--per-class", "1").out)["pictures"] == 4
+
+
+def test_limits_on_scenes_are_a_gate_that_fails_after_the_result_is_out(cli: Cli, folder: Path) -> None:
+    kept = cli(*SCENES, "--max-false-alarms", "100", "--min-hits", "0")
+    assert (kept.code, "Error" in kept.err) == (0, False)
+    missed = cli(*SCENES, "--json", "--output", "scenes.json", "--max-false-alarms", "-1")
+    assert missed.code == 5
+    assert json.loads(missed.out) == json.loads((folder / "scenes.json").read_text())
+    assert missed.err.splitlines()[-1].startswith("Error: The accuracy gate failed: false alarms ")
+    assert "Next" not in missed.err
+    missed = cli(*SCENES, "--min-hits", "100.5")
+    assert missed.code == 5
+    assert "hits " in missed.err.splitlines()[-1]
+
+
+def test_scenes_of_a_checkpoint_are_computed_by_torch(cli: Cli) -> None:
+    by_onnx = json.loads(cli(*SCENES, "--json").out)
+    checkpoint = str(DEFAULT_BUNDLE / "cst-nano.safetensors")
+    by_torch = json.loads(cli(*SCENES, "--json", "--checkpoint", checkpoint).out)
+    assert by_torch["engine"] == "torch"
+    assert by_torch["area"]["value"] == pytest.approx(by_onnx["area"]["value"], abs=0.1)
 
 
 def test_a_bundle_is_evaluated_without_torch(folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from fsvit_edge.learn.training import new_head
 from fsvit_edge.model import prototype_head
 from fsvit_edge.model.checkpoint import build_network, load_network, save_network
 from fsvit_edge.model.config import ModelConfig
@@ -237,7 +239,7 @@ def test_an_empty_and_a_full_mask_give_finite_answers(cover: float) -> None:
 def test_files_from_before_there_was_a_choice_still_load(tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(json.dumps({"name": "old", "backbone": BACKBONE, "image_size": 48, "support_grid": 12}))
-    assert ModelConfig.from_json(path) == ModelConfig("old", BACKBONE, 48, 12, "cst")
+    assert ModelConfig.from_json(path) == ModelConfig("old", BACKBONE, 48, 12, "cst", 0.5)
     assert isinstance(load_network(WEIGHTS).head, CorrelationHead)
 
 
@@ -247,6 +249,36 @@ def test_an_unknown_head_is_refused(tmp_path: Path, kind: object, message: str) 
     path.write_text(json.dumps({"name": "new", "backbone": BACKBONE, "image_size": 48, "head": kind}))
     with pytest.raises(ArtefactError, match=message):
         ModelConfig.from_json(path)
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        (0.0, "must lie between 0 and 1, got 0"),
+        (1.5, "must lie between 0 and 1, got 1.5"),
+        (float("nan"), "must lie between 0 and 1, got nan"),
+        ("high", "presence_level must be float"),
+    ],
+)
+def test_a_presence_level_that_is_none_is_refused(tmp_path: Path, level: object, message: str) -> None:
+    path = tmp_path / "new.json"
+    values = {"name": "new", "backbone": BACKBONE, "image_size": 48}
+    path.write_text(json.dumps({**values, "presence_level": 0.62}))
+    assert ModelConfig.from_json(path).presence_level == 0.62
+    path.write_text(json.dumps({**values, "presence_level": level}))
+    with pytest.raises(ArtefactError, match=message):
+        ModelConfig.from_json(path)
+
+
+def test_the_presence_level_is_the_heads_and_stays_with_it(tmp_path: Path) -> None:
+    network = load_network(WEIGHTS)
+    network.config = replace(network.config, presence_level=0.62)
+    path = tmp_path / "leveled.safetensors"
+    save_network(network, path)
+    assert load_network(path).config.presence_level == 0.62
+    assert load_network(path, head="prototype").config.presence_level == 0.5
+    new_head(network, 0)
+    assert network.config.presence_level == 0.5
 
 
 def test_a_network_with_prototypes_is_saved_without_a_head_and_loaded(tmp_path: Path) -> None:

@@ -64,6 +64,22 @@ def test_a_bundle_from_before_heads_had_kinds_has_the_trained_one(bundle: Path) 
             read_manifest(bundle)
 
 
+def test_a_bundle_from_before_levels_has_the_published_one(bundle: Path) -> None:
+    edit(bundle, lambda values: values.pop("presence_level", None))
+    assert read_manifest(bundle).presence_level == 0.5
+    edit(bundle, lambda values: values.update(presence_level=0.62))
+    assert read_manifest(bundle).presence_level == 0.62
+    for wrong in (0, 1, -0.5, 1.5):
+        edit(bundle, lambda values, wrong=wrong: values.update(presence_level=wrong))
+        with pytest.raises(
+            ArtefactError, match=f"presence_level is {wrong}, not between 0 and 1; export the bundle again"
+        ):
+            read_manifest(bundle)
+    edit(bundle, lambda values: values.update(presence_level="high"))
+    with pytest.raises(ArtefactError, match="presence_level is 'high'"):
+        read_manifest(bundle)
+
+
 def test_the_shipped_bundle_is_whole() -> None:
     assert Bundle.load(DEFAULT_BUNDLE).graphs.keys() == set(GRAPH_NAMES)
 

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -64,6 +65,20 @@ def test_the_bar_grows_with_the_score() -> None:
         return int((legend == PALETTE[0]).all(axis=2).sum())
 
     assert 0 < bar_px(0.6) < bar_px(0.8) < bar_px(1.0)
+
+
+def test_a_tick_stands_on_the_bar_where_the_level_is() -> None:
+    def drawn(level: float) -> np.ndarray:
+        return draw(grey_frame(), replace(prediction(["cat"], [0.9]), levels=np.array([level], np.float32)))
+
+    leftmost = drawn(1e-6)
+    places = []
+    for level in (0.25, 0.5, 0.75):
+        columns = np.flatnonzero((drawn(level) != leftmost).any(axis=(0, 2)))
+        assert len(columns) == 4  # two of the tick, two where the other one stood
+        places.append(int(columns[2] - columns[0]))
+    assert places[0] > 4
+    np.testing.assert_allclose(np.diff(places), places[0], atol=1)
 
 
 @pytest.mark.parametrize("size_hw", [(64, 64), (64, 640), (640, 64), (120, 160), (1080, 1920), (2160, 3840)])

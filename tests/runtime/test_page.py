@@ -132,6 +132,7 @@ def test_enrolment_by_a_box_says_at_once_how_good_it_is(served: Served) -> None:
     assert 0 <= report["found_share"] <= 1
     state = served.client.get("/api/state").json()
     assert [(one["name"], one["supports"]) for one in state["classes"]] == [("cup", [{"has_mask": True}])]
+    assert {one["level"] for one in state["classes"]} <= {None, 0.5}  # none before the first frame with the class
     assert state["bank"] == {"file": str(served.bank), "is_saved": False}
     assert state["frame"]["size_hw"] == [HEIGHT, WIDTH]
     assert enrol(served, box_xyxy=[40, 30, 90, 70]).json()["shots"] == 2

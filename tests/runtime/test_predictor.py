@@ -9,13 +9,14 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from fsvit_edge.runtime import head_runs, predictor
-from fsvit_edge.runtime.bank import MAX_CLASSES, SupportBank
+from fsvit_edge.runtime.bank import MAX_CLASSES, CachedSupport, SupportBank
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.engines.fake import FakeEngine
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.predictor import Enrolment, FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
+from fsvit_edge.runtime.presence_level import level_of_supports
 
 SIDE, CHANNELS, TOKENS, DIM, MASK_SIDE, GRID = 8, 2, 4, 4, 4, 3
 GUESSED = np.zeros((1, SIDE, SIDE), np.uint8)
@@ -844,3 +845,102 @@ def test_runs_for_the_prototype_head_never_part_a_class_that_fits() -> None:
     assert runs((2, 2, 2), 3) == [[0, 0], [1, 1], [2, 2]]
     assert runs((5, 1), 2) == [[0, 0], [0, 0], [0, 1]]
     assert runs((1, 1), 1) == [[0], [1]]
+
+
+# ------------------------------------------------------------------------------------------------------------- levels
+
+
+def score_alone(fake: Fake, supports: list[CachedSupport], image: np.ndarray) -> float:
+    """P(present) in a picture by a class of these supports."""
+    bank = fake.model.bank.emptied()
+    bank.add("it", supports)
+    return float(fake.model.predict_with(image, [bank])[0].scores[0])
+
+
+def test_a_new_picture_is_judged_by_the_supports_that_its_class_has(fake: Fake) -> None:
+    fake.model.enroll("a", [picture(0)], [corner()])
+    fake.model.enroll("a", [picture(1), picture(2)], [left_half(), None])
+    first, second, third = supports = fake.model.bank.supports("a")
+    assert first.loo_score is None
+    assert second.loo_score == pytest.approx(score_alone(fake, [first], picture(1)))
+    assert third.loo_score == pytest.approx(score_alone(fake, [first, second], picture(2)))
+    assert second.loo_score != pytest.approx(third.loo_score, abs=1e-3)
+    level = level_of_supports(0.5, [one.loo_score for one in supports])
+    assert fake.model.bank.level("a") == level != 0.5
+    prediction = fake.model.predict(FRAME)
+    assert prediction.levels.dtype == np.float32
+    assert prediction.levels.tolist() == [np.float32(level)]
+    assert np.array_equal(prediction.present, prediction.scores > prediction.levels)
+
+
+def test_pictures_enrolled_together_and_one_by_one_give_the_same_level(fake: Fake) -> None:
+    for seed in range(3):
+        fake.model.enroll("singly", [picture(seed)])
+    fake.model.enroll("together", [picture(seed) for seed in range(3)])
+    assert fake.model.bank.level("singly") == fake.model.bank.level("together") != 0.5
+
+
+def test_however_many_supports_a_class_has_five_at_most_judge_a_new_one(fake: Fake) -> None:
+    fake.model.enroll("a", [picture(seed) for seed in range(14)])
+    assert [len(feed["kept"]) for feed in fake.fed] == [1, 2, 3, 4, 5, 3, 4, 4, 5, 5, 4, 4, 5]
+
+
+def test_judging_a_new_picture_leaves_the_other_classes_where_they_are(fake: Fake) -> None:
+    fake.model.enroll("a", [picture(0)])
+    fake.model.enroll("b", [picture(1)])
+    before = fake.model.predict(FRAME)
+    failing = [picture(2), np.zeros((4, 4), np.uint8)]
+    with pytest.raises(InputError):
+        fake.model.enroll("a", failing)
+    assert np.array_equal(fake.model.predict(FRAME).scores, before.scores)
+    fake.model.enroll("a", [picture(2)])
+    assert fake.model.classes == ("a", "b")
+
+
+def test_a_level_set_by_hand_decides_and_stays(fake: Fake) -> None:
+    fake.model.enroll("a", [picture(0)], level=0.9)
+    assert fake.model.predict(FRAME).levels.tolist() == [np.float32(0.9)]
+    fake.model.enroll("a", [picture(1)])
+    assert fake.model.bank.level("a") == 0.9
+    score = float(fake.model.predict(FRAME).scores[0])
+    for level, is_present in ((score - 0.01, True), (score + 0.01, False)):
+        fake.model.set_level("a", level)
+        assert fake.model.predict(FRAME).present.tolist() == [is_present]
+        assert fake.model.predict_with(FRAME, [fake.model.bank])[0].present.tolist() == [is_present]
+    fake.model.set_level("a", None)
+    assert fake.model.bank.level_source("a") == "own pictures"
+
+
+def test_one_level_for_all_holds_also_for_classes_that_come_and_is_not_saved(fake: Fake, tmp_path: Path) -> None:
+    fake.model.enroll("a", [picture(0)], level=0.9)
+    fake.model.set_level_for_all(0.3)
+    fake.model.enroll("b", [picture(1)])
+    assert fake.model.predict(FRAME).levels.tolist() == [np.float32(0.3)] * 2
+    fake.model.save_bank(tmp_path / "bank.safetensors")
+    assert SupportBank.load(tmp_path / "bank.safetensors").levels.tolist() == [np.float32(0.9), 0.5]
+    fake.model.set_level_for_all(None)
+    assert fake.model.predict(FRAME).levels.tolist() == [np.float32(0.9), 0.5]
+
+
+def test_a_level_that_is_none_is_refused_before_anything_is_enrolled(fake: Fake) -> None:
+    for act in (
+        lambda: fake.model.enroll("a", [picture(0)], level=1.5),
+        lambda: fake.model.set_level_for_all(1.5),
+    ):
+        with pytest.raises(InputError) as refused:
+            act()
+        assert str(refused.value) == "The level of a class must lie between 0 and 1, both excluded; got 1.5."
+    with pytest.raises(InputError, match="'a' is not enrolled"):
+        fake.model.set_level("a", 0.5)
+    assert (fake.model.classes, fake.encoder.runs) == ((), 0)
+
+
+def test_the_level_of_the_bundle_is_that_of_classes_with_one_support(fake: Fake) -> None:
+    manifest = replace(fake.model.manifest, presence_level=0.62)
+    model = FewShotModel(manifest, fake.encoder, fake.enroll, fake.head)
+    model.enroll("a", [picture(0)])
+    assert (model.bank.level("a"), model.bank.level_source("a")) == (0.62, "default")
+    assert model.predict(FRAME).levels.tolist() == [np.float32(0.62)]
+    bank = model.bank.emptied()
+    bank.add("a", [model.cache_support("a", picture(0))])
+    assert model.predict_with(FRAME, [bank])[0].levels.tolist() == [np.float32(0.62)]

@@ -1,0 +1,318 @@
+"""Scenes: figures worked out by hand, a set of colors through a model, and the gates."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fsvit_edge.learn import metrics
+from fsvit_edge.learn.datasets import FolderFewShot
+from fsvit_edge.learn.gates import SceneGates
+from fsvit_edge.learn.metrics import Score
+from fsvit_edge.learn.scene_metrics import SceneScores, SceneTally, score_scenes
+from fsvit_edge.learn.scenes import SceneOptions, SceneResult, evaluate_scenes
+from fsvit_edge.runtime.errors import AccuracyGateError, InputError
+from fsvit_edge.runtime.pictures import read_image, write_image
+from fsvit_edge.runtime.presence_level import level_of_supports
+
+ColourModel = Any
+MakeFolder = Callable[..., Path]
+NAMES = {4: "cat", 2: "dog"}
+
+
+def value(score: Score | None) -> float | None:
+    return None if score is None else score.value
+
+
+def by_hand() -> SceneTally:
+    """Six pictures: two of cats, three of dogs, one of both.
+
+            cat (level 0.5)             dog (level 0.8)
+    own     0.9  0.4  0.8               0.9  0.85  0.7  0.3
+    scenes  0.6  0.3  0.4               0.2  0.85
+    """
+    scores = np.array([[0.9, 0.2], [0.4, 0.85], [0.8, 0.9], [0.6, 0.85], [0.3, 0.7], [0.4, 0.3]])
+    shown = np.array([[True, False], [True, False], [True, True], [False, True], [False, True], [False, True]])
+    return SceneTally(scores, np.array([0.5, 0.8]), shown)
+
+
+def test_the_figures_of_six_pictures_are_those_worked_out_by_hand() -> None:
+    scores = score_scenes(by_hand(), NAMES)
+    cat, dog = scores.classes
+    assert (cat.label, cat.name, cat.level, cat.pictures, cat.scenes) == (4, "cat", 0.5, 3, 3)
+    assert (dog.label, dog.name, dog.level, dog.pictures, dog.scenes) == (2, "dog", 0.8, 4, 2)
+    assert value(cat.hits) == pytest.approx(100 * 2 / 3)
+    assert value(cat.false_alarms) == pytest.approx(100 / 3)
+    assert value(dog.hits) == pytest.approx(100 * 2 / 4)
+    assert value(dog.false_alarms) == pytest.approx(100 * 1 / 2)
+    # 0.9 and 0.8 beat three scenes each, 0.4 beats one and is as high as another.
+    assert value(cat.area) == pytest.approx(100 * (3 + 3 + 1.5) / 9)
+    # 0.9 beats both, 0.85 one and a half, 0.7 and 0.3 one.
+    assert value(dog.area) == pytest.approx(100 * (2 + 1.5 + 1 + 1) / 8)
+    # Of so few scenes none may pass: the level is the highest scene's score.
+    assert value(cat.hits_at_1_percent) == value(cat.hits_at_01_percent) == pytest.approx(100 * 2 / 3)
+    assert value(dog.hits_at_1_percent) == value(dog.hits_at_01_percent) == pytest.approx(100 / 4)
+    for name in ("hits", "false_alarms", "area", "hits_at_1_percent", "hits_at_01_percent"):
+        assert value(getattr(scores, name)) == pytest.approx(
+            (value(getattr(cat, name)) + value(getattr(dog, name))) / 2
+        )
+    # One level for all is 0.85, above which lie 0.9 of the cat and 0.9 of the dog.
+    assert value(scores.pooled_hits_at_1_percent) == pytest.approx(100 * 2 / 7)
+    assert value(scores.pooled_hits_at_01_percent) == pytest.approx(100 * 2 / 7)
+
+
+def ranked(scenes: int) -> SceneTally:
+    """One class; as many own pictures as scenes, whose scores lie in turn: own picture i above all scenes up to i."""
+    places = np.arange(scenes) / scenes
+    scores = np.concatenate([places + 0.5 / scenes, places])[:, None]
+    return SceneTally(scores, np.array([0.5]), np.repeat([True, False], scenes)[:, None])
+
+
+@pytest.mark.parametrize(
+    ("scenes", "at_1", "at_01"), [(99, 1, 1), (100, 2, 1), (200, 3, 1), (1000, 11, 2), (2000, 21, 3)]
+)
+def test_of_a_hundred_scenes_one_may_pass_at_1_percent_and_of_a_thousand_one_at_01(
+    scenes: int, at_1: int, at_01: int
+) -> None:
+    (one,) = score_scenes(ranked(scenes), {0: "it"}).classes
+    assert value(one.hits_at_1_percent) == pytest.approx(100 * at_1 / scenes)
+    assert value(one.hits_at_01_percent) == pytest.approx(100 * at_01 / scenes)
+    assert value(one.area) == pytest.approx(100 * (scenes + 1) / (2 * scenes))
+
+
+def test_scenes_as_high_as_the_level_do_not_pass_and_pictures_as_high_are_no_hits() -> None:
+    scores = np.array([0.9, 0.6, 0.5, *[0.6] * 150, *[0.1] * 50])[:, None]
+    shown = (np.arange(len(scores)) < 3)[:, None]
+    (one,) = score_scenes(SceneTally(scores, np.array([0.6]), shown), {0: "it"}).classes
+    assert value(one.hits) == value(one.hits_at_1_percent) == pytest.approx(100 / 3)
+    assert value(one.false_alarms) == 0
+
+
+def test_a_class_without_pictures_or_without_scenes_has_no_figures_and_no_say() -> None:
+    tally = by_hand()
+    shown = tally.shown.copy()
+    shown[:, 0] = False
+    scores = score_scenes(replace(tally, shown=shown), NAMES)
+    cat, dog = scores.classes
+    assert (cat.hits, cat.area, cat.hits_at_1_percent) == (None, None, None)
+    assert value(cat.false_alarms) == pytest.approx(100 * 3 / 6)
+    assert scores.hits == dog.hits
+    shown[:, 0] = True
+    cat, dog = score_scenes(replace(tally, shown=shown), NAMES).classes
+    assert (cat.false_alarms, cat.area, cat.hits_at_1_percent, cat.hits_at_01_percent) == (None,) * 4
+    assert value(cat.hits) == pytest.approx(100 * 3 / 6)
+
+
+def plain(scores: np.ndarray, levels: np.ndarray, shown: np.ndarray) -> list[float]:
+    """The figures of all once more, class by class and picture by picture."""
+    by_class = []
+    for column in range(scores.shape[1]):
+        own = scores[shown[:, column], column]
+        scene = scores[~shown[:, column], column]
+        one = [
+            np.mean(own > levels[column]) if own.size else math.nan,
+            np.mean(scene > levels[column]) if scene.size else math.nan,
+            np.mean([(h > a) + (h == a) / 2 for h in own for a in scene]) if own.size and scene.size else math.nan,
+        ]
+        by_class.append([*one, *at_shares(own, scene)])
+    return [*np.nanmean(by_class, axis=0), *at_shares(scores[shown], scores[~shown])]
+
+
+def at_shares(own: np.ndarray, scene: np.ndarray) -> list[float]:
+    if not own.size or not scene.size:
+        return [math.nan, math.nan]
+    highest_first = np.sort(scene)[::-1]
+    return [float(np.mean(own > highest_first[math.floor(share * len(scene) + 1e-9)])) for share in (0.01, 0.001)]
+
+
+def random_tally() -> SceneTally:
+    rng = np.random.default_rng(0)
+    shown = rng.random((400, 3)) < 0.3
+    scores = np.round(np.clip(0.4 * shown + rng.normal(0.4, 0.2, shown.shape), 0, 1), 2)  # ties are common
+    return SceneTally(scores, np.array([0.5, 0.6, 0.7]), shown)
+
+
+def all_figures(scores: SceneScores) -> list[Score]:
+    return [
+        scores.hits,
+        scores.false_alarms,
+        scores.area,
+        scores.hits_at_1_percent,
+        scores.hits_at_01_percent,
+        scores.pooled_hits_at_1_percent,
+        scores.pooled_hits_at_01_percent,
+    ]  # type: ignore[return-value]
+
+
+def test_figures_and_intervals_are_those_of_a_plain_resampling_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "RESAMPLES", 60)
+    tally = random_tally()
+    found = all_figures(score_scenes(tally, {0: "a", 1: "b", 2: "c"}))
+    whole = 100 * np.array(plain(tally.scores, tally.levels, tally.shown))
+    np.testing.assert_allclose([one.value for one in found], whole)
+    rng = np.random.default_rng(metrics.RESAMPLING_SEED)
+    loop = []
+    for counts in rng.multinomial(400, np.full(400, 1 / 400), size=60):
+        drawn = np.repeat(np.arange(400), counts)
+        loop.append(plain(tally.scores[drawn], tally.levels, tally.shown[drawn]))
+    low, high = 100 * np.percentile(loop, (2.5, 97.5), axis=0)
+    np.testing.assert_allclose([one.low for one in found], low)
+    np.testing.assert_allclose([one.high for one in found], high)
+
+
+def test_resampling_in_parts_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "RESAMPLES", 50)
+    whole = score_scenes(by_hand(), NAMES)
+    monkeypatch.setattr(metrics, "_CELLS_AT_ONCE", 12 * 7)
+    assert score_scenes(by_hand(), NAMES) == whole
+
+
+# ------------------------------------------------------------------------------------------------------ through a model
+
+
+def test_colors_that_differ_are_found_without_a_false_alarm(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+    data = FolderFewShot(make_folder())
+    result = evaluate_scenes(colour_model.model, data, SceneOptions())
+    scores = result.scores
+    assert result.pictures == 4 * 7
+    assert (value(scores.hits), value(scores.false_alarms), value(scores.area)) == (100, 0, 100)
+    assert value(scores.hits_at_1_percent) == value(scores.pooled_hits_at_01_percent) == 100
+    assert [(one.name, one.level, one.pictures, one.scenes) for one in scores.classes] == [
+        (name, 0.5, 7, 21) for name in ("blue", "gold", "green", "red")
+    ]
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_shuffled_labels_are_at_chance(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+    scores = evaluate_scenes(colour_model.model, FolderFewShot(make_folder(shuffle_labels=True)), SceneOptions()).scores
+    assert value(scores.area) is not None
+    assert 35 < scores.area.value < 65  # type: ignore[union-attr]
+    assert scores.false_alarms is not None
+    assert scores.false_alarms.value > 10
+
+
+def test_each_picture_is_encoded_once_and_judged_by_all_classes_in_one_run(
+    colour_model: ColourModel, make_folder: MakeFolder
+) -> None:
+    data = FolderFewShot(make_folder())
+    evaluate_scenes(colour_model.model, data, SceneOptions(shot=2))
+    assert colour_model.encoder.runs == len(data.examples)
+    assert colour_model.head.runs == 4 + 4 * 6  # second supports, which the first judge, and pictures
+
+
+def test_supports_are_the_first_pictures_and_the_judged_ones_lie_evenly(
+    colour_model: ColourModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = FolderFewShot(make_folder())
+    read: list[str] = []
+    plain_read = data.read_image
+    monkeypatch.setattr(
+        data, "read_image", lambda index: read.append(data.examples[index].photograph) or plain_read(index)
+    )
+    result = evaluate_scenes(colour_model.model, data, SceneOptions(shot=2, per_class=3))
+    assert result.pictures == 12
+    assert read[:2] == ["blue/0", "blue/1"]
+    assert [name for name in read[8:] if name.startswith("red")] == ["red/2", "red/4", "red/6"]
+
+
+def test_the_levels_in_use_are_those_of_the_supports(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+    data = FolderFewShot(make_folder())
+    result = evaluate_scenes(colour_model.model, data, SceneOptions(shot=3))
+    expected = level_of_supports(0.5, [None, 0.9, 0.9])  # what the fake head says of its own color
+    assert [one.level for one in result.scores.classes] == pytest.approx([expected] * 4)
+
+
+def test_a_photograph_under_two_classes_is_a_hit_of_both_and_a_support_nowhere_judged(
+    colour_model: ColourModel, make_folder: MakeFolder
+) -> None:
+    root = make_folder()
+    for source, target in (("red/images/5", "blue/images/5"), ("red/images/0", "gold/images/6")):
+        picture = read_image(root / f"{source}.png")
+        write_image(root / f"{target}.png", picture)
+    data = FolderFewShot(root)
+    result = evaluate_scenes(colour_model.model, data, SceneOptions())
+    by_name = {one.name: one for one in result.scores.classes}
+    assert result.pictures == 4 * 7 - 2
+    assert (by_name["blue"].pictures, by_name["gold"].pictures, by_name["red"].pictures) == (7, 6, 7)
+    assert value(by_name["blue"].hits) == pytest.approx(100 * 6 / 7)
+    assert value(by_name["red"].false_alarms) == 0
+
+
+def test_the_models_own_classes_and_level_stay(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+    picture = np.full((30, 30, 3), 200, np.uint8)
+    colour_model.model.enroll("mine", [picture])
+    before = colour_model.model.predict(picture)
+    evaluate_scenes(colour_model.model, FolderFewShot(make_folder()), SceneOptions(shot=2, per_class=1))
+    assert colour_model.model.classes == ("mine",)
+    assert np.array_equal(colour_model.model.predict(picture).scores, before.scores)
+
+
+@pytest.mark.parametrize(
+    ("options", "classes", "text"),
+    [
+        (SceneOptions(shot=8), None, "Class 'blue' has 8 pictures, too few for 8 as supports and one to judge"),
+        (SceneOptions(), ["blue"], "give at least 2 classes"),
+    ],
+)
+def test_what_cannot_be_asked_is_an_error(
+    colour_model: ColourModel, make_folder: MakeFolder, options: SceneOptions, classes: list[str] | None, text: str
+) -> None:
+    with pytest.raises(InputError, match=text):
+        evaluate_scenes(colour_model.model, FolderFewShot(make_folder(), classes), options)
+
+
+def test_supports_without_masks_are_an_error_where_masks_are_asked_for(
+    colour_model: ColourModel, make_folder: MakeFolder
+) -> None:
+    data = FolderFewShot(make_folder(masks=False), needs_masks=False)
+    with pytest.raises(InputError, match=r"has no mask; evaluate with --supports names"):
+        evaluate_scenes(colour_model.model, data, SceneOptions())
+    assert value(evaluate_scenes(colour_model.model, data, SceneOptions(masks=False)).scores.area) == 100
+
+
+# --------------------------------------------------------------------------------------------------------------- gates
+
+
+@pytest.fixture
+def good(colour_model: ColourModel, make_folder: MakeFolder) -> SceneResult:
+    return evaluate_scenes(colour_model.model, FolderFewShot(make_folder()), SceneOptions())
+
+
+def test_limits_that_are_kept_pass(good: SceneResult) -> None:
+    SceneGates().check(good)
+    SceneGates(max_false_alarms=0, min_hits=100).check(good)
+
+
+def test_a_model_that_sees_everything_everywhere_fails_the_gate_of_false_alarms(
+    colour_model: ColourModel, make_folder: MakeFolder
+) -> None:
+    colour_model.model.set_level_for_all(0.05)  # below the 0.1 that the fake head says of what it does not see
+    bad = evaluate_scenes(colour_model.model, FolderFewShot(make_folder()), SceneOptions())
+    with pytest.raises(AccuracyGateError) as failed:
+        SceneGates(max_false_alarms=5).check(bad)
+    assert str(failed.value) == "The accuracy gate failed: false alarms 100.00 %, at most 5.00 % wanted."
+    SceneGates(min_hits=100).check(bad)
+
+
+def test_a_model_that_sees_nothing_fails_the_gate_of_hits(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+    colour_model.model.set_level_for_all(0.95)
+    blind = evaluate_scenes(colour_model.model, FolderFewShot(make_folder()), SceneOptions())
+    SceneGates(max_false_alarms=0).check(blind)
+    with pytest.raises(AccuracyGateError, match=r"failed: hits 0\.00 %, at least 50\.00 % wanted\.$"):
+        SceneGates(max_false_alarms=0, min_hits=50).check(blind)
+    with pytest.raises(AccuracyGateError, match=r"false alarms .*; hits"):
+        SceneGates(max_false_alarms=-1, min_hits=50).check(blind)
+
+
+def test_what_was_not_measured_passes_no_gate(good: SceneResult) -> None:
+    unknown = replace(good, scores=replace(good.scores, hits=None, false_alarms=None))
+    for gates in (SceneGates(max_false_alarms=100), SceneGates(min_hits=0)):
+        with pytest.raises(AccuracyGateError, match="not measured"):
+            gates.check(unknown)
+    with pytest.raises(AccuracyGateError):
+        SceneGates(max_false_alarms=float("nan")).check(good)
