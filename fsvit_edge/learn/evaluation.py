@@ -19,7 +19,8 @@ import numpy.typing as npt
 from fsvit_edge.learn.datasets import FewShotData
 from fsvit_edge.learn.episodes import Episode, benchmark_episode, present
 from fsvit_edge.learn.metrics import CONFIDENCE, RESAMPLES, Scores, Tally, count_pixels, score
-from fsvit_edge.runtime.bank import CachedSupport, SupportBank
+from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel

@@ -16,7 +16,8 @@ from fsvit_edge.learn.episodes import Episode, present
 from fsvit_edge.learn.evaluation import REPORT_EVERY_S, ModelIdentity, cache_example, identify
 from fsvit_edge.learn.metrics import CONFIDENCE, RESAMPLES
 from fsvit_edge.learn.scene_metrics import SceneScores, SceneTally, score_scenes
-from fsvit_edge.runtime.bank import CachedSupport, SupportBank
+from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fsvit_edge.runtime.atomic import atomic_write
+from fsvit_edge.runtime.cached_support import FACTS, TENSORS, CachedSupport, read_support
 from fsvit_edge.runtime.errors import ArtefactError, InputError
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL, check_level, level_of_supports
 
@@ -25,45 +26,9 @@ METADATA_KEY = "fsvit-edge-bank"
 MAX_CLASSES = 255
 """A label map is uint8 and 0 is the background."""
 MAX_NAME_LENGTH = 80
-NUM_POOLED = 9
 PRECISION = "fp16"
-MAX_OBJECTNESS_WEIGHT = 2.0
-_SUPPORT_FIELDS = ("has_mask", "loo_score", "objectness_weight")
-"""Of a support, what stands in the header."""
 
 LevelSource = Literal["default", "own pictures", "by hand"]
-
-
-@dataclass(frozen=True)
-class CachedSupport:
-    """One support picture as the head reads it.
-
-    Attributes:
-        kept: (C, T, d) float16, L2-normalised class token, then the image tokens that the mask keeps.
-        pooled: (C, 9, d) float16, image tokens averaged over the 3 x 3 pooled grid.
-        pooled_mask: (9,) bool, where the second block may look.
-        thumbnail: (h, w, 3) uint8 RGB.
-        thumbnail_mask: (h, w) bool, what of the thumbnail the network takes for the thing: the mask that was given, or
-            its guess.
-        has_mask: False where the support was enrolled by its name alone.
-        loo_score: P(present) of this picture by the class's other supports when it was enrolled, in [0, 1] (leave one
-            out); None where there was no other.
-        objectness_weight: How much an objectness map says about this thing, in [0, 2].
-    """
-
-    kept: npt.NDArray[np.float16]
-    pooled: npt.NDArray[np.float16]
-    pooled_mask: npt.NDArray[np.bool_]
-    thumbnail: npt.NDArray[np.uint8]
-    thumbnail_mask: npt.NDArray[np.bool_]
-    has_mask: bool
-    loo_score: float | None = None
-    objectness_weight: float = 0.0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the head's data take, without the thumbnail."""
-        return self.kept.nbytes + self.pooled.nbytes + self.pooled_mask.nbytes
 
 
 @dataclass(frozen=True)
@@ -250,7 +215,7 @@ class SupportBank:
         tensors: dict[str, npt.NDArray[Any]] = {}
         for class_index, one in enumerate(self._classes.values()):
             for shot, support in enumerate(one.supports):
-                for field in ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask"):
+                for field in TENSORS:
                     tensors[f"{class_index}.{shot}.{field}"] = np.ascontiguousarray(getattr(support, field))
         header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -262,7 +227,7 @@ class SupportBank:
                     "name": name,
                     "level": one.level,
                     "is_level_by_hand": one.is_level_by_hand,
-                    **{field: [getattr(support, field) for support in one.supports] for field in _SUPPORT_FIELDS},
+                    **{field: [getattr(support, field) for support in one.supports] for field in FACTS},
                 }
                 for name, one in self._classes.items()
             ],
@@ -325,7 +290,7 @@ class SupportBank:
             check_level(judged_by.presence_level)
             for index, entry in enumerate(entries):
                 supports = [
-                    _read_support(path, tensors, f"{index}.{shot}", facts, made_by)
+                    read_support(path, tensors, f"{index}.{shot}", facts, made_by.num_channels, made_by.head_dim)
                     for shot, facts in enumerate(entry.supports)
                 ]
                 bank.add(entry.name, supports)
@@ -409,45 +374,5 @@ def _no_bank(path: Path) -> ArtefactError:
 def _read_entry(entry: Any) -> _Entry:
     """One class of a header; a ValueError, KeyError or TypeError where it says nothing sensible."""
     name, level, is_by_hand = str(entry["name"]), entry["level"], bool(entry["is_level_by_hand"])
-    columns = zip(*(entry[field] for field in _SUPPORT_FIELDS), strict=True)
-    return _Entry(name, level, is_by_hand, [dict(zip(_SUPPORT_FIELDS, row, strict=True)) for row in columns])
-
-
-def _read_support(
-    path: Path,
-    tensors: dict[str, npt.NDArray[Any]],
-    key: str,
-    facts: dict[str, Any],
-    identity: EncoderIdentity,
-) -> CachedSupport:
-    channels, dim = identity.num_channels, identity.head_dim
-    expected: dict[str, tuple[tuple[int | None, ...], type[np.generic]]] = {
-        "kept": ((channels, None, dim), np.float16),
-        "pooled": ((channels, NUM_POOLED, dim), np.float16),
-        "pooled_mask": ((NUM_POOLED,), np.bool_),
-        "thumbnail": ((None, None, 3), np.uint8),
-        "thumbnail_mask": ((None, None), np.bool_),
-    }
-    fields = {}
-    for field, (shape, dtype) in expected.items():
-        array = tensors.get(f"{key}.{field}")
-        fits = (
-            array is not None
-            and array.dtype == dtype
-            and array.ndim == len(shape)
-            and array.size > 0
-            and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
-            and (dtype is not np.float16 or bool(np.isfinite(array).all()))
-        )
-        if array is None or not fits:
-            raise ArtefactError(f"Bank {path} is damaged: tensor {key}.{field} is missing, misshapen or not finite.")
-        fields[field] = array
-    if fields["thumbnail_mask"].shape != fields["thumbnail"].shape[:2]:
-        raise ArtefactError(f"Bank {path} is damaged: tensor {key}.thumbnail_mask has another size than its picture.")
-    loo_score, weight = facts["loo_score"], facts["objectness_weight"]
-    for field, value, highest in (("loo_score", loo_score, 1), ("objectness_weight", weight, MAX_OBJECTNESS_WEIGHT)):
-        # Not `value > highest`, which is false of a NaN.
-        if not (type(value) in (int, float) and 0 <= value <= highest) and not (field == "loo_score" and value is None):
-            got = f"{value!r:.40}, not a number from 0 to {highest:g}"
-            raise ArtefactError(f"Bank {path} is damaged: {field} of support {key} is {got}.")
-    return CachedSupport(**fields, has_mask=bool(facts["has_mask"]), loo_score=loo_score, objectness_weight=weight)
+    columns = zip(*(entry[field] for field in FACTS), strict=True)
+    return _Entry(name, level, is_by_hand, [dict(zip(FACTS, row, strict=True)) for row in columns])

@@ -7,8 +7,9 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.bank import CachedSupport, SupportBank
+from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import PROTOTYPE_HEAD
+from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, Engine
 
 Shot = tuple[int, CachedSupport]

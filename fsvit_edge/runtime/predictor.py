@@ -11,15 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
-from fsvit_edge.runtime.bank import (
-    MAX_CLASSES,
-    CachedSupport,
-    EncoderIdentity,
-    HeadIdentity,
-    SupportBank,
-    check_name,
-)
+from fsvit_edge.runtime.bank import MAX_CLASSES, EncoderIdentity, HeadIdentity, SupportBank, check_name
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest
+from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.errors import ArtefactError, InputError
@@ -426,7 +420,8 @@ class FewShotModel:
         bank = self.bank.emptied()
         bank.add("it", supports[:: -(-len(supports) // _MOST_JUDGES)])
         with self._judging_by(bank):
-            return float(self._compare(tokens)[0][0])
+            score = float(self._compare(tokens)[0][0])
+        return min(max(0.0, score), 1.0)  # a mean of ones may be rounded to more
 
     def _resident_supports(self) -> list[dict[str, ResidentTensor]]:
         """Put the supports where the engine computes, in runs of bounded size, once for many frames."""

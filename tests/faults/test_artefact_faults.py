@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from fsvit_edge.runtime.bank import CachedSupport, EncoderIdentity, SupportBank
+from fsvit_edge.runtime.bank import EncoderIdentity, SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, sealed
+from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 pytestmark = pytest.mark.faults

@@ -15,11 +15,11 @@ from fsvit_edge.runtime import bank as bank_module
 from fsvit_edge.runtime.bank import (
     MAX_CLASSES,
     MAX_NAME_LENGTH,
-    CachedSupport,
     EncoderIdentity,
     HeadIdentity,
     SupportBank,
 )
+from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import level_of_supports

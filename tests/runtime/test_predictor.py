@@ -9,8 +9,9 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from fsvit_edge.runtime import head_runs, predictor
-from fsvit_edge.runtime.bank import MAX_CLASSES, CachedSupport, SupportBank
+from fsvit_edge.runtime.bank import MAX_CLASSES, SupportBank
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
+from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.engines.fake import FakeEngine
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
@@ -944,3 +945,19 @@ def test_the_level_of_the_bundle_is_that_of_classes_with_one_support(fake: Fake)
     bank = model.bank.emptied()
     bank.add("a", [model.cache_support("a", picture(0))])
     assert model.predict_with(FRAME, [bank])[0].levels.tolist() == [np.float32(0.62)]
+
+
+def test_a_score_that_rounding_lifts_above_one_is_stored_as_one(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = fake.model._compare
+
+    def lifted(tokens: Any) -> tuple[np.ndarray, np.ndarray]:
+        scores, foreground = compare(tokens)
+        return np.full_like(scores, 1 + 1e-6), foreground
+
+    monkeypatch.setattr(fake.model, "_compare", lifted)
+    fake.model.enroll("a", [picture(0), picture(1)])
+    assert fake.model.bank.supports("a")[1].loo_score == 1.0
+    fake.model.save_bank(tmp_path / "bank.safetensors")
+    fake.model.load_bank(tmp_path / "bank.safetensors")

@@ -1,0 +1,102 @@
+"""One support picture as the head reads it, in memory and as a bank's file holds it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.errors import ArtefactError
+
+NUM_POOLED = 9
+MAX_OBJECTNESS_WEIGHT = 2.0
+TENSORS = ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask")
+FACTS = ("has_mask", "loo_score", "objectness_weight")
+"""The other fields, which stand in the file's header."""
+
+
+@dataclass(frozen=True)
+class CachedSupport:
+    """One support picture as the head reads it.
+
+    Attributes:
+        kept: (C, T, d) float16, L2-normalised class token, then the image tokens that the mask keeps.
+        pooled: (C, 9, d) float16, image tokens averaged over the 3 x 3 pooled grid.
+        pooled_mask: (9,) bool, where the second block may look.
+        thumbnail: (h, w, 3) uint8 RGB.
+        thumbnail_mask: (h, w) bool, what of the thumbnail the network takes for the thing: the mask that was given, or
+            its guess.
+        has_mask: False where the support was enrolled by its name alone.
+        loo_score: P(present) of this picture by the class's other supports when it was enrolled, in [0, 1] (leave one
+            out); None where there was no other.
+        objectness_weight: How much an objectness map says about this thing, in [0, 2].
+    """
+
+    kept: npt.NDArray[np.float16]
+    pooled: npt.NDArray[np.float16]
+    pooled_mask: npt.NDArray[np.bool_]
+    thumbnail: npt.NDArray[np.uint8]
+    thumbnail_mask: npt.NDArray[np.bool_]
+    has_mask: bool
+    loo_score: float | None = None
+    objectness_weight: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the head's data take, without the thumbnail."""
+        return self.kept.nbytes + self.pooled.nbytes + self.pooled_mask.nbytes
+
+
+def read_support(
+    path: Path,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    key: str,
+    facts: Mapping[str, Any],
+    num_channels: int,
+    head_dim: int,
+) -> CachedSupport:
+    """Make a support of what a file holds.
+
+    Args:
+        path: The file, for the errors.
+        tensors: All of the file's; this support's are named `key` and the field.
+        key: Which support.
+        facts: What the header says of it, by field.
+        num_channels: Correlation channels C of the encoder.
+        head_dim: Values d per channel.
+
+    Raises:
+        ArtefactError: A tensor or a fact is missing, misshapen or out of its range.
+    """
+    expected: dict[str, tuple[tuple[int | None, ...], type[np.generic]]] = {
+        "kept": ((num_channels, None, head_dim), np.float16),
+        "pooled": ((num_channels, NUM_POOLED, head_dim), np.float16),
+        "pooled_mask": ((NUM_POOLED,), np.bool_),
+        "thumbnail": ((None, None, 3), np.uint8),
+        "thumbnail_mask": ((None, None), np.bool_),
+    }
+    fields = {}
+    for field, (shape, dtype) in expected.items():
+        array = tensors.get(f"{key}.{field}")
+        fits = (
+            array is not None
+            and array.dtype == dtype
+            and array.ndim == len(shape)
+            and array.size > 0
+            and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+            and (dtype is not np.float16 or bool(np.isfinite(array).all()))
+        )
+        if array is None or not fits:
+            raise ArtefactError(f"Bank {path} is damaged: tensor {key}.{field} is missing, misshapen or not finite.")
+        fields[field] = array
+    if fields["thumbnail_mask"].shape != fields["thumbnail"].shape[:2]:
+        raise ArtefactError(f"Bank {path} is damaged: tensor {key}.thumbnail_mask has another size than its picture.")
+    loo_score, weight = facts["loo_score"], facts["objectness_weight"]
+    for field, value, highest in (("loo_score", loo_score, 1), ("objectness_weight", weight, MAX_OBJECTNESS_WEIGHT)):
+        # Not `value > highest`, which is false of a NaN.
+        if not (type(value) in (int, float) and 0 <= value <= highest) and not (field == "loo_score" and value is None):
+            got = f"{value!r:.40}, not a number from 0 to {highest:g}"
+            raise ArtefactError(f"Bank {path} is damaged: {field} of support {key} is {got}.")
+    return CachedSupport(**fields, has_mask=bool(facts["has_mask"]), loo_score=loo_score, objectness_weight=weight)
