@@ -161,6 +161,8 @@ def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, live
     item = page.locator('.class[data-name="tom <b>& co</b>"]')
     expect(item).to_have_class(re.compile("present"), timeout=1000 * CAT_S)
     assert float(item.locator(".score").inner_text().split()[0]) > 0.5
+    expect(item.locator(".bar .level")).to_have_attribute("style", "left: 50%;")
+    expect(item.locator(".bar")).to_have_attribute("title", "Present above 0.50")
     expect(item.locator(".supports img")).to_have_count(1)
     assert item.locator(".supports img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 10
     expect(page.locator("#bank-saved")).to_have_text("Changes are not saved.")
