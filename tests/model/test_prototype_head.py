@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fsvit_edge.export.graphs import make_manifest
 from fsvit_edge.learn.training import new_head
 from fsvit_edge.model import prototype_head
 from fsvit_edge.model.checkpoint import build_network, load_network, save_network
@@ -276,6 +277,7 @@ def test_the_presence_level_is_the_heads_and_stays_with_it(tmp_path: Path) -> No
     path = tmp_path / "leveled.safetensors"
     save_network(network, path)
     assert load_network(path).config.presence_level == 0.62
+    assert make_manifest(load_network(path), {}, opset=0, parity={}).presence_level == 0.62
     assert load_network(path, head="prototype").config.presence_level == 0.5
     new_head(network, 0)
     assert network.config.presence_level == 0.5
