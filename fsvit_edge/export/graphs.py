@@ -239,4 +239,5 @@ def make_manifest(
         parity=parity,
         created_by=f"fsvit-edge {__version__}",
         head=config.head,
+        support_crop=config.support_crop,
     )

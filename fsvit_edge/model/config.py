@@ -1,11 +1,11 @@
-"""What identifies a network: five values, stored as JSON beside its weights."""
+"""What identifies a network: a few values, stored as JSON beside its weights."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.bundle import HEADS, TRAINED_HEAD
+from fsvit_edge.runtime.bundle import HEADS, TRAINED_HEAD, is_crop_factor
 from fsvit_edge.runtime.errors import ArtefactError
 
 POOLED_GRID = 3
@@ -22,6 +22,7 @@ class ModelConfig:
         image_size: Side S of the square input in pixels, a multiple of the backbone's patch size.
         support_grid: Side of the grid to which a support's image tokens are resized (12 in the paper), a multiple of 3.
         head: What compares a frame with the supports: "cst", which is trained, or "prototype", which has no weights.
+        support_crop: See `Manifest`: 0, or at least 1.
     """
 
     name: str
@@ -29,12 +30,15 @@ class ModelConfig:
     image_size: int
     support_grid: int = 12
     head: str = TRAINED_HEAD
+    support_crop: float = 0.0
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise ArtefactError(f"The head must be one of {', '.join(HEADS)}; got {self.head!r}.")
         if self.support_grid < POOLED_GRID or self.support_grid % POOLED_GRID:
             raise ArtefactError(f"The support grid must be a positive multiple of 3, got {self.support_grid}.")
+        if not is_crop_factor(self.support_crop):
+            raise ArtefactError(f"The support crop must be 0 or at least 1, got {self.support_crop}.")
 
     def to_json(self) -> str:
         """Return the configuration as indented JSON text."""
@@ -56,11 +60,13 @@ class ModelConfig:
         except (OSError, ValueError) as error:
             raise ArtefactError(f"{path} is not a readable JSON file: {error}.") from error
         known = {field.name: field.type for field in fields(cls)}
-        required = known.keys() - {"support_grid", "head"}
+        required = {field.name for field in fields(cls) if field.default is MISSING}
         if not isinstance(values, dict) or not required <= values.keys() <= known.keys():
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ArtefactError(f"{path} must hold the fields {', '.join(known)}; got {got}.")
         for name, kind in known.items():
+            if kind is float and type(values.get(name)) is int:
+                values[name] = float(values[name])
             if name in values and type(values[name]) is not kind:
                 kind_name = getattr(kind, "__name__", kind)
                 raise ArtefactError(f"{path}: {name} must be {kind_name}, got {values[name]!r}.")

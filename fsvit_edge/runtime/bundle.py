@@ -5,6 +5,7 @@ The sha256 of every graph is checked before any parser sees it, and `bundle.json
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ class Manifest:
             not measured.
         created_by: Name and version of the exporter.
         head: One of `HEADS`; bundles made before there was a choice do not say.
+        support_crop: How closely enrolment looks at a small thing, see `support_window`; 0 for the picture as it is, as
+            in bundles that do not say.
     """
 
     format_version: int
@@ -80,6 +83,7 @@ class Manifest:
     parity: dict[str, float]
     created_by: str
     head: str = TRAINED_HEAD
+    support_crop: float = 0.0
 
     def to_json(self) -> str:
         """Return indented JSON text, which ends in the sha256 of all that it says."""
@@ -163,4 +167,11 @@ def read_manifest(path: Path) -> Manifest:
             raise ArtefactError(f"{file}: the {name} graph's file must lie in the bundle, got {own!r}.")
     if manifest.head not in HEADS:
         raise ArtefactError(f"{file} has wrong values: head is {manifest.head!r:.40}, not one of: {', '.join(HEADS)}.")
+    if not is_crop_factor(manifest.support_crop):
+        raise ArtefactError(f"{file} has wrong values: support_crop is {manifest.support_crop}, not 0 or at least 1.")
     return manifest
+
+
+def is_crop_factor(value: float) -> bool:
+    """Whether a value can be a `support_crop`: 0, or a finite number of at least 1."""
+    return value == 0 or (math.isfinite(value) and value >= 1)

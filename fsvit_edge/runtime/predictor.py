@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -11,19 +11,23 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.bank import MAX_CLASSES, CachedSupport, EncoderIdentity, SupportBank, check_name
+from fsvit_edge.runtime.box_mask import mask_from_box
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtefactError, InputError, UnseenThingError
 from fsvit_edge.runtime.head_runs import head_runs
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask, resize_nearest
+from fsvit_edge.runtime.support_crop import support_window
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float32]
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 PRESENCE_THRESHOLD = 0.5
 _THUMBNAIL_PX = 96
@@ -37,14 +41,15 @@ class Enrolment:
         name: The class.
         shots: Supports that the class has now.
         mask_cover: Share of each new picture that its mask, given or guessed, covers, in [0, 1].
-        kept_tokens: Image tokens of each new picture that the mask keeps; where there are none the thing is too small
-            in it for the network to see, and only the picture as a whole is compared.
+        kept_tokens: Image tokens of each new picture that the mask keeps, at least 1.
+        masks: (H, W) bool for each new picture, at its size: the mask that was used, given, made of a box or guessed.
     """
 
     name: str
     shots: int
     mask_cover: tuple[float, ...]
     kept_tokens: tuple[int, ...]
+    masks: tuple[Mask, ...] = field(compare=False, repr=False)
 
 
 class FewShotModel:
@@ -137,17 +142,29 @@ class FewShotModel:
         """How many classes can be enrolled: as many as a bank holds, or as the head's engine was built for."""
         return min(MAX_CLASSES, self._head.limits.get("ways", MAX_CLASSES))
 
-    def enroll(self, name: str, images: Sequence[Image], masks: Sequence[Mask | None] | None = None) -> Enrolment:
-        """Learn a class from pictures, or add pictures to a class; costs one run of the encoder for each.
+    def enroll(
+        self,
+        name: str,
+        images: Sequence[Image],
+        masks: Sequence[Mask | None] | None = None,
+        boxes: Sequence[Box | None] | None = None,
+    ) -> Enrolment:
+        """Learn a class from pictures, or add pictures to a class.
+
+        Costs one run of the encoder for each picture, two where a small thing is found by the name alone: where the
+        bundle says so (`Manifest.support_crop`), the encoder sees a part of the picture around a small thing.
 
         Args:
             name: The class.
             images: (H, W, 3) uint8 RGB pictures that show it.
             masks: For each picture (H, W), not 0 where the thing is; None, for one or for all, where only the name is
                 known: the encoder's own pseudo-mask stands in.
+            boxes: For each picture a box around the thing, which stands for the mask that `mask_from_box` makes of it;
+                None, for one or for all, where there is none.
 
         Raises:
-            InputError: The name, a picture or a mask cannot be used; the bank is as it was.
+            UnseenThingError: The thing is too small in a picture; the bank is as it was.
+            InputError: The name, a picture, a mask or a box cannot be used; the bank is as it was.
             ArtefactError: The head's engine was built for fewer classes; the bank is as it was.
         """
         check_name(name)
@@ -155,16 +172,16 @@ class FewShotModel:
             self._check_ways(len(self.classes) + 1)
         if len(images) == 0:
             raise InputError(f"Class {name!r} needs at least one picture.")
-        if masks is not None and len(masks) != len(images):
-            raise InputError(f"Class {name!r} has {len(images)} pictures but {len(masks)} masks; give one for each.")
-        pairs = list(zip(images, [None] * len(images) if masks is None else masks, strict=True))
-        for image, mask in pairs:
-            _check_support(name, image, mask)
-        supports, covers = zip(*(self._cache(image, mask) for image, mask in pairs), strict=True)
+        given = _given_masks(name, images, masks, boxes)
+        supports, used = zip(*(self._cache(*pair) for pair in zip(images, given, strict=True)), strict=True)
+        kept = tuple(support.kept.shape[1] - 1 for support in supports)
+        if 0 in kept:
+            index = kept.index(0)
+            raise UnseenThingError(f"Picture {index + 1} of {name!r}", index)
         self.bank.add(name, supports)
         self._runs = None
-        kept = tuple(support.kept.shape[1] - 1 for support in supports)
-        return Enrolment(name, len(self.bank.supports(name)), covers, kept)
+        covers = tuple(float(mask.mean()) for mask in used)
+        return Enrolment(name, len(self.bank.supports(name)), covers, kept, used)
 
     def predict(self, rgb: Image, probabilities: bool = False) -> Prediction:
         """Judge one frame against every enrolled class.
@@ -216,6 +233,9 @@ class FewShotModel:
 
     def cache_support(self, name: str, image: Image, mask: Mask | None = None) -> CachedSupport:
         """Compute what `enroll` would keep of one picture, and keep it nowhere.
+
+        A thing too small to see is no error here: the published episodes have some, and there the picture as a whole
+        is compared.
 
         Args:
             name: The class, for the errors.
@@ -328,16 +348,19 @@ class FewShotModel:
         """Close."""
         self.close()
 
-    def _cache(self, image: Image, mask: Mask | None) -> tuple[CachedSupport, float]:
-        size = self.manifest.image_size
-        encoded = self._encoder.run({"image": resize_image(image, size)[None]})
-        given = np.zeros((1, size, size), np.uint8) if mask is None else resize_mask(np.asarray(mask) != 0, size)[None]
-        feed: dict[str, Array | ResidentTensor] = {
-            **_as_taken(encoded, self._encoder, self._enroll),
-            "mask": given,
-            "has_mask": np.array([mask is not None]),
-        }
-        cached = {name: tensor.numpy() for name, tensor in self._enroll.run(feed).items()}
+    def _cache(self, image: Image, mask: Mask | None) -> tuple[CachedSupport, Mask]:
+        """One support, and the mask that was used, at the picture's size."""
+        if mask is not None:
+            cached, used = None, np.asarray(mask) != 0
+        else:
+            cached = self._see(image, None)
+            used = resize_nearest(cached["used_mask"][0], (image.shape[0], image.shape[1])) != 0
+        window = support_window(used, self.manifest.support_crop)
+        if window is not None:
+            image = np.ascontiguousarray(image[window])
+            cached = self._see(image, used[window])
+        elif cached is None:
+            cached = self._see(image, used)
         keep = cached["kept_mask"][0] > 0
         small = thumbnail(image, _THUMBNAIL_PX)
         support = CachedSupport(
@@ -348,7 +371,18 @@ class FewShotModel:
             thumbnail_mask=resize_nearest(cached["used_mask"][0], (small.shape[0], small.shape[1])) != 0,
             has_mask=mask is not None,
         )
-        return support, float(np.mean(cached["used_mask"] != 0))
+        return support, used
+
+    def _see(self, image: Image, mask: Mask | None) -> dict[str, Array]:
+        """What the enroll graph says of a picture with a bool mask, or by the name alone."""
+        size = self.manifest.image_size
+        encoded = self._encoder.run({"image": resize_image(image, size)[None]})
+        feed: dict[str, Array | ResidentTensor] = {
+            **_as_taken(encoded, self._encoder, self._enroll),
+            "mask": np.zeros((1, size, size), np.uint8) if mask is None else resize_mask(mask, size)[None],
+            "has_mask": np.array([mask is not None]),
+        }
+        return {name: tensor.numpy() for name, tensor in self._enroll.run(feed).items()}
 
     def _resident_supports(self) -> list[dict[str, ResidentTensor]]:
         """Put the supports where the engine computes, in runs of bounded size, once for many frames."""
@@ -391,6 +425,39 @@ def _as_taken(
         name: tensor if made[name] == taken[name] else tensor.numpy().astype(taken[name])
         for name, tensor in tensors.items()
     }
+
+
+def _given_masks(
+    name: str,
+    images: Sequence[Image],
+    masks: Sequence[Mask | None] | None,
+    boxes: Sequence[Box | None] | None,
+) -> list[Mask | None]:
+    """Check all that is given of a class's new pictures; boxes become masks."""
+    for what, given in (("masks", masks), ("boxes", boxes)):
+        if given is not None and len(given) != len(images):
+            raise InputError(f"Class {name!r} has {len(images)} pictures but {len(given)} {what}; give one for each.")
+    none = [None] * len(images)
+    found: list[Mask | None] = []
+    for image, mask, box in zip(
+        images, none if masks is None else masks, none if boxes is None else boxes, strict=True
+    ):
+        if mask is not None and box is not None:
+            raise InputError(f"Picture {len(found) + 1} of {name!r} has a mask and a box; give one of them.")
+        if box is not None:
+            check_rgb(image, f"The picture of {name!r}")
+            mask = mask_from_box((image.shape[0], image.shape[1]), _checked_box(name, box))
+        _check_support(name, image, mask)
+        found.append(mask)
+    return found
+
+
+def _checked_box(name: str, box: Sequence[float]) -> Box:
+    try:
+        left, top, right, bottom = (round(float(value)) for value in box)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"A box of {name!r} must be (left, top, right, bottom) in pixels; got {box!r:.80}.") from error
+    return left, top, right, bottom
 
 
 def _check_support(name: str, image: Image, mask: Mask | None) -> None:

@@ -394,7 +394,9 @@ def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: o
         pytest.param("{", "is not a readable JSON file", id="not JSON"),
         pytest.param("\xff", "is not a readable JSON file", id="not UTF-8"),
         pytest.param(
-            "[]", "must hold the fields name, backbone, image_size, support_grid, head; got list", id="a list"
+            "[]",
+            "must hold the fields name, backbone, image_size, support_grid, head, support_crop; got list",
+            id="a list",
         ),
         pytest.param('{"name": "a"}', r"must hold the fields .*; got \['name'\]", id="incomplete"),
         pytest.param(

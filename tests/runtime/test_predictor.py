@@ -449,8 +449,8 @@ def kept(model: FewShotModel, name: str) -> tuple[int, ...]:
 def test_more_pictures_make_more_shots_of_the_same_class(fake: Fake) -> None:
     first = fake.model.enroll("a", [picture(0)], [left_half()])
     second = fake.model.enroll("a", [picture(1), picture(2)], [corner(), None])
-    assert first == Enrolment("a", 1, (0.5,), kept(fake.model, "a")[:1])
-    assert second == Enrolment("a", 3, (0.25, 0.25), kept(fake.model, "a")[1:])
+    assert first == Enrolment("a", 1, (0.5,), kept(fake.model, "a")[:1], first.masks)
+    assert second == Enrolment("a", 3, (0.25, 0.25), kept(fake.model, "a")[1:], second.masks)
     assert fake.model.classes == ("a",)
 
 
@@ -508,7 +508,9 @@ def test_everything_but_zero_is_foreground_in_a_mask(fake: Fake, mask: np.ndarra
 def test_pictures_and_masks_may_be_stacked(fake: Fake, as_array: bool) -> None:
     pictures, masks = [picture(0), picture(1)], [left_half(), corner()]
     given = (np.stack(pictures), np.stack(masks)) if as_array else (pictures, masks)
-    assert fake.model.enroll("a", *given) == Enrolment("a", 2, (0.5, 0.25), kept(fake.model, "a"))
+    enrolment = fake.model.enroll("a", *given)
+    assert enrolment == Enrolment("a", 2, (0.5, 0.25), kept(fake.model, "a"), enrolment.masks)
+    assert all(np.array_equal(*pair) for pair in zip(enrolment.masks, masks, strict=True))
 
 
 def test_a_cached_support_is_stored_in_fp16_with_a_small_picture(fake: Fake) -> None:
@@ -657,7 +659,7 @@ def test_every_frame_size_is_answered_at_that_size(real: FewShotModel, size_hw: 
 @pytest.mark.parametrize("size_hw", SIZES, ids=str)
 def test_a_support_may_have_any_size(real: FewShotModel, size_hw: tuple[int, int]) -> None:
     enrolment = real.enroll("a", [picture(0, *size_hw)], [np.ones(size_hw, np.bool_)])
-    assert enrolment == Enrolment("a", 1, (1.0,), (144,))
+    assert enrolment == Enrolment("a", 1, (1.0,), (144,), enrolment.masks)
     assert real.predict(FRAME).scores.shape == (1,)
 
 
