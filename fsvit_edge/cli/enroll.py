@@ -39,9 +39,7 @@ def enroll(
     frame: Annotated[
         list[int] | None, typer.Option(min=0, help="Frame of the video that shows it, from 0; may be repeated.")
     ] = None,
-    at: Annotated[
-        list[float] | None, typer.Option(min=0, help="The same by its time in seconds; may be repeated.")
-    ] = None,
+    at: Annotated[list[float] | None, typer.Option(help="The same by its time in seconds; may be repeated.")] = None,
     preview: Annotated[
         Path | None, typer.Option(help="Draw what the class finds on its pictures, and the masks, to this file.")
     ] = None,

@@ -11,23 +11,19 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.bank import MAX_CLASSES, CachedSupport, EncoderIdentity, SupportBank, check_name
-from fsvit_edge.runtime.box_mask import mask_from_box
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
-from fsvit_edge.runtime.errors import ArtefactError, InputError, UnseenThingError
+from fsvit_edge.runtime.errors import ArtefactError, UnseenThingError
 from fsvit_edge.runtime.head_runs import head_runs
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask, resize_nearest
 from fsvit_edge.runtime.support_crop import support_window
+from fsvit_edge.runtime.support_masks import Box, Image, Mask, check_support, support_masks
 
-Image = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float32]
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 PRESENCE_THRESHOLD = 0.5
 _THUMBNAIL_PX = 96
@@ -170,9 +166,7 @@ class FewShotModel:
         check_name(name)
         if name not in self.classes:
             self._check_ways(len(self.classes) + 1)
-        if len(images) == 0:
-            raise InputError(f"Class {name!r} needs at least one picture.")
-        given = _given_masks(name, images, masks, boxes)
+        given = support_masks(name, images, masks, boxes)
         supports, used = zip(*(self._cache(*pair) for pair in zip(images, given, strict=True)), strict=True)
         kept = tuple(support.kept.shape[1] - 1 for support in supports)
         if 0 in kept:
@@ -245,7 +239,7 @@ class FewShotModel:
         Raises:
             InputError: The picture or its mask cannot be used.
         """
-        _check_support(name, image, mask)
+        check_support(name, image, mask)
         return self._cache(image, mask)[0]
 
     def _predict(self, rgb: Image, probabilities: bool) -> Prediction:
@@ -425,53 +419,6 @@ def _as_taken(
         name: tensor if made[name] == taken[name] else tensor.numpy().astype(taken[name])
         for name, tensor in tensors.items()
     }
-
-
-def _given_masks(
-    name: str,
-    images: Sequence[Image],
-    masks: Sequence[Mask | None] | None,
-    boxes: Sequence[Box | None] | None,
-) -> list[Mask | None]:
-    """Check all that is given of a class's new pictures; boxes become masks."""
-    for what, given in (("masks", masks), ("boxes", boxes)):
-        if given is not None and len(given) != len(images):
-            raise InputError(f"Class {name!r} has {len(images)} pictures but {len(given)} {what}; give one for each.")
-    none = [None] * len(images)
-    found: list[Mask | None] = []
-    for image, mask, box in zip(
-        images, none if masks is None else masks, none if boxes is None else boxes, strict=True
-    ):
-        if mask is not None and box is not None:
-            raise InputError(f"Picture {len(found) + 1} of {name!r} has a mask and a box; give one of them.")
-        if box is not None:
-            check_rgb(image, f"The picture of {name!r}")
-            mask = mask_from_box((image.shape[0], image.shape[1]), _checked_box(name, box))
-        _check_support(name, image, mask)
-        found.append(mask)
-    return found
-
-
-def _checked_box(name: str, box: Sequence[float]) -> Box:
-    try:
-        left, top, right, bottom = (round(float(value)) for value in box)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"A box of {name!r} must be (left, top, right, bottom) in pixels; got {box!r:.80}.") from error
-    return left, top, right, bottom
-
-
-def _check_support(name: str, image: Image, mask: Mask | None) -> None:
-    check_rgb(image, f"The picture of {name!r}")
-    if mask is None:
-        return
-    mask = np.asarray(mask)
-    if mask.shape != image.shape[:2]:
-        raise InputError(
-            f"The mask of {name!r} must be as large as its picture, {image.shape[:2]} (height, width); "
-            f"got {mask.shape}."
-        )
-    if not mask.any():
-        raise InputError(f"The mask of {name!r} is empty; mark the thing, or give no mask to enrol by its name alone.")
 
 
 def _known(size: int | str) -> int:

@@ -1,5 +1,6 @@
 """What a user has of a thing becomes support pictures: files, folders with or without masks, frames of a video."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,12 @@ from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, by_stem, pictures_in, 
 from fsvit_edge.runtime.sources.files import VIDEO_SUFFIXES, open_file
 from fsvit_edge.runtime.sources.options import SourceOptions
 from fsvit_edge.runtime.sources.uri import SourceAddress, printable
+from fsvit_edge.runtime.support_masks import Box
 
 MOST_PICTURES = 100
 """At a time: all are in memory at once, and a few-shot class has no use for more."""
 
 _ROUNDING = 1e-6  # of a frame: a time given as the quotient of a frame's number and the rate must find that frame
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def read_supports(
         raise InputError("A picture takes a mask or a box: give --mask or --box, not both.")
     if frames and seconds:
         raise InputError("Name the frames of a video by --frame or by --at, not by both.")
+    if any(not 0 <= moment < math.inf for moment in seconds):
+        raise InputError("--at must be a number of seconds from the video's begin, 0 or more.")
     files = _listed(inputs, frames, seconds)
     if any(file.mask for file in files) and (masks or boxes):
         raise InputError("A folder with masks/ brings its own masks; enrol it without --mask and --box.")
