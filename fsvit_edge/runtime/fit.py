@@ -57,12 +57,13 @@ def measure_fit(prediction: Prediction, name: str, mask: npt.NDArray[np.bool_]) 
     Args:
         prediction: Of that picture, by classes among which is `name`.
         name: The class.
-        mask: (H, W) bool of the picture's size, True somewhere: the mask given, or guessed.
+        mask: (H, W) bool of the picture's size: the mask given, or guessed.
     """
     way = prediction.classes.index(name)
     found = prediction.label_map == way + 1
     shared, joined = int((found & mask).sum()), int((found | mask).sum())
-    return Fit(shared / joined, float(found.sum() / mask.sum()), bool(prediction.present[way]))
+    # A guess of a few pixels can be lost in a picture smaller than what the network sees.
+    return Fit(shared / max(1, joined), float(found.sum() / max(1, mask.sum())), bool(prediction.present[way]))
 
 
 def draw_fit(

@@ -37,6 +37,12 @@ def test_the_outline_is_compared_with_the_mask(found: np.ndarray, iou: float, ra
     assert str(fit) == f"IoU {iou:.2f}, outline {ratio:.1f} x the mask's area"
 
 
+def test_a_mask_without_a_pixel_has_an_answer_as_well() -> None:
+    nothing = square(0, 0, 0)
+    assert measure_fit(answer(nothing), "cup", nothing) == Fit(0.0, 0.0, True)
+    assert measure_fit(answer(square(10, 10, 20)), "cup", nothing).warning is not None
+
+
 @pytest.mark.parametrize(
     ("fit", "warning"),
     [
