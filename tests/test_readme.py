@@ -110,7 +110,7 @@ def inputs() -> set[str]:
     for command in filter(runnable, commands()):
         words = shlex.split(command)
         for before, word in itertools.pairwise(words):
-            is_made_else = before in ("--sink", "--output", "-o", "--data", "--pictures")
+            is_made_else = before in ("--sink", "--output", "-o", "--data", "--pictures", "--preview")
             if not is_made_else and re.search(r"\.(jpe?g|png|mp4)$|/$", word):
                 names.add(word)
     return names
@@ -137,7 +137,7 @@ def test_commands_and_python_run_as_they_stand(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert "Traceback" not in done.stderr, f"{command}\n{done.stderr}"
-        for written in re.findall(r"(?:--sink|--output|-o|--bank) +(\S+)", command):
+        for written in re.findall(r"(?:--sink|--output|-o|--bank|--preview) +(\S+)", command):
             assert written == "-" or (tmp_path / written).exists(), f"{command} wrote no {written}"
     (script,) = blocks("python")
     done = subprocess.run(

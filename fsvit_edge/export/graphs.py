@@ -287,4 +287,5 @@ def make_manifest(
         created_by=f"fsvit-edge {__version__}",
         head=config.head,
         presence_level=config.presence_level,
+        support_crop=config.support_crop,
     )

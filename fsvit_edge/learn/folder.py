@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fsvit_edge.learn.examples import IGNORE, Example, ExampleList, check_size, picture_size_hw, read_stored_mask
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image, read_mask
+from fsvit_edge.runtime.pictures import by_stem, pictures_in, read_image, read_mask
 
 NUM_FOLDS = 4
 LAYOUT = "<root>/<class>/images/<stem>.jpg and, where there are masks, <root>/<class>/masks/<stem>.png"
@@ -143,13 +143,8 @@ def folder_folds(root: Path) -> list[list[str]]:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
-            if path.stem in files:
-                raise InputError(f"{files[path.stem]} and {path} have the same stem; rename one of them.")
-            files[path.stem] = path
-    return files
+    # By whole names, not by the numbers in them: the episodes that are drawn hang on this order.
+    return by_stem(sorted(pictures_in(folder)))
 
 
 def _check_class(folder: Path, stems: Sequence[str], masks: Mapping[str, Path] | None) -> None:

@@ -1,11 +1,11 @@
 """What identifies a network: a few values, stored as JSON beside its weights."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.bundle import HEADS, TRAINED_HEAD
+from fsvit_edge.runtime.bundle import HEADS, TRAINED_HEAD, is_crop_factor
 from fsvit_edge.runtime.errors import ArtefactError
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
@@ -25,6 +25,7 @@ class ModelConfig:
         head: What compares a frame with the supports: "cst", which is trained, or "prototype", which has no weights.
         objectness: Whether a decoder on the backbone's convolutional stem tells things from their background.
         presence_level: The score above which a class with one support is present, in (0, 1).
+        support_crop: See `Manifest`: 0, or at least 1.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ModelConfig:
     head: str = TRAINED_HEAD
     objectness: bool = False
     presence_level: float = DEFAULT_LEVEL
+    support_crop: float = 0.0
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -42,6 +44,8 @@ class ModelConfig:
             raise ArtefactError(f"The support grid must be a positive multiple of 3, got {self.support_grid}.")
         if not 0 < self.presence_level < 1:
             raise ArtefactError(f"The presence level must lie between 0 and 1, got {self.presence_level:g}.")
+        if not is_crop_factor(self.support_crop):
+            raise ArtefactError(f"The support crop must be 0 or at least 1, got {self.support_crop}.")
 
     def to_json(self) -> str:
         """Return the configuration as indented JSON text."""
@@ -63,11 +67,13 @@ class ModelConfig:
         except (OSError, ValueError) as error:
             raise ArtefactError(f"{path} is not a readable JSON file: {error}.") from error
         known = {field.name: field.type for field in fields(cls)}
-        required = known.keys() - {"support_grid", "head", "objectness", "presence_level"}
+        required = {field.name for field in fields(cls) if field.default is MISSING}
         if not isinstance(values, dict) or not required <= values.keys() <= known.keys():
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ArtefactError(f"{path} must hold the fields {', '.join(known)}; got {got}.")
         for name, kind in known.items():
+            if kind is float and type(values.get(name)) is int:
+                values[name] = float(values[name])
             if name in values and type(values[name]) is not kind:
                 kind_name = getattr(kind, "__name__", kind)
                 raise ArtefactError(f"{path}: {name} must be {kind_name}, got {values[name]!r}.")

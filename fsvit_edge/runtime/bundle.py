@@ -5,6 +5,7 @@ The sha256 of every graph is checked before any parser sees it, and `bundle.json
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ class Manifest:
         created_by: Name and version of the exporter.
         head: One of `HEADS`; bundles made before there was a choice do not say.
         presence_level: The score above which a class with one support is present, in (0, 1); older bundles do not say.
+        support_crop: How closely enrolment looks at a small thing, see `support_window`; 0 for the picture as it is, as
+            in bundles that do not say.
     """
 
     format_version: int
@@ -86,6 +89,7 @@ class Manifest:
     created_by: str
     head: str = TRAINED_HEAD
     presence_level: float = DEFAULT_LEVEL
+    support_crop: float = 0.0
 
     @property
     def tells_objectness(self) -> bool:
@@ -182,4 +186,11 @@ def read_manifest(path: Path) -> Manifest:
             f"{file} has wrong values: presence_level is {manifest.presence_level:g}, not between 0 and 1; export the "
             "bundle again."
         )
+    if not is_crop_factor(manifest.support_crop):
+        raise ArtefactError(f"{file} has wrong values: support_crop is {manifest.support_crop}, not 0 or at least 1.")
     return manifest
+
+
+def is_crop_factor(value: float) -> bool:
+    """Whether a value can be a `support_crop`: 0, or a finite number of at least 1."""
+    return value == 0 or (math.isfinite(value) and value >= 1)

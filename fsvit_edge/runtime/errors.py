@@ -23,6 +23,22 @@ class InputError(FsvitEdgeError):
     exit_code = 2
 
 
+class UnseenThingError(InputError):
+    """The thing in a support picture is too small for the network to see.
+
+    Args:
+        what: The picture, fit to begin a sentence with.
+        index: Of the picture, in the order given, from 0.
+    """
+
+    def __init__(self, what: str, index: int) -> None:
+        super().__init__(
+            f"{what} shows the thing too small or too thin for the network to see: its mask keeps no image token; go "
+            "closer, or mark all of the thing."
+        )
+        self.index = index
+
+
 class EnvironmentLacksError(FsvitEdgeError):
     """A package, provider or device that this machine does not have."""
 

@@ -109,6 +109,19 @@ def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> tuple[int
     return x + int(top_xs.min() + top_xs.max()) // 2, y + int(ys.min())
 
 
+def outline(drawn: _Rgb, mask: npt.NDArray[np.bool_]) -> None:
+    """Draw a mask's outline in place, white on black, so that it shows on any picture.
+
+    Args:
+        drawn: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool.
+    """
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    thickness = _line(*drawn.shape[:2])
+    cv2.drawContours(drawn, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
+    cv2.drawContours(drawn, contours, -1, (255, 255, 255), thickness, cv2.LINE_AA)
+
+
 def _wrapped(message: str, px: int, widest_px: int) -> list[str]:
     lines: list[str] = []
     for word in message.split():

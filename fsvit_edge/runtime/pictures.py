@@ -4,9 +4,10 @@ The header is read before a pixel is decoded, because a file of 20 kB can unfold
 file ends as one InputError that names it.
 """
 
+import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -109,6 +110,30 @@ def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
     atomic_write(path, encoded.getvalue())
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder by their suffixes, in natural order (2 before 10); hidden files are left out.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    files = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".")
+    return sorted(files, key=_natural_order)
+
+
+def by_stem(pictures: Iterable[Path]) -> dict[str, Path]:
+    """The same pictures by their names without suffix.
+
+    Raises:
+        InputError: Two have the same.
+    """
+    files: dict[str, Path] = {}
+    for path in pictures:
+        if path.stem in files:
+            raise InputError(f"{files[path.stem]} and {path} have the same stem; rename one of them.")
+        files[path.stem] = path
+    return files
+
+
 def thumbnail(rgb: npt.NDArray[np.uint8], longest_px: int) -> npt.NDArray[np.uint8]:
     """Shrink a picture to fit a square, keeping its shape; a smaller one is returned as it is.
 
@@ -122,6 +147,11 @@ def thumbnail(rgb: npt.NDArray[np.uint8], longest_px: int) -> npt.NDArray[np.uin
     image = Image.fromarray(rgb)
     image.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
     return np.array(image)
+
+
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    parts = re.split(r"([0-9]+)", path.name)
+    return [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
 
 @contextmanager

@@ -55,6 +55,7 @@ def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint
 
 
 def log_odds(probability: Maps) -> Maps:
+    """Log-odds of probabilities, at most about 16 either way."""
     clipped = np.clip(probability, _CERTAIN, 1 - _CERTAIN)
     return np.asarray(np.log(clipped / (1 - clipped)), np.float32)
 

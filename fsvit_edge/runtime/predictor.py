@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -16,16 +16,16 @@ from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Man
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtefactError, UnseenThingError
 from fsvit_edge.runtime.head_runs import head_runs
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask, resize_nearest
 from fsvit_edge.runtime.presence_level import check_level
+from fsvit_edge.runtime.support_crop import support_window
+from fsvit_edge.runtime.support_masks import Box, Image, Mask, check_support, support_masks
 
-Image = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 Probabilities = npt.NDArray[np.float32]
 
 _THUMBNAIL_PX = 96
@@ -41,14 +41,15 @@ class Enrolment:
         name: The class.
         shots: Supports that the class has now.
         mask_cover: Share of each new picture that its mask, given or guessed, covers, in [0, 1].
-        kept_tokens: Image tokens of each new picture that the mask keeps; where there are none the thing is too small
-            in it for the network to see, and only the picture as a whole is compared.
+        kept_tokens: Image tokens of each new picture that the mask keeps, at least 1.
+        masks: (H, W) bool for each new picture, at its size: the mask that was used, given, made of a box or guessed.
     """
 
     name: str
     shots: int
     mask_cover: tuple[float, ...]
     kept_tokens: tuple[int, ...]
+    masks: tuple[Mask, ...] = field(compare=False, repr=False)
 
 
 class FewShotModel:
@@ -148,9 +149,13 @@ class FewShotModel:
         name: str,
         images: Sequence[Image],
         masks: Sequence[Mask | None] | None = None,
+        boxes: Sequence[Box | None] | None = None,
         level: float | None = None,
     ) -> Enrolment:
-        """Learn a class from pictures, or add pictures to a class; costs one run of the encoder for each.
+        """Learn a class from pictures, or add pictures to a class.
+
+        Costs one run of the encoder for each picture, two where a small thing is found by the name alone: where the
+        bundle says so (`Manifest.support_crop`), the encoder sees a part of the picture around a small thing.
 
         A picture of a class that has others is judged by them, which costs a run of the head, and the level of the
         class follows; see `presence_level.level_of_supports`.
@@ -160,11 +165,14 @@ class FewShotModel:
             images: (H, W, 3) uint8 RGB pictures that show it.
             masks: For each picture (H, W), not 0 where the thing is; None, for one or for all, where only the name is
                 known: the encoder's own pseudo-mask stands in.
+            boxes: For each picture a box around the thing, which stands for the mask that `mask_from_box` makes of it;
+                None, for one or for all, where there is none.
             level: The score above which the class is present, in (0, 1), set by hand; None leaves it to the pictures,
                 or as it was set by hand before.
 
         Raises:
-            InputError: The name, a picture, a mask or the level cannot be used; the bank is as it was.
+            UnseenThingError: The thing is too small in a picture; the bank is as it was.
+            InputError: The name, a picture, a mask, a box or the level cannot be used; the bank is as it was.
             ArtefactError: The head's engine was built for fewer classes; the bank is as it was.
         """
         check_name(name)
@@ -172,26 +180,23 @@ class FewShotModel:
             check_level(level)
         if name not in self.classes:
             self._check_ways(len(self.classes) + 1)
-        if len(images) == 0:
-            raise InputError(f"Class {name!r} needs at least one picture.")
-        if masks is not None and len(masks) != len(images):
-            raise InputError(f"Class {name!r} has {len(images)} pictures but {len(masks)} masks; give one for each.")
-        pairs = list(zip(images, [None] * len(images) if masks is None else masks, strict=True))
-        for image, mask in pairs:
-            _check_support(name, image, mask)
+        given = support_masks(name, images, masks, boxes)
         others = list(self.bank.supports(name)) if name in self.classes else []
         supports: list[CachedSupport] = []
-        covers: list[float] = []
-        for image, mask in pairs:
-            support, cover = self._cache(image, mask, [*others, *supports])
+        used: list[Mask] = []
+        for index, (image, mask) in enumerate(zip(images, given, strict=True)):
+            support, seen = self._cache(image, mask, [*others, *supports])
+            if support.kept.shape[1] == 1:
+                raise UnseenThingError(f"Picture {index + 1} of {name!r}", index)
             supports.append(support)
-            covers.append(cover)
+            used.append(seen)
         self.bank.add(name, supports)
         if level is not None:
             self.bank.set_level(name, level)
         self._runs = None
         kept = tuple(support.kept.shape[1] - 1 for support in supports)
-        return Enrolment(name, len(self.bank.supports(name)), tuple(covers), kept)
+        covers = tuple(float(mask.mean()) for mask in used)
+        return Enrolment(name, len(self.bank.supports(name)), covers, kept, tuple(used))
 
     def predict(self, rgb: Image, probabilities: bool = False) -> Prediction:
         """Judge one frame against every enrolled class.
@@ -241,6 +246,9 @@ class FewShotModel:
     ) -> CachedSupport:
         """Compute what `enroll` would keep of one picture, and keep it nowhere.
 
+        A thing too small to see is no error here: the published episodes have some, and there the picture as a whole
+        is compared.
+
         Args:
             name: The class, for the errors.
             image: See `enroll`.
@@ -250,7 +258,7 @@ class FewShotModel:
         Raises:
             InputError: The picture or its mask cannot be used.
         """
-        _check_support(name, image, mask)
+        check_support(name, image, mask)
         return self._cache(image, mask, others)[0]
 
     def _predict(self, rgb: Image, probabilities: bool) -> Prediction:
@@ -392,16 +400,21 @@ class FewShotModel:
         """Close."""
         self.close()
 
-    def _cache(self, image: Image, mask: Mask | None, others: Sequence[CachedSupport]) -> tuple[CachedSupport, float]:
-        size = self.manifest.image_size
-        encoded = self._encoder.run({"image": resize_image(image, size)[None]})
-        given = np.zeros((1, size, size), np.uint8) if mask is None else resize_mask(np.asarray(mask) != 0, size)[None]
-        feed: dict[str, Array | ResidentTensor] = {
-            **_as_taken(encoded, self._encoder, self._enroll),
-            "mask": given,
-            "has_mask": np.array([mask is not None]),
-        }
-        cached = {name: tensor.numpy() for name, tensor in self._enroll.run(feed).items()}
+    def _cache(self, image: Image, mask: Mask | None, others: Sequence[CachedSupport]) -> tuple[CachedSupport, Mask]:
+        """One support, and the mask that was used, at the picture's size."""
+        encoded = self._encode(image)
+        loo_score = self._score_by(others, encoded["tokens"]) if others else None
+        if mask is None:
+            cached = self._enrolled(encoded, None)
+            used = resize_nearest(cached["used_mask"][0], (image.shape[0], image.shape[1])) != 0
+        else:
+            used = np.asarray(mask) != 0
+        window = support_window(used, self.manifest.support_crop)
+        if window is not None:
+            image = np.ascontiguousarray(image[window])
+            cached = self._enrolled(self._encode(image), used[window])
+        elif mask is not None:
+            cached = self._enrolled(encoded, used)
         keep = cached["kept_mask"][0] > 0
         small = thumbnail(image, _THUMBNAIL_PX)
         support = CachedSupport(
@@ -411,9 +424,22 @@ class FewShotModel:
             thumbnail=small,
             thumbnail_mask=resize_nearest(cached["used_mask"][0], (small.shape[0], small.shape[1])) != 0,
             has_mask=mask is not None,
-            loo_score=self._score_by(others, encoded["tokens"]) if others else None,
+            loo_score=loo_score,
         )
-        return support, float(np.mean(cached["used_mask"] != 0))
+        return support, used
+
+    def _encode(self, image: Image) -> dict[str, ResidentTensor]:
+        return self._encoder.run({"image": resize_image(image, self.manifest.image_size)[None]})
+
+    def _enrolled(self, encoded: Mapping[str, ResidentTensor], mask: Mask | None) -> dict[str, Array]:
+        """What the enroll graph says of an encoded picture with a bool mask, or by the name alone."""
+        size = self.manifest.image_size
+        feed: dict[str, Array | ResidentTensor] = {
+            **_as_taken(encoded, self._encoder, self._enroll),
+            "mask": np.zeros((1, size, size), np.uint8) if mask is None else resize_mask(mask, size)[None],
+            "has_mask": np.array([mask is not None]),
+        }
+        return {name: tensor.numpy() for name, tensor in self._enroll.run(feed).items()}
 
     def _score_by(self, supports: Sequence[CachedSupport], tokens: ResidentTensor) -> float:
         """P(present) in an encoded picture of one class that has some of these supports, evenly chosen."""
@@ -457,27 +483,14 @@ class _Clock:
 def _as_taken(
     tensors: Mapping[str, ResidentTensor], made_by: Engine, taken_by: Engine
 ) -> dict[str, Array | ResidentTensor]:
-    """Cast on the host what one engine returns in another type than the next one takes; the rest stays where it is."""
+    """What the next engine takes of what one returned, cast on the host where the types differ."""
     made = {spec.name: spec.dtype for spec in made_by.outputs}
     taken = {spec.name: spec.dtype for spec in taken_by.inputs}
     return {
         name: tensor if made[name] == taken[name] else tensor.numpy().astype(taken[name])
         for name, tensor in tensors.items()
+        if name in taken
     }
-
-
-def _check_support(name: str, image: Image, mask: Mask | None) -> None:
-    check_rgb(image, f"The picture of {name!r}")
-    if mask is None:
-        return
-    mask = np.asarray(mask)
-    if mask.shape != image.shape[:2]:
-        raise InputError(
-            f"The mask of {name!r} must be as large as its picture, {image.shape[:2]} (height, width); "
-            f"got {mask.shape}."
-        )
-    if not mask.any():
-        raise InputError(f"The mask of {name!r} is empty; mark the thing, or give no mask to enrol by its name alone.")
 
 
 def _known(size: int | str) -> int:

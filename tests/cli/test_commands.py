@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import stub_camera
 import typer
-from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from fsvit_edge import FewShotModel, __version__
@@ -31,6 +30,7 @@ from fsvit_edge.cli.main import app, main
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, Bundle
 from fsvit_edge.runtime.demo import DEMO_CLASSES
+from fsvit_edge.runtime.fit import Fit
 from fsvit_edge.runtime.pictures import read_image, write_image
 from fsvit_edge.runtime.sources import open as open_module
 from fsvit_edge.runtime.sources.live import LiveSource
@@ -182,7 +182,6 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("bench", "--ways", "256"), 2, "--ways"),
         (("enroll", "cat", "broken.jpg"), 2, "broken.jpg is damaged or cut short"),
         (("enroll", "cat", "none.jpg"), 2, "The picture none.jpg cannot be read: No such file"),
-        (("enroll", "cat", "album"), 2, "album is a folder; give one picture"),
         (("enroll", "cat", "notes.txt"), 2, "notes.txt is damaged or is no PNG"),
         (("enroll", "cat", "cat1.jpg", "cat2.png", "--mask", "cat1_mask.png"), 2, "2 pictures but 1 masks: give one"),
         (("enroll", "cat", "cat1.jpg", "--mask", "cat1_mask.png", "--mask", "black.png"), 2, "1 pictures but 2 masks"),
@@ -483,14 +482,17 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
     (folder / "bank.safetensors").unlink()
     first = cli("enroll", "cat", "cat1.jpg", "cat2.png", "--mask", "cat1_mask.png", "--mask", "cat2_mask.png")
     assert first.code == 0
-    assert first.out.splitlines() == [
+    fit = re.compile(r"fits its own picture: IoU [01]\.\d\d, outline \d+\.\d x the mask's area$", re.MULTILINE)
+    assert fit.sub("FIT", first.out).splitlines() == [
         "cat1.jpg: mask covers 25% of the picture, 36 tokens",
+        "cat1.jpg: FIT",
         "cat2.png: mask covers 25% of the picture, 36 tokens",
+        "cat2.png: FIT",
         "Enrolled 'cat' with 2 supports; bank.safetensors holds: cat.",
         first.out.splitlines()[-1],
     ]
     assert re.fullmatch(r"It is present above 0\.\d\d \(own pictures\)\.", first.out.splitlines()[-1])
-    assert first.err == "Next: fsvit-edge run --camera --bank bank.safetensors\n"
+    assert first.err.splitlines()[-1] == "Next: fsvit-edge run --camera --bank bank.safetensors"
     second = cli("enroll", "thing", "cat2.png")
     assert second.code == 0
     assert "cat2.png: guessed mask covers " in second.out
@@ -560,29 +562,22 @@ def test_a_run_judges_by_the_levels_of_the_bank_or_by_one_for_all(folder: Path, 
 
 @pytest.mark.usefixtures("folder")
 def test_masks_that_tell_nothing_are_warned_of(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "Warning: " not in cli("enroll", "cat", "cat1.jpg", "--mask", "cat1_mask.png").err
     enroll = FewShotModel.enroll
-    for changed, expected in (
-        ({"mask_cover": (0.999,)}, "Warning: the guessed mask of cat1.jpg shows almost all of it; a --mask will do"),
-        ({"kept_tokens": (0,)}, "Warning: the guessed mask of cat1.jpg is too small for the network to see; crop"),
-        ({"mask_cover": (0.4,)}, None),
+    fits = {"good": Fit(0.7, 1.2, True), "wide": Fit(0.2, 3.0, True), "absent": Fit(0.7, 1.2, False)}
+    for cover, fit, expected in (
+        (0.999, "good", "Warning: the guessed mask of cat1.jpg shows almost all of it; a --mask will do better.\n"),
+        (0.4, "good", None),
+        (0.4, "wide", "Warning: cat1.jpg: The outline has 3.0 x the mask's area, so surroundings are taken"),
+        (0.4, "absent", "Warning: cat1.jpg: The class is not found on its own picture; draw a tighter mask or box"),
     ):
+        changed = {"mask_cover": (cover,)}
         monkeypatch.setattr(FewShotModel, "enroll", lambda *given, c=changed: replace(enroll(*given), **c))
+        monkeypatch.setattr("fsvit_edge.runtime.fit.measure_fit", lambda *_, f=fits[fit]: f)
         result = cli("enroll", "cat", "cat1.jpg")
         assert result.code == 0
         assert ("Warning: " in result.err) == (expected is not None)
         assert (expected or "") in result.err
-
-
-def test_a_given_mask_too_small_for_the_network_is_warned_of(folder: Path, cli: Cli) -> None:
-    picture = np.full((600, 600, 3), 90, np.uint8)
-    mask = np.zeros((600, 600), np.uint8)
-    mask[301:304, 301:304] = 255
-    Image.fromarray(picture).save(folder / "far.png")
-    Image.fromarray(mask).save(folder / "far_mask.png")
-    result = cli("enroll", "far", "far.png", "--mask", "far_mask.png")
-    assert result.code == 0
-    assert "Warning: the mask of far.png is too small for the network to see; crop the picture closer." in result.err
+        assert f"cat1.jpg: fits its own picture: {fits[fit]}\n" in result.out
 
 
 def is_record(record: dict[str, Any], sequence: int, classes: list[str]) -> None:

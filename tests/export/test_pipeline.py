@@ -108,6 +108,7 @@ def test_a_bundle_is_three_graphs_and_their_description(tiny_bundle: Path, tiny_
         "created_by": f"fsvit-edge {fsvit_edge.__version__}",
         "head": "cst",
         "presence_level": 0.5,
+        "support_crop": 0.0,
     }
     assert (preprocessing["mean"], preprocessing["std"]) == (list(IMAGENET_MEAN), list(IMAGENET_STD))
     for name, info in manifest.graphs.items():

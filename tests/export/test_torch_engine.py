@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,18 @@ def test_torch_and_onnx_runtime_answer_alike(in_torch: FewShotModel, tiny_bundle
     assert np.ptp(theirs.foreground) > 0.01
     np.testing.assert_allclose(ours.foreground, theirs.foreground, atol=1e-3)
     assert (ours.label_map == theirs.label_map).mean() > 0.999
+
+
+def test_a_checkpoint_crops_as_its_bundle_would(tiny_network: FewShotNetwork) -> None:
+    network = copy.deepcopy(tiny_network)
+    network.config = replace(network.config, support_crop=2.0)
+    with open_network(network, CPU) as model:
+        assert model.manifest.support_crop == 2.0
+        mask = np.zeros((400, 600), np.bool_)
+        mask[100:140, 300:340] = True
+        support = model.cache_support("small", np.full((400, 600, 3), 90, np.uint8), mask)
+    assert support.thumbnail.shape == (64, 96, 3)
+    assert support.thumbnail_mask.mean() > 0.1
 
 
 def test_it_takes_and_gives_what_the_exported_graphs_do(in_torch: FewShotModel, tiny_bundle: Path) -> None:

@@ -267,6 +267,13 @@ def test_a_support_grid_must_be_a_multiple_of_three() -> None:
         ModelConfig("any", "any", 48, support_grid=10)
 
 
+def test_a_support_crop_is_0_or_at_least_1() -> None:
+    assert ModelConfig("any", "any", 48, support_crop=1.5).support_crop == 1.5
+    for wrong in (0.5, -2.0, float("inf"), float("nan")):
+        with pytest.raises(ArtefactError, match="must be 0 or at least 1"):
+            ModelConfig("any", "any", 48, support_crop=wrong)
+
+
 @torch.inference_mode()
 def golden() -> dict[str, np.ndarray]:
     """Inputs and the published order's answers; the weights are seeded, so they need not be stored."""

@@ -240,8 +240,18 @@ def test_an_empty_and_a_full_mask_give_finite_answers(cover: float) -> None:
 def test_files_from_before_there_was_a_choice_still_load(tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(json.dumps({"name": "old", "backbone": BACKBONE, "image_size": 48, "support_grid": 12}))
-    assert ModelConfig.from_json(path) == ModelConfig("old", BACKBONE, 48, 12, "cst", 0.5)
+    assert ModelConfig.from_json(path) == ModelConfig("old", BACKBONE, 48, 12, "cst", False, 0.5, 0.0)
     assert isinstance(load_network(WEIGHTS).head, CorrelationHead)
+
+
+def test_a_support_crop_is_kept_with_the_weights(tmp_path: Path) -> None:
+    network = load_network(WEIGHTS, image_size=48)
+    network.config = replace(network.config, support_crop=1.5)
+    save_network(network, tmp_path / "cropping.safetensors")
+    assert load_network(tmp_path / "cropping.safetensors").config.support_crop == 1.5
+    path = tmp_path / "by-hand.json"
+    path.write_text(json.dumps({"name": "a", "backbone": BACKBONE, "image_size": 48, "support_crop": 2}))
+    assert ModelConfig.from_json(path).support_crop == 2.0
 
 
 @pytest.mark.parametrize(("kind", "message"), [("linear", "must be one of cst, prototype"), (3, "head must be str")])

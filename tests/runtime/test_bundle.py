@@ -8,7 +8,15 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, MANIFEST_NAME, Bundle, read_manifest, sealed
+from fsvit_edge.runtime.bundle import (
+    DEFAULT_BUNDLE,
+    GRAPH_NAMES,
+    MANIFEST_NAME,
+    Bundle,
+    is_crop_factor,
+    read_manifest,
+    sealed,
+)
 from fsvit_edge.runtime.errors import ArtefactError
 from fsvit_edge.runtime.predictor import FewShotModel
 
@@ -47,10 +55,21 @@ def test_a_whole_bundle_is_read(bundle: Path) -> None:
 
 
 def test_the_manifest_loses_nothing_on_its_way_through_memory() -> None:
-    assert json.loads(read_manifest(DEFAULT_BUNDLE).to_json()) == {
-        "head": "cst",
-        "presence_level": 0.5,
-    } | SHIPPED | {"sha256": sealed({"head": "cst", "presence_level": 0.5} | SHIPPED)["sha256"]}
+    values = json.loads(read_manifest(DEFAULT_BUNDLE).to_json())
+    assert values == sealed({"head": "cst", "presence_level": 0.5, "support_crop": 0.0} | SHIPPED)
+
+
+def test_a_bundle_from_before_crops_never_crops(bundle: Path) -> None:
+    edit(bundle, lambda values: values.pop("support_crop", None))
+    assert read_manifest(bundle).support_crop == 0
+    edit(bundle, lambda values: values.update(support_crop=2))
+    assert read_manifest(bundle).support_crop == 2
+    for wrong in (0.5, -1, "2"):
+        edit(bundle, lambda values, wrong=wrong: values.update(support_crop=wrong))
+        with pytest.raises(ArtefactError, match=r"wrong values: support_crop is"):
+            read_manifest(bundle)
+    # A number of JSON can be too large for a float.
+    assert [is_crop_factor(json.loads(text)) for text in ("0", "1", "1e9", "1e999", "0.99")] == [1, 1, 1, 0, 0]
 
 
 def test_a_bundle_from_before_heads_had_kinds_has_the_trained_one(bundle: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
+from fsvit_edge.runtime.fit import Fit
 from fsvit_edge.runtime.frame import Frame
 from fsvit_edge.runtime.health import Health, Percentiles, SinkStatus
 from fsvit_edge.runtime.live_model import LiveModel
@@ -33,6 +34,7 @@ from fsvit_edge.runtime.sources.base import SourceStatus
 HEIGHT, WIDTH = 96, 128
 STATIC = Path(access.__file__).parent / "static"
 TOKEN = "a-token-for-tests"
+GOOD = Fit(0.8, 1.0, True)
 NEW = "new"  # stands for a frame that is frozen then
 
 
@@ -132,6 +134,8 @@ def test_enrolment_by_a_box_says_at_once_how_good_it_is(served: Served) -> None:
     assert report["kept_tokens"] > 0
     assert 0 <= report["score"] <= 1
     assert 0 <= report["found_share"] <= 1
+    assert 0 <= report["iou"] <= report["found_share"]
+    assert report["area_ratio"] >= 0
     state = served.client.get("/api/state").json()
     assert [(one["name"], one["supports"]) for one in state["classes"]] == [("cup", [{"has_mask": True}])]
     assert {one["level"] for one in state["classes"]} <= {None, 0.5}  # none before the first frame with the class
@@ -154,16 +158,21 @@ def test_enrolment_by_a_mask_takes_just_that_mask(served: Served) -> None:
 
 def test_enrolment_by_name_alone_and_its_warnings(served: Served) -> None:
     report = enrol(served).json()
-    assert report["found_share"] is None
+    assert (report["found_share"], report["iou"], report["area_ratio"]) == (None, None, None)
     assert [support.has_mask for support in served.model.supports["cup"]] == [False]
     tiny = np.zeros((HEIGHT, WIDTH), np.uint8)
-    tiny[0, 0] = 255
-    warned = enrol(served, "speck", mask_png=png(tiny)).json()["warnings"]
-    assert "closer" in warned[0]
-    assert _warnings(0.0, 0, True, True, [])[0].startswith("The thing is too small here for the network to see")
-    assert _warnings(0.99, 9, True, False, [])[0].startswith("The network's guess covers almost everything")
-    assert _warnings(0.2, 9, False, True, [])[0].startswith("The class is not found on its own picture")
-    assert _warnings(0.2, 9, True, True, []) == []
+    tiny[4, 6] = 255
+    refused = enrol(served, "speck", mask_png=png(tiny))
+    assert refused.status_code == 400
+    assert refused.json()["error"].startswith("Picture 1 of 'speck' shows the thing too small or too thin")
+    assert served.model.classes == ("cup",)
+    assert _warnings(0.005, GOOD, True, [])[0].startswith("The thing covers less than 1 % of the picture")
+    assert _warnings(0.99, GOOD, False, [])[0].startswith("The network's guess covers almost everything")
+    assert _warnings(0.2, Fit(0.8, 1.0, False), True, [])[0].startswith("The class is not found on its own picture")
+    assert _warnings(0.2, Fit(0.8, 1.0, False), False, [])[0].startswith("The class is not found on its own picture")
+    assert _warnings(0.2, Fit(0.2, 3.0, True), True, [])[0].startswith("The outline has 3.0 x the mask's area")
+    assert _warnings(0.2, Fit(0.2, 3.0, True), False, []) == []
+    assert _warnings(0.2, GOOD, True, []) == []
 
 
 def test_a_class_that_looks_the_same_is_named(served: Served) -> None:
@@ -173,7 +182,7 @@ def test_a_class_that_looks_the_same_is_named(served: Served) -> None:
     if report["confusions"]:  # whether the small model sees it on this picture is its own affair
         assert report["confusions"][0]["name"] == "cup"
         assert any(warning.startswith("cup answers to the same thing") for warning in report["warnings"])
-    assert _warnings(0.2, 9, True, True, [Confusion("cup", 0.91, 0.8)]) == [
+    assert _warnings(0.2, GOOD, True, [Confusion("cup", 0.91, 0.8)]) == [
         "cup answers to the same thing (score 0.91); add pictures that tell the two apart."
     ]
 

@@ -4,17 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
 from threadpoolctl import threadpool_info
 
 from fsvit_edge.runtime import head_runs, predictor
 from fsvit_edge.runtime.bank import MAX_CLASSES, SupportBank
+from fsvit_edge.runtime.box_mask import mask_from_box
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.engines.fake import FakeEngine
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError, UnseenThingError
+from fsvit_edge.runtime.fit import measure_fit
 from fsvit_edge.runtime.predictor import Enrolment, FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 from fsvit_edge.runtime.presence_level import level_of_supports
@@ -429,6 +433,131 @@ def test_what_is_cached_of_a_picture_is_what_enrolment_keeps(fake: Fake) -> None
         fake.model.cache_support("a", picture(1), np.zeros((24, 32), np.bool_))
 
 
+def cropping(fake: Fake, factor: float = 2.0) -> FewShotModel:
+    fake.model.manifest = replace(fake.model.manifest, support_crop=factor)
+    return fake.model
+
+
+def small_thing(height: int = 200, width: int = 400) -> np.ndarray:
+    mask = np.zeros((height, width), np.bool_)
+    mask[90:110, 300:320] = True
+    return mask
+
+
+def test_a_small_thing_is_seen_in_a_crop_around_its_mask(fake: Fake) -> None:
+    image, mask = picture(1, 200, 400), small_thing()
+    rows, columns = slice(80, 120), slice(270, 350)
+    enrolment = cropping(fake).enroll("a", [image], [mask])
+    (cropped,) = fake.model.bank.supports("a")
+    assert np.array_equal(fake.enrolled[-1]["mask"][0] != 0, resize_mask(mask[rows, columns], SIDE) != 0)
+    assert enrolment.mask_cover == (pytest.approx(400 / 80_000),)
+    assert np.array_equal(enrolment.masks[0], mask)
+    assert np.array_equal(cropped.thumbnail, image[rows, columns])
+    assert cropped.thumbnail_mask.shape == cropped.thumbnail.shape[:2]
+    by_hand = cropping(fake, 0.0).cache_support("a", image[rows, columns], mask[rows, columns])
+    assert all(np.array_equal(getattr(cropped, field), getattr(by_hand, field)) for field in vars(cropped))
+    whole = fake.model.cache_support("a", image, mask)
+    assert (cropped.kept.shape[1], whole.kept.shape[1]) == (2, 1)
+    assert whole.thumbnail.shape == (48, 96, 3)
+
+
+def test_a_large_thing_is_seen_in_the_whole_picture(fake: Fake) -> None:
+    cropping(fake).enroll("a", [picture(1)], [left_half()])
+    fake.model.enroll("a", [picture(1)])
+    (with_mask, by_name) = fake.model.bank.supports("a")
+    assert np.array_equal(with_mask.thumbnail, picture(1))
+    assert np.array_equal(by_name.thumbnail, picture(1))
+    assert fake.encoder.runs == 2
+
+
+def test_by_name_alone_a_small_guess_is_looked_at_again(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    guess = np.zeros_like(GUESSED)
+    guess[:, 2:4, 4:6] = 1
+    monkeypatch.setitem(globals(), "GUESSED", guess)
+    image = picture(1, 160, 320)
+    enrolment = cropping(fake).enroll("a", [image])
+    (support,) = fake.model.bank.supports("a")
+    assert (fake.encoder.runs, support.has_mask) == (2, False)
+    assert [bool(feed["has_mask"][0]) for feed in fake.enrolled] == [False, True]
+    found = np.zeros((160, 320), np.bool_)
+    found[40:80, 160:240] = True
+    assert np.array_equal(enrolment.masks[0], found)
+    by_hand = cropping(fake, 0.0).cache_support("a", image[20:100, 120:280], found[20:100, 120:280])
+    fields = set(vars(support)) - {"has_mask"}
+    assert all(np.array_equal(getattr(support, field), getattr(by_hand, field)) for field in fields)
+
+
+def test_a_thing_of_which_no_token_is_left_is_refused(fake: Fake) -> None:
+    fake.model.enroll("a", [picture(0)], [left_half()])
+    speck = np.zeros((24, 32), np.bool_)
+    speck[0, 0] = True
+    with pytest.raises(UnseenThingError, match="Picture 2 of 'b' shows the thing too small or too thin") as caught:
+        fake.model.enroll("b", [picture(0), picture(1)], [left_half(), speck])
+    assert (caught.value.index, caught.value.exit_code) == (1, 2)
+    assert fake.model.classes == ("a",)
+    with pytest.raises(UnseenThingError, match="Picture 1 of 'a'"):
+        fake.model.enroll("a", [picture(0)], [speck])
+    assert len(fake.model.bank.supports("a")) == 1
+    # An evaluation asks for such supports as well.
+    assert fake.model.cache_support("a", picture(1), speck).kept.shape[1] == 1
+
+
+def on_gravel(side: int, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
+    """A cat's face of a few pixels on a photograph of gravel, 1280 x 720, and its mask."""
+    ground = cv2.resize(cv2.cvtColor(skimage.data.gravel(), cv2.COLOR_GRAY2RGB), (1280, 720))
+    mask = np.zeros((720, 1280), np.bool_)
+    inside = np.s_[top : top + side, left : left + side]
+    face = skimage.data.chelsea()[20:230, 70:300]
+    ground[inside], mask[inside] = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA), True
+    return ground, mask
+
+
+def test_a_thing_of_20_pixels_is_learnt_where_it_was_not(real: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    support, mask = on_gravel(20, 403, 607)
+    closer, truth = on_gravel(200, 200, 400)
+    answers = {}
+    for factor in (0.0, 1.5):
+        monkeypatch.setattr(real, "manifest", replace(real.manifest, support_crop=factor))
+        bank = SupportBank(real.bank.identity)
+        bank.add("cat", [real.cache_support("cat", support, mask)])
+        (answers[factor],) = real.predict_with(closer, [bank])
+    whole, cropped = (measure_fit(answers[factor], "cat", truth) for factor in (0.0, 1.5))
+    assert whole.iou < 0.05  # the control: without the crop it keeps no token of the thing
+    assert cropped.iou > 0.5
+    assert cropped.is_present
+
+
+def test_a_box_stands_for_the_mask_in_it(fake: Fake) -> None:
+    box = (4, 2, 28, 22)
+    boxed = fake.model.enroll("boxed", [picture(0), picture(1)], boxes=[box, None])
+    fake.model.enroll("masked", [picture(0)], [mask_from_box((24, 32), box)])
+    assert np.array_equal(boxed.masks[0], mask_from_box((24, 32), box))
+    (one, guessed), (other,) = (fake.model.bank.supports(name) for name in ("boxed", "masked"))
+    assert (one.has_mask, guessed.has_mask) == (True, False)
+    assert all(np.array_equal(getattr(one, field), getattr(other, field)) for field in vars(one))
+    mixed = fake.model.enroll("mixed", [picture(0), picture(1)], [None, left_half()], [box, None])
+    assert np.array_equal(mixed.masks[1], left_half())
+
+
+@pytest.mark.parametrize(
+    ("masks", "boxes", "text"),
+    [
+        (None, [(4, 2, 28, 22)] * 2, "1 pictures but 2 boxes; give one for each"),
+        ([left_half()], [(4, 2, 28, 22)], "Picture 1 of 'a' has a mask and a box; give one of them"),
+        (None, [(4, 2, 28)], r"must be \(left, top, right, bottom\) in pixels; got \(4, 2, 28\)"),
+        (None, ["4,2,28,22"], "must be .* in pixels; got '4,2,28,22'"),
+        (None, [(4, 2, float("nan"), 22)], "must be .* in pixels"),
+        (None, [7], "must be .* in pixels; got 7"),
+        (None, [(28, 22, 4, 2)], "holds less than 4 x 4 pixels of the 32 x 24 picture"),
+        (None, [(40, 2, 60, 22)], "holds less than 4 x 4 pixels of the 32 x 24 picture"),
+    ],
+)
+def test_a_box_that_cannot_be_used_is_one_sentence(fake: Fake, masks: Any, boxes: Any, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        fake.model.enroll("a", [picture(0)], masks, boxes)
+    assert fake.model.classes == ()
+
+
 def test_classes_come_and_go_while_it_runs(fake: Fake) -> None:
     model = fake.model
     enrol_several(model)
@@ -457,8 +586,8 @@ def kept(model: FewShotModel, name: str) -> tuple[int, ...]:
 def test_more_pictures_make_more_shots_of_the_same_class(fake: Fake) -> None:
     first = fake.model.enroll("a", [picture(0)], [left_half()])
     second = fake.model.enroll("a", [picture(1), picture(2)], [corner(), None])
-    assert first == Enrolment("a", 1, (0.5,), kept(fake.model, "a")[:1])
-    assert second == Enrolment("a", 3, (0.25, 0.25), kept(fake.model, "a")[1:])
+    assert first == Enrolment("a", 1, (0.5,), kept(fake.model, "a")[:1], first.masks)
+    assert second == Enrolment("a", 3, (0.25, 0.25), kept(fake.model, "a")[1:], second.masks)
     assert fake.model.classes == ("a",)
 
 
@@ -517,7 +646,9 @@ def test_everything_but_zero_is_foreground_in_a_mask(fake: Fake, mask: np.ndarra
 def test_pictures_and_masks_may_be_stacked(fake: Fake, as_array: bool) -> None:
     pictures, masks = [picture(0), picture(1)], [left_half(), corner()]
     given = (np.stack(pictures), np.stack(masks)) if as_array else (pictures, masks)
-    assert fake.model.enroll("a", *given) == Enrolment("a", 2, (0.5, 0.25), kept(fake.model, "a"))
+    enrolment = fake.model.enroll("a", *given)
+    assert enrolment == Enrolment("a", 2, (0.5, 0.25), kept(fake.model, "a"), enrolment.masks)
+    assert all(np.array_equal(*pair) for pair in zip(enrolment.masks, masks, strict=True))
 
 
 def test_a_cached_support_is_stored_in_fp16_with_a_small_picture(fake: Fake) -> None:
@@ -666,7 +797,7 @@ def test_every_frame_size_is_answered_at_that_size(real: FewShotModel, size_hw: 
 @pytest.mark.parametrize("size_hw", SIZES, ids=str)
 def test_a_support_may_have_any_size(real: FewShotModel, size_hw: tuple[int, int]) -> None:
     enrolment = real.enroll("a", [picture(0, *size_hw)], [np.ones(size_hw, np.bool_)])
-    assert enrolment == Enrolment("a", 1, (1.0,), (144,))
+    assert enrolment == Enrolment("a", 1, (1.0,), (144,), enrolment.masks)
     assert real.predict(FRAME).scores.shape == (1,)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.runtime.fit import Fit, measure_fit
 from fsvit_edge.runtime.predictor import FewShotModel
 
 _FULL_COVER = 0.95
@@ -39,6 +40,8 @@ class EnrolmentReport:
         kept_tokens: Image tokens that the mask keeps.
         score: P(present) of the class on the frame from which it was enrolled.
         found_share: Share of the given mask that the class finds on that frame; None where no mask was given.
+        iou: Intersection over union of the given mask and what the class finds on that frame; None as above.
+        area_ratio: How many times the given mask's area the class finds on that frame; None as above.
         confusions: Other classes that answer to it.
         warnings: Sentences about what is likely to go wrong.
     """
@@ -49,6 +52,8 @@ class EnrolmentReport:
     kept_tokens: int
     score: float
     found_share: float | None
+    iou: float | None
+    area_ratio: float | None
     confusions: tuple[Confusion, ...]
     warnings: tuple[str, ...]
 
@@ -82,29 +87,30 @@ def enrol(
         share = float((before.label_map[seen] == index + 1).mean()) if seen.any() else 0.0
         if other != name and before.present[index] and share >= _CONFUSED_SHARE:
             confusions.append(Confusion(other, round(float(before.scores[index]), 3), round(share, 3)))
-    cover, tokens = enrolment.mask_cover[0], enrolment.kept_tokens[0]
+    cover, fit = enrolment.mask_cover[0], measure_fit(after, name, enrolment.masks[0])
     return EnrolmentReport(
         name=name,
         shots=enrolment.shots,
         mask_cover=round(cover, 4),
-        kept_tokens=tokens,
+        kept_tokens=enrolment.kept_tokens[0],
         score=round(float(after.scores[way]), 3),
         found_share=None if mask is None else round(float((after.label_map[seen] == way + 1).mean()), 3),
+        iou=None if mask is None else round(fit.iou, 3),
+        area_ratio=None if mask is None else round(fit.area_ratio, 2),
         confusions=tuple(confusions),
-        warnings=tuple(_warnings(cover, tokens, bool(after.present[way]), mask is not None, confusions)),
+        warnings=tuple(_warnings(cover, fit, mask is not None, confusions)),
     )
 
 
-def _warnings(cover: float, tokens: int, is_present: bool, has_mask: bool, confusions: list[Confusion]) -> list[str]:
+def _warnings(cover: float, fit: Fit, has_mask: bool, confusions: list[Confusion]) -> list[str]:
     warnings = []
-    if tokens == 0:
-        warnings.append("The thing is too small here for the network to see; go closer and enrol again.")
-    elif cover < _SMALL_COVER:
+    if cover < _SMALL_COVER:
         warnings.append("The thing covers less than 1 % of the picture; go closer for a better support.")
     if not has_mask and cover > _FULL_COVER:
         warnings.append("The network's guess covers almost everything; draw a box around the thing.")
-    if not is_present:
-        warnings.append("The class is not found on its own picture; draw a tighter box, or add another picture.")
+    # A guess is no truth to hold the outline to.
+    if fit.warning is not None and (has_mask or not fit.is_present):
+        warnings.append(fit.warning)
     warnings += [
         f"{one.name} answers to the same thing (score {one.score:.2f}); add pictures that tell the two apart."
         for one in confusions

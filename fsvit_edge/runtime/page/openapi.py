@@ -72,7 +72,8 @@ def openapi() -> dict[str, Any]:
         "/api/classes": {
             "post": _operation(
                 "Enrol a frozen frame by a box, by a mask, or by the name alone; live from the next frame on. Answers "
-                "shots, mask_cover, kept_tokens, score and found_share on the same frame, confusions, and warnings.",
+                "shots, mask_cover, kept_tokens; on the same frame score, and found_share, iou and area_ratio of the "
+                "mask; confusions, and warnings.",
                 "application/json",
                 201,
                 body=enrolment,

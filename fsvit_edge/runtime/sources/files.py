@@ -1,7 +1,6 @@
 """Sources that wait for their reader: pictures, a folder of them, a video file, the demo. They drop nothing."""
 
 import itertools
-import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import cv2
 
 from fsvit_edge.runtime.demo import DEMO_FPS, demo_frame, demo_length
 from fsvit_edge.runtime.errors import InputError, SourceError
-from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image
+from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, pictures_in, read_image
 from fsvit_edge.runtime.sources.base import FileSource, Images
 from fsvit_edge.runtime.sources.opencv import declared_fps, flipped, open_video, read_rgb
 from fsvit_edge.runtime.sources.options import SourceOptions
@@ -40,16 +39,14 @@ def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
     uri, path = address.name, Path(address.target)
     try:
         mode = path.stat().st_mode
-        entries = list(path.iterdir()) if stat.S_ISDIR(mode) else []
+        pictures = pictures_in(path) if stat.S_ISDIR(mode) else []
     except OSError as error:
         raise SourceError(f"The source {uri} cannot be opened: {error.strerror}; check the path.") from error
     suffix = path.suffix.lower()
     if stat.S_ISDIR(mode):
-        pictures = [entry for entry in entries if entry.suffix.lower() in PICTURE_SUFFIXES and entry.name[0] != "."]
         if not pictures:
             raise InputError(f"The folder {uri} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
-        ordered = sorted(pictures, key=_natural_order)
-        return FileSource(_repeated(lambda: _pictures(ordered), options), name=uri)
+        return FileSource(_repeated(lambda: _pictures(pictures), options), name=uri)
     if suffix in PICTURE_SUFFIXES:
         return FileSource(_repeated(lambda: _pictures([path]), options), name=uri)
     if suffix in VIDEO_SUFFIXES:
@@ -101,8 +98,3 @@ def _video(capture: cv2.VideoCapture, name: str) -> Images:
         yield name, image
     if not found:
         raise SourceError(f"The video {name} holds no frame that can be decoded.")
-
-
-def _natural_order(path: Path) -> list[tuple[int, str]]:
-    parts = re.split(r"([0-9]+)", path.name)
-    return [(int(part) if part.isdecimal() else -1, part) for part in parts]

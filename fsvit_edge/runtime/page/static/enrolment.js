@@ -63,6 +63,8 @@ function showReport(report) {
   };
   add("score here", report.score.toFixed(2));
   if (report.found_share !== null) add("of the mask found", percent(report.found_share));
+  if (report.iou !== null) add("IoU with the mask", report.iou.toFixed(2));
+  if (report.area_ratio !== null) add("outline / mask area", `${report.area_ratio.toFixed(1)} x`);
   add("mask covers", percent(report.mask_cover));
   add("pictures", report.shots);
   const undo = make("button", "Undo");

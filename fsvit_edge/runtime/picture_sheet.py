@@ -1,0 +1,64 @@
+"""Several pictures on one sheet, each with lines of text below it."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.overlay import PALETTE, fitting_text
+
+_TEXT_PX = 13
+_LINE_PX = round(1.5 * _TEXT_PX)
+_GAP_PX = 8
+_PAPER = 20
+
+_Rgb = npt.NDArray[np.uint8]
+
+
+def captioned(panel: _Rgb, lines: Sequence[tuple[str, int | None]]) -> _Rgb:
+    """Write lines below a picture.
+
+    Args:
+        panel: (H, W, 3) uint8 RGB.
+        lines: Each text, cut short where it is too wide, with the way whose colour stands before it, or None.
+
+    Returns:
+        (H', W, 3) uint8 RGB, higher than the panel.
+    """
+    below = np.full((_LINE_PX * len(lines), panel.shape[1], 3), _PAPER, np.uint8)
+    for number, (text, way) in enumerate(lines):
+        line = below[number * _LINE_PX : (number + 1) * _LINE_PX]
+        start = 0
+        if way is not None:
+            line[_TEXT_PX // 3 : _TEXT_PX, : 2 * _TEXT_PX // 3] = PALETTE[way % len(PALETTE)]
+            start = _TEXT_PX
+        letters = fitting_text(text, _TEXT_PX, panel.shape[1] - start)
+        space = line[: letters.shape[0], start : start + letters.shape[1]]
+        letters = letters[: space.shape[0], : space.shape[1]]
+        if space.size:
+            space[:] = cv2.add(space, cv2.cvtColor(letters, cv2.COLOR_GRAY2RGB))
+    both: _Rgb = np.concatenate([panel, below])
+    return both
+
+
+def sheet(rows: Sequence[Sequence[_Rgb]]) -> _Rgb:
+    """Lay pictures out in rows, all columns as wide as the widest picture.
+
+    Args:
+        rows: (h, w, 3) uint8 RGB pictures of any sizes; at least one.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    heights = [max(len(cell) for cell in row) + _GAP_PX for row in rows]
+    column_px = max(cell.shape[1] for row in rows for cell in row) + _GAP_PX
+    width = max(len(row) for row in rows) * column_px + _GAP_PX
+    paper = np.full((sum(heights) + _GAP_PX, width, 3), _PAPER, np.uint8)
+    top = _GAP_PX
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            left = _GAP_PX + column * column_px
+            paper[top : top + len(cell), left : left + cell.shape[1]] = cell
+        top += height
+    return paper

@@ -1,0 +1,205 @@
+"""What `fsvit-edge enroll` takes: pictures, folders, masks, boxes, frames of a video; and what it says of each."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.runtime.box_mask import mask_from_box
+from fsvit_edge.runtime.pictures import read_image, thumbnail, write_image
+from fsvit_edge.runtime.preprocess import resize_nearest
+
+Cli = Callable[..., Any]
+HEIGHT, WIDTH, FRAMES, FPS = 120, 160, 12, 10.0
+BANK = Path("bank.safetensors")
+
+
+def shaded(number: int) -> np.ndarray:
+    """A picture that is told by its shade, with a square on it."""
+    image = np.full((HEIGHT, WIDTH, 3), 20 + 15 * number, np.uint8)
+    image[40:90, 50:110] = (220, 60, 30)
+    return image
+
+
+def square() -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    mask[40:90, 50:110] = 255
+    return mask
+
+
+@pytest.fixture
+def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pictures, folders and videos, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2, 10):
+        write_image(Path(f"album/{number}.png"), shaded(number))
+        write_image(Path(f"pairs/images/{number}.png"), shaded(number))
+        write_image(Path(f"pairs/masks/{number}.png"), square())
+        write_image(Path(f"bare/images/{number}.png"), shaded(number))
+        write_image(Path(f"only/masks/{number}.png"), square())
+        write_image(Path(f"half/images/{number}.png"), shaded(number))
+    write_image(Path("half/masks/2.png"), square())
+    write_image(Path("twice/images/1.png"), shaded(1))
+    write_image(Path("twice/images/1.jpg"), shaded(1))
+    write_image(Path("twice/masks/1.png"), square())
+    write_image(Path("a.png"), shaded(4))
+    write_image(Path("b.png"), shaded(5))
+    write_image(Path("mask.png"), square())
+    Path("empty").mkdir()
+    Path("hollow/images").mkdir(parents=True)
+    Path("hollow/masks").mkdir()
+    Path("crowd").mkdir()
+    for number in range(101):
+        Path(f"crowd/{number}.png").write_bytes(Path("a.png").read_bytes())
+    writer = cv2.VideoWriter("clip.mp4", cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), FPS, (WIDTH, HEIGHT))
+    for number in range(FRAMES):
+        writer.write(shaded(number)[..., ::-1])
+    writer.release()
+    Path("other.mp4").write_bytes(Path("clip.mp4").read_bytes())
+    return tmp_path
+
+
+def shades(name: str = "it") -> list[int]:
+    """Which of the shaded pictures the supports of a class are."""
+    corners = [int(support.thumbnail[1, 1, 1]) for support in SupportBank.load(BANK).supports(name)]
+    return [round((corner - 20) / 15) for corner in corners]
+
+
+def flags(name: str = "it") -> list[bool]:
+    return [support.has_mask for support in SupportBank.load(BANK).supports(name)]
+
+
+@pytest.mark.usefixtures("things")
+@pytest.mark.parametrize(
+    ("arguments", "expected", "masked"),
+    [
+        pytest.param(("album",), [1, 2, 10], False, id="a folder, in natural order"),
+        pytest.param(("album", "a.png"), [1, 2, 10, 4], False, id="a folder and a picture"),
+        pytest.param(("pairs",), [1, 2, 10], True, id="a folder with masks"),
+        pytest.param(("clip.mp4", "--frame", "7"), [7], False, id="a frame by its number"),
+        pytest.param(("clip.mp4", "--frame", "0"), [0], False, id="the first frame"),
+        pytest.param(("clip.mp4", "--frame", "11"), [11], False, id="the last frame"),
+        pytest.param(("clip.mp4", "--frame", "9", "--frame", "3"), [9, 3], False, id="two frames, in the order given"),
+        pytest.param(("clip.mp4", "--at", "0.5"), [5], False, id="a frame by its time"),
+        pytest.param(("clip.mp4", "--at", "0.39", "--at", "0"), [3, 0], False, id="the frame that is shown then"),
+        pytest.param(("a.png", "clip.mp4", "--frame", "2"), [4, 2], False, id="a picture and a frame"),
+        pytest.param(("a.png", "b.png", *["--mask", "mask.png"] * 2), [4, 5], True, id="masks"),
+        pytest.param(("a.png", "b.png", *["--box", "50,40,60,50"] * 2), [4, 5], True, id="boxes"),
+        pytest.param(("album", *["--mask", "mask.png"] * 3), [1, 2, 10], True, id="masks for a folder of pictures"),
+        pytest.param(("clip.mp4", "--frame", "2", "--box", "50,40,60,50"), [2], True, id="a box in a frame"),
+    ],
+)
+def test_what_users_have_is_enrolled(cli: Cli, arguments: tuple[str, ...], expected: list[int], masked: bool) -> None:
+    result = cli("enroll", "it", *arguments)
+    assert result.code == 0, result.err
+    assert shades() == expected
+    assert flags() == [masked] * len(expected)
+    assert result.out.count("fits its own picture: IoU ") == len(expected)
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.usefixtures("things")
+def test_a_box_is_left_top_width_and_height(cli: Cli) -> None:
+    result = cli("enroll", "it", "a.png", "--box", "50,40,60,50")
+    assert "a.png: box's mask covers 12% of the picture" in result.out
+    (support,) = SupportBank.load(BANK).supports("it")
+    mask = mask_from_box((HEIGHT, WIDTH), (50, 40, 110, 90))
+    assert (support.thumbnail_mask != (resize_nearest(mask, support.thumbnail.shape[:2]) != 0)).mean() < 0.03
+
+
+@pytest.mark.usefixtures("things")
+def test_a_gif_is_a_picture_and_with_a_frame_a_video(cli: Cli) -> None:
+    from PIL import Image
+
+    first, *others = (Image.fromarray(shaded(number)) for number in range(4))
+    first.save("moving.gif", save_all=True, append_images=others, duration=100)
+    assert cli("enroll", "it", "moving.gif").code == 0
+    assert cli("enroll", "it", "moving.gif", "--frame", "2").code == 0
+    assert shades() == [0, 2]
+
+
+@pytest.mark.usefixtures("things")
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("empty",), "The folder empty holds no picture (.png, .jpg"),
+        (("hollow",), "The folder hollow/images holds no picture"),
+        (("bare",), "The folder bare has images/ but no masks/; add it, or give the folder of the pictures alone."),
+        (("only",), "The folder only has masks/ but no images/; add it"),
+        (("half",), "2 of the 3 pictures in half/images have no mask, the first is 1.png; add half/masks/1.png"),
+        (("twice",), "twice/images/1.jpg and twice/images/1.png have the same stem; rename one of them."),
+        (("crowd",), "101 pictures are too many; give the best, at most 100 at a time."),
+        (("none",), "The picture none cannot be read: No such file"),
+        (("pairs", *["--mask", "mask.png"] * 3), "A folder with masks/ brings its own masks; enrol it without --mask"),
+        (("pairs", "--box", "50,40,60,50"), "A folder with masks/ brings its own masks; enrol it without --mask"),
+        (("album", "--mask", "mask.png"), "3 pictures but 1 masks: give one --mask for each picture, or none."),
+        (("a.png", *["--box", "50,40,60,50"] * 2), "1 pictures but 2 boxes: give one --box for each picture, or none."),
+        (("a.png", "--mask", "mask.png", "--box", "50,40,60,50"), "give --mask or --box, not both."),
+        (("a.png", "--box", "50,40,60"), "--box '50,40,60' is no box; give left,top,width,height in pixels"),
+        (("a.png", "--box", "50,40,60,-5"), "is no box"),
+        (("a.png", "--box", "0,0,0,9"), "--box 0,0,0,9 has no area"),
+        (("a.png", "--box", "50,40,110,90"), "The box 50,40,110,90 reaches outside a.png, which is 160x120 pixels"),
+        (("a.png", "--box", "50,40,110,50"), None),
+        (("a.png", "--box", "50,40,3,50"), "holds less than 4 x 4 pixels"),
+        (("clip.mp4",), "clip.mp4 is a video; say which frame to take: --frame NUMBER, from 0, or --at SECONDS."),
+        (("clip.mp4", "--frame", "12"), "The video clip.mp4 has 12 frames, no frame 12; the first is frame 0."),
+        (("clip.mp4", "--frame", "3", "--frame", "40"), "The video clip.mp4 has 12 frames, no frame 40"),
+        (("clip.mp4", "--at", "1.2"), "The video clip.mp4 ends at 1.20 s; it has no frame at 1.2 s."),
+        (("clip.mp4", "--frame", "-1"), "Invalid value for '--frame'"),
+        (("clip.mp4", "--at", "-1"), "--at must be a number of seconds"),
+        (("clip.mp4", "--at", "nan"), "--at must be a number of seconds"),
+        (("clip.mp4", "--at", "inf"), "--at must be a number of seconds"),
+        (("clip.mp4", "--frame", "1", "--at", "1"), "by --frame or by --at, not by both."),
+        (("a.png", "--frame", "1"), "--frame and --at are for a video, and none is given; leave them out."),
+        (("album", "--at", "1"), "--frame and --at are for a video, and none is given; leave them out."),
+        (("clip.mp4", "other.mp4", "--frame", "1"), "clip.mp4 and other.mp4 are two videos; enrol from one at a time."),
+        (("a.png", "--preview", "fit.txt"), "fit.txt cannot be written as a picture; end its name in one of .png"),
+    ],
+)
+def test_each_wrong_use_is_one_sentence(cli: Cli, arguments: tuple[str, ...], text: str | None) -> None:
+    result = cli("enroll", "it", *arguments)
+    if text is None:  # the control: a box that just fits
+        assert result.code == 0
+        return
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("Error: ")
+    assert text in result.err
+    assert result.err.count("\n") == 1
+    assert not BANK.exists()
+
+
+@pytest.mark.usefixtures("things")
+def test_a_thing_too_small_for_the_network_is_refused_by_the_name_of_its_picture(cli: Cli) -> None:
+    mask = np.zeros((600, 600, 3), np.uint8)
+    mask[301:304, 301:304] = 255
+    write_image(Path("far.png"), np.full((600, 600, 3), 90, np.uint8))
+    write_image(Path("far_mask.png"), mask)
+    masks = ("--mask", "mask.png", "--mask", "far_mask.png")
+    result = cli("enroll", "far", "a.png", "far.png", *masks)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "Error: far.png shows the thing too small or too thin for the network to see: its mask keeps no image token; "
+        "go closer, or mark all of the thing.\n"
+    )
+    assert not BANK.exists()
+
+
+@pytest.mark.usefixtures("things")
+def test_the_preview_shows_every_picture(cli: Cli) -> None:
+    result = cli("enroll", "it", "pairs", "album", "--preview", "fits/fit.png")
+    assert result.code == 0
+    drawn = read_image(Path("fits/fit.png"))
+    cell = 8 + WIDTH
+    assert drawn.shape[1] == 8 + 4 * cell  # four in the first row, two in the second
+    assert drawn.shape[0] > 2 * HEIGHT
+    for column, number in enumerate((1, 2, 10, 1)):
+        corner = drawn[8 + 5, 8 + column * cell + 5]
+        assert int(np.abs(corner.astype(int) - shaded(number)[0, 0]).max()) < 130  # perhaps tinted
+    plain = np.asarray(thumbnail(shaded(1), 480))
+    assert (drawn[8 : 8 + HEIGHT, 8 : 8 + WIDTH] != plain).any()
+    edge = drawn[8 + 38 : 8 + 43, 8 + 60 : 8 + 100].max(axis=(0, 2))
+    assert edge.min() > 200  # the mask's upper side
