@@ -116,6 +116,12 @@ class SupportBank:
         return self._classes[name].supports
 
     @property
+    def objectness_weights(self) -> npt.NDArray[np.float32]:
+        """How much objectness counts in each class's outlines, (ways,): the mean of its supports."""
+        means = [np.mean([one.objectness_weight for one in self.supports(name)]) for name in self.classes]
+        return np.array(means, np.float32)
+
+    @property
     def levels(self) -> npt.NDArray[np.float32]:
         """(ways,) float32 in (0, 1): the score above which each class is present."""
         return np.array([one.level for one in self._classes.values()], np.float32)

@@ -10,8 +10,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.postprocess import Maps, log_odds
+from fsvit_edge.runtime.postprocess import Maps, interpolation_matrix, linear_matrix, log_odds
+from fsvit_edge.runtime.preprocess import resize_nearest
 
+OUTLINES = ("plain", "sharp")
+"""CST's foreground alone, as published, or with objectness."""
 CERTAIN_LOGIT = 8.0
 """Objectness is cut here: beyond it the decoder only says that it is sure, and CST must be able to contradict."""
 
@@ -21,36 +24,39 @@ def sharpen(foreground: Maps, objectness: Maps, weights: npt.NDArray[np.float32]
 
     Args:
         foreground: P(foreground) (ways, m, m), align_corners.
-        objectness: Logits (n, n) of the same frame, one for each cell of n x n pixels' squares.
+        objectness: Logits (n, n) of the same frame, one for each of n x n squares.
         weights: (ways,), in [0, 2].
 
     Returns:
         P(foreground) (ways, k, k) with k the larger of m and n, align_corners.
     """
     size = max(foreground.shape[1], objectness.shape[0])
-    rows = _corner_matrix(foreground.shape[1], size)
-    cells = _cell_matrix(objectness.shape[0], size)
-    things = cells @ np.clip(objectness, -CERTAIN_LOGIT, CERTAIN_LOGIT).astype(np.float32) @ cells.T
-    logits = rows @ log_odds(foreground) @ rows.T + weights[:, None, None] * things
+    rows = interpolation_matrix(foreground.shape[1], size)
+    logits = rows @ log_odds(foreground) @ rows.T + weights[:, None, None] * at_corners(objectness, size)
     return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
 
-@lru_cache(maxsize=8)
-def _corner_matrix(cells: int, size: int) -> Maps:
-    """(size, cells): linear interpolation between points of which the outermost lie on the picture's edges."""
-    return _linear(np.linspace(0, cells - 1, size), cells)
+def at_corners(objectness: Maps, size: int) -> Maps:
+    """Bring logits (n, n), which lie in the middle of their squares, to (size, size) with align_corners."""
+    cells = _cell_matrix(objectness.shape[0], size)
+    return np.asarray(cells @ np.clip(objectness, -CERTAIN_LOGIT, CERTAIN_LOGIT).astype(np.float32) @ cells.T)
 
 
 @lru_cache(maxsize=8)
 def _cell_matrix(cells: int, size: int) -> Maps:
-    """(size, cells): at the same places, of values that lie in the middle of their cells."""
-    return _linear(np.clip(np.linspace(0, cells, size) - 0.5, 0, cells - 1), cells)
+    return linear_matrix(np.clip(np.linspace(0, cells, size) - 0.5, 0, cells - 1), cells)
 
 
-def _linear(places: npt.NDArray[np.float64], cells: int) -> Maps:
-    low = np.minimum(places.astype(np.intp), max(cells - 2, 0))
-    weight = places - low
-    matrix = np.zeros((len(places), cells), np.float32)
-    matrix[np.arange(len(places)), low] = 1 - weight
-    matrix[np.arange(len(places)), np.minimum(low + 1, cells - 1)] += weight
-    return matrix
+def objectness_weight(objectness: Maps, mask: npt.NDArray[np.bool_]) -> float:
+    """Decide how much objectness counts for a support, from the support itself.
+
+    Args:
+        objectness: Logits (n, n) of the support's picture.
+        mask: (H, W) bool, the thing.
+    """
+    size = objectness.shape[0]
+    inside = resize_nearest(mask, (size, size)) != 0
+    if not inside.any():
+        return 0.0
+    mean = float((1 / (1 + np.exp(-objectness[inside]))).mean())
+    return 1.0 if mean > 0.5 else 0.5 if mean > 0.3 else 0.0

@@ -20,7 +20,7 @@ _BELOW_ZERO = np.nextafter(np.float32(0), np.float32(-1))
 
 def upsample_foreground(foreground: Maps, size_hw: tuple[int, int]) -> Maps:
     """Enlarge P(foreground) (ways, h, w) to (ways, H, W), bilinear with align_corners on the log-odds."""
-    rows, columns = (_interpolation_matrix(n, m) for n, m in zip(foreground.shape[1:], size_hw, strict=True))
+    rows, columns = (interpolation_matrix(n, m) for n, m in zip(foreground.shape[1:], size_hw, strict=True))
     return np.asarray(1 / (1 + np.exp(-(rows @ log_odds(foreground) @ columns.T))), np.float32)
 
 
@@ -39,7 +39,7 @@ def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint
     """
     height, width = size_hw
     labels = np.zeros(size_hw, np.uint8)
-    wide = log_odds(foreground) @ _interpolation_matrix(foreground.shape[2], width).T
+    wide = log_odds(foreground) @ interpolation_matrix(foreground.shape[2], width).T
     for out, taken, weights in _bands(foreground.shape[1], height):
         band = labels[out]
         highest: Maps | None = None
@@ -63,7 +63,7 @@ def log_odds(probability: Maps) -> Maps:
 @lru_cache(maxsize=16)
 def _bands(cells: int, pixels: int) -> tuple[tuple[slice, slice, Maps], ...]:
     """Rows of pixels, the rows of cells that they read, and the weights between them."""
-    matrix = _interpolation_matrix(cells, pixels)
+    matrix = interpolation_matrix(cells, pixels)
     bands = []
     for start in range(0, pixels, _BAND_ROWS):
         rows = matrix[start : start + _BAND_ROWS]
@@ -74,12 +74,16 @@ def _bands(cells: int, pixels: int) -> tuple[tuple[slice, slice, Maps], ...]:
 
 
 @lru_cache(maxsize=16)
-def _interpolation_matrix(cells: int, pixels: int) -> Maps:
+def interpolation_matrix(cells: int, pixels: int) -> Maps:
     """The (pixels, cells) matrix of linear interpolation with align_corners."""
-    places = np.linspace(0, cells - 1, pixels)
+    return linear_matrix(np.linspace(0, cells - 1, pixels), cells)
+
+
+def linear_matrix(places: npt.NDArray[np.float64], cells: int) -> Maps:
+    """The (places, cells) matrix that reads values between cells; a place lies in [0, cells - 1]."""
     low = np.minimum(places.astype(np.intp), max(cells - 2, 0))
     weight = places - low
-    matrix = np.zeros((pixels, cells), np.float32)
-    matrix[np.arange(pixels), low] = 1 - weight
-    matrix[np.arange(pixels), np.minimum(low + 1, cells - 1)] += weight
+    matrix = np.zeros((len(places), cells), np.float32)
+    matrix[np.arange(len(places)), low] = 1 - weight
+    matrix[np.arange(len(places)), np.minimum(low + 1, cells - 1)] += weight
     return matrix

@@ -12,12 +12,13 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.bank import MAX_CLASSES, EncoderIdentity, HeadIdentity, SupportBank, check_name
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS, Bundle, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
-from fsvit_edge.runtime.errors import ArtefactError, UnseenThingError
+from fsvit_edge.runtime.errors import ArtefactError, InputError, UnseenThingError
 from fsvit_edge.runtime.head_runs import head_runs
+from fsvit_edge.runtime.outlines import OUTLINES, objectness_weight, sharpen
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
 from fsvit_edge.runtime.prediction import Prediction
@@ -63,6 +64,7 @@ class FewShotModel:
         enroll: Runs `enroll.onnx`.
         head: Runs `head.onnx`.
         choice: What these engines are; None: somebody's, of the bundle's precision.
+        objectness: Runs `objectness.onnx`, where the bundle has it.
 
     Attributes:
         choice: What computes, and why nothing else does.
@@ -75,12 +77,17 @@ class FewShotModel:
         enroll: Engine,
         head: Engine,
         choice: EngineChoice | None = None,
+        objectness: Engine | None = None,
     ) -> None:
         self.manifest = manifest
         self.choice = choice or EngineChoice("given", manifest.precision, "engines that were given")
         self._encoder = encoder
         self._enroll = enroll
         self._head = head
+        self._objectness = objectness
+        tells = objectness is not None or any(spec.name == OBJECTNESS for spec in encoder.outputs)
+        self._outlines = "sharp" if tells else "plain"
+        self._tells_objectness = tells
         tokens = next(spec for spec in encoder.outputs if spec.name == "tokens")
         channels, num_query, head_dim = (_known(size) for size in tokens.shape[1:])
         self._num_query = num_query
@@ -123,7 +130,7 @@ class FewShotModel:
         """
         loaded = Bundle.load(DEFAULT_BUNDLE if bundle is None else Path(bundle))
         opened = choose_engines(loaded, engine, precision, threads)
-        model = cls(loaded.manifest, opened.encoder, opened.enroll, opened.head, opened.choice)
+        model = cls(loaded.manifest, opened.encoder, opened.enroll, opened.head, opened.choice, opened.objectness)
         stated = (loaded.manifest.image_size, loaded.manifest.mask_size)
         found = (opened.encoder.inputs[0].shape[1], opened.head.outputs[1].shape[1])
         if stated != found:
@@ -143,6 +150,26 @@ class FewShotModel:
     def max_classes(self) -> int:
         """How many classes can be enrolled: as many as a bank holds, or as the head's engine was built for."""
         return min(MAX_CLASSES, self._head.limits.get("ways", MAX_CLASSES))
+
+    @property
+    def outlines(self) -> str:
+        """Of what outlines are made: "plain" is CST's foreground alone; "sharp", where the bundle can, adds objectness.
+
+        Raises:
+            InputError: On setting: there is no such kind, or the bundle tells no objectness.
+        """
+        return self._outlines
+
+    @outlines.setter
+    def outlines(self, kind: str) -> None:
+        if kind not in OUTLINES:
+            raise InputError(f"Outlines are {' or '.join(OUTLINES)}, got {kind!r:.40}.")
+        if kind == "sharp" and not self._tells_objectness:
+            raise InputError(
+                f"Bundle {self.manifest.name} tells no objectness, which sharp outlines need; export it with: "
+                "fsvit-edge export --objectness."
+            )
+        self._outlines = kind
 
     def enroll(
         self,
@@ -230,13 +257,14 @@ class FewShotModel:
         size_hw = (rgb.shape[0], rgb.shape[1])
         predictions = []
         with self._blas.limit(limits=1):
-            tokens = self._encoder.run({"image": resize_image(rgb, self.manifest.image_size)[None]})["tokens"]
+            encoded = self._encode(rgb)
+            objectness = self._objectness_of(encoded, rgb) if self._outlines == "sharp" else None
             for bank in banks:
                 with self._judging_by(bank):
                     clock = _Clock()
-                    scores, foreground = self._compare(tokens)
+                    scores, foreground = self._compare(encoded["tokens"])
                     clock.lap("head")
-                    labels = label_map(foreground, size_hw)
+                    labels = label_map(self._sharpened(foreground, objectness), size_hw)
                     clock.lap("postprocess")
                     predictions.append(Prediction(bank.classes, scores, self._levels(), labels, None, clock.laps_ms))
         return predictions
@@ -266,11 +294,13 @@ class FewShotModel:
         clock = _Clock()
         image = resize_image(rgb, self.manifest.image_size)
         clock.lap("preprocess")
-        scores, foreground = self._judge(image, clock)
-        labels = label_map(foreground, size_hw)
-        full = upsample_foreground(foreground, size_hw) if probabilities else None
+        scores, foreground, objectness = self._judge(image, clock)
+        sharp = self._sharpened(foreground, objectness)
+        labels = label_map(sharp, size_hw)
+        full = upsample_foreground(sharp, size_hw) if probabilities else None
+        plain = full if sharp is foreground or not probabilities else upsample_foreground(foreground, size_hw)
         clock.lap("postprocess")
-        return Prediction(self.classes, scores, self._levels(), labels, full, clock.laps_ms)
+        return Prediction(self.classes, scores, self._levels(), labels, full, clock.laps_ms, plain)
 
     def _levels(self) -> Probabilities:
         levels = self.bank.levels
@@ -288,18 +318,31 @@ class FewShotModel:
         finally:
             self.bank, self._runs = own, runs
 
-    def _judge(self, image: Image, clock: "_Clock") -> tuple[Probabilities, Probabilities]:
-        """P(present) (ways,) and P(foreground) (ways, mask_size, mask_size) of a resized frame.
+    def _judge(self, image: Image, clock: "_Clock") -> tuple[Probabilities, Probabilities, Probabilities | None]:
+        """P(present) (ways,), P(foreground) (ways, mask_size, mask_size) and objectness (n, n) of a resized frame.
 
         The encoder's outputs are freed in here, so that what freeing them costs counts as the head's time.
         """
-        tokens = self._encoder.run({"image": image[None]})["tokens"]
+        encoded = self._encode(image)
         self._encoder.wait()  # some ten microseconds on a GPU, without which the head's time would be that of both
+        objectness = self._objectness_of(encoded, image) if self._outlines == "sharp" else None
         clock.lap("encoder")
-        answer = self._compare(tokens)
-        del tokens
+        scores, foreground = self._compare(encoded["tokens"])
+        del encoded
         clock.lap("head")
-        return answer
+        return scores, foreground, objectness
+
+    def _objectness_of(self, encoded: Mapping[str, ResidentTensor], image: Image) -> Probabilities | None:
+        """Logits (n, n) of an encoded picture; None where the bundle does not tell them."""
+        told = encoded.get(OBJECTNESS)
+        if told is None and self._objectness is not None:
+            told = self._objectness.run({"image": resize_image(image, self.manifest.image_size)[None]})[OBJECTNESS]
+        return None if told is None else np.asarray(told.numpy()[0], np.float32)
+
+    def _sharpened(self, foreground: Probabilities, objectness: Probabilities | None) -> Probabilities:
+        """P(foreground) with objectness as the classes of `self.bank` weigh it; itself where none does."""
+        weights = self.bank.objectness_weights
+        return foreground if objectness is None or not weights.any() else sharpen(foreground, objectness, weights)
 
     def _compare(self, tokens: ResidentTensor) -> tuple[Probabilities, Probabilities]:
         """P(present) and P(foreground) of the classes of `self.bank`."""
@@ -387,8 +430,9 @@ class FewShotModel:
     def close(self) -> None:
         """Free the graphs; a second call does nothing."""
         self._runs = None
-        for engine in (self._encoder, self._enroll, self._head):
-            engine.close()
+        for engine in (self._encoder, self._enroll, self._head, self._objectness):
+            if engine is not None:
+                engine.close()
 
     def __enter__(self) -> "FewShotModel":
         """Return itself."""
@@ -403,12 +447,14 @@ class FewShotModel:
     def _cache(self, image: Image, mask: Mask | None, others: Sequence[CachedSupport]) -> tuple[CachedSupport, Mask]:
         """One support, and the mask that was used, at the picture's size."""
         encoded = self._encode(image)
+        objectness = self._objectness_of(encoded, image)
         loo_score = self._score_by(others, encoded["tokens"]) if others else None
         if mask is None:
             cached = self._enrolled(encoded, None)
             used = resize_nearest(cached["used_mask"][0], (image.shape[0], image.shape[1])) != 0
         else:
             used = np.asarray(mask) != 0
+        weight = 0.0 if objectness is None else objectness_weight(objectness, used)
         window = support_window(used, self.manifest.support_crop)
         if window is not None:
             image = np.ascontiguousarray(image[window])
@@ -425,6 +471,7 @@ class FewShotModel:
             thumbnail_mask=resize_nearest(cached["used_mask"][0], (small.shape[0], small.shape[1])) != 0,
             has_mask=mask is not None,
             loo_score=loo_score,
+            objectness_weight=weight,
         )
         return support, used
 

@@ -18,7 +18,7 @@ def answer(found: np.ndarray, score: float = 0.9) -> Prediction:
     labels[:, 0] = 1
     labels[found] = 2
     scores = np.array([0.7, score], np.float32)
-    return Prediction(("other", "cup"), scores, scores > 0.5, labels, None, {})
+    return Prediction(("other", "cup"), scores, np.full_like(scores, 0.5), labels, None, {})
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_the_stream_shows_what_a_recording_shows(served: Served) -> None:
     label_map = np.zeros((360, 640), np.uint8)
     label_map[100:300, 200:400] = 1
     scores = np.array([0.9, 0.8], np.float32)  # one has pixels, the other is listed
-    answer = Prediction(("cup", "mug"), scores, scores > 0.5, label_map, None, {})
+    answer = Prediction(("cup", "mug"), scores, np.full_like(scores, 0.5), label_map, None, {})
     expected = draw(image, answer).astype(int)
     frame = Frame(image, 6, "cam", 0.0, time.monotonic(), 1.0)
     served.page.write(frame, answer)
