@@ -14,7 +14,8 @@ class Prediction:
         classes: Names of the enrolled classes, in the order of enrolment.
         scores: P(present) of each class, (ways,) float32 in [0, 1].
         levels: The score above which each class is present, (ways,) float32 in (0, 1).
-        label_map: (H, W) uint8 at the frame's size: 0 is background, i + 1 is `classes[i]`.
+        label_map: (H, W) uint8 at the frame's size: 0 is background, i + 1 is `classes[i]`; with sharp outlines only of
+            classes that are present.
         foreground: P(foreground) of each class at the frame's size, (ways, H, W) float32 in [0, 1]; None unless
             asked for.
         latency_ms: Milliseconds spent in each stage, by name, in the order in which they ran.

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.bank import MAX_CLASSES, EncoderIdentity, HeadIdentity, SupportBank, check_name
+from fsvit_edge.runtime.box_mask import Box, mask_from_box
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS, Bundle, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
@@ -25,7 +26,8 @@ from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image, resize_mask, resize_nearest
 from fsvit_edge.runtime.presence_level import check_level
 from fsvit_edge.runtime.support_crop import support_window
-from fsvit_edge.runtime.support_masks import Box, Image, Mask, check_support, support_masks
+from fsvit_edge.runtime.support_masks import Image, Mask, check_support, support_masks
+from fsvit_edge.runtime.thing_mask import thing_in_box, thing_of_name
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -192,7 +194,7 @@ class FewShotModel:
             images: (H, W, 3) uint8 RGB pictures that show it.
             masks: For each picture (H, W), not 0 where the thing is; None, for one or for all, where only the name is
                 known: the encoder's own pseudo-mask stands in.
-            boxes: For each picture a box around the thing, which stands for the mask that `mask_from_box` makes of it;
+            boxes: For each picture a box around the thing, which stands for the mask that `mask_of_box` makes of it;
                 None, for one or for all, where there is none.
             level: The score above which the class is present, in (0, 1), set by hand; None leaves it to the pictures,
                 or as it was set by hand before.
@@ -207,7 +209,7 @@ class FewShotModel:
             check_level(level)
         if name not in self.classes:
             self._check_ways(len(self.classes) + 1)
-        given = support_masks(name, images, masks, boxes)
+        given = support_masks(name, images, masks, boxes, self.mask_of_box)
         others = list(self.bank.supports(name)) if name in self.classes else []
         supports: list[CachedSupport] = []
         used: list[Mask] = []
@@ -264,7 +266,7 @@ class FewShotModel:
                     clock = _Clock()
                     scores, foreground = self._compare(encoded["tokens"])
                     clock.lap("head")
-                    labels = label_map(self._sharpened(foreground, objectness), size_hw)
+                    labels = self._labels(self._sharpened(foreground, objectness), scores, size_hw)
                     clock.lap("postprocess")
                     predictions.append(Prediction(bank.classes, scores, self._levels(), labels, None, clock.laps_ms))
         return predictions
@@ -289,6 +291,27 @@ class FewShotModel:
         check_support(name, image, mask)
         return self._cache(image, mask, others)[0]
 
+    def mask_of_box(self, image: Image, box_xyxy: Box) -> Mask:
+        """Make a mask of the thing in a box: what objectness marks in it, or an ellipse where that is not told.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            box_xyxy: Left, top, right and bottom in pixels, right and bottom exclusive.
+
+        Returns:
+            (H, W) bool, nowhere outside the box.
+
+        Raises:
+            InputError: The picture is none, or the box holds less than 4 x 4 pixels of it.
+        """
+        check_rgb(image, "The picture")
+        ellipse = mask_from_box((image.shape[0], image.shape[1]), box_xyxy)
+        if not self._tells_objectness:
+            return ellipse
+        objectness = self._objectness_of(self._encode(image), image)
+        assert objectness is not None
+        return thing_in_box(objectness, ellipse, box_xyxy)
+
     def _predict(self, rgb: Image, probabilities: bool) -> Prediction:
         size_hw = (rgb.shape[0], rgb.shape[1])
         clock = _Clock()
@@ -296,7 +319,7 @@ class FewShotModel:
         clock.lap("preprocess")
         scores, foreground, objectness = self._judge(image, clock)
         sharp = self._sharpened(foreground, objectness)
-        labels = label_map(sharp, size_hw)
+        labels = self._labels(sharp, scores, size_hw)
         full = upsample_foreground(sharp, size_hw) if probabilities else None
         plain = full if sharp is foreground or not probabilities else upsample_foreground(foreground, size_hw)
         clock.lap("postprocess")
@@ -343,6 +366,16 @@ class FewShotModel:
         """P(foreground) with objectness as the classes of `self.bank` weigh it; itself where none does."""
         weights = self.bank.objectness_weights
         return foreground if objectness is None or not weights.any() else sharpen(foreground, objectness, weights)
+
+    def _labels(self, foreground: Probabilities, scores: Probabilities, size_hw: tuple[int, int]) -> Image:
+        """The label map; with sharp outlines a class that is not present has no pixels.
+
+        CST learned to mark nothing of an absent class, but objectness lights whatever else stands out. Where half of
+        the classes asked are absent, mIoU on pascal10-coseg: CST 39.6, sharp 41.3, without the absent 38.9 and 54.5.
+        """
+        if self._outlines == "sharp":
+            foreground = foreground * (scores > self._levels())[:, None, None]
+        return label_map(foreground, size_hw)
 
     def _compare(self, tokens: ResidentTensor) -> tuple[Probabilities, Probabilities]:
         """P(present) and P(foreground) of the classes of `self.bank`."""
@@ -451,7 +484,11 @@ class FewShotModel:
         loo_score = self._score_by(others, encoded["tokens"]) if others else None
         if mask is None:
             cached = self._enrolled(encoded, None)
-            used = resize_nearest(cached["used_mask"][0], (image.shape[0], image.shape[1])) != 0
+            guess = cached["used_mask"][0] != 0
+            if objectness is not None:
+                guess = thing_of_name(objectness, guess)
+                cached = self._enrolled(encoded, guess)
+            used = resize_nearest(guess, (image.shape[0], image.shape[1])) != 0
         else:
             used = np.asarray(mask) != 0
         weight = 0.0 if objectness is None else objectness_weight(objectness, used)

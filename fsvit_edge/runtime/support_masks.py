@@ -1,18 +1,16 @@
 """Pictures that are to be enrolled, with masks, boxes or neither: checked, and boxes made masks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.box_mask import mask_from_box
+from fsvit_edge.runtime.box_mask import Box
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.preprocess import check_rgb
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 
 def support_masks(
@@ -20,6 +18,7 @@ def support_masks(
     images: Sequence[Image],
     masks: Sequence[Mask | None] | None,
     boxes: Sequence[Box | None] | None,
+    mask_of_box: Callable[[Image, Box], Mask],
 ) -> list[Mask | None]:
     """Check all that is given of a class's new pictures, and make masks of the boxes; see `FewShotModel.enroll`.
 
@@ -43,7 +42,7 @@ def support_masks(
             raise InputError(f"Picture {len(found) + 1} of {name!r} has a mask and a box; give one of them.")
         if box is not None:
             check_rgb(image, f"The picture of {name!r}")
-            mask = mask_from_box((image.shape[0], image.shape[1]), _checked_box(name, box))
+            mask = mask_of_box(image, _checked_box(name, box))
         check_support(name, image, mask)
         found.append(mask)
     return found

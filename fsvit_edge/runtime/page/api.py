@@ -19,7 +19,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from fsvit_edge.runtime.box_mask import mask_from_box
 from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.live_model import LiveModel
 from fsvit_edge.runtime.overlay import PALETTE
@@ -154,7 +153,7 @@ class Api:
     async def _mask(self, request: Request) -> Response:
         image = self._board.frozen(request.path_params["id"])
         box = _box(await _json(request))
-        mask = mask_from_box(image.shape[:2], box)
+        mask = await self._look(lambda model: model.mask_of_box(image, box))
         return Response(encode_png(mask.astype(np.uint8) * 255), media_type="image/png", headers=_NO_STORE)
 
     async def _enrol(self, request: Request) -> Response:
@@ -164,7 +163,8 @@ class Api:
             raise InputError("Give box_xyxy or mask_png, not both.")
         mask: npt.NDArray[np.bool_] | None = None
         if "box_xyxy" in asked:
-            mask = mask_from_box(image.shape[:2], _box(asked))
+            box = _box(asked)
+            mask = await self._look(lambda model: model.mask_of_box(image, box))
         elif "mask_png" in asked:
             mask = await run_in_threadpool(_decoded_mask, _text(asked, "mask_png"), image.shape[:2])
         report = await self._change(lambda model: enrol(model, name, image, mask))
