@@ -47,7 +47,7 @@ class SceneResult:
         scores: The figures.
         pictures: How many were judged.
         model: Which network answered.
-        outlines: See `EvaluationResult`; presence, which is all that is asked here, does not depend on them.
+        outlines: See `EvaluationResult`.
         elapsed_s: How long it took.
     """
 

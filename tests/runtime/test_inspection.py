@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from fsvit_edge.runtime import inspection
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, sealed
 from fsvit_edge.runtime.engines import misfits, tensorrt_api
 from fsvit_edge.runtime.engines.engine_file import sidecar_of
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
@@ -191,6 +191,29 @@ def test_a_bundle_is_told_with_its_engines(bundle: Path) -> None:
         assert found.facts[f"engine {paths['encoder'].name}"] == "fits"
         assert found.facts[f"engine {paths['head'].name}"].startswith("was built by TensorRT 9.0")
         assert "broken.engine.json is not readable JSON" in found.facts["sidecar 1"]
+
+
+def test_a_bundle_says_who_tells_objectness(bundle: Path) -> None:
+    def told(change: Callable[[dict[str, Any]], object]) -> Any:
+        values = json.loads((bundle / "bundle.json").read_text())
+        change(values["graphs"])
+        (bundle / "bundle.json").write_text(json.dumps(sealed(values)))
+        return inspected(bundle).facts["objectness"]
+
+    output = {"name": "objectness", "shape": ["batch", 64, 64], "dtype": "float32"}
+    outputs = json.loads((bundle / "bundle.json").read_text())["graphs"]["encoder"]["outputs"]
+    cst = [one for one in outputs if one["name"] != "objectness"]
+    assert told(lambda graphs: graphs["encoder"].update(outputs=cst)) == "none, outlines are plain"
+    assert told(lambda graphs: graphs["encoder"].update(outputs=[*cst, output])).startswith("by the encoder")
+    (bundle / "objectness.onnx").write_bytes(b"graph")
+    own = {
+        "file": "objectness.onnx",
+        "sha256": hashlib.sha256(b"graph").hexdigest(),
+        "inputs": [],
+        "outputs": [output],
+    }
+    assert told(lambda graphs: graphs.update(objectness=own)).startswith("by a graph of its own")
+    assert "objectness 0.00 MB" in inspected(bundle).facts["graphs"]
 
 
 @pytest.mark.parametrize(
