@@ -96,6 +96,26 @@ def tiny_bundle(tiny_network: FewShotNetwork, tmp_path_factory: pytest.TempPathF
     return path
 
 
+@pytest.fixture(scope="session")
+def hybrid_network() -> FewShotNetwork:
+    """A network at 64 px with a convolutional stem and an objectness decoder, of random weights, with few tokens.
+
+    Objectness lies on both sides of 0. Its head is the one without weights, which is exported in a moment.
+    """
+    import torch
+
+    from fsvit_edge.model.config import ModelConfig
+    from fsvit_edge.model.network import FewShotNetwork
+
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        torch.manual_seed(0)
+        config = ModelConfig("hybrid", "vit_nano_patch16_hybrid_256", 64, head="prototype", objectness=True)
+        network = FewShotNetwork(config).eval()
+        assert network.objectness is not None
+        network.objectness.out.weight.mul_(8)
+    return network
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a GPU where there is none, with the driver's own reason."""
     if item.get_closest_marker("requires_cuda") is not None:

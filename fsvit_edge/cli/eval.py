@@ -32,6 +32,13 @@ _PROTOCOL_OF = {
 """Of the options that belong to one."""
 
 
+class Outlines(str, Enum):
+    """Of what outlines are made."""
+
+    PLAIN = "plain"
+    SHARP = "sharp"
+
+
 class SupportKind(str, Enum):
     """What is known of a support."""
 
@@ -60,6 +67,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="Pictures of each class to judge as scenes; default: all.")
     ] = None,
     supports: Annotated[SupportKind, typer.Option(help="Enrol with masks, or by names alone.")] = SupportKind.MASKS,
+    outlines: Annotated[
+        Outlines | None,
+        typer.Option(help="plain is CST alone, sharp adds objectness; default: sharp where the model can."),
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="auto, cpu, cuda, tensorrt or tensorrt-rtx; a checkpoint takes torch.")
     ] = "auto",
@@ -107,6 +118,7 @@ def evaluate(
         with progress("Evaluate") as step:
             step("load the model")
             with _open_model(bundle, checkpoint, engine, precision, threads) as model:
+                _set_outlines(model, outlines)
                 scenes = evaluate_scenes(model, selection, SceneOptions(shot, masks, per_class), step)
         text = _put_out({**scenes.to_dict(), **source}, model.choice, output)
         if as_json:
@@ -119,8 +131,6 @@ def evaluate(
         return
     options = EvaluationOptions(way, shot, episodes, masks)
     reference = None if max_drop is None else Reference.load(max_drop)
-    if reference is not None:
-        reference.check_settings(vars(options))
     gates = Gates(min_miou, min_er, reference, DEFAULT_DROP_POINTS if drop is None else drop)
     selection = _open_data(benchmark, data, splits, fold, classes, masks)
 
@@ -131,8 +141,10 @@ def evaluate(
 
     with progress("Evaluate") as step:
         step("load the model")
-        model = _open_model(bundle, checkpoint, engine, precision, threads)
-        with model:
+        with _open_model(bundle, checkpoint, engine, precision, threads) as model:
+            _set_outlines(model, outlines)
+            if reference is not None:
+                reference.check_settings({**vars(options), "outlines": model.outlines})
             result = run_episodes(model, selection, options, step, draw)
 
     text = _put_out({**result.to_dict(), **source}, model.choice, output)
@@ -219,6 +231,11 @@ def _open_model(
     return open_checkpoint(checkpoint, threads)
 
 
+def _set_outlines(model: "FewShotModel", outlines: Outlines | None) -> None:
+    if outlines is not None:
+        model.outlines = outlines.value
+
+
 def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
     from fsvit_edge.cli.terminal import print_table
 
@@ -226,7 +243,7 @@ def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
     kind = "supports with masks" if options.masks else "supports by name"
     title = (
         f"{model.name} at {model.image_size} px, {choice.description}: {options.way}-way {options.shot}-shot, {kind}, "
-        f"{options.episodes} episodes in {result.elapsed_s:.0f} s"
+        f"{options.episodes} episodes in {result.elapsed_s:.0f} s, {result.outlines} outlines"
     )
     overall = [
         ("0/1 exact ratio", *_cells(scores.exact_ratio)),

@@ -31,6 +31,10 @@ def export(
     opset: Annotated[int, typer.Option(help="ONNX opset.")] = 20,
     simplify: Annotated[bool, typer.Option(help="Simplify the graphs with onnxsim.")] = True,
     verify: Annotated[bool, typer.Option(help="Compare torch with ONNX Runtime; no bundle where they differ.")] = True,
+    objectness: Annotated[
+        bool,
+        typer.Option("--objectness", help="Add the small model's objectness, a graph of its own, for sharp outlines."),
+    ] = False,
 ) -> None:
     """Export encoder, enrolment and head to a bundle of ONNX graphs."""
     from fsvit_edge.cli.terminal import advise, print_table, progress, require
@@ -52,13 +56,14 @@ def export(
         from fsvit_edge.model.checkpoint import build_network, load_network
 
         step("load weights")
+        shipped = DEFAULT_BUNDLE / "cst-nano.safetensors"
         if is_backbone_alone:
             name = weights.stem if weights is not None else str(backbone)
             network = build_network(backbone, weights, pretrained or weights is None, image_size, name, PROTOTYPE_HEAD)
         else:
-            source = checkpoint or DEFAULT_BUNDLE / "cst-nano.safetensors"
-            network = load_network(source, backbone, weights, pretrained, image_size, head)
-        result = export_bundle(network, output, ExportOptions(opset, simplify, verify), step)
+            network = load_network(checkpoint or shipped, backbone, weights, pretrained, image_size, head)
+        beside = load_network(shipped) if objectness else None
+        result = export_bundle(network, output, ExportOptions(opset, simplify, verify, beside), step)
 
     if result.parity:
         rows = [

@@ -23,7 +23,7 @@ from fsvit_edge.export.job import Job
 from fsvit_edge.export.memory_budget import estimate
 from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan, choose_targets
 from fsvit_edge.export.trial import check_drop, open_on_trial, open_stand_ins, score, time_beside_others
-from fsvit_edge.runtime.bundle import GRAPH_NAMES, Bundle
+from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.engine_file import (
     ENGINE_GRAPHS,
     FORMAT_VERSION,
@@ -90,7 +90,7 @@ def build_engines(
     scores: tuple[PrecisionScores, ...] = ()
     with ExitStack() as stack:
         reference = {
-            name: stack.enter_context(OnnxRuntimeEngine(job.bundle.graphs[name], "cpu")) for name in GRAPH_NAMES
+            name: stack.enter_context(OnnxRuntimeEngine(graph, "cpu")) for name, graph in job.bundle.graphs.items()
         }
         plans = {name: (one.data, records[name]) for name, one in built.items()}
         candidate = open_on_trial(job, plans, stack) if job.runs_here else open_stand_ins(typed, stack)

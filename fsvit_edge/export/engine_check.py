@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from fsvit_edge.calib.overflow import find_overflows
-from fsvit_edge.runtime.bundle import Manifest
+from fsvit_edge.runtime.bundle import OBJECTNESS, Manifest
 from fsvit_edge.runtime.demo import demo_frame, demo_length
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.errors import AccuracyGateError, EnvironmentLacksError
@@ -83,11 +83,12 @@ def compare(
     """Compare two sets of graphs.
 
     Each graph of the candidate is fed what the reference computed before it; the answers to the pairs come out of
-    each set's own encoder and head.
+    each set's own encoder and head, with the outlines that the device draws: a graph of its own for objectness always
+    runs in FP32, so both sets share it.
 
     Args:
         manifest: Of the bundle.
-        reference: encoder, enroll and head in FP32.
+        reference: The bundle's graphs in FP32.
         candidate: encoder and head.
         pictures: (H, W, 3) uint8 RGB each.
         source: Which pictures, in words.
@@ -114,7 +115,9 @@ def compare(
     _check_finite(outputs)
     progress("compare with FP32: answers")
     models = [
-        FewShotModel(manifest, graphs["encoder"], reference["enroll"], graphs["head"])
+        FewShotModel(
+            manifest, graphs["encoder"], reference["enroll"], graphs["head"], objectness=reference.get(OBJECTNESS)
+        )
         for graphs in (reference, candidate)
     ]
     answers = [_answers(model, pictures) for model in models]
@@ -212,7 +215,7 @@ def _ask(reference: Mapping[str, Engine], image: Picture) -> tuple[dict[str, Arr
     """What the FP32 encoder says of a picture, and the head's input that asks whether the picture shows itself."""
     encoded = _host(reference["encoder"].run({"image": image}))
     feed: dict[str, Array | ResidentTensor] = {
-        **{name: array for name, array in encoded.items() if name != "objectness"},
+        **{name: array for name, array in encoded.items() if name != OBJECTNESS},
         "mask": np.zeros(image.shape[:3], np.uint8),
         "has_mask": np.array([False]),
     }

@@ -248,9 +248,11 @@ def build_graphs(network: FewShotNetwork, beside: FewShotNetwork | None = None) 
     }
     if beside is not None:
         if network.objectness is not None:
-            raise InputError(f"{network.config.name} tells objectness by its own stem; export it as it is.")
+            raise InputError(f"{network.config.name} tells objectness by its own stem; export it without --objectness.")
         if beside.objectness is None or beside.encoder.stem is None:
-            raise InputError(f"{beside.config.name} has no objectness decoder; take a network that has one.")
+            raise InputError(
+                f"{beside.config.name} has no objectness decoder, so there is none to add; export without --objectness."
+            )
         module = ObjectnessNetwork(beside.encoder.stem, beside.objectness)
         graph = ObjectnessGraph(module, beside.config.image_size)
         graphs["objectness"] = GraphSpec(graph, image, ("objectness",), {"image": {0: "batch"}})

@@ -7,6 +7,7 @@ from functools import partial
 from fsvit_edge.export.build_result import PrecisionScores
 from fsvit_edge.export.engine_check import example_feed, time_side_by_side
 from fsvit_edge.export.job import Job
+from fsvit_edge.runtime.bundle import OBJECTNESS
 from fsvit_edge.runtime.engines.base import Engine
 from fsvit_edge.runtime.engines.engine_file import ENGINE_GRAPHS, EngineRecord, load_engine
 from fsvit_edge.runtime.engines.engine_sets import find_engines, fitting_sets
@@ -122,7 +123,7 @@ def score(
 
     Args:
         job: What was built, with the data set in its options.
-        reference: encoder, enroll and head in FP32.
+        reference: The bundle's graphs in FP32.
         candidate: encoder and head.
         progress: Is told how far it has come.
 
@@ -137,7 +138,13 @@ def score(
     options = EvaluationOptions(episodes=EPISODES)
     rows = []
     for precision, graphs in (("fp32", reference), (job.precision, candidate)):
-        model = FewShotModel(job.bundle.manifest, graphs["encoder"], reference["enroll"], graphs["head"])
+        model = FewShotModel(
+            job.bundle.manifest,
+            graphs["encoder"],
+            reference["enroll"],
+            graphs["head"],
+            objectness=reference.get(OBJECTNESS),
+        )
         say = partial(_say, progress, precision)
         found = evaluate(model, selection, options, say)
         miou = found.scores.miou

@@ -101,6 +101,7 @@ class EvaluationResult:
         episodes_sha256: Of the episodes drawn and of every file in them; equal where the questions were the same.
         segmented: Episodes that count for the mIoU; the others' queries have no mask.
         model: Which network answered.
+        outlines: With which outlines, "plain" or "sharp"; see `FewShotModel.outlines`.
         elapsed_s: How long it took.
     """
 
@@ -109,6 +110,7 @@ class EvaluationResult:
     episodes_sha256: str
     segmented: int
     model: ModelIdentity
+    outlines: str
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,6 +122,7 @@ class EvaluationResult:
             **asdict(self.scores),
             "interval": {"percent": CONFIDENCE, "resamples": RESAMPLES},
             "model": asdict(self.model),
+            "outlines": self.outlines,
             "elapsed_s": self.elapsed_s,
         }
 
@@ -192,6 +195,7 @@ def evaluate(
         hashlib.sha256("".join(digests).encode()).hexdigest(),
         segmented,
         identify(model),
+        model.outlines,
         time.monotonic() - started,
     )
 

@@ -19,7 +19,7 @@ class Reference:
 
     Attributes:
         path: Its file.
-        settings: The episodes' settings by name.
+        settings: The episodes' settings and the outlines by name.
         episodes_sha256: Of its episodes.
         exact_ratio: In percent.
         miou: In percent; None where nothing was segmented.
@@ -47,7 +47,8 @@ class Reference:
         try:
             return cls(
                 path,
-                {name: values[name] for name in _SETTINGS},
+                # Results from before there was a choice do not say which outlines theirs are.
+                {**{name: values[name] for name in _SETTINGS}, "outlines": values.get("outlines", "plain")},
                 str(values["episodes_sha256"]),
                 float(values["exact_ratio"]["value"]),
                 None if values["miou"] is None else float(values["miou"]["value"]),
@@ -59,12 +60,12 @@ class Reference:
             ) from error
 
     def check_settings(self, settings: dict[str, Any]) -> None:
-        """Refuse to be compared with other episodes.
+        """Refuse to be compared with other episodes or other outlines.
 
         Raises:
             InputError: A setting differs.
         """
-        differing = [name for name in _SETTINGS if self.settings[name] != settings[name]]
+        differing = [name for name, value in self.settings.items() if value != settings[name]]
         if differing:
             theirs = ", ".join(f"{name} {self.settings[name]}" for name in differing)
             ours = ", ".join(f"{name} {settings[name]}" for name in differing)

@@ -47,6 +47,7 @@ class SceneResult:
         scores: The figures.
         pictures: How many were judged.
         model: Which network answered.
+        outlines: See `EvaluationResult`.
         elapsed_s: How long it took.
     """
 
@@ -54,6 +55,7 @@ class SceneResult:
     scores: SceneScores
     pictures: int
     model: ModelIdentity
+    outlines: str
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +67,7 @@ class SceneResult:
             **asdict(self.scores),
             "interval": {"percent": CONFIDENCE, "resamples": RESAMPLES, "resampled": "pictures"},
             "model": asdict(self.model),
+            "outlines": self.outlines,
             "elapsed_s": self.elapsed_s,
         }
 
@@ -118,6 +121,7 @@ def evaluate_scenes(
         score_scenes(SceneTally(scores, prediction.levels.astype(np.float64), shown), data.class_names),
         len(queries),
         identify(model),
+        model.outlines,
         time.monotonic() - started,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 _MOST_PICKLE_BYTES = 64 * 2**20
-_PARTS = {"backbone": "backbone.", "head": "learner."}
+_PARTS = {"a backbone": "backbone.", "a head": "learner.", "an objectness decoder": "objectness."}
 _HARMLESS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_\w+|torch \w+Storage|torch\.serialization _\w+")
 
 
@@ -110,5 +110,5 @@ def _scan(program: bytes) -> tuple[list[str], set[str]]:
 
 def _parts(names: list[str]) -> str:
     counts = {part: sum(name.startswith(prefix) for name in names) for part, prefix in _PARTS.items()}
-    found = [f"{count} tensors of a {part}" for part, count in counts.items() if count]
+    found = [f"{count} tensors of {part}" for part, count in counts.items() if count]
     return ", ".join(found) or "neither a backbone nor a head"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.runtime.bank import METADATA_KEY, SupportBank
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest, read_manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS, Bundle, Manifest, read_manifest
 from fsvit_edge.runtime.checkpoint_header import pickled_facts, safetensors_facts, safetensors_metadata
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.engine_file import (
@@ -220,6 +220,7 @@ def _inspect_bundle(path: Path) -> Inspection:
         "opset": manifest.opset,
         "made by": manifest.created_by,
         "graphs": ", ".join(f"{name} {_size(file)}" for name, file in sizes.items() if file.is_file()),
+        "objectness": _objectness(manifest),
         "parity": f"{max(manifest.parity.values()):.1e} to torch" if manifest.parity else "not measured",
     }
     try:
@@ -227,6 +228,12 @@ def _inspect_bundle(path: Path) -> Inspection:
     except ArtefactError as error:
         return Inspection(str(path), "bundle", facts | {"sums": "wrong"}, False, (str(error),))
     return Inspection(str(path), "bundle", facts | {"sums": "right"} | _engines_beside(path, manifest), True, ())
+
+
+def _objectness(manifest: Manifest) -> str:
+    if OBJECTNESS in manifest.graphs:
+        return "by a graph of its own, for sharp outlines"
+    return "by the encoder, for sharp outlines" if manifest.tells_objectness else "none, outlines are plain"
 
 
 def _engines_beside(path: Path, manifest: Manifest) -> dict[str, Any]:

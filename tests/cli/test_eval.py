@@ -1,5 +1,7 @@
 """`fsvit-edge eval` as a user types it."""
 
+from __future__ import annotations
+
 import functools
 import json
 import shutil
@@ -7,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -15,6 +17,9 @@ import pytest
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.pictures import read_image, write_image
+
+if TYPE_CHECKING:
+    from fsvit_edge.model.network import FewShotNetwork
 
 Cli = Callable[..., Any]
 
@@ -132,6 +137,48 @@ def test_a_reference_is_a_gate(cli: Cli, folder: Path) -> None:
     assert "it has shot 1, this evaluation shot 2" in other.err
 
 
+@pytest.fixture
+def telling(hybrid_network: FewShotNetwork, folder: Path) -> tuple[str, str]:
+    """A checkpoint that tells objectness."""
+    from fsvit_edge.model.checkpoint import save_network
+
+    save_network(hybrid_network, folder / "telling.safetensors")
+    return "--checkpoint", "telling.safetensors"
+
+
+def test_outlines_are_chosen_and_told(cli: Cli, telling: tuple[str, str]) -> None:
+    sharp, plain = result_of(cli, *telling), result_of(cli, *telling, "--outlines", "plain")
+    assert (sharp["outlines"], plain["outlines"]) == ("sharp", "plain")
+    assert sharp == {**result_of(cli, *telling, "--outlines", "sharp"), "elapsed_s": sharp["elapsed_s"]}
+    assert sharp["exact_ratio"] == plain["exact_ratio"]
+    assert sharp["miou"] != plain["miou"]
+    assert " s, plain outlines" in cli(*SHORT, *telling, "--outlines", "plain").out
+    for kind in ("plain", "sharp"):
+        assert json.loads(cli(*SCENES, *telling, "--json", "--outlines", kind).out)["outlines"] == kind
+
+
+def test_a_reference_is_held_to_its_own_outlines(cli: Cli, telling: tuple[str, str]) -> None:
+    reference = result_of(cli, *telling, "--output", "sharp.json")
+    assert cli(*SHORT, *telling, "--max-drop", "sharp.json", "--drop", "0").code == 0
+    refused = cli(*SHORT, *telling, "--max-drop", "sharp.json", "--outlines", "plain")
+    assert (refused.code, refused.out) == (2, "")
+    assert "it has outlines sharp, this evaluation outlines plain; use the settings of the reference" in refused.err
+    del reference["outlines"]  # as in results from before there was a choice
+    Path("older.json").write_text(json.dumps(reference))
+    assert "it has outlines plain, this evaluation" in cli(*SHORT, *telling, "--max-drop", "older.json").err
+
+
+def test_sharp_outlines_of_a_model_that_cannot_are_refused(cli: Cli, tiny_network: FewShotNetwork) -> None:
+    from fsvit_edge.model.checkpoint import save_network
+
+    save_network(tiny_network, Path("tiny.safetensors"))
+    assert result_of(cli, "--checkpoint", "tiny.safetensors")["outlines"] == "plain"
+    for asked in (SHORT, SCENES):
+        done = cli(*asked, "--checkpoint", "tiny.safetensors", "--outlines", "sharp")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.splitlines()[-1].startswith("Error: Bundle tiny tells no objectness, which sharp outlines need")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
@@ -158,6 +205,7 @@ def test_a_reference_is_a_gate(cli: Cli, folder: Path) -> None:
         (("--data", "data", "--drop", "1"), 2, "--max-drop REFERENCE.json"),
         (("--data", "data", "--output", "data"), 2, "data is a folder; give the name of a file"),
         (("--data", "data", "--supports", "guesses"), 2, "--supports"),
+        (("--data", "data", "--outlines", "round"), 2, "--outlines"),
         (("--data", "data", "--protocol", "streams"), 2, "--protocol"),
         (("--data", "data", "--per-class", "3"), 2, "--per-class belongs to --protocol scenes; leave it out of"),
         (("--data", "data", "--max-false-alarms", "3"), 2, "--max-false-alarms belongs to --protocol scenes"),

@@ -10,7 +10,10 @@ import onnx
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fsvit_edge.calib.calibration import Calibration
+    from fsvit_edge.model.network import FewShotNetwork
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +26,28 @@ def vits8_encoder() -> bytes:
 
     network = FewShotNetwork(ModelConfig("vits8", "vit_small_patch8_224.dino", image_size=400)).eval()
     return simplify(trace(build_graphs(network)["encoder"], DEFAULT_OPSET), "encoder").SerializeToString()
+
+
+@pytest.fixture(scope="session")
+def hybrid_bundle(hybrid_network: FewShotNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `hybrid_network`, whose encoder tells objectness, not verified; copy it before you change it."""
+    from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+
+    path = tmp_path_factory.mktemp("hybrid") / "bundle"
+    export_bundle(hybrid_network, path, ExportOptions(verify=False))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle_beside(
+    tiny_network: FewShotNetwork, hybrid_network: FewShotNetwork, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The bundle of `tiny_network` with the objectness of `hybrid_network` as a graph of its own, not verified."""
+    from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+
+    path = tmp_path_factory.mktemp("beside") / "bundle"
+    export_bundle(tiny_network, path, ExportOptions(verify=False, beside=hybrid_network))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Real builds by TensorRT-RTX, for GPUs that are not here: what becomes of the layers, and checks that would notice."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
 from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
+from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 
 pytest.importorskip("tensorrt_rtx", reason="real builds need tensorrt-rtx, which the dev extra brings")
@@ -77,6 +79,19 @@ def test_vits8_in_int8_has_every_linear_layer_of_its_blocks_in_int8(
 ) -> None:
     layers = build(typed(vits8_encoder, "int8", calibrate(vits8_encoder)), targets=(target,)).layers
     assert (layers.attention, layers.fp32_gemms, layers.int8_gemms) == (VITS8_BLOCKS, 0, 4 * VITS8_BLOCKS)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_an_objectness_decoder_is_built_and_changes_nothing_in_the_blocks(
+    hybrid_bundle: Path, calibrate: Calibrate, precision: str
+) -> None:
+    bundle = Bundle.load(hybrid_bundle)
+    encoder = bundle.graphs["encoder"]
+    plan = build(typed(encoder, precision, calibrate(encoder) if precision == "int8" else None))
+    layers, blocks = plan.layers, bundle.manifest.num_layers
+    assert (layers.attention, layers.fp32_gemms) == (blocks, 0)
+    assert (layers.int8_gemms, layers.fp16_gemms) == ((4 * blocks, 0) if precision == "int8" else (0, 4 * blocks))
+    assert plan.outputs[-1] == TensorSpec("objectness", (1, 16, 16), "float16")
 
 
 def test_the_head_takes_its_large_inputs_in_fp16_in_any_number_within_its_profile(nano: Bundle) -> None:

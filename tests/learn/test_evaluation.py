@@ -259,6 +259,7 @@ def test_an_miou_that_was_measured_before_and_is_not_now_fails(good: EvaluationR
             "it has episodes 1000, masks False, this evaluation episodes 40, masks True",
         ),
         ({"episodes_sha256": "ab"}, "other classes, pictures or masks"),
+        ({"outlines": "sharp"}, "it has outlines sharp, this evaluation outlines plain; use the settings of the"),
     ],
 )
 def test_a_reference_of_other_episodes_is_refused(
@@ -266,6 +267,16 @@ def test_a_reference_of_other_episodes_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=text):
         Gates(reference=write_reference(tmp_path / "r.json", good, **changes)).check(good)
+
+
+def test_a_reference_from_before_outlines_had_kinds_is_a_plain_one(good: EvaluationResult, tmp_path: Path) -> None:
+    older = good.to_dict()
+    assert older.pop("outlines") == "plain"
+    (tmp_path / "r.json").write_text(json.dumps(older))
+    reference = Reference.load(tmp_path / "r.json")
+    Gates(reference=reference).check(good)
+    with pytest.raises(InputError, match="it has outlines plain, this evaluation outlines sharp"):
+        Gates(reference=reference).check(replace(good, outlines="sharp"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"way": 1}', "[" * 100_000])

@@ -12,6 +12,7 @@ from fsvit_edge.runtime.bundle import (
     DEFAULT_BUNDLE,
     GRAPH_NAMES,
     MANIFEST_NAME,
+    OBJECTNESS,
     Bundle,
     is_crop_factor,
     read_manifest,
@@ -196,6 +197,60 @@ def test_a_bundle_that_is_not_whole_is_refused_in_one_sentence(
         Bundle.load(bundle)
     assert reason in str(refused.value)
     assert str(bundle) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def tell_objectness(path: Path) -> None:
+    """Add a graph of a few bytes that tells objectness, as `export --objectness` does."""
+    (path / "objectness.onnx").write_bytes(b"objectness")
+    info = {
+        "file": "objectness.onnx",
+        "sha256": hashlib.sha256(b"objectness").hexdigest(),
+        "inputs": SHIPPED["graphs"]["encoder"]["inputs"],
+        "outputs": [{"name": OBJECTNESS, "shape": ["batch", 64, 64], "dtype": "float32"}],
+    }
+    edit(path, lambda values: values["graphs"].update({OBJECTNESS: info}))
+
+
+def test_a_bundle_may_have_a_graph_that_tells_objectness(bundle: Path) -> None:
+    def forget_what_the_encoder_tells(values: dict[str, Any]) -> None:
+        outputs = values["graphs"]["encoder"]["outputs"]
+        values["graphs"]["encoder"]["outputs"] = [one for one in outputs if one["name"] != OBJECTNESS]
+
+    edit(bundle, forget_what_the_encoder_tells)
+    assert not read_manifest(bundle).tells_objectness
+    tell_objectness(bundle)
+    loaded = Bundle.load(bundle)
+    assert loaded.manifest.tells_objectness
+    assert loaded.graphs.keys() == {*GRAPH_NAMES, OBJECTNESS}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        pytest.param(forget("objectness.onnx"), "objectness.onnx cannot be read: No such file", id="missing"),
+        pytest.param(flip("objectness.onnx"), "objectness.onnx was altered or damaged: sha256", id="a bit"),
+        pytest.param(
+            lambda path: edit(path, lambda values: values["graphs"].update(depth=values["graphs"].pop(OBJECTNESS))),
+            "names a graph 'depth' that this fsvit-edge does not know; update it.",
+            id="another name",
+        ),
+        pytest.param(
+            lambda path: edit(path, lambda values: values["graphs"][OBJECTNESS].update(file="../objectness.onnx")),
+            "the objectness graph's file must lie in the bundle",
+            id="elsewhere",
+        ),
+    ],
+)
+def test_a_graph_for_objectness_that_is_not_whole_is_refused(
+    bundle: Path, spoil: Callable[[Path], object], reason: str
+) -> None:
+    tell_objectness(bundle)
+    Bundle.load(bundle)
+    spoil(bundle)
+    with pytest.raises(ArtefactError) as refused:
+        Bundle.load(bundle)
+    assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

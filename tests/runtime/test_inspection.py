@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from fsvit_edge.runtime import inspection
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, sealed
 from fsvit_edge.runtime.engines import misfits, tensorrt_api
 from fsvit_edge.runtime.engines.engine_file import sidecar_of
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
@@ -193,6 +193,29 @@ def test_a_bundle_is_told_with_its_engines(bundle: Path) -> None:
         assert "broken.engine.json is not readable JSON" in found.facts["sidecar 1"]
 
 
+def test_a_bundle_says_who_tells_objectness(bundle: Path) -> None:
+    def told(change: Callable[[dict[str, Any]], object]) -> Any:
+        values = json.loads((bundle / "bundle.json").read_text())
+        change(values["graphs"])
+        (bundle / "bundle.json").write_text(json.dumps(sealed(values)))
+        return inspected(bundle).facts["objectness"]
+
+    output = {"name": "objectness", "shape": ["batch", 64, 64], "dtype": "float32"}
+    outputs = json.loads((bundle / "bundle.json").read_text())["graphs"]["encoder"]["outputs"]
+    cst = [one for one in outputs if one["name"] != "objectness"]
+    assert told(lambda graphs: graphs["encoder"].update(outputs=cst)) == "none, outlines are plain"
+    assert told(lambda graphs: graphs["encoder"].update(outputs=[*cst, output])).startswith("by the encoder")
+    (bundle / "objectness.onnx").write_bytes(b"graph")
+    own = {
+        "file": "objectness.onnx",
+        "sha256": hashlib.sha256(b"graph").hexdigest(),
+        "inputs": [],
+        "outputs": [output],
+    }
+    assert told(lambda graphs: graphs.update(objectness=own)).startswith("by a graph of its own")
+    assert "objectness 0.00 MB" in inspected(bundle).facts["graphs"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
@@ -230,7 +253,7 @@ def test_a_bank_is_told(tmp_path: Path) -> None:
 def test_a_checkpoint_of_tensors_is_told(tmp_path: Path) -> None:
     found = inspected(DEFAULT_BUNDLE / "cst-nano.safetensors")
     assert (found.kind, found.runs_here) == ("checkpoint", None)
-    assert found.facts["holds"] == "168 tensors of a backbone, 60 tensors of a head"
+    assert found.facts["holds"].startswith("168 tensors of a backbone, 60 tensors of a head")
     assert found.facts["values"] == "4.73 million F16"
     assert "backbone vit_nano_patch16_hybrid_256" in found.facts["configuration"]
     assert "fsvit-edge export --checkpoint" in found.facts["to run it"]

@@ -1,0 +1,251 @@
+"""Objectness added to CST's foreground: the arithmetic by hand, and the shipped network with a map of ours."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, Bundle
+from fsvit_edge.runtime.engines.base import Array, TensorSpec
+from fsvit_edge.runtime.engines.choose import OpenEngines, choose_engines
+from fsvit_edge.runtime.engines.fake import FakeEngine
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.outlines import CERTAIN_LOGIT, at_corners, sharpen
+from fsvit_edge.runtime.postprocess import label_map, log_odds, upsample_foreground
+from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.preprocess import resize_image
+
+CELLS = 16
+DISC = np.fromfunction(
+    lambda row, column: 6 - 2 * np.hypot(row - 5, column - 9), (CELLS, CELLS), dtype=np.float32
+).astype(np.float32)
+"""Logits of a thing that stands where nobody looks for it."""
+FRAME_HW = (90, 120)
+
+
+# ------------------------------------------------------------------------------------------------------ the arithmetic
+
+
+def probabilities(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).uniform(0.02, 0.98, shape).astype(np.float32)
+
+
+def test_a_map_of_one_value_moves_every_log_odd_by_its_weight() -> None:
+    foreground = probabilities(0, 3, 5, 5)
+    weights = np.array([0, 0.5, 1], np.float32)
+    sharp = sharpen(foreground, np.full((5, 5), 1.5, np.float32), weights)
+    assert sharp.shape == (3, 5, 5)
+    for way, weight in enumerate(weights):
+        odds = foreground[way] / (1 - foreground[way]) * np.exp(1.5 * weight)
+        np.testing.assert_allclose(sharp[way], odds / (1 + odds), rtol=1e-5)
+
+
+def test_a_weight_of_0_leaves_the_decision_and_a_weight_of_1_adds_the_logits() -> None:
+    foreground = probabilities(1, 2, 4, 4)
+    objectness = np.array([[-5, 3], [2, -1]], np.float32).repeat(4, axis=0).repeat(4, axis=1)[:7, :7]
+    sharp = sharpen(foreground, objectness, np.array([0, 1], np.float32))
+    # Seven points lie on the four and midway between them, so what is there already must stay.
+    np.testing.assert_allclose(sharp[0, ::2, ::2], foreground[0], atol=1e-6)
+    assert np.array_equal(label_map(sharp[:1], (70, 91)) > 0, label_map(foreground[:1], (70, 91)) > 0)
+    np.testing.assert_allclose(
+        log_odds(sharp)[1, ::2, ::2], log_odds(foreground)[1] + at_corners(objectness, 7)[::2, ::2], atol=1e-4
+    )
+    # The control: what leaves the first alone moves the second.
+    assert not np.array_equal(label_map(sharp[1:], (70, 91)), label_map(foreground[1:], (70, 91)))
+
+
+def test_the_finer_of_both_maps_gives_the_size() -> None:
+    weights = np.ones(1, np.float32)
+    for cells in (3, 6, 9):
+        assert sharpen(probabilities(2, 1, 6, 6), probabilities(3, cells, cells), weights).shape == (
+            1,
+            max(6, cells),
+            max(6, cells),
+        )
+
+
+@pytest.mark.parametrize("size", [8, 16, 33])
+def test_a_ramp_over_the_squares_stays_a_ramp_over_the_corners(size: int) -> None:
+    cells, slope = 16, 0.5
+    middles = slope * (np.arange(cells) + 0.5 - cells / 2)
+    ramp = np.broadcast_to(middles[:, None], (cells, cells)).astype(np.float32)
+    places = np.linspace(0, cells, size)
+    # Beyond the middle of the last square nothing is known, so its value goes on.
+    wanted = slope * (np.clip(places, 0.5, cells - 0.5) - cells / 2)
+    for given, found in ((ramp, at_corners(ramp, size)), (ramp.T, at_corners(ramp.T, size).T)):
+        assert given.shape == (cells, cells)
+        np.testing.assert_allclose(found, np.broadcast_to(wanted[:, None], (size, size)), atol=1e-5)
+
+
+def test_a_decoder_that_is_sure_can_still_be_contradicted() -> None:
+    sure = np.full((4, 4), 1e4, np.float32)
+    assert (at_corners(sure, 4) == CERTAIN_LOGIT).all()
+    assert (at_corners(-sure, 4) == -CERTAIN_LOGIT).all()
+    nowhere = np.full((1, 4, 4), 1e-5, np.float32)
+    assert (sharpen(nowhere, sure, np.ones(1, np.float32)) < 0.5).all()
+
+
+# ------------------------------------------------------------------------------------------------------ through a model
+
+
+def picture(seed: int) -> Array:
+    small = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return small.repeat(30, axis=0).repeat(30, axis=1)
+
+
+def mask() -> Array:
+    made = np.zeros(FRAME_HW, np.bool_)
+    made[20:70, 30:80] = True
+    return made
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[OpenEngines]:
+    """The shipped graphs, whether they tell objectness or not."""
+    engines = choose_engines(Bundle.load(DEFAULT_BUNDLE), "cpu", "fp32", 1)
+    yield engines
+    for engine in (engines.encoder, engines.enroll, engines.head):
+        engine.close()
+
+
+@pytest.fixture
+def open_model(opened: OpenEngines) -> Callable[[str], FewShotModel]:
+    """Put the shipped graphs behind a model that tells our map "by the encoder", by "own graph", or "never"."""
+    manifest = Bundle.load(DEFAULT_BUNDLE).manifest
+    cst = tuple(spec for spec in opened.encoder.outputs if spec.name != OBJECTNESS)
+    told = (TensorSpec(OBJECTNESS, ("batch", CELLS, CELLS), "float32"),)
+
+    def encode(feed: dict[str, Array]) -> dict[str, Array]:
+        answer = opened.encoder.run(feed)
+        return {spec.name: np.array(answer[spec.name].numpy()) for spec in cst}
+
+    def make(how: str) -> FewShotModel:
+        encoder = FakeEngine(opened.encoder.inputs, cst, encode)
+        own = None
+        if how == "by the encoder":
+            encoder = FakeEngine(
+                opened.encoder.inputs, (*cst, *told), lambda feed: encode(feed) | {OBJECTNESS: DISC[None]}
+            )
+        elif how == "own graph":
+            own = FakeEngine(opened.encoder.inputs, told, lambda _: {OBJECTNESS: DISC[None]})
+        return FewShotModel(manifest, encoder, opened.enroll, opened.head, opened.choice, own)
+
+    return make
+
+
+def enrolled(model: FewShotModel, weight: float = 1.0) -> FewShotModel:
+    """With a class of two supports, of the weight that is wanted, whatever the rule says of them."""
+    supports = [replace(model.cache_support("a", picture(i), mask()), objectness_weight=weight) for i in range(2)]
+    model.bank.add("a", supports)
+    model.set_level_for_all(0.001)
+    return model
+
+
+TELLING = pytest.mark.parametrize("how", ["by the encoder", "own graph"])
+
+
+def test_sharp_is_what_a_bundle_does_that_can(open_model: Callable[[str], FewShotModel]) -> None:
+    kinds = {how: open_model(how).outlines for how in ("by the encoder", "own graph", "never")}
+    assert kinds == {"by the encoder": "sharp", "own graph": "sharp", "never": "plain"}
+
+
+def test_what_are_no_outlines_or_cannot_be_drawn_is_refused(open_model: Callable[[str], FewShotModel]) -> None:
+    model = open_model("never")
+    for wrong in ("blurred", "", None):
+        with pytest.raises(InputError, match=rf"^Outlines are plain or sharp, got {wrong!r}\.$"):
+            model.outlines = wrong  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"tells no objectness, which sharp outlines need; .*export --objectness\.$"):
+        model.outlines = "sharp"
+    model.outlines = "plain"
+    assert model.outlines == "plain"
+
+
+@TELLING
+def test_both_kinds_of_outlines_are_drawn_from_one_bank(open_model: Callable[[str], FewShotModel], how: str) -> None:
+    model, frame = enrolled(open_model(how)), picture(9)
+    sharp = model.predict(frame, probabilities=True)
+    model.outlines = "plain"
+    plain = model.predict(frame, probabilities=True)
+    model.outlines = "sharp"
+    again = model.predict(frame, probabilities=True)
+    assert sharp.foreground is not None
+    assert plain.foreground is not None
+    assert again.foreground is not None
+    assert np.array_equal(sharp.foreground, again.foreground)
+    assert np.array_equal(sharp.label_map, again.label_map)
+    assert np.array_equal(sharp.scores, plain.scores)
+    # Log-odds rose where the disc is and fell elsewhere.
+    difference = log_odds(sharp.foreground) - log_odds(plain.foreground)
+    assert difference[0, 30, 70] > 3
+    assert difference[0, 80, 10] < -3
+    for given, kind in ((sharp, "sharp"), (plain, "plain")):
+        model.outlines = kind
+        (asked,) = model.predict_with(frame, [model.bank])
+        assert np.array_equal(asked.label_map, given.label_map)
+    assert not np.array_equal(sharp.label_map, plain.label_map)
+
+
+@TELLING
+def test_the_plain_foreground_is_csts_own_in_either_mode(open_model: Callable[[str], FewShotModel], how: str) -> None:
+    frame = picture(9)
+    wanted = enrolled(open_model("never"), weight=0.0).predict(frame, probabilities=True).foreground
+    assert wanted is not None
+    model = enrolled(open_model(how))
+    sharp = model.predict(frame, probabilities=True)
+    assert np.array_equal(sharp.plain_foreground, wanted)
+    assert not np.array_equal(sharp.foreground, wanted)
+    model.outlines = "plain"
+    plain = model.predict(frame, probabilities=True)
+    assert np.array_equal(plain.plain_foreground, wanted)
+    assert np.array_equal(plain.foreground, wanted)
+    assert model.predict(frame).plain_foreground is None
+
+
+def test_sharp_is_the_sum_of_the_log_odds_at_the_frames_size(open_model: Callable[[str], FewShotModel]) -> None:
+    model, frame = enrolled(open_model("by the encoder"), weight=0.75), picture(9)
+    _, foreground = model._compare(model._encode(frame)["tokens"])
+    found = model.predict(frame, probabilities=True)
+    sharp = sharpen(foreground, DISC, np.array([0.75], np.float32))
+    assert np.array_equal(found.foreground, upsample_foreground(sharp, FRAME_HW))
+    assert np.array_equal(found.label_map, label_map(sharp, FRAME_HW))
+
+
+def test_supports_that_weigh_nothing_draw_plain_outlines(open_model: Callable[[str], FewShotModel]) -> None:
+    model = enrolled(open_model("by the encoder"), weight=0.0)
+    found = model.predict(picture(9), probabilities=True)
+    assert model.outlines == "sharp"
+    assert np.array_equal(found.foreground, found.plain_foreground)
+
+
+def test_plain_outlines_do_not_run_a_graph_of_its_own(open_model: Callable[[str], FewShotModel]) -> None:
+    model = enrolled(open_model("own graph"))
+    own = model._objectness
+    assert isinstance(own, FakeEngine)
+    runs = own.runs
+    model.predict(picture(9))
+    assert own.runs == runs + 1
+    model.outlines = "plain"
+    model.predict(picture(9))
+    assert own.runs == runs + 1
+    own.close()
+
+
+def test_without_objectness_the_answer_is_that_of_the_three_graphs_to_the_last_bit(
+    open_model: Callable[[str], FewShotModel], opened: OpenEngines
+) -> None:
+    model, frame = enrolled(open_model("never")), picture(9)
+    found = model.predict(frame, probabilities=True)
+    encoded = opened.encoder.run({"image": resize_image(frame, model.manifest.image_size)[None]})
+    (feed,) = model._resident_supports()
+    answer = opened.head.run({"tokens": encoded["tokens"], **feed})
+    foreground = answer["foreground"].numpy()
+    assert np.array_equal(found.scores, answer["presence"].numpy())
+    assert np.array_equal(found.label_map, label_map(foreground, FRAME_HW))
+    assert np.array_equal(found.foreground, upsample_foreground(foreground, FRAME_HW))
+
+
+def test_the_shipped_bundle_draws_what_its_manifest_says_it_can() -> None:
+    tells = Bundle.load(DEFAULT_BUNDLE).manifest.tells_objectness
+    with FewShotModel.load(threads=1) as model:
+        assert model.outlines == ("sharp" if tells else "plain")
