@@ -216,7 +216,7 @@ class HalfModel:
 
 @pytest.fixture
 def rows_folder(tmp_path: Path) -> Path:
-    """In pictures of 20 x 20 the upper rows are the thing: a has 4, 4, 16; b 10 and 10, the latter in a picture of a."""
+    """In pictures of 20 x 20 the upper rows are the thing: a has 4, 4, 16; b 10, 10, the latter in a picture of a."""
     for name, counts in {"a": [4, 4, 16], "b": [10, 10]}.items():
         for stem, rows in enumerate(counts):
             shade = 101 if (name, stem) == ("b", 1) else {"a": 100, "b": 200}[name] + stem

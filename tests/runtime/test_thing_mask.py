@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fsvit_edge.runtime.box_mask import mask_from_box
-from fsvit_edge.runtime.outlines import objectness_weight
+from fsvit_edge.runtime.outlines import objectness_weight, recognized
 from fsvit_edge.runtime.thing_mask import thing_in_box, thing_of_name
 
 SIDE = 64
@@ -83,3 +83,12 @@ def test_the_ellipse_stays_where_the_box_holds_next_to_no_thing() -> None:
     ellipse = mask_from_box((SIDE, SIDE), box)
 
     assert np.array_equal(thing_in_box(told(square(20, 20, 8)), ellipse, box), ellipse)
+
+
+def test_objectness_that_does_not_know_the_thing_in_this_frame_is_left_out() -> None:
+    here, elsewhere = square(8, 8, 20), square(40, 40, 20)
+    foreground = np.where(np.stack([here, elsewhere, here | elsewhere]), 0.9, 0.1).astype(np.float32)
+
+    assert recognized(foreground, told(here)).tolist()[:2] == [1.0, 0.0]
+    assert recognized(foreground, told(here, elsewhere)).tolist() == [1.0, 1.0, 1.0]
+    assert recognized(foreground[:0], told(here)).shape == (0,)
