@@ -4,15 +4,18 @@
 
 Each fold trains the checkpoint's head further, which must not have seen the classes held out, and shifts its mask's
 logit to where the IoU on validation pictures of the training classes is best. The training-free head is tested on the
-same backbone and the same episodes. What is done is kept in the work folder, so an interrupted run goes on there; the
-table is printed at the end from what the folder holds (without a fold after --folds, at once). --all-classes trains a
-head on all classes in the same way, for use.
+same backbone, the same objectness and the same episodes. What is done is kept in the work folder, so an interrupted run
+goes on there (and another checkpoint needs another folder); the table is printed at the end from what the folder holds
+(without a fold after --folds, at once). --all-classes trains a head on all classes in the same way, for use.
 
     python benchmarks/accuracy.py --sets DIR DIR ... [--bundle DIR]
 
 Tests a bundle, by default the one shipped, on whole data sets of the same layout. Of a folder named davis* the first
 picture of each class is the support, and the others are asked about twice: with their own class's support, and with
 the next class's.
+
+Either table has exact ratio / mIoU in percent, and where the network tells objectness the mIoU of sharp outlines, then
+in brackets that of plain ones, which are CST's alone. Presence, and so the exact ratio, does not depend on outlines.
 """
 
 import argparse
@@ -20,20 +23,23 @@ import dataclasses
 import json
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from outlines import kinds_of
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_sides
 from fsvit_edge.learn.datasets import FewShotData, open_data
 from fsvit_edge.learn.episodes import Episode
-from fsvit_edge.learn.evaluation import EvaluationOptions, evaluate
+from fsvit_edge.learn.evaluation import EvaluationOptions, EvaluationResult, evaluate
 from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
 from fsvit_edge.learn.training import EpisodeModule, enlarge, train
 from fsvit_edge.model.checkpoint import load_network, save_network
@@ -46,6 +52,8 @@ from fsvit_edge.runtime.predictor import FewShotModel
 FOLDS = range(4)
 SETTINGS = ((1, 1), (1, 5), (2, 1))
 """(way, shot)."""
+SETS_SHOTS = (1, 5)
+SETS_HEADER = "| data | 1 shot, masks | 1 shot, names | 5 shots, masks | 5 shots, names |\n| --- |" + " --- |" * 4
 RECIPE = TrainOptions(
     epochs=5,
     batch=16,
@@ -90,7 +98,9 @@ def main() -> None:
 
     if options.sets:
         with FewShotModel.load(options.bundle, "cpu", threads=options.threads) as model:
-            print("\n".join(_row(model, root, options.episodes) for root in options.sets))
+            print(SETS_HEADER, flush=True)
+            for root in options.sets:
+                print(_row(model, root, options.episodes), flush=True)
         return
     recipe = dataclasses.replace(RECIPE, epochs=options.epochs)
     if options.all_classes is not None and not options.all_classes.exists():
@@ -108,22 +118,47 @@ def main() -> None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Give the mean over the folds as Markdown: exact ratio / mIoU in percent."""
+    """Give the mean over the folds as Markdown: exact ratio / mIoU in percent, see the module.
+
+    Args:
+        results: What the work folder holds: of each fold, head, kind of supports, setting and outlines one.
+    """
     lines = ["| head | supports | " + " | ".join(f"{way}-way {shot}-shot" for way, shot in SETTINGS) + " |"]
     lines.append("| --- | --- |" + " --- |" * len(SETTINGS))
     for head in ("trained", "training-free"):
         for masks in (True, False):
             cells = []
             for way, shot in SETTINGS:
-                of_fold = {
-                    result["fold"]: (result["exact_ratio"]["value"], result["miou"]["value"])
-                    for result in results
-                    if (result["head"], result["masks"], result["way"], result["shot"]) == (head, masks, way, shot)
-                }
-                whole = " / ".join(f"{statistics.mean(figures):.1f}" for figures in zip(*of_fold.values(), strict=True))
-                cells.append(f"{whole or '-'} ({len(of_fold)} folds)" if len(of_fold) < len(FOLDS) else whole)
+                of_kind: dict[str, dict[int, tuple[float, float | None]]] = {}
+                for result in results:
+                    if (result["head"], result["masks"], result["way"], result["shot"]) == (head, masks, way, shot):
+                        miou = None if result["miou"] is None else result["miou"]["value"]
+                        of_fold = of_kind.setdefault(result["outlines"], {})
+                        of_fold[result["fold"]] = (result["exact_ratio"]["value"], miou)
+                cells.append(_mean_cell(of_kind))
             lines.append(f"| {head} | {'with masks' if masks else 'names only'} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _mean_cell(of_kind: Mapping[str, Mapping[int, tuple[float, float | None]]]) -> str:
+    """One setting, outlines -> fold -> exact ratio and mIoU: the means over the folds that have all outlines."""
+    folds = set.intersection(*(set(of_fold) for of_fold in of_kind.values())) if of_kind else set()
+    if not folds:
+        return "- (0 folds)"
+    mious: dict[str, float | None] = {}
+    for kind, of_fold in of_kind.items():
+        measured = [miou for fold in folds if (miou := of_fold[fold][1]) is not None]
+        mious[kind] = statistics.mean(measured) if measured else None
+        exact_ratio = statistics.mean(of_fold[fold][0] for fold in folds)
+    return _cell(exact_ratio, mious) + (f", {len(folds)} folds" if len(folds) < len(FOLDS) else "")
+
+
+def _cell(exact_ratio: float, mious: Mapping[str, float | None]) -> str:
+    """Exact ratio / mIoU of the best outlines (and of plain ones)."""
+    shown = {kind: "-" if miou is None else f"{miou:.1f}" for kind, miou in mious.items()}
+    if "sharp" not in shown:
+        return f"{exact_ratio:.1f} / {shown['plain']}"
+    return f"{exact_ratio:.1f} / {shown['sharp']} ({shown.get('plain', '-')})"
 
 
 def _trained(fold: int, options: argparse.Namespace, recipe: TrainOptions, say: Say) -> Path:
@@ -157,7 +192,7 @@ def _train(fold: int | None, file: Path, options: argparse.Namespace, recipe: Tr
 def calibrate(
     network: FewShotNetwork, data: FewShotData, cache: TokenCache, recipe: TrainOptions
 ) -> tuple[float, float]:
-    """Shift the mask's logit to where the mIoU on the validation pictures is best.
+    """Shift the mask's logit to where the mIoU of plain outlines on the validation pictures is best.
 
     Returns:
         The shift, and that mIoU in percent.
@@ -167,8 +202,7 @@ def calibrate(
     shifts = torch.tensor(SHIFTS)[:, None, None, None]
     for batch in DataLoader(Episodes(data, cache, recipe, choose_sides(data, recipe), None), recipe.micro_batch):
         logits, target = module(batch)
-        background, foreground = enlarge(logits.mask, target.shape[1]).unbind(1)
-        found, there = foreground - background + shifts > 0, target == 1
+        found, there = _foreground_odds(logits.mask, target.shape[1]) + shifts > 0, target == 1
         pixels[0].index_add_(0, batch.label, (found & there).sum(dim=(2, 3)).T.float())
         pixels[1].index_add_(0, batch.label, (found | there).sum(dim=(2, 3)).T.float())
     asked = pixels[1].amax(dim=1) > 0
@@ -178,42 +212,68 @@ def calibrate(
     return SHIFTS[best], 100 * float(miou[best])
 
 
+def _foreground_odds(mask: Tensor, size: int) -> Tensor:
+    """Log-odds (B, size, size) on which a shift is tried: CST's own.
+
+    What sharp outlines add would come here; it depends on the support's weight and the query's objectness, of which the
+    cached tokens know nothing.
+    """
+    background, foreground = enlarge(mask, size).unbind(1)
+    return foreground - background
+
+
 def _training_free(checkpoint: Path) -> FewShotNetwork:
+    """The checkpoint's encoder, with its objectness, under the head without weights."""
     source = load_network(checkpoint)
     network = FewShotNetwork(dataclasses.replace(source.config, head=PROTOTYPE_HEAD))
-    network.encoder.load_state_dict(source.encoder.state_dict())
+    network.encoder, network.objectness = source.encoder, source.objectness
     return network
 
 
 def _test(fold: int, head: str, bundle: Path, asked: EvaluationOptions, options: argparse.Namespace, say: Say) -> None:
-    kind = "masks" if asked.masks else "names"
-    file = options.work / f"fold{fold}.{head}.{asked.way}w{asked.shot}s.{kind}.json"
-    if file.exists():
-        return
-    data = open_data("folder", options.data, None, fold, "test")
+    supports = "masks" if asked.masks else "names"
     with FewShotModel.load(bundle, "cpu", options.threads) as model:
-        result = evaluate(model, data, asked)
-    found = {"fold": fold, "head": head, **result.to_dict()}
-    atomic_write(file, json.dumps(found, indent=2).encode())
-    figures = [found[name]["value"] for name in ("exact_ratio", "miou")]
-    say(f"{file.stem}: exact ratio {figures[0]:.1f}, mIoU {figures[1]:.1f}, {result.elapsed_s:.0f} s")
+        for outlines in kinds_of(model):
+            file = options.work / f"fold{fold}.{head}.{asked.way}w{asked.shot}s.{supports}.{outlines}.json"
+            if file.exists():
+                continue
+            model.outlines = outlines
+            result = evaluate(model, open_data("folder", options.data, None, fold, "test"), asked)
+            found = {"fold": fold, "head": head, "outlines": outlines, **result.to_dict()}
+            atomic_write(file, json.dumps(found, indent=2).encode())
+            figures = _cell(result.scores.exact_ratio.value, {"plain": _miou(result)})
+            say(f"{file.stem}: {figures}, {result.elapsed_s:.0f} s")
 
 
 def _row(model: FewShotModel, root: Path, episodes: int) -> str:
     data = open_data("folder", root, None, None, "test")
     follows = first_picture_episodes(data) if root.name.startswith("davis") else None
+    kinds = kinds_of(model)
     cells = []
-    for way, shot in ((1, 1),) if follows else ((1, 1), (1, 5)):
+    for shot in SETS_SHOTS:
         for masks in (True, False):
-            options = EvaluationOptions(way, shot, len(follows) if follows else episodes, masks)
-            try:
-                scores = evaluate(model, data, options, episodes=follows).scores
-            except InputError as error:  # a class has fewer pictures than shots
-                print(f"{root.name}, {shot} shots: {error}")
+            options = EvaluationOptions(1, shot, len(follows) if follows else episodes, masks)
+            if follows and shot > 1:
+                cells.append("-")
                 continue
-            miou = "-" if scores.miou is None else f"{scores.miou.value:.1f}"
-            cells.append(f"{shot} shot {'masks' if masks else 'names'} {scores.exact_ratio.value:.1f} / {miou}")
-    return f"{root.name}, {len(data.examples)} pictures: " + ", ".join(cells)
+            mious: dict[str, float | None] = {}
+            try:
+                for outlines in kinds:
+                    model.outlines = outlines
+                    result = evaluate(model, data, options, episodes=follows)
+                    mious[outlines] = _miou(result)
+            except InputError as error:  # a class has fewer pictures than shots
+                print(f"{root.name}, {shot} shots: {error}", file=sys.stderr)
+                cells.append("-")
+                continue
+            finally:
+                model.outlines = kinds[0]
+            cells.append(_cell(result.scores.exact_ratio.value, mious))
+    return f"| {root.name}, {len(data.examples)} pictures | {' | '.join(cells)} |"
+
+
+def _miou(result: EvaluationResult) -> float | None:
+    return None if result.scores.miou is None else result.scores.miou.value
 
 
 def first_picture_episodes(data: FewShotData) -> list[Episode]:

@@ -1,4 +1,4 @@
-"""What a box should become: the box itself, an ellipse in it, or what GrabCut finds in it, against a drawn mask.
+"""What a box should become: the box itself, an ellipse in it, what GrabCut or objectness finds, against a drawn mask.
 
     python benchmarks/box_masks.py --sets DIR DIR ... [--episodes 300] [--bundle DIR]
 
@@ -55,6 +55,7 @@ def measure(model: FewShotModel, folder: Path, episodes: int) -> list[str]:
         "name": lambda _image, _box, _mask: None,
         "box": lambda image, box, _mask: _filled(image, box),
         "ellipse": lambda image, box, _mask: mask_from_box(image.shape[:2], box),
+        "thing": lambda image, box, _mask: model.mask_of_box(image, box),
         "GrabCut": lambda image, box, _mask: _grab_cut(image, _filled(image, box)),
     }
     rng = np.random.default_rng(0)

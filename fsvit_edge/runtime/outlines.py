@@ -17,6 +17,10 @@ OUTLINES = ("plain", "sharp")
 """CST's foreground alone, as published, or with objectness."""
 STUFF, THING = 0.25, 0.6
 """Mean objectness inside a support's mask: up to the first it counts nothing, from the second on fully."""
+SUREST = 0.05
+"""Share of a frame where CST is surest of a class."""
+UNSEEN, SEEN = 0.05, 0.2
+"""Mean objectness there: up to the first it counts nothing, from the second on fully."""
 CERTAIN_LOGIT = 8.0
 """Objectness is cut here: beyond it the decoder only says that it is sure, and CST must be able to contradict."""
 
@@ -36,6 +40,30 @@ def sharpen(foreground: Maps, objectness: Maps, weights: npt.NDArray[np.float32]
     rows = interpolation_matrix(foreground.shape[1], size)
     logits = rows @ log_odds(foreground) @ rows.T + weights[:, None, None] * at_corners(objectness, size)
     return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+
+
+def recognized(foreground: Maps, objectness: Maps) -> npt.NDArray[np.float32]:
+    """Say of each class how far objectness knows its thing in this frame; the support's weight is multiplied by it.
+
+    A potted plant may stand out in the support's picture and not in the frame, where objectness would then erase it. So
+    the twentieth of the frame where CST is surest of the class is looked at: where objectness is almost nowhere there,
+    it is left out. Chosen on pascal10-coseg: the class that loses most by sharp outlines goes from -6.5 (pottedplant)
+    to +0.4, the mean from 64.7 to 64.3; of which nothing was chosen, davis16-val 65.0 and 65.0, fss1000-mini 69.3 and
+    69.6, neu-seg 33.1 and 31.0.
+
+    Args:
+        foreground: P(foreground) (ways, m, m), align_corners.
+        objectness: Logits (n, n) of the same frame.
+
+    Returns:
+        (ways,) in [0, 1].
+    """
+    ways, size = foreground.shape[:2]
+    probability = 1 / (1 + np.exp(-at_corners(objectness, size).ravel()))
+    count = max(1, round(SUREST * size * size))
+    surest = np.argpartition(foreground.reshape(ways, size * size), -count, axis=1)[:, -count:]
+    seen = probability[surest].mean(axis=1)
+    return np.asarray(np.clip((seen - UNSEEN) / (SEEN - UNSEEN), 0, 1), np.float32)
 
 
 def at_corners(objectness: Maps, size: int) -> Maps:

@@ -19,7 +19,7 @@ from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.errors import ArtefactError, InputError, UnseenThingError
 from fsvit_edge.runtime.head_runs import head_runs
-from fsvit_edge.runtime.outlines import OUTLINES, objectness_weight, sharpen
+from fsvit_edge.runtime.outlines import OUTLINES, objectness_weight, recognized, sharpen
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
 from fsvit_edge.runtime.prediction import Prediction
@@ -365,7 +365,9 @@ class FewShotModel:
     def _sharpened(self, foreground: Probabilities, objectness: Probabilities | None) -> Probabilities:
         """P(foreground) with objectness as the classes of `self.bank` weigh it; itself where none does."""
         weights = self.bank.objectness_weights
-        return foreground if objectness is None or not weights.any() else sharpen(foreground, objectness, weights)
+        if objectness is None or not weights.any():
+            return foreground
+        return sharpen(foreground, objectness, weights * recognized(foreground, objectness))
 
     def _labels(self, foreground: Probabilities, scores: Probabilities, size_hw: tuple[int, int]) -> Image:
         """The label map; with sharp outlines a class that is not present has no pixels.

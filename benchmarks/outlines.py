@@ -1,0 +1,370 @@
+"""How well outlines fit: one support of each class, asked about later pictures that show it.
+
+    python benchmarks/outlines.py [--sets DIR ...] [--labeled DIR ...] [--bundle DIR] [--classes] [--max-loss POINTS]
+
+Printed for each data set: the IoU in percent, of a class over all pixels of its pictures at their own size, mean over
+the classes: plain (CST alone), sharp (with objectness) and the change of the class that loses most; and the weight that
+the supports give objectness, mean. All of it once with the support's mask and once from the class's name alone. Every
+picture shows its class, so presence does not count. With --max-loss it fails (exit code 5) where a class whose support
+has a mask loses more points from plain to sharp.
+
+--sets are folders <class>/{images,masks}/<stem>.*: the support is the first picture of which the thing covers more than
+0.2 %, and the next 4 of these are asked. --labeled are sequences: images/<stem>.* and labels/<stem>.png with a number
+in every pixel (255: not looked at), and labels.txt, here or in the folder above, with a line "NUMBER NAME" for each. A
+picture shows a label that covers more than 0.5 % of it; a label, other than void, that more than 5 pictures show is a
+class. Its first is the support, and at most 4 evenly spaced from the sixth on are asked, when the scene has moved.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.learn.datasets import open_data
+from fsvit_edge.learn.evaluation import cache_example
+from fsvit_edge.learn.examples import IGNORE, Example, ExampleList, FewShotData, check_size, read_stored_mask
+from fsvit_edge.learn.metrics import count_pixels
+from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.runtime.errors import AccuracyGateError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.pictures import by_stem, pictures_in, read_image
+from fsvit_edge.runtime.predictor import FewShotModel
+
+QUERIES = 4
+"""Pictures that are asked for each class."""
+MIN_COVER = 0.002
+"""Share of a picture that the thing covers at least."""
+MIN_LABEL_COVER = 0.005
+"""The same of a labeled sequence, where most labels are in every picture, often as a few pixels far away."""
+LATER = 5
+"""Pictures of a sequence between the support and the first that is asked, at least."""
+VOID = "void"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One class with its support and the pictures to ask about.
+
+    Attributes:
+        label: The class.
+        support: Index into the data's examples.
+        queries: The same, each showing the class.
+    """
+
+    label: int
+    support: int
+    queries: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well the outlines of one class fit, from one kind of support.
+
+    Attributes:
+        plain: IoU in percent by CST alone.
+        sharp: The same with objectness; None where the bundle does not tell it.
+        weight: What the support gives objectness.
+    """
+
+    plain: float
+    sharp: float | None
+    weight: float
+
+    @property
+    def change(self) -> float:
+        """Points from plain to sharp."""
+        return 0.0 if self.sharp is None else self.sharp - self.plain
+
+
+@dataclass(frozen=True)
+class ClassFit:
+    """What was measured of one class.
+
+    Attributes:
+        name: The class.
+        masked: From a support with its mask.
+        named: From the same picture and the name alone.
+    """
+
+    name: str
+    masked: Fit
+    named: Fit
+
+
+def main() -> None:
+    """Measure every data set, print the table, then judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=Path, nargs="+", default=[], help="<class>/{images,masks}/<stem>.*")
+    parser.add_argument("--labeled", type=Path, nargs="+", default=[], help="sequences: images/, labels/, labels.txt")
+    parser.add_argument("--labels", default="", help="of the sequences' labels these alone: NAME,NAME,...")
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--classes", action="store_true", help="a row for each class too")
+    parser.add_argument("--max-loss", type=float, metavar="POINTS", help="fail where a class loses more by objectness")
+    options = parser.parse_args()
+    if not options.sets and not options.labeled:
+        parser.error("give --sets or --labeled")
+    names = [name for name in options.labels.split(",") if name]
+    opened: list[tuple[Path, Callable[[Path], tuple[FewShotData, list[Question]]]]] = [
+        *((root, open_folder) for root in options.sets),
+        *((root, lambda root: open_sequence(root, names)) for root in options.labeled),
+    ]
+    with FewShotModel.load(options.bundle, threads=options.threads) as model:
+        if options.max_loss is not None and kinds_of(model) == ("plain",):
+            raise InputError(f"{options.bundle} tells no objectness, so --max-loss has nothing to judge; leave it out.")
+        print(f"{model.manifest.name}, {model.choice.description}")
+        print(HEADER, flush=True)
+        found: list[tuple[str, list[ClassFit]]] = []
+        for root, opener in opened:
+            found.append((set_name(root), measure(model, *opener(root))))
+            print("\n".join(rows(*found[-1], options.classes)), flush=True)
+    if options.max_loss is not None:
+        check_losses(found, options.max_loss)
+
+
+def kinds_of(model: FewShotModel) -> tuple[str, ...]:
+    """The outlines that a model can make, best first, as it was opened."""
+    return ("sharp", "plain") if model.outlines == "sharp" else ("plain",)
+
+
+def measure(model: FewShotModel, data: FewShotData, questions: Sequence[Question]) -> list[ClassFit]:
+    """Ask every question; the encoder sees each picture that is asked about once, for all classes.
+
+    Args:
+        model: The network; its enrolled classes are left as they are.
+        data: What the questions are about.
+        questions: At least one; of each class one.
+
+    Returns:
+        What was found of each class, in the order of the questions.
+
+    Raises:
+        InputError: A picture or a mask cannot be used.
+    """
+    supports = [[cache_example(model, data, one.support, masks) for masks in (True, False)] for one in questions]
+    banks = [[_bank(model, support) for each in of_class for support in _both(each)] for of_class in supports]
+    asked: dict[str, list[tuple[int, int]]] = {}
+    for number, question in enumerate(questions):
+        for query in question.queries:
+            asked.setdefault(data.examples[query].photograph, []).append((number, query))
+    pixels = np.zeros((len(questions), 4, 2), np.int64)  # intersections and unions
+    for of_picture in asked.values():
+        image = data.read_image(of_picture[0][1])
+        answers = model.predict_with(image, [bank for number, _ in of_picture for bank in banks[number]])
+        for place, (number, query) in enumerate(of_picture):
+            truth = data.read_mask(query)
+            for kind, answer in enumerate(answers[4 * place : 4 * place + 4]):
+                shared, joined = count_pixels(answer.label_map, truth, 1)
+                pixels[number, kind] += shared[0], joined[0]
+    ious = 100 * pixels[..., 0] / np.maximum(pixels[..., 1], 1)
+    told = "sharp" in kinds_of(model)
+    fits = []
+    for question, of_class, iou in zip(questions, supports, ious.tolist(), strict=True):
+        masked, named = (
+            Fit(plain, sharp if told else None, support.objectness_weight)
+            for support, plain, sharp in zip(of_class, iou[::2], iou[1::2], strict=True)
+        )
+        fits.append(ClassFit(data.class_names[question.label], masked, named))
+    return fits
+
+
+def _both(support: CachedSupport) -> tuple[CachedSupport, CachedSupport]:
+    """For plain and for sharp outlines: without a weight the frame's objectness is not looked at."""
+    return replace(support, objectness_weight=0.0), support
+
+
+def _bank(model: FewShotModel, support: CachedSupport) -> SupportBank:
+    bank = model.bank.emptied()
+    bank.add("it", [support])
+    return bank
+
+
+# --------------------------------------------------------------------------------------------------------- what to ask
+
+
+def open_folder(root: Path) -> tuple[FewShotData, list[Question]]:
+    """Open a folder of classes; one that has fewer than two pictures of use is left out.
+
+    Raises:
+        InputError: The folder cannot be used.
+    """
+    data = open_data("folder", root, None, None, "test")
+    questions = []
+    for label in data.class_names:
+        seen: list[int] = []
+        for index in data.of_class(label):
+            if len(seen) <= QUERIES and float((data.read_mask(index) == 1).mean()) > MIN_COVER:
+                seen.append(index)
+        if len(seen) > 1:
+            questions.append(Question(label, seen[0], tuple(seen[1:])))
+    if not questions:
+        raise InputError(f"No class of {root} has two pictures of which the thing covers {MIN_COVER:.1%}; give larger.")
+    return data, questions
+
+
+class LabeledSequence(ExampleList):
+    """Pictures with one map of labels each; see the module.
+
+    Args:
+        root: Holds `images/` and `labels/`; `labels.txt` is there or above.
+        names: Of the labels to take; none takes all but void.
+
+    Raises:
+        InputError: Something is missing or damaged, a name is unknown, or no label is left.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str] = ()) -> None:
+        known = _read_names(root)
+        for name in names:
+            if name not in known.values():
+                raise InputError(f"{root} has no label {name!r}; it has: {', '.join(known.values())}.")
+        wanted = {label: name for label, name in known.items() if (name in names if names else name != VOID)}
+        maps = by_stem(sorted(pictures_in(root / "labels")))
+        examples: dict[int, list[Example]] = {label: [] for label in wanted}
+        for stem, image in by_stem(sorted(pictures_in(root / "images"))).items():
+            if stem not in maps:
+                raise InputError(f"{image} has no map of labels; expected {root / 'labels' / stem}.png.")
+            stored = _read_labels(maps[stem], image)
+            counts = np.bincount(stored.ravel(), minlength=256)
+            for label in wanted:
+                if counts[label] > MIN_LABEL_COVER * stored.size:
+                    examples[label].append(Example(label, image, maps[stem], stem))
+        shown = {label: its for label, its in examples.items() if len(its) > LATER}
+        if not shown:
+            raise InputError(
+                f"No label of {root} covers {MIN_LABEL_COVER:.1%} of more than {LATER} pictures; give a longer "
+                "sequence."
+            )
+        super().__init__({label: wanted[label] for label in shown}, [one for its in shown.values() for one in its])
+
+    @property
+    def lists_every_class(self) -> bool:
+        """False: labels that cover too little of a picture are left out."""
+        return False
+
+    def read_image(self, index: int) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) RGB."""
+        return read_image(self.examples[index].image)
+
+    def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
+        """(H, W): 1 where the example's own label is, 0 elsewhere, `IGNORE` where nobody knows."""
+        return self.read_truth(index, (self.examples[index].label,))
+
+    def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """(H, W): i + 1 where labels[i] is, 0 elsewhere, `IGNORE` where nobody knows."""
+        example = self.examples[index]
+        assert example.mask is not None
+        renamed = np.zeros(256, np.uint8)
+        renamed[IGNORE] = IGNORE
+        for number, label in enumerate(labels, start=1):
+            renamed[label] = number
+        return renamed[_read_labels(example.mask, example.image)]
+
+
+def open_sequence(root: Path, names: Sequence[str] = ()) -> tuple[LabeledSequence, list[Question]]:
+    """Open a labeled sequence.
+
+    Raises:
+        InputError: The sequence cannot be used.
+    """
+    data = LabeledSequence(root, names)
+    questions = []
+    for label in data.class_names:
+        seen = data.of_class(label)
+        later = seen[LATER :: max(1, len(seen) // QUERIES)][:QUERIES]
+        questions.append(Question(label, seen[0], tuple(later)))
+    return data, questions
+
+
+def _read_names(root: Path) -> dict[int, str]:
+    path = root / "labels.txt" if (root / "labels.txt").exists() else root.absolute().parent / "labels.txt"
+    try:
+        lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = {int(number): name.strip() for number, name in lines}
+    except (OSError, ValueError) as error:
+        raise InputError(f"The list of labels {path} cannot be read: {error}; expected lines NUMBER NAME.") from error
+    for label, name in names.items():
+        if not 0 <= label < IGNORE:
+            raise InputError(f"{path} numbers {name!r} {label}; expected 0 to {IGNORE - 1}.")
+    return names
+
+
+def _read_labels(path: Path, image: Path) -> npt.NDArray[np.uint8]:
+    stored, mode = read_stored_mask(path)
+    if mode not in ("L", "P"):
+        raise InputError(f"The map of labels {path} has pixels of mode {mode}; expected a label's number in each.")
+    check_size(stored, path, image)
+    return stored
+
+
+# --------------------------------------------------------------------------------------------------------- what to say
+
+_FIGURES = ("plain", "sharp", "worst change", "weight")
+HEADER = (
+    f"| set | classes | {' | '.join(_FIGURES)} | by name: {' | '.join(_FIGURES)} |\n"
+    f"| --- | --- |{' --- |' * 2 * len(_FIGURES)}"
+)
+
+
+def set_name(root: Path) -> str:
+    """What to call a data set: a folder named sequence by the one that it is in."""
+    whole = root.absolute()
+    return whole.parent.name if whole.name == "sequence" else whole.name
+
+
+def rows(name: str, fits: Sequence[ClassFit], by_class: bool = False) -> list[str]:
+    """Give the row of a data set, and one for each class where asked for, as Markdown below `HEADER`."""
+    whole = [*_cells([fit.masked for fit in fits]), *_cells([fit.named for fit in fits])]
+    lines = [f"| {name} | {len(fits)} | {' | '.join(whole)} |"]
+    if by_class:
+        lines += [
+            f"| {name} | {fit.name} | {' | '.join([*_cells([fit.masked]), *_cells([fit.named])])} |" for fit in fits
+        ]
+    return lines
+
+
+def _cells(fits: Sequence[Fit]) -> list[str]:
+    plain, weight = statistics.mean(fit.plain for fit in fits), statistics.mean(fit.weight for fit in fits)
+    sharp = [fit.sharp for fit in fits if fit.sharp is not None]
+    if not sharp:
+        return [f"{plain:.1f}", "-", "-", "-"]
+    worst = min(fit.change for fit in fits)
+    return [f"{plain:.1f}", f"{statistics.mean(sharp):.1f}", f"{worst:+.1f}", f"{weight:.2f}"]
+
+
+def check_losses(found: Sequence[tuple[str, Sequence[ClassFit]]], max_loss: float) -> None:
+    """Refuse outlines that objectness makes worse for some class, whose support has a mask.
+
+    Args:
+        found: Of each data set its name and what was measured.
+        max_loss: Points of IoU that a class may lose from plain to sharp.
+
+    Raises:
+        AccuracyGateError: A class loses more; the message names every one.
+    """
+    # Not `change < -max_loss`, which is false of a NaN.
+    lost = [
+        f"{fit.name} of {name} {fit.masked.change:+.1f}"
+        for name, fits in found
+        for fit in fits
+        if not fit.masked.change >= -max_loss
+    ]
+    if lost:
+        raise AccuracyGateError(
+            f"The outlines gate failed: from plain to sharp change {', '.join(lost)} points; at most {max_loss:g} may "
+            "be lost."
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FsvitEdgeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,459 @@
+"""The benchmarks of accuracy: what they ask, what they count, the gate on outlines, and the tables they print."""
+
+import importlib
+import json
+import runpy
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fsvit_edge.learn.datasets import FolderFewShot
+from fsvit_edge.learn.evaluation import EvaluationOptions
+from fsvit_edge.learn.scenes import SceneOptions, evaluate_scenes
+from fsvit_edge.model.checkpoint import save_network
+from fsvit_edge.model.config import ModelConfig
+from fsvit_edge.model.encoder import HYBRID_BACKBONE
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.runtime.engines.base import Array, TensorSpec
+from fsvit_edge.runtime.engines.fake import FakeEngine
+from fsvit_edge.runtime.errors import AccuracyGateError, InputError
+from fsvit_edge.runtime.pictures import write_image
+from fsvit_edge.runtime.predictor import FewShotModel
+
+ColourModel = Any
+MakeFolder = Callable[..., Path]
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    sys.path.insert(0, str(FOLDER))  # as Python does where it runs a script of that folder
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def outlines() -> ModuleType:
+    return load("outlines")
+
+
+@pytest.fixture(scope="module")
+def presence() -> ModuleType:
+    return load("presence")
+
+
+@pytest.fixture(scope="module")
+def accuracy() -> ModuleType:
+    return load("accuracy")
+
+
+def telling(colour_model: ColourModel, left: float | None = None) -> FewShotModel:
+    """The model that finds colours, with objectness of what is coloured; `left` is said of the left half instead.
+
+    Less sure than the head is of a colour that it does not find, whose logit is -2.2.
+    """
+    size = colour_model.model.manifest.image_size
+
+    def tell(feed: dict[str, Array]) -> dict[str, Array]:
+        image = feed["image"][:, ::2, ::2].astype(np.int64)
+        coloured = image.max(axis=3) - image.min(axis=3) > 80
+        logits = np.where(coloured, 2.0, -2.0).astype(np.float32)
+        if left is not None:
+            logits[:, :, : size // 4] = left
+        return {"objectness": logits}
+
+    engine = FakeEngine(
+        (TensorSpec("image", ("batch", size, size, 3), "uint8"),),
+        (TensorSpec("objectness", ("batch", size // 2, size // 2), "float32"),),
+        tell,
+    )
+    plain = colour_model.model
+    return FewShotModel(plain.manifest, plain._encoder, plain._enroll, plain._head, objectness=engine)
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, model: FewShotModel) -> None:
+    monkeypatch.setattr(FewShotModel, "load", lambda *_args, **_options: model)
+
+
+def mask_of(rows: int, columns: int, size: int = 20) -> np.ndarray:
+    mask = np.zeros((size, size, 3), np.uint8)
+    mask[:rows, :columns] = 255
+    return mask
+
+
+# --------------------------------------------------------------------------------------------- outlines: what is asked
+
+
+def test_the_first_picture_with_enough_of_the_thing_is_the_support_and_the_next_four_are_asked(
+    outlines: ModuleType, tmp_path: Path
+) -> None:
+    covers = {"big": [10] * 8, "late": [0, 10, 0, 10, 10], "tiny": [0, 0, 10]}
+    for name, rows in covers.items():
+        for stem, count in enumerate(rows):
+            mask = mask_of(count, 20, 60) if count else mask_of(1, 2, 60)  # 2 of 3,600 pixels
+            write_image(tmp_path / name / "images" / f"{stem}.png", np.full((60, 60, 3), stem, np.uint8))
+            write_image(tmp_path / name / "masks" / f"{stem}.png", mask)
+    data, questions = outlines.open_folder(tmp_path)
+    asked = {
+        data.class_names[one.label]: [int(data.examples[index].image.stem) for index in (one.support, *one.queries)]
+        for one in questions
+    }
+    assert asked == {"big": [0, 1, 2, 3, 4], "late": [1, 3, 4]}
+
+
+def test_a_folder_of_specks_alone_is_refused(outlines: ModuleType, tmp_path: Path) -> None:
+    for stem in range(3):
+        write_image(tmp_path / "speck" / "images" / f"{stem}.png", np.full((60, 60, 3), stem, np.uint8))
+        write_image(tmp_path / "speck" / "masks" / f"{stem}.png", mask_of(1, 2, 60))
+    with pytest.raises(InputError, match=r"No class of .* has two pictures of which the thing covers 0\.2%"):
+        outlines.open_folder(tmp_path)
+
+
+@pytest.fixture
+def sequence(tmp_path: Path) -> Path:
+    """Twelve pictures: ground in all, a car from the fourth on, a bird in five, specks and void in all."""
+    root = tmp_path / "street" / "sequence"
+    for stem in range(12):
+        labels = np.full((20, 20), 7, np.uint8)
+        labels[0] = 3
+        labels[1, :2] = 9
+        if stem >= 3:
+            labels[5:8, stem : stem + 3] = 2
+        if stem < 5:
+            labels[12:15, 12:15] = 4
+        labels[19] = 255
+        write_image(root / "images" / f"{stem:02}.png", np.full((20, 20, 3), stem, np.uint8))
+        write_image(root / "labels" / f"{stem:02}.png", labels)
+    names = "7 ground\n2 car\n4 bird\n9 speck of dust\n3 void\n"
+    (tmp_path / "street" / "labels.txt").write_text(names)
+    return root
+
+
+def stems(data: Any, indices: Sequence[int]) -> list[int]:
+    return [int(data.examples[index].image.stem) for index in indices]
+
+
+def test_of_a_labeled_sequence_the_labels_that_cover_enough_of_enough_pictures_are_classes(
+    outlines: ModuleType, sequence: Path
+) -> None:
+    data, (ground, car) = outlines.open_sequence(sequence)
+    assert data.class_names == {7: "ground", 2: "car"}
+    assert stems(data, [ground.support, *ground.queries]) == [0, 5, 8, 11]
+    assert stems(data, [car.support, *car.queries]) == [3, 8, 10]
+    mask = data.read_mask(car.queries[0])
+    assert (mask == 1).sum() == 9
+    assert (mask[5:8, 8:11] == 1).all()
+    assert (mask[19] == 255).all()
+    assert outlines.set_name(sequence) == "street"
+
+
+def test_labels_can_be_chosen_and_an_unknown_one_is_refused(outlines: ModuleType, sequence: Path) -> None:
+    assert outlines.LabeledSequence(sequence, ["car"]).class_names == {2: "car"}
+    assert outlines.LabeledSequence(sequence, ["void"]).class_names == {3: "void"}
+    with pytest.raises(InputError, match="has no label 'dog'; it has: ground, car, bird"):
+        outlines.LabeledSequence(sequence, ["dog"])
+    with pytest.raises(InputError, match=r"No label of .* covers"):
+        outlines.LabeledSequence(sequence, ["bird"])
+
+
+def test_a_sequence_in_disorder_is_refused_with_the_file_to_mend(outlines: ModuleType, sequence: Path) -> None:
+    names = sequence.parent / "labels.txt"
+    write_image(sequence / "images" / "12.png", np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(InputError, match=r"12\.png has no map of labels"):
+        outlines.open_sequence(sequence)
+    write_image(sequence / "labels" / "12.png", np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(InputError, match="of mode RGB; expected a label's number"):
+        outlines.open_sequence(sequence)
+    for text, error in (("ground\n", "cannot be read"), ("300 ground\n", "numbers 'ground' 300; expected 0 to 254")):
+        names.write_text(text)
+        with pytest.raises(InputError, match=error):
+            outlines.open_sequence(sequence)
+    names.unlink()
+    with pytest.raises(InputError, match=r"list of labels .*labels\.txt cannot be read"):
+        outlines.open_sequence(sequence)
+
+
+# ------------------------------------------------------------------------------------------- outlines: what is counted
+
+
+class HalfModel:
+    """Plain outlines are the upper 10 rows, sharp ones the upper 4; a support weighs 0.5, or 0 where it has no mask."""
+
+    outlines = "sharp"
+
+    def __init__(self, bank: SupportBank) -> None:
+        self.bank = bank
+        self.asked = 0
+
+    def cache_support(self, _name: str, _image: np.ndarray, mask: np.ndarray | None, _others: Any) -> CachedSupport:
+        one = np.ones((1, 1, 1), np.float16)
+        picture = np.zeros((1, 1, 3), np.uint8)
+        weight = 0.0 if mask is None else 0.5
+        return CachedSupport(
+            one, one, np.ones(9, np.bool_), picture, picture[..., 0] > 0, mask is not None, None, weight
+        )
+
+    def predict_with(self, rgb: np.ndarray, banks: Sequence[SupportBank]) -> list[Any]:
+        self.asked += 1
+        answers = []
+        for bank in banks:
+            labels = np.zeros(rgb.shape[:2], np.uint8)
+            labels[: 4 if bank.objectness_weights[0] else 10] = 1
+            answers.append(SimpleNamespace(label_map=labels))
+        return answers
+
+
+@pytest.fixture
+def rows_folder(tmp_path: Path) -> Path:
+    """In pictures of 20 x 20 the upper rows are the thing: a has 4, 4, 16; b 10, 10, the latter in a picture of a."""
+    for name, counts in {"a": [4, 4, 16], "b": [10, 10]}.items():
+        for stem, rows in enumerate(counts):
+            shade = 101 if (name, stem) == ("b", 1) else {"a": 100, "b": 200}[name] + stem
+            picture = np.full((20, 20, 3), shade, np.uint8)
+            write_image(tmp_path / "rows" / name / "images" / f"{stem}.png", picture)
+            write_image(tmp_path / "rows" / name / "masks" / f"{stem}.png", mask_of(rows, 20))
+    return tmp_path / "rows"
+
+
+def test_the_iou_is_of_the_pixels_of_all_pictures_of_a_class(
+    outlines: ModuleType, colour_model: ColourModel, rows_folder: Path
+) -> None:
+    model = HalfModel(colour_model.model.bank)
+    data, questions = outlines.open_folder(rows_folder)
+    a, b = outlines.measure(model, data, questions)
+    # a: plain shares 4 and 10 rows of 10 and 16, sharp 4 and 4 of 4 and 16.
+    assert (a.name, a.masked.plain, a.masked.sharp) == ("a", pytest.approx(100 * 14 / 26), pytest.approx(100 * 8 / 20))
+    assert (b.name, b.masked.plain, b.masked.sharp) == ("b", pytest.approx(100), pytest.approx(100 * 4 / 10))
+    assert (a.masked.weight, a.named.weight) == (0.5, 0.0)
+    assert (a.named.plain, a.named.sharp) == (a.masked.plain, a.masked.plain)
+    assert model.asked == 2  # the last picture of b is a copy of one of a
+
+
+def test_the_row_of_a_set_has_means_and_the_class_that_loses_most(outlines: ModuleType) -> None:
+    fit = outlines.Fit
+    fits = [
+        outlines.ClassFit("cup", fit(20.0, 60.0, 1.0), fit(10.0, 30.0, 0.5)),
+        outlines.ClassFit("sky", fit(80.0, 77.0, 0.5), fit(30.0, 30.0, 0.0)),
+    ]
+    assert outlines.rows("things", fits) == ["| things | 2 | 50.0 | 68.5 | -3.0 | 0.75 | 20.0 | 30.0 | +0.0 | 0.25 |"]
+    assert outlines.rows("things", fits, by_class=True)[1:] == [
+        "| things | cup | 20.0 | 60.0 | +40.0 | 1.00 | 10.0 | 30.0 | +20.0 | 0.50 |",
+        "| things | sky | 80.0 | 77.0 | -3.0 | 0.50 | 30.0 | 30.0 | +0.0 | 0.00 |",
+    ]
+    told_nothing = [replace(one, masked=replace(one.masked, sharp=None)) for one in fits]
+    assert outlines.rows("things", told_nothing) == ["| things | 2 | 50.0 | - | - | - | 20.0 | 30.0 | +0.0 | 0.25 |"]
+    width = {line.count("|") for line in [*outlines.HEADER.splitlines(), *outlines.rows("things", fits, True)]}
+    assert len(width) == 1
+
+
+def test_objectness_of_the_things_passes_the_gate(
+    outlines: ModuleType,
+    colour_model: ColourModel,
+    make_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer_with(monkeypatch, telling(colour_model))
+    monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--classes", "--max-loss", "1"])
+    outlines.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == outlines.HEADER.splitlines()
+    assert [line.split(" | ")[1] for line in lines[3:]] == ["4", "blue", "gold", "green", "red"]
+    plain, sharp, worst = (float(cell) for cell in lines[3].split(" | ")[2:5])
+    assert 60 < plain <= sharp
+    assert worst >= -1
+    assert lines[3].split(" | ")[5] == "1.00"
+
+
+def test_objectness_that_ruins_a_class_fails_the_gate_with_code_5(
+    colour_model: ColourModel,
+    make_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer_with(monkeypatch, telling(colour_model, left=8.0))  # whatever is on the left is a thing
+    monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--max-loss", "1"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(FOLDER / "outlines.py"), run_name="__main__")
+    assert stopped.value.code == AccuracyGateError.exit_code == 5
+    assert "The outlines gate failed: from plain to sharp change blue of data -" in capsys.readouterr().err
+
+
+def test_the_gate_names_every_class_beyond_the_limit_and_none_at_it(outlines: ModuleType) -> None:
+    unhurt = outlines.Fit(10.0, 10.0, 1.0)
+    fits = [outlines.ClassFit(f"lost {loss}", outlines.Fit(50.0, 50.0 - loss, 1.0), unhurt) for loss in (0, 1, 2, 3)]
+    with pytest.raises(
+        AccuracyGateError, match=r"change lost 2 of set -2\.0, lost 3 of set -3\.0 points; at most 1 may"
+    ):
+        outlines.check_losses([("set", fits)], 1.0)
+    outlines.check_losses([("set", fits)], 3.0)
+    broken = [outlines.ClassFit("broken", outlines.Fit(50.0, float("nan"), 1.0), unhurt)]
+    with pytest.raises(AccuracyGateError, match="broken"):
+        outlines.check_losses([("set", broken)], 1.0)
+
+
+def test_a_gate_without_objectness_is_refused(
+    outlines: ModuleType, colour_model: ColourModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_with(monkeypatch, colour_model.model)
+    monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--max-loss", "1"])
+    with pytest.raises(InputError, match="tells no objectness"):
+        outlines.main()
+
+
+# ------------------------------------------------------------------------------------------------------------- presence
+
+
+def test_presence_is_one_table_of_shots_and_kinds_of_supports(
+    presence: ModuleType,
+    colour_model: ColourModel,
+    make_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer_with(monkeypatch, colour_model.model)
+    monkeypatch.setattr(sys, "argv", ["presence.py", "--sets", str(make_folder()), "--per-class", "3"])
+    presence.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == presence.HEADER.splitlines()
+    assert lines[3] == "| data | 1 | with masks | 4 | 12 | 100.0 | 0.0 | 100.0 | 100.0 | 100.0 |"
+    assert [line.split(" | ")[1:3] for line in lines[3:]] == [
+        [shots, supports] for shots in ("1", "3") for supports in ("with masks", "names only")
+    ]
+
+
+def test_scenes_that_show_the_things_are_false_alarms_in_the_table(
+    presence: ModuleType, colour_model: ColourModel, make_folder: MakeFolder
+) -> None:
+    data = FolderFewShot(make_folder(shuffle_labels=True))
+    result = evaluate_scenes(colour_model.model, data, SceneOptions())
+    _, *cells = presence.row("shuffled", result).strip("| ").split(" | ")
+    assert float(cells[5]) > 10
+
+
+def test_a_class_with_too_few_pictures_leaves_out_the_row_and_says_why(
+    presence: ModuleType,
+    colour_model: ColourModel,
+    rows_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer_with(monkeypatch, colour_model.model)
+    monkeypatch.setattr(sys, "argv", ["presence.py", "--sets", str(rows_folder)])
+    presence.main()
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 3 + 2
+    assert "rows, 3 shots: Class 'a' has 3 pictures" in said.err
+
+
+# ------------------------------------------------------------------------------------------------------------- accuracy
+
+
+def result(fold: int, outlines: str, exact: float, miou: float | None, head: str = "trained") -> dict[str, Any]:
+    return {
+        "fold": fold,
+        "head": head,
+        "outlines": outlines,
+        "way": 1,
+        "shot": 1,
+        "masks": True,
+        "exact_ratio": {"value": exact},
+        "miou": None if miou is None else {"value": miou},
+    }
+
+
+def test_a_cell_of_the_four_folds_has_sharp_and_in_brackets_plain_outlines(accuracy: ModuleType) -> None:
+    sharp = [result(fold, "sharp", 70 + fold, 50 + fold) for fold in range(4)]
+    plain = [result(fold, "plain", 70 + fold, 30 + fold) for fold in range(4)]
+    told_nothing = [result(fold, "plain", 60, 20, "training-free") for fold in range(3)]
+    lines = accuracy.table([*sharp, *plain, *told_nothing]).splitlines()
+    assert lines[2] == "| trained | with masks | 71.5 / 51.5 (31.5) | - (0 folds) | - (0 folds) |"
+    assert lines[4] == "| training-free | with masks | 60.0 / 20.0, 3 folds | - (0 folds) | - (0 folds) |"
+    assert accuracy.table([*sharp, *plain[:2]]).splitlines()[2].split(" | ")[2] == "70.5 / 50.5 (30.5), 2 folds"
+    assert accuracy.table([result(0, "plain", 60, None)]).splitlines()[2].split(" | ")[2] == "60.0 / -, 1 folds"
+
+
+def test_each_kind_of_outlines_that_a_model_can_make_is_a_file_of_its_own(
+    accuracy: ModuleType,
+    colour_model: ColourModel,
+    make_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    options = Namespace(data=make_folder(), work=tmp_path / "work", threads=1)
+    said: list[str] = []
+    monkeypatch.setattr(accuracy, "open_data", lambda _kind, root, *_: FolderFewShot(root))
+    for head, model in (("trained", telling(colour_model, left=8.0)), ("training-free", colour_model.model)):
+        answer_with(monkeypatch, model)
+        for _ in range(2):
+            accuracy._test(1, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, said.append)
+    made = {path.name: json.loads(path.read_text()) for path in (tmp_path / "work").iterdir()}
+    trained = {kind: made.pop(f"fold1.trained.1w1s.masks.{kind}.json") for kind in ("sharp", "plain")}
+    assert list(made) == ["fold1.training-free.1w1s.masks.plain.json"]
+    assert [trained[kind]["outlines"] for kind in ("sharp", "plain")] == ["sharp", "plain"]
+    assert trained["plain"]["miou"] == made.popitem()[1]["miou"]
+    assert trained["sharp"]["miou"]["value"] < trained["plain"]["miou"]["value"] - 5
+    assert trained["sharp"]["exact_ratio"] == trained["plain"]["exact_ratio"]
+    assert len(said) == 3
+
+
+def test_whole_sets_are_rows_of_a_table_with_both_kinds_of_outlines(
+    accuracy: ModuleType,
+    colour_model: ColourModel,
+    make_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer_with(monkeypatch, telling(colour_model))
+    threads = torch.get_num_threads()
+    root, davis = make_folder(), make_folder("davis")
+    argv = ["accuracy.py", "--sets", str(root), str(davis), "--episodes", "8", "--threads", str(threads)]
+    monkeypatch.setattr(sys, "argv", argv)
+    accuracy.main()
+    header, _, whole, first = capsys.readouterr().out.splitlines()
+    assert header == "| data | 1 shot, masks | 1 shot, names | 5 shots, masks | 5 shots, names |"
+    name, *cells = whole.strip("| ").split(" | ")
+    assert name == "data, 32 pictures"
+    for cell in cells:
+        exact, sharp, plain = (float(part) for part in cell.replace("(", "/ ").replace(")", "").split(" / "))
+        assert exact > 50
+        assert min(sharp, plain) > 50
+    assert first.endswith(" | - | - |")
+
+
+def test_the_training_free_head_has_the_checkpoints_objectness(accuracy: ModuleType, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = FewShotNetwork(ModelConfig("hybrid", HYBRID_BACKBONE, 64, objectness=True)).eval()
+    assert network.objectness is not None
+    for kept in (True, False):
+        path = tmp_path / f"{kept}.safetensors"
+        if not kept:
+            network.config, network.objectness = replace(network.config, objectness=False), None
+        wanted = {} if network.objectness is None else network.objectness.state_dict()
+        save_network(network, path)
+        free = accuracy._training_free(path)
+        assert free.config.head == "prototype"
+        assert free.config.objectness is kept
+        assert (free.objectness is not None) is kept
+        for name, tensor in wanted.items():
+            assert torch.equal(free.objectness.state_dict()[name], tensor)
+        assert torch.equal(free.encoder.vit.norm.weight, network.encoder.vit.norm.weight)
+
+
+@pytest.fixture(autouse=True)
+def forget_the_scripts() -> Iterator[None]:
+    """Their names are common words."""
+    yield
+    for name in ("outlines", "presence", "accuracy"):
+        sys.modules.pop(name, None)
