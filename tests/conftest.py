@@ -112,7 +112,8 @@ def hybrid_network() -> FewShotNetwork:
         config = ModelConfig("hybrid", "vit_nano_patch16_hybrid_256", 64, head="prototype", objectness=True)
         network = FewShotNetwork(config).eval()
         assert network.objectness is not None
-        network.objectness.out.weight.mul_(8)
+        network.objectness.out.weight.mul_(2)
+        network.objectness.out.bias.add_(3.5)
     return network
 
 
