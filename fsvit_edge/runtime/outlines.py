@@ -47,8 +47,8 @@ def recognized(foreground: Maps, objectness: Maps) -> npt.NDArray[np.float32]:
 
     A potted plant may stand out in the support's picture and not in the frame, where objectness would then erase it. So
     the twentieth of the frame where CST is surest of the class is looked at: where objectness is almost nowhere there,
-    it is left out. Chosen on pascal10-coseg: pottedplant, which lost 5.9 points by sharp outlines, gains 0.8 and no class
-    loses more than 0.9; the mean goes from 64.8 to 65.1. Of which nothing was chosen: davis16-val 67.3 and 67.3,
+    it is left out. Chosen on pascal10-coseg: pottedplant, which lost 5.9 points by sharp outlines, gains 0.8, and no
+    class loses more than 0.9; the mean goes from 64.8 to 65.1. Of which nothing was chosen: davis16-val 67.3 and 67.3,
     fss1000-mini 69.7 and 70.3, neu-seg 35.1 and 34.9.
 
     Args:
@@ -81,8 +81,8 @@ def objectness_weight(objectness: Maps, mask: npt.NDArray[np.bool_]) -> float:
     """Decide how much objectness counts for a support: by how sure it is of the thing in the support's own mask.
 
     The mean probability inside the mask is 0.5 and more for things and below 0.25 for stuff. Chosen on pascal10-coseg
-    (20 classes, three supports each, six queries) and on the five classes of camvid60 that are not reported; IoU of CST
-    alone (the head before this one), with weight 1 for all, and with this: pascal10-coseg 43.2, 65.8, 64.9, where pottedplant loses 2.6; camvid60,
+    (20 classes, three supports each, six queries) and on the five classes of camvid60 that are not reported. IoU of CST
+    alone (the head before this one), with weight 1 for all, and with this: pascal10-coseg 43.2, 65.8, 64.9; camvid60,
     all classes, 26.4, 7.3, 31.3, where none loses. Steps at 0.3 and 0.5 do alike; a logistic fit of the mask's pixels,
     or the weight by which the support outlines itself best, trust it for walls and scratches too.
 
