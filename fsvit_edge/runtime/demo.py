@@ -23,7 +23,7 @@ from fsvit_edge.runtime.pictures import read_image
 
 DEMO_FPS = 25.0
 DEMO_SIZE_HW = (360, 640)
-DEMO_CLASSES = ("cat", "coffee", "astronaut", "rocket")
+DEMO_CLASSES = ("cat", "motorcycle", "astronaut", "rocket")
 
 _Rgb = npt.NDArray[np.uint8]
 _Matrix = npt.NDArray[np.float64]
@@ -73,34 +73,39 @@ class _SupportView:
     view: _View
     size_hw: tuple[int, int]
     light: tuple[float, float, float]  # factors of red, green and blue
-    with_mask: bool
+    photo: str | None = None  # another photograph than the outlined one, enrolled by the name alone
 
 
 _TRAVEL_SECONDS = 0.6
 _STRIP_HEIGHT = 512
 
+# Between two things lies a picture without any: where two are in sight, the outlines of one may fall on the other.
 _TOUR = (
-    _Stop("chelsea.png", 2.6, _View(228, 150, 440), _View(215, 140, 370, -3)),
-    _Stop("brick.png", 1.2, _View(240, 250, 480), _View(280, 260, 430, 3)),
-    _Stop("coffee.png", 2.6, _View(320, 205, 560), _View(280, 205, 470, 4)),
-    _Stop("grass.png", 1.2, _View(240, 260, 460), _View(270, 240, 480, -2)),
+    _Stop("chelsea.png", 2.4, _View(228, 150, 440), _View(221, 145, 400, -2)),
+    _Stop("brick.png", 0.7, _View(240, 250, 480), _View(280, 260, 430, 3)),
+    # A thing that is not enrolled.
+    _Stop("coffee.png", 1.4, _View(320, 205, 560), _View(290, 205, 480, 4)),
+    _Stop("grass.png", 0.7, _View(240, 260, 460), _View(270, 240, 480, -2)),
+    # Between the two masts, which look like rockets to the small model.
+    _Stop("rocket.jpg", 2.4, _View(320, 218, 232), _View(318, 176, 226, -2), columns=(202, 438)),
+    _Stop("moon.png", 0.7, _View(250, 230, 480), _View(260, 190, 440, -3)),
+    _Stop("motorcycle_left.png", 2.4, _View(380, 260, 705), _View(388, 268, 640, 2)),
+    _Stop("gravel.png", 0.7, _View(250, 250, 480), _View(260, 270, 440, -3)),
     # Left of the shuttle model: beside the astronaut it would be a second, smaller rocket.
-    _Stop("astronaut.png", 2.6, _View(178, 120, 345), _View(205, 150, 290, 3), columns=(0, 352)),
-    _Stop("gravel.png", 1.2, _View(250, 250, 480), _View(260, 270, 440, -3)),
-    _Stop("rocket.jpg", 2.6, _View(320, 215, 420), _View(322, 205, 290, -4)),
+    _Stop("astronaut.png", 2.4, _View(178, 120, 345), _View(205, 150, 290, 3), columns=(0, 352)),
 )
 
 _SUPPORT_VIEWS = (
-    _SupportView("cat", _View(262, 150, 345, 6), (300, 400), (0.9, 0.9, 0.95), with_mask=True),
-    _SupportView("coffee", _View(275, 203, 395, -12), (320, 400), (0.85, 0.88, 0.95), with_mask=False),
-    _SupportView("astronaut", _View(195, 215, 300, -5), (400, 320), (0.9, 0.9, 0.95), with_mask=True),
-    _SupportView("astronaut", _View(215, 130, 300, 4), (300, 400), (1.1, 1.1, 1.05), with_mask=True),
-    _SupportView("rocket", _View(318, 215, 190, 7), (400, 360), (1.25, 1.2, 1.1), with_mask=True),
-    _SupportView("rocket", _View(322, 230, 330, -6), (300, 400), (0.95, 0.95, 1.0), with_mask=True),
+    _SupportView("cat", _View(262, 150, 345, 6), (300, 400), (0.9, 0.9, 0.95)),
+    _SupportView("motorcycle", _View(360, 255, 560, 5), (360, 480), (0.9, 0.9, 0.95), photo="motorcycle_right.png"),
+    _SupportView("astronaut", _View(195, 215, 300, -5), (400, 320), (0.9, 0.9, 0.95)),
+    _SupportView("astronaut", _View(215, 130, 300, 4), (300, 400), (1.1, 1.1, 1.05)),
+    _SupportView("rocket", _View(318, 215, 190, 7), (400, 360), (1.25, 1.2, 1.1)),
+    _SupportView("rocket", _View(322, 230, 330, -6), (300, 400), (0.95, 0.95, 1.0)),
 )
 
-# Photograph and corners "x,y x,y ..." in its pixels (as SVG writes polygons). The cup counts with its saucer and spoon,
-# the astronaut with her suit but without the helmet in front of it, the rocket without its tower.
+# Photograph and corners "x,y x,y ..." in its pixels (as SVG writes polygons). The motorcycle counts with what shows
+# between its spokes, the astronaut with her suit but without the helmet in front of it, the rocket without its tower.
 _OUTLINES = {
     "cat": (
         "chelsea.png",
@@ -108,11 +113,21 @@ _OUTLINES = {
         "309,268 316,253 317,237 316,223 322,215 332,207 345,188 353,171 359,152 363,138 365,122 363,108 359,95 "
         "356,84 359,74 369,60 376,48 380,34 382,22 391,12 403,-1",
     ),
-    "coffee": (
-        "coffee.png",
-        "77,225 80,190 90,155 107,120 135,92 175,74 182,68 197,50 220,33 250,22 285,18 320,22 350,32 372,45 "
-        "390,60 399,70 408,67 420,68 425,76 418,104 440,130 460,160 472,190 479,220 478,245 470,280 450,320 "
-        "420,350 380,371 335,384 285,388 235,381 185,365 145,342 112,315 92,285 80,255",
+    "motorcycle": (
+        "motorcycle_left.png",
+        "91,219 94,203 100,196 128,194 146,201 140,184 138,163 143,150 154,145 165,149 168,160 180,160 188,166 205,171 "
+        "222,172 240,168 248,169 255,178 270,189 285,197 300,197 322,193 345,188 354,189 358,196 362,195 380,181 "
+        "393,171 396,160 391,157 361,175 356,170 355,167 384,143 396,131 405,125 400,117 373,120 366,128 334,140 "
+        "331,127 369,110 374,112 400,112 421,119 430,123 440,131 459,141 467,132 478,122 491,116 495,112 493,81 "
+        "497,79 512,80 525,92 543,99 543,102 530,100 534,110 540,122 550,126 560,133 562,126 566,121 575,119 581,122 "
+        "583,133 578,142 571,142 563,139 561,150 555,168 548,183 542,189 552,190 553,199 550,204 575,256 580,260 "
+        "580,265 595,271 616,281 634,292 643,299 643,309 658,327 672,347 681,370 684,395 683,419 677,435 665,443 "
+        "644,450 627,451 609,448 588,438 568,426 550,405 534,381 522,356 515,332 512,325 511,330 506,330 506,314 "
+        "511,299 520,290 530,281 537,280 554,269 567,262 542,207 520,220 515,229 537,280 530,281 506,231 494,227 "
+        "478,231 466,235 461,242 475,244 478,260 475,279 478,293 476,311 473,321 466,340 452,360 435,372 414,379 "
+        "399,380 367,378 345,373 338,383 338,428 331,430 329,385 318,367 278,359 268,373 256,385 240,393 221,400 "
+        "201,401 182,396 160,383 141,362 128,338 122,316 122,294 126,278 136,262 150,247 147,235 150,224 135,230 "
+        "114,247 100,261 99,242 109,234 112,223",
     ),
     "astronaut": (
         "astronaut.png",
@@ -183,7 +198,7 @@ def demo_supports() -> list[DemoSupport]:
     """Give the pictures to enrol: other views of the photographs than the tour's, under another light.
 
     Returns:
-        The supports in the order of DEMO_CLASSES; "coffee" has no mask, it is enrolled from its name alone.
+        The supports in the order of DEMO_CLASSES; "motorcycle" has no mask, it is enrolled from its name alone.
 
     Raises:
         EnvironmentLacksError: scikit-image or one of its photographs is missing.
@@ -192,13 +207,12 @@ def demo_supports() -> list[DemoSupport]:
 
 
 def _support(wanted: _SupportView) -> DemoSupport:
-    photo, _ = _OUTLINES[wanted.name]
-    rgb = _photograph(photo)
+    rgb = _photograph(wanted.photo or _OUTLINES[wanted.name][0])
     height, width = wanted.size_hw
     to_photo = _camera(wanted.view.x, wanted.view.y, wanted.view.width / width, wanted.view.angle, wanted.size_hw)
     view = cv2.warpAffine(rgb, to_photo, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     lit = np.clip(view * np.array(wanted.light), 0, 255).astype(np.uint8)
-    if not wanted.with_mask:
+    if wanted.photo is not None:
         return DemoSupport(wanted.name, lit, None)
     drawn = _outline_mask(wanted.name, rgb.shape[:2], scale=1.0)
     mask = cv2.warpAffine(drawn, to_photo, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
