@@ -28,7 +28,7 @@ from fsvit_edge import FewShotModel, __version__
 from fsvit_edge.cli import terminal
 from fsvit_edge.cli.main import app, main
 from fsvit_edge.runtime.bank import SupportBank
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, Bundle
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, Bundle, read_manifest
 from fsvit_edge.runtime.demo import DEMO_CLASSES
 from fsvit_edge.runtime.fit import Fit
 from fsvit_edge.runtime.pictures import read_image, write_image
@@ -38,6 +38,7 @@ from fsvit_edge.runtime.sources.live import LiveSource
 COMMAND = (sys.executable, "-m", "fsvit_edge.cli.main")
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 UNBUFFERED = {**BUFFERED, "PYTHONUNBUFFERED": "1"}
+SHIPPED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
 STAGES = ["decode", "preprocess", "encoder", "head", "postprocess", "sinks"]
 
 
@@ -497,7 +498,7 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
     assert second.code == 0
     assert "cat2.png: guessed mask covers " in second.out
     assert "Enrolled 'thing' with 1 support; bank.safetensors holds: cat, thing." in second.out
-    assert "It is present above 0.50 (default)." in second.out
+    assert f"It is present above {SHIPPED_LEVEL:.2f} (default)." in second.out
     third = cli("enroll", "cat", "photo.jpg")
     assert "Enrolled 'cat' with 3 supports; bank.safetensors holds: cat, thing." in third.out
 
@@ -533,10 +534,10 @@ def test_a_level_is_set_by_hand_kept_listed_and_taken_back(folder: Path, cli: Cl
     assert first.out.splitlines()[-1] == "It is present above 0.70 (by hand)."
     cli("enroll", "thing", "cat1.jpg")
     assert cli("enroll", "cat", "cat2.png").out.splitlines()[-1] == "It is present above 0.70 (by hand)."
-    assert listed() == [(0.7, "by hand"), (0.5, "default")]
+    assert listed() == [(0.7, "by hand"), (SHIPPED_LEVEL, "default")]
     table = cli("bank", "list", "bank.safetensors").out
     assert "0.70 (by hand)" in table
-    assert "0.50 (default)" in table
+    assert f"{SHIPPED_LEVEL:.2f} (default)" in table
     back = cli("bank", "level", "bank.safetensors", "cat")
     level, source = listed()[0]
     assert source == "own pictures"
