@@ -19,7 +19,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ from fsvit_edge.runtime.errors import AccuracyGateError, FsvitEdgeError, InputEr
 from fsvit_edge.runtime.pictures import by_stem, pictures_in, read_image
 from fsvit_edge.runtime.predictor import FewShotModel
 
+_ANY_SCORE = 1e-6
+"""Every class counts as present: sharp label maps leave others out."""
 QUERIES = 4
 """Pictures that are asked for each class."""
 MIN_COVER = 0.002
@@ -147,8 +149,9 @@ def measure(model: FewShotModel, data: FewShotData, questions: Sequence[Question
     Raises:
         InputError: A picture or a mask cannot be used.
     """
-    supports = [[cache_example(model, data, one.support, masks) for masks in (True, False)] for one in questions]
-    banks = [[_bank(model, support) for each in of_class for support in _both(each)] for of_class in supports]
+    supports = [[_plain_and_sharp(model, data, one.support, masks) for masks in (True, False)] for one in questions]
+    banks = [[_bank(model, support) for both in of_class for support in both] for of_class in supports]
+    model.set_level_for_all(_ANY_SCORE)
     asked: dict[str, list[tuple[int, int]]] = {}
     for number, question in enumerate(questions):
         for query in question.queries:
@@ -162,21 +165,28 @@ def measure(model: FewShotModel, data: FewShotData, questions: Sequence[Question
             for kind, answer in enumerate(answers[4 * place : 4 * place + 4]):
                 shared, joined = count_pixels(answer.label_map, truth, 1)
                 pixels[number, kind] += shared[0], joined[0]
+    model.set_level_for_all(None)
     ious = 100 * pixels[..., 0] / np.maximum(pixels[..., 1], 1)
     told = "sharp" in kinds_of(model)
     fits = []
     for question, of_class, iou in zip(questions, supports, ious.tolist(), strict=True):
         masked, named = (
             Fit(plain, sharp if told else None, support.objectness_weight)
-            for support, plain, sharp in zip(of_class, iou[::2], iou[1::2], strict=True)
+            for (_, support), plain, sharp in zip(of_class, iou[::2], iou[1::2], strict=True)
         )
         fits.append(ClassFit(data.class_names[question.label], masked, named))
     return fits
 
 
-def _both(support: CachedSupport) -> tuple[CachedSupport, CachedSupport]:
-    """For plain and for sharp outlines: without a weight the frame's objectness is not looked at."""
-    return replace(support, objectness_weight=0.0), support
+def _plain_and_sharp(
+    model: FewShotModel, data: FewShotData, index: int, masks: bool
+) -> tuple[CachedSupport, CachedSupport]:
+    """One support twice; the plain one has no weight, so that no frame's objectness is looked at for it."""
+    best = model.outlines
+    model.outlines = "plain"
+    plain = cache_example(model, data, index, masks)
+    model.outlines = best
+    return plain, cache_example(model, data, index, masks)
 
 
 def _bank(model: FewShotModel, support: CachedSupport) -> SupportBank:

@@ -157,6 +157,8 @@ class FewShotModel:
     def outlines(self) -> str:
         """Of what outlines are made: "plain" is CST's foreground alone; "sharp", where the bundle can, adds objectness.
 
+        Also of what supports are made: a class enrolled while outlines are plain has nothing of objectness in it.
+
         Raises:
             InputError: On setting: there is no such kind, or the bundle tells no objectness.
         """
@@ -306,7 +308,7 @@ class FewShotModel:
         """
         check_rgb(image, "The picture")
         ellipse = mask_from_box((image.shape[0], image.shape[1]), box_xyxy)
-        if not self._tells_objectness:
+        if self._outlines == "plain":
             return ellipse
         objectness = self._objectness_of(self._encode(image), image)
         assert objectness is not None
@@ -482,7 +484,7 @@ class FewShotModel:
     def _cache(self, image: Image, mask: Mask | None, others: Sequence[CachedSupport]) -> tuple[CachedSupport, Mask]:
         """One support, and the mask that was used, at the picture's size."""
         encoded = self._encode(image)
-        objectness = self._objectness_of(encoded, image)
+        objectness = self._objectness_of(encoded, image) if self._outlines == "sharp" else None
         loo_score = self._score_by(others, encoded["tokens"]) if others else None
         if mask is None:
             cached = self._enrolled(encoded, None)

@@ -195,16 +195,22 @@ class HalfModel:
     def __init__(self, bank: SupportBank) -> None:
         self.bank = bank
         self.asked = 0
+        self.level: float | None = None
 
     def cache_support(self, _name: str, _image: np.ndarray, mask: np.ndarray | None, _others: Any) -> CachedSupport:
         one = np.ones((1, 1, 1), np.float16)
         picture = np.zeros((1, 1, 3), np.uint8)
-        weight = 0.0 if mask is None else 0.5
+        weight = 0.0 if mask is None or self.outlines == "plain" else 0.5
         return CachedSupport(
             one, one, np.ones(9, np.bool_), picture, picture[..., 0] > 0, mask is not None, None, weight
         )
 
+    def set_level_for_all(self, level: float | None) -> None:
+        self.level = level
+
     def predict_with(self, rgb: np.ndarray, banks: Sequence[SupportBank]) -> list[Any]:
+        assert self.level is not None
+        assert self.level < 0.01  # absent classes would have no pixels
         self.asked += 1
         answers = []
         for bank in banks:
