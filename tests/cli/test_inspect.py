@@ -25,7 +25,8 @@ def test_a_person_reads_what_it_is_and_whether_it_runs(cli: Cli) -> None:
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
     assert lines[0] == "bundle: bundle"
-    assert "  network    cst-nano, vit_nano_patch16_hybrid_256, cst head, 256 px" in lines
+    facts = dict(line.split(maxsplit=1) for line in lines[1:-1] if line)
+    assert facts["network"] == "cst-nano, vit_nano_patch16_hybrid_256, cst head, 256 px"
     assert lines[-1] == "It will run here."
     assert cli("inspect", "bundle/calibration.json").out.startswith("bundle/calibration.json: calibration\n")
     assert "run here" not in cli("inspect", "bundle/cst-nano.safetensors").out
