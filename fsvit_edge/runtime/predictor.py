@@ -487,11 +487,12 @@ class FewShotModel:
         objectness = self._objectness_of(encoded, image) if self._outlines == "sharp" else None
         loo_score = self._score_by(others, encoded["tokens"]) if others else None
         if mask is None:
-            cached = self._enrolled(encoded, None)
+            seen = {spec.name: encoded[spec.name].numpy() for spec in self._enroll.inputs if spec.name in encoded}
+            cached = self._enrolled(seen, None)
             guess = cached["used_mask"][0] != 0
             if objectness is not None:
                 guess = thing_of_name(objectness, guess)
-                cached = self._enrolled(encoded, guess)
+                cached = self._enrolled(seen, guess)
             used = resize_nearest(guess, (image.shape[0], image.shape[1])) != 0
         else:
             used = np.asarray(mask) != 0
@@ -519,7 +520,7 @@ class FewShotModel:
     def _encode(self, image: Image) -> dict[str, ResidentTensor]:
         return self._encoder.run({"image": resize_image(image, self.manifest.image_size)[None]})
 
-    def _enrolled(self, encoded: Mapping[str, ResidentTensor], mask: Mask | None) -> dict[str, Array]:
+    def _enrolled(self, encoded: Mapping[str, Array | ResidentTensor], mask: Mask | None) -> dict[str, Array]:
         """What the enroll graph says of an encoded picture with a bool mask, or by the name alone."""
         size = self.manifest.image_size
         feed: dict[str, Array | ResidentTensor] = {
@@ -569,16 +570,20 @@ class _Clock:
 
 
 def _as_taken(
-    tensors: Mapping[str, ResidentTensor], made_by: Engine, taken_by: Engine
+    tensors: Mapping[str, Array | ResidentTensor], made_by: Engine, taken_by: Engine
 ) -> dict[str, Array | ResidentTensor]:
     """What the next engine takes of what one returned, cast on the host where the types differ."""
     made = {spec.name: spec.dtype for spec in made_by.outputs}
     taken = {spec.name: spec.dtype for spec in taken_by.inputs}
     return {
-        name: tensor if made[name] == taken[name] else tensor.numpy().astype(taken[name])
+        name: tensor if made[name] == taken[name] else _on_host(tensor).astype(taken[name])
         for name, tensor in tensors.items()
         if name in taken
     }
+
+
+def _on_host(tensor: Array | ResidentTensor) -> Array:
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
 def _known(size: int | str) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_tensorrt import HEADER_SIZE, EngineValidity, FakeTensorRT, api_of, make_plan
 
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, read_manifest
 from fsvit_edge.runtime.engines import tensorrt as engine_module
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.fake import HostTensor
@@ -116,6 +116,10 @@ def test_half_precision_on_the_device_answers_nearly_the_same(device: Device, re
 IMAGE_BYTES = SIDE * SIDE * 3
 
 
+def objectness_bytes(model: FewShotModel) -> int:
+    return sum(4 * int(np.prod(spec.shape[1:])) for spec in model._encoder.outputs if spec.name == OBJECTNESS)
+
+
 def answer_bytes(ways: int, runs: int = 1) -> int:
     return runs * 4 * (ways + ways * MASK_SIDE * MASK_SIDE)
 
@@ -129,13 +133,13 @@ def test_a_frame_moves_its_image_up_and_the_answer_down_and_nothing_else(precisi
         device.moved()
         for frame in FRAMES:
             model.predict(frame)
-            assert device.moved() == (IMAGE_BYTES, answer_bytes(2))
+            assert device.moved() == (IMAGE_BYTES, answer_bytes(2) + objectness_bytes(model))
         # The check would notice supports that are uploaded for every frame.
         model._runs = None
         model.predict(FRAMES[0])
         up, down = device.moved()
         assert up > 2 * IMAGE_BYTES
-        assert down == answer_bytes(2)
+        assert down == answer_bytes(2) + objectness_bytes(model)
 
 
 def test_supports_go_up_once_after_enrolment_and_nothing_of_them_again(device: Device) -> None:
