@@ -89,7 +89,7 @@ _TOUR = (
     # Between the two masts, which look like rockets to the small model.
     _Stop("rocket.jpg", 2.4, _View(320, 218, 232), _View(318, 176, 226, -2), columns=(202, 438)),
     _Stop("moon.png", 0.7, _View(250, 230, 480), _View(260, 190, 440, -3)),
-    _Stop("motorcycle_left.png", 2.4, _View(380, 260, 705), _View(388, 268, 640, 2)),
+    _Stop("motorcycle_left.png", 2.4, _View(385, 260, 700), _View(388, 268, 640, 2), columns=(34, 741)),
     _Stop("gravel.png", 0.7, _View(250, 250, 480), _View(260, 270, 440, -3)),
     # Left of the shuttle model: beside the astronaut it would be a second, smaller rocket.
     _Stop("astronaut.png", 2.4, _View(178, 120, 345), _View(205, 150, 290, 3), columns=(0, 352)),
