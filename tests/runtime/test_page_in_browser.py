@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
 
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
 from fsvit_edge.runtime.predictor import FewShotModel
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -24,6 +25,7 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 TOKEN = "browser-test-token"
+SHIPPED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
 CAT_S = 20.0  # the demo lingers at each photograph for seconds, and comes back to each within so many
 
 pytestmark = [
@@ -161,8 +163,8 @@ def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, live
     item = page.locator('.class[data-name="tom <b>& co</b>"]')
     expect(item).to_have_class(re.compile("present"), timeout=1000 * CAT_S)
     assert float(item.locator(".score").inner_text().split()[0]) > 0.5
-    expect(item.locator(".bar .level")).to_have_attribute("style", "left: 50%;")
-    expect(item.locator(".bar")).to_have_attribute("title", "Present above 0.50")
+    expect(item.locator(".bar .level")).to_have_attribute("style", f"left: {100 * SHIPPED_LEVEL:g}%;")
+    expect(item.locator(".bar")).to_have_attribute("title", f"Present above {SHIPPED_LEVEL:.2f}")
     expect(item.locator(".supports img")).to_have_count(1)
     assert item.locator(".supports img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 10
     expect(page.locator("#bank-saved")).to_have_text("Changes are not saved.")
