@@ -63,7 +63,7 @@ def meaning(bank: SupportBank) -> object:
     return (
         bank.identity,
         [
-            (name, one.has_mask, *(getattr(one, field).tobytes() for field in vars(one) if field != "has_mask"))
+            (name, *(value.tobytes() if isinstance(value, np.ndarray) else repr(value) for value in vars(one).values()))
             for name in bank.classes
             for one in bank.supports(name)
         ],
