@@ -54,12 +54,12 @@ def main() -> None:
         for _ in range(REPEATS):
             started = time.perf_counter()
             batch = next(iter(DataLoader(episodes, BATCH)))
-            logits, target = model(batch)
+            logits, asked = model(batch)
             optimiser.zero_grad()
-            torch.autograd.backward(model.loss_of(logits, target, batch.present))
+            torch.autograd.backward(model.loss_of(logits, asked, batch.present))
             optimiser.step()
             stepping.append(time.perf_counter() - started)
-            del batch, logits, target
+            del batch, logits, asked
             encoding.append(_encode(network, data.read_image(0)))
     step, encoder = statistics.median(stepping), 2 * BATCH * statistics.median(encoding)
     print(f"{platform.machine()}, {THREADS} threads, torch {version('torch')}, medians of {REPEATS}")

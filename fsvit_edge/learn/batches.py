@@ -178,6 +178,8 @@ class EpisodeBatch(NamedTuple):
         present: (B,) bool.
         label: (B,) int64, the support's class.
         shown: (B, labels) bool, every class under which the query's photograph stands.
+        query_objectness: (B, n, n) float16 logits; n is 0 where the network tells no objectness.
+        support_objectness: The same.
     """
 
     query: Tensor
@@ -189,6 +191,8 @@ class EpisodeBatch(NamedTuple):
     present: Tensor
     label: Tensor
     shown: Tensor
+    query_objectness: Tensor
+    support_objectness: Tensor
 
 
 class Episodes(Dataset[EpisodeBatch]):
@@ -229,14 +233,15 @@ class Episodes(Dataset[EpisodeBatch]):
         support_mask, support_known = self._mask(support, label, support_view)
         if not self.validation and rng.random() < self.options.nameless:
             support_known = False
+        query_image, support_image = (self.data.examples[index].image for index in (query, support))
         query_mask, query_known = torch.zeros_like(support_mask), True
         if here:
             query_mask, query_known = self._mask(query, label, query_view)
             # A crop may have lost the thing of another class than the one for which the view was chosen.
             here = not query_known or bool((query_mask == 1).any())
         return EpisodeBatch(
-            torch.from_numpy(self.cache.read_packed(self.data.examples[query].image, query_view)),
-            torch.from_numpy(self.cache.read_packed(self.data.examples[support].image, support_view)),
+            torch.from_numpy(self.cache.read_packed(query_image, query_view)),
+            torch.from_numpy(self.cache.read_packed(support_image, support_view)),
             torch.where(support_mask == IGNORE, 0, support_mask),
             query_mask,
             torch.tensor(support_known),
@@ -244,6 +249,8 @@ class Episodes(Dataset[EpisodeBatch]):
             torch.tensor(here),
             torch.tensor(label),
             self._shown(query),
+            torch.from_numpy(self.cache.read_objectness(query_image, query_view)),
+            torch.from_numpy(self.cache.read_objectness(support_image, support_view)),
         )
 
     def _shown(self, index: int) -> Tensor:

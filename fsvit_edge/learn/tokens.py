@@ -17,6 +17,7 @@ from fsvit_edge.learn.datasets import FewShotData
 from fsvit_edge.learn.views import LEAST_AREA, draw_view
 from fsvit_edge.model.encoder import EncoderOutput
 from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.objectness import STRIDE
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError
 from fsvit_edge.runtime.preprocess import DESCRIPTION
@@ -35,7 +36,8 @@ class TokenCache:
 
     A file holds (views, L + 1, 1 + N, D): the tokens of the L blocks, then the class token's query vector and the image
     tokens' key vectors, their heads side by side. Its name is the digest of the picture's file, so copies share it,
-    and a picture that changes is encoded again. Other weights, sizes or views have another folder.
+    and a picture that changes is encoded again. Other weights, sizes or views have another folder. Where the network
+    tells objectness, a folder within holds its logits (views, n, n), in the same way.
 
     Args:
         network: Its encoder is used, wherever its parameters are.
@@ -51,7 +53,7 @@ class TokenCache:
         identity = {
             "format": _FORMAT,
             "backbone": network.config.backbone,
-            "weights": _digest_of_weights(network),
+            "weights": _digest_of_weights(network.encoder),
             "image_size": network.config.image_size,
             "preprocessing": DESCRIPTION,
             "views": views,
@@ -62,6 +64,9 @@ class TokenCache:
         if not (self.folder / "cache.json").exists():
             atomic_write(self.folder / "cache.json", text.encode())
         self.digest = lru_cache(maxsize=None)(_digest_of_file)
+        self._objectness_folder: Path | None = None
+        if network.objectness is not None:
+            self._objectness_folder = self.folder / f"objectness-{_digest_of_weights(network.objectness)[:16]}"
 
     def fill(self, data: FewShotData, progress: Callable[[str], None] = lambda _: None) -> int:
         """Encode the pictures that are not there yet.
@@ -79,7 +84,7 @@ class TokenCache:
         wanted: dict[str, int] = {}
         for index, example in enumerate(data.examples):
             wanted.setdefault(self.digest(example.image), index)
-        missing = [(digest, index) for digest, index in wanted.items() if not self._file(digest).exists()]
+        missing = {digest: index for digest, index in wanted.items() if not self._file(digest).exists()}
         each = 2 * int(np.prod(self.shape))
         needed, free = each * len(missing), shutil.disk_usage(self.folder).free
         if needed > free:
@@ -87,12 +92,16 @@ class TokenCache:
                 f"The tokens of {len(missing)} pictures need {needed / 1e9:.1f} GB in {self.folder}, which has "
                 f"{free / 1e9:.1f} GB free; choose another folder with --cache, or fewer views."
             )
-        for done, (digest, index) in enumerate(missing):
+        for done, (digest, index) in enumerate(missing.items()):
             if done % max(1, len(missing) // 20) == 0:
                 progress(f"encode pictures, {done} of {len(missing)} ({needed / 1e9:.2g} GB in all)")
-            file = io.BytesIO()
-            np.save(file, self._encode(digest, data.read_image(index)))
-            atomic_write(self._file(digest), file.getvalue())
+            _store(self._file(digest), self._encode(self._views(digest, data.read_image(index))))
+        if self._objectness_folder is not None:
+            for digest, index in wanted.items():
+                if not self._objectness_file(digest).exists():
+                    progress("find things")
+                    told = self._objectness_of(self._views(digest, data.read_image(index)))
+                    _store(self._objectness_file(digest), told)
         return len(missing)
 
     def read(self, image: Path, view: int = 0) -> EncoderOutput:
@@ -109,16 +118,29 @@ class TokenCache:
         Raises:
             ArtefactError: It is not in the cache, or its file is damaged.
         """
-        file = self._file(self.digest(image))
+        return self._read(self._file(self.digest(image)), self.shape, image, view)
+
+    def read_objectness(self, image: Path, view: int = 0) -> npt.NDArray[np.float16]:
+        """Give the logits (n, n) of a view; (0, 0) where the network tells no objectness.
+
+        Raises:
+            ArtefactError: They are not in the cache, or their file is damaged.
+        """
+        if self._objectness_folder is None:
+            return np.zeros((0, 0), np.float16)
+        side = self.network.config.image_size // STRIDE
+        return self._read(self._objectness_file(self.digest(image)), (self.views, side, side), image, view)
+
+    def _read(self, file: Path, shape: tuple[int, ...], image: Path, view: int) -> npt.NDArray[np.float16]:
         try:
             stored = np.load(file, mmap_mode="r")
         except FileNotFoundError as error:
-            raise ArtefactError(f"{file} is missing: the tokens of {image} were not cached.") from error
+            raise ArtefactError(f"{file} is missing: {image} was not cached.") from error
         except (OSError, ValueError) as error:
             raise ArtefactError(f"{file} is damaged ({error}); delete it and run again.") from error
-        if stored.shape != self.shape or stored.dtype != np.float16:
+        if stored.shape != shape or stored.dtype != np.float16:
             raise ArtefactError(
-                f"{file} holds {stored.dtype} {stored.shape}, expected float16 {self.shape}; delete it and run again."
+                f"{file} holds {stored.dtype} {stored.shape}, expected float16 {shape}; delete it and run again."
             )
         packed: npt.NDArray[np.float16] = np.array(stored[view])
         return packed
@@ -126,16 +148,32 @@ class TokenCache:
     def _file(self, digest: str) -> Path:
         return self.folder / f"{digest}.npy"
 
-    def _encode(self, digest: str, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+    def _objectness_file(self, digest: str) -> Path:
+        assert self._objectness_folder is not None
+        return self._objectness_folder / f"{digest}.npy"
+
+    def _views(self, digest: str, rgb: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """(views, 3, S, S), as the encoder takes them."""
         size = self.network.config.image_size
         images = np.stack([draw_view(digest, view).of_image(rgb, size) for view in range(self.views)])
         device = next(self.network.encoder.parameters()).device
+        return normalise(torch.from_numpy(images).to(device))
+
+    @torch.inference_mode()
+    def _encode(self, views: torch.Tensor) -> npt.NDArray[np.float16]:
         packed = np.empty(self.shape, np.float16)
-        with torch.inference_mode():
-            for start in range(0, self.views, _BATCH):
-                batch = torch.from_numpy(images[start : start + _BATCH]).to(device)
-                packed[start : start + _BATCH] = _pack(self.network.encoder(normalise(batch))).half().cpu().numpy()
+        for start in range(0, self.views, _BATCH):
+            batch = views[start : start + _BATCH]
+            packed[start : start + _BATCH] = _pack(self.network.encoder(batch)).half().cpu().numpy()
         return packed
+
+    @torch.inference_mode()
+    def _objectness_of(self, views: torch.Tensor) -> npt.NDArray[np.float16]:
+        stem, decoder = self.network.encoder.stem, self.network.objectness
+        assert stem is not None
+        assert decoder is not None
+        told: npt.NDArray[np.float16] = decoder.to(views.device)(stem.maps(views)).half().cpu().numpy()
+        return told
 
 
 def unpack(packed: torch.Tensor, network: FewShotNetwork) -> EncoderOutput:
@@ -150,9 +188,15 @@ def _pack(output: EncoderOutput) -> torch.Tensor:
     return torch.cat([output.tokens, vectors.transpose(1, 2).flatten(2).unsqueeze(1)], dim=1)
 
 
-def _digest_of_weights(network: FewShotNetwork) -> str:
+def _store(file: Path, array: npt.NDArray[np.float16]) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    atomic_write(file, content.getvalue())
+
+
+def _digest_of_weights(module: torch.nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, tensor in network.encoder.state_dict().items():
+    for name, tensor in module.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

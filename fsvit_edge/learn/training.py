@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -26,7 +26,8 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
 from fsvit_edge.learn.batches import EpisodeBatch, Episodes, Sides, TrainOptions, choose_sides
 from fsvit_edge.learn.datasets import IGNORE, FewShotData
 from fsvit_edge.learn.enhancement import EnhancerOptions, EnhancerResult, enhanced_mask, train_enhancer
-from fsvit_edge.learn.many_ways import pairs_of, presence_loss
+from fsvit_edge.learn.many_ways import Pairs, pairs_of, presence_cross_entropy, presence_loss, thinned
+from fsvit_edge.learn.sharp_outlines import sharpened, thing_of_name, weight_of_support
 from fsvit_edge.learn.tokens import TokenCache, unpack
 from fsvit_edge.model.enhancer import PseudoLabelEnhancer
 from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
@@ -55,6 +56,24 @@ class TrainResult:
     encoded: int
     validation: dict[str, float]
     enhancer: EnhancerResult | None
+
+
+class Questions(NamedTuple):
+    """A batch as the head sees it.
+
+    Attributes:
+        query: (B, C, N, d) L2-normalised image tokens.
+        supports: The B supports.
+        target: (B, S, S) uint8, the wanted masks, of 0, 1 and 255.
+        objectness: (B, n, n) logits of the queries; n is 0 where the network tells none.
+        weight: (B,) how much each support trusts objectness; None there.
+    """
+
+    query: Tensor
+    supports: Supports
+    target: Tensor
+    objectness: Tensor
+    weight: Tensor | None
 
 
 class EpisodeModule(lightning.LightningModule):
@@ -93,13 +112,12 @@ class EpisodeModule(lightning.LightningModule):
         if enhancer is not None:
             enhancer.to(self.device)
 
-    def forward(self, batch: EpisodeBatch) -> tuple[HeadLogits, Tensor]:
-        """Judge the queries; return the logits, and the masks (B, S, S) uint8 that they should give."""
-        query, supports, target = self._compared(batch)
-        return self.head(query, without_padding(supports)), target
+    def forward(self, batch: EpisodeBatch) -> tuple[HeadLogits, Questions]:
+        """Judge the queries; return the logits, and what was asked."""
+        asked = self._questions(batch)
+        return self.head(asked.query, without_padding(asked.supports)), asked
 
-    def _compared(self, batch: EpisodeBatch) -> tuple[Tensor, Supports, Tensor]:
-        """The queries' vectors (B, C, N, d), the supports, and the queries' wanted masks (B, S, S) uint8."""
+    def _questions(self, batch: EpisodeBatch) -> Questions:
         network, enhancer = self._frozen
         query, support = unpack(batch.query, network), unpack(batch.support, network)
         grid, size = network.encoder.grid, network.config.image_size
@@ -110,43 +128,52 @@ class EpisodeModule(lightning.LightningModule):
             else:
                 own = enhanced_mask(enhancer, support.class_query, support, grid, size)
                 other = enhanced_mask(enhancer, support.class_query, query, grid, size)
+            weight = None
+            if network.objectness is not None:
+                own = thing_of_name(batch.support_objectness.float(), own)
             support_mask = torch.where(batch.support_known[:, None, None], batch.support_mask, own)
+            if network.objectness is not None:
+                weight = weight_of_support(batch.support_objectness.float(), support_mask)
             other = other.to(torch.uint8) * batch.present[:, None, None]
             target = torch.where(batch.query_known[:, None, None], batch.query_mask, other)
             vectors = network.query_vectors(query)
             supports = cache_supports(
                 network.support_vectors(support), support_mask.float(), network.config.support_grid
             )
-        return vectors, supports, target
+        return Questions(vectors, supports, target, batch.query_objectness.float(), weight)
 
     def training_step(self, batch: EpisodeBatch, _: int) -> Tensor:
         """Give the loss of CST, section 3.3: weighted presence + mask."""
         if self.options.ways > 1:
             loss = self._loss_of_many_ways(batch)
         else:
-            query, supports, target = self._compared(batch)
-            logits = self.head(query, without_padding(self._drawn(supports)))
-            loss = self.loss_of(logits, target, batch.present)
+            asked = self._questions(batch)
+            logits = self.head(asked.query, without_padding(self._drawn(asked.supports)))
+            loss = self.loss_of(logits, asked, batch.present)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.present))
         return loss
 
     def _loss_of_many_ways(self, batch: EpisodeBatch) -> Tensor:
         """Presence of all pairs of queries and classes; masks of each query's own class and of one that is absent."""
-        count = len(batch.label)
-        pairs = pairs_of(batch.present, batch.label, batch.shown, min(self.options.ways, count))
-        query, supports, target = self._compared(batch)
-        supports = without_padding(self._drawn(supports))
-        asked = Supports(*(tensor[pairs.support] for tensor in supports))
-        classification, segmentation = self.head.task_tokens(query[pairs.query], asked)
-        presence = self.head.head.decode_presence(classification).float()
-        loss = presence_loss(presence[:, 1] - presence[:, 0], pairs, self.options.label_noise)
+        count, options = len(batch.label), self.options
+        pairs = pairs_of(batch.present, batch.label, batch.shown, min(options.ways, count))
+        asked = self._questions(batch)
+        supports = without_padding(self._drawn(asked.supports))
+        few = thinned(asked.query, self._frozen[0].encoder.grid)
+        classification, _ = self.head.task_tokens(few[pairs.query], _of(supports, pairs.support))
+        ranked = self.head.head.decode_presence(classification).float()
+        loss = presence_loss(ranked[:, 1] - ranked[:, 0], pairs, options.label_noise)
 
-        shown_masks = slice(0, 2 * count)  # a mask costs as much as a presence score; every absent class teaches alike
-        usable = pairs.known[shown_masks]
-        wanted = torch.where(pairs.present[shown_masks, None, None], target[pairs.query[shown_masks]], 0)
-        wanted = torch.where(usable[:, None, None], wanted, IGNORE)
-        mask = self.head.head.decode_mask(segmentation[shown_masks])
-        return self.options.class_weight * loss + self._mask_loss(mask, wanted)
+        # A mask costs as much as four presence scores; every absent class teaches alike.
+        drawn = Pairs(*(part[: 2 * count] for part in pairs))
+        logits = self.head(asked.query[drawn.query], _of(supports, drawn.support))
+        whole = logits.presence.float()
+        loss = loss + presence_cross_entropy(whole[:, 1] - whole[:, 0], drawn, options.label_noise)
+        wanted = torch.where(drawn.present[:, None, None], asked.target[drawn.query], 0)
+        wanted = torch.where(drawn.known[:, None, None], wanted, IGNORE)
+        weight = None if asked.weight is None else asked.weight[drawn.support]
+        masks = self._mask_loss(logits.mask, wanted, asked.objectness[drawn.query], weight, drawn.present)
+        return options.class_weight * loss + masks
 
     def _drawn(self, supports: Supports) -> Supports:
         """Leave each support a random choice of `kept_tokens` of its kept tokens, the class token always."""
@@ -160,12 +187,24 @@ class EpisodeModule(lightning.LightningModule):
 
     def validation_step(self, batch: EpisodeBatch, _: int) -> None:
         """Add to the metrics."""
-        logits, target = self(batch)
-        self.loss.update(self.loss_of(logits, target, batch.present))
+        logits, asked = self(batch)
+        self.loss.update(self.loss_of(logits, asked, batch.present))
         self.exact_ratio.update(logits.presence.argmax(dim=1), batch.present)
-        found = enlarge(logits.mask, target.shape[1]).argmax(dim=1)
+        found = self.outlined(logits, asked).argmax(dim=1)
         label = batch.label[:, None, None] + 1
-        self.iou.update(found * label, torch.where(target == IGNORE, IGNORE, target * label))
+        self.iou.update(found * label, torch.where(asked.target == IGNORE, IGNORE, asked.target * label))
+
+    def outlined(self, logits: HeadLogits, asked: Questions) -> Tensor:
+        """Give the masks' logits (B, 2, S, S) as the runtime draws them: sharp, where the network tells objectness.
+
+        Sharp outlines leave out a class that is not present.
+        """
+        full = enlarge(logits.mask.float(), asked.target.shape[1])
+        if asked.weight is None:
+            return full
+        sharp = sharpened(full, asked.objectness, asked.weight)
+        present = logits.presence.argmax(dim=1) == 1
+        return torch.where(present[:, None, None, None], sharp, sharp.new_tensor([0.0, -torch.inf])[:, None, None])
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics in percent."""
@@ -200,17 +239,32 @@ class EpisodeModule(lightning.LightningModule):
                 f"{self._identity[key]!r}; give the options of then, or choose another --output."
             )
 
-    def loss_of(self, logits: HeadLogits, target: Tensor, present: Tensor) -> Tensor:
-        """Weigh the cross-entropies of presence and of the mask, the latter at the size of (B, S, S) `target`."""
+    def loss_of(self, logits: HeadLogits, asked: Questions, present: Tensor) -> Tensor:
+        """Weigh the cross-entropies of presence and of the mask, the latter at the size of the picture."""
         presence = F.cross_entropy(logits.presence.float(), present.long())
-        return self.options.class_weight * presence + self._mask_loss(logits.mask, target)
+        masks = self._mask_loss(logits.mask, asked.target, asked.objectness, asked.weight, present)
+        return self.options.class_weight * presence + masks
 
-    def _mask_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _mask_loss(
+        self, logits: Tensor, target: Tensor, objectness: Tensor, weight: Tensor | None, present: Tensor
+    ) -> Tensor:
+        """Of CST alone and of sharp outlines, half each; those are drawn of present classes only."""
         full = enlarge(logits.float(), target.shape[1])
+        alone = self._mask_cross_entropy(full, target)
+        if weight is None:
+            return alone
+        shown = torch.where(present[:, None, None], target, IGNORE)
+        return 0.5 * (alone + self._mask_cross_entropy(sharpened(full, objectness, weight), shown))
+
+    def _mask_cross_entropy(self, full: Tensor, target: Tensor) -> Tensor:
         weight = full.new_tensor([1.0, self.options.foreground_weight])
         each = F.cross_entropy(full, target.long(), weight=weight, ignore_index=IGNORE, reduction="sum")
         # Divided by the number of pixels, not by their weights, so that an episode's loss does not depend on its batch.
         return each / (target != IGNORE).sum().clamp_min(1)
+
+
+def _of(supports: Supports, index: Tensor) -> Supports:
+    return Supports(*(tensor[index] for tensor in supports))
 
 
 def enlarge(logits: Tensor, size: int) -> Tensor:
@@ -289,9 +343,9 @@ def train(
         max(data.class_names) + 1,
     )
     callbacks: list[Callback] = [
-        ModelCheckpoint(
-            workspace, "best", monitor="val_miou", mode="max", save_last=True, enable_version_counter=False
-        ),
+        ModelCheckpoint(workspace, "best", monitor="val_miou", mode="max", enable_version_counter=False),
+        # Not `save_last` of the best: that writes only in epochs that are the best so far.
+        ModelCheckpoint(workspace, "last", enable_version_counter=False),
         _Log(workspace / "log.jsonl"),
     ]
     if options.patience is not None:

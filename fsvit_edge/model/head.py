@@ -4,6 +4,7 @@ Shapes: B supports, C = heads x layers correlation channels, N query tokens, T s
 Parameter names are the published ones, so `learner.*` of a published checkpoint loads as it is.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -208,5 +209,7 @@ class CorrelationHead(nn.Module):
         mask = F.interpolate(mask, scale_factor=2, mode="bilinear", align_corners=True)
         return torch.as_tensor(self.decoder2_seg(mask))
 
-    def _map(self, tokens: Tensor) -> Tensor:
-        return tokens.reshape(*tokens.shape[:2], self.grid, self.grid)
+    @staticmethod
+    def _map(tokens: Tensor) -> Tensor:
+        side = math.isqrt(tokens.shape[2])
+        return tokens.reshape(*tokens.shape[:2], side, side)

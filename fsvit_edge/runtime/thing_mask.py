@@ -7,8 +7,8 @@ import numpy.typing as npt
 from fsvit_edge.runtime.box_mask import Box, inside_box
 from fsvit_edge.runtime.postprocess import Maps
 
-_LEAST_COVER = 0.01
-_LEAST_AGREEMENT = 0.5
+LEAST_COVER = 0.01
+LEAST_AGREEMENT = 0.5
 _LEAST_SHARE_OF_BOX = 0.25
 
 
@@ -29,8 +29,8 @@ def thing_of_name(objectness: Maps, guess: npt.NDArray[np.bool_]) -> npt.NDArray
         (S, S) bool.
     """
     thing = _enlarged(objectness, guess.shape) > 0
-    agrees = (thing & guess).sum() > _LEAST_AGREEMENT * thing.sum()
-    return thing if agrees and thing.mean() >= _LEAST_COVER else guess
+    agrees = (thing & guess).sum() > LEAST_AGREEMENT * thing.sum()
+    return thing if agrees and thing.mean() >= LEAST_COVER else guess
 
 
 def thing_in_box(objectness: Maps, ellipse: npt.NDArray[np.bool_], box_xyxy: Box) -> npt.NDArray[np.bool_]:

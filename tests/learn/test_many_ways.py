@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fsvit_edge.learn.many_ways import Pairs, pairs_of, presence_loss
+from fsvit_edge.learn.many_ways import Pairs, pairs_of, presence_loss, thinned
 
 
 def asked(present: list[bool], labels: list[int], shown: list[list[int]], ways: int, count: int = 5) -> Pairs:
@@ -66,3 +66,17 @@ def test_label_noise_bounds_what_one_absent_pair_can_cost() -> None:
 
     assert slope(0.0) == pytest.approx(0.25, abs=1e-3)
     assert abs(slope(0.05)) < 1e-3
+
+
+@pytest.mark.parametrize("grid", [4, 5])
+def test_a_thinned_query_keeps_every_second_row_and_column(grid: int) -> None:
+    places = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij"), dim=2)
+    query = places.reshape(1, 1, grid * grid, 2).float().expand(3, 2, -1, -1)
+
+    kept = {tuple(thinned(query, grid)[2, 1].flatten().int().tolist()) for _ in range(50)}
+
+    assert kept == {
+        tuple(value for row in (top, top + 2) for column in (left, left + 2) for value in (row, column))
+        for top in (0, 1)
+        for left in (0, 1)
+    }

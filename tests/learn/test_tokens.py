@@ -96,7 +96,7 @@ def test_a_damaged_file_is_named(
 def test_a_picture_that_was_not_cached_is_named(
     data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path
 ) -> None:
-    with pytest.raises(ArtefactError, match=r"the tokens of .*0\.png were not cached"):
+    with pytest.raises(ArtefactError, match=r"is missing: .*0\.png was not cached"):
         TokenCache(tiny_network, tmp_path / "cache").read(data.examples[0].image)
 
 

@@ -236,6 +236,28 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path, squares: 
     assert same(whole, resumed)
 
 
+def test_every_epoch_is_checkpointed_though_none_is_better(tmp_path: Path, squares: Path, run: Run) -> None:
+    run(FolderFewShot(squares), epochs=3, learning_rate=0.0)
+    epochs = {
+        name: torch.load(tmp_path / "workspace" / f"{name}.ckpt", map_location="cpu", weights_only=True)["epoch"]
+        for name in ("best", "last")
+    }
+    assert epochs == {"best": 0, "last": 2}
+
+
+@pytest.mark.parametrize("ways", [1, 3])
+def test_a_step_of_many_ways_teaches_presence_and_masks(
+    squares: Path, run: Run, learner: FewShotNetwork, ways: int
+) -> None:
+    before = {name: value.clone() for name, value in learner.head.state_dict().items()}
+    result = run(FolderFewShot(squares), ways=ways)
+    after = learner.head.state_dict()
+
+    assert result.validation["loss"] > 0
+    assert not torch.equal(before["decoder1_cls.0.weight"], after["decoder1_cls.0.weight"])
+    assert not torch.equal(before["decoder1_seg.0.weight"], after["decoder1_seg.0.weight"])
+
+
 def test_an_unfinished_training_is_not_overwritten_and_another_one_not_resumed(squares: Path, run: Run) -> None:
     data = FolderFewShot(squares)
     run(data)

@@ -1,0 +1,155 @@
+"""What training does with objectness is what the runtime does with it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_sides
+from fsvit_edge.learn.datasets import FolderFewShot
+from fsvit_edge.learn.sharp_outlines import enlarged, sharpened, thing_of_name, weight_of_support
+from fsvit_edge.learn.tokens import TokenCache
+from fsvit_edge.learn.training import EpisodeModule, new_head
+from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.runtime import outlines, thing_mask
+from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.preprocess import resize_image
+
+
+def logits(shift: float = 0.0) -> np.ndarray:
+    """Objectness (16, 16) of a thing on the right."""
+    rng = np.random.default_rng(0)
+    return np.float32(np.where(np.arange(16) > 9, 4.0, -5.0) + rng.normal(0, 1, (16, 16)) + shift)
+
+
+def block(left: int, right: int) -> np.ndarray:
+    mask = np.zeros((64, 64), np.bool_)
+    mask[20:50, left:right] = True
+    return mask
+
+
+@pytest.mark.parametrize("mask", [block(44, 60), block(30, 60), block(0, 30), block(0, 0)])
+def test_a_support_weighs_objectness_as_at_run_time(mask: np.ndarray) -> None:
+    expected = outlines.objectness_weight(logits(), mask)
+    (weight,) = weight_of_support(torch.from_numpy(logits())[None], torch.from_numpy(mask)[None].to(torch.uint8))
+    assert float(weight) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("guess", [block(34, 64), block(0, 30)])
+def test_a_name_means_the_thing_that_it_means_at_run_time(guess: np.ndarray) -> None:
+    expected = thing_mask.thing_of_name(logits(), guess)
+    (thing,) = thing_of_name(torch.from_numpy(logits())[None], torch.from_numpy(guess)[None].to(torch.uint8))
+    assert thing.dtype == torch.uint8
+    assert np.array_equal(thing.numpy() != 0, expected)
+
+
+def test_outlines_are_sharpened_as_at_run_time() -> None:
+    rng = np.random.default_rng(1)
+    foreground = np.float32(rng.normal(0, 2, (8, 8)))
+    runtime = outlines.sharpen(1 / (1 + np.exp(-foreground[None])), logits(9.0), np.float32([0.7]))[0]
+    mask = F.interpolate(
+        torch.stack([torch.zeros(8, 8), torch.from_numpy(foreground)])[None],
+        size=(64, 64),
+        mode="bilinear",
+        align_corners=True,
+    )
+    sharp = sharpened(mask, torch.from_numpy(logits(9.0))[None], torch.tensor([0.7])).softmax(dim=1)[0, 1]
+    # The runtime adds on 16 x 16 corners, here on 64 x 64 pixels: only the steepest edges differ.
+    at_corners = F.interpolate(sharp[None, None], size=(16, 16), mode="bilinear", align_corners=True)[0, 0].numpy()
+    assert np.abs(at_corners - runtime).mean() < 0.02
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> FolderFewShot:
+    rng = np.random.default_rng(0)
+    for name in ("cup", "key"):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / name / kind).mkdir(parents=True)
+        for number in range(4):
+            picture = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
+            mask = np.zeros((70, 90), np.uint8)
+            mask[20:60, 30:80] = 255
+            Image.fromarray(picture).save(tmp_path / "data" / name / "images" / f"{number}.png")
+            Image.fromarray(mask).save(tmp_path / "data" / name / "masks" / f"{number}.png")
+    return FolderFewShot(tmp_path / "data")
+
+
+@pytest.fixture
+def telling(hybrid_network: FewShotNetwork) -> FewShotNetwork:
+    """The hybrid, which tells objectness, with a head that learns."""
+    network = copy.deepcopy(hybrid_network)
+    new_head(network, 0)
+    return network
+
+
+def test_the_cache_gives_back_objectness(data: FolderFewShot, telling: FewShotNetwork, tmp_path: Path) -> None:
+    cache = TokenCache(telling, tmp_path / "cache", views=2)
+    assert cache.fill(data) == 8
+    image = torch.from_numpy(resize_image(data.read_image(2), 64))[None]
+    assert telling.encoder.stem is not None
+    assert telling.objectness is not None
+    with torch.inference_mode():
+        (expected,) = telling.objectness(telling.encoder.stem.maps(normalise(image)))
+    told = torch.from_numpy(cache.read_objectness(data.examples[2].image)).float()
+    assert (told - expected).abs().max() < 2e-3 * expected.abs().max()
+    assert not np.array_equal(told, cache.read_objectness(data.examples[2].image, view=1))
+
+    other = copy.deepcopy(telling)
+    with torch.no_grad():
+        other.objectness.out.bias.add_(1.0)
+    again = TokenCache(other, tmp_path / "cache", views=2)
+    assert again.folder == cache.folder
+    with pytest.raises(ArtefactError, match="was not cached"):
+        again.read_objectness(data.examples[2].image)
+    assert again.fill(data) == 0
+    moved = torch.from_numpy(again.read_objectness(data.examples[2].image)).float()
+    assert (moved - told - 1).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("ways", [1, 3])
+def test_the_head_learns_what_objectness_lacks(
+    data: FolderFewShot, telling: FewShotNetwork, tmp_path: Path, ways: int
+) -> None:
+    """Where objectness is sure of the mask, a step asks less of the head; where it is sure of the rest, more."""
+    options = TrainOptions(batch=4, micro_batch=4, ways=ways, validation_fraction=0.25)
+    cache = TokenCache(telling, tmp_path / "cache")
+    cache.fill(data)
+    episodes = Episodes(data, cache, options, choose_sides(data, options), 0)
+    drawn = [episodes[number] for number in range(4)]
+    batch = type(drawn[0])(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+    batch = batch._replace(present=torch.tensor([True] * 4), support_mask=torch.ones_like(batch.support_mask))
+    target = F.interpolate(batch.query_mask[:, None].float(), size=(16, 16))[:, 0]
+    losses = {}
+    for name, sign in (("right", 8.0), ("unknown", 0.0), ("wrong", -8.0)):
+        asked = batch._replace(
+            query_objectness=(sign * (2 * target - 1)).half(), support_objectness=torch.full((4, 16, 16), 8.0).half()
+        )
+        torch.manual_seed(0)
+        module = EpisodeModule(telling, options, {}, None, 2)
+        module.log = lambda *_args, **_kwargs: None
+        losses[name] = float(module.training_step(asked, 0).detach())
+    assert losses["right"] < losses["unknown"] - 0.05
+    assert losses["unknown"] < losses["wrong"] - 0.05
+
+
+def test_sharp_outlines_leave_out_what_is_absent(data: FolderFewShot, telling: FewShotNetwork, tmp_path: Path) -> None:
+    options = TrainOptions(batch=4, micro_batch=4, validation_fraction=0.25)
+    cache = TokenCache(telling, tmp_path / "cache")
+    cache.fill(data)
+    episodes = Episodes(data, cache, options, choose_sides(data, options), 0)
+    batch = type(episodes[0])(*(part[None] for part in episodes[0]))
+    batch = batch._replace(query_objectness=torch.full((1, 16, 16), 8.0).half())
+    module = EpisodeModule(telling, options, {}, None, 2)
+    with torch.inference_mode():
+        answer, asked = module(batch)
+        asked = asked._replace(weight=torch.ones(1))
+        for presence, marked in (((0.0, 1.0), True), ((1.0, 0.0), False)):
+            found = module.outlined(answer._replace(presence=torch.tensor([presence])), asked).argmax(dim=1)
+            assert bool(found.any()) is marked
+    assert enlarged(batch.query_objectness.float(), 64).shape == (1, 64, 64)
