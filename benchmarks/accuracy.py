@@ -225,7 +225,7 @@ def _training_free(checkpoint: Path) -> FewShotNetwork:
 
 def _test(fold: int, head: str, bundle: Path, asked: EvaluationOptions, options: argparse.Namespace, say: Say) -> None:
     supports = "masks" if asked.masks else "names"
-    with FewShotModel.load(bundle, "cpu", options.threads) as model:
+    with FewShotModel.load(bundle, "cpu", threads=options.threads) as model:
         for outlines in kinds_of(model):
             file = options.work / f"fold{fold}.{head}.{asked.way}w{asked.shot}s.{supports}.{outlines}.json"
             if file.exists():
