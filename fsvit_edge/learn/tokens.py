@@ -92,16 +92,10 @@ class TokenCache:
                 f"The tokens of {len(missing)} pictures need {needed / 1e9:.1f} GB in {self.folder}, which has "
                 f"{free / 1e9:.1f} GB free; choose another folder with --cache, or fewer views."
             )
-        for done, (digest, index) in enumerate(missing.items()):
-            if done % max(1, len(missing) // 20) == 0:
-                progress(f"encode pictures, {done} of {len(missing)} ({needed / 1e9:.2g} GB in all)")
-            _store(self._file(digest), self._encode(self._views(digest, data.read_image(index))))
+        self._make(missing, data, self._file, self._encode, progress, f"encode pictures ({needed / 1e9:.2g} GB in all)")
         if self._objectness_folder is not None:
-            for digest, index in wanted.items():
-                if not self._objectness_file(digest).exists():
-                    progress("find things")
-                    told = self._objectness_of(self._views(digest, data.read_image(index)))
-                    _store(self._objectness_file(digest), told)
+            untold = {digest: index for digest, index in wanted.items() if not self._objectness_file(digest).exists()}
+            self._make(untold, data, self._objectness_file, self._objectness_of, progress, "find things in pictures")
         return len(missing)
 
     def read(self, image: Path, view: int = 0) -> EncoderOutput:
@@ -144,6 +138,21 @@ class TokenCache:
             )
         packed: npt.NDArray[np.float16] = np.array(stored[view])
         return packed
+
+    def _make(
+        self,
+        missing: dict[str, int],
+        data: FewShotData,
+        file_of: Callable[[str], Path],
+        say: Callable[[torch.Tensor], npt.NDArray[np.float16]],
+        progress: Callable[[str], None],
+        doing: str,
+    ) -> None:
+        """Store what is said of the views of each missing picture, digest -> index."""
+        for done, (digest, index) in enumerate(missing.items()):
+            if done % max(1, len(missing) // 20) == 0:
+                progress(f"{doing}, {done} of {len(missing)}")
+            _store(file_of(digest), say(self._views(digest, data.read_image(index))))
 
     def _file(self, digest: str) -> Path:
         return self.folder / f"{digest}.npy"
