@@ -289,7 +289,7 @@ def new_head(network: FewShotNetwork, seed: int) -> None:
             replace(network.config, head=TRAINED_HEAD, presence_level=DEFAULT_LEVEL),
             None,
         )
-        network.head = CorrelationHead(encoder.num_channels, encoder.grid, network.config.support_grid).eval()
+        network.head = CorrelationHead(encoder.num_channels, network.config.support_grid).eval()
 
 
 def train(

@@ -153,13 +153,11 @@ class CorrelationHead(nn.Module):
 
     Args:
         num_channels: Correlation channels C.
-        grid: Side of the query's token grid.
         support_grid: Side of the support's token grid.
     """
 
-    def __init__(self, num_channels: int, grid: int, support_grid: int) -> None:
+    def __init__(self, num_channels: int, support_grid: int) -> None:
         super().__init__()
-        self.grid = grid
         self.corrtransformer = nn.ModuleList(
             [
                 CorrelationBlock(num_channels, 32, support_grid, POOLED_GRID),

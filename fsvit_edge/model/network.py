@@ -43,7 +43,7 @@ class FewShotNetwork(nn.Module):
         if config.head == PROTOTYPE_HEAD:
             self.prototype_head = PrototypeHead(self.encoder.num_layers, self.encoder.grid).eval()
         else:
-            self.head = CorrelationHead(self.encoder.num_channels, self.encoder.grid, config.support_grid).eval()
+            self.head = CorrelationHead(self.encoder.num_channels, config.support_grid).eval()
         self.objectness: ObjectnessDecoder | None = None
         if config.objectness:
             self.add_objectness()

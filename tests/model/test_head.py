@@ -25,9 +25,9 @@ SIZE = 48  # side of the masks, in pixels
 Randomise = Callable[[nn.Module, int], None]
 
 
-def seeded_head(channels: int, grid: int, support_grid: int, seed: int = 0) -> CorrelationHead:
+def seeded_head(channels: int, support_grid: int, seed: int = 0) -> CorrelationHead:
     """A head whose parameters are numpy's numbers, which are the same on every machine."""
-    head = CorrelationHead(channels, grid, support_grid).eval().requires_grad_(False)
+    head = CorrelationHead(channels, support_grid).eval().requires_grad_(False)
     rng = np.random.default_rng(seed)
     for parameter in head.parameters():
         values = rng.standard_normal(tuple(parameter.shape)).astype(np.float32)
@@ -84,7 +84,7 @@ def episodes(draw: st.DrawFn) -> tuple[CorrelationHead, Tensor, Tensor, Tensor]:
     dim = draw(st.sampled_from([4, 8]))
     covers = draw(st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.6, 1.0]), min_size=1, max_size=4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    head = seeded_head(channels, grid, support_grid, seed=draw(st.integers(0, 99)))
+    head = seeded_head(channels, support_grid, seed=draw(st.integers(0, 99)))
     query = unit_vectors(rng, channels, grid * grid, dim)
     support = unit_vectors(rng, len(covers), channels, 1 + support_grid**2, dim)
     return head, query, support, random_masks(rng, covers)
@@ -136,7 +136,7 @@ def an_episode(
     support_grid: int, covers: list[float], channels: int = 18
 ) -> tuple[CorrelationHead, Tensor, Tensor, Tensor]:
     rng = np.random.default_rng(support_grid)
-    head = seeded_head(channels, 4, support_grid)
+    head = seeded_head(channels, support_grid)
     query = unit_vectors(rng, channels, 16, 8)
     support = unit_vectors(rng, len(covers), channels, 1 + support_grid**2, 8)
     return head, query, support, random_masks(rng, covers)
@@ -291,7 +291,7 @@ def test_both_heads_give_the_numbers_that_were_stored() -> None:
     masks = torch.from_numpy(np.unpackbits(stored["mask_bits"]).reshape(3, SIZE, SIZE).astype(np.float32))
     query, support = torch.from_numpy(stored["query"]), torch.from_numpy(stored["support"]).float()
     wanted = HeadLogits(torch.from_numpy(stored["presence"]), torch.from_numpy(stored["mask"]))
-    head = seeded_head(6, 4, 12)
+    head = seeded_head(6, 12)
     assert_same(head(query[None], support, masks), wanted, relative=1e-4)
     assert_same(FastCorrelationHead(head)(query, cache_supports(support, masks, 12)), wanted, relative=1e-4)
 

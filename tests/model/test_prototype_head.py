@@ -324,7 +324,7 @@ def test_a_backbone_alone_is_enough(tmp_path: Path) -> None:
 
 def test_a_prototype_network_can_be_given_a_head_to_train() -> None:
     network = copy.deepcopy(load_network(WEIGHTS, image_size=48, head="prototype"))
-    network.head = CorrelationHead(network.encoder.num_channels, network.encoder.grid, 12)
+    network.head = CorrelationHead(network.encoder.num_channels, 12)
     assert isinstance(network.head, CorrelationHead)
 
 
