@@ -83,7 +83,11 @@ def telling(colour_model: ColourModel, left: float | None = None) -> FewShotMode
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, model: FewShotModel) -> None:
-    monkeypatch.setattr(FewShotModel, "load", lambda *_args, **_options: model)
+    def load(_bundle: Path, _engine: str = "auto", *, threads: int | None = None) -> FewShotModel:
+        assert threads is None or threads > 0
+        return model
+
+    monkeypatch.setattr(FewShotModel, "load", load)
 
 
 def mask_of(rows: int, columns: int, size: int = 20) -> np.ndarray:
