@@ -81,6 +81,29 @@ class EncoderOutput(NamedTuple):
     image_keys: Tensor
 
 
+class EvenedNorm(nn.Module):
+    """The final norm of our hybrid, then a linear layer that centers its outputs and evens their directions.
+
+    The head compares tokens by their cosines. A stem of a classifier says the same large part of every token, and a few
+    directions outweigh the rest, so cosines tell less than the tokens know; see `examples/even_backbone.py`.
+
+    Args:
+        norm: The norm.
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        (dim,) = norm.normalized_shape
+        self.norm = norm
+        self.project = nn.Linear(dim, dim)
+        nn.init.eye_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape (..., D)."""
+        return torch.as_tensor(self.project(self.norm(x)))
+
+
 class Encoder(nn.Module):
     """A plain ViT whose every block's output is normalised by the final norm (CST, section 3.2).
 
@@ -253,7 +276,10 @@ def _build_vit(backbone: str, pretrained: bool) -> Any:
     if backbone in OUR_BACKBONES:
         if pretrained:
             raise InputError(f"{backbone} is ours: timm has no weights for it; leave --pretrained out.")
-        return VisionTransformer(**OUR_BACKBONES[backbone], num_classes=0, global_pool="token")
+        vit = VisionTransformer(**OUR_BACKBONES[backbone], num_classes=0, global_pool="token")
+        if backbone == HYBRID_BACKBONE:
+            vit.norm = EvenedNorm(vit.norm)
+        return vit
     try:
         vit = timm.create_model(backbone, pretrained=pretrained, num_classes=0)
     except (OSError, RuntimeError) as error:

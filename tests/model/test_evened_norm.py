@@ -1,0 +1,81 @@
+"""The hybrid's final norm: it passes tokens on until it is evened, and then their cosines spread."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from fsvit_edge.model.encoder import EvenedNorm
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.pictures import write_image
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def even_backbone() -> ModuleType:
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return importlib.import_module("even_backbone")
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / "photos" / f"{number}.jpg" for number in range(12)]
+    for path in paths:
+        write_image(path, rng.integers(0, 256, (6, 8, 3)).astype(np.uint8).repeat(16, axis=0).repeat(16, axis=1))
+    return paths
+
+
+def test_the_norm_passes_on_what_it_was_given_until_it_is_evened(hybrid_network: FewShotNetwork) -> None:
+    norm = hybrid_network.encoder.vit.norm
+    assert isinstance(norm, EvenedNorm)
+    x = torch.randn(2, 5, 192)
+    assert torch.equal(norm(x), norm.norm(x))
+
+
+def test_evened_tokens_are_centered_and_vary_less_unevenly(
+    hybrid_network: FewShotNetwork, even_backbone: ModuleType, photos: list[Path]
+) -> None:
+    network = copy.deepcopy(hybrid_network)
+    before = even_backbone.tokens_of(network.encoder, photos)
+    even_backbone.even(network.encoder, before)
+    after = even_backbone.tokens_of(network.encoder, photos)
+
+    assert after.shape == before.shape
+    assert np.abs(after.mean(axis=0)).max() < 0.05
+    assert after.std() == pytest.approx(1.0, abs=0.05)
+    found = np.sort(after.var(axis=0))[::-1]
+    had = np.linalg.eigvalsh(np.cov(before.T))[::-1]
+    had = np.maximum(had, even_backbone.LEAST_VARIANCE * had[0])
+    # An eighth root of the variance is a quarter of it that is gone; in logarithms, three quarters are left.
+    assert np.log(found[0] / found[40]) == pytest.approx(0.75 * np.log(had[0] / had[40]), abs=0.1)
+    assert (np.diff(after.var(axis=0)[:40]) < 1e-3).all()
+
+    again = even_backbone.tokens_of(network.encoder, photos)
+    assert np.array_equal(after, again)
+
+
+def test_evening_twice_is_evening_what_is_there(
+    hybrid_network: FewShotNetwork, even_backbone: ModuleType, photos: list[Path]
+) -> None:
+    network = copy.deepcopy(hybrid_network)
+    for _ in range(2):
+        even_backbone.even(network.encoder, even_backbone.tokens_of(network.encoder, photos))
+    assert np.abs(even_backbone.tokens_of(network.encoder, photos).mean(axis=0)).max() < 0.05
+
+
+def test_a_plain_backbone_is_refused(tiny_network: FewShotNetwork, even_backbone: ModuleType) -> None:
+    with pytest.raises(InputError, match="Only the hybrid backbone"):
+        even_backbone.even(tiny_network.encoder, np.zeros((4, 8), np.float32))
