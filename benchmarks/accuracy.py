@@ -4,9 +4,12 @@
 
 Each fold trains the checkpoint's head further, which must not have seen the classes held out, and shifts its mask's
 logit to where the IoU on validation pictures of the training classes is best. The training-free head is tested on the
-same backbone, the same objectness and the same episodes. What is done is kept in the work folder, so an interrupted run
-goes on there (and another checkpoint needs another folder); the table is printed at the end from what the folder holds
-(without a fold after --folds, at once). --all-classes trains a head on all classes in the same way, for use.
+same backbone, the same objectness and the same episodes, at the level that is right most often on episodes of the
+training classes: its scores mean nothing by themselves, and sharp outlines leave out a class below its level.
+
+What is done is kept in the work folder, so an interrupted run goes on there (and another checkpoint needs another
+folder); the table is printed at the end from what the folder holds (without a fold after --folds, at once).
+--all-classes trains a head on all classes in the same way, for use.
 
     python benchmarks/accuracy.py --sets DIR DIR ... [--bundle DIR]
 
@@ -30,6 +33,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from outlines import kinds_of
 from torch.utils.data import DataLoader
@@ -38,7 +42,7 @@ from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_sides
 from fsvit_edge.learn.datasets import FewShotData, open_data
 from fsvit_edge.learn.episodes import Episode
-from fsvit_edge.learn.evaluation import EvaluationOptions, EvaluationResult, evaluate
+from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, evaluate
 from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
 from fsvit_edge.learn.training import EpisodeModule, train
 from fsvit_edge.model.checkpoint import load_network, save_network
@@ -70,6 +74,9 @@ RECIPE = TrainOptions(
     precision="bf16-mixed",
 )
 """Of every fold. A foreground pixel weighs more, for at an IoU of about 0.5 it pays to guess at a chance of 1 in 4."""
+
+LEVEL_EPISODES = 200
+"""Of the training classes, by which the training-free head gets its level."""
 
 SHIFTS = tuple(step / 4 for step in range(-8, 5))
 """Of the mask's logit, tried on the validation pictures."""
@@ -231,11 +238,32 @@ def _test(fold: int, head: str, bundle: Path, asked: EvaluationOptions, options:
             if file.exists():
                 continue
             model.outlines = outlines
+            if head == "training-free":
+                level = best_level(model, open_data("folder", options.data, None, fold, "train"), asked)
+                model.bank.head = dataclasses.replace(model.bank.head, presence_level=level)
             result = evaluate(model, open_data("folder", options.data, None, fold, "test"), asked)
-            found = {"fold": fold, "head": head, "outlines": outlines, **result.to_dict()}
+            level = model.bank.head.presence_level
+            found = {"fold": fold, "head": head, "outlines": outlines, "level": level, **result.to_dict()}
             atomic_write(file, json.dumps(found, indent=2).encode())
             figures = _cell(result.scores.exact_ratio.value, {"plain": _miou(result)})
             say(f"{file.stem}: {figures}, {result.elapsed_s:.0f} s")
+
+
+def best_level(model: FewShotModel, data: FewShotData, asked: EvaluationOptions) -> float:
+    """Give the level at which the model says most often rightly whether a class is there."""
+    scores: list[float] = []
+    shown: list[bool] = []
+
+    def keep(answer: Answer) -> None:
+        scores.extend(answer.prediction.scores.tolist())
+        shown.extend(answer.shown.tolist())
+
+    evaluate(model, data, dataclasses.replace(asked, episodes=LEVEL_EPISODES), on_answer=keep)
+    score, there = np.array(scores), np.array(shown)
+    known = np.unique(score)
+    levels = np.clip((known[1:] + known[:-1]) / 2, 1e-6, 1 - 1e-6)
+    right = ((score > levels[:, None]) == there).mean(axis=1)
+    return float(levels[right.argmax()])
 
 
 def _row(model: FewShotModel, root: Path, episodes: int) -> str:

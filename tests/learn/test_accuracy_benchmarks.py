@@ -418,6 +418,35 @@ def test_each_kind_of_outlines_that_a_model_can_make_is_a_file_of_its_own(
     assert len(said) == 3
 
 
+def test_the_training_free_head_is_judged_at_the_level_that_fits_the_training_classes(
+    accuracy: ModuleType,
+    colour_model: ColourModel,
+    make_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    options = Namespace(data=make_folder(), work=tmp_path / "work", threads=1)
+    asked: list[str] = []
+
+    def open_split(_kind: str, root: Path, _splits: None, _fold: int, split: str) -> FolderFewShot:
+        asked.append(split)
+        return FolderFewShot(root)
+
+    monkeypatch.setattr(accuracy, "open_data", open_split)
+    monkeypatch.setattr(accuracy, "LEVEL_EPISODES", 20)
+    answer_with(monkeypatch, colour_model.model)
+    for head in ("trained", "training-free"):
+        colour_model.model.bank.head = replace(colour_model.model.bank.head, presence_level=1 - 1e-6)
+        accuracy._test(0, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, lambda _: None)
+    trained, free = (
+        json.loads((tmp_path / "work" / f"fold0.{head}.1w1s.masks.plain.json").read_text())
+        for head in ("trained", "training-free")
+    )
+    assert asked == ["test", "train", "test"]
+    assert trained["exact_ratio"]["value"] < free["exact_ratio"]["value"] == 100
+    assert 0 < free["level"] < trained["level"]
+
+
 def test_whole_sets_are_rows_of_a_table_with_both_kinds_of_outlines(
     accuracy: ModuleType,
     colour_model: ColourModel,
@@ -458,7 +487,7 @@ def test_the_training_free_head_has_the_checkpoints_objectness(accuracy: ModuleT
         assert (free.objectness is not None) is kept
         for name, tensor in wanted.items():
             assert torch.equal(free.objectness.state_dict()[name], tensor)
-        assert torch.equal(free.encoder.vit.norm.weight, network.encoder.vit.norm.weight)
+        assert torch.equal(free.encoder.vit.norm.norm.weight, network.encoder.vit.norm.norm.weight)
 
 
 @pytest.fixture(autouse=True)
