@@ -18,7 +18,8 @@ picture of each class is the support, and the others are asked about twice: with
 the next class's.
 
 Either table has exact ratio / mIoU in percent, and where the network tells objectness the mIoU of sharp outlines, then
-in brackets that of plain ones, which are CST's alone. Presence, and so the exact ratio, does not depend on outlines.
+in brackets that of plain ones, which are CST's alone. The exact ratio is that of the first: with masks both have the
+same, but a name means another mask where objectness is told.
 """
 
 import argparse
@@ -158,7 +159,8 @@ def _mean_cell(of_kind: Mapping[str, Mapping[int, tuple[float, float | None]]]) 
     for kind, of_fold in of_kind.items():
         measured = [miou for fold in folds if (miou := of_fold[fold][1]) is not None]
         mious[kind] = statistics.mean(measured) if measured else None
-        exact_ratio = statistics.mean(of_fold[fold][0] for fold in folds)
+    judged = of_kind["sharp" if "sharp" in of_kind else "plain"]
+    exact_ratio = statistics.mean(judged[fold][0] for fold in folds)
     return _cell(exact_ratio, mious) + (f", {len(folds)} folds" if len(folds) < len(FOLDS) else "")
 
 
@@ -277,19 +279,19 @@ def _row(model: FewShotModel, root: Path, episodes: int) -> str:
             if follows and shot > 1:
                 cells.append("-")
                 continue
-            mious: dict[str, float | None] = {}
+            results: dict[str, EvaluationResult] = {}
             try:
                 for outlines in kinds:
                     model.outlines = outlines
-                    result = evaluate(model, data, options, episodes=follows)
-                    mious[outlines] = _miou(result)
+                    results[outlines] = evaluate(model, data, options, episodes=follows)
             except InputError as error:  # a class has fewer pictures than shots
                 print(f"{root.name}, {shot} shots: {error}", file=sys.stderr)
                 cells.append("-")
                 continue
             finally:
                 model.outlines = kinds[0]
-            cells.append(_cell(result.scores.exact_ratio.value, mious))
+            mious = {outlines: _miou(result) for outlines, result in results.items()}
+            cells.append(_cell(results[kinds[0]].scores.exact_ratio.value, mious))
     return f"| {root.name}, {len(data.examples)} pictures | {' | '.join(cells)} |"
 
 

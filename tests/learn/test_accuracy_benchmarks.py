@@ -385,9 +385,9 @@ def result(fold: int, outlines: str, exact: float, miou: float | None, head: str
 
 def test_a_cell_of_the_four_folds_has_sharp_and_in_brackets_plain_outlines(accuracy: ModuleType) -> None:
     sharp = [result(fold, "sharp", 70 + fold, 50 + fold) for fold in range(4)]
-    plain = [result(fold, "plain", 70 + fold, 30 + fold) for fold in range(4)]
+    plain = [result(fold, "plain", 60 + fold, 30 + fold) for fold in range(4)]
     told_nothing = [result(fold, "plain", 60, 20, "training-free") for fold in range(3)]
-    lines = accuracy.table([*sharp, *plain, *told_nothing]).splitlines()
+    lines = accuracy.table([*sharp, *plain, *told_nothing][::-1]).splitlines()
     assert lines[2] == "| trained | with masks | 71.5 / 51.5 (31.5) | - (0 folds) | - (0 folds) |"
     assert lines[4] == "| training-free | with masks | 60.0 / 20.0, 3 folds | - (0 folds) | - (0 folds) |"
     assert accuracy.table([*sharp, *plain[:2]]).splitlines()[2].split(" | ")[2] == "70.5 / 50.5 (30.5), 2 folds"
