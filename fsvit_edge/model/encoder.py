@@ -276,10 +276,11 @@ def _build_vit(backbone: str, pretrained: bool) -> Any:
     if backbone in OUR_BACKBONES:
         if pretrained:
             raise InputError(f"{backbone} is ours: timm has no weights for it; leave --pretrained out.")
-        vit = VisionTransformer(**OUR_BACKBONES[backbone], num_classes=0, global_pool="token")
+        ours = VisionTransformer(**OUR_BACKBONES[backbone], num_classes=0, global_pool="token")
         if backbone == HYBRID_BACKBONE:
-            vit.norm = EvenedNorm(vit.norm)
-        return vit
+            assert isinstance(ours.norm, nn.LayerNorm)
+            ours.norm = EvenedNorm(ours.norm)
+        return ours
     try:
         vit = timm.create_model(backbone, pretrained=pretrained, num_classes=0)
     except (OSError, RuntimeError) as error:
