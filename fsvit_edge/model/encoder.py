@@ -95,7 +95,7 @@ class EvenedNorm(nn.Module):
         super().__init__()
         (dim,) = norm.normalized_shape
         self.norm = norm
-        self.project = nn.Linear(dim, dim)
+        self.project = nn.utils.skip_init(nn.Linear, dim, dim)  # type: ignore[no-untyped-call]  # torch leaves it so
         nn.init.eye_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 

@@ -54,12 +54,12 @@ def test_a_folder_becomes_a_calibration_of_the_shipped_model(album: Path, folder
     assert (found.method, found.pictures, found.banked, found.seed) == (DEFAULT_METHOD, 33, 0, 0)
     title, _, _, *rows, wrote = [line for line in result.out.splitlines() if line.strip()]
     assert title == "cst-nano: percentile over 33 pictures"
-    assert [row.split()[:2] for row in rows] == [["qkv", "4"], ["proj", "4"], ["fc1", "4"], ["fc2", "4"]]
+    assert [row.split()[:2] for row in rows] == [[name, "4"] for name in ("qkv", "proj", "fc1", "fc2", "project")]
     for row in rows:
         low, high, ratio = map(float, row.split()[2:])
         assert low < 0 < high
         assert ratio >= 1
-    assert wrote == "Wrote calibration.json: ranges of 16 tensors."
+    assert wrote == "Wrote calibration.json: ranges of 20 tensors."
     assert "Warning" not in result.err
     assert "Calibrate: run the encoder on 33 pictures" in result.err
     assert result.err.endswith("Next: fsvit-edge build-engine --int8 --calib calibration.json\n")
