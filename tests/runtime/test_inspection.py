@@ -254,7 +254,7 @@ def test_a_checkpoint_of_tensors_is_told(tmp_path: Path) -> None:
     found = inspected(DEFAULT_BUNDLE / "cst-nano.safetensors")
     assert (found.kind, found.runs_here) == ("checkpoint", None)
     assert found.facts["holds"].startswith("170 tensors of a backbone, 60 tensors of a head")
-    assert found.facts["values"] == "5.12 million F16"
+    assert found.facts["values"] == "5.15 million F16"
     assert "backbone vit_nano_patch16_hybrid_256" in found.facts["configuration"]
     assert "fsvit-edge export --checkpoint" in found.facts["to run it"]
     path = tmp_path / "other.safetensors"
