@@ -241,11 +241,11 @@ def _test(fold: int, head: str, bundle: Path, asked: EvaluationOptions, options:
                 continue
             model.outlines = outlines
             if head == "training-free":
-                level = best_level(model, open_data("folder", options.data, None, fold, "train"), asked)
-                model.bank.head = dataclasses.replace(model.bank.head, presence_level=level)
+                seen = open_data("folder", options.data, None, fold, "train")
+                model.bank.head = dataclasses.replace(model.bank.head, presence_level=best_level(model, seen, asked))
             result = evaluate(model, open_data("folder", options.data, None, fold, "test"), asked)
-            level = model.bank.head.presence_level
-            found = {"fold": fold, "head": head, "outlines": outlines, "level": level, **result.to_dict()}
+            used = {"fold": fold, "head": head, "outlines": outlines, "level": model.bank.head.presence_level}
+            found = {**used, **result.to_dict()}
             atomic_write(file, json.dumps(found, indent=2).encode())
             figures = _cell(result.scores.exact_ratio.value, {"plain": _miou(result)})
             say(f"{file.stem}: {figures}, {result.elapsed_s:.0f} s")

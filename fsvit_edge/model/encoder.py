@@ -95,7 +95,9 @@ class EvenedNorm(nn.Module):
         super().__init__()
         (dim,) = norm.normalized_shape
         self.norm = norm
-        self.project = nn.utils.skip_init(nn.Linear, dim, dim)  # type: ignore[no-untyped-call]  # torch leaves it so
+        # nn.Linear alone draws random numbers for weights that are set below, and all that is made after it, from the
+        # same seed, would be other networks.
+        self.project = nn.utils.skip_init(nn.Linear, dim, dim)  # type: ignore[no-untyped-call]  # torch gives no types
         nn.init.eye_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 

@@ -93,7 +93,7 @@ def test_an_objectness_decoder_is_built_and_changes_nothing_in_the_blocks(
     plan = build(typed(encoder, precision, calibrate(encoder) if precision == "int8" else None))
     layers, blocks = plan.layers, bundle.manifest.num_layers
     assert (layers.attention, layers.fp32_gemms) == (blocks, 0)
-    # Of the projections behind the blocks, which in this network pass tokens on as they are, RTX makes one product.
+    # The projections behind the blocks pass tokens on as they are in this network, and RTX counts one product for all.
     products = 4 * blocks + 1
     assert (layers.int8_gemms, layers.fp16_gemms) == ((products, 0) if precision == "int8" else (0, products))
     assert plan.outputs[-1] == TensorSpec("objectness", (1, 16, 16), "float16")

@@ -524,7 +524,7 @@ def test_a_thing_of_20_pixels_is_learnt_where_it_was_not(real: FewShotModel, mon
         (answers[factor],) = real.predict_with(closer, [bank])
     whole, cropped = (measure_fit(answers[factor], "cat", truth) for factor in (0.0, 1.5))
     assert whole.iou < 0.2  # the control: without the crop it keeps no token of the thing, and gravel is taken for it
-    assert cropped.iou > 0.4
+    assert cropped.iou > max(0.4, 2 * whole.iou)
     assert cropped.is_present
 
 
