@@ -45,6 +45,7 @@ class SceneResult:
     Attributes:
         options: What was enrolled and asked.
         scores: The figures.
+        tally: The answers from which they were made.
         pictures: How many were judged.
         model: Which network answered.
         outlines: See `EvaluationResult`.
@@ -53,13 +54,14 @@ class SceneResult:
 
     options: SceneOptions
     scores: SceneScores
+    tally: SceneTally
     pictures: int
     model: ModelIdentity
     outlines: str
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what JSON can hold; shares are in percent."""
+        """Give what JSON can hold, without the tally; shares are in percent."""
         return {
             "protocol": "scenes",
             **asdict(self.options),
@@ -116,9 +118,11 @@ def evaluate_scenes(
             reported = time.monotonic()
             progress(f"{row + 1} of {len(queries)} pictures, {(row + 1) / (reported - began):.1f} a second")
     progress("bootstrap")
+    tally = SceneTally(scores, prediction.levels.astype(np.float64), shown)
     return SceneResult(
         options,
-        score_scenes(SceneTally(scores, prediction.levels.astype(np.float64), shown), data.class_names),
+        score_scenes(tally, data.class_names),
+        tally,
         len(queries),
         identify(model),
         model.outlines,

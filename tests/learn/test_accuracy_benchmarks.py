@@ -17,6 +17,7 @@ import torch
 
 from fsvit_edge.learn.datasets import FolderFewShot
 from fsvit_edge.learn.evaluation import EvaluationOptions
+from fsvit_edge.learn.scene_metrics import SceneTally
 from fsvit_edge.learn.scenes import SceneOptions, evaluate_scenes
 from fsvit_edge.model.checkpoint import save_network
 from fsvit_edge.model.config import ModelConfig
@@ -341,6 +342,16 @@ def test_presence_is_one_table_of_shots_and_kinds_of_supports(
     assert [line.split(" | ")[1:3] for line in lines[3:]] == [
         [shots, supports] for shots in ("1", "3") for supports in ("with masks", "names only")
     ]
+
+
+def test_other_levels_are_told_on_request(presence: ModuleType) -> None:
+    scores = np.array([[0.96, 0.2], [0.94, 0.6], [0.55, 0.92], [0.1, 0.4]])
+    shown = np.array([[True, False], [True, False], [False, True], [False, False]])
+    lines = presence.level_rows(SceneTally(scores, np.array([0.5, 0.5]), shown))
+    assert len(lines) == len(presence.LEVELS)
+    # At 0.5 all three are found; one of two other pictures and one of three others alarm.
+    assert lines[0] == f"| 0.5 | 100.0 | {(50 + 100 / 3) / 2:.1f} | {5 + 0.95 * (100 - (50 + 100 / 3) / 2):.1f} |"
+    assert lines[presence.LEVELS.index(0.95)] == "| 0.95 | 25.0 | 0.0 | 96.2 |"
 
 
 def test_scenes_that_show_the_things_are_false_alarms_in_the_table(
