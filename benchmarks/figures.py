@@ -69,7 +69,7 @@ def main() -> None:
 
 def _report_head(network: FewShotNetwork, bundle: Path, masks: Pictures) -> None:
     generator = torch.Generator().manual_seed(1)
-    channels, dim, tokens = network.encoder.num_channels, network.encoder.head_dim, network.encoder.grid**2
+    channels, dim, tokens = network.encoder.num_channels, network.encoder.slice_dim, network.encoder.grid**2
     query = F.normalize(torch.randn(1, channels, tokens, dim, generator=generator), dim=-1)
     length = 1 + network.config.support_grid**2
     support = F.normalize(torch.randn(WAYS, channels, length, dim, generator=generator), dim=-1)

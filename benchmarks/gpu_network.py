@@ -61,7 +61,7 @@ def constants_on(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
 def head_inputs(network: FewShotNetwork, ways: int) -> list[Tensor]:
     """One support a way, of which a third of the tokens are kept."""
     encoder = network.encoder
-    channels, dim = encoder.num_channels, encoder.head_dim
+    channels, dim = encoder.num_channels, encoder.slice_dim
     kept, pooled = 1 + network.config.support_grid**2 // 3, POOLED_GRID**2
     return [
         torch.rand(1, channels, encoder.grid**2, dim),

@@ -30,15 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsvit_edge.model.convolutional_stem import (
-    COARSE_BLOCKS,
-    FINE_STAGES,
-    TRUNK,
-    ConvolutionalStem,
-    fold_batch_norms,
-    joined,
-    renormalise,
-)
+from fsvit_edge.model.convolutional_stem import TRUNK, ConvolutionalStem, joined, renormalise, trunk_stages
 from fsvit_edge.model.encoder import HYBRID_BACKBONE, Encoder, EncoderOutput
 from fsvit_edge.model.network import normalise
 from fsvit_edge.runtime.atomic import atomic_write
@@ -75,13 +67,12 @@ class Teacher(nn.Module):
             read = load_file if weights.suffix == ".safetensors" else lambda path: torch.load(path, weights_only=True)
             # The same tensors in the same order under other names, in the file that its authors published.
             trunk.load_state_dict(dict(zip(trunk.state_dict(), read(weights).values(), strict=True)))
-        fold_batch_norms(trunk.eval())
-        blocks = list(trunk.blocks)
         self.stem = ConvolutionalStem(dim)
-        parts = (nn.Sequential(trunk.conv_stem, trunk.bn1, *blocks[:FINE_STAGES]), blocks[FINE_STAGES][:COARSE_BLOCKS])
-        for part, published in zip((self.stem.fine, self.stem.coarse), parts, strict=True):
+        fine, coarse, late = trunk_stages(trunk)
+        for part, published in zip(
+            (self.stem.fine, self.stem.coarse, *self.stem.late), (fine, coarse, *late), strict=True
+        ):
             part.load_state_dict(published.state_dict())
-        self.upper = nn.ModuleList([blocks[FINE_STAGES][COARSE_BLOCKS:], *blocks[FINE_STAGES + 1 :]])
         self.last = nn.Sequential(trunk.conv_head, trunk.bn2)
         self.classifier = trunk.classifier
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
@@ -96,7 +87,7 @@ class Teacher(nn.Module):
         fine = self.stem.fine(renormalise(normalise(images)))
         coarse = x = self.stem.coarse(fine)
         stages = []
-        for part in self.upper:
+        for part in self.stem.late:
             x = part(x)
             stages.append(x)
         features = self.last(x).float()

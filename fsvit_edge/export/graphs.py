@@ -65,18 +65,18 @@ class EncoderGraph(nn.Module):
 
         Returns:
             tokens (B, C, N, d) L2-normalised image tokens, norms (B, C, N, 1) what they were divided by,
-            class_token (B, C, 1, d) as it is, class_query (B, heads, d), image_keys (B, heads, N, d); and, where the
-            network has a decoder for it, objectness (B, S / 4, S / 4), logits.
+            class_token (B, C, 1, d) as it is, class_query (B, heads, D / heads), image_keys (B, heads, N, D / heads);
+            and, where the network has a decoder for it, objectness (B, S / 4, S / 4), logits.
         """
         pixels = normalise(image)
         objectness: tuple[Tensor, ...] = ()
-        patches = None
+        maps = None
         if self.objectness is not None:
             assert self.encoder.stem is not None
             maps = self.encoder.stem.maps(pixels)
-            patches, objectness = self.encoder.stem.patches(maps), (self.objectness(maps),)
-        output = self.encoder(pixels, self.position, patches)
-        vectors = channel_vectors(output.tokens, self.encoder.num_heads)
+            objectness = (self.objectness(maps),)
+        output = self.encoder(pixels, self.position, maps)
+        vectors = channel_vectors(output.tokens, self.encoder.num_slices)
         norms = vectors[:, :, 1:].norm(dim=-1, keepdim=True).clamp_min(1e-12)
         tokens = vectors[:, :, 1:] / norms
         return tokens, norms, vectors[:, :, :1], output.class_query, output.image_keys, *objectness
@@ -207,14 +207,14 @@ def build_graphs(network: FewShotNetwork, beside: FewShotNetwork | None = None) 
     """
     encoder = network.encoder
     size, grid = network.config.image_size, network.config.support_grid
-    channels, dim, num_query = encoder.num_channels, encoder.head_dim, encoder.grid**2
+    channels, dim, num_query = encoder.num_channels, encoder.slice_dim, encoder.grid**2
     heads = encoder.num_heads
     encoded = {
         "tokens": torch.rand(1, channels, num_query, dim),
         "norms": torch.rand(1, channels, num_query, 1),
         "class_token": torch.rand(1, channels, 1, dim),
-        "class_query": torch.rand(1, heads, dim),
-        "image_keys": torch.rand(1, heads, num_query, dim),
+        "class_query": torch.rand(1, heads, encoder.head_dim),
+        "image_keys": torch.rand(1, heads, num_query, encoder.head_dim),
     }
     image = {"image": torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)}
     own = () if network.objectness is None else ("objectness",)
@@ -278,7 +278,7 @@ def make_manifest(
         image_size=config.image_size,
         patch_size=encoder.patch_size,
         num_layers=encoder.num_layers,
-        num_heads=encoder.num_heads,
+        num_heads=encoder.num_slices,
         support_grid=config.support_grid,
         mask_size=2 * encoder.grid,
         preprocessing={"resize": DESCRIPTION, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},

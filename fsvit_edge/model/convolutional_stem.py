@@ -19,7 +19,8 @@ TRUNK_MEAN, TRUNK_STD = 127 / 255, 128 / 255
 FINE_STAGES = 5
 """Of the trunk's stages, as many end at stride 16."""
 COARSE_BLOCKS = 4
-"""Of the next stage, at stride 32; its last block and the last stage cost more than they bring."""
+"""Of the next stage, at stride 32, whose map the tokens begin with. What comes after knows the class best and outlines
+worst, so it does not go through the blocks but stands beside them."""
 
 
 class ConvolutionalStem(nn.Module):
@@ -29,12 +30,19 @@ class ConvolutionalStem(nn.Module):
 
     Args:
         dim: Width of the tokens.
+
+    Attributes:
+        late: The trunk's parts behind that, at stride 32 too.
+        project_late: From the map of each to the width of the tokens.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.fine, self.coarse = trunk_stages(timm.create_model(TRUNK, pretrained=False, num_classes=0).eval())
+        trunk = timm.create_model(TRUNK, pretrained=False, num_classes=0).eval()
+        self.fine, self.coarse, late = trunk_stages(trunk)
         self.project = nn.Conv2d(sum(_width(part) for part in (self.fine, self.coarse)), dim, 1)
+        self.late = nn.ModuleList(late)
+        self.project_late = nn.ModuleList([_first_channels(_width(part), dim) for part in late])
 
     def forward(self, image: Tensor) -> Tensor:
         """Give (B, dim, S / 16, S / 16) of (B, 3, S, S) pictures, normalised with the ImageNet mean and deviation."""
@@ -52,6 +60,17 @@ class ConvolutionalStem(nn.Module):
     def patches(self, maps: Sequence[Tensor]) -> Tensor:
         """Give what `forward` gives, of the trunk's maps."""
         return torch.as_tensor(self.project(joined(*maps[-2:])))
+
+    def late_tokens(self, maps: Sequence[Tensor]) -> Tensor:
+        """Give the tokens (B, late, 1 + N, dim) of the late parts, of the trunk's maps; the first is the map's mean."""
+        x, grid = maps[-1], maps[-2].shape[-2:]
+        layers = []
+        for part, project in zip(self.late, self.project_late, strict=True):
+            x = part(x)
+            told = project(x)
+            image = F.interpolate(told, size=grid, mode="bilinear", align_corners=False)
+            layers.append(torch.cat([told.mean(dim=(2, 3))[..., None], image.flatten(2)], dim=2))
+        return torch.stack(layers, dim=1).transpose(2, 3)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -98,13 +117,20 @@ def renormalise(image: Tensor) -> Tensor:
     return image * scale[:, None, None] + shift[:, None, None]
 
 
-def trunk_stages(trunk: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
-    """Cut timm's EfficientNet into the parts up to strides 16 and 32, its batch norms folded; it is used up."""
+def trunk_stages(trunk: nn.Module) -> tuple[nn.Sequential, nn.Sequential, list[nn.Sequential]]:
+    """Cut timm's EfficientNet into the parts up to strides 16 and 32 and the late ones; it is used up.
+
+    Batch norms are folded. Of the late parts the first ends the stage that is cut, the second is the last stage.
+    """
     fold_batch_norms(trunk)
     stages = list(trunk.get_submodule("blocks").children())
     first = [trunk.get_submodule(name) for name in ("conv_stem", "bn1")]
-    coarse = list(stages[FINE_STAGES].children())[:COARSE_BLOCKS]
-    return nn.Sequential(*first, *stages[:FINE_STAGES]), nn.Sequential(*coarse)
+    cut = list(stages[FINE_STAGES].children())
+    late = [
+        nn.Sequential(*cut[COARSE_BLOCKS:]),
+        *(nn.Sequential(*stage.children()) for stage in stages[FINE_STAGES + 1 :]),
+    ]
+    return nn.Sequential(*first, *stages[:FINE_STAGES]), nn.Sequential(*cut[:COARSE_BLOCKS]), late
 
 
 def fold_batch_norms(module: nn.Module) -> None:
@@ -124,6 +150,17 @@ def fold_batch_norms(module: nn.Module) -> None:
             setattr(module, name, child.get_submodule("act"))
         else:
             fold_batch_norms(child)
+
+
+def _first_channels(width: int, dim: int) -> nn.Conv2d:
+    """Pass on the first `dim` channels, until `examples/even_backbone.py` finds better ones."""
+    # nn.Conv2d alone draws random numbers for weights that are set below, and what is made after it, from the same
+    # seed, would be other networks.
+    project: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, width, dim, 1)  # type: ignore[no-untyped-call]  # torch gives no types
+    nn.init.eye_(project.weight[..., 0, 0])
+    assert project.bias is not None
+    nn.init.zeros_(project.bias)
+    return project
 
 
 def _width(part: nn.Sequential) -> int:

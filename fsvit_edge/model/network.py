@@ -83,12 +83,12 @@ class FewShotNetwork(nn.Module):
 
     def query_vectors(self, output: EncoderOutput) -> Tensor:
         """The frame's side of the correlation: (B, C, N, d), L2-normalised, the class token dropped."""
-        return F.normalize(channel_vectors(output.tokens[:, :, 1:], self.encoder.num_heads), dim=-1)
+        return F.normalize(channel_vectors(output.tokens[:, :, 1:], self.encoder.num_slices), dim=-1)
 
     def support_vectors(self, output: EncoderOutput) -> Tensor:
         """The support's side of the correlation: (B, C, 1 + support_grid ** 2, d), L2-normalised after the resize."""
         tokens = support_tokens(output.tokens, self.encoder.grid, self.config.support_grid)
-        return F.normalize(channel_vectors(tokens, self.encoder.num_heads), dim=-1)
+        return F.normalize(channel_vectors(tokens, self.encoder.num_slices), dim=-1)
 
     def pseudo_mask(self, output: EncoderOutput) -> Tensor:
         """Masks (B, S, S) of supports known only by name."""

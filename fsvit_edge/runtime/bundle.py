@@ -55,8 +55,8 @@ class Manifest:
         backbone: timm's name of the encoder, or ours.
         image_size: Side of the encoder's input in pixels.
         patch_size: Side of a patch in pixels.
-        num_layers: Blocks whose tokens are correlated.
-        num_heads: Slices of each token.
+        num_layers: Layers of tokens that are correlated.
+        num_heads: Slices of each token, which are compared one by one.
         support_grid: Side of the support's token grid.
         mask_size: Side of the head's probability maps.
         preprocessing: In words, with the constants that are inside the graph.

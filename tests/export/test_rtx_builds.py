@@ -20,6 +20,7 @@ pytest.importorskip("tensorrt_rtx", reason="real builds need tensorrt-rtx, which
 
 TARGETS = ("sm86", "sm89", "sm120")
 VITS8_BLOCKS = 12
+HYBRID_BLOCKS = 4  # its other layers of tokens are the stem's, which has no products
 HYBRID_PRODUCTS = 5
 """Of weights, a block: its four linear layers, and the one that evens its tokens."""
 SIZES = {"batch": (1, 1, 1), "supports": (1, 5, 50), "ways": (1, 5, 10), "kept_tokens": (1, 44, 145)}
@@ -52,9 +53,8 @@ def dtypes(specs: Any) -> set[str]:
 @pytest.mark.parametrize("target", TARGETS)
 def test_nano_in_fp16_has_its_attention_fused_and_no_fp32_product(nano: Bundle, target: str) -> None:
     plan = build(typed(nano.graphs["encoder"], "fp16"), targets=(target,))
-    blocks = nano.manifest.num_layers
-    assert (plan.layers.attention, plan.layers.fp32_gemms, plan.layers.int8_gemms) == (blocks, 0, 0)
-    assert plan.layers.fp16_gemms == HYBRID_PRODUCTS * blocks
+    assert (plan.layers.attention, plan.layers.fp32_gemms, plan.layers.int8_gemms) == (HYBRID_BLOCKS, 0, 0)
+    assert plan.layers.fp16_gemms == HYBRID_PRODUCTS * HYBRID_BLOCKS
     assert (dtypes(plan.inputs), dtypes(plan.outputs)) == ({"uint8"}, {"float16"})
 
 
@@ -64,9 +64,8 @@ def test_nano_in_int8_has_every_linear_layer_of_its_blocks_in_int8(
 ) -> None:
     encoder = nano.graphs["encoder"]
     plan = build(typed(encoder, "int8", calibrate(encoder)), targets=(target,))
-    blocks = nano.manifest.num_layers
-    assert (plan.layers.attention, plan.layers.fp32_gemms) == (blocks, 0)
-    assert plan.layers.int8_gemms == HYBRID_PRODUCTS * blocks
+    assert (plan.layers.attention, plan.layers.fp32_gemms) == (HYBRID_BLOCKS, 0)
+    assert plan.layers.int8_gemms == HYBRID_PRODUCTS * HYBRID_BLOCKS
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -91,10 +90,10 @@ def test_an_objectness_decoder_is_built_and_changes_nothing_in_the_blocks(
     bundle = Bundle.load(hybrid_bundle)
     encoder = bundle.graphs["encoder"]
     plan = build(typed(encoder, precision, calibrate(encoder) if precision == "int8" else None))
-    layers, blocks = plan.layers, bundle.manifest.num_layers
-    assert (layers.attention, layers.fp32_gemms) == (blocks, 0)
+    layers = plan.layers
+    assert (layers.attention, layers.fp32_gemms) == (HYBRID_BLOCKS, 0)
     # The projections behind the blocks pass tokens on as they are in this network, and RTX counts one product for all.
-    products = 4 * blocks + 1
+    products = 4 * HYBRID_BLOCKS + 1
     assert (layers.int8_gemms, layers.fp16_gemms) == ((products, 0) if precision == "int8" else (0, products))
     assert plan.outputs[-1] == TensorSpec("objectness", (1, 16, 16), "float16")
 
@@ -113,7 +112,7 @@ def test_the_head_takes_its_large_inputs_in_fp16_in_any_number_within_its_profil
 def test_the_counts_notice_fp32(nano: Bundle) -> None:
     layers = build(nano.graphs["encoder"]).layers
     assert layers.attention == 0
-    assert layers.fp32_gemms >= 4 * nano.manifest.num_layers
+    assert layers.fp32_gemms >= 4 * HYBRID_BLOCKS
     assert layers.int8_gemms == layers.fp16_gemms == 0
 
 

@@ -66,14 +66,21 @@ def test_the_stem_says_what_timms_stages_say_of_pictures_in_timms_own_normalisat
     coarse = theirs
     for block in list(stages[FINE_STAGES].children())[:COARSE_BLOCKS]:
         coarse = block(coarse)
+    late = [stages[FINE_STAGES](theirs)]
+    late.append(stages[FINE_STAGES + 1](late[0]))
 
-    fine_part, coarse_part = trunk_stages(trunk)
+    fine_part, coarse_part, late_parts = trunk_stages(trunk)
 
     # timm rounds 127 / 255 and 128 / 255 to a half.
     ours = fine_part((renormalise(normalise(images)) * (128 / 255) + 127 / 255 - mean) / std)
     assert_near(ours, theirs)
-    assert_near(coarse_part(ours), coarse)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in (*fine_part.modules(), *coarse_part.modules()))
+    x = coarse_part(ours)
+    assert_near(x, coarse)
+    for part, wanted in zip(late_parts, late, strict=True):
+        x = part(x)
+        assert_near(x, wanted)
+    parts = nn.ModuleList([fine_part, coarse_part, *late_parts])
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in parts.modules())
 
 
 @torch.inference_mode()
@@ -107,11 +114,47 @@ def test_both_strides_stand_side_by_side_whether_32_divides_the_picture_or_not(s
     assert stem(image).shape == (1, 48, size // 16, size // 16)
 
 
+@pytest.mark.parametrize("size", [64, 80])
+@torch.inference_mode()
+def test_late_tokens_are_the_late_maps_enlarged_behind_their_mean(size: int) -> None:
+    stem = ConvolutionalStem(48).eval()
+    maps = stem.maps(torch.randn(2, 3, size, size))
+    tokens = stem.late_tokens(maps)
+    grid = size // 16
+    assert tokens.shape == (2, 2, 1 + grid**2, 48)
+    x = maps[-1]
+    for part, layer in zip(stem.late, tokens.unbind(1), strict=True):
+        x = part(x)
+        # Until the backbone is evened, the first channels pass through.
+        assert_near(layer[:, 0], x[:, :48].mean(dim=(2, 3)))
+        large = F.interpolate(x[:, :48], size=(grid, grid), mode="bilinear", align_corners=False)
+        assert_near(layer[:, 1:], large.flatten(2).transpose(1, 2))
+
+
+@torch.inference_mode()
+def test_late_tokens_stand_before_those_of_the_blocks_and_change_none_of_them() -> None:
+    encoder = Encoder(HYBRID_BACKBONE, 96).eval()
+    image = torch.randn(2, 3, 96, 96)
+    before = encoder(image)
+    stem = encoder.stem
+    assert stem is not None
+    maps = stem.maps(image)
+    assert torch.equal(before.tokens[:, :2], stem.late_tokens(maps))
+    assert torch.equal(encoder(image, maps=maps).tokens, before.tokens)
+    for module in stem.project_late:
+        assert isinstance(module, nn.Conv2d)
+        module.weight.mul_(2)
+    after = encoder(image)
+    assert_near(after.tokens[:, :2], 2 * before.tokens[:, :2])
+    assert torch.equal(after.tokens[:, 2:], before.tokens[:, 2:])
+
+
 def test_the_hybrid_has_a_token_for_16_pixels_and_loads_strictly() -> None:
     encoder = Encoder(HYBRID_BACKBONE, 96).eval()
-    assert (encoder.patch_size, encoder.grid, encoder.num_layers, encoder.num_heads) == (16, 6, 4, 3)
+    assert (encoder.patch_size, encoder.grid, encoder.num_layers, encoder.num_heads) == (16, 6, 6, 3)
+    assert (encoder.num_slices, encoder.slice_dim, encoder.num_channels) == (1, 192, 6)
     tokens, class_query, image_keys = encoder(torch.randn(2, 3, 96, 96))
-    assert tokens.shape == (2, 4, 37, 192)
+    assert tokens.shape == (2, 6, 37, 192)
     assert (class_query.shape, image_keys.shape) == ((2, 3, 64), (2, 3, 36, 64))
     other = Encoder(HYBRID_BACKBONE, 256)
     other.load_published(encoder.vit.state_dict())

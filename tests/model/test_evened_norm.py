@@ -67,6 +67,25 @@ def test_evened_tokens_are_centered_and_vary_less_unevenly(
     assert np.array_equal(after, again)
 
 
+def test_evened_late_tokens_are_centered_and_keep_the_strongest_directions(
+    hybrid_network: FewShotNetwork, even_backbone: ModuleType, photos: list[Path]
+) -> None:
+    network = copy.deepcopy(hybrid_network)
+    maps = even_backbone.late_maps_of(network.encoder, photos)
+    even_backbone.even_late(network.encoder, maps)
+    stem = network.encoder.stem
+    assert stem is not None
+    with torch.inference_mode():
+        for had, project in zip(maps, stem.project_late, strict=True):
+            found = project(torch.from_numpy(had).T[None, ..., None])[0, ..., 0].T.numpy()
+            assert np.abs(found.mean(axis=0)).max() < 0.05
+            assert found.std() == pytest.approx(1.0, abs=0.05)
+            assert (np.diff(found.var(axis=0)[:40]) < 1e-3).all()
+            strongest = np.linalg.eigvalsh(np.cov(had.T))[::-1]
+            ratio = np.log(found[:, 0].var() / found[:, 20].var()) / np.log(strongest[0] / strongest[20])
+            assert ratio == pytest.approx(0.75, abs=0.1)
+
+
 def test_evening_twice_is_evening_what_is_there(
     hybrid_network: FewShotNetwork, even_backbone: ModuleType, photos: list[Path]
 ) -> None:
