@@ -5,7 +5,7 @@
     python examples/distil_backbone.py masks --targets TARGETS --labels LABELS.npy --output FOLDER
 
 IMAGES.npy holds (n, 64, 64, 3) uint8 RGB; no label is read. The teacher is EfficientNet-Lite2 with its published
-weights; its lower part is the backbone's stem. `teach` runs it once over all images, and the stem over mosaics of four.
+weights, which are the backbone's stem too. `teach` runs it once over all images, and the stem over mosaics of four.
 It keeps the stem's tokens, the teacher's last two stages in 192 dimensions and how much of its answer comes from each
 place (its class activation map). `learn` trains the blocks: their image tokens towards what the teacher says of the
 whole image, also where they see it in a quarter of a mosaic; the class token towards the mean of the foreground; the

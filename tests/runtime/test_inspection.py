@@ -73,7 +73,7 @@ def test_an_engine_tells_what_it_is_and_that_it_runs(bundle: Path, backend: str)
         "onnxruntime": "x86_64, measured on Fast CPU",
     }
     assert facts["runs on"] == runs_on[backend]
-    assert ("[supports, 12, kept_tokens, 64]") in facts["inputs"]
+    assert ("[supports, 6, kept_tokens, 192]") in facts["inputs"]
 
 
 @pytest.mark.usefixtures("on_gpu")
@@ -253,8 +253,8 @@ def test_a_bank_is_told(tmp_path: Path) -> None:
 def test_a_checkpoint_of_tensors_is_told(tmp_path: Path) -> None:
     found = inspected(DEFAULT_BUNDLE / "cst-nano.safetensors")
     assert (found.kind, found.runs_here) == ("checkpoint", None)
-    assert found.facts["holds"].startswith("170 tensors of a backbone, 60 tensors of a head")
-    assert found.facts["values"] == "5.15 million F16"
+    assert found.facts["holds"].startswith("186 tensors of a backbone, 60 tensors of a head")
+    assert found.facts["values"] == "6.53 million F16"
     assert "backbone vit_nano_patch16_hybrid_256" in found.facts["configuration"]
     assert "fsvit-edge export --checkpoint" in found.facts["to run it"]
     path = tmp_path / "other.safetensors"

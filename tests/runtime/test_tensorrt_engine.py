@@ -361,10 +361,10 @@ def test_an_output_is_not_read_or_fed_after_a_later_run(device: Device) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"kept": np.zeros((2, 12, 20, 64), np.float64)}, "Input 'kept' must be float32"),
-        ({"kept": HostTensor(np.zeros((2, 12, 20, 64), np.float16))}, "Input 'kept' must be float32 .* got float16"),
+        ({"kept": np.zeros((2, 6, 20, 192), np.float64)}, "Input 'kept' must be float32"),
+        ({"kept": HostTensor(np.zeros((2, 6, 20, 192), np.float16))}, "Input 'kept' must be float32 .* got float16"),
         ({"averaging": np.zeros((2, 3), np.float32)}, "Input 'averaging' has 3 supports, where others have 2"),
-        ({"tokens": np.zeros((1, 12, 255, 64), np.float32)}, "Input 'tokens' must be float32"),
+        ({"tokens": np.zeros((1, 6, 255, 192), np.float32)}, "Input 'tokens' must be float32"),
     ],
 )
 def test_a_feed_that_does_not_fit_is_refused_before_tensorrt_sees_it(
@@ -433,7 +433,7 @@ def test_a_plan_that_tensorrt_does_not_take_is_one_sentence(device: Device) -> N
     [
         ("create_execution_context", None, "cannot prepare head.fake.fp32.engine: it broke."),
         ("execute_async_v3", False, "failed to run head.fake.fp32.engine: it broke."),
-        ("set_input_shape", False, "refuses 'tokens' of shape (1, 12, 256, 64) for head.fake.fp32.engine: it broke."),
+        ("set_input_shape", False, "refuses 'tokens' of shape (1, 6, 256, 192) for head.fake.fp32.engine: it broke."),
         ("set_tensor_address", False, "refuses the address of 'tokens' for head.fake.fp32.engine: it broke."),
     ],
 )
