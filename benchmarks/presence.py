@@ -15,13 +15,14 @@ pictures.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.metrics import Score
-from fsvit_edge.learn.scene_metrics import SceneTally
+from fsvit_edge.learn.scene_metrics import SceneTally, hits_and_false_alarms
 from fsvit_edge.learn.scenes import SceneOptions, SceneResult, evaluate_scenes
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.errors import InputError
@@ -91,17 +92,10 @@ def level_rows(tally: SceneTally) -> list[str]:
     """Give a line of the table below `LEVELS_HEADER` for each of `LEVELS`, means over the classes in percent."""
     lines = []
     for level in LEVELS:
-        present = tally.scores > level
-        hits, alarms = (_mean_share(present, asked) for asked in (tally.shown, ~tally.shown))
+        hits, alarms = hits_and_false_alarms(replace(tally, levels=np.full_like(tally.levels, level)))
         right = SHARE_PRESENT * hits + (1 - SHARE_PRESENT) * (100 - alarms)
         lines.append(f"| {level:g} | {hits:.1f} | {alarms:.1f} | {right:.1f} |")
     return lines
-
-
-def _mean_share(present: np.ndarray, asked: np.ndarray) -> float:
-    """How many of the answers (P, C) that are asked for say "present": of each class, in percent, their mean."""
-    count = asked.sum(axis=0)
-    return float(100 * ((present & asked).sum(axis=0)[count > 0] / count[count > 0]).mean())
 
 
 def _percent(score: Score | None) -> str:

@@ -85,12 +85,9 @@ class Teacher(nn.Module):
             answer comes from each place, the largest of an image is 1.
         """
         fine = self.stem.fine(renormalise(normalise(images)))
-        coarse = x = self.stem.coarse(fine)
-        stages = []
-        for part in self.stem.late:
-            x = part(x)
-            stages.append(x)
-        features = self.last(x).float()
+        coarse = self.stem.coarse(fine)
+        stages = self.stem.late_maps([coarse])
+        features = self.last(stages[-1]).float()
         answer = self.classifier(features.mean(dim=(2, 3))).float().softmax(dim=1)
         activation = torch.einsum("bchw,bc->bhw", features, (answer @ self.classifier.weight).float())
         largest = activation.amax(dim=(1, 2), keepdim=True).clamp_min(1e-3)

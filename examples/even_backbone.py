@@ -65,10 +65,8 @@ def late_maps_of(encoder: Encoder, photos: list[Path]) -> list[np.ndarray]:
     stem = stem_of(encoder)
     found: list[list[np.ndarray]] = [[] for _ in stem.late]
     for pictures in batches_of(encoder, photos):
-        x = stem.maps(pictures)[-1]
-        for part, maps in zip(stem.late, found, strict=True):
-            x = part(x)
-            maps.append(x.flatten(2).transpose(1, 2).flatten(0, 1).numpy())
+        for late, maps in zip(stem.late_maps(stem.maps(pictures)), found, strict=True):
+            maps.append(late.flatten(2).transpose(1, 2).flatten(0, 1).numpy())
     return [np.concatenate(maps) for maps in found]
 
 

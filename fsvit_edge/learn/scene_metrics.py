@@ -122,6 +122,12 @@ def score_scenes(tally: SceneTally, names: Mapping[int, str]) -> SceneScores:
     )
 
 
+def hits_and_false_alarms(tally: SceneTally) -> tuple[float, float]:
+    """Give both at the tally's levels, means over the classes in percent, without intervals."""
+    hits, false_alarms = _figures(tally, np.ones((1, len(tally.scores))))[0, :2]
+    return 100 * float(hits), 100 * float(false_alarms)
+
+
 def _figures(tally: SceneTally, counts: _Floats) -> _Floats:
     """(R, P) how often each picture is drawn -> (R, 7 + 5 C): the figures of all, then of each class; NaN is 0 / 0."""
     by_class = []

@@ -5,6 +5,7 @@ resolution and hands the transformer one token for each 16 x 16 pixels.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import timm
 import torch
@@ -21,6 +22,8 @@ FINE_STAGES = 5
 COARSE_BLOCKS = 4
 """Of the next stage, at stride 32, whose map the tokens begin with. What comes after knows the class best and outlines
 worst, so it does not go through the blocks but stands beside them."""
+
+_Projection = TypeVar("_Projection", nn.Linear, nn.Conv2d)
 
 
 class ConvolutionalStem(nn.Module):
@@ -42,7 +45,7 @@ class ConvolutionalStem(nn.Module):
         self.fine, self.coarse, late = trunk_stages(trunk)
         self.project = nn.Conv2d(sum(_width(part) for part in (self.fine, self.coarse)), dim, 1)
         self.late = nn.ModuleList(late)
-        self.project_late = nn.ModuleList([_first_channels(_width(part), dim) for part in late])
+        self.project_late = nn.ModuleList([passing_on(nn.Conv2d, _width(part), dim, 1) for part in late])
 
     def forward(self, image: Tensor) -> Tensor:
         """Give (B, dim, S / 16, S / 16) of (B, 3, S, S) pictures, normalised with the ImageNet mean and deviation."""
@@ -61,13 +64,20 @@ class ConvolutionalStem(nn.Module):
         """Give what `forward` gives, of the trunk's maps."""
         return torch.as_tensor(self.project(joined(*maps[-2:])))
 
+    def late_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Give what each late part says, (B, channels, S / 32, S / 32), of the trunk's maps."""
+        x, found = maps[-1], []
+        for part in self.late:
+            x = part(x)
+            found.append(x)
+        return found
+
     def late_tokens(self, maps: Sequence[Tensor]) -> Tensor:
         """Give the tokens (B, late, 1 + N, dim) of the late parts, of the trunk's maps; the first is the map's mean."""
-        x, grid = maps[-1], maps[-2].shape[-2:]
+        grid = maps[-2].shape[-2:]
         layers = []
-        for part, project in zip(self.late, self.project_late, strict=True):
-            x = part(x)
-            told = project(x)
+        for late, project in zip(self.late_maps(maps), self.project_late, strict=True):
+            told = project(late)
             image = F.interpolate(told, size=grid, mode="bilinear", align_corners=False)
             layers.append(torch.cat([told.mean(dim=(2, 3))[..., None], image.flatten(2)], dim=2))
         return torch.stack(layers, dim=1).transpose(2, 3)
@@ -152,12 +162,12 @@ def fold_batch_norms(module: nn.Module) -> None:
             fold_batch_norms(child)
 
 
-def _first_channels(width: int, dim: int) -> nn.Conv2d:
-    """Pass on the first `dim` channels, until `examples/even_backbone.py` finds better ones."""
-    # nn.Conv2d alone draws random numbers for weights that are set below, and what is made after it, from the same
+def passing_on(kind: type[_Projection], *shape: int) -> _Projection:
+    """Make a linear layer or a 1 x 1 convolution that passes on its first channels, until a backbone is evened."""
+    # The layer alone draws random numbers for weights that are set below, and all that is made after it, from the same
     # seed, would be other networks.
-    project: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, width, dim, 1)  # type: ignore[no-untyped-call]  # torch gives no types
-    nn.init.eye_(project.weight[..., 0, 0])
+    project: _Projection = nn.utils.skip_init(kind, *shape)  # type: ignore[no-untyped-call]  # torch gives no types
+    nn.init.eye_(project.weight.flatten(1))
     assert project.bias is not None
     nn.init.zeros_(project.bias)
     return project

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsvit_edge.model.config import ModelConfig
-from fsvit_edge.model.convolutional_stem import ConvolutionalPatches, ConvolutionalStem
+from fsvit_edge.model.convolutional_stem import ConvolutionalPatches, ConvolutionalStem, passing_on
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, InputError
 
 
@@ -96,11 +96,7 @@ class EvenedNorm(nn.Module):
         super().__init__()
         (dim,) = norm.normalized_shape
         self.norm = norm
-        # nn.Linear alone draws random numbers for weights that are set below, and all that is made after it, from the
-        # same seed, would be other networks.
-        self.project = nn.utils.skip_init(nn.Linear, dim, dim)  # type: ignore[no-untyped-call]  # torch gives no types
-        nn.init.eye_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        self.project = passing_on(nn.Linear, dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Keep the shape (..., D)."""
