@@ -21,17 +21,17 @@ from torch.nn import functional as F
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+from fsvit_edge.inspect.benchmark import MASK_COVER, measure
+from fsvit_edge.live.loop import run_loop
+from fsvit_edge.live.sinks.open import open_sink
+from fsvit_edge.live.sources.demo import demo_supports
+from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.live.statistics import RunStatistics
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.fast_head import cache_supports
 from fsvit_edge.model.network import FewShotNetwork, predict_published
-from fsvit_edge.runtime.benchmark import MASK_COVER, measure
-from fsvit_edge.runtime.demo import demo_supports
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.loop import run_loop
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.run_statistics import RunStatistics
-from fsvit_edge.runtime.sinks.open import open_sink
-from fsvit_edge.runtime.sources.open import open_source
 
 THREADS = 2
 REPEATS = 5

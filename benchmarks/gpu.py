@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from fake_memory import FakeMemory
 from gpu_network import network_rows
 from gpu_table import MIB, NEEDS_A_GPU, Row, Scale, guarded, median, print_table
 
-from fsvit_edge.runtime.engines.device_memory import BACKENDS, DeviceMemory, open_device_memory
-from fsvit_edge.runtime.engines.fake_memory import FakeMemory
-from fsvit_edge.runtime.engines.rtx_runtime import diagnosis
+from fsvit_edge.runtime.engines.memory.base import BACKENDS, DeviceMemory, open_device_memory
+from fsvit_edge.runtime.engines.rtx import diagnosis
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu, find_gpu, gpu_missing_reason

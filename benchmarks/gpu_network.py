@@ -12,8 +12,7 @@ from gpu_table import NEEDS_A_GPU, Row, Scale, guarded, median
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fsvit_edge.export import graphs
-from fsvit_edge.model import fast_head
+from fsvit_edge.model import fast_head, graphs
 from fsvit_edge.model.config import POOLED_GRID, ModelConfig
 from fsvit_edge.model.head import NUM_ATTENTION_HEADS
 from fsvit_edge.model.network import FewShotNetwork

@@ -26,13 +26,13 @@ from fsvit_edge.calib.calibration import DEFAULT_CALIBRATION, Calibration
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+from fsvit_edge.inspect.benchmark import MASK_COVER
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, evaluate
+from fsvit_edge.live.sources.demo import demo_supports
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.network import FewShotNetwork
-from fsvit_edge.runtime.benchmark import MASK_COVER
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.demo import demo_supports
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.preprocess import resize_image

@@ -19,20 +19,20 @@ from pathlib import Path
 import httpx
 import psutil
 
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.run import LiveRun, RunOptions
+from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.live.sinks.open import open_sink
+from fsvit_edge.live.sinks.segments import SinkOptions
+from fsvit_edge.live.sources.demo import demo_supports
+from fsvit_edge.live.sources.live import LiveSource
+from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.live.sources.options import SourceOptions
+from fsvit_edge.live.statistics import RunStatistics
+from fsvit_edge.page.sink import PageSink
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.demo import demo_supports
-from fsvit_edge.runtime.frame import Frame
-from fsvit_edge.runtime.live_model import LiveModel
-from fsvit_edge.runtime.live_run import LiveRun, RunOptions
-from fsvit_edge.runtime.page.sink import PageSink
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel
-from fsvit_edge.runtime.run_statistics import RunStatistics
-from fsvit_edge.runtime.sinks.open import open_sink
-from fsvit_edge.runtime.sinks.segments import SinkOptions
-from fsvit_edge.runtime.sources.live import LiveSource
-from fsvit_edge.runtime.sources.open import open_source
-from fsvit_edge.runtime.sources.options import SourceOptions
 
 _WARM_UP_FRAMES = 30
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from fsvit_edge import FewShotModel
-from fsvit_edge.runtime.demo import DEMO_CLASSES, demo_frame, demo_length, demo_supports, demo_truth
+from fsvit_edge.live.sources.demo import DEMO_CLASSES, demo_frame, demo_length, demo_supports, demo_truth
 
 SLIVER = 0.01
 

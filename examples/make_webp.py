@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.atomic import atomic_write
-from fsvit_edge.runtime.sources.open import open_source
 
 KEEP_EVERY = 2
 WIDTH = 640

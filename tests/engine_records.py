@@ -10,7 +10,7 @@ import onnxruntime
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest, read_manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.engine_file import EngineRecord, engine_name, write_engine
+from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_name, write_engine
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.machine import Machine
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from fsvit_edge.runtime.sources.frame_memory import FrameWriter
+from fsvit_edge.live.sources.frame_memory import FrameWriter
 
 
 def command(scenario: str) -> tuple[str, ...]:

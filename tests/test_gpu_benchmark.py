@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fsvit_edge.runtime.engines import device_memory
+from fsvit_edge.runtime.engines.memory import base as device_memory
 from fsvit_edge.runtime.gpu import Gpu
 
 GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
@@ -116,7 +116,7 @@ def test_constants_made_on_the_device_change_nothing_but_where_they_are_made(ben
 
 
 def test_a_graph_that_does_nothing_is_noticed(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fsvit_edge.runtime.engines.fake_memory import FakeMemory
+    from fake_memory import FakeMemory
 
     class Idle(FakeMemory):
         def capture(self, work: Any) -> Any:

@@ -30,19 +30,33 @@ PUBLIC = [
 ]
 
 # Each may import itself and what stands before it; "" is the package's own page.
-LAYERS = {"runtime": 0, "": 1, "model": 1, "learn": 2, "calib": 2, "export": 3, "cli": 4}
+LAYERS = {
+    "runtime": 0,
+    "": 1,
+    "live": 1,
+    "inspect": 1,
+    "model": 2,
+    "enroll": 2,
+    "learn": 3,
+    "calib": 3,
+    "page": 3,
+    "export": 4,
+    "cli": 5,
+}
+DEVICE_ROOMS = ("runtime", "live", "inspect", "enroll", "page")
 
 WORKSTATION = ("torch", "torchvision", "timm", "onnx", "onnxsim", "onnxscript")
 # Heavy packages and the only places that may import them.
 HOMES = {
     **dict.fromkeys(WORKSTATION, ("model", "learn", "export", "calib")),
     **dict.fromkeys(("typer", "click", "rich"), ("cli",)),
-    "skimage": ("export",),
-    **dict.fromkeys(("starlette", "uvicorn", "prometheus_client", "paho"), ("runtime",)),
+    "skimage": ("export", "model"),
+    **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), ("page",)),
+    "paho": ("live",),
     **dict.fromkeys(("lightning", "torchmetrics"), ("learn",)),
 }
 WEB = ("starlette", "uvicorn", "prometheus_client", "paho")
-WEB_MODULES = "fsvit_edge.runtime.page"
+WEB_MODULES = "fsvit_edge.page"
 DEVICE = ("numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
 COMMANDS = (
     "",
@@ -72,8 +86,15 @@ def run(code: str, *arguments: str, blocked: tuple[str, ...] = ()) -> str:
     return done.stdout
 
 
-def runtime_modules() -> list[str]:
-    return sorted(m.name for m in pkgutil.walk_packages(fsvit_edge.runtime.__path__, "fsvit_edge.runtime."))
+def layer(module: str) -> str:
+    """The subpackage of ours that a dotted name belongs to."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in LAYERS else ""
+
+
+def device_modules() -> list[str]:
+    modules = (module.name for module in pkgutil.walk_packages(fsvit_edge.__path__, "fsvit_edge."))
+    return sorted(name for name in modules if layer(name) in DEVICE_ROOMS)
 
 
 USE_THE_RUNTIME = """
@@ -98,7 +119,7 @@ except ImportError as error:
 
 def test_the_device_needs_nothing_of_the_workstation_and_nothing_of_the_command_line() -> None:
     # The page has packages of its own; it is loaded where a sink asks for it.
-    modules = [name for name in runtime_modules() if not name.startswith(WEB_MODULES)]
+    modules = [name for name in device_modules() if not name.startswith(WEB_MODULES)]
     assert len(modules) > 40
     blocked = (*WORKSTATION, *WEB, "typer", "click", "rich", "skimage", "scipy")
     assert run(USE_THE_RUNTIME, *modules, blocked=blocked).splitlines() == ["(60, 80)", "no torch"]
@@ -189,7 +210,7 @@ print(changed, sorted({"numpy", "cv2", "onnxruntime", "torch", "rich", "typer"} 
         pytest.param(
             # What these do themselves (OpenBLAS starts threads) is theirs.
             "numpy cv2 PIL.Image safetensors.numpy threadpoolctl uvicorn starlette.applications prometheus_client",
-            " ".join(runtime_modules()),
+            " ".join(device_modules()),
             ["cv2", "numpy"],
             id="the runtime",
         ),
@@ -217,12 +238,6 @@ def imported(source: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def layer(module: str) -> str:
-    """The subpackage of ours that a dotted name belongs to."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in LAYERS else ""
 
 
 def offences(module: str, source: str) -> list[str]:
@@ -259,14 +274,14 @@ def test_imports_run_one_way(path: Path) -> None:
         ("fsvit_edge.runtime.bank", "from fsvit_edge.runtime.errors import InputError", False),
         ("fsvit_edge.model.network", "from fsvit_edge.runtime.errors import InputError", False),
         ("fsvit_edge.model.network", "from fsvit_edge.learn.episodes import Episode", True),
-        ("fsvit_edge.export.graphs", "import torch, onnx", False),
+        ("fsvit_edge.export.pipeline", "import torch, onnx", False),
         ("fsvit_edge.export.build", "from fsvit_edge.calib.ranges import Ranges", False),
-        ("fsvit_edge.export.trial", "from fsvit_edge.learn.evaluation import evaluate", False),
-        ("fsvit_edge.calib.ranges", "from fsvit_edge.export.graphs import GraphSpec", True),
+        ("fsvit_edge.export.candidate", "from fsvit_edge.learn.evaluation import evaluate", False),
+        ("fsvit_edge.calib.ranges", "from fsvit_edge.export.pipeline import export_bundle", True),
         ("fsvit_edge.calib.ranges", "from fsvit_edge.learn.examples import Example", True),
-        ("fsvit_edge.export.graphs", "from fsvit_edge import __version__", False),
-        ("fsvit_edge.export.graphs", "from fsvit_edge import FewShotModel", True),
-        ("fsvit_edge.export.graphs", "from fsvit_edge.cli import terminal", True),
+        ("fsvit_edge.export.pipeline", "from fsvit_edge import __version__", False),
+        ("fsvit_edge.export.pipeline", "from fsvit_edge import FewShotModel", True),
+        ("fsvit_edge.export.pipeline", "from fsvit_edge.cli import terminal", True),
         ("fsvit_edge.__init__", "from fsvit_edge.cli import main", True),
         ("fsvit_edge.__init__", "from fsvit_edge.runtime.errors import InputError", False),
         ("fsvit_edge.cli.run", "from fsvit_edge.export.pipeline import export_bundle", False),

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image
-from fsvit_edge.runtime.sources.open import open_source
 
 Rgb = npt.NDArray[np.uint8]
 

@@ -23,7 +23,7 @@ def bench(
     import json
 
     from fsvit_edge.cli.terminal import open_model, print_table
-    from fsvit_edge.runtime.benchmark import GROWTH_WAYS, measure
+    from fsvit_edge.inspect.benchmark import GROWTH_WAYS, measure
 
     with open_model(bundle, engine, precision, threads) as model:
         main = measure(model, ways, shots, frames)

@@ -13,7 +13,7 @@ def doctor(
     """Check this machine and a bundle; say what is missing for what."""
     import json
 
-    from fsvit_edge.runtime.diagnosis import diagnose
+    from fsvit_edge.inspect.diagnosis import diagnose
 
     diagnosis = diagnose(bundle)
     if as_json:

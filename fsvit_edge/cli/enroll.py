@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from fsvit_edge.runtime.fit import Fit
+    from fsvit_edge.enroll.fit import Fit
+    from fsvit_edge.enroll.support_files import SupportPicture
     from fsvit_edge.runtime.prediction import Prediction
     from fsvit_edge.runtime.predictor import Enrolment
-    from fsvit_edge.runtime.support_files import SupportPicture
 
 _FULL_COVER = 0.95
 _SMALL_COVER = 0.01
@@ -53,13 +53,13 @@ def enroll(
 ) -> None:
     """Enrol a class from pictures, with masks, boxes or its name alone; or add pictures to a class."""
     from fsvit_edge.cli.terminal import advise, open_model
+    from fsvit_edge.enroll.fit import measure_fit
+    from fsvit_edge.enroll.support_files import parse_box, read_supports
     from fsvit_edge.runtime.atomic import remove_leftovers
     from fsvit_edge.runtime.bank import check_bank_path
     from fsvit_edge.runtime.errors import UnseenThingError
-    from fsvit_edge.runtime.fit import measure_fit
     from fsvit_edge.runtime.pictures import write_image
     from fsvit_edge.runtime.presence_level import check_level
-    from fsvit_edge.runtime.support_files import parse_box, read_supports
 
     if level is not None:
         check_level(level)
@@ -113,7 +113,7 @@ def _preview(
     fits: "Sequence[Fit]",
 ) -> "npt.NDArray[np.uint8]":
     """Every picture with what the class finds, and the mask as a white line, a few in a row."""
-    from fsvit_edge.runtime.fit import draw_fit
+    from fsvit_edge.enroll.fit import draw_fit
     from fsvit_edge.runtime.picture_sheet import captioned, sheet
 
     name, cells = enrolment.name, []

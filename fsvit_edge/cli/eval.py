@@ -226,7 +226,7 @@ def _open_model(
     if precision not in ("auto", "fp32"):
         raise InputError(f"--precision {precision} is for the engines of a bundle, torch computes in fp32; {export}.")
     require("fsvit-edge eval --checkpoint", ("torch", "timm"), "export")
-    from fsvit_edge.export.torch_engine import open_checkpoint
+    from fsvit_edge.model.torch_engine import open_checkpoint
 
     return open_checkpoint(checkpoint, threads)
 

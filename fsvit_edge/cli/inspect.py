@@ -15,7 +15,7 @@ def inspect(
     """Tell what a file is, whether it is whole, and whether it will run here; nothing in it is executed."""
     import json
 
-    from fsvit_edge.runtime.inspection import inspect_file
+    from fsvit_edge.inspect.inspection import inspect_file
 
     found = inspect_file(file)
     if found.kind == "calibration":

@@ -10,15 +10,15 @@ import typer
 from fsvit_edge.cli.options import EngineOption, PrecisionOption, ThreadsOption
 
 if TYPE_CHECKING:
+    from fsvit_edge.live.frame import Frame
+    from fsvit_edge.live.run import RunResult
+    from fsvit_edge.live.shared_model import LiveModel
+    from fsvit_edge.live.sinks.base import Sink
+    from fsvit_edge.live.sources.options import Flip
+    from fsvit_edge.live.statistics import RunStatistics
     from fsvit_edge.runtime.engines.choose import EngineChoice
-    from fsvit_edge.runtime.frame import Frame
-    from fsvit_edge.runtime.live_model import LiveModel
-    from fsvit_edge.runtime.live_run import RunResult
     from fsvit_edge.runtime.prediction import Prediction
     from fsvit_edge.runtime.predictor import FewShotModel
-    from fsvit_edge.runtime.run_statistics import RunStatistics
-    from fsvit_edge.runtime.sinks.base import Sink
-    from fsvit_edge.runtime.sources.options import Flip
 
 _DEFAULT_FPS = 25.0
 _DEMO_VIDEO = "demo.mp4"
@@ -75,15 +75,15 @@ def run(
 ) -> None:
     """Classify and segment every frame of a source by the classes of a bank."""
     from fsvit_edge.cli.terminal import advise, open_model
+    from fsvit_edge.live.run import LiveRun, RunOptions
+    from fsvit_edge.live.shared_model import LiveModel
+    from fsvit_edge.live.sinks.open import open_sink, recording_folder, sink_name
+    from fsvit_edge.live.sinks.segments import SinkOptions
+    from fsvit_edge.live.sources.open import open_source
+    from fsvit_edge.live.sources.options import SourceOptions
     from fsvit_edge.runtime.atomic import remove_leftovers
     from fsvit_edge.runtime.errors import InputError
-    from fsvit_edge.runtime.live_model import LiveModel
-    from fsvit_edge.runtime.live_run import LiveRun, RunOptions
     from fsvit_edge.runtime.presence_level import check_level
-    from fsvit_edge.runtime.sinks.open import open_sink, recording_folder, sink_name
-    from fsvit_edge.runtime.sinks.segments import SinkOptions
-    from fsvit_edge.runtime.sources.open import open_source
-    from fsvit_edge.runtime.sources.options import SourceOptions
 
     if level is not None:
         check_level(level)
@@ -97,7 +97,7 @@ def run(
         if not sinks:
             sinks = [_DEMO_VIDEO]
         if max_frames is None:
-            from fsvit_edge.runtime.demo import demo_length
+            from fsvit_edge.live.sources.demo import demo_length
 
             max_frames = demo_length()
     if bank is None and not is_demo and _DEFAULT_BANK.is_file():
@@ -153,7 +153,7 @@ def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, host
     from fsvit_edge.cli.terminal import advise, require
 
     require("The page", ("starlette", "uvicorn", "prometheus_client"), "web")
-    from fsvit_edge.runtime.page.sink import PageSink
+    from fsvit_edge.page.sink import PageSink
 
     page = PageSink(uri, model, bank, token, hosts)
     advise(f"The page is at {page.address}")
@@ -174,7 +174,7 @@ def _source_uri(source: str | None, camera: bool) -> str:
 
 def _enroll_demo(model: "FewShotModel") -> None:
     from fsvit_edge.cli.terminal import advise
-    from fsvit_edge.runtime.demo import demo_supports
+    from fsvit_edge.live.sources.demo import demo_supports
 
     for support in demo_supports():
         model.enroll(support.name, [support.image], [support.mask])

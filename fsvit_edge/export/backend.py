@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fsvit_edge.export.plan_builder import known_targets
-from fsvit_edge.runtime.engines.engine_file import BACKENDS
+from fsvit_edge.runtime.engines.store.files import BACKENDS
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason

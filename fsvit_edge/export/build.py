@@ -17,14 +17,15 @@ from fsvit_edge.calib.precision import PrecisionOptions, check_patterns, make_gr
 from fsvit_edge.export.backend import Backend, choose_backend
 from fsvit_edge.export.build_result import BuildOptions, BuildResult, BuiltEngine, PrecisionScores
 from fsvit_edge.export.calibrate import Calibrated, find_calibration
+from fsvit_edge.export.candidate import check_drop, open_on_trial, open_stand_ins, score, time_beside_others
+from fsvit_edge.export.compare import Agreement, check_fp16, compare, demo_pictures
 from fsvit_edge.export.cpu_builder import build_for_cpu
-from fsvit_edge.export.engine_check import Agreement, check_fp16, compare, demo_pictures
 from fsvit_edge.export.job import Job
 from fsvit_edge.export.memory_budget import estimate
 from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan, choose_targets
-from fsvit_edge.export.trial import check_drop, open_on_trial, open_stand_ins, score, time_beside_others
 from fsvit_edge.runtime.bundle import Bundle
-from fsvit_edge.runtime.engines.engine_file import (
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.store.files import (
     ENGINE_GRAPHS,
     FORMAT_VERSION,
     PRECISIONS,
@@ -34,8 +35,7 @@ from fsvit_edge.runtime.engines.engine_file import (
     read_record,
     write_engines,
 )
-from fsvit_edge.runtime.engines.engine_sets import find_engines
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.store.sets import find_engines
 from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.export.backend import Backend
-from fsvit_edge.export.engine_check import Agreement
-from fsvit_edge.export.layer_report import LayerReport
-from fsvit_edge.runtime.engines.engine_file import EngineRecord
+from fsvit_edge.export.compare import Agreement
+from fsvit_edge.export.layers import LayerReport
+from fsvit_edge.runtime.engines.store.files import EngineRecord
 
 _NOTABLE_DISAGREEMENT = 0.01
 """Share of pixels."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from fsvit_edge.export.layer_report import report_optimised
+from fsvit_edge.export.layers import report_optimised
 from fsvit_edge.export.plan_builder import BuiltGraph
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 

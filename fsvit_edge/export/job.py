@@ -7,7 +7,7 @@ from fsvit_edge.export.backend import Backend
 from fsvit_edge.export.build_result import BuildOptions
 from fsvit_edge.export.plan_builder import Range
 from fsvit_edge.runtime.bundle import Bundle
-from fsvit_edge.runtime.engines.engine_file import engine_name
+from fsvit_edge.runtime.engines.store.files import engine_name
 from fsvit_edge.runtime.machine import Machine
 
 

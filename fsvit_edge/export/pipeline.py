@@ -12,8 +12,8 @@ from pathlib import Path
 import onnx
 import torch
 
-from fsvit_edge.export.graphs import GraphSpec, build_graphs, make_manifest
 from fsvit_edge.export.verify import ParityRow, raise_on_failure, verify
+from fsvit_edge.model.graphs import GraphSpec, build_graphs, make_manifest
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.atomic import atomic_folder
 from fsvit_edge.runtime.bundle import MANIFEST_NAME, GraphInfo, Manifest

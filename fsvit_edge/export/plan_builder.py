@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.export.build_thread import Watch, run_watched
-from fsvit_edge.export.layer_report import LayerReport, report_layers
+from fsvit_edge.export.layers import LayerReport, report_layers
 from fsvit_edge.export.timing_cache import Timings, default_timing_cache, keep_timings
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import LogCollector, TensorRT

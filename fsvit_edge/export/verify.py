@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fsvit_edge.export.graphs import EncoderGraph, EnrollGraph, PrototypeGraph, build_graphs
+from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, PrototypeGraph, build_graphs
 from fsvit_edge.model.network import FewShotNetwork, normalise
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine

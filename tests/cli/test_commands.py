@@ -27,13 +27,13 @@ from safetensors.numpy import load_file, save_file
 from fsvit_edge import FewShotModel, __version__
 from fsvit_edge.cli import terminal
 from fsvit_edge.cli.main import app, main
+from fsvit_edge.enroll.fit import Fit
+from fsvit_edge.live.sources import open as open_module
+from fsvit_edge.live.sources.demo import DEMO_CLASSES
+from fsvit_edge.live.sources.live import LiveSource
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, Bundle, read_manifest
-from fsvit_edge.runtime.demo import DEMO_CLASSES
-from fsvit_edge.runtime.fit import Fit
 from fsvit_edge.runtime.pictures import read_image, write_image
-from fsvit_edge.runtime.sources import open as open_module
-from fsvit_edge.runtime.sources.live import LiveSource
 
 COMMAND = (sys.executable, "-m", "fsvit_edge.cli.main")
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -573,7 +573,7 @@ def test_masks_that_tell_nothing_are_warned_of(cli: Cli, monkeypatch: pytest.Mon
     ):
         changed = {"mask_cover": (cover,)}
         monkeypatch.setattr(FewShotModel, "enroll", lambda *given, c=changed: replace(enroll(*given), **c))
-        monkeypatch.setattr("fsvit_edge.runtime.fit.measure_fit", lambda *_, f=fits[fit]: f)
+        monkeypatch.setattr("fsvit_edge.enroll.fit.measure_fit", lambda *_, f=fits[fit]: f)
         result = cli("enroll", "cat", "cat1.jpg")
         assert result.code == 0
         assert ("Warning: " in result.err) == (expected is not None)
@@ -762,7 +762,7 @@ def test_the_benchmark_prints_a_table_or_json(empty_folder: Path, cli: Cli) -> N
 
 
 def test_the_benchmark_measures_growth(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.runtime.benchmark.GROWTH_WAYS", (1, 3))
+    monkeypatch.setattr("fsvit_edge.inspect.benchmark.GROWTH_WAYS", (1, 3))
     result = cli("bench", "--ways", "1", "--frames", "1", "--json")
     (measured,) = lines_of(result.out)
     assert [(m["ways"], m["frames"]) for m in measured["growth"]] == [(1, 5), (3, 5)]

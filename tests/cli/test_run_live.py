@@ -12,8 +12,8 @@ import pytest
 import stub_camera
 
 from fsvit_edge.cli import terminal
-from fsvit_edge.runtime.sources import open as open_module
-from fsvit_edge.runtime.sources.live import LiveSource
+from fsvit_edge.live.sources import open as open_module
+from fsvit_edge.live.sources.live import LiveSource
 
 Cli = Callable[..., Any]
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def vits8_encoder() -> bytes:
     """The encoder graph of a ViT-S/8 at 400 px, 2501 tokens, with random weights."""
-    from fsvit_edge.export.graphs import build_graphs
     from fsvit_edge.export.pipeline import DEFAULT_OPSET, simplify, trace
     from fsvit_edge.model.config import ModelConfig
+    from fsvit_edge.model.graphs import build_graphs
     from fsvit_edge.model.network import FewShotNetwork
 
     network = FewShotNetwork(ModelConfig("vits8", "vit_small_patch8_224.dino", image_size=400)).eval()

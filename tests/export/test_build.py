@@ -19,17 +19,19 @@ from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.overflow import Overflow
 from fsvit_edge.export import backend as backend_module
 from fsvit_edge.export import build as build_module
-from fsvit_edge.export import memory_budget, trial
+from fsvit_edge.export import candidate as trial
+from fsvit_edge.export import memory_budget
 from fsvit_edge.export.backend import choose_backend
 from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.build_result import BuildOptions, BuildResult, PrecisionScores
-from fsvit_edge.export.engine_check import demo_pictures
-from fsvit_edge.export.trial import check_drop
+from fsvit_edge.export.candidate import check_drop
+from fsvit_edge.export.compare import demo_pictures
 from fsvit_edge.runtime.bundle import Bundle
-from fsvit_edge.runtime.engines import engine_file, tensorrt_api
-from fsvit_edge.runtime.engines.engine_file import EngineRecord, load_engine, read_record
-from fsvit_edge.runtime.engines.engine_sets import find_engines
+from fsvit_edge.runtime.engines import tensorrt_api
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.store import files as engine_file
+from fsvit_edge.runtime.engines.store.files import EngineRecord, load_engine, read_record
+from fsvit_edge.runtime.engines.store.sets import find_engines
 from fsvit_edge.runtime.errors import (
     AccuracyGateError,
     ArtefactError,
@@ -57,7 +59,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.export.engine_check._TIMED_S", 0.05)
+    monkeypatch.setattr("fsvit_edge.export.compare._TIMED_S", 0.05)
     monkeypatch.setattr(build_module, "demo_pictures", lambda: demo_pictures(4))
 
 
@@ -307,7 +309,7 @@ def test_what_has_no_effect_or_makes_no_sense_is_refused(bundle: Path, options: 
 
 
 def test_verifying_without_pictures_is_refused_before_the_build(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.export.engine_check.demo_frame", _no_scikit_image)
+    monkeypatch.setattr("fsvit_edge.export.compare.demo_frame", _no_scikit_image)
     with pytest.raises(EnvironmentLacksError, match=r'"fsvit-edge\[demo\]", give your own with --calib SOURCE, or'):
         build_engines(bundle, CPU)
     assert not build_engines(bundle, FAST).was_there
@@ -354,7 +356,7 @@ def test_a_value_that_fp16_cannot_hold_is_found_where_nothing_computes_in_fp16(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = (Overflow("block.2", "node_add_2", 70_000.0),)
-    monkeypatch.setattr("fsvit_edge.export.engine_check.find_overflows", lambda *_: found)
+    monkeypatch.setattr("fsvit_edge.export.compare.find_overflows", lambda *_: found)
     with pytest.raises(
         AccuracyGateError, match=r"cannot hold 'block\.2' of the encoder, which reaches 7e\+04; .* 'node_"
     ):
@@ -493,7 +495,7 @@ def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setattr(build_module, "open_on_trial", open_on_trial)
     monkeypatch.setattr(trial, "open_on_trial", open_on_trial)
-    monkeypatch.setattr("fsvit_edge.runtime.engines.misfits.installed_version", lambda _: request.param)
+    monkeypatch.setattr("fsvit_edge.runtime.engines.store.incompatibilities.installed_version", lambda _: request.param)
     yield install(monkeypatch, request.param)
     tensorrt_api._shared_logger.cache_clear()
 

@@ -21,15 +21,16 @@ from fsvit_edge.calib.precision import PrecisionOptions, make_graph
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.cli.main import main
 from fsvit_edge.export import build as build_module
-from fsvit_edge.export import pipeline, trial
+from fsvit_edge.export import candidate as trial
+from fsvit_edge.export import pipeline
 from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.build_result import BuildOptions
-from fsvit_edge.export.engine_check import compare, demo_pictures
-from fsvit_edge.export.graphs import build_graphs
-from fsvit_edge.export.torch_engine import open_network
+from fsvit_edge.export.compare import compare, demo_pictures
 from fsvit_edge.export.verify import raise_on_failure, verify
 from fsvit_edge.model.checkpoint import save_network
+from fsvit_edge.model.graphs import build_graphs
 from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.model.torch_engine import open_network
 from fsvit_edge.runtime.bundle import GRAPH_NAMES, OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError, InputError
@@ -278,7 +279,7 @@ def test_an_export_that_has_nothing_to_add_is_refused(
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.export.engine_check._TIMED_S", 0.02)
+    monkeypatch.setattr("fsvit_edge.export.compare._TIMED_S", 0.02)
     monkeypatch.setattr(build_module, "demo_pictures", lambda: demo_pictures(3))
 
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 import fsvit_edge
 from fsvit_edge.export import pipeline
 from fsvit_edge.export import verify as verify_module
-from fsvit_edge.export.graphs import build_graphs
 from fsvit_edge.export.pipeline import ExportOptions, check, export_bundle, simplify, trace
 from fsvit_edge.export.verify import ParityRow, _row, raise_on_failure, verify
 from fsvit_edge.model.fast_head import cache_supports
+from fsvit_edge.model.graphs import build_graphs
 from fsvit_edge.model.network import FewShotNetwork, normalise
 from fsvit_edge.runtime.bundle import GRAPH_NAMES, MANIFEST_NAME, Bundle
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec

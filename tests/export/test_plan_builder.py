@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_builder import LAYERS, FakeTensorRT, install
 
-from fsvit_edge.export.layer_report import LayerReport, report_layers
+from fsvit_edge.export.layers import LayerReport, report_layers
 from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan, choose_targets
 from fsvit_edge.export.timing_cache import keep_timings
 from fsvit_edge.runtime.engines import tensorrt_api

@@ -10,13 +10,13 @@ import torch
 from onnx import numpy_helper
 
 from fsvit_edge.cli.main import main
-from fsvit_edge.export.graphs import EncoderGraph, EnrollGraph, PrototypeGraph
-from fsvit_edge.export.torch_engine import open_network
 from fsvit_edge.export.verify import raise_on_failure, verify
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.config import ModelConfig
+from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, PrototypeGraph
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.prototype_head import PrototypeHead
+from fsvit_edge.model.torch_engine import open_network
 from fsvit_edge.runtime import head_runs
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine

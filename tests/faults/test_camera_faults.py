@@ -16,16 +16,16 @@ from breakage import FPS, FakeCamera, age_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.health import Health
+from fsvit_edge.live.sinks.open import open_sink, sink_name
+from fsvit_edge.live.sinks.record import state_record
+from fsvit_edge.live.sources import live
+from fsvit_edge.live.sources.base import Source
+from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.live.sources.opencv import open_stream
+from fsvit_edge.live.uri import parse_source
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.frame import Frame
-from fsvit_edge.runtime.health import Health
-from fsvit_edge.runtime.sinks.open import open_sink, sink_name
-from fsvit_edge.runtime.sinks.record import state_record
-from fsvit_edge.runtime.sources import live
-from fsvit_edge.runtime.sources.base import Source
-from fsvit_edge.runtime.sources.open import open_source
-from fsvit_edge.runtime.sources.opencv import open_stream
-from fsvit_edge.runtime.sources.uri import parse_source
 
 pytestmark = pytest.mark.faults
 
@@ -295,7 +295,7 @@ def test_no_password_of_5000_reaches_any_output(
         def _watch(self) -> None:
             self._lose(self._reason or f"{self.name} cannot be opened; check the address.")
 
-    monkeypatch.setattr("fsvit_edge.runtime.sources.open.LiveSource", NoSource)
+    monkeypatch.setattr("fsvit_edge.live.sources.open.LiveSource", NoSource)
     said, opened = io.StringIO(), 0
     for uri in canary_addresses(5000):
         try:

@@ -15,12 +15,12 @@ import psutil
 import pytest
 from breakage import Run
 
-from fsvit_edge.runtime.frame import Frame
-from fsvit_edge.runtime.live_model import LiveModel
-from fsvit_edge.runtime.page.sink import PageSink
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.live.sink_worker import SinkWorker
+from fsvit_edge.page.sink import PageSink
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel
-from fsvit_edge.runtime.sink_worker import SinkWorker
 
 pytestmark = pytest.mark.faults
 

@@ -119,7 +119,7 @@ def test_while_the_model_hangs(start_run: Start) -> None:
     is_clean(run, video=True)
 
 
-IMPATIENT = "import fsvit_edge.runtime.hang_watch as watch\nwatch._LEAST_S, watch._TIMES = 1.0, 0.0\n"
+IMPATIENT = "import fsvit_edge.live.hang_watch as watch\nwatch._LEAST_S, watch._TIMES = 1.0, 0.0\n"
 
 
 def test_a_model_that_hangs_ends_the_run(start_run: Start) -> None:
@@ -166,7 +166,7 @@ def test_a_second_interrupt_ends_it_at_once(start_run: Start) -> None:
 
 def test_without_our_handlers_it_would_hang(start_run: Start) -> None:
     """The control: Python's own handler waits for the model, as long as that takes."""
-    python_own = STUCK + "import fsvit_edge.runtime.live_run as live_run, contextlib\n"
+    python_own = STUCK + "import fsvit_edge.live.run as live_run, contextlib\n"
     python_own += "live_run.stop_on_signals = lambda stop: contextlib.nullcontext()\n"
     python_own += "live_run.run_beside = lambda work, stop, tick, grace_s: (work(), True)[1]\n"
     run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=python_own)

@@ -25,7 +25,7 @@ FAULT_EVERY_S = 60.0
 SAMPLE_S = 2.0
 
 LEAK = """
-from fsvit_edge.runtime.live_run import LiveRun
+from fsvit_edge.live.run import LiveRun
 deliver = LiveRun._deliver
 leak = []
 def leaking(self, frame, prediction):

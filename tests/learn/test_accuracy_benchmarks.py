@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_engine import FakeEngine
 
 from fsvit_edge.learn.datasets import FolderFewShot
 from fsvit_edge.learn.evaluation import EvaluationOptions
@@ -26,7 +27,6 @@ from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
-from fsvit_edge.runtime.engines.fake import FakeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError, InputError
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.predictor import FewShotModel

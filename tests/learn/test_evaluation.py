@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from fsvit_edge.export.torch_engine import open_network
 from fsvit_edge.learn import evaluation
 from fsvit_edge.learn.datasets import FolderFewShot
 from fsvit_edge.learn.episode_pictures import draw_answer
@@ -19,6 +18,7 @@ from fsvit_edge.learn.episodes import benchmark_episode, present
 from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, evaluate
 from fsvit_edge.learn.gates import Gates, Reference
 from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.model.torch_engine import open_network
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtefactError, InputError
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.predictor import FewShotModel

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsvit_edge.export.graphs import make_manifest
 from fsvit_edge.learn.training import new_head
 from fsvit_edge.model import prototype_head
 from fsvit_edge.model.checkpoint import build_network, load_network, save_network
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.fast_head import Supports
+from fsvit_edge.model.graphs import make_manifest
 from fsvit_edge.model.head import CorrelationHead
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.prototype_head import PrototypeHead

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.engines.choose import OpenEngines, choose_engines
-from fsvit_edge.runtime.engines.fake import FakeEngine
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.outlines import CERTAIN_LOGIT, at_corners, sharpen
 from fsvit_edge.runtime.postprocess import label_map, log_odds, upsample_foreground

@@ -8,17 +8,17 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+from fake_engine import FakeEngine
 from threadpoolctl import threadpool_info
 
+from fsvit_edge.enroll.fit import measure_fit
 from fsvit_edge.runtime import head_runs, predictor
 from fsvit_edge.runtime.bank import MAX_CLASSES, SupportBank
 from fsvit_edge.runtime.box_mask import mask_from_box
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
-from fsvit_edge.runtime.engines.fake import FakeEngine
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError, UnseenThingError
-from fsvit_edge.runtime.fit import measure_fit
 from fsvit_edge.runtime.predictor import Enrolment, FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 from fsvit_edge.runtime.presence_level import level_of_supports

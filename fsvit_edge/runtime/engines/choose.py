@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fsvit_edge.runtime.bundle import OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.base import Engine
-from fsvit_edge.runtime.engines.engine_file import PRECISIONS, engine_folder, load_engine
-from fsvit_edge.runtime.engines.engine_sets import BuiltEngine, EngineSet, find_engines, fitting_sets
-from fsvit_edge.runtime.engines.misfits import BACKEND_TITLES, build_command, installed_version
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, choose_provider
+from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, load_engine
+from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, build_command, installed_version
+from fsvit_edge.runtime.engines.store.sets import BuiltEngine, EngineSet, find_engines, fitting_sets
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
 from fsvit_edge.runtime.json_records import record_from_json
@@ -225,7 +225,7 @@ class _Search:
         return None
 
     def _open_plan_set(self, one: EngineSet) -> OpenEngines:
-        from fsvit_edge.runtime.engines.device_memory import open_device_memory
+        from fsvit_edge.runtime.engines.memory.base import open_device_memory
         from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
         from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 

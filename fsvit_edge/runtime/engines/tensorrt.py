@@ -12,10 +12,10 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.engines import rtx_runtime
+from fsvit_edge.runtime.engines import rtx as rtx_runtime
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
-from fsvit_edge.runtime.engines.device_memory import CapturedGraph, DeviceBuffer, DeviceMemory
-from fsvit_edge.runtime.engines.engine_file import EngineRecord
+from fsvit_edge.runtime.engines.memory.base import CapturedGraph, DeviceBuffer, DeviceMemory
+from fsvit_edge.runtime.engines.store.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT
 from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason

@@ -1,0 +1,1 @@
+"""From a user's pictures to a class in the bank, and what to say about it."""

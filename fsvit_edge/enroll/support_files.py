@@ -1,0 +1,221 @@
+"""What a user has of a thing becomes support pictures: files, folders with or without masks, frames of a video."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.live.sources.files import VIDEO_SUFFIXES, open_file
+from fsvit_edge.live.sources.options import SourceOptions
+from fsvit_edge.live.uri import SourceAddress, printable
+from fsvit_edge.runtime.box_mask import Box
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, by_stem, pictures_in, read_image, read_mask
+
+MOST_PICTURES = 100
+"""At a time: all are in memory at once, and a few-shot class has no use for more."""
+
+_ROUNDING = 1e-6  # of a frame: a time given as the quotient of a frame's number and the rate must find that frame
+
+
+@dataclass(frozen=True)
+class SupportPicture:
+    """A picture to enrol.
+
+    Attributes:
+        source: Where it was read from, fit to print.
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool, True somewhere; None where none was given.
+        box_xyxy: Left, top, right and bottom in pixels, inside the picture, right and bottom exclusive; None where none
+            was given.
+    """
+
+    source: str
+    image: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.bool_] | None = None
+    box_xyxy: Box | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    """A picture not read yet, or a moment of a video: a number of a frame, or seconds."""
+
+    path: Path
+    mask: Path | None = None
+    frame: int | None = None
+    seconds: float | None = None
+
+
+def parse_box(text: str) -> Box:
+    """Make left, top, right and bottom of "x,y,w,h": left, top, width and height in pixels.
+
+    Raises:
+        InputError: It is not four whole numbers, or has no area.
+    """
+    if not re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5}){3}", text):
+        raise InputError(f"--box {text!r:.60} is no box; give left,top,width,height in pixels, as in 40,30,120,90.")
+    left, top, width, height = map(int, text.split(","))
+    if not width or not height:
+        raise InputError(f"--box {text} has no area; give left,top,width,height in pixels.")
+    return left, top, left + width, top + height
+
+
+def read_supports(
+    inputs: Sequence[Path],
+    masks: Sequence[Path] = (),
+    boxes: Sequence[Box] = (),
+    frames: Sequence[int] = (),
+    seconds: Sequence[float] = (),
+) -> list[SupportPicture]:
+    """Read what the user named, in that order.
+
+    Args:
+        inputs: Pictures, folders of pictures (in natural order), folders with images/ and masks/ of the same stems,
+            and at most one video.
+        masks: The mask of each picture, or none.
+        boxes: The box around the thing in each picture, or none; not together with masks.
+        frames: Numbers of the video's frames that show the thing, from 0.
+        seconds: Or their times from the video's begin.
+
+    Raises:
+        InputError: Something of it cannot be used, or does not go together.
+        SourceError: The video does not exist or cannot be decoded.
+    """
+    if masks and boxes:
+        raise InputError("A picture takes a mask or a box: give --mask or --box, not both.")
+    if frames and seconds:
+        raise InputError("Name the frames of a video by --frame or by --at, not by both.")
+    if any(not 0 <= moment < math.inf for moment in seconds):
+        raise InputError("--at must be a number of seconds from the video's begin, 0 or more.")
+    files = _listed(inputs, frames, seconds)
+    if any(file.mask for file in files) and (masks or boxes):
+        raise InputError("A folder with masks/ brings its own masks; enrol it without --mask and --box.")
+    for option, given in (("mask", masks), ("box", boxes)):
+        if given and len(given) != len(files):
+            plural = "masks" if option == "mask" else "boxes"
+            raise InputError(
+                f"{len(files)} pictures but {len(given)} {plural}: give one --{option} for each picture, or none."
+            )
+    if len(files) > MOST_PICTURES:
+        raise InputError(f"{len(files)} pictures are too many; give the best, at most {MOST_PICTURES} at a time.")
+    pictures = _read_files(files, masks)
+    for index, box in enumerate(boxes):
+        pictures[index] = replace(pictures[index], box_xyxy=_inside(box, pictures[index]))
+    return pictures
+
+
+def _listed(inputs: Sequence[Path], frames: Sequence[int], seconds: Sequence[float]) -> list[_File]:
+    """Say which pictures are meant, without reading one."""
+    files: list[_File] = []
+    videos: list[Path] = []
+    has_moments = bool(frames or seconds)
+    for path in inputs:
+        if path.is_dir():
+            files += _of_folder(path)
+        elif _is_video(path, has_moments):
+            videos.append(path)
+            files += [_File(path, frame=number) for number in frames]
+            files += [_File(path, seconds=time) for time in seconds]
+        else:
+            files.append(_File(path))
+    if len(videos) > 1:
+        raise InputError(f"{videos[0]} and {videos[1]} are two videos; enrol from one at a time.")
+    if has_moments and not videos:
+        raise InputError("--frame and --at are for a video, and none is given; leave them out.")
+    return files
+
+
+def _is_video(path: Path, has_moments: bool) -> bool:
+    suffix = path.suffix.lower()
+    if suffix not in VIDEO_SUFFIXES:
+        return False
+    if not has_moments and suffix != ".gif":  # which is a picture as well
+        raise InputError(f"{path} is a video; say which frame to take: --frame NUMBER, from 0, or --at SECONDS.")
+    return has_moments
+
+
+def _of_folder(folder: Path) -> list[_File]:
+    try:
+        images, masks = folder / "images", folder / "masks"
+        if not images.is_dir() and not masks.is_dir():
+            found = [_File(path) for path in pictures_in(folder)]
+        elif images.is_dir() and masks.is_dir():
+            mask_of = by_stem(pictures_in(masks))
+            found = [_File(path, mask_of.get(stem)) for stem, path in by_stem(pictures_in(images)).items()]
+        else:
+            has, lacks = ("images", "masks") if images.is_dir() else ("masks", "images")
+            raise InputError(
+                f"The folder {folder} has {has}/ but no {lacks}/; add it, or give the folder of the pictures alone."
+            )
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+    if not found:
+        where = images if images.is_dir() else folder
+        raise InputError(f"The folder {where} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+    bare = [file.path for file in found if file.mask is None]
+    if masks.is_dir() and bare:
+        raise InputError(
+            f"{len(bare)} of the {len(found)} pictures in {images} have no mask, the first is {bare[0].name}; add "
+            f"{masks / bare[0].stem}.png, or take the picture out."
+        )
+    return found
+
+
+def _read_files(files: Sequence[_File], masks: Sequence[Path]) -> list[SupportPicture]:
+    pictures = []
+    frames = _read_frames([file for file in files if file.frame is not None or file.seconds is not None])
+    for index, file in enumerate(files):
+        picture = frames.get(file) or SupportPicture(printable(str(file.path)), read_image(file.path))
+        path = masks[index] if masks else file.mask
+        if path is not None:
+            picture = replace(picture, mask=read_mask(path, (picture.image.shape[0], picture.image.shape[1])))
+        pictures.append(picture)
+    return pictures
+
+
+def _read_frames(files: Sequence[_File]) -> dict[_File, SupportPicture]:
+    """Read frames of one video in one pass; seeking would be faster and, in many encodings, land elsewhere."""
+    if not files:
+        return {}
+    name = printable(str(files[0].path))
+    found: dict[_File, SupportPicture] = {}
+    with open_file(SourceAddress("path", str(files[0].path), name), SourceOptions()) as source:
+        wanted: dict[int, list[_File]] = {}
+        for file in files:
+            wanted.setdefault(_number(file, source.fps, name), []).append(file)
+        count = 0
+        for frame in source:
+            count += 1
+            for file in wanted.pop(frame.index, ()):
+                found[file] = SupportPicture(f"{name}, frame {frame.index}", frame.image)
+            if not wanted:
+                return found
+        missing = wanted[min(wanted)][0]
+        if missing.seconds is not None:
+            end = count / (source.fps or 1.0)
+            raise InputError(f"The video {name} ends at {end:.2f} s; it has no frame at {missing.seconds:g} s.")
+        raise InputError(f"The video {name} has {count} frames, no frame {missing.frame}; the first is frame 0.")
+
+
+def _number(file: _File, fps: float | None, name: str) -> int:
+    if file.seconds is None:
+        assert file.frame is not None
+        return file.frame
+    if fps is None:
+        raise InputError(f"The video {name} does not say how many frames a second it has; name them by --frame.")
+    return int(file.seconds * fps + _ROUNDING)
+
+
+def _inside(box: Box, picture: SupportPicture) -> Box:
+    left, top, right, bottom = box
+    height, width = picture.image.shape[:2]
+    if right > width or bottom > height:
+        raise InputError(
+            f"The box {left},{top},{right - left},{bottom - top} reaches outside {picture.source}, which is "
+            f"{width}x{height} pixels; give left,top,width,height."
+        )
+    return box

@@ -1,0 +1,216 @@
+"""What this machine has: packages, engines, OpenCV's back-ends, cameras, and whether a bundle is whole."""
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, read_manifest
+from fsvit_edge.runtime.engines.choose import PLAN_ENGINES
+from fsvit_edge.runtime.engines.store.files import engine_folder
+from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version
+from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError
+from fsvit_edge.runtime.gpu import gpu_missing_reason
+from fsvit_edge.runtime.machine import Machine
+
+_NEEDED = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "safetensors")
+_OPTIONAL = {
+    "torch": "export",
+    "timm": "export",
+    "onnx": "build",
+    "onnxsim": "export",
+    "onnxscript": "export",
+    "scikit-image": "demo",
+}
+_USES = {"demo": "run demo", "build": "export and build-engine"}
+_OTHER = {"pycuda": "cuda-bindings", "cuda-bindings": "pycuda"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: What.
+        ok: Whether it is there.
+        needed: Whether nothing works without it.
+        text: Its version or number, or what is missing for what and how to get it.
+    """
+
+    subject: str
+    ok: bool
+    needed: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether everything that is needed is there."""
+        return all(finding.ok for finding in self.findings if finding.needed)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where everything that is needed is there, 4 where only the bundle is not whole, else 3."""
+        if self.usable:
+            return 0
+        lacking = {finding.subject for finding in self.findings if finding.needed and not finding.ok}
+        return ArtefactError.exit_code if lacking == {"bundle"} else EnvironmentLacksError.exit_code
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"usable": self.usable, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def diagnose(bundle: Path | None = None) -> Diagnosis:
+    """Look at this machine and at a bundle (None: the one that is shipped)."""
+    findings = [
+        Finding("python", True, True, f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} CPUs")
+    ]
+    findings.extend(_packages())
+    findings.extend(_providers())
+    findings.extend(_gpu())
+    findings.extend(_gpu_packages())
+    findings.extend(_opencv())
+    findings.append(_cameras())
+    path = DEFAULT_BUNDLE if bundle is None else bundle
+    findings.append(_bundle(path))
+    findings.extend(_engines(path))
+    return Diagnosis(tuple(findings))
+
+
+def _packages() -> Iterator[Finding]:
+    for package in _NEEDED:
+        found = _version(package)
+        yield Finding(package, found is not None, True, found or f"not installed; pip install {package}")
+    for package, extra in _OPTIONAL.items():
+        found = _version(package)
+        hint = f'only for fsvit-edge {_USES.get(extra, extra)}: pip install "fsvit-edge[{extra}]"'
+        yield Finding(package, found is not None, False, found or hint)
+
+
+def _version(package: str) -> str | None:
+    # A system's OpenCV (JetPack's) and GPU builds of ONNX Runtime go by other distribution names: ask the module.
+    modules = {"opencv-python-headless": "cv2", "onnxruntime": "onnxruntime"}
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        if package not in modules:
+            return None
+    try:
+        return str(__import__(modules[package]).__version__)
+    except ImportError:
+        return None
+
+
+def _providers() -> Iterator[Finding]:
+    try:
+        from fsvit_edge.runtime.engines.onnx_runtime import PROVIDERS, installed_providers
+
+        installed = installed_providers()
+    except ImportError:
+        return
+    for name in PROVIDERS:
+        hint = "not in this ONNX Runtime; on a GPU: pip install onnxruntime-gpu (on a Jetson: NVIDIA's own wheel)"
+        text = f"--engine {name}" if name in installed else hint
+        yield Finding(f"engine {name}", name in installed, name == "cpu", text)
+
+
+def _gpu() -> Iterator[Finding]:
+    machine = Machine.here()
+    if machine.l4t is not None:
+        yield Finding(
+            "L4T", True, False, f"{machine.l4t}, a Jetson: TensorRT comes with JetPack, see examples/jetson.md"
+        )
+    gpu = machine.gpu
+    if gpu is None:
+        use = "needed for --engine cuda, tensorrt and tensorrt-rtx"
+        yield Finding("GPU", False, False, f"{gpu_missing_reason()}; {use}: install the NVIDIA driver")
+        return
+    major, minor = gpu.compute_capability
+    memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"
+    yield Finding("GPU", True, False, f"{gpu.name}, sm{major}{minor}, {gpu.sm_count} multiprocessors, {memory}")
+    yield Finding("GPU driver", True, False, f"for CUDA up to {gpu.driver}")
+
+
+def _gpu_packages() -> Iterator[Finding]:
+    for backend in PLAN_ENGINES:
+        found = installed_version(backend)
+        hint = f'only for --engine {backend}: pip install "fsvit-edge[{backend}]"'
+        if backend == "tensorrt":
+            hint += " (a Jetson's own is seen by an environment made with --system-site-packages)"
+        yield Finding(backend, found is not None, False, found or hint)
+    # Either will do; pycuda's driver is not imported, which fails without a GPU.
+    for package in ("pycuda", "cuda-bindings"):
+        found = _version(package)
+        hint = (
+            f"only for --engine tensorrt and tensorrt-rtx, which need this or {_OTHER[package]}: pip install {package}"
+        )
+        yield Finding(package, found is not None, False, found or hint)
+
+
+def _engines(path: Path) -> Iterator[Finding]:
+    """What build-engine made of the bundle, whether it serves here, and whether more can be written."""
+    try:
+        manifest = read_manifest(path)
+        folder = engine_folder(path, manifest)
+    except ArtefactError:
+        return  # told already
+    except EnvironmentLacksError as error:
+        yield Finding("engine folder", False, False, str(error))
+        return
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        yield Finding("engine folder", True, False, str(folder))
+    else:
+        reason = f"no permission in {existing}" if existing.is_dir() else f"{existing} is a file"
+        text = f"{folder} cannot be written: {reason}; needed for fsvit-edge build-engine"
+        yield Finding("engine folder", False, False, text)
+    built, flawed = find_engines(folder)
+    for number, sentence in enumerate(flawed, 1):
+        yield Finding(f"sidecar {number}", False, False, sentence)
+    if not built:
+        yield Finding("engines", False, False, f"none built; faster with: {build_command(None, None, path)}")
+        return
+    fitting = fitting_sets(built, manifest, Machine.here(), path)
+    for one in fitting.sets:
+        record = one.record
+        yield Finding(f"engines {record.backend} {record.precision}", True, False, one.description)
+    for (backend, precision), reason in fitting.reasons.items():
+        yield Finding(f"engines {backend} {precision}", False, False, reason)
+
+
+def _opencv() -> Iterator[Finding]:
+    try:
+        import cv2
+    except ImportError:
+        return
+    information = cv2.getBuildInformation()
+    uses = {"FFMPEG": "video files and rtsp://", "v4l/v4l2": "USB cameras", "GStreamer": "CSI cameras on a Jetson"}
+    for name, use in uses.items():
+        has = re.search(rf"{re.escape(name)}:\s+YES", information) is not None
+        hint = "" if name != "GStreamer" else "; use the system's OpenCV: apt install python3-opencv"
+        yield Finding(f"OpenCV {name}", has, False, use if has else f"not in this OpenCV, needed for {use}{hint}")
+
+
+def _cameras() -> Finding:
+    cameras = sorted(str(path) for path in Path("/dev").glob("video*"))
+    return Finding("cameras", bool(cameras), False, ", ".join(cameras) or "no /dev/video*; plug one in for --camera")
+
+
+def _bundle(path: Path) -> Finding:
+    try:
+        manifest = Bundle.load(path).manifest
+    except FsvitEdgeError as error:
+        return Finding("bundle", False, True, str(error))
+    return Finding("bundle", True, True, f"{manifest.name}, {manifest.backbone}, {manifest.image_size} px, files whole")

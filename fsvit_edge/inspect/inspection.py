@@ -1,0 +1,323 @@
+"""What a file of ours is, whether it is whole and whether it will run here: told without running anything in it."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fsvit_edge.inspect.checkpoint_header import pickled_facts, safetensors_facts, safetensors_metadata
+from fsvit_edge.inspect.onnx_header import read_onnx_header
+from fsvit_edge.runtime.bank import METADATA_KEY, SupportBank
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS, Bundle, Manifest, read_manifest
+from fsvit_edge.runtime.engines.base import TensorSpec
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.store.files import (
+    SIDECAR_SUFFIX,
+    EngineRecord,
+    engine_folder,
+    load_engine,
+    read_record,
+    sidecar_of,
+)
+from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, misfits
+from fsvit_edge.runtime.engines.store.sets import find_engines
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.machine import Machine
+
+_PLANS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
+_PLAN_SUFFIXES = (".engine", ".plan", ".trt")
+_PICKLED = (".ckpt", ".pth", ".pt")
+_KNOWN = "an engine, an ONNX graph, a bundle, a bank, a calibration or a checkpoint"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file is.
+
+    Attributes:
+        path: The file or folder.
+        kind: In words: engine, plan without sidecar, ONNX graph, bundle, bank, calibration, checkpoint.
+        facts: What it says of itself, by a word or two.
+        runs_here: Whether it will run on this machine; None for what does not run by itself.
+        problems: Sentences: what is damaged, or why it will not run.
+    """
+
+    path: str
+    kind: str
+    facts: dict[str, Any]
+    runs_here: bool | None
+    problems: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 for what is whole and runs here or need not run, else 4."""
+        return ArtefactError.exit_code if self.problems else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def inspect_file(path: Path) -> Inspection:
+    """Tell what a file is. A plan is never deserialised, a checkpoint never unpickled, nothing fetched.
+
+    Raises:
+        InputError: There is no such file, or it is none of ours.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; name {_KNOWN}.")
+    if path.is_dir() or path.name == MANIFEST_NAME:
+        return _inspect_bundle(path if path.is_dir() else path.parent)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if path.name.endswith(tuple(suffix + SIDECAR_SUFFIX for suffix in (*_PLAN_SUFFIXES, ".onnx"))):
+        return _inspect_engine(path.with_suffix(""))
+    if sidecar_of(path) != path and sidecar_of(path).exists() and path.suffix in (*_PLAN_SUFFIXES, ".onnx"):
+        return _inspect_engine(path)
+    if start[:4] in _PLANS or path.suffix in _PLAN_SUFFIXES:
+        return _inspect_bare_plan(path, start)
+    readers: dict[str, Callable[[Path], Inspection]] = {
+        ".onnx": _inspect_graph,
+        ".safetensors": _inspect_tensors,
+        ".json": _inspect_json,
+        **dict.fromkeys(_PICKLED, _inspect_pickled),
+    }
+    if path.suffix not in readers:
+        raise InputError(f"{path} is nothing that fsvit-edge knows; name {_KNOWN}.")
+    return readers[path.suffix](path)
+
+
+def _inspect_engine(path: Path) -> Inspection:
+    try:
+        record = read_record(path)
+    except ArtefactError as error:
+        return Inspection(str(path), "engine", {}, False, (str(error),))
+    problems = []
+    try:
+        load_engine(path, record)
+        sum_is = "right"
+    except ArtefactError as error:
+        sum_is = "wrong" if path.exists() else "of a file that is missing"
+        problems.append(str(error))
+    bundle, manifest, served = _bundle_of(path)
+    facts: dict[str, Any] = {"sum": sum_is, **_engine_facts(record), "made for": served}
+    problems += misfits(record, manifest, Machine.here(), bundle)
+    return Inspection(str(path), "engine", facts, not problems, tuple(problems))
+
+
+def _engine_facts(record: EngineRecord) -> dict[str, Any]:
+    built_on = record.machine
+    gpu = built_on["gpu"]
+    if record.backend == "onnxruntime":
+        runs_on = f"{built_on['arch']}, measured on {built_on['cpu']}"
+    elif record.targets:
+        runs_on = ", ".join(record.targets)
+    else:
+        runs_on = "unknown" if gpu is None else "{} (sm{}{})".format(gpu["name"], *gpu["compute_capability"])
+    verified = record.verification
+    return {
+        "graph": record.graph,
+        "network": f"{record.bundle_name}, {record.backbone}, {record.head} head, {record.image_size} px",
+        "precision": record.precision,
+        "backend": f"{BACKEND_TITLES[record.backend]} {record.backend_version}",
+        "runs on": runs_on,
+        "size": f"{record.size_bytes / 1e6:.1f} MB",
+        "INT8 products": f"{record.int8_gemms} of {record.gemms}",
+        "limits": ", ".join(f"{key} {value}" for key, value in record.limits.items()) or "none",
+        "inputs": _tensors(record.inputs),
+        "outputs": _tensors(record.outputs),
+        "calibration": "none"
+        if record.calibration is None
+        else ", ".join(f"{key} {_short(value)}" for key, value in record.calibration.items()),
+        "compared": ", ".join(f"{key} {_short(value)}" for key, value in verified.items() if key != "outputs")
+        or "not with the FP32 graph",
+        "one run": "not measured"
+        if record.latency_ms is None
+        else f"{record.latency_ms:.2f} ms"
+        + ("" if record.fp32_latency_ms is None else f", FP32 {record.fp32_latency_ms:.2f} ms"),
+        "built": f"{record.built_at} by {record.built_by} in {record.build_s:.1f} s",
+    }
+
+
+def _bundle_of(path: Path) -> tuple[Path | None, Manifest | None, str]:
+    """The bundle that an engine lies beside, or whose engines lie in its folder; None where there is none."""
+    folder = path.resolve().parent
+    try:
+        shipped = read_manifest(DEFAULT_BUNDLE)
+        if folder == engine_folder(DEFAULT_BUNDLE, shipped).resolve():
+            return None, shipped, f"{shipped.name}, which is shipped"
+    except EnvironmentLacksError:
+        pass  # without a home folder there is no cache
+    if not (folder / MANIFEST_NAME).exists():
+        return None, None, "no bundle is beside it, so only this machine was judged"
+    try:
+        manifest = read_manifest(folder)
+    except ArtefactError:
+        return None, None, "the bundle beside it is damaged, so only this machine was judged"
+    return folder, manifest, f"{manifest.name}, beside it"
+
+
+def _inspect_bare_plan(path: Path, start: bytes) -> Inspection:
+    facts: dict[str, Any] = {"size": _size(path)}
+    made_by = _PLANS.get(start[:4])
+    if made_by is None:
+        problem = f"{path} is damaged or no plan of TensorRT; build it with: fsvit-edge build-engine."
+        return Inspection(str(path), "plan without sidecar", facts, False, (problem,))
+    if len(start) >= 28:
+        facts["made by"] = f"{made_by} {'.'.join(map(str, start[24:28]))}"
+    problem = (
+        f"{path} has no sidecar {sidecar_of(path).name}, so nothing says whose network it is, and it is never opened; "
+        "build it with: fsvit-edge build-engine."
+    )
+    return Inspection(str(path), "plan without sidecar", facts, False, (problem,))
+
+
+def _inspect_graph(path: Path) -> Inspection:
+    facts: dict[str, Any] = {"size": _size(path)}
+    try:
+        header = read_onnx_header(path.read_bytes())
+    except ValueError as error:
+        problem = f"{path} is damaged or no ONNX graph: {error}."
+        return Inspection(str(path), "ONNX graph", facts, False, (problem,))
+    operators = sorted(header.operators.items(), key=lambda one: -one[1])
+    facts |= {
+        "precision": header.precision,
+        "opset": header.opset,
+        "made by": header.producer or "unknown",
+        "inputs": _tensors(header.inputs),
+        "outputs": _tensors(header.outputs),
+        "operators": f"{sum(header.operators.values())}: " + ", ".join(f"{n} {name}" for name, n in operators[:6]),
+    }
+    try:
+        if (path.parent / MANIFEST_NAME).exists() and path.name in {
+            info.file for info in read_manifest(path.parent).graphs.values()
+        }:
+            Bundle.load(path.parent)
+            facts["sum"] = "right, as its bundle says"
+        with OnnxRuntimeEngine(path, "cpu", threads=1):
+            pass
+    except FsvitEdgeError as error:
+        return Inspection(str(path), "ONNX graph", facts, False, (str(error),))
+    return Inspection(str(path), "ONNX graph", facts, True, ())
+
+
+def _inspect_bundle(path: Path) -> Inspection:
+    if not (path / MANIFEST_NAME).exists():
+        raise InputError(f"{path} is a folder without {MANIFEST_NAME}, so no bundle; name {_KNOWN}.")
+    try:
+        manifest = read_manifest(path)
+    except ArtefactError as error:
+        return Inspection(str(path), "bundle", {}, False, (str(error),))
+    sizes = {name: path / manifest.graphs[name].file for name in manifest.graphs}
+    facts: dict[str, Any] = {
+        "network": f"{manifest.name}, {manifest.backbone}, {manifest.head} head, {manifest.image_size} px",
+        "precision": manifest.precision,
+        "opset": manifest.opset,
+        "made by": manifest.created_by,
+        "graphs": ", ".join(f"{name} {_size(file)}" for name, file in sizes.items() if file.is_file()),
+        "objectness": _objectness(manifest),
+        "parity": f"{max(manifest.parity.values()):.1e} to torch" if manifest.parity else "not measured",
+    }
+    try:
+        Bundle.load(path)
+    except ArtefactError as error:
+        return Inspection(str(path), "bundle", facts | {"sums": "wrong"}, False, (str(error),))
+    return Inspection(str(path), "bundle", facts | {"sums": "right"} | _engines_beside(path, manifest), True, ())
+
+
+def _objectness(manifest: Manifest) -> str:
+    if OBJECTNESS in manifest.graphs:
+        return "by a graph of its own, for sharp outlines"
+    return "by the encoder, for sharp outlines" if manifest.tells_objectness else "none, outlines are plain"
+
+
+def _engines_beside(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """The engines of a bundle; that one does not fit is no flaw of the bundle, which runs without."""
+    try:
+        built, flawed = find_engines(engine_folder(path, manifest))
+    except EnvironmentLacksError:
+        return {}
+    machine = Machine.here() if built else None
+    facts: dict[str, Any] = {f"sidecar {number}": sentence for number, sentence in enumerate(flawed, 1)}
+    for file, record in built:
+        assert machine is not None
+        reasons = misfits(record, manifest, machine, path)
+        facts[f"engine {file.name}"] = reasons[0].removeprefix(f"{record.file} ") if reasons else "fits"
+    return facts or {"engines": "none built"}
+
+
+def _inspect_tensors(path: Path) -> Inspection:
+    try:
+        is_bank = METADATA_KEY in safetensors_metadata(path)
+        facts = {"size": _size(path), **safetensors_facts(path), **_to_run(path)}
+    except ValueError as error:
+        problem = f"{path} is damaged or no .safetensors file: {error}."
+        return Inspection(str(path), "bank or checkpoint", {"size": _size(path)}, None, (problem,))
+    if not is_bank:
+        return Inspection(str(path), "checkpoint", facts, None, ())
+    try:
+        bank = SupportBank.load(path)
+    except FsvitEdgeError as error:
+        return Inspection(str(path), "bank", {"size": _size(path)}, None, (str(error),))
+    identity = bank.identity
+    shipped = read_manifest(DEFAULT_BUNDLE).graphs["encoder"].sha256
+    facts = {
+        "size": _size(path),
+        "sum": "right",
+        "classes": ", ".join(f"{name} ({len(bank.supports(name))})" for name in bank.classes) or "none",
+        "made by": f"{identity.name}, {identity.image_size} px, in {identity.precision}",
+        "encoder": f"sha256 {identity.encoder_sha256!s:.12}..."
+        + (", that of the model shipped" if identity.encoder_sha256 == shipped else ""),
+    }
+    return Inspection(str(path), "bank", facts, None, ())
+
+
+def _inspect_pickled(path: Path) -> Inspection:
+    try:
+        facts = {"size": _size(path), **pickled_facts(path), **_to_run(path)}
+    except (ValueError, OSError) as error:
+        problem = f"{path} is damaged or no checkpoint: {error}."
+        return Inspection(str(path), "checkpoint", {"size": _size(path)}, None, (problem,))
+    return Inspection(str(path), "checkpoint", facts, None, ())
+
+
+def _inspect_json(path: Path) -> Inspection:
+    try:
+        values: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}.") from error
+    if not isinstance(values, dict) or not {"ranges", "method", "graphs"} <= values.keys():
+        raise InputError(f"{path} is JSON, but nothing that fsvit-edge knows; name {_KNOWN}.")
+    facts = {"size": _size(path)}
+    facts |= {key: f"{values.get(key)!s:.60}" for key in ("model_name", "image_size", "method", "pictures", "banked")}
+    beside = path.parent if (path.parent / MANIFEST_NAME).exists() else DEFAULT_BUNDLE
+    with suppress(ArtefactError):
+        manifest = read_manifest(beside)
+        graphs = values["graphs"] if isinstance(values["graphs"], dict) else {}
+        fits = bool(graphs) and all(
+            manifest.graphs[name].sha256 == graphs[name] for name in graphs.keys() & manifest.graphs.keys()
+        )
+        facts["fits"] = f"{manifest.name}: {'yes' if fits else 'no, it was made for other graphs'}"
+    facts["made by"] = f"{values.get('created_by')!s:.60}"
+    return Inspection(str(path), "calibration", facts, None, ())
+
+
+def _to_run(path: Path) -> dict[str, str]:
+    return {"to run it": f"fsvit-edge export --checkpoint {path}"}
+
+
+def _tensors(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in specs)
+
+
+def _short(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else f"{value!s:.40}"
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.2f} MB"

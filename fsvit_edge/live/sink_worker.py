@@ -1,0 +1,132 @@
+"""A sink behind a thread and a short queue of its own, so that a slow one delays neither the frames nor other sinks."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.health import Health, SinkStatus
+from fsvit_edge.live.sinks.base import Sink, SinkClosedError
+from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.prediction import Prediction
+
+_FILE_QUEUE = 8
+_MOST_REPORTS = 16
+
+
+class SinkWorker:
+    """Hands frames to a sink from a thread of its own.
+
+    Where the source is live, a frame that finds the queue full takes the place of the oldest in it, which counts as
+    dropped. Where it is not, the frame waits for a place, and nothing is dropped.
+
+    Args:
+        sink: The sink; it is finished by this thread.
+        name: Its URI, fit to print.
+        is_live: Whether the source is.
+        on_end: Called once, from the worker's thread, where the sink ends before it was told to: with why it failed,
+            or with None where its reader has gone.
+    """
+
+    def __init__(
+        self, sink: Sink, name: str, is_live: bool, on_end: Callable[["SinkWorker", FsvitEdgeError | None], None]
+    ) -> None:
+        self.name = name
+        self._sink = sink
+        self._waits = not is_live
+        self._capacity = sink.queue_frames if is_live else _FILE_QUEUE
+        self._on_end = on_end
+        self._changed = threading.Condition()
+        self._frames: deque[tuple[Frame, Prediction]] = deque()
+        self._reports: deque[Health] = deque(maxlen=_MOST_REPORTS)
+        self._written = 0
+        self._dropped = 0
+        self._failure = ""
+        self._finishing = False
+        self._has_ended = False
+        self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def status(self) -> SinkStatus:
+        """How the sink fares."""
+        with self._changed:
+            return SinkStatus(self.name, self._written, self._dropped, self._failure, self._sink.trouble)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the sink takes no more."""
+        return self._has_ended
+
+    def put(self, frame: Frame, prediction: Prediction) -> None:
+        """Have the sink take a frame; returns at once where the source is live."""
+        with self._changed:
+            while self._waits and len(self._frames) >= self._capacity and not self._has_ended:
+                self._changed.wait()
+            if self._has_ended:
+                return
+            if len(self._frames) >= self._capacity:
+                self._frames.popleft()
+                self._dropped += 1
+            self._frames.append((frame, prediction))
+            self._changed.notify_all()
+
+    def report(self, health: Health) -> None:
+        """Have the sink take how the run fares; returns at once."""
+        with self._changed:
+            self._reports.append(health)
+            self._changed.notify_all()
+
+    def finish(self, timeout_s: float | None = None) -> bool:
+        """Have the sink take what waits, and finish it.
+
+        Args:
+            timeout_s: Seconds to wait for it; None as long as it takes.
+
+        Returns:
+            Whether it is finished.
+        """
+        with self._changed:
+            self._finishing = True
+            if timeout_s is not None:
+                self._frames.clear()  # who is in a hurry wants whole files, not the last frames
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        failure: FsvitEdgeError | None = None
+        try:
+            with self._sink:
+                self._serve()
+        except SinkClosedError:
+            pass
+        except FsvitEdgeError as error:
+            failure = error
+        except Exception as error:
+            # A fault of ours in one sink must not end the others.
+            failure = FsvitEdgeError(f"{self.name} failed: {type(error).__name__}: {error}")
+        with self._changed:
+            self._failure, self._has_ended = str(failure or ""), True
+            self._frames.clear()
+            self._changed.notify_all()
+            was_told = self._finishing and failure is None
+        if not was_told:
+            self._on_end(self, failure)
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._reports or self._frames or self._finishing):
+                    self._changed.wait()
+                if not (self._reports or self._frames):
+                    return
+                report = self._reports.popleft() if self._reports else None
+                item = self._frames.popleft() if report is None else None
+                self._changed.notify_all()
+            if report is not None:
+                self._sink.report(report)
+            if item is not None:
+                self._sink.write(*item)
+                with self._changed:
+                    self._written += 1

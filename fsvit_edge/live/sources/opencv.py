@@ -1,0 +1,156 @@
+"""OpenCV's video reader with its traps covered: time limits, FFmpeg's options and its chatter."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.live.sources.options import Flip
+
+READ_TIMEOUT_MS = 5000
+"""After which FFmpeg gives a read up."""
+
+_SILENT = 0  # of OpenCV's log levels
+_OPEN_TIMEOUT_MS = 4500
+_EXPECTED_FPS = 25.0
+# FFmpeg looks at a stream for 5 s if it may before it gives the first frame; 1 s of frames tells their size.
+_RTSP = "rtsp_transport;tcp|analyzeduration;1000000"
+# Only a stream of JPEGs, and nothing but the network: an answer must not be able to send FFmpeg to a file.
+_MJPEG = "input_format;mpjpeg|protocol_whitelist;http,https,tcp,tls"
+_FLIP_CODES = {"horizontal": 1, "vertical": 0, "both": -1}
+
+_Rgb = npt.NDArray[np.uint8]
+
+
+@contextmanager
+def quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV from writing to stderr what we say ourselves, in one sentence."""
+    set_log_level = getattr(cv2.utils, "logging", cv2).setLogLevel  # OpenCV 5 moved it
+    level = set_log_level(_SILENT)
+    try:
+        yield
+    finally:
+        set_log_level(level)
+
+
+@contextmanager
+def ffmpeg_options(options: str = _RTSP) -> Iterator[None]:
+    """Hold FFmpeg's options while OpenCV opens a video, for it takes them from the environment only.
+
+    FFmpeg keeps silent; its silence is settled once a process, by the first video opened.
+
+    Args:
+        options: Names and values as OpenCV parses them: "name;value|name;value".
+    """
+    wanted = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": options, "OPENCV_FFMPEG_LOGLEVEL": "-8"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def open_video(path: str) -> cv2.VideoCapture:
+    """Open a file; whether that worked, `isOpened` tells."""
+    return _open_by_ffmpeg(path, _RTSP)
+
+
+def open_stream(address: str) -> cv2.VideoCapture:
+    """Open rtsp://, over TCP, or http:// with a stream of JPEGs; whether that worked, `isOpened` tells."""
+    return _open_by_ffmpeg(address, _MJPEG if address.startswith("http") else _RTSP)
+
+
+def open_camera(device: str, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
+    """Open a V4L2 device; whether that worked, `isOpened` tells. A camera takes the nearest that it can of the rest."""
+    wanted = {cv2.CAP_PROP_FRAME_WIDTH: width, cv2.CAP_PROP_FRAME_HEIGHT: height, cv2.CAP_PROP_FPS: fps}
+    with quiet_opencv():
+        capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
+        _ask(capture, wanted)
+        if _falls_short(capture, wanted):
+            # OpenCV prefers raw pixels, of which USB 2 carries 10 frames a second of 1280x720, where the same camera
+            # has 30 of JPEGs (opencv/opencv#9540). A camera without JPEGs stays as it is.
+            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+            _ask(capture, wanted)
+        # The driver's queue is what a slow reader would lag behind.
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+    return capture
+
+
+def csi_pipeline(sensor: int, width: int | None, height: int | None, fps: float | None) -> str:
+    """A Jetson camera's GStreamer pipeline; only numbers enter it."""
+    rate = 30.0 if fps is None else fps
+    numerator, denominator = (int(rate), 1) if rate == int(rate) else (round(rate * 100), 100)
+    return (
+        f"nvarguscamerasrc sensor-id={int(sensor)} ! "
+        f"video/x-raw(memory:NVMM),width={int(width or 1280)},height={int(height or 720)},"
+        f"framerate={numerator}/{denominator} ! "
+        "nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
+        "appsink drop=true max-buffers=1 sync=false"
+    )
+
+
+def open_csi(sensor: int, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
+    """Open a Jetson's CSI camera; whether that worked, `isOpened` tells."""
+    with quiet_opencv():
+        return cv2.VideoCapture(csi_pipeline(sensor, width, height, fps), cv2.CAP_GSTREAMER)
+
+
+def has_gstreamer() -> bool:
+    """Whether this OpenCV was built with GStreamer; PyPI's wheels are not."""
+    lines = (line.split() for line in cv2.getBuildInformation().splitlines())
+    return any(words[:2] == ["GStreamer:", "YES"] for words in lines)
+
+
+def declared_fps(capture: cv2.VideoCapture) -> float | None:
+    """Frames per second that a capture declares; None where that is no number of use."""
+    fps = float(capture.get(cv2.CAP_PROP_FPS))
+    return fps if math.isfinite(fps) and 0 < fps <= 1000 else None
+
+
+def read_bgr(capture: cv2.VideoCapture) -> _Rgb | None:
+    """Read one frame, (H, W, 3) uint8 BGR; None at the end or after a failure."""
+    with quiet_opencv():
+        ok, bgr = capture.read()
+    if not ok or bgr is None:
+        return None
+    return np.asarray(bgr, dtype=np.uint8)
+
+
+def read_rgb(capture: cv2.VideoCapture) -> _Rgb | None:
+    """Read one frame, (H, W, 3) uint8 RGB; None at the end or after a failure."""
+    bgr = read_bgr(capture)
+    return None if bgr is None else np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def flipped(image: _Rgb, flip: Flip) -> _Rgb:
+    """Flip a picture; see `SourceOptions.flip`."""
+    return image if flip == "none" else np.asarray(cv2.flip(image, _FLIP_CODES[flip]), dtype=np.uint8)
+
+
+def _ask(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> None:
+    for property_id, value in wanted.items():
+        if value is not None:
+            capture.set(property_id, value)
+
+
+def _falls_short(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> bool:
+    """Whether a camera gives clearly less than was asked, or fewer frames than eyes and loops expect."""
+    at_least = {cv2.CAP_PROP_FPS: _EXPECTED_FPS, **{name: value for name, value in wanted.items() if value is not None}}
+    # A driver that does not know its rate says 0.
+    return any(0 < capture.get(property_id) < 0.9 * value for property_id, value in at_least.items())
+
+
+def _open_by_ffmpeg(target: str, options: str) -> cv2.VideoCapture:
+    # Without these FFmpeg waits for 30 s to open and 90 s to read (measured).
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS]
+    with quiet_opencv(), ffmpeg_options(options):
+        return cv2.VideoCapture(target, cv2.CAP_FFMPEG, limits)

@@ -1,0 +1,94 @@
+"""What a run has done so far, in bounded memory."""
+
+import threading
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.live.health import Percentiles
+
+_REMEMBERED_FRAMES = 10_000
+_RECENT_S = 5.0
+
+
+class _Ring:
+    """The latest values of something."""
+
+    def __init__(self) -> None:
+        self._values = np.full(_REMEMBERED_FRAMES, np.nan, np.float32)
+        self._count = 0
+
+    def add(self, value: float) -> None:
+        self._values[self._count % _REMEMBERED_FRAMES] = value
+        self._count += 1
+
+    def latest(self, count: int) -> npt.NDArray[np.float32]:
+        """The newest `count` values, newest last."""
+        count = min(count, self._count, _REMEMBERED_FRAMES)
+        return self._values[np.arange(self._count - count, self._count) % _REMEMBERED_FRAMES]
+
+    def percentiles(self) -> Percentiles:
+        p50, p95, p99 = np.percentile(self.latest(_REMEMBERED_FRAMES), (50, 95, 99))
+        return Percentiles(float(p50), float(p95), float(p99))
+
+
+class RunStatistics:
+    """Counts and times of a run; one thread adds, any thread asks.
+
+    Attributes:
+        frames: Frames that were judged.
+        elapsed_s: Seconds from the start of the run to the end of its latest frame.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.elapsed_s = 0.0
+        self.started_s = time.monotonic()
+        self._lock = threading.Lock()
+        self._stage_ms: dict[str, _Ring] = {}
+        self._age_ms = _Ring()
+        self._judged_s = _Ring()
+
+    @property
+    def fps(self) -> float:
+        """Frames per second since the start; 0 before the first frame."""
+        return self.frames / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def recent_fps(self) -> float:
+        """Frames per second over the latest 5 seconds; 0 where none was judged in them."""
+        with self._lock:
+            now_s = time.monotonic() - self.started_s
+            recent = int((self._judged_s.latest(_REMEMBERED_FRAMES) > now_s - _RECENT_S).sum())
+        return recent / min(_RECENT_S, now_s) if now_s > 0 else 0.0
+
+    @property
+    def age_ms(self) -> Percentiles | None:
+        """From the capture of a frame to its result, over the latest 10,000 frames; None before the first."""
+        with self._lock:
+            return self._age_ms.percentiles() if self.frames else None
+
+    @property
+    def latency_ms(self) -> dict[str, Percentiles]:
+        """Milliseconds of each stage over its latest 10,000 frames.
+
+        The stages are "decode", those of the prediction in their order, and "sinks".
+        """
+        with self._lock:
+            return {stage: ring.percentiles() for stage, ring in self._stage_ms.items()}
+
+    def add(self, stage_ms: dict[str, float], age_ms: float) -> None:
+        """Count one frame.
+
+        Args:
+            stage_ms: Milliseconds spent in each stage, by name.
+            age_ms: Milliseconds from its capture to its result.
+        """
+        with self._lock:
+            for stage, ms in stage_ms.items():
+                self._stage_ms.setdefault(stage, _Ring()).add(ms)
+            self._age_ms.add(age_ms)
+            self.elapsed_s = time.monotonic() - self.started_s
+            self._judged_s.add(self.elapsed_s)
+            self.frames += 1

@@ -1,0 +1,155 @@
+"""A checkpoint behind the runtime's own contract: the modules that are exported, run by torch without an export."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsvit_edge.model.checkpoint import load_network
+from fsvit_edge.model.graphs import GraphSpec, build_graphs, make_manifest
+from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.runtime.bundle import GraphInfo
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
+from fsvit_edge.runtime.engines.choose import EngineChoice
+from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.predictor import FewShotModel
+
+
+class TorchTensor:
+    """A tensor on torch's device."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes."""
+        return tuple(self.value.shape)
+
+    def numpy(self) -> Array:
+        """Return the values on the host; on the CPU this is a view."""
+        array: Array = self.value.cpu().numpy()
+        return array
+
+
+class TorchEngine:
+    """One module that is exported as a graph, run eagerly.
+
+    Args:
+        spec: The module with its inputs and outputs.
+        device: Where torch computes.
+    """
+
+    def __init__(self, spec: GraphSpec, device: torch.device) -> None:
+        self._device = device
+        self._module: torch.nn.Module | None = spec.module.eval().to(device)
+        self.inputs = tuple(
+            TensorSpec(
+                name,
+                tuple(spec.dynamic.get(name, {}).get(axis, size) for axis, size in enumerate(tensor.shape)),
+                _dtype(tensor),
+            )
+            for name, tensor in spec.example.items()
+        )
+        with torch.inference_mode():
+            outputs = spec.module(*(tensor.to(device) for tensor in spec.example.values()))
+        # The first axis of what a graph with varying inputs returns varies with them; no other does.
+        self.outputs = tuple(
+            TensorSpec(name, ("any", *tensor.shape[1:]) if spec.dynamic else tuple(tensor.shape), _dtype(tensor))
+            for name, tensor in zip(spec.outputs, outputs, strict=True)
+        )
+        self.limits: Mapping[str, int] = {}
+
+    def upload(self, array: Array) -> TorchTensor:
+        """Copy an array to the device."""
+        return TorchTensor(torch.tensor(array, device=self._device))
+
+    def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
+        """Compute all outputs, fresh tensors each time; tensors of this engine's kind stay where they are."""
+        if self._module is None:
+            raise FsvitEdgeError("The engine is closed.")
+        check_feed(feed, self.inputs)
+        values = [feed[spec.name] for spec in self.inputs]
+        tensors = [value if isinstance(value, TorchTensor) else self.upload(_host(value)) for value in values]
+        try:
+            with torch.inference_mode():
+                outputs = self._module(*(tensor.value for tensor in tensors))
+        except RuntimeError as error:  # the device's memory is full
+            raise FsvitEdgeError(
+                f"torch failed to run the network: {str(error).splitlines()[0].rstrip('.')}."
+            ) from error
+        return {spec.name: TorchTensor(value) for spec, value in zip(self.outputs, outputs, strict=True)}
+
+    def wait(self) -> None:
+        """Wait for torch's device."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def close(self) -> None:
+        """Let go of the module; a second call does nothing."""
+        self._module = None
+
+    def __enter__(self) -> "TorchEngine":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def open_network(network: FewShotNetwork, device: torch.device | None = None) -> FewShotModel:
+    """Make a network answer as its bundle would, by torch.
+
+    Args:
+        network: The network; its modules are moved to the device.
+        device: Where torch computes; None for the first CUDA device, where there is one, else the CPU.
+    """
+    place = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    specs = build_graphs(network.eval())
+    engines = {name: TorchEngine(spec, place) for name, spec in specs.items()}
+    graphs = {
+        name: GraphInfo("", _digest(specs[name].module), engine.inputs, engine.outputs)
+        for name, engine in engines.items()
+    }
+    manifest = make_manifest(network, graphs, opset=0, parity={})
+    choice = EngineChoice("torch", manifest.precision, f"FP32 in torch {torch.__version__} on {place.type}")
+    return FewShotModel(manifest, engines["encoder"], engines["enroll"], engines["head"], choice)
+
+
+def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:
+    """Open a checkpoint as `load_network` does, and let torch compute it.
+
+    Args:
+        checkpoint: The file.
+        threads: Of torch on the CPU, for the whole process; None leaves them as they are.
+
+    Raises:
+        ArtefactError: The file is missing, damaged or does not fit a network.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return open_network(load_network(checkpoint))
+
+
+def _digest(module: torch.nn.Module) -> str:
+    """The sha256 of the weights, which stands where a bundle has that of a file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _host(value: Array | ResidentTensor) -> Array:
+    return value if isinstance(value, np.ndarray) else value.numpy()
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,81 @@
+"""The page as a sink: `--sink http://127.0.0.1:8080`."""
+
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.health import Health
+from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.live.sinks.base import Sink
+from fsvit_edge.page.access import Access, is_loopback
+from fsvit_edge.page.api import Api
+from fsvit_edge.page.frame_hub import Board
+from fsvit_edge.page.server import PageServer
+from fsvit_edge.runtime.bank import check_bank_path
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.prediction import Prediction
+
+_DEFAULT_PORT = 8080
+_TOKEN = re.compile(r"[A-Za-z0-9._~-]{8,128}")
+
+
+class PageSink(Sink):
+    """Serves the page from the moment it is made.
+
+    Args:
+        uri: "http://ADDRESS:PORT", an address of this machine; port 0 takes a free one.
+        model: What can be changed from the page.
+        bank_path: Where the page saves the classes.
+        token: What must be presented. None: nothing on loopback, a random one elsewhere.
+        hosts: Names by which browsers know this machine, beside its own.
+
+    Attributes:
+        address: What to open in a browser, with the token.
+
+    Raises:
+        InputError: The URI, the token or the bank's path cannot be used.
+        FsvitEdgeError: The port is taken, or the address is not this machine's.
+    """
+
+    def __init__(
+        self, uri: str, model: LiveModel, bank_path: Path, token: str | None = None, hosts: Sequence[str] = ()
+    ) -> None:
+        host, port = _parse(uri)
+        check_bank_path(bank_path)
+        if token is None and not is_loopback(host):
+            token = secrets.token_urlsafe(16)
+        if token is not None and not _TOKEN.fullmatch(token):
+            raise InputError(
+                "--token must be 8 to 128 letters, digits or . _ ~ -; leave it out, and a page that others can reach "
+                "makes its own."
+            )
+        self._board = Board()
+        application = Api(self._board, model, bank_path).application()
+        self._server = PageServer(Access(application, token, hosts), host, port, self._board.close)
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"http://{shown}:{self._server.port}/{'' if token is None else f'?token={token}'}"
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:
+        """See `Sink.write`."""
+        self._board.put(frame, prediction)
+
+    def report(self, health: Health) -> None:
+        """See `Sink.report`."""
+        self._board.report(health)
+
+    def _finish(self) -> None:
+        self._server.close()
+
+
+def _parse(uri: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, _DEFAULT_PORT if parts.port is None else parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, 0
+    if not host or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+        raise InputError("The page's sink is http://ADDRESS:PORT without anything more, as in http://127.0.0.1:8080.")
+    return host, port

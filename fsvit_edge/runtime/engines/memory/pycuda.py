@@ -1,0 +1,149 @@
+"""The GPU's memory by pycuda.
+
+`pycuda.autoinit` is never used: it makes a second context beside the primary one of TensorRT and torch. pycuda knows
+no CUDA graphs, so a capture takes `cuda.bindings`, where they are installed, on pycuda's stream.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fsvit_edge.runtime.engines.memory.base import Bytes, CapturedGraph, DeviceMemory, device_failure
+from fsvit_edge.runtime.engines.memory.cuda import CudaGraph, capture
+
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: the stream does not wait for the default one."""
+
+
+class PycudaMemory(DeviceMemory):
+    """See `DeviceMemory`; the primary context is retained here and current only within a call, in whatever thread.
+
+    Raises:
+        ImportError: pycuda is not installed or lacks a library.
+        FsvitEdgeError: The GPU fails.
+    """
+
+    name = "pycuda"
+
+    def __init__(self) -> None:
+        import pycuda.driver
+
+        super().__init__()
+        self._driver = pycuda.driver
+        self._allocations: dict[int, Any] = {}
+        try:
+            self._driver.init()
+            self._context: Any = self._driver.Device(0).retain_primary_context()
+        except self._driver.Error as error:
+            raise device_failure("the start", str(error)) from error
+        with self._current("the start"):
+            self._stream: Any = self._driver.Stream(_NON_BLOCKING)
+        self._graphs: Any = _find_graphs()
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle."""
+        return int(self._stream.handle)
+
+    def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
+        """Record by stream capture of `cuda.bindings`; without them it cannot."""
+        if self._graphs is None:
+            return None
+        with self._current("a capture"):
+            graph = capture(self._graphs, self.stream, work)
+        return None if graph is None else _ContextGraph(self, graph)
+
+    def elapsed_ms(self, work: Callable[[], None]) -> float:
+        """Measure between two events."""
+        with self._current("an event"):
+            start, end = self._driver.Event(), self._driver.Event()
+            start.record(self._stream)
+            work()
+            end.record(self._stream)
+            end.synchronize()
+            return float(end.time_since(start))
+
+    def free_bytes(self) -> tuple[int, int]:
+        """Ask the driver."""
+        with self._current("mem_get_info"):
+            free, total = self._driver.mem_get_info()
+        return free, total
+
+    def _allocate(self, nbytes: int) -> int:
+        with self._current("an allocation"):
+            allocation = self._driver.mem_alloc(nbytes)
+        address = int(allocation)
+        self._allocations[address] = allocation
+        return address
+
+    def _release(self, address: int) -> None:
+        with self._current("a release"):
+            self._allocations.pop(address).free()
+
+    def _pin(self, nbytes: int) -> Bytes:
+        with self._current("an allocation"):
+            array: Bytes = self._driver.pagelocked_empty(nbytes, np.uint8)
+        return array
+
+    def _unpin(self, array: Bytes) -> None:
+        with self._current("a release"):
+            array.base.free()  # type: ignore[union-attr]  # pycuda's HostAllocation
+
+    def _copy_up(self, address: int, pinned: Bytes) -> None:
+        with self._current("a copy to it"):
+            self._driver.memcpy_htod_async(address, pinned, self._stream)
+
+    def _copy_down(self, pinned: Bytes, address: int) -> None:
+        with self._current("a copy from it"):
+            self._driver.memcpy_dtoh_async(pinned, address, self._stream)
+
+    def _wait(self) -> None:
+        with self._current("its work"):
+            self._stream.synchronize()
+
+    def _shut_down(self) -> None:
+        with self._current("the end"):
+            self._stream = None
+        self._context.detach()
+        self._context = None
+
+    @contextmanager
+    def _current(self, what: str) -> Iterator[None]:
+        """Make the context current, and errors ours."""
+        try:
+            self._context.push()
+            try:
+                yield
+            finally:
+                self._context.pop()
+        except self._driver.MemoryError as error:
+            raise MemoryError from error
+        except self._driver.Error as error:
+            raise device_failure(what, str(error)) from error
+
+
+class _ContextGraph:
+    """A captured graph that makes pycuda's context current."""
+
+    def __init__(self, memory: PycudaMemory, graph: CudaGraph) -> None:
+        self._memory = memory
+        self._graph = graph
+
+    def launch(self) -> None:
+        """Put the work on the stream once more."""
+        with self._memory._current("a graph"):
+            self._graph.launch()
+
+    def free(self) -> None:
+        """Free it."""
+        self._graph.free()
+
+
+def _find_graphs() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return None
+    return runtime

@@ -1,0 +1,151 @@
+"""Why an engine will not run here, before it is opened: each reason in a sentence, with the command that helps."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
+from fsvit_edge.runtime.engines.base import TensorSpec
+from fsvit_edge.runtime.engines.store.files import EngineRecord
+from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
+from fsvit_edge.runtime.json_records import record_from_json
+from fsvit_edge.runtime.machine import Machine
+
+BACKEND_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "onnxruntime": "ONNX Runtime"}
+_MODULES = {
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+    "onnxruntime": ("onnxruntime",),
+}
+_LOWERED = {("float32", "float16")}
+"""Types of a bundle's tensor and of an engine's that may stand for it."""
+
+
+def misfits(record: EngineRecord, manifest: Manifest | None, machine: Machine, bundle: Path | None = None) -> list[str]:
+    """Return every reason why an engine will not run here; none is looked for inside the engine.
+
+    Args:
+        record: What its sidecar says.
+        manifest: Of the bundle that it is to serve; None judges the machine alone.
+        machine: Where it is to run.
+        bundle: The bundle's folder, for the commands; None for the model shipped.
+    """
+    built_on = record_from_json(Machine, Path(record.file), record.machine)
+    rebuild = f"rebuild it here with: {build_command(record.backend, record.precision, bundle)}"
+    reasons = list(_bundle_misfits(record, manifest)) if manifest is not None else []
+    reasons += _version_misfits(record)
+    reasons += _platform_misfits(built_on, machine)
+    sentences = [f"{record.file} {reason}; {rebuild}." for reason in reasons]
+    if record.backend != "onnxruntime":
+        if machine.gpu is None:
+            reason = gpu_missing_reason() or "this machine has no GPU"
+            sentences.append(f"{record.file} needs a GPU, but {reason}; compute without one: --engine cpu.")
+        else:
+            sentences += [
+                f"{record.file} {reason}; {rebuild}." for reason in _gpu_misfits(record, built_on, machine.gpu)
+            ]
+    return sentences
+
+
+def build_command(backend: str | None, precision: str | None = None, bundle: Path | None = None) -> str:
+    """Return what to type to build engines here.
+
+    Args:
+        backend: A name that `build-engine --engine` takes; None for what it takes by itself.
+        precision: None likewise.
+        bundle: None for the model shipped.
+    """
+    words = ["fsvit-edge", "build-engine"]
+    if bundle is not None and bundle.resolve() != DEFAULT_BUNDLE.resolve():
+        words.append(str(bundle))
+    if backend is not None:
+        words += ["--engine", backend]
+    if precision is not None:
+        words += ["--precision", precision]
+    return shlex.join(words)
+
+
+def installed_version(backend: str) -> str | None:
+    """Return the version that an installed backend states, None where there is none.
+
+    Its source is read instead of imported: the import loads gigabytes, and fails where a library is missing.
+    """
+    for module in _MODULES[backend]:
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):  # a module that a test or a program put there without a spec
+            continue
+        if spec is None or spec.origin is None:
+            continue
+        try:
+            stated = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", Path(spec.origin).read_text(), re.MULTILINE)
+        except (OSError, UnicodeDecodeError):
+            continue
+        if stated:
+            return stated[1]
+    return None
+
+
+def _bundle_misfits(record: EngineRecord, manifest: Manifest) -> Iterator[str]:
+    info = manifest.graphs[record.graph]
+    if record.onnx_sha256 != info.sha256:
+        yield (
+            f"was made of another {info.file} (sha256 {record.onnx_sha256:.12}...) than that of {manifest.name} "
+            f"({info.sha256:.12}...)"
+        )
+    for field, what in (("backbone", "backbone"), ("head", "head"), ("image_size", "image size")):
+        theirs, ours = getattr(record, field), getattr(manifest, field)
+        if theirs != ours:
+            yield f"was made for the {what} {theirs}, {manifest.name} has {ours}"
+    if record.preprocessing != manifest.preprocessing:
+        yield f"was made for another preprocessing than that of {manifest.name}"
+    if not (_same_tensors(record.inputs, info.inputs) and _same_tensors(record.outputs, info.outputs)):
+        yield f"has other inputs or outputs than {info.file}"
+
+
+def _same_tensors(engine: tuple[TensorSpec, ...], graph: tuple[TensorSpec, ...]) -> bool:
+    """Whether an engine's tensors stand for a graph's: a size that varies there may be fixed, FP32 may be FP16."""
+
+    def same(one: TensorSpec, other: TensorSpec) -> bool:
+        dtypes = (other.dtype, one.dtype)
+        return (
+            one.name == other.name
+            and (one.dtype == other.dtype or dtypes in _LOWERED)
+            and len(one.shape) == len(other.shape)
+            and all(isinstance(want, str) or got == want for got, want in zip(one.shape, other.shape, strict=True))
+        )
+
+    return len(engine) == len(graph) and all(map(same, engine, graph))
+
+
+def _version_misfits(record: EngineRecord) -> Iterator[str]:
+    title, installed = BACKEND_TITLES[record.backend], installed_version(record.backend)
+    if installed is None:
+        yield f"needs {title} {record.backend_version}, which is not installed here (see: fsvit-edge doctor)"
+    elif installed != record.backend_version:
+        yield f"was built by {title} {record.backend_version}, here is {installed}, and no other version can run it"
+
+
+def _platform_misfits(built_on: Machine, machine: Machine) -> Iterator[str]:
+    if (built_on.os, built_on.arch) != (machine.os, machine.arch):
+        yield f"was built for {built_on.os} on {built_on.arch}, this is {machine.os} on {machine.arch}"
+
+
+def _gpu_misfits(record: EngineRecord, built_on: Machine, gpu: Gpu) -> Iterator[str]:
+    here = f"sm{gpu.compute_capability[0]}{gpu.compute_capability[1]}"
+    if record.backend == "tensorrt-rtx":
+        if record.targets and here not in record.targets:
+            yield f"was built for {', '.join(record.targets)}, this {gpu.name} is {here}"
+        return
+    if built_on.gpu is None:
+        yield "does not say for which GPU it was built"
+        return
+    theirs = f"sm{built_on.gpu.compute_capability[0]}{built_on.gpu.compute_capability[1]}"
+    if theirs != here:
+        yield f"was built for {built_on.gpu.name} ({theirs}), this is {gpu.name} ({here})"
+    elif built_on.gpu.name != gpu.name:
+        yield f"was built for {built_on.gpu.name}, this is {gpu.name}, and a plan fits only the GPU it was tuned on"
+    elif built_on.gpu.sm_count != gpu.sm_count:  # Jetsons of different sizes go by one name
+        yield f"was built for {built_on.gpu.sm_count} multiprocessors, this {gpu.name} has {gpu.sm_count}"

@@ -1,0 +1,371 @@
+import hashlib
+import json
+import pickle
+import shutil
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_records import MACHINE, VERSIONS, copy_bundle, edit, write_set
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from fsvit_edge.inspect import inspection
+from fsvit_edge.inspect.inspection import Inspection, inspect_file
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, sealed
+from fsvit_edge.runtime.engines import tensorrt_api
+from fsvit_edge.runtime.engines.store import incompatibilities as misfits
+from fsvit_edge.runtime.engines.store.files import sidecar_of
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
+from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.predictor import FewShotModel
+
+PLAN_OF_10_3 = b"ftrt" + bytes(20) + bytes([10, 3, 0, 26]) + bytes(100)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return copy_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU and TensorRT, which is never asked for anything."""
+    monkeypatch.setattr(Machine, "here", classmethod(lambda _: MACHINE))
+    monkeypatch.setattr(misfits, "installed_version", VERSIONS.get)
+    monkeypatch.setattr(tensorrt_api, "open_tensorrt", lambda _: pytest.fail("TensorRT was opened"))
+
+
+def inspected(path: Path) -> Inspection:
+    found = inspect_file(path)
+    assert json.loads(json.dumps(found.to_dict())) == {**found.to_dict(), "problems": list(found.problems)}
+    assert all("\n" not in text for text in (*map(str, found.facts.values()), *found.problems))
+    assert found.exit_code == (4 if found.problems else 0)
+    assert found.runs_here is None or found.runs_here == (not found.problems)
+    return found
+
+
+# engines
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx", "onnxruntime"])
+def test_an_engine_tells_what_it_is_and_that_it_runs(bundle: Path, backend: str) -> None:
+    path = write_set(bundle, backend, "fp16")["head"]
+    for named in (path, sidecar_of(path)):
+        found = inspected(named)
+        assert (found.kind, found.runs_here, found.path) == ("engine", True, str(path))
+        facts = found.facts
+        assert (facts["sum"], facts["graph"], facts["precision"]) == ("right", "head", "fp16")
+        assert facts["network"] == "cst-nano, vit_nano_patch16_hybrid_256, cst head, 256 px"
+        assert facts["backend"].endswith(VERSIONS[backend])
+        assert facts["made for"] == "cst-nano, beside it"
+        assert facts["one run"] == "5.00 ms, FP32 10.00 ms"
+        assert facts["compared"] == "pictures 12, label_agreement 0.998"
+        assert facts["built"] == "2026-11-25T00:30:00Z by fsvit-edge 0.1.0 in 1.5 s"
+    runs_on = {
+        "tensorrt": "NVIDIA L4 (sm89)",
+        "tensorrt-rtx": "sm86, sm89",
+        "onnxruntime": "x86_64, measured on Fast CPU",
+    }
+    assert facts["runs on"] == runs_on[backend]
+    assert ("[supports, 6, kept_tokens, 192]") in facts["inputs"]
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_an_engine_that_does_not_fit_says_every_reason(bundle: Path) -> None:
+    path = write_set(bundle, "tensorrt", "fp16")["encoder"]
+    edit(sidecar_of(path), backend_version="9.0", image_size=400)
+    path.write_bytes(b"ftrt")
+    found = inspected(path)
+    assert found.runs_here is False
+    assert found.facts["sum"] == "wrong"
+    assert len(found.problems) == 3
+    for part in ("is cut short or altered: 4 bytes", "image size 400", "was built by TensorRT 9.0, here is 10.13.0"):
+        assert any(part in problem for problem in found.problems)
+    path.unlink()
+    assert inspected(sidecar_of(path)).facts["sum"] == "of a file that is missing"
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_an_engine_away_from_its_bundle_is_judged_by_the_machine_alone(bundle: Path, tmp_path: Path) -> None:
+    write_set(bundle, "tensorrt", "fp16", onnx_sha256="ab" * 32)
+    path = next(bundle.glob("encoder.*.engine"))
+    assert "was made of another encoder.onnx" in inspected(path).problems[0]
+    for file in (path, sidecar_of(path)):
+        shutil.copy(file, tmp_path)
+    found = inspected(tmp_path / path.name)
+    assert (found.runs_here, found.facts["made for"]) == (
+        True,
+        "no bundle is beside it, so only this machine was judged",
+    )
+    (tmp_path / "bundle.json").write_text("{")
+    assert inspected(tmp_path / path.name).facts["made for"].startswith("the bundle beside it is damaged")
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_an_engine_of_the_shipped_model_is_known_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = inspection.engine_folder(DEFAULT_BUNDLE, inspection.read_manifest(DEFAULT_BUNDLE))
+    path = write_set(folder, "tensorrt", "fp16")["encoder"]
+    assert inspected(path).facts["made for"] == "cst-nano, which is shipped"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "made_by", "problem"),
+    [
+        ("x.engine", PLAN_OF_10_3, "TensorRT 10.3.0.26", "has no sidecar x.engine.json"),
+        ("x.anything", PLAN_OF_10_3, "TensorRT 10.3.0.26", "has no sidecar x.anything.json"),
+        ("x.plan", b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]), "TensorRT-RTX 1.7.1.116", "has no sidecar"),
+        ("x.engine", b"ftrt", None, "has no sidecar"),
+        ("x.engine", b"", None, "is damaged or no plan of TensorRT"),
+        ("x.trt", b"{}", None, "is damaged or no plan of TensorRT"),
+    ],
+)
+def test_a_plan_without_a_sidecar_is_told_by_its_first_bytes(
+    tmp_path: Path, name: str, content: bytes, made_by: str | None, problem: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = inspected(tmp_path / name)
+    assert (found.kind, found.runs_here) == ("plan without sidecar", False)
+    assert found.facts.get("made by") == made_by
+    assert problem in found.problems[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format_version": 1}', b'{"format_version": 99}'])
+def test_a_damaged_sidecar_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.engine").write_bytes(PLAN_OF_10_3)
+    (tmp_path / "x.engine.json").write_bytes(content)
+    for name in ("x.engine", "x.engine.json"):
+        found = inspected(tmp_path / name)
+        assert (found.kind, found.runs_here, len(found.problems)) == ("engine", False, 1)
+
+
+# graphs and bundles
+
+
+def test_a_graph_is_told_with_its_sum(bundle: Path, tmp_path: Path) -> None:
+    found = inspected(bundle / "head.onnx")
+    assert (found.kind, found.runs_here) == ("ONNX graph", True)
+    assert (found.facts["precision"], found.facts["opset"]) == ("fp32", 20)
+    assert found.facts["sum"] == "right, as its bundle says"
+    shutil.copy(bundle / "head.onnx", tmp_path / "alone.onnx")
+    assert "sum" not in inspected(tmp_path / "alone.onnx").facts
+    data = (bundle / "head.onnx").read_bytes()
+    (bundle / "head.onnx").write_bytes(data.replace(b"pytorch", b"pyturch", 1))
+    altered = inspected(bundle / "head.onnx")
+    assert altered.runs_here is False
+    assert "head.onnx was altered or damaged: sha256" in altered.problems[0]
+
+
+def test_a_graph_that_onnx_runtime_cannot_load_will_not_run(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Unheard", ["x"], ["y"])],
+        "g",
+        [value("x", TensorProto.FLOAT, [1])],
+        [value("y", TensorProto.FLOAT, [1])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "odd.onnx")
+    found = inspected(tmp_path / "odd.onnx")
+    assert found.facts["operators"] == "1: 1 Unheard"
+    assert "cannot be loaded by ONNX Runtime" in found.problems[0]
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_a_bundle_is_told_with_its_engines(bundle: Path) -> None:
+    assert inspected(bundle).facts["engines"] == "none built"
+    paths = write_set(bundle, "tensorrt", "fp16")
+    edit(sidecar_of(paths["head"]), backend_version="9.0")
+    (bundle / "broken.engine.json").write_text("{")
+    for named in (bundle, bundle / "bundle.json"):
+        found = inspected(named)
+        assert (found.kind, found.runs_here, found.facts["sums"]) == ("bundle", True, "right")
+        assert found.facts[f"engine {paths['encoder'].name}"] == "fits"
+        assert found.facts[f"engine {paths['head'].name}"].startswith("was built by TensorRT 9.0")
+        assert "broken.engine.json is not readable JSON" in found.facts["sidecar 1"]
+
+
+def test_a_bundle_says_who_tells_objectness(bundle: Path) -> None:
+    def told(change: Callable[[dict[str, Any]], object]) -> Any:
+        values = json.loads((bundle / "bundle.json").read_text())
+        change(values["graphs"])
+        (bundle / "bundle.json").write_text(json.dumps(sealed(values)))
+        return inspected(bundle).facts["objectness"]
+
+    output = {"name": "objectness", "shape": ["batch", 64, 64], "dtype": "float32"}
+    outputs = json.loads((bundle / "bundle.json").read_text())["graphs"]["encoder"]["outputs"]
+    cst = [one for one in outputs if one["name"] != "objectness"]
+    assert told(lambda graphs: graphs["encoder"].update(outputs=cst)) == "none, outlines are plain"
+    assert told(lambda graphs: graphs["encoder"].update(outputs=[*cst, output])).startswith("by the encoder")
+    (bundle / "objectness.onnx").write_bytes(b"graph")
+    own = {
+        "file": "objectness.onnx",
+        "sha256": hashlib.sha256(b"graph").hexdigest(),
+        "inputs": [],
+        "outputs": [output],
+    }
+    assert told(lambda graphs: graphs.update(objectness=own)).startswith("by a graph of its own")
+    assert "objectness 0.00 MB" in inspected(bundle).facts["graphs"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda path: (path / "enroll.onnx").write_bytes(b""), "enroll.onnx was altered or damaged"),
+        (lambda path: (path / "enroll.onnx").unlink(), "enroll.onnx cannot be read"),
+        (lambda path: (path / "bundle.json").write_text("{}"), "has format version None"),
+    ],
+)
+def test_a_bundle_that_is_not_whole_is_told(bundle: Path, spoil: Callable[[Path], Any], problem: str) -> None:
+    spoil(bundle)
+    found = inspected(bundle)
+    assert (found.kind, found.runs_here) == ("bundle", False)
+    assert problem in found.problems[0]
+
+
+# banks, checkpoints, calibrations
+
+
+def test_a_bank_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "bank.safetensors"
+    with FewShotModel.load(threads=1) as model:
+        model.enroll("cat", [np.zeros((60, 80, 3), np.uint8)] * 2)
+        model.save_bank(path)
+    found = inspected(path)
+    assert (found.kind, found.runs_here) == ("bank", None)
+    assert found.facts["classes"] == "cat (2)"
+    assert found.facts["made by"] == "cst-nano, 256 px, in fp32"
+    assert found.facts["encoder"].endswith("that of the model shipped")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "contents do not have the sha256" in inspected(path).problems[0]
+
+
+def test_a_checkpoint_of_tensors_is_told(tmp_path: Path) -> None:
+    found = inspected(DEFAULT_BUNDLE / "cst-nano.safetensors")
+    assert (found.kind, found.runs_here) == ("checkpoint", None)
+    assert found.facts["holds"].startswith("186 tensors of a backbone, 60 tensors of a head")
+    assert found.facts["values"] == "6.53 million F16"
+    assert "backbone vit_nano_patch16_hybrid_256" in found.facts["configuration"]
+    assert "fsvit-edge export --checkpoint" in found.facts["to run it"]
+    path = tmp_path / "other.safetensors"
+    save_file({"x": np.zeros((1000, 50), np.float32)}, path)
+    facts = inspected(path).facts
+    assert (facts["holds"], facts["values"]) == ("neither a backbone nor a head", "0.05 million F32")
+    assert facts["configuration"] == "no other.json beside it"
+    for text in ("{", "[1]", "3"):
+        path.with_suffix(".json").write_text(text)
+        assert inspected(path).facts["configuration"] == "other.json beside it is damaged"
+
+
+class Harmful:
+    """What a pickle may do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pytest.fail, ("unpickled",)
+
+
+def test_a_pickled_checkpoint_is_told_and_never_unpickled(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    state = OrderedDict({"backbone.norm.weight": torch.zeros(3), "learner.proj.weight": torch.zeros(2, 2)})
+    path = tmp_path / "cst.ckpt"
+    torch.save({"state_dict": state}, path)
+    found = inspected(path)
+    assert (found.kind, found.runs_here) == ("checkpoint", None)
+    assert found.facts["holds"] == "1 tensors of a backbone, 1 tensors of a head"
+    assert found.facts["tensors"] == "2 of 0.0 MB in all"
+    assert found.facts["beside tensors"] == "nothing"
+    torch.save({"state_dict": state, "more": Harmful()}, path)
+    with pytest.raises(pytest.fail.Exception, match="unpickled"):
+        torch.load(path, weights_only=False)  # the control: it is loaded
+    assert "_pytest.outcomes" in inspected(path).facts["beside tensors"]
+    path.write_bytes(path.read_bytes()[:-30])
+    assert "is damaged or no checkpoint" in inspected(path).problems[0]
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    assert "pickle of an old torch" in inspected(path).facts["holds"]
+    path.write_bytes(pickle.dumps(Harmful(), protocol=2))
+    assert "cannot be told without unpickling" in inspected(path).facts["holds"]
+
+
+def test_a_zip_file_whose_contents_are_damaged_or_not_a_checkpoints_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    assert "zip file without torch's data.pkl" in inspected(path).problems[0]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02garbage")
+    assert "the names in it are damaged" in inspected(path).problems[0]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps("backbone.a", 2))
+        archive.writestr("x/data/0", b"tensor" * 100)
+    assert inspected(path).problems == ()
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"tensortensor", b"tensorxensor", 1))
+    assert "x/data/0 in it is damaged" in inspected(path).problems[0]
+
+
+def test_a_calibration_is_told(tmp_path: Path) -> None:
+    found = inspected(DEFAULT_BUNDLE / "calibration.json")
+    assert (found.kind, found.runs_here) == ("calibration", None)
+    assert (found.facts["model_name"], found.facts["fits"]) == ("cst-nano", "cst-nano: yes")
+    values = json.loads((DEFAULT_BUNDLE / "calibration.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps(values | {"graphs": {"encoder": "ab" * 32}}))
+    assert inspected(tmp_path / "c.json").facts["fits"] == "cst-nano: no, it was made for other graphs"
+    (tmp_path / "c.json").write_text(json.dumps(values | {"graphs": [], "method": {}}))
+    assert inspected(tmp_path / "c.json").facts["fits"].startswith("cst-nano: no")
+
+
+# what is none of these
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("none.engine", None, "does not exist; name an engine, an ONNX graph, a bundle"),
+        ("folder", "folder", "is a folder without bundle.json"),
+        ("photo.jpg", b"\xff\xd8", "is nothing that fsvit-edge knows"),
+        ("noextension", b"", "is nothing that fsvit-edge knows"),
+        ("x.json", b"{", "is not readable JSON"),
+        ("x.json", b"[1]", "is JSON, but nothing that fsvit-edge knows"),
+        ("x.json", b'{"a": 1}', "is JSON, but nothing that fsvit-edge knows"),
+    ],
+)
+def test_what_is_none_of_ours_is_refused(tmp_path: Path, name: str, content: Any, reason: str) -> None:
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=reason) as refused:
+        inspect_file(path)
+    assert "\n" not in str(refused.value)
+
+
+NAMES = ("x.engine", "x.onnx", "x.safetensors", "x.ckpt", "x.json", "x.engine.json", "x.onnx.json", "bundle.json", "x")
+STARTS = (b"", b"ftrt", b"vtrt", b"PK\x03\x04", b"\x80\x02", b"\x08\x0a\x12", b"{", b'{"format_version": 1, ', bytes(8))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(name=st.sampled_from(NAMES), start=st.sampled_from(STARTS), rest=st.binary(max_size=300))
+def test_random_bytes_are_told_or_refused_in_a_sentence(tmp_path: Path, name: str, start: bytes, rest: bytes) -> None:
+    folder = tmp_path / hashlib.sha256(name.encode() + start + rest).hexdigest()
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(start + rest)
+    try:
+        found = inspect_file(folder / name)
+    except FsvitEdgeError as error:
+        assert error.exit_code in (2, 4)  # noqa: PT017 - either way is right
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert found.exit_code == 4 or (start + rest).startswith(b"\x80\x02")  # an old pickle is not looked into
+        json.dumps(found.to_dict())

@@ -1,0 +1,203 @@
+"""A whole run in this process: what it says, what it reports, and how it ends."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import stub_camera
+
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.health import Health, Percentiles
+from fsvit_edge.live.run import LiveRun, RunOptions, statistics_line
+from fsvit_edge.live.shared_model import LiveModel, ModelDescription
+from fsvit_edge.live.sinks.base import Sink, SinkClosedError
+from fsvit_edge.live.sources.base import FileSource, Source, SourceStatus
+from fsvit_edge.live.sources.live import LiveSource, Patience
+from fsvit_edge.live.sources.options import SourceOptions
+from fsvit_edge.live.uri import SourceAddress
+from fsvit_edge.runtime.errors import FsvitEdgeError, SourceError
+from fsvit_edge.runtime.machine import resident_memory_mb
+from fsvit_edge.runtime.prediction import Prediction
+
+
+class NoModel(LiveModel):
+    """Judges nothing, at once."""
+
+    description = ModelDescription("stub", "none", "fp32")
+    classes = ()
+
+    def __init__(self) -> None:
+        super().__init__(SimpleNamespace(classes=(), bank=None))  # type: ignore[arg-type]
+
+    def predict(self, rgb: np.ndarray) -> Prediction:
+        blank = np.zeros(rgb.shape[:2], np.uint8)
+        return Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), blank, None, {"encoder": 1.0})
+
+
+class Collect(Sink):
+    def __init__(self, fail_at: int | None = None, error: Exception | None = None) -> None:
+        self.seen: list[int] = []
+        self.healths: list[Health] = []
+        self.fail_at = fail_at
+        self.error = error
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:  # noqa: ARG002 - the contract
+        if frame.index == self.fail_at and self.error is not None:
+            raise self.error
+        self.seen.append(frame.index)
+
+    def report(self, health: Health) -> None:
+        self.healths.append(health)
+
+    def _finish(self) -> None:
+        pass
+
+
+def film(count: int, then: Exception | None = None, pause_s: float = 0.0) -> FileSource:
+    def images() -> Iterator[tuple[str, np.ndarray]]:
+        for index in range(count):
+            time.sleep(pause_s)
+            yield "film", np.full((4, 4, 3), index % 256, np.uint8)
+        if then is not None:
+            raise then
+
+    return FileSource(images(), name="film")
+
+
+def run(source: Source, sinks: list[Sink], options: RunOptions | None = None) -> tuple[LiveRun, list[str]]:
+    said: list[str] = []
+    named = [(f"sink {number}", sink) for number, sink in enumerate(sinks)]
+    return LiveRun(source, NoModel(), named, options or RunOptions(), said.append), said
+
+
+def test_every_frame_of_a_file_reaches_every_sink() -> None:
+    sinks = [Collect(), Collect()]
+    live_run, said = run(film(50), list(sinks))
+    result = live_run.run()
+    assert [sink.seen for sink in sinks] == [list(range(50))] * 2
+    assert (result.exit_code, result.statistics.frames, said) == (0, 50, [])
+    assert [(one.written, one.dropped, one.failure) for one in result.health.sinks] == [(50, 0, "")] * 2
+
+
+def test_a_sink_that_fails_is_told_once_and_the_rest_goes_on() -> None:
+    good = Collect()
+    live_run, said = run(film(50), [Collect(10, FsvitEdgeError("the disk is full")), good])
+    result = live_run.run()
+    assert good.seen == list(range(50))
+    assert said == ["sink 0 stops, the rest goes on: the disk is full"]
+    assert result.exit_code == 1
+    assert [one.failure for one in result.health.sinks] == ["the disk is full", ""]
+
+
+def test_a_sinks_trouble_is_told_as_it_comes_and_goes() -> None:
+    sink = Collect()
+    live_run, said = run(film(30, pause_s=0.1), [sink])
+    threading.Timer(0.3, setattr, (sink, "trouble", "the broker is away.")).start()
+    threading.Timer(1.6, setattr, (sink, "trouble", "")).start()
+    live_run.run()
+    assert said == ["sink 0: the broker is away.", "sink 0: it works again."]
+    assert "the broker is away." in [one.sinks[0].trouble for one in sink.healths]
+
+
+def test_the_last_sinks_failure_ends_the_run() -> None:
+    live_run, said = run(film(100_000), [Collect(10, FsvitEdgeError("the disk is full"))])
+    with pytest.raises(FsvitEdgeError, match="the disk is full"):
+        live_run.run()
+    assert said == []
+    assert live_run.health().frames < 100_000
+
+
+def test_a_reader_that_has_gone_ends_the_run_quietly() -> None:
+    live_run, said = run(film(100_000), [Collect(10, SinkClosedError()), Collect()])
+    result = live_run.run()
+    assert (result.exit_code, said) == (0, [])
+    assert result.statistics.frames < 100_000
+
+
+def test_an_error_of_the_source_comes_after_the_sinks_are_finished() -> None:
+    sink = Collect()
+    live_run, _ = run(film(5, SourceError("the film is torn")), [sink])
+    with pytest.raises(SourceError, match="the film is torn"):
+        live_run.run()
+    assert sink.seen == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
+def test_a_signal_ends_it_in_order_and_the_handlers_are_put_back(number: int, code: int) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    live_run, _ = run(film(100_000, pause_s=0.005), [Collect()])
+    killer = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    killer.start()
+    started = time.monotonic()
+    result = live_run.run()
+    assert time.monotonic() - started < 2.3
+    assert result.exit_code == code
+    assert 0 < result.statistics.frames < 100_000
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_states_and_health_are_told_while_no_frame_comes(tmp_path: Path) -> None:
+    sink = Collect()
+    address = SourceAddress("csi", "0", "stub")
+    patience = Patience(open_s=3, first_frame_s=2, frame_s=1.0, delays_s=(0.3,))
+    with LiveSource(address, SourceOptions(), patience=patience, command=stub_camera.command("three")) as source:
+        options = RunOptions(max_frames=5, stats_s=0.2, health=tmp_path / "health.json")
+        live_run, said = run(source, [sink], options)
+        result = live_run.run()
+    states = [health.source_status.state for health in sink.healths]
+    changes = [state for state, before in zip(states, [None, *states], strict=False) if state != before]
+    assert changes[changes[0] == "connecting" :][:3] == ["live", "lost", "live"]
+    assert "stub is lost: The process that read stub has ended." in said
+    assert "stub is live." in said
+    assert any(line.startswith("stub: live, ") for line in said)
+    written = json.loads((tmp_path / "health.json").read_text())
+    assert written["source_status"]["reconnects"] >= 0
+    assert written["model"] == "stub"
+    assert result.health.frames == 5
+    assert result.health.age_ms is not None
+    assert result.health.memory_mb > 20
+
+
+def test_a_health_file_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    live_run, said = run(film(400, pause_s=0.006), [Collect()], RunOptions(health=tmp_path / "file" / "health.json"))
+    assert live_run.run().exit_code == 0
+    assert len(said) == 1
+    assert said[0].startswith("The health is not written any more: ")
+
+
+def test_a_line_of_statistics_holds_what_matters() -> None:
+    status = SourceStatus("live", 0.0, captured=30, dropped=20, is_frozen=True)
+    age = Percentiles(10.4, 20.0, 30.0)
+    told = Health(0, 0, "", 5, "cam", status, "m", "e", "p", (), 10, 2.0, age, {"head": age}, 123.4)
+    assert statistics_line(told) == (
+        "cam: live (frozen), 10 frames, 2.0 frames/s, 20 dropped, age p50/p95/p99 10/20/30 ms, head 10.4, 123 MB"
+    )
+
+
+def test_memory_is_that_of_the_processes_named() -> None:
+    own = resident_memory_mb([os.getpid()])
+    assert own > 20
+    assert resident_memory_mb([os.getpid(), os.getpid()]) == pytest.approx(2 * own, rel=0.1)
+    assert resident_memory_mb([2**30]) == 0
+
+
+def test_the_service_manager_hears_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        live_run, _ = run(film(15, pause_s=0.1), [Collect()])
+        live_run.run()
+        heard = [manager.recv(1000).decode() for _ in range(4)]
+    assert heard[0] == "READY=1"
+    assert all(one.startswith("WATCHDOG=1\nSTATUS=film: live, ") for one in heard[1:3])
+    assert heard[3] == "STOPPING=1"

@@ -1,0 +1,431 @@
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+import stub_camera
+
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.sources import capture_process, live, opencv
+from fsvit_edge.live.sources.base import EndOfSourceError
+from fsvit_edge.live.sources.frame_memory import SAFE_FRAMES, FrameReader, FrameWriter
+from fsvit_edge.live.sources.live import LiveSource, Patience
+from fsvit_edge.live.sources.options import SourceOptions
+from fsvit_edge.live.uri import SourceAddress
+from fsvit_edge.runtime.errors import SourceError
+
+ADDRESS = SourceAddress("csi", "0", "stub")
+QUICK = Patience(open_s=1.5, first_frame_s=0.4, frame_s=0.4, delays_s=(0.05, 0.1))
+
+
+def open_stub(scenario: str, patience: Patience = QUICK) -> LiveSource:
+    return LiveSource(ADDRESS, SourceOptions(), patience=patience, command=stub_camera.command(scenario))
+
+
+def next_frame(source: LiveSource) -> Frame:
+    frame = source.read(5)
+    assert frame is not None, source.status
+    return frame
+
+
+def until(condition: Callable[[], bool], within_s: float = 5) -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < within_s
+        time.sleep(0.002)
+    return time.monotonic() - started
+
+
+def test_only_the_newest_frame_is_there_to_read_and_every_other_is_counted() -> None:
+    with open_stub("steady") as source:
+        first = next_frame(source)
+        time.sleep(0.5)
+        later = next_frame(source)
+        status = source.status
+        assert later.index - first.index > 8
+        assert np.all(later.image == later.index % 256)
+        assert time.monotonic() - later.monotonic_s < 0.3
+        assert abs(later.wall_time_s - time.time()) < 0.5
+        assert (status.state, source.fps, source.is_live) == ("live", 30.0, True)
+        assert status.captured == later.index + 1
+        assert status.dropped == status.captured - 2
+
+
+def test_a_process_that_ends_is_seen_at_once_and_started_again() -> None:
+    with open_stub("three") as source:
+        assert [next_frame(source).index for _ in range(3)] == [0, 1, 2]
+        until(lambda: source.status.state == "lost")
+        assert source.status.message == "The process that read stub has ended."
+        assert next_frame(source).index == 3  # numbers go on
+        status = source.status
+        assert (status.state, status.message, status.reconnects) == ("live", "", 1)
+
+
+def test_a_source_that_falls_silent_is_killed_and_started_again() -> None:
+    with open_stub("hangs") as source:
+        next_frame(source)
+        first = source.process_id
+        until(lambda: source.status.state == "lost", within_s=3)
+        assert source.status.message == "stub has stopped delivering frames; check the camera and its connection."
+        assert first is not None
+        until(lambda: not psutil.pid_exists(first))
+        assert next_frame(source).image.shape == (12, 16, 3)
+
+
+@pytest.mark.parametrize("scenario", ["mute", "dark"])
+def test_a_source_that_does_not_answer_stays_connecting_and_says_why(scenario: str) -> None:
+    with open_stub(scenario, dataclasses.replace(QUICK, open_s=0.6)) as source:
+        until(lambda: source.status.message != "")
+        status = source.status
+        assert (status.state, status.captured) == ("connecting", 0)
+        assert status.message == "stub does not answer; check the camera and its connection."
+        until(lambda: source.status.reconnects >= 2, within_s=10)
+
+
+@pytest.fixture
+def no_kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a driver that hangs makes of SIGKILL."""
+    monkeypatch.setattr(live.subprocess.Popen, "kill", lambda _: None)
+    yield
+    psutil.wait_procs(psutil.Process().children(), 5)
+
+
+LEFT_BEHIND = pytest.mark.filterwarnings("ignore:Exception ignored in. <function Popen.__del__")
+
+
+@LEFT_BEHIND
+@pytest.mark.usefixtures("no_kill")
+def test_a_process_that_cannot_be_killed_is_not_joined_by_a_second() -> None:
+    patience = dataclasses.replace(QUICK, open_s=0.2)
+    with open_stub("undead", patience) as source:
+        until(lambda: "hangs in its driver" in source.status.message)
+        assert source.status.state == "connecting"
+        assert len(psutil.Process().children()) == 1
+        assert source.status.reconnects == 0
+        until(lambda: source.status.reconnects > 0)
+
+
+@LEFT_BEHIND
+@pytest.mark.usefixtures("no_kill")
+def test_closing_does_not_wait_for_a_process_that_cannot_be_killed() -> None:
+    source = open_stub("undead")
+    until(lambda: source.process_id is not None)
+    started = time.monotonic()
+    source.close()
+    assert time.monotonic() - started < 1
+
+
+def test_what_the_process_says_is_the_reason() -> None:
+    with open_stub("refused") as source:
+        until(lambda: source.status.reconnects >= 2, within_s=10)
+        assert source.status.message == "rtsp://host/cam cannot be opened; check the address."
+        assert source.status.state == "connecting"
+
+
+def test_the_delays_grow_to_the_last_and_begin_anew_after_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    for scenario, expected in (("refused", [1, 2, 5, 10, 10]), ("three", [1, 1])):
+        pauses: list[float] = []
+        monkeypatch.setattr(LiveSource, "_pause", lambda _, delay_s, pauses=pauses: pauses.append(delay_s))
+        patience = dataclasses.replace(QUICK, delays_s=(1, 2, 5, 10))
+        with open_stub(scenario, patience) as source:
+            while len(pauses) < len(expected):
+                time.sleep(0.01)
+            assert source.status.reconnects >= 1
+        assert pauses[: len(expected)] == expected
+
+
+def test_a_wait_ends_early_when_what_was_away_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, False, True])
+    monkeypatch.setattr(live, "_KNOCK_S", 0.02)
+    monkeypatch.setattr(live, "_knock", lambda _: lambda: next(answers))
+    with open_stub("steady") as source:
+        started = time.monotonic()
+        source._pause(30)
+        assert time.monotonic() - started < 5
+        monkeypatch.setattr(live, "_knock", lambda _: lambda: True)  # there all the time, and yet it failed
+        started = time.monotonic()
+        source._pause(0.3)
+        assert time.monotonic() - started >= 0.3
+
+
+def test_frames_may_change_their_size() -> None:
+    with open_stub("grows") as source:
+        sizes = [next_frame(source).image.shape[:2] for _ in range(5)]
+    assert sizes == [(10, 20), (40, 80), (20, 40), (90, 180), (10, 20)]
+
+
+def test_a_burst_gives_an_untorn_newest_frame() -> None:
+    with open_stub("burst") as source:
+        until(lambda: source.status.captured == 0 or True)
+        time.sleep(0.4)
+        frame = next_frame(source)
+        assert frame.index == 39
+        assert np.all(frame.image == 39)
+        assert source.status.dropped == 39
+
+
+def test_frozen_frames_are_flagged_and_still_come() -> None:
+    with open_stub("frozen") as source:
+        until(lambda: next_frame(source).is_frozen)
+        assert source.status.is_frozen
+        assert source.status.state == "live"
+
+
+def test_the_only_frame_of_a_film_is_not_lost_for_its_end() -> None:
+    with open_stub("film") as source:
+        time.sleep(0.5)
+        assert next_frame(source).index == 0
+        with pytest.raises(EndOfSourceError):
+            source.read(5)
+
+
+def test_a_film_that_fails_is_an_error_and_not_tried_again() -> None:
+    address = SourceAddress("path", "album", "album")
+    with LiveSource(address, SourceOptions(), command=stub_camera.command("refused")) as source:
+        with pytest.raises(SourceError, match="cannot be opened; check the address"):
+            next(source)
+        assert source.status.reconnects == 0
+
+
+def test_closing_is_quick_and_leaves_no_process_and_no_descriptor() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    source = open_stub("dark")
+    until(lambda: source.process_id is not None)
+    child = source.process_id
+    started = time.monotonic()
+    source.close()
+    assert time.monotonic() - started < 1
+    assert child is not None
+    assert not psutil.pid_exists(child)
+    assert source.read(0) is None
+    assert set(os.listdir("/proc/self/fd")) <= before | {"3"}
+
+
+def test_iterating_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsvit_edge.live.sources.base._LONGEST_WAIT_S", 0.5)
+    with open_stub("refused") as source, pytest.raises(SourceError, match="cannot be opened; check the address"):
+        next(source)
+
+
+def test_a_slot_is_safe_for_as_long_as_is_promised() -> None:
+    memory = os.memfd_create("test")
+    writer, reader = FrameWriter(memory), FrameReader(os.dup(memory))
+    offsets = []
+    for number in range(SAFE_FRAMES + 2):
+        offset, slot = writer.slot(3, 5)
+        slot[:] = number
+        offsets.append(offset)
+        if number == SAFE_FRAMES:
+            assert np.all(reader.copy(offsets[0], 3, 5) == 0)
+    assert np.all(reader.copy(offsets[0], 3, 5) == SAFE_FRAMES + 1)  # and no longer: the check has to be made
+    reader.close()
+    os.close(memory)
+
+
+# ---------------------------------------------------------------------------------------- what the process does
+
+
+class FakeCapture:
+    """A camera that delivers some frames and then does what `then` says."""
+
+    def __init__(self, frames: int, then: Callable[[], tuple[bool, np.ndarray | None]], pause_s: float = 0.02) -> None:
+        self.left = frames
+        self.then = then
+        self.pause_s = pause_s
+        self.set_values: dict[int, float] = {}
+        self.values = {cv2.CAP_PROP_FPS: 30.0}
+
+    def __call__(self, *arguments: object) -> "FakeCapture":
+        self.arguments = arguments
+        self.transport = os.environ.get("OPENCV_FFMPEG_CAPTURE_OPTIONS")
+        return self
+
+    def isOpened(self) -> bool:  # noqa: N802 - OpenCV's name
+        return True
+
+    def get(self, name: int) -> float:
+        return self.values.get(name, 0.0)
+
+    def set(self, name: int, value: float) -> bool:
+        self.set_values[name] = value
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        if self.left == 0:
+            return self.then()
+        self.left -= 1
+        time.sleep(self.pause_s)
+        return True, np.full((4, 6, 3), (1, 2, 3), np.uint8)
+
+
+def gone() -> tuple[bool, np.ndarray | None]:
+    return False, None
+
+
+def late() -> tuple[bool, np.ndarray | None]:
+    time.sleep(0.06)
+    return True, np.zeros((4, 6, 3), np.uint8)
+
+
+def broken() -> tuple[bool, np.ndarray | None]:
+    raise cv2.error("driver")
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def capture(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], address: SourceAddress, options: SourceOptions, fake: object
+) -> tuple[list[dict[str, object]], str]:
+    """Run the process's own loop here; give what it announced and how it ended."""
+    monkeypatch.setattr(cv2, "VideoCapture", fake)
+    memory = os.memfd_create("test")
+    ended = ""
+    try:
+        capture_process._capture(address, options, FrameWriter(memory), capture_process._Announcer(pipe[1]))
+    except (SourceError, cv2.error) as error:
+        ended = str(error)
+    os.set_blocking(pipe[0], False)
+    said = [json.loads(line) for line in os.read(pipe[0], 1 << 16).splitlines()]
+    os.close(memory)
+    return said, ended
+
+
+@pytest.mark.parametrize("then", [gone, late])
+def test_a_read_that_fails_or_comes_late_is_the_end(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], then: Callable[[], tuple[bool, np.ndarray | None]]
+) -> None:
+    monkeypatch.setattr(capture_process, "_STALL_S", 0.05)
+    said, ended = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), FakeCapture(3, then))
+    assert [message.get("frame") for message in said] == [None, 0, 1, 2]
+    assert ended == "cam stopped delivering frames; check the camera and its connection."
+
+
+def test_a_driver_that_raises_ends_the_process_without_its_words(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    _, ended = capture(monkeypatch, pipe, SourceAddress("camera", "x", "cam"), SourceOptions(), FakeCapture(1, broken))
+    assert "driver" in ended
+
+
+def test_old_frames_that_come_in_a_rush_are_left_out(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
+    rush = FakeCapture(200, gone, pause_s=0.0)
+    monkeypatch.setattr(capture_process, "_CATCH_UP_S", 60.0)
+    said, _ = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), rush)
+    assert said == [{"opened": 30.0}]
+    said, _ = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), FakeCapture(4, gone))
+    assert len(said) == 5  # those that had to be waited for are all there
+
+
+def test_identical_pixels_are_frozen_after_a_while_and_a_change_ends_it() -> None:
+    watch = capture_process._FrozenWatch()
+    still, other = np.zeros((4, 4, 3), np.uint8), np.ones((4, 4, 3), np.uint8)
+    second = 10**9
+    assert [watch(still, t * second) for t in (0, 3, 4, 5, 9)] == [False, False, False, True, True]
+    assert not watch(other, 10 * second)
+    assert not watch(still, 11 * second)
+    assert watch(still, 16 * second)
+
+
+def test_a_camera_is_asked_for_size_and_rate_by_v4l2_only(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    fake = FakeCapture(1, gone)
+    options = SourceOptions(width=1280, height=720, fps=15)
+    capture(monkeypatch, pipe, SourceAddress("camera", "/dev/video9", "9"), options, fake)
+    assert fake.arguments == ("/dev/video9", cv2.CAP_V4L2)
+    assert fake.set_values[cv2.CAP_PROP_FRAME_WIDTH] == 1280
+    assert fake.set_values[cv2.CAP_PROP_FRAME_HEIGHT] == 720
+    assert fake.set_values[cv2.CAP_PROP_FPS] == 15
+    assert cv2.CAP_PROP_FOURCC not in fake.set_values
+
+
+class UsbCamera(FakeCapture):
+    """640x480 and less of raw pixels at 30 frames/s, 1280x720 at 10; of JPEGs any size at 30, where it has them."""
+
+    def __init__(self, has_jpeg: bool) -> None:
+        super().__init__(1, gone)
+        self.has_jpeg = has_jpeg
+        self.is_jpeg = False
+        self.values = {cv2.CAP_PROP_FRAME_WIDTH: 640, cv2.CAP_PROP_FRAME_HEIGHT: 480, cv2.CAP_PROP_FPS: 30.0}
+
+    def set(self, name: int, value: float) -> bool:
+        if name == cv2.CAP_PROP_FOURCC:
+            self.is_jpeg = self.has_jpeg
+            return self.is_jpeg
+        if name in self.values:
+            self.values[name] = value
+            most = 30.0 if self.is_jpeg or self.values[cv2.CAP_PROP_FRAME_WIDTH] <= 640 else 10.0
+            self.values[cv2.CAP_PROP_FPS] = min(most, value) if name == cv2.CAP_PROP_FPS else most
+        return True
+
+
+@pytest.mark.parametrize(
+    ("options", "has_jpeg", "is_jpeg", "rate"),
+    [
+        (SourceOptions(), True, False, 30.0),
+        (SourceOptions(width=1280, height=720), True, True, 30.0),
+        (SourceOptions(width=1280, height=720), False, False, 10.0),
+        (SourceOptions(width=1280, height=720, fps=10), True, False, 10.0),
+        (SourceOptions(width=640, height=480, fps=15), True, False, 15.0),
+    ],
+)
+def test_jpegs_are_asked_for_where_raw_pixels_are_too_slow(
+    monkeypatch: pytest.MonkeyPatch, options: SourceOptions, has_jpeg: bool, is_jpeg: bool, rate: float
+) -> None:
+    fake = UsbCamera(has_jpeg)
+    monkeypatch.setattr(cv2, "VideoCapture", fake)
+    opencv.open_camera("/dev/video9", options.width, options.height, options.fps)
+    assert (fake.is_jpeg, fake.values[cv2.CAP_PROP_FPS]) == (is_jpeg, rate)
+    assert fake.values[cv2.CAP_PROP_FRAME_WIDTH] == (options.width or 640)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "options"),
+    [
+        ("rtsp", "rtsp://user:secret@host/cam", "rtsp_transport;tcp"),
+        ("http", "http://host/cam.mjpg", "input_format;mpjpeg|protocol_whitelist;http,https,tcp,tls"),
+    ],
+)
+def test_a_stream_goes_by_ffmpeg_with_its_limits_and_nothing_is_left_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], kind: str, target: str, options: str
+) -> None:
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "mine")
+    fake = FakeCapture(1, gone)
+    capture(monkeypatch, pipe, SourceAddress(kind, target, "cam"), SourceOptions(), fake)  # type: ignore[arg-type]
+    assert fake.arguments[:2] == (target, cv2.CAP_FFMPEG)
+    limits = fake.arguments[2]
+    assert isinstance(limits, list)
+    pairs = dict(zip(limits[::2], limits[1::2], strict=True))
+    assert pairs == {cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: 4500, cv2.CAP_PROP_READ_TIMEOUT_MSEC: 5000}
+    assert fake.transport is not None
+    assert fake.transport.startswith(options)
+    assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "mine"
+    assert "OPENCV_FFMPEG_LOGLEVEL" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("flip", "corner"), [("none", (0, 0)), ("horizontal", (0, 5)), ("vertical", (3, 0)), ("both", (3, 5))]
+)
+def test_a_flip_turns_the_picture(flip: str, corner: tuple[int, int]) -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[0, 0] = 255
+    assert opencv.flipped(image, flip)[corner].max() == 255  # type: ignore[arg-type]
+
+
+def test_only_numbers_enter_a_pipeline() -> None:
+    pipeline = opencv.csi_pipeline(1, 1920, 1080, 29.97)
+    assert "sensor-id=1 " in pipeline
+    assert "width=1920,height=1080,framerate=2997/100" in pipeline
+    with pytest.raises(ValueError, match="invalid literal"):
+        opencv.csi_pipeline("0 ! filesink location=/tmp/x", None, None, None)  # type: ignore[arg-type]

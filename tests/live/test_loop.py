@@ -1,0 +1,91 @@
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.loop import run_loop
+from fsvit_edge.live.sources.base import FileSource
+from fsvit_edge.live.statistics import RunStatistics
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
+from fsvit_edge.runtime.prediction import Prediction
+
+
+def source(count: int, then: BaseException | None = None) -> FileSource:
+    def images() -> Iterator[tuple[str, np.ndarray]]:
+        for index in range(count):
+            yield "test", np.full((8, 8, 3), index, np.uint8)
+        if then is not None:
+            raise then
+
+    return FileSource(images(), name="test")
+
+
+def judge(rgb: np.ndarray) -> Prediction:
+    scores = np.array([rgb.mean() / 255], np.float32)
+    return Prediction(
+        ("cat",), scores, np.full_like(scores, 0.5), np.zeros(rgb.shape[:2], np.uint8), None, {"encode": 3.0}
+    )
+
+
+class Collect:
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, frame: Frame, prediction: Prediction) -> None:
+        assert prediction.scores[0] == np.float32(frame.image.mean() / 255)
+        self.seen.append(frame.index)
+
+
+def test_every_frame_is_delivered_in_order_with_its_own_prediction() -> None:
+    collect, statistics = Collect(), RunStatistics()
+    run_loop(source(5), judge, collect, statistics)
+    assert collect.seen == [0, 1, 2, 3, 4]
+    assert statistics.frames == 5
+
+
+def test_no_frame_beyond_the_limit_is_taken_from_the_source() -> None:
+    frames = source(5)
+    run_loop(frames, judge, Collect(), RunStatistics(), max_frames=3)
+    assert next(frames).index == 3
+
+
+def test_a_request_to_stop_ends_it_between_two_frames() -> None:
+    collect = Collect()
+    run_loop(source(9), judge, collect, RunStatistics(), should_stop=lambda: len(collect.seen) == 4)
+    assert collect.seen == [0, 1, 2, 3]
+
+
+def test_others_have_their_turn_before_each_frame_and_while_none_comes() -> None:
+    turns = []
+    run_loop(source(3), judge, Collect(), RunStatistics(), between_frames=lambda: turns.append(1))
+    assert len(turns) == 4  # the last one meets the end
+
+    class Silent(FileSource):
+        def read(self, timeout_s: float) -> Frame | None:
+            assert timeout_s <= 0.2
+            return None
+
+    silent = Silent(iter(()), name="silent")  # type: ignore[arg-type]
+    turns.clear()
+    run_loop(silent, judge, Collect(), RunStatistics(), lambda: len(turns) == 5, lambda: turns.append(1))
+    assert len(turns) == 5
+
+
+@pytest.mark.parametrize("error", [SourceError("the camera is gone"), InputError("a bad picture")])
+def test_errors_of_the_source_pass_through(error: FsvitEdgeError) -> None:
+    collect = Collect()
+    with pytest.raises(type(error), match=str(error)):
+        run_loop(source(2, error), judge, collect, RunStatistics())
+    assert collect.seen == [0, 1]
+
+
+def test_all_stages_are_timed_in_the_order_in_which_they_run() -> None:
+    statistics = RunStatistics()
+    run_loop(source(3), judge, Collect(), statistics)
+    assert list(statistics.latency_ms) == ["decode", "encode", "sinks"]
+    assert vars(statistics.latency_ms["encode"]) == {"p50": 3.0, "p95": 3.0, "p99": 3.0}
+    assert 0 <= statistics.latency_ms["sinks"].p50 < 100
+    assert statistics.age_ms is not None
+    assert 0 <= statistics.age_ms.p99 < 1000
+    assert statistics.fps == statistics.frames / statistics.elapsed_s

@@ -1,0 +1,199 @@
+"""Results to a real broker on loopback, where mosquitto is installed; addresses and absent brokers without it."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion
+
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.health import Health
+from fsvit_edge.live.sinks.open import open_sink, sink_name
+from fsvit_edge.live.sources.base import SourceState, SourceStatus
+from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
+from fsvit_edge.runtime.prediction import Prediction
+
+MOSQUITTO = shutil.which("mosquitto") or ("/usr/sbin/mosquitto" if Path("/usr/sbin/mosquitto").exists() else None)
+
+
+def frame(index: int) -> tuple[Frame, Prediction]:
+    image = np.zeros((4, 4, 3), np.uint8)
+    nothing = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((4, 4), np.uint8), None, {})
+    return Frame(image, index, "cam", 0.0, 0.0, 0.0), nothing
+
+
+def health(state: SourceState) -> Health:
+    return Health(1.0, 2.0, "boot", 9.0, "cam", SourceStatus(state, 0.0), "m", "e", "p")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class Broker:
+    """Mosquitto with one user, and what was published there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self.messages: list[tuple[str, dict[str, object], bool]] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        (folder / "conf").write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\nuser root\n")
+
+    def start(self) -> None:
+        assert MOSQUITTO is not None
+        command = [MOSQUITTO, "-c", str(self.folder / "conf")]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        until(self.answers)
+
+    def answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+
+def until(condition: Callable[[], bool], within_s: float = 15) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    if MOSQUITTO is None:
+        pytest.skip("a real MQTT broker: mosquitto is not installed (apt: mosquitto)")
+    started = Broker(tmp_path)
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def listener(broker: Broker) -> Iterator[Client]:
+    client = Client(CallbackAPIVersion.VERSION2)
+
+    def note(_client: object, _data: object, message: MQTTMessage) -> None:
+        broker.messages.append((message.topic, json.loads(message.payload), bool(message.retain)))
+
+    client.on_message = note
+    client.on_connect = lambda *_: client.subscribe("robot/#")
+    client.connect("127.0.0.1", broker.port)
+    client.loop_start()
+    yield client
+    client.disconnect()
+    client.loop_stop()
+
+
+def states(broker: Broker) -> list[object]:
+    return [said["state"] for topic, said, _ in broker.messages if topic == "robot/cam/state"]
+
+
+@pytest.mark.usefixtures("listener")
+def test_results_and_states_are_published(broker: Broker) -> None:
+    with open_sink(f"mqtt://me:secret@127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
+        until(lambda: sink._client.is_connected())  # type: ignore[attr-defined]
+        sink.report(health("connecting"))
+        for index in range(5):
+            sink.write(*frame(index))
+            time.sleep(0.05)
+        sink.report(health("lost"))
+        until(lambda: states(broker)[-1:] == ["lost"])
+        results = [said for topic, said, _ in broker.messages if topic == "robot/cam"]
+    assert [said["sequence"] for said in results] == list(range(5))
+    assert results[0]["event"] == "frame"
+    until(lambda: states(broker)[-1:] == ["ended"])
+    assert "connecting" in states(broker)
+
+
+CRASH = """
+import os, sys, time
+sys.path[:0] = {path!r}
+from test_mqtt_sink import frame, health
+from fsvit_edge.live.sinks.open import open_sink
+sink = open_sink(sys.argv[1], 25.0)
+while not sink._client.is_connected():
+    time.sleep(0.01)
+sink.report(health("lost"))
+time.sleep(0.3)
+os._exit(9)
+"""
+
+
+@pytest.mark.usefixtures("listener")
+def test_a_run_that_dies_is_offline_for_all_who_listen(broker: Broker) -> None:
+    code = CRASH.format(path=[str(Path(__file__).parent)])
+    subprocess.run([sys.executable, "-c", code, f"mqtt://127.0.0.1:{broker.port}/robot/cam"], check=False)
+    until(lambda: states(broker)[-1:] == ["offline"])
+
+
+def test_a_broker_that_comes_back_is_found_and_nothing_waits_meanwhile(broker: Broker) -> None:
+    with open_sink(f"mqtt://127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
+        client = sink._client  # type: ignore[attr-defined]
+        until(client.is_connected)
+        assert sink.trouble == ""
+        broker.stop()
+        until(lambda: not client.is_connected())
+        until(lambda: sink.trouble == "the broker does not answer; results are left out until it does.")
+        started = time.monotonic()
+        for index in range(1000):
+            sink.write(*frame(index))
+        assert time.monotonic() - started < 1
+        broker.start()
+        until(lambda: sink.trouble == "")
+        assert client.is_connected()
+    assert sink.trouble == ""
+
+
+def test_a_broker_that_refuses_says_why(broker: Broker) -> None:
+    broker.stop()
+    conf = broker.folder / "conf"
+    conf.write_text(conf.read_text().replace("allow_anonymous true", "allow_anonymous false"))
+    broker.start()
+    with open_sink(f"mqtt://me:S3cret@127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
+        until(lambda: sink.trouble != "")
+        time.sleep(0.5)  # it hangs up, too
+        assert sink.trouble == "the broker refuses the connection: Not authorized."
+
+
+def test_a_broker_that_is_not_there_is_no_failure() -> None:
+    with open_sink(f"mqtt://127.0.0.1:{free_port()}/robot/cam", 25.0) as sink:
+        sink.report(health("live"))
+        sink.write(*frame(0))
+        until(lambda: "does not answer" in sink.trouble)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["mqtt://", "mqtt://host", "mqtt://host/", "mqtt://host:x/a", "mqtt://host/a#b", "mqtt://host/a+b", "mqtt://host/a?b",
+     "mqtt://me:S3cret@/topic", "mqtt://me:S3cret@host:99999/topic"],
+)  # fmt: skip
+def test_an_address_without_host_or_topic_is_refused_and_no_password_told(uri: str) -> None:
+    with pytest.raises(InputError, match="is no MQTT address; give mqtt://HOST/TOPIC") as refused:
+        open_sink(uri, 25.0)
+    assert "S3cret" not in str(refused.value)
+
+
+def test_the_name_leaves_the_password_out() -> None:
+    assert sink_name("mqtt://me:S3cret@host:1883/robot/cam") == "mqtt://host:1883/robot/cam"
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
+    with pytest.raises(EnvironmentLacksError, match=r'needs paho-mqtt.*pip install "fsvit-edge\[mqtt\]"'):
+        open_sink("mqtt://host/topic", 25.0)

@@ -1,0 +1,183 @@
+"""Recordings of weeks: segments, what is kept of them, the clock of a live video, and states in every sink."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.health import Health
+from fsvit_edge.live.sinks.open import open_sink
+from fsvit_edge.live.sinks.segments import Segments, SinkOptions
+from fsvit_edge.live.sources.base import SourceState, SourceStatus
+from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.overlay import draw_state
+from fsvit_edge.runtime.pictures import read_image
+from fsvit_edge.runtime.prediction import Prediction
+
+FPS = 10.0
+
+
+def frame(index: int, at_s: float, height: int = 48, width: int = 64) -> Frame:
+    return Frame(np.full((height, width, 3), 60 + index % 100, np.uint8), index, "cam", 0.0, at_s, 1.0)
+
+
+def answer(height: int = 48, width: int = 64) -> Prediction:
+    return Prediction(
+        (), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((height, width), np.uint8), None, {}
+    )
+
+
+def health(state: SourceState, at_s: float = 0.0, frozen: bool = False, message: str = "") -> Health:
+    status = SourceStatus(state, at_s, 5, 2, 1, frozen, message)
+    return Health(1.0, at_s, "boot", 9.0, "cam", status, "m", "e", "p", frames=3)
+
+
+def length(path: Path) -> int:
+    with open_source(str(path)) as source:
+        return len(list(source))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "jsonl"])
+def test_segments_follow_each_other_and_the_oldest_go(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"other-000001.{suffix}").write_bytes(b"not ours")
+    (tmp_path / f"out-1.{suffix}").write_bytes(b"not ours")
+    options = SinkOptions(segment_s=1.0, keep=2)
+    with open_sink(str(tmp_path / f"out.{suffix}"), FPS, options) as sink:
+        for index in range(45):
+            sink.write(frame(index, 100 + index / FPS), answer())
+    names = sorted(os.listdir(tmp_path))
+    assert names == [
+        f"other-000001.{suffix}", f"out-000004.{suffix}", f"out-000005.{suffix}", f"out-1.{suffix}",
+    ]  # fmt: skip
+    if suffix == "mp4":
+        assert [length(tmp_path / name) for name in names[1:3]] == [10, 5]
+    else:
+        lines = [(tmp_path / name).read_text().splitlines() for name in names[1:3]]
+        assert [json.loads(one)["sequence"] for part in lines for one in part] == list(range(30, 45))
+    with open_sink(str(tmp_path / f"out.{suffix}"), FPS, options) as sink:
+        sink.write(frame(0, 5.0), answer())  # another start of the machine: its clock is behind
+    assert (tmp_path / f"out-000006.{suffix}").exists()
+
+
+def test_a_segment_takes_frames_of_another_size_into_a_new_one(tmp_path: Path) -> None:
+    with open_sink(str(tmp_path / "out.mp4"), FPS, SinkOptions(segment_s=60)) as sink:
+        sink.write(frame(0, 1.0), answer())
+        sink.write(frame(1, 1.1, 32, 40), answer(32, 40))
+    assert [length(tmp_path / f"out-00000{number}.mp4") for number in (1, 2)] == [1, 1]
+
+
+def test_only_the_newest_pictures_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine.jpg").write_bytes(b"not ours")
+    (tmp_path / "frame_000099.jpg").write_bytes(b"of an earlier run")
+    os.utime(tmp_path / "frame_000099.jpg", (1, 1))
+    with open_sink(f"{tmp_path}/", FPS, SinkOptions(keep=3)) as sink:
+        for index in range(5):
+            sink.write(frame(index, index / FPS), answer())
+    expected = ["frame_000002.jpg", "frame_000003.jpg", "frame_000004.jpg", "mine.jpg"]
+    assert sorted(os.listdir(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("times_s", "expected"),
+    [
+        ([0, 0.1, 0.2, 0.3], 4),  # as fast as the video
+        ([0, 0.5, 1.0, 1.5], 16),  # slower: frames stand for as long as they lasted
+        ([0, 0.01, 0.02, 0.03, 0.04, 0.5], 6),  # faster: some are left out
+        ([0, 60.0, 60.1], 3),  # a gap is cut out
+    ],
+)
+def test_a_live_video_lasts_as_long_as_what_it_shows(tmp_path: Path, times_s: list[float], expected: int) -> None:
+    with open_sink(str(tmp_path / "out.mp4"), FPS, SinkOptions(is_live=True)) as sink:
+        for index, at_s in enumerate(times_s):
+            sink.write(frame(index, 50 + at_s), answer())
+    assert abs(length(tmp_path / "out.mp4") - expected) <= 1
+
+
+def tell(sink_uri: str, options: SinkOptions, reports: list[Health]) -> None:
+    with open_sink(sink_uri, FPS, options) as sink:
+        sink.write(frame(0, 10.0), answer())
+        for report in reports:
+            sink.report(report)
+
+
+OUT = "The plug is out."
+REPORTS = [
+    *(health("live", 10.5), health("lost", 11.0, message=OUT), health("lost", 12.0, message=OUT)),
+    *(health("live", 13.0), health("live", 14.0), health("live", 15.0, frozen=True)),
+]
+
+
+def test_lines_say_each_change_once(tmp_path: Path) -> None:
+    tell(str(tmp_path / "out.jsonl"), SinkOptions(is_live=True), REPORTS)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["frame", "state", "state", "state"]
+    assert [(line["state"], line["is_frozen"], line["message"]) for line in lines[1:]] == [
+        ("lost", False, "The plug is out."),
+        ("live", False, ""),
+        ("live", True, ""),
+    ]
+    assert (lines[1]["boot_id"], lines[1]["captured"], lines[1]["dropped"]) == ("boot", 5, 2)
+
+
+def test_pictures_and_videos_show_that_the_source_is_lost(tmp_path: Path) -> None:
+    tell(f"{tmp_path}/pictures/", SinkOptions(is_live=True), REPORTS)
+    assert sorted(os.listdir(tmp_path / "pictures")) == ["frame_000000.jpg", "frame_000000_lost.jpg"]
+    assert read_image(tmp_path / "pictures" / "frame_000000_lost.jpg").mean() < 60
+    tell(str(tmp_path / "out.mp4"), SinkOptions(is_live=True), REPORTS)
+    with open_source(str(tmp_path / "out.mp4")) as source:
+        images = [one.image for one in source]
+    assert len(images) >= 2
+    assert images[0].mean() > 40 > images[-1].mean()
+
+
+def test_a_state_card_is_grey_and_holds_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.zeros((240, 320, 3), np.uint8)
+    image[..., 0] = 200
+    empty, full = draw_state(image, "lost", ""), draw_state(image, "lost", "The camera has stopped delivering frames.")
+    assert np.array_equal(empty[..., 0], empty[..., 2])
+    assert (empty > 150).sum() > 100  # the letters
+    assert (full > 100).sum() > (empty > 100).sum()
+    assert image[0, 0, 0] == 200
+    monkeypatch.setattr(cv2, "FontFace", None)
+    monkeypatch.delattr(cv2, "FontFace")
+    for size in ((8, 8), (1, 1), (40, 500)):
+        assert draw_state(np.zeros((*size, 3), np.uint8), "connecting", "a " * 200).shape == (*size, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: SinkOptions(segment_s=0.5), "--segment must be at least 1 second, got 0.5"),
+        (lambda: SinkOptions(keep=0), "--keep must be at least 1 file, got 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(make: Callable[[], SinkOptions], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        make()
+
+
+def test_the_millionth_segment_is_one_of_them(tmp_path: Path) -> None:
+    for number in (999_998, 999_999):
+        (tmp_path / f"out-{number}.mp4").write_bytes(b"x")
+    for expected in ("out-1000000.mp4", "out-1000001.mp4"):
+        segments = Segments(tmp_path / "out.mp4", SinkOptions(segment_s=1, keep=2))
+        segments.begin(0.0).write_bytes(b"x")
+        segments.delete_old()
+        assert expected in os.listdir(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["out-1000000.mp4", "out-1000001.mp4"]
+
+
+def test_without_a_limit_nothing_is_deleted(tmp_path: Path) -> None:
+    segments = Segments(tmp_path / "out.mp4", SinkOptions(segment_s=1))
+    for now_s in range(5):
+        segments.begin(now_s).write_bytes(b"x")
+        segments.delete_old()
+    assert len(os.listdir(tmp_path)) == 5
+    assert segments.is_full(5.0)
+    assert not segments.is_full(4.5)

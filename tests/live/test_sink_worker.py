@@ -1,0 +1,167 @@
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.health import Health
+from fsvit_edge.live.sink_worker import SinkWorker
+from fsvit_edge.live.sinks.base import Sink, SinkClosedError
+from fsvit_edge.live.sources.base import SourceStatus
+from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.prediction import Prediction
+
+PREDICTION = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((2, 2), np.uint8), None, {})
+
+
+def frame(index: int) -> Frame:
+    return Frame(np.zeros((2, 2, 3), np.uint8), index, "test", 0.0, 0.0, 0.0)
+
+
+def health() -> Health:
+    return Health(0.0, 0.0, "", 0.0, "test", SourceStatus("live", 0.0), "m", "e", "p")
+
+
+class Gated(Sink):
+    """Takes a frame only when the gate is open."""
+
+    def __init__(self, fail: Callable[[], None] = lambda: None) -> None:
+        self.gate = threading.Event()
+        self.seen: list[int] = []
+        self.reports = 0
+        self.finished = 0
+        self.fail = fail
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:  # noqa: ARG002 - the contract
+        self.gate.wait()
+        self.fail()
+        self.seen.append(frame.index)
+
+    def report(self, health: Health) -> None:  # noqa: ARG002 - the contract
+        self.reports += 1
+
+    def _finish(self) -> None:
+        self.finished += 1
+
+
+class Ends:
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    def __call__(self, _: SinkWorker, failure: FsvitEdgeError | None) -> None:
+        self.failures.append(str(failure or ""))
+
+
+def fail_with(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_slow_sink_of_a_live_source_gets_the_newest_frame_and_delays_nobody() -> None:
+    sink, ends = Gated(), Ends()
+    worker = SinkWorker(sink, "slow", True, ends)
+    worker.put(frame(0), PREDICTION)
+    until(lambda: not worker._frames)  # taken, and waiting at the gate
+    started = time.monotonic()
+    for index in range(1, 100):
+        worker.put(frame(index), PREDICTION)
+    assert time.monotonic() - started < 0.5
+    assert worker.status.dropped == 98
+    sink.gate.set()
+    until(lambda: worker.status.written == 2)
+    assert sink.seen == [0, 99]
+    assert worker.finish(5)
+    assert (sink.finished, ends.failures) == (1, [])
+
+
+def test_lines_of_a_live_source_wait_in_a_short_queue() -> None:
+    sink = Gated()
+    sink.queue_frames = 3
+    worker = SinkWorker(sink, "lines", True, Ends())
+    worker.put(frame(0), PREDICTION)
+    until(lambda: not worker._frames)
+    for index in range(1, 6):
+        worker.put(frame(index), PREDICTION)
+    sink.gate.set()
+    worker.finish()
+    assert sink.seen == [0, 3, 4, 5]
+    assert worker.status.dropped == 2
+
+
+def test_nothing_of_a_file_is_dropped_however_slow_the_sink() -> None:
+    sink = Gated()
+    worker = SinkWorker(sink, "file", False, Ends())
+    putting = threading.Thread(target=lambda: [worker.put(frame(index), PREDICTION) for index in range(50)])
+    putting.start()
+    time.sleep(0.05)
+    assert putting.is_alive()  # it waits for a place: the queue is short
+    sink.gate.set()
+    putting.join(5)
+    worker.finish()
+    assert sink.seen == list(range(50))
+    assert (worker.status.written, worker.status.dropped) == (50, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (FsvitEdgeError("the disk is full"), "the disk is full"),
+        (RuntimeError("boom"), "bad failed: RuntimeError: boom"),
+        (SinkClosedError("gone"), ""),
+    ],
+)
+def test_a_sink_that_fails_tells_once_and_takes_no_more(error: Exception, failure: str) -> None:
+    sink, ends = Gated(fail_with(error)), Ends()
+    sink.gate.set()
+    worker = SinkWorker(sink, "bad", False, ends)
+    worker.put(frame(0), PREDICTION)
+    until(lambda: worker.has_ended)
+    for index in range(20):
+        worker.put(frame(index), PREDICTION)  # would wait for ever if it were still counted on
+    worker.finish()
+    until(lambda: ends.failures == [failure])
+    assert worker.status.failure == failure
+    assert sink.finished == 1
+
+
+def test_a_sink_that_cannot_be_finished_has_failed() -> None:
+    class Unfinishable(Gated):
+        def _finish(self) -> None:
+            raise FsvitEdgeError("could not be read back")
+
+    ends = Ends()
+    worker = SinkWorker(Unfinishable(), "video", False, ends)
+    assert worker.finish()
+    until(lambda: ends.failures == ["could not be read back"])
+
+
+def test_a_sink_that_hangs_is_given_up_after_the_time_given() -> None:
+    sink = Gated()
+    worker = SinkWorker(sink, "hung", True, Ends())
+    worker.put(frame(0), PREDICTION)
+    until(lambda: not worker._frames)
+    started = time.monotonic()
+    assert not worker.finish(0.1)
+    assert time.monotonic() - started < 1
+    sink.gate.set()
+    assert worker.finish(5)
+
+
+def test_reports_reach_the_sink_before_the_frames_that_wait() -> None:
+    sink = Gated()
+    worker = SinkWorker(sink, "told", True, Ends())
+    worker.report(health())
+    until(lambda: sink.reports == 1)
+    sink.gate.set()
+    worker.finish()

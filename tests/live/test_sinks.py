@@ -1,0 +1,382 @@
+import errno
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.sinks.base import Sink
+from fsvit_edge.live.sinks.open import open_sink
+from fsvit_edge.live.sinks.record import record
+from fsvit_edge.live.sinks.segments import SinkOptions
+from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
+from fsvit_edge.runtime.pictures import read_image
+from fsvit_edge.runtime.prediction import Prediction
+
+
+def frame(index: int = 0, height: int = 48, width: int = 64) -> Frame:
+    image = np.full((height, width, 3), 100 + index, np.uint8)
+    return Frame(image, index, "test", 1_700_000_000.123456, 12.3456789, 1.23456)
+
+
+def answer(height: int = 48, width: int = 64) -> Prediction:
+    label_map = np.zeros((height, width), np.uint8)
+    label_map[34:46, 5:35] = 2
+    label_map[40:41, 60:61] = 2
+    scores = np.array([0.123456, 0.9, 0.5], np.float32)
+    return Prediction(
+        ("cat", "Größe 猫", "dog"),
+        scores,
+        np.array([0.5, 0.7, 0.5], np.float32),
+        label_map,
+        None,
+        {"encode": 2.0, "head": 0.5},
+    )
+
+
+# Runs in its own process: writes frames to the sink {uri} under whatever limits the test sets before.
+WRITER = """
+import resource, sys
+import numpy as np
+from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.live.sinks.base import SinkClosedError
+from fsvit_edge.live.sinks.open import open_sink
+from fsvit_edge.live.frame import Frame
+uri, limit, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
+scores = np.array([0.9], np.float32)
+judged = Prediction(("cat",), scores, np.full_like(scores, 0.5), np.ones((96, 128), np.uint8), None, {})
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    with open_sink(uri, 25.0) as sink:
+        written = 0
+        try:
+            for i in range(count):
+                sink.write(Frame(np.roll(noise, i), i, "test", 0.0, 0.0, 0.0), judged)
+                written += 1
+        except SinkClosedError:
+            pass
+        print(written, file=sys.stderr)
+except FsvitEdgeError as error:
+    print(type(error).__name__, error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+# Unbuffered, nothing would be left in the buffer to fail when Python ends.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+def write_elsewhere(uri: str, limit_bytes: int = 0, count: int = 60) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WRITER, uri, str(limit_bytes), str(count)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_record_says_what_the_frame_shows() -> None:
+    said = record(frame(7), answer())
+    assert said == {
+        "event": "frame",
+        "sequence": 7,
+        "source": "test",
+        "wall_time_s": 1_700_000_000.123,
+        "monotonic_s": 12.346,
+        "age_ms": 0.0,
+        "is_frozen": False,
+        "size_hw": [48, 64],
+        "classes": [
+            {"name": "cat", "score": 0.1235, "level": 0.5, "present": False, "area_px": 0, "box_xyxy": None},
+            {
+                "name": "Größe 猫",
+                "score": 0.9,
+                "level": 0.7,
+                "present": True,
+                "area_px": 361,
+                "box_xyxy": [5, 34, 61, 46],
+            },
+            {"name": "dog", "score": 0.5, "level": 0.5, "present": False, "area_px": 0, "box_xyxy": None},
+        ],
+        "latency_ms": {"decode": 1.23, "encode": 2.0, "head": 0.5},
+    }
+    assert list(said["latency_ms"]) == ["decode", "encode", "head"]
+    assert json.loads(json.dumps(said)) == said
+
+
+def test_jsonl_holds_one_whole_line_a_frame_from_the_moment_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out.jsonl"
+    with open_sink(str(path), 25.0) as sink:
+        for index in range(3):
+            sink.write(frame(index), answer())
+            lines = path.read_text(encoding="utf-8").split("\n")
+            assert lines.pop() == ""
+            assert [json.loads(line) for line in lines] == [record(frame(i), answer()) for i in range(index + 1)]
+    assert "猫" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("before", [b"", b'{"whole": 1}\n', b'{"whole": 1}\n{"torn'])
+def test_a_live_sources_lines_are_added_and_a_torn_one_spoils_no_other(tmp_path: Path, before: bytes) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(before)
+    for index in range(2):
+        with open_sink(str(path), 25.0, SinkOptions(is_live=True)) as sink:
+            sink.write(frame(index), answer())
+    lines = path.read_bytes().splitlines()
+    assert lines[:-2] == before.splitlines()
+    assert [json.loads(line)["sequence"] for line in lines[-2:]] == [0, 1]
+
+
+def test_the_lines_of_a_file_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    for index in range(2):
+        with open_sink(str(path), 25.0) as sink:
+            sink.write(frame(index), answer())
+    assert [json.loads(line)["sequence"] for line in path.read_bytes().splitlines()] == [1]
+
+
+def test_a_full_disk_leaves_the_lines_of_earlier_runs(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"whole": 1}\n')
+    with open_sink(str(path), 25.0, SinkOptions(is_live=True)) as sink:
+        sink._file._file = Half(sink._file._file)  # type: ignore[attr-defined]
+        with pytest.raises(FsvitEdgeError, match="ends after 0 lines: No space left on device"):
+            sink.write(frame(), answer())
+    assert path.read_bytes() == b'{"whole": 1}\n'
+
+
+class Half:
+    """A file on a disk that is full after half a line."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._is_full = False
+
+    def write(self, data: bytes) -> int:
+        if self._is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._is_full = True
+        return self._file.write(data[: len(data) // 2])
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+
+def test_the_standard_output_takes_the_same_lines(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    with open_sink("-", 25.0) as sink:
+        sink.write(frame(0), answer())
+        sink.write(frame(1), answer())
+    lines = capfdbinary.readouterr().out.decode("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [record(frame(i), answer()) for i in range(2)]
+
+
+@pytest.mark.parametrize("make_first", [True, False])
+def test_a_folder_takes_a_picture_a_frame_named_by_its_index(tmp_path: Path, make_first: bool) -> None:
+    folder = tmp_path / "made" / "pictures"
+    if make_first:
+        folder.mkdir(parents=True)
+    with open_sink(str(folder) if make_first else f"{folder}/", 25.0) as sink:
+        sink.write(frame(1), answer())
+        sink.write(frame(2, 30, 40), answer(30, 40))  # pictures may differ in size
+    assert sorted(os.listdir(folder)) == ["frame_000001.jpg", "frame_000002.jpg"]
+    drawn = read_image(folder / "frame_000001.jpg").astype(int)
+    assert np.abs(drawn[40, 48] - 101).max() < 6
+    assert np.abs(drawn[40, 20] - (94, 137, 160)).max() < 10  # tinted with the second colour
+
+
+@pytest.mark.parametrize("size_hw", [(48, 64), (47, 63), (360, 640)])
+def test_a_video_holds_every_frame_and_appears_only_when_it_is_whole(tmp_path: Path, size_hw: tuple[int, int]) -> None:
+    path = tmp_path / "new" / "out.mp4"
+    with open_sink(str(path), 12.5) as sink:
+        for index in range(7):
+            sink.write(frame(index, *size_hw), answer(*size_hw))
+        assert not path.exists()
+    assert os.listdir(path.parent) == ["out.mp4"]
+    with open_source(str(path)) as source:
+        assert source.fps == 12.5
+        images = [item.image for item in source]
+    assert len(images) == 7
+    assert images[0].shape[:2] == (size_hw[0] & -2, size_hw[1] & -2)
+    assert np.abs(images[6][-3, -20].astype(int) - 106).max() < 12
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_a_video_replaces_an_old_one_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"old")
+    with open_sink(str(path), 25.0) as sink:
+        sink.write(frame(), answer())
+        assert path.read_bytes() == b"old"
+    assert len(path.read_bytes()) > 100
+
+
+def test_a_video_without_frames_leaves_nothing(tmp_path: Path) -> None:
+    with open_sink(str(tmp_path / "out.mp4"), 25.0):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_run_keeps_the_video_so_far(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with pytest.raises(SourceError), open_sink(str(path), 25.0) as sink:  # noqa: PT012  # closing is the point
+        sink.write(frame(), answer())
+        sink.write(frame(1), answer())
+        raise SourceError("the camera is gone")
+    assert len(list(open_source(str(path)))) == 2
+
+
+def test_the_first_error_is_told_when_closing_fails_too() -> None:
+    class Unfinishable(Sink):
+        def write(self, frame: Frame, prediction: Prediction) -> None:
+            pass
+
+        def _finish(self) -> None:
+            raise FsvitEdgeError("the disk is full")
+
+    with pytest.raises(SourceError, match="the camera is gone"), Unfinishable():
+        raise SourceError("the camera is gone")
+    with pytest.raises(FsvitEdgeError, match="the disk is full"), Unfinishable():
+        pass
+
+
+def test_a_frame_of_another_size_does_not_fit_into_a_video(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    reason = r"A frame has 40x30 pixels, but the video .*out\.mp4 began with 64x48; write .* to a folder instead"
+    with open_sink(str(path), 25.0) as sink:
+        sink.write(frame(), answer())
+        with pytest.raises(InputError, match=reason):
+            sink.write(frame(1, 30, 40), answer(30, 40))
+    assert len(list(open_source(str(path)))) == 1
+
+
+def test_a_video_that_cannot_be_begun_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    reason = r"out\.mp4 cannot be begun with frames of 1x1 pixels at 25 frames per second; write to a folder"
+    with pytest.raises(FsvitEdgeError, match=reason), open_sink(str(tmp_path / "out.mp4"), 25.0) as sink:
+        sink.write(frame(0, 1, 1), answer(1, 1))
+    assert os.listdir(tmp_path) == []
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("", "'' is no sink; give a folder"),
+        ("out.avi", r"'out\.avi' is no sink; give a folder \(ending in /\), \*\.mp4, \*\.jsonl, - for"),
+        ("http://127.0.0.1:8080", "is no sink"),
+        ("ftp://me:secret@host/out.mp4", r"'ftp://host/out\.mp4' is no sink"),
+        ("file/", "file cannot be a folder: file is a file"),
+        ("file/deeper/", "cannot be a folder: file"),
+        ("file/out.mp4", "file cannot be a folder: file is a file"),
+        ("file/out.jsonl", "file cannot be a folder: file is a file"),
+    ],
+)
+def test_what_is_no_sink_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, reason: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=reason):
+        open_sink(uri, 25.0)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])
+def test_a_place_that_cannot_be_written_is_an_error(name: str) -> None:
+    with pytest.raises(FsvitEdgeError, match=r"^/proc/out.* cannot be written: No such file"):
+        open_sink(f"/proc/{name}", 25.0)
+
+
+def test_a_full_disk_leaves_the_old_video_and_no_other_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"old")
+    run = write_elsewhere(str(path), limit_bytes=100_000)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith(
+        f"FsvitEdgeError The video {path} was not written: it could not be read back after 60 frames, most likely"
+    )
+    assert len(run.stderr.splitlines()) == 2
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_a_disk_that_runs_full_ends_the_video_while_it_can_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.mp4"
+    with open_sink(str(path), 25.0) as sink:
+        sink.write(frame(0), answer())
+        sink.write(frame(1), answer())
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+        with pytest.raises(FsvitEdgeError, match="ends after 2 frames: the disk is full; make room"):
+            sink.write(frame(2), answer())
+    assert len(list(open_source(str(path)))) == 2
+
+
+def test_a_full_disk_leaves_whole_lines_only(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    run = write_elsewhere(str(path), limit_bytes=5000)
+    lines = path.read_text().split("\n")
+    assert lines.pop() == ""
+    assert [json.loads(line)["sequence"] for line in lines] == list(range(len(lines)))
+    assert 10 < len(lines) < 60
+    assert run.stderr == f"FsvitEdgeError {path} ends after {len(lines)} lines: File too large; make room.\n"
+    assert run.returncode == 1
+
+
+def test_a_device_that_takes_nothing_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").symlink_to("/dev/full")
+    with (
+        pytest.raises(FsvitEdgeError, match="ends after 0 lines: No space left on device; make room"),
+        open_sink(str(tmp_path / "out.jsonl"), 25.0) as sink,
+    ):
+        sink.write(frame(), answer())
+
+
+def test_a_full_disk_fails_the_picture_by_name(tmp_path: Path) -> None:
+    run = write_elsewhere(f"{tmp_path}/pictures/", limit_bytes=1000)
+    picture = tmp_path / "pictures" / "frame_000000.jpg"
+    assert run.stderr == f"FsvitEdgeError {picture} cannot be written: File too large; nothing was changed.\n"
+    assert os.listdir(picture.parent) == []
+
+
+def test_a_full_standard_output_is_an_error_without_a_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", WRITER, "-", "0", "5"]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
+    assert run.stderr == "FsvitEdgeError The standard output cannot be written: No space left on device.\n"
+    assert run.returncode == 1
+
+
+def test_a_reader_that_leaves_ends_the_run_cleanly() -> None:
+    command = [sys.executable, "-c", WRITER, "-", "0", "100000"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=BUFFERED) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert json.loads(run.stdout.readline())["sequence"] == 0
+        run.stdout.close()
+        said = run.stderr.read()
+    assert run.returncode == 0
+    assert 0 < int(said) < 100_000  # the number of frames and nothing else: no traceback
+
+
+def test_writing_a_video_leaves_opencv_and_the_environment_as_they_were(tmp_path: Path) -> None:
+    logging = getattr(cv2.utils, "logging", cv2)  # OpenCV 5 moved it
+    logging.setLogLevel(3)
+    before = dict(os.environ)
+    with open_sink(str(tmp_path / "out.mp4"), 25.0) as sink:
+        sink.write(frame(), answer())
+    assert logging.getLogLevel() == 3
+    assert dict(os.environ) == before

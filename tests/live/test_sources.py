@@ -1,0 +1,347 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fsvit_edge.live.sources import demo
+from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.live.sources.options import SourceOptions
+from fsvit_edge.live.uri import parse_source, printable_address
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError, SourceError
+
+
+def save_picture(path: Path, value: int) -> None:
+    Image.new("RGB", (20, 10), (value, 0, 0)).save(path)
+
+
+def save_video(path: Path, frames: int, fourcc: str = "MJPG", fps: float = 10.0) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*fourcc), fps, (64, 48))
+    for index in range(frames):
+        writer.write(np.full((48, 64, 3), (0, 0, 100 + 10 * index), np.uint8))  # red, in OpenCV's order
+    writer.release()
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    with socket.socket() as held:  # bound but not listening: connections are refused
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def test_one_picture_is_one_frame(tmp_path: Path) -> None:
+    path = tmp_path / "cat.PNG"
+    save_picture(path, 200)
+    before = time.time()
+    with open_source(str(path)) as source:
+        frames = list(source)
+        assert (source.name, source.is_live, source.fps) == (str(path), False, None)
+    assert len(frames) == 1
+    frame = frames[0]
+    assert frame.image.shape == (10, 20, 3)
+    assert frame.image.dtype == np.uint8
+    assert tuple(frame.image[0, 0]) == (200, 0, 0)
+    assert (frame.index, frame.source) == (0, str(path))
+    assert before <= frame.wall_time_s <= time.time()
+    assert 0 < frame.monotonic_s <= time.monotonic()
+    assert 0 < frame.decode_ms < 1000
+
+
+def test_a_folder_is_read_in_natural_order_and_only_its_pictures(tmp_path: Path) -> None:
+    for value, name in enumerate(["frame10.png", "frame2.png", "Frame1.png", "a.jpeg", "frame2b.png"]):
+        save_picture(tmp_path / name, value)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "._frame2.png").write_bytes(b"macOS leaves these behind")
+    frames = list(open_source(str(tmp_path)))
+    names = [Path(frame.source).name for frame in frames]
+    assert names == ["Frame1.png", "a.jpeg", "frame2.png", "frame2b.png", "frame10.png"]
+    assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
+
+
+def test_a_damaged_picture_in_a_folder_is_named(tmp_path: Path) -> None:
+    save_picture(tmp_path / "1.png", 1)
+    (tmp_path / "2.png").write_bytes(b"garbage")
+    source = open_source(str(tmp_path))
+    next(source)
+    with pytest.raises(InputError, match=r"2\.png is damaged"):
+        next(source)
+
+
+@pytest.mark.parametrize(("name", "fourcc"), [("clip.avi", "MJPG"), ("clip.mp4", "mp4v"), ("clip: 1.MP4", "mp4v")])
+def test_a_video_gives_its_frames_in_rgb(tmp_path: Path, name: str, fourcc: str) -> None:
+    path = tmp_path / name
+    save_video(tmp_path / f"made{path.suffix.lower()}", frames=5, fourcc=fourcc)
+    (tmp_path / f"made{path.suffix.lower()}").rename(path)
+    with open_source(str(path)) as source:
+        assert (source.fps, source.num_frames, source.is_live) == (10.0, 5, False)
+        frames = list(source)
+    assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
+    red, green, blue = frames[3].image[20, 20].astype(int)
+    assert abs(red - 130) < 12
+    assert max(green, blue) < 12
+
+
+def test_a_video_with_a_colon_in_a_relative_name_is_a_file_not_a_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_video(tmp_path / "concat.avi", frames=2)
+    (tmp_path / "concat.avi").rename(tmp_path / "concat:a.avi")
+    monkeypatch.chdir(tmp_path)
+    assert len(list(open_source("concat:a.avi"))) == 2
+
+
+def test_an_animated_gif_is_a_video(tmp_path: Path) -> None:
+    pages = [Image.new("RGB", (20, 10), (value, 0, 0)) for value in (50, 150, 250)]
+    pages[0].save(tmp_path / "a.gif", save_all=True, append_images=pages[1:], duration=100)
+    assert len(list(open_source(str(tmp_path / "a.gif")))) == 3
+
+
+def test_the_demo_is_a_source_that_goes_on() -> None:
+    pytest.importorskip("skimage")
+    with open_source("demo") as source:
+        frames = [next(source) for _ in range(3)]
+        assert (source.name, source.fps, source.is_live) == ("demo", 25.0, False)
+    assert [frame.index for frame in frames] == [0, 1, 2]
+    assert frames[0].image.shape == (360, 640, 3)
+
+
+def test_the_demo_without_scikit_image_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo._strip.cache_clear()
+    demo._photograph.cache_clear()
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(EnvironmentLacksError, match="The demo needs scikit-image"):
+        open_source("demo")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///etc/hostname",
+        "concat:a.mp4|b.mp4",
+        "subfile,,start,0,end,0,,:a.mp4",
+        "rtsp:host",
+        "udp://host:1",
+    ],
+)
+def test_other_schemes_are_refused_and_the_known_kinds_listed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: pytest.fail("it reached OpenCV"))
+    with pytest.raises(InputError, match=r"is not a kind of source; give .*rtsp://\.\.\., .*, or demo\.$"):
+        open_source(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "reason"),
+    [
+        ("", InputError, "'' is no source; give a picture"),
+        ("a\nb.mp4", InputError, r"'a\\nb.mp4' is no source"),
+        ("a\0b.mp4", InputError, r"is no source"),
+        ("-", SourceError, "cannot be opened: No such file or directory; check the path"),
+        ("gone.mp4", SourceError, r"The source gone\.mp4 cannot be opened: No such file or directory; check the path"),
+        ("gone/", SourceError, "The source gone/ cannot be opened: No such file"),
+        ("notes.txt", InputError, r"notes\.txt is no picture and no video: its name ends in none of \.png"),
+        ("/dev/null", InputError, "/dev/null is no picture and no video"),
+        ("empty", InputError, r"The folder empty holds no picture \(\.png"),
+        ("garbage.mp4", SourceError, r"The video garbage\.mp4 cannot be opened; it is damaged"),
+        ("headless.mp4", SourceError, r"The video headless\.mp4 cannot be opened; it is damaged"),
+        ("x" * 5000, SourceError, "File name too long"),
+        ("987", SourceError, "There is no camera /dev/video987; plug it in"),
+        ("/dev/video987", SourceError, "There is no camera /dev/video987; plug it in"),
+        ("usb-camera", SourceError, "There is no camera usb-camera; plug it in"),
+        ("rtsp://", InputError, "rtsp:// is no stream address; give rtsp://HOST/PATH"),
+        ("rtsp://[::1", InputError, "is no stream address"),
+        ("rtsp://host/a b", InputError, "is no stream address"),
+    ],
+)
+def test_what_cannot_be_opened_is_said_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, kind: type[FsvitEdgeError], reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "garbage.mp4").write_bytes(b"no video" * 999)
+    save_video(tmp_path / "headless.mp4", 5, "mp4v")
+    whole = (tmp_path / "headless.mp4").read_bytes()
+    (tmp_path / "headless.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "usb-camera").symlink_to("/dev/video987")
+    with pytest.raises(kind, match=reason) as raised:
+        open_source(uri)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_video_without_a_frame_is_an_error(tmp_path: Path) -> None:
+    save_video(tmp_path / "clip.avi", 1)
+    header, _, _ = (tmp_path / "clip.avi").read_bytes().partition(b"movi")
+    (tmp_path / "clip.avi").write_bytes(header + b"movi")
+    with open_source(str(tmp_path / "clip.avi")) as source, pytest.raises(SourceError, match="holds no frame"):
+        next(source)
+
+
+def test_opencv_and_ffmpeg_say_nothing_of_their_own_and_no_password_is_said(tmp_path: Path, closed_port: int) -> None:
+    (tmp_path / "garbage.mp4").write_bytes(b"no video" * 999)
+    # In a process of its own: FFmpeg's level is settled by the first video that a process opens.
+    code = f"""
+import time
+from fsvit_edge.runtime.errors import SourceError
+from fsvit_edge.live.sources.open import open_source
+for uri in ("garbage.mp4", "987"):
+    try:
+        open_source(uri)
+    except SourceError as error:
+        print(error)
+with open_source("rtsp://user:S3cr3t@127.0.0.1:{closed_port}/cam?password=S3cr3t") as source:
+    while not source.status.message:
+        time.sleep(0.01)
+    print(source.status, source.name)
+"""
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert answer.stderr == ""
+    assert "S3cr3t" not in answer.stdout
+    reason = "cannot be opened; check the address, the password and that the camera is on."
+    assert f"rtsp://127.0.0.1:{closed_port}/cam {reason}" in answer.stdout.splitlines()[2]
+
+
+@given(before=st.text(max_size=8), after=st.text(max_size=8), tail=st.text("/cam?=#@:.", max_size=8))
+@example(before="a/b", after="@", tail="")
+@example(before="?", after="#", tail="/x@y")
+def test_no_password_is_ever_printable(before: str, after: str, tail: str) -> None:
+    for uri in (
+        f"rtsp://user:{before}S3cr3t{after}@host:554/{tail}",
+        f"rtsp://host/cam?user={tail}&password=S3cr3t{after}",
+        f"rtsp://host/user=admin_password=S3cr3t{after}.sdp",
+    ):
+        assert "S3cr3t" not in printable_address(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("rtsp://host/cam/1", "rtsp://host/cam/1"),
+        ("rtsp://user:pass@host:8554/cam", "rtsp://host:8554/cam"),
+        ("rtsp://host/cam?channel=1", "rtsp://host/cam"),
+        ("rtsp://host/user=a_password=b", "rtsp://host/***"),
+        ("rtsp://user:pa/ss@host/cam", "rtsp://***"),
+    ],
+)
+def test_the_printable_address_keeps_what_is_harmless(uri: str, name: str) -> None:
+    assert printable_address(uri) == name
+
+
+def test_a_name_that_is_no_text_still_fits_into_json(tmp_path: Path) -> None:
+    path = os.path.join(os.fsencode(tmp_path), b"bad\xff.png")
+    save_picture(Path(os.fsdecode(path)), 1)
+    with open_source(os.fsdecode(path)) as source:
+        frame = next(source)
+        for name in (frame.source, source.name):
+            assert name.endswith(r"bad\udcff.png")
+            json.dumps(name, ensure_ascii=False).encode()
+
+
+def test_opening_leaves_opencv_and_the_environment_as_they_were(tmp_path: Path) -> None:
+    save_video(tmp_path / "clip.avi", 1)
+    logging = getattr(cv2.utils, "logging", cv2)  # OpenCV 5 moved it
+    logging.setLogLevel(3)
+    before = dict(os.environ)
+    list(open_source(str(tmp_path / "clip.avi")))
+    assert logging.getLogLevel() == 3
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "target", "name"),
+    [
+        ("0", "camera", "/dev/video0", "0"),
+        ("007", "camera", "/dev/video7", "007"),
+        ("/dev/video12", "camera", "/dev/video12", "/dev/video12"),
+        ("csi://0", "csi", "0", "csi://0"),
+        ("CSI://1", "csi", "1", "csi://1"),
+        ("RTSP://user:pw@host:8554/a", "rtsp", "rtsp://user:pw@host:8554/a", "rtsp://host:8554/a"),
+        ("rtsps://host/a", "rtsp", "rtsps://host/a", "rtsps://host/a"),
+        ("http://user:pw@host/cam.mjpg?x=1", "http", "http://user:pw@host/cam.mjpg?x=1", "http://host/cam.mjpg"),
+        ("demo", "demo", "demo", "demo"),
+        ("a b.mp4", "path", "a b.mp4", "a b.mp4"),
+    ],
+)
+def test_a_source_becomes_data(uri: str, kind: str, target: str, name: str) -> None:
+    address = parse_source(uri)
+    assert (address.kind, address.target, address.name) == (kind, target, name)
+    assert kind in ("camera", "demo") or "pw" not in repr(address)
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "reason"),
+    [
+        ("demo", {"width": 640}, "--width and --height are asked of a camera; demo has its own size"),
+        ("rtsp://host/cam", {"height": 9}, "rtsp://host/cam has its own size"),
+        ("demo", {"fps": 5.0}, "--fps is asked of a camera, or of a file with --realtime; demo has its own pace"),
+        ("rtsp://me:secret@host/cam", {"loop": True}, "--loop and --realtime are for files and the demo; rtsp://host"),
+        ("987", {"realtime": True}, "--loop and --realtime are for files and the demo; 987 is live by itself"),
+    ],
+)
+def test_an_option_that_a_source_does_not_have_is_refused(uri: str, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        open_source(uri, SourceOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"flip": "left"}, "--flip 'left' is none of none, horizontal, vertical, both"),
+        ({"width": 0}, "--width must be 1 to 16384 pixels, got 0"),
+        ({"height": 99999}, "--height must be 1 to 16384 pixels"),
+        ({"fps": 0.0}, "--fps must be 0.01 to 1000 frames per second, got 0"),
+        ({"fps": float("nan")}, "--fps must be 0.01 to 1000"),
+    ],
+)
+def test_values_out_of_range_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        SourceOptions(**options)
+
+
+def test_csi_without_gstreamer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GStreamer:                   NO\n")
+    with pytest.raises(EnvironmentLacksError, match=r"csi://0 needs an OpenCV .* sudo apt install python3-opencv"):
+        open_source("csi://0")
+
+
+def test_a_loop_begins_again_and_has_no_end(tmp_path: Path) -> None:
+    save_video(tmp_path / "clip.avi", 3)
+    with open_source(str(tmp_path / "clip.avi"), SourceOptions(loop=True)) as source:
+        shades = [int(next(source).image[0, 0, 0]) for _ in range(7)]
+        assert source.num_frames is None
+    assert shades[:3] == shades[3:6]
+    assert shades[6] == shades[0]
+
+
+def test_a_flip_reaches_the_frames(tmp_path: Path) -> None:
+    image = np.zeros((10, 20, 3), np.uint8)
+    image[0, 0] = 255
+    Image.fromarray(image).save(tmp_path / "a.png")
+    with open_source(str(tmp_path / "a.png"), SourceOptions(flip="both")) as source:
+        assert next(source).image[-1, -1].max() == 255
+
+
+def test_a_file_in_real_time_keeps_its_pace_and_is_live(tmp_path: Path) -> None:
+    save_video(tmp_path / "clip.avi", 10, fps=20.0)
+    started = time.monotonic()
+    with open_source(str(tmp_path / "clip.avi"), SourceOptions(realtime=True)) as source:
+        assert (source.is_live, source.fps) == (True, 20.0)
+        time.sleep(0.3)  # as long as a model takes to load: the film has not begun
+        frames = list(source)
+        status = source.status
+    assert time.monotonic() - started > 0.4
+    gaps = np.diff([frame.monotonic_s for frame in frames])
+    assert len(frames) + status.dropped == status.captured == 10
+    assert frames[0].index <= 1
+    assert 0.03 < np.median(gaps) < 0.1

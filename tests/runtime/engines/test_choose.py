@@ -1,0 +1,452 @@
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_records import GPU, MACHINE, VERSIONS, copy_bundle, edit, write_set
+from fake_engine import FakeEngine
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
+from fsvit_edge.runtime.engines import choose, tensorrt, tensorrt_api
+from fsvit_edge.runtime.engines.choose import OpenEngines, choose_engines
+from fsvit_edge.runtime.engines.memory import base as device_memory
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.store import incompatibilities as misfits
+from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_folder, sidecar_of
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.predictor import FewShotModel
+
+NO_DRIVER = "no NVIDIA driver (libcuda.so.1) is installed"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return Bundle.load(copy_bundle(tmp_path / "bundle"))
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
+    monkeypatch.setattr(Machine, "here", classmethod(lambda _: machine))
+    monkeypatch.setattr(choose, "find_gpu", lambda: machine.gpu)
+    reason = "" if machine.gpu else NO_DRIVER
+    for module in (choose, misfits):
+        monkeypatch.setattr(module, "installed_version", VERSIONS.get)
+        monkeypatch.setattr(module, "gpu_missing_reason", lambda: reason)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU."""
+    pretend(monkeypatch, replace(MACHINE, gpu=None))
+
+
+class Opened(list[str]):
+    """Which plans were deserialised; `refuse` makes one fail with what it says."""
+
+    def __init__(self) -> None:
+        self.refuse: dict[str, FsvitEdgeError] = {}
+        self.closed: list[str] = []
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Opened:
+    """A machine with a GPU whose TensorRT only notes what it is given to deserialise."""
+    pretend(monkeypatch, MACHINE)
+    opened = Opened()
+
+    class Plan(FakeEngine):
+        def __init__(self, plan: bytes, record: EngineRecord, api: object, memory: object) -> None:
+            assert (len(plan), api, memory) == (record.size_bytes, "api", "memory")
+            opened.append(record.file)
+            for start, error in opened.refuse.items():
+                if record.file.startswith(start):
+                    raise error
+            super().__init__(record.inputs, record.outputs, lambda _: {})
+            self.file = record.file
+
+        def close(self) -> None:
+            opened.closed.append(self.file)
+
+    monkeypatch.setattr(tensorrt, "TensorRtEngine", Plan)
+    monkeypatch.setattr(tensorrt_api, "open_tensorrt", lambda _: "api")
+    monkeypatch.setattr(device_memory, "open_device_memory", lambda: "memory")
+    return opened
+
+
+def opened(bundle: Bundle, *arguments: Any) -> OpenEngines:
+    engines = choose_engines(bundle, *arguments, threads=1)
+    for one in (engines.encoder, engines.enroll, engines.head):
+        one.close()
+    return engines
+
+
+def refusal(kind: type[FsvitEdgeError], bundle: Bundle, *arguments: Any) -> str:
+    with pytest.raises(FsvitEdgeError) as refused:
+        choose_engines(bundle, *arguments, threads=1)
+    assert type(refused.value) is kind, refused.value
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+# -------------------------------------------------------------------------------------------------------------- the CPU
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("auto", "auto"), ("cpu", "auto"), ("auto", "fp32"), ("cpu", "fp32")]
+)
+def test_where_nothing_is_built_the_bundle_computes(bundle: Bundle, engine: str, precision: str) -> None:
+    choice = opened(bundle, engine, precision).choice
+    assert (choice.engine, choice.precision, choice.notes) == ("cpu", "fp32", ())
+    assert choice.description == f"FP32 in ONNX Runtime {VERSIONS['onnxruntime']} on the CPU"
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_the_fastest_set_measured_here_computes(bundle: Bundle) -> None:
+    write_set(bundle.path, precision="int8", latency_ms=5.0, fp32_latency_ms=10.0)
+    write_set(bundle.path, precision="fp32", latency_ms=7.0, fp32_latency_ms=10.0)
+    for engine in ("auto", "cpu"):
+        choice = opened(bundle, engine).choice
+        assert (choice.engine, choice.precision, choice.notes) == ("cpu", "int8", ())
+    assert choice.description == f"INT8 in ONNX Runtime {VERSIONS['onnxruntime']}, built 2026-11-25"
+    # Ratios within a run count: in a run on a busy machine both were slow.
+    write_set(bundle.path, precision="fp32", latency_ms=12.0, fp32_latency_ms=30.0)
+    assert opened(bundle).choice.precision == "fp32"
+    assert "built 2026-11-25" in opened(bundle).choice.description
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            {"latency_ms": 10.0, "fp32_latency_ms": 10.0},
+            "The INT8 engines of ONNX Runtime are not faster here than the FP32 graphs (20.0 ms against 20.0 ms when "
+            "they were built); they compute only with --precision int8.",
+        ),
+        ({"latency_ms": 31.0, "fp32_latency_ms": 10.0}, "(62.0 ms against 20.0 ms when they were built)"),
+        (
+            {"latency_ms": None},
+            "were not measured on this processor and compute only with --precision int8; measure them",
+        ),
+        ({"fp32_latency_ms": None}, "were not measured on this processor"),
+        ({"machine": {**MACHINE.to_dict(), "cpu": "Slow CPU"}}, "were not measured on this processor"),
+    ],
+)
+def test_a_set_that_is_not_known_to_be_faster_computes_only_where_it_is_named(
+    bundle: Bundle, changes: dict[str, Any], note: str
+) -> None:
+    write_set(bundle.path, **changes)
+    choice = opened(bundle).choice
+    assert choice.precision == "fp32"
+    (told,) = choice.notes
+    assert note in told
+    named = opened(bundle, "auto", "int8").choice
+    assert (named.engine, named.precision) == ("cpu", "int8")
+    assert named.notes == (told,)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_an_fp32_set_that_is_slower_leaves_fp32_to_the_bundle(bundle: Bundle) -> None:
+    write_set(bundle.path, precision="fp32", latency_ms=11.0, fp32_latency_ms=10.0)
+    choice = opened(bundle, "cpu", "fp32").choice
+    assert choice.description.endswith("on the CPU")
+    assert "not faster here" in choice.notes[0]
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_set_of_both_graphs_by_onnx_runtime_runs(bundle: Bundle) -> None:
+    write_set(bundle.path)
+    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    answers = []
+    for precision in ("fp32", "int8"):  # the very same graphs here
+        with FewShotModel.load(bundle.path, "cpu", precision, threads=1) as model:
+            assert model.choice.precision == precision == model.bank.identity.precision
+            model.enroll("thing", [picture])
+            answers.append(model.predict(picture).scores)
+    assert np.array_equal(*answers)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_bank_of_another_precision_is_refused_with_the_option(bundle: Bundle, tmp_path: Path) -> None:
+    write_set(bundle.path)
+    bank = tmp_path / "bank.safetensors"
+    picture = np.zeros((60, 80, 3), np.uint8)
+    with FewShotModel.load(bundle.path, precision="fp32", threads=1) as model:
+        model.enroll("thing", [picture])
+        model.save_bank(bank)
+    with FewShotModel.load(bundle.path, threads=1) as model:
+        assert model.choice.precision == "int8"
+        with pytest.raises(
+            ArtefactError, match=r"made in another precision: fp32.* take it with --precision fp32 or enrol"
+        ):
+            model.load_bank(bank)
+    with FewShotModel.load(bundle.path, precision="fp32", threads=1) as model:
+        model.load_bank(bank)  # the control
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def alter(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+SPOILT: list[Any] = [
+    pytest.param(truncate, "is cut short or altered", id="cut short"),
+    pytest.param(alter, "was altered or damaged: sha256", id="altered"),
+    pytest.param(Path.unlink, "cannot be read: No such file", id="missing"),
+    pytest.param(lambda path: edit(sidecar_of(path), graph="enroll"), "is of graph 'enroll'", id="sidecar wrong"),
+    pytest.param(lambda path: sidecar_of(path).unlink(), "", id="sidecar missing"),
+    pytest.param(lambda path: edit(sidecar_of(path), onnx_sha256="ab" * 32), "was made of another", id="another graph"),
+    pytest.param(
+        lambda path: edit(sidecar_of(path), backend_version="1"), "and no other version can run it", id="version"
+    ),
+]
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(("spoil", "reason"), SPOILT)
+@pytest.mark.parametrize("graph", ["encoder", "head"])
+def test_a_graph_that_is_damaged_or_does_not_fit_is_never_parsed_and_never_passed_over_in_silence(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], Any], reason: str, graph: str
+) -> None:
+    paths = write_set(bundle.path)
+    spoil(paths[graph])
+    parsed: list[bytes] = []
+
+    class Listening(OnnxRuntimeEngine):
+        def __init__(self, graph: Any, *arguments: Any) -> None:
+            parsed.append(graph)
+            super().__init__(graph, *arguments)
+
+    monkeypatch.setattr(choose, "OnnxRuntimeEngine", Listening)
+    text = reason or f"have no {graph}; build it with: fsvit-edge build-engine {bundle.path}"
+    choice = opened(bundle).choice
+    assert choice.precision == "fp32"
+    assert any(text in note for note in choice.notes)
+    assert parsed == list(bundle.graphs.values())
+    parsed.clear()
+    assert text in refusal(ArtefactError, bundle, "auto", "int8")
+    assert parsed == []
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_graph_that_is_not_what_its_sidecar_says_is_refused(bundle: Bundle) -> None:
+    paths = write_set(bundle.path)
+    write_set(bundle.path, precision="fp32", latency_ms=9.0)
+    head = (bundle.path / "head.onnx").read_bytes()
+    paths["encoder"].write_bytes(head)
+    edit(sidecar_of(paths["encoder"]), sha256=hashlib.sha256(head).hexdigest(), size_bytes=len(head))
+    choice = opened(bundle).choice
+    assert choice.precision == "fp32"  # the next best
+    assert "has other inputs or outputs than its sidecar says" in choice.notes[0]
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_plans_do_not_run_without_a_gpu(bundle: Bundle) -> None:
+    write_set(bundle.path, "tensorrt", "fp16")
+    choice = opened(bundle).choice
+    assert choice.engine == "cpu"
+    assert choice.notes == (
+        "Engines of TensorRT are built but do not run here: no NVIDIA driver (libcuda.so.1) is installed.",
+    )
+    assert opened(bundle, "cpu").choice.notes == ()  # nobody asked for more
+    for engine in ("tensorrt", "tensorrt-rtx"):
+        text = refusal(EnvironmentLacksError, bundle, engine)
+        assert text == f"--engine {engine} needs a GPU, but {NO_DRIVER}; compute without one: --engine cpu."
+    text = refusal(EnvironmentLacksError, bundle, "auto", "fp16")
+    assert text.startswith(
+        "--precision fp16 needs a GPU, but no NVIDIA driver (libcuda.so.1) is installed; take --prec"
+    )
+    text = refusal(ArtefactError, bundle, "auto", "int8")
+    command = f"fsvit-edge build-engine {bundle.path} --engine onnxruntime --precision int8"
+    assert text.endswith(f"built of cst-nano; build it with: {command}.")
+
+
+# -------------------------------------------------------------------------------------------------------------- the GPU
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_plan_that_fits_computes(bundle: Bundle, on_gpu: Opened, backend: str) -> None:
+    write_set(bundle.path, backend, "fp16")
+    for engine in ("auto", backend):
+        on_gpu.clear()
+        choice = opened(bundle, engine).choice
+        assert (choice.engine, choice.precision, choice.notes) == (backend, "fp16", ())
+        assert [name.split(".")[0] for name in on_gpu] == ["encoder", "head"]
+    assert opened(bundle, "cpu").choice.engine == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("times", "best"),
+    [
+        ({"fp32": 9.0, "fp16": 3.0, "int8": 2.0}, "int8"),
+        ({"fp32": 9.0, "fp16": 3.0, "int8": 4.0}, "fp16"),
+        ({"fp32": 9.0, "fp16": None, "int8": None}, "fp32"),
+        ({"fp32": None, "fp16": None, "int8": None}, "fp16"),
+        ({"fp32": None, "int8": None}, "fp32"),
+    ],
+)
+def test_the_plan_that_measured_fastest_computes_and_int8_is_not_assumed_to(
+    bundle: Bundle, on_gpu: Opened, times: dict[str, float | None], best: str
+) -> None:
+    for precision, latency in times.items():
+        write_set(bundle.path, "tensorrt", precision, latency_ms=latency)
+    assert opened(bundle).choice.precision == best
+    assert len(on_gpu) == 2
+    for precision in times:
+        assert opened(bundle, "auto", precision).choice.precision == precision
+
+
+@pytest.mark.parametrize(("spoil", "reason"), SPOILT)
+@pytest.mark.parametrize("graph", ["encoder", "head"])
+def test_a_plan_that_is_damaged_or_does_not_fit_is_never_deserialised(
+    bundle: Bundle, on_gpu: Opened, spoil: Callable[[Path], Any], reason: str, graph: str
+) -> None:
+    paths = write_set(bundle.path, "tensorrt", "fp16")
+    assert opened(bundle).choice.engine == "tensorrt"
+    assert len(on_gpu) == 2  # the control: the recorder records
+    on_gpu.clear()
+    spoil(paths[graph])
+    choice = opened(bundle).choice
+    assert choice.engine == "cpu"
+    assert any((reason or f"have no {graph}") in note for note in choice.notes)
+    assert (reason or f"have no {graph}") in refusal(ArtefactError, bundle, "tensorrt")
+    assert on_gpu == []
+
+
+def test_another_gpu_is_refused_by_name_and_passed_over_by_auto(
+    bundle: Bundle, on_gpu: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(bundle.path, "tensorrt", "fp16")
+    write_set(bundle.path, "tensorrt-rtx", "fp16", targets=("sm89",))
+    pretend(monkeypatch, replace(MACHINE, gpu=replace(GPU, name="NVIDIA L40")))
+    choice = opened(bundle).choice
+    assert (choice.engine, choice.notes) == ("tensorrt-rtx", ())
+    assert "was built for NVIDIA L4, this is NVIDIA L40" in refusal(ArtefactError, bundle, "tensorrt")
+    assert all(".rtx" in name for name in on_gpu)
+
+
+@pytest.mark.parametrize(
+    "error", [EnvironmentLacksError("No pycuda."), ArtefactError("Refused."), FsvitEdgeError("Full.")]
+)
+@pytest.mark.parametrize("start", ["encoder", "head"])
+def test_a_plan_that_does_not_open_is_told_and_closed(
+    bundle: Bundle, on_gpu: Opened, error: FsvitEdgeError, start: str
+) -> None:
+    write_set(bundle.path, "tensorrt", "fp16")
+    on_gpu.refuse[start] = error
+    choice = opened(bundle).choice
+    assert (choice.engine, choice.notes) == ("cpu", (str(error),))
+    assert refusal(type(error), bundle, "tensorrt") == str(error)
+    assert len(on_gpu.closed) == (0 if start == "encoder" else 2)
+
+
+def test_the_next_best_plan_computes_where_the_best_does_not_open(bundle: Bundle, on_gpu: Opened) -> None:
+    write_set(bundle.path, "tensorrt", "int8", latency_ms=1.0)
+    write_set(bundle.path, "tensorrt", "fp16", latency_ms=2.0)
+    on_gpu.refuse["encoder.NVIDIA-L4.sm89.trt10.13.0.int8"] = FsvitEdgeError("The GPU's memory is full.")
+    choice = opened(bundle).choice
+    assert (choice.precision, choice.notes) == ("fp16", ("The GPU's memory is full.",))
+
+
+def test_where_nothing_is_built_a_named_engine_says_what_to_type(bundle: Bundle, on_gpu: Opened) -> None:
+    command = f"build it with: fsvit-edge build-engine {bundle.path} --engine tensorrt"
+    assert refusal(ArtefactError, bundle, "tensorrt") == f"No engine of TensorRT is built of cst-nano; {command}."
+    text = refusal(ArtefactError, bundle, "tensorrt", "int8")
+    assert text == f"No INT8 engine of TensorRT is built of cst-nano; {command} --precision int8."
+    text = refusal(ArtefactError, bundle, "auto", "fp16")
+    assert text.endswith(f"build it with: fsvit-edge build-engine {bundle.path} --precision fp16.")
+    assert on_gpu == []
+
+
+def test_a_named_engine_that_is_not_installed_says_how_to_get_it(
+    bundle: Bundle, on_gpu: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(bundle.path, "tensorrt", "fp16")
+    monkeypatch.setattr(choose, "installed_version", lambda _: None)
+
+    def missing(backend: str) -> None:
+        raise EnvironmentLacksError(f"{backend} is not installed.")
+
+    monkeypatch.setattr(tensorrt_api, "open_tensorrt", missing)
+    assert refusal(EnvironmentLacksError, bundle, "tensorrt") == "tensorrt is not installed."
+    assert on_gpu == []
+
+
+def test_cuda_of_onnx_runtime_comes_after_plans_and_before_the_cpu(
+    bundle: Bundle, on_gpu: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers: list[str] = []
+
+    class Listening(OnnxRuntimeEngine):
+        def __init__(self, graph: Any, provider: str, threads: int | None) -> None:
+            providers.append(provider)
+            super().__init__(graph, "cpu", threads)
+
+    monkeypatch.setattr(choose, "OnnxRuntimeEngine", Listening)
+    installed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: installed)
+    write_set(bundle.path)  # INT8 for the CPU
+    choice = opened(bundle).choice
+    assert (choice.engine, choice.precision) == ("cuda", "fp32")
+    assert choice.description.endswith("on CUDA")
+    assert providers == ["cuda"] * 3
+    assert opened(bundle, "auto", "int8").choice.engine == "cpu"
+    write_set(bundle.path, "tensorrt", "fp16")
+    providers.clear()
+    assert opened(bundle).choice.engine == "tensorrt"
+    assert providers == ["cpu"]  # enrolment
+    assert opened(bundle, "cuda").choice.engine == "cuda"
+    assert len(on_gpu) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------- the options
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(
+    ("engine", "precision", "reason"),
+    [
+        ("gpu", "auto", "Engine 'gpu' is unknown; choose one of: auto, cpu, cuda, tensorrt, tensorrt-rtx."),
+        ("onnxruntime", "auto", "Engine 'onnxruntime' is unknown"),
+        ("auto", "fp64", "Precision 'fp64' is unknown; choose one of: auto, fp32, fp16, int8."),
+        ("cpu", "fp16", "A CPU computes FP16 by way of FP32, only slower; take --precision fp32 or int8."),
+        ("cuda", "int8", "--engine cuda computes the bundle's FP32 graphs; for INT8 on a GPU build an engine with: "),
+    ],
+)
+def test_options_that_are_unknown_or_contradict_are_refused(
+    bundle: Bundle, engine: str, precision: str, reason: str
+) -> None:
+    assert reason in refusal(InputError, bundle, engine, precision)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_without_a_home_folder_the_shipped_model_computes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with FewShotModel.load(threads=1) as model:
+        assert model.choice.engine == "cpu"
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_engines_of_the_shipped_model_are_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shipped = Bundle.load(DEFAULT_BUNDLE)
+    write_set(engine_folder(shipped.path, shipped.manifest))
+    assert opened(shipped).choice.precision == "int8"
+    shutil.rmtree(tmp_path / "fsvit-edge")
+    assert opened(shipped).choice.precision == "fp32"

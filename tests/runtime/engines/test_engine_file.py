@@ -1,0 +1,354 @@
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_records import GPU, MANIFEST, edit, record, write_set
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+from fsvit_edge.runtime.engines.store.files import (
+    EngineRecord,
+    engine_folder,
+    engine_name,
+    load_engine,
+    read_record,
+    sidecar_of,
+    write_engine,
+    write_engines,
+)
+from fsvit_edge.runtime.engines.store.sets import find_engines
+from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
+
+DATA = b"a plan, or so it says" * 100
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("backend", "made_for", "name"),
+    [
+        ("tensorrt", GPU, "encoder.NVIDIA-L4.sm89.trt10.3.0.fp16.engine"),
+        ("tensorrt", replace(GPU, name="Orin (nvgpu) / 8 GB"), "encoder.Orin-nvgpu-8-GB.sm89.trt10.3.0.fp16.engine"),
+        ("tensorrt-rtx", ("sm86", "sm89"), "encoder.rtx10.3.0.sm86-sm89.fp16.engine"),
+        ("tensorrt-rtx", (), "encoder.rtx10.3.0.fp16.engine"),
+        ("onnxruntime", "x86_64", "encoder.x86_64.ort10.3.0.fp16.onnx"),
+    ],
+)
+def test_a_name_says_what_is_inside(backend: str, made_for: Any, name: str) -> None:
+    assert engine_name("encoder", backend, "10.3.0", "fp16", made_for) == name
+
+
+def test_engines_lie_beside_the_graphs_but_those_of_the_shipped_model_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine_folder(tmp_path, MANIFEST) == tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shipped = tmp_path / "cache" / "fsvit-edge" / "engines" / f"cst-nano-{MANIFEST.graphs['encoder'].sha256[:12]}"
+    assert engine_folder(DEFAULT_BUNDLE, MANIFEST) == shipped
+    link = tmp_path / "link"
+    link.symlink_to(DEFAULT_BUNDLE)
+    assert engine_folder(link, MANIFEST) == shipped
+
+
+def test_in_the_cache_only_the_user_may_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_engine(engine_folder(DEFAULT_BUNDLE, MANIFEST), record(), DATA)
+    for folder in (path.parent, path.parent.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    beside = write_engine(tmp_path / "bundle", record(), DATA)
+    assert stat.S_IMODE(beside.parent.stat().st_mode) & 0o055  # like any folder
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    before = record("head", "tensorrt", "fp16")
+    path = write_engine(tmp_path, before, DATA)
+    digest = hashlib.sha256(DATA).hexdigest()
+    assert path.name == f"head.NVIDIA-L4.sm89.trt10.13.0.fp16.{digest[:8]}.engine"
+    after = read_record(path)
+    assert after == replace(before, file=path.name, sha256=digest, size_bytes=len(DATA))
+    assert read_record(sidecar_of(path)) == after
+    assert load_engine(path, after) == DATA
+    assert path.read_bytes() == DATA  # trtexec loads it as it is
+
+
+def test_a_rebuilt_engine_takes_the_place_of_the_old_one_and_of_no_other(tmp_path: Path) -> None:
+    other = write_engine(tmp_path, record(precision="fp32"), DATA)
+    head = write_engine(tmp_path, record("head"), DATA)
+    write_engine(tmp_path, record(), DATA)
+    new = write_engine(tmp_path, record(), DATA + b"2")
+    assert names(tmp_path) == sorted(name for path in (other, head, new) for name in (path.name, sidecar_of(path).name))
+    again = write_engine(tmp_path, record(built_at="2026-11-26T00:00:00Z"), DATA + b"2")
+    assert again == new
+    assert read_record(again).built_at == "2026-11-26T00:00:00Z"
+
+
+# ----------------------------------------------------------------------------------------- what is not whole is refused
+
+
+def drop(name: str) -> Callable[[Path], None]:
+    return lambda path: edit(sidecar_of(path), **{name: None})
+
+
+def put(**changes: Any) -> Callable[[Path], None]:
+    return lambda path: edit(sidecar_of(path), **changes)
+
+
+def text(content: bytes) -> Callable[[Path], None]:
+    return lambda path: sidecar_of(path).write_bytes(content) and None
+
+
+FIELDS = [name for name in EngineRecord.__dataclass_fields__ if name not in ("format_version", "built_from_sha256")]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_sidecar_without_a_field_is_refused(tmp_path: Path, name: str) -> None:
+    path = write_engine(tmp_path, record(), DATA)
+    drop(name)(path)
+    with pytest.raises(ArtefactError, match=f"'{name}' is missing"):
+        read_record(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        pytest.param(lambda path: sidecar_of(path).unlink(), "does not exist, so nothing says what", id="no sidecar"),
+        pytest.param(text(b""), "is not readable JSON", id="empty"),
+        pytest.param(text(b'{"format_version": 1'), "is not readable JSON", id="cut short"),
+        pytest.param(
+            put(format_version=2), "has format version 2, this fsvit-edge reads 1; build the engine again", id="2"
+        ),
+        pytest.param(put(colour="red"), "unknown field 'colour'", id="unknown field"),
+        pytest.param(put(size_bytes="5"), "size_bytes is '5'", id="number as text"),
+        pytest.param(put(latency_ms="fast"), "latency_ms is 'fast'", id="text as number"),
+        pytest.param(put(limits={"ways": 1.5}), r"limits\.ways is 1\.5", id="half a way"),
+        pytest.param(put(profile={"x": {"min": 1}}), r"profile\.x\.min is 1", id="profile"),
+        pytest.param(
+            put(inputs=[{"name": "x", "shape": [None], "dtype": "f"}]), r"inputs\[0\]\.shape\[0\] is", id="shape"
+        ),
+        pytest.param(put(graph="enroll"), "is of graph 'enroll'; expected one of: encoder, head", id="graph"),
+        pytest.param(put(backend="tvm"), "is of backend 'tvm'; expected one of: tensorrt", id="backend"),
+        pytest.param(put(precision="int4"), "is of precision 'int4'; expected one of: fp32", id="precision"),
+        pytest.param(put(machine={}), "'os' is missing", id="machine"),
+        pytest.param(put(file="../../etc/passwd"), "is the sidecar of '../../etc/passwd', not of", id="another file"),
+    ],
+)
+def test_a_sidecar_that_is_not_whole_is_refused_in_one_sentence(
+    tmp_path: Path, spoil: Callable[[Path], None], reason: str
+) -> None:
+    path = write_engine(tmp_path, record(), DATA)
+    read_record(path)
+    spoil(path)
+    with pytest.raises(ArtefactError, match=reason) as refused:
+        read_record(path)
+    assert str(sidecar_of(path)) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 4
+
+
+def test_a_renamed_engine_is_refused(tmp_path: Path) -> None:
+    path = write_engine(tmp_path, record(), DATA)
+    other = path.with_name("encoder.onnx")
+    path.rename(other)
+    sidecar_of(path).rename(sidecar_of(other))
+    with pytest.raises(ArtefactError, match="not of the engine beside it"):
+        read_record(other)
+
+
+def test_a_record_that_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_engine(tmp_path, record(latency_ms=float("nan")), DATA)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        pytest.param(lambda path: path.unlink(), "cannot be read: No such file", id="missing"),
+        pytest.param(lambda path: path.write_bytes(b""), "is cut short or altered: 0 bytes, expected 2100", id="empty"),
+        pytest.param(lambda path: path.write_bytes(DATA[:-1]), "2099 bytes, expected 2100", id="cut short"),
+        pytest.param(lambda path: path.write_bytes(DATA + b"x"), "2101 bytes, expected 2100", id="longer"),
+        pytest.param(lambda path: path.write_bytes(b"b" + DATA[1:]), "was altered or damaged: sha256", id="first byte"),
+        pytest.param(lambda path: path.write_bytes(DATA[:-1] + b"X"), "was altered or damaged: sha256", id="last byte"),
+        pytest.param(lambda path: (path.unlink(), path.mkdir()), "cannot be read: Is a directory", id="folder"),
+    ],
+)
+def test_an_engine_that_is_not_what_its_sidecar_says_is_not_loaded(
+    tmp_path: Path, spoil: Callable[[Path], Any], reason: str
+) -> None:
+    path = write_engine(tmp_path, record(), DATA)
+    stated = read_record(path)
+    assert load_engine(path, stated) == DATA
+    spoil(path)
+    with pytest.raises(ArtefactError, match=reason) as refused:
+        load_engine(path, stated)
+    assert "fsvit-edge build-engine" in str(refused.value)
+
+
+# ----------------------------------------------------------------------------------- the disk is full, or the power off
+
+
+def usable(folder: Path) -> dict[str, str]:
+    """The newest engine of each graph with what is in it; every engine that has a sidecar must be whole."""
+    built, problems = find_engines(folder)
+    assert problems == []
+    found: dict[str, str] = {}
+    for path, one in built:
+        found.setdefault(one.graph, load_engine(path, one)[:3].decode())
+    return found
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("which", range(1, 5), ids=["encoder", "its sidecar", "head", "its sidecar "])
+def test_a_disk_that_fails_leaves_the_old_engines_and_no_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, code: int
+) -> None:
+    write_engines(tmp_path, [(record(graph), b"old" + DATA) for graph in ("encoder", "head")])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    replace_file, calls = os.replace, 0
+
+    def fail(source: Any, target: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == which:
+            raise OSError(code, os.strerror(code))
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(FsvitEdgeError, match=f"cannot be written: {os.strerror(code)}"):
+        write_engines(tmp_path, [(record(graph), b"new" + DATA) for graph in ("encoder", "head")])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    write_engines(tmp_path, [(record(graph), b"new" + DATA) for graph in ("encoder", "head")])
+    assert usable(tmp_path) == {"encoder": "new", "head": "new"}  # the control: nothing else was in the way
+
+
+KILL_AT_EACH_STEP = """
+import json, os, pathlib, signal, sys
+from dataclasses import replace
+from engine_records import record
+from fsvit_edge.runtime.engines.store.files import write_engines
+
+root, data = pathlib.Path(sys.argv[1]), b" " * 2000
+old = [(record(graph, built_at="2026-11-25T00:00:00Z"), b"old" + data) for graph in ("encoder", "head")]
+new = [(record(graph, built_at="2026-11-26T00:00:00Z"), b"new" + data) for graph in ("encoder", "head")]
+step = 0
+while True:
+    step += 1
+    folder = root / str(step)
+    write_engines(folder, old)
+    child = os.fork()
+    if child == 0:
+        left = step
+        def killed_before(function):
+            def call(*arguments, **options):
+                global left
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **options)
+            return call
+        for name in ("replace", "fsync", "unlink", "open"):
+            setattr(os, name, killed_before(getattr(os, name)))
+        write_engines(folder, new)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+    assert step < 100
+print(step)
+"""
+
+
+def test_a_build_that_is_killed_at_any_step_leaves_whole_engines_and_the_next_one_tidies_up(tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILL_AT_EACH_STEP), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    steps = int(done.stdout)
+    assert steps > 16  # of four files: open, fsync, rename, fsync the folder; and the old four removed
+    states = []
+    for step in range(1, steps + 1):
+        states.append(usable(tmp_path / str(step)))
+        write_engines(tmp_path / str(step), [(record(graph), b"3rd" + DATA) for graph in ("encoder", "head")])
+        assert usable(tmp_path / str(step)) == {"encoder": "3rd", "head": "3rd"}
+        assert len(names(tmp_path / str(step))) == 4
+    old, half, new = ({"encoder": e, "head": h} for e, h in (("old", "old"), ("new", "old"), ("new", "new")))
+    assert states[0] == old
+    assert half in states  # the control: the kills did fall in between
+    assert states[-1] == new
+    assert all(state in (old, half, new) for state in states)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="cache is a file, not a folder"):
+        write_engine(engine_folder(DEFAULT_BUNDLE, MANIFEST), record(), DATA)
+
+
+def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = write_engine(tmp_path, record(), DATA)
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root, who may run the tests, may write everywhere
+    with pytest.raises(FsvitEdgeError, match="cannot be written: Permission denied; nothing was changed"):
+        write_engine(tmp_path, record(), DATA + b"2")
+    assert names(tmp_path) == [old.name, sidecar_of(old).name]
+
+
+def test_two_builds_write_one_after_the_other(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process is at it
+    writing = threading.Thread(target=write_engine, args=(tmp_path, record(), DATA))
+    writing.start()
+    writing.join(0.3)
+    assert writing.is_alive()
+    assert names(tmp_path) == []
+    os.close(descriptor)  # as where that process is killed
+    writing.join(10)
+    assert len(names(tmp_path)) == 2
+
+
+# --------------------------------------------------------------------------------------------------------- finding them
+
+
+def test_engines_are_found_newest_first_and_a_damaged_sidecar_hides_no_other(tmp_path: Path) -> None:
+    write_set(tmp_path, precision="int8", built_at="2026-11-20T00:00:00Z")
+    write_set(tmp_path, precision="fp32", built_at="2026-11-25T00:00:00Z")
+    (tmp_path / "encoder.broken.engine.json").write_text("{")
+    (tmp_path / "bundle.json").write_text("{}")
+    (tmp_path / "encoder.onnx").write_bytes(b"")
+    built, problems = find_engines(tmp_path)
+    assert [one.precision for _, one in built] == ["fp32", "fp32", "int8", "int8"]
+    assert all(path.is_file() and path.suffix == ".onnx" for path, _ in built)
+    (problem,) = problems
+    assert "encoder.broken.engine.json is not readable JSON" in problem
+    assert find_engines(tmp_path / "none") == ([], [])
+
+
+def test_two_equal_builds_have_equal_sidecars_apart_from_times(tmp_path: Path) -> None:
+    one = write_engine(tmp_path / "1", record(built_at="2026-11-25T00:00:00Z", build_s=1.0), DATA)
+    two = write_engine(tmp_path / "2", record(built_at="2026-11-26T00:00:00Z", build_s=2.0), DATA)
+    assert one.name == two.name
+    texts = [json.loads(sidecar_of(path).read_text()) for path in (one, two)]
+    assert {name for name in texts[0] if texts[0][name] != texts[1][name]} == {"built_at", "build_s"}

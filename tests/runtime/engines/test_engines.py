@@ -1,0 +1,323 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from fake_engine import FakeEngine, HostTensor
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, read_manifest
+from fsvit_edge.runtime.engines.base import TensorSpec, check_feed
+from fsvit_edge.runtime.engines.onnx_runtime import (
+    PROVIDERS,
+    OnnxRuntimeEngine,
+    OrtTensor,
+    choose_provider,
+    installed_providers,
+)
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+
+INPUTS = (TensorSpec("image", ("batch", 4, 3), "uint8"), TensorSpec("scale", (1,), "float32"))
+IMAGE = np.zeros((2, 4, 3), np.uint8)
+SCALE = np.ones(1, np.float32)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Iterator[OnnxRuntimeEngine]:
+    with OnnxRuntimeEngine(DEFAULT_BUNDLE / "encoder.onnx", "cpu", threads=1) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def enroll() -> Iterator[OnnxRuntimeEngine]:
+    with OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads=1) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[OnnxRuntimeEngine]:
+    with OnnxRuntimeEngine(DEFAULT_BUNDLE / "head.onnx", "cpu", threads=1) as engine:
+        yield engine
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    side = read_manifest(DEFAULT_BUNDLE).image_size
+    return np.random.default_rng(seed).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+
+
+def filled(inputs: tuple[TensorSpec, ...], **sizes: int) -> dict[str, np.ndarray]:
+    shapes = {spec.name: tuple(sizes[n] if isinstance(n, str) else n for n in spec.shape) for spec in inputs}
+    return {spec.name: np.ones(shapes[spec.name], spec.dtype) for spec in inputs}
+
+
+@pytest.mark.parametrize(
+    ("feed", "reason"),
+    [
+        pytest.param({"image": IMAGE}, "The graph takes ['image', 'scale'], got ['image'].", id="missing"),
+        pytest.param(
+            {"image": IMAGE, "scale": SCALE, "mask": SCALE},
+            "The graph takes ['image', 'scale'], got ['image', 'mask', 'scale'].",
+            id="unknown",
+        ),
+        pytest.param(
+            {"image": IMAGE[:, :3], "scale": SCALE},
+            "Input 'image' must be uint8 ('batch', 4, 3), got uint8 (2, 3, 3).",
+            id="size",
+        ),
+        pytest.param(
+            {"image": IMAGE[0], "scale": SCALE},
+            "Input 'image' must be uint8 ('batch', 4, 3), got uint8 (4, 3).",
+            id="number of axes",
+        ),
+        pytest.param(
+            {"image": IMAGE.astype(np.float32), "scale": SCALE},
+            "Input 'image' must be uint8 ('batch', 4, 3), got float32 (2, 4, 3).",
+            id="type",
+        ),
+        pytest.param(
+            {"image": IMAGE, "scale": np.ones(2, np.float32)},
+            "Input 'scale' must be float32 (1,), got float32 (2,).",
+            id="the second input",
+        ),
+        pytest.param(
+            {"image": HostTensor(IMAGE[0]), "scale": SCALE},
+            "Input 'image' must be uint8 ('batch', 4, 3), got (4, 3).",
+            id="a tensor of the engine",
+        ),
+    ],
+)
+def test_a_feed_that_does_not_fit_is_refused_by_name(feed: dict[str, np.ndarray], reason: str) -> None:
+    with pytest.raises(InputError) as refused:
+        check_feed(feed, INPUTS)
+    assert str(refused.value) == reason
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_a_named_size_takes_any_number(batch: int) -> None:
+    check_feed({"image": np.zeros((batch, 4, 3), np.uint8), "scale": SCALE}, INPUTS)
+    check_feed({"image": HostTensor(np.zeros((batch, 4, 3), np.uint8)), "scale": HostTensor(SCALE)}, INPUTS)
+
+
+def test_the_fake_engine_computes_and_counts() -> None:
+    outputs = (TensorSpec("sum", (), "float32"),)
+    engine = FakeEngine(INPUTS, outputs, lambda feed: {"sum": feed["image"].sum() * feed["scale"]})
+    with engine as opened:
+        assert opened is engine
+        resident = engine.upload(SCALE * 2)
+        assert (engine.uploads, engine.runs, engine.closed) == (1, 0, False)
+        answer = engine.run({"image": IMAGE + 1, "scale": resident})
+        assert answer["sum"].numpy() == 48
+        with pytest.raises(InputError):
+            engine.run({"image": IMAGE})
+        assert (engine.uploads, engine.runs) == (1, 1)
+    assert engine.closed
+
+
+@pytest.mark.parametrize("name", GRAPH_NAMES)
+def test_the_shipped_graphs_have_the_inputs_and_outputs_that_the_bundle_states(name: str) -> None:
+    stated = read_manifest(DEFAULT_BUNDLE).graphs[name]
+    with OnnxRuntimeEngine((DEFAULT_BUNDLE / stated.file).read_bytes(), "cpu", threads=1) as engine:
+        assert engine.inputs == stated.inputs
+        assert engine.outputs == stated.outputs
+
+
+def test_outputs_have_their_stated_shapes_and_types(encoder: OnnxRuntimeEngine) -> None:
+    answer = encoder.run({"image": picture()})
+    assert list(answer) == [spec.name for spec in encoder.outputs]
+    for spec in encoder.outputs:
+        values = answer[spec.name].numpy()
+        assert values.shape == answer[spec.name].shape == (1, *spec.shape[1:])
+        assert values.dtype == spec.dtype
+
+
+def test_a_later_run_leaves_earlier_outputs_alone(encoder: OnnxRuntimeEngine) -> None:
+    first = encoder.run({"image": picture(0)})["tokens"]
+    before = first.numpy().copy()
+    second = encoder.run({"image": picture(1)})["tokens"].numpy()
+    assert not np.array_equal(before, second)
+    assert np.array_equal(first.numpy(), before)
+
+
+def test_an_uploaded_array_is_not_copied_on_the_cpu(encoder: OnnxRuntimeEngine) -> None:
+    array = picture()
+    tensor = encoder.upload(array)
+    assert tensor.value.data_ptr() == array.ctypes.data
+    assert np.shares_memory(tensor.numpy(), array)
+
+
+def test_a_view_with_gaps_is_uploaded_with_its_values(encoder: OnnxRuntimeEngine) -> None:
+    bgr = picture()[..., ::-1]
+    assert np.array_equal(encoder.upload(bgr).numpy(), bgr)
+
+
+def test_a_tensor_goes_from_graph_to_graph_as_the_same_object(
+    encoder: OnnxRuntimeEngine, enroll: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = encoder.run({"image": picture()})
+    side = read_manifest(DEFAULT_BUNDLE).image_size
+    mask = enroll.upload(np.ones((1, side, side), np.uint8))
+    taken = {spec.name for spec in enroll.inputs}
+    encoded = {name: tensor for name, tensor in encoded.items() if name in taken}  # without objectness
+    feed = {**encoded, "mask": mask, "has_mask": enroll.upload(np.array([True]))}
+    bound: dict[str, object] = {}
+    bind = onnxruntime.IOBinding.bind_ortvalue_input
+
+    def remember(self: onnxruntime.IOBinding, name: str, value: object) -> None:
+        bound[name] = value
+        bind(self, name, value)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("copied through numpy")
+
+    monkeypatch.setattr(onnxruntime.IOBinding, "bind_ortvalue_input", remember)
+    monkeypatch.setattr(OrtTensor, "numpy", refuse)
+    monkeypatch.setattr(OnnxRuntimeEngine, "upload", refuse)
+    enroll.run(feed)
+    assert bound.keys() == feed.keys()
+    for name, tensor in feed.items():
+        assert bound[name] is tensor.value
+    with pytest.raises(AssertionError, match="copied"):  # the check can fail
+        enroll.run({**feed, "mask": np.ones((1, side, side), np.uint8)})
+
+
+def test_a_tensor_of_another_engine_is_taken_through_the_host(enroll: OnnxRuntimeEngine) -> None:
+    feed = filled(enroll.inputs)
+    ours = enroll.run(feed)["support"].numpy()
+    theirs = enroll.run({name: HostTensor(array) for name, array in feed.items()})["support"].numpy()
+    assert np.array_equal(ours, theirs)
+
+
+def test_a_wrong_feed_is_refused_before_onnx_runtime_sees_it(encoder: OnnxRuntimeEngine) -> None:
+    with pytest.raises(InputError, match="Input 'image' must be uint8"):
+        encoder.run({"image": picture().astype(np.float32)})
+
+
+def test_a_failed_run_is_one_sentence(head: OnnxRuntimeEngine, capfd: pytest.CaptureFixture[str]) -> None:
+    feed = filled(head.inputs, supports=2, ways=1, kept_tokens=5)
+    head.run(feed)
+    with pytest.raises(FsvitEdgeError) as failed:
+        head.run({**feed, "kept_mask": np.ones((3, 5), np.float32)})
+    assert failed.value.exit_code == 1
+    assert str(failed.value).startswith("ONNX Runtime failed to run the graph: ")
+    assert "\n" not in str(failed.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (None, 2)])
+def test_threads_are_those_asked_for_or_one_a_usable_core_and_stop_spinning_after_a_run(
+    threads: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    with OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads) as engine:
+        options = engine._session.get_session_options()
+        assert options.intra_op_num_threads == expected
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+@pytest.mark.parametrize("name", ["gpu", "CPU", "", "CUDAExecutionProvider"])
+def test_an_unknown_engine_is_refused_with_the_choices(name: str) -> None:
+    with pytest.raises(InputError) as refused:
+        OnnxRuntimeEngine(b"", name)
+    assert refused.value.exit_code == 2
+    choices = "auto, cpu, cuda"
+    assert str(refused.value) == f"Engine {name!r} is unknown; choose one of: {choices}."
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    theirs = {**PROVIDERS, "tensorrt": "TensorrtExecutionProvider", "rtx": "NvTensorRTRTXExecutionProvider"}
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [theirs[name] for name in names])
+
+
+@pytest.mark.parametrize("name", ["cuda"])
+def test_an_engine_that_is_not_installed_is_named_with_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "cpu")
+    with pytest.raises(EnvironmentLacksError) as lacking:
+        OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", name)
+    assert lacking.value.exit_code == 3
+    text = str(lacking.value)
+    assert text.startswith(f"Engine {name!r} needs ONNX Runtime's {PROVIDERS[name]}, which is not installed here")
+    assert "(installed: cpu)" in text
+    assert "pip install onnxruntime-gpu" in text
+    assert "Jetson" in text
+
+
+@pytest.mark.parametrize(
+    ("installed", "chosen"),
+    [(("cpu",), "cpu"), (("cpu", "cuda"), "cuda"), (("cpu", "tensorrt"), "cpu"), (("rtx", "cpu"), "cpu")],
+)
+def test_auto_takes_cuda_where_it_is_and_never_tensorrt(
+    installed: tuple[str, ...], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, *installed)
+    assert set(installed_providers()) == set(installed) & {"cpu", "cuda"}
+    assert choose_provider("auto") == chosen
+
+
+def test_a_provider_without_a_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FellBack:
+        def __init__(self, *_: object, providers: list[str]) -> None:
+            assert providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    install(monkeypatch, "cpu", "cuda")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FellBack)
+    with pytest.raises(EnvironmentLacksError, match="found no device to run on; use --engine cpu"):
+        OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cuda")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no graph", bytes(range(256)) * 40, b"\x08\x0a"], ids=["empty", "text", "bytes", "cut"]
+)
+@pytest.mark.parametrize("as_file", [True, False])
+def test_what_is_no_graph_is_refused_in_one_sentence(
+    content: bytes, as_file: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ArtefactError) as refused:
+        OnnxRuntimeEngine(path if as_file else content, "cpu")
+    assert refused.value.exit_code == 4
+    assert str(refused.value).startswith(f"{path if as_file else 'The graph'} cannot be loaded by ONNX Runtime: ")
+    assert "\n" not in str(refused.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"none\.onnx cannot be loaded"):
+        OnnxRuntimeEngine(tmp_path / "none.onnx", "cpu")
+
+
+def test_a_closed_engine_says_so_and_closes_twice() -> None:
+    with OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads=1) as engine:
+        feed = filled(engine.inputs)
+        engine.run(feed)
+    engine.close()
+    with pytest.raises(FsvitEdgeError, match=r"^The engine is closed\.$"):
+        engine.run(feed)
+
+
+def test_leaving_the_context_by_an_error_closes_too() -> None:
+    engine = OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads=1)
+    with pytest.raises(ZeroDivisionError), engine:
+        raise ZeroDivisionError
+    with pytest.raises(FsvitEdgeError, match="closed"):
+        engine.run(filled(engine.inputs))
+
+
+def test_engines_without_limits_say_so_and_the_fake_tells_those_it_was_given(encoder: OnnxRuntimeEngine) -> None:
+    assert encoder.limits == {}
+    assert FakeEngine((), (), lambda _: {}).limits == {}
+    assert FakeEngine((), (), lambda _: {}, {"ways": 3}).limits == {"ways": 3}
+
+
+def test_the_fake_notices_an_output_that_is_read_after_a_later_run() -> None:
+    engine = FakeEngine((), (TensorSpec("one", (1,), "float32"),), lambda _: {"one": SCALE})
+    first = engine.run({})["one"]
+    assert first.numpy() == 1
+    engine.run({})
+    with pytest.raises(AssertionError, match="read after a later run"):
+        first.numpy()

@@ -1,0 +1,691 @@
+"""From the predictor to TensorRT without a GPU: a fake module computes on a fake memory, which counts every byte."""
+
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_engine import HostTensor
+from fake_memory import FakeMemory
+from fake_tensorrt import HEADER_SIZE, EngineValidity, FakeTensorRT, api_of, make_plan
+
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, read_manifest
+from fsvit_edge.runtime.engines import tensorrt as engine_module
+from fsvit_edge.runtime.engines.base import TensorSpec
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
+from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.gpu import Gpu
+from fsvit_edge.runtime.predictor import FewShotModel
+
+GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
+MANIFEST = read_manifest(DEFAULT_BUNDLE)
+SIDE, MASK_SIDE = MANIFEST.image_size, MANIFEST.mask_size
+
+
+@pytest.fixture(autouse=True)
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engine_module, "find_gpu", lambda: GPU)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+class Device:
+    """A fake GPU with a fake TensorRT."""
+
+    def __init__(self, backend: str = "tensorrt", **memory: Any) -> None:
+        self.memory = FakeMemory(**memory)
+        self.trt = FakeTensorRT(self.memory)
+        self.backend = backend
+
+    def engine(self, graph: str, precision: str = "fp32", limits: dict[str, int] | None = None) -> TensorRtEngine:
+        plan, record = make_plan(DEFAULT_BUNDLE, graph, precision, limits, self.backend)
+        return TensorRtEngine(plan, record, api_of(self.trt, self.backend), self.memory)
+
+    def model(self, precision: str = "fp32", limits: dict[str, int] | None = None) -> FewShotModel:
+        enroll = OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads=1)
+        return FewShotModel(MANIFEST, self.engine("encoder", precision), enroll, self.engine("head", precision, limits))
+
+    def moved(self) -> tuple[int, int]:
+        """Bytes up and down since the last call."""
+        up, down = self.memory.bytes_up, self.memory.bytes_down
+        self.memory.bytes_up = self.memory.bytes_down = 0
+        return up, down
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture(scope="module")
+def reference() -> Iterator[FewShotModel]:
+    """ONNX Runtime with the same supports in one run, as all of this module's models have them."""
+    with FewShotModel.load(threads=1, engine="cpu") as model:
+        enrol(model)
+        yield model
+
+
+def picture(seed: int, height: int = 96, width: int = 128) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    return small.repeat(height // 6, axis=0).repeat(width // 8, axis=1)
+
+
+def enrol(model: FewShotModel) -> None:
+    mask = np.zeros((96, 128), np.bool_)
+    mask[20:70, 30:90] = True
+    model.enroll("a", [picture(1), picture(2)], [mask, None])
+    model.enroll("b", [picture(3)], [mask])
+
+
+FRAMES = [picture(seed) for seed in range(10, 16)]
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_the_answers_are_those_of_onnx_runtime_from_the_first_frame_to_the_captured_ones(
+    backend: str, reference: FewShotModel
+) -> None:
+    device = Device(backend)
+    with device.model() as model:
+        enrol(model)
+        for frame in FRAMES:
+            wanted, got = reference.predict(frame, probabilities=True), model.predict(frame, probabilities=True)
+            assert np.array_equal(got.scores, wanted.scores)
+            assert np.array_equal(got.label_map, wanted.label_map)
+            assert np.array_equal(got.foreground, wanted.foreground)
+        for name in reference.classes:
+            for ours, theirs in zip(model.bank.supports(name), reference.bank.supports(name), strict=True):
+                assert np.array_equal(ours.kept, theirs.kept)
+    assert len({reference.predict(frame).scores.tobytes() for frame in FRAMES}) == len(FRAMES)
+    assert (device.memory.launches > 0) == (backend == "tensorrt")
+
+
+def test_half_precision_on_the_device_answers_nearly_the_same(device: Device, reference: FewShotModel) -> None:
+    with device.model("fp16") as model:
+        enrol(model)
+        for frame in FRAMES:
+            wanted, got = reference.predict(frame, probabilities=True), model.predict(frame, probabilities=True)
+            np.testing.assert_allclose(got.scores, wanted.scores, atol=2e-3)
+            assert got.foreground is not None
+            np.testing.assert_allclose(got.foreground, wanted.foreground, atol=2e-2)
+
+
+IMAGE_BYTES = SIDE * SIDE * 3
+
+
+def objectness_bytes(model: FewShotModel) -> int:
+    return sum(4 * int(np.prod(spec.shape[1:])) for spec in model._encoder.outputs if spec.name == OBJECTNESS)
+
+
+def answer_bytes(ways: int, runs: int = 1) -> int:
+    return runs * 4 * (ways + ways * MASK_SIDE * MASK_SIDE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_frame_moves_its_image_up_and_the_answer_down_and_nothing_else(precision: str) -> None:
+    device = Device()
+    with device.model(precision) as model:
+        enrol(model)
+        model.predict(FRAMES[0])
+        device.moved()
+        for frame in FRAMES:
+            model.predict(frame)
+            assert device.moved() == (IMAGE_BYTES, answer_bytes(2) + objectness_bytes(model))
+        # The check would notice supports that are uploaded for every frame.
+        model._runs = None
+        model.predict(FRAMES[0])
+        up, down = device.moved()
+        assert up > 2 * IMAGE_BYTES
+        assert down == answer_bytes(2) + objectness_bytes(model)
+
+
+def test_supports_go_up_once_after_enrolment_and_nothing_of_them_again(device: Device) -> None:
+    with device.model("fp16") as model:
+        enrol(model)
+        device.moved()
+        model.predict(FRAMES[0])
+        up, _ = device.moved()
+        supports = [support for name in model.classes for support in model.bank.supports(name)]
+        longest = max(support.kept.shape[1] for support in supports)
+        channels, head_dim = model.bank.identity.num_channels, model.bank.identity.head_dim
+        each = channels * (longest + 9) * head_dim * 2 + (longest + 9 + len(model.classes)) * 4
+        assert up == IMAGE_BYTES + len(supports) * each
+
+
+def test_an_enrolment_moves_the_image_up_and_the_encoders_outputs_down(device: Device) -> None:
+    with device.model() as model:
+        model.enroll("a", [picture(1)])
+        up, down = device.moved()
+        assert up == IMAGE_BYTES
+        assert down == sum(4 * int(np.prod(spec.shape)) for spec in model._encoder.outputs)
+
+
+def test_encoder_and_head_become_graphs_when_they_are_fed_the_same_twice(device: Device) -> None:
+    with device.model() as model:
+        enrol(model)
+        assert device.memory.captures == 1, "the encoder's, by three enrolments"
+        launches = device.memory.launches
+        for frame in FRAMES:
+            model.predict(frame)
+        assert device.memory.captures == 2
+        assert device.memory.launches - launches == len(FRAMES) + len(FRAMES) - 2
+
+
+def test_rtx_captures_its_own_graphs_and_we_none() -> None:
+    device = Device("tensorrt-rtx")
+    with device.model() as model:
+        enrol(model)
+        for frame in FRAMES:
+            model.predict(frame)
+    assert device.memory.captures == device.memory.launches == 0
+    strategies = {context.how.cuda_graph_strategy for context in device.trt.contexts}
+    assert strategies == {device.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE}
+
+
+def test_a_change_of_the_bank_makes_a_new_graph_and_frees_the_old_supports(device: Device) -> None:
+    with device.model() as model:
+        enrol(model)
+        for frame in FRAMES:
+            model.predict(frame)
+        captures, allocated = device.memory.captures, device.memory.allocated_bytes
+        for _ in range(3):
+            model.enroll("c", [picture(5)])
+            for frame in FRAMES[:3]:
+                model.predict(frame)
+            model.remove("c")
+            for frame in FRAMES[:3]:
+                model.predict(frame)
+        assert device.memory.captures > captures
+        assert device.memory.allocated_bytes <= allocated + 3 * MASK_SIDE**2 * 4 + 4000
+        wanted = model.predict(FRAMES[0])
+    with Device().model() as fresh:
+        enrol(fresh)
+        assert np.array_equal(fresh.predict(FRAMES[0]).scores, wanted.scores)
+
+
+def head_feed(engine: TensorRtEngine, supports: int, ways: int = 2, seed: int = 0) -> dict[str, Any]:
+    sizes = {"supports": supports, "ways": ways, "kept_tokens": 20}
+    rng = np.random.default_rng(seed)
+    return {
+        spec.name: rng.random([sizes[n] if isinstance(n, str) else n for n in spec.shape]).astype(spec.dtype)
+        for spec in engine.inputs
+    }
+
+
+def resident(engine: TensorRtEngine, feed: dict[str, Any]) -> dict[str, Any]:
+    return {name: engine.upload(array) for name, array in feed.items()}
+
+
+def values(answer: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in answer.items()}
+
+
+@pytest.fixture(scope="module")
+def plain_head() -> Iterator[OnnxRuntimeEngine]:
+    with OnnxRuntimeEngine(DEFAULT_BUNDLE / "head.onnx", "cpu") as engine:
+        yield engine
+
+
+def assert_same(engine: TensorRtEngine, feed: dict[str, Any], plain: OnnxRuntimeEngine, host: dict[str, Any]) -> None:
+    got, wanted = values(engine.run(feed)), values(plain.run(host))
+    for name, array in wanted.items():
+        np.testing.assert_allclose(got[name], array, atol=1e-5)
+
+
+def test_a_banks_several_runs_are_each_a_graph_though_they_alternate(
+    device: Device, plain_head: OnnxRuntimeEngine
+) -> None:
+    with device.engine("head") as engine:
+        host = [head_feed(engine, supports, seed=supports) for supports in (1, 4, 2, 4)]
+        feeds = [resident(engine, feed) for feed in host]
+        for _ in range(4):
+            for feed, plain in zip(feeds, host, strict=True):
+                assert_same(engine, feed, plain_head, plain)
+        assert device.memory.captures == 4
+        assert device.memory.launches >= 4
+
+
+def test_graphs_that_were_not_used_for_long_are_forgotten(
+    device: Device, plain_head: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_MOST_GRAPHS", 2)
+    with device.engine("head") as engine:
+        host = [head_feed(engine, 3, seed=seed) for seed in range(4)]
+        feeds = [resident(engine, feed) for feed in host]
+        for feed in feeds:
+            for _ in range(3):
+                engine.run(feed)
+        assert len(engine._graphs) == 2
+        assert device.memory.captures == 4
+        assert_same(engine, feeds[3], plain_head, host[3])
+        assert device.memory.captures == 4
+        for _ in range(3):
+            assert_same(engine, feeds[0], plain_head, host[0])
+        assert device.memory.captures == 5
+        # More than are remembered, in turn: nothing is captured in vain.
+        for _ in range(5):
+            for feed, plain in zip(feeds, host, strict=True):
+                assert_same(engine, feed, plain_head, plain)
+        assert device.memory.captures == 5
+
+
+def test_a_graph_that_is_in_use_outlives_one_that_is_not(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_MOST_GRAPHS", 2)
+    with device.engine("head") as engine:
+        used, *others = [resident(engine, head_feed(engine, 3, seed=seed)) for seed in range(4)]
+        engine.run(used)
+        engine.run(used)
+        for other in others:
+            launches = device.memory.launches
+            engine.run(other)
+            engine.run(used)
+            assert device.memory.launches == launches + 1
+        assert device.memory.captures == 1
+
+
+def test_graphs_are_recorded_anew_when_the_work_needs_more_memory(
+    device: Device, plain_head: OnnxRuntimeEngine
+) -> None:
+    with device.engine("head") as engine:
+        small, large = head_feed(engine, 2), head_feed(engine, 6)
+        on_device = [(resident(engine, feed), feed) for feed in (small, large)]
+        for feed, host in (*on_device, on_device[0]):
+            for _ in range(4):
+                assert_same(engine, feed, plain_head, host)
+        assert len(device.trt.contexts) == 1
+        assert device.trt.contexts[0].scratch[1] == 6000
+
+
+def test_what_grows_is_found_at_its_new_place(device: Device, plain_head: OnnxRuntimeEngine) -> None:
+    with device.engine("head") as engine:
+        small, large = head_feed(engine, 1, 1), head_feed(engine, 9, 7)
+        for _ in range(2):
+            for feed in (small, small, small, large, large, large, small, small, small):
+                assert_same(engine, feed, plain_head, feed)
+        assert device.memory.launches >= 4
+
+
+@pytest.mark.parametrize("why", ["the backend cannot", "TensorRT refuses"])
+def test_without_graphs_it_runs_all_the_same(why: str, reference: FewShotModel) -> None:
+    device = Device(can_capture=why != "the backend cannot")
+    if why == "TensorRT refuses":
+        execute = type(device.trt).answer
+
+        def refuse_captures(method: str, right: Any) -> Any:
+            if method == "execute_async_v3" and device.memory.is_capturing:
+                device.trt.calls.append("refused")
+                return False
+            return execute(device.trt, method, right)
+
+        device.trt.answer = refuse_captures  # type: ignore[method-assign]  # of this one alone
+    with device.model() as model:
+        enrol(model)
+        for frame in FRAMES:
+            assert np.array_equal(model.predict(frame).scores, reference.predict(frame).scores)
+    assert device.memory.launches == 0
+    assert device.trt.calls.count("refused") == (2 if why == "TensorRT refuses" else 0), "it is tried once for each"
+
+
+def test_a_tensor_from_elsewhere_is_taken_through_the_host(device: Device, plain_head: OnnxRuntimeEngine) -> None:
+    with device.engine("head") as engine, Device().engine("head") as other:
+        host = head_feed(engine, 2)
+        mixed = {**host, "tokens": HostTensor(host["tokens"]), "kept": plain_head.upload(host["kept"])}
+        mixed["pooled"] = other.upload(host["pooled"])
+        assert_same(engine, mixed, plain_head, host)
+        assert_same(engine, resident(engine, host), plain_head, host)
+
+
+def test_a_view_with_gaps_is_fed_with_its_values(device: Device, plain_head: OnnxRuntimeEngine) -> None:
+    with device.engine("head") as engine:
+        host = head_feed(engine, 4)
+        host = {**host, "tokens": host["tokens"][:, ::-1], "averaging": host["averaging"][:, ::-1]}
+        assert_same(engine, host, plain_head, host)
+
+
+def test_an_output_is_not_read_or_fed_after_a_later_run(device: Device) -> None:
+    with device.engine("encoder") as encoder, device.engine("head") as head:
+        image = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+        tokens = encoder.run({"image": image})["tokens"]
+        before = tokens.numpy()
+        encoder.run({"image": image + 9})
+        with pytest.raises(AssertionError, match="read after a later run"):
+            tokens.numpy()
+        with pytest.raises(AssertionError, match="fed after a later run"):
+            head.run({**head_feed(head, 1), "tokens": tokens})
+        assert before.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kept": np.zeros((2, 6, 20, 192), np.float64)}, "Input 'kept' must be float32"),
+        ({"kept": HostTensor(np.zeros((2, 6, 20, 192), np.float16))}, "Input 'kept' must be float32 .* got float16"),
+        ({"averaging": np.zeros((2, 3), np.float32)}, "Input 'averaging' has 3 supports, where others have 2"),
+        ({"tokens": np.zeros((1, 6, 255, 192), np.float32)}, "Input 'tokens' must be float32"),
+    ],
+)
+def test_a_feed_that_does_not_fit_is_refused_before_tensorrt_sees_it(
+    device: Device, change: dict[str, Any], reason: str
+) -> None:
+    with device.engine("head") as engine:
+        device.trt.calls.clear()
+        with pytest.raises(InputError, match=reason):
+            engine.run({**head_feed(engine, 2), **change})
+        assert "execute_async_v3" not in device.trt.calls
+
+
+def test_a_resident_tensor_of_another_type_is_refused(device: Device) -> None:
+    with device.engine("head") as engine:
+        feed = head_feed(engine, 2)
+        with pytest.raises(InputError, match=r"Input 'kept' must be float32 .* got float16"):
+            engine.run({**feed, "kept": engine.upload(feed["kept"].astype(np.float16))})
+
+
+def test_a_size_beyond_the_profile_is_refused_with_the_command_that_builds_for_it(device: Device) -> None:
+    with device.engine("head", limits={"ways": 3, "supports": 4, "kept_tokens": 30}) as engine:
+        assert engine.limits == {"ways": 3, "supports": 4, "kept_tokens": 30}
+        engine.run(head_feed(engine, 4, 3))
+        for supports, ways, what in ((5, 3, "4 supports, got 5"), (4, 4, "3 ways, got 4")):
+            with pytest.raises(ArtefactError) as refused:
+                engine.run(head_feed(engine, supports, ways))
+            assert refused.value.exit_code == 4
+            assert str(refused.value) == (
+                f"head.fake.fp32.engine was built for at most {what}; build it for more with: "
+                "fsvit-edge build-engine --ways-max N --shots-max K."
+            )
+
+
+def test_a_bank_larger_than_the_engine_is_run_in_parts_or_refused(reference: FewShotModel) -> None:
+    device = Device()
+    with device.model(limits={"ways": 2, "supports": 2, "kept_tokens": 145}) as model:
+        enrol(model)
+        for frame in FRAMES:
+            np.testing.assert_allclose(model.predict(frame).scores, reference.predict(frame).scores, atol=1e-5)
+        assert [run["kept"].shape[0] for run in model._resident_supports()] == [2, 1]
+        with pytest.raises(ArtefactError, match="built for at most 2 classes, the bank has 3; rebuild it with"):
+            model.enroll("c", [picture(4)])
+
+
+def test_without_a_gpu_nothing_is_loaded(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "find_gpu", lambda: None)
+    monkeypatch.setattr(engine_module, "gpu_missing_reason", lambda: "no NVIDIA driver (libcuda.so.1) is installed")
+    with pytest.raises(EnvironmentLacksError) as lacking:
+        device.engine("encoder")
+    assert lacking.value.exit_code == 3
+    assert str(lacking.value) == (
+        "encoder.fake.fp32.engine cannot run here: no NVIDIA driver (libcuda.so.1) is installed; take --engine cpu."
+    )
+    assert device.trt.calls == []
+
+
+def test_a_plan_that_tensorrt_does_not_take_is_one_sentence(device: Device) -> None:
+    device.trt.fail["deserialize_cuda_engine"] = None
+    device.trt.log = "IRuntime::deserializeCudaEngine: Error Code 1: version tag does not match."
+    with pytest.raises(ArtefactError, match=r"cannot load encoder\.fake\.fp32\.engine: .*version tag does not match"):
+        device.engine("encoder")
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "reason"),
+    [
+        ("create_execution_context", None, "cannot prepare head.fake.fp32.engine: it broke."),
+        ("execute_async_v3", False, "failed to run head.fake.fp32.engine: it broke."),
+        ("set_input_shape", False, "refuses 'tokens' of shape (1, 6, 256, 192) for head.fake.fp32.engine: it broke."),
+        ("set_tensor_address", False, "refuses the address of 'tokens' for head.fake.fp32.engine: it broke."),
+    ],
+)
+def test_a_call_that_tensorrt_refuses_is_one_sentence_with_its_reason(
+    device: Device, method: str, wrong: Any, reason: str
+) -> None:
+    device.trt.fail[method], device.trt.log = wrong, "it broke"
+
+    def attempt() -> None:
+        engine = device.engine("head")
+        engine.run(head_feed(engine, 1))
+
+    with pytest.raises(FsvitEdgeError) as failed:
+        attempt()
+    assert failed.value.exit_code == 1
+    assert str(failed.value) == f"TensorRT 10.3.0 {reason}"
+
+
+def test_tensorrt_out_of_memory_says_what_is_free(device: Device) -> None:
+    device.trt.fail["create_execution_context"] = None
+    device.trt.log = "Error Code 1: Cuda Runtime (out of memory)"
+    with pytest.raises(FsvitEdgeError) as failed:
+        device.engine("head")
+    assert failed.value.exit_code == 1
+    assert str(failed.value) == (
+        "TensorRT 10.3.0 cannot prepare head.fake.fp32.engine: Error Code 1: Cuda Runtime (out of memory); 1024 of "
+        "the GPU's 1024 MiB are free, close other programs that use it, or take --engine cpu."
+    )
+
+
+@pytest.mark.parametrize(("is_known", "scratch"), [(True, 3000), (False, 50_000)])
+def test_its_work_gets_memory_for_the_sizes_at_hand_or_where_they_are_not_known_for_the_largest(
+    device: Device, plain_head: OnnxRuntimeEngine, is_known: bool, scratch: int
+) -> None:
+    if not is_known:
+        device.trt.fail["update_device_memory_size_for_shapes"] = 0
+    with device.engine("head") as engine:
+        feed = head_feed(engine, 3)
+        assert_same(engine, feed, plain_head, feed)
+        (context,) = device.trt.contexts
+        assert context.scratch[1] == scratch
+
+
+def test_a_gpu_too_small_for_the_supports_says_so_and_goes_on_when_there_are_fewer() -> None:
+    device = Device()
+    with device.model("fp16") as model:
+        enrol(model)
+        wanted = model.predict(FRAMES[0])
+        every = model.bank.supports("a")[0]
+        device.memory._total_bytes = device.memory.allocated_bytes + 2**20
+        for way in range(8):
+            model.bank.add(f"many {way}", [every] * 6)
+        model._runs = None
+        with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: \d+ MiB are needed, \d+ of the GPU's"):
+            model.predict(FRAMES[0])
+        for way in range(8):
+            model.remove(f"many {way}")
+        np.testing.assert_allclose(model.predict(FRAMES[0]).scores, wanted.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"inputs": (TensorSpec("picture", (1, SIDE, SIDE, 3), "uint8"),)}, "has other inputs or outputs"),
+        (
+            {"inputs": (TensorSpec("image", (1, SIDE, SIDE, 3), "float32"),)},
+            rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), its sidecar says float32",
+        ),
+        (
+            {"inputs": (TensorSpec("image", (1, 64, 64, 3), "uint8"),)},
+            rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), its sidecar says uint8 \(1, 64, 64, 3\)",
+        ),
+    ],
+)
+def test_a_plan_that_is_not_what_its_sidecar_says_is_refused(
+    device: Device, change: dict[str, Any], reason: str
+) -> None:
+    plan, record = make_plan(DEFAULT_BUNDLE, "encoder")
+    with pytest.raises(ArtefactError, match=reason) as refused:
+        TensorRtEngine(plan, replace(record, **change), api_of(device.trt), device.memory)
+    assert "fsvit-edge build-engine --engine tensorrt --force" in str(refused.value)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_closing_frees_everything_and_may_be_repeated(backend: str) -> None:
+    device = Device(backend)
+    model = device.model()
+    enrol(model)
+    for frame in FRAMES[:4]:
+        model.predict(frame)
+    assert device.memory.allocated_bytes > 0
+    head: Any = model._head
+    feed = head_feed(head, 1)
+    model.close()
+    model.close()
+    assert device.memory.allocated_bytes == 0
+    with pytest.raises(FsvitEdgeError, match=r"^The engine is closed\.$"):
+        head.run(feed)
+
+
+def test_the_memory_closes_with_the_last_that_holds_it() -> None:
+    device = Device()
+    memory, device.trt.memory = device.memory, None  # type: ignore[assignment]  # the fake holds it, no real one would
+    engines = [device.engine("encoder"), device.engine("head")]
+    closed: list[bool] = []
+    memory._shut_down = lambda: closed.append(True)  # type: ignore[method-assign]  # notices it
+    tensor = engines[0].upload(np.zeros(4, np.float32))
+    for engine in engines:
+        engine.close()
+    del memory, device, engines, engine
+    assert closed == []
+    del tensor
+    assert closed == [True]
+
+
+DIAGNOSES = {
+    "VERSION_MISMATCH": "it was built by another version than the TensorRT-RTX 1.7.1 that is installed",
+    "UNSUPPORTED_CC": "it was not built for, or TensorRT-RTX 1.7.1 does not support, the Orin of compute capability "
+    "8.7",
+    "OLD_CUDA_DRIVER": "the NVIDIA driver, for CUDA 12.6, is too old; update it",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old; update it with: pip install --upgrade tensorrt-rtx-cu13",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory, 8192 MiB in all",
+    "MALFORMED_ENGINE": "it is damaged or no plan of TensorRT-RTX 1.7.1",
+    "CUDA_ERROR": "the NVIDIA driver or the CUDA runtime is not installed correctly",
+    "NEW_IN_NEXT_VERSION": "TensorRT-RTX 1.7.1 answers NEW_IN_NEXT_VERSION",
+}
+
+
+@pytest.mark.parametrize("name", DIAGNOSES)
+def test_each_diagnosis_of_rtx_is_its_own_sentence_and_nothing_is_deserialised(name: str) -> None:
+    device = Device("tensorrt-rtx")
+    device.trt.validity = (EngineValidity.INVALID, int(device.trt.EngineInvalidityDiagnostics[name]))
+    with pytest.raises(FsvitEdgeError) as refused:
+        device.engine("head")
+    assert str(refused.value).startswith(f"head.fake.fp32.engine cannot run on this machine: {DIAGNOSES[name]}; ")
+    is_machine = name in ("OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR")
+    assert refused.value.exit_code == (3 if is_machine else 4)
+    assert ("build-engine" in str(refused.value)) != is_machine
+    assert device.trt.calls == ["get_engine_validity"]
+
+
+def test_several_diagnoses_are_told_together_and_none_at_all_too() -> None:
+    device = Device("tensorrt-rtx")
+    device.trt.validity = (EngineValidity.INVALID, 1 | 4)
+    with pytest.raises(ArtefactError) as refused:
+        device.engine("head")
+    assert DIAGNOSES["VERSION_MISMATCH"] in str(refused.value)
+    assert DIAGNOSES["OLD_CUDA_DRIVER"] in str(refused.value)
+    device.trt.validity = (EngineValidity.INVALID, 0)
+    with pytest.raises(ArtefactError, match=r"TensorRT-RTX 1\.7\.1 does not say why: it gave no reason"):
+        device.engine("head")
+    device.trt.validity = (EngineValidity.SUBOPTIMAL, 0)
+    device.engine("head").close()
+
+
+def test_the_installed_rtx_has_every_diagnosis_and_a_header_of_that_size() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    assert trt.EngineInvalidityDiagnostics.__members__.keys() <= DIAGNOSES.keys()
+    assert trt.Runtime.engine_header_size is not None
+    assert HEADER_SIZE == 64
+    for name in ("WHOLE_GRAPH_CAPTURE", "DISABLED"):
+        assert hasattr(trt.CudaGraphStrategy, name)
+    assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED")
+    for kind, names in (
+        (
+            trt.IExecutionContext,
+            "set_input_shape get_tensor_shape update_device_memory_size_for_shapes set_device_memory "
+            "set_tensor_address execute_async_v3",
+        ),
+        (trt.ICudaEngine, "create_execution_context create_runtime_config num_io_tensors get_tensor_mode"),
+        (
+            trt.IRuntimeConfig,
+            "set_execution_context_allocation_strategy create_runtime_cache set_runtime_cache cuda_graph_strategy",
+        ),
+        (trt.IRuntimeCache, "serialize deserialize"),
+    ):
+        for name in names.split():
+            assert hasattr(kind, name), name
+
+
+def start_rtx(driver: str = "580.1") -> Device:
+    device = Device("tensorrt-rtx")
+    device.trt.driver = driver
+    with device.engine("head") as engine:
+        engine.run(head_feed(engine, 1))
+    return device
+
+
+def kernel_files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "fsvit-edge" / "kernels").glob("*.cache"))
+
+
+def test_kernels_are_compiled_once_and_kept_for_the_user_alone(tmp_path: Path) -> None:
+    assert start_rtx().trt.compiled == 1
+    (file,) = kernel_files(tmp_path)
+    assert file.name == "head.0123456789abcdef.Orin.rtx1.7.1.cache"
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert start_rtx().trt.compiled == 0
+    written = file.stat().st_mtime_ns
+    assert start_rtx().trt.compiled == 0
+    assert file.stat().st_mtime_ns == written, "what did not change is not written again"
+
+
+def test_kernels_of_another_driver_are_compiled_anew_and_replaced(tmp_path: Path) -> None:
+    start_rtx()
+    assert start_rtx(driver="590.2").trt.compiled == 1
+    (file,) = kernel_files(tmp_path)
+    assert file.read_bytes().startswith(b"590.2|")
+    assert start_rtx(driver="590.2").trt.compiled == 0
+
+
+@pytest.mark.parametrize("obstacle", ["a file in the folder's place", "a damaged cache", "no home folder"])
+def test_a_cache_that_cannot_be_used_only_costs_time(
+    obstacle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if obstacle == "a file in the folder's place":
+        (tmp_path / "cache").write_text("")
+    elif obstacle == "a damaged cache":
+        start_rtx()
+        kernel_files(tmp_path)[0].write_bytes(b"\0" * 10)
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+
+        def fail() -> Path:
+            raise RuntimeError
+
+        monkeypatch.setattr(Path, "home", fail)
+    assert start_rtx().trt.compiled == 1
+
+
+def test_kernels_that_were_compiled_while_it_ran_are_stored_at_the_end(tmp_path: Path) -> None:
+    device = Device("tensorrt-rtx")
+    with device.engine("head") as engine:
+        (file,) = kernel_files(tmp_path)
+        before = file.read_bytes()
+        device.trt.contexts[0].how.cache.kernels += b" and more"
+        engine.run(head_feed(engine, 1))
+    assert file.read_bytes() == before + b" and more"
+
+
+def test_rtx_without_graphs_runs_all_the_same() -> None:
+    device = Device("tensorrt-rtx")
+    answers = iter([None])
+    right = type(device.trt).answer
+
+    def once(method: str, work: Any) -> Any:
+        if method == "create_execution_context" and next(answers, True) is None:
+            return None
+        return right(device.trt, method, work)
+
+    device.trt.answer = once  # type: ignore[method-assign]  # of this one alone
+    with device.engine("head") as engine:
+        engine.run(head_feed(engine, 1))
+    (context,) = device.trt.contexts
+    assert context.how.cuda_graph_strategy is device.trt.CudaGraphStrategy.DISABLED
