@@ -40,7 +40,7 @@ from outlines import kinds_of
 from torch.utils.data import DataLoader
 
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
-from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_sides
+from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
 from fsvit_edge.learn.datasets import FewShotData, open_data
 from fsvit_edge.learn.episodes import Episode
 from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, evaluate
@@ -211,7 +211,7 @@ def calibrate(
     module = EpisodeModule(network, recipe, {}, None, max(data.class_names) + 1)
     pixels = torch.zeros(2, max(data.class_names) + 1, len(SHIFTS))  # intersections and unions
     shifts = torch.tensor(SHIFTS)[:, None, None, None]
-    for batch in DataLoader(Episodes(data, cache, recipe, choose_sides(data, recipe), None), recipe.micro_batch):
+    for batch in DataLoader(Episodes(data, cache, recipe, choose_split(data, recipe), None), recipe.micro_batch):
         logits, asked = module(batch)
         background, foreground = module.outlined(logits, asked).unbind(1)
         found, there = foreground - background + shifts > 0, asked.target == 1

@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one call and one table; without a GPU a small stand-in on the CPU, labelled as such.
+"""Everything that needs a GPU, in one call and one table; without a GPU a small stand-in on the CPU, labeled as such.
 
     python benchmarks/gpu.py [--stand-in]
 

@@ -43,7 +43,7 @@ def constants_on(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Have the network's constants made on the device: a copy from the host cannot be a part of a graph."""
     mean, std = (torch.tensor(values, device=place, dtype=dtype) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
-    def normalise(image: Tensor) -> Tensor:
+    def normalize(image: Tensor) -> Tensor:
         return ((image.to(dtype) / 255 - mean) / std).permute(0, 3, 1, 2)
 
     def mask_row(weights: Any) -> Tensor:
@@ -51,7 +51,7 @@ def constants_on(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
         return row.to(weights.key.dtype).repeat(NUM_ATTENTION_HEADS)[:, None, None]
 
     with (
-        patch.object(graphs, "normalise", normalise),
+        patch.object(graphs, "normalize", normalize),
         patch.object(fast_head._AttentionWeights, "mask_row", property(mask_row)),
     ):
         yield

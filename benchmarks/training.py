@@ -19,12 +19,12 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_sides
+from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.training import EpisodeModule
 from fsvit_edge.model.config import ModelConfig
-from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.preprocess import resize_image
 
@@ -47,17 +47,17 @@ def main() -> None:
         cache.fill(data)
         before_mb = _peak_mb()
         model = EpisodeModule(network, options, {}, None, 2)
-        optimiser = torch.optim.Adam(model.head.parameters(), lr=options.learning_rate)
-        episodes = Episodes(data, cache, options, choose_sides(data, options), epoch=0)
+        optimizer = torch.optim.Adam(model.head.parameters(), lr=options.learning_rate)
+        episodes = Episodes(data, cache, options, choose_split(data, options), epoch=0)
         episodes.count = BATCH
         encoding, stepping = [], []
         for _ in range(REPEATS):
             started = time.perf_counter()
             batch = next(iter(DataLoader(episodes, BATCH)))
             logits, asked = model(batch)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.autograd.backward(model.loss_of(logits, asked, batch.present))
-            optimiser.step()
+            optimizer.step()
             stepping.append(time.perf_counter() - started)
             del batch, logits, asked
             encoding.append(_encode(network, data.read_image(0)))
@@ -84,7 +84,7 @@ def _pictures(root: Path) -> FolderFewShot:
 def _encode(network: FewShotNetwork, picture: npt.NDArray[np.uint8]) -> float:
     started = time.perf_counter()
     with torch.inference_mode():
-        network.encoder(normalise(torch.from_numpy(resize_image(picture, SIZE))[None]))
+        network.encoder(normalize(torch.from_numpy(resize_image(picture, SIZE))[None]))
     return time.perf_counter() - started
 
 

@@ -7,9 +7,9 @@
 IMAGES.npy holds (n, 64, 64, 3) uint8 RGB; no label is read. The teacher is EfficientNet-Lite2 with its published
 weights, which are the backbone's stem too. `teach` runs it once over all images, and the stem over mosaics of four.
 It keeps the stem's tokens, the teacher's last two stages in 192 dimensions and how much of its answer comes from each
-place (its class activation map). `learn` trains the blocks: their image tokens towards what the teacher says of the
-whole image, also where they see it in a quarter of a mosaic; the class token towards the mean of the foreground; the
-cosine between its query and the keys, of which CST makes pseudo-masks, towards the activation map. `masks` makes a data
+place (its class activation map). `learn` trains the blocks: their image tokens toward what the teacher says of the
+whole image, also where they see it in a quarter of a mosaic; the class token toward the mean of the foreground; the
+cosine between its query and the keys, of which CST makes pseudo-masks, toward the activation map. `masks` makes a data
 set for `fsvit-edge train` of the images' classes, singly and in mosaics, with the cut activation maps as masks: it has
 ten times the classes of a small segmentation set, so a head that begins with it learns to compare before it learns to
 outline.
@@ -30,9 +30,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsvit_edge.model.convolutional_stem import TRUNK, ConvolutionalStem, joined, renormalise, trunk_stages
+from fsvit_edge.model.convolutional_stem import TRUNK, ConvolutionalStem, joined, renormalize, trunk_stages
 from fsvit_edge.model.encoder import HYBRID_BACKBONE, Encoder, EncoderOutput
-from fsvit_edge.model.network import normalise
+from fsvit_edge.model.network import normalize
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.pictures import write_image
 
@@ -84,7 +84,7 @@ class Teacher(nn.Module):
             (B, 328, 16, 16) what the stem projects; (B, 560, 8, 8) the last two stages; (B, 8, 8) how much of the
             answer comes from each place, the largest of an image is 1.
         """
-        fine = self.stem.fine(renormalise(normalise(images)))
+        fine = self.stem.fine(renormalize(normalize(images)))
         coarse = self.stem.coarse(fine)
         stages = self.stem.late_maps([coarse])
         features = self.last(stages[-1]).float()
@@ -106,10 +106,10 @@ def half_whitened(features: Tensor, widths: tuple[int, ...], dim: int) -> tuple[
         dim: Wanted.
     """
     scale = torch.cat([(1 / stage.std()).expand(stage.shape[1]) for stage in features.split(widths, dim=1)])
-    centred = (features * scale).double()
-    mean = centred.mean(dim=0)
-    centred -= mean
-    variance, directions = torch.linalg.eigh(centred.T @ centred / len(features))
+    centered = (features * scale).double()
+    mean = centered.mean(dim=0)
+    centered -= mean
+    variance, directions = torch.linalg.eigh(centered.T @ centered / len(features))
     rotation = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(0), dtype=torch.double))[0]
     projection = directions[:, -dim:] / variance[-dim:] ** 0.25 @ rotation
     return (projection * scale[:, None]).float(), (-mean @ projection).float()
@@ -152,7 +152,7 @@ def teach(images: Path, weights: Path | None, count: int | None, output: Path) -
         for start in range(0, len(pictures), _TEACH_BATCH):
             batch = torch.tensor(pictures[start : start + _TEACH_BATCH])
             seen, features, activation = teacher(enlarged(batch, SIZE))
-            quarters = teacher.stem(normalise(mosaic(enlarged(batch, SIZE // 2))))
+            quarters = teacher.stem(normalize(mosaic(enlarged(batch, SIZE // 2))))
             found = {
                 "tokens": teacher.stem.project(seen).permute(0, 2, 3, 1),
                 "features": features.float().permute(0, 2, 3, 1) @ projection + shift,
@@ -277,32 +277,32 @@ def learn(targets: Path, output: Path, options: argparse.Namespace) -> None:
     batches = Batches(targets)
     decay, rest = ([p for p in student.parameters() if (p.ndim == 2) is is_matrix] for is_matrix in (True, False))
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
     checkpoint = output.with_suffix(".checkpoint.pt")
     first = 0
     if checkpoint.exists():
         content = torch.load(checkpoint, weights_only=True)
         student.load_state_dict(content["student"])
-        optimiser.load_state_dict(content["optimiser"])
+        optimizer.load_state_dict(content["optimizer"])
         first = content["step"]
     started, recent = time.perf_counter(), list[dict[str, float]]()
     for step in range(first, options.steps):
         rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * rate
         rng = np.random.default_rng((options.seed, step))
         parts: list[tuple[Tensor, Tensor, Tensor | None]] = [
             batches.images(rng, options.batch // 2),
             (*batches.mosaics_of(rng, options.batch // 2), None),
         ]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         losses: dict[str, float] = {}
         for kind, (tokens, features, activation) in zip(("image", "mosaic"), parts, strict=True):
             found = loss_of(student(tokens), features, activation, student.num_heads)
             torch.stack(list(found.values())).sum().backward()
             losses |= {f"{kind}'s {name}": float(value.detach()) for name, value in found.items()}
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         recent.append(losses)
         if (step + 1) % 25 == 0 or step + 1 == options.steps:
             text = ", ".join(f"{name} {np.mean([line[name] for line in recent]):.3f}" for name in losses)
@@ -310,7 +310,7 @@ def learn(targets: Path, output: Path, options: argparse.Namespace) -> None:
             recent.clear()
         if (step + 1) % 100 == 0 or step + 1 == options.steps:
             data = io.BytesIO()
-            content = {"student": student.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
+            content = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(content, data)
             atomic_write(checkpoint, data.getvalue())
     student.vit.patch_embed.proj = stem

@@ -20,7 +20,7 @@ from torch import nn
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.convolutional_stem import ConvolutionalStem
 from fsvit_edge.model.encoder import Encoder, EvenedNorm
-from fsvit_edge.model.network import normalise
+from fsvit_edge.model.network import normalize
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.preprocess import resize_image
 
@@ -77,7 +77,7 @@ def batches_of(encoder: Encoder, photos: list[Path]) -> Iterator[torch.Tensor]:
             resize_image(cv2.imread(str(path))[..., ::-1], encoder.image_size)
             for path in photos[start : start + _BATCH]
         ]
-        yield normalise(torch.from_numpy(np.stack(pictures)))
+        yield normalize(torch.from_numpy(np.stack(pictures)))
 
 
 def stem_of(encoder: Encoder) -> ConvolutionalStem:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fsvit_edge.model.checkpoint import load_network, save_network
-from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.model.objectness import ObjectnessDecoder
 from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image
 
@@ -119,7 +119,7 @@ def encoded(network: FewShotNetwork, images: Tensor) -> list[Tensor]:
     parts = []
     for start in range(0, len(images), 16):
         with torch.autocast("cpu", torch.bfloat16):
-            batch = normalise(images[start : start + 16]).to(memory_format=torch.channels_last)
+            batch = normalize(images[start : start + 16]).to(memory_format=torch.channels_last)
             parts.append([level.half() for level in stem.maps(batch)])
     return [torch.cat(level) for level in zip(*parts, strict=True)]
 

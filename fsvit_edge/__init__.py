@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fsvit_edge.runtime.errors import (
         AccuracyGateError,
-        ArtefactError,
+        ArtifactError,
         EnvironmentLacksError,
         FsvitEdgeError,
         InputError,
         SourceError,
     )
     from fsvit_edge.runtime.prediction import Prediction
-    from fsvit_edge.runtime.predictor import Enrolment, FewShotModel
+    from fsvit_edge.runtime.predictor import Enrollment, FewShotModel
 
 __version__ = "0.1.0"
 __all__ = [
     "AccuracyGateError",
-    "ArtefactError",
-    "Enrolment",
+    "ArtifactError",
+    "Enrollment",
     "EnvironmentLacksError",
     "FewShotModel",
     "FsvitEdgeError",
@@ -31,7 +31,7 @@ __all__ = [
     "SourceError",
 ]
 
-_HOME = {"Enrolment": "predictor", "FewShotModel": "predictor", "Prediction": "prediction"}
+_HOME = {"Enrollment": "predictor", "FewShotModel": "predictor", "Prediction": "prediction"}
 
 
 def __getattr__(name: str) -> object:

@@ -38,10 +38,10 @@ def shared_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def randomise() -> Callable[[nn.Module, int], None]:
+def randomize() -> Callable[[nn.Module, int], None]:
     """Fill every parameter by its name: norms around 1, biases not 0, matrices that keep the scale of their input.
 
-    What is initialised with zeros, ones or 1e-5 would hide a parameter that is forgotten or used twice.
+    What is initialized with zeros, ones or 1e-5 would hide a parameter that is forgotten or used twice.
     """
     import torch
 
@@ -64,7 +64,7 @@ def randomise() -> Callable[[nn.Module, int], None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_network(randomise: Callable[[nn.Module, int], None]) -> FewShotNetwork:
+def tiny_network(randomize: Callable[[nn.Module, int], None]) -> FewShotNetwork:
     """A network of random weights at 48 px, a grid of 6 x 6 tokens; copy it before you change it.
 
     Pseudo-masks cover a part of the picture, and probabilities lie on both sides of 0.5.
@@ -75,7 +75,7 @@ def tiny_network(randomise: Callable[[nn.Module, int], None]) -> FewShotNetwork:
     from fsvit_edge.model.network import FewShotNetwork
 
     network = FewShotNetwork(ModelConfig("tiny", "vit_nano_patch8_64", image_size=48)).eval()
-    randomise(network, 0)
+    randomize(network, 0)
     with torch.no_grad():
         query_bias, key_bias, _ = network.encoder.vit.blocks[-1].attn.qkv.bias.chunk(3)
         apart = 0.65 * torch.randn(query_bias.shape, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The GPU's benchmark runs everywhere: on the CPU as a labelled stand-in, each part whatever happens to the others."""
+"""The GPU's benchmark runs everywhere: on the CPU as a labeled stand-in, each part whatever happens to the others."""
 
 import importlib
 import sys

@@ -19,8 +19,8 @@ PACKAGE = ROOT / "fsvit_edge"
 
 PUBLIC = [
     "AccuracyGateError",
-    "ArtefactError",
-    "Enrolment",
+    "ArtifactError",
+    "Enrollment",
     "EnvironmentLacksError",
     "FewShotModel",
     "FsvitEdgeError",

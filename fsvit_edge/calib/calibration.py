@@ -13,7 +13,7 @@ from typing import Any
 
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 
 FORMAT_VERSION = 1
@@ -25,7 +25,7 @@ DEFAULT_CALIBRATION = DEFAULT_BUNDLE / "calibration.json"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranges of the tensors that may be quantised, and where they come from.
+    """Ranges of the tensors that may be quantized, and where they come from.
 
     Attributes:
         format_version: Of the file.
@@ -63,17 +63,17 @@ class Calibration:
         """Read a calibration.
 
         Raises:
-            ArtefactError: The file is missing, damaged, incomplete, of another version, or has impossible values.
+            ArtifactError: The file is missing, damaged, incomplete, of another version, or has impossible values.
         """
         try:
             values = read_json_object(path, FORMAT_VERSION, "make it again with: fsvit-edge calib SOURCE")
         except FileNotFoundError as error:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"The calibration {path} does not exist; make one with: fsvit-edge calib SOURCE --output {path}."
             ) from error
         calibration = record_from_json(cls, path, values)
         if flaw := _flaw(calibration):
-            raise ArtefactError(f"{path} is damaged: {flaw}; make it again with: fsvit-edge calib SOURCE.")
+            raise ArtifactError(f"{path} is damaged: {flaw}; make it again with: fsvit-edge calib SOURCE.")
         return calibration
 
     def save(self, path: Path) -> None:
@@ -95,7 +95,7 @@ class Calibration:
         """Refuse a calibration of another model than the bundle's.
 
         Raises:
-            ArtefactError: Image size, preprocessing or a graph differs; the sentence says which.
+            ArtifactError: Image size, preprocessing or a graph differs; the sentence says which.
         """
         manifest = bundle.manifest
         if self.image_size != manifest.image_size:
@@ -112,7 +112,7 @@ class Calibration:
             )
         else:
             return
-        raise ArtefactError(
+        raise ArtifactError(
             f"The calibration does not fit bundle {bundle.path}: {difference}; make one that does with: "
             f"fsvit-edge calib SOURCE --bundle {bundle.path} --output calibration.json."
         )

@@ -1,6 +1,6 @@
 """The exporter's attention -> ONNX Runtime's fused operator, which never holds the whole matrix of attention.
 
-ONNX Runtime's own optimiser does not know the form in which torch's exporter writes it. The linear layer of query, key
+ONNX Runtime's own optimizer does not know the form in which torch's exporter writes it. The linear layer of query, key
 and value becomes three, whose outputs are what the operator reads, so that no tensor is transposed or sliced.
 """
 
@@ -48,7 +48,7 @@ def fuse_attention(graph: Graph, in_int8: Callable[[NodeProto], bool] = lambda _
     Returns:
         The names of the new linear layers, each with the name of the layer of which it is a third.
     """
-    found = [_recognise(graph, node) for node in graph.nodes if node.op_type == "Softmax"]
+    found = [_recognize(graph, node) for node in graph.nodes if node.op_type == "Softmax"]
     origin: dict[str, str] = {}
     for attention in found:
         if attention is not None:
@@ -65,7 +65,7 @@ def use_ort_operators(graph: Graph) -> None:
         graph.model.opset_import.append(helper.make_opsetid(ORT_DOMAIN, 1))
 
 
-def _recognise(graph: Graph, softmax: NodeProto) -> _Attention | None:
+def _recognize(graph: Graph, softmax: NodeProto) -> _Attention | None:
     scores = graph.producer.get(softmax.input[0])
     context = _only_reader(graph, softmax.output[0], "MatMul")
     output = None if context is None else _only_reader(graph, context.output[0], "Transpose")
@@ -118,9 +118,9 @@ def _fuse(graph: Graph, attention: _Attention, may_be_int8: bool) -> dict[str, s
         attended = attend_in_int8(graph, rows, [batch, length, heads, dim], attention.scale, result)
         graph.add_node("Identity", [attended], result, output=result)
     else:
-        wish = f"{result}_rows"
+        name_hint = f"{result}_rows"
         attended = graph.add_node(
-            "MultiHeadAttention", rows, wish, domain=ORT_DOMAIN, num_heads=heads, scale=attention.scale
+            "MultiHeadAttention", rows, name_hint, domain=ORT_DOMAIN, num_heads=heads, scale=attention.scale
         )
         graph.add_node("Reshape", [attended, heads_shape], result, output=result)
     for node in old:

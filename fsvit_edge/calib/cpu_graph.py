@@ -1,6 +1,6 @@
 """Linear layers in INT8 by ONNX Runtime's own operator, whose output stays floating point, bias and all.
 
-Q/DQ would leave it to the optimiser to find them, and cost a second pass over each output where it does not. What is
+Q/DQ would leave it to the optimizer to find them, and cost a second pass over each output where it does not. What is
 fastest depends on the processor's instructions: uint8 x int8 on x86 (int8 x int8 took 2.5 times as long as FP32 on an
 AMD EPYC), int8 x int8 on ARM (not tried: no such machine was at hand).
 """
@@ -61,7 +61,7 @@ def quantize_for_cpu(graph: Graph, layers: list[LinearLayer], ranges: Ranges, fo
     """Replace linear layers by integer products.
 
     Raises:
-        ArtefactError: A range is missing or not finite.
+        ArtifactError: A range is missing or not finite.
     """
     quantized: dict[str, tuple[str, str, str]] = {}
     for layer in layers:

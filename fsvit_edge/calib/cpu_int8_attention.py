@@ -20,7 +20,7 @@ QUERIES_AT_ONCE = 128
 """Of all heads; 64 to 256 took the same time within 5 %, 512 took 15 % longer."""
 
 
-def attend_in_int8(graph: Graph, rows: list[str], shape: list[int], scale: float, wish: str) -> str:
+def attend_in_int8(graph: Graph, rows: list[str], shape: list[int], scale: float, name_hint: str) -> str:
     """Add softmax(q k^T scale) v.
 
     Args:
@@ -28,17 +28,17 @@ def attend_in_int8(graph: Graph, rows: list[str], shape: list[int], scale: float
         rows: Query, key and value, (B, N, heads * d).
         shape: B (or -1), N, heads, d.
         scale: Of the logits.
-        wish: For the names.
+        name_hint: For the names.
 
     Returns:
         The result's name, (B, N, heads, d).
     """
 
     def constant(name: str, value: object, kind: type = np.float32) -> str:
-        return graph.add_constant(f"{wish}_{name}", np.asarray(value, kind))
+        return graph.add_constant(f"{name_hint}_{name}", np.asarray(value, kind))
 
     def node(operator: str, *inputs: str, **attributes: Any) -> str:
-        return graph.add_node(operator, inputs, f"{wish}_{operator}", **attributes)
+        return graph.add_node(operator, inputs, f"{name_hint}_{operator}", **attributes)
 
     heads_shape = constant("heads", shape, np.int64)
     query, key, value = (node("Transpose", node("Reshape", part, heads_shape), perm=[0, 2, 1, 3]) for part in rows)
@@ -52,7 +52,7 @@ def attend_in_int8(graph: Graph, rows: list[str], shape: list[int], scale: float
     tokens, of_head = constant("tokens", [2], np.int64), constant("of_head", [0, 2, 3], np.int64)
     head_shape = constant("head", [1, shape[2], 1, 1], np.int64)
 
-    def centred(part: str) -> tuple[str, str, str, str]:
+    def centered(part: str) -> tuple[str, str, str, str]:
         """int8 (B, heads, N, d), its scale (heads,) and (1, heads, 1, 1), and the mean that was taken off."""
         mean = node("ReduceMean", part, tokens)
         rest = node("Sub", part, mean)
@@ -60,16 +60,16 @@ def attend_in_int8(graph: Graph, rows: list[str], shape: list[int], scale: float
         step = node("Div", largest, levels)
         return node("QuantizeLinear", rest, step, zeros, axis=1), step, node("Reshape", step, head_shape), mean
 
-    keys, _, key_step, _ = centred(key)
+    keys, _, key_step, _ = centered(key)
     keys = node("Transpose", keys, perm=[0, 1, 3, 2])
-    values, _, value_step, value_mean = centred(value)
+    values, _, value_step, value_mean = centered(value)
     query = node("Mul", query, node("Mul", key_step, constant("scale", scale)))
     query_step = node("Div", node("Max", node("ReduceMax", node("Abs", query), keepdims=0), tiny), levels)
     query = node("QuantizeLinear", query, query_step, middle)
 
     length = shape[1]
     sizes = [min(QUERIES_AT_ONCE, length - start) for start in range(0, length, QUERIES_AT_ONCE)]
-    blocks = graph.add_split(query, sizes, 2, f"{wish}_block")
+    blocks = graph.add_split(query, sizes, 2, f"{name_hint}_block")
     flat_shape, flat = constant("flat", [-1, length], np.int64), constant("row", [-1], np.int64)
     last, byte = constant("last", [3], np.int64), constant("byte", 1 / 255)
     results = []

@@ -1,7 +1,7 @@
 """FP32 graph -> strongly typed FP16 graph with FP32 islands: every tensor has its type in the file.
 
 onnxconverter_common does a part of this. It knows neither Q/DQ nor islands by position (the picture's arithmetic, the
-end of an L2 normalisation), and a dependency more is a wheel more on a Jetson, so these rules are ours.
+end of an L2 normalization), and a dependency more is a wheel more on a Jetson, so these rules are ours.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -11,7 +11,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from fsvit_edge.calib.onnx_graph import FLOATS, GEMMS, QUANTIZERS, Graph, as_float16
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 
 FLOAT32_OPERATORS = (
     *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization", "LpNormalization"),
@@ -42,7 +42,7 @@ def to_fp16(
         keep_fp32: Says of a node whether it computes in FP32 beyond those that do so anyway.
 
     Raises:
-        ArtefactError: The graph is not valid ONNX, or a quantisation scale is no positive normal number of FP16.
+        ArtifactError: The graph is not valid ONNX, or a quantization scale is no positive normal number of FP16.
     """
     graph = Graph(data)
     types = graph.element_types()
@@ -188,12 +188,12 @@ def _rename(graph: Graph, old: str, new: str) -> None:
 def _check_scale(graph: Graph, node: NodeProto) -> None:
     scale = graph.constants.get(node.input[1])
     if scale is None:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{node.op_type} {node.name!r} has a scale that is computed, which TensorRT refuses; take a constant one."
         )
     if not np.all((scale >= SMALLEST_NORMAL) & (scale <= LARGEST)):
         worst = float(np.min(scale)) if np.min(scale) < SMALLEST_NORMAL else float(np.max(scale))
-        raise ArtefactError(
+        raise ArtifactError(
             f"{node.op_type} {node.name!r} has a scale of {worst:.1e}, which FP16 does not hold as a normal positive "
             f"number ({SMALLEST_NORMAL:.1e} to {LARGEST:.0f}); keep that layer in floating point."
         )

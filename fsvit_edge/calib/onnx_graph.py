@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 
 GEMMS = ("MatMul", "Gemm")
 ORT_DOMAIN = "com.microsoft"
@@ -24,7 +24,7 @@ class Graph:
         data: The ONNX file's bytes, or a model, which is copied.
 
     Raises:
-        ArtefactError: It is not ONNX, or has control flow, functions or weights in other files.
+        ArtifactError: It is not ONNX, or has control flow, functions or weights in other files.
     """
 
     def __init__(self, data: "bytes | onnx.ModelProto") -> None:
@@ -35,13 +35,13 @@ class Graph:
                 self.model = onnx.ModelProto()
                 self.model.CopyFrom(data)
         except Exception as error:  # protobuf's error class differs between its releases
-            raise ArtefactError(
+            raise ArtifactError(
                 "The graph is not an ONNX file; export the bundle again with: fsvit-edge export."
             ) from error
         self.graph = self.model.graph
         nested = any(attribute.type in (5, 10) for node in self.graph.node for attribute in node.attribute)
         if nested or self.model.functions or any(tensor.external_data for tensor in self.graph.initializer):
-            raise ArtefactError(
+            raise ArtifactError(
                 "The graph has control flow, functions or weights in other files, which cannot be converted; "
                 "take one that holds plain operators and its own weights."
             )
@@ -82,18 +82,18 @@ class Graph:
         """The nodes that read a tensor."""
         return self.consumers.get(name, [])
 
-    def new_name(self, wish: str) -> str:
+    def new_name(self, name_hint: str) -> str:
         """Reserve a name that nothing has yet."""
-        name, count = wish, 0
+        name, count = name_hint, 0
         while name in self._names:
             count += 1
-            name = f"{wish}_{count}"
+            name = f"{name_hint}_{count}"
         self._names.add(name)
         return name
 
-    def add_constant(self, wish: str, value: npt.NDArray[Any]) -> str:
+    def add_constant(self, name_hint: str, value: npt.NDArray[Any]) -> str:
         """Add an initializer and return its name."""
-        name = self.new_name(wish)
+        name = self.new_name(name_hint)
         self.constants[name] = value
         return name
 
@@ -101,23 +101,23 @@ class Graph:
         self,
         op_type: str,
         inputs: Iterable[str],
-        wish: str,
+        name_hint: str,
         output: str | None = None,
         domain: str = "",
         **attributes: Any,
     ) -> str:
         """Add a node of one output and return that output's name."""
-        output = output or self.new_name(wish)
-        name = self.new_name(f"node_{wish}")
+        output = output or self.new_name(name_hint)
+        name = self.new_name(f"node_{name_hint}")
         self.graph.node.append(helper.make_node(op_type, list(inputs), [output], name, domain=domain, **attributes))
         return output
 
-    def add_split(self, name: str, sizes: list[int], axis: int, wish: str) -> list[str]:
+    def add_split(self, name: str, sizes: list[int], axis: int, name_hint: str) -> list[str]:
         """Cut a tensor into pieces and return their names."""
-        outputs = [self.new_name(wish) for _ in sizes]
-        lengths = self.add_constant(f"{wish}_sizes", np.array(sizes))
+        outputs = [self.new_name(name_hint) for _ in sizes]
+        lengths = self.add_constant(f"{name_hint}_sizes", np.array(sizes))
         self.graph.node.append(
-            helper.make_node("Split", [name, lengths], outputs, self.new_name(f"node_{wish}"), axis=axis)
+            helper.make_node("Split", [name, lengths], outputs, self.new_name(f"node_{name_hint}"), axis=axis)
         )
         return outputs
 
@@ -130,13 +130,13 @@ class Graph:
         """Element type of every tensor, by ONNX's own inference.
 
         Raises:
-            ArtefactError: The inference fails.
+            ArtifactError: The inference fails.
         """
         self._store_constants()
         try:
             inferred = onnx.shape_inference.infer_shapes(self.model, strict_mode=True).graph
         except onnx.shape_inference.InferenceError as error:
-            raise ArtefactError(f"The graph is not valid ONNX: {str(error).splitlines()[0]}.") from error
+            raise ArtifactError(f"The graph is not valid ONNX: {str(error).splitlines()[0]}.") from error
         values = [*inferred.value_info, *inferred.input, *inferred.output]
         types = {value.name: value.type.tensor_type.elem_type for value in values}
         return {**types, **{tensor.name: tensor.data_type for tensor in self.graph.initializer}}

@@ -13,7 +13,7 @@ from fsvit_edge.calib.fp16 import to_fp16
 from fsvit_edge.calib.onnx_graph import Graph, matches
 from fsvit_edge.calib.quantize import LinearLayer, Ranges, chosen_layers, insert_qdq, linear_layers
 from fsvit_edge.calib.smooth import smooth
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from fsvit_edge.calib.calibration import Calibration
@@ -33,8 +33,8 @@ class PrecisionOptions:
 
     Attributes:
         keep_fp32: Patterns of nodes, operators or weights that compute in FP32; as of a shell.
-        quantize: Patterns of the linear layers to quantise; none: all, and on a CPU the attention of long sequences.
-        smooth: Move the scale of outlying channels from activations to weights before quantising; None: where it
+        quantize: Patterns of the linear layers to quantize; none: all, and on a CPU the attention of long sequences.
+        smooth: Move the scale of outlying channels from activations to weights before quantizing; None: where it
             lowers the error.
     """
 
@@ -58,7 +58,7 @@ def make_graph(
         graph: encoder or head.
         precision: One of `PRECISIONS`.
         target: One of `TARGETS`.
-        calibration: Ranges of the encoder's tensors; needed for INT8 unless `data` is quantised already.
+        calibration: Ranges of the encoder's tensors; needed for INT8 unless `data` is quantized already.
         options: What the user steers.
 
     Returns:
@@ -66,11 +66,11 @@ def make_graph(
 
     Raises:
         InputError: The combination makes no sense, or a pattern matches nothing.
-        ArtefactError: The graph or the calibration cannot be used.
+        ArtifactError: The graph or the calibration cannot be used.
     """
     source = Graph(data)
     if source.is_quantized and precision != "int8":
-        raise InputError(f"The {graph} graph is quantised already, so it cannot become {precision}; build it as int8.")
+        raise InputError(f"The {graph} graph is quantized already, so it cannot become {precision}; build it as int8.")
     if target == "onnxruntime" and precision == "fp16":
         raise InputError("ONNX Runtime on a CPU computes FP16 by way of FP32, only slower; build with fp32 or int8.")
     layers: list[LinearLayer] = []
@@ -124,12 +124,12 @@ def checked(model: onnx.ModelProto, graph: str) -> onnx.ModelProto:
     """Pass a model through ONNX's checker.
 
     Raises:
-        ArtefactError: It is not valid.
+        ArtifactError: It is not valid.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ArtefactError(f"The converted {graph} graph is not valid ONNX: {str(error).splitlines()[0]}.") from error
+        raise ArtifactError(f"The converted {graph} graph is not valid ONNX: {str(error).splitlines()[0]}.") from error
     return model
 
 

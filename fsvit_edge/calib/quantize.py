@@ -13,7 +13,7 @@ from onnx import NodeProto
 
 from fsvit_edge.calib.fp16 import LARGEST, SMALLEST_NORMAL
 from fsvit_edge.calib.onnx_graph import GEMMS, Graph, as_float16, matches
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 Ranges = Mapping[str, tuple[float, float]]
 """Tensor -> lowest and highest value."""
@@ -50,7 +50,7 @@ def linear_layers(graph: Graph) -> list[LinearLayer]:
 
 
 def chosen_layers(graph: Graph, quantize: tuple[str, ...], keep_fp32: tuple[str, ...]) -> list[LinearLayer]:
-    """The linear layers to quantise: those that a pattern names, or all, without those that are kept in FP32.
+    """The linear layers to quantize: those that a pattern names, or all, without those that are kept in FP32.
 
     Raises:
         InputError: A pattern names no linear layer, or none is left.
@@ -68,18 +68,18 @@ def chosen_layers(graph: Graph, quantize: tuple[str, ...], keep_fp32: tuple[str,
         if (not quantize or matches(graph, layer.node, quantize)) and not matches(graph, layer.node, keep_fp32)
     ]
     if not chosen:
-        raise InputError("No linear layer is left to quantise; build with --precision fp16 or fp32, or name fewer.")
+        raise InputError("No linear layer is left to quantize; build with --precision fp16 or fp32, or name fewer.")
     return chosen
 
 
 def insert_qdq(graph: Graph, layers: list[LinearLayer], ranges: Ranges) -> None:
-    """Quantise both inputs of linear layers: activations per tensor, weights per output, all with zero point 0.
+    """Quantize both inputs of linear layers: activations per tensor, weights per output, all with zero point 0.
 
-    Scales are rounded to FP16 before anything is quantised with them, because that is what the engine will multiply by.
+    Scales are rounded to FP16 before anything is quantized with them, because that is what the engine will multiply by.
     The weights are stored as int8 with a DequantizeLinear alone.
 
     Raises:
-        ArtefactError: There is no range for an activation, or it is not finite.
+        ArtifactError: There is no range for an activation, or it is not finite.
     """
     dequantized: dict[str, str] = {}
     for layer in layers:
@@ -93,8 +93,8 @@ def insert_qdq(graph: Graph, layers: list[LinearLayer], ranges: Ranges) -> None:
             values, scales = quantize_weight(graph.constants[layer.weight], layer.axis)
             stored = graph.add_constant(f"{layer.weight}_int8", values)
             factor = graph.add_constant(f"{layer.weight}_scale", scales)
-            wish = f"{layer.weight}_dequantized"
-            dequantized[layer.weight] = graph.add_node("DequantizeLinear", [stored, factor], wish, axis=layer.axis)
+            name_hint = f"{layer.weight}_dequantized"
+            dequantized[layer.weight] = graph.add_node("DequantizeLinear", [stored, factor], name_hint, axis=layer.axis)
         layer.node.input[0] = dequantized[name]
         layer.node.input[1] = dequantized[layer.weight]
     graph.index()
@@ -104,7 +104,7 @@ def activation_scale(name: str, ranges: Ranges) -> npt.NDArray[np.float32]:
     """The symmetric scale of a tensor, a number of FP16.
 
     Raises:
-        ArtefactError: The ranges lack it or are not finite.
+        ArtifactError: The ranges lack it or are not finite.
     """
     low, high = tensor_range(name, ranges)
     return _as_scale(np.asarray(max(abs(low), abs(high)) / 127))
@@ -114,11 +114,11 @@ def tensor_range(name: str, ranges: Ranges) -> tuple[float, float]:
     """Look up a range.
 
     Raises:
-        ArtefactError: The ranges lack it or are not finite.
+        ArtifactError: The ranges lack it or are not finite.
     """
     low, high = ranges.get(name, (np.nan, np.nan))
     if not (np.isfinite(low) and np.isfinite(high) and low <= high):
-        raise ArtefactError(
+        raise ArtifactError(
             f"The calibration has no usable range for tensor {name!r}, got {low} to {high}; "
             "make a calibration of this bundle with: fsvit-edge calib SOURCE --bundle BUNDLE --output FILE."
         )

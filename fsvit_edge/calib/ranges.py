@@ -26,14 +26,14 @@ from fsvit_edge.calib.quantize import LinearLayer, linear_layers
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.base import Array
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.preprocess import resize_image
 
 DEFAULT_METHOD = "percentile"
 PERCENTILE = 99.995
 """Share of a tensor's values that stay within its range, in per cent.
 
-Relative error of cst-nano's tokens with quantised layers on unseen photographs: 0.0162 at 99.9, 0.0093 at 99.99, 0.0091
+Relative error of cst-nano's tokens with quantized layers on unseen photographs: 0.0162 at 99.9, 0.0093 at 99.99, 0.0091
 at 99.995, 0.0096 at 99.999; 0.0092 by entropy, which takes twice as long, 0.0103 by minmax.
 """
 
@@ -84,20 +84,20 @@ def collect_ranges(
         bundle: The bundle.
         pictures: (H, W, 3) uint8 RGB pictures of any size, taken one at a time.
         method: minmax takes the extremes; percentile leaves out the outermost values, and entropy chooses the range
-            (ONNX Runtime's search) whose quantised histogram is nearest to the full one.
+            (ONNX Runtime's search) whose quantized histogram is nearest to the full one.
         seed: Of the sampling, to be noted.
         banked: Pictures of enrolled classes, used besides.
         step: Told what is being done.
 
     Raises:
         InputError: There is no such method, or no picture.
-        ArtefactError: The encoder has no linear layer, cannot run, or computes NaN or infinity.
+        ArtifactError: The encoder has no linear layer, cannot run, or computes NaN or infinity.
     """
     if method not in METHODS:
         raise InputError(f"There is no method {method!r}; choose one of: {', '.join(METHODS)}.")
     observed, observers = _observe(bundle.graphs[_GRAPH], method != "minmax")
     if not observers:
-        raise ArtefactError(f"The encoder of bundle {bundle.path} has no linear layer to quantise.")
+        raise ArtifactError(f"The encoder of bundle {bundle.path} has no linear layer to quantize.")
     statistics = {name: _Statistics() for name in observers}
     digests: list[bytes] = []
     with OnnxRuntimeEngine(observed, "cpu") as engine:
@@ -108,7 +108,7 @@ def collect_ranges(
             outputs = engine.run({"image": resize_image(image, bundle.manifest.image_size)[None]})
             for name, tensor in outputs.items():
                 if not np.isfinite(tensor.numpy()).all():
-                    raise ArtefactError(
+                    raise ArtifactError(
                         f"The encoder of bundle {bundle.path} computes NaN or infinity in tensor {name!r}; "
                         "export the bundle again from a sound checkpoint with: fsvit-edge export."
                     )

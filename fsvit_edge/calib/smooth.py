@@ -31,7 +31,7 @@ def smooth(
 
     Args:
         graph: The graph.
-        layers: The linear layers that will be quantised.
+        layers: The linear layers that will be quantized.
         ranges: Of their activations.
         channel_max: Of their activations, the largest absolute value of each channel.
         always: Move them wherever it is possible.

@@ -60,7 +60,7 @@ def build_engine(
     force: Annotated[bool, typer.Option("--force", help="Build although the very engines are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Build engines in FP16 or INT8: plans of TensorRT, or quantised graphs for ONNX Runtime on this CPU."""
+    """Build engines in FP16 or INT8: plans of TensorRT, or quantized graphs for ONNX Runtime on this CPU."""
     import json
 
     from fsvit_edge.cli.terminal import advise, progress, require
@@ -119,7 +119,7 @@ def _print_result(result: "BuildResult") -> None:
                 graph,
                 record.precision,
                 f"{record.size_bytes / 1e6:.1f} MB",
-                "was there" if result.was_there else f"{record.build_s:.1f} s",
+                "was there" if result.up_to_date else f"{record.build_s:.1f} s",
                 f"{record.int8_gemms} of {record.gemms}",
                 "-" if one.layers is None else str(one.layers.attention),
                 "-" if record.latency_ms is None else f"{record.latency_ms:.2f} ms",
@@ -155,13 +155,13 @@ def _print_result(result: "BuildResult") -> None:
         ]
         print_table("On the data set", ("precision", "exact ratio %", "mIoU %"), scores)
     for one in result.engines.values():
-        print(f"{'There was' if result.was_there else 'Wrote'} {one.path}")
+        print(f"{'There was' if result.up_to_date else 'Wrote'} {one.path}")
 
 
 def _next_command(result: "BuildResult", bundle: Path | None) -> str:
     of = "" if bundle is None else f" --bundle {bundle}"
     if not result.runs_here:
         return f"fsvit-edge inspect {result.engines['encoder'].path}"
-    if result.was_there:
+    if result.up_to_date:
         return f"fsvit-edge bench{of}; build again with: fsvit-edge build-engine --force"
     return f"fsvit-edge bench{of}"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fsvit_edge.enroll.fit import Fit
     from fsvit_edge.enroll.support_files import SupportPicture
     from fsvit_edge.runtime.prediction import Prediction
-    from fsvit_edge.runtime.predictor import Enrolment
+    from fsvit_edge.runtime.predictor import Enrollment
 
 _FULL_COVER = 0.95
 _SMALL_COVER = 0.01
@@ -51,7 +51,7 @@ def enroll(
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Enrol a class from pictures, with masks, boxes or its name alone; or add pictures to a class."""
+    """Enroll a class from pictures, with masks, boxes or its name alone; or add pictures to a class."""
     from fsvit_edge.cli.terminal import advise, open_model
     from fsvit_edge.enroll.fit import measure_fit
     from fsvit_edge.enroll.support_files import parse_box, read_supports
@@ -70,7 +70,7 @@ def enroll(
         if bank.exists():
             model.load_bank(bank)
         try:
-            enrolment = model.enroll(
+            enrollment = model.enroll(
                 name,
                 [picture.image for picture in pictures],
                 [picture.mask for picture in pictures],
@@ -80,13 +80,13 @@ def enroll(
         except UnseenThingError as error:
             raise UnseenThingError(pictures[error.index].source, error.index) from error
         predictions = [model.predict(picture.image) for picture in pictures]
-        fits = [measure_fit(one, name, own) for one, own in zip(predictions, enrolment.masks, strict=True)]
+        fits = [measure_fit(one, name, own) for one, own in zip(predictions, enrollment.masks, strict=True)]
         if preview is not None:
-            write_image(preview, _preview(pictures, predictions, enrolment, fits))
+            write_image(preview, _preview(pictures, predictions, enrollment, fits))
         model.save_bank(bank)
         classes = model.classes
         decided = f"{model.bank.level(name):.2f} ({model.bank.level_source(name)})"
-    for picture, cover, tokens, fit in zip(pictures, enrolment.mask_cover, enrolment.kept_tokens, fits, strict=True):
+    for picture, cover, tokens, fit in zip(pictures, enrollment.mask_cover, enrollment.kept_tokens, fits, strict=True):
         is_guess = picture.mask is None and picture.box_xyxy is None
         kind = "guessed mask" if is_guess else "mask" if picture.box_xyxy is None else "box's mask"
         print(f"{picture.source}: {kind} covers {_percent(cover)} of the picture, {tokens} tokens")
@@ -95,8 +95,8 @@ def enroll(
             advise(f"Warning: the guessed mask of {picture.source} shows almost all of it; a --mask will do better.")
         elif fit.warning is not None:
             advise(f"Warning: {picture.source}: {fit.warning}")
-    shots = "1 support" if enrolment.shots == 1 else f"{enrolment.shots} supports"
-    print(f"Enrolled {enrolment.name!r} with {shots}; {bank} holds: {', '.join(classes)}.")
+    shots = "1 support" if enrollment.shots == 1 else f"{enrollment.shots} supports"
+    print(f"Enrolled {enrollment.name!r} with {shots}; {bank} holds: {', '.join(classes)}.")
     print(f"It is present above {decided}.")
     options = (f" --bundle {bundle}" if bundle else "") + ("" if precision == "auto" else f" --precision {precision}")
     advise(f"Next: fsvit-edge run --camera --bank {bank}{options}")
@@ -109,15 +109,15 @@ def _percent(share: float) -> str:
 def _preview(
     pictures: "Sequence[SupportPicture]",
     predictions: "Sequence[Prediction]",
-    enrolment: "Enrolment",
+    enrollment: "Enrollment",
     fits: "Sequence[Fit]",
 ) -> "npt.NDArray[np.uint8]":
     """Every picture with what the class finds, and the mask as a white line, a few in a row."""
     from fsvit_edge.enroll.fit import draw_fit
     from fsvit_edge.runtime.picture_sheet import captioned, sheet
 
-    name, cells = enrolment.name, []
-    for picture, prediction, mask, fit in zip(pictures, predictions, enrolment.masks, fits, strict=True):
+    name, cells = enrollment.name, []
+    for picture, prediction, mask, fit in zip(pictures, predictions, enrollment.masks, fits, strict=True):
         score = prediction.scores[prediction.classes.index(name)]
         lines = [picture.source, f"{name} {score:.2f}: {fit}"]
         panel = draw_fit(picture.image, prediction, name, mask)

@@ -66,7 +66,7 @@ def evaluate(
     per_class: Annotated[
         int | None, typer.Option(min=1, help="Pictures of each class to judge as scenes; default: all.")
     ] = None,
-    supports: Annotated[SupportKind, typer.Option(help="Enrol with masks, or by names alone.")] = SupportKind.MASKS,
+    supports: Annotated[SupportKind, typer.Option(help="Enroll with masks, or by names alone.")] = SupportKind.MASKS,
     outlines: Annotated[
         Outlines | None,
         typer.Option(help="plain is CST alone, sharp adds objectness; default: sharp where the model can."),

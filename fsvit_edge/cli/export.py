@@ -36,7 +36,7 @@ def export(
         typer.Option("--objectness", help="Add the small model's objectness, a graph of its own, for sharp outlines."),
     ] = False,
 ) -> None:
-    """Export encoder, enrolment and head to a bundle of ONNX graphs."""
+    """Export encoder, enrollment and head to a bundle of ONNX graphs."""
     from fsvit_edge.cli.terminal import advise, print_table, progress, require
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, HEADS, PROTOTYPE_HEAD
     from fsvit_edge.runtime.errors import InputError

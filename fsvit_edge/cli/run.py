@@ -109,7 +109,7 @@ def run(
         frames = stack.enter_context(open_source(uri, source_options))
         if bank is None and not is_demo and not frames.is_live and not pages:
             raise InputError(
-                "No class is enrolled; enrol one with: fsvit-edge enroll NAME IMAGE, or name a bank with --bank FILE "
+                "No class is enrolled; enroll one with: fsvit-edge enroll NAME IMAGE, or name a bank with --bank FILE "
                 "(to try without: fsvit-edge run demo)."
             )
         model = stack.enter_context(open_model(bundle, engine, precision, threads))

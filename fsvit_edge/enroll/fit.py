@@ -69,7 +69,7 @@ def measure_fit(prediction: Prediction, name: str, mask: npt.NDArray[np.bool_]) 
 def draw_fit(
     rgb: npt.NDArray[np.uint8], prediction: Prediction, name: str, mask: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.uint8]:
-    """Draw what `measure_fit` compares: the class's pixels in its colour, and the mask as a white line.
+    """Draw what `measure_fit` compares: the class's pixels in its color, and the mask as a white line.
 
     Args:
         rgb: (H, W, 3) uint8 RGB; it is not changed.

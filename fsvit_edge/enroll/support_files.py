@@ -24,7 +24,7 @@ _ROUNDING = 1e-6  # of a frame: a time given as the quotient of a frame's number
 
 @dataclass(frozen=True)
 class SupportPicture:
-    """A picture to enrol.
+    """A picture to enroll.
 
     Attributes:
         source: Where it was read from, fit to print.
@@ -93,7 +93,7 @@ def read_supports(
         raise InputError("--at must be a number of seconds from the video's begin, 0 or more.")
     files = _listed(inputs, frames, seconds)
     if any(file.mask for file in files) and (masks or boxes):
-        raise InputError("A folder with masks/ brings its own masks; enrol it without --mask and --box.")
+        raise InputError("A folder with masks/ brings its own masks; enroll it without --mask and --box.")
     for option, given in (("mask", masks), ("box", boxes)):
         if given and len(given) != len(files):
             plural = "masks" if option == "mask" else "boxes"
@@ -123,7 +123,7 @@ def _listed(inputs: Sequence[Path], frames: Sequence[int], seconds: Sequence[flo
         else:
             files.append(_File(path))
     if len(videos) > 1:
-        raise InputError(f"{videos[0]} and {videos[1]} are two videos; enrol from one at a time.")
+        raise InputError(f"{videos[0]} and {videos[1]} are two videos; enroll from one at a time.")
     if has_moments and not videos:
         raise InputError("--frame and --at are for a video, and none is given; leave them out.")
     return files

@@ -17,7 +17,7 @@ from fsvit_edge.calib.precision import PrecisionOptions, check_patterns, make_gr
 from fsvit_edge.export.backend import Backend, choose_backend
 from fsvit_edge.export.build_result import BuildOptions, BuildResult, BuiltEngine, PrecisionScores
 from fsvit_edge.export.calibrate import Calibrated, find_calibration
-from fsvit_edge.export.candidate import check_drop, open_on_trial, open_stand_ins, score, time_beside_others
+from fsvit_edge.export.candidate import check_drop, open_candidate, open_stand_ins, score, time_beside_others
 from fsvit_edge.export.compare import Agreement, check_fp16, compare, demo_pictures
 from fsvit_edge.export.cpu_builder import build_for_cpu
 from fsvit_edge.export.job import Job
@@ -36,7 +36,7 @@ from fsvit_edge.runtime.engines.store.files import (
     write_engines,
 )
 from fsvit_edge.runtime.engines.store.sets import find_engines
-from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
 
 DEFAULT_WAYS_MAX, DEFAULT_SHOTS_MAX = 10, 5
@@ -65,7 +65,7 @@ def build_engines(
     Raises:
         InputError: Options contradict each other, or the bundle has no calibration.
         EnvironmentLacksError: The backend, its GPU, or the pictures to verify on are not here.
-        ArtefactError: The bundle or the calibration is damaged, or the backend cannot read the graph.
+        ArtifactError: The bundle or the calibration is damaged, or the backend cannot read the graph.
         AccuracyGateError: An output is not finite, or too much is lost on the data set; nothing is written.
         FsvitEdgeError: The build failed or the disk is full; the engines that were there are as they were.
     """
@@ -93,7 +93,7 @@ def build_engines(
             name: stack.enter_context(OnnxRuntimeEngine(graph, "cpu")) for name, graph in job.bundle.graphs.items()
         }
         plans = {name: (one.data, records[name]) for name, one in built.items()}
-        candidate = open_on_trial(job, plans, stack) if job.runs_here else open_stand_ins(typed, stack)
+        candidate = open_candidate(job, plans, stack) if job.runs_here else open_stand_ins(typed, stack)
         if options.verify:
             if job.precision != "fp32" and not job.runs_here:
                 progress("look for values that FP16 cannot hold")
@@ -157,7 +157,7 @@ def _refuse_idle_options(options: BuildOptions, backend: Backend, precision: str
     name = backend.name
     idle = {
         "--calib": options.calib is not None and precision != "int8" and "a calibration belongs to --int8",
-        "--quantize": options.quantize and precision != "int8" and "it chooses what --int8 quantises",
+        "--quantize": options.quantize and precision != "int8" and "it chooses what --int8 quantizes",
         "--keep-fp32": options.keep_fp32 and precision == "fp32" and "all is FP32",
         "--target": options.targets and name != "tensorrt-rtx" and f"it belongs to tensorrt-rtx, not to {name}",
         "--timing-cache": options.timing_cache and name != "tensorrt" and f"it belongs to tensorrt, not to {name}",
@@ -191,7 +191,7 @@ def _calibrate(job: Job, progress: Progress) -> Calibrated | None:
     if job.precision != "int8":
         return None
     if job.options.calib is None and Graph(job.bundle.graphs["encoder"]).is_quantized:
-        return None  # quantised elsewhere, with its scales inside
+        return None  # quantized elsewhere, with its scales inside
     return find_calibration(job.bundle, job.options.calib, progress)
 
 
@@ -233,7 +233,7 @@ def _find_same(job: Job, digests: Mapping[str, str]) -> dict[str, BuiltEngine] |
         if is_same and record.graph not in found:
             try:
                 load_engine(path, record)
-            except ArtefactError:  # damaged: build it again
+            except ArtifactError:  # damaged: build it again
                 continue
             found[record.graph] = BuiltEngine(path, record, None)
     return {name: found[name] for name in ENGINE_GRAPHS} if found.keys() == set(ENGINE_GRAPHS) else None

@@ -22,7 +22,7 @@ class BuildOptions:
         precision: One of `PRECISIONS`; None: FP16 with TensorRT, INT8 with ONNX Runtime.
         calib: A calibration's file, or what to calibrate on; None: the one that lies in the bundle.
         keep_fp32: Patterns of nodes that compute in FP32.
-        quantize: Patterns of the linear layers to quantise; none: all.
+        quantize: Patterns of the linear layers to quantize; none: all.
         workspace_mib: See `PlanOptions`.
         timing_cache: See `PlanOptions`.
         targets: See `PlanOptions`; none: the GPU here, or else the default ones.
@@ -89,7 +89,7 @@ class BuildResult:
         backend: By what.
         precision: In which precision.
         engines: By graph.
-        was_there: The very engines were there already, and nothing was built.
+        up_to_date: The very engines were there already, and nothing was built.
         runs_here: Whether they can run on this machine.
         agreement: With the FP32 graphs; None where that was not asked for.
         latency_ms: Precision -> median of encoder and head together, from the same runs: of this one and of those that
@@ -102,7 +102,7 @@ class BuildResult:
     backend: Backend
     precision: str
     engines: dict[str, BuiltEngine]
-    was_there: bool
+    up_to_date: bool
     runs_here: bool
     agreement: Agreement | None
     latency_ms: dict[str, float]
@@ -117,7 +117,7 @@ class BuildResult:
             "engine_version": self.backend.version,
             "reason": self.backend.reason,
             "precision": self.precision,
-            "was_there": self.was_there,
+            "up_to_date": self.up_to_date,
             "runs_here": self.runs_here,
             "engines": {
                 name: {

@@ -9,7 +9,7 @@ from fsvit_edge.calib.pictures import sample_pictures
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.export.compare import PICTURES, Picture
 from fsvit_edge.runtime.bundle import Bundle
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 CALIBRATION_NAME = "calibration.json"
 """Looked for in the bundle where none is named; the model that is shipped has one."""
@@ -42,7 +42,7 @@ def find_calibration(bundle: Bundle, wanted: str | None, progress: Callable[[str
 
     Raises:
         InputError: There is none in the bundle and none was named, or the source cannot be used.
-        ArtefactError: The file is missing, damaged or of another model.
+        ArtifactError: The file is missing, damaged or of another model.
         SourceError: The source cannot be reached.
     """
     file = bundle.path / CALIBRATION_NAME if wanted is None else Path(wanted)
@@ -56,8 +56,8 @@ def find_calibration(bundle: Bundle, wanted: str | None, progress: Callable[[str
         if wanted is None:
             try:
                 calibration.check_fits(bundle)
-            except ArtefactError as error:
-                raise ArtefactError(f"{file} is not this bundle's: {error}") from error
+            except ArtifactError as error:
+                raise ArtifactError(f"{file} is not this bundle's: {error}") from error
         else:
             calibration.check_fits(bundle)
         return Calibrated(calibration, (), str(file))

@@ -12,7 +12,7 @@ from fsvit_edge.runtime.engines.base import Engine
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.store.files import ENGINE_GRAPHS, EngineRecord, load_engine
 from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
-from fsvit_edge.runtime.errors import AccuracyGateError, ArtefactError
+from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError
 from fsvit_edge.runtime.predictor import FewShotModel
 
 EPISODES = 200
@@ -21,7 +21,7 @@ EPISODES = 200
 Engines = dict[str, Engine]
 
 
-def open_on_trial(job: Job, engines: Mapping[str, tuple[bytes, EngineRecord]], stack: ExitStack) -> Engines:
+def open_candidate(job: Job, engines: Mapping[str, tuple[bytes, EngineRecord]], stack: ExitStack) -> Engines:
     """Open engines that this machine can run.
 
     Args:
@@ -110,9 +110,9 @@ def _open_existing(job: Job, precision: str, stack: ExitStack) -> Engines | None
                 name: (load_engine(path, record), record)
                 for name, (path, record) in (("encoder", one.encoder), ("head", one.head))
             }
-        except ArtefactError:
+        except ArtifactError:
             continue
-        return open_on_trial(job, data, stack)
+        return open_candidate(job, data, stack)
     return None
 
 

@@ -6,30 +6,30 @@ from pathlib import Path
 
 import onnx
 
-from fsvit_edge.export.layers import report_optimised
+from fsvit_edge.export.layers import report_optimized
 from fsvit_edge.export.plan_builder import BuiltGraph
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 
 
 def build_for_cpu(graph: bytes, name: str) -> BuiltGraph:
-    """Optimise a graph as ONNX Runtime does when it loads one, and keep the result.
+    """Optimize a graph as ONNX Runtime does when it loads one, and keep the result.
 
     Args:
         graph: ONNX.
         name: What the graph is called: encoder, head.
 
     Raises:
-        ArtefactError: ONNX Runtime cannot load it.
+        ArtifactError: ONNX Runtime cannot load it.
     """
     started = time.monotonic()
-    data = _optimised(graph, name, reloadable=True)
-    layers = report_optimised(onnx.load_from_string(_optimised(graph, name, reloadable=False)))
+    data = _optimized(graph, name, reloadable=True)
+    layers = report_optimized(onnx.load_from_string(_optimized(graph, name, reloadable=False)))
     with OnnxRuntimeEngine(data, "cpu") as engine:
         return BuiltGraph(data, engine.inputs, engine.outputs, {}, layers, time.monotonic() - started)
 
 
-def _optimised(graph: bytes, name: str, reloadable: bool) -> bytes:
-    """What ONNX Runtime's optimiser makes of a graph.
+def _optimized(graph: bytes, name: str, reloadable: bool) -> bytes:
+    """What ONNX Runtime's optimizer makes of a graph.
 
     Its last level lays tensors out for this very core; such a graph is what runs, but is not to be kept: loading it
     again takes what the level before leaves and does the rest in a moment.

@@ -1,7 +1,7 @@
 """What an engine's own list of layers says: which matrix products are truly INT8, which attention is one kernel.
 
 TensorRT prints a line a layer, at the end of a verbose build and in its engine inspector alike; what reaches ONNX
-Runtime's processor is read from the graph that it has optimised.
+Runtime's processor is read from the graph that it has optimized.
 """
 
 import re
@@ -60,8 +60,8 @@ def report_layers(text: str) -> LayerReport:
     return LayerReport(layers, attention, counts["Int8"], counts["Half"] + counts["BFloat16"], counts["Float"])
 
 
-def report_optimised(model: onnx.ModelProto) -> LayerReport:
-    """Count the nodes of a graph that ONNX Runtime has optimised."""
+def report_optimized(model: onnx.ModelProto) -> LayerReport:
+    """Count the nodes of a graph that ONNX Runtime has optimized."""
     kinds = [node.op_type for node in model.graph.node if node.op_type != "Constant"]
     int8 = sum(kind in _ORT_INT8 for kind in kinds)
     attention = sum(kind in ("Attention", "MultiHeadAttention", "QAttention") for kind in kinds)

@@ -22,7 +22,7 @@ _BUILDER_BYTES = 400 * 2**20
 """Of TensorRT's libraries and tables: 180 MB were measured with RTX 1.7 and a small graph; a GPU's context comes on
 top."""
 _COPIES_OF_WEIGHTS = 4
-"""While a plan is built: graph, parsed network, its optimised copy, the plan."""
+"""While a plan is built: graph, parsed network, its optimized copy, the plan."""
 
 
 @dataclass(frozen=True)

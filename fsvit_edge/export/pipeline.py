@@ -18,7 +18,7 @@ from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.atomic import atomic_folder
 from fsvit_edge.runtime.bundle import MANIFEST_NAME, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 DEFAULT_OPSET = 20
 MIN_OPSET, MAX_OPSET = 20, 22
@@ -133,25 +133,25 @@ def simplify(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def check(model: onnx.ModelProto, name: str, opset: int) -> None:
-    """Check a graph: valid ONNX, standard operators of one opset, and normalisation not taken apart.
+    """Check a graph: valid ONNX, standard operators of one opset, and normalization not taken apart.
 
     Raises:
-        ArtefactError: It is not so. A LayerNorm in pieces overflows in FP16 (ViT-B on an Orin Nano: 85 % -> 19 %).
+        ArtifactError: It is not so. A LayerNorm in pieces overflows in FP16 (ViT-B on an Orin Nano: 85 % -> 19 %).
     """
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ArtefactError(f"The {name} graph is not valid ONNX: {str(error).splitlines()[0]}.") from error
+        raise ArtifactError(f"The {name} graph is not valid ONNX: {str(error).splitlines()[0]}.") from error
     versions = {entry.domain: entry.version for entry in model.opset_import}
     strangers = sorted({node.domain for node in model.graph.node} - {""})
     if versions.get("") != opset or strangers or model.functions:
-        raise ArtefactError(
+        raise ArtifactError(
             f"The {name} graph must use the standard operators of opset {opset} alone, got {versions} "
             f"with operators of {strangers or 'no other domain'}."
         )
     operators = {node.op_type for node in model.graph.node}
     if name == "encoder" and "LayerNormalization" not in operators:
-        raise ArtefactError("The encoder graph has no LayerNormalization operator, so FP16 would overflow in it.")
+        raise ArtifactError("The encoder graph has no LayerNormalization operator, so FP16 would overflow in it.")
 
 
 def describe(network: FewShotNetwork, models: dict[str, bytes], opset: int, parity: tuple[ParityRow, ...]) -> Manifest:

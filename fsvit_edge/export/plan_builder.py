@@ -128,7 +128,7 @@ def build_plan(
         progress: Is told the phase.
 
     Raises:
-        ArtefactError: TensorRT cannot read the graph.
+        ArtifactError: TensorRT cannot read the graph.
         FsvitEdgeError: It cannot build it.
     """
     with contextlib.ExitStack() as stack:
@@ -178,10 +178,10 @@ def _build(
             config.set_compute_capability(getattr(api.trt.ComputeCapability, target.upper()), index)
     profile = _add_profile(builder, network, config, sizes, names, log, f"{api.title}: the {name}")
     if timings is not None:
-        timings.lend(config, watch.said.append)
+        timings.load(config, watch.said.append)
     data = api.serialized(builder, network, config, log, name)
     if timings is not None:
-        timings.learn(config)
+        timings.save(config)
     inputs, outputs = (
         tuple(_spec(get(index), names) for index in range(count))
         for get, count in ((network.get_input, network.num_inputs), (network.get_output, network.num_outputs))

@@ -36,13 +36,13 @@ class Timings:
 
     Attributes:
         known: The file's contents; empty where there is none.
-        learnt: With what the build has added; None before it.
+        learned: With what the build has added; None before it.
     """
 
     known: bytes
-    learnt: bytes | None = None
+    learned: bytes | None = None
 
-    def lend(self, config: Any, say: Callable[[str], None]) -> None:
+    def load(self, config: Any, say: Callable[[str], None]) -> None:
         """Give a build what is known.
 
         Args:
@@ -53,15 +53,15 @@ class Timings:
             say("the timing cache was made by another TensorRT or GPU; starting anew")
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
-    def learn(self, config: Any) -> None:
+    def save(self, config: Any) -> None:
         """Take what a build has added."""
         cache = config.get_timing_cache()
-        self.learnt = None if cache is None else bytes(cache.serialize())
+        self.learned = None if cache is None else bytes(cache.serialize())
 
 
 @contextlib.contextmanager
 def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) -> Iterator[Timings | None]:
-    """Yield the timings in a file, which stays locked, and write what was learnt; None where it cannot be used.
+    """Yield the timings in a file, which stays locked, and write what was learned; None where it cannot be used.
 
     Args:
         path: The file; it need not exist.
@@ -83,10 +83,10 @@ def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) ->
             yield None
             return
         yield timings
-        if timings.learnt is None:
+        if timings.learned is None:
             return
         try:
-            atomic_write(path, timings.learnt)
+            atomic_write(path, timings.learned)
         except FsvitEdgeError as error:
             if is_given:
                 raise

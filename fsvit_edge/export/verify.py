@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, PrototypeGraph, build_graphs
-from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError, EnvironmentLacksError
@@ -45,7 +45,7 @@ class ParityRow:
 def verify(
     network: FewShotNetwork, models: dict[str, bytes], beside: FewShotNetwork | None = None
 ) -> tuple[ParityRow, ...]:
-    """Compare encoder and enrolment with their torch modules, and the head with the PUBLISHED order of operations.
+    """Compare encoder and enrollment with their torch modules, and the head with the PUBLISHED order of operations.
 
     The head without weights has one order of operations alone and is compared with its torch module.
 
@@ -160,8 +160,8 @@ def _answer(
         supports = (torch.cat(parts) for parts in zip(*caches, strict=True))
         presence, foreground = PrototypeGraph(network.prototype_head)(tokens, *supports, averaging)
         return presence, foreground
-    outputs = network.encoder(normalise(torch.from_numpy(np.stack(pictures[1:]))))
-    query = network.encoder(normalise(torch.from_numpy(pictures[asked][None])))
+    outputs = network.encoder(normalize(torch.from_numpy(np.stack(pictures[1:]))))
+    query = network.encoder(normalize(torch.from_numpy(pictures[asked][None])))
     logits = network.head(
         network.query_vectors(query), network.support_vectors(outputs), torch.from_numpy(masks[1:]).float()
     )

@@ -42,7 +42,7 @@ class Measurement:
 
 
 def measure(model: FewShotModel, ways: int, shots: int, frames: int) -> Measurement:
-    """Enrol synthetic classes whose masks cover 30 % and time frames; the model's own classes are replaced."""
+    """Enroll synthetic classes whose masks cover 30 % and time frames; the model's own classes are replaced."""
     rng = np.random.default_rng(0)
     for name in model.classes:
         model.remove(name)
@@ -70,7 +70,7 @@ def measure(model: FewShotModel, ways: int, shots: int, frames: int) -> Measurem
 
 
 def _picture(rng: np.random.Generator, size_hw: tuple[int, int]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """Blocks of colour, so that frames have structure at the scale of patches."""
+    """Blocks of color, so that frames have structure at the scale of patches."""
     height, width = size_hw
     blocks = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
     return np.ascontiguousarray(blocks.repeat(16, axis=0).repeat(16, axis=1)[:height, :width])

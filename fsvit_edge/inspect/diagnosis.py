@@ -14,7 +14,7 @@ from fsvit_edge.runtime.engines.choose import PLAN_ENGINES
 from fsvit_edge.runtime.engines.store.files import engine_folder
 from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version
 from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
 
@@ -65,7 +65,7 @@ class Diagnosis:
         if self.usable:
             return 0
         lacking = {finding.subject for finding in self.findings if finding.needed and not finding.ok}
-        return ArtefactError.exit_code if lacking == {"bundle"} else EnvironmentLacksError.exit_code
+        return ArtifactError.exit_code if lacking == {"bundle"} else EnvironmentLacksError.exit_code
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -164,7 +164,7 @@ def _engines(path: Path) -> Iterator[Finding]:
     try:
         manifest = read_manifest(path)
         folder = engine_folder(path, manifest)
-    except ArtefactError:
+    except ArtifactError:
         return  # told already
     except EnvironmentLacksError as error:
         yield Finding("engine folder", False, False, str(error))

@@ -21,9 +21,9 @@ from fsvit_edge.runtime.engines.store.files import (
     read_record,
     sidecar_of,
 )
-from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, misfits
+from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, incompatibilities
 from fsvit_edge.runtime.engines.store.sets import find_engines
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
 
 _PLANS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
@@ -53,7 +53,7 @@ class Inspection:
     @property
     def exit_code(self) -> int:
         """0 for what is whole and runs here or need not run, else 4."""
-        return ArtefactError.exit_code if self.problems else 0
+        return ArtifactError.exit_code if self.problems else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -61,7 +61,7 @@ class Inspection:
 
 
 def inspect_file(path: Path) -> Inspection:
-    """Tell what a file is. A plan is never deserialised, a checkpoint never unpickled, nothing fetched.
+    """Tell what a file is. A plan is never deserialized, a checkpoint never unpickled, nothing fetched.
 
     Raises:
         InputError: There is no such file, or it is none of ours.
@@ -95,18 +95,18 @@ def inspect_file(path: Path) -> Inspection:
 def _inspect_engine(path: Path) -> Inspection:
     try:
         record = read_record(path)
-    except ArtefactError as error:
+    except ArtifactError as error:
         return Inspection(str(path), "engine", {}, False, (str(error),))
     problems = []
     try:
         load_engine(path, record)
         sum_is = "right"
-    except ArtefactError as error:
+    except ArtifactError as error:
         sum_is = "wrong" if path.exists() else "of a file that is missing"
         problems.append(str(error))
     bundle, manifest, served = _bundle_of(path)
     facts: dict[str, Any] = {"sum": sum_is, **_engine_facts(record), "made for": served}
-    problems += misfits(record, manifest, Machine.here(), bundle)
+    problems += incompatibilities(record, manifest, Machine.here(), bundle)
     return Inspection(str(path), "engine", facts, not problems, tuple(problems))
 
 
@@ -157,7 +157,7 @@ def _bundle_of(path: Path) -> tuple[Path | None, Manifest | None, str]:
         return None, None, "no bundle is beside it, so only this machine was judged"
     try:
         manifest = read_manifest(folder)
-    except ArtefactError:
+    except ArtifactError:
         return None, None, "the bundle beside it is damaged, so only this machine was judged"
     return folder, manifest, f"{manifest.name}, beside it"
 
@@ -211,7 +211,7 @@ def _inspect_bundle(path: Path) -> Inspection:
         raise InputError(f"{path} is a folder without {MANIFEST_NAME}, so no bundle; name {_KNOWN}.")
     try:
         manifest = read_manifest(path)
-    except ArtefactError as error:
+    except ArtifactError as error:
         return Inspection(str(path), "bundle", {}, False, (str(error),))
     sizes = {name: path / manifest.graphs[name].file for name in manifest.graphs}
     facts: dict[str, Any] = {
@@ -225,7 +225,7 @@ def _inspect_bundle(path: Path) -> Inspection:
     }
     try:
         Bundle.load(path)
-    except ArtefactError as error:
+    except ArtifactError as error:
         return Inspection(str(path), "bundle", facts | {"sums": "wrong"}, False, (str(error),))
     return Inspection(str(path), "bundle", facts | {"sums": "right"} | _engines_beside(path, manifest), True, ())
 
@@ -246,7 +246,7 @@ def _engines_beside(path: Path, manifest: Manifest) -> dict[str, Any]:
     facts: dict[str, Any] = {f"sidecar {number}": sentence for number, sentence in enumerate(flawed, 1)}
     for file, record in built:
         assert machine is not None
-        reasons = misfits(record, manifest, machine, path)
+        reasons = incompatibilities(record, manifest, machine, path)
         facts[f"engine {file.name}"] = reasons[0].removeprefix(f"{record.file} ") if reasons else "fits"
     return facts or {"engines": "none built"}
 
@@ -296,7 +296,7 @@ def _inspect_json(path: Path) -> Inspection:
     facts = {"size": _size(path)}
     facts |= {key: f"{values.get(key)!s:.60}" for key in ("model_name", "image_size", "method", "pictures", "banked")}
     beside = path.parent if (path.parent / MANIFEST_NAME).exists() else DEFAULT_BUNDLE
-    with suppress(ArtefactError):
+    with suppress(ArtifactError):
         manifest = read_manifest(beside)
         graphs = values["graphs"] if isinstance(values["graphs"], dict) else {}
         fits = bool(graphs) and all(

@@ -19,7 +19,7 @@ _DTYPES = {
     11: ("float64", 8),
     16: ("bfloat16", 2),
 }
-_QUANTISED = {
+_QUANTIZED = {
     "QuantizeLinear",
     "DequantizeLinear",
     "DynamicQuantizeLinear",
@@ -54,8 +54,8 @@ class OnnxHeader:
 
     @property
     def precision(self) -> str:
-        """int8 where anything is quantised, else the type of most of the weights: fp16 or fp32."""
-        if self.operators.keys() & _QUANTISED:
+        """int8 where anything is quantized, else the type of most of the weights: fp16 or fp32."""
+        if self.operators.keys() & _QUANTIZED:
             return "int8"
         halves, singles = (self.weight_bytes.get(dtype, 0) for dtype in ("float16", "float32"))
         return "fp16" if halves > singles else "fp32"

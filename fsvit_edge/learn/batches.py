@@ -117,7 +117,7 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
-class Sides:
+class Split:
     """What may be done with each picture.
 
     Attributes:
@@ -129,7 +129,7 @@ class Sides:
     known: tuple[bool, ...]
 
 
-def choose_sides(data: FewShotData, options: TrainOptions) -> Sides:
+def choose_split(data: FewShotData, options: TrainOptions) -> Split:
     """Set photographs aside for validation, and say whose masks may be opened.
 
     Raises:
@@ -140,7 +140,7 @@ def choose_sides(data: FewShotData, options: TrainOptions) -> Sides:
     shuffled = [photographs[i] for i in rng.permutation(len(photographs))]
     held_out = frozenset(shuffled[: round(options.validation_fraction * len(photographs))])
     if options.supervision == "image":
-        return Sides(held_out, (False,) * len(data.examples))
+        return Split(held_out, (False,) * len(data.examples))
     with_masks = set(photographs)
     if options.supervision == "mixed":
         rest = [photograph for photograph in shuffled if photograph not in held_out]
@@ -151,7 +151,7 @@ def choose_sides(data: FewShotData, options: TrainOptions) -> Sides:
     for example, mask_needed in zip(data.examples, known, strict=True):
         if mask_needed and example.mask is None:
             raise InputError(f"{example.image} has no mask; add it, or train with --supervision image or mixed.")
-    return Sides(held_out, known)
+    return Split(held_out, known)
 
 
 def _listed(data: FewShotData, names: Sequence[str]) -> set[str]:
@@ -202,14 +202,14 @@ class Episodes(Dataset[EpisodeBatch]):
         data: Pictures to draw from.
         cache: Their tokens.
         options: Views, shares.
-        sides: Which pictures may be drawn, and which masks opened.
+        split: Which pictures may be drawn, and which masks opened.
         epoch: Number of the epoch; None for the episodes of the validation.
     """
 
     def __init__(
-        self, data: FewShotData, cache: TokenCache, options: TrainOptions, sides: "Sides", epoch: int | None
+        self, data: FewShotData, cache: TokenCache, options: TrainOptions, split: "Split", epoch: int | None
     ) -> None:
-        self.data, self.cache, self.options, self.sides = data, cache, options, sides
+        self.data, self.cache, self.options, self.split = data, cache, options, split
         self.validation = epoch is None
         self.stream = (options.seed, _VALIDATION) if epoch is None else (options.seed, _TRAINING, epoch)
         self.count = len(data.examples) if epoch is not None else min(VALIDATION_EPISODES, len(data.examples))
@@ -224,7 +224,7 @@ class Episodes(Dataset[EpisodeBatch]):
         rng = np.random.default_rng((*self.stream, number))
         episode = self._draw(rng)
         query, (label,), ((support,),) = episode.query, episode.ways, episode.supports
-        here = bool(present(self.data, episode, from_masks=self.sides.known[query])[0])
+        here = bool(present(self.data, episode, from_masks=self.split.known[query])[0])
         # Validation shows every picture as it is: that is how users' pictures come.
         views = not self.validation and self.cache.views > 1
         if views and here and rng.random() < self.options.same_picture:
@@ -259,8 +259,8 @@ class Episodes(Dataset[EpisodeBatch]):
         return shown
 
     def _draw(self, rng: np.random.Generator) -> Episode:
-        """Draw until the pictures are on the right sides: that keeps the distribution of the data set's own sampler."""
-        held_out = self.sides.held_out
+        """Draw until the pictures are on the right split: that keeps the distribution of the data set's own sampler."""
+        held_out = self.split.held_out
         for _ in range(_DRAWS):
             # With more ways the other queries of the batch are what shows each class absent.
             own = self.options.ways > 1 and not self.validation
@@ -275,7 +275,7 @@ class Episodes(Dataset[EpisodeBatch]):
 
     def _view(self, index: int, rng: np.random.Generator) -> int:
         """Draw a view in which enough of the example's thing is left, if its mask may tell."""
-        if not self.sides.known[index]:
+        if not self.split.known[index]:
             return int(rng.integers(self.cache.views))
         mask = self.data.read_mask(index)
         digest = self.cache.digest(self.data.examples[index].image)
@@ -286,7 +286,7 @@ class Episodes(Dataset[EpisodeBatch]):
         return 0
 
     def _mask(self, index: int, label: int, view: int) -> tuple[Tensor, bool]:
-        if not self.sides.known[index]:
+        if not self.split.known[index]:
             return torch.zeros(self.size, self.size, dtype=torch.uint8), False
         digest = self.cache.digest(self.data.examples[index].image)
         truth = self.data.read_truth(index, [label])

@@ -24,7 +24,7 @@ _Floats = npt.NDArray[np.float64]
 LEAST_MASKS = 5
 """Photographs; two of them only measure."""
 _PARTNERS = 4
-"""Pictures of the same class whose class tokens also look at a picture: a map of each is learnt from."""
+"""Pictures of the same class whose class tokens also look at a picture: a map of each is learned from."""
 _BLIND_GUESSES = 8
 _WARM_UP = 20
 _WEIGHT_DECAY = 1e-2
@@ -40,7 +40,7 @@ class EnhancerOptions:
 
     Attributes:
         seed: Of the held-out pictures, the initial weights and the batches.
-        steps: Optimiser steps.
+        steps: Optimizer steps.
         batch: Maps a step.
         learning_rate: Of Adam, after the warm-up; decays to 0 along a cosine.
         held_out: Share of the pictures with masks that only measure.
@@ -59,7 +59,7 @@ class EnhancerResult:
 
     Attributes:
         enhancer: On the CPU, in evaluation mode.
-        trained_on: Masks it learnt from.
+        trained_on: Masks it learned from.
         held_out: Masks that only measured.
         iou_before: Of the coarse pseudo-masks.
         iou_after: Of the enhanced ones.
@@ -81,7 +81,7 @@ class EnhancerResult:
         """What a person wants to know of it."""
         figures = (
             f"IoU of the pseudo-masks on {self.held_out} held-out masks: {100 * self.iou_before:.1f} % before, "
-            f"{100 * self.iou_after:.1f} % after the enhancer, which learnt from {self.trained_on} masks"
+            f"{100 * self.iou_after:.1f} % after the enhancer, which learned from {self.trained_on} masks"
         )
         if self.helps:
             return f"{figures}."
@@ -130,13 +130,13 @@ def train_enhancer(
     progress(f"read {len(train) + len(test)} pictures with masks for the enhancer")
     hidden = {data.examples[index].photograph for index in test}
     rng = np.random.default_rng(options.seed)
-    learnt = _see(network, cache, data, train, hidden, rng)
+    learned = _see(network, cache, data, train, hidden, rng)
     measured = _see(network, cache, data, test, set(), rng)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(options.seed)
         enhancer = PseudoLabelEnhancer(network.encoder.embed_dim)
-    _fit(enhancer, learnt, options, progress)
-    before, after, blind = _measure(enhancer, measured, learnt)
+    _fit(enhancer, learned, options, progress)
+    before, after, blind = _measure(enhancer, measured, learned)
     return EnhancerResult(
         enhancer,
         len(train),
@@ -151,7 +151,7 @@ def train_enhancer(
 def split_by_photograph(
     data: FewShotData, with_masks: Sequence[int], options: EnhancerOptions
 ) -> tuple[list[int], list[int]]:
-    """Give the examples to learn from and those to measure on, no photograph on both sides.
+    """Give the examples to learn from and those to measure on, no photograph on both split.
 
     Raises:
         InputError: The masks are of too few photographs.

@@ -10,7 +10,7 @@ from fsvit_edge.runtime.picture_sheet import captioned, sheet
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 
 _PANEL_PX = 256
-_UNKNOWN_GREY = 128
+_UNKNOWN_GRAY = 128
 
 _Rgb = npt.NDArray[np.uint8]
 
@@ -18,8 +18,8 @@ _Rgb = npt.NDArray[np.uint8]
 def draw_answer(data: FewShotData, answer: Answer, masks: bool) -> _Rgb:
     """Draw an episode with its answer: a row of supports for each way; query, truth and prediction beside the first.
 
-    Every panel is a square, as the network sees the picture. Class i has the overlay's colour i; what is not looked at
-    is grey.
+    Every panel is a square, as the network sees the picture. Class i has the overlay's color i; what is not looked at
+    is gray.
 
     Args:
         data: What the episode was drawn from.
@@ -48,9 +48,9 @@ def draw_answer(data: FewShotData, answer: Answer, masks: bool) -> _Rgb:
     truth = "truth: no mask" if answer.truth is None else f"truth: {shown or 'none of them'}"
     rows[0] += [
         captioned(query, [(f"episode {answer.number}, query: {own_name}", None)]),
-        captioned(_labelled(query, answer.truth, len(names)), [(truth, None)]),
+        captioned(_labeled(query, answer.truth, len(names)), [(truth, None)]),
         captioned(
-            _labelled(query, prediction.label_map, len(names)),
+            _labeled(query, prediction.label_map, len(names)),
             [
                 ("prediction", None),
                 *(
@@ -72,11 +72,11 @@ def _panel(data: FewShotData, index: int) -> _Rgb:
     return resized
 
 
-def _labelled(query: _Rgb, label_map: npt.NDArray[np.uint8] | None, ways: int) -> _Rgb:
+def _labeled(query: _Rgb, label_map: npt.NDArray[np.uint8] | None, ways: int) -> _Rgb:
     drawn: _Rgb = query.copy()
     if label_map is not None:
         enlarged = resize_mask(label_map, _PANEL_PX)
         for way in range(ways):
             tint(drawn, enlarged, way)
-        drawn[enlarged == IGNORE] = _UNKNOWN_GREY
+        drawn[enlarged == IGNORE] = _UNKNOWN_GRAY
     return drawn

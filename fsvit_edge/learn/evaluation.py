@@ -41,7 +41,7 @@ class EvaluationOptions:
         way: Classes of an episode.
         shot: Support pictures of each.
         episodes: How many, numbered from 0.
-        masks: Enrol the supports with their masks; False enrols by the class's name alone.
+        masks: Enroll the supports with their masks; False enrolls by the class's name alone.
     """
 
     way: int = 1

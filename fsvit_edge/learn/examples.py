@@ -113,7 +113,7 @@ def read_stored_mask(path: Path) -> tuple[npt.NDArray[np.uint8], str]:
     """Read the pixels of a mask file as they are stored: of a palette its indices.
 
     Returns:
-        (H, W) uint8, or (H, W, channels), and the file's mode as Pillow names it: "L" is grey, "P" a palette.
+        (H, W) uint8, or (H, W, channels), and the file's mode as Pillow names it: "L" is gray, "P" a palette.
 
     Raises:
         InputError: The file is missing or damaged.

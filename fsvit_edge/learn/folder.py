@@ -23,7 +23,7 @@ _MIN_PICTURES = 2  # one to learn from, one to ask about
 class FolderFewShot(ExampleList):
     """Classes as folders of pictures, with or without masks.
 
-    Copies of one photograph are recognised by their content and by `<root>/index.csv`, if it is there: its columns
+    Copies of one photograph are recognized by their content and by `<root>/index.csv`, if it is there: its columns
     `class` and `image` name a picture, `same_image_as` its other places, as class/stem with blanks between.
 
     A mask marks its own class: bright is the thing, as `fsvit-edge enroll` reads it. Where it holds 0, 1 and 255, or is

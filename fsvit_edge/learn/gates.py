@@ -7,7 +7,7 @@ from typing import Any
 
 from fsvit_edge.learn.evaluation import EvaluationResult
 from fsvit_edge.learn.scenes import SceneResult
-from fsvit_edge.runtime.errors import AccuracyGateError, ArtefactError, InputError
+from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, InputError
 
 DEFAULT_DROP_POINTS = 1.0
 _SETTINGS = ("way", "shot", "episodes", "masks")
@@ -36,14 +36,14 @@ class Reference:
         """Read a result.
 
         Raises:
-            ArtefactError: The file is missing or is no such result.
+            ArtifactError: The file is missing or is no such result.
         """
         try:
             values: Any = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ArtefactError(f"The reference {path} cannot be read: {error.strerror}.") from error
+            raise ArtifactError(f"The reference {path} cannot be read: {error.strerror}.") from error
         except (ValueError, RecursionError) as error:
-            raise ArtefactError(f"The reference {path} is not JSON: {error}.") from error
+            raise ArtifactError(f"The reference {path} is not JSON: {error}.") from error
         try:
             return cls(
                 path,
@@ -54,7 +54,7 @@ class Reference:
                 None if values["miou"] is None else float(values["miou"]["value"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"The reference {path} is no result of an evaluation: {error} is missing or wrong; make one with: "
                 f"fsvit-edge eval --output {path}."
             ) from error

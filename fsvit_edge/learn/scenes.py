@@ -92,7 +92,7 @@ def evaluate_scenes(
 
     Raises:
         InputError: The selection has too few classes or pictures, or a file in it cannot be used.
-        ArtefactError: The head's engine was built for fewer classes.
+        ArtifactError: The head's engine was built for fewer classes.
     """
     started = reported = time.monotonic()
     labels = tuple(data.class_names)

@@ -16,10 +16,10 @@ import torch
 from fsvit_edge.learn.datasets import FewShotData
 from fsvit_edge.learn.views import LEAST_AREA, draw_view
 from fsvit_edge.model.encoder import EncoderOutput
-from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.model.objectness import STRIDE
 from fsvit_edge.runtime.atomic import atomic_write
-from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
 from fsvit_edge.runtime.preprocess import DESCRIPTION
 
 _BATCH = 8
@@ -102,7 +102,7 @@ class TokenCache:
         """Give what the encoder says of a view of a picture: a batch of one, float32.
 
         Raises:
-            ArtefactError: It is not in the cache, or its file is damaged.
+            ArtifactError: It is not in the cache, or its file is damaged.
         """
         return unpack(torch.from_numpy(self.read_packed(image, view)[None]), self.network)
 
@@ -110,7 +110,7 @@ class TokenCache:
         """Give (L + 1, 1 + N, D) of a view as it lies on disk, see the class; `unpack` takes it apart.
 
         Raises:
-            ArtefactError: It is not in the cache, or its file is damaged.
+            ArtifactError: It is not in the cache, or its file is damaged.
         """
         return self._read(self._file(self.digest(image)), self.shape, image, view)
 
@@ -118,7 +118,7 @@ class TokenCache:
         """Give the logits (n, n) of a view; (0, 0) where the network tells no objectness.
 
         Raises:
-            ArtefactError: They are not in the cache, or their file is damaged.
+            ArtifactError: They are not in the cache, or their file is damaged.
         """
         if self._objectness_folder is None:
             return np.zeros((0, 0), np.float16)
@@ -129,11 +129,11 @@ class TokenCache:
         try:
             stored = np.load(file, mmap_mode="r")
         except FileNotFoundError as error:
-            raise ArtefactError(f"{file} is missing: {image} was not cached.") from error
+            raise ArtifactError(f"{file} is missing: {image} was not cached.") from error
         except (OSError, ValueError) as error:
-            raise ArtefactError(f"{file} is damaged ({error}); delete it and run again.") from error
+            raise ArtifactError(f"{file} is damaged ({error}); delete it and run again.") from error
         if stored.shape != shape or stored.dtype != np.float16:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"{file} holds {stored.dtype} {stored.shape}, expected float16 {shape}; delete it and run again."
             )
         packed: npt.NDArray[np.float16] = np.array(stored[view])
@@ -166,7 +166,7 @@ class TokenCache:
         size = self.network.config.image_size
         images = np.stack([draw_view(digest, view).of_image(rgb, size) for view in range(self.views)])
         device = next(self.network.encoder.parameters()).device
-        return normalise(torch.from_numpy(images).to(device))
+        return normalize(torch.from_numpy(images).to(device))
 
     @torch.inference_mode()
     def _encode(self, views: torch.Tensor) -> npt.NDArray[np.float16]:

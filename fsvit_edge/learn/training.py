@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
 
-from fsvit_edge.learn.batches import EpisodeBatch, Episodes, Sides, TrainOptions, choose_sides
+from fsvit_edge.learn.batches import EpisodeBatch, Episodes, Split, TrainOptions, choose_split
 from fsvit_edge.learn.datasets import IGNORE, FewShotData
 from fsvit_edge.learn.enhancement import EnhancerOptions, EnhancerResult, enhanced_mask, train_enhancer
 from fsvit_edge.learn.many_ways import Pairs, pairs_of, presence_cross_entropy, presence_loss, thinned
@@ -62,7 +62,7 @@ class Questions(NamedTuple):
     """A batch as the head sees it.
 
     Attributes:
-        query: (B, C, N, d) L2-normalised image tokens.
+        query: (B, C, N, d) L2-normalized image tokens.
         supports: The B supports.
         target: (B, S, S) uint8, the wanted masks, of 0, 1 and 255.
         objectness: (B, n, n) logits of the queries; n is 0 where the network tells none.
@@ -219,11 +219,11 @@ class EpisodeModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam, with a cosine over all epochs where the learning rate decays."""
-        optimiser = torch.optim.Adam(self.head.parameters(), lr=self.options.learning_rate)
+        optimizer = torch.optim.Adam(self.head.parameters(), lr=self.options.learning_rate)
         if not self.options.decay:
-            return optimiser
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.options.epochs)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+            return optimizer
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.options.epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the checkpoint belongs to."""
@@ -315,7 +315,7 @@ def train(
     Raises:
         InputError: There is an unfinished training and `resume` is False, or it is another training's; the data
             set has too few pictures.
-        ArtefactError: A file of the cache is damaged.
+        ArtifactError: A file of the cache is damaged.
     """
     last = workspace / "last.ckpt"
     if last.exists() and not resume:
@@ -324,15 +324,15 @@ def train(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     encoded = cache.fill(data, progress)
-    sides = choose_sides(data, options)
+    split = choose_split(data, options)
     enhancer = None
     if options.supervision == "mixed":
         progress("train the enhancer")
-        with_masks = [index for index, mask in enumerate(sides.known) if mask]
+        with_masks = [index for index, mask in enumerate(split.known) if mask]
         enhancer = train_enhancer(network, cache, data, with_masks, EnhancerOptions(seed=options.seed), progress)
         progress(enhancer.sentence)
     identity = {**asdict(options), "cache": cache.folder.name, "examples": len(data.examples)}
-    # More epochs may be added; where to compute does not change what is learnt.
+    # More epochs may be added; where to compute does not change what is learned.
     for name in ("accelerator", "devices", "threads", *(() if options.decay else ("epochs",))):
         identity.pop(name)
     model = EpisodeModule(
@@ -366,7 +366,7 @@ def train(
             enable_model_summary=False,
             default_root_dir=workspace,
         )
-        loaders = _Loaders(data, cache, options, sides)
+        loaders = _Loaders(data, cache, options, split)
         trainer.fit(model, datamodule=loaders, ckpt_path=last if resume and last.exists() else None)
         best = workspace / "best.ckpt"
         if options.patience is not None and best.exists():
@@ -380,9 +380,9 @@ def train(
 class _Loaders(lightning.LightningDataModule):
     """Loaders of the epoch that is on: the episodes of an epoch follow from its number, so a resumed one is alike."""
 
-    def __init__(self, data: FewShotData, cache: TokenCache, options: TrainOptions, sides: Sides) -> None:
+    def __init__(self, data: FewShotData, cache: TokenCache, options: TrainOptions, split: Split) -> None:
         super().__init__()
-        self._source = (data, cache, options, sides)
+        self._source = (data, cache, options, split)
         self._batch = options.micro_batch
 
     def train_dataloader(self) -> DataLoader[EpisodeBatch]:

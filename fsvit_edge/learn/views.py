@@ -10,7 +10,7 @@ from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 
 LEAST_AREA = 0.35
 """Smallest share of the picture that a view shows."""
-_GREY_LEVELS = 255
+_GRAY_LEVELS = 255
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class View:
         left: See there.
         right: See there.
         flip: Whether it is mirrored left to right.
-        saturation: Factor of the difference between a pixel and its grey.
+        saturation: Factor of the difference between a pixel and its gray.
         contrast: Factor of the difference between a pixel and the view's mean.
         light: Factor of red, green and blue.
     """
@@ -44,11 +44,11 @@ class View:
             image = image[:, ::-1]
         if (self.saturation, self.contrast, self.light) == (1.0, 1.0, (1.0, 1.0, 1.0)):
             return np.ascontiguousarray(image)
-        colours = image.astype(np.float32)
-        grey = colours.mean(axis=2, keepdims=True)
-        colours = grey + (colours - grey) * self.saturation
-        colours = colours.mean() + (colours - colours.mean()) * self.contrast
-        lit: npt.NDArray[np.uint8] = np.clip(colours * np.array(self.light, np.float32), 0, _GREY_LEVELS).astype(
+        colors = image.astype(np.float32)
+        gray = colors.mean(axis=2, keepdims=True)
+        colors = gray + (colors - gray) * self.saturation
+        colors = colors.mean() + (colors - colors.mean()) * self.contrast
+        lit: npt.NDArray[np.uint8] = np.clip(colors * np.array(self.light, np.float32), 0, _GRAY_LEVELS).astype(
             np.uint8
         )
         return lit
@@ -57,7 +57,7 @@ class View:
         """Show an (H, W) mask of 0, 1 and 255 as (size, size)."""
         cropped = self._crop(mask)
         shown = resize_mask(cropped == 1, size)
-        shown[resize_mask(cropped == _GREY_LEVELS, size) != 0] = _GREY_LEVELS
+        shown[resize_mask(cropped == _GRAY_LEVELS, size) != 0] = _GRAY_LEVELS
         return np.ascontiguousarray(shown[:, ::-1] if self.flip else shown)
 
     def keeps(self, mask: npt.NDArray[np.uint8]) -> bool:

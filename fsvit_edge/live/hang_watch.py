@@ -22,21 +22,21 @@ class HangWatch:
         self._looks = 0
         self._most_looks = 0
 
-    def look(self, judging: int | None, is_first: bool) -> bool:
+    def check(self, processing: int | None, is_first: bool) -> bool:
         """Look once.
 
         Args:
-            judging: The number of the frame that is being judged; None where none is.
+            processing: The number of the frame that is being judged; None where none is.
             is_first: Whether it is the first with these classes.
 
         Returns:
             Whether it hangs: it has taken 10 s, and 10 times as long as any frame before it; 300 s if it is the first.
         """
-        if judging != self._judging:
+        if processing != self._judging:
             if self._judging is not None and not self._is_first:
                 self._most_looks = max(self._most_looks, self._looks)
-            self._judging, self._is_first, self._looks = judging, is_first, 0
-        elif judging is not None:
+            self._judging, self._is_first, self._looks = processing, is_first, 0
+        elif processing is not None:
             self._looks += 1
         limit_s = _AT_FIRST_S if self._is_first else max(_LEAST_S, _TIMES * self._most_looks * self._period_s)
         return self._looks * self._period_s > limit_s

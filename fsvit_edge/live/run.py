@@ -182,7 +182,7 @@ class LiveRun:
             self._on_frame(frame, prediction, self._statistics)
 
     def _tick(self) -> None:
-        if self._hang_watch.look(self._model.judging, self._model.is_first_frame) and not self._model_hangs:
+        if self._hang_watch.check(self._model.processing, self._model.is_first_frame) and not self._model_hangs:
             # Nothing can be done about it in this process: whoever started the run can start it again.
             self._model_hangs = True
             self._say("The model does not answer any more, so the run ends with code 1; start it again.")

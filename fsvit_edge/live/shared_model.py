@@ -73,7 +73,7 @@ class LiveModel:
 
     @property
     def revision(self) -> int:
-        """Counts the changes: what was learnt of the classes before is out of date."""
+        """Counts the changes: what was learned of the classes before is out of date."""
         return self._revision
 
     def predict(self, rgb: npt.NDArray[np.uint8]) -> Prediction:
@@ -86,7 +86,7 @@ class LiveModel:
             self._judged += 1
 
     @property
-    def judging(self) -> int | None:
+    def processing(self) -> int | None:
         """The number of the frame that is being judged; None where none is."""
         return self._judged if self._is_judging else None
 
@@ -114,7 +114,7 @@ class LiveModel:
             except Exception as error:  # whatever it is, it belongs to the one who asked, not to the loop
                 answer.set_exception(error)
 
-    def look(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = _TIMEOUT_S) -> _Answer:
+    def read(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = _TIMEOUT_S) -> _Answer:
         """Have the loop do something with the model that changes no class, and wait for it. Any other thread.
 
         Args:
@@ -129,7 +129,7 @@ class LiveModel:
         """
         return self._ask(request, timeout_s, is_change=False)
 
-    def change(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = _TIMEOUT_S) -> _Answer:
+    def update(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = _TIMEOUT_S) -> _Answer:
         """The same for a request that changes the classes; see `look`."""
         return self._ask(request, timeout_s, is_change=True)
 

@@ -19,7 +19,7 @@ from fsvit_edge.model.encoder import HYBRID_BACKBONE, OUR_BACKBONES, SUPPORTED_B
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
 BACKBONE_PREFIX = "backbone."
@@ -49,7 +49,7 @@ def load_network(
         head: "cst" or "prototype"; by default the configuration's, or "cst". A head that is not wanted is left out.
 
     Raises:
-        ArtefactError: A file is missing, unreadable, unsafe, or does not fit the network.
+        ArtifactError: A file is missing, unreadable, unsafe, or does not fit the network.
         InputError: The options contradict each other.
         EnvironmentLacksError: The published weights cannot be fetched.
     """
@@ -59,13 +59,13 @@ def load_network(
     head_state = _strip(state, HEAD_PREFIX)
     backbone_state = _strip(state, BACKBONE_PREFIX)
     if not head_state and (head or _stored_head(checkpoint)) == TRAINED_HEAD:
-        raise ArtefactError(f"{checkpoint} holds no head: expected tensors named {HEAD_PREFIX}*, got {_first(state)}.")
+        raise ArtifactError(f"{checkpoint} holds no head: expected tensors named {HEAD_PREFIX}*, got {_first(state)}.")
     config = _configuration(checkpoint, backbone, image_size, head, backbone_state)
     if weights is not None:
         backbone_state = read_state(weights)
         backbone_state = _strip(backbone_state, BACKBONE_PREFIX) or backbone_state
     if not backbone_state and config.backbone in OUR_BACKBONES:
-        raise ArtefactError(f"{checkpoint} holds no backbone weights; give them with --weights FILE.")
+        raise ArtifactError(f"{checkpoint} holds no backbone weights; give them with --weights FILE.")
     network = FewShotNetwork(config, pretrained=pretrained or not backbone_state)
     if backbone_state and not pretrained:
         network.encoder.load_published(backbone_state)
@@ -95,7 +95,7 @@ def build_network(
         head: "cst" or "prototype".
 
     Raises:
-        ArtefactError: The file is missing, unreadable, unsafe, or does not fit the backbone.
+        ArtifactError: The file is missing, unreadable, unsafe, or does not fit the backbone.
         InputError: The options contradict each other.
         EnvironmentLacksError: The published weights cannot be fetched.
     """
@@ -144,15 +144,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Lightning's `state_dict` and DINO's `teacher` (with its `module.` and `backbone.` prefixes) are unpacked.
 
     Raises:
-        ArtefactError: The file is missing, damaged, or holds Python objects that only unsafe loading could read.
+        ArtifactError: The file is missing, damaged, or holds Python objects that only unsafe loading could read.
     """
     if not path.is_file():
-        raise ArtefactError(f"{path} does not exist or is not a file; give a .safetensors, .ckpt or .pth file.")
+        raise ArtifactError(f"{path} does not exist or is not a file; give a .safetensors, .ckpt or .pth file.")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ArtefactError(f"{path} is not a readable safetensors file: {error}.") from error
+            raise ArtifactError(f"{path} is not a readable safetensors file: {error}.") from error
     try:
         # Lightning stores the training script's argparse result; a Namespace is a bag of values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -160,20 +160,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
-        raise ArtefactError(f"{path} is not a readable PyTorch file: {reason}.") from error
+        raise ArtifactError(f"{path} is not a readable PyTorch file: {reason}.") from error
     except Exception as error:  # torch's unpickler stumbles over damage with errors of many classes
         if isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
-            raise ArtefactError(
+            raise ArtifactError(
                 f"{path} holds Python objects besides tensors, and reading those could run code, so it was refused; "
                 "where you trust the file, load it yourself and save only its tensors: "
                 'torch.save({"state_dict": checkpoint["state_dict"]}, "clean.ckpt").'
             ) from error
-        raise ArtefactError(f"{path} is damaged or not a PyTorch file; download or copy it again.") from error
+        raise ArtifactError(f"{path} is damaged or not a PyTorch file; download or copy it again.") from error
     for key in ("state_dict", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise ArtefactError(f"{path} holds no table of tensors; expected a state_dict.")
+        raise ArtifactError(f"{path} holds no table of tensors; expected a state_dict.")
     state = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
@@ -182,7 +182,7 @@ def infer_backbone(state: Mapping[str, Tensor]) -> str:
     """Name the supported backbone whose stem, or patch size, width and registers, `state` has.
 
     Raises:
-        ArtefactError: None has.
+        ArtifactError: None has.
     """
     if any(name.startswith("patch_embed.proj.fine.") for name in state):
         return HYBRID_BACKBONE
@@ -194,7 +194,7 @@ def infer_backbone(state: Mapping[str, Tensor]) -> str:
         for name in SUPPORTED_BACKBONES:
             if name.startswith(f"vit_{width}_patch{patch.shape[-1]}_{registers}") and f"{family}." in f"{name}.":
                 return name
-    raise ArtefactError("The checkpoint's backbone is not one of the supported; name it with --backbone.")
+    raise ArtifactError("The checkpoint's backbone is not one of the supported; name it with --backbone.")
 
 
 def _configuration(

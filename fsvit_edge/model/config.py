@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.runtime.bundle import HEADS, TRAINED_HEAD, is_crop_factor
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
 POOLED_GRID = 3
@@ -39,13 +39,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
-            raise ArtefactError(f"The head must be one of {', '.join(HEADS)}; got {self.head!r}.")
+            raise ArtifactError(f"The head must be one of {', '.join(HEADS)}; got {self.head!r}.")
         if self.support_grid < POOLED_GRID or self.support_grid % POOLED_GRID:
-            raise ArtefactError(f"The support grid must be a positive multiple of 3, got {self.support_grid}.")
+            raise ArtifactError(f"The support grid must be a positive multiple of 3, got {self.support_grid}.")
         if not 0 < self.presence_level < 1:
-            raise ArtefactError(f"The presence level must lie between 0 and 1, got {self.presence_level:g}.")
+            raise ArtifactError(f"The presence level must lie between 0 and 1, got {self.presence_level:g}.")
         if not is_crop_factor(self.support_crop):
-            raise ArtefactError(f"The support crop must be 0 or at least 1, got {self.support_crop}.")
+            raise ArtifactError(f"The support crop must be 0 or at least 1, got {self.support_crop}.")
 
     def to_json(self) -> str:
         """Return the configuration as indented JSON text."""
@@ -56,25 +56,25 @@ class ModelConfig:
         """Read a configuration.
 
         Raises:
-            ArtefactError: The file is missing, is not JSON, or its fields differ from this class's.
+            ArtifactError: The file is missing, is not JSON, or its fields differ from this class's.
         """
         try:
             values: Any = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"{path} is missing; a .safetensors checkpoint needs its configuration there."
             ) from error
         except (OSError, ValueError) as error:
-            raise ArtefactError(f"{path} is not a readable JSON file: {error}.") from error
+            raise ArtifactError(f"{path} is not a readable JSON file: {error}.") from error
         known = {field.name: field.type for field in fields(cls)}
         required = {field.name for field in fields(cls) if field.default is MISSING}
         if not isinstance(values, dict) or not required <= values.keys() <= known.keys():
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise ArtefactError(f"{path} must hold the fields {', '.join(known)}; got {got}.")
+            raise ArtifactError(f"{path} must hold the fields {', '.join(known)}; got {got}.")
         for name, kind in known.items():
             if kind is float and type(values.get(name)) is int:
                 values[name] = float(values[name])
             if name in values and type(values[name]) is not kind:
                 kind_name = getattr(kind, "__name__", kind)
-                raise ArtefactError(f"{path}: {name} must be {kind_name}, got {values[name]!r}.")
+                raise ArtifactError(f"{path}: {name} must be {kind_name}, got {values[name]!r}.")
         return cls(**values)

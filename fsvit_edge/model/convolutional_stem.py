@@ -16,7 +16,7 @@ from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 TRUNK = "tf_efficientnet_lite2"
 TRUNK_MEAN, TRUNK_STD = 127 / 255, 128 / 255
-"""What its authors normalised pixels in [0, 1] with."""
+"""What its authors normalized pixels in [0, 1] with."""
 FINE_STAGES = 5
 """Of the trunk's stages, as many end at stride 16."""
 COARSE_BLOCKS = 4
@@ -48,12 +48,12 @@ class ConvolutionalStem(nn.Module):
         self.project_late = nn.ModuleList([passing_on(nn.Conv2d, _width(part), dim, 1) for part in late])
 
     def forward(self, image: Tensor) -> Tensor:
-        """Give (B, dim, S / 16, S / 16) of (B, 3, S, S) pictures, normalised with the ImageNet mean and deviation."""
+        """Give (B, dim, S / 16, S / 16) of (B, 3, S, S) pictures, normalized with the ImageNet mean and deviation."""
         return self.patches(self.maps(image))
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """Give the trunk's last map at each of the strides 4, 8, 16 and 32, of such pictures."""
-        x = renormalise(image)
+        x = renormalize(image)
         last: dict[int, Tensor] = {}
         for stage in self.fine:
             x = stage(x)
@@ -116,10 +116,10 @@ def joined(fine: Tensor, coarse: Tensor) -> Tensor:
     return torch.cat([fine, F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)], dim=1)
 
 
-def renormalise(image: Tensor) -> Tensor:
+def renormalize(image: Tensor) -> Tensor:
     """From the ImageNet mean and deviation, (B, 3, S, S), to the trunk's.
 
-    Not folded into the first convolution: that pads with zeros, which are the trunk's grey and not ImageNet's.
+    Not folded into the first convolution: that pads with zeros, which are the trunk's gray and not ImageNet's.
     """
     std = torch.tensor(IMAGENET_STD, dtype=image.dtype, device=image.device)
     mean = torch.tensor(IMAGENET_MEAN, dtype=image.dtype, device=image.device)

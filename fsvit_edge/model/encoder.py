@@ -1,4 +1,4 @@
-"""The frozen encoder: image -> the normalised tokens of every block, and the last block's query and key vectors.
+"""The frozen encoder: image -> the normalized tokens of every block, and the last block's query and key vectors.
 
 The blocks are timm's own; only the road through them is ours, because the network reads every block and timm resizes
 the position embedding differently from the published code.
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.convolutional_stem import ConvolutionalPatches, ConvolutionalStem, passing_on
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, InputError
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class EvenedNorm(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A plain ViT whose every block's output is normalised by the final norm (CST, section 3.2).
+    """A plain ViT whose every block's output is normalized by the final norm (CST, section 3.2).
 
     Args:
         backbone: A name of `SUPPORTED_BACKBONES`.
@@ -173,7 +173,7 @@ class Encoder(nn.Module):
         """Encode a batch.
 
         Args:
-            image: (B, 3, S, S) float, RGB in [0, 1] normalised with the ImageNet mean and standard deviation.
+            image: (B, 3, S, S) float, RGB in [0, 1] normalized with the ImageNet mean and standard deviation.
             position: What `position` returned; None to compute it.
             maps: What the convolutional stem says of the image, where there is one; None to compute it.
         """
@@ -219,7 +219,7 @@ class Encoder(nn.Module):
         it fits, and the numbers are silently not the published ones.
 
         Raises:
-            ArtefactError: A tensor is missing, unknown, has another shape, or holds a value that is not finite.
+            ArtifactError: A tensor is missing, unknown, has another shape, or holds a value that is not finite.
         """
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "mask_token"))}
         if {"register_tokens", "cls_token", "pos_embed"} <= state.keys():
@@ -260,22 +260,22 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], part: str) -> 
     """Load `state` into `module`, saying in one sentence what does not fit.
 
     Raises:
-        ArtefactError: A tensor is missing, unknown, has another shape, or holds a value that is not finite.
+        ArtifactError: A tensor is missing, unknown, has another shape, or holds a value that is not finite.
     """
     wanted = module.state_dict()
     if missing := sorted(wanted.keys() - state.keys()):
-        raise ArtefactError(
+        raise ArtifactError(
             f"The {part} weights lack {len(missing)} tensors, first {missing[0]!r}; wrong file or model?"
         )
     if unknown := sorted(state.keys() - wanted.keys()):
-        raise ArtefactError(f"The {part} weights hold {len(unknown)} unknown tensors, first {unknown[0]!r}.")
+        raise ArtifactError(f"The {part} weights hold {len(unknown)} unknown tensors, first {unknown[0]!r}.")
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"The {part} tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}."
             )
         if not torch.isfinite(tensor).all():
-            raise ArtefactError(f"The {part} tensor {name!r} holds NaN or infinite values; the file is damaged.")
+            raise ArtifactError(f"The {part} tensor {name!r} holds NaN or infinite values; the file is damaged.")
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()})
 
 

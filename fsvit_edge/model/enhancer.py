@@ -57,7 +57,7 @@ class PseudoLabelEnhancer(nn.Module):
 
 def _resemblance(contrast: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines (B, N) of the tokens with the mean token of the map's heights, and of its depths."""
-    centred = tokens - tokens.mean(dim=1, keepdim=True)
-    seeds = torch.stack([contrast, -contrast], dim=1).mul(_SHARPNESS).softmax(dim=2) @ centred
-    both = F.normalize(seeds, dim=2) @ F.normalize(centred, dim=2).transpose(1, 2)
+    centered = tokens - tokens.mean(dim=1, keepdim=True)
+    seeds = torch.stack([contrast, -contrast], dim=1).mul(_SHARPNESS).softmax(dim=2) @ centered
+    both = F.normalize(seeds, dim=2) @ F.normalize(centered, dim=2).transpose(1, 2)
     return both[:, 0], both[:, 1]

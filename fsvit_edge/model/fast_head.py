@@ -3,7 +3,7 @@
 Three rewrites, none of which changes the result:
 
 - average pooling commutes with a 1 x 1 convolution and with the dot product, so the shortcut and the query of the
-  first block need only the correlation with POOLED support tokens, pooled once at enrolment;
+  first block need only the correlation with POOLED support tokens, pooled once at enrollment;
 - key and value of masked support tokens are never read, so only the kept tokens are stored and correlated;
 - a constant added to all logits of one softmax cancels, so the key needs no bias; the softmax sums to one, so the
   value's bias can be added after the attention.
@@ -34,10 +34,10 @@ class Supports(NamedTuple):
     """Cached supports, all that the head needs to know of S support pictures.
 
     Attributes:
-        kept: (S, C, T, d) L2-normalised class token, then the image tokens that the mask keeps; shorter supports are
+        kept: (S, C, T, d) L2-normalized class token, then the image tokens that the mask keeps; shorter supports are
             padded to the longest (with anything finite).
         kept_mask: (S, T) float, 1 for a token, 0 for padding.
-        pooled: (S, C, 9, d) L2-normalised image tokens of the whole support, averaged over the 3 x 3 pooled grid.
+        pooled: (S, C, 9, d) L2-normalized image tokens of the whole support, averaged over the 3 x 3 pooled grid.
         pooled_mask: (S, 9) float, 0 where the second block must not look.
     """
 
@@ -51,7 +51,7 @@ def cache_supports(support: Tensor, mask: Tensor, support_grid: int) -> Supports
     """Make the cache from all tokens of the supports; nothing is dropped yet, `kept_mask` says what may be.
 
     Args:
-        support: (S, C, 1 + support_grid ** 2, d) L2-normalised, class token first.
+        support: (S, C, 1 + support_grid ** 2, d) L2-normalized, class token first.
         mask: (S, size, size) float, 0 where the support shows background.
         support_grid: Side of the support grid.
     """
@@ -79,7 +79,7 @@ class FastCorrelationHead(nn.Module):
         """Judge S supports against one frame, or each against its own.
 
         Args:
-            query: (C, N, d) image tokens of the frame, L2-normalised over d; or (S, C, N, d), a frame for each support.
+            query: (C, N, d) image tokens of the frame, L2-normalized over d; or (S, C, N, d), a frame for each support.
             supports: The cached supports.
         """
         return self.head.decode(*self.task_tokens(query, supports))

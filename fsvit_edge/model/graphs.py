@@ -17,7 +17,7 @@ from fsvit_edge import __version__
 from fsvit_edge.model.config import POOLED_GRID
 from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
 from fsvit_edge.model.head import channel_vectors
-from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.model.objectness import ObjectnessNetwork
 from fsvit_edge.model.prototype_head import PrototypeHead
 from fsvit_edge.model.pseudo_mask import pseudo_mask
@@ -50,7 +50,7 @@ class GraphSpec:
 
 
 class EncoderGraph(nn.Module):
-    """uint8 pictures -> what enrolment and head need; normalisation is inside, so no caller can get it wrong."""
+    """uint8 pictures -> what enrollment and head need; normalization is inside, so no caller can get it wrong."""
 
     position: Tensor
 
@@ -64,11 +64,11 @@ class EncoderGraph(nn.Module):
         """Encode (B, S, S, 3) uint8 RGB.
 
         Returns:
-            tokens (B, C, N, d) L2-normalised image tokens, norms (B, C, N, 1) what they were divided by,
+            tokens (B, C, N, d) L2-normalized image tokens, norms (B, C, N, 1) what they were divided by,
             class_token (B, C, 1, d) as it is, class_query (B, heads, D / heads), image_keys (B, heads, N, D / heads);
             and, where the network has a decoder for it, objectness (B, S / 4, S / 4), logits.
         """
-        pixels = normalise(image)
+        pixels = normalize(image)
         objectness: tuple[Tensor, ...] = ()
         maps = None
         if self.objectness is not None:
@@ -99,7 +99,7 @@ class ObjectnessGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Give logits (B, size / 4, size / 4) of (B, S, S, 3) uint8 RGB."""
-        pixels = F.interpolate(normalise(image), size=self.size, mode="bilinear", align_corners=False)
+        pixels = F.interpolate(normalize(image), size=self.size, mode="bilinear", align_corners=False)
         return (self.network(pixels),)
 
 

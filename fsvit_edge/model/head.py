@@ -181,8 +181,8 @@ class CorrelationHead(nn.Module):
         """Judge B supports against the queries.
 
         Args:
-            query: (B or 1, C, N, d) image tokens of the frame, L2-normalised over d.
-            support: (B, C, 1 + support_grid ** 2, d), class token first, L2-normalised over d.
+            query: (B or 1, C, N, d) image tokens of the frame, L2-normalized over d.
+            support: (B, C, 1 + support_grid ** 2, d), class token first, L2-normalized over d.
             mask: (B, S, S) float, 0 where the support shows background, at the encoder's input size.
         """
         x = query @ support.transpose(-2, -1)

@@ -82,11 +82,11 @@ class FewShotNetwork(nn.Module):
         self._modules["head"] = head  # what nn.Module does by itself; written out for the type checker
 
     def query_vectors(self, output: EncoderOutput) -> Tensor:
-        """The frame's side of the correlation: (B, C, N, d), L2-normalised, the class token dropped."""
+        """The frame's side of the correlation: (B, C, N, d), L2-normalized, the class token dropped."""
         return F.normalize(channel_vectors(output.tokens[:, :, 1:], self.encoder.num_slices), dim=-1)
 
     def support_vectors(self, output: EncoderOutput) -> Tensor:
-        """The support's side of the correlation: (B, C, 1 + support_grid ** 2, d), L2-normalised after the resize."""
+        """The support's side of the correlation: (B, C, 1 + support_grid ** 2, d), L2-normalized after the resize."""
         tokens = support_tokens(output.tokens, self.encoder.grid, self.config.support_grid)
         return F.normalize(channel_vectors(tokens, self.encoder.num_slices), dim=-1)
 
@@ -109,7 +109,7 @@ class EpisodePrediction(NamedTuple):
     label_map: Tensor
 
 
-def normalise(image: Tensor) -> Tensor:
+def normalize(image: Tensor) -> Tensor:
     """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, ImageNet mean and standard deviation."""
     mean = torch.tensor(IMAGENET_MEAN, device=image.device)
     std = torch.tensor(IMAGENET_STD, device=image.device)
@@ -132,8 +132,8 @@ def predict_published(
     size = network.config.image_size
     presence, foreground = [], []
     for index in range(len(supports)):
-        frame = network.query_vectors(network.encoder(normalise(query[None])))
-        output = network.encoder(normalise(supports[index : index + 1]))
+        frame = network.query_vectors(network.encoder(normalize(query[None])))
+        output = network.encoder(normalize(supports[index : index + 1]))
         mask = network.pseudo_mask(output) if masks is None else masks[index : index + 1].float()
         logits = network.head(frame, network.support_vectors(output), mask)
         presence.append(logits.presence.softmax(dim=1)[0, 1])

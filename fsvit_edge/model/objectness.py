@@ -73,7 +73,7 @@ class ObjectnessNetwork(nn.Module):
         self.decoder = decoder
 
     def forward(self, image: Tensor) -> Tensor:
-        """Give logits (B, S / 4, S / 4) of (B, 3, S, S) pictures, normalised with the ImageNet mean and deviation."""
+        """Give logits (B, S / 4, S / 4) of (B, 3, S, S) pictures, normalized with the ImageNet mean and deviation."""
         return torch.as_tensor(self.decoder(self.stem.maps(image)))
 
 

@@ -53,7 +53,7 @@ class PrototypeHead(nn.Module):
         where a cell of the 3 x 3 grid shows no background.
 
         Args:
-            support: (S, C, 1 + support_grid ** 2, d) L2-normalised, class token first.
+            support: (S, C, 1 + support_grid ** 2, d) L2-normalized, class token first.
             mask: (S, size, size) float, 0 where the support shows background; its side is a multiple of the grid's.
             support_grid: Side of the support grid.
         """
@@ -77,7 +77,7 @@ class PrototypeHead(nn.Module):
         """Judge a frame.
 
         Args:
-            query: (C, N, d) image tokens of the frame, L2-normalised over d.
+            query: (C, N, d) image tokens of the frame, L2-normalized over d.
             supports: Of `cache_supports`; tokens that are not kept may be missing.
             averaging: (W, S), above 0 where the support is the way's. A way's supports in one run are judged together;
                 where they are spread over several runs, the results add up in proportion to the sums of the rows.

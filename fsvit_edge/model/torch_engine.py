@@ -131,7 +131,7 @@ def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotMode
         threads: Of torch on the CPU, for the whole process; None leaves them as they are.
 
     Raises:
-        ArtefactError: The file is missing, damaged or does not fit a network.
+        ArtifactError: The file is missing, damaged or does not fit a network.
     """
     if threads is not None:
         torch.set_num_threads(threads)

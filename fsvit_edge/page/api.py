@@ -20,11 +20,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fsvit_edge.live.shared_model import LiveModel
-from fsvit_edge.page.enrollment import enrol
-from fsvit_edge.page.frame_hub import Board, TooManyWatchersError, encode_jpeg, encode_png
+from fsvit_edge.page.enrollment import enroll
+from fsvit_edge.page.frame_hub import FrameHub, TooManyWatchersError, encode_jpeg, encode_png
 from fsvit_edge.page.metrics import metrics_text
 from fsvit_edge.page.openapi import docs_page, openapi
-from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.overlay import PALETTE
 from fsvit_edge.runtime.predictor import FewShotModel
 
@@ -34,7 +34,7 @@ _STATIC_FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     **{
         f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("page", "classes", "enrolment", "drawing", "talk")
+        for name in ("page", "classes", "enrollment", "drawing", "talk")
     },
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
@@ -48,16 +48,16 @@ _Answer = TypeVar("_Answer")
 
 
 class Api:
-    """Handlers over a board and a model.
+    """Handlers over a hub and a model.
 
     Args:
-        board: What there is to see.
+        hub: What there is to see.
         model: What can be changed, between two frames.
         bank_path: Where the classes are saved; a client never names a path.
     """
 
-    def __init__(self, board: Board, model: LiveModel, bank_path: Path) -> None:
-        self._board = board
+    def __init__(self, hub: FrameHub, model: LiveModel, bank_path: Path) -> None:
+        self._hub = hub
         self._model = model
         self._bank_path = bank_path
         self._is_saved = True
@@ -72,7 +72,7 @@ class Api:
             ("POST", "/api/frames"): self._freeze,
             ("GET", "/api/frames/{id}.jpg"): self._frozen,
             ("POST", "/api/frames/{id}/mask"): self._mask,
-            ("POST", "/api/classes"): self._enrol,
+            ("POST", "/api/classes"): self._enroll,
             ("PATCH", "/api/classes"): self._rename,
             ("DELETE", "/api/classes"): self._remove,
             ("GET", "/api/supports.png"): self._support,
@@ -90,7 +90,7 @@ class Api:
         return Starlette(routes=routes, exception_handlers={FsvitEdgeError: _explain, HTTPException: _explain})
 
     async def _state(self, _: Request) -> Response:
-        health, newest = self._board.health, self._board.newest
+        health, newest = self._hub.health, self._hub.newest
         scores: dict[str, dict[str, Any]] = {}
         if newest is not None:
             frame, prediction = newest
@@ -110,7 +110,7 @@ class Api:
             "classes": [
                 {
                     "name": name,
-                    "colour": "#{:02x}{:02x}{:02x}".format(*PALETTE[index % len(PALETTE)]),
+                    "color": "#{:02x}{:02x}{:02x}".format(*PALETTE[index % len(PALETTE)]),
                     **scores.get(name, {"score": None, "level": None, "present": None, "area": None}),
                     "supports": [{"has_mask": support.has_mask} for support in supports],
                 }
@@ -122,7 +122,7 @@ class Api:
         return JSONResponse(state, headers=_NO_STORE)
 
     async def _stream(self, _: Request) -> Response:
-        pictures = self._board.watch()
+        pictures = self._hub.watch()
         try:
             first = await anext(pictures, None)
         except TooManyWatchersError as error:
@@ -143,22 +143,22 @@ class Api:
         )
 
     async def _freeze(self, _: Request) -> Response:
-        name, image = self._board.freeze()
+        name, image = self._hub.freeze()
         return JSONResponse({"id": name, "width": image.shape[1], "height": image.shape[0]}, 201)
 
     async def _frozen(self, request: Request) -> Response:
-        image = self._board.frozen(request.path_params["id"])
+        image = self._hub.frozen(request.path_params["id"])
         return Response(await run_in_threadpool(encode_jpeg, image), media_type="image/jpeg", headers=_NO_STORE)
 
     async def _mask(self, request: Request) -> Response:
-        image = self._board.frozen(request.path_params["id"])
+        image = self._hub.frozen(request.path_params["id"])
         box = _box(await _json(request))
         mask = await self._look(lambda model: model.mask_of_box(image, box))
         return Response(encode_png(mask.astype(np.uint8) * 255), media_type="image/png", headers=_NO_STORE)
 
-    async def _enrol(self, request: Request) -> Response:
+    async def _enroll(self, request: Request) -> Response:
         asked = await _json(request)
-        name, image = _text(asked, "name"), self._board.frozen(_text(asked, "frame_id"))
+        name, image = _text(asked, "name"), self._hub.frozen(_text(asked, "frame_id"))
         if "box_xyxy" in asked and "mask_png" in asked:
             raise InputError("Give box_xyxy or mask_png, not both.")
         mask: npt.NDArray[np.bool_] | None = None
@@ -167,7 +167,7 @@ class Api:
             mask = await self._look(lambda model: model.mask_of_box(image, box))
         elif "mask_png" in asked:
             mask = await run_in_threadpool(_decoded_mask, _text(asked, "mask_png"), image.shape[:2])
-        report = await self._change(lambda model: enrol(model, name, image, mask))
+        report = await self._change(lambda model: enroll(model, name, image, mask))
         return JSONResponse(report.as_json(), 201)
 
     async def _rename(self, request: Request) -> Response:
@@ -218,26 +218,26 @@ class Api:
             path.write_bytes(data)
             try:
                 await self._change(lambda model: model.load_bank(path))
-            except ArtefactError as error:
-                raise ArtefactError(str(error).replace(f"{folder}/", "")) from error
+            except ArtifactError as error:
+                raise ArtifactError(str(error).replace(f"{folder}/", "")) from error
         return JSONResponse({"classes": list(self._model.classes)})
 
     async def _health(self, _: Request) -> Response:
-        health = self._board.health
+        health = self._hub.health
         if health is None:
             return JSONResponse({"error": "The run has only begun."}, 503)
         return JSONResponse(health.as_json(), 200 if health.source_status.state == "live" else 503)
 
     async def _metrics(self, _: Request) -> Response:
-        health = self._board.health
+        health = self._hub.health
         text = b"" if health is None else metrics_text(health)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _look(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
-        return await run_in_threadpool(self._model.look, request)
+        return await run_in_threadpool(self._model.read, request)
 
     async def _change(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
-        answer = await run_in_threadpool(self._model.change, request)
+        answer = await run_in_threadpool(self._model.update, request)
         self._is_saved = False
         return answer
 
@@ -321,5 +321,5 @@ async def _docs(_: Request) -> Response:
 async def _explain(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
-    status = 400 if isinstance(error, InputError) else 409 if isinstance(error, ArtefactError) else 503
+    status = 400 if isinstance(error, InputError) else 409 if isinstance(error, ArtifactError) else 503
     return JSONResponse({"error": str(error)}, status)

@@ -1,4 +1,4 @@
-"""Enrolment from a frozen frame, and at once what became of it."""
+"""Enrollment from a frozen frame, and at once what became of it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ class Confusion:
 
     Attributes:
         name: The class.
-        score: Its P(present) on the frame, before the enrolment.
-        mask_share: Share of the new mask that it took for itself before the enrolment, in [0, 1].
+        score: Its P(present) on the frame, before the enrollment.
+        mask_share: Share of the new mask that it took for itself before the enrollment, in [0, 1].
     """
 
     name: str
@@ -30,8 +30,8 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class EnrolmentReport:
-    """What became of an enrolment.
+class EnrollmentReport:
+    """What became of an enrollment.
 
     Attributes:
         name: The class.
@@ -62,10 +62,10 @@ class EnrolmentReport:
         return {**vars(self), "confusions": [vars(one) for one in self.confusions], "warnings": list(self.warnings)}
 
 
-def enrol(
+def enroll(
     model: FewShotModel, name: str, image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_] | None
-) -> EnrolmentReport:
-    """Enrol one picture and look at the same picture before and after; costs three runs of the encoder.
+) -> EnrollmentReport:
+    """Enroll one picture and look at the same picture before and after; costs three runs of the encoder.
 
     Args:
         model: Is given the class.
@@ -75,10 +75,10 @@ def enrol(
 
     Raises:
         InputError: The name, picture or mask cannot be used; the classes are as they were.
-        ArtefactError: The head's engine was built for fewer classes.
+        ArtifactError: The head's engine was built for fewer classes.
     """
     before = model.predict(image)
-    enrolment = model.enroll(name, [image], [mask])
+    enrollment = model.enroll(name, [image], [mask])
     after = model.predict(image)
     way = after.classes.index(name)
     seen = mask if mask is not None else after.label_map == way + 1
@@ -87,12 +87,12 @@ def enrol(
         share = float((before.label_map[seen] == index + 1).mean()) if seen.any() else 0.0
         if other != name and before.present[index] and share >= _CONFUSED_SHARE:
             confusions.append(Confusion(other, round(float(before.scores[index]), 3), round(share, 3)))
-    cover, fit = enrolment.mask_cover[0], measure_fit(after, name, enrolment.masks[0])
-    return EnrolmentReport(
+    cover, fit = enrollment.mask_cover[0], measure_fit(after, name, enrollment.masks[0])
+    return EnrollmentReport(
         name=name,
-        shots=enrolment.shots,
+        shots=enrollment.shots,
         mask_cover=round(cover, 4),
-        kept_tokens=enrolment.kept_tokens[0],
+        kept_tokens=enrollment.kept_tokens[0],
         score=round(float(after.scores[way]), 3),
         found_share=None if mask is None else round(float((after.label_map[seen] == way + 1).mean()), 3),
         iou=None if mask is None else round(fit.iou, 3),

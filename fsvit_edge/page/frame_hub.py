@@ -28,7 +28,7 @@ class TooManyWatchersError(FsvitEdgeError):
     """Nobody more can watch."""
 
 
-class Board:
+class FrameHub:
     """Filled by the sink's thread, read by the server's.
 
     Every watcher takes the newest picture when it is ready for one, so a slow one gets fewer and holds up nobody.

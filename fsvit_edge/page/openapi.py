@@ -32,7 +32,7 @@ _TEXT = {"type": "string"}
 def openapi() -> dict[str, Any]:
     """Describe every path as OpenAPI 3.1."""
     name_and_new = _object({"name": _TEXT, "new_name": _TEXT}, ["name", "new_name"])
-    enrolment = _object(
+    enrollment = _object(
         {
             "name": {"type": "string", "minLength": 1, "maxLength": 80},
             "frame_id": _TEXT,
@@ -71,12 +71,12 @@ def openapi() -> dict[str, Any]:
         },
         "/api/classes": {
             "post": _operation(
-                "Enrol a frozen frame by a box, by a mask, or by the name alone; live from the next frame on. Answers "
+                "Enroll a frozen frame by a box, by a mask, or by the name alone; live from the next frame on. Answers "
                 "shots, mask_cover, kept_tokens; on the same frame score, and found_share, iou and area_ratio of the "
                 "mask; confusions, and warnings.",
                 "application/json",
                 201,
-                body=enrolment,
+                body=enrollment,
             ),
             "patch": _operation("Rename a class.", None, 204, body=name_and_new),
             "delete": _operation("Forget a class.", None, 204, params=[_NAME]),

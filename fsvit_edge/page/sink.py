@@ -12,7 +12,7 @@ from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.page.access import Access, is_loopback
 from fsvit_edge.page.api import Api
-from fsvit_edge.page.frame_hub import Board
+from fsvit_edge.page.frame_hub import FrameHub
 from fsvit_edge.page.server import PageServer
 from fsvit_edge.runtime.bank import check_bank_path
 from fsvit_edge.runtime.errors import InputError
@@ -52,19 +52,19 @@ class PageSink(Sink):
                 "--token must be 8 to 128 letters, digits or . _ ~ -; leave it out, and a page that others can reach "
                 "makes its own."
             )
-        self._board = Board()
-        application = Api(self._board, model, bank_path).application()
-        self._server = PageServer(Access(application, token, hosts), host, port, self._board.close)
+        self._hub = FrameHub()
+        application = Api(self._hub, model, bank_path).application()
+        self._server = PageServer(Access(application, token, hosts), host, port, self._hub.close)
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self._server.port}/{'' if token is None else f'?token={token}'}"
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """See `Sink.write`."""
-        self._board.put(frame, prediction)
+        self._hub.put(frame, prediction)
 
     def report(self, health: Health) -> None:
         """See `Sink.report`."""
-        self._board.report(health)
+        self._hub.report(health)
 
     def _finish(self) -> None:
         self._server.close()

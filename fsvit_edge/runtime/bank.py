@@ -1,6 +1,6 @@
 """The support bank: the enrolled classes with their cached supports, in memory and as one file.
 
-A cached support is kept in FP16 from the moment of enrolment, so that a class answers alike before and after a save.
+A cached support is kept in FP16 from the moment of enrollment, so that a class answers alike before and after a save.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.cached_support import FACTS, TENSORS, CachedSupport, read_support
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL, check_level, level_of_supports
 
 FORMAT_VERSION = 3
@@ -85,7 +85,7 @@ class _Class:
 
 
 class SupportBank:
-    """Enrolled classes in the order of their enrolment.
+    """Enrolled classes in the order of their enrollment.
 
     Args:
         identity: The encoder that makes the supports.
@@ -103,7 +103,7 @@ class SupportBank:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names in the order of enrolment."""
+        """Names in the order of enrollment."""
         return tuple(self._classes)
 
     def supports(self, name: str) -> tuple[CachedSupport, ...]:
@@ -256,11 +256,11 @@ class SupportBank:
             head: What is to judge by it; None: what judged before.
 
         Raises:
-            ArtefactError: The file is missing, damaged, or made by another encoder.
+            ArtifactError: The file is missing, damaged, or made by another encoder.
         """
         check_bank_path(path)
         if not path.is_file():
-            raise ArtefactError(
+            raise ArtifactError(
                 f"Bank {path} does not exist; make one with: fsvit-edge enroll NAME IMAGE --bank {path}."
             )
         try:
@@ -268,7 +268,7 @@ class SupportBank:
                 metadata = (file.metadata() or {}).get(METADATA_KEY)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise ArtefactError(f"Bank {path} is damaged or not a safetensors file: {error}.") from error
+            raise ArtifactError(f"Bank {path} is damaged or not a safetensors file: {error}.") from error
         try:
             header = json.loads(metadata or "")
             digest = header.pop("sha256")
@@ -276,7 +276,7 @@ class SupportBank:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _no_bank(path) from error
         if version != FORMAT_VERSION or precision != PRECISION:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads {FORMAT_VERSION} in "
                 f"{PRECISION!r}; enroll its classes again."
             )
@@ -286,7 +286,7 @@ class SupportBank:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _no_bank(path) from error
         if digest != _digest(header, tensors):
-            raise ArtefactError(
+            raise ArtifactError(
                 f"Bank {path} is damaged: its contents do not have the sha256 that it states; enroll its classes again."
             )
         if identity is not None:
@@ -302,7 +302,7 @@ class SupportBank:
                 bank.add(entry.name, supports)
                 bank._classes[entry.name] = _Class(tuple(supports), check_level(entry.level), entry.is_level_by_hand)
         except InputError as error:
-            raise ArtefactError(f"Bank {path} is damaged: {error}") from error
+            raise ArtifactError(f"Bank {path} is damaged: {error}") from error
         if head is not None and head != judged_by:
             bank._change_head(head)
         return bank
@@ -351,16 +351,16 @@ def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderI
         if theirs != ours:
             short = f"{theirs!s:.12}... ({made_by.name})" if field == "encoder_sha256" else theirs
             mine = f"{ours:.12}... ({identity.name})" if field == "encoder_sha256" else ours
-            raise ArtefactError(
+            raise ArtifactError(
                 f"Bank {path} was made by another {what}: {short}, this bundle has {mine}; "
-                "use the bundle that made it or enrol its classes again."
+                "use the bundle that made it or enroll its classes again."
             )
     if made_by.precision != identity.precision:
-        raise ArtefactError(
+        raise ArtifactError(
             f"Bank {path} was made in another precision: {made_by.precision!s:.40}, the engines here compute in "
-            f"{identity.precision}; take it with --precision {made_by.precision!s:.40} or enrol its classes again."
+            f"{identity.precision}; take it with --precision {made_by.precision!s:.40} or enroll its classes again."
         )
-    raise ArtefactError(f"Bank {path} has tokens of another shape than this bundle's; enrol its classes again.")
+    raise ArtifactError(f"Bank {path} has tokens of another shape than this bundle's; enroll its classes again.")
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> str:
@@ -373,8 +373,8 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) 
     return digest.hexdigest()
 
 
-def _no_bank(path: Path) -> ArtefactError:
-    return ArtefactError(f"{path} is not a support bank of fsvit-edge: its header is missing or damaged.")
+def _no_bank(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path} is not a support bank of fsvit-edge: its header is missing or damaged.")
 
 
 def _read_entry(entry: Any) -> _Entry:

@@ -48,7 +48,7 @@ def mask_from_box(size_hw: tuple[int, int], box_xyxy: Box) -> npt.NDArray[np.boo
         )
     drawn = np.zeros((height, width), np.uint8)
     # In sixteenths of a pixel, so that the ellipse touches the outermost pixels of the box.
-    centre = (8 * (left + right - 1), 8 * (top + bottom - 1))
+    center = (8 * (left + right - 1), 8 * (top + bottom - 1))
     axes = (8 * (right - left - 1), 8 * (bottom - top - 1))
-    cv2.ellipse(drawn, centre, axes, 0, 0, 360, 1, cv2.FILLED, cv2.LINE_8, shift=4)
+    cv2.ellipse(drawn, center, axes, 0, 0, 360, 1, cv2.FILLED, cv2.LINE_8, shift=4)
     return np.asarray(drawn > 0, np.bool_)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
@@ -68,7 +68,7 @@ class Manifest:
         created_by: Name and version of the exporter.
         head: One of `HEADS`; bundles made before there was a choice do not say.
         presence_level: The score above which a class with one support is present, in (0, 1); older bundles do not say.
-        support_crop: How closely enrolment looks at a small thing, see `support_window`; 0 for the picture as it is, as
+        support_crop: How closely enrollment looks at a small thing, see `support_window`; 0 for the picture as it is, as
             in bundles that do not say.
     """
 
@@ -121,7 +121,7 @@ class Bundle:
         """Read a bundle, checking each file's sha256 before anything parses it.
 
         Raises:
-            ArtefactError: The folder or a file is missing, altered, or made for another version.
+            ArtifactError: The folder or a file is missing, altered, or made for another version.
         """
         manifest = read_manifest(path)
         graphs = {}
@@ -130,12 +130,12 @@ class Bundle:
             try:
                 data = file.read_bytes()
             except OSError as error:
-                raise ArtefactError(
+                raise ArtifactError(
                     f"{file} cannot be read: {error.strerror}; export the bundle again with: fsvit-edge export."
                 ) from error
             digest = hashlib.sha256(data).hexdigest()
             if digest != info.sha256:
-                raise ArtefactError(
+                raise ArtifactError(
                     f"{file} was altered or damaged: sha256 {digest[:12]}..., expected {info.sha256[:12]}...; "
                     "export the bundle again with: fsvit-edge export."
                 )
@@ -154,17 +154,17 @@ def read_manifest(path: Path) -> Manifest:
     """Read `bundle.json` of the bundle at `path`.
 
     Raises:
-        ArtefactError: It is missing, not JSON, incomplete, or of another format version.
+        ArtifactError: It is missing, not JSON, incomplete, or of another format version.
     """
     file = path / MANIFEST_NAME
     if not path.is_dir():
-        raise ArtefactError(f"Bundle {path} does not exist or is not a folder; make one with: fsvit-edge export.")
+        raise ArtifactError(f"Bundle {path} does not exist or is not a folder; make one with: fsvit-edge export.")
     try:
         values = read_json_object(file, FORMAT_VERSION, "export the bundle again")
     except FileNotFoundError as error:
-        raise ArtefactError(f"{path} is not a bundle: it has no {MANIFEST_NAME}.") from error
+        raise ArtifactError(f"{path} is not a bundle: it has no {MANIFEST_NAME}.") from error
     if values.get("sha256") != sealed(values)["sha256"]:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{file} was altered or damaged: it does not have the sha256 that it states; export the bundle again with: "
             "fsvit-edge export."
         )
@@ -172,22 +172,22 @@ def read_manifest(path: Path) -> Manifest:
     manifest = record_from_json(Manifest, file, values)
     for name in GRAPH_NAMES:
         if name not in manifest.graphs:
-            raise ArtefactError(f"{file} is incomplete: it has no graph {name!r}; export the bundle again.")
+            raise ArtifactError(f"{file} is incomplete: it has no graph {name!r}; export the bundle again.")
     for name, info in manifest.graphs.items():
         if name not in (*GRAPH_NAMES, OBJECTNESS):
-            raise ArtefactError(f"{file} names a graph {name!r:.40} that this fsvit-edge does not know; update it.")
+            raise ArtifactError(f"{file} names a graph {name!r:.40} that this fsvit-edge does not know; update it.")
         own = info.file
         if Path(own).name != own or not own.isprintable():
-            raise ArtefactError(f"{file}: the {name} graph's file must lie in the bundle, got {own!r}.")
+            raise ArtifactError(f"{file}: the {name} graph's file must lie in the bundle, got {own!r}.")
     if manifest.head not in HEADS:
-        raise ArtefactError(f"{file} has wrong values: head is {manifest.head!r:.40}, not one of: {', '.join(HEADS)}.")
+        raise ArtifactError(f"{file} has wrong values: head is {manifest.head!r:.40}, not one of: {', '.join(HEADS)}.")
     if not 0 < manifest.presence_level < 1:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{file} has wrong values: presence_level is {manifest.presence_level:g}, not between 0 and 1; export the "
             "bundle again."
         )
     if not is_crop_factor(manifest.support_crop):
-        raise ArtefactError(f"{file} has wrong values: support_crop is {manifest.support_crop}, not 0 or at least 1.")
+        raise ArtifactError(f"{file} has wrong values: support_crop is {manifest.support_crop}, not 0 or at least 1.")
     return manifest
 
 

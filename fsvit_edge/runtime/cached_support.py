@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 
 NUM_POOLED = 9
 MAX_OBJECTNESS_WEIGHT = 2.0
@@ -22,7 +22,7 @@ class CachedSupport:
     """One support picture as the head reads it.
 
     Attributes:
-        kept: (C, T, d) float16, L2-normalised class token, then the image tokens that the mask keeps.
+        kept: (C, T, d) float16, L2-normalized class token, then the image tokens that the mask keeps.
         pooled: (C, 9, d) float16, image tokens averaged over the 3 x 3 pooled grid.
         pooled_mask: (9,) bool, where the second block may look.
         thumbnail: (h, w, 3) uint8 RGB.
@@ -68,7 +68,7 @@ def read_support(
         head_dim: Values d per channel.
 
     Raises:
-        ArtefactError: A tensor or a fact is missing, misshapen or out of its range.
+        ArtifactError: A tensor or a fact is missing, misshapen or out of its range.
     """
     expected: dict[str, tuple[tuple[int | None, ...], type[np.generic]]] = {
         "kept": ((num_channels, None, head_dim), np.float16),
@@ -89,14 +89,14 @@ def read_support(
             and (dtype is not np.float16 or bool(np.isfinite(array).all()))
         )
         if array is None or not fits:
-            raise ArtefactError(f"Bank {path} is damaged: tensor {key}.{field} is missing, misshapen or not finite.")
+            raise ArtifactError(f"Bank {path} is damaged: tensor {key}.{field} is missing, misshapen or not finite.")
         fields[field] = array
     if fields["thumbnail_mask"].shape != fields["thumbnail"].shape[:2]:
-        raise ArtefactError(f"Bank {path} is damaged: tensor {key}.thumbnail_mask has another size than its picture.")
+        raise ArtifactError(f"Bank {path} is damaged: tensor {key}.thumbnail_mask has another size than its picture.")
     loo_score, weight = facts["loo_score"], facts["objectness_weight"]
     for field, value, highest in (("loo_score", loo_score, 1), ("objectness_weight", weight, MAX_OBJECTNESS_WEIGHT)):
         # Not `value > highest`, which is false of a NaN.
         if not (type(value) in (int, float) and 0 <= value <= highest) and not (field == "loo_score" and value is None):
             got = f"{value!r:.40}, not a number from 0 to {highest:g}"
-            raise ArtefactError(f"Bank {path} is damaged: {field} of support {key} is {got}.")
+            raise ArtifactError(f"Bank {path} is damaged: {field} of support {key} is {got}.")
     return CachedSupport(**fields, has_mask=bool(facts["has_mask"]), loo_score=loo_score, objectness_weight=weight)

@@ -3,7 +3,7 @@
     FsvitEdgeError             1  failure: the disk is full, a graph failed to run
     |-- InputError             2  what was given cannot be used: picture, mask, class name, option
     |-- EnvironmentLacksError  3  this machine lacks a package, a provider or a device
-    |-- ArtefactError          4  a bundle, bank or checkpoint is damaged or does not fit
+    |-- ArtifactError          4  a bundle, bank or checkpoint is damaged or does not fit
     |-- AccuracyGateError      5  numbers differ by more than the stated tolerance
     `-- SourceError            6  a camera, stream or file of frames cannot be reached
 
@@ -45,7 +45,7 @@ class EnvironmentLacksError(FsvitEdgeError):
     exit_code = 3
 
 
-class ArtefactError(FsvitEdgeError):
+class ArtifactError(FsvitEdgeError):
     """A bundle, bank or checkpoint that is damaged or belongs to something else."""
 
     exit_code = 4

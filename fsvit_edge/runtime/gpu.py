@@ -10,7 +10,7 @@ from typing import Any
 _LIBRARY = "libcuda.so.1"
 _ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76}
 _REASONS = {
-    3: "the NVIDIA driver cannot be initialised; is its kernel module loaded?",
+    3: "the NVIDIA driver cannot be initialized; is its kernel module loaded?",
     34: f"{_LIBRARY} is a stub for compiling, not a driver",
     46: "every GPU is in use by another program that asked for it alone",
     100: "the NVIDIA driver finds no GPU",

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 
 _Record = TypeVar("_Record")
 
@@ -22,17 +22,17 @@ def read_json_object(file: Path, version: int, remedy: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ArtefactError: It is not JSON, no object, or of another version.
+        ArtifactError: It is not JSON, no object, or of another version.
     """
     try:
         values: Any = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtefactError(f"{file} is not readable JSON: {error}.") from error
+        raise ArtifactError(f"{file} is not readable JSON: {error}.") from error
     found = values.get("format_version") if isinstance(values, dict) else None
     if type(found) is not int or found != version:
-        raise ArtefactError(f"{file} has format version {found!r:.40}, this fsvit-edge reads {version}; {remedy}.")
+        raise ArtifactError(f"{file} has format version {found!r:.40}, this fsvit-edge reads {version}; {remedy}.")
     return dict(values)
 
 
@@ -42,12 +42,12 @@ def record_from_json(kind: type[_Record], file: Path, values: dict[str, Any]) ->
     Lists become tuples where the field is one; a whole number may stand for a float; what has a default may be absent.
 
     Raises:
-        ArtefactError: A field is missing, unknown, or of another type.
+        ArtifactError: A field is missing, unknown, or of another type.
     """
     try:
         record: _Record = _convert(kind, values, "")
     except (TypeError, RecursionError) as error:
-        raise ArtefactError(f"{file} is incomplete, has unknown fields or wrong values: {error}.") from error
+        raise ArtifactError(f"{file} is incomplete, has unknown fields or wrong values: {error}.") from error
     return record
 
 

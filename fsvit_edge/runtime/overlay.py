@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fsvit_edge.runtime.prediction import Prediction
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, then three of IBM's and Tol's in the same spirit.
+# Okabe and Ito's colors, which color-blind people can tell apart, then three of IBM's and Tol's in the same spirit.
 PALETTE = (
     (230, 159, 0),
     (86, 180, 233),
@@ -23,9 +23,9 @@ PALETTE = (
     (221, 221, 221),
 )
 
-_TINT = 0.45  # share of the class's colour in its pixels
+_TINT = 0.45  # share of the class's color in its pixels
 _PANEL_LIGHT = 0.3  # share of the frame that shines through the list
-_BRIGHT, _DIM, _BAR_GREY = 255, 120, 60
+_BRIGHT, _DIM, _BAR_GRAY = 255, 120, 60
 _NAME_SHARE = 0.4  # of the frame's width, at most
 _MESSAGE_LIGHT = 180
 _SMALLEST_TEXT_PX, _READABLE_TEXT_PX = 8, 11  # frames of 320 pixels have readable text, smaller ones some space left
@@ -39,7 +39,7 @@ _Ints = npt.NDArray[np.int_]
 
 
 def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArray[np.uint8]:
-    """Draw what was found: the pixels of each present class in its colour, its name and score beside them.
+    """Draw what was found: the pixels of each present class in its color, its name and score beside them.
 
     A name stands above the top of the class's largest region; where another one stands already, as near as there is
     space. Present classes without pixels, and those for whose name there is no space, are listed in the upper left
@@ -52,7 +52,7 @@ def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArra
         prediction: The answer for this frame; its label map has the frame's height and width.
 
     Returns:
-        (H, W, 3) uint8 RGB. Class i has the colour PALETTE[i % len(PALETTE)].
+        (H, W, 3) uint8 RGB. Class i has the color PALETTE[i % len(PALETTE)].
     """
     drawn: _Rgb = frame_rgb.copy()
     tops = {int(index): tint(drawn, prediction.label_map, int(index)) for index in np.flatnonzero(prediction.present)}
@@ -61,7 +61,7 @@ def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArra
 
 
 def draw_state(frame_rgb: npt.NDArray[np.uint8], state: str, message: str) -> npt.NDArray[np.uint8]:
-    """Draw the last picture of a source that delivers no more: grey and dark, with what is the matter across it.
+    """Draw the last picture of a source that delivers no more: gray and dark, with what is the matter across it.
 
     Args:
         frame_rgb: (H, W, 3) uint8 RGB; it is not changed.
@@ -71,8 +71,8 @@ def draw_state(frame_rgb: npt.NDArray[np.uint8], state: str, message: str) -> np
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    grey = cv2.convertScaleAbs(cv2.cvtColor(frame_rgb, cv2.COLOR_RGB2GRAY), alpha=_PANEL_LIGHT)
-    drawn: _Rgb = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+    gray = cv2.convertScaleAbs(cv2.cvtColor(frame_rgb, cv2.COLOR_RGB2GRAY), alpha=_PANEL_LIGHT)
+    drawn: _Rgb = np.asarray(cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB), np.uint8)
     px = _text_px(*drawn.shape[:2])
     widest = drawn.shape[1] - 2 * px
     lines = [(fitting_text(state.upper(), 2 * px, widest), _BRIGHT)]
@@ -90,7 +90,7 @@ def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> tuple[int
     Args:
         drawn: (H, W, 3) uint8 RGB.
         label_map: (H, W) uint8: i + 1 is class i.
-        index: The class i, of colour PALETTE[i % len(PALETTE)].
+        index: The class i, of color PALETTE[i % len(PALETTE)].
 
     Returns:
         (x, y) in pixels, the middle of the top of the class's largest connected region; None where it has no pixels.
@@ -103,7 +103,7 @@ def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> tuple[int
     mask, region = np.ascontiguousarray(mask[inside]), drawn[inside]
     cv2.copyTo(cv2.LUT(region, _tint_table(index)), mask, region)
     contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(drawn, contours, -1, _colour(index), _line(*drawn.shape[:2]), cv2.LINE_AA, offset=(x, y))
+    cv2.drawContours(drawn, contours, -1, _color(index), _line(*drawn.shape[:2]), cv2.LINE_AA, offset=(x, y))
     xs, ys = max(contours, key=cv2.contourArea)[:, 0].T  # never a hole: what encloses it is larger
     top_xs = xs[ys <= ys.min() + _TOP_SHARE * np.ptp(ys)]
     return x + int(top_xs.min() + top_xs.max()) // 2, y + int(ys.min())
@@ -151,7 +151,7 @@ def _draw_names(drawn: _Rgb, prediction: Prediction, tops: dict[int, tuple[int, 
 
 
 def _plate(prediction: Prediction, index: int, size_hw: tuple[int, int]) -> _Rgb:
-    """Render a name with its score on the colour of its class, no larger than the frame."""
+    """Render a name with its score on the color of its class, no larger than the frame."""
     height, width = size_hw
     px = _text_px(height, width)
     pad = px // 2
@@ -228,9 +228,9 @@ def _corner_list(frame_rgb: _Rgb, prediction: Prediction, listed: list[int]) -> 
         top = pad + row * row_px
         score = float(prediction.scores[index])
         middle = slice(top + row_px // 2 - px // 4, top + row_px // 2 + px // 4)
-        panel[middle, pad // 2 : pad // 2 + px // 2 + pad // 2] = _colour(index)
-        panel[middle, bar_x : bar_x + bar_px] = _BAR_GREY
-        panel[middle, bar_x : bar_x + round(bar_px * score)] = _colour(index)
+        panel[middle, pad // 2 : pad // 2 + px // 2 + pad // 2] = _color(index)
+        panel[middle, bar_x : bar_x + bar_px] = _BAR_GRAY
+        panel[middle, bar_x : bar_x + round(bar_px * score)] = _color(index)
         if bar_px:
             tick_x = bar_x + round((bar_px - _TICK_PX) * float(prediction.levels[index]))
             taller = slice(middle.start - 1, middle.stop + 1)
@@ -300,20 +300,20 @@ def _escape(text: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _plate_table(index: int) -> _Mask:
-    share = np.arange(256)[None, :, None] / 255  # of the letters' colour: black or white, what the eye tells better
-    colour = np.array(_colour(index))
-    light = float(np.dot((0.2126, 0.7152, 0.0722), (colour / 255) ** 2.2))
-    values = (1 - share) * colour + share * (0 if light > 0.18 else 255)
+    share = np.arange(256)[None, :, None] / 255  # of the letters' color: black or white, what the eye tells better
+    color = np.array(_color(index))
+    light = float(np.dot((0.2126, 0.7152, 0.0722), (color / 255) ** 2.2))
+    values = (1 - share) * color + share * (0 if light > 0.18 else 255)
     return np.asarray(np.round(values), np.uint8)
 
 
 @functools.lru_cache(maxsize=256)
 def _tint_table(index: int) -> _Mask:
-    values = np.arange(256)[None, :, None] * (1 - _TINT) + np.array(_colour(index)) * _TINT
+    values = np.arange(256)[None, :, None] * (1 - _TINT) + np.array(_color(index)) * _TINT
     return np.round(values).astype(np.uint8)
 
 
-def _colour(index: int) -> tuple[int, int, int]:
+def _color(index: int) -> tuple[int, int, int]:
     return PALETTE[index % len(PALETTE)]
 
 

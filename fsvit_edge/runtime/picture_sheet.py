@@ -21,7 +21,7 @@ def captioned(panel: _Rgb, lines: Sequence[tuple[str, int | None]]) -> _Rgb:
 
     Args:
         panel: (H, W, 3) uint8 RGB.
-        lines: Each text, cut short where it is too wide, with the way whose colour stands before it, or None.
+        lines: Each text, cut short where it is too wide, with the way whose color stands before it, or None.
 
     Returns:
         (H', W, 3) uint8 RGB, higher than the panel.

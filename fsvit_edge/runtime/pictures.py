@@ -34,7 +34,7 @@ _JPEG_QUALITY = 90
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
     """Read one picture as the eye sees it: its EXIF orientation is applied and everything becomes 8-bit RGB.
 
-    Grey, palette and CMYK pictures are converted; of 16-bit ones the upper 8 bits are kept; transparent parts are laid
+    Gray, palette and CMYK pictures are converted; of 16-bit ones the upper 8 bits are kept; transparent parts are laid
     on white; of an animation or a file of several pages the first picture is taken.
 
     Args:
@@ -63,7 +63,7 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Read the mask of a picture: bright is the thing, dark is the rest.
 
     A pixel is foreground above half of the range (127 of 255); in a mask that holds only 0 and 1, above 0. Where the
-    transparency varies it is the mask (a cut-out); in a colour palette (PASCAL VOC's label maps) whatever is not black
+    transparency varies it is the mask (a cut-out); in a color palette (PASCAL VOC's label maps) whatever is not black
     or void (255) is the thing; otherwise the luminance decides. The EXIF orientation is applied.
 
     Args:
@@ -211,9 +211,9 @@ def _mask_values(image: Image.Image) -> npt.NDArray[Any]:
     if image.mode == "F" or image.mode.startswith("I"):
         return np.asarray(image)
     if image.mode == "P":
-        colours = np.asarray(image.convert("RGB"))
-        if (colours != colours[..., :1]).any():
-            # Label maps in colour (PASCAL VOC's): class 1 is a dark red, which luminance would take for background.
+        colors = np.asarray(image.convert("RGB"))
+        if (colors != colors[..., :1]).any():
+            # Label maps in color (PASCAL VOC's): class 1 is a dark red, which luminance would take for background.
             void = np.asarray(image) == _VOID_LABEL
-            return np.where(colours.any(axis=2) & ~void, 255, 0).astype(np.uint8)
+            return np.where(colors.any(axis=2) & ~void, 255, 0).astype(np.uint8)
     return np.asarray(image.convert("L"))

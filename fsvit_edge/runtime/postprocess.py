@@ -28,7 +28,7 @@ def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint
     """Decide every pixel of the frame: the class of the highest P(foreground), background where that is below 0.5.
 
     The frame is decided in bands of rows that stay in the cache (one pass over whole maps took six times as long), and
-    a class is left out of a band where no cell reaches 0.5: an interpolated value never exceeds its neighbours.
+    a class is left out of a band where no cell reaches 0.5: an interpolated value never exceeds its neighbors.
 
     Args:
         foreground: (ways, h, w) probabilities.

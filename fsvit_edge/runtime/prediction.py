@@ -11,7 +11,7 @@ class Prediction:
     """The answer for one frame, each class judged on its own: none, some or all may be present.
 
     Attributes:
-        classes: Names of the enrolled classes, in the order of enrolment.
+        classes: Names of the enrolled classes, in the order of enrollment.
         scores: P(present) of each class, (ways,) float32 in [0, 1].
         levels: The score above which each class is present, (ways,) float32 in (0, 1).
         label_map: (H, W) uint8 at the frame's size: 0 is background, i + 1 is `classes[i]`; with sharp outlines only of

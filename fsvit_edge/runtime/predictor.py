@@ -1,4 +1,4 @@
-"""`FewShotModel`: enrol classes from a few pictures, then ask of every frame what is there and where."""
+"""`FewShotModel`: enroll classes from a few pictures, then ask of every frame what is there and where."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS,
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
-from fsvit_edge.runtime.errors import ArtefactError, InputError, UnseenThingError
+from fsvit_edge.runtime.errors import ArtifactError, InputError, UnseenThingError
 from fsvit_edge.runtime.head_runs import head_runs
 from fsvit_edge.runtime.outlines import OUTLINES, objectness_weight, recognized, sharpen
 from fsvit_edge.runtime.pictures import thumbnail
@@ -37,8 +37,8 @@ _MOST_JUDGES = 5
 
 
 @dataclass(frozen=True)
-class Enrolment:
-    """What was learnt of a class.
+class Enrollment:
+    """What was learned of a class.
 
     Attributes:
         name: The class.
@@ -126,7 +126,7 @@ class FewShotModel:
             threads: Threads within an operator; None for every core.
 
         Raises:
-            ArtefactError: The bundle is missing, altered or damaged, or no engine that fits was built.
+            ArtifactError: The bundle is missing, altered or damaged, or no engine that fits was built.
             EnvironmentLacksError: The engine is not installed here, or finds no device.
             InputError: There is no such engine or precision.
         """
@@ -137,7 +137,7 @@ class FewShotModel:
         found = (opened.encoder.inputs[0].shape[1], opened.head.outputs[1].shape[1])
         if stated != found:
             model.close()
-            raise ArtefactError(
+            raise ArtifactError(
                 f"{loaded.path / MANIFEST_NAME} states images of {stated[0]} px and masks of {stated[1]}, its "
                 f"graphs have {found[0]} and {found[1]}; export the bundle again with: fsvit-edge export."
             )
@@ -145,7 +145,7 @@ class FewShotModel:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the enrolled classes, in the order of enrolment."""
+        """Names of the enrolled classes, in the order of enrollment."""
         return self.bank.classes
 
     @property
@@ -182,7 +182,7 @@ class FewShotModel:
         masks: Sequence[Mask | None] | None = None,
         boxes: Sequence[Box | None] | None = None,
         level: float | None = None,
-    ) -> Enrolment:
+    ) -> Enrollment:
         """Learn a class from pictures, or add pictures to a class.
 
         Costs one run of the encoder for each picture, two where a small thing is found by the name alone: where the
@@ -204,7 +204,7 @@ class FewShotModel:
         Raises:
             UnseenThingError: The thing is too small in a picture; the bank is as it was.
             InputError: The name, a picture, a mask, a box or the level cannot be used; the bank is as it was.
-            ArtefactError: The head's engine was built for fewer classes; the bank is as it was.
+            ArtifactError: The head's engine was built for fewer classes; the bank is as it was.
         """
         check_name(name)
         if level is not None:
@@ -227,7 +227,7 @@ class FewShotModel:
         self._runs = None
         kept = tuple(support.kept.shape[1] - 1 for support in supports)
         covers = tuple(float(mask.mean()) for mask in used)
-        return Enrolment(name, len(self.bank.supports(name)), covers, kept, tuple(used))
+        return Enrollment(name, len(self.bank.supports(name)), covers, kept, tuple(used))
 
     def predict(self, rgb: Image, probabilities: bool = False) -> Prediction:
         """Judge one frame against every enrolled class.
@@ -456,7 +456,7 @@ class FewShotModel:
         """Replace the enrolled classes by those of a file.
 
         Raises:
-            ArtefactError: The file is missing, damaged, made by another encoder, or has more classes than the head's
+            ArtifactError: The file is missing, damaged, made by another encoder, or has more classes than the head's
                 engine takes; the classes are as they were.
         """
         bank = SupportBank.load(Path(path), self.bank.identity, self.bank.head)
@@ -550,7 +550,7 @@ class FewShotModel:
 
     def _check_ways(self, ways: int) -> None:
         if ways > self._head.limits.get("ways", ways):
-            raise ArtefactError(
+            raise ArtifactError(
                 f"The head engine was built for at most {self.max_classes} classes, the bank has {ways}; rebuild it "
                 f"with: fsvit-edge build-engine --ways-max {ways}, and the options it was built with."
             )
@@ -588,5 +588,5 @@ def _on_host(tensor: Array | ResidentTensor) -> Array:
 
 def _known(size: int | str) -> int:
     if isinstance(size, str):
-        raise ArtefactError(f"The encoder's output 'tokens' has an unknown size {size!r}; export the bundle again.")
+        raise ArtifactError(f"The encoder's output 'tokens' has an unknown size {size!r}; export the bundle again.")
     return size

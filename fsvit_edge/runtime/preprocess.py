@@ -1,6 +1,6 @@
 """The one preprocessing: any RGB picture -> the square uint8 picture that the encoder reads.
 
-Training, calibration and the device all call it. Normalisation is inside the encoder's graph.
+Training, calibration and the device all call it. Normalization is inside the encoder's graph.
 """
 
 from functools import lru_cache
@@ -34,7 +34,7 @@ def check_rgb(rgb: npt.NDArray[np.uint8], what: str) -> None:
 def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """Resize (H, W, 3) uint8 RGB to (size, size, 3) with an antialiased bilinear filter.
 
-    The weights are Pillow's, on which the published numbers rest; the result differs from Pillow's by at most one grey
+    The weights are Pillow's, on which the published numbers rest; the result differs from Pillow's by at most one gray
     level, because Pillow also rounds between its two passes. Two banded matrix products in numpy take a third to a half
     of Pillow's time on a 1280 x 720 frame.
     """
@@ -73,15 +73,15 @@ def _filter_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
     """The (size, length) matrix of a triangle filter whose half-width is the scale, at least one pixel."""
     scale = length / size
     half_width = max(scale, 1.0)
-    centres = (np.arange(size) + 0.5) * scale
+    centers = (np.arange(size) + 0.5) * scale
     matrix = np.zeros((size, length), np.float64)
-    for row, centre in enumerate(centres):
-        first = max(int(centre - half_width + 0.5), 0)
-        last = min(int(centre + half_width + 0.5), length)
-        weights = 1.0 - np.abs((np.arange(first, last) - centre + 0.5) / half_width)
+    for row, center in enumerate(centers):
+        first = max(int(center - half_width + 0.5), 0)
+        last = min(int(center + half_width + 0.5), length)
+        weights = 1.0 - np.abs((np.arange(first, last) - center + 0.5) / half_width)
         matrix[row, first:last] = np.clip(weights, 0.0, None)
-    normalised: npt.NDArray[np.float32] = (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
-    return normalised
+    normalized: npt.NDArray[np.float32] = (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalized
 
 
 @lru_cache(maxsize=16)

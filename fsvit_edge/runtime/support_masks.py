@@ -72,4 +72,4 @@ def check_support(name: str, image: Image, mask: Mask | None) -> None:
             f"got {mask.shape}."
         )
     if not mask.any():
-        raise InputError(f"The mask of {name!r} is empty; mark the thing, or give no mask to enrol by its name alone.")
+        raise InputError(f"The mask of {name!r} is empty; mark the thing, or give no mask to enroll by its name alone.")

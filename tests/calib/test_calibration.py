@@ -13,7 +13,7 @@ import pytest
 
 from fsvit_edge.calib.calibration import DEFAULT_CALIBRATION, FEWEST_PICTURES, Calibration
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_another_models_calibration_is_refused_and_told_why(
     if not text:
         changed.check_fits(bundle)
         return
-    with pytest.raises(ArtefactError, match=text) as error:
+    with pytest.raises(ArtifactError, match=text) as error:
         changed.check_fits(bundle)
     assert f"fsvit-edge calib SOURCE --bundle {bundle.path} --output" in str(error.value)
 
@@ -104,7 +104,7 @@ def set_to(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
     [
         (set_to("format_version", value=2), "format version 2, this fsvit-edge reads 1; make it again with"),
         (lambda values: values.pop("ranges"), "'ranges' is missing"),
-        (set_to("colour", value="red"), "unknown field 'colour'"),
+        (set_to("color", value="red"), "unknown field 'color'"),
         (set_to("pictures", value="many"), "pictures is 'many'"),
         (set_to("pictures", value=0), "it has seen 0 pictures"),
         (set_to("banked", value=41), "it has seen 40 pictures, 41 of them of a bank"),
@@ -129,7 +129,7 @@ def test_impossible_values_are_refused(
     assert Calibration.load(path) == calibration
     change(values)
     path.write_text(json.dumps(values))
-    with pytest.raises(ArtefactError, match=text) as error:
+    with pytest.raises(ArtifactError, match=text) as error:
         Calibration.load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -148,7 +148,7 @@ def test_impossible_values_are_refused(
 def test_what_is_no_calibration_is_refused(tmp_path: Path, data: bytes, text: str) -> None:
     path = tmp_path / "calibration.json"
     path.write_bytes(data)
-    with pytest.raises(ArtefactError, match=text):
+    with pytest.raises(ArtifactError, match=text):
         Calibration.load(path)
 
 
@@ -157,7 +157,7 @@ def test_ranges_that_are_not_finite_are_refused(calibration: Calibration, tmp_pa
     path = tmp_path / "calibration.json"
     calibration.save(path)
     path.write_text(path.read_text().replace("0.1", number, 1))
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         Calibration.load(path)
 
 
@@ -167,16 +167,16 @@ def test_a_calibration_cut_short_anywhere_is_refused(calibration: Calibration, t
     whole = path.read_bytes()
     for length in range(len(whole) - 1):  # but for the line's end
         path.write_bytes(whole[:length])
-        with pytest.raises(ArtefactError):
+        with pytest.raises(ArtifactError):
             Calibration.load(path)
 
 
 def test_a_missing_file_is_told_with_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(
-        ArtefactError, match=r"does not exist; make one with: fsvit-edge calib SOURCE --output .*none\."
+        ArtifactError, match=r"does not exist; make one with: fsvit-edge calib SOURCE --output .*none\."
     ):
         Calibration.load(tmp_path / "none.json")
-    with pytest.raises(ArtefactError, match="not readable"):
+    with pytest.raises(ArtifactError, match="not readable"):
         Calibration.load(tmp_path)
 
 

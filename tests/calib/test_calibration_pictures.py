@@ -16,7 +16,7 @@ from fsvit_edge.runtime.errors import InputError, SourceError
 
 
 def save_picture(path: Path, value: int) -> None:
-    """A grey picture of 4 x 2 pixels whose every pixel is `value`."""
+    """A gray picture of 4 x 2 pixels whose every pixel is `value`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 2), (value, value, value)).save(path)
 

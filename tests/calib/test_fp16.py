@@ -12,7 +12,7 @@ from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.overflow import find_overflows
 from fsvit_edge.calib.precision import FLOAT32_IO, PrecisionOptions, make_graph
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 Keep = Callable[[Graph, NodeProto], bool]
 IN_FLOAT32 = ("LayerNormalization", "Softmax", "Gelu", "InstanceNormalization", "ReduceL2")
@@ -163,9 +163,9 @@ def test_outputs_may_be_what_an_fp32_node_makes_and_inputs_may_be_shared() -> No
 
 
 def test_what_cannot_be_converted_says_so() -> None:
-    with pytest.raises(ArtefactError, match="not an ONNX file"):
+    with pytest.raises(ArtifactError, match="not an ONNX file"):
         to_fp16(b"not onnx at all", (), no)
-    with pytest.raises(ArtefactError, match="not valid ONNX"):
+    with pytest.raises(ArtifactError, match="not valid ONNX"):
         to_fp16(small_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], w=np.ones((5, 3), np.float32)), (), no)
 
 

@@ -13,7 +13,7 @@ from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.precision import PrecisionOptions, check_patterns, make_graph
 from fsvit_edge.calib.quantize import insert_qdq, linear_layers, quantize_weight
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 BLOCKS = 6
 PLAIN = PrecisionOptions(smooth=False)
@@ -33,7 +33,7 @@ def count(graph: Graph, operator: str) -> int:
     return sum(node.op_type == operator for node in graph.nodes)
 
 
-def test_every_linear_layer_of_every_block_and_nothing_else_is_quantised(made: Make) -> None:
+def test_every_linear_layer_of_every_block_and_nothing_else_is_quantized(made: Make) -> None:
     graph = made()
     assert (count(graph, "QuantizeLinear"), count(graph, "DequantizeLinear")) == (4 * BLOCKS, 8 * BLOCKS)
     for node in graph.nodes:
@@ -87,7 +87,7 @@ def test_the_encoder_computes_nearly_the_same(
             assert 0.98 < cosine.min() < 0.99999
 
 
-def test_one_quantiser_serves_several_readers() -> None:
+def test_one_quantizer_serves_several_readers() -> None:
     rng = np.random.default_rng(0)
     weights = {name: rng.standard_normal((4, 3)).astype(np.float32) for name in ("a", "b")}
     nodes = [helper.make_node("MatMul", ["x", name], [f"y_{name}"]) for name in weights]
@@ -156,7 +156,7 @@ def test_int8_without_ranges_is_refused(tiny_graphs: dict[str, bytes], tiny_cali
     with pytest.raises(InputError, match="--calib"):
         make_graph(tiny_graphs["encoder"], "encoder", "int8", "tensorrt", None, PLAIN)
     missing = Calibration(**{**vars(tiny_calibration), "ranges": {"encoder": {}}, "channel_max": {}})
-    with pytest.raises(ArtefactError, match="no usable range for tensor"):
+    with pytest.raises(ArtifactError, match="no usable range for tensor"):
         make_graph(tiny_graphs["encoder"], "encoder", "int8", "tensorrt", missing, PLAIN)
 
 
@@ -189,7 +189,7 @@ def foreign(tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, scale:
     return graph.finish().SerializeToString()
 
 
-def test_a_graph_quantised_elsewhere_is_accepted_as_it_is(
+def test_a_graph_quantized_elsewhere_is_accepted_as_it_is(
     made: Make, tiny_graphs: dict[str, bytes], tiny_calibration: Calibration
 ) -> None:
     data = foreign(tiny_graphs, tiny_calibration)
@@ -202,7 +202,7 @@ def test_a_graph_quantised_elsewhere_is_accepted_as_it_is(
     needs_no_ranges = make_graph(data, "encoder", "int8", "tensorrt", None, PLAIN)
     assert needs_no_ranges.ByteSize() > 0
     for precision in ("fp32", "fp16"):
-        with pytest.raises(InputError, match="quantised already"):
+        with pytest.raises(InputError, match="quantized already"):
             make_graph(data, "encoder", precision, "tensorrt", None, PLAIN)
 
 

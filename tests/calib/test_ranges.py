@@ -18,7 +18,7 @@ from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.quantize import linear_layers
 from fsvit_edge.calib.ranges import collect_ranges, layer_kinds, quantizable_tensors
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.preprocess import resize_image
 
 SIDE = 8
@@ -223,10 +223,10 @@ def test_what_cannot_be_calibrated_is_told() -> None:
         collect_ranges(bundle, [noise(0)], "max")
     with pytest.raises(InputError, match="There is no picture to calibrate with"):
         collect_ranges(bundle, [])
-    with pytest.raises(ArtefactError, match="has no linear layer to quantise"):
+    with pytest.raises(ArtifactError, match="has no linear layer to quantize"):
         collect_ranges(plain_bundle(with_layer=False), [noise(0)])
     garbage = replace(bundle, graphs={"encoder": b"garbage"})
-    with pytest.raises(ArtefactError, match="not an ONNX file"):
+    with pytest.raises(ArtifactError, match="not an ONNX file"):
         collect_ranges(garbage, [noise(0)])
 
 
@@ -238,7 +238,7 @@ def test_values_that_are_not_finite_are_refused(operators: tuple[str, ...], meth
     harmless = np.ones((SIDE, SIDE, 3), np.uint8) if "Neg" not in operators else np.zeros((SIDE, SIDE, 3), np.uint8)
     bundle = plain_bundle(operators)
     assert collect_ranges(bundle, [harmless], method).pictures == 1
-    with pytest.raises(ArtefactError, match="computes NaN or infinity in tensor"):
+    with pytest.raises(ArtifactError, match="computes NaN or infinity in tensor"):
         collect_ranges(bundle, [harmless, noise(0)], method)
 
 

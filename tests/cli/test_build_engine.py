@@ -69,7 +69,7 @@ def test_json_is_all_that_stdout_gets(cli: Cli, bundle: Path) -> None:
     result = cli("build-engine", str(bundle), "--target", "sm86,sm89", "--target", "sm120", "--json")
     assert result.code == 0, result.err
     document = json.loads(result.out)
-    assert (document["engine"], document["precision"], document["was_there"]) == ("tensorrt-rtx", "fp16", False)
+    assert (document["engine"], document["precision"], document["up_to_date"]) == ("tensorrt-rtx", "fp16", False)
     encoder = document["engines"]["encoder"]
     assert encoder["record"]["targets"] == ["sm86", "sm89", "sm120"]
     assert Path(encoder["path"]).is_file()

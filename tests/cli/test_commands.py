@@ -78,7 +78,7 @@ def is_one_error(result: Result, code: int, text: str) -> None:
     assert result.code == code
 
 
-def colours(seed: int, height: int, width: int) -> np.ndarray:
+def colors(seed: int, height: int, width: int) -> np.ndarray:
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return small.repeat(-(-height // 4), axis=0).repeat(-(-width // 5), axis=1)[:height, :width].copy()
 
@@ -92,7 +92,7 @@ def rectangle(height: int, width: int) -> np.ndarray:
 def write_video(path: Path, frames: int, fps: float = 12.0) -> None:
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), fps, (160, 120))
     for index in range(frames):
-        writer.write(colours(index, 120, 160))
+        writer.write(colors(index, 120, 160))
     writer.release()
 
 
@@ -110,14 +110,14 @@ def count_frames(path: Path) -> int:
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, masks, a video, and things that are wrong with each of them; with a bank of two classes."""
     folder = tmp_path_factory.mktemp("samples")
-    write_image(folder / "cat1.jpg", colours(1, 120, 160))
+    write_image(folder / "cat1.jpg", colors(1, 120, 160))
     write_image(folder / "cat1_mask.png", rectangle(120, 160))
-    write_image(folder / "cat2.png", colours(2, 90, 60))
+    write_image(folder / "cat2.png", colors(2, 90, 60))
     write_image(folder / "cat2_mask.png", rectangle(90, 60))
-    write_image(folder / "photo.jpg", colours(3, 121, 163))
+    write_image(folder / "photo.jpg", colors(3, 121, 163))
     write_image(folder / "black.png", np.zeros((120, 160, 3), np.uint8))
     for index in range(3):
-        write_image(folder / "album" / f"{index}.jpg", colours(10 + index, 60 + index, 80))
+        write_image(folder / "album" / f"{index}.jpg", colors(10 + index, 60 + index, 80))
     write_video(folder / "video.mp4", 6)
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("not a picture")
@@ -239,7 +239,7 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("run", "photo.jpg", "--precision", "fp16"), 3, "--precision fp16 needs a GPU, but no NVIDIA driver"),
         (("bench", "--engine", "tensorrt-rtx"), 3, "--engine tensorrt-rtx needs a GPU, but no NVIDIA driver"),
         (("enroll", "cat", "cat1.jpg", "--engine", "cuda"), 3, "Engine 'cuda' needs ONNX Runtime's CUDA"),
-        # 4: an artefact does not fit
+        # 4: an artifact does not fit
         (("run", "photo.jpg", "--bundle", "altered"), 4, "head.onnx was altered or damaged: sha256"),
         (("enroll", "cat", "cat1.jpg", "--bundle", "altered"), 4, "head.onnx was altered or damaged: sha256"),
         (("bench", "--bundle", "altered"), 4, "head.onnx was altered or damaged: sha256"),
@@ -281,7 +281,7 @@ def test_without_a_bank_a_file_cannot_be_judged(folder: Path, cli: Cli) -> None:
     (folder / "bank.safetensors").unlink()
     before = contents(folder)
     is_one_error(
-        cli("run", "photo.jpg", "--sink", "out.jsonl"), 2, "No class is enrolled; enrol one with: fsvit-edge enroll"
+        cli("run", "photo.jpg", "--sink", "out.jsonl"), 2, "No class is enrolled; enroll one with: fsvit-edge enroll"
     )
     assert contents(folder) == before
 
@@ -476,7 +476,7 @@ def test_the_console_script_calls_main() -> None:
     assert script.load() is main
 
 
-# -------------------------------------------------------------------------------------------------- enrol, edit, judge
+# -------------------------------------------------------------------------------------------------- enroll, edit, judge
 
 
 def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli) -> None:
@@ -825,7 +825,7 @@ def test_an_exported_bundle_answers_as_the_shipped_one(bare_export: tuple[Path, 
     np.testing.assert_allclose(exported.foreground, shipped.foreground, atol=1e-2)
 
 
-def test_a_bundle_is_used_from_enrolment_to_a_run(bare_export: tuple[Path, Result], folder: Path, cli: Cli) -> None:
+def test_a_bundle_is_used_from_enrollment_to_a_run(bare_export: tuple[Path, Result], folder: Path, cli: Cli) -> None:
     bundle = str(bare_export[0] / "bundle")
     (folder / "bank.safetensors").unlink()
     enrolled = cli("enroll", "cat", "cat1.jpg", "--bundle", bundle)

@@ -137,8 +137,8 @@ def test_a_gif_is_a_picture_and_with_a_frame_a_video(cli: Cli) -> None:
         (("twice",), "twice/images/1.jpg and twice/images/1.png have the same stem; rename one of them."),
         (("crowd",), "101 pictures are too many; give the best, at most 100 at a time."),
         (("none",), "The picture none cannot be read: No such file"),
-        (("pairs", *["--mask", "mask.png"] * 3), "A folder with masks/ brings its own masks; enrol it without --mask"),
-        (("pairs", "--box", "50,40,60,50"), "A folder with masks/ brings its own masks; enrol it without --mask"),
+        (("pairs", *["--mask", "mask.png"] * 3), "A folder with masks/ brings its own masks; enroll it without --mask"),
+        (("pairs", "--box", "50,40,60,50"), "A folder with masks/ brings its own masks; enroll it without --mask"),
         (("album", "--mask", "mask.png"), "3 pictures but 1 masks: give one --mask for each picture, or none."),
         (("a.png", *["--box", "50,40,60,50"] * 2), "1 pictures but 2 boxes: give one --box for each picture, or none."),
         (("a.png", "--mask", "mask.png", "--box", "50,40,60,50"), "give --mask or --box, not both."),
@@ -159,7 +159,10 @@ def test_a_gif_is_a_picture_and_with_a_frame_a_video(cli: Cli) -> None:
         (("clip.mp4", "--frame", "1", "--at", "1"), "by --frame or by --at, not by both."),
         (("a.png", "--frame", "1"), "--frame and --at are for a video, and none is given; leave them out."),
         (("album", "--at", "1"), "--frame and --at are for a video, and none is given; leave them out."),
-        (("clip.mp4", "other.mp4", "--frame", "1"), "clip.mp4 and other.mp4 are two videos; enrol from one at a time."),
+        (
+            ("clip.mp4", "other.mp4", "--frame", "1"),
+            "clip.mp4 and other.mp4 are two videos; enroll from one at a time.",
+        ),
         (("a.png", "--preview", "fit.txt"), "fit.txt cannot be written as a picture; end its name in one of .png"),
     ],
 )

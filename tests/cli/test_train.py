@@ -24,12 +24,12 @@ def folder(tmp_path: Path, tiny_network: FewShotNetwork, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(batches, "VALIDATION_EPISODES", 4)
     rng = np.random.default_rng(0)
-    for name, colour in (("cup", 200), ("key", 90)):
+    for name, color in (("cup", 200), ("key", 90)):
         for number in range(3):
             picture = rng.integers(0, 60, (48, 48, 3), dtype=np.uint8)
             mask = np.zeros((48, 48, 3), np.uint8)
             mask[8:40, 8:30] = 255
-            picture[mask > 0] = colour
+            picture[mask > 0] = color
             write_image(tmp_path / "data" / name / "images" / f"{number}.png", picture)
             write_image(tmp_path / "data" / name / "masks" / f"{number}.png", mask)
     save_network(tiny_network, tmp_path / "start.safetensors")

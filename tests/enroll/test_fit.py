@@ -66,7 +66,7 @@ def test_a_bad_fit_says_what_to_do(fit: Fit, warning: str | None) -> None:
         assert fit.warning.endswith(".")
 
 
-def test_the_drawing_shows_what_is_found_in_colour_and_the_mask_as_a_white_line() -> None:
+def test_the_drawing_shows_what_is_found_in_color_and_the_mask_as_a_white_line() -> None:
     picture = np.full((600, 800, 3), 90, np.uint8)
     mask, found = square(300, 400, 200, (600, 800)), square(100, 100, 200, (600, 800))
     drawn = draw_fit(picture, answer(found), "cup", mask)

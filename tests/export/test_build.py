@@ -19,8 +19,7 @@ from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.overflow import Overflow
 from fsvit_edge.export import backend as backend_module
 from fsvit_edge.export import build as build_module
-from fsvit_edge.export import candidate as trial
-from fsvit_edge.export import memory_budget
+from fsvit_edge.export import candidate, memory_budget
 from fsvit_edge.export.backend import choose_backend
 from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.build_result import BuildOptions, BuildResult, PrecisionScores
@@ -34,7 +33,7 @@ from fsvit_edge.runtime.engines.store.files import EngineRecord, load_engine, re
 from fsvit_edge.runtime.engines.store.sets import find_engines
 from fsvit_edge.runtime.errors import (
     AccuracyGateError,
-    ArtefactError,
+    ArtifactError,
     EnvironmentLacksError,
     FsvitEdgeError,
     InputError,
@@ -154,25 +153,25 @@ def test_a_second_build_gives_the_same_sidecar_apart_from_times(
 def test_the_very_engine_is_not_built_twice(bundle: Path) -> None:
     first = build_engines(bundle, CPU)
     second = build_engines(bundle, CPU)
-    assert (first.was_there, second.was_there) == (False, True)
+    assert (first.up_to_date, second.up_to_date) == (False, True)
     assert {name: one.record for name, one in first.engines.items()} == {
         name: one.record for name, one in second.engines.items()
     }
     forced = build_engines(bundle, replace(CPU, force=True))
-    assert not forced.was_there
+    assert not forced.up_to_date
     assert [one.record.sha256 for one in forced.engines.values()] == [
         one.record.sha256 for one in first.engines.values()
     ]
 
 
 def test_an_engine_that_is_damaged_or_unverified_is_built_again(bundle: Path) -> None:
-    assert not build_engines(bundle, FAST).was_there
-    assert build_engines(bundle, FAST).was_there
+    assert not build_engines(bundle, FAST).up_to_date
+    assert build_engines(bundle, FAST).up_to_date
     path = next(bundle.glob("head.*.ort*.onnx"))
     path.write_bytes(path.read_bytes()[:-1])
-    assert not build_engines(bundle, FAST).was_there
-    assert not build_engines(bundle, CPU).was_there
-    assert build_engines(bundle, FAST).was_there
+    assert not build_engines(bundle, FAST).up_to_date
+    assert not build_engines(bundle, CPU).up_to_date
+    assert build_engines(bundle, FAST).up_to_date
 
 
 @pytest.mark.parametrize(
@@ -272,7 +271,7 @@ def test_a_source_is_calibrated_on_the_spot_and_verifies_on_its_own_pictures(bun
 def test_a_calibration_of_another_model_is_refused(bundle: Path, calibrate: Callable[[bytes], Calibration]) -> None:
     made = calibrate(Bundle.load(bundle).graphs["encoder"])
     made.save(bundle / "other.json")
-    with pytest.raises(ArtefactError, match="for images of 400 px, the bundle has 48 px"):
+    with pytest.raises(ArtifactError, match="for images of 400 px, the bundle has 48 px"):
         build_engines(bundle, replace(RTX, precision="int8", calib=str(bundle / "other.json")))
 
 
@@ -312,7 +311,7 @@ def test_verifying_without_pictures_is_refused_before_the_build(bundle: Path, mo
     monkeypatch.setattr("fsvit_edge.export.compare.demo_frame", _no_scikit_image)
     with pytest.raises(EnvironmentLacksError, match=r'"fsvit-edge\[demo\]", give your own with --calib SOURCE, or'):
         build_engines(bundle, CPU)
-    assert not build_engines(bundle, FAST).was_there
+    assert not build_engines(bundle, FAST).up_to_date
 
 
 def _no_scikit_image(_: int) -> None:
@@ -379,7 +378,7 @@ def make_data(root: Path) -> Path:
 def test_a_data_set_compares_the_precisions_on_the_same_episodes(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "EPISODES", 6)
+    monkeypatch.setattr(candidate, "EPISODES", 6)
     result = build_engines(bundle, replace(FAST, data=make_data(tmp_path / "data"), max_drop=0.0))
     fp32, own = result.scores
     assert fp32 == own
@@ -490,11 +489,11 @@ def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(Machine, "here", classmethod(lambda cls: cls("Linux", "aarch64", "Orin", ORIN, "36.4.3")))
 
-    def open_on_trial(job: Any, engines: dict[str, Any], stack: Any) -> Any:
+    def open_candidate(job: Any, engines: dict[str, Any], stack: Any) -> Any:
         return {name: stack.enter_context(OnnxRuntimeEngine(job.bundle.graphs[name], "cpu")) for name in engines}
 
-    monkeypatch.setattr(build_module, "open_on_trial", open_on_trial)
-    monkeypatch.setattr(trial, "open_on_trial", open_on_trial)
+    monkeypatch.setattr(build_module, "open_candidate", open_candidate)
+    monkeypatch.setattr(candidate, "open_candidate", open_candidate)
     monkeypatch.setattr("fsvit_edge.runtime.engines.store.incompatibilities.installed_version", lambda _: request.param)
     yield install(monkeypatch, request.param)
     tensorrt_api._shared_logger.cache_clear()
@@ -512,14 +511,14 @@ def test_tensorrt_on_a_gpu_is_chosen_built_timed_and_described(bundle: Path, fak
     assert record.latency_ms is not None
     assert result.latency_ms.keys() == {"fp16"}
     assert all(builder.config.pools == {"workspace": 64 * 2**20} for builder in fake.builders)
-    assert build_engines(bundle, BuildOptions(workspace_mib=64)).was_there
+    assert build_engines(bundle, BuildOptions(workspace_mib=64)).up_to_date
 
 
 def test_int8_on_a_gpu_is_timed_beside_fp16_that_is_there_and_loses_where_it_is_slower(
     bundle: Path, fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     build_engines(bundle, BuildOptions(verify=False))
-    monkeypatch.setattr(trial, "time_side_by_side", lambda engines, _: [2.0, 3.0][: len(engines)])
+    monkeypatch.setattr(candidate, "time_side_by_side", lambda engines, _: [2.0, 3.0][: len(engines)])
     options = BuildOptions(precision="int8", calib=str(pictures(tmp_path / "album", 3)), verify=False)
     result = build_engines(bundle, options)
     assert result.latency_ms == {"fp16": 4.0, "int8": 6.0}
@@ -567,9 +566,9 @@ def test_a_disk_that_is_full_leaves_the_old_engines(
 
 @pytest.mark.usefixtures("fake")
 def test_a_plan_for_more_classes_is_another_plan(bundle: Path) -> None:
-    assert not build_engines(bundle, BuildOptions(verify=False)).was_there
-    assert build_engines(bundle, BuildOptions(verify=False)).was_there
-    assert not build_engines(bundle, BuildOptions(verify=False, ways_max=20)).was_there
+    assert not build_engines(bundle, BuildOptions(verify=False)).up_to_date
+    assert build_engines(bundle, BuildOptions(verify=False)).up_to_date
+    assert not build_engines(bundle, BuildOptions(verify=False, ways_max=20)).up_to_date
     assert records(bundle)["head"].limits == {"supports": 100, "ways": 20, "kept_tokens": 145}
 
 

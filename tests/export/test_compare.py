@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
 from fsvit_edge.export.compare import check_fp16, compare, demo_pictures, example_feed, time_side_by_side
-from fsvit_edge.export.layers import report_optimised
+from fsvit_edge.export.layers import report_optimized
 from fsvit_edge.export.memory_budget import estimate, free_memory
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.base import Array
@@ -132,6 +132,6 @@ def test_free_memory_is_told_by_linux() -> None:
 
 
 def test_products_are_counted_in_the_graph_that_onnx_runtime_has_made(bundle: Bundle) -> None:
-    counted = report_optimised(onnx.load_from_string(bundle.graphs["encoder"]))
+    counted = report_optimized(onnx.load_from_string(bundle.graphs["encoder"]))
     assert counted.int8_gemms == 0
     assert counted.fp32_gemms >= 4 * bundle.manifest.num_layers

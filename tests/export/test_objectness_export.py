@@ -21,8 +21,7 @@ from fsvit_edge.calib.precision import PrecisionOptions, make_graph
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.cli.main import main
 from fsvit_edge.export import build as build_module
-from fsvit_edge.export import candidate as trial
-from fsvit_edge.export import pipeline
+from fsvit_edge.export import candidate, pipeline
 from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.build_result import BuildOptions
 from fsvit_edge.export.compare import compare, demo_pictures
@@ -54,7 +53,7 @@ def mask() -> np.ndarray:
     return made
 
 
-def enrol(model: FewShotModel) -> None:
+def enroll(model: FewShotModel) -> None:
     """A class of two supports that weigh objectness fully, whatever the rule says of them."""
     supports = [replace(model.cache_support("a", picture(i), mask()), objectness_weight=1.0) for i in range(2)]
     model.bank.add("a", supports)
@@ -103,11 +102,11 @@ def test_a_graph_beside_the_others_leaves_them_as_they_are(bundle_beside: Path, 
 def test_what_cst_answers_does_not_change_by_a_graph_beside_it(bundle_beside: Path, tiny_bundle: Path) -> None:
     frame = picture(9)
     with FewShotModel.load(tiny_bundle, threads=1) as model:
-        enrol(model)
+        enroll(model)
         assert model.outlines == "plain"
         before = model.predict(frame, probabilities=True)
     with FewShotModel.load(bundle_beside, threads=1) as model:
-        enrol(model)
+        enroll(model)
         sharp = model.predict(frame, probabilities=True)
         model.outlines = "plain"
         after = model.predict(frame, probabilities=True)
@@ -179,7 +178,7 @@ def test_torch_and_onnx_runtime_draw_the_same_sharp_outlines(
     answers = []
     for model in (open_network(copy.deepcopy(hybrid_network), CPU), FewShotModel.load(hybrid_bundle, threads=1)):
         with model:
-            enrol(model)
+            enroll(model)
             assert model.outlines == "sharp"
             sharp = model.predict(picture(9), probabilities=True)
             model.outlines = "plain"
@@ -325,7 +324,7 @@ def test_int8_for_the_cpu_is_compared_and_answers_with_sharp_outlines(
     assert result.agreement.outputs["encoder.objectness"]["max_error"] < 1e-5
     assert result.engines["encoder"].record.int8_gemms >= 4 * (Bundle.load(path).manifest.num_layers - 2)
     with FewShotModel.load(path, "cpu", "int8", threads=1) as model:
-        enrol(model)
+        enroll(model)
         assert model.outlines == "sharp"
         found = model.predict(picture(9), probabilities=True)
     assert not np.array_equal(found.foreground, found.plain_foreground)
@@ -350,9 +349,9 @@ def test_engines_beside_an_objectness_graph_are_tried_with_it_as_the_device_runs
         write_image(folder / "images" / f"{number}.png", picture(number))
         write_image(folder / "masks" / f"{number}.png", 255 * mask()[..., None].repeat(3, axis=2).astype(np.uint8))
     monkeypatch.setattr(Sharing, "opened", [])
-    for module in (sys.modules[compare.__module__], trial):
+    for module in (sys.modules[compare.__module__], candidate):
         monkeypatch.setattr(module, "FewShotModel", Sharing)
-    monkeypatch.setattr(trial, "EPISODES", 4)
+    monkeypatch.setattr(candidate, "EPISODES", 4)
     result = build_engines(path, replace(ORT_FP32, data=tmp_path / "data", max_drop=0.0))
     assert result.engines.keys() == {"encoder", "head"}
     assert result.agreement is not None
@@ -366,7 +365,7 @@ def test_engines_beside_an_objectness_graph_are_tried_with_it_as_the_device_runs
     answers = []
     for where in (bundle_beside, path):
         with FewShotModel.load(where, "cpu", "fp32", threads=1) as model:
-            enrol(model)
+            enroll(model)
             assert model.outlines == "sharp"
             answers.append(model.predict(picture(9), probabilities=True).foreground)
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-4)

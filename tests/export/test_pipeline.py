@@ -24,17 +24,17 @@ from fsvit_edge.export.pipeline import ExportOptions, check, export_bundle, simp
 from fsvit_edge.export.verify import ParityRow, _row, raise_on_failure, verify
 from fsvit_edge.model.fast_head import cache_supports
 from fsvit_edge.model.graphs import build_graphs
-from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime.bundle import GRAPH_NAMES, MANIFEST_NAME, Bundle
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, OrtTensor
-from fsvit_edge.runtime.errors import AccuracyGateError, ArtefactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE, GRID, CHANNELS, DIM = 48, 6, 18, 64
 FILES = [MANIFEST_NAME, *(f"{name}.onnx" for name in GRAPH_NAMES)]
 Models = dict[str, bytes]
-Randomise = Callable[[nn.Module, int], None]
+Randomize = Callable[[nn.Module, int], None]
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_the_graphs_take_and_give_what_the_manifest_says(tiny_bundle: Path) -> N
     )
 
 
-def initialisers(graph: bytes) -> list[np.ndarray]:
+def initializers(graph: bytes) -> list[np.ndarray]:
     return [numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(graph).graph.initializer]
 
 
@@ -165,15 +165,15 @@ def operators(graph: bytes) -> list[str]:
 def test_the_position_embedding_is_a_constant_of_the_encoder(models: Models, tiny_network: FewShotNetwork) -> None:
     position = tiny_network.encoder.position().detach().numpy()
     assert any(
-        array.shape == position.shape and np.allclose(array, position) for array in initialisers(models["encoder"])
+        array.shape == position.shape and np.allclose(array, position) for array in initializers(models["encoder"])
     )
     native = tuple(tiny_network.encoder.vit.pos_embed.shape)
-    assert not any(array.shape == native for array in initialisers(models["encoder"]))
+    assert not any(array.shape == native for array in initializers(models["encoder"]))
     assert "Resize" not in operators(models["encoder"])
     assert "Resize" in operators(models["enroll"])  # so that this name is what a resize would be called
 
 
-def test_the_encoder_keeps_its_normalisations_and_its_gelu_whole(models: Models) -> None:
+def test_the_encoder_keeps_its_normalizations_and_its_gelu_whole(models: Models) -> None:
     names = operators(models["encoder"])
     # Two in each of 6 blocks, and the final norm after each block; ReduceMean would be a norm in pieces.
     assert names.count("LayerNormalization") == 18
@@ -190,7 +190,7 @@ def test_the_encoder_keeps_its_normalisations_and_its_gelu_whole(models: Models)
 def test_the_encoder_takes_any_batch(models: Models, tiny_network: FewShotNetwork, batch: int) -> None:
     images = pictures(batch)
     ours = run(models["encoder"], image=images)
-    output = tiny_network.encoder(normalise(images))
+    output = tiny_network.encoder(normalize(images))
     vectors = output.tokens.unflatten(3, (3, DIM)).permute(0, 3, 1, 2, 4).flatten(1, 2)  # head-major channels
     assert_near(ours["tokens"], tiny_network.query_vectors(output))
     assert_near(ours["tokens"] * ours["norms"], vectors[:, :, 1:])
@@ -201,9 +201,9 @@ def test_the_encoder_takes_any_batch(models: Models, tiny_network: FewShotNetwor
 
 @pytest.mark.parametrize("cover", [None, 0.0, 0.3, 1.0])
 @torch.inference_mode()
-def test_enrolment_caches_what_torch_caches(models: Models, tiny_network: FewShotNetwork, cover: float | None) -> None:
+def test_enrollment_caches_what_torch_caches(models: Models, tiny_network: FewShotNetwork, cover: float | None) -> None:
     image = pictures(1, seed=5)
-    output = tiny_network.encoder(normalise(image))
+    output = tiny_network.encoder(normalize(image))
     guessed = tiny_network.pseudo_mask(output)
     assert 0.05 < guessed.mean() < 0.95
     given = torch.ones(1, SIZE, SIZE, dtype=torch.uint8)
@@ -251,8 +251,8 @@ def published(
     network: FewShotNetwork, query: Tensor, supports: Tensor, given: Tensor, ways: int
 ) -> tuple[Tensor, Tensor]:
     logits = network.head(
-        network.query_vectors(network.encoder(normalise(query))),
-        network.support_vectors(network.encoder(normalise(supports))),
+        network.query_vectors(network.encoder(normalize(query))),
+        network.support_vectors(network.encoder(normalize(supports))),
         given.float(),
     )
     presence, foreground = logits.presence.softmax(dim=1)[:, 1], logits.mask.softmax(dim=1)[:, 1]
@@ -281,7 +281,7 @@ def test_every_opset_with_and_without_simplification_computes_the_same(
     model = trace(build_graphs(tiny_network)["enroll"], opset)
     model = simplify(model, "enroll") if simplified else model
     check(model, "enroll", opset)
-    with pytest.raises(ArtefactError, match=f"opset {opset - 1} alone"):
+    with pytest.raises(ArtifactError, match=f"opset {opset - 1} alone"):
         check(model, "enroll", opset - 1)
     image, mask = pictures(1, seed=5), masks(3)[1:2]
     ours = enrolled({**models, "enroll": model.SerializeToString()}, image, mask)
@@ -380,7 +380,7 @@ def test_a_graph_of_standard_operators_passes(name: str, node: onnx.NodeProto) -
     ],
 )
 def test_a_graph_that_would_not_run_everywhere_is_refused(model: onnx.ModelProto, message: str) -> None:
-    with pytest.raises(ArtefactError, match=message) as caught:
+    with pytest.raises(ArtifactError, match=message) as caught:
         check(model, "encoder", 20)
     assert "\n" not in str(caught.value)
 
@@ -484,14 +484,14 @@ def test_probabilities_are_compared_as_they_are() -> None:
 
 @pytest.mark.parametrize("culprit", ["one weight of the head", "a network with other weights"])
 def test_an_export_that_misses_the_gate_writes_nothing(
-    untraced: Models, tiny_network: FewShotNetwork, randomise: Randomise, tmp_path: Path, culprit: str
+    untraced: Models, tiny_network: FewShotNetwork, randomize: Randomize, tmp_path: Path, culprit: str
 ) -> None:
     network = tiny_network
     if culprit == "one weight of the head":
         untraced["head"] = with_one_weight_more(untraced["head"], 0)
     else:
         network = copy.deepcopy(tiny_network)
-        randomise(network.head, 1)
+        randomize(network.head, 1)
     with pytest.raises(AccuracyGateError, match=r"head\."):
         export_bundle(network, tmp_path / "bundle", ExportOptions(simplify=False))
     assert not list(tmp_path.iterdir())

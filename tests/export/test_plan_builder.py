@@ -17,7 +17,7 @@ from fsvit_edge.export.timing_cache import keep_timings
 from fsvit_edge.runtime.engines import tensorrt_api
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
 
 ORIN = Gpu("Orin", (8, 7), 16, 64 * 2**30, "12.6")
@@ -73,7 +73,7 @@ def test_a_profile_that_is_refused_is_an_error(fake: FakeTensorRT) -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_a_graph_that_is_cut_short_is_refused_before_the_build() -> None:
-    with pytest.raises(ArtefactError, match="cannot read the encoder graph"):
+    with pytest.raises(ArtifactError, match="cannot read the encoder graph"):
         build(graph=b"gra")
 
 

@@ -135,7 +135,7 @@ def test_the_parity_gate_notices_another_constant(
                 raise_on_failure(verify(network, graphs))
 
 
-def enrol_many(model: FewShotModel) -> None:
+def enroll_many(model: FewShotModel) -> None:
     model.enroll("a", [picture(seed) for seed in range(4)], [mask(seed) for seed in range(4)])
     model.enroll("b", [picture(4)], [None])
     model.enroll("c", [picture(seed) for seed in range(5, 8)], [mask(5), None, mask(7)])
@@ -143,7 +143,7 @@ def enrol_many(model: FewShotModel) -> None:
 
 def test_many_supports_in_several_runs_answer_as_in_one(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FewShotModel.load(bundle, threads=1) as model:
-        enrol_many(model)
+        enroll_many(model)
         whole = model.predict(picture(50), probabilities=True)
         assert len(model._resident_supports()) == 1
         longest = max(support.kept.shape[1] for name in model.classes for support in model.bank.supports(name))
@@ -162,7 +162,7 @@ def test_a_class_of_too_many_supports_still_answers_with_probabilities(
 ) -> None:
     monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 1)
     with FewShotModel.load(bundle, threads=1) as model:
-        enrol_many(model)
+        enroll_many(model)
         answer = model.predict(picture(50), probabilities=True)
         assert len(model._resident_supports()) == 8
     assert answer.foreground is not None
@@ -175,7 +175,7 @@ def test_a_bank_survives_its_file_and_torch_answers_alike(
     bundle: Path, network: FewShotNetwork, tmp_path: Path
 ) -> None:
     with FewShotModel.load(bundle, threads=1) as model:
-        enrol_many(model)
+        enroll_many(model)
         before = model.predict(picture(50), probabilities=True)
         model.save_bank(tmp_path / "bank.safetensors")
         model.load_bank(tmp_path / "bank.safetensors")
@@ -183,7 +183,7 @@ def test_a_bank_survives_its_file_and_torch_answers_alike(
     assert np.array_equal(before.scores, after.scores)
     with open_network(network, torch.device("cpu")) as plain:
         assert plain.manifest.head == "prototype"
-        enrol_many(plain)
+        enroll_many(plain)
         theirs = plain.predict(picture(50), probabilities=True)
     # Both keep supports in FP16, rounded from numbers that differ in their last digits.
     np.testing.assert_allclose(theirs.scores, before.scores, atol=2e-3)

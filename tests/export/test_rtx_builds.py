@@ -119,7 +119,7 @@ def test_the_counts_notice_fp32(nano: Bundle) -> None:
     assert layers.int8_gemms == layers.fp16_gemms == 0
 
 
-def test_the_counts_notice_attention_that_quantisation_has_taken_apart(
+def test_the_counts_notice_attention_that_quantization_has_taken_apart(
     vits8_encoder: bytes, calibrate: Calibrate
 ) -> None:
     graph = typed(vits8_encoder, "int8", calibrate(vits8_encoder))

@@ -11,7 +11,7 @@ from breakage import leftovers
 
 from fsvit_edge.runtime.atomic import remove_leftovers
 from fsvit_edge.runtime.bank import SupportBank
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 
 pytestmark = pytest.mark.faults
 
@@ -73,7 +73,7 @@ def kill_while_saving(path: Path, rounds: int, naive: str = "") -> tuple[int, in
             continue
         try:
             bank = SupportBank.load(path)
-        except ArtefactError:
+        except ArtifactError:
             torn += 1
             path.unlink()
             continue

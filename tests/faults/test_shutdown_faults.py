@@ -134,7 +134,7 @@ def test_a_model_that_hangs_ends_the_run(start_run: Start) -> None:
 
 def test_without_the_watch_it_would_hang_on(start_run: Start) -> None:
     """The control."""
-    blind = IMPATIENT + "watch.HangWatch.look = lambda self, judging, is_first: False\n"
+    blind = IMPATIENT + "watch.HangWatch.check = lambda self, processing, is_first: False\n"
     run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=STUCK + blind)
     run.wait_for(lambda: (run.folder / "stuck").exists())
     time.sleep(6)

@@ -10,7 +10,7 @@ from engine_records import MACHINE, VERSIONS, copy_bundle, write_set
 
 from fsvit_edge.inspect import diagnosis
 from fsvit_edge.inspect.diagnosis import Diagnosis, Finding, diagnose
-from fsvit_edge.runtime.engines.store import incompatibilities as misfits
+from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.machine import Machine
 
 
@@ -133,7 +133,7 @@ def test_packages_for_the_gpu_are_told_without_being_imported(monkeypatch: pytes
 
 def test_the_engines_of_a_bundle_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, MACHINE)
-    monkeypatch.setattr(misfits, "installed_version", VERSIONS.get)
+    monkeypatch.setattr(incompatibilities, "installed_version", VERSIONS.get)
     bundle = copy_bundle(tmp_path / "bundle")
     assert found("engine folder", bundle) == Finding("engine folder", True, False, str(bundle))
     assert found("engines", bundle).text == f"none built; faster with: fsvit-edge build-engine {bundle}"

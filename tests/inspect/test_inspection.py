@@ -19,7 +19,7 @@ from fsvit_edge.inspect import inspection
 from fsvit_edge.inspect.inspection import Inspection, inspect_file
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, sealed
 from fsvit_edge.runtime.engines import tensorrt_api
-from fsvit_edge.runtime.engines.store import incompatibilities as misfits
+from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.engines.store.files import sidecar_of
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
@@ -37,7 +37,7 @@ def bundle(tmp_path: Path) -> Path:
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU and TensorRT, which is never asked for anything."""
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: MACHINE))
-    monkeypatch.setattr(misfits, "installed_version", VERSIONS.get)
+    monkeypatch.setattr(incompatibilities, "installed_version", VERSIONS.get)
     monkeypatch.setattr(tensorrt_api, "open_tensorrt", lambda _: pytest.fail("TensorRT was opened"))
 
 

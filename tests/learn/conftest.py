@@ -1,4 +1,4 @@
-"""A folder of pictures, and a model of three fake engines that finds in a frame the colour that a support has."""
+"""A folder of pictures, and a model of three fake engines that finds in a frame the color that a support has."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from fsvit_edge.runtime.preprocess import resize_mask
 
 SIDE, GRID, SUPPORT_GRID = 24, 12, 3
 TOKENS = GRID**2
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "gold": (220, 200, 20)}
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "gold": (220, 200, 20)}
 PICTURES = 8
 
 
 @dataclasses.dataclass
-class ColourModel:
+class ColorModel:
     """The model with its engines, which count what they do."""
 
     model: FewShotModel
@@ -37,25 +37,25 @@ def _encode(feed: dict[str, Array]) -> dict[str, Array]:
 
 
 def _cache(feed: dict[str, Array]) -> dict[str, Array]:
-    """One colour, nine times: the mean under the mask; without one the centre of the picture is taken."""
-    centre = np.zeros((SIDE, SIDE), np.uint8)
-    centre[SIDE // 3 : -SIDE // 3, SIDE // 3 : -SIDE // 3] = 1
-    used = feed["mask"][0] if feed["has_mask"][0] else centre
+    """One color, nine times: the mean under the mask; without one the center of the picture is taken."""
+    center = np.zeros((SIDE, SIDE), np.uint8)
+    center[SIDE // 3 : -SIDE // 3, SIDE // 3 : -SIDE // 3] = 1
+    used = feed["mask"][0] if feed["has_mask"][0] else center
     seen = resize_mask(used, GRID).ravel() == 1
-    colour = feed["tokens"][:, :, seen].mean(axis=2, keepdims=True) if seen.any() else np.zeros((1, 1, 1, 3))
+    color = feed["tokens"][:, :, seen].mean(axis=2, keepdims=True) if seen.any() else np.zeros((1, 1, 1, 3))
     nine = np.ones((1, SUPPORT_GRID**2), np.float32)
     return {
-        "support": np.repeat(colour, 10, axis=2).astype(np.float32),
+        "support": np.repeat(color, 10, axis=2).astype(np.float32),
         "kept_mask": np.ones((1, 10), np.float32),
-        "pooled": np.repeat(colour, 9, axis=2).astype(np.float32),
+        "pooled": np.repeat(color, 9, axis=2).astype(np.float32),
         "pooled_mask": nine,
         "used_mask": used[None],
     }
 
 
 def _judge(feed: dict[str, Array]) -> dict[str, Array]:
-    colour = feed["kept"][:, 0, :1]
-    near = np.abs(colour - feed["tokens"][0]).max(axis=2) < 0.2
+    color = feed["kept"][:, 0, :1]
+    near = np.abs(color - feed["tokens"][0]).max(axis=2) < 0.2
     foreground = np.where(near, 0.9, 0.1).reshape(-1, GRID, GRID)
     presence = np.where(near.mean(axis=1) > 0.03, 0.9, 0.1)
     averaging = feed["averaging"]
@@ -66,8 +66,8 @@ def _judge(feed: dict[str, Array]) -> dict[str, Array]:
 
 
 @pytest.fixture
-def colour_model() -> ColourModel:
-    """Judges by colour alone, so it is nearly always right where the masks are."""
+def color_model() -> ColorModel:
+    """Judges by color alone, so it is nearly always right where the masks are."""
 
     def spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
         return TensorSpec(name, shape, dtype)
@@ -95,9 +95,9 @@ def colour_model() -> ColourModel:
     engines = {"encoder": encoder, "enroll": enroll, "head": head}
     graphs = {name: GraphInfo(f"{name}.onnx", name * 8, one.inputs, one.outputs) for name, one in engines.items()}
     manifest = Manifest(
-        FORMAT_VERSION, "colours", "none", SIDE, 2, 1, 1, SUPPORT_GRID, GRID, {}, 20, "fp32", graphs, {}, "a test"
+        FORMAT_VERSION, "colors", "none", SIDE, 2, 1, 1, SUPPORT_GRID, GRID, {}, 20, "fp32", graphs, {}, "a test"
     )
-    return ColourModel(FewShotModel(manifest, encoder, enroll, head), encoder, head)
+    return ColorModel(FewShotModel(manifest, encoder, enroll, head), encoder, head)
 
 
 MakeFolder = Callable[..., Path]
@@ -105,19 +105,19 @@ MakeFolder = Callable[..., Path]
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """Write a data folder: in each class's pictures a rectangle of its colour, on grey; masks follow."""
+    """Write a data folder: in each class's pictures a rectangle of its color, on gray; masks follow."""
 
     def make(name: str = "data", shuffle_labels: bool = False, shuffle_masks: bool = False, masks: bool = True) -> Path:
         rng = np.random.default_rng(3)
-        colours = [colour for colour in COLOURS.values() for _ in range(PICTURES)]
+        colors = [color for color in COLORS.values() for _ in range(PICTURES)]
         if shuffle_labels:
-            colours = [colours[index] for index in rng.permutation(len(colours))]
-        for index, colour in enumerate(colours):
-            folder, stem = tmp_path / name / list(COLOURS)[index // PICTURES], f"{index % PICTURES}"
+            colors = [colors[index] for index in rng.permutation(len(colors))]
+        for index, color in enumerate(colors):
+            folder, stem = tmp_path / name / list(COLORS)[index // PICTURES], f"{index % PICTURES}"
             picture = rng.integers(90, 140, (36, 48, 1), dtype=np.uint8).repeat(3, axis=2)
             top, left = rng.integers(2, 10), rng.integers(2, 14)
             inside = np.s_[top : top + 22, left : left + 30]
-            picture[inside] = colour
+            picture[inside] = color
             mask = np.zeros((36, 48, 3), np.uint8)
             mask[inside] = 255
             if shuffle_masks:

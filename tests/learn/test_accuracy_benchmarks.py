@@ -31,7 +31,7 @@ from fsvit_edge.runtime.errors import AccuracyGateError, InputError
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.predictor import FewShotModel
 
-ColourModel = Any
+ColorModel = Any
 MakeFolder = Callable[..., Path]
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -59,17 +59,17 @@ def accuracy() -> ModuleType:
     return load("accuracy")
 
 
-def telling(colour_model: ColourModel, left: float | None = None) -> FewShotModel:
-    """The model that finds colours, with objectness of what is coloured; `left` is said of the left half instead.
+def telling(color_model: ColorModel, left: float | None = None) -> FewShotModel:
+    """The model that finds colors, with objectness of what is colored; `left` is said of the left half instead.
 
-    Less sure than the head is of a colour that it does not find, whose logit is -2.2.
+    Less sure than the head is of a color that it does not find, whose logit is -2.2.
     """
-    size = colour_model.model.manifest.image_size
+    size = color_model.model.manifest.image_size
 
     def tell(feed: dict[str, Array]) -> dict[str, Array]:
         image = feed["image"][:, ::2, ::2].astype(np.int64)
-        coloured = image.max(axis=3) - image.min(axis=3) > 80
-        logits = np.where(coloured, 2.0, -2.0).astype(np.float32)
+        colored = image.max(axis=3) - image.min(axis=3) > 80
+        logits = np.where(colored, 2.0, -2.0).astype(np.float32)
         if left is not None:
             logits[:, :, : size // 4] = left
         return {"objectness": logits}
@@ -79,7 +79,7 @@ def telling(colour_model: ColourModel, left: float | None = None) -> FewShotMode
         (TensorSpec("objectness", ("batch", size // 2, size // 2), "float32"),),
         tell,
     )
-    plain = colour_model.model
+    plain = color_model.model
     return FewShotModel(plain.manifest, plain._encoder, plain._enroll, plain._head, objectness=engine)
 
 
@@ -238,9 +238,9 @@ def rows_folder(tmp_path: Path) -> Path:
 
 
 def test_the_iou_is_of_the_pixels_of_all_pictures_of_a_class(
-    outlines: ModuleType, colour_model: ColourModel, rows_folder: Path
+    outlines: ModuleType, color_model: ColorModel, rows_folder: Path
 ) -> None:
-    model = HalfModel(colour_model.model.bank)
+    model = HalfModel(color_model.model.bank)
     data, questions = outlines.open_folder(rows_folder)
     a, b = outlines.measure(model, data, questions)
     # a: plain shares 4 and 10 rows of 10 and 16, sharp 4 and 4 of 4 and 16.
@@ -270,12 +270,12 @@ def test_the_row_of_a_set_has_means_and_the_class_that_loses_most(outlines: Modu
 
 def test_objectness_of_the_things_passes_the_gate(
     outlines: ModuleType,
-    colour_model: ColourModel,
+    color_model: ColorModel,
     make_folder: MakeFolder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answer_with(monkeypatch, telling(colour_model))
+    answer_with(monkeypatch, telling(color_model))
     monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--classes", "--max-loss", "1"])
     outlines.main()
     lines = capsys.readouterr().out.splitlines()
@@ -288,12 +288,12 @@ def test_objectness_of_the_things_passes_the_gate(
 
 
 def test_objectness_that_ruins_a_class_fails_the_gate_with_code_5(
-    colour_model: ColourModel,
+    color_model: ColorModel,
     make_folder: MakeFolder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answer_with(monkeypatch, telling(colour_model, left=8.0))  # whatever is on the left is a thing
+    answer_with(monkeypatch, telling(color_model, left=8.0))  # whatever is on the left is a thing
     monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--max-loss", "1"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(FOLDER / "outlines.py"), run_name="__main__")
@@ -315,9 +315,9 @@ def test_the_gate_names_every_class_beyond_the_limit_and_none_at_it(outlines: Mo
 
 
 def test_a_gate_without_objectness_is_refused(
-    outlines: ModuleType, colour_model: ColourModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    outlines: ModuleType, color_model: ColorModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer_with(monkeypatch, colour_model.model)
+    answer_with(monkeypatch, color_model.model)
     monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--max-loss", "1"])
     with pytest.raises(InputError, match="tells no objectness"):
         outlines.main()
@@ -328,12 +328,12 @@ def test_a_gate_without_objectness_is_refused(
 
 def test_presence_is_one_table_of_shots_and_kinds_of_supports(
     presence: ModuleType,
-    colour_model: ColourModel,
+    color_model: ColorModel,
     make_folder: MakeFolder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answer_with(monkeypatch, colour_model.model)
+    answer_with(monkeypatch, color_model.model)
     monkeypatch.setattr(sys, "argv", ["presence.py", "--sets", str(make_folder()), "--per-class", "3"])
     presence.main()
     lines = capsys.readouterr().out.splitlines()
@@ -355,22 +355,22 @@ def test_other_levels_are_told_on_request(presence: ModuleType) -> None:
 
 
 def test_scenes_that_show_the_things_are_false_alarms_in_the_table(
-    presence: ModuleType, colour_model: ColourModel, make_folder: MakeFolder
+    presence: ModuleType, color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder(shuffle_labels=True))
-    result = evaluate_scenes(colour_model.model, data, SceneOptions())
+    result = evaluate_scenes(color_model.model, data, SceneOptions())
     _, *cells = presence.row("shuffled", result).strip("| ").split(" | ")
     assert float(cells[5]) > 10
 
 
 def test_a_class_with_too_few_pictures_leaves_out_the_row_and_says_why(
     presence: ModuleType,
-    colour_model: ColourModel,
+    color_model: ColorModel,
     rows_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answer_with(monkeypatch, colour_model.model)
+    answer_with(monkeypatch, color_model.model)
     monkeypatch.setattr(sys, "argv", ["presence.py", "--sets", str(rows_folder)])
     presence.main()
     said = capsys.readouterr()
@@ -407,7 +407,7 @@ def test_a_cell_of_the_four_folds_has_sharp_and_in_brackets_plain_outlines(accur
 
 def test_each_kind_of_outlines_that_a_model_can_make_is_a_file_of_its_own(
     accuracy: ModuleType,
-    colour_model: ColourModel,
+    color_model: ColorModel,
     make_folder: MakeFolder,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -415,7 +415,7 @@ def test_each_kind_of_outlines_that_a_model_can_make_is_a_file_of_its_own(
     options = Namespace(data=make_folder(), work=tmp_path / "work", threads=1)
     said: list[str] = []
     monkeypatch.setattr(accuracy, "open_data", lambda _kind, root, *_: FolderFewShot(root))
-    for head, model in (("trained", telling(colour_model, left=8.0)), ("training-free", colour_model.model)):
+    for head, model in (("trained", telling(color_model, left=8.0)), ("training-free", color_model.model)):
         answer_with(monkeypatch, model)
         for _ in range(2):
             accuracy._test(1, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, said.append)
@@ -431,7 +431,7 @@ def test_each_kind_of_outlines_that_a_model_can_make_is_a_file_of_its_own(
 
 def test_the_training_free_head_is_judged_at_the_level_that_fits_the_training_classes(
     accuracy: ModuleType,
-    colour_model: ColourModel,
+    color_model: ColorModel,
     make_folder: MakeFolder,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -445,9 +445,9 @@ def test_the_training_free_head_is_judged_at_the_level_that_fits_the_training_cl
 
     monkeypatch.setattr(accuracy, "open_data", open_split)
     monkeypatch.setattr(accuracy, "LEVEL_EPISODES", 20)
-    answer_with(monkeypatch, colour_model.model)
+    answer_with(monkeypatch, color_model.model)
     for head in ("trained", "training-free"):
-        colour_model.model.bank.head = replace(colour_model.model.bank.head, presence_level=1 - 1e-6)
+        color_model.model.bank.head = replace(color_model.model.bank.head, presence_level=1 - 1e-6)
         accuracy._test(0, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, lambda _: None)
     trained, free = (
         json.loads((tmp_path / "work" / f"fold0.{head}.1w1s.masks.plain.json").read_text())
@@ -460,12 +460,12 @@ def test_the_training_free_head_is_judged_at_the_level_that_fits_the_training_cl
 
 def test_whole_sets_are_rows_of_a_table_with_both_kinds_of_outlines(
     accuracy: ModuleType,
-    colour_model: ColourModel,
+    color_model: ColorModel,
     make_folder: MakeFolder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answer_with(monkeypatch, telling(colour_model))
+    answer_with(monkeypatch, telling(color_model))
     threads = torch.get_num_threads()
     root, davis = make_folder(), make_folder("davis")
     argv = ["accuracy.py", "--sets", str(root), str(davis), "--episodes", "8", "--threads", str(threads)]

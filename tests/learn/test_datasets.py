@@ -41,7 +41,7 @@ def coco_lists(tmp_path: Path) -> Path:
     return tmp_path / "lists"
 
 
-def save_grey(values: np.ndarray, path: Path) -> None:
+def save_gray(values: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values.astype(np.uint8)).save(path)
 
@@ -66,10 +66,10 @@ def rows(*values: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("nesting", [".", "VOC2012", "VOCdevkit/VOC2012"])
-@pytest.mark.parametrize("save", [save_grey, save_palette])
+@pytest.mark.parametrize("save", [save_gray, save_palette])
 def test_a_pascal_mask_becomes_the_question_s_labels(tmp_path: Path, pascal_lists: Path, nesting: str, save) -> None:
     home = tmp_path / "data" / nesting
-    save_grey(np.zeros((*SIZE_HW, 3)), home / "JPEGImages" / f"{NAMES[0]}.jpg")
+    save_gray(np.zeros((*SIZE_HW, 3)), home / "JPEGImages" / f"{NAMES[0]}.jpg")
     save(index_map(), home / "SegmentationClassAug" / f"{NAMES[0]}.png")
     data = PascalFewShot(tmp_path / "data", pascal_lists, 0, "test")
     assert data.read_image(0).shape == (*SIZE_HW, 3)
@@ -81,8 +81,8 @@ def test_a_pascal_mask_becomes_the_question_s_labels(tmp_path: Path, pascal_list
 @pytest.mark.parametrize("nesting", [".", "COCO2014"])
 def test_a_coco_mask_becomes_the_question_s_labels(tmp_path: Path, coco_lists: Path, nesting: str) -> None:
     home = tmp_path / "data" / nesting
-    save_grey(np.zeros((*SIZE_HW, 3)), home / "val2014/1b.jpg")
-    save_grey(index_map(), home / "annotations/val2014/1b.png")
+    save_gray(np.zeros((*SIZE_HW, 3)), home / "val2014/1b.jpg")
+    save_gray(index_map(), home / "annotations/val2014/1b.png")
     data = CocoFewShot(tmp_path / "data", coco_lists, 0, "test")
     assert data.read_image(0).shape == (*SIZE_HW, 3)
     assert np.array_equal(data.read_mask(0), rows(IGNORE, 1, 0, 0, 0, 0))
@@ -139,11 +139,11 @@ def test_a_mask_of_another_size_or_kind_is_refused(tmp_path: Path, pascal_lists:
     data = PascalFewShot(tmp_path, pascal_lists, 0, "test")
     example = data.examples[0]
     assert example.mask is not None
-    save_grey(np.zeros((5, 8, 3)), example.image)
-    save_grey(index_map(), example.mask)
+    save_gray(np.zeros((5, 8, 3)), example.image)
+    save_gray(index_map(), example.mask)
     with pytest.raises(InputError, match=r"is 8x6 pixels, but its picture .* is 8x5"):
         data.read_mask(0)
-    save_grey(np.zeros((5, 8, 3)), example.mask)
+    save_gray(np.zeros((5, 8, 3)), example.mask)
     with pytest.raises(InputError, match="mode RGB; expected numbers of classes"):
         data.read_mask(0)
     example.mask.write_bytes(b"damaged")
@@ -188,7 +188,7 @@ def test_open_data_opens_each_benchmark(tmp_path: Path, pascal_lists: Path, coco
     assert isinstance(open_data("coco", tmp_path, coco_lists, None, "train"), CocoFewShot)
     for name in "abcd":
         for index in range(2):
-            save_grey(np.full((4, 4), ord(name) + 9 * index), tmp_path / "mine" / name / "images" / f"{index}.png")
+            save_gray(np.full((4, 4), ord(name) + 9 * index), tmp_path / "mine" / name / "images" / f"{index}.png")
     data = open_data("folder", tmp_path / "mine", None, 2, "train", needs_masks=False)
     assert isinstance(data, FolderFewShot)
     assert list(data.class_names.values()) == ["a", "b", "d"]

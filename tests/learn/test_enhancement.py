@@ -172,8 +172,8 @@ def test_a_photograph_stands_on_one_side(seed: int) -> None:
 
 
 def test_another_seed_holds_out_others() -> None:
-    sides = [split_by_photograph(Pictures(), range(30), EnhancerOptions(seed=seed))[1] for seed in (0, 0, 1)]
-    assert sides[0] == sides[1] != sides[2]
+    split = [split_by_photograph(Pictures(), range(30), EnhancerOptions(seed=seed))[1] for seed in (0, 0, 1)]
+    assert split[0] == split[1] != split[2]
 
 
 @pytest.mark.parametrize(("value", "learns"), [(255, True), (1, False)])

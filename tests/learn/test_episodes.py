@@ -209,7 +209,7 @@ def test_drawing_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     assert np.array_equal(np.random.get_state()[1], before)
 
 
-def grey(value: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
+def gray(value: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
     return Image.fromarray(np.full(size[::-1], value, np.uint8))
 
 
@@ -222,7 +222,7 @@ def folder(tmp_path: Path) -> Path:
         for index in range(6):
             shared_with_a = name == "b" and index < 3
             value = index if shared_with_a else 10 * number + (0 if (name, index) == ("c", 5) else index)
-            grey(value).convert("RGB").save(tmp_path / name / "images" / f"{index}.png")
+            gray(value).convert("RGB").save(tmp_path / name / "images" / f"{index}.png")
             mask = np.zeros((6, 8), np.uint8)
             mask[number : number + 2] = 255
             Image.fromarray(mask).save(tmp_path / name / "masks" / f"{index}.png")
@@ -322,7 +322,7 @@ def test_the_published_presence_comes_from_the_mask(tmp_path: Path) -> None:
     data = PascalFewShot(tmp_path, tmp_path, 1, "test")
     for part in ("JPEGImages", "SegmentationClassAug"):
         (tmp_path / part).mkdir()
-    grey(0).convert("RGB").save(data.examples[0].image)
+    gray(0).convert("RGB").save(data.examples[0].image)
     stored = np.zeros((6, 8), np.uint8)
     stored[0], stored[1], stored[2] = 6, 9, 255
     Image.fromarray(stored).save(data.examples[0].mask)

@@ -19,11 +19,11 @@ from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationRes
 from fsvit_edge.learn.gates import Gates, Reference
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.torch_engine import open_network
-from fsvit_edge.runtime.errors import AccuracyGateError, ArtefactError, InputError
+from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, InputError
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.predictor import FewShotModel
 
-ColourModel = Any
+ColorModel = Any
 MakeFolder = Callable[..., Path]
 FEW = EvaluationOptions(episodes=120)
 
@@ -34,43 +34,43 @@ def figures(result: EvaluationResult) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("way", [1, 2])
-def test_right_data_score_high(colour_model: ColourModel, make_folder: MakeFolder, way: int) -> None:
+def test_right_data_score_high(color_model: ColorModel, make_folder: MakeFolder, way: int) -> None:
     data = FolderFewShot(make_folder())
-    exact, miou = figures(evaluate(colour_model.model, data, replace(FEW, way=way)))
+    exact, miou = figures(evaluate(color_model.model, data, replace(FEW, way=way)))
     assert exact == 100
     assert miou > 80  # what is lost is the outline, on a grid of 12 x 12
 
 
-def test_names_alone_score_high_where_the_thing_is_in_the_centre(
-    colour_model: ColourModel, make_folder: MakeFolder
+def test_names_alone_score_high_where_the_thing_is_in_the_center(
+    color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder())
-    exact, miou = figures(evaluate(colour_model.model, data, replace(FEW, masks=False)))
+    exact, miou = figures(evaluate(color_model.model, data, replace(FEW, masks=False)))
     assert exact > 90
     assert miou > 80
 
 
-def test_shuffled_labels_are_at_chance(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+def test_shuffled_labels_are_at_chance(color_model: ColorModel, make_folder: MakeFolder) -> None:
     data = FolderFewShot(make_folder(shuffle_labels=True))
-    exact, miou = figures(evaluate(colour_model.model, data, replace(FEW, episodes=400)))
-    # A support's colour is the query's in one of four cases, whatever the label; half of the queries show the class.
+    exact, miou = figures(evaluate(color_model.model, data, replace(FEW, episodes=400)))
+    # A support's color is the query's in one of four cases, whatever the label; half of the queries show the class.
     assert 40 < exact < 60
     assert miou < 30
 
 
-def test_masks_of_the_wrong_side_are_punished(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+def test_masks_of_the_wrong_side_are_punished(color_model: ColorModel, make_folder: MakeFolder) -> None:
     right, wrong = FolderFewShot(make_folder()), FolderFewShot(make_folder("wrong", shuffle_masks=True))
-    assert figures(evaluate(colour_model.model, right, replace(FEW, masks=False)))[1] > 80
-    assert figures(evaluate(colour_model.model, wrong, replace(FEW, masks=False)))[1] < 10
+    assert figures(evaluate(color_model.model, right, replace(FEW, masks=False)))[1] > 80
+    assert figures(evaluate(color_model.model, wrong, replace(FEW, masks=False)))[1] < 10
 
 
 def test_the_figures_are_those_of_asking_the_model_episode_by_episode(
-    colour_model: ColourModel, make_folder: MakeFolder
+    color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder(shuffle_labels=True))
     options = EvaluationOptions(way=2, shot=3, episodes=50)
-    result = evaluate(colour_model.model, data, options)
-    model, right = colour_model.model, []
+    result = evaluate(color_model.model, data, options)
+    model, right = color_model.model, []
     for number in range(50):
         episode = benchmark_episode(data, number, 2, 3)
         for label, indices in zip(episode.ways, episode.supports, strict=True):
@@ -85,60 +85,58 @@ def test_the_figures_are_those_of_asking_the_model_episode_by_episode(
 
 
 def test_a_picture_is_encoded_once_as_query_and_once_as_support(
-    colour_model: ColourModel, make_folder: MakeFolder
+    color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder())
-    evaluate(colour_model.model, data, EvaluationOptions(episodes=300))
-    assert colour_model.head.runs == 300
-    assert colour_model.encoder.runs <= 2 * len(data.examples)
+    evaluate(color_model.model, data, EvaluationOptions(episodes=300))
+    assert color_model.head.runs == 300
+    assert color_model.encoder.runs <= 2 * len(data.examples)
 
 
 def test_what_is_remembered_of_supports_is_bounded(
-    colour_model: ColourModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    color_model: ColorModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = FolderFewShot(make_folder())
-    free = evaluate(colour_model.model, data, FEW)
-    colour_model.encoder.runs = 0
+    free = evaluate(color_model.model, data, FEW)
+    color_model.encoder.runs = 0
     monkeypatch.setattr(evaluation, "_SUPPORT_CACHE_BYTES", 1)
     monkeypatch.setattr(evaluation, "_EPISODES_AT_ONCE", 2)
-    tight = evaluate(colour_model.model, data, FEW)
-    assert colour_model.encoder.runs > 120
+    tight = evaluate(color_model.model, data, FEW)
+    assert color_model.encoder.runs > 120
     assert tight.scores == free.scores
 
 
-def test_the_models_own_classes_stay(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+def test_the_models_own_classes_stay(color_model: ColorModel, make_folder: MakeFolder) -> None:
     picture = np.full((30, 30, 3), 200, np.uint8)
-    colour_model.model.enroll("mine", [picture])
-    before = colour_model.model.predict(picture)
-    evaluate(colour_model.model, FolderFewShot(make_folder()), replace(FEW, episodes=4))
-    assert colour_model.model.classes == ("mine",)
-    assert np.array_equal(colour_model.model.predict(picture).scores, before.scores)
+    color_model.model.enroll("mine", [picture])
+    before = color_model.model.predict(picture)
+    evaluate(color_model.model, FolderFewShot(make_folder()), replace(FEW, episodes=4))
+    assert color_model.model.classes == ("mine",)
+    assert np.array_equal(color_model.model.predict(picture).scores, before.scores)
 
 
-def test_queries_without_a_mask_count_for_the_presence_alone(
-    colour_model: ColourModel, make_folder: MakeFolder
-) -> None:
+def test_queries_without_a_mask_count_for_the_presence_alone(color_model: ColorModel, make_folder: MakeFolder) -> None:
     root = make_folder()
     for path in sorted(root.glob("*/masks/[0-3].png")):
         path.unlink()
     data = FolderFewShot(root, needs_masks=False)
-    result = evaluate(colour_model.model, data, replace(FEW, masks=False))
+    result = evaluate(color_model.model, data, replace(FEW, masks=False))
     assert 0 < result.segmented < FEW.episodes
     assert figures(result)[1] > 80
     for path in root.glob("*/masks/*.png"):
         path.unlink()
-    bare = evaluate(colour_model.model, FolderFewShot(root, needs_masks=False), replace(FEW, masks=False))
+    bare = evaluate(color_model.model, FolderFewShot(root, needs_masks=False), replace(FEW, masks=False))
     assert (bare.segmented, bare.scores.miou) == (0, None)
     assert bare.scores.exact_ratio == result.scores.exact_ratio
     json.dumps(bare.to_dict(), allow_nan=False)
 
 
 def test_supports_without_masks_are_an_error_where_masks_are_asked_for(
-    colour_model: ColourModel, make_folder: MakeFolder
+    color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder(masks=False), needs_masks=False)
     with pytest.raises(InputError, match=r"has no mask; evaluate with --supports names"):
-        evaluate(colour_model.model, data, FEW)
+        evaluate(color_model.model, data, FEW)
 
 
 @pytest.mark.parametrize(
@@ -150,21 +148,21 @@ def test_supports_without_masks_are_an_error_where_masks_are_asked_for(
     ],
 )
 def test_what_cannot_be_drawn_is_an_error(
-    colour_model: ColourModel, make_folder: MakeFolder, options: EvaluationOptions, text: str
+    color_model: ColorModel, make_folder: MakeFolder, options: EvaluationOptions, text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
-        evaluate(colour_model.model, FolderFewShot(make_folder()), options)
+        evaluate(color_model.model, FolderFewShot(make_folder()), options)
 
 
-def test_the_episodes_have_an_identity(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+def test_the_episodes_have_an_identity(color_model: ColorModel, make_folder: MakeFolder) -> None:
     root = make_folder()
     first, same, more = (
-        evaluate(colour_model.model, FolderFewShot(root), replace(FEW, episodes=count)) for count in (40, 40, 41)
+        evaluate(color_model.model, FolderFewShot(root), replace(FEW, episodes=count)) for count in (40, 40, 41)
     )
     assert first.episodes_sha256 == same.episodes_sha256 != more.episodes_sha256
     mask = root / "blue" / "masks" / "3.png"
     write_image(mask, np.full((36, 48, 3), 255, np.uint8))
-    changed = evaluate(colour_model.model, FolderFewShot(root), replace(FEW, episodes=40))
+    changed = evaluate(color_model.model, FolderFewShot(root), replace(FEW, episodes=40))
     assert changed.episodes_sha256 != first.episodes_sha256
 
 
@@ -202,8 +200,8 @@ def test_torch_and_onnx_runtime_find_the_same(
 
 
 @pytest.fixture
-def good(colour_model: ColourModel, make_folder: MakeFolder) -> EvaluationResult:
-    return evaluate(colour_model.model, FolderFewShot(make_folder()), replace(FEW, episodes=40))
+def good(color_model: ColorModel, make_folder: MakeFolder) -> EvaluationResult:
+    return evaluate(color_model.model, FolderFewShot(make_folder()), replace(FEW, episodes=40))
 
 
 def write_reference(path: Path, result: EvaluationResult, **changes: object) -> Reference:
@@ -283,9 +281,9 @@ def test_a_reference_from_before_outlines_had_kinds_is_a_plain_one(good: Evaluat
 def test_what_is_no_result_is_refused_as_reference(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(text)
-    with pytest.raises(ArtefactError, match=r"The reference .*r\.json is n"):
+    with pytest.raises(ArtifactError, match=r"The reference .*r\.json is n"):
         Reference.load(path)
-    with pytest.raises(ArtefactError, match="No such file"):
+    with pytest.raises(ArtifactError, match="No such file"):
         Reference.load(tmp_path / "none.json")
 
 
@@ -294,13 +292,13 @@ def test_what_is_no_result_is_refused_as_reference(tmp_path: Path, text: str) ->
 
 @pytest.mark.parametrize(("way", "shot", "masks"), [(1, 1, True), (2, 3, True), (2, 1, False)])
 def test_an_episode_is_drawn_with_all_its_pictures(
-    colour_model: ColourModel, make_folder: MakeFolder, way: int, shot: int, masks: bool
+    color_model: ColorModel, make_folder: MakeFolder, way: int, shot: int, masks: bool
 ) -> None:
     data = FolderFewShot(make_folder())
     answers: list[Answer] = []
     options = EvaluationOptions(way, shot, 3, masks)
-    evaluate(colour_model.model, data, options, on_answer=answers.append)
-    answer, side = answers[0], colour_model.model.manifest.image_size
+    evaluate(color_model.model, data, options, on_answer=answers.append)
+    answer, side = answers[0], color_model.model.manifest.image_size
     assert answer.truth is not None
     assert answer.truth.shape == answer.prediction.label_map.shape == (side, side)
     drawn = draw_answer(data, answer, masks)

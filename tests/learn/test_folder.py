@@ -84,7 +84,7 @@ def test_the_truth_merges_the_masks_of_one_photograph(root: Path) -> None:
         ((0, 200, 255, 90, 0, 0), (0, 1, 1, 0, 0, 0)),
     ],
 )
-def test_grey_masks(root: Path, stored: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def test_gray_masks(root: Path, stored: tuple[int, ...], expected: tuple[int, ...]) -> None:
     save(root / "cat/masks/0.png", rows(*stored))
     data = FolderFewShot(root)
     assert np.array_equal(data.read_mask(0), rows(*expected))
@@ -110,7 +110,7 @@ def test_a_pixel_that_one_mask_leaves_open_belongs_to_the_other(root: Path) -> N
 
 def test_other_folders_files_and_stray_masks_do_not_disturb(root: Path) -> None:
     before = FolderFewShot(root).examples
-    save(root / "cat/unlabelled/9.png", picture(9))
+    save(root / "cat/unlabeled/9.png", picture(9))
     save(root / "cat/masks/9.png", rows(0, 255, 0, 0, 0, 0))
     save(root / "notes/9.png", picture(9))
     (root / "cat/images/Thumbs.db").write_bytes(b"x")

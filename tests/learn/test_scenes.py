@@ -20,7 +20,7 @@ from fsvit_edge.runtime.errors import AccuracyGateError, InputError
 from fsvit_edge.runtime.pictures import read_image, write_image
 from fsvit_edge.runtime.presence_level import level_of_supports
 
-ColourModel = Any
+ColorModel = Any
 MakeFolder = Callable[..., Path]
 NAMES = {4: "cat", 2: "dog"}
 
@@ -175,9 +175,9 @@ def test_resampling_in_parts_gives_the_same_numbers(monkeypatch: pytest.MonkeyPa
 # ------------------------------------------------------------------------------------------------------ through a model
 
 
-def test_colors_that_differ_are_found_without_a_false_alarm(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+def test_colors_that_differ_are_found_without_a_false_alarm(color_model: ColorModel, make_folder: MakeFolder) -> None:
     data = FolderFewShot(make_folder())
-    result = evaluate_scenes(colour_model.model, data, SceneOptions())
+    result = evaluate_scenes(color_model.model, data, SceneOptions())
     scores = result.scores
     assert result.pictures == 4 * 7
     assert (value(scores.hits), value(scores.false_alarms), value(scores.area)) == (100, 0, 100)
@@ -188,8 +188,8 @@ def test_colors_that_differ_are_found_without_a_false_alarm(colour_model: Colour
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-def test_shuffled_labels_are_at_chance(colour_model: ColourModel, make_folder: MakeFolder) -> None:
-    scores = evaluate_scenes(colour_model.model, FolderFewShot(make_folder(shuffle_labels=True)), SceneOptions()).scores
+def test_shuffled_labels_are_at_chance(color_model: ColorModel, make_folder: MakeFolder) -> None:
+    scores = evaluate_scenes(color_model.model, FolderFewShot(make_folder(shuffle_labels=True)), SceneOptions()).scores
     assert value(scores.area) is not None
     assert 35 < scores.area.value < 65  # type: ignore[union-attr]
     assert scores.false_alarms is not None
@@ -197,16 +197,16 @@ def test_shuffled_labels_are_at_chance(colour_model: ColourModel, make_folder: M
 
 
 def test_each_picture_is_encoded_once_and_judged_by_all_classes_in_one_run(
-    colour_model: ColourModel, make_folder: MakeFolder
+    color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder())
-    evaluate_scenes(colour_model.model, data, SceneOptions(shot=2))
-    assert colour_model.encoder.runs == len(data.examples)
-    assert colour_model.head.runs == 4 + 4 * 6  # second supports, which the first judge, and pictures
+    evaluate_scenes(color_model.model, data, SceneOptions(shot=2))
+    assert color_model.encoder.runs == len(data.examples)
+    assert color_model.head.runs == 4 + 4 * 6  # second supports, which the first judge, and pictures
 
 
 def test_supports_are_the_first_pictures_and_the_judged_ones_lie_evenly(
-    colour_model: ColourModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    color_model: ColorModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = FolderFewShot(make_folder())
     read: list[str] = []
@@ -214,28 +214,28 @@ def test_supports_are_the_first_pictures_and_the_judged_ones_lie_evenly(
     monkeypatch.setattr(
         data, "read_image", lambda index: read.append(data.examples[index].photograph) or plain_read(index)
     )
-    result = evaluate_scenes(colour_model.model, data, SceneOptions(shot=2, per_class=3))
+    result = evaluate_scenes(color_model.model, data, SceneOptions(shot=2, per_class=3))
     assert result.pictures == 12
     assert read[:2] == ["blue/0", "blue/1"]
     assert [name for name in read[8:] if name.startswith("red")] == ["red/2", "red/4", "red/6"]
 
 
-def test_the_levels_in_use_are_those_of_the_supports(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+def test_the_levels_in_use_are_those_of_the_supports(color_model: ColorModel, make_folder: MakeFolder) -> None:
     data = FolderFewShot(make_folder())
-    result = evaluate_scenes(colour_model.model, data, SceneOptions(shot=3))
+    result = evaluate_scenes(color_model.model, data, SceneOptions(shot=3))
     expected = level_of_supports(0.5, [None, 0.9, 0.9])  # what the fake head says of its own color
     assert [one.level for one in result.scores.classes] == pytest.approx([expected] * 4)
 
 
 def test_a_photograph_under_two_classes_is_a_hit_of_both_and_a_support_nowhere_judged(
-    colour_model: ColourModel, make_folder: MakeFolder
+    color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     root = make_folder()
     for source, target in (("red/images/5", "blue/images/5"), ("red/images/0", "gold/images/6")):
         picture = read_image(root / f"{source}.png")
         write_image(root / f"{target}.png", picture)
     data = FolderFewShot(root)
-    result = evaluate_scenes(colour_model.model, data, SceneOptions())
+    result = evaluate_scenes(color_model.model, data, SceneOptions())
     by_name = {one.name: one for one in result.scores.classes}
     assert result.pictures == 4 * 7 - 2
     assert (by_name["blue"].pictures, by_name["gold"].pictures, by_name["red"].pictures) == (7, 6, 7)
@@ -243,13 +243,13 @@ def test_a_photograph_under_two_classes_is_a_hit_of_both_and_a_support_nowhere_j
     assert value(by_name["red"].false_alarms) == 0
 
 
-def test_the_models_own_classes_and_level_stay(colour_model: ColourModel, make_folder: MakeFolder) -> None:
+def test_the_models_own_classes_and_level_stay(color_model: ColorModel, make_folder: MakeFolder) -> None:
     picture = np.full((30, 30, 3), 200, np.uint8)
-    colour_model.model.enroll("mine", [picture])
-    before = colour_model.model.predict(picture)
-    evaluate_scenes(colour_model.model, FolderFewShot(make_folder()), SceneOptions(shot=2, per_class=1))
-    assert colour_model.model.classes == ("mine",)
-    assert np.array_equal(colour_model.model.predict(picture).scores, before.scores)
+    color_model.model.enroll("mine", [picture])
+    before = color_model.model.predict(picture)
+    evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions(shot=2, per_class=1))
+    assert color_model.model.classes == ("mine",)
+    assert np.array_equal(color_model.model.predict(picture).scores, before.scores)
 
 
 @pytest.mark.parametrize(
@@ -260,27 +260,27 @@ def test_the_models_own_classes_and_level_stay(colour_model: ColourModel, make_f
     ],
 )
 def test_what_cannot_be_asked_is_an_error(
-    colour_model: ColourModel, make_folder: MakeFolder, options: SceneOptions, classes: list[str] | None, text: str
+    color_model: ColorModel, make_folder: MakeFolder, options: SceneOptions, classes: list[str] | None, text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
-        evaluate_scenes(colour_model.model, FolderFewShot(make_folder(), classes), options)
+        evaluate_scenes(color_model.model, FolderFewShot(make_folder(), classes), options)
 
 
 def test_supports_without_masks_are_an_error_where_masks_are_asked_for(
-    colour_model: ColourModel, make_folder: MakeFolder
+    color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder(masks=False), needs_masks=False)
     with pytest.raises(InputError, match=r"has no mask; evaluate with --supports names"):
-        evaluate_scenes(colour_model.model, data, SceneOptions())
-    assert value(evaluate_scenes(colour_model.model, data, SceneOptions(masks=False)).scores.area) == 100
+        evaluate_scenes(color_model.model, data, SceneOptions())
+    assert value(evaluate_scenes(color_model.model, data, SceneOptions(masks=False)).scores.area) == 100
 
 
 # --------------------------------------------------------------------------------------------------------------- gates
 
 
 @pytest.fixture
-def good(colour_model: ColourModel, make_folder: MakeFolder) -> SceneResult:
-    return evaluate_scenes(colour_model.model, FolderFewShot(make_folder()), SceneOptions())
+def good(color_model: ColorModel, make_folder: MakeFolder) -> SceneResult:
+    return evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
 
 
 def test_limits_that_are_kept_pass(good: SceneResult) -> None:
@@ -289,19 +289,19 @@ def test_limits_that_are_kept_pass(good: SceneResult) -> None:
 
 
 def test_a_model_that_sees_everything_everywhere_fails_the_gate_of_false_alarms(
-    colour_model: ColourModel, make_folder: MakeFolder
+    color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
-    colour_model.model.set_level_for_all(0.05)  # below the 0.1 that the fake head says of what it does not see
-    bad = evaluate_scenes(colour_model.model, FolderFewShot(make_folder()), SceneOptions())
+    color_model.model.set_level_for_all(0.05)  # below the 0.1 that the fake head says of what it does not see
+    bad = evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
     with pytest.raises(AccuracyGateError) as failed:
         SceneGates(max_false_alarms=5).check(bad)
     assert str(failed.value) == "The accuracy gate failed: false alarms 100.00 %, at most 5.00 % wanted."
     SceneGates(min_hits=100).check(bad)
 
 
-def test_a_model_that_sees_nothing_fails_the_gate_of_hits(colour_model: ColourModel, make_folder: MakeFolder) -> None:
-    colour_model.model.set_level_for_all(0.95)
-    blind = evaluate_scenes(colour_model.model, FolderFewShot(make_folder()), SceneOptions())
+def test_a_model_that_sees_nothing_fails_the_gate_of_hits(color_model: ColorModel, make_folder: MakeFolder) -> None:
+    color_model.model.set_level_for_all(0.95)
+    blind = evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
     SceneGates(max_false_alarms=0).check(blind)
     with pytest.raises(AccuracyGateError, match=r"failed: hits 0\.00 %, at least 50\.00 % wanted\.$"):
         SceneGates(max_false_alarms=0, min_hits=50).check(blind)

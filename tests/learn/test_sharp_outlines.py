@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_sides
+from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
 from fsvit_edge.learn.datasets import FolderFewShot
 from fsvit_edge.learn.sharp_outlines import enlarged, sharpened, thing_of_name, weight_of_support
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.training import EpisodeModule, new_head
-from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime import outlines, thing_mask
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.preprocess import resize_image
 
 
@@ -95,7 +95,7 @@ def test_the_cache_gives_back_objectness(data: FolderFewShot, telling: FewShotNe
     assert telling.encoder.stem is not None
     assert telling.objectness is not None
     with torch.inference_mode():
-        (expected,) = telling.objectness(telling.encoder.stem.maps(normalise(image)))
+        (expected,) = telling.objectness(telling.encoder.stem.maps(normalize(image)))
     told = torch.from_numpy(cache.read_objectness(data.examples[2].image)).float()
     assert (told - expected).abs().max() < 2e-3 * expected.abs().max()
     assert not np.array_equal(told, cache.read_objectness(data.examples[2].image, view=1))
@@ -105,7 +105,7 @@ def test_the_cache_gives_back_objectness(data: FolderFewShot, telling: FewShotNe
         other.objectness.out.bias.add_(1.0)
     again = TokenCache(other, tmp_path / "cache", views=2)
     assert again.folder == cache.folder
-    with pytest.raises(ArtefactError, match="was not cached"):
+    with pytest.raises(ArtifactError, match="was not cached"):
         again.read_objectness(data.examples[2].image)
     assert again.fill(data) == 0
     moved = torch.from_numpy(again.read_objectness(data.examples[2].image)).float()
@@ -120,7 +120,7 @@ def test_the_head_learns_what_objectness_lacks(
     options = TrainOptions(batch=4, micro_batch=4, ways=ways, validation_fraction=0.25)
     cache = TokenCache(telling, tmp_path / "cache")
     cache.fill(data)
-    episodes = Episodes(data, cache, options, choose_sides(data, options), 0)
+    episodes = Episodes(data, cache, options, choose_split(data, options), 0)
     drawn = [episodes[number] for number in range(4)]
     batch = type(drawn[0])(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
     batch = batch._replace(present=torch.tensor([True] * 4), support_mask=torch.ones_like(batch.support_mask))
@@ -142,7 +142,7 @@ def test_sharp_outlines_leave_out_what_is_absent(data: FolderFewShot, telling: F
     options = TrainOptions(batch=4, micro_batch=4, validation_fraction=0.25)
     cache = TokenCache(telling, tmp_path / "cache")
     cache.fill(data)
-    episodes = Episodes(data, cache, options, choose_sides(data, options), 0)
+    episodes = Episodes(data, cache, options, choose_split(data, options), 0)
     batch = type(episodes[0])(*(part[None] for part in episodes[0]))
     batch = batch._replace(query_objectness=torch.full((1, 16, 16), 8.0).half())
     module = EpisodeModule(telling, options, {}, None, 2)

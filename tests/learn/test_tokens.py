@@ -12,8 +12,8 @@ from PIL import Image
 from fsvit_edge.learn.datasets import FolderFewShot
 from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
 from fsvit_edge.learn.views import LEAST_AREA, View, draw_view
-from fsvit_edge.model.network import FewShotNetwork, normalise
-from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError
+from fsvit_edge.model.network import FewShotNetwork, normalize
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 
 
@@ -35,7 +35,7 @@ def test_the_cache_gives_back_what_the_encoder_says(
     assert cache.fill(data) == 4
     image = torch.from_numpy(resize_image(data.read_image(2), 48))[None]
     with torch.inference_mode():
-        expected = tiny_network.encoder(normalise(image))
+        expected = tiny_network.encoder(normalize(image))
     found = cache.read(data.examples[2].image)
     for got, wanted in zip(found, expected, strict=True):
         assert got.shape == wanted.shape
@@ -89,14 +89,14 @@ def test_a_damaged_file_is_named(
         file.write_bytes(b"no tokens")
     else:
         np.save(file, np.zeros((1, 2, 3), np.float16))
-    with pytest.raises(ArtefactError, match=r"delete it and run again"):
+    with pytest.raises(ArtifactError, match=r"delete it and run again"):
         cache.read(image)
 
 
 def test_a_picture_that_was_not_cached_is_named(
     data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path
 ) -> None:
-    with pytest.raises(ArtefactError, match=r"is missing: .*0\.png was not cached"):
+    with pytest.raises(ArtifactError, match=r"is missing: .*0\.png was not cached"):
         TokenCache(tiny_network, tmp_path / "cache").read(data.examples[0].image)
 
 

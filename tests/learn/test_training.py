@@ -25,7 +25,7 @@ from fsvit_edge.learn.training import TrainResult, new_head, train
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.errors import InputError
 
-COLOURS = {"blue": (40, 60, 230), "green": (40, 220, 60), "red": (230, 50, 40), "white": (240, 240, 240)}
+COLORS = {"blue": (40, 60, 230), "green": (40, 220, 60), "red": (230, 50, 40), "white": (240, 240, 240)}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def _short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_squares(root: Path, classes: list[str], pictures: int, seed: int = 0) -> Path:
-    """Classes of coloured squares on dark noise."""
+    """Classes of colored squares on dark noise."""
     rng = np.random.default_rng(seed)
     for name in classes:
         for folder in ("images", "masks"):
@@ -44,7 +44,7 @@ def write_squares(root: Path, classes: list[str], pictures: int, seed: int = 0) 
             mask = np.zeros((48, 48), np.uint8)
             top, left = rng.integers(0, 3, 2) * 8
             mask[top : top + 24, left : left + 24] = 255
-            image[mask > 0] = COLOURS[name]
+            image[mask > 0] = COLORS[name]
             Image.fromarray(image).save(root / name / "images" / f"{number}.png")
             Image.fromarray(mask).save(root / name / "masks" / f"{number}.png")
     return root
@@ -93,11 +93,11 @@ def test_four_pictures_are_learnt_by_heart(tmp_path: Path, run: Run) -> None:
 
 
 def test_shuffled_labels_give_chance_where_true_ones_do_not(tmp_path: Path, run: Run) -> None:
-    root = write_squares(tmp_path / "true", list(COLOURS), 10)
+    root = write_squares(tmp_path / "true", list(COLORS), 10)
     options = {"epochs": 12, "class_weight": 1.0, "validation_fraction": 0.3, "learning_rate": 2e-3}
     true = run(FolderFewShot(root), "true-labels", **options)
 
-    pairs = [(name, number) for name in COLOURS for number in range(10)]
+    pairs = [(name, number) for name in COLORS for number in range(10)]
     order = np.random.default_rng(1).permutation(len(pairs))
     shuffled = tmp_path / "shuffled"
     for (name, number), other in zip(pairs, order, strict=True):

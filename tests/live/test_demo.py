@@ -58,8 +58,8 @@ def test_frames_and_truth_have_the_stated_form() -> None:
 
 def test_the_camera_moves_without_a_jump_even_into_the_next_round() -> None:
     strip = demo._strip()
-    centres = np.array([corners(matrix, DEMO_SIZE_HW).mean(axis=0) for matrix in (*strip.path, strip.path[0])])
-    steps = np.diff(centres, axis=0)
+    centers = np.array([corners(matrix, DEMO_SIZE_HW).mean(axis=0) for matrix in (*strip.path, strip.path[0])])
+    steps = np.diff(centers, axis=0)
     width = strip.rgb.shape[1]
     steps[:, 0] = (steps[:, 0] + width / 2) % width - width / 2
     assert np.hypot(*steps.T).max() < 120

@@ -20,7 +20,7 @@ from fsvit_edge.live.run import LiveRun, RunOptions, statistics_line
 from fsvit_edge.live.shared_model import LiveModel, ModelDescription
 from fsvit_edge.live.sinks.base import Sink, SinkClosedError
 from fsvit_edge.live.sources.base import FileSource, Source, SourceStatus
-from fsvit_edge.live.sources.live import LiveSource, Patience
+from fsvit_edge.live.sources.live import LiveSource, Timeouts
 from fsvit_edge.live.sources.options import SourceOptions
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import FsvitEdgeError, SourceError
@@ -147,8 +147,8 @@ def test_a_signal_ends_it_in_order_and_the_handlers_are_put_back(number: int, co
 def test_states_and_health_are_told_while_no_frame_comes(tmp_path: Path) -> None:
     sink = Collect()
     address = SourceAddress("csi", "0", "stub")
-    patience = Patience(open_s=3, first_frame_s=2, frame_s=1.0, delays_s=(0.3,))
-    with LiveSource(address, SourceOptions(), patience=patience, command=stub_camera.command("three")) as source:
+    timeouts = Timeouts(open_s=3, first_frame_s=2, frame_s=1.0, delays_s=(0.3,))
+    with LiveSource(address, SourceOptions(), timeouts=timeouts, command=stub_camera.command("three")) as source:
         options = RunOptions(max_frames=5, stats_s=0.2, health=tmp_path / "health.json")
         live_run, said = run(source, [sink], options)
         result = live_run.run()

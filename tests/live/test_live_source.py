@@ -14,17 +14,17 @@ from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.sources import capture_process, live, opencv
 from fsvit_edge.live.sources.base import EndOfSourceError
 from fsvit_edge.live.sources.frame_memory import SAFE_FRAMES, FrameReader, FrameWriter
-from fsvit_edge.live.sources.live import LiveSource, Patience
+from fsvit_edge.live.sources.live import LiveSource, Timeouts
 from fsvit_edge.live.sources.options import SourceOptions
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import SourceError
 
 ADDRESS = SourceAddress("csi", "0", "stub")
-QUICK = Patience(open_s=1.5, first_frame_s=0.4, frame_s=0.4, delays_s=(0.05, 0.1))
+QUICK = Timeouts(open_s=1.5, first_frame_s=0.4, frame_s=0.4, delays_s=(0.05, 0.1))
 
 
-def open_stub(scenario: str, patience: Patience = QUICK) -> LiveSource:
-    return LiveSource(ADDRESS, SourceOptions(), patience=patience, command=stub_camera.command(scenario))
+def open_stub(scenario: str, timeouts: Timeouts = QUICK) -> LiveSource:
+    return LiveSource(ADDRESS, SourceOptions(), timeouts=timeouts, command=stub_camera.command(scenario))
 
 
 def next_frame(source: LiveSource) -> Frame:
@@ -101,8 +101,8 @@ LEFT_BEHIND = pytest.mark.filterwarnings("ignore:Exception ignored in. <function
 @LEFT_BEHIND
 @pytest.mark.usefixtures("no_kill")
 def test_a_process_that_cannot_be_killed_is_not_joined_by_a_second() -> None:
-    patience = dataclasses.replace(QUICK, open_s=0.2)
-    with open_stub("undead", patience) as source:
+    timeouts = dataclasses.replace(QUICK, open_s=0.2)
+    with open_stub("undead", timeouts) as source:
         until(lambda: "hangs in its driver" in source.status.message)
         assert source.status.state == "connecting"
         assert len(psutil.Process().children()) == 1
@@ -131,8 +131,8 @@ def test_the_delays_grow_to_the_last_and_begin_anew_after_a_frame(monkeypatch: p
     for scenario, expected in (("refused", [1, 2, 5, 10, 10]), ("three", [1, 1])):
         pauses: list[float] = []
         monkeypatch.setattr(LiveSource, "_pause", lambda _, delay_s, pauses=pauses: pauses.append(delay_s))
-        patience = dataclasses.replace(QUICK, delays_s=(1, 2, 5, 10))
-        with open_stub(scenario, patience) as source:
+        timeouts = dataclasses.replace(QUICK, delays_s=(1, 2, 5, 10))
+        with open_stub(scenario, timeouts) as source:
             while len(pauses) < len(expected):
                 time.sleep(0.01)
             assert source.status.reconnects >= 1
@@ -142,12 +142,12 @@ def test_the_delays_grow_to_the_last_and_begin_anew_after_a_frame(monkeypatch: p
 def test_a_wait_ends_early_when_what_was_away_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([False, False, True])
     monkeypatch.setattr(live, "_KNOCK_S", 0.02)
-    monkeypatch.setattr(live, "_knock", lambda _: lambda: next(answers))
+    monkeypatch.setattr(live, "_is_reachable", lambda _: lambda: next(answers))
     with open_stub("steady") as source:
         started = time.monotonic()
         source._pause(30)
         assert time.monotonic() - started < 5
-        monkeypatch.setattr(live, "_knock", lambda _: lambda: True)  # there all the time, and yet it failed
+        monkeypatch.setattr(live, "_is_reachable", lambda _: lambda: True)  # there all the time, and yet it failed
         started = time.monotonic()
         source._pause(0.3)
         assert time.monotonic() - started >= 0.3

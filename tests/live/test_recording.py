@@ -136,7 +136,7 @@ def test_pictures_and_videos_show_that_the_source_is_lost(tmp_path: Path) -> Non
     assert images[0].mean() > 40 > images[-1].mean()
 
 
-def test_a_state_card_is_grey_and_holds_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_card_is_gray_and_holds_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((240, 320, 3), np.uint8)
     image[..., 0] = 200
     empty, full = draw_state(image, "lost", ""), draw_state(image, "lost", "The camera has stopped delivering frames.")

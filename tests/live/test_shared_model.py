@@ -50,10 +50,10 @@ def serve(model: LiveModel, requests: int) -> threading.Thread:
 
 def test_a_change_is_known_when_its_answer_is(live: LiveModel) -> None:
     serving = serve(live, 2)
-    live.change(lambda model: model.enroll("cup", [PICTURE]))
+    live.update(lambda model: model.enroll("cup", [PICTURE]))
     assert (live.classes, live.revision) == (("cup",), 1)
     assert [support.has_mask for support in live.supports["cup"]] == [False]
-    assert live.look(lambda model: model.classes) == ("cup",)
+    assert live.read(lambda model: model.classes) == ("cup",)
     assert live.revision == 1  # a look changes nothing
     serving.join()
 
@@ -61,14 +61,14 @@ def test_a_change_is_known_when_its_answer_is(live: LiveModel) -> None:
 def test_an_error_goes_to_who_asked_and_not_to_the_loop(live: LiveModel) -> None:
     serving = serve(live, 1)
     with pytest.raises(InputError, match="'cup' is not enrolled"):
-        live.change(lambda model: model.remove("cup"))
+        live.update(lambda model: model.remove("cup"))
     serving.join()
 
 
 def test_a_request_that_nobody_does_in_time_is_never_done(live: LiveModel) -> None:
     done = []
     with pytest.raises(FsvitEdgeError, match=r"did not get to it within 0\.05 s; try again"):
-        live.look(lambda _: done.append(1), timeout_s=0.05)
+        live.read(lambda _: done.append(1), timeout_s=0.05)
     live.run_requests()
     assert done == []
 
@@ -76,7 +76,7 @@ def test_a_request_that_nobody_does_in_time_is_never_done(live: LiveModel) -> No
 def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
     def ask() -> None:
         with pytest.raises(FsvitEdgeError, match="The run has ended"):
-            live.look(lambda _: None, timeout_s=10)
+            live.read(lambda _: None, timeout_s=10)
 
     waiting = [threading.Thread(target=ask) for _ in range(8)]
     for thread in waiting:
@@ -84,28 +84,28 @@ def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
     while live._waiting.qsize() < 8:
         time.sleep(0.001)
     with pytest.raises(FsvitEdgeError, match="Too many requests wait"):
-        live.look(lambda _: None)
+        live.read(lambda _: None)
     live.close()  # refuses those that wait
     for thread in waiting:
         thread.join()
     with pytest.raises(FsvitEdgeError, match="The run has ended"):
-        live.look(lambda _: None)
+        live.read(lambda _: None)
 
 
 def test_the_first_frame_after_a_change_is_told_from_the_next(live: LiveModel) -> None:
-    assert live.judging is None
+    assert live.processing is None
     assert live.is_first_frame
     live.predict(PICTURE)
     assert not live.is_first_frame
     serving = serve(live, 1)
-    live.change(lambda model: model.enroll("cup", [PICTURE]))
+    live.update(lambda model: model.enroll("cup", [PICTURE]))
     serving.join()
     assert live.is_first_frame
 
 
 def test_a_frame_is_known_while_it_is_judged(live: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int | None] = []
-    monkeypatch.setattr(live._model, "predict", lambda _: seen.append(live.judging))
+    monkeypatch.setattr(live._model, "predict", lambda _: seen.append(live.processing))
     live.predict(PICTURE)
     live.predict(PICTURE)
-    assert (seen, live.judging) == ([0, 1], None)
+    assert (seen, live.processing) == ([0, 1], None)

@@ -189,7 +189,7 @@ def test_a_folder_takes_a_picture_a_frame_named_by_its_index(tmp_path: Path, mak
     assert sorted(os.listdir(folder)) == ["frame_000001.jpg", "frame_000002.jpg"]
     drawn = read_image(folder / "frame_000001.jpg").astype(int)
     assert np.abs(drawn[40, 48] - 101).max() < 6
-    assert np.abs(drawn[40, 20] - (94, 137, 160)).max() < 10  # tinted with the second colour
+    assert np.abs(drawn[40, 20] - (94, 137, 160)).max() < 10  # tinted with the second color
 
 
 @pytest.mark.parametrize("size_hw", [(48, 64), (47, 63), (360, 640)])

@@ -16,9 +16,9 @@ from fsvit_edge.model.checkpoint import infer_backbone, load_network, read_state
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import HYBRID_BACKBONE, NANO_BACKBONE, OUR_BACKBONES, SUPPORTED_BACKBONES, Encoder
 from fsvit_edge.model.network import FewShotNetwork
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
-Randomise = Callable[[nn.Module, int], None]
+Randomize = Callable[[nn.Module, int], None]
 State = dict[str, Tensor]
 
 
@@ -112,11 +112,11 @@ def shallow_vit(name: str, **kwargs: Any) -> VisionTransformer:
 
 
 @pytest.fixture
-def shallow(monkeypatch: pytest.MonkeyPatch, randomise: Randomise) -> State:
+def shallow(monkeypatch: pytest.MonkeyPatch, randomize: Randomize) -> State:
     """The weights of a network with the shallow backbone, which timm makes from now on."""
     monkeypatch.setattr(timm, "create_model", shallow_vit)
     network = FewShotNetwork(ModelConfig("shallow", "vit_small_patch16_224.dino", 96))
-    randomise(network, 1)
+    randomize(network, 1)
     return state_of(network)
 
 
@@ -247,7 +247,7 @@ def test_a_file_with_foreign_objects_is_refused_and_nothing_in_it_runs(
         content["state_dict"] = {**state, "learner.extra": kind(canary)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
 
-    with pytest.raises(ArtefactError, match=r"evil\.ckpt holds Python objects besides tensors.*was refused") as caught:
+    with pytest.raises(ArtifactError, match=r"evil\.ckpt holds Python objects besides tensors.*was refused") as caught:
         load_network(path, backbone=NANO_BACKBONE)
     assert "\n" not in str(caught.value)
     assert not canary.exists()
@@ -326,7 +326,7 @@ def test_weights_that_do_not_fit_are_named(
         torch.save(lightning(damaged), path)
     else:
         save_file(damaged, path)
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         load_network(path, backbone=NANO_BACKBONE)
 
 
@@ -368,7 +368,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
     if kind != ".safetensors":
         torch.save(lightning(state), path, _use_new_zipfile_serialization=kind == ".ckpt")
     damage(path)
-    with pytest.raises(ArtefactError) as caught:
+    with pytest.raises(ArtifactError) as caught:
         load_network(path, backbone=NANO_BACKBONE)
     message = str(caught.value)
     assert message.startswith(str(path))
@@ -383,7 +383,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
 def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: object) -> None:
     path = tmp_path / "odd.ckpt"
     torch.save(content, path)
-    with pytest.raises(ArtefactError, match="holds no table of tensors"):
+    with pytest.raises(ArtifactError, match="holds no table of tensors"):
         load_network(path, backbone=NANO_BACKBONE)
 
 
@@ -471,5 +471,5 @@ def test_the_hybrid_is_known_by_its_stem() -> None:
 def test_a_backbone_that_is_none_of_ours_must_be_named(backbone: str) -> None:
     with torch.device("meta"):
         state = timm.create_model(backbone, num_classes=0).state_dict()
-    with pytest.raises(ArtefactError, match="name it with --backbone"):
+    with pytest.raises(ArtifactError, match="name it with --backbone"):
         infer_backbone(state)

@@ -19,11 +19,11 @@ from fsvit_edge.model.convolutional_stem import (
     ConvolutionalStem,
     fold_batch_norms,
     joined,
-    renormalise,
+    renormalize,
     trunk_stages,
 )
 from fsvit_edge.model.encoder import HYBRID_BACKBONE, Encoder
-from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.network import FewShotNetwork, normalize
 
 
 def assert_near(ours: Tensor, theirs: Tensor, relative: float = 1e-5) -> None:
@@ -53,7 +53,7 @@ def pixels(size: int, count: int = 2) -> Tensor:
 
 
 @torch.inference_mode()
-def test_the_stem_says_what_timms_stages_say_of_pictures_in_timms_own_normalisation(trunk: nn.Module) -> None:
+def test_the_stem_says_what_timms_stages_say_of_pictures_in_timms_own_normalization(trunk: nn.Module) -> None:
     images = pixels(64)
     config = timm.data.resolve_data_config({}, model=trunk)
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
@@ -72,7 +72,7 @@ def test_the_stem_says_what_timms_stages_say_of_pictures_in_timms_own_normalisat
     fine_part, coarse_part, late_parts = trunk_stages(trunk)
 
     # timm rounds 127 / 255 and 128 / 255 to a half.
-    ours = fine_part((renormalise(normalise(images)) * (128 / 255) + 127 / 255 - mean) / std)
+    ours = fine_part((renormalize(normalize(images)) * (128 / 255) + 127 / 255 - mean) / std)
     assert_near(ours, theirs)
     x = coarse_part(ours)
     assert_near(x, coarse)
@@ -84,13 +84,13 @@ def test_the_stem_says_what_timms_stages_say_of_pictures_in_timms_own_normalisat
 
 
 @torch.inference_mode()
-def test_pictures_reach_the_trunk_as_its_authors_normalised_them_up_to_the_padding() -> None:
+def test_pictures_reach_the_trunk_as_its_authors_normalized_them_up_to_the_padding() -> None:
     images = pixels(32)
     wanted = (images.permute(0, 3, 1, 2).float() - 127) / 128
-    ours = renormalise(normalise(images))
+    ours = renormalize(normalize(images))
     torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
-    # Folded into a convolution that pads with zeros, the border would differ: there a zero is another grey.
-    assert not torch.allclose(F.pad(ours, (0, 1)), renormalise(F.pad(normalise(images), (0, 1))), atol=1e-2)
+    # Folded into a convolution that pads with zeros, the border would differ: there a zero is another gray.
+    assert not torch.allclose(F.pad(ours, (0, 1)), renormalize(F.pad(normalize(images), (0, 1))), atol=1e-2)
 
 
 @torch.inference_mode()
@@ -106,7 +106,7 @@ def test_a_folded_batch_norm_is_the_one_that_it_was(trunk: nn.Module) -> None:
 def test_both_strides_stand_side_by_side_whether_32_divides_the_picture_or_not(size: int) -> None:
     stem = ConvolutionalStem(48).eval()
     image = torch.randn(1, 3, size, size)
-    fine = stem.fine(renormalise(image))
+    fine = stem.fine(renormalize(image))
     assert fine.shape[-1] == size // 16
     both = joined(fine, stem.coarse(fine))
     assert torch.equal(both[:, : fine.shape[1]], fine)
@@ -162,16 +162,16 @@ def test_the_hybrid_has_a_token_for_16_pixels_and_loads_strictly() -> None:
 
 
 def test_a_hybrid_is_saved_loaded_and_exported_to_the_same_numbers(
-    tmp_path: Path, randomise: Callable[[nn.Module, int], None]
+    tmp_path: Path, randomize: Callable[[nn.Module, int], None]
 ) -> None:
     network = FewShotNetwork(ModelConfig("hybrid", HYBRID_BACKBONE, 96)).eval()
-    randomise(network.head, 0)
+    randomize(network.head, 0)
     save_network(network, tmp_path / "hybrid.safetensors")
     again = load_network(tmp_path / "hybrid.safetensors")
     export_bundle(again, tmp_path / "bundle", ExportOptions())
     images = pixels(96)
     with torch.inference_mode():
-        theirs = network.encoder(normalise(images))
+        theirs = network.encoder(normalize(images))
     session = onnxruntime.InferenceSession(tmp_path / "bundle" / "encoder.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     ours = dict(zip(names, session.run(None, {"image": images.numpy()}), strict=True))

@@ -21,17 +21,17 @@ from fsvit_edge.model.encoder import (
     PositionResize,
     resize_position_embedding,
 )
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, InputError
 
-Randomise = Callable[[nn.Module, int], None]
+Randomize = Callable[[nn.Module, int], None]
 SMALL_DINO = "vit_small_patch16_224.dino"
 SMALL_REGISTERS = "vit_small_patch14_reg4_dinov2.lvd142m"
 SMALL_ROTARY = "vit_small_patch16_dinov3.lvd1689m"
 
 
-def random_encoder(backbone: str, image_size: int, randomise: Randomise) -> Encoder:
+def random_encoder(backbone: str, image_size: int, randomize: Randomize) -> Encoder:
     encoder = Encoder(backbone, image_size).eval()
-    randomise(encoder.vit, 0)
+    randomize(encoder.vit, 0)
     return encoder
 
 
@@ -68,7 +68,7 @@ class Witness:
 @pytest.mark.parametrize("backbone", SUPPORTED_BACKBONES)
 @torch.inference_mode()
 def test_where_no_position_is_resized_the_encoder_says_what_timms_plain_model_says(
-    backbone: str, randomise: Randomise, monkeypatch: pytest.MonkeyPatch
+    backbone: str, randomize: Randomize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours_at = {NANO_BACKBONE: 64, HYBRID_BACKBONE: 256}
     native = ours_at.get(backbone) or timm.models.get_pretrained_cfg(backbone).input_size[-1]
@@ -76,7 +76,7 @@ def test_where_no_position_is_resized_the_encoder_says_what_timms_plain_model_sa
     vit, prefix = encoder.vit, encoder.vit.num_prefix_tokens
     if native == 518:  # 1,369 tokens take ten seconds a model; with fewer the road through the blocks is the same
         vit.set_input_size(img_size=(224, 224))
-    randomise(vit, 0)
+    randomize(vit, 0)
     image = picture(encoder.image_size)
     theirs = Witness(vit, image, monkeypatch)
 
@@ -99,9 +99,9 @@ def test_where_no_position_is_resized_the_encoder_says_what_timms_plain_model_sa
 
 @torch.inference_mode()
 def test_the_comparison_with_timm_notices_a_missing_norm_a_shifted_layer_and_a_register(
-    randomise: Randomise, monkeypatch: pytest.MonkeyPatch
+    randomize: Randomize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = random_encoder(SMALL_REGISTERS, 70, randomise)
+    encoder = random_encoder(SMALL_REGISTERS, 70, randomize)
     vit, image = encoder.vit, picture(70)
     vit.set_input_size(img_size=(70, 70))
     theirs = Witness(vit, image, monkeypatch)
@@ -123,8 +123,8 @@ def test_the_comparison_with_timm_notices_a_missing_norm_a_shifted_layer_and_a_r
 
 
 @torch.inference_mode()
-def test_pictures_of_one_batch_do_not_see_each_other(randomise: Randomise) -> None:
-    encoder = random_encoder(NANO_BACKBONE, 48, randomise)
+def test_pictures_of_one_batch_do_not_see_each_other(randomize: Randomize) -> None:
+    encoder = random_encoder(NANO_BACKBONE, 48, randomize)
     images = picture(48, count=3)
     together = encoder(images)
     assert not torch.allclose(together.tokens[0], together.tokens[1])
@@ -142,9 +142,9 @@ def bicubic_matrix(native: int, grid: int, scale: float, antialias: bool) -> np.
     stretch = max(1 / scale, 1.0) if antialias else 1.0
     matrix = np.zeros((grid, native))
     for row in range(grid):
-        centre = (row + 0.5) / scale - 0.5
+        center = (row + 0.5) / scale - 0.5
         for column in range(-4 * native, 5 * native):
-            x = abs(column - centre) / stretch
+            x = abs(column - center) / stretch
             inner = (a + 2) * x**3 - (a + 3) * x**2 + 1
             outer = a * (x**3 - 5 * x**2 + 8 * x - 4)
             weight = inner if x <= 1 else outer if x < 2 else 0.0
@@ -206,22 +206,22 @@ def test_a_backbone_is_resized_as_its_family(backbone: str) -> None:
 )
 @torch.inference_mode()
 def test_position_has_the_resized_image_tokens_after_the_untouched_prefix(
-    randomise: Randomise, backbone: str, size: int, offset: float, antialias: bool, prefix: int
+    randomize: Randomize, backbone: str, size: int, offset: float, antialias: bool, prefix: int
 ) -> None:
-    encoder = random_encoder(backbone, size, randomise)
-    position, learnt = encoder.position(), encoder.vit.pos_embed
+    encoder = random_encoder(backbone, size, randomize)
+    position, learned = encoder.position(), encoder.vit.pos_embed
     assert position.shape == (1, prefix + encoder.grid**2, encoder.embed_dim)
     if prefix == 1:
-        assert torch.equal(position[:, :1], learnt[:, :1])
-        learnt = learnt[:, 1:]
+        assert torch.equal(position[:, :1], learned[:, :1])
+        learned = learned[:, 1:]
     else:
         assert not position[:, :prefix].any()
-    assert_near(position[:, prefix:], resized_by_hand(learnt, encoder.grid, offset, antialias))
+    assert_near(position[:, prefix:], resized_by_hand(learned, encoder.grid, offset, antialias))
 
 
 @torch.inference_mode()
-def test_at_another_size_the_encoder_is_timms_model_with_our_position_embedding(randomise: Randomise) -> None:
-    encoder = random_encoder(NANO_BACKBONE, 48, randomise)
+def test_at_another_size_the_encoder_is_timms_model_with_our_position_embedding(randomize: Randomize) -> None:
+    encoder = random_encoder(NANO_BACKBONE, 48, randomize)
     image = picture(48)
     settings = {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 0, "global_pool": "token"}
     plain = VisionTransformer(img_size=48, **settings).eval()
@@ -235,8 +235,8 @@ def test_at_another_size_the_encoder_is_timms_model_with_our_position_embedding(
 
 
 @torch.inference_mode()
-def test_a_rotary_model_takes_other_sizes_as_timm_does(randomise: Randomise) -> None:
-    encoder = random_encoder(SMALL_ROTARY, 160, randomise)
+def test_a_rotary_model_takes_other_sizes_as_timm_does(randomize: Randomize) -> None:
+    encoder = random_encoder(SMALL_ROTARY, 160, randomize)
     image = picture(160)
     theirs = encoder.vit.forward_features(image)
     assert_near(encoder(image).tokens[:, -1], theirs[:, [0, *range(5, 105)]])
@@ -244,8 +244,8 @@ def test_a_rotary_model_takes_other_sizes_as_timm_does(randomise: Randomise) -> 
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("backbone", "size"), [(NANO_BACKBONE, 48), (SMALL_ROTARY, 64)])
-def test_a_position_computed_once_gives_the_same_output(randomise: Randomise, backbone: str, size: int) -> None:
-    encoder = random_encoder(backbone, size, randomise)
+def test_a_position_computed_once_gives_the_same_output(randomize: Randomize, backbone: str, size: int) -> None:
+    encoder = random_encoder(backbone, size, randomize)
     image, position = picture(size), encoder.position().clone()
     for ours, again in zip(encoder(image, position), encoder(image), strict=True):
         assert torch.equal(ours, again)
@@ -329,15 +329,15 @@ def dinov2_published(vit: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("backbone", [SMALL_REGISTERS, "vit_small_patch14_dinov2.lvd142m"])
-def test_weights_in_dinov2s_own_naming_load(randomise: Randomise, backbone: str) -> None:
-    source, target = random_encoder(backbone, 70, randomise), Encoder(backbone, 70)
+def test_weights_in_dinov2s_own_naming_load(randomize: Randomize, backbone: str) -> None:
+    source, target = random_encoder(backbone, 70, randomize), Encoder(backbone, 70)
     target.load_published(dinov2_published(source.vit))
     for (name, ours), theirs in zip(target.vit.state_dict().items(), source.vit.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)
 
 
-def test_a_published_checkpoints_own_heads_are_not_the_backbones(randomise: Randomise) -> None:
-    source, target = random_encoder(NANO_BACKBONE, 64, randomise), Encoder(NANO_BACKBONE, 64)
+def test_a_published_checkpoints_own_heads_are_not_the_backbones(randomize: Randomize) -> None:
+    source, target = random_encoder(NANO_BACKBONE, 64, randomize), Encoder(NANO_BACKBONE, 64)
     target.load_published({**source.vit.state_dict(), "head.mlp.0.weight": torch.zeros(3), "head.bias": torch.zeros(3)})
     assert torch.equal(target.vit.norm.weight, source.vit.norm.weight)
 
@@ -354,20 +354,20 @@ def test_a_published_checkpoints_own_heads_are_not_the_backbones(randomise: Rand
     ],
 )
 def test_backbone_weights_that_do_not_fit_are_refused_and_never_resampled(
-    randomise: Randomise, name: str, change: Callable[[Tensor], Tensor] | None, message: str
+    randomize: Randomize, name: str, change: Callable[[Tensor], Tensor] | None, message: str
 ) -> None:
-    encoder = random_encoder(NANO_BACKBONE, 64, randomise)
+    encoder = random_encoder(NANO_BACKBONE, 64, randomize)
     state = encoder.vit.state_dict()
     tensor = state.pop(name)
     if change is not None:
         state[name] = change(tensor)
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         encoder.load_published(state)
 
 
-def test_weights_of_a_deeper_model_are_refused(randomise: Randomise) -> None:
-    encoder = random_encoder(NANO_BACKBONE, 64, randomise)
+def test_weights_of_a_deeper_model_are_refused(randomize: Randomize) -> None:
+    encoder = random_encoder(NANO_BACKBONE, 64, randomize)
     state = encoder.vit.state_dict()
     state["blocks.6.norm1.weight"] = state["blocks.5.norm1.weight"]
-    with pytest.raises(ArtefactError, match=r"unknown tensors, first 'blocks.6.norm1.weight'"):
+    with pytest.raises(ArtifactError, match=r"unknown tensors, first 'blocks.6.norm1.weight'"):
         encoder.load_published(state)

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
 from fsvit_edge.model.head import CorrelationHead, HeadLogits, channel_vectors, resize_mask, support_tokens
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 
 GOLDEN = Path(__file__).with_name("golden_head.npz")
 SIZE = 48  # side of the masks, in pixels
-Randomise = Callable[[nn.Module, int], None]
+Randomize = Callable[[nn.Module, int], None]
 
 
 def seeded_head(channels: int, support_grid: int, seed: int = 0) -> CorrelationHead:
@@ -226,11 +226,11 @@ def test_masked_tokens_are_never_looked_at_but_the_class_token_always_is() -> No
     assert 0 < unseen.sum() < 144
     # The shortcut and the first block's query see every token, so only key and value may not: shuffle within a cell.
     token = int(unseen.nonzero()[0])
-    neighbour = token + 1
-    assert unseen[neighbour]
+    neighbor = token + 1
+    assert unseen[neighbor]
     assert (token - 1) % 4 < 3
     order = list(range(145))
-    order[token], order[neighbour] = neighbour, token
+    order[token], order[neighbor] = neighbor, token
     assert_same(head(query[None], support[:, :, order], masks), plain)
 
     seen = [int(index) for index in (~unseen).nonzero()[1:]]
@@ -263,14 +263,14 @@ def test_channels_are_head_major() -> None:
 
 
 def test_a_support_grid_must_be_a_multiple_of_three() -> None:
-    with pytest.raises(ArtefactError, match="positive multiple of 3, got 10"):
+    with pytest.raises(ArtifactError, match="positive multiple of 3, got 10"):
         ModelConfig("any", "any", 48, support_grid=10)
 
 
 def test_a_support_crop_is_0_or_at_least_1() -> None:
     assert ModelConfig("any", "any", 48, support_crop=1.5).support_crop == 1.5
     for wrong in (0.5, -2.0, float("inf"), float("nan")):
-        with pytest.raises(ArtefactError, match="must be 0 or at least 1"):
+        with pytest.raises(ArtifactError, match="must be 0 or at least 1"):
             ModelConfig("any", "any", 48, support_crop=wrong)
 
 

@@ -9,7 +9,7 @@ from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import HYBRID_BACKBONE, NANO_BACKBONE
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.objectness import ObjectnessNetwork
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_checkpoint_whose_decoder_is_missing_is_refused(network: FewShotNetwor
     save_network(plain, tmp_path / "plain.safetensors")
     (tmp_path / "plain.json").write_text(network.config.to_json())
 
-    with pytest.raises(ArtefactError, match="objectness decoder"):
+    with pytest.raises(ArtifactError, match="objectness decoder"):
         load_network(tmp_path / "plain.safetensors")
 
 

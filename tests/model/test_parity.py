@@ -17,7 +17,7 @@ from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import EncoderOutput, load_strictly
 from fsvit_edge.model.fast_head import FastCorrelationHead, cache_supports
 from fsvit_edge.model.head import HeadLogits
-from fsvit_edge.model.network import FewShotNetwork, normalise, predict_published
+from fsvit_edge.model.network import FewShotNetwork, normalize, predict_published
 from fsvit_edge.model.pseudo_mask import pseudo_mask
 
 SIZE = 400
@@ -90,7 +90,7 @@ def parity(shared_folder: Path) -> Parity:
 @pytest.fixture(scope="module")
 @torch.inference_mode()
 def encoded(parity: Parity) -> EncoderOutput:
-    return parity.network.encoder(normalise(parity.pictures("image", 1)))
+    return parity.network.encoder(normalize(parity.pictures("image", 1)))
 
 
 @pytest.fixture(scope="module", params=EPISODES)
@@ -98,9 +98,9 @@ def encoded(parity: Parity) -> EncoderOutput:
 def named_episode(request: pytest.FixtureRequest, parity: Parity) -> tuple[str, Episode]:
     name, (ways, shots) = request.param, EPISODES[request.param]
     network, count = parity.network, ways * shots
-    query = network.encoder(normalise(parity.pictures(f"{name}.query", 1)))
+    query = network.encoder(normalize(parity.pictures(f"{name}.query", 1)))
     pictures = parity.pictures(f"{name}.support", count)
-    supports = [network.encoder(normalise(picture[None])) for picture in pictures]
+    supports = [network.encoder(normalize(picture[None])) for picture in pictures]
     if name.startswith("pseudo."):
         masks = torch.cat([network.pseudo_mask(support) for support in supports])
     else:
@@ -239,7 +239,7 @@ def test_one_wrong_weight_of_the_head_misses_the_tolerance(
 @torch.inference_mode()
 def test_timms_position_embedding_or_one_wrong_weight_of_the_backbone_misses_the_tolerance(parity: Parity) -> None:
     encoder, wanted = parity.network.encoder, parity.golden["backbone.tokens"]
-    image = normalise(parity.pictures("image", 1))
+    image = normalize(parity.pictures("image", 1))
 
     def error(position: Tensor) -> float:
         return largest_error(encoder(image, position).tokens[0][:, parity.golden["backbone.token_index"]], wanted)

@@ -19,7 +19,7 @@ from fsvit_edge.model.head import CorrelationHead
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.prototype_head import PrototypeHead
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.errors import ArtefactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 HEADS, LAYERS, GRID, SUPPORT_GRID, DIM, SIZE = 2, 3, 6, 12, 32, 48
 CHANNELS = HEADS * LAYERS
@@ -197,7 +197,7 @@ def test_supports_that_differ_lower_what_is_asked_of_the_frame() -> None:
     assert head()(scene(PLACE.flatten(), GROUND, seed=9), supports_of(*diverse), torch.full((1, 3), 1 / 3))[0] < 0.2
 
 
-# ---- enrolment
+# ---- enrollment
 
 
 def test_kept_tokens_are_the_things_and_pooled_tokens_the_grounds() -> None:
@@ -258,7 +258,7 @@ def test_a_support_crop_is_kept_with_the_weights(tmp_path: Path) -> None:
 def test_an_unknown_head_is_refused(tmp_path: Path, kind: object, message: str) -> None:
     path = tmp_path / "new.json"
     path.write_text(json.dumps({"name": "new", "backbone": BACKBONE, "image_size": 48, "head": kind}))
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         ModelConfig.from_json(path)
 
 
@@ -277,7 +277,7 @@ def test_a_presence_level_that_is_none_is_refused(tmp_path: Path, level: object,
     path.write_text(json.dumps({**values, "presence_level": 0.62}))
     assert ModelConfig.from_json(path).presence_level == 0.62
     path.write_text(json.dumps({**values, "presence_level": level}))
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         ModelConfig.from_json(path)
 
 
@@ -304,7 +304,7 @@ def test_a_network_with_prototypes_is_saved_without_a_head_and_loaded(tmp_path: 
     assert again.prototype_head is not None
     for name, tensor in network.encoder.state_dict().items():
         assert torch.equal(again.encoder.state_dict()[name], tensor)
-    with pytest.raises(ArtefactError, match="holds no head"):
+    with pytest.raises(ArtifactError, match="holds no head"):
         load_network(path, head="cst")
     with pytest.raises(InputError, match="prototype head, which has no weights to learn"):
         _ = again.head

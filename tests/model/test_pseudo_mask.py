@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsvit_edge.model.network import FewShotNetwork, normalise
+from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.model.pseudo_mask import PSEUDO_MASK_THRESHOLD, pseudo_mask
 
 
@@ -102,7 +102,7 @@ def test_a_masks_corners_are_the_corner_tokens() -> None:
 @torch.inference_mode()
 def test_a_networks_own_pseudo_mask_is_of_its_own_vectors_and_size(tiny_network: FewShotNetwork) -> None:
     pictures = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    output = tiny_network.encoder(normalise(pictures))
+    output = tiny_network.encoder(normalize(pictures))
     ours = tiny_network.pseudo_mask(output).numpy()
     wanted = by_hand(output.class_query, output.image_keys, 6, 48)
     clear = np.abs(wanted - 0.4) > 1e-6

@@ -22,8 +22,7 @@ from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, Percentiles, SinkStatus
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sources.base import SourceStatus
-from fsvit_edge.page import access
-from fsvit_edge.page import frame_hub as board
+from fsvit_edge.page import access, frame_hub
 from fsvit_edge.page.access import is_loopback
 from fsvit_edge.page.enrollment import Confusion, _warnings
 from fsvit_edge.page.sink import PageSink
@@ -108,7 +107,7 @@ def freeze(served: Served) -> str:
     return str(frozen.json()["id"])
 
 
-def enrol(served: Served, name: str = "cup", **how: Any) -> httpx.Response:
+def enroll(served: Served, name: str = "cup", **how: Any) -> httpx.Response:
     return served.client.post("/api/classes", json={"name": name, "frame_id": freeze(served), **how})
 
 
@@ -128,8 +127,8 @@ def test_the_page_and_its_files_are_served_with_their_guards(served: Served) -> 
         assert kind == "image/svg" or "http" not in answer.text  # nothing is fetched from elsewhere
 
 
-def test_enrolment_by_a_box_says_at_once_how_good_it_is(served: Served) -> None:
-    answer = enrol(served, box_xyxy=[40, 30, 90, 70])
+def test_enrollment_by_a_box_says_at_once_how_good_it_is(served: Served) -> None:
+    answer = enroll(served, box_xyxy=[40, 30, 90, 70])
     assert answer.status_code == 201
     report = answer.json()
     assert (report["name"], report["shots"]) == ("cup", 1)
@@ -147,13 +146,13 @@ def test_enrolment_by_a_box_says_at_once_how_good_it_is(served: Served) -> None:
     }  # none before the first frame with the class
     assert state["bank"] == {"file": str(served.bank), "is_saved": False}
     assert state["frame"]["size_hw"] == [HEIGHT, WIDTH]
-    assert enrol(served, box_xyxy=[40, 30, 90, 70]).json()["shots"] == 2
+    assert enroll(served, box_xyxy=[40, 30, 90, 70]).json()["shots"] == 2
 
 
-def test_enrolment_by_a_mask_takes_just_that_mask(served: Served) -> None:
+def test_enrollment_by_a_mask_takes_just_that_mask(served: Served) -> None:
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[:, : WIDTH // 2] = 255
-    assert enrol(served, mask_png=png(mask)).json()["mask_cover"] == pytest.approx(0.5)
+    assert enroll(served, mask_png=png(mask)).json()["mask_cover"] == pytest.approx(0.5)
     seen = served.client.get("/api/supports.png", params={"name": "cup", "index": 0, "seen": 1})
     plain = served.client.get("/api/supports.png", params={"name": "cup", "index": 0})
     bright, dim = (cv2.imdecode(np.frombuffer(one.content, np.uint8), 1).astype(int) for one in (plain, seen))
@@ -162,13 +161,13 @@ def test_enrolment_by_a_mask_takes_just_that_mask(served: Served) -> None:
     assert dim[:, half + 1 :].mean() < 0.4 * bright[:, half + 1 :].mean()
 
 
-def test_enrolment_by_name_alone_and_its_warnings(served: Served) -> None:
-    report = enrol(served).json()
+def test_enrollment_by_name_alone_and_its_warnings(served: Served) -> None:
+    report = enroll(served).json()
     assert (report["found_share"], report["iou"], report["area_ratio"]) == (None, None, None)
     assert [support.has_mask for support in served.model.supports["cup"]] == [False]
     tiny = np.zeros((HEIGHT, WIDTH), np.uint8)
     tiny[4, 6] = 255
-    refused = enrol(served, "speck", mask_png=png(tiny))
+    refused = enroll(served, "speck", mask_png=png(tiny))
     assert refused.status_code == 400
     assert refused.json()["error"].startswith("Picture 1 of 'speck' shows the thing too small or too thin")
     assert served.model.classes == ("cup",)
@@ -183,8 +182,8 @@ def test_enrolment_by_name_alone_and_its_warnings(served: Served) -> None:
 
 def test_a_class_that_looks_the_same_is_named(served: Served) -> None:
     for _ in range(3):
-        enrol(served, "cup", box_xyxy=[40, 30, 90, 70])
-    report = enrol(served, "mug", box_xyxy=[40, 30, 90, 70]).json()
+        enroll(served, "cup", box_xyxy=[40, 30, 90, 70])
+    report = enroll(served, "mug", box_xyxy=[40, 30, 90, 70]).json()
     if report["confusions"]:  # whether the small model sees it on this picture is its own affair
         assert report["confusions"][0]["name"] == "cup"
         assert any(warning.startswith("cup answers to the same thing") for warning in report["warnings"])
@@ -194,9 +193,9 @@ def test_a_class_that_looks_the_same_is_named(served: Served) -> None:
 
 
 def test_pictures_are_shown_while_the_model_is_busy(served: Served) -> None:
-    enrol(served)
+    enroll(served)
     go_on = threading.Event()
-    busy = threading.Thread(target=served.model.look, args=(lambda _: go_on.wait(10),))
+    busy = threading.Thread(target=served.model.read, args=(lambda _: go_on.wait(10),))
     busy.start()
     shown = {"name": "cup", "index": 0, "seen": 1}
     with ThreadPoolExecutor(20) as browsers:
@@ -207,7 +206,7 @@ def test_pictures_are_shown_while_the_model_is_busy(served: Served) -> None:
 
 
 def test_a_picture_that_is_not_there_is_refused(served: Served) -> None:
-    enrol(served)
+    enroll(served)
     for name, index in [("cup", "1"), ("cup", "-1"), ("mug", "0"), ("", "0"), ("cup", "")]:
         gone = served.client.get("/api/supports.png", params={"name": name, "index": index})
         assert gone.status_code == 400
@@ -215,8 +214,8 @@ def test_a_picture_that_is_not_there_is_refused(served: Served) -> None:
 
 
 def test_classes_are_renamed_and_removed_and_pictures_forgotten(served: Served) -> None:
-    enrol(served, "a/b?c")
-    enrol(served, "a/b?c", box_xyxy=[40, 30, 90, 70])
+    enroll(served, "a/b?c")
+    enroll(served, "a/b?c", box_xyxy=[40, 30, 90, 70])
     assert served.client.delete("/api/supports", params={"name": "a/b?c", "index": 0}).status_code == 204
     assert [support.has_mask for support in served.model.supports["a/b?c"]] == [True]
     renamed = served.client.patch("/api/classes", json={"name": "a/b?c", "new_name": "猫"})
@@ -226,12 +225,12 @@ def test_classes_are_renamed_and_removed_and_pictures_forgotten(served: Served) 
 
 
 def test_the_bank_is_saved_downloaded_and_loaded(served: Served) -> None:
-    enrol(served, "cup")
+    enroll(served, "cup")
     assert served.client.post("/api/bank/save").json() == {"file": str(served.bank)}
     assert served.client.get("/api/state").json()["bank"]["is_saved"]
     data = served.client.get("/api/bank").content
     assert data == served.bank.read_bytes()
-    enrol(served, "extra")
+    enroll(served, "extra")
     assert served.client.put("/api/bank", content=data).json() == {"classes": ["cup"]}
     damaged = served.client.put("/api/bank", content=data[:-9] + b"damaged!!")
     assert damaged.status_code == 409
@@ -275,7 +274,7 @@ def test_the_stream_shows_what_a_recording_shows(served: Served) -> None:
 
 
 def test_nothing_is_encoded_while_nobody_watches(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board, "_jpeg", lambda _: pytest.fail("encoded for nobody"))
+    monkeypatch.setattr(frame_hub, "_jpeg", lambda _: pytest.fail("encoded for nobody"))
     show(served, picture())
 
 
@@ -317,7 +316,7 @@ def test_health_and_metrics_are_told(served: Served) -> None:
 
 
 def test_every_path_of_the_description_answers_as_described(served: Served) -> None:
-    enrol(served, "cup")
+    enroll(served, "cup")
     described = served.client.get("/openapi.json").json()
     assert described["openapi"].startswith("3.1")
     for path, operations in described["paths"].items():
@@ -370,7 +369,7 @@ def test_what_cannot_be_used_is_told_in_one_sentence(
 
 def test_a_picture_bomb_is_refused_before_it_is_unfolded(served: Served) -> None:
     bomb = cv2.imencode(".png", np.zeros((9000, 9000), np.uint8))[1].tobytes()
-    answer = enrol(served, mask_png=base64.b64encode(bomb).decode())
+    answer = enroll(served, mask_png=base64.b64encode(bomb).decode())
     assert (answer.status_code, "got 9000 x 9000" in answer.text) == (400, True)
 
 

@@ -122,11 +122,11 @@ def drag(page: Page, share_xyxy: tuple[float, float, float, float]) -> None:
     page.mouse.up()
 
 
-def enrol_by_name(page: Page, name: str) -> None:
+def enroll_by_name(page: Page, name: str) -> None:
     page.get_by_role("button", name="Add a class").click()
     page.get_by_role("radio", name="Name only").check()
     page.get_by_label("Name of the class").fill(name)
-    page.get_by_role("button", name="Enrol", exact=True).click()
+    page.get_by_role("button", name="Enroll", exact=True).click()
 
 
 def wait_for_movement(page: Page) -> None:
@@ -156,7 +156,7 @@ def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, live
     expect(page.locator("#drawing")).to_be_visible()
     drag(page, (0.2, 0.05, 0.8, 0.95))
     page.get_by_label("Name of the class").fill("tom <b>& co</b>")
-    page.get_by_role("button", name="Enrol", exact=True).click()
+    page.get_by_role("button", name="Enroll", exact=True).click()
     report = page.locator("#report")
     expect(report).to_contain_text("tom <b>& co</b> is enrolled")
     expect(report).to_contain_text("score here")
@@ -198,18 +198,18 @@ def test_a_saved_bank_is_loaded_back(page: Page, live: Run) -> None:
     expect(rocket).to_be_visible()
 
 
-def test_paint_and_name_alone_enrol_too_and_undo_takes_it_back(page: Page) -> None:
+def test_paint_and_name_alone_enroll_too_and_undo_takes_it_back(page: Page) -> None:
     page.get_by_role("button", name="Add a class").click()
     page.get_by_role("radio", name="Paint").check()
     drag(page, (0.4, 0.4, 0.6, 0.6))
     page.get_by_label("Name of the class").fill("painted")
-    page.get_by_role("button", name="Enrol", exact=True).click()
+    page.get_by_role("button", name="Enroll", exact=True).click()
     painted = page.locator('.class[data-name="painted"]')
     expect(painted).to_be_visible()
     page.get_by_role("button", name="Undo").click()
     expect(painted).to_have_count(0)
 
-    enrol_by_name(page, "named")
+    enroll_by_name(page, "named")
     expect(page.locator('.class[data-name="named"]')).to_be_visible()
     page.get_by_role("button", name="Undo").click()
 
@@ -218,7 +218,7 @@ def test_a_picture_that_comes_too_late_does_not_disturb(page: Page) -> None:
     held: list[Route] = []
     # A lambda, for playwright cannot put its mark on a built-in method.
     page.route(re.compile("/api/supports.png.*name=brief"), lambda route: held.append(route))
-    enrol_by_name(page, "brief")
+    enroll_by_name(page, "brief")
     brief = page.locator('.class[data-name="brief"]')
     expect(brief).to_be_visible()
     page.get_by_role("button", name="Undo").click()

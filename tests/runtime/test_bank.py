@@ -20,7 +20,7 @@ from fsvit_edge.runtime.bank import (
     SupportBank,
 )
 from fsvit_edge.runtime.cached_support import CachedSupport
-from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import level_of_supports
 
@@ -78,7 +78,7 @@ def same(one: SupportBank, other: SupportBank) -> bool:
     return True
 
 
-def test_classes_keep_the_order_of_their_enrolment() -> None:
+def test_classes_keep_the_order_of_their_enrollment() -> None:
     bank = SupportBank(IDENTITY)
     assert bank.classes == ()
     for name in ("b", "a", "c"):
@@ -254,11 +254,11 @@ def test_predictions_are_the_same_before_saving_and_after_loading(path: Path) ->
 )
 def test_a_bank_of_another_encoder_is_refused_in_its_own_words(path: Path, change: dict[str, Any], reason: str) -> None:
     filled(replace(IDENTITY, **change)).save(path)
-    with pytest.raises(ArtefactError) as refused:
+    with pytest.raises(ArtifactError) as refused:
         SupportBank.load(path, IDENTITY)
     assert reason in str(refused.value)
     assert str(path) in str(refused.value)
-    assert "enrol its classes again" in str(refused.value)
+    assert "enroll its classes again" in str(refused.value)
 
 
 def test_the_name_of_the_network_does_not_matter(path: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_tensor_that_does_not_fit_is_named(
     rewrite(path)
     assert same(SupportBank.load(path, IDENTITY), filled())
     rewrite(path, change_tensors=change)
-    with pytest.raises(ArtefactError) as refused:
+    with pytest.raises(ArtifactError) as refused:
         SupportBank.load(path, IDENTITY)
     assert reason in str(refused.value)
 
@@ -348,7 +348,7 @@ def supports_of(masks: list[int]) -> dict[str, list[Any]]:
     [
         pytest.param(lambda h: h.pop("encoder"), "is not a support bank", id="no encoder"),
         pytest.param(lambda h: h["encoder"].pop("image_size"), "is not a support bank", id="no image size"),
-        pytest.param(lambda h: h["encoder"].update(colour=1), "is not a support bank", id="unknown field"),
+        pytest.param(lambda h: h["encoder"].update(color=1), "is not a support bank", id="unknown field"),
         pytest.param(lambda h: h.update(classes=[1]), "is not a support bank", id="classes"),
         pytest.param(lambda h: h.update(format_version=1), "has format 1 in 'fp16'", id="an earlier version"),
         pytest.param(
@@ -385,7 +385,7 @@ def test_a_header_that_says_something_else_is_refused(
 ) -> None:
     filled().save(path)
     rewrite(path, change)
-    with pytest.raises(ArtefactError) as refused:
+    with pytest.raises(ArtifactError) as refused:
         SupportBank.load(path)
     assert reason in str(refused.value)
 
@@ -411,7 +411,7 @@ def test_plausible_changes_do_not_pass_the_sum(
     assert not same(SupportBank.load(path), filled())
     filled().save(path)
     rewrite(path, change_header, change_tensors, reseal=False)
-    with pytest.raises(ArtefactError, match="do not have the sha256 that it states"):
+    with pytest.raises(ArtifactError, match="do not have the sha256 that it states"):
         SupportBank.load(path)
 
 
@@ -429,7 +429,7 @@ def test_no_flipped_bit_gets_through(path: Path) -> None:
         path.write_bytes(flipped)
         try:
             loaded = SupportBank.load(path, IDENTITY if place % 2 else None)
-        except ArtefactError:
+        except ArtifactError:
             refused += 1
         else:
             assert same(loaded, bank)
@@ -441,10 +441,10 @@ def test_no_cut_file_gets_through(path: Path) -> None:
     data = path.read_bytes()
     for length in [*range(24), *range(24, len(data), 37), len(data) - 1]:
         path.write_bytes(data[:length])
-        with pytest.raises(ArtefactError):
+        with pytest.raises(ArtifactError):
             SupportBank.load(path)
     path.write_bytes(data + b"\0")
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         SupportBank.load(path)
 
 
@@ -485,7 +485,7 @@ def make_deep_header(path: Path) -> None:
 )
 def test_what_is_no_bank_is_refused(path: Path, make: Callable[[Path], None], reason: str) -> None:
     make(path)
-    with pytest.raises(ArtefactError) as refused:
+    with pytest.raises(ArtifactError) as refused:
         SupportBank.load(path)
     assert reason in str(refused.value)
     assert str(path) in str(refused.value)

@@ -18,7 +18,7 @@ from fsvit_edge.runtime.bundle import (
     read_manifest,
     sealed,
 )
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.predictor import FewShotModel
 
 SHIPPED: dict[str, Any] = json.loads((DEFAULT_BUNDLE / MANIFEST_NAME).read_text())
@@ -67,7 +67,7 @@ def test_a_bundle_from_before_crops_never_crops(bundle: Path) -> None:
     assert read_manifest(bundle).support_crop == 2
     for wrong in (0.5, -1, "2"):
         edit(bundle, lambda values, wrong=wrong: values.update(support_crop=wrong))
-        with pytest.raises(ArtefactError, match=r"wrong values: support_crop is"):
+        with pytest.raises(ArtifactError, match=r"wrong values: support_crop is"):
             read_manifest(bundle)
     # A number of JSON can be too large for a float.
     assert [is_crop_factor(json.loads(text)) for text in ("0", "1", "1e9", "1e999", "0.99")] == [1, 1, 1, 0, 0]
@@ -80,7 +80,7 @@ def test_a_bundle_from_before_heads_had_kinds_has_the_trained_one(bundle: Path) 
     assert read_manifest(bundle).head == "prototype"
     for wrong in ("linear", 1):
         edit(bundle, lambda values, wrong=wrong: values.update(head=wrong))
-        with pytest.raises(ArtefactError, match=f"wrong values: head is {wrong!r}"):
+        with pytest.raises(ArtifactError, match=f"wrong values: head is {wrong!r}"):
             read_manifest(bundle)
 
 
@@ -92,11 +92,11 @@ def test_a_bundle_from_before_levels_has_the_published_one(bundle: Path) -> None
     for wrong in (0, 1, -0.5, 1.5):
         edit(bundle, lambda values, wrong=wrong: values.update(presence_level=wrong))
         with pytest.raises(
-            ArtefactError, match=f"presence_level is {wrong}, not between 0 and 1; export the bundle again"
+            ArtifactError, match=f"presence_level is {wrong}, not between 0 and 1; export the bundle again"
         ):
             read_manifest(bundle)
     edit(bundle, lambda values: values.update(presence_level="high"))
-    with pytest.raises(ArtefactError, match="presence_level is 'high'"):
+    with pytest.raises(ArtifactError, match="presence_level is 'high'"):
         read_manifest(bundle)
 
 
@@ -162,7 +162,7 @@ def flip(name: str) -> Callable[[Path], None]:
             field("format_version", 1), "has format version 1, this fsvit-edge reads 2", id="an earlier version"
         ),
         pytest.param(without("image_size"), "is incomplete, has unknown fields or wrong values", id="field missing"),
-        pytest.param(field("colour", "red"), "unknown field 'colour'", id="field unknown"),
+        pytest.param(field("color", "red"), "unknown field 'color'", id="field unknown"),
         pytest.param(field("image_size", "128"), "image_size is '128'", id="a number as text"),
         pytest.param(field("name", 5), "name is 5", id="text as a number"),
         pytest.param(field("graphs", []), "is incomplete", id="no table of graphs"),
@@ -183,7 +183,7 @@ def flip(name: str) -> Callable[[Path], None]:
         pytest.param(graph("file", ""), "cannot be read: Is a directory", id="nameless"),
         pytest.param(forget("head.onnx"), "head.onnx cannot be read: No such file", id="graph missing"),
         pytest.param(flip("encoder.onnx"), "encoder.onnx was altered or damaged: sha256", id="a bit of the encoder"),
-        pytest.param(flip("enroll.onnx"), "enroll.onnx was altered or damaged: sha256", id="a bit of enrolment"),
+        pytest.param(flip("enroll.onnx"), "enroll.onnx was altered or damaged: sha256", id="a bit of enrollment"),
         pytest.param(flip("head.onnx"), "head.onnx was altered or damaged: sha256", id="a bit of the head"),
         pytest.param(graph("sha256", "0" * 64), "expected 000000000000...", id="another sum"),
     ],
@@ -193,7 +193,7 @@ def test_a_bundle_that_is_not_whole_is_refused_in_one_sentence(
 ) -> None:
     Bundle.load(bundle)
     spoil(bundle)
-    with pytest.raises(ArtefactError) as refused:
+    with pytest.raises(ArtifactError) as refused:
         Bundle.load(bundle)
     assert reason in str(refused.value)
     assert str(bundle) in str(refused.value)
@@ -248,7 +248,7 @@ def test_a_graph_for_objectness_that_is_not_whole_is_refused(
     tell_objectness(bundle)
     Bundle.load(bundle)
     spoil(bundle)
-    with pytest.raises(ArtefactError) as refused:
+    with pytest.raises(ArtifactError) as refused:
         Bundle.load(bundle)
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -269,7 +269,7 @@ def test_the_sums_are_checked_before_any_graph_is_parsed(tmp_path: Path, monkeyp
     assert len(parsed) == len(GRAPH_NAMES)
     parsed.clear()
     flip("head.onnx")(path)  # the last to be read: the others must not be parsed before it
-    with pytest.raises(ArtefactError, match=r"head\.onnx was altered or damaged"):
+    with pytest.raises(ArtifactError, match=r"head\.onnx was altered or damaged"):
         FewShotModel.load(path, threads=1)
     assert parsed == []
 
@@ -296,7 +296,7 @@ def test_a_manifest_that_is_not_its_graphs_is_refused(
     shutil.copy(DEFAULT_BUNDLE / MANIFEST_NAME, tmp_path)
     FewShotModel.load(tmp_path, threads=1).close()
     edit(tmp_path, change)
-    with pytest.raises(ArtefactError, match=reason):
+    with pytest.raises(ArtifactError, match=reason):
         FewShotModel.load(tmp_path, threads=1)
 
 
@@ -305,12 +305,12 @@ def test_a_manifest_that_was_changed_without_its_sum_is_refused(bundle: Path) ->
     for old, new in (('"opset": 20', '"opset": 21'), ('"sha256"', '"sha257"'), ("cst-nano", "cst-naNo")):
         assert old in whole
         (bundle / MANIFEST_NAME).write_text(whole.replace(old, new, 1))
-        with pytest.raises(ArtefactError, match=r"was altered or damaged|has unknown fields"):
+        with pytest.raises(ArtifactError, match=r"was altered or damaged|has unknown fields"):
             read_manifest(bundle)
     values = json.loads(whole)
     del values["sha256"]
     (bundle / MANIFEST_NAME).write_text(json.dumps(values))
-    with pytest.raises(ArtefactError, match="does not have the sha256 that it states"):
+    with pytest.raises(ArtifactError, match="does not have the sha256 that it states"):
         read_manifest(bundle)
     (bundle / MANIFEST_NAME).write_text(json.dumps(json.loads(whole), indent=7))  # only looks another way
     assert read_manifest(bundle).name == "cst-nano"

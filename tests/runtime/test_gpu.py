@@ -79,7 +79,7 @@ def test_a_gpu_is_described_as_the_driver_says(monkeypatch: pytest.MonkeyPatch) 
     [
         (FakeDriver(cuInit=100), "the NVIDIA driver finds no GPU"),
         (FakeDriver(count=0), "the NVIDIA driver finds no GPU"),
-        (FakeDriver(cuInit=3), "the NVIDIA driver cannot be initialised; is its kernel module loaded?"),
+        (FakeDriver(cuInit=3), "the NVIDIA driver cannot be initialized; is its kernel module loaded?"),
         (FakeDriver(cuInit=34), "libcuda.so.1 is a stub for compiling, not a driver"),
         (
             FakeDriver(cuInit=803),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 
 
@@ -70,28 +70,28 @@ def test_every_field_comes_as_its_type() -> None:
         ({"inner": [1]}, r"inner\[0\] is 1"),
         ({"inner": [{"name": "a"}]}, r"'inner\[0\]\.shape' is missing"),
         ({"inner": [{"name": "a", "shape": [1.5]}]}, r"inner\[0\]\.shape\[0\] is 1\.5"),
-        ({"inner": [{"name": "a", "shape": [], "colour": 1}]}, r"unknown field 'inner\[0\]\.colour'"),
+        ({"inner": [{"name": "a", "shape": [], "color": 1}]}, r"unknown field 'inner\[0\]\.color'"),
         ({"ranges": {"x": [0]}}, r"ranges\.x is \[0\]"),
         ({"ranges": {"x": [0, 1, 2]}}, r"ranges\.x is \[0, 1, 2\]"),
         ({"ranges": {"x": [0, None]}}, r"ranges\.x\[1\] is None"),
         ({"profile": {"x": [1, "2"]}}, r"profile\.x\[1\] is '2'"),
-        ({"colour": 1}, "unknown field 'colour'"),
+        ({"color": 1}, "unknown field 'color'"),
         ({"later": 1}, "later is 1"),
     ],
 )
 def test_a_field_that_is_wrong_anywhere_is_named(change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ArtefactError, match=f"{FILE} is incomplete, has unknown fields or wrong values: {reason}"):
+    with pytest.raises(ArtifactError, match=f"{FILE} is incomplete, has unknown fields or wrong values: {reason}"):
         record_from_json(Record, FILE, WHOLE | change)
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE))
 def test_a_field_that_is_missing_is_named(name: str) -> None:
-    with pytest.raises(ArtefactError, match=f"wrong values: '{name}' is missing"):
+    with pytest.raises(ArtifactError, match=f"wrong values: '{name}' is missing"):
         record_from_json(Record, FILE, {key: value for key, value in WHOLE.items() if key != name})
 
 
 def test_a_value_of_a_megabyte_is_quoted_in_part() -> None:
-    with pytest.raises(ArtefactError) as refused:
+    with pytest.raises(ArtifactError) as refused:
         record_from_json(Record, FILE, WHOLE | {"size": "x" * 10**6})
     assert len(str(refused.value)) < 300
 
@@ -113,7 +113,7 @@ def test_a_value_of_a_megabyte_is_quoted_in_part() -> None:
 def test_what_is_no_object_of_this_version_is_refused(tmp_path: Path, text: bytes, reason: str) -> None:
     file = tmp_path / "record.json"
     file.write_bytes(text)
-    with pytest.raises(ArtefactError, match=reason) as refused:
+    with pytest.raises(ArtifactError, match=reason) as refused:
         read_json_object(file, 1, "make it again")
     assert "\n" not in str(refused.value)
 
@@ -134,7 +134,7 @@ JSON = st.recursive(
 @given(name=st.sampled_from(sorted(WHOLE)), value=JSON)
 def test_any_value_is_taken_as_it_is_or_refused_in_a_sentence(name: str, value: Any) -> None:
     record = None
-    with suppress(ArtefactError):
+    with suppress(ArtifactError):
         record = record_from_json(Record, FILE, WHOLE | {name: value})
     if record is not None:
         assert json.loads(json.dumps(getattr(record, name), default=vars)) == value

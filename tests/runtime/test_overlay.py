@@ -11,11 +11,11 @@ from fsvit_edge.runtime import overlay
 from fsvit_edge.runtime.overlay import PALETTE, draw
 from fsvit_edge.runtime.prediction import Prediction
 
-GREY = 100
+GRAY = 100
 
 
-def grey_frame(height: int = 360, width: int = 640) -> np.ndarray:
-    return np.full((height, width, 3), GREY, np.uint8)
+def gray_frame(height: int = 360, width: int = 640) -> np.ndarray:
+    return np.full((height, width, 3), GRAY, np.uint8)
 
 
 def prediction(
@@ -42,39 +42,39 @@ def plate_at(drawn: np.ndarray, answer: Prediction, index: int) -> tuple[int, in
 
 
 def test_the_frame_itself_is_not_touched() -> None:
-    frame = grey_frame()
+    frame = gray_frame()
     drawn = draw(frame, prediction(["cat"], [0.9]))
-    assert (frame == GREY).all()
+    assert (frame == GRAY).all()
     assert (drawn.shape, drawn.dtype) == (frame.shape, np.uint8)
 
 
-def test_the_pixels_of_a_present_class_lean_to_its_colour_and_no_others_change() -> None:
+def test_the_pixels_of_a_present_class_lean_to_its_color_and_no_others_change() -> None:
     answer = prediction(["cat", "dog"], [0.9, 0.9], label=2)
-    drawn = draw(grey_frame(), answer)
+    drawn = draw(gray_frame(), answer)
     blue = PALETTE[1]
-    assert tuple(drawn[-20, -20]) == tuple(round(0.55 * GREY + 0.45 * part) for part in blue)
-    assert (drawn[-20, 100:400] == GREY).all()
+    assert tuple(drawn[-20, -20]) == tuple(round(0.55 * GRAY + 0.45 * part) for part in blue)
+    assert (drawn[-20, 100:400] == GRAY).all()
 
 
-def test_the_outline_is_drawn_in_the_full_colour() -> None:
-    drawn = draw(grey_frame(), prediction(["cat"], [0.9]))
+def test_the_outline_is_drawn_in_the_full_color() -> None:
+    drawn = draw(gray_frame(), prediction(["cat"], [0.9]))
     assert tuple(drawn[270, 560]) == PALETTE[0]
 
 
 @pytest.mark.parametrize(("size_hw", "thickness"), [((180, 320), 1), ((360, 640), 3), ((1080, 1920), 3)])
 def test_the_outline_is_a_smooth_line_that_grows_with_the_frame(size_hw: tuple[int, int], thickness: int) -> None:
-    row = draw(grey_frame(*size_hw), prediction(["cat"], [0.9], size_hw))[-9, :-9]  # one edge
+    row = draw(gray_frame(*size_hw), prediction(["cat"], [0.9], size_hw))[-9, :-9]  # one edge
     assert (np.abs(row - np.array(PALETTE[0], int)) < 10).all(axis=1).sum() == thickness
-    tinted = tuple(round(0.55 * GREY + 0.45 * part) for part in PALETTE[0])
-    is_pure = np.any([(row == colour).all(axis=1) for colour in (PALETTE[0], tinted, (GREY,) * 3)], axis=0)
-    assert not is_pure.all()  # antialiased: some pixels are between two of the colours
+    tinted = tuple(round(0.55 * GRAY + 0.45 * part) for part in PALETTE[0])
+    is_pure = np.any([(row == color).all(axis=1) for color in (PALETTE[0], tinted, (GRAY,) * 3)], axis=0)
+    assert not is_pure.all()  # antialiased: some pixels are between two of the colors
 
 
 @pytest.mark.parametrize(("score", "is_drawn"), [(0.49, False), (0.51, True)])
 @pytest.mark.parametrize("label", [0, 1])
 def test_nothing_is_drawn_of_an_absent_class(score: float, is_drawn: bool, label: int) -> None:
-    drawn = draw(grey_frame(), prediction(["cat"], [score], label=label))
-    assert (drawn != GREY).any() == is_drawn
+    drawn = draw(gray_frame(), prediction(["cat"], [score], label=label))
+    assert (drawn != GRAY).any() == is_drawn
 
 
 def test_a_name_stands_above_the_middle_of_the_top_of_the_largest_region() -> None:
@@ -83,7 +83,7 @@ def test_a_name_stands_above_the_middle_of_the_top_of_the_largest_region() -> No
     label_map[200:340, 400:480] = 1
     label_map[300:340, 300:480] = 1
     answer = judged(["cat"], [0.93], label_map)
-    found = plate_at(draw(grey_frame(), answer), answer, 0)
+    found = plate_at(draw(gray_frame(), answer), answer, 0)
     assert found is not None
     x0, _, x1, y1 = found
     assert (x0 + x1) / 2 == pytest.approx(440, abs=2)
@@ -96,7 +96,7 @@ def test_a_name_stays_inside_the_frame(size_hw: tuple[int, int], corner_yx: tupl
     label_map = np.zeros(size_hw, np.uint8)
     label_map[corner_yx] = 1
     answer = judged(["a name as long as a bank takes it: " + 45 * "n"], [0.93], label_map)
-    assert plate_at(draw(grey_frame(*size_hw), answer), answer, 0) is not None
+    assert plate_at(draw(gray_frame(*size_hw), answer), answer, 0) is not None
 
 
 @st.composite
@@ -105,8 +105,8 @@ def crowds(draw_one: st.DrawFn) -> Prediction:
     size_hw = draw_one(st.integers(180, 400)), draw_one(st.integers(320, 700))
     label_map = np.zeros(size_hw, np.uint8)
     for label in draw_one(st.lists(st.integers(1, ways), max_size=8)):
-        centre = draw_one(st.integers(0, size_hw[1])), draw_one(st.integers(0, size_hw[0]))
-        cv2.circle(label_map, centre, draw_one(st.integers(0, 90)), label, cv2.FILLED)
+        center = draw_one(st.integers(0, size_hw[1])), draw_one(st.integers(0, size_hw[0]))
+        cv2.circle(label_map, center, draw_one(st.integers(0, 90)), label, cv2.FILLED)
     letters = st.characters().filter(lambda letter: letter.isprintable() and letter != " ")
     names = draw_one(st.lists(st.text(letters, min_size=1, max_size=80), min_size=ways, max_size=ways, unique=True))
     return judged(names, draw_one(st.lists(st.floats(0, 1), min_size=ways, max_size=ways)), label_map)
@@ -115,7 +115,7 @@ def crowds(draw_one: st.DrawFn) -> Prediction:
 @settings(deadline=None, max_examples=60)
 @given(crowds())
 def test_the_name_of_each_class_that_is_seen_stands_whole_on_the_frame(answer: Prediction) -> None:
-    drawn = draw(grey_frame(*answer.label_map.shape), answer)
+    drawn = draw(gray_frame(*answer.label_map.shape), answer)
     for index, is_present in enumerate(answer.present):
         is_seen = bool(is_present) and (answer.label_map == index + 1).any()
         assert (plate_at(drawn, answer, index) is not None) == is_seen
@@ -132,11 +132,11 @@ def nested(ways: int) -> Prediction:
 
 def test_names_that_want_the_same_place_are_pushed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = nested(4)
-    drawn = draw(grey_frame(), answer)
+    drawn = draw(gray_frame(), answer)
     places = [plate_at(drawn, answer, index) for index in range(4)]
     assert None not in places
     monkeypatch.setattr(overlay, "_free_place", lambda wanted, *_: tuple(int(part) for part in np.maximum(wanted, 0)))
-    piled = draw(grey_frame(), answer)
+    piled = draw(gray_frame(), answer)
     assert [plate_at(piled, answer, index) is not None for index in range(4)] == [False, False, False, True]
 
 
@@ -145,12 +145,12 @@ def test_a_name_without_space_is_listed_and_no_name_stands_on_the_list() -> None
     for label in range(1, 41):
         label_map[2 * label, :] = label
     answer = judged([f"class number {index}" for index in range(40)], [0.9] * 40, label_map)
-    drawn = draw(grey_frame(90, 160), answer)
+    drawn = draw(gray_frame(90, 160), answer)
     places = [plate_at(drawn, answer, index) for index in range(40)]
     standing = [place for place in places if place is not None]
     assert 2 <= len(standing) < 40
     listed = [index for index, place in enumerate(places) if place is None]
-    panel = overlay._corner_list(grey_frame(90, 160), answer, listed)
+    panel = overlay._corner_list(gray_frame(90, 160), answer, listed)
     assert all(x0 >= panel.shape[1] or y0 >= panel.shape[0] for x0, y0, _, _ in standing)
     letters = panel > 150
     assert letters.sum() > 100
@@ -158,19 +158,19 @@ def test_a_name_without_space_is_listed_and_no_name_stands_on_the_list() -> None
 
 
 def test_letters_are_black_or_white_whichever_is_told_from_the_plate() -> None:
-    for index, colour in enumerate(PALETTE):
+    for index, color in enumerate(PALETTE):
         answer = prediction(["cat"] * 10, [0.9] * 10)
         plate = overlay._plate(answer, index, (1080, 1920)).reshape(-1, 3)
         lights = np.where(plate / 255 <= 0.04045, plate / 255 / 12.92, ((plate / 255 + 0.055) / 1.055) ** 2.4)
         light = lights @ (0.2126, 0.7152, 0.0722)
-        own = light[(plate == colour).all(axis=1)].mean()
+        own = light[(plate == color).all(axis=1)].mean()
         letter = max((light.max() + 0.05) / (own + 0.05), (own + 0.05) / (light.min() + 0.05))
         assert letter > 4.5  # what WCAG asks of text
 
 
 def test_the_bar_grows_with_the_score() -> None:
     def bar_px(score: float) -> int:
-        listed = draw(grey_frame(), prediction(["cat"], [score], label=0))[:40, 40:200]
+        listed = draw(gray_frame(), prediction(["cat"], [score], label=0))[:40, 40:200]
         return int((listed == PALETTE[0]).all(axis=2).sum())
 
     assert 0 < bar_px(0.6) < bar_px(0.8) < bar_px(1.0)
@@ -178,7 +178,7 @@ def test_the_bar_grows_with_the_score() -> None:
 
 def test_a_tick_stands_on_the_bar_where_the_level_is() -> None:
     def drawn(level: float) -> np.ndarray:
-        return draw(grey_frame(), replace(prediction(["cat"], [0.9], label=0), levels=np.array([level], np.float32)))
+        return draw(gray_frame(), replace(prediction(["cat"], [0.9], label=0), levels=np.array([level], np.float32)))
 
     leftmost = drawn(1e-6)
     places = []
@@ -194,9 +194,9 @@ def test_a_tick_stands_on_the_bar_where_the_level_is() -> None:
 @pytest.mark.parametrize("ways", [1, 5, 40])
 def test_every_frame_size_is_drawn_and_stays_visible(size_hw: tuple[int, int], ways: int) -> None:
     names = [f"a rather long name of class {index}" for index in range(ways)]
-    drawn = draw(grey_frame(*size_hw), prediction(names, [0.9] * ways, size_hw))
+    drawn = draw(gray_frame(*size_hw), prediction(names, [0.9] * ways, size_hw))
     assert drawn.shape == (*size_hw, 3)
-    unchanged = (drawn == GREY).all(axis=2).mean()
+    unchanged = (drawn == GRAY).all(axis=2).mean()
     assert 0.25 < unchanged < 1
 
 
@@ -204,11 +204,11 @@ def test_the_text_grows_with_the_frame() -> None:
     heights = []
     for size_hw in [(180, 320), (360, 640), (1440, 2560)]:
         answer = prediction(["cat"], [0.9], size_hw)
-        found = plate_at(draw(grey_frame(*size_hw), answer), answer, 0)
+        found = plate_at(draw(gray_frame(*size_hw), answer), answer, 0)
         assert found is not None
         heights.append(found[3] - found[1])
-        listed = draw(grey_frame(*size_hw), prediction(["cat"], [0.9], size_hw, label=0))
-        assert heights[-1] < (listed[:, 0] != GREY).any(axis=1).sum() < 2 * heights[-1]
+        listed = draw(gray_frame(*size_hw), prediction(["cat"], [0.9], size_hw, label=0))
+        assert heights[-1] < (listed[:, 0] != GRAY).any(axis=1).sum() < 2 * heights[-1]
     assert heights[0] >= 16
     assert 3.5 < heights[2] / heights[1] < 4.5
 
@@ -239,7 +239,7 @@ def opencv(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     ],
 )
 def test_names_in_any_script_are_told_apart(one: str, other: str, label: int) -> None:
-    pictures = [draw(grey_frame(), prediction([name], [0.9], label=label)) for name in (one, other, "?" * len(one))]
+    pictures = [draw(gray_frame(), prediction([name], [0.9], label=label)) for name in (one, other, "?" * len(one))]
     assert not np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
 
@@ -255,14 +255,14 @@ def test_long_names_are_cut_with_dots(letter: str) -> None:
     assert all(plate[:, :4].all() and plate[:, -4:].all() for plate in own)  # nothing runs into the edge
 
 
-def test_the_colours_are_distinct() -> None:
-    colours = np.array(PALETTE, int)
-    distances = np.abs(colours[:, None] - colours[None]).sum(axis=2) + 999 * np.eye(len(colours), dtype=int)
+def test_the_colors_are_distinct() -> None:
+    colors = np.array(PALETTE, int)
+    distances = np.abs(colors[:, None] - colors[None]).sum(axis=2) + 999 * np.eye(len(colors), dtype=int)
     assert distances.min() > 60
 
 
 def test_drawing_a_camera_frame_takes_at_most_3_ms() -> None:
-    frame, answer = grey_frame(), prediction(["cat", "coffee", "astronaut", "rocket"], [0.9, 0.1, 0.7, 0.2])
+    frame, answer = gray_frame(), prediction(["cat", "coffee", "astronaut", "rocket"], [0.9, 0.1, 0.7, 0.2])
     times = []
     for _ in range(30):
         started = time.perf_counter()

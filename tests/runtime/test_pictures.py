@@ -48,13 +48,13 @@ def test_what_is_written_can_be_read(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        pytest.param(Image.fromarray(half((4, 6), 10, 250)), [(10, 10, 10), (250, 250, 250)], id="grey"),
+        pytest.param(Image.fromarray(half((4, 6), 10, 250)), [(10, 10, 10), (250, 250, 250)], id="gray"),
         pytest.param(Image.fromarray(half((4, 6), 0, 255)).convert("1"), [(0, 0, 0), (255, 255, 255)], id="1 bit"),
         pytest.param(Image.fromarray(half((4, 6), 256 * 7, 65535, np.uint16)), [(7,) * 3, (255,) * 3], id="16 bit"),
         pytest.param(Image.new("RGB", (6, 4), (255, 0, 0)).convert("P"), [(255, 0, 0)] * 2, id="palette"),
         pytest.param(Image.new("RGBA", (6, 4), (0, 0, 0, 0)), [(255, 255, 255)] * 2, id="transparent on white"),
         pytest.param(Image.new("RGBA", (6, 4), (10, 20, 30, 255)), [(10, 20, 30)] * 2, id="opaque"),
-        pytest.param(Image.new("LA", (6, 4), (90, 255)), [(90, 90, 90)] * 2, id="grey with alpha"),
+        pytest.param(Image.new("LA", (6, 4), (90, 255)), [(90, 90, 90)] * 2, id="gray with alpha"),
     ],
 )
 def test_every_kind_of_pixel_becomes_8_bit_rgb(
@@ -150,12 +150,12 @@ def test_a_nul_in_the_name_is_refused() -> None:
 @pytest.mark.parametrize(
     "image",
     [
-        pytest.param(Image.fromarray(half((4, 6), 127, 128)), id="grey above 127"),
+        pytest.param(Image.fromarray(half((4, 6), 127, 128)), id="gray above 127"),
         pytest.param(Image.fromarray(half((4, 6), 0, 1)), id="0 and 1"),
         pytest.param(Image.fromarray(half((4, 6), 32767, 32768, np.uint16)), id="16 bit"),
         pytest.param(Image.fromarray(half((4, 6), 0, 1, np.uint16)), id="16 bit, 0 and 1"),
         pytest.param(Image.fromarray(half((4, 6), 0, 255)).convert("1"), id="1 bit"),
-        pytest.param(Image.fromarray(half((4, 6, 3), 20, 230)), id="colour by luminance"),
+        pytest.param(Image.fromarray(half((4, 6, 3), 20, 230)), id="color by luminance"),
         pytest.param(
             Image.merge("RGBA", [Image.new("L", (6, 4), 0)] * 3 + [Image.fromarray(half((4, 6), 0, 255))]), id="cut-out"
         ),
@@ -226,7 +226,7 @@ def test_a_thumbnail_fits_and_keeps_the_shape(
     assert (small == 77).all()
 
 
-def test_a_label_map_in_voc_colours_marks_everything_but_black_and_void(tmp_path: Path) -> None:
+def test_a_label_map_in_voc_colors_marks_everything_but_black_and_void(tmp_path: Path) -> None:
     labels = np.zeros((6, 8), np.uint8)
     labels[1:3, 2:4] = 1
     labels[4, 4] = 255

@@ -18,8 +18,8 @@ from fsvit_edge.runtime.box_mask import mask_from_box
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError, UnseenThingError
-from fsvit_edge.runtime.predictor import Enrolment, FewShotModel
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError, UnseenThingError
+from fsvit_edge.runtime.predictor import Enrollment, FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 from fsvit_edge.runtime.presence_level import level_of_supports
 
@@ -30,7 +30,7 @@ STAGES = ("preprocess", "encoder", "head", "postprocess")
 
 
 def encode(feed: dict[str, Array]) -> dict[str, Array]:
-    """Four tokens: the mean colour of each quarter of the picture, in two channels."""
+    """Four tokens: the mean color of each quarter of the picture, in two channels."""
     image = feed["image"].astype(np.float32) / 255
     quarters = image.reshape(1, 2, SIDE // 2, 2, SIDE // 2, 3).mean(axis=(2, 4)).reshape(1, 1, TOKENS, 3)
     tokens = np.concatenate([quarters, np.ones_like(quarters[..., :1])], axis=3)
@@ -75,11 +75,11 @@ def spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
 
 
 class Fake:
-    """A model of three fake engines; `fed` holds what the head was fed, `enrolled` what enrolment was.
+    """A model of three fake engines; `fed` holds what the head was fed, `enrolled` what enrollment was.
 
     Args:
         limits: Of the head's engine.
-        is_half: Encoder and head are engines in FP16, as TensorRT's; enrolment stays in FP32.
+        is_half: Encoder and head are engines in FP16, as TensorRT's; enrollment stays in FP32.
     """
 
     def __init__(self, limits: dict[str, int] | None = None, is_half: bool = False) -> None:
@@ -150,7 +150,7 @@ def real(shipped: FewShotModel) -> FewShotModel:
 
 
 def picture(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
-    """Twelve fields around a colour of its own for every seed."""
+    """Twelve fields around a color of its own for every seed."""
     rng = np.random.default_rng(seed)
     small = np.clip(rng.integers(0, 256, 3) + rng.integers(-90, 91, (3, 4, 3)), 0, 255).astype(np.uint8)
     return small.repeat(-(-height // 3), axis=0).repeat(-(-width // 4), axis=1)[:height, :width].copy()
@@ -213,7 +213,7 @@ def test_supports_of_unequal_length_are_padded_and_the_padding_is_marked(fake: F
         assert kept[:, mask == 1].any(axis=(0, 2)).all()
 
 
-def enrol_several(model: FewShotModel) -> None:
+def enroll_several(model: FewShotModel) -> None:
     model.enroll("a", [picture(1), picture(2)], [left_half(), corner()])
     model.enroll("b", [picture(3)])
     model.enroll("c", [picture(4), picture(5), picture(6)], [None, corner(), np.ones((24, 32), np.bool_)])
@@ -225,7 +225,7 @@ def test_the_limit_of_the_head_decides_over_how_many_runs_supports_are_split(
 ) -> None:
     if limit_bytes is not None:
         monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", limit_bytes)
-    enrol_several(fake.model)
+    enroll_several(fake.model)
     fake.fed.clear()
     fake.model.predict(FRAME)
     assert len(fake.fed) == runs
@@ -233,7 +233,7 @@ def test_the_limit_of_the_head_decides_over_how_many_runs_supports_are_split(
 
 
 def split_over_two(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let three of the six supports of `enrol_several` share a run."""
+    """Let three of the six supports of `enroll_several` share a run."""
     longest = max(s.kept.shape[1] for name in model.classes for s in model.bank.supports(name))
     one = head_runs.ATTENTION_MAPS_PER_TOKEN * model._num_query * longest * 4
     monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 3 * one)
@@ -245,7 +245,7 @@ def test_supports_split_over_several_runs_answer_as_in_one(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Fake().model if kind == "fake" else request.getfixturevalue("real")
-    enrol_several(model)
+    enroll_several(model)
     whole = model.predict(FRAME, probabilities=True)
     split_over_two(model, monkeypatch)
     halves = model.predict(FRAME, probabilities=True)
@@ -282,7 +282,7 @@ def test_supports_are_split_into_runs_that_the_engine_takes() -> None:
     free, bound = Fake(), Fake({"supports": 4, "ways": 3})
     answers = []
     for fake in (free, bound):
-        enrol_several(fake.model)
+        enroll_several(fake.model)
         fake.fed.clear()
         answers.append(fake.model.predict(FRAME, probabilities=True))
     assert [len(feed["kept"]) for feed in free.fed] == [6]
@@ -312,13 +312,13 @@ def test_a_class_more_than_the_engine_was_built_for_is_refused_before_anything_i
         (11, lambda: tight.model.enroll("one more", [picture(0)])),
         (20, lambda: tight.model.load_bank(tmp_path / "bank.safetensors")),
     ):
-        with pytest.raises(ArtefactError) as refused:
+        with pytest.raises(ArtifactError) as refused:
             attempt()
         assert refused.value.exit_code == 4
         assert str(refused.value) == sentence(has)
     assert tight.encoder.runs == 0
     assert np.array_equal(tight.model.predict(FRAME).scores, before.scores)
-    with pytest.raises(ArtefactError) as refused:
+    with pytest.raises(ArtifactError) as refused:
         tight.model.predict_with(FRAME, [roomy.model.bank])
     assert str(refused.value) == sentence(20)
     assert np.array_equal(tight.model.predict(FRAME).scores, before.scores)
@@ -331,7 +331,7 @@ def test_engines_of_other_types_are_fed_their_own() -> None:
     full, half = Fake(), Fake(is_half=True)
     answers = []
     for fake in (full, half):
-        enrol_several(fake.model)
+        enroll_several(fake.model)
         fake.fed.clear()
         answers.append(fake.model.predict(FRAME))
     assert {name: array.dtype.name for name, array in half.enrolled[0].items()} == {
@@ -356,7 +356,7 @@ def test_engines_of_other_types_are_fed_their_own() -> None:
 def test_half_as_large_values_let_twice_as_many_supports_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     for fake in (Fake(), Fake(is_half=True)):
-        enrol_several(fake.model)
+        enroll_several(fake.model)
         split_over_two(fake.model, monkeypatch)
         fake.fed.clear()
         fake.model.predict(FRAME)
@@ -365,7 +365,7 @@ def test_half_as_large_values_let_twice_as_many_supports_share_a_run(monkeypatch
 
 
 def test_the_encoder_runs_once_a_picture_and_once_a_frame(fake: Fake) -> None:
-    enrol_several(fake.model)
+    enroll_several(fake.model)
     judged = 3  # the pictures whose class had another
     assert (fake.encoder.runs, fake.enroll.runs, fake.head.runs) == (6, 6, judged)
     for _ in range(4):
@@ -374,7 +374,7 @@ def test_the_encoder_runs_once_a_picture_and_once_a_frame(fake: Fake) -> None:
 
 
 def test_supports_are_uploaded_once_and_again_only_after_a_change(fake: Fake, tmp_path: Path) -> None:
-    enrol_several(fake.model)
+    enroll_several(fake.model)
     fake.head.uploads = 0
     per_run = 5
     for _ in range(4):
@@ -424,7 +424,7 @@ def test_one_frame_is_judged_by_several_banks_with_one_run_of_the_encoder(fake: 
     assert np.array_equal(model.predict(FRAME).scores, before.scores)
 
 
-def test_what_is_cached_of_a_picture_is_what_enrolment_keeps(fake: Fake) -> None:
+def test_what_is_cached_of_a_picture_is_what_enrollment_keeps(fake: Fake) -> None:
     cached = fake.model.cache_support("a", picture(1), corner())
     fake.model.enroll("a", [picture(1)], [corner()])
     (enrolled,) = fake.model.bank.supports("a")
@@ -447,11 +447,11 @@ def small_thing(height: int = 200, width: int = 400) -> np.ndarray:
 def test_a_small_thing_is_seen_in_a_crop_around_its_mask(fake: Fake) -> None:
     image, mask = picture(1, 200, 400), small_thing()
     rows, columns = slice(80, 120), slice(270, 350)
-    enrolment = cropping(fake).enroll("a", [image], [mask])
+    enrollment = cropping(fake).enroll("a", [image], [mask])
     (cropped,) = fake.model.bank.supports("a")
     assert np.array_equal(fake.enrolled[-1]["mask"][0] != 0, resize_mask(mask[rows, columns], SIDE) != 0)
-    assert enrolment.mask_cover == (pytest.approx(400 / 80_000),)
-    assert np.array_equal(enrolment.masks[0], mask)
+    assert enrollment.mask_cover == (pytest.approx(400 / 80_000),)
+    assert np.array_equal(enrollment.masks[0], mask)
     assert np.array_equal(cropped.thumbnail, image[rows, columns])
     assert cropped.thumbnail_mask.shape == cropped.thumbnail.shape[:2]
     by_hand = cropping(fake, 0.0).cache_support("a", image[rows, columns], mask[rows, columns])
@@ -475,13 +475,13 @@ def test_by_name_alone_a_small_guess_is_looked_at_again(fake: Fake, monkeypatch:
     guess[:, 2:4, 4:6] = 1
     monkeypatch.setitem(globals(), "GUESSED", guess)
     image = picture(1, 160, 320)
-    enrolment = cropping(fake).enroll("a", [image])
+    enrollment = cropping(fake).enroll("a", [image])
     (support,) = fake.model.bank.supports("a")
     assert (fake.encoder.runs, support.has_mask) == (2, False)
     assert [bool(feed["has_mask"][0]) for feed in fake.enrolled] == [False, True]
     found = np.zeros((160, 320), np.bool_)
     found[40:80, 160:240] = True
-    assert np.array_equal(enrolment.masks[0], found)
+    assert np.array_equal(enrollment.masks[0], found)
     by_hand = cropping(fake, 0.0).cache_support("a", image[20:100, 120:280], found[20:100, 120:280])
     fields = set(vars(support)) - {"has_mask"}
     assert all(np.array_equal(getattr(support, field), getattr(by_hand, field)) for field in fields)
@@ -561,7 +561,7 @@ def test_a_box_that_cannot_be_used_is_one_sentence(fake: Fake, masks: Any, boxes
 
 def test_classes_come_and_go_while_it_runs(fake: Fake) -> None:
     model = fake.model
-    enrol_several(model)
+    enroll_several(model)
     before = dict(zip(model.classes, model.predict(FRAME).scores, strict=True))
     model.remove("b")
     after = model.predict(FRAME)
@@ -587,8 +587,8 @@ def kept(model: FewShotModel, name: str) -> tuple[int, ...]:
 def test_more_pictures_make_more_shots_of_the_same_class(fake: Fake) -> None:
     first = fake.model.enroll("a", [picture(0)], [left_half()])
     second = fake.model.enroll("a", [picture(1), picture(2)], [corner(), None])
-    assert first == Enrolment("a", 1, (0.5,), kept(fake.model, "a")[:1], first.masks)
-    assert second == Enrolment("a", 3, (0.25, 0.25), kept(fake.model, "a")[1:], second.masks)
+    assert first == Enrollment("a", 1, (0.5,), kept(fake.model, "a")[:1], first.masks)
+    assert second == Enrollment("a", 3, (0.25, 0.25), kept(fake.model, "a")[1:], second.masks)
     assert fake.model.classes == ("a",)
 
 
@@ -608,7 +608,7 @@ def test_without_a_class_there_is_an_empty_answer(kind: str, request: pytest.Fix
 
 def test_without_a_class_the_head_does_not_run(fake: Fake) -> None:
     fake.model.predict(FRAME)
-    enrol_several(fake.model)
+    enroll_several(fake.model)
     for name in fake.model.classes:
         fake.model.remove(name)
     fake.head.runs = 0
@@ -647,9 +647,9 @@ def test_everything_but_zero_is_foreground_in_a_mask(fake: Fake, mask: np.ndarra
 def test_pictures_and_masks_may_be_stacked(fake: Fake, as_array: bool) -> None:
     pictures, masks = [picture(0), picture(1)], [left_half(), corner()]
     given = (np.stack(pictures), np.stack(masks)) if as_array else (pictures, masks)
-    enrolment = fake.model.enroll("a", *given)
-    assert enrolment == Enrolment("a", 2, (0.5, 0.25), kept(fake.model, "a"), enrolment.masks)
-    assert all(np.array_equal(*pair) for pair in zip(enrolment.masks, masks, strict=True))
+    enrollment = fake.model.enroll("a", *given)
+    assert enrollment == Enrollment("a", 2, (0.5, 0.25), kept(fake.model, "a"), enrollment.masks)
+    assert all(np.array_equal(*pair) for pair in zip(enrollment.masks, masks, strict=True))
 
 
 def test_a_cached_support_is_stored_in_fp16_with_a_small_picture(fake: Fake) -> None:
@@ -665,8 +665,8 @@ def fail(_: object) -> None:
     raise FsvitEdgeError("the graph failed")
 
 
-def test_a_failed_enrolment_leaves_the_classes_as_they_were(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    enrol_several(fake.model)
+def test_a_failed_enrollment_leaves_the_classes_as_they_were(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    enroll_several(fake.model)
     before = fake.model.predict(FRAME)
     bad_mask = np.zeros((24, 32), np.bool_)
     attempts: list[Callable[[], object]] = [
@@ -689,13 +689,13 @@ def test_a_failed_enrolment_leaves_the_classes_as_they_were(fake: Fake, monkeypa
 
 
 def test_a_failed_load_leaves_the_classes_as_they_were(fake: Fake, tmp_path: Path) -> None:
-    enrol_several(fake.model)
+    enroll_several(fake.model)
     bank = fake.model.bank
     path = tmp_path / "bank.safetensors"
     path.write_bytes(b"no bank")
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         fake.model.load_bank(path)
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         fake.model.load_bank(tmp_path / "none.safetensors")
     assert fake.model.bank is bank
 
@@ -703,13 +703,13 @@ def test_a_failed_load_leaves_the_classes_as_they_were(fake: Fake, tmp_path: Pat
 def test_a_bank_of_another_model_is_refused(fake: Fake, real: FewShotModel, tmp_path: Path) -> None:
     fake.model.enroll("a", [picture(0)])
     fake.model.save_bank(tmp_path / "bank.safetensors")
-    with pytest.raises(ArtefactError, match="was made by another image size: 8, this bundle has"):
+    with pytest.raises(ArtifactError, match="was made by another image size: 8, this bundle has"):
         real.load_bank(str(tmp_path / "bank.safetensors"))
 
 
 BAD_PICTURES = [
     pytest.param(picture(0).astype(np.float32) / 255, "got float32 (24, 32, 3)", id="floating point"),
-    pytest.param(picture(0)[..., 0], "got uint8 (24, 32)", id="grey"),
+    pytest.param(picture(0)[..., 0], "got uint8 (24, 32)", id="gray"),
     pytest.param(picture(0)[..., [0, 1, 2, 0]], "got uint8 (24, 32, 4)", id="four channels"),
     pytest.param(picture(0)[:0], "got uint8 (0, 32, 3)", id="no row"),
     pytest.param(picture(0)[:, :0], "got uint8 (24, 0, 3)", id="no column"),
@@ -797,8 +797,8 @@ def test_every_frame_size_is_answered_at_that_size(real: FewShotModel, size_hw: 
 
 @pytest.mark.parametrize("size_hw", SIZES, ids=str)
 def test_a_support_may_have_any_size(real: FewShotModel, size_hw: tuple[int, int]) -> None:
-    enrolment = real.enroll("a", [picture(0, *size_hw)], [np.ones(size_hw, np.bool_)])
-    assert enrolment == Enrolment("a", 1, (1.0,), (144,), enrolment.masks)
+    enrollment = real.enroll("a", [picture(0, *size_hw)], [np.ones(size_hw, np.bool_)])
+    assert enrollment == Enrollment("a", 1, (1.0,), (144,), enrollment.masks)
     assert real.predict(FRAME).scores.shape == (1,)
 
 
@@ -806,7 +806,7 @@ def test_a_support_may_have_any_size(real: FewShotModel, size_hw: tuple[int, int
 @pytest.mark.parametrize("ways", [1, 3])
 def test_the_label_map_follows_from_the_probabilities(kind: str, ways: int, request: pytest.FixtureRequest) -> None:
     model = Fake().model if kind == "fake" else request.getfixturevalue("real")
-    enrol_several(model)
+    enroll_several(model)
     for name in model.classes[ways:]:
         model.remove(name)
     frame = picture(7, 121, 97)
@@ -835,7 +835,7 @@ def test_probabilities_are_given_only_on_demand_and_change_nothing_else(real: Fe
 
 def test_the_fake_model_has_pixels_of_every_kind(fake: Fake) -> None:
     """Otherwise the comparisons above would compare empty maps."""
-    enrol_several(fake.model)
+    enroll_several(fake.model)
     seen = set()
     for seed in range(20):
         seen |= set(np.unique(fake.model.predict(picture(seed)).label_map).tolist())
@@ -869,14 +869,14 @@ def test_a_view_of_a_frame_is_judged_as_its_copy(real: FewShotModel) -> None:
 
 
 def test_the_stages_are_timed_in_their_order(fake: Fake) -> None:
-    enrol_several(fake.model)
+    enroll_several(fake.model)
     latency_ms = fake.model.predict(FRAME).latency_ms
     assert tuple(latency_ms) == STAGES
     assert all(ms >= 0 for ms in latency_ms.values())
 
 
 def test_the_encoder_is_waited_for_so_that_its_time_is_its_own(fake: Fake) -> None:
-    enrol_several(fake.model)
+    enroll_several(fake.model)
     before = fake.encoder.waits
     for _ in range(3):
         fake.model.predict(FRAME)
@@ -938,7 +938,7 @@ def test_a_closed_model_says_so() -> None:
 
 
 def test_a_missing_bundle_and_an_unknown_engine_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="does not exist or is not a folder"):
+    with pytest.raises(ArtifactError, match="does not exist or is not a folder"):
         FewShotModel.load(tmp_path / "none")
     with pytest.raises(InputError, match="Engine 'gpu' is unknown"):
         FewShotModel.load(engine="gpu")
@@ -953,7 +953,7 @@ def test_an_engine_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
 def test_an_encoder_of_unknown_size_is_refused(fake: Fake) -> None:
     unknown = (spec("tokens", "batch", CHANNELS, "tokens", DIM), *fake.encoder.outputs[1:])
     encoder = FakeEngine(fake.encoder.inputs, unknown, encode)
-    with pytest.raises(ArtefactError, match="output 'tokens' has an unknown size 'tokens'"):
+    with pytest.raises(ArtifactError, match="output 'tokens' has an unknown size 'tokens'"):
         FewShotModel(fake.model.manifest, encoder, fake.enroll, fake.head)
 
 

@@ -42,7 +42,7 @@ def distance(one: np.ndarray, other: np.ndarray) -> int:
         pytest.param(64, 64, 1, id="to one pixel"),
     ],
 )
-def test_resizing_is_pillows_to_one_grey_level(height: int, width: int, size: int) -> None:
+def test_resizing_is_pillows_to_one_gray_level(height: int, width: int, size: int) -> None:
     rgb = noise(height, width)
     resized = resize_image(rgb, size)
     assert (resized.dtype, resized.shape) == (np.uint8, (size, size, 3))
@@ -108,7 +108,7 @@ def test_a_mask_keeps_its_place() -> None:
     ("picture", "got"),
     [
         pytest.param(np.zeros((4, 5, 3)), "float64 (4, 5, 3)", id="floating point"),
-        pytest.param(np.zeros((4, 5), np.uint8), "uint8 (4, 5)", id="grey"),
+        pytest.param(np.zeros((4, 5), np.uint8), "uint8 (4, 5)", id="gray"),
         pytest.param(np.zeros((4, 5, 4), np.uint8), "uint8 (4, 5, 4)", id="four channels"),
         pytest.param(np.zeros((3, 4, 5), np.uint8), "uint8 (3, 4, 5)", id="channels first"),
         pytest.param(np.zeros((0, 5, 3), np.uint8), "uint8 (0, 5, 3)", id="empty"),

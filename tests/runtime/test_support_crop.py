@@ -77,7 +77,7 @@ def test_without_a_factor_or_a_thing_nothing_is_cropped(mask: np.ndarray) -> Non
         pytest.param(700, 1260, slice(680, 720), slice(1209, 1280), id="in the last corner"),
     ],
 )
-def test_a_window_is_centred_on_the_thing_and_moved_into_the_picture(
+def test_a_window_is_centered_on_the_thing_and_moved_into_the_picture(
     top: int, left: int, rows: slice, columns: slice
 ) -> None:
     assert support_window(small(720, 1280, top, left), 2.0) == (rows, columns)

@@ -20,7 +20,7 @@ _OURS = re.compile(r"frame_[0-9]{6,}(_[a-z]+)?\.jpg")
 
 
 class PictureSink(Sink):
-    """Files named by the frame's index; a source that is lost leaves its last picture once more, greyed.
+    """Files named by the frame's index; a source that is lost leaves its last picture once more, grayed.
 
     Args:
         folder: Is there.

@@ -2,9 +2,9 @@
 
 The photographs stand side by side in one long strip; the camera travels along it, lingers at each one, zooms and turns
 a little, and after the last comes back to the first. The same frame number always gives the same frame. Outlines drawn
-by hand say which pixels are what, in the tour and in the pictures to enrol.
+by hand say which pixels are what, in the tour and in the pictures to enroll.
 
-The tour is the table `_TOUR`, the pictures to enrol are the table `_SUPPORT_VIEWS`, the outlines are `_OUTLINES`.
+The tour is the table `_TOUR`, the pictures to enroll are the table `_SUPPORT_VIEWS`, the outlines are `_OUTLINES`.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ _Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class DemoSupport:
-    """One picture to enrol.
+    """One picture to enroll.
 
     Attributes:
         name: The class, one of DEMO_CLASSES.
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool, True on the thing; None where the demo enrols the class from its name alone.
+        mask: (H, W) bool, True on the thing; None where the demo enrolls the class from its name alone.
     """
 
     name: str
@@ -48,7 +48,7 @@ class DemoSupport:
 class _View:
     """What a camera sees of a photograph, in the photograph's pixels."""
 
-    x: float  # centre
+    x: float  # center
     y: float
     width: float  # from the left to the right edge of the frame; the height follows from the frame's shape
     angle: float = 0.0  # degrees by which the camera is turned clockwise
@@ -67,7 +67,7 @@ class _Stop:
 
 @dataclass(frozen=True)
 class _SupportView:
-    """One picture to enrol: never a frame of the tour, for it is turned, framed and lit differently."""
+    """One picture to enroll: never a frame of the tour, for it is turned, framed and lit differently."""
 
     name: str
     view: _View
@@ -195,7 +195,7 @@ def demo_truth(index: int) -> npt.NDArray[np.uint8]:
 
 
 def demo_supports() -> list[DemoSupport]:
-    """Give the pictures to enrol: other views of the photographs than the tour's, under another light.
+    """Give the pictures to enroll: other views of the photographs than the tour's, under another light.
 
     Returns:
         The supports in the order of DEMO_CLASSES; "motorcycle" has no mask, it is enrolled from its name alone.

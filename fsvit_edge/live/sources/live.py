@@ -30,7 +30,7 @@ _DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How long each step of a live source may take, in seconds.
 
     Attributes:
@@ -135,7 +135,7 @@ class LiveSource(Source):
         address: What to read.
         options: What to ask of it.
         fps: Frames per second that a file declares; a camera tells when it is open.
-        patience: How long each step may take.
+        timeouts: How long each step may take.
         command: The process, which is given two descriptors; see `capture_process`.
     """
 
@@ -147,13 +147,13 @@ class LiveSource(Source):
         address: SourceAddress,
         options: SourceOptions,
         fps: float | None = None,
-        patience: Patience = Patience(),
+        timeouts: Timeouts = Timeouts(),
         command: Sequence[str] = _COMMAND,
     ) -> None:
         self.name = address.name
         self.fps = fps
         self._address = address
-        self._patience = patience
+        self._timeouts = timeouts
         self._command = command
         self._request = json.dumps({"address": asdict(address), "options": asdict(options)}).encode()
         self._fresh = threading.Condition()
@@ -162,7 +162,7 @@ class LiveSource(Source):
         self._child: _Child | None = None
         self._first_index = 0  # of the present process's frames
         self._last_number = -1
-        self._frame_s = patience.frame_s
+        self._frame_s = timeouts.frame_s
         self._reason = ""
         self._failure = ""
         self._ended = False
@@ -244,7 +244,7 @@ class LiveSource(Source):
                     self._fresh.notify_all()
                 return
             failures = 1 if self.status.captured > before else failures + 1
-            self._pause(self._patience.delays_s[min(failures, len(self._patience.delays_s)) - 1])
+            self._pause(self._timeouts.delays_s[min(failures, len(self._timeouts.delays_s)) - 1])
             with self._fresh:
                 self._status = replace(self._status, reconnects=self._status.reconnects + 1)
 
@@ -258,7 +258,7 @@ class LiveSource(Source):
         with self._fresh:
             self._child, self._reason, self._last_number = child, "", -1
             self._first_index = self._status.captured
-            self._deadline_s = time.monotonic() + self._patience.open_s
+            self._deadline_s = time.monotonic() + self._timeouts.open_s
         try:
             while not self._closing.is_set():
                 select.select([child.pipe], [], [], _POLL_S)
@@ -297,8 +297,8 @@ class LiveSource(Source):
                 self._take_frame(message, now_s)
             elif "opened" in message:
                 self.fps = message["opened"] or self.fps
-                self._frame_s = max(self._patience.frame_s, 3.0 / (self.fps or 25.0))
-                self._deadline_s = now_s + max(self._patience.first_frame_s, self._frame_s)
+                self._frame_s = max(self._timeouts.frame_s, 3.0 / (self.fps or 25.0))
+                self._deadline_s = now_s + max(self._timeouts.first_frame_s, self._frame_s)
             elif "error" in message:
                 self._reason = message["error"]
             elif "end" in message:
@@ -347,7 +347,7 @@ class LiveSource(Source):
     def _pause(self, delay_s: float) -> None:
         """Wait for the next start; shorter where what had gone away is seen to come back."""
         until = time.monotonic() + delay_s
-        knock = _knock(self._address)
+        knock = _is_reachable(self._address)
         was_away = knock is not None and not knock()
         while not self._closing.wait(min(_KNOCK_S, max(0.0, until - time.monotonic()))):
             if time.monotonic() >= until:
@@ -359,7 +359,7 @@ class LiveSource(Source):
                     return
 
 
-def _knock(address: SourceAddress) -> Callable[[], bool] | None:
+def _is_reachable(address: SourceAddress) -> Callable[[], bool] | None:
     """A cheap test of whether anybody is there; None where there is none."""
     if address.kind == "camera":
         return lambda: os.path.exists(address.target)

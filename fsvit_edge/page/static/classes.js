@@ -1,6 +1,6 @@
 // The list of classes: scores, pictures, renaming and removing.
 
-import { freeze } from "/enrolment.js";
+import { freeze } from "/enrollment.js";
 import { ask, attempt, find, onClick, percent, query, tell } from "/talk.js";
 
 const SURE_MS = 4000;
@@ -24,14 +24,14 @@ export function showClasses(classes, revision) {
   for (const one of classes) showScore(items.get(one.name), one);
 }
 
-function showScore(item, { colour, score, level, present, area }) {
+function showScore(item, { color, score, level, present, area }) {
   item.classList.toggle("present", Boolean(present));
-  item.querySelector(".swatch").style.background = colour;
+  item.querySelector(".swatch").style.background = color;
   item.querySelector(".score").textContent = score === null ? "" : score.toFixed(2) + (present ? ` · ${percent(area)}` : "");
   const bar = item.querySelector(".bar");
   bar.setAttribute("aria-valuenow", score ?? 0);
   bar.firstElementChild.style.width = `${(score ?? 0) * 100}%`;
-  bar.firstElementChild.style.background = colour;
+  bar.firstElementChild.style.background = color;
   const tick = bar.lastElementChild;
   tick.hidden = level === null;
   tick.style.left = `${(level ?? 0) * 100}%`;

@@ -3,7 +3,7 @@
 import { ask, find, tell } from "/talk.js";
 
 const drawing = find("drawing"), pen = drawing.getContext("2d");
-const COLOUR = "#ffd166", COLOUR_RGB = [255, 209, 102];
+const COLOR = "#ffd166", COLOR_RGB = [255, 209, 102];
 
 let frame = null; // {id, width, height}
 let mode = "box"; // or "paint", or "name"
@@ -68,7 +68,7 @@ function redraw() {
   pen.strokeStyle = "#000";
   pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
   pen.lineWidth = thick;
-  pen.strokeStyle = COLOUR;
+  pen.strokeStyle = COLOR;
   pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
 }
 
@@ -85,7 +85,7 @@ async function showPreview() {
     const pixels = layer.getImageData(0, 0, mask.width, mask.height);
     for (let at = 0; at < pixels.data.length; at += 4) {
       pixels.data[at + 3] = pixels.data[at];
-      pixels.data.set(COLOUR_RGB, at);
+      pixels.data.set(COLOR_RGB, at);
     }
     layer.putImageData(pixels, 0, 0);
     preview = tinted;
@@ -99,7 +99,7 @@ function paintTo(x, y, scale, isStart) {
   const width = Number(find("size").value) / scale;
   pen.lineCap = pen.lineJoin = "round";
   pen.lineWidth = width;
-  pen.strokeStyle = COLOUR;
+  pen.strokeStyle = COLOR;
   if (isStart) { pen.beginPath(); pen.moveTo(x, y); }
   pen.lineTo(x, y);
   pen.stroke();

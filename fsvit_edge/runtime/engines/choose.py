@@ -12,7 +12,7 @@ from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, choose_pr
 from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, load_engine
 from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, build_command, installed_version
 from fsvit_edge.runtime.engines.store.sets import BuiltEngine, EngineSet, find_engines, fitting_sets
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
 from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
@@ -80,7 +80,7 @@ def choose_engines(
     Raises:
         InputError: There is no such engine or precision, or not together.
         EnvironmentLacksError: The engine that is named needs a package, a provider or a device that is not here.
-        ArtefactError: Of the engine or precision that is named nothing is built that fits; it says what to type.
+        ArtifactError: Of the engine or precision that is named nothing is built that fits; it says what to type.
     """
     _check_options(engine, precision)
     built: list[BuiltEngine] = []
@@ -89,7 +89,7 @@ def choose_engines(
         built, problems = find_engines(engine_folder(bundle.path, bundle.manifest))
     if precision != "auto":
         built = [one for one in built if one[1].precision == precision]
-    search = _Search(bundle, threads, built, [ArtefactError(problem) for problem in problems])
+    search = _Search(bundle, threads, built, [ArtifactError(problem) for problem in problems])
     if engine in PLAN_ENGINES:
         _check_plans_can_run(engine)
         opened = search.open_plans((engine,))
@@ -148,7 +148,7 @@ def _nothing_fits(search: "_Search", backend: str | None, precision: str) -> Fsv
     wanted = None if precision == "auto" else precision
     what = f"{precision.upper()} engine" if wanted else "engine"
     of = f" of {BACKEND_TITLES[backend]}" if backend else ""
-    return ArtefactError(
+    return ArtifactError(
         f"No {what}{of} is built of {search.bundle.manifest.name}; build it with: "
         f"{build_command(backend, wanted, search.bundle.path)}."
     )
@@ -186,7 +186,7 @@ class _Search:
         sets = sorted(fitting.sets, key=lambda one: _ratio(one, machine))
         slower = [_not_faster(one, machine, self.bundle.path) for one in sets if _ratio(one, machine) >= 1]
         if even_if_slower:
-            self.refused += map(ArtefactError, slower)
+            self.refused += map(ArtifactError, slower)
         else:
             sets = [one for one in sets if _ratio(one, machine) < 1]
         reasons = [*(() if even_if_slower else slower), *fitting.reasons.values()]
@@ -203,7 +203,7 @@ class _Search:
             for name, opened in engines.items():
                 info = manifest.graphs[name]
                 if (opened.inputs, opened.outputs) != (info.inputs, info.outputs):
-                    raise ArtefactError(
+                    raise ArtifactError(
                         f"{self.bundle.path / info.file} has other inputs or outputs than its bundle.json says."
                     )
             stack.pop_all()
@@ -221,7 +221,7 @@ class _Search:
                 return open_set(one)
             except FsvitEdgeError as error:  # noqa: PERF203 - the next one may do
                 self.refused.append(error)
-        self.refused += map(ArtefactError, reasons)
+        self.refused += map(ArtifactError, reasons)
         return None
 
     def _open_plan_set(self, one: EngineSet) -> OpenEngines:
@@ -246,7 +246,7 @@ class _Search:
             for path, record, graph in graphs:
                 engine = stack.enter_context(OnnxRuntimeEngine(graph, "cpu", self.threads))
                 if (engine.inputs, engine.outputs) != (record.inputs, record.outputs):
-                    raise ArtefactError(f"{path} has other inputs or outputs than its sidecar says.")
+                    raise ArtifactError(f"{path} has other inputs or outputs than its sidecar says.")
                 engines.append(engine)
             enroll, objectness = self._enroll(stack), self._objectness(stack)
             stack.pop_all()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Our short names of ONNX Runtime's execution providers; TensorRT is used directly, with engines that were built."""
@@ -49,7 +49,7 @@ class OnnxRuntimeEngine:
 
     Raises:
         EnvironmentLacksError: The provider is not installed or finds no device.
-        ArtefactError: The file is not a graph that ONNX Runtime can run.
+        ArtifactError: The file is not a graph that ONNX Runtime can run.
     """
 
     def __init__(self, graph: Path | bytes, provider: str = "auto", threads: int | None = None) -> None:
@@ -75,7 +75,7 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:  # ONNX Runtime raises a dozen classes that share no base but Exception
             name = "The graph" if isinstance(graph, bytes) else str(graph)
-            raise ArtefactError(f"{name} cannot be loaded by ONNX Runtime: {_first_line(error)}.") from error
+            raise ArtifactError(f"{name} cannot be loaded by ONNX Runtime: {_first_line(error)}.") from error
         if wanted not in self._session.get_providers():
             raise EnvironmentLacksError(
                 f"ONNX Runtime has the {self.provider} provider but it found no device to run on; use --engine cpu."

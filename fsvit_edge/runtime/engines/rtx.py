@@ -14,7 +14,7 @@ from typing import Any
 from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.engines.store.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt_api import LogCollector, TensorRT
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.user_cache import user_cache
 
@@ -23,10 +23,10 @@ _MACHINE_LACKS = ("OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMOR
 
 
 def check_validity(plan: bytes, record: EngineRecord, api: TensorRT, log: LogCollector, gpu: Gpu) -> None:
-    """Ask TensorRT-RTX whether a plan can run here, by its header alone, before it is deserialised.
+    """Ask TensorRT-RTX whether a plan can run here, by its header alone, before it is deserialized.
 
     Raises:
-        ArtefactError: It is damaged, or made for another version or GPU.
+        ArtifactError: It is damaged, or made for another version or GPU.
         EnvironmentLacksError: The driver, the CUDA runtime or the GPU's memory do not suffice.
     """
     runtime = api.trt.Runtime(log.logger)
@@ -39,7 +39,7 @@ def check_validity(plan: bytes, record: EngineRecord, api: TensorRT, log: LogCol
     sentence = f"{record.file} cannot run on this machine: {'; '.join(reasons)}"
     if found and all(name in _MACHINE_LACKS for name in found):
         raise EnvironmentLacksError(f"{sentence}; or take --engine cpu.")
-    raise ArtefactError(f"{sentence}; build it here with: fsvit-edge build-engine --engine {api.backend} --force")
+    raise ArtifactError(f"{sentence}; build it here with: fsvit-edge build-engine --engine {api.backend} --force")
 
 
 def diagnosis(name: str, api: TensorRT, gpu: Gpu) -> str:

@@ -17,7 +17,7 @@ from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, c
 from fsvit_edge.runtime.engines.memory.base import CapturedGraph, DeviceBuffer, DeviceMemory
 from fsvit_edge.runtime.engines.store.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
 
 _MOST_GRAPHS = 16
@@ -72,7 +72,7 @@ class TensorRtEngine:
 
     Raises:
         EnvironmentLacksError: There is no GPU, or its driver is too old.
-        ArtefactError: The plan was made for another TensorRT or GPU, or is not what its sidecar says.
+        ArtifactError: The plan was made for another TensorRT or GPU, or is not what its sidecar says.
         FsvitEdgeError: The GPU's memory is full.
     """
 
@@ -118,7 +118,7 @@ class TensorRtEngine:
 
         Raises:
             InputError: A name, type or shape of `feed` is not the plan's.
-            ArtefactError: A size is beyond what the plan was built for.
+            ArtifactError: A size is beyond what the plan was built for.
             FsvitEdgeError: The computation failed, or the GPU's memory is full.
         """
         if self._engine is None:
@@ -262,7 +262,7 @@ class TensorRtEngine:
         for size, got in sizes.items():
             limit = self.limits.get(size, got)
             if got > limit:
-                raise ArtefactError(
+                raise ArtifactError(
                     f"{self._record.file} was built for at most {limit} {size.replace('_', ' ')}, got {got}; build it "
                     "for more with: fsvit-edge build-engine --ways-max N --shots-max K."
                 )
@@ -288,8 +288,8 @@ class TensorRtEngine:
                         f"{spec.shape}"
                     )
 
-    def _misfit(self, what: str) -> ArtefactError:
-        return ArtefactError(
+    def _misfit(self, what: str) -> ArtifactError:
+        return ArtifactError(
             f"{self._record.file} {what}; build it again with: fsvit-edge build-engine --engine {self._api.backend} "
             "--force"
         )

@@ -1,7 +1,7 @@
 """One way to TensorRT, whichever is installed: `tensorrt` from 10.3 on, 11.x, or `tensorrt_rtx`.
 
 Only what exists in all of them is used. They say what went wrong in a log and answer with None; here that becomes an
-error. Nothing of this asks for a GPU; ask `find_gpu` before anything is deserialised, which can crash without one.
+error. Nothing of this asks for a GPU; ask `find_gpu` before anything is deserialized, which can crash without one.
 """
 
 import functools
@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
 BACKENDS = ("tensorrt", "tensorrt-rtx")
 OLDEST_VERSION = (10, 3)
@@ -147,13 +147,13 @@ class TensorRT:
             The parser, which must live as long as the network: it owns the weights.
 
         Raises:
-            ArtefactError: It is no ONNX graph, or has what TensorRT does not know.
+            ArtifactError: It is no ONNX graph, or has what TensorRT does not know.
         """
         parser = self.trt.OnnxParser(network, log.logger)
         if not parser.parse(graph):
             reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
             reason = " ".join((reasons[-1] if reasons else log.last_error()).split()).rstrip(". ")
-            raise ArtefactError(
+            raise ArtifactError(
                 f"{self.title} cannot read the {name} graph: {reason}; build it with --engine onnxruntime, "
                 "or export the bundle again with: fsvit-edge export."
             )
@@ -171,13 +171,13 @@ class TensorRT:
         return bytes(plan)
 
     def engine(self, plan: bytes, log: LogCollector, name: str) -> Any:
-        """Deserialise a plan whose sum has been checked; there must be a GPU.
+        """Deserialize a plan whose sum has been checked; there must be a GPU.
 
         The engine keeps its runtime alive. Code inside a plan is never allowed.
 
         Raises:
             EnvironmentLacksError: TensorRT's runtime does not start.
-            ArtefactError: The plan is of another version or GPU, or damaged.
+            ArtifactError: The plan is of another version or GPU, or damaged.
         """
         try:
             runtime = _some(self.trt.Runtime(log.logger))
@@ -185,7 +185,7 @@ class TensorRT:
             raise EnvironmentLacksError(f"{self.title}'s runtime does not start: {log.last_error()}.") from error
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"{self.title} cannot load {name}: {_with_advice(log.last_error())}; build it here with: "
                 f"fsvit-edge build-engine --engine {self.backend} --force"
             )

@@ -15,9 +15,9 @@ from fsvit_edge.runtime.engines import choose, tensorrt, tensorrt_api
 from fsvit_edge.runtime.engines.choose import OpenEngines, choose_engines
 from fsvit_edge.runtime.engines.memory import base as device_memory
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.engines.store import incompatibilities as misfits
+from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_folder, sidecar_of
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.predictor import FewShotModel
 
@@ -33,7 +33,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: machine))
     monkeypatch.setattr(choose, "find_gpu", lambda: machine.gpu)
     reason = "" if machine.gpu else NO_DRIVER
-    for module in (choose, misfits):
+    for module in (choose, incompatibilities):
         monkeypatch.setattr(module, "installed_version", VERSIONS.get)
         monkeypatch.setattr(module, "gpu_missing_reason", lambda: reason)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -46,7 +46,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Opened(list[str]):
-    """Which plans were deserialised; `refuse` makes one fail with what it says."""
+    """Which plans were deserialized; `refuse` makes one fail with what it says."""
 
     def __init__(self) -> None:
         self.refuse: dict[str, FsvitEdgeError] = {}
@@ -55,7 +55,7 @@ class Opened(list[str]):
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Opened:
-    """A machine with a GPU whose TensorRT only notes what it is given to deserialise."""
+    """A machine with a GPU whose TensorRT only notes what it is given to deserialize."""
     pretend(monkeypatch, MACHINE)
     opened = Opened()
 
@@ -183,7 +183,7 @@ def test_a_bank_of_another_precision_is_refused_with_the_option(bundle: Bundle, 
     with FewShotModel.load(bundle.path, threads=1) as model:
         assert model.choice.precision == "int8"
         with pytest.raises(
-            ArtefactError, match=r"made in another precision: fp32.* take it with --precision fp32 or enrol"
+            ArtifactError, match=r"made in another precision: fp32.* take it with --precision fp32 or enroll"
         ):
             model.load_bank(bank)
     with FewShotModel.load(bundle.path, precision="fp32", threads=1) as model:
@@ -235,7 +235,7 @@ def test_a_graph_that_is_damaged_or_does_not_fit_is_never_parsed_and_never_passe
     assert any(text in note for note in choice.notes)
     assert parsed == list(bundle.graphs.values())
     parsed.clear()
-    assert text in refusal(ArtefactError, bundle, "auto", "int8")
+    assert text in refusal(ArtifactError, bundle, "auto", "int8")
     assert parsed == []
 
 
@@ -267,7 +267,7 @@ def test_plans_do_not_run_without_a_gpu(bundle: Bundle) -> None:
     assert text.startswith(
         "--precision fp16 needs a GPU, but no NVIDIA driver (libcuda.so.1) is installed; take --prec"
     )
-    text = refusal(ArtefactError, bundle, "auto", "int8")
+    text = refusal(ArtifactError, bundle, "auto", "int8")
     command = f"fsvit-edge build-engine {bundle.path} --engine onnxruntime --precision int8"
     assert text.endswith(f"built of cst-nano; build it with: {command}.")
 
@@ -309,7 +309,7 @@ def test_the_plan_that_measured_fastest_computes_and_int8_is_not_assumed_to(
 
 @pytest.mark.parametrize(("spoil", "reason"), SPOILT)
 @pytest.mark.parametrize("graph", ["encoder", "head"])
-def test_a_plan_that_is_damaged_or_does_not_fit_is_never_deserialised(
+def test_a_plan_that_is_damaged_or_does_not_fit_is_never_deserialized(
     bundle: Bundle, on_gpu: Opened, spoil: Callable[[Path], Any], reason: str, graph: str
 ) -> None:
     paths = write_set(bundle.path, "tensorrt", "fp16")
@@ -320,7 +320,7 @@ def test_a_plan_that_is_damaged_or_does_not_fit_is_never_deserialised(
     choice = opened(bundle).choice
     assert choice.engine == "cpu"
     assert any((reason or f"have no {graph}") in note for note in choice.notes)
-    assert (reason or f"have no {graph}") in refusal(ArtefactError, bundle, "tensorrt")
+    assert (reason or f"have no {graph}") in refusal(ArtifactError, bundle, "tensorrt")
     assert on_gpu == []
 
 
@@ -332,12 +332,12 @@ def test_another_gpu_is_refused_by_name_and_passed_over_by_auto(
     pretend(monkeypatch, replace(MACHINE, gpu=replace(GPU, name="NVIDIA L40")))
     choice = opened(bundle).choice
     assert (choice.engine, choice.notes) == ("tensorrt-rtx", ())
-    assert "was built for NVIDIA L4, this is NVIDIA L40" in refusal(ArtefactError, bundle, "tensorrt")
+    assert "was built for NVIDIA L4, this is NVIDIA L40" in refusal(ArtifactError, bundle, "tensorrt")
     assert all(".rtx" in name for name in on_gpu)
 
 
 @pytest.mark.parametrize(
-    "error", [EnvironmentLacksError("No pycuda."), ArtefactError("Refused."), FsvitEdgeError("Full.")]
+    "error", [EnvironmentLacksError("No pycuda."), ArtifactError("Refused."), FsvitEdgeError("Full.")]
 )
 @pytest.mark.parametrize("start", ["encoder", "head"])
 def test_a_plan_that_does_not_open_is_told_and_closed(
@@ -361,10 +361,10 @@ def test_the_next_best_plan_computes_where_the_best_does_not_open(bundle: Bundle
 
 def test_where_nothing_is_built_a_named_engine_says_what_to_type(bundle: Bundle, on_gpu: Opened) -> None:
     command = f"build it with: fsvit-edge build-engine {bundle.path} --engine tensorrt"
-    assert refusal(ArtefactError, bundle, "tensorrt") == f"No engine of TensorRT is built of cst-nano; {command}."
-    text = refusal(ArtefactError, bundle, "tensorrt", "int8")
+    assert refusal(ArtifactError, bundle, "tensorrt") == f"No engine of TensorRT is built of cst-nano; {command}."
+    text = refusal(ArtifactError, bundle, "tensorrt", "int8")
     assert text == f"No INT8 engine of TensorRT is built of cst-nano; {command} --precision int8."
-    text = refusal(ArtefactError, bundle, "auto", "fp16")
+    text = refusal(ArtifactError, bundle, "auto", "fp16")
     assert text.endswith(f"build it with: fsvit-edge build-engine {bundle.path} --precision fp16.")
     assert on_gpu == []
 
@@ -405,7 +405,7 @@ def test_cuda_of_onnx_runtime_comes_after_plans_and_before_the_cpu(
     write_set(bundle.path, "tensorrt", "fp16")
     providers.clear()
     assert opened(bundle).choice.engine == "tensorrt"
-    assert providers == ["cpu"]  # enrolment
+    assert providers == ["cpu"]  # enrollment
     assert opened(bundle, "cuda").choice.engine == "cuda"
     assert len(on_gpu) == 2
 

@@ -29,7 +29,7 @@ from fsvit_edge.runtime.engines.store.files import (
     write_engines,
 )
 from fsvit_edge.runtime.engines.store.sets import find_engines
-from fsvit_edge.runtime.errors import ArtefactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 DATA = b"a plan, or so it says" * 100
 
@@ -118,7 +118,7 @@ FIELDS = [name for name in EngineRecord.__dataclass_fields__ if name not in ("fo
 def test_a_sidecar_without_a_field_is_refused(tmp_path: Path, name: str) -> None:
     path = write_engine(tmp_path, record(), DATA)
     drop(name)(path)
-    with pytest.raises(ArtefactError, match=f"'{name}' is missing"):
+    with pytest.raises(ArtifactError, match=f"'{name}' is missing"):
         read_record(path)
 
 
@@ -131,7 +131,7 @@ def test_a_sidecar_without_a_field_is_refused(tmp_path: Path, name: str) -> None
         pytest.param(
             put(format_version=2), "has format version 2, this fsvit-edge reads 1; build the engine again", id="2"
         ),
-        pytest.param(put(colour="red"), "unknown field 'colour'", id="unknown field"),
+        pytest.param(put(color="red"), "unknown field 'color'", id="unknown field"),
         pytest.param(put(size_bytes="5"), "size_bytes is '5'", id="number as text"),
         pytest.param(put(latency_ms="fast"), "latency_ms is 'fast'", id="text as number"),
         pytest.param(put(limits={"ways": 1.5}), r"limits\.ways is 1\.5", id="half a way"),
@@ -152,7 +152,7 @@ def test_a_sidecar_that_is_not_whole_is_refused_in_one_sentence(
     path = write_engine(tmp_path, record(), DATA)
     read_record(path)
     spoil(path)
-    with pytest.raises(ArtefactError, match=reason) as refused:
+    with pytest.raises(ArtifactError, match=reason) as refused:
         read_record(path)
     assert str(sidecar_of(path)) in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -164,7 +164,7 @@ def test_a_renamed_engine_is_refused(tmp_path: Path) -> None:
     other = path.with_name("encoder.onnx")
     path.rename(other)
     sidecar_of(path).rename(sidecar_of(other))
-    with pytest.raises(ArtefactError, match="not of the engine beside it"):
+    with pytest.raises(ArtifactError, match="not of the engine beside it"):
         read_record(other)
 
 
@@ -193,7 +193,7 @@ def test_an_engine_that_is_not_what_its_sidecar_says_is_not_loaded(
     stated = read_record(path)
     assert load_engine(path, stated) == DATA
     spoil(path)
-    with pytest.raises(ArtefactError, match=reason) as refused:
+    with pytest.raises(ArtifactError, match=reason) as refused:
         load_engine(path, stated)
     assert "fsvit-edge build-engine" in str(refused.value)
 

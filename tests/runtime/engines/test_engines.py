@@ -16,7 +16,7 @@ from fsvit_edge.runtime.engines.onnx_runtime import (
     choose_provider,
     installed_providers,
 )
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
 INPUTS = (TensorSpec("image", ("batch", 4, 3), "uint8"), TensorSpec("scale", (1,), "float32"))
 IMAGE = np.zeros((2, 4, 3), np.uint8)
@@ -278,7 +278,7 @@ def test_what_is_no_graph_is_refused_in_one_sentence(
 ) -> None:
     path = tmp_path / "encoder.onnx"
     path.write_bytes(content)
-    with pytest.raises(ArtefactError) as refused:
+    with pytest.raises(ArtifactError) as refused:
         OnnxRuntimeEngine(path if as_file else content, "cpu")
     assert refused.value.exit_code == 4
     assert str(refused.value).startswith(f"{path if as_file else 'The graph'} cannot be loaded by ONNX Runtime: ")
@@ -287,7 +287,7 @@ def test_what_is_no_graph_is_refused_in_one_sentence(
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"none\.onnx cannot be loaded"):
+    with pytest.raises(ArtifactError, match=r"none\.onnx cannot be loaded"):
         OnnxRuntimeEngine(tmp_path / "none.onnx", "cpu")
 
 

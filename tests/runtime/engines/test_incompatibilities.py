@@ -9,7 +9,7 @@ from engine_records import MACHINE, MANIFEST, VERSIONS, record, with_batch_one
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.store import incompatibilities as module
-from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version, misfits
+from fsvit_edge.runtime.engines.store.incompatibilities import build_command, incompatibilities, installed_version
 from fsvit_edge.runtime.machine import Machine
 
 
@@ -25,7 +25,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt", "tensorrt-rtx"])
 def test_what_was_built_here_fits(backend: str, graph: str) -> None:
     for precision in ("fp32", "fp16", "int8"):
-        assert misfits(record(graph, backend, precision), MANIFEST, MACHINE) == []
+        assert incompatibilities(record(graph, backend, precision), MANIFEST, MACHINE) == []
 
 
 def half(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -52,7 +52,7 @@ OTHER_GPU = {
     ],
 )
 def test_what_does_not_matter_is_let_pass(backend: str, changes: dict[str, Any]) -> None:
-    assert misfits(record(backend=backend, **changes), MANIFEST, MACHINE) == []
+    assert incompatibilities(record(backend=backend, **changes), MANIFEST, MACHINE) == []
 
 
 def on(**changes: Any) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def test_each_misfit_has_its_sentence_and_the_command_that_helps(
     backend: str, changes: dict[str, Any], reason: str
 ) -> None:
     one = record(backend=backend, **changes)
-    (sentence,) = misfits(one, MANIFEST, MACHINE)
+    (sentence,) = incompatibilities(one, MANIFEST, MACHINE)
     assert sentence.startswith(f"{one.file} ")
     assert reason in sentence
     assert sentence.endswith(f"; rebuild it here with: fsvit-edge build-engine --engine {backend} --precision int8.")
@@ -137,12 +137,12 @@ def test_each_misfit_has_its_sentence_and_the_command_that_helps(
 
 def test_every_misfit_is_told() -> None:
     one = record("encoder", "tensorrt", onnx_sha256="ab" * 32, backend_version="9", **on(arch="arm", gpu=None))
-    assert len(misfits(one, MANIFEST, MACHINE)) == 4
+    assert len(incompatibilities(one, MANIFEST, MACHINE)) == 4
 
 
 def test_a_backend_that_is_not_installed_is_named(installed: dict[str, str]) -> None:
     del installed["tensorrt"]
-    (sentence,) = misfits(record(backend="tensorrt"), MANIFEST, MACHINE)
+    (sentence,) = incompatibilities(record(backend="tensorrt"), MANIFEST, MACHINE)
     assert "needs TensorRT 10.13.0, which is not installed here (see: fsvit-edge doctor)" in sentence
 
 
@@ -150,15 +150,15 @@ def test_without_a_gpu_a_plan_needs_one_and_a_graph_does_not(monkeypatch: pytest
     monkeypatch.setattr(module, "gpu_missing_reason", lambda: "the NVIDIA driver finds no GPU")
     bare = replace(MACHINE, gpu=None)
     for backend in ("tensorrt", "tensorrt-rtx"):
-        (sentence,) = misfits(record(backend=backend), MANIFEST, bare)
+        (sentence,) = incompatibilities(record(backend=backend), MANIFEST, bare)
         assert "needs a GPU, but the NVIDIA driver finds no GPU; compute without one: --engine cpu." in sentence
-    assert misfits(record(), MANIFEST, bare) == []
+    assert incompatibilities(record(), MANIFEST, bare) == []
 
 
 def test_without_a_bundle_the_machine_alone_is_judged() -> None:
     one = record(onnx_sha256="ab" * 32)
-    assert misfits(one, None, MACHINE) == []
-    assert len(misfits(one, None, Machine("Linux", "aarch64", "", None, None))) == 1
+    assert incompatibilities(one, None, MACHINE) == []
+    assert len(incompatibilities(one, None, Machine("Linux", "aarch64", "", None, None))) == 1
 
 
 def test_the_command_names_the_bundle_unless_it_is_the_shipped_one(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_the_command_names_the_bundle_unless_it_is_the_shipped_one(tmp_path: Pat
     assert build_command("tensorrt", None, DEFAULT_BUNDLE) == "fsvit-edge build-engine --engine tensorrt"
     folder = tmp_path / "my model"
     assert build_command(None, "int8", folder) == f"fsvit-edge build-engine '{folder}' --precision int8"
-    (sentence,) = misfits(record(onnx_sha256="ab" * 32), MANIFEST, MACHINE, folder)
+    (sentence,) = incompatibilities(record(onnx_sha256="ab" * 32), MANIFEST, MACHINE, folder)
     assert f"build-engine '{folder}' --engine onnxruntime" in sentence
 
 

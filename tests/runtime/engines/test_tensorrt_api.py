@@ -12,7 +12,7 @@ from fake_builder import FakeTensorRT, Severity, install
 
 from fsvit_edge.runtime.engines import tensorrt_api
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.1")
 
@@ -49,7 +49,7 @@ def test_a_network_that_is_refused_is_our_error_with_the_reason(api: TensorRT, f
 def test_a_graph_that_cannot_be_read_is_named_with_the_parsers_reason(api: TensorRT) -> None:
     log = api.log()
     network = api.network(api.builder(log), log)
-    with pytest.raises(ArtefactError, match="cannot read the head graph: Assertion failed: the ONNX model cannot be"):
+    with pytest.raises(ArtifactError, match="cannot read the head graph: Assertion failed: the ONNX model cannot be"):
         api.parse(network, b"not it", log, "head")
 
 
@@ -83,10 +83,10 @@ class _Monitor:
         return True
 
 
-def test_a_plan_that_is_not_taken_is_an_artefact_error_with_the_command_that_rebuilds(api: TensorRT) -> None:
+def test_a_plan_that_is_not_taken_is_an_artifact_error_with_the_command_that_rebuilds(api: TensorRT) -> None:
     assert api.engine(b"plan of something", api.log(), "x.engine") is not None
     with pytest.raises(
-        ArtefactError, match=r"cannot load x\.engine: .*magic tag\); build it here with: fsvit-edge build"
+        ArtifactError, match=r"cannot load x\.engine: .*magic tag\); build it here with: fsvit-edge build"
     ):
         api.engine(b"other", api.log(), "x.engine")
 

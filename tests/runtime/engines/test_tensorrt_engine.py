@@ -17,7 +17,7 @@ from fsvit_edge.runtime.engines import tensorrt as engine_module
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.predictor import FewShotModel
 
@@ -64,7 +64,7 @@ def device() -> Device:
 def reference() -> Iterator[FewShotModel]:
     """ONNX Runtime with the same supports in one run, as all of this module's models have them."""
     with FewShotModel.load(threads=1, engine="cpu") as model:
-        enrol(model)
+        enroll(model)
         yield model
 
 
@@ -74,7 +74,7 @@ def picture(seed: int, height: int = 96, width: int = 128) -> np.ndarray:
     return small.repeat(height // 6, axis=0).repeat(width // 8, axis=1)
 
 
-def enrol(model: FewShotModel) -> None:
+def enroll(model: FewShotModel) -> None:
     mask = np.zeros((96, 128), np.bool_)
     mask[20:70, 30:90] = True
     model.enroll("a", [picture(1), picture(2)], [mask, None])
@@ -90,7 +90,7 @@ def test_the_answers_are_those_of_onnx_runtime_from_the_first_frame_to_the_captu
 ) -> None:
     device = Device(backend)
     with device.model() as model:
-        enrol(model)
+        enroll(model)
         for frame in FRAMES:
             wanted, got = reference.predict(frame, probabilities=True), model.predict(frame, probabilities=True)
             assert np.array_equal(got.scores, wanted.scores)
@@ -105,7 +105,7 @@ def test_the_answers_are_those_of_onnx_runtime_from_the_first_frame_to_the_captu
 
 def test_half_precision_on_the_device_answers_nearly_the_same(device: Device, reference: FewShotModel) -> None:
     with device.model("fp16") as model:
-        enrol(model)
+        enroll(model)
         for frame in FRAMES:
             wanted, got = reference.predict(frame, probabilities=True), model.predict(frame, probabilities=True)
             np.testing.assert_allclose(got.scores, wanted.scores, atol=2e-3)
@@ -128,7 +128,7 @@ def answer_bytes(ways: int, runs: int = 1) -> int:
 def test_a_frame_moves_its_image_up_and_the_answer_down_and_nothing_else(precision: str) -> None:
     device = Device()
     with device.model(precision) as model:
-        enrol(model)
+        enroll(model)
         model.predict(FRAMES[0])
         device.moved()
         for frame in FRAMES:
@@ -142,9 +142,9 @@ def test_a_frame_moves_its_image_up_and_the_answer_down_and_nothing_else(precisi
         assert down == answer_bytes(2) + objectness_bytes(model)
 
 
-def test_supports_go_up_once_after_enrolment_and_nothing_of_them_again(device: Device) -> None:
+def test_supports_go_up_once_after_enrollment_and_nothing_of_them_again(device: Device) -> None:
     with device.model("fp16") as model:
-        enrol(model)
+        enroll(model)
         device.moved()
         model.predict(FRAMES[0])
         up, _ = device.moved()
@@ -155,7 +155,7 @@ def test_supports_go_up_once_after_enrolment_and_nothing_of_them_again(device: D
         assert up == IMAGE_BYTES + len(supports) * each
 
 
-def test_an_enrolment_moves_the_image_up_and_the_encoders_outputs_down(device: Device) -> None:
+def test_an_enrollment_moves_the_image_up_and_the_encoders_outputs_down(device: Device) -> None:
     with device.model() as model:
         model.enroll("a", [picture(1)])
         up, down = device.moved()
@@ -165,8 +165,8 @@ def test_an_enrolment_moves_the_image_up_and_the_encoders_outputs_down(device: D
 
 def test_encoder_and_head_become_graphs_when_they_are_fed_the_same_twice(device: Device) -> None:
     with device.model() as model:
-        enrol(model)
-        assert device.memory.captures == 1, "the encoder's, by three enrolments"
+        enroll(model)
+        assert device.memory.captures == 1, "the encoder's, by three enrollments"
         launches = device.memory.launches
         for frame in FRAMES:
             model.predict(frame)
@@ -177,7 +177,7 @@ def test_encoder_and_head_become_graphs_when_they_are_fed_the_same_twice(device:
 def test_rtx_captures_its_own_graphs_and_we_none() -> None:
     device = Device("tensorrt-rtx")
     with device.model() as model:
-        enrol(model)
+        enroll(model)
         for frame in FRAMES:
             model.predict(frame)
     assert device.memory.captures == device.memory.launches == 0
@@ -187,7 +187,7 @@ def test_rtx_captures_its_own_graphs_and_we_none() -> None:
 
 def test_a_change_of_the_bank_makes_a_new_graph_and_frees_the_old_supports(device: Device) -> None:
     with device.model() as model:
-        enrol(model)
+        enroll(model)
         for frame in FRAMES:
             model.predict(frame)
         captures, allocated = device.memory.captures, device.memory.allocated_bytes
@@ -202,7 +202,7 @@ def test_a_change_of_the_bank_makes_a_new_graph_and_frees_the_old_supports(devic
         assert device.memory.allocated_bytes <= allocated + 3 * MASK_SIDE**2 * 4 + 4000
         wanted = model.predict(FRAMES[0])
     with Device().model() as fresh:
-        enrol(fresh)
+        enroll(fresh)
         assert np.array_equal(fresh.predict(FRAMES[0]).scores, wanted.scores)
 
 
@@ -322,7 +322,7 @@ def test_without_graphs_it_runs_all_the_same(why: str, reference: FewShotModel) 
 
         device.trt.answer = refuse_captures  # type: ignore[method-assign]  # of this one alone
     with device.model() as model:
-        enrol(model)
+        enroll(model)
         for frame in FRAMES:
             assert np.array_equal(model.predict(frame).scores, reference.predict(frame).scores)
     assert device.memory.launches == 0
@@ -389,7 +389,7 @@ def test_a_size_beyond_the_profile_is_refused_with_the_command_that_builds_for_i
         assert engine.limits == {"ways": 3, "supports": 4, "kept_tokens": 30}
         engine.run(head_feed(engine, 4, 3))
         for supports, ways, what in ((5, 3, "4 supports, got 5"), (4, 4, "3 ways, got 4")):
-            with pytest.raises(ArtefactError) as refused:
+            with pytest.raises(ArtifactError) as refused:
                 engine.run(head_feed(engine, supports, ways))
             assert refused.value.exit_code == 4
             assert str(refused.value) == (
@@ -401,11 +401,11 @@ def test_a_size_beyond_the_profile_is_refused_with_the_command_that_builds_for_i
 def test_a_bank_larger_than_the_engine_is_run_in_parts_or_refused(reference: FewShotModel) -> None:
     device = Device()
     with device.model(limits={"ways": 2, "supports": 2, "kept_tokens": 145}) as model:
-        enrol(model)
+        enroll(model)
         for frame in FRAMES:
             np.testing.assert_allclose(model.predict(frame).scores, reference.predict(frame).scores, atol=1e-5)
         assert [run["kept"].shape[0] for run in model._resident_supports()] == [2, 1]
-        with pytest.raises(ArtefactError, match="built for at most 2 classes, the bank has 3; rebuild it with"):
+        with pytest.raises(ArtifactError, match="built for at most 2 classes, the bank has 3; rebuild it with"):
             model.enroll("c", [picture(4)])
 
 
@@ -424,7 +424,7 @@ def test_without_a_gpu_nothing_is_loaded(device: Device, monkeypatch: pytest.Mon
 def test_a_plan_that_tensorrt_does_not_take_is_one_sentence(device: Device) -> None:
     device.trt.fail["deserialize_cuda_engine"] = None
     device.trt.log = "IRuntime::deserializeCudaEngine: Error Code 1: version tag does not match."
-    with pytest.raises(ArtefactError, match=r"cannot load encoder\.fake\.fp32\.engine: .*version tag does not match"):
+    with pytest.raises(ArtifactError, match=r"cannot load encoder\.fake\.fp32\.engine: .*version tag does not match"):
         device.engine("encoder")
 
 
@@ -480,7 +480,7 @@ def test_its_work_gets_memory_for_the_sizes_at_hand_or_where_they_are_not_known_
 def test_a_gpu_too_small_for_the_supports_says_so_and_goes_on_when_there_are_fewer() -> None:
     device = Device()
     with device.model("fp16") as model:
-        enrol(model)
+        enroll(model)
         wanted = model.predict(FRAMES[0])
         every = model.bank.supports("a")[0]
         device.memory._total_bytes = device.memory.allocated_bytes + 2**20
@@ -512,7 +512,7 @@ def test_a_plan_that_is_not_what_its_sidecar_says_is_refused(
     device: Device, change: dict[str, Any], reason: str
 ) -> None:
     plan, record = make_plan(DEFAULT_BUNDLE, "encoder")
-    with pytest.raises(ArtefactError, match=reason) as refused:
+    with pytest.raises(ArtifactError, match=reason) as refused:
         TensorRtEngine(plan, replace(record, **change), api_of(device.trt), device.memory)
     assert "fsvit-edge build-engine --engine tensorrt --force" in str(refused.value)
 
@@ -521,7 +521,7 @@ def test_a_plan_that_is_not_what_its_sidecar_says_is_refused(
 def test_closing_frees_everything_and_may_be_repeated(backend: str) -> None:
     device = Device(backend)
     model = device.model()
-    enrol(model)
+    enroll(model)
     for frame in FRAMES[:4]:
         model.predict(frame)
     assert device.memory.allocated_bytes > 0
@@ -563,7 +563,7 @@ DIAGNOSES = {
 
 
 @pytest.mark.parametrize("name", DIAGNOSES)
-def test_each_diagnosis_of_rtx_is_its_own_sentence_and_nothing_is_deserialised(name: str) -> None:
+def test_each_diagnosis_of_rtx_is_its_own_sentence_and_nothing_is_deserialized(name: str) -> None:
     device = Device("tensorrt-rtx")
     device.trt.validity = (EngineValidity.INVALID, int(device.trt.EngineInvalidityDiagnostics[name]))
     with pytest.raises(FsvitEdgeError) as refused:
@@ -578,12 +578,12 @@ def test_each_diagnosis_of_rtx_is_its_own_sentence_and_nothing_is_deserialised(n
 def test_several_diagnoses_are_told_together_and_none_at_all_too() -> None:
     device = Device("tensorrt-rtx")
     device.trt.validity = (EngineValidity.INVALID, 1 | 4)
-    with pytest.raises(ArtefactError) as refused:
+    with pytest.raises(ArtifactError) as refused:
         device.engine("head")
     assert DIAGNOSES["VERSION_MISMATCH"] in str(refused.value)
     assert DIAGNOSES["OLD_CUDA_DRIVER"] in str(refused.value)
     device.trt.validity = (EngineValidity.INVALID, 0)
-    with pytest.raises(ArtefactError, match=r"TensorRT-RTX 1\.7\.1 does not say why: it gave no reason"):
+    with pytest.raises(ArtifactError, match=r"TensorRT-RTX 1\.7\.1 does not say why: it gave no reason"):
         device.engine("head")
     device.trt.validity = (EngineValidity.SUBOPTIMAL, 0)
     device.engine("head").close()

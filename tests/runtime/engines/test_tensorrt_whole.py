@@ -16,9 +16,9 @@ from fsvit_edge.runtime import gpu as gpu_module
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
 from fsvit_edge.runtime.engines import choose, tensorrt, tensorrt_api
 from fsvit_edge.runtime.engines.memory import base as device_memory
-from fsvit_edge.runtime.engines.store import incompatibilities as misfits
+from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.engines.store.files import engine_folder, write_engine
-from fsvit_edge.runtime.errors import ArtefactError, EnvironmentLacksError, FsvitEdgeError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -40,14 +40,14 @@ class Installed:
         monkeypatch.setattr(tensorrt_api, "open_tensorrt", lambda backend: api_of(self.trt, backend))
         monkeypatch.setattr(device_memory, "open_device_memory", lambda: self.memory)
         version: Callable[[str], str | None] = lambda backend: None if backend == "onnxruntime" else "10.3.0"  # noqa: E731
-        for module in (misfits, choose):
+        for module in (incompatibilities, choose):
             monkeypatch.setattr(module, "installed_version", version)
 
     def put_gpu(self, gpu: Gpu | None) -> None:
         reason = "" if gpu else "the NVIDIA driver finds no GPU"
         found = {"find_gpu": lambda: gpu, "gpu_missing_reason": lambda: reason}
         machine = sys.modules[Machine.__module__]
-        for module in (gpu_module, tensorrt, choose, misfits, machine):
+        for module in (gpu_module, tensorrt, choose, incompatibilities, machine):
             for name, function in found.items():
                 if hasattr(module, name):
                     self.patch.setattr(module, name, function)
@@ -139,7 +139,7 @@ def test_twenty_classes_on_engines_for_ten_are_refused_in_a_sentence(installed: 
         model.save_bank(tmp_path / "bank.safetensors")
     installed.build(ways=10)
     with load() as model:
-        said = sentence_of(ArtefactError, lambda: model.load_bank(tmp_path / "bank.safetensors"), 4)
+        said = sentence_of(ArtifactError, lambda: model.load_bank(tmp_path / "bank.safetensors"), 4)
         assert said.startswith("The head engine was built for at most 10 classes, the bank has 20; rebuild it with: ")
         assert model.classes == ()
 
@@ -149,7 +149,7 @@ def test_a_plan_that_was_damaged_never_reaches_tensorrt(installed: Installed, da
     encoder, _ = installed.build()
     data = encoder.read_bytes()
     encoder.write_bytes(data[:-1] + b"?" if damage == "altered" else data[:-7])
-    said = sentence_of(ArtefactError, load, 4)
+    said = sentence_of(ArtifactError, load, 4)
     assert damage.split()[0] in said
     assert "build-engine" in said
     assert "deserialize_cuda_engine" not in installed.trt.calls

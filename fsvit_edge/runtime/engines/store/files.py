@@ -1,6 +1,6 @@
 """Engines that were built from a bundle: a file for one graph, with a sidecar that says what it is and where it runs.
 
-The sidecar `<file>.json` is read and the file's sum checked before anything deserialises the file: a TensorRT plan is
+The sidecar `<file>.json` is read and the file's sum checked before anything deserializes the file: a TensorRT plan is
 as good as native code. The sum finds accidents, not an attacker who writes both files; so engines of the shipped model
 lie in a folder that only its user may enter, and no engine is ever fetched from anywhere.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from fsvit_edge.runtime.atomic import TEMPORARY_PREFIX, atomic_write
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import Machine
@@ -207,47 +207,47 @@ def read_record(path: Path) -> EngineRecord:
         path: Of the engine or of the sidecar.
 
     Raises:
-        ArtefactError: The sidecar is missing, damaged, of another version, or has missing, unknown or wrong fields.
+        ArtifactError: The sidecar is missing, damaged, of another version, or has missing, unknown or wrong fields.
     """
     file = sidecar_of(path)
     try:
         values = read_json_object(file, FORMAT_VERSION, "build the engine again with: fsvit-edge build-engine --force")
     except FileNotFoundError as error:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{file} does not exist, so nothing says what the engine is; build it with: fsvit-edge build-engine."
         ) from error
     record = record_from_json(EngineRecord, file, values)
     for field, allowed in (("graph", ENGINE_GRAPHS), ("backend", BACKENDS), ("precision", PRECISIONS)):
         if getattr(record, field) not in allowed:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"{file} is of {field} {getattr(record, field)!r:.40}; expected one of: {', '.join(allowed)}."
             )
     record_from_json(Machine, file, record.machine)
     if sidecar_of(Path(record.file)).name != file.name:
-        raise ArtefactError(f"{file} is the sidecar of {record.file!r:.200}, not of the engine beside it.")
+        raise ArtifactError(f"{file} is the sidecar of {record.file!r:.200}, not of the engine beside it.")
     return record
 
 
 def load_engine(path: Path, record: EngineRecord) -> bytes:
-    """Read an engine whose size and sum are those that its sidecar states; check them before it is deserialised.
+    """Read an engine whose size and sum are those that its sidecar states; check them before it is deserialized.
 
     Raises:
-        ArtefactError: It is missing, cannot be read, or was altered.
+        ArtifactError: It is missing, cannot be read, or was altered.
     """
     remedy = "build it again with: fsvit-edge build-engine --force"
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != record.size_bytes:
-                raise ArtefactError(
+                raise ArtifactError(
                     f"{path} is cut short or altered: {size} bytes, expected {record.size_bytes}; {remedy}."
                 )
             data = file.read()
     except OSError as error:
-        raise ArtefactError(f"{path} cannot be read: {error.strerror or error}; {remedy}.") from error
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}; {remedy}.") from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != record.sha256:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{path} was altered or damaged: sha256 {digest:.12}..., expected {record.sha256:.12}...; {remedy}."
         )
     return data

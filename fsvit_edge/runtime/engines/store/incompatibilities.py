@@ -23,7 +23,9 @@ _LOWERED = {("float32", "float16")}
 """Types of a bundle's tensor and of an engine's that may stand for it."""
 
 
-def misfits(record: EngineRecord, manifest: Manifest | None, machine: Machine, bundle: Path | None = None) -> list[str]:
+def incompatibilities(
+    record: EngineRecord, manifest: Manifest | None, machine: Machine, bundle: Path | None = None
+) -> list[str]:
     """Return every reason why an engine will not run here; none is looked for inside the engine.
 
     Args:

@@ -7,8 +7,8 @@ from pathlib import Path
 from fsvit_edge.runtime.atomic import TEMPORARY_PREFIX
 from fsvit_edge.runtime.bundle import Manifest
 from fsvit_edge.runtime.engines.store.files import ENGINE_GRAPHS, SIDECAR_SUFFIX, EngineRecord, read_record
-from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, build_command, misfits
-from fsvit_edge.runtime.errors import ArtefactError
+from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, build_command, incompatibilities
+from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.machine import Machine
 
 BuiltEngine = tuple[Path, EngineRecord]
@@ -75,7 +75,7 @@ def find_engines(folder: Path) -> tuple[list[BuiltEngine], list[str]]:
     for sidecar in sorted(_sidecars(folder)):
         try:
             record = read_record(sidecar)
-        except ArtefactError as error:  # noqa: PERF203 - the others are of use without it
+        except ArtifactError as error:  # noqa: PERF203 - the others are of use without it
             problems.append(str(error))
         else:
             built.append((sidecar.with_suffix(""), record))
@@ -100,7 +100,7 @@ def fitting_sets(
         refusals: dict[str, str] = {}
         for path, record in built:
             if (record.backend, record.precision) == kind and record.graph not in chosen:
-                refused = misfits(record, manifest, machine, bundle)
+                refused = incompatibilities(record, manifest, machine, bundle)
                 if refused:
                     refusals.setdefault(record.graph, refused[0])
                 else:

@@ -25,7 +25,7 @@ export async function freeze(name) {
 }
 
 function setFrozen(isFrozen) {
-  for (const id of ["frozen", "drawing", "enrol"]) find(id).hidden = !isFrozen;
+  for (const id of ["frozen", "drawing", "enroll"]) find(id).hidden = !isFrozen;
   for (const id of ["live", "freeze"]) find(id).hidden = isFrozen;
   if (!isFrozen) frame = null;
 }
@@ -36,7 +36,7 @@ function showMode(mode) {
   find("hint").textContent = HINTS[mode];
 }
 
-async function enrol() {
+async function enroll() {
   const name = find("name").value.trim();
   const report = await ask("POST", "/api/classes", { name, frame_id: frame.id, ...(await drawn()) });
   setFrozen(false);
@@ -82,9 +82,9 @@ function showReport(report) {
 onClick(find("freeze"), () => freeze());
 find("cancel").addEventListener("click", () => setFrozen(false));
 find("clear").addEventListener("click", clear);
-find("enrol").addEventListener("change", (event) => { if (event.target.name === "mode") showMode(event.target.value); });
-find("enrol").addEventListener("submit", (event) => {
+find("enroll").addEventListener("change", (event) => { if (event.target.name === "mode") showMode(event.target.value); });
+find("enroll").addEventListener("submit", (event) => {
   event.preventDefault();
-  attemptWith(find("submit"), enrol);
+  attemptWith(find("submit"), enroll);
 });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape" && frame) setFrozen(false); });
