@@ -68,8 +68,8 @@ class Manifest:
         created_by: Name and version of the exporter.
         head: One of `HEADS`; bundles made before there was a choice do not say.
         presence_level: The score above which a class with one support is present, in (0, 1); older bundles do not say.
-        support_crop: How closely enrollment looks at a small thing, see `support_window`; 0 for the picture as it is, as
-            in bundles that do not say.
+        support_crop: How closely enrollment looks at a small thing, see `support_window`; 0 for the picture as it is,
+            as in bundles that do not say.
     """
 
     format_version: int
