@@ -48,10 +48,10 @@ from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
 from fsvit_edge.learn.training import EpisodeModule, train
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.network import FewShotNetwork
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, PROTOTYPE_HEAD
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.storage import atomic_write
 
 FOLDS = range(4)
 SETTINGS = ((1, 1), (1, 5), (2, 1))

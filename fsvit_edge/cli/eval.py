@@ -177,7 +177,7 @@ def _put_out(result: dict[str, Any], choice: "EngineChoice", output: Path | None
     """Return a result as JSON, and write it where it is asked for."""
     import json
 
-    from fsvit_edge.runtime.atomic import atomic_write
+    from fsvit_edge.runtime.storage import atomic_write
 
     document = {
         **result,

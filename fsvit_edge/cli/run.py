@@ -81,9 +81,9 @@ def run(
     from fsvit_edge.live.sinks.segments import SinkOptions
     from fsvit_edge.live.sources.open import open_source
     from fsvit_edge.live.sources.options import SourceOptions
-    from fsvit_edge.runtime.atomic import remove_leftovers
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.presence_level import check_level
+    from fsvit_edge.runtime.storage import remove_leftovers
 
     if level is not None:
         check_level(level)

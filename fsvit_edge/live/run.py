@@ -20,10 +20,10 @@ from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sources.base import Source, SourceStatus
 from fsvit_edge.live.statistics import RunStatistics
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.machine import resident_memory_mb
 from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.storage import atomic_write
 
 _REPORT_S = 1.0
 _LOOP_GRACE_S = 1.0

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.cached_support import FACTS, TENSORS, CachedSupport, read_support
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL, check_level, level_of_supports
+from fsvit_edge.runtime.storage import atomic_write
 
 FORMAT_VERSION = 3
 METADATA_KEY = "fsvit-edge-bank"

@@ -877,7 +877,7 @@ def test_an_export_that_misses_its_tolerance_writes_nothing(
     ("arguments", "code", "text"),
     [
         (("--output", "cat1.jpg"), 2, "cat1.jpg is a file; give the name of a folder"),
-        (("--output", "album"), 2, "album holds other files and no bundle.json; choose an empty or a new folder"),
+        (("--output", "album"), 2, "album contains other files and no bundle.json; choose an empty or a new folder"),
         (("--output", "notes.txt/bundle"), 2, "notes.txt is a file, not a folder"),
         (("--opset", "12"), 2, "The opset must be from 20 to 22, got 12"),
         (("--checkpoint", "none.ckpt"), 4, "none.ckpt does not exist"),
@@ -917,6 +917,6 @@ def test_a_full_disk_keeps_the_old_bundle(empty_folder: Path, cli: Cli, monkeypa
     before = contents(empty_folder)
     fill_disk(monkeypatch)
     is_failed_export(
-        cli("export", "--no-verify"), 1, "bundle cannot be written: No space left on device; the old folder"
+        cli("export", "--no-verify"), 1, "bundle cannot be written: No space left on device; nothing was changed"
     )
     assert contents(empty_folder) == before

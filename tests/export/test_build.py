@@ -395,7 +395,7 @@ import os, signal, sys
 from pathlib import Path
 from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.build_result import BuildOptions
-from fsvit_edge.runtime import atomic
+from fsvit_edge.runtime import storage
 
 left = int(sys.argv[2])
 real = os.replace
@@ -405,7 +405,7 @@ def replace(*names):
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     real(*names)
-atomic.os.replace = replace
+storage.os.replace = replace
 build_engines(Path(sys.argv[1]), BuildOptions(engine="onnxruntime", precision="fp32", verify=False, force=True))
 """
 

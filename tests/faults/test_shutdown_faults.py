@@ -66,14 +66,14 @@ def test_while_the_camera_is_frozen_or_lost(start_run: Start, camera: FakeCamera
 
 SLOW_SAVE = """
 import time
-from fsvit_edge.runtime import atomic
-original = atomic.os.replace
+from fsvit_edge.runtime import storage
+original = storage.os.replace
 def replace(source, target):
     if str(target).endswith("bank.safetensors"):
         open("saving", "w").close()
         time.sleep({seconds})
     original(source, target)
-atomic.os.replace = replace
+storage.os.replace = replace
 """
 
 

@@ -13,10 +13,10 @@ from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.record import StateChanges
 from fsvit_edge.live.sinks.segments import Segments, SinkOptions
 from fsvit_edge.live.sources.opencv import ffmpeg_options, quiet_opencv
-from fsvit_edge.runtime.atomic import TemporaryFile
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.overlay import draw, draw_state
 from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.storage import TemporaryFile
 
 # The index of an mp4 file is written last; this much is kept for it, so that a full disk costs no finished second.
 _SPARE_BYTES = 4_000_000

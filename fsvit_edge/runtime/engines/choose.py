@@ -14,8 +14,8 @@ from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, b
 from fsvit_edge.runtime.engines.store.sets import BuiltEngine, EngineSet, find_engines, fitting_sets
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
-from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.storage import record_from_json
 
 PLAN_ENGINES = ("tensorrt", "tensorrt-rtx")
 ENGINES = ("auto", "cpu", "cuda", *PLAN_ENGINES)

@@ -4,19 +4,17 @@ The compiled kernels are kept in the user's cache, one file for each engine and 
 the seconds of a compiler.
 """
 
-import fcntl
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.engines.store.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt_api import LogCollector, TensorRT
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu
-from fsvit_edge.runtime.user_cache import user_cache
+from fsvit_edge.runtime.storage import atomic_write, locked, user_cache
 
 _MACHINE_LACKS = ("OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR")
 """Diagnostics that building the engine again would not help against."""
@@ -100,17 +98,13 @@ class KernelCache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        file = None
-        with suppress(OSError):
-            if self.path is not None:
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                file = self.path.with_suffix(".lock").open("a")
-                fcntl.flock(file, fcntl.LOCK_EX)
-        try:
+        if self.path is None:
             yield
-        finally:
-            if file is not None:
-                file.close()
+            return
+        with suppress(OSError):
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(self.path.with_suffix(".lock"), required=False):
+            yield
 
 
 def open_context(engine: Any, record: EngineRecord, api: TensorRT, gpu: Gpu) -> tuple[Any, KernelCache]:
