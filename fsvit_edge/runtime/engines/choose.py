@@ -225,7 +225,7 @@ class _Search:
         return None
 
     def _open_plan_set(self, one: EngineSet) -> OpenEngines:
-        from fsvit_edge.runtime.engines.memory.base import open_device_memory
+        from fsvit_edge.runtime.engines.memory.choose import open_device_memory
         from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
         from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 

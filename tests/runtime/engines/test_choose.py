@@ -13,7 +13,7 @@ from fake_engine import FakeEngine
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines import choose, tensorrt, tensorrt_api
 from fsvit_edge.runtime.engines.choose import OpenEngines, choose_engines
-from fsvit_edge.runtime.engines.memory import base as device_memory
+from fsvit_edge.runtime.engines.memory import choose as device_memory
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_folder, sidecar_of

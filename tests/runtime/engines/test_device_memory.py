@@ -13,9 +13,11 @@ import pytest
 from fake_cuda import FakePycuda, FakeRuntime, Status, forbid, install_pycuda, install_runtime
 from fake_memory import FakeMemory
 
-from fsvit_edge.runtime.engines.memory import base as device_memory
+from fsvit_edge.runtime.engines.memory import base
+from fsvit_edge.runtime.engines.memory import choose as device_memory
 from fsvit_edge.runtime.engines.memory import cuda as cuda_memory
-from fsvit_edge.runtime.engines.memory.base import BACKENDS, DeviceMemory, open_device_memory
+from fsvit_edge.runtime.engines.memory.base import DeviceMemory
+from fsvit_edge.runtime.engines.memory.choose import BACKENDS, open_device_memory
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, find_gpu, gpu_missing_reason
 
@@ -106,7 +108,7 @@ def test_what_goes_up_comes_down(opened: Opened, dtype: str, shape: tuple[int, .
 
 
 def test_an_array_larger_than_the_pinned_memory_goes_in_pieces(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_memory, "_STAGING_BYTES", 1000)
+    monkeypatch.setattr(base, "STAGING_BYTES", 1000)
     array = np.random.default_rng(1).integers(0, 256, 3333, dtype=np.uint8)
     assert np.array_equal(round_trip(opened.memory, array), array)
     assert opened.memory.bytes_up == opened.memory.bytes_down == 3333

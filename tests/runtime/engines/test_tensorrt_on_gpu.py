@@ -10,7 +10,7 @@ from fake_tensorrt import make_plan
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.memory.base import BACKENDS, open_device_memory
+from fsvit_edge.runtime.engines.memory.choose import BACKENDS, open_device_memory
 from fsvit_edge.runtime.engines.store.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt

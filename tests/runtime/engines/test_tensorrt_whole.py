@@ -15,7 +15,8 @@ from fake_tensorrt import FakeTensorRT, api_of, make_plan
 from fsvit_edge.runtime import gpu as gpu_module
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
 from fsvit_edge.runtime.engines import choose, tensorrt, tensorrt_api
-from fsvit_edge.runtime.engines.memory import base as device_memory
+from fsvit_edge.runtime.engines.memory import choose as device_memory
+from fsvit_edge.runtime.engines.memory.base import device_failure
 from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.engines.store.files import engine_folder, write_engine
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
@@ -174,7 +175,7 @@ def test_a_gpu_that_is_lost_while_it_runs_is_one_sentence(installed: Installed) 
         model.predict(FRAME)
 
         def lose() -> None:
-            raise device_memory.device_failure("cudaStreamSynchronize", "unspecified launch failure")
+            raise device_failure("cudaStreamSynchronize", "unspecified launch failure")
 
         installed.memory._wait = lose  # type: ignore[method-assign]  # of this one alone
         said = sentence_of(FsvitEdgeError, lambda: model.predict(FRAME), 1)

@@ -7,20 +7,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.runtime.engines.base import Array
-from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
+from fsvit_edge.runtime.errors import FsvitEdgeError
 
 Bytes = npt.NDArray[np.uint8]
 
-BACKENDS = ("pycuda", "cuda-bindings")
-"""In the order in which they are tried."""
-_STAGING_BYTES = 4 * 2**20
+STAGING_BYTES = 4 * 2**20
 """Of pinned memory in each direction: a frame and the answer for ten classes at 100 x 100 fit; more goes in pieces."""
 _MIB = 2**20
 
@@ -221,9 +218,9 @@ class DeviceMemory(ABC):
 
     def _pinned(self) -> Bytes:
         try:
-            return self._pin(_STAGING_BYTES)
+            return self._pin(STAGING_BYTES)
         except MemoryError as error:
-            raise FsvitEdgeError(self._full(_STAGING_BYTES, "machine's pinned")) from error
+            raise FsvitEdgeError(self._full(STAGING_BYTES, "machine's pinned")) from error
 
     def _full(self, nbytes: int, whose: str) -> str:
         free, total = self.free_bytes()
@@ -233,52 +230,6 @@ class DeviceMemory(ABC):
         )
 
 
-def open_device_memory(prefer: str | None = None) -> DeviceMemory:
-    """Open the first GPU by pycuda where it can be imported, else by cuda.bindings.
-
-    Args:
-        prefer: One of `BACKENDS`, and no other; None for the first that is installed.
-
-    Raises:
-        InputError: There is no such backend.
-        EnvironmentLacksError: There is no GPU, no backend, or the driver is too old.
-        FsvitEdgeError: The GPU fails.
-    """
-    if prefer is not None and prefer not in BACKENDS:
-        raise InputError(f"Device memory {prefer!r} is unknown; choose one of: {', '.join(BACKENDS)}.")
-    if find_gpu() is None:
-        raise EnvironmentLacksError(f"The GPU cannot be used: {gpu_missing_reason()}; take --engine cpu.")
-    for backend in BACKENDS if prefer is None else (prefer,):
-        opened = _open(backend)
-        if opened is not None:
-            return opened
-    wanted = " or ".join(BACKENDS if prefer is None else (prefer,))
-    raise EnvironmentLacksError(
-        f"TensorRT needs {wanted} to manage the GPU's memory, which is not installed here; "
-        f"try: {_install_command()}, or: pip install pycuda, or take --engine cpu."
-    )
-
-
 def device_failure(what: str, reason: str) -> FsvitEdgeError:
     """What to raise where the device refuses a call, of whatever backend."""
     return FsvitEdgeError(f"The GPU failed at {what}: {reason.rstrip('. ')}; start the program again.")
-
-
-def _open(backend: str) -> DeviceMemory | None:
-    try:
-        if backend == "pycuda":
-            from fsvit_edge.runtime.engines.memory.pycuda import PycudaMemory
-
-            return PycudaMemory()
-        from fsvit_edge.runtime.engines.memory.cuda import CudaMemory
-
-        return CudaMemory()
-    except ImportError:
-        return None
-
-
-def _install_command() -> str:
-    """cuda-bindings of the driver's own major version: an older driver refuses a newer one."""
-    gpu: Any = find_gpu()
-    major = int(gpu.driver.partition(".")[0])
-    return f'pip install "cuda-bindings<{major + 1}"'
