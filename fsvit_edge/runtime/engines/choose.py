@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fsvit_edge.runtime.bundle import OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.base import Engine
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, choose_provider
+from fsvit_edge.runtime.engines.onnx_runtime import ENGINE_PROVIDERS, OnnxRuntimeEngine, installed_providers
 from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, load_engine
 from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, build_command, installed_version
 from fsvit_edge.runtime.engines.store.sets import BuiltEngine, EngineSet, find_engines, fitting_sets
@@ -18,7 +18,8 @@ from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
 
 PLAN_ENGINES = ("tensorrt", "tensorrt-rtx")
-ENGINES = ("auto", "cpu", "cuda", *PLAN_ENGINES)
+ENGINES = ("auto", *ENGINE_PROVIDERS, *PLAN_ENGINES)
+_RENAMED = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}
 PRECISION_CHOICES = ("auto", *PRECISIONS)
 _BUILT_ONLY = ("fp16", "int8")
 """What no bundle has by itself."""
@@ -96,38 +97,42 @@ def choose_engines(
         if opened is None:
             raise _nothing_fits(search, engine, precision)
         return opened
+    named = None if engine == "auto" else engine
     if engine == "auto":
         opened = search.open_plans(PLAN_ENGINES)
         if opened is not None:
             return opened
-    provider = "cpu" if precision in _BUILT_ONLY else choose_provider(engine)
-    if provider == "cpu" and precision != "fp16":
+        prefers_cuda = precision not in _BUILT_ONLY and "cuda" in installed_providers()
+        engine = "onnxruntime-cuda" if prefers_cuda else "onnxruntime"
+    if engine == "onnxruntime" and precision != "fp16":
         opened = search.open_on_cpu(even_if_slower=precision in _BUILT_ONLY)
         if opened is not None:
             return opened
     if precision in _BUILT_ONLY:
-        raise _nothing_fits(search, "onnxruntime" if engine == "cpu" else None, precision)
-    return search.open_bundle(provider)
+        raise _nothing_fits(search, named, precision)
+    return search.open_bundle(engine)
 
 
 def _check_options(engine: str, precision: str) -> None:
+    if engine in _RENAMED:
+        raise InputError(f"Engine {engine!r} is now called {_RENAMED[engine]!r}.")
     if engine not in ENGINES:
         raise InputError(f"Engine {engine!r} is unknown; choose one of: {', '.join(ENGINES)}.")
     if precision not in PRECISION_CHOICES:
         raise InputError(f"Precision {precision!r} is unknown; choose one of: {', '.join(PRECISION_CHOICES)}.")
-    if engine == "cpu" and precision == "fp16":
+    if engine == "onnxruntime" and precision == "fp16":
         raise InputError("A CPU computes FP16 by way of FP32, only slower; take --precision fp32 or int8.")
-    if engine == "cuda" and precision in _BUILT_ONLY:
+    if engine == "onnxruntime-cuda" and precision in _BUILT_ONLY:
         raise InputError(
-            f"--engine cuda computes the bundle's FP32 graphs; for {precision.upper()} on a GPU build an engine with: "
-            f"{build_command('tensorrt', precision)}."
+            f"--engine onnxruntime-cuda runs the bundle's own FP32 graphs; for {precision.upper()} on a GPU, build an "
+            f"engine with: {build_command('tensorrt', precision)}."
         )
 
 
 def _check_plans_can_run(engine: str) -> None:
     if find_gpu() is None:
         raise EnvironmentLacksError(
-            f"--engine {engine} needs a GPU, but {gpu_missing_reason()}; compute without one: --engine cpu."
+            f"--engine {engine} needs a GPU, but {gpu_missing_reason()}; compute without one: --engine onnxruntime."
         )
     if installed_version(engine) is None:
         from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
@@ -192,9 +197,9 @@ class _Search:
         reasons = [*(() if even_if_slower else slower), *fitting.reasons.values()]
         return self._open_first(sets, self._open_cpu_set, reasons)
 
-    def open_bundle(self, provider: str) -> OpenEngines:
+    def open_bundle(self, engine: str) -> OpenEngines:
         """The bundle's own graphs, by ONNX Runtime."""
-        manifest = self.bundle.manifest
+        manifest, provider = self.bundle.manifest, ENGINE_PROVIDERS[engine]
         with ExitStack() as stack:
             engines = {
                 name: stack.enter_context(OnnxRuntimeEngine(self.bundle.graphs[name], provider, self.threads))
@@ -209,7 +214,7 @@ class _Search:
             stack.pop_all()
         place = "CUDA" if provider == "cuda" else "the CPU"
         description = f"{manifest.precision.upper()} in ONNX Runtime {installed_version('onnxruntime')} on {place}"
-        choice = EngineChoice(provider, manifest.precision, description, self._notes())
+        choice = EngineChoice(engine, manifest.precision, description, self._notes())
         return OpenEngines(engines["encoder"], engines["enroll"], engines["head"], choice, engines.get(OBJECTNESS))
 
     def _open_first(
@@ -250,7 +255,7 @@ class _Search:
                 engines.append(engine)
             enroll, objectness = self._enroll(stack), self._objectness(stack)
             stack.pop_all()
-        return OpenEngines(engines[0], enroll, engines[1], self._choice(one, "cpu"), objectness)
+        return OpenEngines(engines[0], enroll, engines[1], self._choice(one, "onnxruntime"), objectness)
 
     def _enroll(self, stack: ExitStack) -> OnnxRuntimeEngine:
         return stack.enter_context(OnnxRuntimeEngine(self.bundle.graphs["enroll"], "cpu", self.threads))

@@ -215,7 +215,7 @@ def open_tensorrt(backend: str) -> TensorRT:
     if name is None:
         raise EnvironmentLacksError(
             f"--engine {backend} needs {_MODULES[backend][0]}, which is not installed here; "
-            f"try: {_INSTALL[backend]}; or take --engine onnxruntime."
+            f"try: {_INSTALL[backend]}; or use --engine onnxruntime."
         )
     try:
         module = importlib.import_module(name)
@@ -230,7 +230,7 @@ def open_tensorrt(backend: str) -> TensorRT:
         oldest = ".".join(map(str, OLDEST_VERSION))
         raise EnvironmentLacksError(
             f"TensorRT {version} is installed, {oldest} or newer is needed; on a Jetson install JetPack 6.1 or newer, "
-            f'elsewhere: pip install "tensorrt>={oldest}"; or take --engine onnxruntime.'
+            f'elsewhere: pip install "tensorrt>={oldest}"; or use --engine onnxruntime.'
         )
     return found
 

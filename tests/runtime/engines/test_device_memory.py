@@ -252,7 +252,7 @@ def test_a_full_device_is_told_with_what_is_free() -> None:
     assert full.value.exit_code == 1
     assert str(full.value) == (
         "The GPU's memory is full: 5 MiB are needed, 4 of the GPU's 10 MiB are free; close other programs that use the "
-        "GPU, or take --engine cpu."
+        "GPU, or use --engine onnxruntime."
     )
     held.free()
     memory.alloc(5 * 2**20)
@@ -407,7 +407,7 @@ def test_without_either_the_command_suits_the_driver(monkeypatch: pytest.MonkeyP
     assert lacking.value.exit_code == 3
     assert str(lacking.value) == (
         "TensorRT needs pycuda or cuda-bindings to manage the GPU's memory, which is not installed here; try: "
-        'pip install "cuda-bindings<13", or: pip install pycuda, or take --engine cpu.'
+        'pip install "cuda-bindings<13", or: pip install pycuda, or use --engine onnxruntime.'
     )
     with pytest.raises(EnvironmentLacksError, match=r"^TensorRT needs cuda-bindings to"):
         open_device_memory("cuda-bindings")
@@ -418,7 +418,7 @@ def test_without_a_gpu_nothing_is_imported(monkeypatch: pytest.MonkeyPatch, runt
     monkeypatch.setattr(device_memory, "gpu_missing_reason", lambda: "the NVIDIA driver finds no GPU")
     with pytest.raises(EnvironmentLacksError) as lacking:
         open_device_memory()
-    assert str(lacking.value) == "The GPU cannot be used: the NVIDIA driver finds no GPU; take --engine cpu."
+    assert str(lacking.value) == "The GPU cannot be used: the NVIDIA driver finds no GPU; use --engine onnxruntime."
     assert runtime.calls == []
 
 

@@ -72,7 +72,10 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Installed:
 @pytest.mark.parametrize("engine", ["auto", "tensorrt"])
 def test_engines_that_were_built_compute_and_agree_with_the_bundle(installed: Installed, engine: str) -> None:
     installed.build("fp32")
-    with FewShotModel.load(engine=engine, threads=1) as ours, FewShotModel.load(engine="cpu", threads=1) as theirs:
+    with (
+        FewShotModel.load(engine=engine, threads=1) as ours,
+        FewShotModel.load(engine="onnxruntime", threads=1) as theirs,
+    ):
         assert ours.choice.engine == "tensorrt"
         for model in (ours, theirs):
             model.enroll("a", [FRAME[::-1]])
@@ -125,9 +128,9 @@ def test_the_gpu_that_is_gone_is_told_and_the_cpu_still_computes(installed: Inst
     installed.put_gpu(None)
     said = sentence_of(EnvironmentLacksError, load, 3)
     assert "the NVIDIA driver finds no GPU" in said
-    assert "--engine cpu" in said
+    assert "--engine onnxruntime" in said
     with FewShotModel.load(threads=1) as model:
-        assert model.choice.engine == "cpu"
+        assert model.choice.engine == "onnxruntime"
         model.predict(FRAME)
     assert installed.trt.calls == [], "nothing of TensorRT was touched"
 
@@ -164,7 +167,7 @@ def test_a_gpu_without_memory_is_told_and_auto_takes_the_cpu(installed: Installe
     assert "out of memory" in said
     assert "close other programs" in said
     with FewShotModel.load(threads=1) as model:
-        assert model.choice.engine == "cpu"
+        assert model.choice.engine == "onnxruntime"
         assert any("out of memory" in note for note in model.choice.notes)
 
 

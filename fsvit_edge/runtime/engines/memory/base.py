@@ -226,7 +226,7 @@ class DeviceMemory(ABC):
         free, total = self.free_bytes()
         return (
             f"The {whose} memory is full: {-(-nbytes // _MIB)} MiB are needed, {free // _MIB} of the GPU's "
-            f"{total // _MIB} MiB are free; close other programs that use the GPU, or take --engine cpu."
+            f"{total // _MIB} MiB are free; close other programs that use the GPU, or use --engine onnxruntime."
         )
 
 

@@ -24,7 +24,7 @@ def open_device_memory(prefer: str | None = None) -> DeviceMemory:
     if prefer is not None and prefer not in BACKENDS:
         raise InputError(f"Device memory {prefer!r} is unknown; choose one of: {', '.join(BACKENDS)}.")
     if find_gpu() is None:
-        raise EnvironmentLacksError(f"The GPU cannot be used: {gpu_missing_reason()}; take --engine cpu.")
+        raise EnvironmentLacksError(f"The GPU cannot be used: {gpu_missing_reason()}; use --engine onnxruntime.")
     for backend in BACKENDS if prefer is None else (prefer,):
         opened = _open(backend)
         if opened is not None:
@@ -32,7 +32,7 @@ def open_device_memory(prefer: str | None = None) -> DeviceMemory:
     wanted = " or ".join(BACKENDS if prefer is None else (prefer,))
     raise EnvironmentLacksError(
         f"TensorRT needs {wanted} to manage the GPU's memory, which is not installed here; "
-        f"try: {_install_command()}, or: pip install pycuda, or take --engine cpu."
+        f"try: {_install_command()}, or: pip install pycuda, or use --engine onnxruntime."
     )
 
 
