@@ -230,7 +230,7 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (
             ("enroll", "cat", "cat1.jpg", "--precision", "fp16", "--engine", "onnxruntime"),
             2,
-            "take --precision fp32 or int8",
+            "use --precision fp32 or int8",
         ),
         (("run", "photo.jpg", "--bank", "bank"), 2, "A bank is a .safetensors file, got bank"),
         (("export", "--backbone", "vit_small_patch16_224.dino"), 2, "A backbone alone has no head"),

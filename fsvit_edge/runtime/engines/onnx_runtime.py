@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
-from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Short names of ONNX Runtime's execution providers. Its TensorRT providers are not used: TensorRT runs without it."""
@@ -131,6 +131,16 @@ class OnnxRuntimeEngine:
     ) -> None:
         """Close."""
         self.close()
+
+
+def refuse_fp16_on_cpu(precision: str) -> None:
+    """Refuse to compute or build FP16 for a CPU.
+
+    Raises:
+        InputError: The precision is fp16.
+    """
+    if precision == "fp16":
+        raise InputError("On a CPU, ONNX Runtime emulates FP16 in FP32, which is slower; use --precision fp32 or int8.")
 
 
 def usable_cores() -> int:

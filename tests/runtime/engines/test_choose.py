@@ -11,9 +11,8 @@ from engine_records import GPU, MACHINE, VERSIONS, copy_bundle, edit, write_set
 from fake_engine import FakeEngine
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.engines import choose, tensorrt, tensorrt_api
+from fsvit_edge.runtime.engines import choose, open_graphs
 from fsvit_edge.runtime.engines.choose import OpenEngines, choose_engines
-from fsvit_edge.runtime.engines.memory import choose as device_memory
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_folder, sidecar_of
@@ -72,9 +71,9 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Opened:
         def close(self) -> None:
             opened.closed.append(self.file)
 
-    monkeypatch.setattr(tensorrt, "TensorRtEngine", Plan)
-    monkeypatch.setattr(tensorrt_api, "open_tensorrt", lambda _: "api")
-    monkeypatch.setattr(device_memory, "open_device_memory", lambda: "memory")
+    monkeypatch.setattr(open_graphs, "TensorRtEngine", Plan)
+    monkeypatch.setattr(open_graphs, "open_tensorrt", lambda _: "api")
+    monkeypatch.setattr(open_graphs, "open_device_memory", lambda: "memory")
     return opened
 
 
@@ -126,13 +125,13 @@ def test_the_fastest_set_measured_here_computes(bundle: Bundle) -> None:
     [
         (
             {"latency_ms": 10.0, "fp32_latency_ms": 10.0},
-            "The INT8 engines of ONNX Runtime are not faster here than the FP32 graphs (20.0 ms against 20.0 ms when "
-            "they were built); they compute only with --precision int8.",
+            "The INT8 engines for ONNX Runtime are no faster here than the FP32 graphs (20.0 ms against 20.0 ms when "
+            "they were built), so they run only with --precision int8.",
         ),
         ({"latency_ms": 31.0, "fp32_latency_ms": 10.0}, "(62.0 ms against 20.0 ms when they were built)"),
         (
             {"latency_ms": None},
-            "were not measured on this processor and compute only with --precision int8; measure them",
+            "were not measured on this processor, so they run only with --precision int8; measure them",
         ),
         ({"fp32_latency_ms": None}, "were not measured on this processor"),
         ({"machine": {**MACHINE.to_dict(), "cpu": "Slow CPU"}}, "were not measured on this processor"),
@@ -156,7 +155,7 @@ def test_an_fp32_set_that_is_slower_leaves_fp32_to_the_bundle(bundle: Bundle) ->
     write_set(bundle.path, precision="fp32", latency_ms=11.0, fp32_latency_ms=10.0)
     choice = opened(bundle, "onnxruntime", "fp32").choice
     assert choice.description.endswith("on the CPU")
-    assert "not faster here" in choice.notes[0]
+    assert "no faster here" in choice.notes[0]
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -228,7 +227,7 @@ def test_a_graph_that_is_damaged_or_does_not_fit_is_never_parsed_and_never_passe
             parsed.append(graph)
             super().__init__(graph, *arguments)
 
-    monkeypatch.setattr(choose, "OnnxRuntimeEngine", Listening)
+    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
     text = reason or f"have no {graph}; build it with: fsvit-edge build-engine {bundle.path}"
     choice = opened(bundle).choice
     assert choice.precision == "fp32"
@@ -248,7 +247,7 @@ def test_a_graph_that_is_not_what_its_sidecar_says_is_refused(bundle: Bundle) ->
     edit(sidecar_of(paths["encoder"]), sha256=hashlib.sha256(head).hexdigest(), size_bytes=len(head))
     choice = opened(bundle).choice
     assert choice.precision == "fp32"  # the next best
-    assert "has other inputs or outputs than its sidecar says" in choice.notes[0]
+    assert "differ from its sidecar" in choice.notes[0]
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -257,19 +256,17 @@ def test_plans_do_not_run_without_a_gpu(bundle: Bundle) -> None:
     choice = opened(bundle).choice
     assert choice.engine == "onnxruntime"
     assert choice.notes == (
-        "Engines of TensorRT are built but do not run here: no NVIDIA driver (libcuda.so.1) is installed.",
+        "TensorRT engines were built but cannot run here: no NVIDIA driver (libcuda.so.1) is installed.",
     )
     assert opened(bundle, "onnxruntime").choice.notes == ()  # nobody asked for more
     for engine in ("tensorrt", "tensorrt-rtx"):
         text = refusal(EnvironmentLacksError, bundle, engine)
-        assert text == f"--engine {engine} needs a GPU, but {NO_DRIVER}; compute without one: --engine onnxruntime."
+        assert text == f"--engine {engine} needs a GPU, but {NO_DRIVER}; without a GPU, use --engine onnxruntime."
     text = refusal(EnvironmentLacksError, bundle, "auto", "fp16")
-    assert text.startswith(
-        "--precision fp16 needs a GPU, but no NVIDIA driver (libcuda.so.1) is installed; take --prec"
-    )
+    assert text.startswith("--precision fp16 needs a GPU, but no NVIDIA driver (libcuda.so.1) is installed; use --prec")
     text = refusal(ArtifactError, bundle, "auto", "int8")
     command = f"fsvit-edge build-engine {bundle.path} --engine onnxruntime --precision int8"
-    assert text.endswith(f"built of cst-nano; build it with: {command}.")
+    assert text.endswith(f"built from cst-nano; build one with: {command}.")
 
 
 # -------------------------------------------------------------------------------------------------------------- the GPU
@@ -360,12 +357,14 @@ def test_the_next_best_plan_computes_where_the_best_does_not_open(bundle: Bundle
 
 
 def test_where_nothing_is_built_a_named_engine_says_what_to_type(bundle: Bundle, on_gpu: Opened) -> None:
-    command = f"build it with: fsvit-edge build-engine {bundle.path} --engine tensorrt"
-    assert refusal(ArtifactError, bundle, "tensorrt") == f"No engine of TensorRT is built of cst-nano; {command}."
+    command = f"build one with: fsvit-edge build-engine {bundle.path} --engine tensorrt"
+    assert (
+        refusal(ArtifactError, bundle, "tensorrt") == f"No engine for TensorRT has been built from cst-nano; {command}."
+    )
     text = refusal(ArtifactError, bundle, "tensorrt", "int8")
-    assert text == f"No INT8 engine of TensorRT is built of cst-nano; {command} --precision int8."
+    assert text == f"No INT8 engine for TensorRT has been built from cst-nano; {command} --precision int8."
     text = refusal(ArtifactError, bundle, "auto", "fp16")
-    assert text.endswith(f"build it with: fsvit-edge build-engine {bundle.path} --precision fp16.")
+    assert text.endswith(f"build one with: fsvit-edge build-engine {bundle.path} --precision fp16.")
     assert on_gpu == []
 
 
@@ -378,7 +377,7 @@ def test_a_named_engine_that_is_not_installed_says_how_to_get_it(
     def missing(backend: str) -> None:
         raise EnvironmentLacksError(f"{backend} is not installed.")
 
-    monkeypatch.setattr(tensorrt_api, "open_tensorrt", missing)
+    monkeypatch.setattr(choose, "open_tensorrt", missing)
     assert refusal(EnvironmentLacksError, bundle, "tensorrt") == "tensorrt is not installed."
     assert on_gpu == []
 
@@ -393,7 +392,7 @@ def test_cuda_of_onnx_runtime_comes_after_plans_and_before_the_cpu(
             providers.append(provider)
             super().__init__(graph, "cpu", threads)
 
-    monkeypatch.setattr(choose, "OnnxRuntimeEngine", Listening)
+    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
     installed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: installed)
     write_set(bundle.path)  # INT8 for the CPU
@@ -425,7 +424,11 @@ def test_cuda_of_onnx_runtime_comes_after_plans_and_before_the_cpu(
         ("cpu", "auto", "Engine 'cpu' is now called 'onnxruntime'."),
         ("cuda", "fp16", "Engine 'cuda' is now called 'onnxruntime-cuda'."),
         ("auto", "fp64", "Precision 'fp64' is unknown; choose one of: auto, fp32, fp16, int8."),
-        ("onnxruntime", "fp16", "A CPU computes FP16 by way of FP32, only slower; take --precision fp32 or int8."),
+        (
+            "onnxruntime",
+            "fp16",
+            "On a CPU, ONNX Runtime emulates FP16 in FP32, which is slower; use --precision fp32 or int8.",
+        ),
         (
             "onnxruntime-cuda",
             "int8",

@@ -14,8 +14,7 @@ from fake_tensorrt import FakeTensorRT, api_of, make_plan
 
 from fsvit_edge.runtime import gpu as gpu_module
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
-from fsvit_edge.runtime.engines import choose, tensorrt, tensorrt_api
-from fsvit_edge.runtime.engines.memory import choose as device_memory
+from fsvit_edge.runtime.engines import choose, open_graphs, tensorrt
 from fsvit_edge.runtime.engines.memory.base import device_failure
 from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.engines.store.files import engine_folder, write_engine
@@ -38,8 +37,8 @@ class Installed:
         self.trt = FakeTensorRT(self.memory)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         self.put_gpu(GPU)
-        monkeypatch.setattr(tensorrt_api, "open_tensorrt", lambda backend: api_of(self.trt, backend))
-        monkeypatch.setattr(device_memory, "open_device_memory", lambda: self.memory)
+        monkeypatch.setattr(open_graphs, "open_tensorrt", lambda backend: api_of(self.trt, backend))
+        monkeypatch.setattr(open_graphs, "open_device_memory", lambda: self.memory)
         version: Callable[[str], str | None] = lambda backend: None if backend == "onnxruntime" else "10.3.0"  # noqa: E731
         for module in (incompatibilities, choose):
             monkeypatch.setattr(module, "installed_version", version)
