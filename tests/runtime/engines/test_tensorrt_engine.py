@@ -488,7 +488,7 @@ def test_a_gpu_too_small_for_the_supports_says_so_and_goes_on_when_there_are_few
         for way in range(8):
             model.bank.add(f"many {way}", [every] * 6)
         model._runs = None
-        with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: \d+ MiB are needed, \d+ of the GPU's"):
+        with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: \d+ MiB needed, \d+ of the GPU's"):
             model.predict(FRAMES[0])
         for way in range(8):
             model.remove(f"many {way}")

@@ -181,5 +181,5 @@ def test_a_gpu_that_is_lost_while_it_runs_is_one_sentence(installed: Installed) 
 
         installed.memory._wait = lose  # type: ignore[method-assign]  # of this one alone
         said = sentence_of(FsvitEdgeError, lambda: model.predict(FRAME), 1)
-        assert said == "The GPU failed at cudaStreamSynchronize: unspecified launch failure; start the program again."
+        assert said == "The GPU failed during cudaStreamSynchronize: unspecified launch failure; restart the program."
         model.close()
