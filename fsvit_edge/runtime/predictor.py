@@ -120,8 +120,8 @@ class FewShotModel:
 
         Args:
             bundle: The folder; None for the small model that is shipped.
-            engine: "cpu" or "cuda" (ONNX Runtime), "tensorrt" or "tensorrt-rtx" (engines that build-engine made), or
-                "auto": the fastest that is here; `choice` tells which, and why not another.
+            engine: "onnxruntime" (on the CPU), "onnxruntime-cuda", "tensorrt" or "tensorrt-rtx" (engines that
+                build-engine made), or "auto": the fastest that is here; `choice` tells which, and why not another.
             precision: "fp32", "fp16" or "int8", for which engines must have been built; "auto" takes the engine's.
             threads: Threads within an operator; None for every core.
 
