@@ -209,15 +209,13 @@ def _live_table(source: str) -> Iterator["Callable[[Frame, Prediction, RunStatis
             last = now
             title = f"{source}: frame {frame.index}, {statistics.fps:.1f} frames/s"
             table = Table("class", "P(present) / level", "", "area", title=title, title_justify="left", box=box.SIMPLE)
-            for index, name in enumerate(prediction.classes):
-                present = bool(prediction.present[index])
-                area = float((prediction.label_map == index + 1).mean())
+            for one in prediction.results:
                 table.add_row(
-                    name,
-                    f"{prediction.scores[index]:.2f} / {prediction.levels[index]:.2f}",
-                    "present" if present else "-",
-                    f"{area:.0%}" if present else "",
-                    style="bold" if present else "dim",
+                    one.name,
+                    f"{one.score:.2f} / {one.level:.2f}",
+                    "present" if one.is_present else "-",
+                    f"{one.area:.0%}" if one.is_present else "",
+                    style="bold" if one.is_present else "dim",
                 )
             live.update(table, refresh=True)
 

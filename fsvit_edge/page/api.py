@@ -94,13 +94,12 @@ class Api:
         scores: dict[str, dict[str, Any]] = {}
         if newest is not None:
             frame, prediction = newest
-            for index, name in enumerate(prediction.classes):
-                area = float((prediction.label_map == index + 1).mean())
-                scores[name] = {
-                    "score": round(float(prediction.scores[index]), 4),
-                    "level": round(float(prediction.levels[index]), 4),
-                    "present": bool(prediction.present[index]),
-                    "area": round(area, 4),
+            for one in prediction.results:
+                scores[one.name] = {
+                    "score": round(one.score, 4),
+                    "level": round(one.level, 4),
+                    "present": one.is_present,
+                    "area": round(one.area, 4),
                 }
         state = {
             "health": None if health is None else health.as_json(),

@@ -3,9 +3,6 @@
 import json
 from typing import Any
 
-import cv2
-import numpy as np
-
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.runtime.prediction import Prediction
@@ -23,20 +20,17 @@ def record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         and box being those of the label map, whether the class is present or not; "latency_ms": milliseconds of each
         stage, "decode" first.
     """
-    classes = []
-    for index, name in enumerate(prediction.classes):
-        pixels = (prediction.label_map == index + 1).view(np.uint8)
-        x, y, width, height = cv2.boundingRect(pixels)
-        classes.append(
-            {
-                "name": name,
-                "score": round(float(prediction.scores[index]), 4),
-                "level": round(float(prediction.levels[index]), 4),
-                "present": bool(prediction.present[index]),
-                "area_px": cv2.countNonZero(pixels),
-                "box_xyxy": [x, y, x + width, y + height] if width else None,
-            }
-        )
+    classes = [
+        {
+            "name": one.name,
+            "score": round(one.score, 4),
+            "level": round(one.level, 4),
+            "present": one.is_present,
+            "area_px": one.area_px,
+            "box_xyxy": one.box_xyxy and list(one.box_xyxy),
+        }
+        for one in prediction.results
+    ]
     return {
         "event": "frame",
         "sequence": frame.index,

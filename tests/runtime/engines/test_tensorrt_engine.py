@@ -117,7 +117,7 @@ IMAGE_BYTES = SIDE * SIDE * 3
 
 
 def objectness_bytes(model: FewShotModel) -> int:
-    return sum(4 * int(np.prod(spec.shape[1:])) for spec in model._encoder.outputs if spec.name == OBJECTNESS)
+    return sum(4 * int(np.prod(spec.shape[1:])) for spec in model.network.encoder.outputs if spec.name == OBJECTNESS)
 
 
 def answer_bytes(ways: int, runs: int = 1) -> int:
@@ -135,7 +135,7 @@ def test_a_frame_moves_its_image_up_and_the_answer_down_and_nothing_else(precisi
             model.predict(frame)
             assert device.moved() == (IMAGE_BYTES, answer_bytes(2) + objectness_bytes(model))
         # The check would notice supports that are uploaded for every frame.
-        model._runs = None
+        model.network.release_supports()
         model.predict(FRAMES[0])
         up, down = device.moved()
         assert up > 2 * IMAGE_BYTES
@@ -160,7 +160,7 @@ def test_an_enrollment_moves_the_image_up_and_the_encoders_outputs_down(device: 
         model.enroll("a", [picture(1)])
         up, down = device.moved()
         assert up == IMAGE_BYTES
-        assert down == sum(4 * int(np.prod(spec.shape)) for spec in model._encoder.outputs)
+        assert down == sum(4 * int(np.prod(spec.shape)) for spec in model.network.encoder.outputs)
 
 
 def test_encoder_and_head_become_graphs_when_they_are_fed_the_same_twice(device: Device) -> None:
@@ -404,7 +404,7 @@ def test_a_bank_larger_than_the_engine_is_run_in_parts_or_refused(reference: Few
         enroll(model)
         for frame in FRAMES:
             np.testing.assert_allclose(model.predict(frame).scores, reference.predict(frame).scores, atol=1e-5)
-        assert [run["kept"].shape[0] for run in model._resident_supports()] == [2, 1]
+        assert [run["kept"].shape[0] for run in model.network.resident_supports(model.bank.class_supports)] == [2, 1]
         with pytest.raises(ArtifactError, match="built for at most 2 classes, the bank has 3; rebuild it with"):
             model.enroll("c", [picture(4)])
 
@@ -487,8 +487,13 @@ def test_a_gpu_too_small_for_the_supports_says_so_and_goes_on_when_there_are_few
         device.memory._total_bytes = device.memory.allocated_bytes + 2**20
         for way in range(8):
             model.bank.add(f"many {way}", [every] * 6)
+<<<<<<< HEAD
         model._runs = None
         with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: \d+ MiB needed, \d+ of the GPU's"):
+=======
+        model.network.release_supports()
+        with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: \d+ MiB are needed, \d+ of the GPU's"):
+>>>>>>> h-core
             model.predict(FRAMES[0])
         for way in range(8):
             model.remove(f"many {way}")
@@ -526,7 +531,7 @@ def test_closing_frees_everything_and_may_be_repeated(backend: str) -> None:
     for frame in FRAMES[:4]:
         model.predict(frame)
     assert device.memory.allocated_bytes > 0
-    head: Any = model._head
+    head: Any = model.network.head
     feed = head_feed(head, 1)
     model.close()
     model.close()
