@@ -239,7 +239,7 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("build-engine", "--max-drop", "1"), 2, "--max-drop says how much may be lost on a data set; name it with"),
         (("build-engine", "--fp16", "--calib", "album"), 2, "--calib has no effect here"),
         # 3: something is missing on this machine
-        (("build-engine", "--engine", "tensorrt"), 3, "--engine tensorrt needs tensorrt, which is not installed here"),
+        (("build-engine", "--engine", "tensorrt"), 3, "--engine tensorrt needs tensorrt, which is not installed"),
         (("run", "photo.jpg", "--engine", "tensorrt"), 3, "--engine tensorrt needs a GPU, but no NVIDIA driver"),
         (("run", "photo.jpg", "--precision", "fp16"), 3, "--precision fp16 needs a GPU, but no NVIDIA driver"),
         (("bench", "--engine", "tensorrt-rtx"), 3, "--engine tensorrt-rtx needs a GPU, but no NVIDIA driver"),
