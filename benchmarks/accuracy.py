@@ -42,10 +42,11 @@ from torch.utils.data import DataLoader
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
 from fsvit_edge.learn.datasets import FewShotData, open_data
+from fsvit_edge.learn.episode_module import EpisodeModule
 from fsvit_edge.learn.episodes import Episode
 from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, evaluate
 from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
-from fsvit_edge.learn.training import EpisodeModule, train
+from fsvit_edge.learn.training import train
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.atomic import atomic_write
@@ -70,9 +71,9 @@ RECIPE = TrainOptions(
     foreground_weight=3.0,
     views=2,
     same_picture=0.2,
-    nameless=0.25,
+    mask_dropout=0.25,
     validation_fraction=0.06,
-    precision="bf16-mixed",
+    trainer_precision="bf16-mixed",
 )
 """Of every fold. A foreground pixel weighs more, for at an IoU of about 0.5 it pays to guess at a chance of 1 in 4."""
 
@@ -141,7 +142,7 @@ def table(results: list[dict[str, Any]]) -> str:
             for way, shot in SETTINGS:
                 of_kind: dict[str, dict[int, tuple[float, float | None]]] = {}
                 for result in results:
-                    if (result["head"], result["masks"], result["way"], result["shot"]) == (head, masks, way, shot):
+                    if (result["head"], result["masks"], result["ways"], result["shots"]) == (head, masks, way, shot):
                         miou = None if result["miou"] is None else result["miou"]["value"]
                         of_fold = of_kind.setdefault(result["outlines"], {})
                         of_fold[result["fold"]] = (result["exact_ratio"]["value"], miou)
@@ -236,7 +237,7 @@ def _test(fold: int, head: str, bundle: Path, asked: EvaluationOptions, options:
     supports = "masks" if asked.masks else "names"
     with FewShotModel.load(bundle, "cpu", threads=options.threads) as model:
         for outlines in kinds_of(model):
-            file = options.work / f"fold{fold}.{head}.{asked.way}w{asked.shot}s.{supports}.{outlines}.json"
+            file = options.work / f"fold{fold}.{head}.{asked.ways}w{asked.shots}s.{supports}.{outlines}.json"
             if file.exists():
                 continue
             model.outlines = outlines

@@ -84,7 +84,7 @@ def row(name: str, result: SceneResult) -> str:
         scores.pooled_hits_at_1_percent,
     )
     options = result.options
-    facts = (name, options.shot, "with masks" if options.masks else "names only", len(scores.classes), result.pictures)
+    facts = (name, options.shots, "with masks" if options.masks else "names only", len(scores.classes), result.pictures)
     return f"| {' | '.join([*map(str, facts), *map(_percent, figures)])} |"
 
 
