@@ -212,7 +212,7 @@ def _to_json(result: dict[str, Any], choice: "EngineChoice", output: Path | None
     """Return a result as JSON text, and write it to `output` if given."""
     import json
 
-    from fsvit_edge.runtime.atomic import atomic_write
+    from fsvit_edge.runtime.storage import atomic_write
 
     document = {
         **result,

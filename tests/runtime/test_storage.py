@@ -1,0 +1,472 @@
+import errno
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.storage import (
+    TemporaryFile,
+    atomic_folder,
+    atomic_write,
+    locked,
+    remove_leftovers,
+    user_cache,
+)
+
+MARKER = "marker.json"
+Make = Callable[[Path, bytes], None]
+
+
+def make_file(path: Path, data: bytes) -> None:
+    atomic_write(path, data)
+
+
+def make_folder(path: Path, data: bytes) -> None:
+    with atomic_folder(path, MARKER) as staging:
+        (staging / "data").write_bytes(data)
+        (staging / MARKER).write_bytes(b"{}")
+
+
+def read(path: Path) -> bytes:
+    return (path / "data").read_bytes() if path.is_dir() else path.read_bytes()
+
+
+both = pytest.mark.parametrize("make", [make_file, make_folder])
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def fail_with(code: int) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@both
+def test_what_is_written_is_there_and_nothing_else(tmp_path: Path, make: Make) -> None:
+    path = tmp_path / "missing" / "parents" / "thing"
+    make(path, b"first")
+    assert read(path) == b"first"
+    make(path, b"second")
+    assert read(path) == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_and_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "thing"
+    make_folder(path, b"old")
+    (path / "only in the old one").touch()
+    make_folder(path, b"new")
+    assert sorted(file.name for file in path.iterdir()) == ["data", MARKER]
+
+
+@both
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_of_any_new_file(tmp_path: Path, make: Make, mask: int) -> None:
+    with umask(mask):
+        make(tmp_path / "thing", b"data")
+        (tmp_path / "plain").touch()
+        (tmp_path / "folder").mkdir()
+        assert os.umask(mask) == mask
+    like = tmp_path / ("plain" if make is make_file else "folder")
+    assert stat.S_IMODE((tmp_path / "thing").stat().st_mode) == stat.S_IMODE(like.stat().st_mode)
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What reaches the disk from now on, in order, by the names of the paths."""
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def name_of(descriptor: int) -> str:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        return "temporary" if name.startswith(".fsvit-edge-") else name
+
+    def listening_fsync(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size if stat.S_ISREG(os.fstat(descriptor).st_mode) else "folder"
+        events.append(f"fsync {name_of(descriptor)} {size}")
+        fsync(descriptor)
+
+    def listening_replace(source: Path, target: Path) -> None:
+        source_name, target_name = (Path(path).name.startswith(".fsvit-edge-") for path in (source, target))
+        events.append(f"rename {'temporary' if source_name else 'path'} {'temporary' if target_name else 'path'}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", listening_fsync)
+    monkeypatch.setattr(os, "replace", listening_replace)
+    return events
+
+
+def test_a_file_is_flushed_before_its_rename_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    events = recorded(monkeypatch)
+    make_file(tmp_path / "home" / "thing", b"12345")
+    assert events == ["fsync temporary 5", "rename temporary path", "fsync home folder"]
+
+
+def test_a_folder_is_flushed_before_its_rename_and_its_parent_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "home" / "thing"
+    events = recorded(monkeypatch)
+    make_folder(path, b"12345")
+    assert sorted(events[:2]) == ["fsync data 5", f"fsync {MARKER} 2"]
+    assert events[2:] == ["fsync temporary folder", "rename temporary path", "fsync home folder"]
+
+    events.clear()
+    make_folder(path, b"12345")
+    assert events[2:] == [
+        "fsync temporary folder",
+        "rename path temporary",
+        "rename temporary path",
+        "fsync home folder",
+    ]
+
+
+@both
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("old", [True, False], ids=["over an old one", "new"])
+def test_a_disk_that_fails_leaves_the_old_and_no_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, step: str, code: int, old: bool
+) -> None:
+    path = tmp_path / "thing"
+    if old:
+        make(path, b"old")
+    monkeypatch.setattr(os, step, fail_with(code))
+    with pytest.raises(FsvitEdgeError, match=rf"thing cannot be written: {os.strerror(code)}; .*\.$") as caught:
+        make(path, b"new")
+    assert type(caught.value) is FsvitEdgeError
+    assert list(tmp_path.iterdir()) == ([path] if old else [])
+    if old:
+        assert read(path) == b"old"
+
+
+def test_when_the_second_rename_fails_the_old_folder_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "thing"
+    make_folder(path, b"old")
+    replace = os.replace
+    calls: list[Path] = []
+
+    def fail_the_second_time(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_the_second_time)
+    with pytest.raises(FsvitEdgeError, match="nothing was changed"):
+        make_folder(path, b"new")
+    assert len(calls) == 3
+    assert list(tmp_path.iterdir()) == [path]
+    assert read(path) == b"old"
+
+
+@both
+def test_a_folder_that_cannot_be_flushed_after_the_rename_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    path = tmp_path / "thing"
+    make(path, b"old")
+    fsync = os.fsync
+
+    def fail_for_the_parent(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")) == tmp_path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_for_the_parent)
+    with pytest.raises(FsvitEdgeError, match="thing was written, but its folder cannot be flushed to disk: Input"):
+        make(path, b"new")
+    assert read(path) == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
+def test_an_error_while_a_folder_is_filled_passes_through_and_leaves_the_old_one(
+    tmp_path: Path, error: BaseException
+) -> None:
+    path = tmp_path / "thing"
+    make_folder(path, b"old")
+
+    def fill() -> None:
+        with atomic_folder(path, MARKER) as staging:
+            (staging / "data").write_bytes(b"half")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        fill()
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == [path]
+    assert read(path) == b"old"
+
+
+def test_a_systems_error_without_a_number_keeps_its_words(tmp_path: Path) -> None:
+    def fill() -> None:
+        with atomic_folder(tmp_path / "thing", MARKER):
+            raise OSError("the server hung up")
+
+    with pytest.raises(FsvitEdgeError, match="thing cannot be written: the server hung up; nothing was changed"):
+        fill()
+    assert not list(tmp_path.iterdir())
+
+
+def test_our_own_errors_while_a_folder_is_filled_stay_what_they_are(tmp_path: Path) -> None:
+    def fill() -> None:
+        with atomic_folder(tmp_path / "thing", MARKER):
+            raise InputError("The picture is too small.")
+
+    with pytest.raises(InputError, match=r"^The picture is too small\.$"):
+        fill()
+    assert not list(tmp_path.iterdir())
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_storage
+from fsvit_edge.runtime.errors import FsvitEdgeError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+make = getattr(test_storage, sys.argv[3])
+make(Path(sys.argv[1]), bytes(900))
+try:
+    make(Path(sys.argv[1]), bytes(5000))
+except FsvitEdgeError as error:
+    print(error)
+"""
+
+
+def child(script: str, path: Path, make: Make) -> list[str]:
+    return [sys.executable, "-c", script, str(path), str(Path(__file__).parent), make.__name__]
+
+
+@both
+def test_a_file_that_the_system_will_not_let_grow_leaves_the_old_one(tmp_path: Path, make: Make) -> None:
+    path = tmp_path / "thing"
+    done = subprocess.run(child(LIMITED, path, make), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{path} cannot be written: {os.strerror(errno.EFBIG)};")
+    assert read(path) == bytes(900)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_storage
+
+make = getattr(test_storage, sys.argv[3])
+make(Path(sys.argv[1]), b"old")
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+make(Path(sys.argv[1]), b"new")
+"""
+
+
+@both
+def test_a_kill_before_the_rename_leaves_the_old_one_and_the_next_write_works(tmp_path: Path, make: Make) -> None:
+    path = tmp_path / "thing"
+    done = subprocess.run(child(KILLED, path, make), capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert read(path) == b"old"
+    remains = [other for other in tmp_path.iterdir() if other != path]
+    assert len(remains) == 1
+    assert remains[0].name.startswith(".fsvit-edge-")  # hidden, so nobody takes it for a result
+    make(path, b"newer")
+    assert read(path) == b"newer"
+
+
+@both
+@pytest.mark.parametrize("below", ["thing", "folder/thing"])
+def test_a_parent_that_is_a_file_is_named(tmp_path: Path, make: Make, below: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"thing cannot be written: {file} is a file, not a folder"):
+        make(file / below, b"data")
+    assert file.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_is_not_written_over_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; give the name of a file"):
+        make_file(tmp_path, b"data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_not_written_over_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"mine")
+    with pytest.raises(InputError, match="is a file; give the name of a folder"):
+        make_folder(file, b"data")
+    assert file.read_bytes() == b"mine"
+
+
+def test_a_folder_without_the_marker_is_somebodys(tmp_path: Path) -> None:
+    path = tmp_path / "thing"
+    path.mkdir()
+    make_folder(path, b"into an empty one")
+    (path / MARKER).unlink()
+    with pytest.raises(InputError, match=rf"thing contains other files and no {MARKER}"):
+        make_folder(path, b"new")
+    assert read(path) == b"into an empty one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@both
+def test_a_folder_that_may_not_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    # Permissions are simulated: root, who runs some CI, may write anywhere.
+    monkeypatch.setattr(os, "mkdir", fail_with(errno.EACCES))
+    monkeypatch.setattr(os, "open", fail_with(errno.EACCES))
+    with pytest.raises(FsvitEdgeError, match="thing cannot be written: Permission denied"):
+        make(tmp_path / "thing", b"data")
+
+
+def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "marker").write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    with atomic_folder(link, "marker") as staging:
+        (staging / "marker").write_text("new")
+    assert link.is_symlink()
+    assert (real / "marker").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def a_dead_process() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def test_leftovers_of_dead_processes_go_and_nothing_else(tmp_path: Path) -> None:
+    dead, alive = a_dead_process(), os.getpid()
+    (tmp_path / f".fsvit-edge-{dead}_abc-bank.safetensors").write_bytes(b"half")
+    (tmp_path / f".fsvit-edge-{dead}_abc-bundle").mkdir()
+    (tmp_path / f".fsvit-edge-{dead}_abc-bundle" / "encoder.onnx").write_bytes(b"half")
+    others = [f".fsvit-edge-{alive}_abc-bank", ".fsvit-edge-notes", f".fsvit-edge-{dead}x-bank", ".other", "bank"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"keep")
+    assert len(remove_leftovers(tmp_path)) == 2
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+    assert remove_leftovers(tmp_path / "nowhere") == []
+
+
+def test_a_leftover_that_somebody_holds_stays(tmp_path: Path) -> None:
+    """In another container the process may live under a number that is dead here; its lock tells."""
+    path = tmp_path / f".fsvit-edge-{a_dead_process()}_abc-out.mp4"
+    path.write_bytes(b"being written")
+    with path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert remove_leftovers(tmp_path) == []
+    assert remove_leftovers(tmp_path) == [path]
+
+
+def test_a_long_file_becomes_its_target_only_when_it_is_told_to(tmp_path: Path) -> None:
+    target = tmp_path / "out.mp4"
+    with TemporaryFile(target) as file:
+        file.path.write_bytes(b"first")
+        assert remove_leftovers(tmp_path) == []
+    assert os.listdir(tmp_path) == []
+    with TemporaryFile(target) as file:
+        file.path.write_bytes(b"second")
+        file.replace_target()
+    assert os.listdir(tmp_path) == ["out.mp4"]
+    assert target.read_bytes() == b"second"
+    with pytest.raises(FsvitEdgeError, match="cannot be written: No such file"):
+        TemporaryFile(tmp_path / "nowhere" / "out.mp4")
+
+
+# --------------------------------------------------------------------------------------------------------------- locks
+
+
+@pytest.mark.parametrize("kind", ["folder", "existing file", "new file"])
+def test_a_second_process_waits_for_a_lock_and_says_so(tmp_path: Path, kind: str) -> None:
+    path = tmp_path if kind == "folder" else tmp_path / "lock"
+    if kind == "existing file":
+        path.write_bytes(b"kept")
+    waits: list[str] = []
+    with locked(path, on_wait=lambda: waits.append("first")):
+        other = os.open(path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX)  # the block has ended, so it is free
+
+    def wait() -> None:
+        waits.append("second")
+        os.close(other)
+
+    with locked(path, on_wait=wait):
+        assert waits == ["second"]
+    if kind == "existing file":
+        assert path.read_bytes() == b"kept"
+
+
+def test_a_lock_that_is_not_required_does_without_a_file_system_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail_with(errno.ENOLCK))
+    entered = False
+    with locked(tmp_path, required=False):
+        entered = True
+    assert entered
+    with pytest.raises(OSError, match="No locks available"), locked(tmp_path):
+        pass
+
+
+def test_an_error_inside_a_lock_passes_through(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="inside"), locked(tmp_path, required=False):
+        raise OSError("inside")
+
+
+# -------------------------------------------------------------------------------------------------------- cache folder
+
+
+def test_the_cache_lies_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache("engines") == tmp_path / "fsvit-edge" / "engines"
+
+
+@pytest.mark.parametrize("stated", [None, "", "relative/path"])
+def test_without_a_word_or_with_a_relative_one_it_lies_in_the_home_folder(
+    stated: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if stated is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", stated)
+    assert user_cache("kernels") == tmp_path / ".cache" / "fsvit-edge" / "kernels"
+
+
+def test_without_a_home_folder_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    with pytest.raises(EnvironmentLacksError, match="export XDG_CACHE_HOME=/path"):
+        user_cache("engines")
