@@ -28,8 +28,7 @@ def require(purpose: str, packages: Sequence[str], extra: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise EnvironmentLacksError(
-            f"{purpose} needs {', '.join(missing)}, which is not installed here; "
-            f'try: pip install "fsvit-edge[{extra}]".'
+            f'{purpose} needs {", ".join(missing)}, which is not installed; try: pip install "fsvit-edge[{extra}]".'
         )
 
 
