@@ -801,6 +801,9 @@ def test_the_doctor_finds_a_damaged_bundle(cli: Cli) -> None:
 # -------------------------------------------------------------------------------------------------------------- export
 
 
+exports = pytest.mark.slow(reason="traces the bundled model in a process of its own, 25 s")
+
+
 @pytest.fixture(scope="module")
 def bare_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """`fsvit-edge export` typed in an empty folder."""
@@ -808,6 +811,7 @@ def bare_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]
     return folder, spawn("export", cwd=folder)
 
 
+@exports
 def test_a_bare_export_writes_a_bundle_and_says_what_comes_next(bare_export: tuple[Path, Result]) -> None:
     folder, result = bare_export
     assert result.code == 0, result.err
@@ -821,6 +825,7 @@ def test_a_bare_export_writes_a_bundle_and_says_what_comes_next(bare_export: tup
         assert f"Export: {step}" in result.err
 
 
+@exports
 def test_an_exported_bundle_answers_as_the_shipped_one(bare_export: tuple[Path, Result], samples: Path) -> None:
     answers = []
     for bundle in (None, bare_export[0] / "bundle"):
@@ -834,6 +839,7 @@ def test_an_exported_bundle_answers_as_the_shipped_one(bare_export: tuple[Path, 
     np.testing.assert_allclose(exported.foreground, shipped.foreground, atol=1e-2)
 
 
+@exports
 def test_a_bundle_is_used_from_enrollment_to_a_run(bare_export: tuple[Path, Result], folder: Path, cli: Cli) -> None:
     bundle = str(bare_export[0] / "bundle")
     (folder / "bank.safetensors").unlink()

@@ -77,7 +77,7 @@ def until(condition: Callable[[], bool], within_s: float = 15) -> None:
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
     if MOSQUITTO is None:
-        pytest.skip("a real MQTT broker: mosquitto is not installed (apt: mosquitto)")
+        pytest.skip("a real MQTT broker: install it with: apt-get install mosquitto")
     started = Broker(tmp_path)
     started.start()
     yield started
