@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a skip for want of a Debian package into a failure if the package was to be installed."""
     report = yield
-    if report.skipped and "apt-get install" in str(report.longrepr) and item.config.getoption("--require-packages"):
+    if report.skipped and "apt install" in str(report.longrepr) and item.config.getoption("--require-packages"):
         report.outcome = "failed"
     return report
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from fsvit_edge.enroll.fit import Fit
     from fsvit_edge.enroll.support_files import SupportPicture
+    from fsvit_edge.runtime.enrollment import Enrollment
     from fsvit_edge.runtime.prediction import Prediction
-    from fsvit_edge.runtime.predictor import Enrollment
 
 _FULL_COVER = 0.95
 _SMALL_COVER = 0.01

@@ -176,7 +176,7 @@ def test_sharp_outlines_of_a_model_that_cannot_are_refused(cli: Cli, tiny_networ
     for asked in (SHORT, SCENES):
         done = cli(*asked, "--checkpoint", "tiny.safetensors", "--outlines", "sharp")
         assert (done.code, done.out) == (2, "")
-        assert done.err.splitlines()[-1].startswith("Error: Bundle tiny tells no objectness, which sharp outlines need")
+        assert done.err.splitlines()[-1].startswith("Error: Bundle tiny has no objectness, which sharp outlines need")
 
 
 @pytest.mark.parametrize(

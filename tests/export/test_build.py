@@ -418,7 +418,7 @@ def test_a_kill_at_any_moment_leaves_whole_engines(bundle: Path, renames: int) -
     for path, record in find_engines(bundle)[0]:
         path.unlink()
         (path.parent / f"{path.name}.json").unlink()
-        engine_file.write_engine(bundle, replace(record, file=_stem(record.file)), b"old " + record.graph.encode())
+        engine_file.write_engines(bundle, [(replace(record, file=_stem(record.file)), b"old " + record.graph.encode())])
     before = records(bundle)
     done = subprocess.run([sys.executable, "-c", KILLED, str(bundle), str(renames)], check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

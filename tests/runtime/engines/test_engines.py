@@ -1,6 +1,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -53,10 +54,10 @@ def filled(inputs: tuple[TensorSpec, ...], **sizes: int) -> dict[str, np.ndarray
 @pytest.mark.parametrize(
     ("feed", "reason"),
     [
-        pytest.param({"image": IMAGE}, "The graph takes ['image', 'scale'], got ['image'].", id="missing"),
+        pytest.param({"image": IMAGE}, "The graph needs the inputs ['image', 'scale'], got ['image'].", id="missing"),
         pytest.param(
             {"image": IMAGE, "scale": SCALE, "mask": SCALE},
-            "The graph takes ['image', 'scale'], got ['image', 'mask', 'scale'].",
+            "The graph needs the inputs ['image', 'scale'], got ['image', 'mask', 'scale'].",
             id="unknown",
         ),
         pytest.param(
@@ -209,10 +210,18 @@ def test_threads_are_those_asked_for_or_one_a_usable_core_and_stop_spinning_afte
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
-    with OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads) as engine:
-        options = engine._session.get_session_options()
-        assert options.intra_op_num_threads == expected
-        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    given: list[Any] = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, graph: str, options: Any, **others: Any) -> None:
+            given.append(options)
+            super().__init__(graph, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads).close()
+    (options,) = given
+    assert options.intra_op_num_threads == expected
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

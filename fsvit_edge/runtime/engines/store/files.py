@@ -199,11 +199,6 @@ def write_engines(folder: Path, engines: Sequence[tuple[EngineRecord, bytes]]) -
     return paths
 
 
-def write_engine(folder: Path, record: EngineRecord, data: bytes) -> Path:
-    """Write one engine; see `write_engines`."""
-    return write_engines(folder, [(record, data)])[0]
-
-
 def read_record(path: Path) -> EngineRecord:
     """Read the sidecar of an engine; the engine itself is not touched.
 
