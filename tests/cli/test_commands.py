@@ -381,17 +381,8 @@ def test_ctrl_c_before_the_run_exits_with_130_and_prints_nothing(cli: Cli, monke
     assert (result.code, result.out, result.err) == (130, "", "")
 
 
-# A test run in the background ignores SIGINT, and its children inherit that.
-INTERRUPTIBLE = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from fsvit_edge.cli.main import main
-main()
-"""
-
-
 def test_ctrl_c_ends_the_demo_with_its_summary_and_a_complete_video(empty_folder: Path) -> None:
-    command = [sys.executable, "-c", INTERRUPTIBLE, "run", "demo", "--sink", "demo.mp4", "--sink", "demo.jsonl"]
+    command = [sys.executable, "-m", "fsvit_edge.cli.main", "run", "demo", "--sink", "demo.mp4", "--sink", "demo.jsonl"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     lines = empty_folder / "demo.jsonl"
     deadline = time.monotonic() + 60
