@@ -25,7 +25,8 @@ from fake_memory import FakeMemory
 from gpu_network import network_rows
 from gpu_table import MIB, NEEDS_A_GPU, Row, Scale, guarded, median, print_table
 
-from fsvit_edge.runtime.engines.memory.base import BACKENDS, DeviceMemory, open_device_memory
+from fsvit_edge.runtime.engines.memory.base import DeviceMemory
+from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
 from fsvit_edge.runtime.engines.rtx import diagnosis
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import FsvitEdgeError
@@ -111,7 +112,7 @@ def memories(gpu: Gpu | None) -> Iterator[tuple[str, DeviceMemory | FsvitEdgeErr
     if gpu is None:
         yield "fake", FakeMemory()
         return
-    for name in reversed(BACKENDS):  # cuda.bindings first: its hold on the primary context outlasts pycuda's
+    for name in reversed(MEMORY_PACKAGES):  # cuda.bindings first: its hold on the primary context outlasts pycuda's
         yield name, opened(name)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fsvit_edge.runtime.engines.memory import base as device_memory
+from fsvit_edge.runtime.engines.memory import choose as device_memory
 from fsvit_edge.runtime.gpu import Gpu
 
 GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")

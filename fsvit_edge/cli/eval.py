@@ -72,7 +72,7 @@ def evaluate(
         typer.Option(help="plain is CST alone, sharp adds objectness; default: sharp where the model can."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, tensorrt or tensorrt-rtx; a checkpoint takes torch.")
+        str, typer.Option(help="auto, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx; torch for --checkpoint.")
     ] = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,

@@ -210,11 +210,12 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("run", "--camera", "photo.jpg"), 2, "--camera reads a camera, but SOURCE is 'photo.jpg'"),
         (("run", "photo.jpg", "--sink", "notes.txt/"), 2, "notes.txt cannot be a folder: notes.txt is a file"),
         (("run", "photo.jpg", "--sink", "out.avi"), 2, "'out.avi' is no sink"),
-        (("run", "photo.jpg", "--engine", "gpu"), 2, "Engine 'gpu' is unknown; choose one of: auto, cpu"),
+        (("run", "photo.jpg", "--engine", "gpu"), 2, "Engine 'gpu' is unknown; choose one of: auto, onnxruntime"),
+        (("run", "photo.jpg", "--engine", "cpu"), 2, "Engine 'cpu' is now called 'onnxruntime'"),
         (
             ("run", "photo.jpg", "--engine", "nv-tensorrt-rtx"),
             2,
-            "choose one of: auto, cpu, cuda, tensorrt, tensorrt-rtx",
+            "choose one of: auto, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx",
         ),
         (
             ("run", "photo.jpg", "--precision", "fp64"),
@@ -222,11 +223,15 @@ def lines_of(text: str) -> list[dict[str, Any]]:
             "Precision 'fp64' is unknown; choose one of: auto, fp32, fp16",
         ),
         (
-            ("run", "photo.jpg", "--engine", "cuda", "--precision", "int8"),
+            ("run", "photo.jpg", "--engine", "onnxruntime-cuda", "--precision", "int8"),
             2,
-            "--engine cuda computes the bundle's FP32",
+            "--engine onnxruntime-cuda runs the bundle's own FP32",
         ),
-        (("enroll", "cat", "cat1.jpg", "--precision", "fp16", "--engine", "cpu"), 2, "take --precision fp32 or int8"),
+        (
+            ("enroll", "cat", "cat1.jpg", "--precision", "fp16", "--engine", "onnxruntime"),
+            2,
+            "use --precision fp32 or int8",
+        ),
         (("run", "photo.jpg", "--bank", "bank"), 2, "A bank is a .safetensors file, got bank"),
         (("export", "--backbone", "vit_small_patch16_224.dino"), 2, "A backbone alone has no head"),
         (("export", "--pretrained"), 2, "A backbone alone has no head"),
@@ -238,7 +243,11 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("run", "photo.jpg", "--engine", "tensorrt"), 3, "--engine tensorrt needs a GPU, but no NVIDIA driver"),
         (("run", "photo.jpg", "--precision", "fp16"), 3, "--precision fp16 needs a GPU, but no NVIDIA driver"),
         (("bench", "--engine", "tensorrt-rtx"), 3, "--engine tensorrt-rtx needs a GPU, but no NVIDIA driver"),
-        (("enroll", "cat", "cat1.jpg", "--engine", "cuda"), 3, "Engine 'cuda' needs ONNX Runtime's CUDA"),
+        (
+            ("enroll", "cat", "cat1.jpg", "--engine", "onnxruntime-cuda"),
+            3,
+            "--engine onnxruntime-cuda needs ONNX Runtime's CUDA",
+        ),
         # 4: an artifact does not fit
         (("run", "photo.jpg", "--bundle", "altered"), 4, "head.onnx was altered or damaged: sha256"),
         (("enroll", "cat", "cat1.jpg", "--bundle", "altered"), 4, "head.onnx was altered or damaged: sha256"),
@@ -637,7 +646,7 @@ def test_a_folder_becomes_a_picture_each(folder: Path, cli: Cli) -> None:
 
 
 def test_a_video_becomes_a_video_of_the_same_speed(folder: Path, cli: Cli) -> None:
-    result = cli("run", "video.mp4", "--sink", "out.mp4", "--threads", "1", "--engine", "cpu")
+    result = cli("run", "video.mp4", "--sink", "out.mp4", "--threads", "1", "--engine", "onnxruntime")
     assert result.code == 0
     assert count_frames(folder / "out.mp4") == 6
     capture = cv2.VideoCapture(str(folder / "out.mp4"), cv2.CAP_FFMPEG)

@@ -105,7 +105,7 @@ def test_what_users_have_is_enrolled(cli: Cli, arguments: tuple[str, ...], expec
 def test_a_box_is_left_top_width_and_height(cli: Cli) -> None:
     result = cli("enroll", "it", "a.png", "--box", "50,40,60,50")
     (support,) = SupportBank.load(BANK).supports("it")
-    with FewShotModel.load(engine="cpu", precision="fp32") as model:
+    with FewShotModel.load(engine="onnxruntime", precision="fp32") as model:
         enrolled = model.enroll("it", [read_image(Path("a.png"))], boxes=[(50, 40, 110, 90)])
         (same,) = model.bank.supports("it")
     assert f"a.png: box's mask covers {enrolled.mask_cover[0]:.0%} of the picture" in result.out

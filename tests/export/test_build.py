@@ -292,7 +292,7 @@ def test_a_calibration_of_another_model_is_refused(bundle: Path, calibrate: Call
         (replace(CPU, workspace_mib=9), "--workspace has no effect here: it belongs to TensorRT"),
         (replace(CPU, ways_max=3), "--ways-max has no effect here: ONNX Runtime takes any number"),
         (replace(CPU, shots_max=3), "--shots-max has no effect here"),
-        (replace(CPU, precision="fp16"), "ONNX Runtime on a CPU computes FP16 by way of FP32"),
+        (replace(CPU, precision="fp16"), "On a CPU, ONNX Runtime emulates FP16 in FP32, which is slower"),
         (replace(CPU, precision="fp8"), "Precision 'fp8' is unknown; choose one of: fp32, fp16, int8"),
         (replace(CPU, engine="openvino"), "--engine openvino is unknown; choose one of: auto, tensorrt, tensorrt-rtx"),
         (replace(RTX, max_drop=1.0), "name it with --data DIR"),

@@ -103,7 +103,7 @@ def mask() -> Array:
 @pytest.fixture(scope="module")
 def opened() -> Iterator[OpenEngines]:
     """The shipped graphs, whether they tell objectness or not."""
-    engines = choose_engines(Bundle.load(DEFAULT_BUNDLE), "cpu", "fp32", 1)
+    engines = choose_engines(Bundle.load(DEFAULT_BUNDLE), "onnxruntime", "fp32", 1)
     yield engines
     for engine in (engines.encoder, engines.enroll, engines.head):
         engine.close()

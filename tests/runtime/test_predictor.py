@@ -950,8 +950,8 @@ def test_a_missing_bundle_and_an_unknown_engine_are_refused(tmp_path: Path) -> N
 
 def test_an_engine_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(EnvironmentLacksError, match="Engine 'cuda' needs"):
-        FewShotModel.load(engine="cuda")
+    with pytest.raises(EnvironmentLacksError, match="--engine onnxruntime-cuda needs"):
+        FewShotModel.load(engine="onnxruntime-cuda")
 
 
 def test_an_encoder_of_unknown_size_is_refused(fake: Fake) -> None:

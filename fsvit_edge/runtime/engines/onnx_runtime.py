@@ -12,7 +12,9 @@ from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, c
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""Our short names of ONNX Runtime's execution providers; TensorRT is used directly, with engines that were built."""
+"""Short names of ONNX Runtime's execution providers. Its TensorRT providers are not used: TensorRT runs without it."""
+ENGINE_PROVIDERS = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda"}
+"""The provider of each engine name that stands for ONNX Runtime."""
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -44,7 +46,7 @@ class OnnxRuntimeEngine:
 
     Args:
         graph: The ONNX file, or its bytes where they have already been read and checked.
-        provider: A name of `PROVIDERS` or "auto": CUDA where it is installed, else the CPU.
+        provider: A name of `PROVIDERS`.
         threads: Threads within an operator; None lets ONNX Runtime use every core.
 
     Raises:
@@ -52,11 +54,16 @@ class OnnxRuntimeEngine:
         ArtifactError: The file is not a graph that ONNX Runtime can run.
     """
 
-    def __init__(self, graph: Path | bytes, provider: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, graph: Path | bytes, provider: str = "cpu", threads: int | None = None) -> None:
         import onnxruntime as ort
 
         self._ort = ort
-        self.provider = choose_provider(provider)
+        if provider not in installed_providers():
+            raise EnvironmentLacksError(
+                f"--engine onnxruntime-{provider} needs ONNX Runtime's {PROVIDERS[provider]}, which is not installed; "
+                "try: pip install onnxruntime-gpu (on a Jetson: NVIDIA's own wheel)."
+            )
+        self._device = provider
         options = ort.SessionOptions()
         options.log_severity_level = 4
         # Encoder and head each have a pool of threads; idle ones that spin took 2/3 of the frame rate on two cores.
@@ -66,21 +73,20 @@ class OnnxRuntimeEngine:
         # four classes) and saves no time (ratio 1.00 of 60 interleaved frames, three times).
         options.enable_mem_pattern = False
         options.intra_op_num_threads = threads or usable_cores()
-        wanted = PROVIDERS[self.provider]
+        expected = PROVIDERS[provider]
         try:
             self._session = ort.InferenceSession(
                 graph if isinstance(graph, bytes) else str(graph),
                 options,
-                providers=[wanted] if self.provider == "cpu" else [wanted, PROVIDERS["cpu"]],
+                providers=list(dict.fromkeys((expected, PROVIDERS["cpu"]))),
             )
         except Exception as error:  # ONNX Runtime raises a dozen classes that share no base but Exception
             name = "The graph" if isinstance(graph, bytes) else str(graph)
             raise ArtifactError(f"{name} cannot be loaded by ONNX Runtime: {_first_line(error)}.") from error
-        if wanted not in self._session.get_providers():
+        if expected not in self._session.get_providers():
             raise EnvironmentLacksError(
-                f"ONNX Runtime has the {self.provider} provider but it found no device to run on; use --engine cpu."
+                f"ONNX Runtime has {expected}, but it found no device to run on; use --engine onnxruntime."
             )
-        self._device = "cpu" if self.provider == "cpu" else "cuda"
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
         self.limits: Mapping[str, int] = {}
@@ -127,6 +133,16 @@ class OnnxRuntimeEngine:
         self.close()
 
 
+def refuse_fp16_on_cpu(precision: str) -> None:
+    """Refuse to compute or build FP16 for a CPU.
+
+    Raises:
+        InputError: The precision is fp16.
+    """
+    if precision == "fp16":
+        raise InputError("On a CPU, ONNX Runtime emulates FP16 in FP32, which is slower; use --precision fp32 or int8.")
+
+
 def usable_cores() -> int:
     """Return how many cores this process may run on, which in a container is fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
@@ -135,30 +151,10 @@ def usable_cores() -> int:
 
 
 def installed_providers() -> tuple[str, ...]:
-    """Return our names of the providers that the installed ONNX Runtime has, fastest to start first."""
+    """Return the names in `PROVIDERS` that the installed ONNX Runtime has."""
     import onnxruntime as ort
 
     return tuple(name for name, theirs in PROVIDERS.items() if theirs in ort.get_available_providers())
-
-
-def choose_provider(name: str) -> str:
-    """Resolve "auto" and check that the provider is installed.
-
-    Raises:
-        InputError: There is no provider of that name.
-        EnvironmentLacksError: The installed ONNX Runtime lacks it.
-    """
-    if name != "auto" and name not in PROVIDERS:
-        raise InputError(f"Engine {name!r} is unknown; choose one of: auto, {', '.join(PROVIDERS)}.")
-    installed = installed_providers()
-    if name == "auto":
-        return "cuda" if "cuda" in installed else "cpu"
-    if name not in installed:
-        raise EnvironmentLacksError(
-            f"Engine {name!r} needs ONNX Runtime's {PROVIDERS[name]}, which is not installed here (installed: "
-            f"{', '.join(installed)}); try: pip install onnxruntime-gpu (on a Jetson: NVIDIA's own wheel)."
-        )
-    return name
 
 
 def _host(value: Array | ResidentTensor) -> Array:

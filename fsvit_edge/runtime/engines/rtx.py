@@ -36,7 +36,7 @@ def check_validity(plan: bytes, record: EngineRecord, api: TensorRT, log: LogCol
     reasons = [diagnosis(name, api, gpu) for name in found] or [f"{api.title} does not say why: {log.last_error()}"]
     sentence = f"{record.file} cannot run on this machine: {'; '.join(reasons)}"
     if found and all(name in _MACHINE_LACKS for name in found):
-        raise EnvironmentLacksError(f"{sentence}; or take --engine cpu.")
+        raise EnvironmentLacksError(f"{sentence}; or use --engine onnxruntime.")
     raise ArtifactError(f"{sentence}; build it here with: fsvit-edge build-engine --engine {api.backend} --force")
 
 

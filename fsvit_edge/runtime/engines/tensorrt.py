@@ -79,7 +79,9 @@ class TensorRtEngine:
     def __init__(self, plan: bytes, record: EngineRecord, api: TensorRT, memory: DeviceMemory) -> None:
         gpu = find_gpu()
         if gpu is None:
-            raise EnvironmentLacksError(f"{record.file} cannot run here: {gpu_missing_reason()}; take --engine cpu.")
+            raise EnvironmentLacksError(
+                f"{record.file} cannot run here: {gpu_missing_reason()}; use --engine onnxruntime."
+            )
         self.inputs = record.inputs
         self.outputs = record.outputs
         self.limits: Mapping[str, int] = record.limits
@@ -300,7 +302,7 @@ class TensorRtEngine:
             free, total = self._memory.free_bytes()
             reason += (
                 f"; {free // 2**20} of the GPU's {total // 2**20} MiB are free, close other programs that use it, "
-                "or take --engine cpu"
+                "or use --engine onnxruntime"
             )
         return FsvitEdgeError(f"{self._api.title} {what} {self._record.file}: {reason}.")
 

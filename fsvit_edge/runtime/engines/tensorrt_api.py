@@ -15,7 +15,7 @@ from typing import Any
 
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
-BACKENDS = ("tensorrt", "tensorrt-rtx")
+TENSORRT_ENGINES = ("tensorrt", "tensorrt-rtx")
 OLDEST_VERSION = (10, 3)
 """Of `tensorrt`, on JetPack 6.1; older ones build only networks whose types are not fixed."""
 
@@ -91,7 +91,7 @@ class TensorRT:
     """An installed TensorRT.
 
     Attributes:
-        backend: One of `BACKENDS`.
+        backend: One of `TENSORRT_ENGINES`.
         trt: The module.
         version: As it says itself: 10.3.0, 1.7.1.116.
     """
@@ -198,8 +198,8 @@ class TensorRT:
 
 
 def installed_backends() -> tuple[str, ...]:
-    """Return which of `BACKENDS` are installed, by looking for their modules; imports nothing."""
-    return tuple(backend for backend in BACKENDS if _module(backend) is not None)
+    """Return which of `TENSORRT_ENGINES` are installed, by looking for their modules; imports nothing."""
+    return tuple(backend for backend in TENSORRT_ENGINES if _module(backend) is not None)
 
 
 def open_tensorrt(backend: str) -> TensorRT:
@@ -209,13 +209,13 @@ def open_tensorrt(backend: str) -> TensorRT:
         InputError: There is no such backend.
         EnvironmentLacksError: It is not installed, cannot be loaded, or is too old.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"TensorRT backend {backend!r} is unknown; choose one of: {', '.join(BACKENDS)}.")
+    if backend not in TENSORRT_ENGINES:
+        raise InputError(f"TensorRT backend {backend!r} is unknown; choose one of: {', '.join(TENSORRT_ENGINES)}.")
     name = _module(backend)
     if name is None:
         raise EnvironmentLacksError(
             f"--engine {backend} needs {_MODULES[backend][0]}, which is not installed here; "
-            f"try: {_INSTALL[backend]}; or take --engine onnxruntime."
+            f"try: {_INSTALL[backend]}; or use --engine onnxruntime."
         )
     try:
         module = importlib.import_module(name)
@@ -230,7 +230,7 @@ def open_tensorrt(backend: str) -> TensorRT:
         oldest = ".".join(map(str, OLDEST_VERSION))
         raise EnvironmentLacksError(
             f"TensorRT {version} is installed, {oldest} or newer is needed; on a Jetson install JetPack 6.1 or newer, "
-            f'elsewhere: pip install "tensorrt>={oldest}"; or take --engine onnxruntime.'
+            f'elsewhere: pip install "tensorrt>={oldest}"; or use --engine onnxruntime.'
         )
     return found
 

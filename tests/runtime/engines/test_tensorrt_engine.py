@@ -63,7 +63,7 @@ def device() -> Device:
 @pytest.fixture(scope="module")
 def reference() -> Iterator[FewShotModel]:
     """ONNX Runtime with the same supports in one run, as all of this module's models have them."""
-    with FewShotModel.load(threads=1, engine="cpu") as model:
+    with FewShotModel.load(threads=1, engine="onnxruntime") as model:
         enroll(model)
         yield model
 
@@ -416,7 +416,8 @@ def test_without_a_gpu_nothing_is_loaded(device: Device, monkeypatch: pytest.Mon
         device.engine("encoder")
     assert lacking.value.exit_code == 3
     assert str(lacking.value) == (
-        "encoder.fake.fp32.engine cannot run here: no NVIDIA driver (libcuda.so.1) is installed; take --engine cpu."
+        "encoder.fake.fp32.engine cannot run here: no NVIDIA driver (libcuda.so.1) is installed; "
+        "use --engine onnxruntime."
     )
     assert device.trt.calls == []
 
@@ -460,7 +461,7 @@ def test_tensorrt_out_of_memory_says_what_is_free(device: Device) -> None:
     assert failed.value.exit_code == 1
     assert str(failed.value) == (
         "TensorRT 10.3.0 cannot prepare head.fake.fp32.engine: Error Code 1: Cuda Runtime (out of memory); 1024 of "
-        "the GPU's 1024 MiB are free, close other programs that use it, or take --engine cpu."
+        "the GPU's 1024 MiB are free, close other programs that use it, or use --engine onnxruntime."
     )
 
 
@@ -487,7 +488,7 @@ def test_a_gpu_too_small_for_the_supports_says_so_and_goes_on_when_there_are_few
         for way in range(8):
             model.bank.add(f"many {way}", [every] * 6)
         model.network.release_supports()
-        with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: \d+ MiB are needed, \d+ of the GPU's"):
+        with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: \d+ MiB needed, \d+ of the GPU's"):
             model.predict(FRAMES[0])
         for way in range(8):
             model.remove(f"many {way}")

@@ -14,8 +14,8 @@ from fake_tensorrt import FakeTensorRT, api_of, make_plan
 
 from fsvit_edge.runtime import gpu as gpu_module
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
-from fsvit_edge.runtime.engines import choose, tensorrt, tensorrt_api
-from fsvit_edge.runtime.engines.memory import base as device_memory
+from fsvit_edge.runtime.engines import choose, open_graphs, tensorrt
+from fsvit_edge.runtime.engines.memory.base import device_failure
 from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.engines.store.files import engine_folder, write_engine
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
@@ -37,8 +37,8 @@ class Installed:
         self.trt = FakeTensorRT(self.memory)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         self.put_gpu(GPU)
-        monkeypatch.setattr(tensorrt_api, "open_tensorrt", lambda backend: api_of(self.trt, backend))
-        monkeypatch.setattr(device_memory, "open_device_memory", lambda: self.memory)
+        monkeypatch.setattr(open_graphs, "open_tensorrt", lambda backend: api_of(self.trt, backend))
+        monkeypatch.setattr(open_graphs, "open_device_memory", lambda: self.memory)
         version: Callable[[str], str | None] = lambda backend: None if backend == "onnxruntime" else "10.3.0"  # noqa: E731
         for module in (incompatibilities, choose):
             monkeypatch.setattr(module, "installed_version", version)
@@ -71,7 +71,10 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Installed:
 @pytest.mark.parametrize("engine", ["auto", "tensorrt"])
 def test_engines_that_were_built_compute_and_agree_with_the_bundle(installed: Installed, engine: str) -> None:
     installed.build("fp32")
-    with FewShotModel.load(engine=engine, threads=1) as ours, FewShotModel.load(engine="cpu", threads=1) as theirs:
+    with (
+        FewShotModel.load(engine=engine, threads=1) as ours,
+        FewShotModel.load(engine="onnxruntime", threads=1) as theirs,
+    ):
         assert ours.choice.engine == "tensorrt"
         for model in (ours, theirs):
             model.enroll("a", [FRAME[::-1]])
@@ -124,9 +127,9 @@ def test_the_gpu_that_is_gone_is_told_and_the_cpu_still_computes(installed: Inst
     installed.put_gpu(None)
     said = sentence_of(EnvironmentLacksError, load, 3)
     assert "the NVIDIA driver finds no GPU" in said
-    assert "--engine cpu" in said
+    assert "--engine onnxruntime" in said
     with FewShotModel.load(threads=1) as model:
-        assert model.choice.engine == "cpu"
+        assert model.choice.engine == "onnxruntime"
         model.predict(FRAME)
     assert installed.trt.calls == [], "nothing of TensorRT was touched"
 
@@ -163,7 +166,7 @@ def test_a_gpu_without_memory_is_told_and_auto_takes_the_cpu(installed: Installe
     assert "out of memory" in said
     assert "close other programs" in said
     with FewShotModel.load(threads=1) as model:
-        assert model.choice.engine == "cpu"
+        assert model.choice.engine == "onnxruntime"
         assert any("out of memory" in note for note in model.choice.notes)
 
 
@@ -174,9 +177,9 @@ def test_a_gpu_that_is_lost_while_it_runs_is_one_sentence(installed: Installed) 
         model.predict(FRAME)
 
         def lose() -> None:
-            raise device_memory.device_failure("cudaStreamSynchronize", "unspecified launch failure")
+            raise device_failure("cudaStreamSynchronize", "unspecified launch failure")
 
         installed.memory._wait = lose  # type: ignore[method-assign]  # of this one alone
         said = sentence_of(FsvitEdgeError, lambda: model.predict(FRAME), 1)
-        assert said == "The GPU failed at cudaStreamSynchronize: unspecified launch failure; start the program again."
+        assert said == "The GPU failed during cudaStreamSynchronize: unspecified launch failure; restart the program."
         model.close()

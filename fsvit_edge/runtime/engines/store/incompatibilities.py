@@ -43,7 +43,7 @@ def incompatibilities(
     if record.backend != "onnxruntime":
         if machine.gpu is None:
             reason = gpu_missing_reason() or "this machine has no GPU"
-            sentences.append(f"{record.file} needs a GPU, but {reason}; compute without one: --engine cpu.")
+            sentences.append(f"{record.file} needs a GPU, but {reason}; without a GPU, use --engine onnxruntime.")
         else:
             sentences += [
                 f"{record.file} {reason}; {rebuild}." for reason in _gpu_misfits(record, built_on, machine.gpu)
