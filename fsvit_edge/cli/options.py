@@ -8,7 +8,7 @@ import typer
 EngineOption = Annotated[
     str,
     typer.Option(
-        help="auto, onnxruntime (on the CPU), onnxruntime-cuda, or what build-engine made: tensorrt, tensorrt-rtx."
+        help="auto, onnxruntime (on the CPU), onnxruntime-cuda, or an engine from build-engine: tensorrt, tensorrt-rtx."
     ),
 ]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, fp16 or int8; build-engine makes the last two.")]
