@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 from outlines import kinds_of
+from torch import nn
 from torch.utils.data import DataLoader
 
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
@@ -222,7 +223,10 @@ def calibrate(
     wanted = pixels[1].amax(dim=1) > 0
     miou = (pixels[0] / pixels[1].clamp_min(1))[wanted].mean(dim=0)
     best = int(miou.argmax())
-    network.head.decoder2_seg[2].bias[1] += SHIFTS[best]
+    last = network.head.decoder2_seg[2]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    last.bias[1] += SHIFTS[best]
     return SHIFTS[best], 100 * float(miou[best])
 
 
