@@ -132,7 +132,8 @@ from pathlib import Path
 from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.build_result import BuildOptions
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-for options in (BuildOptions(engine="onnxruntime", precision="fp32"), BuildOptions(engine="tensorrt-rtx")):
+on_cpu, on_gpu = BuildOptions("onnxruntime", "fp32"), BuildOptions("tensorrt-rtx", targets=("sm86",))
+for options in (on_cpu, on_gpu):
     result = build_engines(DEFAULT_BUNDLE, options)
     print(result.precision, all(one.path.is_file() for one in result.engines.values()))
 """

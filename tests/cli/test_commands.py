@@ -239,7 +239,7 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("build-engine", "--max-drop", "1"), 2, "--max-drop says how much may be lost on a data set; name it with"),
         (("build-engine", "--fp16", "--calib", "album"), 2, "--calib has no effect here"),
         # 3: something is missing on this machine
-        (("build-engine", "--engine", "tensorrt"), 3, "--engine tensorrt needs tensorrt, which is not installed here"),
+        (("build-engine", "--engine", "tensorrt"), 3, "--engine tensorrt needs tensorrt, which is not installed"),
         (("run", "photo.jpg", "--engine", "tensorrt"), 3, "--engine tensorrt needs a GPU, but no NVIDIA driver"),
         (("run", "photo.jpg", "--precision", "fp16"), 3, "--precision fp16 needs a GPU, but no NVIDIA driver"),
         (("bench", "--engine", "tensorrt-rtx"), 3, "--engine tensorrt-rtx needs a GPU, but no NVIDIA driver"),
@@ -381,17 +381,8 @@ def test_ctrl_c_before_the_run_exits_with_130_and_prints_nothing(cli: Cli, monke
     assert (result.code, result.out, result.err) == (130, "", "")
 
 
-# A test run in the background ignores SIGINT, and its children inherit that.
-INTERRUPTIBLE = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from fsvit_edge.cli.main import main
-main()
-"""
-
-
 def test_ctrl_c_ends_the_demo_with_its_summary_and_a_complete_video(empty_folder: Path) -> None:
-    command = [sys.executable, "-c", INTERRUPTIBLE, "run", "demo", "--sink", "demo.mp4", "--sink", "demo.jsonl"]
+    command = [sys.executable, "-m", "fsvit_edge.cli.main", "run", "demo", "--sink", "demo.mp4", "--sink", "demo.jsonl"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     lines = empty_folder / "demo.jsonl"
     deadline = time.monotonic() + 60
@@ -799,6 +790,9 @@ def test_the_doctor_finds_a_damaged_bundle(cli: Cli) -> None:
 # -------------------------------------------------------------------------------------------------------------- export
 
 
+exports = pytest.mark.slow(reason="traces the bundled model in a process of its own, 25 s")
+
+
 @pytest.fixture(scope="module")
 def bare_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """`fsvit-edge export` without options in an empty folder."""
@@ -806,6 +800,7 @@ def bare_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]
     return folder, spawn("export", cwd=folder)
 
 
+@exports
 def test_an_export_without_options_writes_a_bundle_and_prints_the_next_step(bare_export: tuple[Path, Result]) -> None:
     folder, result = bare_export
     assert result.code == 0, result.err
@@ -819,6 +814,7 @@ def test_an_export_without_options_writes_a_bundle_and_prints_the_next_step(bare
         assert f"Export: {step}" in result.err
 
 
+@exports
 def test_an_exported_bundle_predicts_like_the_bundled_one(bare_export: tuple[Path, Result], samples: Path) -> None:
     predictions = []
     for bundle in (None, bare_export[0] / "bundle"):
@@ -832,6 +828,7 @@ def test_an_exported_bundle_predicts_like_the_bundled_one(bare_export: tuple[Pat
     np.testing.assert_allclose(exported.foreground, bundled.foreground, atol=1e-2)
 
 
+@exports
 def test_a_bundle_is_used_from_enrollment_to_a_run(bare_export: tuple[Path, Result], folder: Path, cli: Cli) -> None:
     bundle = str(bare_export[0] / "bundle")
     (folder / "bank.safetensors").unlink()

@@ -85,7 +85,16 @@ def test_an_encoder_with_a_decoder_has_one_output_more(hybrid_bundle: Path) -> N
     assert [spec.name for spec in manifest.graphs["enroll"].inputs][-2:] == ["mask", "has_mask"]
 
 
-def test_a_graph_beside_the_others_leaves_them_as_they_are(bundle_beside: Path, tiny_bundle: Path) -> None:
+def test_a_graph_beside_the_others_leaves_them_as_they_are(
+    bundle_beside: Path, tiny_bundle: Path, tiny_network: FewShotNetwork, hybrid_network: FewShotNetwork
+) -> None:
+    alone, together = build_graphs(tiny_network), build_graphs(tiny_network, hybrid_network)
+    for name in GRAPH_NAMES:  # what is traced is the same
+        one, other = alone[name], together[name]
+        assert (type(one.module), one.outputs, one.dynamic) == (type(other.module), other.outputs, other.dynamic)
+        weights = other.module.state_dict()
+        assert weights.keys() == one.module.state_dict().keys()
+        assert all(torch.equal(value, weights[key]) for key, value in one.module.state_dict().items())
     with_it, without = Bundle.load(bundle_beside), Bundle.load(tiny_bundle)
     assert without.manifest.graphs.keys() == set(GRAPH_NAMES)
     assert not without.manifest.tells_objectness

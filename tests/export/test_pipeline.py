@@ -289,6 +289,7 @@ def test_every_opset_with_and_without_simplification_computes_the_same(
         assert_near(ours[name], torch.from_numpy(wanted), 1e-6)
 
 
+@pytest.mark.slow(reason="traces all three graphs once more, 15 s")
 def test_an_export_without_simplification_in_another_opset_passes_verification(
     tiny_network: FewShotNetwork, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

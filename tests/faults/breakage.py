@@ -17,6 +17,10 @@ import psutil
 SYSTEM_PYTHON = "/usr/bin/python3"
 SCRIPT = Path(__file__).with_name("fake_camera.py")
 FPS = 15
+CAMERA_PACKAGES = (
+    *("gir1.2-gst-rtsp-server-1.0", "python3-gi", "python3-gst-1.0"),
+    *(f"gstreamer1.0-plugins-{kind}" for kind in ("base", "good", "bad", "ugly")),
+)
 
 
 def has_gstreamer_server() -> bool:

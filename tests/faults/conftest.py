@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from breakage import FPS, FakeCamera, Run, has_gstreamer_server
+from breakage import CAMERA_PACKAGES, FPS, FakeCamera, Run, has_gstreamer_server
 
 
 @pytest.fixture
 def camera(request: pytest.FixtureRequest) -> Iterator[FakeCamera]:
     """A camera; parametrize it indirectly for another frame rate."""
     if not has_gstreamer_server():
-        pytest.skip("needs an RTSP server: sudo apt install gir1.2-gst-rtsp-server-1.0 python3-gst-1.0")
+        pytest.skip("needs an RTSP server: sudo apt install " + " ".join(CAMERA_PACKAGES))
     fake = FakeCamera(getattr(request, "param", FPS))
     fake.start()
     yield fake

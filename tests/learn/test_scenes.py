@@ -117,7 +117,7 @@ def plain(scores: np.ndarray, levels: np.ndarray, shown: np.ndarray) -> list[flo
         one = [
             np.mean(own > levels[column]) if own.size else math.nan,
             np.mean(scene > levels[column]) if scene.size else math.nan,
-            np.mean([(h > a) + (h == a) / 2 for h in own for a in scene]) if own.size and scene.size else math.nan,
+            np.mean((own[:, None] > scene) + (own[:, None] == scene) / 2) if own.size and scene.size else math.nan,
         ]
         by_class.append([*one, *at_shares(own, scene)])
     return [*np.nanmean(by_class, axis=0), *at_shares(scores[shown], scores[~shown])]

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 from fsvit_edge.model.checkpoint import load_network, save_network
-from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.convolutional_stem import (
     COARSE_BLOCKS,
     FINE_STAGES,
@@ -162,17 +159,16 @@ def test_the_hybrid_has_a_token_for_16_pixels_and_loads_strictly() -> None:
 
 
 def test_a_hybrid_is_saved_loaded_and_exported_to_the_same_numbers(
-    tmp_path: Path, randomize: Callable[[nn.Module, int], None]
+    tmp_path: Path, hybrid_network: FewShotNetwork, hybrid_bundle: Path
 ) -> None:
-    network = FewShotNetwork(ModelConfig("hybrid", HYBRID_BACKBONE, 96)).eval()
-    randomize(network.head, 0)
-    save_network(network, tmp_path / "hybrid.safetensors")
+    save_network(hybrid_network, tmp_path / "hybrid.safetensors")
     again = load_network(tmp_path / "hybrid.safetensors")
-    export_bundle(again, tmp_path / "bundle", ExportOptions())
-    images = pixels(96)
+    images = pixels(64)
     with torch.inference_mode():
-        theirs = network.encoder(normalize(images))
-    session = onnxruntime.InferenceSession(tmp_path / "bundle" / "encoder.onnx", providers=["CPUExecutionProvider"])
+        theirs = hybrid_network.encoder(normalize(images))
+        loaded = again.encoder(normalize(images))
+    assert all(torch.equal(one, other) for one, other in zip(theirs, loaded, strict=True))
+    session = onnxruntime.InferenceSession(hybrid_bundle / "encoder.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     ours = dict(zip(names, session.run(None, {"image": images.numpy()}), strict=True))
     for name, wanted in (("class_query", theirs.class_query), ("image_keys", theirs.image_keys)):

@@ -93,7 +93,15 @@ def encoded(parity: Parity) -> EncoderOutput:
     return parity.network.encoder(normalize(parity.pictures("image", 1)))
 
 
-@pytest.fixture(scope="module", params=EPISODES)
+LARGE = pytest.mark.slow(reason="3 or 7 pictures of 2501 tokens; the two other episodes have masks and 2 ways as well")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=LARGE if name in ("mask.2way1shot", "mask.3way2shot") else ()) for name in EPISODES
+    ],
+)
 @torch.inference_mode()
 def named_episode(request: pytest.FixtureRequest, parity: Parity) -> tuple[str, Episode]:
     name, (ways, shots) = request.param, EPISODES[request.param]

@@ -29,7 +29,7 @@ SHIPPED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
 CAT_S = 20.0  # the demo lingers at each photograph for seconds, and comes back to each within so many
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="the page in a browser: Chromium is not installed (apt: chromium)"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: sudo apt install chromium"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # playwright leaves its loop's sockets to the collector
 ]
 
