@@ -118,14 +118,14 @@ def main() -> None:
     recipe = dataclasses.replace(RECIPE, epochs=options.epochs)
     if options.all_classes is not None and not options.all_classes.exists():
         _train(None, options.all_classes, options, recipe, say)
-    training_free = _exported(lambda: _training_free(options.checkpoint), options.work / "training-free")
+    training_free = _exported(lambda: training_free_network(options.checkpoint), options.work / "training-free")
     trained = {fold: _trained(fold, options, recipe, say) for fold in options.folds}
     for ways, shots in SETTINGS:
         for masks in (True, False):
             asked = EvaluationOptions(ways, shots, options.episodes, masks)
             for fold in options.folds:
-                _test(fold, "trained", trained[fold], asked, options, say)
-                _test(fold, "training-free", training_free, asked, options, say)
+                evaluate_fold(fold, "trained", trained[fold], asked, options, say)
+                evaluate_fold(fold, "training-free", training_free, asked, options, say)
     print(f"{platform.processor() or platform.machine()}, torch {version('torch')}, {options.threads} threads")
     print(table([json.loads(path.read_text()) for path in sorted(options.work.glob("fold*.*.json"))]))
 
@@ -230,7 +230,7 @@ def calibrate(
     return SHIFTS[best], 100 * float(miou[best])
 
 
-def _training_free(checkpoint: Path) -> FewShotNetwork:
+def training_free_network(checkpoint: Path) -> FewShotNetwork:
     """Return the checkpoint's encoder and objectness decoder with the head without weights."""
     source = load_network(checkpoint)
     network = FewShotNetwork(dataclasses.replace(source.config, head=PROTOTYPE_HEAD))
@@ -238,7 +238,10 @@ def _training_free(checkpoint: Path) -> FewShotNetwork:
     return network
 
 
-def _test(fold: int, head: str, bundle: Path, asked: EvaluationOptions, options: argparse.Namespace, say: Say) -> None:
+def evaluate_fold(
+    fold: int, head: str, bundle: Path, asked: EvaluationOptions, options: argparse.Namespace, say: Say
+) -> None:
+    """Test a head on the held-out classes of a fold with each kind of outlines; write a JSON file per kind."""
     supports = "masks" if asked.masks else "names"
     with FewShotModel.load(bundle, "onnxruntime", threads=options.threads) as model:
         for outlines in kinds_of(model):
