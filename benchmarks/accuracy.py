@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 from outlines import kinds_of
+from torch import nn
 from torch.utils.data import DataLoader
 
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
@@ -117,14 +118,14 @@ def main() -> None:
     recipe = dataclasses.replace(RECIPE, epochs=options.epochs)
     if options.all_classes is not None and not options.all_classes.exists():
         _train(None, options.all_classes, options, recipe, say)
-    training_free = _exported(lambda: _training_free(options.checkpoint), options.work / "training-free")
+    training_free = _exported(lambda: training_free_network(options.checkpoint), options.work / "training-free")
     trained = {fold: _trained(fold, options, recipe, say) for fold in options.folds}
     for ways, shots in SETTINGS:
         for masks in (True, False):
             asked = EvaluationOptions(ways, shots, options.episodes, masks)
             for fold in options.folds:
-                _test(fold, "trained", trained[fold], asked, options, say)
-                _test(fold, "training-free", training_free, asked, options, say)
+                evaluate_fold(fold, "trained", trained[fold], asked, options, say)
+                evaluate_fold(fold, "training-free", training_free, asked, options, say)
     print(f"{platform.processor() or platform.machine()}, torch {version('torch')}, {options.threads} threads")
     print(table([json.loads(path.read_text()) for path in sorted(options.work.glob("fold*.*.json"))]))
 
@@ -222,11 +223,14 @@ def calibrate(
     wanted = pixels[1].amax(dim=1) > 0
     miou = (pixels[0] / pixels[1].clamp_min(1))[wanted].mean(dim=0)
     best = int(miou.argmax())
-    network.head.decoder2_seg[2].bias[1] += SHIFTS[best]
+    last = network.head.decoder2_seg[2]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    last.bias[1] += SHIFTS[best]
     return SHIFTS[best], 100 * float(miou[best])
 
 
-def _training_free(checkpoint: Path) -> FewShotNetwork:
+def training_free_network(checkpoint: Path) -> FewShotNetwork:
     """Return the checkpoint's encoder and objectness decoder with the head without weights."""
     source = load_network(checkpoint)
     network = FewShotNetwork(dataclasses.replace(source.config, head=PROTOTYPE_HEAD))
@@ -234,7 +238,10 @@ def _training_free(checkpoint: Path) -> FewShotNetwork:
     return network
 
 
-def _test(fold: int, head: str, bundle: Path, asked: EvaluationOptions, options: argparse.Namespace, say: Say) -> None:
+def evaluate_fold(
+    fold: int, head: str, bundle: Path, asked: EvaluationOptions, options: argparse.Namespace, say: Say
+) -> None:
+    """Test a head on the held-out classes of a fold with each kind of outlines; write a JSON file per kind."""
     supports = "masks" if asked.masks else "names"
     with FewShotModel.load(bundle, "onnxruntime", threads=options.threads) as model:
         for outlines in kinds_of(model):

@@ -151,7 +151,7 @@ def _report_camera_rate(model: FewShotModel) -> None:
         usual = [rate() for _ in range(REPEATS)]
         for name in model.classes:
             model.remove(name)
-        covers = []
+        covers: list[float] = []
         for support in demo_supports()[:ways]:
             covers += model.enroll(support.name, [support.image], [support.mask]).mask_cover
         large = [rate() for _ in range(REPEATS)]

@@ -238,9 +238,12 @@ def fake_chain(memory: FakeMemory, links: int) -> tuple[Callable[[], None], Call
     left, right = np.random.default_rng(0).random((2, 16, 16))
     out = np.empty((16, 16))
 
+    def multiply() -> None:
+        np.matmul(left, right, out=out)
+
     def work() -> None:
         for _ in range(links):
-            memory.submit(lambda: np.matmul(left, right, out=out))
+            memory.submit(multiply)
 
     def result() -> Any:
         values = out.copy()

@@ -52,7 +52,7 @@ def constants_on(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
     with (
         patch.object(graphs, "normalize", normalize),
-        patch.object(fast_head._AttentionWeights, "mask_row", property(mask_row)),
+        patch.object(fast_head.AttentionWeights, "mask_row", property(mask_row)),
     ):
         yield
 

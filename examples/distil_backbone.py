@@ -76,8 +76,10 @@ class Teacher(nn.Module):
             (self.stem.fine, self.stem.coarse, *self.stem.late), (fine, coarse, *late), strict=True
         ):
             part.load_state_dict(published.state_dict())
-        self.last = nn.Sequential(trunk.conv_head, trunk.bn2)
-        self.classifier = trunk.classifier
+        self.last = nn.Sequential(trunk.get_submodule("conv_head"), trunk.get_submodule("bn2"))
+        classifier = trunk.get_submodule("classifier")
+        assert isinstance(classifier, nn.Linear)
+        self.classifier = classifier
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,6 +185,7 @@ def fit_projections(teacher: Teacher, pictures: np.ndarray) -> tuple[Tensor, Ten
     )
     project = teacher.stem.project
     projection, shift = half_whitened(seen, STEM_WIDTHS, project.out_channels)
+    assert project.bias is not None
     project.weight.copy_(projection.T[..., None, None])
     project.bias.copy_(shift)
     return half_whitened(features, TEACHER_WIDTHS, project.out_channels)

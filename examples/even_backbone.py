@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -74,11 +75,15 @@ def late_maps_of(encoder: Encoder, photos: list[Path]) -> list[np.ndarray]:
 def batches_of(encoder: Encoder, photos: list[Path]) -> Iterator[torch.Tensor]:
     """Yield batches (B, 3, S, S) of the photographs, normalized for the encoder."""
     for start in range(0, len(photos), _BATCH):
-        pictures = [
-            resize_image(cv2.imread(str(path))[..., ::-1], encoder.image_size)
-            for path in photos[start : start + _BATCH]
-        ]
+        pictures = [resize_image(_read(path), encoder.image_size) for path in photos[start : start + _BATCH]]
         yield normalize(torch.from_numpy(np.stack(pictures)))
+
+
+def _read(path: Path) -> npt.NDArray[np.uint8]:
+    bgr = cv2.imread(str(path))
+    if bgr is None:
+        raise InputError(f"{path} is not a readable picture.")
+    return bgr[..., ::-1].astype(np.uint8)
 
 
 def stem_of(encoder: Encoder) -> ConvolutionalStem:

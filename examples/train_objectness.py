@@ -116,6 +116,7 @@ def change(rng: np.random.Generator, image: np.ndarray, wanted: np.ndarray) -> t
 def encoded(network: FewShotNetwork, images: Tensor) -> list[Tensor]:
     """Return the frozen stem's maps of all pictures, float16."""
     stem = network.encoder.stem
+    assert stem is not None
     parts = []
     for start in range(0, len(images), 16):
         with torch.autocast("cpu", torch.bfloat16):
@@ -136,8 +137,10 @@ def fold(decoder: ObjectnessDecoder) -> None:
     """Fold the batch norms into the convolutions."""
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Sequential) and len(child) == 2 and isinstance(child[1], nn.BatchNorm2d):
-                parent.register_module(name, fuse_conv_bn_eval(child[0].eval(), child[1].eval()))
+            if isinstance(child, nn.Sequential) and len(child) == 2:
+                convolution, norm = child
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    parent.register_module(name, fuse_conv_bn_eval(convolution.eval(), norm.eval()))
 
 
 def loss_of(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -1,23 +1,30 @@
-"""`fsvit-edge bench`: how fast a model runs here."""
+"""`fsvit-edge bench`: measure the speed on this machine."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fsvit_edge.cli.options import EngineOption, PrecisionOption, ThreadsOption
+from fsvit_edge.cli.options import (
+    BundleOption,
+    EngineOption,
+    JsonOption,
+    PrecisionOption,
+    ShotsOption,
+    ThreadsOption,
+    WaysOption,
+)
 
 
 def bench(
-    bundle: Annotated[Path | None, typer.Option(help="Bundle; default: the bundled model.")] = None,
-    ways: Annotated[int, typer.Option(min=1, max=255, help="Number of enrolled classes.")] = 3,
-    shots: Annotated[int, typer.Option(min=1, help="Support pictures per class.")] = 1,
+    bundle: BundleOption = None,
+    ways: WaysOption = 3,
+    shots: ShotsOption = 1,
     frames: Annotated[int, typer.Option(min=1, help="Number of frames to measure, after a warm-up.")] = 30,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
-    growth: Annotated[bool, typer.Option(help="Also measure with 1, 2, 5, 10 and 20 classes.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    growth: Annotated[bool, typer.Option(help="Also measure 1, 2, 5, 10 and 20 classes.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure the speed of each stage, from preprocessing to postprocessing, on 1280 x 720 frames."""
     import json

@@ -28,7 +28,7 @@ def train(
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the backbone, .safetensors or .pth.")] = None,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Download the weights of the backbone from timm's hub.")
+        bool, typer.Option("--pretrained", help="Download the backbone's weights from timm's hub.")
     ] = False,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side of the square input in pixels.")] = None,
     is_new_head: Annotated[

@@ -26,9 +26,9 @@ from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 
-_SUPPORT_CACHE_BYTES = 2**30
+SUPPORT_CACHE_BYTES = 2**30
 """Room for 1,000 supports of a ViT-S/8 at 400 px whose masks cover a third of the picture."""
-_EPISODES_AT_ONCE = 64
+EPISODES_AT_ONCE = 64
 """Episodes of one query that run together; their label maps are in memory at the same time."""
 REPORT_EVERY_S = 5.0
 
@@ -252,7 +252,7 @@ class _Supports:
         support = cache_example(self._model, self._data, index, self._masks)
         self._cached[index] = support
         self._bytes += support.nbytes
-        while self._bytes > _SUPPORT_CACHE_BYTES and len(self._cached) > 1:
+        while self._bytes > SUPPORT_CACHE_BYTES and len(self._cached) > 1:
             _, oldest = self._cached.popitem(last=False)
             self._bytes -= oldest.nbytes
         return support
@@ -307,5 +307,5 @@ def _by_query(episodes: Sequence[Episode]) -> Iterator[tuple[int, list[int]]]:
     for number, episode in enumerate(episodes):
         by_query.setdefault(episode.query, []).append(number)
     for query, numbers in by_query.items():
-        for start in range(0, len(numbers), _EPISODES_AT_ONCE):
-            yield query, numbers[start : start + _EPISODES_AT_ONCE]
+        for start in range(0, len(numbers), EPISODES_AT_ONCE):
+            yield query, numbers[start : start + EPISODES_AT_ONCE]

@@ -20,7 +20,7 @@ CONFIDENCE = 95.0
 """Percentage of the resamples that an interval covers."""
 RESAMPLES = 2000
 RESAMPLING_SEED = 0
-_CELLS_AT_ONCE = 2**22
+CELLS_AT_ONCE = 2**22
 """Maximum number of resamples x episodes in memory at once: 32 MB of weights."""
 
 
@@ -188,7 +188,7 @@ def resamples(size: int, cells: int) -> Iterator[npt.NDArray[np.float64]]:
     """
     rng = np.random.default_rng(RESAMPLING_SEED)
     chances = np.full(size, 1 / size)
-    step = max(1, _CELLS_AT_ONCE // cells)
+    step = max(1, CELLS_AT_ONCE // cells)
     for start in range(0, RESAMPLES, step):
         yield rng.multinomial(size, chances, size=min(step, RESAMPLES - start)).astype(np.float64)
 

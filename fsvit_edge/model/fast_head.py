@@ -103,7 +103,7 @@ def _first_block(block: CorrelationBlock, correlation: Tensor, pooled: Tensor, k
     """Run block 1: correlation (S, C, N, T) and pooled correlation (S, C, 10, N) -> (S, 32, 10, N)."""
     batch, _, num_query, length = correlation.shape
     num_pooled = pooled.shape[2]
-    weights = _AttentionWeights(block.attn)
+    weights = AttentionWeights(block.attn)
     heads = NUM_ATTENTION_HEADS
 
     # h heads with e channels each (8 and 2). The mask of the padding is an extra row e + 1 of the key, multiplied by an
@@ -130,7 +130,7 @@ def _second_block(block: CorrelationBlock, x: Tensor, pooled_mask: Tensor) -> Te
     """
     batch, _, length, num_query = x.shape
     pooled = torch.cat([x[:, :, :1], x[:, :, 1:].mean(dim=2, keepdim=True)], dim=2)  # S, 32, 2, N
-    weights = _AttentionWeights(block.attn)
+    weights = AttentionWeights(block.attn)
     heads = NUM_ATTENTION_HEADS
 
     query = (_matmul(weights.query, pooled) + weights.query_bias).reshape(batch, heads, -1, 2, 1, num_query)
@@ -154,7 +154,7 @@ def _finish(block: CorrelationBlock, out: Tensor, pooled: Tensor) -> Tensor:
     return torch.as_tensor(feed_forward.out_norm(x + _matmul(_matrix(widen), inner)))
 
 
-class _AttentionWeights:
+class AttentionWeights:
     """The q, k, v convolution of a block as (out, in) matrices and (out, 1, 1) biases; the key needs no bias."""
 
     def __init__(self, attention: AttentivePooling) -> None:

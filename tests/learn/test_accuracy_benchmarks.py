@@ -420,7 +420,7 @@ def test_each_kind_of_outlines_that_a_model_can_make_is_a_file_of_its_own(
     for head, model in (("trained", telling(color_model, left=8.0)), ("training-free", color_model.model)):
         answer_with(monkeypatch, model)
         for _ in range(2):
-            accuracy._test(1, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, said.append)
+            accuracy.evaluate_fold(1, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, said.append)
     made = {path.name: json.loads(path.read_text()) for path in (tmp_path / "work").iterdir()}
     trained = {kind: made.pop(f"fold1.trained.1w1s.masks.{kind}.json") for kind in ("sharp", "plain")}
     assert list(made) == ["fold1.training-free.1w1s.masks.plain.json"]
@@ -450,7 +450,7 @@ def test_the_training_free_head_is_judged_at_the_level_that_fits_the_training_cl
     answer_with(monkeypatch, color_model.model)
     for head in ("trained", "training-free"):
         color_model.model.bank.head = replace(color_model.model.bank.head, presence_level=1 - 1e-6)
-        accuracy._test(0, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, lambda _: None)
+        accuracy.evaluate_fold(0, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, lambda _: None)
     trained, free = (
         json.loads((tmp_path / "work" / f"fold0.{head}.1w1s.masks.plain.json").read_text())
         for head in ("trained", "training-free")
@@ -494,7 +494,7 @@ def test_the_training_free_head_has_the_checkpoints_objectness(accuracy: ModuleT
             network.config, network.objectness = replace(network.config, objectness=False), None
         wanted = {} if network.objectness is None else network.objectness.state_dict()
         save_network(network, path)
-        free = accuracy._training_free(path)
+        free = accuracy.training_free_network(path)
         assert free.config.head == "prototype"
         assert free.config.objectness is kept
         assert (free.objectness is not None) is kept

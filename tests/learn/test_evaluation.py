@@ -99,8 +99,8 @@ def test_what_is_remembered_of_supports_is_bounded(
     data = FolderFewShot(make_folder())
     free = evaluate(color_model.model, data, FEW)
     color_model.encoder.runs = 0
-    monkeypatch.setattr(evaluation, "_SUPPORT_CACHE_BYTES", 1)
-    monkeypatch.setattr(evaluation, "_EPISODES_AT_ONCE", 2)
+    monkeypatch.setattr(evaluation, "SUPPORT_CACHE_BYTES", 1)
+    monkeypatch.setattr(evaluation, "EPISODES_AT_ONCE", 2)
     tight = evaluate(color_model.model, data, FEW)
     assert color_model.encoder.runs > 120
     assert tight.scores == free.scores

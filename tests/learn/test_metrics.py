@@ -136,7 +136,7 @@ def test_intervals_are_the_same_every_time_and_narrow_with_more_episodes() -> No
 
 def test_resampling_in_parts_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = score(random_tally(50), NAMES)
-    monkeypatch.setattr(metrics, "_CELLS_AT_ONCE", 50 * 7)
+    monkeypatch.setattr(metrics, "CELLS_AT_ONCE", 50 * 7)
     assert score(random_tally(50), NAMES) == whole
 
 

@@ -168,7 +168,7 @@ def test_figures_and_intervals_are_those_of_a_plain_resampling_loop(monkeypatch:
 def test_resampling_in_parts_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "RESAMPLES", 50)
     whole = score_scenes(by_hand(), NAMES)
-    monkeypatch.setattr(metrics, "_CELLS_AT_ONCE", 12 * 7)
+    monkeypatch.setattr(metrics, "CELLS_AT_ONCE", 12 * 7)
     assert score_scenes(by_hand(), NAMES) == whole
 
 

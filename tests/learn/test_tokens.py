@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,11 +101,11 @@ def test_a_picture_that_was_not_cached_is_named(
         TokenCache(tiny_network, tmp_path / "cache").read(data.examples[0].image)
 
 
-def test_a_full_disk_is_foreseen(
+def test_a_full_disk_is_an_error_before_encoding(
     data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = TokenCache(tiny_network, tmp_path / "cache")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(FsvitEdgeError, match="choose another folder with --cache"):
         cache.fill(data)
     assert not list(cache.folder.glob("*.npy"))
