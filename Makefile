@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check faults soak figures clean
+.PHONY: run test check faults soak figures docs release-check clean
 
 run: .venv/run
 	$(BIN)/fsvit-edge run demo
@@ -31,6 +31,12 @@ soak: .venv/test
 figures: .venv/test
 	$(BIN)/python benchmarks/figures.py
 
+docs: .venv/test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release-check: .venv/test
+	$(BIN)/python tools/release_check.py
+
 .venv/run: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[demo]"
@@ -42,4 +48,4 @@ figures: .venv/test
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache
