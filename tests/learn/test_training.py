@@ -86,7 +86,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_four_pictures_are_learnt_by_heart(tmp_path: Path, run: Run) -> None:
     data = FolderFewShot(write_squares(tmp_path / "four", ["blue", "red"], 2))
-    result = run(data, epochs=40, batch=2, micro_batch=2, class_weight=0.5, learning_rate=2e-3)
+    result = run(data, epochs=70, batch=2, micro_batch=2, class_weight=0.5, learning_rate=2e-3)
     assert result.validation["miou"] > 90
     assert result.validation["exact_ratio"] > 90
 
