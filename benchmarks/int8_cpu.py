@@ -108,7 +108,7 @@ def _report_accuracy(arguments: argparse.Namespace) -> None:
     cpu_attention.INT8_FROM_TOKENS = 0
     graphs["INT8, attention by force"] = _encoder(bundle, "int8", calibration)
     cpu_attention.INT8_FROM_TOKENS = usual
-    print(f"{bundle.manifest.name} on {arguments.data.name}, {options.way}-way 1-shot, {options.episodes} episodes")
+    print(f"{bundle.manifest.name} on {arguments.data.name}, {options.ways}-way 1-shot, {options.episodes} episodes")
     reference: dict[int, np.ndarray] = {}
     scores = None
     for name, graph in graphs.items():

@@ -167,4 +167,6 @@ def test_a_full_disk_keeps_the_old_calibration(
 def test_without_onnx_the_extra_is_named(album: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = terminal.find_spec
     monkeypatch.setattr(terminal, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
-    is_one_error(cli("calib", str(album)), 3, 'needs onnx, not installed here; try: pip install "fsvit-edge[build]"')
+    is_one_error(
+        cli("calib", str(album)), 3, 'needs onnx, which is not installed; try: pip install "fsvit-edge[build]"'
+    )

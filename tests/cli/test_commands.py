@@ -240,7 +240,7 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("build-engine", "--max-drop", "1"), 2, "--max-drop says how much may be lost on a data set; name it with"),
         (("build-engine", "--fp16", "--calib", "album"), 2, "--calib has no effect here"),
         # 3: something is missing on this machine
-        (("build-engine", "--engine", "tensorrt"), 3, "--engine tensorrt needs tensorrt, which is not installed here"),
+        (("build-engine", "--engine", "tensorrt"), 3, "--engine tensorrt needs tensorrt, which is not installed"),
         (("run", "photo.jpg", "--engine", "tensorrt"), 3, "--engine tensorrt needs a GPU, but no NVIDIA driver"),
         (("run", "photo.jpg", "--precision", "fp16"), 3, "--precision fp16 needs a GPU, but no NVIDIA driver"),
         (("bench", "--engine", "tensorrt-rtx"), 3, "--engine tensorrt-rtx needs a GPU, but no NVIDIA driver"),
@@ -893,7 +893,7 @@ def test_an_export_that_misses_its_tolerance_writes_nothing(
         (("--opset", "12"), 2, "The opset must be from 20 to 22, got 12"),
         (("--checkpoint", "none.ckpt"), 4, "none.ckpt does not exist"),
         (("--checkpoint", "notes.txt"), 4, "notes.txt "),
-        (("--checkpoint", "bank.safetensors"), 4, "holds no head: expected tensors named learner.*"),
+        (("--checkpoint", "bank.safetensors"), 4, "contains no head: expected tensors named learner.*"),
         (("--checkpoint", "broken.safetensors"), 4, "is not a readable safetensors file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -917,7 +917,9 @@ def test_weights_with_nan_are_refused(empty_folder: Path, cli: Cli, part: str) -
     shutil.copy(DEFAULT_BUNDLE / "cst-nano.json", empty_folder / "nan.json")
     before = contents(empty_folder)
     result = cli("export", "--checkpoint", "nan.safetensors", "--no-verify")
-    is_failed_export(result, 4, f"tensor {name.partition('.')[2]!r} holds NaN or infinite values; the file is damaged")
+    is_failed_export(
+        result, 4, f"tensor {name.partition('.')[2]!r} contains NaN or infinite values; the file is damaged"
+    )
     assert contents(empty_folder) == before
 
 

@@ -60,7 +60,7 @@ def bundle(network: FewShotNetwork, tiny_bundle: Path, tmp_path_factory: pytest.
     ("arguments", "message"),
     [
         (("--head", "linear"), "Head 'linear' is unknown; choose one of: cst, prototype"),
-        (("--head", "prototype", "--pretrained"), "Name the backbone to fetch with --backbone"),
+        (("--head", "prototype", "--pretrained"), "Give the name of the backbone to download with --backbone"),
         (("--head", "cst", "--pretrained"), "A backbone alone has no head"),
     ],
 )

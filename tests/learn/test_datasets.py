@@ -144,7 +144,7 @@ def test_a_mask_of_another_size_or_kind_is_refused(tmp_path: Path, pascal_lists:
     with pytest.raises(InputError, match=r"is 8x6 pixels, but its picture .* is 8x5"):
         data.read_mask(0)
     save_gray(np.zeros((5, 8, 3)), example.mask)
-    with pytest.raises(InputError, match="mode RGB; expected numbers of classes"):
+    with pytest.raises(InputError, match="has mode RGB, expected class numbers"):
         data.read_mask(0)
     example.mask.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"2007_000001\.png cannot be read"):
@@ -173,13 +173,13 @@ def test_missing_and_damaged_lists_are_refused(tmp_path: Path, pascal_lists: Pat
 
 def test_unknown_folds_classes_and_benchmarks_are_refused(tmp_path: Path, pascal_lists: Path, coco_lists: Path) -> None:
     for data in (PascalFewShot, CocoFewShot):
-        with pytest.raises(InputError, match="no fold 4; choose 0 to 3"):
+        with pytest.raises(InputError, match="Fold 4 does not exist; choose 0 to 3"):
             data(tmp_path, pascal_lists, 4, "test")
-    with pytest.raises(InputError, match=r"no class 7 in this selection; it has: 0 \(aeroplane\)"):
+    with pytest.raises(InputError, match=r"Unknown class 7; choose one of: 0 \(aeroplane\)"):
         PascalFewShot(tmp_path, pascal_lists, 0, "test").of_class(7)
-    with pytest.raises(InputError, match="no benchmark 'voc'"):
+    with pytest.raises(InputError, match="Unknown benchmark 'voc'"):
         open_data("voc", tmp_path, coco_lists, 0, "test")
-    with pytest.raises(InputError, match="needs the lists of its folds"):
+    with pytest.raises(InputError, match="needs its picture lists"):
         open_data("coco", tmp_path, None, 0, "test")
 
 

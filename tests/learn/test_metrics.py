@@ -56,7 +56,7 @@ def tally() -> Tally:
     return Tally(
         ways=np.array([[3, 1], [1, 3], [1, 7]]),
         shown=np.array([[True, False], [False, True], [True, False]]),
-        judged=np.array([[True, False], [False, False], [True, True]]),
+        predicted=np.array([[True, False], [False, False], [True, True]]),
         intersections=np.array([[6, 0], [0, 3], [5, 0]]),
         unions=np.array([[8, 2], [0, 12], [8, 0]]),
     )
@@ -89,7 +89,7 @@ def test_a_class_never_asked_for_has_no_figures() -> None:
 def test_without_any_mask_there_is_no_miou() -> None:
     nothing = np.zeros((3, 2), np.int64)
     full = tally()
-    scores = score(Tally(full.ways, full.shown, full.judged, nothing, nothing), NAMES)
+    scores = score(Tally(full.ways, full.shown, full.predicted, nothing, nothing), NAMES)
     assert scores.miou is None
     assert scores.exact_ratio.value == pytest.approx(100 / 3)
 
@@ -111,7 +111,7 @@ def test_intervals_are_those_of_a_plain_resampling_loop() -> None:
     for _ in range(1500):
         rows = rng.integers(0, 60, 60)
         part = Tally(*(getattr(full, field)[rows] for field in vars(full)))
-        exact = 100 * (part.shown == part.judged).all(axis=1).mean()
+        exact = 100 * (part.shown == part.predicted).all(axis=1).mean()
         ious = [
             100 * part.intersections[part.ways == label].sum() / part.unions[part.ways == label].sum()
             for label in NAMES

@@ -200,7 +200,7 @@ def test_each_picture_is_encoded_once_and_judged_by_all_classes_in_one_run(
     color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder())
-    evaluate_scenes(color_model.model, data, SceneOptions(shot=2))
+    evaluate_scenes(color_model.model, data, SceneOptions(shots=2))
     assert color_model.encoder.runs == len(data.examples)
     assert color_model.head.runs == 4 + 4 * 6  # second supports, which the first judge, and pictures
 
@@ -214,7 +214,7 @@ def test_supports_are_the_first_pictures_and_the_judged_ones_lie_evenly(
     monkeypatch.setattr(
         data, "read_image", lambda index: read.append(data.examples[index].photograph) or plain_read(index)
     )
-    result = evaluate_scenes(color_model.model, data, SceneOptions(shot=2, per_class=3))
+    result = evaluate_scenes(color_model.model, data, SceneOptions(shots=2, per_class=3))
     assert result.pictures == 12
     assert read[:2] == ["blue/0", "blue/1"]
     assert [name for name in read[8:] if name.startswith("red")] == ["red/2", "red/4", "red/6"]
@@ -222,7 +222,7 @@ def test_supports_are_the_first_pictures_and_the_judged_ones_lie_evenly(
 
 def test_the_levels_in_use_are_those_of_the_supports(color_model: ColorModel, make_folder: MakeFolder) -> None:
     data = FolderFewShot(make_folder())
-    result = evaluate_scenes(color_model.model, data, SceneOptions(shot=3))
+    result = evaluate_scenes(color_model.model, data, SceneOptions(shots=3))
     expected = level_of_supports(0.5, [None, 0.9, 0.9])  # what the fake head says of its own color
     assert [one.level for one in result.scores.classes] == pytest.approx([expected] * 4)
 
@@ -247,7 +247,7 @@ def test_the_models_own_classes_and_level_stay(color_model: ColorModel, make_fol
     picture = np.full((30, 30, 3), 200, np.uint8)
     color_model.model.enroll("mine", [picture])
     before = color_model.model.predict(picture)
-    evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions(shot=2, per_class=1))
+    evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions(shots=2, per_class=1))
     assert color_model.model.classes == ("mine",)
     assert np.array_equal(color_model.model.predict(picture).scores, before.scores)
 
@@ -255,22 +255,22 @@ def test_the_models_own_classes_and_level_stay(color_model: ColorModel, make_fol
 @pytest.mark.parametrize(
     ("options", "classes", "text"),
     [
-        (SceneOptions(shot=8), None, "Class 'blue' has 8 pictures, too few for 8 as supports and one to judge"),
-        (SceneOptions(), ["blue"], "give at least 2 classes"),
+        (SceneOptions(shots=8), None, "Class 'blue' has 8 pictures, too few for 8 supports and a scene"),
+        (SceneOptions(), ["blue"], "Scenes need at least 2 classes"),
     ],
 )
-def test_what_cannot_be_asked_is_an_error(
+def test_impossible_scenes_are_an_error(
     color_model: ColorModel, make_folder: MakeFolder, options: SceneOptions, classes: list[str] | None, text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
         evaluate_scenes(color_model.model, FolderFewShot(make_folder(), classes), options)
 
 
-def test_supports_without_masks_are_an_error_where_masks_are_asked_for(
+def test_supports_without_masks_are_an_error_if_masks_are_needed(
     color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder(masks=False), needs_masks=False)
-    with pytest.raises(InputError, match=r"has no mask; evaluate with --supports names"):
+    with pytest.raises(InputError, match=r"has no mask; add one, or evaluate with --supports names"):
         evaluate_scenes(color_model.model, data, SceneOptions())
     assert value(evaluate_scenes(color_model.model, data, SceneOptions(masks=False)).scores.area) == 100
 
@@ -291,11 +291,11 @@ def test_limits_that_are_kept_pass(good: SceneResult) -> None:
 def test_a_model_that_sees_everything_everywhere_fails_the_gate_of_false_alarms(
     color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
-    color_model.model.set_level_for_all(0.05)  # below the 0.1 that the fake head says of what it does not see
+    color_model.model.set_level_for_all(0.05)  # below the score 0.1 that the fake head gives to an absent class
     bad = evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
     with pytest.raises(AccuracyGateError) as failed:
         SceneGates(max_false_alarms=5).check(bad)
-    assert str(failed.value) == "The accuracy gate failed: false alarms 100.00 %, at most 5.00 % wanted."
+    assert str(failed.value) == "The accuracy gate failed: false alarms are 100.00 %, expected at most 5.00 %."
     SceneGates(min_hits=100).check(bad)
 
 
@@ -303,13 +303,13 @@ def test_a_model_that_sees_nothing_fails_the_gate_of_hits(color_model: ColorMode
     color_model.model.set_level_for_all(0.95)
     blind = evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
     SceneGates(max_false_alarms=0).check(blind)
-    with pytest.raises(AccuracyGateError, match=r"failed: hits 0\.00 %, at least 50\.00 % wanted\.$"):
+    with pytest.raises(AccuracyGateError, match=r"failed: hits are 0\.00 %, expected at least 50\.00 %\.$"):
         SceneGates(max_false_alarms=0, min_hits=50).check(blind)
-    with pytest.raises(AccuracyGateError, match=r"false alarms .*; hits"):
+    with pytest.raises(AccuracyGateError, match=r"false alarms are .*; hits are"):
         SceneGates(max_false_alarms=-1, min_hits=50).check(blind)
 
 
-def test_what_was_not_measured_passes_no_gate(good: SceneResult) -> None:
+def test_an_unmeasured_score_fails_every_gate(good: SceneResult) -> None:
     unknown = replace(good, scores=replace(good.scores, hits=None, false_alarms=None))
     for gates in (SceneGates(max_false_alarms=100), SceneGates(min_hits=0)):
         with pytest.raises(AccuracyGateError, match="not measured"):

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
 from fsvit_edge.learn.datasets import FolderFewShot
-from fsvit_edge.learn.sharp_outlines import enlarged, sharpened, thing_of_name, weight_of_support
+from fsvit_edge.learn.episode_module import EpisodeModule
+from fsvit_edge.learn.sharp_outlines import resized_objectness, sharpened, thing_of_name, weight_of_support
 from fsvit_edge.learn.tokens import TokenCache
-from fsvit_edge.learn.training import EpisodeModule, new_head
+from fsvit_edge.learn.training import new_head
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime import outlines, support_masks
 from fsvit_edge.runtime.errors import ArtifactError
@@ -152,4 +153,4 @@ def test_sharp_outlines_leave_out_what_is_absent(data: FolderFewShot, telling: F
         for presence, marked in (((0.0, 1.0), True), ((1.0, 0.0), False)):
             found = module.outlined(answer._replace(presence=torch.tensor([presence])), asked).argmax(dim=1)
             assert bool(found.any()) is marked
-    assert enlarged(batch.query_objectness.float(), 64).shape == (1, 64, 64)
+    assert resized_objectness(batch.query_objectness.float(), 64).shape == (1, 64, 64)

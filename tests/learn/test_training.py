@@ -84,7 +84,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_four_pictures_are_learnt_by_heart(tmp_path: Path, run: Run) -> None:
+def test_four_pictures_can_be_overfitted(tmp_path: Path, run: Run) -> None:
     data = FolderFewShot(write_squares(tmp_path / "four", ["blue", "red"], 2))
     result = run(data, epochs=70, batch=2, micro_batch=2, class_weight=0.5, learning_rate=2e-3)
     assert result.validation["miou"] > 90
@@ -240,7 +240,7 @@ def test_a_killed_training_resumes_to_the_same_weights(
     assert same(whole, resumed)
 
 
-def test_every_epoch_is_checkpointed_though_none_is_better(tmp_path: Path, squares: Path, run: Run) -> None:
+def test_every_epoch_is_checkpointed_even_if_none_is_better(tmp_path: Path, squares: Path, run: Run) -> None:
     run(FolderFewShot(squares), epochs=3, learning_rate=0.0)
     epochs = {
         name: torch.load(tmp_path / "workspace" / f"{name}.ckpt", map_location="cpu", weights_only=True)["epoch"]
@@ -262,26 +262,36 @@ def test_a_step_of_many_ways_teaches_presence_and_masks(
     assert not torch.equal(before["decoder1_seg.0.weight"], after["decoder1_seg.0.weight"])
 
 
-def test_an_unfinished_training_is_not_overwritten_and_another_one_not_resumed(squares: Path, run: Run) -> None:
+def test_an_unfinished_training_is_neither_overwritten_nor_resumed_with_other_options(squares: Path, run: Run) -> None:
     data = FolderFewShot(squares)
     run(data)
-    with pytest.raises(InputError, match="go on with --resume"):
+    with pytest.raises(InputError, match="continue it with --resume"):
         run(data)
-    with pytest.raises(InputError, match=r"another learning_rate: 0\.001, now 0\.5"):
+    with pytest.raises(InputError, match=r"a training with learning_rate 0\.001, but now it is 0\.5"):
         run(data, resume=True, learning_rate=0.5)
 
 
+def test_a_training_of_version_0_1_can_be_resumed(tmp_path: Path, squares: Path, run: Run) -> None:
+    run(FolderFewShot(squares))
+    last = tmp_path / "workspace" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    identity = checkpoint["identity"]
+    identity["nameless"], identity["precision"] = identity.pop("mask_dropout"), identity.pop("trainer_precision")
+    torch.save(checkpoint, last)
+    assert run(FolderFewShot(squares), resume=True).epochs == 1
+
+
 def test_early_stopping_keeps_the_best_head(squares: Path, run: Run) -> None:
-    # A learning rate of 0 never improves, so the second epoch without a better figure is the last.
+    # A learning rate of 0 never improves, so the second epoch without an improvement is the last.
     assert run(FolderFewShot(squares), epochs=9, patience=1, learning_rate=0.0).epochs == 2
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"batch": 12, "micro_batch": 5}, "must be a multiple of the micro-batch, 5"),
-        ({"mask_fraction": 1.5}, "mask_fraction must lie between 0 and 1"),
-        ({"nameless": -0.1}, "nameless must be from 0 to 1"),
+        ({"batch": 12, "micro_batch": 5}, r"must be a multiple of the micro-batch \(5\)"),
+        ({"mask_fraction": 1.5}, "mask_fraction must be between 0 and 1"),
+        ({"mask_dropout": -0.1}, "mask_dropout must be from 0 to 1"),
         ({"same_picture": 0.5}, "set views to 2 or more"),
     ],
 )
@@ -291,7 +301,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, float], sente
 
 
 def test_an_unknown_supervision_is_refused() -> None:
-    with pytest.raises(InputError, match="must be mask, image, mixed, got 'boxes'"):
+    with pytest.raises(InputError, match="must be one of mask, image, mixed; got 'boxes'"):
         check_supervision("boxes")
 
 

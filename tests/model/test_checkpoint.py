@@ -138,7 +138,7 @@ def test_a_head_alone_gets_the_pretrained_backbone(tmp_path: Path, shallow: Stat
     loaded = load_network(path, backbone="vit_small_patch16_224.dino", image_size=96)
     assert (loaded.encoder.vit.norm.bias == 7.0).all()
     assert torch.equal(loaded.head.linear[0].weight, shallow["learner.linear.0.weight"])
-    with pytest.raises(InputError, match="holds the head alone; name its backbone with --backbone"):
+    with pytest.raises(InputError, match="contains only the head; give the name of its backbone with --backbone"):
         load_network(path)
 
 
@@ -247,7 +247,9 @@ def test_a_file_with_foreign_objects_is_refused_and_nothing_in_it_runs(
         content["state_dict"] = {**state, "learner.extra": kind(canary)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
 
-    with pytest.raises(ArtifactError, match=r"evil\.ckpt holds Python objects besides tensors.*was refused") as caught:
+    with pytest.raises(
+        ArtifactError, match=r"evil\.ckpt contains Python objects besides tensors.*was refused"
+    ) as caught:
         load_network(path, backbone=NANO_BACKBONE)
     assert "\n" not in str(caught.value)
     assert not canary.exists()
@@ -286,10 +288,13 @@ def with_one_bad_value(value: float) -> Callable[[Tensor], Tensor]:
 
 
 DAMAGES = [
-    (without("learner.linear.0.weight"), r"head weights lack 1 tensors, first 'linear\.0\.weight'"),
-    (without("backbone.cls_token"), "backbone weights lack 1 tensors, first 'cls_token'"),
-    (added("learner.linear.9.weight"), r"head weights hold 1 unknown tensors, first 'linear\.9\.weight'"),
-    (added("backbone.blocks.6.ls1.gamma"), r"backbone weights hold 1 unknown tensors, first 'blocks\.6\.ls1\.gamma'"),
+    (without("learner.linear.0.weight"), r"head weights lack 1 tensors, for example 'linear\.0\.weight'"),
+    (without("backbone.cls_token"), "backbone weights lack 1 tensors, for example 'cls_token'"),
+    (added("learner.linear.9.weight"), r"head weights contain 1 unknown tensors, for example 'linear\.9\.weight'"),
+    (
+        added("backbone.blocks.6.ls1.gamma"),
+        r"backbone weights contain 1 unknown tensors, for example 'blocks\.6\.ls1\.gamma'",
+    ),
     (
         changed("learner.decoder2_cls.2.bias", lambda tensor: tensor[:1]),
         r"head tensor 'decoder2_cls\.2\.bias' has shape \(1,\), expected \(2,\)",
@@ -300,18 +305,18 @@ DAMAGES = [
     ),
     (
         changed("learner.linear.0.weight", with_one_bad_value(float("nan"))),
-        r"head tensor 'linear\.0\.weight' holds NaN or infinite",
+        r"head tensor 'linear\.0\.weight' contains NaN or infinite",
     ),
     (
         changed("backbone.norm.weight", with_one_bad_value(float("inf"))),
-        r"backbone tensor 'norm\.weight' holds NaN or infinite",
+        r"backbone tensor 'norm\.weight' contains NaN or infinite",
     ),
     (
         lambda state: only(state, "backbone."),
-        r"holds no head: expected tensors named learner\.\*, got backbone\.blocks",
+        r"contains no head: expected tensors named learner\.\*, got backbone\.blocks",
     ),
-    (lambda state: only(state, "learner."), "holds no backbone weights; give them with --weights FILE"),
-    (lambda _: {"weight": torch.zeros(2)}, r"holds no head: expected tensors named learner\.\*, got weight"),
+    (lambda state: only(state, "learner."), "contains no backbone weights; give them with --weights FILE"),
+    (lambda _: {"weight": torch.zeros(2)}, r"contains no head: expected tensors named learner\.\*, got weight"),
 ]
 
 
@@ -383,7 +388,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
 def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: object) -> None:
     path = tmp_path / "odd.ckpt"
     torch.save(content, path)
-    with pytest.raises(ArtifactError, match="holds no table of tensors"):
+    with pytest.raises(ArtifactError, match="contains no state_dict"):
         load_network(path, backbone=NANO_BACKBONE)
 
 
@@ -395,12 +400,12 @@ def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: o
         pytest.param("\xff", "is not a readable JSON file", id="not UTF-8"),
         pytest.param(
             "[]",
-            r"must hold the fields name, backbone, .*, head, objectness, presence_level, support_crop; got list",
+            r"must have the fields name, backbone, .*, head, objectness, presence_level, support_crop; got list",
             id="a list",
         ),
-        pytest.param('{"name": "a"}', r"must hold the fields .*; got \['name'\]", id="incomplete"),
+        pytest.param('{"name": "a"}', r"must have the fields .*; got \['name'\]", id="incomplete"),
         pytest.param(
-            '{"name": "a", "backbone": "b", "image_size": 48, "x": 1}', "must hold the fields", id="unknown field"
+            '{"name": "a", "backbone": "b", "image_size": 48, "x": 1}', "must have the fields", id="unknown field"
         ),
         pytest.param(
             '{"name": "a", "backbone": "b", "image_size": "48"}',

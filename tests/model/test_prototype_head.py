@@ -265,9 +265,9 @@ def test_an_unknown_head_is_refused(tmp_path: Path, kind: object, message: str) 
 @pytest.mark.parametrize(
     ("level", "message"),
     [
-        (0.0, "must lie between 0 and 1, got 0"),
-        (1.5, "must lie between 0 and 1, got 1.5"),
-        (float("nan"), "must lie between 0 and 1, got nan"),
+        (0.0, "must be between 0 and 1, got 0"),
+        (1.5, "must be between 0 and 1, got 1.5"),
+        (float("nan"), "must be between 0 and 1, got nan"),
         ("high", "presence_level must be float"),
     ],
 )
@@ -304,7 +304,7 @@ def test_a_network_with_prototypes_is_saved_without_a_head_and_loaded(tmp_path: 
     assert again.prototype_head is not None
     for name, tensor in network.encoder.state_dict().items():
         assert torch.equal(again.encoder.state_dict()[name], tensor)
-    with pytest.raises(ArtifactError, match="holds no head"):
+    with pytest.raises(ArtifactError, match="contains no head"):
         load_network(path, head="cst")
     with pytest.raises(InputError, match="prototype head, which has no weights to learn"):
         _ = again.head
@@ -318,7 +318,7 @@ def test_a_backbone_alone_is_enough(tmp_path: Path) -> None:
     built = build_network(None, path, False, None, "mine", "prototype")
     assert built.config == ModelConfig("mine", "vit_small_patch14_dinov2.lvd142m", 392, head="prototype")
     assert torch.equal(built.encoder.vit.norm.weight, state["norm.weight"])
-    with pytest.raises(InputError, match="Name the backbone to fetch with --backbone"):
+    with pytest.raises(InputError, match="Give the name of the backbone to download with --backbone"):
         build_network(None, None, True, None, "mine", "prototype")
 
 
