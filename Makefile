@@ -5,7 +5,7 @@ BIN := .venv/bin
 # worksteal keeps neighboring tests on one worker, so most fixtures of a module are made once, and evens out the end.
 PARALLEL := --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: run test test-all check lint faults soak figures clean
+.PHONY: run test test-all check lint faults soak figures docs release-check clean
 
 run: .venv/run
 	$(BIN)/fsvit-edge run demo
@@ -40,6 +40,12 @@ soak: .venv/test
 figures: .venv/test
 	$(BIN)/python benchmarks/figures.py
 
+docs: .venv/test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release-check: .venv/test
+	$(BIN)/python tools/release_check.py
+
 .venv/run: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[demo]"
@@ -51,4 +57,4 @@ figures: .venv/test
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache

@@ -26,7 +26,7 @@ def bench(
     growth: Annotated[bool, typer.Option(help="Also measure 1, 2, 5, 10 and 20 classes.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure encoder, head, pre- and post-processing on 1280 x 720 frames, in milliseconds."""
+    """Measure the speed of each stage, from preprocessing to postprocessing, on 1280 x 720 frames."""
     import json
 
     from fsvit_edge.cli.terminal import open_model, print_table

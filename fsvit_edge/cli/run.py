@@ -36,7 +36,7 @@ def run(
         list[str] | None,
         typer.Option(
             help="Where results go: DIR/ (pictures), out.mp4 (video), out.jsonl or - (JSON lines), mqtt://HOST/TOPIC, "
-            "or the page: http://127.0.0.1:8080. Repeatable."
+            "or the page: http://127.0.0.1:8080. May be repeated."
         ),
     ] = None,
     bank: Annotated[
@@ -55,8 +55,8 @@ def run(
     fps: Annotated[
         float | None, typer.Option(help="Frames per second of a camera, or of a file with --realtime.")
     ] = None,
-    flip: Annotated[str, typer.Option(help="none, horizontal, vertical, or both (180 degrees).")] = "none",
-    loop: Annotated[bool, typer.Option("--loop", help="Start a file again at its end.")] = False,
+    flip: Annotated[str, typer.Option(help="Flip frames: none, horizontal, vertical, or both (180 degrees).")] = "none",
+    loop: Annotated[bool, typer.Option("--loop", help="Restart a file at its end.")] = False,
     realtime: Annotated[
         bool,
         typer.Option("--realtime", help="Play a file at its own speed like a camera; late frames are dropped."),
@@ -74,7 +74,7 @@ def run(
         str | None, typer.Option(help="Access token for the page; default: random, if others can reach the page.")
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Host name under which browsers may open the page. Repeatable.")
+        list[str] | None, typer.Option(help="Host name under which browsers may open the page. May be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:

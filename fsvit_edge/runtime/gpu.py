@@ -39,6 +39,11 @@ class Gpu:
     memory_bytes: int
     driver: str
 
+    @property
+    def architecture(self) -> str:
+        """NVIDIA's name of the kind of GPU: "sm89" for compute capability 8.9."""
+        return "sm{}{}".format(*self.compute_capability)
+
 
 def find_gpu() -> Gpu | None:
     """Return the first GPU, or None where there is no driver or no GPU; then `gpu_missing_reason` says why."""

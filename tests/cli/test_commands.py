@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -436,13 +437,19 @@ def test_the_commands_are_known() -> None:
     ]
 
 
+def time_of_processes_s() -> float:
+    """CPU time of the processes that have ended, which other tests beside this one lengthen little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("path", commands(), ids=lambda path: " ".join(path) or "fsvit-edge")
 def test_help_is_fast_and_mentions_every_option(path: tuple[str, ...], tmp_path: Path) -> None:
     limit_s = 0.6  # 0.3 s on an idle machine
     for _ in range(3):
-        started = time.monotonic()
+        before_s = time_of_processes_s()
         result = spawn(*path, "--help", cwd=tmp_path)
-        took_s = time.monotonic() - started
+        took_s = time_of_processes_s() - before_s
         assert (result.code, result.err) == (0, "")
         if took_s < limit_s:
             break

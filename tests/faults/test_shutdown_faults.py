@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -180,7 +180,7 @@ def test_without_our_signal_handlers_a_hung_model_blocks_the_stop(start_run: Sta
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("needs a small disk, which only root can mount")
     folder = tmp_path / "small"
@@ -188,24 +188,22 @@ def small_disk(tmp_path: Path) -> Path:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False)
     if mounted.returncode != 0:
         pytest.skip("needs a small disk, but mounting is not allowed here")
-    return folder
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_a_full_disk_ends_its_sink_with_one_message_and_the_run_continues(start_run: Start, small_disk: Path) -> None:
-    try:
-        run = start_run(
-            "demo", "--realtime", "--loop", "--max-frames", "100000", "--sink", "small/full.jsonl",
-            "--sink", "out.jsonl", "--health", "health.json", "--threads", "1",
-        )  # fmt: skip
-        run.wait_for(lambda: "has stopped, the run continues" in run.said())
-        so_far = len(run.lines())
-        run.wait_for(lambda: len(run.lines()) > so_far + 10)
-        run.wait_for(lambda: "No space left" in (run.folder / "health.json").read_text())
-        health = json.loads((run.folder / "health.json").read_text())
-        run.end()
-        lines = [json.loads(line) for line in (small_disk / "full.jsonl").read_bytes().splitlines()]
-    finally:
-        subprocess.run(["umount", small_disk], check=True)
+    run = start_run(
+        "demo", "--realtime", "--loop", "--max-frames", "100000", "--sink", "small/full.jsonl",
+        "--sink", "out.jsonl", "--health", "health.json", "--threads", "1",
+    )  # fmt: skip
+    run.wait_for(lambda: "has stopped, the run continues" in run.said())
+    so_far = len(run.lines())
+    run.wait_for(lambda: len(run.lines()) > so_far + 10)
+    run.wait_for(lambda: "No space left" in (run.folder / "health.json").read_text())
+    health = json.loads((run.folder / "health.json").read_text())
+    run.end()
+    lines = [json.loads(line) for line in (small_disk / "full.jsonl").read_bytes().splitlines()]
     assert run.said().count("has stopped, the run continues") == 1
     assert [bool(sink["failure"]) for sink in health["sinks"]] == [True, False]
     assert len(lines) > 20

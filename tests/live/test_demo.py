@@ -24,8 +24,8 @@ pytest.importorskip("skimage")
 @pytest.fixture
 def fresh() -> Iterator[None]:
     def forget() -> None:
-        demo._strip.cache_clear()
-        demo._photograph.cache_clear()
+        demo.photo_strip.cache_clear()
+        demo.photograph.cache_clear()
 
     forget()
     yield
@@ -41,7 +41,7 @@ def corners(matrix: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 @pytest.mark.usefixtures("fresh")
 def test_the_same_number_gives_the_same_frame() -> None:
     first = [demo_frame(index) for index in (0, 100, 333)]
-    demo._strip.cache_clear()
+    demo.photo_strip.cache_clear()
     assert all(np.array_equal(demo_frame(index), frame) for index, frame in zip((0, 100, 333), first, strict=True))
 
 
@@ -57,7 +57,7 @@ def test_frames_and_truth_have_the_documented_shape() -> None:
 
 
 def test_the_camera_moves_without_a_jump_even_into_the_next_round() -> None:
-    strip = demo._strip()
+    strip = demo.photo_strip()
     centers = np.array([corners(matrix, DEMO_SIZE_HW).mean(axis=0) for matrix in (*strip.path, strip.path[0])])
     steps = np.diff(centers, axis=0)
     width = strip.rgb.shape[1]
@@ -69,14 +69,16 @@ def test_the_camera_moves_without_a_jump_even_into_the_next_round() -> None:
 
 
 def test_the_camera_never_looks_past_the_photographs() -> None:
-    strip = demo._strip()
+    strip = demo.photo_strip()
     rows = np.array([corners(matrix, DEMO_SIZE_HW)[:, 1] for matrix in strip.path])
     assert rows.min() >= 0
     assert rows.max() <= strip.rgb.shape[0] - 1
-    for wanted in demo._SUPPORT_VIEWS:
+    for wanted in demo.SUPPORT_VIEWS:
         view, (height, width) = wanted.view, wanted.size_hw
-        seen = corners(demo._camera(view.x, view.y, view.width / width, view.angle, (height, width)), (height, width))
-        photo = demo._photograph(wanted.photo or demo._OUTLINES[wanted.name][0])
+        seen = corners(
+            demo.camera_map(view.x, view.y, view.width / width, view.angle, (height, width)), (height, width)
+        )
+        photo = demo.photograph(wanted.photo or demo.OUTLINES[wanted.name][0])
         assert (seen >= 0).all(), wanted.name
         assert (seen <= (photo.shape[1] - 1, photo.shape[0] - 1)).all(), wanted.name
 
@@ -97,8 +99,8 @@ def test_the_outlines_fit_the_objects() -> None:
         "astronaut": lambda rgb: (rgb[..., 0] > 180) & (rgb[..., 2] < 90),
         "rocket": lambda rgb: (rgb.min(axis=2) > 110) & (np.indices(rgb.shape[:2])[0] < 330),
     }.items():
-        rgb = demo._photograph(demo._OUTLINES[name][0]).astype(int)
-        inside = demo._outline_mask(name, rgb.shape[:2], scale=1.0) > 0
+        rgb = demo.photograph(demo.OUTLINES[name][0]).astype(int)
+        inside = demo.outline_mask(name, rgb.shape[:2], scale=1.0) > 0
         found = photo_says(rgb)
         assert found[inside].mean() > 8 * found[~inside].mean(), name
 
@@ -149,6 +151,6 @@ def test_a_missing_scikit_image_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.usefixtures("fresh")
 def test_a_missing_photograph_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_TOUR", (demo._Stop("gone.png", 1.0, demo._View(0, 0, 1), demo._View(0, 0, 1)),))
+    monkeypatch.setattr(demo, "TOUR", (demo.Stop("gone.png", 1.0, demo.View(0, 0, 1), demo.View(0, 0, 1)),))
     with pytest.raises(EnvironmentLacksError, match=r"needs the photograph gone\.png, .* reinstall it with"):
         demo_length()

@@ -115,8 +115,8 @@ def test_the_demo_is_a_source_without_end() -> None:
 
 
 def test_the_demo_without_scikit_image_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    demo._strip.cache_clear()
-    demo._photograph.cache_clear()
+    demo.photo_strip.cache_clear()
+    demo.photograph.cache_clear()
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(EnvironmentLacksError, match="The demo needs scikit-image"):
         open_source("demo")

@@ -47,11 +47,11 @@ def names(folder: Path) -> list[str]:
         ("onnxruntime", "x86_64", "encoder.x86_64.ort10.3.0.fp16.onnx"),
     ],
 )
-def test_a_name_says_what_is_inside(backend: str, made_for: Any, name: str) -> None:
+def test_the_file_name_states_the_content(backend: str, made_for: Any, name: str) -> None:
     assert engine_name("encoder", backend, "10.3.0", "fp16", made_for) == name
 
 
-def test_engines_lie_beside_the_graphs_but_those_of_the_shipped_model_in_the_users_cache(
+def test_engines_are_beside_the_graphs_or_in_the_cache_for_the_bundled_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert engine_folder(tmp_path, MANIFEST) == tmp_path
@@ -63,7 +63,7 @@ def test_engines_lie_beside_the_graphs_but_those_of_the_shipped_model_in_the_use
     assert engine_folder(link, MANIFEST) == shipped
 
 
-def test_in_the_cache_only_the_user_may_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_user_may_enter_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_engine(engine_folder(DEFAULT_BUNDLE, MANIFEST), record(), DATA)
     for folder in (path.parent, path.parent.parent):
@@ -72,7 +72,7 @@ def test_in_the_cache_only_the_user_may_enter(tmp_path: Path, monkeypatch: pytes
     assert stat.S_IMODE(beside.parent.stat().st_mode) & 0o055  # like any folder
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_a_written_engine_is_read_back(tmp_path: Path) -> None:
     before = record("head", "tensorrt", "fp16")
     path = write_engine(tmp_path, before, DATA)
     digest = hashlib.sha256(DATA).hexdigest()
@@ -84,7 +84,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert path.read_bytes() == DATA  # trtexec loads it as it is
 
 
-def test_a_rebuilt_engine_takes_the_place_of_the_old_one_and_of_no_other(tmp_path: Path) -> None:
+def test_a_rebuilt_engine_replaces_only_the_old_one(tmp_path: Path) -> None:
     other = write_engine(tmp_path, record(precision="fp32"), DATA)
     head = write_engine(tmp_path, record("head"), DATA)
     write_engine(tmp_path, record(), DATA)
@@ -124,11 +124,13 @@ def test_a_sidecar_without_a_field_is_refused(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        pytest.param(lambda path: sidecar_of(path).unlink(), "does not exist, so nothing says what", id="no sidecar"),
+        pytest.param(
+            lambda path: sidecar_of(path).unlink(), "does not exist, so the engine is unknown", id="no sidecar"
+        ),
         pytest.param(text(b""), "is not readable JSON", id="empty"),
         pytest.param(text(b'{"format_version": 1'), "is not readable JSON", id="cut short"),
         pytest.param(
-            put(format_version=2), "has format version 2, this fsvit-edge reads 1; build the engine again", id="2"
+            put(format_version=2), "has format version 2, this fsvit-edge reads 1; rebuild the engine", id="2"
         ),
         pytest.param(put(color="red"), "unknown field 'color'", id="unknown field"),
         pytest.param(put(size_bytes="5"), "size_bytes is '5'", id="number as text"),
@@ -138,9 +140,9 @@ def test_a_sidecar_without_a_field_is_refused(tmp_path: Path, name: str) -> None
         pytest.param(
             put(inputs=[{"name": "x", "shape": [None], "dtype": "f"}]), r"inputs\[0\]\.shape\[0\] is", id="shape"
         ),
-        pytest.param(put(graph="enroll"), "is of graph 'enroll'; expected one of: encoder, head", id="graph"),
-        pytest.param(put(backend="tvm"), "is of backend 'tvm'; expected one of: tensorrt", id="backend"),
-        pytest.param(put(precision="int4"), "is of precision 'int4'; expected one of: fp32", id="precision"),
+        pytest.param(put(graph="enroll"), "has graph 'enroll'; expected one of: encoder, head", id="graph"),
+        pytest.param(put(backend="tvm"), "has backend 'tvm'; expected one of: tensorrt", id="backend"),
+        pytest.param(put(precision="int4"), "has precision 'int4'; expected one of: fp32", id="precision"),
         pytest.param(put(machine={}), "'os' is missing", id="machine"),
         pytest.param(put(file="../../etc/passwd"), "is the sidecar of '../../etc/passwd', not of", id="another file"),
     ],
@@ -177,7 +179,7 @@ def test_a_record_that_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
     ("spoil", "reason"),
     [
         pytest.param(lambda path: path.unlink(), "cannot be read: No such file", id="missing"),
-        pytest.param(lambda path: path.write_bytes(b""), "is cut short or altered: 0 bytes, expected 2100", id="empty"),
+        pytest.param(lambda path: path.write_bytes(b""), "is truncated or altered: 0 bytes, expected 2100", id="empty"),
         pytest.param(lambda path: path.write_bytes(DATA[:-1]), "2099 bytes, expected 2100", id="cut short"),
         pytest.param(lambda path: path.write_bytes(DATA + b"x"), "2101 bytes, expected 2100", id="longer"),
         pytest.param(lambda path: path.write_bytes(b"b" + DATA[1:]), "was altered or damaged: sha256", id="first byte"),
