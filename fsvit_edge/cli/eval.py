@@ -133,10 +133,10 @@ def evaluate(
     """Measure accuracy on few-shot episodes or on scenes; exit with code 5 if a given limit is missed."""
     from fsvit_edge.cli.terminal import advise, progress
     from fsvit_edge.learn.episode_pictures import draw_answer
-    from fsvit_edge.learn.evaluation import Answer, EvaluationOptions
+    from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult
     from fsvit_edge.learn.evaluation import evaluate as run_episodes
     from fsvit_edge.learn.gates import DEFAULT_MAX_DROP, Baseline, Gates, SceneGates
-    from fsvit_edge.learn.scenes import SceneOptions, evaluate_scenes
+    from fsvit_edge.learn.scenes import SceneOptions, SceneResult, evaluate_scenes
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import write_image
 
@@ -146,29 +146,8 @@ def evaluate(
     if output is not None and output.is_dir():
         raise InputError(f"{output} is a folder; give the name of a file to write.")
     masks = supports is SupportKind.MASKS
-    source = {
-        "source": str(checkpoint or bundle or "the bundled model"),
-        "data": {"benchmark": benchmark, "folder": str(data), "fold": fold},
-    }
-    if protocol is Protocol.SCENES:
-        selection = _open_data(benchmark, data, splits, fold, classes, masks)
-        with progress("Evaluate") as step:
-            step("load the model")
-            with _open_model(bundle, checkpoint, engine, precision, threads) as model:
-                _set_outlines(model, outlines)
-                scenes = evaluate_scenes(model, selection, SceneOptions(shots, masks, per_class), step)
-        text = _to_json({**scenes.to_dict(), **source}, model.choice, output)
-        if as_json:
-            print(text, end="")
-        else:
-            _print_scenes(scenes, model.choice)
-        SceneGates(max_false_alarms, min_hits).check(scenes)
-        if max_false_alarms is None:
-            advise("Next: make this a limit with: fsvit-edge eval --protocol scenes --max-false-alarms PERCENT")
-        return
     options = EvaluationOptions(ways, shots, episodes, masks)
     earlier = None if baseline is None else Baseline.load(baseline)
-    gates = Gates(min_miou, min_exact_ratio, earlier, DEFAULT_MAX_DROP if max_drop is None else max_drop)
     selection = _open_data(benchmark, data, splits, fold, classes, masks)
 
     def draw(answer: Answer) -> None:
@@ -176,20 +155,36 @@ def evaluate(
             name = f"episode-{answer.number:0{len(str(episodes - 1))}}.png"
             write_image(preview / name, draw_answer(selection, answer, masks))
 
+    result: EvaluationResult | SceneResult
     with progress("Evaluate") as step:
         step("load the model")
         with _open_model(bundle, checkpoint, engine, precision, threads) as model:
-            _set_outlines(model, outlines)
-            if earlier is not None:
-                earlier.check_settings({**vars(options), "outlines": model.outlines})
-            result = run_episodes(model, selection, options, step, draw)
+            if outlines is not None:
+                model.outlines = outlines.value
+            if protocol is Protocol.SCENES:
+                result = evaluate_scenes(model, selection, SceneOptions(shots, masks, per_class), step)
+            else:
+                if earlier is not None:
+                    earlier.check_settings({**vars(options), "outlines": model.outlines})
+                result = run_episodes(model, selection, options, step, draw)
 
+    source = {
+        "source": str(checkpoint or bundle or "the bundled model"),
+        "data": {"benchmark": benchmark, "folder": str(data), "fold": fold},
+    }
     text = _to_json({**result.to_dict(), **source}, model.choice, output)
     if as_json:
         print(text, end="")
+    elif isinstance(result, SceneResult):
+        _print_scenes(result, model.choice)
     else:
         _print_result(result, model.choice)
-    gates.check(result)
+    if isinstance(result, SceneResult):
+        SceneGates(max_false_alarms, min_hits).check(result)
+        if max_false_alarms is None:
+            advise("Next: make this a limit with: fsvit-edge eval --protocol scenes --max-false-alarms PERCENT")
+        return
+    Gates(min_miou, min_exact_ratio, earlier, DEFAULT_MAX_DROP if max_drop is None else max_drop).check(result)
     if output is not None and baseline is None:
         advise(f"Next: compare later models with this one: fsvit-edge eval --baseline {output}")
     elif checkpoint is not None:
@@ -264,11 +259,6 @@ def _open_model(
     from fsvit_edge.model.torch_engine import open_checkpoint
 
     return open_checkpoint(checkpoint, threads)
-
-
-def _set_outlines(model: "FewShotModel", outlines: Outlines | None) -> None:
-    if outlines is not None:
-        model.outlines = outlines.value
 
 
 def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:

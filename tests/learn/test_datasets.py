@@ -55,7 +55,7 @@ def save_palette(values: np.ndarray, path: Path) -> None:
 
 
 def index_map() -> np.ndarray:
-    """A row each of void, class 1, class 3 and class 20."""
+    """One row each of void, class 1, class 3 and class 20."""
     stored = np.zeros(SIZE_HW, np.uint8)
     stored[0], stored[1], stored[2], stored[3] = 255, 1, 3, 20
     return stored
@@ -67,7 +67,9 @@ def rows(*values: int) -> np.ndarray:
 
 @pytest.mark.parametrize("nesting", [".", "VOC2012", "VOCdevkit/VOC2012"])
 @pytest.mark.parametrize("save", [save_gray, save_palette])
-def test_a_pascal_mask_becomes_the_question_s_labels(tmp_path: Path, pascal_lists: Path, nesting: str, save) -> None:
+def test_a_pascal_mask_is_renumbered_to_the_labels_asked_about(
+    tmp_path: Path, pascal_lists: Path, nesting: str, save
+) -> None:
     home = tmp_path / "data" / nesting
     save_gray(np.zeros((*SIZE_HW, 3)), home / "JPEGImages" / f"{NAMES[0]}.jpg")
     save(index_map(), home / "SegmentationClassAug" / f"{NAMES[0]}.png")
@@ -79,7 +81,7 @@ def test_a_pascal_mask_becomes_the_question_s_labels(tmp_path: Path, pascal_list
 
 
 @pytest.mark.parametrize("nesting", [".", "COCO2014"])
-def test_a_coco_mask_becomes_the_question_s_labels(tmp_path: Path, coco_lists: Path, nesting: str) -> None:
+def test_a_coco_mask_is_renumbered_to_the_labels_asked_about(tmp_path: Path, coco_lists: Path, nesting: str) -> None:
     home = tmp_path / "data" / nesting
     save_gray(np.zeros((*SIZE_HW, 3)), home / "val2014/1b.jpg")
     save_gray(index_map(), home / "annotations/val2014/1b.png")
@@ -110,7 +112,7 @@ def test_coco_trains_on_the_other_folds(coco_lists: Path) -> None:
     assert test.class_names[3] == "motorcycle"
     assert test.class_names[79] == "toothbrush"
     assert list(train.class_names) == [label for label in range(80) if label % 4 != 3]
-    # As listed: sorting would change the published episodes.
+    # In the order of the list: sorting would change the published episodes.
     assert [example.photograph for example in test.examples][:2] == ["val2014/4b.jpg", "val2014/4a.jpg"]
     assert train.examples[0].mask == Path("x/annotations/train2014/1b.png")
     for split in ("train", "test"):
@@ -119,7 +121,7 @@ def test_coco_trains_on_the_other_folds(coco_lists: Path) -> None:
         assert len(everything.examples) == 160
 
 
-def test_the_standard_lists_are_read_whole(shared_folder: Path) -> None:
+def test_the_standard_lists_are_read_completely(shared_folder: Path) -> None:
     splits = shared_folder / "splits"
     pascal = [PascalFewShot(Path("x"), splits, fold, "test") for fold in range(4)]
     assert [len(data.examples) for data in pascal] == [346, 451, 725, 346]
@@ -135,7 +137,7 @@ def test_missing_files_are_named_with_the_layout(tmp_path: Path, pascal_lists: P
             read(0)
 
 
-def test_a_mask_of_another_size_or_kind_is_refused(tmp_path: Path, pascal_lists: Path) -> None:
+def test_a_mask_with_the_wrong_size_or_mode_is_refused(tmp_path: Path, pascal_lists: Path) -> None:
     data = PascalFewShot(tmp_path, pascal_lists, 0, "test")
     example = data.examples[0]
     assert example.mask is not None

@@ -1,4 +1,4 @@
-"""Episodes through a model: what comes out where the data are right, and where they are not."""
+"""Evaluation on episodes, with correct and with wrong data, and the gates."""
 
 import copy
 import json
@@ -34,16 +34,14 @@ def figures(result: EvaluationResult) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("way", [1, 2])
-def test_right_data_score_high(color_model: ColorModel, make_folder: MakeFolder, way: int) -> None:
+def test_correct_data_score_high(color_model: ColorModel, make_folder: MakeFolder, way: int) -> None:
     data = FolderFewShot(make_folder())
     exact, miou = figures(evaluate(color_model.model, data, replace(FEW, ways=way)))
     assert exact == 100
-    assert miou > 80  # what is lost is the outline, on a grid of 12 x 12
+    assert miou > 80  # the outlines are coarse, on a grid of 12 x 12
 
 
-def test_names_alone_score_high_where_the_thing_is_in_the_center(
-    color_model: ColorModel, make_folder: MakeFolder
-) -> None:
+def test_names_only_score_high_if_the_object_is_in_the_center(color_model: ColorModel, make_folder: MakeFolder) -> None:
     data = FolderFewShot(make_folder())
     exact, miou = figures(evaluate(color_model.model, data, replace(FEW, masks=False)))
     assert exact > 90
@@ -58,15 +56,13 @@ def test_shuffled_labels_are_at_chance(color_model: ColorModel, make_folder: Mak
     assert miou < 30
 
 
-def test_masks_of_the_wrong_side_are_punished(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_masks_on_the_wrong_side_score_low(color_model: ColorModel, make_folder: MakeFolder) -> None:
     right, wrong = FolderFewShot(make_folder()), FolderFewShot(make_folder("wrong", shuffle_masks=True))
     assert figures(evaluate(color_model.model, right, replace(FEW, masks=False)))[1] > 80
     assert figures(evaluate(color_model.model, wrong, replace(FEW, masks=False)))[1] < 10
 
 
-def test_the_figures_are_those_of_asking_the_model_episode_by_episode(
-    color_model: ColorModel, make_folder: MakeFolder
-) -> None:
+def test_the_scores_equal_those_of_running_each_episode_alone(color_model: ColorModel, make_folder: MakeFolder) -> None:
     data = FolderFewShot(make_folder(shuffle_labels=True))
     options = EvaluationOptions(ways=2, shots=3, episodes=50)
     result = evaluate(color_model.model, data, options)
@@ -93,7 +89,7 @@ def test_a_picture_is_encoded_once_as_query_and_once_as_support(
     assert color_model.encoder.runs <= 2 * len(data.examples)
 
 
-def test_what_is_remembered_of_supports_is_bounded(
+def test_the_cache_of_supports_is_bounded(
     color_model: ColorModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = FolderFewShot(make_folder())
@@ -106,7 +102,7 @@ def test_what_is_remembered_of_supports_is_bounded(
     assert tight.scores == free.scores
 
 
-def test_the_models_own_classes_stay(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_the_models_own_classes_are_unchanged(color_model: ColorModel, make_folder: MakeFolder) -> None:
     picture = np.full((30, 30, 3), 200, np.uint8)
     color_model.model.enroll("mine", [picture])
     before = color_model.model.predict(picture)
@@ -115,7 +111,7 @@ def test_the_models_own_classes_stay(color_model: ColorModel, make_folder: MakeF
     assert np.array_equal(color_model.model.predict(picture).scores, before.scores)
 
 
-def test_queries_without_a_mask_count_for_the_presence_alone(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_queries_without_a_mask_count_only_for_presence(color_model: ColorModel, make_folder: MakeFolder) -> None:
     root = make_folder()
     for path in sorted(root.glob("*/masks/[0-3].png")):
         path.unlink()
@@ -147,14 +143,14 @@ def test_supports_without_masks_are_an_error_if_masks_are_needed(
         (EvaluationOptions(episodes=0), "at least 1 episode"),
     ],
 )
-def test_what_cannot_be_drawn_is_an_error(
+def test_impossible_episodes_are_an_error(
     color_model: ColorModel, make_folder: MakeFolder, options: EvaluationOptions, text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
         evaluate(color_model.model, FolderFewShot(make_folder()), options)
 
 
-def test_the_episodes_have_an_identity(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_the_digest_identifies_the_episodes(color_model: ColorModel, make_folder: MakeFolder) -> None:
     root = make_folder()
     first, same, more = (
         evaluate(color_model.model, FolderFewShot(root), replace(FEW, episodes=count)) for count in (40, 40, 41)
@@ -166,7 +162,7 @@ def test_the_episodes_have_an_identity(color_model: ColorModel, make_folder: Mak
     assert changed.episodes_sha256 != first.episodes_sha256
 
 
-def test_torch_and_onnx_runtime_find_the_same(
+def test_torch_and_onnx_runtime_give_the_same_scores(
     tiny_network: FewShotNetwork, tiny_bundle: Path, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder())
@@ -209,7 +205,7 @@ def write_baseline(path: Path, result: EvaluationResult, **changes: object) -> B
     return Baseline.load(path)
 
 
-def test_limits_that_are_kept_pass(good: EvaluationResult, tmp_path: Path) -> None:
+def test_a_result_within_the_limits_passes(good: EvaluationResult, tmp_path: Path) -> None:
     Gates().check(good)
     Gates(min_miou=80, min_exact_ratio=100).check(good)
     Gates(baseline=write_baseline(tmp_path / "r.json", good), max_drop=0).check(good)
@@ -227,13 +223,13 @@ def test_limits_that_are_kept_pass(good: EvaluationResult, tmp_path: Path) -> No
         (Gates(min_miou=float("nan")), "mIoU"),
     ],
 )
-def test_a_limit_that_is_missed_fails(good: EvaluationResult, gates: Gates, text: str) -> None:
+def test_a_missed_limit_fails(good: EvaluationResult, gates: Gates, text: str) -> None:
     with pytest.raises(AccuracyGateError, match=text):
         gates.check(good)
 
 
 @pytest.mark.parametrize("figure", ["exact_ratio", "miou"])
-def test_a_drop_of_more_than_the_points_fails(good: EvaluationResult, tmp_path: Path, figure: str) -> None:
+def test_a_drop_larger_than_the_limit_fails(good: EvaluationResult, tmp_path: Path, figure: str) -> None:
     better = good.to_dict()[figure]
     baseline = write_baseline(tmp_path / "r.json", good, **{figure: {**better, "value": better["value"] + 2}})
     Gates(baseline=baseline, max_drop=2.1).check(good)

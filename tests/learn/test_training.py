@@ -91,7 +91,7 @@ def test_four_pictures_can_be_overfitted(tmp_path: Path, run: Run) -> None:
     assert result.validation["exact_ratio"] > 90
 
 
-def test_shuffled_labels_give_chance_where_true_ones_do_not(tmp_path: Path, run: Run) -> None:
+def test_shuffled_labels_are_at_chance_and_true_ones_are_not(tmp_path: Path, run: Run) -> None:
     root = write_squares(tmp_path / "true", list(COLORS), 10)
     options = {"epochs": 6, "class_weight": 1.0, "validation_fraction": 0.3, "learning_rate": 2e-3}
     true = run(FolderFewShot(root), "true-labels", **options)
@@ -160,7 +160,7 @@ def test_only_the_head_learns(squares: Path, run: Run, learner: FewShotNetwork) 
     assert not same(head, head_of(learner))
 
 
-def test_the_same_seed_gives_the_same_head_and_another_seed_another(
+def test_the_same_seed_gives_the_same_head_and_another_seed_a_different_one(
     squares: Path, run: Run, learner: FewShotNetwork
 ) -> None:
     heads = []
@@ -187,7 +187,7 @@ EPOCHS = 4
 
 
 def train_in(root: Path, name: str) -> dict[str, torch.Tensor]:
-    """Train, or go on with, the network of `root` / start.safetensors; return its head."""
+    """Train, or resume training, the network of `root` / start.safetensors; return its head."""
     from fsvit_edge.model.checkpoint import load_network
 
     network = load_network(root / "start.safetensors")
@@ -197,7 +197,7 @@ def train_in(root: Path, name: str) -> dict[str, torch.Tensor]:
     return network.head.state_dict()
 
 
-# The process to kill computes with as many threads as this one, and so exactly the same.
+# The process to kill uses as many threads as this one, so its numbers are exactly the same.
 TO_KILL = """
 import sys
 from pathlib import Path
@@ -250,7 +250,7 @@ def test_every_epoch_is_checkpointed_even_if_none_is_better(tmp_path: Path, squa
 
 
 @pytest.mark.parametrize("ways", [1, 3])
-def test_a_step_of_many_ways_teaches_presence_and_masks(
+def test_a_step_with_many_ways_trains_presence_and_masks(
     squares: Path, run: Run, learner: FewShotNetwork, ways: int
 ) -> None:
     before = {name: value.clone() for name, value in learner.head.state_dict().items()}
@@ -295,7 +295,7 @@ def test_early_stopping_keeps_the_best_head(squares: Path, run: Run) -> None:
         ({"same_picture": 0.5}, "set views to 2 or more"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, float], sentence: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, float], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         TrainOptions(**options)
 
@@ -305,7 +305,7 @@ def test_an_unknown_supervision_is_refused() -> None:
         check_supervision("boxes")
 
 
-def test_a_network_without_a_head_gets_one_that_is_saved(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
+def test_a_network_without_a_head_gets_a_new_one_that_is_saved(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
     from fsvit_edge.model.checkpoint import load_network, save_network
 
     network = FewShotNetwork(replace(tiny_network.config, head="prototype"))
@@ -314,7 +314,7 @@ def test_a_network_without_a_head_gets_one_that_is_saved(tiny_network: FewShotNe
     assert same(head_of(network), head_of(load_network(tmp_path / "new.safetensors")))
 
 
-def test_nothing_is_left_in_the_environment(squares: Path, run: Run) -> None:
+def test_training_does_not_change_the_environment(squares: Path, run: Run) -> None:
     before = dict(os.environ)
     run(FolderFewShot(squares))
     assert dict(os.environ) == before

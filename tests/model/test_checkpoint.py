@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 
 def state_of(network: FewShotNetwork) -> State:
-    """Copies under the published names."""
+    """Copies with the published names."""
     parts = {"backbone.": network.encoder.vit, "learner.": network.head}
     return {p + name: t.detach().clone() for p, module in parts.items() for name, t in module.state_dict().items()}
 
@@ -64,7 +64,7 @@ def saved(tiny_network: FewShotNetwork, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_what_is_saved_is_loaded(
+def test_a_saved_network_loads_unchanged(
     tiny_network: FewShotNetwork, tmp_path: Path, state: State, dtype: torch.dtype
 ) -> None:
     path = tmp_path / "made" / "tiny.safetensors"
@@ -79,7 +79,7 @@ def test_what_is_saved_is_loaded(
     assert not any(parameter.requires_grad for parameter in loaded.encoder.parameters())
 
 
-def test_our_format_is_named_by_its_suffix(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
+def test_saving_needs_the_suffix_safetensors(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must end in \.safetensors"):
         save_network(tiny_network, tmp_path / "tiny.ckpt")
     assert not list(tmp_path.iterdir())
@@ -113,14 +113,14 @@ def shallow_vit(name: str, **kwargs: Any) -> VisionTransformer:
 
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch, randomize: Randomize) -> State:
-    """The weights of a network with the shallow backbone, which timm makes from now on."""
+    """The weights of a network with the shallow backbone, which timm creates during this test."""
     monkeypatch.setattr(timm, "create_model", shallow_vit)
     network = FewShotNetwork(ModelConfig("shallow", "vit_small_patch16_224.dino", 96))
     randomize(network, 1)
     return state_of(network)
 
 
-def test_a_published_checkpoint_tells_its_backbone_by_its_shapes(tmp_path: Path, shallow: State) -> None:
+def test_the_backbone_of_a_published_checkpoint_is_inferred_from_its_shapes(tmp_path: Path, shallow: State) -> None:
     path = tmp_path / "published.ckpt"
     torch.save(lightning(shallow), path)
     loaded = load_network(path)
@@ -132,7 +132,7 @@ def only(state: State, prefix: str) -> State:
     return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def test_a_head_alone_gets_the_pretrained_backbone(tmp_path: Path, shallow: State) -> None:
+def test_a_checkpoint_with_only_a_head_gets_the_pretrained_backbone(tmp_path: Path, shallow: State) -> None:
     path = tmp_path / "head.ckpt"
     torch.save(lightning(only(shallow, "learner.")), path)
     loaded = load_network(path, backbone="vit_small_patch16_224.dino", image_size=96)
@@ -153,7 +153,7 @@ def test_pretrained_weights_win_over_the_checkpoints(
     assert torch.equal(loaded.encoder.vit.norm.bias, wanted)
 
 
-def test_pretrained_weights_that_cannot_be_fetched_are_one_sentence(
+def test_pretrained_weights_that_cannot_be_downloaded_are_one_sentence(
     tmp_path: Path, shallow: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: object, **__: object) -> None:
@@ -188,7 +188,7 @@ def as_prefixed(weights: State) -> object:
 
 @pytest.mark.parametrize("kind", [as_dino, as_dinos_training_state, as_prefixed])
 @pytest.mark.parametrize("head_alone", [True, False])
-def test_weights_of_the_backbone_come_from_their_own_file(
+def test_weights_of_the_backbone_can_come_from_a_separate_file(
     tmp_path: Path, saved: Path, state: State, kind: Callable[[State], object], head_alone: bool
 ) -> None:
     other = {name.removeprefix("backbone."): tensor + 1 for name, tensor in only(state, "backbone.").items()}
@@ -258,10 +258,10 @@ def test_a_file_with_foreign_objects_is_refused_and_nothing_in_it_runs(
     assert canary.exists(), "the canary is dead, so this test shows nothing"
 
 
-def test_only_the_namespace_is_let_through_and_only_while_a_file_is_read(tmp_path: Path, state: State) -> None:
+def test_only_the_namespace_is_allowed_and_only_while_a_file_is_read(tmp_path: Path, state: State) -> None:
     path = tmp_path / "published.ckpt"
     torch.save(lightning(state), path)
-    before = set(torch.serialization.get_safe_globals())  # torch lists a set: in any order
+    before = set(torch.serialization.get_safe_globals())  # torch lists a set, in any order
     read_state(path)
     assert set(torch.serialization.get_safe_globals()) == before
 
@@ -385,7 +385,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), {}, [torch.zeros(3)], 7])
-def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: object) -> None:
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     path = tmp_path / "odd.ckpt"
     torch.save(content, path)
     with pytest.raises(ArtifactError, match="contains no state_dict"):
@@ -437,7 +437,7 @@ def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: o
         ),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_one_sentence(saved: Path, text: str | None, message: str) -> None:
+def test_an_unusable_configuration_is_one_sentence(saved: Path, text: str | None, message: str) -> None:
     config = saved.with_suffix(".json")
     if text is None:
         config.unlink()
@@ -460,7 +460,7 @@ INFERABLE = [name for name, resize in SUPPORTED_BACKBONES.items() if resize is n
 
 @pytest.mark.parametrize("backbone", INFERABLE)
 @pytest.mark.parametrize("naming", ["timm", "published"])
-def test_a_backbone_is_known_by_its_shapes(backbone: str, naming: str) -> None:
+def test_a_backbone_is_recognized_by_its_shapes(backbone: str, naming: str) -> None:
     with torch.device("meta"):
         state = timm.create_model(backbone, num_classes=0).state_dict()
     if naming == "published" and "reg_token" in state:
@@ -468,12 +468,12 @@ def test_a_backbone_is_known_by_its_shapes(backbone: str, naming: str) -> None:
     assert infer_backbone(state) == backbone
 
 
-def test_the_hybrid_is_known_by_its_stem() -> None:
+def test_the_hybrid_is_recognized_by_its_stem() -> None:
     assert infer_backbone(Encoder(HYBRID_BACKBONE, 32).vit.state_dict()) == HYBRID_BACKBONE
 
 
 @pytest.mark.parametrize("backbone", ["vit_small_patch16_dinov3.lvd1689m", "vit_tiny_patch16_224", "resnet18"])
-def test_a_backbone_that_is_none_of_ours_must_be_named(backbone: str) -> None:
+def test_an_unrecognized_backbone_must_be_named(backbone: str) -> None:
     with torch.device("meta"):
         state = timm.create_model(backbone, num_classes=0).state_dict()
     with pytest.raises(ArtifactError, match="name it with --backbone"):
