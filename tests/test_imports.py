@@ -129,7 +129,7 @@ BUILD_ENGINES = """
 import sys
 from pathlib import Path
 from fsvit_edge.export.build import build_engines
-from fsvit_edge.export.build_result import BuildOptions
+from fsvit_edge.export.job import BuildOptions
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 for options in (BuildOptions(engine="onnxruntime", precision="fp32"), BuildOptions(engine="tensorrt-rtx")):
     result = build_engines(DEFAULT_BUNDLE, options)

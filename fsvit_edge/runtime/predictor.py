@@ -552,7 +552,7 @@ class FewShotModel:
         if ways > self._head.limits.get("ways", ways):
             raise ArtifactError(
                 f"The head engine was built for at most {self.max_classes} classes, the bank has {ways}; rebuild it "
-                f"with: fsvit-edge build-engine --ways-max {ways}, and the options it was built with."
+                f"with: fsvit-edge build-engine --max-ways {ways}, and the options it was built with."
             )
 
 

@@ -1,4 +1,4 @@
-"""What the tests of engines share: a ViT-S/8 at 400 px, whose export costs seconds, and ranges for any encoder."""
+"""Fixtures of the export tests: a ViT-S/8 at 400 px, whose export takes seconds, and a calibration for any encoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import onnx
 import pytest
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def vits8_encoder() -> bytes:
 
 @pytest.fixture(scope="session")
 def hybrid_bundle(hybrid_network: FewShotNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of `hybrid_network`, whose encoder tells objectness, not verified; copy it before you change it."""
+    """The bundle of `hybrid_network`, whose encoder computes objectness, not verified; copy it before you change it."""
     from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 
     path = tmp_path_factory.mktemp("hybrid") / "bundle"
@@ -42,7 +41,7 @@ def hybrid_bundle(hybrid_network: FewShotNetwork, tmp_path_factory: pytest.TempP
 def bundle_beside(
     tiny_network: FewShotNetwork, hybrid_network: FewShotNetwork, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The bundle of `tiny_network` with the objectness of `hybrid_network` as a graph of its own, not verified."""
+    """The bundle of `tiny_network` with the objectness of `hybrid_network` as a separate graph, not verified."""
     from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 
     path = tmp_path_factory.mktemp("beside") / "bundle"
@@ -52,12 +51,13 @@ def bundle_beside(
 
 @pytest.fixture(scope="session")
 def calibrate() -> Callable[[bytes], Calibration]:
-    """Make a calibration of an encoder that says -4 to 4 of every tensor."""
+    """Make a calibration of an encoder with the range -4 to 4 for every tensor."""
     from fsvit_edge.calib.calibration import FORMAT_VERSION, Calibration
-    from fsvit_edge.calib.ranges import quantizable_tensors
+    from fsvit_edge.calib.int8 import linear_layers
+    from fsvit_edge.calib.onnx_graph import Graph
 
     def make(encoder: bytes) -> Calibration:
-        tensors = quantizable_tensors(onnx.load_from_string(encoder))
+        tensors = dict.fromkeys(layer.activation for layer in linear_layers(Graph(encoder)))
         return Calibration(
             format_version=FORMAT_VERSION,
             model_name="any",

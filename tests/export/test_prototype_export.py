@@ -54,7 +54,7 @@ def bundle(network: FewShotNetwork, tmp_path_factory: pytest.TempPathFactory) ->
     [
         (("--head", "linear"), "Head 'linear' is unknown; choose one of: cst, prototype"),
         (("--head", "prototype", "--pretrained"), "Name the backbone to fetch with --backbone"),
-        (("--head", "cst", "--pretrained"), "A backbone alone has no head"),
+        (("--head", "cst", "--pretrained"), "A backbone has no head"),
     ],
 )
 def test_options_that_make_no_network_are_refused(

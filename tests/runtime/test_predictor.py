@@ -305,7 +305,7 @@ def test_a_class_more_than_the_engine_was_built_for_is_refused_before_anything_i
     def sentence(has: int) -> str:
         return (
             f"The head engine was built for at most 10 classes, the bank has {has}; rebuild it with: "
-            f"fsvit-edge build-engine --ways-max {has}, and the options it was built with."
+            f"fsvit-edge build-engine --max-ways {has}, and the options it was built with."
         )
 
     for has, attempt in (

@@ -264,7 +264,7 @@ class TensorRtEngine:
             if got > limit:
                 raise ArtifactError(
                     f"{self._record.file} was built for at most {limit} {size.replace('_', ' ')}, got {got}; build it "
-                    "for more with: fsvit-edge build-engine --ways-max N --shots-max K."
+                    "for more with: fsvit-edge build-engine --max-ways N --max-shots K."
                 )
         return sizes
 

@@ -394,7 +394,7 @@ def test_a_size_beyond_the_profile_is_refused_with_the_command_that_builds_for_i
             assert refused.value.exit_code == 4
             assert str(refused.value) == (
                 f"head.fake.fp32.engine was built for at most {what}; build it for more with: "
-                "fsvit-edge build-engine --ways-max N --shots-max K."
+                "fsvit-edge build-engine --max-ways N --max-shots K."
             )
 
 
