@@ -130,7 +130,7 @@ def _gpu() -> Iterator[Finding]:
     machine = Machine.here()
     if machine.l4t is not None:
         yield Finding(
-            "L4T", True, False, f"{machine.l4t}, a Jetson; TensorRT comes with JetPack, see examples/jetson.md"
+            "L4T", True, False, f"{machine.l4t}, a Jetson: TensorRT comes with JetPack, see examples/jetson.md"
         )
     gpu = machine.gpu
     if gpu is None:
