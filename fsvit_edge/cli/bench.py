@@ -10,8 +10,8 @@ from fsvit_edge.cli.options import EngineOption, PrecisionOption, ThreadsOption
 
 def bench(
     bundle: Annotated[Path | None, typer.Option(help="Bundle; default: the bundled model.")] = None,
-    ways: Annotated[int, typer.Option(min=1, max=255, help="Number of enrolled classes.")] = 3,
-    shots: Annotated[int, typer.Option(min=1, help="Support pictures per class.")] = 1,
+    ways: Annotated[int, typer.Option(min=1, max=255, help="Number of enrolled classes (ways).")] = 3,
+    shots: Annotated[int, typer.Option(min=1, help="Support pictures per class (shots).")] = 1,
     frames: Annotated[int, typer.Option(min=1, help="Number of frames to measure, after a warm-up.")] = 30,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
