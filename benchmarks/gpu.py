@@ -10,7 +10,6 @@ faster than the larger of the two.
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -196,7 +195,7 @@ def capture_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
         work, result = fake_chain(memory, links) if isinstance(memory, FakeMemory) else torch_chain(memory, links)
         work()
         wanted = result()
-        one_by_one = statistics.median(memory.elapsed_ms(work) for _ in range(scale.repeats))
+        one_by_one = finished_ms(memory, work, scale.repeats)
         result()
         graph = memory.capture(work)
         if graph is None:
@@ -204,11 +203,21 @@ def capture_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
             continue
         graph.launch()
         is_right = np.array_equal(result(), wanted)
-        captured = statistics.median(memory.elapsed_ms(graph.launch) for _ in range(scale.repeats))
+        captured = finished_ms(memory, graph.launch, scale.repeats)
         note = f"{one_by_one:.3f} ms one by one; results {'equal' if is_right else 'DIFFER'}"
         yield Row("", f"{name}: {links} kernels as a graph", f"{captured:.3f} ms", note)
         graph.free()
         memory.close()
+
+
+def finished_ms(memory: DeviceMemory, work: Callable[[], None], repeats: int) -> float:
+    """Median time in ms from the start of the work until the stream is done."""
+
+    def finish() -> None:
+        work()
+        memory.synchronize()
+
+    return median(finish, repeats) * 1e3
 
 
 def torch_chain(memory: DeviceMemory, links: int) -> tuple[Callable[[], None], Callable[[], Any]]:

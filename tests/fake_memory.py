@@ -1,6 +1,5 @@
 """GPU memory made of host arrays, to test everything between the predictor and TensorRT without a GPU."""
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -23,6 +22,8 @@ class FakeMemory(DeviceMemory):
     Attributes:
         total_bytes: Size of the pretended device.
         lost: Why the device is lost, as the error at the next wait; "" if it works.
+        bytes_up: Bytes copied from the host to the device so far.
+        bytes_down: Bytes copied from the device to the host so far.
         allocated_bytes: Bytes in use now.
         allocations: Allocations so far.
         captures: Graphs recorded so far.
@@ -39,6 +40,8 @@ class FakeMemory(DeviceMemory):
         self._can_capture = can_capture
         self._arrays: dict[int, Bytes] = {}
         self._recording: list[Callable[[], None]] | None = None
+        self.bytes_up = 0
+        self.bytes_down = 0
         self.allocated_bytes = 0
         self.allocations = 0
         self.captures = 0
@@ -84,12 +87,6 @@ class FakeMemory(DeviceMemory):
         self.captures += 1
         return _FakeGraph(self, kernels)
 
-    def elapsed_ms(self, work: Callable[[], None]) -> float:
-        """Measure the time on the host in ms."""
-        start = time.perf_counter()
-        work()
-        return (time.perf_counter() - start) * 1e3
-
     def free_bytes(self) -> tuple[int, int]:
         """Return the free and the total bytes."""
         return self.total_bytes - self.allocated_bytes, self.total_bytes
@@ -118,10 +115,12 @@ class FakeMemory(DeviceMemory):
     def _copy_up(self, address: int, pinned: Bytes) -> None:
         self._refuse_during_capture("a copy")
         self._at(address, pinned.nbytes)[:] = pinned
+        self.bytes_up += pinned.nbytes
 
     def _copy_down(self, pinned: Bytes, address: int) -> None:
         self._refuse_during_capture("a copy")
         pinned[:] = self._at(address, pinned.nbytes)
+        self.bytes_down += pinned.nbytes
 
     def _wait(self) -> None:
         self._refuse_during_capture("waiting")

@@ -77,7 +77,7 @@ class LiveModel:
 
     @property
     def processing(self) -> int | None:
-        """Number of the frame in process; None if there is none."""
+        """Number of the frame being processed; None if there is none."""
         return self._done if self._is_busy else None
 
     @property

@@ -124,7 +124,7 @@ class ModelWatchdog:
         """Check once.
 
         Args:
-            frame: Number of the frame in process; None if there is none.
+            frame: Number of the frame being processed; None if there is none.
             is_first: Whether it is the first frame with the present classes.
 
         Returns:

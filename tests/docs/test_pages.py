@@ -31,7 +31,17 @@ ALL = (
 )
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(step.is_run for step in steps(page))], ids=name_of)
+EXPORTS = pytest.mark.slow(reason="traces the bundled model, 20 s")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=EXPORTS if "export" in map(command_name, commands(page)) else (), id=name_of(page))
+        for page in PAGES
+        if any(step.is_run for step in steps(page))
+    ],
+)
 def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
     make_inputs(page, tmp_path)
     for step in steps(page):

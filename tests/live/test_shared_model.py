@@ -94,7 +94,9 @@ def test_the_first_frame_after_a_change_is_known(live: LiveModel) -> None:
     assert live.is_first_frame
 
 
-def test_the_frame_in_process_is_known(live: LiveModel, loaded: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_frame_being_processed_is_known(
+    live: LiveModel, loaded: FewShotModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int | None] = []
     monkeypatch.setattr(loaded, "predict", lambda _: seen.append(live.processing))
     live.predict(PICTURE)

@@ -203,7 +203,7 @@ def test_an_engine_that_is_not_what_its_sidecar_says_is_not_loaded(
 
 
 def usable(folder: Path) -> dict[str, str]:
-    """The newest engine of each graph with what is in it; every engine that has a sidecar must be whole."""
+    """The newest engine of each graph and the start of its content; every engine with a sidecar must be intact."""
     built, problems = find_engines(folder)
     assert problems == []
     found: dict[str, str] = {}
@@ -214,7 +214,7 @@ def usable(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
 @pytest.mark.parametrize("which", range(1, 5), ids=["encoder", "its sidecar", "head", "its sidecar "])
-def test_a_disk_that_fails_leaves_the_old_engines_and_no_remains(
+def test_a_failing_disk_leaves_the_old_engines_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, code: int
 ) -> None:
     write_engines(tmp_path, [(record(graph), b"old" + DATA) for graph in ("encoder", "head")])
@@ -234,7 +234,7 @@ def test_a_disk_that_fails_leaves_the_old_engines_and_no_remains(
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     monkeypatch.undo()
     write_engines(tmp_path, [(record(graph), b"new" + DATA) for graph in ("encoder", "head")])
-    assert usable(tmp_path) == {"encoder": "new", "head": "new"}  # the control: nothing else was in the way
+    assert usable(tmp_path) == {"encoder": "new", "head": "new"}  # the control: only the disk was in the way
 
 
 KILL_AT_EACH_STEP = """
@@ -273,7 +273,7 @@ print(step)
 """
 
 
-def test_a_build_that_is_killed_at_any_step_leaves_whole_engines_and_the_next_one_tidies_up(tmp_path: Path) -> None:
+def test_a_build_killed_at_any_step_leaves_intact_engines_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILL_AT_EACH_STEP), str(tmp_path)],
@@ -284,7 +284,7 @@ def test_a_build_that_is_killed_at_any_step_leaves_whole_engines_and_the_next_on
     )
     assert done.returncode == 0, done.stderr
     steps = int(done.stdout)
-    assert steps > 16  # of four files: open, fsync, rename, fsync the folder; and the old four removed
+    assert steps > 16  # open, fsync, rename and fsync of the folder for four files; then four removals
     states = []
     for step in range(1, steps + 1):
         states.append(usable(tmp_path / str(step)))
@@ -293,25 +293,25 @@ def test_a_build_that_is_killed_at_any_step_leaves_whole_engines_and_the_next_on
         assert len(names(tmp_path / str(step))) == 4
     old, half, new = ({"encoder": e, "head": h} for e, h in (("old", "old"), ("new", "old"), ("new", "new")))
     assert states[0] == old
-    assert half in states  # the control: the kills did fall in between
+    assert half in states  # the control: some kills were in between
     assert states[-1] == new
     assert all(state in (old, half, new) for state in states)
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="cache is a file, not a folder"):
         write_engine(engine_folder(DEFAULT_BUNDLE, MANIFEST), record(), DATA)
 
 
-def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = write_engine(tmp_path, record(), DATA)
 
     def refuse(**_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root, who may run the tests, may write everywhere
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root may run the tests, and may write everywhere
     with pytest.raises(FsvitEdgeError, match="cannot be written: Permission denied; nothing was changed"):
         write_engine(tmp_path, record(), DATA + b"2")
     assert names(tmp_path) == [old.name, sidecar_of(old).name]
@@ -319,13 +319,13 @@ def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest
 
 def test_two_builds_write_one_after_the_other(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process is at it
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process writes
     writing = threading.Thread(target=write_engine, args=(tmp_path, record(), DATA))
     writing.start()
     writing.join(0.3)
     assert writing.is_alive()
     assert names(tmp_path) == []
-    os.close(descriptor)  # as where that process is killed
+    os.close(descriptor)  # as if that process were killed
     writing.join(10)
     assert len(names(tmp_path)) == 2
 
@@ -333,7 +333,7 @@ def test_two_builds_write_one_after_the_other(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- finding them
 
 
-def test_engines_are_found_newest_first_and_a_damaged_sidecar_hides_no_other(tmp_path: Path) -> None:
+def test_engines_are_found_newest_first_and_a_damaged_sidecar_hides_only_its_own(tmp_path: Path) -> None:
     write_set(tmp_path, precision="int8", built_at="2026-11-20T00:00:00Z")
     write_set(tmp_path, precision="fp32", built_at="2026-11-25T00:00:00Z")
     (tmp_path / "encoder.broken.engine.json").write_text("{")
