@@ -24,7 +24,8 @@ def train(
         Path | None, typer.Option(help="Checkpoint of a network, .safetensors or .ckpt; default: the bundled model.")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="timm name of the backbone, such as vit_small_patch8_224.dino.")
+        str | None,
+        typer.Option(help="timm name of the backbone; without --checkpoint, start from it with a random head."),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the backbone, .safetensors or .pth.")] = None,
     pretrained: Annotated[

@@ -212,7 +212,7 @@ class Encoder(nn.Module):
             qkv = qkv + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
         qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(
             2, 0, 3, 1, 4
-        )  # 3, B, heads, 1 + N, d
+        )  # 3, B, heads, prefix + N, d
         return attention.q_norm(qkv[0]), attention.k_norm(qkv[1])
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:

@@ -476,5 +476,5 @@ def test_the_hybrid_is_recognized_by_its_stem() -> None:
 def test_an_unrecognized_backbone_must_be_named(backbone: str) -> None:
     with torch.device("meta"):
         state = timm.create_model(backbone, num_classes=0).state_dict()
-    with pytest.raises(ArtifactError, match="name it with --backbone"):
+    with pytest.raises(ArtifactError, match="give its name with --backbone"):
         infer_backbone(state)

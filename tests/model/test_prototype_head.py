@@ -306,7 +306,7 @@ def test_a_network_with_prototypes_is_saved_without_a_head_and_loaded(tmp_path: 
         assert torch.equal(again.encoder.state_dict()[name], tensor)
     with pytest.raises(ArtifactError, match="contains no head"):
         load_network(path, head="cst")
-    with pytest.raises(InputError, match="prototype head, which has no weights to learn"):
+    with pytest.raises(InputError, match="prototype head, which has no weights to train"):
         _ = again.head
 
 
