@@ -48,10 +48,10 @@ from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
 from fsvit_edge.learn.training import EpisodeModule, train
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.network import FewShotNetwork
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, PROTOTYPE_HEAD
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.storage import atomic_write
 
 FOLDS = range(4)
 SETTINGS = ((1, 1), (1, 5), (2, 1))
@@ -107,7 +107,7 @@ def main() -> None:
         print(f"[{time.monotonic() - started:6.0f} s] {text}", flush=True)
 
     if options.sets:
-        with FewShotModel.load(options.bundle, "cpu", threads=options.threads) as model:
+        with FewShotModel.load(options.bundle, "onnxruntime", threads=options.threads) as model:
             print(SETS_HEADER, flush=True)
             for root in options.sets:
                 print(_row(model, root, options.episodes), flush=True)
@@ -234,7 +234,7 @@ def _training_free(checkpoint: Path) -> FewShotNetwork:
 
 def _test(fold: int, head: str, bundle: Path, asked: EvaluationOptions, options: argparse.Namespace, say: Say) -> None:
     supports = "masks" if asked.masks else "names"
-    with FewShotModel.load(bundle, "cpu", threads=options.threads) as model:
+    with FewShotModel.load(bundle, "onnxruntime", threads=options.threads) as model:
         for outlines in kinds_of(model):
             file = options.work / f"fold{fold}.{head}.{asked.way}w{asked.shot}s.{supports}.{outlines}.json"
             if file.exists():

@@ -53,7 +53,7 @@ def main() -> None:
     network = FewShotNetwork(ModelConfig("vit-s8-random", "vit_small_patch8_224.dino", SIZE))
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(network, Path(folder) / "bundle", ExportOptions(verify=False)).path
-        with FewShotModel.load(bundle, "cpu", threads=THREADS) as model:
+        with FewShotModel.load(bundle, "onnxruntime", threads=THREADS) as model:
             frame, supports, masks = _episode()
             for way in range(WAYS):
                 model.enroll(f"class {way}", [supports[way]], [masks[way] > 0])
@@ -61,7 +61,7 @@ def main() -> None:
             _report_frame(network, model, frame, supports, masks)
             _report_support_size(model, supports[0])
             _report_overhead("ViT-S/8 at 400 px", model)
-    with FewShotModel.load(engine="cpu", threads=THREADS) as model:
+    with FewShotModel.load(engine="onnxruntime", threads=THREADS) as model:
         _report_overhead(f"{model.manifest.name} at {model.manifest.image_size} px", model)
         _report_camera_rate(model)
     _report_help()

@@ -25,8 +25,9 @@ from fake_memory import FakeMemory
 from gpu_network import network_rows
 from gpu_table import MIB, NEEDS_A_GPU, Row, Scale, guarded, median, print_table
 
-from fsvit_edge.runtime.engines.memory.base import BACKENDS, DeviceMemory, open_device_memory
-from fsvit_edge.runtime.engines.rtx import diagnosis
+from fsvit_edge.runtime.engines.memory.base import DeviceMemory
+from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
+from fsvit_edge.runtime.engines.rtx import explain_diagnostic
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu, find_gpu, gpu_missing_reason
@@ -85,7 +86,7 @@ def rtx_rows(_: Scale, gpu: Gpu | None) -> Iterator[Row]:
             continue
         validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
         names = [name for name, bit in api.trt.EngineInvalidityDiagnostics.__members__.items() if bits & int(bit)]
-        note = "; ".join(names if gpu is None else [f"{name}: {diagnosis(name, api, gpu)}" for name in names])
+        note = "; ".join(names if gpu is None else [f"{name}: {explain_diagnostic(name, api, gpu)}" for name in names])
         if not note and validity == api.trt.EngineValidity.INVALID:
             note = log.last_error()
         yield Row("", what, validity.name, note)
@@ -111,7 +112,7 @@ def memories(gpu: Gpu | None) -> Iterator[tuple[str, DeviceMemory | FsvitEdgeErr
     if gpu is None:
         yield "fake", FakeMemory()
         return
-    for name in reversed(BACKENDS):  # cuda.bindings first: its hold on the primary context outlasts pycuda's
+    for name in reversed(MEMORY_PACKAGES):  # cuda.bindings first: its hold on the primary context outlasts pycuda's
         yield name, opened(name)
 
 

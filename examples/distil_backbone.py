@@ -33,8 +33,8 @@ from torch.nn import functional as F
 from fsvit_edge.model.convolutional_stem import TRUNK, ConvolutionalStem, joined, renormalize, trunk_stages
 from fsvit_edge.model.encoder import HYBRID_BACKBONE, Encoder, EncoderOutput
 from fsvit_edge.model.network import normalize
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.pictures import write_image
+from fsvit_edge.runtime.storage import atomic_write
 
 PREFIX = "backbone."
 SIZE = 256

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from fsvit_edge.live.sources.open import open_source
-from fsvit_edge.runtime.atomic import atomic_write
+from fsvit_edge.runtime.storage import atomic_write
 
 KEEP_EVERY = 2
 WIDTH = 640

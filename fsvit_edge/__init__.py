@@ -1,12 +1,13 @@
 """Few-shot classification and segmentation on a frozen vision transformer, from checkpoint to camera.
 
-The names of this page are the public Python API; they load when they are first used.
+The names in `__all__` are the public Python API; each is imported on its first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fsvit_edge.runtime.enrollment import Enrollment
     from fsvit_edge.runtime.errors import (
         AccuracyGateError,
         ArtifactError,
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
         SourceError,
     )
     from fsvit_edge.runtime.prediction import Prediction
-    from fsvit_edge.runtime.predictor import Enrollment, FewShotModel
+    from fsvit_edge.runtime.predictor import FewShotModel
 
 __version__ = "0.2.0"
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "SourceError",
 ]
 
-_HOME = {"Enrollment": "predictor", "FewShotModel": "predictor", "Prediction": "prediction"}
+_HOME = {"Enrollment": "enrollment", "FewShotModel": "predictor", "Prediction": "prediction"}
 
 
 def __getattr__(name: str) -> object:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fsvit_edge.runtime.engines.memory import base as device_memory
+from fsvit_edge.runtime.engines.memory import choose as device_memory
 from fsvit_edge.runtime.gpu import Gpu
 
 GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
@@ -89,7 +89,7 @@ def test_a_backend_that_is_not_here_is_a_line_with_its_reason(
         monkeypatch.setitem(sys.modules, name, None)
     rows = list(benchmark.memory_rows(benchmark.STAND_IN, GPU))
     assert [(row.what, row.figure) for row in rows] == [("cuda-bindings", "not here"), ("pycuda", "not here")]
-    assert all("is not installed here" in row.note for row in rows)
+    assert all("is not installed; try" in row.note for row in rows)
 
 
 def test_a_command_is_told_by_its_exit_status_and_last_line(benchmark: ModuleType) -> None:

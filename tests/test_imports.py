@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -296,6 +297,45 @@ def test_every_subpackage_has_its_place() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders == LAYERS.keys() - {""}
     assert len(SOURCES) > 40
+
+
+def circle(sources: dict[str, str]) -> list[str]:
+    """Modules that import each other in a circle, in functions and for type checkers too; [] if there is no circle.
+
+    Args:
+        sources: Source text by dotted name; a package goes by its own name, without `__init__`.
+    """
+    graph: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        # Of `pack.one.value`, the module is pack.one; of `pack.one`, pack.one itself and not pack as well.
+        found = ((name if name in sources else name.rpartition(".")[0]) for name in imported(source))
+        graph[module] = [name for name in found if name in sources]
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        modules: list[str] = error.args[1]
+        return modules
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    dotted = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+    assert circle({name.removesuffix(".__init__"): path.read_text() for name, path in dotted.items()}) == []
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        pytest.param("import pack.one", id="at the top"),
+        pytest.param("from pack import one", id="a module by its name"),
+        pytest.param("def f():\n    from pack.one import value", id="in a function"),
+        pytest.param("if TYPE_CHECKING:\n    from pack.one import value", id="for type checkers"),
+    ],
+)
+def test_a_circle_is_found(imports: str) -> None:
+    sources = {"pack": "", "pack.one": "from pack.two import value", "pack.two": "import pack.three", "pack.three": ""}
+    assert circle(sources) == []
+    assert set(circle(sources | {"pack.three": imports})) == {"pack.one", "pack.two", "pack.three"}
 
 
 @pytest.mark.parametrize("door", ["export", "calib"])

@@ -11,10 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.errors import ArtifactError
-from fsvit_edge.runtime.json_records import read_json_object, record_from_json
+from fsvit_edge.runtime.storage import atomic_write, read_json_object, record_from_json
 
 FORMAT_VERSION = 1
 METHODS = ("minmax", "entropy", "percentile")

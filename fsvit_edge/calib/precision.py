@@ -13,6 +13,7 @@ from fsvit_edge.calib.fp16 import to_fp16
 from fsvit_edge.calib.onnx_graph import Graph, matches
 from fsvit_edge.calib.quantize import LinearLayer, Ranges, chosen_layers, insert_qdq, linear_layers
 from fsvit_edge.calib.smooth import smooth
+from fsvit_edge.runtime.engines.onnx_runtime import refuse_fp16_on_cpu
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def make_graph(
     source = Graph(data)
     if source.is_quantized and precision != "int8":
         raise InputError(f"The {graph} graph is quantized already, so it cannot become {precision}; build it as int8.")
-    if target == "onnxruntime" and precision == "fp16":
-        raise InputError("ONNX Runtime on a CPU computes FP16 by way of FP32, only slower; build with fp32 or int8.")
+    if target == "onnxruntime":
+        refuse_fp16_on_cpu(precision)
     layers: list[LinearLayer] = []
     ranges: Ranges = {}
     if precision == "int8" and graph == "encoder" and not source.is_quantized:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from fsvit_edge.enroll.fit import Fit
     from fsvit_edge.enroll.support_files import SupportPicture
+    from fsvit_edge.runtime.enrollment import Enrollment
     from fsvit_edge.runtime.prediction import Prediction
-    from fsvit_edge.runtime.predictor import Enrollment
 
 _FULL_COVER = 0.95
 _SMALL_COVER = 0.01
@@ -55,11 +55,11 @@ def enroll(
     from fsvit_edge.cli.terminal import advise, open_model
     from fsvit_edge.enroll.fit import measure_fit
     from fsvit_edge.enroll.support_files import parse_box, read_supports
-    from fsvit_edge.runtime.atomic import remove_leftovers
     from fsvit_edge.runtime.bank import check_bank_path
     from fsvit_edge.runtime.errors import UnseenThingError
     from fsvit_edge.runtime.pictures import write_image
     from fsvit_edge.runtime.presence_level import check_level
+    from fsvit_edge.runtime.storage import remove_leftovers
 
     if level is not None:
         check_level(level)

@@ -72,7 +72,7 @@ def evaluate(
         typer.Option(help="plain is CST alone, sharp adds objectness; default: sharp where the model can."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, tensorrt or tensorrt-rtx; a checkpoint takes torch.")
+        str, typer.Option(help="auto, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx; torch for --checkpoint.")
     ] = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
@@ -177,7 +177,7 @@ def _put_out(result: dict[str, Any], choice: "EngineChoice", output: Path | None
     """Return a result as JSON, and write it where it is asked for."""
     import json
 
-    from fsvit_edge.runtime.atomic import atomic_write
+    from fsvit_edge.runtime.storage import atomic_write
 
     document = {
         **result,

@@ -24,7 +24,7 @@ from fsvit_edge.export.job import Job
 from fsvit_edge.export.memory_budget import estimate
 from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan, choose_targets
 from fsvit_edge.runtime.bundle import Bundle
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, refuse_fp16_on_cpu
 from fsvit_edge.runtime.engines.store.files import (
     ENGINE_GRAPHS,
     FORMAT_VERSION,
@@ -170,8 +170,8 @@ def _refuse_idle_options(options: BuildOptions, backend: Backend, precision: str
             raise InputError(
                 f"{option} has no effect here: {reason} ({backend.title}, {backend.reason}); leave it out."
             )
-    if name == "onnxruntime" and precision == "fp16":
-        raise InputError("ONNX Runtime on a CPU computes FP16 by way of FP32, only slower; build with --int8.")
+    if name == "onnxruntime":
+        refuse_fp16_on_cpu(precision)
 
 
 def _check_writable(folder: Path) -> None:

@@ -31,7 +31,7 @@ def open_candidate(job: Job, engines: Mapping[str, tuple[bytes, EngineRecord]], 
     """
     if job.backend.api is None:
         return {name: stack.enter_context(OnnxRuntimeEngine(data, "cpu")) for name, (data, _) in engines.items()}
-    from fsvit_edge.runtime.engines.memory.base import open_device_memory
+    from fsvit_edge.runtime.engines.memory.choose import open_device_memory
     from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 
     memory = open_device_memory()

@@ -15,10 +15,10 @@ import torch
 from fsvit_edge.export.verify import ParityRow, raise_on_failure, verify
 from fsvit_edge.model.graphs import GraphSpec, build_graphs, make_manifest
 from fsvit_edge.model.network import FewShotNetwork
-from fsvit_edge.runtime.atomic import atomic_folder
 from fsvit_edge.runtime.bundle import MANIFEST_NAME, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.storage import atomic_folder
 
 DEFAULT_OPSET = 20
 MIN_OPSET, MAX_OPSET = 20, 22

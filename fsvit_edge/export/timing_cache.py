@@ -5,18 +5,16 @@ beginning to end: two builds that time kernels on one GPU at once would disturb 
 """
 
 import contextlib
-import fcntl
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
-from fsvit_edge.runtime.user_cache import user_cache
+from fsvit_edge.runtime.storage import atomic_write, locked, user_cache
 
 
 def default_timing_cache(api: TensorRT, gpu: Gpu) -> Path:
@@ -73,7 +71,9 @@ def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) ->
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_lock(path, progress))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.parent / f"{path.name}.lock"
+            stack.enter_context(locked(lock, on_wait=lambda: progress("wait for another build on this GPU")))
             timings = Timings(path.read_bytes() if path.exists() else b"")
         except OSError as error:
             sentence = f"The timing cache {path} cannot be used: {error.strerror or error}"
@@ -91,15 +91,3 @@ def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) ->
             if is_given:
                 raise
             progress(f"the timings are not kept: {error}")
-
-
-@contextlib.contextmanager
-def _lock(path: Path, progress: Callable[[str], None]) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f"{path.name}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("wait for another build on this GPU")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

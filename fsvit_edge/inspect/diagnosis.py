@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, read_manifest
-from fsvit_edge.runtime.engines.choose import PLAN_ENGINES
 from fsvit_edge.runtime.engines.store.files import engine_folder
 from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version
 from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
+from fsvit_edge.runtime.engines.tensorrt_api import TENSORRT_ENGINES
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
@@ -115,15 +115,15 @@ def _version(package: str) -> str | None:
 
 def _providers() -> Iterator[Finding]:
     try:
-        from fsvit_edge.runtime.engines.onnx_runtime import PROVIDERS, installed_providers
+        from fsvit_edge.runtime.engines.onnx_runtime import ENGINE_PROVIDERS, installed_providers
 
         installed = installed_providers()
     except ImportError:
         return
-    for name in PROVIDERS:
+    for name, provider in ENGINE_PROVIDERS.items():
         hint = "not in this ONNX Runtime; on a GPU: pip install onnxruntime-gpu (on a Jetson: NVIDIA's own wheel)"
-        text = f"--engine {name}" if name in installed else hint
-        yield Finding(f"engine {name}", name in installed, name == "cpu", text)
+        text = f"--engine {name}" if provider in installed else hint
+        yield Finding(f"engine {name}", provider in installed, provider == "cpu", text)
 
 
 def _gpu() -> Iterator[Finding]:
@@ -134,7 +134,7 @@ def _gpu() -> Iterator[Finding]:
         )
     gpu = machine.gpu
     if gpu is None:
-        use = "needed for --engine cuda, tensorrt and tensorrt-rtx"
+        use = "needed for --engine onnxruntime-cuda, tensorrt and tensorrt-rtx"
         yield Finding("GPU", False, False, f"{gpu_missing_reason()}; {use}: install the NVIDIA driver")
         return
     major, minor = gpu.compute_capability
@@ -144,7 +144,7 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _gpu_packages() -> Iterator[Finding]:
-    for backend in PLAN_ENGINES:
+    for backend in TENSORRT_ENGINES:
         found = installed_version(backend)
         hint = f'only for --engine {backend}: pip install "fsvit-edge[{backend}]"'
         if backend == "tensorrt":

@@ -199,7 +199,7 @@ def _inspect_graph(path: Path) -> Inspection:
         }:
             Bundle.load(path.parent)
             facts["sum"] = "right, as its bundle says"
-        with OnnxRuntimeEngine(path, "cpu", threads=1):
+        with OnnxRuntimeEngine(path, threads=1):
             pass
     except FsvitEdgeError as error:
         return Inspection(str(path), "ONNX graph", facts, False, (str(error),))

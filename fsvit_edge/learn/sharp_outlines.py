@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fsvit_edge.runtime.outlines import CERTAIN_LOGIT, STUFF, THING
-from fsvit_edge.runtime.thing_mask import LEAST_AGREEMENT, LEAST_COVER
+from fsvit_edge.runtime.support_masks import MIN_AGREEMENT, MIN_COVER
 
 
 def sharpened(mask: Tensor, objectness: Tensor, weight: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def weight_of_support(objectness: Tensor, mask: Tensor) -> Tensor:
 
 
 def thing_of_name(objectness: Tensor, guess: Tensor) -> Tensor:
-    """Take what objectness marks for the things, see `fsvit_edge.runtime.thing_mask.thing_of_name`.
+    """Take what objectness marks for the things, see `fsvit_edge.runtime.support_masks.thing_of_name`.
 
     Args:
         objectness: (B, n, n) logits of the supports' pictures.
@@ -50,7 +50,7 @@ def thing_of_name(objectness: Tensor, guess: Tensor) -> Tensor:
     """
     thing = enlarged(objectness, guess.shape[1]) > 0
     shared = (thing & (guess != 0)).sum(dim=(1, 2))
-    agrees = (shared > LEAST_AGREEMENT * thing.sum(dim=(1, 2))) & (thing.float().mean(dim=(1, 2)) >= LEAST_COVER)
+    agrees = (shared > MIN_AGREEMENT * thing.sum(dim=(1, 2))) & (thing.float().mean(dim=(1, 2)) >= MIN_COVER)
     return torch.where(agrees[:, None, None], thing.to(guess.dtype), guess)
 
 

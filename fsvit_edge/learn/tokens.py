@@ -18,9 +18,9 @@ from fsvit_edge.learn.views import LEAST_AREA, draw_view
 from fsvit_edge.model.encoder import EncoderOutput
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.model.objectness import STRIDE
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
 from fsvit_edge.runtime.preprocess import DESCRIPTION
+from fsvit_edge.runtime.storage import atomic_write
 
 _BATCH = 8
 _FORMAT = 1

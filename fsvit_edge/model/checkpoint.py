@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import HYBRID_BACKBONE, OUR_BACKBONES, SUPPORTED_BACKBONES, load_strictly
 from fsvit_edge.model.network import FewShotNetwork
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
+from fsvit_edge.runtime.storage import atomic_write
 
 BACKBONE_PREFIX = "backbone."
 HEAD_PREFIX = "learner."

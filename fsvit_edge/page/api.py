@@ -94,16 +94,15 @@ class Api:
         scores: dict[str, dict[str, Any]] = {}
         if newest is not None:
             frame, prediction = newest
-            for index, name in enumerate(prediction.classes):
-                area = float((prediction.label_map == index + 1).mean())
-                scores[name] = {
-                    "score": round(float(prediction.scores[index]), 4),
-                    "level": round(float(prediction.levels[index]), 4),
-                    "present": bool(prediction.present[index]),
-                    "area": round(area, 4),
+            for one in prediction.results:
+                scores[one.name] = {
+                    "score": round(one.score, 4),
+                    "level": round(one.level, 4),
+                    "present": one.is_present,
+                    "area": round(one.area, 4),
                 }
         state = {
-            "health": None if health is None else health.as_json(),
+            "health": None if health is None else health.to_dict(),
             "frame": None
             if newest is None
             else {"sequence": frame.index, "size_hw": frame.image.shape[:2], "is_frozen": frame.is_frozen},
@@ -226,7 +225,7 @@ class Api:
         health = self._hub.health
         if health is None:
             return JSONResponse({"error": "The run has only begun."}, 503)
-        return JSONResponse(health.as_json(), 200 if health.source_status.state == "live" else 503)
+        return JSONResponse(health.to_dict(), 200 if health.source_status.state == "live" else 503)
 
     async def _metrics(self, _: Request) -> Response:
         health = self._hub.health

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fsvit_edge.runtime.atomic import atomic_write
-from fsvit_edge.runtime.cached_support import FACTS, TENSORS, CachedSupport, read_support
+from fsvit_edge.runtime.cached_support import FACTS, TENSORS, CachedSupport, ClassSupports, read_support
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL, check_level, level_of_supports
+from fsvit_edge.runtime.storage import atomic_write
 
 FORMAT_VERSION = 3
 METADATA_KEY = "fsvit-edge-bank"
@@ -79,7 +79,7 @@ class _Entry:
 class _Class:
     """An enrolled class with the score above which it is present, and whether a person chose that."""
 
-    supports: tuple[CachedSupport, ...]
+    supports: ClassSupports
     level: float
     is_level_by_hand: bool
 
@@ -106,7 +106,12 @@ class SupportBank:
         """Names in the order of enrollment."""
         return tuple(self._classes)
 
-    def supports(self, name: str) -> tuple[CachedSupport, ...]:
+    @property
+    def class_supports(self) -> tuple[ClassSupports, ...]:
+        """The supports of every class, in the order of enrollment."""
+        return tuple(one.supports for one in self._classes.values())
+
+    def supports(self, name: str) -> ClassSupports:
         """Return the supports of a class.
 
         Raises:
@@ -118,7 +123,7 @@ class SupportBank:
     @property
     def objectness_weights(self) -> npt.NDArray[np.float32]:
         """How much objectness counts in each class's outlines, (ways,): the mean of its supports."""
-        means = [np.mean([one.objectness_weight for one in self.supports(name)]) for name in self.classes]
+        means = [np.mean([one.objectness_weight for one in supports]) for supports in self.class_supports]
         return np.array(means, np.float32)
 
     @property
@@ -307,7 +312,7 @@ class SupportBank:
             bank._change_head(head)
         return bank
 
-    def _class_of(self, supports: tuple[CachedSupport, ...], before: _Class | None = None) -> _Class:
+    def _class_of(self, supports: ClassSupports, before: _Class | None = None) -> _Class:
         if before is not None and before.is_level_by_hand:
             return replace(before, supports=supports)
         return _Class(supports, level_of_supports(self.head.presence_level, [one.loo_score for one in supports]), False)

@@ -49,6 +49,10 @@ class CachedSupport:
         return self.kept.nbytes + self.pooled.nbytes + self.pooled_mask.nbytes
 
 
+ClassSupports = tuple[CachedSupport, ...]
+"""The supports of one class, in the order of enrollment; a bank makes a new tuple on every change."""
+
+
 def read_support(
     path: Path,
     tensors: Mapping[str, npt.NDArray[Any]],

@@ -1,54 +1,60 @@
-"""How a bank's supports become runs of the head: groups that memory and the engine allow, as the arrays it is fed."""
+"""How supports become runs of the head: groups that fit the memory and the engine, as the arrays it is fed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import PROTOTYPE_HEAD
-from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.runtime.cached_support import CachedSupport, ClassSupports
 from fsvit_edge.runtime.engines.base import Array, Engine
 
 Shot = tuple[int, CachedSupport]
 """A support with the number of its class."""
 
 LARGEST_TENSOR_BYTES = 256 * 2**20
-"""Of what one run holds of its supports: at once, 100 supports' attention maps in the trained head would need 10 GB."""
+"""Bound on the largest tensor of one run: for 100 supports at once, the trained head's attention maps take 10 GB."""
 ATTENTION_MAPS_PER_TOKEN = 8 * 10  # heads x pooled support tokens
 
 
-def head_runs(bank: SupportBank, head: str, num_query: int, engine: Engine) -> Iterator[dict[str, Array]]:
-    """Make the inputs of each run but for the frame's tokens; what the runs answer is added up.
+def head_runs(
+    classes: Sequence[ClassSupports], head: str, num_query: int, engine: Engine
+) -> Iterator[dict[str, Array]]:
+    """Yield the inputs of each run except the frame's tokens; the answers of the runs add up.
 
     Args:
-        bank: One class at least.
+        classes: The supports of each class; at least one class.
         head: One of `bundle.HEADS`.
         num_query: Tokens of a frame.
-        engine: Of the head; tells how many supports it takes, and of what types.
+        engine: The head's engine, which limits how many supports it takes, and of what types.
+
+    Yields:
+        For n supports of at most T kept tokens: "kept" (n, C, T, d), padded with zeros; "kept_mask" (n, T); "pooled"
+        (n, C, 9, d); "pooled_mask" (n, 9); "averaging" (ways, n), the share of each support in its class's answer.
     """
-    shots = [(way, support) for way, name in enumerate(bank.classes) for support in bank.supports(name)]
-    counts = np.bincount([way for way, _ in shots])
+    shots = [(way, support) for way, supports in enumerate(classes) for support in supports]
     longest = max(support.kept.shape[1] for _, support in shots)
     dtypes = {spec.name: spec.dtype for spec in engine.inputs}
     size = np.dtype(dtypes["kept"]).itemsize
     if head == PROTOTYPE_HEAD:
-        bytes_each = bank.identity.num_channels * bank.identity.head_dim * longest * size
-        groups = whole_classes(shots, _largest_run(bytes_each, engine))
+        num_channels, _, head_dim = shots[0][1].kept.shape
+        bytes_each = num_channels * head_dim * longest * size
+        groups = whole_classes(shots, _max_supports(bytes_each, engine))
     else:
         shots.sort(key=lambda shot: -shot[1].kept.shape[1])
         bytes_each = ATTENTION_MAPS_PER_TOKEN * num_query * longest * size
-        groups = _slices(shots, _largest_run(bytes_each, engine))
+        groups = _slices(shots, _max_supports(bytes_each, engine))
+    counts = np.array([len(supports) for supports in classes])
     for group in groups:
-        yield {name: array.astype(dtypes[name], copy=False) for name, array in _arrays(group, counts, bank).items()}
+        yield {name: array.astype(dtypes[name], copy=False) for name, array in _arrays(group, counts).items()}
 
 
 def whole_classes(shots: list[Shot], size: int) -> list[list[Shot]]:
-    """Cut into runs of at most `size` that do not part a class's supports, which the prototype head judges together.
+    """Cut into runs of at most `size` that keep a class's supports together: the prototype head compares all at once.
 
-    Only a class of more than `size` supports is parted; its answer is then the mean of its parts'.
+    Only a class of more than `size` supports is split; its answer is then the mean over its parts.
     """
     runs: list[list[Shot]] = [[]]
     for _, group in groupby(shots, key=itemgetter(0)):
@@ -63,15 +69,16 @@ def _slices(shots: list[Shot], size: int) -> list[list[Shot]]:
     return [shots[start : start + size] for start in range(0, len(shots), size)]
 
 
-def _largest_run(bytes_each: int, engine: Engine) -> int:
-    """How many supports share a run: as memory allows, and the engine."""
+def _max_supports(bytes_each: int, engine: Engine) -> int:
+    """Return how many supports fit in one run, by memory and by the engine."""
     fitting = LARGEST_TENSOR_BYTES // bytes_each
     return max(1, min(fitting, engine.limits.get("supports", fitting)))
 
 
-def _arrays(shots: list[Shot], counts: npt.NDArray[np.intp], bank: SupportBank) -> dict[str, Array]:
+def _arrays(shots: list[Shot], counts: npt.NDArray[np.intp]) -> dict[str, Array]:
+    num_channels, _, head_dim = shots[0][1].kept.shape
     longest = max(support.kept.shape[1] for _, support in shots)
-    kept = np.zeros((len(shots), bank.identity.num_channels, longest, bank.identity.head_dim), np.float16)
+    kept = np.zeros((len(shots), num_channels, longest, head_dim), np.float16)
     kept_mask = np.zeros((len(shots), longest), np.float32)
     averaging = np.zeros((len(counts), len(shots)), np.float32)
     for index, (way, support) in enumerate(shots):

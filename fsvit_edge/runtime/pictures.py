@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fsvit_edge.runtime.atomic import atomic_write
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.storage import atomic_write
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 MAX_PICTURE_PX = 40_000_000

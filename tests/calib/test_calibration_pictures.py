@@ -11,7 +11,8 @@ from PIL import Image
 
 from fsvit_edge.calib import pictures
 from fsvit_edge.calib.pictures import CalibrationSet, sample_pictures
-from fsvit_edge.live.sources.base import FileSource, Source
+from fsvit_edge.live.sources.base import Source
+from fsvit_edge.live.sources.files import FileSource
 from fsvit_edge.runtime.errors import InputError, SourceError
 
 
@@ -261,7 +262,7 @@ class FakeCamera(FileSource):
         self.closed = 0
         self.lasts_s = lasts_s
         monkeypatch.setattr(pictures, "open_source", lambda _: self.open())
-        monkeypatch.setattr("fsvit_edge.live.sources.base.time.monotonic", lambda: 100 + self.frames / 30)
+        monkeypatch.setattr("time.monotonic", lambda: 100 + self.frames / 30)
 
     def open(self) -> "FakeCamera":
         super().__init__(self.images(), name="0", close=self.count)

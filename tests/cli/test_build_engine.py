@@ -91,7 +91,7 @@ def test_json_is_all_that_stdout_gets(cli: Cli, bundle: Path) -> None:
         (
             ("--engine", "tensorrt"),
             3,
-            "--engine tensorrt needs tensorrt, which is not installed here; try: pip install",
+            "--engine tensorrt needs tensorrt, which is not installed; try: pip install",
         ),
     ],
 )

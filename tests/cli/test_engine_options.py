@@ -45,17 +45,17 @@ def test_every_command_says_what_computes(cli: Cli) -> None:
         bench = ("bench", *net, *options, "--ways", "1", "--frames", "1", "--no-growth", "--threads", "1")
         assert f"cst-nano at 256 px, {description}, 1 ways" in cli(*bench).out
         found = json.loads(cli(*bench, "--json").out)
-        assert (found["engine"], found["precision"], found["computed_by"]) == ("cpu", precision, description)
+        assert (found["engine"], found["precision"], found["computed_by"]) == ("onnxruntime", precision, description)
         done = cli("eval", "--data", "data", *net, *options, "--episodes", "2", "--threads", "1", "--json")
         found = json.loads(done.out)
-        assert (found["engine"], found["precision"], found["computed_by"]) == ("cpu", precision, description)
+        assert (found["engine"], found["precision"], found["computed_by"]) == ("onnxruntime", precision, description)
         assert found["model"]["precision"] == precision
         assert "Note" not in done.err
     run = ("run", "cup.jpg", *net, "--bank", "bank.safetensors")
     assert "cup.jpg with cst-nano: 1 frames" in cli(*run).out
     assert int8 in cli(*run).out
     found = json.loads(cli(*run, "--json").out)
-    assert (found["engine"], found["precision"]) == ("cpu", "int8")
+    assert (found["engine"], found["precision"]) == ("onnxruntime", "int8")
 
 
 def test_a_bank_goes_with_the_precision_that_made_it(cli: Cli, folder: Path) -> None:

@@ -105,7 +105,7 @@ def test_what_users_have_is_enrolled(cli: Cli, arguments: tuple[str, ...], expec
 def test_a_box_is_left_top_width_and_height(cli: Cli) -> None:
     result = cli("enroll", "it", "a.png", "--box", "50,40,60,50")
     (support,) = SupportBank.load(BANK).supports("it")
-    with FewShotModel.load(engine="cpu", precision="fp32") as model:
+    with FewShotModel.load(engine="onnxruntime", precision="fp32") as model:
         enrolled = model.enroll("it", [read_image(Path("a.png"))], boxes=[(50, 40, 110, 90)])
         (same,) = model.bank.supports("it")
     assert f"a.png: box's mask covers {enrolled.mask_cover[0]:.0%} of the picture" in result.out
@@ -147,7 +147,7 @@ def test_a_gif_is_a_picture_and_with_a_frame_a_video(cli: Cli) -> None:
         (("a.png", "--box", "0,0,0,9"), "--box 0,0,0,9 has no area"),
         (("a.png", "--box", "50,40,110,90"), "The box 50,40,110,90 reaches outside a.png, which is 160x120 pixels"),
         (("a.png", "--box", "50,40,110,50"), None),
-        (("a.png", "--box", "50,40,3,50"), "holds less than 4 x 4 pixels"),
+        (("a.png", "--box", "50,40,3,50"), "contains less than 4 x 4 pixels"),
         (("clip.mp4",), "clip.mp4 is a video; say which frame to take: --frame NUMBER, from 0, or --at SECONDS."),
         (("clip.mp4", "--frame", "12"), "The video clip.mp4 has 12 frames, no frame 12; the first is frame 0."),
         (("clip.mp4", "--frame", "3", "--frame", "40"), "The video clip.mp4 has 12 frames, no frame 40"),

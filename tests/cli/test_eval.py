@@ -79,7 +79,7 @@ def test_a_program_gets_json_and_the_same_in_the_file(cli: Cli, folder: Path) ->
     printed = json.loads(done.out)
     assert (folder / "out" / "result.json").read_text() == done.out
     assert (printed["way"], printed["shot"], printed["episodes"], printed["masks"]) == (1, 2, 8, False)
-    assert (printed["engine"], printed["precision"], printed["model"]["precision"]) == ("cpu", "fp32", "fp32")
+    assert (printed["engine"], printed["precision"], printed["model"]["precision"]) == ("onnxruntime", "fp32", "fp32")
     assert printed["model"]["name"] == "cst-nano"
     assert len(printed["episodes_sha256"]) == 64
     assert {"python", "fsvit-edge", "numpy", "onnxruntime"} <= printed["versions"].keys()
@@ -176,7 +176,7 @@ def test_sharp_outlines_of_a_model_that_cannot_are_refused(cli: Cli, tiny_networ
     for asked in (SHORT, SCENES):
         done = cli(*asked, "--checkpoint", "tiny.safetensors", "--outlines", "sharp")
         assert (done.code, done.out) == (2, "")
-        assert done.err.splitlines()[-1].startswith("Error: Bundle tiny tells no objectness, which sharp outlines need")
+        assert done.err.splitlines()[-1].startswith("Error: Bundle tiny has no objectness, which sharp outlines need")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,11 @@ def test_sharp_outlines_of_a_model_that_cannot_are_refused(cli: Cli, tiny_networ
         (("--data", "data", "--classes", "ant", "--fold", "0"), 2, "leave out --benchmark and --fold"),
         (("--data", "data", "--bundle", "b", "--checkpoint", "c.ckpt"), 2, "not both"),
         (("--data", "data", "--engine", "torch"), 2, "name it with --checkpoint FILE"),
-        (("--data", "data", "--checkpoint", "c.ckpt", "--engine", "cpu"), 2, "--engine cpu computes a bundle"),
+        (
+            ("--data", "data", "--checkpoint", "c.ckpt", "--engine", "onnxruntime"),
+            2,
+            "--engine onnxruntime computes a bundle",
+        ),
         (("--data", "data", "--checkpoint", "c.ckpt", "--precision", "int8"), 2, "torch computes in fp32"),
         (("--data", "data", "--engine", "abacus"), 2, "Engine 'abacus' is unknown"),
         (("--data", "data", "--precision", "fp64"), 2, "Precision 'fp64' is unknown; choose one of: auto, fp32"),
@@ -260,7 +264,7 @@ def test_scenes_are_a_table_for_people_and_json_for_programs(cli: Cli, folder: P
         4,
     ]
     assert result["interval"]["resampled"] == "pictures"
-    assert (result["engine"], result["model"]["name"], result["data"]["folder"]) == ("cpu", "cst-nano", "data")
+    assert (result["engine"], result["model"]["name"], result["data"]["folder"]) == ("onnxruntime", "cst-nano", "data")
     for name in ("hits", "false_alarms", "area", "hits_at_1_percent", "pooled_hits_at_01_percent"):
         assert 0 <= result[name]["low"] <= result[name]["value"] <= result[name]["high"] <= 100
     assert [(one["name"], one["pictures"], one["scenes"]) for one in result["classes"]] == [

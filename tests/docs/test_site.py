@@ -16,7 +16,7 @@ from doc_pages import ROOT
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
-from fsvit_edge.live.sinks.record import record, state_record
+from fsvit_edge.live.sinks.json_lines import frame_record, state_record
 from fsvit_edge.live.sources.base import SourceStatus
 from fsvit_edge.runtime.prediction import Prediction
 
@@ -82,7 +82,7 @@ def _one_result() -> tuple[Frame, Prediction]:
 
 
 def test_the_page_on_json_lines_names_every_field_of_a_frame() -> None:
-    line: dict[str, Any] = json.loads(json.dumps(record(*_one_result())))
+    line: dict[str, Any] = json.loads(json.dumps(frame_record(*_one_result())))
     assert _fields('"event": "frame"`', "Each entry") == line.keys()
     assert _fields("Each entry", "## ") == line["classes"][0].keys()
 

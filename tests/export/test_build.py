@@ -292,7 +292,7 @@ def test_a_calibration_of_another_model_is_refused(bundle: Path, calibrate: Call
         (replace(CPU, workspace_mib=9), "--workspace has no effect here: it belongs to TensorRT"),
         (replace(CPU, ways_max=3), "--ways-max has no effect here: ONNX Runtime takes any number"),
         (replace(CPU, shots_max=3), "--shots-max has no effect here"),
-        (replace(CPU, precision="fp16"), "ONNX Runtime on a CPU computes FP16 by way of FP32"),
+        (replace(CPU, precision="fp16"), "On a CPU, ONNX Runtime emulates FP16 in FP32, which is slower"),
         (replace(CPU, precision="fp8"), "Precision 'fp8' is unknown; choose one of: fp32, fp16, int8"),
         (replace(CPU, engine="openvino"), "--engine openvino is unknown; choose one of: auto, tensorrt, tensorrt-rtx"),
         (replace(RTX, max_drop=1.0), "name it with --data DIR"),
@@ -395,7 +395,7 @@ import os, signal, sys
 from pathlib import Path
 from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.build_result import BuildOptions
-from fsvit_edge.runtime import atomic
+from fsvit_edge.runtime import storage
 
 left = int(sys.argv[2])
 real = os.replace
@@ -405,7 +405,7 @@ def replace(*names):
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     real(*names)
-atomic.os.replace = replace
+storage.os.replace = replace
 build_engines(Path(sys.argv[1]), BuildOptions(engine="onnxruntime", precision="fp32", verify=False, force=True))
 """
 
@@ -418,7 +418,7 @@ def test_a_kill_at_any_moment_leaves_whole_engines(bundle: Path, renames: int) -
     for path, record in find_engines(bundle)[0]:
         path.unlink()
         (path.parent / f"{path.name}.json").unlink()
-        engine_file.write_engine(bundle, replace(record, file=_stem(record.file)), b"old " + record.graph.encode())
+        engine_file.write_engines(bundle, [(replace(record, file=_stem(record.file)), b"old " + record.graph.encode())])
     before = records(bundle)
     done = subprocess.run([sys.executable, "-c", KILLED, str(bundle), str(renames)], check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

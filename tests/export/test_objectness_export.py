@@ -323,7 +323,7 @@ def test_int8_for_the_cpu_is_compared_and_answers_with_sharp_outlines(
     assert result.agreement is not None
     assert result.agreement.outputs["encoder.objectness"]["max_error"] < 1e-5
     assert result.engines["encoder"].record.int8_gemms >= 4 * (Bundle.load(path).manifest.num_layers - 2)
-    with FewShotModel.load(path, "cpu", "int8", threads=1) as model:
+    with FewShotModel.load(path, "onnxruntime", "int8", threads=1) as model:
         enroll(model)
         assert model.outlines == "sharp"
         found = model.predict(picture(9), probabilities=True)
@@ -364,7 +364,7 @@ def test_engines_beside_an_objectness_graph_are_tried_with_it_as_the_device_runs
 
     answers = []
     for where in (bundle_beside, path):
-        with FewShotModel.load(where, "cpu", "fp32", threads=1) as model:
+        with FewShotModel.load(where, "onnxruntime", "fp32", threads=1) as model:
             enroll(model)
             assert model.outlines == "sharp"
             answers.append(model.predict(picture(9), probabilities=True).foreground)

@@ -555,7 +555,7 @@ def test_a_full_disk_leaves_the_old_bundle_and_says_so(
         return plain(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", write)
-    with pytest.raises(FsvitEdgeError, match="No space left on device; the old folder is untouched"):
+    with pytest.raises(FsvitEdgeError, match="No space left on device; nothing was changed"):
         export_bundle(tiny_network, tmp_path / "bundle", QUICK)
     assert content(tmp_path / "bundle") == before
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -622,7 +622,7 @@ def test_an_output_that_is_somebodys_is_refused_and_untouched(tiny_network: FewS
     before = content(tmp_path)
     for output, message in (
         (file, "file is a file; give the name of a folder"),
-        (folder, r"photos holds other files and no bundle\.json; choose an empty or a new folder"),
+        (folder, r"photos contains other files and no bundle\.json; choose an empty or a new folder"),
         (file / "bundle", "is a file, not a folder"),
     ):
         with pytest.raises(InputError, match=message):

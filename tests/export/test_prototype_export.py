@@ -145,13 +145,16 @@ def test_many_supports_in_several_runs_answer_as_in_one(bundle: Path, monkeypatc
     with FewShotModel.load(bundle, threads=1) as model:
         enroll_many(model)
         whole = model.predict(picture(50), probabilities=True)
-        assert len(model._resident_supports()) == 1
+        assert len(model.network.resident_supports(model.bank.class_supports)) == 1
         longest = max(support.kept.shape[1] for name in model.classes for support in model.bank.supports(name))
         one = longest * 4 * model.bank.identity.num_channels * model.bank.identity.head_dim
         monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 4 * one)
-        model._runs = None
+        model.network.release_supports()
         split = model.predict(picture(50), probabilities=True)
-        assert [feed["averaging"].shape for feed in model._resident_supports()] == [(3, 4), (3, 4)]
+        assert [feed["averaging"].shape for feed in model.network.resident_supports(model.bank.class_supports)] == [
+            (3, 4),
+            (3, 4),
+        ]
     np.testing.assert_allclose(split.scores, whole.scores, atol=1e-5)
     np.testing.assert_allclose(split.foreground, whole.foreground, atol=1e-4)
     assert np.ptp(whole.scores) > 0.01
@@ -164,7 +167,7 @@ def test_a_class_of_too_many_supports_still_answers_with_probabilities(
     with FewShotModel.load(bundle, threads=1) as model:
         enroll_many(model)
         answer = model.predict(picture(50), probabilities=True)
-        assert len(model._resident_supports()) == 8
+        assert len(model.network.resident_supports(model.bank.class_supports)) == 8
     assert answer.foreground is not None
     for values in (answer.scores, answer.foreground):
         assert values.min() >= 0

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from breakage import leftovers
 
-from fsvit_edge.runtime.atomic import remove_leftovers
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.storage import remove_leftovers
 
 pytestmark = pytest.mark.faults
 

@@ -35,9 +35,11 @@ def test_this_machine_can_run_the_tests() -> None:
     assert diagnosed.usable
     subjects = [finding.subject for finding in diagnosed.findings]
     assert len(subjects) == len(set(subjects))
-    assert {"python", "numpy", "onnxruntime", "engine cpu", "OpenCV FFMPEG", "cameras", "bundle"} <= set(subjects)
+    assert {"python", "numpy", "onnxruntime", "engine onnxruntime", "OpenCV FFMPEG", "cameras", "bundle"} <= set(
+        subjects
+    )
     assert found("bundle").text.endswith("files whole")
-    assert found("engine cpu").ok
+    assert found("engine onnxruntime").ok
 
 
 def test_a_needed_package_that_is_missing_makes_the_machine_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,9 +115,8 @@ def test_a_gpu_is_told_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_gpu_the_reason_is_told_and_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, replace(MACHINE, gpu=None))
     monkeypatch.setattr(diagnosis, "gpu_missing_reason", lambda: "the NVIDIA driver finds no GPU")
-    text = (
-        "the NVIDIA driver finds no GPU; needed for --engine cuda, tensorrt and tensorrt-rtx: install the NVIDIA driver"
-    )
+    needed = "needed for --engine onnxruntime-cuda, tensorrt and tensorrt-rtx: install the NVIDIA driver"
+    text = f"the NVIDIA driver finds no GPU; {needed}"
     assert found("GPU") == Finding("GPU", False, False, text)
     assert diagnose().usable
 

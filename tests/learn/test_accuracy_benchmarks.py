@@ -80,7 +80,9 @@ def telling(color_model: ColorModel, left: float | None = None) -> FewShotModel:
         tell,
     )
     plain = color_model.model
-    return FewShotModel(plain.manifest, plain._encoder, plain._enroll, plain._head, objectness=engine)
+    return FewShotModel(
+        plain.manifest, plain.network.encoder, plain.network.enroll, plain.network.head, objectness=engine
+    )
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, model: FewShotModel) -> None:

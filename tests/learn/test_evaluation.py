@@ -175,7 +175,7 @@ def test_torch_and_onnx_runtime_find_the_same(
 
     with (
         open_network(copy.deepcopy(tiny_network), torch.device("cpu")) as in_torch,
-        FewShotModel.load(tiny_bundle, "cpu", threads=1) as in_onnx,
+        FewShotModel.load(tiny_bundle, "onnxruntime", threads=1) as in_onnx,
     ):
         results = {
             kind: evaluate(

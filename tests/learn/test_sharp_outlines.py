@@ -17,7 +17,7 @@ from fsvit_edge.learn.sharp_outlines import enlarged, sharpened, thing_of_name, 
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.training import EpisodeModule, new_head
 from fsvit_edge.model.network import FewShotNetwork, normalize
-from fsvit_edge.runtime import outlines, thing_mask
+from fsvit_edge.runtime import outlines, support_masks
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.preprocess import resize_image
 
@@ -43,7 +43,7 @@ def test_a_support_weighs_objectness_as_at_run_time(mask: np.ndarray) -> None:
 
 @pytest.mark.parametrize("guess", [block(34, 64), block(0, 30)])
 def test_a_name_means_the_thing_that_it_means_at_run_time(guess: np.ndarray) -> None:
-    expected = thing_mask.thing_of_name(logits(), guess)
+    expected = support_masks.thing_of_name(logits(), guess)
     (thing,) = thing_of_name(torch.from_numpy(logits())[None], torch.from_numpy(guess)[None].to(torch.uint8))
     assert thing.dtype == torch.uint8
     assert np.array_equal(thing.numpy() != 0, expected)

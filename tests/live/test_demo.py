@@ -45,13 +45,13 @@ def test_the_same_number_gives_the_same_frame() -> None:
     assert all(np.array_equal(demo_frame(index), frame) for index, frame in zip((0, 100, 333), first, strict=True))
 
 
-def test_a_round_takes_twelve_to_twenty_seconds_and_then_repeats() -> None:
+def test_a_round_takes_twelve_to_twenty_seconds_and_repeats() -> None:
     assert 12 <= demo_length() / DEMO_FPS <= 20
     assert np.array_equal(demo_frame(7), demo_frame(7 + demo_length()))
     assert np.array_equal(demo_truth(7), demo_truth(7 + 2 * demo_length()))
 
 
-def test_frames_and_truth_have_the_stated_form() -> None:
+def test_frames_and_truth_have_the_documented_shape() -> None:
     assert (demo_frame(0).shape, demo_frame(0).dtype) == ((*DEMO_SIZE_HW, 3), np.uint8)
     assert (demo_truth(0).shape, demo_truth(0).dtype) == (DEMO_SIZE_HW, np.uint8)
 
@@ -81,7 +81,7 @@ def test_the_camera_never_looks_past_the_photographs() -> None:
         assert (seen <= (photo.shape[1] - 1, photo.shape[0] - 1)).all(), wanted.name
 
 
-def test_every_class_is_seen_and_so_is_none() -> None:
+def test_the_tour_shows_every_class_and_pictures_without_one() -> None:
     truths = [demo_truth(index) for index in range(demo_length())]
     for label in range(1, len(DEMO_CLASSES) + 1):
         assert sum((truth == label).mean() > 0.03 for truth in truths) > 2 * DEMO_FPS, DEMO_CLASSES[label - 1]
@@ -89,9 +89,9 @@ def test_every_class_is_seen_and_so_is_none() -> None:
     assert max(truth.max() for truth in truths) == len(DEMO_CLASSES)
 
 
-def test_the_outlines_fit_what_they_surround() -> None:
-    # The tank is red (so is a box on the shelf), the suit orange, the rocket brighter than the night: a shifted outline
-    # would lose that.
+def test_the_outlines_fit_the_objects() -> None:
+    # The tank is red (so is a box on the shelf), the suit is orange, the rocket is brighter than the night: a shifted
+    # outline would miss that.
     for name, photo_says in {
         "motorcycle": lambda rgb: (rgb[..., 0] - rgb[..., 1] > 100) & (np.indices(rgb.shape[:2])[1] < 500),
         "astronaut": lambda rgb: (rgb[..., 0] > 180) & (rgb[..., 2] < 90),
@@ -103,7 +103,7 @@ def test_the_outlines_fit_what_they_surround() -> None:
         assert found[inside].mean() > 8 * found[~inside].mean(), name
 
 
-def test_the_supports_hold_each_class_and_only_the_motorcycle_comes_by_its_name() -> None:
+def test_the_supports_cover_each_class_and_only_the_motorcycle_has_no_mask() -> None:
     supports = demo_supports()
     assert tuple(dict.fromkeys(support.name for support in supports)) == DEMO_CLASSES
     assert {support.name for support in supports if support.mask is None} == {"motorcycle"}
@@ -122,9 +122,9 @@ def test_no_support_is_a_frame_of_the_tour() -> None:
 
 
 @pytest.mark.usefixtures("fresh")
-def test_nothing_is_fetched_from_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_does_not_use_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the demo went to the network")
+        raise AssertionError("the demo used the network")
 
     monkeypatch.setattr(socket, "socket", refuse)
     demo_frame(0)
@@ -150,5 +150,5 @@ def test_a_missing_scikit_image_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.usefixtures("fresh")
 def test_a_missing_photograph_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_TOUR", (demo._Stop("gone.png", 1.0, demo._View(0, 0, 1), demo._View(0, 0, 1)),))
-    with pytest.raises(EnvironmentLacksError, match=r"lacks the photograph gone\.png .* install it again with"):
+    with pytest.raises(EnvironmentLacksError, match=r"needs the photograph gone\.png, .* reinstall it with"):
         demo_length()

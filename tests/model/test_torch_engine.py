@@ -39,7 +39,7 @@ def rectangle() -> np.ndarray:
 
 def test_torch_and_onnx_runtime_answer_alike(in_torch: FewShotModel, tiny_bundle: Path) -> None:
     frame, *supports = pictures(5)
-    with FewShotModel.load(tiny_bundle, "cpu", threads=1) as in_onnx:
+    with FewShotModel.load(tiny_bundle, "onnxruntime", threads=1) as in_onnx:
         for model in (in_torch, in_onnx):
             model.enroll("masked", supports[:2], [rectangle(), None])
             model.enroll("named", supports[2:])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsvit_edge.runtime.errors import ArtifactError
-from fsvit_edge.runtime.json_records import read_json_object, record_from_json
+from fsvit_edge.runtime.storage import read_json_object, record_from_json
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def test_a_value_of_a_megabyte_is_quoted_in_part() -> None:
         (b'{"format_version": 2}', "has format version 2"),
         (b'{"format_version": 1.0}', r"has format version 1\.0"),
         (b'{"format_version": true}', "has format version True"),
-        (b'{"format_version": 1, "share": NaN}', "NaN is no number of JSON"),
-        (b'{"format_version": 1, "share": -Infinity}', "-Infinity is no number of JSON"),
+        (b'{"format_version": 1, "share": NaN}', "NaN is not a JSON number"),
+        (b'{"format_version": 1, "share": -Infinity}', "-Infinity is not a JSON number"),
     ],
 )
 def test_what_is_no_object_of_this_version_is_refused(tmp_path: Path, text: bytes, reason: str) -> None:

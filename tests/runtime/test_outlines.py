@@ -11,7 +11,7 @@ from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.engines.choose import OpenEngines, choose_engines
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.outlines import CERTAIN_LOGIT, at_corners, sharpen
+from fsvit_edge.runtime.outlines import CERTAIN_LOGIT, at_corners, objectness_weight, recognized, sharpen
 from fsvit_edge.runtime.postprocess import label_map, log_odds, upsample_foreground
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image
@@ -103,7 +103,7 @@ def mask() -> Array:
 @pytest.fixture(scope="module")
 def opened() -> Iterator[OpenEngines]:
     """The shipped graphs, whether they tell objectness or not."""
-    engines = choose_engines(Bundle.load(DEFAULT_BUNDLE), "cpu", "fp32", 1)
+    engines = choose_engines(Bundle.load(DEFAULT_BUNDLE), "onnxruntime", "fp32", 1)
     yield engines
     for engine in (engines.encoder, engines.enroll, engines.head):
         engine.close()
@@ -155,7 +155,7 @@ def test_what_are_no_outlines_or_cannot_be_drawn_is_refused(open_model: Callable
     for wrong in ("blurred", "", None):
         with pytest.raises(InputError, match=rf"^Outlines are plain or sharp, got {wrong!r}\.$"):
             model.outlines = wrong  # type: ignore[assignment]
-    with pytest.raises(InputError, match=r"tells no objectness, which sharp outlines need; .*export --objectness\.$"):
+    with pytest.raises(InputError, match=r"has no objectness, which sharp outlines need; .*export --objectness\.$"):
         model.outlines = "sharp"
     model.outlines = "plain"
     assert model.outlines == "plain"
@@ -204,7 +204,7 @@ def test_the_plain_foreground_is_csts_own_in_either_mode(open_model: Callable[[s
 
 def test_sharp_is_the_sum_of_the_log_odds_at_the_frames_size(open_model: Callable[[str], FewShotModel]) -> None:
     model, frame = enrolled(open_model("by the encoder"), weight=0.75), picture(9)
-    _, foreground = model._compare(model._encode(frame)["tokens"])
+    _, foreground = model.network.compare(model.network.encode(frame)["tokens"], model.bank.class_supports)
     found = model.predict(frame, probabilities=True)
     sharp = sharpen(foreground, DISC, np.array([0.75], np.float32))
     assert np.array_equal(found.foreground, upsample_foreground(sharp, FRAME_HW))
@@ -220,7 +220,7 @@ def test_supports_that_weigh_nothing_draw_plain_outlines(open_model: Callable[[s
 
 def test_plain_outlines_do_not_run_a_graph_of_its_own(open_model: Callable[[str], FewShotModel]) -> None:
     model = enrolled(open_model("own graph"))
-    own = model._objectness
+    own = model.network.objectness
     assert isinstance(own, FakeEngine)
     runs = own.runs
     model.predict(picture(9))
@@ -237,7 +237,7 @@ def test_without_objectness_the_answer_is_that_of_the_three_graphs_to_the_last_b
     model, frame = enrolled(open_model("never")), picture(9)
     found = model.predict(frame, probabilities=True)
     encoded = opened.encoder.run({"image": resize_image(frame, model.manifest.image_size)[None]})
-    (feed,) = model._resident_supports()
+    (feed,) = model.network.resident_supports(model.bank.class_supports)
     answer = opened.head.run({"tokens": encoded["tokens"], **feed})
     foreground = answer["foreground"].numpy()
     assert np.array_equal(found.scores, answer["presence"].numpy())
@@ -249,3 +249,51 @@ def test_the_shipped_bundle_draws_what_its_manifest_says_it_can() -> None:
     tells = Bundle.load(DEFAULT_BUNDLE).manifest.tells_objectness
     with FewShotModel.load(threads=1) as model:
         assert model.outlines == ("sharp" if tells else "plain")
+
+
+# ---------------------------------------------------------------------------------------------- weights of objectness
+
+
+def square(top: int, left: int, size: int) -> np.ndarray:
+    found = np.zeros((64, 64), np.bool_)
+    found[top : top + size, left : left + size] = True
+    return found
+
+
+def logits_of(*things: np.ndarray) -> np.ndarray:
+    """Logits that mark these things."""
+    return np.where(np.any(things, axis=0), 5.0, -5.0).astype(np.float32)
+
+
+def test_objectness_counts_fully_for_a_thing_and_not_at_all_for_stuff() -> None:
+    thing, picture = square(16, 16, 24), np.zeros((64, 64), np.bool_)
+
+    assert objectness_weight(logits_of(thing), thing) == 1.0
+    assert objectness_weight(logits_of(picture), square(40, 0, 24)) == 0.0
+    road = ~square(16, 16, 24)  # around a thing that stands on it
+    assert objectness_weight(logits_of(thing), road) == 0.0
+    assert objectness_weight(logits_of(thing), picture) == 0.0
+
+
+def test_a_half_known_thing_counts_in_part_and_more_is_never_less() -> None:
+    mask = square(8, 8, 40)
+    weights = [objectness_weight(logits_of(square(8, 8, size)), mask) for size in range(0, 41, 4)]
+
+    assert weights == sorted(weights)
+    assert any(0 < weight < 1 for weight in weights)
+
+
+def test_the_weight_does_not_depend_on_the_mask_s_resolution() -> None:
+    mask = square(8, 8, 40)
+    large = mask.repeat(5, axis=0).repeat(7, axis=1)
+
+    assert objectness_weight(logits_of(square(8, 8, 28)), large) == objectness_weight(logits_of(square(8, 8, 28)), mask)
+
+
+def test_objectness_that_does_not_know_the_thing_in_this_frame_is_left_out() -> None:
+    here, elsewhere = square(8, 8, 20), square(40, 40, 20)
+    foreground = np.where(np.stack([here, elsewhere, here | elsewhere]), 0.9, 0.1).astype(np.float32)
+
+    assert recognized(foreground, logits_of(here)).tolist()[:2] == [1.0, 0.0]
+    assert recognized(foreground, logits_of(here, elsewhere)).tolist() == [1.0, 1.0, 1.0]
+    assert recognized(foreground[:0], logits_of(here)).shape == (0,)

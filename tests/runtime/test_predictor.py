@@ -1,4 +1,5 @@
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,17 @@ from fake_engine import FakeEngine
 from threadpoolctl import threadpool_info
 
 from fsvit_edge.enroll.fit import measure_fit
-from fsvit_edge.runtime import head_runs, predictor
+from fsvit_edge.runtime import head_runs
 from fsvit_edge.runtime.bank import MAX_CLASSES, SupportBank
-from fsvit_edge.runtime.box_mask import mask_from_box
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
+from fsvit_edge.runtime.enrollment import Enrollment
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError, UnseenThingError
-from fsvit_edge.runtime.predictor import Enrollment, FewShotModel
+from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 from fsvit_edge.runtime.presence_level import level_of_supports
+from fsvit_edge.runtime.support_masks import mask_from_box
 
 SIDE, CHANNELS, TOKENS, DIM, MASK_SIDE, GRID = 8, 2, 4, 4, 4, 3
 GUESSED = np.zeros((1, SIDE, SIDE), np.uint8)
@@ -235,9 +237,9 @@ def test_the_limit_of_the_head_decides_over_how_many_runs_supports_are_split(
 def split_over_two(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let three of the six supports of `enroll_several` share a run."""
     longest = max(s.kept.shape[1] for name in model.classes for s in model.bank.supports(name))
-    one = head_runs.ATTENTION_MAPS_PER_TOKEN * model._num_query * longest * 4
+    one = head_runs.ATTENTION_MAPS_PER_TOKEN * model.network.num_tokens * longest * 4
     monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 3 * one)
-    model._runs = None
+    model.network.release_supports()
 
 
 @pytest.mark.parametrize("kind", ["fake", "real"])
@@ -249,11 +251,11 @@ def test_supports_split_over_several_runs_answer_as_in_one(
     whole = model.predict(FRAME, probabilities=True)
     split_over_two(model, monkeypatch)
     halves = model.predict(FRAME, probabilities=True)
-    assert len(model._resident_supports()) == 2
+    assert len(model.network.resident_supports(model.bank.class_supports)) == 2
     monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 1)
-    model._runs = None
+    model.network.release_supports()
     singles = model.predict(FRAME, probabilities=True)
-    assert len(model._resident_supports()) == 6
+    assert len(model.network.resident_supports(model.bank.class_supports)) == 6
     assert whole.foreground is not None
     for split in (halves, singles):
         np.testing.assert_allclose(split.scores, whole.scores, atol=1e-5)
@@ -270,10 +272,10 @@ def test_twenty_classes_of_five_shots_are_judged_in_bounded_runs(real: FewShotMo
     prediction = real.predict(FRAME)
     assert prediction.scores.shape == (20,)
     np.testing.assert_allclose(prediction.scores, prediction.scores[0], rtol=1e-4)
-    runs = real._resident_supports()
+    runs = real.network.resident_supports(real.bank.class_supports)
     sizes = [run["kept"].shape[0] for run in runs]
     assert sum(sizes) == 100
-    per_support = head_runs.ATTENTION_MAPS_PER_TOKEN * real._num_query * 40 * 4
+    per_support = head_runs.ATTENTION_MAPS_PER_TOKEN * real.network.num_tokens * 40 * 4
     assert max(sizes) * per_support <= head_runs.LARGEST_TENSOR_BYTES
     assert len(runs) > 1
 
@@ -305,7 +307,7 @@ def test_a_class_more_than_the_engine_was_built_for_is_refused_before_anything_i
     def sentence(has: int) -> str:
         return (
             f"The head engine was built for at most 10 classes, the bank has {has}; rebuild it with: "
-            f"fsvit-edge build-engine --ways-max {has}, and the options it was built with."
+            f"fsvit-edge build-engine --max-ways {has}, and the options it was built with."
         )
 
     for has, attempt in (
@@ -388,6 +390,8 @@ def test_supports_are_uploaded_once_and_again_only_after_a_change(fake: Fake, tm
         lambda: fake.model.remove("b"),
         lambda: fake.model.enroll("d", [picture(7)]),
         lambda: fake.model.load_bank(tmp_path / "bank.safetensors"),
+        lambda: fake.model.remove_support("c", 1),
+        lambda: fake.model.bank.add("a copy", fake.model.bank.supports("c")),  # behind the model's back
     ):
         fake.head.uploads = 0
         change()
@@ -434,7 +438,7 @@ def test_what_is_cached_of_a_picture_is_what_enrollment_keeps(fake: Fake) -> Non
 
 
 def cropping(fake: Fake, factor: float = 2.0) -> FewShotModel:
-    fake.model.manifest = replace(fake.model.manifest, support_crop=factor)
+    fake.model.network.manifest = replace(fake.model.manifest, support_crop=factor)
     return fake.model
 
 
@@ -516,9 +520,9 @@ def test_a_thing_of_20_pixels_is_learnt_where_it_was_not(real: FewShotModel, mon
     support, mask = on_gravel(20, 403, 607)
     closer, truth = on_gravel(200, 200, 400)
     answers = {}
-    monkeypatch.setattr(real, "_outlines", "plain")  # objectness finds what stands on gravel from any support
+    monkeypatch.setattr(real, "outlines", "plain")  # objectness finds what stands on gravel from any support
     for factor in (0.0, 1.5):
-        monkeypatch.setattr(real, "manifest", replace(real.manifest, support_crop=factor))
+        monkeypatch.setattr(real.network, "manifest", replace(real.manifest, support_crop=factor))
         bank = SupportBank(real.bank.identity)
         bank.add("cat", [real.cache_support("cat", support, mask)])
         (answers[factor],) = real.predict_with(closer, [bank])
@@ -544,13 +548,13 @@ def test_a_box_stands_for_the_mask_in_it(fake: Fake) -> None:
     ("masks", "boxes", "text"),
     [
         (None, [(4, 2, 28, 22)] * 2, "1 pictures but 2 boxes; give one for each"),
-        ([left_half()], [(4, 2, 28, 22)], "Picture 1 of 'a' has a mask and a box; give one of them"),
+        ([left_half()], [(4, 2, 28, 22)], "Picture 1 of 'a' has both a mask and a box; give one of them"),
         (None, [(4, 2, 28)], r"must be \(left, top, right, bottom\) in pixels; got \(4, 2, 28\)"),
         (None, ["4,2,28,22"], "must be .* in pixels; got '4,2,28,22'"),
         (None, [(4, 2, float("nan"), 22)], "must be .* in pixels"),
         (None, [7], "must be .* in pixels; got 7"),
-        (None, [(28, 22, 4, 2)], "holds less than 4 x 4 pixels of the 32 x 24 picture"),
-        (None, [(40, 2, 60, 22)], "holds less than 4 x 4 pixels of the 32 x 24 picture"),
+        (None, [(28, 22, 4, 2)], "contains less than 4 x 4 pixels of the 32 x 24 picture"),
+        (None, [(40, 2, 60, 22)], "contains less than 4 x 4 pixels of the 32 x 24 picture"),
     ],
 )
 def test_a_box_that_cannot_be_used_is_one_sentence(fake: Fake, masks: Any, boxes: Any, text: str) -> None:
@@ -885,7 +889,7 @@ def test_the_encoder_is_waited_for_so_that_its_time_is_its_own(fake: Fake) -> No
 
 def test_a_slow_stage_shows_in_its_own_time(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr(predictor.time, "perf_counter", lambda: next(clock) ** 2)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock) ** 2)
     assert list(fake.model.predict(FRAME).latency_ms.values()) == [1e3, 3e3, 5e3, 7e3]
 
 
@@ -946,8 +950,8 @@ def test_a_missing_bundle_and_an_unknown_engine_are_refused(tmp_path: Path) -> N
 
 def test_an_engine_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(EnvironmentLacksError, match="Engine 'cuda' needs"):
-        FewShotModel.load(engine="cuda")
+    with pytest.raises(EnvironmentLacksError, match="--engine onnxruntime-cuda needs"):
+        FewShotModel.load(engine="onnxruntime-cuda")
 
 
 def test_an_encoder_of_unknown_size_is_refused(fake: Fake) -> None:
@@ -1082,13 +1086,13 @@ def test_the_level_of_the_bundle_is_that_of_classes_with_one_support(fake: Fake)
 def test_a_score_that_rounding_lifts_above_one_is_stored_as_one(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare = fake.model._compare
+    compare = fake.model.network.compare
 
-    def lifted(tokens: Any) -> tuple[np.ndarray, np.ndarray]:
-        scores, foreground = compare(tokens)
+    def lifted(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        scores, foreground = compare(*arguments)
         return np.full_like(scores, 1 + 1e-6), foreground
 
-    monkeypatch.setattr(fake.model, "_compare", lifted)
+    monkeypatch.setattr(fake.model.network, "compare", lifted)
     fake.model.enroll("a", [picture(0), picture(1)])
     assert fake.model.bank.supports("a")[1].loo_score == 1.0
     fake.model.save_bank(tmp_path / "bank.safetensors")

@@ -1,8 +1,8 @@
-"""The demo: a virtual camera over photographs that scikit-image ships, to try everything without a camera.
+"""The demo: a virtual camera that moves over photographs from scikit-image, to try everything without a camera.
 
-The photographs stand side by side in one long strip; the camera travels along it, lingers at each one, zooms and turns
-a little, and after the last comes back to the first. The same frame number always gives the same frame. Outlines drawn
-by hand say which pixels are what, in the tour and in the pictures to enroll.
+The photographs form one long strip; the camera travels along it, lingers at each one, zooms and turns a little, and
+returns from the last to the first. The same frame number always gives the same frame. Outlines drawn by hand label the
+pixels, in the tour and in the pictures to enroll.
 
 The tour is the table `_TOUR`, the pictures to enroll are the table `_SUPPORT_VIEWS`, the outlines are `_OUTLINES`.
 """
@@ -36,7 +36,7 @@ class DemoSupport:
     Attributes:
         name: The class, one of DEMO_CLASSES.
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool, True on the thing; None where the demo enrolls the class from its name alone.
+        mask: (H, W) bool, True on the object; None if the demo enrolls the class from its name alone.
     """
 
     name: str
@@ -51,7 +51,7 @@ class _View:
     x: float  # center
     y: float
     width: float  # from the left to the right edge of the frame; the height follows from the frame's shape
-    angle: float = 0.0  # degrees by which the camera is turned clockwise
+    angle: float = 0.0  # clockwise rotation of the camera in degrees
 
 
 @dataclass(frozen=True)
@@ -62,36 +62,36 @@ class _Stop:
     seconds: float
     start: _View
     end: _View
-    columns: tuple[int, int] | None = None  # the part of the photograph that is shown; None: all of it
+    columns: tuple[int, int] | None = None  # the visible part of the photograph; None: all of it
 
 
 @dataclass(frozen=True)
 class _SupportView:
-    """One picture to enroll: never a frame of the tour, for it is turned, framed and lit differently."""
+    """One picture to enroll: never a frame of the tour, because its angle, framing and light differ."""
 
     name: str
     view: _View
     size_hw: tuple[int, int]
     light: tuple[float, float, float]  # factors of red, green and blue
-    photo: str | None = None  # another photograph than the outlined one, enrolled by the name alone
+    photo: str | None = None  # a photograph without an outline, enrolled from its name alone
 
 
 _TRAVEL_SECONDS = 0.6
 _STRIP_HEIGHT = 512
 
-# Between two things lies a picture without any: where two are in sight, the outlines of one may fall on the other.
+# A picture without any object separates two with one: if two are visible, the outline of one may cover the other.
 _TOUR = (
     _Stop("chelsea.png", 2.4, _View(228, 150, 440), _View(221, 145, 400, -2)),
     _Stop("brick.png", 0.7, _View(240, 250, 480), _View(280, 260, 430, 3)),
-    # A thing that is not enrolled.
+    # An object that is not enrolled.
     _Stop("coffee.png", 1.4, _View(320, 205, 560), _View(290, 205, 480, 4)),
     _Stop("grass.png", 0.7, _View(240, 260, 460), _View(270, 240, 480, -2)),
-    # Between the two masts, which look like rockets to the small model.
+    # Between the two masts, which the bundled model takes for rockets.
     _Stop("rocket.jpg", 2.4, _View(320, 218, 232), _View(318, 176, 226, -2), columns=(202, 438)),
     _Stop("moon.png", 0.7, _View(250, 230, 480), _View(260, 190, 440, -3)),
     _Stop("motorcycle_left.png", 2.4, _View(385, 260, 700), _View(388, 268, 640, 2), columns=(34, 741)),
     _Stop("gravel.png", 0.7, _View(250, 250, 480), _View(260, 270, 440, -3)),
-    # Left of the shuttle model: beside the astronaut it would be a second, smaller rocket.
+    # Left of the shuttle model, which would be a second, smaller rocket.
     _Stop("astronaut.png", 2.4, _View(178, 120, 345), _View(205, 150, 290, 3), columns=(0, 352)),
 )
 
@@ -104,8 +104,8 @@ _SUPPORT_VIEWS = (
     _SupportView("rocket", _View(322, 230, 330, -6), (300, 400), (0.95, 0.95, 1.0)),
 )
 
-# Photograph and corners "x,y x,y ..." in its pixels (as SVG writes polygons). The motorcycle counts with what shows
-# between its spokes, the astronaut with her suit but without the helmet in front of it, the rocket without its tower.
+# Photograph and corners "x,y x,y ..." in its pixels (as in SVG polygons). The motorcycle includes what is visible
+# between its spokes, the astronaut includes her suit but not the helmet in front of it, the rocket excludes its tower.
 _OUTLINES = {
     "cat": (
         "chelsea.png",
@@ -146,15 +146,15 @@ _OUTLINES = {
 
 @dataclass(frozen=True)
 class _Strip:
-    """The photographs side by side, and the camera's path over them."""
+    """The photographs side by side, and the path of the camera over them."""
 
     rgb: _Rgb
     labels: npt.NDArray[np.uint8]  # 0, or 1 + the position in DEMO_CLASSES
-    path: tuple[_Matrix, ...]  # per frame the 2x3 map from the frame's pixels (x, y) to the strip's
+    path: tuple[_Matrix, ...]  # for each frame, the 2x3 map from its pixels (x, y) to those of the strip
 
 
 def demo_length() -> int:
-    """Count the frames of one round of the tour.
+    """Number of frames in one round of the tour.
 
     Raises:
         EnvironmentLacksError: scikit-image or one of its photographs is missing.
@@ -163,10 +163,10 @@ def demo_length() -> int:
 
 
 def demo_frame(index: int) -> npt.NDArray[np.uint8]:
-    """Take one frame of the tour.
+    """Render one frame of the tour.
 
     Args:
-        index: From 0; after one round the frames repeat.
+        index: From 0; the frames repeat after one round.
 
     Returns:
         (360, 640, 3) uint8 RGB.
@@ -175,14 +175,14 @@ def demo_frame(index: int) -> npt.NDArray[np.uint8]:
         EnvironmentLacksError: scikit-image or one of its photographs is missing.
     """
     strip = _strip()
-    return _look(strip.rgb, strip.path[index % len(strip.path)], cv2.INTER_LINEAR)
+    return _render(strip.rgb, strip.path[index % len(strip.path)], cv2.INTER_LINEAR)
 
 
 def demo_truth(index: int) -> npt.NDArray[np.uint8]:
-    """Tell what a frame of the tour shows, by the outlines drawn by hand.
+    """Render the ground truth of one frame of the tour, from the outlines drawn by hand.
 
     Args:
-        index: As for `demo_frame`.
+        index: As in `demo_frame`.
 
     Returns:
         (360, 640) uint8: 0 is background, i + 1 is DEMO_CLASSES[i].
@@ -191,14 +191,14 @@ def demo_truth(index: int) -> npt.NDArray[np.uint8]:
         EnvironmentLacksError: scikit-image or one of its photographs is missing.
     """
     strip = _strip()
-    return _look(strip.labels, strip.path[index % len(strip.path)], cv2.INTER_NEAREST)
+    return _render(strip.labels, strip.path[index % len(strip.path)], cv2.INTER_NEAREST)
 
 
 def demo_supports() -> list[DemoSupport]:
-    """Give the pictures to enroll: other views of the photographs than the tour's, under another light.
+    """The pictures to enroll: views of the photographs that the tour does not show, in different light.
 
     Returns:
-        The supports in the order of DEMO_CLASSES; "motorcycle" has no mask, it is enrolled from its name alone.
+        The supports in the order of DEMO_CLASSES; "motorcycle" has no mask and is enrolled from its name alone.
 
     Raises:
         EnvironmentLacksError: scikit-image or one of its photographs is missing.
@@ -241,19 +241,19 @@ def _strip() -> _Strip:
             for view in (stop.start, stop.end)
         ]
         left += shown.stop - shown.start
-    # The last journey goes on to the right, where the strip repeats.
+    # The last move continues to the right, where the strip repeats.
     views.append(_View(views[0].x + left, views[0].y, views[0].width, views[0].angle))
     path = []
     for number in range(len(views) - 1):
         seconds = _TRAVEL_SECONDS if number % 2 else _TOUR[number // 2].seconds
-        path += _journey(views[number], views[number + 1], round(seconds * DEMO_FPS))
+        path += _move(views[number], views[number + 1], round(seconds * DEMO_FPS))
     return _Strip(np.hstack(pieces), np.hstack(label_pieces), tuple(path))
 
 
-def _journey(start: _View, end: _View, frames: int) -> list[_Matrix]:
+def _move(start: _View, end: _View, frames: int) -> list[_Matrix]:
     matrices = []
     for frame in range(frames):
-        done = (1 - math.cos(math.pi * frame / frames)) / 2  # sets off and arrives without a jerk
+        done = (1 - math.cos(math.pi * frame / frames)) / 2  # starts and stops smoothly
         x, y, width, angle = (
             a + (b - a) * done for a, b in zip(dataclasses.astuple(start), dataclasses.astuple(end), strict=True)
         )
@@ -262,13 +262,13 @@ def _journey(start: _View, end: _View, frames: int) -> list[_Matrix]:
 
 
 def _camera(x: float, y: float, scale: float, angle: float, size_hw: tuple[int, int]) -> _Matrix:
-    """Map the pixels of a frame to those of what is looked at: 2x3, for cv2.warpAffine with WARP_INVERSE_MAP."""
+    """The 2x3 map from the pixels of a frame to those of the picture, for cv2.warpAffine with WARP_INVERSE_MAP."""
     cos, sin = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
     middle_y, middle_x = (size_hw[0] - 1) / 2, (size_hw[1] - 1) / 2
     return np.array([[cos, -sin, x - cos * middle_x + sin * middle_y], [sin, cos, y - sin * middle_x - cos * middle_y]])
 
 
-def _look(strip: npt.NDArray[np.uint8], to_strip: _Matrix, interpolation: int) -> npt.NDArray[np.uint8]:
+def _render(strip: npt.NDArray[np.uint8], to_strip: _Matrix, interpolation: int) -> npt.NDArray[np.uint8]:
     flags = interpolation | cv2.WARP_INVERSE_MAP
     frame = cv2.warpAffine(strip, to_strip, DEMO_SIZE_HW[::-1], flags=flags, borderMode=cv2.BORDER_WRAP)
     return np.asarray(frame, dtype=np.uint8)
@@ -283,14 +283,14 @@ def _outline_mask(name: str, size_hw: tuple[int, int], scale: float) -> npt.NDAr
 
 @functools.lru_cache(maxsize=16)
 def _photograph(name: str) -> _Rgb:
-    # Read as a file: skimage.data's own functions copy to a cache and may download.
+    # Read as a file: the functions in skimage.data copy to a cache and may download.
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
         raise EnvironmentLacksError('The demo needs scikit-image; install it with: pip install "fsvit-edge[demo]"')
     path = Path(package.origin).parent / "data" / name
     if not path.is_file():
         raise EnvironmentLacksError(
-            f"This scikit-image lacks the photograph {name} that the demo needs; install it again with: "
+            f"The demo needs the photograph {name}, which this scikit-image lacks; reinstall it with: "
             'pip install --force-reinstall "scikit-image>=0.22"'
         )
     return read_image(path)

@@ -1,40 +1,41 @@
-"""Which engines compute a bundle here: those that `build-engine` made and that fit, else ONNX Runtime."""
+"""Choose the engines that run a bundle here: those that `build-engine` made if they fit, else ONNX Runtime."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fsvit_edge.runtime.bundle import OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.base import Engine
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, choose_provider
-from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, load_engine
+from fsvit_edge.runtime.engines.onnx_runtime import ENGINE_PROVIDERS, installed_providers, refuse_fp16_on_cpu
+from fsvit_edge.runtime.engines.open_graphs import Engines, open_bundle_graphs, open_cpu_engines, open_plans
+from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder
 from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, build_command, installed_version
 from fsvit_edge.runtime.engines.store.sets import BuiltEngine, EngineSet, find_engines, fitting_sets
+from fsvit_edge.runtime.engines.tensorrt_api import TENSORRT_ENGINES, open_tensorrt
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
-from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.storage import record_from_json
 
-PLAN_ENGINES = ("tensorrt", "tensorrt-rtx")
-ENGINES = ("auto", "cpu", "cuda", *PLAN_ENGINES)
+ENGINES = ("auto", *ENGINE_PROVIDERS, *TENSORRT_ENGINES)
+_RENAMED = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}
 PRECISION_CHOICES = ("auto", *PRECISIONS)
 _BUILT_ONLY = ("fp16", "int8")
-"""What no bundle has by itself."""
+"""Precisions that only built engines have: a bundle's own graphs are FP32."""
 _UNMEASURED_ORDER = ("fp16", "fp32", "int8")
-"""On a GPU; INT8 is as often slower than FP16 as faster, so it has to be measured."""
+"""On a GPU, if nothing was measured: INT8 is slower than FP16 as often as it is faster, so it comes last."""
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What computes, and why nothing else does.
+    """Which engine was chosen, and why no other.
 
     Attributes:
         engine: One of `ENGINES` without "auto", or "torch".
-        precision: One of `PRECISIONS`; banks of another are refused.
-        description: For people.
-        notes: Sentences on what is built but does not compute here.
+        precision: One of `PRECISIONS`; banks made in another precision are refused.
+        description: The choice in words, for people.
+        notes: One sentence for each built engine that was passed over.
     """
 
     engine: str
@@ -45,14 +46,14 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class OpenEngines:
-    """The graphs, ready to run.
+    """The graphs of a bundle, ready to run.
 
     Attributes:
         encoder: Runs `encoder`.
         enroll: Runs `enroll`, always in FP32 and by ONNX Runtime.
         head: Runs `head`.
-        choice: What they are.
-        objectness: Runs `objectness`, where the bundle has it, always in FP32 and by ONNX Runtime.
+        choice: What was chosen.
+        objectness: Runs `objectness` if the bundle has it, always in FP32 and by ONNX Runtime.
     """
 
     encoder: Engine
@@ -65,98 +66,111 @@ class OpenEngines:
 def choose_engines(
     bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int | None = None
 ) -> OpenEngines:
-    """Open what computes a bundle best here.
+    """Open the engines that run a bundle best here.
 
-    "auto" takes engines that were built for the GPU here; else ONNX Runtime: on CUDA where it is installed, else on the
-    CPU, with the engines that measured fastest on this processor where they beat the bundle's own FP32 graphs. What is
-    built but does not fit, is damaged or fails to open is passed over, and the notes say why.
+    "auto" takes engines that were built for this GPU; else ONNX Runtime on CUDA if that is installed; else ONNX Runtime
+    on the CPU, with the built engines that measured fastest on this processor if they beat the bundle's own FP32
+    graphs. Engines that do not fit, are damaged or fail to open are passed over, and the notes say why.
 
     Args:
         bundle: The bundle.
         engine: One of `ENGINES`; tensorrt and tensorrt-rtx are engines that `build-engine` made.
-        precision: One of `PRECISION_CHOICES`; any but "auto" is kept to.
-        threads: Of ONNX Runtime within an operator; None for every core.
+        precision: One of `PRECISION_CHOICES`; with "auto" the fastest engine decides.
+        threads: Threads of ONNX Runtime within an operator; None for one per core.
 
     Raises:
-        InputError: There is no such engine or precision, or not together.
-        EnvironmentLacksError: The engine that is named needs a package, a provider or a device that is not here.
-        ArtifactError: Of the engine or precision that is named nothing is built that fits; it says what to type.
+        InputError: The engine or the precision is unknown, or they do not go together.
+        EnvironmentLacksError: The engine needs a package, a provider or a device that is missing here.
+        ArtifactError: No engine that fits was built for the given engine or precision.
     """
     _check_options(engine, precision)
-    built: list[BuiltEngine] = []
-    problems: list[str] = []
-    with suppress(EnvironmentLacksError):  # without a home folder there is no cache, and nothing in it
-        built, problems = find_engines(engine_folder(bundle.path, bundle.manifest))
-    if precision != "auto":
-        built = [one for one in built if one[1].precision == precision]
-    search = _Search(bundle, threads, built, [ArtifactError(problem) for problem in problems])
-    if engine in PLAN_ENGINES:
-        _check_plans_can_run(engine)
+    search = _Search(bundle, threads, *_built_engines(bundle, precision))
+    if engine in TENSORRT_ENGINES:
+        _check_tensorrt_can_run(engine)
         opened = search.open_plans((engine,))
         if opened is None:
             raise _nothing_fits(search, engine, precision)
         return opened
-    if engine == "auto":
-        opened = search.open_plans(PLAN_ENGINES)
+    is_auto = engine == "auto"
+    if is_auto:
+        opened = search.open_plans(TENSORRT_ENGINES)
         if opened is not None:
             return opened
-    provider = "cpu" if precision in _BUILT_ONLY else choose_provider(engine)
-    if provider == "cpu" and precision != "fp16":
+        prefers_cuda = precision not in _BUILT_ONLY and "cuda" in installed_providers()
+        engine = "onnxruntime-cuda" if prefers_cuda else "onnxruntime"
+    if engine == "onnxruntime" and precision != "fp16":
         opened = search.open_on_cpu(even_if_slower=precision in _BUILT_ONLY)
         if opened is not None:
             return opened
     if precision in _BUILT_ONLY:
-        raise _nothing_fits(search, "onnxruntime" if engine == "cpu" else None, precision)
-    return search.open_bundle(provider)
+        raise _nothing_fits(search, None if is_auto else engine, precision)
+    return search.open_bundle(engine)
 
 
 def _check_options(engine: str, precision: str) -> None:
+    if engine in _RENAMED:
+        raise InputError(f"Engine {engine!r} is now called {_RENAMED[engine]!r}.")
     if engine not in ENGINES:
         raise InputError(f"Engine {engine!r} is unknown; choose one of: {', '.join(ENGINES)}.")
     if precision not in PRECISION_CHOICES:
         raise InputError(f"Precision {precision!r} is unknown; choose one of: {', '.join(PRECISION_CHOICES)}.")
-    if engine == "cpu" and precision == "fp16":
-        raise InputError("A CPU computes FP16 by way of FP32, only slower; take --precision fp32 or int8.")
-    if engine == "cuda" and precision in _BUILT_ONLY:
+    if engine == "onnxruntime":
+        refuse_fp16_on_cpu(precision)
+    if engine == "onnxruntime-cuda" and precision in _BUILT_ONLY:
         raise InputError(
-            f"--engine cuda computes the bundle's FP32 graphs; for {precision.upper()} on a GPU build an engine with: "
-            f"{build_command('tensorrt', precision)}."
+            f"--engine onnxruntime-cuda runs the bundle's own FP32 graphs; for {precision.upper()} on a GPU, build an "
+            f"engine with: {build_command('tensorrt', precision)}."
         )
 
 
-def _check_plans_can_run(engine: str) -> None:
+def _built_engines(bundle: Bundle, precision: str) -> tuple[list[BuiltEngine], list[FsvitEdgeError]]:
+    """The engines that were built from a bundle in a precision, newest first, and why others cannot be read."""
+    try:
+        built, problems = find_engines(engine_folder(bundle.path, bundle.manifest))
+    except EnvironmentLacksError:  # without a home folder there is no cache to search
+        return [], []
+    fitting = [one for one in built if precision in ("auto", one[1].precision)]
+    return fitting, [ArtifactError(problem) for problem in problems]
+
+
+def _check_tensorrt_can_run(engine: str) -> None:
     if find_gpu() is None:
         raise EnvironmentLacksError(
-            f"--engine {engine} needs a GPU, but {gpu_missing_reason()}; compute without one: --engine cpu."
+            f"--engine {engine} needs a GPU, but {gpu_missing_reason()}; without a GPU, use --engine onnxruntime."
         )
     if installed_version(engine) is None:
-        from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
-
-        open_tensorrt(engine)  # says what is missing and how to get it
+        open_tensorrt(engine)  # its error tells what is missing and how to install it
 
 
-def _nothing_fits(search: "_Search", backend: str | None, precision: str) -> FsvitEdgeError:
-    """The reason why what is there does not serve, or that nothing is there, with the command that builds it."""
+def _nothing_fits(search: "_Search", engine: str | None, precision: str) -> FsvitEdgeError:
+    """Why no built engine can be used, with the command that builds one; `engine` is None for "auto"."""
     if search.refused:
         return search.refused[0]
-    if backend is None and find_gpu() is None:
+    if engine is None and find_gpu() is None:
         if precision == "fp16":
             return EnvironmentLacksError(
-                f"--precision fp16 needs a GPU, but {gpu_missing_reason()}; take --precision fp32 or int8."
+                f"--precision fp16 needs a GPU, but {gpu_missing_reason()}; use --precision fp32 or int8."
             )
-        backend = "onnxruntime"
-    wanted = None if precision == "auto" else precision
-    what = f"{precision.upper()} engine" if wanted else "engine"
-    of = f" of {BACKEND_TITLES[backend]}" if backend else ""
+        engine = "onnxruntime"
+    kind = "engine" if precision == "auto" else f"{precision.upper()} engine"
+    backend = f" for {BACKEND_TITLES[engine]}" if engine else ""
+    command = build_command(engine, None if precision == "auto" else precision, search.bundle.path)
     return ArtifactError(
-        f"No {what}{of} is built of {search.bundle.manifest.name}; build it with: "
-        f"{build_command(backend, wanted, search.bundle.path)}."
+        f"No {kind}{backend} has been built from {search.bundle.manifest.name}; build one with: {command}."
     )
 
 
 @dataclass
 class _Search:
-    """A bundle's engines, and why those that were looked at do not serve."""
+    """The search for engines that can run a bundle.
+
+    Attributes:
+        bundle: The bundle.
+        threads: Threads of ONNX Runtime; None for one per core.
+        built: The built engines of the wanted precision, newest first.
+        refused: Why engines that were looked at cannot be used.
+        without_gpu: A sentence, if there are plans but no GPU.
+    """
 
     bundle: Bundle
     threads: int | None
@@ -165,114 +179,71 @@ class _Search:
     without_gpu: str = ""
 
     def open_plans(self, backends: Sequence[str]) -> OpenEngines | None:
-        """The fastest plans that fit and open."""
+        """Open the fastest plans that fit; None if there are none."""
         built = [one for one in self.built if one[1].backend in backends]
         if not built:
             return None
         machine = Machine.here()
         if machine.gpu is None:
-            self.without_gpu = f"Engines of TensorRT are built but do not run here: {gpu_missing_reason()}."
+            self.without_gpu = f"TensorRT engines were built but cannot run here: {gpu_missing_reason()}."
             return None
         fitting = fitting_sets(built, self.bundle.manifest, machine, self.bundle.path)
-        return self._open_first(sorted(fitting.sets, key=_plan_order), self._open_plan_set, fitting.reasons.values())
+        return self._open_first(sorted(fitting.sets, key=_plan_order), open_plans, fitting.reasons.values())
 
     def open_on_cpu(self, even_if_slower: bool) -> OpenEngines | None:
-        """The engines that were measured fastest on this processor."""
+        """Open the CPU engines that measured fastest on this processor; None if there are none."""
         built = [one for one in self.built if one[1].backend == "onnxruntime"]
         if not built:
             return None
         machine = Machine.here()
         fitting = fitting_sets(built, self.bundle.manifest, machine, self.bundle.path)
-        sets = sorted(fitting.sets, key=lambda one: _ratio(one, machine))
-        slower = [_not_faster(one, machine, self.bundle.path) for one in sets if _ratio(one, machine) >= 1]
+        sets = sorted(fitting.sets, key=lambda one: _ratio_to_fp32(one, machine))
+        slower = [_not_faster(one, machine, self.bundle.path) for one in sets if _ratio_to_fp32(one, machine) >= 1]
         if even_if_slower:
             self.refused += map(ArtifactError, slower)
-        else:
-            sets = [one for one in sets if _ratio(one, machine) < 1]
-        reasons = [*(() if even_if_slower else slower), *fitting.reasons.values()]
-        return self._open_first(sets, self._open_cpu_set, reasons)
+            return self._open_first(sets, open_cpu_engines, fitting.reasons.values())
+        faster = [one for one in sets if _ratio_to_fp32(one, machine) < 1]
+        return self._open_first(faster, open_cpu_engines, [*slower, *fitting.reasons.values()])
 
-    def open_bundle(self, provider: str) -> OpenEngines:
-        """The bundle's own graphs, by ONNX Runtime."""
-        manifest = self.bundle.manifest
-        with ExitStack() as stack:
-            engines = {
-                name: stack.enter_context(OnnxRuntimeEngine(self.bundle.graphs[name], provider, self.threads))
-                for name in manifest.graphs
-            }
-            for name, opened in engines.items():
-                info = manifest.graphs[name]
-                if (opened.inputs, opened.outputs) != (info.inputs, info.outputs):
-                    raise ArtifactError(
-                        f"{self.bundle.path / info.file} has other inputs or outputs than its bundle.json says."
-                    )
-            stack.pop_all()
+    def open_bundle(self, engine: str) -> OpenEngines:
+        """Open the bundle's own graphs in ONNX Runtime."""
+        provider, precision = ENGINE_PROVIDERS[engine], self.bundle.manifest.precision
+        opened = open_bundle_graphs(self.bundle, provider, self.threads)
         place = "CUDA" if provider == "cuda" else "the CPU"
-        description = f"{manifest.precision.upper()} in ONNX Runtime {installed_version('onnxruntime')} on {place}"
-        choice = EngineChoice(provider, manifest.precision, description, self._notes())
-        return OpenEngines(engines["encoder"], engines["enroll"], engines["head"], choice, engines.get(OBJECTNESS))
+        description = f"{precision.upper()} in ONNX Runtime {installed_version('onnxruntime')} on {place}"
+        return self._result(opened, engine, precision, description)
 
     def _open_first(
-        self, sets: Sequence[EngineSet], open_set: Callable[[EngineSet], OpenEngines], reasons: Iterable[str]
+        self,
+        sets: Sequence[EngineSet],
+        open_set: Callable[[Bundle, EngineSet, int | None], Engines],
+        reasons: Iterable[str],
     ) -> OpenEngines | None:
-        """The first set that opens; else `reasons` say why the others do not serve."""
+        """Open the first set that opens; if none does, `reasons` say why the other engines cannot be used."""
         for one in sets:
             try:
-                return open_set(one)
-            except FsvitEdgeError as error:  # noqa: PERF203 - the next one may do
+                opened = open_set(self.bundle, one, self.threads)
+            except FsvitEdgeError as error:  # noqa: PERF203 - the next set may open
                 self.refused.append(error)
+            else:
+                return self._result(opened, one.record.backend, one.record.precision, one.description)
         self.refused += map(ArtifactError, reasons)
         return None
 
-    def _open_plan_set(self, one: EngineSet) -> OpenEngines:
-        from fsvit_edge.runtime.engines.memory.base import open_device_memory
-        from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
-        from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
-
-        encoder_plan, head_plan = load_engine(*one.encoder), load_engine(*one.head)
-        api = open_tensorrt(one.record.backend)
-        with ExitStack() as stack:
-            memory = open_device_memory()  # closes once no engine holds it
-            encoder = stack.enter_context(TensorRtEngine(encoder_plan, one.encoder[1], api, memory))
-            head = stack.enter_context(TensorRtEngine(head_plan, one.head[1], api, memory))
-            enroll, objectness = self._enroll(stack), self._objectness(stack)
-            stack.pop_all()
-        return OpenEngines(encoder, enroll, head, self._choice(one, one.record.backend), objectness)
-
-    def _open_cpu_set(self, one: EngineSet) -> OpenEngines:
-        graphs = [(path, record, load_engine(path, record)) for path, record in (one.encoder, one.head)]
-        with ExitStack() as stack:
-            engines = []
-            for path, record, graph in graphs:
-                engine = stack.enter_context(OnnxRuntimeEngine(graph, "cpu", self.threads))
-                if (engine.inputs, engine.outputs) != (record.inputs, record.outputs):
-                    raise ArtifactError(f"{path} has other inputs or outputs than its sidecar says.")
-                engines.append(engine)
-            enroll, objectness = self._enroll(stack), self._objectness(stack)
-            stack.pop_all()
-        return OpenEngines(engines[0], enroll, engines[1], self._choice(one, "cpu"), objectness)
-
-    def _enroll(self, stack: ExitStack) -> OnnxRuntimeEngine:
-        return stack.enter_context(OnnxRuntimeEngine(self.bundle.graphs["enroll"], "cpu", self.threads))
-
-    def _objectness(self, stack: ExitStack) -> OnnxRuntimeEngine | None:
-        graph = self.bundle.graphs.get(OBJECTNESS)
-        return None if graph is None else stack.enter_context(OnnxRuntimeEngine(graph, "cpu", self.threads))
-
-    def _choice(self, one: EngineSet, engine: str) -> EngineChoice:
-        return EngineChoice(engine, one.record.precision, one.description, self._notes())
-
-    def _notes(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.without_gpu, *map(str, self.refused))))
+    def _result(self, opened: Engines, engine: str, precision: str, description: str) -> OpenEngines:
+        notes = tuple(filter(None, (self.without_gpu, *map(str, self.refused))))
+        choice = EngineChoice(engine, precision, description, notes)
+        return OpenEngines(opened["encoder"], opened["enroll"], opened["head"], choice, opened.get(OBJECTNESS))
 
 
 def _plan_order(one: EngineSet) -> tuple[bool, float, int]:
+    """Sort key: measured plans first, the fastest of them first."""
     latency = one.latency_ms
     return latency is None, latency or 0.0, _UNMEASURED_ORDER.index(one.record.precision)
 
 
-def _ratio(one: EngineSet, machine: Machine) -> float:
-    """A set's time against that of the FP32 graphs in the same run; infinite where this processor was not measured."""
+def _ratio_to_fp32(one: EngineSet, machine: Machine) -> float:
+    """A set's latency over that of the FP32 graphs in the same run; infinite if not measured on this processor."""
     measured_on = record_from_json(Machine, one.encoder[0], one.record.machine).cpu
     if measured_on != machine.cpu or one.latency_ms is None or not one.fp32_latency_ms:
         return math.inf
@@ -281,13 +252,13 @@ def _ratio(one: EngineSet, machine: Machine) -> float:
 
 def _not_faster(one: EngineSet, machine: Machine, bundle: Path) -> str:
     precision = one.record.precision
-    what = f"The {precision.upper()} engines of ONNX Runtime"
-    if _ratio(one, machine) < math.inf:
+    engines = f"The {precision.upper()} engines for ONNX Runtime"
+    if _ratio_to_fp32(one, machine) < math.inf:
         return (
-            f"{what} are not faster here than the FP32 graphs ({one.latency_ms:.1f} ms against "
-            f"{one.fp32_latency_ms:.1f} ms when they were built); they compute only with --precision {precision}."
+            f"{engines} are no faster here than the FP32 graphs ({one.latency_ms:.1f} ms against "
+            f"{one.fp32_latency_ms:.1f} ms when they were built), so they run only with --precision {precision}."
         )
     return (
-        f"{what} were not measured on this processor and compute only with --precision {precision}; measure them with: "
-        f"{build_command('onnxruntime', precision, bundle)} --force."
+        f"{engines} were not measured on this processor, so they run only with --precision {precision}; measure them "
+        f"with: {build_command('onnxruntime', precision, bundle)} --force."
     )

@@ -11,9 +11,8 @@ from engine_records import GPU, MACHINE, VERSIONS, copy_bundle, edit, write_set
 from fake_engine import FakeEngine
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.engines import choose, tensorrt, tensorrt_api
+from fsvit_edge.runtime.engines import choose, open_graphs
 from fsvit_edge.runtime.engines.choose import OpenEngines, choose_engines
-from fsvit_edge.runtime.engines.memory import base as device_memory
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_folder, sidecar_of
@@ -72,9 +71,9 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Opened:
         def close(self) -> None:
             opened.closed.append(self.file)
 
-    monkeypatch.setattr(tensorrt, "TensorRtEngine", Plan)
-    monkeypatch.setattr(tensorrt_api, "open_tensorrt", lambda _: "api")
-    monkeypatch.setattr(device_memory, "open_device_memory", lambda: "memory")
+    monkeypatch.setattr(open_graphs, "TensorRtEngine", Plan)
+    monkeypatch.setattr(open_graphs, "open_tensorrt", lambda _: "api")
+    monkeypatch.setattr(open_graphs, "open_device_memory", lambda: "memory")
     return opened
 
 
@@ -98,11 +97,11 @@ def refusal(kind: type[FsvitEdgeError], bundle: Bundle, *arguments: Any) -> str:
 
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
-    ("engine", "precision"), [("auto", "auto"), ("cpu", "auto"), ("auto", "fp32"), ("cpu", "fp32")]
+    ("engine", "precision"), [("auto", "auto"), ("onnxruntime", "auto"), ("auto", "fp32"), ("onnxruntime", "fp32")]
 )
 def test_where_nothing_is_built_the_bundle_computes(bundle: Bundle, engine: str, precision: str) -> None:
     choice = opened(bundle, engine, precision).choice
-    assert (choice.engine, choice.precision, choice.notes) == ("cpu", "fp32", ())
+    assert (choice.engine, choice.precision, choice.notes) == ("onnxruntime", "fp32", ())
     assert choice.description == f"FP32 in ONNX Runtime {VERSIONS['onnxruntime']} on the CPU"
 
 
@@ -110,9 +109,9 @@ def test_where_nothing_is_built_the_bundle_computes(bundle: Bundle, engine: str,
 def test_the_fastest_set_measured_here_computes(bundle: Bundle) -> None:
     write_set(bundle.path, precision="int8", latency_ms=5.0, fp32_latency_ms=10.0)
     write_set(bundle.path, precision="fp32", latency_ms=7.0, fp32_latency_ms=10.0)
-    for engine in ("auto", "cpu"):
+    for engine in ("auto", "onnxruntime"):
         choice = opened(bundle, engine).choice
-        assert (choice.engine, choice.precision, choice.notes) == ("cpu", "int8", ())
+        assert (choice.engine, choice.precision, choice.notes) == ("onnxruntime", "int8", ())
     assert choice.description == f"INT8 in ONNX Runtime {VERSIONS['onnxruntime']}, built 2026-11-25"
     # Ratios within a run count: in a run on a busy machine both were slow.
     write_set(bundle.path, precision="fp32", latency_ms=12.0, fp32_latency_ms=30.0)
@@ -126,13 +125,13 @@ def test_the_fastest_set_measured_here_computes(bundle: Bundle) -> None:
     [
         (
             {"latency_ms": 10.0, "fp32_latency_ms": 10.0},
-            "The INT8 engines of ONNX Runtime are not faster here than the FP32 graphs (20.0 ms against 20.0 ms when "
-            "they were built); they compute only with --precision int8.",
+            "The INT8 engines for ONNX Runtime are no faster here than the FP32 graphs (20.0 ms against 20.0 ms when "
+            "they were built), so they run only with --precision int8.",
         ),
         ({"latency_ms": 31.0, "fp32_latency_ms": 10.0}, "(62.0 ms against 20.0 ms when they were built)"),
         (
             {"latency_ms": None},
-            "were not measured on this processor and compute only with --precision int8; measure them",
+            "were not measured on this processor, so they run only with --precision int8; measure them",
         ),
         ({"fp32_latency_ms": None}, "were not measured on this processor"),
         ({"machine": {**MACHINE.to_dict(), "cpu": "Slow CPU"}}, "were not measured on this processor"),
@@ -147,16 +146,16 @@ def test_a_set_that_is_not_known_to_be_faster_computes_only_where_it_is_named(
     (told,) = choice.notes
     assert note in told
     named = opened(bundle, "auto", "int8").choice
-    assert (named.engine, named.precision) == ("cpu", "int8")
+    assert (named.engine, named.precision) == ("onnxruntime", "int8")
     assert named.notes == (told,)
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_an_fp32_set_that_is_slower_leaves_fp32_to_the_bundle(bundle: Bundle) -> None:
     write_set(bundle.path, precision="fp32", latency_ms=11.0, fp32_latency_ms=10.0)
-    choice = opened(bundle, "cpu", "fp32").choice
+    choice = opened(bundle, "onnxruntime", "fp32").choice
     assert choice.description.endswith("on the CPU")
-    assert "not faster here" in choice.notes[0]
+    assert "no faster here" in choice.notes[0]
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -165,7 +164,7 @@ def test_a_set_of_both_graphs_by_onnx_runtime_runs(bundle: Bundle) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     answers = []
     for precision in ("fp32", "int8"):  # the very same graphs here
-        with FewShotModel.load(bundle.path, "cpu", precision, threads=1) as model:
+        with FewShotModel.load(bundle.path, "onnxruntime", precision, threads=1) as model:
             assert model.choice.precision == precision == model.bank.identity.precision
             model.enroll("thing", [picture])
             answers.append(model.predict(picture).scores)
@@ -228,7 +227,7 @@ def test_a_graph_that_is_damaged_or_does_not_fit_is_never_parsed_and_never_passe
             parsed.append(graph)
             super().__init__(graph, *arguments)
 
-    monkeypatch.setattr(choose, "OnnxRuntimeEngine", Listening)
+    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
     text = reason or f"have no {graph}; build it with: fsvit-edge build-engine {bundle.path}"
     choice = opened(bundle).choice
     assert choice.precision == "fp32"
@@ -248,28 +247,26 @@ def test_a_graph_that_is_not_what_its_sidecar_says_is_refused(bundle: Bundle) ->
     edit(sidecar_of(paths["encoder"]), sha256=hashlib.sha256(head).hexdigest(), size_bytes=len(head))
     choice = opened(bundle).choice
     assert choice.precision == "fp32"  # the next best
-    assert "has other inputs or outputs than its sidecar says" in choice.notes[0]
+    assert "differ from its sidecar" in choice.notes[0]
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_plans_do_not_run_without_a_gpu(bundle: Bundle) -> None:
     write_set(bundle.path, "tensorrt", "fp16")
     choice = opened(bundle).choice
-    assert choice.engine == "cpu"
+    assert choice.engine == "onnxruntime"
     assert choice.notes == (
-        "Engines of TensorRT are built but do not run here: no NVIDIA driver (libcuda.so.1) is installed.",
+        "TensorRT engines were built but cannot run here: no NVIDIA driver (libcuda.so.1) is installed.",
     )
-    assert opened(bundle, "cpu").choice.notes == ()  # nobody asked for more
+    assert opened(bundle, "onnxruntime").choice.notes == ()  # nobody asked for more
     for engine in ("tensorrt", "tensorrt-rtx"):
         text = refusal(EnvironmentLacksError, bundle, engine)
-        assert text == f"--engine {engine} needs a GPU, but {NO_DRIVER}; compute without one: --engine cpu."
+        assert text == f"--engine {engine} needs a GPU, but {NO_DRIVER}; without a GPU, use --engine onnxruntime."
     text = refusal(EnvironmentLacksError, bundle, "auto", "fp16")
-    assert text.startswith(
-        "--precision fp16 needs a GPU, but no NVIDIA driver (libcuda.so.1) is installed; take --prec"
-    )
+    assert text.startswith("--precision fp16 needs a GPU, but no NVIDIA driver (libcuda.so.1) is installed; use --prec")
     text = refusal(ArtifactError, bundle, "auto", "int8")
     command = f"fsvit-edge build-engine {bundle.path} --engine onnxruntime --precision int8"
-    assert text.endswith(f"built of cst-nano; build it with: {command}.")
+    assert text.endswith(f"built from cst-nano; build one with: {command}.")
 
 
 # -------------------------------------------------------------------------------------------------------------- the GPU
@@ -283,7 +280,7 @@ def test_a_plan_that_fits_computes(bundle: Bundle, on_gpu: Opened, backend: str)
         choice = opened(bundle, engine).choice
         assert (choice.engine, choice.precision, choice.notes) == (backend, "fp16", ())
         assert [name.split(".")[0] for name in on_gpu] == ["encoder", "head"]
-    assert opened(bundle, "cpu").choice.engine == "cpu"
+    assert opened(bundle, "onnxruntime").choice.engine == "onnxruntime"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +315,7 @@ def test_a_plan_that_is_damaged_or_does_not_fit_is_never_deserialized(
     on_gpu.clear()
     spoil(paths[graph])
     choice = opened(bundle).choice
-    assert choice.engine == "cpu"
+    assert choice.engine == "onnxruntime"
     assert any((reason or f"have no {graph}") in note for note in choice.notes)
     assert (reason or f"have no {graph}") in refusal(ArtifactError, bundle, "tensorrt")
     assert on_gpu == []
@@ -346,7 +343,7 @@ def test_a_plan_that_does_not_open_is_told_and_closed(
     write_set(bundle.path, "tensorrt", "fp16")
     on_gpu.refuse[start] = error
     choice = opened(bundle).choice
-    assert (choice.engine, choice.notes) == ("cpu", (str(error),))
+    assert (choice.engine, choice.notes) == ("onnxruntime", (str(error),))
     assert refusal(type(error), bundle, "tensorrt") == str(error)
     assert len(on_gpu.closed) == (0 if start == "encoder" else 2)
 
@@ -360,12 +357,14 @@ def test_the_next_best_plan_computes_where_the_best_does_not_open(bundle: Bundle
 
 
 def test_where_nothing_is_built_a_named_engine_says_what_to_type(bundle: Bundle, on_gpu: Opened) -> None:
-    command = f"build it with: fsvit-edge build-engine {bundle.path} --engine tensorrt"
-    assert refusal(ArtifactError, bundle, "tensorrt") == f"No engine of TensorRT is built of cst-nano; {command}."
+    command = f"build one with: fsvit-edge build-engine {bundle.path} --engine tensorrt"
+    assert (
+        refusal(ArtifactError, bundle, "tensorrt") == f"No engine for TensorRT has been built from cst-nano; {command}."
+    )
     text = refusal(ArtifactError, bundle, "tensorrt", "int8")
-    assert text == f"No INT8 engine of TensorRT is built of cst-nano; {command} --precision int8."
+    assert text == f"No INT8 engine for TensorRT has been built from cst-nano; {command} --precision int8."
     text = refusal(ArtifactError, bundle, "auto", "fp16")
-    assert text.endswith(f"build it with: fsvit-edge build-engine {bundle.path} --precision fp16.")
+    assert text.endswith(f"build one with: fsvit-edge build-engine {bundle.path} --precision fp16.")
     assert on_gpu == []
 
 
@@ -378,7 +377,7 @@ def test_a_named_engine_that_is_not_installed_says_how_to_get_it(
     def missing(backend: str) -> None:
         raise EnvironmentLacksError(f"{backend} is not installed.")
 
-    monkeypatch.setattr(tensorrt_api, "open_tensorrt", missing)
+    monkeypatch.setattr(choose, "open_tensorrt", missing)
     assert refusal(EnvironmentLacksError, bundle, "tensorrt") == "tensorrt is not installed."
     assert on_gpu == []
 
@@ -393,20 +392,20 @@ def test_cuda_of_onnx_runtime_comes_after_plans_and_before_the_cpu(
             providers.append(provider)
             super().__init__(graph, "cpu", threads)
 
-    monkeypatch.setattr(choose, "OnnxRuntimeEngine", Listening)
+    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
     installed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: installed)
     write_set(bundle.path)  # INT8 for the CPU
     choice = opened(bundle).choice
-    assert (choice.engine, choice.precision) == ("cuda", "fp32")
+    assert (choice.engine, choice.precision) == ("onnxruntime-cuda", "fp32")
     assert choice.description.endswith("on CUDA")
     assert providers == ["cuda"] * 3
-    assert opened(bundle, "auto", "int8").choice.engine == "cpu"
+    assert opened(bundle, "auto", "int8").choice.engine == "onnxruntime"
     write_set(bundle.path, "tensorrt", "fp16")
     providers.clear()
     assert opened(bundle).choice.engine == "tensorrt"
     assert providers == ["cpu"]  # enrollment
-    assert opened(bundle, "cuda").choice.engine == "cuda"
+    assert opened(bundle, "onnxruntime-cuda").choice.engine == "onnxruntime-cuda"
     assert len(on_gpu) == 2
 
 
@@ -417,11 +416,24 @@ def test_cuda_of_onnx_runtime_comes_after_plans_and_before_the_cpu(
 @pytest.mark.parametrize(
     ("engine", "precision", "reason"),
     [
-        ("gpu", "auto", "Engine 'gpu' is unknown; choose one of: auto, cpu, cuda, tensorrt, tensorrt-rtx."),
-        ("onnxruntime", "auto", "Engine 'onnxruntime' is unknown"),
+        (
+            "gpu",
+            "auto",
+            "Engine 'gpu' is unknown; choose one of: auto, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx.",
+        ),
+        ("cpu", "auto", "Engine 'cpu' is now called 'onnxruntime'."),
+        ("cuda", "fp16", "Engine 'cuda' is now called 'onnxruntime-cuda'."),
         ("auto", "fp64", "Precision 'fp64' is unknown; choose one of: auto, fp32, fp16, int8."),
-        ("cpu", "fp16", "A CPU computes FP16 by way of FP32, only slower; take --precision fp32 or int8."),
-        ("cuda", "int8", "--engine cuda computes the bundle's FP32 graphs; for INT8 on a GPU build an engine with: "),
+        (
+            "onnxruntime",
+            "fp16",
+            "On a CPU, ONNX Runtime emulates FP16 in FP32, which is slower; use --precision fp32 or int8.",
+        ),
+        (
+            "onnxruntime-cuda",
+            "int8",
+            "--engine onnxruntime-cuda runs the bundle's own FP32 graphs; for INT8 on a GPU, build an engine with: ",
+        ),
     ],
 )
 def test_options_that_are_unknown_or_contradict_are_refused(
@@ -439,7 +451,7 @@ def test_without_a_home_folder_the_shipped_model_computes_all_the_same(monkeypat
 
     monkeypatch.setattr(Path, "home", homeless)
     with FewShotModel.load(threads=1) as model:
-        assert model.choice.engine == "cpu"
+        assert model.choice.engine == "onnxruntime"
 
 
 @pytest.mark.usefixtures("on_cpu")

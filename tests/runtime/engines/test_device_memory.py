@@ -13,9 +13,11 @@ import pytest
 from fake_cuda import FakePycuda, FakeRuntime, Status, forbid, install_pycuda, install_runtime
 from fake_memory import FakeMemory
 
-from fsvit_edge.runtime.engines.memory import base as device_memory
+from fsvit_edge.runtime.engines.memory import base
+from fsvit_edge.runtime.engines.memory import choose as device_memory
 from fsvit_edge.runtime.engines.memory import cuda as cuda_memory
-from fsvit_edge.runtime.engines.memory.base import BACKENDS, DeviceMemory, open_device_memory
+from fsvit_edge.runtime.engines.memory.base import DeviceMemory
+from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, find_gpu, gpu_missing_reason
 
@@ -72,8 +74,8 @@ def on_the_gpu(name: str) -> Opened:
 @pytest.fixture(
     params=[
         "fake",
-        *(f"{name} over a fake module" for name in BACKENDS),
-        *(pytest.param(f"{name} on a GPU", marks=pytest.mark.requires_cuda) for name in BACKENDS),
+        *(f"{name} over a fake module" for name in MEMORY_PACKAGES),
+        *(pytest.param(f"{name} on a GPU", marks=pytest.mark.requires_cuda) for name in MEMORY_PACKAGES),
     ]
 )
 def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
@@ -97,7 +99,7 @@ def round_trip(memory: DeviceMemory, array: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", ["uint8", "bool", "float16", "float32", "int64"])
 @pytest.mark.parametrize("shape", [(), (1,), (3, 5, 7), (2, 0, 3)])
-def test_what_goes_up_comes_down(opened: Opened, dtype: str, shape: tuple[int, ...]) -> None:
+def test_an_uploaded_array_is_downloaded_unchanged(opened: Opened, dtype: str, shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
     back = round_trip(opened.memory, array)
     assert back.dtype == array.dtype
@@ -106,18 +108,18 @@ def test_what_goes_up_comes_down(opened: Opened, dtype: str, shape: tuple[int, .
 
 
 def test_an_array_larger_than_the_pinned_memory_goes_in_pieces(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_memory, "_STAGING_BYTES", 1000)
+    monkeypatch.setattr(base, "STAGING_BYTES", 1000)
     array = np.random.default_rng(1).integers(0, 256, 3333, dtype=np.uint8)
     assert np.array_equal(round_trip(opened.memory, array), array)
     assert opened.memory.bytes_up == opened.memory.bytes_down == 3333
 
 
-def test_an_array_of_any_layout_arrives_in_c_order(opened: Opened) -> None:
+def test_an_array_of_any_layout_is_uploaded_in_c_order(opened: Opened) -> None:
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1)[:, ::-1]
     assert np.array_equal(round_trip(opened.memory, array), array)
 
 
-def test_an_array_may_change_once_it_was_uploaded_and_the_next_upload_does_not_change_it(opened: Opened) -> None:
+def test_an_array_may_change_after_its_upload_and_the_next_upload_leaves_the_first_alone(opened: Opened) -> None:
     first, second = opened.memory.alloc(64), opened.memory.alloc(64)
     array = np.arange(64, dtype=np.uint8)
     opened.memory.upload(array, first)
@@ -127,7 +129,7 @@ def test_an_array_may_change_once_it_was_uploaded_and_the_next_upload_does_not_c
     assert np.array_equal(opened.memory.download(second, (64,), np.uint8), np.arange(100, 164))
 
 
-def test_every_byte_is_counted(opened: Opened) -> None:
+def test_copied_bytes_are_counted(opened: Opened) -> None:
     memory = opened.memory
     buffer = memory.alloc(400)
     assert (memory.bytes_up, memory.bytes_down) == (0, 0)
@@ -137,13 +139,13 @@ def test_every_byte_is_counted(opened: Opened) -> None:
     assert (memory.bytes_up, memory.bytes_down) == (400, 15)
 
 
-def test_buffers_lie_apart(opened: Opened) -> None:
+def test_buffers_do_not_overlap(opened: Opened) -> None:
     buffers = [opened.memory.alloc(100) for _ in range(5)]
     addresses = sorted(buffer.address for buffer in buffers)
     assert all(after - before >= 100 for before, after in itertools.pairwise(addresses))
 
 
-def test_what_was_downloaded_is_left_alone_by_the_next_download(opened: Opened) -> None:
+def test_a_download_leaves_earlier_ones_alone(opened: Opened) -> None:
     buffer = opened.memory.alloc(4)
     opened.memory.upload(np.full(4, 1, np.uint8), buffer)
     first = opened.memory.download(buffer, (4,), np.uint8)
@@ -157,7 +159,7 @@ def test_a_stream_has_a_handle_and_waits(opened: Opened) -> None:
     opened.memory.synchronize()
 
 
-def test_a_captured_graph_does_nothing_until_it_is_launched_and_then_works_on_what_is_there(opened: Opened) -> None:
+def test_a_captured_graph_runs_only_when_launched_and_on_the_current_contents(opened: Opened) -> None:
     memory = opened.memory
     buffer = memory.alloc(4)
     memory.upload(np.full(4, 7, np.uint8), buffer)
@@ -175,7 +177,7 @@ def test_a_captured_graph_does_nothing_until_it_is_launched_and_then_works_on_wh
     graph.free()
 
 
-def test_work_that_fails_is_not_captured_and_the_stream_goes_on(opened: Opened) -> None:
+def test_failed_work_is_not_captured_and_the_stream_still_works(opened: Opened) -> None:
     def work() -> None:
         raise FsvitEdgeError("It failed.")
 
@@ -188,7 +190,7 @@ def test_time_is_measured(opened: Opened) -> None:
     assert opened.memory.elapsed_ms(lambda: opened.increment(buffer.address, 4)) >= 0
 
 
-def test_free_and_total_memory_are_told(opened: Opened) -> None:
+def test_free_and_total_memory_are_returned(opened: Opened) -> None:
     free, total = opened.memory.free_bytes()
     assert 0 < free <= total
 
@@ -202,7 +204,7 @@ def test_it_works_in_another_thread(opened: Opened) -> None:
     assert np.array_equal(answers[0], array)
 
 
-def test_closing_twice_and_freeing_after_it_are_harmless(opened: Opened) -> None:
+def test_closing_twice_and_freeing_afterwards_do_no_harm(opened: Opened) -> None:
     buffers = [opened.memory.alloc(10) for _ in range(3)]
     buffers[0].free()
     buffers[0].free()
@@ -213,7 +215,7 @@ def test_closing_twice_and_freeing_after_it_are_harmless(opened: Opened) -> None
         buffer.free()
 
 
-def test_a_buffer_that_nobody_holds_is_freed() -> None:
+def test_a_buffer_without_references_is_freed() -> None:
     memory = FakeMemory()
     buffer = memory.alloc(1000)
     address = buffer.address
@@ -226,7 +228,7 @@ def test_a_buffer_that_nobody_holds_is_freed() -> None:
         memory.view(address, 1)
 
 
-def test_the_fake_refuses_what_a_gpu_would_not_survive() -> None:
+def test_the_fake_refuses_what_would_crash_a_gpu() -> None:
     memory = FakeMemory()
     buffer = memory.alloc(4)
     for work in (
@@ -242,15 +244,15 @@ def test_the_fake_refuses_what_a_gpu_would_not_survive() -> None:
     assert FakeMemory(can_capture=False).capture(lambda: None) is None
 
 
-def test_a_full_device_is_told_with_what_is_free() -> None:
+def test_a_full_device_is_one_sentence_with_the_free_memory() -> None:
     memory = FakeMemory(total_bytes=10 * 2**20)
     held = memory.alloc(6 * 2**20)
     with pytest.raises(FsvitEdgeError) as full:
         memory.alloc(5 * 2**20 - 1)
     assert full.value.exit_code == 1
     assert str(full.value) == (
-        "The GPU's memory is full: 5 MiB are needed, 4 of the GPU's 10 MiB are free; close other programs that use the "
-        "GPU, or take --engine cpu."
+        "The GPU's memory is full: 5 MiB needed, 4 of the GPU's 10 MiB free; close other programs that use the "
+        "GPU, or use --engine onnxruntime."
     )
     held.free()
     memory.alloc(5 * 2**20)
@@ -276,11 +278,11 @@ def memory_error(driver: FakePycuda) -> Exception:
 def test_cuda_bindings_out_of_memory_is_one_sentence(runtime: FakeRuntime) -> None:
     memory = open_device_memory("cuda-bindings")
     runtime.fail["cudaMalloc"] = Status.cudaErrorMemoryAllocation
-    with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: 64 MiB are needed, 3 of the GPU's 8192 MiB"):
+    with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: 64 MiB needed, 3 of the GPU's 8192 MiB"):
         memory.alloc(64 * 2**20)
     assert "cudaGetLastError" in runtime.calls
     runtime.fail = {"cudaHostAlloc": Status.cudaErrorMemoryAllocation}
-    with pytest.raises(FsvitEdgeError, match=r"^The machine's pinned memory is full: 4 MiB are needed"):
+    with pytest.raises(FsvitEdgeError, match=r"^The machine's pinned memory is full: 4 MiB needed"):
         memory.upload(np.zeros(4, np.uint8), memory.alloc(4))
     memory.close()
 
@@ -288,7 +290,7 @@ def test_cuda_bindings_out_of_memory_is_one_sentence(runtime: FakeRuntime) -> No
 def test_pycuda_out_of_memory_is_one_sentence(driver: FakePycuda) -> None:
     memory = open_device_memory("pycuda")
     driver.fail["mem_alloc"] = memory_error(driver)
-    with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: 64 MiB are needed, 3 of the GPU's 8192 MiB"):
+    with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: 64 MiB needed, 3 of the GPU's 8192 MiB"):
         memory.alloc(64 * 2**20)
     driver.fail = {"pagelocked_empty": memory_error(driver)}
     with pytest.raises(FsvitEdgeError, match=r"^The machine's pinned memory is full"):
@@ -297,13 +299,13 @@ def test_pycuda_out_of_memory_is_one_sentence(driver: FakePycuda) -> None:
 
 
 @pytest.mark.parametrize("function", ["cudaSetDevice", "cudaMalloc"])
-def test_a_driver_that_is_too_old_says_what_to_install(runtime: FakeRuntime, function: str) -> None:
+def test_the_error_for_an_old_driver_names_what_to_install(runtime: FakeRuntime, function: str) -> None:
     runtime.fail[function] = Status.cudaErrorInsufficientDriver
     with pytest.raises(EnvironmentLacksError) as old:
         open_device_memory("cuda-bindings").alloc(4)
     assert old.value.exit_code == 3
     assert str(old.value) == (
-        "The NVIDIA driver supports CUDA 12.6, but the installed cuda-bindings need CUDA 13; update the driver, or: "
+        "The NVIDIA driver supports CUDA 12.6, but the installed cuda-bindings needs CUDA 13; update the driver, or: "
         'pip install "cuda-bindings<13".'
     )
 
@@ -317,12 +319,12 @@ def test_a_lost_gpu_is_one_sentence_and_can_still_be_closed(runtime: FakeRuntime
         memory.download(buffer, (4,), np.uint8)
     assert lost.value.exit_code == 1
     assert str(lost.value) == (
-        "The GPU failed at cudaStreamSynchronize: cudaErrorIllegalAddress; start the program again."
+        "The GPU failed during cudaStreamSynchronize: cudaErrorIllegalAddress; restart the program."
     )
     memory.close()
 
 
-def test_pycuda_loses_a_gpu_in_one_sentence_and_can_still_be_closed(driver: FakePycuda) -> None:
+def test_a_gpu_lost_under_pycuda_is_one_sentence_and_can_still_be_closed(driver: FakePycuda) -> None:
     memory = open_device_memory("pycuda")
     buffer = memory.alloc(4)
     for function in ("synchronize", "free", "unpin"):
@@ -330,7 +332,8 @@ def test_pycuda_loses_a_gpu_in_one_sentence_and_can_still_be_closed(driver: Fake
     with pytest.raises(FsvitEdgeError) as lost:
         memory.download(buffer, (4,), np.uint8)
     assert str(lost.value) == (
-        "The GPU failed at its work: cuStreamSynchronize failed: an illegal memory access; start the program again."
+        "The GPU failed during synchronization: cuStreamSynchronize failed: an illegal memory access; "
+        "restart the program."
     )
     memory.close()
 
@@ -362,7 +365,7 @@ def test_pycuda_leaves_nothing_behind(driver: FakePycuda) -> None:
 
 
 @pytest.mark.parametrize("function", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", MEMORY_PACKAGES)
 def test_a_capture_that_fails_is_none_and_leaves_no_error_and_no_graph(
     backend: str, function: str, runtime: FakeRuntime, driver: FakePycuda
 ) -> None:
@@ -387,7 +390,7 @@ def test_pycuda_alone_cannot_capture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_pycuda_is_taken_where_it_can_be_imported_and_cuda_bindings_where_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pycuda_is_used_if_it_can_be_imported_else_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = open_device_memory()
     assert memory.name == "pycuda"
     memory.close()
@@ -397,15 +400,15 @@ def test_pycuda_is_taken_where_it_can_be_imported_and_cuda_bindings_where_not(mo
     memory.close()
 
 
-def test_without_either_the_command_suits_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_either_the_command_matches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_memory, "find_gpu", lambda: GPU)
     forbid(monkeypatch, "pycuda", "pycuda.driver", "cuda", "cuda.bindings", "cuda.bindings.runtime")
     with pytest.raises(EnvironmentLacksError) as lacking:
         open_device_memory()
     assert lacking.value.exit_code == 3
     assert str(lacking.value) == (
-        "TensorRT needs pycuda or cuda-bindings to manage the GPU's memory, which is not installed here; try: "
-        'pip install "cuda-bindings<13", or: pip install pycuda, or take --engine cpu.'
+        "TensorRT needs pycuda or cuda-bindings to manage the GPU's memory, which is not installed; try: "
+        'pip install "cuda-bindings<13", or: pip install pycuda, or use --engine onnxruntime.'
     )
     with pytest.raises(EnvironmentLacksError, match=r"^TensorRT needs cuda-bindings to"):
         open_device_memory("cuda-bindings")
@@ -416,12 +419,14 @@ def test_without_a_gpu_nothing_is_imported(monkeypatch: pytest.MonkeyPatch, runt
     monkeypatch.setattr(device_memory, "gpu_missing_reason", lambda: "the NVIDIA driver finds no GPU")
     with pytest.raises(EnvironmentLacksError) as lacking:
         open_device_memory()
-    assert str(lacking.value) == "The GPU cannot be used: the NVIDIA driver finds no GPU; take --engine cpu."
+    assert str(lacking.value) == "The GPU cannot be used: the NVIDIA driver finds no GPU; use --engine onnxruntime."
     assert runtime.calls == []
 
 
-def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(InputError, match=r"Device memory 'cupy' is unknown; choose one of: pycuda, cuda-bindings\."):
+def test_an_unknown_package_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"GPU memory package 'cupy' is unknown; choose one of: pycuda, cuda-bindings\."
+    ):
         open_device_memory("cupy")
 
 

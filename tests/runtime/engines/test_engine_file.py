@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_records import GPU, MANIFEST, edit, record, write_set
+from engine_records import GPU, MANIFEST, edit, record, write_engine, write_set
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines.store.files import (
@@ -25,7 +25,6 @@ from fsvit_edge.runtime.engines.store.files import (
     load_engine,
     read_record,
     sidecar_of,
-    write_engine,
     write_engines,
 )
 from fsvit_edge.runtime.engines.store.sets import find_engines

@@ -151,7 +151,7 @@ def test_without_a_gpu_a_plan_needs_one_and_a_graph_does_not(monkeypatch: pytest
     bare = replace(MACHINE, gpu=None)
     for backend in ("tensorrt", "tensorrt-rtx"):
         (sentence,) = incompatibilities(record(backend=backend), MANIFEST, bare)
-        assert "needs a GPU, but the NVIDIA driver finds no GPU; compute without one: --engine cpu." in sentence
+        assert "needs a GPU, but the NVIDIA driver finds no GPU; without a GPU, use --engine onnxruntime." in sentence
     assert incompatibilities(record(), MANIFEST, bare) == []
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import sys
-from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +17,8 @@ VERSIONS = ("10.3.0", "10.16.1.11", "11.4.1")
 
 
 @pytest.fixture(params=VERSIONS)
-def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
-    yield install(monkeypatch, request.param)
-    tensorrt_api._shared_logger.cache_clear()
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    return install(monkeypatch, request.param)
 
 
 @pytest.fixture
@@ -42,7 +40,9 @@ def test_a_network_that_is_refused_is_our_error_with_the_reason(api: TensorRT, f
     log = api.log()
     builder = api.builder(log)
     fake.strongly_typed = 1 - fake.strongly_typed
-    with pytest.raises(FsvitEdgeError, match=r"made no strongly typed network: .*API Usage Error \(unknown flags\)\.$"):
+    with pytest.raises(
+        FsvitEdgeError, match=r"cannot create a strongly typed network: .*API Usage Error \(unknown flags\)\.$"
+    ):
         api.network(builder, log)
 
 
@@ -125,7 +125,7 @@ def test_a_log_of_days_does_not_grow_but_a_builds_keeps_every_layer(api: TensorR
 
 def test_a_version_before_strong_types_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "8.6.2")
-    with pytest.raises(EnvironmentLacksError, match=r"TensorRT 8\.6\.2 is installed, 10\.3 or newer is needed"):
+    with pytest.raises(EnvironmentLacksError, match=r"TensorRT 8\.6\.2 is installed, but 10\.3 or newer is needed"):
         open_tensorrt("tensorrt")
     install(monkeypatch, "10.2.0")
     with pytest.raises(EnvironmentLacksError, match=r"TensorRT 10\.2\.0 is installed"):
@@ -135,7 +135,7 @@ def test_a_version_before_strong_types_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_what_is_not_installed_is_said_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_api.importlib.util, "find_spec", lambda _: None)
     assert installed_backends() == ()
-    with pytest.raises(EnvironmentLacksError, match=r'pip install "fsvit-edge\[tensorrt\]" \(JetPack brings it'):
+    with pytest.raises(EnvironmentLacksError, match=r'pip install "fsvit-edge\[tensorrt\]" \(on JetPack: apt install'):
         open_tensorrt("tensorrt")
     with pytest.raises(EnvironmentLacksError, match=r'pip install "fsvit-edge\[tensorrt-rtx\]"'):
         open_tensorrt("tensorrt-rtx")

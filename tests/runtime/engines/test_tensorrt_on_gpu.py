@@ -10,7 +10,7 @@ from fake_tensorrt import make_plan
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.memory.base import BACKENDS, open_device_memory
+from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
 from fsvit_edge.runtime.engines.store.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
@@ -57,7 +57,7 @@ def test_the_plan_of_this_test_can_be_built_without_a_gpu() -> None:
 
 
 @pytest.mark.requires_cuda
-@pytest.mark.parametrize("memory_backend", BACKENDS)
+@pytest.mark.parametrize("memory_backend", MEMORY_PACKAGES)
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_a_plan_computes_on_this_gpu_for_every_shape_and_again_as_a_graph(
     backend: str, memory_backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,1 +1,1 @@
-"""Memory on the GPU, by pycuda or cuda.bindings."""
+"""GPU memory, by pycuda or cuda-bindings."""

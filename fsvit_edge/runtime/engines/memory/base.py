@@ -1,36 +1,33 @@
-"""Memory on the GPU behind one small interface, whoever provides it: pycuda, cuda.bindings, or a fake for tests.
+"""The interface of GPU memory, whichever package provides it, and what all of them share.
 
-Everything happens on one stream of the primary context, which TensorRT and torch use as well.
+Everything runs on one stream of the primary context, which TensorRT and torch use too.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.runtime.engines.base import Array
-from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
+from fsvit_edge.runtime.errors import FsvitEdgeError
 
 Bytes = npt.NDArray[np.uint8]
 
-BACKENDS = ("pycuda", "cuda-bindings")
-"""In the order in which they are tried."""
-_STAGING_BYTES = 4 * 2**20
-"""Of pinned memory in each direction: a frame and the answer for ten classes at 100 x 100 fit; more goes in pieces."""
+STAGING_BYTES = 4 * 2**20
+"""Pinned buffer per direction. A frame, or masks of ten classes at 100 x 100, fit; more is copied in pieces."""
 _MIB = 2**20
 
 
 class DeviceBuffer:
-    """Bytes on the device, freed when nobody holds them any more.
+    """Bytes on the device, freed when nothing refers to them any more.
 
     Attributes:
-        address: On the device, aligned to 256 bytes.
-        nbytes: Size.
+        address: Device address, aligned to 256 bytes; 0 once freed.
+        nbytes: Size in bytes.
     """
 
     def __init__(self, memory: "DeviceMemory", address: int, nbytes: int) -> None:
@@ -39,34 +36,34 @@ class DeviceBuffer:
         self.nbytes = nbytes
 
     def free(self) -> None:
-        """Give the memory back; a second call does nothing."""
+        """Free the memory; a second call does nothing."""
         self._memory.release(self)
 
     def __del__(self) -> None:
-        with suppress(Exception):  # nobody could catch it, and where the GPU is lost others have said so
+        with suppress(Exception):  # nobody could catch it, and if the GPU is lost, others have reported it
             self.free()
 
 
 class CapturedGraph(Protocol):
-    """Work on the stream that was recorded once and is repeated by one call."""
+    """Work that was recorded once and is repeated by one call: a CUDA graph."""
 
     def launch(self) -> None:
-        """Put the work on the stream once more; it reads and writes the addresses of the capture."""
+        """Put the work on the stream again; it reads and writes the addresses that were recorded."""
 
     def free(self) -> None:
-        """Free it; a second call does nothing."""
+        """Free the graph; a second call does nothing."""
 
 
 class DeviceMemory(ABC):
     """Allocation, copies, one stream and captured graphs on the first GPU.
 
-    A backend supplies the abstract methods and raises Python's `MemoryError` where the device is full. It closes when
-    nobody holds it or a buffer of it any more; where it is closed before, its buffers are gone.
+    A subclass provides the abstract methods and raises Python's `MemoryError` if the device is full. The memory closes
+    when nothing refers to it or to a buffer of it any more; closing it earlier frees its buffers.
 
     Attributes:
-        name: What people call the backend.
-        bytes_up: Copied from the host to the device so far.
-        bytes_down: Copied from the device to the host so far.
+        name: Name of the package.
+        bytes_up: Bytes copied from the host to the device so far.
+        bytes_down: Bytes copied from the device to the host so far.
     """
 
     name: str
@@ -94,17 +91,17 @@ class DeviceMemory(ABC):
         return DeviceBuffer(self, address, nbytes)
 
     def release(self, buffer: DeviceBuffer) -> None:
-        """Free a buffer of `alloc`; one that is gone is left alone."""
+        """Free a buffer of `alloc`; does nothing if it is free already."""
         if buffer.address in self._live:
             self._live.remove(buffer.address)
             self._release(buffer.address)
         buffer.address = 0
 
     def upload(self, array: Array, to: DeviceBuffer) -> None:
-        """Copy an array of any layout to the device, in C order; the array may be changed as soon as this returns.
+        """Copy an array of any memory layout to the device, in C order; it may be changed once this returns.
 
         Raises:
-            FsvitEdgeError: The device fails, or has no pinned memory.
+            FsvitEdgeError: The device fails, or there is no pinned memory left.
         """
         source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         assert source.nbytes <= to.nbytes
@@ -119,13 +116,13 @@ class DeviceMemory(ABC):
         self.bytes_up += source.nbytes
 
     def download(self, buffer: DeviceBuffer, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Wait for the stream, then copy the beginning of a buffer to a new array on the host.
+        """Wait for the stream, then copy the start of a buffer to a new array on the host.
 
         Raises:
-            FsvitEdgeError: The device fails, or has no pinned memory.
+            FsvitEdgeError: The device fails, or there is no pinned memory left.
         """
-        wanted = np.dtype(dtype)
-        target = np.empty(math.prod(shape) * wanted.itemsize, np.uint8)
+        element = np.dtype(dtype)
+        target = np.empty(math.prod(shape) * element.itemsize, np.uint8)
         assert target.nbytes <= buffer.nbytes
         staging = self._down = self._pinned() if self._down is None else self._down
         for start in range(0, target.nbytes, staging.nbytes):
@@ -134,25 +131,25 @@ class DeviceMemory(ABC):
             self.synchronize()
             target[start : start + piece.nbytes] = piece
         self.bytes_down += target.nbytes
-        return target.view(wanted).reshape(shape)
+        return target.view(element).reshape(shape)
 
     def synchronize(self) -> None:
         """Wait until everything on the stream is done.
 
         Raises:
-            FsvitEdgeError: Something of it failed.
+            FsvitEdgeError: Part of the work failed.
         """
         self._wait()
         self._is_up_busy = False
 
     def close(self) -> None:
-        """Free everything that was allocated here; a second call does nothing."""
+        """Free everything that was allocated; a second call does nothing."""
         if self._is_closed:
             return
         self._is_closed = True
         live, self._live = self._live, set()
         for address in sorted(live):
-            with suppress(FsvitEdgeError):  # where the GPU is lost every call fails, and others have said so
+            with suppress(FsvitEdgeError):  # if the GPU is lost, every call fails and others have reported it
                 self._release(address)
         for staging in (self._up, self._down):
             if staging is not None:
@@ -163,41 +160,41 @@ class DeviceMemory(ABC):
             self._shut_down()
 
     def __del__(self) -> None:
-        with suppress(Exception):  # as above; half made, it lacks what it would free
+        with suppress(Exception):  # as above; a half-made one lacks the attributes to free
             self.close()
 
     @property
     @abstractmethod
     def stream(self) -> int:
-        """The stream's handle, as TensorRT takes it; never the default stream, which would wait for everything."""
+        """Handle of the stream, for TensorRT; never the default stream, which waits for all others."""
 
     @abstractmethod
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
-        """Record what `work` puts on the stream, without doing it.
+        """Record what `work` puts on the stream, without running it.
 
         Returns:
-            None where the backend cannot capture, or this work cannot be captured; the stream is as it was.
+            None if the package or the work cannot be captured; the stream is unchanged then.
         """
 
     @abstractmethod
     def elapsed_ms(self, work: Callable[[], None]) -> float:
-        """Measure by events how long the device takes for what `work` puts on the stream."""
+        """Measure with events how many ms the device takes for what `work` puts on the stream."""
 
     @abstractmethod
     def free_bytes(self) -> tuple[int, int]:
-        """Return how many bytes of the device are free, and how many it has."""
+        """Return the free and the total bytes of the device."""
 
     @abstractmethod
     def _allocate(self, nbytes: int) -> int:
-        """Return the address of new memory."""
+        """Allocate and return the address."""
 
     @abstractmethod
     def _release(self, address: int) -> None:
-        """Free memory of `_allocate`, once the stream no longer uses it."""
+        """Free memory of `_allocate` once the stream no longer uses it."""
 
     @abstractmethod
     def _pin(self, nbytes: int) -> Bytes:
-        """Return host memory that the device copies from and to by itself."""
+        """Return page-locked host memory, which the device can read and write itself."""
 
     @abstractmethod
     def _unpin(self, array: Bytes) -> None:
@@ -205,80 +202,34 @@ class DeviceMemory(ABC):
 
     @abstractmethod
     def _copy_up(self, address: int, pinned: Bytes) -> None:
-        """Put a copy to the device on the stream."""
+        """Put a copy from the host to the device on the stream."""
 
     @abstractmethod
     def _copy_down(self, pinned: Bytes, address: int) -> None:
-        """Put a copy to the host on the stream."""
+        """Put a copy from the device to the host on the stream."""
 
     @abstractmethod
     def _wait(self) -> None:
-        """Wait for the stream."""
+        """Wait until the stream is done."""
 
     @abstractmethod
     def _shut_down(self) -> None:
-        """Free the stream and the context."""
+        """Destroy the stream and release the context."""
 
     def _pinned(self) -> Bytes:
         try:
-            return self._pin(_STAGING_BYTES)
+            return self._pin(STAGING_BYTES)
         except MemoryError as error:
-            raise FsvitEdgeError(self._full(_STAGING_BYTES, "machine's pinned")) from error
+            raise FsvitEdgeError(self._full(STAGING_BYTES, "machine's pinned")) from error
 
     def _full(self, nbytes: int, whose: str) -> str:
         free, total = self.free_bytes()
         return (
-            f"The {whose} memory is full: {-(-nbytes // _MIB)} MiB are needed, {free // _MIB} of the GPU's "
-            f"{total // _MIB} MiB are free; close other programs that use the GPU, or take --engine cpu."
+            f"The {whose} memory is full: {-(-nbytes // _MIB)} MiB needed, {free // _MIB} of the GPU's "
+            f"{total // _MIB} MiB free; close other programs that use the GPU, or use --engine onnxruntime."
         )
 
 
-def open_device_memory(prefer: str | None = None) -> DeviceMemory:
-    """Open the first GPU by pycuda where it can be imported, else by cuda.bindings.
-
-    Args:
-        prefer: One of `BACKENDS`, and no other; None for the first that is installed.
-
-    Raises:
-        InputError: There is no such backend.
-        EnvironmentLacksError: There is no GPU, no backend, or the driver is too old.
-        FsvitEdgeError: The GPU fails.
-    """
-    if prefer is not None and prefer not in BACKENDS:
-        raise InputError(f"Device memory {prefer!r} is unknown; choose one of: {', '.join(BACKENDS)}.")
-    if find_gpu() is None:
-        raise EnvironmentLacksError(f"The GPU cannot be used: {gpu_missing_reason()}; take --engine cpu.")
-    for backend in BACKENDS if prefer is None else (prefer,):
-        opened = _open(backend)
-        if opened is not None:
-            return opened
-    wanted = " or ".join(BACKENDS if prefer is None else (prefer,))
-    raise EnvironmentLacksError(
-        f"TensorRT needs {wanted} to manage the GPU's memory, which is not installed here; "
-        f"try: {_install_command()}, or: pip install pycuda, or take --engine cpu."
-    )
-
-
 def device_failure(what: str, reason: str) -> FsvitEdgeError:
-    """What to raise where the device refuses a call, of whatever backend."""
-    return FsvitEdgeError(f"The GPU failed at {what}: {reason.rstrip('. ')}; start the program again.")
-
-
-def _open(backend: str) -> DeviceMemory | None:
-    try:
-        if backend == "pycuda":
-            from fsvit_edge.runtime.engines.memory.pycuda import PycudaMemory
-
-            return PycudaMemory()
-        from fsvit_edge.runtime.engines.memory.cuda import CudaMemory
-
-        return CudaMemory()
-    except ImportError:
-        return None
-
-
-def _install_command() -> str:
-    """cuda-bindings of the driver's own major version: an older driver refuses a newer one."""
-    gpu: Any = find_gpu()
-    major = int(gpu.driver.partition(".")[0])
-    return f'pip install "cuda-bindings<{major + 1}"'
+    """Return the error for a call that the device refused."""
+    return FsvitEdgeError(f"The GPU failed during {what}: {reason.rstrip('. ')}; restart the program.")

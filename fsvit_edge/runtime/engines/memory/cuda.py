@@ -1,4 +1,4 @@
-"""The GPU's memory by `cuda.bindings`, NVIDIA's own wheels."""
+"""GPU memory by cuda-bindings, NVIDIA's own wheels."""
 
 import ctypes
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from fsvit_edge.runtime.gpu import find_gpu
 
 
 class CudaMemory(DeviceMemory):
-    """See `DeviceMemory`; the CUDA runtime retains the primary context by itself.
+    """`DeviceMemory` on the CUDA runtime, which retains the primary context itself.
 
     Raises:
         ImportError: cuda-bindings is not installed.
-        EnvironmentLacksError: The driver is too old for it.
+        EnvironmentLacksError: The driver is too old for cuda-bindings.
         FsvitEdgeError: The GPU fails.
     """
 
@@ -34,15 +34,15 @@ class CudaMemory(DeviceMemory):
 
     @property
     def stream(self) -> int:
-        """The stream's handle."""
+        """Handle of the stream."""
         return int(self._stream)
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
-        """Record by stream capture."""
+        """Record with a stream capture."""
         return capture(self._cuda, self._stream, work)
 
     def elapsed_ms(self, work: Callable[[], None]) -> float:
-        """Measure between two events."""
+        """Measure in ms between two events."""
         events = [call(self._cuda, "cudaEventCreate") for _ in range(2)]
         try:
             call(self._cuda, "cudaEventRecord", events[0], self._stream)
@@ -55,7 +55,7 @@ class CudaMemory(DeviceMemory):
                 call(self._cuda, "cudaEventDestroy", event)
 
     def free_bytes(self) -> tuple[int, int]:
-        """Ask the runtime."""
+        """Return the free and the total bytes, as the CUDA runtime reports them."""
         free, total = call(self._cuda, "cudaMemGetInfo")
         return free, total
 
@@ -90,7 +90,7 @@ class CudaMemory(DeviceMemory):
 
 
 class CudaGraph:
-    """A captured graph of the CUDA runtime."""
+    """A CUDA graph, ready to launch."""
 
     def __init__(self, cuda: Any, executable: Any, stream: Any) -> None:
         self._cuda = cuda
@@ -98,11 +98,11 @@ class CudaGraph:
         self._stream = stream
 
     def launch(self) -> None:
-        """Put the work on the stream once more."""
+        """Put the work on the stream again."""
         call(self._cuda, "cudaGraphLaunch", self._executable, self._stream)
 
     def free(self) -> None:
-        """Free it."""
+        """Free the graph; a second call does nothing."""
         executable, self._executable = self._executable, None
         if executable is not None:
             call(self._cuda, "cudaGraphExecDestroy", executable)
@@ -113,14 +113,14 @@ class CudaGraph:
 
 
 def capture(cuda: Any, stream: Any, work: Callable[[], None]) -> CudaGraph | None:
-    """Record what `work` puts on a stream.
+    """Record what `work` puts on a stream; None if it cannot be captured.
 
     Args:
         cuda: The module `cuda.bindings.runtime`.
-        stream: The stream or its handle; not the default one.
-        work: Must neither wait nor allocate; may raise FsvitEdgeError, which ends the capture.
+        stream: The stream or its handle; not the default stream.
+        work: Puts work on the stream. It must not wait or allocate; an FsvitEdgeError ends the capture.
     """
-    # Of this thread only: another one, or torch, may go on allocating meanwhile.
+    # Only this thread is restricted: other threads, or torch, may allocate meanwhile.
     mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     graph = None
     try:
@@ -128,13 +128,13 @@ def capture(cuda: Any, stream: Any, work: Callable[[], None]) -> CudaGraph | Non
         try:
             work()
         finally:
-            # Ends the capture whatever happened in it, and answers with a graph if nothing did.
+            # Must end the capture even if the work failed; it returns a graph only if nothing did.
             status, graph = cuda.cudaStreamEndCapture(stream)
         if int(status) != 0:
             raise device_failure("cudaStreamEndCapture", "the work cannot be captured")
         return CudaGraph(cuda, call(cuda, "cudaGraphInstantiate", graph, 0), stream)
     except (FsvitEdgeError, MemoryError):
-        cuda.cudaGetLastError()  # or the next call of TensorRT or torch would report it as theirs
+        cuda.cudaGetLastError()  # clears the error, or TensorRT's or torch's next call would report it
         return None
     finally:
         if graph is not None:
@@ -142,12 +142,12 @@ def capture(cuda: Any, stream: Any, work: Callable[[], None]) -> CudaGraph | Non
 
 
 def call(cuda: Any, function: str, *arguments: Any) -> Any:
-    """Call a function of `cuda.bindings.runtime` and return its value, or its values where there are several.
+    """Call a function of `cuda.bindings.runtime` and return its value, or its values if there are several.
 
     Raises:
         MemoryError: The device, or the machine's pinned memory, is full.
         EnvironmentLacksError: The driver is too old.
-        FsvitEdgeError: Any other status.
+        FsvitEdgeError: The call failed for any other reason.
     """
     status, *values = getattr(cuda, function)(*arguments)
     if status == cuda.cudaError_t.cudaErrorMemoryAllocation:
@@ -163,10 +163,10 @@ def call(cuda: Any, function: str, *arguments: Any) -> Any:
 
 def _too_old(cuda: Any) -> str:
     gpu = find_gpu()
-    has = "no CUDA" if gpu is None else f"CUDA {gpu.driver}"
+    supported = "no CUDA" if gpu is None else f"CUDA {gpu.driver}"
     _, version = cuda.cudaRuntimeGetVersion()
     older = version // 1000 if gpu is None else int(gpu.driver.partition(".")[0]) + 1
     return (
-        f"The NVIDIA driver supports {has}, but the installed cuda-bindings need CUDA {version // 1000}; update the "
-        f'driver, or: pip install "cuda-bindings<{older}".'
+        f"The NVIDIA driver supports {supported}, but the installed cuda-bindings needs CUDA {version // 1000}; "
+        f'update the driver, or: pip install "cuda-bindings<{older}".'
     )

@@ -1,7 +1,7 @@
-"""The GPU's memory by pycuda.
+"""GPU memory by pycuda.
 
-`pycuda.autoinit` is never used: it makes a second context beside the primary one of TensorRT and torch. pycuda knows
-no CUDA graphs, so a capture takes `cuda.bindings`, where they are installed, on pycuda's stream.
+`pycuda.autoinit` is never used: it creates a second context besides the primary one of TensorRT and torch. pycuda has
+no CUDA graphs, so a capture uses cuda-bindings, if they are installed, on pycuda's stream.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ _NON_BLOCKING = 1
 
 
 class PycudaMemory(DeviceMemory):
-    """See `DeviceMemory`; the primary context is retained here and current only within a call, in whatever thread.
+    """`DeviceMemory` on pycuda; the primary context is current only during a call, in whichever thread calls.
 
     Raises:
         ImportError: pycuda is not installed or lacks a library.
@@ -37,27 +37,27 @@ class PycudaMemory(DeviceMemory):
             self._driver.init()
             self._context: Any = self._driver.Device(0).retain_primary_context()
         except self._driver.Error as error:
-            raise device_failure("the start", str(error)) from error
-        with self._current("the start"):
+            raise device_failure("initialization", str(error)) from error
+        with self._current("initialization"):
             self._stream: Any = self._driver.Stream(_NON_BLOCKING)
-        self._graphs: Any = _find_graphs()
+        self._cuda_runtime: Any = _import_cuda_runtime()
 
     @property
     def stream(self) -> int:
-        """The stream's handle."""
+        """Handle of the stream."""
         return int(self._stream.handle)
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
-        """Record by stream capture of `cuda.bindings`; without them it cannot."""
-        if self._graphs is None:
+        """Record with a stream capture of cuda-bindings; None without them."""
+        if self._cuda_runtime is None:
             return None
-        with self._current("a capture"):
-            graph = capture(self._graphs, self.stream, work)
+        with self._current("a graph capture"):
+            graph = capture(self._cuda_runtime, self.stream, work)
         return None if graph is None else _ContextGraph(self, graph)
 
     def elapsed_ms(self, work: Callable[[], None]) -> float:
-        """Measure between two events."""
-        with self._current("an event"):
+        """Measure in ms between two events."""
+        with self._current("a timing"):
             start, end = self._driver.Event(), self._driver.Event()
             start.record(self._stream)
             work()
@@ -66,7 +66,7 @@ class PycudaMemory(DeviceMemory):
             return float(end.time_since(start))
 
     def free_bytes(self) -> tuple[int, int]:
-        """Ask the driver."""
+        """Return the free and the total bytes, as the driver reports them."""
         with self._current("mem_get_info"):
             free, total = self._driver.mem_get_info()
         return free, total
@@ -92,26 +92,26 @@ class PycudaMemory(DeviceMemory):
             array.base.free()  # type: ignore[union-attr]  # pycuda's HostAllocation
 
     def _copy_up(self, address: int, pinned: Bytes) -> None:
-        with self._current("a copy to it"):
+        with self._current("a copy to the device"):
             self._driver.memcpy_htod_async(address, pinned, self._stream)
 
     def _copy_down(self, pinned: Bytes, address: int) -> None:
-        with self._current("a copy from it"):
+        with self._current("a copy from the device"):
             self._driver.memcpy_dtoh_async(pinned, address, self._stream)
 
     def _wait(self) -> None:
-        with self._current("its work"):
+        with self._current("synchronization"):
             self._stream.synchronize()
 
     def _shut_down(self) -> None:
-        with self._current("the end"):
+        with self._current("shutdown"):
             self._stream = None
         self._context.detach()
         self._context = None
 
     @contextmanager
     def _current(self, what: str) -> Iterator[None]:
-        """Make the context current, and errors ours."""
+        """Make the context current, and turn pycuda's errors into ours."""
         try:
             self._context.push()
             try:
@@ -125,23 +125,24 @@ class PycudaMemory(DeviceMemory):
 
 
 class _ContextGraph:
-    """A captured graph that makes pycuda's context current."""
+    """A CUDA graph that runs in pycuda's context."""
 
     def __init__(self, memory: PycudaMemory, graph: CudaGraph) -> None:
         self._memory = memory
         self._graph = graph
 
     def launch(self) -> None:
-        """Put the work on the stream once more."""
-        with self._memory._current("a graph"):
+        """Put the work on the stream again."""
+        with self._memory._current("a graph launch"):
             self._graph.launch()
 
     def free(self) -> None:
-        """Free it."""
+        """Free the graph; a second call does nothing."""
         self._graph.free()
 
 
-def _find_graphs() -> Any:
+def _import_cuda_runtime() -> Any:
+    """`cuda.bindings.runtime`; None if it is not installed."""
     try:
         from cuda.bindings import runtime
     except ImportError:

@@ -5,25 +5,29 @@ as good as native code. The sum finds accidents, not an attacker who writes both
 lie in a folder that only its user may enter, and no engine is ever fetched from anywhere.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.atomic import TEMPORARY_PREFIX, atomic_write
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.gpu import Gpu
-from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.user_cache import user_cache
+from fsvit_edge.runtime.storage import (
+    TEMPORARY_PREFIX,
+    atomic_write,
+    locked,
+    read_json_object,
+    record_from_json,
+    user_cache,
+)
 
 FORMAT_VERSION = 1
 ENGINE_GRAPHS = ("encoder", "head")
@@ -174,7 +178,7 @@ def write_engines(folder: Path, engines: Sequence[tuple[EngineRecord, bytes]]) -
     _make_folder(folder)
     paths: list[Path] = []
     fresh: list[Path] = []
-    with _locked(folder):
+    with locked(folder, required=False):
         try:
             for record, data in engines:
                 digest = hashlib.sha256(data).hexdigest()
@@ -193,11 +197,6 @@ def write_engines(folder: Path, engines: Sequence[tuple[EngineRecord, bytes]]) -
         for (record, _), path in zip(engines, paths, strict=True):
             _remove_older(path, *os.path.splitext(record.file))
     return paths
-
-
-def write_engine(folder: Path, record: EngineRecord, data: bytes) -> Path:
-    """Write one engine; see `write_engines`."""
-    return write_engines(folder, [(record, data)])[0]
 
 
 def read_record(path: Path) -> EngineRecord:
@@ -265,20 +264,6 @@ def _make_folder(folder: Path) -> None:
             folder.mkdir(mode=0o700, exist_ok=True)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time write and clean up in a folder; a file system without locks does without."""
-    descriptor = None
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _remove_older(path: Path, stem: str, suffix: str) -> None:

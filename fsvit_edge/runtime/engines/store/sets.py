@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsvit_edge.runtime.atomic import TEMPORARY_PREFIX
 from fsvit_edge.runtime.bundle import Manifest
 from fsvit_edge.runtime.engines.store.files import ENGINE_GRAPHS, SIDECAR_SUFFIX, EngineRecord, read_record
 from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, build_command, incompatibilities
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.storage import TEMPORARY_PREFIX
 
 BuiltEngine = tuple[Path, EngineRecord]
 """An engine's path with what its sidecar says."""

@@ -11,8 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from fsvit_edge.runtime.atomic import TemporaryFile, atomic_folder, atomic_write, remove_leftovers
-from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.storage import (
+    TemporaryFile,
+    atomic_folder,
+    atomic_write,
+    locked,
+    remove_leftovers,
+    user_cache,
+)
 
 MARKER = "marker.json"
 Make = Callable[[Path, bytes], None]
@@ -167,7 +174,7 @@ def test_when_the_second_rename_fails_the_old_folder_comes_back(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail_the_second_time)
-    with pytest.raises(FsvitEdgeError, match="the old folder is untouched"):
+    with pytest.raises(FsvitEdgeError, match="nothing was changed"):
         make_folder(path, b"new")
     assert len(calls) == 3
     assert list(tmp_path.iterdir()) == [path]
@@ -188,7 +195,7 @@ def test_a_folder_that_cannot_be_flushed_after_the_rename_is_told_as_it_is(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail_for_the_parent)
-    with pytest.raises(FsvitEdgeError, match="thing was written, but its folder cannot be flushed to the disk: Input"):
+    with pytest.raises(FsvitEdgeError, match="thing was written, but its folder cannot be flushed to disk: Input"):
         make(path, b"new")
     assert read(path) == b"new"
     assert list(tmp_path.iterdir()) == [path]
@@ -218,7 +225,7 @@ def test_a_systems_error_without_a_number_keeps_its_words(tmp_path: Path) -> Non
         with atomic_folder(tmp_path / "thing", MARKER):
             raise OSError("the server hung up")
 
-    with pytest.raises(FsvitEdgeError, match="thing cannot be written: the server hung up; the old folder"):
+    with pytest.raises(FsvitEdgeError, match="thing cannot be written: the server hung up; nothing was changed"):
         fill()
     assert not list(tmp_path.iterdir())
 
@@ -237,12 +244,12 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-import test_atomic
+import test_storage
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-make = getattr(test_atomic, sys.argv[3])
+make = getattr(test_storage, sys.argv[3])
 make(Path(sys.argv[1]), bytes(900))
 try:
     make(Path(sys.argv[1]), bytes(5000))
@@ -268,9 +275,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-import test_atomic
+import test_storage
 
-make = getattr(test_atomic, sys.argv[3])
+make = getattr(test_storage, sys.argv[3])
 make(Path(sys.argv[1]), b"old")
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 make(Path(sys.argv[1]), b"new")
@@ -320,7 +327,7 @@ def test_a_folder_without_the_marker_is_somebodys(tmp_path: Path) -> None:
     path.mkdir()
     make_folder(path, b"into an empty one")
     (path / MARKER).unlink()
-    with pytest.raises(InputError, match=rf"thing holds other files and no {MARKER}"):
+    with pytest.raises(InputError, match=rf"thing contains other files and no {MARKER}"):
         make_folder(path, b"new")
     assert read(path) == b"into an empty one"
     assert list(tmp_path.iterdir()) == [path]
@@ -392,3 +399,74 @@ def test_a_long_file_becomes_its_target_only_when_it_is_told_to(tmp_path: Path) 
     assert target.read_bytes() == b"second"
     with pytest.raises(FsvitEdgeError, match="cannot be written: No such file"):
         TemporaryFile(tmp_path / "nowhere" / "out.mp4")
+
+
+# --------------------------------------------------------------------------------------------------------------- locks
+
+
+@pytest.mark.parametrize("kind", ["folder", "existing file", "new file"])
+def test_a_second_process_waits_for_a_lock_and_says_so(tmp_path: Path, kind: str) -> None:
+    path = tmp_path if kind == "folder" else tmp_path / "lock"
+    if kind == "existing file":
+        path.write_bytes(b"kept")
+    waits: list[str] = []
+    with locked(path, on_wait=lambda: waits.append("first")):
+        other = os.open(path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX)  # the block has ended, so it is free
+
+    def wait() -> None:
+        waits.append("second")
+        os.close(other)
+
+    with locked(path, on_wait=wait):
+        assert waits == ["second"]
+    if kind == "existing file":
+        assert path.read_bytes() == b"kept"
+
+
+def test_a_lock_that_is_not_required_does_without_a_file_system_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail_with(errno.ENOLCK))
+    entered = False
+    with locked(tmp_path, required=False):
+        entered = True
+    assert entered
+    with pytest.raises(OSError, match="No locks available"), locked(tmp_path):
+        pass
+
+
+def test_an_error_inside_a_lock_passes_through(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="inside"), locked(tmp_path, required=False):
+        raise OSError("inside")
+
+
+# -------------------------------------------------------------------------------------------------------- cache folder
+
+
+def test_the_cache_lies_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache("engines") == tmp_path / "fsvit-edge" / "engines"
+
+
+@pytest.mark.parametrize("stated", [None, "", "relative/path"])
+def test_without_a_word_or_with_a_relative_one_it_lies_in_the_home_folder(
+    stated: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if stated is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", stated)
+    assert user_cache("kernels") == tmp_path / ".cache" / "fsvit-edge" / "kernels"
+
+
+def test_without_a_home_folder_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    with pytest.raises(EnvironmentLacksError, match="export XDG_CACHE_HOME=/path"):
+        user_cache("engines")

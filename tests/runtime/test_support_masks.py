@@ -3,9 +3,82 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsvit_edge.runtime.support_crop import support_window
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.support_masks import mask_from_box, support_window, thing_in_box, thing_of_name
 
+SIDE = 64
 FACTORS = st.sampled_from((1.0, 1.5, 2.0, 2.5, 3.0, 8.0))
+
+
+def square(top: int, left: int, size: int) -> np.ndarray:
+    mask = np.zeros((SIDE, SIDE), np.bool_)
+    mask[top : top + size, left : left + size] = True
+    return mask
+
+
+def objectness_of(*things: np.ndarray) -> np.ndarray:
+    """Logits that mark these things."""
+    return np.where(np.any(things, axis=0), 5.0, -5.0).astype(np.float32)
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one & other).sum() / (one | other).sum())
+
+
+@pytest.mark.parametrize("box", [(10, 5, 50, 35), (10, 5, 51, 36), (0, 0, 60, 40), (3, 3, 13, 14)])
+def test_the_ellipse_touches_the_four_sides_of_its_box_and_stays_inside(box: tuple[int, int, int, int]) -> None:
+    mask = mask_from_box((40, 60), box)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    assert (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) == box
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    assert 0.6 * area < mask.sum() <= area
+
+
+def test_a_box_is_cut_off_at_the_edges_of_the_picture() -> None:
+    assert np.array_equal(mask_from_box((40, 60), (-20, -9, 30, 400)), mask_from_box((40, 60), (0, 0, 30, 40)))
+
+
+@pytest.mark.parametrize("box", [(10, 10, 10, 30), (30, 10, 10, 30), (70, 0, 90, 40), (0, 0, 3, 40), (-9, 0, 2, 40)])
+def test_a_box_with_next_to_nothing_in_it_is_refused(box: tuple[int, int, int, int]) -> None:
+    with pytest.raises(InputError, match=r"contains less than 4 x 4 pixels of the 60 x 40 picture; draw a larger one"):
+        mask_from_box((40, 60), box)
+
+
+def test_a_name_means_the_thing_that_the_guess_covers() -> None:
+    thing, guess = square(20, 20, 16), square(12, 12, 36)
+
+    assert iou(thing_of_name(objectness_of(thing), guess), thing) > 0.95
+    assert iou(guess, thing) < 0.25
+
+
+@pytest.mark.parametrize(
+    "objectness",
+    [
+        pytest.param(objectness_of(square(0, 0, 16)), id="a thing elsewhere"),
+        pytest.param(objectness_of(square(0, 0, 0)), id="no thing"),
+        pytest.param(objectness_of(square(20, 20, 4)), id="a speck"),
+    ],
+)
+def test_the_guess_stays_if_objectness_does_not_agree(objectness: np.ndarray) -> None:
+    guess = square(16, 16, 40)
+
+    assert np.array_equal(thing_of_name(objectness, guess), guess)
+
+
+def test_a_box_means_the_thing_inside_it_and_nothing_outside() -> None:
+    thing, box = square(20, 20, 24), (18, 18, 48, 48)
+    ellipse = mask_from_box((SIDE, SIDE), box)
+    found = thing_in_box(objectness_of(thing, square(50, 50, 12)), ellipse, box)
+
+    assert iou(found, thing) > 0.9 > iou(ellipse, thing)
+    assert not found[48:].any()
+
+
+def test_the_ellipse_stays_if_objectness_marks_almost_nothing_in_the_box() -> None:
+    box = (8, 8, 56, 56)
+    ellipse = mask_from_box((SIDE, SIDE), box)
+
+    assert np.array_equal(thing_in_box(objectness_of(square(20, 20, 8)), ellipse, box), ellipse)
 
 
 @st.composite
@@ -31,7 +104,7 @@ def sizes(window: tuple[slice, slice]) -> tuple[int, int]:
 
 
 @given(masks(), FACTORS)
-def test_a_window_lies_in_the_picture_and_holds_the_whole_thing(mask: np.ndarray, factor: float) -> None:
+def test_a_window_is_inside_the_picture_and_around_the_whole_thing(mask: np.ndarray, factor: float) -> None:
     window = support_window(mask, factor)
     if window is None:
         return

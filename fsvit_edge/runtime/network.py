@@ -1,0 +1,183 @@
+"""The graphs of a bundle on their engines: a picture is encoded, then enrolled as a support or compared with supports.
+
+encoder     picture -> tokens (and objectness, if the encoder computes it)
+enroll      tokens and a mask -> what the head keeps of a support
+head        tokens of a frame and supports -> P(present) and P(foreground) of each class
+objectness  picture -> objectness, if the bundle has a graph of its own for it
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fsvit_edge.runtime.bank import MAX_CLASSES
+from fsvit_edge.runtime.bundle import OBJECTNESS, Manifest
+from fsvit_edge.runtime.cached_support import ClassSupports
+from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
+from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.head_runs import head_runs
+from fsvit_edge.runtime.postprocess import Maps
+from fsvit_edge.runtime.preprocess import resize_image, resize_mask
+from fsvit_edge.runtime.support_masks import Image, Mask
+
+
+class ExportedNetwork:
+    """The graphs of a bundle on engines that are already open.
+
+    Args:
+        manifest: The bundle's manifest.
+        encoder: Runs `encoder.onnx`.
+        enroll: Runs `enroll.onnx`.
+        head: Runs `head.onnx`.
+        objectness: Runs `objectness.onnx`, if the bundle has it.
+
+    Attributes:
+        has_objectness: Whether objectness can be computed, by the encoder or by its own graph.
+        num_channels: Correlation channels C of the tokens.
+        num_tokens: Tokens T of a picture.
+        head_dim: Values d per token and channel.
+
+    Raises:
+        ArtifactError: The encoder's output does not state its size.
+    """
+
+    def __init__(
+        self, manifest: Manifest, encoder: Engine, enroll: Engine, head: Engine, objectness: Engine | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.encoder = encoder
+        self.enroll = enroll
+        self.head = head
+        self.objectness = objectness
+        self.has_objectness = objectness is not None or any(spec.name == OBJECTNESS for spec in encoder.outputs)
+        tokens = next(spec for spec in encoder.outputs if spec.name == "tokens")
+        self.num_channels, self.num_tokens, self.head_dim = (_known(size) for size in tokens.shape[1:])
+        self._resident: tuple[Sequence[ClassSupports], list[dict[str, ResidentTensor]]] | None = None
+
+    @property
+    def max_classes(self) -> int:
+        """How many classes the head can compare: as many as a bank can hold, or as its engine was built for."""
+        return min(MAX_CLASSES, self.head.limits.get("ways", MAX_CLASSES))
+
+    def check_ways(self, ways: int) -> None:
+        """Refuse more classes than the head's engine was built for.
+
+        Raises:
+            ArtifactError: There are more.
+        """
+        if ways > self.head.limits.get("ways", ways):
+            raise ArtifactError(
+                f"The head engine was built for at most {self.max_classes} classes, the bank has {ways}; rebuild it "
+                f"with: fsvit-edge build-engine --max-ways {ways}, and the options it was built with."
+            )
+
+    def encode(self, image: Image) -> dict[str, ResidentTensor]:
+        """Encode an (H, W, 3) uint8 RGB picture of any size: "tokens" (1, C, T, d) and the encoder's other outputs."""
+        return self.encoder.run({"image": resize_image(image, self.manifest.image_size)[None]})
+
+    def objectness_of(self, encoded: Mapping[str, ResidentTensor], image: Image) -> Maps | None:
+        """Return the objectness logits (n, n) float32 of an encoded picture; None if the bundle has no objectness."""
+        logits = encoded.get(OBJECTNESS)
+        if logits is None and self.objectness is not None:
+            logits = self.objectness.run({"image": resize_image(image, self.manifest.image_size)[None]})[OBJECTNESS]
+        return None if logits is None else np.asarray(logits.numpy()[0], np.float32)
+
+    def enrolled(self, encoded: Mapping[str, Array | ResidentTensor], mask: Mask | None) -> dict[str, Array]:
+        """Run the enroll graph.
+
+        Args:
+            encoded: What `encode` returned, or copies of it.
+            mask: (H, W) bool of any size; None for the encoder's own guess.
+
+        Returns:
+            "support" (1, C, 1 + T, d), "kept_mask" (1, 1 + T), "pooled" (1, C, 9, d), "pooled_mask" (1, 9) and
+            "used_mask" (1, S, S) uint8, the mask or the guess at the encoder's input size.
+        """
+        size = self.manifest.image_size
+        feed: dict[str, Array | ResidentTensor] = {
+            **_cast_for(encoded, self.encoder, self.enroll),
+            "mask": np.zeros((1, size, size), np.uint8) if mask is None else resize_mask(mask, size)[None],
+            "has_mask": np.array([mask is not None]),
+        }
+        return {name: tensor.numpy() for name, tensor in self.enroll.run(feed).items()}
+
+    def compare(self, tokens: ResidentTensor, classes: Sequence[ClassSupports]) -> tuple[Maps, Maps]:
+        """Compare an encoded frame with classes.
+
+        Args:
+            tokens: "tokens" of `encode`.
+            classes: Each class's supports, made by this encoder, as in `SupportBank.class_supports`; may be empty.
+
+        Returns:
+            P(present) (ways,) and P(foreground) (ways, m, m), align_corners, both float32 in [0, 1]; rounding may lift
+            a mean slightly above 1.
+
+        Raises:
+            ArtifactError: The head's engine was built for fewer classes.
+        """
+        ways, mask_size = len(classes), self.manifest.mask_size
+        scores = np.zeros(ways, np.float32)
+        foreground = np.zeros((ways, mask_size, mask_size), np.float32)
+        frame = _cast_for({"tokens": tokens}, self.encoder, self.head)
+        for supports in self.resident_supports(classes) if ways else ():
+            answer = self.head.run({**frame, **supports})
+            scores += np.asarray(answer["presence"].numpy(), np.float32)
+            foreground += np.asarray(answer["foreground"].numpy(), np.float32)
+        return scores, foreground
+
+    def resident_supports(self, classes: Sequence[ClassSupports]) -> list[dict[str, ResidentTensor]]:
+        """Return the supports of classes where the head computes, one feed for each run of the head.
+
+        They are uploaded only if they are not those of the last call, so once for many frames.
+
+        Args:
+            classes: At least one class.
+
+        Raises:
+            ArtifactError: The head's engine was built for fewer classes.
+        """
+        # A bank never changes a class's tuple of supports, it makes a new one; comparing the arrays would be slow.
+        if self._resident is not None and list(map(id, self._resident[0])) == list(map(id, classes)):
+            return self._resident[1]
+        self.check_ways(len(classes))
+        self.release_supports()  # first, for the GPU may not hold both
+        runs = [
+            {name: self.head.upload(array) for name, array in feed.items()}
+            for feed in head_runs(classes, self.manifest.head, self.num_tokens, self.head)
+        ]
+        self._resident = (classes, runs)
+        return runs
+
+    def release_supports(self) -> None:
+        """Free the uploaded supports; the next frame uploads them again."""
+        self._resident = None
+
+    def close(self) -> None:
+        """Close the engines; a second call does nothing."""
+        self.release_supports()
+        for engine in (self.encoder, self.enroll, self.head, self.objectness):
+            if engine is not None:
+                engine.close()
+
+
+def _cast_for(
+    tensors: Mapping[str, Array | ResidentTensor], source: Engine, target: Engine
+) -> dict[str, Array | ResidentTensor]:
+    """Select what the target engine takes of the source's outputs, cast on the host where the types differ."""
+    made = {spec.name: spec.dtype for spec in source.outputs}
+    taken = {spec.name: spec.dtype for spec in target.inputs}
+    return {
+        name: tensor if made[name] == taken[name] else _on_host(tensor).astype(taken[name])
+        for name, tensor in tensors.items()
+        if name in taken
+    }
+
+
+def _on_host(tensor: Array | ResidentTensor) -> Array:
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+
+
+def _known(size: int | str) -> int:
+    if isinstance(size, str):
+        raise ArtifactError(f"The encoder's output 'tokens' has an unknown size {size!r}; export the bundle again.")
+    return size

@@ -1,0 +1,403 @@
+"""Files of ours on disk: atomic writes, locks, JSON records read back into dataclasses, and the user's cache folder.
+
+These stay our own code. filelock can lock neither a folder nor the file being written, and takes 36 ms to import;
+without a home folder platformdirs returns a folder named "~"; msgspec cannot refuse a dataclass's unknown fields.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
+
+TEMPORARY_PREFIX = ".fsvit-edge-"
+"""Start of the name of an unfinished file or folder; the process ID of its writer follows."""
+_WRITER = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9]{{1,10}})_")
+
+_Record = TypeVar("_Record")
+
+
+# ------------------------------------------------------------------------------------------------------- atomic writes
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a crash, a full disk or a power cut leaves the old file or the new one.
+
+    The temporary file is in the same folder. It is flushed to disk before the rename, and the folder after it: a rename
+    without fsync lost acknowledged files when the power was cut.
+
+    Raises:
+        InputError: `path` is a folder, or one of its parents is a file.
+        FsvitEdgeError: The disk is full or the folder is not writable; the old file is unchanged.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file to write.")
+    temporary: str | None = None
+    with _write_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=_own_prefix(), suffix=f"-{path.name}", dir=path.parent)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            temporary = None
+            _sync_rename(path)
+        finally:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
+    """Yield an empty folder to fill; on success it replaces `path`, on an error it is removed.
+
+    Swapping two folders that are not empty takes two renames, so a kill between them leaves no folder at `path`; it
+    never leaves a mixture of old and new.
+
+    Args:
+        path: The folder to create or replace.
+        marker: Name of a file that only our own results contain; a non-empty folder without it is never replaced.
+
+    Raises:
+        InputError: `path` is a file, or a folder that is not empty and does not contain `marker`.
+        FsvitEdgeError: The disk is full or the folder is not writable; the old folder is unchanged.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; give the name of a folder to write.")
+    if path.is_symlink():
+        path = path.resolve()  # or the link would be replaced and its folder left behind
+    if path.is_dir() and not (path / marker).is_file() and any(path.iterdir()):
+        raise InputError(f"{path} contains other files and no {marker}; choose an empty or a new folder.")
+    staging: Path | None = None
+    with _write_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=_own_prefix(), suffix=f"-{path.name}", dir=path.parent))
+            staging.chmod(0o777 & ~_umask())
+            yield staging
+            for file in staging.iterdir():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            _sync_folder(staging)
+            retired = staging.with_name(staging.name + "-old")
+            if path.exists():
+                os.replace(path, retired)
+            try:
+                os.replace(staging, path)
+            except OSError:
+                if retired.exists():
+                    os.replace(retired, path)
+                raise
+            staging = None
+            try:
+                _sync_rename(path)
+            finally:
+                shutil.rmtree(retired, ignore_errors=True)
+        finally:
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+class TemporaryFile:
+    """A hidden file beside its target, for data written over minutes; use it as a context manager to close it.
+
+    It stays locked while it is open, so that `remove_leftovers` of another process does not delete it.
+
+    Args:
+        target: The file to replace at the end; its folder must exist.
+
+    Attributes:
+        path: The hidden file.
+
+    Raises:
+        FsvitEdgeError: The folder is not writable.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        try:
+            self._descriptor, path = tempfile.mkstemp(prefix=_own_prefix(), suffix=f"-{target.name}", dir=target.parent)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            os.fchmod(self._descriptor, 0o666 & ~_umask())
+        except OSError as error:
+            raise FsvitEdgeError(f"{target} cannot be written: {error.strerror}.") from error
+        self.path = Path(path)
+
+    def __enter__(self) -> "TemporaryFile":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove it, unless it has replaced its target."""
+        self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+    def replace_target(self) -> None:
+        """Flush it to disk and rename it to its target.
+
+        Raises:
+            FsvitEdgeError: The disk is full or the folder is gone; an old target is unchanged.
+        """
+        try:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self.path, self._target)
+            _sync_rename(self._target)
+        except OSError as error:
+            raise FsvitEdgeError(f"{self._target} was not written: {error.strerror}.") from error
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove the unfinished files and folders that killed processes of ours left behind.
+
+    Something is removed only if its name is ours, its writer is gone and nobody has locked it: two runs may share a
+    folder, also from two containers, where process IDs mean little.
+
+    Returns:
+        What was removed; what cannot be removed stays.
+    """
+    removed = []
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*") if folder.is_dir() else ():
+        writer = _WRITER.match(path.name)
+        if writer is None or _is_running(int(writer[1])) or _is_locked(path):
+            continue
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError:
+            continue
+        removed.append(path)
+    return removed
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError) as error:
+        # The system names the folder that it could not make below the file, not the file.
+        file = next((parent for parent in path.parents if parent.is_file()), path.parent)
+        raise InputError(f"{path} cannot be written: {file} is a file, not a folder.") from error
+    except OSError as error:
+        raise FsvitEdgeError(f"{path} cannot be written: {error.strerror or error}; nothing was changed.") from error
+
+
+def _own_prefix() -> str:
+    return f"{TEMPORARY_PREFIX}{os.getpid()}_"
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_rename(path: Path) -> None:
+    try:
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FsvitEdgeError(
+            f"{path} was written, but its folder cannot be flushed to disk: {error.strerror or error}; "
+            "a power cut may bring the old one back."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --------------------------------------------------------------------------------------------------------------- locks
+
+
+@contextmanager
+def locked(path: Path, required: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Let one process at a time into the block; the lock ends with the block, or with the process.
+
+    Args:
+        path: The folder or file to lock; if it does not exist, it is created as an empty file.
+        required: False enters without a lock if the file system has no locks or `path` cannot be opened.
+        on_wait: Called once if another process has the lock.
+
+    Raises:
+        OSError: `path` cannot be opened or locked, and `required` is True.
+    """
+    descriptor = None
+    try:
+        try:
+            descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDONLY | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is not None:
+                    on_wait()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            if required:
+                raise
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a file or folder is locked, or cannot be opened to find out."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+# -------------------------------------------------------------------------------------------------------- JSON records
+
+
+def read_json_object(file: Path, version: int, remedy: str) -> dict[str, Any]:
+    """Read the JSON object in a file.
+
+    Args:
+        file: The file.
+        version: The `format_version` that it must have.
+        remedy: What to do about another version, as a clause.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ArtifactError: It is not JSON, not an object, or has another version.
+    """
+    try:
+        values: Any = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file} is not readable JSON: {error}.") from error
+    found = values.get("format_version") if isinstance(values, dict) else None
+    if type(found) is not int or found != version:
+        raise ArtifactError(f"{file} has format version {found!r:.40}, this fsvit-edge reads {version}; {remedy}.")
+    return dict(values)
+
+
+def record_from_json(kind: type[_Record], file: Path, values: dict[str, Any]) -> _Record:
+    """Make a dataclass from a JSON object that anybody may have edited: every field is checked, at every depth.
+
+    Lists become tuples if the field is one, a whole number may stand for a float, and a field with a default may be
+    missing.
+
+    Args:
+        kind: The dataclass.
+        file: Where the object came from, for the error.
+        values: The JSON object.
+
+    Raises:
+        ArtifactError: A field is missing, unknown, or of another type.
+    """
+    try:
+        record: _Record = _convert(kind, values, "")
+    except (TypeError, RecursionError) as error:
+        raise ArtifactError(f"{file} is incomplete, has unknown fields or wrong values: {error}.") from error
+    return record
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    """Return `value` as a `kind`; a TypeError names the field that is not one."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind) and type(value) is dict:
+        return _fill(kind, value, name)
+    if origin in (Union, types.UnionType):
+        for choice in arguments:
+            with suppress(TypeError):
+                return _convert(choice, value, name)
+    elif origin is tuple and type(value) is list and arguments[1:] == (...,):
+        return tuple(_convert(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(value))
+    elif origin is tuple and type(value) is list and len(value) == len(arguments):
+        pairs = enumerate(zip(arguments, value, strict=True))
+        return tuple(_convert(one, item, f"{name}[{index}]") for index, (one, item) in pairs)
+    elif origin is list and type(value) is list:
+        return [_convert(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
+    elif origin is dict and type(value) is dict:
+        return {key: _convert(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif type(value) is kind:
+        return value
+    raise TypeError(f"{name} is {value!r:.80}")
+
+
+def _fill(kind: Any, values: dict[str, Any], name: str) -> Any:
+    hints = get_type_hints(kind)
+    dot = f"{name}." if name else ""
+    unknown = values.keys() - hints.keys()
+    if unknown:
+        raise TypeError(f"unknown field {dot + min(unknown)!r}")
+    missing = [
+        field.name
+        for field in fields(kind)
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing:
+        raise TypeError(f"{dot + missing[0]!r} is missing")
+    return kind(**{key: _convert(hints[key], value, dot + key) for key, value in values.items()})
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+# -------------------------------------------------------------------------------------------------------- cache folder
+
+
+def user_cache(kind: str) -> Path:
+    """Return `$XDG_CACHE_HOME/fsvit-edge/<kind>`, by default in `~/.cache`, for files that can be made again.
+
+    Args:
+        kind: Name of the folder, which need not exist: engines, timings or kernels.
+
+    Raises:
+        EnvironmentLacksError: There is no home folder.
+    """
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        base = Path(stated) if os.path.isabs(stated) else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise EnvironmentLacksError(
+            "There is no home folder for a cache; name a folder with: export XDG_CACHE_HOME=/path."
+        ) from error
+    return base / "fsvit-edge" / kind
