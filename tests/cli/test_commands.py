@@ -234,8 +234,8 @@ def lines_of(text: str) -> list[dict[str, Any]]:
             "use --precision fp32 or int8",
         ),
         (("run", "photo.jpg", "--bank", "bank"), 2, "A bank is a .safetensors file, got bank"),
-        (("export", "--backbone", "vit_small_patch16_224.dino"), 2, "A backbone alone has no head"),
-        (("export", "--pretrained"), 2, "A backbone alone has no head"),
+        (("export", "--backbone", "vit_small_patch16_224.dino"), 2, "A backbone has no head"),
+        (("export", "--pretrained"), 2, "A backbone has no head"),
         (("build-engine", "--int8", "--fp16"), 2, "Build one precision at a time; got fp16, int8"),
         (("build-engine", "--max-drop", "1"), 2, "--max-drop says how much may be lost on a data set; name it with"),
         (("build-engine", "--fp16", "--calib", "album"), 2, "--calib has no effect here"),
@@ -812,7 +812,7 @@ def test_an_export_without_options_writes_a_bundle_and_prints_the_next_step(bare
     folder, result = bare_export
     assert result.code == 0, result.err
     assert contents(folder).keys() == {"bundle", "bundle/bundle.json", *(f"bundle/{n}.onnx" for n in GRAPH_NAMES)}
-    assert result.out.startswith("torch against ONNX Runtime\n")
+    assert result.out.startswith("torch compared with ONNX Runtime\n")
     assert "\nWrote bundle: " in result.out
     log = result.err.splitlines()
     assert log[-1] == "Next: fsvit-edge enroll NAME IMAGE --bundle bundle"
