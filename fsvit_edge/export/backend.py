@@ -70,7 +70,7 @@ def choose_backend(wanted: str, gpu: Gpu | None, has_targets: bool) -> Backend:
         api = open_tensorrt("tensorrt-rtx")
         if gpu is None:
             return _tensorrt(api, f"it is installed and builds for GPUs elsewhere; here {gpu_missing_reason()}")
-        target = f"sm{gpu.compute_capability[0]}{gpu.compute_capability[1]}"
+        target = gpu.architecture
         if has_targets or target in known_targets(api):
             return _tensorrt(api, f"it is installed and there is a GPU, {gpu.name}")
         return _onnxruntime(f"TensorRT-RTX does not support the {gpu.name} ({target}) and TensorRT is not installed")

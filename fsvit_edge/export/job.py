@@ -43,7 +43,7 @@ class Job:
         gpu = self.machine.gpu
         if gpu is None:
             return False
-        return not self.targets or f"sm{gpu.compute_capability[0]}{gpu.compute_capability[1]}" in self.targets
+        return not self.targets or gpu.architecture in self.targets
 
     @property
     def limits(self) -> dict[str, int]:

@@ -78,7 +78,7 @@ def choose_targets(api: TensorRT, wanted: Sequence[str], precision: str, gpu: Gp
             raise InputError("TensorRT builds for the GPU that it runs on; leave out --target or take tensorrt-rtx.")
         return ()
     known = known_targets(api)
-    here = None if gpu is None else f"sm{gpu.compute_capability[0]}{gpu.compute_capability[1]}"
+    here = None if gpu is None else gpu.architecture
     if not wanted and gpu is not None and here not in known:
         raise EnvironmentLacksError(
             f"TensorRT-RTX does not support the {gpu.name} ({here}); it builds for {', '.join(known)}: take "

@@ -24,8 +24,7 @@ def default_timing_cache(api: TensorRT, gpu: Gpu) -> Path:
         EnvironmentLacksError: There is no home folder.
     """
     name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
-    major, minor = gpu.compute_capability
-    return user_cache("timings") / f"{name}.sm{major}{minor}.trt{api.version}.cache"
+    return user_cache("timings") / f"{name}.{gpu.architecture}.trt{api.version}.cache"
 
 
 @dataclass

@@ -137,9 +137,8 @@ def _gpu() -> Iterator[Finding]:
         use = "needed for --engine onnxruntime-cuda, tensorrt and tensorrt-rtx"
         yield Finding("GPU", False, False, f"{gpu_missing_reason()}; {use}: install the NVIDIA driver")
         return
-    major, minor = gpu.compute_capability
     memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"
-    yield Finding("GPU", True, False, f"{gpu.name}, sm{major}{minor}, {gpu.sm_count} multiprocessors, {memory}")
+    yield Finding("GPU", True, False, f"{gpu.name}, {gpu.architecture}, {gpu.sm_count} multiprocessors, {memory}")
     yield Finding("GPU driver", True, False, f"for CUDA up to {gpu.driver}")
 
 

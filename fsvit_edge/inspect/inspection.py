@@ -25,6 +25,7 @@ from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, i
 from fsvit_edge.runtime.engines.store.sets import find_engines
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.storage import record_from_json
 
 _PLANS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
 _PLAN_SUFFIXES = (".engine", ".plan", ".trt")
@@ -111,14 +112,14 @@ def _inspect_engine(path: Path) -> Inspection:
 
 
 def _engine_facts(record: EngineRecord) -> dict[str, Any]:
-    built_on = record.machine
-    gpu = built_on["gpu"]
+    built_on = record_from_json(Machine, Path(record.file), record.machine)
+    gpu = built_on.gpu
     if record.backend == "onnxruntime":
-        runs_on = f"{built_on['arch']}, measured on {built_on['cpu']}"
+        runs_on = f"{built_on.arch}, measured on {built_on.cpu}"
     elif record.targets:
         runs_on = ", ".join(record.targets)
     else:
-        runs_on = "unknown" if gpu is None else "{} (sm{}{})".format(gpu["name"], *gpu["compute_capability"])
+        runs_on = "unknown" if gpu is None else f"{gpu.name} ({gpu.architecture})"
     verified = record.verification
     return {
         "graph": record.graph,
@@ -233,7 +234,7 @@ def _inspect_bundle(path: Path) -> Inspection:
 def _objectness(manifest: Manifest) -> str:
     if OBJECTNESS in manifest.graphs:
         return "by a graph of its own, for sharp outlines"
-    return "by the encoder, for sharp outlines" if manifest.tells_objectness else "none, outlines are plain"
+    return "by the encoder, for sharp outlines" if manifest.has_objectness else "none, outlines are plain"
 
 
 def _engines_beside(path: Path, manifest: Manifest) -> dict[str, Any]:

@@ -114,8 +114,8 @@ def test_a_renamed_class_keeps_its_place_and_its_supports() -> None:
         pytest.param(lambda bank: bank.remove("dog"), "'dog' is not enrolled; enrolled: cat, Größe 猫.", id="remove"),
         pytest.param(lambda bank: bank.supports("dog"), "'dog' is not enrolled; enrolled: cat", id="supports"),
         pytest.param(lambda bank: bank.rename("dog", "x"), "'dog' is not enrolled; enrolled: cat", id="rename"),
-        pytest.param(lambda bank: bank.rename("cat", "Größe 猫"), "'Größe 猫' is there already", id="name in use"),
-        pytest.param(lambda bank: bank.rename("cat", "cat"), "'cat' is there already", id="own name"),
+        pytest.param(lambda bank: bank.rename("cat", "Größe 猫"), "'Größe 猫' already exists", id="name in use"),
+        pytest.param(lambda bank: bank.rename("cat", "cat"), "'cat' already exists", id="own name"),
         pytest.param(lambda bank: bank.rename("cat", ""), "must be 1 to 80 printable characters", id="no name"),
         pytest.param(lambda bank: bank.add("dog", []), "'dog' needs at least one picture", id="no support"),
     ],
@@ -163,7 +163,7 @@ def test_the_bank_is_full_with_255_classes() -> None:
         bank.add(f"class {index}", [one])
     with pytest.raises(InputError) as refused:
         bank.add("one more", [one])
-    assert str(refused.value) == "The bank holds 255 classes already; remove one before enrolling 'one more'."
+    assert str(refused.value) == "The bank already has 255 classes; remove one before enrolling 'one more'."
     bank.add("class 7", [one])
     bank.remove("class 0")
     bank.add("one more", [one])
@@ -245,7 +245,7 @@ def test_predictions_are_the_same_before_saving_and_after_loading(path: Path) ->
         ),
         pytest.param(
             {"precision": "int8"},
-            "was made in another precision: int8, the engines here compute in fp32; take it with --precision int8 or",
+            "was made in another precision: int8, the engines here compute in fp32; use it with --precision int8 or",
             id="precision",
         ),
         pytest.param({"head_dim": DIM + 1}, "has tokens of another shape than this bundle's", id="shape"),
@@ -360,7 +360,7 @@ def supports_of(masks: list[int]) -> dict[str, list[Any]]:
         pytest.param(lambda h: h["classes"][0].update(supports_of([1] * 3)), "0.2.kept is missing", id="too many"),
         pytest.param(lambda h: h["classes"][0].update(has_mask=[1] * 3), "header is missing or", id="unequal lists"),
         pytest.param(lambda h: h.pop("head"), "is not a support bank", id="no head"),
-        pytest.param(lambda h: h["head"].update(presence_level=1), "level of a class must lie", id="level of the head"),
+        pytest.param(lambda h: h["head"].update(presence_level=1), "level of a class must be", id="level of the head"),
         pytest.param(lambda h: h["head"].update(presence_level="high"), "level of a class must", id="no number"),
         pytest.param(lambda h: h["classes"][1].pop("level"), "is not a support bank", id="no level"),
         *(
@@ -411,7 +411,7 @@ def test_plausible_changes_do_not_pass_the_sum(
     assert not same(SupportBank.load(path), filled())
     filled().save(path)
     rewrite(path, change_header, change_tensors, reseal=False)
-    with pytest.raises(ArtifactError, match="do not have the sha256 that it states"):
+    with pytest.raises(ArtifactError, match="do not match its sha256"):
         SupportBank.load(path)
 
 
@@ -494,7 +494,7 @@ def test_what_is_no_bank_is_refused(path: Path, make: Callable[[Path], None], re
 @pytest.mark.parametrize("name", ["bank", "bank.pt", "bank.safetensors.bak", "bank.SAFETENSORS"])
 def test_another_suffix_is_refused_for_reading_and_writing(tmp_path: Path, name: str) -> None:
     for act in (filled().save, SupportBank.load):
-        with pytest.raises(InputError, match=r"A bank is a \.safetensors file, got "):
+        with pytest.raises(InputError, match=r"A bank must be a \.safetensors file, got "):
             act(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -564,7 +564,7 @@ def test_a_level_that_is_none_is_refused_and_changes_nothing(level: Any) -> None
     bank = filled()
     with pytest.raises(InputError) as refused:
         bank.set_level("cat", level)
-    assert str(refused.value) == f"The level of a class must lie between 0 and 1, both excluded; got {level!r}."
+    assert str(refused.value) == f"The level of a class must be between 0 and 1, both excluded; got {level!r}."
     assert same(bank, filled())
     with pytest.raises(InputError, match="'dog' is not enrolled"):
         bank.set_level("dog", 0.5)

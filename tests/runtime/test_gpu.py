@@ -70,7 +70,9 @@ def install(monkeypatch: pytest.MonkeyPatch, driver: object) -> None:
 
 def test_a_gpu_is_described_as_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, FakeDriver())
-    assert find_gpu() == Gpu("Orin (nvgpu)", (8, 7), 14, 30 * 2**30, "12.6")
+    found = find_gpu()
+    assert found == Gpu("Orin (nvgpu)", (8, 7), 14, 30 * 2**30, "12.6")
+    assert found.architecture == "sm87"
     assert gpu_missing_reason() == ""
 
 
@@ -85,9 +87,9 @@ def test_a_gpu_is_described_as_the_driver_says(monkeypatch: pytest.MonkeyPatch) 
             FakeDriver(cuInit=803),
             "the NVIDIA driver's library and kernel module are of different versions; restart the machine",
         ),
-        (FakeDriver(cuInit=999), "the NVIDIA driver answers cuInit with error 999"),
-        (FakeDriver(cuDeviceTotalMem_v2=201), "the NVIDIA driver answers cuDeviceTotalMem_v2 with error 201"),
-        (object(), "libcuda.so.1 is not a driver that this program knows: 'object' object has no attribute 'cuInit'"),
+        (FakeDriver(cuInit=999), "the NVIDIA driver returned error 999 from cuInit"),
+        (FakeDriver(cuDeviceTotalMem_v2=201), "the NVIDIA driver returned error 201 from cuDeviceTotalMem_v2"),
+        (object(), "libcuda.so.1 is not a usable CUDA driver: 'object' object has no attribute 'cuInit'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_clause(driver: object, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,7 +246,7 @@ def test_without_objectness_the_answer_is_that_of_the_three_graphs_to_the_last_b
 
 
 def test_the_shipped_bundle_draws_what_its_manifest_says_it_can() -> None:
-    tells = Bundle.load(DEFAULT_BUNDLE).manifest.tells_objectness
+    tells = Bundle.load(DEFAULT_BUNDLE).manifest.has_objectness
     with FewShotModel.load(threads=1) as model:
         assert model.outlines == ("sharp" if tells else "plain")
 

@@ -1066,7 +1066,7 @@ def test_a_level_that_is_none_is_refused_before_anything_is_enrolled(fake: Fake)
     ):
         with pytest.raises(InputError) as refused:
             act()
-        assert str(refused.value) == "The level of a class must lie between 0 and 1, both excluded; got 1.5."
+        assert str(refused.value) == "The level of a class must be between 0 and 1, both excluded; got 1.5."
     with pytest.raises(InputError, match="'a' is not enrolled"):
         fake.model.set_level("a", 0.5)
     assert (fake.model.classes, fake.encoder.runs) == ((), 0)

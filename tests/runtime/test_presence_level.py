@@ -44,6 +44,6 @@ def test_a_picture_that_its_class_does_not_know_lowers_the_level() -> None:
 
 @pytest.mark.parametrize("level", [0, 1, 0.0, 1.0, -1, float("nan"), None, "0.5", False], ids=repr)
 def test_what_is_no_level_is_refused(level: object) -> None:
-    with pytest.raises(InputError, match="must lie between 0 and 1, both excluded; got"):
+    with pytest.raises(InputError, match="must be between 0 and 1, both excluded; got"):
         check_level(level)  # type: ignore[arg-type]
     assert check_level(0.7) == 0.7

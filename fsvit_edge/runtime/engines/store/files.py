@@ -135,8 +135,7 @@ def engine_name(
         parts = [f"rtx{backend_version}", "-".join(made_for)]
     else:
         assert not isinstance(made_for, tuple | str)
-        major, minor = made_for.compute_capability
-        parts = [_plain(made_for.name), f"sm{major}{minor}", f"trt{backend_version}"]
+        parts = [_plain(made_for.name), made_for.architecture, f"trt{backend_version}"]
     return ".".join([graph, *filter(None, parts), precision]) + _SUFFIXES[backend]
 
 

@@ -136,7 +136,7 @@ def _platform_misfits(built_on: Machine, machine: Machine) -> Iterator[str]:
 
 
 def _gpu_misfits(record: EngineRecord, built_on: Machine, gpu: Gpu) -> Iterator[str]:
-    here = f"sm{gpu.compute_capability[0]}{gpu.compute_capability[1]}"
+    here = gpu.architecture
     if record.backend == "tensorrt-rtx":
         if record.targets and here not in record.targets:
             yield f"was built for {', '.join(record.targets)}, this {gpu.name} is {here}"
@@ -144,7 +144,7 @@ def _gpu_misfits(record: EngineRecord, built_on: Machine, gpu: Gpu) -> Iterator[
     if built_on.gpu is None:
         yield "does not say for which GPU it was built"
         return
-    theirs = f"sm{built_on.gpu.compute_capability[0]}{built_on.gpu.compute_capability[1]}"
+    theirs = built_on.gpu.architecture
     if theirs != here:
         yield f"was built for {built_on.gpu.name} ({theirs}), this is {gpu.name} ({here})"
     elif built_on.gpu.name != gpu.name:
