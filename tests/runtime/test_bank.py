@@ -92,7 +92,7 @@ def test_classes_keep_the_order_of_their_enrollment() -> None:
     assert len(bank.supports("b")) == 1
 
 
-def test_supports_are_added_behind_those_that_are_there() -> None:
+def test_supports_are_added_after_the_existing_ones() -> None:
     bank = SupportBank(IDENTITY)
     first, second, third = support(0), support(1), support(2)
     bank.add("a", [first])
@@ -120,7 +120,7 @@ def test_a_renamed_class_keeps_its_place_and_its_supports() -> None:
         pytest.param(lambda bank: bank.add("dog", []), "'dog' needs at least one picture", id="no support"),
     ],
 )
-def test_what_cannot_be_done_is_refused_and_changes_nothing(act: Callable[[SupportBank], None], reason: str) -> None:
+def test_an_impossible_change_is_refused_and_changes_nothing(act: Callable[[SupportBank], None], reason: str) -> None:
     bank = filled()
     with pytest.raises(InputError) as refused:
         act(bank)
@@ -128,7 +128,7 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(act: Callable[[Suppo
     assert same(bank, filled())
 
 
-def test_an_empty_bank_says_that_nothing_is_enrolled() -> None:
+def test_an_empty_bank_reports_that_nothing_is_enrolled() -> None:
     with pytest.raises(InputError, match="'dog' is not enrolled; enrolled: none"):
         SupportBank(IDENTITY).remove("dog")
 
@@ -149,7 +149,7 @@ def test_a_name_that_cannot_be_shown_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x", "x" * MAX_NAME_LENGTH, "my cat", "Größe 猫", "a/b", "--mask", "🐈", "'\"\\"])
-def test_other_names_are_taken_and_come_back(name: str, path: Path) -> None:
+def test_any_other_name_is_accepted_and_survives_a_save(name: str, path: Path) -> None:
     bank = SupportBank(IDENTITY)
     bank.add(name, [support(0)])
     bank.save(path)
@@ -174,7 +174,7 @@ def test_the_size_of_a_support_is_that_of_its_arrays() -> None:
     assert support(0, tokens=3).nbytes == 2 * CHANNELS * DIM * (3 + 9) + 9
 
 
-def test_a_bank_comes_back_bit_by_bit(path: Path) -> None:
+def test_a_bank_is_loaded_bit_for_bit(path: Path) -> None:
     bank = filled()
     bank.save(path)
     assert same(SupportBank.load(path), bank)
@@ -182,7 +182,7 @@ def test_a_bank_comes_back_bit_by_bit(path: Path) -> None:
     assert not same(SupportBank.load(path), filled(replace(IDENTITY, name="other")))  # the comparison can fail
 
 
-def test_special_values_come_back_bit_by_bit(path: Path) -> None:
+def test_special_values_are_loaded_bit_for_bit(path: Path) -> None:
     bank = SupportBank(IDENTITY)
     extremes = np.array([0.0, -0.0, 6e-8, 65504], np.float16)
     bank.add("a", [replace(support(0), kept=np.broadcast_to(extremes, (CHANNELS, 5, DIM)))])
@@ -252,7 +252,9 @@ def test_predictions_are_the_same_before_saving_and_after_loading(path: Path) ->
         pytest.param({"encoder_sha256": 5}, "was made by another encoder: 5... (nano)", id="no sum"),
     ],
 )
-def test_a_bank_of_another_encoder_is_refused_in_its_own_words(path: Path, change: dict[str, Any], reason: str) -> None:
+def test_a_bank_of_another_encoder_is_refused_with_the_difference(
+    path: Path, change: dict[str, Any], reason: str
+) -> None:
     filled(replace(IDENTITY, **change)).save(path)
     with pytest.raises(ArtifactError) as refused:
         SupportBank.load(path, IDENTITY)
@@ -380,9 +382,7 @@ def supports_of(masks: list[int]) -> dict[str, list[Any]]:
         ),
     ],
 )
-def test_a_header_that_says_something_else_is_refused(
-    path: Path, change: Callable[[dict[str, Any]], object], reason: str
-) -> None:
+def test_a_malformed_header_is_refused(path: Path, change: Callable[[dict[str, Any]], object], reason: str) -> None:
     filled().save(path)
     rewrite(path, change)
     with pytest.raises(ArtifactError) as refused:
@@ -483,7 +483,7 @@ def make_deep_header(path: Path) -> None:
         pytest.param(make_deep_header, "is not a support bank of fsvit-edge", id="endless nesting"),
     ],
 )
-def test_what_is_no_bank_is_refused(path: Path, make: Callable[[Path], None], reason: str) -> None:
+def test_a_file_that_is_not_a_bank_is_refused(path: Path, make: Callable[[Path], None], reason: str) -> None:
     make(path)
     with pytest.raises(ArtifactError) as refused:
         SupportBank.load(path)
@@ -545,7 +545,7 @@ def test_the_level_follows_the_scores_of_the_pictures_as_they_come_and_go() -> N
     assert (bank.level("a"), bank.level_source("a")) == (0.25, "default")
 
 
-def test_a_level_set_by_hand_stays_until_it_is_taken_back(path: Path) -> None:
+def test_a_level_set_by_hand_stays_until_it_is_reset(path: Path) -> None:
     bank = SupportBank(IDENTITY, HEAD)
     bank.add("a", judged(None, 0.9))
     bank.set_level("a", 0.7)
@@ -560,7 +560,7 @@ def test_a_level_set_by_hand_stays_until_it_is_taken_back(path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1, -0.5, 1.5, float("nan"), float("inf"), True, "0.5"], ids=repr)
-def test_a_level_that_is_none_is_refused_and_changes_nothing(level: Any) -> None:
+def test_a_level_out_of_range_is_refused_and_changes_nothing(level: Any) -> None:
     bank = filled()
     with pytest.raises(InputError) as refused:
         bank.set_level("cat", level)
@@ -570,7 +570,7 @@ def test_a_level_that_is_none_is_refused_and_changes_nothing(level: Any) -> None
         bank.set_level("dog", 0.5)
 
 
-def test_what_another_head_scored_is_forgotten(path: Path) -> None:
+def test_scores_of_another_head_are_dropped(path: Path) -> None:
     bank = SupportBank(IDENTITY, HEAD)
     bank.add("a", judged(None, 0.9))
     bank.add("b", judged(None))
