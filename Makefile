@@ -1,8 +1,11 @@
 # Two commands set up everything: `make run` (device runtime and demo), `make test` (everything, then all checks).
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
+# worksteal keeps neighboring tests on one worker, so most fixtures of a module are made once, and evens out the end.
+PARALLEL := --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: run test check faults soak figures clean
+.PHONY: run test test-all check lint faults soak figures docs release-check clean
 
 run: .venv/run
 	$(BIN)/fsvit-edge run demo
@@ -10,17 +13,23 @@ run: .venv/run
 test: .venv/test
 	$(MAKE) check
 
-# The soak watches memory for minutes and needs little else, so it runs beside the ordinary tests. The other fault tests
-# measure times, so they run alone.
-check:
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+check: lint
+	$(BIN)/pytest $(PARALLEL) -m "not faults and not soak and not slow"
+
+# The soak watches memory for minutes and needs little else, so it runs beside the tests. The fault tests measure times,
+# so they run alone.
+test-all: .venv/test
+	$(MAKE) lint
 	$(BIN)/pytest -m soak -p no:cacheprovider >.soak.log 2>&1 & soak=$$!; \
-	$(BIN)/pytest -m "not faults"; tests=$$?; \
+	$(BIN)/pytest $(PARALLEL) -m "not faults and not soak"; tests=$$?; \
 	wait $$soak; soak=$$?; cat .soak.log; rm -f .soak.log; \
 	test $$tests = 0 && test $$soak = 0
 	$(MAKE) faults
+
+lint:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 faults:
 	$(BIN)/pytest -m "faults and not soak"
@@ -30,6 +39,12 @@ soak: .venv/test
 
 figures: .venv/test
 	$(BIN)/python benchmarks/figures.py
+
+docs: .venv/test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release-check: .venv/test
+	$(BIN)/python tools/release_check.py
 
 .venv/run: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -42,4 +57,4 @@ figures: .venv/test
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache

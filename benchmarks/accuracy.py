@@ -1,25 +1,26 @@
-"""The accuracy table of the README: four folds of a folder data set, each trained, then tested on the held-out classes.
+"""Measure accuracy: train on four folds of a data set and test on the held-out classes, or test a bundle as it is.
 
     python benchmarks/accuracy.py --data DIR --checkpoint NETWORK.safetensors --work DIR
 
-Each fold trains the checkpoint's head further, which must not have seen the classes held out, and shifts its mask's
-logit to where the IoU on validation pictures of the training classes is best. The training-free head is tested on the
-same backbone, the same objectness and the same episodes, at the level that is right most often on episodes of the
-training classes: its scores mean nothing by themselves, and sharp outlines leave out a class below its level.
+For each fold, it trains the checkpoint's head further (the head must not have seen the held-out classes), and shifts
+its mask logit to the value with the best IoU on validation pictures of the training classes. The training-free head is
+tested with the same backbone, the same objectness and the same episodes, at the level that is most often right on
+episodes of the training classes, because its scores are not calibrated and sharp outlines leave out a class below its
+level.
 
-What is done is kept in the work folder, so an interrupted run goes on there (and another checkpoint needs another
-folder); the table is printed at the end from what the folder holds (without a fold after --folds, at once).
---all-classes trains a head on all classes in the same way, for use.
+Results are kept in the work folder, so an interrupted run continues there (use another folder for another checkpoint).
+The table is printed at the end from the files in the folder; an empty --folds prints it at once. --all-classes also
+trains a head on all classes in the same way.
 
     python benchmarks/accuracy.py --sets DIR DIR ... [--bundle DIR]
 
-Tests a bundle, by default the one shipped, on whole data sets of the same layout. Of a folder named davis* the first
-picture of each class is the support, and the others are asked about twice: with their own class's support, and with
-the next class's.
+Tests a bundle, by default the bundled model, on whole data sets of the same layout. In a folder named davis*, the first
+picture of each class is the support, and the others are queries twice: with the support of their own class, and with
+that of the next class.
 
-Either table has exact ratio / mIoU in percent, and where the network tells objectness the mIoU of sharp outlines, then
-in brackets that of plain ones, which are CST's alone. The exact ratio is that of the first: with masks both have the
-same, but a name means another mask where objectness is told.
+Both tables show exact ratio / mIoU in percent. If the network predicts objectness, the mIoU is that of sharp outlines,
+followed by that of plain outlines (CST alone) in parentheses. The exact ratio belongs to the sharp outlines: with masks
+both are the same, but with names only, objectness changes the guessed mask.
 """
 
 import argparse
@@ -37,15 +38,17 @@ from typing import Any
 import numpy as np
 import torch
 from outlines import kinds_of
+from torch import nn
 from torch.utils.data import DataLoader
 
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
 from fsvit_edge.learn.datasets import FewShotData, open_data
+from fsvit_edge.learn.episode_module import EpisodeModule
 from fsvit_edge.learn.episodes import Episode
 from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, evaluate
 from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
-from fsvit_edge.learn.training import EpisodeModule, train
+from fsvit_edge.learn.training import train
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, PROTOTYPE_HEAD
@@ -55,7 +58,7 @@ from fsvit_edge.runtime.storage import atomic_write
 
 FOLDS = range(4)
 SETTINGS = ((1, 1), (1, 5), (2, 1))
-"""(way, shot)."""
+"""(ways, shots)."""
 SETS_SHOTS = (1, 5)
 SETS_HEADER = "| data | 1 shot, masks | 1 shot, names | 5 shots, masks | 5 shots, names |\n| --- |" + " --- |" * 4
 RECIPE = TrainOptions(
@@ -70,32 +73,32 @@ RECIPE = TrainOptions(
     foreground_weight=3.0,
     views=2,
     same_picture=0.2,
-    nameless=0.25,
+    mask_dropout=0.25,
     validation_fraction=0.06,
-    precision="bf16-mixed",
+    trainer_precision="bf16-mixed",
 )
-"""Of every fold. A foreground pixel weighs more, for at an IoU of about 0.5 it pays to guess at a chance of 1 in 4."""
+"""Training of every fold. Foreground pixels weigh more: at an IoU near 0.5, pixels with P(foreground) > 1/4 pay off."""
 
 LEVEL_EPISODES = 200
-"""Of the training classes, by which the training-free head gets its level."""
+"""Episodes of the training classes from which the level of the training-free head is chosen."""
 
 SHIFTS = tuple(step / 4 for step in range(-8, 5))
-"""Of the mask's logit, tried on the validation pictures."""
+"""Shifts of the mask logit to try on the validation pictures."""
 
 Say = Callable[[str], None]
 
 
 def main() -> None:
-    """Train and test what the work folder lacks, then print the table."""
+    """Train and test what is missing in the work folder, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, nargs="+", default=[], help="data sets to test a bundle on")
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--data", type=Path, help="<class>/{images,masks}/<stem>.*")
-    parser.add_argument("--checkpoint", type=Path, help="whose backbone to use")
-    parser.add_argument("--work", type=Path, help="folder for heads and figures")
-    parser.add_argument("--cache", type=Path, default=default_cache_folder(), help="folder of the tokens")
+    parser.add_argument("--checkpoint", type=Path, help="network to start from")
+    parser.add_argument("--work", type=Path, help="folder for heads and results")
+    parser.add_argument("--cache", type=Path, default=default_cache_folder(), help="folder for cached tokens")
     parser.add_argument("--folds", type=int, nargs="*", default=list(FOLDS))
-    parser.add_argument("--all-classes", type=Path, help="train on all classes too: where to write that head")
+    parser.add_argument("--all-classes", type=Path, help="also train on all classes, and write that network here")
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -115,33 +118,33 @@ def main() -> None:
     recipe = dataclasses.replace(RECIPE, epochs=options.epochs)
     if options.all_classes is not None and not options.all_classes.exists():
         _train(None, options.all_classes, options, recipe, say)
-    training_free = _exported(lambda: _training_free(options.checkpoint), options.work / "training-free")
+    training_free = _exported(lambda: training_free_network(options.checkpoint), options.work / "training-free")
     trained = {fold: _trained(fold, options, recipe, say) for fold in options.folds}
-    for way, shot in SETTINGS:
+    for ways, shots in SETTINGS:
         for masks in (True, False):
-            asked = EvaluationOptions(way, shot, options.episodes, masks)
+            asked = EvaluationOptions(ways, shots, options.episodes, masks)
             for fold in options.folds:
-                _test(fold, "trained", trained[fold], asked, options, say)
-                _test(fold, "training-free", training_free, asked, options, say)
+                evaluate_fold(fold, "trained", trained[fold], asked, options, say)
+                evaluate_fold(fold, "training-free", training_free, asked, options, say)
     print(f"{platform.processor() or platform.machine()}, torch {version('torch')}, {options.threads} threads")
     print(table([json.loads(path.read_text()) for path in sorted(options.work.glob("fold*.*.json"))]))
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Give the mean over the folds as Markdown: exact ratio / mIoU in percent, see the module.
+    """Return the means over the folds as a Markdown table: exact ratio / mIoU in percent, see the module.
 
     Args:
-        results: What the work folder holds: of each fold, head, kind of supports, setting and outlines one.
+        results: The files of the work folder: one per fold, head, kind of supports, setting and kind of outlines.
     """
-    lines = ["| head | supports | " + " | ".join(f"{way}-way {shot}-shot" for way, shot in SETTINGS) + " |"]
+    lines = ["| head | supports | " + " | ".join(f"{ways}-way {shots}-shot" for ways, shots in SETTINGS) + " |"]
     lines.append("| --- | --- |" + " --- |" * len(SETTINGS))
     for head in ("trained", "training-free"):
         for masks in (True, False):
             cells = []
-            for way, shot in SETTINGS:
+            for ways, shots in SETTINGS:
                 of_kind: dict[str, dict[int, tuple[float, float | None]]] = {}
                 for result in results:
-                    if (result["head"], result["masks"], result["way"], result["shot"]) == (head, masks, way, shot):
+                    if (result["head"], result["masks"], result["ways"], result["shots"]) == (head, masks, ways, shots):
                         miou = None if result["miou"] is None else result["miou"]["value"]
                         of_fold = of_kind.setdefault(result["outlines"], {})
                         of_fold[result["fold"]] = (result["exact_ratio"]["value"], miou)
@@ -151,7 +154,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def _mean_cell(of_kind: Mapping[str, Mapping[int, tuple[float, float | None]]]) -> str:
-    """One setting, outlines -> fold -> exact ratio and mIoU: the means over the folds that have all outlines."""
+    """Format the means of one setting (outlines -> fold -> exact ratio, mIoU) over the folds that have all outlines."""
     folds = set.intersection(*(set(of_fold) for of_fold in of_kind.values())) if of_kind else set()
     if not folds:
         return "- (0 folds)"
@@ -159,13 +162,13 @@ def _mean_cell(of_kind: Mapping[str, Mapping[int, tuple[float, float | None]]]) 
     for kind, of_fold in of_kind.items():
         measured = [miou for fold in folds if (miou := of_fold[fold][1]) is not None]
         mious[kind] = statistics.mean(measured) if measured else None
-    judged = of_kind["sharp" if "sharp" in of_kind else "plain"]
-    exact_ratio = statistics.mean(judged[fold][0] for fold in folds)
+    first = of_kind["sharp" if "sharp" in of_kind else "plain"]
+    exact_ratio = statistics.mean(first[fold][0] for fold in folds)
     return _cell(exact_ratio, mious) + (f", {len(folds)} folds" if len(folds) < len(FOLDS) else "")
 
 
 def _cell(exact_ratio: float, mious: Mapping[str, float | None]) -> str:
-    """Exact ratio / mIoU of the best outlines (and of plain ones)."""
+    """Format exact ratio / mIoU of sharp outlines (and of plain ones)."""
     shown = {kind: "-" if miou is None else f"{miou:.1f}" for kind, miou in mious.items()}
     if "sharp" not in shown:
         return f"{exact_ratio:.1f} / {shown['plain']}"
@@ -180,7 +183,7 @@ def _trained(fold: int, options: argparse.Namespace, recipe: TrainOptions, say: 
 
 
 def _exported(make: Callable[[], FewShotNetwork], bundle: Path) -> Path:
-    """ONNX Runtime asks a picture in a third of torch's time."""
+    """Export a network once: ONNX Runtime needs a third of torch's time per picture."""
     if not (bundle / MANIFEST_NAME).exists():
         export_bundle(make(), bundle, ExportOptions())
     return bundle
@@ -203,10 +206,10 @@ def _train(fold: int | None, file: Path, options: argparse.Namespace, recipe: Tr
 def calibrate(
     network: FewShotNetwork, data: FewShotData, cache: TokenCache, recipe: TrainOptions
 ) -> tuple[float, float]:
-    """Shift the mask's logit to where the mIoU on the validation pictures is best, of the outlines that are drawn.
+    """Shift the mask logit to the value with the best mIoU on the validation pictures.
 
     Returns:
-        The shift, and that mIoU in percent.
+        The shift, and its mIoU in percent.
     """
     module = EpisodeModule(network, recipe, {}, None, max(data.class_names) + 1)
     pixels = torch.zeros(2, max(data.class_names) + 1, len(SHIFTS))  # intersections and unions
@@ -220,23 +223,29 @@ def calibrate(
     wanted = pixels[1].amax(dim=1) > 0
     miou = (pixels[0] / pixels[1].clamp_min(1))[wanted].mean(dim=0)
     best = int(miou.argmax())
-    network.head.decoder2_seg[2].bias[1] += SHIFTS[best]
+    last = network.head.decoder2_seg[2]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    last.bias[1] += SHIFTS[best]
     return SHIFTS[best], 100 * float(miou[best])
 
 
-def _training_free(checkpoint: Path) -> FewShotNetwork:
-    """The checkpoint's encoder, with its objectness, under the head without weights."""
+def training_free_network(checkpoint: Path) -> FewShotNetwork:
+    """Return the checkpoint's encoder and objectness decoder with the head without weights."""
     source = load_network(checkpoint)
     network = FewShotNetwork(dataclasses.replace(source.config, head=PROTOTYPE_HEAD))
     network.encoder, network.objectness = source.encoder, source.objectness
     return network
 
 
-def _test(fold: int, head: str, bundle: Path, asked: EvaluationOptions, options: argparse.Namespace, say: Say) -> None:
+def evaluate_fold(
+    fold: int, head: str, bundle: Path, asked: EvaluationOptions, options: argparse.Namespace, say: Say
+) -> None:
+    """Test a head on the held-out classes of a fold with each kind of outlines; write a JSON file per kind."""
     supports = "masks" if asked.masks else "names"
     with FewShotModel.load(bundle, "onnxruntime", threads=options.threads) as model:
         for outlines in kinds_of(model):
-            file = options.work / f"fold{fold}.{head}.{asked.way}w{asked.shot}s.{supports}.{outlines}.json"
+            file = options.work / f"fold{fold}.{head}.{asked.ways}w{asked.shots}s.{supports}.{outlines}.json"
             if file.exists():
                 continue
             model.outlines = outlines
@@ -252,7 +261,7 @@ def _test(fold: int, head: str, bundle: Path, asked: EvaluationOptions, options:
 
 
 def best_level(model: FewShotModel, data: FewShotData, asked: EvaluationOptions) -> float:
-    """Give the level at which the model says most often rightly whether a class is there."""
+    """Return the level at which the presence answers of the model are most often right."""
     scores: list[float] = []
     shown: list[bool] = []
 
@@ -300,7 +309,7 @@ def _miou(result: EvaluationResult) -> float | None:
 
 
 def first_picture_episodes(data: FewShotData) -> list[Episode]:
-    """Ask about every picture but the first of each class, once with its own class's first picture, once another's."""
+    """Ask about every picture but the first of each class: with the first picture of its class, and of the next one."""
     labels = list(data.class_names)
     episodes = []
     for place, label in enumerate(labels):

@@ -1,10 +1,11 @@
-"""What a box should become: the box itself, an ellipse in it, what GrabCut or objectness finds, against a drawn mask.
+"""Compare ways to turn a box into a mask: the box itself, an ellipse, GrabCut, and objectness.
 
     python benchmarks/box_masks.py --sets DIR DIR ... [--episodes 300] [--bundle DIR]
 
-Episodes of one way and one shot. The box is the mask's own, each side moved by up to a tenth of its length, as a hand
-would draw it. Printed: the IoU of what it becomes with the mask, the exact ratio and mIoU of the class enrolled from
-it, and milliseconds to make it (median).
+It runs episodes of one way and one shot. The box is the bounding box of the true mask, with each side moved randomly by
+up to a tenth of the length, like a box drawn by hand. For each method it prints the IoU of its mask with the true mask,
+exact ratio and mIoU of the class enrolled with it, and the median time in milliseconds. "drawn" uses the true mask,
+"name" none.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def measure(model: FewShotModel, folder: Path, episodes: int) -> list[str]:
-    """Measure one data set; a line for each way to make a mask."""
+    """Measure one data set; return one row per method."""
     data = open_data("folder", folder, None, None, "test")
     makers: dict[str, Callable[[Rgb, Box, Mask], Mask | None]] = {
         "drawn": lambda _image, _box, mask: mask,
@@ -61,7 +62,7 @@ def measure(model: FewShotModel, folder: Path, episodes: int) -> list[str]:
     rng = np.random.default_rng(0)
     overlaps: dict[str, list[float]] = {name: [] for name in makers}
     times_ms: dict[str, list[float]] = {name: [] for name in makers}
-    judged: dict[str, list[bool]] = {name: [] for name in makers}
+    predicted: dict[str, list[bool]] = {name: [] for name in makers}
     counts: dict[str, list[tuple[int, int]]] = {name: [] for name in makers}
     ways, shown = [], []
     for number in range(episodes):
@@ -83,7 +84,7 @@ def measure(model: FewShotModel, folder: Path, episodes: int) -> list[str]:
         for name, prediction in zip(makers, model.predict_with(data.read_image(episode.query), banks), strict=True):
             shared, joined = count_pixels(prediction.label_map, truth, 1)
             counts[name].append((int(shared[0]), int(joined[0])))
-            judged[name].append(bool(prediction.present[0]))
+            predicted[name].append(bool(prediction.present[0]))
         ways.append(episode.ways)
         shown.append(present(data, episode))
     rows = []
@@ -92,7 +93,7 @@ def measure(model: FewShotModel, folder: Path, episodes: int) -> list[str]:
         tally = Tally(
             np.array(ways, np.int64),
             np.array(shown, np.bool_),
-            np.array(judged[name], np.bool_)[:, None],
+            np.array(predicted[name], np.bool_)[:, None],
             pairs[:, :1],
             pairs[:, 1:],
         )
@@ -119,7 +120,7 @@ def _filled(image: Rgb, box: Box) -> Mask:
 
 
 def _grab_cut(image: Rgb, filled: Mask) -> Mask:
-    """Rother et al., 2004, on a smaller picture; the box where it finds next to nothing in it."""
+    """Run GrabCut (Rother et al., 2004) on a smaller picture; return the box if it finds almost nothing in it."""
     height, width = filled.shape
     scale = min(1.0, _GRAB_CUT_PX / max(height, width))
     size = (round(width * scale), round(height * scale))

@@ -1,7 +1,9 @@
-"""The figures of the README, each measured here and now: `make figures`.
+"""Measure the speed that the documentation states: the published code against this project, on the CPU.
 
-Every comparison is interleaved in one process (theirs, ours, theirs, ours ...) and reported as the ratio of medians
-with its range, because timings of a shared machine drift. ViT-S/8 at 400 px has random weights: as fast as any.
+    python benchmarks/figures.py        (or: make figures)
+
+Each comparison alternates between the two in one process and reports the ratio of the medians with its range, because
+timings on a shared machine drift. ViT-S/8 at 400 px has random weights, which does not change its speed.
 """
 
 import platform
@@ -98,7 +100,7 @@ def _report_head(network: FewShotNetwork, bundle: Path, masks: Pictures) -> None
         difference = np.abs(plain().numpy() - engine.run(feed)["presence"].numpy()).max()
         theirs, ours = _interleave(plain, lambda: engine.run(feed))
     what = f"head alone, {WAYS} ways 1 shot, masks covering {MASK_COVER:.0%} ({longest} kept tokens)"
-    _ratio(f"{what}: plain order in PyTorch / exported head", theirs, ours, "5 x or more")
+    _ratio(f"{what}: published order in PyTorch / exported head", theirs, ours, "5 x or more")
     print(f"    largest difference of P(present) between the two: {difference:.1e}")
 
 
@@ -125,14 +127,14 @@ def _report_support_size(model: FewShotModel, picture: Pictures) -> None:
 def _report_overhead(name: str, model: FewShotModel) -> None:
     measured = measure(model, ways=3, shots=1, frames=12).latency_ms
     print(
-        f"{name}, 3 ways, 1280 x 720 frames: {measured['total'][0]:.1f} ms, of which not the engines "
+        f"{name}, 3 ways, 1280 x 720 frames: {measured['total'][0]:.1f} ms, of which outside the engines "
         f"{measured['overhead'][0]:.1f} ms (resize {measured['preprocess'][0]:.1f}, "
         f"label map {measured['postprocess'][0]:.1f}; goal: 5 ms at most)"
     )
 
 
 def _report_camera_rate(model: FewShotModel) -> None:
-    """Decode to result on a video of 640 x 360 frames that is written first from the demo."""
+    """Measure decoding to result on a video of 640 x 360 frames, which is first written from the demo."""
     ways = 3
     with tempfile.TemporaryDirectory() as folder:
         video = f"{folder}/demo.mp4"
@@ -149,7 +151,7 @@ def _report_camera_rate(model: FewShotModel) -> None:
         usual = [rate() for _ in range(REPEATS)]
         for name in model.classes:
             model.remove(name)
-        covers = []
+        covers: list[float] = []
         for support in demo_supports()[:ways]:
             covers += model.enroll(support.name, [support.image], [support.mask]).mask_cover
         large = [rate() for _ in range(REPEATS)]

@@ -1,15 +1,15 @@
-"""Everything that needs a GPU, in one call and one table; without a GPU a small stand-in on the CPU, labeled as such.
+"""Measure everything that needs a GPU in one call; without a GPU, run a small stand-in on the CPU, labeled as such.
 
     python benchmarks/gpu.py [--stand-in]
 
-Each part stands alone: what fails says why in the table, and the others go on. Networks have random weights: as fast as
-any. A network's time is held against two floors: weights, inputs and outputs at the measured bandwidth, and operations
-at the measured rate of a large matrix product; the larger of the two cannot be beaten, however good the engine.
+The parts are independent: if one fails, its row in the table gives the reason and the others go on. Networks have
+random weights, which does not change their speed. A network's time is compared with two lower bounds: weights, inputs
+and outputs at the measured bandwidth, and operations at the measured rate of a large matrix product. No engine can be
+faster than the larger of the two.
 """
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +27,7 @@ from gpu_table import MIB, NEEDS_A_GPU, Row, Scale, guarded, median, print_table
 
 from fsvit_edge.runtime.engines.memory.base import DeviceMemory
 from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
-from fsvit_edge.runtime.engines.rtx import diagnosis
+from fsvit_edge.runtime.engines.rtx import explain_diagnostic
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu, find_gpu, gpu_missing_reason
@@ -46,33 +46,33 @@ Part = Callable[[Scale, Gpu | None], Iterable[Row]]
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stand-in", action="store_true", help="small sizes on the CPU even where there is a GPU")
+    parser.add_argument("--stand-in", action="store_true", help="run small sizes on the CPU even if there is a GPU")
     is_stand_in = parser.parse_args().stand_in
     gpu = None if is_stand_in else find_gpu()
     if gpu is None:
-        reason = "asked for" if is_stand_in else gpu_missing_reason()
-        print(f"STAND-IN ON THE CPU ({reason}): it shows that this script runs; no figure below is a GPU's.")
+        reason = "requested" if is_stand_in else gpu_missing_reason()
+        print(f"STAND-IN ON THE CPU ({reason}): it only shows that this script runs; no number below is from a GPU.")
     print_table(measure(FULL if gpu else STAND_IN, gpu))
 
 
 def measure(scale: Scale, gpu: Gpu | None) -> list[Row]:
-    """Run every part; what one of them raises becomes a line."""
+    """Run every part; an error becomes a row."""
     torch.manual_seed(0)
     return [replace(row, part=name) for name, part in PARTS.items() for row in guarded(part(scale, gpu))]
 
 
 def machine_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
-    """What all figures belong to."""
+    """Describe the machine and the software."""
     if gpu is not None:
         yield Row("", gpu.name, gpu.architecture, f"{gpu.sm_count} SMs, {gpu.memory_bytes // MIB} MiB")
-        yield Row("", "driver", gpu.driver, "the highest CUDA that it supports")
+        yield Row("", "driver", gpu.driver, "highest supported CUDA version")
     yield Row("", "torch", version("torch"), f"CUDA {torch.version.cuda}; {scale.backbone} at {scale.image_size} px")
     for backend in installed_backends():
         yield Row("", backend, open_tensorrt(backend).version)
 
 
 def rtx_rows(_: Scale, gpu: Gpu | None) -> Iterator[Row]:
-    """Whether TensorRT-RTX would run its engines here: the default one, and one for each kind of GPU."""
+    """Check whether TensorRT-RTX could run its engines here: the default one, and one per kind of GPU."""
     api = open_tensorrt("tensorrt-rtx")
     log = api.log()
     runtime = api.trt.Runtime(log.logger)
@@ -85,14 +85,14 @@ def rtx_rows(_: Scale, gpu: Gpu | None) -> Iterator[Row]:
             continue
         validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
         names = [name for name, bit in api.trt.EngineInvalidityDiagnostics.__members__.items() if bits & int(bit)]
-        note = "; ".join(names if gpu is None else [f"{name}: {diagnosis(name, api, gpu)}" for name in names])
+        note = "; ".join(names if gpu is None else [f"{name}: {explain_diagnostic(name, api, gpu)}" for name in names])
         if not note and validity == api.trt.EngineValidity.INVALID:
             note = log.last_error()
         yield Row("", what, validity.name, note)
 
 
 def tiny_plan(api: TensorRT, target: str | None) -> bytes | None:
-    """A plan of one operator, which every kind of GPU can have."""
+    """Build a plan of one operator, which every kind of GPU supports."""
     log = api.log()
     builder = api.builder(log)
     network = api.network(builder, log)
@@ -107,7 +107,7 @@ def tiny_plan(api: TensorRT, target: str | None) -> bytes | None:
 
 
 def memories(gpu: Gpu | None) -> Iterator[tuple[str, DeviceMemory | FsvitEdgeError]]:
-    """Each backend of the GPU's memory, or why it cannot be had; the fake one without a GPU."""
+    """Yield each backend for GPU memory, or the error why it is not available; without a GPU, the fake one."""
     if gpu is None:
         yield "fake", FakeMemory()
         return
@@ -116,7 +116,7 @@ def memories(gpu: Gpu | None) -> Iterator[tuple[str, DeviceMemory | FsvitEdgeErr
 
 
 def opened(name: str) -> DeviceMemory | FsvitEdgeError:
-    """A backend, or why there is none."""
+    """Open a backend, or return the error."""
     try:
         return open_device_memory(name)
     except FsvitEdgeError as error:
@@ -124,11 +124,11 @@ def opened(name: str) -> DeviceMemory | FsvitEdgeError:
 
 
 def memory_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
-    """Copies through the interface: large ones, and those of a frame."""
+    """Measure copies between host and device: large ones, and those of a frame."""
     frame, answer = 3 * 400 * 400, 4 * 5 * (1 + 100 * 100)
     for name, memory in memories(gpu):
         if isinstance(memory, FsvitEdgeError):
-            yield Row("", name, "not here", str(memory))
+            yield Row("", name, "not available", str(memory))
             continue
         large = np.random.default_rng(0).integers(0, 256, scale.copy_bytes, dtype=np.uint8)
         buffer = memory.alloc(large.nbytes)
@@ -149,12 +149,12 @@ def memory_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
                     "", f"{name}: {label} {direction}", f"{seconds * 1e3:.3f} ms", f"{nbytes / seconds / 1e9:.1f} GB/s"
                 )
         if not np.array_equal(memory.download(buffer, (answer,), np.uint8), large[:answer]):
-            yield Row("", name, "WRONG", "what came down is not what went up")
+            yield Row("", name, "WRONG", "the downloaded data differ from the uploaded data")
         memory.close()
 
 
 def suite_rows(_: Scale, gpu: Gpu | None) -> Iterator[Row]:
-    """The suite of the memory interface on the real GPU."""
+    """Run the tests that need a GPU."""
     if gpu is None:
         yield Row("", "pytest -m requires_cuda", "not run", NEEDS_A_GPU)
         return
@@ -163,7 +163,7 @@ def suite_rows(_: Scale, gpu: Gpu | None) -> Iterator[Row]:
 
 
 def plan_rows(_: Scale, gpu: Gpu | None) -> Iterator[Row]:
-    """The shipped model's plans: built, verified and timed by the commands that a user types."""
+    """Build, verify and time the engines of the bundled model with the commands that a user types."""
     if gpu is None:
         yield Row("", "build-engine, bench", "not run", NEEDS_A_GPU)
         return
@@ -178,23 +178,23 @@ def plan_rows(_: Scale, gpu: Gpu | None) -> Iterator[Row]:
 
 
 def last_line(command: list[str], environment: dict[str, str]) -> tuple[str, str]:
-    """Run a command; its exit status, and the last line that it printed."""
+    """Run a command; return its exit status and the last line that it printed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     lines = (done.stdout + done.stderr).strip().splitlines()
     return ("done" if done.returncode == 0 else f"exit {done.returncode}"), (lines or [""])[-1].strip()
 
 
 def capture_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
-    """A chain of small products: put on the stream one by one, and as a graph captured through the interface."""
+    """Measure a chain of small products: launched one by one, and as a captured graph."""
     links = 100
     for name, memory in memories(gpu):
         if isinstance(memory, FsvitEdgeError):
-            yield Row("", name, "not here", str(memory))
+            yield Row("", name, "not available", str(memory))
             continue
         work, result = fake_chain(memory, links) if isinstance(memory, FakeMemory) else torch_chain(memory, links)
         work()
         wanted = result()
-        one_by_one = statistics.median(memory.elapsed_ms(work) for _ in range(scale.repeats))
+        one_by_one = finished_ms(memory, work, scale.repeats)
         result()
         graph = memory.capture(work)
         if graph is None:
@@ -202,15 +202,25 @@ def capture_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
             continue
         graph.launch()
         is_right = np.array_equal(result(), wanted)
-        captured = statistics.median(memory.elapsed_ms(graph.launch) for _ in range(scale.repeats))
+        captured = finished_ms(memory, graph.launch, scale.repeats)
         note = f"{one_by_one:.3f} ms one by one; results {'equal' if is_right else 'DIFFER'}"
         yield Row("", f"{name}: {links} kernels as a graph", f"{captured:.3f} ms", note)
         graph.free()
         memory.close()
 
 
+def finished_ms(memory: DeviceMemory, work: Callable[[], None], repeats: int) -> float:
+    """Median time in ms from the start of the work until the stream is done."""
+
+    def finish() -> None:
+        work()
+        memory.synchronize()
+
+    return median(finish, repeats) * 1e3
+
+
 def torch_chain(memory: DeviceMemory, links: int) -> tuple[Callable[[], None], Callable[[], Any]]:
-    """Products of torch on the interface's stream, into memory that is there already."""
+    """Return a chain of PyTorch products on the stream of `memory`, and a function that returns its result."""
     stream = torch.cuda.ExternalStream(memory.stream)
     left, right = (torch.randn(128, 128, device="cuda", dtype=torch.float16) for _ in range(2))
     out = torch.empty_like(left)
@@ -224,7 +234,7 @@ def torch_chain(memory: DeviceMemory, links: int) -> tuple[Callable[[], None], C
     def result() -> Any:
         memory.synchronize()
         values = out.cpu().numpy()
-        out.zero_()  # or a graph that does nothing would pass
+        out.zero_()  # otherwise a graph that does nothing would pass
         torch.cuda.synchronize()
         return values
 
@@ -232,13 +242,16 @@ def torch_chain(memory: DeviceMemory, links: int) -> tuple[Callable[[], None], C
 
 
 def fake_chain(memory: FakeMemory, links: int) -> tuple[Callable[[], None], Callable[[], Any]]:
-    """The same of numpy."""
+    """Return the same chain in numpy."""
     left, right = np.random.default_rng(0).random((2, 16, 16))
     out = np.empty((16, 16))
 
+    def multiply() -> None:
+        np.matmul(left, right, out=out)
+
     def work() -> None:
         for _ in range(links):
-            memory.submit(lambda: np.matmul(left, right, out=out))
+            memory.submit(multiply)
 
     def result() -> Any:
         values = out.copy()

@@ -1,4 +1,4 @@
-"""The network in torch on a GPU, eager, compiled and as a graph, against the floors that no engine can go below."""
+"""Part of `gpu.py`: the network in PyTorch (eager, compiled, as a CUDA graph) against lower bounds for any engine."""
 
 import copy
 import statistics
@@ -21,7 +21,7 @@ from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 
 def network_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
-    """Encoder and head in torch: eager, compiled and as a graph, against the floors."""
+    """Measure encoder and head in PyTorch: eager, compiled and as a graph, against the lower bounds."""
     place = torch.device("cpu" if gpu is None else "cuda")
     network = FewShotNetwork(ModelConfig("random", scale.backbone, scale.image_size)).eval()
     specs = graphs.build_graphs(network)
@@ -40,7 +40,7 @@ def network_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
 
 @contextmanager
 def constants_on(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Have the network's constants made on the device: a copy from the host cannot be a part of a graph."""
+    """Create the network's constants on the device, because a copy from the host cannot be part of a graph."""
     mean, std = (torch.tensor(values, device=place, dtype=dtype) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
     def normalize(image: Tensor) -> Tensor:
@@ -52,13 +52,13 @@ def constants_on(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
     with (
         patch.object(graphs, "normalize", normalize),
-        patch.object(fast_head._AttentionWeights, "mask_row", property(mask_row)),
+        patch.object(fast_head.AttentionWeights, "mask_row", property(mask_row)),
     ):
         yield
 
 
 def head_inputs(network: FewShotNetwork, ways: int) -> list[Tensor]:
-    """One support a way, of which a third of the tokens are kept."""
+    """Return inputs of the head: one support per class, with a third of its tokens kept."""
     encoder = network.encoder
     channels, dim = encoder.num_channels, encoder.slice_dim
     kept, pooled = 1 + network.config.support_grid**2 // 3, POOLED_GRID**2
@@ -82,10 +82,10 @@ def module_rows(
     scale: Scale,
     roof: tuple[float, float],
 ) -> Iterator[Row]:
-    """The floor of a module, and its time in each way; a way that fails says why."""
+    """Yield the lower bound of a module, and its time in each mode; a mode that fails gives a row with the reason."""
     module = copy.deepcopy(module).to(place, dtype)
     inputs = [tensor.to(place, dtype if tensor.is_floating_point() else tensor.dtype) for tensor in inputs]
-    torch.compiler.reset()  # or the second size of a module would be compiled for any size
+    torch.compiler.reset()  # otherwise the second size would be compiled as a dynamic size
     compiled = torch.compile(module, backend=scale.compiler, dynamic=False)
     with FlopCounterMode(display=False) as counter:
         outputs = module(*inputs)
@@ -93,27 +93,27 @@ def module_rows(
     bytes_ms = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / roof[0] * 1e3
     flops_ms = counter.get_total_flops() / roof[1] * 1e3
     floor = max(bytes_ms, flops_ms)
-    yield Row("", f"{what}: floor", f"{floor:.3f} ms", f"bytes {bytes_ms:.3f} ms, operations {flops_ms:.3f} ms")
-    ways: list[tuple[str, Callable[[], Callable[[], Any]]]] = [
+    yield Row("", f"{what}: lower bound", f"{floor:.3f} ms", f"bytes {bytes_ms:.3f} ms, operations {flops_ms:.3f} ms")
+    modes: list[tuple[str, Callable[[], Callable[[], Any]]]] = [
         ("eager", lambda: lambda: module(*inputs)),
         (f"compiled ({scale.compiler})", lambda: lambda: compiled(*inputs)),
         ("eager as a graph", lambda: torch_graph(lambda: module(*inputs), place)),
         (f"compiled ({scale.compiler}) as a graph", lambda: torch_graph(lambda: compiled(*inputs), place)),
     ]
-    for way, prepare in ways:
-        yield from guarded(timed(f"{what}: {way}", prepare, place, scale, floor))
+    for mode, prepare in modes:
+        yield from guarded(timed(f"{what}: {mode}", prepare, place, scale, floor))
 
 
 def timed(
     what: str, prepare: Callable[[], Callable[[], Any]], place: torch.device, scale: Scale, floor: float
 ) -> Iterator[Row]:
-    """One way's time against the floor."""
+    """Yield the time of one mode against the lower bound."""
     milliseconds = torch_median(prepare(), place, scale.repeats)
-    yield Row("", what, f"{milliseconds:.3f} ms", f"{milliseconds / floor:.1f} x the floor")
+    yield Row("", what, f"{milliseconds:.3f} ms", f"{milliseconds / floor:.1f} x the lower bound")
 
 
 def torch_graph(work: Callable[[], Any], place: torch.device) -> Callable[[], Any]:
-    """Capture by torch itself."""
+    """Capture `work` as a CUDA graph of PyTorch."""
     if place.type != "cuda":
         raise RuntimeError(f"{NEEDS_A_GPU} for a graph")
     side = torch.cuda.Stream()
@@ -126,14 +126,14 @@ def torch_graph(work: Callable[[], Any], place: torch.device) -> Callable[[], An
     with torch.cuda.graph(graph):
         kept = work()
 
-    def replay(_: Any = kept) -> None:  # what it returns must live as long as the graph
+    def replay(_: Any = kept) -> None:  # the output must live as long as the graph
         graph.replay()
 
     return replay
 
 
 def roofs(scale: Scale, place: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes a second of a copy on the device, and operations a second of a large product."""
+    """Return bytes per second of a copy on the device, and operations per second of a large matrix product."""
     source = torch.empty(scale.move_bytes, dtype=torch.uint8, device=place)
     target = torch.empty_like(source)
     bandwidth = 2 * scale.move_bytes / torch_median(lambda: target.copy_(source), place, scale.repeats) * 1e3
@@ -143,7 +143,7 @@ def roofs(scale: Scale, place: torch.device, dtype: torch.dtype) -> tuple[float,
 
 
 def torch_median(work: Callable[[], Any], place: torch.device, repeats: int) -> float:
-    """Milliseconds of a run, by events on a GPU; the first runs, which compile and warm up, do not count."""
+    """Return the median milliseconds of a run, by events on a GPU; warm-up and compiling are not measured."""
     for _ in range(1 if place.type == "cpu" else 5):
         work()
     if place.type == "cpu":

@@ -1,4 +1,4 @@
-"""Lines of the GPU benchmark's table, and what its parts share."""
+"""The table of the GPU benchmark (`gpu.py`), and what the parts of the benchmark share."""
 
 import statistics
 import time
@@ -14,34 +14,22 @@ NEEDS_A_GPU = "needs a GPU"
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is.
+    """Sizes of all measurements."""
 
-    Attributes:
-        backbone: Of the network.
-        image_size: Side in pixels.
-        copy_bytes: Of the copies between host and device.
-        product: Side of the matrix product that gives the peak.
-        move_bytes: Of the copy on the device that gives the bandwidth.
-        repeats: Of each measurement.
-        compiler: Of torch.compile.
-        dtypes: Of the network.
-        ways: Of the head.
-    """
-
-    backbone: str
-    image_size: int
-    copy_bytes: int
-    product: int
-    move_bytes: int
-    repeats: int
-    compiler: str
-    dtypes: tuple[torch.dtype, ...]
-    ways: tuple[int, ...]
+    backbone: str  # backbone of the network
+    image_size: int  # side of its input in pixels
+    copy_bytes: int  # size of the copies between host and device
+    product: int  # side of the matrices whose product gives the peak rate
+    move_bytes: int  # size of the copy on the device that gives the bandwidth
+    repeats: int  # number of runs per measurement
+    compiler: str  # backend of torch.compile
+    dtypes: tuple[torch.dtype, ...]  # data types of the network
+    ways: tuple[int, ...]  # numbers of classes of the head
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: the part it belongs to, what was measured, the figure, and what it means."""
+    """A row of the table: the part it belongs to, what was measured, the value, and a note."""
 
     part: str
     what: str
@@ -50,20 +38,20 @@ class Row:
 
 
 def guarded(rows: Iterable[Row]) -> Iterator[Row]:
-    """Pass rows on until one fails, then say why."""
+    """Yield rows until one fails, then a row with the reason."""
     try:
         yield from rows
-    except Exception as error:  # whatever a driver, a compiler or a backend raises must not end the other parts
+    except Exception as error:  # drivers and compilers raise anything, and the other parts must go on
         yield Row("", "failed", type(error).__name__, first_line(error))
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first."""
+    """Return the first line of an error message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def print_table(rows: list[Row]) -> None:
-    """Print rows under each other, each column as wide as its widest entry."""
+    """Print rows as a table; each column is as wide as its widest entry."""
     widths = [max(len(getattr(row, field)) for row in rows) for field in ("part", "what", "figure")]
     for row in rows:
         cells = (row.part.ljust(widths[0]), row.what.ljust(widths[1]), row.figure.rjust(widths[2]), row.note)
@@ -71,7 +59,7 @@ def print_table(rows: list[Row]) -> None:
 
 
 def median(work: Callable[[], Any], repeats: int) -> float:
-    """Seconds of a run on the host's clock."""
+    """Return the median time of a run in seconds, by the host's clock."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()

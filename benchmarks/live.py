@@ -1,11 +1,11 @@
-"""A live run end to end: rate, age of the frames, drops, and where the processor's time goes.
+"""A live run end to end: frame rate, age of the frames, drops, and the CPU time of each part.
 
     python benchmarks/live.py [CLIP.mp4 ...] [--seconds 20] [--repeats 5] [--bundle DIR]
 
-Plays the demo and each clip at its own pace into JSON lines, a video in segments and the page with one watcher, with
-the demo's classes enrolled. Printed, as the median of the runs and their range: frames per second judged of those that
-came, age from capture to result, drops, memory, the processor's time a frame of capture, prediction and sinks, and
-what the loop and the handing over to the sinks add to a frame, against the predictor.
+Plays the demo and each clip at its own speed into JSON lines, a video in segments and the page with one viewer, with
+the classes of the demo enrolled. Prints the median and range over the runs: frames per second captured and processed,
+age from capture to result, drops, memory, CPU time per frame for capture, prediction and sinks, and what delivery to
+the sinks adds to a frame, relative to the model.
 """
 
 import argparse
@@ -22,12 +22,12 @@ import psutil
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.run import LiveRun, RunOptions
 from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.live.sinks.base import SinkOptions
 from fsvit_edge.live.sinks.open import open_sink
-from fsvit_edge.live.sinks.segments import SinkOptions
+from fsvit_edge.live.sources.base import SourceOptions
 from fsvit_edge.live.sources.demo import demo_supports
 from fsvit_edge.live.sources.live import LiveSource
 from fsvit_edge.live.sources.open import open_source
-from fsvit_edge.live.sources.options import SourceOptions
 from fsvit_edge.live.statistics import RunStatistics
 from fsvit_edge.page.sink import PageSink
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
@@ -37,8 +37,8 @@ from fsvit_edge.runtime.predictor import FewShotModel
 _WARM_UP_FRAMES = 30
 
 
-class ProcessorTime:
-    """Sums the seconds of the threads and processes that belong to each part of a run."""
+class CpuTime:
+    """Sums the CPU time of the threads and processes of each part of a run."""
 
     def __init__(self, source: LiveSource) -> None:
         self._source = source
@@ -48,7 +48,7 @@ class ProcessorTime:
         self._seconds: dict[str, float] = {}
 
     def __call__(self, _frame: Frame, _prediction: Prediction, so_far: RunStatistics) -> None:
-        """Look at the clocks; called after a frame."""
+        """Read the clocks; called after each frame."""
         if so_far.frames % 25:
             return
         names = {thread.native_id: thread.name for thread in threading.enumerate()}
@@ -65,16 +65,16 @@ class ProcessorTime:
             frames = max(1, so_far.frames - self._frames)
             self._seconds = {part: (now[part] - self._first[part]) / frames for part in now}
 
-    def a_frame_ms(self) -> dict[str, float]:
-        """Milliseconds of the processor for each judged frame, since the run was warm."""
+    def per_frame_ms(self) -> dict[str, float]:
+        """Milliseconds of CPU time per processed frame, after the warm-up."""
         return {part: seconds * 1e3 for part, seconds in self._seconds.items()}
 
 
 def main() -> None:
-    """Measure each source and print what was found."""
+    """Measure each source and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clips", nargs="*", help="videos to play beside the demo")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each run")
+    parser.add_argument("clips", nargs="*", help="videos to play in addition to the demo")
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds per run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     arguments = parser.parse_args()
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def measure(uri: str, bundle: Path, seconds: float) -> dict[str, float]:
-    """Run once and give the figures by their names."""
+    """Run once and return the results by name."""
     with tempfile.TemporaryDirectory() as folder, FewShotModel.load(bundle) as model:
         for support in demo_supports():
             model.enroll(support.name, [support.image], [support.mask])
@@ -96,9 +96,12 @@ def measure(uri: str, bundle: Path, seconds: float) -> dict[str, float]:
             assert isinstance(source, LiveSource)
             live_model = LiveModel(model)
             page = PageSink("http://127.0.0.1:0", live_model, Path(folder) / "bank.safetensors")
-            sink_options = SinkOptions(segment_s=10, keep=2, is_live=True)
-            named = [(name, open_sink(f"{folder}/{name}", 25.0, sink_options)) for name in ("out.jsonl", "out.mp4")]
-            clock = ProcessorTime(source)
+            sink_options = SinkOptions(segment_s=10, keep=2)
+            named = [
+                (name, open_sink(f"{folder}/{name}", 25.0, sink_options, is_live=True))
+                for name in ("out.jsonl", "out.mp4")
+            ]
+            clock = CpuTime(source)
             live_run = LiveRun(source, live_model, [*named, ("page", page)], RunOptions(), print, clock)
             watching = threading.Thread(target=_watch, args=(page.address,), name="sink watcher", daemon=True)
             watching.start()
@@ -107,22 +110,22 @@ def measure(uri: str, bundle: Path, seconds: float) -> dict[str, float]:
             health = live_run.run().health
             elapsed_s = time.monotonic() - started
     status, stages = health.source_status, health.latency_ms
-    predictor_ms = sum(one.p50 for name, one in stages.items() if name not in ("decode", "sinks"))
-    age, cpu = health.age_ms, clock.a_frame_ms()
+    model_ms = sum(one.p50 for name, one in stages.items() if name not in ("decode", "sinks"))
+    age, cpu = health.age_ms, clock.per_frame_ms()
     assert age is not None
     return {
-        "frames/s that came": status.captured / elapsed_s,
-        "frames/s judged": health.frames / elapsed_s,
+        "frames/s captured": status.captured / elapsed_s,
+        "frames/s processed": health.frames / elapsed_s,
         "dropped, %": 100 * status.dropped / status.captured,
         "age p50, ms": age.p50,
         "age p99, ms": age.p99,
         "memory, MB": health.memory_mb,
-        "predictor p50, ms": predictor_ms,
-        "handing over p50, ms": stages["sinks"].p50,
-        "handing over, % of the predictor": 100 * stages["sinks"].p50 / predictor_ms,
-        "processor: capture, ms a frame": cpu["capture"],
-        "processor: prediction, ms a frame": cpu["prediction"],
-        "processor: sinks, ms a frame": cpu["sinks"],
+        "model p50, ms": model_ms,
+        "delivery p50, ms": stages["sinks"].p50,
+        "delivery, % of the model": 100 * stages["sinks"].p50 / model_ms,
+        "CPU: capture, ms per frame": cpu["capture"],
+        "CPU: prediction, ms per frame": cpu["prediction"],
+        "CPU: sinks, ms per frame": cpu["sinks"],
         "sinks, % of the prediction": 100 * cpu["sinks"] / cpu["prediction"],
     }
 

@@ -1,18 +1,19 @@
-"""How well outlines fit: one support of each class, asked about later pictures that show it.
+"""Measure how well outlines fit: enroll one support per class, and segment later pictures of the class.
 
     python benchmarks/outlines.py [--sets DIR ...] [--labeled DIR ...] [--bundle DIR] [--classes] [--max-loss POINTS]
 
-Printed for each data set: the IoU in percent, of a class over all pixels of its pictures at their own size, mean over
-the classes: plain (CST alone), sharp (with objectness) and the change of the class that loses most; and the weight that
-the supports give objectness, mean. All of it once with the support's mask and once from the class's name alone. Every
-picture shows its class, so presence does not count. With --max-loss it fails (exit code 5) where a class whose support
-has a mask loses more points from plain to sharp.
+For each data set it prints the mean IoU over the classes in percent (of all pixels of a class, at the pictures' own
+size) for plain outlines (CST alone) and for sharp ones (with objectness), the change of the class that loses most, and
+the mean weight that the supports give to objectness; all of this with the support's mask and with the class name only.
+Every picture shows its class, so presence does not count. With --max-loss it fails (exit code 5) if a class whose
+support has a mask loses more points from plain to sharp.
 
---sets are folders <class>/{images,masks}/<stem>.*: the support is the first picture of which the thing covers more than
-0.2 %, and the next 4 of these are asked. --labeled are sequences: images/<stem>.* and labels/<stem>.png with a number
-in every pixel (255: not looked at), and labels.txt, here or in the folder above, with a line "NUMBER NAME" for each. A
-picture shows a label that covers more than 0.5 % of it; a label, other than void, that more than 5 pictures show is a
-class. Its first is the support, and at most 4 evenly spaced from the sixth on are asked, when the scene has moved.
+--sets are folders <class>/{images,masks}/<stem>.*: the support is the first picture in which the object covers more
+than 0.2 %, and the queries are the next 4 of these pictures. --labeled are sequences: images/<stem>.*, and
+labels/<stem>.png with a label number in every pixel (255: ignored), and labels.txt, here or in the folder above, with
+a line "NUMBER NAME" per label. A picture shows a label that covers more than 0.5 % of it; a label (except void) that
+more than 5 pictures show is a class. Its first picture is the support; the queries are at most 4 evenly spaced
+pictures from the sixth on, when the scene has moved.
 """
 
 import argparse
@@ -37,26 +38,26 @@ from fsvit_edge.runtime.pictures import by_stem, pictures_in, read_image
 from fsvit_edge.runtime.predictor import FewShotModel
 
 _ANY_SCORE = 1e-6
-"""Every class counts as present: sharp label maps leave others out."""
+"""A level at which every class counts as present, because sharp outlines leave out absent classes."""
 QUERIES = 4
-"""Pictures that are asked for each class."""
+"""Number of query pictures per class."""
 MIN_COVER = 0.002
-"""Share of a picture that the thing covers at least."""
+"""Smallest share of a picture that the object covers."""
 MIN_LABEL_COVER = 0.005
-"""The same of a labeled sequence, where most labels are in every picture, often as a few pixels far away."""
+"""The same for labeled sequences, where most labels are in every picture, often as a few distant pixels."""
 LATER = 5
-"""Pictures of a sequence between the support and the first that is asked, at least."""
+"""Smallest distance between the support and the first query in a sequence, in pictures."""
 VOID = "void"
 
 
 @dataclass(frozen=True)
 class Question:
-    """One class with its support and the pictures to ask about.
+    """A class with its support and its queries.
 
     Attributes:
         label: The class.
-        support: Index into the data's examples.
-        queries: The same, each showing the class.
+        support: Index of the support in the examples.
+        queries: Indices of the queries in the examples; each shows the class.
     """
 
     label: int
@@ -66,12 +67,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Fit:
-    """How well the outlines of one class fit, from one kind of support.
+    """How well the outlines of one class fit, with one kind of support.
 
     Attributes:
-        plain: IoU in percent by CST alone.
-        sharp: The same with objectness; None where the bundle does not tell it.
-        weight: What the support gives objectness.
+        plain: IoU in percent of plain outlines (CST alone).
+        sharp: IoU in percent of sharp outlines; None if the bundle predicts no objectness.
+        weight: Weight that the support gives to objectness.
     """
 
     plain: float
@@ -80,18 +81,18 @@ class Fit:
 
     @property
     def change(self) -> float:
-        """Points from plain to sharp."""
+        """Change from plain to sharp in percentage points."""
         return 0.0 if self.sharp is None else self.sharp - self.plain
 
 
 @dataclass(frozen=True)
 class ClassFit:
-    """What was measured of one class.
+    """The results of one class.
 
     Attributes:
         name: The class.
-        masked: From a support with its mask.
-        named: From the same picture and the name alone.
+        masked: Result of a support with its mask.
+        named: Result of the same support with the class name only.
     """
 
     name: str
@@ -100,15 +101,17 @@ class ClassFit:
 
 
 def main() -> None:
-    """Measure every data set, print the table, then judge."""
+    """Measure every data set, print the table, then check --max-loss."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, nargs="+", default=[], help="<class>/{images,masks}/<stem>.*")
     parser.add_argument("--labeled", type=Path, nargs="+", default=[], help="sequences: images/, labels/, labels.txt")
-    parser.add_argument("--labels", default="", help="of the sequences' labels these alone: NAME,NAME,...")
+    parser.add_argument("--labels", default="", help="labels of the sequences to use: NAME,NAME,...; default: all")
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--classes", action="store_true", help="a row for each class too")
-    parser.add_argument("--max-loss", type=float, metavar="POINTS", help="fail where a class loses more by objectness")
+    parser.add_argument("--classes", action="store_true", help="also print a row for each class")
+    parser.add_argument(
+        "--max-loss", type=float, metavar="POINTS", help="fail if a class loses more points with sharp outlines"
+    )
     options = parser.parse_args()
     if not options.sets and not options.labeled:
         parser.error("give --sets or --labeled")
@@ -119,7 +122,9 @@ def main() -> None:
     ]
     with FewShotModel.load(options.bundle, threads=options.threads) as model:
         if options.max_loss is not None and kinds_of(model) == ("plain",):
-            raise InputError(f"{options.bundle} tells no objectness, so --max-loss has nothing to judge; leave it out.")
+            raise InputError(
+                f"{options.bundle} predicts no objectness, so --max-loss has nothing to check; leave it out."
+            )
         print(f"{model.manifest.name}, {model.choice.description}")
         print(HEADER, flush=True)
         found: list[tuple[str, list[ClassFit]]] = []
@@ -131,20 +136,20 @@ def main() -> None:
 
 
 def kinds_of(model: FewShotModel) -> tuple[str, ...]:
-    """The outlines that a model can make, best first, as it was opened."""
+    """Return the kinds of outlines that a newly opened model can draw, the best first."""
     return ("sharp", "plain") if model.outlines == "sharp" else ("plain",)
 
 
 def measure(model: FewShotModel, data: FewShotData, questions: Sequence[Question]) -> list[ClassFit]:
-    """Ask every question; the encoder sees each picture that is asked about once, for all classes.
+    """Segment all queries; the encoder sees each query once, for all classes.
 
     Args:
-        model: The network; its enrolled classes are left as they are.
-        data: What the questions are about.
-        questions: At least one; of each class one.
+        model: The network; its enrolled classes stay unchanged.
+        data: The data set.
+        questions: At least one question, one per class.
 
     Returns:
-        What was found of each class, in the order of the questions.
+        The result of each class, in the order of the questions.
 
     Raises:
         InputError: A picture or a mask cannot be used.
@@ -167,11 +172,11 @@ def measure(model: FewShotModel, data: FewShotData, questions: Sequence[Question
                 pixels[number, kind] += shared[0], joined[0]
     model.set_level_for_all(None)
     ious = 100 * pixels[..., 0] / np.maximum(pixels[..., 1], 1)
-    told = "sharp" in kinds_of(model)
+    has_sharp = "sharp" in kinds_of(model)
     fits = []
     for question, of_class, iou in zip(questions, supports, ious.tolist(), strict=True):
         masked, named = (
-            Fit(plain, sharp if told else None, support.objectness_weight)
+            Fit(plain, sharp if has_sharp else None, support.objectness_weight)
             for (_, support), plain, sharp in zip(of_class, iou[::2], iou[1::2], strict=True)
         )
         fits.append(ClassFit(data.class_names[question.label], masked, named))
@@ -181,7 +186,7 @@ def measure(model: FewShotModel, data: FewShotData, questions: Sequence[Question
 def _plain_and_sharp(
     model: FewShotModel, data: FewShotData, index: int, masks: bool
 ) -> tuple[CachedSupport, CachedSupport]:
-    """One support twice; the plain one has no weight, so that no frame's objectness is looked at for it."""
+    """Return a support twice; the plain one gives objectness no weight, so its outlines are plain."""
     best = model.outlines
     model.outlines = "plain"
     plain = cache_example(model, data, index, masks)
@@ -195,11 +200,11 @@ def _bank(model: FewShotModel, support: CachedSupport) -> SupportBank:
     return bank
 
 
-# --------------------------------------------------------------------------------------------------------- what to ask
+# ---------------------------------------------------------------------------------------------------------- questions
 
 
 def open_folder(root: Path) -> tuple[FewShotData, list[Question]]:
-    """Open a folder of classes; one that has fewer than two pictures of use is left out.
+    """Open a folder of classes; leave out classes with fewer than two usable pictures.
 
     Raises:
         InputError: The folder cannot be used.
@@ -214,16 +219,16 @@ def open_folder(root: Path) -> tuple[FewShotData, list[Question]]:
         if len(seen) > 1:
             questions.append(Question(label, seen[0], tuple(seen[1:])))
     if not questions:
-        raise InputError(f"No class of {root} has two pictures of which the thing covers {MIN_COVER:.1%}; give larger.")
+        raise InputError(f"No class of {root} has two pictures in which the object covers more than {MIN_COVER:.1%}.")
     return data, questions
 
 
 class LabeledSequence(ExampleList):
-    """Pictures with one map of labels each; see the module.
+    """Pictures with one label map each; see the module.
 
     Args:
-        root: Holds `images/` and `labels/`; `labels.txt` is there or above.
-        names: Of the labels to take; none takes all but void.
+        root: Folder with `images/` and `labels/`; `labels.txt` is in it or in the folder above.
+        names: Names of the labels to use; empty uses all except void.
 
     Raises:
         InputError: Something is missing or damaged, a name is unknown, or no label is left.
@@ -239,19 +244,19 @@ class LabeledSequence(ExampleList):
         examples: dict[int, list[Example]] = {label: [] for label in wanted}
         for stem, image in by_stem(sorted(pictures_in(root / "images"))).items():
             if stem not in maps:
-                raise InputError(f"{image} has no map of labels; expected {root / 'labels' / stem}.png.")
+                raise InputError(f"{image} has no label map; expected {root / 'labels' / stem}.png.")
             stored = _read_labels(maps[stem], image)
             counts = np.bincount(stored.ravel(), minlength=256)
             for label in wanted:
                 if counts[label] > MIN_LABEL_COVER * stored.size:
                     examples[label].append(Example(label, image, maps[stem], stem))
-        shown = {label: its for label, its in examples.items() if len(its) > LATER}
+        shown = {label: found for label, found in examples.items() if len(found) > LATER}
         if not shown:
             raise InputError(
                 f"No label of {root} covers {MIN_LABEL_COVER:.1%} of more than {LATER} pictures; give a longer "
                 "sequence."
             )
-        super().__init__({label: wanted[label] for label in shown}, [one for its in shown.values() for one in its])
+        super().__init__({label: wanted[label] for label in shown}, [one for found in shown.values() for one in found])
 
     @property
     def lists_every_class(self) -> bool:
@@ -259,15 +264,15 @@ class LabeledSequence(ExampleList):
         return False
 
     def read_image(self, index: int) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) RGB."""
+        """Return (H, W, 3) uint8 RGB."""
         return read_image(self.examples[index].image)
 
     def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
-        """(H, W): 1 where the example's own label is, 0 elsewhere, `IGNORE` where nobody knows."""
+        """Return (H, W) uint8: 1 on the example's own label, 0 elsewhere, `IGNORE` where unknown."""
         return self.read_truth(index, (self.examples[index].label,))
 
     def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """(H, W): i + 1 where labels[i] is, 0 elsewhere, `IGNORE` where nobody knows."""
+        """Return (H, W) uint8: i + 1 on labels[i], 0 elsewhere, `IGNORE` where unknown."""
         example = self.examples[index]
         assert example.mask is not None
         renamed = np.zeros(256, np.uint8)
@@ -301,19 +306,19 @@ def _read_names(root: Path) -> dict[int, str]:
         raise InputError(f"The list of labels {path} cannot be read: {error}; expected lines NUMBER NAME.") from error
     for label, name in names.items():
         if not 0 <= label < IGNORE:
-            raise InputError(f"{path} numbers {name!r} {label}; expected 0 to {IGNORE - 1}.")
+            raise InputError(f"{path} gives {name!r} the number {label}; expected 0 to {IGNORE - 1}.")
     return names
 
 
 def _read_labels(path: Path, image: Path) -> npt.NDArray[np.uint8]:
     stored, mode = read_stored_mask(path)
     if mode not in ("L", "P"):
-        raise InputError(f"The map of labels {path} has pixels of mode {mode}; expected a label's number in each.")
+        raise InputError(f"The label map {path} has mode {mode}; expected label numbers (L or P).")
     check_size(stored, path, image)
     return stored
 
 
-# --------------------------------------------------------------------------------------------------------- what to say
+# -------------------------------------------------------------------------------------------------------------- output
 
 _FIGURES = ("plain", "sharp", "worst change", "weight")
 HEADER = (
@@ -323,13 +328,13 @@ HEADER = (
 
 
 def set_name(root: Path) -> str:
-    """What to call a data set: a folder named sequence by the one that it is in."""
+    """Return the name of a data set: its folder, or the folder above if its own is called "sequence"."""
     whole = root.absolute()
     return whole.parent.name if whole.name == "sequence" else whole.name
 
 
 def rows(name: str, fits: Sequence[ClassFit], by_class: bool = False) -> list[str]:
-    """Give the row of a data set, and one for each class where asked for, as Markdown below `HEADER`."""
+    """Return the row of a data set, and optionally one per class, for the Markdown table with `HEADER`."""
     whole = [*_cells([fit.masked for fit in fits]), *_cells([fit.named for fit in fits])]
     lines = [f"| {name} | {len(fits)} | {' | '.join(whole)} |"]
     if by_class:
@@ -349,16 +354,16 @@ def _cells(fits: Sequence[Fit]) -> list[str]:
 
 
 def check_losses(found: Sequence[tuple[str, Sequence[ClassFit]]], max_loss: float) -> None:
-    """Refuse outlines that objectness makes worse for some class, whose support has a mask.
+    """Check that no class with a support mask loses too much from plain to sharp outlines.
 
     Args:
-        found: Of each data set its name and what was measured.
-        max_loss: Points of IoU that a class may lose from plain to sharp.
+        found: Name and results of each data set.
+        max_loss: Percentage points of IoU that a class may lose.
 
     Raises:
-        AccuracyGateError: A class loses more; the message names every one.
+        AccuracyGateError: A class loses more; the message names each of them.
     """
-    # Not `change < -max_loss`, which is false of a NaN.
+    # Not `change < -max_loss`, which is False for NaN.
     lost = [
         f"{fit.name} of {name} {fit.masked.change:+.1f}"
         for name, fits in found
@@ -367,7 +372,7 @@ def check_losses(found: Sequence[tuple[str, Sequence[ClassFit]]], max_loss: floa
     ]
     if lost:
         raise AccuracyGateError(
-            f"The outlines gate failed: from plain to sharp change {', '.join(lost)} points; at most {max_loss:g} may "
+            f"The outlines gate failed: from plain to sharp, {', '.join(lost)} points; at most {max_loss:g} points may "
             "be lost."
         )
 

@@ -1,16 +1,15 @@
-"""How far the presence score can be trusted: each class of a set is found among the other classes' pictures.
+"""Measure how reliable the presence score is: find each class of a data set among the pictures of the others.
 
     python benchmarks/presence.py --sets DIR DIR ... [--per-class N] [--levels] [--bundle DIR]
 
-All classes of a folder <class>/{images,masks}/<stem>.* are enrolled from their first pictures, 1 and 3 of them, with
-masks and by name alone; every other picture is asked for all classes, those of other classes as scenes without it. Of a
-video's frames one folder is one class, so that a set of videos becomes a set of scenes. It is what
-`fsvit-edge eval --protocol scenes` runs.
+It enrolls all classes of a folder <class>/{images,masks}/<stem>.* from their first 1 or 3 pictures, with masks and with
+the class name only, then asks every other picture about all classes, as `fsvit-edge eval --protocol scenes` does.
+Pictures of other classes are scenes without the class. If each folder contains the frames of one video, a set of videos
+becomes a set of scenes.
 
-Printed, in percent, means over the classes: hits and false alarms at the levels in use, the area under the curve, and
-the hits at 1 % false alarms: each class at its own level, and all classes at one. --levels adds, for one support with
-its mask, what other levels would give, and how many answers would be right where the thing is in one of twenty
-pictures.
+It prints means over the classes, in percent: hits and false alarms at the current levels, the area under the curve, and
+the hits at 1 % false alarms (one level per class, and one level for all classes). --levels adds, for one support with
+its mask, the results at other levels, and how many answers would be right if one picture in twenty showed the object.
 """
 
 import argparse
@@ -48,11 +47,11 @@ HEADER = f"| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}"
 
 
 def main() -> None:
-    """Measure every data set and print one table."""
+    """Measure every data set and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, nargs="+", required=True, help="<class>/{images,masks}/<stem>.*")
-    parser.add_argument("--per-class", type=int, help="pictures of each class to judge; default: all")
-    parser.add_argument("--levels", action="store_true", help="tell hits and false alarms at other levels too")
+    parser.add_argument("--per-class", type=int, help="maximum number of scenes per class; default: all")
+    parser.add_argument("--levels", action="store_true", help="also print hits and false alarms at other levels")
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
@@ -61,22 +60,22 @@ def main() -> None:
         print(HEADER, flush=True)
         for root in options.sets:
             data = open_data("folder", root, None, None, "test")
-            for shot in SHOTS:
+            for shots in SHOTS:
                 for masks in (True, False):
                     try:
-                        result = evaluate_scenes(model, data, SceneOptions(shot, masks, options.per_class))
+                        result = evaluate_scenes(model, data, SceneOptions(shots, masks, options.per_class))
                     except InputError as error:  # a class has fewer pictures than shots
-                        print(f"{root.name}, {shot} shots: {error}", file=sys.stderr)
+                        print(f"{root.name}, {shots} shots: {error}", file=sys.stderr)
                         continue
                     print(row(root.name, result), flush=True)
-                    if options.levels and shot == 1 and masks:
+                    if options.levels and shots == 1 and masks:
                         print("\n".join([LEVELS_HEADER, *level_rows(result.tally)]), flush=True)
 
 
 def row(name: str, result: SceneResult) -> str:
-    """Give one line of the table below `HEADER`."""
+    """Return one row of the table with `HEADER`."""
     scores = result.scores
-    figures = (
+    values = (
         scores.hits,
         scores.false_alarms,
         scores.area,
@@ -84,12 +83,12 @@ def row(name: str, result: SceneResult) -> str:
         scores.pooled_hits_at_1_percent,
     )
     options = result.options
-    facts = (name, options.shot, "with masks" if options.masks else "names only", len(scores.classes), result.pictures)
-    return f"| {' | '.join([*map(str, facts), *map(_percent, figures)])} |"
+    facts = (name, options.shots, "with masks" if options.masks else "names only", len(scores.classes), result.pictures)
+    return f"| {' | '.join([*map(str, facts), *map(_percent, values)])} |"
 
 
 def level_rows(tally: SceneTally) -> list[str]:
-    """Give a line of the table below `LEVELS_HEADER` for each of `LEVELS`, means over the classes in percent."""
+    """Return a row of the table with `LEVELS_HEADER` for each of `LEVELS`: means over the classes in percent."""
     lines = []
     for level in LEVELS:
         hits, alarms = hits_and_false_alarms(replace(tally, levels=np.full_like(tally.levels, level)))

@@ -1,9 +1,9 @@
-"""What cached tokens save a training, and how much memory it takes: ViT-S/8 at 400 px, a batch of 12 episodes.
+"""Measure how much time cached tokens save in training, and the peak memory: ViT-S/8 at 400 px, 12 episodes per step.
 
     python benchmarks/training.py
 
-A step from the cache and the encoder's runs that it saves are measured in turn in one process; weights are random, as
-fast as any. An episode needs two pictures, which a training without a cache encodes every time.
+It alternates a training step from the cache with the encoder runs that the cache saves, in one process. The weights are
+random, which does not change the speed. An episode has two pictures, which training without a cache encodes every time.
 """
 
 import platform
@@ -20,9 +20,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
+from fsvit_edge.learn.episode_module import EpisodeModule
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.tokens import TokenCache
-from fsvit_edge.learn.training import EpisodeModule
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime.pictures import write_image
@@ -63,8 +63,8 @@ def main() -> None:
             encoding.append(_encode(network, data.read_image(0)))
     step, encoder = statistics.median(stepping), 2 * BATCH * statistics.median(encoding)
     print(f"{platform.machine()}, {THREADS} threads, torch {version('torch')}, medians of {REPEATS}")
-    print(f"a step of {BATCH} episodes from cached tokens: {step:.1f} s ({min(stepping):.1f} to {max(stepping):.1f})")
-    print(f"the encoder's runs that the cache saves it: {encoder:.1f} s")
+    print(f"step of {BATCH} episodes from cached tokens: {step:.1f} s ({min(stepping):.1f} to {max(stepping):.1f})")
+    print(f"encoder runs saved by the cache: {encoder:.1f} s")
     print(f"an epoch with cached tokens is {(encoder + step) / step:.1f} x as fast as without")
     print(f"peak memory: {_peak_mb() / 1e3:.1f} GB ({before_mb / 1e3:.1f} GB before the first step)")
 

@@ -1,20 +1,23 @@
-"""Train the backbone of cst-nano: transformer blocks behind the frozen stem learn what the whole trunk says.
+"""Train the backbone of cst-nano: transformer blocks after the frozen stem learn to imitate the whole trunk.
 
     python examples/distil_backbone.py teach --images IMAGES.npy --output TARGETS
     python examples/distil_backbone.py learn --targets TARGETS --output BACKBONE.safetensors
     python examples/distil_backbone.py masks --targets TARGETS --labels LABELS.npy --output FOLDER
 
-IMAGES.npy holds (n, 64, 64, 3) uint8 RGB; no label is read. The teacher is EfficientNet-Lite2 with its published
-weights, which are the backbone's stem too. `teach` runs it once over all images, and the stem over mosaics of four.
-It keeps the stem's tokens, the teacher's last two stages in 192 dimensions and how much of its answer comes from each
-place (its class activation map). `learn` trains the blocks: their image tokens toward what the teacher says of the
-whole image, also where they see it in a quarter of a mosaic; the class token toward the mean of the foreground; the
-cosine between its query and the keys, of which CST makes pseudo-masks, toward the activation map. `masks` makes a data
-set for `fsvit-edge train` of the images' classes, singly and in mosaics, with the cut activation maps as masks: it has
-ten times the classes of a small segmentation set, so a head that begins with it learns to compare before it learns to
-outline.
+IMAGES.npy contains (n, 64, 64, 3) uint8 RGB; no labels are needed. The teacher is EfficientNet-Lite2 with its published
+weights, which are also the backbone's stem.
 
-Run again, an interrupted `learn` goes on from its last checkpoint.
+`teach` runs the teacher on all images, and the stem on mosaics of four. It stores the stem's tokens, the teacher's last
+two stages in 192 dimensions, and the teacher's class activation map (how much each place contributes to its answer).
+
+`learn` trains the blocks. Targets: for the image tokens, the teacher's features of the whole image, also if the image
+is a quarter of a mosaic; for the class token, the mean of the foreground; for the cosine between its query and the
+keys, from which CST makes pseudo-masks, the activation map. If interrupted, run it again to continue from its last
+checkpoint.
+
+`masks` makes a data set for `fsvit-edge train` from the images' classes, as single images and in mosaics, with the
+thresholded activation maps as masks. It has ten times the classes of a small segmentation data set, so a head that
+starts with it learns to compare before it learns to outline.
 """
 
 import argparse
@@ -39,24 +42,24 @@ from fsvit_edge.runtime.storage import atomic_write
 PREFIX = "backbone."
 SIZE = 256
 GRID = 16
-"""Tokens a side, of the student."""
+"""Side of the student's token grid."""
 COARSE = 8
-"""Cells a side, of the teacher, which has stride 32; two by two images of a mosaic make GRID."""
+"""Side of the teacher's grid (stride 32); the grids of the four images of a mosaic together have side GRID."""
 FOREGROUND_ACTIVATION = 0.3
-"""Of the largest in the picture."""
+"""Threshold, relative to the largest activation in the picture."""
 PSEUDO_MASK_COSINE = -0.2
-"""Where CST's pseudo-mask cuts: (cosine + 1) / 2 > 0.4."""
+"""Threshold of CST's pseudo-mask: (cosine + 1) / 2 > 0.4."""
 STEM_WIDTHS, TEACHER_WIDTHS = (120, 208), (208, 352)
-"""Channels of the stages that the student is given, and of those that it learns from."""
+"""Channels of the stages that the student reads, and of those that it learns from."""
 _STATISTICS_OF = 1536
 _TEACH_BATCH = 32
 
 
 class Teacher(nn.Module):
-    """EfficientNet-Lite2, cut where the student's stem ends.
+    """EfficientNet-Lite2, cut at the end of the student's stem.
 
     Args:
-        weights: Its tensors as a local file (.pth or .safetensors); None to fetch them from timm's hub.
+        weights: File with its weights (.pth or .safetensors); None downloads them from timm's hub.
         dim: Width of the student.
     """
 
@@ -65,7 +68,7 @@ class Teacher(nn.Module):
         trunk = timm.create_model(TRUNK, pretrained=weights is None)
         if weights is not None:
             read = load_file if weights.suffix == ".safetensors" else lambda path: torch.load(path, weights_only=True)
-            # The same tensors in the same order under other names, in the file that its authors published.
+            # The published file has the same tensors in the same order, with other names.
             trunk.load_state_dict(dict(zip(trunk.state_dict(), read(weights).values(), strict=True)))
         self.stem = ConvolutionalStem(dim)
         fine, coarse, late = trunk_stages(trunk)
@@ -73,16 +76,18 @@ class Teacher(nn.Module):
             (self.stem.fine, self.stem.coarse, *self.stem.late), (fine, coarse, *late), strict=True
         ):
             part.load_state_dict(published.state_dict())
-        self.last = nn.Sequential(trunk.conv_head, trunk.bn2)
-        self.classifier = trunk.classifier
+        self.last = nn.Sequential(trunk.get_submodule("conv_head"), trunk.get_submodule("bn2"))
+        classifier = trunk.get_submodule("classifier")
+        assert isinstance(classifier, nn.Linear)
+        self.classifier = classifier
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Describe (B, 256, 256, 3) uint8 RGB.
+        """Run the teacher on (B, 256, 256, 3) uint8 RGB.
 
         Returns:
-            (B, 328, 16, 16) what the stem projects; (B, 560, 8, 8) the last two stages; (B, 8, 8) how much of the
-            answer comes from each place, the largest of an image is 1.
+            (B, 328, 16, 16) input of the stem's projection; (B, 560, 8, 8) the last two stages; (B, 8, 8) the class
+            activation map, scaled to a maximum of 1 per image.
         """
         fine = self.stem.fine(renormalize(normalize(images)))
         coarse = self.stem.coarse(fine)
@@ -95,15 +100,15 @@ class Teacher(nn.Module):
 
 
 def half_whitened(features: Tensor, widths: tuple[int, ...], dim: int) -> tuple[Tensor, Tensor]:
-    """Find the (channels, dim) projection of features onto their `dim` strongest directions, and what to add to it.
+    """Return the (channels, dim) projection of features onto their `dim` strongest directions, and its (dim,) bias.
 
-    Stages are scaled to the same deviation first. Directions are divided by the root of their deviation, lest the first
-    one be all that counts in a cosine, and rotated at random, so that each of the student's heads gets its share.
+    Stages are first scaled to the same deviation. Directions are divided by the root of their deviation, so that the
+    first one does not dominate the cosines, and rotated randomly, so that each of the student's heads gets a share.
 
     Args:
-        features: (n, channels).
+        features: (n, channels) features.
         widths: Channels of each stage.
-        dim: Wanted.
+        dim: Number of directions to keep.
     """
     scale = torch.cat([(1 / stage.std()).expand(stage.shape[1]) for stage in features.split(widths, dim=1)])
     centered = (features * scale).double()
@@ -116,20 +121,20 @@ def half_whitened(features: Tensor, widths: tuple[int, ...], dim: int) -> tuple[
 
 
 def enlarged(images: Tensor, size: int) -> Tensor:
-    """(B, h, w, 3) uint8 -> (B, size, size, 3) uint8."""
+    """Resize (B, h, w, 3) uint8 -> (B, size, size, 3) uint8."""
     pixels = F.interpolate(images.permute(0, 3, 1, 2).float(), size=size, mode="bicubic", align_corners=False)
     return pixels.clamp(0, 255).round().byte().permute(0, 2, 3, 1)
 
 
 def mosaic(images: Tensor) -> Tensor:
-    """Lay each four of (B, h, w, ...) side by side: (B / 4, 2 h, 2 w, ...)."""
+    """Combine each four of (B, h, w, ...) into a mosaic: (B / 4, 2 h, 2 w, ...)."""
     quarter, (height, width), rest = len(images) // 4, images.shape[1:3], images.shape[3:]
-    laid = images.reshape(quarter, 2, 2, height, width, *rest).transpose(2, 3)
+    laid = images.reshape(quarter, 2, 2, height, width, *rest).transpose(2, 3)  # B / 4, 2, h, 2, w, ...
     return laid.reshape(quarter, 2 * height, 2 * width, *rest)
 
 
 def teach(images: Path, weights: Path | None, count: int | None, output: Path) -> None:
-    """Keep what the stem and the teacher say of every image."""
+    """Store the outputs of the stem and the teacher for every image."""
     pictures = np.load(images, mmap_mode="r")[:count]
     pictures = pictures[: len(pictures) // 4 * 4]
     output.mkdir(parents=True, exist_ok=True)
@@ -169,7 +174,7 @@ def teach(images: Path, weights: Path | None, count: int | None, output: Path) -
 
 
 def fit_projections(teacher: Teacher, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Set the stem's projection; return the teacher's own, and what to add to it."""
+    """Set the stem's projection; return the projection of the teacher's features and its bias."""
     batches = [
         teacher(enlarged(torch.tensor(pictures[start : start + _TEACH_BATCH]), SIZE))[:2]
         for start in range(0, min(len(pictures), _STATISTICS_OF), _TEACH_BATCH)
@@ -180,13 +185,14 @@ def fit_projections(teacher: Teacher, pictures: np.ndarray) -> tuple[Tensor, Ten
     )
     project = teacher.stem.project
     projection, shift = half_whitened(seen, STEM_WIDTHS, project.out_channels)
+    assert project.bias is not None
     project.weight.copy_(projection.T[..., None, None])
     project.bias.copy_(shift)
     return half_whitened(features, TEACHER_WIDTHS, project.out_channels)
 
 
 def untrained() -> Encoder:
-    """Build the student; its blocks pass on what the stem says."""
+    """Build the student; its blocks at first pass the stem's tokens on unchanged."""
     torch.manual_seed(0)
     encoder = Encoder(HYBRID_BACKBONE, SIZE)
     for block in encoder.vit.blocks:
@@ -198,10 +204,10 @@ def untrained() -> Encoder:
 
 
 class Batches:
-    """Random images and mosaics with the teacher's words about them.
+    """Random images and mosaics with the teacher's features.
 
     Args:
-        targets: Folder that `teach` wrote.
+        targets: Folder written by `teach`.
     """
 
     def __init__(self, targets: Path) -> None:
@@ -220,17 +226,17 @@ class Batches:
         return tokens, features, _larger(activation[:, None])[:, 0]
 
     def mosaics_of(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """Draw (B, 16, 16, D) tokens of mosaics and (B, 16, 16, D) features of what stands in them."""
+        """Draw (B, 16, 16, D) tokens of mosaics and (B, 16, 16, D) features of their images."""
         chosen = np.sort(rng.choice(len(self.mosaics), batch, replace=False))
         members = (4 * chosen[:, None] + np.arange(4)).flatten()
         features = mosaic(torch.from_numpy(self.features[members]).float()) @ self.turn
         return torch.from_numpy(self.mosaics[chosen]).float(), features
 
     def _turn(self) -> Tensor:
-        """Find the rotation of the features that brings them closest to the stem's tokens (Procrustes).
+        """Return the rotation of the features that brings them closest to the stem's tokens (Procrustes).
 
-        A cosine does not change with it, but the blocks then refine what they are given, and what lies between is
-        of use to CST too, instead of turning it into something else.
+        It does not change cosines, but with it the blocks refine their input instead of turning it into something
+        else, so the outputs of the blocks in between are useful to CST too.
         """
         tokens, features = (torch.tensor(array[:_STATISTICS_OF]).float() for array in (self.tokens, self.features))
         tokens = F.avg_pool2d(tokens.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
@@ -239,7 +245,7 @@ class Batches:
 
 
 class FromTokens(nn.Module):
-    """In the stem's place: passes on its tokens, which were kept."""
+    """Replaces the stem during training: passes its stored tokens on."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, 16, 16, D) -> (B, D, 16, 16)."""
@@ -247,12 +253,12 @@ class FromTokens(nn.Module):
 
 
 def cosine_distance(tokens: Tensor, features: Tensor, heads: int) -> Tensor:
-    """Mean over the heads, because that is how CST compares tokens."""
+    """Return 1 - cosine per head, because CST compares tokens per head."""
     return 1 - F.cosine_similarity(tokens.unflatten(-1, (heads, -1)), features.unflatten(-1, (heads, -1)), dim=-1)
 
 
 def loss_of(output: EncoderOutput, features: Tensor, activation: Tensor | None, heads: int) -> dict[str, Tensor]:
-    """Compare the student's last block with the teacher; a mosaic has no activation and no class token's target."""
+    """Compare the student's last block with the teacher; a mosaic has no activation and no class token target."""
     last, features = output.tokens[:, -1].float(), features.flatten(1, 2)
     losses = {"tokens": cosine_distance(last[:, 1:], features, heads).mean()}
     if activation is not None:
@@ -318,16 +324,16 @@ def learn(targets: Path, output: Path, options: argparse.Namespace) -> None:
 
 
 def save_backbone(encoder: Encoder, path: Path) -> None:
-    """Write what `--weights` reads, in half precision, so that a head is trained on what will be shipped."""
+    """Write a file for `--weights`, in half precision, so that a head is trained on the weights to be distributed."""
     save_file(
         {f"{PREFIX}{name}": tensor.half().contiguous() for name, tensor in encoder.vit.state_dict().items()}, path
     )
 
 
 def write_masks(targets: Path, labels: Path, output: Path, options: argparse.Namespace) -> None:
-    """Write images and cut activation maps as <class>/{images,masks}/<number>.png.
+    """Write images and thresholded activation maps as <class>/{images,masks}/<number>.png.
 
-    Three of four groups of four images are laid as a mosaic, which stands under each of its classes.
+    Three of four groups of four images become a mosaic, which is an example of each of its classes.
     """
     pictures = np.load(targets / "images.npy", mmap_mode="r")
     activation = np.load(targets / "activation.npy", mmap_mode="r")
@@ -370,26 +376,26 @@ def _larger(maps: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Read the options and do what they say."""
+    """Read the options and run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     first = commands.add_parser("teach", help="run the teacher")
     first.add_argument("--images", type=Path, required=True, help="(n, 64, 64, 3) uint8 RGB, .npy")
-    first.add_argument("--weights", type=Path, help="EfficientNet-Lite2's tensors as a local file; default: timm's hub")
-    first.add_argument("--count", type=int, help="use the first so many images")
+    first.add_argument("--weights", type=Path, help="weights of EfficientNet-Lite2; default: from timm's hub")
+    first.add_argument("--count", type=int, help="use only the first COUNT images")
     first.add_argument("--output", type=Path, required=True, help="folder")
     second = commands.add_parser("learn", help="train the blocks")
-    second.add_argument("--targets", type=Path, required=True, help="folder that `teach` wrote")
+    second.add_argument("--targets", type=Path, required=True, help="folder written by `teach`")
     second.add_argument("--output", type=Path, required=True, help=".safetensors")
     second.add_argument("--steps", type=int, default=300)
     second.add_argument("--batch", type=int, default=32)
     second.add_argument("--learning-rate", type=float, default=1e-3)
     second.add_argument("--seed", type=int, default=0)
     third = commands.add_parser("masks", help="make a data set with activation maps as masks")
-    third.add_argument("--targets", type=Path, required=True, help="folder that `teach` wrote")
+    third.add_argument("--targets", type=Path, required=True, help="folder written by `teach`")
     third.add_argument("--labels", type=Path, required=True, help="(n,) class numbers, .npy")
     third.add_argument("--output", type=Path, required=True, help="folder of the data set")
-    third.add_argument("--each", type=int, default=40, help="examples of a class")
+    third.add_argument("--each", type=int, default=40, help="maximum number of examples per class")
     third.add_argument("--exclude", type=int, nargs="+", default=[], help="class numbers to leave out")
     options = parser.parse_args()
     if options.command == "teach":

@@ -1,7 +1,9 @@
-"""Compare what a bundle says about the demo's tour with the truth: python examples/evaluate_demo.py [BUNDLE].
+"""Compare a bundle's answers on the demo video with the truth.
 
-The demo's scenes and supports were chosen with the shipped model in view: this shows that the parts work together, it
-is no benchmark. Presence is not judged where a class fills less than 1 % of the frame.
+    python examples/evaluate_demo.py [BUNDLE]
+
+The demo's scenes and supports were chosen for the bundled model, so this shows that the parts work together, but it is
+not a benchmark. Presence is not scored if a class fills less than 1 % of the frame.
 """
 
 import sys
@@ -17,8 +19,8 @@ SLIVER = 0.01
 def main(bundle: str | None) -> None:
     """Print presence accuracy and IoU of each class, and the share of frames in which every presence is right."""
     ways = len(DEMO_CLASSES)
-    right, judged, intersection, union = (np.zeros(ways, np.int64) for _ in range(4))
-    all_right = all_judged = 0
+    right, scored, intersection, union = (np.zeros(ways, np.int64) for _ in range(4))
+    all_right = all_scored = 0
     with FewShotModel.load(bundle) as model:
         for support in demo_supports():
             model.enroll(support.name, [support.image], [support.mask])
@@ -33,13 +35,13 @@ def main(bundle: str | None) -> None:
             clear = (cover == 0) | (cover >= SLIVER)
             correct = prediction.present == (cover > 0)
             right += correct & clear
-            judged += clear
+            scored += clear
             if clear.all():
-                all_judged += 1
+                all_scored += 1
                 all_right += bool(correct.all())
     for way, name in enumerate(DEMO_CLASSES):
-        print(f"{name:10} presence {right[way] / judged[way]:.1%}, IoU {intersection[way] / union[way]:.1%}")
-    print(f"every presence right in {all_right / all_judged:.1%} of {all_judged} frames")
+        print(f"{name:10} presence {right[way] / scored[way]:.1%}, IoU {intersection[way] / union[way]:.1%}")
+    print(f"every presence right in {all_right / all_scored:.1%} of {all_scored} frames")
 
 
 if __name__ == "__main__":

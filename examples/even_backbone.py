@@ -1,11 +1,12 @@
-"""Even the directions of a hybrid backbone's tokens, so that cosines between them tell what they know.
+"""Partly whiten the tokens of a hybrid backbone, so that their cosines use all of their information.
 
     python examples/even_backbone.py --checkpoint NETWORK.safetensors --photos DIR DIR ... --output EVENED.safetensors
 
-The tokens of all blocks on photographs are centered, and turned to their principal components, each divided by the
-eighth root of its variance: the largest outweigh the rest less, and the smallest, which are noise, stay small. So are
-the maps of the stem's late parts, of which the strongest directions are kept. No label is read. What was trained on the
-tokens of before (a head) does not fit those of after, and objectness, which reads the stem alone, does.
+The tokens of all blocks on photographs are centered and rotated to their principal components, each divided by the
+eighth root of its variance: the largest ones dominate less, and the smallest ones, which are noise, stay small. The
+maps of the stem's late parts are treated alike; only their strongest directions are kept. No labels are needed. A head
+that was trained on the old tokens does not fit the new ones; the objectness decoder, which reads only the stem, still
+does.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -24,14 +26,14 @@ from fsvit_edge.model.network import normalize
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.preprocess import resize_image
 
-TOKENS_A_PICTURE = 32
+TOKENS_PER_PICTURE = 32
 LEAST_VARIANCE = 1e-3
-"""Of the largest; what varies less is not made stronger than that."""
+"""Relative to the largest variance; directions with less variance are not amplified more."""
 _BATCH = 16
 
 
 def main() -> None:
-    """Read the options, even the backbone, write it."""
+    """Read the options, whiten the backbone, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="network with the hybrid backbone")
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of photographs")
@@ -40,28 +42,28 @@ def main() -> None:
     network = load_network(options.checkpoint)
     photos = sorted(path for folder in options.photos for path in folder.rglob("*.jpg"))
     if not photos:
-        raise InputError(f"There is no .jpg in {', '.join(map(str, options.photos))}.")
+        raise InputError(f"No .jpg files in {', '.join(map(str, options.photos))}.")
     even(network.encoder, tokens_of(network.encoder, photos))
     even_late(network.encoder, late_maps_of(network.encoder, photos))
     save_network(network, options.output)
-    print(f"Wrote {options.output}, evened on {len(photos)} photographs.")
+    print(f"Wrote {options.output}, whitened on {len(photos)} photographs.")
 
 
 @torch.inference_mode()
 def tokens_of(encoder: Encoder, photos: list[Path]) -> np.ndarray:
-    """Give (n, D) image tokens of all blocks, some of each photograph."""
+    """Return (n, D) image tokens of all blocks, a random sample from each photograph."""
     rng = np.random.default_rng(0)
     found = []
     for pictures in batches_of(encoder, photos):
         tokens = encoder(pictures).tokens[:, -len(encoder.vit.blocks) :, 1:]
-        drawn = rng.permutation(tokens.shape[2])[:TOKENS_A_PICTURE]
+        drawn = rng.permutation(tokens.shape[2])[:TOKENS_PER_PICTURE]
         found.append(tokens[:, :, drawn].flatten(0, 2).numpy())
     return np.concatenate(found)
 
 
 @torch.inference_mode()
 def late_maps_of(encoder: Encoder, photos: list[Path]) -> list[np.ndarray]:
-    """Give (n, channels) of the map of each late part of the stem, all places of each photograph."""
+    """Return (n, channels) for each late part of the stem: the values of its maps at all places of all photographs."""
     stem = stem_of(encoder)
     found: list[list[np.ndarray]] = [[] for _ in stem.late]
     for pictures in batches_of(encoder, photos):
@@ -71,38 +73,42 @@ def late_maps_of(encoder: Encoder, photos: list[Path]) -> list[np.ndarray]:
 
 
 def batches_of(encoder: Encoder, photos: list[Path]) -> Iterator[torch.Tensor]:
-    """Give (B, 3, S, S) of the photographs, as the encoder takes them."""
+    """Yield batches (B, 3, S, S) of the photographs, normalized for the encoder."""
     for start in range(0, len(photos), _BATCH):
-        pictures = [
-            resize_image(cv2.imread(str(path))[..., ::-1], encoder.image_size)
-            for path in photos[start : start + _BATCH]
-        ]
+        pictures = [resize_image(_read(path), encoder.image_size) for path in photos[start : start + _BATCH]]
         yield normalize(torch.from_numpy(np.stack(pictures)))
 
 
+def _read(path: Path) -> npt.NDArray[np.uint8]:
+    bgr = cv2.imread(str(path))
+    if bgr is None:
+        raise InputError(f"{path} is not a readable picture.")
+    return bgr[..., ::-1].astype(np.uint8)
+
+
 def stem_of(encoder: Encoder) -> ConvolutionalStem:
-    """Give the hybrid's stem."""
+    """Return the stem of the hybrid backbone."""
     if encoder.stem is None:
-        raise InputError("Only the hybrid backbone has a projection behind its final norm.")
+        raise InputError("Only the hybrid backbone has a projection after its final norm.")
     return encoder.stem
 
 
 @torch.no_grad()
 def even(encoder: Encoder, tokens: np.ndarray) -> None:
-    """Set the backbone's final projection by what the tokens (n, D) are like under the present one."""
+    """Set the projection after the final norm from tokens (n, D) made with the current projection."""
     stem_of(encoder)
     norm = encoder.vit.norm
     assert isinstance(norm, EvenedNorm)
     mean, turn = evened(tokens, encoder.embed_dim)
     weight, bias = norm.project.weight.double(), norm.project.bias.double()
-    # In half precision, so that a head is trained on what will be shipped.
+    # Rounded to half precision, so that a head is trained on the weights that will be distributed.
     norm.project.weight.copy_((turn.T @ weight).half())
     norm.project.bias.copy_((turn.T @ (bias - mean)).half())
 
 
 @torch.no_grad()
 def even_late(encoder: Encoder, maps: list[np.ndarray]) -> None:
-    """Set the projections of the stem's late parts by what their maps (n, channels) are like."""
+    """Set the projections of the stem's late parts from the values (n, channels) of their maps."""
     for project, channels in zip(stem_of(encoder).project_late, maps, strict=True):
         assert isinstance(project, nn.Conv2d)
         assert project.bias is not None
@@ -112,7 +118,7 @@ def even_late(encoder: Encoder, maps: list[np.ndarray]) -> None:
 
 
 def evened(vectors: np.ndarray, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the mean of vectors (n, channels), and (channels, dim) to multiply with what is left."""
+    """Return the mean of vectors (n, channels), and the (channels, dim) matrix that whitens the centered vectors."""
     mean = vectors.mean(axis=0)
     variance, directions = np.linalg.eigh(np.cov((vectors - mean).T))
     strength = np.maximum(variance, LEAST_VARIANCE * variance.max()) ** -0.125

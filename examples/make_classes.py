@@ -2,9 +2,9 @@
 
     python examples/make_classes.py --images IMAGES.npy --labels LABELS.npy --bundle BUNDLE --output DATA
 
-IMAGES.npy holds (n, h, w, 3) uint8 RGB, LABELS.npy (n,) class numbers. Of each class the first pictures are taken in
-which the bundle's objectness finds one clear thing, which becomes the mask. Hundreds of classes teach a head to compare
-kinds of things, as `make_instances.py` teaches it to compare single ones.
+IMAGES.npy contains (n, h, w, 3) uint8 RGB, LABELS.npy (n,) class numbers. It takes the first pictures of each class in
+which the bundle's objectness finds one clear object, which becomes the mask. Hundreds of classes teach a head to
+compare kinds of objects, as `make_instances.py` teaches it to compare individual objects.
 """
 
 import argparse
@@ -25,9 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="(n, h, w, 3) uint8 RGB, .npy")
     parser.add_argument("--labels", type=Path, required=True, help="(n,) class numbers, .npy")
-    parser.add_argument("--bundle", type=Path, required=True, help="whose encoder tells objectness")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle that predicts objectness")
     parser.add_argument("--output", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--each", type=int, default=24, help="pictures of a class")
+    parser.add_argument("--each", type=int, default=24, help="maximum number of pictures per class")
     parser.add_argument("--exclude", type=int, nargs="+", default=[], help="class numbers to leave out")
     options = parser.parse_args()
     images, labels = (np.load(path, mmap_mode="r") for path in (options.images, options.labels))

@@ -1,11 +1,11 @@
-"""Make a data set of single things for `fsvit-edge train` from photographs without labels.
+"""Make a data set of individual objects for `fsvit-edge train` from photographs without labels.
 
     python examples/make_instances.py --photos FOLDER --saliency u2netp.onnx --output DATA
 
-Each photograph in which the saliency network finds one clear thing becomes a class of three pictures with masks: the
-photograph, and the thing cut out and pasted, larger or smaller, onto two other photographs. So a head learns that a
-thing stays the same in another place, and that the place alone does not make it present. No label is read, but the
-saliency network was trained on pixel masks of salient things, and what learns from it owes it that.
+Each photograph in which the saliency network finds one clear object becomes a class of three pictures with masks: the
+photograph, and the object pasted, larger or smaller, onto two other photographs. So a head learns that an object is the
+same in another place, and that the place alone does not make it present. No labels are needed, but the saliency network
+itself was trained with pixel masks.
 """
 
 import argparse
@@ -24,16 +24,16 @@ Picture = npt.NDArray[np.uint8]
 Map = npt.NDArray[np.float32]
 
 SIDE = 320
-"""Of U2-Net's input and output, in pixels."""
+"""Side of U2-Net's input and output in pixels."""
 PASTED = 2
 LONG_SIDE = 384
 
 
 class Saliency:
-    """U2-Net, or its small form, as ONNX.
+    """U2-Net, or its small version, as ONNX.
 
     Args:
-        path: The graph: (1, 3, 320, 320) -> (1, 1, 320, 320) in [0, 1].
+        path: The ONNX file: (1, 3, 320, 320) -> (1, 1, 320, 320) in [0, 1].
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class Saliency:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, rgb: Picture) -> Map:
-        """Give the saliency (H, W) in [0, 1] of (H, W, 3) RGB."""
+        """Return the saliency (H, W) in [0, 1] of (H, W, 3) uint8 RGB."""
         small = cv2.resize(rgb, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
         normal = (small / max(float(small.max()), 1.0) - IMAGENET_MEAN) / IMAGENET_STD
         feed = {self._session.get_inputs()[0].name: normal.transpose(2, 0, 1)[None].astype(np.float32)}
@@ -51,7 +51,7 @@ class Saliency:
 
 
 def is_clear(saliency: Map) -> bool:
-    """Whether it marks one thing of a fair size, without much doubt about its outline."""
+    """Return whether a saliency map shows one object of medium size with a clear outline."""
     cover = float((saliency > 0.5).mean())
     doubtful = float(((saliency > 0.2) & (saliency < 0.8)).mean())
     if not 0.02 < cover < 0.55 or doubtful > 0.35 * cover:
@@ -61,10 +61,10 @@ def is_clear(saliency: Map) -> bool:
 
 
 def pasted(rng: np.random.Generator, thing: Picture, saliency: Map, scene: Picture) -> tuple[Picture, Picture]:
-    """Paste a thing onto a scene at a random size and place, mirrored or not, in other light.
+    """Paste an object onto a scene with random size, place, mirroring and light.
 
     Returns:
-        The picture, and its mask of 0 and 255, as an RGB picture.
+        The picture, and its mask of 0 and 255 as an RGB picture.
     """
     rows, columns = (np.flatnonzero((saliency > 0.5).any(axis=axis)) for axis in (1, 0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -75,10 +75,10 @@ def pasted(rng: np.random.Generator, thing: Picture, saliency: Map, scene: Pictu
     area = np.exp(rng.uniform(np.log(0.015), np.log(0.4))) * height * width
     scale = min(np.sqrt(area / alpha.size), 0.95 * height / alpha.shape[0], 0.95 * width / alpha.shape[1])
     size = tuple(max(8, round(scale * side)) for side in alpha.shape[::-1])
-    shrinks = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     light = rng.uniform(0.75, 1.25) * rng.uniform(0.92, 1.08, 3)
-    cut = np.clip(cv2.resize(np.ascontiguousarray(cut), size, interpolation=shrinks) * light, 0, 255)
-    alpha = cv2.resize(np.ascontiguousarray(alpha), size, interpolation=shrinks)
+    cut = np.clip(cv2.resize(np.ascontiguousarray(cut), size, interpolation=interpolation) * light, 0, 255)
+    alpha = cv2.resize(np.ascontiguousarray(alpha), size, interpolation=interpolation)
     top, left = (
         int(rng.integers(0, max(1, whole - part))) for whole, part in zip((height, width), alpha.shape, strict=True)
     )
@@ -92,7 +92,7 @@ def pasted(rng: np.random.Generator, thing: Picture, saliency: Map, scene: Pictu
 
 
 def shrunk(rgb: Picture) -> Picture:
-    """Bring the long side to 384 pixels at most."""
+    """Shrink the long side to at most 384 pixels."""
     scale = LONG_SIDE / max(rgb.shape[:2])
     if scale >= 1:
         return rgb
@@ -132,8 +132,8 @@ def main() -> None:
             write_image(folder / "masks" / f"{name}.png", its_mask)
         made += 1
         if made % 100 == 0:
-            print(f"{made} things in {number + 1} of {len(paths)} photographs", flush=True)
-    print(f"{made} things in {len(paths)} photographs", flush=True)
+            print(f"{made} objects in {number + 1} of {len(paths)} photographs", flush=True)
+    print(f"{made} objects in {len(paths)} photographs", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Shrink an overlay video to an animated WebP for a page: python examples/make_webp.py demo.mp4 examples/demo.webp."""
+"""Convert an overlay video to a small animated WebP for a web page.
+
+python examples/make_webp.py demo.mp4 demo.webp
+"""
 
 import io
 import sys
@@ -15,7 +18,7 @@ QUALITY = 40
 
 
 def main(video: str, output: Path) -> None:
-    """Keep every second frame of `video` at a width of 640 pixels, at the video's own pace."""
+    """Write every second frame of `video` at a width of 640 pixels, at the speed of the video."""
     with open_source(video) as frames:
         period_ms = round(1000 * KEEP_EVERY / (frames.fps or 25.0))
         kept = [_shrunk(Image.fromarray(frame.image)) for frame in frames if frame.index % KEEP_EVERY == 0]

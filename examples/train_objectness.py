@@ -1,12 +1,12 @@
-"""Train the objectness decoder of cst-nano: the stem's maps learn what a saliency network says of photographs.
+"""Train the objectness decoder of cst-nano to imitate a saliency network on photographs.
 
     python examples/train_objectness.py teach --saliency u2netp.onnx --photos FOLDER ... --output TARGETS
     python examples/train_objectness.py learn --targets TARGETS --checkpoint NETWORK.safetensors --output OUT
 
-`teach` runs the teacher once over every picture found in the folders and once over a random part of it. `learn` runs
-the frozen stem over mirrored, recolored and cut views of these, keeps its maps in memory, and trains the decoder on
-them; OUT is the network with its objectness. No label is read, but the teacher was trained on pixel masks of salient
-things.
+`teach` runs the saliency network (the teacher) on every picture in the folders and on a random part of it. `learn`
+runs the frozen stem on mirrored, recolored and cropped views of these, keeps the maps in memory, and trains the
+decoder on them; OUT is the network with its objectness decoder. No labels are needed, but the teacher itself was
+trained with pixel masks.
 """
 
 import argparse
@@ -29,16 +29,16 @@ from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image
 
 SIZE = 256
 TARGET = 128
-"""Side of the teacher's maps that are kept."""
+"""Side of the stored maps of the teacher."""
 OUTPUT = 64
 HELD_OUT = 200
-"""Pictures, of which nothing is learned: the agreement with the teacher is measured on them."""
+"""Number of pictures that are only for measuring the agreement with the teacher."""
 EDGE_WEIGHT = 3.0
-"""Of a cell within two of the outline, where others have 1: there the student lost most."""
+"""Weight of cells within two of the outline, where most errors are; other cells have weight 1."""
 
 
 def teach(options: argparse.Namespace) -> None:
-    """Keep every picture, and a part of it, at the student's size, with what the teacher says."""
+    """Store every picture, and a random part of it, at the student's size, with the teacher's maps."""
     rng = np.random.default_rng(options.seed)
     teacher = Saliency(options.saliency)
     paths = sorted(
@@ -59,7 +59,7 @@ def teach(options: argparse.Namespace) -> None:
 
 
 def random_part(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
-    """Cut a quarter to four fifths of a picture out of it."""
+    """Return a random crop with a quarter to four fifths of the picture's area."""
     area, aspect = rng.uniform(0.25, 0.8), math.exp(rng.uniform(-0.3, 0.3))
     sides = [
         max(8, int(min(1.0, share) * side))
@@ -70,7 +70,7 @@ def random_part(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
 
 
 def views(rng: np.random.Generator, images: np.ndarray, maps: np.ndarray, changed: bool) -> tuple[Tensor, Tensor]:
-    """Give pictures (n, 256, 256, 3) uint8 and targets (n, 64, 64); `changed` mirrors, recolors and cuts them."""
+    """Return pictures (n, 256, 256, 3) uint8 and targets (n, 64, 64); `changed` mirrors, recolors and crops them."""
     shown, targets = [], []
     for image, wanted in zip(images, maps.astype(np.float32), strict=True):
         if changed:
@@ -81,10 +81,10 @@ def views(rng: np.random.Generator, images: np.ndarray, maps: np.ndarray, change
 
 
 def change(rng: np.random.Generator, image: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Change one picture and its target alike."""
+    """Augment a picture and its target."""
     if rng.random() < 0.5:
         image, wanted = image[:, ::-1], wanted[:, ::-1]
-    if rng.random() < 0.6:  # a part, or the whole made small on a border of itself mirrored
+    if rng.random() < 0.6:  # a crop, or the whole made smaller with its mirror image as a border
         scale = math.exp(rng.uniform(math.log(0.6), math.log(1.35)))
         shift = rng.uniform(-0.5, 0.5, 2) * abs(1 - scale) * SIZE
         for_image, for_map = (
@@ -114,8 +114,9 @@ def change(rng: np.random.Generator, image: np.ndarray, wanted: np.ndarray) -> t
 
 @torch.inference_mode()
 def encoded(network: FewShotNetwork, images: Tensor) -> list[Tensor]:
-    """Run the frozen stem: its maps of all pictures, float16."""
+    """Return the frozen stem's maps of all pictures, float16."""
     stem = network.encoder.stem
+    assert stem is not None
     parts = []
     for start in range(0, len(images), 16):
         with torch.autocast("cpu", torch.bfloat16):
@@ -125,7 +126,7 @@ def encoded(network: FewShotNetwork, images: Tensor) -> list[Tensor]:
 
 
 def with_norms(decoder: ObjectnessDecoder) -> None:
-    """Put a batch norm behind each convolution but the last; `fold` takes them away again."""
+    """Add a batch norm after each convolution except the last; `fold` removes them again."""
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and child is not decoder.out:
@@ -133,15 +134,17 @@ def with_norms(decoder: ObjectnessDecoder) -> None:
 
 
 def fold(decoder: ObjectnessDecoder) -> None:
-    """Put what the batch norms learned into the convolutions."""
+    """Fold the batch norms into the convolutions."""
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Sequential) and len(child) == 2 and isinstance(child[1], nn.BatchNorm2d):
-                parent.register_module(name, fuse_conv_bn_eval(child[0].eval(), child[1].eval()))
+            if isinstance(child, nn.Sequential) and len(child) == 2:
+                convolution, norm = child
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    parent.register_module(name, fuse_conv_bn_eval(convolution.eval(), norm.eval()))
 
 
 def loss_of(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy, heavier near outlines, plus Dice."""
+    """Return cross-entropy, with more weight near outlines, + Dice loss."""
     thing = (wanted > 0.5).float()[:, None]
     near = F.max_pool2d(thing, 5, 1, 2) - (1 - F.max_pool2d(1 - thing, 5, 1, 2))
     weight = 1 + (EDGE_WEIGHT - 1) * near[:, 0]
@@ -153,7 +156,7 @@ def loss_of(logits: Tensor, wanted: Tensor) -> Tensor:
 
 @torch.no_grad()
 def agreement(decoder: ObjectnessDecoder, maps: list[Tensor], wanted: Tensor) -> float:
-    """Mean IoU with the teacher, both cut at 0.5; a picture in which neither finds anything counts as 1."""
+    """Return the mean IoU with the teacher, both thresholded at 0.5; it is 1 if both are empty."""
     ious = []
     for start in range(0, len(wanted), 50):
         found = decoder([level[start : start + 50].float() for level in maps]) > 0
@@ -181,13 +184,13 @@ def learn(options: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=options.learning_rate, weight_decay=0.02)
     steps, step, started = options.steps, 0, time.monotonic()
     while step < steps:
-        # New views now and then: maps of all views would not fit into memory.
+        # Views are made anew from time to time, because the maps of all views do not fit into memory.
         pool_images, pool_wanted = zip(
             *(views(rng, images[trained, view], maps[trained, view], changed=True) for view in (0, 1)), strict=True
         )
         pool, wanted = encoded(network, torch.cat(pool_images)), torch.cat(pool_wanted)
         print(f"step {step}: {len(wanted)} new views, {time.monotonic() - started:.0f} s", flush=True)
-        for _ in range(min(options.steps_a_pool, steps - step)):
+        for _ in range(min(options.steps_per_pool, steps - step)):
             rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * rate
@@ -214,7 +217,7 @@ def learn(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the options and do what they say."""
+    """Read the options and run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     first = commands.add_parser("teach", help="run the teacher")
@@ -223,11 +226,11 @@ def main() -> None:
     first.add_argument("--output", type=Path, required=True, help="folder")
     first.add_argument("--seed", type=int, default=0)
     second = commands.add_parser("learn", help="train the decoder")
-    second.add_argument("--targets", type=Path, required=True, help="folder that `teach` wrote")
-    second.add_argument("--checkpoint", type=Path, required=True, help="a network with the convolutional stem")
+    second.add_argument("--targets", type=Path, required=True, help="folder written by `teach`")
+    second.add_argument("--checkpoint", type=Path, required=True, help="network with the convolutional stem")
     second.add_argument("--output", type=Path, required=True, help=".safetensors")
     second.add_argument("--steps", type=int, default=4000)
-    second.add_argument("--steps-a-pool", type=int, default=1000)
+    second.add_argument("--steps-per-pool", type=int, default=1000)
     second.add_argument("--batch", type=int, default=16)
     second.add_argument("--learning-rate", type=float, default=2e-3)
     second.add_argument("--seed", type=int, default=0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fsvit_edge.runtime.prediction import Prediction
     from fsvit_edge.runtime.predictor import FewShotModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AccuracyGateError",
     "ArtifactError",

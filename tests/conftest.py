@@ -2,30 +2,90 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fsvit_edge.model.network import FewShotNetwork
 
+BuildOnce = Callable[[str, Callable[[Path], object]], Path]
+
+CACHES = itertools.count()
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+
 # torch's idle threads spin, and where cores are shared that makes these tests five times slower. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist starts a worker per core
+
+# A shell starts background jobs with SIGINT ignored, and the commands that the tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-packages", action="store_true", help="Fail, rather than skip, tests that need a Debian package."
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip for want of a Debian package into a failure if the package was to be installed."""
+    report = yield
+    if report.skipped and "apt install" in str(report.longrepr) and item.config.getoption("--require-packages"):
+        report.outcome = "failed"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
-def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty cache, so that engines which its user built of the shipped model do not compute here."""
-    folder = tmp_path_factory.mktemp("cache")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of whatever runs outside a test; it must stay empty.
+
+    Engines that one test leaves there would run in the next.
+    """
+    folder = tmp_path_factory.mktemp("shared-cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache folder per test, made when something is written to it."""
+    folder = shared_cache.with_name(f"cache-{next(CACHES)}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    yield folder
+    left = sorted(str(path) for path in (shared_cache / "fsvit-edge").rglob("*"))
+    assert not left, f"A fixture or a test left files in the cache folder that all tests share: {left}"
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
+    """Build a file or folder once per test run, even if several workers of pytest-xdist need it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if WORKER else root
+
+    def build(name: str, make: Callable[[Path], object]) -> Path:
+        path = root / name
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                unfinished = path.with_name(f"{name}-{WORKER}")
+                make(unfinished)
+                unfinished.rename(path)
+        return path
+
+    return build
 
 
 @pytest.fixture(scope="session")
@@ -87,13 +147,11 @@ def tiny_network(randomize: Callable[[nn.Module, int], None]) -> FewShotNetwork:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_network: FewShotNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tiny_network: FewShotNetwork, build_once: BuildOnce) -> Path:
     """The bundle of `tiny_network`, exported without verification; copy it before you change it."""
     from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 
-    path = tmp_path_factory.mktemp("tiny") / "bundle"
-    export_bundle(tiny_network, path, ExportOptions(verify=False))
-    return path
+    return build_once("tiny", lambda path: export_bundle(tiny_network, path, ExportOptions(verify=False)))
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +173,14 @@ def hybrid_network() -> FewShotNetwork:
         network.objectness.out.weight.mul_(2)
         network.objectness.out.bias.add_(3.5)
     return network
+
+
+@pytest.fixture(scope="session")
+def hybrid_bundle(hybrid_network: FewShotNetwork, build_once: BuildOnce) -> Path:
+    """The bundle of `hybrid_network`, whose encoder tells objectness, not verified; copy it before you change it."""
+    from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+
+    return build_once("hybrid", lambda path: export_bundle(hybrid_network, path, ExportOptions(verify=False)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

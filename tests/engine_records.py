@@ -1,4 +1,4 @@
-"""Sidecars for tests: of an engine of the shipped model that fits this machine, whatever it is."""
+"""Engines for tests: sidecars of the bundled model that fit the machine of the tests."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import onnxruntime
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest, read_manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_name, write_engine
+from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_name, write_engines
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.machine import Machine
 
@@ -66,8 +66,13 @@ def record(
     return EngineRecord(**values | changes)
 
 
+def write_engine(folder: Path, record: EngineRecord, data: bytes) -> Path:
+    """Write one engine with its sidecar."""
+    return write_engines(folder, [(record, data)])[0]
+
+
 def write_set(folder: Path, backend: str = "onnxruntime", precision: str = "int8", **changes: Any) -> dict[str, Path]:
-    """An engine for each graph; those of ONNX Runtime are the bundle's own, so they run."""
+    """Write an engine for each graph; those for ONNX Runtime are the bundle's own graphs, so they run."""
     return {
         graph: write_engine(
             folder, record(graph, backend, precision, **changes), (DEFAULT_BUNDLE / f"{graph}.onnx").read_bytes()
@@ -77,7 +82,7 @@ def write_set(folder: Path, backend: str = "onnxruntime", precision: str = "int8
 
 
 def copy_bundle(path: Path) -> Path:
-    """The shipped model elsewhere, so that its engines lie beside it."""
+    """Copy the bundled model, so that its engines are beside it and not in the cache."""
     path.mkdir(parents=True)
     for name in ("bundle.json", "encoder.onnx", "enroll.onnx", "head.onnx"):
         shutil.copy(DEFAULT_BUNDLE / name, path)

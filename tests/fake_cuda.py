@@ -1,4 +1,4 @@
-"""Modules that pretend to be `cuda.bindings.runtime` and `pycuda.driver`: host memory, every call written down."""
+"""Modules that pretend to be `cuda.bindings.runtime` and `pycuda.driver`, on host memory; they record every call."""
 
 # ruff: noqa: ARG002, N802, N815 - the names and signatures are NVIDIA's
 
@@ -32,7 +32,7 @@ class Mode(enum.IntEnum):
 
 
 class FakeRuntime(ModuleType):
-    """`cuda.bindings.runtime`; `fail` maps a function to the status that it answers with from now on."""
+    """`cuda.bindings.runtime`; `fail` maps a function to the status that it returns from now on."""
 
     cudaError_t = Status
     cudaMemcpyKind = Kind
@@ -48,7 +48,7 @@ class FakeRuntime(ModuleType):
         self.memory: dict[int, np.ndarray] = {}
         self.capturing: list[Callable[[], None]] | None = None
         self.graphs: dict[int, list[Callable[[], None]]] = {}
-        self.open = {"stream": 0, "event": 0, "graph": 0, "executable": 0}
+        self.open = {"stream": 0, "graph": 0, "executable": 0}
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         try:
@@ -69,7 +69,7 @@ class FakeRuntime(ModuleType):
         return function
 
     def submit(self, kernel: Callable[[], None]) -> None:
-        """A kernel on the stream."""
+        """Put a kernel on the stream."""
         if self.capturing is None:
             kernel()
         else:
@@ -123,23 +123,6 @@ class FakeRuntime(ModuleType):
     def do_cudaMemGetInfo(self) -> tuple[int, int]:
         return 3 * 2**20, 8 * 2**30
 
-    def do_cudaEventCreate(self) -> tuple[int]:
-        self.open["event"] += 1
-        return (self.open["event"],)
-
-    def do_cudaEventRecord(self, event: int, stream: int) -> None:
-        assert stream == self.STREAM
-
-    def do_cudaEventSynchronize(self, event: int) -> None:
-        assert event == 2
-
-    def do_cudaEventElapsedTime(self, start: int, end: int) -> tuple[float]:
-        assert (start, end) == (1, 2)
-        return (1.5,)
-
-    def do_cudaEventDestroy(self, event: int) -> None:
-        self.open["event"] -= 1
-
     def do_cudaStreamBeginCapture(self, stream: int, mode: Mode) -> None:
         assert stream == self.STREAM
         assert mode is Mode.cudaStreamCaptureModeThreadLocal
@@ -171,7 +154,7 @@ class FakeRuntime(ModuleType):
 
 
 class FakePycuda(ModuleType):
-    """`pycuda.driver`; every function refuses to be called where the primary context is not current."""
+    """`pycuda.driver`; every function fails unless the primary context is current."""
 
     class Error(Exception):
         pass
@@ -223,23 +206,7 @@ class FakePycuda(ModuleType):
             def synchronize(self) -> None:
                 outer.enter("synchronize")
 
-        class Event:
-            def __init__(self) -> None:
-                outer.enter("Event")
-
-            def record(self, stream: Stream) -> None:
-                outer.enter("record")
-                assert isinstance(stream, Stream)
-
-            def synchronize(self) -> None:
-                outer.enter("event synchronize")
-
-            def time_since(self, start: object) -> float:
-                outer.enter("time_since")
-                assert start is not self
-                return 1.5
-
-        self.Device, self.Stream, self.Event = Device, Stream, Event
+        self.Device, self.Stream = Device, Stream
 
     def enter(self, function: str) -> None:
         assert self.current > 0, f"{function} without a current context"

@@ -1,4 +1,4 @@
-"""An engine without a graph: a numpy function with the same contract, for tests and for reading."""
+"""An engine without a graph: a NumPy function with the same interface."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, c
 
 @dataclass
 class HostTensor:
-    """An array that pretends to be elsewhere.
+    """An array that pretends to be in other memory.
 
     Attributes:
         array: The values.
-        is_stale: Whether it came of a run that was followed by another, which a real engine's memory would not survive.
+        is_stale: Whether a later run of its engine would have overwritten it.
     """
 
     array: Array
@@ -33,13 +33,13 @@ class HostTensor:
 
 
 class FakeEngine:
-    """Runs `function` on arrays by name and counts what happened.
+    """Runs a function and counts the calls.
 
     Args:
-        inputs: What `run` must be fed.
-        outputs: What `function` returns.
-        function: Takes the fed arrays by name and returns the outputs by name.
-        limits: See `Engine`.
+        inputs: The inputs of `function`.
+        outputs: The outputs of `function`.
+        function: Takes the input arrays by name and returns the output arrays by name.
+        limits: Largest value of each variable size, by name.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class FakeEngine:
         return dict(answer)
 
     def wait(self) -> None:
-        """Count."""
+        """Count the call."""
         self.waits += 1
 
     def close(self) -> None:
-        """Remember that it was closed."""
+        """Note that it was closed."""
         self.closed = True
 
     def __enter__(self) -> "FakeEngine":

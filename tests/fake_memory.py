@@ -1,28 +1,31 @@
-"""Host arrays in the device's clothes, for tests of everything between the predictor and TensorRT without a GPU."""
+"""GPU memory made of host arrays, to test everything between the predictor and TensorRT without a GPU."""
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 
-from fsvit_edge.runtime.engines.memory.base import Bytes, CapturedGraph, DeviceMemory
+from fsvit_edge.runtime.engines.memory.base import Bytes, CapturedGraph, DeviceMemory, device_failure
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 _ALIGNMENT = 256
 
 
 class FakeMemory(DeviceMemory):
-    """See `DeviceMemory`. What a kernel would do is a function, given to `submit`.
+    """`DeviceMemory` on the host. A kernel is a function, given to `submit`.
 
-    It refuses what a GPU would not survive: an address that was freed, a copy or an allocation during a capture.
+    It refuses what would crash a GPU: a freed address, a copy or an allocation during a capture.
 
     Args:
-        total_bytes: Of the pretended device; more is out of memory.
-        can_capture: False pretends to a backend without graphs.
+        total_bytes: Size of the pretended device.
+        can_capture: False for a package without graphs.
 
     Attributes:
-        allocated_bytes: In use now.
-        allocations: Made so far.
+        total_bytes: Size of the pretended device.
+        lost: Why the device is lost, as the error at the next wait; "" if it works.
+        bytes_up: Bytes copied from the host to the device so far.
+        bytes_down: Bytes copied from the device to the host so far.
+        allocated_bytes: Bytes in use now.
+        allocations: Allocations so far.
         captures: Graphs recorded so far.
         launches: Graphs launched so far.
         is_closed: Whether it was closed.
@@ -32,10 +35,13 @@ class FakeMemory(DeviceMemory):
 
     def __init__(self, total_bytes: int = 2**30, can_capture: bool = True) -> None:
         super().__init__()
-        self._total_bytes = total_bytes
+        self.total_bytes = total_bytes
+        self.lost = ""
         self._can_capture = can_capture
         self._arrays: dict[int, Bytes] = {}
         self._recording: list[Callable[[], None]] | None = None
+        self.bytes_up = 0
+        self.bytes_down = 0
         self.allocated_bytes = 0
         self.allocations = 0
         self.captures = 0
@@ -44,16 +50,16 @@ class FakeMemory(DeviceMemory):
 
     @property
     def stream(self) -> int:
-        """A number that is no stream's."""
+        """A number that is not the handle of any stream."""
         return 0x57EA
 
     @property
     def is_capturing(self) -> bool:
-        """Whether what is submitted is recorded."""
+        """Whether submitted work is recorded instead of run."""
         return self._recording is not None
 
     def submit(self, kernel: Callable[[], None]) -> None:
-        """Do a kernel's work: at once, or at each launch where a capture is on."""
+        """Run a kernel now, or at each launch if a capture is on."""
         if self._recording is None:
             kernel()
         else:
@@ -67,7 +73,7 @@ class FakeMemory(DeviceMemory):
         return array[:nbytes]
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
-        """Record what is submitted; what fails then is not captured."""
+        """Record the submitted kernels; None if the work fails."""
         if not self._can_capture:
             return None
         kernels: list[Callable[[], None]] = []
@@ -81,19 +87,13 @@ class FakeMemory(DeviceMemory):
         self.captures += 1
         return _FakeGraph(self, kernels)
 
-    def elapsed_ms(self, work: Callable[[], None]) -> float:
-        """Measure the host's time."""
-        start = time.perf_counter()
-        work()
-        return (time.perf_counter() - start) * 1e3
-
     def free_bytes(self) -> tuple[int, int]:
-        """Count."""
-        return self._total_bytes - self.allocated_bytes, self._total_bytes
+        """Return the free and the total bytes."""
+        return self.total_bytes - self.allocated_bytes, self.total_bytes
 
     def _allocate(self, nbytes: int) -> int:
         self._refuse_during_capture("an allocation")
-        if self.allocated_bytes + nbytes > self._total_bytes:
+        if self.allocated_bytes + nbytes > self.total_bytes:
             raise MemoryError
         whole = np.full(nbytes + _ALIGNMENT, 0xA5, np.uint8)
         offset = -whole.ctypes.data % _ALIGNMENT
@@ -115,13 +115,17 @@ class FakeMemory(DeviceMemory):
     def _copy_up(self, address: int, pinned: Bytes) -> None:
         self._refuse_during_capture("a copy")
         self._at(address, pinned.nbytes)[:] = pinned
+        self.bytes_up += pinned.nbytes
 
     def _copy_down(self, pinned: Bytes, address: int) -> None:
         self._refuse_during_capture("a copy")
         pinned[:] = self._at(address, pinned.nbytes)
+        self.bytes_down += pinned.nbytes
 
     def _wait(self) -> None:
         self._refuse_during_capture("waiting")
+        if self.lost:
+            raise device_failure("cudaStreamSynchronize", self.lost)
 
     def _shut_down(self) -> None:
         self.is_closed = True

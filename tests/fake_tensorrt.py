@@ -1,4 +1,4 @@
-"""A module that pretends to be TensorRT: its plans name an ONNX graph, which ONNX Runtime computes on a FakeMemory."""
+"""A module that pretends to be TensorRT: its plans name an ONNX graph, which ONNX Runtime runs on a FakeMemory."""
 
 # ruff: noqa: N802 - the names are NVIDIA's
 
@@ -73,17 +73,17 @@ class ILogger:
 
 
 class FakeTensorRT:
-    """What `import tensorrt` gives, or `import tensorrt_rtx`.
+    """The module `tensorrt` or `tensorrt_rtx`.
 
     Args:
-        memory: Where addresses are looked up and kernels go.
+        memory: The memory that addresses belong to and kernels run on.
 
     Attributes:
-        fail: What answers wrongly, by the method's name: None, False, or a function of the arguments.
-        log: What it logs before an answer of `fail`.
-        calls: Every call that matters, in order.
-        contexts: Made so far.
-        compiled: Kernels compiled so far: once for each context that found none in its cache (RTX).
+        fail: Methods that fail, with what they return: None, False, or the result of a function.
+        log: The error that is logged before such a failure.
+        calls: The recorded calls, in order.
+        contexts: The contexts created so far.
+        compiled: Kernels compiled so far: one for each context that found none in its cache (RTX).
     """
 
     TensorIOMode = TensorIOMode
@@ -201,7 +201,7 @@ class RuntimeConfig:
 
 
 class RuntimeCache:
-    """Kernels are valid for the driver that they were compiled with."""
+    """Its kernels are valid only for the driver that they were compiled with."""
 
     def __init__(self, trt: FakeTensorRT) -> None:
         self.trt = trt

@@ -1,46 +1,39 @@
-"""A capture process that does what a test wants: python stub_camera.py SCENARIO MEMORY PIPE.
+"""A capture process that does what a test needs: python stub_camera.py SCENARIO MEMORY PIPE.
 
-It speaks to the source as `capture_process` does. Frame n is filled with n % 256.
+It talks to the source like `capture_process`. Frame n is filled with n % 256.
 """
 
-import json
 import os
 import sys
 import threading
 import time
 
-from fsvit_edge.live.sources.frame_memory import FrameWriter
+from fsvit_edge.live.sources.frame_channel import FrameSender
 
 
 def command(scenario: str) -> tuple[str, ...]:
-    """What starts it."""
+    """The command that starts it."""
     return (sys.executable, __file__, scenario)
 
 
 def main() -> None:
-    scenario, memory, pipe = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    scenario, sender = sys.argv[1], FrameSender(int(sys.argv[2]), int(sys.argv[3]))
     sys.stdin.buffer.readline()
-    if scenario == "undead":  # with a parent that does not kill it, as good as a driver that hangs
+    if scenario == "undead":  # with a parent that does not kill it, this is like a driver that hangs
         time.sleep(2)
         os._exit(0)
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
-    writer = FrameWriter(memory)
-
-    def announce(**message: object) -> None:
-        os.write(pipe, json.dumps(message).encode() + b"\n")
 
     def publish(number: int, height: int = 12, width: int = 16, frozen: bool = False) -> None:
-        offset, slot = writer.slot(height, width)
-        slot[:] = number % 256
-        now_ns = time.monotonic_ns()
-        announce(frame=number, at=offset, hw=[height, width], captured_ns=now_ns, decode_ms=1.5, frozen=frozen)
+        sender.slot(height, width)[:] = number % 256
+        sender.send_frame(time.monotonic_ns(), 1.5, frozen)
 
     if scenario == "mute":
         time.sleep(60)
     if scenario == "refused":
-        announce(error="rtsp://host/cam cannot be opened; check the address.")
+        sender.send(error="rtsp://host/cam cannot be opened; check the address.")
         os._exit(0)
-    announce(opened=30.0)
+    sender.send(opened=30.0)
     if scenario == "dark":
         time.sleep(60)
     elif scenario == "steady":
@@ -71,7 +64,7 @@ def main() -> None:
             time.sleep(0.05)
     elif scenario == "film":
         publish(0)
-        announce(end=True)
+        sender.send(end=True)
 
 
 if __name__ == "__main__":

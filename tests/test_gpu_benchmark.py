@@ -43,9 +43,9 @@ def test_without_a_gpu_every_part_runs_as_a_stand_in_and_says_so(
     assert "results equal" in table
     assert "DIFFER" not in table
     assert "WRONG" not in table
-    for what in ("encoder, float32: floor", "head, 1 ways, float32: eager", "head, 5 ways, float32: compiled"):
+    for what in ("encoder, float32: lower bound", "head, 1 ways, float32: eager", "head, 5 ways, float32: compiled"):
         assert what in table
-    assert table.count("x the floor") == 6
+    assert table.count("x the lower bound") == 6
 
 
 def test_it_can_be_asked_for_the_stand_in(
@@ -56,7 +56,7 @@ def test_it_can_be_asked_for_the_stand_in(
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--stand-in"])
     benchmark.main()
     label, line = capsys.readouterr().out.splitlines()
-    assert label.startswith("STAND-IN ON THE CPU (asked for)")
+    assert label.startswith("STAND-IN ON THE CPU (requested)")
     assert line == "one  vit_nano_patch8_64  None"
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     benchmark.main()
@@ -88,8 +88,8 @@ def test_a_backend_that_is_not_here_is_a_line_with_its_reason(
     for name in ("pycuda", "pycuda.driver", "cuda", "cuda.bindings", "cuda.bindings.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
     rows = list(benchmark.memory_rows(benchmark.STAND_IN, GPU))
-    assert [(row.what, row.figure) for row in rows] == [("cuda-bindings", "not here"), ("pycuda", "not here")]
-    assert all("is not installed here" in row.note for row in rows)
+    assert [(row.what, row.figure) for row in rows] == [("cuda-bindings", "not available"), ("pycuda", "not available")]
+    assert all("is not installed; try" in row.note for row in rows)
 
 
 def test_a_command_is_told_by_its_exit_status_and_last_line(benchmark: ModuleType) -> None:

@@ -1,25 +1,32 @@
-"""`fsvit-edge bench`: how fast it is here."""
+"""`fsvit-edge bench`: measure the speed on this machine."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fsvit_edge.cli.options import EngineOption, PrecisionOption, ThreadsOption
+from fsvit_edge.cli.options import (
+    BundleOption,
+    EngineOption,
+    JsonOption,
+    PrecisionOption,
+    ShotsOption,
+    ThreadsOption,
+    WaysOption,
+)
 
 
 def bench(
-    bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
-    ways: Annotated[int, typer.Option(min=1, max=255, help="Enrolled classes.")] = 3,
-    shots: Annotated[int, typer.Option(min=1, help="Supports of each class.")] = 1,
-    frames: Annotated[int, typer.Option(min=1, help="Frames measured, after a warm-up.")] = 30,
+    bundle: BundleOption = None,
+    ways: WaysOption = 3,
+    shots: ShotsOption = 1,
+    frames: Annotated[int, typer.Option(min=1, help="Number of frames to measure, after a warm-up.")] = 30,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
     growth: Annotated[bool, typer.Option(help="Also measure 1, 2, 5, 10 and 20 classes.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Measure encoder, head, pre- and post-processing on 1280 x 720 frames, in milliseconds."""
+    """Measure the speed of each stage, from preprocessing to postprocessing, on 1280 x 720 frames."""
     import json
 
     from fsvit_edge.cli.terminal import open_model, print_table

@@ -1,4 +1,4 @@
-"""`fsvit-edge doctor`: what is here, what is missing, and for what."""
+"""`fsvit-edge doctor`: what is installed, what is missing, and what needs it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,10 @@ import typer
 
 
 def doctor(
-    bundle: Annotated[Path | None, typer.Option(help="The bundle to check; default: the small model shipped.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to check; default: the bundled model.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check this machine and a bundle; say what is missing for what."""
+    """Check this machine and a bundle, and list what is missing and what needs it."""
     import json
 
     from fsvit_edge.inspect.diagnosis import diagnose

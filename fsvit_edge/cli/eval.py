@@ -1,4 +1,4 @@
-"""`fsvit-edge eval`: how good a model is on few-shot episodes or on scenes, and whether it is good enough."""
+"""`fsvit-edge eval`: measure the accuracy of a model, and fail if it misses a limit."""
 
 from enum import Enum
 from pathlib import Path
@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsvit_edge.cli.options import PrecisionOption, ThreadsOption
+from fsvit_edge.cli.options import (
+    BundleOption,
+    JsonOption,
+    MaxDropOption,
+    PrecisionOption,
+    ShotsOption,
+    ThreadsOption,
+    WaysOption,
+)
 
 if TYPE_CHECKING:
     from fsvit_edge.learn.datasets import FewShotData
@@ -18,29 +26,29 @@ if TYPE_CHECKING:
 
 
 class Protocol(str, Enum):
-    """What a model is asked."""
+    """How a model is evaluated."""
 
     EPISODES = "episodes"
     SCENES = "scenes"
 
 
 _PROTOCOL_OF = {
-    **dict.fromkeys(("way", "episodes", "pictures", "max_pictures"), Protocol.EPISODES),
-    **dict.fromkeys(("min_miou", "min_er", "max_drop", "drop"), Protocol.EPISODES),
+    **dict.fromkeys(("ways", "episodes", "preview", "max_pictures"), Protocol.EPISODES),
+    **dict.fromkeys(("min_miou", "min_exact_ratio", "baseline", "max_drop"), Protocol.EPISODES),
     **dict.fromkeys(("per_class", "max_false_alarms", "min_hits"), Protocol.SCENES),
 }
-"""Of the options that belong to one."""
+"""The options that only one protocol has."""
 
 
 class Outlines(str, Enum):
-    """Of what outlines are made."""
+    """How outlines are drawn."""
 
     PLAIN = "plain"
     SHARP = "sharp"
 
 
 class SupportKind(str, Enum):
-    """What is known of a support."""
+    """What is known about a support picture."""
 
     MASKS = "masks"
     NAMES = "names"
@@ -48,133 +56,155 @@ class SupportKind(str, Enum):
 
 def evaluate(
     context: typer.Context,
-    data: Annotated[Path, typer.Option(help="The data set's folder; of one's own: <class>/{images,masks}/<stem>.*")],
-    bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint, by torch, in place of a bundle.")] = None,
-    benchmark: Annotated[str, typer.Option(help="pascal, coco or folder.")] = "folder",
-    splits: Annotated[Path | None, typer.Option(help="Folder of the lists of pictures of pascal and coco.")] = None,
-    fold: Annotated[int | None, typer.Option(help="0 to 3: the classes held out; default: all classes.")] = None,
-    classes: Annotated[
-        list[str] | None, typer.Option(help="Classes of a folder, a,b or repeated; default: all.")
+    data: Annotated[
+        Path, typer.Option(help="Data set folder: <class>/images/* and <class>/masks/*, or the benchmark's root.")
+    ],
+    bundle: BundleOption = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint of a network, .safetensors or .ckpt, evaluated in PyTorch instead of a bundle."),
     ] = None,
+    benchmark: Annotated[str, typer.Option(help="Layout of --data: folder, pascal or coco.")] = "folder",
+    splits: Annotated[
+        Path | None, typer.Option(help="Folder with the standard picture lists of pascal and coco.")
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option(help="Fold, 0 to 3: train without its classes, test on them; default: all classes.")
+    ] = None,
+    classes: Annotated[list[str] | None, typer.Option(help="Classes to use, as a,b or repeated; default: all.")] = None,
     protocol: Annotated[
-        Protocol, typer.Option(help="The paper's episodes, or scenes: all classes at once on all other pictures.")
+        Protocol,
+        typer.Option(
+            help="episodes: as in the paper, each asks about one query picture, given support pictures of a few "
+            "classes; scenes: enroll every class, then ask every other picture about all of them."
+        ),
     ] = Protocol.EPISODES,
-    way: Annotated[int, typer.Option(min=1, max=255, help="Classes of an episode.")] = 1,
-    shot: Annotated[int, typer.Option(min=1, help="Support pictures of each class.")] = 1,
-    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 1000,
+    ways: WaysOption = 1,
+    shots: ShotsOption = 1,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 1000,
     per_class: Annotated[
-        int | None, typer.Option(min=1, help="Pictures of each class to judge as scenes; default: all.")
+        int | None, typer.Option(min=1, help="Maximum number of scenes per class; default: every other picture.")
     ] = None,
-    supports: Annotated[SupportKind, typer.Option(help="Enroll with masks, or by names alone.")] = SupportKind.MASKS,
+    supports: Annotated[
+        SupportKind, typer.Option(help="Enroll support pictures with their masks, or with the class name only.")
+    ] = SupportKind.MASKS,
     outlines: Annotated[
         Outlines | None,
-        typer.Option(help="plain is CST alone, sharp adds objectness; default: sharp where the model can."),
+        typer.Option(
+            help="plain: as CST computes them; sharp: refined by objectness; default: sharp if the model supports it."
+        ),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="auto, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx; torch for --checkpoint.")
+        str,
+        typer.Option(
+            help="auto, onnxruntime (on the CPU), onnxruntime-cuda, or what build-engine made: tensorrt, tensorrt-rtx; "
+            "torch for a --checkpoint."
+        ),
     ] = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON to this file.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Draw the first episodes into this folder.")] = None,
-    max_pictures: Annotated[int, typer.Option(min=1, help="How many of them.")] = 20,
-    min_miou: Annotated[float | None, typer.Option(help="Fail below this mIoU, in percent.")] = None,
-    min_er: Annotated[float | None, typer.Option(help="Fail below this exact ratio, in percent.")] = None,
+    as_json: JsonOption = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the result as JSON.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Draw pictures of the first episodes into this folder.")] = None,
+    max_pictures: Annotated[int, typer.Option(min=1, help="Maximum number of pictures.")] = 20,
+    min_miou: Annotated[
+        float | None, typer.Option(help="Fail if the mIoU (mean overlap of masks) is below this percentage.")
+    ] = None,
+    min_exact_ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="Fail if the exact ratio (share of episodes whose presence answers are all right) is below this "
+            "percentage."
+        ),
+    ] = None,
     max_false_alarms: Annotated[
-        float | None, typer.Option(help="Fail where more scenes without a class are taken for it, in percent.")
+        float | None,
+        typer.Option(help="Fail if false alarms (scenes in which an absent class is found) exceed this percentage."),
     ] = None,
     min_hits: Annotated[
-        float | None, typer.Option(help="Fail where a class is found in fewer of its scenes, in percent.")
+        float | None,
+        typer.Option(help="Fail if hits (scenes in which a class that is there is found) are below this percentage."),
     ] = None,
-    max_drop: Annotated[
-        Path | None, typer.Option(help="Fail where mIoU or exact ratio fall behind this earlier --output.")
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Earlier result (written with --output) to compare with.")
     ] = None,
-    drop: Annotated[float | None, typer.Option(min=0, help="Points that they may fall behind by; default: 1.")] = None,
+    max_drop: MaxDropOption = None,
 ) -> None:
-    """Measure exact ratio and mIoU over episodes, or hits and false alarms on scenes; a limit that fails has code 5."""
+    """Measure accuracy on few-shot episodes or on scenes; exit with code 5 if a given limit is missed."""
     from fsvit_edge.cli.terminal import advise, progress
     from fsvit_edge.learn.episode_pictures import draw_answer
-    from fsvit_edge.learn.evaluation import Answer, EvaluationOptions
+    from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult
     from fsvit_edge.learn.evaluation import evaluate as run_episodes
-    from fsvit_edge.learn.gates import DEFAULT_DROP_POINTS, Gates, Reference, SceneGates
-    from fsvit_edge.learn.scenes import SceneOptions, evaluate_scenes
+    from fsvit_edge.learn.gates import DEFAULT_MAX_DROP, Baseline, Gates, SceneGates
+    from fsvit_edge.learn.scenes import SceneOptions, SceneResult, evaluate_scenes
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import write_image
 
     _check_protocol(context, protocol)
-    if drop is not None and max_drop is None:
-        raise InputError("--drop says how far to fall behind a reference; name it with --max-drop REFERENCE.json.")
+    if max_drop is not None and baseline is None:
+        raise InputError("--max-drop compares with an earlier result; give one with --baseline FILE.")
     if output is not None and output.is_dir():
         raise InputError(f"{output} is a folder; give the name of a file to write.")
     masks = supports is SupportKind.MASKS
-    source = {
-        "source": str(checkpoint or bundle or "the model shipped"),
-        "data": {"benchmark": benchmark, "folder": str(data), "fold": fold},
-    }
-    if protocol is Protocol.SCENES:
-        selection = _open_data(benchmark, data, splits, fold, classes, masks)
-        with progress("Evaluate") as step:
-            step("load the model")
-            with _open_model(bundle, checkpoint, engine, precision, threads) as model:
-                _set_outlines(model, outlines)
-                scenes = evaluate_scenes(model, selection, SceneOptions(shot, masks, per_class), step)
-        text = _put_out({**scenes.to_dict(), **source}, model.choice, output)
-        if as_json:
-            print(text, end="")
-        else:
-            _print_scenes(scenes, model.choice)
-        SceneGates(max_false_alarms, min_hits).check(scenes)
-        if max_false_alarms is None:
-            advise("Next: hold later models to it with: fsvit-edge eval --protocol scenes --max-false-alarms PERCENT")
-        return
-    options = EvaluationOptions(way, shot, episodes, masks)
-    reference = None if max_drop is None else Reference.load(max_drop)
-    gates = Gates(min_miou, min_er, reference, DEFAULT_DROP_POINTS if drop is None else drop)
+    options = EvaluationOptions(ways, shots, episodes, masks)
+    earlier = None if baseline is None else Baseline.load(baseline)
     selection = _open_data(benchmark, data, splits, fold, classes, masks)
 
     def draw(answer: Answer) -> None:
-        if pictures is not None and answer.number < max_pictures:
+        if preview is not None and answer.number < max_pictures:
             name = f"episode-{answer.number:0{len(str(episodes - 1))}}.png"
-            write_image(pictures / name, draw_answer(selection, answer, masks))
+            write_image(preview / name, draw_answer(selection, answer, masks))
 
+    result: EvaluationResult | SceneResult
     with progress("Evaluate") as step:
         step("load the model")
         with _open_model(bundle, checkpoint, engine, precision, threads) as model:
-            _set_outlines(model, outlines)
-            if reference is not None:
-                reference.check_settings({**vars(options), "outlines": model.outlines})
-            result = run_episodes(model, selection, options, step, draw)
+            if outlines is not None:
+                model.outlines = outlines.value
+            if protocol is Protocol.SCENES:
+                result = evaluate_scenes(model, selection, SceneOptions(shots, masks, per_class), step)
+            else:
+                if earlier is not None:
+                    earlier.check_settings({**vars(options), "outlines": model.outlines})
+                result = run_episodes(model, selection, options, step, draw)
 
-    text = _put_out({**result.to_dict(), **source}, model.choice, output)
+    source = {
+        "source": str(checkpoint or bundle or "the bundled model"),
+        "data": {"benchmark": benchmark, "folder": str(data), "fold": fold},
+    }
+    text = _to_json({**result.to_dict(), **source}, model.choice, output)
     if as_json:
         print(text, end="")
+    elif isinstance(result, SceneResult):
+        _print_scenes(result, model.choice)
     else:
         _print_result(result, model.choice)
-    gates.check(result)
-    if output is not None and max_drop is None:
-        advise(f"Next: keep {output} and hold later models to it with: fsvit-edge eval --max-drop {output}")
+    if isinstance(result, SceneResult):
+        SceneGates(max_false_alarms, min_hits).check(result)
+        if max_false_alarms is None:
+            advise("Next: make this a limit with: fsvit-edge eval --protocol scenes --max-false-alarms PERCENT")
+        return
+    Gates(min_miou, min_exact_ratio, earlier, DEFAULT_MAX_DROP if max_drop is None else max_drop).check(result)
+    if output is not None and baseline is None:
+        advise(f"Next: compare later models with this one: fsvit-edge eval --baseline {output}")
     elif checkpoint is not None:
         advise(f"Next: fsvit-edge export --checkpoint {checkpoint}")
-    elif pictures is None:
-        advise("Next: see the answers with --pictures DIR")
+    elif preview is None:
+        advise("Next: draw the answers with --preview DIR")
 
 
 def _check_protocol(context: typer.Context, protocol: Protocol) -> None:
     from fsvit_edge.runtime.errors import InputError
 
-    for name, its in _PROTOCOL_OF.items():
+    for name, only in _PROTOCOL_OF.items():
         given = context.get_parameter_source(name)
-        if its is not protocol and given is not None and given.name == "COMMANDLINE":
+        if only is not protocol and given is not None and given.name == "COMMANDLINE":
             option = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{option} belongs to --protocol {its.value}; leave it out of --protocol {protocol.value}."
-            )
+            raise InputError(f"{option} works only with --protocol {only.value}; leave it out here.")
 
 
-def _put_out(result: dict[str, Any], choice: "EngineChoice", output: Path | None) -> str:
-    """Return a result as JSON, and write it where it is asked for."""
+def _to_json(result: dict[str, Any], choice: "EngineChoice", output: Path | None) -> str:
+    """Return a result as JSON text, and write it to `output` if given."""
     import json
 
     from fsvit_edge.runtime.storage import atomic_write
@@ -203,7 +233,7 @@ def _open_data(
     if not classes:
         return open_data(benchmark, root, splits, fold, "test", masks)
     if benchmark != "folder" or fold is not None:
-        raise InputError("--classes chooses among the classes of a folder; leave out --benchmark and --fold.")
+        raise InputError("--classes works only with --benchmark folder and without --fold; leave those out.")
     names = [name.strip() for part in classes for name in part.split(",")]
     return FolderFewShot(root, names, masks)
 
@@ -216,24 +246,19 @@ def _open_model(
 
     if checkpoint is None:
         if engine == "torch":
-            raise InputError("--engine torch computes a checkpoint, not a bundle; name it with --checkpoint FILE.")
+            raise InputError("--engine torch runs a checkpoint, not a bundle; give one with --checkpoint FILE.")
         return open_model(bundle, engine, precision, threads)
     if bundle is not None:
-        raise InputError("Evaluate either a bundle or a checkpoint: give --bundle or --checkpoint, not both.")
+        raise InputError("Give either --bundle or --checkpoint, not both.")
     export = f"make one with: fsvit-edge export --checkpoint {checkpoint}"
     if engine not in ("auto", "torch"):
-        raise InputError(f"--engine {engine} computes a bundle; {export}.")
+        raise InputError(f"--engine {engine} runs a bundle, not a checkpoint; {export}.")
     if precision not in ("auto", "fp32"):
-        raise InputError(f"--precision {precision} is for the engines of a bundle, torch computes in fp32; {export}.")
+        raise InputError(f"--precision {precision} needs a bundle, because PyTorch runs checkpoints in fp32; {export}.")
     require("fsvit-edge eval --checkpoint", ("torch", "timm"), "export")
     from fsvit_edge.model.torch_engine import open_checkpoint
 
     return open_checkpoint(checkpoint, threads)
-
-
-def _set_outlines(model: "FewShotModel", outlines: Outlines | None) -> None:
-    if outlines is not None:
-        model.outlines = outlines.value
 
 
 def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
@@ -242,8 +267,8 @@ def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
     options, scores, model = result.options, result.scores, result.model
     kind = "supports with masks" if options.masks else "supports by name"
     title = (
-        f"{model.name} at {model.image_size} px, {choice.description}: {options.way}-way {options.shot}-shot, {kind}, "
-        f"{options.episodes} episodes in {result.elapsed_s:.0f} s, {result.outlines} outlines"
+        f"{model.name} at {model.image_size} px, {choice.description}: {options.ways}-way {options.shots}-shot, "
+        f"{kind}, {options.episodes} episodes in {result.elapsed_s:.0f} s, {result.outlines} outlines"
     )
     overall = [
         ("0/1 exact ratio", *_cells(scores.exact_ratio)),
@@ -251,12 +276,12 @@ def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
     ]
     print_table(title, ("", "%", "95 % interval"), overall)
     if result.segmented < options.episodes:
-        print(f"mIoU is of {result.segmented} episodes; the other queries have no mask.\n")
+        print(f"mIoU covers {result.segmented} episodes; the other query pictures have no mask.\n")
     rows = [
         (one.name, str(one.asked), str(one.shown), *_cells(one.presence), *_cells(one.iou)) for one in scores.classes
     ]
-    header = ("class", "asked", "shown", "presence right %", "95 % interval", "IoU %", "95 % interval")
-    print_table("By class", header, rows)
+    header = ("class", "asked", "present", "presence right %", "95 % interval", "IoU %", "95 % interval")
+    print_table("Per class", header, rows)
 
 
 def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
@@ -264,17 +289,17 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
 
     options, scores, model = result.options, result.scores, result.model
     kind = "with masks" if options.masks else "by name"
-    supports = "1 support" if options.shot == 1 else f"{options.shot} supports"
+    supports = "1 support" if options.shots == 1 else f"{options.shots} supports"
     title = (
-        f"{model.name} at {model.image_size} px, {choice.description}: {supports} a class {kind}, "
+        f"{model.name} at {model.image_size} px, {choice.description}: {supports} per class {kind}, "
         f"{len(scores.classes)} classes, {result.pictures} pictures in {result.elapsed_s:.0f} s"
     )
     overall = [
-        ("hits at the levels in use", *_cells(scores.hits)),
-        ("false alarms at the levels in use", *_cells(scores.false_alarms)),
+        ("hits at the current levels", *_cells(scores.hits)),
+        ("false alarms at the current levels", *_cells(scores.false_alarms)),
         ("area under the curve", *_cells(scores.area)),
-        ("hits at 1 % false alarms, a level for each class", *_cells(scores.hits_at_1_percent)),
-        ("hits at 0.1 % false alarms, a level for each class", *_cells(scores.hits_at_01_percent)),
+        ("hits at 1 % false alarms, one level per class", *_cells(scores.hits_at_1_percent)),
+        ("hits at 0.1 % false alarms, one level per class", *_cells(scores.hits_at_01_percent)),
         ("hits at 1 % false alarms, one level for all", *_cells(scores.pooled_hits_at_1_percent)),
         ("hits at 0.1 % false alarms, one level for all", *_cells(scores.pooled_hits_at_01_percent)),
     ]
@@ -293,7 +318,7 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
         for one in scores.classes
     ]
     rates = ("hits %", "false alarms %", "95 % interval", "area %", "hits at 1 %")
-    print_table("By class", ("class", "level", "pictures", "scenes", *rates), rows)
+    print_table("Per class", ("class", "level", "pictures", "scenes", *rates), rows)
 
 
 def _cells(score: "Score | None") -> tuple[str, str]:

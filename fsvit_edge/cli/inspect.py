@@ -1,4 +1,4 @@
-"""`fsvit-edge inspect`: what a file is, and whether it will run here."""
+"""`fsvit-edge inspect`: what a file is, and whether it runs here."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,11 +8,11 @@ import typer
 
 def inspect(
     file: Annotated[
-        Path, typer.Argument(help="An engine, its sidecar, a graph, a bundle, a bank, a calibration or a checkpoint.")
+        Path, typer.Argument(help="Engine, sidecar of an engine, ONNX graph, bundle, bank, calibration or checkpoint.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what a file is, whether it is whole, and whether it will run here; nothing in it is executed."""
+    """Show what a file is, whether it is intact, and whether it runs here. Nothing in it is executed."""
     import json
 
     from fsvit_edge.inspect.inspection import inspect_file
@@ -30,7 +30,7 @@ def inspect(
         for name, value in found.facts.items():
             print(f"  {name:<{width}}  {value}")
         if found.runs_here is not None:
-            print("It will run here." if found.runs_here else "It will not run here:")
+            print("It runs here." if found.runs_here else "It does not run here:")
         for problem in found.problems:
             print(f"- {problem}")
     if found.exit_code:

@@ -1,4 +1,4 @@
-"""`fsvit-edge`: the commands together, and the one place where errors become sentences and exit codes."""
+"""`fsvit-edge`: all commands, and the one place where an error becomes a sentence and an exit code."""
 
 import errno
 import os
@@ -19,13 +19,14 @@ from fsvit_edge.cli.export import export
 from fsvit_edge.cli.inspect import inspect
 from fsvit_edge.cli.run import run
 from fsvit_edge.cli.train import train
+from fsvit_edge.cli.vocabulary import new_spelling
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 _USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError: Typer now carries its own copy of click
 
 app = typer.Typer(
     name="fsvit-edge",
-    help="Show a camera a few pictures of a thing; it tells in every frame whether it is there and where.",
+    help="Learn an object from a few pictures, then find and outline it in every camera frame.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -62,7 +63,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
-        # What is left in the buffer would fail once more, with a traceback, when Python ends.
+        # Otherwise Python flushes the rest of the buffer at exit and fails again, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:
             sys.exit(0)
@@ -81,10 +82,11 @@ def _fail(sentence: str, exit_code: int) -> NoReturn:
 
 def _fail_usage(error: Any) -> NoReturn:
     message = error.format_message()
-    if "\n" in message:  # a command without arguments: its help
+    if "\n" in message:  # no arguments were given, so the message is the command's help
         print(message, file=sys.stderr)
         sys.exit(error.exit_code)
     command = error.ctx.command_path if error.ctx else "fsvit-edge"
+    message = new_spelling(command.split()[-1], error) or message
     _fail(f"{message.rstrip('.')}; see: {command} --help", error.exit_code)
 
 

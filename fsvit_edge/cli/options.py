@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,8 +8,24 @@ import typer
 EngineOption = Annotated[
     str,
     typer.Option(
-        help="auto, onnxruntime (on the CPU), onnxruntime-cuda, or what build-engine made: tensorrt, tensorrt-rtx."
+        help="auto, onnxruntime (on the CPU), onnxruntime-cuda, or an engine from build-engine: tensorrt, tensorrt-rtx."
     ),
 ]
-PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, fp16 or int8; build-engine makes the last two.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of the engine; default: every core.")]
+PrecisionOption = Annotated[
+    str, typer.Option(help="auto, fp32, fp16 or int8; fp16 and int8 need an engine from build-engine.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Maximum number of CPU threads; default: every core.")]
+BundleOption = Annotated[Path | None, typer.Option(help="Bundle folder; default: the bundled model.")]
+WaysOption = Annotated[int, typer.Option(min=1, max=255, help="Number of classes asked about at once (ways).")]
+ShotsOption = Annotated[int, typer.Option(min=1, help="Number of support pictures per class (shots).")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Random seed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MaxDropOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="POINTS",
+        min=0,
+        help="Fail if exact ratio or mIoU drops by more than this many percentage points; needs something to compare "
+        "with: --baseline (default: 1 point) or, when building engines, --data.",
+    ),
+]

@@ -1,7 +1,7 @@
 """`fsvit-edge run`: frames in, classes and masks out."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -14,15 +14,12 @@ if TYPE_CHECKING:
     from fsvit_edge.live.run import RunResult
     from fsvit_edge.live.shared_model import LiveModel
     from fsvit_edge.live.sinks.base import Sink
-    from fsvit_edge.live.sources.options import Flip
+    from fsvit_edge.live.sources.base import Flip
     from fsvit_edge.live.statistics import RunStatistics
-    from fsvit_edge.runtime.engines.choose import EngineChoice
     from fsvit_edge.runtime.prediction import Prediction
-    from fsvit_edge.runtime.predictor import FewShotModel
 
-_DEFAULT_FPS = 25.0
 _DEMO_VIDEO = "demo.mp4"
-_DEFAULT_BANK = Path("bank.safetensors")
+_TABLE_PERIOD_S = 0.25
 
 
 def run(
@@ -33,123 +30,107 @@ def run(
         ),
     ] = None,
     camera: Annotated[
-        bool, typer.Option("--camera", help="Read a camera; camera 0 unless SOURCE names another.")
+        bool, typer.Option("--camera", help="Read a camera: camera 0, or the one given as SOURCE.")
     ] = False,
     sink: Annotated[
         list[str] | None,
         typer.Option(
-            help="DIR/ (pictures), out.mp4 (video), out.jsonl or - (JSON lines), mqtt://HOST/TOPIC, or the page: "
-            "http://127.0.0.1:8080. May be repeated."
+            help="Where results go: DIR/ (pictures), out.mp4 (video), out.jsonl or - (JSON lines), mqtt://HOST/TOPIC, "
+            "or the page: http://127.0.0.1:8080. May be repeated."
         ),
     ] = None,
     bank: Annotated[
-        Path | None, typer.Option(help="The enrolled classes; default: bank.safetensors here, where it is.")
+        Path | None, typer.Option(help="File with the enrolled classes; default: bank.safetensors, if it exists.")
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Folder of the bundle; default: the bundled model.")] = None,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
     level: Annotated[
-        float | None, typer.Option(help="The score above which a class is present, for all classes in this run.")
+        float | None,
+        typer.Option(help="Score above which a class is present, for all classes; default: the level of each class."),
     ] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels asked of a camera.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels asked of a camera.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames per second: of a camera, or of a --realtime file.")] = None,
-    flip: Annotated[str, typer.Option(help="none, horizontal, vertical, or both (180 degrees).")] = "none",
-    loop: Annotated[bool, typer.Option("--loop", help="Start a file again at its end.")] = False,
+    width: Annotated[int | None, typer.Option(help="Frame width of a camera in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Frame height of a camera in pixels.")] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames per second of a camera, or of a file with --realtime.")
+    ] = None,
+    flip: Annotated[str, typer.Option(help="Flip frames: none, horizontal, vertical, or both (180 degrees).")] = "none",
+    loop: Annotated[bool, typer.Option("--loop", help="Restart a file at its end.")] = False,
     realtime: Annotated[
-        bool, typer.Option("--realtime", help="Play a file at its own pace, as a camera would: late frames are lost.")
+        bool,
+        typer.Option("--realtime", help="Play a file at its own speed like a camera; late frames are dropped."),
     ] = False,
-    segment: Annotated[float | None, typer.Option(help="Seconds after which a recording begins a new file.")] = None,
-    keep: Annotated[int | None, typer.Option(help="Newest segments or pictures to keep; older ones go.")] = None,
-    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
-    stats: Annotated[float | None, typer.Option(min=0.1, help="Print statistics every so many seconds.")] = None,
-    health: Annotated[Path | None, typer.Option(help="A JSON file that says every second how the run fares.")] = None,
+    segment: Annotated[float | None, typer.Option(help="Start a new file of a recording after this many seconds.")] = (
+        None
+    ),
+    keep: Annotated[
+        int | None, typer.Option(help="Maximum number of segments or pictures; the oldest are deleted.")
+    ] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Maximum number of frames.")] = None,
+    stats: Annotated[float | None, typer.Option(min=0.1, help="Seconds between two lines of statistics.")] = None,
+    health: Annotated[Path | None, typer.Option(help="Write status to this JSON file every second.")] = None,
     token: Annotated[
-        str | None, typer.Option(help="What a browser must present to a page that others can reach.")
+        str | None, typer.Option(help="Access token for the page; default: random, if others can reach the page.")
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A name by which browsers reach the page. May be repeated.")
+        list[str] | None, typer.Option(help="Host name under which browsers may open the page. May be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Classify and segment every frame of a source by the classes of a bank."""
-    from fsvit_edge.cli.terminal import advise, open_model
-    from fsvit_edge.live.run import LiveRun, RunOptions
-    from fsvit_edge.live.shared_model import LiveModel
-    from fsvit_edge.live.sinks.open import open_sink, recording_folder, sink_name
-    from fsvit_edge.live.sinks.segments import SinkOptions
-    from fsvit_edge.live.sources.open import open_source
-    from fsvit_edge.live.sources.options import SourceOptions
-    from fsvit_edge.runtime.errors import InputError
-    from fsvit_edge.runtime.presence_level import check_level
-    from fsvit_edge.runtime.storage import remove_leftovers
+    from fsvit_edge.cli.terminal import advise
+    from fsvit_edge.live.run import RunOptions, run_source
+    from fsvit_edge.live.sinks.base import SinkOptions
+    from fsvit_edge.live.sinks.open import is_page
+    from fsvit_edge.live.sources.base import SourceOptions
 
-    if level is not None:
-        check_level(level)
-    uri = _source_uri(source, camera)
-    is_demo = uri == "demo"
-    sinks = list(sink or ())
-    pages = [name for name in sinks if _is_page(name)]
-    if is_demo and pages and max_frames is None:
-        loop = realtime = True  # a camera to try the page with
-    elif is_demo:
-        if not sinks:
-            sinks = [_DEMO_VIDEO]
-        if max_frames is None:
-            from fsvit_edge.live.sources.demo import demo_length
+    uri = _source(source, camera)
+    sinks = sink or ([_DEMO_VIDEO] if uri == "demo" else [])
+    options = RunOptions(
+        source=SourceOptions(width, height, fps, cast("Flip", flip), loop, realtime),
+        recording=SinkOptions(segment, keep),
+        bundle=bundle,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        bank=bank,
+        level=level,
+        max_frames=max_frames,
+        stats_s=stats,
+        health_file=health,
+    )
 
-            max_frames = demo_length()
-    if bank is None and not is_demo and _DEFAULT_BANK.is_file():
-        bank = _DEFAULT_BANK
-    for folder in {*filter(None, map(recording_folder, sinks)), (bank or _DEFAULT_BANK).parent}:
-        remove_leftovers(folder)
-    source_options = SourceOptions(width, height, fps, cast("Flip", flip), loop, realtime)
-    with ExitStack() as stack:
-        frames = stack.enter_context(open_source(uri, source_options))
-        if bank is None and not is_demo and not frames.is_live and not pages:
-            raise InputError(
-                "No class is enrolled; enroll one with: fsvit-edge enroll NAME IMAGE, or name a bank with --bank FILE "
-                "(to try without: fsvit-edge run demo)."
-            )
-        model = stack.enter_context(open_model(bundle, engine, precision, threads))
-        if bank is not None and (bank.exists() or not pages):
-            model.load_bank(bank)
-        elif is_demo or not pages:
-            if not is_demo:
-                advise("No bank is here, so these are the demo's classes; yours: fsvit-edge enroll NAME IMAGE")
-            _enroll_demo(model)
-        model.set_level_for_all(level)
-        live_model = LiveModel(model)
-        sink_options = SinkOptions(segment, keep, frames.is_live)
-        opened = []
-        with ExitStack() as unstarted:  # finishes the sinks that are open where a later one is refused
-            for name in sinks:
-                if name in pages:
-                    one = _open_page(name, live_model, bank or _DEFAULT_BANK, token, allow_host or [])
-                else:
-                    one = open_sink(name, frames.fps or _DEFAULT_FPS, sink_options)
-                opened.append((sink_name(name), unstarted.enter_context(one)))
-            unstarted.pop_all()  # from here on they are the run's
-        show = stack.enter_context(_live_table(frames.name))
-        options = RunOptions(max_frames, stats, health)
-        result = LiveRun(frames, live_model, opened, options, advise, show).run()
-        choice = model.choice
-    _print_summary(result, choice, as_json, to_stderr="-" in sinks and not as_json)
+    def open_page(uri: str, model: "LiveModel", bank: Path) -> "Sink":
+        return _open_page(uri, model, bank, token, allow_host or [])
+
+    with _live_table() as on_frame:
+        result = run_source(uri, sinks, options, say=advise, on_frame=on_frame, open_page=open_page)
+    _print_summary(result, as_json, to_stderr="-" in sinks and not as_json)
     for status in result.health.sinks:
         if status.name != "-" and "://" not in status.name and status.written and not status.failure:
             advise(f"Wrote {status.name}{' in numbered segments' if segment and '.' in status.name else ''}")
-    if is_demo and not pages:
+    if uri == "demo" and not any(map(is_page, sinks)):
         advise("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
 
-def _is_page(uri: str) -> bool:
-    return uri.lower().startswith("http://")
+def _source(source: str | None, camera: bool) -> str:
+    from fsvit_edge.runtime.errors import InputError
+
+    if not camera:
+        if source is None:
+            raise InputError("Give a source (a picture, a folder, a video, rtsp://... or demo) or --camera.")
+        return source
+    if source is not None and not source.isdigit() and not source.startswith("/dev/"):
+        raise InputError(
+            f"--camera reads a camera, but SOURCE is {source!r}; give a camera number, or only one of them."
+        )
+    return source or "0"
 
 
-def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, hosts: list[str]) -> "Sink":
+def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, hosts: Sequence[str]) -> "Sink":
     from fsvit_edge.cli.terminal import advise, require
 
     require("The page", ("starlette", "uvicorn", "prometheus_client"), "web")
@@ -160,31 +141,9 @@ def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, host
     return page
 
 
-def _source_uri(source: str | None, camera: bool) -> str:
-    from fsvit_edge.runtime.errors import InputError
-
-    if not camera:
-        if source is None:
-            raise InputError("Name a source (a picture, a folder, a video, rtsp://... or demo) or give --camera.")
-        return source
-    if source is not None and not source.isdigit() and not source.startswith("/dev/"):
-        raise InputError(f"--camera reads a camera, but SOURCE is {source!r}; give a camera's number or leave one out.")
-    return source or "0"
-
-
-def _enroll_demo(model: "FewShotModel") -> None:
-    from fsvit_edge.cli.terminal import advise
-    from fsvit_edge.live.sources.demo import demo_supports
-
-    for support in demo_supports():
-        model.enroll(support.name, [support.image], [support.mask])
-        known = "its name alone" if support.mask is None else "a mask"
-        advise(f"Enrolled {support.name!r} from one picture and {known}")
-
-
 @contextmanager
-def _live_table(source: str) -> Iterator["Callable[[Frame, Prediction, RunStatistics], None] | None"]:
-    """Yield what draws the newest frame's result, four times a second; None where stderr is not a terminal."""
+def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None] | None"]:
+    """Yield what draws the result for the newest frame, four times per second; None if stderr is not a terminal."""
     import sys
 
     if not sys.stderr.isatty():
@@ -197,17 +156,16 @@ def _live_table(source: str) -> Iterator["Callable[[Frame, Prediction, RunStatis
     from rich.live import Live
     from rich.table import Table
 
-    period_s = 0.25
-    last = -period_s
+    last = -_TABLE_PERIOD_S
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
 
         def show(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:
             nonlocal last
             now = time.monotonic()
-            if now - last < period_s:
+            if now - last < _TABLE_PERIOD_S:
                 return
             last = now
-            title = f"{source}: frame {frame.index}, {statistics.fps:.1f} frames/s"
+            title = f"{frame.source}: frame {frame.index}, {statistics.fps:.1f} frames/s"
             table = Table("class", "P(present) / level", "", "area", title=title, title_justify="left", box=box.SIMPLE)
             for one in prediction.results:
                 table.add_row(
@@ -222,34 +180,19 @@ def _live_table(source: str) -> Iterator["Callable[[Frame, Prediction, RunStatis
         yield show
 
 
-def _print_summary(result: "RunResult", choice: "EngineChoice", as_json: bool, to_stderr: bool) -> None:
+def _print_summary(result: "RunResult", as_json: bool, to_stderr: bool) -> None:
     import json
 
     from fsvit_edge.cli.terminal import print_table
 
-    health, statistics = result.health, result.statistics
-    stages = {stage: (round(one.p50, 2), round(one.p95, 2)) for stage, one in health.latency_ms.items()}
-    age, dropped = health.age_ms, health.source_status.dropped
     if as_json:
-        summary = {
-            "source": health.source,
-            "model": health.model,
-            "engine": choice.engine,
-            "precision": choice.precision,
-            "frames": statistics.frames,
-            "dropped": dropped,
-            "reconnects": health.source_status.reconnects,
-            "elapsed_s": round(statistics.elapsed_s, 3),
-            "fps": round(statistics.fps, 2),
-            "age_ms": None if age is None else {name: round(value, 2) for name, value in vars(age).items()},
-            "latency_ms": {stage: {"p50": p50, "p95": p95} for stage, (p50, p95) in stages.items()},
-            "memory_mb": round(health.memory_mb, 1),
-        }
-        print(json.dumps(summary, ensure_ascii=False))
+        print(json.dumps(result.to_dict(), ensure_ascii=False))
         return
+    health, statistics = result.health, result.statistics
     speed = f"{statistics.frames} frames in {statistics.elapsed_s:.1f} s, {statistics.fps:.1f} frames/s"
+    dropped, age = health.source_status.dropped, health.age_ms
     if dropped and age is not None:
         speed += f", {dropped} dropped, {age.p50:.0f} ms old (p99 {age.p99:.0f})"
-    rows = [(stage, f"{p50:.2f}", f"{p95:.2f}") for stage, (p50, p95) in stages.items()]
-    title = f"{health.source} with {health.model}: {speed}; {choice.description}"
+    rows = [(stage, f"{one.p50:.2f}", f"{one.p95:.2f}") for stage, one in health.latency_ms.items()]
+    title = f"{health.source} with {health.model}: {speed}; {result.choice.description}"
     print_table(title, ("stage", "p50 ms", "p95 ms"), rows, to_stderr)

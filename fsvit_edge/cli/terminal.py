@@ -1,4 +1,4 @@
-"""How commands speak: results on stdout, progress and advice on stderr, heavy packages asked for by name."""
+"""What the commands print: results on stdout; progress, advice and missing packages on stderr."""
 
 import sys
 import time
@@ -15,25 +15,30 @@ if TYPE_CHECKING:
 
 
 def require(purpose: str, packages: Sequence[str], extra: str) -> None:
-    """Check that packages are installed before a command imports what needs them.
+    """Check that packages are installed, before a command imports code that needs them.
+
+    Args:
+        purpose: What needs them: the first words of the error.
+        packages: Names to import.
+        extra: The extra of fsvit-edge that installs them.
 
     Raises:
-        EnvironmentLacksError: One is not.
+        EnvironmentLacksError: A package is missing.
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise EnvironmentLacksError(
-            f'{purpose} needs {", ".join(missing)}, not installed here; try: pip install "fsvit-edge[{extra}]".'
+            f'{purpose} needs {", ".join(missing)}, which is not installed; try: pip install "fsvit-edge[{extra}]".'
         )
 
 
 def advise(text: str) -> None:
-    """Print a line for the person, not for the program that reads stdout."""
+    """Print a line to stderr, for the user rather than for a program that reads stdout."""
     print(text, file=sys.stderr)
 
 
 def open_model(bundle: Path | None, engine: str, precision: str, threads: int | None = None) -> "FewShotModel":
-    """Open a bundle as `FewShotModel.load` does, and say which engines were passed over and why."""
+    """Open a bundle as `FewShotModel.load` does, and print which engines were skipped and why."""
     from fsvit_edge.runtime.predictor import FewShotModel
 
     model = FewShotModel.load(bundle, engine, precision, threads)
@@ -44,7 +49,7 @@ def open_model(bundle: Path | None, engine: str, precision: str, threads: int | 
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str], None]]:
-    """Yield a function that says which step has begun: a spinner with a clock on a terminal, else a line a step."""
+    """Yield a function that shows the current step: beside a spinner and a clock, or as one line per step in a log."""
     started = time.monotonic()
     if not sys.stderr.isatty():
         yield lambda step: advise(f"[{time.monotonic() - started:6.1f} s] {title}: {step}")
@@ -59,7 +64,7 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], to_stderr: bool = False) -> None:
-    """Print a table; the first column is text, the others are figures."""
+    """Print a table: the first column is text, the others are numbers."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,86 +1,119 @@
-"""`fsvit-edge train`: pictures of classes become a head that knows how to compare."""
+"""`fsvit-edge train`: train the head on a data set."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fsvit_edge.cli.options import SeedOption, ThreadsOption, WaysOption
+
 
 def train(
-    data: Annotated[Path, typer.Option(help="Pictures, <class>/images/* and masks/*; or the benchmark's root.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The trained network, .safetensors.")],
-    benchmark: Annotated[str, typer.Option(help="How DATA is laid out: folder, pascal or coco.")] = "folder",
-    splits: Annotated[Path | None, typer.Option(help="Folder of the standard lists, for pascal and coco.")] = None,
+    data: Annotated[
+        Path, typer.Option(help="Data set folder: <class>/images/* and <class>/masks/*, or the benchmark's root.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the trained network, .safetensors.")],
+    benchmark: Annotated[str, typer.Option(help="Layout of --data: folder, pascal or coco.")] = "folder",
+    splits: Annotated[
+        Path | None, typer.Option(help="Folder with the standard picture lists of pascal and coco.")
+    ] = None,
     fold: Annotated[
-        int | None, typer.Option(help="Leave out the classes of this fold, 0 to 3; default: train on all.")
+        int | None, typer.Option(help="Fold, 0 to 3: train without its classes, test on them; default: all classes.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Network to start from, as for export; default: the small model shipped.")
+        Path | None, typer.Option(help="Checkpoint of a network, .safetensors or .ckpt; default: the bundled model.")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Start from this backbone of timm's and a new head, without a checkpoint.")
+        str | None, typer.Option(help="timm name of the backbone, such as vit_small_patch8_224.dino.")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="The backbone's weights: .pth or .safetensors.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights of the backbone, .safetensors or .pth.")] = None,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Fetch the backbone's weights from timm's hub.")
+        bool, typer.Option("--pretrained", help="Download the backbone's weights from timm's hub.")
     ] = False,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side of the square input in pixels.")] = None,
     is_new_head: Annotated[
-        bool, typer.Option("--new-head", help="Of a checkpoint, take the backbone alone and begin with a new head.")
+        bool, typer.Option("--new-head", help="Keep only the backbone of the checkpoint; start from a random head.")
     ] = False,
     supervision: Annotated[
-        str, typer.Option(help="mask, image (no mask is opened) or mixed (masks for a few, enhanced for the rest).")
+        str,
+        typer.Option(
+            help="What to learn from: mask (every picture has one), image (opens no masks), or mixed (masks for a few "
+            "pictures, improved guesses for the rest)."
+        ),
     ] = "mask",
-    mask_fraction: Annotated[float, typer.Option(help="mixed: share of the photographs with masks.")] = 0.05,
+    mask_fraction: Annotated[
+        float, typer.Option(help="With --supervision mixed: share of the photographs with masks.")
+    ] = 0.05,
     mask_list: Annotated[
-        Path | None, typer.Option(help="mixed: text file of the pictures with masks, a line each, class/stem.")
+        Path | None,
+        typer.Option(
+            help="With --supervision mixed: text file that lists the pictures with masks, one class/stem per line."
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 50,
-    batch: Annotated[int, typer.Option(min=1, help="Episodes a step.")] = 12,
+    batch: Annotated[
+        int,
+        typer.Option(min=1, help="Episodes per step. An episode asks about one query picture, given support pictures."),
+    ] = 12,
     micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Episodes at once, to save memory; default: the batch.")
+        int | None, typer.Option(min=1, help="Episodes computed at once; lower it to save memory; default: --batch.")
     ] = None,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Of Adam.")] = 1e-3,
-    decay: Annotated[bool, typer.Option(help="Lower the learning rate along a cosine; the paper does not.")] = True,
-    class_weight: Annotated[float, typer.Option(min=0, help="Weight of the presence loss.")] = 0.1,
-    foreground_weight: Annotated[float, typer.Option(min=0, help="Weight of a foreground pixel.")] = 1.0,
-    ways: Annotated[
-        int, typer.Option(min=1, help="Classes that each query is asked for; more than 1 makes scores comparable.")
-    ] = 1,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Learning rate of Adam.")] = 1e-3,
+    decay: Annotated[
+        bool, typer.Option(help="Lower the learning rate to 0 along a cosine; the paper keeps it constant.")
+    ] = True,
+    class_weight: Annotated[
+        float, typer.Option(min=0, help="Weight of the presence loss; the mask loss has weight 1.")
+    ] = 0.1,
+    foreground_weight: Annotated[
+        float, typer.Option(min=0, help="Weight of a foreground pixel in the mask loss; a background pixel has 1.")
+    ] = 1.0,
+    ways: WaysOption = 1,
     label_noise: Annotated[
-        float, typer.Option(help="Share of classes taken for absent that may be present after all.")
+        float, typer.Option(help="Share of the classes labeled absent that may be present; from 0 to below 1.")
     ] = 0.0,
     kept_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Draw at most so many tokens of a support in each step; default: all.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of tokens per support, drawn anew each step; default: all."),
     ] = None,
-    views: Annotated[int, typer.Option(min=1, help="Cached views of each picture; above 1 is augmentation.")] = 1,
+    views: Annotated[int, typer.Option(min=1, help="Cached views of each picture; more than 1 augments the data.")] = 1,
     same_picture: Annotated[
-        float, typer.Option(help="Share of positive episodes about two views of one photograph.")
+        float, typer.Option(help="Share of the positive episodes that use two views of one photograph.")
     ] = 0.0,
-    nameless: Annotated[float, typer.Option(help="Share of supports whose mask is hidden.")] = 0.0,
-    validation_fraction: Annotated[float, typer.Option(help="Share of the photographs to validate on.")] = 0.1,
+    mask_dropout: Annotated[float, typer.Option(help="Share of the supports whose mask is hidden.")] = 0.0,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of the photographs set aside for validation.")
+    ] = 0.1,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many epochs without a better validation mIoU.")
+        int | None, typer.Option(min=1, help="Stop after this many epochs without a better validation mIoU.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
-    devices: Annotated[int | None, typer.Option(min=1, help="Processes; default: every GPU, or one.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a process on the CPU.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where tokens are kept; default: the user's cache folder.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")] = False,
+    seed: SeedOption = 0,
+    trainer_precision: Annotated[
+        str, typer.Option(help="Precision of the trainer, Lightning's name: 32-true, bf16-mixed or 16-mixed.")
+    ] = "32-true",
+    accelerator: Annotated[str, typer.Option(help="Where to train: auto, cpu or gpu.")] = "auto",
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Number of devices to train on; default: every GPU, or 1 CPU process.")
+    ] = None,
+    threads: ThreadsOption = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for the cached tokens; default: in the user's cache folder.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint, if there is one.")
+    ] = False,
 ) -> None:
-    """Train the correlation head on a data set; the encoder stays as it is."""
+    """Train the correlation head on a data set; the encoder stays frozen."""
     from fsvit_edge.cli.terminal import advise, print_table, progress, require
     from fsvit_edge.runtime.errors import InputError
 
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors.")
     if checkpoint is None and (weights or pretrained) and backbone is None:
-        raise InputError("Name the backbone whose weights these are with --backbone.")
+        raise InputError("--weights and --pretrained need the name of the backbone; give it with --backbone.")
     require("fsvit-edge train", ("torch", "timm", "lightning", "torchmetrics"), "train")
     with progress("Train") as step:
-        step("load torch and Lightning")
+        step("load PyTorch and Lightning")
         from fsvit_edge.learn.batches import TrainOptions, check_supervision
         from fsvit_edge.learn.datasets import open_data
         from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
@@ -105,11 +138,11 @@ def train(
             foreground_weight=foreground_weight,
             views=views,
             same_picture=same_picture,
-            nameless=nameless,
+            mask_dropout=mask_dropout,
             validation_fraction=validation_fraction,
             patience=patience,
             seed=seed,
-            precision=precision,
+            trainer_precision=trainer_precision,
             accelerator=accelerator,
             devices=devices,
             threads=threads,
@@ -129,7 +162,7 @@ def train(
         save_network(network, output)
 
     rows = [(name, f"{value:.3f}" if name == "loss" else f"{value:.1f}") for name, value in result.validation.items()]
-    print_table(f"Validation, photographs set aside, after {result.epochs} epochs", ("figure", "value"), rows)
+    print_table(f"Validation after {result.epochs} epochs, on photographs set aside", ("metric", "value"), rows)
     if result.enhancer is not None:
         print(result.enhancer.sentence)
     print(f"Wrote {output}; checkpoints and log are in {workspace}.")

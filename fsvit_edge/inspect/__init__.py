@@ -1,1 +1,1 @@
-"""What a file is, what this machine has, and how fast a model is here."""
+"""What a file is, what this machine has, and how fast a model runs on it."""

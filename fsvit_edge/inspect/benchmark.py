@@ -1,4 +1,4 @@
-"""Timings of a model on synthetic frames: what the device costs, stage by stage."""
+"""Time a model on synthetic frames, stage by stage."""
 
 import resource
 import time
@@ -12,21 +12,21 @@ from fsvit_edge.runtime.predictor import FewShotModel
 FRAME_SIZE_HW = (720, 1280)
 GROWTH_WAYS = (1, 2, 5, 10, 20)
 MASK_COVER = 0.3
-_WARM_UP_FRAMES = 3
+WARM_UP_FRAMES = 3
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Timings of one number of classes.
+    """Timings with one number of classes.
 
     Attributes:
-        ways: Enrolled classes.
-        shots: Supports of each.
-        frames: Frames measured.
-        latency_ms: Median and 95th percentile by stage; "total" is the whole call, "overhead" what of it is not the
-            engines: all but "encoder" and "head".
-        fps: 1000 / median total.
-        peak_rss_mb: The process's largest resident memory so far, in 10^6 bytes.
+        ways: Number of enrolled classes.
+        shots: Supports per class.
+        frames: Number of frames measured.
+        latency_ms: Median and 95th percentile in ms by stage; "total" is the whole call, "overhead" all of it except
+            "encoder" and "head".
+        fps: Frames per second: 1000 / median total.
+        peak_rss_mb: Largest resident memory of the process so far, in 10^6 bytes.
     """
 
     ways: int
@@ -42,7 +42,7 @@ class Measurement:
 
 
 def measure(model: FewShotModel, ways: int, shots: int, frames: int) -> Measurement:
-    """Enroll synthetic classes whose masks cover 30 % and time frames; the model's own classes are replaced."""
+    """Enroll synthetic classes with masks that cover 30 %, and time frames; the model's own classes are removed."""
     rng = np.random.default_rng(0)
     for name in model.classes:
         model.remove(name)
@@ -55,12 +55,12 @@ def measure(model: FewShotModel, ways: int, shots: int, frames: int) -> Measurem
         model.enroll(f"class {way}", pictures, [mask] * shots)
     frame = _picture(rng, FRAME_SIZE_HW)
     laps: list[dict[str, float]] = []
-    for _ in range(_WARM_UP_FRAMES + frames):
+    for _ in range(WARM_UP_FRAMES + frames):
         started = time.perf_counter()
         stages = model.predict(frame).latency_ms
         total = (time.perf_counter() - started) * 1e3
         laps.append({**stages, "overhead": total - stages["encoder"] - stages["head"], "total": total})
-    counted = laps[_WARM_UP_FRAMES:]
+    counted = laps[WARM_UP_FRAMES:]
     latency_ms = {}
     for stage in counted[0]:
         values = [lap[stage] for lap in counted]
@@ -70,7 +70,7 @@ def measure(model: FewShotModel, ways: int, shots: int, frames: int) -> Measurem
 
 
 def _picture(rng: np.random.Generator, size_hw: tuple[int, int]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """Blocks of color, so that frames have structure at the scale of patches."""
+    """Random blocks of color of 16 x 16 pixels: HxWx3 uint8 RGB with structure at the size of patches."""
     height, width = size_hw
     blocks = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
     return np.ascontiguousarray(blocks.repeat(16, axis=0).repeat(16, axis=1)[:height, :width])

@@ -1,4 +1,4 @@
-"""What this machine has: packages, engines, OpenCV's back-ends, cameras, and whether a bundle is whole."""
+"""What this machine has: packages, engines, OpenCV's back ends and cameras; and whether a bundle is intact."""
 
 import os
 import platform
@@ -33,13 +33,13 @@ _OTHER = {"pycuda": "cuda-bindings", "cuda-bindings": "pycuda"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        subject: What.
-        ok: Whether it is there.
+        subject: What was checked.
+        ok: Whether it was found.
         needed: Whether nothing works without it.
-        text: Its version or number, or what is missing for what and how to get it.
+        text: Its version or properties; or what needs it and how to install it.
     """
 
     subject: str
@@ -50,18 +50,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings."""
+    """The results of all checks."""
 
     findings: tuple[Finding, ...]
 
     @property
     def usable(self) -> bool:
-        """Whether everything that is needed is there."""
+        """Whether everything that is needed was found."""
         return all(finding.ok for finding in self.findings if finding.needed)
 
     @property
     def exit_code(self) -> int:
-        """0 where everything that is needed is there, 4 where only the bundle is not whole, else 3."""
+        """0 if everything that is needed was found, 4 if only the bundle is damaged, else 3."""
         if self.usable:
             return 0
         lacking = {finding.subject for finding in self.findings if finding.needed and not finding.ok}
@@ -73,7 +73,7 @@ class Diagnosis:
 
 
 def diagnose(bundle: Path | None = None) -> Diagnosis:
-    """Look at this machine and at a bundle (None: the one that is shipped)."""
+    """Check this machine and a bundle (None: the bundled model)."""
     findings = [
         Finding("python", True, True, f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} CPUs")
     ]
@@ -92,15 +92,15 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
 def _packages() -> Iterator[Finding]:
     for package in _NEEDED:
         found = _version(package)
-        yield Finding(package, found is not None, True, found or f"not installed; pip install {package}")
+        yield Finding(package, found is not None, True, found or f"not installed; try: pip install {package}")
     for package, extra in _OPTIONAL.items():
         found = _version(package)
-        hint = f'only for fsvit-edge {_USES.get(extra, extra)}: pip install "fsvit-edge[{extra}]"'
+        hint = f'not installed, needed only for fsvit-edge {_USES.get(extra, extra)}: pip install "fsvit-edge[{extra}]"'
         yield Finding(package, found is not None, False, found or hint)
 
 
 def _version(package: str) -> str | None:
-    # A system's OpenCV (JetPack's) and GPU builds of ONNX Runtime go by other distribution names: ask the module.
+    # JetPack's OpenCV and GPU builds of ONNX Runtime have other distribution names, so ask the module.
     modules = {"opencv-python-headless": "cv2", "onnxruntime": "onnxruntime"}
     try:
         return version(package)
@@ -121,7 +121,7 @@ def _providers() -> Iterator[Finding]:
     except ImportError:
         return
     for name, provider in ENGINE_PROVIDERS.items():
-        hint = "not in this ONNX Runtime; on a GPU: pip install onnxruntime-gpu (on a Jetson: NVIDIA's own wheel)"
+        hint = "not in this ONNX Runtime; for a GPU: pip install onnxruntime-gpu (on a Jetson: NVIDIA's own wheel)"
         text = f"--engine {name}" if provider in installed else hint
         yield Finding(f"engine {name}", provider in installed, provider == "cpu", text)
 
@@ -130,7 +130,7 @@ def _gpu() -> Iterator[Finding]:
     machine = Machine.here()
     if machine.l4t is not None:
         yield Finding(
-            "L4T", True, False, f"{machine.l4t}, a Jetson: TensorRT comes with JetPack, see examples/jetson.md"
+            "L4T", True, False, f"{machine.l4t}, a Jetson: TensorRT comes with JetPack, see docs/how-to/jetson.md"
         )
     gpu = machine.gpu
     if gpu is None:
@@ -139,32 +139,33 @@ def _gpu() -> Iterator[Finding]:
         return
     memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"
     yield Finding("GPU", True, False, f"{gpu.name}, {gpu.architecture}, {gpu.sm_count} multiprocessors, {memory}")
-    yield Finding("GPU driver", True, False, f"for CUDA up to {gpu.driver}")
+    yield Finding("GPU driver", True, False, f"supports CUDA up to {gpu.driver}")
 
 
 def _gpu_packages() -> Iterator[Finding]:
     for backend in TENSORRT_ENGINES:
         found = installed_version(backend)
-        hint = f'only for --engine {backend}: pip install "fsvit-edge[{backend}]"'
+        hint = f'not installed, needed only for --engine {backend}: pip install "fsvit-edge[{backend}]"'
         if backend == "tensorrt":
-            hint += " (a Jetson's own is seen by an environment made with --system-site-packages)"
+            hint += " (on a Jetson, create the environment with --system-site-packages to use JetPack's own)"
         yield Finding(backend, found is not None, False, found or hint)
-    # Either will do; pycuda's driver is not imported, which fails without a GPU.
+    # Either is enough. They are not imported: pycuda's driver fails without a GPU.
     for package in ("pycuda", "cuda-bindings"):
         found = _version(package)
         hint = (
-            f"only for --engine tensorrt and tensorrt-rtx, which need this or {_OTHER[package]}: pip install {package}"
+            f"not installed, needed only for --engine tensorrt and tensorrt-rtx, without "
+            f"{_OTHER[package]}: pip install {package}"
         )
         yield Finding(package, found is not None, False, found or hint)
 
 
 def _engines(path: Path) -> Iterator[Finding]:
-    """What build-engine made of the bundle, whether it serves here, and whether more can be written."""
+    """The engines that build-engine made from the bundle, and whether more can be written."""
     try:
         manifest = read_manifest(path)
         folder = engine_folder(path, manifest)
     except ArtifactError:
-        return  # told already
+        return  # reported by _bundle
     except EnvironmentLacksError as error:
         yield Finding("engine folder", False, False, str(error))
         return
@@ -175,11 +176,11 @@ def _engines(path: Path) -> Iterator[Finding]:
         reason = f"no permission in {existing}" if existing.is_dir() else f"{existing} is a file"
         text = f"{folder} cannot be written: {reason}; needed for fsvit-edge build-engine"
         yield Finding("engine folder", False, False, text)
-    built, flawed = find_engines(folder)
-    for number, sentence in enumerate(flawed, 1):
+    built, unusable = find_engines(folder)
+    for number, sentence in enumerate(unusable, 1):
         yield Finding(f"sidecar {number}", False, False, sentence)
     if not built:
-        yield Finding("engines", False, False, f"none built; faster with: {build_command(None, None, path)}")
+        yield Finding("engines", False, False, f"none built; for more speed: {build_command(None, None, path)}")
         return
     fitting = fitting_sets(built, manifest, Machine.here(), path)
     for one in fitting.sets:
@@ -199,12 +200,16 @@ def _opencv() -> Iterator[Finding]:
     for name, use in uses.items():
         has = re.search(rf"{re.escape(name)}:\s+YES", information) is not None
         hint = "" if name != "GStreamer" else "; use the system's OpenCV: apt install python3-opencv"
-        yield Finding(f"OpenCV {name}", has, False, use if has else f"not in this OpenCV, needed for {use}{hint}")
+        yield Finding(
+            f"OpenCV {name}", has, False, f"for {use}" if has else f"not in this OpenCV, needed for {use}{hint}"
+        )
 
 
 def _cameras() -> Finding:
     cameras = sorted(str(path) for path in Path("/dev").glob("video*"))
-    return Finding("cameras", bool(cameras), False, ", ".join(cameras) or "no /dev/video*; plug one in for --camera")
+    return Finding(
+        "cameras", bool(cameras), False, ", ".join(cameras) or "no /dev/video*; plug in a camera for --camera"
+    )
 
 
 def _bundle(path: Path) -> Finding:
@@ -212,4 +217,6 @@ def _bundle(path: Path) -> Finding:
         manifest = Bundle.load(path).manifest
     except FsvitEdgeError as error:
         return Finding("bundle", False, True, str(error))
-    return Finding("bundle", True, True, f"{manifest.name}, {manifest.backbone}, {manifest.image_size} px, files whole")
+    return Finding(
+        "bundle", True, True, f"{manifest.name}, {manifest.backbone}, {manifest.image_size} px, files intact"
+    )

@@ -1,4 +1,4 @@
-"""What a file of ours is, whether it is whole and whether it will run here: told without running anything in it."""
+"""Inspect a file without executing anything in it: what it is, whether it is intact, and whether it runs here."""
 
 import json
 from collections.abc import Callable
@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.inspect.checkpoint_header import pickled_facts, safetensors_facts, safetensors_metadata
-from fsvit_edge.inspect.onnx_header import read_onnx_header
+from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts, safetensors_metadata
 from fsvit_edge.runtime.bank import METADATA_KEY, SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS, Bundle, Manifest, read_manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
@@ -35,14 +34,14 @@ _KNOWN = "an engine, an ONNX graph, a bundle, a bank, a calibration or a checkpo
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file is.
+    """What was found out about a file.
 
     Attributes:
         path: The file or folder.
-        kind: In words: engine, plan without sidecar, ONNX graph, bundle, bank, calibration, checkpoint.
-        facts: What it says of itself, by a word or two.
-        runs_here: Whether it will run on this machine; None for what does not run by itself.
-        problems: Sentences: what is damaged, or why it will not run.
+        kind: engine, plan without sidecar, ONNX graph, bundle, bank, calibration or checkpoint.
+        facts: Its properties by name, for people.
+        runs_here: Whether it runs on this machine; None for files that do not run by themselves.
+        problems: Sentences: what is damaged, or why it does not run here.
     """
 
     path: str
@@ -53,7 +52,7 @@ class Inspection:
 
     @property
     def exit_code(self) -> int:
-        """0 for what is whole and runs here or need not run, else 4."""
+        """0 without problems, else 4."""
         return ArtifactError.exit_code if self.problems else 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,13 +61,13 @@ class Inspection:
 
 
 def inspect_file(path: Path) -> Inspection:
-    """Tell what a file is. A plan is never deserialized, a checkpoint never unpickled, nothing fetched.
+    """Inspect a file. Plans are never deserialized, checkpoints never unpickled, and nothing is downloaded.
 
     Raises:
-        InputError: There is no such file, or it is none of ours.
+        InputError: The file does not exist, or is of an unknown kind.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist; name {_KNOWN}.")
+        raise InputError(f"{path} does not exist; give {_KNOWN}.")
     if path.is_dir() or path.name == MANIFEST_NAME:
         return _inspect_bundle(path if path.is_dir() else path.parent)
     try:
@@ -89,7 +88,7 @@ def inspect_file(path: Path) -> Inspection:
         **dict.fromkeys(_PICKLED, _inspect_pickled),
     }
     if path.suffix not in readers:
-        raise InputError(f"{path} is nothing that fsvit-edge knows; name {_KNOWN}.")
+        raise InputError(f"{path} is a file of an unknown kind; give {_KNOWN}.")
     return readers[path.suffix](path)
 
 
@@ -101,26 +100,29 @@ def _inspect_engine(path: Path) -> Inspection:
     problems = []
     try:
         load_engine(path, record)
-        sum_is = "right"
+        checksum = "correct"
     except ArtifactError as error:
-        sum_is = "wrong" if path.exists() else "of a file that is missing"
+        checksum = "wrong" if path.exists() else "the engine is missing"
         problems.append(str(error))
-    bundle, manifest, served = _bundle_of(path)
-    facts: dict[str, Any] = {"sum": sum_is, **_engine_facts(record), "made for": served}
+    bundle, manifest, bundle_name = _bundle_of(path)
+    facts: dict[str, Any] = {"checksum": checksum, **_engine_facts(record), "bundle": bundle_name}
     problems += incompatibilities(record, manifest, Machine.here(), bundle)
     return Inspection(str(path), "engine", facts, not problems, tuple(problems))
 
 
 def _engine_facts(record: EngineRecord) -> dict[str, Any]:
     built_on = record_from_json(Machine, Path(record.file), record.machine)
-    gpu = built_on.gpu
     if record.backend == "onnxruntime":
         runs_on = f"{built_on.arch}, measured on {built_on.cpu}"
     elif record.targets:
         runs_on = ", ".join(record.targets)
     else:
-        runs_on = "unknown" if gpu is None else f"{gpu.name} ({gpu.architecture})"
-    verified = record.verification
+        runs_on = "unknown" if built_on.gpu is None else f"{built_on.gpu.name} ({built_on.gpu.architecture})"
+    latency = "not measured" if record.latency_ms is None else f"{record.latency_ms:.2f} ms"
+    if record.latency_ms is not None and record.fp32_latency_ms is not None:
+        latency += f", FP32 {record.fp32_latency_ms:.2f} ms"
+    calibration = record.calibration or {}
+    verification = {key: value for key, value in record.verification.items() if key != "outputs"}
     return {
         "graph": record.graph,
         "network": f"{record.bundle_name}, {record.backbone}, {record.head} head, {record.image_size} px",
@@ -128,52 +130,46 @@ def _engine_facts(record: EngineRecord) -> dict[str, Any]:
         "backend": f"{BACKEND_TITLES[record.backend]} {record.backend_version}",
         "runs on": runs_on,
         "size": f"{record.size_bytes / 1e6:.1f} MB",
-        "INT8 products": f"{record.int8_gemms} of {record.gemms}",
+        "INT8 matrix products": f"{record.int8_gemms} of {record.gemms}",
         "limits": ", ".join(f"{key} {value}" for key, value in record.limits.items()) or "none",
         "inputs": _tensors(record.inputs),
         "outputs": _tensors(record.outputs),
-        "calibration": "none"
-        if record.calibration is None
-        else ", ".join(f"{key} {_short(value)}" for key, value in record.calibration.items()),
-        "compared": ", ".join(f"{key} {_short(value)}" for key, value in verified.items() if key != "outputs")
-        or "not with the FP32 graph",
-        "one run": "not measured"
-        if record.latency_ms is None
-        else f"{record.latency_ms:.2f} ms"
-        + ("" if record.fp32_latency_ms is None else f", FP32 {record.fp32_latency_ms:.2f} ms"),
+        "calibration": _listed(calibration) or "none",
+        "compared with FP32": _listed(verification) or "no",
+        "latency": latency,
         "built": f"{record.built_at} by {record.built_by} in {record.build_s:.1f} s",
     }
 
 
 def _bundle_of(path: Path) -> tuple[Path | None, Manifest | None, str]:
-    """The bundle that an engine lies beside, or whose engines lie in its folder; None where there is none."""
+    """The bundle that an engine belongs to, by the engine's folder: folder, manifest, and a name for people."""
     folder = path.resolve().parent
     try:
-        shipped = read_manifest(DEFAULT_BUNDLE)
-        if folder == engine_folder(DEFAULT_BUNDLE, shipped).resolve():
-            return None, shipped, f"{shipped.name}, which is shipped"
+        default = read_manifest(DEFAULT_BUNDLE)
+        if folder == engine_folder(DEFAULT_BUNDLE, default).resolve():
+            return None, default, f"{default.name}, the bundled model"
     except EnvironmentLacksError:
         pass  # without a home folder there is no cache
     if not (folder / MANIFEST_NAME).exists():
-        return None, None, "no bundle is beside it, so only this machine was judged"
+        return None, None, "none in the same folder, so only this machine was checked"
     try:
         manifest = read_manifest(folder)
     except ArtifactError:
-        return None, None, "the bundle beside it is damaged, so only this machine was judged"
-    return folder, manifest, f"{manifest.name}, beside it"
+        return None, None, "the one in the same folder is damaged, so only this machine was checked"
+    return folder, manifest, f"{manifest.name}, in the same folder"
 
 
 def _inspect_bare_plan(path: Path, start: bytes) -> Inspection:
     facts: dict[str, Any] = {"size": _size(path)}
-    made_by = _PLANS.get(start[:4])
-    if made_by is None:
-        problem = f"{path} is damaged or no plan of TensorRT; build it with: fsvit-edge build-engine."
+    built_by = _PLANS.get(start[:4])
+    if built_by is None:
+        problem = f"{path} is damaged or not a TensorRT plan; build one with: fsvit-edge build-engine."
         return Inspection(str(path), "plan without sidecar", facts, False, (problem,))
     if len(start) >= 28:
-        facts["made by"] = f"{made_by} {'.'.join(map(str, start[24:28]))}"
+        facts["built by"] = f"{built_by} {'.'.join(map(str, start[24:28]))}"
     problem = (
-        f"{path} has no sidecar {sidecar_of(path).name}, so nothing says whose network it is, and it is never opened; "
-        "build it with: fsvit-edge build-engine."
+        f"{path} has no sidecar {sidecar_of(path).name}, so its network is unknown and it is never opened; "
+        "build one with: fsvit-edge build-engine."
     )
     return Inspection(str(path), "plan without sidecar", facts, False, (problem,))
 
@@ -183,25 +179,23 @@ def _inspect_graph(path: Path) -> Inspection:
     try:
         header = read_onnx_header(path.read_bytes())
     except ValueError as error:
-        problem = f"{path} is damaged or no ONNX graph: {error}."
+        problem = f"{path} is damaged or not an ONNX graph: {error}."
         return Inspection(str(path), "ONNX graph", facts, False, (problem,))
-    operators = sorted(header.operators.items(), key=lambda one: -one[1])
+    most = [f"{count} {name}" for name, count in list(header.operators.items())[:6]]
     facts |= {
         "precision": header.precision,
         "opset": header.opset,
-        "made by": header.producer or "unknown",
-        "inputs": _tensors(header.inputs),
-        "outputs": _tensors(header.outputs),
-        "operators": f"{sum(header.operators.values())}: " + ", ".join(f"{n} {name}" for name, n in operators[:6]),
+        "created by": header.producer or "unknown",
+        "operators": f"{sum(header.operators.values())}: {', '.join(most)}",
     }
     try:
         if (path.parent / MANIFEST_NAME).exists() and path.name in {
             info.file for info in read_manifest(path.parent).graphs.values()
         }:
             Bundle.load(path.parent)
-            facts["sum"] = "right, as its bundle says"
-        with OnnxRuntimeEngine(path, threads=1):
-            pass
+            facts["checksum"] = "correct, as in its bundle"
+        with OnnxRuntimeEngine(path, threads=1) as engine:
+            facts |= {"inputs": _tensors(engine.inputs), "outputs": _tensors(engine.outputs)}
     except FsvitEdgeError as error:
         return Inspection(str(path), "ONNX graph", facts, False, (str(error),))
     return Inspection(str(path), "ONNX graph", facts, True, ())
@@ -209,7 +203,7 @@ def _inspect_graph(path: Path) -> Inspection:
 
 def _inspect_bundle(path: Path) -> Inspection:
     if not (path / MANIFEST_NAME).exists():
-        raise InputError(f"{path} is a folder without {MANIFEST_NAME}, so no bundle; name {_KNOWN}.")
+        raise InputError(f"{path} is a folder without {MANIFEST_NAME}, so it is not a bundle; give {_KNOWN}.")
     try:
         manifest = read_manifest(path)
     except ArtifactError as error:
@@ -219,32 +213,32 @@ def _inspect_bundle(path: Path) -> Inspection:
         "network": f"{manifest.name}, {manifest.backbone}, {manifest.head} head, {manifest.image_size} px",
         "precision": manifest.precision,
         "opset": manifest.opset,
-        "made by": manifest.created_by,
+        "created by": manifest.created_by,
         "graphs": ", ".join(f"{name} {_size(file)}" for name, file in sizes.items() if file.is_file()),
         "objectness": _objectness(manifest),
-        "parity": f"{max(manifest.parity.values()):.1e} to torch" if manifest.parity else "not measured",
+        "difference from torch": f"{max(manifest.parity.values()):.1e}" if manifest.parity else "not measured",
     }
     try:
         Bundle.load(path)
     except ArtifactError as error:
-        return Inspection(str(path), "bundle", facts | {"sums": "wrong"}, False, (str(error),))
-    return Inspection(str(path), "bundle", facts | {"sums": "right"} | _engines_beside(path, manifest), True, ())
+        return Inspection(str(path), "bundle", facts | {"checksums": "wrong"}, False, (str(error),))
+    return Inspection(str(path), "bundle", facts | {"checksums": "correct"} | _engines_of(path, manifest), True, ())
 
 
 def _objectness(manifest: Manifest) -> str:
     if OBJECTNESS in manifest.graphs:
-        return "by a graph of its own, for sharp outlines"
-    return "by the encoder, for sharp outlines" if manifest.has_objectness else "none, outlines are plain"
+        return "from its own graph, for sharp outlines"
+    return "from the encoder, for sharp outlines" if manifest.has_objectness else "none, so outlines are plain"
 
 
-def _engines_beside(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """The engines of a bundle; that one does not fit is no flaw of the bundle, which runs without."""
+def _engines_of(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """The engines of a bundle. An engine that does not fit is not a problem of the bundle, which runs without it."""
     try:
-        built, flawed = find_engines(engine_folder(path, manifest))
+        built, unusable = find_engines(engine_folder(path, manifest))
     except EnvironmentLacksError:
         return {}
     machine = Machine.here() if built else None
-    facts: dict[str, Any] = {f"sidecar {number}": sentence for number, sentence in enumerate(flawed, 1)}
+    facts: dict[str, Any] = {f"sidecar {number}": sentence for number, sentence in enumerate(unusable, 1)}
     for file, record in built:
         assert machine is not None
         reasons = incompatibilities(record, manifest, machine, path)
@@ -255,9 +249,9 @@ def _engines_beside(path: Path, manifest: Manifest) -> dict[str, Any]:
 def _inspect_tensors(path: Path) -> Inspection:
     try:
         is_bank = METADATA_KEY in safetensors_metadata(path)
-        facts = {"size": _size(path), **safetensors_facts(path), **_to_run(path)}
+        facts = {"size": _size(path), **safetensors_facts(path), **_to_export(path)}
     except ValueError as error:
-        problem = f"{path} is damaged or no .safetensors file: {error}."
+        problem = f"{path} is damaged or not a .safetensors file: {error}."
         return Inspection(str(path), "bank or checkpoint", {"size": _size(path)}, None, (problem,))
     if not is_bank:
         return Inspection(str(path), "checkpoint", facts, None, ())
@@ -266,23 +260,23 @@ def _inspect_tensors(path: Path) -> Inspection:
     except FsvitEdgeError as error:
         return Inspection(str(path), "bank", {"size": _size(path)}, None, (str(error),))
     identity = bank.identity
-    shipped = read_manifest(DEFAULT_BUNDLE).graphs["encoder"].sha256
+    default = read_manifest(DEFAULT_BUNDLE).graphs["encoder"].sha256
     facts = {
         "size": _size(path),
-        "sum": "right",
+        "checksum": "correct",
         "classes": ", ".join(f"{name} ({len(bank.supports(name))})" for name in bank.classes) or "none",
-        "made by": f"{identity.name}, {identity.image_size} px, in {identity.precision}",
+        "enrolled with": f"{identity.name}, {identity.image_size} px, in {identity.precision}",
         "encoder": f"sha256 {identity.encoder_sha256!s:.12}..."
-        + (", that of the model shipped" if identity.encoder_sha256 == shipped else ""),
+        + (", that of the bundled model" if identity.encoder_sha256 == default else ""),
     }
     return Inspection(str(path), "bank", facts, None, ())
 
 
 def _inspect_pickled(path: Path) -> Inspection:
     try:
-        facts = {"size": _size(path), **pickled_facts(path), **_to_run(path)}
+        facts = {"size": _size(path), **pickled_facts(path), **_to_export(path)}
     except (ValueError, OSError) as error:
-        problem = f"{path} is damaged or no checkpoint: {error}."
+        problem = f"{path} is damaged or not a checkpoint: {error}."
         return Inspection(str(path), "checkpoint", {"size": _size(path)}, None, (problem,))
     return Inspection(str(path), "checkpoint", facts, None, ())
 
@@ -293,7 +287,7 @@ def _inspect_json(path: Path) -> Inspection:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON: {error}.") from error
     if not isinstance(values, dict) or not {"ranges", "method", "graphs"} <= values.keys():
-        raise InputError(f"{path} is JSON, but nothing that fsvit-edge knows; name {_KNOWN}.")
+        raise InputError(f"{path} is JSON of an unknown kind; give {_KNOWN}.")
     facts = {"size": _size(path)}
     facts |= {key: f"{values.get(key)!s:.60}" for key in ("model_name", "image_size", "method", "pictures", "banked")}
     beside = path.parent if (path.parent / MANIFEST_NAME).exists() else DEFAULT_BUNDLE
@@ -303,21 +297,22 @@ def _inspect_json(path: Path) -> Inspection:
         fits = bool(graphs) and all(
             manifest.graphs[name].sha256 == graphs[name] for name in graphs.keys() & manifest.graphs.keys()
         )
-        facts["fits"] = f"{manifest.name}: {'yes' if fits else 'no, it was made for other graphs'}"
-    facts["made by"] = f"{values.get('created_by')!s:.60}"
+        facts["fits"] = f"{manifest.name}: {'yes' if fits else 'no, it was recorded with other graphs'}"
+    facts["created by"] = f"{values.get('created_by')!s:.60}"
     return Inspection(str(path), "calibration", facts, None, ())
 
 
-def _to_run(path: Path) -> dict[str, str]:
-    return {"to run it": f"fsvit-edge export --checkpoint {path}"}
+def _to_export(path: Path) -> dict[str, str]:
+    return {"to export it": f"fsvit-edge export --checkpoint {path}"}
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in specs)
 
 
-def _short(value: object) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else f"{value!s:.40}"
+def _listed(values: dict[str, Any]) -> str:
+    short = {key: f"{value:.5g}" if isinstance(value, float) else f"{value!s:.40}" for key, value in values.items()}
+    return ", ".join(f"{key} {value}" for key, value in short.items())
 
 
 def _size(path: Path) -> str:

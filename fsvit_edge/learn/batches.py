@@ -1,4 +1,4 @@
-"""Episodes of cached tokens, as the training reads them."""
+"""Training options, the validation split, and training episodes made of cached tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,111 +18,93 @@ from fsvit_edge.runtime.errors import InputError
 Supervision = Literal["mask", "image", "mixed"]
 
 VALIDATION_EPISODES = 200
-"""At most; a small data set has as many as examples."""
-_TRAINING, _VALIDATION, _SIDES = range(3)
-"""What a random stream is for: (seed, purpose, numbers) makes each episode independent of all others."""
+"""Maximum number; a smaller data set has one per example."""
+_TRAINING, _VALIDATION, _SPLIT = range(3)
+"""Purposes of random numbers: the seed (seed, purpose, numbers...) makes each episode independent of all others."""
 _VIEW_TRIES = 10
 _DRAWS = 10_000
 
 
 def check_supervision(name: str) -> Supervision:
-    """Give a supervision by its name.
+    """Return `name` if it is a supervision.
 
     Raises:
-        InputError: There is none of this name.
+        InputError: It is not.
     """
     for known in get_args(Supervision):
         if name == known:
             return cast("Supervision", known)
-    raise InputError(f"The supervision must be {', '.join(get_args(Supervision))}, got {name!r}.")
+    raise InputError(f"The supervision must be one of {', '.join(get_args(Supervision))}; got {name!r}.")
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train. The defaults are the paper's, but for the learning rate's decay.
-
-    Attributes:
-        supervision: "mask" learns from true masks; "image" opens no mask file and learns from pseudo-masks; "mixed"
-            has true masks for a few pictures and enhanced pseudo-masks for the rest.
-        mask_fraction: Share of the photographs whose masks "mixed" uses, in (0, 1).
-        mask_list: For "mixed", the pictures that have masks (as class/stem), instead of a fraction.
-        epochs: Passes over the pictures; an epoch has as many episodes as there are examples.
-        batch: Episodes a step.
-        micro_batch: Episodes computed at once; smaller needs less memory and changes nothing else.
-        learning_rate: Of Adam.
-        decay: Lower the learning rate to 0 along a cosine; False keeps it, as in the paper.
-        class_weight: Weight of the presence loss beside the mask loss.
-        ways: Classes that each query is asked for: its own and those of the next queries of the batch; 1 is the
-            paper's training. With more the presence loss also ranks the classes of a query and the queries of a class.
-        label_noise: With more ways, the share of absent classes that may be present after all, in [0, 1): it bounds
-            what one wrong label can do.
-        kept_tokens: Of a support at most so many image tokens are drawn in each step; None takes all. It saves time
-            and is a kind of augmentation.
-        foreground_weight: Weight of a foreground pixel in the mask loss; a background pixel has 1.
-        views: Views of each picture, the first is the picture itself; more are augmentation.
-        same_picture: Share of the positive episodes whose support is another view of the query's own photograph.
-        nameless: Share of the supports whose true mask is replaced by the pseudo-mask, so that the head learns to live
-            with names alone.
-        validation_fraction: Share of the photographs that are validated on and not trained on.
-        patience: Epochs without a better validation mIoU before the training ends with the best head; None trains
-            all epochs and takes the last head.
-        seed: Of everything random.
-        precision: Lightning's: "32-true", "bf16-mixed" or "16-mixed".
-        accelerator: Lightning's: "auto", "cpu", "gpu".
-        devices: Processes, one a device; None for one on the CPU, every GPU otherwise.
-        threads: torch's threads on the CPU, for the whole process; None leaves them as they are.
-    """
+    """How to train. The defaults are the paper's, except that the learning rate decays."""
 
     supervision: Supervision = "mask"
-    mask_fraction: float = 0.05
-    mask_list: tuple[str, ...] = ()
-    epochs: int = 50
-    batch: int = 12
-    micro_batch: int = 12
-    learning_rate: float = 1e-3
-    decay: bool = True
-    class_weight: float = 0.1
+    """What to learn from. "mask": true masks; "image": pseudo-masks, no mask file is opened; "mixed": true masks of
+    some pictures and enhanced pseudo-masks of the rest."""
+    mask_fraction: float = 0.05  # for "mixed": share of the photographs whose masks are used, in (0, 1)
+    mask_list: tuple[str, ...] = ()  # for "mixed": the pictures with masks, as class/stem, instead of a fraction
+    epochs: int = 50  # passes over the pictures; an epoch has one episode per example
+    batch: int = 12  # episodes per step
+    micro_batch: int = 12  # episodes computed at once; a smaller number needs less memory and changes nothing else
+    learning_rate: float = 1e-3  # of Adam
+    decay: bool = True  # lower the learning rate to 0 along a cosine; False keeps it constant, as in the paper
+    class_weight: float = 0.1  # weight of the presence loss; the mask loss has weight 1
     ways: int = 1
+    """Classes that each query is asked about: its own and those of the next queries in the batch. The paper trains with
+    1; with more, the presence loss also ranks the classes of a query and the queries of a class."""
     label_noise: float = 0.0
+    """For more than 1 way: share of the absent classes that may be present after all, in [0, 1). It limits the harm of
+    one wrong label."""
     kept_tokens: int | None = None
-    foreground_weight: float = 1.0
-    views: int = 1
-    same_picture: float = 0.0
-    nameless: float = 0.0
-    validation_fraction: float = 0.1
+    """Maximum number of image tokens per support, drawn anew in each step; None keeps all. It saves time and augments
+    the data."""
+    foreground_weight: float = 1.0  # weight of a foreground pixel in the mask loss; a background pixel has 1
+    views: int = 1  # views per picture; the first is the picture itself, the others augment the data
+    same_picture: float = 0.0  # share of the positive episodes whose support is another view of the query's photograph
+    mask_dropout: float = 0.0
+    """Share of the supports whose true mask is replaced by the pseudo-mask, so that the head learns to work with class
+    names only."""
+    validation_fraction: float = 0.1  # share of the photographs used for validation and not for training
     patience: int | None = None
-    seed: int = 0
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    devices: int | None = None
-    threads: int | None = None
+    """Stop after this many epochs without a better validation mIoU, and keep the best head; None trains all epochs and
+    keeps the last head."""
+    seed: int = 0  # random seed
+    trainer_precision: str = "32-true"  # Lightning's name: "32-true", "bf16-mixed" or "16-mixed"
+    accelerator: str = "auto"  # Lightning's name: "auto", "cpu" or "gpu"
+    devices: int | None = None  # number of devices, one process each; None: every GPU, or one process on the CPU
+    threads: int | None = None  # CPU threads of torch, for the whole process; None does not change them
 
     def __post_init__(self) -> None:
         if self.batch % self.micro_batch:
-            raise InputError(f"The batch, {self.batch}, must be a multiple of the micro-batch, {self.micro_batch}.")
+            raise InputError(f"The batch ({self.batch}) must be a multiple of the micro-batch ({self.micro_batch}).")
         if not 1 <= self.ways <= self.micro_batch:
-            raise InputError(f"The ways must be from 1 to the episodes at once, {self.micro_batch}; got {self.ways}.")
+            raise InputError(
+                f"The ways must be from 1 to the size of the micro-batch, {self.micro_batch}; got {self.ways}."
+            )
         if not 0 <= self.label_noise < 1:
             raise InputError(f"label_noise must be from 0 to below 1, got {self.label_noise}.")
         if self.kept_tokens is not None and self.kept_tokens < 1:
             raise InputError(f"kept_tokens must be at least 1, got {self.kept_tokens}.")
         for name in ("mask_fraction", "validation_fraction"):
             if not 0 < getattr(self, name) < 1:
-                raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
-        for name in ("same_picture", "nameless"):
+                raise InputError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
+        for name in ("same_picture", "mask_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name)}.")
         if self.same_picture and self.views == 1:
-            raise InputError("Episodes of one picture need two views of it; set views to 2 or more.")
+            raise InputError("same_picture needs two views of each picture; set views to 2 or more.")
 
 
 @dataclass(frozen=True)
 class Split:
-    """What may be done with each picture.
+    """Which pictures are for validation, and which masks may be used.
 
     Attributes:
-        held_out: Photographs that are validated on; if there are none, the validation asks about pictures trained on.
-        known: For each example, whether its true mask may be opened.
+        held_out: Photographs for validation; if empty, the validation uses training pictures.
+        known: For each example, whether its true mask may be used.
     """
 
     held_out: frozenset[str]
@@ -130,12 +112,12 @@ class Split:
 
 
 def choose_split(data: FewShotData, options: TrainOptions) -> Split:
-    """Set photographs aside for validation, and say whose masks may be opened.
+    """Set photographs aside for validation, and choose whose masks may be used.
 
     Raises:
-        InputError: A listed picture is not of the data set, or a picture that needs a mask has none.
+        InputError: A listed picture is not in the data set, or a picture that needs a mask has none.
     """
-    rng = np.random.default_rng((options.seed, _SIDES))
+    rng = np.random.default_rng((options.seed, _SPLIT))
     photographs = sorted({example.photograph for example in data.examples})
     shuffled = [photographs[i] for i in rng.permutation(len(photographs))]
     held_out = frozenset(shuffled[: round(options.validation_fraction * len(photographs))])
@@ -155,12 +137,12 @@ def choose_split(data: FewShotData, options: TrainOptions) -> Split:
 
 
 def _listed(data: FewShotData, names: Sequence[str]) -> set[str]:
-    """Find the photographs of pictures that are named as class/stem."""
+    """Return the photographs of pictures that are given as class/stem."""
     of_name = {f"{data.class_names[e.label]}/{e.image.stem}": e.photograph for e in data.examples}
     if unknown := [name for name in names if name not in of_name]:
         raise InputError(
-            f"The list of pictures with masks names {unknown[0]!r}, which is not in the data; expected class/stem, "
-            f"for example {next(iter(of_name))!r}."
+            f"The mask list contains {unknown[0]!r}, which is not in the data set; expected class/stem, for example "
+            f"{next(iter(of_name))!r}."
         )
     return {of_name[name] for name in names}
 
@@ -169,17 +151,17 @@ class EpisodeBatch(NamedTuple):
     """B one-way one-shot episodes.
 
     Attributes:
-        query: (B, L + 1, 1 + N, D) float16, see `TokenCache`.
-        support: The same.
-        support_mask: (B, S, S) uint8 of 0 and 1; of no meaning where it is not known.
-        query_mask: (B, S, S) uint8 of 0, 1 and 255; 0 where the class is absent.
+        query: (B, L + 1, 1 + N, D) float16 cached encoder output of the query, see `TokenCache`.
+        support: (B, L + 1, 1 + N, D) float16 cached encoder output of the support.
+        support_mask: (B, S, S) uint8, 0 or 1; meaningless where `support_known` is False.
+        query_mask: (B, S, S) uint8, 0, 1 or 255 (ignored); 0 if the class is absent.
         support_known: (B,) bool, whether the support's true mask may be used.
-        query_known: (B,) bool, the same of the query's.
-        present: (B,) bool.
+        query_known: (B,) bool, whether the query's true mask may be used.
+        present: (B,) bool, whether the query shows the support's class.
         label: (B,) int64, the support's class.
-        shown: (B, labels) bool, every class under which the query's photograph stands.
-        query_objectness: (B, n, n) float16 logits; n is 0 where the network tells no objectness.
-        support_objectness: The same.
+        shown: (B, labels) bool, every class that the query's photograph is listed under.
+        query_objectness: (B, n, n) float16 logits; n is 0 if the network predicts no objectness.
+        support_objectness: (B, n, n) float16 logits; n is 0 if the network predicts no objectness.
     """
 
     query: Tensor
@@ -196,18 +178,18 @@ class EpisodeBatch(NamedTuple):
 
 
 class Episodes(Dataset[EpisodeBatch]):
-    """The episodes of one epoch; the same numbers always give the same episodes.
+    """The episodes of one epoch; the same seed and epoch always give the same episodes.
 
     Args:
         data: Pictures to draw from.
         cache: Their tokens.
-        options: Views, shares.
-        split: Which pictures may be drawn, and which masks opened.
-        epoch: Number of the epoch; None for the episodes of the validation.
+        options: Views and shares.
+        split: Which pictures may be drawn, and which masks may be used.
+        epoch: Number of the epoch; None for the validation episodes.
     """
 
     def __init__(
-        self, data: FewShotData, cache: TokenCache, options: TrainOptions, split: "Split", epoch: int | None
+        self, data: FewShotData, cache: TokenCache, options: TrainOptions, split: Split, epoch: int | None
     ) -> None:
         self.data, self.cache, self.options, self.split = data, cache, options, split
         self.validation = epoch is None
@@ -216,28 +198,28 @@ class Episodes(Dataset[EpisodeBatch]):
         self.size = cache.network.config.image_size
 
     def __len__(self) -> int:
-        """Count them."""
+        """Return the number of episodes."""
         return self.count
 
     def __getitem__(self, number: int) -> EpisodeBatch:
-        """Give one episode, a batch without its first axis."""
+        """Return one episode: an `EpisodeBatch` without its first axis."""
         rng = np.random.default_rng((*self.stream, number))
         episode = self._draw(rng)
         query, (label,), ((support,),) = episode.query, episode.ways, episode.supports
         here = bool(present(self.data, episode, from_masks=self.split.known[query])[0])
-        # Validation shows every picture as it is: that is how users' pictures come.
+        # Validation uses every picture unchanged, because that is how users' pictures arrive.
         views = not self.validation and self.cache.views > 1
         if views and here and rng.random() < self.options.same_picture:
             support = query if self.data.examples[query].label == label else support
         query_view, support_view = (self._view(index, rng) if views else 0 for index in (query, support))
         support_mask, support_known = self._mask(support, label, support_view)
-        if not self.validation and rng.random() < self.options.nameless:
+        if not self.validation and rng.random() < self.options.mask_dropout:
             support_known = False
         query_image, support_image = (self.data.examples[index].image for index in (query, support))
         query_mask, query_known = torch.zeros_like(support_mask), True
         if here:
             query_mask, query_known = self._mask(query, label, query_view)
-            # A crop may have lost the thing of another class than the one for which the view was chosen.
+            # The view was chosen for the query's own class, so its crop may have lost an object of another class.
             here = not query_known or bool((query_mask == 1).any())
         return EpisodeBatch(
             torch.from_numpy(self.cache.read_packed(query_image, query_view)),
@@ -259,22 +241,22 @@ class Episodes(Dataset[EpisodeBatch]):
         return shown
 
     def _draw(self, rng: np.random.Generator) -> Episode:
-        """Draw until the pictures are on the right split: that keeps the distribution of the data set's own sampler."""
+        """Draw until the pictures are on the right side of the split, which keeps the distribution of the sampler."""
         held_out = self.split.held_out
         for _ in range(_DRAWS):
-            # With more ways the other queries of the batch are what shows each class absent.
+            # With more than 1 way, the other queries of the batch are the negative examples of each class.
             own = self.options.ways > 1 and not self.validation
-            episode = training_episode(self.data, rng, way=1, shot=1, own_class=own)
+            episode = training_episode(self.data, rng, ways=1, shots=1, own_class=own)
             photographs = [self.data.examples[i].photograph for i in (episode.query, *episode.supports[0])]
             if photographs[1] not in held_out and (photographs[0] in held_out) == (self.validation and bool(held_out)):
                 return episode
         raise InputError(
-            "No episode can be drawn whose query is set aside for validation and whose support is not; "
-            "add pictures or change the share set aside."
+            "No episode has its query in the validation pictures and its support in the training pictures; "
+            "add pictures or change the validation fraction."
         )
 
     def _view(self, index: int, rng: np.random.Generator) -> int:
-        """Draw a view in which enough of the example's thing is left, if its mask may tell."""
+        """Draw a view; if the example's mask may be used, one that still shows enough of the object."""
         if not self.split.known[index]:
             return int(rng.integers(self.cache.views))
         mask = self.data.read_mask(index)

@@ -1,4 +1,4 @@
-"""The data sets: Pascal-5i and COCO-20i with the standard lists of pictures, and folders of one's own."""
+"""The data sets: Pascal-5i and COCO-20i with the standard lists of pictures, and folders of your own pictures."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.learn.examples import IGNORE, Example, ExampleList, FewShotData, check_size, read_stored_mask
-from fsvit_edge.learn.folder import FolderFewShot, class_folders, folder_folds
+from fsvit_edge.learn.folder import NUM_FOLDS, FolderFewShot, class_folders, folder_folds
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.pictures import read_image
 
@@ -30,7 +30,6 @@ __all__ = [
 Split = Literal["train", "test"]
 
 BENCHMARKS = ("pascal", "coco", "folder")
-FOLDS = 4
 
 _PASCAL_NAMES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
@@ -51,47 +50,47 @@ _PASCAL_LINE = re.compile(r"(\S+)__(\d+)")
 
 
 class _IndexMapData(ExampleList):
-    """Data whose masks hold the number of every class, from 1: one file a picture, 255 where nobody knows."""
+    """Data with one mask file per picture, whose pixels are class numbers from 1, or 255 where unknown."""
 
     layout: str
 
     @property
     def lists_every_class(self) -> bool:
-        """False: the lists leave out classes of which a picture shows too little."""
+        """False: the lists leave out classes that cover too little of a picture."""
         return False
 
     def read_image(self, index: int) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) RGB.
+        """Return (H, W, 3) uint8 RGB.
 
         Raises:
             InputError: The file is missing or damaged.
         """
         image = self.examples[index].image
-        self._check_there(image)
+        self._check_exists(image)
         return read_image(image)
 
     def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
-        """(H, W): 1 where the example's own class is, 0 elsewhere, `IGNORE` where nobody knows.
+        """Return (H, W) uint8: 1 on the example's own class, 0 elsewhere, `IGNORE` where unknown.
 
         Raises:
-            InputError: The file is missing, damaged or of another size than its picture.
+            InputError: The file is missing, damaged, or not the size of its picture.
         """
         return self.read_truth(index, (self.examples[index].label,))
 
     def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """(H, W): i + 1 where labels[i] is, 0 elsewhere, `IGNORE` where nobody knows.
+        """Return (H, W) uint8: i + 1 on labels[i], 0 elsewhere, `IGNORE` where unknown.
 
         Raises:
-            InputError: The file is missing, damaged or of another size than its picture.
+            InputError: The file is missing, damaged, or not the size of its picture.
         """
         example = self.examples[index]
         path = example.mask
         assert path is not None
-        self._check_there(path)
-        self._check_there(example.image)
+        self._check_exists(path)
+        self._check_exists(example.image)
         stored, mode = read_stored_mask(path)
         if mode not in ("L", "P"):
-            raise InputError(f"The mask {path} has pixels of mode {mode}; expected numbers of classes: {self.layout}.")
+            raise InputError(f"The mask {path} has mode {mode}, expected class numbers (L or P): {self.layout}.")
         check_size(stored, path, example.image)
         renamed = np.zeros(256, np.uint8)
         renamed[IGNORE] = IGNORE
@@ -99,7 +98,7 @@ class _IndexMapData(ExampleList):
             renamed[label + 1] = number
         return renamed[stored]
 
-    def _check_there(self, path: Path) -> None:
+    def _check_exists(self, path: Path) -> None:
         if not path.is_file():
             raise InputError(f"{path} is missing; expected {self.layout}.")
 
@@ -108,23 +107,25 @@ class PascalFewShot(_IndexMapData):
     """Pascal-5i: PASCAL VOC 2012 with the masks of SBD ("SegmentationClassAug").
 
     Args:
-        root: Holds `JPEGImages/` and `SegmentationClassAug/`, itself or in `VOC2012/` or `VOCdevkit/VOC2012/`.
-        splits: Holds `pascal/{trn,val}/fold{0..3}.txt`, one IMAGE__CLASS a line.
-        fold: Which fifth of the classes is held out; None takes the lists of all folds.
-        split: "train" has the other folds' classes in the training pictures, "test" the held-out ones.
+        root: Folder with `JPEGImages/` and `SegmentationClassAug/`, directly or in `VOC2012/` or `VOCdevkit/VOC2012/`.
+        splits: Folder with `pascal/{trn,val}/fold{0..3}.txt`, one IMAGE__CLASS per line.
+        fold: Which quarter of the classes (five in a row) is held out; None takes the lists of all folds.
+        split: "train": the other classes, in the training pictures; "test": the held-out classes.
 
     Raises:
-        InputError: A list is missing or damaged, or there is no such fold.
+        InputError: A list is missing or damaged, or the fold does not exist.
     """
 
-    layout = "<root>/JPEGImages/*.jpg and <root>/SegmentationClassAug/*.png, as VOC 2012 with SBD's masks is laid out"
+    layout = (
+        "<root>/JPEGImages/*.jpg and <root>/SegmentationClassAug/*.png, the layout of VOC 2012 with the masks of SBD"
+    )
 
     def __init__(self, root: Path, splits: Path, fold: int | None, split: Split) -> None:
         home = _home(root, "JPEGImages", ("VOC2012", "VOCdevkit/VOC2012"))
         names: dict[int, str] = {}
         examples: list[Example] = []
         for listed in _listed_folds(fold, split):
-            size = len(PASCAL_CLASSES) // FOLDS
+            size = len(PASCAL_CLASSES) // NUM_FOLDS
             labels = range(listed * size, (listed + 1) * size)
             names |= {label: PASCAL_CLASSES[label] for label in labels}
             path = splits / "pascal" / _LIST_FOLDERS[split] / f"fold{listed}.txt"
@@ -135,21 +136,22 @@ class PascalFewShot(_IndexMapData):
 
 
 class CocoFewShot(_IndexMapData):
-    """COCO-20i: the pictures of COCO 2014 with one mask of class numbers (1 to 80) a picture.
+    """COCO-20i: the pictures of COCO 2014, with one mask of class numbers (1 to 80) per picture.
 
     Args:
-        root: Holds `train2014/`, `val2014/` and `annotations/{train2014,val2014}/*.png`, itself or in `COCO2014/`.
-        splits: Holds `coco/{trn,val}-fold{0..3}.json.gz`, each: class number from 1 -> pictures.
+        root: Folder with `train2014/`, `val2014/` and `annotations/{train2014,val2014}/*.png`, directly or in
+            `COCO2014/`.
+        splits: Folder with `coco/{trn,val}-fold{0..3}.json.gz`, each: class number from 1 -> pictures.
         fold: Which quarter of the classes (every fourth) is held out; None takes all classes.
-        split: "train" has the other classes in the training pictures, "test" the held-out ones.
+        split: "train": the other classes, in the training pictures; "test": the held-out classes.
 
     Raises:
-        InputError: A list is missing or damaged, or there is no such fold.
+        InputError: A list is missing or damaged, or the fold does not exist.
     """
 
     layout = (
-        "<root>/{train2014,val2014}/*.jpg and <root>/annotations/{train2014,val2014}/*.png with the class's number, "
-        "1 to 80, in every pixel"
+        "<root>/{train2014,val2014}/*.jpg and <root>/annotations/{train2014,val2014}/*.png with pixels "
+        "that are class numbers, 1 to 80"
     )
 
     def __init__(self, root: Path, splits: Path, fold: int | None, split: Split) -> None:
@@ -157,13 +159,13 @@ class CocoFewShot(_IndexMapData):
         if fold is not None:
             _check_fold(fold)
         lists: dict[int, list[str]] = {}
-        # The training list of a fold has the classes of the other three, so two of them have all.
-        for listed in (fold,) if fold is not None else (range(FOLDS) if split == "test" else (0, 1)):
+        # The training list of a fold has the classes of the other three folds, so the lists of two folds cover all.
+        for listed in (fold,) if fold is not None else (range(NUM_FOLDS) if split == "test" else (0, 1)):
             held_out = split == "test"
-            labels = [label for label in range(len(COCO_CLASSES)) if (label % FOLDS == listed) == held_out]
+            labels = [label for label in range(len(COCO_CLASSES)) if (label % NUM_FOLDS == listed) == held_out]
             lists |= _coco_list(splits / "coco" / f"{_LIST_FOLDERS[split]}-fold{listed}.json.gz", labels)
         names = {label: COCO_CLASSES[label] for label in sorted(lists)}
-        # A picture stands under two classes on average: half of the time to open went into making the same paths again.
+        # A picture is listed under two classes on average; making its paths once halves the time to open the data set.
         unique = {name for listed_names in lists.values() for name in listed_names}
         files = {name: (home / name, (home / "annotations" / name).with_suffix(".png")) for name in unique}
         super().__init__(
@@ -179,23 +181,23 @@ def open_data(
     split: Split,
     needs_masks: bool = True,
 ) -> FewShotData:
-    """Open the data of a command line.
+    """Open a data set.
 
-    In a folder, training on a fold leaves out the photographs that also stand under a held-out class.
+    For a folder, the training split of a fold leaves out photographs that also show a held-out class.
 
     Args:
         benchmark: One of `BENCHMARKS`.
-        root: The data set's folder.
-        splits: The folder of the lists; a folder of one's own needs none.
+        root: Folder of the data set.
+        splits: Folder of the picture lists of pascal and coco; None for a folder of your own.
         fold: 0 to 3; None for all classes.
-        split: The classes that train, or those that are held out.
-        needs_masks: Refuse pictures of a folder without a mask.
+        split: "train": the classes to train on; "test": the held-out classes.
+        needs_masks: Refuse a folder in which a picture has no mask.
 
     Raises:
-        InputError: The data cannot be used, or there is no such benchmark or fold.
+        InputError: The data cannot be used, or the benchmark or fold does not exist.
     """
     if benchmark not in BENCHMARKS:
-        raise InputError(f"There is no benchmark {benchmark!r}; known are: {', '.join(BENCHMARKS)}.")
+        raise InputError(f"Unknown benchmark {benchmark!r}; choose one of: {', '.join(BENCHMARKS)}.")
     if benchmark == "folder":
         if fold is None:
             return FolderFewShot(root, needs_masks=needs_masks)
@@ -206,7 +208,7 @@ def open_data(
         others = [name for name in class_folders(root) if name not in held_out]
         return FolderFewShot(root, others, needs_masks, exclude=held_out)
     if splits is None:
-        raise InputError(f"The benchmark {benchmark!r} needs the lists of its folds; name their folder with --splits.")
+        raise InputError(f"The benchmark {benchmark!r} needs its picture lists; give their folder with --splits.")
     return (PascalFewShot if benchmark == "pascal" else CocoFewShot)(root, splits, fold, split)
 
 
@@ -214,15 +216,15 @@ _LIST_FOLDERS = {"train": "trn", "test": "val"}
 
 
 def _check_fold(fold: int) -> None:
-    if fold not in range(FOLDS):
-        raise InputError(f"There is no fold {fold}; choose 0 to {FOLDS - 1}.")
+    if fold not in range(NUM_FOLDS):
+        raise InputError(f"Fold {fold} does not exist; choose 0 to {NUM_FOLDS - 1}.")
 
 
 def _listed_folds(fold: int | None, split: Split) -> Iterator[int]:
-    """Folds whose lists a selection reads: a training list has the classes of its own fold."""
+    """Yield the folds whose lists to read; the training list of a fold has the classes of that fold."""
     if fold is not None:
         _check_fold(fold)
-    for listed in range(FOLDS):
+    for listed in range(NUM_FOLDS):
         if fold is None or (listed == fold) == (split == "test"):
             yield listed
 
@@ -256,5 +258,7 @@ def _coco_list(path: Path, labels: Sequence[int]) -> dict[int, list[str]]:
     for label in labels:
         names = lists.get(label)
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{path} has no list of pictures for class {label + 1}; expected class -> pictures.")
+            raise InputError(
+                f"{path} has no list of pictures for class {label + 1}; expected: class number -> pictures."
+            )
     return {label: list(map(str, names)) for label, names in lists.items() if names}

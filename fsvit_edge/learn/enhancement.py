@@ -1,4 +1,4 @@
-"""Training of the pseudo-label enhancer on the few pictures that have masks (CST, mixed supervision)."""
+"""Train the pseudo-label enhancer on the few pictures that have masks (CST, mixed supervision)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,50 +22,42 @@ from fsvit_edge.runtime.errors import InputError
 _Floats = npt.NDArray[np.float64]
 
 LEAST_MASKS = 5
-"""Photographs; two of them only measure."""
+"""Minimum number of photographs with masks; two of them are only for measuring."""
 _PARTNERS = 4
-"""Pictures of the same class whose class tokens also look at a picture: a map of each is learned from."""
+"""Other pictures of the class per picture: a map made with the class token of each is trained on too."""
 _BLIND_GUESSES = 8
 _WARM_UP = 20
 _WEIGHT_DECAY = 1e-2
 _DROPPED = 0.2
-"""Share of the tokens' channels that a step hides of a picture; few pictures would teach the network their own look."""
+"""Share of the token channels set to 0 per picture and step, so that the network cannot memorize the few pictures."""
 _FLATNESS = 1.0
-"""Added to both areas of the soft IoU, in cells: a thing of less than a cell weighs little."""
+"""Added to both areas of the soft IoU, in cells, so that an object of less than a cell has little weight."""
 
 
 @dataclass(frozen=True)
 class EnhancerOptions:
-    """How to train.
+    """How to train the enhancer."""
 
-    Attributes:
-        seed: Of the held-out pictures, the initial weights and the batches.
-        steps: Optimizer steps.
-        batch: Maps a step.
-        learning_rate: Of Adam, after the warm-up; decays to 0 along a cosine.
-        held_out: Share of the pictures with masks that only measure.
-    """
-
-    seed: int = 0
-    steps: int = 300
-    batch: int = 16
-    learning_rate: float = 2e-3
-    held_out: float = 0.2
+    seed: int = 0  # random seed of the held-out pictures, the initial weights and the batches
+    steps: int = 300  # number of optimizer steps
+    batch: int = 16  # maps per step
+    learning_rate: float = 2e-3  # of Adam after the warm-up; decays to 0 along a cosine
+    held_out: float = 0.2  # share of the pictures with masks that are only for measuring
 
 
 @dataclass(frozen=True)
 class EnhancerResult:
-    """The trained enhancer, and what the held-out masks say of it: IoU in [0, 1], mean over their maps.
+    """The trained enhancer and its quality on the held-out masks: mean IoU, in [0, 1].
 
     Attributes:
-        enhancer: On the CPU, in evaluation mode.
-        trained_on: Masks it learned from.
-        held_out: Masks that only measured.
-        iou_before: Of the coarse pseudo-masks.
-        iou_after: Of the enhanced ones.
-        iou_blind: Of the enhanced masks of other pictures: what can be guessed without looking at the picture.
-        helps: Whether the enhanced masks are better than the coarse ones, and than a blind guess by more than one
-            standard error. Masks whose maps and tokens were shuffled can beat a poor coarse mask, but not the guess.
+        enhancer: The enhancer, on the CPU, in evaluation mode.
+        trained_on: Number of masks it was trained on.
+        held_out: Number of held-out masks.
+        iou_before: IoU of the coarse pseudo-masks.
+        iou_after: IoU of the enhanced masks.
+        iou_blind: IoU of the enhanced masks of other pictures: what a guess reaches without looking at the picture.
+        helps: Whether the enhanced masks are better than the coarse ones, and better than the blind guess by more than
+            one standard error. An enhancer trained on shuffled masks can beat a poor coarse mask, but not the guess.
     """
 
     enhancer: PseudoLabelEnhancer
@@ -78,26 +70,26 @@ class EnhancerResult:
 
     @property
     def sentence(self) -> str:
-        """What a person wants to know of it."""
+        """The result in one sentence."""
         figures = (
             f"IoU of the pseudo-masks on {self.held_out} held-out masks: {100 * self.iou_before:.1f} % before, "
-            f"{100 * self.iou_after:.1f} % after the enhancer, which learned from {self.trained_on} masks"
+            f"{100 * self.iou_after:.1f} % after the enhancer, which was trained on {self.trained_on} masks"
         )
         if self.helps:
             return f"{figures}."
         return (
-            f"{figures} ({100 * self.iou_blind:.1f} % without seeing the picture): it does not help, so the "
-            "pseudo-masks stay as they are."
+            f"{figures} ({100 * self.iou_blind:.1f} % without seeing the picture). It does not help, so the "
+            "pseudo-masks are used unchanged."
         )
 
 
 class _Seen(NamedTuple):
-    """M pictures with what the enhancer reads and should answer.
+    """Input and target of the enhancer for M pictures.
 
     Attributes:
-        tokens: (M, N, D) float16.
-        maps: (M, 1 + P, grid, grid) coarse maps, the own one first; repeated where the class has fewer pictures.
-        masks: (M, S, S) uint8 of 0, 1 and 255.
+        tokens: (M, N, D) float16 image tokens.
+        maps: (M, 1 + P, grid, grid) coarse maps, the picture's own first; repeated if the class has too few pictures.
+        masks: (M, S, S) uint8 masks: 0, 1 or 255 (ignored).
     """
 
     tokens: Tensor
@@ -113,18 +105,18 @@ def train_enhancer(
     options: EnhancerOptions,
     progress: Callable[[str], None] = lambda _: None,
 ) -> EnhancerResult:
-    """Train an enhancer on the CPU, where the same seed gives the same weights.
+    """Train an enhancer, on the CPU so that the same seed gives the same weights.
 
     Args:
-        network: Whose encoder filled the cache.
-        cache: Has the pictures' tokens.
-        data: Of all these examples the class is known.
-        with_masks: Indices of the examples whose masks may be opened; no other mask is.
-        options: How.
-        progress: Told how far it is.
+        network: The network whose encoder filled the cache.
+        cache: Cache with the pictures' tokens.
+        data: The examples; their classes are known.
+        with_masks: Indices of the examples whose masks may be used; no other mask is opened.
+        options: How to train.
+        progress: Called with the progress.
 
     Raises:
-        InputError: The masks are of too few photographs.
+        InputError: Too few photographs have masks.
     """
     train, test = split_by_photograph(data, with_masks, options)
     progress(f"read {len(train) + len(test)} pictures with masks for the enhancer")
@@ -151,10 +143,10 @@ def train_enhancer(
 def split_by_photograph(
     data: FewShotData, with_masks: Sequence[int], options: EnhancerOptions
 ) -> tuple[list[int], list[int]]:
-    """Give the examples to learn from and those to measure on, no photograph on both split.
+    """Return the examples to train on and those to measure on; no photograph is in both.
 
     Raises:
-        InputError: The masks are of too few photographs.
+        InputError: Too few photographs have masks.
     """
     photographs: dict[str, list[int]] = {}
     for index in sorted(set(with_masks)):
@@ -163,14 +155,14 @@ def split_by_photograph(
     if len(photographs) < LEAST_MASKS:
         raise InputError(
             f"The pseudo-label enhancer needs masks of at least {LEAST_MASKS} photographs, got {len(photographs)}; "
-            "give more masks, or train with --supervision image."
+            "add masks, or train with --supervision image."
         )
     names = list(photographs)
     order = np.random.default_rng(options.seed).permutation(len(names))
     train: list[int] = []
     test: list[int] = []
     for place in order:
-        # At least two, because one says nothing about chance; each photograph adds one or more.
+        # At least two, because the standard error needs two; each photograph adds one or more.
         (test if len(test) < max(2, options.held_out * count) else train).extend(photographs[names[place]])
     return sorted(train), sorted(test)
 
@@ -179,12 +171,13 @@ def split_by_photograph(
 def enhanced_mask(
     enhancer: PseudoLabelEnhancer, class_query: Tensor, image: EncoderOutput, grid: int, size: int
 ) -> Tensor:
-    """Stand in for `pseudo_mask`.
+    """Return enhanced pseudo-masks, in place of `pseudo_mask`.
 
     Args:
-        enhancer: On the tensors' device.
-        class_query: (B, heads, d) of the supports: the pictures' own, or of other pictures of the class.
-        image: What the encoder says of the B pictures.
+        enhancer: The enhancer, on the device of the tensors.
+        class_query: (B, heads, d) query vectors of class tokens: of the pictures themselves, or of other pictures of
+            the class.
+        image: The encoder's output for the B pictures.
         grid: Side of the token grid.
         size: Side of the masks to return, in pixels.
 
@@ -208,7 +201,7 @@ def _see(
     hidden: set[str],
     rng: np.random.Generator,
 ) -> _Seen:
-    """Read pictures, their masks, and class tokens of other photographs of the class, but for the hidden ones."""
+    """Read pictures with their masks, and maps made by other photographs of the class that are not in `hidden`."""
     grid, size = network.encoder.grid, network.config.image_size
     tokens, maps, masks = [], [], []
     for index in indices:
@@ -262,7 +255,7 @@ def _fit(enhancer: PseudoLabelEnhancer, seen: _Seen, options: EnhancerOptions, p
 
 
 def _loss(logits: Tensor, inside: Tensor, known: Tensor) -> Tensor:
-    """Cross-entropy and soft IoU; of each cell a share is `known`, and of that a share is `inside` the thing."""
+    """Return cross-entropy + soft IoU. Per cell, `known` is the share not ignored, `inside` the share in the object."""
     entropy = (F.softplus(-logits) * inside + F.softplus(logits) * (known - inside)).mean()
     chance = logits.sigmoid()
     common = (chance * inside).sum(dim=(1, 2))
@@ -272,18 +265,18 @@ def _loss(logits: Tensor, inside: Tensor, known: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _measure(enhancer: PseudoLabelEnhancer, seen: _Seen, others: _Seen) -> tuple[_Floats, _Floats, _Floats]:
-    """Give the IoU of each picture's coarse masks, of its enhanced ones, and of those of a few of the `others`.
+    """Return, per picture, the IoU of its coarse masks, of its enhanced masks, and of enhanced masks of `others`.
 
-    The picture's own map counts as much as the maps of other class tokens together, as in training.
+    The picture's own map counts as much as all maps of other class tokens together, as in training.
     """
     size = seen.masks.shape[-1]
     places = np.linspace(0, len(others.tokens) - 1, _BLIND_GUESSES).astype(int)
-    strange = [_enhanced(enhancer, others, place) for place in places.tolist()]
+    blind_guesses = [_enhanced(enhancer, others, place) for place in places.tolist()]
     before, after, blind = [], [], []
     for index, mask in enumerate(seen.masks):
         before.append(_mean_iou(thresholded(seen.maps[index], size), mask))
         after.append(_mean_iou(_enhanced(enhancer, seen, index), mask))
-        blind.append(np.mean([_mean_iou(guess, mask) for guess in strange]))
+        blind.append(np.mean([_mean_iou(guess, mask) for guess in blind_guesses]))
     return np.array(before), np.array(after), np.array(blind)
 
 
@@ -293,7 +286,7 @@ def _enhanced(enhancer: PseudoLabelEnhancer, seen: _Seen, index: int) -> Tensor:
 
 
 def _mean_iou(guesses: Tensor, mask: Tensor) -> float:
-    """IoU of guesses (1 + P, S, S) with a mask of 0, 1 and 255: 1 where neither has anything."""
+    """Return the mean IoU of guesses (1 + P, S, S) with a mask of 0, 1 and 255; it is 1 if both are empty."""
     guess = guesses > 0
     common = (guess & (mask == 1)).sum(dim=(1, 2))
     union = ((guess & (mask != IGNORE)) | (mask == 1)).sum(dim=(1, 2))

@@ -16,15 +16,14 @@ _Rgb = npt.NDArray[np.uint8]
 
 
 def draw_answer(data: FewShotData, answer: Answer, masks: bool) -> _Rgb:
-    """Draw an episode with its answer: a row of supports for each way; query, truth and prediction beside the first.
+    """Draw an episode: one row of supports per way, with query, truth and prediction beside the first row.
 
-    Every panel is a square, as the network sees the picture. Class i has the overlay's color i; what is not looked at
-    is gray.
+    Every panel is square, as the network sees the picture. Class i has color i of the overlay; ignored pixels are gray.
 
     Args:
-        data: What the episode was drawn from.
-        answer: The episode.
-        masks: Whether the supports were enrolled with their masks, which are then drawn.
+        data: The data that the episode was drawn from.
+        answer: The episode with the model's answer.
+        masks: Whether the supports were enrolled with their masks; if so, the masks are drawn.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -45,7 +44,7 @@ def draw_answer(data: FewShotData, answer: Answer, masks: bool) -> _Rgb:
     query = _panel(data, episode.query)
     own_name = data.class_names[data.examples[episode.query].label]
     shown = ", ".join(name for name, there in zip(names, answer.shown, strict=True) if there)
-    truth = "truth: no mask" if answer.truth is None else f"truth: {shown or 'none of them'}"
+    truth = "truth: no mask" if answer.truth is None else f"truth: {shown or 'no class'}"
     rows[0] += [
         captioned(query, [(f"episode {answer.number}, query: {own_name}", None)]),
         captioned(_labeled(query, answer.truth, len(names)), [(truth, None)]),

@@ -1,7 +1,7 @@
-"""Episodes: a query picture, support classes that it may or may not show, and support pictures of each.
+"""Episodes: a query picture, classes that it may or may not show (ways), and support pictures of each (shots).
 
-The test episodes of Pascal-5i and COCO-20i are the published ones: numpy's legacy generator, seeded by the episode's
-number, is asked the same questions in the same order. Folders of one's own are drawn in Pascal's way.
+The test episodes of Pascal-5i and COCO-20i are the published ones: numpy's legacy generator, seeded with the episode's
+number, makes the same draws in the same order. Folders of your own pictures are sampled as Pascal is.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ _FOLDER_ORDER_SEED = 0
 
 @dataclass(frozen=True)
 class Episode:
-    """One question to the network.
+    """One question to the network: which of these classes does the query picture show, and where?
 
     Attributes:
-        query: Index into the data's examples.
-        ways: Labels of the support classes.
-        supports: For each way, indices of its support examples.
+        query: Index of the query in the examples of the data set.
+        ways: Labels of the classes asked about.
+        supports: For each way, the indices of its support examples.
     """
 
     query: int
@@ -31,82 +31,82 @@ class Episode:
     supports: tuple[tuple[int, ...], ...]
 
 
-def benchmark_episode(data: FewShotData, number: int, way: int, shot: int) -> Episode:
+def benchmark_episode(data: FewShotData, number: int, ways: int, shots: int) -> Episode:
     """Draw test episode `number`, the same on every machine.
 
-    Pascal asks about its pictures in the list's order, a folder in a shuffled order that is always the same, COCO about
-    a random picture of a random class.
+    The queries of Pascal follow the order of its list, those of a folder a fixed shuffled order, and those of COCO are
+    random pictures of random classes.
 
     Args:
-        data: A test selection.
-        number: From 0; beyond the last picture the queries come again with other supports.
-        way: Support classes.
-        shot: Support pictures of each.
+        data: The test data.
+        number: From 0; past the last picture, the queries repeat with other supports.
+        ways: Number of classes asked about.
+        shots: Number of support pictures per class.
 
     Raises:
-        InputError: The selection has too few classes or pictures.
+        InputError: The data has too few classes or pictures.
     """
-    _check_sizes(data, way, shot)
+    _check_sizes(data, ways, shots)
     random = np.random.RandomState(number)
 
-    # Not `randint`, although one number is wanted: the published sampler shuffles the whole list and takes the first.
+    # `randint` would give other numbers: the published sampler shuffles the whole list and takes the first.
     def draw(count: int) -> int:
         return int(random.choice(count, 1, replace=False)[0])
 
     if isinstance(data, CocoFewShot):
         query = _query_by_class(data, draw)
     elif isinstance(data, FolderFewShot):
-        # Folders are read class by class; shuffled, a short test meets every class too.
+        # The examples of a folder are sorted by class; shuffled, even a short test covers every class.
         query = int(
             np.random.RandomState(_FOLDER_ORDER_SEED).permutation(len(data.examples))[number % len(data.examples)]
         )
     else:
         query = number % len(data.examples)
     weights = _way_weights(data, query)
-    ways = random.choice(len(weights), way, p=weights, replace=False)
-    return _episode(data, query, ways, shot, draw)
+    classes = random.choice(len(weights), ways, p=weights, replace=False)
+    return _episode(data, query, classes, shots, draw)
 
 
 def training_episode(
-    data: FewShotData, rng: np.random.Generator, way: int, shot: int, own_class: bool = False
+    data: FewShotData, rng: np.random.Generator, ways: int, shots: int, own_class: bool = False
 ) -> Episode:
-    """Draw an episode as `benchmark_episode` does, but from any generator and with any picture as query.
+    """Draw an episode as `benchmark_episode` does, but from any generator and with any picture as the query.
 
     Args:
         data: Pictures to draw from.
-        rng: Whatever is drawn comes from it.
-        way: Support classes.
-        shot: Support pictures of each.
-        own_class: The query's own class is always among the ways.
+        rng: Source of all randomness.
+        ways: Number of classes asked about.
+        shots: Number of support pictures per class.
+        own_class: Always ask about the query's own class.
 
     Raises:
-        InputError: The selection has too few classes or pictures.
+        InputError: The data has too few classes or pictures.
     """
-    _check_sizes(data, way, shot)
+    _check_sizes(data, ways, shots)
 
     def draw(count: int) -> int:
         return int(rng.integers(count))
 
     query = _query_by_class(data, draw) if isinstance(data, CocoFewShot) else draw(len(data.examples))
     weights = _way_weights(data, query)
-    ways = rng.choice(len(weights), way, p=weights, replace=False)
+    classes = rng.choice(len(weights), ways, p=weights, replace=False)
     own = list(data.class_names).index(data.examples[query].label)
-    if own_class and own not in ways:
-        ways[0] = own
-    return _episode(data, query, ways, shot, draw)
+    if own_class and own not in classes:
+        classes[0] = own
+    return _episode(data, query, classes, shots, draw)
 
 
 def present(data: FewShotData, episode: Episode, from_masks: bool = True) -> npt.NDArray[np.bool_]:
-    """Say of each way whether the query shows its class.
+    """Return, for each way, whether the query shows its class.
 
     Args:
-        data: What the episode was drawn from.
+        data: The data that the episode was drawn from.
         episode: The episode.
-        from_masks: Look into the query's mask, as published, where the lists of pictures do not name every class;
-            False opens no file.
+        from_masks: If the picture lists do not name every class in a picture, read the query's mask, as the published
+            code does. False opens no file.
 
     Returns:
-        (way,) bool.
+        (ways,) bool.
 
     Raises:
         InputError: The mask cannot be read.
@@ -125,7 +125,7 @@ def _query_by_class(data: FewShotData, draw: Callable[[int], int]) -> int:
 
 
 def _way_weights(data: FewShotData, query: int) -> npt.NDArray[np.float64]:
-    """The query's class has weight 1/2, the others share the rest."""
+    """Return the probability of each class: 1/2 for the query's class, the rest shared equally by the others."""
     labels = list(data.class_names)
     if len(labels) == 1:
         return np.ones(1)
@@ -135,20 +135,20 @@ def _way_weights(data: FewShotData, query: int) -> npt.NDArray[np.float64]:
 
 
 def _episode(
-    data: FewShotData, query: int, ways: npt.NDArray[np.int_], shot: int, draw: Callable[[int], int]
+    data: FewShotData, query: int, classes: npt.NDArray[np.int_], shots: int, draw: Callable[[int], int]
 ) -> Episode:
     labels = list(data.class_names)
-    chosen = tuple(labels[way] for way in ways)
-    return Episode(query, chosen, tuple(_supports(data, query, label, shot, draw) for label in chosen))
+    ways = tuple(labels[index] for index in classes)
+    return Episode(query, ways, tuple(_supports(data, query, label, shots, draw) for label in ways))
 
 
-def _supports(data: FewShotData, query: int, label: int, shot: int, draw: Callable[[int], int]) -> tuple[int, ...]:
+def _supports(data: FewShotData, query: int, label: int, shots: int, draw: Callable[[int], int]) -> tuple[int, ...]:
     candidates = data.of_class(label)
     examples = data.examples
     taken = {examples[query].photograph}
-    _check_enough(data, query, label, shot)
+    _check_enough(data, query, label, shots)
     supports: list[int] = []
-    while len(supports) < shot:
+    while len(supports) < shots:
         index = candidates[draw(len(candidates))]
         if examples[index].photograph not in taken:
             supports.append(index)
@@ -156,23 +156,23 @@ def _supports(data: FewShotData, query: int, label: int, shot: int, draw: Callab
     return tuple(supports)
 
 
-def _check_sizes(data: FewShotData, way: int, shot: int) -> None:
-    if not 1 <= way <= len(data.class_names):
-        raise InputError(f"{way} ways cannot be drawn from {len(data.class_names)} classes; choose 1 to as many.")
-    if shot < 1:
-        raise InputError(f"An episode needs at least 1 shot; got {shot}.")
+def _check_sizes(data: FewShotData, ways: int, shots: int) -> None:
+    if not 1 <= ways <= len(data.class_names):
+        raise InputError(f"The number of ways must be 1 to {len(data.class_names)} (the classes here); got {ways}.")
+    if shots < 1:
+        raise InputError(f"An episode needs at least 1 shot; got {shots}.")
 
 
-def _check_enough(data: FewShotData, query: int, label: int, shot: int) -> None:
-    """Refuse a class that would keep the drawing of supports going for ever."""
+def _check_enough(data: FewShotData, query: int, label: int, shots: int) -> None:
+    """Refuse a class with too few pictures, for which the loop in `_supports` would never end."""
     others: set[str] = set()
     for index in data.of_class(label):
-        if len(others) >= shot:
+        if len(others) >= shots:
             return
         if data.examples[index].photograph != data.examples[query].photograph:
             others.add(data.examples[index].photograph)
-    if len(others) < shot:
+    if len(others) < shots:
         raise InputError(
-            f"The class {data.class_names[label]!r} has {len(others)} pictures beside the query, too few for {shot} "
-            "shots; add pictures or ask for fewer shots."
+            f"The class {data.class_names[label]!r} has {len(others)} pictures besides the query, too few for {shots} "
+            "shots; add pictures or use fewer shots."
         )

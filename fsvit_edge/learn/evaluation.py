@@ -1,7 +1,7 @@
-"""Evaluation: the same episodes through any `FewShotModel`, whatever computes in it.
+"""Evaluation on episodes: the same questions to any `FewShotModel`, with any engine.
 
-The query is judged at the model's input size, where its truth is compared with the label map, as published. Episodes
-that ask about the same picture run one after the other, so that the encoder, which is the cost, sees it once.
+Predictions and truth are compared at the model's input size, as in the published code. Episodes with the same query run
+together, so that the encoder, which takes most of the time, sees each query once.
 """
 
 import hashlib
@@ -26,41 +26,33 @@ from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 
-_SUPPORT_CACHE_BYTES = 2**30
-"""Of cached supports: 1,000 of a ViT-S/8 at 400 px under masks that cover a third of the picture."""
-_EPISODES_AT_ONCE = 64
-"""Of one query: their label maps are held together."""
+SUPPORT_CACHE_BYTES = 2**30
+"""Room for 1,000 supports of a ViT-S/8 at 400 px whose masks cover a third of the picture."""
+EPISODES_AT_ONCE = 64
+"""Episodes of one query that run together; their label maps are in memory at the same time."""
 REPORT_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Which episodes to run.
+    """Which episodes to run."""
 
-    Attributes:
-        way: Classes of an episode.
-        shot: Support pictures of each.
-        episodes: How many, numbered from 0.
-        masks: Enroll the supports with their masks; False enrolls by the class's name alone.
-    """
-
-    way: int = 1
-    shot: int = 1
-    episodes: int = 1000
-    masks: bool = True
+    ways: int = 1  # number of classes that an episode asks about
+    shots: int = 1  # number of support pictures per class
+    episodes: int = 1000  # number of episodes, numbered from 0
+    masks: bool = True  # whether supports are enrolled with their masks, or with the class name only
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One episode with what the model said, to draw or to look into.
+    """One episode with the model's answer.
 
     Attributes:
         number: The episode's number.
-        episode: What was asked.
-        prediction: At the model's input size.
-        shown: Whether the query shows each way's class, (way,) bool.
-        truth: (S, S) uint8 at the model's input size: i + 1 is way i, 255 is not looked at; None where a mask is
-            missing.
+        episode: The question.
+        prediction: The answer, at the model's input size S.
+        shown: (ways,) bool, whether the query shows each class.
+        truth: (S, S) uint8: i + 1 is way i, 0 is background, 255 is ignored; None if a mask is missing.
     """
 
     number: int
@@ -72,15 +64,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which network answered.
+    """The network that was evaluated.
 
     Attributes:
-        name: What people call it.
+        name: Its name.
         backbone: Name of the encoder.
-        head: Kind of the head.
+        head: Kind of head.
         image_size: Side of its input in pixels.
-        precision: What its engines compute in.
-        sha256: Of each graph, by name.
+        precision: Precision of its engines.
+        sha256: SHA-256 of each graph, by name.
     """
 
     name: str
@@ -93,16 +85,16 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What came out.
+    """The result of `evaluate`.
 
     Attributes:
         options: Which episodes were run.
-        scores: The figures.
-        episodes_sha256: Of the episodes drawn and of every file in them; equal where the questions were the same.
-        segmented: Episodes that count for the mIoU; the others' queries have no mask.
-        model: Which network answered.
-        outlines: With which outlines, "plain" or "sharp"; see `FewShotModel.outlines`.
-        elapsed_s: How long it took.
+        scores: Exact ratio and mIoU.
+        episodes_sha256: SHA-256 of the episodes and of every file in them; equal if the questions were the same.
+        segmented: Number of episodes that count for the mIoU; the other queries have no mask.
+        model: The network that was evaluated.
+        outlines: "plain" or "sharp", see `FewShotModel.outlines`.
+        elapsed_s: How long the evaluation took.
     """
 
     options: EvaluationOptions
@@ -114,7 +106,7 @@ class EvaluationResult:
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what JSON can hold; ratios are in percent."""
+        """Return values for JSON; ratios are in percent."""
         return {
             **asdict(self.options),
             "episodes_sha256": self.episodes_sha256,
@@ -135,29 +127,29 @@ def evaluate(
     on_answer: Callable[[Answer], None] = lambda _: None,
     episodes: Sequence[Episode] | None = None,
 ) -> EvaluationResult:
-    """Run test episodes and sum up 0/1 exact ratio and mIoU.
+    """Run test episodes; compute the 0/1 exact ratio and the mIoU.
 
     Args:
-        model: The network; its enrolled classes are left as they are.
-        data: A test selection.
-        options: Which episodes.
-        progress: Is told now and then how far it has come.
-        on_answer: Is given each episode's answer, ordered by the queries, not by the episodes' numbers.
-        episodes: Of the way, the shot and the number that the options say; None draws the benchmark's.
+        model: The network; its enrolled classes stay unchanged.
+        data: The test data.
+        options: Which episodes to run.
+        progress: Called every few seconds with the progress.
+        on_answer: Called with the answer to each episode, grouped by query, not in the order of the episodes' numbers.
+        episodes: Episodes that fit the options; None draws those of the benchmark.
 
     Raises:
-        InputError: The selection has too few classes or pictures, or a file in it cannot be used.
+        InputError: The data has too few classes or pictures, or one of its files cannot be used.
     """
     if options.episodes < 1:
         raise InputError(f"An evaluation needs at least 1 episode; got {options.episodes}.")
     started = reported = time.monotonic()
     if episodes is None:
         progress("draw episodes")
-        episodes = [benchmark_episode(data, number, options.way, options.shot) for number in range(options.episodes)]
+        episodes = [benchmark_episode(data, number, options.ways, options.shots) for number in range(options.episodes)]
     assert len(episodes) == options.episodes
     files = _Files(data, options.masks)
     supports = _Supports(model, data, options.masks)
-    shape = (options.episodes, options.way)
+    shape = (options.episodes, options.ways)
     tally = Tally(
         np.array([episode.ways for episode in episodes], np.int64),
         np.zeros(shape, np.bool_),
@@ -177,18 +169,18 @@ def evaluate(
             if files.has_truth(episode):
                 truth = resize_mask(data.read_truth(query, episode.ways), size)
                 tally.intersections[number], tally.unions[number] = count_pixels(
-                    prediction.label_map, truth, options.way
+                    prediction.label_map, truth, options.ways
                 )
                 segmented += 1
             tally.shown[number] = present(data, episode)
-            tally.judged[number] = prediction.present
+            tally.predicted[number] = prediction.present
             digests[number] = files.digest(episode)
             on_answer(Answer(number, episode, prediction, tally.shown[number], truth))
         done += len(numbers)
         if time.monotonic() - reported > REPORT_EVERY_S:
             reported = time.monotonic()
-            progress(f"{done} of {options.episodes} episodes, {done / (reported - started):.1f} a second")
-    progress("bootstrap")
+            progress(f"{done} of {options.episodes} episodes, {done / (reported - started):.1f} per second")
+    progress("compute confidence intervals")
     return EvaluationResult(
         options,
         score(tally, data.class_names),
@@ -201,7 +193,7 @@ def evaluate(
 
 
 def identify(model: FewShotModel) -> ModelIdentity:
-    """Tell which network a model is."""
+    """Identify the network of a model."""
     manifest = model.manifest
     return ModelIdentity(
         manifest.name,
@@ -216,28 +208,28 @@ def identify(model: FewShotModel) -> ModelIdentity:
 def cache_example(
     model: FewShotModel, data: FewShotData, index: int, masks: bool, others: Sequence[CachedSupport] = ()
 ) -> CachedSupport:
-    """Cache an example as a support of its class.
+    """Make an example a cached support of its class.
 
     Args:
         model: The network.
-        data: Holds the example.
-        index: Of the example.
-        masks: Take its mask; False takes the class's name alone.
-        others: The class's other supports, by which it is judged.
+        data: The data set.
+        index: Index of the example in the data set.
+        masks: Use its mask; False uses the class name only.
+        others: The other supports of the class, which help to guess a mask.
 
     Raises:
-        InputError: It has no mask where one is asked for, or a file cannot be used.
+        InputError: A mask is needed and missing, or a file cannot be used.
     """
     example = data.examples[index]
     if masks and example.mask is None:
-        raise InputError(f"{example.image} has no mask; evaluate with --supports names or give it one.")
-    # Unknown pixels are no foreground, as published.
+        raise InputError(f"{example.image} has no mask; add one, or evaluate with --supports names.")
+    # Ignored pixels count as background, as in the published code.
     mask = data.read_mask(index) == 1 if masks else None
     return model.cache_support(data.class_names[example.label], data.read_image(index), mask, others)
 
 
 class _Supports:
-    """Banks of cached supports; a picture is encoded once as long as it is remembered."""
+    """Makes the bank of each episode; a least-recently-used cache saves encoding a support again."""
 
     def __init__(self, model: FewShotModel, data: FewShotData, masks: bool) -> None:
         self._model = model
@@ -247,7 +239,7 @@ class _Supports:
         self._bytes = 0
 
     def bank(self, episode: Episode) -> SupportBank:
-        """The support classes of an episode."""
+        """Return a bank with the classes of an episode."""
         bank = self._model.bank.emptied()
         for label, indices in zip(episode.ways, episode.supports, strict=True):
             bank.add(self._data.class_names[label], [self._support(index) for index in indices])
@@ -260,14 +252,14 @@ class _Supports:
         support = cache_example(self._model, self._data, index, self._masks)
         self._cached[index] = support
         self._bytes += support.nbytes
-        while self._bytes > _SUPPORT_CACHE_BYTES and len(self._cached) > 1:
+        while self._bytes > SUPPORT_CACHE_BYTES and len(self._cached) > 1:
             _, oldest = self._cached.popitem(last=False)
             self._bytes -= oldest.nbytes
         return support
 
 
 class _Files:
-    """What is known of the files of a selection."""
+    """The mask files and file digests of a data set."""
 
     def __init__(self, data: FewShotData, support_masks: bool) -> None:
         self._data = data
@@ -278,16 +270,16 @@ class _Files:
         self._digests: dict[Path, str] = {}
 
     def has_truth(self, episode: Episode) -> bool:
-        """Whether the query has the masks of its own class and of every way's class under which it stands.
+        """Return whether the query has a mask for its own class and for each way that it shows.
 
-        Its own even where that is none of the ways: among pictures of which some have masks, those without would add
-        false alarms and never a hit.
+        Its own class is checked even if it is not among the ways: if only some pictures have masks, those without would
+        count false alarms and never a hit.
         """
         query = self._data.examples[episode.query]
         return query.mask is not None and None not in self._truth_files(episode)
 
     def digest(self, episode: Episode) -> str:
-        """Tell an episode by its classes and the contents of its files."""
+        """Return the SHA-256 of an episode's class names and file contents."""
         query = self._data.examples[episode.query]
         supports = [self._data.examples[index] for indices in episode.supports for index in indices]
         files = [query.image, query.mask, *self._truth_files(episode), *(support.image for support in supports)]
@@ -310,10 +302,10 @@ class _Files:
 
 
 def _by_query(episodes: Sequence[Episode]) -> Iterator[tuple[int, list[int]]]:
-    """A query with the numbers of its episodes, in the order in which the queries first come."""
-    numbers: dict[int, list[int]] = {}
+    """Yield each query with the numbers of its episodes, in the order in which the queries first occur."""
+    by_query: dict[int, list[int]] = {}
     for number, episode in enumerate(episodes):
-        numbers.setdefault(episode.query, []).append(number)
-    for query, its in numbers.items():
-        for start in range(0, len(its), _EPISODES_AT_ONCE):
-            yield query, its[start : start + _EPISODES_AT_ONCE]
+        by_query.setdefault(episode.query, []).append(number)
+    for query, numbers in by_query.items():
+        for start in range(0, len(numbers), EPISODES_AT_ONCE):
+            yield query, numbers[start : start + EPISODES_AT_ONCE]

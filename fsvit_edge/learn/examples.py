@@ -1,4 +1,4 @@
-"""What the data sets of few-shot learning have in common: pictures as examples of classes."""
+"""What all data sets share: pictures as examples of classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from PIL import Image
 from fsvit_edge.runtime.errors import InputError
 
 IGNORE = 255
-"""Value of a mask that no metric and no loss looks at."""
+"""Mask value that all metrics and losses ignore."""
 
 _ORIENTATION_TAG = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -23,10 +23,10 @@ class Example:
     """One picture as an example of one class.
 
     Attributes:
-        label: The class's number in the data set's own numbering, from 0, the same in every fold.
-        image: The picture.
-        mask: Its mask; None where only the class is known.
-        photograph: The same for every copy of one photograph, which may stand under several classes.
+        label: The class's number in the data set, from 0, the same in every fold.
+        image: Path of the picture.
+        mask: Path of its mask; None if only the class is known.
+        photograph: Name of the photograph; copies of it, which may be examples of several classes, share the name.
     """
 
     label: int
@@ -36,42 +36,42 @@ class Example:
 
 
 class FewShotData(Protocol):
-    """Examples of some classes, as `fsvit_edge.learn.episodes` draws them."""
+    """Examples of a set of classes, from which `fsvit_edge.learn.episodes` draws."""
 
     @property
     def class_names(self) -> Mapping[int, str]:
-        """Label -> name of the classes of this selection, in the benchmark's order."""
+        """Label -> name of each class, in the order of the benchmark."""
 
     @property
     def examples(self) -> Sequence[Example]:
-        """All examples, in the benchmark's order."""
+        """All examples, in the order of the benchmark."""
 
     @property
     def lists_every_class(self) -> bool:
-        """Whether a photograph stands under every class that its masks show, so that no mask need be asked."""
+        """Whether a photograph is listed under every class that it shows, so that no mask has to be read to know."""
 
     def of_class(self, label: int) -> Sequence[int]:
-        """Indices into `examples` of a class, in order."""
+        """Return the indices of a class in `examples`, in order."""
 
     def labels_of(self, index: int) -> frozenset[int]:
-        """Every label of this selection under which the photograph of an example stands."""
+        """Return every label that the photograph of an example is listed under."""
 
     def read_image(self, index: int) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) RGB."""
+        """Return (H, W, 3) uint8 RGB."""
 
     def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
-        """(H, W): 1 where the example's own class is, 0 elsewhere, `IGNORE` where nobody knows."""
+        """Return (H, W) uint8: 1 on the example's own class, 0 elsewhere, `IGNORE` where unknown."""
 
     def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """(H, W): i + 1 where labels[i] is, 0 elsewhere, `IGNORE` where nobody knows."""
+        """Return (H, W) uint8: i + 1 on labels[i], 0 elsewhere, `IGNORE` where unknown."""
 
 
 class ExampleList:
-    """The part of `FewShotData` that reads no file.
+    """The part of `FewShotData` that reads no files.
 
     Args:
         class_names: Label -> name, in order.
-        examples: In order; each of one of these classes.
+        examples: Examples of these classes, in order.
     """
 
     def __init__(self, class_names: Mapping[int, str], examples: Sequence[Example]) -> None:
@@ -85,35 +85,35 @@ class ExampleList:
 
     @property
     def class_names(self) -> Mapping[int, str]:
-        """Label -> name of the classes of this selection, in the benchmark's order."""
+        """Label -> name of each class, in the order of the benchmark."""
         return self._class_names
 
     @property
     def examples(self) -> Sequence[Example]:
-        """All examples, in the benchmark's order."""
+        """All examples, in the order of the benchmark."""
         return self._examples
 
     def of_class(self, label: int) -> Sequence[int]:
-        """Indices into `examples` of a class, in order.
+        """Return the indices of a class in `examples`, in order.
 
         Raises:
-            InputError: The class is not of this selection.
+            InputError: The class is unknown.
         """
         if label not in self._of_class:
             known = ", ".join(f"{number} ({name})" for number, name in self._class_names.items())
-            raise InputError(f"There is no class {label} in this selection; it has: {known}.")
+            raise InputError(f"Unknown class {label}; choose one of: {known}.")
         return self._of_class[label]
 
     def labels_of(self, index: int) -> frozenset[int]:
-        """Every label of this selection under which the photograph of an example stands."""
+        """Return every label that the photograph of an example is listed under."""
         return frozenset(self._labels[self._examples[index].photograph])
 
 
 def read_stored_mask(path: Path) -> tuple[npt.NDArray[np.uint8], str]:
-    """Read the pixels of a mask file as they are stored: of a palette its indices.
+    """Read the pixels of a mask file as stored; for a palette, these are its indices.
 
     Returns:
-        (H, W) uint8, or (H, W, channels), and the file's mode as Pillow names it: "L" is gray, "P" a palette.
+        (H, W) or (H, W, channels) uint8, and Pillow's name of the mode: "L" is gray, "P" a palette.
 
     Raises:
         InputError: The file is missing or damaged.
@@ -121,13 +121,13 @@ def read_stored_mask(path: Path) -> tuple[npt.NDArray[np.uint8], str]:
     try:
         with Image.open(path) as image:
             return np.array(image, dtype=np.uint8), image.mode
-    # Pillow answers damaged data with many kinds of exceptions: OSError, SyntaxError, ValueError, struct.error.
+    # Pillow raises many kinds of exceptions for damaged data: OSError, SyntaxError, ValueError, struct.error.
     except Exception as error:
         raise InputError(f"The mask {path} cannot be read: {error}.") from error
 
 
 def picture_size_hw(path: Path) -> tuple[int, int]:
-    """Height and width of a picture as the eye sees it, from its header.
+    """Read height and width of a picture, after EXIF rotation, from its header.
 
     Raises:
         InputError: The file is missing or damaged.
@@ -142,7 +142,7 @@ def picture_size_hw(path: Path) -> tuple[int, int]:
 
 
 def check_size(mask: npt.NDArray[np.uint8], mask_path: Path, image_path: Path) -> None:
-    """Refuse a mask of another size than its picture.
+    """Refuse a mask that is not the size of its picture.
 
     Raises:
         InputError: The sizes differ, or the picture cannot be read.
@@ -151,5 +151,5 @@ def check_size(mask: npt.NDArray[np.uint8], mask_path: Path, image_path: Path) -
     if mask.shape != (height, width):
         raise InputError(
             f"The mask {mask_path} is {mask.shape[1]}x{mask.shape[0]} pixels, but its picture {image_path} is "
-            f"{width}x{height}; give a mask of the picture's size."
+            f"{width}x{height}; use a mask of the same size."
         )

@@ -1,4 +1,4 @@
-"""Few-shot data as users have it: `<root>/<class>/images/*`, and masks of the same stems beside them."""
+"""Data sets as folders: `<root>/<class>/images/<stem>.*`, and masks in `<root>/<class>/masks/<stem>.*`."""
 
 import csv
 import hashlib
@@ -13,7 +13,7 @@ from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.pictures import by_stem, pictures_in, read_image, read_mask
 
 NUM_FOLDS = 4
-LAYOUT = "<root>/<class>/images/<stem>.jpg and, where there are masks, <root>/<class>/masks/<stem>.png"
+LAYOUT = "<root>/<class>/images/<stem>.jpg and optionally <root>/<class>/masks/<stem>.png"
 
 _INDEX_FILE = "index.csv"
 _SAME_IMAGE = "same_image_as"
@@ -23,21 +23,21 @@ _MIN_PICTURES = 2  # one to learn from, one to ask about
 class FolderFewShot(ExampleList):
     """Classes as folders of pictures, with or without masks.
 
-    Copies of one photograph are recognized by their content and by `<root>/index.csv`, if it is there: its columns
-    `class` and `image` name a picture, `same_image_as` its other places, as class/stem with blanks between.
+    Copies of one photograph are recognized by their content, and by `<root>/index.csv` if it exists: its columns
+    `class` and `image` name a picture, `same_image_as` its copies, as class/stem separated by spaces.
 
-    A mask marks its own class: bright is the thing, as `fsvit-edge enroll` reads it. Where it holds 0, 1 and 255, or is
-    a palette of 0, 255 and one more value, 255 is ignored.
+    A mask marks its own class: bright pixels are the object, as for `fsvit-edge enroll`. In a mask with the values 0, 1
+    and 255, or with a palette and the values 0, 255 and one more, 255 is ignored.
 
     Args:
-        root: Laid out as `LAYOUT` says; other folders and files are left alone.
-        classes: Names of the classes to take; None for all. Labels number all class folders in sorted order.
+        root: Folder with the layout `LAYOUT`; other folders and files in it are ignored.
+        classes: Names of the classes to use; None for all. Labels number all class folders in sorted order.
         needs_masks: Refuse pictures without a mask.
-        exclude: Classes whose photographs are left out wherever they stand: those that a test holds out. A class that
-            has fewer than two pictures besides is left out whole.
+        exclude: Held-out classes: their photographs are left out of every class. A class with fewer than two
+            pictures left is left out as a whole.
 
     Raises:
-        InputError: There is no class folder, an unknown class is named, or a class has too few pictures or masks.
+        InputError: There is no class folder, a class is unknown, or a class has too few pictures or masks.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class FolderFewShot(ExampleList):
 
     @property
     def lists_every_class(self) -> bool:
-        """True: a photograph shows a class because it stands in its folder."""
+        """True: a photograph shows a class if it is in the folder of the class."""
         return True
 
     def read_image(self, index: int) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) RGB.
+        """Return (H, W, 3) uint8 RGB.
 
         Raises:
             InputError: The file is missing or damaged.
@@ -85,10 +85,10 @@ class FolderFewShot(ExampleList):
         return read_image(self.examples[index].image)
 
     def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
-        """(H, W): 1 where the example's own class is, 0 elsewhere, `IGNORE` where nobody knows.
+        """Return (H, W) uint8: 1 on the example's own class, 0 elsewhere, `IGNORE` where unknown.
 
         Raises:
-            InputError: There is no mask, or it is damaged, empty or of another size than its picture.
+            InputError: The mask is missing, damaged, empty, or not the size of its picture.
         """
         example = self.examples[index]
         if example.mask is None:
@@ -98,13 +98,13 @@ class FolderFewShot(ExampleList):
         return mask
 
     def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """(H, W): i + 1 where labels[i] is, 0 elsewhere, `IGNORE` where nobody knows.
+        """Return (H, W) uint8: i + 1 on labels[i], 0 elsewhere, `IGNORE` where unknown.
 
-        The masks of the same photograph under these classes are laid over each other; where two of them claim a pixel
-        (at outlines: at most 5 % of the smaller one in the pictures measured) the one given first has it.
+        The masks of the same photograph for these classes are combined; if two of them overlap (at outlines: at most
+        5 % of the smaller one in the pictures measured), the first label wins.
 
         Raises:
-            InputError: The photograph stands under one of the classes without a mask, or a mask cannot be used.
+            InputError: The photograph is listed under one of the classes without a mask, or a mask cannot be used.
         """
         example = self.examples[index]
         truth = np.zeros(picture_size_hw(example.image), np.uint8)
@@ -118,10 +118,10 @@ class FolderFewShot(ExampleList):
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the class folders, sorted.
+    """Return the names of the class folders, sorted.
 
     Raises:
-        InputError: There is none.
+        InputError: There are none.
     """
     names = sorted(folder.parent.name for folder in root.glob("*/images") if folder.is_dir())
     if not names:
@@ -130,7 +130,7 @@ def class_folders(root: Path) -> list[str]:
 
 
 def folder_folds(root: Path) -> list[list[str]]:
-    """Cut the classes, sorted, into four equal runs; fold I holds run I out for the test, the others train.
+    """Split the sorted classes into four equal parts; fold i trains without part i and tests on it.
 
     Raises:
         InputError: There are fewer classes than folds.
@@ -143,26 +143,25 @@ def folder_folds(root: Path) -> list[list[str]]:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    # By whole names, not by the numbers in them: the episodes that are drawn hang on this order.
+    # Plain alphabetical order, not by the numbers in the names: the episodes depend on it.
     return by_stem(sorted(pictures_in(folder)))
 
 
 def _check_class(folder: Path, stems: Sequence[str], masks: Mapping[str, Path] | None) -> None:
     if len(stems) < _MIN_PICTURES:
         raise InputError(
-            f"The class {folder} has {len(stems)} pictures; it needs at least {_MIN_PICTURES}, one to learn "
-            "from and one to ask about."
+            f"The class {folder} has {len(stems)} pictures, but needs at least {_MIN_PICTURES}: a support and a query."
         )
     bare = [stem for stem in stems if stem not in masks] if masks is not None else []
     if bare:
         raise InputError(
-            f"The class {folder} has no mask for {len(bare)} of its {len(stems)} pictures, the first is {bare[0]!r}; "
+            f"The class {folder} has no mask for {len(bare)} of its {len(stems)} pictures, for example {bare[0]!r}; "
             f"expected {LAYOUT}."
         )
 
 
 def _photographs(root: Path, pictures: Mapping[str, Mapping[str, Path]]) -> dict[tuple[str, str], str]:
-    """(class, stem) -> name of the photograph, which is the first of its places as class/stem."""
+    """Map each (class, stem) to the name of its photograph: the class/stem of its first copy."""
     places = [(name, stem) for name, stems in pictures.items() for stem in stems]
     first = {place: place for place in places}
 
@@ -181,7 +180,7 @@ def _photographs(root: Path, pictures: Mapping[str, Mapping[str, Path]]) -> dict
 def _same_content(
     pictures: Mapping[str, Mapping[str, Path]],
 ) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
-    # Only files of one size can be the same, so most are never read: large folders open at once.
+    # Only files of the same size can be equal, so most are never read and large folders open fast.
     by_size: dict[int, list[tuple[tuple[str, str], Path]]] = {}
     for name, stems in pictures.items():
         for stem, path in stems.items():
@@ -207,7 +206,7 @@ def _same_by_index(path: Path) -> Iterable[tuple[tuple[str, str], tuple[str, str
         raise InputError(f"{path} cannot be read as a table: {error}.") from error
     missing = {"class", "image"} - set(columns) if rows else set()
     if missing:
-        raise InputError(f"{path} lacks the column {', '.join(sorted(missing))}, which {_SAME_IMAGE} needs.")
+        raise InputError(f"{path} has no column {', '.join(sorted(missing))}, which {_SAME_IMAGE} needs.")
     for row in rows:
         for other in (row[_SAME_IMAGE] or "").split():
             name, _, stem = other.partition("/")

@@ -1,4 +1,4 @@
-"""Limits that an evaluation must keep: absolute ones, and the distance from an earlier result."""
+"""Limits on the result of an evaluation: absolute ones, and the largest drop from an earlier result."""
 
 import json
 from dataclasses import dataclass
@@ -9,20 +9,22 @@ from fsvit_edge.learn.evaluation import EvaluationResult
 from fsvit_edge.learn.scenes import SceneResult
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, InputError
 
-DEFAULT_DROP_POINTS = 1.0
-_SETTINGS = ("way", "shot", "episodes", "masks")
+DEFAULT_MAX_DROP = 1.0
+_SETTINGS = ("ways", "shots", "episodes", "masks")
+_OLD_NAMES = {"ways": "way", "shots": "shot"}
+"""Names of version 0.1.0, whose results can still be compared with."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """An earlier result, as `fsvit-edge eval --json` prints it.
+class Baseline:
+    """An earlier result, as written by `fsvit-edge eval --output`.
 
     Attributes:
         path: Its file.
-        settings: The episodes' settings and the outlines by name.
-        episodes_sha256: Of its episodes.
+        settings: The settings of the episodes, and the outlines, by name.
+        episodes_sha256: SHA-256 of its episodes, see `EvaluationResult`.
         exact_ratio: In percent.
-        miou: In percent; None where nothing was segmented.
+        miou: In percent; None if no query had a mask.
     """
 
     path: Path
@@ -32,35 +34,38 @@ class Reference:
     miou: float | None
 
     @classmethod
-    def load(cls, path: Path) -> "Reference":
+    def load(cls, path: Path) -> "Baseline":
         """Read a result.
 
         Raises:
-            ArtifactError: The file is missing or is no such result.
+            ArtifactError: The file is missing, or is not the result of an evaluation.
         """
         try:
             values: Any = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ArtifactError(f"The reference {path} cannot be read: {error.strerror}.") from error
+            raise ArtifactError(f"The baseline {path} cannot be read: {error.strerror}.") from error
         except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"The reference {path} is not JSON: {error}.") from error
+            raise ArtifactError(f"The baseline {path} is not JSON: {error}.") from error
         try:
             return cls(
                 path,
-                # Results from before there was a choice do not say which outlines theirs are.
-                {**{name: values[name] for name in _SETTINGS}, "outlines": values.get("outlines", "plain")},
+                {
+                    **{name: values[old if (old := _OLD_NAMES.get(name)) in values else name] for name in _SETTINGS},
+                    # Results from before --outlines existed are plain.
+                    "outlines": values.get("outlines", "plain"),
+                },
                 str(values["episodes_sha256"]),
                 float(values["exact_ratio"]["value"]),
                 None if values["miou"] is None else float(values["miou"]["value"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"The reference {path} is no result of an evaluation: {error} is missing or wrong; make one with: "
+                f"The baseline {path} is not the result of an evaluation: {error} is missing or wrong; make one with: "
                 f"fsvit-edge eval --output {path}."
             ) from error
 
     def check_settings(self, settings: dict[str, Any]) -> None:
-        """Refuse to be compared with other episodes or other outlines.
+        """Refuse to compare with other episodes or other outlines.
 
         Raises:
             InputError: A setting differs.
@@ -70,53 +75,48 @@ class Reference:
             theirs = ", ".join(f"{name} {self.settings[name]}" for name in differing)
             ours = ", ".join(f"{name} {settings[name]}" for name in differing)
             raise InputError(
-                f"The reference {self.path} cannot be compared: it has {theirs}, this evaluation {ours}; "
-                "use the settings of the reference."
+                f"The baseline {self.path} cannot be compared: it has {theirs}, this evaluation has {ours}; "
+                "use the settings of the baseline."
             )
 
 
 @dataclass(frozen=True)
 class Gates:
-    """What a result must reach, in percent; None is no limit.
-
-    Attributes:
-        min_miou: Smallest mIoU.
-        min_exact_ratio: Smallest 0/1 exact ratio.
-        reference: An earlier result over the same episodes.
-        drop: How many points mIoU and exact ratio may lie below the reference's.
-    """
+    """What a result must reach, in percent; None means no limit."""
 
     min_miou: float | None = None
     min_exact_ratio: float | None = None
-    reference: Reference | None = None
-    drop: float = DEFAULT_DROP_POINTS
+    baseline: Baseline | None = None  # an earlier result on the same episodes
+    max_drop: float = DEFAULT_MAX_DROP  # percentage points by which mIoU and exact ratio may be below the baseline's
 
     def check(self, result: EvaluationResult) -> None:
-        """Judge a result.
+        """Check a result against the limits.
 
         Raises:
-            AccuracyGateError: It misses a limit; the message names every one that it misses.
-            InputError: The reference is of other episodes.
+            AccuracyGateError: It misses a limit; the message names each limit that it misses.
+            InputError: The baseline was made from other episodes.
         """
         scores = result.scores
         exact, miou = scores.exact_ratio.value, None if scores.miou is None else scores.miou.value
         limits = [("exact ratio", exact, self.min_exact_ratio, "the limit"), ("mIoU", miou, self.min_miou, "the limit")]
-        if self.reference is not None:
-            self.reference.check_settings(result.to_dict())
-            if self.reference.episodes_sha256 != result.episodes_sha256:
+        if self.baseline is not None:
+            self.baseline.check_settings(result.to_dict())
+            if self.baseline.episodes_sha256 != result.episodes_sha256:
                 raise InputError(
-                    f"The reference {self.reference.path} cannot be compared: it was made with other classes, pictures "
+                    f"The baseline {self.baseline.path} cannot be compared: it was made with other classes, pictures "
                     "or masks; make it again from this data."
                 )
             for what, value, before in (
-                ("exact ratio", exact, self.reference.exact_ratio),
-                ("mIoU", miou, self.reference.miou),
+                ("exact ratio", exact, self.baseline.exact_ratio),
+                ("mIoU", miou, self.baseline.miou),
             ):
                 if before is not None:
-                    limits.append((what, value, before - self.drop, f"{self.drop:g} points below {before:.2f} %"))
-        # Not `value < least`, which is false of a NaN.
+                    limits.append(
+                        (what, value, before - self.max_drop, f"{self.max_drop:g} points below {before:.2f} %")
+                    )
+        # Not `value < least`, which is False for NaN.
         missed = [
-            f"{what} {_measured(value)}, at least {least:.2f} % wanted ({why})"
+            f"{what} is {_measured(value)}, expected at least {least:.2f} % ({why})"
             for what, value, least, why in limits
             if least is not None and (value is None or not value >= least)
         ]
@@ -125,29 +125,24 @@ class Gates:
 
 @dataclass(frozen=True)
 class SceneGates:
-    """What a result on scenes must keep, in percent, as means over the classes at their levels; None is no limit.
+    """What a result on scenes must reach, in percent, averaged over the classes; None means no limit."""
 
-    Attributes:
-        max_false_alarms: Largest share of the scenes without a class in which it is present.
-        min_hits: Smallest share of the pictures of a class in which it is present.
-    """
-
-    max_false_alarms: float | None = None
-    min_hits: float | None = None
+    max_false_alarms: float | None = None  # share of the scenes without a class in which it is found
+    min_hits: float | None = None  # share of the pictures of a class in which it is found
 
     def check(self, result: SceneResult) -> None:
-        """Judge a result.
+        """Check a result against the limits.
 
         Raises:
-            AccuracyGateError: It misses a limit; the message names every one that it misses.
+            AccuracyGateError: It misses a limit; the message names each limit that it misses.
         """
         alarms, hits = (None if one is None else one.value for one in (result.scores.false_alarms, result.scores.hits))
         missed = []
-        # Not `alarms > most`, which is false of a NaN.
+        # Not `alarms > most`, which is False for NaN.
         if self.max_false_alarms is not None and (alarms is None or not alarms <= self.max_false_alarms):
-            missed.append(f"false alarms {_measured(alarms)}, at most {self.max_false_alarms:.2f} % wanted")
+            missed.append(f"false alarms are {_measured(alarms)}, expected at most {self.max_false_alarms:.2f} %")
         if self.min_hits is not None and (hits is None or not hits >= self.min_hits):
-            missed.append(f"hits {_measured(hits)}, at least {self.min_hits:.2f} % wanted")
+            missed.append(f"hits are {_measured(hits)}, expected at least {self.min_hits:.2f} %")
         _fail(missed)
 
 

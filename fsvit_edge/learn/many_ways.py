@@ -1,9 +1,8 @@
-"""Presence learned across classes and frames: each query of a batch is asked for its own class and for others'.
+"""Presence loss across classes and frames: each query of a batch is asked about its own class and about others.
 
-An episode that asks one frame for one class teaches the head to answer about that frame; nothing in it makes the
-answers of two classes, or of two frames, comparable. Here each query is also asked for the classes of the queries after
-it in the batch. Tokens are cached, so all that this costs is the head, and a quarter of a frame's tokens says nearly
-as well as all of them whether the thing is there.
+One-way episodes do not make the scores of two classes, or of two frames, comparable. Here each query is also asked
+about the classes of the next queries in the batch. The tokens are cached, so this costs only runs of the head, and a
+quarter of a frame's tokens are enough to tell whether the object is there.
 """
 
 from typing import NamedTuple
@@ -13,17 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 RANKING_WEIGHT = 0.5
-"""Of each of the two rankings beside the cross-entropy, which alone says where 0 is."""
+"""Weight of each of the two ranking losses. The cross-entropy has weight 1: only it determines where 0 is."""
 
 
 class Pairs(NamedTuple):
-    """Which query is asked for which support: P pairs, the B own ones first.
+    """Which query is asked about which support: P pairs, first the B pairs of a query with its own support.
 
     Attributes:
         query: (P,) int64 index into the batch.
         support: (P,) int64 index into the batch.
-        present: (P,) bool.
-        known: (P,) bool, whether `present` can be relied on.
+        present: (P,) bool, whether the query shows the support's class.
+        known: (P,) bool, whether `present` is certain.
     """
 
     query: Tensor
@@ -33,14 +32,14 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(present: Tensor, label: Tensor, shown: Tensor, ways: int) -> Pairs:
-    """Ask each of B queries for its own class and for the classes of the `ways` - 1 queries after it.
+    """Pair each of B queries with its own support and with those of the next `ways` - 1 queries.
 
     Args:
         present: (B,) bool, whether the query shows its own support's class.
         label: (B,) int64, each support's class.
-        shown: (B, labels) bool, all classes under which the query's photograph stands; a cropped view may have lost
-            one that is not the query's own, so such a pair is not relied on.
-        ways: At most B.
+        shown: (B, labels) bool, all classes that the query's photograph is listed under. A cropped view may not show
+            the others any more, so the pair with another of these classes is not known.
+        ways: Number of pairs per query, at most B.
     """
     batch = len(label)
     first = torch.arange(batch, device=label.device)
@@ -51,32 +50,32 @@ def pairs_of(present: Tensor, label: Tensor, shown: Tensor, ways: int) -> Pairs:
 
 
 def thinned(query: Tensor, grid: int) -> Tensor:
-    """Leave every second row and column of the queries' tokens, from a random one on.
+    """Keep every second row and column of the queries' tokens, starting randomly at 0 or 1.
 
     Args:
-        query: (B, C, grid ** 2, d).
+        query: (B, C, grid ** 2, d) image tokens.
         grid: Side of the token grid.
 
     Returns:
-        (B, C, (grid // 2) ** 2, d).
+        (B, C, (grid // 2) ** 2, d) image tokens.
     """
     top, left = torch.randint(2, (2,)).tolist()
     side = grid // 2
-    square = query.reshape(*query.shape[:2], grid, grid, query.shape[3])
+    square = query.reshape(*query.shape[:2], grid, grid, query.shape[3])  # B, C, grid, grid, d
     few = square[:, :, top : top + 2 * side : 2, left : left + 2 * side : 2]
     return few.reshape(*query.shape[:2], side * side, query.shape[3])
 
 
 def presence_loss(logit: Tensor, pairs: Pairs, label_noise: float) -> Tensor:
-    """Weigh presence: cross-entropy, present and absent pairs alike heavy, and two rankings.
+    """Return the presence loss: cross-entropy, and two ranking losses.
 
-    The rankings are softmax cross-entropies of a present pair against the absent pairs of its query (which class is
-    it?) and against the absent pairs of its support (in which frame is it?).
+    The ranking losses are softmax cross-entropies of a present pair against the absent pairs with the same query (which
+    class is it?) and against the absent pairs with the same support (which frame shows it?).
 
     Args:
-        logit: (P,) present minus absent.
-        pairs: What was asked.
-        label_noise: Share of absent pairs that may be present; the loss of one is at most -log(label_noise).
+        logit: (P,) logit of present minus that of absent.
+        pairs: The pairs.
+        label_noise: Share of the absent pairs that may be present; the loss of one is at most -log(label_noise).
     """
     present, absent = pairs.present & pairs.known, ~pairs.present & pairs.known
     loss = presence_cross_entropy(logit, pairs, label_noise)
@@ -89,7 +88,7 @@ def presence_loss(logit: Tensor, pairs: Pairs, label_noise: float) -> Tensor:
 
 
 def presence_cross_entropy(logit: Tensor, pairs: Pairs, label_noise: float) -> Tensor:
-    """Weigh presence, present and absent pairs alike heavy; see `presence_loss`."""
+    """Return the cross-entropy of presence: the mean over present pairs plus that over absent pairs."""
     doubted = -torch.log1p(-logit.sigmoid() * (1 - label_noise)) if label_noise else F.softplus(logit)
     return _mean(F.softplus(-logit), pairs.present & pairs.known) + _mean(doubted, ~pairs.present & pairs.known)
 

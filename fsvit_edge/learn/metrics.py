@@ -1,7 +1,7 @@
 """0/1 exact ratio and mIoU over few-shot episodes, as the FS-CS task defines them, with bootstrap intervals.
 
-An episode leaves a few numbers for each of its ways; every figure is a ratio of their sums. So a bootstrap resample of
-the episodes is a matrix product, and 2,000 of them take a fraction of a second.
+Each episode contributes a few numbers per way, and every metric is a ratio of their sums. So a bootstrap resample is a
+matrix product, and 2,000 of them take a fraction of a second.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +17,11 @@ Counts = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 95.0
-"""Percent of the resamples that an interval covers."""
+"""Percentage of the resamples that an interval covers."""
 RESAMPLES = 2000
 RESAMPLING_SEED = 0
-_CELLS_AT_ONCE = 2**22
-"""Resamples x episodes held in memory together: 32 MB of weights."""
+CELLS_AT_ONCE = 2**22
+"""Maximum number of resamples x episodes in memory at once: 32 MB of weights."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Score:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What was found of one class over the episodes that have it among their ways.
+    """The scores of one class, over the episodes that ask about it.
 
     Attributes:
         label: The class's number in its data set.
         name: Its name.
-        asked: In how many episodes it is among the ways.
-        shown: In how many of these the query shows it.
-        presence: How often its presence was judged rightly; None where it was never asked for.
-        iou: Sum of the intersections over sum of the unions; None where it is neither there nor predicted.
+        asked: Number of episodes that ask about it.
+        shown: Number of these episodes whose query shows it.
+        presence: Share of right presence answers; None if it was never asked about.
+        iou: Sum of the intersections over sum of the unions; None if it is neither shown nor predicted.
     """
 
     label: int
@@ -62,12 +62,12 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """The result over all episodes.
+    """The scores over all episodes.
 
     Attributes:
-        exact_ratio: Episodes in which every presence answer is right.
-        miou: Mean of the classes' IoU, of those that have one; None where none has.
-        classes: Each class, in the order given.
+        exact_ratio: Share of the episodes in which every presence answer is right.
+        miou: Mean IoU of the classes that have one; None if none has.
+        classes: The scores of each class, in the order of the data set.
     """
 
     exact_ratio: Score
@@ -77,36 +77,36 @@ class Scores:
 
 @dataclass(frozen=True)
 class Tally:
-    """What E episodes of N ways leave; row e is episode e.
+    """The numbers that E episodes of N ways contribute; row e is episode e.
 
     Attributes:
-        ways: (E, N) int64 labels of the support classes, no label twice in a row.
+        ways: (E, N) int64 labels of the classes, all different within a row.
         shown: (E, N) bool, whether the query shows the class.
-        judged: (E, N) bool, whether the model says so.
+        predicted: (E, N) bool, whether the model predicts that it does.
         intersections: (E, N) int64 pixels.
         unions: (E, N) int64 pixels.
     """
 
     ways: Counts
     shown: npt.NDArray[np.bool_]
-    judged: npt.NDArray[np.bool_]
+    predicted: npt.NDArray[np.bool_]
     intersections: Counts
     unions: Counts
 
 
 def count_pixels(prediction: Labels, truth: Labels, ways: int) -> tuple[Counts, Counts]:
-    """Count what prediction and truth share, way by way.
+    """Count the pixels of intersection and union of prediction and truth, per way.
 
     Args:
         prediction: (H, W) uint8: 0 is background, i + 1 is way i.
-        truth: The same; pixels of 255 are not looked at.
-        ways: How many there are.
+        truth: (H, W) uint8, likewise; pixels of 255 are ignored.
+        ways: Number of ways.
 
     Returns:
         Intersections and unions, (ways,) int64.
     """
-    looked_at = truth != IGNORE
-    predicted, true = prediction[looked_at].astype(np.int64), truth[looked_at].astype(np.int64)
+    counted = truth != IGNORE
+    predicted, true = prediction[counted].astype(np.int64), truth[counted].astype(np.int64)
     size = ways + 1
     confusion = np.bincount(true * size + predicted, minlength=size * size).reshape(size, size)
     intersections = np.diagonal(confusion)
@@ -115,11 +115,11 @@ def count_pixels(prediction: Labels, truth: Labels, ways: int) -> tuple[Counts, 
 
 
 def score(tally: Tally, names: Mapping[int, str]) -> Scores:
-    """Compute the figures and their percentile intervals; a resample draws as many episodes, with replacement.
+    """Compute the scores and their bootstrap percentile intervals.
 
     Args:
-        tally: At least one episode.
-        names: Label -> name of the classes over which to average, every way among them.
+        tally: Numbers of at least one episode.
+        names: Label -> name of the classes to average over; must include every way.
     """
     labels = list(names)
     sums = _sums(tally, labels)
@@ -145,12 +145,13 @@ def score(tally: Tally, names: Mapping[int, str]) -> Scores:
 
 
 def _sums(tally: Tally, labels: Sequence[int]) -> _Floats:
-    """What each episode adds: (E, 2 + 4 C) numerators and denominators.
+    """Return what each episode adds to numerators and denominators, (E, 2 + 4 C).
 
-    The columns are right and all episodes, then for each class right answers, answers, intersections, unions.
+    The columns are: exactly right episodes, episodes, then C columns each of right answers, answers, intersections and
+    unions.
     """
     episodes, ways = tally.ways.shape
-    right = tally.judged == tally.shown
+    right = tally.predicted == tally.shown
     order = np.argsort(labels)
     column = order[np.searchsorted(labels, tally.ways, sorter=order)]
     row = np.arange(episodes)[:, None].repeat(ways, axis=1)
@@ -162,7 +163,7 @@ def _sums(tally: Tally, labels: Sequence[int]) -> _Floats:
 
 
 def _ratios(sums: _Floats) -> _Floats:
-    """(R, 2 + 4 C) sums -> (R, 2 + 2 C) exact ratio, mIoU, presence and IoU of each class; NaN is 0 / 0."""
+    """(R, 2 + 4 C) sums -> (R, 2 + 2 C) exact ratio, mIoU, presence per class, IoU per class; NaN stands for 0 / 0."""
     exact = divide(sums[:, :1], sums[:, 1:2])
     right, answers, intersections, unions = np.split(sums[:, 2:], 4, axis=1)
     iou = divide(intersections, unions)
@@ -176,30 +177,30 @@ def _resample(sums: _Floats) -> _Floats:
 
 
 def resamples(size: int, cells: int) -> Iterator[npt.NDArray[np.float64]]:
-    """Draw as many as there are, with replacement, `RESAMPLES` times: how often each is drawn is multinomial.
+    """Draw `size` of `size` items with replacement, `RESAMPLES` times.
 
     Args:
-        size: How many there are.
-        cells: Numbers that the caller holds for each draw, which bounds the draws that come together.
+        size: Number of items.
+        cells: Numbers that the caller keeps in memory per draw; it limits how many draws are yielded at once.
 
     Yields:
-        (draws, size) float64: how often each one is drawn.
+        (draws, size) float64: how often each item is drawn (a multinomial distribution).
     """
     rng = np.random.default_rng(RESAMPLING_SEED)
     chances = np.full(size, 1 / size)
-    step = max(1, _CELLS_AT_ONCE // cells)
+    step = max(1, CELLS_AT_ONCE // cells)
     for start in range(0, RESAMPLES, step):
         yield rng.multinomial(size, chances, size=min(step, RESAMPLES - start)).astype(np.float64)
 
 
 def divide(part: _Floats, whole: npt.NDArray[np.float64] | npt.NDArray[np.intp]) -> _Floats:
-    """Divide; NaN where the whole is 0."""
+    """Divide; the result is NaN where `whole` is 0."""
     ratio: _Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return ratio
 
 
 def score_of(value: float, spread: npt.NDArray[np.float64]) -> Score | None:
-    """Make a score of an estimate in [0, 1] and its resamples; None where it is NaN, which is 0 / 0."""
+    """Make a score from an estimate in [0, 1] and its resamples; None if the estimate is NaN (0 / 0)."""
     if np.isnan(value):
         return None
     tail = (100 - CONFIDENCE) / 2

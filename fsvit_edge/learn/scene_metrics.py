@@ -11,19 +11,20 @@ from fsvit_edge.learn.metrics import Score, divide, resamples, score_of
 _Floats = npt.NDArray[np.float64]
 
 FALSE_ALARM_SHARES = (0.01, 0.001)
-"""At which the hits are counted besides those at the level in use."""
+"""Shares of false alarms at which hits are measured, besides those at the current levels."""
 _ROUNDING = 1e-9
-_OF_ALL, _OF_CLASS = 7, 5  # figures
+_OVERALL, _PER_CLASS = 7, 5
+"""Number of metrics."""
 
 
 @dataclass(frozen=True)
 class SceneTally:
-    """What P pictures leave that are asked for C classes each.
+    """The answers for P pictures that are asked about C classes each.
 
     Attributes:
         scores: (P, C) P(present).
-        levels: (C,) the score above which each class is present.
-        shown: (P, C) bool, whether the picture shows the class; where it does not, it is a scene without it.
+        levels: (C,) the score above which each class counts as present.
+        shown: (P, C) bool, whether the picture shows the class; if not, it is a scene without the class.
     """
 
     scores: _Floats
@@ -33,19 +34,19 @@ class SceneTally:
 
 @dataclass(frozen=True)
 class ClassSceneScores:
-    """What was found of one class; None where it has no picture or no scene.
+    """The scores of one class; None if it has no pictures or there are no scenes without it.
 
     Attributes:
         label: The class's number in its data set.
         name: Its name.
-        level: The score above which it is present.
-        pictures: How many show it.
-        scenes: How many do not.
-        hits: Share of its pictures in which it is present.
-        false_alarms: Share of the scenes without it in which it is present.
-        area: Under the curve of hits over false alarms: how often one of its pictures scores higher than a scene.
-        hits_at_1_percent: Hits at the lowest level that lets through at most 1 % of the scenes.
-        hits_at_01_percent: The same for 0.1 %, which is none of fewer than 1,000 scenes.
+        level: The score above which it counts as present.
+        pictures: Number of pictures that show it.
+        scenes: Number of pictures that do not.
+        hits: Share of its pictures in which it is found.
+        false_alarms: Share of the scenes without it in which it is found.
+        area: Area under the curve of hits over false alarms: how often one of its pictures scores higher than a scene.
+        hits_at_1_percent: Hits at the lowest level with at most 1 % false alarms.
+        hits_at_01_percent: Hits at the lowest level with at most 0.1 % false alarms (none, below 1,000 scenes).
     """
 
     label: int
@@ -62,17 +63,17 @@ class ClassSceneScores:
 
 @dataclass(frozen=True)
 class SceneScores:
-    """The result over all classes: means of the classes' figures, of those that have one.
+    """The scores over all classes: means over the classes that have a score.
 
     Attributes:
-        hits: At the levels in use.
-        false_alarms: At the levels in use.
-        area: Under the curve.
-        hits_at_1_percent: Each class at its own level that lets through at most 1 % of its scenes.
-        hits_at_01_percent: The same for 0.1 %.
-        pooled_hits_at_1_percent: All classes at one level that lets through at most 1 % of all their scenes.
-        pooled_hits_at_01_percent: The same for 0.1 %.
-        classes: Each class, in the order given.
+        hits: Hits at the current levels.
+        false_alarms: False alarms at the current levels.
+        area: Area under the curve of hits over false alarms.
+        hits_at_1_percent: Hits with one level per class, each with at most 1 % false alarms.
+        hits_at_01_percent: Hits with one level per class, each with at most 0.1 % false alarms.
+        pooled_hits_at_1_percent: Hits with one level for all classes, with at most 1 % false alarms over all scenes.
+        pooled_hits_at_01_percent: Hits with one level for all classes, with at most 0.1 % false alarms over all scenes.
+        classes: The scores of each class, in the order of the data set.
     """
 
     hits: Score | None
@@ -86,50 +87,41 @@ class SceneScores:
 
 
 def score_scenes(tally: SceneTally, names: Mapping[int, str]) -> SceneScores:
-    """Compute the figures and their percentile intervals.
+    """Compute the scores and their bootstrap percentile intervals.
 
-    A resample draws as many pictures, with replacement; classes and supports stay, so an interval says nothing about
-    other classes.
+    The pictures are resampled, the classes and supports are not, so an interval says nothing about other classes.
 
     Args:
-        tally: At least one picture.
+        tally: Answers for at least one picture.
         names: Label -> name of the classes, in the order of the tally.
     """
     count, classes = tally.scores.shape
-    estimate = _figures(tally, np.ones((1, count)))[0].tolist()
-    spread = np.concatenate([_figures(tally, counts) for counts in resamples(count, count * classes)])
-    figures = [score_of(value, column) for value, column in zip(estimate, spread.T, strict=True)]
-    hits, false_alarms, area, own_1, own_01, pooled_1, pooled_01 = figures[:_OF_ALL]
-    return SceneScores(
-        hits,
-        false_alarms,
-        area,
-        own_1,
-        own_01,
-        pooled_1,
-        pooled_01,
-        tuple(
-            ClassSceneScores(
-                label,
-                name,
-                float(tally.levels[index]),
-                int(tally.shown[:, index].sum()),
-                int((~tally.shown[:, index]).sum()),
-                *figures[_OF_ALL + index * _OF_CLASS : _OF_ALL + (index + 1) * _OF_CLASS],
-            )
-            for index, (label, name) in enumerate(names.items())
-        ),
+    estimate = _metrics(tally, np.ones((1, count)))[0].tolist()
+    spread = np.concatenate([_metrics(tally, counts) for counts in resamples(count, count * classes)])
+    scores = [score_of(value, column) for value, column in zip(estimate, spread.T, strict=True)]
+    per_class = tuple(
+        ClassSceneScores(
+            label,
+            name,
+            float(tally.levels[index]),
+            int(tally.shown[:, index].sum()),
+            int((~tally.shown[:, index]).sum()),
+            *scores[_OVERALL + index * _PER_CLASS : _OVERALL + (index + 1) * _PER_CLASS],
+        )
+        for index, (label, name) in enumerate(names.items())
     )
+    hits, false_alarms, area, own_1, own_01, pooled_1, pooled_01 = scores[:_OVERALL]
+    return SceneScores(hits, false_alarms, area, own_1, own_01, pooled_1, pooled_01, per_class)
 
 
 def hits_and_false_alarms(tally: SceneTally) -> tuple[float, float]:
-    """Give both at the tally's levels, means over the classes in percent, without intervals."""
-    hits, false_alarms = _figures(tally, np.ones((1, len(tally.scores))))[0, :2]
+    """Return both at the levels of the tally: means over the classes in percent, without intervals."""
+    hits, false_alarms = _metrics(tally, np.ones((1, len(tally.scores))))[0, :2]
     return 100 * float(hits), 100 * float(false_alarms)
 
 
-def _figures(tally: SceneTally, counts: _Floats) -> _Floats:
-    """(R, P) how often each picture is drawn -> (R, 7 + 5 C): the figures of all, then of each class; NaN is 0 / 0."""
+def _metrics(tally: SceneTally, counts: _Floats) -> _Floats:
+    """(R, P) how often each picture is drawn -> (R, 7 + 5 C) overall and per-class metrics; NaN stands for 0 / 0."""
     by_class = []
     for scores, level, shown in zip(tally.scores.T, tally.levels, tally.shown.T, strict=True):
         present = scores > level
@@ -146,19 +138,19 @@ def _figures(tally: SceneTally, counts: _Floats) -> _Floats:
 
 
 def _ranking(scores: _Floats, shown: npt.NDArray[np.bool_], counts: _Floats) -> list[_Floats]:
-    """What does not depend on a level: the area, and the hits at each of `FALSE_ALARM_SHARES`; (R,) each."""
+    """Return the metrics that need no level, (R,) each: the area, and the hits at each of `FALSE_ALARM_SHARES`."""
     own, scene = np.flatnonzero(shown), np.flatnonzero(~shown)
     own, scene = own[np.argsort(scores[own])], scene[np.argsort(scores[scene])]
     hits, alarms = scores[own], scores[scene]
-    # Column n: what the n lowest count together.
+    # Column n: the total count of the n pictures with the lowest scores.
     own_sums, scene_sums = _sums(counts[:, own]), _sums(counts[:, scene])
     all_own, all_scenes = own_sums[:, -1], scene_sums[:, -1]
     below, up_to = (scene_sums[:, np.searchsorted(alarms, hits, side)] for side in ("left", "right"))
     figures = [divide((counts[:, own] * (below + up_to) / 2).sum(axis=1), all_own * all_scenes)]
-    # Of each scene as the level, column n: the hits above the n-th lowest; an own picture as high is none.
+    # Column n: the hits if the score of the n-th lowest scene is the level; an equal score is no hit.
     hits_above = all_own[:, None] - own_sums[:, np.searchsorted(hits, alarms, "right")]
     for share in FALSE_ALARM_SHARES:
-        # The lowest scene above which no more than the share lies.
+        # The lowest scene with no more than this share of the scenes above it.
         enough = all_scenes[:, None] - scene_sums[:, 1:] <= share * all_scenes[:, None] + _ROUNDING
         if not scene.size:
             figures.append(np.full(len(counts), np.nan))

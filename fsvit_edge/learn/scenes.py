@@ -1,7 +1,7 @@
-"""Evaluation on scenes: every class of a set is enrolled at once, and every other picture is asked for all of them.
+"""Evaluation on scenes: enroll every class of a data set at once, then ask every other picture about all of them.
 
-Few-shot episodes show the class that is asked for in half of the queries; a camera hardly ever does. So here a class
-has its own few pictures to find, and all others as scenes in which it must not be seen.
+In half of the few-shot episodes the query shows the class asked about; a camera frame rarely does. Here, a class is to
+be found in its own few pictures, and every picture of another class is a scene in which it must not be found.
 """
 
 import time
@@ -25,31 +25,25 @@ from fsvit_edge.runtime.preprocess import resize_image
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What to enroll and what to ask.
+    """What to enroll and what to ask."""
 
-    Attributes:
-        shot: Supports of each class: its first pictures.
-        masks: Enroll them with their masks; False enrolls by the class's name alone.
-        per_class: Pictures of each class that are judged, spread evenly over the others; None judges all.
-    """
-
-    shot: int = 1
-    masks: bool = True
-    per_class: int | None = None
+    shots: int = 1  # number of supports per class: its first pictures
+    masks: bool = True  # whether supports are enrolled with their masks, or with the class name only
+    per_class: int | None = None  # maximum number of scenes per class, spread evenly over its pictures; None: all
 
 
 @dataclass(frozen=True)
 class SceneResult:
-    """What came out.
+    """The result of `evaluate_scenes`.
 
     Attributes:
         options: What was enrolled and asked.
-        scores: The figures.
-        tally: The answers from which they were made.
-        pictures: How many were judged.
-        model: Which network answered.
-        outlines: See `EvaluationResult`.
-        elapsed_s: How long it took.
+        scores: Hits and false alarms.
+        tally: The answers from which they are computed.
+        pictures: Number of pictures asked about.
+        model: The network that was evaluated.
+        outlines: "plain" or "sharp", see `FewShotModel.outlines`.
+        elapsed_s: How long the evaluation took.
     """
 
     options: SceneOptions
@@ -61,7 +55,7 @@ class SceneResult:
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what JSON can hold, without the tally; shares are in percent."""
+        """Return values for JSON, without the tally; shares are in percent."""
         return {
             "protocol": "scenes",
             **asdict(self.options),
@@ -80,25 +74,25 @@ def evaluate_scenes(
     options: SceneOptions,
     progress: Callable[[str], None] = lambda _: None,
 ) -> SceneResult:
-    """Enroll the first pictures of every class and judge the others by all classes.
+    """Enroll the first pictures of every class, and ask the other pictures about all classes.
 
-    A photograph that is a support is not judged, under whatever class it stands, and each other photograph once.
+    A photograph that is a support of any class is not asked about; every other photograph is, once.
 
     Args:
-        model: The network; its enrolled classes are left as they are.
-        data: A test selection.
+        model: The network; its enrolled classes stay unchanged.
+        data: The test data.
         options: What to enroll and what to ask.
-        progress: Is told now and then how far it has come.
+        progress: Called every few seconds with the progress.
 
     Raises:
-        InputError: The selection has too few classes or pictures, or a file in it cannot be used.
-        ArtifactError: The head's engine was built for fewer classes.
+        InputError: The data has too few classes or pictures, or one of its files cannot be used.
+        ArtifactError: The engine of the head was built for fewer classes.
     """
     started = reported = time.monotonic()
     labels = tuple(data.class_names)
     if len(labels) < 2:
-        raise InputError("Scenes without a class are pictures of the others; give at least 2 classes.")
-    supports = {label: _supports(data, label, options.shot) for label in labels}
+        raise InputError("Scenes need at least 2 classes, because the pictures of one are scenes without the other.")
+    supports = {label: _supports(data, label, options.shots) for label in labels}
     queries = _queries(data, supports, options.per_class)
     bank = model.bank.emptied()
     for number, (label, indices) in enumerate(supports.items()):
@@ -116,8 +110,8 @@ def evaluate_scenes(
         shown[row] = present(data, Episode(query, labels, ()))
         if time.monotonic() - reported > REPORT_EVERY_S:
             reported = time.monotonic()
-            progress(f"{row + 1} of {len(queries)} pictures, {(row + 1) / (reported - began):.1f} a second")
-    progress("bootstrap")
+            progress(f"{row + 1} of {len(queries)} pictures, {(row + 1) / (reported - began):.1f} per second")
+    progress("compute confidence intervals")
     tally = SceneTally(scores, prediction.levels.astype(np.float64), shown)
     return SceneResult(
         options,
@@ -130,19 +124,18 @@ def evaluate_scenes(
     )
 
 
-def _supports(data: FewShotData, label: int, shot: int) -> list[int]:
+def _supports(data: FewShotData, label: int, shots: int) -> list[int]:
     indices = list(data.of_class(label))
-    if len(indices) <= shot:
+    if len(indices) <= shots:
         name = data.class_names[label]
         raise InputError(
-            f"Class {name!r} has {len(indices)} pictures, too few for {shot} as supports and one to judge; choose a "
-            "smaller --shot."
+            f"Class {name!r} has {len(indices)} pictures, too few for {shots} supports and a scene; use fewer --shots."
         )
-    return indices[:shot]
+    return indices[:shots]
 
 
 def _queries(data: FewShotData, supports: dict[int, list[int]], per_class: int | None) -> list[int]:
-    """Indices of the pictures to judge, of each photograph one."""
+    """Return the indices of the pictures to ask about, one per photograph."""
     taken = {data.examples[index].photograph for indices in supports.values() for index in indices}
     queries: dict[str, int] = {}
     for label in supports:
@@ -152,7 +145,7 @@ def _queries(data: FewShotData, supports: dict[int, list[int]], per_class: int |
         for index in others:
             queries.setdefault(data.examples[index].photograph, index)
     if not queries:
-        raise InputError("Every picture is a support of some class; give more pictures or fewer with --shot.")
+        raise InputError("Every picture is a support of some class; add pictures or use fewer --shots.")
     return list(queries.values())
 
 

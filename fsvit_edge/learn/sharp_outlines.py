@@ -1,7 +1,7 @@
-"""What the runtime does with objectness, in torch and for whole batches, so that the head learns what it lacks.
+"""The runtime's use of objectness, in PyTorch and for whole batches, so that the head trains on the final result.
 
-The runtime adds objectness to CST's foreground (`runtime/outlines.py`). A head that learns alone spends itself on edges
-that objectness knows better, and says no too softly where objectness marks another thing.
+The runtime adds objectness to CST's foreground (`runtime/outlines.py`). A head trained without it wastes capacity on
+edges that objectness finds better, and rejects other objects that objectness marks too weakly.
 """
 
 import torch
@@ -13,24 +13,27 @@ from fsvit_edge.runtime.support_masks import MIN_AGREEMENT, MIN_COVER
 
 
 def sharpened(mask: Tensor, objectness: Tensor, weight: Tensor) -> Tensor:
-    """Add objectness to the foreground's logit.
+    """Add objectness to the foreground logits.
 
     Args:
         mask: (B, 2, S, S) logits of background and foreground.
         objectness: (B, n, n) logits.
-        weight: (B,), how much each support trusts objectness.
+        weight: (B,) how much each support trusts objectness, in [0, 1].
+
+    Returns:
+        (B, 2, S, S) logits.
     """
-    told = enlarged(objectness.clamp(-CERTAIN_LOGIT, CERTAIN_LOGIT), mask.shape[2])
+    added = resized_objectness(objectness.clamp(-CERTAIN_LOGIT, CERTAIN_LOGIT), mask.shape[2])
     background, foreground = mask.unbind(1)
-    return torch.stack([background, foreground + weight[:, None, None] * told], dim=1)
+    return torch.stack([background, foreground + weight[:, None, None] * added], dim=1)
 
 
 def weight_of_support(objectness: Tensor, mask: Tensor) -> Tensor:
-    """Give each support's weight (B,) in [0, 1], see `fsvit_edge.runtime.outlines.objectness_weight`.
+    """Return each support's weight (B,) in [0, 1], see `fsvit_edge.runtime.outlines.objectness_weight`.
 
     Args:
         objectness: (B, n, n) logits of the supports' pictures.
-        mask: (B, S, S), not 0 where the thing is.
+        mask: (B, S, S), nonzero on the object.
     """
     side = objectness.shape[1]
     inside = F.interpolate(mask[:, None].float(), size=(side, side), mode="nearest-exact")[:, 0] != 0
@@ -39,21 +42,21 @@ def weight_of_support(objectness: Tensor, mask: Tensor) -> Tensor:
 
 
 def thing_of_name(objectness: Tensor, guess: Tensor) -> Tensor:
-    """Take what objectness marks for the things, see `fsvit_edge.runtime.support_masks.thing_of_name`.
+    """Replace pseudo-masks by objectness where the two agree, see `fsvit_edge.runtime.support_masks.thing_of_name`.
 
     Args:
         objectness: (B, n, n) logits of the supports' pictures.
         guess: (B, S, S) pseudo-masks, 0 or 1.
 
     Returns:
-        The masks, as `guess`.
+        (B, S, S) masks, 0 or 1.
     """
-    thing = enlarged(objectness, guess.shape[1]) > 0
+    thing = resized_objectness(objectness, guess.shape[1]) > 0
     shared = (thing & (guess != 0)).sum(dim=(1, 2))
     agrees = (shared > MIN_AGREEMENT * thing.sum(dim=(1, 2))) & (thing.float().mean(dim=(1, 2)) >= MIN_COVER)
     return torch.where(agrees[:, None, None], thing.to(guess.dtype), guess)
 
 
-def enlarged(objectness: Tensor, size: int) -> Tensor:
-    """(B, n, n) -> (B, size, size)."""
+def resized_objectness(objectness: Tensor, size: int) -> Tensor:
+    """Resize objectness: (B, n, n) -> (B, size, size)."""
     return F.interpolate(objectness[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]

@@ -1,9 +1,8 @@
-"""Tokens of the frozen encoder on disk: it is the cost of a training, and what it says of a picture never changes."""
+"""Cache of the frozen encoder's tokens on disk: they never change, and encoding is most of the cost of training."""
 
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,29 +19,29 @@ from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.model.objectness import STRIDE
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
 from fsvit_edge.runtime.preprocess import DESCRIPTION
-from fsvit_edge.runtime.storage import atomic_write
+from fsvit_edge.runtime.storage import atomic_write, user_cache
 
 _BATCH = 8
 _FORMAT = 1
 
 
 def default_cache_folder() -> Path:
-    """Where the user's programs keep what they can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fsvit-edge" / "tokens"
+    """Return the folder for cached tokens in the user's cache folder."""
+    return user_cache("tokens")
 
 
 class TokenCache:
-    """A folder with the encoder's outputs, float16, one file a picture, memory-mapped when read.
+    """A folder with the encoder's outputs in float16, one file per picture, memory-mapped when read.
 
-    A file holds (views, L + 1, 1 + N, D): the tokens of the L blocks, then the class token's query vector and the image
-    tokens' key vectors, their heads side by side. Its name is the digest of the picture's file, so copies share it,
-    and a picture that changes is encoded again. Other weights, sizes or views have another folder. Where the network
-    tells objectness, a folder within holds its logits (views, n, n), in the same way.
+    A file contains (views, L + 1, 1 + N, D): the tokens of the L blocks, then the class token's query vector and the
+    image tokens' key vectors, with the heads side by side. It is named by the digest of the picture's file, so copies
+    share it, and a changed picture is encoded again. Each combination of weights, size and views has its own folder. If
+    the network predicts objectness, a subfolder contains its logits (views, n, n), in the same way.
 
     Args:
-        network: Its encoder is used, wherever its parameters are.
-        folder: Where the caches of all encoders lie.
-        views: Views of each picture; the first is the picture itself.
+        network: The network whose encoder is used, on the device where its parameters are.
+        folder: Folder of all caches.
+        views: Views per picture; the first is the picture itself.
     """
 
     def __init__(self, network: FewShotNetwork, folder: Path, views: int = 1) -> None:
@@ -69,56 +68,58 @@ class TokenCache:
             self._objectness_folder = self.folder / f"objectness-{_digest_of_weights(network.objectness)[:16]}"
 
     def fill(self, data: FewShotData, progress: Callable[[str], None] = lambda _: None) -> int:
-        """Encode the pictures that are not there yet.
+        """Encode the pictures that are not cached yet.
 
         Args:
-            data: Whose pictures; no mask is opened.
-            progress: Told how far it is.
+            data: Data set with the pictures; no mask is opened.
+            progress: Called with the progress.
 
         Returns:
-            How many pictures were encoded.
+            Number of pictures that were encoded.
 
         Raises:
-            FsvitEdgeError: The disk has too little room.
+            FsvitEdgeError: The disk has too little free space.
         """
         wanted: dict[str, int] = {}
         for index, example in enumerate(data.examples):
             wanted.setdefault(self.digest(example.image), index)
-        missing = {digest: index for digest, index in wanted.items() if not self._file(digest).exists()}
+        unencoded = {digest: index for digest, index in wanted.items() if not self._file(digest).exists()}
         each = 2 * int(np.prod(self.shape))
-        needed, free = each * len(missing), shutil.disk_usage(self.folder).free
+        needed, free = each * len(unencoded), shutil.disk_usage(self.folder).free
         if needed > free:
             raise FsvitEdgeError(
-                f"The tokens of {len(missing)} pictures need {needed / 1e9:.1f} GB in {self.folder}, which has "
-                f"{free / 1e9:.1f} GB free; choose another folder with --cache, or fewer views."
+                f"The tokens of {len(unencoded)} pictures need {needed / 1e9:.1f} GB in {self.folder}, where "
+                f"{free / 1e9:.1f} GB are free; choose another folder with --cache, or fewer --views."
             )
-        self._make(missing, data, self._file, self._encode, progress, f"encode pictures ({needed / 1e9:.2g} GB in all)")
+        self._make(
+            unencoded, data, self._file, self._encode, progress, f"encode pictures ({needed / 1e9:.2g} GB in all)"
+        )
         if self._objectness_folder is not None:
-            untold = {digest: index for digest, index in wanted.items() if not self._objectness_file(digest).exists()}
-            self._make(untold, data, self._objectness_file, self._objectness_of, progress, "find things in pictures")
-        return len(missing)
+            missing = {digest: index for digest, index in wanted.items() if not self._objectness_file(digest).exists()}
+            self._make(missing, data, self._objectness_file, self._objectness_of, progress, "compute objectness")
+        return len(unencoded)
 
     def read(self, image: Path, view: int = 0) -> EncoderOutput:
-        """Give what the encoder says of a view of a picture: a batch of one, float32.
+        """Return the encoder's output for a view of a picture: a batch of one, float32.
 
         Raises:
-            ArtifactError: It is not in the cache, or its file is damaged.
+            ArtifactError: The picture is not in the cache, or its file is damaged.
         """
         return unpack(torch.from_numpy(self.read_packed(image, view)[None]), self.network)
 
     def read_packed(self, image: Path, view: int = 0) -> npt.NDArray[np.float16]:
-        """Give (L + 1, 1 + N, D) of a view as it lies on disk, see the class; `unpack` takes it apart.
+        """Return (L + 1, 1 + N, D) float16 of a view as stored (see the class); `unpack` converts a batch of them.
 
         Raises:
-            ArtifactError: It is not in the cache, or its file is damaged.
+            ArtifactError: The picture is not in the cache, or its file is damaged.
         """
         return self._read(self._file(self.digest(image)), self.shape, image, view)
 
     def read_objectness(self, image: Path, view: int = 0) -> npt.NDArray[np.float16]:
-        """Give the logits (n, n) of a view; (0, 0) where the network tells no objectness.
+        """Return the objectness logits (n, n) of a view; (0, 0) if the network predicts none.
 
         Raises:
-            ArtifactError: They are not in the cache, or their file is damaged.
+            ArtifactError: The logits are not in the cache, or their file is damaged.
         """
         if self._objectness_folder is None:
             return np.zeros((0, 0), np.float16)
@@ -134,7 +135,7 @@ class TokenCache:
             raise ArtifactError(f"{file} is damaged ({error}); delete it and run again.") from error
         if stored.shape != shape or stored.dtype != np.float16:
             raise ArtifactError(
-                f"{file} holds {stored.dtype} {stored.shape}, expected float16 {shape}; delete it and run again."
+                f"{file} contains {stored.dtype} {stored.shape}, expected float16 {shape}; delete it and run again."
             )
         packed: npt.NDArray[np.float16] = np.array(stored[view])
         return packed
@@ -144,15 +145,15 @@ class TokenCache:
         missing: dict[str, int],
         data: FewShotData,
         file_of: Callable[[str], Path],
-        say: Callable[[torch.Tensor], npt.NDArray[np.float16]],
+        compute: Callable[[torch.Tensor], npt.NDArray[np.float16]],
         progress: Callable[[str], None],
-        doing: str,
+        title: str,
     ) -> None:
-        """Store what is said of the views of each missing picture, digest -> index."""
+        """Compute and store the result for the views of each missing picture (digest -> index of an example)."""
         for done, (digest, index) in enumerate(missing.items()):
             if done % max(1, len(missing) // 20) == 0:
-                progress(f"{doing}, {done} of {len(missing)}")
-            _store(file_of(digest), say(self._views(digest, data.read_image(index))))
+                progress(f"{title}, {done} of {len(missing)}")
+            _store(file_of(digest), compute(self._views(digest, data.read_image(index))))
 
     def _file(self, digest: str) -> Path:
         return self.folder / f"{digest}.npy"
@@ -162,7 +163,7 @@ class TokenCache:
         return self._objectness_folder / f"{digest}.npy"
 
     def _views(self, digest: str, rgb: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """(views, 3, S, S), as the encoder takes them."""
+        """Return (views, 3, S, S) float, normalized for the encoder."""
         size = self.network.config.image_size
         images = np.stack([draw_view(digest, view).of_image(rgb, size) for view in range(self.views)])
         device = next(self.network.encoder.parameters()).device
@@ -181,20 +182,22 @@ class TokenCache:
         stem, decoder = self.network.encoder.stem, self.network.objectness
         assert stem is not None
         assert decoder is not None
-        told: npt.NDArray[np.float16] = decoder.to(views.device)(stem.maps(views)).half().cpu().numpy()
-        return told
+        logits: npt.NDArray[np.float16] = decoder.to(views.device)(stem.maps(views)).half().cpu().numpy()
+        return logits
 
 
 def unpack(packed: torch.Tensor, network: FewShotNetwork) -> EncoderOutput:
-    """Take (B, L + 1, 1 + N, D) of the cache apart into what the encoder returned, float32."""
+    """Convert (B, L + 1, 1 + N, D) of the cache to the encoder's output, float32."""
     packed = packed.float()
-    vectors = packed[:, -1].reshape(*packed[:, -1].shape[:2], network.encoder.num_heads, -1).transpose(1, 2)
+    batch, _, length, _ = packed.shape
+    vectors = packed[:, -1].reshape(batch, length, network.encoder.num_heads, -1).transpose(1, 2)  # B, heads, 1 + N, d
     return EncoderOutput(packed[:, :-1], vectors[:, :, 0], vectors[:, :, 1:])
 
 
 def _pack(output: EncoderOutput) -> torch.Tensor:
-    vectors = torch.cat([output.class_query.unsqueeze(2), output.image_keys], dim=2)
-    return torch.cat([output.tokens, vectors.transpose(1, 2).flatten(2).unsqueeze(1)], dim=1)
+    vectors = torch.cat([output.class_query.unsqueeze(2), output.image_keys], dim=2)  # B, heads, 1 + N, d
+    vectors = vectors.transpose(1, 2).flatten(2)  # B, 1 + N, D
+    return torch.cat([output.tokens, vectors.unsqueeze(1)], dim=1)  # B, L + 1, 1 + N, D
 
 
 def _store(file: Path, array: npt.NDArray[np.float16]) -> None:

@@ -1,4 +1,4 @@
-"""Augmentation: a few fixed views of every picture, so that their tokens can be cached like the picture's own."""
+"""Augmentation by a few fixed views of each picture, so that their tokens can be cached like those of the picture."""
 
 import math
 from dataclasses import dataclass
@@ -9,36 +9,25 @@ import numpy.typing as npt
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 
 LEAST_AREA = 0.35
-"""Smallest share of the picture that a view shows."""
+"""Smallest share of the picture's area that a view shows."""
 _GRAY_LEVELS = 255
 
 
 @dataclass(frozen=True)
 class View:
-    """Where to crop a picture, and how to relight it.
+    """How to crop a picture and change its colors."""
 
-    Attributes:
-        top: Edges of the crop as shares of the picture's height and width, in [0, 1].
-        bottom: See there.
-        left: See there.
-        right: See there.
-        flip: Whether it is mirrored left to right.
-        saturation: Factor of the difference between a pixel and its gray.
-        contrast: Factor of the difference between a pixel and the view's mean.
-        light: Factor of red, green and blue.
-    """
-
-    top: float = 0.0
+    top: float = 0.0  # edges of the crop, as shares of the picture's height and width, in [0, 1]
     bottom: float = 1.0
     left: float = 0.0
     right: float = 1.0
-    flip: bool = False
-    saturation: float = 1.0
-    contrast: float = 1.0
-    light: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    flip: bool = False  # mirror left to right
+    saturation: float = 1.0  # factor on the difference between a pixel and its gray value
+    contrast: float = 1.0  # factor on the difference between a pixel and the mean of the view
+    light: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors on red, green and blue
 
     def of_image(self, rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-        """Show (H, W, 3) uint8 RGB as (size, size, 3), through the runtime's preprocessing."""
+        """Return the view of (H, W, 3) uint8 RGB as (size, size, 3) uint8, resized by the runtime's preprocessing."""
         image = resize_image(np.ascontiguousarray(self._crop(rgb)), size)
         if self.flip:
             image = image[:, ::-1]
@@ -54,14 +43,14 @@ class View:
         return lit
 
     def of_mask(self, mask: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-        """Show an (H, W) mask of 0, 1 and 255 as (size, size)."""
+        """Return the view of an (H, W) uint8 mask of 0, 1 and 255 as (size, size) uint8."""
         cropped = self._crop(mask)
         shown = resize_mask(cropped == 1, size)
         shown[resize_mask(cropped == _GRAY_LEVELS, size) != 0] = _GRAY_LEVELS
         return np.ascontiguousarray(shown[:, ::-1] if self.flip else shown)
 
     def keeps(self, mask: npt.NDArray[np.uint8]) -> bool:
-        """Whether enough of the thing in a mask is left to learn from: 40 % of it, and 1 % of the view."""
+        """Return whether the view shows enough of the object in a mask: 40 % of it, and 1 % of the view."""
         cropped = self._crop(mask) == 1
         return bool(cropped.mean() > 0.01 and cropped.sum() > 0.4 * (mask == 1).sum())
 
@@ -72,7 +61,7 @@ class View:
 
 
 def draw_view(digest: str, number: int) -> View:
-    """Give view `number` of the picture with a digest: always the same one, and view 0 is the picture itself."""
+    """Return view `number` of the picture with this digest, always the same one; view 0 is the picture itself."""
     if number == 0:
         return View()
     rng = np.random.default_rng((int(digest[:16], 16), number))

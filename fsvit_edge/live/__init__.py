@@ -1,1 +1,1 @@
-"""A run: sources of frames, the loop, the sinks of its results, and what keeps it alive for weeks."""
+"""Live runs: sources of frames, the loop, sinks for the results, and supervision; `run.run_source` starts one."""

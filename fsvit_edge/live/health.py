@@ -1,21 +1,24 @@
-"""How a run fares, as one record that sinks, the page, files and the terminal share."""
+"""The health of a run: one record that sinks, the page, files and the terminal share."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fsvit_edge.live.sources.base import SourceStatus
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 
 @dataclass(frozen=True)
 class SinkStatus:
-    """How a sink fares.
+    """The state of a sink.
 
     Attributes:
-        name: Its URI, fit to print.
+        name: Its URI, safe to print.
         written: Frames that it has taken.
-        dropped: Frames that a newer one replaced before it took them.
-        failure: Why it has stopped, in one sentence; empty while it goes on.
-        trouble: What keeps it from its work for now, in one sentence; empty where nothing does.
+        dropped: Frames replaced by a newer one before it took them.
+        failure: Why it has stopped, in one sentence; empty while it works.
+        trouble: What is wrong for now, in one sentence; empty if nothing is.
     """
 
     name: str
@@ -27,13 +30,7 @@ class SinkStatus:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """The 50th, 95th and 99th percentile of what was measured over the latest frames.
-
-    Attributes:
-        p50: The median.
-        p95: 95 % are not above it.
-        p99: 99 % are not above it.
-    """
+    """The 50th, 95th and 99th percentile of a measurement over the latest frames."""
 
     p50: float
     p95: float
@@ -42,25 +39,25 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Health:
-    """How a run fares at one moment.
+    """The health of a run at one moment.
 
     Attributes:
         wall_time_s: Seconds since 1970 (UTC); jumps when the clock is set.
-        monotonic_s: Seconds of a clock that never jumps and counts from the start of the machine.
-        boot_id: Which start of the machine that is; empty where the system does not tell.
+        monotonic_s: Seconds since the machine started; never jumps.
+        boot_id: Identifies that start of the machine; empty if unknown.
         uptime_s: Seconds since the run began.
         source: Name of the source.
-        source_status: How it fares.
+        source_status: State of the source.
         model: Name of the network.
-        engine: What computes.
-        precision: What it computes in.
+        engine: Engine that runs it.
+        precision: Precision of the engine.
         classes: Names of the enrolled classes.
-        frames: Frames that were judged.
-        fps: Frames judged per second over the latest seconds.
-        age_ms: Milliseconds from the capture of a frame to its result.
+        frames: Frames processed.
+        fps: Frames processed per second, over the latest 5 seconds.
+        age_ms: Milliseconds from the capture of a frame to its result; None before the first.
         latency_ms: Milliseconds of each stage, by name.
         memory_mb: Resident memory of this process and its capture process in 10^6 bytes.
-        sinks: How each sink fares.
+        sinks: State of each sink.
     """
 
     wall_time_s: float
@@ -80,10 +77,36 @@ class Health:
     memory_mb: float = 0.0
     sinks: tuple[SinkStatus, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        """The same in JSON's terms, numbers rounded."""
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values for JSON, with numbers rounded to 3 decimals."""
         rounded: dict[str, Any] = _rounded(asdict(self))
         return rounded
+
+    def __str__(self) -> str:
+        """One line of statistics for people."""
+        status = self.source_status
+        parts = [
+            f"{self.source}: {status.state}{' (frozen)' if status.is_frozen else ''}",
+            f"{self.frames} frames",
+            f"{self.fps:.1f} frames/s",
+            f"{status.dropped} dropped",
+        ]
+        if self.age_ms is not None:
+            parts.append(f"age p50/p95/p99 {self.age_ms.p50:.0f}/{self.age_ms.p95:.0f}/{self.age_ms.p99:.0f} ms")
+        parts += [f"{stage} {one.p50:.1f}" for stage, one in self.latency_ms.items()]
+        parts.append(f"{self.memory_mb:.0f} MB")
+        failed = [sink.name for sink in self.sinks if sink.failure]
+        if failed:
+            parts.append(f"failed: {', '.join(failed)}")
+        return ", ".join(parts)
+
+
+def read_boot_id() -> str:
+    """Identify the present start of the machine; empty if unknown."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _rounded(value: Any) -> Any:

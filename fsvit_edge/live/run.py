@@ -1,77 +1,221 @@
-"""A whole run: source, loop, sinks and signals put together, and how it fares told to whoever should know."""
+"""A complete run: from the name of a source to the sinks, watched until it ends.
 
-import json
+`run_source` opens everything and is what a Python user calls; `LiveRun` runs what is open.
+"""
+
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.hang_watch import HangWatch
-from fsvit_edge.live.health import Health
+from fsvit_edge.live.health import Health, read_boot_id
 from fsvit_edge.live.loop import run_loop
-from fsvit_edge.live.service_manager import notify
 from fsvit_edge.live.shared_model import LiveModel
-from fsvit_edge.live.shutdown import INTERRUPTED, TICK_S, StopRequest, run_beside, stop_on_signals
 from fsvit_edge.live.sink_worker import SinkWorker
-from fsvit_edge.live.sinks.base import Sink
-from fsvit_edge.live.sources.base import Source, SourceStatus
+from fsvit_edge.live.sinks.base import Sink, SinkOptions
+from fsvit_edge.live.sinks.json_lines import json_line
+from fsvit_edge.live.sinks.open import is_page, open_sink, recording_folder, sink_name
+from fsvit_edge.live.sources.base import DEFAULT_FPS, HEALTHY, Source, SourceOptions, SourceStatus
+from fsvit_edge.live.sources.demo import demo_length, demo_supports
+from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.live.statistics import RunStatistics
-from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.live.supervision import (
+    INTERRUPTED,
+    TICK_S,
+    ModelWatchdog,
+    StopRequest,
+    notify_systemd,
+    run_with_ticks,
+    stop_on_signals,
+)
+from fsvit_edge.runtime.engines.choose import EngineChoice
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import resident_memory_mb
 from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.storage import atomic_write
+from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.presence_level import check_level
+from fsvit_edge.runtime.storage import atomic_write, remove_leftovers
+
+DEFAULT_BANK = Path("bank.safetensors")
 
 _REPORT_S = 1.0
 _LOOP_GRACE_S = 1.0
-_END_WITHIN_S = 1.6  # of the 2 s that an end may take; closing the capture process takes the rest
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_STOP_WITHIN_S = 1.6  # of the 2 s that stopping may take; closing the capture process takes the rest
+_SUMMARY_FIELDS = (
+    *("source", "model", "engine", "precision", "frames", "dropped", "reconnects"),
+    *("elapsed_s", "fps", "age_ms", "latency_ms", "memory_mb"),
+)
+
+Say = Callable[[str], None]
+OnFrame = Callable[[Frame, Prediction, RunStatistics], None]
+OpenPage = Callable[[str, LiveModel, Path], Sink]
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is done.
+    """How to run a source.
 
     Attributes:
-        max_frames: Frames after which to stop; None goes on to the end of the source.
+        source: How to read the source.
+        recording: How much a recording may write.
+        bundle: Folder of the bundle; None: the bundled model.
+        engine: Engine that runs the model, as in `FewShotModel.load`.
+        precision: Precision of the engine, as in `FewShotModel.load`.
+        threads: Threads of the engine; None: every core.
+        bank: File with the enrolled classes; None: `DEFAULT_BANK` in the current folder, if it exists.
+        level: Score above which a class is present, for all classes; None: the level of each class.
+        max_frames: Number of frames after which to stop; None continues to the end of the source, or for the demo to
+            the end of one round.
         stats_s: Seconds between two lines of statistics; None prints none.
-        health: File that holds how the run fares, as JSON, made anew every second; None writes none.
+        health_file: JSON file with the health of the run, replaced every second; None writes none.
     """
 
+    source: SourceOptions = field(default_factory=SourceOptions)
+    recording: SinkOptions = field(default_factory=SinkOptions)
+    bundle: Path | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    bank: Path | None = None
+    level: float | None = None
     max_frames: int | None = None
     stats_s: float | None = None
-    health: Path | None = None
+    health_file: Path | None = None
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run went.
+    """The result of a run.
 
     Attributes:
-        health: At its end.
+        health: The health at the end.
         statistics: Counts and times.
-        exit_code: 0; 1 where a sink failed; 130 where Ctrl-C ended it. SIGTERM and SIGHUP are an orderly end, 0: a
+        choice: The engine and precision that ran the model.
+        exit_code: 0; 1 if a sink failed or the model hung; 130 after Ctrl-C. SIGTERM and SIGHUP are a normal end, 0: a
             service that was stopped has not failed.
     """
 
     health: Health
     statistics: RunStatistics
+    choice: EngineChoice
     exit_code: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as plain values for JSON; here "fps" is the mean over the whole run."""
+        values = self.health.to_dict()
+        values.update(values["source_status"])
+        values.update(elapsed_s=round(self.statistics.elapsed_s, 3), fps=round(self.statistics.fps, 3))
+        return {name: values[name] for name in _SUMMARY_FIELDS}
+
+
+def _print_line(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def run_source(
+    source: str,
+    sinks: Sequence[str] = (),
+    options: RunOptions = RunOptions(),
+    *,
+    say: Say = _print_line,
+    on_frame: OnFrame | None = None,
+    open_page: OpenPage | None = None,
+) -> RunResult:
+    """Classify and segment every frame of a source by the classes of a bank.
+
+    Without a bank, the demo and a camera show the classes of the demo; with a page, the run starts without classes.
+    Call it in the main thread, which receives the signals that stop it.
+
+    Args:
+        source: As `open_source` takes it.
+        sinks: As `open_sink` takes them, or "http://ADDRESS:PORT" for the page.
+        options: How to run it.
+        say: Takes a line for the person at the device; by default, it goes to standard error.
+        on_frame: Called after each frame in the thread of the loop, for a display.
+        open_page: Opens the page from its URI, the model and the bank to save to, as `PageSink` does.
+
+    Raises:
+        InputError: The source, a sink or an option cannot be used, or a file has no enrolled classes to look for.
+        EnvironmentLacksError: A package, engine or device is missing.
+        ArtifactError: The bundle or bank is missing, damaged or does not fit.
+        SourceError: The source cannot be opened or read.
+        FsvitEdgeError: All sinks have failed.
+    """
+    if options.level is not None:
+        check_level(options.level)
+    is_demo, has_page = source == "demo", any(map(is_page, sinks))
+    if is_demo and options.max_frames is None:
+        if has_page:  # a camera to try the page with
+            options = replace(options, source=replace(options.source, loop=True, realtime=True))
+        else:
+            options = replace(options, max_frames=demo_length())
+    bank = _bank_to_load(options.bank, is_demo, has_page)
+    bank_to_save = options.bank or DEFAULT_BANK
+    for folder in {*filter(None, map(recording_folder, sinks)), bank_to_save.parent}:
+        remove_leftovers(folder)
+    with ExitStack() as stack:
+        frames = stack.enter_context(open_source(source, options.source))
+        if bank is None and not (is_demo or has_page or frames.is_live):
+            raise InputError(
+                "No classes are enrolled; enroll one with: fsvit-edge enroll NAME IMAGE, or choose a bank with --bank "
+                "FILE (to try without: fsvit-edge run demo)."
+            )
+        model = stack.enter_context(
+            FewShotModel.load(options.bundle, options.engine, options.precision, options.threads)
+        )
+        for note in model.choice.notes:
+            say(f"Note: {note}")
+        if bank is not None:
+            model.load_bank(bank)
+        elif is_demo or not has_page:
+            if not is_demo:
+                say("No bank found, so the classes of the demo are used; enroll yours: fsvit-edge enroll NAME IMAGE")
+            _enroll_demo(model, say)
+        model.set_level_for_all(options.level)
+        live_model = LiveModel(model)
+        opened: list[tuple[str, Sink]] = []
+        with ExitStack() as unfinished:  # if a sink is refused, finishes the ones before
+            for uri in sinks:
+                if not is_page(uri):
+                    sink = open_sink(uri, frames.fps or DEFAULT_FPS, options.recording, frames.is_live)
+                elif open_page is None:
+                    raise InputError(f"The page {uri} needs open_page, such as fsvit_edge.page.sink.PageSink.")
+                else:
+                    sink = open_page(uri, live_model, bank_to_save)
+                opened.append((sink_name(uri), unfinished.enter_context(sink)))
+            unfinished.pop_all()  # from here on, the run finishes them
+        return LiveRun(frames, live_model, opened, options, say, on_frame).run()
+
+
+def _bank_to_load(bank: Path | None, is_demo: bool, has_page: bool) -> Path | None:
+    if bank is None:
+        return DEFAULT_BANK if DEFAULT_BANK.is_file() and not is_demo else None
+    # The page creates a bank that does not exist yet; without a page, loading it raises.
+    return bank if bank.exists() or not has_page else None
+
+
+def _enroll_demo(model: FewShotModel, say: Say) -> None:
+    for support in demo_supports():
+        model.enroll(support.name, [support.image], [support.mask])
+        say(f"Enrolled {support.name!r} from one picture {'without' if support.mask is None else 'with'} a mask")
 
 
 class LiveRun:
-    """One run; call `run` once, in the main thread.
+    """One run of what is open; call `run` once, in the main thread.
 
     Args:
-        source: The frames; it stays its opener's to close.
-        model: Judges them.
-        sinks: Their names, fit to print, and the sinks, which are finished by the run.
-        options: How it is done.
+        source: The frames; the caller closes it.
+        model: Processes them.
+        sinks: The sinks, which the run finishes, and their names, safe to print.
+        options: Here only `max_frames`, `stats_s` and `health_file` apply.
         say: Takes a line for the person at the device.
-        on_frame: Called after each frame, in the loop's thread, for a display.
+        on_frame: Called after each frame in the thread of the loop, for a display.
     """
 
     def __init__(
@@ -80,8 +224,8 @@ class LiveRun:
         model: LiveModel,
         sinks: Sequence[tuple[str, Sink]],
         options: RunOptions,
-        say: Callable[[str], None],
-        on_frame: Callable[[Frame, Prediction, RunStatistics], None] | None = None,
+        say: Say,
+        on_frame: OnFrame | None = None,
     ) -> None:
         self._source = source
         self._model = model
@@ -90,22 +234,21 @@ class LiveRun:
         self._on_frame = on_frame
         self._stop = StopRequest()
         self._statistics = RunStatistics()
-        self._boot_id = _boot_id()
+        self._boot_id = read_boot_id()
         self._workers = [SinkWorker(sink, name, source.is_live, self._on_sink_end) for name, sink in sinks]
-        self._seen: tuple[str, bool, str] = ("live", False, "")
+        self._condition = HEALTHY
         self._reported_s = 0.0
         self._stats_due_s = time.monotonic() + (options.stats_s or 0.0)
-        self._health_failed = False
+        self._health_file = options.health_file
         self._troubles = [""] * len(self._workers)
-        self._hang_watch = HangWatch(TICK_S)
+        self._watchdog = ModelWatchdog(TICK_S)
         self._model_hangs = False
         self._last_failure: FsvitEdgeError | None = None
 
     def health(self) -> Health:
-        """How the run fares now."""
+        """The present health."""
         now_s = time.monotonic()
-        statistics = self._statistics
-        description = self._model.description
+        statistics, choice = self._statistics, self._model.choice
         child = self._source.process_id
         return Health(
             wall_time_s=time.time(),
@@ -114,9 +257,9 @@ class LiveRun:
             uptime_s=now_s - statistics.started_s,
             source=self._source.name,
             source_status=self._source.status,
-            model=description.name,
-            engine=description.engine,
-            precision=description.precision,
+            model=self._model.name,
+            engine=choice.engine,
+            precision=choice.precision,
             classes=self._model.classes,
             frames=statistics.frames,
             fps=statistics.recent_fps,
@@ -127,35 +270,35 @@ class LiveRun:
         )
 
     def run(self) -> RunResult:
-        """Run until the source ends, `max_frames` is reached, a signal comes, or no sink is left.
+        """Run until the source ends, `max_frames` is reached, a signal arrives, or no sink is left.
 
-        Ends the process, after everything that can be finished was, where the loop or a sink hangs on the way out.
+        If the loop or a sink hangs at the end, finishes everything else and exits the process.
 
         Raises:
-            FsvitEdgeError: Whatever the source or the predictor raised, or the last sink, where all have failed.
+            FsvitEdgeError: Whatever the source or the model raised, or the last sink if all have failed.
         """
         with stop_on_signals(self._stop):
-            notify("READY=1")
+            notify_systemd("READY=1")
             has_ended = True
             try:
-                has_ended = run_beside(self._loop, self._stop, self._tick, _LOOP_GRACE_S)
+                has_ended = run_with_ticks(self._loop, self._stop, self._tick, _LOOP_GRACE_S)
                 self._tick()
             finally:
-                notify("STOPPING=1")
-                hanging = [] if has_ended else ["the model"]
-                hanging += [worker.name for worker in self._workers if not worker.finish(self._left_s())]
-                if hanging:
-                    self._end_without(hanging)
+                notify_systemd("STOPPING=1")
+                hung = [] if has_ended else ["the model"]
+                hung += [worker.name for worker in self._workers if not worker.finish(self._left_s())]
+                if hung:
+                    self._exit_without(hung)
             if self._last_failure is not None:
                 raise self._last_failure
-            return RunResult(self.health(), self._statistics, self._exit_code())
+            return RunResult(self.health(), self._statistics, self._model.choice, self._exit_code())
 
     def _left_s(self) -> float | None:
-        return self._stop.left_s(_END_WITHIN_S)
+        return self._stop.left_s(_STOP_WITHIN_S)
 
-    def _end_without(self, hanging: list[str]) -> None:
-        # What hangs cannot be waited for, and Python would wait for the interpreter's end.
-        self._say(f"Ending without {' and '.join(hanging)}, which did not end in time.")
+    def _exit_without(self, hung: list[str]) -> None:
+        # A hung thread cannot be stopped, and a normal exit of Python would wait for it.
+        self._say(f"Exiting without {' and '.join(hung)}, which did not stop in time.")
         self._source.close()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -182,60 +325,59 @@ class LiveRun:
             self._on_frame(frame, prediction, self._statistics)
 
     def _tick(self) -> None:
-        if self._hang_watch.check(self._model.processing, self._model.is_first_frame) and not self._model_hangs:
-            # Nothing can be done about it in this process: whoever started the run can start it again.
+        if self._watchdog.is_hung(self._model.processing, self._model.is_first_frame) and not self._model_hangs:
+            # Nothing in this process can end the call, but the service that started the run can start it again.
             self._model_hangs = True
-            self._say("The model does not answer any more, so the run ends with code 1; start it again.")
+            self._say("The model stopped responding, so the run ends with exit code 1; start it again.")
             self._stop.request()
         status = self._source.status
         now_s = time.monotonic()
-        seen = (status.state, status.is_frozen, status.message)
-        is_change = seen != self._seen
-        if is_change:
-            self._say_change(status)
-            self._seen = seen
-        if is_change or now_s - self._reported_s >= _REPORT_S:
+        has_changed = status.condition != self._condition
+        if has_changed:
+            self._say_condition(status)
+            self._condition = status.condition
+        if has_changed or now_s - self._reported_s >= _REPORT_S:
             self._reported_s = now_s
             health = self.health()
             for worker in self._workers:
                 worker.report(health)
             self._say_troubles(health)
             self._write_health(health)
-            notify("WATCHDOG=1", f"STATUS={statistics_line(health)}")
+            notify_systemd("WATCHDOG=1", f"STATUS={health}")
         if self._options.stats_s is not None and now_s >= self._stats_due_s:
             self._stats_due_s = now_s + self._options.stats_s
-            self._say(statistics_line(self.health()))
+            self._say(str(self.health()))
 
-    def _say_change(self, status: SourceStatus) -> None:
+    def _say_condition(self, status: SourceStatus) -> None:
         if status.state != "live":
             if status.message:
                 self._say(f"{self._source.name} is {status.state}: {status.message}")
         elif status.is_frozen:
-            self._say(f"{self._source.name} is frozen: its frames have held the same pixels for seconds.")
-        elif self._seen[0] != "live" or self._seen[1]:
+            self._say(f"{self._source.name} is frozen: it has repeated the same pixels for seconds.")
+        elif self._condition[:2] != HEALTHY[:2]:
             self._say(f"{self._source.name} is live.")
 
     def _say_troubles(self, health: Health) -> None:
         for sink, before in zip(health.sinks, self._troubles, strict=True):
             if sink.trouble != before:
-                self._say(f"{sink.name}: {sink.trouble or 'it works again.'}")
+                self._say(f"{sink.name}: {sink.trouble or 'It works again.'}")
         self._troubles = [sink.trouble for sink in health.sinks]
 
     def _write_health(self, health: Health) -> None:
-        if self._options.health is None or self._health_failed:
+        if self._health_file is None:
             return
         try:
-            atomic_write(self._options.health, json.dumps(health.as_json(), ensure_ascii=False).encode() + b"\n")
+            atomic_write(self._health_file, json_line(health.to_dict()))
         except FsvitEdgeError as error:
-            self._health_failed = True  # told once; a full disk must not fill the log as well
-            self._say(f"The health is not written any more: {error}")
+            self._health_file = None  # reported once: a full disk must not fill the log as well
+            self._say(f"The health file is no longer written: {error}")
 
     def _on_sink_end(self, worker: SinkWorker, failure: FsvitEdgeError | None) -> None:
         if failure is not None and all(one.status.failure for one in self._workers):
             self._last_failure = failure
         elif failure is not None:
-            self._say(f"{worker.name} stops, the rest goes on: {failure}")
-        # A reader that has gone, as `head` does after ten lines, ends the run; so does the end of the last sink.
+            self._say(f"{worker.name} has stopped, the run continues: {failure}")
+        # A reader that is gone, as `head` is after ten lines, ends the run; so does the end of the last sink.
         if failure is None or all(one.has_ended for one in self._workers):
             self._stop.request()
 
@@ -243,29 +385,3 @@ class LiveRun:
         if self._stop.signal_number == signal.SIGINT:
             return INTERRUPTED
         return 1 if self._model_hangs or any(worker.status.failure for worker in self._workers) else 0
-
-
-def statistics_line(health: Health) -> str:
-    """How a run fares, in one line."""
-    status = health.source_status
-    parts = [
-        f"{health.source}: {status.state}{' (frozen)' if status.is_frozen else ''}",
-        f"{health.frames} frames",
-        f"{health.fps:.1f} frames/s",
-        f"{status.dropped} dropped",
-    ]
-    if health.age_ms is not None:
-        parts.append(f"age p50/p95/p99 {health.age_ms.p50:.0f}/{health.age_ms.p95:.0f}/{health.age_ms.p99:.0f} ms")
-    parts += [f"{stage} {one.p50:.1f}" for stage, one in health.latency_ms.items()]
-    parts.append(f"{health.memory_mb:.0f} MB")
-    stopped = [sink.name for sink in health.sinks if sink.failure]
-    if stopped:
-        parts.append(f"stopped: {', '.join(stopped)}")
-    return ", ".join(parts)
-
-
-def _boot_id() -> str:
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""

@@ -1,4 +1,4 @@
-"""A sink behind a thread and a short queue of its own, so that a slow one delays neither the frames nor other sinks."""
+"""Runs a sink in its own thread with a short queue, so that a slow sink delays neither the frames nor other sinks."""
 
 import threading
 from collections import deque
@@ -11,21 +11,21 @@ from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.prediction import Prediction
 
 _FILE_QUEUE = 8
-_MOST_REPORTS = 16
+_MAX_REPORTS = 16
 
 
 class SinkWorker:
-    """Hands frames to a sink from a thread of its own.
+    """Gives frames to a sink from its own thread.
 
-    Where the source is live, a frame that finds the queue full takes the place of the oldest in it, which counts as
-    dropped. Where it is not, the frame waits for a place, and nothing is dropped.
+    If the source is live, a new frame replaces the oldest one in a full queue, which counts as dropped. Otherwise the
+    new frame waits, and nothing is dropped.
 
     Args:
-        sink: The sink; it is finished by this thread.
-        name: Its URI, fit to print.
-        is_live: Whether the source is.
-        on_end: Called once, from the worker's thread, where the sink ends before it was told to: with why it failed,
-            or with None where its reader has gone.
+        sink: The sink; this thread finishes it.
+        name: Its URI, safe to print.
+        is_live: Whether the source is live.
+        on_end: Called once from the thread of the worker if the sink ends by itself: with the failure, or with None if
+            its reader is gone.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class SinkWorker:
         self._on_end = on_end
         self._changed = threading.Condition()
         self._frames: deque[tuple[Frame, Prediction]] = deque()
-        self._reports: deque[Health] = deque(maxlen=_MOST_REPORTS)
+        self._reports: deque[Health] = deque(maxlen=_MAX_REPORTS)
         self._written = 0
         self._dropped = 0
         self._failure = ""
@@ -49,17 +49,17 @@ class SinkWorker:
 
     @property
     def status(self) -> SinkStatus:
-        """How the sink fares."""
+        """The present state of the sink."""
         with self._changed:
             return SinkStatus(self.name, self._written, self._dropped, self._failure, self._sink.trouble)
 
     @property
     def has_ended(self) -> bool:
-        """Whether the sink takes no more."""
+        """Whether the sink has ended."""
         return self._has_ended
 
     def put(self, frame: Frame, prediction: Prediction) -> None:
-        """Have the sink take a frame; returns at once where the source is live."""
+        """Queue a frame for the sink; returns at once if the source is live."""
         with self._changed:
             while self._waits and len(self._frames) >= self._capacity and not self._has_ended:
                 self._changed.wait()
@@ -72,24 +72,24 @@ class SinkWorker:
             self._changed.notify_all()
 
     def report(self, health: Health) -> None:
-        """Have the sink take how the run fares; returns at once."""
+        """Queue the health of the run for the sink; returns at once."""
         with self._changed:
             self._reports.append(health)
             self._changed.notify_all()
 
     def finish(self, timeout_s: float | None = None) -> bool:
-        """Have the sink take what waits, and finish it.
+        """Let the sink take what is queued, and finish it.
 
         Args:
-            timeout_s: Seconds to wait for it; None as long as it takes.
+            timeout_s: Seconds to wait, and queued frames are discarded; None waits as long as it takes.
 
         Returns:
-            Whether it is finished.
+            Whether the sink is finished.
         """
         with self._changed:
             self._finishing = True
             if timeout_s is not None:
-                self._frames.clear()  # who is in a hurry wants whole files, not the last frames
+                self._frames.clear()  # in a hurry, complete files matter more than the last frames
             self._changed.notify_all()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -104,14 +104,14 @@ class SinkWorker:
         except FsvitEdgeError as error:
             failure = error
         except Exception as error:
-            # A fault of ours in one sink must not end the others.
+            # A bug in one sink must not end the others.
             failure = FsvitEdgeError(f"{self.name} failed: {type(error).__name__}: {error}")
         with self._changed:
             self._failure, self._has_ended = str(failure or ""), True
             self._frames.clear()
             self._changed.notify_all()
-            was_told = self._finishing and failure is None
-        if not was_told:
+            is_expected = self._finishing and failure is None
+        if not is_expected:
             self._on_end(self, failure)
 
     def _serve(self) -> None:

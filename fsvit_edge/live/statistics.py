@@ -1,4 +1,4 @@
-"""What a run has done so far, in bounded memory."""
+"""Counts and times of a run, in bounded memory."""
 
 import threading
 import time
@@ -8,36 +8,36 @@ import numpy.typing as npt
 
 from fsvit_edge.live.health import Percentiles
 
-_REMEMBERED_FRAMES = 10_000
+_MAX_VALUES = 10_000
 _RECENT_S = 5.0
 
 
 class _Ring:
-    """The latest values of something."""
+    """The latest 10,000 values of a measurement."""
 
     def __init__(self) -> None:
-        self._values = np.full(_REMEMBERED_FRAMES, np.nan, np.float32)
+        self._values = np.full(_MAX_VALUES, np.nan, np.float32)
         self._count = 0
 
     def add(self, value: float) -> None:
-        self._values[self._count % _REMEMBERED_FRAMES] = value
+        self._values[self._count % _MAX_VALUES] = value
         self._count += 1
 
     def latest(self, count: int) -> npt.NDArray[np.float32]:
         """The newest `count` values, newest last."""
-        count = min(count, self._count, _REMEMBERED_FRAMES)
-        return self._values[np.arange(self._count - count, self._count) % _REMEMBERED_FRAMES]
+        count = min(count, self._count, _MAX_VALUES)
+        return self._values[np.arange(self._count - count, self._count) % _MAX_VALUES]
 
     def percentiles(self) -> Percentiles:
-        p50, p95, p99 = np.percentile(self.latest(_REMEMBERED_FRAMES), (50, 95, 99))
+        p50, p95, p99 = np.percentile(self.latest(_MAX_VALUES), (50, 95, 99))
         return Percentiles(float(p50), float(p95), float(p99))
 
 
 class RunStatistics:
-    """Counts and times of a run; one thread adds, any thread asks.
+    """Counts and times of a run; one thread adds, any thread reads.
 
     Attributes:
-        frames: Frames that were judged.
+        frames: Frames processed.
         elapsed_s: Seconds from the start of the run to the end of its latest frame.
     """
 
@@ -48,7 +48,7 @@ class RunStatistics:
         self._lock = threading.Lock()
         self._stage_ms: dict[str, _Ring] = {}
         self._age_ms = _Ring()
-        self._judged_s = _Ring()
+        self._done_s = _Ring()
 
     @property
     def fps(self) -> float:
@@ -57,15 +57,15 @@ class RunStatistics:
 
     @property
     def recent_fps(self) -> float:
-        """Frames per second over the latest 5 seconds; 0 where none was judged in them."""
+        """Frames per second over the latest 5 seconds."""
         with self._lock:
             now_s = time.monotonic() - self.started_s
-            recent = int((self._judged_s.latest(_REMEMBERED_FRAMES) > now_s - _RECENT_S).sum())
+            recent = int((self._done_s.latest(_MAX_VALUES) > now_s - _RECENT_S).sum())
         return recent / min(_RECENT_S, now_s) if now_s > 0 else 0.0
 
     @property
     def age_ms(self) -> Percentiles | None:
-        """From the capture of a frame to its result, over the latest 10,000 frames; None before the first."""
+        """Milliseconds from capture to result, over the latest 10,000 frames; None before the first."""
         with self._lock:
             return self._age_ms.percentiles() if self.frames else None
 
@@ -73,7 +73,7 @@ class RunStatistics:
     def latency_ms(self) -> dict[str, Percentiles]:
         """Milliseconds of each stage over its latest 10,000 frames.
 
-        The stages are "decode", those of the prediction in their order, and "sinks".
+        The stages are "decode", those of the prediction in order, and "sinks".
         """
         with self._lock:
             return {stage: ring.percentiles() for stage, ring in self._stage_ms.items()}
@@ -83,12 +83,12 @@ class RunStatistics:
 
         Args:
             stage_ms: Milliseconds spent in each stage, by name.
-            age_ms: Milliseconds from its capture to its result.
+            age_ms: Milliseconds from capture to result.
         """
         with self._lock:
             for stage, ms in stage_ms.items():
                 self._stage_ms.setdefault(stage, _Ring()).add(ms)
             self._age_ms.add(age_ms)
             self.elapsed_s = time.monotonic() - self.started_s
-            self._judged_s.add(self.elapsed_s)
+            self._done_s.add(self.elapsed_s)
             self.frames += 1

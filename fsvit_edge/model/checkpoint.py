@@ -1,4 +1,4 @@
-"""Weights from and to files; nothing in a file is ever executed."""
+"""Load and save weights; no code in a file is ever executed."""
 
 import argparse
 import pickle
@@ -36,22 +36,22 @@ def load_network(
     image_size: int | None = None,
     head: str | None = None,
 ) -> FewShotNetwork:
-    """Build the network that a checkpoint describes and load its weights.
+    """Build the network of a checkpoint and load its weights.
 
     Args:
-        checkpoint: The published Lightning file (.ckpt, .pth, .pt) with `backbone.*` and `learner.*`, or ours
-            (.safetensors with its .json beside it). Either may hold the head alone, or, for a head without weights,
-            the backbone alone.
-        backbone: Name of the backbone; by default the configuration's, or the one whose shapes the checkpoint has.
-        weights: File with the backbone's weights, which wins over those in the checkpoint.
-        pretrained: Load the backbone's weights from timm's hub, as is done when neither file has them.
-        image_size: Side of the input in pixels; by default the configuration's, or the published 400.
-        head: "cst" or "prototype"; by default the configuration's, or "cst". A head that is not wanted is left out.
+        checkpoint: A published Lightning file (.ckpt, .pth, .pt) with `backbone.*` and `learner.*`, or a file written
+            by `save_network` (.safetensors, with a .json next to it). Either may contain only the head or, for a head
+            without weights, only the backbone.
+        backbone: Name of the backbone; None takes it from the configuration, or from the shapes in the checkpoint.
+        weights: File with weights of the backbone, used instead of those in the checkpoint.
+        pretrained: Load the backbone's weights from timm's hub; also done if no file contains them.
+        image_size: Side of the input in pixels; None takes it from the configuration, or the published 400.
+        head: "cst" or "prototype"; None takes it from the configuration, or "cst".
 
     Raises:
         ArtifactError: A file is missing, unreadable, unsafe, or does not fit the network.
         InputError: The options contradict each other.
-        EnvironmentLacksError: The published weights cannot be fetched.
+        EnvironmentLacksError: The published weights cannot be downloaded.
     """
     if weights is not None and pretrained:
         raise InputError("Give the backbone's weights once: either --weights FILE or --pretrained.")
@@ -59,13 +59,15 @@ def load_network(
     head_state = _strip(state, HEAD_PREFIX)
     backbone_state = _strip(state, BACKBONE_PREFIX)
     if not head_state and (head or _stored_head(checkpoint)) == TRAINED_HEAD:
-        raise ArtifactError(f"{checkpoint} holds no head: expected tensors named {HEAD_PREFIX}*, got {_first(state)}.")
+        raise ArtifactError(
+            f"{checkpoint} contains no head: expected tensors named {HEAD_PREFIX}*, got {_first(state)}."
+        )
     config = _configuration(checkpoint, backbone, image_size, head, backbone_state)
     if weights is not None:
         backbone_state = read_state(weights)
         backbone_state = _strip(backbone_state, BACKBONE_PREFIX) or backbone_state
     if not backbone_state and config.backbone in OUR_BACKBONES:
-        raise ArtifactError(f"{checkpoint} holds no backbone weights; give them with --weights FILE.")
+        raise ArtifactError(f"{checkpoint} contains no backbone weights; give them with --weights FILE.")
     network = FewShotNetwork(config, pretrained=pretrained or not backbone_state)
     if backbone_state and not pretrained:
         network.encoder.load_published(backbone_state)
@@ -84,20 +86,21 @@ def build_network(
     name: str,
     head: str = TRAINED_HEAD,
 ) -> FewShotNetwork:
-    """Build a network around a backbone alone; a head that learns has random weights.
+    """Build a network from a backbone; a trained head starts with random weights.
 
     Args:
-        backbone: One of `fsvit_edge.model.encoder.SUPPORTED_BACKBONES`; None to tell it by the shapes in `weights`.
-        weights: File with the backbone's weights; None to fetch them from timm's hub.
-        pretrained: Say so, where `weights` is None.
-        image_size: Side of the input in pixels; by default the published 400, or what of it whole patches cover.
-        name: What the network is called.
+        backbone: One of `fsvit_edge.model.encoder.SUPPORTED_BACKBONES`; None infers it from the shapes in `weights`.
+        weights: File with the backbone's weights; None downloads them from timm's hub.
+        pretrained: Must be True if and only if `weights` is None.
+        image_size: Side of the input in pixels; None takes the largest multiple of the patch size up to the published
+            400.
+        name: Name of the network.
         head: "cst" or "prototype".
 
     Raises:
         ArtifactError: The file is missing, unreadable, unsafe, or does not fit the backbone.
         InputError: The options contradict each other.
-        EnvironmentLacksError: The published weights cannot be fetched.
+        EnvironmentLacksError: The published weights cannot be downloaded.
     """
     if (weights is None) != pretrained:
         raise InputError("Give the backbone's weights once: either --weights FILE or --pretrained.")
@@ -105,7 +108,7 @@ def build_network(
     state = _strip(state, BACKBONE_PREFIX) or state
     if backbone is None:
         if weights is None:
-            raise InputError("Name the backbone to fetch with --backbone.")
+            raise InputError("Give the name of the backbone to download with --backbone.")
         backbone = infer_backbone(state)
     size = image_size or PUBLISHED_IMAGE_SIZE - PUBLISHED_IMAGE_SIZE % _patch_size(backbone)
     network = FewShotNetwork(ModelConfig(name, backbone, size, head=head), pretrained)
@@ -115,12 +118,12 @@ def build_network(
 
 
 def save_network(network: FewShotNetwork, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write our own format: `path` (.safetensors) and the configuration beside it (.json).
+    """Write a network as `path` (.safetensors) and its configuration next to it (.json).
 
     Args:
-        network: What to save.
-        path: Where, ending in .safetensors.
-        dtype: Precision of the stored floating-point values.
+        network: The network.
+        path: The file to write, which must end in .safetensors.
+        dtype: Precision of the stored values.
     """
     if path.suffix != ".safetensors":
         raise InputError(f"{path} must end in .safetensors.")
@@ -144,7 +147,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Lightning's `state_dict` and DINO's `teacher` (with its `module.` and `backbone.` prefixes) are unpacked.
 
     Raises:
-        ArtifactError: The file is missing, damaged, or holds Python objects that only unsafe loading could read.
+        ArtifactError: The file is missing, is damaged, or contains Python objects that are unsafe to load.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist or is not a file; give a .safetensors, .ckpt or .pth file.")
@@ -154,18 +157,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{path} is not a readable safetensors file: {error}.") from error
     try:
-        # Lightning stores the training script's argparse result; a Namespace is a bag of values and runs nothing.
+        # Lightning stores the argparse result of the training script; a Namespace only contains values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, in files that are no checkpoints
+            warnings.simplefilter("ignore")  # about pickle protocols, for files that are not checkpoints
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise ArtifactError(f"{path} is not a readable PyTorch file: {reason}.") from error
-    except Exception as error:  # torch's unpickler stumbles over damage with errors of many classes
+    except Exception as error:  # torch's unpickler raises many kinds of errors for damaged files
         if isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
             raise ArtifactError(
-                f"{path} holds Python objects besides tensors, and reading those could run code, so it was refused; "
-                "where you trust the file, load it yourself and save only its tensors: "
+                f"{path} contains Python objects besides tensors; loading them could run code, so it was refused. "
+                "If you trust the file, load it yourself and save only its tensors: "
                 'torch.save({"state_dict": checkpoint["state_dict"]}, "clean.ckpt").'
             ) from error
         raise ArtifactError(f"{path} is damaged or not a PyTorch file; download or copy it again.") from error
@@ -173,16 +176,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise ArtifactError(f"{path} holds no table of tensors; expected a state_dict.")
+        raise ArtifactError(f"{path} contains no state_dict (a dict of tensors).")
     state = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def infer_backbone(state: Mapping[str, Tensor]) -> str:
-    """Name the supported backbone whose stem, or patch size, width and registers, `state` has.
+    """Return the supported backbone that fits the stem, or the patch size, width and registers, of `state`.
 
     Raises:
-        ArtifactError: None has.
+        ArtifactError: No supported backbone fits.
     """
     if any(name.startswith("patch_embed.proj.fine.") for name in state):
         return HYBRID_BACKBONE
@@ -194,7 +197,7 @@ def infer_backbone(state: Mapping[str, Tensor]) -> str:
         for name in SUPPORTED_BACKBONES:
             if name.startswith(f"vit_{width}_patch{patch.shape[-1]}_{registers}") and f"{family}." in f"{name}.":
                 return name
-    raise ArtifactError("The checkpoint's backbone is not one of the supported; name it with --backbone.")
+    raise ArtifactError("The backbone of the checkpoint was not recognized; give its name with --backbone.")
 
 
 def _configuration(
@@ -216,20 +219,20 @@ def _configuration(
             presence_level=DEFAULT_LEVEL if is_other_head else stored.presence_level,
         )
     if backbone is None and not backbone_state:
-        raise InputError(f"{checkpoint} holds the head alone; name its backbone with --backbone.")
+        raise InputError(f"{checkpoint} contains only the head; give the name of its backbone with --backbone.")
     backbone = backbone or infer_backbone(backbone_state)
     return ModelConfig(checkpoint.stem, backbone, image_size or PUBLISHED_IMAGE_SIZE, head=head or TRAINED_HEAD)
 
 
 def _stored_head(checkpoint: Path) -> str:
-    """The head that the configuration beside a checkpoint names; the trained one where there is none."""
+    """Return the head in the configuration next to a checkpoint; the trained one if there is no configuration."""
     file = checkpoint.with_suffix(".json")
     is_ours = checkpoint.suffix == ".safetensors" and file.is_file()
     return ModelConfig.from_json(file).head if is_ours else TRAINED_HEAD
 
 
 def _patch_size(backbone: str) -> int:
-    """As timm's names say it; 1 where they do not, and the encoder refuses the name."""
+    """Return the patch size in a timm name; 1 if there is none (the encoder refuses such a name later)."""
     found = re.search(r"_patch(\d+)_", backbone)
     return int(found[1]) if found else 1
 

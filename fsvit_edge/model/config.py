@@ -1,4 +1,4 @@
-"""What identifies a network: a few values, stored as JSON beside its weights."""
+"""The configuration of a network: a few values, stored as JSON next to its weights."""
 
 import json
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -15,27 +15,16 @@ POOLED_GRID = 3
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Configuration of one network; everything else follows from the backbone's architecture.
+    """Configuration of a network; everything else follows from the backbone's architecture."""
 
-    Attributes:
-        name: What people call it.
-        backbone: One of `fsvit_edge.model.encoder.SUPPORTED_BACKBONES`.
-        image_size: Side S of the square input in pixels, a multiple of the backbone's patch size.
-        support_grid: Side of the grid to which a support's image tokens are resized (12 in the paper), a multiple of 3.
-        head: What compares a frame with the supports: "cst", which is trained, or "prototype", which has no weights.
-        objectness: Whether a decoder on the backbone's convolutional stem tells things from their background.
-        presence_level: The score above which a class with one support is present, in (0, 1).
-        support_crop: See `Manifest`: 0, or at least 1.
-    """
-
-    name: str
-    backbone: str
-    image_size: int
-    support_grid: int = 12
-    head: str = TRAINED_HEAD
-    objectness: bool = False
-    presence_level: float = DEFAULT_LEVEL
-    support_crop: float = 0.0
+    name: str  # name of the network
+    backbone: str  # one of `fsvit_edge.model.encoder.SUPPORTED_BACKBONES`
+    image_size: int  # side S of the square input in pixels, a multiple of the backbone's patch size
+    support_grid: int = 12  # side of the grid to which image tokens of supports are resized, a multiple of 3
+    head: str = TRAINED_HEAD  # "cst", which is trained, or "prototype", which has no weights
+    objectness: bool = False  # whether an objectness decoder reads the backbone's convolutional stem
+    presence_level: float = DEFAULT_LEVEL  # score above which a class with one support is present, in (0, 1)
+    support_crop: float = 0.0  # 0 or at least 1, see `Manifest`
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -43,7 +32,7 @@ class ModelConfig:
         if self.support_grid < POOLED_GRID or self.support_grid % POOLED_GRID:
             raise ArtifactError(f"The support grid must be a positive multiple of 3, got {self.support_grid}.")
         if not 0 < self.presence_level < 1:
-            raise ArtifactError(f"The presence level must lie between 0 and 1, got {self.presence_level:g}.")
+            raise ArtifactError(f"The presence level must be between 0 and 1, got {self.presence_level:g}.")
         if not is_crop_factor(self.support_crop):
             raise ArtifactError(f"The support crop must be 0 or at least 1, got {self.support_crop}.")
 
@@ -56,13 +45,13 @@ class ModelConfig:
         """Read a configuration.
 
         Raises:
-            ArtifactError: The file is missing, is not JSON, or its fields differ from this class's.
+            ArtifactError: The file is missing, is not JSON, or does not have the fields of this class.
         """
         try:
             values: Any = json.loads(path.read_text())
         except FileNotFoundError as error:
             raise ArtifactError(
-                f"{path} is missing; a .safetensors checkpoint needs its configuration there."
+                f"{path} is missing; a .safetensors checkpoint needs its configuration in this file."
             ) from error
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path} is not a readable JSON file: {error}.") from error
@@ -70,7 +59,7 @@ class ModelConfig:
         required = {field.name for field in fields(cls) if field.default is MISSING}
         if not isinstance(values, dict) or not required <= values.keys() <= known.keys():
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise ArtifactError(f"{path} must hold the fields {', '.join(known)}; got {got}.")
+            raise ArtifactError(f"{path} must have the fields {', '.join(known)}; got {got}.")
         for name, kind in known.items():
             if kind is float and type(values.get(name)) is int:
                 values[name] = float(values[name])

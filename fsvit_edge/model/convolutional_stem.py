@@ -1,7 +1,7 @@
-"""A convolutional network in the place of a ViT's patch embedding, as in timm's hybrid ViTs.
+"""A convolutional network in place of a ViT's patch embedding, as in timm's hybrid ViTs.
 
-What a small ViT cannot learn on a desk, a small published network already knows: it looks at the picture in its full
-resolution and hands the transformer one token for each 16 x 16 pixels.
+A small ViT cannot be trained well on one computer, but a small published convolutional network is already trained: it
+reads the picture at full resolution and passes one token per 16 x 16 pixels to the transformer.
 """
 
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 TRUNK = "tf_efficientnet_lite2"
 TRUNK_MEAN, TRUNK_STD = 127 / 255, 128 / 255
-"""What its authors normalized pixels in [0, 1] with."""
+"""Normalization of pixels in [0, 1] that the trunk was trained with."""
 FINE_STAGES = 5
-"""Of the trunk's stages, as many end at stride 16."""
+"""Number of the trunk's stages up to stride 16."""
 COARSE_BLOCKS = 4
-"""Of the next stage, at stride 32, whose map the tokens begin with. What comes after knows the class best and outlines
-worst, so it does not go through the blocks but stands beside them."""
+"""Number of blocks of the next stage, at stride 32, whose map is part of the tokens. The later parts of the trunk know
+the class best and outlines worst, so their maps skip the transformer blocks and become layers of their own."""
 
 _Projection = TypeVar("_Projection", nn.Linear, nn.Conv2d)
 
 
 class ConvolutionalStem(nn.Module):
-    """Features at strides 16 and 32 of a convolutional trunk, side by side, projected to the width of the tokens.
+    """The maps of a convolutional trunk at strides 16 and 32, concatenated and projected to the width of the tokens.
 
-    The trunk's batch norms are folded into its convolutions, so it has nothing but weights and biases.
+    The trunk's batch norms are folded into its convolutions, so it has only weights and biases.
 
     Args:
         dim: Width of the tokens.
 
     Attributes:
-        late: The trunk's parts behind that, at stride 32 too.
-        project_late: From the map of each to the width of the tokens.
+        late: The last parts of the trunk, also at stride 32.
+        project_late: For each of them, a projection of its map to the width of the tokens.
     """
 
     def __init__(self, dim: int) -> None:
@@ -48,11 +48,11 @@ class ConvolutionalStem(nn.Module):
         self.project_late = nn.ModuleList([passing_on(nn.Conv2d, _width(part), dim, 1) for part in late])
 
     def forward(self, image: Tensor) -> Tensor:
-        """Give (B, dim, S / 16, S / 16) of (B, 3, S, S) pictures, normalized with the ImageNet mean and deviation."""
+        """Return (B, dim, S / 16, S / 16) for (B, 3, S, S) pictures, normalized with ImageNet mean and deviation."""
         return self.patches(self.maps(image))
 
     def maps(self, image: Tensor) -> list[Tensor]:
-        """Give the trunk's last map at each of the strides 4, 8, 16 and 32, of such pictures."""
+        """Return the trunk's last map at each of the strides 4, 8, 16 and 32, for such pictures."""
         x = renormalize(image)
         last: dict[int, Tensor] = {}
         for stage in self.fine:
@@ -61,11 +61,11 @@ class ConvolutionalStem(nn.Module):
         return [*[*last.values()][-3:], self.coarse(x)]
 
     def patches(self, maps: Sequence[Tensor]) -> Tensor:
-        """Give what `forward` gives, of the trunk's maps."""
+        """Return the result of `forward`, from the result of `maps`."""
         return torch.as_tensor(self.project(joined(*maps[-2:])))
 
     def late_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Give what each late part says, (B, channels, S / 32, S / 32), of the trunk's maps."""
+        """Return the map of each late part, (B, channels, S / 32, S / 32), from the result of `maps`."""
         x, found = maps[-1], []
         for part in self.late:
             x = part(x)
@@ -73,30 +73,30 @@ class ConvolutionalStem(nn.Module):
         return found
 
     def late_tokens(self, maps: Sequence[Tensor]) -> Tensor:
-        """Give the tokens (B, late, 1 + N, dim) of the late parts, of the trunk's maps; the first is the map's mean."""
+        """Return the tokens (B, late, 1 + N, dim) of the late parts, from the result of `maps`; token 0 is the mean."""
         grid = maps[-2].shape[-2:]
         layers = []
         for late, project in zip(self.late_maps(maps), self.project_late, strict=True):
-            told = project(late)
-            image = F.interpolate(told, size=grid, mode="bilinear", align_corners=False)
-            layers.append(torch.cat([told.mean(dim=(2, 3))[..., None], image.flatten(2)], dim=2))
-        return torch.stack(layers, dim=1).transpose(2, 3)
+            projected = project(late)  # B, dim, S / 32, S / 32
+            image = F.interpolate(projected, size=grid, mode="bilinear", align_corners=False)  # B, dim, S / 16, S / 16
+            layers.append(torch.cat([projected.mean(dim=(2, 3))[..., None], image.flatten(2)], dim=2))  # B, dim, 1 + N
+        return torch.stack(layers, dim=1).transpose(2, 3)  # B, late, 1 + N, dim
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each of `maps`."""
+        """Number of channels of each of `maps`."""
         with torch.no_grad():
             return tuple(level.shape[1] for level in self.maps(torch.zeros(1, 3, 64, 64)))
 
 
 class ConvolutionalPatches(nn.Module):
-    """What timm's VisionTransformer asks for as `embed_layer`, around the stem.
+    """The stem as an `embed_layer` of timm's VisionTransformer.
 
     Args:
-        img_size: Side of the picture for which the position embedding is made.
-        patch_size: Pixels a token a side: 16.
+        img_size: Side of the picture that the position embedding is made for.
+        patch_size: Pixels per token in each direction: 16.
         embed_dim: Width of the tokens.
-        others: What else timm hands over, of no meaning here.
+        others: Other arguments from timm, which are ignored.
     """
 
     def __init__(self, img_size: int, patch_size: int, embed_dim: int, **others: object) -> None:
@@ -107,19 +107,19 @@ class ConvolutionalPatches(nn.Module):
         self.proj = ConvolutionalStem(embed_dim)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Give the tokens (B, N, embed_dim) of (B, 3, S, S) pictures."""
+        """Return the tokens (B, N, embed_dim) of (B, 3, S, S) pictures."""
         return torch.as_tensor(self.proj(image).flatten(2).transpose(1, 2))
 
 
 def joined(fine: Tensor, coarse: Tensor) -> Tensor:
-    """Put the maps of both strides side by side, the coarse one enlarged."""
+    """Concatenate the channels of a fine map and of a coarse one, which is resized to the fine one."""
     return torch.cat([fine, F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)], dim=1)
 
 
 def renormalize(image: Tensor) -> Tensor:
-    """From the ImageNet mean and deviation, (B, 3, S, S), to the trunk's.
+    """Convert pictures (B, 3, S, S) from the ImageNet normalization to that of the trunk.
 
-    Not folded into the first convolution: that pads with zeros, which are the trunk's gray and not ImageNet's.
+    This cannot be folded into the first convolution, whose zero padding must stay 0 in the normalization of the trunk.
     """
     std = torch.tensor(IMAGENET_STD, dtype=image.dtype, device=image.device)
     mean = torch.tensor(IMAGENET_MEAN, dtype=image.dtype, device=image.device)
@@ -128,9 +128,10 @@ def renormalize(image: Tensor) -> Tensor:
 
 
 def trunk_stages(trunk: nn.Module) -> tuple[nn.Sequential, nn.Sequential, list[nn.Sequential]]:
-    """Cut timm's EfficientNet into the parts up to strides 16 and 32 and the late ones; it is used up.
+    """Cut timm's EfficientNet into the part up to stride 16, the part at stride 32, and two late parts.
 
-    Batch norms are folded. Of the late parts the first ends the stage that is cut, the second is the last stage.
+    Batch norms are folded in place, so `trunk` must not be used afterwards. The first late part is the rest of the
+    stage that is cut, the second is the last stage.
     """
     fold_batch_norms(trunk)
     stages = list(trunk.get_submodule("blocks").children())
@@ -144,13 +145,13 @@ def trunk_stages(trunk: nn.Module) -> tuple[nn.Sequential, nn.Sequential, list[n
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Put each batch norm of timm's into the convolution before it; its activation stays in its place."""
+    """Fold each batch norm of timm's into the convolution before it; the activation of the batch norm stays."""
     convolution: nn.Conv2d | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Conv2d):
             convolution = child
         elif isinstance(child, nn.BatchNorm2d):
-            # timm's have no bias of their own.
+            # The convolutions before timm's batch norms have no bias.
             assert convolution is not None
             assert child.running_mean is not None
             assert child.running_var is not None
@@ -163,9 +164,9 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 
 def passing_on(kind: type[_Projection], *shape: int) -> _Projection:
-    """Make a linear layer or a 1 x 1 convolution that passes on its first channels, until a backbone is evened."""
-    # The layer alone draws random numbers for weights that are set below, and all that is made after it, from the same
-    # seed, would be other networks.
+    """Make a linear layer or 1 x 1 convolution that passes its first channels on, until a backbone is whitened."""
+    # Without skip_init, the layer would draw random numbers for weights that are overwritten below, and every layer
+    # made after it from the same seed would have other weights.
     project: _Projection = nn.utils.skip_init(kind, *shape)  # type: ignore[no-untyped-call]  # torch gives no types
     nn.init.eye_(project.weight.flatten(1))
     assert project.bias is not None
@@ -174,6 +175,6 @@ def passing_on(kind: type[_Projection], *shape: int) -> _Projection:
 
 
 def _width(part: nn.Sequential) -> int:
-    """Channels that come out of a part: those of its last convolution."""
+    """Return the number of output channels of a part: that of its last convolution."""
     convolutions: Sequence[nn.Conv2d] = [module for module in part.modules() if isinstance(module, nn.Conv2d)]
     return convolutions[-1].out_channels

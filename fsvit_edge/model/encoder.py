@@ -1,7 +1,7 @@
-"""The frozen encoder: image -> the normalized tokens of every block, and the last block's query and key vectors.
+"""The frozen encoder: image -> normalized tokens of every block, and query and key vectors of the last block.
 
-The blocks are timm's own; only the road through them is ours, because the network reads every block and timm resizes
-the position embedding differently from the published code.
+The blocks are timm's. Only the forward pass is written here, because the head reads every block, and because timm
+resizes the position embedding differently from the published code.
 """
 
 import math
@@ -22,10 +22,10 @@ from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, Inpu
 
 @dataclass(frozen=True)
 class PositionResize:
-    """How a family's published code resizes its position embedding to another grid, always bicubic."""
+    """How the published code of a model family resizes its position embedding to another grid (always bicubic)."""
 
     offset: float
-    """Added to the target grid before dividing by the native one; 0.0 means that the target size is given instead."""
+    """Added to the new grid before dividing by the native one; 0.0 passes the target size instead of a scale factor."""
     antialias: bool
 
 
@@ -46,7 +46,7 @@ OUR_BACKBONES: Mapping[str, Mapping[str, Any]] = {
         "embed_layer": ConvolutionalPatches,
     },
 }
-"""Backbones that timm has not, as arguments of its VisionTransformer."""
+"""Backbones that timm does not have, as arguments of its VisionTransformer."""
 
 SUPPORTED_BACKBONES: Mapping[str, PositionResize | None] = {
     NANO_BACKBONE: DINO_RESIZE,
@@ -62,16 +62,16 @@ SUPPORTED_BACKBONES: Mapping[str, PositionResize | None] = {
     "vit_small_patch16_dinov3.lvd1689m": None,
     "vit_base_patch16_dinov3.lvd1689m": None,
 }
-"""timm's names, each with the way its position embedding is resized (None: rotary, nothing to resize)."""
+"""timm names, and how each position embedding is resized (None: rotary, nothing to resize)."""
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder says about a batch of B images.
+    """The encoder's output for a batch of B images.
 
     Attributes:
         tokens: (B, L, 1 + N, D): per layer, the class token and the N image tokens (row-major grid). The last layers
-            are the blocks', all through the backbone's final norm; before them come the late maps of a convolutional
-            stem, where there is one. Register tokens are dropped.
+            are the outputs of the blocks, normalized by the backbone's final norm; the first ones are the late maps of
+            the convolutional stem, if there is one. Register tokens are dropped.
         class_query: (B, heads, D / heads): the last block's query vector of the class token, before attention.
         image_keys: (B, heads, N, D / heads): the last block's key vectors of the image tokens, before attention (and
             before any rotary embedding).
@@ -83,13 +83,13 @@ class EncoderOutput(NamedTuple):
 
 
 class EvenedNorm(nn.Module):
-    """The final norm of our hybrid, then a linear layer that centers its outputs and evens their directions.
+    """The final norm of the hybrid backbone, then a linear layer that centers and whitens the tokens.
 
-    The head compares tokens by their cosines. A stem of a classifier says the same large part of every token, and a few
-    directions outweigh the rest, so cosines tell less than the tokens know; see `examples/even_backbone.py`.
+    The head compares tokens by their cosines. With the stem of a classifier, a large part of every token is the same
+    and a few directions dominate, so cosines use only part of the information; see `examples/even_backbone.py`.
 
     Args:
-        norm: The norm.
+        norm: The final norm.
     """
 
     def __init__(self, norm: nn.LayerNorm) -> None:
@@ -104,16 +104,16 @@ class EvenedNorm(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A plain ViT whose every block's output is normalized by the final norm (CST, section 3.2).
+    """A plain ViT; the output of every block is normalized by the final norm (CST, section 3.2).
 
     Args:
         backbone: A name of `SUPPORTED_BACKBONES`.
         image_size: Side of the square input in pixels.
-        pretrained: Load timm's published weights from its hub; needs a network the first time.
+        pretrained: Load the published weights from timm's hub; the first time, this needs an internet connection.
 
     Raises:
         InputError: The backbone is not supported, or its patch size does not divide the image size.
-        EnvironmentLacksError: The published weights cannot be fetched.
+        EnvironmentLacksError: The published weights cannot be downloaded.
     """
 
     def __init__(self, backbone: str, image_size: int, pretrained: bool = False) -> None:
@@ -135,21 +135,22 @@ class Encoder(nn.Module):
         self.num_layers = len(self.vit.blocks) + (0 if self.stem is None else len(self.stem.late))
         self.num_heads = int(self.vit.blocks[0].attn.num_heads)
         self.head_dim = self.embed_dim // self.num_heads
-        # In CST the attention heads' slices of a token are compared one by one. A trunk knows no heads, and thirds of
-        # its maps tell less: right in 81.9 % where whole tokens are in 83.4 % (the model's page, "What was tried").
+        # CST compares the slices of a token that belong to each attention head separately. The maps of a convolutional
+        # trunk have no heads: comparing thirds of them is right in 81.9 % of episodes, comparing whole tokens in 83.4 %
+        # (model page, "What was tried").
         self.num_slices = self.num_heads if self.stem is None else 1
         self.slice_dim = self.embed_dim // self.num_slices
         self._resize = SUPPORTED_BACKBONES[backbone]
 
     @property
     def num_channels(self) -> int:
-        """Channels of the correlation: slices x layers."""
+        """Number of correlation channels: slices x layers."""
         return self.num_slices * self.num_layers
 
     def position(self) -> Tensor:
-        """Position information for this grid: the resized embedding (1, tokens, D), or the rotary table.
+        """Return the position information for this grid: the resized embedding (1, tokens, D), or the rotary table.
 
-        It depends on weights and grid alone, so the export computes it once and stores the result.
+        It depends only on weights and grid, so the export stores it as a constant.
         """
         vit = self.vit
         if self._resize is None:
@@ -163,7 +164,7 @@ class Encoder(nn.Module):
 
     @property
     def stem(self) -> ConvolutionalStem | None:
-        """The convolutional stem; None where the backbone has plain patches."""
+        """The convolutional stem; None if the backbone has plain patches."""
         stem = self.vit.patch_embed.proj
         return stem if isinstance(stem, ConvolutionalStem) else None
 
@@ -174,8 +175,8 @@ class Encoder(nn.Module):
 
         Args:
             image: (B, 3, S, S) float, RGB in [0, 1] normalized with the ImageNet mean and standard deviation.
-            position: What `position` returned; None to compute it.
-            maps: What the convolutional stem says of the image, where there is one; None to compute it.
+            position: Result of `position`; None computes it.
+            maps: Result of `ConvolutionalStem.maps`, if there is a stem; None computes it.
         """
         vit, stem = self.vit, self.stem
         position = self.position() if position is None else position
@@ -184,7 +185,7 @@ class Encoder(nn.Module):
         else:
             maps = stem.maps(image) if maps is None else maps
             x = stem.patches(maps)
-        x = x.flatten(2).transpose(1, 2)
+        x = x.flatten(2).transpose(1, 2)  # B, N, D
         prefix = [vit.cls_token] if vit.reg_token is None else [vit.cls_token, vit.reg_token]
         x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
         rotary = {"rope": position} if self._resize is None else {}
@@ -196,7 +197,7 @@ class Encoder(nn.Module):
         last = vit.blocks[-1]
         query, key = self._query_and_key(last.attn, last.norm1(x))
         features.append(vit.norm(last(x, **rotary)))
-        tokens = torch.stack(features, dim=1)
+        tokens = torch.stack(features, dim=1)  # B, L, prefix + N, D
         num_prefix = int(vit.num_prefix_tokens)
         if num_prefix > 1:
             tokens = torch.cat([tokens[:, :, :1], tokens[:, :, num_prefix:]], dim=2)
@@ -209,21 +210,23 @@ class Encoder(nn.Module):
         qkv = attention.qkv(x)
         if getattr(attention, "q_bias", None) is not None:
             qkv = qkv + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-        qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(
+            2, 0, 3, 1, 4
+        )  # 3, B, heads, 1 + N, d
         return attention.q_norm(qkv[0]), attention.k_norm(qkv[1])
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights in timm's or in DINO's and DINOv2's published naming; their training heads are left out.
+        """Load weights with the names of timm, or those of the published DINO and DINOv2; training heads are left out.
 
-        timm's own conversion is not used, because it resamples a patch or position embedding of another model until
-        it fits, and the numbers are silently not the published ones.
+        timm's own conversion is not used: it resamples the patch or position embedding of a different model until it
+        fits, and the results silently differ from the published ones.
 
         Raises:
-            ArtifactError: A tensor is missing, unknown, has another shape, or holds a value that is not finite.
+            ArtifactError: A tensor is missing, is unknown, has the wrong shape, or contains a value that is not finite.
         """
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "mask_token"))}
         if {"register_tokens", "cls_token", "pos_embed"} <= state.keys():
-            # timm keeps the class token's position inside the class token where there are registers.
+            # If there are registers, timm adds the class token's position to the class token itself.
             state["reg_token"] = state.pop("register_tokens")
             state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
             state["pos_embed"] = state["pos_embed"][:, 1:]
@@ -233,13 +236,13 @@ class Encoder(nn.Module):
 def resize_position_embedding(embedding: Tensor, grid: int, how: PositionResize) -> Tensor:
     """Resize the image tokens' position embedding as the published code does (DINO's `interpolate_pos_encoding`).
 
-    DINO hands bicubic interpolation the scale factor (grid + 0.1) / native instead of a target size, which samples at
-    slightly other places than timm's resampling does; the published numbers depend on it.
+    DINO passes the scale factor (grid + 0.1) / native to the bicubic interpolation instead of a target size, so it
+    samples at slightly different positions than timm; the published results depend on it.
 
     Args:
         embedding: (1, n * n, D) for the native n x n grid.
-        grid: Side of the wanted grid.
-        how: The family's convention.
+        grid: Side of the new grid.
+        how: The convention of the model family.
 
     Returns:
         (1, grid * grid, D).
@@ -247,7 +250,7 @@ def resize_position_embedding(embedding: Tensor, grid: int, how: PositionResize)
     native = math.isqrt(embedding.shape[1])
     if native == grid:
         return embedding
-    maps = embedding.reshape(1, native, native, -1).permute(0, 3, 1, 2)
+    maps = embedding.reshape(1, native, native, -1).permute(0, 3, 1, 2)  # 1, D, n, n
     if how.offset:
         scale = (grid + how.offset) / native
         maps = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic", antialias=how.antialias)
@@ -257,37 +260,37 @@ def resize_position_embedding(embedding: Tensor, grid: int, how: PositionResize)
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], part: str) -> None:
-    """Load `state` into `module`, saying in one sentence what does not fit.
+    """Load `state` into `module`; every tensor must fit.
 
     Raises:
-        ArtifactError: A tensor is missing, unknown, has another shape, or holds a value that is not finite.
+        ArtifactError: A tensor is missing, is unknown, has the wrong shape, or contains a value that is not finite.
     """
     wanted = module.state_dict()
     if missing := sorted(wanted.keys() - state.keys()):
         raise ArtifactError(
-            f"The {part} weights lack {len(missing)} tensors, first {missing[0]!r}; wrong file or model?"
+            f"The {part} weights lack {len(missing)} tensors, for example {missing[0]!r}; is it the right file?"
         )
     if unknown := sorted(state.keys() - wanted.keys()):
-        raise ArtifactError(f"The {part} weights hold {len(unknown)} unknown tensors, first {unknown[0]!r}.")
+        raise ArtifactError(f"The {part} weights contain {len(unknown)} unknown tensors, for example {unknown[0]!r}.")
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
             raise ArtifactError(
                 f"The {part} tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}."
             )
         if not torch.isfinite(tensor).all():
-            raise ArtifactError(f"The {part} tensor {name!r} holds NaN or infinite values; the file is damaged.")
+            raise ArtifactError(f"The {part} tensor {name!r} contains NaN or infinite values; the file is damaged.")
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()})
 
 
 def build_encoder(config: ModelConfig, pretrained: bool = False) -> Encoder:
-    """Build the encoder that `config` names, in evaluation mode."""
+    """Build the encoder of `config`, in evaluation mode."""
     return Encoder(config.backbone, config.image_size, pretrained).eval()
 
 
 def _build_vit(backbone: str, pretrained: bool) -> Any:
     if backbone in OUR_BACKBONES:
         if pretrained:
-            raise InputError(f"{backbone} is ours: timm has no weights for it; leave --pretrained out.")
+            raise InputError(f"timm has no weights for {backbone}, a backbone of this project; leave out --pretrained.")
         ours = VisionTransformer(**OUR_BACKBONES[backbone], num_classes=0, global_pool="token")
         if backbone == HYBRID_BACKBONE:
             assert isinstance(ours.norm, nn.LayerNorm)
@@ -300,7 +303,7 @@ def _build_vit(backbone: str, pretrained: bool) -> Any:
             raise
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise EnvironmentLacksError(
-            f"The pretrained weights of {backbone} cannot be fetched ({reason}); "
-            "connect to the network once, or give a local file with --weights."
+            f"The pretrained weights of {backbone} cannot be downloaded ({reason}); "
+            "connect to the internet once, or give a local file with --weights."
         ) from error
     return vit

@@ -1,4 +1,4 @@
-"""The pseudo-label enhancer: a coarse map and the frozen tokens of its picture -> a mask (CST, mixed supervision)."""
+"""The pseudo-label enhancer: coarse map and frozen tokens of a picture -> mask (CST, mixed supervision)."""
 
 import torch
 from torch import Tensor, nn
@@ -6,18 +6,18 @@ from torch.nn import functional as F
 
 _EPSILON = 1e-6
 _SHARPNESS = 2.0
-"""Of the weights with which tokens count as seeds: one standard deviation of the map multiplies a weight by e ** 2."""
+"""A token one standard deviation higher in the map has e ** 2 times the weight in the mean of the foreground tokens."""
 
 
 class PseudoLabelEnhancer(nn.Module):
-    """A small convolutional network that knows no class: the coarse map says what is wanted.
+    """A small class-agnostic convolutional network: the coarse map tells it which object to outline.
 
-    Beside the tokens it sees how much each token resembles those where the map is high, and those where it is low.
-    That is what few masks cannot teach: it holds for things that no mask showed.
+    Besides the tokens, it reads how similar each token is to those where the map is high and to those where it is low.
+    This cannot be learned from a few masks, and it generalizes to objects that no mask showed.
 
     Args:
         embed_dim: Width D of the tokens.
-        width: Channels inside.
+        width: Number of channels inside.
     """
 
     def __init__(self, embed_dim: int, width: int = 32) -> None:
@@ -33,31 +33,31 @@ class PseudoLabelEnhancer(nn.Module):
         self.leave = nn.Sequential(nn.GroupNorm(4, width), nn.ReLU(), nn.Conv2d(width, 4, 1), nn.PixelShuffle(2))
 
     def forward(self, coarse: Tensor, tokens: Tensor) -> Tensor:
-        """Judge B pictures, each on its own.
+        """Compute the masks of B pictures.
 
         Args:
-            coarse: (B, grid, grid) of `pseudo_map`: the picture's own map, or that of another picture's class token
-                against it.
-            tokens: (B, grid * grid, D) the picture's image tokens of the last block.
+            coarse: (B, grid, grid) maps of `pseudo_map`, made with the class token of the picture itself or of another
+                picture of the class.
+            tokens: (B, grid * grid, D) image tokens of the last block.
 
         Returns:
-            (B, 2 * grid, 2 * grid) logits, above 0 on the foreground. A logit stands for a quarter of a token's patch;
-            enlarge them with align_corners off.
+            (B, 2 * grid, 2 * grid) logits, above 0 on the foreground. A logit covers a quarter of a token's patch, so
+            resize them with align_corners off.
         """
         sides = coarse.shape[1:]
-        flat = coarse.flatten(1)
+        flat = coarse.flatten(1)  # B, N
         contrast = (flat - flat.mean(dim=1, keepdim=True)) / (flat.std(dim=1, keepdim=True) + _EPSILON)
-        clues = torch.stack([flat, contrast, *_resemblance(contrast, tokens)], dim=1)
-        features = self.reduce(tokens.transpose(1, 2).reshape(*tokens.shape[::2], *sides))
+        clues = torch.stack([flat, contrast, *_similarity(contrast, tokens)], dim=1)  # B, 4, N
+        features = self.reduce(tokens.transpose(1, 2).reshape(*tokens.shape[::2], *sides))  # B, width, grid, grid
         x = self.enter(torch.cat([features, clues.reshape(*clues.shape[:2], *sides)], dim=1))
         for block in self.blocks:
             x = x + block(x)
         return torch.as_tensor(self.leave(x)[:, 0])
 
 
-def _resemblance(contrast: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines (B, N) of the tokens with the mean token of the map's heights, and of its depths."""
+def _similarity(contrast: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosines (B, N) of the tokens with the mean token where the map is high, and with that where it is low."""
     centered = tokens - tokens.mean(dim=1, keepdim=True)
-    seeds = torch.stack([contrast, -contrast], dim=1).mul(_SHARPNESS).softmax(dim=2) @ centered
-    both = F.normalize(seeds, dim=2) @ F.normalize(centered, dim=2).transpose(1, 2)
+    seeds = torch.stack([contrast, -contrast], dim=1).mul(_SHARPNESS).softmax(dim=2) @ centered  # B, 2, D
+    both = F.normalize(seeds, dim=2) @ F.normalize(centered, dim=2).transpose(1, 2)  # B, 2, N
     return both[:, 0], both[:, 1]

@@ -1,7 +1,7 @@
-"""The correlation transformer in the published order: short, plain, slow; the oracle of the exported order.
+"""The correlation transformer in the published order (CST, section 3.2): the slow reference for `fast_head.py`.
 
-Shapes: B supports, C = heads x layers correlation channels, N query tokens, T support tokens (class token first).
-Parameter names are the published ones, so `learner.*` of a published checkpoint loads as it is.
+Shapes: B supports, C = slices x layers correlation channels, N query tokens, T support tokens (class token first).
+Parameters have their published names, so `learner.*` of a published checkpoint loads unchanged.
 """
 
 import math
@@ -18,11 +18,11 @@ MASKED = -1e9
 
 
 class HeadLogits(NamedTuple):
-    """The head's answer for each support on its own.
+    """The head's answer for each of B supports.
 
     Attributes:
-        presence: (B, 2): absent, present.
-        mask: (B, 2, 2 * grid, 2 * grid): background, foreground.
+        presence: (B, 2) logits of absent and present.
+        mask: (B, 2, 2 * grid, 2 * grid) logits of background and foreground.
     """
 
     presence: Tensor
@@ -30,37 +30,38 @@ class HeadLogits(NamedTuple):
 
 
 def support_tokens(tokens: Tensor, grid: int, support_grid: int) -> Tensor:
-    """Resize a support's image tokens to the support grid; the class token stays (CST, section 3.2).
+    """Resize the image tokens of supports to the support grid; the class token is unchanged (CST, section 3.2).
 
     Args:
         tokens: (B, L, 1 + grid * grid, D).
         grid: Side of the encoder's token grid.
-        support_grid: Side of the wanted grid.
+        support_grid: Side of the support grid.
 
     Returns:
         (B, L, 1 + support_grid ** 2, D).
     """
     batch, layers, _, dim = tokens.shape
-    image = tokens[:, :, 1:].reshape(batch * layers, grid, grid, dim).permute(0, 3, 1, 2)
+    image = tokens[:, :, 1:].reshape(batch * layers, grid, grid, dim).permute(0, 3, 1, 2)  # B * L, D, grid, grid
     image = F.interpolate(image, size=(support_grid, support_grid), mode="bilinear", align_corners=True)
-    image = image.permute(0, 2, 3, 1).reshape(batch, layers, support_grid**2, dim)
+    image = image.permute(0, 2, 3, 1).reshape(batch, layers, support_grid**2, dim)  # B, L, support_grid ** 2, D
     return torch.cat([tokens[:, :, :1], image], dim=2)
 
 
-def channel_vectors(tokens: Tensor, num_heads: int) -> Tensor:
-    """Cut tokens into heads: (B, L, T, D) -> (B, C, T, D / heads), head-major: channel = head * L + layer."""
+def channel_vectors(tokens: Tensor, num_slices: int) -> Tensor:
+    """Cut tokens into slices: (B, L, T, D) -> (B, C, T, D / slices), with channel = slice * L + layer."""
     batch, layers, length, dim = tokens.shape
-    heads = tokens.reshape(batch, layers, length, num_heads, dim // num_heads)
-    return heads.permute(0, 3, 1, 2, 4).reshape(batch, num_heads * layers, length, dim // num_heads)
+    slices = tokens.reshape(batch, layers, length, num_slices, dim // num_slices)
+    slices = slices.permute(0, 3, 1, 2, 4)  # B, slices, L, T, D / slices
+    return slices.reshape(batch, num_slices * layers, length, dim // num_slices)
 
 
 def resize_mask(mask: Tensor, grid: int) -> Tensor:
-    """Sample masks (B, S, S) on a grid: (B, grid * grid), bilinear with align_corners; exactly 0 means not seen."""
+    """Resize masks (B, S, S) to a grid: (B, grid * grid), bilinear with align_corners; exactly 0 means masked."""
     return F.interpolate(mask[:, None], size=(grid, grid), mode="bilinear", align_corners=True).flatten(1)
 
 
 class SupportPool(nn.Module):
-    """Average-pool the support's image tokens, (B, C, N, 1 + side ** 2); the class token passes unpooled."""
+    """Average-pool the support's image tokens in (B, C, N, 1 + side ** 2); the class token is unchanged."""
 
     def __init__(self, side: int, pooled_side: int) -> None:
         super().__init__()
@@ -70,13 +71,13 @@ class SupportPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C, N, 1 + (side / kernel) ** 2)."""
         batch, channels, num_query, _ = x.shape
-        image = x[..., 1:].reshape(batch, channels * num_query, self.side, self.side)
-        image = F.avg_pool2d(image, self.kernel).reshape(batch, channels, num_query, -1)
+        image = x[..., 1:].reshape(batch, channels * num_query, self.side, self.side)  # B, C * N, side, side
+        image = F.avg_pool2d(image, self.kernel).reshape(batch, channels, num_query, -1)  # B, C, N, pooled side ** 2
         return torch.cat([x[..., :1], image], dim=3)
 
 
 class AttentivePooling(nn.Module):
-    """Attention among the support tokens of each query token, onto fewer support tokens (without 1 / sqrt(d))."""
+    """Attention over the support tokens of each query token, which pools them (CST, section 3.2; no 1 / sqrt(d))."""
 
     def __init__(self, dim_in: int, dim_out: int, side: int, pooled_side: int) -> None:
         super().__init__()
@@ -97,22 +98,22 @@ class AttentivePooling(nn.Module):
         self.out_norm = nn.GroupNorm(4, dim_out)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Pool (B, C, N, 1 + side ** 2) under `mask` (B, S, S)."""
+        """Pool (B, C, N, 1 + side ** 2), attending only where `mask` (B, S, S) is not 0."""
         batch, _, num_query, _ = x.shape
         query, key, value = self.qkv(x).chunk(3, dim=1)
         query = self.pool(query)
         query, key, value = (
             t.reshape(batch, NUM_ATTENTION_HEADS, -1, num_query, t.shape[-1]) for t in (query, key, value)
-        )
+        )  # B, heads, d, N, p or T
         logits = torch.einsum("bhdnp,bhdnt->bhnpt", query, key)
-        unseen = F.pad(resize_mask(mask, self.side) == 0, (1, 0))
+        unseen = F.pad(resize_mask(mask, self.side) == 0, (1, 0))  # B, T; the class token is never masked
         attention = logits.masked_fill(unseen[:, None, None, None], MASKED).softmax(dim=-1)
-        pooled = torch.einsum("bhnpt,bhdnt->bhdnp", attention, value).flatten(1, 2)
+        pooled = torch.einsum("bhnpt,bhdnt->bhdnp", attention, value).flatten(1, 2)  # B, heads * d, N, p
         return torch.as_tensor(self.out_norm(self.agg(pooled) + self.short_cut(x)))
 
 
 class FeedForward(nn.Module):
-    """1 x 1 convolutions to half the width and back, with a residual."""
+    """1 x 1 convolutions to half the width and back, added to the input."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -136,12 +137,12 @@ class CorrelationBlock(nn.Module):
         self.ff = FeedForward(dim_out)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Pool (B, C, N, 1 + side ** 2) under `mask` (B, S, S)."""
+        """Pool (B, C, N, 1 + side ** 2), attending only where `mask` (B, S, S) is not 0."""
         return torch.as_tensor(self.ff(self.attn(x, mask)))
 
 
-def pointwise_decoder(dim_in: int, dim_mid: int, dim_out: int, kernel: int) -> nn.Sequential:
-    """Two convolutions with a ReLU between."""
+def two_convolutions(dim_in: int, dim_mid: int, dim_out: int, kernel: int) -> nn.Sequential:
+    """Two convolutions of the same kernel size, with a ReLU between them."""
     pad = kernel // 2
     return nn.Sequential(
         nn.Conv2d(dim_in, dim_mid, kernel, padding=pad), nn.ReLU(), nn.Conv2d(dim_mid, dim_out, kernel, padding=pad)
@@ -149,7 +150,7 @@ def pointwise_decoder(dim_in: int, dim_mid: int, dim_out: int, kernel: int) -> n
 
 
 class CorrelationHead(nn.Module):
-    """Correlation transformer with its two decoders, in the published order (CST, section 3.2 and figure 3).
+    """The correlation transformer with its two decoders, in the published order (CST, section 3.2 and figure 3).
 
     Args:
         num_channels: Correlation channels C.
@@ -172,23 +173,23 @@ class CorrelationHead(nn.Module):
             nn.GroupNorm(4, 128),
             nn.ReLU(),
         )
-        self.decoder1_cls = pointwise_decoder(128, 128, 64, kernel=1)
-        self.decoder2_cls = pointwise_decoder(64, 64, 2, kernel=1)
-        self.decoder1_seg = pointwise_decoder(128, 128, 64, kernel=3)
-        self.decoder2_seg = pointwise_decoder(64, 64, 2, kernel=3)
+        self.decoder1_cls = two_convolutions(128, 128, 64, kernel=1)
+        self.decoder2_cls = two_convolutions(64, 64, 2, kernel=1)
+        self.decoder1_seg = two_convolutions(128, 128, 64, kernel=3)
+        self.decoder2_seg = two_convolutions(64, 64, 2, kernel=3)
 
     def forward(self, query: Tensor, support: Tensor, mask: Tensor) -> HeadLogits:
-        """Judge B supports against the queries.
+        """Compare B supports with the frames.
 
         Args:
-            query: (B or 1, C, N, d) image tokens of the frame, L2-normalized over d.
+            query: (B or 1, C, N, d) image tokens of the frames, L2-normalized over d.
             support: (B, C, 1 + support_grid ** 2, d), class token first, L2-normalized over d.
             mask: (B, S, S) float, 0 where the support shows background, at the encoder's input size.
         """
-        x = query @ support.transpose(-2, -1)
+        x = query @ support.transpose(-2, -1)  # B, C, N, T
         for block in self.corrtransformer:
             x = block(x, mask)
-        x = self.linear(x)
+        x = self.linear(x)  # B, 128, N, 2: task tokens 0 (classification) and 1 (segmentation)
         return self.decode(x[..., 0], x[..., 1])
 
     def decode(self, classification: Tensor, segmentation: Tensor) -> HeadLogits:
@@ -196,13 +197,13 @@ class CorrelationHead(nn.Module):
         return HeadLogits(self.decode_presence(classification), self.decode_mask(segmentation))
 
     def decode_presence(self, classification: Tensor) -> Tensor:
-        """(B, 128, N) -> (B, 2) logits."""
+        """Decode presence: (B, 128, N) -> (B, 2) logits."""
         presence = F.relu(self.decoder1_cls(self._map(classification)))
         presence = F.avg_pool2d(presence, 3, stride=2, padding=1)
         return torch.as_tensor(self.decoder2_cls(presence).mean(dim=(2, 3)))
 
     def decode_mask(self, segmentation: Tensor) -> Tensor:
-        """(B, 128, N) -> (B, 2, 2 * grid, 2 * grid) logits."""
+        """Decode the mask: (B, 128, N) -> (B, 2, 2 * grid, 2 * grid) logits."""
         mask = F.relu(self.decoder1_seg(self._map(segmentation)))
         mask = F.interpolate(mask, scale_factor=2, mode="bilinear", align_corners=True)
         return torch.as_tensor(self.decoder2_seg(mask))
@@ -210,4 +211,4 @@ class CorrelationHead(nn.Module):
     @staticmethod
     def _map(tokens: Tensor) -> Tensor:
         side = math.isqrt(tokens.shape[2])
-        return tokens.reshape(*tokens.shape[:2], side, side)
+        return tokens.reshape(*tokens.shape[:2], side, side)  # B, 128, grid, grid

@@ -1,4 +1,4 @@
-"""Encoder and head together, and the published procedure that every faster path of ours is compared with."""
+"""Encoder and head together, and the published procedure that every faster path is compared with."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -26,13 +26,13 @@ class FewShotNetwork(nn.Module):
         pretrained: Load the backbone's published weights from timm's hub.
 
     Attributes:
-        config: What was built.
+        config: The configuration.
         encoder: The frozen encoder.
-        prototype_head: The head without weights, where `config` asks for it; there is no other head then.
-        objectness: Tells things from their background, where `config` asks for it.
+        prototype_head: The head without weights, if `config` has it; then there is no other head.
+        objectness: The objectness decoder, if `config` has one.
 
     Raises:
-        InputError: The configuration asks for an objectness decoder, and the backbone has no convolutional stem.
+        InputError: `config` has an objectness decoder, but the backbone has no convolutional stem.
     """
 
     def __init__(self, config: ModelConfig, pretrained: bool = False) -> None:
@@ -49,49 +49,49 @@ class FewShotNetwork(nn.Module):
             self.add_objectness()
 
     def add_objectness(self) -> None:
-        """Give the network an objectness decoder with random weights.
+        """Add an objectness decoder with random weights.
 
         Raises:
-            InputError: The backbone has no convolutional stem for it to read.
+            InputError: The backbone has no convolutional stem, which the decoder reads.
         """
         if self.encoder.stem is None:
             raise InputError(
-                f"An objectness decoder reads a convolutional stem, and {self.config.backbone} has none; "
-                "export with --objectness for a network of its own."
+                f"An objectness decoder reads a convolutional stem, but {self.config.backbone} has none; "
+                "export with --objectness to add a separate network."
             )
         self.config = replace(self.config, objectness=True)
         self.objectness = ObjectnessDecoder(self.encoder.stem.widths).eval()
 
     @property
     def head(self) -> CorrelationHead:
-        """The head that learns.
+        """The trained head.
 
         Raises:
-            InputError: The network has a prototype head, which does not.
+            InputError: The network has a prototype head, which has no weights.
         """
         head = self._modules.get("head")
         if not isinstance(head, CorrelationHead):
             raise InputError(
-                f"Network {self.config.name} has a prototype head, which has no weights to learn or to compare; "
-                "take a network with the trained head."
+                f"Network {self.config.name} has a prototype head, which has no weights to train or compare; "
+                "use a network with a trained head."
             )
         return head
 
     @head.setter
     def head(self, head: CorrelationHead) -> None:
-        self._modules["head"] = head  # what nn.Module does by itself; written out for the type checker
+        self._modules["head"] = head  # nn.Module does this by itself; the setter is for the type checker
 
     def query_vectors(self, output: EncoderOutput) -> Tensor:
-        """The frame's side of the correlation: (B, C, N, d), L2-normalized, the class token dropped."""
+        """Return the frame's side of the correlation: (B, C, N, d), L2-normalized, without the class token."""
         return F.normalize(channel_vectors(output.tokens[:, :, 1:], self.encoder.num_slices), dim=-1)
 
     def support_vectors(self, output: EncoderOutput) -> Tensor:
-        """The support's side of the correlation: (B, C, 1 + support_grid ** 2, d), L2-normalized after the resize."""
+        """Return the support's side of the correlation: resized to (B, C, 1 + support_grid ** 2, d), L2-normalized."""
         tokens = support_tokens(output.tokens, self.encoder.grid, self.config.support_grid)
         return F.normalize(channel_vectors(tokens, self.encoder.num_slices), dim=-1)
 
     def pseudo_mask(self, output: EncoderOutput) -> Tensor:
-        """Masks (B, S, S) of supports known only by name."""
+        """Return pseudo-masks (B, S, S) for supports without a mask (CST, section 3.4)."""
         return pseudo_mask(output.class_query, output.image_keys, self.encoder.grid, self.config.image_size)
 
 
@@ -101,7 +101,7 @@ class EpisodePrediction(NamedTuple):
     Attributes:
         presence: (ways,) P(present).
         foreground: (ways, S, S) P(foreground).
-        label_map: (S, S) int64, 0 = background, i + 1 = way i.
+        label_map: (S, S) int64: 0 is background, i + 1 is way i.
     """
 
     presence: Tensor
@@ -120,13 +120,13 @@ def normalize(image: Tensor) -> Tensor:
 def predict_published(
     network: FewShotNetwork, query: Tensor, supports: Tensor, masks: Tensor | None, ways: int
 ) -> EpisodePrediction:
-    """Answer as the published code does: the encoder reruns the query for every support, the head is in plain order.
+    """Predict as the published code does: encode the query again for every support, and use the head in plain order.
 
     Args:
         network: The network.
         query: (S, S, 3) uint8 RGB frame.
         supports: (ways * shots, S, S, 3) uint8 RGB, the shots of a way in a row.
-        masks: (ways * shots, S, S) foreground, 0 or 1; None to use the supports' pseudo-masks.
+        masks: (ways * shots, S, S) foreground, 0 or 1; None uses the supports' pseudo-masks.
         ways: Number of classes.
     """
     size = network.config.image_size

@@ -1,8 +1,8 @@
-"""Objectness: how much each pixel belongs to a thing, whatever it is.
+"""Objectness: how likely each pixel belongs to an object, of whatever class.
 
-CST says which thing, on a grid of tokens; where the thing ends it cannot say, because a token covers 16 x 16 pixels.
-The convolutional stem computes maps at strides 4 and 8 on its way to the tokens, from which a light decoder tells
-things from what is behind them. Its teacher is a saliency network, see `examples/train_objectness.py`.
+CST finds the object on a grid of tokens, but not its exact outline, because a token covers 16 x 16 pixels. The
+convolutional stem computes maps at strides 4 and 8 before the tokens; from these, a light decoder separates objects
+from background. It is trained to imitate a saliency network, see `examples/train_objectness.py`.
 """
 
 import itertools
@@ -15,18 +15,18 @@ from torch.nn import functional as F
 from fsvit_edge.model.convolutional_stem import ConvolutionalStem
 
 STRIDE = 4
-"""Pixels of the input a side that share a value."""
+"""Input pixels per output value, in each direction."""
 WIDTHS = (32, 64, 96, 128)
 """Channels of the decoder at strides 4, 8, 16 and 32."""
 DEPTHS = (1, 1, 2, 3)
-"""Blocks there."""
+"""Number of depthwise blocks at strides 4, 8, 16 and 32."""
 
 
 class ObjectnessDecoder(nn.Module):
-    """From coarse to fine: what is known so far, enlarged, plus the stem's own map, then a few depthwise blocks.
+    """Works from coarse to fine: enlarge the features so far, add the stem's map, apply a few depthwise blocks.
 
     Args:
-        channels: Of the stem's maps at strides 4, 8, 16 and 32.
+        channels: Channels of the stem's maps at strides 4, 8, 16 and 32.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -43,16 +43,16 @@ class ObjectnessDecoder(nn.Module):
         self.out = nn.Conv2d(WIDTHS[0], 1, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Give logits (B, S / 4, S / 4).
+        """Return logits (B, S / 4, S / 4).
 
         Args:
-            maps: Of `ConvolutionalStem.maps`: (B, channels, S / stride, S / stride) at strides 4, 8, 16 and 32.
+            maps: Result of `ConvolutionalStem.maps`: (B, channels, S / stride, S / stride) at strides 4, 8, 16 and 32.
         """
-        x = self.lateral[-1](maps[-1])
-        x = x + self.everywhere(x.mean(dim=(2, 3), keepdim=True))
+        x = self.lateral[-1](maps[-1])  # B, 128, S / 32, S / 32
+        x = x + self.everywhere(x.mean(dim=(2, 3), keepdim=True))  # add what the whole picture shows to every place
         x = self.mix[-1](x)
         for level in reversed(range(len(WIDTHS) - 1)):
-            fine = self.lateral[level](maps[level])
+            fine = self.lateral[level](maps[level])  # B, width, S / stride, S / stride
             coarse = self.narrow[level](x)
             x = fine + F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
             x = self.mix[level](x)
@@ -60,12 +60,7 @@ class ObjectnessDecoder(nn.Module):
 
 
 class ObjectnessNetwork(nn.Module):
-    """Stem and decoder as a network of their own, beside a backbone that has no such stem.
-
-    Args:
-        stem: The stem.
-        decoder: The decoder.
-    """
+    """Stem and decoder as a separate network, for a backbone that has no convolutional stem."""
 
     def __init__(self, stem: ConvolutionalStem, decoder: ObjectnessDecoder) -> None:
         super().__init__()
@@ -73,12 +68,12 @@ class ObjectnessNetwork(nn.Module):
         self.decoder = decoder
 
     def forward(self, image: Tensor) -> Tensor:
-        """Give logits (B, S / 4, S / 4) of (B, 3, S, S) pictures, normalized with the ImageNet mean and deviation."""
+        """Return logits (B, S / 4, S / 4) for (B, 3, S, S) pictures, normalized with ImageNet mean and deviation."""
         return torch.as_tensor(self.decoder(self.stem.maps(image)))
 
 
 class _DepthwiseBlock(nn.Module):
-    """A 5 x 5 depthwise convolution, then two 1 x 1 convolutions over twice the width; added to what came in."""
+    """A 5 x 5 depthwise convolution, then two 1 x 1 convolutions through twice the width, added to the input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -102,7 +102,7 @@ class Api:
                     "area": round(one.area, 4),
                 }
         state = {
-            "health": None if health is None else health.as_json(),
+            "health": None if health is None else health.to_dict(),
             "frame": None
             if newest is None
             else {"sequence": frame.index, "size_hw": frame.image.shape[:2], "is_frozen": frame.is_frozen},
@@ -225,7 +225,7 @@ class Api:
         health = self._hub.health
         if health is None:
             return JSONResponse({"error": "The run has only begun."}, 503)
-        return JSONResponse(health.as_json(), 200 if health.source_status.state == "live" else 503)
+        return JSONResponse(health.to_dict(), 200 if health.source_status.state == "live" else 503)
 
     async def _metrics(self, _: Request) -> Response:
         health = self._hub.health

@@ -41,7 +41,7 @@ class Gpu:
 
     @property
     def architecture(self) -> str:
-        """The compute capability as NVIDIA's tools write it, "sm87"."""
+        """NVIDIA's name of the kind of GPU: "sm89" for compute capability 8.9."""
         return "sm{}{}".format(*self.compute_capability)
 
 

@@ -61,8 +61,8 @@ def result_of(cli: Cli, *arguments: str) -> dict[str, Any]:
     return dict(json.loads(done.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")))
 
 
-def test_a_person_gets_tables_and_the_next_command(cli: Cli) -> None:
-    done = cli(*SHORT, "--way", "2")
+def test_tables_and_the_next_command_are_printed(cli: Cli) -> None:
+    done = cli(*SHORT, "--ways", "2")
     assert done.code == 0
     version = onnxruntime.__version__
     title = (
@@ -74,11 +74,11 @@ def test_a_person_gets_tables_and_the_next_command(cli: Cli) -> None:
     assert "Next: " in done.err
 
 
-def test_a_program_gets_json_and_the_same_in_the_file(cli: Cli, folder: Path) -> None:
-    done = cli(*SHORT, "--json", "--output", "out/result.json", "--supports", "names", "--shot", "2")
+def test_json_is_printed_and_written_to_the_file(cli: Cli, folder: Path) -> None:
+    done = cli(*SHORT, "--json", "--output", "out/result.json", "--supports", "names", "--shots", "2")
     printed = json.loads(done.out)
     assert (folder / "out" / "result.json").read_text() == done.out
-    assert (printed["way"], printed["shot"], printed["episodes"], printed["masks"]) == (1, 2, 8, False)
+    assert (printed["ways"], printed["shots"], printed["episodes"], printed["masks"]) == (1, 2, 8, False)
     assert (printed["engine"], printed["precision"], printed["model"]["precision"]) == ("onnxruntime", "fp32", "fp32")
     assert printed["model"]["name"] == "cst-nano"
     assert len(printed["episodes_sha256"]) == 64
@@ -89,7 +89,7 @@ def test_a_program_gets_json_and_the_same_in_the_file(cli: Cli, folder: Path) ->
     assert [one["name"] for one in printed["classes"]] == ["ant", "bee", "cat", "dog"]
 
 
-def test_bundle_and_checkpoint_find_the_same(cli: Cli) -> None:
+def test_bundle_and_checkpoint_give_the_same_scores(cli: Cli) -> None:
     checkpoint = DEFAULT_BUNDLE / "cst-nano.safetensors"
     by_onnx = result_of(cli)
     by_torch = result_of(cli, "--checkpoint", str(checkpoint), "--engine", "torch")
@@ -107,34 +107,34 @@ def test_classes_are_chosen_by_name_or_by_fold(cli: Cli) -> None:
 
 
 def test_pictures_of_the_first_episodes_are_drawn(cli: Cli, folder: Path) -> None:
-    result_of(cli, "--pictures", "drawn", "--max-pictures", "3")
+    result_of(cli, "--preview", "drawn", "--max-pictures", "3")
     names = sorted(path.name for path in (folder / "drawn").iterdir())
     assert names == ["episode-0.png", "episode-1.png", "episode-2.png"]
     assert read_image(folder / "drawn" / names[0]).shape[1] == 4 * 264 + 8
 
 
-def test_a_gate_fails_after_the_result_is_out(cli: Cli, folder: Path) -> None:
+def test_a_failing_gate_still_prints_the_result(cli: Cli, folder: Path) -> None:
     done = cli(*SHORT, "--json", "--output", "result.json", "--min-miou", "100")
     assert done.code == 5
     assert json.loads(done.out) == json.loads((folder / "result.json").read_text())
-    assert done.err.splitlines()[-1].startswith("Error: The accuracy gate failed: mIoU ")
+    assert done.err.splitlines()[-1].startswith("Error: The accuracy gate failed: mIoU is ")
     assert "Next" not in done.err
-    assert cli(*SHORT, "--min-er", "101").code == 5
-    assert cli(*SHORT, "--min-er", "0", "--min-miou", "0").code == 0
+    assert cli(*SHORT, "--min-exact-ratio", "101").code == 5
+    assert cli(*SHORT, "--min-exact-ratio", "0", "--min-miou", "0").code == 0
 
 
-def test_a_reference_is_a_gate(cli: Cli, folder: Path) -> None:
-    reference = result_of(cli, "--output", "before.json")
-    assert cli(*SHORT, "--max-drop", "before.json", "--drop", "0").code == 0
-    reference["exact_ratio"]["value"] += 1.5
-    (folder / "better.json").write_text(json.dumps(reference))
-    assert cli(*SHORT, "--max-drop", "better.json", "--drop", "2").code == 0
-    failed = cli(*SHORT, "--max-drop", "better.json")
+def test_a_baseline_is_a_gate(cli: Cli, folder: Path) -> None:
+    baseline = result_of(cli, "--output", "before.json")
+    assert cli(*SHORT, "--baseline", "before.json", "--max-drop", "0").code == 0
+    baseline["exact_ratio"]["value"] += 1.5
+    (folder / "better.json").write_text(json.dumps(baseline))
+    assert cli(*SHORT, "--baseline", "better.json", "--max-drop", "2").code == 0
+    failed = cli(*SHORT, "--baseline", "better.json")
     assert failed.code == 5
     assert "exact ratio" in failed.err
-    other = cli(*SHORT, "--shot", "2", "--max-drop", "before.json")
+    other = cli(*SHORT, "--shots", "2", "--baseline", "before.json")
     assert other.code == 2
-    assert "it has shot 1, this evaluation shot 2" in other.err
+    assert "it has shots 1, this evaluation has shots 2" in other.err
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def telling(hybrid_network: FewShotNetwork, folder: Path) -> tuple[str, str]:
     return "--checkpoint", "telling.safetensors"
 
 
-def test_outlines_are_chosen_and_told(cli: Cli, telling: tuple[str, str]) -> None:
+def test_outlines_are_chosen_and_reported(cli: Cli, telling: tuple[str, str]) -> None:
     sharp, plain = result_of(cli, *telling), result_of(cli, *telling, "--outlines", "plain")
     assert (sharp["outlines"], plain["outlines"]) == ("sharp", "plain")
     assert sharp == {**result_of(cli, *telling, "--outlines", "sharp"), "elapsed_s": sharp["elapsed_s"]}
@@ -157,18 +157,18 @@ def test_outlines_are_chosen_and_told(cli: Cli, telling: tuple[str, str]) -> Non
         assert json.loads(cli(*SCENES, *telling, "--json", "--outlines", kind).out)["outlines"] == kind
 
 
-def test_a_reference_is_held_to_its_own_outlines(cli: Cli, telling: tuple[str, str]) -> None:
-    reference = result_of(cli, *telling, "--output", "sharp.json")
-    assert cli(*SHORT, *telling, "--max-drop", "sharp.json", "--drop", "0").code == 0
-    refused = cli(*SHORT, *telling, "--max-drop", "sharp.json", "--outlines", "plain")
+def test_a_baseline_with_other_outlines_is_refused(cli: Cli, telling: tuple[str, str]) -> None:
+    baseline = result_of(cli, *telling, "--output", "sharp.json")
+    assert cli(*SHORT, *telling, "--baseline", "sharp.json", "--max-drop", "0").code == 0
+    refused = cli(*SHORT, *telling, "--baseline", "sharp.json", "--outlines", "plain")
     assert (refused.code, refused.out) == (2, "")
-    assert "it has outlines sharp, this evaluation outlines plain; use the settings of the reference" in refused.err
-    del reference["outlines"]  # as in results from before there was a choice
-    Path("older.json").write_text(json.dumps(reference))
-    assert "it has outlines plain, this evaluation" in cli(*SHORT, *telling, "--max-drop", "older.json").err
+    assert "it has outlines sharp, this evaluation has outlines plain; use the settings of the baseline" in refused.err
+    del baseline["outlines"]  # as in results from before --outlines existed
+    Path("older.json").write_text(json.dumps(baseline))
+    assert "it has outlines plain, this evaluation" in cli(*SHORT, *telling, "--baseline", "older.json").err
 
 
-def test_sharp_outlines_of_a_model_that_cannot_are_refused(cli: Cli, tiny_network: FewShotNetwork) -> None:
+def test_sharp_outlines_are_refused_if_the_model_has_no_objectness(cli: Cli, tiny_network: FewShotNetwork) -> None:
     from fsvit_edge.model.checkpoint import save_network
 
     save_network(tiny_network, Path("tiny.safetensors"))
@@ -185,46 +185,50 @@ def test_sharp_outlines_of_a_model_that_cannot_are_refused(cli: Cli, tiny_networ
         ((), 2, "Missing option '--data'"),
         (("--data", "nowhere"), 2, "The data folder nowhere does not exist"),
         (("--data", "data/ant"), 2, "has no class folder"),
-        (("--data", "data", "--way", "5"), 2, "5 ways cannot be drawn from 4 classes"),
-        (("--data", "data", "--shot", "3"), 2, "too few for 3"),
-        (("--data", "data", "--fold", "4"), 2, "There is no fold 4"),
-        (("--data", "data", "--benchmark", "imagenet"), 2, "There is no benchmark 'imagenet'"),
+        (("--data", "data", "--ways", "5"), 2, "The number of ways must be 1 to 4 (the classes here); got 5"),
+        (("--data", "data", "--shots", "3"), 2, "too few for 3"),
+        (("--data", "data", "--fold", "4"), 2, "Fold 4 does not exist"),
+        (("--data", "data", "--benchmark", "imagenet"), 2, "Unknown benchmark 'imagenet'"),
         (("--data", "data", "--benchmark", "pascal"), 2, "--splits"),
         (("--data", "data", "--classes", "cow"), 2, "has no class 'cow'"),
-        (("--data", "data", "--classes", "ant", "--fold", "0"), 2, "leave out --benchmark and --fold"),
+        (
+            ("--data", "data", "--classes", "ant", "--fold", "0"),
+            2,
+            "works only with --benchmark folder and without --fold",
+        ),
         (("--data", "data", "--bundle", "b", "--checkpoint", "c.ckpt"), 2, "not both"),
-        (("--data", "data", "--engine", "torch"), 2, "name it with --checkpoint FILE"),
+        (("--data", "data", "--engine", "torch"), 2, "give one with --checkpoint FILE"),
         (
             ("--data", "data", "--checkpoint", "c.ckpt", "--engine", "onnxruntime"),
             2,
-            "--engine onnxruntime computes a bundle",
+            "--engine onnxruntime runs a bundle",
         ),
-        (("--data", "data", "--checkpoint", "c.ckpt", "--precision", "int8"), 2, "torch computes in fp32"),
+        (("--data", "data", "--checkpoint", "c.ckpt", "--precision", "int8"), 2, "PyTorch runs checkpoints in fp32"),
         (("--data", "data", "--engine", "abacus"), 2, "Engine 'abacus' is unknown"),
         (("--data", "data", "--precision", "fp64"), 2, "Precision 'fp64' is unknown; choose one of: auto, fp32"),
         (("--data", "data", "--precision", "int8"), 4, "fsvit-edge build-engine --engine onnxruntime --precision int8"),
         (("--data", "data", "--bundle", "nowhere"), 4, "Bundle nowhere does not exist"),
         (("--data", "data", "--checkpoint", "c.ckpt"), 4, "c.ckpt does not exist"),
-        (("--data", "data", "--max-drop", "none.json"), 4, "The reference none.json cannot be read"),
-        (("--data", "data", "--drop", "1"), 2, "--max-drop REFERENCE.json"),
+        (("--data", "data", "--baseline", "none.json"), 4, "The baseline none.json cannot be read"),
+        (("--data", "data", "--max-drop", "1"), 2, "give one with --baseline FILE"),
         (("--data", "data", "--output", "data"), 2, "data is a folder; give the name of a file"),
         (("--data", "data", "--supports", "guesses"), 2, "--supports"),
         (("--data", "data", "--outlines", "round"), 2, "--outlines"),
         (("--data", "data", "--protocol", "streams"), 2, "--protocol"),
-        (("--data", "data", "--per-class", "3"), 2, "--per-class belongs to --protocol scenes; leave it out of"),
-        (("--data", "data", "--max-false-alarms", "3"), 2, "--max-false-alarms belongs to --protocol scenes"),
-        (("--data", "data", "--min-hits", "3"), 2, "--min-hits belongs to --protocol scenes"),
-        ((*SCENES, "--way", "1"), 2, "--way belongs to --protocol episodes; leave it out of --protocol scenes"),
-        ((*SCENES, "--episodes", "9"), 2, "--episodes belongs to --protocol episodes"),
-        ((*SCENES, "--pictures", "drawn"), 2, "--pictures belongs to --protocol episodes"),
-        ((*SCENES, "--max-pictures", "9"), 2, "--max-pictures belongs to --protocol episodes"),
-        ((*SCENES, "--min-miou", "9"), 2, "--min-miou belongs to --protocol episodes"),
-        ((*SCENES, "--min-er", "9"), 2, "--min-er belongs to --protocol episodes"),
-        ((*SCENES, "--max-drop", "before.json"), 2, "--max-drop belongs to --protocol episodes"),
-        ((*SCENES, "--drop", "1"), 2, "--drop belongs to --protocol episodes"),
+        (("--data", "data", "--per-class", "3"), 2, "--per-class works only with --protocol scenes; leave it out"),
+        (("--data", "data", "--max-false-alarms", "3"), 2, "--max-false-alarms works only with --protocol scenes"),
+        (("--data", "data", "--min-hits", "3"), 2, "--min-hits works only with --protocol scenes"),
+        ((*SCENES, "--ways", "1"), 2, "--ways works only with --protocol episodes; leave it out here"),
+        ((*SCENES, "--episodes", "9"), 2, "--episodes works only with --protocol episodes"),
+        ((*SCENES, "--preview", "drawn"), 2, "--preview works only with --protocol episodes"),
+        ((*SCENES, "--max-pictures", "9"), 2, "--max-pictures works only with --protocol episodes"),
+        ((*SCENES, "--min-miou", "9"), 2, "--min-miou works only with --protocol episodes"),
+        ((*SCENES, "--min-exact-ratio", "9"), 2, "--min-exact-ratio works only with --protocol episodes"),
+        ((*SCENES, "--baseline", "before.json"), 2, "--baseline works only with --protocol episodes"),
+        ((*SCENES, "--max-drop", "1"), 2, "--max-drop works only with --protocol episodes"),
         ((*SCENES, "--per-class", "0"), 2, "--per-class"),
-        ((*SCENES, "--shot", "3"), 2, "Class 'ant' has 3 pictures, too few for 3 as supports and one to judge"),
-        ((*SCENES, "--classes", "ant"), 2, "give at least 2 classes"),
+        ((*SCENES, "--shots", "3"), 2, "Class 'ant' has 3 pictures, too few for 3 supports and a scene"),
+        ((*SCENES, "--classes", "ant"), 2, "Scenes need at least 2 classes"),
         ((*SCENES, "--output", "data"), 2, "data is a folder; give the name of a file"),
     ],
 )
@@ -238,25 +242,29 @@ def test_an_error_is_one_sentence(cli: Cli, arguments: tuple[str, ...], code: in
     assert done.code == code
 
 
-def test_a_folder_without_masks_is_evaluated_by_names_and_refused_with_masks(cli: Cli, folder: Path) -> None:
+def test_a_folder_without_masks_can_be_evaluated_with_names_only(cli: Cli, folder: Path) -> None:
     for path in folder.glob("data/*/masks"):
         shutil.rmtree(path)
     assert "has no mask" in cli(*SHORT).err
     result = result_of(cli, "--supports", "names")
     assert (result["segmented"], result["miou"]) == (0, None)
-    assert "mIoU is of 0 episodes" in cli(*SHORT, "--supports", "names").out
+    assert "mIoU covers 0 episodes" in cli(*SHORT, "--supports", "names").out
 
 
-def test_scenes_are_a_table_for_people_and_json_for_programs(cli: Cli, folder: Path) -> None:
+def test_scenes_are_printed_as_tables_or_json(cli: Cli, folder: Path) -> None:
     done = cli(*SCENES)
     assert done.code == 0
-    for words in ("1 support a class with masks, 4 classes, 8 pictures", "hits at the levels in use", "false alarms %"):
+    for words in (
+        "1 support per class with masks, 4 classes, 8 pictures",
+        "hits at the current levels",
+        "false alarms %",
+    ):
         assert words in done.out
     assert "Next: " in done.err
-    done = cli(*SCENES, "--json", "--output", "out/scenes.json", "--shot", "2", "--supports", "names")
+    done = cli(*SCENES, "--json", "--output", "out/scenes.json", "--shots", "2", "--supports", "names")
     result = json.loads(done.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert (folder / "out" / "scenes.json").read_text() == done.out
-    assert [result[key] for key in ("protocol", "shot", "masks", "per_class", "pictures")] == [
+    assert [result[key] for key in ("protocol", "shots", "masks", "per_class", "pictures")] == [
         "scenes",
         2,
         False,
@@ -273,20 +281,20 @@ def test_scenes_are_a_table_for_people_and_json_for_programs(cli: Cli, folder: P
     assert json.loads(cli(*SCENES, "--json", "--per-class", "1").out)["pictures"] == 4
 
 
-def test_limits_on_scenes_are_a_gate_that_fails_after_the_result_is_out(cli: Cli, folder: Path) -> None:
+def test_a_failing_gate_on_scenes_still_prints_the_result(cli: Cli, folder: Path) -> None:
     kept = cli(*SCENES, "--max-false-alarms", "100", "--min-hits", "0")
     assert (kept.code, "Error" in kept.err) == (0, False)
     missed = cli(*SCENES, "--json", "--output", "scenes.json", "--max-false-alarms", "-1")
     assert missed.code == 5
     assert json.loads(missed.out) == json.loads((folder / "scenes.json").read_text())
-    assert missed.err.splitlines()[-1].startswith("Error: The accuracy gate failed: false alarms ")
+    assert missed.err.splitlines()[-1].startswith("Error: The accuracy gate failed: false alarms are ")
     assert "Next" not in missed.err
     missed = cli(*SCENES, "--min-hits", "100.5")
     assert missed.code == 5
     assert "hits " in missed.err.splitlines()[-1]
 
 
-def test_scenes_of_a_checkpoint_are_computed_by_torch(cli: Cli) -> None:
+def test_scenes_of_a_checkpoint_run_in_torch(cli: Cli) -> None:
     by_onnx = json.loads(cli(*SCENES, "--json").out)
     checkpoint = str(DEFAULT_BUNDLE / "cst-nano.safetensors")
     by_torch = json.loads(cli(*SCENES, "--json", "--checkpoint", checkpoint).out)

@@ -39,7 +39,7 @@ def folder(tmp_path: Path, tiny_network: FewShotNetwork, monkeypatch: pytest.Mon
 SHORT = ("train", "--data", "data", "--checkpoint", "start.safetensors", "--cache", "cache", "--batch", "3")
 
 
-def test_a_training_leaves_a_network_that_eval_and_export_take(cli: Cli, folder: Path) -> None:
+def test_a_trained_network_can_be_evaluated_and_exported(cli: Cli, folder: Path) -> None:
     done = cli(*SHORT, "--new-head", "--epochs", "2", "--output", "mine.safetensors")
     assert done.code == 0, done.err
     assert "exact_ratio" in done.out
@@ -56,16 +56,16 @@ def test_a_training_leaves_a_network_that_eval_and_export_take(cli: Cli, folder:
     assert json.loads(checked.out)["episodes"] == 4
 
 
-def test_a_second_training_is_not_begun_over_the_first_but_goes_on_if_told(cli: Cli) -> None:
+def test_a_second_training_resumes_the_first_only_with_resume(cli: Cli) -> None:
     arguments = (*SHORT, "--no-decay", "--output", "mine.safetensors")
     assert cli(*arguments, "--epochs", "1").code == 0
     again = cli(*arguments, "--epochs", "2")
     assert again.code == 2
-    assert "go on with --resume" in again.err
+    assert "continue it with --resume" in again.err
     assert cli(*arguments, "--epochs", "2", "--resume").code == 0
 
 
-def test_images_alone_suffice_for_image_supervision(cli: Cli, folder: Path) -> None:
+def test_image_supervision_needs_no_masks(cli: Cli, folder: Path) -> None:
     for mask in folder.glob("data/*/masks/*"):
         mask.unlink()
     arguments = (*SHORT, "--epochs", "1", "--output", "mine.safetensors")
@@ -79,15 +79,13 @@ def test_images_alone_suffice_for_image_supervision(cli: Cli, folder: Path) -> N
     ("arguments", "sentence"),
     [
         (("--output", "mine.ckpt"), "mine.ckpt must end in .safetensors"),
-        (("--output", "x.safetensors", "--supervision", "boxes"), "must be mask, image, mixed, got 'boxes'"),
-        (("--output", "x.safetensors", "--fold", "7"), "There is no fold 7"),
-        (("--output", "x.safetensors", "--benchmark", "pascal"), "name their folder with --splits"),
+        (("--output", "x.safetensors", "--supervision", "boxes"), "must be one of mask, image, mixed; got 'boxes'"),
+        (("--output", "x.safetensors", "--fold", "7"), "Fold 7 does not exist"),
+        (("--output", "x.safetensors", "--benchmark", "pascal"), "give their folder with --splits"),
         (("--output", "x.safetensors", "--supervision", "mixed", "--mask-list", "no.txt"), "no.txt cannot be read"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_sentence(
-    arguments: tuple[str, ...], sentence: str, cli: Cli, folder: Path
-) -> None:
+def test_an_error_is_one_sentence(arguments: tuple[str, ...], sentence: str, cli: Cli, folder: Path) -> None:
     done = cli(*SHORT, *arguments)
     assert done.code == 2
     assert sentence in done.err
@@ -100,7 +98,7 @@ def test_a_backbone_needs_its_weights(cli: Cli) -> None:
     assert "--weights FILE or --pretrained" in done.err
 
 
-def test_the_shipped_model_is_where_a_bare_training_starts(cli: Cli, folder: Path) -> None:
+def test_without_a_checkpoint_training_starts_from_the_bundled_model(cli: Cli, folder: Path) -> None:
     done = cli("train", "--data", "data", "--cache", "cache", "--epochs", "1", "--output", "mine.safetensors")
     assert done.code == 0, done.err
     shipped, mine = load_file(DEFAULT_BUNDLE / "cst-nano.safetensors"), load_file(folder / "mine.safetensors")

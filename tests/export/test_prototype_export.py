@@ -10,10 +10,11 @@ import torch
 from onnx import numpy_helper
 
 from fsvit_edge.cli.main import main
+from fsvit_edge.export import pipeline
 from fsvit_edge.export.verify import raise_on_failure, verify
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.config import ModelConfig
-from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, PrototypeGraph
+from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, GraphSpec, PrototypeGraph
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.prototype_head import PrototypeHead
 from fsvit_edge.model.torch_engine import open_network
@@ -34,13 +35,19 @@ def network(tiny_network: FewShotNetwork) -> FewShotNetwork:
 
 
 @pytest.fixture(scope="module")
-def bundle(network: FewShotNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported by the command line, from a file that holds the backbone alone."""
+def bundle(network: FewShotNetwork, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported by the command line from a file of the backbone alone; its encoder has been traced for `tiny_bundle`."""
+    trace = pipeline.trace
+
+    def take_or_trace(spec: GraphSpec, opset: int) -> onnx.ModelProto:
+        return onnx.load(tiny_bundle / "encoder.onnx") if spec.outputs[0] == "tokens" else trace(spec, opset)
+
     folder = tmp_path_factory.mktemp("prototype")
     save_network(network, folder / "backbone.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         arguments = ["--backbone", "vit_nano_patch8_64", "--weights", str(folder / "backbone.safetensors")]
         arguments += ["--image-size", str(SIZE), "--output", str(folder / "bundle"), "--head", "prototype"]
+        patch.setattr(pipeline, "trace", take_or_trace)
         patch.setattr(sys, "argv", ["fsvit-edge", "export", *arguments])
         patch.setattr(sys, "excepthook", sys.excepthook)
         with pytest.raises(SystemExit) as end:
@@ -53,8 +60,8 @@ def bundle(network: FewShotNetwork, tmp_path_factory: pytest.TempPathFactory) ->
     ("arguments", "message"),
     [
         (("--head", "linear"), "Head 'linear' is unknown; choose one of: cst, prototype"),
-        (("--head", "prototype", "--pretrained"), "Name the backbone to fetch with --backbone"),
-        (("--head", "cst", "--pretrained"), "A backbone alone has no head"),
+        (("--head", "prototype", "--pretrained"), "Give the name of the backbone to download with --backbone"),
+        (("--head", "cst", "--pretrained"), "A backbone has no head"),
     ],
 )
 def test_options_that_make_no_network_are_refused(

@@ -11,12 +11,15 @@ from onnx import helper, numpy_helper
 
 from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
-from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan
+from fsvit_edge.export.layers import BuiltGraph
+from fsvit_edge.export.tensorrt import PlanOptions, build_plan
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 
 pytest.importorskip("tensorrt_rtx", reason="real builds need tensorrt-rtx, which the dev extra brings")
+
+vits8 = pytest.mark.slow(reason="a ViT-S/8 at 400 px is exported and built; cst-nano's layers are counted in any run")
 
 TARGETS = ("sm86", "sm89", "sm120")
 VITS8_BLOCKS = 12
@@ -70,6 +73,7 @@ def test_nano_in_int8_has_every_linear_layer_of_its_blocks_in_int8(
     assert plan.layers.int8_gemms == HYBRID_PRODUCTS * HYBRID_BLOCKS
 
 
+@vits8
 @pytest.mark.parametrize("target", TARGETS)
 def test_vits8_in_fp16_has_its_attention_fused_and_no_fp32_product(vits8_encoder: bytes, target: str) -> None:
     layers = build(typed(vits8_encoder, "fp16"), targets=(target,)).layers
@@ -77,6 +81,7 @@ def test_vits8_in_fp16_has_its_attention_fused_and_no_fp32_product(vits8_encoder
     assert layers.fp16_gemms == 4 * VITS8_BLOCKS
 
 
+@vits8
 @pytest.mark.parametrize("target", TARGETS)
 def test_vits8_in_int8_has_every_linear_layer_of_its_blocks_in_int8(
     vits8_encoder: bytes, calibrate: Calibrate, target: str
@@ -119,6 +124,7 @@ def test_the_counts_notice_fp32(nano: Bundle) -> None:
     assert layers.int8_gemms == layers.fp16_gemms == 0
 
 
+@vits8
 def test_the_counts_notice_attention_that_quantization_has_taken_apart(
     vits8_encoder: bytes, calibrate: Calibrate
 ) -> None:

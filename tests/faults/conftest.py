@@ -1,18 +1,18 @@
-"""What the fault tests break, as fixtures."""
+"""Fixtures of the fault tests."""
 
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from breakage import FPS, FakeCamera, Run, has_gstreamer_server
+from breakage import CAMERA_PACKAGES, FPS, FakeCamera, Run, has_gstreamer_server
 
 
 @pytest.fixture
 def camera(request: pytest.FixtureRequest) -> Iterator[FakeCamera]:
-    """A camera; parametrize it indirectly for another rate."""
+    """A camera; parametrize it indirectly for another frame rate."""
     if not has_gstreamer_server():
-        pytest.skip("a fake RTSP camera: no gir1.2-gst-rtsp-server-1.0 and python3-gst-1.0 here (apt)")
+        pytest.skip("needs an RTSP server: sudo apt install " + " ".join(CAMERA_PACKAGES))
     fake = FakeCamera(getattr(request, "param", FPS))
     fake.start()
     yield fake
@@ -21,7 +21,7 @@ def camera(request: pytest.FixtureRequest) -> Iterator[FakeCamera]:
 
 @pytest.fixture
 def black_hole() -> Iterator[str]:
-    """The address of a stream that takes connections and says nothing."""
+    """The address of a stream that accepts connections and sends nothing."""
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(64)

@@ -1,7 +1,7 @@
-"""An RTSP camera on loopback whose frames say when they were made: /usr/bin/python3 fake_camera.py PORT FPS.
+"""An RTSP camera on loopback whose frames contain a time stamp: /usr/bin/python3 fake_camera.py PORT FPS.
 
-Runs under the system's Python, which has Debian's GStreamer. The top 16 rows of a frame hold 48 bits of the monotonic
-clock in milliseconds, lowest first, each a block 10 pixels wide: bright is 1.
+Runs with the Python of the system, which has the GStreamer of Debian. The top 16 rows of a frame contain 48 bits of the
+monotonic clock in milliseconds, lowest first, each a block 10 pixels wide: bright is 1.
 """
 
 import signal
@@ -12,7 +12,7 @@ import gi
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402 - its versions must be settled first
+from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402 - the versions must be chosen first
 
 WIDTH, HEIGHT = 480, 240
 BITS, BLOCK, ROWS = 48, 10, 16

@@ -13,7 +13,7 @@ from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.storage import remove_leftovers
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.slow(reason="starts hundreds of processes")
 
 ROUNDS = 200
 
@@ -52,9 +52,9 @@ module.atomic_write = lambda path, data: path.write_bytes(data)
 """
 
 
-def kill_while_saving(path: Path, rounds: int, naive: str = "") -> tuple[int, int, int]:
+def kill_while_saving(path: Path, rounds: int, naive: str = "", seed: int = 0) -> tuple[int, int, int]:
     """Kill a saver again and again; give the torn banks, the acknowledged saves lost, and the kills that left files."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     torn = lost = littered = 0
     for _ in range(rounds):
         with subprocess.Popen(
@@ -91,6 +91,4 @@ def test_two_hundred_kills_damage_nothing_and_lose_nothing(tmp_path: Path) -> No
 
 def test_a_plain_write_leaves_damaged_banks(tmp_path: Path) -> None:
     """The control."""
-    torn, _, _ = kill_while_saving(tmp_path / "bank.safetensors", 40, NAIVE)
-    print(f"plain write: {torn} torn of 40")
-    assert torn > 0
+    assert any(kill_while_saving(tmp_path / "bank.safetensors", 1, NAIVE, seed)[0] for seed in range(40))

@@ -200,7 +200,7 @@ def judged_classes(run: Run) -> list[list[str]]:
 def test_an_enrolled_class_is_live_in_the_next_frames_of_a_real_run(start_run: Callable[..., Run]) -> None:
     run = start_run("demo", "--sink", "http://127.0.0.1:0", "--sink", "out.jsonl", "--threads", "1")
     with httpx.Client(base_url=run.page(), trust_env=False, timeout=10) as client:
-        run.wait_for(run.judged(3))
+        run.wait_for(run.processed(3))
         frame_id = client.post("/api/frames").json()["id"]
         asked = {"name": "new", "frame_id": frame_id, "box_xyxy": [100, 50, 500, 300]}
         assert client.post("/api/classes", json=asked).status_code == 201

@@ -3,8 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from fsvit_edge.inspect import benchmark
-from fsvit_edge.inspect.benchmark import FRAME_SIZE_HW, MASK_COVER, measure
+from fsvit_edge.inspect.benchmark import FRAME_SIZE_HW, MASK_COVER, WARM_UP_FRAMES, measure
 from fsvit_edge.runtime.predictor import FewShotModel
 
 
@@ -14,7 +13,7 @@ def model() -> FewShotModel:
         yield opened
 
 
-def test_what_is_measured_is_what_was_asked_for(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_given_ways_shots_and_frames_are_measured(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model.enroll("somebody's", [np.zeros((8, 8, 3), np.uint8)])
     enrolled, frames = [], []
     enroll, predict = model.enroll, model.predict
@@ -26,10 +25,10 @@ def test_what_is_measured_is_what_was_asked_for(model: FewShotModel, monkeypatch
     assert [entry.shots for entry in enrolled] == [3, 3]
     for entry in enrolled:
         assert entry.mask_cover == pytest.approx([MASK_COVER] * 3, abs=0.02)
-    assert frames == [(*FRAME_SIZE_HW, 3)] * (benchmark._WARM_UP_FRAMES + 4)
+    assert frames == [(*FRAME_SIZE_HW, 3)] * (WARM_UP_FRAMES + 4)
 
 
-def test_the_figures_agree_with_each_other(model: FewShotModel) -> None:
+def test_the_figures_are_consistent(model: FewShotModel) -> None:
     measured = measure(model, ways=1, shots=1, frames=5)
     assert list(measured.latency_ms) == ["preprocess", "encoder", "head", "postprocess", "overhead", "total"]
     for median, high in measured.latency_ms.values():
@@ -47,7 +46,7 @@ def test_the_warm_up_is_not_counted(model: FewShotModel, monkeypatch: pytest.Mon
     def slow_at_first(rgb: np.ndarray) -> object:
         prediction = predict(rgb)
         seen.append(rgb)
-        prediction.latency_ms["encoder"] = 1e6 if len(seen) <= benchmark._WARM_UP_FRAMES else 2.0
+        prediction.latency_ms["encoder"] = 1e6 if len(seen) <= WARM_UP_FRAMES else 2.0
         return prediction
 
     monkeypatch.setattr(model, "predict", slow_at_first)

@@ -38,24 +38,24 @@ def test_this_machine_can_run_the_tests() -> None:
     assert {"python", "numpy", "onnxruntime", "engine onnxruntime", "OpenCV FFMPEG", "cameras", "bundle"} <= set(
         subjects
     )
-    assert found("bundle").text.endswith("files whole")
+    assert found("bundle").text.endswith("files intact")
     assert found("engine onnxruntime").ok
 
 
-def test_a_needed_package_that_is_missing_makes_the_machine_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_needed_package_makes_the_machine_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
     uninstall(monkeypatch, "safetensors")
-    assert found("safetensors") == Finding("safetensors", False, True, "not installed; pip install safetensors")
+    assert found("safetensors") == Finding("safetensors", False, True, "not installed; try: pip install safetensors")
     assert not diagnose().usable
 
 
 @pytest.mark.parametrize(
     ("package", "text"),
     [
-        ("torch", 'only for fsvit-edge export: pip install "fsvit-edge[export]"'),
-        ("scikit-image", 'only for fsvit-edge run demo: pip install "fsvit-edge[demo]"'),
+        ("torch", 'not installed, needed only for fsvit-edge export: pip install "fsvit-edge[export]"'),
+        ("scikit-image", 'not installed, needed only for fsvit-edge run demo: pip install "fsvit-edge[demo]"'),
     ],
 )
-def test_an_optional_package_is_missing_for_one_purpose_only(
+def test_a_missing_optional_package_is_named_with_its_use(
     package: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uninstall(monkeypatch, package)
@@ -68,7 +68,7 @@ def test_an_opencv_of_another_distribution_is_found(monkeypatch: pytest.MonkeyPa
     assert found("opencv-python-headless") == Finding("opencv-python-headless", True, True, cv2.__version__)
 
 
-def test_a_back_end_that_opencv_lacks_is_named_with_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_back_end_missing_in_opencv_is_named_with_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
     information = (
         "  Video I/O:\n    FFMPEG:                      NO\n    v4l/v4l2:                    YES (linux/videodev2.h)\n"
     )
@@ -83,7 +83,7 @@ def test_a_back_end_that_opencv_lacks_is_named_with_its_use(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("devices", "ok", "text"),
     [
-        ([], False, "no /dev/video*; plug one in for --camera"),
+        ([], False, "no /dev/video*; plug in a camera for --camera"),
         (["/dev/video2", "/dev/video0"], True, "/dev/video0, /dev/video2"),
     ],
 )
@@ -92,7 +92,7 @@ def test_cameras_are_listed(devices: list[str], ok: bool, text: str, monkeypatch
     assert found("cameras") == Finding("cameras", ok, False, text)
 
 
-def test_a_bundle_that_is_not_whole_is_told(tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_reported(tmp_path: Path) -> None:
     finding = found("bundle", tmp_path)
     assert (finding.ok, finding.needed) == (False, True)
     assert finding.text == f"{tmp_path} is not a bundle: it has no bundle.json."
@@ -103,16 +103,16 @@ def pretend(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: machine))
 
 
-def test_a_gpu_is_told_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_reported_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, MACHINE)
     assert found("GPU") == Finding("GPU", True, False, "NVIDIA L4, sm89, 58 multiprocessors, 24.0 GiB")
-    assert found("GPU driver").text == "for CUDA up to 13.0"
+    assert found("GPU driver").text == "supports CUDA up to 13.0"
     assert "L4T" not in [finding.subject for finding in diagnose().findings]
     pretend(monkeypatch, replace(MACHINE, l4t="36.4.3"))
     assert found("L4T").text.startswith("36.4.3, a Jetson")
 
 
-def test_without_a_gpu_the_reason_is_told_and_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_reason_and_the_use_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, replace(MACHINE, gpu=None))
     monkeypatch.setattr(diagnosis, "gpu_missing_reason", lambda: "the NVIDIA driver finds no GPU")
     needed = "needed for --engine onnxruntime-cuda, tensorrt and tensorrt-rtx: install the NVIDIA driver"
@@ -121,35 +121,35 @@ def test_without_a_gpu_the_reason_is_told_and_what_for(monkeypatch: pytest.Monke
     assert diagnose().usable
 
 
-def test_packages_for_the_gpu_are_told_without_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_packages_are_found_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"tensorrt": "10.3.0"}
     monkeypatch.setattr(diagnosis, "installed_version", versions.get)
     uninstall(monkeypatch, "pycuda")
     assert found("tensorrt") == Finding("tensorrt", True, False, "10.3.0")
     assert 'pip install "fsvit-edge[tensorrt-rtx]"' in found("tensorrt-rtx").text
-    assert found("pycuda").text.endswith("which need this or cuda-bindings: pip install pycuda")
+    assert found("pycuda").text.endswith("without cuda-bindings: pip install pycuda")
     versions.clear()
     assert "--system-site-packages" in found("tensorrt").text
 
 
-def test_the_engines_of_a_bundle_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engines_of_a_bundle_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, MACHINE)
     monkeypatch.setattr(incompatibilities, "installed_version", VERSIONS.get)
     bundle = copy_bundle(tmp_path / "bundle")
     assert found("engine folder", bundle) == Finding("engine folder", True, False, str(bundle))
-    assert found("engines", bundle).text == f"none built; faster with: fsvit-edge build-engine {bundle}"
+    assert found("engines", bundle).text == f"none built; for more speed: fsvit-edge build-engine {bundle}"
     write_set(bundle, "tensorrt", "fp16")
     write_set(bundle, "tensorrt-rtx", "int8", targets=("sm120",))
     (bundle / "x.engine.json").write_text("{")
     assert found("engines tensorrt fp16", bundle).text == "FP16 in TensorRT 10.13.0, built 2026-11-25"
     refused = found("engines tensorrt-rtx int8", bundle)
     assert not refused.ok
-    assert "was built for sm120, this NVIDIA L4 is sm89; rebuild it here with: " in refused.text
+    assert "was built for sm120, but this NVIDIA L4 is sm89; rebuild it here with: " in refused.text
     assert "x.engine.json is not readable JSON" in found("sidecar 1", bundle).text
     assert diagnose(bundle).usable
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert found("engine folder").ok
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -169,7 +169,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
     assert "There is no home folder" in found("engine folder").text
 
 
-def test_the_findings_are_plain_values() -> None:
+def test_a_diagnosis_becomes_json() -> None:
     finding = Finding("numpy", False, True, "not installed")
     values = json.loads(json.dumps(Diagnosis((finding,)).to_dict()))
     assert values == {

@@ -35,10 +35,10 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with a GPU and TensorRT, which is never asked for anything."""
+    """A machine with a GPU and TensorRT, which must not be imported."""
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: MACHINE))
     monkeypatch.setattr(incompatibilities, "installed_version", VERSIONS.get)
-    monkeypatch.setattr(tensorrt_api, "open_tensorrt", lambda _: pytest.fail("TensorRT was opened"))
+    monkeypatch.setattr(tensorrt_api.importlib, "import_module", lambda _: pytest.fail("TensorRT was imported"))
 
 
 def inspected(path: Path) -> Inspection:
@@ -55,18 +55,18 @@ def inspected(path: Path) -> Inspection:
 
 @pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx", "onnxruntime"])
-def test_an_engine_tells_what_it_is_and_that_it_runs(bundle: Path, backend: str) -> None:
+def test_an_engine_that_fits_runs_here(bundle: Path, backend: str) -> None:
     path = write_set(bundle, backend, "fp16")["head"]
     for named in (path, sidecar_of(path)):
         found = inspected(named)
         assert (found.kind, found.runs_here, found.path) == ("engine", True, str(path))
         facts = found.facts
-        assert (facts["sum"], facts["graph"], facts["precision"]) == ("right", "head", "fp16")
+        assert (facts["checksum"], facts["graph"], facts["precision"]) == ("correct", "head", "fp16")
         assert facts["network"] == "cst-nano, vit_nano_patch16_hybrid_256, cst head, 256 px"
         assert facts["backend"].endswith(VERSIONS[backend])
-        assert facts["made for"] == "cst-nano, beside it"
-        assert facts["one run"] == "5.00 ms, FP32 10.00 ms"
-        assert facts["compared"] == "pictures 12, label_agreement 0.998"
+        assert facts["bundle"] == "cst-nano, in the same folder"
+        assert facts["latency"] == "5.00 ms, FP32 10.00 ms"
+        assert facts["compared with FP32"] == "pictures 12, label_agreement 0.998"
         assert facts["built"] == "2026-11-25T00:30:00Z by fsvit-edge 0.1.0 in 1.5 s"
     runs_on = {
         "tensorrt": "NVIDIA L4 (sm89)",
@@ -78,67 +78,73 @@ def test_an_engine_tells_what_it_is_and_that_it_runs(bundle: Path, backend: str)
 
 
 @pytest.mark.usefixtures("on_gpu")
-def test_an_engine_that_does_not_fit_says_every_reason(bundle: Path) -> None:
+def test_an_engine_that_does_not_fit_has_every_reason(bundle: Path) -> None:
     path = write_set(bundle, "tensorrt", "fp16")["encoder"]
     edit(sidecar_of(path), backend_version="9.0", image_size=400)
     path.write_bytes(b"ftrt")
     found = inspected(path)
     assert found.runs_here is False
-    assert found.facts["sum"] == "wrong"
+    assert found.facts["checksum"] == "wrong"
     assert len(found.problems) == 3
-    for part in ("is cut short or altered: 4 bytes", "image size 400", "was built by TensorRT 9.0, here is 10.13.0"):
+    for part in (
+        "is truncated or altered: 4 bytes",
+        "image size 400",
+        "was built by TensorRT 9.0 and runs in no other version, but 10.13.0",
+    ):
         assert any(part in problem for problem in found.problems)
     path.unlink()
-    assert inspected(sidecar_of(path)).facts["sum"] == "of a file that is missing"
+    assert inspected(sidecar_of(path)).facts["checksum"] == "the engine is missing"
 
 
 @pytest.mark.usefixtures("on_gpu")
-def test_an_engine_away_from_its_bundle_is_judged_by_the_machine_alone(bundle: Path, tmp_path: Path) -> None:
+def test_an_engine_without_its_bundle_is_checked_against_the_machine_alone(bundle: Path, tmp_path: Path) -> None:
     write_set(bundle, "tensorrt", "fp16", onnx_sha256="ab" * 32)
     path = next(bundle.glob("encoder.*.engine"))
-    assert "was made of another encoder.onnx" in inspected(path).problems[0]
+    assert "was built from another encoder.onnx" in inspected(path).problems[0]
     for file in (path, sidecar_of(path)):
         shutil.copy(file, tmp_path)
     found = inspected(tmp_path / path.name)
-    assert (found.runs_here, found.facts["made for"]) == (
+    assert (found.runs_here, found.facts["bundle"]) == (
         True,
-        "no bundle is beside it, so only this machine was judged",
+        "none in the same folder, so only this machine was checked",
     )
     (tmp_path / "bundle.json").write_text("{")
-    assert inspected(tmp_path / path.name).facts["made for"].startswith("the bundle beside it is damaged")
+    assert inspected(tmp_path / path.name).facts["bundle"].startswith("the one in the same folder is damaged")
 
 
 @pytest.mark.usefixtures("on_gpu")
-def test_an_engine_of_the_shipped_model_is_known_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_of_the_bundled_model_is_recognized_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = inspection.engine_folder(DEFAULT_BUNDLE, inspection.read_manifest(DEFAULT_BUNDLE))
     path = write_set(folder, "tensorrt", "fp16")["encoder"]
-    assert inspected(path).facts["made for"] == "cst-nano, which is shipped"
+    assert inspected(path).facts["bundle"] == "cst-nano, the bundled model"
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "made_by", "problem"),
+    ("name", "content", "built_by", "problem"),
     [
         ("x.engine", PLAN_OF_10_3, "TensorRT 10.3.0.26", "has no sidecar x.engine.json"),
         ("x.anything", PLAN_OF_10_3, "TensorRT 10.3.0.26", "has no sidecar x.anything.json"),
         ("x.plan", b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]), "TensorRT-RTX 1.7.1.116", "has no sidecar"),
         ("x.engine", b"ftrt", None, "has no sidecar"),
-        ("x.engine", b"", None, "is damaged or no plan of TensorRT"),
-        ("x.trt", b"{}", None, "is damaged or no plan of TensorRT"),
+        ("x.engine", b"", None, "is damaged or not a TensorRT plan"),
+        ("x.trt", b"{}", None, "is damaged or not a TensorRT plan"),
     ],
 )
-def test_a_plan_without_a_sidecar_is_told_by_its_first_bytes(
-    tmp_path: Path, name: str, content: bytes, made_by: str | None, problem: str
+def test_a_plan_without_a_sidecar_is_recognized_by_its_first_bytes(
+    tmp_path: Path, name: str, content: bytes, built_by: str | None, problem: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     found = inspected(tmp_path / name)
     assert (found.kind, found.runs_here) == ("plan without sidecar", False)
-    assert found.facts.get("made by") == made_by
+    assert found.facts.get("built by") == built_by
     assert problem in found.problems[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format_version": 1}', b'{"format_version": 99}'])
-def test_a_damaged_sidecar_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_sidecar_is_a_problem(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.engine").write_bytes(PLAN_OF_10_3)
     (tmp_path / "x.engine.json").write_bytes(content)
     for name in ("x.engine", "x.engine.json"):
@@ -149,13 +155,15 @@ def test_a_damaged_sidecar_is_told(tmp_path: Path, content: bytes) -> None:
 # graphs and bundles
 
 
-def test_a_graph_is_told_with_its_sum(bundle: Path, tmp_path: Path) -> None:
+def test_a_graph_is_shown_with_its_checksum(bundle: Path, tmp_path: Path) -> None:
     found = inspected(bundle / "head.onnx")
     assert (found.kind, found.runs_here) == ("ONNX graph", True)
     assert (found.facts["precision"], found.facts["opset"]) == ("fp32", 20)
-    assert found.facts["sum"] == "right, as its bundle says"
+    assert found.facts["checksum"] == "correct, as in its bundle"
+    assert "kept float32 [supports, 6, kept_tokens, 192]" in found.facts["inputs"]
+    assert "presence float32 [ways]" in found.facts["outputs"]
     shutil.copy(bundle / "head.onnx", tmp_path / "alone.onnx")
-    assert "sum" not in inspected(tmp_path / "alone.onnx").facts
+    assert "checksum" not in inspected(tmp_path / "alone.onnx").facts
     data = (bundle / "head.onnx").read_bytes()
     (bundle / "head.onnx").write_bytes(data.replace(b"pytorch", b"pyturch", 1))
     altered = inspected(bundle / "head.onnx")
@@ -163,7 +171,7 @@ def test_a_graph_is_told_with_its_sum(bundle: Path, tmp_path: Path) -> None:
     assert "head.onnx was altered or damaged: sha256" in altered.problems[0]
 
 
-def test_a_graph_that_onnx_runtime_cannot_load_will_not_run(tmp_path: Path) -> None:
+def test_a_graph_that_onnx_runtime_cannot_load_does_not_run(tmp_path: Path) -> None:
     import onnx
     from onnx import TensorProto, helper
 
@@ -181,20 +189,20 @@ def test_a_graph_that_onnx_runtime_cannot_load_will_not_run(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("on_gpu")
-def test_a_bundle_is_told_with_its_engines(bundle: Path) -> None:
+def test_a_bundle_is_shown_with_its_engines(bundle: Path) -> None:
     assert inspected(bundle).facts["engines"] == "none built"
     paths = write_set(bundle, "tensorrt", "fp16")
     edit(sidecar_of(paths["head"]), backend_version="9.0")
     (bundle / "broken.engine.json").write_text("{")
     for named in (bundle, bundle / "bundle.json"):
         found = inspected(named)
-        assert (found.kind, found.runs_here, found.facts["sums"]) == ("bundle", True, "right")
+        assert (found.kind, found.runs_here, found.facts["checksums"]) == ("bundle", True, "correct")
         assert found.facts[f"engine {paths['encoder'].name}"] == "fits"
         assert found.facts[f"engine {paths['head'].name}"].startswith("was built by TensorRT 9.0")
         assert "broken.engine.json is not readable JSON" in found.facts["sidecar 1"]
 
 
-def test_a_bundle_says_who_tells_objectness(bundle: Path) -> None:
+def test_a_bundle_is_shown_with_the_source_of_objectness(bundle: Path) -> None:
     def told(change: Callable[[dict[str, Any]], object]) -> Any:
         values = json.loads((bundle / "bundle.json").read_text())
         change(values["graphs"])
@@ -204,8 +212,8 @@ def test_a_bundle_says_who_tells_objectness(bundle: Path) -> None:
     output = {"name": "objectness", "shape": ["batch", 64, 64], "dtype": "float32"}
     outputs = json.loads((bundle / "bundle.json").read_text())["graphs"]["encoder"]["outputs"]
     cst = [one for one in outputs if one["name"] != "objectness"]
-    assert told(lambda graphs: graphs["encoder"].update(outputs=cst)) == "none, outlines are plain"
-    assert told(lambda graphs: graphs["encoder"].update(outputs=[*cst, output])).startswith("by the encoder")
+    assert told(lambda graphs: graphs["encoder"].update(outputs=cst)) == "none, so outlines are plain"
+    assert told(lambda graphs: graphs["encoder"].update(outputs=[*cst, output])).startswith("from the encoder")
     (bundle / "objectness.onnx").write_bytes(b"graph")
     own = {
         "file": "objectness.onnx",
@@ -213,7 +221,7 @@ def test_a_bundle_says_who_tells_objectness(bundle: Path) -> None:
         "inputs": [],
         "outputs": [output],
     }
-    assert told(lambda graphs: graphs.update(objectness=own)).startswith("by a graph of its own")
+    assert told(lambda graphs: graphs.update(objectness=own)).startswith("from its own graph")
     assert "objectness 0.00 MB" in inspected(bundle).facts["graphs"]
 
 
@@ -225,7 +233,7 @@ def test_a_bundle_says_who_tells_objectness(bundle: Path) -> None:
         (lambda path: (path / "bundle.json").write_text("{}"), "has format version None"),
     ],
 )
-def test_a_bundle_that_is_not_whole_is_told(bundle: Path, spoil: Callable[[Path], Any], problem: str) -> None:
+def test_a_damaged_bundle_does_not_run(bundle: Path, spoil: Callable[[Path], Any], problem: str) -> None:
     spoil(bundle)
     found = inspected(bundle)
     assert (found.kind, found.runs_here) == ("bundle", False)
@@ -235,7 +243,7 @@ def test_a_bundle_that_is_not_whole_is_told(bundle: Path, spoil: Callable[[Path]
 # banks, checkpoints, calibrations
 
 
-def test_a_bank_is_told(tmp_path: Path) -> None:
+def test_a_bank_is_shown_with_its_classes(tmp_path: Path) -> None:
     path = tmp_path / "bank.safetensors"
     with FewShotModel.load(threads=1) as model:
         model.enroll("cat", [np.zeros((60, 80, 3), np.uint8)] * 2)
@@ -243,61 +251,61 @@ def test_a_bank_is_told(tmp_path: Path) -> None:
     found = inspected(path)
     assert (found.kind, found.runs_here) == ("bank", None)
     assert found.facts["classes"] == "cat (2)"
-    assert found.facts["made by"] == "cst-nano, 256 px, in fp32"
-    assert found.facts["encoder"].endswith("that of the model shipped")
+    assert found.facts["enrolled with"] == "cst-nano, 256 px, in fp32"
+    assert found.facts["encoder"].endswith("that of the bundled model")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     assert "contents do not have the sha256" in inspected(path).problems[0]
 
 
-def test_a_checkpoint_of_tensors_is_told(tmp_path: Path) -> None:
+def test_a_safetensors_checkpoint_is_shown_with_its_parts(tmp_path: Path) -> None:
     found = inspected(DEFAULT_BUNDLE / "cst-nano.safetensors")
     assert (found.kind, found.runs_here) == ("checkpoint", None)
-    assert found.facts["holds"].startswith("186 tensors of a backbone, 60 tensors of a head")
+    assert found.facts["contains"].startswith("186 tensors of the backbone, 60 tensors of the head")
     assert found.facts["values"] == "6.53 million F16"
     assert "backbone vit_nano_patch16_hybrid_256" in found.facts["configuration"]
-    assert "fsvit-edge export --checkpoint" in found.facts["to run it"]
+    assert "fsvit-edge export --checkpoint" in found.facts["to export it"]
     path = tmp_path / "other.safetensors"
     save_file({"x": np.zeros((1000, 50), np.float32)}, path)
     facts = inspected(path).facts
-    assert (facts["holds"], facts["values"]) == ("neither a backbone nor a head", "0.05 million F32")
-    assert facts["configuration"] == "no other.json beside it"
+    assert (facts["contains"], facts["values"]) == ("neither a backbone nor a head", "0.05 million F32")
+    assert facts["configuration"] == "other.json is missing"
     for text in ("{", "[1]", "3"):
         path.with_suffix(".json").write_text(text)
-        assert inspected(path).facts["configuration"] == "other.json beside it is damaged"
+        assert inspected(path).facts["configuration"] == "other.json is damaged"
 
 
 class Harmful:
-    """What a pickle may do."""
+    """A pickle that runs code."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pytest.fail, ("unpickled",)
 
 
-def test_a_pickled_checkpoint_is_told_and_never_unpickled(tmp_path: Path) -> None:
+def test_a_pickled_checkpoint_is_shown_and_never_unpickled(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     state = OrderedDict({"backbone.norm.weight": torch.zeros(3), "learner.proj.weight": torch.zeros(2, 2)})
     path = tmp_path / "cst.ckpt"
     torch.save({"state_dict": state}, path)
     found = inspected(path)
     assert (found.kind, found.runs_here) == ("checkpoint", None)
-    assert found.facts["holds"] == "1 tensors of a backbone, 1 tensors of a head"
-    assert found.facts["tensors"] == "2 of 0.0 MB in all"
-    assert found.facts["beside tensors"] == "nothing"
+    assert found.facts["contains"] == "1 tensors of the backbone, 1 tensors of the head"
+    assert found.facts["tensors"] == "2, 0.0 MB in total"
+    assert found.facts["other objects"] == "none"
     torch.save({"state_dict": state, "more": Harmful()}, path)
     with pytest.raises(pytest.fail.Exception, match="unpickled"):
         torch.load(path, weights_only=False)  # the control: it is loaded
-    assert "_pytest.outcomes" in inspected(path).facts["beside tensors"]
+    assert "_pytest.outcomes" in inspected(path).facts["other objects"]
     path.write_bytes(path.read_bytes()[:-30])
-    assert "is damaged or no checkpoint" in inspected(path).problems[0]
+    assert "is damaged or not a checkpoint" in inspected(path).problems[0]
     torch.save(state, path, _use_new_zipfile_serialization=False)
-    assert "pickle of an old torch" in inspected(path).facts["holds"]
+    assert "old torch format" in inspected(path).facts["contains"]
     path.write_bytes(pickle.dumps(Harmful(), protocol=2))
-    assert "cannot be told without unpickling" in inspected(path).facts["holds"]
+    assert "only by unpickling" in inspected(path).facts["contains"]
 
 
-def test_a_zip_file_whose_contents_are_damaged_or_not_a_checkpoints_is_told(tmp_path: Path) -> None:
+def test_a_zip_file_that_is_damaged_or_not_a_checkpoint_is_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "hello")
@@ -314,13 +322,13 @@ def test_a_zip_file_whose_contents_are_damaged_or_not_a_checkpoints_is_told(tmp_
     assert "x/data/0 in it is damaged" in inspected(path).problems[0]
 
 
-def test_a_calibration_is_told(tmp_path: Path) -> None:
+def test_a_calibration_is_shown_with_whether_it_fits(tmp_path: Path) -> None:
     found = inspected(DEFAULT_BUNDLE / "calibration.json")
     assert (found.kind, found.runs_here) == ("calibration", None)
     assert (found.facts["model_name"], found.facts["fits"]) == ("cst-nano", "cst-nano: yes")
     values = json.loads((DEFAULT_BUNDLE / "calibration.json").read_text())
     (tmp_path / "c.json").write_text(json.dumps(values | {"graphs": {"encoder": "ab" * 32}}))
-    assert inspected(tmp_path / "c.json").facts["fits"] == "cst-nano: no, it was made for other graphs"
+    assert inspected(tmp_path / "c.json").facts["fits"] == "cst-nano: no, it was recorded with other graphs"
     (tmp_path / "c.json").write_text(json.dumps(values | {"graphs": [], "method": {}}))
     assert inspected(tmp_path / "c.json").facts["fits"].startswith("cst-nano: no")
 
@@ -331,16 +339,16 @@ def test_a_calibration_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("none.engine", None, "does not exist; name an engine, an ONNX graph, a bundle"),
+        ("none.engine", None, "does not exist; give an engine, an ONNX graph, a bundle"),
         ("folder", "folder", "is a folder without bundle.json"),
-        ("photo.jpg", b"\xff\xd8", "is nothing that fsvit-edge knows"),
-        ("noextension", b"", "is nothing that fsvit-edge knows"),
+        ("photo.jpg", b"\xff\xd8", "is a file of an unknown kind"),
+        ("noextension", b"", "is a file of an unknown kind"),
         ("x.json", b"{", "is not readable JSON"),
-        ("x.json", b"[1]", "is JSON, but nothing that fsvit-edge knows"),
-        ("x.json", b'{"a": 1}', "is JSON, but nothing that fsvit-edge knows"),
+        ("x.json", b"[1]", "is JSON of an unknown kind"),
+        ("x.json", b'{"a": 1}', "is JSON of an unknown kind"),
     ],
 )
-def test_what_is_none_of_ours_is_refused(tmp_path: Path, name: str, content: Any, reason: str) -> None:
+def test_files_of_unknown_kinds_are_refused(tmp_path: Path, name: str, content: Any, reason: str) -> None:
     path = tmp_path / name
     if content == "folder":
         path.mkdir()
@@ -357,7 +365,7 @@ STARTS = (b"", b"ftrt", b"vtrt", b"PK\x03\x04", b"\x80\x02", b"\x08\x0a\x12", b"
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
 @given(name=st.sampled_from(NAMES), start=st.sampled_from(STARTS), rest=st.binary(max_size=300))
-def test_random_bytes_are_told_or_refused_in_a_sentence(tmp_path: Path, name: str, start: bytes, rest: bytes) -> None:
+def test_random_bytes_are_shown_or_refused_in_a_sentence(tmp_path: Path, name: str, start: bytes, rest: bytes) -> None:
     folder = tmp_path / hashlib.sha256(name.encode() + start + rest).hexdigest()
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(start + rest)

@@ -1,4 +1,4 @@
-"""A folder of pictures, and a model of three fake engines that finds in a frame the color that a support has."""
+"""A folder of pictures, and a model of three fake engines that finds the color of a support in a frame."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,7 +22,7 @@ PICTURES = 8
 
 @dataclasses.dataclass
 class ColorModel:
-    """The model with its engines, which count what they do."""
+    """The model with its engines, which count their runs."""
 
     model: FewShotModel
     encoder: FakeEngine
@@ -37,7 +37,7 @@ def _encode(feed: dict[str, Array]) -> dict[str, Array]:
 
 
 def _cache(feed: dict[str, Array]) -> dict[str, Array]:
-    """One color, nine times: the mean under the mask; without one the center of the picture is taken."""
+    """One color, nine times: the mean under the mask, or in the center of the picture if there is no mask."""
     center = np.zeros((SIDE, SIDE), np.uint8)
     center[SIDE // 3 : -SIDE // 3, SIDE // 3 : -SIDE // 3] = 1
     used = feed["mask"][0] if feed["has_mask"][0] else center
@@ -67,7 +67,7 @@ def _judge(feed: dict[str, Array]) -> dict[str, Array]:
 
 @pytest.fixture
 def color_model() -> ColorModel:
-    """Judges by color alone, so it is nearly always right where the masks are."""
+    """Compares only colors, so it is nearly always right if the masks are right."""
 
     def spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
         return TensorSpec(name, shape, dtype)
@@ -105,7 +105,7 @@ MakeFolder = Callable[..., Path]
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """Write a data folder: in each class's pictures a rectangle of its color, on gray; masks follow."""
+    """Write a data folder: the pictures of a class show a rectangle of its color on gray; masks mark it."""
 
     def make(name: str = "data", shuffle_labels: bool = False, shuffle_masks: bool = False, masks: bool = True) -> Path:
         rng = np.random.default_rng(3)

@@ -1,4 +1,4 @@
-"""The benchmarks of accuracy: what they ask, what they count, the gate on outlines, and the tables they print."""
+"""The accuracy benchmarks: their questions, their counts, the gate on outlines, and the tables they print."""
 
 import importlib
 import json
@@ -37,7 +37,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 def load(name: str) -> ModuleType:
-    sys.path.insert(0, str(FOLDER))  # as Python does where it runs a script of that folder
+    sys.path.insert(0, str(FOLDER))  # as Python does when it runs a script in that folder
     try:
         return importlib.import_module(name)
     finally:
@@ -60,7 +60,7 @@ def accuracy() -> ModuleType:
 
 
 def telling(color_model: ColorModel, left: float | None = None) -> FewShotModel:
-    """The model that finds colors, with objectness of what is colored; `left` is said of the left half instead.
+    """The model that finds colors, with objectness of colored pixels; `left` replaces it in the left half.
 
     Less sure than the head is of a color that it does not find, whose logit is -2.2.
     """
@@ -80,7 +80,9 @@ def telling(color_model: ColorModel, left: float | None = None) -> FewShotModel:
         tell,
     )
     plain = color_model.model
-    return FewShotModel(plain.manifest, plain._encoder, plain._enroll, plain._head, objectness=engine)
+    return FewShotModel(
+        plain.manifest, plain.network.encoder, plain.network.enroll, plain.network.head, objectness=engine
+    )
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, model: FewShotModel) -> None:
@@ -97,10 +99,10 @@ def mask_of(rows: int, columns: int, size: int = 20) -> np.ndarray:
     return mask
 
 
-# --------------------------------------------------------------------------------------------- outlines: what is asked
+# ------------------------------------------------------------------------------------------------ outlines: questions
 
 
-def test_the_first_picture_with_enough_of_the_thing_is_the_support_and_the_next_four_are_asked(
+def test_the_first_picture_with_a_large_object_is_the_support_and_the_next_four_are_queries(
     outlines: ModuleType, tmp_path: Path
 ) -> None:
     covers = {"big": [10] * 8, "late": [0, 10, 0, 10, 10], "tiny": [0, 0, 10]}
@@ -117,7 +119,7 @@ def test_the_first_picture_with_enough_of_the_thing_is_the_support_and_the_next_
     assert asked == {"big": [0, 1, 2, 3, 4], "late": [1, 3, 4]}
 
 
-def test_a_folder_of_specks_alone_is_refused(outlines: ModuleType, tmp_path: Path) -> None:
+def test_a_folder_with_only_tiny_objects_is_refused(outlines: ModuleType, tmp_path: Path) -> None:
     for stem in range(3):
         write_image(tmp_path / "speck" / "images" / f"{stem}.png", np.full((60, 60, 3), stem, np.uint8))
         write_image(tmp_path / "speck" / "masks" / f"{stem}.png", mask_of(1, 2, 60))
@@ -127,7 +129,7 @@ def test_a_folder_of_specks_alone_is_refused(outlines: ModuleType, tmp_path: Pat
 
 @pytest.fixture
 def sequence(tmp_path: Path) -> Path:
-    """Twelve pictures: ground in all, a car from the fourth on, a bird in five, specks and void in all."""
+    """Twelve pictures: ground in all, a car from the fourth on, a bird in five, tiny spots and void in all."""
     root = tmp_path / "street" / "sequence"
     for stem in range(12):
         labels = np.full((20, 20), 7, np.uint8)
@@ -149,9 +151,7 @@ def stems(data: Any, indices: Sequence[int]) -> list[int]:
     return [int(data.examples[index].image.stem) for index in indices]
 
 
-def test_of_a_labeled_sequence_the_labels_that_cover_enough_of_enough_pictures_are_classes(
-    outlines: ModuleType, sequence: Path
-) -> None:
+def test_labels_that_cover_enough_of_enough_pictures_become_classes(outlines: ModuleType, sequence: Path) -> None:
     data, (ground, car) = outlines.open_sequence(sequence)
     assert data.class_names == {7: "ground", 2: "car"}
     assert stems(data, [ground.support, *ground.queries]) == [0, 5, 8, 11]
@@ -172,7 +172,7 @@ def test_labels_can_be_chosen_and_an_unknown_one_is_refused(outlines: ModuleType
         outlines.LabeledSequence(sequence, ["bird"])
 
 
-def test_a_sequence_in_disorder_is_refused_with_the_file_to_mend(outlines: ModuleType, sequence: Path) -> None:
+def test_an_invalid_sequence_is_refused_and_the_file_named(outlines: ModuleType, sequence: Path) -> None:
     names = sequence.parent / "labels.txt"
     write_image(sequence / "images" / "12.png", np.zeros((20, 20, 3), np.uint8))
     with pytest.raises(InputError, match=r"12\.png has no map of labels"):
@@ -189,11 +189,12 @@ def test_a_sequence_in_disorder_is_refused_with_the_file_to_mend(outlines: Modul
         outlines.open_sequence(sequence)
 
 
-# ------------------------------------------------------------------------------------------- outlines: what is counted
+# ------------------------------------------------------------------------------------------- ----- outlines: counts
 
 
+# --------------------------------------------------------------------------------------------------- outlines: counts
 class HalfModel:
-    """Plain outlines are the upper 10 rows, sharp ones the upper 4; a support weighs 0.5, or 0 where it has no mask."""
+    """Plain outlines are the top 10 rows, sharp ones the top 4; a support has weight 0.5, or 0 without a mask."""
 
     outlines = "sharp"
 
@@ -215,7 +216,7 @@ class HalfModel:
 
     def predict_with(self, rgb: np.ndarray, banks: Sequence[SupportBank]) -> list[Any]:
         assert self.level is not None
-        assert self.level < 0.01  # absent classes would have no pixels
+        assert self.level < 0.01  # otherwise absent classes would have no pixels
         self.asked += 1
         answers = []
         for bank in banks:
@@ -227,7 +228,7 @@ class HalfModel:
 
 @pytest.fixture
 def rows_folder(tmp_path: Path) -> Path:
-    """In pictures of 20 x 20 the upper rows are the thing: a has 4, 4, 16; b 10, 10, the latter in a picture of a."""
+    """In pictures of 20 x 20, the top rows are the object: 4, 4, 16 of a; 10, 10 of b, the last in a picture of a."""
     for name, counts in {"a": [4, 4, 16], "b": [10, 10]}.items():
         for stem, rows in enumerate(counts):
             shade = 101 if (name, stem) == ("b", 1) else {"a": 100, "b": 200}[name] + stem
@@ -237,7 +238,7 @@ def rows_folder(tmp_path: Path) -> Path:
     return tmp_path / "rows"
 
 
-def test_the_iou_is_of_the_pixels_of_all_pictures_of_a_class(
+def test_the_iou_counts_the_pixels_of_all_pictures_of_a_class(
     outlines: ModuleType, color_model: ColorModel, rows_folder: Path
 ) -> None:
     model = HalfModel(color_model.model.bank)
@@ -251,7 +252,7 @@ def test_the_iou_is_of_the_pixels_of_all_pictures_of_a_class(
     assert model.asked == 2  # the last picture of b is a copy of one of a
 
 
-def test_the_row_of_a_set_has_means_and_the_class_that_loses_most(outlines: ModuleType) -> None:
+def test_the_row_of_a_data_set_has_means_and_the_largest_loss(outlines: ModuleType) -> None:
     fit = outlines.Fit
     fits = [
         outlines.ClassFit("cup", fit(20.0, 60.0, 1.0), fit(10.0, 30.0, 0.5)),
@@ -268,7 +269,7 @@ def test_the_row_of_a_set_has_means_and_the_class_that_loses_most(outlines: Modu
     assert len(width) == 1
 
 
-def test_objectness_of_the_things_passes_the_gate(
+def test_correct_objectness_passes_the_gate(
     outlines: ModuleType,
     color_model: ColorModel,
     make_folder: MakeFolder,
@@ -293,7 +294,7 @@ def test_objectness_that_ruins_a_class_fails_the_gate_with_code_5(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answer_with(monkeypatch, telling(color_model, left=8.0))  # whatever is on the left is a thing
+    answer_with(monkeypatch, telling(color_model, left=8.0))  # everything on the left is an object
     monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--max-loss", "1"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(FOLDER / "outlines.py"), run_name="__main__")
@@ -301,7 +302,7 @@ def test_objectness_that_ruins_a_class_fails_the_gate_with_code_5(
     assert "The outlines gate failed: from plain to sharp change blue of data -" in capsys.readouterr().err
 
 
-def test_the_gate_names_every_class_beyond_the_limit_and_none_at_it(outlines: ModuleType) -> None:
+def test_the_gate_names_every_class_beyond_the_limit_but_none_at_the_limit(outlines: ModuleType) -> None:
     unhurt = outlines.Fit(10.0, 10.0, 1.0)
     fits = [outlines.ClassFit(f"lost {loss}", outlines.Fit(50.0, 50.0 - loss, 1.0), unhurt) for loss in (0, 1, 2, 3)]
     with pytest.raises(
@@ -326,7 +327,7 @@ def test_a_gate_without_objectness_is_refused(
 # ------------------------------------------------------------------------------------------------------------- presence
 
 
-def test_presence_is_one_table_of_shots_and_kinds_of_supports(
+def test_presence_prints_a_row_per_number_of_shots_and_kind_of_support(
     presence: ModuleType,
     color_model: ColorModel,
     make_folder: MakeFolder,
@@ -344,7 +345,7 @@ def test_presence_is_one_table_of_shots_and_kinds_of_supports(
     ]
 
 
-def test_other_levels_are_told_on_request(presence: ModuleType) -> None:
+def test_other_levels_are_printed_on_request(presence: ModuleType) -> None:
     scores = np.array([[0.96, 0.2], [0.94, 0.6], [0.55, 0.92], [0.1, 0.4]])
     shown = np.array([[True, False], [True, False], [False, True], [False, False]])
     lines = presence.level_rows(SceneTally(scores, np.array([0.5, 0.5]), shown))
@@ -354,7 +355,7 @@ def test_other_levels_are_told_on_request(presence: ModuleType) -> None:
     assert lines[presence.LEVELS.index(0.95)] == "| 0.95 | 25.0 | 0.0 | 96.2 |"
 
 
-def test_scenes_that_show_the_things_are_false_alarms_in_the_table(
+def test_scenes_that_show_another_class_count_as_false_alarms(
     presence: ModuleType, color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder(shuffle_labels=True))
@@ -363,7 +364,7 @@ def test_scenes_that_show_the_things_are_false_alarms_in_the_table(
     assert float(cells[5]) > 10
 
 
-def test_a_class_with_too_few_pictures_leaves_out_the_row_and_says_why(
+def test_a_class_with_too_few_pictures_gives_a_reason_instead_of_a_row(
     presence: ModuleType,
     color_model: ColorModel,
     rows_folder: Path,
@@ -386,15 +387,15 @@ def result(fold: int, outlines: str, exact: float, miou: float | None, head: str
         "fold": fold,
         "head": head,
         "outlines": outlines,
-        "way": 1,
-        "shot": 1,
+        "ways": 1,
+        "shots": 1,
         "masks": True,
         "exact_ratio": {"value": exact},
         "miou": None if miou is None else {"value": miou},
     }
 
 
-def test_a_cell_of_the_four_folds_has_sharp_and_in_brackets_plain_outlines(accuracy: ModuleType) -> None:
+def test_a_cell_shows_sharp_outlines_and_plain_ones_in_parentheses(accuracy: ModuleType) -> None:
     sharp = [result(fold, "sharp", 70 + fold, 50 + fold) for fold in range(4)]
     plain = [result(fold, "plain", 60 + fold, 30 + fold) for fold in range(4)]
     told_nothing = [result(fold, "plain", 60, 20, "training-free") for fold in range(3)]
@@ -405,7 +406,7 @@ def test_a_cell_of_the_four_folds_has_sharp_and_in_brackets_plain_outlines(accur
     assert accuracy.table([result(0, "plain", 60, None)]).splitlines()[2].split(" | ")[2] == "60.0 / -, 1 folds"
 
 
-def test_each_kind_of_outlines_that_a_model_can_make_is_a_file_of_its_own(
+def test_each_kind_of_outlines_has_its_own_file(
     accuracy: ModuleType,
     color_model: ColorModel,
     make_folder: MakeFolder,
@@ -418,7 +419,7 @@ def test_each_kind_of_outlines_that_a_model_can_make_is_a_file_of_its_own(
     for head, model in (("trained", telling(color_model, left=8.0)), ("training-free", color_model.model)):
         answer_with(monkeypatch, model)
         for _ in range(2):
-            accuracy._test(1, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, said.append)
+            accuracy.evaluate_fold(1, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, said.append)
     made = {path.name: json.loads(path.read_text()) for path in (tmp_path / "work").iterdir()}
     trained = {kind: made.pop(f"fold1.trained.1w1s.masks.{kind}.json") for kind in ("sharp", "plain")}
     assert list(made) == ["fold1.training-free.1w1s.masks.plain.json"]
@@ -429,7 +430,7 @@ def test_each_kind_of_outlines_that_a_model_can_make_is_a_file_of_its_own(
     assert len(said) == 3
 
 
-def test_the_training_free_head_is_judged_at_the_level_that_fits_the_training_classes(
+def test_the_training_free_head_uses_the_best_level_of_the_training_classes(
     accuracy: ModuleType,
     color_model: ColorModel,
     make_folder: MakeFolder,
@@ -448,7 +449,7 @@ def test_the_training_free_head_is_judged_at_the_level_that_fits_the_training_cl
     answer_with(monkeypatch, color_model.model)
     for head in ("trained", "training-free"):
         color_model.model.bank.head = replace(color_model.model.bank.head, presence_level=1 - 1e-6)
-        accuracy._test(0, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, lambda _: None)
+        accuracy.evaluate_fold(0, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, lambda _: None)
     trained, free = (
         json.loads((tmp_path / "work" / f"fold0.{head}.1w1s.masks.plain.json").read_text())
         for head in ("trained", "training-free")
@@ -458,7 +459,7 @@ def test_the_training_free_head_is_judged_at_the_level_that_fits_the_training_cl
     assert 0 < free["level"] < trained["level"]
 
 
-def test_whole_sets_are_rows_of_a_table_with_both_kinds_of_outlines(
+def test_each_data_set_is_a_row_with_both_kinds_of_outlines(
     accuracy: ModuleType,
     color_model: ColorModel,
     make_folder: MakeFolder,
@@ -492,7 +493,7 @@ def test_the_training_free_head_has_the_checkpoints_objectness(accuracy: ModuleT
             network.config, network.objectness = replace(network.config, objectness=False), None
         wanted = {} if network.objectness is None else network.objectness.state_dict()
         save_network(network, path)
-        free = accuracy._training_free(path)
+        free = accuracy.training_free_network(path)
         assert free.config.head == "prototype"
         assert free.config.objectness is kept
         assert (free.objectness is not None) is kept
@@ -503,7 +504,7 @@ def test_the_training_free_head_has_the_checkpoints_objectness(accuracy: ModuleT
 
 @pytest.fixture(autouse=True)
 def forget_the_scripts() -> Iterator[None]:
-    """Their names are common words."""
+    """The scripts have common words as names."""
     yield
     for name in ("outlines", "presence", "accuracy"):
         sys.modules.pop(name, None)

@@ -55,7 +55,7 @@ def save_palette(values: np.ndarray, path: Path) -> None:
 
 
 def index_map() -> np.ndarray:
-    """A row each of void, class 1, class 3 and class 20."""
+    """One row each of void, class 1, class 3 and class 20."""
     stored = np.zeros(SIZE_HW, np.uint8)
     stored[0], stored[1], stored[2], stored[3] = 255, 1, 3, 20
     return stored
@@ -67,7 +67,9 @@ def rows(*values: int) -> np.ndarray:
 
 @pytest.mark.parametrize("nesting", [".", "VOC2012", "VOCdevkit/VOC2012"])
 @pytest.mark.parametrize("save", [save_gray, save_palette])
-def test_a_pascal_mask_becomes_the_question_s_labels(tmp_path: Path, pascal_lists: Path, nesting: str, save) -> None:
+def test_a_pascal_mask_is_renumbered_to_the_labels_asked_about(
+    tmp_path: Path, pascal_lists: Path, nesting: str, save
+) -> None:
     home = tmp_path / "data" / nesting
     save_gray(np.zeros((*SIZE_HW, 3)), home / "JPEGImages" / f"{NAMES[0]}.jpg")
     save(index_map(), home / "SegmentationClassAug" / f"{NAMES[0]}.png")
@@ -79,7 +81,7 @@ def test_a_pascal_mask_becomes_the_question_s_labels(tmp_path: Path, pascal_list
 
 
 @pytest.mark.parametrize("nesting", [".", "COCO2014"])
-def test_a_coco_mask_becomes_the_question_s_labels(tmp_path: Path, coco_lists: Path, nesting: str) -> None:
+def test_a_coco_mask_is_renumbered_to_the_labels_asked_about(tmp_path: Path, coco_lists: Path, nesting: str) -> None:
     home = tmp_path / "data" / nesting
     save_gray(np.zeros((*SIZE_HW, 3)), home / "val2014/1b.jpg")
     save_gray(index_map(), home / "annotations/val2014/1b.png")
@@ -110,7 +112,7 @@ def test_coco_trains_on_the_other_folds(coco_lists: Path) -> None:
     assert test.class_names[3] == "motorcycle"
     assert test.class_names[79] == "toothbrush"
     assert list(train.class_names) == [label for label in range(80) if label % 4 != 3]
-    # As listed: sorting would change the published episodes.
+    # In the order of the list: sorting would change the published episodes.
     assert [example.photograph for example in test.examples][:2] == ["val2014/4b.jpg", "val2014/4a.jpg"]
     assert train.examples[0].mask == Path("x/annotations/train2014/1b.png")
     for split in ("train", "test"):
@@ -119,7 +121,7 @@ def test_coco_trains_on_the_other_folds(coco_lists: Path) -> None:
         assert len(everything.examples) == 160
 
 
-def test_the_standard_lists_are_read_whole(shared_folder: Path) -> None:
+def test_the_standard_lists_are_read_completely(shared_folder: Path) -> None:
     splits = shared_folder / "splits"
     pascal = [PascalFewShot(Path("x"), splits, fold, "test") for fold in range(4)]
     assert [len(data.examples) for data in pascal] == [346, 451, 725, 346]
@@ -135,7 +137,7 @@ def test_missing_files_are_named_with_the_layout(tmp_path: Path, pascal_lists: P
             read(0)
 
 
-def test_a_mask_of_another_size_or_kind_is_refused(tmp_path: Path, pascal_lists: Path) -> None:
+def test_a_mask_with_the_wrong_size_or_mode_is_refused(tmp_path: Path, pascal_lists: Path) -> None:
     data = PascalFewShot(tmp_path, pascal_lists, 0, "test")
     example = data.examples[0]
     assert example.mask is not None
@@ -144,7 +146,7 @@ def test_a_mask_of_another_size_or_kind_is_refused(tmp_path: Path, pascal_lists:
     with pytest.raises(InputError, match=r"is 8x6 pixels, but its picture .* is 8x5"):
         data.read_mask(0)
     save_gray(np.zeros((5, 8, 3)), example.mask)
-    with pytest.raises(InputError, match="mode RGB; expected numbers of classes"):
+    with pytest.raises(InputError, match="has mode RGB, expected class numbers"):
         data.read_mask(0)
     example.mask.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"2007_000001\.png cannot be read"):
@@ -173,13 +175,13 @@ def test_missing_and_damaged_lists_are_refused(tmp_path: Path, pascal_lists: Pat
 
 def test_unknown_folds_classes_and_benchmarks_are_refused(tmp_path: Path, pascal_lists: Path, coco_lists: Path) -> None:
     for data in (PascalFewShot, CocoFewShot):
-        with pytest.raises(InputError, match="no fold 4; choose 0 to 3"):
+        with pytest.raises(InputError, match="Fold 4 does not exist; choose 0 to 3"):
             data(tmp_path, pascal_lists, 4, "test")
-    with pytest.raises(InputError, match=r"no class 7 in this selection; it has: 0 \(aeroplane\)"):
+    with pytest.raises(InputError, match=r"Unknown class 7; choose one of: 0 \(aeroplane\)"):
         PascalFewShot(tmp_path, pascal_lists, 0, "test").of_class(7)
-    with pytest.raises(InputError, match="no benchmark 'voc'"):
+    with pytest.raises(InputError, match="Unknown benchmark 'voc'"):
         open_data("voc", tmp_path, coco_lists, 0, "test")
-    with pytest.raises(InputError, match="needs the lists of its folds"):
+    with pytest.raises(InputError, match="needs its picture lists"):
         open_data("coco", tmp_path, None, 0, "test")
 
 

@@ -25,7 +25,7 @@ OPTIONS = EnhancerOptions(steps=60, learning_rate=4e-3)
 
 
 class Pictures:
-    """Things of 2 x 2 or 3 x 3 tokens; the coarse map is theirs, shifted by a token and blurred; the tokens tell more.
+    """Objects of 2 x 2 or 3 x 3 tokens; coarse maps are shifted by a token and blurred; the tokens show the true place.
 
     It is data and cache in one. A picture's path is its number; two classes; pictures 0 and 1 are one photograph.
     """
@@ -87,7 +87,7 @@ def test_the_stand_in_is_read_like_the_cache() -> None:
     assert inspect.signature(Pictures.read) == inspect.signature(TokenCache.read)
 
 
-def test_it_improves_held_out_masks_where_the_tokens_tell_more(result: EnhancerResult) -> None:
+def test_it_improves_held_out_masks_if_the_tokens_have_more_information(result: EnhancerResult) -> None:
     assert (result.trained_on, result.held_out) == (24, 6)
     assert result.iou_before < 0.5
     assert result.iou_after > 0.7
@@ -111,7 +111,7 @@ def test_it_improves_pictures_without_masks_seen_by_another_class_token(result: 
     assert after > before + 0.2
 
 
-def test_shuffled_maps_and_tokens_help_nothing(tiny_network: FewShotNetwork) -> None:
+def test_shuffled_maps_and_tokens_do_not_help(tiny_network: FewShotNetwork) -> None:
     pictures = Pictures()
     order = np.random.default_rng(1).permutation(len(pictures.outputs))
     pictures.outputs = [pictures.outputs[i] for i in order]
@@ -121,7 +121,7 @@ def test_shuffled_maps_and_tokens_help_nothing(tiny_network: FewShotNetwork) -> 
     assert "does not help" in result.sentence
 
 
-def test_a_seed_gives_the_same_weights_and_leaves_torchs_own_alone(
+def test_a_seed_gives_the_same_weights_and_does_not_change_torchs_own_generator(
     tiny_network: FewShotNetwork, result: EnhancerResult
 ) -> None:
     torch.manual_seed(5)
@@ -146,7 +146,7 @@ def test_only_masks_of_the_list_are_opened(tiny_network: FewShotNetwork) -> None
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_held_out_pictures_teach_nothing(tiny_network: FewShotNetwork, side: int) -> None:
+def test_nothing_is_learned_from_held_out_pictures(tiny_network: FewShotNetwork, side: int) -> None:
     options = EnhancerOptions(steps=3)
     pictures, changed = Pictures(), Pictures()
     strange = torch.Generator().manual_seed(0)
@@ -163,7 +163,7 @@ def test_held_out_pictures_teach_nothing(tiny_network: FewShotNetwork, side: int
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_photograph_stands_on_one_side(seed: int) -> None:
+def test_a_photograph_is_on_one_side_of_the_split(seed: int) -> None:
     pictures = Pictures()
     train, test = split_by_photograph(pictures, [*range(30), 3], EnhancerOptions(seed=seed))
     assert sorted(train + test) == list(range(30))
@@ -171,13 +171,13 @@ def test_a_photograph_stands_on_one_side(seed: int) -> None:
     assert (0 in test) == (1 in test)
 
 
-def test_another_seed_holds_out_others() -> None:
+def test_another_seed_holds_out_other_pictures() -> None:
     split = [split_by_photograph(Pictures(), range(30), EnhancerOptions(seed=seed))[1] for seed in (0, 0, 1)]
     assert split[0] == split[1] != split[2]
 
 
 @pytest.mark.parametrize(("value", "learns"), [(255, True), (1, False)])
-def test_what_nobody_knows_is_not_looked_at(tiny_network: FewShotNetwork, value: int, learns: bool) -> None:
+def test_ignored_pixels_have_no_effect(tiny_network: FewShotNetwork, value: int, learns: bool) -> None:
     pictures, rng = Pictures(), np.random.default_rng(0)
     for mask in pictures.masks:
         mask[np.kron(rng.random((GRID, GRID)) < 0.5, np.ones((SIZE // GRID, SIZE // GRID))) > 0] = value
@@ -204,7 +204,7 @@ def test_the_fewest_photographs_are_enough(tiny_network: FewShotNetwork) -> None
     assert few.trained_on >= 3
 
 
-def test_a_class_of_one_picture_has_its_own_map_alone(tiny_network: FewShotNetwork) -> None:
+def test_a_class_with_one_picture_has_only_its_own_map(tiny_network: FewShotNetwork) -> None:
     pictures = Pictures(8)
     pictures.examples = tuple(Example(i, Path(str(i)), None, str(i)) for i in range(8))
     assert trained(tiny_network, pictures, range(8), EnhancerOptions(steps=1)).trained_on == 6

@@ -1,4 +1,4 @@
-"""The draws of episodes: the published ones where there are any, and what every episode keeps."""
+"""Episodes: the published ones, and the rules that all episodes follow."""
 
 import gzip
 import json
@@ -15,9 +15,9 @@ from fsvit_edge.runtime.errors import InputError
 
 NOWHERE = Path("nowhere")
 
-# Benchmark, fold, number, query, supports of each way, classes numbered from 1. Made once by a script of its own, which
+# Benchmark, fold, number, query, supports of each way, classes numbered from 1. Made once by a separate script, which
 # reads the lists as text and follows the published procedure by name with the global np.random.seed; it shares nothing
-# with the code under test. Number 999 asks for 2 ways and 3 shots, the others for 1 and 1.
+# with the code under test. Number 999 has 2 ways and 3 shots, the others for 1 and 1.
 PUBLISHED = [
     ("pascal", 0, 0, "2007_000033", ["2009_000354"], [2]),
     ("pascal", 0, 1, "2007_000061", ["2010_001036"], [4]),
@@ -158,7 +158,7 @@ def legacy_supports(
 
 @pytest.fixture
 def legacy_state():
-    """Give numpy's global generator back as it was."""
+    """Restore numpy's global generator afterwards."""
     state = np.random.get_state()
     yield
     np.random.set_state(state)
@@ -202,7 +202,7 @@ def test_coco_draws_as_the_legacy_generator_does(tmp_path: Path, way: int, shot:
         assert as_names(data, episode.supports) == supports
 
 
-def test_drawing_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+def test_drawing_does_not_change_the_global_generator(tmp_path: Path) -> None:
     tiny_pascal(tmp_path)
     before = np.random.get_state()[1].copy()
     benchmark_episode(PascalFewShot(NOWHERE, tmp_path, 0, "test"), 3, 1, 1)
@@ -215,7 +215,7 @@ def gray(value: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four classes of six pictures; three pictures stand under both "a" and "b", one is twice in "c"."""
+    """Four classes of six pictures; three pictures are in both "a" and "b", one is twice in "c"."""
     for number, name in enumerate("abcd"):
         for part in ("images", "masks"):
             (tmp_path / name / part).mkdir(parents=True)
@@ -230,7 +230,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("draw", ["benchmark", "training"])
-def test_no_photograph_is_twice_in_an_episode_of_one_way(folder: Path, draw: str) -> None:
+def test_no_photograph_occurs_twice_in_an_episode_of_one_way(folder: Path, draw: str) -> None:
     data = FolderFewShot(folder)
     rng = np.random.default_rng(0)
     for number in range(300):
@@ -244,7 +244,7 @@ def test_no_photograph_is_twice_in_an_episode_of_one_way(folder: Path, draw: str
 
 
 @pytest.mark.parametrize("draw", ["benchmark", "training"])
-def test_the_class_of_the_query_is_asked_for_half_of_the_time(folder: Path, draw: str) -> None:
+def test_half_of_the_episodes_ask_about_the_class_of_the_query(folder: Path, draw: str) -> None:
     data = FolderFewShot(folder)
     rng = np.random.default_rng(0)
     asked = np.zeros(4)
@@ -266,7 +266,7 @@ def test_a_folder_is_asked_about_every_picture_in_a_mixed_order(folder: Path) ->
     assert benchmark_episode(data, 1, 1, 1) == benchmark_episode(FolderFewShot(folder), 1, 1, 1)
 
 
-def test_the_same_query_meets_other_supports_in_the_next_round(folder: Path) -> None:
+def test_the_same_query_has_other_supports_in_the_next_round(folder: Path) -> None:
     data = FolderFewShot(folder)
     rounds = [[benchmark_episode(data, number + start, 1, 2) for number in range(24)] for start in (0, 24)]
     assert [episode.query for episode in rounds[0]] == [episode.query for episode in rounds[1]]
@@ -284,7 +284,7 @@ def test_a_seed_fixes_the_training_episodes(folder: Path) -> None:
     assert drawn(1) != drawn(2)
 
 
-def test_a_photograph_shows_every_class_it_stands_under(folder: Path) -> None:
+def test_a_photograph_shows_every_class_it_is_listed_under(folder: Path) -> None:
     data = FolderFewShot(folder)
     shared, alone = data.of_class(1)[0], data.of_class(1)[5]
     assert present(data, Episode(shared, (0, 1, 2), ((), (), ()))).tolist() == [True, True, False]
@@ -334,7 +334,7 @@ def test_the_published_presence_comes_from_the_mask(tmp_path: Path) -> None:
 
 def test_too_many_ways_or_shots_are_refused(folder: Path) -> None:
     data = FolderFewShot(folder)
-    with pytest.raises(InputError, match="5 ways cannot be drawn from 4 classes"):
+    with pytest.raises(InputError, match=r"The number of ways must be 1 to 4 .* got 5"):
         benchmark_episode(data, 0, 5, 1)
     with pytest.raises(InputError, match="at least 1 shot"):
         training_episode(data, np.random.default_rng(0), 1, 0)
@@ -346,6 +346,6 @@ def test_too_many_ways_or_shots_are_refused(folder: Path) -> None:
         benchmark_episode(data, query, 4, 5)
 
 
-def test_a_single_class_is_always_asked_for(folder: Path) -> None:
+def test_a_single_class_is_always_asked_about(folder: Path) -> None:
     data = FolderFewShot(folder, ["d"])
     assert all(benchmark_episode(data, number, 1, 1).ways == (3,) for number in range(6))

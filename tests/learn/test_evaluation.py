@@ -1,4 +1,4 @@
-"""Episodes through a model: what comes out where the data are right, and where they are not."""
+"""Evaluation on episodes, with correct and with wrong data, and the gates."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from fsvit_edge.learn.datasets import FolderFewShot
 from fsvit_edge.learn.episode_pictures import draw_answer
 from fsvit_edge.learn.episodes import benchmark_episode, present
 from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, evaluate
-from fsvit_edge.learn.gates import Gates, Reference
+from fsvit_edge.learn.gates import Baseline, Gates
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.torch_engine import open_network
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, InputError
@@ -34,16 +34,14 @@ def figures(result: EvaluationResult) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("way", [1, 2])
-def test_right_data_score_high(color_model: ColorModel, make_folder: MakeFolder, way: int) -> None:
+def test_correct_data_score_high(color_model: ColorModel, make_folder: MakeFolder, way: int) -> None:
     data = FolderFewShot(make_folder())
-    exact, miou = figures(evaluate(color_model.model, data, replace(FEW, way=way)))
+    exact, miou = figures(evaluate(color_model.model, data, replace(FEW, ways=way)))
     assert exact == 100
-    assert miou > 80  # what is lost is the outline, on a grid of 12 x 12
+    assert miou > 80  # the outlines are coarse, on a grid of 12 x 12
 
 
-def test_names_alone_score_high_where_the_thing_is_in_the_center(
-    color_model: ColorModel, make_folder: MakeFolder
-) -> None:
+def test_names_only_score_high_if_the_object_is_in_the_center(color_model: ColorModel, make_folder: MakeFolder) -> None:
     data = FolderFewShot(make_folder())
     exact, miou = figures(evaluate(color_model.model, data, replace(FEW, masks=False)))
     assert exact > 90
@@ -58,17 +56,15 @@ def test_shuffled_labels_are_at_chance(color_model: ColorModel, make_folder: Mak
     assert miou < 30
 
 
-def test_masks_of_the_wrong_side_are_punished(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_masks_on_the_wrong_side_score_low(color_model: ColorModel, make_folder: MakeFolder) -> None:
     right, wrong = FolderFewShot(make_folder()), FolderFewShot(make_folder("wrong", shuffle_masks=True))
     assert figures(evaluate(color_model.model, right, replace(FEW, masks=False)))[1] > 80
     assert figures(evaluate(color_model.model, wrong, replace(FEW, masks=False)))[1] < 10
 
 
-def test_the_figures_are_those_of_asking_the_model_episode_by_episode(
-    color_model: ColorModel, make_folder: MakeFolder
-) -> None:
+def test_the_scores_equal_those_of_running_each_episode_alone(color_model: ColorModel, make_folder: MakeFolder) -> None:
     data = FolderFewShot(make_folder(shuffle_labels=True))
-    options = EvaluationOptions(way=2, shot=3, episodes=50)
+    options = EvaluationOptions(ways=2, shots=3, episodes=50)
     result = evaluate(color_model.model, data, options)
     model, right = color_model.model, []
     for number in range(50):
@@ -93,20 +89,20 @@ def test_a_picture_is_encoded_once_as_query_and_once_as_support(
     assert color_model.encoder.runs <= 2 * len(data.examples)
 
 
-def test_what_is_remembered_of_supports_is_bounded(
+def test_the_cache_of_supports_is_bounded(
     color_model: ColorModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = FolderFewShot(make_folder())
     free = evaluate(color_model.model, data, FEW)
     color_model.encoder.runs = 0
-    monkeypatch.setattr(evaluation, "_SUPPORT_CACHE_BYTES", 1)
-    monkeypatch.setattr(evaluation, "_EPISODES_AT_ONCE", 2)
+    monkeypatch.setattr(evaluation, "SUPPORT_CACHE_BYTES", 1)
+    monkeypatch.setattr(evaluation, "EPISODES_AT_ONCE", 2)
     tight = evaluate(color_model.model, data, FEW)
     assert color_model.encoder.runs > 120
     assert tight.scores == free.scores
 
 
-def test_the_models_own_classes_stay(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_the_models_own_classes_are_unchanged(color_model: ColorModel, make_folder: MakeFolder) -> None:
     picture = np.full((30, 30, 3), 200, np.uint8)
     color_model.model.enroll("mine", [picture])
     before = color_model.model.predict(picture)
@@ -115,7 +111,7 @@ def test_the_models_own_classes_stay(color_model: ColorModel, make_folder: MakeF
     assert np.array_equal(color_model.model.predict(picture).scores, before.scores)
 
 
-def test_queries_without_a_mask_count_for_the_presence_alone(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_queries_without_a_mask_count_only_for_presence(color_model: ColorModel, make_folder: MakeFolder) -> None:
     root = make_folder()
     for path in sorted(root.glob("*/masks/[0-3].png")):
         path.unlink()
@@ -131,30 +127,30 @@ def test_queries_without_a_mask_count_for_the_presence_alone(color_model: ColorM
     json.dumps(bare.to_dict(), allow_nan=False)
 
 
-def test_supports_without_masks_are_an_error_where_masks_are_asked_for(
+def test_supports_without_masks_are_an_error_if_masks_are_needed(
     color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder(masks=False), needs_masks=False)
-    with pytest.raises(InputError, match=r"has no mask; evaluate with --supports names"):
+    with pytest.raises(InputError, match=r"has no mask; add one, or evaluate with --supports names"):
         evaluate(color_model.model, data, FEW)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (EvaluationOptions(way=5), "5 ways cannot be drawn from 4 classes"),
-        (EvaluationOptions(shot=8), "too few for 8"),
+        (EvaluationOptions(ways=5), r"The number of ways must be 1 to 4 .* got 5"),
+        (EvaluationOptions(shots=8), "too few for 8"),
         (EvaluationOptions(episodes=0), "at least 1 episode"),
     ],
 )
-def test_what_cannot_be_drawn_is_an_error(
+def test_impossible_episodes_are_an_error(
     color_model: ColorModel, make_folder: MakeFolder, options: EvaluationOptions, text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
         evaluate(color_model.model, FolderFewShot(make_folder()), options)
 
 
-def test_the_episodes_have_an_identity(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_the_digest_identifies_the_episodes(color_model: ColorModel, make_folder: MakeFolder) -> None:
     root = make_folder()
     first, same, more = (
         evaluate(color_model.model, FolderFewShot(root), replace(FEW, episodes=count)) for count in (40, 40, 41)
@@ -166,11 +162,11 @@ def test_the_episodes_have_an_identity(color_model: ColorModel, make_folder: Mak
     assert changed.episodes_sha256 != first.episodes_sha256
 
 
-def test_torch_and_onnx_runtime_find_the_same(
+def test_torch_and_onnx_runtime_give_the_same_scores(
     tiny_network: FewShotNetwork, tiny_bundle: Path, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder())
-    options = EvaluationOptions(way=2, shot=2, episodes=25)
+    options = EvaluationOptions(ways=2, shots=2, episodes=25)
     answers: dict[str, dict[int, Answer]] = {"torch": {}, "onnx": {}}
 
     with (
@@ -204,15 +200,15 @@ def good(color_model: ColorModel, make_folder: MakeFolder) -> EvaluationResult:
     return evaluate(color_model.model, FolderFewShot(make_folder()), replace(FEW, episodes=40))
 
 
-def write_reference(path: Path, result: EvaluationResult, **changes: object) -> Reference:
+def write_baseline(path: Path, result: EvaluationResult, **changes: object) -> Baseline:
     path.write_text(json.dumps({**result.to_dict(), **changes}))
-    return Reference.load(path)
+    return Baseline.load(path)
 
 
-def test_limits_that_are_kept_pass(good: EvaluationResult, tmp_path: Path) -> None:
+def test_a_result_within_the_limits_passes(good: EvaluationResult, tmp_path: Path) -> None:
     Gates().check(good)
     Gates(min_miou=80, min_exact_ratio=100).check(good)
-    Gates(reference=write_reference(tmp_path / "r.json", good), drop=0).check(good)
+    Gates(baseline=write_baseline(tmp_path / "r.json", good), max_drop=0).check(good)
 
 
 @pytest.mark.parametrize(
@@ -220,71 +216,72 @@ def test_limits_that_are_kept_pass(good: EvaluationResult, tmp_path: Path) -> No
     [
         (
             Gates(min_miou=99.9),
-            r"^The accuracy gate failed: mIoU 8\d\.\d\d %, at least 99\.90 % wanted \(the limit\)\.$",
+            r"^The accuracy gate failed: mIoU is 8\d\.\d\d %, expected at least 99\.90 % \(the limit\)\.$",
         ),
-        (Gates(min_exact_ratio=100.1), r"exact ratio 100\.00 %"),
+        (Gates(min_exact_ratio=100.1), r"exact ratio is 100\.00 %"),
         (Gates(min_exact_ratio=100.1, min_miou=99.9), r"exact ratio .*; mIoU"),
         (Gates(min_miou=float("nan")), "mIoU"),
     ],
 )
-def test_a_limit_that_is_missed_fails(good: EvaluationResult, gates: Gates, text: str) -> None:
+def test_a_missed_limit_fails(good: EvaluationResult, gates: Gates, text: str) -> None:
     with pytest.raises(AccuracyGateError, match=text):
         gates.check(good)
 
 
 @pytest.mark.parametrize("figure", ["exact_ratio", "miou"])
-def test_a_drop_of_more_than_the_points_fails(good: EvaluationResult, tmp_path: Path, figure: str) -> None:
+def test_a_drop_larger_than_the_limit_fails(good: EvaluationResult, tmp_path: Path, figure: str) -> None:
     better = good.to_dict()[figure]
-    reference = write_reference(tmp_path / "r.json", good, **{figure: {**better, "value": better["value"] + 2}})
-    Gates(reference=reference, drop=2.1).check(good)
+    baseline = write_baseline(tmp_path / "r.json", good, **{figure: {**better, "value": better["value"] + 2}})
+    Gates(baseline=baseline, max_drop=2.1).check(good)
     with pytest.raises(AccuracyGateError, match=r"1\.9 points below"):
-        Gates(reference=reference, drop=1.9).check(good)
+        Gates(baseline=baseline, max_drop=1.9).check(good)
 
 
-def test_an_miou_that_was_measured_before_and_is_not_now_fails(good: EvaluationResult, tmp_path: Path) -> None:
-    reference = write_reference(tmp_path / "r.json", good)
+def test_an_miou_that_is_no_longer_measured_fails(good: EvaluationResult, tmp_path: Path) -> None:
+    baseline = write_baseline(tmp_path / "r.json", good)
     without = replace(good, scores=replace(good.scores, miou=None))
-    with pytest.raises(AccuracyGateError, match="mIoU not measured"):
-        Gates(reference=reference).check(without)
+    with pytest.raises(AccuracyGateError, match="mIoU is not measured"):
+        Gates(baseline=baseline).check(without)
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"shot": 5}, "it has shot 5, this evaluation shot 1"),
+        ({"shots": 5}, "it has shots 5, this evaluation has shots 1"),
         (
             {"episodes": 1000, "masks": False},
-            "it has episodes 1000, masks False, this evaluation episodes 40, masks True",
+            "it has episodes 1000, masks False, this evaluation has episodes 40, masks True",
         ),
         ({"episodes_sha256": "ab"}, "other classes, pictures or masks"),
-        ({"outlines": "sharp"}, "it has outlines sharp, this evaluation outlines plain; use the settings of the"),
+        ({"outlines": "sharp"}, "it has outlines sharp, this evaluation has outlines plain; use the settings of the"),
     ],
 )
-def test_a_reference_of_other_episodes_is_refused(
+def test_a_baseline_with_other_episodes_is_refused(
     good: EvaluationResult, tmp_path: Path, changes: dict[str, object], text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
-        Gates(reference=write_reference(tmp_path / "r.json", good, **changes)).check(good)
+        Gates(baseline=write_baseline(tmp_path / "r.json", good, **changes)).check(good)
 
 
-def test_a_reference_from_before_outlines_had_kinds_is_a_plain_one(good: EvaluationResult, tmp_path: Path) -> None:
+def test_a_baseline_of_version_0_1_can_be_compared(good: EvaluationResult, tmp_path: Path) -> None:
     older = good.to_dict()
+    older["way"], older["shot"] = older.pop("ways"), older.pop("shots")
     assert older.pop("outlines") == "plain"
     (tmp_path / "r.json").write_text(json.dumps(older))
-    reference = Reference.load(tmp_path / "r.json")
-    Gates(reference=reference).check(good)
-    with pytest.raises(InputError, match="it has outlines plain, this evaluation outlines sharp"):
-        Gates(reference=reference).check(replace(good, outlines="sharp"))
+    baseline = Baseline.load(tmp_path / "r.json")
+    Gates(baseline=baseline).check(good)
+    with pytest.raises(InputError, match="it has outlines plain, this evaluation has outlines sharp"):
+        Gates(baseline=baseline).check(replace(good, outlines="sharp"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"way": 1}', "[" * 100_000])
-def test_what_is_no_result_is_refused_as_reference(tmp_path: Path, text: str) -> None:
+def test_a_baseline_that_is_not_a_result_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(text)
-    with pytest.raises(ArtifactError, match=r"The reference .*r\.json is n"):
-        Reference.load(path)
+    with pytest.raises(ArtifactError, match=r"The baseline .*r\.json is n"):
+        Baseline.load(path)
     with pytest.raises(ArtifactError, match="No such file"):
-        Reference.load(tmp_path / "none.json")
+        Baseline.load(tmp_path / "none.json")
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures

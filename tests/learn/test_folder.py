@@ -1,4 +1,4 @@
-"""Folders of one's own: what counts as a class, a mask and a photograph."""
+"""Folders as data sets: what counts as a class, a mask and a photograph."""
 
 import shutil
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_classes_and_pictures_come_in_sorted_order(root: Path) -> None:
     assert np.array_equal(data.read_image(0), picture(1))
 
 
-def test_labels_do_not_change_with_the_selection(root: Path) -> None:
+def test_labels_do_not_depend_on_the_selected_classes(root: Path) -> None:
     data = FolderFewShot(root, ["dog"])
     assert dict(data.class_names) == {1: "dog"}
     assert data.examples == FolderFewShot(root).examples[3:]
@@ -91,7 +91,7 @@ def test_gray_masks(root: Path, stored: tuple[int, ...], expected: tuple[int, ..
     assert np.array_equal(data.read_truth(0, (1, 0)), rows(*(2 if value == 1 else value for value in expected)))
 
 
-def test_a_palette_mask_keeps_its_void(root: Path) -> None:
+def test_a_palette_mask_keeps_its_ignored_pixels(root: Path) -> None:
     image = Image.new("P", SIZE_HW[::-1])
     image.putpalette([0, 0, 0] + [90, 0, 0] * 254 + [224, 224, 192])
     image.putdata(rows(0, 15, 255, 0, 0, 0).ravel().tolist())
@@ -99,7 +99,7 @@ def test_a_palette_mask_keeps_its_void(root: Path) -> None:
     assert np.array_equal(FolderFewShot(root).read_mask(0), rows(0, 1, IGNORE, 0, 0, 0))
 
 
-def test_a_pixel_that_one_mask_leaves_open_belongs_to_the_other(root: Path) -> None:
+def test_a_pixel_ignored_in_one_mask_takes_the_label_of_the_other(root: Path) -> None:
     save(root / "cat/masks/1.png", rows(255, 1, 255, 0, 0, 0))
     data = FolderFewShot(root)
     for labels in ((0, 1), (1, 0)):
@@ -108,7 +108,7 @@ def test_a_pixel_that_one_mask_leaves_open_belongs_to_the_other(root: Path) -> N
         assert np.array_equal(data.read_truth(1, labels), rows(dog, second, IGNORE, 0, 0, 0))
 
 
-def test_other_folders_files_and_stray_masks_do_not_disturb(root: Path) -> None:
+def test_other_folders_and_files_and_stray_masks_are_ignored(root: Path) -> None:
     before = FolderFewShot(root).examples
     save(root / "cat/unlabeled/9.png", picture(9))
     save(root / "cat/masks/9.png", rows(0, 255, 0, 0, 0, 0))
@@ -118,7 +118,7 @@ def test_other_folders_files_and_stray_masks_do_not_disturb(root: Path) -> None:
     assert FolderFewShot(root).examples == before
 
 
-def test_masks_may_be_of_another_format_and_may_lack(root: Path) -> None:
+def test_masks_may_have_another_format_and_may_be_missing(root: Path) -> None:
     Image.open(root / "cat/masks/0.png").save(root / "cat/masks/0.bmp")
     for name in ("0.png", "1.png"):
         (root / "cat/masks" / name).unlink()
@@ -131,7 +131,7 @@ def test_masks_may_be_of_another_format_and_may_lack(root: Path) -> None:
     with pytest.raises(InputError, match="has no mask"):
         data.read_truth(2, (0, 1))
     assert data.read_truth(1, ()).shape == SIZE_HW
-    with pytest.raises(InputError, match=r"dog has no mask for 3 of its 3 pictures, the first is '0'"):
+    with pytest.raises(InputError, match=r"dog has no mask for 3 of its 3 pictures, for example '0'"):
         FolderFewShot(root, ["dog"])
 
 
@@ -145,7 +145,7 @@ def test_unusable_folders_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no class 'bird'"):
         FolderFewShot(root, exclude=["bird"])
     save(tmp_path / "ant/images/0.png", picture(0))
-    with pytest.raises(InputError, match=r"ant has 1 pictures; it needs at least 2"):
+    with pytest.raises(InputError, match=r"ant has 1 pictures, but needs at least 2"):
         FolderFewShot(root, needs_masks=False)
     assert len(FolderFewShot(root, ["cat"]).examples) == 3
     save(root / "cat/images/0.jpg", picture(0))
@@ -170,7 +170,7 @@ def test_unusable_masks_are_refused(root: Path) -> None:
 
 def test_an_unusable_index_is_refused(root: Path) -> None:
     (root / "index.csv").write_text("name,same_image_as\ncat/0,dog/1\n")
-    with pytest.raises(InputError, match=r"index\.csv lacks the column class, image"):
+    with pytest.raises(InputError, match=r"index\.csv has no column class, image"):
         FolderFewShot(root)
     (root / "index.csv").write_bytes(b"\xff\xfe\x00same_image_as")
     with pytest.raises(InputError, match=r"index\.csv cannot be read as a table"):
@@ -179,7 +179,7 @@ def test_an_unusable_index_is_refused(root: Path) -> None:
     assert len(FolderFewShot(root).examples) == 6
 
 
-def test_a_sideways_picture_takes_an_upright_mask(root: Path) -> None:
+def test_a_picture_rotated_by_exif_takes_an_upright_mask(root: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     sideways = Image.fromarray(np.zeros((8, 6, 3), np.uint8))
@@ -191,7 +191,7 @@ def test_a_sideways_picture_takes_an_upright_mask(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(4, [1, 1, 1, 1]), (6, [1, 2, 1, 2]), (20, [5, 5, 5, 5])])
-def test_folds_are_equal_runs_of_the_sorted_classes(tmp_path: Path, count: int, sizes: list[int]) -> None:
+def test_folds_are_equal_parts_of_the_sorted_classes(tmp_path: Path, count: int, sizes: list[int]) -> None:
     names = [f"class{number:02}" for number in range(count)]
     for name in reversed(names):
         (tmp_path / name / "images").mkdir(parents=True)
@@ -200,7 +200,7 @@ def test_folds_are_equal_runs_of_the_sorted_classes(tmp_path: Path, count: int, 
     assert [name for fold in folds for name in fold] == names
 
 
-def test_too_few_classes_make_no_folds(root: Path) -> None:
+def test_too_few_classes_for_folds_are_refused(root: Path) -> None:
     with pytest.raises(InputError, match="2 classes, too few for 4 folds"):
         folder_folds(root)
 
@@ -215,7 +215,7 @@ def test_training_leaves_out_the_photographs_of_held_out_classes(root: Path) -> 
     assert dict(data.class_names) == {0: "cat"}
 
 
-def test_no_photograph_trains_and_tests_in_a_fold_of_real_pictures(shared_folder: Path) -> None:
+def test_no_photograph_is_in_training_and_test_of_a_fold_of_real_pictures(shared_folder: Path) -> None:
     root = shared_folder / "data/pascal10-coseg"
     everything = FolderFewShot(root)
     assert len(everything.examples) == 1037
@@ -224,7 +224,7 @@ def test_no_photograph_trains_and_tests_in_a_fold_of_real_pictures(shared_folder
         train, test = (open_data("folder", root, None, fold, split) for split in ("train", "test"))
         seen = {example.photograph for example in train.examples}
         assert seen.isdisjoint(example.photograph for example in test.examples)
-        # Positive control: by their classes alone the two would share photographs.
+        # Positive control: selected by class only, the two would share photographs.
         others = [name for name in everything.class_names.values() if name not in held_out]
         unfiltered = {example.photograph for example in FolderFewShot(root, others).examples}
         assert not unfiltered.isdisjoint(example.photograph for example in test.examples)

@@ -13,7 +13,7 @@ def asked(present: list[bool], labels: list[int], shown: list[list[int]], ways: 
     return pairs_of(torch.tensor(present), torch.tensor(labels), table, ways)
 
 
-def test_each_query_is_asked_for_its_own_class_and_those_of_the_next_queries() -> None:
+def test_each_query_is_asked_about_its_own_class_and_those_of_the_next_queries() -> None:
     pairs = asked([True, True, True], [0, 1, 2], [[0], [1], [2]], ways=2)
 
     assert pairs.query.tolist() == [0, 1, 2, 0, 1, 2]
@@ -29,13 +29,13 @@ def test_two_supports_of_one_class_are_both_present() -> None:
     assert pairs.known.all()
 
 
-def test_a_cropped_query_that_lost_its_thing_shows_no_support_of_its_class() -> None:
+def test_a_query_whose_crop_lost_the_object_shows_no_support_of_its_class() -> None:
     pairs = asked([False, True], [3, 3], [[3], [3]], ways=2)
 
     assert pairs.present.tolist() == [False, True, False, True]
 
 
-def test_another_class_of_the_photograph_is_not_relied_on() -> None:
+def test_other_classes_of_the_photograph_are_not_known() -> None:
     pairs = asked([True, True], [0, 1], [[0, 1], [1]], ways=2)
 
     assert pairs.known.tolist() == [True, True, False, True]
@@ -43,11 +43,11 @@ def test_another_class_of_the_photograph_is_not_relied_on() -> None:
     assert certain == presence_loss(torch.tensor([4.0, 4.0, -9.0, -4.0]), pairs, 0.0)
 
 
-def test_the_loss_by_hand() -> None:
+def test_the_loss_equals_one_computed_by_hand() -> None:
     pairs = asked([True, True], [0, 1], [[0], [1]], ways=2)
     logit = torch.tensor([2.0, 1.0, -1.0, 0.5])  # 0 for 0, 1 for 1, 0 for 1, 1 for 0
 
-    softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731 - a name for one line of a formula
+    softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731 - one line of a formula
     entropy = (softplus(-2.0) + softplus(-1.0)) / 2 + (softplus(-1.0) + softplus(0.5)) / 2
     by_query = (softplus(-1.0 - 2.0) + softplus(0.5 - 1.0)) / 2
     by_support = (softplus(0.5 - 2.0) + softplus(-1.0 - 1.0)) / 2
@@ -55,7 +55,7 @@ def test_the_loss_by_hand() -> None:
     assert float(presence_loss(logit, pairs, 0.0)) == pytest.approx(entropy + 0.5 * (by_query + by_support), rel=1e-5)
 
 
-def test_label_noise_bounds_what_one_absent_pair_can_cost() -> None:
+def test_label_noise_bounds_the_loss_of_one_absent_pair() -> None:
     pairs = asked([True, True], [0, 1], [[0], [1]], ways=2)
 
     def slope(noise: float) -> float:

@@ -1,4 +1,4 @@
-"""The metrics against numbers worked out by hand and against torchmetrics."""
+"""The metrics against numbers computed by hand and against torchmetrics."""
 
 import warnings
 
@@ -12,7 +12,7 @@ NAMES = {3: "cat", 1: "dog", 7: "fox"}
 
 
 def labels(*rows: str) -> np.ndarray:
-    """A map of labels, a digit a pixel; x is ignored."""
+    """A label map, one digit per pixel; x is ignored."""
     return np.array([[255 if digit == "x" else int(digit) for digit in row] for row in rows], np.uint8)
 
 
@@ -23,7 +23,7 @@ PREDICTION = labels("110", "122")
 TRUTH = labels("100", "x20")
 
 
-def test_intersections_and_unions_of_a_small_map_are_those_counted_by_hand() -> None:
+def test_intersections_and_unions_of_a_small_map_equal_those_counted_by_hand() -> None:
     intersections, unions = count_pixels(PREDICTION, TRUTH, 2)
     assert intersections.tolist() == [1, 1]
     assert unions.tolist() == [2, 2]
@@ -34,13 +34,13 @@ def test_without_the_ignored_pixel_the_union_is_larger() -> None:
     assert count_pixels(PREDICTION, truth, 2)[1].tolist() == [3, 2]
 
 
-def test_a_class_that_is_not_there_adds_its_false_alarms_to_the_union() -> None:
+def test_a_class_that_is_absent_adds_its_false_alarms_to_the_union() -> None:
     intersections, unions = count_pixels(labels("1122"), labels("1100"), 2)
     assert intersections.tolist() == [2, 0]
     assert unions.tolist() == [2, 2]
 
 
-def test_a_class_taken_for_another_counts_against_both() -> None:
+def test_a_confused_class_counts_against_both_classes() -> None:
     intersections, unions = count_pixels(labels("1112"), labels("1222"), 2)
     assert intersections.tolist() == [1, 1]
     assert unions.tolist() == [3, 3]
@@ -56,13 +56,13 @@ def tally() -> Tally:
     return Tally(
         ways=np.array([[3, 1], [1, 3], [1, 7]]),
         shown=np.array([[True, False], [False, True], [True, False]]),
-        judged=np.array([[True, False], [False, False], [True, True]]),
+        predicted=np.array([[True, False], [False, False], [True, True]]),
         intersections=np.array([[6, 0], [0, 3], [5, 0]]),
         unions=np.array([[8, 2], [0, 12], [8, 0]]),
     )
 
 
-def test_the_figures_of_three_episodes_are_those_worked_out_by_hand() -> None:
+def test_the_scores_of_three_episodes_equal_those_computed_by_hand() -> None:
     scores = score(tally(), NAMES)
     # One episode of three has no wrong answer.
     assert scores.exact_ratio.value == pytest.approx(100 / 3)
@@ -73,7 +73,7 @@ def test_the_figures_of_three_episodes_are_those_worked_out_by_hand() -> None:
     # (0 + 0 + 5) / (2 + 0 + 8)
     assert dog.iou is not None
     assert dog.iou.value == pytest.approx(50)
-    # Neither there nor predicted: it has no IoU, and the mean is taken over the other two.
+    # Neither shown nor predicted: it has no IoU, so the mean is over the other two.
     assert fox.iou is None
     assert scores.miou is not None
     assert scores.miou.value == pytest.approx(47.5)
@@ -81,7 +81,7 @@ def test_the_figures_of_three_episodes_are_those_worked_out_by_hand() -> None:
     assert [c.presence.value for c in scores.classes if c.presence] == pytest.approx([50, 100, 0])
 
 
-def test_a_class_never_asked_for_has_no_figures() -> None:
+def test_a_class_never_asked_about_has_no_scores() -> None:
     extra = score(tally(), {**NAMES, 9: "owl"}).classes[-1]
     assert (extra.name, extra.asked, extra.presence, extra.iou) == ("owl", 0, None, None)
 
@@ -89,7 +89,7 @@ def test_a_class_never_asked_for_has_no_figures() -> None:
 def test_without_any_mask_there_is_no_miou() -> None:
     nothing = np.zeros((3, 2), np.int64)
     full = tally()
-    scores = score(Tally(full.ways, full.shown, full.judged, nothing, nothing), NAMES)
+    scores = score(Tally(full.ways, full.shown, full.predicted, nothing, nothing), NAMES)
     assert scores.miou is None
     assert scores.exact_ratio.value == pytest.approx(100 / 3)
 
@@ -103,7 +103,7 @@ def random_tally(episodes: int, seed: int = 0) -> Tally:
     return Tally(ways, shown, judged, intersections, intersections + rng.integers(1, 100, (episodes, 2)))
 
 
-def test_intervals_are_those_of_a_plain_resampling_loop() -> None:
+def test_intervals_equal_those_of_a_plain_resampling_loop() -> None:
     full = random_tally(60)
     scores = score(full, NAMES)
     rng = np.random.default_rng(5)
@@ -111,7 +111,7 @@ def test_intervals_are_those_of_a_plain_resampling_loop() -> None:
     for _ in range(1500):
         rows = rng.integers(0, 60, 60)
         part = Tally(*(getattr(full, field)[rows] for field in vars(full)))
-        exact = 100 * (part.shown == part.judged).all(axis=1).mean()
+        exact = 100 * (part.shown == part.predicted).all(axis=1).mean()
         ious = [
             100 * part.intersections[part.ways == label].sum() / part.unions[part.ways == label].sum()
             for label in NAMES
@@ -128,7 +128,7 @@ def test_intervals_are_those_of_a_plain_resampling_loop() -> None:
         assert ours.high == pytest.approx(high[index], abs=0.1 * width)
 
 
-def test_intervals_are_the_same_every_time_and_narrow_with_more_episodes() -> None:
+def test_intervals_are_reproducible_and_narrower_with_more_episodes() -> None:
     assert score(random_tally(50), NAMES) == score(random_tally(50), NAMES)
     few, many = (score(random_tally(episodes), NAMES).exact_ratio for episodes in (40, 4000))
     assert many.high - many.low < (few.high - few.low) / 5
@@ -136,16 +136,16 @@ def test_intervals_are_the_same_every_time_and_narrow_with_more_episodes() -> No
 
 def test_resampling_in_parts_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = score(random_tally(50), NAMES)
-    monkeypatch.setattr(metrics, "_CELLS_AT_ONCE", 50 * 7)
+    monkeypatch.setattr(metrics, "CELLS_AT_ONCE", 50 * 7)
     assert score(random_tally(50), NAMES) == whole
 
 
-def test_torchmetrics_finds_the_same_on_random_episodes() -> None:
+def test_torchmetrics_gives_the_same_scores_on_random_episodes() -> None:
     torch = pytest.importorskip("torch")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torchmetrics imports warns of its own dependencies
+        warnings.simplefilter("ignore")  # imports of torchmetrics warn about their dependencies
         classification = pytest.importorskip("torchmetrics").classification
-    # The data set's labels 1 to 3 are the network's classes; each episode asks for two of them.
+    # The data set's labels 1 to 3 are the network's classes; each episode asks about two of them.
     jaccard = classification.MulticlassJaccardIndex(4, average=None, ignore_index=255)
     exact = classification.MultilabelExactMatch(2)
     rng = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""Scenes: figures worked out by hand, a set of colors through a model, and the gates."""
+"""Scenes: scores computed by hand, evaluation of a model on colors, and the gates."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def by_hand() -> SceneTally:
     return SceneTally(scores, np.array([0.5, 0.8]), shown)
 
 
-def test_the_figures_of_six_pictures_are_those_worked_out_by_hand() -> None:
+def test_the_scores_of_six_pictures_equal_those_computed_by_hand() -> None:
     scores = score_scenes(by_hand(), NAMES)
     cat, dog = scores.classes
     assert (cat.label, cat.name, cat.level, cat.pictures, cat.scenes) == (4, "cat", 0.5, 3, 3)
@@ -50,24 +50,24 @@ def test_the_figures_of_six_pictures_are_those_worked_out_by_hand() -> None:
     assert value(cat.false_alarms) == pytest.approx(100 / 3)
     assert value(dog.hits) == pytest.approx(100 * 2 / 4)
     assert value(dog.false_alarms) == pytest.approx(100 * 1 / 2)
-    # 0.9 and 0.8 beat three scenes each, 0.4 beats one and is as high as another.
+    # 0.9 and 0.8 are above three scenes each; 0.4 is above one and equal to another.
     assert value(cat.area) == pytest.approx(100 * (3 + 3 + 1.5) / 9)
-    # 0.9 beats both, 0.85 one and a half, 0.7 and 0.3 one.
+    # 0.9 is above both, 0.85 counts one and a half, 0.7 and 0.3 one.
     assert value(dog.area) == pytest.approx(100 * (2 + 1.5 + 1 + 1) / 8)
-    # Of so few scenes none may pass: the level is the highest scene's score.
+    # With so few scenes, none may pass: the level is the highest score of a scene.
     assert value(cat.hits_at_1_percent) == value(cat.hits_at_01_percent) == pytest.approx(100 * 2 / 3)
     assert value(dog.hits_at_1_percent) == value(dog.hits_at_01_percent) == pytest.approx(100 / 4)
     for name in ("hits", "false_alarms", "area", "hits_at_1_percent", "hits_at_01_percent"):
         assert value(getattr(scores, name)) == pytest.approx(
             (value(getattr(cat, name)) + value(getattr(dog, name))) / 2
         )
-    # One level for all is 0.85, above which lie 0.9 of the cat and 0.9 of the dog.
+    # One level for all is 0.85; above it are 0.9 of the cat and 0.9 of the dog.
     assert value(scores.pooled_hits_at_1_percent) == pytest.approx(100 * 2 / 7)
     assert value(scores.pooled_hits_at_01_percent) == pytest.approx(100 * 2 / 7)
 
 
 def ranked(scenes: int) -> SceneTally:
-    """One class; as many own pictures as scenes, whose scores lie in turn: own picture i above all scenes up to i."""
+    """One class with as many pictures as scenes, and alternating scores: picture i is above all scenes up to i."""
     places = np.arange(scenes) / scenes
     scores = np.concatenate([places + 0.5 / scenes, places])[:, None]
     return SceneTally(scores, np.array([0.5]), np.repeat([True, False], scenes)[:, None])
@@ -76,7 +76,7 @@ def ranked(scenes: int) -> SceneTally:
 @pytest.mark.parametrize(
     ("scenes", "at_1", "at_01"), [(99, 1, 1), (100, 2, 1), (200, 3, 1), (1000, 11, 2), (2000, 21, 3)]
 )
-def test_of_a_hundred_scenes_one_may_pass_at_1_percent_and_of_a_thousand_one_at_01(
+def test_one_of_a_hundred_scenes_may_pass_at_1_percent_and_one_of_a_thousand_at_01(
     scenes: int, at_1: int, at_01: int
 ) -> None:
     (one,) = score_scenes(ranked(scenes), {0: "it"}).classes
@@ -85,7 +85,7 @@ def test_of_a_hundred_scenes_one_may_pass_at_1_percent_and_of_a_thousand_one_at_
     assert value(one.area) == pytest.approx(100 * (scenes + 1) / (2 * scenes))
 
 
-def test_scenes_as_high_as_the_level_do_not_pass_and_pictures_as_high_are_no_hits() -> None:
+def test_scores_equal_to_the_level_are_neither_false_alarms_nor_hits() -> None:
     scores = np.array([0.9, 0.6, 0.5, *[0.6] * 150, *[0.1] * 50])[:, None]
     shown = (np.arange(len(scores)) < 3)[:, None]
     (one,) = score_scenes(SceneTally(scores, np.array([0.6]), shown), {0: "it"}).classes
@@ -93,7 +93,7 @@ def test_scenes_as_high_as_the_level_do_not_pass_and_pictures_as_high_are_no_hit
     assert value(one.false_alarms) == 0
 
 
-def test_a_class_without_pictures_or_without_scenes_has_no_figures_and_no_say() -> None:
+def test_a_class_without_pictures_or_scenes_has_no_scores_and_is_not_averaged() -> None:
     tally = by_hand()
     shown = tally.shown.copy()
     shown[:, 0] = False
@@ -109,7 +109,7 @@ def test_a_class_without_pictures_or_without_scenes_has_no_figures_and_no_say() 
 
 
 def plain(scores: np.ndarray, levels: np.ndarray, shown: np.ndarray) -> list[float]:
-    """The figures of all once more, class by class and picture by picture."""
+    """Compute the overall scores again, class by class and picture by picture."""
     by_class = []
     for column in range(scores.shape[1]):
         own = scores[shown[:, column], column]
@@ -117,7 +117,7 @@ def plain(scores: np.ndarray, levels: np.ndarray, shown: np.ndarray) -> list[flo
         one = [
             np.mean(own > levels[column]) if own.size else math.nan,
             np.mean(scene > levels[column]) if scene.size else math.nan,
-            np.mean([(h > a) + (h == a) / 2 for h in own for a in scene]) if own.size and scene.size else math.nan,
+            np.mean((own[:, None] > scene) + (own[:, None] == scene) / 2) if own.size and scene.size else math.nan,
         ]
         by_class.append([*one, *at_shares(own, scene)])
     return [*np.nanmean(by_class, axis=0), *at_shares(scores[shown], scores[~shown])]
@@ -149,7 +149,7 @@ def all_figures(scores: SceneScores) -> list[Score]:
     ]  # type: ignore[return-value]
 
 
-def test_figures_and_intervals_are_those_of_a_plain_resampling_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_and_intervals_equal_those_of_a_plain_resampling_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "RESAMPLES", 60)
     tally = random_tally()
     found = all_figures(score_scenes(tally, {0: "a", 1: "b", 2: "c"}))
@@ -168,7 +168,7 @@ def test_figures_and_intervals_are_those_of_a_plain_resampling_loop(monkeypatch:
 def test_resampling_in_parts_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "RESAMPLES", 50)
     whole = score_scenes(by_hand(), NAMES)
-    monkeypatch.setattr(metrics, "_CELLS_AT_ONCE", 12 * 7)
+    monkeypatch.setattr(metrics, "CELLS_AT_ONCE", 12 * 7)
     assert score_scenes(by_hand(), NAMES) == whole
 
 
@@ -196,16 +196,16 @@ def test_shuffled_labels_are_at_chance(color_model: ColorModel, make_folder: Mak
     assert scores.false_alarms.value > 10
 
 
-def test_each_picture_is_encoded_once_and_judged_by_all_classes_in_one_run(
+def test_each_picture_is_encoded_once_and_compared_with_all_classes_in_one_run(
     color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder())
-    evaluate_scenes(color_model.model, data, SceneOptions(shot=2))
+    evaluate_scenes(color_model.model, data, SceneOptions(shots=2))
     assert color_model.encoder.runs == len(data.examples)
-    assert color_model.head.runs == 4 + 4 * 6  # second supports, which the first judge, and pictures
+    assert color_model.head.runs == 4 + 4 * 6  # second supports, compared with the first, and pictures
 
 
-def test_supports_are_the_first_pictures_and_the_judged_ones_lie_evenly(
+def test_supports_are_the_first_pictures_and_scenes_are_evenly_spaced(
     color_model: ColorModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = FolderFewShot(make_folder())
@@ -214,20 +214,20 @@ def test_supports_are_the_first_pictures_and_the_judged_ones_lie_evenly(
     monkeypatch.setattr(
         data, "read_image", lambda index: read.append(data.examples[index].photograph) or plain_read(index)
     )
-    result = evaluate_scenes(color_model.model, data, SceneOptions(shot=2, per_class=3))
+    result = evaluate_scenes(color_model.model, data, SceneOptions(shots=2, per_class=3))
     assert result.pictures == 12
     assert read[:2] == ["blue/0", "blue/1"]
     assert [name for name in read[8:] if name.startswith("red")] == ["red/2", "red/4", "red/6"]
 
 
-def test_the_levels_in_use_are_those_of_the_supports(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_the_levels_are_those_of_the_supports(color_model: ColorModel, make_folder: MakeFolder) -> None:
     data = FolderFewShot(make_folder())
-    result = evaluate_scenes(color_model.model, data, SceneOptions(shot=3))
-    expected = level_of_supports(0.5, [None, 0.9, 0.9])  # what the fake head says of its own color
+    result = evaluate_scenes(color_model.model, data, SceneOptions(shots=3))
+    expected = level_of_supports(0.5, [None, 0.9, 0.9])  # the score that the fake head gives to its own color
     assert [one.level for one in result.scores.classes] == pytest.approx([expected] * 4)
 
 
-def test_a_photograph_under_two_classes_is_a_hit_of_both_and_a_support_nowhere_judged(
+def test_a_photograph_of_two_classes_is_a_hit_of_both_and_a_support_is_never_a_scene(
     color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     root = make_folder()
@@ -243,11 +243,11 @@ def test_a_photograph_under_two_classes_is_a_hit_of_both_and_a_support_nowhere_j
     assert value(by_name["red"].false_alarms) == 0
 
 
-def test_the_models_own_classes_and_level_stay(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_the_models_own_classes_and_level_are_unchanged(color_model: ColorModel, make_folder: MakeFolder) -> None:
     picture = np.full((30, 30, 3), 200, np.uint8)
     color_model.model.enroll("mine", [picture])
     before = color_model.model.predict(picture)
-    evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions(shot=2, per_class=1))
+    evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions(shots=2, per_class=1))
     assert color_model.model.classes == ("mine",)
     assert np.array_equal(color_model.model.predict(picture).scores, before.scores)
 
@@ -255,22 +255,22 @@ def test_the_models_own_classes_and_level_stay(color_model: ColorModel, make_fol
 @pytest.mark.parametrize(
     ("options", "classes", "text"),
     [
-        (SceneOptions(shot=8), None, "Class 'blue' has 8 pictures, too few for 8 as supports and one to judge"),
-        (SceneOptions(), ["blue"], "give at least 2 classes"),
+        (SceneOptions(shots=8), None, "Class 'blue' has 8 pictures, too few for 8 supports and a scene"),
+        (SceneOptions(), ["blue"], "Scenes need at least 2 classes"),
     ],
 )
-def test_what_cannot_be_asked_is_an_error(
+def test_impossible_scenes_are_an_error(
     color_model: ColorModel, make_folder: MakeFolder, options: SceneOptions, classes: list[str] | None, text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
         evaluate_scenes(color_model.model, FolderFewShot(make_folder(), classes), options)
 
 
-def test_supports_without_masks_are_an_error_where_masks_are_asked_for(
+def test_supports_without_masks_are_an_error_if_masks_are_needed(
     color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
     data = FolderFewShot(make_folder(masks=False), needs_masks=False)
-    with pytest.raises(InputError, match=r"has no mask; evaluate with --supports names"):
+    with pytest.raises(InputError, match=r"has no mask; add one, or evaluate with --supports names"):
         evaluate_scenes(color_model.model, data, SceneOptions())
     assert value(evaluate_scenes(color_model.model, data, SceneOptions(masks=False)).scores.area) == 100
 
@@ -283,33 +283,33 @@ def good(color_model: ColorModel, make_folder: MakeFolder) -> SceneResult:
     return evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
 
 
-def test_limits_that_are_kept_pass(good: SceneResult) -> None:
+def test_a_result_within_the_limits_passes(good: SceneResult) -> None:
     SceneGates().check(good)
     SceneGates(max_false_alarms=0, min_hits=100).check(good)
 
 
-def test_a_model_that_sees_everything_everywhere_fails_the_gate_of_false_alarms(
+def test_a_model_that_finds_everything_everywhere_fails_the_false_alarm_gate(
     color_model: ColorModel, make_folder: MakeFolder
 ) -> None:
-    color_model.model.set_level_for_all(0.05)  # below the 0.1 that the fake head says of what it does not see
+    color_model.model.set_level_for_all(0.05)  # below the score 0.1 that the fake head gives to an absent class
     bad = evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
     with pytest.raises(AccuracyGateError) as failed:
         SceneGates(max_false_alarms=5).check(bad)
-    assert str(failed.value) == "The accuracy gate failed: false alarms 100.00 %, at most 5.00 % wanted."
+    assert str(failed.value) == "The accuracy gate failed: false alarms are 100.00 %, expected at most 5.00 %."
     SceneGates(min_hits=100).check(bad)
 
 
-def test_a_model_that_sees_nothing_fails_the_gate_of_hits(color_model: ColorModel, make_folder: MakeFolder) -> None:
+def test_a_model_that_finds_nothing_fails_the_hit_gate(color_model: ColorModel, make_folder: MakeFolder) -> None:
     color_model.model.set_level_for_all(0.95)
     blind = evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
     SceneGates(max_false_alarms=0).check(blind)
-    with pytest.raises(AccuracyGateError, match=r"failed: hits 0\.00 %, at least 50\.00 % wanted\.$"):
+    with pytest.raises(AccuracyGateError, match=r"failed: hits are 0\.00 %, expected at least 50\.00 %\.$"):
         SceneGates(max_false_alarms=0, min_hits=50).check(blind)
-    with pytest.raises(AccuracyGateError, match=r"false alarms .*; hits"):
+    with pytest.raises(AccuracyGateError, match=r"false alarms are .*; hits are"):
         SceneGates(max_false_alarms=-1, min_hits=50).check(blind)
 
 
-def test_what_was_not_measured_passes_no_gate(good: SceneResult) -> None:
+def test_an_unmeasured_score_fails_every_gate(good: SceneResult) -> None:
     unknown = replace(good, scores=replace(good.scores, hits=None, false_alarms=None))
     for gates in (SceneGates(max_false_alarms=100), SceneGates(min_hits=0)):
         with pytest.raises(AccuracyGateError, match="not measured"):

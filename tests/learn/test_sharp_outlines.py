@@ -1,4 +1,4 @@
-"""What training does with objectness is what the runtime does with it."""
+"""Training uses objectness as the runtime does."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
 from fsvit_edge.learn.datasets import FolderFewShot
-from fsvit_edge.learn.sharp_outlines import enlarged, sharpened, thing_of_name, weight_of_support
+from fsvit_edge.learn.episode_module import EpisodeModule
+from fsvit_edge.learn.sharp_outlines import resized_objectness, sharpened, thing_of_name, weight_of_support
 from fsvit_edge.learn.tokens import TokenCache
-from fsvit_edge.learn.training import EpisodeModule, new_head
+from fsvit_edge.learn.training import new_head
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime import outlines, support_masks
 from fsvit_edge.runtime.errors import ArtifactError
@@ -23,7 +24,7 @@ from fsvit_edge.runtime.preprocess import resize_image
 
 
 def logits(shift: float = 0.0) -> np.ndarray:
-    """Objectness (16, 16) of a thing on the right."""
+    """Objectness (16, 16) of an object on the right."""
     rng = np.random.default_rng(0)
     return np.float32(np.where(np.arange(16) > 9, 4.0, -5.0) + rng.normal(0, 1, (16, 16)) + shift)
 
@@ -42,7 +43,7 @@ def test_a_support_weighs_objectness_as_at_run_time(mask: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("guess", [block(34, 64), block(0, 30)])
-def test_a_name_means_the_thing_that_it_means_at_run_time(guess: np.ndarray) -> None:
+def test_a_mask_is_guessed_from_a_name_as_at_run_time(guess: np.ndarray) -> None:
     expected = support_masks.thing_of_name(logits(), guess)
     (thing,) = thing_of_name(torch.from_numpy(logits())[None], torch.from_numpy(guess)[None].to(torch.uint8))
     assert thing.dtype == torch.uint8
@@ -82,13 +83,13 @@ def data(tmp_path: Path) -> FolderFewShot:
 
 @pytest.fixture
 def telling(hybrid_network: FewShotNetwork) -> FewShotNetwork:
-    """The hybrid, which tells objectness, with a head that learns."""
+    """The hybrid network, which predicts objectness, with a head to train."""
     network = copy.deepcopy(hybrid_network)
     new_head(network, 0)
     return network
 
 
-def test_the_cache_gives_back_objectness(data: FolderFewShot, telling: FewShotNetwork, tmp_path: Path) -> None:
+def test_the_cache_returns_objectness(data: FolderFewShot, telling: FewShotNetwork, tmp_path: Path) -> None:
     cache = TokenCache(telling, tmp_path / "cache", views=2)
     assert cache.fill(data) == 8
     image = torch.from_numpy(resize_image(data.read_image(2), 64))[None]
@@ -113,10 +114,10 @@ def test_the_cache_gives_back_objectness(data: FolderFewShot, telling: FewShotNe
 
 
 @pytest.mark.parametrize("ways", [1, 3])
-def test_the_head_learns_what_objectness_lacks(
+def test_the_head_learns_only_what_objectness_does_not_find(
     data: FolderFewShot, telling: FewShotNetwork, tmp_path: Path, ways: int
 ) -> None:
-    """Where objectness is sure of the mask, a step asks less of the head; where it is sure of the rest, more."""
+    """The loss is lower if objectness is sure of the mask, and higher if it is sure of the rest."""
     options = TrainOptions(batch=4, micro_batch=4, ways=ways, validation_fraction=0.25)
     cache = TokenCache(telling, tmp_path / "cache")
     cache.fill(data)
@@ -138,7 +139,7 @@ def test_the_head_learns_what_objectness_lacks(
     assert losses["unknown"] < losses["wrong"] - 0.05
 
 
-def test_sharp_outlines_leave_out_what_is_absent(data: FolderFewShot, telling: FewShotNetwork, tmp_path: Path) -> None:
+def test_sharp_outlines_leave_out_absent_classes(data: FolderFewShot, telling: FewShotNetwork, tmp_path: Path) -> None:
     options = TrainOptions(batch=4, micro_batch=4, validation_fraction=0.25)
     cache = TokenCache(telling, tmp_path / "cache")
     cache.fill(data)
@@ -152,4 +153,4 @@ def test_sharp_outlines_leave_out_what_is_absent(data: FolderFewShot, telling: F
         for presence, marked in (((0.0, 1.0), True), ((1.0, 0.0), False)):
             found = module.outlined(answer._replace(presence=torch.tensor([presence])), asked).argmax(dim=1)
             assert bool(found.any()) is marked
-    assert enlarged(batch.query_objectness.float(), 64).shape == (1, 64, 64)
+    assert resized_objectness(batch.query_objectness.float(), 64).shape == (1, 64, 64)

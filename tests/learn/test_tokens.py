@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def data(tmp_path: Path) -> FolderFewShot:
     return FolderFewShot(tmp_path / "data", needs_masks=False)
 
 
-def test_the_cache_gives_back_what_the_encoder_says(
+def test_the_cache_returns_the_output_of_the_encoder(
     data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path
 ) -> None:
     cache = TokenCache(tiny_network, tmp_path / "cache")
@@ -100,17 +101,17 @@ def test_a_picture_that_was_not_cached_is_named(
         TokenCache(tiny_network, tmp_path / "cache").read(data.examples[0].image)
 
 
-def test_a_full_disk_is_foreseen(
+def test_a_full_disk_is_an_error_before_encoding(
     data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = TokenCache(tiny_network, tmp_path / "cache")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(FsvitEdgeError, match="choose another folder with --cache"):
         cache.fill(data)
     assert not list(cache.folder.glob("*.npy"))
 
 
-def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_can_be_set_by_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_folder() == tmp_path / "fsvit-edge" / "tokens"
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -140,7 +141,7 @@ def test_views_are_always_the_same_and_differ_from_each_other() -> None:
         assert 0 <= view.left < view.right <= 1 + 1e-9
 
 
-def test_picture_and_mask_are_cropped_and_mirrored_alike() -> None:
+def test_picture_and_mask_are_cropped_and_mirrored_the_same_way() -> None:
     mask = np.zeros((64, 96), np.uint8)
     mask[10:30, 50:90] = 1
     picture = np.repeat(mask[..., None] * np.uint8(200), 3, axis=2)
@@ -151,13 +152,13 @@ def test_picture_and_mask_are_cropped_and_mirrored_alike() -> None:
         assert (bright == (view.of_mask(mask, 48) == 1)).mean() > 0.97
 
 
-def test_unknown_pixels_stay_unknown() -> None:
+def test_ignored_pixels_stay_ignored() -> None:
     mask = np.array([[0, 1], [255, 0]], np.uint8)
     assert np.array_equal(View().of_mask(mask, 2), mask)
     assert np.array_equal(View(flip=True).of_mask(mask, 2), mask[:, ::-1])
 
 
-def test_a_view_keeps_a_thing_only_if_enough_of_it_is_seen() -> None:
+def test_a_view_keeps_an_object_only_if_enough_of_it_is_visible() -> None:
     mask = np.zeros((100, 100), np.uint8)
     mask[:, :40] = 1
     assert View().keeps(mask)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -85,16 +84,16 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_four_pictures_are_learnt_by_heart(tmp_path: Path, run: Run) -> None:
+def test_four_pictures_can_be_overfitted(tmp_path: Path, run: Run) -> None:
     data = FolderFewShot(write_squares(tmp_path / "four", ["blue", "red"], 2))
     result = run(data, epochs=70, batch=2, micro_batch=2, class_weight=0.5, learning_rate=2e-3)
     assert result.validation["miou"] > 90
     assert result.validation["exact_ratio"] > 90
 
 
-def test_shuffled_labels_give_chance_where_true_ones_do_not(tmp_path: Path, run: Run) -> None:
+def test_shuffled_labels_are_at_chance_and_true_ones_are_not(tmp_path: Path, run: Run) -> None:
     root = write_squares(tmp_path / "true", list(COLORS), 10)
-    options = {"epochs": 12, "class_weight": 1.0, "validation_fraction": 0.3, "learning_rate": 2e-3}
+    options = {"epochs": 6, "class_weight": 1.0, "validation_fraction": 0.3, "learning_rate": 2e-3}
     true = run(FolderFewShot(root), "true-labels", **options)
 
     pairs = [(name, number) for name in COLORS for number in range(10)]
@@ -161,7 +160,7 @@ def test_only_the_head_learns(squares: Path, run: Run, learner: FewShotNetwork) 
     assert not same(head, head_of(learner))
 
 
-def test_the_same_seed_gives_the_same_head_and_another_seed_another(
+def test_the_same_seed_gives_the_same_head_and_another_seed_a_different_one(
     squares: Path, run: Run, learner: FewShotNetwork
 ) -> None:
     heads = []
@@ -184,40 +183,46 @@ def test_micro_batches_change_nothing(squares: Path, run: Run, learner: FewShotN
         assert (tensor - heads[1][name]).abs().mean() < 2e-4, name
 
 
-SCRIPT = """
+EPOCHS = 4
+
+
+def train_in(root: Path, name: str) -> dict[str, torch.Tensor]:
+    """Train, or resume training, the network of `root` / start.safetensors; return its head."""
+    from fsvit_edge.model.checkpoint import load_network
+
+    network = load_network(root / "start.safetensors")
+    options = TrainOptions(epochs=EPOCHS, batch=4, micro_batch=4, views=2, same_picture=0.3)
+    cache = TokenCache(network, root / "cache", 2)
+    train(network, FolderFewShot(root / "squares"), options, cache, root / name, resume=True)
+    return network.head.state_dict()
+
+
+# The process to kill uses as many threads as this one, so its numbers are exactly the same.
+TO_KILL = """
 import sys
 from pathlib import Path
 import torch
 from fsvit_edge.learn import batches
-from fsvit_edge.learn.datasets import FolderFewShot
-from fsvit_edge.learn.tokens import TokenCache
-from fsvit_edge.learn.training import train
-from fsvit_edge.model.checkpoint import load_network
+from test_training import train_in
 
-torch.set_num_threads(1)
-batches.VALIDATION_EPISODES = 8
-root = Path(sys.argv[1])
-network = load_network(root / "start.safetensors")
-options = batches.TrainOptions(epochs=6, batch=4, micro_batch=4, views=2, same_picture=0.3)
-cache = TokenCache(network, root / "cache", 2)
-train(network, FolderFewShot(root / "squares"), options, cache, root / sys.argv[2], resume=True)
-torch.save(network.head.state_dict(), root / f"{sys.argv[2]}.pt")
+torch.set_num_threads(int(sys.argv[2]))
+batches.VALIDATION_EPISODES = int(sys.argv[3])
+train_in(Path(sys.argv[1]), "broken")
 """
 
 
-def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path, squares: Path, learner: FewShotNetwork) -> None:
+def test_a_killed_training_resumes_to_the_same_weights(
+    tmp_path: Path, squares: Path, learner: FewShotNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fsvit_edge.model.checkpoint import save_network
 
     assert squares.is_dir()
     save_network(learner, tmp_path / "start.safetensors")
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-
-    def command(name: str) -> list[str]:
-        return [sys.executable, str(script), str(tmp_path), name]
-
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    broken = subprocess.Popen(command("broken"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    monkeypatch.setattr(batches, "VALIDATION_EPISODES", 8)
+    whole = train_in(tmp_path, "whole")
+    command = [sys.executable, "-c", TO_KILL, str(tmp_path), str(torch.get_num_threads()), "8"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    broken = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "broken" / "log.jsonl"
     deadline = time.monotonic() + 120
     while broken.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
@@ -226,17 +231,16 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path, squares: 
     broken.send_signal(signal.SIGKILL)
     assert broken.wait() == -signal.SIGKILL
     reached = len(log.read_text().splitlines())
-    subprocess.run(command("broken"), check=True, capture_output=True)
+    resumed = train_in(tmp_path, "broken")
 
     epochs = [json.loads(line)["epoch"] for line in log.read_text().splitlines()]
-    assert 2 <= reached < 6
-    assert epochs[-1] == 5
-    assert len(epochs) <= 7  # at most the epoch that was killed is trained twice
-    whole, resumed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "broken"))
+    assert 2 <= reached < EPOCHS
+    assert epochs[-1] == EPOCHS - 1
+    assert len(epochs) <= EPOCHS + 1  # at most the epoch that was killed is trained twice
     assert same(whole, resumed)
 
 
-def test_every_epoch_is_checkpointed_though_none_is_better(tmp_path: Path, squares: Path, run: Run) -> None:
+def test_every_epoch_is_checkpointed_even_if_none_is_better(tmp_path: Path, squares: Path, run: Run) -> None:
     run(FolderFewShot(squares), epochs=3, learning_rate=0.0)
     epochs = {
         name: torch.load(tmp_path / "workspace" / f"{name}.ckpt", map_location="cpu", weights_only=True)["epoch"]
@@ -246,7 +250,7 @@ def test_every_epoch_is_checkpointed_though_none_is_better(tmp_path: Path, squar
 
 
 @pytest.mark.parametrize("ways", [1, 3])
-def test_a_step_of_many_ways_teaches_presence_and_masks(
+def test_a_step_with_many_ways_trains_presence_and_masks(
     squares: Path, run: Run, learner: FewShotNetwork, ways: int
 ) -> None:
     before = {name: value.clone() for name, value in learner.head.state_dict().items()}
@@ -258,40 +262,50 @@ def test_a_step_of_many_ways_teaches_presence_and_masks(
     assert not torch.equal(before["decoder1_seg.0.weight"], after["decoder1_seg.0.weight"])
 
 
-def test_an_unfinished_training_is_not_overwritten_and_another_one_not_resumed(squares: Path, run: Run) -> None:
+def test_an_unfinished_training_is_neither_overwritten_nor_resumed_with_other_options(squares: Path, run: Run) -> None:
     data = FolderFewShot(squares)
     run(data)
-    with pytest.raises(InputError, match="go on with --resume"):
+    with pytest.raises(InputError, match="continue it with --resume"):
         run(data)
-    with pytest.raises(InputError, match=r"another learning_rate: 0\.001, now 0\.5"):
+    with pytest.raises(InputError, match=r"a training with learning_rate 0\.001, but now it is 0\.5"):
         run(data, resume=True, learning_rate=0.5)
 
 
+def test_a_training_of_version_0_1_can_be_resumed(tmp_path: Path, squares: Path, run: Run) -> None:
+    run(FolderFewShot(squares))
+    last = tmp_path / "workspace" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    identity = checkpoint["identity"]
+    identity["nameless"], identity["precision"] = identity.pop("mask_dropout"), identity.pop("trainer_precision")
+    torch.save(checkpoint, last)
+    assert run(FolderFewShot(squares), resume=True).epochs == 1
+
+
 def test_early_stopping_keeps_the_best_head(squares: Path, run: Run) -> None:
-    # A learning rate of 0 never improves, so the second epoch without a better figure is the last.
+    # A learning rate of 0 never improves, so the second epoch without an improvement is the last.
     assert run(FolderFewShot(squares), epochs=9, patience=1, learning_rate=0.0).epochs == 2
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"batch": 12, "micro_batch": 5}, "must be a multiple of the micro-batch, 5"),
-        ({"mask_fraction": 1.5}, "mask_fraction must lie between 0 and 1"),
-        ({"nameless": -0.1}, "nameless must be from 0 to 1"),
+        ({"batch": 12, "micro_batch": 5}, r"must be a multiple of the micro-batch \(5\)"),
+        ({"mask_fraction": 1.5}, "mask_fraction must be between 0 and 1"),
+        ({"mask_dropout": -0.1}, "mask_dropout must be from 0 to 1"),
         ({"same_picture": 0.5}, "set views to 2 or more"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, float], sentence: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, float], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         TrainOptions(**options)
 
 
 def test_an_unknown_supervision_is_refused() -> None:
-    with pytest.raises(InputError, match="must be mask, image, mixed, got 'boxes'"):
+    with pytest.raises(InputError, match="must be one of mask, image, mixed; got 'boxes'"):
         check_supervision("boxes")
 
 
-def test_a_network_without_a_head_gets_one_that_is_saved(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
+def test_a_network_without_a_head_gets_a_new_one_that_is_saved(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
     from fsvit_edge.model.checkpoint import load_network, save_network
 
     network = FewShotNetwork(replace(tiny_network.config, head="prototype"))
@@ -300,7 +314,7 @@ def test_a_network_without_a_head_gets_one_that_is_saved(tiny_network: FewShotNe
     assert same(head_of(network), head_of(load_network(tmp_path / "new.safetensors")))
 
 
-def test_nothing_is_left_in_the_environment(squares: Path, run: Run) -> None:
+def test_training_does_not_change_the_environment(squares: Path, run: Run) -> None:
     before = dict(os.environ)
     run(FolderFewShot(squares))
     assert dict(os.environ) == before

@@ -24,8 +24,8 @@ pytest.importorskip("skimage")
 @pytest.fixture
 def fresh() -> Iterator[None]:
     def forget() -> None:
-        demo._strip.cache_clear()
-        demo._photograph.cache_clear()
+        demo.photo_strip.cache_clear()
+        demo.photograph.cache_clear()
 
     forget()
     yield
@@ -41,23 +41,23 @@ def corners(matrix: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 @pytest.mark.usefixtures("fresh")
 def test_the_same_number_gives_the_same_frame() -> None:
     first = [demo_frame(index) for index in (0, 100, 333)]
-    demo._strip.cache_clear()
+    demo.photo_strip.cache_clear()
     assert all(np.array_equal(demo_frame(index), frame) for index, frame in zip((0, 100, 333), first, strict=True))
 
 
-def test_a_round_takes_twelve_to_twenty_seconds_and_then_repeats() -> None:
+def test_a_round_takes_twelve_to_twenty_seconds_and_repeats() -> None:
     assert 12 <= demo_length() / DEMO_FPS <= 20
     assert np.array_equal(demo_frame(7), demo_frame(7 + demo_length()))
     assert np.array_equal(demo_truth(7), demo_truth(7 + 2 * demo_length()))
 
 
-def test_frames_and_truth_have_the_stated_form() -> None:
+def test_frames_and_truth_have_the_documented_shape() -> None:
     assert (demo_frame(0).shape, demo_frame(0).dtype) == ((*DEMO_SIZE_HW, 3), np.uint8)
     assert (demo_truth(0).shape, demo_truth(0).dtype) == (DEMO_SIZE_HW, np.uint8)
 
 
 def test_the_camera_moves_without_a_jump_even_into_the_next_round() -> None:
-    strip = demo._strip()
+    strip = demo.photo_strip()
     centers = np.array([corners(matrix, DEMO_SIZE_HW).mean(axis=0) for matrix in (*strip.path, strip.path[0])])
     steps = np.diff(centers, axis=0)
     width = strip.rgb.shape[1]
@@ -69,19 +69,21 @@ def test_the_camera_moves_without_a_jump_even_into_the_next_round() -> None:
 
 
 def test_the_camera_never_looks_past_the_photographs() -> None:
-    strip = demo._strip()
+    strip = demo.photo_strip()
     rows = np.array([corners(matrix, DEMO_SIZE_HW)[:, 1] for matrix in strip.path])
     assert rows.min() >= 0
     assert rows.max() <= strip.rgb.shape[0] - 1
-    for wanted in demo._SUPPORT_VIEWS:
+    for wanted in demo.SUPPORT_VIEWS:
         view, (height, width) = wanted.view, wanted.size_hw
-        seen = corners(demo._camera(view.x, view.y, view.width / width, view.angle, (height, width)), (height, width))
-        photo = demo._photograph(wanted.photo or demo._OUTLINES[wanted.name][0])
+        seen = corners(
+            demo.camera_map(view.x, view.y, view.width / width, view.angle, (height, width)), (height, width)
+        )
+        photo = demo.photograph(wanted.photo or demo.OUTLINES[wanted.name][0])
         assert (seen >= 0).all(), wanted.name
         assert (seen <= (photo.shape[1] - 1, photo.shape[0] - 1)).all(), wanted.name
 
 
-def test_every_class_is_seen_and_so_is_none() -> None:
+def test_the_tour_shows_every_class_and_pictures_without_one() -> None:
     truths = [demo_truth(index) for index in range(demo_length())]
     for label in range(1, len(DEMO_CLASSES) + 1):
         assert sum((truth == label).mean() > 0.03 for truth in truths) > 2 * DEMO_FPS, DEMO_CLASSES[label - 1]
@@ -89,21 +91,21 @@ def test_every_class_is_seen_and_so_is_none() -> None:
     assert max(truth.max() for truth in truths) == len(DEMO_CLASSES)
 
 
-def test_the_outlines_fit_what_they_surround() -> None:
-    # The tank is red (so is a box on the shelf), the suit orange, the rocket brighter than the night: a shifted outline
-    # would lose that.
+def test_the_outlines_fit_the_objects() -> None:
+    # The tank is red (so is a box on the shelf), the suit is orange, the rocket is brighter than the night: a shifted
+    # outline would miss that.
     for name, photo_says in {
         "motorcycle": lambda rgb: (rgb[..., 0] - rgb[..., 1] > 100) & (np.indices(rgb.shape[:2])[1] < 500),
         "astronaut": lambda rgb: (rgb[..., 0] > 180) & (rgb[..., 2] < 90),
         "rocket": lambda rgb: (rgb.min(axis=2) > 110) & (np.indices(rgb.shape[:2])[0] < 330),
     }.items():
-        rgb = demo._photograph(demo._OUTLINES[name][0]).astype(int)
-        inside = demo._outline_mask(name, rgb.shape[:2], scale=1.0) > 0
+        rgb = demo.photograph(demo.OUTLINES[name][0]).astype(int)
+        inside = demo.outline_mask(name, rgb.shape[:2], scale=1.0) > 0
         found = photo_says(rgb)
         assert found[inside].mean() > 8 * found[~inside].mean(), name
 
 
-def test_the_supports_hold_each_class_and_only_the_motorcycle_comes_by_its_name() -> None:
+def test_the_supports_cover_each_class_and_only_the_motorcycle_has_no_mask() -> None:
     supports = demo_supports()
     assert tuple(dict.fromkeys(support.name for support in supports)) == DEMO_CLASSES
     assert {support.name for support in supports if support.mask is None} == {"motorcycle"}
@@ -122,9 +124,9 @@ def test_no_support_is_a_frame_of_the_tour() -> None:
 
 
 @pytest.mark.usefixtures("fresh")
-def test_nothing_is_fetched_from_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_does_not_use_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the demo went to the network")
+        raise AssertionError("the demo used the network")
 
     monkeypatch.setattr(socket, "socket", refuse)
     demo_frame(0)
@@ -149,6 +151,6 @@ def test_a_missing_scikit_image_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.usefixtures("fresh")
 def test_a_missing_photograph_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_TOUR", (demo._Stop("gone.png", 1.0, demo._View(0, 0, 1), demo._View(0, 0, 1)),))
-    with pytest.raises(EnvironmentLacksError, match=r"lacks the photograph gone\.png .* install it again with"):
+    monkeypatch.setattr(demo, "TOUR", (demo.Stop("gone.png", 1.0, demo.View(0, 0, 1), demo.View(0, 0, 1)),))
+    with pytest.raises(EnvironmentLacksError, match=r"needs the photograph gone\.png, .* reinstall it with"):
         demo_length()

@@ -1,4 +1,4 @@
-"""A whole run in this process: what it says, what it reports, and how it ends."""
+"""A complete run in this process: what it prints, what it reports, and how it ends."""
 
 import json
 import os
@@ -16,22 +16,25 @@ import stub_camera
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, Percentiles
-from fsvit_edge.live.run import LiveRun, RunOptions, statistics_line
-from fsvit_edge.live.shared_model import LiveModel, ModelDescription
+from fsvit_edge.live.run import LiveRun, RunOptions, run_source
+from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import Sink, SinkClosedError
-from fsvit_edge.live.sources.base import FileSource, Source, SourceStatus
+from fsvit_edge.live.sources.base import Source, SourceOptions, SourceStatus
+from fsvit_edge.live.sources.demo import DEMO_CLASSES
+from fsvit_edge.live.sources.files import FileSource
 from fsvit_edge.live.sources.live import LiveSource, Timeouts
-from fsvit_edge.live.sources.options import SourceOptions
 from fsvit_edge.live.uri import SourceAddress
-from fsvit_edge.runtime.errors import FsvitEdgeError, SourceError
+from fsvit_edge.runtime.engines.choose import EngineChoice
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
 from fsvit_edge.runtime.machine import resident_memory_mb
 from fsvit_edge.runtime.prediction import Prediction
 
 
 class NoModel(LiveModel):
-    """Judges nothing, at once."""
+    """Finds nothing, at once."""
 
-    description = ModelDescription("stub", "none", "fp32")
+    name = "stub"
+    choice = EngineChoice("none", "fp32", "no engine")
     classes = ()
 
     def __init__(self) -> None:
@@ -87,27 +90,27 @@ def test_every_frame_of_a_file_reaches_every_sink() -> None:
     assert [(one.written, one.dropped, one.failure) for one in result.health.sinks] == [(50, 0, "")] * 2
 
 
-def test_a_sink_that_fails_is_told_once_and_the_rest_goes_on() -> None:
+def test_a_failed_sink_is_reported_once_and_the_run_continues() -> None:
     good = Collect()
     live_run, said = run(film(50), [Collect(10, FsvitEdgeError("the disk is full")), good])
     result = live_run.run()
     assert good.seen == list(range(50))
-    assert said == ["sink 0 stops, the rest goes on: the disk is full"]
+    assert said == ["sink 0 has stopped, the run continues: the disk is full"]
     assert result.exit_code == 1
     assert [one.failure for one in result.health.sinks] == ["the disk is full", ""]
 
 
-def test_a_sinks_trouble_is_told_as_it_comes_and_goes() -> None:
+def test_trouble_of_a_sink_is_reported_when_it_starts_and_ends() -> None:
     sink = Collect()
     live_run, said = run(film(30, pause_s=0.1), [sink])
-    threading.Timer(0.3, setattr, (sink, "trouble", "the broker is away.")).start()
+    threading.Timer(0.3, setattr, (sink, "trouble", "The broker is gone.")).start()
     threading.Timer(1.6, setattr, (sink, "trouble", "")).start()
     live_run.run()
-    assert said == ["sink 0: the broker is away.", "sink 0: it works again."]
-    assert "the broker is away." in [one.sinks[0].trouble for one in sink.healths]
+    assert said == ["sink 0: The broker is gone.", "sink 0: It works again."]
+    assert "The broker is gone." in [one.sinks[0].trouble for one in sink.healths]
 
 
-def test_the_last_sinks_failure_ends_the_run() -> None:
+def test_the_failure_of_the_last_sink_ends_the_run() -> None:
     live_run, said = run(film(100_000), [Collect(10, FsvitEdgeError("the disk is full"))])
     with pytest.raises(FsvitEdgeError, match="the disk is full"):
         live_run.run()
@@ -115,23 +118,23 @@ def test_the_last_sinks_failure_ends_the_run() -> None:
     assert live_run.health().frames < 100_000
 
 
-def test_a_reader_that_has_gone_ends_the_run_quietly() -> None:
+def test_a_reader_that_is_gone_ends_the_run_quietly() -> None:
     live_run, said = run(film(100_000), [Collect(10, SinkClosedError()), Collect()])
     result = live_run.run()
     assert (result.exit_code, said) == (0, [])
     assert result.statistics.frames < 100_000
 
 
-def test_an_error_of_the_source_comes_after_the_sinks_are_finished() -> None:
+def test_an_error_of_the_source_is_raised_after_the_sinks_are_finished() -> None:
     sink = Collect()
-    live_run, _ = run(film(5, SourceError("the film is torn")), [sink])
-    with pytest.raises(SourceError, match="the film is torn"):
+    live_run, _ = run(film(5, SourceError("the film is damaged")), [sink])
+    with pytest.raises(SourceError, match="the film is damaged"):
         live_run.run()
     assert sink.seen == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
-def test_a_signal_ends_it_in_order_and_the_handlers_are_put_back(number: int, code: int) -> None:
+def test_a_signal_stops_the_run_and_the_handlers_are_restored(number: int, code: int) -> None:
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     live_run, _ = run(film(100_000, pause_s=0.005), [Collect()])
     killer = threading.Timer(0.3, os.kill, (os.getpid(), number))
@@ -144,18 +147,18 @@ def test_a_signal_ends_it_in_order_and_the_handlers_are_put_back(number: int, co
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_states_and_health_are_told_while_no_frame_comes(tmp_path: Path) -> None:
+def test_states_and_health_are_reported_while_no_frame_arrives(tmp_path: Path) -> None:
     sink = Collect()
     address = SourceAddress("csi", "0", "stub")
     timeouts = Timeouts(open_s=3, first_frame_s=2, frame_s=1.0, delays_s=(0.3,))
     with LiveSource(address, SourceOptions(), timeouts=timeouts, command=stub_camera.command("three")) as source:
-        options = RunOptions(max_frames=5, stats_s=0.2, health=tmp_path / "health.json")
+        options = RunOptions(max_frames=5, stats_s=0.2, health_file=tmp_path / "health.json")
         live_run, said = run(source, [sink], options)
         result = live_run.run()
     states = [health.source_status.state for health in sink.healths]
     changes = [state for state, before in zip(states, [None, *states], strict=False) if state != before]
     assert changes[changes[0] == "connecting" :][:3] == ["live", "lost", "live"]
-    assert "stub is lost: The process that read stub has ended." in said
+    assert "stub is lost: The process that reads stub has ended." in said
     assert "stub is live." in said
     assert any(line.startswith("stub: live, ") for line in said)
     written = json.loads((tmp_path / "health.json").read_text())
@@ -166,38 +169,74 @@ def test_states_and_health_are_told_while_no_frame_comes(tmp_path: Path) -> None
     assert result.health.memory_mb > 20
 
 
-def test_a_health_file_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
+def test_a_health_file_that_cannot_be_written_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    live_run, said = run(film(400, pause_s=0.006), [Collect()], RunOptions(health=tmp_path / "file" / "health.json"))
+    live_run, said = run(
+        film(400, pause_s=0.006), [Collect()], RunOptions(health_file=tmp_path / "file" / "health.json")
+    )
     assert live_run.run().exit_code == 0
     assert len(said) == 1
-    assert said[0].startswith("The health is not written any more: ")
+    assert said[0].startswith("The health file is no longer written: ")
 
 
-def test_a_line_of_statistics_holds_what_matters() -> None:
+def test_health_prints_as_one_line_of_statistics() -> None:
     status = SourceStatus("live", 0.0, captured=30, dropped=20, is_frozen=True)
     age = Percentiles(10.4, 20.0, 30.0)
-    told = Health(0, 0, "", 5, "cam", status, "m", "e", "p", (), 10, 2.0, age, {"head": age}, 123.4)
-    assert statistics_line(told) == (
+    health = Health(0, 0, "", 5, "cam", status, "m", "e", "p", (), 10, 2.0, age, {"head": age}, 123.4)
+    assert str(health) == (
         "cam: live (frozen), 10 frames, 2.0 frames/s, 20 dropped, age p50/p95/p99 10/20/30 ms, head 10.4, 123 MB"
     )
 
 
-def test_memory_is_that_of_the_processes_named() -> None:
+def test_memory_is_the_sum_over_the_given_processes() -> None:
     own = resident_memory_mb([os.getpid()])
     assert own > 20
     assert resident_memory_mb([os.getpid(), os.getpid()]) == pytest.approx(2 * own, rel=0.1)
     assert resident_memory_mb([2**30]) == 0
 
 
-def test_the_service_manager_hears_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(5)
+def test_systemd_receives_the_state_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         live_run, _ = run(film(15, pause_s=0.1), [Collect()])
         live_run.run()
-        heard = [manager.recv(1000).decode() for _ in range(4)]
-    assert heard[0] == "READY=1"
-    assert all(one.startswith("WATCHDOG=1\nSTATUS=film: live, ") for one in heard[1:3])
-    assert heard[3] == "STOPPING=1"
+        received = [systemd.recv(1000).decode() for _ in range(4)]
+    assert received[0] == "READY=1"
+    assert all(one.startswith("WATCHDOG=1\nSTATUS=film: live, ") for one in received[1:3])
+    assert received[3] == "STOPPING=1"
+
+
+def test_a_python_user_runs_a_source_in_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    seen: list[int] = []
+    options = RunOptions(threads=1, max_frames=3)
+    result = run_source(
+        "demo", ["out.jsonl"], options, say=said.append, on_frame=lambda frame, *_: seen.append(frame.index)
+    )
+    assert seen == [0, 1, 2]
+    assert (result.exit_code, result.statistics.frames, result.health.classes) == (0, 3, DEMO_CLASSES)
+    assert len(Path("out.jsonl").read_text().splitlines()) == 3
+    assert {line.split("'")[1] for line in said} == set(DEMO_CLASSES)
+    summary = result.to_dict()
+    assert (summary["source"], summary["frames"], summary["precision"]) == ("demo", 3, "fp32")
+    assert summary["age_ms"] == result.health.to_dict()["age_ms"]
+
+
+def test_the_page_is_opened_by_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Collect()
+    opened: list[tuple[str, tuple[str, ...], Path]] = []
+
+    def open_page(uri: str, model: LiveModel, bank: Path) -> Sink:
+        opened.append((uri, model.classes, bank))
+        return page
+
+    options = RunOptions(threads=1, max_frames=2, bank=Path("new.safetensors"))
+    with pytest.raises(InputError, match=r"The page http://127\.0\.0\.1:0 needs open_page"):
+        run_source("demo", ["http://127.0.0.1:0"], options)
+    run_source("demo", ["http://127.0.0.1:0"], options, open_page=open_page)
+    assert opened == [("http://127.0.0.1:0", DEMO_CLASSES, Path("new.safetensors"))]
+    assert page.seen == [0, 1]

@@ -3,6 +3,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,11 +12,10 @@ import pytest
 import stub_camera
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.sources import capture_process, live, opencv
-from fsvit_edge.live.sources.base import EndOfSourceError
-from fsvit_edge.live.sources.frame_memory import SAFE_FRAMES, FrameReader, FrameWriter
+from fsvit_edge.live.sources import capture_process, frame_channel, live, opencv
+from fsvit_edge.live.sources.base import EndOfSourceError, SourceOptions
+from fsvit_edge.live.sources.frame_channel import SAFE_FRAMES, FrameReader, FrameSender, FrameWriter
 from fsvit_edge.live.sources.live import LiveSource, Timeouts
-from fsvit_edge.live.sources.options import SourceOptions
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import SourceError
 
@@ -41,7 +41,7 @@ def until(condition: Callable[[], bool], within_s: float = 5) -> float:
     return time.monotonic() - started
 
 
-def test_only_the_newest_frame_is_there_to_read_and_every_other_is_counted() -> None:
+def test_only_the_newest_frame_can_be_read_and_all_others_are_counted_as_dropped() -> None:
     with open_stub("steady") as source:
         first = next_frame(source)
         time.sleep(0.5)
@@ -56,41 +56,41 @@ def test_only_the_newest_frame_is_there_to_read_and_every_other_is_counted() -> 
         assert status.dropped == status.captured - 2
 
 
-def test_a_process_that_ends_is_seen_at_once_and_started_again() -> None:
+def test_a_process_that_ends_is_noticed_at_once_and_restarted() -> None:
     with open_stub("three") as source:
         assert [next_frame(source).index for _ in range(3)] == [0, 1, 2]
         until(lambda: source.status.state == "lost")
-        assert source.status.message == "The process that read stub has ended."
-        assert next_frame(source).index == 3  # numbers go on
+        assert source.status.message == "The process that reads stub has ended."
+        assert next_frame(source).index == 3  # numbers continue
         status = source.status
         assert (status.state, status.message, status.reconnects) == ("live", "", 1)
 
 
-def test_a_source_that_falls_silent_is_killed_and_started_again() -> None:
+def test_a_silent_process_is_killed_and_restarted() -> None:
     with open_stub("hangs") as source:
         next_frame(source)
         first = source.process_id
         until(lambda: source.status.state == "lost", within_s=3)
-        assert source.status.message == "stub has stopped delivering frames; check the camera and its connection."
+        assert source.status.message == "stub stopped delivering frames; check the camera and its connection."
         assert first is not None
         until(lambda: not psutil.pid_exists(first))
         assert next_frame(source).image.shape == (12, 16, 3)
 
 
 @pytest.mark.parametrize("scenario", ["mute", "dark"])
-def test_a_source_that_does_not_answer_stays_connecting_and_says_why(scenario: str) -> None:
+def test_a_source_that_does_not_respond_stays_connecting_with_a_reason(scenario: str) -> None:
     with open_stub(scenario, dataclasses.replace(QUICK, open_s=0.6)) as source:
         until(lambda: source.status.message != "")
         status = source.status
         assert (status.state, status.captured) == ("connecting", 0)
-        assert status.message == "stub does not answer; check the camera and its connection."
+        assert status.message == "stub does not respond; check the camera and its connection."
         until(lambda: source.status.reconnects >= 2, within_s=10)
 
 
 @pytest.fixture
 def no_kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a driver that hangs makes of SIGKILL."""
-    monkeypatch.setattr(live.subprocess.Popen, "kill", lambda _: None)
+    """A driver that hangs ignores SIGKILL."""
+    monkeypatch.setattr(frame_channel.subprocess.Popen, "kill", lambda _: None)
     yield
     psutil.wait_procs(psutil.Process().children(), 5)
 
@@ -100,7 +100,7 @@ LEFT_BEHIND = pytest.mark.filterwarnings("ignore:Exception ignored in. <function
 
 @LEFT_BEHIND
 @pytest.mark.usefixtures("no_kill")
-def test_a_process_that_cannot_be_killed_is_not_joined_by_a_second() -> None:
+def test_no_second_process_starts_while_the_first_cannot_be_killed() -> None:
     timeouts = dataclasses.replace(QUICK, open_s=0.2)
     with open_stub("undead", timeouts) as source:
         until(lambda: "hangs in its driver" in source.status.message)
@@ -120,37 +120,32 @@ def test_closing_does_not_wait_for_a_process_that_cannot_be_killed() -> None:
     assert time.monotonic() - started < 1
 
 
-def test_what_the_process_says_is_the_reason() -> None:
+def test_the_error_of_the_process_is_the_reason() -> None:
     with open_stub("refused") as source:
         until(lambda: source.status.reconnects >= 2, within_s=10)
         assert source.status.message == "rtsp://host/cam cannot be opened; check the address."
         assert source.status.state == "connecting"
 
 
-def test_the_delays_grow_to_the_last_and_begin_anew_after_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    for scenario, expected in (("refused", [1, 2, 5, 10, 10]), ("three", [1, 1])):
-        pauses: list[float] = []
-        monkeypatch.setattr(LiveSource, "_pause", lambda _, delay_s, pauses=pauses: pauses.append(delay_s))
-        timeouts = dataclasses.replace(QUICK, delays_s=(1, 2, 5, 10))
-        with open_stub(scenario, timeouts) as source:
-            while len(pauses) < len(expected):
-                time.sleep(0.01)
-            assert source.status.reconnects >= 1
-        assert pauses[: len(expected)] == expected
+@pytest.mark.parametrize(("scenario", "resets"), [("refused", False), ("three", True)])
+def test_the_second_delay_is_longer_unless_a_frame_came_before(scenario: str, resets: bool) -> None:
+    with open_stub(scenario, dataclasses.replace(QUICK, delays_s=(0.05, 4.0))) as source:
+        until(lambda: source.status.reconnects == 1)
+        assert (until(lambda: source.status.reconnects == 2, within_s=15) < 4.0) == resets
 
 
-def test_a_wait_ends_early_when_what_was_away_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([False, False, True])
-    monkeypatch.setattr(live, "_KNOCK_S", 0.02)
-    monkeypatch.setattr(live, "_is_reachable", lambda _: lambda: next(answers))
-    with open_stub("steady") as source:
-        started = time.monotonic()
-        source._pause(30)
-        assert time.monotonic() - started < 5
-        monkeypatch.setattr(live, "_is_reachable", lambda _: lambda: True)  # there all the time, and yet it failed
-        started = time.monotonic()
-        source._pause(0.3)
-        assert time.monotonic() - started >= 0.3
+def test_a_camera_that_is_back_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, False])
+    monkeypatch.setattr(live, "is_reachable", lambda _: next(answers, True))
+    with open_stub("refused", dataclasses.replace(QUICK, delays_s=(30,))) as source:
+        until(lambda: source.status.reconnects == 1)
+
+
+def test_a_camera_that_was_always_there_does_not_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "is_reachable", lambda _: True)
+    with open_stub("refused", dataclasses.replace(QUICK, delays_s=(1.2,))) as source:
+        until(lambda: source.status.message != "")
+        assert until(lambda: source.status.reconnects == 1) > 1.1
 
 
 def test_frames_may_change_their_size() -> None:
@@ -159,9 +154,8 @@ def test_frames_may_change_their_size() -> None:
     assert sizes == [(10, 20), (40, 80), (20, 40), (90, 180), (10, 20)]
 
 
-def test_a_burst_gives_an_untorn_newest_frame() -> None:
+def test_a_burst_gives_an_intact_newest_frame() -> None:
     with open_stub("burst") as source:
-        until(lambda: source.status.captured == 0 or True)
         time.sleep(0.4)
         frame = next_frame(source)
         assert frame.index == 39
@@ -169,14 +163,14 @@ def test_a_burst_gives_an_untorn_newest_frame() -> None:
         assert source.status.dropped == 39
 
 
-def test_frozen_frames_are_flagged_and_still_come() -> None:
+def test_frozen_frames_are_flagged_and_still_delivered() -> None:
     with open_stub("frozen") as source:
         until(lambda: next_frame(source).is_frozen)
         assert source.status.is_frozen
         assert source.status.state == "live"
 
 
-def test_the_only_frame_of_a_film_is_not_lost_for_its_end() -> None:
+def test_the_only_frame_of_a_file_is_not_lost_at_its_end() -> None:
     with open_stub("film") as source:
         time.sleep(0.5)
         assert next_frame(source).index == 0
@@ -184,7 +178,7 @@ def test_the_only_frame_of_a_film_is_not_lost_for_its_end() -> None:
             source.read(5)
 
 
-def test_a_film_that_fails_is_an_error_and_not_tried_again() -> None:
+def test_a_file_that_fails_is_an_error_and_not_tried_again() -> None:
     address = SourceAddress("path", "album", "album")
     with LiveSource(address, SourceOptions(), command=stub_camera.command("refused")) as source:
         with pytest.raises(SourceError, match="cannot be opened; check the address"):
@@ -206,13 +200,13 @@ def test_closing_is_quick_and_leaves_no_process_and_no_descriptor() -> None:
     assert set(os.listdir("/proc/self/fd")) <= before | {"3"}
 
 
-def test_iterating_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.live.sources.base._LONGEST_WAIT_S", 0.5)
+def test_iterating_does_not_wait_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsvit_edge.live.sources.base.MAX_WAIT_S", 0.5)
     with open_stub("refused") as source, pytest.raises(SourceError, match="cannot be opened; check the address"):
         next(source)
 
 
-def test_a_slot_is_safe_for_as_long_as_is_promised() -> None:
+def test_a_slot_stays_intact_for_the_promised_number_of_frames() -> None:
     memory = os.memfd_create("test")
     writer, reader = FrameWriter(memory), FrameReader(os.dup(memory))
     offsets = []
@@ -222,16 +216,16 @@ def test_a_slot_is_safe_for_as_long_as_is_promised() -> None:
         offsets.append(offset)
         if number == SAFE_FRAMES:
             assert np.all(reader.copy(offsets[0], 3, 5) == 0)
-    assert np.all(reader.copy(offsets[0], 3, 5) == SAFE_FRAMES + 1)  # and no longer: the check has to be made
+    assert np.all(reader.copy(offsets[0], 3, 5) == SAFE_FRAMES + 1)  # and not longer: readers must check
     reader.close()
     os.close(memory)
 
 
-# ---------------------------------------------------------------------------------------- what the process does
+# ------------------------------------------------------------------------------------------- the capture process
 
 
 class FakeCapture:
-    """A camera that delivers some frames and then does what `then` says."""
+    """A camera that delivers some frames and then calls `then`."""
 
     def __init__(self, frames: int, then: Callable[[], tuple[bool, np.ndarray | None]], pause_s: float = 0.02) -> None:
         self.left = frames
@@ -286,13 +280,13 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def capture(
     monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], address: SourceAddress, options: SourceOptions, fake: object
-) -> tuple[list[dict[str, object]], str]:
-    """Run the process's own loop here; give what it announced and how it ended."""
+) -> tuple[list[dict[str, Any]], str]:
+    """Run the loop of the capture process here; return its messages and how it ended."""
     monkeypatch.setattr(cv2, "VideoCapture", fake)
     memory = os.memfd_create("test")
     ended = ""
     try:
-        capture_process._capture(address, options, FrameWriter(memory), capture_process._Announcer(pipe[1]))
+        capture_process.capture(address, options, FrameSender(memory, pipe[1]))
     except (SourceError, cv2.error) as error:
         ended = str(error)
     os.set_blocking(pipe[0], False)
@@ -302,42 +296,40 @@ def capture(
 
 
 @pytest.mark.parametrize("then", [gone, late])
-def test_a_read_that_fails_or_comes_late_is_the_end(
+def test_a_read_that_fails_or_is_late_ends_the_source(
     monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], then: Callable[[], tuple[bool, np.ndarray | None]]
 ) -> None:
-    monkeypatch.setattr(capture_process, "_STALL_S", 0.05)
+    monkeypatch.setattr(capture_process, "STALL_S", 0.05)
     said, ended = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), FakeCapture(3, then))
-    assert [message.get("frame") for message in said] == [None, 0, 1, 2]
+    assert [message["frame"]["number"] for message in said[1:]] == [0, 1, 2]
     assert ended == "cam stopped delivering frames; check the camera and its connection."
 
 
-def test_a_driver_that_raises_ends_the_process_without_its_words(
-    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
-) -> None:
+def test_a_driver_that_raises_ends_the_capture(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
     _, ended = capture(monkeypatch, pipe, SourceAddress("camera", "x", "cam"), SourceOptions(), FakeCapture(1, broken))
     assert "driver" in ended
 
 
-def test_old_frames_that_come_in_a_rush_are_left_out(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
+def test_old_frames_that_arrive_in_a_rush_are_skipped(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
     rush = FakeCapture(200, gone, pause_s=0.0)
-    monkeypatch.setattr(capture_process, "_CATCH_UP_S", 60.0)
+    monkeypatch.setattr(capture_process, "CATCH_UP_S", 60.0)
     said, _ = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), rush)
     assert said == [{"opened": 30.0}]
     said, _ = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), FakeCapture(4, gone))
-    assert len(said) == 5  # those that had to be waited for are all there
+    assert len(said) == 5  # no frame is skipped that had to be waited for
 
 
-def test_identical_pixels_are_frozen_after_a_while_and_a_change_ends_it() -> None:
-    watch = capture_process._FrozenWatch()
+def test_identical_pixels_are_frozen_after_five_seconds_until_they_change() -> None:
+    is_frozen = capture_process.FrozenDetector().is_frozen
     still, other = np.zeros((4, 4, 3), np.uint8), np.ones((4, 4, 3), np.uint8)
     second = 10**9
-    assert [watch(still, t * second) for t in (0, 3, 4, 5, 9)] == [False, False, False, True, True]
-    assert not watch(other, 10 * second)
-    assert not watch(still, 11 * second)
-    assert watch(still, 16 * second)
+    assert [is_frozen(still, t * second) for t in (0, 3, 4, 5, 9)] == [False, False, False, True, True]
+    assert not is_frozen(other, 10 * second)
+    assert not is_frozen(still, 11 * second)
+    assert is_frozen(still, 16 * second)
 
 
-def test_a_camera_is_asked_for_size_and_rate_by_v4l2_only(
+def test_a_camera_is_opened_with_v4l2_only_at_the_requested_size_and_rate(
     monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
 ) -> None:
     fake = FakeCapture(1, gone)
@@ -351,7 +343,7 @@ def test_a_camera_is_asked_for_size_and_rate_by_v4l2_only(
 
 
 class UsbCamera(FakeCapture):
-    """640x480 and less of raw pixels at 30 frames/s, 1280x720 at 10; of JPEGs any size at 30, where it has them."""
+    """30 frames/s of raw pixels up to 640x480, 10 at 1280x720; 30 of JPEGs at any size, if it has them."""
 
     def __init__(self, has_jpeg: bool) -> None:
         super().__init__(1, gone)
@@ -380,7 +372,7 @@ class UsbCamera(FakeCapture):
         (SourceOptions(width=640, height=480, fps=15), True, False, 15.0),
     ],
 )
-def test_jpegs_are_asked_for_where_raw_pixels_are_too_slow(
+def test_jpegs_are_requested_if_raw_pixels_are_too_slow(
     monkeypatch: pytest.MonkeyPatch, options: SourceOptions, has_jpeg: bool, is_jpeg: bool, rate: float
 ) -> None:
     fake = UsbCamera(has_jpeg)
@@ -397,7 +389,7 @@ def test_jpegs_are_asked_for_where_raw_pixels_are_too_slow(
         ("http", "http://host/cam.mjpg", "input_format;mpjpeg|protocol_whitelist;http,https,tcp,tls"),
     ],
 )
-def test_a_stream_goes_by_ffmpeg_with_its_limits_and_nothing_is_left_in_the_environment(
+def test_a_stream_is_opened_with_ffmpeg_and_timeouts_and_the_environment_is_restored(
     monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], kind: str, target: str, options: str
 ) -> None:
     monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "mine")
@@ -417,7 +409,7 @@ def test_a_stream_goes_by_ffmpeg_with_its_limits_and_nothing_is_left_in_the_envi
 @pytest.mark.parametrize(
     ("flip", "corner"), [("none", (0, 0)), ("horizontal", (0, 5)), ("vertical", (3, 0)), ("both", (3, 5))]
 )
-def test_a_flip_turns_the_picture(flip: str, corner: tuple[int, int]) -> None:
+def test_a_flip_moves_the_corner(flip: str, corner: tuple[int, int]) -> None:
     image = np.zeros((4, 6, 3), np.uint8)
     image[0, 0] = 255
     assert opencv.flipped(image, flip)[corner].max() == 255  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import pytest
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.loop import run_loop
-from fsvit_edge.live.sources.base import FileSource
+from fsvit_edge.live.sources.files import FileSource
 from fsvit_edge.live.statistics import RunStatistics
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
 from fsvit_edge.runtime.prediction import Prediction
@@ -21,7 +21,7 @@ def source(count: int, then: BaseException | None = None) -> FileSource:
     return FileSource(images(), name="test")
 
 
-def judge(rgb: np.ndarray) -> Prediction:
+def predict(rgb: np.ndarray) -> Prediction:
     scores = np.array([rgb.mean() / 255], np.float32)
     return Prediction(
         ("cat",), scores, np.full_like(scores, 0.5), np.zeros(rgb.shape[:2], np.uint8), None, {"encode": 3.0}
@@ -39,27 +39,27 @@ class Collect:
 
 def test_every_frame_is_delivered_in_order_with_its_own_prediction() -> None:
     collect, statistics = Collect(), RunStatistics()
-    run_loop(source(5), judge, collect, statistics)
+    run_loop(source(5), predict, collect, statistics)
     assert collect.seen == [0, 1, 2, 3, 4]
     assert statistics.frames == 5
 
 
-def test_no_frame_beyond_the_limit_is_taken_from_the_source() -> None:
+def test_no_frame_beyond_the_limit_is_read() -> None:
     frames = source(5)
-    run_loop(frames, judge, Collect(), RunStatistics(), max_frames=3)
+    run_loop(frames, predict, Collect(), RunStatistics(), max_frames=3)
     assert next(frames).index == 3
 
 
-def test_a_request_to_stop_ends_it_between_two_frames() -> None:
+def test_a_stop_request_ends_the_loop_between_two_frames() -> None:
     collect = Collect()
-    run_loop(source(9), judge, collect, RunStatistics(), should_stop=lambda: len(collect.seen) == 4)
+    run_loop(source(9), predict, collect, RunStatistics(), should_stop=lambda: len(collect.seen) == 4)
     assert collect.seen == [0, 1, 2, 3]
 
 
-def test_others_have_their_turn_before_each_frame_and_while_none_comes() -> None:
+def test_other_threads_get_a_turn_before_each_frame_and_while_none_arrives() -> None:
     turns = []
-    run_loop(source(3), judge, Collect(), RunStatistics(), between_frames=lambda: turns.append(1))
-    assert len(turns) == 4  # the last one meets the end
+    run_loop(source(3), predict, Collect(), RunStatistics(), between_frames=lambda: turns.append(1))
+    assert len(turns) == 4  # the last one before the end
 
     class Silent(FileSource):
         def read(self, timeout_s: float) -> Frame | None:
@@ -68,21 +68,21 @@ def test_others_have_their_turn_before_each_frame_and_while_none_comes() -> None
 
     silent = Silent(iter(()), name="silent")  # type: ignore[arg-type]
     turns.clear()
-    run_loop(silent, judge, Collect(), RunStatistics(), lambda: len(turns) == 5, lambda: turns.append(1))
+    run_loop(silent, predict, Collect(), RunStatistics(), lambda: len(turns) == 5, lambda: turns.append(1))
     assert len(turns) == 5
 
 
 @pytest.mark.parametrize("error", [SourceError("the camera is gone"), InputError("a bad picture")])
-def test_errors_of_the_source_pass_through(error: FsvitEdgeError) -> None:
+def test_errors_of_the_source_are_raised(error: FsvitEdgeError) -> None:
     collect = Collect()
     with pytest.raises(type(error), match=str(error)):
-        run_loop(source(2, error), judge, collect, RunStatistics())
+        run_loop(source(2, error), predict, collect, RunStatistics())
     assert collect.seen == [0, 1]
 
 
-def test_all_stages_are_timed_in_the_order_in_which_they_run() -> None:
+def test_all_stages_are_timed_in_order() -> None:
     statistics = RunStatistics()
-    run_loop(source(3), judge, Collect(), statistics)
+    run_loop(source(3), predict, Collect(), statistics)
     assert list(statistics.latency_ms) == ["decode", "encode", "sinks"]
     assert vars(statistics.latency_ms["encode"]) == {"p50": 3.0, "p95": 3.0, "p99": 3.0}
     assert 0 <= statistics.latency_ms["sinks"].p50 < 100

@@ -1,4 +1,4 @@
-"""Results to a real broker on loopback, where mosquitto is installed; addresses and absent brokers without it."""
+"""Results to a real broker on loopback if mosquitto is installed; addresses and missing brokers without it."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 class Broker:
-    """Mosquitto with one user, and what was published there."""
+    """Mosquitto, and what was published there."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -54,9 +54,9 @@ class Broker:
         assert MOSQUITTO is not None
         command = [MOSQUITTO, "-c", str(self.folder / "conf")]
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        until(self.answers)
+        until(self.responds)
 
-    def answers(self) -> bool:
+    def responds(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
@@ -77,7 +77,7 @@ def until(condition: Callable[[], bool], within_s: float = 15) -> None:
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
     if MOSQUITTO is None:
-        pytest.skip("a real MQTT broker: mosquitto is not installed (apt: mosquitto)")
+        pytest.skip("needs an MQTT broker: sudo apt install mosquitto")
     started = Broker(tmp_path)
     started.start()
     yield started
@@ -88,10 +88,10 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 def listener(broker: Broker) -> Iterator[Client]:
     client = Client(CallbackAPIVersion.VERSION2)
 
-    def note(_client: object, _data: object, message: MQTTMessage) -> None:
+    def record(_client: object, _data: object, message: MQTTMessage) -> None:
         broker.messages.append((message.topic, json.loads(message.payload), bool(message.retain)))
 
-    client.on_message = note
+    client.on_message = record
     client.on_connect = lambda *_: client.subscribe("robot/#")
     client.connect("127.0.0.1", broker.port)
     client.loop_start()
@@ -136,20 +136,20 @@ os._exit(9)
 
 
 @pytest.mark.usefixtures("listener")
-def test_a_run_that_dies_is_offline_for_all_who_listen(broker: Broker) -> None:
+def test_a_run_that_dies_is_published_as_offline(broker: Broker) -> None:
     code = CRASH.format(path=[str(Path(__file__).parent)])
     subprocess.run([sys.executable, "-c", code, f"mqtt://127.0.0.1:{broker.port}/robot/cam"], check=False)
     until(lambda: states(broker)[-1:] == ["offline"])
 
 
-def test_a_broker_that_comes_back_is_found_and_nothing_waits_meanwhile(broker: Broker) -> None:
+def test_a_broker_that_returns_is_found_and_nothing_waits_meanwhile(broker: Broker) -> None:
     with open_sink(f"mqtt://127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
         client = sink._client  # type: ignore[attr-defined]
         until(client.is_connected)
         assert sink.trouble == ""
         broker.stop()
         until(lambda: not client.is_connected())
-        until(lambda: sink.trouble == "the broker does not answer; results are left out until it does.")
+        until(lambda: sink.trouble == "The broker does not respond; results are skipped until it does.")
         started = time.monotonic()
         for index in range(1000):
             sink.write(*frame(index))
@@ -160,22 +160,22 @@ def test_a_broker_that_comes_back_is_found_and_nothing_waits_meanwhile(broker: B
     assert sink.trouble == ""
 
 
-def test_a_broker_that_refuses_says_why(broker: Broker) -> None:
+def test_a_broker_that_refuses_gives_the_reason(broker: Broker) -> None:
     broker.stop()
     conf = broker.folder / "conf"
     conf.write_text(conf.read_text().replace("allow_anonymous true", "allow_anonymous false"))
     broker.start()
     with open_sink(f"mqtt://me:S3cret@127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
         until(lambda: sink.trouble != "")
-        time.sleep(0.5)  # it hangs up, too
-        assert sink.trouble == "the broker refuses the connection: Not authorized."
+        time.sleep(0.5)  # the broker also disconnects
+        assert sink.trouble == "The broker refuses the connection: Not authorized."
 
 
-def test_a_broker_that_is_not_there_is_no_failure() -> None:
+def test_a_missing_broker_is_not_a_failure() -> None:
     with open_sink(f"mqtt://127.0.0.1:{free_port()}/robot/cam", 25.0) as sink:
         sink.report(health("live"))
         sink.write(*frame(0))
-        until(lambda: "does not answer" in sink.trouble)
+        until(lambda: "does not respond" in sink.trouble)
 
 
 @pytest.mark.parametrize(
@@ -183,17 +183,17 @@ def test_a_broker_that_is_not_there_is_no_failure() -> None:
     ["mqtt://", "mqtt://host", "mqtt://host/", "mqtt://host:x/a", "mqtt://host/a#b", "mqtt://host/a+b", "mqtt://host/a?b",
      "mqtt://me:S3cret@/topic", "mqtt://me:S3cret@host:99999/topic"],
 )  # fmt: skip
-def test_an_address_without_host_or_topic_is_refused_and_no_password_told(uri: str) -> None:
-    with pytest.raises(InputError, match="is no MQTT address; give mqtt://HOST/TOPIC") as refused:
+def test_an_invalid_address_is_refused_without_its_password(uri: str) -> None:
+    with pytest.raises(InputError, match=r"Invalid MQTT address .*; expected mqtt://HOST/TOPIC") as refused:
         open_sink(uri, 25.0)
     assert "S3cret" not in str(refused.value)
 
 
-def test_the_name_leaves_the_password_out() -> None:
+def test_the_name_contains_no_password() -> None:
     assert sink_name("mqtt://me:S3cret@host:1883/robot/cam") == "mqtt://host:1883/robot/cam"
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
     with pytest.raises(EnvironmentLacksError, match=r'needs paho-mqtt.*pip install "fsvit-edge\[mqtt\]"'):
         open_sink("mqtt://host/topic", 25.0)

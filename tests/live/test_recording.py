@@ -1,4 +1,4 @@
-"""Recordings of weeks: segments, what is kept of them, the clock of a live video, and states in every sink."""
+"""Recordings over weeks: segments, how many are kept, the clock of a live video, and states in every sink."""
 
 import json
 import os
@@ -11,8 +11,9 @@ import pytest
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
+from fsvit_edge.live.sinks.base import SinkOptions
 from fsvit_edge.live.sinks.open import open_sink
-from fsvit_edge.live.sinks.segments import Segments, SinkOptions
+from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.live.sources.base import SourceState, SourceStatus
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import InputError
@@ -27,7 +28,7 @@ def frame(index: int, at_s: float, height: int = 48, width: int = 64) -> Frame:
     return Frame(np.full((height, width, 3), 60 + index % 100, np.uint8), index, "cam", 0.0, at_s, 1.0)
 
 
-def answer(height: int = 48, width: int = 64) -> Prediction:
+def prediction(height: int = 48, width: int = 64) -> Prediction:
     return Prediction(
         (), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((height, width), np.uint8), None, {}
     )
@@ -44,13 +45,13 @@ def length(path: Path) -> int:
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "jsonl"])
-def test_segments_follow_each_other_and_the_oldest_go(tmp_path: Path, suffix: str) -> None:
+def test_segments_are_numbered_and_the_oldest_are_deleted(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"other-000001.{suffix}").write_bytes(b"not ours")
     (tmp_path / f"out-1.{suffix}").write_bytes(b"not ours")
     options = SinkOptions(segment_s=1.0, keep=2)
     with open_sink(str(tmp_path / f"out.{suffix}"), FPS, options) as sink:
         for index in range(45):
-            sink.write(frame(index, 100 + index / FPS), answer())
+            sink.write(frame(index, 100 + index / FPS), prediction())
     names = sorted(os.listdir(tmp_path))
     assert names == [
         f"other-000001.{suffix}", f"out-000004.{suffix}", f"out-000005.{suffix}", f"out-1.{suffix}",
@@ -61,14 +62,14 @@ def test_segments_follow_each_other_and_the_oldest_go(tmp_path: Path, suffix: st
         lines = [(tmp_path / name).read_text().splitlines() for name in names[1:3]]
         assert [json.loads(one)["sequence"] for part in lines for one in part] == list(range(30, 45))
     with open_sink(str(tmp_path / f"out.{suffix}"), FPS, options) as sink:
-        sink.write(frame(0, 5.0), answer())  # another start of the machine: its clock is behind
+        sink.write(frame(0, 5.0), prediction())  # after a restart of the machine, its clock is behind
     assert (tmp_path / f"out-000006.{suffix}").exists()
 
 
-def test_a_segment_takes_frames_of_another_size_into_a_new_one(tmp_path: Path) -> None:
+def test_a_frame_of_another_size_starts_a_new_segment(tmp_path: Path) -> None:
     with open_sink(str(tmp_path / "out.mp4"), FPS, SinkOptions(segment_s=60)) as sink:
-        sink.write(frame(0, 1.0), answer())
-        sink.write(frame(1, 1.1, 32, 40), answer(32, 40))
+        sink.write(frame(0, 1.0), prediction())
+        sink.write(frame(1, 1.1, 32, 40), prediction(32, 40))
     assert [length(tmp_path / f"out-00000{number}.mp4") for number in (1, 2)] == [1, 1]
 
 
@@ -78,7 +79,7 @@ def test_only_the_newest_pictures_are_kept(tmp_path: Path) -> None:
     os.utime(tmp_path / "frame_000099.jpg", (1, 1))
     with open_sink(f"{tmp_path}/", FPS, SinkOptions(keep=3)) as sink:
         for index in range(5):
-            sink.write(frame(index, index / FPS), answer())
+            sink.write(frame(index, index / FPS), prediction())
     expected = ["frame_000002.jpg", "frame_000003.jpg", "frame_000004.jpg", "mine.jpg"]
     assert sorted(os.listdir(tmp_path)) == expected
 
@@ -87,21 +88,21 @@ def test_only_the_newest_pictures_are_kept(tmp_path: Path) -> None:
     ("times_s", "expected"),
     [
         ([0, 0.1, 0.2, 0.3], 4),  # as fast as the video
-        ([0, 0.5, 1.0, 1.5], 16),  # slower: frames stand for as long as they lasted
-        ([0, 0.01, 0.02, 0.03, 0.04, 0.5], 6),  # faster: some are left out
+        ([0, 0.5, 1.0, 1.5], 16),  # slower: each frame is shown for as long as it lasted
+        ([0, 0.01, 0.02, 0.03, 0.04, 0.5], 6),  # faster: some are skipped
         ([0, 60.0, 60.1], 3),  # a gap is cut out
     ],
 )
 def test_a_live_video_lasts_as_long_as_what_it_shows(tmp_path: Path, times_s: list[float], expected: int) -> None:
-    with open_sink(str(tmp_path / "out.mp4"), FPS, SinkOptions(is_live=True)) as sink:
+    with open_sink(str(tmp_path / "out.mp4"), FPS, is_live=True) as sink:
         for index, at_s in enumerate(times_s):
-            sink.write(frame(index, 50 + at_s), answer())
+            sink.write(frame(index, 50 + at_s), prediction())
     assert abs(length(tmp_path / "out.mp4") - expected) <= 1
 
 
-def tell(sink_uri: str, options: SinkOptions, reports: list[Health]) -> None:
-    with open_sink(sink_uri, FPS, options) as sink:
-        sink.write(frame(0, 10.0), answer())
+def send(sink_uri: str, reports: list[Health]) -> None:
+    with open_sink(sink_uri, FPS, is_live=True) as sink:
+        sink.write(frame(0, 10.0), prediction())
         for report in reports:
             sink.report(report)
 
@@ -113,8 +114,8 @@ REPORTS = [
 ]
 
 
-def test_lines_say_each_change_once(tmp_path: Path) -> None:
-    tell(str(tmp_path / "out.jsonl"), SinkOptions(is_live=True), REPORTS)
+def test_json_lines_contain_each_change_once(tmp_path: Path) -> None:
+    send(str(tmp_path / "out.jsonl"), REPORTS)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["frame", "state", "state", "state"]
     assert [(line["state"], line["is_frozen"], line["message"]) for line in lines[1:]] == [
@@ -126,17 +127,17 @@ def test_lines_say_each_change_once(tmp_path: Path) -> None:
 
 
 def test_pictures_and_videos_show_that_the_source_is_lost(tmp_path: Path) -> None:
-    tell(f"{tmp_path}/pictures/", SinkOptions(is_live=True), REPORTS)
+    send(f"{tmp_path}/pictures/", REPORTS)
     assert sorted(os.listdir(tmp_path / "pictures")) == ["frame_000000.jpg", "frame_000000_lost.jpg"]
     assert read_image(tmp_path / "pictures" / "frame_000000_lost.jpg").mean() < 60
-    tell(str(tmp_path / "out.mp4"), SinkOptions(is_live=True), REPORTS)
+    send(str(tmp_path / "out.mp4"), REPORTS)
     with open_source(str(tmp_path / "out.mp4")) as source:
         images = [one.image for one in source]
     assert len(images) >= 2
     assert images[0].mean() > 40 > images[-1].mean()
 
 
-def test_a_state_card_is_gray_and_holds_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_picture_is_gray_and_contains_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((240, 320, 3), np.uint8)
     image[..., 0] = 200
     empty, full = draw_state(image, "lost", ""), draw_state(image, "lost", "The camera has stopped delivering frames.")
@@ -162,12 +163,12 @@ def test_values_out_of_range_are_refused(make: Callable[[], SinkOptions], reason
         make()
 
 
-def test_the_millionth_segment_is_one_of_them(tmp_path: Path) -> None:
+def test_segments_continue_beyond_a_million(tmp_path: Path) -> None:
     for number in (999_998, 999_999):
         (tmp_path / f"out-{number}.mp4").write_bytes(b"x")
     for expected in ("out-1000000.mp4", "out-1000001.mp4"):
         segments = Segments(tmp_path / "out.mp4", SinkOptions(segment_s=1, keep=2))
-        segments.begin(0.0).write_bytes(b"x")
+        segments.start(0.0).write_bytes(b"x")
         segments.delete_old()
         assert expected in os.listdir(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["out-1000000.mp4", "out-1000001.mp4"]
@@ -176,7 +177,7 @@ def test_the_millionth_segment_is_one_of_them(tmp_path: Path) -> None:
 def test_without_a_limit_nothing_is_deleted(tmp_path: Path) -> None:
     segments = Segments(tmp_path / "out.mp4", SinkOptions(segment_s=1))
     for now_s in range(5):
-        segments.begin(now_s).write_bytes(b"x")
+        segments.start(now_s).write_bytes(b"x")
         segments.delete_old()
     assert len(os.listdir(tmp_path)) == 5
     assert segments.is_full(5.0)

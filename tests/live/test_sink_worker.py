@@ -25,16 +25,18 @@ def health() -> Health:
 
 
 class Gated(Sink):
-    """Takes a frame only when the gate is open."""
+    """Takes frames only while the gate is open."""
 
     def __init__(self, fail: Callable[[], None] = lambda: None) -> None:
         self.gate = threading.Event()
+        self.taken = threading.Event()
         self.seen: list[int] = []
         self.reports = 0
         self.finished = 0
         self.fail = fail
 
     def write(self, frame: Frame, prediction: Prediction) -> None:  # noqa: ARG002 - the contract
+        self.taken.set()
         self.gate.wait()
         self.fail()
         self.seen.append(frame.index)
@@ -68,11 +70,11 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def test_a_slow_sink_of_a_live_source_gets_the_newest_frame_and_delays_nobody() -> None:
+def test_a_slow_sink_of_a_live_source_gets_the_newest_frame_and_delays_nothing() -> None:
     sink, ends = Gated(), Ends()
     worker = SinkWorker(sink, "slow", True, ends)
     worker.put(frame(0), PREDICTION)
-    until(lambda: not worker._frames)  # taken, and waiting at the gate
+    assert sink.taken.wait(5)
     started = time.monotonic()
     for index in range(1, 100):
         worker.put(frame(index), PREDICTION)
@@ -90,7 +92,7 @@ def test_lines_of_a_live_source_wait_in_a_short_queue() -> None:
     sink.queue_frames = 3
     worker = SinkWorker(sink, "lines", True, Ends())
     worker.put(frame(0), PREDICTION)
-    until(lambda: not worker._frames)
+    assert sink.taken.wait(5)
     for index in range(1, 6):
         worker.put(frame(index), PREDICTION)
     sink.gate.set()
@@ -99,13 +101,13 @@ def test_lines_of_a_live_source_wait_in_a_short_queue() -> None:
     assert worker.status.dropped == 2
 
 
-def test_nothing_of_a_file_is_dropped_however_slow_the_sink() -> None:
+def test_no_frame_of_a_file_is_dropped_however_slow_the_sink() -> None:
     sink = Gated()
     worker = SinkWorker(sink, "file", False, Ends())
     putting = threading.Thread(target=lambda: [worker.put(frame(index), PREDICTION) for index in range(50)])
     putting.start()
     time.sleep(0.05)
-    assert putting.is_alive()  # it waits for a place: the queue is short
+    assert putting.is_alive()  # the queue is short, so it waits
     sink.gate.set()
     putting.join(5)
     worker.finish()
@@ -121,14 +123,14 @@ def test_nothing_of_a_file_is_dropped_however_slow_the_sink() -> None:
         (SinkClosedError("gone"), ""),
     ],
 )
-def test_a_sink_that_fails_tells_once_and_takes_no_more(error: Exception, failure: str) -> None:
+def test_a_failed_sink_reports_once_and_takes_no_more_frames(error: Exception, failure: str) -> None:
     sink, ends = Gated(fail_with(error)), Ends()
     sink.gate.set()
     worker = SinkWorker(sink, "bad", False, ends)
     worker.put(frame(0), PREDICTION)
     until(lambda: worker.has_ended)
     for index in range(20):
-        worker.put(frame(index), PREDICTION)  # would wait for ever if it were still counted on
+        worker.put(frame(index), PREDICTION)  # would wait forever for a sink that still counted
     worker.finish()
     until(lambda: ends.failures == [failure])
     assert worker.status.failure == failure
@@ -146,11 +148,11 @@ def test_a_sink_that_cannot_be_finished_has_failed() -> None:
     until(lambda: ends.failures == ["could not be read back"])
 
 
-def test_a_sink_that_hangs_is_given_up_after_the_time_given() -> None:
+def test_a_hung_sink_is_given_up_after_the_timeout() -> None:
     sink = Gated()
     worker = SinkWorker(sink, "hung", True, Ends())
     worker.put(frame(0), PREDICTION)
-    until(lambda: not worker._frames)
+    assert sink.taken.wait(5)
     started = time.monotonic()
     assert not worker.finish(0.1)
     assert time.monotonic() - started < 1
@@ -158,7 +160,7 @@ def test_a_sink_that_hangs_is_given_up_after_the_time_given() -> None:
     assert worker.finish(5)
 
 
-def test_reports_reach_the_sink_before_the_frames_that_wait() -> None:
+def test_reports_reach_the_sink_before_waiting_frames() -> None:
     sink = Gated()
     worker = SinkWorker(sink, "told", True, Ends())
     worker.report(health())

@@ -1,5 +1,3 @@
-import errno
-import io
 import json
 import os
 import shutil
@@ -14,9 +12,8 @@ import pytest
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.sinks.base import Sink
+from fsvit_edge.live.sinks.json_lines import frame_record
 from fsvit_edge.live.sinks.open import open_sink
-from fsvit_edge.live.sinks.record import record
-from fsvit_edge.live.sinks.segments import SinkOptions
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
 from fsvit_edge.runtime.pictures import read_image
@@ -28,7 +25,7 @@ def frame(index: int = 0, height: int = 48, width: int = 64) -> Frame:
     return Frame(image, index, "test", 1_700_000_000.123456, 12.3456789, 1.23456)
 
 
-def answer(height: int = 48, width: int = 64) -> Prediction:
+def prediction(height: int = 48, width: int = 64) -> Prediction:
     label_map = np.zeros((height, width), np.uint8)
     label_map[34:46, 5:35] = 2
     label_map[40:41, 60:61] = 2
@@ -43,7 +40,7 @@ def answer(height: int = 48, width: int = 64) -> Prediction:
     )
 
 
-# Runs in its own process: writes frames to the sink {uri} under whatever limits the test sets before.
+# Runs in its own process: writes `count` frames to the sink `uri` with a limit on file sizes.
 WRITER = """
 import resource, sys
 import numpy as np
@@ -52,18 +49,18 @@ from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.live.sinks.base import SinkClosedError
 from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.frame import Frame
-uri, limit, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+uri, limit, count, is_live = sys.argv[1], *map(int, sys.argv[2:5])
 noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
 scores = np.array([0.9], np.float32)
-judged = Prediction(("cat",), scores, np.full_like(scores, 0.5), np.ones((96, 128), np.uint8), None, {})
+prediction = Prediction(("cat",), scores, np.full_like(scores, 0.5), np.ones((96, 128), np.uint8), None, {})
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    with open_sink(uri, 25.0) as sink:
+    with open_sink(uri, 25.0, is_live=bool(is_live)) as sink:
         written = 0
         try:
             for i in range(count):
-                sink.write(Frame(np.roll(noise, i), i, "test", 0.0, 0.0, 0.0), judged)
+                sink.write(Frame(np.roll(noise, i), i, "test", 0.0, 0.0, 0.0), prediction)
                 written += 1
         except SinkClosedError:
             pass
@@ -74,17 +71,19 @@ except FsvitEdgeError as error:
 """
 
 
-# Unbuffered, nothing would be left in the buffer to fail when Python ends.
+# With buffering, what is left in the buffer can fail when Python exits.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
-def write_elsewhere(uri: str, limit_bytes: int = 0, count: int = 60) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WRITER, uri, str(limit_bytes), str(count)]
+def write_in_process(
+    uri: str, limit_bytes: int, count: int = 60, is_live: bool = False
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WRITER, uri, str(limit_bytes), str(count), str(int(is_live))]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_a_record_says_what_the_frame_shows() -> None:
-    said = record(frame(7), answer())
+def test_a_record_describes_the_frame() -> None:
+    said = frame_record(frame(7), prediction())
     assert said == {
         "event": "frame",
         "sequence": 7,
@@ -112,24 +111,28 @@ def test_a_record_says_what_the_frame_shows() -> None:
     assert json.loads(json.dumps(said)) == said
 
 
-def test_jsonl_holds_one_whole_line_a_frame_from_the_moment_it_is_written(tmp_path: Path) -> None:
+def test_every_frame_is_a_complete_json_line_as_soon_as_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "out.jsonl"
     with open_sink(str(path), 25.0) as sink:
         for index in range(3):
-            sink.write(frame(index), answer())
+            sink.write(frame(index), prediction())
             lines = path.read_text(encoding="utf-8").split("\n")
             assert lines.pop() == ""
-            assert [json.loads(line) for line in lines] == [record(frame(i), answer()) for i in range(index + 1)]
+            assert [json.loads(line) for line in lines] == [
+                frame_record(frame(i), prediction()) for i in range(index + 1)
+            ]
     assert "猫" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("before", [b"", b'{"whole": 1}\n', b'{"whole": 1}\n{"torn'])
-def test_a_live_sources_lines_are_added_and_a_torn_one_spoils_no_other(tmp_path: Path, before: bytes) -> None:
+def test_lines_of_a_live_source_are_appended_and_an_incomplete_one_spoils_no_other(
+    tmp_path: Path, before: bytes
+) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(before)
     for index in range(2):
-        with open_sink(str(path), 25.0, SinkOptions(is_live=True)) as sink:
-            sink.write(frame(index), answer())
+        with open_sink(str(path), 25.0, is_live=True) as sink:
+            sink.write(frame(index), prediction())
     lines = path.read_bytes().splitlines()
     assert lines[:-2] == before.splitlines()
     assert [json.loads(line)["sequence"] for line in lines[-2:]] == [0, 1]
@@ -139,53 +142,34 @@ def test_the_lines_of_a_file_are_replaced(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     for index in range(2):
         with open_sink(str(path), 25.0) as sink:
-            sink.write(frame(index), answer())
+            sink.write(frame(index), prediction())
     assert [json.loads(line)["sequence"] for line in path.read_bytes().splitlines()] == [1]
 
 
-def test_a_full_disk_leaves_the_lines_of_earlier_runs(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_lines_of_earlier_runs(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"whole": 1}\n')
-    with open_sink(str(path), 25.0, SinkOptions(is_live=True)) as sink:
-        sink._file._file = Half(sink._file._file)  # type: ignore[attr-defined]
-        with pytest.raises(FsvitEdgeError, match="ends after 0 lines: No space left on device"):
-            sink.write(frame(), answer())
+    run = write_in_process(str(path), limit_bytes=100, is_live=True)
+    assert run.stderr == f"FsvitEdgeError {path} ends after 0 lines: File too large; free some space.\n"
     assert path.read_bytes() == b'{"whole": 1}\n'
 
 
-class Half:
-    """A file on a disk that is full after half a line."""
-
-    def __init__(self, file: io.FileIO) -> None:
-        self._file = file
-        self._is_full = False
-
-    def write(self, data: bytes) -> int:
-        if self._is_full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._is_full = True
-        return self._file.write(data[: len(data) // 2])
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._file, name)
-
-
-def test_the_standard_output_takes_the_same_lines(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_standard_output_gets_the_same_lines(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     with open_sink("-", 25.0) as sink:
-        sink.write(frame(0), answer())
-        sink.write(frame(1), answer())
+        sink.write(frame(0), prediction())
+        sink.write(frame(1), prediction())
     lines = capfdbinary.readouterr().out.decode("utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [record(frame(i), answer()) for i in range(2)]
+    assert [json.loads(line) for line in lines] == [frame_record(frame(i), prediction()) for i in range(2)]
 
 
 @pytest.mark.parametrize("make_first", [True, False])
-def test_a_folder_takes_a_picture_a_frame_named_by_its_index(tmp_path: Path, make_first: bool) -> None:
+def test_a_folder_gets_one_picture_per_frame_named_by_its_index(tmp_path: Path, make_first: bool) -> None:
     folder = tmp_path / "made" / "pictures"
     if make_first:
         folder.mkdir(parents=True)
     with open_sink(str(folder) if make_first else f"{folder}/", 25.0) as sink:
-        sink.write(frame(1), answer())
-        sink.write(frame(2, 30, 40), answer(30, 40))  # pictures may differ in size
+        sink.write(frame(1), prediction())
+        sink.write(frame(2, 30, 40), prediction(30, 40))  # pictures may differ in size
     assert sorted(os.listdir(folder)) == ["frame_000001.jpg", "frame_000002.jpg"]
     drawn = read_image(folder / "frame_000001.jpg").astype(int)
     assert np.abs(drawn[40, 48] - 101).max() < 6
@@ -193,11 +177,13 @@ def test_a_folder_takes_a_picture_a_frame_named_by_its_index(tmp_path: Path, mak
 
 
 @pytest.mark.parametrize("size_hw", [(48, 64), (47, 63), (360, 640)])
-def test_a_video_holds_every_frame_and_appears_only_when_it_is_whole(tmp_path: Path, size_hw: tuple[int, int]) -> None:
+def test_a_video_contains_every_frame_and_appears_only_when_it_is_complete(
+    tmp_path: Path, size_hw: tuple[int, int]
+) -> None:
     path = tmp_path / "new" / "out.mp4"
     with open_sink(str(path), 12.5) as sink:
         for index in range(7):
-            sink.write(frame(index, *size_hw), answer(*size_hw))
+            sink.write(frame(index, *size_hw), prediction(*size_hw))
         assert not path.exists()
     assert os.listdir(path.parent) == ["out.mp4"]
     with open_source(str(path)) as source:
@@ -219,7 +205,7 @@ def test_a_video_replaces_an_old_one_only_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     path.write_bytes(b"old")
     with open_sink(str(path), 25.0) as sink:
-        sink.write(frame(), answer())
+        sink.write(frame(), prediction())
         assert path.read_bytes() == b"old"
     assert len(path.read_bytes()) > 100
 
@@ -233,13 +219,13 @@ def test_a_video_without_frames_leaves_nothing(tmp_path: Path) -> None:
 def test_a_failed_run_keeps_the_video_so_far(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     with pytest.raises(SourceError), open_sink(str(path), 25.0) as sink:  # noqa: PT012  # closing is the point
-        sink.write(frame(), answer())
-        sink.write(frame(1), answer())
+        sink.write(frame(), prediction())
+        sink.write(frame(1), prediction())
         raise SourceError("the camera is gone")
     assert len(list(open_source(str(path)))) == 2
 
 
-def test_the_first_error_is_told_when_closing_fails_too() -> None:
+def test_the_first_error_is_raised_if_closing_fails_too() -> None:
     class Unfinishable(Sink):
         def write(self, frame: Frame, prediction: Prediction) -> None:
             pass
@@ -255,18 +241,18 @@ def test_the_first_error_is_told_when_closing_fails_too() -> None:
 
 def test_a_frame_of_another_size_does_not_fit_into_a_video(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
-    reason = r"A frame has 40x30 pixels, but the video .*out\.mp4 began with 64x48; write .* to a folder instead"
+    reason = r"A frame has 40x30 pixels, but the video .*out\.mp4 started with 64x48; write .* to a folder instead"
     with open_sink(str(path), 25.0) as sink:
-        sink.write(frame(), answer())
+        sink.write(frame(), prediction())
         with pytest.raises(InputError, match=reason):
-            sink.write(frame(1, 30, 40), answer(30, 40))
+            sink.write(frame(1, 30, 40), prediction(30, 40))
     assert len(list(open_source(str(path)))) == 1
 
 
-def test_a_video_that_cannot_be_begun_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    reason = r"out\.mp4 cannot be begun with frames of 1x1 pixels at 25 frames per second; write to a folder"
+def test_a_video_that_cannot_be_started_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    reason = r"out\.mp4 cannot be started with frames of 1x1 pixels at 25 frames per second; write to a folder"
     with pytest.raises(FsvitEdgeError, match=reason), open_sink(str(tmp_path / "out.mp4"), 25.0) as sink:
-        sink.write(frame(0, 1, 1), answer(1, 1))
+        sink.write(frame(0, 1, 1), prediction(1, 1))
     assert os.listdir(tmp_path) == []
     assert capfd.readouterr().err == ""
 
@@ -274,17 +260,17 @@ def test_a_video_that_cannot_be_begun_is_an_error(tmp_path: Path, capfd: pytest.
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("", "'' is no sink; give a folder"),
-        ("out.avi", r"'out\.avi' is no sink; give a folder \(ending in /\), \*\.mp4, \*\.jsonl, - for"),
-        ("http://127.0.0.1:8080", "is no sink"),
-        ("ftp://me:secret@host/out.mp4", r"'ftp://host/out\.mp4' is no sink"),
+        ("", "Unsupported sink ''; expected a folder"),
+        ("out.avi", r"Unsupported sink 'out\.avi'; expected a folder \(ending in /\), \*\.mp4, \*\.jsonl, - for"),
+        ("http://127.0.0.1:8080", "Unsupported sink"),
+        ("ftp://me:secret@host/out.mp4", r"Unsupported sink 'ftp://host/out\.mp4'"),
         ("file/", "file cannot be a folder: file is a file"),
         ("file/deeper/", "cannot be a folder: file"),
         ("file/out.mp4", "file cannot be a folder: file is a file"),
         ("file/out.jsonl", "file cannot be a folder: file is a file"),
     ],
 )
-def test_what_is_no_sink_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, reason: str) -> None:
+def test_an_unsupported_sink_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, reason: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=reason):
@@ -293,7 +279,7 @@ def test_what_is_no_sink_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])
-def test_a_place_that_cannot_be_written_is_an_error(name: str) -> None:
+def test_a_sink_that_cannot_be_written_is_an_error(name: str) -> None:
     with pytest.raises(FsvitEdgeError, match=r"^/proc/out.* cannot be written: No such file"):
         open_sink(f"/proc/{name}", 25.0)
 
@@ -301,7 +287,7 @@ def test_a_place_that_cannot_be_written_is_an_error(name: str) -> None:
 def test_a_full_disk_leaves_the_old_video_and_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     path.write_bytes(b"old")
-    run = write_elsewhere(str(path), limit_bytes=100_000)
+    run = write_in_process(str(path), limit_bytes=100_000)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].startswith(
         f"FsvitEdgeError The video {path} was not written: it could not be read back after 60 frames, most likely"
@@ -311,41 +297,41 @@ def test_a_full_disk_leaves_the_old_video_and_no_other_file(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["out.mp4"]
 
 
-def test_a_disk_that_runs_full_ends_the_video_while_it_can_be_finished(
+def test_a_disk_that_fills_up_ends_the_video_while_it_can_be_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "out.mp4"
     with open_sink(str(path), 25.0) as sink:
-        sink.write(frame(0), answer())
-        sink.write(frame(1), answer())
+        sink.write(frame(0), prediction())
+        sink.write(frame(1), prediction())
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-        with pytest.raises(FsvitEdgeError, match="ends after 2 frames: the disk is full; make room"):
-            sink.write(frame(2), answer())
+        with pytest.raises(FsvitEdgeError, match="ends after 2 frames: the disk is full; free some space"):
+            sink.write(frame(2), prediction())
     assert len(list(open_source(str(path)))) == 2
 
 
-def test_a_full_disk_leaves_whole_lines_only(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_only_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    run = write_elsewhere(str(path), limit_bytes=5000)
+    run = write_in_process(str(path), limit_bytes=5000)
     lines = path.read_text().split("\n")
     assert lines.pop() == ""
     assert [json.loads(line)["sequence"] for line in lines] == list(range(len(lines)))
     assert 10 < len(lines) < 60
-    assert run.stderr == f"FsvitEdgeError {path} ends after {len(lines)} lines: File too large; make room.\n"
+    assert run.stderr == f"FsvitEdgeError {path} ends after {len(lines)} lines: File too large; free some space.\n"
     assert run.returncode == 1
 
 
-def test_a_device_that_takes_nothing_is_an_error(tmp_path: Path) -> None:
+def test_a_full_device_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").symlink_to("/dev/full")
     with (
-        pytest.raises(FsvitEdgeError, match="ends after 0 lines: No space left on device; make room"),
+        pytest.raises(FsvitEdgeError, match="ends after 0 lines: No space left on device; free some space"),
         open_sink(str(tmp_path / "out.jsonl"), 25.0) as sink,
     ):
-        sink.write(frame(), answer())
+        sink.write(frame(), prediction())
 
 
-def test_a_full_disk_fails_the_picture_by_name(tmp_path: Path) -> None:
-    run = write_elsewhere(f"{tmp_path}/pictures/", limit_bytes=1000)
+def test_a_full_disk_is_an_error_that_names_the_picture(tmp_path: Path) -> None:
+    run = write_in_process(f"{tmp_path}/pictures/", limit_bytes=1000)
     picture = tmp_path / "pictures" / "frame_000000.jpg"
     assert run.stderr == f"FsvitEdgeError {picture} cannot be written: File too large; nothing was changed.\n"
     assert os.listdir(picture.parent) == []
@@ -353,14 +339,14 @@ def test_a_full_disk_fails_the_picture_by_name(tmp_path: Path) -> None:
 
 def test_a_full_standard_output_is_an_error_without_a_traceback() -> None:
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-c", WRITER, "-", "0", "5"]
+        command = [sys.executable, "-c", WRITER, "-", "0", "5", "0"]
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
-    assert run.stderr == "FsvitEdgeError The standard output cannot be written: No space left on device.\n"
+    assert run.stderr == "FsvitEdgeError Standard output cannot be written: No space left on device.\n"
     assert run.returncode == 1
 
 
 def test_a_reader_that_leaves_ends_the_run_cleanly() -> None:
-    command = [sys.executable, "-c", WRITER, "-", "0", "100000"]
+    command = [sys.executable, "-c", WRITER, "-", "0", "100000", "0"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=BUFFERED) as run:
         assert run.stdout is not None
@@ -369,7 +355,7 @@ def test_a_reader_that_leaves_ends_the_run_cleanly() -> None:
         run.stdout.close()
         said = run.stderr.read()
     assert run.returncode == 0
-    assert 0 < int(said) < 100_000  # the number of frames and nothing else: no traceback
+    assert 0 < int(said) < 100_000  # only the number of frames, no traceback
 
 
 def test_writing_a_video_leaves_opencv_and_the_environment_as_they_were(tmp_path: Path) -> None:
@@ -377,6 +363,6 @@ def test_writing_a_video_leaves_opencv_and_the_environment_as_they_were(tmp_path
     logging.setLogLevel(3)
     before = dict(os.environ)
     with open_sink(str(tmp_path / "out.mp4"), 25.0) as sink:
-        sink.write(frame(), answer())
+        sink.write(frame(), prediction())
     assert logging.getLogLevel() == 3
     assert dict(os.environ) == before

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fsvit_edge.live.sources import demo
+from fsvit_edge.live.sources.base import SourceOptions
 from fsvit_edge.live.sources.open import open_source
-from fsvit_edge.live.sources.options import SourceOptions
 from fsvit_edge.live.uri import parse_source, printable_address
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError, SourceError
 
@@ -29,7 +29,7 @@ def save_picture(path: Path, value: int) -> None:
 def save_video(path: Path, frames: int, fourcc: str = "MJPG", fps: float = 10.0) -> None:
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*fourcc), fps, (64, 48))
     for index in range(frames):
-        writer.write(np.full((48, 64, 3), (0, 0, 100 + 10 * index), np.uint8))  # red, in OpenCV's order
+        writer.write(np.full((48, 64, 3), (0, 0, 100 + 10 * index), np.uint8))  # red, as BGR
     writer.release()
 
 
@@ -58,11 +58,11 @@ def test_one_picture_is_one_frame(tmp_path: Path) -> None:
     assert 0 < frame.decode_ms < 1000
 
 
-def test_a_folder_is_read_in_natural_order_and_only_its_pictures(tmp_path: Path) -> None:
+def test_only_the_pictures_of_a_folder_are_read_in_natural_order(tmp_path: Path) -> None:
     for value, name in enumerate(["frame10.png", "frame2.png", "Frame1.png", "a.jpeg", "frame2b.png"]):
         save_picture(tmp_path / name, value)
     (tmp_path / "notes.txt").write_text("not a picture")
-    (tmp_path / "._frame2.png").write_bytes(b"macOS leaves these behind")
+    (tmp_path / "._frame2.png").write_bytes(b"made by macOS")
     frames = list(open_source(str(tmp_path)))
     names = [Path(frame.source).name for frame in frames]
     assert names == ["Frame1.png", "a.jpeg", "frame2.png", "frame2b.png", "frame10.png"]
@@ -79,7 +79,7 @@ def test_a_damaged_picture_in_a_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "fourcc"), [("clip.avi", "MJPG"), ("clip.mp4", "mp4v"), ("clip: 1.MP4", "mp4v")])
-def test_a_video_gives_its_frames_in_rgb(tmp_path: Path, name: str, fourcc: str) -> None:
+def test_a_video_is_read_as_rgb(tmp_path: Path, name: str, fourcc: str) -> None:
     path = tmp_path / name
     save_video(tmp_path / f"made{path.suffix.lower()}", frames=5, fourcc=fourcc)
     (tmp_path / f"made{path.suffix.lower()}").rename(path)
@@ -92,9 +92,7 @@ def test_a_video_gives_its_frames_in_rgb(tmp_path: Path, name: str, fourcc: str)
     assert max(green, blue) < 12
 
 
-def test_a_video_with_a_colon_in_a_relative_name_is_a_file_not_a_protocol(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_colon_in_a_relative_name_does_not_make_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_video(tmp_path / "concat.avi", frames=2)
     (tmp_path / "concat.avi").rename(tmp_path / "concat:a.avi")
     monkeypatch.chdir(tmp_path)
@@ -107,7 +105,7 @@ def test_an_animated_gif_is_a_video(tmp_path: Path) -> None:
     assert len(list(open_source(str(tmp_path / "a.gif")))) == 3
 
 
-def test_the_demo_is_a_source_that_goes_on() -> None:
+def test_the_demo_is_a_source_without_end() -> None:
     pytest.importorskip("skimage")
     with open_source("demo") as source:
         frames = [next(source) for _ in range(3)]
@@ -117,8 +115,8 @@ def test_the_demo_is_a_source_that_goes_on() -> None:
 
 
 def test_the_demo_without_scikit_image_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    demo._strip.cache_clear()
-    demo._photograph.cache_clear()
+    demo.photo_strip.cache_clear()
+    demo.photograph.cache_clear()
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(EnvironmentLacksError, match="The demo needs scikit-image"):
         open_source("demo")
@@ -134,36 +132,38 @@ def test_the_demo_without_scikit_image_is_refused_at_once(monkeypatch: pytest.Mo
         "udp://host:1",
     ],
 )
-def test_other_schemes_are_refused_and_the_known_kinds_listed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_schemes_are_refused_with_a_list_of_the_supported_kinds(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cv2, "VideoCapture", lambda *_: pytest.fail("it reached OpenCV"))
-    with pytest.raises(InputError, match=r"is not a kind of source; give .*rtsp://\.\.\., .*, or demo\.$"):
+    with pytest.raises(InputError, match=r"^Unsupported source .*; expected .*rtsp://\.\.\., .*, or demo\.$"):
         open_source(uri)
 
 
 @pytest.mark.parametrize(
     ("uri", "kind", "reason"),
     [
-        ("", InputError, "'' is no source; give a picture"),
-        ("a\nb.mp4", InputError, r"'a\\nb.mp4' is no source"),
-        ("a\0b.mp4", InputError, r"is no source"),
+        ("", InputError, "Unsupported source ''; expected a picture"),
+        ("a\nb.mp4", InputError, r"Unsupported source 'a\\nb.mp4'"),
+        ("a\0b.mp4", InputError, "Unsupported source"),
         ("-", SourceError, "cannot be opened: No such file or directory; check the path"),
         ("gone.mp4", SourceError, r"The source gone\.mp4 cannot be opened: No such file or directory; check the path"),
         ("gone/", SourceError, "The source gone/ cannot be opened: No such file"),
-        ("notes.txt", InputError, r"notes\.txt is no picture and no video: its name ends in none of \.png"),
-        ("/dev/null", InputError, "/dev/null is no picture and no video"),
-        ("empty", InputError, r"The folder empty holds no picture \(\.png"),
+        ("notes.txt", InputError, r"notes\.txt is not a picture or video; expected a name that ends in \.png"),
+        ("/dev/null", InputError, "/dev/null is not a picture or video"),
+        ("empty", InputError, r"The folder empty contains no pictures \(\.png"),
         ("garbage.mp4", SourceError, r"The video garbage\.mp4 cannot be opened; it is damaged"),
         ("headless.mp4", SourceError, r"The video headless\.mp4 cannot be opened; it is damaged"),
         ("x" * 5000, SourceError, "File name too long"),
-        ("987", SourceError, "There is no camera /dev/video987; plug it in"),
-        ("/dev/video987", SourceError, "There is no camera /dev/video987; plug it in"),
-        ("usb-camera", SourceError, "There is no camera usb-camera; plug it in"),
-        ("rtsp://", InputError, "rtsp:// is no stream address; give rtsp://HOST/PATH"),
-        ("rtsp://[::1", InputError, "is no stream address"),
-        ("rtsp://host/a b", InputError, "is no stream address"),
+        ("987", SourceError, "Camera /dev/video987 does not exist; plug it in"),
+        ("/dev/video987", SourceError, "Camera /dev/video987 does not exist; plug it in"),
+        ("usb-camera", SourceError, "Camera usb-camera does not exist; plug it in"),
+        ("rtsp://", InputError, "Invalid stream address rtsp://; expected rtsp://HOST/PATH"),
+        ("rtsp://[::1", InputError, "Invalid stream address"),
+        ("rtsp://host/a b", InputError, "Invalid stream address"),
     ],
 )
-def test_what_cannot_be_opened_is_said_in_one_sentence(
+def test_a_source_that_cannot_be_opened_is_an_error_of_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, kind: type[FsvitEdgeError], reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -183,13 +183,13 @@ def test_a_video_without_a_frame_is_an_error(tmp_path: Path) -> None:
     save_video(tmp_path / "clip.avi", 1)
     header, _, _ = (tmp_path / "clip.avi").read_bytes().partition(b"movi")
     (tmp_path / "clip.avi").write_bytes(header + b"movi")
-    with open_source(str(tmp_path / "clip.avi")) as source, pytest.raises(SourceError, match="holds no frame"):
+    with open_source(str(tmp_path / "clip.avi")) as source, pytest.raises(SourceError, match="contains no frame"):
         next(source)
 
 
-def test_opencv_and_ffmpeg_say_nothing_of_their_own_and_no_password_is_said(tmp_path: Path, closed_port: int) -> None:
+def test_opencv_and_ffmpeg_print_nothing_and_no_password_is_printed(tmp_path: Path, closed_port: int) -> None:
     (tmp_path / "garbage.mp4").write_bytes(b"no video" * 999)
-    # In a process of its own: FFmpeg's level is settled by the first video that a process opens.
+    # In its own process: the first video that a process opens settles FFmpeg's log level.
     code = f"""
 import time
 from fsvit_edge.runtime.errors import SourceError
@@ -234,11 +234,11 @@ def test_no_password_is_ever_printable(before: str, after: str, tail: str) -> No
         ("rtsp://user:pa/ss@host/cam", "rtsp://***"),
     ],
 )
-def test_the_printable_address_keeps_what_is_harmless(uri: str, name: str) -> None:
+def test_the_printable_address_keeps_harmless_parts(uri: str, name: str) -> None:
     assert printable_address(uri) == name
 
 
-def test_a_name_that_is_no_text_still_fits_into_json(tmp_path: Path) -> None:
+def test_a_name_with_invalid_bytes_still_fits_into_json(tmp_path: Path) -> None:
     path = os.path.join(os.fsencode(tmp_path), b"bad\xff.png")
     save_picture(Path(os.fsdecode(path)), 1)
     with open_source(os.fsdecode(path)) as source:
@@ -248,7 +248,7 @@ def test_a_name_that_is_no_text_still_fits_into_json(tmp_path: Path) -> None:
             json.dumps(name, ensure_ascii=False).encode()
 
 
-def test_opening_leaves_opencv_and_the_environment_as_they_were(tmp_path: Path) -> None:
+def test_opening_restores_opencv_and_the_environment(tmp_path: Path) -> None:
     save_video(tmp_path / "clip.avi", 1)
     logging = getattr(cv2.utils, "logging", cv2)  # OpenCV 5 moved it
     logging.setLogLevel(3)
@@ -273,7 +273,7 @@ def test_opening_leaves_opencv_and_the_environment_as_they_were(tmp_path: Path) 
         ("a b.mp4", "path", "a b.mp4", "a b.mp4"),
     ],
 )
-def test_a_source_becomes_data(uri: str, kind: str, target: str, name: str) -> None:
+def test_a_source_string_is_parsed(uri: str, kind: str, target: str, name: str) -> None:
     address = parse_source(uri)
     assert (address.kind, address.target, address.name) == (kind, target, name)
     assert kind in ("camera", "demo") or "pw" not in repr(address)
@@ -282,14 +282,14 @@ def test_a_source_becomes_data(uri: str, kind: str, target: str, name: str) -> N
 @pytest.mark.parametrize(
     ("uri", "options", "reason"),
     [
-        ("demo", {"width": 640}, "--width and --height are asked of a camera; demo has its own size"),
-        ("rtsp://host/cam", {"height": 9}, "rtsp://host/cam has its own size"),
-        ("demo", {"fps": 5.0}, "--fps is asked of a camera, or of a file with --realtime; demo has its own pace"),
+        ("demo", {"width": 640}, "--width and --height are for cameras; demo has a fixed size"),
+        ("rtsp://host/cam", {"height": 9}, "rtsp://host/cam has a fixed size"),
+        ("demo", {"fps": 5.0}, "--fps is for cameras, and for files with --realtime; demo has its own frame rate"),
         ("rtsp://me:secret@host/cam", {"loop": True}, "--loop and --realtime are for files and the demo; rtsp://host"),
-        ("987", {"realtime": True}, "--loop and --realtime are for files and the demo; 987 is live by itself"),
+        ("987", {"realtime": True}, "--loop and --realtime are for files and the demo; 987 is always live"),
     ],
 )
-def test_an_option_that_a_source_does_not_have_is_refused(uri: str, options: dict[str, Any], reason: str) -> None:
+def test_an_option_that_a_source_lacks_is_refused(uri: str, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         open_source(uri, SourceOptions(**options))
 
@@ -297,7 +297,7 @@ def test_an_option_that_a_source_does_not_have_is_refused(uri: str, options: dic
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"flip": "left"}, "--flip 'left' is none of none, horizontal, vertical, both"),
+        ({"flip": "left"}, "--flip must be one of none, horizontal, vertical, both, got 'left'"),
         ({"width": 0}, "--width must be 1 to 16384 pixels, got 0"),
         ({"height": 99999}, "--height must be 1 to 16384 pixels"),
         ({"fps": 0.0}, "--fps must be 0.01 to 1000 frames per second, got 0"),
@@ -309,13 +309,15 @@ def test_values_out_of_range_are_refused(options: dict[str, Any], reason: str) -
         SourceOptions(**options)
 
 
-def test_csi_without_gstreamer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_csi_camera_without_gstreamer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GStreamer:                   NO\n")
-    with pytest.raises(EnvironmentLacksError, match=r"csi://0 needs an OpenCV .* sudo apt install python3-opencv"):
+    with pytest.raises(
+        EnvironmentLacksError, match=r"csi://0 needs OpenCV with GStreamer, .* sudo apt install python3-opencv"
+    ):
         open_source("csi://0")
 
 
-def test_a_loop_begins_again_and_has_no_end(tmp_path: Path) -> None:
+def test_a_loop_repeats_without_end(tmp_path: Path) -> None:
     save_video(tmp_path / "clip.avi", 3)
     with open_source(str(tmp_path / "clip.avi"), SourceOptions(loop=True)) as source:
         shades = [int(next(source).image[0, 0, 0]) for _ in range(7)]
@@ -332,12 +334,12 @@ def test_a_flip_reaches_the_frames(tmp_path: Path) -> None:
         assert next(source).image[-1, -1].max() == 255
 
 
-def test_a_file_in_real_time_keeps_its_pace_and_is_live(tmp_path: Path) -> None:
+def test_a_file_in_real_time_keeps_its_speed_and_is_live(tmp_path: Path) -> None:
     save_video(tmp_path / "clip.avi", 10, fps=20.0)
     started = time.monotonic()
     with open_source(str(tmp_path / "clip.avi"), SourceOptions(realtime=True)) as source:
         assert (source.is_live, source.fps) == (True, 20.0)
-        time.sleep(0.3)  # as long as a model takes to load: the film has not begun
+        time.sleep(0.3)  # while a model loads, the video waits
         frames = list(source)
         status = source.status
     assert time.monotonic() - started > 0.4

@@ -5,13 +5,13 @@ import pytest
 from fsvit_edge.live.statistics import RunStatistics
 
 
-def test_a_run_without_frames_has_statistics_too() -> None:
+def test_a_run_without_frames_has_statistics() -> None:
     statistics = RunStatistics()
     assert (statistics.frames, statistics.fps, statistics.recent_fps) == (0, 0.0, 0.0)
     assert (statistics.age_ms, statistics.latency_ms) == (None, {})
 
 
-def test_percentiles_are_those_of_the_frames_so_far() -> None:
+def test_percentiles_cover_the_frames_so_far() -> None:
     statistics = RunStatistics()
     for ms in range(1, 101):
         statistics.add({"encode": float(ms)}, age_ms=2.0 * ms)
@@ -21,20 +21,19 @@ def test_percentiles_are_those_of_the_frames_so_far() -> None:
     assert (age.p50, age.p95, age.p99) == pytest.approx((101.0, 190.1, 198.02))
 
 
-def test_memory_is_bounded_and_old_frames_are_forgotten() -> None:
+def test_only_the_latest_ten_thousand_frames_count() -> None:
     statistics = RunStatistics()
     for frame in range(25_000):
         statistics.add({"encode": 900.0 if frame < 15_000 else 7.0}, age_ms=1.0)
     assert statistics.latency_ms["encode"].p99 == 7.0
-    assert statistics._stage_ms["encode"]._values.nbytes == 40_000
     assert statistics.frames == 25_000
 
 
-def test_the_recent_rate_forgets_what_is_longer_ago() -> None:
+def test_the_recent_rate_covers_the_latest_five_seconds() -> None:
     statistics = RunStatistics()
     for _ in range(10):
         statistics.add({}, 1.0)
     statistics.started_s = time.monotonic() - 2
     assert statistics.recent_fps == pytest.approx(5.0, rel=0.05)
-    statistics.started_s = time.monotonic() - 100  # the clock has gone on, no frame has come
+    statistics.started_s = time.monotonic() - 100  # time has passed without a frame
     assert statistics.recent_fps == 0

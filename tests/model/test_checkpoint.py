@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 
 def state_of(network: FewShotNetwork) -> State:
-    """Copies under the published names."""
+    """Copies with the published names."""
     parts = {"backbone.": network.encoder.vit, "learner.": network.head}
     return {p + name: t.detach().clone() for p, module in parts.items() for name, t in module.state_dict().items()}
 
@@ -64,7 +64,7 @@ def saved(tiny_network: FewShotNetwork, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_what_is_saved_is_loaded(
+def test_a_saved_network_loads_unchanged(
     tiny_network: FewShotNetwork, tmp_path: Path, state: State, dtype: torch.dtype
 ) -> None:
     path = tmp_path / "made" / "tiny.safetensors"
@@ -79,7 +79,7 @@ def test_what_is_saved_is_loaded(
     assert not any(parameter.requires_grad for parameter in loaded.encoder.parameters())
 
 
-def test_our_format_is_named_by_its_suffix(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
+def test_saving_needs_the_suffix_safetensors(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must end in \.safetensors"):
         save_network(tiny_network, tmp_path / "tiny.ckpt")
     assert not list(tmp_path.iterdir())
@@ -113,14 +113,14 @@ def shallow_vit(name: str, **kwargs: Any) -> VisionTransformer:
 
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch, randomize: Randomize) -> State:
-    """The weights of a network with the shallow backbone, which timm makes from now on."""
+    """The weights of a network with the shallow backbone, which timm creates during this test."""
     monkeypatch.setattr(timm, "create_model", shallow_vit)
     network = FewShotNetwork(ModelConfig("shallow", "vit_small_patch16_224.dino", 96))
     randomize(network, 1)
     return state_of(network)
 
 
-def test_a_published_checkpoint_tells_its_backbone_by_its_shapes(tmp_path: Path, shallow: State) -> None:
+def test_the_backbone_of_a_published_checkpoint_is_inferred_from_its_shapes(tmp_path: Path, shallow: State) -> None:
     path = tmp_path / "published.ckpt"
     torch.save(lightning(shallow), path)
     loaded = load_network(path)
@@ -132,13 +132,13 @@ def only(state: State, prefix: str) -> State:
     return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def test_a_head_alone_gets_the_pretrained_backbone(tmp_path: Path, shallow: State) -> None:
+def test_a_checkpoint_with_only_a_head_gets_the_pretrained_backbone(tmp_path: Path, shallow: State) -> None:
     path = tmp_path / "head.ckpt"
     torch.save(lightning(only(shallow, "learner.")), path)
     loaded = load_network(path, backbone="vit_small_patch16_224.dino", image_size=96)
     assert (loaded.encoder.vit.norm.bias == 7.0).all()
     assert torch.equal(loaded.head.linear[0].weight, shallow["learner.linear.0.weight"])
-    with pytest.raises(InputError, match="holds the head alone; name its backbone with --backbone"):
+    with pytest.raises(InputError, match="contains only the head; give the name of its backbone with --backbone"):
         load_network(path)
 
 
@@ -153,7 +153,7 @@ def test_pretrained_weights_win_over_the_checkpoints(
     assert torch.equal(loaded.encoder.vit.norm.bias, wanted)
 
 
-def test_pretrained_weights_that_cannot_be_fetched_are_one_sentence(
+def test_pretrained_weights_that_cannot_be_downloaded_are_one_sentence(
     tmp_path: Path, shallow: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: object, **__: object) -> None:
@@ -188,7 +188,7 @@ def as_prefixed(weights: State) -> object:
 
 @pytest.mark.parametrize("kind", [as_dino, as_dinos_training_state, as_prefixed])
 @pytest.mark.parametrize("head_alone", [True, False])
-def test_weights_of_the_backbone_come_from_their_own_file(
+def test_weights_of_the_backbone_can_come_from_a_separate_file(
     tmp_path: Path, saved: Path, state: State, kind: Callable[[State], object], head_alone: bool
 ) -> None:
     other = {name.removeprefix("backbone."): tensor + 1 for name, tensor in only(state, "backbone.").items()}
@@ -247,7 +247,9 @@ def test_a_file_with_foreign_objects_is_refused_and_nothing_in_it_runs(
         content["state_dict"] = {**state, "learner.extra": kind(canary)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
 
-    with pytest.raises(ArtifactError, match=r"evil\.ckpt holds Python objects besides tensors.*was refused") as caught:
+    with pytest.raises(
+        ArtifactError, match=r"evil\.ckpt contains Python objects besides tensors.*was refused"
+    ) as caught:
         load_network(path, backbone=NANO_BACKBONE)
     assert "\n" not in str(caught.value)
     assert not canary.exists()
@@ -256,10 +258,10 @@ def test_a_file_with_foreign_objects_is_refused_and_nothing_in_it_runs(
     assert canary.exists(), "the canary is dead, so this test shows nothing"
 
 
-def test_only_the_namespace_is_let_through_and_only_while_a_file_is_read(tmp_path: Path, state: State) -> None:
+def test_only_the_namespace_is_allowed_and_only_while_a_file_is_read(tmp_path: Path, state: State) -> None:
     path = tmp_path / "published.ckpt"
     torch.save(lightning(state), path)
-    before = set(torch.serialization.get_safe_globals())  # torch lists a set: in any order
+    before = set(torch.serialization.get_safe_globals())  # torch lists a set, in any order
     read_state(path)
     assert set(torch.serialization.get_safe_globals()) == before
 
@@ -286,10 +288,13 @@ def with_one_bad_value(value: float) -> Callable[[Tensor], Tensor]:
 
 
 DAMAGES = [
-    (without("learner.linear.0.weight"), r"head weights lack 1 tensors, first 'linear\.0\.weight'"),
-    (without("backbone.cls_token"), "backbone weights lack 1 tensors, first 'cls_token'"),
-    (added("learner.linear.9.weight"), r"head weights hold 1 unknown tensors, first 'linear\.9\.weight'"),
-    (added("backbone.blocks.6.ls1.gamma"), r"backbone weights hold 1 unknown tensors, first 'blocks\.6\.ls1\.gamma'"),
+    (without("learner.linear.0.weight"), r"head weights lack 1 tensors, for example 'linear\.0\.weight'"),
+    (without("backbone.cls_token"), "backbone weights lack 1 tensors, for example 'cls_token'"),
+    (added("learner.linear.9.weight"), r"head weights contain 1 unknown tensors, for example 'linear\.9\.weight'"),
+    (
+        added("backbone.blocks.6.ls1.gamma"),
+        r"backbone weights contain 1 unknown tensors, for example 'blocks\.6\.ls1\.gamma'",
+    ),
     (
         changed("learner.decoder2_cls.2.bias", lambda tensor: tensor[:1]),
         r"head tensor 'decoder2_cls\.2\.bias' has shape \(1,\), expected \(2,\)",
@@ -300,18 +305,18 @@ DAMAGES = [
     ),
     (
         changed("learner.linear.0.weight", with_one_bad_value(float("nan"))),
-        r"head tensor 'linear\.0\.weight' holds NaN or infinite",
+        r"head tensor 'linear\.0\.weight' contains NaN or infinite",
     ),
     (
         changed("backbone.norm.weight", with_one_bad_value(float("inf"))),
-        r"backbone tensor 'norm\.weight' holds NaN or infinite",
+        r"backbone tensor 'norm\.weight' contains NaN or infinite",
     ),
     (
         lambda state: only(state, "backbone."),
-        r"holds no head: expected tensors named learner\.\*, got backbone\.blocks",
+        r"contains no head: expected tensors named learner\.\*, got backbone\.blocks",
     ),
-    (lambda state: only(state, "learner."), "holds no backbone weights; give them with --weights FILE"),
-    (lambda _: {"weight": torch.zeros(2)}, r"holds no head: expected tensors named learner\.\*, got weight"),
+    (lambda state: only(state, "learner."), "contains no backbone weights; give them with --weights FILE"),
+    (lambda _: {"weight": torch.zeros(2)}, r"contains no head: expected tensors named learner\.\*, got weight"),
 ]
 
 
@@ -380,10 +385,10 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), {}, [torch.zeros(3)], 7])
-def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: object) -> None:
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     path = tmp_path / "odd.ckpt"
     torch.save(content, path)
-    with pytest.raises(ArtifactError, match="holds no table of tensors"):
+    with pytest.raises(ArtifactError, match="contains no state_dict"):
         load_network(path, backbone=NANO_BACKBONE)
 
 
@@ -395,12 +400,12 @@ def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: o
         pytest.param("\xff", "is not a readable JSON file", id="not UTF-8"),
         pytest.param(
             "[]",
-            r"must hold the fields name, backbone, .*, head, objectness, presence_level, support_crop; got list",
+            r"must have the fields name, backbone, .*, head, objectness, presence_level, support_crop; got list",
             id="a list",
         ),
-        pytest.param('{"name": "a"}', r"must hold the fields .*; got \['name'\]", id="incomplete"),
+        pytest.param('{"name": "a"}', r"must have the fields .*; got \['name'\]", id="incomplete"),
         pytest.param(
-            '{"name": "a", "backbone": "b", "image_size": 48, "x": 1}', "must hold the fields", id="unknown field"
+            '{"name": "a", "backbone": "b", "image_size": 48, "x": 1}', "must have the fields", id="unknown field"
         ),
         pytest.param(
             '{"name": "a", "backbone": "b", "image_size": "48"}',
@@ -432,7 +437,7 @@ def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: o
         ),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_one_sentence(saved: Path, text: str | None, message: str) -> None:
+def test_an_unusable_configuration_is_one_sentence(saved: Path, text: str | None, message: str) -> None:
     config = saved.with_suffix(".json")
     if text is None:
         config.unlink()
@@ -455,7 +460,7 @@ INFERABLE = [name for name, resize in SUPPORTED_BACKBONES.items() if resize is n
 
 @pytest.mark.parametrize("backbone", INFERABLE)
 @pytest.mark.parametrize("naming", ["timm", "published"])
-def test_a_backbone_is_known_by_its_shapes(backbone: str, naming: str) -> None:
+def test_a_backbone_is_recognized_by_its_shapes(backbone: str, naming: str) -> None:
     with torch.device("meta"):
         state = timm.create_model(backbone, num_classes=0).state_dict()
     if naming == "published" and "reg_token" in state:
@@ -463,12 +468,12 @@ def test_a_backbone_is_known_by_its_shapes(backbone: str, naming: str) -> None:
     assert infer_backbone(state) == backbone
 
 
-def test_the_hybrid_is_known_by_its_stem() -> None:
+def test_the_hybrid_is_recognized_by_its_stem() -> None:
     assert infer_backbone(Encoder(HYBRID_BACKBONE, 32).vit.state_dict()) == HYBRID_BACKBONE
 
 
 @pytest.mark.parametrize("backbone", ["vit_small_patch16_dinov3.lvd1689m", "vit_tiny_patch16_224", "resnet18"])
-def test_a_backbone_that_is_none_of_ours_must_be_named(backbone: str) -> None:
+def test_an_unrecognized_backbone_must_be_named(backbone: str) -> None:
     with torch.device("meta"):
         state = timm.create_model(backbone, num_classes=0).state_dict()
     with pytest.raises(ArtifactError, match="name it with --backbone"):

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 from fsvit_edge.model.checkpoint import load_network, save_network
-from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.convolutional_stem import (
     COARSE_BLOCKS,
     FINE_STAGES,
@@ -32,7 +29,7 @@ def assert_near(ours: Tensor, theirs: Tensor, relative: float = 1e-5) -> None:
 
 @pytest.fixture
 def trunk() -> nn.Module:
-    """timm's network with batch norms that do something."""
+    """timm's network with batch norms that change their input."""
     torch.manual_seed(0)
     network = timm.create_model(TRUNK, pretrained=False, num_classes=0).eval()
     for module in network.modules():
@@ -53,7 +50,7 @@ def pixels(size: int, count: int = 2) -> Tensor:
 
 
 @torch.inference_mode()
-def test_the_stem_says_what_timms_stages_say_of_pictures_in_timms_own_normalization(trunk: nn.Module) -> None:
+def test_the_stem_gives_the_maps_of_timms_stages_with_timms_normalization(trunk: nn.Module) -> None:
     images = pixels(64)
     config = timm.data.resolve_data_config({}, model=trunk)
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
@@ -71,7 +68,7 @@ def test_the_stem_says_what_timms_stages_say_of_pictures_in_timms_own_normalizat
 
     fine_part, coarse_part, late_parts = trunk_stages(trunk)
 
-    # timm rounds 127 / 255 and 128 / 255 to a half.
+    # timm rounds 127 / 255 and 128 / 255 to 0.5.
     ours = fine_part((renormalize(normalize(images)) * (128 / 255) + 127 / 255 - mean) / std)
     assert_near(ours, theirs)
     x = coarse_part(ours)
@@ -84,17 +81,17 @@ def test_the_stem_says_what_timms_stages_say_of_pictures_in_timms_own_normalizat
 
 
 @torch.inference_mode()
-def test_pictures_reach_the_trunk_as_its_authors_normalized_them_up_to_the_padding() -> None:
+def test_pictures_are_renormalized_for_the_trunk_before_padding() -> None:
     images = pixels(32)
     wanted = (images.permute(0, 3, 1, 2).float() - 127) / 128
     ours = renormalize(normalize(images))
     torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
-    # Folded into a convolution that pads with zeros, the border would differ: there a zero is another gray.
+    # Folding this into a convolution with zero padding would change the border, where zero means another gray.
     assert not torch.allclose(F.pad(ours, (0, 1)), renormalize(F.pad(normalize(images), (0, 1))), atol=1e-2)
 
 
 @torch.inference_mode()
-def test_a_folded_batch_norm_is_the_one_that_it_was(trunk: nn.Module) -> None:
+def test_folding_a_batch_norm_does_not_change_the_result(trunk: nn.Module) -> None:
     image = torch.randn(1, 3, 64, 64)
     theirs = trunk(image)
     fold_batch_norms(trunk)
@@ -103,7 +100,7 @@ def test_a_folded_batch_norm_is_the_one_that_it_was(trunk: nn.Module) -> None:
 
 @pytest.mark.parametrize("size", [64, 80])
 @torch.inference_mode()
-def test_both_strides_stand_side_by_side_whether_32_divides_the_picture_or_not(size: int) -> None:
+def test_both_strides_are_concatenated_whether_32_divides_the_picture_or_not(size: int) -> None:
     stem = ConvolutionalStem(48).eval()
     image = torch.randn(1, 3, size, size)
     fine = stem.fine(renormalize(image))
@@ -116,7 +113,7 @@ def test_both_strides_stand_side_by_side_whether_32_divides_the_picture_or_not(s
 
 @pytest.mark.parametrize("size", [64, 80])
 @torch.inference_mode()
-def test_late_tokens_are_the_late_maps_enlarged_behind_their_mean(size: int) -> None:
+def test_late_tokens_are_the_mean_and_then_the_resized_late_maps(size: int) -> None:
     stem = ConvolutionalStem(48).eval()
     maps = stem.maps(torch.randn(2, 3, size, size))
     tokens = stem.late_tokens(maps)
@@ -125,14 +122,14 @@ def test_late_tokens_are_the_late_maps_enlarged_behind_their_mean(size: int) -> 
     x = maps[-1]
     for part, layer in zip(stem.late, tokens.unbind(1), strict=True):
         x = part(x)
-        # Until the backbone is evened, the first channels pass through.
+        # Until the backbone is whitened, the first channels pass through.
         assert_near(layer[:, 0], x[:, :48].mean(dim=(2, 3)))
         large = F.interpolate(x[:, :48], size=(grid, grid), mode="bilinear", align_corners=False)
         assert_near(layer[:, 1:], large.flatten(2).transpose(1, 2))
 
 
 @torch.inference_mode()
-def test_late_tokens_stand_before_those_of_the_blocks_and_change_none_of_them() -> None:
+def test_late_tokens_come_before_those_of_the_blocks_and_do_not_change_them() -> None:
     encoder = Encoder(HYBRID_BACKBONE, 96).eval()
     image = torch.randn(2, 3, 96, 96)
     before = encoder(image)
@@ -149,7 +146,7 @@ def test_late_tokens_stand_before_those_of_the_blocks_and_change_none_of_them() 
     assert torch.equal(after.tokens[:, 2:], before.tokens[:, 2:])
 
 
-def test_the_hybrid_has_a_token_for_16_pixels_and_loads_strictly() -> None:
+def test_the_hybrid_has_one_token_per_16_pixels_and_loads_strictly() -> None:
     encoder = Encoder(HYBRID_BACKBONE, 96).eval()
     assert (encoder.patch_size, encoder.grid, encoder.num_layers, encoder.num_heads) == (16, 6, 6, 3)
     assert (encoder.num_slices, encoder.slice_dim, encoder.num_channels) == (1, 192, 6)
@@ -162,17 +159,16 @@ def test_the_hybrid_has_a_token_for_16_pixels_and_loads_strictly() -> None:
 
 
 def test_a_hybrid_is_saved_loaded_and_exported_to_the_same_numbers(
-    tmp_path: Path, randomize: Callable[[nn.Module, int], None]
+    tmp_path: Path, hybrid_network: FewShotNetwork, hybrid_bundle: Path
 ) -> None:
-    network = FewShotNetwork(ModelConfig("hybrid", HYBRID_BACKBONE, 96)).eval()
-    randomize(network.head, 0)
-    save_network(network, tmp_path / "hybrid.safetensors")
+    save_network(hybrid_network, tmp_path / "hybrid.safetensors")
     again = load_network(tmp_path / "hybrid.safetensors")
-    export_bundle(again, tmp_path / "bundle", ExportOptions())
-    images = pixels(96)
+    images = pixels(64)
     with torch.inference_mode():
-        theirs = network.encoder(normalize(images))
-    session = onnxruntime.InferenceSession(tmp_path / "bundle" / "encoder.onnx", providers=["CPUExecutionProvider"])
+        theirs = hybrid_network.encoder(normalize(images))
+        loaded = again.encoder(normalize(images))
+    assert all(torch.equal(one, other) for one, other in zip(theirs, loaded, strict=True))
+    session = onnxruntime.InferenceSession(hybrid_bundle / "encoder.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     ours = dict(zip(names, session.run(None, {"image": images.numpy()}), strict=True))
     for name, wanted in (("class_query", theirs.class_query), ("image_keys", theirs.image_keys)):

@@ -44,7 +44,7 @@ def assert_near(ours: Tensor, theirs: Tensor, relative: float = 1e-5) -> None:
 
 
 class Witness:
-    """What one plain forward pass of timm's model says: its output, every block's, and the last query and key."""
+    """Results of a plain forward pass of timm's model: its output, that of every block, and the last query and key."""
 
     def __init__(self, vit: Any, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         attended: list[tuple[Tensor, Tensor]] = []
@@ -67,14 +67,14 @@ class Witness:
 
 @pytest.mark.parametrize("backbone", SUPPORTED_BACKBONES)
 @torch.inference_mode()
-def test_where_no_position_is_resized_the_encoder_says_what_timms_plain_model_says(
+def test_at_the_native_size_the_encoder_gives_the_output_of_timms_model(
     backbone: str, randomize: Randomize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours_at = {NANO_BACKBONE: 64, HYBRID_BACKBONE: 256}
     native = ours_at.get(backbone) or timm.models.get_pretrained_cfg(backbone).input_size[-1]
     encoder = Encoder(backbone, native if backbone in ours_at else min(native, 224)).eval()
     vit, prefix = encoder.vit, encoder.vit.num_prefix_tokens
-    if native == 518:  # 1,369 tokens take ten seconds a model; with fewer the road through the blocks is the same
+    if native == 518:  # 1,369 tokens take ten seconds a model; with fewer, the pass through the blocks is the same
         vit.set_input_size(img_size=(224, 224))
     randomize(vit, 0)
     image = picture(encoder.image_size)
@@ -90,7 +90,7 @@ def test_where_no_position_is_resized_the_encoder_says_what_timms_plain_model_sa
     for layer, block in enumerate(theirs.blocks):
         assert_near(ours.tokens[:, late + layer], vit.norm(block)[:, without_registers])
     assert_near(ours.class_query, theirs.query[:, :, 0])
-    # What timm attends with has been rotated where the model is rotary; ours has not.
+    # In rotary models, timm's query and key have been rotated; ours have not.
     image_keys = ours.image_keys
     if SUPPORTED_BACKBONES[backbone] is None:
         image_keys = apply_rot_embed_cat(image_keys, vit.rope.get_embed(shape=[encoder.grid] * 2), half=True)
@@ -123,7 +123,7 @@ def test_the_comparison_with_timm_notices_a_missing_norm_a_shifted_layer_and_a_r
 
 
 @torch.inference_mode()
-def test_pictures_of_one_batch_do_not_see_each_other(randomize: Randomize) -> None:
+def test_pictures_of_one_batch_are_independent(randomize: Randomize) -> None:
     encoder = random_encoder(NANO_BACKBONE, 48, randomize)
     images = picture(48, count=3)
     together = encoder(images)
@@ -134,7 +134,7 @@ def test_pictures_of_one_batch_do_not_see_each_other(randomize: Randomize) -> No
 
 
 def bicubic_matrix(native: int, grid: int, scale: float, antialias: bool) -> np.ndarray:
-    """Rows: what a target cell takes of the native ones. Keys' kernel; align_corners off, the border repeated.
+    """Rows: the weights of the native cells in a target cell. Keys' kernel; align_corners off, border repeated.
 
     With antialiasing the kernel is Pillow's (a = -0.5), as wide as a target cell, and cut off at the border.
     """
@@ -164,7 +164,9 @@ def resized_by_hand(embedding: Tensor, grid: int, offset: float, antialias: bool
 
 @pytest.mark.parametrize(("native", "grid"), [(28, 50), (14, 30), (37, 28), (8, 6), (8, 16), (8, 9)])
 @pytest.mark.parametrize("how", [DINO_RESIZE, DINOV2_REGISTER_RESIZE], ids=["dino", "registers"])
-def test_a_position_embedding_is_resized_as_its_family_publishes(how: PositionResize, native: int, grid: int) -> None:
+def test_a_position_embedding_is_resized_as_in_the_published_code_of_its_family(
+    how: PositionResize, native: int, grid: int
+) -> None:
     embedding = torch.randn(1, native**2, 5, generator=torch.Generator().manual_seed(native * grid))
     ours = resize_position_embedding(embedding, grid, how)
     assert_near(ours, resized_by_hand(embedding, grid, how.offset, how.antialias))
@@ -184,39 +186,38 @@ def test_timms_own_resampling_is_not_dinos() -> None:
         assert_near(ours, without_offset, relative=1e-3)
 
 
-def test_the_native_position_embedding_is_left_alone() -> None:
+def test_the_native_position_embedding_is_unchanged() -> None:
     embedding = torch.randn(1, 64, 5)
     assert resize_position_embedding(embedding, 8, DINO_RESIZE) is embedding
 
 
 @pytest.mark.parametrize("backbone", SUPPORTED_BACKBONES)
-def test_a_backbone_is_resized_as_its_family(backbone: str) -> None:
+def test_a_backbone_is_resized_like_its_family(backbone: str) -> None:
     family = None if "dinov3" in backbone else DINOV2_REGISTER_RESIZE if "reg4" in backbone else DINO_RESIZE
     assert SUPPORTED_BACKBONES[backbone] == family
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size", "offset", "antialias", "prefix"),
+    ("backbone", "size", "offset", "antialias", "learned_prefix", "prefix"),
     [
-        (NANO_BACKBONE, 48, 0.1, False, 1),
-        (SMALL_DINO, 400, 0.1, False, 1),
-        ("vit_small_patch14_dinov2.lvd142m", 392, 0.1, False, 1),
-        (SMALL_REGISTERS, 392, 0.0, True, 5),
+        (NANO_BACKBONE, 48, 0.1, False, 1, 1),
+        (SMALL_DINO, 400, 0.1, False, 1, 1),
+        ("vit_small_patch14_dinov2.lvd142m", 392, 0.1, False, 1, 1),
+        # timm keeps the class token's position in the class token; registers have none.
+        (SMALL_REGISTERS, 392, 0.0, True, 0, 5),
     ],
 )
 @torch.inference_mode()
 def test_position_has_the_resized_image_tokens_after_the_untouched_prefix(
-    randomize: Randomize, backbone: str, size: int, offset: float, antialias: bool, prefix: int
+    randomize: Randomize, backbone: str, size: int, offset: float, antialias: bool, learned_prefix: int, prefix: int
 ) -> None:
     encoder = random_encoder(backbone, size, randomize)
     position, learned = encoder.position(), encoder.vit.pos_embed
     assert position.shape == (1, prefix + encoder.grid**2, encoder.embed_dim)
-    if prefix == 1:
-        assert torch.equal(position[:, :1], learned[:, :1])
-        learned = learned[:, 1:]
-    else:
-        assert not position[:, :prefix].any()
-    assert_near(position[:, prefix:], resized_by_hand(learned, encoder.grid, offset, antialias))
+    assert torch.equal(position[:, :learned_prefix], learned[:, :learned_prefix])
+    assert not position[:, learned_prefix:prefix].any()
+    image = learned[:, learned_prefix:]
+    assert_near(position[:, prefix:], resized_by_hand(image, encoder.grid, offset, antialias))
 
 
 @torch.inference_mode()
@@ -235,7 +236,7 @@ def test_at_another_size_the_encoder_is_timms_model_with_our_position_embedding(
 
 
 @torch.inference_mode()
-def test_a_rotary_model_takes_other_sizes_as_timm_does(randomize: Randomize) -> None:
+def test_a_rotary_model_handles_other_sizes_as_timm_does(randomize: Randomize) -> None:
     encoder = random_encoder(SMALL_ROTARY, 160, randomize)
     image = picture(160)
     theirs = encoder.vit.forward_features(image)
@@ -252,7 +253,7 @@ def test_a_position_computed_once_gives_the_same_output(randomize: Randomize, ba
     assert not torch.allclose(encoder(image, position.flip(-2)).tokens, encoder(image).tokens, atol=1e-3)
 
 
-def test_an_unknown_backbone_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_backbone_is_refused_and_the_known_ones_listed() -> None:
     with pytest.raises(InputError, match="resnet50") as caught:
         Encoder("resnet50", 224)
     for name in SUPPORTED_BACKBONES:
@@ -273,7 +274,7 @@ def test_an_image_size_must_be_a_multiple_of_the_patch(size: int) -> None:
         pytest.param(RuntimeError("hub is down"), "RuntimeError: hub is down", id="RuntimeError"),
     ],
 )
-def test_weights_that_cannot_be_fetched_are_one_sentence(
+def test_weights_that_cannot_be_downloaded_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch, failure: Exception, reason: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -286,14 +287,12 @@ def test_weights_that_cannot_be_fetched_are_one_sentence(
     assert f"({reason})" in message
     assert message.count("\n") == 0
     assert message.endswith(".")
-    with pytest.raises(type(failure)):  # without --pretrained such an error is our mistake: it stays what it is
+    with pytest.raises(type(failure)):  # without --pretrained, such an error is a bug of ours and is not converted
         Encoder(SMALL_DINO, 224)
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_timm_is_asked_for_pretrained_weights_exactly_when_they_are_wanted(
-    monkeypatch: pytest.MonkeyPatch, pretrained: bool
-) -> None:
+def test_timm_downloads_weights_only_if_pretrained_is_true(monkeypatch: pytest.MonkeyPatch, pretrained: bool) -> None:
     asked = []
 
     def local(name: str, **kwargs: Any) -> VisionTransformer:
@@ -311,13 +310,13 @@ def test_timm_is_asked_for_pretrained_weights_exactly_when_they_are_wanted(
 
 
 @pytest.mark.parametrize("backbone", [NANO_BACKBONE, HYBRID_BACKBONE])
-def test_our_own_backbones_have_no_weights_at_timm(backbone: str) -> None:
+def test_timm_has_no_weights_for_our_own_backbones(backbone: str) -> None:
     with pytest.raises(InputError, match="leave --pretrained out"):
         Encoder(backbone, 64, pretrained=True)
 
 
 def dinov2_published(vit: Any) -> dict[str, Tensor]:
-    """timm's state in the naming of DINOv2's own files, whose class token has a position of its own."""
+    """timm's state with the names of DINOv2's own files, whose class token has its own position."""
     state = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
     state["mask_token"] = torch.zeros(1, vit.embed_dim)
     if "reg_token" in state:
@@ -329,14 +328,14 @@ def dinov2_published(vit: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("backbone", [SMALL_REGISTERS, "vit_small_patch14_dinov2.lvd142m"])
-def test_weights_in_dinov2s_own_naming_load(randomize: Randomize, backbone: str) -> None:
+def test_weights_with_dinov2s_own_names_load(randomize: Randomize, backbone: str) -> None:
     source, target = random_encoder(backbone, 70, randomize), Encoder(backbone, 70)
     target.load_published(dinov2_published(source.vit))
     for (name, ours), theirs in zip(target.vit.state_dict().items(), source.vit.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)
 
 
-def test_a_published_checkpoints_own_heads_are_not_the_backbones(randomize: Randomize) -> None:
+def test_training_heads_of_a_published_backbone_are_left_out(randomize: Randomize) -> None:
     source, target = random_encoder(NANO_BACKBONE, 64, randomize), Encoder(NANO_BACKBONE, 64)
     target.load_published({**source.vit.state_dict(), "head.mlp.0.weight": torch.zeros(3), "head.bias": torch.zeros(3)})
     assert torch.equal(target.vit.norm.weight, source.vit.norm.weight)

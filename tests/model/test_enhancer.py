@@ -19,17 +19,17 @@ def enhancer(dim: int = 16) -> PseudoLabelEnhancer:
 
 
 @pytest.mark.parametrize("grid", [3, 6, 11])
-def test_it_answers_at_twice_the_grid(grid: int) -> None:
+def test_the_output_has_twice_the_grid(grid: int) -> None:
     assert enhancer()(*inputs(grid=grid)).shape == (3, 2 * grid, 2 * grid)
 
 
 @pytest.mark.parametrize("dim", [192, 384, 768])
-def test_it_is_small(dim: int) -> None:
+def test_the_enhancer_is_small(dim: int) -> None:
     assert sum(parameter.numel() for parameter in PseudoLabelEnhancer(dim).parameters()) < 100_000
 
 
 @torch.inference_mode()
-def test_a_picture_is_judged_on_its_own() -> None:
+def test_the_pictures_of_a_batch_are_independent() -> None:
     coarse, tokens = inputs()
     together = enhancer()(coarse, tokens)
     alone = torch.cat([enhancer()(coarse[i : i + 1], tokens[i : i + 1]) for i in range(3)])
@@ -37,7 +37,7 @@ def test_a_picture_is_judged_on_its_own() -> None:
 
 
 @torch.inference_mode()
-def test_it_looks_at_the_map_and_at_the_tokens() -> None:
+def test_the_output_depends_on_the_map_and_on_the_tokens() -> None:
     coarse, tokens = inputs()
     answer = enhancer()(coarse, tokens)
     assert (enhancer()(coarse.flip(0), tokens) - answer).abs().max() > 0.01
@@ -46,7 +46,7 @@ def test_it_looks_at_the_map_and_at_the_tokens() -> None:
 
 @torch.inference_mode()
 def test_rows_and_columns_of_map_and_tokens_agree() -> None:
-    # With convolutions that mirror into themselves a mirrored picture has a mirrored answer.
+    # With symmetric convolutions, a mirrored picture has a mirrored result.
     network = enhancer()
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -62,7 +62,7 @@ def test_rows_and_columns_of_map_and_tokens_agree() -> None:
 
 
 @torch.inference_mode()
-def test_an_even_map_gives_finite_logits() -> None:
+def test_a_constant_map_gives_finite_logits() -> None:
     _, tokens = inputs()
     assert torch.isfinite(enhancer()(torch.zeros(3, 6, 6), tokens)).all()
 

@@ -1,4 +1,4 @@
-"""The hybrid's final norm: it passes tokens on until it is evened, and then their cosines spread."""
+"""The hybrid's final norm: it passes tokens on until it is whitened, and then their cosines spread."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def photos(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_the_norm_passes_on_what_it_was_given_until_it_is_evened(hybrid_network: FewShotNetwork) -> None:
+def test_the_norm_passes_tokens_on_unchanged_until_it_is_whitened(hybrid_network: FewShotNetwork) -> None:
     norm = hybrid_network.encoder.vit.norm
     assert isinstance(norm, EvenedNorm)
     x = torch.randn(2, 5, 192)
     assert torch.equal(norm(x), norm.norm(x))
 
 
-def test_evened_tokens_are_centered_and_vary_less_unevenly(
+def test_whitened_tokens_are_centered_and_vary_more_evenly(
     hybrid_network: FewShotNetwork, even_backbone: ModuleType, photos: list[Path]
 ) -> None:
     network = copy.deepcopy(hybrid_network)
@@ -59,7 +59,7 @@ def test_evened_tokens_are_centered_and_vary_less_unevenly(
     found = np.sort(after.var(axis=0))[::-1]
     had = np.linalg.eigvalsh(np.cov(before.T))[::-1]
     had = np.maximum(had, even_backbone.LEAST_VARIANCE * had[0])
-    # An eighth root of the variance is a quarter of it that is gone; in logarithms, three quarters are left.
+    # Dividing by the eighth root of the variance leaves three quarters of its logarithm.
     assert np.log(found[0] / found[40]) == pytest.approx(0.75 * np.log(had[0] / had[40]), abs=0.1)
     assert (np.diff(after.var(axis=0)[:40]) < 1e-3).all()
 
@@ -67,7 +67,7 @@ def test_evened_tokens_are_centered_and_vary_less_unevenly(
     assert np.array_equal(after, again)
 
 
-def test_evened_late_tokens_are_centered_and_keep_the_strongest_directions(
+def test_whitened_late_tokens_are_centered_and_keep_the_strongest_directions(
     hybrid_network: FewShotNetwork, even_backbone: ModuleType, photos: list[Path]
 ) -> None:
     network = copy.deepcopy(hybrid_network)
@@ -86,7 +86,7 @@ def test_evened_late_tokens_are_centered_and_keep_the_strongest_directions(
             assert ratio == pytest.approx(0.75, abs=0.1)
 
 
-def test_evening_twice_is_evening_what_is_there(
+def test_whitening_again_starts_from_the_current_tokens(
     hybrid_network: FewShotNetwork, even_backbone: ModuleType, photos: list[Path]
 ) -> None:
     network = copy.deepcopy(hybrid_network)

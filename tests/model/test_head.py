@@ -1,4 +1,4 @@
-"""The fast head against the published order, and both against numbers that the published order once gave.
+"""The fast head against the published order, and both against stored numbers of the published order.
 
 After an intended change of what the head computes: `python tests/model/test_head.py` writes the numbers anew.
 """
@@ -26,7 +26,7 @@ Randomize = Callable[[nn.Module, int], None]
 
 
 def seeded_head(channels: int, support_grid: int, seed: int = 0) -> CorrelationHead:
-    """A head whose parameters are numpy's numbers, which are the same on every machine."""
+    """A head with random numbers of numpy as parameters, which are the same on every machine."""
     head = CorrelationHead(channels, support_grid).eval().requires_grad_(False)
     rng = np.random.default_rng(seed)
     for parameter in head.parameters():
@@ -44,7 +44,7 @@ def unit_vectors(rng: np.random.Generator, *shape: int) -> Tensor:
 
 
 def random_masks(rng: np.random.Generator, covers: list[float]) -> Tensor:
-    """Rectangles of about these covers; 0 is an empty mask, of which the class token alone remains, 1 a full one."""
+    """Rectangles with about these covers; 0 is an empty mask, which keeps only the class token, 1 a full one."""
     masks = torch.zeros(len(covers), SIZE, SIZE)
     for mask, cover in zip(masks, covers, strict=True):
         if cover > 0:
@@ -57,7 +57,7 @@ def random_masks(rng: np.random.Generator, covers: list[float]) -> Tensor:
 
 
 def packed(supports: Supports) -> Supports:
-    """As the runtime stores them: kept tokens alone, padded to the longest."""
+    """As the runtime stores them: only kept tokens, padded to the longest."""
     lengths = supports.kept_mask.sum(dim=1).int().tolist()
     batch, channels, _, dim = supports.kept.shape
     kept = torch.zeros(batch, channels, max(lengths), dim)
@@ -96,7 +96,7 @@ few = settings(deadline=None, max_examples=25)
 @few
 @given(episodes())
 @torch.inference_mode()
-def test_the_fast_head_computes_what_the_published_order_does(
+def test_the_fast_head_gives_the_result_of_the_published_order(
     episode: tuple[CorrelationHead, Tensor, Tensor, Tensor],
 ) -> None:
     head, query, support, masks = episode
@@ -110,7 +110,7 @@ def test_the_fast_head_computes_what_the_published_order_does(
 @few
 @given(episodes())
 @torch.inference_mode()
-def test_what_the_padding_holds_is_irrelevant(episode: tuple[CorrelationHead, Tensor, Tensor, Tensor]) -> None:
+def test_the_values_of_the_padding_do_not_matter(episode: tuple[CorrelationHead, Tensor, Tensor, Tensor]) -> None:
     head, query, support, masks = episode
     supports = packed(cache_supports(support, masks, head.corrtransformer[0].attn.side))
     longer = supports._replace(kept=F.pad(supports.kept, (0, 0, 0, 3)), kept_mask=F.pad(supports.kept_mask, (0, 3)))
@@ -211,7 +211,7 @@ def test_the_two_heads_share_their_parameters_and_their_gradients() -> None:
         (logits.presence.square().sum() + logits.mask.square().mean()).backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in head.named_parameters()})
     for name, plain in gradients[0].items():
-        if name.endswith("qkv.bias"):  # the key's bias has no effect on the result, so its gradient is rounding alone
+        if name.endswith("qkv.bias"):  # the key's bias has no effect on the result, so its gradient is only rounding
             plain, other = (torch.cat([g.chunk(3)[0], g.chunk(3)[2]]) for g in (plain, gradients[1][name]))
         else:
             other = gradients[1][name]
@@ -219,12 +219,12 @@ def test_the_two_heads_share_their_parameters_and_their_gradients() -> None:
 
 
 @torch.inference_mode()
-def test_masked_tokens_are_never_looked_at_but_the_class_token_always_is() -> None:
+def test_masked_tokens_have_no_effect_but_the_class_token_always_has() -> None:
     head, query, support, masks = an_episode(12, [0.4])
     plain = head(query[None], support, masks)
     unseen = F.pad(resize_mask(masks, 12) == 0, (1, 0))[0]
     assert 0 < unseen.sum() < 144
-    # The shortcut and the first block's query see every token, so only key and value may not: shuffle within a cell.
+    # Shortcut and query of the first block read every token, key and value only kept ones: shuffle within a cell.
     token = int(unseen.nonzero()[0])
     neighbor = token + 1
     assert unseen[neighbor]
@@ -253,7 +253,7 @@ def test_tokens_are_resized_with_corners_aligned_and_the_class_token_stays() -> 
     torch.testing.assert_close(resized[:, :, 1:], every_second)
 
 
-def test_channels_are_head_major() -> None:
+def test_channels_are_ordered_by_slice_then_layer() -> None:
     tokens = torch.randn(2, 3, 7, 8)  # 3 layers, 2 heads of 4
     vectors = channel_vectors(tokens, 2)
     assert vectors.shape == (2, 6, 7, 4)
@@ -276,7 +276,7 @@ def test_a_support_crop_is_0_or_at_least_1() -> None:
 
 @torch.inference_mode()
 def golden() -> dict[str, np.ndarray]:
-    """Inputs and the published order's answers; the weights are seeded, so they need not be stored."""
+    """Inputs and results of the published order; the weights are seeded, so they need not be stored."""
     head, query, support, masks = an_episode(12, [0.0, 0.3, 1.0], channels=6)
     support = support.half()
     logits = head(query[None], support.float(), masks)
@@ -286,7 +286,7 @@ def golden() -> dict[str, np.ndarray]:
 
 
 @torch.inference_mode()
-def test_both_heads_give_the_numbers_that_were_stored() -> None:
+def test_both_heads_give_the_stored_numbers() -> None:
     stored = np.load(GOLDEN)
     masks = torch.from_numpy(np.unpackbits(stored["mask_bits"]).reshape(3, SIZE, SIZE).astype(np.float32))
     query, support = torch.from_numpy(stored["query"]), torch.from_numpy(stored["support"]).float()

@@ -32,7 +32,7 @@ def test_the_decoder_reads_the_maps_that_make_the_tokens(network: FewShotNetwork
         assert torch.equal(whole, network.objectness(maps))
 
 
-def test_the_tokens_are_those_of_a_network_without_objectness(network: FewShotNetwork) -> None:
+def test_objectness_does_not_change_the_tokens(network: FewShotNetwork) -> None:
     plain = FewShotNetwork(dataclasses.replace(network.config, objectness=False))
     plain.encoder.load_state_dict(network.encoder.state_dict())
     image = torch.randn(1, 3, 64, 64)
@@ -41,7 +41,7 @@ def test_the_tokens_are_those_of_a_network_without_objectness(network: FewShotNe
         assert torch.equal(plain.encoder(image).tokens, network.encoder(image).tokens)
 
 
-def test_a_checkpoint_keeps_the_decoder(network: FewShotNetwork, tmp_path: Path) -> None:
+def test_a_checkpoint_contains_the_decoder(network: FewShotNetwork, tmp_path: Path) -> None:
     save_network(network, tmp_path / "saved.safetensors")
     again = load_network(tmp_path / "saved.safetensors")
 

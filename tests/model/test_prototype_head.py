@@ -1,4 +1,4 @@
-"""A synthetic world: tokens are directions with noise, so what a head without training should see is known."""
+"""The head without weights on synthetic tokens (directions with noise), for which the right answer is known."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ WEIGHTS = DEFAULT_BUNDLE / "cst-nano.safetensors"
 
 
 def direction(seed: int) -> Tensor:
-    """What a thing looks like: (C, d)."""
+    """The direction of an object: (C, d)."""
     vectors = torch.randn(CHANNELS, DIM, generator=torch.Generator().manual_seed(seed))
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
@@ -54,7 +54,7 @@ def head() -> PrototypeHead:
 
 
 def supports_of(*things: Tensor, noise: float = 0.1, ground: Tensor = GROUND) -> Supports:
-    """A support of each thing, in the middle of its picture."""
+    """A support of each object, in the middle of its picture."""
     mask = square(SIZE, 16, 40)
     seen = square(SUPPORT_GRID, 4, 10).flatten()
     tokens = torch.stack([scene(seen, thing, ground, noise, seed) for seed, thing in enumerate(things)])
@@ -67,12 +67,12 @@ PLACE = square(GRID, 1, 4)
 ONE = torch.ones(1, 1)
 
 
-def test_it_has_nothing_to_learn_and_nothing_to_store() -> None:
+def test_the_head_has_no_parameters_and_no_buffers() -> None:
     assert list(head().parameters()) == []
     assert head().state_dict() == {}
 
 
-def test_a_planted_thing_is_found_where_it_is() -> None:
+def test_a_planted_object_is_found_in_its_place() -> None:
     presence, foreground = head()(scene(PLACE.flatten(), THING, seed=9), supports_of(THING), ONE)
     assert presence.shape == (1,)
     assert foreground.shape == (1, 2 * GRID, 2 * GRID)
@@ -82,15 +82,15 @@ def test_a_planted_thing_is_found_where_it_is() -> None:
     assert foreground[0, :, 9:].max() < 0.1
 
 
-def test_an_absent_thing_is_not_found() -> None:
+def test_an_absent_object_is_not_found() -> None:
     for frame in (scene(PLACE.flatten(), OTHER_THING, seed=9), scene(torch.zeros(GRID**2), THING, seed=9)):
         presence, foreground = head()(frame, supports_of(THING), ONE)
         assert presence[0] < 0.2
         assert foreground.max() < 0.5
 
 
-def test_background_prototypes_lower_what_looks_like_background() -> None:
-    """A thing that shares half of its looks with its ground: without the background, the ground would be the thing."""
+def test_background_prototypes_lower_the_score_of_background() -> None:
+    """An object that is half like its background: without background prototypes, the background would match it."""
     mixed = THING + GROUND
     thing = mixed / mixed.norm(dim=-1, keepdim=True)
     supports = supports_of(thing)
@@ -136,7 +136,7 @@ def test_the_order_of_supports_and_of_classes_does_not_matter() -> None:
     assert not torch.allclose(wrong[0], presence[ways], atol=1e-2)
 
 
-def test_each_class_is_judged_as_if_it_were_alone() -> None:
+def test_the_score_of_a_class_does_not_depend_on_other_classes() -> None:
     supports, averaging = three_classes()
     frame = scene(PLACE.flatten(), THING, seed=9)
     presence, foreground = head()(frame, supports, averaging)
@@ -148,7 +148,7 @@ def test_each_class_is_judged_as_if_it_were_alone() -> None:
         assert torch.allclose(alone[1], foreground[way : way + 1], atol=1e-5)
 
 
-def test_what_the_padding_holds_is_irrelevant() -> None:
+def test_the_values_of_the_padding_do_not_matter() -> None:
     supports, averaging = three_classes()
     frame = scene(PLACE.flatten(), THING, seed=9)
     wanted = head()(frame, supports, averaging)
@@ -170,7 +170,7 @@ def test_whole_classes_in_several_runs_add_up_to_one_run() -> None:
         assert torch.allclose(got[0] + got[1], one, atol=1e-5)
 
 
-def test_a_class_spread_over_two_runs_answers_as_the_mean_of_its_parts() -> None:
+def test_a_class_spread_over_two_runs_gives_the_mean_of_its_parts() -> None:
     supports = supports_of(THING, THING, THING, THING)
     frame = scene(PLACE.flatten(), THING, seed=9)
     averaging = torch.full((1, 4), 0.25)
@@ -183,8 +183,8 @@ def test_a_class_spread_over_two_runs_answers_as_the_mean_of_its_parts() -> None
     assert torch.allclose(torch.as_tensor(summed), 0.75 * alone[0] + 0.25 * alone[1], atol=1e-5)
 
 
-def test_supports_that_differ_lower_what_is_asked_of_the_frame() -> None:
-    """Leave one out: where the supports of a class are less like each other, a less similar frame is accepted."""
+def test_supports_that_differ_lower_the_similarity_needed() -> None:
+    """Leave one out: if the supports of a class are less similar to each other, a less similar frame is accepted."""
     turned = THING + 0.9 * OTHER_THING
     turned = turned / turned.norm(dim=-1, keepdim=True)
     frame = scene(PLACE.flatten(), turned, seed=9)
@@ -200,7 +200,7 @@ def test_supports_that_differ_lower_what_is_asked_of_the_frame() -> None:
 # ---- enrollment
 
 
-def test_kept_tokens_are_the_things_and_pooled_tokens_the_grounds() -> None:
+def test_kept_tokens_are_the_object_and_pooled_tokens_the_background() -> None:
     supports = supports_of(THING, noise=0.0)
     kept = supports.kept_mask[0, 1:].reshape(SUPPORT_GRID, SUPPORT_GRID)
     assert supports.kept_mask[0, 0] == 1
@@ -214,7 +214,7 @@ def test_kept_tokens_are_the_things_and_pooled_tokens_the_grounds() -> None:
 
 
 @pytest.mark.parametrize(("at", "width"), [(0, 1), (17, 2), (45, 3), (9, 8)])
-def test_a_thing_smaller_than_a_token_is_kept(at: int, width: int) -> None:
+def test_an_object_smaller_than_a_token_is_kept(at: int, width: int) -> None:
     mask = torch.zeros(1, SIZE, SIZE)
     mask[:, at : at + width, at : at + width] = 1
     support = torch.nn.functional.normalize(torch.randn(1, CHANNELS, 1 + SUPPORT_GRID**2, DIM), dim=-1)
@@ -237,7 +237,7 @@ def test_an_empty_and_a_full_mask_give_finite_answers(cover: float) -> None:
 # ---- configuration and checkpoints
 
 
-def test_files_from_before_there_was_a_choice_still_load(tmp_path: Path) -> None:
+def test_files_without_a_head_in_the_configuration_still_load(tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(json.dumps({"name": "old", "backbone": BACKBONE, "image_size": 48, "support_grid": 12}))
     assert ModelConfig.from_json(path) == ModelConfig("old", BACKBONE, 48, 12, "cst", False, 0.5, 0.0)
@@ -265,13 +265,13 @@ def test_an_unknown_head_is_refused(tmp_path: Path, kind: object, message: str) 
 @pytest.mark.parametrize(
     ("level", "message"),
     [
-        (0.0, "must lie between 0 and 1, got 0"),
-        (1.5, "must lie between 0 and 1, got 1.5"),
-        (float("nan"), "must lie between 0 and 1, got nan"),
+        (0.0, "must be between 0 and 1, got 0"),
+        (1.5, "must be between 0 and 1, got 1.5"),
+        (float("nan"), "must be between 0 and 1, got nan"),
         ("high", "presence_level must be float"),
     ],
 )
-def test_a_presence_level_that_is_none_is_refused(tmp_path: Path, level: object, message: str) -> None:
+def test_an_invalid_presence_level_is_refused(tmp_path: Path, level: object, message: str) -> None:
     path = tmp_path / "new.json"
     values = {"name": "new", "backbone": BACKBONE, "image_size": 48}
     path.write_text(json.dumps({**values, "presence_level": 0.62}))
@@ -281,7 +281,7 @@ def test_a_presence_level_that_is_none_is_refused(tmp_path: Path, level: object,
         ModelConfig.from_json(path)
 
 
-def test_the_presence_level_is_the_heads_and_stays_with_it(tmp_path: Path) -> None:
+def test_the_presence_level_belongs_to_the_head(tmp_path: Path) -> None:
     network = load_network(WEIGHTS)
     network.config = replace(network.config, presence_level=0.62)
     path = tmp_path / "leveled.safetensors"
@@ -304,13 +304,13 @@ def test_a_network_with_prototypes_is_saved_without_a_head_and_loaded(tmp_path: 
     assert again.prototype_head is not None
     for name, tensor in network.encoder.state_dict().items():
         assert torch.equal(again.encoder.state_dict()[name], tensor)
-    with pytest.raises(ArtifactError, match="holds no head"):
+    with pytest.raises(ArtifactError, match="contains no head"):
         load_network(path, head="cst")
     with pytest.raises(InputError, match="prototype head, which has no weights to learn"):
         _ = again.head
 
 
-def test_a_backbone_alone_is_enough(tmp_path: Path) -> None:
+def test_a_checkpoint_with_only_a_backbone_is_enough(tmp_path: Path) -> None:
     path = tmp_path / "backbone.pth"
     network = FewShotNetwork(ModelConfig("any", "vit_small_patch14_dinov2.lvd142m", 28))
     state = network.encoder.vit.state_dict()
@@ -318,7 +318,7 @@ def test_a_backbone_alone_is_enough(tmp_path: Path) -> None:
     built = build_network(None, path, False, None, "mine", "prototype")
     assert built.config == ModelConfig("mine", "vit_small_patch14_dinov2.lvd142m", 392, head="prototype")
     assert torch.equal(built.encoder.vit.norm.weight, state["norm.weight"])
-    with pytest.raises(InputError, match="Name the backbone to fetch with --backbone"):
+    with pytest.raises(InputError, match="Give the name of the backbone to download with --backbone"):
         build_network(None, None, True, None, "mine", "prototype")
 
 
@@ -328,6 +328,6 @@ def test_a_prototype_network_can_be_given_a_head_to_train() -> None:
     assert isinstance(network.head, CorrelationHead)
 
 
-def test_the_constants_lie_between_their_bounds() -> None:
+def test_the_constants_are_within_their_bounds() -> None:
     assert 0 < prototype_head.BACKGROUND_COVER < prototype_head.FOREGROUND_COVER < 1
     assert prototype_head.TEMPERATURE > 0

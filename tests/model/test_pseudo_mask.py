@@ -10,7 +10,7 @@ from fsvit_edge.model.pseudo_mask import PSEUDO_MASK_THRESHOLD, pseudo_mask
 
 
 def by_hand(class_query: Tensor, image_keys: Tensor, grid: int, size: int) -> np.ndarray:
-    """The map that is compared with the threshold, with loops and in double precision."""
+    """The map before the threshold, with loops and in double precision."""
     queries, keys = class_query.double().numpy(), image_keys.double().numpy()
     batch, heads, count, _ = keys.shape
     cosines = np.zeros((batch, count))
@@ -29,7 +29,7 @@ def by_hand(class_query: Tensor, image_keys: Tensor, grid: int, size: int) -> np
 
 
 def vectors(seed: int, grid: int = 4, heads: int = 3, dim: int = 8) -> tuple[Tensor, Tensor]:
-    """Keys that lean away from the query, so that the cosines lie on both sides of -0.2."""
+    """Keys that point away from the query, so that the cosines are on both sides of -0.2."""
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(2, heads, dim, generator=generator)
     keys = torch.randn(2, heads, grid * grid, dim, generator=generator) - 0.3 * query[:, :, None]
@@ -68,7 +68,7 @@ def transposed(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("change", [as_one_head, with_swapped_heads, of_the_other_picture, transposed])
-def test_the_comparison_notices(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+def test_the_comparison_notices_errors(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     query, keys = vectors(0)
     assert not np.array_equal(
         pseudo_mask(*change(query, keys), grid=4, size=30).numpy(), by_hand(query, keys, 4, 30) > 0.4
@@ -87,7 +87,7 @@ def test_foreground_begins_above_a_cosine_of_minus_a_fifth(cosine: float, foregr
     assert (pseudo_mask(query, keys, grid=3, size=7) == foreground).all()
 
 
-def test_a_masks_corners_are_the_corner_tokens() -> None:
+def test_the_corners_of_a_mask_are_the_corner_tokens() -> None:
     query = torch.tensor([1.0, 0.0]).expand(1, 1, 2)
     keys = torch.tensor([-1.0, 0.0]).repeat(1, 1, 9, 1)
     keys[0, 0, 2, 0] = 1.0  # top right
@@ -100,7 +100,7 @@ def test_a_masks_corners_are_the_corner_tokens() -> None:
 
 
 @torch.inference_mode()
-def test_a_networks_own_pseudo_mask_is_of_its_own_vectors_and_size(tiny_network: FewShotNetwork) -> None:
+def test_the_pseudo_mask_of_a_network_uses_its_own_vectors_and_size(tiny_network: FewShotNetwork) -> None:
     pictures = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     output = tiny_network.encoder(normalize(pictures))
     ours = tiny_network.pseudo_mask(output).numpy()

@@ -29,7 +29,7 @@ SHIPPED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
 CAT_S = 20.0  # the demo lingers at each photograph for seconds, and comes back to each within so many
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="the page in a browser: Chromium is not installed (apt: chromium)"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: sudo apt install chromium"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # playwright leaves its loop's sockets to the collector
 ]
 
@@ -271,7 +271,7 @@ def test_an_open_page_finds_the_classes_of_a_run_that_was_started_again(tmp_path
             expect(page.locator("#state")).to_have_text("live", timeout=10_000)
             expect(page.locator('.class[data-name="kettle"]')).to_be_visible()
             expect(page.locator(".class")).to_have_count(1)
-            trouble = "mqtt://127.0.0.1:1/nobody: the broker does not answer"
+            trouble = "mqtt://127.0.0.1:1/nobody: The broker does not respond"
             expect(page.locator("#banner")).to_contain_text(trouble)
             page.get_by_role("button", name="Save").click()
             expect(page.locator("#bank-saved")).to_have_text("Saved.")

@@ -1,1 +1,1 @@
-"""Where results go: `open.open_sink` reads a sink's URI and gives what takes frames with their predictions."""
+"""Where results go: `open.open_sink` opens folders, videos, JSON lines and MQTT topics."""

@@ -1,29 +1,53 @@
-"""What every sink offers."""
+"""What every sink offers, and the options it takes."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from types import TracebackType
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
-from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.live.sources.base import HEALTHY
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.prediction import Prediction
 
 
 class SinkClosedError(Exception):
-    """Whoever read a sink has gone, as `head` does after ten lines: a clean end of the run, not a failure."""
+    """The reader of a sink is gone, as `head` is after ten lines: a clean end of the run, not a failure."""
+
+
+@dataclass(frozen=True)
+class SinkOptions:
+    """How much a recording may write.
+
+    Attributes:
+        segment_s: Seconds per file; None: everything goes into one file.
+        keep: Maximum number of files or pictures; the oldest are deleted. None keeps all.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    segment_s: float | None = None
+    keep: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.segment_s is not None and self.segment_s < 1:
+            raise InputError(f"--segment must be at least 1 second, got {self.segment_s:g}.")
+        if self.keep is not None and self.keep < 1:
+            raise InputError(f"--keep must be at least 1 file, got {self.keep}.")
 
 
 class Sink(ABC):
-    """Takes the frames and predictions of one run; use it as a context manager so that its file is finished.
+    """Takes the frames and predictions of one run; use it as a context manager, so that its file is finished.
 
     Attributes:
-        queue_frames: Frames of a live source that may wait for it, the newest ones; more are dropped.
-        trouble: What keeps it from its work for now, in one sentence; empty where nothing does. A sink that gives up
-            raises instead.
+        queue_frames: Maximum number of frames of a live source that may wait for it; older ones are dropped.
+        trouble: What is wrong for now, in one sentence; empty if nothing is. A sink that gives up raises instead.
     """
 
     queue_frames = 1
     trouble = ""
+    _condition = HEALTHY
 
     def __enter__(self) -> "Sink":
         return self
@@ -34,7 +58,7 @@ class Sink(ABC):
         """Finish what was written.
 
         Raises:
-            FsvitEdgeError: It could not be finished; not raised where another exception is on its way already.
+            FsvitEdgeError: It could not be finished; not raised if another exception is already on its way.
         """
         try:
             self._finish()
@@ -44,23 +68,28 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, frame: Frame, prediction: Prediction) -> None:
-        """Take one frame and the prediction made for it.
+        """Take one frame and its prediction.
 
         Raises:
-            InputError: The frame does not fit what came before.
-            FsvitEdgeError: The disk is full or something else keeps it from being written.
-            SinkClosedError: The reader has gone; the run should end quietly.
+            InputError: The frame does not fit the ones before.
+            FsvitEdgeError: The disk is full, or it cannot be written for another reason.
+            SinkClosedError: The reader is gone; the run should end quietly.
         """
 
-    def report(self, health: Health) -> None:  # noqa: B027 - most sinks have no place for it
-        """Take how the run fares: after every change of the source's state, and about once a second.
-
-        A sink that has no place for it ignores it.
+    def report(self, health: Health) -> None:
+        """Take the health of the run: about once per second, and after every change in the condition of the source.
 
         Raises:
-            FsvitEdgeError: As of `write`.
-            SinkClosedError: As of `write`.
+            FsvitEdgeError: As in `write`.
+            SinkClosedError: As in `write`.
         """
+        condition = health.source_status.condition
+        if condition != self._condition:
+            self._condition = condition
+            self._write_state(health)
+
+    def _write_state(self, health: Health) -> None:  # noqa: B027 - not every sink shows it
+        """Record that the condition of the source has changed."""
 
     @abstractmethod
     def _finish(self) -> None:

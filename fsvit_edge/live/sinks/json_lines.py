@@ -1,52 +1,112 @@
-"""One JSON object a line: for every frame, and for every change of the source's state."""
+"""Results as JSON, one object per line: for every frame, and for every change in the condition of the source."""
 
 import contextlib
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
-from fsvit_edge.live.sinks.base import Sink, SinkClosedError
-from fsvit_edge.live.sinks.record import StateChanges, json_line, record, state_record
-from fsvit_edge.live.sinks.segments import Segments, SinkOptions
+from fsvit_edge.live.sinks.base import Sink, SinkClosedError, SinkOptions
+from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.prediction import Prediction
 
 _QUEUE_FRAMES = 8
+_STATE_FIELDS = (
+    *("state", "is_frozen", "message", "source", "wall_time_s", "monotonic_s", "boot_id"),
+    *("captured", "dropped", "reconnects", "frames"),
+)
+
+
+def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
+    """Describe the result for a frame in plain values for JSON.
+
+    Returns:
+        "event": "frame"; "sequence": index of the frame, with gaps where frames of a live source were dropped;
+        "source"; "wall_time_s" and "monotonic_s": time of capture in seconds; "age_ms": milliseconds from then to the
+        result; "is_frozen": whether the camera repeats the same pixels; "size_hw": height and width in pixels;
+        "classes": for each enrolled class its "name", "score" in [0, 1], "level" (the score above which it is present),
+        "present", "area_px" and "box_xyxy" (left, top, right, bottom in pixels; right and bottom are exclusive; null if
+        the class has no pixel), where area and box are those of the label map, whether the class is present or not;
+        "latency_ms": milliseconds of each stage, "decode" first.
+    """
+    classes = [
+        {
+            "name": one.name,
+            "score": round(one.score, 4),
+            "level": round(one.level, 4),
+            "present": one.is_present,
+            "area_px": one.area_px,
+            "box_xyxy": one.box_xyxy and list(one.box_xyxy),
+        }
+        for one in prediction.results
+    ]
+    return {
+        "event": "frame",
+        "sequence": frame.index,
+        "source": frame.source,
+        "wall_time_s": round(frame.wall_time_s, 3),
+        "monotonic_s": round(frame.monotonic_s, 3),
+        "age_ms": round(frame.age_ms, 1),
+        "is_frozen": frame.is_frozen,
+        "size_hw": list(frame.image.shape[:2]),
+        "classes": classes,
+        "latency_ms": {
+            stage: round(float(ms), 2) for stage, ms in {"decode": frame.decode_ms, **prediction.latency_ms}.items()
+        },
+    }
+
+
+def state_record(health: Health) -> dict[str, Any]:
+    """Describe the state of the source in plain values for JSON.
+
+    Returns:
+        "event": "state"; "state": "connecting", "live" or "lost"; "is_frozen"; "message": what is wrong, or empty;
+        "source"; "wall_time_s" and "monotonic_s": now; "boot_id": the start of the machine from which the latter
+        counts; "captured", "dropped" and "reconnects" so far; "frames": frames processed so far.
+    """
+    values = health.to_dict()
+    values.update(values["source_status"])
+    return {"event": "state", **{name: values[name] for name in _STATE_FIELDS}}
+
+
+def json_line(record: dict[str, Any]) -> bytes:
+    """Encode a record as one line of UTF-8 text."""
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
 class JsonLinesSink(Sink):
     """Lines in a file, or in numbered files.
 
-    What a live source has shown before does not come again, so its lines are added to those that are there; a run that
-    a service starts again goes on where it ended. Of a file or folder they are replaced.
+    Lines of a live source are appended to an existing file, because what it showed before does not come again, and a
+    service that restarts a run continues the file. Lines of other sources replace the file.
 
     Args:
         path: The file.
-        options: Segments, how many to keep, and whether the source is live.
+        options: How long a file lasts and how many to keep.
+        is_live: Whether the source is live.
     """
 
     queue_frames = _QUEUE_FRAMES
 
-    def __init__(self, path: Path, options: SinkOptions) -> None:
+    def __init__(self, path: Path, options: SinkOptions, is_live: bool) -> None:
         self._segments = Segments(path, options) if options.segment_s is not None else None
-        self._changes = StateChanges()
-        self._file: _LineFile | None = None if self._segments else _LineFile(path, options.is_live)
+        self._file: _LineFile | None = None if self._segments else _LineFile(path, appends=is_live)
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
-        """See `Sink.write`."""
-        self._write(json_line(record(frame, prediction)), frame.monotonic_s)
+        """Write the line of a frame."""
+        self._write(json_line(frame_record(frame, prediction)), frame.monotonic_s)
 
-    def report(self, health: Health) -> None:
-        """See `Sink.report`."""
-        if self._changes.has_changed(health):
-            self._write(json_line(state_record(health)), health.monotonic_s)
+    def _write_state(self, health: Health) -> None:
+        self._write(json_line(state_record(health)), health.monotonic_s)
 
     def _write(self, line: bytes, now_s: float) -> None:
         if self._segments is not None and (self._file is None or self._segments.is_full(now_s)):
             self._finish()
-            self._file = _LineFile(self._segments.begin(now_s), is_added_to=False)
+            self._file = _LineFile(self._segments.start(now_s), appends=False)
             self._segments.delete_old()
         assert self._file is not None
         self._file.write(line)
@@ -57,17 +117,17 @@ class JsonLinesSink(Sink):
 
 
 class _LineFile:
-    """A file that holds whole lines only."""
+    """A file that contains only complete lines."""
 
-    def __init__(self, path: Path, is_added_to: bool) -> None:
+    def __init__(self, path: Path, appends: bool) -> None:
         self._path = path
         self._lines = 0
         try:
-            if is_added_to:
-                _end_last_line(path)
-            # Unbuffered: a line is handed to the system in one piece, so a killed run leaves no torn one.
-            self._file = path.open("ab" if is_added_to else "wb", buffering=0)
-            self._whole_bytes = os.fstat(self._file.fileno()).st_size
+            if appends:
+                _complete_last_line(path)
+            # Unbuffered: the system gets each line in one piece, so a killed run leaves no partial line.
+            self._file = path.open("ab" if appends else "wb", buffering=0)
+            self._complete_bytes = os.fstat(self._file.fileno()).st_size
         except OSError as error:
             raise FsvitEdgeError(f"{path} cannot be written: {error.strerror}.") from error
 
@@ -77,21 +137,21 @@ class _LineFile:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            with contextlib.suppress(OSError):  # a device cannot be cut back to its last whole line
-                self._file.truncate(self._whole_bytes)
-                self._file.seek(self._whole_bytes)
+            with contextlib.suppress(OSError):  # a device cannot be truncated to its last complete line
+                self._file.truncate(self._complete_bytes)
+                self._file.seek(self._complete_bytes)
             raise FsvitEdgeError(
-                f"{self._path} ends after {self._lines} lines: {error.strerror}; make room."
+                f"{self._path} ends after {self._lines} lines: {error.strerror}; free some space."
             ) from error
         self._lines += 1
-        self._whole_bytes += len(line)
+        self._complete_bytes += len(line)
 
     def close(self) -> None:
         self._file.close()
 
 
-def _end_last_line(path: Path) -> None:
-    """End a line that a power cut has torn, so that it spoils none of ours."""
+def _complete_last_line(path: Path) -> None:
+    """End a line that a power cut left incomplete, so that it does not spoil the next one."""
     if not path.is_file() or path.stat().st_size == 0:
         return
     with path.open("rb+") as file:
@@ -101,21 +161,16 @@ def _end_last_line(path: Path) -> None:
 
 
 class StandardOutputSink(Sink):
-    """Lines on the standard output."""
+    """Lines on standard output."""
 
     queue_frames = _QUEUE_FRAMES
 
-    def __init__(self) -> None:
-        self._changes = StateChanges()
-
     def write(self, frame: Frame, prediction: Prediction) -> None:
-        """See `Sink.write`."""
-        self._write(json_line(record(frame, prediction)))
+        """Write the line of a frame."""
+        self._write(json_line(frame_record(frame, prediction)))
 
-    def report(self, health: Health) -> None:
-        """See `Sink.report`."""
-        if self._changes.has_changed(health):
-            self._write(json_line(state_record(health)))
+    def _write_state(self, health: Health) -> None:
+        self._write(json_line(state_record(health)))
 
     def _write(self, line: bytes) -> None:
         try:
@@ -123,17 +178,17 @@ class StandardOutputSink(Sink):
             sys.stdout.buffer.flush()
         except BrokenPipeError as error:
             _discard_standard_output()
-            raise SinkClosedError("The reader of the standard output has gone.") from error
+            raise SinkClosedError("The reader of standard output is gone.") from error
         except OSError as error:
             _discard_standard_output()
-            raise FsvitEdgeError(f"The standard output cannot be written: {error.strerror}.") from error
+            raise FsvitEdgeError(f"Standard output cannot be written: {error.strerror}.") from error
 
     def _finish(self) -> None:
-        """Every line is flushed; the standard output is not ours to close."""
+        """Every line is flushed; standard output is not ours to close."""
 
 
 def _discard_standard_output() -> None:
-    # What is left in the buffer would fail once more, with a traceback, when Python ends.
+    # What is left in the buffer would fail again, with a traceback, when Python exits.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""Pictures with the result drawn in, a file a frame."""
+"""A folder with one picture per frame, with the result drawn in."""
 
 import re
 from collections import OrderedDict
@@ -9,9 +9,7 @@ import numpy.typing as npt
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
-from fsvit_edge.live.sinks.base import Sink
-from fsvit_edge.live.sinks.record import StateChanges
-from fsvit_edge.live.sinks.segments import SinkOptions
+from fsvit_edge.live.sinks.base import Sink, SinkOptions
 from fsvit_edge.runtime.overlay import draw, draw_state
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.prediction import Prediction
@@ -20,35 +18,33 @@ _OURS = re.compile(r"frame_[0-9]{6,}(_[a-z]+)?\.jpg")
 
 
 class PictureSink(Sink):
-    """Files named by the frame's index; a source that is lost leaves its last picture once more, grayed.
+    """Pictures named by the index of the frame; when a source is lost, its last picture is saved again in gray.
 
     Args:
-        folder: Is there.
+        folder: An existing folder.
         options: How many pictures to keep.
     """
 
     def __init__(self, folder: Path, options: SinkOptions) -> None:
         self._folder = folder
         self._keep = options.keep
-        self._changes = StateChanges()
         self._last: Frame | None = None
-        # In the order of their making: the numbers begin anew with every run.
+        # By age, because the numbers start again with every run.
         earlier = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)] if options.keep else []
         self._written = OrderedDict.fromkeys(sorted(earlier, key=lambda path: path.stat().st_mtime))
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
-        """See `Sink.write`."""
+        """Save the picture of a frame."""
         self._last = frame
-        self._write(f"frame_{frame.index:06d}.jpg", draw(frame.image, prediction))
+        self._save(f"frame_{frame.index:06d}.jpg", draw(frame.image, prediction))
 
-    def report(self, health: Health) -> None:
-        """See `Sink.report`."""
+    def _write_state(self, health: Health) -> None:
         status = health.source_status
-        if self._changes.has_changed(health) and status.state != "live" and self._last is not None:
-            card = draw_state(self._last.image, status.state, status.message)
-            self._write(f"frame_{self._last.index:06d}_{status.state}.jpg", card)
+        if status.state != "live" and self._last is not None:
+            picture = draw_state(self._last.image, status.state, status.message)
+            self._save(f"frame_{self._last.index:06d}_{status.state}.jpg", picture)
 
-    def _write(self, name: str, picture: npt.NDArray[np.uint8]) -> None:
+    def _save(self, name: str, picture: npt.NDArray[np.uint8]) -> None:
         path = self._folder / name
         write_image(path, picture)
         if self._keep is None:
@@ -60,4 +56,4 @@ class PictureSink(Sink):
             oldest.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        """Every picture is complete in itself."""
+        """Every picture is already complete."""

@@ -1,77 +1,50 @@
-"""Numbered parts of a recording, out-000001.mp4, out-000002.mp4, ..., of which the oldest go."""
+"""Numbered files of a recording, out-000001.mp4, out-000002.mp4, ..., of which the oldest are deleted."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.live.sinks.base import SinkOptions
 
 _DIGITS = 6
 
 
-@dataclass(frozen=True)
-class SinkOptions:
-    """What recordings are allowed to take.
-
-    Attributes:
-        segment_s: Seconds after which a recording goes on in a new file; None: one file.
-        keep: Files, or pictures, of which the oldest beyond it are deleted; None keeps all.
-        is_live: Whether the source is, so that a video has to follow the clock.
-    """
-
-    segment_s: float | None = None
-    keep: int | None = None
-    is_live: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-            InputError: One is.
-        """
-        if self.segment_s is not None and self.segment_s < 1:
-            raise InputError(f"--segment must be at least 1 second, got {self.segment_s:g}.")
-        if self.keep is not None and self.keep < 1:
-            raise InputError(f"--keep must be at least 1 file, got {self.keep}.")
-
-
 class Segments:
-    """Names the parts and deletes the old ones; numbers go on where an earlier run ended.
+    """Names the files and deletes old ones; the numbers continue those of an earlier run.
 
-    A number and no time stands in the name, for a device without a battery wakes up in 1970.
+    The names contain numbers, not times, because a device without a battery starts in 1970.
 
     Args:
         path: "out.mp4" gives "out-000001.mp4" and so on.
-        options: How long a part lasts and how many stay.
+        options: How long a file lasts and how many to keep.
     """
 
     def __init__(self, path: Path, options: SinkOptions) -> None:
         self._path = path
         self._options = options
-        self._begun_s: float | None = None
+        self._started_s: float | None = None
         self._number = max((number for number, _ in self._existing()), default=0)
 
-    def begin(self, now_s: float) -> Path:
-        """Name the next part.
+    def start(self, now_s: float) -> Path:
+        """Name the next file.
 
         Args:
             now_s: Monotonic seconds.
         """
-        self._begun_s = now_s
+        self._started_s = now_s
         self._number += 1
         return self._path.with_name(f"{self._path.stem}-{self._number:0{_DIGITS}d}{self._path.suffix}")
 
     def is_full(self, now_s: float) -> bool:
-        """Whether the present part has lasted its time.
+        """Whether the present file has reached its length.
 
         Args:
             now_s: Monotonic seconds.
         """
         length_s = self._options.segment_s
-        return length_s is not None and self._begun_s is not None and now_s - self._begun_s >= length_s
+        return length_s is not None and self._started_s is not None and now_s - self._started_s >= length_s
 
     def delete_old(self) -> None:
-        """Delete the oldest parts beyond those that stay; only what has our numbered name."""
+        """Delete the oldest files beyond the number to keep; only files named like ours."""
         if self._options.keep is not None:
             for _, path in sorted(self._existing())[: -self._options.keep]:
                 path.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Where frames come from: `open.open_source` reads a SOURCE and gives what delivers its frames."""
+"""Where frames come from: `open.open_source` opens pictures, videos, cameras, streams and the demo."""

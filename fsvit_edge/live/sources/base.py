@@ -1,25 +1,23 @@
-"""What every source of frames offers."""
+"""What every source of frames offers, and the options it takes."""
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.uri import printable
-from fsvit_edge.runtime.errors import SourceError
+from fsvit_edge.runtime.errors import InputError, SourceError
 
-Images = Generator[tuple[str, npt.NDArray[np.uint8]], None, None]
-"""What each frame was read from, and the frame."""
+Flip = Literal["none", "horizontal", "vertical", "both"]
+FLIPS: tuple[Flip, ...] = ("none", "horizontal", "vertical", "both")
 SourceState = Literal["connecting", "live", "lost"]
 
-
-_LONGEST_WAIT_S = 20.0
+DEFAULT_FPS = 25.0
+"""Frames per second of a source that declares none."""
+MAX_WAIT_S = 20.0
+"""How long iterating over a live source waits for a frame, in seconds."""
+_MAX_SIDE_PX = 16384
 
 
 class EndOfSourceError(Exception):
@@ -27,18 +25,51 @@ class EndOfSourceError(Exception):
 
 
 @dataclass(frozen=True)
-class SourceStatus:
-    """How a source fares.
+class SourceOptions:
+    """How to read a source; None leaves a value to the source.
 
     Attributes:
-        state: "connecting" until the first frame, "live" while frames come, "lost" while a live source delivers none
-            and is being started again. A file is always "live".
-        since_s: Monotonic seconds at which this state began.
-        captured: Frames that the source has delivered; those dropped are among them.
-        dropped: Frames that a newer one replaced before they were read.
-        reconnects: How often a live source was started again.
-        is_frozen: Whether the newest frames hold the same pixels for so long that the camera must hang.
-        message: What is wrong, in one sentence fit to print; empty while nothing is.
+        width: Frame width in pixels; cameras only.
+        height: Frame height in pixels; cameras only.
+        fps: Frames per second of a camera, or of a file or the demo with `realtime`.
+        flip: "horizontal" swaps left and right, "vertical" top and bottom, "both" rotates by 180 degrees.
+        loop: Whether a file starts again at its end.
+        realtime: Whether a file or the demo plays at its own speed like a camera, and drops frames that are not read.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    flip: Flip = "none"
+    loop: bool = False
+    realtime: bool = False
+
+    def __post_init__(self) -> None:
+        if self.flip not in FLIPS:
+            raise InputError(f"--flip must be one of {', '.join(FLIPS)}, got {self.flip!r}.")
+        for name, value in (("width", self.width), ("height", self.height)):
+            if value is not None and not 1 <= value <= _MAX_SIDE_PX:
+                raise InputError(f"--{name} must be 1 to {_MAX_SIDE_PX} pixels, got {value}.")
+        if self.fps is not None and not 0.01 <= self.fps <= 1000:
+            raise InputError(f"--fps must be 0.01 to 1000 frames per second, got {self.fps:g}.")
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """The state of a source.
+
+    Attributes:
+        state: "connecting" until the first frame, "live" while frames arrive, "lost" while a live source delivers none
+            and is being restarted. A file is always "live".
+        since_s: Monotonic seconds when this state began.
+        captured: Frames delivered by the source, including dropped ones.
+        dropped: Frames replaced by a newer one before they were read.
+        reconnects: How often a live source was restarted.
+        is_frozen: Whether the newest frames have repeated the same pixels for so long that the camera must hang.
+        message: What is wrong, in one sentence that is safe to print; empty if nothing is.
     """
 
     state: SourceState
@@ -49,15 +80,24 @@ class SourceStatus:
     is_frozen: bool = False
     message: str = ""
 
+    @property
+    def condition(self) -> tuple[SourceState, bool, str]:
+        """State, frozen and message: people are told when one of them changes."""
+        return self.state, self.is_frozen, self.message
+
+
+HEALTHY = SourceStatus("live", 0.0).condition
+"""The condition of a source that has no problem; a file is always in it."""
+
 
 class Source(ABC):
-    """An open source: read its frames, once; use it as a context manager so that it is closed.
+    """An open source: read its frames, once. As a context manager, it closes itself.
 
     Attributes:
-        name: The source, fit to print (a stream's user name and password are left out).
-        is_live: Whether frames come at their own pace and are lost when nobody reads.
-        fps: Frames per second that the source declares; None where it declares none.
-        num_frames: Frames that a video declares, which can be wrong; None where it declares none.
+        name: The source, safe to print: without the user name and password of a stream.
+        is_live: Whether frames arrive at their own pace and are lost if nobody reads them.
+        fps: Frames per second declared by the source; None if it declares none.
+        num_frames: Number of frames declared by a video, which can be wrong; None if it declares none.
     """
 
     name: str
@@ -67,111 +107,56 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, timeout_s: float) -> Frame | None:
-        """Read the next frame; of a live source the newest one that was not read yet.
+        """Read the next frame; from a live source, the newest one that was not read yet.
 
         Args:
-            timeout_s: Seconds after which to give up waiting for a live source; a file takes the time it needs.
+            timeout_s: How many seconds to wait for a live source; a file takes the time it needs.
 
         Returns:
-            The frame; None where none came within the time.
+            The frame; None if there was none in time.
 
         Raises:
             EndOfSourceError: There are no more frames.
-            InputError: A picture of the folder cannot be used.
-            SourceError: A video holds no frame. A camera or stream never raises it: it is "lost" until it is back.
+            InputError: A picture in the folder cannot be used.
+            SourceError: A video contains no frame. A camera or stream never raises it: it is "lost" until it is back.
         """
 
     @property
     @abstractmethod
     def status(self) -> SourceStatus:
-        """How it fares; may be asked by any thread."""
+        """The present state; safe to read from any thread."""
 
     @property
     def process_id(self) -> int | None:
-        """Of the process that reads for this source; None where none does."""
+        """ID of the process that reads this source; None if there is none."""
         return None
 
     @abstractmethod
     def close(self) -> None:
-        """Free the file, camera or stream; a second call does nothing."""
+        """Release the file, camera or stream; a second call does nothing."""
 
     def __enter__(self) -> "Source":
-        """Return itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
         self.close()
 
     def __iter__(self) -> Iterator[Frame]:
-        """Return itself."""
         return self
 
     def __next__(self) -> Frame:
-        """Read the next frame; see `read`.
+        """Read the next frame.
 
         Raises:
-            SourceError: Also where a live source has delivered none for 20 s.
+            InputError: A picture in the folder cannot be used.
+            SourceError: A video contains no frame, or a live source has delivered none for 20 s.
         """
         try:
-            frame = self.read(timeout_s=_LONGEST_WAIT_S)
+            frame = self.read(timeout_s=MAX_WAIT_S)
         except EndOfSourceError:
             raise StopIteration from None
         if frame is None:
             raise SourceError(self.status.message or f"{self.name} delivers no frames; check it and start again.")
         return frame
-
-
-class FileSource(Source):
-    """A source that waits for its reader: pictures, a video, the demo.
-
-    Args:
-        images: Gives for each frame what it was read from and the (H, W, 3) uint8 RGB picture.
-        name: See `Source`.
-        fps: See `Source`.
-        num_frames: See `Source`.
-        close: Frees what `images` reads from.
-    """
-
-    is_live = False
-
-    def __init__(
-        self,
-        images: Images,
-        *,
-        name: str,
-        fps: float | None = None,
-        num_frames: int | None = None,
-        close: Callable[[], None] | None = None,
-    ) -> None:
-        self.name = printable(name)
-        self.fps = fps
-        self.num_frames = num_frames
-        self._images = images
-        self._close = close
-        self._opened_s = time.monotonic()
-        self._count = 0
-
-    def read(self, timeout_s: float) -> Frame | None:  # noqa: ARG002 - a file takes the time it needs
-        """See `Source.read`."""
-        started = time.perf_counter()
-        try:
-            source, image = next(self._images)
-        except StopIteration:
-            raise EndOfSourceError from None
-        decode_ms = (time.perf_counter() - started) * 1e3
-        index, self._count = self._count, self._count + 1
-        return Frame(image, index, printable(source), time.time(), time.monotonic(), decode_ms)
-
-    @property
-    def status(self) -> SourceStatus:
-        """See `Source.status`."""
-        return SourceStatus("live", self._opened_s, captured=self._count)
-
-    def close(self) -> None:
-        """See `Source.close`."""
-        self._images.close()
-        if self._close is not None:
-            self._close()

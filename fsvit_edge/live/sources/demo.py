@@ -1,10 +1,10 @@
-"""The demo: a virtual camera over photographs that scikit-image ships, to try everything without a camera.
+"""The demo: a virtual camera that moves over photographs from scikit-image, to try everything without a camera.
 
-The photographs stand side by side in one long strip; the camera travels along it, lingers at each one, zooms and turns
-a little, and after the last comes back to the first. The same frame number always gives the same frame. Outlines drawn
-by hand say which pixels are what, in the tour and in the pictures to enroll.
+The photographs form one long strip; the camera travels along it, lingers at each one, zooms and turns a little, and
+returns from the last to the first. The same frame number always gives the same frame. Outlines drawn by hand label the
+pixels, in the tour and in the pictures to enroll.
 
-The tour is the table `_TOUR`, the pictures to enroll are the table `_SUPPORT_VIEWS`, the outlines are `_OUTLINES`.
+The tour is the table `TOUR`, the pictures to enroll are the table `SUPPORT_VIEWS`, the outlines are `OUTLINES`.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class DemoSupport:
     Attributes:
         name: The class, one of DEMO_CLASSES.
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool, True on the thing; None where the demo enrolls the class from its name alone.
+        mask: (H, W) bool, True on the object; None if the demo enrolls the class from its name alone.
     """
 
     name: str
@@ -45,68 +45,68 @@ class DemoSupport:
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """What a camera sees of a photograph, in the photograph's pixels."""
 
     x: float  # center
     y: float
     width: float  # from the left to the right edge of the frame; the height follows from the frame's shape
-    angle: float = 0.0  # degrees by which the camera is turned clockwise
+    angle: float = 0.0  # clockwise rotation of the camera in degrees
 
 
 @dataclass(frozen=True)
-class _Stop:
+class Stop:
     """One photograph of the strip and how the camera looks at it."""
 
     photo: str
     seconds: float
-    start: _View
-    end: _View
-    columns: tuple[int, int] | None = None  # the part of the photograph that is shown; None: all of it
+    start: View
+    end: View
+    columns: tuple[int, int] | None = None  # the visible part of the photograph; None: all of it
 
 
 @dataclass(frozen=True)
-class _SupportView:
-    """One picture to enroll: never a frame of the tour, for it is turned, framed and lit differently."""
+class SupportView:
+    """One picture to enroll: never a frame of the tour, because its angle, framing and light differ."""
 
     name: str
-    view: _View
+    view: View
     size_hw: tuple[int, int]
     light: tuple[float, float, float]  # factors of red, green and blue
-    photo: str | None = None  # another photograph than the outlined one, enrolled by the name alone
+    photo: str | None = None  # a photograph without an outline, enrolled from its name alone
 
 
 _TRAVEL_SECONDS = 0.6
 _STRIP_HEIGHT = 512
 
-# Between two things lies a picture without any: where two are in sight, the outlines of one may fall on the other.
-_TOUR = (
-    _Stop("chelsea.png", 2.4, _View(228, 150, 440), _View(221, 145, 400, -2)),
-    _Stop("brick.png", 0.7, _View(240, 250, 480), _View(280, 260, 430, 3)),
-    # A thing that is not enrolled.
-    _Stop("coffee.png", 1.4, _View(320, 205, 560), _View(290, 205, 480, 4)),
-    _Stop("grass.png", 0.7, _View(240, 260, 460), _View(270, 240, 480, -2)),
-    # Between the two masts, which look like rockets to the small model.
-    _Stop("rocket.jpg", 2.4, _View(320, 218, 232), _View(318, 176, 226, -2), columns=(202, 438)),
-    _Stop("moon.png", 0.7, _View(250, 230, 480), _View(260, 190, 440, -3)),
-    _Stop("motorcycle_left.png", 2.4, _View(385, 260, 700), _View(388, 268, 640, 2), columns=(34, 741)),
-    _Stop("gravel.png", 0.7, _View(250, 250, 480), _View(260, 270, 440, -3)),
-    # Left of the shuttle model: beside the astronaut it would be a second, smaller rocket.
-    _Stop("astronaut.png", 2.4, _View(178, 120, 345), _View(205, 150, 290, 3), columns=(0, 352)),
+# A picture without any object separates two with one: if two are visible, the outline of one may cover the other.
+TOUR = (
+    Stop("chelsea.png", 2.4, View(228, 150, 440), View(221, 145, 400, -2)),
+    Stop("brick.png", 0.7, View(240, 250, 480), View(280, 260, 430, 3)),
+    # An object that is not enrolled.
+    Stop("coffee.png", 1.4, View(320, 205, 560), View(290, 205, 480, 4)),
+    Stop("grass.png", 0.7, View(240, 260, 460), View(270, 240, 480, -2)),
+    # Between the two masts, which the bundled model takes for rockets.
+    Stop("rocket.jpg", 2.4, View(320, 218, 232), View(318, 176, 226, -2), columns=(202, 438)),
+    Stop("moon.png", 0.7, View(250, 230, 480), View(260, 190, 440, -3)),
+    Stop("motorcycle_left.png", 2.4, View(385, 260, 700), View(388, 268, 640, 2), columns=(34, 741)),
+    Stop("gravel.png", 0.7, View(250, 250, 480), View(260, 270, 440, -3)),
+    # Left of the shuttle model, which would be a second, smaller rocket.
+    Stop("astronaut.png", 2.4, View(178, 120, 345), View(205, 150, 290, 3), columns=(0, 352)),
 )
 
-_SUPPORT_VIEWS = (
-    _SupportView("cat", _View(262, 150, 345, 6), (300, 400), (0.9, 0.9, 0.95)),
-    _SupportView("motorcycle", _View(360, 255, 560, 5), (360, 480), (0.9, 0.9, 0.95), photo="motorcycle_right.png"),
-    _SupportView("astronaut", _View(195, 215, 300, -5), (400, 320), (0.9, 0.9, 0.95)),
-    _SupportView("astronaut", _View(215, 130, 300, 4), (300, 400), (1.1, 1.1, 1.05)),
-    _SupportView("rocket", _View(318, 215, 190, 7), (400, 360), (1.25, 1.2, 1.1)),
-    _SupportView("rocket", _View(322, 230, 330, -6), (300, 400), (0.95, 0.95, 1.0)),
+SUPPORT_VIEWS = (
+    SupportView("cat", View(262, 150, 345, 6), (300, 400), (0.9, 0.9, 0.95)),
+    SupportView("motorcycle", View(360, 255, 560, 5), (360, 480), (0.9, 0.9, 0.95), photo="motorcycle_right.png"),
+    SupportView("astronaut", View(195, 215, 300, -5), (400, 320), (0.9, 0.9, 0.95)),
+    SupportView("astronaut", View(215, 130, 300, 4), (300, 400), (1.1, 1.1, 1.05)),
+    SupportView("rocket", View(318, 215, 190, 7), (400, 360), (1.25, 1.2, 1.1)),
+    SupportView("rocket", View(322, 230, 330, -6), (300, 400), (0.95, 0.95, 1.0)),
 )
 
-# Photograph and corners "x,y x,y ..." in its pixels (as SVG writes polygons). The motorcycle counts with what shows
-# between its spokes, the astronaut with her suit but without the helmet in front of it, the rocket without its tower.
-_OUTLINES = {
+# Photograph and corners "x,y x,y ..." in its pixels (as in SVG polygons). The motorcycle includes what is visible
+# between its spokes, the astronaut includes her suit but not the helmet in front of it, the rocket excludes its tower.
+OUTLINES = {
     "cat": (
         "chelsea.png",
         "41,-1 37,15 33,32 32,60 31,85 30,100 28,107 18,117 8,124 -1,128 -1,300 258,300 270,289 282,283 298,277 "
@@ -145,28 +145,28 @@ _OUTLINES = {
 
 
 @dataclass(frozen=True)
-class _Strip:
-    """The photographs side by side, and the camera's path over them."""
+class PhotoStrip:
+    """The photographs side by side, and the path of the camera over them."""
 
     rgb: _Rgb
     labels: npt.NDArray[np.uint8]  # 0, or 1 + the position in DEMO_CLASSES
-    path: tuple[_Matrix, ...]  # per frame the 2x3 map from the frame's pixels (x, y) to the strip's
+    path: tuple[_Matrix, ...]  # for each frame, the 2x3 map from its pixels (x, y) to those of the strip
 
 
 def demo_length() -> int:
-    """Count the frames of one round of the tour.
+    """Number of frames in one round of the tour.
 
     Raises:
         EnvironmentLacksError: scikit-image or one of its photographs is missing.
     """
-    return len(_strip().path)
+    return len(photo_strip().path)
 
 
 def demo_frame(index: int) -> npt.NDArray[np.uint8]:
-    """Take one frame of the tour.
+    """Render one frame of the tour.
 
     Args:
-        index: From 0; after one round the frames repeat.
+        index: From 0; the frames repeat after one round.
 
     Returns:
         (360, 640, 3) uint8 RGB.
@@ -174,15 +174,15 @@ def demo_frame(index: int) -> npt.NDArray[np.uint8]:
     Raises:
         EnvironmentLacksError: scikit-image or one of its photographs is missing.
     """
-    strip = _strip()
-    return _look(strip.rgb, strip.path[index % len(strip.path)], cv2.INTER_LINEAR)
+    strip = photo_strip()
+    return _render(strip.rgb, strip.path[index % len(strip.path)], cv2.INTER_LINEAR)
 
 
 def demo_truth(index: int) -> npt.NDArray[np.uint8]:
-    """Tell what a frame of the tour shows, by the outlines drawn by hand.
+    """Render the ground truth of one frame of the tour, from the outlines drawn by hand.
 
     Args:
-        index: As for `demo_frame`.
+        index: As in `demo_frame`.
 
     Returns:
         (360, 640) uint8: 0 is background, i + 1 is DEMO_CLASSES[i].
@@ -190,107 +190,118 @@ def demo_truth(index: int) -> npt.NDArray[np.uint8]:
     Raises:
         EnvironmentLacksError: scikit-image or one of its photographs is missing.
     """
-    strip = _strip()
-    return _look(strip.labels, strip.path[index % len(strip.path)], cv2.INTER_NEAREST)
+    strip = photo_strip()
+    return _render(strip.labels, strip.path[index % len(strip.path)], cv2.INTER_NEAREST)
 
 
 def demo_supports() -> list[DemoSupport]:
-    """Give the pictures to enroll: other views of the photographs than the tour's, under another light.
+    """The pictures to enroll: views of the photographs that the tour does not show, in different light.
 
     Returns:
-        The supports in the order of DEMO_CLASSES; "motorcycle" has no mask, it is enrolled from its name alone.
+        The supports in the order of DEMO_CLASSES; "motorcycle" has no mask and is enrolled from its name alone.
 
     Raises:
         EnvironmentLacksError: scikit-image or one of its photographs is missing.
     """
-    return [_support(view) for view in _SUPPORT_VIEWS]
+    return [_support(view) for view in SUPPORT_VIEWS]
 
 
-def _support(wanted: _SupportView) -> DemoSupport:
-    rgb = _photograph(wanted.photo or _OUTLINES[wanted.name][0])
+def _support(wanted: SupportView) -> DemoSupport:
+    rgb = photograph(wanted.photo or OUTLINES[wanted.name][0])
     height, width = wanted.size_hw
-    to_photo = _camera(wanted.view.x, wanted.view.y, wanted.view.width / width, wanted.view.angle, wanted.size_hw)
+    to_photo = camera_map(wanted.view.x, wanted.view.y, wanted.view.width / width, wanted.view.angle, wanted.size_hw)
     view = cv2.warpAffine(rgb, to_photo, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     lit = np.clip(view * np.array(wanted.light), 0, 255).astype(np.uint8)
     if wanted.photo is not None:
         return DemoSupport(wanted.name, lit, None)
-    drawn = _outline_mask(wanted.name, rgb.shape[:2], scale=1.0)
+    drawn = outline_mask(wanted.name, rgb.shape[:2], scale=1.0)
     mask = cv2.warpAffine(drawn, to_photo, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     return DemoSupport(wanted.name, lit, mask > 127)
 
 
 @functools.lru_cache(maxsize=1)
-def _strip() -> _Strip:
+def photo_strip() -> PhotoStrip:
+    """Build the strip and the path of the camera, once.
+
+    Raises:
+        EnvironmentLacksError: scikit-image or one of its photographs is missing.
+    """
     pieces, label_pieces, views = [], [], []
     left = 0.0
-    for stop in _TOUR:
-        photo = _photograph(stop.photo)
+    for stop in TOUR:
+        photo = photograph(stop.photo)
         scale = _STRIP_HEIGHT / photo.shape[0]
         size_hw = (_STRIP_HEIGHT, round(photo.shape[1] * scale))
         rgb = cv2.resize(photo, size_hw[::-1], interpolation=cv2.INTER_CUBIC)
         labels = np.zeros(size_hw, np.uint8)
         for label, name in enumerate(DEMO_CLASSES, start=1):
-            if _OUTLINES[name][0] == stop.photo:
-                labels[_outline_mask(name, size_hw, scale) > 0] = label
+            if OUTLINES[name][0] == stop.photo:
+                labels[outline_mask(name, size_hw, scale) > 0] = label
         first, end = stop.columns or (0, photo.shape[1])
         shown = slice(round(first * scale), round(end * scale))
         pieces.append(rgb[:, shown])
         label_pieces.append(labels[:, shown])
         views += [
-            _View(left + (view.x - first) * scale, view.y * scale, view.width * scale, view.angle)
+            View(left + (view.x - first) * scale, view.y * scale, view.width * scale, view.angle)
             for view in (stop.start, stop.end)
         ]
         left += shown.stop - shown.start
-    # The last journey goes on to the right, where the strip repeats.
-    views.append(_View(views[0].x + left, views[0].y, views[0].width, views[0].angle))
+    # The last move continues to the right, where the strip repeats.
+    views.append(View(views[0].x + left, views[0].y, views[0].width, views[0].angle))
     path = []
     for number in range(len(views) - 1):
-        seconds = _TRAVEL_SECONDS if number % 2 else _TOUR[number // 2].seconds
-        path += _journey(views[number], views[number + 1], round(seconds * DEMO_FPS))
-    return _Strip(np.hstack(pieces), np.hstack(label_pieces), tuple(path))
+        seconds = _TRAVEL_SECONDS if number % 2 else TOUR[number // 2].seconds
+        path += _move(views[number], views[number + 1], round(seconds * DEMO_FPS))
+    return PhotoStrip(np.hstack(pieces), np.hstack(label_pieces), tuple(path))
 
 
-def _journey(start: _View, end: _View, frames: int) -> list[_Matrix]:
+def _move(start: View, end: View, frames: int) -> list[_Matrix]:
     matrices = []
     for frame in range(frames):
-        done = (1 - math.cos(math.pi * frame / frames)) / 2  # sets off and arrives without a jerk
+        done = (1 - math.cos(math.pi * frame / frames)) / 2  # starts and stops smoothly
         x, y, width, angle = (
             a + (b - a) * done for a, b in zip(dataclasses.astuple(start), dataclasses.astuple(end), strict=True)
         )
-        matrices.append(_camera(x, y, width / DEMO_SIZE_HW[1], angle, DEMO_SIZE_HW))
+        matrices.append(camera_map(x, y, width / DEMO_SIZE_HW[1], angle, DEMO_SIZE_HW))
     return matrices
 
 
-def _camera(x: float, y: float, scale: float, angle: float, size_hw: tuple[int, int]) -> _Matrix:
-    """Map the pixels of a frame to those of what is looked at: 2x3, for cv2.warpAffine with WARP_INVERSE_MAP."""
+def camera_map(x: float, y: float, scale: float, angle: float, size_hw: tuple[int, int]) -> _Matrix:
+    """The 2x3 map from the pixels of a frame to those of the picture, for cv2.warpAffine with WARP_INVERSE_MAP."""
     cos, sin = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
     middle_y, middle_x = (size_hw[0] - 1) / 2, (size_hw[1] - 1) / 2
     return np.array([[cos, -sin, x - cos * middle_x + sin * middle_y], [sin, cos, y - sin * middle_x - cos * middle_y]])
 
 
-def _look(strip: npt.NDArray[np.uint8], to_strip: _Matrix, interpolation: int) -> npt.NDArray[np.uint8]:
+def _render(strip: npt.NDArray[np.uint8], to_strip: _Matrix, interpolation: int) -> npt.NDArray[np.uint8]:
     flags = interpolation | cv2.WARP_INVERSE_MAP
     frame = cv2.warpAffine(strip, to_strip, DEMO_SIZE_HW[::-1], flags=flags, borderMode=cv2.BORDER_WRAP)
     return np.asarray(frame, dtype=np.uint8)
 
 
-def _outline_mask(name: str, size_hw: tuple[int, int], scale: float) -> npt.NDArray[np.uint8]:
-    corners = np.array([point.split(",") for point in _OUTLINES[name][1].split()], dtype=np.float64)
+def outline_mask(name: str, size_hw: tuple[int, int], scale: float) -> npt.NDArray[np.uint8]:
+    """Draw the outline of a class at the scale of its photograph: `size_hw` uint8, 255 inside and 0 outside."""
+    corners = np.array([point.split(",") for point in OUTLINES[name][1].split()], dtype=np.float64)
     mask = np.zeros(size_hw, np.uint8)
     cv2.fillPoly(mask, [np.round(corners * scale).astype(np.int32)], 255)
     return mask
 
 
 @functools.lru_cache(maxsize=16)
-def _photograph(name: str) -> _Rgb:
-    # Read as a file: skimage.data's own functions copy to a cache and may download.
+def photograph(name: str) -> _Rgb:
+    """Read a photograph of scikit-image, (H, W, 3) uint8 RGB.
+
+    Raises:
+        EnvironmentLacksError: scikit-image or the photograph is missing.
+    """
+    # Read as a file: the functions in skimage.data copy to a cache and may download.
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
         raise EnvironmentLacksError('The demo needs scikit-image; install it with: pip install "fsvit-edge[demo]"')
     path = Path(package.origin).parent / "data" / name
     if not path.is_file():
         raise EnvironmentLacksError(
-            f"This scikit-image lacks the photograph {name} that the demo needs; install it again with: "
+            f"The demo needs the photograph {name}, which this scikit-image lacks; reinstall it with: "
             'pip install --force-reinstall "scikit-image>=0.22"'
         )
     return read_image(path)

@@ -1,23 +1,81 @@
-"""Sources that wait for their reader: pictures, a folder of them, a video file, the demo. They drop nothing."""
+"""Sources that wait for their reader and drop nothing: a picture, a folder of pictures, a video file, the demo."""
 
 import itertools
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import cv2
+import numpy as np
+import numpy.typing as npt
 
-from fsvit_edge.live.sources.base import FileSource, Images
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.sources.base import EndOfSourceError, Source, SourceOptions, SourceStatus
 from fsvit_edge.live.sources.demo import DEMO_FPS, demo_frame, demo_length
 from fsvit_edge.live.sources.opencv import declared_fps, flipped, open_video, read_rgb
-from fsvit_edge.live.sources.options import SourceOptions
-from fsvit_edge.live.uri import SourceAddress
+from fsvit_edge.live.uri import SourceAddress, printable
 from fsvit_edge.runtime.errors import InputError, SourceError
 from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, pictures_in, read_image
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".gif")
+_MAX_FRAMES = 2**31  # FFmpeg reports an unknown number of frames as a huge or negative one
 
-_MOST_FRAMES = 2**31  # what FFmpeg does not know it gives as a huge or negative number
+Images = Generator[tuple[str, npt.NDArray[np.uint8]], None, None]
+"""For each frame, where it was read from and the (H, W, 3) uint8 RGB picture."""
+
+
+class FileSource(Source):
+    """A source that waits for its reader.
+
+    Args:
+        images: Yields the frames.
+        name: As in `Source`.
+        fps: As in `Source`.
+        num_frames: As in `Source`.
+        close: Releases what `images` reads from.
+    """
+
+    is_live = False
+
+    def __init__(
+        self,
+        images: Images,
+        *,
+        name: str,
+        fps: float | None = None,
+        num_frames: int | None = None,
+        close: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = printable(name)
+        self.fps = fps
+        self.num_frames = num_frames
+        self._images = images
+        self._close = close
+        self._opened_s = time.monotonic()
+        self._count = 0
+
+    def read(self, timeout_s: float) -> Frame | None:  # noqa: ARG002 - a file takes the time it needs
+        """Read the next frame; never None."""
+        started = time.perf_counter()
+        try:
+            source, image = next(self._images)
+        except StopIteration:
+            raise EndOfSourceError from None
+        decode_ms = (time.perf_counter() - started) * 1e3
+        index, self._count = self._count, self._count + 1
+        return Frame(image, index, printable(source), time.time(), time.monotonic(), decode_ms)
+
+    @property
+    def status(self) -> SourceStatus:
+        """Always "live"."""
+        return SourceStatus("live", self._opened_s, captured=self._count)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._images.close()
+        if self._close is not None:
+            self._close()
 
 
 def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
@@ -25,44 +83,41 @@ def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
 
     Args:
         address: Of kind "path" or "demo".
-        options: `flip` and `loop` apply. The demo never ends, looped or not.
+        options: Only `flip` and `loop` apply. The demo never ends, with or without `loop`.
 
     Raises:
-        InputError: The path is no picture, folder or video, or a folder without pictures.
+        InputError: The path is not a picture, folder or video, or a folder has no pictures.
         SourceError: It does not exist or cannot be opened.
-        EnvironmentLacksError: The demo without scikit-image.
+        EnvironmentLacksError: The demo needs scikit-image.
     """
     if address.kind == "demo":
-        demo_length()  # a missing scikit-image is told now, not at the first frame
+        demo_length()  # raises now, not at the first frame, if scikit-image is missing
         tour = (("demo", flipped(demo_frame(index), options.flip)) for index in itertools.count())
         return FileSource(tour, name=address.name, fps=DEMO_FPS)
     uri, path = address.name, Path(address.target)
     try:
-        mode = path.stat().st_mode
-        pictures = pictures_in(path) if stat.S_ISDIR(mode) else []
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+        pictures = pictures_in(path) if is_folder else [path]
     except OSError as error:
         raise SourceError(f"The source {uri} cannot be opened: {error.strerror}; check the path.") from error
-    suffix = path.suffix.lower()
-    if stat.S_ISDIR(mode):
-        if not pictures:
-            raise InputError(f"The folder {uri} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+    if is_folder and not pictures:
+        raise InputError(f"The folder {uri} contains no pictures ({', '.join(PICTURE_SUFFIXES)}).")
+    if is_folder or path.suffix.lower() in PICTURE_SUFFIXES:
         return FileSource(_repeated(lambda: _pictures(pictures), options), name=uri)
-    if suffix in PICTURE_SUFFIXES:
-        return FileSource(_repeated(lambda: _pictures([path]), options), name=uri)
-    if suffix in VIDEO_SUFFIXES:
+    if path.suffix.lower() in VIDEO_SUFFIXES:
         return _open_video_file(path, uri, options)
     known = ", ".join(PICTURE_SUFFIXES + VIDEO_SUFFIXES)
-    raise InputError(f"{uri} is no picture and no video: its name ends in none of {known}.")
+    raise InputError(f"{uri} is not a picture or video; expected a name that ends in {known}.")
 
 
 def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource:
     capture = open_video(str(path.resolve()))
     if not capture.isOpened():
-        raise SourceError(f"The video {uri} cannot be opened; it is damaged, cut short, or of an unknown encoding.")
+        raise SourceError(f"The video {uri} cannot be opened; it is damaged, incomplete, or has an unknown encoding.")
     frames = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    num_frames = int(frames) if 1 <= frames < _MOST_FRAMES and not options.loop else None
+    num_frames = int(frames) if 1 <= frames < _MAX_FRAMES and not options.loop else None
     fps = declared_fps(capture)
-    opened = [capture]  # the first round's; later rounds open the file anew, for not every format can be rewound
+    opened = [capture]  # for the first round; later rounds open the file again, because not every format can rewind
 
     def play() -> Images:
         video = opened.pop() if opened else open_video(str(path.resolve()))
@@ -92,9 +147,9 @@ def _pictures(paths: list[Path]) -> Images:
 
 
 def _video(capture: cv2.VideoCapture, name: str) -> Images:
-    found = False
+    is_empty = True
     while (image := read_rgb(capture)) is not None:
-        found = True
+        is_empty = False
         yield name, image
-    if not found:
-        raise SourceError(f"The video {name} holds no frame that can be decoded.")
+    if is_empty:
+        raise SourceError(f"The video {name} contains no frame that can be decoded.")

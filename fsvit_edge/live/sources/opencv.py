@@ -1,4 +1,4 @@
-"""OpenCV's video reader with its traps covered: time limits, FFmpeg's options and its chatter."""
+"""Opens and reads videos, cameras and streams with OpenCV: with time limits, safe FFmpeg options, and no log output."""
 
 import math
 import os
@@ -9,17 +9,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.live.sources.options import Flip
+from fsvit_edge.live.sources.base import DEFAULT_FPS, Flip
 
 READ_TIMEOUT_MS = 5000
-"""After which FFmpeg gives a read up."""
+"""Time after which FFmpeg gives up a read, in milliseconds."""
 
-_SILENT = 0  # of OpenCV's log levels
+_SILENT = 0  # one of OpenCV's log levels
 _OPEN_TIMEOUT_MS = 4500
-_EXPECTED_FPS = 25.0
-# FFmpeg looks at a stream for 5 s if it may before it gives the first frame; 1 s of frames tells their size.
+# By default, FFmpeg probes a stream for up to 5 s before it returns the first frame; 1 s is enough to find the size.
 _RTSP = "rtsp_transport;tcp|analyzeduration;1000000"
-# Only a stream of JPEGs, and nothing but the network: an answer must not be able to send FFmpeg to a file.
+# Only a stream of JPEGs, and only from the network: a server must not be able to make FFmpeg read a file.
 _MJPEG = "input_format;mpjpeg|protocol_whitelist;http,https,tcp,tls"
 _FLIP_CODES = {"horizontal": 1, "vertical": 0, "both": -1}
 
@@ -28,7 +27,7 @@ _Rgb = npt.NDArray[np.uint8]
 
 @contextmanager
 def quiet_opencv() -> Iterator[None]:
-    """Keep OpenCV from writing to stderr what we say ourselves, in one sentence."""
+    """Silence OpenCV's log: our own errors say the same in one sentence."""
     set_log_level = getattr(cv2.utils, "logging", cv2).setLogLevel  # OpenCV 5 moved it
     level = set_log_level(_SILENT)
     try:
@@ -39,9 +38,9 @@ def quiet_opencv() -> Iterator[None]:
 
 @contextmanager
 def ffmpeg_options(options: str = _RTSP) -> Iterator[None]:
-    """Hold FFmpeg's options while OpenCV opens a video, for it takes them from the environment only.
+    """Set FFmpeg's options while OpenCV opens a video; OpenCV takes them only from the environment.
 
-    FFmpeg keeps silent; its silence is settled once a process, by the first video opened.
+    FFmpeg's log is silenced too; the first video opened settles that for the whole process.
 
     Args:
         options: Names and values as OpenCV parses them: "name;value|name;value".
@@ -60,33 +59,33 @@ def ffmpeg_options(options: str = _RTSP) -> Iterator[None]:
 
 
 def open_video(path: str) -> cv2.VideoCapture:
-    """Open a file; whether that worked, `isOpened` tells."""
+    """Open a file; `isOpened` tells whether that worked."""
     return _open_by_ffmpeg(path, _RTSP)
 
 
 def open_stream(address: str) -> cv2.VideoCapture:
-    """Open rtsp://, over TCP, or http:// with a stream of JPEGs; whether that worked, `isOpened` tells."""
+    """Open rtsp:// over TCP, or http:// with a stream of JPEGs; `isOpened` tells whether that worked."""
     return _open_by_ffmpeg(address, _MJPEG if address.startswith("http") else _RTSP)
 
 
 def open_camera(device: str, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
-    """Open a V4L2 device; whether that worked, `isOpened` tells. A camera takes the nearest that it can of the rest."""
+    """Open a V4L2 device; `isOpened` tells whether that worked. A camera uses the nearest size and rate it has."""
     wanted = {cv2.CAP_PROP_FRAME_WIDTH: width, cv2.CAP_PROP_FRAME_HEIGHT: height, cv2.CAP_PROP_FPS: fps}
     with quiet_opencv():
         capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
-        _ask(capture, wanted)
+        _request(capture, wanted)
         if _falls_short(capture, wanted):
-            # OpenCV prefers raw pixels, of which USB 2 carries 10 frames a second of 1280x720, where the same camera
-            # has 30 of JPEGs (opencv/opencv#9540). A camera without JPEGs stays as it is.
+            # OpenCV prefers raw pixels, but USB 2 carries only 10 raw frames per second of 1280x720; the same camera
+            # delivers 30 as JPEGs (opencv/opencv#9540). A camera without JPEGs stays as it is.
             capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
-            _ask(capture, wanted)
-        # The driver's queue is what a slow reader would lag behind.
+            _request(capture, wanted)
+        # Frames in the driver's queue would be old when they are read.
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
     return capture
 
 
 def csi_pipeline(sensor: int, width: int | None, height: int | None, fps: float | None) -> str:
-    """A Jetson camera's GStreamer pipeline; only numbers enter it."""
+    """The GStreamer pipeline of a Jetson camera; only numbers enter it."""
     rate = 30.0 if fps is None else fps
     numerator, denominator = (int(rate), 1) if rate == int(rate) else (round(rate * 100), 100)
     return (
@@ -99,19 +98,19 @@ def csi_pipeline(sensor: int, width: int | None, height: int | None, fps: float 
 
 
 def open_csi(sensor: int, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
-    """Open a Jetson's CSI camera; whether that worked, `isOpened` tells."""
+    """Open the CSI camera of a Jetson; `isOpened` tells whether that worked."""
     with quiet_opencv():
         return cv2.VideoCapture(csi_pipeline(sensor, width, height, fps), cv2.CAP_GSTREAMER)
 
 
 def has_gstreamer() -> bool:
-    """Whether this OpenCV was built with GStreamer; PyPI's wheels are not."""
+    """Whether this OpenCV was built with GStreamer; the wheels on PyPI are not."""
     lines = (line.split() for line in cv2.getBuildInformation().splitlines())
     return any(words[:2] == ["GStreamer:", "YES"] for words in lines)
 
 
 def declared_fps(capture: cv2.VideoCapture) -> float | None:
-    """Frames per second that a capture declares; None where that is no number of use."""
+    """Frames per second declared by a capture; None if the number is unusable."""
     fps = float(capture.get(cv2.CAP_PROP_FPS))
     return fps if math.isfinite(fps) and 0 < fps <= 1000 else None
 
@@ -132,25 +131,25 @@ def read_rgb(capture: cv2.VideoCapture) -> _Rgb | None:
 
 
 def flipped(image: _Rgb, flip: Flip) -> _Rgb:
-    """Flip a picture; see `SourceOptions.flip`."""
+    """Flip a picture as `SourceOptions.flip` describes."""
     return image if flip == "none" else np.asarray(cv2.flip(image, _FLIP_CODES[flip]), dtype=np.uint8)
 
 
-def _ask(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> None:
+def _request(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> None:
     for property_id, value in wanted.items():
         if value is not None:
             capture.set(property_id, value)
 
 
 def _falls_short(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> bool:
-    """Whether a camera gives clearly less than was asked, or fewer frames than eyes and loops expect."""
-    at_least = {cv2.CAP_PROP_FPS: _EXPECTED_FPS, **{name: value for name, value in wanted.items() if value is not None}}
-    # A driver that does not know its rate says 0.
+    """Whether a camera delivers clearly less than requested, or fewer than 25 frames per second by default."""
+    at_least = {cv2.CAP_PROP_FPS: DEFAULT_FPS, **{name: value for name, value in wanted.items() if value is not None}}
+    # A driver that does not know its frame rate reports 0.
     return any(0 < capture.get(property_id) < 0.9 * value for property_id, value in at_least.items())
 
 
 def _open_by_ffmpeg(target: str, options: str) -> cv2.VideoCapture:
-    # Without these FFmpeg waits for 30 s to open and 90 s to read (measured).
+    # Without these, FFmpeg waits for 30 s to open and 90 s to read (measured).
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS]
     with quiet_opencv(), ffmpeg_options(options):
         return cv2.VideoCapture(target, cv2.CAP_FFMPEG, limits)

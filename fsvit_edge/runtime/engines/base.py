@@ -1,4 +1,4 @@
-"""The contract between the predictor and whatever computes a graph."""
+"""The interface of an engine: what the predictor needs from whatever runs a graph."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class TensorSpec:
     """Name, shape and type of one input or output of a graph.
 
     Attributes:
-        name: As in the graph.
-        shape: Sizes; a string names a size that is only known at run time.
-        dtype: numpy's name of the element type.
+        name: Name in the graph.
+        shape: Sizes; a string names a size that is known only at run time.
+        dtype: NumPy's name of the element type.
     """
 
     name: str
@@ -29,9 +29,9 @@ class TensorSpec:
 
 
 class ResidentTensor(Protocol):
-    """A tensor where the engine computes; it goes from graph to graph without a copy through Python.
+    """A tensor in the engine's own memory, which goes from graph to graph without a copy through Python.
 
-    What a run returned is valid until the next run of the same engine; what was uploaded, as long as it is held.
+    An output is valid until the next run of the same engine; an uploaded tensor, as long as anything refers to it.
     """
 
     @property
@@ -39,7 +39,7 @@ class ResidentTensor(Protocol):
         """Sizes of all axes."""
 
     def numpy(self) -> Array:
-        """Return the values on the host, which later runs leave alone; treat them as read-only."""
+        """Return the values on the host; later runs leave them alone. Treat them as read-only."""
 
 
 class Engine(Protocol):
@@ -47,29 +47,29 @@ class Engine(Protocol):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` must be fed."""
+        """The tensors that `run` needs."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` returns."""
+        """The tensors that `run` returns."""
 
     @property
     def limits(self) -> Mapping[str, int]:
-        """The largest value of each varying size by its name ("supports", "ways"); what is not named has no limit."""
+        """The largest value of each variable size, by name ("supports", "ways"); other sizes have no limit."""
 
     def upload(self, array: Array) -> ResidentTensor:
-        """Put an array where the engine computes; it must not be changed afterwards."""
+        """Copy an array to the engine's memory; it must not be changed afterwards."""
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Compute all outputs; they are valid until the next run of this engine, which may reuse their memory.
+        """Compute all outputs. They are valid until the next run of this engine, which may reuse their memory.
 
         Raises:
-            InputError: A name, type or shape of `feed` is not the graph's.
+            InputError: A name, type or shape in `feed` differs from the graph's.
             FsvitEdgeError: The computation failed.
         """
 
     def wait(self) -> None:
-        """Wait until what `run` has started is done; where `run` itself waits, do nothing.
+        """Wait until the work that `run` started is done; does nothing if `run` itself waits.
 
         Raises:
             FsvitEdgeError: The computation failed.
@@ -88,14 +88,14 @@ class Engine(Protocol):
 
 
 def check_feed(feed: Mapping[str, Array | ResidentTensor], inputs: tuple[TensorSpec, ...]) -> None:
-    """Refuse a feed that is not what the graph takes.
+    """Refuse a feed that differs from the inputs of the graph.
 
     Raises:
         InputError: A name, type or shape differs.
     """
-    wanted = {spec.name for spec in inputs}
-    if feed.keys() != wanted:
-        raise InputError(f"The graph takes {sorted(wanted)}, got {sorted(feed)}.")
+    expected = {spec.name for spec in inputs}
+    if feed.keys() != expected:
+        raise InputError(f"The graph needs the inputs {sorted(expected)}, got {sorted(feed)}.")
     for spec in inputs:
         value = feed[spec.name]
         shape = tuple(value.shape)

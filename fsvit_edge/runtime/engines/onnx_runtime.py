@@ -1,4 +1,4 @@
-"""ONNX Runtime: the engine that is always there."""
+"""ONNX Runtime: the engine that is always installed."""
 
 import os
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class OrtTensor:
         return tuple(self.value.shape())
 
     def numpy(self) -> Array:
-        """Return the values on the host; on the CPU provider this is a view."""
+        """Return the values on the host; with the CPU provider, a view."""
         return np.asarray(self.value.numpy())
 
 
@@ -45,13 +45,13 @@ class OnnxRuntimeEngine:
     """One ONNX graph in one ONNX Runtime session.
 
     Args:
-        graph: The ONNX file, or its bytes where they have already been read and checked.
+        graph: The ONNX file, or its bytes if they were read and checked before.
         provider: A name of `PROVIDERS`.
-        threads: Threads within an operator; None lets ONNX Runtime use every core.
+        threads: Threads within an operator; None for one per core.
 
     Raises:
         EnvironmentLacksError: The provider is not installed or finds no device.
-        ArtifactError: The file is not a graph that ONNX Runtime can run.
+        ArtifactError: ONNX Runtime cannot load the graph.
     """
 
     def __init__(self, graph: Path | bytes, provider: str = "cpu", threads: int | None = None) -> None:
@@ -66,11 +66,11 @@ class OnnxRuntimeEngine:
         self._device = provider
         options = ort.SessionOptions()
         options.log_severity_level = 4
-        # Encoder and head each have a pool of threads; idle ones that spin took 2/3 of the frame rate on two cores.
+        # Encoder and head each have a thread pool; spinning idle threads cost 2/3 of the frame rate on two cores.
         # Spinning within a run stays: it saves a wake-up at each of some 200 operators.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # A plan of the memory for each combination of shapes, beside the arena, takes 100 MB (372 MB for 267 MB with
-        # four classes) and saves no time (ratio 1.00 of 60 interleaved frames, three times).
+        # A memory plan for each combination of shapes costs 100 MB (372 MB instead of 267 MB with four classes) and
+        # saves no time (ratio 1.00 over 60 interleaved frames, three times).
         options.enable_mem_pattern = False
         options.intra_op_num_threads = threads or usable_cores()
         expected = PROVIDERS[provider]
@@ -80,7 +80,7 @@ class OnnxRuntimeEngine:
                 options,
                 providers=list(dict.fromkeys((expected, PROVIDERS["cpu"]))),
             )
-        except Exception as error:  # ONNX Runtime raises a dozen classes that share no base but Exception
+        except Exception as error:  # ONNX Runtime raises a dozen classes whose only common base is Exception
             name = "The graph" if isinstance(graph, bytes) else str(graph)
             raise ArtifactError(f"{name} cannot be loaded by ONNX Runtime: {_first_line(error)}.") from error
         if expected not in self._session.get_providers():
@@ -92,16 +92,16 @@ class OnnxRuntimeEngine:
         self.limits: Mapping[str, int] = {}
 
     def upload(self, array: Array) -> OrtTensor:
-        """Put an array where the provider computes; on the CPU the array itself is used and must not be changed."""
+        """Copy an array to the provider's memory; on the CPU the array itself is used, so it must not be changed."""
         return OrtTensor(self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0))
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Compute all outputs, fresh tensors each time; tensors of this engine's kind are bound without a copy."""
+        """Compute all outputs as new tensors; inputs of ONNX Runtime's own kind are used without a copy."""
         if self._session is None:
             raise FsvitEdgeError("The engine is closed.")
         check_feed(feed, self.inputs)
         binding = self._session.io_binding()
-        # Held until the run is over: a binding does not promise to keep the host's copies alive.
+        # Kept until the run is over: a binding does not promise to keep the host's copies alive.
         bound = {
             name: value if isinstance(value, OrtTensor) else self.upload(_host(value)) for name, value in feed.items()
         }
@@ -116,7 +116,7 @@ class OnnxRuntimeEngine:
         return {spec.name: OrtTensor(value) for spec, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
     def wait(self) -> None:
-        """Do nothing: a run is over when it returns."""
+        """Do nothing: a run is done when it returns."""
 
     def close(self) -> None:
         """Free the session; a second call does nothing."""
@@ -144,7 +144,7 @@ def refuse_fp16_on_cpu(precision: str) -> None:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may run on, which in a container is fewer than the machine has."""
+    """Return the number of cores this process may use; in a container that is fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

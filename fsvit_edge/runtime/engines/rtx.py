@@ -1,7 +1,6 @@
-"""What TensorRT-RTX does beside TensorRT where a plan runs: it judges the plan, and compiles its kernels here.
+"""What TensorRT-RTX does in addition to TensorRT when a plan is opened: it checks the plan and compiles its kernels.
 
-The compiled kernels are kept in the user's cache, one file for each engine and GPU, so that only the first start takes
-the seconds of a compiler.
+The compiled kernels are kept in the user's cache, one file per engine and GPU, so only the first start compiles.
 """
 
 import re
@@ -17,15 +16,15 @@ from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.storage import atomic_write, locked, user_cache
 
 _MACHINE_LACKS = ("OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR")
-"""Diagnostics that building the engine again would not help against."""
+"""Diagnostics that another build of the engine would not change."""
 
 
 def check_validity(plan: bytes, record: EngineRecord, api: TensorRT, log: LogCollector, gpu: Gpu) -> None:
-    """Ask TensorRT-RTX whether a plan can run here, by its header alone, before it is deserialized.
+    """Check from a plan's header alone whether it can run here, before it is deserialized.
 
     Raises:
-        ArtifactError: It is damaged, or made for another version or GPU.
-        EnvironmentLacksError: The driver, the CUDA runtime or the GPU's memory do not suffice.
+        ArtifactError: The plan is damaged, or was built for another version or GPU.
+        EnvironmentLacksError: The driver or the CUDA runtime is too old, or the GPU has too little memory.
     """
     runtime = api.trt.Runtime(log.logger)
     validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
@@ -33,37 +32,39 @@ def check_validity(plan: bytes, record: EngineRecord, api: TensorRT, log: LogCol
         return
     names = api.trt.EngineInvalidityDiagnostics.__members__
     found = [name for name, bit in names.items() if bits & int(bit)]
-    reasons = [diagnosis(name, api, gpu) for name in found] or [f"{api.title} does not say why: {log.last_error()}"]
+    reasons = [explain_diagnostic(name, api, gpu) for name in found] or [
+        f"{api.title} gives no diagnostic: {log.last_error()}"
+    ]
     sentence = f"{record.file} cannot run on this machine: {'; '.join(reasons)}"
     if found and all(name in _MACHINE_LACKS for name in found):
         raise EnvironmentLacksError(f"{sentence}; or use --engine onnxruntime.")
     raise ArtifactError(f"{sentence}; build it here with: fsvit-edge build-engine --engine {api.backend} --force")
 
 
-def diagnosis(name: str, api: TensorRT, gpu: Gpu) -> str:
-    """Return what one of TensorRT-RTX's `EngineInvalidityDiagnostics` means here, as a clause."""
+def explain_diagnostic(name: str, api: TensorRT, gpu: Gpu) -> str:
+    """Return what one of TensorRT-RTX's `EngineInvalidityDiagnostics` means, as a clause."""
     major, minor = gpu.compute_capability
     clauses = {
-        "VERSION_MISMATCH": f"it was built by another version than the {api.title} that is installed",
-        "UNSUPPORTED_CC": f"it was not built for, or {api.title} does not support, the {gpu.name} "
-        f"of compute capability {major}.{minor}",
-        "OLD_CUDA_DRIVER": f"the NVIDIA driver, for CUDA {gpu.driver}, is too old; update it",
+        "VERSION_MISMATCH": f"it was built by another version than the installed {api.title}",
+        "UNSUPPORTED_CC": f"it was not built for the {gpu.name} (compute capability "
+        f"{major}.{minor}), or {api.title} does not support that GPU",
+        "OLD_CUDA_DRIVER": f"the NVIDIA driver (CUDA {gpu.driver}) is too old; update it",
         "OLD_CUDA_RUNTIME": "the CUDA runtime is too old; update it with: pip install --upgrade tensorrt-rtx-cu13",
-        "INSUFFICIENT_GPU_MEMORY": f"the GPU has too little memory, {gpu.memory_bytes // 2**20} MiB in all",
-        "MALFORMED_ENGINE": f"it is damaged or no plan of {api.title}",
+        "INSUFFICIENT_GPU_MEMORY": f"the GPU has too little memory ({gpu.memory_bytes // 2**20} MiB)",
+        "MALFORMED_ENGINE": f"it is damaged or not a plan of {api.title}",
         "CUDA_ERROR": "the NVIDIA driver or the CUDA runtime is not installed correctly",
     }
-    return clauses.get(name, f"{api.title} answers {name}")
+    return clauses.get(name, f"{api.title} reports {name}")
 
 
 class KernelCache:
     """The kernels that TensorRT-RTX compiled for one engine on this GPU, in memory and on disk.
 
-    What is on disk is a help and no more: where it cannot be read or written, kernels are compiled at every start.
+    If the file cannot be read or written, kernels are compiled at every start; nothing else changes.
 
     Args:
         cache: TensorRT-RTX's `IRuntimeCache`.
-        path: The file; None where there is no home folder.
+        path: The file; None if there is no home folder.
     """
 
     def __init__(self, cache: Any, path: Path | None) -> None:
@@ -73,18 +74,18 @@ class KernelCache:
 
     @contextmanager
     def filled(self) -> Iterator[None]:
-        """Load what is stored, let the caller compile the rest, and store it; another process waits meanwhile."""
+        """Load the stored kernels, let the caller compile the rest, and store all; other processes wait meanwhile."""
         with self._locked():
             with suppress(OSError):
                 if self.path is not None:
                     self._stored = self.path.read_bytes()
             if self._stored and not self.cache.deserialize(self._stored):
-                self._stored = b""  # of another driver, GPU or version: compiled anew
+                self._stored = b""  # made by another driver, GPU or version
             yield
             self._store()
 
     def store(self) -> None:
-        """Store what has been compiled since: kernels for a new number of supports, say."""
+        """Store kernels that were compiled since, for example for a new number of supports."""
         with self._locked():
             self._store()
 
@@ -108,12 +109,13 @@ class KernelCache:
 
 
 def open_context(engine: Any, record: EngineRecord, api: TensorRT, gpu: Gpu) -> tuple[Any, KernelCache]:
-    """Make an execution context that captures its own CUDA graphs, and compile its kernels.
+    """Create an execution context and compile its kernels.
 
-    Its memory is the caller's to provide, as for TensorRT. Where a context with graphs cannot be had it is one without.
+    The context records its own CUDA graphs if it can, else it runs without. The caller provides its memory, as for
+    TensorRT.
 
     Returns:
-        The context, None where TensorRT-RTX made none; the cache, to `store` again when the engine is closed.
+        The context, or None if TensorRT-RTX failed; the cache, to `store` again when the engine is closed.
     """
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(api.trt.ExecutionContextAllocationStrategy.USER_MANAGED)

@@ -1,10 +1,9 @@
-"""TensorRT and TensorRT-RTX: a plan that `build-engine` made, run where its tensors lie.
+"""TensorRT and TensorRT-RTX: run a plan that `build-engine` made.
 
-Nothing is copied but what is fed from the host and what is asked for by `numpy`. A feed of the same tensors in the same
-places is a CUDA graph from its third run on; RTX records its own.
+Only inputs from the host and outputs that are read with `numpy` are copied. From the third run with the same tensors at
+the same addresses, a run is one CUDA graph; RTX records its own graphs.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
@@ -14,14 +13,13 @@ import numpy.typing as npt
 
 from fsvit_edge.runtime.engines import rtx as rtx_runtime
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
-from fsvit_edge.runtime.engines.memory.base import CapturedGraph, DeviceBuffer, DeviceMemory
+from fsvit_edge.runtime.engines.cuda_graphs import Bindings, CudaGraphCache
+from fsvit_edge.runtime.engines.memory.base import DeviceBuffer, DeviceMemory
 from fsvit_edge.runtime.engines.store.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
 
-_MOST_GRAPHS = 16
-"""Ways of feeding that are remembered: one for the encoder, one for each run over which a bank's supports are split."""
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -31,16 +29,16 @@ _DTYPES = {
     "INT32": "int32",
     "INT64": "int64",
 }
-_State = tuple[tuple[str, tuple[int, ...], int], ...]
-"""Name, shape and address of every input and output, which is what a CUDA graph depends on."""
 
 
 class DeviceTensor:
     """A tensor on the GPU.
 
     Attributes:
-        buffer: Where it lies.
-        dtype: numpy's name of the element type.
+        memory: The memory that the buffer belongs to.
+        buffer: Its bytes.
+        dtype: NumPy's name of the element type.
+        is_stale: Whether a later run of the engine has overwritten it.
     """
 
     def __init__(self, memory: DeviceMemory, buffer: DeviceBuffer, shape: tuple[int, ...], dtype: str) -> None:
@@ -65,14 +63,14 @@ class TensorRtEngine:
     """One plan, ready to run.
 
     Args:
-        plan: The engine file's bytes, whose sum has been checked.
+        plan: The engine file's bytes, whose checksum was verified before.
         record: Its sidecar.
-        api: The TensorRT that made it.
-        memory: Where it computes; engines that feed each other share one.
+        api: The TensorRT that built it.
+        memory: The GPU memory to use; engines that feed each other share one.
 
     Raises:
         EnvironmentLacksError: There is no GPU, or its driver is too old.
-        ArtifactError: The plan was made for another TensorRT or GPU, or is not what its sidecar says.
+        ArtifactError: The plan was built for another TensorRT or GPU, or differs from its sidecar.
         FsvitEdgeError: The GPU's memory is full.
     """
 
@@ -97,47 +95,48 @@ class TensorRtEngine:
         if api.is_rtx:
             self._context, self._kernels = rtx_runtime.open_context(self._engine, record, api, gpu)
         else:
-            # Memory for the sizes at hand, not for the largest of the profile, which may be ten times as much.
+            # We provide memory for the current sizes; those of the largest sizes may take ten times as much.
             strategy = api.trt.ExecutionContextAllocationStrategy.USER_MANAGED
             self._context = self._engine.create_execution_context(strategy)
         if self._context is None:
             raise self._failure("cannot prepare")
         self._buffers: dict[str, DeviceBuffer] = {}
         self._scratch: DeviceBuffer | None = None
-        self._bound: _State | None = None
-        self._graphs: OrderedDict[_State, CapturedGraph | None] = OrderedDict()
-        self._uncapturable: set[_State] = set()
+        self._bound: Bindings | None = None
+        self._graphs = CudaGraphCache(memory)
         self._latest: list[DeviceTensor] = []
 
     def upload(self, array: Array) -> DeviceTensor:
-        """Copy an array to the GPU, where it stays as long as the tensor is held."""
+        """Copy an array to the GPU, where it stays as long as anything refers to the tensor."""
         buffer = self._memory.alloc(array.nbytes)
         self._memory.upload(array, buffer)
         return DeviceTensor(self._memory, buffer, array.shape, array.dtype.name)
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Put all outputs' computation on the GPU's stream; tensors of the same memory are bound where they are.
+        """Start to compute all outputs; tensors in the same GPU memory are used without a copy.
 
         Raises:
-            InputError: A name, type or shape of `feed` is not the plan's.
-            ArtifactError: A size is beyond what the plan was built for.
+            InputError: A name, type or shape in `feed` differs from the plan's.
+            ArtifactError: A size is larger than the plan was built for.
             FsvitEdgeError: The computation failed, or the GPU's memory is full.
         """
         if self._engine is None:
             raise FsvitEdgeError("The engine is closed.")
         check_feed(feed, self.inputs)
         sizes = self._sizes(feed)
-        state = [(spec.name, tuple(feed[spec.name].shape), self._place(spec, feed[spec.name])) for spec in self.inputs]
+        bindings = [
+            (spec.name, tuple(feed[spec.name].shape), self._address(spec, feed[spec.name])) for spec in self.inputs
+        ]
         outputs = {}
         for spec in self.outputs:
             shape = tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape)
             buffer = self._buffer(spec.name, _nbytes(shape, spec.dtype))
             outputs[spec.name] = DeviceTensor(self._memory, buffer, shape, spec.dtype)
-            state.append((spec.name, shape, buffer.address))
+            bindings.append((spec.name, shape, buffer.address))
         for tensor in self._latest:
             tensor.is_stale = True
         self._latest = list(outputs.values())
-        self._compute(tuple(state))
+        self._compute(tuple(bindings))
         return dict(outputs)
 
     def wait(self) -> None:
@@ -148,8 +147,8 @@ class TensorRtEngine:
         """Free the plan and its memory; a second call does nothing."""
         if self._engine is None:
             return
-        with suppress(FsvitEdgeError):  # where the GPU is lost, this must not hide what said so
-            self._forget_graphs()
+        with suppress(FsvitEdgeError):  # if the GPU is lost, the error that reported it must not be hidden
+            self._graphs.clear()
         if self._kernels is not None:
             self._kernels.store()
         self._context = None
@@ -168,63 +167,45 @@ class TensorRtEngine:
         """Close."""
         self.close()
 
-    def _compute(self, state: _State) -> None:
-        graph = self._graphs.get(state)
-        is_known = state in self._graphs
-        if graph is not None:
-            graph.launch()
-        else:
-            self._bind(state)
-            self._enqueue()
-            # Recorded after a run, because the first one with new shapes does work that must not be in a graph; and
-            # only once the same was fed twice, because a capture costs more than a run.
-            if is_known and not self._api.is_rtx and state not in self._uncapturable:
-                graph = self._memory.capture(self._enqueue)
-                if graph is None:
-                    self._uncapturable.add(state)
-        self._remember(state, graph)
+    def _compute(self, bindings: Bindings) -> None:
+        if self._graphs.launch(bindings):
+            return
+        self._bind(bindings)
+        self._enqueue()
+        if not self._api.is_rtx:  # RTX records graphs of its own
+            self._graphs.record(bindings, self._enqueue)
 
-    def _remember(self, state: _State, graph: CapturedGraph | None) -> None:
-        self._graphs[state] = graph
-        self._graphs.move_to_end(state)
-        while len(self._graphs) > _MOST_GRAPHS:
-            oldest, forgotten = self._graphs.popitem(last=False)
-            self._uncapturable.discard(oldest)
-            if forgotten is not None:
-                self._memory.synchronize()
-                forgotten.free()
-
-    def _bind(self, state: _State) -> None:
-        """Tell the context all shapes and addresses, and give it the memory that it needs for them."""
-        if state == self._bound:
+    def _bind(self, bindings: Bindings) -> None:
+        """Give the context all shapes and addresses, and the scratch memory that it needs for them."""
+        if bindings == self._bound:
             return
         self._bound = None
-        shapes = {name: shape for name, shape, _ in state}
+        shapes = {name: shape for name, shape, _ in bindings}
         for spec in self.inputs:
             if not self._context.set_input_shape(spec.name, shapes[spec.name]):
                 raise self._failure(f"refuses {spec.name!r} of shape {shapes[spec.name]} for")
         for spec in self.outputs:
             if tuple(self._context.get_tensor_shape(spec.name)) != shapes[spec.name]:
-                raise self._misfit(f"returns {spec.name!r} in another shape than its sidecar says")
-        # 0 where it fails; then the largest of the profile is enough as well.
+                raise self._mismatch(f"returns {spec.name!r} in another shape than its sidecar states")
+        # 0 if it fails; then the memory for the largest sizes is enough, too.
         needed = int(self._context.update_device_memory_size_for_shapes() or self._engine.device_memory_size_v2)
         if needed > (0 if self._scratch is None else self._scratch.nbytes):
-            self._forget_graphs()  # they hold the address of what is freed now
+            self._graphs.clear()  # they contain the address of the memory that is freed now
             self._scratch = None
             self._scratch = self._memory.alloc(needed)
         if self._scratch is not None:
             self._context.set_device_memory(self._scratch.address, self._scratch.nbytes)
-        for name, _, address in state:
+        for name, _, address in bindings:
             if not self._context.set_tensor_address(name, address):
                 raise self._failure(f"refuses the address of {name!r} for")
-        self._bound = state
+        self._bound = bindings
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._memory.stream):
             raise self._failure("failed to run")
 
-    def _place(self, spec: TensorSpec, value: Array | ResidentTensor) -> int:
-        """The address of an input; what comes from elsewhere is copied to a place that stays."""
+    def _address(self, spec: TensorSpec, value: Array | ResidentTensor) -> int:
+        """The address of an input; a value that is not in this GPU memory is copied to the input's own buffer."""
         if isinstance(value, DeviceTensor) and value.memory is self._memory:
             assert not value.is_stale, "an output was fed after a later run of its engine"
             if value.dtype != spec.dtype:
@@ -238,35 +219,25 @@ class TensorRtEngine:
         return buffer.address
 
     def _buffer(self, name: str, nbytes: int) -> DeviceBuffer:
-        """The place of an input from the host, or of an output; it grows and never shrinks."""
+        """The buffer of an output, or of an input from the host; it grows and never shrinks."""
         if name not in self._buffers or self._buffers[name].nbytes < nbytes:
             self._buffers.pop(name, None)
             self._buffers[name] = self._memory.alloc(nbytes)
         return self._buffers[name]
 
-    def _forget_graphs(self) -> None:
-        graphs = [graph for graph in self._graphs.values() if graph is not None]
-        self._graphs.clear()
-        self._uncapturable.clear()
-        self._bound = None
-        if graphs:
-            self._memory.synchronize()
-        for graph in graphs:
-            graph.free()
-
     def _sizes(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, int]:
-        """The sizes that vary, by name."""
+        """The variable sizes, by name."""
         sizes: dict[str, int] = {}
         for spec in self.inputs:
             for size, got in zip(spec.shape, feed[spec.name].shape, strict=True):
                 if isinstance(size, str) and sizes.setdefault(size, got) != got:
-                    raise InputError(f"Input {spec.name!r} has {got} {size}, where others have {sizes[size]}.")
+                    raise InputError(f"Input {spec.name!r} has {got} {size}, but another input has {sizes[size]}.")
         for size, got in sizes.items():
             limit = self.limits.get(size, got)
             if got > limit:
                 raise ArtifactError(
                     f"{self._record.file} was built for at most {limit} {size.replace('_', ' ')}, got {got}; build it "
-                    "for more with: fsvit-edge build-engine --ways-max N --shots-max K."
+                    "for more with: fsvit-edge build-engine --max-ways N --max-shots K."
                 )
         return sizes
 
@@ -276,7 +247,7 @@ class TensorRtEngine:
             names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
             found = {name for name in names if self._engine.get_tensor_mode(name) == mode}
             if found != {spec.name for spec in specs}:
-                raise self._misfit("has other inputs or outputs than its sidecar says")
+                raise self._mismatch("has other inputs or outputs than its sidecar states")
             for spec in specs:
                 dtype = self._engine.get_tensor_dtype(spec.name).name
                 shape = tuple(self._engine.get_tensor_shape(spec.name))
@@ -285,15 +256,14 @@ class TensorRtEngine:
                     for got, want in zip(shape, spec.shape, strict=True)
                 )
                 if not is_same or _DTYPES.get(dtype, dtype) != spec.dtype:
-                    raise self._misfit(
-                        f"has {spec.name!r} as {_DTYPES.get(dtype, dtype)} {shape}, its sidecar says {spec.dtype} "
-                        f"{spec.shape}"
+                    raise self._mismatch(
+                        f"has {spec.name!r} as {_DTYPES.get(dtype, dtype)} {shape}, but its sidecar states "
+                        f"{spec.dtype} {spec.shape}"
                     )
 
-    def _misfit(self, what: str) -> ArtifactError:
+    def _mismatch(self, what: str) -> ArtifactError:
         return ArtifactError(
-            f"{self._record.file} {what}; build it again with: fsvit-edge build-engine --engine {self._api.backend} "
-            "--force"
+            f"{self._record.file} {what}; rebuild it with: fsvit-edge build-engine --engine {self._api.backend} --force"
         )
 
     def _failure(self, what: str) -> FsvitEdgeError:
@@ -301,8 +271,8 @@ class TensorRtEngine:
         if "memory" in reason.lower():
             free, total = self._memory.free_bytes()
             reason += (
-                f"; {free // 2**20} of the GPU's {total // 2**20} MiB are free, close other programs that use it, "
-                "or use --engine onnxruntime"
+                f"; {free // 2**20} of the GPU's {total // 2**20} MiB free; close other programs that use the GPU, or "
+                "use --engine onnxruntime"
             )
         return FsvitEdgeError(f"{self._api.title} {what} {self._record.file}: {reason}.")
 

@@ -1,7 +1,7 @@
-"""One way to TensorRT, whichever is installed: `tensorrt` from 10.3 on, 11.x, or `tensorrt_rtx`.
+"""One interface to TensorRT, whichever is installed: `tensorrt` 10.3 to 11.x, or `tensorrt_rtx`.
 
-Only what exists in all of them is used. They say what went wrong in a log and answer with None; here that becomes an
-error. Nothing of this asks for a GPU; ask `find_gpu` before anything is deserialized, which can crash without one.
+Only functions that exist in all of them are used. They report a failure in a log and return None; here that becomes an
+error. Nothing here checks for a GPU; call `find_gpu` before `engine`, which can crash the process without one.
 """
 
 import functools
@@ -17,31 +17,31 @@ from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, Fsvi
 
 TENSORRT_ENGINES = ("tensorrt", "tensorrt-rtx")
 OLDEST_VERSION = (10, 3)
-"""Of `tensorrt`, on JetPack 6.1; older ones build only networks whose types are not fixed."""
+"""Oldest version of `tensorrt` that is known to work: that of JetPack 6.1. Versions before 10 cannot type strongly."""
 
 _MOST_MESSAGES = 100
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _INSTALL = {
-    "tensorrt": 'pip install "fsvit-edge[tensorrt]" (JetPack brings it: apt install python3-libnvinfer, and let the '
-    "environment see it with: python3 -m venv --system-site-packages)",
+    "tensorrt": 'pip install "fsvit-edge[tensorrt]" (on JetPack: apt install python3-libnvinfer, and create the '
+    "environment with: python3 -m venv --system-site-packages)",
     "tensorrt-rtx": 'pip install "fsvit-edge[tensorrt-rtx]"',
 }
 
 
 class LogCollector:
-    """Keeps what TensorRT says from now on.
+    """Keeps the messages that TensorRT logs from now on.
 
-    TensorRT has one logger for all that lives in a process and ignores those it is given later, so ours is one as well
-    and passes everything on to every collector.
+    TensorRT has one logger per process and ignores loggers that it is given later. So there is one logger of ours, too,
+    which passes every message to every collector.
 
     Args:
         trt: The module.
-        verbose: Keep everything, which the layers of an engine are a part of; else the latest warnings and errors,
+        verbose: Keep all messages, including those on an engine's layers; else only the latest warnings and errors,
             because an engine runs for days.
 
     Attributes:
-        logger: What TensorRT wants for its `logger`.
-        messages: Texts by the severity's name, INTERNAL_ERROR, ERROR, WARNING, INFO or VERBOSE, in their order.
+        logger: The `logger` argument for TensorRT's functions.
+        messages: Texts in order, by severity: INTERNAL_ERROR, ERROR, WARNING, INFO or VERBOSE.
     """
 
     def __init__(self, trt: Any, verbose: bool = False) -> None:
@@ -53,19 +53,19 @@ class LogCollector:
         collectors.add(self)
 
     def keep(self, severity: str, text: str) -> None:
-        """Take a message; the logger calls this."""
+        """Keep a message; the logger calls this."""
         if severity in self._severities:
             self.messages.setdefault(severity, deque(maxlen=self._most)).append(text)
         if severity in ("INTERNAL_ERROR", "ERROR"):
             self._errors.append(text)
 
     def last_error(self) -> str:
-        """Return the last error on one line, without TensorRT's own file names; a clause that stands without one."""
-        # Without a driver this one comes with everything that is made or freed, after the error that matters.
-        telling = [text for text in self._errors if "cudaError 35" not in text] or self._errors
-        if not telling:
+        """Return the last error on one line without TensorRT's file names, or a clause if there is none."""
+        # Without a driver, this error follows every call, so it hides the one that matters.
+        relevant = [text for text in self._errors if "cudaError 35" not in text] or self._errors
+        if not relevant:
             return "it gave no reason"
-        text = " ".join(telling[-1].split())
+        text = " ".join(relevant[-1].split())
         text = re.sub(r"^(?:\[[^\]]*\] ?|I?\w+::\w+: )+", "", text)
         text = re.sub(r"\s*In \w+ at /\S*?:\d+", "", text)
         return text.rstrip(". ") or "it gave no reason"
@@ -77,7 +77,7 @@ def _shared_logger(trt: Any) -> "tuple[Any, weakref.WeakSet[LogCollector]]":
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the module is only known at run time
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # pybind insists on this very call
+            trt.ILogger.__init__(self)  # pybind requires exactly this call
 
         def log(self, severity: Any, text: str) -> None:
             for collector in list(collectors):
@@ -93,7 +93,7 @@ class TensorRT:
     Attributes:
         backend: One of `TENSORRT_ENGINES`.
         trt: The module.
-        version: As it says itself: 10.3.0, 1.7.1.116.
+        version: Version of the module: 10.3.0, 1.7.1.116.
     """
 
     backend: str
@@ -102,28 +102,28 @@ class TensorRT:
 
     @property
     def is_rtx(self) -> bool:
-        """Whether it is TensorRT-RTX, which builds without a GPU for others and compiles on the one that runs."""
+        """Whether it is TensorRT-RTX, which builds without a GPU and compiles the kernels on the GPU that runs."""
         return self.backend == "tensorrt-rtx"
 
     def log(self, verbose: bool = False) -> LogCollector:
-        """Return a fresh collector."""
+        """Return a new collector."""
         return LogCollector(self.trt, verbose)
 
     def builder(self, log: LogCollector) -> Any:
         """Return an `IBuilder`.
 
         Raises:
-            FsvitEdgeError: There is none: the driver is too old, say.
+            FsvitEdgeError: TensorRT cannot start, for example because the driver is too old.
         """
         try:
-            return _some(self.trt.Builder(log.logger))
-        except (TypeError, RuntimeError) as error:  # what pybind makes of a constructor that returned null
+            return _not_none(self.trt.Builder(log.logger))
+        except (TypeError, RuntimeError) as error:  # pybind raises these if a constructor returns null
             raise FsvitEdgeError(f"{self.title} cannot start a build: {log.last_error()}.") from error
 
     def network(self, builder: Any, log: LogCollector) -> Any:
-        """Return an empty network whose types are the graph's own.
+        """Return an empty, strongly typed network: every tensor keeps its type from the graph.
 
-        The flag is looked up: it is bit 1 in TensorRT 10, bit 0 in 11 and RTX, where bit 1 is something else.
+        The flag is looked up: it is bit 1 in TensorRT 10, but bit 0 in 11 and RTX, where bit 1 means something else.
 
         Raises:
             FsvitEdgeError: TensorRT refuses.
@@ -131,7 +131,7 @@ class TensorRT:
         flags = 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = builder.create_network(flags)
         if network is None:
-            raise FsvitEdgeError(f"{self.title} made no strongly typed network: {log.last_error()}.")
+            raise FsvitEdgeError(f"{self.title} cannot create a strongly typed network: {log.last_error()}.")
         return network
 
     def parse(self, network: Any, graph: bytes, log: LogCollector, name: str) -> Any:
@@ -140,14 +140,14 @@ class TensorRT:
         Args:
             network: An empty network.
             graph: The ONNX file's bytes.
-            log: Of the builder.
-            name: What to call the graph in an error.
+            log: The builder's log.
+            name: Name of the graph for an error.
 
         Returns:
             The parser, which must live as long as the network: it owns the weights.
 
         Raises:
-            ArtifactError: It is no ONNX graph, or has what TensorRT does not know.
+            ArtifactError: It is not an ONNX graph, or contains an operator that TensorRT does not support.
         """
         parser = self.trt.OnnxParser(network, log.logger)
         if not parser.parse(graph):
@@ -163,7 +163,7 @@ class TensorRT:
         """Build a plan and return its bytes.
 
         Raises:
-            FsvitEdgeError: TensorRT failed; the sentence says why, and what helps where that is memory.
+            FsvitEdgeError: TensorRT failed; the sentence gives its reason and, for known reasons, what helps.
         """
         plan = builder.build_serialized_network(network, config)
         if plan is None:
@@ -171,16 +171,16 @@ class TensorRT:
         return bytes(plan)
 
     def engine(self, plan: bytes, log: LogCollector, name: str) -> Any:
-        """Deserialize a plan whose sum has been checked; there must be a GPU.
+        """Deserialize a plan whose checksum was verified before; there must be a GPU.
 
-        The engine keeps its runtime alive. Code inside a plan is never allowed.
+        The engine keeps its runtime alive. Code inside a plan is never allowed to run.
 
         Raises:
             EnvironmentLacksError: TensorRT's runtime does not start.
-            ArtifactError: The plan is of another version or GPU, or damaged.
+            ArtifactError: The plan is damaged, or belongs to another version or GPU.
         """
         try:
-            runtime = _some(self.trt.Runtime(log.logger))
+            runtime = _not_none(self.trt.Runtime(log.logger))
         except (TypeError, RuntimeError) as error:
             raise EnvironmentLacksError(f"{self.title}'s runtime does not start: {log.last_error()}.") from error
         engine = runtime.deserialize_cuda_engine(plan)
@@ -193,12 +193,12 @@ class TensorRT:
 
     @property
     def title(self) -> str:
-        """Name and version for people."""
+        """Name and version, for messages."""
         return f"{'TensorRT-RTX' if self.is_rtx else 'TensorRT'} {self.version}"
 
 
 def installed_backends() -> tuple[str, ...]:
-    """Return which of `TENSORRT_ENGINES` are installed, by looking for their modules; imports nothing."""
+    """Return which of `TENSORRT_ENGINES` are installed, without importing them."""
     return tuple(backend for backend in TENSORRT_ENGINES if _module(backend) is not None)
 
 
@@ -206,7 +206,7 @@ def open_tensorrt(backend: str) -> TensorRT:
     """Import a TensorRT.
 
     Raises:
-        InputError: There is no such backend.
+        InputError: The backend is unknown.
         EnvironmentLacksError: It is not installed, cannot be loaded, or is too old.
     """
     if backend not in TENSORRT_ENGINES:
@@ -214,7 +214,7 @@ def open_tensorrt(backend: str) -> TensorRT:
     name = _module(backend)
     if name is None:
         raise EnvironmentLacksError(
-            f"--engine {backend} needs {_MODULES[backend][0]}, which is not installed here; "
+            f"--engine {backend} needs {_MODULES[backend][0]}, which is not installed; "
             f"try: {_INSTALL[backend]}; or use --engine onnxruntime."
         )
     try:
@@ -223,22 +223,23 @@ def open_tensorrt(backend: str) -> TensorRT:
     except (ImportError, OSError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise EnvironmentLacksError(
-            f"{name} is installed but cannot be loaded: {reason}; try again: {_INSTALL[backend]}."
+            f"{name} is installed but cannot be loaded: {reason}; reinstall it with: {_INSTALL[backend]}."
         ) from error
     found = TensorRT(backend, module, version)
     if not found.is_rtx and _numbers(version) < OLDEST_VERSION:
         oldest = ".".join(map(str, OLDEST_VERSION))
         raise EnvironmentLacksError(
-            f"TensorRT {version} is installed, {oldest} or newer is needed; on a Jetson install JetPack 6.1 or newer, "
-            f'elsewhere: pip install "tensorrt>={oldest}"; or use --engine onnxruntime.'
+            f"TensorRT {version} is installed, but {oldest} or newer is needed; on a Jetson install JetPack 6.1 or "
+            f'newer, elsewhere: pip install "tensorrt>={oldest}"; or use --engine onnxruntime.'
         )
     return found
 
 
 def _module(backend: str) -> str | None:
+    """The name of the installed module of a backend."""
     for name in _MODULES[backend]:
         spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin is not None:  # a folder of that name without code has no origin
+        if spec is not None and spec.origin is not None:  # None for a folder of that name without code
             return name
     return None
 
@@ -247,14 +248,14 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def _some(value: Any) -> Any:
+def _not_none(value: Any) -> Any:
     if value is None:
-        raise TypeError("nothing was made")
+        raise TypeError("the constructor returned None")
     return value
 
 
 def _with_advice(reason: str) -> str:
-    """Add what helps to TensorRT's reason where that is memory, a GPU, or a driver."""
+    """TensorRT's reason, with what helps against a full memory or an old driver."""
     lowered = reason.lower()
     if "out of memory" in lowered or "outofmemory" in lowered or "insufficient memory" in lowered:
         return f"{reason}; close other programs on the GPU, or give --workspace fewer MiB"

@@ -99,14 +99,14 @@ def refusal(kind: type[FsvitEdgeError], bundle: Bundle, *arguments: Any) -> str:
 @pytest.mark.parametrize(
     ("engine", "precision"), [("auto", "auto"), ("onnxruntime", "auto"), ("auto", "fp32"), ("onnxruntime", "fp32")]
 )
-def test_where_nothing_is_built_the_bundle_computes(bundle: Bundle, engine: str, precision: str) -> None:
+def test_the_bundle_itself_runs_if_nothing_is_built(bundle: Bundle, engine: str, precision: str) -> None:
     choice = opened(bundle, engine, precision).choice
     assert (choice.engine, choice.precision, choice.notes) == ("onnxruntime", "fp32", ())
     assert choice.description == f"FP32 in ONNX Runtime {VERSIONS['onnxruntime']} on the CPU"
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_the_fastest_set_measured_here_computes(bundle: Bundle) -> None:
+def test_the_fastest_set_measured_here_runs(bundle: Bundle) -> None:
     write_set(bundle.path, precision="int8", latency_ms=5.0, fp32_latency_ms=10.0)
     write_set(bundle.path, precision="fp32", latency_ms=7.0, fp32_latency_ms=10.0)
     for engine in ("auto", "onnxruntime"):
@@ -137,7 +137,7 @@ def test_the_fastest_set_measured_here_computes(bundle: Bundle) -> None:
         ({"machine": {**MACHINE.to_dict(), "cpu": "Slow CPU"}}, "were not measured on this processor"),
     ],
 )
-def test_a_set_that_is_not_known_to_be_faster_computes_only_where_it_is_named(
+def test_a_set_not_known_to_be_faster_runs_only_if_its_precision_is_named(
     bundle: Bundle, changes: dict[str, Any], note: str
 ) -> None:
     write_set(bundle.path, **changes)
@@ -151,7 +151,7 @@ def test_a_set_that_is_not_known_to_be_faster_computes_only_where_it_is_named(
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_an_fp32_set_that_is_slower_leaves_fp32_to_the_bundle(bundle: Bundle) -> None:
+def test_the_bundle_runs_in_fp32_if_the_fp32_set_is_slower(bundle: Bundle) -> None:
     write_set(bundle.path, precision="fp32", latency_ms=11.0, fp32_latency_ms=10.0)
     choice = opened(bundle, "onnxruntime", "fp32").choice
     assert choice.description.endswith("on the CPU")
@@ -200,14 +200,16 @@ def alter(path: Path) -> None:
 
 
 SPOILT: list[Any] = [
-    pytest.param(truncate, "is cut short or altered", id="cut short"),
+    pytest.param(truncate, "is truncated or altered", id="cut short"),
     pytest.param(alter, "was altered or damaged: sha256", id="altered"),
     pytest.param(Path.unlink, "cannot be read: No such file", id="missing"),
-    pytest.param(lambda path: edit(sidecar_of(path), graph="enroll"), "is of graph 'enroll'", id="sidecar wrong"),
+    pytest.param(lambda path: edit(sidecar_of(path), graph="enroll"), "has graph 'enroll'", id="sidecar wrong"),
     pytest.param(lambda path: sidecar_of(path).unlink(), "", id="sidecar missing"),
-    pytest.param(lambda path: edit(sidecar_of(path), onnx_sha256="ab" * 32), "was made of another", id="another graph"),
     pytest.param(
-        lambda path: edit(sidecar_of(path), backend_version="1"), "and no other version can run it", id="version"
+        lambda path: edit(sidecar_of(path), onnx_sha256="ab" * 32), "was built from another", id="another graph"
+    ),
+    pytest.param(
+        lambda path: edit(sidecar_of(path), backend_version="1"), "and runs in no other version", id="version"
     ),
 ]
 
@@ -215,7 +217,7 @@ SPOILT: list[Any] = [
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(("spoil", "reason"), SPOILT)
 @pytest.mark.parametrize("graph", ["encoder", "head"])
-def test_a_graph_that_is_damaged_or_does_not_fit_is_never_parsed_and_never_passed_over_in_silence(
+def test_a_damaged_or_unfit_graph_is_never_parsed_and_always_reported(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], Any], reason: str, graph: str
 ) -> None:
     paths = write_set(bundle.path)
@@ -239,7 +241,7 @@ def test_a_graph_that_is_damaged_or_does_not_fit_is_never_parsed_and_never_passe
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_a_graph_that_is_not_what_its_sidecar_says_is_refused(bundle: Bundle) -> None:
+def test_a_graph_that_differs_from_its_sidecar_is_refused(bundle: Bundle) -> None:
     paths = write_set(bundle.path)
     write_set(bundle.path, precision="fp32", latency_ms=9.0)
     head = (bundle.path / "head.onnx").read_bytes()
@@ -273,7 +275,7 @@ def test_plans_do_not_run_without_a_gpu(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_a_plan_that_fits_computes(bundle: Bundle, on_gpu: Opened, backend: str) -> None:
+def test_a_plan_that_fits_runs(bundle: Bundle, on_gpu: Opened, backend: str) -> None:
     write_set(bundle.path, backend, "fp16")
     for engine in ("auto", backend):
         on_gpu.clear()
@@ -293,7 +295,7 @@ def test_a_plan_that_fits_computes(bundle: Bundle, on_gpu: Opened, backend: str)
         ({"fp32": None, "int8": None}, "fp32"),
     ],
 )
-def test_the_plan_that_measured_fastest_computes_and_int8_is_not_assumed_to(
+def test_the_plan_that_measured_fastest_runs_and_int8_is_not_assumed_faster(
     bundle: Bundle, on_gpu: Opened, times: dict[str, float | None], best: str
 ) -> None:
     for precision, latency in times.items():
@@ -306,7 +308,7 @@ def test_the_plan_that_measured_fastest_computes_and_int8_is_not_assumed_to(
 
 @pytest.mark.parametrize(("spoil", "reason"), SPOILT)
 @pytest.mark.parametrize("graph", ["encoder", "head"])
-def test_a_plan_that_is_damaged_or_does_not_fit_is_never_deserialized(
+def test_a_damaged_or_unfit_plan_is_never_deserialized(
     bundle: Bundle, on_gpu: Opened, spoil: Callable[[Path], Any], reason: str, graph: str
 ) -> None:
     paths = write_set(bundle.path, "tensorrt", "fp16")
@@ -321,7 +323,7 @@ def test_a_plan_that_is_damaged_or_does_not_fit_is_never_deserialized(
     assert on_gpu == []
 
 
-def test_another_gpu_is_refused_by_name_and_passed_over_by_auto(
+def test_plans_for_another_gpu_are_refused_if_named_and_passed_over_by_auto(
     bundle: Bundle, on_gpu: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_set(bundle.path, "tensorrt", "fp16")
@@ -329,7 +331,9 @@ def test_another_gpu_is_refused_by_name_and_passed_over_by_auto(
     pretend(monkeypatch, replace(MACHINE, gpu=replace(GPU, name="NVIDIA L40")))
     choice = opened(bundle).choice
     assert (choice.engine, choice.notes) == ("tensorrt-rtx", ())
-    assert "was built for NVIDIA L4, this is NVIDIA L40" in refusal(ArtifactError, bundle, "tensorrt")
+    assert "was built for NVIDIA L4 and fits no other GPU, but this is NVIDIA L40" in refusal(
+        ArtifactError, bundle, "tensorrt"
+    )
     assert all(".rtx" in name for name in on_gpu)
 
 
@@ -337,7 +341,7 @@ def test_another_gpu_is_refused_by_name_and_passed_over_by_auto(
     "error", [EnvironmentLacksError("No pycuda."), ArtifactError("Refused."), FsvitEdgeError("Full.")]
 )
 @pytest.mark.parametrize("start", ["encoder", "head"])
-def test_a_plan_that_does_not_open_is_told_and_closed(
+def test_a_plan_that_fails_to_open_is_reported_and_closed(
     bundle: Bundle, on_gpu: Opened, error: FsvitEdgeError, start: str
 ) -> None:
     write_set(bundle.path, "tensorrt", "fp16")
@@ -348,7 +352,7 @@ def test_a_plan_that_does_not_open_is_told_and_closed(
     assert len(on_gpu.closed) == (0 if start == "encoder" else 2)
 
 
-def test_the_next_best_plan_computes_where_the_best_does_not_open(bundle: Bundle, on_gpu: Opened) -> None:
+def test_the_next_best_plan_runs_if_the_best_fails_to_open(bundle: Bundle, on_gpu: Opened) -> None:
     write_set(bundle.path, "tensorrt", "int8", latency_ms=1.0)
     write_set(bundle.path, "tensorrt", "fp16", latency_ms=2.0)
     on_gpu.refuse["encoder.NVIDIA-L4.sm89.trt10.13.0.int8"] = FsvitEdgeError("The GPU's memory is full.")
@@ -356,7 +360,7 @@ def test_the_next_best_plan_computes_where_the_best_does_not_open(bundle: Bundle
     assert (choice.precision, choice.notes) == ("fp16", ("The GPU's memory is full.",))
 
 
-def test_where_nothing_is_built_a_named_engine_says_what_to_type(bundle: Bundle, on_gpu: Opened) -> None:
+def test_the_error_for_a_named_engine_has_the_command_that_builds_it(bundle: Bundle, on_gpu: Opened) -> None:
     command = f"build one with: fsvit-edge build-engine {bundle.path} --engine tensorrt"
     assert (
         refusal(ArtifactError, bundle, "tensorrt") == f"No engine for TensorRT has been built from cst-nano; {command}."
@@ -368,7 +372,7 @@ def test_where_nothing_is_built_a_named_engine_says_what_to_type(bundle: Bundle,
     assert on_gpu == []
 
 
-def test_a_named_engine_that_is_not_installed_says_how_to_get_it(
+def test_the_error_for_a_missing_package_is_that_of_tensorrt(
     bundle: Bundle, on_gpu: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_set(bundle.path, "tensorrt", "fp16")
@@ -382,7 +386,7 @@ def test_a_named_engine_that_is_not_installed_says_how_to_get_it(
     assert on_gpu == []
 
 
-def test_cuda_of_onnx_runtime_comes_after_plans_and_before_the_cpu(
+def test_onnx_runtime_on_cuda_comes_after_plans_and_before_the_cpu(
     bundle: Bundle, on_gpu: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     providers: list[str] = []
@@ -436,14 +440,12 @@ def test_cuda_of_onnx_runtime_comes_after_plans_and_before_the_cpu(
         ),
     ],
 )
-def test_options_that_are_unknown_or_contradict_are_refused(
-    bundle: Bundle, engine: str, precision: str, reason: str
-) -> None:
+def test_unknown_or_contradictory_options_are_refused(bundle: Bundle, engine: str, precision: str, reason: str) -> None:
     assert reason in refusal(InputError, bundle, engine, precision)
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_without_a_home_folder_the_shipped_model_computes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_the_bundled_model_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
 
     def homeless() -> Path:
@@ -455,7 +457,7 @@ def test_without_a_home_folder_the_shipped_model_computes_all_the_same(monkeypat
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_engines_of_the_shipped_model_are_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_of_the_bundled_model_are_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shipped = Bundle.load(DEFAULT_BUNDLE)
     write_set(engine_folder(shipped.path, shipped.manifest))

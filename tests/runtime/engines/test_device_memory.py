@@ -1,4 +1,4 @@
-"""One suite for every backend: the fake one, the real ones over fake modules, and the real ones on a real GPU."""
+"""One suite for all packages: the fake memory, the real ones on fake modules, and the real ones on a real GPU."""
 
 import ctypes
 import gc
@@ -26,7 +26,7 @@ GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
 
 @dataclass
 class Opened:
-    """A memory, and how a kernel of the test adds 1 to every byte at an address."""
+    """A memory, and a function that starts a kernel that adds 1 to every byte at an address."""
 
     memory: DeviceMemory
     increment: Callable[[int, int], None]
@@ -64,7 +64,7 @@ def on_the_gpu(name: str) -> Opened:
     memory = open_device_memory(name)
 
     def increment(address: int, nbytes: int) -> None:
-        """Without a kernel of our own at hand: the driver fills the memory with the value that 1 more would be."""
+        """The driver fills the memory with the expected value, because we have no kernel of our own."""
         runtime = pytest.importorskip("cuda.bindings.runtime")
         cuda_memory.call(runtime, "cudaMemsetAsync", address, 8, nbytes, memory.stream)
 
@@ -111,7 +111,6 @@ def test_an_array_larger_than_the_pinned_memory_goes_in_pieces(opened: Opened, m
     monkeypatch.setattr(base, "STAGING_BYTES", 1000)
     array = np.random.default_rng(1).integers(0, 256, 3333, dtype=np.uint8)
     assert np.array_equal(round_trip(opened.memory, array), array)
-    assert opened.memory.bytes_up == opened.memory.bytes_down == 3333
 
 
 def test_an_array_of_any_layout_is_uploaded_in_c_order(opened: Opened) -> None:
@@ -127,16 +126,6 @@ def test_an_array_may_change_after_its_upload_and_the_next_upload_leaves_the_fir
     opened.memory.upload(array, second)
     assert np.array_equal(opened.memory.download(first, (64,), np.uint8), np.arange(64))
     assert np.array_equal(opened.memory.download(second, (64,), np.uint8), np.arange(100, 164))
-
-
-def test_copied_bytes_are_counted(opened: Opened) -> None:
-    memory = opened.memory
-    buffer = memory.alloc(400)
-    assert (memory.bytes_up, memory.bytes_down) == (0, 0)
-    memory.upload(np.zeros(100, np.float32), buffer)
-    memory.download(buffer, (5,), np.float16)
-    memory.download(buffer, (5,), np.uint8)
-    assert (memory.bytes_up, memory.bytes_down) == (400, 15)
 
 
 def test_buffers_do_not_overlap(opened: Opened) -> None:
@@ -183,11 +172,6 @@ def test_failed_work_is_not_captured_and_the_stream_still_works(opened: Opened) 
 
     assert opened.memory.capture(work) is None
     assert np.array_equal(round_trip(opened.memory, np.arange(3)), np.arange(3))
-
-
-def test_time_is_measured(opened: Opened) -> None:
-    buffer = opened.memory.alloc(4)
-    assert opened.memory.elapsed_ms(lambda: opened.increment(buffer.address, 4)) >= 0
 
 
 def test_free_and_total_memory_are_returned(opened: Opened) -> None:
@@ -343,10 +327,9 @@ def test_cuda_bindings_leave_nothing_behind(runtime: FakeRuntime) -> None:
     buffers = [memory.alloc(10) for _ in range(3)]
     memory.upload(np.zeros(10, np.uint8), buffers[0])
     memory.download(buffers[0], (10,), np.uint8)
-    memory.elapsed_ms(lambda: None)
     graph = memory.capture(lambda: None)
     assert graph is not None
-    assert runtime.open == {"stream": 1, "event": 0, "graph": 0, "executable": 1}
+    assert runtime.open == {"stream": 1, "graph": 0, "executable": 1}
     assert len(runtime.memory) == 5
     graph.free()
     memory.close()
@@ -434,7 +417,7 @@ def test_an_unknown_package_is_refused() -> None:
 def test_the_installed_cuda_bindings_have_every_name_that_is_used() -> None:
     real: Any = pytest.importorskip("cuda.bindings.runtime")
     fakes = [name.removeprefix("do_") for name in vars(FakeRuntime) if name.startswith("do_")]
-    assert len(fakes) > 20
+    assert len(fakes) > 15
     for name in (*fakes, "cudaHostAllocDefault", "cudaStreamNonBlocking"):
         assert hasattr(real, name), name
     for kind, members in (("cudaError_t", Status), ("cudaMemcpyKind", type(FakeRuntime.cudaMemcpyKind(1)))):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_records import GPU, MANIFEST, edit, record, write_set
+from engine_records import GPU, MANIFEST, edit, record, write_engine, write_set
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines.store.files import (
@@ -25,7 +25,6 @@ from fsvit_edge.runtime.engines.store.files import (
     load_engine,
     read_record,
     sidecar_of,
-    write_engine,
     write_engines,
 )
 from fsvit_edge.runtime.engines.store.sets import find_engines
@@ -48,11 +47,11 @@ def names(folder: Path) -> list[str]:
         ("onnxruntime", "x86_64", "encoder.x86_64.ort10.3.0.fp16.onnx"),
     ],
 )
-def test_a_name_says_what_is_inside(backend: str, made_for: Any, name: str) -> None:
+def test_the_file_name_states_the_content(backend: str, made_for: Any, name: str) -> None:
     assert engine_name("encoder", backend, "10.3.0", "fp16", made_for) == name
 
 
-def test_engines_lie_beside_the_graphs_but_those_of_the_shipped_model_in_the_users_cache(
+def test_engines_are_beside_the_graphs_or_in_the_cache_for_the_bundled_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert engine_folder(tmp_path, MANIFEST) == tmp_path
@@ -64,7 +63,7 @@ def test_engines_lie_beside_the_graphs_but_those_of_the_shipped_model_in_the_use
     assert engine_folder(link, MANIFEST) == shipped
 
 
-def test_in_the_cache_only_the_user_may_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_user_may_enter_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_engine(engine_folder(DEFAULT_BUNDLE, MANIFEST), record(), DATA)
     for folder in (path.parent, path.parent.parent):
@@ -73,7 +72,7 @@ def test_in_the_cache_only_the_user_may_enter(tmp_path: Path, monkeypatch: pytes
     assert stat.S_IMODE(beside.parent.stat().st_mode) & 0o055  # like any folder
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_a_written_engine_is_read_back(tmp_path: Path) -> None:
     before = record("head", "tensorrt", "fp16")
     path = write_engine(tmp_path, before, DATA)
     digest = hashlib.sha256(DATA).hexdigest()
@@ -85,7 +84,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert path.read_bytes() == DATA  # trtexec loads it as it is
 
 
-def test_a_rebuilt_engine_takes_the_place_of_the_old_one_and_of_no_other(tmp_path: Path) -> None:
+def test_a_rebuilt_engine_replaces_only_the_old_one(tmp_path: Path) -> None:
     other = write_engine(tmp_path, record(precision="fp32"), DATA)
     head = write_engine(tmp_path, record("head"), DATA)
     write_engine(tmp_path, record(), DATA)
@@ -125,11 +124,13 @@ def test_a_sidecar_without_a_field_is_refused(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        pytest.param(lambda path: sidecar_of(path).unlink(), "does not exist, so nothing says what", id="no sidecar"),
+        pytest.param(
+            lambda path: sidecar_of(path).unlink(), "does not exist, so the engine is unknown", id="no sidecar"
+        ),
         pytest.param(text(b""), "is not readable JSON", id="empty"),
         pytest.param(text(b'{"format_version": 1'), "is not readable JSON", id="cut short"),
         pytest.param(
-            put(format_version=2), "has format version 2, this fsvit-edge reads 1; build the engine again", id="2"
+            put(format_version=2), "has format version 2, this fsvit-edge reads 1; rebuild the engine", id="2"
         ),
         pytest.param(put(color="red"), "unknown field 'color'", id="unknown field"),
         pytest.param(put(size_bytes="5"), "size_bytes is '5'", id="number as text"),
@@ -139,9 +140,9 @@ def test_a_sidecar_without_a_field_is_refused(tmp_path: Path, name: str) -> None
         pytest.param(
             put(inputs=[{"name": "x", "shape": [None], "dtype": "f"}]), r"inputs\[0\]\.shape\[0\] is", id="shape"
         ),
-        pytest.param(put(graph="enroll"), "is of graph 'enroll'; expected one of: encoder, head", id="graph"),
-        pytest.param(put(backend="tvm"), "is of backend 'tvm'; expected one of: tensorrt", id="backend"),
-        pytest.param(put(precision="int4"), "is of precision 'int4'; expected one of: fp32", id="precision"),
+        pytest.param(put(graph="enroll"), "has graph 'enroll'; expected one of: encoder, head", id="graph"),
+        pytest.param(put(backend="tvm"), "has backend 'tvm'; expected one of: tensorrt", id="backend"),
+        pytest.param(put(precision="int4"), "has precision 'int4'; expected one of: fp32", id="precision"),
         pytest.param(put(machine={}), "'os' is missing", id="machine"),
         pytest.param(put(file="../../etc/passwd"), "is the sidecar of '../../etc/passwd', not of", id="another file"),
     ],
@@ -178,7 +179,7 @@ def test_a_record_that_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
     ("spoil", "reason"),
     [
         pytest.param(lambda path: path.unlink(), "cannot be read: No such file", id="missing"),
-        pytest.param(lambda path: path.write_bytes(b""), "is cut short or altered: 0 bytes, expected 2100", id="empty"),
+        pytest.param(lambda path: path.write_bytes(b""), "is truncated or altered: 0 bytes, expected 2100", id="empty"),
         pytest.param(lambda path: path.write_bytes(DATA[:-1]), "2099 bytes, expected 2100", id="cut short"),
         pytest.param(lambda path: path.write_bytes(DATA + b"x"), "2101 bytes, expected 2100", id="longer"),
         pytest.param(lambda path: path.write_bytes(b"b" + DATA[1:]), "was altered or damaged: sha256", id="first byte"),
@@ -202,7 +203,7 @@ def test_an_engine_that_is_not_what_its_sidecar_says_is_not_loaded(
 
 
 def usable(folder: Path) -> dict[str, str]:
-    """The newest engine of each graph with what is in it; every engine that has a sidecar must be whole."""
+    """The newest engine of each graph and the start of its content; every engine with a sidecar must be intact."""
     built, problems = find_engines(folder)
     assert problems == []
     found: dict[str, str] = {}
@@ -213,7 +214,7 @@ def usable(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
 @pytest.mark.parametrize("which", range(1, 5), ids=["encoder", "its sidecar", "head", "its sidecar "])
-def test_a_disk_that_fails_leaves_the_old_engines_and_no_remains(
+def test_a_failing_disk_leaves_the_old_engines_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, code: int
 ) -> None:
     write_engines(tmp_path, [(record(graph), b"old" + DATA) for graph in ("encoder", "head")])
@@ -233,7 +234,7 @@ def test_a_disk_that_fails_leaves_the_old_engines_and_no_remains(
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     monkeypatch.undo()
     write_engines(tmp_path, [(record(graph), b"new" + DATA) for graph in ("encoder", "head")])
-    assert usable(tmp_path) == {"encoder": "new", "head": "new"}  # the control: nothing else was in the way
+    assert usable(tmp_path) == {"encoder": "new", "head": "new"}  # the control: only the disk was in the way
 
 
 KILL_AT_EACH_STEP = """
@@ -272,7 +273,7 @@ print(step)
 """
 
 
-def test_a_build_that_is_killed_at_any_step_leaves_whole_engines_and_the_next_one_tidies_up(tmp_path: Path) -> None:
+def test_a_build_killed_at_any_step_leaves_intact_engines_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILL_AT_EACH_STEP), str(tmp_path)],
@@ -283,7 +284,7 @@ def test_a_build_that_is_killed_at_any_step_leaves_whole_engines_and_the_next_on
     )
     assert done.returncode == 0, done.stderr
     steps = int(done.stdout)
-    assert steps > 16  # of four files: open, fsync, rename, fsync the folder; and the old four removed
+    assert steps > 16  # open, fsync, rename and fsync of the folder for four files; then four removals
     states = []
     for step in range(1, steps + 1):
         states.append(usable(tmp_path / str(step)))
@@ -292,25 +293,25 @@ def test_a_build_that_is_killed_at_any_step_leaves_whole_engines_and_the_next_on
         assert len(names(tmp_path / str(step))) == 4
     old, half, new = ({"encoder": e, "head": h} for e, h in (("old", "old"), ("new", "old"), ("new", "new")))
     assert states[0] == old
-    assert half in states  # the control: the kills did fall in between
+    assert half in states  # the control: some kills were in between
     assert states[-1] == new
     assert all(state in (old, half, new) for state in states)
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="cache is a file, not a folder"):
         write_engine(engine_folder(DEFAULT_BUNDLE, MANIFEST), record(), DATA)
 
 
-def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = write_engine(tmp_path, record(), DATA)
 
     def refuse(**_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root, who may run the tests, may write everywhere
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root may run the tests, and may write everywhere
     with pytest.raises(FsvitEdgeError, match="cannot be written: Permission denied; nothing was changed"):
         write_engine(tmp_path, record(), DATA + b"2")
     assert names(tmp_path) == [old.name, sidecar_of(old).name]
@@ -318,13 +319,13 @@ def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest
 
 def test_two_builds_write_one_after_the_other(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process is at it
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process writes
     writing = threading.Thread(target=write_engine, args=(tmp_path, record(), DATA))
     writing.start()
     writing.join(0.3)
     assert writing.is_alive()
     assert names(tmp_path) == []
-    os.close(descriptor)  # as where that process is killed
+    os.close(descriptor)  # as if that process were killed
     writing.join(10)
     assert len(names(tmp_path)) == 2
 
@@ -332,7 +333,7 @@ def test_two_builds_write_one_after_the_other(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- finding them
 
 
-def test_engines_are_found_newest_first_and_a_damaged_sidecar_hides_no_other(tmp_path: Path) -> None:
+def test_engines_are_found_newest_first_and_a_damaged_sidecar_hides_only_its_own(tmp_path: Path) -> None:
     write_set(tmp_path, precision="int8", built_at="2026-11-20T00:00:00Z")
     write_set(tmp_path, precision="fp32", built_at="2026-11-25T00:00:00Z")
     (tmp_path / "encoder.broken.engine.json").write_text("{")

@@ -1,6 +1,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -53,10 +54,10 @@ def filled(inputs: tuple[TensorSpec, ...], **sizes: int) -> dict[str, np.ndarray
 @pytest.mark.parametrize(
     ("feed", "reason"),
     [
-        pytest.param({"image": IMAGE}, "The graph takes ['image', 'scale'], got ['image'].", id="missing"),
+        pytest.param({"image": IMAGE}, "The graph needs the inputs ['image', 'scale'], got ['image'].", id="missing"),
         pytest.param(
             {"image": IMAGE, "scale": SCALE, "mask": SCALE},
-            "The graph takes ['image', 'scale'], got ['image', 'mask', 'scale'].",
+            "The graph needs the inputs ['image', 'scale'], got ['image', 'mask', 'scale'].",
             id="unknown",
         ),
         pytest.param(
@@ -86,14 +87,14 @@ def filled(inputs: tuple[TensorSpec, ...], **sizes: int) -> dict[str, np.ndarray
         ),
     ],
 )
-def test_a_feed_that_does_not_fit_is_refused_by_name(feed: dict[str, np.ndarray], reason: str) -> None:
+def test_a_wrong_feed_is_refused_with_the_name_of_the_input(feed: dict[str, np.ndarray], reason: str) -> None:
     with pytest.raises(InputError) as refused:
         check_feed(feed, INPUTS)
     assert str(refused.value) == reason
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-def test_a_named_size_takes_any_number(batch: int) -> None:
+def test_a_variable_size_accepts_any_number(batch: int) -> None:
     check_feed({"image": np.zeros((batch, 4, 3), np.uint8), "scale": SCALE}, INPUTS)
     check_feed({"image": HostTensor(np.zeros((batch, 4, 3), np.uint8)), "scale": HostTensor(SCALE)}, INPUTS)
 
@@ -114,7 +115,7 @@ def test_the_fake_engine_computes_and_counts() -> None:
 
 
 @pytest.mark.parametrize("name", GRAPH_NAMES)
-def test_the_shipped_graphs_have_the_inputs_and_outputs_that_the_bundle_states(name: str) -> None:
+def test_the_bundled_graphs_have_the_inputs_and_outputs_of_the_manifest(name: str) -> None:
     stated = read_manifest(DEFAULT_BUNDLE).graphs[name]
     with OnnxRuntimeEngine((DEFAULT_BUNDLE / stated.file).read_bytes(), "cpu", threads=1) as engine:
         assert engine.inputs == stated.inputs
@@ -145,12 +146,12 @@ def test_an_uploaded_array_is_not_copied_on_the_cpu(encoder: OnnxRuntimeEngine) 
     assert np.shares_memory(tensor.numpy(), array)
 
 
-def test_a_view_with_gaps_is_uploaded_with_its_values(encoder: OnnxRuntimeEngine) -> None:
+def test_a_view_with_gaps_is_uploaded_correctly(encoder: OnnxRuntimeEngine) -> None:
     bgr = picture()[..., ::-1]
     assert np.array_equal(encoder.upload(bgr).numpy(), bgr)
 
 
-def test_a_tensor_goes_from_graph_to_graph_as_the_same_object(
+def test_a_tensor_goes_from_graph_to_graph_without_a_copy(
     encoder: OnnxRuntimeEngine, enroll: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = encoder.run({"image": picture()})
@@ -180,7 +181,7 @@ def test_a_tensor_goes_from_graph_to_graph_as_the_same_object(
         enroll.run({**feed, "mask": np.ones((1, side, side), np.uint8)})
 
 
-def test_a_tensor_of_another_engine_is_taken_through_the_host(enroll: OnnxRuntimeEngine) -> None:
+def test_a_tensor_of_another_engine_is_copied_through_the_host(enroll: OnnxRuntimeEngine) -> None:
     feed = filled(enroll.inputs)
     ours = enroll.run(feed)["support"].numpy()
     theirs = enroll.run({name: HostTensor(array) for name, array in feed.items()})["support"].numpy()
@@ -204,15 +205,23 @@ def test_a_failed_run_is_one_sentence(head: OnnxRuntimeEngine, capfd: pytest.Cap
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (None, 2)])
-def test_threads_are_those_asked_for_or_one_a_usable_core_and_stop_spinning_after_a_run(
+def test_threads_default_to_one_per_usable_core_and_stop_spinning_after_a_run(
     threads: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
-    with OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads) as engine:
-        options = engine._session.get_session_options()
-        assert options.intra_op_num_threads == expected
-        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    given: list[Any] = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, graph: str, options: Any, **others: Any) -> None:
+            given.append(options)
+            super().__init__(graph, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads).close()
+    (options,) = given
+    assert options.intra_op_num_threads == expected
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -220,7 +229,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [theirs[name] for name in names])
 
 
-def test_a_provider_that_is_not_installed_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_provider_tells_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "cpu", "tensorrt", "rtx")
     assert installed_providers() == ("cpu",)
     with pytest.raises(EnvironmentLacksError) as lacking:
@@ -231,7 +240,7 @@ def test_a_provider_that_is_not_installed_is_named_with_what_to_do(monkeypatch: 
     )
 
 
-def test_a_provider_without_a_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_without_a_device_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class FellBack:
         def __init__(self, *_: object, providers: list[str]) -> None:
             assert providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -249,7 +258,7 @@ def test_a_provider_without_a_device_is_told(monkeypatch: pytest.MonkeyPatch) ->
     "content", [b"", b"no graph", bytes(range(256)) * 40, b"\x08\x0a"], ids=["empty", "text", "bytes", "cut"]
 )
 @pytest.mark.parametrize("as_file", [True, False])
-def test_what_is_no_graph_is_refused_in_one_sentence(
+def test_a_file_that_is_not_a_graph_is_refused_in_one_sentence(
     content: bytes, as_file: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "encoder.onnx"
@@ -267,7 +276,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         OnnxRuntimeEngine(tmp_path / "none.onnx", "cpu")
 
 
-def test_a_closed_engine_says_so_and_closes_twice() -> None:
+def test_a_closed_engine_refuses_to_run_and_closes_twice() -> None:
     with OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads=1) as engine:
         feed = filled(engine.inputs)
         engine.run(feed)
@@ -276,7 +285,7 @@ def test_a_closed_engine_says_so_and_closes_twice() -> None:
         engine.run(feed)
 
 
-def test_leaving_the_context_by_an_error_closes_too() -> None:
+def test_an_error_within_the_context_closes_the_engine() -> None:
     engine = OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads=1)
     with pytest.raises(ZeroDivisionError), engine:
         raise ZeroDivisionError
@@ -284,13 +293,13 @@ def test_leaving_the_context_by_an_error_closes_too() -> None:
         engine.run(filled(engine.inputs))
 
 
-def test_engines_without_limits_say_so_and_the_fake_tells_those_it_was_given(encoder: OnnxRuntimeEngine) -> None:
+def test_engines_have_no_limits_unless_they_were_given(encoder: OnnxRuntimeEngine) -> None:
     assert encoder.limits == {}
     assert FakeEngine((), (), lambda _: {}).limits == {}
     assert FakeEngine((), (), lambda _: {}, {"ways": 3}).limits == {"ways": 3}
 
 
-def test_the_fake_notices_an_output_that_is_read_after_a_later_run() -> None:
+def test_the_fake_refuses_an_output_that_is_read_after_a_later_run() -> None:
     engine = FakeEngine((), (TensorSpec("one", (1,), "float32"),), lambda _: {"one": SCALE})
     first = engine.run({})["one"]
     assert first.numpy() == 1

@@ -23,7 +23,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 @pytest.mark.parametrize("graph", ["encoder", "head"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt", "tensorrt-rtx"])
-def test_what_was_built_here_fits(backend: str, graph: str) -> None:
+def test_an_engine_built_here_fits(backend: str, graph: str) -> None:
     for precision in ("fp32", "fp16", "int8"):
         assert incompatibilities(record(graph, backend, precision), MANIFEST, MACHINE) == []
 
@@ -51,7 +51,7 @@ OTHER_GPU = {
         ("onnxruntime", {"latency_ms": None, "verification": {}, "calibration": None}),
     ],
 )
-def test_what_does_not_matter_is_let_pass(backend: str, changes: dict[str, Any]) -> None:
+def test_differences_that_do_not_matter_are_accepted(backend: str, changes: dict[str, Any]) -> None:
     assert incompatibilities(record(backend=backend, **changes), MANIFEST, MACHINE) == []
 
 
@@ -69,16 +69,16 @@ def gpu(**changes: Any) -> dict[str, Any]:
         (
             "tensorrt",
             {"onnx_sha256": "ab" * 32},
-            "was made of another encoder.onnx (sha256 abababababab...) than that of",
+            "was built from another encoder.onnx (sha256 abababababab...) than that of",
         ),
         (
             "tensorrt",
             {"backbone": "vit_b"},
-            "was made for the backbone vit_b, cst-nano has vit_nano_patch16_hybrid_256",
+            "was built for the backbone vit_b, but cst-nano has vit_nano_patch16_hybrid_256",
         ),
-        ("tensorrt", {"head": "prototype"}, "was made for the head prototype, cst-nano has cst"),
-        ("tensorrt", {"image_size": 400}, "was made for the image size 400, cst-nano has 256"),
-        ("tensorrt", {"preprocessing": {}}, "was made for another preprocessing than that of cst-nano"),
+        ("tensorrt", {"head": "prototype"}, "was built for the head prototype, but cst-nano has cst"),
+        ("tensorrt", {"image_size": 400}, "was built for the image size 400, but cst-nano has 256"),
+        ("tensorrt", {"preprocessing": {}}, "was built for another preprocessing than that of cst-nano"),
         ("tensorrt", {"inputs": ()}, "has other inputs or outputs than encoder.onnx"),
         (
             "tensorrt",
@@ -98,33 +98,37 @@ def gpu(**changes: Any) -> dict[str, Any]:
         (
             "tensorrt",
             {"backend_version": "10.3.0"},
-            "was built by TensorRT 10.3.0, here is 10.13.0, and no other version",
+            "was built by TensorRT 10.3.0 and runs in no other version, but 10.13.0 is installed",
         ),
         (
             "tensorrt-rtx",
             {"backend_version": "1.6.0"},
-            "was built by TensorRT-RTX 1.6.0, here is 1.7.1.116, and no other",
+            "was built by TensorRT-RTX 1.6.0 and runs in no other version, but 1.7.1.116 is installed",
         ),
-        ("onnxruntime", {"backend_version": "1.20.0"}, "was built by ONNX Runtime 1.20.0, here is"),
-        ("tensorrt", on(os="Windows"), "was built for Windows on x86_64, this is Linux on x86_64"),
-        ("tensorrt-rtx", on(arch="aarch64"), "was built for Linux on aarch64, this is Linux on x86_64"),
-        ("onnxruntime", on(arch="aarch64"), "was built for Linux on aarch64, this is Linux on x86_64"),
+        (
+            "onnxruntime",
+            {"backend_version": "1.20.0"},
+            "was built by ONNX Runtime 1.20.0 and runs in no other version, but",
+        ),
+        ("tensorrt", on(os="Windows"), "was built for Windows on x86_64, but this is Linux on x86_64"),
+        ("tensorrt-rtx", on(arch="aarch64"), "was built for Linux on aarch64, but this is Linux on x86_64"),
+        ("onnxruntime", on(arch="aarch64"), "was built for Linux on aarch64, but this is Linux on x86_64"),
         (
             "tensorrt",
             gpu(compute_capability=[9, 0], name="NVIDIA H100"),
-            "for NVIDIA H100 (sm90), this is NVIDIA L4 (sm89)",
+            "for NVIDIA H100 (sm90), but this is NVIDIA L4 (sm89)",
         ),
         (
             "tensorrt",
             gpu(name="NVIDIA L40"),
-            "for NVIDIA L40, this is NVIDIA L4, and a plan fits only the GPU it was tuned",
+            "for NVIDIA L40 and fits no other GPU, but this is NVIDIA L4",
         ),
-        ("tensorrt", gpu(sm_count=16), "was built for 16 multiprocessors, this NVIDIA L4 has 58"),
-        ("tensorrt", on(gpu=None), "does not say for which GPU it was built"),
-        ("tensorrt-rtx", {"targets": ("sm86", "sm120")}, "was built for sm86, sm120, this NVIDIA L4 is sm89"),
+        ("tensorrt", gpu(sm_count=16), "was built for 16 multiprocessors, but this NVIDIA L4 has 58"),
+        ("tensorrt", on(gpu=None), "does not state the GPU that it was built for"),
+        ("tensorrt-rtx", {"targets": ("sm86", "sm120")}, "was built for sm86, sm120, but this NVIDIA L4 is sm89"),
     ],
 )
-def test_each_misfit_has_its_sentence_and_the_command_that_helps(
+def test_each_mismatch_has_its_sentence_and_the_command_that_helps(
     backend: str, changes: dict[str, Any], reason: str
 ) -> None:
     one = record(backend=backend, **changes)
@@ -135,7 +139,7 @@ def test_each_misfit_has_its_sentence_and_the_command_that_helps(
     assert "\n" not in sentence
 
 
-def test_every_misfit_is_told() -> None:
+def test_every_mismatch_is_reported() -> None:
     one = record("encoder", "tensorrt", onnx_sha256="ab" * 32, backend_version="9", **on(arch="arm", gpu=None))
     assert len(incompatibilities(one, MANIFEST, MACHINE)) == 4
 
@@ -143,7 +147,7 @@ def test_every_misfit_is_told() -> None:
 def test_a_backend_that_is_not_installed_is_named(installed: dict[str, str]) -> None:
     del installed["tensorrt"]
     (sentence,) = incompatibilities(record(backend="tensorrt"), MANIFEST, MACHINE)
-    assert "needs TensorRT 10.13.0, which is not installed here (see: fsvit-edge doctor)" in sentence
+    assert "needs TensorRT 10.13.0, which is not installed (see: fsvit-edge doctor)" in sentence
 
 
 def test_without_a_gpu_a_plan_needs_one_and_a_graph_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,13 +159,13 @@ def test_without_a_gpu_a_plan_needs_one_and_a_graph_does_not(monkeypatch: pytest
     assert incompatibilities(record(), MANIFEST, bare) == []
 
 
-def test_without_a_bundle_the_machine_alone_is_judged() -> None:
+def test_without_a_bundle_only_the_machine_is_checked() -> None:
     one = record(onnx_sha256="ab" * 32)
     assert incompatibilities(one, None, MACHINE) == []
     assert len(incompatibilities(one, None, Machine("Linux", "aarch64", "", None, None))) == 1
 
 
-def test_the_command_names_the_bundle_unless_it_is_the_shipped_one(tmp_path: Path) -> None:
+def test_the_command_names_the_bundle_unless_it_is_the_bundled_model(tmp_path: Path) -> None:
     assert build_command("tensorrt", "fp16") == "fsvit-edge build-engine --engine tensorrt --precision fp16"
     assert build_command("tensorrt", None, DEFAULT_BUNDLE) == "fsvit-edge build-engine --engine tensorrt"
     folder = tmp_path / "my model"

@@ -1,8 +1,7 @@
-"""The adapter against modules that differ as TensorRT's versions do; the real RTX builds in tests/export."""
+"""The adapter with fakes of several TensorRT versions; tests/export builds with the real RTX."""
 
 import gc
 import sys
-from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +17,8 @@ VERSIONS = ("10.3.0", "10.16.1.11", "11.4.1")
 
 
 @pytest.fixture(params=VERSIONS)
-def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
-    yield install(monkeypatch, request.param)
-    tensorrt_api._shared_logger.cache_clear()
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    return install(monkeypatch, request.param)
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def api(fake: FakeTensorRT) -> TensorRT:
     return opened
 
 
-def test_every_version_gets_its_own_flag_for_strong_types(api: TensorRT, fake: FakeTensorRT) -> None:
+def test_every_version_gets_its_own_flag_for_strong_typing(api: TensorRT, fake: FakeTensorRT) -> None:
     log = api.log()
     builder = api.builder(log)
     assert api.network(builder, log).num_inputs == 1
@@ -38,15 +36,17 @@ def test_every_version_gets_its_own_flag_for_strong_types(api: TensorRT, fake: F
     assert builder.create_network(1 << (1 - fake.strongly_typed)) is None
 
 
-def test_a_network_that_is_refused_is_our_error_with_the_reason(api: TensorRT, fake: FakeTensorRT) -> None:
+def test_a_refused_network_is_our_error_with_the_reason(api: TensorRT, fake: FakeTensorRT) -> None:
     log = api.log()
     builder = api.builder(log)
     fake.strongly_typed = 1 - fake.strongly_typed
-    with pytest.raises(FsvitEdgeError, match=r"made no strongly typed network: .*API Usage Error \(unknown flags\)\.$"):
+    with pytest.raises(
+        FsvitEdgeError, match=r"cannot create a strongly typed network: .*API Usage Error \(unknown flags\)\.$"
+    ):
         api.network(builder, log)
 
 
-def test_a_graph_that_cannot_be_read_is_named_with_the_parsers_reason(api: TensorRT) -> None:
+def test_an_unreadable_graph_is_named_with_the_parsers_reason(api: TensorRT) -> None:
     log = api.log()
     network = api.network(api.builder(log), log)
     with pytest.raises(ArtifactError, match="cannot read the head graph: Assertion failed: the ONNX model cannot be"):
@@ -63,7 +63,7 @@ def test_a_graph_that_cannot_be_read_is_named_with_the_parsers_reason(api: Tenso
         ("", "gave no reason"),
     ],
 )
-def test_no_plan_is_our_error_with_the_last_error_and_what_helps(
+def test_a_failed_build_is_our_error_with_the_last_reason_and_what_helps(
     api: TensorRT, fake: FakeTensorRT, error: str, sentence: str
 ) -> None:
     log = api.log()
@@ -83,7 +83,7 @@ class _Monitor:
         return True
 
 
-def test_a_plan_that_is_not_taken_is_an_artifact_error_with_the_command_that_rebuilds(api: TensorRT) -> None:
+def test_a_refused_plan_is_an_artifact_error_with_the_command_that_rebuilds(api: TensorRT) -> None:
     assert api.engine(b"plan of something", api.log(), "x.engine") is not None
     with pytest.raises(
         ArtifactError, match=r"cannot load x\.engine: .*magic tag\); build it here with: fsvit-edge build"
@@ -91,14 +91,14 @@ def test_a_plan_that_is_not_taken_is_an_artifact_error_with_the_command_that_reb
         api.engine(b"other", api.log(), "x.engine")
 
 
-def test_an_error_that_comes_with_everything_without_a_driver_does_not_hide_the_one_that_matters(api: TensorRT) -> None:
+def test_the_error_of_a_missing_driver_does_not_hide_the_one_that_matters(api: TensorRT) -> None:
     log = api.log()
     log.logger.log(Severity.ERROR, "IBuilder::build: Error Code 4: shape mismatch")
     log.logger.log(Severity.ERROR, "[a.cpp::catchCudaError::250] Cuda Runtime (cudaError 35: driver is old)")
     assert log.last_error() == "Error Code 4: shape mismatch"
 
 
-def test_collectors_share_the_one_logger_and_keep_what_they_are_asked_to(api: TensorRT) -> None:
+def test_collectors_share_one_logger_and_keep_their_own_severities(api: TensorRT) -> None:
     quiet, verbose = api.log(), api.log(verbose=True)
     assert quiet.logger is verbose.logger
     quiet.logger.log(Severity.VERBOSE, "layers")
@@ -114,7 +114,7 @@ def test_collectors_share_the_one_logger_and_keep_what_they_are_asked_to(api: Te
     assert quiet.last_error() == "broken"
 
 
-def test_a_log_of_days_does_not_grow_but_a_builds_keeps_every_layer(api: TensorRT) -> None:
+def test_a_log_stays_small_unless_it_is_verbose(api: TensorRT) -> None:
     quiet, verbose = api.log(), api.log(verbose=True)
     for number in range(1000):
         quiet.logger.log(Severity.ERROR, f"error {number}")
@@ -123,19 +123,19 @@ def test_a_log_of_days_does_not_grow_but_a_builds_keeps_every_layer(api: TensorR
     assert quiet.last_error() == "error 999"
 
 
-def test_a_version_before_strong_types_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_without_strong_typing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "8.6.2")
-    with pytest.raises(EnvironmentLacksError, match=r"TensorRT 8\.6\.2 is installed, 10\.3 or newer is needed"):
+    with pytest.raises(EnvironmentLacksError, match=r"TensorRT 8\.6\.2 is installed, but 10\.3 or newer is needed"):
         open_tensorrt("tensorrt")
     install(monkeypatch, "10.2.0")
     with pytest.raises(EnvironmentLacksError, match=r"TensorRT 10\.2\.0 is installed"):
         open_tensorrt("tensorrt")
 
 
-def test_what_is_not_installed_is_said_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_package_has_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_api.importlib.util, "find_spec", lambda _: None)
     assert installed_backends() == ()
-    with pytest.raises(EnvironmentLacksError, match=r'pip install "fsvit-edge\[tensorrt\]" \(JetPack brings it'):
+    with pytest.raises(EnvironmentLacksError, match=r'pip install "fsvit-edge\[tensorrt\]" \(on JetPack: apt install'):
         open_tensorrt("tensorrt")
     with pytest.raises(EnvironmentLacksError, match=r'pip install "fsvit-edge\[tensorrt-rtx\]"'):
         open_tensorrt("tensorrt-rtx")
@@ -159,7 +159,7 @@ def test_rtx_is_found_by_its_bindings_alone(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "source", ["raise OSError('libnvinfer.so.10: cannot open shared object file')", "raise ImportError('no')", ""]
 )
-def test_a_package_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_a_package_that_fails_to_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     (tmp_path / "tensorrt").mkdir()
     (tmp_path / "tensorrt" / "__init__.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
@@ -170,7 +170,7 @@ def test_a_package_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pyte
         sys.modules.pop("tensorrt", None)  # monkeypatch would put it back
 
 
-def test_a_folder_named_tensorrt_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_tensorrt_is_not_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)

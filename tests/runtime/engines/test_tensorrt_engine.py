@@ -1,5 +1,6 @@
-"""From the predictor to TensorRT without a GPU: a fake module computes on a fake memory, which counts every byte."""
+"""From the predictor to TensorRT without a GPU: a fake module computes in a fake memory, which counts copied bytes."""
 
+import math
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from fake_memory import FakeMemory
 from fake_tensorrt import HEADER_SIZE, EngineValidity, FakeTensorRT, api_of, make_plan
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, read_manifest
+from fsvit_edge.runtime.engines import cuda_graphs
 from fsvit_edge.runtime.engines import tensorrt as engine_module
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
@@ -85,7 +87,7 @@ FRAMES = [picture(seed) for seed in range(10, 16)]
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_the_answers_are_those_of_onnx_runtime_from_the_first_frame_to_the_captured_ones(
+def test_it_answers_as_onnx_runtime_does_from_the_first_frame_to_captured_ones(
     backend: str, reference: FewShotModel
 ) -> None:
     device = Device(backend)
@@ -103,7 +105,7 @@ def test_the_answers_are_those_of_onnx_runtime_from_the_first_frame_to_the_captu
     assert (device.memory.launches > 0) == (backend == "tensorrt")
 
 
-def test_half_precision_on_the_device_answers_nearly_the_same(device: Device, reference: FewShotModel) -> None:
+def test_fp16_answers_nearly_the_same(device: Device, reference: FewShotModel) -> None:
     with device.model("fp16") as model:
         enroll(model)
         for frame in FRAMES:
@@ -116,8 +118,8 @@ def test_half_precision_on_the_device_answers_nearly_the_same(device: Device, re
 IMAGE_BYTES = SIDE * SIDE * 3
 
 
-def objectness_bytes(model: FewShotModel) -> int:
-    return sum(4 * int(np.prod(spec.shape[1:])) for spec in model.network.encoder.outputs if spec.name == OBJECTNESS)
+ENCODER_BYTES = {spec.name: 4 * math.prod(map(int, spec.shape[1:])) for spec in MANIFEST.graphs["encoder"].outputs}
+OBJECTNESS_BYTES = ENCODER_BYTES.get(OBJECTNESS, 0)
 
 
 def answer_bytes(ways: int, runs: int = 1) -> int:
@@ -125,7 +127,7 @@ def answer_bytes(ways: int, runs: int = 1) -> int:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_frame_moves_its_image_up_and_the_answer_down_and_nothing_else(precision: str) -> None:
+def test_a_frame_copies_only_its_image_up_and_the_answer_down(precision: str) -> None:
     device = Device()
     with device.model(precision) as model:
         enroll(model)
@@ -133,16 +135,17 @@ def test_a_frame_moves_its_image_up_and_the_answer_down_and_nothing_else(precisi
         device.moved()
         for frame in FRAMES:
             model.predict(frame)
-            assert device.moved() == (IMAGE_BYTES, answer_bytes(2) + objectness_bytes(model))
-        # The check would notice supports that are uploaded for every frame.
-        model.network.release_supports()
+            assert device.moved() == (IMAGE_BYTES, answer_bytes(2) + OBJECTNESS_BYTES)
+        # The check would notice supports that are uploaded for every frame: they are after a change of the bank.
+        model.enroll("c", [picture(4)])
+        device.moved()
         model.predict(FRAMES[0])
         up, down = device.moved()
         assert up > 2 * IMAGE_BYTES
-        assert down == answer_bytes(2) + objectness_bytes(model)
+        assert down == answer_bytes(3) + OBJECTNESS_BYTES
 
 
-def test_supports_go_up_once_after_enrollment_and_nothing_of_them_again(device: Device) -> None:
+def test_supports_are_uploaded_once_after_enrollment(device: Device) -> None:
     with device.model("fp16") as model:
         enroll(model)
         device.moved()
@@ -151,19 +154,19 @@ def test_supports_go_up_once_after_enrollment_and_nothing_of_them_again(device: 
         supports = [support for name in model.classes for support in model.bank.supports(name)]
         longest = max(support.kept.shape[1] for support in supports)
         channels, head_dim = model.bank.identity.num_channels, model.bank.identity.head_dim
-        each = channels * (longest + 9) * head_dim * 2 + (longest + 9 + len(model.classes)) * 4
-        assert up == IMAGE_BYTES + len(supports) * each
+        bytes_each = channels * (longest + 9) * head_dim * 2 + (longest + 9 + len(model.classes)) * 4
+        assert up == IMAGE_BYTES + len(supports) * bytes_each
 
 
-def test_an_enrollment_moves_the_image_up_and_the_encoders_outputs_down(device: Device) -> None:
+def test_an_enrollment_copies_the_image_up_and_the_encoders_outputs_down(device: Device) -> None:
     with device.model() as model:
         model.enroll("a", [picture(1)])
         up, down = device.moved()
         assert up == IMAGE_BYTES
-        assert down == sum(4 * int(np.prod(spec.shape)) for spec in model.network.encoder.outputs)
+        assert down == sum(ENCODER_BYTES.values())
 
 
-def test_encoder_and_head_become_graphs_when_they_are_fed_the_same_twice(device: Device) -> None:
+def test_encoder_and_head_become_graphs_at_the_second_run_with_the_same_feed(device: Device) -> None:
     with device.model() as model:
         enroll(model)
         assert device.memory.captures == 1, "the encoder's, by three enrollments"
@@ -174,7 +177,7 @@ def test_encoder_and_head_become_graphs_when_they_are_fed_the_same_twice(device:
         assert device.memory.launches - launches == len(FRAMES) + len(FRAMES) - 2
 
 
-def test_rtx_captures_its_own_graphs_and_we_none() -> None:
+def test_rtx_captures_its_own_graphs_so_we_capture_none() -> None:
     device = Device("tensorrt-rtx")
     with device.model() as model:
         enroll(model)
@@ -185,7 +188,7 @@ def test_rtx_captures_its_own_graphs_and_we_none() -> None:
     assert strategies == {device.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE}
 
 
-def test_a_change_of_the_bank_makes_a_new_graph_and_frees_the_old_supports(device: Device) -> None:
+def test_a_changed_bank_gets_a_new_graph_and_frees_the_old_supports(device: Device) -> None:
     with device.model() as model:
         enroll(model)
         for frame in FRAMES:
@@ -235,9 +238,7 @@ def assert_same(engine: TensorRtEngine, feed: dict[str, Any], plain: OnnxRuntime
         np.testing.assert_allclose(got[name], array, atol=1e-5)
 
 
-def test_a_banks_several_runs_are_each_a_graph_though_they_alternate(
-    device: Device, plain_head: OnnxRuntimeEngine
-) -> None:
+def test_alternating_runs_of_a_bank_each_have_a_graph(device: Device, plain_head: OnnxRuntimeEngine) -> None:
     with device.engine("head") as engine:
         host = [head_feed(engine, supports, seed=supports) for supports in (1, 4, 2, 4)]
         feeds = [resident(engine, feed) for feed in host]
@@ -248,17 +249,16 @@ def test_a_banks_several_runs_are_each_a_graph_though_they_alternate(
         assert device.memory.launches >= 4
 
 
-def test_graphs_that_were_not_used_for_long_are_forgotten(
+def test_the_least_recently_used_graphs_are_dropped(
     device: Device, plain_head: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "_MOST_GRAPHS", 2)
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     with device.engine("head") as engine:
         host = [head_feed(engine, 3, seed=seed) for seed in range(4)]
         feeds = [resident(engine, feed) for feed in host]
         for feed in feeds:
             for _ in range(3):
                 engine.run(feed)
-        assert len(engine._graphs) == 2
         assert device.memory.captures == 4
         assert_same(engine, feeds[3], plain_head, host[3])
         assert device.memory.captures == 4
@@ -272,8 +272,8 @@ def test_graphs_that_were_not_used_for_long_are_forgotten(
         assert device.memory.captures == 5
 
 
-def test_a_graph_that_is_in_use_outlives_one_that_is_not(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_MOST_GRAPHS", 2)
+def test_a_graph_in_use_outlives_an_unused_one(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     with device.engine("head") as engine:
         used, *others = [resident(engine, head_feed(engine, 3, seed=seed)) for seed in range(4)]
         engine.run(used)
@@ -286,9 +286,7 @@ def test_a_graph_that_is_in_use_outlives_one_that_is_not(device: Device, monkeyp
         assert device.memory.captures == 1
 
 
-def test_graphs_are_recorded_anew_when_the_work_needs_more_memory(
-    device: Device, plain_head: OnnxRuntimeEngine
-) -> None:
+def test_graphs_are_recorded_again_when_a_run_needs_more_memory(device: Device, plain_head: OnnxRuntimeEngine) -> None:
     with device.engine("head") as engine:
         small, large = head_feed(engine, 2), head_feed(engine, 6)
         on_device = [(resident(engine, feed), feed) for feed in (small, large)]
@@ -299,7 +297,7 @@ def test_graphs_are_recorded_anew_when_the_work_needs_more_memory(
         assert device.trt.contexts[0].scratch[1] == 6000
 
 
-def test_what_grows_is_found_at_its_new_place(device: Device, plain_head: OnnxRuntimeEngine) -> None:
+def test_a_buffer_that_grows_is_used_at_its_new_address(device: Device, plain_head: OnnxRuntimeEngine) -> None:
     with device.engine("head") as engine:
         small, large = head_feed(engine, 1, 1), head_feed(engine, 9, 7)
         for _ in range(2):
@@ -309,7 +307,7 @@ def test_what_grows_is_found_at_its_new_place(device: Device, plain_head: OnnxRu
 
 
 @pytest.mark.parametrize("why", ["the backend cannot", "TensorRT refuses"])
-def test_without_graphs_it_runs_all_the_same(why: str, reference: FewShotModel) -> None:
+def test_it_runs_without_graphs_too(why: str, reference: FewShotModel) -> None:
     device = Device(can_capture=why != "the backend cannot")
     if why == "TensorRT refuses":
         execute = type(device.trt).answer
@@ -329,7 +327,7 @@ def test_without_graphs_it_runs_all_the_same(why: str, reference: FewShotModel) 
     assert device.trt.calls.count("refused") == (2 if why == "TensorRT refuses" else 0), "it is tried once for each"
 
 
-def test_a_tensor_from_elsewhere_is_taken_through_the_host(device: Device, plain_head: OnnxRuntimeEngine) -> None:
+def test_a_tensor_in_other_memory_is_copied_through_the_host(device: Device, plain_head: OnnxRuntimeEngine) -> None:
     with device.engine("head") as engine, Device().engine("head") as other:
         host = head_feed(engine, 2)
         mixed = {**host, "tokens": HostTensor(host["tokens"]), "kept": plain_head.upload(host["kept"])}
@@ -338,14 +336,14 @@ def test_a_tensor_from_elsewhere_is_taken_through_the_host(device: Device, plain
         assert_same(engine, resident(engine, host), plain_head, host)
 
 
-def test_a_view_with_gaps_is_fed_with_its_values(device: Device, plain_head: OnnxRuntimeEngine) -> None:
+def test_a_view_with_gaps_is_fed_correctly(device: Device, plain_head: OnnxRuntimeEngine) -> None:
     with device.engine("head") as engine:
         host = head_feed(engine, 4)
         host = {**host, "tokens": host["tokens"][:, ::-1], "averaging": host["averaging"][:, ::-1]}
         assert_same(engine, host, plain_head, host)
 
 
-def test_an_output_is_not_read_or_fed_after_a_later_run(device: Device) -> None:
+def test_an_output_cannot_be_read_or_fed_after_a_later_run(device: Device) -> None:
     with device.engine("encoder") as encoder, device.engine("head") as head:
         image = np.zeros((1, SIDE, SIDE, 3), np.uint8)
         tokens = encoder.run({"image": image})["tokens"]
@@ -363,13 +361,11 @@ def test_an_output_is_not_read_or_fed_after_a_later_run(device: Device) -> None:
     [
         ({"kept": np.zeros((2, 6, 20, 192), np.float64)}, "Input 'kept' must be float32"),
         ({"kept": HostTensor(np.zeros((2, 6, 20, 192), np.float16))}, "Input 'kept' must be float32 .* got float16"),
-        ({"averaging": np.zeros((2, 3), np.float32)}, "Input 'averaging' has 3 supports, where others have 2"),
+        ({"averaging": np.zeros((2, 3), np.float32)}, "Input 'averaging' has 3 supports, but another input has 2"),
         ({"tokens": np.zeros((1, 6, 255, 192), np.float32)}, "Input 'tokens' must be float32"),
     ],
 )
-def test_a_feed_that_does_not_fit_is_refused_before_tensorrt_sees_it(
-    device: Device, change: dict[str, Any], reason: str
-) -> None:
+def test_a_wrong_feed_is_refused_before_tensorrt_sees_it(device: Device, change: dict[str, Any], reason: str) -> None:
     with device.engine("head") as engine:
         device.trt.calls.clear()
         with pytest.raises(InputError, match=reason):
@@ -384,7 +380,7 @@ def test_a_resident_tensor_of_another_type_is_refused(device: Device) -> None:
             engine.run({**feed, "kept": engine.upload(feed["kept"].astype(np.float16))})
 
 
-def test_a_size_beyond_the_profile_is_refused_with_the_command_that_builds_for_it(device: Device) -> None:
+def test_a_size_beyond_the_profile_is_refused_with_the_command_that_rebuilds(device: Device) -> None:
     with device.engine("head", limits={"ways": 3, "supports": 4, "kept_tokens": 30}) as engine:
         assert engine.limits == {"ways": 3, "supports": 4, "kept_tokens": 30}
         engine.run(head_feed(engine, 4, 3))
@@ -394,17 +390,29 @@ def test_a_size_beyond_the_profile_is_refused_with_the_command_that_builds_for_i
             assert refused.value.exit_code == 4
             assert str(refused.value) == (
                 f"head.fake.fp32.engine was built for at most {what}; build it for more with: "
-                "fsvit-edge build-engine --ways-max N --shots-max K."
+                "fsvit-edge build-engine --max-ways N --max-shots K."
             )
 
 
-def test_a_bank_larger_than_the_engine_is_run_in_parts_or_refused(reference: FewShotModel) -> None:
+def test_a_bank_larger_than_the_engine_is_run_in_parts_or_refused(
+    reference: FewShotModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = Device()
+    run = TensorRtEngine.run
+    supports: list[int] = []
+
+    def listening(engine: TensorRtEngine, feed: Any) -> Any:
+        if "kept" in feed:
+            supports.append(feed["kept"].shape[0])
+        return run(engine, feed)
+
+    monkeypatch.setattr(TensorRtEngine, "run", listening)
     with device.model(limits={"ways": 2, "supports": 2, "kept_tokens": 145}) as model:
         enroll(model)
+        supports.clear()
         for frame in FRAMES:
             np.testing.assert_allclose(model.predict(frame).scores, reference.predict(frame).scores, atol=1e-5)
-        assert [run["kept"].shape[0] for run in model.network.resident_supports(model.bank.class_supports)] == [2, 1]
+        assert supports == [2, 1] * len(FRAMES)
         with pytest.raises(ArtifactError, match="built for at most 2 classes, the bank has 3; rebuild it with"):
             model.enroll("c", [picture(4)])
 
@@ -422,7 +430,7 @@ def test_without_a_gpu_nothing_is_loaded(device: Device, monkeypatch: pytest.Mon
     assert device.trt.calls == []
 
 
-def test_a_plan_that_tensorrt_does_not_take_is_one_sentence(device: Device) -> None:
+def test_a_plan_that_tensorrt_refuses_is_one_sentence(device: Device) -> None:
     device.trt.fail["deserialize_cuda_engine"] = None
     device.trt.log = "IRuntime::deserializeCudaEngine: Error Code 1: version tag does not match."
     with pytest.raises(ArtifactError, match=r"cannot load encoder\.fake\.fp32\.engine: .*version tag does not match"):
@@ -453,7 +461,7 @@ def test_a_call_that_tensorrt_refuses_is_one_sentence_with_its_reason(
     assert str(failed.value) == f"TensorRT 10.3.0 {reason}"
 
 
-def test_tensorrt_out_of_memory_says_what_is_free(device: Device) -> None:
+def test_tensorrt_out_of_memory_names_the_free_memory(device: Device) -> None:
     device.trt.fail["create_execution_context"] = None
     device.trt.log = "Error Code 1: Cuda Runtime (out of memory)"
     with pytest.raises(FsvitEdgeError) as failed:
@@ -461,12 +469,12 @@ def test_tensorrt_out_of_memory_says_what_is_free(device: Device) -> None:
     assert failed.value.exit_code == 1
     assert str(failed.value) == (
         "TensorRT 10.3.0 cannot prepare head.fake.fp32.engine: Error Code 1: Cuda Runtime (out of memory); 1024 of "
-        "the GPU's 1024 MiB are free, close other programs that use it, or use --engine onnxruntime."
+        "the GPU's 1024 MiB free; close other programs that use the GPU, or use --engine onnxruntime."
     )
 
 
 @pytest.mark.parametrize(("is_known", "scratch"), [(True, 3000), (False, 50_000)])
-def test_its_work_gets_memory_for_the_sizes_at_hand_or_where_they_are_not_known_for_the_largest(
+def test_scratch_memory_is_for_the_current_sizes_or_if_unknown_for_the_largest(
     device: Device, plain_head: OnnxRuntimeEngine, is_known: bool, scratch: int
 ) -> None:
     if not is_known:
@@ -478,16 +486,17 @@ def test_its_work_gets_memory_for_the_sizes_at_hand_or_where_they_are_not_known_
         assert context.scratch[1] == scratch
 
 
-def test_a_gpu_too_small_for_the_supports_says_so_and_goes_on_when_there_are_fewer() -> None:
+def test_a_gpu_too_small_for_the_supports_is_an_error_and_fewer_supports_still_work(tmp_path: Path) -> None:
     device = Device()
     with device.model("fp16") as model:
         enroll(model)
         wanted = model.predict(FRAMES[0])
         every = model.bank.supports("a")[0]
-        device.memory._total_bytes = device.memory.allocated_bytes + 2**20
+        device.memory.total_bytes = device.memory.allocated_bytes + 2**20
         for way in range(8):
             model.bank.add(f"many {way}", [every] * 6)
-        model.network.release_supports()
+        model.save_bank(tmp_path / "bank.safetensors")
+        model.load_bank(tmp_path / "bank.safetensors")
         with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: \d+ MiB needed, \d+ of the GPU's"):
             model.predict(FRAMES[0])
         for way in range(8):
@@ -501,17 +510,15 @@ def test_a_gpu_too_small_for_the_supports_says_so_and_goes_on_when_there_are_few
         ({"inputs": (TensorSpec("picture", (1, SIDE, SIDE, 3), "uint8"),)}, "has other inputs or outputs"),
         (
             {"inputs": (TensorSpec("image", (1, SIDE, SIDE, 3), "float32"),)},
-            rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), its sidecar says float32",
+            rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), but its sidecar states float32",
         ),
         (
             {"inputs": (TensorSpec("image", (1, 64, 64, 3), "uint8"),)},
-            rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), its sidecar says uint8 \(1, 64, 64, 3\)",
+            rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), but its sidecar states uint8 \(1, 64, 64, 3\)",
         ),
     ],
 )
-def test_a_plan_that_is_not_what_its_sidecar_says_is_refused(
-    device: Device, change: dict[str, Any], reason: str
-) -> None:
+def test_a_plan_that_differs_from_its_sidecar_is_refused(device: Device, change: dict[str, Any], reason: str) -> None:
     plan, record = make_plan(DEFAULT_BUNDLE, "encoder")
     with pytest.raises(ArtifactError, match=reason) as refused:
         TensorRtEngine(plan, replace(record, **change), api_of(device.trt), device.memory)
@@ -521,12 +528,13 @@ def test_a_plan_that_is_not_what_its_sidecar_says_is_refused(
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_closing_frees_everything_and_may_be_repeated(backend: str) -> None:
     device = Device(backend)
-    model = device.model()
+    head = device.engine("head")
+    enrolling = OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads=1)
+    model = FewShotModel(MANIFEST, device.engine("encoder"), enrolling, head)
     enroll(model)
     for frame in FRAMES[:4]:
         model.predict(frame)
     assert device.memory.allocated_bytes > 0
-    head: Any = model.network.head
     feed = head_feed(head, 1)
     model.close()
     model.close()
@@ -535,64 +543,69 @@ def test_closing_frees_everything_and_may_be_repeated(backend: str) -> None:
         head.run(feed)
 
 
-def test_the_memory_closes_with_the_last_that_holds_it() -> None:
-    device = Device()
-    memory, device.trt.memory = device.memory, None  # type: ignore[assignment]  # the fake holds it, no real one would
-    engines = [device.engine("encoder"), device.engine("head")]
+def test_the_memory_closes_with_its_last_user() -> None:
     closed: list[bool] = []
-    memory._shut_down = lambda: closed.append(True)  # type: ignore[method-assign]  # notices it
+
+    class Noticing(FakeMemory):
+        def _shut_down(self) -> None:
+            closed.append(True)
+
+    device = Device()
+    device.memory = Noticing()
+    device.trt.memory = None  # type: ignore[assignment]  # TensorRT itself does not refer to the memory
+    engines = [device.engine("encoder"), device.engine("head")]
     tensor = engines[0].upload(np.zeros(4, np.float32))
     for engine in engines:
         engine.close()
-    del memory, device, engines, engine
+    del device, engines, engine
     assert closed == []
     del tensor
     assert closed == [True]
 
 
-DIAGNOSES = {
-    "VERSION_MISMATCH": "it was built by another version than the TensorRT-RTX 1.7.1 that is installed",
-    "UNSUPPORTED_CC": "it was not built for, or TensorRT-RTX 1.7.1 does not support, the Orin of compute capability "
-    "8.7",
-    "OLD_CUDA_DRIVER": "the NVIDIA driver, for CUDA 12.6, is too old; update it",
+DIAGNOSTICS = {
+    "VERSION_MISMATCH": "it was built by another version than the installed TensorRT-RTX 1.7.1",
+    "UNSUPPORTED_CC": "it was not built for the Orin (compute capability 8.7), or TensorRT-RTX 1.7.1 does not support "
+    "that GPU",
+    "OLD_CUDA_DRIVER": "the NVIDIA driver (CUDA 12.6) is too old; update it",
     "OLD_CUDA_RUNTIME": "the CUDA runtime is too old; update it with: pip install --upgrade tensorrt-rtx-cu13",
-    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory, 8192 MiB in all",
-    "MALFORMED_ENGINE": "it is damaged or no plan of TensorRT-RTX 1.7.1",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory (8192 MiB)",
+    "MALFORMED_ENGINE": "it is damaged or not a plan of TensorRT-RTX 1.7.1",
     "CUDA_ERROR": "the NVIDIA driver or the CUDA runtime is not installed correctly",
-    "NEW_IN_NEXT_VERSION": "TensorRT-RTX 1.7.1 answers NEW_IN_NEXT_VERSION",
+    "NEW_IN_NEXT_VERSION": "TensorRT-RTX 1.7.1 reports NEW_IN_NEXT_VERSION",
 }
 
 
-@pytest.mark.parametrize("name", DIAGNOSES)
-def test_each_diagnosis_of_rtx_is_its_own_sentence_and_nothing_is_deserialized(name: str) -> None:
+@pytest.mark.parametrize("name", DIAGNOSTICS)
+def test_each_rtx_diagnostic_has_its_own_sentence_and_nothing_is_deserialized(name: str) -> None:
     device = Device("tensorrt-rtx")
     device.trt.validity = (EngineValidity.INVALID, int(device.trt.EngineInvalidityDiagnostics[name]))
     with pytest.raises(FsvitEdgeError) as refused:
         device.engine("head")
-    assert str(refused.value).startswith(f"head.fake.fp32.engine cannot run on this machine: {DIAGNOSES[name]}; ")
+    assert str(refused.value).startswith(f"head.fake.fp32.engine cannot run on this machine: {DIAGNOSTICS[name]}; ")
     is_machine = name in ("OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR")
     assert refused.value.exit_code == (3 if is_machine else 4)
     assert ("build-engine" in str(refused.value)) != is_machine
     assert device.trt.calls == ["get_engine_validity"]
 
 
-def test_several_diagnoses_are_told_together_and_none_at_all_too() -> None:
+def test_several_diagnostics_are_reported_together_and_so_is_a_missing_one() -> None:
     device = Device("tensorrt-rtx")
     device.trt.validity = (EngineValidity.INVALID, 1 | 4)
     with pytest.raises(ArtifactError) as refused:
         device.engine("head")
-    assert DIAGNOSES["VERSION_MISMATCH"] in str(refused.value)
-    assert DIAGNOSES["OLD_CUDA_DRIVER"] in str(refused.value)
+    assert DIAGNOSTICS["VERSION_MISMATCH"] in str(refused.value)
+    assert DIAGNOSTICS["OLD_CUDA_DRIVER"] in str(refused.value)
     device.trt.validity = (EngineValidity.INVALID, 0)
-    with pytest.raises(ArtifactError, match=r"TensorRT-RTX 1\.7\.1 does not say why: it gave no reason"):
+    with pytest.raises(ArtifactError, match=r"TensorRT-RTX 1\.7\.1 gives no diagnostic: it gave no reason"):
         device.engine("head")
     device.trt.validity = (EngineValidity.SUBOPTIMAL, 0)
     device.engine("head").close()
 
 
-def test_the_installed_rtx_has_every_diagnosis_and_a_header_of_that_size() -> None:
+def test_the_installed_rtx_has_the_diagnostics_and_functions_that_the_fake_has() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    assert trt.EngineInvalidityDiagnostics.__members__.keys() <= DIAGNOSES.keys()
+    assert trt.EngineInvalidityDiagnostics.__members__.keys() <= DIAGNOSTICS.keys()
     assert trt.Runtime.engine_header_size is not None
     assert HEADER_SIZE == 64
     for name in ("WHOLE_GRAPH_CAPTURE", "DISABLED"):
@@ -627,7 +640,7 @@ def kernel_files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "fsvit-edge" / "kernels").glob("*.cache"))
 
 
-def test_kernels_are_compiled_once_and_kept_for_the_user_alone(tmp_path: Path) -> None:
+def test_kernels_are_compiled_once_and_readable_only_by_the_user(tmp_path: Path) -> None:
     assert start_rtx().trt.compiled == 1
     (file,) = kernel_files(tmp_path)
     assert file.name == "head.0123456789abcdef.Orin.rtx1.7.1.cache"
@@ -638,7 +651,7 @@ def test_kernels_are_compiled_once_and_kept_for_the_user_alone(tmp_path: Path) -
     assert file.stat().st_mtime_ns == written, "what did not change is not written again"
 
 
-def test_kernels_of_another_driver_are_compiled_anew_and_replaced(tmp_path: Path) -> None:
+def test_kernels_of_another_driver_are_compiled_again_and_replaced(tmp_path: Path) -> None:
     start_rtx()
     assert start_rtx(driver="590.2").trt.compiled == 1
     (file,) = kernel_files(tmp_path)
@@ -647,7 +660,7 @@ def test_kernels_of_another_driver_are_compiled_anew_and_replaced(tmp_path: Path
 
 
 @pytest.mark.parametrize("obstacle", ["a file in the folder's place", "a damaged cache", "no home folder"])
-def test_a_cache_that_cannot_be_used_only_costs_time(
+def test_an_unusable_kernel_cache_costs_only_time(
     obstacle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if obstacle == "a file in the folder's place":
@@ -665,7 +678,7 @@ def test_a_cache_that_cannot_be_used_only_costs_time(
     assert start_rtx().trt.compiled == 1
 
 
-def test_kernels_that_were_compiled_while_it_ran_are_stored_at_the_end(tmp_path: Path) -> None:
+def test_kernels_that_were_compiled_during_the_run_are_stored_at_the_end(tmp_path: Path) -> None:
     device = Device("tensorrt-rtx")
     with device.engine("head") as engine:
         (file,) = kernel_files(tmp_path)
@@ -675,7 +688,7 @@ def test_kernels_that_were_compiled_while_it_ran_are_stored_at_the_end(tmp_path:
     assert file.read_bytes() == before + b" and more"
 
 
-def test_rtx_without_graphs_runs_all_the_same() -> None:
+def test_rtx_runs_without_graphs_too() -> None:
     device = Device("tensorrt-rtx")
     answers = iter([None])
     right = type(device.trt).answer

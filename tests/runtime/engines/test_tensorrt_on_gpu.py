@@ -1,4 +1,4 @@
-"""A plan of the installed TensorRT, built here and run on the GPU that is here; without one it is built for another."""
+"""A plan of the installed TensorRT, built and run on the GPU of this machine; without a GPU it is only built."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +49,7 @@ def build(api: TensorRT, target: str) -> tuple[bytes, EngineRecord]:
     )
 
 
-def test_the_plan_of_this_test_can_be_built_without_a_gpu() -> None:
+def test_the_plan_can_be_built_without_a_gpu() -> None:
     pytest.importorskip("tensorrt_rtx")
     plan, record = build(open_tensorrt("tensorrt-rtx"), "SM86")
     assert len(plan) > 1000
@@ -59,7 +59,7 @@ def test_the_plan_of_this_test_can_be_built_without_a_gpu() -> None:
 @pytest.mark.requires_cuda
 @pytest.mark.parametrize("memory_backend", MEMORY_PACKAGES)
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_a_plan_computes_on_this_gpu_for_every_shape_and_again_as_a_graph(
+def test_a_plan_runs_on_this_gpu_with_every_shape_and_as_a_graph(
     backend: str, memory_backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend not in installed_backends():

@@ -1,4 +1,4 @@
-"""The whole way on a pretended GPU: engines on the disk, their choice, the predictor, the commands, and faults."""
+"""Everything together on a pretended GPU: built engines, their choice, the predictor, the commands, and faults."""
 
 import sys
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from engine_records import write_engine
 from fake_memory import FakeMemory
 from fake_tensorrt import FakeTensorRT, api_of, make_plan
 
 from fsvit_edge.runtime import gpu as gpu_module
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
 from fsvit_edge.runtime.engines import choose, open_graphs, tensorrt
-from fsvit_edge.runtime.engines.memory.base import device_failure
 from fsvit_edge.runtime.engines.store import incompatibilities
-from fsvit_edge.runtime.engines.store.files import engine_folder, write_engine
+from fsvit_edge.runtime.engines.store.files import engine_folder
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.machine import Machine
@@ -69,7 +69,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Installed:
 
 
 @pytest.mark.parametrize("engine", ["auto", "tensorrt"])
-def test_engines_that_were_built_compute_and_agree_with_the_bundle(installed: Installed, engine: str) -> None:
+def test_built_engines_run_and_agree_with_the_bundle(installed: Installed, engine: str) -> None:
     installed.build("fp32")
     with (
         FewShotModel.load(engine=engine, threads=1) as ours,
@@ -86,7 +86,7 @@ def test_engines_that_were_built_compute_and_agree_with_the_bundle(installed: In
     assert installed.memory.allocated_bytes == 0
 
 
-def test_the_commands_run_on_it(
+def test_the_commands_run_on_built_engines(
     installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from fsvit_edge.cli.main import main
@@ -122,7 +122,7 @@ def load() -> FewShotModel:
     return FewShotModel.load(engine="tensorrt", threads=1)
 
 
-def test_the_gpu_that_is_gone_is_told_and_the_cpu_still_computes(installed: Installed) -> None:
+def test_a_missing_gpu_is_reported_and_the_cpu_still_works(installed: Installed) -> None:
     installed.build()
     installed.put_gpu(None)
     said = sentence_of(EnvironmentLacksError, load, 3)
@@ -134,7 +134,7 @@ def test_the_gpu_that_is_gone_is_told_and_the_cpu_still_computes(installed: Inst
     assert installed.trt.calls == [], "nothing of TensorRT was touched"
 
 
-def test_twenty_classes_on_engines_for_ten_are_refused_in_a_sentence(installed: Installed, tmp_path: Path) -> None:
+def test_twenty_classes_on_engines_for_ten_are_refused(installed: Installed, tmp_path: Path) -> None:
     installed.build(ways=20)
     with load() as model:
         for way in range(20):
@@ -148,7 +148,7 @@ def test_twenty_classes_on_engines_for_ten_are_refused_in_a_sentence(installed: 
 
 
 @pytest.mark.parametrize("damage", ["altered", "cut short"])
-def test_a_plan_that_was_damaged_never_reaches_tensorrt(installed: Installed, damage: str) -> None:
+def test_a_damaged_plan_never_reaches_tensorrt(installed: Installed, damage: str) -> None:
     encoder, _ = installed.build()
     data = encoder.read_bytes()
     encoder.write_bytes(data[:-1] + b"?" if damage == "altered" else data[:-7])
@@ -158,7 +158,7 @@ def test_a_plan_that_was_damaged_never_reaches_tensorrt(installed: Installed, da
     assert "deserialize_cuda_engine" not in installed.trt.calls
 
 
-def test_a_gpu_without_memory_is_told_and_auto_takes_the_cpu(installed: Installed) -> None:
+def test_a_full_gpu_is_reported_and_auto_uses_the_cpu(installed: Installed) -> None:
     installed.build()
     installed.trt.fail["create_execution_context"] = None
     installed.trt.log = "Error Code 1: Cuda Runtime (out of memory)"
@@ -170,16 +170,13 @@ def test_a_gpu_without_memory_is_told_and_auto_takes_the_cpu(installed: Installe
         assert any("out of memory" in note for note in model.choice.notes)
 
 
-def test_a_gpu_that_is_lost_while_it_runs_is_one_sentence(installed: Installed) -> None:
+def test_a_gpu_lost_during_a_run_is_one_sentence(installed: Installed) -> None:
     installed.build()
     with load() as model:
         model.enroll("a", [FRAME])
         model.predict(FRAME)
 
-        def lose() -> None:
-            raise device_failure("cudaStreamSynchronize", "unspecified launch failure")
-
-        installed.memory._wait = lose  # type: ignore[method-assign]  # of this one alone
+        installed.memory.lost = "unspecified launch failure"
         said = sentence_of(FsvitEdgeError, lambda: model.predict(FRAME), 1)
         assert said == "The GPU failed during cudaStreamSynchronize: unspecified launch failure; restart the program."
         model.close()

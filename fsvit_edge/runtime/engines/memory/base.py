@@ -62,15 +62,11 @@ class DeviceMemory(ABC):
 
     Attributes:
         name: Name of the package.
-        bytes_up: Bytes copied from the host to the device so far.
-        bytes_down: Bytes copied from the device to the host so far.
     """
 
     name: str
 
     def __init__(self) -> None:
-        self.bytes_up = 0
-        self.bytes_down = 0
         self._live: set[int] = set()
         self._up: Bytes | None = None
         self._down: Bytes | None = None
@@ -113,7 +109,6 @@ class DeviceMemory(ABC):
             staging[: piece.nbytes] = piece
             self._copy_up(to.address + start, staging[: piece.nbytes])
             self._is_up_busy = True
-        self.bytes_up += source.nbytes
 
     def download(self, buffer: DeviceBuffer, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Wait for the stream, then copy the start of a buffer to a new array on the host.
@@ -130,7 +125,6 @@ class DeviceMemory(ABC):
             self._copy_down(piece, buffer.address + start)
             self.synchronize()
             target[start : start + piece.nbytes] = piece
-        self.bytes_down += target.nbytes
         return target.view(element).reshape(shape)
 
     def synchronize(self) -> None:
@@ -175,10 +169,6 @@ class DeviceMemory(ABC):
         Returns:
             None if the package or the work cannot be captured; the stream is unchanged then.
         """
-
-    @abstractmethod
-    def elapsed_ms(self, work: Callable[[], None]) -> float:
-        """Measure with events how many ms the device takes for what `work` puts on the stream."""
 
     @abstractmethod
     def free_bytes(self) -> tuple[int, int]:

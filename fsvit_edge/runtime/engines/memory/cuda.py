@@ -41,19 +41,6 @@ class CudaMemory(DeviceMemory):
         """Record with a stream capture."""
         return capture(self._cuda, self._stream, work)
 
-    def elapsed_ms(self, work: Callable[[], None]) -> float:
-        """Measure in ms between two events."""
-        events = [call(self._cuda, "cudaEventCreate") for _ in range(2)]
-        try:
-            call(self._cuda, "cudaEventRecord", events[0], self._stream)
-            work()
-            call(self._cuda, "cudaEventRecord", events[1], self._stream)
-            call(self._cuda, "cudaEventSynchronize", events[1])
-            return float(call(self._cuda, "cudaEventElapsedTime", *events))
-        finally:
-            for event in events:
-                call(self._cuda, "cudaEventDestroy", event)
-
     def free_bytes(self) -> tuple[int, int]:
         """Return the free and the total bytes, as the CUDA runtime reports them."""
         free, total = call(self._cuda, "cudaMemGetInfo")

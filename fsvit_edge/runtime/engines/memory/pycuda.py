@@ -55,16 +55,6 @@ class PycudaMemory(DeviceMemory):
             graph = capture(self._cuda_runtime, self.stream, work)
         return None if graph is None else _ContextGraph(self, graph)
 
-    def elapsed_ms(self, work: Callable[[], None]) -> float:
-        """Measure in ms between two events."""
-        with self._current("a timing"):
-            start, end = self._driver.Event(), self._driver.Event()
-            start.record(self._stream)
-            work()
-            end.record(self._stream)
-            end.synchronize()
-            return float(end.time_since(start))
-
     def free_bytes(self) -> tuple[int, int]:
         """Return the free and the total bytes, as the driver reports them."""
         with self._current("mem_get_info"):

@@ -1,1 +1,1 @@
-"""Engines on disk: their files, the sets that belong together, and why one will not run here."""
+"""Engines on disk: written, found, and checked for whether they run here."""

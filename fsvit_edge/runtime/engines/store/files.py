@@ -1,8 +1,8 @@
-"""Engines that were built from a bundle: a file for one graph, with a sidecar that says what it is and where it runs.
+"""Engine files: one file per graph, with a sidecar that states what it is and where it runs.
 
-The sidecar `<file>.json` is read and the file's sum checked before anything deserializes the file: a TensorRT plan is
-as good as native code. The sum finds accidents, not an attacker who writes both files; so engines of the shipped model
-lie in a folder that only its user may enter, and no engine is ever fetched from anywhere.
+The sidecar `<file>.json` is read and the file's checksum verified before anything deserializes the file, because a
+TensorRT plan can run native code. The checksum detects accidents, not an attacker who can write both files. That is why
+engines of the bundled model are in a folder that only its user may enter, and why no engine is ever downloaded.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from fsvit_edge.runtime.storage import (
 
 FORMAT_VERSION = 1
 ENGINE_GRAPHS = ("encoder", "head")
-"""Graphs that engines are built of; a picture is enrolled once, so `enroll` stays as it is."""
+"""The graphs that engines are built from. `enroll` runs once per picture, so it needs none."""
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 PRECISIONS = ("fp32", "fp16", "int8")
 SIDECAR_SUFFIX = ".json"
@@ -41,42 +41,42 @@ _DIGEST_LENGTH = 8
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What a sidecar says.
+    """The content of a sidecar.
 
     Attributes:
-        format_version: Of the sidecar.
+        format_version: Version of the sidecar's format.
         graph: One of `ENGINE_GRAPHS`.
         backend: One of `BACKENDS`.
-        backend_version: As the backend says it itself; no other version is trusted with the file.
-        precision: One of `PRECISIONS`: of the set that this file belongs to.
-        file: Name of the engine beside the sidecar.
-        sha256: Of that file.
-        size_bytes: Of that file.
-        bundle_name: What people call the network.
+        backend_version: Exact version of the backend; no other version may open the file.
+        precision: One of `PRECISIONS`: precision of the set that this file belongs to.
+        file: Name of the engine file beside the sidecar.
+        sha256: Checksum of that file.
+        size_bytes: Size of that file.
+        bundle_name: Name of the bundle.
         backbone: Name of the encoder.
         head: Kind of the head.
         image_size: Side of the encoder's input in pixels.
-        onnx_sha256: Of the bundle's FP32 graph that this was made of.
+        onnx_sha256: Checksum of the bundle's FP32 graph that the engine was built from.
         opset: ONNX opset of that graph.
         preprocessing: As in `bundle.json`.
-        inputs: With sizes that vary by name, as in `bundle.json`.
-        outputs: Likewise.
-        profile: By input: "min", "opt" and "max" shapes; {} without.
-        limits: Largest value of each size that varies: ways, supports, kept_tokens; {} without limits.
-        machine: Where it was built, as `Machine.to_dict` gives it; for plans its GPU counts, for others its processor.
-        targets: TensorRT-RTX: kinds of GPU that it was built for, "sm86"; () elsewhere.
-        calibration: Of INT8: method, pictures, sha256 of the calibration file, data_sha256; None without.
-        verification: Against the FP32 graph: per output max_error and cosine, presence_flips, label_agreement,
-            pictures; {} where it was not verified.
-        int8_gemms: Matrix products that are truly computed in INT8.
-        gemms: All matrix products.
-        latency_ms: Median of a run here, when it was built; None where it could not run.
-        fp32_latency_ms: The same of the FP32 graph.
+        inputs: As in `bundle.json`: a name stands for a variable size.
+        outputs: As in `bundle.json`.
+        profile: "min", "opt" and "max" shapes by input; {} for ONNX Runtime.
+        limits: Largest value of each variable size: ways, supports, kept_tokens; {} without limits.
+        machine: Where it was built, from `Machine.to_dict`; a plan needs the same GPU, measurements the same processor.
+        targets: TensorRT-RTX: the GPU architectures that it was built for, such as "sm86"; () for other backends.
+        calibration: For INT8: method, pictures, sha256 of the calibration file, data_sha256; else None.
+        verification: Comparison with the FP32 graph: max_error and cosine per output, presence_flips, label_agreement,
+            pictures; {} if it was not verified.
+        int8_gemms: Number of matrix products that are computed in INT8.
+        gemms: Number of all matrix products.
+        latency_ms: Median time of a run on the machine that built it; None if it could not run there.
+        fp32_latency_ms: Median time of the FP32 graph in the same measurement.
         built_by: Name and version of the builder.
         built_at: UTC, "2026-11-25T00:30:00Z".
-        build_s: How long the build took.
-        built_from_sha256: Of the typed graph that the backend was given, together with the build's own options: equal
-            where a second build would give the same engine.
+        build_s: Duration of the build in seconds.
+        built_from_sha256: Checksum of the typed graph and the build options; equal if a second build would give the
+            same engine.
     """
 
     format_version: int
@@ -119,14 +119,15 @@ class EngineRecord:
 def engine_name(
     graph: str, backend: str, backend_version: str, precision: str, made_for: Gpu | tuple[str, ...] | str
 ) -> str:
-    """Return an engine's file name, to which `write_engine` adds the first digits of its sum.
+    """Return an engine's file name, to which `write_engines` adds the first digits of its checksum.
 
     Args:
         graph: One of `ENGINE_GRAPHS`.
         backend: One of `BACKENDS`.
-        backend_version: As the backend says it itself.
+        backend_version: Exact version of the backend.
         precision: One of `PRECISIONS`.
-        made_for: tensorrt: the GPU; tensorrt-rtx: kinds of GPU; onnxruntime: the processor's kind.
+        made_for: For tensorrt the GPU, for tensorrt-rtx the GPU architectures, for onnxruntime the processor's
+            architecture.
     """
     if backend == "onnxruntime":
         parts = [_plain(str(made_for)), f"ort{backend_version}"]
@@ -140,7 +141,7 @@ def engine_name(
 
 
 def engine_folder(bundle: Path, manifest: Manifest) -> Path:
-    """Return where a bundle's engines lie: beside its graphs; the shipped model's in the user's cache.
+    """Return the folder of a bundle's engines: the bundle itself, or the user's cache for the bundled model.
 
     Raises:
         EnvironmentLacksError: There is no home folder for a cache.
@@ -151,27 +152,27 @@ def engine_folder(bundle: Path, manifest: Manifest) -> Path:
 
 
 def sidecar_of(path: Path) -> Path:
-    """Return the sidecar's path, given that of the engine or of the sidecar itself."""
+    """Return the path of the sidecar, given the engine or the sidecar itself."""
     return path if path.suffix == SIDECAR_SUFFIX else path.with_name(path.name + SIDECAR_SUFFIX)
 
 
 def write_engines(folder: Path, engines: Sequence[tuple[EngineRecord, bytes]]) -> list[Path]:
-    """Write engines that belong together, each with its sidecar, and then remove the older ones of the same names.
+    """Write engines that belong together, each with its sidecar, and then remove older ones with the same names.
 
-    The file's name gets the first digits of its sum, so new and old are four different files: at every moment either
-    the old pair is whole, or the new one, or both. A build that is killed leaves a file without a sidecar, which
-    nothing reads and the next build removes.
+    The first digits of the checksum are part of a file's name, so old and new files are never the same: at any moment
+    the old pair is complete, or the new one, or both. A killed build leaves a file without a sidecar, which nothing
+    reads and the next build removes.
 
     Args:
-        folder: Made where it is missing; in the user's cache only the user may enter it.
-        engines: Each record with its engine; `file` as `engine_name` gives it; file, sha256 and size_bytes are filled
-            in.
+        folder: Created if missing; only the user may enter it if it is in the user's cache.
+        engines: Records with their engines. `record.file` is the name from `engine_name`; the written record gets the
+            final file, sha256 and size_bytes.
 
     Returns:
         The engines' paths.
 
     Raises:
-        InputError: The folder's place is taken by a file.
+        InputError: `folder` is a file.
         FsvitEdgeError: The disk is full or the folder cannot be written; the old engines are untouched.
     """
     _make_folder(folder)
@@ -189,7 +190,7 @@ def write_engines(folder: Path, engines: Sequence[tuple[EngineRecord, bytes]]) -
                 atomic_write(sidecar_of(path), filled.to_json().encode())
                 paths.append(path)
         except BaseException:
-            for file in reversed(fresh):  # a sidecar goes before its engine
+            for file in reversed(fresh):  # a sidecar before its engine
                 with suppress(OSError):
                     file.unlink()
             raise
@@ -198,32 +199,27 @@ def write_engines(folder: Path, engines: Sequence[tuple[EngineRecord, bytes]]) -
     return paths
 
 
-def write_engine(folder: Path, record: EngineRecord, data: bytes) -> Path:
-    """Write one engine; see `write_engines`."""
-    return write_engines(folder, [(record, data)])[0]
-
-
 def read_record(path: Path) -> EngineRecord:
-    """Read the sidecar of an engine; the engine itself is not touched.
+    """Read the sidecar of an engine; the engine itself is not opened.
 
     Args:
-        path: Of the engine or of the sidecar.
+        path: The engine or its sidecar.
 
     Raises:
         ArtifactError: The sidecar is missing, damaged, of another version, or has missing, unknown or wrong fields.
     """
     file = sidecar_of(path)
     try:
-        values = read_json_object(file, FORMAT_VERSION, "build the engine again with: fsvit-edge build-engine --force")
+        values = read_json_object(file, FORMAT_VERSION, "rebuild the engine with: fsvit-edge build-engine --force")
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{file} does not exist, so nothing says what the engine is; build it with: fsvit-edge build-engine."
+            f"{file} does not exist, so the engine is unknown; rebuild it with: fsvit-edge build-engine."
         ) from error
     record = record_from_json(EngineRecord, file, values)
     for field, allowed in (("graph", ENGINE_GRAPHS), ("backend", BACKENDS), ("precision", PRECISIONS)):
         if getattr(record, field) not in allowed:
             raise ArtifactError(
-                f"{file} is of {field} {getattr(record, field)!r:.40}; expected one of: {', '.join(allowed)}."
+                f"{file} has {field} {getattr(record, field)!r:.40}; expected one of: {', '.join(allowed)}."
             )
     record_from_json(Machine, file, record.machine)
     if sidecar_of(Path(record.file)).name != file.name:
@@ -232,18 +228,18 @@ def read_record(path: Path) -> EngineRecord:
 
 
 def load_engine(path: Path, record: EngineRecord) -> bytes:
-    """Read an engine whose size and sum are those that its sidecar states; check them before it is deserialized.
+    """Read an engine and verify its size and checksum, before anything deserializes it.
 
     Raises:
-        ArtifactError: It is missing, cannot be read, or was altered.
+        ArtifactError: The engine is missing, cannot be read, or was altered.
     """
-    remedy = "build it again with: fsvit-edge build-engine --force"
+    remedy = "rebuild it with: fsvit-edge build-engine --force"
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != record.size_bytes:
                 raise ArtifactError(
-                    f"{path} is cut short or altered: {size} bytes, expected {record.size_bytes}; {remedy}."
+                    f"{path} is truncated or altered: {size} bytes, expected {record.size_bytes}; {remedy}."
                 )
             data = file.read()
     except OSError as error:
@@ -271,12 +267,12 @@ def _make_folder(folder: Path) -> None:
 
 
 def _remove_older(path: Path, stem: str, suffix: str) -> None:
-    """Remove engines of the same name but for their sum, and what killed builds of it left; sidecars first."""
+    """Remove engines whose names differ only in the checksum, and leftovers of killed builds; sidecars first."""
     name = re.compile(
         rf"(\{TEMPORARY_PREFIX}\w+-)?{re.escape(stem)}\.[0-9a-f]{{{_DIGEST_LENGTH}}}{re.escape(suffix)}({SIDECAR_SUFFIX})?"
     )
     kept = {path.name, sidecar_of(path).name}
     older = [file for file in path.parent.iterdir() if name.fullmatch(file.name) and file.name not in kept]
     for file in sorted(older, key=lambda file: file.suffix != SIDECAR_SUFFIX):
-        with suppress(OSError):  # the newest counts, so what cannot be removed does no harm
+        with suppress(OSError):  # harmless, because the newest engine is used
             file.unlink()

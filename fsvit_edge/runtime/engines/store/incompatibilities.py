@@ -1,4 +1,4 @@
-"""Why an engine will not run here, before it is opened: each reason in a sentence, with the command that helps."""
+"""Why an engine cannot run here, found without opening it: one sentence per reason, with the command that helps."""
 
 import importlib.util
 import re
@@ -20,25 +20,25 @@ _MODULES = {
     "onnxruntime": ("onnxruntime",),
 }
 _LOWERED = {("float32", "float16")}
-"""Types of a bundle's tensor and of an engine's that may stand for it."""
+"""Allowed differences of type: that of a bundle's tensor, and that of the engine's tensor in its place."""
 
 
 def incompatibilities(
     record: EngineRecord, manifest: Manifest | None, machine: Machine, bundle: Path | None = None
 ) -> list[str]:
-    """Return every reason why an engine will not run here; none is looked for inside the engine.
+    """Return every reason why an engine cannot run here, from its sidecar alone.
 
     Args:
-        record: What its sidecar says.
-        manifest: Of the bundle that it is to serve; None judges the machine alone.
-        machine: Where it is to run.
-        bundle: The bundle's folder, for the commands; None for the model shipped.
+        record: The engine's sidecar.
+        manifest: Manifest of the bundle that it should run; None checks only the machine.
+        machine: The machine that it should run on.
+        bundle: Folder of the bundle, for the commands; None for the bundled model.
     """
     built_on = record_from_json(Machine, Path(record.file), record.machine)
     rebuild = f"rebuild it here with: {build_command(record.backend, record.precision, bundle)}"
-    reasons = list(_bundle_misfits(record, manifest)) if manifest is not None else []
-    reasons += _version_misfits(record)
-    reasons += _platform_misfits(built_on, machine)
+    reasons = list(_bundle_mismatches(record, manifest)) if manifest is not None else []
+    reasons += _version_mismatches(record)
+    reasons += _platform_mismatches(built_on, machine)
     sentences = [f"{record.file} {reason}; {rebuild}." for reason in reasons]
     if record.backend != "onnxruntime":
         if machine.gpu is None:
@@ -46,18 +46,18 @@ def incompatibilities(
             sentences.append(f"{record.file} needs a GPU, but {reason}; without a GPU, use --engine onnxruntime.")
         else:
             sentences += [
-                f"{record.file} {reason}; {rebuild}." for reason in _gpu_misfits(record, built_on, machine.gpu)
+                f"{record.file} {reason}; {rebuild}." for reason in _gpu_mismatches(record, built_on, machine.gpu)
             ]
     return sentences
 
 
 def build_command(backend: str | None, precision: str | None = None, bundle: Path | None = None) -> str:
-    """Return what to type to build engines here.
+    """Return the command that builds engines here.
 
     Args:
-        backend: A name that `build-engine --engine` takes; None for what it takes by itself.
-        precision: None likewise.
-        bundle: None for the model shipped.
+        backend: One of `BACKENDS`; None for the command's default.
+        precision: One of `PRECISIONS`; None for the command's default.
+        bundle: Folder of the bundle; None for the bundled model.
     """
     words = ["fsvit-edge", "build-engine"]
     if bundle is not None and bundle.resolve() != DEFAULT_BUNDLE.resolve():
@@ -70,14 +70,14 @@ def build_command(backend: str | None, precision: str | None = None, bundle: Pat
 
 
 def installed_version(backend: str) -> str | None:
-    """Return the version that an installed backend states, None where there is none.
+    """Return the version of an installed backend; None if it is not installed.
 
-    Its source is read instead of imported: the import loads gigabytes, and fails where a library is missing.
+    The module is not imported but its source read: an import loads gigabytes, and fails if a library is missing.
     """
     for module in _MODULES[backend]:
         try:
             spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):  # a module that a test or a program put there without a spec
+        except (ImportError, ValueError):  # a module in sys.modules that has no spec
             continue
         if spec is None or spec.origin is None:
             continue
@@ -90,25 +90,25 @@ def installed_version(backend: str) -> str | None:
     return None
 
 
-def _bundle_misfits(record: EngineRecord, manifest: Manifest) -> Iterator[str]:
+def _bundle_mismatches(record: EngineRecord, manifest: Manifest) -> Iterator[str]:
     info = manifest.graphs[record.graph]
     if record.onnx_sha256 != info.sha256:
         yield (
-            f"was made of another {info.file} (sha256 {record.onnx_sha256:.12}...) than that of {manifest.name} "
+            f"was built from another {info.file} (sha256 {record.onnx_sha256:.12}...) than that of {manifest.name} "
             f"({info.sha256:.12}...)"
         )
     for field, what in (("backbone", "backbone"), ("head", "head"), ("image_size", "image size")):
         theirs, ours = getattr(record, field), getattr(manifest, field)
         if theirs != ours:
-            yield f"was made for the {what} {theirs}, {manifest.name} has {ours}"
+            yield f"was built for the {what} {theirs}, but {manifest.name} has {ours}"
     if record.preprocessing != manifest.preprocessing:
-        yield f"was made for another preprocessing than that of {manifest.name}"
+        yield f"was built for another preprocessing than that of {manifest.name}"
     if not (_same_tensors(record.inputs, info.inputs) and _same_tensors(record.outputs, info.outputs)):
         yield f"has other inputs or outputs than {info.file}"
 
 
 def _same_tensors(engine: tuple[TensorSpec, ...], graph: tuple[TensorSpec, ...]) -> bool:
-    """Whether an engine's tensors stand for a graph's: a size that varies there may be fixed, FP32 may be FP16."""
+    """Whether an engine's tensors can replace a graph's: a variable size may be fixed, and FP32 may be FP16."""
 
     def same(one: TensorSpec, other: TensorSpec) -> bool:
         dtypes = (other.dtype, one.dtype)
@@ -122,32 +122,35 @@ def _same_tensors(engine: tuple[TensorSpec, ...], graph: tuple[TensorSpec, ...])
     return len(engine) == len(graph) and all(map(same, engine, graph))
 
 
-def _version_misfits(record: EngineRecord) -> Iterator[str]:
-    title, installed = BACKEND_TITLES[record.backend], installed_version(record.backend)
+def _version_mismatches(record: EngineRecord) -> Iterator[str]:
+    built_by, installed = (
+        f"{BACKEND_TITLES[record.backend]} {record.backend_version}",
+        installed_version(record.backend),
+    )
     if installed is None:
-        yield f"needs {title} {record.backend_version}, which is not installed here (see: fsvit-edge doctor)"
+        yield f"needs {built_by}, which is not installed (see: fsvit-edge doctor)"
     elif installed != record.backend_version:
-        yield f"was built by {title} {record.backend_version}, here is {installed}, and no other version can run it"
+        yield f"was built by {built_by} and runs in no other version, but {installed} is installed"
 
 
-def _platform_misfits(built_on: Machine, machine: Machine) -> Iterator[str]:
+def _platform_mismatches(built_on: Machine, machine: Machine) -> Iterator[str]:
     if (built_on.os, built_on.arch) != (machine.os, machine.arch):
-        yield f"was built for {built_on.os} on {built_on.arch}, this is {machine.os} on {machine.arch}"
+        yield f"was built for {built_on.os} on {built_on.arch}, but this is {machine.os} on {machine.arch}"
 
 
-def _gpu_misfits(record: EngineRecord, built_on: Machine, gpu: Gpu) -> Iterator[str]:
+def _gpu_mismatches(record: EngineRecord, built_on: Machine, gpu: Gpu) -> Iterator[str]:
     here = gpu.architecture
     if record.backend == "tensorrt-rtx":
         if record.targets and here not in record.targets:
-            yield f"was built for {', '.join(record.targets)}, this {gpu.name} is {here}"
+            yield f"was built for {', '.join(record.targets)}, but this {gpu.name} is {here}"
         return
     if built_on.gpu is None:
-        yield "does not say for which GPU it was built"
+        yield "does not state the GPU that it was built for"
         return
     theirs = built_on.gpu.architecture
     if theirs != here:
-        yield f"was built for {built_on.gpu.name} ({theirs}), this is {gpu.name} ({here})"
+        yield f"was built for {built_on.gpu.name} ({theirs}), but this is {gpu.name} ({here})"
     elif built_on.gpu.name != gpu.name:
-        yield f"was built for {built_on.gpu.name}, this is {gpu.name}, and a plan fits only the GPU it was tuned on"
-    elif built_on.gpu.sm_count != gpu.sm_count:  # Jetsons of different sizes go by one name
-        yield f"was built for {built_on.gpu.sm_count} multiprocessors, this {gpu.name} has {gpu.sm_count}"
+        yield f"was built for {built_on.gpu.name} and fits no other GPU, but this is {gpu.name}"
+    elif built_on.gpu.sm_count != gpu.sm_count:  # Jetsons of different sizes have the same name
+        yield f"was built for {built_on.gpu.sm_count} multiprocessors, but this {gpu.name} has {gpu.sm_count}"

@@ -1,4 +1,4 @@
-"""The engines that were built of a bundle: found, and put together into sets of encoder and head."""
+"""Find the engines that were built from a bundle, and pair them into sets of encoder and head."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.storage import TEMPORARY_PREFIX
 
 BuiltEngine = tuple[Path, EngineRecord]
-"""An engine's path with what its sidecar says."""
+"""An engine's path and its sidecar."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class EngineSet:
     """Encoder and head of one backend and precision.
 
     Attributes:
-        encoder: The newest that fits.
-        head: The newest that fits.
+        encoder: The newest encoder that fits.
+        head: The newest head that fits.
     """
 
     encoder: BuiltEngine
@@ -29,22 +29,22 @@ class EngineSet:
 
     @property
     def record(self) -> EngineRecord:
-        """Of the encoder, which stands for the set."""
+        """Sidecar of the encoder, whose backend, precision and machine are those of the set."""
         return self.encoder[1]
 
     @property
     def latency_ms(self) -> float | None:
-        """Encoder and head together, as measured at the build; None where they were not."""
+        """Time of encoder and head together, as measured at the build; None if it was not."""
         return _sum(self.encoder[1].latency_ms, self.head[1].latency_ms)
 
     @property
     def fp32_latency_ms(self) -> float | None:
-        """The same of the FP32 graphs in the same run."""
+        """Time of the FP32 graphs in the same measurement; None if it was not measured."""
         return _sum(self.encoder[1].fp32_latency_ms, self.head[1].fp32_latency_ms)
 
     @property
     def description(self) -> str:
-        """For people: INT8 in ONNX Runtime 1.32.0, built 2026-11-25."""
+        """In words, for people: INT8 in ONNX Runtime 1.32.0, built 2026-11-25."""
         record = self.record
         return (
             f"{record.precision.upper()} in {BACKEND_TITLES[record.backend]} {record.backend_version}, "
@@ -54,11 +54,11 @@ class EngineSet:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What of the built engines serves here.
+    """The built engines that can run here.
 
     Attributes:
-        sets: Whole sets that fit.
-        reasons: By backend and precision, a sentence on why they have no set.
+        sets: Complete sets that fit.
+        reasons: By backend and precision without a complete set, the sentence that explains why.
     """
 
     sets: tuple[EngineSet, ...]
@@ -66,16 +66,16 @@ class Fitting:
 
 
 def find_engines(folder: Path) -> tuple[list[BuiltEngine], list[str]]:
-    """Read the sidecars of a folder; the engines themselves are not touched.
+    """Read the sidecars in a folder; the engines themselves are not opened.
 
     Returns:
-        The engines, newest first, and a sentence for each sidecar that cannot be used.
+        The engines, newest first, and one sentence per sidecar that cannot be used.
     """
     built, problems = [], []
     for sidecar in sorted(_sidecars(folder)):
         try:
             record = read_record(sidecar)
-        except ArtifactError as error:  # noqa: PERF203 - the others are of use without it
+        except ArtifactError as error:  # noqa: PERF203 - the other sidecars are still useful
             problems.append(str(error))
         else:
             built.append((sidecar.with_suffix(""), record))
@@ -85,13 +85,13 @@ def find_engines(folder: Path) -> tuple[list[BuiltEngine], list[str]]:
 def fitting_sets(
     built: Collection[BuiltEngine], manifest: Manifest, machine: Machine, bundle: Path | None = None
 ) -> Fitting:
-    """Put together encoder and head of each backend and precision that fit the bundle and this machine.
+    """Pair the newest encoder and head of each backend and precision that fit the bundle and the machine.
 
     Args:
         built: The engines, newest first.
-        manifest: Of the bundle.
-        machine: Where they are to run.
-        bundle: The bundle's folder, for the commands; None for the model shipped.
+        manifest: The bundle's manifest.
+        machine: The machine that they should run on.
+        bundle: Folder of the bundle, for the commands; None for the bundled model.
     """
     sets = []
     reasons: dict[tuple[str, str], str] = {}
@@ -111,7 +111,7 @@ def fitting_sets(
         else:
             backend, precision = kind
             incomplete = (
-                f"The {precision.upper()} engines of {BACKEND_TITLES[backend]} have no {missing[0]}; build it with: "
+                f"The {precision.upper()} engines for {BACKEND_TITLES[backend]} have no {missing[0]}; build it with: "
                 f"{build_command(backend, precision, bundle)}."
             )
             reasons[kind] = refusals.get(missing[0], incomplete)

@@ -1,0 +1,161 @@
+"""Keeps a run safe: it stops on signals within 2 s whatever hangs, notices a hung model, and reports to systemd."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+TICK_S = 0.1
+"""Time between two checks of a run, in seconds."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+HANG_MIN_S = 10.0
+"""A frame that takes less than this, in seconds, is never a hang."""
+HANG_FACTOR = 10.0
+"""A hang takes this many times longer than the slowest frame so far: a large model may need seconds per frame."""
+HANG_FIRST_S = 300.0
+"""The limit for a first frame, in seconds: TensorRT-RTX compiles and CUDA loads at the first frame, and TensorRT-RTX
+again for another number of classes."""
+
+
+class StopRequest:
+    """Whether the run should stop, and since when.
+
+    Attributes:
+        since_s: Monotonic seconds of the first request; None before.
+        signal_number: The signal that requested it; None if it was not a signal.
+    """
+
+    def __init__(self) -> None:
+        self.since_s: float | None = None
+        self.signal_number: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether the run should stop."""
+        return self.since_s is not None
+
+    def request(self, signal_number: int | None = None) -> None:
+        """Request the stop; later requests change nothing."""
+        if self.since_s is None:
+            self.signal_number = signal_number
+            self.since_s = time.monotonic()
+
+    def left_s(self, within_s: float) -> float | None:
+        """Seconds left until `within_s` after the request, at least 0; None if there was no request."""
+        return None if self.since_s is None else max(0.0, self.since_s + within_s - time.monotonic())
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: StopRequest) -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP request the stop; a second SIGINT exits at once. Main thread only."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop() and number == signal.SIGINT:
+            os._exit(INTERRUPTED)
+        stop.request(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_with_ticks(work: Callable[[], None], stop: StopRequest, tick: Callable[[], None], grace_s: float) -> bool:
+    """Run `work` in a thread and call `tick` ten times per second here until the work ends.
+
+    Signals reach only the main thread, and a call into OpenCV or an engine would hold them up, so the work runs in
+    another one.
+
+    Args:
+        work: Should end soon after `stop` was requested.
+        stop: The stop request.
+        tick: Must not block.
+        grace_s: Seconds that the work may take to end after the request.
+
+    Returns:
+        Whether the work has ended; False if it hangs.
+
+    Raises:
+        BaseException: Whatever `work` raised.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="loop", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(TICK_S)
+        tick()
+        if stop.left_s(grace_s) == 0 and thread.is_alive():
+            return False
+    if raised:
+        raise raised[0]
+    return True
+
+
+class ModelWatchdog:
+    """Tells a hung model from a slow one; a call into an engine can be neither interrupted nor asked for its progress.
+
+    Time is counted in checks, not by a clock: a process that was stopped or a device that slept must not look hung.
+
+    Args:
+        period_s: Seconds between two checks.
+    """
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._frame: int | None = None
+        self._is_first = True
+        self._checks = 0
+        self._max_checks = 0
+
+    def is_hung(self, frame: int | None, is_first: bool) -> bool:
+        """Check once.
+
+        Args:
+            frame: Number of the frame being processed; None if there is none.
+            is_first: Whether it is the first frame with the present classes.
+
+        Returns:
+            Whether the model hangs: the frame has taken more than 10 s and 10 times as long as any before it, or
+            300 s if it is the first.
+        """
+        if frame != self._frame:
+            if self._frame is not None and not self._is_first:
+                self._max_checks = max(self._max_checks, self._checks)
+            self._frame, self._is_first, self._checks = frame, is_first, 0
+        elif frame is not None:
+            self._checks += 1
+        limit_s = HANG_FIRST_S if self._is_first else max(HANG_MIN_S, HANG_FACTOR * self._max_checks * self._period_s)
+        return self._checks * self._period_s > limit_s
+
+
+def notify_systemd(*assignments: str) -> None:
+    """Send assignments such as "READY=1" to the service manager; without one, do nothing.
+
+    Never blocks and never raises, because a manager that does not read must not disturb the run; the sdnotify package
+    blocks. The protocol is in sd_notify(3).
+
+    Args:
+        assignments: One line each; line breaks in them become spaces.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    if address.startswith("@"):
+        address = f"\0{address[1:]}"
+    lines = "\n".join(" ".join(assignment.splitlines()) for assignment in assignments)
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        sender.sendto(lines.encode(errors="replace"), address)

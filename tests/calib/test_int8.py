@@ -1,0 +1,215 @@
+"""Q/DQ for TensorRT: which tensors have it, which do not, and its scales."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from fsvit_edge.calib.calibration import Calibration
+from fsvit_edge.calib.fp16 import SMALLEST_NORMAL
+from fsvit_edge.calib.int8 import insert_qdq, linear_layers, quantize_weight
+from fsvit_edge.calib.onnx_graph import Graph
+from fsvit_edge.calib.precision import PrecisionOptions, check_patterns, make_graph
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
+
+BLOCKS = 6
+PLAIN = PrecisionOptions(smooth=False)
+Make = Callable[..., Graph]
+
+
+@pytest.fixture
+def made(tiny_graphs: dict[str, bytes], tiny_calibration: Calibration) -> Make:
+    def make(options: PrecisionOptions = PLAIN, data: bytes | None = None) -> Graph:
+        data = data or tiny_graphs["encoder"]
+        return Graph(make_graph(data, "encoder", "int8", "tensorrt-rtx", tiny_calibration, options))
+
+    return make
+
+
+def nodes_of(graph: Graph, *operators: str) -> list[NodeProto]:
+    return [node for node in graph.nodes if node.op_type in operators]
+
+
+def count(graph: Graph, operator: str) -> int:
+    return len(nodes_of(graph, operator))
+
+
+def test_every_linear_layer_of_every_block_and_nothing_else_is_quantized(made: Make) -> None:
+    graph = made()
+    assert (count(graph, "QuantizeLinear"), count(graph, "DequantizeLinear")) == (4 * BLOCKS, 8 * BLOCKS)
+    for node in nodes_of(graph, "DequantizeLinear"):
+        assert [reader.op_type for reader in graph.readers(node.output[0])] == ["Gemm"]
+    for node in nodes_of(graph, "Gemm"):
+        assert [graph.producer[name].op_type for name in node.input[:2]] == ["DequantizeLinear"] * 2
+    for node in nodes_of(graph, "MatMul", "Conv"):  # the products of attention, the patches
+        makers = [graph.producer[name].op_type for name in node.input if name in graph.producer]
+        assert "DequantizeLinear" not in makers
+
+
+def test_scales_are_normal_numbers_of_fp16_and_zero_points_are_zero(made: Make) -> None:
+    graph = made()
+    for node in nodes_of(graph, "QuantizeLinear", "DequantizeLinear"):
+        scale = graph.constants[node.input[1]]
+        assert scale.dtype == np.float16
+        assert (scale >= SMALLEST_NORMAL).all()
+        zero_points = [graph.constants[name] for name in node.input[2:]]
+        assert all(zero.dtype == np.int8 and not zero.any() for zero in zero_points)
+    for node in nodes_of(graph, "QuantizeLinear"):
+        assert len(node.input) == 3  # without a zero point it would be uint8
+        assert graph.constants[node.input[1]].ndim == 0
+
+
+def test_weights_are_stored_as_int8_with_a_scale_for_each_output(made: Make, tiny_graphs: dict[str, bytes]) -> None:
+    graph = made()
+    stored = [value for value in graph.constants.values() if value.dtype == np.int8 and value.ndim == 2]
+    assert len(stored) == 4 * BLOCKS
+    assert not [value for value in graph.constants.values() if value.dtype == np.float16 and value.shape == (192, 576)]
+    assert graph.model.ByteSize() < len(tiny_graphs["encoder"]) / 3
+    for layer in linear_layers(Graph(tiny_graphs["encoder"])):
+        weight = Graph(tiny_graphs["encoder"]).constants[layer.weight]
+        values, scales = quantize_weight(weight, layer.axis)
+        assert scales.shape == (weight.shape[1],)
+        assert np.abs(values * scales - weight).max() <= 0.5001 * scales.max()
+
+
+def test_the_encoder_computes_nearly_the_same(
+    made: Make, tiny_graphs: dict[str, bytes], pictures: list[np.ndarray]
+) -> None:
+    with (
+        OnnxRuntimeEngine(made().model.SerializeToString(), "cpu", 1) as ours,
+        OnnxRuntimeEngine(tiny_graphs["encoder"], "cpu", 1) as theirs,
+    ):
+        for picture in pictures:
+            got, wanted = ours.run({"image": picture})["tokens"].numpy(), theirs.run({"image": picture})["tokens"]
+            cosine = (got.astype(np.float32) * wanted.numpy()).sum(-1)
+            assert 0.98 < cosine.min() < 0.99999
+
+
+def test_one_quantizer_serves_several_readers() -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((4, 3)).astype(np.float32) for name in ("a", "b")}
+    nodes = [helper.make_node("MatMul", ["x", name], [f"y_{name}"]) for name in weights]
+    outputs = [helper.make_tensor_value_info(f"y_{name}", TensorProto.FLOAT, [2, 3]) for name in weights]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])]
+    stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, stored))
+    graph = Graph(model)
+    insert_qdq(graph, linear_layers(graph), {"x": (-2.0, 1.0)})
+    graph = Graph(graph.finish())
+    assert (count(graph, "QuantizeLinear"), count(graph, "DequantizeLinear")) == (1, 3)
+    scale = graph.constants[next(node for node in graph.nodes if node.op_type == "QuantizeLinear").input[1]]
+    assert scale == np.float16(2 / 127)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1e-4, 1.0])
+def test_a_weight_too_small_for_an_fp16_scale_still_gets_one(size: float) -> None:
+    weight = np.linspace(-size, size, 12, dtype=np.float32).reshape(4, 3)
+    values, scales = quantize_weight(weight, 1)
+    assert (scales.astype(np.float16) >= SMALLEST_NORMAL).all()
+    assert np.abs(values * scales - weight).max() <= 0.51 * scales.max()
+
+
+def test_a_transposed_weight_is_scaled_along_its_outputs() -> None:
+    weight = np.diag([1.0, 100.0]).astype(np.float32) + np.array([[0, 0.5], [50, 0]], np.float32)
+    for axis in (0, 1):
+        values, scales = quantize_weight(weight if axis == 1 else weight.T, axis)
+        turned = values if axis == 1 else values.T
+        np.testing.assert_allclose(turned * scales, weight, atol=0.5 * float(scales.max()))
+        assert scales.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("options", "quantized"),
+    [
+        (PrecisionOptions(keep_fp32=("*blocks.5.*",), smooth=False), 4 * (BLOCKS - 1)),
+        (PrecisionOptions(quantize=("*mlp.fc?.bias",), smooth=False), 2 * BLOCKS),
+        (PrecisionOptions(("*fc2*",), ("*blocks.0.*",), False), 3),
+    ],
+)
+def test_patterns_choose_the_layers(made: Make, options: PrecisionOptions, quantized: int) -> None:
+    assert count(made(options), "QuantizeLinear") == quantized
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (PrecisionOptions(quantize=("*nothing*",)), "--quantize '\\*nothing\\*' matches no linear layer"),
+        (PrecisionOptions(quantize=("Softmax",)), "matches no linear layer"),
+        (PrecisionOptions(keep_fp32=("Gemm",)), "No linear layer is left"),
+    ],
+)
+def test_patterns_that_match_nothing_are_refused(made: Make, options: PrecisionOptions, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        made(options)
+
+
+def test_a_keep_fp32_pattern_must_match_in_one_of_the_graphs(tiny_graphs: dict[str, bytes]) -> None:
+    graphs = [tiny_graphs["encoder"], tiny_graphs["head"]]
+    check_patterns(graphs, PrecisionOptions(keep_fp32=("Gelu", "InstanceNormalization", "*blocks.0.*")))
+    with pytest.raises(InputError, match="--keep-fp32 'Gellu' matches no node"):
+        check_patterns(graphs, PrecisionOptions(keep_fp32=("Gelu", "Gellu")))
+
+
+def test_int8_without_ranges_is_refused(tiny_graphs: dict[str, bytes], tiny_calibration: Calibration) -> None:
+    with pytest.raises(InputError, match="--calib"):
+        make_graph(tiny_graphs["encoder"], "encoder", "int8", "tensorrt", None, PLAIN)
+    missing = Calibration(**{**vars(tiny_calibration), "ranges": {"encoder": {}}, "channel_max": {}})
+    with pytest.raises(ArtifactError, match="no usable range for tensor"):
+        make_graph(tiny_graphs["encoder"], "encoder", "int8", "tensorrt", missing, PLAIN)
+
+
+def test_an_int8_head_is_an_fp16_head(tiny_graphs: dict[str, bytes], tiny_calibration: Calibration) -> None:
+    made = [
+        make_graph(tiny_graphs["head"], "head", precision, "tensorrt", tiny_calibration, PLAIN).SerializeToString()
+        for precision in ("fp16", "int8")
+    ]
+    assert made[0] == made[1]
+
+
+def foreign(tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, scale: float | None = None) -> bytes:
+    """As other tools write it: FP32 weights with a Q of their own, and Q/DQ on a residual."""
+    graph = Graph(tiny_graphs["encoder"])
+    insert_qdq(graph, linear_layers(graph), tiny_calibration.ranges["encoder"])
+    graph = Graph(graph.finish())
+    for node in graph.nodes:
+        weight = graph.constants.get(node.input[0])
+        if node.op_type == "DequantizeLinear" and weight is not None:
+            scales = graph.constants[node.input[1]]
+            whole = graph.add_constant("whole", weight * scales)
+            zeros = graph.add_constant("zeros", np.zeros(scales.shape, np.int8))
+            node.input[0] = graph.add_node("QuantizeLinear", [whole, node.input[1], zeros], "quantized", axis=1)
+            node.input.append(zeros)
+    residual = next(node for node in graph.nodes if node.op_type == "Add" and node.input[0] in graph.producer)
+    step = graph.add_constant("step", np.float32(0.1 if scale is None else scale))
+    zero = graph.add_constant("zero", np.zeros((), np.int8))
+    integers = graph.add_node("QuantizeLinear", [residual.input[0], step, zero], "residual")
+    residual.input[0] = graph.add_node("DequantizeLinear", [integers, step, zero], "residual_dequantized")
+    return graph.finish().SerializeToString()
+
+
+def test_a_graph_quantized_by_another_tool_is_accepted_unchanged(
+    made: Make, tiny_graphs: dict[str, bytes], tiny_calibration: Calibration
+) -> None:
+    data = foreign(tiny_graphs, tiny_calibration)
+    before, after = Graph(data), made(PLAIN, data)
+    for operator in ("QuantizeLinear", "DequantizeLinear", "Gemm", "LayerNormalization"):
+        assert count(before, operator) == count(after, operator) > 0
+    scales = {after.constants[node.input[1]].dtype for node in after.nodes if node.op_type.endswith(("uantizeLinear",))}
+    assert scales == {np.dtype(np.float16)}
+    onnx.checker.check_model(after.model, full_check=True)
+    needs_no_ranges = make_graph(data, "encoder", "int8", "tensorrt", None, PLAIN)
+    assert needs_no_ranges.ByteSize() > 0
+    for precision in ("fp32", "fp16"):
+        with pytest.raises(InputError, match="already quantized"):
+            make_graph(data, "encoder", precision, "tensorrt", None, PLAIN)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-5, -0.1, 1e5, float("nan")])
+def test_a_scale_that_is_not_a_normal_fp16_number_is_refused(
+    made: Make, scale: float, tiny_graphs: dict[str, bytes], tiny_calibration: Calibration
+) -> None:
+    with pytest.raises(FsvitEdgeError, match="positive normal"):
+        made(PLAIN, foreign(tiny_graphs, tiny_calibration, scale))

@@ -1,0 +1,101 @@
+"""The commands and Python of README.md and docs/ are run as written, each page in its own order and its own folder.
+
+Commands that need a camera, a network, a browser or a network's weights are not run, but their options must exist.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from doc_pages import (
+    PAGES,
+    ROOT,
+    command_name,
+    commands,
+    environment,
+    help_of,
+    make_inputs,
+    name_of,
+    options,
+    steps,
+)
+
+README = ROOT / "README.md"
+LINES = sorted({(name_of(page), step.text) for page in PAGES for step in steps(page) if step.language != "python"})
+LONG = ("train", "export", "build-engine")
+ALL = (
+    *("train", "eval", "export", "calib", "build-engine", "enroll", "run", "bench", "inspect", "doctor"),
+    "bank list",
+)
+
+
+EXPORTS = pytest.mark.slow(reason="traces the bundled model, 20 s")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=EXPORTS if "export" in map(command_name, commands(page)) else (), id=name_of(page))
+        for page in PAGES
+        if any(step.is_run for step in steps(page))
+    ],
+)
+def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
+    make_inputs(page, tmp_path)
+    for step in steps(page):
+        if not step.is_run:
+            continue
+        if step.language == "python":
+            words = [sys.executable, "-W", "error", "-c", step.text]
+        else:
+            words = ["bash", "-o", "pipefail", "-c", step.text]
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{step.text}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, f"{step.text}\n{done.stderr}"
+        if step.language == "python":
+            assert done.stderr == ""
+            continue
+        for written in re.findall(r"(?:--sink|--output|-o|--bank|--preview) +(\S+)", step.text):
+            assert written == "-" or (tmp_path / written).exists(), f"{step.text} did not write {written}"
+
+
+@pytest.mark.parametrize(("page", "command"), LINES)
+def test_every_option_of_a_command_exists(page: str, command: str) -> None:
+    known = options(help_of(command_name(command)))
+    assert "--help" in known
+    assert options(command) <= known, page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_option_that_the_text_names_exists(page: Path) -> None:
+    quoted = re.findall(r"`((?:--|fsvit-edge )[^`\n]*)`", page.read_text())
+    known = {option for name in ALL for option in options(help_of(name))}
+    assert options("\n".join(quoted)) <= known | {"--version", "--system-site-packages"}
+
+
+def test_no_page_repeats_a_long_command_of_another() -> None:
+    long = [command for page in PAGES for command in commands(page) if command_name(command) in LONG]
+    assert sorted(set(long)) == sorted(long)
+
+
+def test_the_readme_is_short_and_runs_commands_and_python() -> None:
+    assert len(README.read_text().split()) < 900
+    assert len(commands(README)) >= 5
+    assert [step.is_run for step in steps(README) if step.language == "python"] == [True]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_file_that_a_page_links_to_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_pages_outside_the_site_mention_only_files_that_exist() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    paths = re.findall(r"`((?:fsvit_edge|tests|tools|examples|benchmarks|docs)/[\w/.-]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
