@@ -78,7 +78,7 @@ OUT_OF_DECODER = (1, 32, 1, 1)
 def test_an_encoder_with_a_decoder_has_one_output_more(hybrid_bundle: Path) -> None:
     manifest = Bundle.load(hybrid_bundle).manifest
     assert manifest.graphs.keys() == set(GRAPH_NAMES)
-    assert manifest.tells_objectness
+    assert manifest.has_objectness
     told = manifest.graphs["encoder"].outputs[-1]
     assert (told.name, told.shape, told.dtype) == (OBJECTNESS, ("batch", 16, 16), "float32")
     assert [spec.name for spec in manifest.graphs["enroll"].inputs][-2:] == ["mask", "has_mask"]
@@ -96,9 +96,9 @@ def test_a_graph_beside_the_others_leaves_them_as_they_are(
         assert all(torch.equal(value, weights[key]) for key, value in one.module.state_dict().items())
     with_it, without = Bundle.load(bundle_beside), Bundle.load(tiny_bundle)
     assert without.manifest.graphs.keys() == set(GRAPH_NAMES)
-    assert not without.manifest.tells_objectness
+    assert not without.manifest.has_objectness
     assert with_it.manifest.graphs.keys() == {*GRAPH_NAMES, OBJECTNESS}
-    assert with_it.manifest.tells_objectness
+    assert with_it.manifest.has_objectness
     assert {name: with_it.graphs[name] for name in GRAPH_NAMES} == without.graphs
     info = with_it.manifest.graphs[OBJECTNESS]
     # The picture is the encoder's; what is told of it has the side for which the other network was trained.
