@@ -1,6 +1,6 @@
-"""Modules that behave as `tensorrt` 10.3, 11.4 and an 8.6 do where they differ, as far as a build goes.
+"""Fake modules that build as `tensorrt` 10.3 and 11.4 do, with the differences between them.
 
-What a version has removed is not there: touching it raises AttributeError, as in the real module.
+What a version has removed is missing here too, so using it raises AttributeError, as in the real module.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Tensor:
 
 
 class Network:
-    """One input, one output; the image's batch varies."""
+    """One input and one output with a dynamic batch."""
 
     def __init__(self) -> None:
         self.tensors = [Tensor("image", (-1, 8, 8, 3), DataType.UINT8), Tensor("tokens", (-1, 4), DataType.HALF)]
         self.num_inputs = self.num_outputs = 1
 
     def take(self, graph: onnx.GraphProto) -> None:
-        """Have the inputs and outputs of a graph."""
+        """Take over the inputs and outputs of a graph."""
         kinds = {onnx.TensorProto.FLOAT: DataType.FLOAT, onnx.TensorProto.FLOAT16: DataType.HALF}
         self.num_inputs, self.num_outputs = len(graph.input), len(graph.output)
         self.tensors = []
@@ -94,7 +94,7 @@ class TimingCache:
 
 
 class Config:
-    """Has what all versions have; the settings that a test wants to see are attributes."""
+    """What all versions have; settings that tests check are attributes."""
 
     def __init__(self, fake: FakeTensorRT) -> None:
         self._fake = fake
@@ -165,7 +165,7 @@ class Builder:
 
 
 class Parser:
-    """Takes `b"graph"` for the network above, and ONNX for what it is."""
+    """Parses ONNX; `b"graph"` stands for the network above."""
 
     def __init__(self, network: Network, _: Any) -> None:
         self._network = network
@@ -218,7 +218,7 @@ class Runtime:
 
 
 class Flag:
-    """An enum member as pybind makes it: an int only when asked."""
+    """An enum member as in pybind: not an int, but convertible to one."""
 
     def __init__(self, value: int) -> None:
         self._value = value
@@ -231,7 +231,7 @@ class FakeTensorRT(ModuleType):
     """A module `tensorrt`.
 
     Args:
-        version: 10.x has weak types beside strong ones, and the flags for them; 11.x has strong types alone.
+        version: 10.x has weak and strong typing with flags for both; 11.x has only strong typing.
     """
 
     def __init__(self, version: str) -> None:
@@ -265,7 +265,7 @@ class FakeTensorRT(ModuleType):
 
 
 def install(monkeypatch: pytest.MonkeyPatch, version: str) -> FakeTensorRT:
-    """Put a fake in the place of `tensorrt`."""
+    """Replace `tensorrt` by a fake."""
     fake = FakeTensorRT(version)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     return fake

@@ -97,7 +97,7 @@ def check_precision(precision: str, target: str) -> None:
     """Refuse a precision that a target does not compute in.
 
     Raises:
-        InputError: ONNX Runtime is asked for FP16.
+        InputError: FP16 for ONNX Runtime.
     """
     if precision == "fp16" and target == "onnxruntime":
         raise InputError(

@@ -45,7 +45,7 @@ def bundle_beside(
     from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 
     path = tmp_path_factory.mktemp("beside") / "bundle"
-    export_bundle(tiny_network, path, ExportOptions(verify=False, beside=hybrid_network))
+    export_bundle(tiny_network, path, ExportOptions(verify=False, objectness_from=hybrid_network))
     return path
 
 
