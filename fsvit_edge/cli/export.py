@@ -62,8 +62,8 @@ def export(
             network = build_network(backbone, weights, pretrained or weights is None, image_size, name, PROTOTYPE_HEAD)
         else:
             network = load_network(checkpoint or bundled, backbone, weights, pretrained, image_size, head)
-        beside = load_network(bundled) if objectness else None
-        result = export_bundle(network, output, ExportOptions(opset, simplify, verify, beside), step)
+        objectness_from = load_network(bundled) if objectness else None
+        result = export_bundle(network, output, ExportOptions(opset, simplify, verify, objectness_from), step)
 
     if result.parity:
         rows = [

@@ -35,13 +35,13 @@ class ExportOptions:
         opset: ONNX opset of the graphs.
         simplify: Run onnxsim over the graphs.
         verify: Compare torch with ONNX Runtime before anything is written.
-        beside: A network whose objectness decoder becomes a separate graph; None: no such graph.
+        objectness_from: A network whose objectness decoder becomes a separate graph; None: no such graph.
     """
 
     opset: int = DEFAULT_OPSET
     simplify: bool = True
     verify: bool = True
-    beside: FewShotNetwork | None = None
+    objectness_from: FewShotNetwork | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def export_bundle(
     if not MIN_OPSET <= options.opset <= MAX_OPSET:
         raise InputError(f"The opset must be from {MIN_OPSET} to {MAX_OPSET}, got {options.opset}.")
     with atomic_folder(output, MANIFEST_NAME) as staging:
-        graphs = build_graphs(network.eval(), options.beside)
+        graphs = build_graphs(network.eval(), options.objectness_from)
         models = {}
         for name, spec in graphs.items():
             progress(f"trace {name}")
@@ -94,7 +94,7 @@ def export_bundle(
         parity: tuple[ParityRow, ...] = ()
         if options.verify:
             progress("compare torch with ONNX Runtime")
-            parity = verify(network, models, options.beside)
+            parity = verify(network, models, options.objectness_from)
             raise_on_failure(parity)
         progress("write")
         for name, data in models.items():

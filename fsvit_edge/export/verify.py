@@ -57,7 +57,7 @@ class ParityRow:
 
 
 def verify(
-    network: FewShotNetwork, models: dict[str, bytes], beside: FewShotNetwork | None = None
+    network: FewShotNetwork, models: dict[str, bytes], objectness_from: FewShotNetwork | None = None
 ) -> tuple[ParityRow, ...]:
     """Compare the graphs with torch: encoder and enroll with the traced modules, the head with the PUBLISHED network.
 
@@ -68,7 +68,7 @@ def verify(
     Args:
         network: The network in torch.
         models: Graph -> ONNX file: encoder, enroll, head, and objectness if it is a separate graph.
-        beside: The network that the separate objectness graph comes from.
+        objectness_from: The network that the separate objectness graph comes from.
 
     Raises:
         EnvironmentLacksError: scikit-image, which ships the pictures, is not installed.
@@ -86,8 +86,8 @@ def verify(
             _compare_enroll(network, engines["enroll"], encoded, mask, has_mask, errors)
             supports.append(_enroll_as_device(engines, picture, mask))
         _compare_head(network, engines["head"], pictures, masks, supports, errors)
-        if beside is not None:
-            module = build_graphs(network, beside)["objectness"].module.eval()
+        if objectness_from is not None:
+            module = build_graphs(network, objectness_from)["objectness"].module.eval()
             for picture in pictures:
                 (wanted,) = module(torch.from_numpy(picture[None]))
                 answer = engines["objectness"].run({"image": picture[None]})

@@ -202,15 +202,15 @@ class PrototypeGraph(nn.Module):
         return presence, foreground
 
 
-def build_graphs(network: FewShotNetwork, beside: FewShotNetwork | None = None) -> dict[str, GraphSpec]:
+def build_graphs(network: FewShotNetwork, objectness_from: FewShotNetwork | None = None) -> dict[str, GraphSpec]:
     """Wrap a network for the tracer: encoder, enroll, head, and objectness if it is a separate graph.
 
     Args:
         network: The network.
-        beside: A network whose objectness decoder becomes the separate graph; None: no such graph.
+        objectness_from: A network whose objectness decoder becomes the separate graph; None: no such graph.
 
     Raises:
-        InputError: `network` already has an objectness decoder, or `beside` has none.
+        InputError: `network` already has an objectness decoder, or `objectness_from` has none.
     """
     encoder = network.encoder
     size, grid = network.config.image_size, network.config.support_grid
@@ -253,15 +253,16 @@ def build_graphs(network: FewShotNetwork, beside: FewShotNetwork | None = None) 
             },
         ),
     }
-    if beside is not None:
+    if objectness_from is not None:
         if network.objectness is not None:
             raise InputError(f"{network.config.name} already has an objectness decoder; export without --objectness.")
-        if beside.objectness is None or beside.encoder.stem is None:
+        if objectness_from.objectness is None or objectness_from.encoder.stem is None:
             raise InputError(
-                f"{beside.config.name} has no objectness decoder, so there is none to add; export without --objectness."
+                f"{objectness_from.config.name} has no objectness decoder, so there is none to add; "
+                "export without --objectness."
             )
-        module = ObjectnessNetwork(beside.encoder.stem, beside.objectness)
-        graph = ObjectnessGraph(module, beside.config.image_size)
+        module = ObjectnessNetwork(objectness_from.encoder.stem, objectness_from.objectness)
+        graph = ObjectnessGraph(module, objectness_from.config.image_size)
         graphs["objectness"] = GraphSpec(graph, image, ("objectness",), {"image": {0: "batch"}})
     return graphs
 

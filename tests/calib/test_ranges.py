@@ -266,7 +266,7 @@ def test_nothing_is_printed_and_steps_are_reported(capfd: pytest.CaptureFixture[
 
 
 def test_pictures_are_read_one_at_a_time() -> None:
-    """A picture is let go before the next but one is asked for: a source of any length fits into memory."""
+    """A picture is released before the next but one is read, so a source of any length fits into memory."""
     import weakref
 
     alive: list[weakref.ref[Rgb]] = []

@@ -236,8 +236,8 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("run", "photo.jpg", "--bank", "bank"), 2, "A bank must be a .safetensors file, got bank"),
         (("export", "--backbone", "vit_small_patch16_224.dino"), 2, "A backbone has no head"),
         (("export", "--pretrained"), 2, "A backbone has no head"),
-        (("build-engine", "--int8", "--fp16"), 2, "Build one precision at a time; got fp16, int8"),
-        (("build-engine", "--max-drop", "1"), 2, "--max-drop says how much may be lost on a data set; name it with"),
+        (("build-engine", "--int8", "--fp16"), 2, "Build one precision at a time, got fp16, int8"),
+        (("build-engine", "--max-drop", "1"), 2, "--max-drop limits the loss on a data set; name the data set with"),
         (("build-engine", "--fp16", "--calib", "album"), 2, "--calib has no effect here"),
         # 3: something is missing on this machine
         (("build-engine", "--engine", "tensorrt"), 3, "--engine tensorrt needs tensorrt, which is not installed"),
@@ -822,7 +822,7 @@ def test_an_export_without_options_writes_a_bundle_and_prints_the_next_step(bare
     log = result.err.splitlines()
     assert log[-1] == "Next: fsvit-edge enroll NAME IMAGE --bundle bundle"
     assert all(" s] Export: " in line for line in log[:-1])
-    for step in ("load torch", "trace encoder", "simplify head", "check enroll", "verify torch against", "write"):
+    for step in ("load torch", "trace encoder", "simplify head", "check enroll", "compare torch with", "write"):
         assert f"Export: {step}" in result.err
 
 

@@ -54,7 +54,7 @@ def bundle_beside(
     def write(path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pipeline, "trace", take_or_trace)
-            options = pipeline.ExportOptions(simplify=False, verify=False, beside=hybrid_network)
+            options = pipeline.ExportOptions(simplify=False, verify=False, objectness_from=hybrid_network)
             pipeline.export_bundle(tiny_network, path, options)
 
     return build_once("beside", write)

@@ -140,7 +140,7 @@ def test_a_second_build_gives_the_same_sidecar_apart_from_times(
     monkeypatch.setattr(build_module, "demo_pictures", demo_pictures)
     again = build_engines(Path(shutil.copytree(tiny_bundle, tmp_path / "bundle")), RTX)
     for name, one in rtx[0].engines.items():
-        # TensorRT-RTX numbers the temporaries inside a plan anew each time, so the plan's own sum is no part of it.
+        # TensorRT-RTX numbers the temporaries in a plan differently each time, so the plan's sha256 differs.
         left_out = (*TIMES, "file", "sha256")
         first, second = (
             {key: value for key, value in vars(record).items() if key not in left_out}

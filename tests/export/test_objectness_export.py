@@ -1,4 +1,4 @@
-"""Objectness through export, parity gate, command line, torch and engines: by the encoder, or by a graph beside it."""
+"""Objectness in export, parity gate, command line, torch and engines: in the encoder, or as a separate graph."""
 
 import copy
 import shutil
@@ -72,10 +72,10 @@ def with_one_weight_more(graph: bytes, inputs: tuple[int, ...]) -> bytes:
 OUT_OF_DECODER = (1, 32, 1, 1)
 
 
-# ------------------------------------------------------------------------------------------------- what a bundle holds
+# ----------------------------------------------------------------------------------------------- what a bundle contains
 
 
-def test_an_encoder_with_a_decoder_has_one_output_more(hybrid_bundle: Path) -> None:
+def test_an_encoder_with_a_decoder_has_one_more_output(hybrid_bundle: Path) -> None:
     manifest = Bundle.load(hybrid_bundle).manifest
     assert manifest.graphs.keys() == set(GRAPH_NAMES)
     assert manifest.has_objectness
@@ -84,7 +84,7 @@ def test_an_encoder_with_a_decoder_has_one_output_more(hybrid_bundle: Path) -> N
     assert [spec.name for spec in manifest.graphs["enroll"].inputs][-2:] == ["mask", "has_mask"]
 
 
-def test_a_graph_beside_the_others_leaves_them_as_they_are(
+def test_a_separate_objectness_graph_leaves_the_others_unchanged(
     bundle_beside: Path, tiny_bundle: Path, tiny_network: FewShotNetwork, hybrid_network: FewShotNetwork
 ) -> None:
     alone, together = build_graphs(tiny_network), build_graphs(tiny_network, hybrid_network)
@@ -101,13 +101,13 @@ def test_a_graph_beside_the_others_leaves_them_as_they_are(
     assert with_it.manifest.has_objectness
     assert {name: with_it.graphs[name] for name in GRAPH_NAMES} == without.graphs
     info = with_it.manifest.graphs[OBJECTNESS]
-    # The picture is the encoder's; what is told of it has the side for which the other network was trained.
+    # The picture has the encoder's side, and its objectness the side that the other network was trained with.
     assert info.inputs == without.manifest.graphs["encoder"].inputs
     assert [(spec.name, spec.shape) for spec in info.outputs] == [(OBJECTNESS, ("batch", 16, 16))]
     assert replace(with_it.manifest, graphs={}) == replace(without.manifest, graphs={})
 
 
-def test_what_cst_answers_does_not_change_by_a_graph_beside_it(bundle_beside: Path, tiny_bundle: Path) -> None:
+def test_a_separate_objectness_graph_does_not_change_the_heads_answers(bundle_beside: Path, tiny_bundle: Path) -> None:
     frame = picture(9)
     with FewShotModel.load(tiny_bundle, threads=1) as model:
         enroll(model)
@@ -124,7 +124,7 @@ def test_what_cst_answers_does_not_change_by_a_graph_beside_it(bundle_beside: Pa
     assert not np.array_equal(sharp.foreground, before.foreground)
 
 
-def test_a_graph_beside_nothing_or_twice_is_refused(
+def test_a_missing_or_second_objectness_decoder_is_refused(
     tiny_network: FewShotNetwork, hybrid_network: FewShotNetwork
 ) -> None:
     with pytest.raises(InputError, match=r"^hybrid already has an objectness decoder; export without --objectness\.$"):
@@ -138,7 +138,7 @@ def test_a_graph_beside_nothing_or_twice_is_refused(
 
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.inference_mode()
-def test_both_graphs_compute_what_torch_computes(
+def test_both_graphs_compute_the_same_as_torch(
     hybrid_network: FewShotNetwork,
     tiny_network: FewShotNetwork,
     hybrid_bundle: Path,
@@ -163,16 +163,16 @@ def test_both_graphs_compute_what_torch_computes(
 def test_the_parity_gate_compares_objectness_and_notices_one_weight(
     hybrid_network: FewShotNetwork, tiny_network: FewShotNetwork, hybrid_bundle: Path, bundle_beside: Path
 ) -> None:
-    for network, beside, path, graph in (
+    for network, objectness_from, path, graph in (
         (hybrid_network, None, hybrid_bundle, "encoder"),
         (tiny_network, hybrid_network, bundle_beside, OBJECTNESS),
     ):
         models = Bundle.load(path).graphs
-        rows = verify(network, models, beside)
+        rows = verify(network, models, objectness_from)
         raise_on_failure(rows)
         assert f"{graph}.objectness" in {row.output for row in rows}
         changed = {**models, graph: with_one_weight_more(models[graph], OUT_OF_DECODER)}
-        rows = verify(network, changed, beside)
+        rows = verify(network, changed, objectness_from)
         assert {row.output for row in rows if not row.passed} == {f"{graph}.objectness"}
         with pytest.raises(AccuracyGateError, match=rf"differs from torch in {graph}\.objectness by .*no bundle was"):
             raise_on_failure(rows)
@@ -212,7 +212,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[FewSho
 
 @pytest.fixture
 def untraced(monkeypatch: pytest.MonkeyPatch, bundle_beside: Path) -> None:
-    """Hand out the graphs of `bundle_beside` for what tracing takes half a minute to make."""
+    """Return the graphs of `bundle_beside` instead of half a minute of tracing."""
     names = {"tokens": "encoder", "support": "enroll", "presence": "head", OBJECTNESS: OBJECTNESS}
     monkeypatch.setattr(pipeline, "trace", lambda spec, _: onnx.load(bundle_beside / f"{names[spec.outputs[0]]}.onnx"))
 
@@ -226,7 +226,7 @@ def export(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 @pytest.mark.usefixtures("untraced")
-def test_the_option_adds_the_shipped_decoder_and_its_parity(
+def test_the_option_adds_the_bundled_decoder_and_its_parity(
     shipped: Callable[[FewShotNetwork], None],
     hybrid_network: FewShotNetwork,
     tiny_network: FewShotNetwork,
@@ -256,7 +256,7 @@ def test_the_option_adds_the_shipped_decoder_and_its_parity(
         (False, ("--checkpoint", "tiny.safetensors"), "hybrid has no objectness decoder, so there is none to add"),
     ],
 )
-def test_an_export_that_has_nothing_to_add_is_refused(
+def test_an_export_with_no_decoder_to_add_is_refused(
     shipped: Callable[[FewShotNetwork], None],
     hybrid_network: FewShotNetwork,
     tiny_network: FewShotNetwork,

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -64,7 +65,7 @@ def bundle(network: FewShotNetwork, tiny_bundle: Path, tmp_path_factory: pytest.
         (("--head", "cst", "--pretrained"), "A backbone has no head"),
     ],
 )
-def test_options_that_make_no_network_are_refused(
+def test_impossible_options_are_refused(
     arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["fsvit-edge", "export", *arguments])
@@ -86,7 +87,7 @@ def mask(seed: int) -> np.ndarray:
     return made
 
 
-def test_the_bundle_says_which_head_it_has_and_that_it_was_compared(bundle: Path, tiny_bundle: Path) -> None:
+def test_the_manifest_names_the_head_and_has_its_parity(bundle: Path, tiny_bundle: Path) -> None:
     manifest = Bundle.load(bundle).manifest
     assert (manifest.name, manifest.head) == ("backbone", "prototype")
     assert {"head.presence", "head.foreground", "enroll.pooled"} <= manifest.parity.keys()
@@ -97,7 +98,7 @@ def test_the_bundle_says_which_head_it_has_and_that_it_was_compared(bundle: Path
         assert info.outputs == trained.graphs[name].outputs
 
 
-def test_the_head_graph_holds_no_weights(bundle: Path, tiny_bundle: Path) -> None:
+def test_the_head_graph_has_no_weights(bundle: Path, tiny_bundle: Path) -> None:
     def floats(path: Path) -> int:
         graph = onnx.load_from_string(Bundle.load(path).graphs["head"]).graph
         arrays = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
@@ -109,7 +110,7 @@ def test_the_head_graph_holds_no_weights(bundle: Path, tiny_bundle: Path) -> Non
 
 @pytest.mark.parametrize("shots", [(1,), (3,), (1, 2, 1), (5, 1, 4)])
 @torch.inference_mode()
-def test_onnx_computes_what_torch_computes(bundle: Path, network: FewShotNetwork, shots: tuple[int, ...]) -> None:
+def test_onnx_computes_the_same_as_torch(bundle: Path, network: FewShotNetwork, shots: tuple[int, ...]) -> None:
     encode, enroll = EncoderGraph(network).eval(), EnrollGraph(network).eval()
     assert network.prototype_head is not None
     has_mask = torch.tensor([True])
@@ -148,42 +149,57 @@ def enroll_many(model: FewShotModel) -> None:
     model.enroll("c", [picture(seed) for seed in range(5, 8)], [mask(5), None, mask(7)])
 
 
-def test_many_supports_in_several_runs_answer_as_in_one(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def head_runs_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Classes and supports of every run of the head, as they happen."""
+    shapes: list[tuple[int, ...]] = []
+    run = OnnxRuntimeEngine.run
+
+    def recorded(self: OnnxRuntimeEngine, feed: Any) -> Any:
+        shapes.extend(tuple(feed[name].shape) for name in ("averaging",) if name in feed)
+        return run(self, feed)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", recorded)
+    return shapes
+
+
+def test_many_supports_in_several_runs_answer_as_in_one(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, head_runs_seen: list[tuple[int, ...]]
+) -> None:
     with FewShotModel.load(bundle, threads=1) as model:
         enroll_many(model)
+        head_runs_seen.clear()  # enrollment asks the head too
         whole = model.predict(picture(50), probabilities=True)
-        assert len(model.network.resident_supports(model.bank.class_supports)) == 1
+        assert head_runs_seen == [(3, 8)]
         longest = max(support.kept.shape[1] for name in model.classes for support in model.bank.supports(name))
         one = longest * 4 * model.bank.identity.num_channels * model.bank.identity.head_dim
-        monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 4 * one)
-        model.network.release_supports()
+    monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 4 * one)
+    with FewShotModel.load(bundle, threads=1) as model:
+        enroll_many(model)
+        head_runs_seen.clear()
         split = model.predict(picture(50), probabilities=True)
-        assert [feed["averaging"].shape for feed in model.network.resident_supports(model.bank.class_supports)] == [
-            (3, 4),
-            (3, 4),
-        ]
+    assert head_runs_seen == [(3, 4), (3, 4)]
     np.testing.assert_allclose(split.scores, whole.scores, atol=1e-5)
     np.testing.assert_allclose(split.foreground, whole.foreground, atol=1e-4)
     assert np.ptp(whole.scores) > 0.01
 
 
 def test_a_class_of_too_many_supports_still_answers_with_probabilities(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, head_runs_seen: list[tuple[int, ...]]
 ) -> None:
     monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 1)
     with FewShotModel.load(bundle, threads=1) as model:
         enroll_many(model)
+        head_runs_seen.clear()
         answer = model.predict(picture(50), probabilities=True)
-        assert len(model.network.resident_supports(model.bank.class_supports)) == 8
+    assert len(head_runs_seen) == 8
     assert answer.foreground is not None
     for values in (answer.scores, answer.foreground):
         assert values.min() >= 0
         assert values.max() <= 1 + 1e-5
 
 
-def test_a_bank_survives_its_file_and_torch_answers_alike(
-    bundle: Path, network: FewShotNetwork, tmp_path: Path
-) -> None:
+def test_a_saved_bank_and_torch_give_the_same_answers(bundle: Path, network: FewShotNetwork, tmp_path: Path) -> None:
     with FewShotModel.load(bundle, threads=1) as model:
         enroll_many(model)
         before = model.predict(picture(50), probabilities=True)
@@ -200,7 +216,7 @@ def test_a_bank_survives_its_file_and_torch_answers_alike(
     np.testing.assert_allclose(theirs.foreground, before.foreground, atol=2e-2)
 
 
-def test_the_shipped_backbone_gets_the_head_and_a_name_that_says_so() -> None:
+def test_the_bundled_backbone_gets_the_head_and_a_name_with_it() -> None:
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 
     network = load_network(DEFAULT_BUNDLE / "cst-nano.safetensors", head="prototype")

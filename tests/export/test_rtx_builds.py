@@ -1,4 +1,4 @@
-"""Real builds by TensorRT-RTX, for GPUs that are not here: what becomes of the layers, and checks that would notice."""
+"""Real builds by TensorRT-RTX for other GPUs: what becomes of the layers, and that the counts would show mistakes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +25,9 @@ TARGETS = ("sm86", "sm89", "sm120")
 VITS8_BLOCKS = 12
 HYBRID_BLOCKS = 4
 STEM_PRODUCTS = 1
-"""A 1 x 1 convolution over the 64 places of the stem's last map, which RTX computes as a product; INT8 leaves it."""
+"""A 1 x 1 convolution over the 64 positions of the stem's last map, which RTX computes as a product in FP16."""
 HYBRID_PRODUCTS = 5
-"""Of weights, a block: its four linear layers, and the one that evens its tokens."""
+"""Products with weights per block: four linear layers, and the one that evens the block's tokens."""
 SIZES = {"batch": (1, 1, 1), "supports": (1, 5, 50), "ways": (1, 5, 10), "kept_tokens": (1, 44, 145)}
 Calibrate = Callable[[bytes], Calibration]
 
@@ -91,7 +91,7 @@ def test_vits8_in_int8_has_every_linear_layer_of_its_blocks_in_int8(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_an_objectness_decoder_is_built_and_changes_nothing_in_the_blocks(
+def test_an_objectness_decoder_is_built_and_the_blocks_stay_the_same(
     hybrid_bundle: Path, calibrate: Calibrate, precision: str
 ) -> None:
     bundle = Bundle.load(hybrid_bundle)
@@ -106,7 +106,7 @@ def test_an_objectness_decoder_is_built_and_changes_nothing_in_the_blocks(
     assert plan.outputs[-1] == TensorSpec("objectness", (1, 16, 16), "float16")
 
 
-def test_the_head_takes_its_large_inputs_in_fp16_in_any_number_within_its_profile(nano: Bundle) -> None:
+def test_the_heads_large_inputs_are_fp16_with_any_size_in_its_profile(nano: Bundle) -> None:
     plan = build(typed(nano.graphs["head"], "fp16", name="head"), "head", TARGETS)
     types = {spec.name: spec.dtype for spec in (*plan.inputs, *plan.outputs)}
     assert {name for name, dtype in types.items() if dtype == "float16"} == {"tokens", "kept", "pooled"}
@@ -117,7 +117,7 @@ def test_the_head_takes_its_large_inputs_in_fp16_in_any_number_within_its_profil
     assert plan.layers.fp32_gemms == 0
 
 
-def test_the_counts_notice_fp32(nano: Bundle) -> None:
+def test_the_counts_show_fp32(nano: Bundle) -> None:
     layers = build(nano.graphs["encoder"]).layers
     assert layers.attention == 0
     assert layers.fp32_gemms >= 4 * HYBRID_BLOCKS
@@ -125,15 +125,13 @@ def test_the_counts_notice_fp32(nano: Bundle) -> None:
 
 
 @vits8
-def test_the_counts_notice_attention_that_quantization_has_taken_apart(
-    vits8_encoder: bytes, calibrate: Calibrate
-) -> None:
+def test_the_counts_show_attention_that_quantization_split(vits8_encoder: bytes, calibrate: Calibrate) -> None:
     graph = typed(vits8_encoder, "int8", calibrate(vits8_encoder))
     assert build(quantize_attention(graph)).layers.attention == 0
 
 
 def quantize_attention(graph: bytes) -> bytes:
-    """Put Q/DQ before both inputs of every product of two activations, which is what nobody should do."""
+    """Put Q/DQ before both inputs of every product of two activations, which prevents fused attention."""
     model = onnx.load_from_string(graph)
     producer = {name: node for node in model.graph.node for name in node.output}
     weights = {tensor.name for tensor in model.graph.initializer}
