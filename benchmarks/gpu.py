@@ -64,8 +64,7 @@ def measure(scale: Scale, gpu: Gpu | None) -> list[Row]:
 def machine_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
     """Describe the machine and the software."""
     if gpu is not None:
-        major, minor = gpu.compute_capability
-        yield Row("", gpu.name, f"sm{major}{minor}", f"{gpu.sm_count} SMs, {gpu.memory_bytes // MIB} MiB")
+        yield Row("", gpu.name, gpu.architecture, f"{gpu.sm_count} SMs, {gpu.memory_bytes // MIB} MiB")
         yield Row("", "driver", gpu.driver, "highest supported CUDA version")
     yield Row("", "torch", version("torch"), f"CUDA {torch.version.cuda}; {scale.backbone} at {scale.image_size} px")
     for backend in installed_backends():

@@ -1,9 +1,9 @@
 """INT8 on this machine's CPU: `python benchmarks/int8_cpu.py [--data FOLDER]`.
 
-Speed: ViT-S/8 at 400 px with random weights, as fast as any, FP32 as exported against the engine sets of ONNX Runtime,
-interleaved in one process (one of each, again and again) and reported as ratios of medians with their ranges.
-Accuracy, with --data: the shipped network on the same episodes in FP32 and in INT8. Its 257 tokens are too few for the
-attention in INT8 that the large network gets, so that is also measured by force.
+Speed: ViT-S/8 at 400 px with random weights, which do not change the speed. FP32 as exported and the engines of ONNX
+Runtime take turns in one process; reported are ratios of medians, with their ranges.
+Accuracy, with --data: the bundled model on the same episodes in FP32 and in INT8. Its 257 tokens are too few for the
+INT8 attention of larger models, so INT8 attention is also measured by force.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from fsvit_edge import FewShotModel
-from fsvit_edge.calib import cpu_attention
+from fsvit_edge.calib import int8_cpu
 from fsvit_edge.calib.calibration import DEFAULT_CALIBRATION, Calibration
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
 from fsvit_edge.calib.ranges import collect_ranges
@@ -44,19 +44,21 @@ SIZE = 400
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of <class>/{images,masks}; without it, speed alone")
-    parser.add_argument("--bundle", type=Path, help="measure the speed of this bundle in place of random ViT-S/8")
+    parser.add_argument(
+        "--data", type=Path, help="folder of <class>/{images,masks}; without it, only speed is measured"
+    )
+    parser.add_argument("--bundle", type=Path, help="measure the speed of this bundle instead")
     parser.add_argument("--accuracy-of", type=Path, default=DEFAULT_BUNDLE, help="bundle whose accuracy is measured")
-    parser.add_argument("--calib", type=Path, default=DEFAULT_CALIBRATION, help="its calibration")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--calib", type=Path, default=DEFAULT_CALIBRATION, help="calibration of that bundle")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements per engine")
     parser.add_argument("--episodes", type=int, default=500)
-    parser.add_argument("--way", type=int, default=1)
+    parser.add_argument("--ways", type=int, default=1, help="classes per episode")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-speed", action="store_true", help="accuracy alone")
+    parser.add_argument("--no-speed", action="store_true", help="only measure accuracy")
     arguments = parser.parse_args()
     print(
         f"{Machine.here().cpu}, {arguments.threads} threads, onnxruntime {version('onnxruntime')}, "
-        f"load of the machine before: {os.getloadavg()[0]:.1f}"
+        f"load average before: {os.getloadavg()[0]:.1f}"
     )
     if not arguments.no_speed:
         with tempfile.TemporaryDirectory() as folder:
@@ -64,15 +66,15 @@ def main() -> None:
         _report_speed(bundle, arguments.repeats, arguments.threads)
     if arguments.data is not None:
         _report_accuracy(arguments)
-    print(f"load of the machine after: {os.getloadavg()[0]:.1f}")
+    print(f"load average after: {os.getloadavg()[0]:.1f}")
 
 
 def _report_speed(bundle: Bundle, repeats: int, threads: int) -> None:
     calibration = collect_ranges(bundle, [support.image for support in demo_supports()], "minmax")
     graphs = {
         "FP32 as exported": bundle.graphs["encoder"],
-        "FP32 engine set": _encoder(bundle, "fp32", calibration),
-        "INT8 engine set": _encoder(bundle, "int8", calibration),
+        "FP32 engines": _encoder(bundle, "fp32", calibration),
+        "INT8 engines": _encoder(bundle, "int8", calibration),
     }
     frame = demo_supports()[0].image
     picture = resize_image(frame, bundle.manifest.image_size)[None]
@@ -91,7 +93,7 @@ def _report_speed(bundle: Bundle, repeats: int, threads: int) -> None:
     what = f"one frame, {WAYS} ways 1 shot, masks covering {MASK_COVER:.0%} (goal: 1.3 x)"
     _table(f"{title}: {what}", _interleave(frames, repeats))
     labels = [model.predict(frame).label_map for model in models.values()]
-    print(f"    label map equal to FP32's, INT8: {np.mean(labels[0] == labels[2]):.2%} (random weights, one frame)")
+    print(f"    INT8 label map equal to FP32: {np.mean(labels[0] == labels[2]):.2%} (random weights, one frame)")
 
 
 def _report_accuracy(arguments: argparse.Namespace) -> None:
@@ -99,16 +101,16 @@ def _report_accuracy(arguments: argparse.Namespace) -> None:
     calibration = Calibration.load(arguments.calib)
     calibration.check_fits(bundle)
     data = open_data("folder", arguments.data, None, None, "test", True)
-    options = EvaluationOptions(arguments.way, 1, arguments.episodes, masks=True)
+    options = EvaluationOptions(arguments.ways, 1, arguments.episodes, masks=True)
     graphs = {
         "FP32 as exported": bundle.graphs["encoder"],
-        "INT8 engine set": _encoder(bundle, "int8", calibration),
+        "INT8 engines": _encoder(bundle, "int8", calibration),
     }
-    usual = cpu_attention.INT8_FROM_TOKENS
-    cpu_attention.INT8_FROM_TOKENS = 0
+    usual = int8_cpu.INT8_FROM_TOKENS
+    int8_cpu.INT8_FROM_TOKENS = 0
     graphs["INT8, attention by force"] = _encoder(bundle, "int8", calibration)
-    cpu_attention.INT8_FROM_TOKENS = usual
-    print(f"{bundle.manifest.name} on {arguments.data.name}, {options.ways}-way 1-shot, {options.episodes} episodes")
+    int8_cpu.INT8_FROM_TOKENS = usual
+    print(f"{bundle.manifest.name} on {arguments.data.name}, {arguments.ways}-way 1-shot, {options.episodes} episodes")
     reference: dict[int, np.ndarray] = {}
     scores = None
     for name, graph in graphs.items():
@@ -124,7 +126,7 @@ def _report_accuracy(arguments: argparse.Namespace) -> None:
             found = evaluate(model, data, options, on_answer=note).scores
         scores = scores or found
         print(
-            f"    {name:26s} label maps equal to FP32's {np.mean(equal):.2%} (goal: 99 %), "
+            f"    {name:26s} label maps equal to FP32 {np.mean(equal):.2%} (goal: 99 %), "
             f"mIoU {found.miou.value:.2f} ({found.miou.value - scores.miou.value:+.2f} points; goal: within 1), "
             f"exact ratio {found.exact_ratio.value:.2f} ({found.exact_ratio.value - scores.exact_ratio.value:+.2f})"
         )
@@ -153,7 +155,7 @@ def _enroll(model: FewShotModel) -> None:
 
 
 def _random_bundle(path: Path) -> Path:
-    """Random weights at every place, biases too: the exporter would leave out a bias of zeros."""
+    """All weights are random, biases too, because the exporter leaves out a bias of zeros."""
     network = FewShotNetwork(ModelConfig("vit-s8-random", "vit_small_patch8_224.dino", SIZE))
     with torch.no_grad():
         for name, parameter in network.named_parameters():

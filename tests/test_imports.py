@@ -131,7 +131,7 @@ import sys
 from pathlib import Path
 from fsvit_edge.export import build, compare
 from fsvit_edge.export.build import build_engines
-from fsvit_edge.export.build_result import BuildOptions
+from fsvit_edge.export.job import BuildOptions
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 compare._TIMED_S = 0.05
 build.demo_pictures = lambda: compare.demo_pictures(4)

@@ -1,1 +1,1 @@
-"""Precision: calibration sets, the ranges of activations, and a graph for each precision and target."""
+"""Quantization: pictures are sampled, ranges collected, and the graph of each precision and target made."""

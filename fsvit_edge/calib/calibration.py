@@ -1,6 +1,6 @@
-"""A calibration: what the activations of a bundle's linear layers range over, as one small JSON file.
+"""The calibration file: the ranges of the activations that enter a bundle's linear layers, as one small JSON file.
 
-It is made on any machine and read where an engine is built, which may be a device: reading it takes no ONNX.
+It is made on any machine and read where an engine is built, which may be a device, so reading it needs no ONNX.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ FORMAT_VERSION = 1
 METHODS = ("minmax", "entropy", "percentile")
 FEWEST_PICTURES = 32
 DEFAULT_CALIBRATION = DEFAULT_BUNDLE / "calibration.json"
-"""Of the small model that is shipped."""
+"""Calibration of the bundled model."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranges of the tensors that may be quantized, and where they come from.
+    """Ranges of the tensors that can be quantized, and where they come from.
 
     Attributes:
-        format_version: Of the file.
-        model_name: What people call the network.
+        format_version: Version of the file format.
+        model_name: The bundle's name.
         image_size: Side of the encoder's input in pixels.
-        graphs: Graph -> sha256 of the FP32 ONNX file that the tensors' names are of.
+        graphs: Graph -> sha256 of the FP32 ONNX file whose tensors are named here.
         preprocessing: As in `bundle.json`.
-        method: One of `METHODS`: how a range was chosen from the values seen.
-        pictures: Pictures that were seen, those of a bank included.
-        seed: Of the sampling.
-        data_sha256: Of the pictures' pixels, whatever their order.
-        banked: Pictures among them that a bank of enrolled classes gave.
+        method: How ranges were chosen from the values seen, one of `METHODS`.
+        pictures: Number of pictures, including those from a bank.
+        seed: Random seed of the sampling.
+        data_sha256: sha256 of the pictures' pixels, independent of their order.
+        banked: Number of pictures from a bank of enrolled classes.
         ranges: Graph -> tensor -> lowest and highest value to represent.
         channel_max: Graph -> tensor -> largest absolute value seen in each channel (the axis that the weight sums
             over), never clipped.
@@ -76,25 +76,25 @@ class Calibration:
         return calibration
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file, completely or not at all.
 
         Raises:
-            InputError: `path` is a folder or lies in a file.
-            FsvitEdgeError: The disk is full or the folder cannot be written; an old file is untouched.
+            InputError: `path` is a folder, or its parent is a file.
+            FsvitEdgeError: The disk is full or the folder cannot be written; an old file is unchanged.
         """
         assert not _flaw(self), _flaw(self)
         atomic_write(path, self._json)
 
     @property
     def sha256(self) -> str:
-        """Of the file that `save` writes."""
+        """The sha256 of the file that `save` writes."""
         return hashlib.sha256(self._json).hexdigest()
 
     def check_fits(self, bundle: Bundle) -> None:
         """Refuse a calibration of another model than the bundle's.
 
         Raises:
-            ArtifactError: Image size, preprocessing or a graph differs; the sentence says which.
+            ArtifactError: Image size, preprocessing or a graph differs; the message names it.
         """
         manifest = bundle.manifest
         if self.image_size != manifest.image_size:
@@ -112,16 +112,16 @@ class Calibration:
         else:
             return
         raise ArtifactError(
-            f"The calibration does not fit bundle {bundle.path}: {difference}; make one that does with: "
+            f"The calibration does not fit bundle {bundle.path}: {difference}; make one for it with: "
             f"fsvit-edge calib SOURCE --bundle {bundle.path} --output calibration.json."
         )
 
     def warnings(self) -> list[str]:
-        """Return what a person should know before trusting the ranges, a sentence each."""
+        """Return reasons not to trust the ranges, one sentence each."""
         if self.pictures >= FEWEST_PICTURES:
             return []
         seen = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
-        return [f"The calibration has seen {seen} only; its ranges are a matter of chance under {FEWEST_PICTURES}."]
+        return [f"The calibration used only {seen}; use at least {FEWEST_PICTURES} for reliable ranges."]
 
     @cached_property
     def _json(self) -> bytes:
@@ -134,26 +134,26 @@ def _graph_sha256(bundle: Bundle, name: str) -> str:
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
-    """Keys whose values differ; through JSON, for a bundle that was just made has tuples where the file has lists."""
+    """Keys whose values differ; compared as JSON, because a new bundle has tuples where a file has lists."""
     ours, theirs = json.loads(json.dumps([ours, theirs]))
     return {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
 
 
 def _flaw(calibration: Calibration) -> str | None:
-    """A clause about what cannot be true of a calibration, None where all is well."""
+    """A clause that names the first impossible value; None if there is none."""
     if calibration.method not in METHODS:
         return f"its method is {calibration.method!r:.40}, expected one of {', '.join(METHODS)}"
     if calibration.pictures < 1 or not 0 <= calibration.banked <= calibration.pictures:
-        return f"it has seen {calibration.pictures} pictures, {calibration.banked} of them of a bank"
+        return f"it used {calibration.pictures} pictures, {calibration.banked} of them from a bank"
     if not calibration.graphs.keys() == calibration.ranges.keys() == calibration.channel_max.keys():
-        return "its sums, ranges and channels are of different graphs"
+        return "its sha256 sums, ranges and channels belong to different graphs"
     for graph, ranges in calibration.ranges.items():
         channels = calibration.channel_max[graph]
         if not ranges or ranges.keys() != channels.keys():
-            return f"its ranges and channels of graph {graph!r:.40} are of no or of different tensors"
+            return f"its ranges and channels of graph {graph!r:.40} belong to different tensors, or are empty"
         for name, (low, high) in ranges.items():
             if not (math.isfinite(low) and math.isfinite(high) and low <= high):
                 return f"the range of tensor {name!r:.40} is {low} to {high}"
             if not channels[name] or not all(math.isfinite(value) and value >= 0 for value in channels[name]):
-                return f"the channels of tensor {name!r:.40} are none, not finite or negative"
+                return f"the channels of tensor {name!r:.40} are empty, not finite, or negative"
     return None

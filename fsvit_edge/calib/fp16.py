@@ -1,16 +1,20 @@
-"""FP32 graph -> strongly typed FP16 graph with FP32 islands: every tensor has its type in the file.
+"""FP32 graph -> strongly typed FP16 graph with FP32 islands; and which of its tensors would overflow.
 
-onnxconverter_common does a part of this. It knows neither Q/DQ nor islands by position (the picture's arithmetic, the
-end of an L2 normalization), and a dependency more is a wheel more on a Jetson, so these rules are ours.
+Every tensor has its type in the file. onnxconverter_common does part of this, but it knows neither Q/DQ nor islands by
+position (the arithmetic on pixels, the end of an L2 normalization), and another dependency is another wheel on a
+Jetson, so these rules are our own.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from fsvit_edge.calib.onnx_graph import FLOATS, GEMMS, QUANTIZERS, Graph, as_float16
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError
 
 FLOAT32_OPERATORS = (
@@ -18,15 +22,17 @@ FLOAT32_OPERATORS = (
     *("Softmax", "LogSoftmax", "Gelu", "Erf", "Sigmoid", "Exp", "Log"),
     *("ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"),
 )
-"""What loses too much in FP16, or overflows."""
+"""Operators that lose too much precision in FP16, or overflow."""
 MASK_FLOAT16 = -30000.0
-"""In place of constants below FP16's range: -1e9 would become -inf, and 0 * -inf, which a mask does, is NaN. The sum of
+"""Replaces constants below FP16's range: -1e9 would become -inf, and masks compute 0 * -inf, which is NaN. The sum of
 two such masks is still in range."""
+OVERFLOW_LIMIT = 60000.0
+"""Largest magnitude allowed in an FP16 tensor; FP16 ends at 65504, and other pictures go a little further."""
 SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)
 LARGEST = float(np.finfo(np.float16).max)
 
 _PRODUCTS = (*GEMMS, "Conv", "Einsum")
-_WAY_TO_DIVISION = ("Clip", "Max", "Add", "Sqrt", "Expand", "Reshape", "Unsqueeze", "Reciprocal", "Div", "Mul")
+_TOWARD_DIVISION = ("Clip", "Max", "Add", "Sqrt", "Expand", "Reshape", "Unsqueeze", "Reciprocal", "Div", "Mul")
 _TAKES_ANY_TYPE = ("Cast", "Shape", "Size")
 _ALWAYS_FLOAT32 = {("Resize", 2)}
 
@@ -38,11 +44,11 @@ def to_fp16(
 
     Args:
         data: The graph, FP32 or already partly FP16, with or without Q/DQ.
-        float32_io: Inputs and outputs that stay FP32; the others become FP16.
-        keep_fp32: Says of a node whether it computes in FP32 beyond those that do so anyway.
+        float32_io: Names of the inputs and outputs that stay FP32; the others become FP16.
+        keep_fp32: True for a node that must compute in FP32, in addition to those that always do.
 
     Raises:
-        ArtifactError: The graph is not valid ONNX, or a quantization scale is no positive normal number of FP16.
+        ArtifactError: The graph is not valid ONNX, or a quantization scale is not a positive normal FP16 number.
     """
     graph = Graph(data)
     types = graph.element_types()
@@ -55,16 +61,16 @@ def to_fp16(
 
 
 def _islands(graph: Graph, floats: set[str]) -> set[str]:
-    """Names of the nodes that compute in FP32 whatever the user says."""
+    """Names of the nodes that always compute in FP32."""
     found = {node.name for node in graph.nodes if node.op_type in FLOAT32_OPERATORS or _has_unsafe_scalar(graph, node)}
     pictures = [value.name for value in graph.graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8]
     found |= _downstream(graph, pictures, floats, until=_PRODUCTS)
-    # What is divided by a norm or by something clamped to an epsilon, and the way there.
+    # Divisions by a norm or by a value clamped to an epsilon, and the nodes that lead to them.
     divisors = [node for node in graph.nodes if node.op_type in ("ReduceL2", "ReduceSumSquare")]
     divisors += [node for node in graph.nodes if node.op_type in ("Clip", "Max") and node.name in found]
     names = [name for node in divisors for name in node.output]
-    found |= _downstream(graph, names, floats, only=_WAY_TO_DIVISION, after=("Div", "Mul"))
-    # exp(1 / 0.1) of nine prototypes adds up to more than FP16 holds; what is multiplied with it is still in range.
+    found |= _downstream(graph, names, floats, only=_TOWARD_DIVISION, after=("Div", "Mul"))
+    # exp(1 / 0.1) of nine prototypes adds up to more than FP16 can represent; products with it are in range again.
     powers = [name for node in graph.nodes if node.op_type == "Exp" for name in node.output]
     reached = _downstream(graph, powers, floats)
     return found | {node.name for node in graph.nodes if node.name in reached and node.op_type not in _PRODUCTS}
@@ -78,7 +84,7 @@ def _downstream(
     only: Collection[str] | None = None,
     after: Collection[str] = (),
 ) -> set[str]:
-    """Nodes reached from tensors along floating-point tensors, up to but without `until`, up to and with `after`."""
+    """Nodes reached through floating-point tensors: only operators in `only`, up to `until`, none beyond `after`."""
     found: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -94,7 +100,7 @@ def _downstream(
 
 
 def _has_unsafe_scalar(graph: Graph, node: NodeProto) -> bool:
-    """Whether a node reads an epsilon that FP16 loses, or a number that it does not reach."""
+    """Whether a node reads an epsilon that FP16 rounds to 0, or a number beyond FP16's range."""
     if node.op_type in QUANTIZERS:
         return False
     for name in node.input:
@@ -107,7 +113,7 @@ def _has_unsafe_scalar(graph: Graph, node: NodeProto) -> bool:
 
 
 def replace_masks(graph: Graph) -> None:
-    """Put `MASK_FLOAT16` in place of constants below FP16's range."""
+    """Replace constants below FP16's range by `MASK_FLOAT16`."""
     for name, value in graph.constants.items():
         if value.dtype.kind == "f" and np.any((value < -LARGEST) & np.isfinite(value)):
             graph.constants[name] = np.where((value < -LARGEST) & np.isfinite(value), MASK_FLOAT16, value).astype(
@@ -189,11 +195,84 @@ def _check_scale(graph: Graph, node: NodeProto) -> None:
     scale = graph.constants.get(node.input[1])
     if scale is None:
         raise ArtifactError(
-            f"{node.op_type} {node.name!r} has a scale that is computed, which TensorRT refuses; take a constant one."
+            f"{node.op_type} {node.name!r} has a computed scale, which TensorRT does not accept; use a constant scale."
         )
     if not np.all((scale >= SMALLEST_NORMAL) & (scale <= LARGEST)):
         worst = float(np.min(scale)) if np.min(scale) < SMALLEST_NORMAL else float(np.max(scale))
         raise ArtifactError(
-            f"{node.op_type} {node.name!r} has a scale of {worst:.1e}, which FP16 does not hold as a normal positive "
-            f"number ({SMALLEST_NORMAL:.1e} to {LARGEST:.0f}); keep that layer in floating point."
+            f"{node.op_type} {node.name!r} has a scale of {worst:.1e}, which is not a positive normal FP16 number "
+            f"({SMALLEST_NORMAL:.1e} to {LARGEST:.0f}); keep that layer in floating point."
         )
+
+
+# ------------------------------------------------------------------------------------------------------------ overflow
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """A tensor with values beyond FP16's range.
+
+    Attributes:
+        tensor: Name of the tensor.
+        node: Name of the node that computes it.
+        largest: Largest absolute value seen; may be infinite.
+    """
+
+    tensor: str
+    node: str
+    largest: float
+
+
+def find_overflows(
+    fp32: bytes,
+    typed: onnx.ModelProto,
+    feeds: Iterable[Mapping[str, npt.NDArray[np.generic]]],
+) -> tuple[Overflow, ...]:
+    """Run the FP32 graph and report the tensors beyond `OVERFLOW_LIMIT` that are FP16 in the typed graph.
+
+    Running an FP16 graph on a CPU proves nothing, because ONNX Runtime emulates FP16 in FP32. The extremes are computed
+    inside the graph, so memory does not grow with the number of tensors. Constants of the typed graph are checked too.
+
+    Args:
+        fp32: The graph that `typed` was made from.
+        typed: The graph with FP16 types, whose tensors have the same names.
+        feeds: Inputs for the FP32 graph, from real pictures.
+
+    Returns:
+        The tensors, worst first; empty if none overflows.
+    """
+    other = Graph(typed)
+    halves = {name for name, kind in other.element_types().items() if kind == TensorProto.FLOAT16}
+    largest = {
+        name: float(np.abs(value.astype(np.float32)).max(initial=0.0))
+        for name, value in other.constants.items()
+        if value.dtype == np.float16
+    }
+    probed, probes = _with_probes(fp32, halves)
+    with OnnxRuntimeEngine(probed, "cpu") as engine:
+        for feed in feeds:
+            answers = engine.run(dict(feed))
+            for probe, name in probes.items():
+                seen = float(answers[probe].numpy())
+                # A NaN counts as an overflow; max() would lose one that is not the first.
+                largest[name] = float(np.fmax(largest.get(name, 0.0), seen)) if np.isfinite(seen) else np.inf
+    makers = {name: node.name for node in other.nodes for name in node.output}
+    bad = [Overflow(name, makers.get(name, ""), seen) for name, seen in largest.items() if seen > OVERFLOW_LIMIT]
+    return tuple(sorted(bad, key=lambda one: -one.largest))
+
+
+def _with_probes(fp32: bytes, halves: set[str]) -> tuple[bytes, dict[str, str]]:
+    """Add an output per FP16 tensor, its largest absolute value; returns the graph and output -> tensor."""
+    graph = Graph(fp32)
+    replace_masks(graph)
+    types = graph.element_types()
+    # An output that is cast at its end has another name before the cast.
+    names = [name for node in graph.nodes for name in node.output if types.get(name) == TensorProto.FLOAT]
+    probes = {}
+    for name in names:
+        if name in halves or f"{name}_inner" in halves or f"{name}_fp16" in halves:
+            absolute = graph.add_node("Abs", [name], f"{name}_absolute")
+            probe = graph.add_node("ReduceMax", [absolute], f"{name}_largest", keepdims=0)
+            graph.graph.output.append(helper.make_tensor_value_info(probe, TensorProto.FLOAT, []))
+            probes[probe] = name
+    return graph.finish().SerializeToString(), probes

@@ -1,4 +1,4 @@
-"""An ONNX graph with its index: who makes a tensor, who reads it, which are constants; and how users name a node."""
+"""An ONNX graph with an index: which node makes a tensor, which nodes read it, which tensors are constants."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -13,18 +13,25 @@ from fsvit_edge.runtime.errors import ArtifactError
 
 GEMMS = ("MatMul", "Gemm")
 ORT_DOMAIN = "com.microsoft"
-"""Of ONNX Runtime's own operators."""
+"""Domain of ONNX Runtime's own operators."""
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
 class Graph:
-    """A model that is being rewritten. Nodes are added and changed freely; `finish` puts them in order again.
+    """A model that is being rewritten. Nodes can be added and changed freely; `finish` sorts them again.
 
     Args:
         data: The ONNX file's bytes, or a model, which is copied.
 
+    Attributes:
+        model: The model.
+        graph: Its graph.
+        constants: Name -> value of every initializer and Constant node.
+        producer: Tensor -> the node that makes it.
+        consumers: Tensor -> the nodes that read it.
+
     Raises:
-        ArtifactError: It is not ONNX, or has control flow, functions or weights in other files.
+        ArtifactError: The data is not ONNX, or has control flow, functions or weights in other files.
     """
 
     def __init__(self, data: "bytes | onnx.ModelProto") -> None:
@@ -43,7 +50,7 @@ class Graph:
         if nested or self.model.functions or any(tensor.external_data for tensor in self.graph.initializer):
             raise ArtifactError(
                 "The graph has control flow, functions or weights in other files, which cannot be converted; "
-                "take one that holds plain operators and its own weights."
+                "use a graph of plain operators that contains its weights."
             )
         self.constants: dict[str, npt.NDArray[Any]] = {
             tensor.name: numpy_helper.to_array(tensor) for tensor in self.graph.initializer
@@ -67,11 +74,11 @@ class Graph:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it holds Q/DQ nodes."""
+        """Whether the graph contains Q/DQ nodes."""
         return any(node.op_type in QUANTIZERS for node in self.graph.node)
 
     def index(self) -> None:
-        """Look again who makes and who reads which tensor; call it after a change before asking."""
+        """Rebuild `producer` and `consumers`; call it after a change and before you use them."""
         self.producer = {name: node for node in self.graph.node for name in node.output}
         self.consumers: dict[str, list[NodeProto]] = {}
         for node in self.graph.node:
@@ -83,7 +90,7 @@ class Graph:
         return self.consumers.get(name, [])
 
     def new_name(self, name_hint: str) -> str:
-        """Reserve a name that nothing has yet."""
+        """Return a new, unused name."""
         name, count = name_hint, 0
         while name in self._names:
             count += 1
@@ -106,14 +113,14 @@ class Graph:
         domain: str = "",
         **attributes: Any,
     ) -> str:
-        """Add a node of one output and return that output's name."""
+        """Add a node with one output and return the output's name."""
         output = output or self.new_name(name_hint)
         name = self.new_name(f"node_{name_hint}")
         self.graph.node.append(helper.make_node(op_type, list(inputs), [output], name, domain=domain, **attributes))
         return output
 
     def add_split(self, name: str, sizes: list[int], axis: int, name_hint: str) -> list[str]:
-        """Cut a tensor into pieces and return their names."""
+        """Split a tensor and return the names of the pieces."""
         outputs = [self.new_name(name_hint) for _ in sizes]
         lengths = self.add_constant(f"{name_hint}_sizes", np.array(sizes))
         self.graph.node.append(
@@ -122,12 +129,12 @@ class Graph:
         return outputs
 
     def remove(self, nodes: Iterable[NodeProto]) -> None:
-        """Take nodes out."""
+        """Remove nodes."""
         for node in nodes:
             self.graph.node.remove(node)
 
     def element_types(self) -> dict[str, int]:
-        """Element type of every tensor, by ONNX's own inference.
+        """Return the element type of every tensor, from ONNX's own inference.
 
         Raises:
             ArtifactError: The inference fails.
@@ -142,7 +149,7 @@ class Graph:
         return {**types, **{tensor.name: tensor.data_type for tensor in self.graph.initializer}}
 
     def tidy(self) -> None:
-        """Drop what nothing reads, and put nodes in an order in which they can run."""
+        """Remove nodes and constants that nothing reads, and sort the nodes so that they can run in order."""
         self._drop_unread()
         self._sort()
 
@@ -199,10 +206,10 @@ class Graph:
 
 
 def labels(graph: Graph, node: NodeProto) -> set[str]:
-    """What a user may call a node: its name, its operator, its outputs and the weights that it reads.
+    """Return the names a user can give a node: its own, its operator, its outputs and the weights that it reads.
 
-    A linear layer is known by its bias, because the exporter keeps that one's name; where the bias stands in an Add of
-    its own, the layer is known by that too.
+    They include a linear layer's bias, because the exporter keeps the bias's name, even if the bias is in a separate
+    Add node.
     """
     found = {node.name, node.op_type, *node.output, *(name for name in node.input if name in graph.constants)}
     if node.op_type == "MatMul":
@@ -213,13 +220,13 @@ def labels(graph: Graph, node: NodeProto) -> set[str]:
 
 
 def matches(graph: Graph, node: NodeProto, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns (as of a shell: * ? [...]) fits one of a node's labels."""
+    """Whether a shell-style pattern (* ? [...]) matches one of a node's labels."""
     known = labels(graph, node)
     return any(fnmatchcase(label, pattern) for pattern in patterns for label in known)
 
 
 def as_float16(value: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
-    """Round to FP16 without a warning for what underflows; too large becomes infinite."""
+    """Round to FP16 without a warning: values may underflow, and too large ones become infinite."""
     with np.errstate(over="ignore", under="ignore"):
         return value.astype(np.float16)
 

@@ -1,6 +1,6 @@
-"""The calibration set: a SOURCE string goes in, a bounded and reproducible sample of its pictures comes out.
+"""A SOURCE string -> the calibration set, a bounded and reproducible sample of its pictures.
 
-folder/  list.txt  video.mp4  picture.jpg  0  /dev/video0  rtsp://host/path
+SOURCE: folder/  list.txt  video.mp4  picture.jpg  0  /dev/video0  rtsp://host/path
 """
 
 import hashlib
@@ -28,12 +28,12 @@ _PICTURE_FOLDERS = frozenset({"images", "jpegimages", "train2014", "val2014"})
 _MASK_FOLDERS = frozenset(
     {"masks", "labels", "annotations", "segmentationclass", "segmentationclassaug", "segmentationobject"}
 )
-"""Folders of label maps where they lie beside those of pictures; a map is nothing to calibrate with."""
+"""Folders of label maps, skipped next to a folder of pictures, because label maps are not camera pictures."""
 
 
 @dataclass
 class _Files:
-    """Pictures as files, in the order in which they are taken; those behind `count` stand in for unreadable ones."""
+    """Picture files, of which the first `count` readable ones are used; the rest replace unreadable files."""
 
     paths: list[Path]
     count: int
@@ -54,7 +54,7 @@ class _Files:
 
 @dataclass
 class _Video:
-    """Frames of a video, one at random from each of `count` equal parts."""
+    """Frames of a video, one random frame from each of `count` equal parts."""
 
     uri: str
     num_frames: int
@@ -62,7 +62,7 @@ class _Video:
     count: int
 
     def read(self) -> Iterator[Rgb]:
-        rng = random.Random(self.seed)  # noqa: S311 - no secret
+        rng = random.Random(self.seed)  # noqa: S311 - not a secret
         bounds = [part * self.num_frames // self.count for part in range(self.count + 1)]
         wanted = {rng.randrange(start, stop) for start, stop in pairwise(bounds)}
         last = max(wanted)
@@ -76,7 +76,7 @@ class _Video:
 
 @dataclass
 class _Live:
-    """Frames of a camera or stream, at equal times."""
+    """Frames of a camera or stream, at equal intervals."""
 
     uri: str
     interval_s: float
@@ -97,12 +97,13 @@ class _Live:
 class CalibrationSet:
     """A sample of a source. Iterate over it for (H, W, 3) uint8 RGB pictures, one in memory at a time.
 
-    Every iteration reads them anew and, but for a camera, in the same order.
+    Each iteration reads the pictures again, in the same order except from a camera.
 
     Attributes:
-        source: As it was given.
-        seed: Of the sampling.
-        unreadable: Pictures that the last iteration left out because they are missing or damaged.
+        source: The SOURCE string.
+        seed: Random seed of the sampling.
+        parts: The files, videos and cameras that the pictures come from.
+        unreadable: Number of pictures that the last iteration skipped because they are missing or damaged.
         first_error: What is wrong with the first of them.
     """
 
@@ -114,14 +115,14 @@ class CalibrationSet:
 
     @property
     def count(self) -> int:
-        """Pictures that an iteration gives, if enough can be read and a video is as long as it says."""
+        """Number of pictures, if enough of them can be read and a video is as long as its header says."""
         return sum(part.count for part in self.parts)
 
     def __iter__(self) -> Iterator[Rgb]:
         """Read the pictures.
 
         Raises:
-            InputError: Not one of the pictures can be read.
+            InputError: None of the pictures can be read.
             SourceError: A video or camera cannot be read, or stopped.
         """
         self.unreadable, self.first_error, given = 0, "", 0
@@ -134,42 +135,42 @@ class CalibrationSet:
                     given += 1
                     yield item
         if given == 0:
-            reason = self.first_error or "it ends before the first frame of the sample."
+            reason = self.first_error or "it ends before the first sampled frame."
             raise InputError(f"{self.source} has no picture to calibrate with: {reason}")
 
 
-def sample_pictures(source: str, num: int, seed: int, seconds: float = SECONDS) -> CalibrationSet:
-    """Choose pictures of a source; none is read before the set is iterated over.
+def sample_pictures(source: str, max_pictures: int, seed: int, seconds: float = SECONDS) -> CalibrationSet:
+    """Choose pictures from a source; none is read before you iterate over the set.
 
-    Files are chosen by a hash of the seed and their path below the source: neither the order in which a disk lists
-    them nor the place where the source lies matters, and a few new files change few of the choices.
+    Files are chosen by a hash of the seed and their path below the source, so the choice does not depend on the order
+    in which the disk lists them or on where the source is, and a few new files change few choices.
 
     Args:
-        source: A folder, searched to its depths (folders of masks beside folders of pictures are left out); a text
-            list (.txt) with one picture, folder or video a line, relative to the list; a video, of which frames are
-            taken all along; a picture; or a camera ("0", "/dev/video0") or "rtsp://...". In a list, each folder, each
-            video and all pictures together give equal shares as far as they last.
-        num: Pictures to take, at least 1; fewer where the source has fewer.
-        seed: Another one gives another sample.
-        seconds: Over which a camera's or stream's frames are spread, at least.
+        source: A folder, searched recursively (folders of masks next to folders of pictures are skipped); a text list
+            (.txt) with one picture, folder or video per line, relative to the list; a video, sampled over its whole
+            length; a picture; a camera ("0", "/dev/video0") or "rtsp://...". In a list, each folder, each video, and
+            all single pictures together contribute equal shares as far as they have enough.
+        max_pictures: Maximum number of pictures, at least 1.
+        seed: Random seed; another seed gives another sample.
+        seconds: Least time over which a camera's or stream's frames are spread.
 
     Raises:
-        InputError: The source is of no such kind, holds no picture, or cannot be searched.
-        SourceError: It does not exist or cannot be opened.
+        InputError: The kind of source is not supported, or it contains no picture or cannot be searched.
+        SourceError: The source does not exist or cannot be opened.
     """
-    return CalibrationSet(source, seed, _parts(source, num, seed, seconds))
+    return CalibrationSet(source, seed, _parts(source, max_pictures, seed, seconds))
 
 
 def _parts(source: str, num: int, seed: int, seconds: float) -> "list[_Files | _Video | _Live]":
     if os.path.isdir(source):
         files = _choose(Path(source), _pictures_below(source), num, seed)
         if not files.paths:
-            raise InputError(f"The folder {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}), however deep.")
+            raise InputError(f"The folder {source} contains no picture ({', '.join(PICTURE_SUFFIXES)}), at any depth.")
         return [files]
     if source.lower().endswith(LIST_SUFFIX) and os.path.isfile(source):
         return _listed_parts(Path(source), num, seed, seconds)
     if source == "demo":
-        raise InputError("The demo is nothing to calibrate with; give pictures, a video or a camera of the real place.")
+        raise InputError("The demo cannot be used to calibrate; give pictures, a video or a camera of the real place.")
     with open_source(source) as opened:
         if opened.is_live:
             return [_Live(source, seconds / num, num)]
@@ -185,7 +186,7 @@ def _listed_parts(path: Path, num: int, seed: int, seconds: float) -> "list[_Fil
     parts: list[_Files | _Video | _Live] = [files] if files.paths else []
     for line in _lines(path):
         if line.lower().endswith(LIST_SUFFIX):
-            raise InputError(f"{path} lists {line}, another list; put its lines in place of it.")
+            raise InputError(f"{path} contains {line}, another list; replace that line with the lines of the list.")
         if not line.lower().endswith(PICTURE_SUFFIXES):
             parts += _parts(str(path.parent / line), num, seed, seconds)
     if not parts:
@@ -206,9 +207,9 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _choose(root: Path, names: Iterable[str], num: int, seed: int) -> _Files:
-    """Take the files below `root` whose names hash lowest, twice as many as wanted.
+    """Choose the files below `root` whose names have the lowest hashes, twice as many as wanted.
 
-    Never more than those are in memory, and as strings: a `Path` leaves its parts behind (they are interned).
+    No more names than that are in memory, and as strings: the parts of a `Path` are interned, so they would stay.
     """
 
     def rank(name: str) -> bytes:
@@ -219,7 +220,7 @@ def _choose(root: Path, names: Iterable[str], num: int, seed: int) -> _Files:
 
 
 def _pictures_below(root: str) -> Iterator[str]:
-    """Yield the name below `root`, with slashes, of every picture; linked folders are searched once."""
+    """Yield the path of every picture relative to `root`, with slashes; linked folders are searched once."""
     seen: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
         status = os.stat(folder)

@@ -1,42 +1,38 @@
-"""One function for every target: a bundle's FP32 graph -> the graph that an engine is built from."""
+"""One function for every precision and target: a bundle's FP32 graph -> the graph that an engine is built from."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx
 from onnx import NodeProto
 
-from fsvit_edge.calib.cpu_attention import fuse_attention
-from fsvit_edge.calib.cpu_graph import integer_form_here, quantize_for_cpu
 from fsvit_edge.calib.fp16 import to_fp16
+from fsvit_edge.calib.int8 import LinearLayer, Ranges, chosen_layers, insert_qdq, linear_layers, smooth
+from fsvit_edge.calib.int8_cpu import fuse_attention, integer_form_here, quantize_for_cpu
 from fsvit_edge.calib.onnx_graph import Graph, matches
-from fsvit_edge.calib.quantize import LinearLayer, Ranges, chosen_layers, insert_qdq, linear_layers
-from fsvit_edge.calib.smooth import smooth
 from fsvit_edge.runtime.engines.onnx_runtime import refuse_fp16_on_cpu
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from fsvit_edge.calib.calibration import Calibration
 
-PRECISIONS = ("fp32", "fp16", "int8")
-TARGETS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 FLOAT32_IO = {
     "encoder": frozenset[str](),
     "head": frozenset({"kept_mask", "pooled_mask", "averaging", "presence", "foreground"}),
 }
-"""Inputs and outputs that stay FP32 in FP16 and INT8 plans; the tensors that are large are FP16."""
+"""Inputs and outputs that stay FP32 in FP16 and INT8 graphs for TensorRT; only the large tensors are FP16."""
 
 
 @dataclass(frozen=True)
 class PrecisionOptions:
-    """What the user may steer.
+    """What the user can choose.
 
     Attributes:
-        keep_fp32: Patterns of nodes, operators or weights that compute in FP32; as of a shell.
-        quantize: Patterns of the linear layers to quantize; none: all, and on a CPU the attention of long sequences.
-        smooth: Move the scale of outlying channels from activations to weights before quantizing; None: where it
-            lowers the error.
+        keep_fp32: Shell-style patterns of nodes, operators or weights that compute in FP32.
+        quantize: Patterns of the linear layers to quantize; empty for all, and on a CPU long attention too.
+        smooth: Move the scale of outlier channels from activations to weights before quantizing; None: where it lowers
+            the error.
     """
 
     keep_fp32: tuple[str, ...] = ()
@@ -54,79 +50,87 @@ def make_graph(
 ) -> onnx.ModelProto:
     """Make the graph of one precision for one target.
 
+    Only the encoder is quantized: an INT8 head is an FP16 head for TensorRT, and an FP32 head for ONNX Runtime.
+
     Args:
-        data: The FP32 ONNX file's bytes; for INT8 it may already hold Q/DQ made elsewhere.
+        data: The FP32 ONNX file; for INT8 it may already contain Q/DQ from another tool.
         graph: encoder or head.
-        precision: One of `PRECISIONS`.
-        target: One of `TARGETS`.
-        calibration: Ranges of the encoder's tensors; needed for INT8 unless `data` is quantized already.
-        options: What the user steers.
+        precision: fp32, fp16 or int8.
+        target: tensorrt, tensorrt-rtx or onnxruntime.
+        calibration: Ranges of the encoder's tensors; needed for INT8 unless `data` is already quantized.
+        options: What the user chose.
 
     Returns:
-        A graph that passes `onnx.checker` (for ONNX Runtime it may use that one's own operators).
+        A graph that passes `onnx.checker`; for ONNX Runtime it may use ONNX Runtime's own operators.
 
     Raises:
-        InputError: The combination makes no sense, or a pattern matches nothing.
+        InputError: The combination is not possible, or a pattern matches nothing.
         ArtifactError: The graph or the calibration cannot be used.
     """
-    source = Graph(data)
-    if source.is_quantized and precision != "int8":
-        raise InputError(f"The {graph} graph is quantized already, so it cannot become {precision}; build it as int8.")
     if target == "onnxruntime":
         refuse_fp16_on_cpu(precision)
-    layers: list[LinearLayer] = []
-    ranges: Ranges = {}
-    if precision == "int8" and graph == "encoder" and not source.is_quantized:
-        if calibration is None:
-            raise InputError("INT8 needs the ranges of a calibration; give one with --calib FILE or --calib SOURCE.")
-        layers = chosen_layers(source, options.quantize, options.keep_fp32)
-        ranges = calibration.ranges.get(graph, {})
-        if options.smooth is not False:
-            ranges = smooth(source, layers, ranges, calibration.channel_max.get(graph, {}), options.smooth is True)
-            layers = _named(source, {layer.node.name for layer in layers})
-    if target == "onnxruntime":
-        return _for_cpu(source, graph, layers, ranges, options)
-    if precision == "fp32":
-        return source.finish()
-    if layers:
-        insert_qdq(source, layers, ranges)
-    return checked(to_fp16(source.finish(), FLOAT32_IO[graph], keeper(options.keep_fp32)), graph)
+    source = Graph(data)
+    if source.is_quantized and precision != "int8":
+        raise InputError(
+            f"The {graph} graph is already quantized, so it cannot become {precision}; build it with --precision int8."
+        )
+    match ("cpu" if target == "onnxruntime" else "tensorrt", precision):
+        case ("tensorrt", "fp32"):
+            return source.finish()
+        case ("tensorrt", "fp16"):
+            return _to_valid_fp16(source, graph, options)
+        case ("tensorrt", "int8"):
+            layers, ranges = _layers_to_quantize(source, graph, calibration, options)
+            insert_qdq(source, layers, ranges)
+            return _to_valid_fp16(source, graph, options)
+        case ("cpu", "fp32"):
+            if graph == "encoder":
+                fuse_attention(source)
+            return source.finish()
+        case ("cpu", "int8"):
+            layers, ranges = _layers_to_quantize(source, graph, calibration, options)
+            if layers:
+                _to_int8_on_cpu(source, layers, ranges, options)
+            return source.finish()
+    raise AssertionError(f"no graph for {precision} and {target}")
 
 
-def _for_cpu(
-    source: Graph, graph: str, layers: list[LinearLayer], ranges: Ranges, options: PrecisionOptions
-) -> onnx.ModelProto:
-    form = integer_form_here()
-    may_be_int8 = bool(layers) and form.suits_attention and not options.quantize
-    keep = keeper(options.keep_fp32)
-    if graph == "encoder" and not source.is_quantized:
-        names = {layer.node.name for layer in layers}
-        origin = fuse_attention(source, lambda softmax: may_be_int8 and not keep(source, softmax))
-        layers = _named(source, names | {part for part, whole in origin.items() if whole in names})
-    if layers:
-        quantize_for_cpu(source, layers, ranges, form)
-    return source.finish()
-
-
-def _named(graph: Graph, names: set[str]) -> list[LinearLayer]:
-    return [layer for layer in linear_layers(graph) if layer.node.name in names]
-
-
-def keeper(patterns: tuple[str, ...]) -> Callable[[Graph, NodeProto], bool]:
-    """Return what says of a node whether a pattern keeps it in FP32."""
-
-    def keep(graph: Graph, node: NodeProto) -> bool:
-        return matches(graph, node, patterns)
-
-    return keep
-
-
-def checked(model: onnx.ModelProto, graph: str) -> onnx.ModelProto:
-    """Pass a model through ONNX's checker.
+def check_patterns(graphs: Iterable[bytes], options: PrecisionOptions) -> None:
+    """Refuse a `keep_fp32` pattern that matches no node of any graph.
 
     Raises:
-        ArtifactError: It is not valid.
+        InputError: A pattern matches nothing.
     """
+    opened = [Graph(data) for data in graphs]
+    for pattern in options.keep_fp32:
+        if not any(matches(graph, node, [pattern]) for graph in opened for node in graph.nodes):
+            raise InputError(
+                f"--keep-fp32 {pattern!r} matches no node, operator or weight; "
+                "try an operator such as Softmax, or part of a name such as '*blocks.11.*'."
+            )
+
+
+def _layers_to_quantize(
+    source: Graph, graph: str, calibration: "Calibration | None", options: PrecisionOptions
+) -> tuple[list[LinearLayer], Ranges]:
+    """The encoder's linear layers to quantize, smoothed, and the ranges of their activations."""
+    if graph != "encoder" or source.is_quantized:
+        return [], {}
+    if calibration is None:
+        raise InputError("INT8 needs a calibration; give one with --calib FILE or --calib SOURCE.")
+    layers = chosen_layers(source, options.quantize, options.keep_fp32)
+    ranges: Ranges = calibration.ranges.get(graph, {})
+    if options.smooth is not False:
+        ranges = smooth(source, layers, ranges, calibration.channel_max.get(graph, {}), options.smooth is True)
+        layers = _layers_named(source, {layer.node.name for layer in layers})
+    return layers, ranges
+
+
+def _to_valid_fp16(source: Graph, graph: str, options: PrecisionOptions) -> onnx.ModelProto:
+    def keep(opened: Graph, node: NodeProto) -> bool:
+        return matches(opened, node, options.keep_fp32)
+
+    model = to_fp16(source.finish(), FLOAT32_IO[graph], keep)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -134,16 +138,17 @@ def checked(model: onnx.ModelProto, graph: str) -> onnx.ModelProto:
     return model
 
 
-def check_patterns(graphs: Iterable[bytes], options: PrecisionOptions) -> None:
-    """Refuse a pattern of `keep_fp32` that matches no node of any of the graphs.
+def _to_int8_on_cpu(source: Graph, layers: list[LinearLayer], ranges: Ranges, options: PrecisionOptions) -> None:
+    form = integer_form_here()
 
-    Raises:
-        InputError: One does.
-    """
-    opened = [Graph(data) for data in graphs]
-    for pattern in options.keep_fp32:
-        if not any(matches(graph, node, [pattern]) for graph in opened for node in graph.nodes):
-            raise InputError(
-                f"--keep-fp32 {pattern!r} matches no node, operator or weight; "
-                "try an operator's name as Softmax, or a part as '*blocks.11.*'."
-            )
+    def in_int8(softmax: NodeProto) -> bool:
+        return form.suits_attention and not options.quantize and not matches(source, softmax, options.keep_fp32)
+
+    names = {layer.node.name for layer in layers}
+    origin = fuse_attention(source, in_int8)
+    names |= {part for part, whole in origin.items() if whole in names}
+    quantize_for_cpu(source, _layers_named(source, names), ranges, form)
+
+
+def _layers_named(graph: Graph, names: set[str]) -> list[LinearLayer]:
+    return [layer for layer in linear_layers(graph) if layer.node.name in names]

@@ -1,9 +1,8 @@
-"""What the inputs of an encoder's linear layers range over: pictures go in, a `Calibration` comes out.
+"""Pictures -> a `Calibration`: the ranges of the tensors that enter an encoder's linear layers.
 
-The bundle's own FP32 graph runs, by the runtime's own preprocessing, so a tensor has the name that it has there. What
-is kept of a picture has a fixed size (its digest apart), so memory does not grow with the set; ONNX Runtime's own
-histogram calibrators keep every tensor of every picture, and their histograms grow with an outlier. Theirs is the
-search for the threshold.
+The bundle's own FP32 graph runs with the runtime's own preprocessing, so the tensors' names are those of the graph. Per
+picture only a digest is stored, so memory does not grow with the set. ONNX Runtime's own histogram calibrators keep
+every tensor of every picture, and their histograms grow with outliers; only its search for the threshold is used here.
 """
 
 import contextlib
@@ -20,9 +19,9 @@ import onnx
 
 from fsvit_edge import __version__
 from fsvit_edge.calib.calibration import FORMAT_VERSION, METHODS, Calibration
+from fsvit_edge.calib.int8 import LinearLayer, linear_layers
 from fsvit_edge.calib.onnx_graph import Graph, labels
 from fsvit_edge.calib.pictures import Rgb
-from fsvit_edge.calib.quantize import LinearLayer, linear_layers
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.base import Array
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
@@ -31,30 +30,30 @@ from fsvit_edge.runtime.preprocess import resize_image
 
 DEFAULT_METHOD = "percentile"
 PERCENTILE = 99.995
-"""Share of a tensor's values that stay within its range, in per cent.
+"""Percentage of a tensor's values that stay within its range.
 
 Relative error of cst-nano's tokens with quantized layers on unseen photographs: 0.0162 at 99.9, 0.0093 at 99.99, 0.0091
-at 99.995, 0.0096 at 99.999; 0.0092 by entropy, which takes twice as long, 0.0103 by minmax.
+at 99.995, 0.0096 at 99.999; 0.0092 with entropy, which takes twice as long, and 0.0103 with minmax.
 """
 
 _GRAPH = "encoder"
 _BINS = 2048
 _QUANTIZED_BINS = 128
 _SMALLEST_REACH = 2.0**-20
-_PICTURES_A_STEP = 16
+_PICTURES_PER_STEP = 16
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """The layers of one name in all blocks, to look at.
+    """The layers of the same name in all blocks, for the report.
 
     Attributes:
         name: "qkv", "fc1", ...
-        tensors: Tensors that come into them.
+        tensors: Number of their input tensors.
         low: Lowest value of their ranges.
         high: Highest value of their ranges.
-        outlier_ratio: Largest channel / median channel, by their largest absolute values, of the tensor where that is
-            most; one scale for all channels wastes its steps where it is large.
+        outlier_ratio: Largest channel / median channel, by largest absolute values, of the worst tensor. If it is
+            large, one scale for all channels leaves few steps for most of them.
     """
 
     name: str
@@ -62,11 +61,6 @@ class LayerKind:
     low: float
     high: float
     outlier_ratio: float
-
-
-def quantizable_tensors(model: onnx.ModelProto) -> list[str]:
-    """Return the activations that come into a product with a constant matrix, each once, in the graph's order."""
-    return list(_layers(Graph(model)))
 
 
 def collect_ranges(
@@ -78,23 +72,23 @@ def collect_ranges(
     banked: Sequence[Rgb] = (),
     step: Callable[[str], None] = lambda _: None,
 ) -> Calibration:
-    """Run a bundle's encoder on pictures and note what its linear layers are fed.
+    """Run a bundle's encoder on pictures and record the inputs of its linear layers.
 
     Args:
         bundle: The bundle.
-        pictures: (H, W, 3) uint8 RGB pictures of any size, taken one at a time.
-        method: minmax takes the extremes; percentile leaves out the outermost values, and entropy chooses the range
-            (ONNX Runtime's search) whose quantized histogram is nearest to the full one.
-        seed: Of the sampling, to be noted.
-        banked: Pictures of enrolled classes, used besides.
-        step: Told what is being done.
+        pictures: (H, W, 3) uint8 RGB pictures of any size, read one at a time.
+        method: minmax uses the extremes; percentile ignores the outermost values; entropy chooses the range (ONNX
+            Runtime's search) whose quantized histogram is closest to the full one.
+        seed: Random seed of the sampling, for the record.
+        banked: Pictures of enrolled classes, used in addition.
+        step: Called with a few words when a step begins.
 
     Raises:
-        InputError: There is no such method, or no picture.
+        InputError: The method is unknown, or there is no picture.
         ArtifactError: The encoder has no linear layer, cannot run, or computes NaN or infinity.
     """
     if method not in METHODS:
-        raise InputError(f"There is no method {method!r}; choose one of: {', '.join(METHODS)}.")
+        raise InputError(f"Unknown method {method!r}; choose one of: {', '.join(METHODS)}.")
     observed, observers = _observe(bundle.graphs[_GRAPH], method != "minmax")
     if not observers:
         raise ArtifactError(f"The encoder of bundle {bundle.path} has no linear layer to quantize.")
@@ -102,7 +96,7 @@ def collect_ranges(
     digests: list[bytes] = []
     with OnnxRuntimeEngine(observed, "cpu") as engine:
         for image in chain(banked, pictures):
-            if len(digests) % _PICTURES_A_STEP == 0:
+            if len(digests) % _PICTURES_PER_STEP == 0:
                 step(f"picture {len(digests) + 1}")
             digests.append(hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest())
             outputs = engine.run({"image": resize_image(image, bundle.manifest.image_size)[None]})
@@ -110,13 +104,13 @@ def collect_ranges(
                 if not np.isfinite(tensor.numpy()).all():
                     raise ArtifactError(
                         f"The encoder of bundle {bundle.path} computes NaN or infinity in tensor {name!r}; "
-                        "export the bundle again from a sound checkpoint with: fsvit-edge export."
+                        "export the bundle again from an undamaged checkpoint with: fsvit-edge export."
                     )
             for name, observer in observers.items():
                 statistics[name].add(*(outputs[output].numpy() for output in observer))
-            outputs.clear()  # or the next picture's would be computed beside them: 324 MB of ViT-S/8 at 400 px
+            outputs.clear()  # frees 324 MB (ViT-S/8 at 400 px) before the next picture
     if not digests:
-        raise InputError("There is no picture to calibrate with; give some.")
+        raise InputError("There is no picture to calibrate with; give at least one.")
     step("choose ranges")
     ranges = {name: (found.low, found.high) for name, found in statistics.items()}
     return Calibration(
@@ -139,7 +133,7 @@ def collect_ranges(
 
 
 def layer_kinds(bundle: Bundle, calibration: Calibration) -> list[LayerKind]:
-    """Sum up a calibration by the kinds of layers of its bundle, in the order of the first block."""
+    """Summarize a calibration by the kinds of layers of its bundle, in the order of the first block."""
     graph = Graph(bundle.graphs[_GRAPH])
     tensors: dict[str, list[str]] = {}
     for name, layer in _layers(graph).items():
@@ -158,10 +152,10 @@ def layer_kinds(bundle: Bundle, calibration: Calibration) -> list[LayerKind]:
 
 
 class _Statistics:
-    """What is kept of a tensor over all pictures.
+    """Statistics of one tensor over all pictures.
 
-    The histogram is symmetric about 0 and reaches to a power of two, so that a wider one has every second of its edges
-    and nothing is lost or depends on the order of the pictures when it must widen.
+    The histogram is symmetric around 0 and reaches to a power of two. A wider one has every second of its edges, so
+    nothing is lost when it must widen, and the result does not depend on the order of the pictures.
     """
 
     def __init__(self) -> None:
@@ -171,7 +165,7 @@ class _Statistics:
         self.counts = np.zeros(_BINS, np.int64)
 
     def add(self, channel_low: Array, channel_high: Array, values: Array | None = None) -> None:
-        """Take in one picture: the extremes of each channel (C,), and the values where a histogram is wanted."""
+        """Add one picture: the extremes of each channel (C,), and the values (N, C) if a histogram is wanted."""
         self.low = min(self.low, float(channel_low.min()))
         self.high = max(self.high, float(channel_high.max()))
         self.channel_max = np.maximum(self.channel_max, np.maximum(np.abs(channel_low), np.abs(channel_high)))
@@ -185,7 +179,7 @@ class _Statistics:
 
 
 def _narrowed(statistics: dict[str, _Statistics], method: str) -> dict[str, tuple[float, float]]:
-    """Let ONNX Runtime choose ranges from the histograms."""
+    """Ranges that ONNX Runtime chooses from the histograms."""
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     collector = HistogramCollector(
@@ -198,7 +192,7 @@ def _narrowed(statistics: dict[str, _Statistics], method: str) -> dict[str, tupl
     )
     for name, found in statistics.items():
         used = np.flatnonzero(found.counts) - _BINS // 2
-        half = max(-int(used[0]), int(used[-1]) + 1, _QUANTIZED_BINS)  # without the empty bins, which cost most time
+        half = max(-int(used[0]), int(used[-1]) + 1, _QUANTIZED_BINS)  # empty bins would take most of the time
         edges = np.linspace(-found.reach, found.reach, _BINS + 1, dtype=np.float32)
         inner = slice(_BINS // 2 - half, _BINS // 2 + half)
         collector.histogram_dict[name] = (
@@ -208,7 +202,7 @@ def _narrowed(statistics: dict[str, _Statistics], method: str) -> dict[str, tupl
             np.float32(found.high),
             np.float32(found.reach),
         )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints, and stdout is for results
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints, but stdout is for results
         chosen = collector.compute_collection_result()
     return {name: (float(low), float(high)) for name, (low, high, *_) in chosen.items()}
 
@@ -222,10 +216,10 @@ def _layers(graph: Graph) -> dict[str, LinearLayer]:
 
 
 def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, list[str]]]:
-    """Add outputs to a graph: of each activation, lowest and highest of each channel, and all values where wanted.
+    """Add outputs for each activation: lowest and highest of each channel (C,), and all values (N, C) if wanted.
 
     Returns:
-        The ONNX file, and by activation the names of its outputs.
+        The ONNX file, and activation -> names of its outputs.
     """
     graph = Graph(data)
     observers = {}
@@ -233,7 +227,7 @@ def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, list[str]
     for name, layer in _layers(graph).items():
         channels = graph.constants[layer.weight].shape[1 - layer.axis]
         shape = graph.add_constant("observed_shape", np.array([-1, channels], np.int64))
-        rows = graph.add_node("Reshape", [name, shape], "observed")
+        rows = graph.add_node("Reshape", [name, shape], "observed")  # (..., C) -> (N, C)
         observers[name] = [
             graph.add_node(kind, [rows, axes], "observed", keepdims=0) for kind in ("ReduceMin", "ReduceMax")
         ]
@@ -246,7 +240,7 @@ def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, list[str]
 
 
 def _kind(graph: Graph, layer: LinearLayer) -> str:
-    """The layer's own name within its block, from the name of its weight or bias; else its operator's."""
+    """The layer's name within its block, from the name of its weight or bias; else its operator."""
     dotted = sorted(label for label in labels(graph, layer.node) if "." in label)
     return dotted[0].split(".")[-2] if dotted else layer.node.op_type
 

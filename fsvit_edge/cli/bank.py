@@ -1,12 +1,12 @@
-"""`fsvit-edge bank`: look into a bank and edit it; no engine is needed."""
+"""`fsvit-edge bank`: list and edit the classes of a bank; needs no engine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 bank_app = typer.Typer(
-    help="List, remove, rename the classes of a bank, or set their levels.",
+    help="List, remove or rename the classes of a bank, or set their levels.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -23,7 +23,7 @@ def list_classes(bank: BankFile, as_json: Annotated[bool, typer.Option("--json",
     from fsvit_edge.runtime.bank import SupportBank
 
     loaded = SupportBank.load(bank)
-    entries = [
+    entries: list[dict[str, Any]] = [
         {
             "name": name,
             "shots": len(supports),
@@ -41,41 +41,41 @@ def list_classes(bank: BankFile, as_json: Annotated[bool, typer.Option("--json",
         return
     rows = [
         (
-            str(e["name"]),
+            e["name"],
             str(e["shots"]),
             str(e["masks"]),
-            f"{sum(s.nbytes for s in loaded.supports(str(e['name']))) / 1e3:.0f}",
+            f"{e['bytes'] / 1e3:.0f}",
             f"{e['level']:.2f} ({e['level_source']})",
         )
         for e in entries
     ]
-    print_table(f"{bank}, made by {loaded.identity.name}", ("class", "shots", "with mask", "kB", "level"), rows)
+    print_table(f"{bank}, made with {loaded.identity.name}", ("class", "shots", "with mask", "kB", "level"), rows)
 
 
 @bank_app.command()
-def remove(bank: BankFile, name: Annotated[str, typer.Argument(help="The class to forget.")]) -> None:
+def remove(bank: BankFile, name: Annotated[str, typer.Argument(help="The class to remove.")]) -> None:
     """Remove a class from a bank."""
     from fsvit_edge.runtime.bank import SupportBank
 
     loaded = SupportBank.load(bank)
     loaded.remove(name)
     loaded.save(bank)
-    print(f"Removed {name!r}; {bank} holds: {', '.join(loaded.classes) or 'no class'}.")
+    print(f"Removed {name!r}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
 
 
 @bank_app.command()
 def rename(
     bank: BankFile,
-    old: Annotated[str, typer.Argument(help="The class's name.")],
-    new: Annotated[str, typer.Argument(help="Its new name.")],
+    old: Annotated[str, typer.Argument(help="The current name.")],
+    new: Annotated[str, typer.Argument(help="The new name.")],
 ) -> None:
-    """Rename a class of a bank."""
+    """Rename a class in a bank."""
     from fsvit_edge.runtime.bank import SupportBank
 
     loaded = SupportBank.load(bank)
     loaded.rename(old, new)
     loaded.save(bank)
-    print(f"Renamed {old!r} to {new!r}; {bank} holds: {', '.join(loaded.classes)}.")
+    print(f"Renamed {old!r} to {new!r}; {bank} contains: {', '.join(loaded.classes)}.")
 
 
 @bank_app.command("level")
@@ -83,10 +83,11 @@ def set_level(
     bank: BankFile,
     name: Annotated[str, typer.Argument(help="The class.")],
     level: Annotated[
-        float | None, typer.Argument(help="The score above which it is present; none: what its pictures say.")
+        float | None,
+        typer.Argument(help="Score above which the class is present, 0 to 1; default: derived from its pictures."),
     ] = None,
 ) -> None:
-    """Set the level of a class, or leave it to its pictures again."""
+    """Set the level of a class, or derive it from its pictures again."""
     from fsvit_edge.runtime.bank import SupportBank
 
     loaded = SupportBank.load(bank)

@@ -1,4 +1,4 @@
-"""`fsvit-edge build-engine`: a bundle becomes engines of FP16 or INT8, for the GPU or the CPU that runs them."""
+"""`fsvit-edge build-engine`: a bundle becomes FP16 or INT8 engines for the GPU or CPU that runs them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,92 +6,103 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from fsvit_edge.export.build_result import BuildResult
+    from fsvit_edge.export.build import BuildResult
 
 
 def build_engine(
-    bundle: Annotated[Path | None, typer.Argument(help="The bundle; default: the small model shipped.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle; default: the bundled model.")] = None,
     engine: Annotated[
         str,
         typer.Option(
-            help="tensorrt, tensorrt-rtx or onnxruntime; auto: TensorRT with a GPU, else RTX, else ONNX Runtime."
+            help="auto, onnxruntime, tensorrt or tensorrt-rtx; auto prefers TensorRT (with a GPU), then TensorRT-RTX."
         ),
     ] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16 or int8; default: fp16 with TensorRT, int8 with ONNX Runtime.")
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="The same as --precision fp16.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Same as --precision int8.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Same as --precision fp16.")] = False,
     calib: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|SOURCE",
-            help="For INT8: a .json of fsvit-edge calib, or pictures, a video or a camera; default: the bundle's own.",
+            help="For INT8: a .json from fsvit-edge calib, or pictures, a video or a camera; default: the bundle's.",
         ),
     ] = None,
     keep_fp32: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Nodes or operators that stay in FP32; repeatable.")
+        list[str] | None, typer.Option(metavar="PATTERN", help="Nodes or operators to keep in FP32; repeatable.")
     ] = None,
     quantize: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Linear layers that become INT8; default: all.")
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Linear layers to quantize; repeatable; default: all."),
     ] = None,
     workspace: Annotated[
-        int | None, typer.Option(metavar="MIB", min=1, help="Memory that a layer may use beside its tensors.")
+        int | None,
+        typer.Option(metavar="MIB", min=1, help="Limit of the extra memory per layer; default: none."),
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TensorRT's timings; default: one by version and GPU.")
+        Path | None,
+        typer.Option(metavar="FILE", help="TensorRT's timings; default: one file per version and GPU."),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(metavar="SM,...", help="GPUs that RTX builds for: sm86,sm89; default: the one here, else those."),
+        typer.Option(
+            metavar="SM,...",
+            help="GPUs to build for with TensorRT-RTX; default: this machine's, or without a GPU sm86,sm89,sm120.",
+        ),
     ] = None,
-    ways_max: Annotated[
-        int | None, typer.Option(min=1, max=255, help="Classes that the engine takes at once; default: 10.")
+    max_ways: Annotated[
+        int | None, typer.Option(min=1, max=255, help="Maximum number of classes per run; default: 10.")
     ] = None,
-    shots_max: Annotated[int | None, typer.Option(min=1, max=255, help="Pictures of each class; default: 5.")] = None,
+    max_shots: Annotated[
+        int | None, typer.Option(min=1, max=255, help="Maximum number of pictures per class; default: 5.")
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Compare with the FP32 graphs before anything is written.")] = True,
-    max_drop: Annotated[
-        float | None, typer.Option(metavar="PTS", min=0, help="With --data: fail where more points are lost.")
-    ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Data set to compare exact ratio and mIoU on: <class>/images, masks."),
+        typer.Option(
+            metavar="DIR",
+            help="Data set (<class>/images and <class>/masks) to score exact ratio (share of answers without an "
+            "error) and mIoU on.",
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build although the very engines are there.")] = False,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", min=0, help="With --data: fail if exact ratio or mIoU drops by more."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild even if up to date.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Build engines in FP16 or INT8: plans of TensorRT, or quantized graphs for ONNX Runtime on this CPU."""
+    """Build FP16 or INT8 engines: TensorRT plans for GPUs, or quantized graphs for ONNX Runtime on this CPU."""
     import json
 
     from fsvit_edge.cli.terminal import advise, progress, require
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
     from fsvit_edge.runtime.errors import InputError
 
-    named = {
-        name for name, given in (("int8", int8), ("fp16", fp16), (precision or "", precision is not None)) if given
-    }
-    if len(named) > 1:
-        raise InputError(f"Build one precision at a time; got {', '.join(sorted(named))}.")
+    precisions = {precision, "int8" if int8 else None, "fp16" if fp16 else None} - {None}
+    if len(precisions) > 1:
+        raise InputError(f"Build one precision at a time, got {', '.join(sorted(map(str, precisions)))}.")
     require("fsvit-edge build-engine", ("onnx",), "build")
     if data is not None:
         require("fsvit-edge build-engine --data", ("torch", "lightning", "torchmetrics"), "train")
         if not data.is_dir():
             raise InputError(f"The data folder {data} does not exist or is not a folder.")
     from fsvit_edge.export.build import build_engines
-    from fsvit_edge.export.build_result import BuildOptions
+    from fsvit_edge.export.job import BuildOptions
 
     with progress("Build") as step:
         options = BuildOptions(
             engine=engine,
-            precision=next(iter(named), None),
+            precision=next(iter(precisions), None),
             calib=calib,
             keep_fp32=tuple(keep_fp32 or ()),
             quantize=tuple(quantize or ()),
             workspace_mib=workspace,
             timing_cache=timing_cache,
             targets=tuple(name.strip().lower() for part in target or () for name in part.split(",")),
-            ways_max=ways_max,
-            shots_max=shots_max,
+            max_ways=max_ways,
+            max_shots=max_shots,
             verify=verify,
             data=data,
             max_drop=max_drop,
@@ -119,7 +130,7 @@ def _print_result(result: "BuildResult") -> None:
                 graph,
                 record.precision,
                 f"{record.size_bytes / 1e6:.1f} MB",
-                "was there" if result.up_to_date else f"{record.build_s:.1f} s",
+                "up to date" if result.up_to_date else f"{record.build_s:.1f} s",
                 f"{record.int8_gemms} of {record.gemms}",
                 "-" if one.layers is None else str(one.layers.attention),
                 "-" if record.latency_ms is None else f"{record.latency_ms:.2f} ms",
@@ -128,25 +139,25 @@ def _print_result(result: "BuildResult") -> None:
                 else f"{record.fp32_latency_ms / record.latency_ms:.2f} x",
             )
         )
-    header = ("graph", "precision", "size", "build", "INT8 products", "fused attention", "run", "FP32 / it")
+    header = ("graph", "precision", "size", "build", "INT8 products", "fused attention", "run", "speedup")
     print_table(f"{result.backend.title}: {result.bundle.name}", header, rows)
     if own is not None and fp16 is not None and result.precision != "fp16":
-        print(f"Encoder and head together: {own:.1f} ms, in FP16 {fp16:.1f} ms.")
+        print(f"Encoder and head together: {own:.1f} ms; in FP16: {fp16:.1f} ms.")
     if own is not None and fp32 is not None and result.precision != "fp32":
-        print(f"Encoder and head together: {own:.1f} ms, in FP32 {fp32:.1f} ms.")
+        print(f"Encoder and head together: {own:.1f} ms; in FP32: {fp32:.1f} ms.")
     if result.agreement is not None:
         found = result.agreement
         lines = [(name, f"{row['max_error']:.1e}", f"{row['cosine']:.6f}") for name, row in found.outputs.items()]
-        title = f"Against FP32 on {found.pictures} pictures ({found.source}), computed by {found.computed_by}"
+        title = f"Compared with FP32 on {found.pictures} pictures ({found.source}), computed by {found.computed_by}"
         print_table(title, ("output", "max error", "cosine"), lines)
         print(
-            f"{found.presence_flips} of {found.pairs} answers change, {100 * found.label_agreement:.2f} % of the "
+            f"{found.presence_flips} of {found.pairs} answers change; {100 * found.label_agreement:.2f} % of the "
             "pixels keep their label."
         )
         if not result.runs_here and result.precision != "fp32":
             print(
-                "Emulated on the CPU, which computes FP16 by way of FP32: overflow in FP16 cannot show; "
-                "no value of the FP32 graphs is too large for it on these pictures."
+                "The CPU emulates FP16 in FP32, so overflow in FP16 cannot show here; on these pictures no value of "
+                "the FP32 graphs is too large for FP16."
             )
     if result.scores:
         scores = [
@@ -155,13 +166,13 @@ def _print_result(result: "BuildResult") -> None:
         ]
         print_table("On the data set", ("precision", "exact ratio %", "mIoU %"), scores)
     for one in result.engines.values():
-        print(f"{'There was' if result.up_to_date else 'Wrote'} {one.path}")
+        print(f"{'Up to date:' if result.up_to_date else 'Wrote'} {one.path}")
 
 
 def _next_command(result: "BuildResult", bundle: Path | None) -> str:
-    of = "" if bundle is None else f" --bundle {bundle}"
+    option = "" if bundle is None else f" --bundle {bundle}"
     if not result.runs_here:
         return f"fsvit-edge inspect {result.engines['encoder'].path}"
     if result.up_to_date:
-        return f"fsvit-edge bench{of}; build again with: fsvit-edge build-engine --force"
-    return f"fsvit-edge bench{of}"
+        return f"fsvit-edge bench{option}; rebuild with: fsvit-edge build-engine --force"
+    return f"fsvit-edge bench{option}"

@@ -14,19 +14,19 @@ def calib(
             "or rtsp://..."
         ),
     ],
-    num: Annotated[int, typer.Option(min=1, help="Pictures to take.")] = 256,
-    seed: Annotated[int, typer.Option(help="Another one takes other pictures.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("calibration.json"),
+    max_pictures: Annotated[int, typer.Option(min=1, help="Maximum number of pictures.")] = 256,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("calibration.json"),
     method: Annotated[str, typer.Option(help="How to choose ranges: minmax, entropy or percentile.")] = "percentile",
     bank: Annotated[
-        Path | None, typer.Option(help="Also use the small pictures (96 px) that this bank keeps of its classes.")
+        Path | None, typer.Option(help="Also use the small pictures (96 px) of the classes in this bank.")
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the small model shipped.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle; default: the bundled model.")] = None,
     seconds: Annotated[
-        float, typer.Option(min=0, max=86400, help="Spread a camera's or stream's pictures over this time, at least.")
+        float, typer.Option(min=0, max=86400, help="Spread a camera's or stream's pictures over at least this time.")
     ] = 60.0,
 ) -> None:
-    """Collect the ranges that INT8 needs from pictures of the kind that the camera will see."""
+    """Collect the ranges for INT8 from pictures like those that the camera will see."""
     from fsvit_edge.cli.terminal import advise, print_table, progress, require
     from fsvit_edge.runtime.bank import SupportBank
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
@@ -35,7 +35,7 @@ def calib(
     require("fsvit-edge calib", ("onnx",), "build")
     if output.is_dir():
         raise InputError(f"{output} is a folder; give the name of a file to write.")
-    if output.suffix != ".json":  # by which build-engine tells it from a SOURCE
+    if output.suffix != ".json":  # build-engine tells a calibration from a SOURCE by its suffix
         raise InputError(f"A calibration is a .json file, got {output}.")
     with progress("Calibrate") as step:
         from fsvit_edge.calib.pictures import sample_pictures
@@ -47,15 +47,14 @@ def calib(
         banked = (
             [support.thumbnail for name in enrolled.classes for support in enrolled.supports(name)] if enrolled else []
         )
-        pictures = sample_pictures(source, num, seed, seconds)
+        pictures = sample_pictures(source, max_pictures, seed, seconds)
         step(f"run the encoder on {pictures.count + len(banked)} pictures")
         calibration = collect_ranges(loaded, pictures, method, banked=banked, seed=seed, step=step)
         calibration.save(output)
 
     if pictures.unreadable:
-        left_out = "1 picture" if pictures.unreadable == 1 else f"{pictures.unreadable} pictures"
-        was = "was" if pictures.unreadable == 1 else "were"
-        advise(f"Warning: {left_out} could not be read and {was} left out; the first: {pictures.first_error}")
+        skipped = "1 picture" if pictures.unreadable == 1 else f"{pictures.unreadable} pictures"
+        advise(f"Warning: Skipped {skipped} that could not be read; the first: {pictures.first_error}")
     for warning in calibration.warnings():
         advise(f"Warning: {warning}")
     kinds = layer_kinds(loaded, calibration)
@@ -63,9 +62,9 @@ def calib(
         (kind.name, str(kind.tensors), f"{kind.low:.4g}", f"{kind.high:.4g}", f"{kind.outlier_ratio:.1f}")
         for kind in kinds
     ]
-    of_bank = f", {calibration.banked} of them of {bank}" if bank else ""
+    from_bank = f", {calibration.banked} of them from {bank}" if bank else ""
     print_table(
-        f"{loaded.manifest.name}: {calibration.method} over {calibration.pictures} pictures{of_bank}",
+        f"{loaded.manifest.name}: {calibration.method} over {calibration.pictures} pictures{from_bank}",
         ("inputs of", "tensors", "lowest", "highest", "largest / median channel"),
         rows,
     )

@@ -10,19 +10,17 @@ from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.preprocess import resize_nearest
 
-_LOWEST_IOU = 0.4
-_LARGEST_RATIO = 2.0
 _PANEL_PX = 480
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a class finds on its own picture, against the mask it was enrolled with.
+    """What a class finds on its own picture, compared with the mask it was enrolled with.
 
     Attributes:
-        iou: Intersection over union of the class's outline and the mask, in [0, 1].
-        area_ratio: How many times the mask's area the outline has.
-        is_present: Whether the class is judged present at all.
+        iou: Intersection over union of the class's pixels and the mask, in [0, 1].
+        area_ratio: The class's area divided by the mask's.
+        is_present: Whether the class is present, by its score.
     """
 
     iou: float
@@ -33,37 +31,20 @@ class Fit:
         """The two numbers in words."""
         return f"IoU {self.iou:.2f}, outline {self.area_ratio:.1f} x the mask's area"
 
-    @property
-    def warning(self) -> str | None:
-        """What is likely to go wrong and what to do, in a sentence; None where nothing is."""
-        if not self.is_present:
-            return "The class is not found on its own picture; draw a tighter mask or box, or add another picture."
-        if self.area_ratio > _LARGEST_RATIO:
-            return (
-                f"The outline has {self.area_ratio:.1f} x the mask's area, so surroundings are taken for the thing; go "
-                "closer, or add pictures of it in other surroundings."
-            )
-        if self.iou < _LOWEST_IOU:
-            return (
-                f"The outline fits the mask badly (IoU {self.iou:.2f}); go closer, draw a tighter mask or box, or add "
-                "pictures."
-            )
-        return None
-
 
 def measure_fit(prediction: Prediction, name: str, mask: npt.NDArray[np.bool_]) -> Fit:
-    """Compare what a class finds on a picture with the mask that it was enrolled with there.
+    """Compare what a class finds on a picture with the mask that it was enrolled with.
 
     Args:
-        prediction: Of that picture, by classes among which is `name`.
+        prediction: Of that picture; `name` is one of its classes.
         name: The class.
-        mask: (H, W) bool of the picture's size: the mask given, or guessed.
+        mask: (H, W) bool of the picture's size: the mask used, whether given or guessed.
     """
-    way = prediction.classes.index(name)
-    found = prediction.label_map == way + 1
+    found = prediction.pixels(name)
     shared, joined = int((found & mask).sum()), int((found | mask).sum())
-    # A guess of a few pixels can be lost in a picture smaller than what the network sees.
-    return Fit(shared / max(1, joined), float(found.sum() / max(1, mask.sum())), bool(prediction.present[way]))
+    # A guess of a few pixels can be lost in a picture smaller than what the network sees, so both may be 0.
+    is_present = bool(prediction.present[prediction.classes.index(name)])
+    return Fit(shared / max(1, joined), float(found.sum() / max(1, mask.sum())), is_present)
 
 
 def draw_fit(
@@ -73,9 +54,9 @@ def draw_fit(
 
     Args:
         rgb: (H, W, 3) uint8 RGB; it is not changed.
-        prediction: See `measure_fit`; so are the two that follow.
-        name: See there.
-        mask: See there.
+        prediction: Of that picture; `name` is one of its classes.
+        name: The class.
+        mask: (H, W) bool.
 
     Returns:
         (h, w, 3) uint8 RGB, a copy of the picture with at most 480 px a side.

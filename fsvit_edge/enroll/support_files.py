@@ -1,4 +1,4 @@
-"""What a user has of a thing becomes support pictures: files, folders with or without masks, frames of a video."""
+"""Read support pictures from what a user has: files, folders with or without masks, frames of a video."""
 
 import math
 import re
@@ -16,10 +16,10 @@ from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, by_stem, pictures_in, read_image, read_mask
 from fsvit_edge.runtime.support_masks import Box
 
-MOST_PICTURES = 100
-"""At a time: all are in memory at once, and a few-shot class has no use for more."""
+MAX_PICTURES = 100
+"""Limit per enrollment: all are in memory at once, and a few-shot class gains nothing from more."""
 
-_ROUNDING = 1e-6  # of a frame: a time given as the quotient of a frame's number and the rate must find that frame
+_ROUNDING = 1e-6  # frames: a time computed as frame number / rate must find that frame
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SupportPicture:
     """A picture to enroll.
 
     Attributes:
-        source: Where it was read from, fit to print.
+        source: Where it was read from, safe to print.
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool, True somewhere; None where none was given.
         box_xyxy: Left, top, right and bottom in pixels, inside the picture, right and bottom exclusive; None where none
@@ -39,10 +39,15 @@ class SupportPicture:
     mask: npt.NDArray[np.bool_] | None = None
     box_xyxy: Box | None = None
 
+    @property
+    def is_by_name(self) -> bool:
+        """Whether neither a mask nor a box was given, so that the mask is guessed from the name alone."""
+        return self.mask is None and self.box_xyxy is None
+
 
 @dataclass(frozen=True)
 class _File:
-    """A picture not read yet, or a moment of a video: a number of a frame, or seconds."""
+    """A picture not read yet, or a moment of a video: a frame number, or a time in seconds."""
 
     path: Path
     mask: Path | None = None
@@ -51,13 +56,13 @@ class _File:
 
 
 def parse_box(text: str) -> Box:
-    """Make left, top, right and bottom of "x,y,w,h": left, top, width and height in pixels.
+    """Convert "left,top,width,height" in pixels to left, top, right and bottom, right and bottom exclusive.
 
     Raises:
-        InputError: It is not four whole numbers, or has no area.
+        InputError: The text is not four whole numbers, or the box has no area.
     """
     if not re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5}){3}", text):
-        raise InputError(f"--box {text!r:.60} is no box; give left,top,width,height in pixels, as in 40,30,120,90.")
+        raise InputError(f"--box {text!r:.60} is not a box; give left,top,width,height in pixels, as in 40,30,120,90.")
     left, top, width, height = map(int, text.split(","))
     if not width or not height:
         raise InputError(f"--box {text} has no area; give left,top,width,height in pixels.")
@@ -71,7 +76,7 @@ def read_supports(
     frames: Sequence[int] = (),
     seconds: Sequence[float] = (),
 ) -> list[SupportPicture]:
-    """Read what the user named, in that order.
+    """Read the given pictures and frames, in the order given.
 
     Args:
         inputs: Pictures, folders of pictures (in natural order), folders with images/ and masks/ of the same stems,
@@ -79,29 +84,29 @@ def read_supports(
         masks: The mask of each picture, or none.
         boxes: The box around the thing in each picture, or none; not together with masks.
         frames: Numbers of the video's frames that show the thing, from 0.
-        seconds: Or their times from the video's begin.
+        seconds: Or their times in seconds from the start of the video; not together with frames.
 
     Raises:
-        InputError: Something of it cannot be used, or does not go together.
+        InputError: A file or option cannot be used, or two of them contradict each other.
         SourceError: The video does not exist or cannot be decoded.
     """
     if masks and boxes:
-        raise InputError("A picture takes a mask or a box: give --mask or --box, not both.")
+        raise InputError("Give --mask or --box, not both.")
     if frames and seconds:
-        raise InputError("Name the frames of a video by --frame or by --at, not by both.")
+        raise InputError("Choose the frames of a video by --frame or by --at, not both.")
     if any(not 0 <= moment < math.inf for moment in seconds):
-        raise InputError("--at must be a number of seconds from the video's begin, 0 or more.")
+        raise InputError("--at must be a time in seconds from the start of the video, 0 or more.")
     files = _listed(inputs, frames, seconds)
     if any(file.mask for file in files) and (masks or boxes):
-        raise InputError("A folder with masks/ brings its own masks; enroll it without --mask and --box.")
+        raise InputError("A folder with masks/ has its own masks; enroll it without --mask and --box.")
     for option, given in (("mask", masks), ("box", boxes)):
         if given and len(given) != len(files):
             plural = "masks" if option == "mask" else "boxes"
             raise InputError(
                 f"{len(files)} pictures but {len(given)} {plural}: give one --{option} for each picture, or none."
             )
-    if len(files) > MOST_PICTURES:
-        raise InputError(f"{len(files)} pictures are too many; give the best, at most {MOST_PICTURES} at a time.")
+    if len(files) > MAX_PICTURES:
+        raise InputError(f"{len(files)} pictures are too many; give at most {MAX_PICTURES} at a time, the best ones.")
     pictures = _read_files(files, masks)
     for index, box in enumerate(boxes):
         pictures[index] = replace(pictures[index], box_xyxy=_inside(box, pictures[index]))
@@ -109,7 +114,7 @@ def read_supports(
 
 
 def _listed(inputs: Sequence[Path], frames: Sequence[int], seconds: Sequence[float]) -> list[_File]:
-    """Say which pictures are meant, without reading one."""
+    """List the pictures to read, without reading any."""
     files: list[_File] = []
     videos: list[Path] = []
     has_moments = bool(frames or seconds)
@@ -123,9 +128,9 @@ def _listed(inputs: Sequence[Path], frames: Sequence[int], seconds: Sequence[flo
         else:
             files.append(_File(path))
     if len(videos) > 1:
-        raise InputError(f"{videos[0]} and {videos[1]} are two videos; enroll from one at a time.")
+        raise InputError(f"{videos[0]} and {videos[1]} are both videos; enroll from one at a time.")
     if has_moments and not videos:
-        raise InputError("--frame and --at are for a video, and none is given; leave them out.")
+        raise InputError("--frame and --at are for a video, but no video is given; leave them out.")
     return files
 
 
@@ -133,8 +138,8 @@ def _is_video(path: Path, has_moments: bool) -> bool:
     suffix = path.suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
         return False
-    if not has_moments and suffix != ".gif":  # which is a picture as well
-        raise InputError(f"{path} is a video; say which frame to take: --frame NUMBER, from 0, or --at SECONDS.")
+    if not has_moments and suffix != ".gif":  # a GIF may also be a picture
+        raise InputError(f"{path} is a video; choose a frame with --frame NUMBER, from 0, or --at SECONDS.")
     return has_moments
 
 
@@ -149,18 +154,18 @@ def _of_folder(folder: Path) -> list[_File]:
         else:
             has, lacks = ("images", "masks") if images.is_dir() else ("masks", "images")
             raise InputError(
-                f"The folder {folder} has {has}/ but no {lacks}/; add it, or give the folder of the pictures alone."
+                f"The folder {folder} has {has}/ but no {lacks}/; add it, or give the folder of the pictures itself."
             )
     except OSError as error:
         raise InputError(f"The folder {folder} cannot be read: {error.strerror}.") from error
     if not found:
         where = images if images.is_dir() else folder
-        raise InputError(f"The folder {where} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+        raise InputError(f"The folder {where} contains no picture ({', '.join(PICTURE_SUFFIXES)}).")
     bare = [file.path for file in found if file.mask is None]
     if masks.is_dir() and bare:
         raise InputError(
-            f"{len(bare)} of the {len(found)} pictures in {images} have no mask, the first is {bare[0].name}; add "
-            f"{masks / bare[0].stem}.png, or take the picture out."
+            f"{len(bare)} of the {len(found)} pictures in {images} have no mask, first {bare[0].name}; add "
+            f"{masks / bare[0].stem}.png, or remove the picture."
         )
     return found
 
@@ -178,7 +183,7 @@ def _read_files(files: Sequence[_File], masks: Sequence[Path]) -> list[SupportPi
 
 
 def _read_frames(files: Sequence[_File]) -> dict[_File, SupportPicture]:
-    """Read frames of one video in one pass; seeking would be faster and, in many encodings, land elsewhere."""
+    """Read frames of one video in one pass; seeking is faster, but in many encodings it lands on another frame."""
     if not files:
         return {}
     name = printable(str(files[0].path))
@@ -198,7 +203,7 @@ def _read_frames(files: Sequence[_File]) -> dict[_File, SupportPicture]:
         if missing.seconds is not None:
             end = count / (source.fps or 1.0)
             raise InputError(f"The video {name} ends at {end:.2f} s; it has no frame at {missing.seconds:g} s.")
-        raise InputError(f"The video {name} has {count} frames, no frame {missing.frame}; the first is frame 0.")
+        raise InputError(f"The video {name} has {count} frames and no frame {missing.frame}; the first is frame 0.")
 
 
 def _number(file: _File, fps: float | None, name: str) -> int:
@@ -206,7 +211,7 @@ def _number(file: _File, fps: float | None, name: str) -> int:
         assert file.frame is not None
         return file.frame
     if fps is None:
-        raise InputError(f"The video {name} does not say how many frames a second it has; name them by --frame.")
+        raise InputError(f"The video {name} does not state its frame rate; choose frames with --frame.")
     return int(file.seconds * fps + _ROUNDING)
 
 

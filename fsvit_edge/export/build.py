@@ -1,49 +1,156 @@
-"""A bundle -> the engines of one backend and one precision: graphs, plans, comparison, files."""
+"""A bundle -> the engines of one backend and one precision: `build_engines` is the whole story, step by step."""
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from fsvit_edge import __version__
 from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.precision import PrecisionOptions, check_patterns, make_graph
-from fsvit_edge.export.backend import Backend, choose_backend
-from fsvit_edge.export.build_result import BuildOptions, BuildResult, BuiltEngine, PrecisionScores
 from fsvit_edge.export.calibrate import Calibrated, find_calibration
-from fsvit_edge.export.candidate import check_drop, open_candidate, open_stand_ins, score, time_beside_others
-from fsvit_edge.export.compare import Agreement, check_fp16, compare, demo_pictures
-from fsvit_edge.export.cpu_builder import build_for_cpu
-from fsvit_edge.export.job import Job
+from fsvit_edge.export.candidate import (
+    PrecisionScores,
+    check_drop,
+    open_candidate,
+    open_reference,
+    open_stand_ins,
+    score,
+    time_beside_others,
+)
+from fsvit_edge.export.compare import Agreement, Picture, check_fp16, compare, demo_pictures
+from fsvit_edge.export.job import Backend, BuildJob, BuildOptions, plan_job
+from fsvit_edge.export.layers import BuiltGraph, LayerReport
 from fsvit_edge.export.memory_budget import estimate
-from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan, choose_targets
-from fsvit_edge.runtime.bundle import Bundle
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, refuse_fp16_on_cpu
+from fsvit_edge.export.onnxruntime import build_for_cpu
+from fsvit_edge.export.tensorrt import PlanOptions, build_plan
+from fsvit_edge.runtime.engines.base import Engine
 from fsvit_edge.runtime.engines.store.files import (
     ENGINE_GRAPHS,
     FORMAT_VERSION,
-    PRECISIONS,
     EngineRecord,
-    engine_folder,
     load_engine,
     read_record,
     write_engines,
 )
 from fsvit_edge.runtime.engines.store.sets import find_engines
-from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.errors import ArtifactError
 
-DEFAULT_WAYS_MAX, DEFAULT_SHOTS_MAX = 10, 5
-_USUAL_SUPPORTS = 5
-_USUAL_MASK_COVER = 0.3
+_NOTABLE_DISAGREEMENT = 0.01
+"""Share of pixels with another label from which the result advises to measure."""
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """One engine.
+
+    Attributes:
+        path: The engine's file.
+        record: Its sidecar.
+        layers: What became of the graph; None if the engine was up to date.
+    """
+
+    path: Path
+    record: EngineRecord
+    layers: LayerReport | None
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """The engines and what was measured.
+
+    Attributes:
+        bundle: The bundle's folder.
+        backend: What built the engines.
+        precision: One of `PRECISIONS`.
+        engines: Graph -> engine.
+        up_to_date: The engines already existed and nothing was built.
+        runs_here: Whether they can run on this machine.
+        agreement: With the FP32 graphs; None if it was not measured.
+        latency_ms: Precision -> median time of encoder and head together, of this precision and those timed next to it;
+            empty if the engines cannot run here.
+        scores: Of FP32 and this precision on the data set; empty without one.
+        notes: What the user should know, one sentence each.
+    """
+
+    bundle: Path
+    backend: Backend
+    precision: str
+    engines: dict[str, BuiltEngine]
+    up_to_date: bool
+    runs_here: bool
+    agreement: Agreement | None
+    latency_ms: dict[str, float]
+    scores: tuple[PrecisionScores, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "bundle": str(self.bundle),
+            "engine": self.backend.name,
+            "engine_version": self.backend.version,
+            "reason": self.backend.reason,
+            "precision": self.precision,
+            "up_to_date": self.up_to_date,
+            "runs_here": self.runs_here,
+            "engines": {
+                name: {
+                    "path": str(one.path),
+                    "layers": None if one.layers is None else asdict(one.layers),
+                    "record": asdict(one.record),
+                }
+                for name, one in self.engines.items()
+            },
+            "agreement": None if self.agreement is None else asdict(self.agreement),
+            "latency_ms": self.latency_ms,
+            "scores": [asdict(row) for row in self.scores],
+            "notes": list(self.notes),
+            "advice": list(self.advice),
+        }
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to do next, one sentence each."""
+        lines = []
+        if not self.runs_here:
+            targets = ", ".join(self.engines["encoder"].record.targets)
+            lines.append(f"These engines are for other machines ({targets}); for this one, use --engine onnxruntime.")
+        if self.precision == "int8":
+            lines += self._int8_advice()
+        if self.agreement is not None and self.agreement.label_agreement < 1 - _NOTABLE_DISAGREEMENT:
+            lines.append(
+                f"{100 * (1 - self.agreement.label_agreement):.1f} % of the pixels get another label than in FP32; "
+                "measure on your own pictures with --data DIR before you rely on it."
+            )
+        return tuple(lines)
+
+    def _int8_advice(self) -> list[str]:
+        other = "fp32" if self.backend.api is None else "fp16"
+        if self.engines["encoder"].record.int8_gemms == 0:
+            return [f"No matrix product is computed in INT8; use --precision {other}."]
+        own_ms = self.latency_ms.get("int8")
+        for precision in ("fp16", "fp32"):
+            other_ms = self.latency_ms.get(precision)
+            if own_ms is not None and other_ms is not None and other_ms <= own_ms:
+                choice = ", as `run` does by default" if precision == "fp32" else ""
+                name = precision.upper()
+                return [f"INT8 takes {own_ms:.1f} ms, {name} {other_ms:.1f} ms; use --precision {precision}{choice}."]
+        if self.backend.api is None or "fp16" in self.latency_ms:
+            return []
+        if self.runs_here:
+            return ["INT8 is often no faster than FP16 on a GPU; build with --fp16 too, then this again with --force."]
+        if self.backend.api.is_rtx:
+            return ["NVIDIA documents INT8 in TensorRT-RTX only for weights; compare with --fp16 on the GPU itself."]
+        return []
 
 
 def build_engines(
@@ -52,151 +159,89 @@ def build_engines(
     progress: Progress = lambda _: None,
     say: Progress = lambda _: None,
 ) -> BuildResult:
-    """Build encoder and head, compare them with the FP32 graphs, and write them whole or not at all.
+    """Build encoder and head, compare them with the FP32 graphs, and write both or none.
 
-    Engines that are there and were built from the same graphs by the same backend are left as they are.
+    Existing engines that were built from the same graphs by the same backend are kept.
 
     Args:
         bundle: The bundle's folder.
-        options: See there.
-        progress: Is told the step that begins.
-        say: Is told what a person should see before the end, a line each: what builds, why, the memory that it needs.
+        options: What to build, and how.
+        progress: Called with each step that begins.
+        say: Called with what the user should see before the end, one line each: what builds, why, and the memory that
+            it needs.
 
     Raises:
         InputError: Options contradict each other, or the bundle has no calibration.
-        EnvironmentLacksError: The backend, its GPU, or the pictures to verify on are not here.
+        EnvironmentLacksError: The backend, its GPU, or the pictures to verify on are missing.
         ArtifactError: The bundle or the calibration is damaged, or the backend cannot read the graph.
         AccuracyGateError: An output is not finite, or too much is lost on the data set; nothing is written.
-        FsvitEdgeError: The build failed or the disk is full; the engines that were there are as they were.
+        FsvitEdgeError: The build failed or the disk is full; existing engines are unchanged.
     """
-    job = _plan_job(bundle, options)
-    pictures = demo_pictures() if options.verify and not _is_source(options) else []
+    job = plan_job(bundle, options)
     calibrated = _calibrate(job, progress)
+    pictures, source = _pictures_to_verify(job, calibrated)
     say(f"Building {job.precision.upper()} with {job.backend.title}: {job.backend.reason}.")
-    typed = _typed_graphs(job, calibrated, progress)
-    digests = {name: _built_from(job, name, graph) for name, graph in typed.items()}
-    notes = tuple(calibrated.calibration.warnings()) if calibrated is not None else ()
-    there = None if options.force or options.data is not None else _find_same(job, digests)
-    if there is not None:
-        return BuildResult(
-            bundle, job.backend, job.precision, there, True, job.runs_here, None, _stated_times(job, there), (), notes
-        )
-    built = {name: _build(job, name, graph, progress, say) for name, graph in typed.items()}
-    records = {name: _record(job, name, one, calibrated, digests[name]) for name, one in built.items()}
-    source = "scikit-image's photographs"
-    if calibrated is not None and calibrated.pictures:
-        pictures, source = list(calibrated.pictures), calibrated.source
-    agreement: Agreement | None = None
-    scores: tuple[PrecisionScores, ...] = ()
+
+    typed_graphs = _convert(job, calibrated, progress)
+    built_from = {name: _digest_of_build(job, name, graph) for name, graph in typed_graphs.items()}
+    notes = () if calibrated is None else tuple(calibrated.calibration.warnings())
+    if existing := _find_up_to_date(job, built_from):
+        times = _recorded_times(job, existing)
+        return BuildResult(bundle, job.backend, job.precision, existing, True, job.runs_here, None, times, (), notes)
+
+    built = {name: _build(job, name, graph, progress, say) for name, graph in typed_graphs.items()}
+    records = {name: _describe(job, name, one, calibrated, built_from[name]) for name, one in built.items()}
     with ExitStack() as stack:
-        reference = {
-            name: stack.enter_context(OnnxRuntimeEngine(graph, "cpu")) for name, graph in job.bundle.graphs.items()
-        }
-        plans = {name: (one.data, records[name]) for name, one in built.items()}
-        candidate = open_candidate(job, plans, stack) if job.runs_here else open_stand_ins(typed, stack)
+        reference = open_reference(job, stack)
+        if job.runs_here:
+            engines = {name: (one.data, records[name]) for name, one in built.items()}
+            candidate = open_candidate(job, engines, stack)
+        else:
+            candidate = open_stand_ins(typed_graphs, stack)
+        agreement = None
         if options.verify:
-            if job.precision != "fp32" and not job.runs_here:
-                progress("look for values that FP16 cannot hold")
-                check_fp16(job.bundle.manifest, reference, job.bundle.graphs, typed, pictures)
-            progress("compare with FP32")
-            computed_by = "the engine" if job.runs_here else "ONNX Runtime on the CPU"
-            agreement = compare(job.bundle.manifest, reference, candidate, pictures, source, computed_by, progress)
-        latency_ms = {}
+            agreement = _verify(job, typed_graphs, reference, candidate, pictures, source, progress)
+        latency_ms: dict[str, dict[str, float]] = {}
         if job.runs_here:
             progress("time")
             unchanged = [name for name, record in records.items() if record.int8_gemms == 0]
             latency_ms = time_beside_others(job, candidate, unchanged, reference, stack)
+        scores: tuple[PrecisionScores, ...] = ()
         if options.data is not None:
             scores = score(job, reference, candidate, progress)
             check_drop(scores, options.max_drop)
-    records = {name: _with_figures(record, agreement, latency_ms) for name, record in records.items()}
+
     progress("write")
-    paths = write_engines(job.folder, [(records[name], built[name].data) for name in ENGINE_GRAPHS])
-    engines = {
+    measured = {name: _add_measurements(record, agreement, latency_ms) for name, record in records.items()}
+    paths = write_engines(job.folder, [(measured[name], built[name].data) for name in ENGINE_GRAPHS])
+    written = {
         name: BuiltEngine(path, read_record(path), built[name].layers)
         for name, path in zip(ENGINE_GRAPHS, paths, strict=True)
     }
-    totals = {name: sum(times.values()) for name, times in latency_ms.items()}
+    totals = {precision: sum(by_graph.values()) for precision, by_graph in latency_ms.items()}
     return BuildResult(
-        bundle, job.backend, job.precision, engines, False, job.runs_here, agreement, totals, scores, notes
+        bundle, job.backend, job.precision, written, False, job.runs_here, agreement, totals, scores, notes
     )
 
 
-def _plan_job(path: Path, options: BuildOptions) -> Job:
-    """Check everything that can be checked before work begins."""
-    if options.precision not in (None, *PRECISIONS):
-        raise InputError(f"Precision {options.precision!r} is unknown; choose one of: {', '.join(PRECISIONS)}.")
-    if options.max_drop is not None and options.data is None:
-        raise InputError("--max-drop says how much may be lost on a data set; name it with --data DIR.")
-    machine = Machine.here()
-    backend = choose_backend(options.engine, machine.gpu, bool(options.targets))
-    precision = options.precision or backend.default_precision
-    _refuse_idle_options(options, backend, precision)
-    targets = () if backend.api is None else choose_targets(backend.api, options.targets, precision, machine.gpu)
-    bundle = Bundle.load(path)
-    folder = engine_folder(path, bundle.manifest)
-    _check_writable(folder)
-    supports = (options.ways_max or DEFAULT_WAYS_MAX) * (options.shots_max or DEFAULT_SHOTS_MAX)
-    ways = options.ways_max or DEFAULT_WAYS_MAX
-    grid = bundle.manifest.support_grid**2
-    sizes = {
-        "batch": (1, 1, 1),
-        "supports": (1, min(_USUAL_SUPPORTS, supports), supports),
-        "ways": (1, min(_USUAL_SUPPORTS, ways), ways),
-        "kept_tokens": (1, 1 + round(_USUAL_MASK_COVER * grid), 1 + grid),
-    }
-    return Job(bundle, folder, options, backend, precision, targets, machine, sizes)
-
-
-def _refuse_idle_options(options: BuildOptions, backend: Backend, precision: str) -> None:
-    """Refuse what would have no effect.
-
-    Raises:
-        InputError: An option has none with this backend or precision.
-    """
-    name = backend.name
-    idle = {
-        "--calib": options.calib is not None and precision != "int8" and "a calibration belongs to --int8",
-        "--quantize": options.quantize and precision != "int8" and "it chooses what --int8 quantizes",
-        "--keep-fp32": options.keep_fp32 and precision == "fp32" and "all is FP32",
-        "--target": options.targets and name != "tensorrt-rtx" and f"it belongs to tensorrt-rtx, not to {name}",
-        "--timing-cache": options.timing_cache and name != "tensorrt" and f"it belongs to tensorrt, not to {name}",
-        "--workspace": options.workspace_mib and name == "onnxruntime" and "it belongs to TensorRT",
-        "--ways-max": options.ways_max and name == "onnxruntime" and "ONNX Runtime takes any number",
-        "--shots-max": options.shots_max and name == "onnxruntime" and "ONNX Runtime takes any number",
-    }
-    for option, reason in idle.items():
-        if reason:
-            raise InputError(
-                f"{option} has no effect here: {reason} ({backend.title}, {backend.reason}); leave it out."
-            )
-    if name == "onnxruntime":
-        refuse_fp16_on_cpu(precision)
-
-
-def _check_writable(folder: Path) -> None:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise FsvitEdgeError(
-            f"Engines cannot be written to {folder}: no permission in {existing}; copy the bundle to a folder of "
-            "yours, or for the shipped model name another cache with: export XDG_CACHE_HOME=/path."
-        )
-
-
-def _is_source(options: BuildOptions) -> bool:
-    return options.calib is not None and not options.calib.endswith(".json")
-
-
-def _calibrate(job: Job, progress: Progress) -> Calibrated | None:
+def _calibrate(job: BuildJob, progress: Progress) -> Calibrated | None:
+    """The calibration of an INT8 build; None if the graph was quantized by another tool and contains its scales."""
     if job.precision != "int8":
         return None
     if job.options.calib is None and Graph(job.bundle.graphs["encoder"]).is_quantized:
-        return None  # quantized elsewhere, with its scales inside
+        return None
     return find_calibration(job.bundle, job.options.calib, progress)
 
 
-def _typed_graphs(job: Job, calibrated: Calibrated | None, progress: Progress) -> dict[str, bytes]:
-    """The graphs that the backend is given."""
+def _pictures_to_verify(job: BuildJob, calibrated: Calibrated | None) -> tuple[list[Picture], str]:
+    """Pictures that were just calibrated on, or else scikit-image's, and where they come from."""
+    if calibrated is not None and calibrated.pictures:
+        return list(calibrated.pictures), calibrated.source
+    return demo_pictures() if job.options.verify else [], "scikit-image's photographs"
+
+
+def _convert(job: BuildJob, calibrated: Calibrated | None, progress: Progress) -> dict[str, bytes]:
+    """Graph -> the ONNX file in the job's precision that the backend builds from."""
     options = PrecisionOptions(job.options.keep_fp32, job.options.quantize)
     check_patterns([job.bundle.graphs[name] for name in ENGINE_GRAPHS], options)
     calibration = None if calibrated is None else calibrated.calibration
@@ -208,24 +253,27 @@ def _typed_graphs(job: Job, calibrated: Calibrated | None, progress: Progress) -
     return graphs
 
 
-def _built_from(job: Job, name: str, graph: bytes) -> str:
-    varying = {size for spec in job.bundle.manifest.graphs[name].inputs for size in spec.shape if isinstance(size, str)}
-    told = {
+def _digest_of_build(job: BuildJob, name: str, graph: bytes) -> str:
+    """The sha256 of everything that a build depends on: graph, backend, targets, sizes and memory."""
+    dynamic = {size for spec in job.bundle.manifest.graphs[name].inputs for size in spec.shape if isinstance(size, str)}
+    settings = {
         "backend": [job.backend.name, job.backend.version],
         "targets": job.targets,
-        "sizes": {size: job.sizes[size] for size in sorted(varying)} if job.backend.api is not None else {},
+        "sizes": {size: job.sizes[size] for size in sorted(dynamic)} if job.backend.api is not None else {},
         "workspace_mib": job.options.workspace_mib,
     }
-    return hashlib.sha256(graph + json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(graph + json.dumps(settings).encode()).hexdigest()
 
 
-def _find_same(job: Job, digests: Mapping[str, str]) -> dict[str, BuiltEngine] | None:
-    """The engines that this build would give, where they are whole."""
+def _find_up_to_date(job: BuildJob, built_from: Mapping[str, str]) -> dict[str, BuiltEngine] | None:
+    """Graph -> the existing engine that this build would produce; None unless all exist undamaged."""
+    if job.options.force or job.options.data is not None:
+        return None
     found: dict[str, BuiltEngine] = {}
     here = job.machine.to_dict()
     for path, record in find_engines(job.folder)[0]:
         is_same = (
-            digests.get(record.graph) == record.built_from_sha256
+            built_from.get(record.graph) == record.built_from_sha256
             and record.precision == job.precision
             and (bool(record.targets) or all(record.machine[key] == here[key] for key in ("arch", "cpu", "gpu")))
             and (bool(record.verification) or not job.options.verify)
@@ -239,30 +287,35 @@ def _find_same(job: Job, digests: Mapping[str, str]) -> dict[str, BuiltEngine] |
     return {name: found[name] for name in ENGINE_GRAPHS} if found.keys() == set(ENGINE_GRAPHS) else None
 
 
-def _stated_times(job: Job, engines: Mapping[str, BuiltEngine]) -> dict[str, float]:
+def _recorded_times(job: BuildJob, engines: Mapping[str, BuiltEngine]) -> dict[str, float]:
+    """Precision -> time of encoder and head together in ms, as measured when the engines were built."""
     own = [one.record.latency_ms for one in engines.values()]
     fp32 = [one.record.fp32_latency_ms for one in engines.values()]
     return {name: sum(filter(None, times)) for name, times in ((job.precision, own), ("fp32", fp32)) if all(times)}
 
 
-def _build(job: Job, name: str, graph: bytes, progress: Progress, say: Progress) -> BuiltGraph:
-    # A run takes a few supports at a time, whatever the plan allows: the predictor splits what would grow too large.
-    sizes = {**job.usual(), "kept_tokens": job.sizes["kept_tokens"][2]}
-    gpu_bytes = job.machine.gpu.memory_bytes if job.backend.api is not None and job.machine.gpu is not None else None
-    budget = estimate(onnx.load_from_string(graph), sizes, gpu_bytes)
-    asked = f" with {sizes['supports']} supports at once" if name == "head" else ""
-    say(f"Memory of the {name}{asked}: {budget}.")
+def _build(job: BuildJob, name: str, graph: bytes, progress: Progress, say: Progress) -> BuiltGraph:
+    """Check the memory, then let the backend build."""
+    # Whatever the plan allows, a run has few supports: the predictor splits larger ones.
+    sizes = {**job.usual_sizes, "kept_tokens": job.sizes["kept_tokens"][2]}
+    gpu = None if job.backend.api is None else job.machine.gpu
+    budget = estimate(onnx.load_from_string(graph), sizes, None if gpu is None else gpu.memory_bytes)
+    condition = f" with {sizes['supports']} supports at once" if name == "head" else ""
+    say(f"Memory of the {name}{condition}: {budget}.")
     budget.check(name)
     progress(f"build the {name}")
     if job.backend.api is None:
         return build_for_cpu(graph, name)
     info = job.bundle.manifest.graphs[name]
-    names = {spec.name: spec.shape for spec in (*info.inputs, *info.outputs)}
+    shapes = {spec.name: spec.shape for spec in (*info.inputs, *info.outputs)}
     options = PlanOptions(job.targets, job.options.workspace_mib, job.options.timing_cache)
-    return build_plan(job.backend.api, graph, name, job.sizes, names, options, job.machine.gpu, progress)
+    return build_plan(job.backend.api, graph, name, job.sizes, shapes, options, job.machine.gpu, progress)
 
 
-def _record(job: Job, name: str, built: BuiltGraph, calibrated: Calibrated | None, digest: str) -> EngineRecord:
+def _describe(
+    job: BuildJob, name: str, built: BuiltGraph, calibrated: Calibrated | None, built_from: str
+) -> EngineRecord:
+    """The engine's sidecar, without measurements."""
     manifest = job.bundle.manifest
     calibration = None
     if calibrated is not None:
@@ -304,14 +357,33 @@ def _record(job: Job, name: str, built: BuiltGraph, calibrated: Calibrated | Non
         built_by=f"fsvit-edge {__version__}",
         built_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         build_s=round(built.build_s, 3),
-        built_from_sha256=digest,
+        built_from_sha256=built_from,
     )
 
 
-def _with_figures(
+def _verify(
+    job: BuildJob,
+    typed_graphs: Mapping[str, bytes],
+    reference: Mapping[str, Engine],
+    candidate: Mapping[str, Engine],
+    pictures: list[Picture],
+    source: str,
+    progress: Progress,
+) -> Agreement:
+    """Compare with FP32; where FP16 is emulated, look for overflow first."""
+    manifest = job.bundle.manifest
+    if job.precision != "fp32" and not job.runs_here:
+        progress("look for values that overflow in FP16")
+        check_fp16(manifest, reference, job.bundle.graphs, typed_graphs, pictures)
+    progress("compare with FP32")
+    computed_by = "the engine" if job.runs_here else "ONNX Runtime on the CPU"
+    return compare(manifest, reference, candidate, pictures, source, computed_by, progress)
+
+
+def _add_measurements(
     record: EngineRecord, agreement: Agreement | None, latency_ms: Mapping[str, Mapping[str, float]]
 ) -> EngineRecord:
-    """Fill in what was found out about an engine."""
+    """The record with the agreement of its own outputs, and its times."""
     verification = {}
     if agreement is not None:
         verification = asdict(agreement)

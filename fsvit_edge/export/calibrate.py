@@ -1,4 +1,4 @@
-"""Where the ranges of an INT8 build come from: a file, the bundle's own, or pictures that are calibrated on at once."""
+"""The calibration of an INT8 build: a file, the bundle's own, or pictures that are calibrated on right now."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from fsvit_edge.calib.pictures import sample_pictures
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.export.compare import PICTURES, Picture
 from fsvit_edge.runtime.bundle import Bundle
-from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.errors import InputError
 
 CALIBRATION_NAME = "calibration.json"
-"""Looked for in the bundle where none is named; the model that is shipped has one."""
-NUM_PICTURES, SEED = 256, 0
-"""Of a SOURCE; `fsvit-edge calib` takes others."""
+"""The calibration in a bundle, used if none is named; the bundled model has one."""
+MAX_PICTURES, SEED = 256, 0
+"""Sampling of a SOURCE; `fsvit-edge calib` has options for it."""
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Ranges, and pictures to verify with.
+    """A calibration, and pictures to verify with.
 
     Attributes:
-        calibration: The ranges.
-        pictures: Some of those it was made of; none where it came from a file.
-        source: Where it came from, in words.
+        calibration: The calibration.
+        pictures: Some of the pictures it was made from; empty if it came from a file.
+        source: The file, or where the pictures come from.
     """
 
     calibration: Calibration
@@ -36,12 +36,12 @@ def find_calibration(bundle: Bundle, wanted: str | None, progress: Callable[[str
     """Load a calibration, or make one.
 
     Args:
-        bundle: What it must fit.
-        wanted: A file (.json) or a source of pictures; None: the one in the bundle.
-        progress: Is told how far it has come.
+        bundle: The bundle that the calibration must fit.
+        wanted: A file (.json) or a source of pictures; None: the bundle's own calibration.
+        progress: Called with what is being calibrated.
 
     Raises:
-        InputError: There is none in the bundle and none was named, or the source cannot be used.
+        InputError: None is named and the bundle has none, or the source cannot be used.
         ArtifactError: The file is missing, damaged or of another model.
         SourceError: The source cannot be reached.
     """
@@ -53,16 +53,10 @@ def find_calibration(bundle: Bundle, wanted: str | None, progress: Callable[[str
         )
     if file.suffix == ".json":
         calibration = Calibration.load(file)
-        if wanted is None:
-            try:
-                calibration.check_fits(bundle)
-            except ArtifactError as error:
-                raise ArtifactError(f"{file} is not this bundle's: {error}") from error
-        else:
-            calibration.check_fits(bundle)
+        calibration.check_fits(bundle)
         return Calibrated(calibration, (), str(file))
     assert wanted is not None
-    sample = sample_pictures(wanted, NUM_PICTURES, SEED)
+    sample = sample_pictures(wanted, MAX_PICTURES, SEED)
     kept: list[Picture] = []
     every = max(1, sample.count // PICTURES)
     calibration = collect_ranges(
@@ -72,7 +66,7 @@ def find_calibration(bundle: Bundle, wanted: str | None, progress: Callable[[str
 
 
 def _keeping(pictures: Iterable[Picture], every: int, kept: list[Picture]) -> Iterator[Picture]:
-    """Pass pictures on and keep some, because a camera gives each only once."""
+    """Yield pictures and keep some of them, because a camera shows each picture only once."""
     for number, picture in enumerate(pictures):
         if number % every == 0:
             kept.append(picture)

@@ -1,14 +1,15 @@
-"""Engines on trial, before they are written: opened from memory, timed beside others, scored on a data set."""
+"""New engines before they are written: opened from memory, timed next to others, and scored on a data set."""
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
 
-from fsvit_edge.export.build_result import PrecisionScores
-from fsvit_edge.export.compare import example_feed, time_side_by_side
-from fsvit_edge.export.job import Job
+import numpy as np
+
+from fsvit_edge.export.job import BuildJob
 from fsvit_edge.runtime.bundle import OBJECTNESS
-from fsvit_edge.runtime.engines.base import Engine
+from fsvit_edge.runtime.engines.base import Array, Engine
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.store.files import ENGINE_GRAPHS, EngineRecord, load_engine
 from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
@@ -16,18 +17,44 @@ from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError
 from fsvit_edge.runtime.predictor import FewShotModel
 
 EPISODES = 200
-"""Of a data set, 1-way 1-shot with masks, for the exact ratio and the mIoU."""
+"""Episodes for exact ratio and mIoU, each with one class (1-way) that one picture and its mask show (1-shot)."""
+TIMED_S = 2.0
+"""Time that each engine is measured for, unless `_MIN_ROUNDS` take longer."""
+
+_MIN_ROUNDS, _MAX_ROUNDS = 8, 200
+_WARM_UP_ROUNDS = 2
 
 Engines = dict[str, Engine]
+"""Graph -> engine."""
 
 
-def open_candidate(job: Job, engines: Mapping[str, tuple[bytes, EngineRecord]], stack: ExitStack) -> Engines:
+@dataclass(frozen=True)
+class PrecisionScores:
+    """Accuracy of one precision on the data set.
+
+    Attributes:
+        precision: One of `PRECISIONS`.
+        exact_ratio: Percentage of queries whose every class is judged right, present or absent.
+        miou: Mean intersection over union in percent; None if no query has a mask.
+    """
+
+    precision: str
+    exact_ratio: float
+    miou: float | None
+
+
+def open_reference(job: BuildJob, stack: ExitStack) -> Engines:
+    """Open the bundle's FP32 graphs in ONNX Runtime on the CPU; `stack` closes them."""
+    return {name: stack.enter_context(OnnxRuntimeEngine(graph, "cpu")) for name, graph in job.bundle.graphs.items()}
+
+
+def open_candidate(job: BuildJob, engines: Mapping[str, tuple[bytes, EngineRecord]], stack: ExitStack) -> Engines:
     """Open engines that this machine can run.
 
     Args:
-        job: What was built.
-        engines: By graph, each with its record.
-        stack: Closes them.
+        job: The build.
+        engines: Graph -> engine and its record.
+        stack: Closes the engines.
     """
     if job.backend.api is None:
         return {name: stack.enter_context(OnnxRuntimeEngine(data, "cpu")) for name, (data, _) in engines.items()}
@@ -42,36 +69,39 @@ def open_candidate(job: Job, engines: Mapping[str, tuple[bytes, EngineRecord]], 
     }
 
 
-def open_stand_ins(typed: Mapping[str, bytes], stack: ExitStack) -> Engines:
+def open_stand_ins(graphs: Mapping[str, bytes], stack: ExitStack) -> Engines:
     """Open the graphs that engines for other machines were built from, in ONNX Runtime on the CPU.
 
-    It computes FP16 by way of FP32, so rounding shows and overflow does not.
+    The CPU emulates FP16 in FP32, so rounding shows but overflow does not.
 
     Args:
-        typed: ONNX by graph.
-        stack: Closes them.
+        graphs: Graph -> ONNX file.
+        stack: Closes the engines.
     """
-    return {name: stack.enter_context(OnnxRuntimeEngine(data, "cpu")) for name, data in typed.items()}
+    return {name: stack.enter_context(OnnxRuntimeEngine(data, "cpu")) for name, data in graphs.items()}
 
 
 def time_beside_others(
-    job: Job,
+    job: BuildJob,
     candidate: Mapping[str, Engine],
     unchanged: Collection[str],
     reference: Mapping[str, Engine],
     stack: ExitStack,
 ) -> dict[str, dict[str, float]]:
-    """Return precision -> graph -> median ms of a run, all from the same minutes.
+    """Time the new engines next to others, which take turns with them.
 
-    On a CPU it runs beside the bundle's FP32 graphs; on a GPU beside engines of the other precisions that are there.
+    On a CPU the others are the bundle's FP32 graphs; on a GPU they are existing engines of other precisions.
 
     Args:
-        job: What was built.
-        candidate: encoder and head.
-        unchanged: Graphs of a CPU that compute what the bundle's do: they take the same time, and what the clock would
-            find between them is noise.
-        reference: The bundle's, in FP32.
-        stack: Closes what is opened.
+        job: The build.
+        candidate: The new encoder and head.
+        unchanged: Graphs that compute the same as the bundle's on a CPU. They are timed once, because any difference
+            between two measurements would be noise.
+        reference: The bundle's FP32 graphs.
+        stack: Closes the engines that are opened here.
+
+    Returns:
+        Precision -> graph -> median time of a run in ms.
     """
     if job.backend.api is None:
         others = {"fp32": dict(reference)}
@@ -85,24 +115,133 @@ def time_beside_others(
     latency_ms: dict[str, dict[str, float]] = {precision: {} for precision in running}
     for graph in ENGINE_GRAPHS:
         if job.backend.api is None and graph in unchanged:
-            feed = example_feed(reference[graph], job.usual())
-            latency_ms[job.precision][graph] = latency_ms["fp32"][graph] = time_side_by_side(
-                [reference[graph]], [feed]
-            )[0]
+            (time_ms,) = time_side_by_side([reference[graph]], [example_feed(reference[graph], job.usual_sizes)])
+            latency_ms[job.precision][graph] = latency_ms["fp32"][graph] = time_ms
             continue
-        engines = [of[graph] for of in running.values()]
-        times = time_side_by_side(engines, [example_feed(engine, job.usual()) for engine in engines])
+        engines = [graphs[graph] for graphs in running.values()]
+        times = time_side_by_side(engines, [example_feed(engine, job.usual_sizes) for engine in engines])
         for precision, time_ms in zip(running, times, strict=True):
             latency_ms[precision][graph] = time_ms
     return latency_ms
 
 
-def _open_existing(job: Job, precision: str, stack: ExitStack) -> Engines | None:
-    """Engines of the same backend in another precision, where they are whole and fit."""
+def time_side_by_side(engines: Sequence[Engine], feeds: Sequence[Mapping[str, Array]]) -> list[float]:
+    """Return each engine's median time of a run in ms; they take turns, so that all run under the same load.
+
+    Args:
+        engines: Engines of the same graph.
+        feeds: Inputs for each engine.
+    """
+    inputs = [
+        {name: engine.upload(array) for name, array in feed.items()}
+        for engine, feed in zip(engines, feeds, strict=True)
+    ]
+    times_ms: list[list[float]] = [[] for _ in engines]
+    started = time.monotonic()
+    for number in range(_WARM_UP_ROUNDS + _MAX_ROUNDS):
+        if number >= _WARM_UP_ROUNDS + _MIN_ROUNDS and time.monotonic() - started > TIMED_S * len(engines):
+            break
+        turns = list(zip(engines, inputs, times_ms, strict=True))
+        # Every other round in reverse, so that no engine always follows the same one.
+        for engine, feed, own_times_ms in turns if number % 2 == 0 else reversed(turns):
+            begun = time.perf_counter()
+            outputs = engine.run(feed)
+            # A GPU still computes when `run` returns; reading the smallest output waits for it.
+            min(outputs.values(), key=lambda tensor: int(np.prod(tensor.shape))).numpy()
+            if number >= _WARM_UP_ROUNDS:
+                own_times_ms.append((time.perf_counter() - begun) * 1e3)
+    return [float(np.median(own_times_ms)) for own_times_ms in times_ms]
+
+
+def example_feed(engine: Engine, sizes: Mapping[str, int]) -> dict[str, Array]:
+    """Return random inputs for an engine, of its types, with the given sizes.
+
+    Args:
+        engine: The engine.
+        sizes: Name of each dynamic size -> value.
+    """
+    rng = np.random.default_rng(0)
+    feed: dict[str, Array] = {}
+    for spec in engine.inputs:
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape)
+        if spec.dtype == "uint8":
+            feed[spec.name] = rng.integers(0, 256, shape, dtype=np.uint8)
+        elif spec.name in ("kept_mask", "pooled_mask"):
+            feed[spec.name] = np.ones(shape, spec.dtype)
+        elif spec.name == "averaging":
+            feed[spec.name] = np.eye(shape[0], shape[1]).astype(spec.dtype)
+        else:
+            values = rng.standard_normal(shape)
+            feed[spec.name] = (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(spec.dtype)
+    return feed
+
+
+def score(
+    job: BuildJob, reference: Mapping[str, Engine], candidate: Mapping[str, Engine], progress: Callable[[str], None]
+) -> tuple[PrecisionScores, ...]:
+    """Measure exact ratio and mIoU of FP32 and of the new engines on the same episodes; needs torch.
+
+    Args:
+        job: The build, with the data set in its options.
+        reference: The bundle's FP32 graphs.
+        candidate: The new encoder and head.
+        progress: Called with what is being scored.
+
+    Raises:
+        InputError: The data set cannot be used.
+    """
+    from fsvit_edge.learn.datasets import open_data
+    from fsvit_edge.learn.evaluation import EvaluationOptions, evaluate
+
+    assert job.options.data is not None
+    selection = open_data("folder", job.options.data, None, None, "test")
+    options = EvaluationOptions(episodes=EPISODES)
+
+    def score_one(precision: str, graphs: Mapping[str, Engine]) -> PrecisionScores:
+        model = FewShotModel(
+            job.bundle.manifest,
+            graphs["encoder"],
+            reference["enroll"],
+            graphs["head"],
+            objectness=reference.get(OBJECTNESS),
+        )
+        found = evaluate(model, selection, options, lambda step: progress(f"{precision} on the data set: {step}"))
+        miou = found.scores.miou
+        return PrecisionScores(precision, found.scores.exact_ratio.value, None if miou is None else miou.value)
+
+    return score_one("fp32", reference), score_one(job.precision, candidate)
+
+
+def check_drop(scores: Sequence[PrecisionScores], max_drop: float | None) -> None:
+    """Refuse engines that lose too much accuracy.
+
+    Args:
+        scores: Of FP32 and of the new engines.
+        max_drop: Most percentage points that exact ratio and mIoU may each lose; None: any.
+
+    Raises:
+        AccuracyGateError: One of them loses more.
+    """
+    if max_drop is None:
+        return
+    fp32, own = scores
+    drops = [("exact ratio", fp32.exact_ratio, own.exact_ratio)]
+    if fp32.miou is not None and own.miou is not None:
+        drops.append(("mIoU", fp32.miou, own.miou))
+    for name, before, after in drops:
+        if not before - after <= max_drop:  # NaN is too much as well
+            raise AccuracyGateError(
+                f"The {name} is {before:.1f} % in FP32 and {after:.1f} % in {own.precision.upper()}: "
+                f"{before - after:.1f} points lost, {max_drop:g} allowed; nothing was written."
+            )
+
+
+def _open_existing(job: BuildJob, precision: str, stack: ExitStack) -> Engines | None:
+    """Engines of the same backend in another precision, if there is a complete set that fits."""
     built = [
-        one
-        for one in find_engines(job.folder)[0]
-        if one[1].backend == job.backend.name and one[1].precision == precision
+        (path, record)
+        for path, record in find_engines(job.folder)[0]
+        if record.backend == job.backend.name and record.precision == precision
     ]
     for one in fitting_sets(built, job.bundle.manifest, job.machine, job.bundle.path).sets:
         try:
@@ -114,67 +253,3 @@ def _open_existing(job: Job, precision: str, stack: ExitStack) -> Engines | None
             continue
         return open_candidate(job, data, stack)
     return None
-
-
-def score(
-    job: Job, reference: Mapping[str, Engine], candidate: Mapping[str, Engine], progress: Callable[[str], None]
-) -> tuple[PrecisionScores, ...]:
-    """Measure exact ratio and mIoU of FP32 and of what was built, on the same episodes; needs torch.
-
-    Args:
-        job: What was built, with the data set in its options.
-        reference: The bundle's graphs in FP32.
-        candidate: encoder and head.
-        progress: Is told how far it has come.
-
-    Raises:
-        InputError: The data cannot be used.
-    """
-    from fsvit_edge.learn.datasets import open_data
-    from fsvit_edge.learn.evaluation import EvaluationOptions, evaluate
-
-    assert job.options.data is not None
-    selection = open_data("folder", job.options.data, None, None, "test")
-    options = EvaluationOptions(episodes=EPISODES)
-    rows = []
-    for precision, graphs in (("fp32", reference), (job.precision, candidate)):
-        model = FewShotModel(
-            job.bundle.manifest,
-            graphs["encoder"],
-            reference["enroll"],
-            graphs["head"],
-            objectness=reference.get(OBJECTNESS),
-        )
-        say = partial(_say, progress, precision)
-        found = evaluate(model, selection, options, say)
-        miou = found.scores.miou
-        rows.append(PrecisionScores(precision, found.scores.exact_ratio.value, None if miou is None else miou.value))
-    return tuple(rows)
-
-
-def _say(progress: Callable[[str], None], precision: str, step: str) -> None:
-    progress(f"{precision} on the data set: {step}")
-
-
-def check_drop(scores: Sequence[PrecisionScores], max_drop: float | None) -> None:
-    """Refuse engines that lose too much.
-
-    Args:
-        scores: Of FP32 and of what was built.
-        max_drop: Points that exact ratio and mIoU may each lose; None: any.
-
-    Raises:
-        AccuracyGateError: One loses more.
-    """
-    if max_drop is None:
-        return
-    wanted, got = scores
-    drops = [("exact ratio", wanted.exact_ratio, got.exact_ratio)]
-    if wanted.miou is not None and got.miou is not None:
-        drops.append(("mIoU", wanted.miou, got.miou))
-    for name, before, after in drops:
-        if not before - after <= max_drop:
-            raise AccuracyGateError(
-                f"The {name} is {before:.1f} % in FP32 and {after:.1f} % in {got.precision.upper()}: "
-                f"{before - after:.1f} points lost, {max_drop:g} allowed; nothing was written."
-            )

@@ -1,13 +1,15 @@
-"""What an engine's own list of layers says: which matrix products are truly INT8, which attention is one kernel.
+"""What a builder returns: the built graph, and which of its matrix products and attentions compute in which precision.
 
-TensorRT prints a line a layer, at the end of a verbose build and in its engine inspector alike; what reaches ONNX
-Runtime's processor is read from the graph that it has optimized.
+TensorRT prints one line per layer, at the end of a verbose build and in its engine inspector alike. For ONNX Runtime
+the layers are read from the graph that it has optimized.
 """
 
 import re
 from dataclasses import dataclass
 
 import onnx
+
+from fsvit_edge.runtime.engines.base import TensorSpec
 
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\](?:, |$)(?P<rest>.*)$")
 _DTYPE = re.compile(r"Datatype: (\w+)")
@@ -19,14 +21,14 @@ _ORT_FLOAT = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Counts of an engine's layers.
+    """Number of an engine's layers by kind.
 
     Attributes:
-        layers: All that compute.
-        attention: Kernels that do a whole attention, scores and softmax included, without writing the scores.
-        int8_gemms: Matrix products that multiply INT8 by INT8.
-        fp16_gemms: Those that multiply FP16.
-        fp32_gemms: Those that multiply FP32.
+        layers: All layers that compute.
+        attention: Fused attentions: kernels that compute scores, softmax and result without storing the scores.
+        int8_gemms: Matrix products of INT8 by INT8.
+        fp16_gemms: Matrix products in FP16.
+        fp32_gemms: Matrix products in FP32.
     """
 
     layers: int = 0
@@ -37,12 +39,33 @@ class LayerReport:
 
     @property
     def gemms(self) -> int:
-        """All matrix products outside a fused attention."""
+        """All matrix products outside fused attention."""
         return self.int8_gemms + self.fp16_gemms + self.fp32_gemms
 
 
+@dataclass(frozen=True)
+class BuiltGraph:
+    """A graph as a backend built it.
+
+    Attributes:
+        data: The TensorRT plan, or for a CPU the optimized ONNX graph.
+        inputs: Specs of the inputs.
+        outputs: Specs of the outputs.
+        profile: Input -> "min", "opt" and "max" shape, for inputs with dynamic sizes in a TensorRT plan.
+        layers: The layers that the backend made of the graph.
+        build_s: Time of the build in seconds.
+    """
+
+    data: bytes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profile: dict[str, dict[str, list[int]]]
+    layers: LayerReport
+    build_s: float
+
+
 def report_layers(text: str) -> LayerReport:
-    """Count the layers in a text that lists them, one a line: a build's log or an inspector's answer."""
+    """Count the layers in TensorRT's text, from a build's log or an engine inspector, one layer per line."""
     counts = {"Int8": 0, "Half": 0, "BFloat16": 0, "Float": 0}
     layers = attention = 0
     for line in text.splitlines():

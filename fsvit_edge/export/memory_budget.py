@@ -1,4 +1,4 @@
-"""What a build and the engine that comes out of it need, estimated from the graph, against what is free here."""
+"""The memory that a build and its engine need, estimated from the graph, compared with the memory of this machine."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,22 +19,21 @@ _BYTES: dict[int, int] = {
     TensorProto.DOUBLE: 8,
 }
 _BUILDER_BYTES = 400 * 2**20
-"""Of TensorRT's libraries and tables: 180 MB were measured with RTX 1.7 and a small graph; a GPU's context comes on
-top."""
+"""TensorRT's libraries and tables: 180 MB were measured with RTX 1.7 and a small graph, without a GPU's context."""
 _COPIES_OF_WEIGHTS = 4
-"""While a plan is built: graph, parsed network, its optimized copy, the plan."""
+"""Copies during a build: the graph, the parsed network, its optimized copy, and the plan."""
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes.
+    """Memory needed and available, in bytes.
 
     Attributes:
-        weights: Of the graph's constants.
-        activations: Largest sum of tensors that must exist at once, were no layers fused: an upper estimate.
-        build: Of the host's memory while the engine is built.
-        free: Of the host's memory now; None where the system does not say.
-        gpu: Of the GPU's memory in all; None without a GPU.
+        weights: The graph's constants.
+        activations: The tensors that exist at once, at most. An upper estimate, because fused layers need fewer.
+        build: Host memory needed during the build.
+        free: Free host memory; None if unknown.
+        gpu: The GPU's total memory; None without a GPU.
     """
 
     weights: int
@@ -44,14 +43,14 @@ class MemoryBudget:
     gpu: int | None
 
     def check(self, name: str) -> None:
-        """Refuse what cannot fit.
+        """Refuse a build that cannot fit.
 
         Raises:
             FsvitEdgeError: The host or the GPU has too little memory.
         """
         if self.free is not None and self.build > self.free:
             raise FsvitEdgeError(
-                f"Building the {name} needs about {_mb(self.build)} of memory and {_mb(self.free)} are free; "
+                f"Building the {name} needs about {_mb(self.build)} of memory, but only {_mb(self.free)} are free; "
                 "close other programs or add swap, then build again."
             )
         if self.gpu is not None and self.weights + self.activations > self.gpu:
@@ -61,7 +60,7 @@ class MemoryBudget:
             )
 
     def __str__(self) -> str:
-        """The budget in a line."""
+        """The budget in one line."""
         parts = [f"weights {_mb(self.weights)}", f"activations up to {_mb(self.activations)}"]
         parts.append(f"{_mb(self.build)} to build" + ("" if self.free is None else f" of {_mb(self.free)} free"))
         if self.gpu is not None:
@@ -70,12 +69,12 @@ class MemoryBudget:
 
 
 def estimate(model: onnx.ModelProto, sizes: Mapping[str, int], gpu_bytes: int | None) -> MemoryBudget:
-    """Estimate a graph's budget.
+    """Estimate a graph's memory.
 
     Args:
         model: The graph.
-        sizes: Value of each size that varies, by its name.
-        gpu_bytes: Of the GPU's memory, None without one.
+        sizes: Name of each dynamic size -> value.
+        gpu_bytes: The GPU's total memory; None without a GPU.
     """
     weights = sum(_size(tensor.data_type, tensor.dims) for tensor in model.graph.initializer)
     build = _BUILDER_BYTES + _COPIES_OF_WEIGHTS * weights
@@ -83,7 +82,7 @@ def estimate(model: onnx.ModelProto, sizes: Mapping[str, int], gpu_bytes: int | 
 
 
 def free_memory() -> int | None:
-    """Return how many bytes this process may still take: the machine's, or the container's where that is less."""
+    """Return how many bytes this process can still use: the machine's, or the container's if they are fewer."""
     free = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -101,10 +100,10 @@ def free_memory() -> int | None:
 
 
 def _peak(model: onnx.ModelProto, sizes: Mapping[str, int]) -> int:
-    """Walk through the graph in its order, with every tensor living from its making to its last use."""
+    """The most bytes of tensors alive at once, if every tensor lives from its node to its last use; 0 if unknown."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
-    # What was inferred with names for sizes would stand in the way of what is inferred with numbers.
+    # Shapes that were inferred with names for sizes would prevent shapes with numbers.
     del fixed.graph.value_info[:]
     for value in (*fixed.graph.input, *fixed.graph.output):
         for axis in value.type.tensor_type.shape.dim:

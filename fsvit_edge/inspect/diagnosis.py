@@ -122,7 +122,7 @@ def _providers() -> Iterator[Finding]:
         return
     for name, provider in ENGINE_PROVIDERS.items():
         hint = "not in this ONNX Runtime; for a GPU: pip install onnxruntime-gpu (on a Jetson: NVIDIA's own wheel)"
-        text = f"--engine {name}" if provider in installed else hint
+        text = f"use it with --engine {name}" if provider in installed else hint
         yield Finding(f"engine {name}", provider in installed, provider == "cpu", text)
 
 
@@ -152,10 +152,7 @@ def _gpu_packages() -> Iterator[Finding]:
     # Either is enough. They are not imported: pycuda's driver fails without a GPU.
     for package in ("pycuda", "cuda-bindings"):
         found = _version(package)
-        hint = (
-            f"not installed, needed only for --engine tensorrt and tensorrt-rtx, without "
-            f"{_OTHER[package]}: pip install {package}"
-        )
+        hint = f"not installed; --engine tensorrt and tensorrt-rtx need it or {_OTHER[package]}: pip install {package}"
         yield Finding(package, found is not None, False, found or hint)
 
 
@@ -180,7 +177,7 @@ def _engines(path: Path) -> Iterator[Finding]:
     for number, sentence in enumerate(unusable, 1):
         yield Finding(f"sidecar {number}", False, False, sentence)
     if not built:
-        yield Finding("engines", False, False, f"none built; for more speed: {build_command(None, None, path)}")
+        yield Finding("engines", False, False, f"none built; to run faster: {build_command(None, None, path)}")
         return
     fitting = fitting_sets(built, manifest, Machine.here(), path)
     for one in fitting.sets:

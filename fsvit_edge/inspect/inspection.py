@@ -228,7 +228,7 @@ def _inspect_bundle(path: Path) -> Inspection:
 def _objectness(manifest: Manifest) -> str:
     if OBJECTNESS in manifest.graphs:
         return "from its own graph, for sharp outlines"
-    return "from the encoder, for sharp outlines" if manifest.tells_objectness else "none, so outlines are plain"
+    return "from the encoder, for sharp outlines" if manifest.has_objectness else "none, so outlines are plain"
 
 
 def _engines_of(path: Path, manifest: Manifest) -> dict[str, Any]:

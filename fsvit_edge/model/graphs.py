@@ -1,9 +1,11 @@
 """The graphs of a bundle, as modules that torch can trace, with the names of their inputs and outputs.
 
-image -> encoder -> tokens, norms, class_token, class_query, image_keys, and objectness where the stem tells it
-(those) + mask   -> enroll -> one cached support
+image -> encoder -> tokens, norms, class_token, class_query, image_keys, and objectness if the network has a decoder
+these five + mask -> enroll -> one cached support
 tokens + cached supports -> head -> P(present), P(foreground) of each class
-image -> objectness, a graph of its own where the encoder has none and one is wanted
+image -> objectness, an optional separate graph for an encoder without it
+
+In shapes: B pictures of S x S pixels, C channels (one per layer and head) of d values, N = grid ** 2 image tokens.
 """
 
 from dataclasses import dataclass
@@ -28,13 +30,13 @@ from fsvit_edge.runtime.preprocess import DESCRIPTION, IMAGENET_MEAN, IMAGENET_S
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A module with what the tracer needs to know.
+    """A module, and what the tracer needs to know about it.
 
     Attributes:
-        module: What to trace.
-        example: Inputs by name, in order.
-        outputs: Names in order.
-        dynamic: Input name -> axis -> name of the size that varies.
+        module: The module to trace.
+        example: Name -> example of each input, in order.
+        outputs: Names of the outputs, in order.
+        dynamic: Input -> axis -> name of the dynamic size.
     """
 
     module: nn.Module
@@ -43,14 +45,14 @@ class GraphSpec:
     dynamic: dict[str, dict[int, str]]
 
     def dynamic_shapes(self) -> tuple[dict[int, Dim], ...]:
-        """The varying axes as torch.export wants them, one table per input."""
+        """Return the dynamic axes in torch.export's form, one table per input."""
         names = {name for axes in self.dynamic.values() for name in axes.values()}
         dims = {name: Dim(name, min=1, max=4096) for name in sorted(names)}
         return tuple({axis: dims[name] for axis, name in self.dynamic.get(key, {}).items()} for key in self.example)
 
 
 class EncoderGraph(nn.Module):
-    """uint8 pictures -> what enrollment and head need; normalization is inside, so no caller can get it wrong."""
+    """uint8 pictures -> the inputs of enrollment and head; normalization is inside, so no caller can get it wrong."""
 
     position: Tensor
 
@@ -64,9 +66,9 @@ class EncoderGraph(nn.Module):
         """Encode (B, S, S, 3) uint8 RGB.
 
         Returns:
-            tokens (B, C, N, d) L2-normalized image tokens, norms (B, C, N, 1) what they were divided by,
-            class_token (B, C, 1, d) as it is, class_query (B, heads, D / heads), image_keys (B, heads, N, D / heads);
-            and, where the network has a decoder for it, objectness (B, S / 4, S / 4), logits.
+            tokens (B, C, N, d), L2-normalized image tokens; norms (B, C, N, 1), their norms before; class_token
+            (B, C, 1, d), not normalized; class_query (B, heads, D / heads); image_keys (B, heads, N, D / heads); and,
+            if the network has an objectness decoder, objectness (B, S / 4, S / 4), logits.
         """
         pixels = normalize(image)
         objectness: tuple[Tensor, ...] = ()
@@ -76,20 +78,21 @@ class EncoderGraph(nn.Module):
             maps = self.encoder.stem.maps(pixels)
             objectness = (self.objectness(maps),)
         output = self.encoder(pixels, self.position, maps)
-        vectors = channel_vectors(output.tokens, self.encoder.num_slices)
+        vectors = channel_vectors(output.tokens, self.encoder.num_slices)  # (B, C, 1 + N, d), class token first
         norms = vectors[:, :, 1:].norm(dim=-1, keepdim=True).clamp_min(1e-12)
         tokens = vectors[:, :, 1:] / norms
         return tokens, norms, vectors[:, :, :1], output.class_query, output.image_keys, *objectness
 
 
 class ObjectnessGraph(nn.Module):
-    """uint8 pictures -> objectness, beside an encoder that does not tell it.
+    """uint8 pictures -> objectness, for a bundle whose encoder has no objectness decoder.
 
-    The picture is brought to the side for which the network was trained: at another, things have another size in it.
+    The picture is resized to the side that the network was trained with, because objects have another size at another
+    side.
 
     Args:
         network: Stem and decoder.
-        size: That side in pixels.
+        size: Side in pixels that the network was trained with.
     """
 
     def __init__(self, network: ObjectnessNetwork, size: int) -> None:
@@ -98,7 +101,8 @@ class ObjectnessGraph(nn.Module):
         self.size = (size, size)
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
-        """Give logits (B, size / 4, size / 4) of (B, S, S, 3) uint8 RGB."""
+        """Return logits (B, size / 4, size / 4) for (B, S, S, 3) uint8 RGB."""
+        # (B, 3, S, S) -> (B, 3, size, size)
         pixels = F.interpolate(normalize(image), size=self.size, mode="bilinear", align_corners=False)
         return (self.network(pixels),)
 
@@ -126,23 +130,25 @@ class EnrollGraph(nn.Module):
         """Cache one support.
 
         Args:
-            tokens: Of `EncoderGraph`, B = 1; so are the four that follow.
-            norms: See there.
-            class_token: See there.
-            class_query: See there.
-            image_keys: See there.
+            tokens: (1, C, N, d), L2-normalized image tokens from `EncoderGraph`, like the four that follow.
+            norms: (1, C, N, 1), the tokens' norms.
+            class_token: (1, C, 1, d).
+            class_query: (1, heads, D / heads), the class token's query in the last block.
+            image_keys: (1, heads, N, D / heads), the image tokens' keys in the last block.
             mask: (1, S, S) uint8 of 0 and 1.
-            has_mask: (1,) bool; False puts the pseudo-mask in the mask's place.
+            has_mask: (1,) bool; False replaces the mask by the pseudo-mask.
 
         Returns:
-            support (1, C, 1 + support_grid ** 2, d) and kept_mask (1, 1 + support_grid ** 2), of which the runtime
-            keeps the tokens where it is 1; pooled (1, C, 9, d), pooled_mask (1, 9), used_mask (1, S, S) uint8.
+            support (1, C, 1 + support_grid ** 2, d) and kept_mask (1, 1 + support_grid ** 2), 1 for the tokens that the
+            runtime keeps; pooled (1, C, 9, d); pooled_mask (1, 9); used_mask (1, S, S) uint8.
         """
         guessed = pseudo_mask(class_query, image_keys, self.grid, self.size)
         used = torch.where(has_mask[:, None, None], mask.to(guessed.dtype), guessed)
+        # (1, C, N, d) -> (C, N, d) -> (C, d, N) -> (C, d, grid, grid)
         maps = (tokens * norms)[0].permute(0, 2, 1).reshape(tokens.shape[1], -1, self.grid, self.grid)
         side = (self.support_grid, self.support_grid)
         maps = F.interpolate(maps, size=side, mode="bilinear", align_corners=True)
+        # (C, d, support_grid, support_grid) -> (C, d, M) -> (C, M, d) -> (1, C, M, d), M = support_grid ** 2
         image = maps.flatten(2).permute(0, 2, 1)[None]
         support = F.normalize(torch.cat([class_token, image], dim=2), dim=-1)
         cache_as_head = cache_supports if self.prototype_head is None else self.prototype_head.cache_supports
@@ -160,28 +166,29 @@ class HeadGraph(nn.Module):
     def forward(
         self, tokens: Tensor, kept: Tensor, kept_mask: Tensor, pooled: Tensor, pooled_mask: Tensor, averaging: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Judge a frame.
+        """Answer for one frame: which classes are present, and where. K supports of W classes.
 
         Args:
-            tokens: (1, C, N, d) of `EncoderGraph`.
-            kept: (S, C, T, d), see `Supports`; so are the three that follow.
-            kept_mask: (S, T).
-            pooled: (S, C, 9, d).
-            pooled_mask: (S, 9).
-            averaging: (W, S), 1 / shots where the support is the way's. Supports may be split over several runs and
-                the results added, because averaging is linear.
+            tokens: (1, C, N, d), the frame's image tokens from `EncoderGraph`.
+            kept: (K, C, T, d), the supports' kept tokens, padded.
+            kept_mask: (K, T), 1 for a token and 0 for padding.
+            pooled: (K, C, 9, d), the supports' pooled tokens.
+            pooled_mask: (K, 9), 1 for a pooled token that counts.
+            averaging: (W, K), 1 / shots for the supports of each class, else 0. Supports can be split over several runs
+                and the results added, because averaging is linear.
 
         Returns:
             presence (W,) and foreground (W, 2 * grid, 2 * grid), probabilities.
         """
         logits = self.head(tokens[0], Supports(kept, kept_mask, pooled, pooled_mask))
-        presence = averaging @ logits.presence.softmax(dim=1)[:, 1:]
-        foreground = logits.mask.softmax(dim=1)[:, 1]
+        presence = averaging @ logits.presence.softmax(dim=1)[:, 1:]  # (W, K) @ (K, 1)
+        foreground = logits.mask.softmax(dim=1)[:, 1]  # (K, 2 * grid, 2 * grid)
+        # (W, K) @ (K, pixels) -> (W, pixels) -> (W, 2 * grid, 2 * grid)
         return presence[:, 0], (averaging @ foreground.flatten(1)).reshape(-1, *foreground.shape[1:])
 
 
 class PrototypeGraph(nn.Module):
-    """What `HeadGraph` is, for the head without weights."""
+    """`HeadGraph` for the prototype head, which has no weights."""
 
     def __init__(self, head: PrototypeHead) -> None:
         super().__init__()
@@ -190,20 +197,20 @@ class PrototypeGraph(nn.Module):
     def forward(
         self, tokens: Tensor, kept: Tensor, kept_mask: Tensor, pooled: Tensor, pooled_mask: Tensor, averaging: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Judge a frame; inputs and outputs are those of `HeadGraph`, the pooled tokens are background prototypes."""
+        """Answer for one frame; like `HeadGraph`, but the pooled tokens are background prototypes."""
         presence, foreground = self.head(tokens[0], Supports(kept, kept_mask, pooled, pooled_mask), averaging)
         return presence, foreground
 
 
 def build_graphs(network: FewShotNetwork, beside: FewShotNetwork | None = None) -> dict[str, GraphSpec]:
-    """Wrap a network for the tracer: encoder, enroll, head.
+    """Wrap a network for the tracer: encoder, enroll, head, and objectness if it is a separate graph.
 
     Args:
         network: The network.
-        beside: A network with an objectness decoder, which becomes a graph of its own: objectness.
+        beside: A network whose objectness decoder becomes the separate graph; None: no such graph.
 
     Raises:
-        InputError: Both or neither of the two tell objectness.
+        InputError: `network` already has an objectness decoder, or `beside` has none.
     """
     encoder = network.encoder
     size, grid = network.config.image_size, network.config.support_grid
@@ -248,7 +255,7 @@ def build_graphs(network: FewShotNetwork, beside: FewShotNetwork | None = None) 
     }
     if beside is not None:
         if network.objectness is not None:
-            raise InputError(f"{network.config.name} tells objectness by its own stem; export it without --objectness.")
+            raise InputError(f"{network.config.name} already has an objectness decoder; export without --objectness.")
         if beside.objectness is None or beside.encoder.stem is None:
             raise InputError(
                 f"{beside.config.name} has no objectness decoder, so there is none to add; export without --objectness."
@@ -266,9 +273,9 @@ def make_manifest(
 
     Args:
         network: The network.
-        graphs: What computes it, by name: encoder, enroll, head.
-        opset: Of ONNX; 0 where there is none.
-        parity: See `Manifest`.
+        graphs: Graph -> its file, inputs and outputs.
+        opset: ONNX opset of the graphs; 0 without ONNX.
+        parity: graph.output -> largest difference between torch and ONNX Runtime.
     """
     encoder, config = network.encoder, network.config
     return Manifest(

@@ -1,4 +1,4 @@
-"""A checkpoint behind the runtime's own contract: the modules that are exported, run by torch without an export."""
+"""The runtime's engine contract in torch: a checkpoint's modules run without an export."""
 
 import hashlib
 from collections.abc import Mapping
@@ -37,11 +37,16 @@ class TorchTensor:
 
 
 class TorchEngine:
-    """One module that is exported as a graph, run eagerly.
+    """One graph's module, run eagerly.
 
     Args:
         spec: The module with its inputs and outputs.
-        device: Where torch computes.
+        device: The device that torch computes on.
+
+    Attributes:
+        inputs: Specs of the inputs.
+        outputs: Specs of the outputs.
+        limits: Largest dynamic sizes; empty, because torch has no limits.
     """
 
     def __init__(self, spec: GraphSpec, device: torch.device) -> None:
@@ -57,7 +62,7 @@ class TorchEngine:
         )
         with torch.inference_mode():
             outputs = spec.module(*(tensor.to(device) for tensor in spec.example.values()))
-        # The first axis of what a graph with varying inputs returns varies with them; no other does.
+        # Of a graph with dynamic inputs, the first axis of each output is dynamic and no other.
         self.outputs = tuple(
             TensorSpec(name, ("any", *tensor.shape[1:]) if spec.dynamic else tuple(tensor.shape), _dtype(tensor))
             for name, tensor in zip(spec.outputs, outputs, strict=True)
@@ -69,7 +74,7 @@ class TorchEngine:
         return TorchTensor(torch.tensor(array, device=self._device))
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Compute all outputs, fresh tensors each time; tensors of this engine's kind stay where they are."""
+        """Compute all outputs, new tensors each time; inputs that are torch tensors are not copied."""
         if self._module is None:
             raise FsvitEdgeError("The engine is closed.")
         check_feed(feed, self.inputs)
@@ -78,7 +83,7 @@ class TorchEngine:
         try:
             with torch.inference_mode():
                 outputs = self._module(*(tensor.value for tensor in tensors))
-        except RuntimeError as error:  # the device's memory is full
+        except RuntimeError as error:  # out of device memory, for example
             raise FsvitEdgeError(
                 f"torch failed to run the network: {str(error).splitlines()[0].rstrip('.')}."
             ) from error
@@ -90,7 +95,7 @@ class TorchEngine:
             torch.cuda.synchronize(self._device)
 
     def close(self) -> None:
-        """Let go of the module; a second call does nothing."""
+        """Release the module; a second call does nothing."""
         self._module = None
 
     def __enter__(self) -> "TorchEngine":
@@ -105,11 +110,11 @@ class TorchEngine:
 
 
 def open_network(network: FewShotNetwork, device: torch.device | None = None) -> FewShotModel:
-    """Make a network answer as its bundle would, by torch.
+    """Open a network as a model that computes in torch.
 
     Args:
         network: The network; its modules are moved to the device.
-        device: Where torch computes; None for the first CUDA device, where there is one, else the CPU.
+        device: The device to compute on; None: the first CUDA device, or the CPU without one.
     """
     place = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     specs = build_graphs(network.eval())
@@ -124,11 +129,11 @@ def open_network(network: FewShotNetwork, device: torch.device | None = None) ->
 
 
 def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:
-    """Open a checkpoint as `load_network` does, and let torch compute it.
+    """Open a checkpoint as a model that computes in torch.
 
     Args:
-        checkpoint: The file.
-        threads: Of torch on the CPU, for the whole process; None leaves them as they are.
+        checkpoint: The checkpoint file.
+        threads: Number of torch's CPU threads, for the whole process; None: unchanged.
 
     Raises:
         ArtifactError: The file is missing, damaged or does not fit a network.
@@ -139,7 +144,7 @@ def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotMode
 
 
 def _digest(module: torch.nn.Module) -> str:
-    """The sha256 of the weights, which stands where a bundle has that of a file."""
+    """The sha256 of the weights, in place of a bundle's sha256 of the graph file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Enrollment from a frozen frame, and at once what became of it."""
+"""Enrollment from a frozen frame, and which other classes match the same object."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,44 +6,49 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.enroll.fit import Fit, measure_fit
+from fsvit_edge.enroll.enroll_pictures import enroll_pictures
+from fsvit_edge.enroll.support_files import SupportPicture
+from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel
 
-_FULL_COVER = 0.95
-_SMALL_COVER = 0.01
 _CONFUSED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Another class that answers to what was enrolled.
+    """Another class that also matches the enrolled object.
 
     Attributes:
         name: The class.
         score: Its P(present) on the frame, before the enrollment.
-        mask_share: Share of the new mask that it took for itself before the enrollment, in [0, 1].
+        mask_share: Share of the new mask that it claimed before the enrollment, in [0, 1].
     """
 
     name: str
     score: float
     mask_share: float
 
+    @property
+    def warning(self) -> str:
+        """What it means and what to do, in a sentence."""
+        return f"{self.name} also matches this object (score {self.score:.2f}); add pictures that tell the two apart."
+
 
 @dataclass(frozen=True)
-class EnrollmentReport:
-    """What became of an enrollment.
+class FrameReport:
+    """What an enrollment made of its frame.
 
     Attributes:
         name: The class.
-        shots: Supports that it has now.
-        mask_cover: Share of the picture that the mask, given or guessed, covers.
-        kept_tokens: Image tokens that the mask keeps.
-        score: P(present) of the class on the frame from which it was enrolled.
-        found_share: Share of the given mask that the class finds on that frame; None where no mask was given.
-        iou: Intersection over union of the given mask and what the class finds on that frame; None as above.
-        area_ratio: How many times the given mask's area the class finds on that frame; None as above.
-        confusions: Other classes that answer to it.
-        warnings: Sentences about what is likely to go wrong.
+        shots: Supports (enrolled pictures) that it has now.
+        mask_cover: Share of the frame that the mask, given or guessed, covers, in [0, 1].
+        kept_tokens: Image tokens that the mask keeps, at least 1.
+        score: P(present) of the class on the frame after the enrollment, in [0, 1].
+        found_share: Share of the given mask that the class finds on that frame; None if no mask was given.
+        iou: Intersection over union of the given mask and what the class finds; None if no mask was given.
+        area_ratio: The area that the class finds divided by the given mask's; None if no mask was given.
+        confusions: Other classes that also match the object.
+        warnings: Sentences about what is likely to go wrong, and what to do.
     """
 
     name: str
@@ -58,61 +63,56 @@ class EnrollmentReport:
     warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The same in JSON's terms."""
+        """Return a JSON object of the same fields."""
         return {**vars(self), "confusions": [vars(one) for one in self.confusions], "warnings": list(self.warnings)}
 
 
 def enroll(
     model: FewShotModel, name: str, image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_] | None
-) -> EnrollmentReport:
-    """Enroll one picture and look at the same picture before and after; costs three runs of the encoder.
+) -> FrameReport:
+    """Enroll one frame and score it before and after, which costs three runs of the encoder.
 
     Args:
-        model: Is given the class.
+        model: Gets the class.
         name: The class.
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool; None for the name alone.
 
     Raises:
-        InputError: The name, picture or mask cannot be used; the classes are as they were.
-        ArtifactError: The head's engine was built for fewer classes.
+        InputError: The name, frame or mask cannot be used; the classes are unchanged.
+        ArtifactError: The head's engine was built for fewer classes; the classes are unchanged.
     """
     before = model.predict(image)
-    enrollment = model.enroll(name, [image], [mask])
-    after = model.predict(image)
-    way = after.classes.index(name)
-    seen = mask if mask is not None else after.label_map == way + 1
-    confusions = []
-    for index, other in enumerate(before.classes):
-        share = float((before.label_map[seen] == index + 1).mean()) if seen.any() else 0.0
-        if other != name and before.present[index] and share >= _CONFUSED_SHARE:
-            confusions.append(Confusion(other, round(float(before.scores[index]), 3), round(share, 3)))
-    cover, fit = enrollment.mask_cover[0], measure_fit(after, name, enrollment.masks[0])
-    return EnrollmentReport(
+    report = enroll_pictures(model, name, [SupportPicture(f"Picture 1 of {name!r}", image, mask)])
+    (one,) = report.pictures
+    after = one.prediction
+    found = after.pixels(name)
+    confusions = find_confusions(before, name, found if mask is None else mask)
+    return FrameReport(
         name=name,
-        shots=enrollment.shots,
-        mask_cover=round(cover, 4),
-        kept_tokens=enrollment.kept_tokens[0],
-        score=round(float(after.scores[way]), 3),
-        found_share=None if mask is None else round(float((after.label_map[seen] == way + 1).mean()), 3),
-        iou=None if mask is None else round(fit.iou, 3),
-        area_ratio=None if mask is None else round(fit.area_ratio, 2),
-        confusions=tuple(confusions),
-        warnings=tuple(_warnings(cover, fit, mask is not None, confusions)),
+        shots=report.shots,
+        mask_cover=round(one.mask_cover, 4),
+        kept_tokens=one.kept_tokens,
+        score=round(float(after.scores[after.classes.index(name)]), 3),
+        found_share=None if mask is None else round(float(found[mask].mean()), 3),
+        iou=None if mask is None else round(one.fit.iou, 3),
+        area_ratio=None if mask is None else round(one.fit.area_ratio, 2),
+        confusions=confusions,
+        warnings=(*one.warnings, *(confusion.warning for confusion in confusions)),
     )
 
 
-def _warnings(cover: float, fit: Fit, has_mask: bool, confusions: list[Confusion]) -> list[str]:
-    warnings = []
-    if cover < _SMALL_COVER:
-        warnings.append("The thing covers less than 1 % of the picture; go closer for a better support.")
-    if not has_mask and cover > _FULL_COVER:
-        warnings.append("The network's guess covers almost everything; draw a box around the thing.")
-    # A guess is no truth to hold the outline to.
-    if fit.warning is not None and (has_mask or not fit.is_present):
-        warnings.append(fit.warning)
-    warnings += [
-        f"{one.name} answers to the same thing (score {one.score:.2f}); add pictures that tell the two apart."
-        for one in confusions
-    ]
-    return warnings
+def find_confusions(before: Prediction, name: str, mask: npt.NDArray[np.bool_]) -> tuple[Confusion, ...]:
+    """Return the other classes that were present before the enrollment and claimed much of the mask.
+
+    Args:
+        before: Of the frame, before the enrollment.
+        name: The class being enrolled.
+        mask: (H, W) bool, True on its object.
+    """
+    confusions = []
+    for way, other in enumerate(before.classes):
+        share = float(before.pixels(other)[mask].mean()) if mask.any() else 0.0
+        if other != name and before.present[way] and share >= _CONFUSED_SHARE:
+            confusions.append(Confusion(other, round(float(before.scores[way]), 3), round(share, 3)))
+    return tuple(confusions)

@@ -1,6 +1,6 @@
 """The support bank: the enrolled classes with their cached supports, in memory and as one file.
 
-A cached support is kept in FP16 from the moment of enrollment, so that a class answers alike before and after a save.
+A cached support is FP16 from the moment of enrollment, so that scores are the same before and after a save.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from fsvit_edge.runtime.storage import atomic_write
 
 FORMAT_VERSION = 3
 METADATA_KEY = "fsvit-edge-bank"
-"""In the file's header: what tells a bank from other tensors."""
+"""Key in the file's header that only a bank has."""
 MAX_CLASSES = 255
-"""A label map is uint8 and 0 is the background."""
+"""A label map is uint8, and 0 is the background."""
 MAX_NAME_LENGTH = 80
 PRECISION = "fp16"
 
@@ -33,15 +33,15 @@ LevelSource = Literal["default", "own pictures", "by hand"]
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """What a cached support depends on; a bank fits exactly one.
+    """The encoder that made the supports; a bank belongs to exactly one.
 
     Attributes:
-        name: What people call the network.
-        encoder_sha256: Of `encoder.onnx`.
+        name: Name of the network, for people.
+        encoder_sha256: Sum of `encoder.onnx`, in hexadecimal.
         image_size: Side of the input in pixels.
         num_channels: Correlation channels C.
         head_dim: Values d per channel.
-        precision: What the encoder's engine computes in.
+        precision: Of the encoder's engine: "fp32", "fp16" or "int8".
     """
 
     name: str
@@ -54,11 +54,11 @@ class EncoderIdentity:
 
 @dataclass(frozen=True)
 class HeadIdentity:
-    """What the level of a class depends on besides its supports.
+    """The head, on which the level of a class depends besides its supports.
 
     Attributes:
-        sha256: Of `head.onnx`.
-        presence_level: Of a class with one support, in (0, 1).
+        sha256: Sum of `head.onnx`, in hexadecimal; empty if unknown.
+        presence_level: The level of a class with one support, in (0, 1).
     """
 
     sha256: str = ""
@@ -67,7 +67,7 @@ class HeadIdentity:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What a file's header says of a class; of its supports by field."""
+    """A class in a file's header; `supports` has the fields of each support."""
 
     name: str
     level: Any
@@ -77,7 +77,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Class:
-    """An enrolled class with the score above which it is present, and whether a person chose that."""
+    """An enrolled class, the score above which it is present, and whether a person set that."""
 
     supports: ClassSupports
     level: float
@@ -85,11 +85,11 @@ class _Class:
 
 
 class SupportBank:
-    """Enrolled classes in the order of their enrollment.
+    """Enrolled classes, in the order of enrollment.
 
     Args:
         identity: The encoder that makes the supports.
-        head: What judges by them; None: an unknown head, with the level that published heads have.
+        head: The head that compares frames with them; None for an unknown one with the published heads' level.
     """
 
     def __init__(self, identity: EncoderIdentity, head: HeadIdentity | None = None) -> None:
@@ -98,7 +98,7 @@ class SupportBank:
         self._classes: dict[str, _Class] = {}
 
     def emptied(self) -> "SupportBank":
-        """Return a bank of the same encoder and head without a class."""
+        """Return an empty bank of the same encoder and head."""
         return SupportBank(self.identity, self.head)
 
     @property
@@ -115,36 +115,36 @@ class SupportBank:
         """Return the supports of a class.
 
         Raises:
-            InputError: There is no such class.
+            InputError: The class is not enrolled.
         """
         self._check_known(name)
         return self._classes[name].supports
 
     @property
     def objectness_weights(self) -> npt.NDArray[np.float32]:
-        """How much objectness counts in each class's outlines, (ways,): the mean of its supports."""
+        """How much objectness counts in each class's outlines, (ways,) float32 in [0, 2]: the mean of its supports."""
         means = [np.mean([one.objectness_weight for one in supports]) for supports in self.class_supports]
         return np.array(means, np.float32)
 
     @property
     def levels(self) -> npt.NDArray[np.float32]:
-        """(ways,) float32 in (0, 1): the score above which each class is present."""
+        """The score above which each class is present, (ways,) float32 in (0, 1)."""
         return np.array([one.level for one in self._classes.values()], np.float32)
 
     def level(self, name: str) -> float:
         """Return the score above which a class is present, in (0, 1).
 
         Raises:
-            InputError: There is no such class.
+            InputError: The class is not enrolled.
         """
         self._check_known(name)
         return self._classes[name].level
 
     def level_source(self, name: str) -> LevelSource:
-        """Say where the level of a class comes from.
+        """Return where the level of a class comes from.
 
         Raises:
-            InputError: There is no such class.
+            InputError: The class is not enrolled.
         """
         self._check_known(name)
         one = self._classes[name]
@@ -157,16 +157,16 @@ class SupportBank:
 
         Args:
             name: The class.
-            level: In (0, 1); None takes again what its pictures say.
+            level: In (0, 1); None derives it from the class's pictures again.
 
         Raises:
-            InputError: There is no such class, or no such level.
+            InputError: The class is not enrolled, or the level is out of range.
         """
         supports = self.supports(name)
         self._classes[name] = self._class_of(supports) if level is None else _Class(supports, check_level(level), True)
 
     def add(self, name: str, supports: Iterable[CachedSupport]) -> None:
-        """Add supports to a class, which is made if it is new.
+        """Add supports to a class, which is created if it is new.
 
         Raises:
             InputError: The name cannot be used, no support is given, or the bank is full.
@@ -176,28 +176,32 @@ class SupportBank:
         if not added:
             raise InputError(f"Class {name!r} needs at least one picture.")
         if name not in self._classes and len(self._classes) == MAX_CLASSES:
-            raise InputError(f"The bank holds {MAX_CLASSES} classes already; remove one before enrolling {name!r}.")
+            raise InputError(f"The bank already has {MAX_CLASSES} classes; remove one before enrolling {name!r}.")
         before = self._classes.get(name)
         self._classes[name] = self._class_of((before.supports if before else ()) + added, before)
 
     def remove(self, name: str) -> None:
-        """Forget a class.
+        """Remove a class.
 
         Raises:
-            InputError: There is no such class.
+            InputError: The class is not enrolled.
         """
         self._check_known(name)
         del self._classes[name]
 
     def remove_support(self, name: str, index: int) -> None:
-        """Forget one support of a class; the class goes with its last.
+        """Remove one support of a class; removing the last one removes the class.
+
+        Args:
+            name: The class.
+            index: Of the support, in the order of enrollment, from 0.
 
         Raises:
-            InputError: There is no such class or support.
+            InputError: The class is not enrolled or has no such support.
         """
         supports = self.supports(name)
         if not 0 <= index < len(supports):
-            raise InputError(f"Class {name!r} has {len(supports)} pictures, no picture {index}.")
+            raise InputError(f"Class {name!r} has {len(supports)} pictures and no picture {index}.")
         if len(supports) == 1:
             self.remove(name)
         else:
@@ -207,12 +211,12 @@ class SupportBank:
         """Rename a class, which keeps its place.
 
         Raises:
-            InputError: `old` is not there, or `new` is, or cannot be used.
+            InputError: `old` is not enrolled, or `new` already is or cannot be used.
         """
         self._check_known(old)
         check_name(new)
         if new in self._classes:
-            raise InputError(f"Class {new!r} is there already; remove it first or choose another name.")
+            raise InputError(f"Class {new!r} already exists; remove it first or choose another name.")
         self._classes = {new if name == old else name: one for name, one in self._classes.items()}
 
     def save(self, path: Path) -> None:
@@ -220,7 +224,7 @@ class SupportBank:
 
         Raises:
             InputError: The path does not end in .safetensors or cannot be a file.
-            FsvitEdgeError: The disk is full or the folder cannot be written; an old file is untouched.
+            FsvitEdgeError: The disk is full or the folder is not writable; an old file is unchanged.
         """
         check_bank_path(path)
         tensors: dict[str, npt.NDArray[Any]] = {}
@@ -252,15 +256,16 @@ class SupportBank:
     ) -> "SupportBank":
         """Read a bank.
 
-        Scores of another head say nothing about this one: they are forgotten, and with them the levels that follow from
-        them; what was set by hand stays.
+        Leave-one-out scores of another head do not apply to this one, so they are dropped, and with them the levels
+        derived from them; levels set by hand stay.
 
         Args:
             path: The file.
-            identity: The encoder that it must have been made by; None takes the file's word, to list or edit it.
-            head: What is to judge by it; None: what judged before.
+            identity: The encoder that must have made it; None accepts any, to list or edit the bank.
+            head: The head that will use it; None for the one in the file.
 
         Raises:
+            InputError: The path does not end in .safetensors.
             ArtifactError: The file is missing, damaged, or made by another encoder.
         """
         check_bank_path(path)
@@ -292,7 +297,7 @@ class SupportBank:
             raise _no_bank(path) from error
         if digest != _digest(header, tensors):
             raise ArtifactError(
-                f"Bank {path} is damaged: its contents do not have the sha256 that it states; enroll its classes again."
+                f"Bank {path} is damaged: its contents do not match its sha256; enroll its classes again."
             )
         if identity is not None:
             _check_same_encoder(path, made_by, identity)
@@ -332,20 +337,20 @@ def check_name(name: str) -> None:
     """Refuse a class name that a table, a file or a terminal could not show.
 
     Raises:
-        InputError: The name is empty, too long, padded with blanks, or holds control characters.
+        InputError: The name is empty, too long, starts or ends with a space, or contains control characters.
     """
     if not name or name != name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise InputError(f"A class name must be 1 to {MAX_NAME_LENGTH} printable characters, got {name!r}.")
 
 
 def check_bank_path(path: Path) -> None:
-    """Refuse a bank's path that does not end in .safetensors.
+    """Refuse a path that does not end in .safetensors.
 
     Raises:
-        InputError: It does not.
+        InputError: The path has another suffix.
     """
     if path.suffix != ".safetensors":
-        raise InputError(f"A bank is a .safetensors file, got {path}.")
+        raise InputError(f"A bank must be a .safetensors file, got {path}.")
 
 
 def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderIdentity) -> None:
@@ -363,13 +368,13 @@ def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderI
     if made_by.precision != identity.precision:
         raise ArtifactError(
             f"Bank {path} was made in another precision: {made_by.precision!s:.40}, the engines here compute in "
-            f"{identity.precision}; take it with --precision {made_by.precision!s:.40} or enroll its classes again."
+            f"{identity.precision}; use it with --precision {made_by.precision!s:.40} or enroll its classes again."
         )
     raise ArtifactError(f"Bank {path} has tokens of another shape than this bundle's; enroll its classes again.")
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-    """The sha256 of all that a bank says: safetensors checks the shape of a file, not its values."""
+    """Return the sha256 of header and tensors: safetensors checks the shape of a file, not its values."""
     digest = hashlib.sha256(json.dumps(header).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
@@ -383,7 +388,7 @@ def _no_bank(path: Path) -> ArtifactError:
 
 
 def _read_entry(entry: Any) -> _Entry:
-    """One class of a header; a ValueError, KeyError or TypeError where it says nothing sensible."""
+    """Read one class of a header; a ValueError, KeyError or TypeError if it is malformed."""
     name, level, is_by_hand = str(entry["name"]), entry["level"], bool(entry["is_level_by_hand"])
     columns = zip(*(entry[field] for field in FACTS), strict=True)
     return _Entry(name, level, is_by_hand, [dict(zip(FACTS, row, strict=True)) for row in columns])

@@ -1,6 +1,6 @@
-"""The exported network: a folder with three graphs and `bundle.json`, which says what they are.
+"""The exported network: a folder with three or four ONNX graphs and `bundle.json`, which describes them.
 
-The sha256 of every graph is checked before any parser sees it, and `bundle.json` states its own.
+The sha256 of every graph is checked before any parser sees it, and `bundle.json` contains its own.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from fsvit_edge.runtime.storage import read_json_object, record_from_json
 FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 GRAPH_NAMES = ("encoder", "enroll", "head")
-"""What every bundle has."""
+"""The graphs that every bundle has."""
 OBJECTNESS = "objectness"
-"""Name of the map that tells things from their background: an output of the encoder, or of a graph of that name."""
+"""Name of the map that separates objects from their background: an output of the encoder or of its own graph."""
 TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
-"""Kinds of heads: the correlation transformer, and prototypes, which are not trained."""
+"""Kinds of heads: the trained correlation transformer, and prototypes, which need no training."""
 DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "cst-nano"
-"""The small model that is shipped: a demonstration, used where no bundle is given."""
+"""The bundled model, a small one for demonstrations, used if no bundle is given."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class GraphInfo:
     """One graph of a bundle.
 
     Attributes:
-        file: Name within the bundle.
-        sha256: Of the file, in hexadecimal.
-        inputs: In the graph's order.
-        outputs: In the graph's order.
+        file: Name of the file in the bundle.
+        sha256: Sum of the file, in hexadecimal.
+        inputs: Inputs in the graph's order.
+        outputs: Outputs in the graph's order.
     """
 
     file: str
@@ -47,29 +47,29 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `bundle.json` says.
+    """The contents of `bundle.json`.
 
     Attributes:
-        format_version: Of this file.
-        name: What people call the network.
+        format_version: Version of this format.
+        name: Name of the network, for people.
         backbone: timm's name of the encoder, or ours.
         image_size: Side of the encoder's input in pixels.
         patch_size: Side of a patch in pixels.
-        num_layers: Layers of tokens that are correlated.
-        num_heads: Slices of each token, which are compared one by one.
+        num_layers: Layers whose tokens are correlated.
+        num_heads: Slices of each token, which are correlated separately.
         support_grid: Side of the support's token grid.
         mask_size: Side of the head's probability maps.
-        preprocessing: In words, with the constants that are inside the graph.
+        preprocessing: Description of the preprocessing, with the constants that are inside the graph.
         opset: ONNX opset of the graphs.
         precision: Floating-point type of the graphs.
-        graphs: By name: encoder, enroll, head, and objectness where it is a graph of its own.
-        parity: Largest difference between torch and ONNX Runtime per output, as measured at export; empty if it was
-            not measured.
+        graphs: By name: encoder, enroll, head, and objectness if it is a separate graph.
+        parity: Largest difference between torch and ONNX Runtime per output, measured at export; empty if it was not
+            measured.
         created_by: Name and version of the exporter.
-        head: One of `HEADS`; bundles made before there was a choice do not say.
-        presence_level: The score above which a class with one support is present, in (0, 1); older bundles do not say.
-        support_crop: How closely enrollment looks at a small thing, see `support_window`; 0 for the picture as it is,
-            as in bundles that do not say.
+        head: One of `HEADS`; missing in older bundles.
+        presence_level: The score above which a class with one support is present, in (0, 1); missing in older bundles.
+        support_crop: Factor of the window around a small thing, see `support_window`; 0 never crops; missing in older
+            bundles.
     """
 
     format_version: int
@@ -92,24 +92,24 @@ class Manifest:
     support_crop: float = 0.0
 
     @property
-    def tells_objectness(self) -> bool:
-        """Whether the encoder, or a graph of its own, tells things from their background."""
+    def has_objectness(self) -> bool:
+        """Whether the encoder or a separate graph computes objectness."""
         outputs = {spec.name for graph in self.graphs.values() for spec in graph.outputs}
         return OBJECTNESS in outputs
 
     def to_json(self) -> str:
-        """Return indented JSON text, which ends in the sha256 of all that it says."""
+        """Return indented JSON text whose last member is the sha256 of the others."""
         return json.dumps(sealed(asdict(self)), indent=2) + "\n"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been read and whose sums are right.
+    """A bundle whose files have been read and match their sha256.
 
     Attributes:
         path: The folder.
-        manifest: What it says.
-        graphs: The ONNX files' bytes by graph name.
+        manifest: Its `bundle.json`.
+        graphs: Bytes of the ONNX files, by graph name.
     """
 
     path: Path
@@ -118,7 +118,7 @@ class Bundle:
 
     @classmethod
     def load(cls, path: Path) -> "Bundle":
-        """Read a bundle, checking each file's sha256 before anything parses it.
+        """Read a bundle; the sha256 of each file is checked before anything parses it.
 
         Raises:
             ArtifactError: The folder or a file is missing, altered, or made for another version.
@@ -144,7 +144,7 @@ class Bundle:
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same JSON object with its "sha256": of its other members as compact JSON, their names in order."""
+    """Return the JSON object with "sha256" added: the sum of its other members as compact JSON, sorted by name."""
     others = {name: value for name, value in values.items() if name != "sha256"}
     text = json.dumps(others, sort_keys=True, separators=(",", ":"))
     return {**others, "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -165,7 +165,7 @@ def read_manifest(path: Path) -> Manifest:
         raise ArtifactError(f"{path} is not a bundle: it has no {MANIFEST_NAME}.") from error
     if values.get("sha256") != sealed(values)["sha256"]:
         raise ArtifactError(
-            f"{file} was altered or damaged: it does not have the sha256 that it states; export the bundle again with: "
+            f"{file} was altered or damaged: its contents do not match its sha256; export the bundle again with: "
             "fsvit-edge export."
         )
     del values["sha256"]
@@ -178,7 +178,7 @@ def read_manifest(path: Path) -> Manifest:
             raise ArtifactError(f"{file} names a graph {name!r:.40} that this fsvit-edge does not know; update it.")
         own = info.file
         if Path(own).name != own or not own.isprintable():
-            raise ArtifactError(f"{file}: the {name} graph's file must lie in the bundle, got {own!r}.")
+            raise ArtifactError(f"{file}: the {name} graph's file must be in the bundle, got {own!r}.")
     if manifest.head not in HEADS:
         raise ArtifactError(f"{file} has wrong values: head is {manifest.head!r:.40}, not one of: {', '.join(HEADS)}.")
     if not 0 < manifest.presence_level < 1:
@@ -192,5 +192,5 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def is_crop_factor(value: float) -> bool:
-    """Whether a value can be a `support_crop`: 0, or a finite number of at least 1."""
+    """Return whether a value can be a `support_crop`: 0, or a finite number of at least 1."""
     return value == 0 or (math.isfinite(value) and value >= 1)

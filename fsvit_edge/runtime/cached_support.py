@@ -1,4 +1,4 @@
-"""One support picture as the head reads it, in memory and as a bank's file holds it."""
+"""One support picture as the head reads it, in memory and in a bank's file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ NUM_POOLED = 9
 MAX_OBJECTNESS_WEIGHT = 2.0
 TENSORS = ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask")
 FACTS = ("has_mask", "loo_score", "objectness_weight")
-"""The other fields, which stand in the file's header."""
+"""The other fields, which are in the file's header."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,15 @@ class CachedSupport:
     """One support picture as the head reads it.
 
     Attributes:
-        kept: (C, T, d) float16, L2-normalized class token, then the image tokens that the mask keeps.
+        kept: (C, T, d) float16, the L2-normalized class token, then the image tokens that the mask keeps.
         pooled: (C, 9, d) float16, image tokens averaged over the 3 x 3 pooled grid.
-        pooled_mask: (9,) bool, where the second block may look.
+        pooled_mask: (9,) bool, which of these the second block may use.
         thumbnail: (h, w, 3) uint8 RGB.
-        thumbnail_mask: (h, w) bool, what of the thumbnail the network takes for the thing: the mask that was given, or
-            its guess.
-        has_mask: False where the support was enrolled by its name alone.
-        loo_score: P(present) of this picture by the class's other supports when it was enrolled, in [0, 1] (leave one
-            out); None where there was no other.
-        objectness_weight: How much an objectness map says about this thing, in [0, 2].
+        thumbnail_mask: (h, w) bool, the mask that was given or guessed, on the thumbnail.
+        has_mask: False if the support was enrolled by its name alone.
+        loo_score: Leave-one-out score: P(present) of this picture by the class's other supports when it was enrolled,
+            in [0, 1]; None if there was no other.
+        objectness_weight: How much an objectness map counts for this thing, in [0, 2].
     """
 
     kept: npt.NDArray[np.float16]
@@ -45,7 +44,7 @@ class CachedSupport:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the head's data take, without the thumbnail."""
+        """Size of the head's data in bytes, without the thumbnail."""
         return self.kept.nbytes + self.pooled.nbytes + self.pooled_mask.nbytes
 
 
@@ -61,18 +60,18 @@ def read_support(
     num_channels: int,
     head_dim: int,
 ) -> CachedSupport:
-    """Make a support of what a file holds.
+    """Read one support from the contents of a file.
 
     Args:
         path: The file, for the errors.
-        tensors: All of the file's; this support's are named `key` and the field.
-        key: Which support.
-        facts: What the header says of it, by field.
+        tensors: All tensors of the file; this support's are named `key`.`field`.
+        key: Name of the support.
+        facts: Its `FACTS` from the header, by field.
         num_channels: Correlation channels C of the encoder.
         head_dim: Values d per channel.
 
     Raises:
-        ArtifactError: A tensor or a fact is missing, misshapen or out of its range.
+        ArtifactError: A tensor or a fact is missing, of the wrong shape or type, or out of range.
     """
     expected: dict[str, tuple[tuple[int | None, ...], type[np.generic]]] = {
         "kept": ((num_channels, None, head_dim), np.float16),

@@ -1,10 +1,10 @@
-"""The errors that a user can cause or meet, each with its exit code.
+"""The errors that a user can cause or meet, with their exit codes.
 
     FsvitEdgeError             1  failure: the disk is full, a graph failed to run
-    |-- InputError             2  what was given cannot be used: picture, mask, class name, option
+    |-- InputError             2  an input cannot be used: picture, mask, class name, option
     |-- EnvironmentLacksError  3  this machine lacks a package, a provider or a device
     |-- ArtifactError          4  a bundle, bank or checkpoint is damaged or does not fit
-    |-- AccuracyGateError      5  numbers differ by more than the stated tolerance
+    |-- AccuracyGateError      5  numbers differ by more than the tolerance
     `-- SourceError            6  a camera, stream or file of frames cannot be reached
 
 Every message is one sentence for the person at the device: what, which file or tensor, got, expected, what to do.
@@ -27,14 +27,14 @@ class UnseenThingError(InputError):
     """The thing in a support picture is too small for the network to see.
 
     Args:
-        what: The picture, fit to begin a sentence with.
-        index: Of the picture, in the order given, from 0.
+        what: The picture, as the start of a sentence.
+        index: Index of the picture, in the order given, from 0.
     """
 
     def __init__(self, what: str, index: int) -> None:
         super().__init__(
             f"{what} shows the thing too small or too thin for the network to see: its mask keeps no image token; go "
-            "closer, or mark all of the thing."
+            "closer, or mark the whole thing."
         )
         self.index = index
 
@@ -46,13 +46,13 @@ class EnvironmentLacksError(FsvitEdgeError):
 
 
 class ArtifactError(FsvitEdgeError):
-    """A bundle, bank or checkpoint that is damaged or belongs to something else."""
+    """A bundle, bank or checkpoint that is damaged or does not fit."""
 
     exit_code = 4
 
 
 class AccuracyGateError(FsvitEdgeError):
-    """Two computations of the same thing differ by more than the stated tolerance."""
+    """Two computations of the same thing differ by more than the tolerance."""
 
     exit_code = 5
 

@@ -1,6 +1,6 @@
-"""Which NVIDIA GPU is here, asked of the driver alone.
+"""Find the NVIDIA GPU by asking the driver alone.
 
-TensorRT's runtime can crash the process where there is no driver, so everything that would load it asks here first.
+TensorRT's runtime can crash the process if there is no driver, so everything that would load it asks here first.
 """
 
 import ctypes
@@ -12,25 +12,25 @@ _ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76}
 _REASONS = {
     3: "the NVIDIA driver cannot be initialized; is its kernel module loaded?",
     34: f"{_LIBRARY} is a stub for compiling, not a driver",
-    46: "every GPU is in use by another program that asked for it alone",
+    46: "every GPU is in exclusive use by another program",
     100: "the NVIDIA driver finds no GPU",
     802: "the GPU is not ready yet; its fabric is still starting",
     803: "the NVIDIA driver's library and kernel module are of different versions; restart the machine",
     804: "the CUDA compatibility package does not support this GPU",
 }
-"""What cuInit's commonest answers mean."""
+"""What cuInit's most common error codes mean."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU that the driver shows, on which everything here computes.
+    """The first GPU that the driver lists, which is the one used.
 
     Attributes:
-        name: As the driver says it.
-        compute_capability: Major and minor.
+        name: As the driver reports it.
+        compute_capability: Major and minor version.
         sm_count: Streaming multiprocessors.
-        memory_bytes: Of the whole GPU; on a Jetson it is shared with the CPU.
-        driver: The highest CUDA that the driver supports, "13.0".
+        memory_bytes: Total memory; on a Jetson it is shared with the CPU.
+        driver: The highest CUDA version that the driver supports, "13.0".
     """
 
     name: str
@@ -46,19 +46,19 @@ class Gpu:
 
 
 def find_gpu() -> Gpu | None:
-    """Return the first GPU, or None where there is no driver or no GPU; then `gpu_missing_reason` says why."""
+    """Return the first GPU, or None if there is no driver or no GPU; `gpu_missing_reason` tells which."""
     found = _probe(_load_driver())
     return found if isinstance(found, Gpu) else None
 
 
 def gpu_missing_reason() -> str:
-    """Return in a clause why there is no GPU; empty where there is one."""
+    """Return why there is no GPU, as a clause; empty if there is one."""
     found = _probe(_load_driver())
     return "" if isinstance(found, Gpu) else found
 
 
 def _load_driver() -> Any:
-    """The driver's library, or why it cannot be loaded."""
+    """Return the driver's library, or a clause why it cannot be loaded."""
     try:
         return ctypes.CDLL(_LIBRARY)
     except OSError as error:
@@ -73,20 +73,20 @@ def _probe(driver: Any) -> Gpu | str:
     try:
         return _describe(driver)
     except AttributeError as error:
-        return f"{_LIBRARY} is not a driver that this program knows: {error}"
+        return f"{_LIBRARY} is not a usable CUDA driver: {error}"
     except _DriverError as error:
         return str(error)
 
 
 class _DriverError(Exception):
-    """The driver refused a call."""
+    """A call to the driver failed."""
 
 
 def _describe(driver: Any) -> Gpu:
     def ask(function: str, *arguments: Any) -> None:
         status = getattr(driver, function)(*arguments)
         if status != 0:
-            raise _DriverError(_REASONS.get(status, f"the NVIDIA driver answers {function} with error {status}"))
+            raise _DriverError(_REASONS.get(status, f"the NVIDIA driver returned error {status} from {function}"))
 
     ask("cuInit", 0)
     version, count, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()

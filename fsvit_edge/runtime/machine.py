@@ -1,4 +1,4 @@
-"""The machine that this runs on, as far as an engine depends on it."""
+"""Facts about this machine that engines depend on."""
 
 import platform
 import re
@@ -17,14 +17,14 @@ _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
 @dataclass(frozen=True)
 class Machine:
-    """What an engine depends on.
+    """The machine, as far as engines depend on it.
 
     Attributes:
-        os: The system's name, "Linux".
-        arch: The processor's kind, "x86_64" or "aarch64".
-        cpu: The processor's model, or the board's where the processor does not say.
+        os: Name of the operating system, "Linux".
+        arch: Architecture of the processor, "x86_64" or "aarch64".
+        cpu: Model of the processor, or of the board if the processor does not state it.
         gpu: The first GPU; None without a GPU or its driver.
-        l4t: Release of Jetson's Linux, "36.4.3"; None elsewhere.
+        l4t: Release of Jetson Linux, "36.4.3"; None elsewhere.
     """
 
     os: str
@@ -35,11 +35,11 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """Look at this machine; asks the driver for the GPU, which takes a moment."""
+        """Describe this machine; finding the GPU initializes its driver, which takes a moment."""
         return cls(platform.system(), platform.machine(), _cpu(), find_gpu(), _l4t())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, as they come back from it."""
+        """Return a JSON object, equal to what is read back from JSON."""
         values = asdict(self)
         if self.gpu is not None:
             values["gpu"]["compute_capability"] = list(self.gpu.compute_capability)
@@ -47,7 +47,7 @@ class Machine:
 
 
 def resident_memory_mb(process_ids: Iterable[int]) -> float:
-    """Memory of processes that is in use, in 10^6 bytes; one that has gone, or is no Linux process, counts as 0."""
+    """Return the resident memory of processes in 10^6 bytes; a process that has ended counts as 0."""
     pages = 0
     for process_id in process_ids:
         fields = _text(Path(f"/proc/{process_id}/statm")).split()
@@ -56,7 +56,7 @@ def resident_memory_mb(process_ids: Iterable[int]) -> float:
 
 
 def _cpu() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _text(_CPU_INFO), re.MULTILINE)  # x86; an ARM has none
+    found = re.search(r"^model name\s*:\s*(.+)$", _text(_CPU_INFO), re.MULTILINE)  # x86; ARM has no such line
     return (found[1] if found else _text(_BOARD).strip("\0\n ")) or platform.processor() or "unknown"
 
 

@@ -1,8 +1,8 @@
-"""Sharp outlines: what CST says of a class, plus how much each pixel belongs to any thing.
+"""Sharp outlines: CST's foreground of a class plus objectness, how much each pixel belongs to any object.
 
-CST's foreground is a map of tokens and says which thing; objectness says where things end. Both are log-odds, so they
-are added: `z = z_cst + w * z_objectness`. The weight `w` belongs to the support: it is 1 where the thing in its mask
-stands out from what is around it, and 0 for stuff (road, sky, a whole wall), of which objectness knows nothing.
+CST's foreground is a coarse map of tokens and finds which object; objectness finds where objects end. Both are
+log-odds, so they are added: `z = z_cst + w * z_objectness`. The weight `w` belongs to the support: it is 1 if the thing
+in its mask stands out from its surroundings, and 0 for stuff (road, sky, a whole wall), which objectness cannot see.
 """
 
 from functools import lru_cache
@@ -14,15 +14,15 @@ from fsvit_edge.runtime.postprocess import Maps, interpolation_matrix, linear_ma
 from fsvit_edge.runtime.preprocess import resize_nearest
 
 OUTLINES = ("plain", "sharp")
-"""CST's foreground alone, as published, or with objectness."""
+"""Plain is CST's foreground alone, as published; sharp adds objectness."""
 STUFF, THING = 0.25, 0.6
-"""Mean objectness inside a support's mask: up to the first it counts nothing, from the second on fully."""
+"""Mean objectness inside a support's mask: below the first the weight is 0, above the second it is 1."""
 SUREST = 0.05
-"""Share of a frame where CST is surest of a class."""
+"""Share of the frame, where CST is surest of a class, over which objectness is averaged."""
 UNSEEN, SEEN = 0.02, 0.1
-"""Mean objectness there: up to the first it counts nothing, from the second on fully."""
+"""Mean objectness there: below the first objectness is ignored, above the second it counts fully."""
 CERTAIN_LOGIT = 8.0
-"""Objectness is cut here: beyond it the decoder only says that it is sure, and CST must be able to contradict."""
+"""Objectness is clipped here: beyond it the decoder is merely sure, and CST must be able to overrule it."""
 
 
 def sharpen(foreground: Maps, objectness: Maps, weights: npt.NDArray[np.float32]) -> Maps:
@@ -31,7 +31,7 @@ def sharpen(foreground: Maps, objectness: Maps, weights: npt.NDArray[np.float32]
     Args:
         foreground: P(foreground) (ways, m, m), align_corners.
         objectness: Logits (n, n) of the same frame, one for each of n x n squares.
-        weights: (ways,), in [0, 2].
+        weights: (ways,) float32 in [0, 2].
 
     Returns:
         P(foreground) (ways, k, k) with k the larger of m and n, align_corners.
@@ -43,20 +43,20 @@ def sharpen(foreground: Maps, objectness: Maps, weights: npt.NDArray[np.float32]
 
 
 def recognized(foreground: Maps, objectness: Maps) -> npt.NDArray[np.float32]:
-    """Say of each class how far objectness knows its thing in this frame; the support's weight is multiplied by it.
+    """Return for each class how well objectness sees its thing in this frame; the support's weight is multiplied by it.
 
-    A potted plant may stand out in the support's picture and not in the frame, where objectness would then erase it. So
-    the twentieth of the frame where CST is surest of the class is looked at: where objectness is almost nowhere there,
-    it is left out. Chosen on pascal10-coseg: pottedplant, which lost 5.9 points by sharp outlines, gains 0.8, and no
-    class loses more than 0.9; the mean goes from 64.8 to 65.1. Of which nothing was chosen: davis16-val 67.3 and 67.3,
-    fss1000-mini 69.7 and 70.3, neu-seg 35.1 and 34.9.
+    A potted plant may stand out in the support's picture but not in the frame, where objectness would then erase it. So
+    the twentieth of the frame where CST is surest of the class is checked: if objectness is low there, it is left out.
+    Chosen on pascal10-coseg: pottedplant, which lost 5.9 points to sharp outlines, gains 0.8, and no class loses more
+    than 0.9; the mean goes from 64.8 to 65.1. On data not used to choose it: davis16-val 67.3 and 67.3, fss1000-mini
+    69.7 and 70.3, neu-seg 35.1 and 34.9.
 
     Args:
         foreground: P(foreground) (ways, m, m), align_corners.
         objectness: Logits (n, n) of the same frame.
 
     Returns:
-        (ways,) in [0, 1].
+        (ways,) float32 in [0, 1].
     """
     ways, size = foreground.shape[:2]
     probability = 1 / (1 + np.exp(-at_corners(objectness, size).ravel()))
@@ -67,7 +67,7 @@ def recognized(foreground: Maps, objectness: Maps) -> npt.NDArray[np.float32]:
 
 
 def at_corners(objectness: Maps, size: int) -> Maps:
-    """Bring logits (n, n), which lie in the middle of their squares, to (size, size) with align_corners."""
+    """Resize logits (n, n), which are at the centers of their squares, to (size, size) with align_corners."""
     cells = _cell_matrix(objectness.shape[0], size)
     return np.asarray(cells @ np.clip(objectness, -CERTAIN_LOGIT, CERTAIN_LOGIT).astype(np.float32) @ cells.T)
 
@@ -78,20 +78,20 @@ def _cell_matrix(cells: int, size: int) -> Maps:
 
 
 def objectness_weight(objectness: Maps, mask: npt.NDArray[np.bool_]) -> float:
-    """Decide how much objectness counts for a support: by how sure it is of the thing in the support's own mask.
+    """Return how much objectness counts for a support, by how sure it is of the thing in the support's own mask.
 
-    The mean probability inside the mask is 0.5 and more for things and below 0.25 for stuff. Chosen on pascal10-coseg
+    The mean probability inside the mask is at least 0.5 for things and below 0.25 for stuff. Chosen on pascal10-coseg
     (20 classes, three supports each, six queries) and on the five classes of camvid60 that are not reported. IoU of CST
     alone (the head before this one), with weight 1 for all, and with this: pascal10-coseg 43.2, 65.8, 64.9; camvid60,
-    all classes, 26.4, 7.3, 31.3, where none loses. Steps at 0.3 and 0.5 do alike; a logistic fit of the mask's pixels,
-    or the weight by which the support outlines itself best, trust it for walls and scratches too.
+    all classes, 26.4, 7.3, 31.3, where no class loses. Steps at 0.3 and 0.5 do equally well; a logistic fit of the
+    mask's pixels, or the weight that outlines the support itself best, also trust it for walls and scratches.
 
     Args:
         objectness: Logits (n, n) of the support's picture.
         mask: (H, W) bool, the thing.
 
     Returns:
-        In [0, 1].
+        The weight, in [0, 1].
     """
     side = objectness.shape[0]
     inside = resize_nearest(mask, (side, side)) != 0

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fsvit_edge.runtime.prediction import Prediction
 
-# Okabe and Ito's colors, which color-blind people can tell apart, then three of IBM's and Tol's in the same spirit.
+# Okabe and Ito's colors, which color-blind people can tell apart, then three similar ones by IBM and Tol.
 PALETTE = (
     (230, 159, 0),
     (86, 180, 233),
@@ -24,11 +24,11 @@ PALETTE = (
 )
 
 _TINT = 0.45  # share of the class's color in its pixels
-_PANEL_LIGHT = 0.3  # share of the frame that shines through the list
+_PANEL_LIGHT = 0.3  # brightness of the frame behind the list
 _BRIGHT, _DIM, _BAR_GRAY = 255, 120, 60
 _NAME_SHARE = 0.4  # of the frame's width, at most
 _MESSAGE_LIGHT = 180
-_SMALLEST_TEXT_PX, _READABLE_TEXT_PX = 8, 11  # frames of 320 pixels have readable text, smaller ones some space left
+_SMALLEST_TEXT_PX, _READABLE_TEXT_PX = 8, 11  # frames of 320 pixels get readable text, smaller ones keep some space
 _THICKEST_LINE = 2  # as OpenCV counts; it draws 3 pixels and smooth edges
 _TOP_SHARE = 0.1  # of a region's height: its name stands above the middle of this part
 _TICK_PX = 2
@@ -39,17 +39,15 @@ _Ints = npt.NDArray[np.int_]
 
 
 def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArray[np.uint8]:
-    """Draw what was found: the pixels of each present class in its color, its name and score beside them.
+    """Draw what was found: the pixels of each present class in its color, with its name and score beside them.
 
-    A name stands above the top of the class's largest region; where another one stands already, as near as there is
-    space. Present classes without pixels, and those for whose name there is no space, are listed in the upper left
-    corner. Of absent classes nothing is drawn.
-
-    The score above which a class is present is a tick on its bar.
+    A name is drawn above the top of the class's largest region, or as near as there is space. Present classes without
+    pixels, or without space for their name, are listed in the upper left corner; a tick on the bar marks the level.
+    Absent classes are not drawn.
 
     Args:
-        frame_rgb: (H, W, 3) uint8 RGB, the frame that was judged; it is not changed.
-        prediction: The answer for this frame; its label map has the frame's height and width.
+        frame_rgb: (H, W, 3) uint8 RGB, the frame that was scored; it is not changed.
+        prediction: The answer for this frame, of the same height and width.
 
     Returns:
         (H, W, 3) uint8 RGB. Class i has the color PALETTE[i % len(PALETTE)].
@@ -61,7 +59,7 @@ def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArra
 
 
 def draw_state(frame_rgb: npt.NDArray[np.uint8], state: str, message: str) -> npt.NDArray[np.uint8]:
-    """Draw the last picture of a source that delivers no more: gray and dark, with what is the matter across it.
+    """Draw the last picture of a source that stopped delivering: gray and dark, with the state and message across it.
 
     Args:
         frame_rgb: (H, W, 3) uint8 RGB; it is not changed.
@@ -142,7 +140,7 @@ def _draw_names(drawn: _Rgb, prediction: Prediction, tops: dict[int, tuple[int, 
         places = _place(plates, panel.shape[:2], drawn.shape[:2])
         if len(places) == len(plates):
             break
-        # A name without space makes the list longer, which may take the space of another one.
+        # A name without space makes the list longer, which may leave another name without space.
         plates = {index: plates[index] for index in places}
     drawn[: panel.shape[0], : panel.shape[1]] = panel
     for index, (x, y) in places.items():
@@ -151,7 +149,7 @@ def _draw_names(drawn: _Rgb, prediction: Prediction, tops: dict[int, tuple[int, 
 
 
 def _plate(prediction: Prediction, index: int, size_hw: tuple[int, int]) -> _Rgb:
-    """Render a name with its score on the color of its class, no larger than the frame."""
+    """Render a name and its score on the color of the class, no larger than the frame."""
     height, width = size_hw
     px = _text_px(height, width)
     pad = px // 2
@@ -219,7 +217,7 @@ def _corner_list(frame_rgb: _Rgb, prediction: Prediction, listed: list[int]) -> 
     number_px = _text("0.00", px).shape[1]
     bar_px = min(5 * px, width - bar_x - number_px - 2 * pad)
     if bar_px < px:
-        bar_px = 0  # the frame is too narrow: the number must do
+        bar_px = 0  # the frame is too narrow for a bar, so only the number is shown
     number_x = bar_x + bar_px + pad
     rows = len(shown) + (len(shown) < len(listed))
     corner = frame_rgb[: 2 * pad + row_px * rows, : number_x + number_px + pad]
@@ -258,7 +256,7 @@ def _add_text(panel: _Rgb, text: _Mask, x: int, y: int, light: int) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def fitting_text(text: str, px: int, widest_px: int) -> _Mask:
-    """Render one line, cut short with dots where it is too wide: (1.5 px, width) uint8, 255 on the letters."""
+    """Render one line, shortened with dots if it is too wide: (1.5 px, width) uint8, 255 on the letters."""
     rendered = _text(text, px)
     while rendered.shape[1] > widest_px and len(text) > 1:
         text = text[:-1]
@@ -269,10 +267,10 @@ def fitting_text(text: str, px: int, widest_px: int) -> _Mask:
 @functools.lru_cache(maxsize=1024)
 def _text(text: str, px: int) -> _Mask:
     """Render one line: (1.5 px, text width) uint8, 255 on the letters."""
-    # What has no letter is written as an escape: it still tells two names apart, boxes and question marks would not.
+    # A letter that the font lacks becomes an escape: unlike a box or question mark, it still tells two names apart.
     if hasattr(cv2, "FontFace"):
         return _opencv_text("".join(letter if _has_letter(letter) else _escape(letter) for letter in text), px)
-    # OpenCV 4 and Pillow bring letters for ASCII only.
+    # OpenCV 4 and Pillow have ASCII letters only.
     text = _escape(text)
     font = ImageFont.load_default(px)
     image = Image.new("L", (max(1, round(font.getlength(text))), round(1.5 * px)))
@@ -290,7 +288,7 @@ def _opencv_text(text: str, px: int) -> _Mask:
 
 @functools.lru_cache(maxsize=4096)
 def _has_letter(letter: str) -> bool:
-    # Where it lacks one, OpenCV draws a question mark.
+    # OpenCV draws a question mark for a letter that it lacks.
     return letter.isascii() or not np.array_equal(_opencv_text(letter, 16), _opencv_text("?", 16))
 
 

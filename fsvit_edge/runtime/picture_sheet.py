@@ -21,7 +21,7 @@ def captioned(panel: _Rgb, lines: Sequence[tuple[str, int | None]]) -> _Rgb:
 
     Args:
         panel: (H, W, 3) uint8 RGB.
-        lines: Each text, cut short where it is too wide, with the way whose color stands before it, or None.
+        lines: Each text, shortened if it is too wide, with the index of the class whose color precedes it, or None.
 
     Returns:
         (H', W, 3) uint8 RGB, higher than the panel.
@@ -43,7 +43,7 @@ def captioned(panel: _Rgb, lines: Sequence[tuple[str, int | None]]) -> _Rgb:
 
 
 def sheet(rows: Sequence[Sequence[_Rgb]]) -> _Rgb:
-    """Lay pictures out in rows, all columns as wide as the widest picture.
+    """Arrange pictures in rows, all columns as wide as the widest picture.
 
     Args:
         rows: (h, w, 3) uint8 RGB pictures of any sizes; at least one.

@@ -1,7 +1,7 @@
-"""Picture files: a path goes in, an array comes out, and back.
+"""Picture files: read from a path to an array, and written back.
 
-The header is read before a pixel is decoded, because a file of 20 kB can unfold to a gigabyte. Whatever is wrong with a
-file ends as one InputError that names it.
+The header is read before any pixel is decoded, because a file of 20 kB can expand to a gigabyte. Every fault of a file
+becomes one InputError that names the file.
 """
 
 import re
@@ -32,10 +32,10 @@ _JPEG_QUALITY = 90
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """Read one picture as the eye sees it: its EXIF orientation is applied and everything becomes 8-bit RGB.
+    """Read one picture as it is displayed: its EXIF orientation is applied, and everything becomes 8-bit RGB.
 
-    Gray, palette and CMYK pictures are converted; of 16-bit ones the upper 8 bits are kept; transparent parts are laid
-    on white; of an animation or a file of several pages the first picture is taken.
+    Gray, palette and CMYK pictures are converted; 16-bit ones keep their upper 8 bits; transparent parts become
+    white; an animation or a file of several pages gives its first picture.
 
     Args:
         path: A PNG, JPEG, BMP, WebP, TIFF or GIF file of at most 64 MB and 40 megapixels.
@@ -44,7 +44,7 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        InputError: The file is missing, empty, damaged, too large, of another format, or no file at all.
+        InputError: The file is missing, empty, damaged, too large, of another format, or not a regular file.
     """
     with _decoded(path) as image:
         if image.mode == "F":
@@ -62,9 +62,9 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Read the mask of a picture: bright is the thing, dark is the rest.
 
-    A pixel is foreground above half of the range (127 of 255); in a mask that holds only 0 and 1, above 0. Where the
-    transparency varies it is the mask (a cut-out); in a color palette (PASCAL VOC's label maps) whatever is not black
-    or void (255) is the thing; otherwise the luminance decides. The EXIF orientation is applied.
+    A pixel is foreground above half of the range (127 of 255), or above 0 if the mask contains only 0 and 1. If the
+    transparency varies, it is the mask (a cut-out); in a color palette (PASCAL VOC's label maps) everything but black
+    and void (255) is the thing; otherwise the luminance decides. The EXIF orientation is applied.
 
     Args:
         path: A PNG, JPEG, BMP, WebP, TIFF or GIF file.
@@ -74,7 +74,7 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
         (H, W) bool, with at least one True.
 
     Raises:
-        InputError: The file cannot be read as `read_image` says, has another size, or marks no pixel.
+        InputError: The file cannot be read (see `read_image`), has another size, or marks no pixel.
     """
     with _decoded(path) as image:
         values = _mask_values(image)
@@ -92,15 +92,15 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 
 def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
-    """Write one picture whole or not at all, in the format that the suffix names.
+    """Write one picture, whole or not at all, in the format of the suffix.
 
     Args:
-        path: Ends in .png, .jpg, .jpeg, .bmp or .webp; missing folders are made.
+        path: Ends in .png, .jpg, .jpeg, .bmp or .webp; missing folders are created.
         rgb: (H, W, 3) uint8 RGB.
 
     Raises:
-        InputError: The suffix names no known format, or `path` is a folder or lies in a file.
-        FsvitEdgeError: The disk is full or the folder cannot be written.
+        InputError: The suffix is of no known format, `path` is a folder, or one of its parents is a file.
+        FsvitEdgeError: The disk is full or the folder is not writable.
     """
     encoder = _ENCODERS.get(path.suffix.lower())
     if encoder is None:
@@ -111,7 +111,7 @@ def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder by their suffixes, in natural order (2 before 10); hidden files are left out.
+    """Return the pictures of a folder, by their suffixes, in natural order (2 before 10), without hidden files.
 
     Raises:
         OSError: The folder cannot be read.
@@ -121,10 +121,10 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def by_stem(pictures: Iterable[Path]) -> dict[str, Path]:
-    """The same pictures by their names without suffix.
+    """Return the same pictures by their names without suffix.
 
     Raises:
-        InputError: Two have the same.
+        InputError: Two have the same stem.
     """
     files: dict[str, Path] = {}
     for path in pictures:
@@ -135,7 +135,7 @@ def by_stem(pictures: Iterable[Path]) -> dict[str, Path]:
 
 
 def thumbnail(rgb: npt.NDArray[np.uint8], longest_px: int) -> npt.NDArray[np.uint8]:
-    """Shrink a picture to fit a square, keeping its shape; a smaller one is returned as it is.
+    """Shrink a picture to fit a square, keeping its aspect ratio; a smaller one keeps its size.
 
     Args:
         rgb: (H, W, 3) uint8 RGB.
@@ -213,7 +213,7 @@ def _mask_values(image: Image.Image) -> npt.NDArray[Any]:
     if image.mode == "P":
         colors = np.asarray(image.convert("RGB"))
         if (colors != colors[..., :1]).any():
-            # Label maps in color (PASCAL VOC's): class 1 is a dark red, which luminance would take for background.
+            # Label maps in color (PASCAL VOC's): class 1 is a dark red, which by luminance would be background.
             void = np.asarray(image) == _VOID_LABEL
             return np.where(colors.any(axis=2) & ~void, 255, 0).astype(np.uint8)
     return np.asarray(image.convert("L"))

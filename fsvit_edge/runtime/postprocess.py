@@ -13,29 +13,29 @@ import numpy.typing as npt
 Maps = npt.NDArray[np.float32]
 
 _CERTAIN = 2.0**-23
-"""Probabilities closer than this to 0 or 1 count as this: in float32 the log-odds of both are then equally large."""
+"""Probabilities are clipped this far from 0 and 1: in float32 the log-odds of both ends are then equally large."""
 _BAND_ROWS = 32
 _BELOW_ZERO = np.nextafter(np.float32(0), np.float32(-1))
 
 
 def upsample_foreground(foreground: Maps, size_hw: tuple[int, int]) -> Maps:
-    """Enlarge P(foreground) (ways, h, w) to (ways, H, W), bilinear with align_corners on the log-odds."""
+    """Resize P(foreground) (ways, h, w) to (ways, H, W) float32, bilinear with align_corners on the log-odds."""
     rows, columns = (interpolation_matrix(n, m) for n, m in zip(foreground.shape[1:], size_hw, strict=True))
     return np.asarray(1 / (1 + np.exp(-(rows @ log_odds(foreground) @ columns.T))), np.float32)
 
 
 def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Decide every pixel of the frame: the class of the highest P(foreground), background where that is below 0.5.
+    """Label every pixel of the frame with the class of highest P(foreground), or background if that is below 0.5.
 
-    The frame is decided in bands of rows that stay in the cache (one pass over whole maps took six times as long), and
-    a class is left out of a band where no cell reaches 0.5: an interpolated value never exceeds its neighbors.
+    The frame is processed in bands of rows that stay in the CPU's cache (one pass over whole maps took six times as
+    long), and a class is skipped in a band where no cell reaches 0.5: interpolation never exceeds its neighbors.
 
     Args:
-        foreground: (ways, h, w) probabilities.
+        foreground: (ways, h, w) float32 probabilities.
         size_hw: The frame's height H and width W.
 
     Returns:
-        (H, W) uint8: 0 is background, i + 1 is way i.
+        (H, W) uint8: 0 is background, i + 1 is class i.
     """
     height, width = size_hw
     labels = np.zeros(size_hw, np.uint8)
@@ -47,7 +47,7 @@ def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint
             if odds.max() < 0:
                 continue
             values = weights @ odds
-            # All bits set where this way leads: integer arithmetic on bytes is many times as fast as a masked write.
+            # All bits set where this class leads: integer arithmetic on bytes is many times faster than a masked write.
             leads = np.negative((values >= 0 if highest is None else values > highest).view(np.uint8))
             band ^= (band ^ np.uint8(way + 1)) & leads
             highest = np.maximum(values, _BELOW_ZERO if highest is None else highest, out=values)
@@ -55,14 +55,14 @@ def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint
 
 
 def log_odds(probability: Maps) -> Maps:
-    """Log-odds of probabilities, at most about 16 either way."""
+    """Return the log-odds of probabilities, float32, clipped to about -16 to 16."""
     clipped = np.clip(probability, _CERTAIN, 1 - _CERTAIN)
     return np.asarray(np.log(clipped / (1 - clipped)), np.float32)
 
 
 @lru_cache(maxsize=16)
 def _bands(cells: int, pixels: int) -> tuple[tuple[slice, slice, Maps], ...]:
-    """Rows of pixels, the rows of cells that they read, and the weights between them."""
+    """Return rows of pixels, the rows of cells that they read, and the weights between them."""
     matrix = interpolation_matrix(cells, pixels)
     bands = []
     for start in range(0, pixels, _BAND_ROWS):
@@ -75,12 +75,12 @@ def _bands(cells: int, pixels: int) -> tuple[tuple[slice, slice, Maps], ...]:
 
 @lru_cache(maxsize=16)
 def interpolation_matrix(cells: int, pixels: int) -> Maps:
-    """The (pixels, cells) matrix of linear interpolation with align_corners."""
+    """Return the (pixels, cells) matrix of linear interpolation with align_corners."""
     return linear_matrix(np.linspace(0, cells - 1, pixels), cells)
 
 
 def linear_matrix(places: npt.NDArray[np.float64], cells: int) -> Maps:
-    """The (places, cells) matrix that reads values between cells; a place lies in [0, cells - 1]."""
+    """Return the (places, cells) matrix that interpolates between cells; places are in [0, cells - 1]."""
     low = np.minimum(places.astype(np.intp), max(cells - 2, 0))
     weight = places - low
     matrix = np.zeros((len(places), cells), np.float32)

@@ -1,6 +1,6 @@
-"""The one preprocessing: any RGB picture -> the square uint8 picture that the encoder reads.
+"""Preprocessing: from any RGB picture to the square uint8 picture that the encoder reads.
 
-Training, calibration and the device all call it. Normalization is inside the encoder's graph.
+Training, calibration and the device all use this one. Normalization is inside the encoder's graph.
 """
 
 from functools import lru_cache
@@ -21,7 +21,11 @@ _Block = tuple[slice, slice, npt.NDArray[np.float32]]
 
 
 def check_rgb(rgb: npt.NDArray[np.uint8], what: str) -> None:
-    """Refuse what is not an (H, W, 3) uint8 picture, naming it as `what`.
+    """Refuse an array that is not an (H, W, 3) uint8 picture.
+
+    Args:
+        rgb: The array.
+        what: Name of the picture, as the start of a sentence.
 
     Raises:
         InputError: The array has another type or shape.
@@ -34,9 +38,16 @@ def check_rgb(rgb: npt.NDArray[np.uint8], what: str) -> None:
 def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """Resize (H, W, 3) uint8 RGB to (size, size, 3) with an antialiased bilinear filter.
 
-    The weights are Pillow's, on which the published numbers rest; the result differs from Pillow's by at most one gray
-    level, because Pillow also rounds between its two passes. Two banded matrix products in numpy take a third to a half
-    of Pillow's time on a 1280 x 720 frame.
+    The weights are Pillow's, which the published numbers were measured with; the result differs from Pillow's by at
+    most one gray level, because Pillow also rounds between its two passes. Two banded matrix products in numpy take a
+    third to a half of Pillow's time on a 1280 x 720 frame.
+
+    Args:
+        rgb: (H, W, 3) uint8 RGB.
+        size: Side of the result in pixels.
+
+    Raises:
+        InputError: The picture is not such an array.
     """
     check_rgb(rgb, "The picture")
     height, width, _ = rgb.shape
@@ -54,14 +65,14 @@ def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
 
 
 def resize_mask(mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Resize an (H, W) mask or map of labels to (size, size) uint8, taking the nearest pixel; True becomes 1."""
+    """Resize an (H, W) mask or label map to (size, size) uint8, nearest neighbor; True becomes 1."""
     return resize_nearest(mask, (size, size))
 
 
 def resize_nearest(
     mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], size_hw: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
-    """Resize an (H, W) mask or map of labels to another height and width, as `resize_mask` does to a square."""
+    """Resize an (H, W) mask or label map to `size_hw`, uint8, nearest neighbor; True becomes 1."""
     (height, width), (new_height, new_width) = mask.shape, size_hw
     rows = ((np.arange(new_height) + 0.5) * height / new_height).astype(np.intp)
     columns = ((np.arange(new_width) + 0.5) * width / new_width).astype(np.intp)
@@ -70,7 +81,7 @@ def resize_nearest(
 
 
 def _filter_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
-    """The (size, length) matrix of a triangle filter whose half-width is the scale, at least one pixel."""
+    """Return the (size, length) matrix of a triangle filter whose half-width is the scale, at least one pixel."""
     scale = length / size
     half_width = max(scale, 1.0)
     centers = (np.arange(size) + 0.5) * scale
@@ -98,7 +109,7 @@ def _vertical_blocks(length: int, size: int) -> tuple[_Block, ...]:
 
 @lru_cache(maxsize=16)
 def _horizontal_blocks(length: int, size: int) -> tuple[_Block, ...]:
-    """As the vertical blocks, for interleaved RGB and multiplied from the right."""
+    """Return the vertical blocks for interleaved RGB, to be multiplied from the right."""
     three = np.eye(3, dtype=np.float32)
     return tuple(
         (slice(out.start * 3, out.stop * 3), slice(taken.start * 3, taken.stop * 3), np.kron(band, three).T.copy())

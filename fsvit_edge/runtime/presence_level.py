@@ -14,44 +14,44 @@ _CERTAIN = 1e-3
 
 
 def check_level(level: float) -> float:
-    """Return a level, or refuse it.
+    """Return the level as a float, or refuse it.
 
     Raises:
-        InputError: It is not a number between 0 and 1.
+        InputError: It is not a number between 0 and 1, both excluded.
     """
     if type(level) not in (int, float) or not 0 < level < 1:
-        raise InputError(f"The level of a class must lie between 0 and 1, both excluded; got {level!r:.40}.")
+        raise InputError(f"The level of a class must be between 0 and 1, both excluded; got {level!r:.40}.")
     return float(level)
 
 
 def level_of_supports(presence_level: float, loo_scores: Sequence[float | None]) -> float:
-    """Move the level toward what the class's own pictures score when its other pictures judge them.
+    """Move the level toward what the class's own pictures score against its other pictures.
 
     In log-odds: presence_level + 0.3 x (mean of the scores - presence_level - 1), at most 1 away. Own pictures that
-    score less than 1 above the level, as those of a varied class do, lower it, so that the class is not lost; higher
+    score less than 1 above the level, as those of a varied class do, lower it, so that the class is still found; higher
     ones raise it.
 
     Chosen on pascal10-coseg (cst-nano, 20 classes, every choice of 2 or 3 among 3 supports with masks, 9 other pictures
-    a class as hits and some 170 as scenes without it), hits / false alarms:
+    per class as hits and some 170 as scenes without it), hits / false alarms:
 
         rule                          2 supports    3 supports
         level 0.5                     0.872 / 0.144  0.894 / 0.138
-        this                          0.885 / 0.122  0.917 / 0.111
+        this rule                     0.885 / 0.122  0.917 / 0.111
         lowest - 2, never lowered     0.837 / 0.102  0.894 / 0.125   one class in twenty never found
         lowest, never raised          0.924 / 0.190  0.956 / 0.213   one class nearly always an alarm
         lowest - 2, both ways         0.928 / 0.303  0.994 / 0.429
 
-    The lowest score is one picture's whim; a third of the mean's distance is better in both figures at once, and shares
-    of 0.2 to 0.4 do alike. The bound costs nothing there and keeps copies of one picture, which score near 1, from
-    closing the class to everything else. On davis16-val, of which nothing was chosen: level 0.5: 1.000 / 0.304 and
-    1.000 / 0.300; this: 1.000 / 0.192 and 1.000 / 0.190.
+    The lowest score depends on a single picture; a third of the mean's distance is better in both figures at once, and
+    shares of 0.2 to 0.4 do equally well. The bound costs nothing there and keeps copies of one picture, which score
+    near 1, from closing the class to everything else. On davis16-val, not used to choose the rule: level 0.5: 1.000 /
+    0.304 and 1.000 / 0.300; this rule: 1.000 / 0.192 and 1.000 / 0.190.
 
     Args:
-        presence_level: Of a class with one support, in (0, 1).
-        loo_scores: Of each support, in [0, 1]; None where no other support judged it.
+        presence_level: The level of a class with one support, in (0, 1).
+        loo_scores: Leave-one-out score of each support, in [0, 1]; None if there was no other support.
 
     Returns:
-        In (0, 1); `presence_level` where there is no score.
+        The level, in (0, 1); `presence_level` if there is no score.
     """
     known = [_log_odds(min(max(score, _CERTAIN), 1 - _CERTAIN)) for score in loo_scores if score is not None]
     if not known:

@@ -7,9 +7,8 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from fsvit_edge.calib.fp16 import MASK_FLOAT16, to_fp16
+from fsvit_edge.calib.fp16 import MASK_FLOAT16, find_overflows, to_fp16
 from fsvit_edge.calib.onnx_graph import Graph
-from fsvit_edge.calib.overflow import find_overflows
 from fsvit_edge.calib.precision import FLOAT32_IO, PrecisionOptions, make_graph
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError, InputError
@@ -46,18 +45,15 @@ def run(data: bytes, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def test_norms_softmax_and_gelu_stay_in_fp32_and_products_do_not(name: str, tiny_graphs: dict[str, bytes]) -> None:
     graph = Graph(make_graph(tiny_graphs[name], name, "fp16", "tensorrt", None, PrecisionOptions()))
     kinds = graph.element_types()
-    by_operator = {node.op_type: kinds[node.output[0]] for node in graph.nodes}
-    assert {operator for operator in IN_FLOAT32 if operator in by_operator}
-    for node in graph.nodes:
-        if node.op_type in IN_FLOAT32:
-            assert {kinds[value] for value in (*node.input[:1], *node.output)} == {SINGLE}, node.name
-        if node.op_type in ("MatMul", "Gemm", "Conv"):
-            assert {kinds[value] for value in (*node.input, *node.output)} == {HALF}, node.name
+    in_float32 = [node for node in graph.nodes if node.op_type in IN_FLOAT32]
+    products = [node for node in graph.nodes if node.op_type in ("MatMul", "Gemm", "Conv")]
+    assert {kinds[value] for node in in_float32 for value in (*node.input[:1], *node.output)} == {SINGLE}
+    assert {kinds[value] for node in products for value in (*node.input, *node.output)} == {HALF}
     large = [key for key, value in graph.constants.items() if value.size > 1000 and value.dtype == np.float32]
     assert not large
 
 
-def test_the_pictures_arithmetic_stays_in_fp32_up_to_the_patches(tiny_graphs: dict[str, bytes]) -> None:
+def test_arithmetic_on_pixels_stays_in_fp32_up_to_the_patches(tiny_graphs: dict[str, bytes]) -> None:
     graph = Graph(make_graph(tiny_graphs["encoder"], "encoder", "fp16", "tensorrt", None, PrecisionOptions()))
     kinds = graph.element_types()
     patches = next(node for node in graph.nodes if node.op_type == "Conv")
@@ -117,7 +113,7 @@ def test_a_tiny_epsilon_stays_in_fp32() -> None:
     assert {harmless.element_types()[node.output[0]] for node in harmless.nodes} == {HALF}
 
 
-def test_a_division_by_what_is_clamped_to_an_epsilon_stays_in_fp32() -> None:
+def test_a_division_by_a_clamped_value_stays_in_fp32() -> None:
     nodes = [
         helper.make_node("Clip", ["x", "epsilon"], ["c"]),
         helper.make_node("Unsqueeze", ["c", "first"], ["u"]),
@@ -153,7 +149,7 @@ def test_a_pattern_keeps_nodes_in_fp32(tiny_graphs: dict[str, bytes]) -> None:
     assert "blocks.0.attn.qkv.bias" in singles[0].input[2]
 
 
-def test_outputs_may_be_what_an_fp32_node_makes_and_inputs_may_be_shared() -> None:
+def test_outputs_of_fp32_nodes_and_shared_inputs_get_the_wanted_types() -> None:
     nodes = [helper.make_node("Softmax", ["x"], ["y"]), helper.make_node("Relu", ["x"], ["unread"])]
     for io, kind in (((), HALF), (("y",), SINGLE), (("x", "y"), SINGLE)):
         graph = typed(small_graph(nodes), io)
@@ -162,7 +158,7 @@ def test_outputs_may_be_what_an_fp32_node_makes_and_inputs_may_be_shared() -> No
         assert "Relu" not in {node.op_type for node in graph.nodes}
 
 
-def test_what_cannot_be_converted_says_so() -> None:
+def test_a_graph_that_cannot_be_converted_is_refused() -> None:
     with pytest.raises(ArtifactError, match="not an ONNX file"):
         to_fp16(b"not onnx at all", (), no)
     with pytest.raises(ArtifactError, match="not valid ONNX"):
@@ -179,15 +175,20 @@ def decomposed_norm() -> bytes:
     return small_graph(nodes, two=np.float32(2), last=np.array([1]))
 
 
-@pytest.mark.parametrize(("size", "overflows"), [(100.0, False), (400.0, True), (np.nan, True)])
-def test_a_norm_in_pieces_overflows_and_the_check_says_where(size: float, overflows: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "overflows"),
+    [
+        (100.0, {}),
+        (400.0, {"squares": 160000.0, "variance": 160000.0}),
+        (np.nan, dict.fromkeys(("squares", "variance", "deviation", "y"), np.inf)),
+    ],
+)
+def test_overflow_in_a_split_norm_is_found_with_its_tensors(size: float, overflows: dict[str, float]) -> None:
     data = decomposed_norm()
     feed = {"x": np.full((2, 4), size, np.float32)}
     harmless = {"x": np.ones((2, 4), np.float32)}
     found = find_overflows(data, to_fp16(data, (), no), [feed, harmless])
-    assert bool(found) is overflows
-    if size == 400:
-        assert {(one.tensor, one.largest) for one in found} == {("squares", 160000.0), ("variance", 160000.0)}
+    assert {one.tensor: one.largest for one in found} == overflows
     kept = find_overflows(data, to_fp16(data, ("x", "y"), lambda *_: True), [feed])
     assert not kept
 
@@ -204,5 +205,5 @@ def test_a_weight_beyond_fp16_is_found() -> None:
 
 
 def test_fp16_for_onnx_runtime_is_refused(tiny_graphs: dict[str, bytes]) -> None:
-    with pytest.raises(InputError, match="fp32 or int8"):
+    with pytest.raises(InputError, match="emulates FP16 in FP32"):
         make_graph(tiny_graphs["encoder"], "encoder", "fp16", "onnxruntime", None, PrecisionOptions())

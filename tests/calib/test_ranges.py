@@ -14,9 +14,9 @@ from onnx import helper, numpy_helper
 
 from fsvit_edge.calib import ranges as module
 from fsvit_edge.calib.calibration import METHODS, Calibration
+from fsvit_edge.calib.int8 import linear_layers
 from fsvit_edge.calib.onnx_graph import Graph
-from fsvit_edge.calib.quantize import linear_layers
-from fsvit_edge.calib.ranges import collect_ranges, layer_kinds, quantizable_tensors
+from fsvit_edge.calib.ranges import collect_ranges, layer_kinds
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.preprocess import resize_image
@@ -51,6 +51,11 @@ def plain_bundle(operators: tuple[str, ...] = ("Identity",), with_layer: bool = 
     return Bundle(Path("plain"), manifest, {"encoder": data})
 
 
+def layer_inputs(graph: bytes) -> list[str]:
+    """The tensors that enter the linear layers, each once."""
+    return list(dict.fromkeys(layer.activation for layer in linear_layers(Graph(graph))))
+
+
 def noise(seed: int, highest: int = 10) -> Rgb:
     return np.random.default_rng(seed).integers(0, highest + 1, (SIDE, SIDE, 3), dtype=np.uint8)
 
@@ -75,7 +80,7 @@ def photographs() -> list[Rgb]:
 def plainly(tiny: Bundle, photographs: list[Rgb]) -> dict[str, npt.NDArray[np.float32]]:
     """Tensor -> its values (N, C) over all photographs, by a plain session on a graph that has them as outputs."""
     model = onnx.load_from_string(tiny.graphs["encoder"])
-    names = quantizable_tensors(model)
+    names = layer_inputs(tiny.graphs["encoder"])
     model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     size = tiny.manifest.image_size
@@ -86,22 +91,27 @@ def plainly(tiny: Bundle, photographs: list[Rgb]) -> dict[str, npt.NDArray[np.fl
     }
 
 
-def test_the_tensors_are_what_comes_into_the_linear_layers_of_the_bundles_own_graph(tiny: Bundle) -> None:
+def test_the_inputs_of_every_linear_layer_of_the_bundles_graph_are_found(tiny: Bundle) -> None:
     model = onnx.load_from_string(tiny.graphs["encoder"])
-    names = quantizable_tensors(model)
+    names = layer_inputs(tiny.graphs["encoder"])
     assert len(names) == len(set(names)) == 4 * 6  # qkv, proj, fc1, fc2 of each block
     assert set(names) <= {output for node in model.graph.node for output in node.output}
-    assert set(names) == {layer.activation for layer in linear_layers(Graph(tiny.graphs["encoder"]))}
     products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[0] in names]
     constants = {tensor.name for tensor in model.graph.initializer}
     assert all(node.input[1] in constants for node in products)
 
 
-def test_the_head_has_none_and_a_shared_input_counts_once(tiny: Bundle) -> None:
-    assert quantizable_tensors(onnx.load_from_string(tiny.graphs["head"])) == []
-    model = onnx.load_from_string(plain_bundle().graphs["encoder"])
+def test_the_head_has_no_linear_layer(tiny: Bundle) -> None:
+    assert layer_inputs(tiny.graphs["head"]) == []
+
+
+def test_an_input_that_two_layers_share_is_collected_once() -> None:
+    bundle = plain_bundle()
+    model = onnx.load_from_string(bundle.graphs["encoder"])
     model.graph.node.append(helper.make_node("MatMul", ["x1", "encoder.block.fc9.weight"], ["again"]))
-    assert quantizable_tensors(model) == ["x1"]
+    model.graph.output.append(helper.make_tensor_value_info("again", onnx.TensorProto.FLOAT, None))
+    shared = replace(bundle, graphs={"encoder": model.SerializeToString()})
+    assert collect_ranges(shared, [noise(0)], "minmax").ranges["encoder"].keys() == {"x1"}
 
 
 def test_minmax_is_the_extremes_and_channels_their_largest_absolute_values(
@@ -133,7 +143,7 @@ def test_the_ranges_are_those_of_onnx_runtimes_own_calibrator(
     """Theirs is given all pictures at once and as many bins; ours differs by the place of the bins' edges."""
     from onnxruntime.quantization import calibrate
 
-    bins = 256  # entropy takes a time that grows with their square
+    bins = 512  # entropy takes a time that grows with their square
     monkeypatch.setattr(module, "PERCENTILE", 99.9)
     monkeypatch.setattr(module, "_BINS", bins)
     data = onnx.load_from_string(tiny.graphs["encoder"])
@@ -159,7 +169,7 @@ def test_the_ranges_are_those_of_onnx_runtimes_own_calibrator(
         np.testing.assert_allclose(found[name], np.ravel(expected[name].range_value), atol=near * scale)
 
 
-def test_percentile_leaves_out_a_planted_outlier_and_minmax_does_not() -> None:
+def test_percentile_ignores_a_planted_outlier_and_minmax_does_not() -> None:
     pictures = [noise(seed) for seed in range(250)]
     pictures[30][4, 4, 1] = 255
     bundle = plain_bundle()
@@ -196,7 +206,7 @@ def test_a_histogram_that_widens_loses_no_value_and_keeps_its_size() -> None:
     np.testing.assert_array_equal(statistics.counts, expected)
 
 
-def test_the_datas_sum_tells_pixels_and_shapes_apart() -> None:
+def test_the_sha256_of_the_data_depends_on_pixels_and_shapes() -> None:
     bundle = plain_bundle()
     pictures = [noise(seed) for seed in range(3)]
     first = collect_ranges(bundle, pictures, "minmax").data_sha256
@@ -208,7 +218,7 @@ def test_the_datas_sum_tells_pixels_and_shapes_apart() -> None:
     assert collect_ranges(bundle, [pictures[0], flat, pictures[2]], "minmax").data_sha256 != first
 
 
-def test_pictures_of_a_bank_count_among_all() -> None:
+def test_pictures_from_a_bank_are_counted() -> None:
     bundle = plain_bundle()
     alone = collect_ranges(bundle, [noise(0)], "minmax")
     both = collect_ranges(bundle, [noise(0)], "minmax", banked=[noise(1, 200), noise(2)])
@@ -217,9 +227,9 @@ def test_pictures_of_a_bank_count_among_all() -> None:
     assert only_range(both)[1] > only_range(alone)[1]
 
 
-def test_what_cannot_be_calibrated_is_told() -> None:
+def test_a_calibration_that_is_not_possible_is_refused() -> None:
     bundle = plain_bundle()
-    with pytest.raises(InputError, match="There is no method 'max'; choose one of: minmax, entropy, percentile"):
+    with pytest.raises(InputError, match="Unknown method 'max'; choose one of: minmax, entropy, percentile"):
         collect_ranges(bundle, [noise(0)], "max")
     with pytest.raises(InputError, match="There is no picture to calibrate with"):
         collect_ranges(bundle, [])
@@ -247,7 +257,7 @@ def test_a_tensor_that_is_always_zero_has_a_range() -> None:
         assert only_range(collect_ranges(plain_bundle(), [np.zeros((SIDE, SIDE, 3), np.uint8)], method)) == (0, 0)
 
 
-def test_nothing_is_printed_and_steps_are_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_and_steps_are_reported(capfd: pytest.CaptureFixture[str]) -> None:
     steps: list[str] = []
     for method in METHODS:
         collect_ranges(plain_bundle(), [noise(seed) for seed in range(20)], method, step=steps.append)
@@ -255,7 +265,7 @@ def test_nothing_is_printed_and_steps_are_told(capfd: pytest.CaptureFixture[str]
     assert steps == ["picture 1", "picture 17", "choose ranges"] * 3
 
 
-def test_pictures_are_taken_one_at_a_time() -> None:
+def test_pictures_are_read_one_at_a_time() -> None:
     """A picture is let go before the next but one is asked for: a source of any length fits into memory."""
     import weakref
 
@@ -302,7 +312,7 @@ def test_memory_does_not_grow_with_the_set(tiny_bundle: Path) -> None:
     assert kept - few > 100, "the measurement would not notice tensors that are kept"
 
 
-def test_layers_are_summed_up_by_their_own_names(tiny: Bundle, photographs: list[Rgb]) -> None:
+def test_layers_are_summarized_by_their_names(tiny: Bundle, photographs: list[Rgb]) -> None:
     calibration = collect_ranges(tiny, photographs, "minmax")
     kinds = layer_kinds(tiny, calibration)
     assert [(kind.name, kind.tensors) for kind in kinds] == [("qkv", 6), ("proj", 6), ("fc1", 6), ("fc2", 6)]

@@ -1,4 +1,4 @@
-"""`fsvit-edge build-engine` as a user types it."""
+"""`fsvit-edge build-engine`, as typed."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ Cli = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("fsvit_edge.export.compare._TIMED_S", 0.05)
+    monkeypatch.setattr("fsvit_edge.export.candidate.TIMED_S", 0.05)
     monkeypatch.setattr(build_module, "demo_pictures", lambda: demo_pictures(4))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -33,7 +33,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
-def test_int8_of_the_shipped_model_needs_nothing_else_typed(cli: Cli, tmp_path: Path) -> None:
+def test_int8_of_the_bundled_model_needs_no_other_option(cli: Cli, tmp_path: Path) -> None:
     result = cli("build-engine", "--int8")
     assert result.code == 0, result.err
     manifest = Bundle.load(DEFAULT_BUNDLE).manifest
@@ -45,27 +45,27 @@ def test_int8_of_the_shipped_model_needs_nothing_else_typed(cli: Cli, tmp_path: 
     assert record.targets == ("sm86", "sm89", "sm120")
     assert "builds for GPUs elsewhere; here no" in result.err
     assert f"{record.int8_gemms} of {record.gemms}" in result.out
-    assert "overflow in FP16 cannot show" in result.out
+    assert "so overflow in FP16 cannot show" in result.out
     assert f"Wrote {path}" in result.out
-    assert "one that runs here comes with --engine onnxruntime" in result.err
+    assert "for this one, use --engine onnxruntime" in result.err
     assert result.err.endswith(f"Next: fsvit-edge inspect {path}\n")
 
 
-def test_an_engine_that_runs_here_is_timed_and_the_next_command_uses_it(cli: Cli, bundle: Path) -> None:
+def test_an_engine_that_runs_here_is_timed_and_the_next_command_is_bench(cli: Cli, bundle: Path) -> None:
     first = cli("build-engine", str(bundle), "--engine", "onnxruntime", "--precision", "fp32")
     assert first.code == 0, first.err
     assert " ms" in first.out
     assert " x" in first.out
-    assert "0 of 12 answers change, 100.00 % of the pixels keep their label." in first.out
+    assert "0 of 12 answers change; 100.00 % of the pixels keep their label." in first.out
     assert first.err.endswith(f"Next: fsvit-edge bench --bundle {bundle}\n")
     second = cli("build-engine", str(bundle), "--engine", "onnxruntime", "--precision", "fp32")
     assert second.code == 0
-    assert "was there" in second.out
-    assert second.out.count("There was ") == 2
-    assert "build again with: fsvit-edge build-engine --force" in second.err
+    assert "up to date" in second.out
+    assert second.out.count("Up to date: ") == 2
+    assert "rebuild with: fsvit-edge build-engine --force" in second.err
 
 
-def test_json_is_all_that_stdout_gets(cli: Cli, bundle: Path) -> None:
+def test_json_is_the_only_output_on_stdout(cli: Cli, bundle: Path) -> None:
     result = cli("build-engine", str(bundle), "--target", "sm86,sm89", "--target", "sm120", "--json")
     assert result.code == 0, result.err
     document = json.loads(result.out)
@@ -80,10 +80,10 @@ def test_json_is_all_that_stdout_gets(cli: Cli, bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (("--int8", "--precision", "fp16"), 2, "Build one precision at a time; got fp16, int8"),
+        (("--int8", "--precision", "fp16"), 2, "Build one precision at a time, got fp16, int8"),
         (("--target", "sm90"), 2, "does not support Hopper"),
         (("--target", "sm75", "--precision", "fp32"), 2, "no FP32 matrix products for Turing"),
-        (("--target", "ada"), 2, "--target ada is not one of TensorRT-RTX's: sm75, sm80, sm86"),
+        (("--target", "ada"), 2, "TensorRT-RTX does not support --target ada; choose from: sm75, sm80, sm86"),
         (("--engine", "onnxruntime", "--target", "sm86"), 2, "--target has no effect here"),
         (("--int8",), 2, "INT8 needs a calibration and bundle"),
         (("--int8", "--calib", "nowhere"), 6, "nowhere"),
@@ -95,7 +95,7 @@ def test_json_is_all_that_stdout_gets(cli: Cli, bundle: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_sentence(
+def test_a_build_that_is_not_possible_is_explained_in_one_sentence(
     cli: Cli, bundle: Path, arguments: tuple[str, ...], code: int, text: str
 ) -> None:
     before = sorted(bundle.iterdir())
@@ -107,7 +107,7 @@ def test_what_cannot_be_built_is_said_in_one_sentence(
     assert sorted(bundle.iterdir()) == before
 
 
-def test_ctrl_c_leaves_nothing(bundle: Path) -> None:
+def test_ctrl_c_leaves_no_engine_behind(bundle: Path) -> None:
     command = [sys.executable, "-m", "fsvit_edge.cli.main", "build-engine", str(bundle)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -1,4 +1,4 @@
-"""`fsvit-edge calib` as a user types it, on the shipped model."""
+"""`fsvit-edge calib`, as typed, on the bundled model."""
 
 import os
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def is_one_error(result: Any, code: int, text: str) -> None:
     assert (result.out, result.code) == ("", code)
 
 
-def test_a_folder_becomes_a_calibration_of_the_shipped_model(album: Path, folder: Path, cli: Cli) -> None:
+def test_a_folder_becomes_a_calibration_of_the_bundled_model(album: Path, folder: Path, cli: Cli) -> None:
     result = cli("calib", str(album))
     assert result.code == 0, result.err
     found = Calibration.load(folder / "calibration.json")
@@ -68,18 +68,18 @@ def test_a_folder_becomes_a_calibration_of_the_shipped_model(album: Path, folder
 
 def test_a_seed_makes_the_same_file_and_another_seed_another(album: Path, folder: Path, cli: Cli) -> None:
     for name, seed in [("a", "7"), ("b", "7"), ("c", "8")]:
-        assert cli("calib", str(album), "--num", "5", "--seed", seed, "-o", f"{name}.json").code == 0
+        assert cli("calib", str(album), "--max-pictures", "5", "--seed", seed, "-o", f"{name}.json").code == 0
     same, again, other = ((folder / f"{name}.json").read_bytes() for name in "abc")
     assert same == again
     assert Calibration.load(folder / "a.json").data_sha256 != Calibration.load(folder / "c.json").data_sha256
     assert same != other
 
 
-def test_the_methods_differ_and_few_pictures_are_warned_of(album: Path, folder: Path, cli: Cli) -> None:
+def test_the_methods_differ_and_too_few_pictures_cause_a_warning(album: Path, folder: Path, cli: Cli) -> None:
     for method in ("minmax", "percentile"):
-        result = cli("calib", str(album), "--num", "4", "--method", method, "--output", f"new/{method}.json")
+        result = cli("calib", str(album), "--max-pictures", "4", "--method", method, "--output", f"new/{method}.json")
         assert result.code == 0
-        assert "Warning: The calibration has seen 4 pictures only" in result.err
+        assert "Warning: The calibration used only 4 pictures" in result.err
         assert f"cst-nano: {method} over 4 pictures" in result.out
     extremes, narrowed = (
         Calibration.load(folder / f"new/{method}.json").ranges["encoder"] for method in ("minmax", "percentile")
@@ -88,19 +88,21 @@ def test_the_methods_differ_and_few_pictures_are_warned_of(album: Path, folder: 
     assert extremes != narrowed
 
 
-def test_a_banks_pictures_are_used_too_and_another_bundle_is_named(
+def test_a_banks_pictures_are_used_too_with_another_bundle(
     album: Path, folder: Path, cli: Cli, tiny_bundle: Path
 ) -> None:
     with FewShotModel.load() as model:
         model.enroll("thing", [picture(100), picture(101)])
         model.enroll("other", [picture(102)])
         model.save_bank(folder / "bank.safetensors")
-    result = cli("calib", str(album), "--num", "30", "--bank", "bank.safetensors", "--bundle", str(tiny_bundle))
+    result = cli(
+        "calib", str(album), "--max-pictures", "30", "--bank", "bank.safetensors", "--bundle", str(tiny_bundle)
+    )
     assert result.code == 0, result.err
     found = Calibration.load(folder / "calibration.json")
     found.check_fits(Bundle.load(tiny_bundle))
     assert (found.pictures, found.banked, found.image_size) == (33, 3, 48)
-    assert "tiny: percentile over 33 pictures, 3 of them of bank.safetensors" in result.out
+    assert "tiny: percentile over 33 pictures, 3 of them from bank.safetensors" in result.out
     assert f"Next: fsvit-edge build-engine {tiny_bundle} --int8 --calib calibration.json\n" in result.err
 
 
@@ -109,7 +111,7 @@ def test_damaged_pictures_are_counted(folder: Path, cli: Cli) -> None:
     (folder / "mixed" / "bad.png").write_bytes(b"garbage")
     result = cli("calib", "mixed")
     assert result.code == 0
-    assert "Warning: 1 picture could not be read and was left out; the first: mixed/bad.png is damaged" in result.err
+    assert "Warning: Skipped 1 picture that could not be read; the first: mixed/bad.png is damaged" in result.err
     assert Calibration.load(folder / "calibration.json").pictures == 1
 
 
@@ -117,27 +119,27 @@ def test_damaged_pictures_are_counted(folder: Path, cli: Cli) -> None:
     ("arguments", "code", "text"),
     [
         (("none",), 6, "The source none cannot be opened: No such file or directory"),
-        (("empty",), 2, "The folder empty holds no picture"),
+        (("empty",), 2, "The folder empty contains no picture"),
         (("garbage",), 2, "garbage has no picture to calibrate with: garbage/x.png is damaged"),
-        (("demo",), 2, "The demo is nothing to calibrate with"),
+        (("demo",), 2, "The demo cannot be used to calibrate"),
         (
             ("{album}", "--method", "guess"),
             2,
-            "There is no method 'guess'; choose one of: minmax, entropy, percentile.",
+            "Unknown method 'guess'; choose one of: minmax, entropy, percentile.",
         ),
         (("{album}", "--output", "empty"), 2, "empty is a folder; give the name of a file to write"),
         (("{album}", "--output", "c.txt"), 2, "A calibration is a .json file, got c.txt."),
         (("{album}", "--output", "notes/c.json"), 2, "notes is a file, not a folder"),
         (("{album}", "--bundle", "none"), 4, "Bundle none does not exist"),
         (("{album}", "--bank", "none.safetensors"), 4, "Bank none.safetensors does not exist"),
-        (("{album}", "--num", "0"), 2, "Invalid value for '--num'"),
+        (("{album}", "--max-pictures", "0"), 2, "Invalid value for '--max-pictures'"),
         (("{album}", "--seconds", "nan"), 2, "Invalid value for '--seconds'"),
         (("{album}", "--seconds", "inf"), 2, "Invalid value for '--seconds'"),
         ((), 2, "Missing argument 'source'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_done_is_told_and_leaves_nothing(
+def test_a_calibration_that_is_not_possible_is_explained_and_writes_nothing(
     album: Path, folder: Path, cli: Cli, arguments: tuple[str, ...], code: int, text: str
 ) -> None:
     (folder / "empty").mkdir()
@@ -159,12 +161,12 @@ def test_a_full_disk_keeps_the_old_calibration(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        result = cli("calib", str(album), "--num", "1")
+        result = cli("calib", str(album), "--max-pictures", "1")
     is_one_error(result, 1, "calibration.json cannot be written: No space left on device; nothing was changed")
     assert (folder / "calibration.json").read_text() == "old"
 
 
-def test_without_onnx_the_extra_is_named(album: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_the_error_names_the_extra(album: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = terminal.find_spec
     monkeypatch.setattr(terminal, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
     is_one_error(

@@ -1,4 +1,4 @@
-"""What the tests of engines share: a ViT-S/8 at 400 px, whose export costs seconds, and ranges for any encoder."""
+"""Fixtures of the export tests: a ViT-S/8 at 400 px, whose export takes seconds, and a calibration for any encoder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def vits8_encoder(build_once: BuildOnce) -> bytes:
 def bundle_beside(
     tiny_network: FewShotNetwork, hybrid_network: FewShotNetwork, tiny_bundle: Path, build_once: BuildOnce
 ) -> Path:
-    """The bundle of `tiny_network` with the objectness of `hybrid_network` as a graph of its own, not verified."""
+    """The bundle of `tiny_network` with the objectness of `hybrid_network` as a separate graph, not verified."""
     from fsvit_edge.export import pipeline
 
     names = {"tokens": "encoder", "support": "enroll", "presence": "head"}
@@ -62,12 +62,13 @@ def bundle_beside(
 
 @pytest.fixture(scope="session")
 def calibrate() -> Callable[[bytes], Calibration]:
-    """Make a calibration of an encoder that says -4 to 4 of every tensor."""
+    """Make a calibration of an encoder with the range -4 to 4 for every tensor."""
     from fsvit_edge.calib.calibration import FORMAT_VERSION, Calibration
-    from fsvit_edge.calib.ranges import quantizable_tensors
+    from fsvit_edge.calib.int8 import linear_layers
+    from fsvit_edge.calib.onnx_graph import Graph
 
     def make(encoder: bytes) -> Calibration:
-        tensors = quantizable_tensors(onnx.load_from_string(encoder))
+        tensors = dict.fromkeys(layer.activation for layer in linear_layers(Graph(encoder)))
         return Calibration(
             format_version=FORMAT_VERSION,
             model_name="any",

@@ -1,4 +1,4 @@
-"""The comparison of an engine with the FP32 graphs notices what it should, and says nothing where there is nothing."""
+"""The comparison of an engine with the FP32 graphs reports differences, and only real ones."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,8 @@ from fake_engine import FakeEngine
 from onnx import numpy_helper
 
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
-from fsvit_edge.export.compare import check_fp16, compare, demo_pictures, example_feed, time_side_by_side
+from fsvit_edge.export.candidate import example_feed, time_side_by_side
+from fsvit_edge.export.compare import check_fp16, compare, demo_pictures
 from fsvit_edge.export.layers import report_optimized
 from fsvit_edge.export.memory_budget import estimate, free_memory
 from fsvit_edge.runtime.bundle import Bundle
@@ -34,7 +35,7 @@ def reference(bundle: Bundle) -> Iterator[dict[str, OnnxRuntimeEngine]]:
 
 
 class Noisy(OnnxRuntimeEngine):
-    """The encoder with noise on its tokens."""
+    """An encoder that adds noise to its tokens."""
 
     level = 0.0
 
@@ -68,7 +69,7 @@ def test_noise_shows_in_its_output_and_in_the_answers(bundle: Bundle, reference:
     assert found.label_agreement < 1
 
 
-def test_what_is_not_finite_is_refused(bundle: Bundle, reference: dict[str, Any]) -> None:
+def test_an_output_that_is_not_finite_is_refused(bundle: Bundle, reference: dict[str, Any]) -> None:
     with pytest.raises(AccuracyGateError, match=r"not finite in encoder\.tokens"):
         agreement(bundle, reference, np.inf)
 
@@ -83,7 +84,7 @@ def test_a_value_beyond_fp16_is_found_on_a_cpu(bundle: Bundle, reference: dict[s
     scale = next(tensor for tensor in model.graph.initializer if tensor.name == first.input[1])
     scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(3e4), scale.name))
     wide = model.SerializeToString()
-    with pytest.raises(AccuracyGateError, match=r"FP16 cannot hold .* of the encoder, which reaches .* --keep-fp32 '"):
+    with pytest.raises(AccuracyGateError, match=r"of the encoder overflows in FP16: it reaches .* --keep-fp32 '"):
         check_fp16(bundle.manifest, reference, {"encoder": wide}, {"encoder": typed(wide)}, pictures)
 
 
@@ -91,7 +92,7 @@ def typed(graph: bytes, name: str = "encoder") -> bytes:
     return make_graph(graph, name, "fp16", "tensorrt", None, PrecisionOptions()).SerializeToString()
 
 
-def test_engines_take_turns_and_the_slower_one_is_told(reference: dict[str, Any]) -> None:
+def test_engines_take_turns_and_the_slower_one_shows(reference: dict[str, Any]) -> None:
     turns: list[str] = []
 
     def make(name: str, work: int) -> FakeEngine:
@@ -108,7 +109,7 @@ def test_engines_take_turns_and_the_slower_one_is_told(reference: dict[str, Any]
     assert turns[:4] == ["fast", "slow", "slow", "fast"]
 
 
-def test_inputs_for_timing_are_what_the_graph_takes(reference: dict[str, Any]) -> None:
+def test_inputs_for_timing_fit_the_graph(reference: dict[str, Any]) -> None:
     head = reference["head"]
     feed = example_feed(head, {"supports": 3, "ways": 2, "kept_tokens": 7})
     answer = head.run(feed)
@@ -126,12 +127,13 @@ def test_the_memory_of_a_graph_is_estimated_from_its_sizes(bundle: Bundle) -> No
         estimate(head, {"supports": 20, "ways": 2, "kept_tokens": 145}, 10**6).check("head")
 
 
-def test_free_memory_is_told_by_linux() -> None:
+def test_free_memory_is_known_on_linux() -> None:
     free = free_memory()
-    assert free is None or free > 10**6
+    assert free is not None
+    assert free > 10**6
 
 
-def test_products_are_counted_in_the_graph_that_onnx_runtime_has_made(bundle: Bundle) -> None:
+def test_products_are_counted_in_the_graph_that_onnx_runtime_optimized(bundle: Bundle) -> None:
     counted = report_optimized(onnx.load_from_string(bundle.graphs["encoder"]))
     assert counted.int8_gemms == 0
     assert counted.fp32_gemms >= 4 * bundle.manifest.num_layers

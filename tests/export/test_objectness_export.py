@@ -15,16 +15,15 @@ import torch
 from onnx import numpy_helper
 
 from fsvit_edge.calib.calibration import Calibration
-from fsvit_edge.calib.fp16 import to_fp16
-from fsvit_edge.calib.overflow import find_overflows
+from fsvit_edge.calib.fp16 import find_overflows, to_fp16
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.cli.main import main
 from fsvit_edge.export import build as build_module
 from fsvit_edge.export import candidate, pipeline
 from fsvit_edge.export.build import build_engines
-from fsvit_edge.export.build_result import BuildOptions
 from fsvit_edge.export.compare import compare, demo_pictures
+from fsvit_edge.export.job import BuildOptions
 from fsvit_edge.export.verify import raise_on_failure, verify
 from fsvit_edge.model.checkpoint import save_network
 from fsvit_edge.model.graphs import build_graphs
@@ -79,7 +78,7 @@ OUT_OF_DECODER = (1, 32, 1, 1)
 def test_an_encoder_with_a_decoder_has_one_output_more(hybrid_bundle: Path) -> None:
     manifest = Bundle.load(hybrid_bundle).manifest
     assert manifest.graphs.keys() == set(GRAPH_NAMES)
-    assert manifest.tells_objectness
+    assert manifest.has_objectness
     told = manifest.graphs["encoder"].outputs[-1]
     assert (told.name, told.shape, told.dtype) == (OBJECTNESS, ("batch", 16, 16), "float32")
     assert [spec.name for spec in manifest.graphs["enroll"].inputs][-2:] == ["mask", "has_mask"]
@@ -97,9 +96,9 @@ def test_a_graph_beside_the_others_leaves_them_as_they_are(
         assert all(torch.equal(value, weights[key]) for key, value in one.module.state_dict().items())
     with_it, without = Bundle.load(bundle_beside), Bundle.load(tiny_bundle)
     assert without.manifest.graphs.keys() == set(GRAPH_NAMES)
-    assert not without.manifest.tells_objectness
+    assert not without.manifest.has_objectness
     assert with_it.manifest.graphs.keys() == {*GRAPH_NAMES, OBJECTNESS}
-    assert with_it.manifest.tells_objectness
+    assert with_it.manifest.has_objectness
     assert {name: with_it.graphs[name] for name in GRAPH_NAMES} == without.graphs
     info = with_it.manifest.graphs[OBJECTNESS]
     # The picture is the encoder's; what is told of it has the side for which the other network was trained.
@@ -128,9 +127,7 @@ def test_what_cst_answers_does_not_change_by_a_graph_beside_it(bundle_beside: Pa
 def test_a_graph_beside_nothing_or_twice_is_refused(
     tiny_network: FewShotNetwork, hybrid_network: FewShotNetwork
 ) -> None:
-    with pytest.raises(
-        InputError, match=r"^hybrid tells objectness by its own stem; export it without --objectness\.$"
-    ):
+    with pytest.raises(InputError, match=r"^hybrid already has an objectness decoder; export without --objectness\.$"):
         build_graphs(hybrid_network, hybrid_network)
     with pytest.raises(InputError, match=r"^tiny has no objectness decoder, so there is none to add; export without"):
         build_graphs(tiny_network, tiny_network)
@@ -255,7 +252,7 @@ def test_the_option_adds_the_shipped_decoder_and_its_parity(
 @pytest.mark.parametrize(
     ("shipped_with", "arguments", "text"),
     [
-        (True, (), "hybrid tells objectness by its own stem; export it without --objectness."),
+        (True, (), "hybrid already has an objectness decoder; export without --objectness."),
         (False, ("--checkpoint", "tiny.safetensors"), "hybrid has no objectness decoder, so there is none to add"),
     ],
 )
@@ -287,7 +284,7 @@ def test_an_export_that_has_nothing_to_add_is_refused(
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.export.compare._TIMED_S", 0.02)
+    monkeypatch.setattr("fsvit_edge.export.candidate.TIMED_S", 0.02)
     monkeypatch.setattr(build_module, "demo_pictures", lambda: demo_pictures(3))
 
 
@@ -300,7 +297,7 @@ def calibration(hybrid_bundle: Path) -> Calibration:
     ("precision", "target", "tolerance"),
     [("fp16", "tensorrt", 5e-3), ("int8", "tensorrt", 5e-3), ("int8", "onnxruntime", 1e-5)],
 )
-def test_the_decoder_gets_through_every_precision(
+def test_the_decoder_works_in_every_precision(
     hybrid_bundle: Path, calibration: Calibration, precision: str, target: str, tolerance: float
 ) -> None:
     bundle = Bundle.load(hybrid_bundle)
@@ -315,15 +312,20 @@ def test_the_decoder_gets_through_every_precision(
     scale = np.abs(wanted[OBJECTNESS]).max()
     assert np.abs(found[OBJECTNESS].astype(np.float32) - wanted[OBJECTNESS]).max() < tolerance * scale
     assert np.abs(found["tokens"].astype(np.float32) - wanted["tokens"]).max() > 1e-5  # it is another precision
-    if precision == "fp16":
-        assert find_overflows(encoder, to_fp16(encoder, frozenset(), lambda *_: False), [{"image": image}]) == ()
+
+
+def test_the_decoder_does_not_overflow_in_fp16(hybrid_bundle: Path) -> None:
+    bundle = Bundle.load(hybrid_bundle)
+    encoder = bundle.graphs["encoder"]
+    image = resize_image(demo_pictures(3)[1], bundle.manifest.image_size)[None]
+    assert find_overflows(encoder, to_fp16(encoder, frozenset(), lambda *_: False), [{"image": image}]) == ()
 
 
 def copied(bundle: Path, to: Path) -> Path:
     return Path(shutil.copytree(bundle, to / "bundle"))
 
 
-def test_int8_for_the_cpu_is_compared_and_answers_with_sharp_outlines(
+def test_int8_on_the_cpu_agrees_with_fp32_and_has_sharp_outlines(
     hybrid_bundle: Path, calibration: Calibration, tmp_path: Path
 ) -> None:
     path = copied(hybrid_bundle, tmp_path)
@@ -340,16 +342,16 @@ def test_int8_for_the_cpu_is_compared_and_answers_with_sharp_outlines(
 
 
 class Sharing(FewShotModel):
-    """Notes what tells the objectness of every model that is opened."""
+    """Records the objectness engine of every model that is opened."""
 
-    opened: list[Any] = []  # noqa: RUF012 - a list of the class's own is what is wanted
+    opened: list[Any] = []  # noqa: RUF012 - shared by all models
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.opened.append((self._objectness, self.outlines))
+        self.opened.append((options["objectness"], self.outlines))
 
 
-def test_engines_beside_an_objectness_graph_are_tried_with_it_as_the_device_runs_them(
+def test_engines_are_compared_and_scored_with_the_separate_objectness_graph(
     bundle_beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = copied(bundle_beside, tmp_path)
@@ -381,14 +383,14 @@ def test_engines_beside_an_objectness_graph_are_tried_with_it_as_the_device_runs
 
 
 class Blind(OnnxRuntimeEngine):
-    """An encoder that takes everything for background."""
+    """An encoder that sees only background."""
 
     def run(self, feed: Mapping[str, Any]) -> Any:
         outputs = super().run(feed)
         return {**outputs, OBJECTNESS: self.upload(np.full(outputs[OBJECTNESS].shape, -8, np.float32))}
 
 
-def test_an_engine_that_tells_other_objectness_shows_in_the_comparison(hybrid_bundle: Path) -> None:
+def test_the_comparison_shows_an_engine_with_other_objectness(hybrid_bundle: Path) -> None:
     bundle = Bundle.load(hybrid_bundle)
     reference = {name: OnnxRuntimeEngine(graph, "cpu", 1) for name, graph in bundle.graphs.items()}
     blind = Blind(bundle.graphs["encoder"], "cpu", 1)

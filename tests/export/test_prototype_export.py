@@ -61,7 +61,7 @@ def bundle(network: FewShotNetwork, tiny_bundle: Path, tmp_path_factory: pytest.
     [
         (("--head", "linear"), "Head 'linear' is unknown; choose one of: cst, prototype"),
         (("--head", "prototype", "--pretrained"), "Give the name of the backbone to download with --backbone"),
-        (("--head", "cst", "--pretrained"), "A backbone alone has no head"),
+        (("--head", "cst", "--pretrained"), "A backbone has no head"),
     ],
 )
 def test_options_that_make_no_network_are_refused(

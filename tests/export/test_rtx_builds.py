@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 
 from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
-from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan
+from fsvit_edge.export.layers import BuiltGraph
+from fsvit_edge.export.tensorrt import PlanOptions, build_plan
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt

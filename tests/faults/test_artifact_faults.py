@@ -93,7 +93,7 @@ def attack(
 
 
 @pytest.mark.parametrize("seed", range(PARTS))
-def test_no_damaged_bank_is_taken_for_another(tmp_path: Path, seed: int) -> None:
+def test_no_damaged_bank_is_accepted(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "bank.safetensors"
     bank = bank_of_two()
     bank.save(path)
@@ -120,7 +120,7 @@ def small_bundle(tmp_path: Path) -> Path:
     return folder
 
 
-def test_no_damaged_graph_is_taken(small_bundle: Path) -> None:
+def test_no_damaged_graph_is_accepted(small_bundle: Path) -> None:
     whole = Bundle.load(small_bundle).graphs
     for name in ("encoder.onnx", "head.onnx"):
         path = small_bundle / name
@@ -129,7 +129,7 @@ def test_no_damaged_graph_is_taken(small_bundle: Path) -> None:
         assert slowest_s < SLOWEST_S
 
 
-def test_no_damaged_manifest_is_taken_for_another(small_bundle: Path) -> None:
+def test_no_damaged_manifest_is_accepted(small_bundle: Path) -> None:
     whole = Bundle.load(small_bundle)
     path = small_bundle / MANIFEST_NAME
     wrong, slowest_s = attack(path, MANIFESTS, lambda: Bundle.load(small_bundle), lambda loaded: loaded == whole)
@@ -138,7 +138,7 @@ def test_no_damaged_manifest_is_taken_for_another(small_bundle: Path) -> None:
     assert slowest_s < SLOWEST_S
 
 
-def test_a_parser_alone_takes_damaged_tensors(tmp_path: Path) -> None:
+def test_a_parser_alone_accepts_damaged_tensors(tmp_path: Path) -> None:
     """The control: safetensors checks the shape of a file, not what is in it."""
     path = tmp_path / "bank.safetensors"
     bank_of_two().save(path)

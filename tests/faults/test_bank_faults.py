@@ -82,13 +82,13 @@ def kill_while_saving(path: Path, rounds: int, naive: str = "", seed: int = 0) -
     return torn, lost, littered
 
 
-def test_two_hundred_kills_tear_nothing_and_lose_nothing(tmp_path: Path) -> None:
+def test_two_hundred_kills_damage_nothing_and_lose_nothing(tmp_path: Path) -> None:
     torn, lost, littered = kill_while_saving(tmp_path / "bank.safetensors", ROUNDS)
     print(f"{ROUNDS} kills: {torn} torn, {lost} lost, {littered} left temporary files, all of which were removed")
     assert (torn, lost) == (0, 0)
     assert littered > 0  # the kills do hit the saves
 
 
-def test_a_plain_write_tears(tmp_path: Path) -> None:
+def test_a_plain_write_leaves_damaged_banks(tmp_path: Path) -> None:
     """The control."""
     assert any(kill_while_saving(tmp_path / "bank.safetensors", 1, NAIVE, seed)[0] for seed in range(40))

@@ -127,7 +127,7 @@ def test_gpu_packages_are_found_without_an_import(monkeypatch: pytest.MonkeyPatc
     uninstall(monkeypatch, "pycuda")
     assert found("tensorrt") == Finding("tensorrt", True, False, "10.3.0")
     assert 'pip install "fsvit-edge[tensorrt-rtx]"' in found("tensorrt-rtx").text
-    assert found("pycuda").text.endswith("without cuda-bindings: pip install pycuda")
+    assert found("pycuda").text.endswith("need it or cuda-bindings: pip install pycuda")
     versions.clear()
     assert "--system-site-packages" in found("tensorrt").text
 
@@ -137,7 +137,7 @@ def test_the_engines_of_a_bundle_are_reported(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(incompatibilities, "installed_version", VERSIONS.get)
     bundle = copy_bundle(tmp_path / "bundle")
     assert found("engine folder", bundle) == Finding("engine folder", True, False, str(bundle))
-    assert found("engines", bundle).text == f"none built; for more speed: fsvit-edge build-engine {bundle}"
+    assert found("engines", bundle).text == f"none built; to run faster: fsvit-edge build-engine {bundle}"
     write_set(bundle, "tensorrt", "fp16")
     write_set(bundle, "tensorrt-rtx", "int8", targets=("sm120",))
     (bundle / "x.engine.json").write_text("{")

@@ -1,4 +1,4 @@
-"""torch behind the runtime's contract: what it answers, against the bundle of the same network."""
+"""A network in torch answers as the bundle of the same network does."""
 
 import copy
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def rectangle() -> np.ndarray:
     return mask
 
 
-def test_torch_and_onnx_runtime_answer_alike(in_torch: FewShotModel, tiny_bundle: Path) -> None:
+def test_torch_and_onnx_runtime_give_the_same_answers(in_torch: FewShotModel, tiny_bundle: Path) -> None:
     frame, *supports = pictures(5)
     with FewShotModel.load(tiny_bundle, "onnxruntime", threads=1) as in_onnx:
         for model in (in_torch, in_onnx):
@@ -52,7 +52,7 @@ def test_torch_and_onnx_runtime_answer_alike(in_torch: FewShotModel, tiny_bundle
     assert (ours.label_map == theirs.label_map).mean() > 0.999
 
 
-def test_a_checkpoint_crops_as_its_bundle_would(tiny_network: FewShotNetwork) -> None:
+def test_a_checkpoint_crops_supports_as_its_bundle_does(tiny_network: FewShotNetwork) -> None:
     network = copy.deepcopy(tiny_network)
     network.config = replace(network.config, support_crop=2.0)
     with open_network(network, CPU) as model:
@@ -64,7 +64,7 @@ def test_a_checkpoint_crops_as_its_bundle_would(tiny_network: FewShotNetwork) ->
     assert support.thumbnail_mask.mean() > 0.1
 
 
-def test_it_takes_and_gives_what_the_exported_graphs_do(in_torch: FewShotModel, tiny_bundle: Path) -> None:
+def test_inputs_and_outputs_are_those_of_the_exported_graphs(in_torch: FewShotModel, tiny_bundle: Path) -> None:
     for name, info in in_torch.manifest.graphs.items():
         with OnnxRuntimeEngine(tiny_bundle / f"{name}.onnx", "cpu", 1) as exported:
             assert info.inputs == exported.inputs

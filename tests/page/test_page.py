@@ -17,14 +17,13 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fsvit_edge.enroll.fit import Fit
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, Percentiles, SinkStatus
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sources.base import SourceStatus
 from fsvit_edge.page import access, frame_hub
 from fsvit_edge.page.access import is_loopback
-from fsvit_edge.page.enrollment import Confusion, _warnings
+from fsvit_edge.page.enrollment import Confusion, find_confusions
 from fsvit_edge.page.sink import PageSink
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
@@ -36,7 +35,6 @@ HEIGHT, WIDTH = 96, 128
 STATIC = Path(access.__file__).parent / "static"
 SHIPPED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
 TOKEN = "a-token-for-tests"
-GOOD = Fit(0.8, 1.0, True)
 NEW = "new"  # stands for a frame that is frozen then
 
 
@@ -171,25 +169,21 @@ def test_enrollment_by_name_alone_and_its_warnings(served: Served) -> None:
     assert refused.status_code == 400
     assert refused.json()["error"].startswith("Picture 1 of 'speck' shows the thing too small or too thin")
     assert served.model.classes == ("cup",)
-    assert _warnings(0.005, GOOD, True, [])[0].startswith("The thing covers less than 1 % of the picture")
-    assert _warnings(0.99, GOOD, False, [])[0].startswith("The network's guess covers almost everything")
-    assert _warnings(0.2, Fit(0.8, 1.0, False), True, [])[0].startswith("The class is not found on its own picture")
-    assert _warnings(0.2, Fit(0.8, 1.0, False), False, [])[0].startswith("The class is not found on its own picture")
-    assert _warnings(0.2, Fit(0.2, 3.0, True), True, [])[0].startswith("The outline has 3.0 x the mask's area")
-    assert _warnings(0.2, Fit(0.2, 3.0, True), False, []) == []
-    assert _warnings(0.2, GOOD, True, []) == []
 
 
-def test_a_class_that_looks_the_same_is_named(served: Served) -> None:
-    for _ in range(3):
-        enroll(served, "cup", box_xyxy=[40, 30, 90, 70])
-    report = enroll(served, "mug", box_xyxy=[40, 30, 90, 70]).json()
-    if report["confusions"]:  # whether the small model sees it on this picture is its own affair
-        assert report["confusions"][0]["name"] == "cup"
-        assert any(warning.startswith("cup answers to the same thing") for warning in report["warnings"])
-    assert _warnings(0.2, GOOD, True, [Confusion("cup", 0.91, 0.8)]) == [
-        "cup answers to the same thing (score 0.91); add pictures that tell the two apart."
-    ]
+def test_a_class_that_looks_the_same_is_named() -> None:
+    labels = np.zeros((10, 10), np.uint8)
+    labels[:4], labels[4:6], labels[6:8] = 1, 2, 3
+    scores = np.array([0.91, 0.9, 0.3, 0.8], np.float32)  # the third is absent, the fourth has no pixels
+    before = Prediction(("cup", "bowl", "pen", "mug"), scores, np.full_like(scores, 0.5), labels, None, {})
+    mask = np.zeros((10, 10), np.bool_)
+    mask[:5] = True
+    assert find_confusions(before, "mug", mask) == (Confusion("cup", 0.91, 0.8),)
+    assert find_confusions(before, "cup", mask) == ()
+    assert find_confusions(before, "mug", np.zeros_like(mask)) == ()
+    assert Confusion("cup", 0.91, 0.8).warning == (
+        "cup also matches this object (score 0.91); add pictures that tell the two apart."
+    )
 
 
 def test_pictures_are_shown_while_the_model_is_busy(served: Served) -> None:

@@ -92,7 +92,7 @@ def test_classes_keep_the_order_of_their_enrollment() -> None:
     assert len(bank.supports("b")) == 1
 
 
-def test_supports_are_added_behind_those_that_are_there() -> None:
+def test_supports_are_added_after_the_existing_ones() -> None:
     bank = SupportBank(IDENTITY)
     first, second, third = support(0), support(1), support(2)
     bank.add("a", [first])
@@ -114,13 +114,13 @@ def test_a_renamed_class_keeps_its_place_and_its_supports() -> None:
         pytest.param(lambda bank: bank.remove("dog"), "'dog' is not enrolled; enrolled: cat, Größe 猫.", id="remove"),
         pytest.param(lambda bank: bank.supports("dog"), "'dog' is not enrolled; enrolled: cat", id="supports"),
         pytest.param(lambda bank: bank.rename("dog", "x"), "'dog' is not enrolled; enrolled: cat", id="rename"),
-        pytest.param(lambda bank: bank.rename("cat", "Größe 猫"), "'Größe 猫' is there already", id="name in use"),
-        pytest.param(lambda bank: bank.rename("cat", "cat"), "'cat' is there already", id="own name"),
+        pytest.param(lambda bank: bank.rename("cat", "Größe 猫"), "'Größe 猫' already exists", id="name in use"),
+        pytest.param(lambda bank: bank.rename("cat", "cat"), "'cat' already exists", id="own name"),
         pytest.param(lambda bank: bank.rename("cat", ""), "must be 1 to 80 printable characters", id="no name"),
         pytest.param(lambda bank: bank.add("dog", []), "'dog' needs at least one picture", id="no support"),
     ],
 )
-def test_what_cannot_be_done_is_refused_and_changes_nothing(act: Callable[[SupportBank], None], reason: str) -> None:
+def test_an_impossible_change_is_refused_and_changes_nothing(act: Callable[[SupportBank], None], reason: str) -> None:
     bank = filled()
     with pytest.raises(InputError) as refused:
         act(bank)
@@ -128,7 +128,7 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(act: Callable[[Suppo
     assert same(bank, filled())
 
 
-def test_an_empty_bank_says_that_nothing_is_enrolled() -> None:
+def test_an_empty_bank_reports_that_nothing_is_enrolled() -> None:
     with pytest.raises(InputError, match="'dog' is not enrolled; enrolled: none"):
         SupportBank(IDENTITY).remove("dog")
 
@@ -149,7 +149,7 @@ def test_a_name_that_cannot_be_shown_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x", "x" * MAX_NAME_LENGTH, "my cat", "Größe 猫", "a/b", "--mask", "🐈", "'\"\\"])
-def test_other_names_are_taken_and_come_back(name: str, path: Path) -> None:
+def test_any_other_name_is_accepted_and_survives_a_save(name: str, path: Path) -> None:
     bank = SupportBank(IDENTITY)
     bank.add(name, [support(0)])
     bank.save(path)
@@ -163,7 +163,7 @@ def test_the_bank_is_full_with_255_classes() -> None:
         bank.add(f"class {index}", [one])
     with pytest.raises(InputError) as refused:
         bank.add("one more", [one])
-    assert str(refused.value) == "The bank holds 255 classes already; remove one before enrolling 'one more'."
+    assert str(refused.value) == "The bank already has 255 classes; remove one before enrolling 'one more'."
     bank.add("class 7", [one])
     bank.remove("class 0")
     bank.add("one more", [one])
@@ -174,7 +174,7 @@ def test_the_size_of_a_support_is_that_of_its_arrays() -> None:
     assert support(0, tokens=3).nbytes == 2 * CHANNELS * DIM * (3 + 9) + 9
 
 
-def test_a_bank_comes_back_bit_by_bit(path: Path) -> None:
+def test_a_bank_is_loaded_bit_for_bit(path: Path) -> None:
     bank = filled()
     bank.save(path)
     assert same(SupportBank.load(path), bank)
@@ -182,7 +182,7 @@ def test_a_bank_comes_back_bit_by_bit(path: Path) -> None:
     assert not same(SupportBank.load(path), filled(replace(IDENTITY, name="other")))  # the comparison can fail
 
 
-def test_special_values_come_back_bit_by_bit(path: Path) -> None:
+def test_special_values_are_loaded_bit_for_bit(path: Path) -> None:
     bank = SupportBank(IDENTITY)
     extremes = np.array([0.0, -0.0, 6e-8, 65504], np.float16)
     bank.add("a", [replace(support(0), kept=np.broadcast_to(extremes, (CHANNELS, 5, DIM)))])
@@ -245,14 +245,16 @@ def test_predictions_are_the_same_before_saving_and_after_loading(path: Path) ->
         ),
         pytest.param(
             {"precision": "int8"},
-            "was made in another precision: int8, the engines here compute in fp32; take it with --precision int8 or",
+            "was made in another precision: int8, the engines here compute in fp32; use it with --precision int8 or",
             id="precision",
         ),
         pytest.param({"head_dim": DIM + 1}, "has tokens of another shape than this bundle's", id="shape"),
         pytest.param({"encoder_sha256": 5}, "was made by another encoder: 5... (nano)", id="no sum"),
     ],
 )
-def test_a_bank_of_another_encoder_is_refused_in_its_own_words(path: Path, change: dict[str, Any], reason: str) -> None:
+def test_a_bank_of_another_encoder_is_refused_with_the_difference(
+    path: Path, change: dict[str, Any], reason: str
+) -> None:
     filled(replace(IDENTITY, **change)).save(path)
     with pytest.raises(ArtifactError) as refused:
         SupportBank.load(path, IDENTITY)
@@ -360,7 +362,7 @@ def supports_of(masks: list[int]) -> dict[str, list[Any]]:
         pytest.param(lambda h: h["classes"][0].update(supports_of([1] * 3)), "0.2.kept is missing", id="too many"),
         pytest.param(lambda h: h["classes"][0].update(has_mask=[1] * 3), "header is missing or", id="unequal lists"),
         pytest.param(lambda h: h.pop("head"), "is not a support bank", id="no head"),
-        pytest.param(lambda h: h["head"].update(presence_level=1), "level of a class must lie", id="level of the head"),
+        pytest.param(lambda h: h["head"].update(presence_level=1), "level of a class must be", id="level of the head"),
         pytest.param(lambda h: h["head"].update(presence_level="high"), "level of a class must", id="no number"),
         pytest.param(lambda h: h["classes"][1].pop("level"), "is not a support bank", id="no level"),
         *(
@@ -380,9 +382,7 @@ def supports_of(masks: list[int]) -> dict[str, list[Any]]:
         ),
     ],
 )
-def test_a_header_that_says_something_else_is_refused(
-    path: Path, change: Callable[[dict[str, Any]], object], reason: str
-) -> None:
+def test_a_malformed_header_is_refused(path: Path, change: Callable[[dict[str, Any]], object], reason: str) -> None:
     filled().save(path)
     rewrite(path, change)
     with pytest.raises(ArtifactError) as refused:
@@ -411,7 +411,7 @@ def test_plausible_changes_do_not_pass_the_sum(
     assert not same(SupportBank.load(path), filled())
     filled().save(path)
     rewrite(path, change_header, change_tensors, reseal=False)
-    with pytest.raises(ArtifactError, match="do not have the sha256 that it states"):
+    with pytest.raises(ArtifactError, match="do not match its sha256"):
         SupportBank.load(path)
 
 
@@ -483,7 +483,7 @@ def make_deep_header(path: Path) -> None:
         pytest.param(make_deep_header, "is not a support bank of fsvit-edge", id="endless nesting"),
     ],
 )
-def test_what_is_no_bank_is_refused(path: Path, make: Callable[[Path], None], reason: str) -> None:
+def test_a_file_that_is_not_a_bank_is_refused(path: Path, make: Callable[[Path], None], reason: str) -> None:
     make(path)
     with pytest.raises(ArtifactError) as refused:
         SupportBank.load(path)
@@ -494,7 +494,7 @@ def test_what_is_no_bank_is_refused(path: Path, make: Callable[[Path], None], re
 @pytest.mark.parametrize("name", ["bank", "bank.pt", "bank.safetensors.bak", "bank.SAFETENSORS"])
 def test_another_suffix_is_refused_for_reading_and_writing(tmp_path: Path, name: str) -> None:
     for act in (filled().save, SupportBank.load):
-        with pytest.raises(InputError, match=r"A bank is a \.safetensors file, got "):
+        with pytest.raises(InputError, match=r"A bank must be a \.safetensors file, got "):
             act(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -545,7 +545,7 @@ def test_the_level_follows_the_scores_of_the_pictures_as_they_come_and_go() -> N
     assert (bank.level("a"), bank.level_source("a")) == (0.25, "default")
 
 
-def test_a_level_set_by_hand_stays_until_it_is_taken_back(path: Path) -> None:
+def test_a_level_set_by_hand_stays_until_it_is_reset(path: Path) -> None:
     bank = SupportBank(IDENTITY, HEAD)
     bank.add("a", judged(None, 0.9))
     bank.set_level("a", 0.7)
@@ -560,17 +560,17 @@ def test_a_level_set_by_hand_stays_until_it_is_taken_back(path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1, -0.5, 1.5, float("nan"), float("inf"), True, "0.5"], ids=repr)
-def test_a_level_that_is_none_is_refused_and_changes_nothing(level: Any) -> None:
+def test_a_level_out_of_range_is_refused_and_changes_nothing(level: Any) -> None:
     bank = filled()
     with pytest.raises(InputError) as refused:
         bank.set_level("cat", level)
-    assert str(refused.value) == f"The level of a class must lie between 0 and 1, both excluded; got {level!r}."
+    assert str(refused.value) == f"The level of a class must be between 0 and 1, both excluded; got {level!r}."
     assert same(bank, filled())
     with pytest.raises(InputError, match="'dog' is not enrolled"):
         bank.set_level("dog", 0.5)
 
 
-def test_what_another_head_scored_is_forgotten(path: Path) -> None:
+def test_scores_of_another_head_are_dropped(path: Path) -> None:
     bank = SupportBank(IDENTITY, HEAD)
     bank.add("a", judged(None, 0.9))
     bank.add("b", judged(None))

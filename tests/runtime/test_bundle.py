@@ -48,19 +48,19 @@ def bundle(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_whole_bundle_is_read(bundle: Path) -> None:
+def test_an_intact_bundle_is_read(bundle: Path) -> None:
     loaded = Bundle.load(bundle)
     assert loaded.path == bundle
     assert loaded.graphs == {name: name.encode() for name in GRAPH_NAMES}
     assert loaded.manifest.name == SHIPPED["name"]
 
 
-def test_the_manifest_loses_nothing_on_its_way_through_memory() -> None:
+def test_the_manifest_loses_nothing_when_written_and_read() -> None:
     values = json.loads(read_manifest(DEFAULT_BUNDLE).to_json())
     assert values == sealed({"head": "cst", "presence_level": 0.5, "support_crop": 0.0} | SHIPPED)
 
 
-def test_a_bundle_from_before_crops_never_crops(bundle: Path) -> None:
+def test_a_bundle_without_a_crop_factor_never_crops(bundle: Path) -> None:
     edit(bundle, lambda values: values.pop("support_crop", None))
     assert read_manifest(bundle).support_crop == 0
     edit(bundle, lambda values: values.update(support_crop=2))
@@ -73,7 +73,7 @@ def test_a_bundle_from_before_crops_never_crops(bundle: Path) -> None:
     assert [is_crop_factor(json.loads(text)) for text in ("0", "1", "1e9", "1e999", "0.99")] == [1, 1, 1, 0, 0]
 
 
-def test_a_bundle_from_before_heads_had_kinds_has_the_trained_one(bundle: Path) -> None:
+def test_a_bundle_without_a_head_kind_has_the_trained_head(bundle: Path) -> None:
     edit(bundle, lambda values: values.pop("head", None))
     assert read_manifest(bundle).head == "cst"
     edit(bundle, lambda values: values.update(head="prototype"))
@@ -84,7 +84,7 @@ def test_a_bundle_from_before_heads_had_kinds_has_the_trained_one(bundle: Path) 
             read_manifest(bundle)
 
 
-def test_a_bundle_from_before_levels_has_the_published_one(bundle: Path) -> None:
+def test_a_bundle_without_a_level_has_the_published_level(bundle: Path) -> None:
     edit(bundle, lambda values: values.pop("presence_level", None))
     assert read_manifest(bundle).presence_level == 0.5
     edit(bundle, lambda values: values.update(presence_level=0.62))
@@ -100,7 +100,7 @@ def test_a_bundle_from_before_levels_has_the_published_one(bundle: Path) -> None
         read_manifest(bundle)
 
 
-def test_the_shipped_bundle_is_whole() -> None:
+def test_the_bundled_model_is_intact() -> None:
     assert Bundle.load(DEFAULT_BUNDLE).graphs.keys() == set(GRAPH_NAMES)
 
 
@@ -175,10 +175,10 @@ def flip(name: str) -> Callable[[Path], None]:
         pytest.param(field("parity", {"a": True}), "parity.a is True", id="a truth as a number"),
         pytest.param(write(b'{"format_version": NaN}'), "NaN is not a JSON number", id="no number"),
         pytest.param(write(b'{"format_version": true}'), "has format version True", id="a truth as the version"),
-        pytest.param(graph("file", "../enroll.onnx"), "must lie in the bundle, got '../enroll.onnx'", id="parent"),
-        pytest.param(graph("file", "/etc/passwd"), "must lie in the bundle, got '/etc/passwd'", id="absolute"),
-        pytest.param(graph("file", "a/../b.onnx"), "must lie in the bundle", id="detour"),
-        pytest.param(graph("file", "enroll\0.onnx"), "must lie in the bundle", id="NUL"),
+        pytest.param(graph("file", "../enroll.onnx"), "must be in the bundle, got '../enroll.onnx'", id="parent"),
+        pytest.param(graph("file", "/etc/passwd"), "must be in the bundle, got '/etc/passwd'", id="absolute"),
+        pytest.param(graph("file", "a/../b.onnx"), "must be in the bundle", id="detour"),
+        pytest.param(graph("file", "enroll\0.onnx"), "must be in the bundle", id="NUL"),
         pytest.param(graph("file", ".."), "cannot be read: Is a directory", id="parent folder"),
         pytest.param(graph("file", ""), "cannot be read: Is a directory", id="nameless"),
         pytest.param(forget("head.onnx"), "head.onnx cannot be read: No such file", id="graph missing"),
@@ -188,9 +188,7 @@ def flip(name: str) -> Callable[[Path], None]:
         pytest.param(graph("sha256", "0" * 64), "expected 000000000000...", id="another sum"),
     ],
 )
-def test_a_bundle_that_is_not_whole_is_refused_in_one_sentence(
-    bundle: Path, spoil: Callable[[Path], None], reason: str
-) -> None:
+def test_a_damaged_bundle_is_refused_in_one_sentence(bundle: Path, spoil: Callable[[Path], None], reason: str) -> None:
     Bundle.load(bundle)
     spoil(bundle)
     with pytest.raises(ArtifactError) as refused:
@@ -212,16 +210,16 @@ def tell_objectness(path: Path) -> None:
     edit(path, lambda values: values["graphs"].update({OBJECTNESS: info}))
 
 
-def test_a_bundle_may_have_a_graph_that_tells_objectness(bundle: Path) -> None:
+def test_a_bundle_may_have_a_graph_for_objectness(bundle: Path) -> None:
     def forget_what_the_encoder_tells(values: dict[str, Any]) -> None:
         outputs = values["graphs"]["encoder"]["outputs"]
         values["graphs"]["encoder"]["outputs"] = [one for one in outputs if one["name"] != OBJECTNESS]
 
     edit(bundle, forget_what_the_encoder_tells)
-    assert not read_manifest(bundle).tells_objectness
+    assert not read_manifest(bundle).has_objectness
     tell_objectness(bundle)
     loaded = Bundle.load(bundle)
-    assert loaded.manifest.tells_objectness
+    assert loaded.manifest.has_objectness
     assert loaded.graphs.keys() == {*GRAPH_NAMES, OBJECTNESS}
 
 
@@ -237,14 +235,12 @@ def test_a_bundle_may_have_a_graph_that_tells_objectness(bundle: Path) -> None:
         ),
         pytest.param(
             lambda path: edit(path, lambda values: values["graphs"][OBJECTNESS].update(file="../objectness.onnx")),
-            "the objectness graph's file must lie in the bundle",
+            "the objectness graph's file must be in the bundle",
             id="elsewhere",
         ),
     ],
 )
-def test_a_graph_for_objectness_that_is_not_whole_is_refused(
-    bundle: Path, spoil: Callable[[Path], object], reason: str
-) -> None:
+def test_a_damaged_graph_for_objectness_is_refused(bundle: Path, spoil: Callable[[Path], object], reason: str) -> None:
     tell_objectness(bundle)
     Bundle.load(bundle)
     spoil(bundle)
@@ -288,7 +284,7 @@ def rename_input(values: dict[str, Any]) -> None:
         pytest.param(lambda values: values.update(mask_size=SHIPPED["mask_size"] + 2), "its graphs have", id="masks"),
     ],
 )
-def test_a_manifest_that_is_not_its_graphs_is_refused(
+def test_a_manifest_that_does_not_match_its_graphs_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], reason: str
 ) -> None:
     for name in GRAPH_NAMES:
@@ -310,7 +306,7 @@ def test_a_manifest_that_was_changed_without_its_sum_is_refused(bundle: Path) ->
     values = json.loads(whole)
     del values["sha256"]
     (bundle / MANIFEST_NAME).write_text(json.dumps(values))
-    with pytest.raises(ArtifactError, match="does not have the sha256 that it states"):
+    with pytest.raises(ArtifactError, match="do not match its sha256"):
         read_manifest(bundle)
     (bundle / MANIFEST_NAME).write_text(json.dumps(json.loads(whole), indent=7))  # only looks another way
     assert read_manifest(bundle).name == "cst-nano"

@@ -68,9 +68,11 @@ def install(monkeypatch: pytest.MonkeyPatch, driver: object) -> None:
     monkeypatch.setattr(gpu, "_load_driver", lambda: driver)
 
 
-def test_a_gpu_is_described_as_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_described_as_the_driver_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, FakeDriver())
-    assert find_gpu() == Gpu("Orin (nvgpu)", (8, 7), 14, 30 * 2**30, "12.6")
+    found = find_gpu()
+    assert found == Gpu("Orin (nvgpu)", (8, 7), 14, 30 * 2**30, "12.6")
+    assert found.architecture == "sm87"
     assert gpu_missing_reason() == ""
 
 
@@ -85,18 +87,18 @@ def test_a_gpu_is_described_as_the_driver_says(monkeypatch: pytest.MonkeyPatch) 
             FakeDriver(cuInit=803),
             "the NVIDIA driver's library and kernel module are of different versions; restart the machine",
         ),
-        (FakeDriver(cuInit=999), "the NVIDIA driver answers cuInit with error 999"),
-        (FakeDriver(cuDeviceTotalMem_v2=201), "the NVIDIA driver answers cuDeviceTotalMem_v2 with error 201"),
-        (object(), "libcuda.so.1 is not a driver that this program knows: 'object' object has no attribute 'cuInit'"),
+        (FakeDriver(cuInit=999), "the NVIDIA driver returned error 999 from cuInit"),
+        (FakeDriver(cuDeviceTotalMem_v2=201), "the NVIDIA driver returned error 201 from cuDeviceTotalMem_v2"),
+        (object(), "libcuda.so.1 is not a usable CUDA driver: 'object' object has no attribute 'cuInit'"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_clause(driver: object, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_for_no_gpu_is_one_clause(driver: object, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, driver)
     assert find_gpu() is None
     assert gpu_missing_reason() == reason
 
 
-def test_nothing_is_asked_of_a_driver_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_fails_to_initialize_gets_no_further_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeDriver(cuInit=100)
     install(monkeypatch, driver)
     find_gpu()
@@ -123,7 +125,7 @@ def test_a_library_that_cannot_be_loaded_says_why(error: str, reason: str, monke
     assert gpu_missing_reason() == reason
 
 
-def test_asking_loads_nothing_but_the_driver() -> None:
+def test_finding_a_gpu_loads_only_the_driver() -> None:
     code = """
 import sys
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason

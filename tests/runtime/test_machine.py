@@ -9,7 +9,7 @@ from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.storage import record_from_json
 
 
-def test_what_is_written_comes_back() -> None:
+def test_a_machine_survives_a_write_and_a_read() -> None:
     for one in (MACHINE, Machine("Linux", "aarch64", "unknown", None, "36.4.3")):
         values = one.to_dict()
         assert json.loads(json.dumps(values)) == values
@@ -37,7 +37,7 @@ def test_what_is_written_comes_back() -> None:
         ("CPU part\t: 0xd4f\n", "Board\0", "something else\n", "Board", None),
     ],
 )
-def test_processor_and_release_are_read_where_the_system_says_them(
+def test_processor_and_release_are_read_from_the_system(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     cpu_info: str,
@@ -56,7 +56,7 @@ def test_processor_and_release_are_read_where_the_system_says_them(
     assert (here.cpu, here.l4t, here.gpu) == (cpu, l4t, GPU)
 
 
-def test_a_system_that_says_nothing_has_an_unknown_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_these_files_has_an_unknown_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_CPU_INFO", "_BOARD", "_TEGRA_RELEASE"):
         monkeypatch.setattr(machine, name, tmp_path / name)
     monkeypatch.setattr(machine.platform, "processor", lambda: "")

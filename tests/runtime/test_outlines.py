@@ -145,12 +145,12 @@ def enrolled(model: FewShotModel, weight: float = 1.0) -> FewShotModel:
 TELLING = pytest.mark.parametrize("how", ["by the encoder", "own graph"])
 
 
-def test_sharp_is_what_a_bundle_does_that_can(open_model: Callable[[str], FewShotModel]) -> None:
+def test_a_bundle_with_objectness_draws_sharp_outlines(open_model: Callable[[str], FewShotModel]) -> None:
     kinds = {how: open_model(how).outlines for how in ("by the encoder", "own graph", "never")}
     assert kinds == {"by the encoder": "sharp", "own graph": "sharp", "never": "plain"}
 
 
-def test_what_are_no_outlines_or_cannot_be_drawn_is_refused(open_model: Callable[[str], FewShotModel]) -> None:
+def test_unknown_or_impossible_outlines_are_refused(open_model: Callable[[str], FewShotModel]) -> None:
     model = open_model("never")
     for wrong in ("blurred", "", None):
         with pytest.raises(InputError, match=rf"^Outlines are plain or sharp, got {wrong!r}\.$"):
@@ -211,14 +211,14 @@ def test_sharp_is_the_sum_of_the_log_odds_at_the_frames_size(open_model: Callabl
     assert np.array_equal(found.label_map, label_map(sharp, FRAME_HW))
 
 
-def test_supports_that_weigh_nothing_draw_plain_outlines(open_model: Callable[[str], FewShotModel]) -> None:
+def test_supports_of_weight_0_draw_plain_outlines(open_model: Callable[[str], FewShotModel]) -> None:
     model = enrolled(open_model("by the encoder"), weight=0.0)
     found = model.predict(picture(9), probabilities=True)
     assert model.outlines == "sharp"
     assert np.array_equal(found.foreground, found.plain_foreground)
 
 
-def test_plain_outlines_do_not_run_a_graph_of_its_own(open_model: Callable[[str], FewShotModel]) -> None:
+def test_plain_outlines_do_not_run_the_objectness_graph(open_model: Callable[[str], FewShotModel]) -> None:
     model = enrolled(open_model("own graph"))
     own = model.network.objectness
     assert isinstance(own, FakeEngine)
@@ -245,8 +245,8 @@ def test_without_objectness_the_answer_is_that_of_the_three_graphs_to_the_last_b
     assert np.array_equal(found.foreground, upsample_foreground(foreground, FRAME_HW))
 
 
-def test_the_shipped_bundle_draws_what_its_manifest_says_it_can() -> None:
-    tells = Bundle.load(DEFAULT_BUNDLE).manifest.tells_objectness
+def test_the_bundled_model_draws_sharp_outlines_if_it_has_objectness() -> None:
+    tells = Bundle.load(DEFAULT_BUNDLE).manifest.has_objectness
     with FewShotModel.load(threads=1) as model:
         assert model.outlines == ("sharp" if tells else "plain")
 

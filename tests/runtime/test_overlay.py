@@ -48,7 +48,7 @@ def test_the_frame_itself_is_not_touched() -> None:
     assert (drawn.shape, drawn.dtype) == (frame.shape, np.uint8)
 
 
-def test_the_pixels_of_a_present_class_lean_to_its_color_and_no_others_change() -> None:
+def test_the_pixels_of_a_present_class_are_tinted_and_no_others_change() -> None:
     answer = prediction(["cat", "dog"], [0.9, 0.9], label=2)
     drawn = draw(gray_frame(), answer)
     blue = PALETTE[1]
@@ -56,7 +56,7 @@ def test_the_pixels_of_a_present_class_lean_to_its_color_and_no_others_change() 
     assert (drawn[-20, 100:400] == GRAY).all()
 
 
-def test_the_outline_is_drawn_in_the_full_color() -> None:
+def test_the_outline_has_the_full_color() -> None:
     drawn = draw(gray_frame(), prediction(["cat"], [0.9]))
     assert tuple(drawn[270, 560]) == PALETTE[0]
 
@@ -77,7 +77,7 @@ def test_nothing_is_drawn_of_an_absent_class(score: float, is_drawn: bool, label
     assert (drawn != GRAY).any() == is_drawn
 
 
-def test_a_name_stands_above_the_middle_of_the_top_of_the_largest_region() -> None:
+def test_a_name_is_above_the_middle_of_the_top_of_the_largest_region() -> None:
     label_map = np.zeros((360, 640), np.uint8)
     label_map[40:60, 40:60] = 1
     label_map[200:340, 400:480] = 1
@@ -114,7 +114,7 @@ def crowds(draw_one: st.DrawFn) -> Prediction:
 
 @settings(deadline=None, max_examples=60)
 @given(crowds())
-def test_the_name_of_each_class_that_is_seen_stands_whole_on_the_frame(answer: Prediction) -> None:
+def test_the_name_of_each_class_with_pixels_is_drawn_in_full(answer: Prediction) -> None:
     drawn = draw(gray_frame(*answer.label_map.shape), answer)
     for index, is_present in enumerate(answer.present):
         is_seen = bool(is_present) and (answer.label_map == index + 1).any()
@@ -130,7 +130,7 @@ def nested(ways: int) -> Prediction:
     return judged([f"class number {index}" for index in range(ways)], [0.9] * ways, label_map)
 
 
-def test_names_that_want_the_same_place_are_pushed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_at_the_same_place_are_moved_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = nested(4)
     drawn = draw(gray_frame(), answer)
     places = [plate_at(drawn, answer, index) for index in range(4)]
@@ -140,7 +140,7 @@ def test_names_that_want_the_same_place_are_pushed_apart(monkeypatch: pytest.Mon
     assert [plate_at(piled, answer, index) is not None for index in range(4)] == [False, False, False, True]
 
 
-def test_a_name_without_space_is_listed_and_no_name_stands_on_the_list() -> None:
+def test_a_name_without_space_is_listed_and_no_name_covers_the_list() -> None:
     label_map = np.zeros((90, 160), np.uint8)
     for label in range(1, 41):
         label_map[2 * label, :] = label
@@ -157,7 +157,7 @@ def test_a_name_without_space_is_listed_and_no_name_stands_on_the_list() -> None
     assert (drawn[: panel.shape[0], : panel.shape[1]][letters] > 100).all()
 
 
-def test_letters_are_black_or_white_whichever_is_told_from_the_plate() -> None:
+def test_letters_are_black_or_white_whichever_contrasts_more() -> None:
     for index, color in enumerate(PALETTE):
         answer = prediction(["cat"] * 10, [0.9] * 10)
         plate = overlay._plate(answer, index, (1080, 1920)).reshape(-1, 3)
@@ -176,7 +176,7 @@ def test_the_bar_grows_with_the_score() -> None:
     assert 0 < bar_px(0.6) < bar_px(0.8) < bar_px(1.0)
 
 
-def test_a_tick_stands_on_the_bar_where_the_level_is() -> None:
+def test_a_tick_marks_the_level_on_the_bar() -> None:
     def drawn(level: float) -> np.ndarray:
         return draw(gray_frame(), replace(prediction(["cat"], [0.9], label=0), levels=np.array([level], np.float32)))
 
@@ -192,7 +192,7 @@ def test_a_tick_stands_on_the_bar_where_the_level_is() -> None:
 
 @pytest.mark.parametrize("size_hw", [(64, 64), (64, 640), (640, 64), (120, 160), (1080, 1920), (2160, 3840)])
 @pytest.mark.parametrize("ways", [1, 5, 40])
-def test_every_frame_size_is_drawn_and_stays_visible(size_hw: tuple[int, int], ways: int) -> None:
+def test_frames_of_every_size_are_drawn_and_stay_visible(size_hw: tuple[int, int], ways: int) -> None:
     names = [f"a rather long name of class {index}" for index in range(ways)]
     drawn = draw(gray_frame(*size_hw), prediction(names, [0.9] * ways, size_hw))
     assert drawn.shape == (*size_hw, 3)
@@ -238,7 +238,7 @@ def opencv(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         ("e\u0301", "e\u0300"),
     ],
 )
-def test_names_in_any_script_are_told_apart(one: str, other: str, label: int) -> None:
+def test_names_in_any_script_look_different(one: str, other: str, label: int) -> None:
     pictures = [draw(gray_frame(), prediction([name], [0.9], label=label)) for name in (one, other, "?" * len(one))]
     assert not np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])

@@ -128,9 +128,7 @@ def make_float(path: Path) -> None:
         pytest.param(lambda path: path.write_bytes(png_header(8000, 5000)), "damaged or cut short", id="just allowed"),
     ],
 )
-def test_a_picture_that_cannot_be_used_is_refused_by_name(
-    tmp_path: Path, make: Callable[[Path], object], reason: str
-) -> None:
+def test_an_unusable_picture_is_refused_by_name(tmp_path: Path, make: Callable[[Path], object], reason: str) -> None:
     path = tmp_path / "picture.png"
     make(path)
     for read in (read_image, lambda path: read_mask(path, (4, 4))):
@@ -181,7 +179,7 @@ def test_the_bright_half_of_a_mask_is_foreground(tmp_path: Path, image: Image.Im
         (np.full((4, 6), 127, np.uint8), "marks no pixel; paint the thing white"),
     ],
 )
-def test_a_mask_that_does_not_serve_is_refused(tmp_path: Path, values: np.ndarray, reason: str) -> None:
+def test_an_unusable_mask_is_refused(tmp_path: Path, values: np.ndarray, reason: str) -> None:
     path = tmp_path / "mask.png"
     Image.fromarray(values).save(path)
     with pytest.raises(InputError, match=reason):

@@ -74,14 +74,14 @@ def test_labels_and_probabilities_are_those_of_the_plain_computation(case: tuple
     np.testing.assert_allclose(enlarged, 1 / (1 + np.exp(-odds)), atol=1e-5)
 
 
-def test_most_pixels_of_a_usual_map_are_decided() -> None:
+def test_most_pixels_of_a_typical_map_are_clear() -> None:
     odds = plainlog_odds(np.random.default_rng(0).random((3, 8, 8)).astype(np.float32), (40, 50))
     assert decided(odds).mean() > 0.99
 
 
 @pytest.mark.parametrize("ways", [1, 3])
 @pytest.mark.parametrize("size_hw", [(120, 239), (360, 640), (481, 119), (31, 16)])
-def test_leaving_classes_out_of_bands_changes_nothing(ways: int, size_hw: tuple[int, int]) -> None:
+def test_skipping_classes_in_bands_changes_nothing(ways: int, size_hw: tuple[int, int]) -> None:
     rng = np.random.default_rng(ways)
     foreground = np.full((ways, 32, 32), 0.01, np.float32)
     for way in range(ways):
@@ -114,7 +114,7 @@ def test_a_map_of_one_cell_fills_the_frame() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.tuples(st.integers(1, 40), st.integers(1, 40)))
-def test_for_one_shot_it_is_enlarging_the_logits_and_then_the_softmax(
+def test_for_one_shot_it_equals_resizing_the_logits_before_the_softmax(
     seed: int, cells: int, size_hw: tuple[int, int]
 ) -> None:
     logits = np.random.default_rng(seed).uniform(-3, 3, (2, cells, cells))
@@ -126,7 +126,7 @@ def test_for_one_shot_it_is_enlarging_the_logits_and_then_the_softmax(
     np.testing.assert_allclose(ours, published, atol=1e-5)
 
 
-def test_enlarging_the_probabilities_instead_would_be_noticed() -> None:
+def test_resizing_the_probabilities_instead_gives_other_labels() -> None:
     foreground = np.array([[[0.001, 0.9]]], np.float32)
     halfway = upsample_foreground(foreground, (1, 3))[0, 0, 1]
     assert halfway < 0.1

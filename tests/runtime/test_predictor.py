@@ -222,7 +222,7 @@ def enroll_several(model: FewShotModel) -> None:
 
 
 @pytest.mark.parametrize(("limit_bytes", "runs"), [(1, 6), (None, 1)])
-def test_the_limit_of_the_head_decides_over_how_many_runs_supports_are_split(
+def test_the_memory_limit_decides_how_many_runs_the_supports_take(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, limit_bytes: int | None, runs: int
 ) -> None:
     if limit_bytes is not None:
@@ -262,7 +262,7 @@ def test_supports_split_over_several_runs_answer_as_in_one(
         np.testing.assert_allclose(split.foreground, whole.foreground, atol=1e-4)
 
 
-def test_twenty_classes_of_five_shots_are_judged_in_bounded_runs(real: FewShotModel) -> None:
+def test_twenty_classes_of_five_shots_are_scored_in_bounded_runs(real: FewShotModel) -> None:
     real.enroll("model", [picture(0, 96, 128)])
     one = real.bank.supports("model")[0]
     every = np.resize(one.kept, (one.kept.shape[0], 40, one.kept.shape[2]))
@@ -280,7 +280,7 @@ def test_twenty_classes_of_five_shots_are_judged_in_bounded_runs(real: FewShotMo
     assert len(runs) > 1
 
 
-def test_supports_are_split_into_runs_that_the_engine_takes() -> None:
+def test_supports_are_split_into_runs_that_fit_the_engine() -> None:
     free, bound = Fake(), Fake({"supports": 4, "ways": 3})
     answers = []
     for fake in (free, bound):
@@ -293,7 +293,7 @@ def test_supports_are_split_into_runs_that_the_engine_takes() -> None:
     np.testing.assert_allclose(answers[1].foreground, answers[0].foreground, atol=1e-6)
 
 
-def test_a_class_more_than_the_engine_was_built_for_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+def test_more_classes_than_the_engine_was_built_for_are_refused_before_any_run(tmp_path: Path) -> None:
     roomy, tight = Fake(), Fake({"ways": 10})
     for way in range(20):
         roomy.model.enroll(f"class {way}", [picture(way)])
@@ -329,7 +329,7 @@ def test_a_class_more_than_the_engine_was_built_for_is_refused_before_anything_i
     tight.model.enroll("one more", [picture(0)])
 
 
-def test_engines_of_other_types_are_fed_their_own() -> None:
+def test_engines_of_other_types_are_fed_their_types() -> None:
     full, half = Fake(), Fake(is_half=True)
     answers = []
     for fake in (full, half):
@@ -355,7 +355,7 @@ def test_engines_of_other_types_are_fed_their_own() -> None:
     assert answers[1].scores.dtype == np.float32
 
 
-def test_half_as_large_values_let_twice_as_many_supports_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_half_the_size_let_twice_as_many_supports_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     for fake in (Fake(), Fake(is_half=True)):
         enroll_several(fake.model)
@@ -366,7 +366,7 @@ def test_half_as_large_values_let_twice_as_many_supports_share_a_run(monkeypatch
     assert sizes == [[3, 3], [6]]
 
 
-def test_the_encoder_runs_once_a_picture_and_once_a_frame(fake: Fake) -> None:
+def test_the_encoder_runs_once_per_picture_and_once_per_frame(fake: Fake) -> None:
     enroll_several(fake.model)
     judged = 3  # the pictures whose class had another
     assert (fake.encoder.runs, fake.enroll.runs, fake.head.runs) == (6, 6, judged)
@@ -401,7 +401,7 @@ def test_supports_are_uploaded_once_and_again_only_after_a_change(fake: Fake, tm
     assert fake.encoder.uploads == fake.enroll.uploads == 0
 
 
-def test_one_frame_is_judged_by_several_banks_with_one_run_of_the_encoder(fake: Fake) -> None:
+def test_one_frame_is_scored_by_several_banks_with_one_run_of_the_encoder(fake: Fake) -> None:
     model = fake.model
     supports = [
         model.cache_support("a", picture(seed), mask) for seed, mask in enumerate((left_half(), None, corner()))
@@ -428,7 +428,7 @@ def test_one_frame_is_judged_by_several_banks_with_one_run_of_the_encoder(fake: 
     assert np.array_equal(model.predict(FRAME).scores, before.scores)
 
 
-def test_what_is_cached_of_a_picture_is_what_enrollment_keeps(fake: Fake) -> None:
+def test_cache_support_returns_what_enrollment_keeps(fake: Fake) -> None:
     cached = fake.model.cache_support("a", picture(1), corner())
     fake.model.enroll("a", [picture(1)], [corner()])
     (enrolled,) = fake.model.bank.supports("a")
@@ -474,7 +474,7 @@ def test_a_large_thing_is_seen_in_the_whole_picture(fake: Fake) -> None:
     assert fake.encoder.runs == 2
 
 
-def test_by_name_alone_a_small_guess_is_looked_at_again(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_name_alone_a_small_guess_is_encoded_again_in_a_crop(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     guess = np.zeros_like(GUESSED)
     guess[:, 2:4, 4:6] = 1
     monkeypatch.setitem(globals(), "GUESSED", guess)
@@ -491,7 +491,7 @@ def test_by_name_alone_a_small_guess_is_looked_at_again(fake: Fake, monkeypatch:
     assert all(np.array_equal(getattr(support, field), getattr(by_hand, field)) for field in fields)
 
 
-def test_a_thing_of_which_no_token_is_left_is_refused(fake: Fake) -> None:
+def test_a_thing_without_a_token_is_refused(fake: Fake) -> None:
     fake.model.enroll("a", [picture(0)], [left_half()])
     speck = np.zeros((24, 32), np.bool_)
     speck[0, 0] = True
@@ -516,7 +516,7 @@ def on_gravel(side: int, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
     return ground, mask
 
 
-def test_a_thing_of_20_pixels_is_learnt_where_it_was_not(real: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thing_of_20_pixels_is_learned_from_a_crop(real: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
     support, mask = on_gravel(20, 403, 607)
     closer, truth = on_gravel(200, 200, 400)
     answers = {}
@@ -532,7 +532,7 @@ def test_a_thing_of_20_pixels_is_learnt_where_it_was_not(real: FewShotModel, mon
     assert cropped.is_present
 
 
-def test_a_box_stands_for_the_mask_in_it(fake: Fake) -> None:
+def test_a_box_is_enrolled_as_its_mask(fake: Fake) -> None:
     box = (4, 2, 28, 22)
     boxed = fake.model.enroll("boxed", [picture(0), picture(1)], boxes=[box, None])
     fake.model.enroll("masked", [picture(0)], [mask_from_box((24, 32), box)])
@@ -563,7 +563,7 @@ def test_a_box_that_cannot_be_used_is_one_sentence(fake: Fake, masks: Any, boxes
     assert fake.model.classes == ()
 
 
-def test_classes_come_and_go_while_it_runs(fake: Fake) -> None:
+def test_classes_are_added_and_removed_between_frames(fake: Fake) -> None:
     model = fake.model
     enroll_several(model)
     before = dict(zip(model.classes, model.predict(FRAME).scores, strict=True))
@@ -620,7 +620,7 @@ def test_without_a_class_the_head_does_not_run(fake: Fake) -> None:
     assert fake.head.runs == 0
 
 
-def test_a_mask_reaches_the_graph_and_a_name_alone_takes_the_guess(fake: Fake) -> None:
+def test_a_mask_reaches_the_graph_and_a_name_alone_uses_the_guess(fake: Fake) -> None:
     fake.model.enroll("masked", [picture(0)], [left_half()])
     fake.model.enroll("named", [picture(0)])
     fake.model.enroll("both", [picture(0), picture(0)], [None, left_half()])
@@ -724,7 +724,7 @@ BAD_PICTURES = [
 
 
 @pytest.mark.parametrize(("frame", "reason"), BAD_PICTURES)
-def test_a_frame_that_is_no_picture_is_refused(fake: Fake, frame: Any, reason: str) -> None:
+def test_a_frame_that_is_not_a_picture_is_refused(fake: Fake, frame: Any, reason: str) -> None:
     with pytest.raises(InputError) as refused:
         fake.model.predict(frame)
     assert str(refused.value).startswith("The frame must be an RGB picture, uint8 of shape (height, width, 3); ")
@@ -733,7 +733,7 @@ def test_a_frame_that_is_no_picture_is_refused(fake: Fake, frame: Any, reason: s
 
 
 @pytest.mark.parametrize(("image", "reason"), BAD_PICTURES)
-def test_a_support_that_is_no_picture_is_refused(fake: Fake, image: Any, reason: str) -> None:
+def test_a_support_that_is_not_a_picture_is_refused(fake: Fake, image: Any, reason: str) -> None:
     with pytest.raises(InputError) as refused:
         fake.model.enroll("cat", [picture(0), image])
     assert str(refused.value).startswith("The picture of 'cat' must be an RGB picture, uint8 of shape")
@@ -828,7 +828,7 @@ def test_the_label_map_follows_from_the_probabilities(kind: str, ways: int, requ
     assert np.array_equal(prediction.label_map[clear], expected[clear])
 
 
-def test_probabilities_are_given_only_on_demand_and_change_nothing_else(real: FewShotModel) -> None:
+def test_probabilities_are_returned_only_on_request_and_change_nothing_else(real: FewShotModel) -> None:
     real.enroll("a", [picture(1)], [left_half()])
     without, with_them = real.predict(FRAME), real.predict(FRAME, probabilities=True)
     assert without.foreground is None
@@ -853,7 +853,7 @@ def test_the_same_frame_gets_the_same_answer(real: FewShotModel) -> None:
     assert np.array_equal(first.foreground, third.foreground)
 
 
-def test_a_class_is_judged_on_its_own(real: FewShotModel) -> None:
+def test_a_class_is_scored_on_its_own(real: FewShotModel) -> None:
     real.enroll("a", [picture(1)], [left_half()])
     alone = real.predict(FRAME, probabilities=True)
     real.enroll("b", [picture(2)], [corner()])
@@ -864,7 +864,7 @@ def test_a_class_is_judged_on_its_own(real: FewShotModel) -> None:
     np.testing.assert_allclose(beside.foreground[0], alone.foreground[0], atol=1e-4)
 
 
-def test_a_view_of_a_frame_is_judged_as_its_copy(real: FewShotModel) -> None:
+def test_a_view_of_a_frame_is_scored_like_its_copy(real: FewShotModel) -> None:
     real.enroll("a", [picture(1)], [left_half()])
     side = real.manifest.image_size
     for bgr in (picture(3), picture(3, side, side)):
@@ -879,7 +879,7 @@ def test_the_stages_are_timed_in_their_order(fake: Fake) -> None:
     assert all(ms >= 0 for ms in latency_ms.values())
 
 
-def test_the_encoder_is_waited_for_so_that_its_time_is_its_own(fake: Fake) -> None:
+def test_the_encoder_is_waited_for_so_that_its_time_is_not_the_heads(fake: Fake) -> None:
     enroll_several(fake.model)
     before = fake.encoder.waits
     for _ in range(3):
@@ -893,7 +893,7 @@ def test_a_slow_stage_shows_in_its_own_time(fake: Fake, monkeypatch: pytest.Monk
     assert list(fake.model.predict(FRAME).latency_ms.values()) == [1e3, 3e3, 5e3, 7e3]
 
 
-def test_numpys_threads_are_limited_only_while_a_frame_is_judged(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numpys_threads_are_limited_only_while_a_frame_is_scored(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     def threads() -> list[int]:
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
@@ -910,7 +910,7 @@ def test_numpys_threads_are_limited_only_while_a_frame_is_judged(fake: Fake, mon
     assert threads() == before
 
 
-def test_the_encoder_sees_the_picture_as_preprocessing_makes_it(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_gets_the_preprocessed_picture(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Array] = []
 
     def watch(feed: dict[str, Array]) -> dict[str, Array]:
@@ -934,7 +934,7 @@ def test_closing_closes_every_engine_and_may_be_repeated(fake: Fake) -> None:
     assert fake.head.closed
 
 
-def test_a_closed_model_says_so() -> None:
+def test_a_closed_model_is_refused() -> None:
     with FewShotModel.load(threads=1) as model:
         model.predict(FRAME)
     with pytest.raises(FsvitEdgeError, match="closed"):
@@ -948,7 +948,7 @@ def test_a_missing_bundle_and_an_unknown_engine_are_refused(tmp_path: Path) -> N
         FewShotModel.load(engine="gpu")
 
 
-def test_an_engine_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(EnvironmentLacksError, match="--engine onnxruntime-cuda needs"):
         FewShotModel.load(engine="onnxruntime-cuda")
@@ -972,7 +972,7 @@ def test_the_identity_of_the_bank_is_that_of_the_bundle(real: FewShotModel) -> N
 # ------------------------------------------------------------------------------------------------- the prototype head
 
 
-def test_runs_for_the_prototype_head_never_part_a_class_that_fits() -> None:
+def test_runs_for_the_prototype_head_never_split_a_class_that_fits() -> None:
     def runs(counts: tuple[int, ...], size: int) -> list[list[int]]:
         shots: Any = [(way, None) for way, count in enumerate(counts) for _ in range(count)]
         return [[way for way, _ in run] for run in head_runs.whole_classes(shots, size)]
@@ -994,7 +994,7 @@ def score_alone(fake: Fake, supports: list[CachedSupport], image: np.ndarray) ->
     return float(fake.model.predict_with(image, [bank])[0].scores[0])
 
 
-def test_a_new_picture_is_judged_by_the_supports_that_its_class_has(fake: Fake) -> None:
+def test_a_new_picture_is_scored_by_the_existing_supports_of_its_class(fake: Fake) -> None:
     fake.model.enroll("a", [picture(0)], [corner()])
     fake.model.enroll("a", [picture(1), picture(2)], [left_half(), None])
     first, second, third = supports = fake.model.bank.supports("a")
@@ -1017,12 +1017,12 @@ def test_pictures_enrolled_together_and_one_by_one_give_the_same_level(fake: Fak
     assert fake.model.bank.level("singly") == fake.model.bank.level("together") != 0.5
 
 
-def test_however_many_supports_a_class_has_five_at_most_judge_a_new_one(fake: Fake) -> None:
+def test_at_most_five_supports_score_a_new_picture(fake: Fake) -> None:
     fake.model.enroll("a", [picture(seed) for seed in range(14)])
     assert [len(feed["kept"]) for feed in fake.fed] == [1, 2, 3, 4, 5, 3, 4, 4, 5, 5, 4, 4, 5]
 
 
-def test_judging_a_new_picture_leaves_the_other_classes_where_they_are(fake: Fake) -> None:
+def test_scoring_a_new_picture_leaves_the_other_classes_unchanged(fake: Fake) -> None:
     fake.model.enroll("a", [picture(0)])
     fake.model.enroll("b", [picture(1)])
     before = fake.model.predict(FRAME)
@@ -1034,7 +1034,7 @@ def test_judging_a_new_picture_leaves_the_other_classes_where_they_are(fake: Fak
     assert fake.model.classes == ("a", "b")
 
 
-def test_a_level_set_by_hand_decides_and_stays(fake: Fake) -> None:
+def test_a_level_set_by_hand_is_used_and_stays(fake: Fake) -> None:
     fake.model.enroll("a", [picture(0)], level=0.9)
     assert fake.model.predict(FRAME).levels.tolist() == [np.float32(0.9)]
     fake.model.enroll("a", [picture(1)])
@@ -1048,7 +1048,7 @@ def test_a_level_set_by_hand_decides_and_stays(fake: Fake) -> None:
     assert fake.model.bank.level_source("a") == "own pictures"
 
 
-def test_one_level_for_all_holds_also_for_classes_that_come_and_is_not_saved(fake: Fake, tmp_path: Path) -> None:
+def test_one_level_for_all_also_covers_new_classes_and_is_not_saved(fake: Fake, tmp_path: Path) -> None:
     fake.model.enroll("a", [picture(0)], level=0.9)
     fake.model.set_level_for_all(0.3)
     fake.model.enroll("b", [picture(1)])
@@ -1059,14 +1059,14 @@ def test_one_level_for_all_holds_also_for_classes_that_come_and_is_not_saved(fak
     assert fake.model.predict(FRAME).levels.tolist() == [np.float32(0.9), 0.5]
 
 
-def test_a_level_that_is_none_is_refused_before_anything_is_enrolled(fake: Fake) -> None:
+def test_a_level_out_of_range_is_refused_before_anything_is_enrolled(fake: Fake) -> None:
     for act in (
         lambda: fake.model.enroll("a", [picture(0)], level=1.5),
         lambda: fake.model.set_level_for_all(1.5),
     ):
         with pytest.raises(InputError) as refused:
             act()
-        assert str(refused.value) == "The level of a class must lie between 0 and 1, both excluded; got 1.5."
+        assert str(refused.value) == "The level of a class must be between 0 and 1, both excluded; got 1.5."
     with pytest.raises(InputError, match="'a' is not enrolled"):
         fake.model.set_level("a", 0.5)
     assert (fake.model.classes, fake.encoder.runs) == ((), 0)

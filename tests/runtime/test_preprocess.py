@@ -55,7 +55,7 @@ def test_another_filter_would_be_noticed(how: Image.Resampling) -> None:
     assert distance(pillow(rgb, 128, how), pillow(rgb, 128, Image.Resampling.BILINEAR)) > 5
 
 
-def test_black_and_white_stay_what_they_are() -> None:
+def test_black_and_white_are_unchanged() -> None:
     for value in (0, 1, 254, 255):
         plain = np.full((333, 777, 3), value, np.uint8)
         assert (resize_image(plain, 128) == value).all()
@@ -72,7 +72,7 @@ def test_the_channels_are_not_mixed() -> None:
     assert (resize_image(rgb, 64) == (0, 200, 0)).all()
 
 
-def test_a_view_is_resized_as_its_copy_is() -> None:
+def test_a_view_is_resized_like_its_copy() -> None:
     bgr = noise(240, 320)
     for view in (bgr[..., ::-1], bgr[::2, ::3], bgr.transpose(1, 0, 2)):
         assert np.array_equal(resize_image(view, 128), resize_image(view.copy(), 128))
@@ -117,7 +117,7 @@ def test_a_mask_keeps_its_place() -> None:
         pytest.param(None, "NoneType", id="nothing"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_its_name(picture: np.ndarray, got: str) -> None:
+def test_an_array_that_is_not_a_picture_is_refused_by_name(picture: np.ndarray, got: str) -> None:
     with pytest.raises(InputError) as refused:
         check_rgb(picture, "The frame")
     assert str(refused.value) == (f"The frame must be an RGB picture, uint8 of shape (height, width, 3); got {got}.")

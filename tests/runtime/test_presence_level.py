@@ -21,7 +21,7 @@ def test_without_a_score_the_level_is_the_heads(level: float, scores: list[None]
 
 
 @pytest.mark.parametrize("base", [0.2, 0.5, 0.8])
-def test_three_tenths_of_what_the_mean_lies_from_one_above_the_level_are_taken(base: float) -> None:
+def test_the_level_moves_by_three_tenths_of_the_means_distance(base: float) -> None:
     for means in (-0.5, 0.0, 1.0, 2.5):
         scores = [None, *(probability(log_odds(base) + means + apart) for apart in (-0.4, 0.0, 0.4))]
         expected = log_odds(base) + 0.3 * (means - 1)
@@ -37,13 +37,13 @@ def test_the_level_moves_by_one_at_most_and_never_to_an_end() -> None:
             assert 0 < level_of_supports(base, scores) < 1
 
 
-def test_a_picture_that_its_class_does_not_know_lowers_the_level() -> None:
+def test_a_picture_that_scores_low_lowers_the_level() -> None:
     assert level_of_supports(0.5, [0.8, 0.2]) < level_of_supports(0.5, [0.8]) < level_of_supports(0.5, [0.8, 0.95])
     assert level_of_supports(0.5, [0.3]) < 0.5 < level_of_supports(0.5, [0.9])
 
 
 @pytest.mark.parametrize("level", [0, 1, 0.0, 1.0, -1, float("nan"), None, "0.5", False], ids=repr)
-def test_what_is_no_level_is_refused(level: object) -> None:
-    with pytest.raises(InputError, match="must lie between 0 and 1, both excluded; got"):
+def test_a_level_out_of_range_is_refused(level: object) -> None:
+    with pytest.raises(InputError, match="must be between 0 and 1, both excluded; got"):
         check_level(level)  # type: ignore[arg-type]
     assert check_level(0.7) == 0.7

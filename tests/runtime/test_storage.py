@@ -59,7 +59,7 @@ def fail_with(code: int) -> Callable[..., None]:
 
 
 @both
-def test_what_is_written_is_there_and_nothing_else(tmp_path: Path, make: Make) -> None:
+def test_a_write_leaves_the_new_content_and_nothing_else(tmp_path: Path, make: Make) -> None:
     path = tmp_path / "missing" / "parents" / "thing"
     make(path, b"first")
     assert read(path) == b"first"
@@ -144,7 +144,7 @@ def test_a_folder_is_flushed_before_its_rename_and_its_parent_after_it(
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize("old", [True, False], ids=["over an old one", "new"])
-def test_a_disk_that_fails_leaves_the_old_and_no_remains(
+def test_a_failing_disk_leaves_the_old_content_and_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, step: str, code: int, old: bool
 ) -> None:
     path = tmp_path / "thing"
@@ -182,7 +182,7 @@ def test_when_the_second_rename_fails_the_old_folder_comes_back(
 
 
 @both
-def test_a_folder_that_cannot_be_flushed_after_the_rename_is_told_as_it_is(
+def test_a_folder_that_cannot_be_flushed_after_the_rename_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
     path = tmp_path / "thing"
@@ -220,7 +220,7 @@ def test_an_error_while_a_folder_is_filled_passes_through_and_leaves_the_old_one
     assert read(path) == b"old"
 
 
-def test_a_systems_error_without_a_number_keeps_its_words(tmp_path: Path) -> None:
+def test_a_system_error_without_a_number_keeps_its_message(tmp_path: Path) -> None:
     def fill() -> None:
         with atomic_folder(tmp_path / "thing", MARKER):
             raise OSError("the server hung up")
@@ -230,7 +230,7 @@ def test_a_systems_error_without_a_number_keeps_its_words(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_our_own_errors_while_a_folder_is_filled_stay_what_they_are(tmp_path: Path) -> None:
+def test_our_own_errors_while_a_folder_is_filled_pass_through(tmp_path: Path) -> None:
     def fill() -> None:
         with atomic_folder(tmp_path / "thing", MARKER):
             raise InputError("The picture is too small.")
@@ -322,7 +322,7 @@ def test_a_folder_is_not_written_over_a_file(tmp_path: Path) -> None:
     assert file.read_bytes() == b"mine"
 
 
-def test_a_folder_without_the_marker_is_somebodys(tmp_path: Path) -> None:
+def test_a_folder_without_the_marker_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "thing"
     path.mkdir()
     make_folder(path, b"into an empty one")
@@ -334,7 +334,7 @@ def test_a_folder_without_the_marker_is_somebodys(tmp_path: Path) -> None:
 
 
 @both
-def test_a_folder_that_may_not_be_written_is_one_sentence(
+def test_a_folder_without_write_permission_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
     # Permissions are simulated: root, who runs some CI, may write anywhere.
@@ -363,7 +363,7 @@ def a_dead_process() -> int:
     return done.pid
 
 
-def test_leftovers_of_dead_processes_go_and_nothing_else(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
     dead, alive = a_dead_process(), os.getpid()
     (tmp_path / f".fsvit-edge-{dead}_abc-bank.safetensors").write_bytes(b"half")
     (tmp_path / f".fsvit-edge-{dead}_abc-bundle").mkdir()
@@ -376,7 +376,7 @@ def test_leftovers_of_dead_processes_go_and_nothing_else(tmp_path: Path) -> None
     assert remove_leftovers(tmp_path / "nowhere") == []
 
 
-def test_a_leftover_that_somebody_holds_stays(tmp_path: Path) -> None:
+def test_a_locked_leftover_stays(tmp_path: Path) -> None:
     """In another container the process may live under a number that is dead here; its lock tells."""
     path = tmp_path / f".fsvit-edge-{a_dead_process()}_abc-out.mp4"
     path.write_bytes(b"being written")
@@ -386,7 +386,7 @@ def test_a_leftover_that_somebody_holds_stays(tmp_path: Path) -> None:
     assert remove_leftovers(tmp_path) == [path]
 
 
-def test_a_long_file_becomes_its_target_only_when_it_is_told_to(tmp_path: Path) -> None:
+def test_a_temporary_file_replaces_its_target_only_on_request(tmp_path: Path) -> None:
     target = tmp_path / "out.mp4"
     with TemporaryFile(target) as file:
         file.path.write_bytes(b"first")
@@ -409,6 +409,7 @@ def test_a_second_process_waits_for_a_lock_and_says_so(tmp_path: Path, kind: str
     path = tmp_path if kind == "folder" else tmp_path / "lock"
     if kind == "existing file":
         path.write_bytes(b"kept")
+    before = path.read_bytes() if path.is_file() else b""
     waits: list[str] = []
     with locked(path, on_wait=lambda: waits.append("first")):
         other = os.open(path, os.O_RDONLY)
@@ -422,13 +423,10 @@ def test_a_second_process_waits_for_a_lock_and_says_so(tmp_path: Path, kind: str
 
     with locked(path, on_wait=wait):
         assert waits == ["second"]
-    if kind == "existing file":
-        assert path.read_bytes() == b"kept"
+    assert path.is_dir() or path.read_bytes() == before
 
 
-def test_a_lock_that_is_not_required_does_without_a_file_system_that_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_file_locks_only_a_required_lock_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", fail_with(errno.ENOLCK))
     entered = False
     with locked(tmp_path, required=False):
@@ -446,13 +444,13 @@ def test_an_error_inside_a_lock_passes_through(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- cache folder
 
 
-def test_the_cache_lies_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_in_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert user_cache("engines") == tmp_path / "fsvit-edge" / "engines"
 
 
 @pytest.mark.parametrize("stated", [None, "", "relative/path"])
-def test_without_a_word_or_with_a_relative_one_it_lies_in_the_home_folder(
+def test_without_an_absolute_xdg_cache_home_it_is_in_the_home_folder(
     stated: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -462,7 +460,7 @@ def test_without_a_word_or_with_a_relative_one_it_lies_in_the_home_folder(
     assert user_cache("kernels") == tmp_path / ".cache" / "fsvit-edge" / "kernels"
 
 
-def test_without_a_home_folder_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

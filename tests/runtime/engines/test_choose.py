@@ -182,7 +182,7 @@ def test_a_bank_of_another_precision_is_refused_with_the_option(bundle: Bundle, 
     with FewShotModel.load(bundle.path, threads=1) as model:
         assert model.choice.precision == "int8"
         with pytest.raises(
-            ArtifactError, match=r"made in another precision: fp32.* take it with --precision fp32 or enroll"
+            ArtifactError, match=r"made in another precision: fp32.* use it with --precision fp32 or enroll"
         ):
             model.load_bank(bank)
     with FewShotModel.load(bundle.path, precision="fp32", threads=1) as model:

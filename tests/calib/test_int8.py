@@ -1,17 +1,17 @@
-"""Q/DQ for TensorRT: where it is, where it is not, and what its scales are."""
+"""Q/DQ for TensorRT: which tensors have it, which do not, and its scales."""
 
 from collections.abc import Callable
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.fp16 import SMALLEST_NORMAL
+from fsvit_edge.calib.int8 import insert_qdq, linear_layers, quantize_weight
 from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.precision import PrecisionOptions, check_patterns, make_graph
-from fsvit_edge.calib.quantize import insert_qdq, linear_layers, quantize_weight
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
@@ -29,36 +29,37 @@ def made(tiny_graphs: dict[str, bytes], tiny_calibration: Calibration) -> Make:
     return make
 
 
+def nodes_of(graph: Graph, *operators: str) -> list[NodeProto]:
+    return [node for node in graph.nodes if node.op_type in operators]
+
+
 def count(graph: Graph, operator: str) -> int:
-    return sum(node.op_type == operator for node in graph.nodes)
+    return len(nodes_of(graph, operator))
 
 
 def test_every_linear_layer_of_every_block_and_nothing_else_is_quantized(made: Make) -> None:
     graph = made()
     assert (count(graph, "QuantizeLinear"), count(graph, "DequantizeLinear")) == (4 * BLOCKS, 8 * BLOCKS)
-    for node in graph.nodes:
-        if node.op_type == "DequantizeLinear":
-            assert [reader.op_type for reader in graph.readers(node.output[0])] == ["Gemm"]
-        if node.op_type == "Gemm":
-            assert [graph.producer[name].op_type for name in node.input[:2]] == ["DequantizeLinear"] * 2
-        if node.op_type in ("MatMul", "Conv"):  # the products of attention, the patches
-            makers = [graph.producer[name].op_type for name in node.input if name in graph.producer]
-            assert "DequantizeLinear" not in makers
+    for node in nodes_of(graph, "DequantizeLinear"):
+        assert [reader.op_type for reader in graph.readers(node.output[0])] == ["Gemm"]
+    for node in nodes_of(graph, "Gemm"):
+        assert [graph.producer[name].op_type for name in node.input[:2]] == ["DequantizeLinear"] * 2
+    for node in nodes_of(graph, "MatMul", "Conv"):  # the products of attention, the patches
+        makers = [graph.producer[name].op_type for name in node.input if name in graph.producer]
+        assert "DequantizeLinear" not in makers
 
 
 def test_scales_are_normal_numbers_of_fp16_and_zero_points_are_zero(made: Make) -> None:
     graph = made()
-    for node in graph.nodes:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            scale = graph.constants[node.input[1]]
-            assert scale.dtype == np.float16
-            assert (scale >= SMALLEST_NORMAL).all()
-            if len(node.input) > 2:
-                assert not graph.constants[node.input[2]].any()
-                assert graph.constants[node.input[2]].dtype == np.int8
-        if node.op_type == "QuantizeLinear":
-            assert len(node.input) == 3  # without a zero point it would be uint8
-            assert graph.constants[node.input[1]].ndim == 0
+    for node in nodes_of(graph, "QuantizeLinear", "DequantizeLinear"):
+        scale = graph.constants[node.input[1]]
+        assert scale.dtype == np.float16
+        assert (scale >= SMALLEST_NORMAL).all()
+        zero_points = [graph.constants[name] for name in node.input[2:]]
+        assert all(zero.dtype == np.int8 and not zero.any() for zero in zero_points)
+    for node in nodes_of(graph, "QuantizeLinear"):
+        assert len(node.input) == 3  # without a zero point it would be uint8
+        assert graph.constants[node.input[1]].ndim == 0
 
 
 def test_weights_are_stored_as_int8_with_a_scale_for_each_output(made: Make, tiny_graphs: dict[str, bytes]) -> None:
@@ -140,12 +141,12 @@ def test_patterns_choose_the_layers(made: Make, options: PrecisionOptions, quant
         (PrecisionOptions(keep_fp32=("Gemm",)), "No linear layer is left"),
     ],
 )
-def test_patterns_that_choose_nothing_are_errors(made: Make, options: PrecisionOptions, message: str) -> None:
+def test_patterns_that_match_nothing_are_refused(made: Make, options: PrecisionOptions, message: str) -> None:
     with pytest.raises(InputError, match=message):
         made(options)
 
 
-def test_a_kept_pattern_must_match_in_one_of_the_graphs(tiny_graphs: dict[str, bytes]) -> None:
+def test_a_keep_fp32_pattern_must_match_in_one_of_the_graphs(tiny_graphs: dict[str, bytes]) -> None:
     graphs = [tiny_graphs["encoder"], tiny_graphs["head"]]
     check_patterns(graphs, PrecisionOptions(keep_fp32=("Gelu", "InstanceNormalization", "*blocks.0.*")))
     with pytest.raises(InputError, match="--keep-fp32 'Gellu' matches no node"):
@@ -189,7 +190,7 @@ def foreign(tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, scale:
     return graph.finish().SerializeToString()
 
 
-def test_a_graph_quantized_elsewhere_is_accepted_as_it_is(
+def test_a_graph_quantized_by_another_tool_is_accepted_unchanged(
     made: Make, tiny_graphs: dict[str, bytes], tiny_calibration: Calibration
 ) -> None:
     data = foreign(tiny_graphs, tiny_calibration)
@@ -202,13 +203,13 @@ def test_a_graph_quantized_elsewhere_is_accepted_as_it_is(
     needs_no_ranges = make_graph(data, "encoder", "int8", "tensorrt", None, PLAIN)
     assert needs_no_ranges.ByteSize() > 0
     for precision in ("fp32", "fp16"):
-        with pytest.raises(InputError, match="quantized already"):
+        with pytest.raises(InputError, match="already quantized"):
             make_graph(data, "encoder", precision, "tensorrt", None, PLAIN)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-5, -0.1, 1e5, float("nan")])
-def test_a_scale_that_fp16_does_not_hold_is_refused(
+def test_a_scale_that_is_not_a_normal_fp16_number_is_refused(
     made: Make, scale: float, tiny_graphs: dict[str, bytes], tiny_calibration: Calibration
 ) -> None:
-    with pytest.raises(FsvitEdgeError, match="normal positive"):
+    with pytest.raises(FsvitEdgeError, match="positive normal"):
         made(PLAIN, foreign(tiny_graphs, tiny_calibration, scale))

@@ -1,4 +1,4 @@
-"""Plans by modules that differ as TensorRT's versions do: what is asked of them, what is made of their answers."""
+"""TensorRT plans, built with fakes of several versions: what TensorRT is asked, and what becomes of its answers."""
 
 import fcntl
 import os
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from fake_builder import LAYERS, FakeTensorRT, install
 
-from fsvit_edge.export.layers import LayerReport, report_layers
-from fsvit_edge.export.plan_builder import BuiltGraph, PlanOptions, build_plan, choose_targets
-from fsvit_edge.export.timing_cache import keep_timings
+from fsvit_edge.export.job import choose_targets
+from fsvit_edge.export.layers import BuiltGraph, LayerReport, report_layers
+from fsvit_edge.export.tensorrt import PlanOptions, build_plan, keep_timings
 from fsvit_edge.runtime.engines import tensorrt_api
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
@@ -56,7 +56,7 @@ def test_a_plan_is_built_with_its_shapes_types_and_layers(fake: FakeTensorRT) ->
     assert config.profiles == []
 
 
-def test_a_size_that_varies_becomes_a_profile_and_keeps_its_name(fake: FakeTensorRT) -> None:
+def test_a_dynamic_size_becomes_a_profile_and_keeps_its_name(fake: FakeTensorRT) -> None:
     plan = build(batch=(1, 2, 6))
     assert plan.profile == {"image": {"min": [1, 8, 8, 3], "opt": [2, 8, 8, 3], "max": [6, 8, 8, 3]}}
     assert plan.inputs[0].shape == ("batch", 8, 8, 3)
@@ -86,8 +86,8 @@ def test_a_build_that_fails_says_why_and_keeps_the_timings_as_they_were(fake: Fa
     assert timings(fake, tmp_path).read_bytes() == before
 
 
-def test_phases_are_told_while_it_builds(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.export.build_thread._REPORT_EVERY_S", 0.0)
+def test_phases_are_reported_during_the_build(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsvit_edge.export.tensorrt.REPORT_EVERY_S", 0.0)
     fake.at_step = lambda _: time.sleep(0.2)
     steps: list[str] = []
     build(steps)
@@ -109,7 +109,7 @@ def test_ctrl_c_ends_the_build(fake: FakeTensorRT) -> None:
 
 
 def test_an_error_in_the_progress_ends_the_build_too(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.export.build_thread._REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr("fsvit_edge.export.tensorrt.REPORT_EVERY_S", 0.0)
     fake.steps, fake.at_step = 1000, lambda _: time.sleep(0.01)
 
     def fail(_: str) -> None:
@@ -121,31 +121,31 @@ def test_an_error_in_the_progress_ends_the_build_too(fake: FakeTensorRT, monkeyp
     assert fake.was_cancelled
 
 
-def test_what_the_compiler_prints_goes_to_stderr(fake: FakeTensorRT, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_compilers_output_goes_to_stderr(fake: FakeTensorRT, capfd: pytest.CaptureFixture[str]) -> None:
     fake.at_step = lambda step: os.write(1, f"noise {step}\n".encode())
     build()
     print("result", flush=True)
     assert capfd.readouterr() == ("result\n", "noise 0\nnoise 1\nnoise 2\n")
 
 
-def test_timings_are_kept_by_version_and_gpu_and_lent_to_the_next_build(fake: FakeTensorRT, tmp_path: Path) -> None:
+def test_timings_are_saved_per_version_and_gpu_and_used_by_the_next_build(fake: FakeTensorRT, tmp_path: Path) -> None:
     build()
     assert timings(fake, tmp_path).read_bytes() == b"+"
     build()
     assert timings(fake, tmp_path).read_bytes() == b"++"
 
 
-def test_timings_of_another_gpu_are_begun_anew(fake: FakeTensorRT, tmp_path: Path) -> None:
+def test_timings_of_another_gpu_are_not_used(fake: FakeTensorRT, tmp_path: Path) -> None:
     named, steps = tmp_path / "mine.cache", list[str]()
     named.write_bytes(b"of another GPU")
     build(steps, timing_cache=named)
     assert named.read_bytes() == b"+"
-    assert "the timing cache was made by another TensorRT or GPU; starting anew" in steps
+    assert "the timing cache was made by another TensorRT or GPU; starting with an empty one" in steps
     assert not timings(fake, tmp_path).exists()
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_cache_folder_that_cannot_be_written_costs_only_the_timings(tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_written_only_loses_the_timings(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     steps: list[str] = []
     assert build(steps).data.startswith(b"plan")
@@ -162,7 +162,7 @@ def test_a_timing_cache_that_was_named_must_be_usable(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_second_build_on_the_gpu_waits_and_says_so(tmp_path: Path) -> None:
+def test_a_second_build_on_the_gpu_waits_and_reports_it(tmp_path: Path) -> None:
     named = tmp_path / "mine.cache"
     lock = (tmp_path / "mine.cache.lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -179,7 +179,7 @@ def test_a_second_build_on_the_gpu_waits_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_tensorrt_takes_no_targets() -> None:
+def test_tensorrt_refuses_targets() -> None:
     api = open_tensorrt("tensorrt")
     assert choose_targets(api, (), "fp16", ORIN) == ()
     with pytest.raises(InputError, match="TensorRT builds for the GPU that it runs on; leave out --target"):
@@ -187,28 +187,35 @@ def test_tensorrt_takes_no_targets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "precision", "gpu", "found"),
+    ("wanted", "gpu", "targets"),
     [
-        ((), "fp16", None, ("sm86", "sm89", "sm120")),
-        ((), "fp16", Gpu("RTX 4090", (8, 9), 128, 24 * 2**30, "13.0"), ("sm89",)),
-        (("sm120", "sm86", "sm86"), "int8", None, ("sm86", "sm120")),
-        (("sm75",), "fp16", H100, ("sm75",)),
-        (("sm90",), "fp16", None, "does not support Hopper"),
-        (("sm87",), "fp16", None, "--target sm87 is not one of TensorRT-RTX's: sm75, sm80, sm86, sm89, sm120, sm121"),
-        (("rtx4090",), "fp16", None, "--target rtx4090 is not one of"),
-        (("sm75",), "fp32", None, "no FP32 matrix products for Turing"),
+        ((), None, ("sm86", "sm89", "sm120")),
+        ((), Gpu("RTX 4090", (8, 9), 128, 24 * 2**30, "13.0"), ("sm89",)),
+        (("sm120", "sm86", "sm86"), None, ("sm86", "sm120")),
+        (("sm75",), H100, ("sm75",)),
     ],
 )
-def test_targets_of_rtx(wanted: tuple[str, ...], precision: str, gpu: Gpu | None, found: Any) -> None:
-    api = open_tensorrt("tensorrt-rtx")
-    if isinstance(found, tuple):
-        assert choose_targets(api, wanted, precision, gpu) == found
-    else:
-        with pytest.raises(InputError, match=found):
-            choose_targets(api, wanted, precision, gpu)
+def test_rtx_builds_for_the_named_gpus_or_this_one_or_the_usual_ones(
+    wanted: tuple[str, ...], gpu: Gpu | None, targets: tuple[str, ...]
+) -> None:
+    assert choose_targets(open_tensorrt("tensorrt-rtx"), wanted, "fp16", gpu) == targets
 
 
-def test_rtx_refuses_a_gpu_that_it_does_not_know() -> None:
+@pytest.mark.parametrize(
+    ("wanted", "precision", "text"),
+    [
+        ("sm90", "fp16", "does not support Hopper"),
+        ("sm87", "fp16", "does not support --target sm87; choose from: sm75, sm80, sm86, sm89, sm120, sm121"),
+        ("rtx4090", "fp16", "does not support --target rtx4090"),
+        ("sm75", "fp32", "no FP32 matrix products for Turing"),
+    ],
+)
+def test_rtx_refuses_targets_that_it_does_not_support(wanted: str, precision: str, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        choose_targets(open_tensorrt("tensorrt-rtx"), (wanted,), precision, None)
+
+
+def test_rtx_refuses_a_gpu_that_it_does_not_support() -> None:
     with pytest.raises(EnvironmentLacksError, match=r"does not support the NVIDIA H100 \(sm90\)"):
         choose_targets(open_tensorrt("tensorrt-rtx"), (), "fp16", H100)
 

@@ -1,16 +1,15 @@
-"""ONNX Runtime on the CPU: fused attention is exact, integer linear layers and attention are near."""
+"""ONNX Runtime on the CPU: fused attention is exact, INT8 linear layers and INT8 attention are close."""
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from fsvit_edge.calib import cpu_attention, cpu_graph, cpu_int8_attention, precision
+from fsvit_edge.calib import int8_cpu, precision
 from fsvit_edge.calib.calibration import Calibration
-from fsvit_edge.calib.cpu_graph import IntegerForm, integer_form
-from fsvit_edge.calib.cpu_int8_attention import attend_in_int8
+from fsvit_edge.calib.int8 import linear_layers
+from fsvit_edge.calib.int8_cpu import IntegerForm, attend_in_int8, integer_form
 from fsvit_edge.calib.onnx_graph import ORT_DOMAIN, Graph
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
-from fsvit_edge.calib.quantize import linear_layers
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 
 BLOCKS, HEADS, DIM = 6, 3, 64
@@ -20,7 +19,7 @@ PLAIN = PrecisionOptions()
 
 @pytest.fixture(autouse=True)
 def fast_integers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any machine makes the graphs of one with the instructions."""
+    """Every machine makes the graphs of one with VNNI instructions."""
     monkeypatch.setattr(precision, "integer_form_here", lambda: VNNI)
 
 
@@ -57,9 +56,7 @@ def test_fused_attention_is_exact_for_every_output(
         assert np.abs(ours[name] - wanted).max() <= 1e-5 * np.abs(wanted).max(), name
 
 
-def test_an_fp32_head_and_an_int8_head_are_the_head_itself(
-    tiny_graphs: dict[str, bytes], tiny_calibration: Calibration
-) -> None:
+def test_the_head_is_unchanged_in_fp32_and_int8(tiny_graphs: dict[str, bytes], tiny_calibration: Calibration) -> None:
     wanted = [node.op_type for node in Graph(tiny_graphs["head"]).nodes]
     for kind in ("fp32", "int8"):
         made = make_graph(tiny_graphs["head"], "head", kind, "onnxruntime", tiny_calibration, PLAIN)
@@ -77,7 +74,7 @@ def test_attention_of_another_form_is_left_as_it_is(tiny_graphs: dict[str, bytes
     assert np.abs(ours["tokens"] - theirs["tokens"]).max() < 1e-5
 
 
-def test_every_linear_layer_becomes_an_integer_product_and_is_near(
+def test_every_linear_layer_becomes_an_integer_product_and_is_close(
     tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, pictures: list[np.ndarray]
 ) -> None:
     made = make_graph(tiny_graphs["encoder"], "encoder", "int8", "onnxruntime", tiny_calibration, PLAIN)
@@ -92,7 +89,7 @@ def test_every_linear_layer_becomes_an_integer_product_and_is_near(
 def test_patterns_keep_layers_and_attention_in_fp32(
     tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_attention, "INT8_FROM_TOKENS", 0)
+    monkeypatch.setattr(int8_cpu, "INT8_FROM_TOKENS", 0)
 
     def made(**options: tuple[str, ...]) -> tuple[int, int]:
         chosen = PrecisionOptions(**options)
@@ -116,7 +113,7 @@ def test_patterns_keep_layers_and_attention_in_fp32(
         ("AMD64", set(), IntegerForm(False, 63)),
     ],
 )
-def test_the_form_of_integers_suits_the_processor(machine: str, flags: set[str], form: IntegerForm) -> None:
+def test_the_integer_form_depends_on_the_processor(machine: str, flags: set[str], form: IntegerForm) -> None:
     assert integer_form(machine, flags) == form
     assert form.suits_attention is (form == VNNI)
 
@@ -126,7 +123,7 @@ def test_every_form_computes_nearly_the_same(
     form: IntegerForm, tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, pictures: list[np.ndarray]
 ) -> None:
     graph = Graph(tiny_graphs["encoder"])
-    cpu_graph.quantize_for_cpu(graph, linear_layers(graph), tiny_calibration.ranges["encoder"], form)
+    int8_cpu.quantize_for_cpu(graph, linear_layers(graph), tiny_calibration.ranges["encoder"], form)
     data = graph.finish().SerializeToString()
     integers = [value for value in Graph(data).constants.values() if value.dtype == np.int8 and value.ndim == 2]
     assert max(int(np.abs(value.astype(int)).max()) for value in integers) == form.largest_weight
@@ -155,7 +152,7 @@ def exact(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("sharpness", "batch", "length"), [(0.3, 1, 300), (1.0, 1, 129), (1.0, 2, 128), (3.0, 1, 300), (0.0, 1, 5)]
 )
-def test_attention_in_int8_is_near_however_sharp_it_is(sharpness: float, batch: int, length: int) -> None:
+def test_int8_attention_is_close_however_sharp_it_is(sharpness: float, batch: int, length: int) -> None:
     """Keys and values have large means, which would eat the range if they were not taken off."""
     rng = np.random.default_rng(0)
     shape = (batch, length, HEADS * DIM)
@@ -170,7 +167,7 @@ def test_attention_in_int8_is_near_however_sharp_it_is(sharpness: float, batch: 
     assert error < 0.06 * signal + 0.002  # of values around their mean, whose deviation is 1
 
 
-def test_the_many_small_chances_are_not_lost() -> None:
+def test_many_small_probabilities_are_not_lost() -> None:
     """One token takes half of the attention, 299 share the rest, each below half a step of int8."""
     length = 300
     q = np.ones((1, length, HEADS * DIM), np.float32)
@@ -184,15 +181,15 @@ def test_the_many_small_chances_are_not_lost() -> None:
     np.testing.assert_allclose(ours, 1.0, atol=0.02)
 
 
-def test_the_encoder_with_attention_in_int8_is_near(
+def test_the_encoder_with_int8_attention_is_close(
     tiny_graphs: dict[str, bytes],
     tiny_calibration: Calibration,
     pictures: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     usual = make_graph(tiny_graphs["encoder"], "encoder", "int8", "onnxruntime", tiny_calibration, PLAIN)
-    monkeypatch.setattr(cpu_attention, "INT8_FROM_TOKENS", 0)
-    monkeypatch.setattr(cpu_int8_attention, "QUERIES_AT_ONCE", 10)  # 37 tokens: several blocks, the last one shorter
+    monkeypatch.setattr(int8_cpu, "INT8_FROM_TOKENS", 0)
+    monkeypatch.setattr(int8_cpu, "QUERIES_AT_ONCE", 10)  # 37 tokens: several blocks, the last one shorter
     made = make_graph(tiny_graphs["encoder"], "encoder", "int8", "onnxruntime", tiny_calibration, PLAIN)
     graph = Graph(made)
     assert (count(graph, "MultiHeadAttention"), count(graph, "Softmax")) == (0, 4 * BLOCKS)
@@ -204,7 +201,7 @@ def test_the_encoder_with_attention_in_int8_is_near(
 def test_a_machine_without_the_instructions_keeps_attention_in_floating_point(
     tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_attention, "INT8_FROM_TOKENS", 0)
+    monkeypatch.setattr(int8_cpu, "INT8_FROM_TOKENS", 0)
     monkeypatch.setattr(precision, "integer_form_here", lambda: IntegerForm(False, 63))
     made = make_graph(tiny_graphs["encoder"], "encoder", "int8", "onnxruntime", tiny_calibration, PLAIN)
     assert count(Graph(made), "MultiHeadAttention") == BLOCKS

@@ -1,4 +1,4 @@
-"""Scale migration: exact in FP32, and chosen where it lowers the error."""
+"""Smoothing: exact in FP32, and chosen where it lowers the error."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from fsvit_edge.calib.calibration import Calibration
+from fsvit_edge.calib.int8 import linear_layers, smooth
 from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
-from fsvit_edge.calib.quantize import linear_layers
-from fsvit_edge.calib.smooth import smooth
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 
 OUTLIER = 40.0
@@ -58,7 +57,7 @@ def test_a_smoothed_graph_computes_the_same(
         assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
-def test_the_new_ranges_are_those_of_the_new_tensors(
+def test_the_new_ranges_fit_the_new_tensors(
     tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, pictures: list[np.ndarray]
 ) -> None:
     graph = Graph(tiny_graphs["encoder"])
@@ -76,7 +75,7 @@ def test_the_new_ranges_are_those_of_the_new_tensors(
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
-def test_it_helps_where_channels_are_outliers(
+def test_smoothing_helps_with_outlier_channels(
     planted: tuple[bytes, dict[str, tuple[float, float]], dict[str, list[float]]],
     tiny_calibration: Calibration,
     pictures: list[np.ndarray],
@@ -95,7 +94,7 @@ def test_it_helps_where_channels_are_outliers(
     assert errors[True] < errors[False] / 2
 
 
-def test_it_is_left_alone_where_it_would_hurt(tiny_graphs: dict[str, bytes]) -> None:
+def test_smoothing_is_not_used_where_it_would_hurt(tiny_graphs: dict[str, bytes]) -> None:
     """A single large weight would make its channel an outlier of activations that are even."""
     graph = Graph(tiny_graphs["encoder"])
     layers = [layer for layer in linear_layers(graph) if len(graph.constants[layer.weight]) == 192][:1]
@@ -110,7 +109,7 @@ def test_it_is_left_alone_where_it_would_hurt(tiny_graphs: dict[str, bytes]) -> 
 
 
 @pytest.mark.parametrize("break_it", [lambda _: {}, lambda values: {name: row[:-1] for name, row in values.items()}])
-def test_without_fitting_channels_nothing_is_moved(
+def test_without_matching_channels_nothing_is_smoothed(
     break_it: Callable[[dict[str, list[float]]], dict[str, list[float]]],
     tiny_graphs: dict[str, bytes],
     tiny_calibration: Calibration,
