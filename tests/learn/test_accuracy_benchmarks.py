@@ -195,7 +195,6 @@ def test_an_invalid_sequence_is_refused_and_the_file_named(outlines: ModuleType,
 # --------------------------------------------------------------------------------------------------- outlines: counts
 
 
-
 # --------------------------------------------------------------------------------------------------- outlines: counts
 class HalfModel:
     """Plain outlines are the top 10 rows, sharp ones the top 4; a support has weight 0.5, or 0 without a mask."""
