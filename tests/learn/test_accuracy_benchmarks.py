@@ -123,7 +123,7 @@ def test_a_folder_with_only_tiny_objects_is_refused(outlines: ModuleType, tmp_pa
     for stem in range(3):
         write_image(tmp_path / "speck" / "images" / f"{stem}.png", np.full((60, 60, 3), stem, np.uint8))
         write_image(tmp_path / "speck" / "masks" / f"{stem}.png", mask_of(1, 2, 60))
-    with pytest.raises(InputError, match=r"No class of .* has two pictures of which the thing covers 0\.2%"):
+    with pytest.raises(InputError, match=r"No class of .* has two pictures in which the object covers more than 0\.2%"):
         outlines.open_folder(tmp_path)
 
 
@@ -175,12 +175,15 @@ def test_labels_can_be_chosen_and_an_unknown_one_is_refused(outlines: ModuleType
 def test_an_invalid_sequence_is_refused_and_the_file_named(outlines: ModuleType, sequence: Path) -> None:
     names = sequence.parent / "labels.txt"
     write_image(sequence / "images" / "12.png", np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(InputError, match=r"12\.png has no map of labels"):
+    with pytest.raises(InputError, match=r"12\.png has no label map"):
         outlines.open_sequence(sequence)
     write_image(sequence / "labels" / "12.png", np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(InputError, match="of mode RGB; expected a label's number"):
+    with pytest.raises(InputError, match="has mode RGB; expected label numbers"):
         outlines.open_sequence(sequence)
-    for text, error in (("ground\n", "cannot be read"), ("300 ground\n", "numbers 'ground' 300; expected 0 to 254")):
+    for text, error in (
+        ("ground\n", "cannot be read"),
+        ("300 ground\n", "gives 'ground' the number 300; expected 0 to 254"),
+    ):
         names.write_text(text)
         with pytest.raises(InputError, match=error):
             outlines.open_sequence(sequence)
@@ -189,7 +192,7 @@ def test_an_invalid_sequence_is_refused_and_the_file_named(outlines: ModuleType,
         outlines.open_sequence(sequence)
 
 
-# ------------------------------------------------------------------------------------------- ----- outlines: counts
+# --------------------------------------------------------------------------------------------------- outlines: counts
 
 
 # --------------------------------------------------------------------------------------------------- outlines: counts
@@ -299,14 +302,14 @@ def test_objectness_that_ruins_a_class_fails_the_gate_with_code_5(
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(FOLDER / "outlines.py"), run_name="__main__")
     assert stopped.value.code == AccuracyGateError.exit_code == 5
-    assert "The outlines gate failed: from plain to sharp change blue of data -" in capsys.readouterr().err
+    assert "The outlines gate failed: from plain to sharp, blue of data -" in capsys.readouterr().err
 
 
 def test_the_gate_names_every_class_beyond_the_limit_but_none_at_the_limit(outlines: ModuleType) -> None:
     unhurt = outlines.Fit(10.0, 10.0, 1.0)
     fits = [outlines.ClassFit(f"lost {loss}", outlines.Fit(50.0, 50.0 - loss, 1.0), unhurt) for loss in (0, 1, 2, 3)]
     with pytest.raises(
-        AccuracyGateError, match=r"change lost 2 of set -2\.0, lost 3 of set -3\.0 points; at most 1 may"
+        AccuracyGateError, match=r"sharp, lost 2 of set -2\.0, lost 3 of set -3\.0 points; at most 1 points may"
     ):
         outlines.check_losses([("set", fits)], 1.0)
     outlines.check_losses([("set", fits)], 3.0)
@@ -320,7 +323,7 @@ def test_a_gate_without_objectness_is_refused(
 ) -> None:
     answer_with(monkeypatch, color_model.model)
     monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--max-loss", "1"])
-    with pytest.raises(InputError, match="tells no objectness"):
+    with pytest.raises(InputError, match="predicts no objectness"):
         outlines.main()
 
 

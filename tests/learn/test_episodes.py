@@ -342,7 +342,7 @@ def test_too_many_ways_or_shots_are_refused(folder: Path) -> None:
     query = next(
         number for number in range(24) if data.examples[benchmark_episode(data, number, 1, 1).query].label == 2
     )
-    with pytest.raises(InputError, match="class 'c' has 4 pictures beside the query, too few for 5 shots"):
+    with pytest.raises(InputError, match="class 'c' has 4 pictures besides the query, too few for 5 shots"):
         benchmark_episode(data, query, 4, 5)
 
 
