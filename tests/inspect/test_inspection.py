@@ -256,7 +256,7 @@ def test_a_bank_is_shown_with_its_classes(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert "contents do not have the sha256" in inspected(path).problems[0]
+    assert "contents do not match its sha256" in inspected(path).problems[0]
 
 
 def test_a_safetensors_checkpoint_is_shown_with_its_parts(tmp_path: Path) -> None:
