@@ -1,7 +1,6 @@
 """Enrollment from a frozen frame, and at once what became of it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,10 +55,6 @@ class EnrollmentReport:
     area_ratio: float | None
     confusions: tuple[Confusion, ...]
     warnings: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """The same in JSON's terms."""
-        return {**vars(self), "confusions": [vars(one) for one in self.confusions], "warnings": list(self.warnings)}
 
 
 def enroll(
