@@ -52,11 +52,11 @@ HOMES = {
     **dict.fromkeys(WORKSTATION, ("model", "learn", "export", "calib")),
     **dict.fromkeys(("typer", "click", "rich"), ("cli",)),
     "skimage": ("export", "model"),
-    **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), ("page",)),
+    **dict.fromkeys(("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"), ("page",)),
     "paho": ("live",),
     **dict.fromkeys(("lightning", "torchmetrics"), ("learn",)),
 }
-WEB = ("starlette", "uvicorn", "prometheus_client", "paho")
+WEB = ("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client", "paho")
 WEB_MODULES = "fsvit_edge.page"
 DEVICE = ("numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
 COMMANDS = (
@@ -214,7 +214,7 @@ print(changed, sorted({"numpy", "cv2", "onnxruntime", "torch", "rich", "typer"} 
         pytest.param("typer", "fsvit_edge.cli.main", ["typer"], id="the command line"),
         pytest.param(
             # What these do themselves (OpenBLAS starts threads) is theirs.
-            "numpy cv2 PIL.Image safetensors.numpy threadpoolctl uvicorn starlette.applications prometheus_client",
+            "numpy cv2 PIL.Image safetensors.numpy threadpoolctl uvicorn fastapi prometheus_client",
             " ".join(device_modules()),
             ["cv2", "numpy"],
             id="the runtime",

@@ -121,9 +121,9 @@ def _attributes(path: str) -> str:
 
 
 def _openapi_schema() -> Schema:
-    from fsvit_edge.page.openapi import openapi
+    from fsvit_edge.page.app import create_app
 
-    return openapi()
+    return create_app(None).openapi()
 
 
 def _http(_: str) -> str:
@@ -134,7 +134,7 @@ def _http(_: str) -> str:
             fields = [parameter["name"] for parameter in operation.get("parameters", ())]
             body = operation.get("requestBody", {}).get("content", {})
             fields += _body_fields(body, schema)
-            rows.append((method.upper(), f"`{path}`", ", ".join(fields), _cell(operation.get("summary", ""))))
+            rows.append((method.upper(), f"`{path}`", ", ".join(fields), _cell(operation["description"])))
     return _table(("method", "path", "fields", "what it does"), rows)
 
 

@@ -133,7 +133,7 @@ def _source(source: str | None, camera: bool) -> str:
 def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, hosts: Sequence[str]) -> "Sink":
     from fsvit_edge.cli.terminal import advise, require
 
-    require("The page", ("starlette", "uvicorn", "prometheus_client"), "web")
+    require("The page", ("fastapi", "uvicorn", "prometheus_client"), "web")
     from fsvit_edge.page.sink import PageSink
 
     page = PageSink(uri, model, bank, token, hosts)

@@ -1,1 +1,1 @@
-"""The page of a run, http://127.0.0.1:8080: what the camera sees, and enrollment from the browser. Needs `[web]`."""
+"""The web page of a run, http://127.0.0.1:8080: shows the camera and enrolls from the browser. Needs `[web]`."""

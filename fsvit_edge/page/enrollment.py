@@ -1,7 +1,6 @@
 """Enrollment from a frozen frame, and which other classes match the same object."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,10 +60,6 @@ class FrameReport:
     area_ratio: float | None
     confusions: tuple[Confusion, ...]
     warnings: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return a JSON object of the same fields."""
-        return {**vars(self), "confusions": [vars(one) for one in self.confusions], "warnings": list(self.warnings)}
 
 
 def enroll(

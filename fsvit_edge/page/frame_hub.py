@@ -1,10 +1,12 @@
-"""What the run shows its page: the newest result, encoded once for all who watch, and a few frozen frames."""
+"""What the page shows of a run: the newest result, encoded once for all viewers, and a few frozen frames."""
 
 import asyncio
+import base64
+import binascii
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import cv2
 import numpy as np
@@ -16,23 +18,20 @@ from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.overlay import draw
 from fsvit_edge.runtime.prediction import Prediction
 
-_MOST_FROZEN = 4
-_MOST_WATCHERS = 8
+_MAX_FROZEN = 4
+_MAX_MASK_PX = 40_000_000
+_MAX_VIEWERS = 8
 _LONGEST_SIDE_PX = 1280
 _QUALITY = 80
 
 _Rgb = npt.NDArray[np.uint8]
 
 
-class TooManyWatchersError(FsvitEdgeError):
-    """Nobody more can watch."""
-
-
 class FrameHub:
-    """Filled by the sink's thread, read by the server's.
+    """Passes results from the sink's thread to the server's.
 
-    Every watcher takes the newest picture when it is ready for one, so a slow one gets fewer and holds up nobody.
-    Nothing is encoded while nobody watches.
+    Each viewer takes the newest picture when it is ready for one, so a slow viewer gets fewer pictures and delays
+    nobody. Nothing is encoded while nobody watches.
     """
 
     def __init__(self) -> None:
@@ -43,7 +42,7 @@ class FrameHub:
         self._jpeg = b""
         self._number = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watchers: set[asyncio.Event] = set()
+        self._viewers: set[asyncio.Event] = set()
         self._closing = False
 
     @property
@@ -54,73 +53,76 @@ class FrameHub:
 
     @property
     def health(self) -> Health | None:
-        """How the run fares, as last told; None before that."""
+        """The latest health of the run; None before the first report."""
         with self._lock:
             return self._health
 
     def put(self, frame: Frame, prediction: Prediction) -> None:
-        """Show a result."""
+        """Show a frame with its prediction."""
         with self._lock:
             self._newest = (frame, prediction)
-            loop, is_watched = self._loop, bool(self._watchers)
-        if loop is not None and is_watched:
-            jpeg = _jpeg(draw(frame.image, prediction))
+            loop, has_viewers = self._loop, bool(self._viewers)
+        if loop is not None and has_viewers:
+            jpeg = _encode_result(frame, prediction)
             with self._lock:
                 self._jpeg, self._number = jpeg, self._number + 1
             try:
                 loop.call_soon_threadsafe(self._wake)
-            except RuntimeError:  # the server has ended
+            except RuntimeError:  # the server has stopped
                 return
 
     def report(self, health: Health) -> None:
-        """Show how the run fares."""
+        """Show the health of the run."""
         with self._lock:
             self._health = health
 
     def freeze(self) -> tuple[str, _Rgb]:
-        """Keep the newest frame, of which an older frozen one may go; returns its name and the (H, W, 3) uint8 RGB.
+        """Keep the newest frame, dropping the oldest of more than four.
+
+        Returns:
+            Its id, and the frame as (H, W, 3) uint8 RGB.
 
         Raises:
-            FsvitEdgeError: There is none yet.
+            FsvitEdgeError: There is no frame yet.
         """
         with self._lock:
             if self._newest is None:
-                raise FsvitEdgeError("No frame has come yet; wait for the camera.")
-            name, image = secrets.token_hex(8), self._newest[0].image
-            self._frozen[name] = image
-            while len(self._frozen) > _MOST_FROZEN:
+                raise FsvitEdgeError("There is no frame yet; wait for the camera.")
+            frame_id, image = secrets.token_hex(8), self._newest[0].image
+            self._frozen[frame_id] = image
+            while len(self._frozen) > _MAX_FROZEN:
                 self._frozen.popitem(last=False)
-            return name, image
+            return frame_id, image
 
-    def frozen(self, name: str) -> _Rgb:
+    def frozen(self, frame_id: str) -> _Rgb:
         """Return a frozen frame, (H, W, 3) uint8 RGB.
 
         Raises:
-            InputError: It is gone, or never was.
+            InputError: It is no longer kept, or never was.
         """
         with self._lock:
-            image = self._frozen.get(name)
+            image = self._frozen.get(frame_id)
         if image is None:
-            raise InputError("This frame is not kept any more; freeze another one.")
+            raise InputError("This frame is no longer available; freeze another one.")
         return image
 
-    async def watch(self) -> AsyncIterator[bytes]:
-        """Yield JPEGs with the result drawn in, the newest whenever the watcher is ready.
+    async def watch(self) -> AsyncGenerator[bytes, None]:
+        """Yield JPEGs with the result drawn in: the newest whenever the viewer is ready.
 
         Raises:
-            TooManyWatchersError: At the first step, where 8 watch already.
+            FsvitEdgeError: There are 8 viewers already; raised at the first step.
         """
-        if len(self._watchers) >= _MOST_WATCHERS:
-            raise TooManyWatchersError(f"{_MOST_WATCHERS} watch already; close another page.")
+        if len(self._viewers) >= _MAX_VIEWERS:
+            raise FsvitEdgeError(f"Viewer limit ({_MAX_VIEWERS}) reached; close another page.")
         fresh = asyncio.Event()
         with self._lock:
             self._loop = asyncio.get_running_loop()
-            self._watchers.add(fresh)
+            self._viewers.add(fresh)
         seen = 0
         try:
             newest = self.newest
             if newest is not None:
-                yield _jpeg(draw(newest[0].image, newest[1]))
+                yield _encode_result(*newest)
             while not self._closing:
                 await fresh.wait()
                 fresh.clear()
@@ -131,31 +133,61 @@ class FrameHub:
                     yield jpeg
         finally:
             with self._lock:
-                self._watchers.discard(fresh)
+                self._viewers.discard(fresh)
 
     def close(self) -> None:
-        """Send the watchers home. The server's thread only."""
+        """End all streams; only from the server's thread."""
         self._closing = True
         self._wake()
 
     def _wake(self) -> None:
-        for fresh in tuple(self._watchers):
+        for fresh in tuple(self._viewers):
             fresh.set()
 
 
 def encode_jpeg(rgb: _Rgb) -> bytes:
-    """Encode (H, W, 3) uint8 RGB at its full size."""
+    """Encode (H, W, 3) uint8 RGB as JPEG, at its full size."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     return data.tobytes()
 
 
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
-    """Encode (H, W, 3) uint8 RGB or (H, W) uint8."""
+    """Encode (H, W, 3) uint8 RGB or (H, W) uint8 as PNG."""
     _, data = cv2.imencode(".png", image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return data.tobytes()
 
 
-def _jpeg(rgb: _Rgb) -> bytes:
+def decode_mask(png_base64: str, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Decode a mask of a known size from base64 of a grayscale PNG.
+
+    Args:
+        png_base64: The PNG; above 127 is the object.
+        size_hw: (height, width) that it must have.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        InputError: It is not base64, not a PNG, of another size, or damaged.
+    """
+    try:
+        data = base64.b64decode(png_base64, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError("Field mask_png is not valid base64.") from error
+    # A PNG has its size at a fixed place, so a decompression bomb is refused before it is decoded.
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or (height, width) != size_hw or height * width > _MAX_MASK_PX:
+        raise InputError(
+            f"Field mask_png must be a PNG of the frame's {size_hw[1]} x {size_hw[0]} pixels, got {width} x {height}."
+        )
+    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if mask is None or mask.shape != size_hw:
+        raise InputError("Field mask_png is a damaged PNG.")
+    return np.asarray(mask > 127, np.bool_)
+
+
+def _encode_result(frame: Frame, prediction: Prediction) -> bytes:
+    rgb = draw(frame.image, prediction)
     longest = max(rgb.shape[:2])
     if longest > _LONGEST_SIDE_PX:
         scale = _LONGEST_SIDE_PX / longest

@@ -1,4 +1,4 @@
-"""The page's server: uvicorn in a thread of its own, with an end to every client that keeps it waiting."""
+"""The page's server: uvicorn in a thread, which disconnects clients that keep it waiting."""
 
 import asyncio
 import socket
@@ -13,44 +13,44 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 _HEADER_TIMEOUT_S = 5.0
-_STALLED_S = 3.0
+_STALL_TIMEOUT_S = 3.0
 _KEEP_ALIVE_S = 5
-_MOST_CONNECTIONS = 256
-_STOP_WITHIN_S = 1.0
+_MAX_CONNECTIONS = 256
+_STOP_TIMEOUT_S = 1.0
 
 
 class _ImpatientProtocol(H11Protocol):
-    """uvicorn waits for ever for headers that are half sent, and for readers that do not read."""
+    """Disconnects clients that send half a header or do not read; uvicorn waits for them forever."""
 
-    _unasked: asyncio.TimerHandle | None = None
-    _stalled: asyncio.TimerHandle | None = None
+    _request_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it, too
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         super().connection_made(transport)
-        self._unasked = self.loop.call_later(_HEADER_TIMEOUT_S, self._end_unasked)
+        self._request_timer = self.loop.call_later(_HEADER_TIMEOUT_S, self._end_without_request)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._unasked, self._stalled):
+        for timer in (self._request_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._unasked is not None:
-            self._unasked.cancel()
-        self._unasked = self.loop.call_later(_KEEP_ALIVE_S + _HEADER_TIMEOUT_S, self._end_unasked)
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+        self._request_timer = self.loop.call_later(_KEEP_ALIVE_S + _HEADER_TIMEOUT_S, self._end_without_request)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(_STALLED_S, self.transport.abort)
+        self._stall_timer = self.loop.call_later(_STALL_TIMEOUT_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stalled is not None:
-            self._stalled.cancel()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
 
-    def _end_unasked(self) -> None:
+    def _end_without_request(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
 
@@ -60,15 +60,15 @@ class PageServer:
 
     Args:
         app: The application.
-        host: Address to listen at.
-        port: Port; 0 takes a free one.
-        on_stop: Called in the server's thread when it is to end.
+        host: Address to listen on.
+        port: Port; 0: any free one.
+        on_stop: Called in the server's thread when the server is to stop.
 
     Attributes:
-        port: The port.
+        port: The port in use.
 
     Raises:
-        FsvitEdgeError: The address is not this machine's, or the port is taken.
+        FsvitEdgeError: The address is not one of this machine, or the port is in use.
     """
 
     def __init__(self, app: ASGIApp, host: str, port: int, on_stop: Callable[[], None]) -> None:
@@ -81,10 +81,10 @@ class PageServer:
             ws="none",
             lifespan="off",
             log_config=None,
-            access_log=False,  # its lines would hold tokens
+            access_log=False,  # its lines would contain tokens
             server_header=False,
             date_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
+            limit_concurrency=_MAX_CONNECTIONS,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=1,
             h11_max_incomplete_event_size=16_384,
@@ -96,12 +96,12 @@ class PageServer:
         self._thread.start()
 
     def close(self) -> None:
-        """End it, whoever is still connected."""
+        """Stop the server, even if clients are connected."""
         self._server.should_exit = self._server.force_exit = True
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._on_stop)
-        self._thread.join(_STOP_WITHIN_S)
+        self._thread.join(_STOP_TIMEOUT_S)
         self._socket.close()
 
     def _run(self) -> None:
@@ -126,7 +126,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise FsvitEdgeError(
-            f"The page cannot be served at {host}:{port}: {error.strerror or error}; name another port in --sink."
+            f"The page cannot be served at {host}:{port}: {error.strerror or error}; choose another port in --sink."
         ) from error
     return listening
 

@@ -11,7 +11,7 @@ from fsvit_edge.live.health import Health
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.page.access import Access, is_loopback
-from fsvit_edge.page.api import Api
+from fsvit_edge.page.app import PageState, create_app
 from fsvit_edge.page.frame_hub import FrameHub
 from fsvit_edge.page.server import PageServer
 from fsvit_edge.runtime.bank import check_bank_path
@@ -23,21 +23,21 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{8,128}")
 
 
 class PageSink(Sink):
-    """Serves the page from the moment it is made.
+    """Serves the page as soon as it is created.
 
     Args:
-        uri: "http://ADDRESS:PORT", an address of this machine; port 0 takes a free one.
-        model: What can be changed from the page.
-        bank_path: Where the page saves the classes.
-        token: What must be presented. None: nothing on loopback, a random one elsewhere.
-        hosts: Names by which browsers know this machine, beside its own.
+        uri: "http://ADDRESS:PORT" with an address of this machine; port 0: any free one.
+        model: The model of the run; the page changes its classes.
+        bank_path: File to which the page saves the classes.
+        token: Access token for the page. None: no token on loopback, a random one on other addresses.
+        hosts: More host names of this machine.
 
     Attributes:
-        address: What to open in a browser, with the token.
+        address: Address to open in a browser, with the token.
 
     Raises:
-        InputError: The URI, the token or the bank's path cannot be used.
-        FsvitEdgeError: The port is taken, or the address is not this machine's.
+        InputError: The URI, the token or the path of the bank is invalid.
+        FsvitEdgeError: The port is in use, or the address is not one of this machine.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class PageSink(Sink):
             token = secrets.token_urlsafe(16)
         if token is not None and not _TOKEN.fullmatch(token):
             raise InputError(
-                "--token must be 8 to 128 letters, digits or . _ ~ -; leave it out, and a page that others can reach "
-                "makes its own."
+                "--token must be 8 to 128 letters, digits or . _ ~ -. Without --token, a page that others can reach "
+                "gets a random one."
             )
         self._hub = FrameHub()
-        application = Api(self._hub, model, bank_path).application()
-        self._server = PageServer(Access(application, token, hosts), host, port, self._hub.close)
+        app = create_app(PageState(self._hub, model, bank_path))
+        self._server = PageServer(Access(app, token, hosts), host, port, self._hub.close)
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self._server.port}/{'' if token is None else f'?token={token}'}"
 
@@ -77,5 +77,5 @@ def _parse(uri: str) -> tuple[str, int]:
     except ValueError:
         parts, host, port = urlsplit(""), None, 0
     if not host or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise InputError("The page's sink is http://ADDRESS:PORT without anything more, as in http://127.0.0.1:8080.")
+        raise InputError("Unsupported page address; give only http://ADDRESS:PORT, as in http://127.0.0.1:8080.")
     return host, port

@@ -58,10 +58,10 @@ def test_a_run_that_cannot_start_is_an_error_of_one_sentence(
 @pytest.mark.usefixtures("here")
 def test_the_page_without_its_packages_names_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     found = terminal.find_spec
-    monkeypatch.setattr(terminal, "find_spec", lambda name: None if name == "starlette" else found(name))
+    monkeypatch.setattr(terminal, "find_spec", lambda name: None if name == "fastapi" else found(name))
     result = cli("run", "demo", "--sink", "http://127.0.0.1:0")
     assert result.code == 3
-    assert 'The page needs starlette, which is not installed; try: pip install "fsvit-edge[web]"' in result.err
+    assert 'The page needs fastapi, which is not installed; try: pip install "fsvit-edge[web]"' in result.err
 
 
 def test_a_file_plays_as_a_camera_into_segments_with_statistics_and_health(here: Path, cli: Cli) -> None:

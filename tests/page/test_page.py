@@ -1,4 +1,4 @@
-"""The page's API and its guards, over real sockets; the browser is in test_page_in_browser.py."""
+"""The page's HTTP API and access control, over real sockets; test_page_in_browser.py has the browser."""
 
 import base64
 import contextlib
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import cv2
 import httpx
@@ -33,9 +34,10 @@ from fsvit_edge.runtime.predictor import FewShotModel
 
 HEIGHT, WIDTH = 96, 128
 STATIC = Path(access.__file__).parent / "static"
-SHIPPED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
+BUNDLED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
 TOKEN = "a-token-for-tests"
-NEW = "new"  # stands for a frame that is frozen then
+BOX = [40, 30, 90, 70]
+NEW = "new"  # replaced with the id of a frozen frame
 
 
 def picture(shade: int = 90) -> np.ndarray:
@@ -68,7 +70,7 @@ def loaded() -> Iterator[FewShotModel]:
 
 @pytest.fixture
 def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
-    """A page beside a loop that judges nothing but does what is asked."""
+    """A page beside a loop that runs requests but no frames."""
     for name in loaded.classes:
         loaded.remove(name)
     model = LiveModel(loaded)
@@ -83,7 +85,7 @@ def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
     looping.start()
     with (
         PageSink("http://127.0.0.1:0", model, bank) as page,
-        httpx.Client(base_url=page.address, timeout=10, trust_env=False) as client,
+        httpx.Client(base_url=page.address, timeout=40, trust_env=False) as client,
     ):
         show(Served(page, model, client, bank), picture())
         yield Served(page, model, client, bank)
@@ -92,8 +94,14 @@ def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
         model.close()
 
 
+def port_of(page: PageSink) -> int:
+    port = urlsplit(page.address).port
+    assert port is not None
+    return port
+
+
 def show(served: Served, image: np.ndarray) -> None:
-    prediction = served.model._model.predict(image)
+    prediction = served.model.read(lambda model: model.predict(image))
     served.page.write(Frame(image, 5, "cam", 0.0, time.monotonic(), 1.0), prediction)
     served.page.report(health())
 
@@ -113,8 +121,13 @@ def png(mask: np.ndarray) -> str:
     return base64.b64encode(cv2.imencode(".png", mask)[1].tobytes()).decode()
 
 
-def test_the_page_and_its_files_are_served_with_their_guards(served: Served) -> None:
-    kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg"}
+def test_the_page_and_its_files_are_served_with_security_headers(served: Served) -> None:
+    kinds = {
+        ".html": "text/html",
+        ".css": "text/css",
+        ".js": ("text/javascript", "application/javascript"),
+        ".svg": "image/svg",
+    }
     for file in STATIC.iterdir():
         kind = kinds[file.suffix]
         answer = served.client.get("/" if file.name == "index.html" else f"/{file.name}")
@@ -122,15 +135,15 @@ def test_the_page_and_its_files_are_served_with_their_guards(served: Served) -> 
         assert answer.headers["content-type"].startswith(kind)
         assert "default-src 'self'" in answer.headers["content-security-policy"]
         assert "access-control-allow-origin" not in answer.headers
-        assert kind == "image/svg" or "http" not in answer.text  # nothing is fetched from elsewhere
+        assert kind == "image/svg" or "http" not in answer.text  # nothing is loaded from the internet
 
 
-def test_enrollment_by_a_box_says_at_once_how_good_it_is(served: Served) -> None:
-    answer = enroll(served, box_xyxy=[40, 30, 90, 70])
+def test_enrollment_by_a_box_reports_how_well_it_works(served: Served) -> None:
+    answer = enroll(served, box_xyxy=BOX)
     assert answer.status_code == 201
     report = answer.json()
     assert (report["name"], report["shots"]) == ("cup", 1)
-    assert 0.25 <= report["mask_cover"] * HEIGHT * WIDTH / (50 * 40) < 1.01  # the thing in the box
+    assert 0.25 <= report["mask_cover"] * HEIGHT * WIDTH / (50 * 40) < 1.01  # the object in the box
     assert report["kept_tokens"] > 0
     assert 0 <= report["score"] <= 1
     assert 0 <= report["found_share"] <= 1
@@ -138,28 +151,25 @@ def test_enrollment_by_a_box_says_at_once_how_good_it_is(served: Served) -> None
     assert report["area_ratio"] >= 0
     state = served.client.get("/api/state").json()
     assert [(one["name"], one["supports"]) for one in state["classes"]] == [("cup", [{"has_mask": True}])]
-    assert {one["level"] for one in state["classes"]} <= {
-        None,
-        SHIPPED_LEVEL,
-    }  # none before the first frame with the class
+    assert {one["level"] for one in state["classes"]} <= {None, BUNDLED_LEVEL}  # none before a frame with the class
     assert state["bank"] == {"file": str(served.bank), "is_saved": False}
     assert state["frame"]["size_hw"] == [HEIGHT, WIDTH]
-    assert enroll(served, box_xyxy=[40, 30, 90, 70]).json()["shots"] == 2
+    assert enroll(served, box_xyxy=BOX).json()["shots"] == 2
 
 
-def test_enrollment_by_a_mask_takes_just_that_mask(served: Served) -> None:
+def test_enrollment_by_a_mask_uses_exactly_that_mask(served: Served) -> None:
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[:, : WIDTH // 2] = 255
     assert enroll(served, mask_png=png(mask)).json()["mask_cover"] == pytest.approx(0.5)
-    seen = served.client.get("/api/supports.png", params={"name": "cup", "index": 0, "seen": 1})
+    masked = served.client.get("/api/supports.png", params={"name": "cup", "index": 0, "masked": 1})
     plain = served.client.get("/api/supports.png", params={"name": "cup", "index": 0})
-    bright, dim = (cv2.imdecode(np.frombuffer(one.content, np.uint8), 1).astype(int) for one in (plain, seen))
+    bright, dim = (cv2.imdecode(np.frombuffer(one.content, np.uint8), 1).astype(int) for one in (plain, masked))
     half = bright.shape[1] // 2
     assert np.array_equal(bright[:, : half - 1], dim[:, : half - 1])
     assert dim[:, half + 1 :].mean() < 0.4 * bright[:, half + 1 :].mean()
 
 
-def test_enrollment_by_name_alone_and_its_warnings(served: Served) -> None:
+def test_enrollment_by_name_only_and_its_warnings(served: Served) -> None:
     report = enroll(served).json()
     assert (report["found_share"], report["iou"], report["area_ratio"]) == (None, None, None)
     assert [support.has_mask for support in served.model.supports["cup"]] == [False]
@@ -186,12 +196,12 @@ def test_a_class_that_looks_the_same_is_named() -> None:
     )
 
 
-def test_pictures_are_shown_while_the_model_is_busy(served: Served) -> None:
+def test_support_pictures_are_served_while_the_model_is_busy(served: Served) -> None:
     enroll(served)
     go_on = threading.Event()
     busy = threading.Thread(target=served.model.read, args=(lambda _: go_on.wait(10),))
     busy.start()
-    shown = {"name": "cup", "index": 0, "seen": 1}
+    shown = {"name": "cup", "index": 0, "masked": 1}
     with ThreadPoolExecutor(20) as browsers:
         answers = list(browsers.map(lambda _: served.client.get("/api/supports.png", params=shown), range(20)))
     go_on.set()
@@ -199,7 +209,7 @@ def test_pictures_are_shown_while_the_model_is_busy(served: Served) -> None:
     assert {answer.status_code for answer in answers} == {200}
 
 
-def test_a_picture_that_is_not_there_is_refused(served: Served) -> None:
+def test_an_unknown_support_picture_is_refused(served: Served) -> None:
     enroll(served)
     for name, index in [("cup", "1"), ("cup", "-1"), ("mug", "0"), ("", "0"), ("cup", "")]:
         gone = served.client.get("/api/supports.png", params={"name": name, "index": index})
@@ -207,9 +217,9 @@ def test_a_picture_that_is_not_there_is_refused(served: Served) -> None:
         assert "picture" in gone.json()["error"] or "index" in gone.json()["error"]
 
 
-def test_classes_are_renamed_and_removed_and_pictures_forgotten(served: Served) -> None:
+def test_classes_are_renamed_and_removed_and_supports_removed(served: Served) -> None:
     enroll(served, "a/b?c")
-    enroll(served, "a/b?c", box_xyxy=[40, 30, 90, 70])
+    enroll(served, "a/b?c", box_xyxy=BOX)
     assert served.client.delete("/api/supports", params={"name": "a/b?c", "index": 0}).status_code == 204
     assert [support.has_mask for support in served.model.supports["a/b?c"]] == [True]
     renamed = served.client.patch("/api/classes", json={"name": "a/b?c", "new_name": "猫"})
@@ -232,7 +242,7 @@ def test_the_bank_is_saved_downloaded_and_loaded(served: Served) -> None:
     assert served.model.classes == ("cup",)
 
 
-def test_the_stream_gives_the_newest_frames_to_each_watcher(served: Served) -> None:
+def test_the_stream_sends_the_newest_frames_to_each_viewer(served: Served) -> None:
     with served.client.stream("GET", "/api/stream.mjpg") as stream:
         received = b""
         parts = stream.iter_raw()
@@ -256,7 +266,7 @@ def test_the_stream_shows_what_a_recording_shows(served: Served) -> None:
     served.page.write(frame, answer)
     with served.client.stream("GET", "/api/stream.mjpg") as stream:
         parts = stream.iter_raw()
-        for _ in range(2):  # what was there before the watcher came, then what comes while it watches
+        for _ in range(2):  # the frame from before the viewer connected, then a new one
             received = b""
             while b"\xff\xd9" not in received:
                 received += next(parts)
@@ -268,30 +278,30 @@ def test_the_stream_shows_what_a_recording_shows(served: Served) -> None:
 
 
 def test_nothing_is_encoded_while_nobody_watches(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frame_hub, "_jpeg", lambda _: pytest.fail("encoded for nobody"))
+    monkeypatch.setattr(frame_hub, "encode_jpeg", lambda _: pytest.fail("encoded without a viewer"))
     show(served, picture())
 
 
-def test_too_many_watchers_are_refused(served: Served) -> None:
+def test_too_many_viewers_are_refused(served: Served) -> None:
     watching = [served.client.stream("GET", "/api/stream.mjpg") for _ in range(8)]
     for one in watching:
         assert one.__enter__().status_code == 200
     refused = served.client.get("/api/stream.mjpg")
-    assert (refused.status_code, refused.json()) == (503, {"error": "8 watch already; close another page."})
+    assert (refused.status_code, refused.json()) == (503, {"error": "Viewer limit (8) reached; close another page."})
     for one in watching:
         one.__exit__(None, None, None)
 
 
-def test_old_frozen_frames_go(served: Served) -> None:
+def test_only_the_latest_four_frozen_frames_are_kept(served: Served) -> None:
     first = freeze(served)
     assert served.client.get(f"/api/frames/{first}.jpg").status_code == 200
     for _ in range(4):
         freeze(served)
     gone = served.client.get(f"/api/frames/{first}.jpg")
-    assert (gone.status_code, gone.json()) == (400, {"error": "This frame is not kept any more; freeze another one."})
+    assert (gone.status_code, gone.json()) == (400, {"error": "This frame is no longer available; freeze another one."})
 
 
-def test_health_and_metrics_are_told(served: Served) -> None:
+def test_health_and_metrics(served: Served) -> None:
     assert served.client.get("/health").json()["source"] == "cam"
     text = served.client.get("/metrics").text
     samples = {
@@ -309,7 +319,7 @@ def test_health_and_metrics_are_told(served: Served) -> None:
     assert served.client.get("/health").status_code == 503
 
 
-def test_every_path_of_the_description_answers_as_described(served: Served) -> None:
+def test_every_documented_path_answers_as_documented(served: Served) -> None:
     enroll(served, "cup")
     described = served.client.get("/openapi.json").json()
     assert described["openapi"].startswith("3.1")
@@ -321,34 +331,35 @@ def test_every_path_of_the_description_answers_as_described(served: Served) -> N
             params = {"name": "nothing", "index": 0} if "parameters" in operation and "{id}" not in path else None
             body = operation.get("requestBody", {}).get("content", {})
             answer = served.client.request(method, url, params=params, json={} if "application/json" in body else None)
-            known = [int(code) for code in operation["responses"]]
-            assert answer.status_code in (*known, 400, 409), (method, path, answer.text)
-    assert "/api/classes" in served.client.get("/docs").text
+            documented = [int(code) for code in operation["responses"] if code != "default"]
+            assert answer.status_code in (*documented, 400, 409), (method, path, answer.text)
+            assert operation["description"].endswith((".", "source is not live.")), path
+    assert "HTTP API" in served.client.get("/docs").text
 
 
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "reason"),
     [
-        ("POST", "/api/classes", b"{", 400, "This is no JSON object."),
-        ("POST", "/api/classes", b"[1]", 400, "This is no JSON object."),
-        ("POST", "/api/classes", b"[" * 100_000, 400, "This is no JSON object."),
-        ("POST", "/api/classes", b"{}", 400, "The field name must be a text."),
-        ("POST", "/api/classes", {"name": "x", "frame_id": "gone"}, 400, "This frame is not kept any more"),
+        ("POST", "/api/classes", b"{", 400, "Body must be a JSON object."),
+        ("POST", "/api/classes", b"[1]", 400, "Body must be a JSON object."),
+        ("POST", "/api/classes", b"[" * 100_000, 400, "Body must be a JSON object."),
+        ("POST", "/api/classes", b"{}", 400, "Field name is required."),
+        ("POST", "/api/classes", {"name": "x", "frame_id": "gone"}, 400, "This frame is no longer available"),
         ("POST", "/api/classes", {"name": "", "frame_id": NEW}, 400, "must be 1 to 80 printable characters"),
         ("POST", "/api/classes", {"name": "x\n", "frame_id": NEW}, 400, "must be 1 to 80 printable characters"),
-        ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "box_xyxy": [1, 2, 3]}, 400, "box_xyxy must be [left"),
-        ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "box_xyxy": [1, 2, 1e9, 4]}, 400, "box_xyxy must be"),
+        ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "box_xyxy": [1, 2, 3]}, 400, "box_xyxy[3] is required"),
+        ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "box_xyxy": [1, 2, 1e9, 4]}, 400, "[2] must be less"),
         ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "box_xyxy": [5, 5, 6, 6]}, 400, "less than 4 x 4"),
-        ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "box_xyxy": [], "mask_png": ""}, 400, "not both"),
-        ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "mask_png": "%%%"}, 400, "is not base64"),
+        ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "box_xyxy": BOX, "mask_png": ""}, 400, "not both"),
+        ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "mask_png": "%%%"}, 400, "is not valid base64"),
         ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "mask_png": "AAAA"}, 400, "must be a PNG of the"),
         ("PATCH", "/api/classes", {"name": "x", "new_name": "y"}, 400, "'x' is not enrolled"),
         ("DELETE", "/api/classes?name=x", b"", 400, "'x' is not enrolled"),
-        ("DELETE", "/api/supports?name=x&index=-1", b"", 400, "index must be a number"),
+        ("DELETE", "/api/supports?name=x&index=-1", b"", 400, "Parameter index must be greater than or equal to 0."),
         ("PUT", "/api/bank", b"not a bank", 409, "Bank uploaded.safetensors is damaged or not a safetensors file"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_is_told_in_one_sentence(
+def test_unusable_input_gets_one_sentence(
     served: Served, method: str, path: str, body: Any, status: int, reason: str
 ) -> None:
     if isinstance(body, dict) and body.get("frame_id") == NEW:
@@ -361,19 +372,19 @@ def test_what_cannot_be_used_is_told_in_one_sentence(
     assert served.model.classes == ()
 
 
-def test_a_picture_bomb_is_refused_before_it_is_unfolded(served: Served) -> None:
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(served: Served) -> None:
     bomb = cv2.imencode(".png", np.zeros((9000, 9000), np.uint8))[1].tobytes()
     answer = enroll(served, mask_png=base64.b64encode(bomb).decode())
     assert (answer.status_code, "got 9000 x 9000" in answer.text) == (400, True)
 
 
-# ------------------------------------------------------------------------------------------------------------ guards
+# ---------------------------------------------------------------------------------------------------- access control
 
 
 @pytest.fixture
 def guarded(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    """A second page on the same model that asks for a token."""
-    monkeypatch.setattr(access, "_WRONG_TOKEN_DELAY_S", 0.0)
+    """A second page on the same model that requires a token."""
+    monkeypatch.setattr(access, "WRONG_TOKEN_DELAY_S", 0.0)
     bank = tmp_path / "other.safetensors"
     with (
         PageSink("http://127.0.0.1:0", served.model, bank, TOKEN, ["robot.example"]) as page,
@@ -396,15 +407,15 @@ PATHS = ("/", "/page.js", "/api/state", "/api/stream.mjpg", "/metrics", "/health
         {"params": {"token": ""}},
     ],
 )
-def test_without_the_token_nothing_is_told(guarded: httpx.Client, path: str, how: dict[str, Any]) -> None:
+def test_without_the_token_everything_is_refused(guarded: httpx.Client, path: str, how: dict[str, Any]) -> None:
     answer = httpx.get(guarded.base_url.join(path), trust_env=False, timeout=10, **how)
     assert (answer.status_code, answer.json()) == (
         401,
-        {"error": "A token is needed; open the address that the run has printed."},
+        {"error": "Access token required; open the address that the run printed."},
     )
 
 
-def test_a_token_opens_by_header_by_address_and_then_by_cookie(guarded: httpx.Client) -> None:
+def test_a_token_is_accepted_in_the_header_the_address_and_then_the_cookie(guarded: httpx.Client) -> None:
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     assert guarded.get("/health", headers=bearer).status_code == 503
     assert guarded.get("/api/state").status_code == 401
@@ -422,18 +433,18 @@ def test_a_token_opens_by_header_by_address_and_then_by_cookie(guarded: httpx.Cl
         ("127.0.0.1", 200),
         ("localhost:8080", 200),
         ("[::1]:8080", 200),
-        ("192.168.1.9", 200),  # an address is nobody's but ours, however it was reached
+        ("192.168.1.9", 200),  # an address cannot be rebound to another machine
         ("evil.example", 421),
         ("127.0.0.1.evil.example", 421),
         ("localhost.evil.example:80", 421),
         ("", 421),
     ],
 )
-def test_another_name_is_not_ours(served: Served, host: str, status: int) -> None:
+def test_unknown_host_names_are_refused(served: Served, host: str, status: int) -> None:
     assert served.client.get("/api/state", headers={"Host": host}).status_code == status
 
 
-def test_a_name_can_be_allowed(guarded: httpx.Client) -> None:
+def test_a_host_name_can_be_allowed(guarded: httpx.Client) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}", "Host": "robot.example"}
     assert guarded.get("/api/state", headers=headers).status_code == 200
 
@@ -451,7 +462,9 @@ def test_a_name_can_be_allowed(guarded: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/api/frames"), ("DELETE", "/api/classes"), ("PUT", "/api/bank")]
 )
-def test_another_sites_page_changes_nothing(served: Served, headers: dict[str, str], method: str, path: str) -> None:
+def test_requests_from_another_site_are_refused(
+    served: Served, headers: dict[str, str], method: str, path: str
+) -> None:
     answer = served.client.request(method, path, headers=headers)
     assert answer.status_code == 403
     own = {"Origin": str(served.client.base_url).rstrip("/")}
@@ -459,20 +472,23 @@ def test_another_sites_page_changes_nothing(served: Served, headers: dict[str, s
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-def test_a_form_of_another_site_is_no_json(served: Served, kind: str) -> None:
+def test_only_json_is_accepted_so_forms_on_other_sites_are_refused(served: Served, kind: str) -> None:
     answer = served.client.post("/api/classes", content=b"{}", headers={"Content-Type": kind})
-    assert (answer.status_code, answer.json()["error"]) == (400, "Send JSON, with Content-Type: application/json.")
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "Send JSON, with the header Content-Type: application/json.",
+    )
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *("/../api.py", "/static/index.html", "/page.js/../../api.py", "/%2e%2e/api.py", "/index.html", "//etc/passwd"),
+        *("/../app.py", "/static/index.html", "/page.js/../../app.py", "/%2e%2e/app.py", "//etc/passwd"),
         *("/api/frames/../../../etc/passwd.jpg", "/api/frames/%2fetc%2fpasswd.jpg", "/page.css%00.py"),
     ],
 )  # fmt: skip
-def test_no_path_leads_to_a_file(served: Served, path: str) -> None:
-    with socket.create_connection(("127.0.0.1", served.page._server.port), timeout=5) as raw:
+def test_no_path_leads_to_other_files(served: Served, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", port_of(served.page)), timeout=5) as raw:
         raw.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         answer = b""
         while piece := raw.recv(65536):
@@ -482,7 +498,7 @@ def test_no_path_leads_to_a_file(served: Served, path: str) -> None:
     assert b"root:" not in answer
 
 
-def test_too_much_is_refused_whether_it_is_announced_or_not(served: Served) -> None:
+def test_large_bodies_are_refused_with_and_without_content_length(served: Served) -> None:
     headers = {"Content-Type": "application/json"}
     announced = served.client.post("/api/classes", content=b" " * 4_000_001, headers=headers)
     assert announced.status_code == 413
@@ -491,9 +507,9 @@ def test_too_much_is_refused_whether_it_is_announced_or_not(served: Served) -> N
         for _ in range(50):
             yield b" " * 100_000
 
-    with contextlib.suppress(httpx.WriteError):  # the server hangs up on who goes on sending
+    with contextlib.suppress(httpx.WriteError):  # the server disconnects a client that keeps sending
         assert served.client.post("/api/classes", content=dripping(), headers=headers).status_code == 413
-    with socket.create_connection(("127.0.0.1", served.page._server.port), timeout=5) as raw:
+    with socket.create_connection(("127.0.0.1", port_of(served.page)), timeout=5) as raw:
         raw.sendall(b"GET /" + b"x" * 200_000)
         assert raw.recv(4096).split()[1] == b"400"
 
@@ -511,18 +527,18 @@ def test_other_methods_are_refused(served: Served, method: str) -> None:
     ["http://", "http://127.0.0.1:99999", "http://127.0.0.1/path", "http://u:p@127.0.0.1", "http://127.0.0.1?x=1"],
 )
 def test_an_address_with_more_than_host_and_port_is_refused(loaded: FewShotModel, uri: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="The page's sink is http://ADDRESS:PORT"):
+    with pytest.raises(InputError, match="Unsupported page address; give only http://ADDRESS:PORT"):
         PageSink(uri, LiveModel(loaded), tmp_path / "bank.safetensors")
 
 
 @pytest.mark.parametrize("token", ["", "short", "has blanks in it", "semi;colon=", "x" * 200])
-def test_a_token_that_protects_nothing_is_refused(loaded: FewShotModel, token: str, tmp_path: Path) -> None:
+def test_a_weak_token_is_refused(loaded: FewShotModel, token: str, tmp_path: Path) -> None:
     for host in ("0.0.0.0", "127.0.0.1"):
         with pytest.raises(InputError, match="--token must be 8 to 128 letters"):
             PageSink(f"http://{host}:0", LiveModel(loaded), tmp_path / "bank.safetensors", token)
 
 
-def test_a_page_that_others_can_reach_makes_a_token(loaded: FewShotModel, tmp_path: Path) -> None:
+def test_a_page_that_others_can_reach_gets_a_random_token(loaded: FewShotModel, tmp_path: Path) -> None:
     tokens = set()
     for _ in range(2):
         with PageSink("http://0.0.0.0:0", LiveModel(loaded), tmp_path / "bank.safetensors") as page:
@@ -535,13 +551,13 @@ def test_a_page_that_others_can_reach_makes_a_token(loaded: FewShotModel, tmp_pa
         assert "token" not in page.address
 
 
-def test_a_port_that_is_taken_is_told(loaded: FewShotModel, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported(loaded: FewShotModel, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(
-            FsvitEdgeError, match=rf"cannot be served at 127\.0\.0\.1:{port}: Address already in use; name"
+            FsvitEdgeError, match=rf"cannot be served at 127\.0\.0\.1:{port}: Address already in use; choose"
         ):
             PageSink(f"http://127.0.0.1:{port}", LiveModel(loaded), tmp_path / "bank.safetensors")
 
@@ -551,5 +567,5 @@ def test_a_port_that_is_taken_is_told(loaded: FewShotModel, tmp_path: Path) -> N
     [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
      ("192.168.0.1", False), ("robot.local", False)],
 )  # fmt: skip
-def test_what_is_loopback(host: str, expected: bool) -> None:
+def test_loopback_addresses(host: str, expected: bool) -> None:
     assert is_loopback(host) == expected

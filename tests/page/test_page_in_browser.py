@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's Chromium, headless, on a real run of the demo."""
+"""The page of a real run of the demo in a real browser: Debian's Chromium, headless."""
 
 import re
 import shutil
@@ -25,8 +25,8 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 TOKEN = "browser-test-token"
-SHIPPED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
-CAT_S = 20.0  # the demo lingers at each photograph for seconds, and comes back to each within so many
+BUNDLED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
+CYCLE_S = 20.0  # longest time until the demo shows the same photograph again
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: sudo apt install chromium"),
@@ -41,18 +41,18 @@ class Run(NamedTuple):
 
 @contextmanager
 def started(folder: Path, port: int = 0, *options: str) -> Iterator[Run]:
-    """A run of the demo with its page, which ends in order."""
+    """A run of the demo with its page; fails unless the run ends cleanly."""
     command = [sys.executable, "-m", "fsvit_edge.cli.main", "run", "demo", *options]
     command += ["--sink", f"http://127.0.0.1:{port}", "--token", TOKEN, "--threads", "1"]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
-        said = []
+        printed = []
         for line in process.stderr:
-            said.append(line)
+            printed.append(line)
             if line.startswith("The page is at "):
                 break
         else:
-            pytest.fail("".join(said))
+            pytest.fail("".join(printed))
         try:
             yield Run(line.removeprefix("The page is at ").strip(), folder)
         finally:
@@ -80,8 +80,8 @@ def browser(profile: Path) -> Iterator[BrowserContext]:
 def page(live: Run, tmp_path: Path) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test.
 
-    Except one: a picture that is asked for just as its class is removed is refused, and no page can keep the browser
-    from saying so.
+    One error is allowed: the request for a picture whose class is just being removed fails, and the browser always
+    logs that.
     """
     errors: list[str] = []
     refused: list[str] = []
@@ -105,14 +105,14 @@ def page(live: Run, tmp_path: Path) -> Iterator[Page]:
     assert not {one["name"] for one in state["classes"]}.intersection(refused)
 
 
-def wait_for(page: Page, what: str) -> None:
-    """Wait until a class of the demo is in the picture."""
-    item = page.locator(f'.class[data-name="{what}"]')
-    expect(item).to_have_class(re.compile("present"), timeout=1000 * CAT_S)
+def wait_for(page: Page, name: str) -> None:
+    """Wait until a class is present."""
+    item = page.locator(f'.class[data-name="{name}"]')
+    expect(item).to_have_class(re.compile("present"), timeout=1000 * CYCLE_S)
 
 
 def drag(page: Page, share_xyxy: tuple[float, float, float, float]) -> None:
-    """Drag a box over shares of the drawing."""
+    """Drag a box; its corners are shares of the width and height of the drawing."""
     area = page.locator("#drawing").bounding_box()
     assert area is not None
     left, top, right, bottom = share_xyxy
@@ -125,7 +125,7 @@ def drag(page: Page, share_xyxy: tuple[float, float, float, float]) -> None:
 def enroll_by_name(page: Page, name: str) -> None:
     page.get_by_role("button", name="Add a class").click()
     page.get_by_role("radio", name="Name only").check()
-    page.get_by_label("Name of the class").fill(name)
+    page.get_by_label("Class name").fill(name)
     page.get_by_role("button", name="Enroll", exact=True).click()
 
 
@@ -133,10 +133,10 @@ def wait_for_movement(page: Page) -> None:
     first = page.locator("#live").screenshot()
     deadline = time.monotonic() + 10
     while page.locator("#live").screenshot() == first:
-        assert time.monotonic() < deadline, "the picture stands still"
+        assert time.monotonic() < deadline, "the picture does not change"
 
 
-def test_frames_move_and_the_figures_are_alive(page: Page) -> None:
+def test_the_picture_and_the_figures_are_live(page: Page) -> None:
     expect(page.locator("#state")).to_have_text("live")
     expect(page.locator("#fps")).to_have_text(re.compile(r"[0-9]+\.[0-9]"))
     expect(page.locator("#age")).to_have_text(re.compile(r"[0-9]+ ms"))
@@ -155,19 +155,19 @@ def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, live
     page.get_by_role("button", name="Add a class").click()
     expect(page.locator("#drawing")).to_be_visible()
     drag(page, (0.2, 0.05, 0.8, 0.95))
-    page.get_by_label("Name of the class").fill("tom <b>& co</b>")
+    page.get_by_label("Class name").fill("tom <b>& co</b>")
     page.get_by_role("button", name="Enroll", exact=True).click()
     report = page.locator("#report")
     expect(report).to_contain_text("tom <b>& co</b> is enrolled")
-    expect(report).to_contain_text("score here")
+    expect(report).to_contain_text("score in this frame")
     item = page.locator('.class[data-name="tom <b>& co</b>"]')
-    expect(item).to_have_class(re.compile("present"), timeout=1000 * CAT_S)
+    expect(item).to_have_class(re.compile("present"), timeout=1000 * CYCLE_S)
     assert float(item.locator(".score").inner_text().split()[0]) > 0.5
-    expect(item.locator(".bar .level")).to_have_attribute("style", f"left: {100 * SHIPPED_LEVEL:g}%;")
-    expect(item.locator(".bar")).to_have_attribute("title", f"Present above {SHIPPED_LEVEL:.2f}")
+    expect(item.locator(".bar .level")).to_have_attribute("style", f"left: {100 * BUNDLED_LEVEL:g}%;")
+    expect(item.locator(".bar")).to_have_attribute("title", f"Present above {BUNDLED_LEVEL:.2f}")
     expect(item.locator(".supports img")).to_have_count(1)
     assert item.locator(".supports img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 10
-    expect(page.locator("#bank-saved")).to_have_text("Changes are not saved.")
+    expect(page.locator("#bank-saved")).to_have_text("Unsaved changes.")
 
     item.get_by_role("button", name="Rename").click()
     page.keyboard.type("tom")
@@ -180,12 +180,12 @@ def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, live
     assert (live.folder / "bank.safetensors").is_file()
 
     tom.get_by_role("button", name="Remove").click()
-    expect(tom).to_be_visible()  # the first click only asks
+    expect(tom).to_be_visible()  # the first click only asks for confirmation
     tom.get_by_role("button", name="Really remove?").click()
     expect(tom).to_have_count(0)
 
 
-def test_a_saved_bank_is_loaded_back(page: Page, live: Run) -> None:
+def test_a_downloaded_bank_can_be_loaded(page: Page, live: Run) -> None:
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     saved = live.folder / "downloaded.safetensors"
@@ -198,11 +198,11 @@ def test_a_saved_bank_is_loaded_back(page: Page, live: Run) -> None:
     expect(rocket).to_be_visible()
 
 
-def test_paint_and_name_alone_enroll_too_and_undo_takes_it_back(page: Page) -> None:
+def test_paint_and_name_only_enroll_too_and_can_be_undone(page: Page) -> None:
     page.get_by_role("button", name="Add a class").click()
     page.get_by_role("radio", name="Paint").check()
     drag(page, (0.4, 0.4, 0.6, 0.6))
-    page.get_by_label("Name of the class").fill("painted")
+    page.get_by_label("Class name").fill("painted")
     page.get_by_role("button", name="Enroll", exact=True).click()
     painted = page.locator('.class[data-name="painted"]')
     expect(painted).to_be_visible()
@@ -214,9 +214,9 @@ def test_paint_and_name_alone_enroll_too_and_undo_takes_it_back(page: Page) -> N
     page.get_by_role("button", name="Undo").click()
 
 
-def test_a_picture_that_comes_too_late_does_not_disturb(page: Page) -> None:
+def test_a_late_picture_of_a_removed_class_is_ignored(page: Page) -> None:
     held: list[Route] = []
-    # A lambda, for playwright cannot put its mark on a built-in method.
+    # A lambda, because playwright cannot set attributes on a built-in method.
     page.route(re.compile("/api/supports.png.*name=brief"), lambda route: held.append(route))
     enroll_by_name(page, "brief")
     brief = page.locator('.class[data-name="brief"]')
@@ -231,11 +231,11 @@ def test_a_picture_that_comes_too_late_does_not_disturb(page: Page) -> None:
     expect(page.locator("#banner")).to_be_hidden()
 
 
-def test_a_box_can_be_drawn_with_the_keyboard_and_a_mistake_is_told(page: Page) -> None:
+def test_a_box_can_be_drawn_with_the_keyboard_and_a_mistake_is_reported(page: Page) -> None:
     page.get_by_role("button", name="Add a class").click()
-    page.get_by_label("Name of the class").fill("keyed")
+    page.get_by_label("Class name").fill("keyed")
     page.keyboard.press("Enter")
-    expect(page.locator("#banner")).to_contain_text("Drag a box around the thing first")
+    expect(page.locator("#banner")).to_contain_text("Drag a box around the object first")
     page.locator("#drawing").focus()
     with page.expect_response(re.compile("/mask$")) as preview:
         page.keyboard.press("Shift+ArrowRight")
@@ -244,17 +244,24 @@ def test_a_box_can_be_drawn_with_the_keyboard_and_a_mistake_is_told(page: Page) 
     expect(page.locator("#live")).to_be_visible()
 
 
+def test_the_api_is_documented_without_the_internet(page: Page, live: Run) -> None:
+    page.goto(urljoin(live.address, "/docs"))
+    row = page.get_by_role("row").filter(has_text="/api/classes").filter(has_text="POST")
+    expect(row).to_contain_text("name, frame_id, box_xyxy?, mask_png?")
+    expect(row).to_contain_text("Enroll a frozen frame")
+
+
 def test_the_page_fits_a_phone(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     expect(page.locator("#state")).to_have_text("live")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     area = page.get_by_role("button", name="Add a class").bounding_box()
     assert area is not None
-    assert area["height"] >= 44  # what a thumb hits
+    assert area["height"] >= 44  # large enough for a thumb
     assert area["y"] + area["height"] <= 844
 
 
-def test_an_open_page_finds_the_classes_of_a_run_that_was_started_again(tmp_path: Path) -> None:
+def test_an_open_page_shows_the_classes_of_a_restarted_run(tmp_path: Path) -> None:
     bank = tmp_path / "other.safetensors"
     with FewShotModel.load(threads=1) as model:
         model.enroll("kettle", [np.zeros((64, 64, 3), np.uint8)])
@@ -266,7 +273,7 @@ def test_an_open_page_finds_the_classes_of_a_run_that_was_started_again(tmp_path
             expect(page.locator('.class[data-name="cat"]')).to_be_visible()
             port = urlsplit(first.address).port
             assert port is not None
-        expect(page.locator("#state")).to_have_text("not reached")
+        expect(page.locator("#state")).to_have_text("unreachable")
         with started(tmp_path, port, "--bank", str(bank), "--sink", "mqtt://127.0.0.1:1/nobody"):
             expect(page.locator("#state")).to_have_text("live", timeout=10_000)
             expect(page.locator('.class[data-name="kettle"]')).to_be_visible()

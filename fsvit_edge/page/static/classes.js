@@ -1,9 +1,9 @@
-// The list of classes: scores, pictures, renaming and removing.
+// The list of classes: scores, pictures, rename and remove.
 
 import { freeze } from "/enrollment.js";
-import { ask, attempt, find, onClick, percent, query, tell } from "/talk.js";
+import { request, attempt, find, onClick, percent, query, showMessage } from "/common.js";
 
-const SURE_MS = 4000;
+const CONFIRM_MS = 4000;
 
 let shownRevision = null;
 const items = new Map();
@@ -42,10 +42,10 @@ function makeItem(name) {
   const item = find("class").content.firstElementChild.cloneNode(true);
   item.dataset.name = name;
   item.querySelector(".name").textContent = name;
-  item.querySelector(".bar").setAttribute("aria-label", `P(present) of ${name}`);
+  item.querySelector(".bar").setAttribute("aria-label", `Score of ${name}`);
   onClick(item.querySelector(".more"), () => freeze(name));
-  onSecondClick(item.querySelector(".remove"), "Really remove?", async () => {
-    await ask("DELETE", `/api/classes?${query({ name })}`);
+  onConfirmedClick(item.querySelector(".remove"), "Really remove?", async () => {
+    await request("DELETE", `/api/classes?${query({ name })}`);
   });
   item.querySelector(".rename").addEventListener("click", () => rename(item, name));
   return item;
@@ -53,33 +53,33 @@ function makeItem(name) {
 
 function showSupports(item, { name, supports }, revision) {
   const pictures = supports.map(({ has_mask: hasMask }, index) => {
-    const seen = `/api/supports.png?${query({ name, index, seen: 1, revision })}`;
+    const masked = `/api/supports.png?${query({ name, index, masked: true, revision })}`;
     const plain = `/api/supports.png?${query({ name, index, revision })}`;
-    const image = Object.assign(document.createElement("img"), { src: seen });
-    image.alt = `Picture ${index + 1} of ${name}: what the network takes for it`;
+    const image = Object.assign(document.createElement("img"), { src: masked });
+    image.alt = `Picture ${index + 1} of ${name}, dimmed outside the object`;
     const button = document.createElement("button");
     button.type = "button";
-    button.title = hasMask ? "By box or paint. Click: without the mask" : "By the name alone; the mask is guessed. Click: without it";
+    button.title = `${hasMask ? "Enrolled with a mask" : "Enrolled by name only; the mask is a guess"}. Click to show or hide the mask.`;
     button.append(image);
-    button.addEventListener("click", () => { image.src = image.src.endsWith(plain) ? seen : plain; });
+    button.addEventListener("click", () => { image.src = image.src.endsWith(plain) ? masked : plain; });
     return button;
   });
   item.querySelector(".supports").replaceChildren(...pictures);
 }
 
 // Removing cannot be undone, so it takes two clicks.
-function onSecondClick(button, question, action) {
+function onConfirmedClick(button, question, action) {
   const label = button.textContent;
   let timer = null;
-  const calm = () => { clearTimeout(timer); timer = null; button.textContent = label; button.classList.remove("sure"); };
+  const reset = () => { clearTimeout(timer); timer = null; button.textContent = label; button.classList.remove("confirm"); };
   onClick(button, async () => {
     if (timer === null) {
       button.textContent = question;
-      button.classList.add("sure");
-      timer = setTimeout(calm, SURE_MS);
+      button.classList.add("confirm");
+      timer = setTimeout(reset, CONFIRM_MS);
       return;
     }
-    calm();
+    reset();
     await action();
   });
 }
@@ -89,13 +89,13 @@ function rename(item, name) {
   const input = Object.assign(document.createElement("input"), { value: name, maxLength: 80 });
   input.setAttribute("aria-label", `New name of ${name}`);
   let isDone = false;
-  const finish = async (isWanted) => {
+  const finish = async (isAccepted) => {
     if (isDone) return;
     isDone = true;
-    const wanted = input.value.trim();
+    const newName = input.value.trim();
     input.replaceWith(label);
-    if (!isWanted || wanted === name) return;
-    await attempt(async () => { await ask("PATCH", "/api/classes", { name, new_name: wanted }); tell(""); });
+    if (!isAccepted || newName === name) return;
+    await attempt(async () => { await request("PATCH", "/api/classes", { name, new_name: newName }); showMessage(""); });
   };
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter") finish(true);

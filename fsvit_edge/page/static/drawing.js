@@ -1,6 +1,6 @@
-// The canvas over a frozen frame: a box with the mask that it becomes, or paint.
+// The canvas over a frozen frame: a box with a preview of its mask, or paint.
 
-import { ask, find, tell } from "/talk.js";
+import { request, find, showMessage } from "/common.js";
 
 const drawing = find("drawing"), pen = drawing.getContext("2d");
 const COLOR = "#ffd166", COLOR_RGB = [255, 209, 102];
@@ -8,7 +8,7 @@ const COLOR = "#ffd166", COLOR_RGB = [255, 209, 102];
 let frame = null; // {id, width, height}
 let mode = "box"; // or "paint", or "name"
 let box = null; // [x0, y0, x1, y1] as drawn
-let preview = null; // the mask that the box becomes
+let preview = null; // the mask of the box
 let isPainted = false;
 let latestPreview = 0;
 
@@ -26,25 +26,25 @@ export function clear() {
   pen.clearRect(0, 0, drawing.width, drawing.height);
 }
 
-export function drawBy(wanted) {
-  mode = wanted;
+export function setMode(newMode) {
+  mode = newMode;
   drawing.classList.toggle("off", mode === "name");
   clear();
 }
 
-// What is drawn, as the run wants to be asked.
-export async function drawn() {
+// The drawing as fields of the request to enroll.
+export async function selection() {
   if (mode === "name") return {};
   if (mode === "paint") {
-    if (!isPainted) throw new Error("Paint over the thing first, or choose Name only.");
+    if (!isPainted) throw new Error("Paint over the object first, or choose Name only.");
     return { mask_png: await paintedPng() };
   }
-  if (!box) throw new Error("Drag a box around the thing first, or choose Name only.");
+  if (!box) throw new Error("Drag a box around the object first, or choose Name only.");
   return { box_xyxy: ordered(box) };
 }
 
-// The picture is fitted into its place, so a point of the page is not simply a share of the canvas.
-function place(event) {
+// The point of an event in pixels of the frame, and the scale. The picture is fitted into the canvas, which leaves margins.
+function framePoint(event) {
   const outer = drawing.getBoundingClientRect();
   const scale = Math.min(outer.width / drawing.width, outer.height / drawing.height);
   const x = (event.clientX - outer.left - (outer.width - drawing.width * scale) / 2) / scale;
@@ -75,10 +75,10 @@ function redraw() {
 async function showPreview() {
   const [x0, y0, x1, y1] = ordered(box);
   if (x1 - x0 < 2 || y1 - y0 < 2) return;
-  const mine = ++latestPreview;
+  const number = ++latestPreview;
   try {
-    const mask = await createImageBitmap(await ask("POST", `/api/frames/${frame.id}/mask`, { box_xyxy: [x0, y0, x1, y1] }));
-    if (mine !== latestPreview || !box) return;
+    const mask = await createImageBitmap(await request("POST", `/api/frames/${frame.id}/mask`, { box_xyxy: [x0, y0, x1, y1] }));
+    if (number !== latestPreview || !box) return;
     const tinted = new OffscreenCanvas(mask.width, mask.height);
     const layer = tinted.getContext("2d");
     layer.drawImage(mask, 0, 0);
@@ -91,7 +91,7 @@ async function showPreview() {
     preview = tinted;
     redraw();
   } catch (error) {
-    tell(error.message);
+    showMessage(error.message);
   }
 }
 
@@ -109,13 +109,13 @@ function paintTo(x, y, scale, isStart) {
 drawing.addEventListener("pointerdown", (event) => {
   if (mode === "name" || event.button > 0) return;
   drawing.setPointerCapture(event.pointerId);
-  const [x, y, scale] = place(event);
+  const [x, y, scale] = framePoint(event);
   if (mode === "paint") paintTo(x, y, scale, true);
   else { box = [x, y, x, y]; preview = null; redraw(); }
 });
 drawing.addEventListener("pointermove", (event) => {
   if (!drawing.hasPointerCapture(event.pointerId)) return;
-  const [x, y, scale] = place(event);
+  const [x, y, scale] = framePoint(event);
   if (mode === "paint") paintTo(x, y, scale, false);
   else { box[2] = x; box[3] = y; redraw(); }
 });

@@ -1,25 +1,25 @@
-// From a frozen frame to a class, and what became of it.
+// From a frozen frame to a class, and a report of how well it works.
 
-import { begin, clear, drawBy, drawn } from "/drawing.js";
-import { ask, attemptWith, find, onClick, percent, query, tell } from "/talk.js";
+import { begin, clear, selection, setMode } from "/drawing.js";
+import { request, attemptWith, find, onClick, percent, query, showMessage } from "/common.js";
 
 const HINTS = {
-  box: "Drag a box around the thing.",
-  paint: "Paint over the thing.",
-  name: "Just give its name: the network guesses which part of the picture is meant.",
+  box: "Drag a box around the object.",
+  paint: "Paint over the object.",
+  name: "Only enter a name; the network guesses which object you mean.",
 };
 
 let frame = null; // {id, width, height}
 
 export async function freeze(name) {
-  const frozen = await ask("POST", "/api/frames");
+  const frozen = await request("POST", "/api/frames");
   find("frozen").src = `/api/frames/${frozen.id}.jpg`;
   await find("frozen").decode();
   frame = frozen;
   setFrozen(true);
   find("report").hidden = true;
   find("name").value = name || "";
-  tell("");
+  showMessage("");
   begin(frame);
   find("picture").scrollIntoView({ block: "nearest" });
 }
@@ -31,24 +31,24 @@ function setFrozen(isFrozen) {
 }
 
 function showMode(mode) {
-  drawBy(mode);
+  setMode(mode);
   find("brush").hidden = mode !== "paint";
   find("hint").textContent = HINTS[mode];
 }
 
 async function enroll() {
   const name = find("name").value.trim();
-  const report = await ask("POST", "/api/classes", { name, frame_id: frame.id, ...(await drawn()) });
+  const report = await request("POST", "/api/classes", { name, frame_id: frame.id, ...(await selection()) });
   setFrozen(false);
   showReport(report);
-  tell("");
+  showMessage("");
 }
 
 function showReport(report) {
   const card = find("report");
   const make = (tag, text, kind) => Object.assign(document.createElement(tag), { textContent: text, className: kind || "" });
   const isGood = report.warnings.length === 0;
-  const verdict = isGood ? `${report.name} is enrolled and found on its own picture.` : `${report.name} is enrolled, but:`;
+  const verdict = isGood ? `${report.name} is enrolled and recognized in its own picture.` : `${report.name} is enrolled, with warnings:`;
   const parts = [make("p", verdict, "verdict")];
   if (!isGood) {
     const list = document.createElement("ul");
@@ -61,16 +61,16 @@ function showReport(report) {
     pair.append(make("dt", label), make("dd", value));
     facts.append(pair);
   };
-  add("score here", report.score.toFixed(2));
-  if (report.found_share !== null) add("of the mask found", percent(report.found_share));
+  add("score in this frame", report.score.toFixed(2));
+  if (report.found_share !== null) add("mask found", percent(report.found_share));
   if (report.iou !== null) add("IoU with the mask", report.iou.toFixed(2));
-  if (report.area_ratio !== null) add("outline / mask area", `${report.area_ratio.toFixed(1)} x`);
-  add("mask covers", percent(report.mask_cover));
+  if (report.area_ratio !== null) add("outline area", `${report.area_ratio.toFixed(1)} x mask`);
+  add("mask size", `${percent(report.mask_cover)} of frame`);
   add("pictures", report.shots);
   const undo = make("button", "Undo");
   undo.type = "button";
   onClick(undo, async () => {
-    await ask("DELETE", `/api/supports?${query({ name: report.name, index: report.shots - 1 })}`);
+    await request("DELETE", `/api/supports?${query({ name: report.name, index: report.shots - 1 })}`);
     card.hidden = true;
   });
   const row = make("div", "", "row");

@@ -1,31 +1,31 @@
-// How the run fares, its picture and its bank, kept up to date.
+// Polls the run and shows its health, picture, classes and bank.
 
 import { showClasses } from "/classes.js";
-import { ask, attempt, find, onClick, query, tell, tellTrouble } from "/talk.js";
+import { request, attempt, find, onClick, query, showMessage, showTrouble } from "/common.js";
 
 const POLL_MS = 250, HIDDEN_POLL_MS = 3000, RETRY_MS = 1500;
 
-let isReached = false;
+let isConnected = false;
 
 async function poll() {
   try {
-    const state = await askState();
+    const state = await getState();
     if (state !== null) show(state);
   } finally {
-    setTimeout(poll, isReached ? (document.hidden ? HIDDEN_POLL_MS : POLL_MS) : RETRY_MS);
+    setTimeout(poll, isConnected ? (document.hidden ? HIDDEN_POLL_MS : POLL_MS) : RETRY_MS);
   }
 }
 
-async function askState() {
+async function getState() {
   try {
-    const state = await ask("GET", "/api/state");
-    if (!isReached) startStream();
-    isReached = true;
+    const state = await request("GET", "/api/state");
+    if (!isConnected) startStream();
+    isConnected = true;
     return state;
   } catch (error) {
-    isReached = false;
-    setPill("lost", "not reached");
-    tellTrouble(error instanceof TypeError ? "The run cannot be reached; trying again." : error.message);
+    isConnected = false;
+    setPill("lost", "unreachable");
+    showTrouble(error instanceof TypeError ? "Cannot reach the run; retrying." : error.message);
     return null;
   }
 }
@@ -34,7 +34,7 @@ function show(state) {
   showHealth(state);
   showClasses(state.classes, state.revision);
   find("bank-file").textContent = state.bank.file;
-  find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Changes are not saved.";
+  find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Unsaved changes.";
   find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);
 }
 
@@ -50,7 +50,7 @@ function showHealth({ health, frame }) {
   const source = health.source_status;
   if (source.is_frozen) setPill("frozen", "frozen");
   else setPill(source.state, source.state);
-  tellTrouble(source.is_frozen ? "The camera repeats the same picture." : source.message || troubleOf(health.sinks));
+  showTrouble(source.is_frozen ? "The camera repeats the same picture." : source.message || troubleOf(health.sinks));
   find("fps").textContent = health.fps.toFixed(1);
   find("age").textContent = health.age_ms ? `${Math.round(health.age_ms.p50)} ms` : "–";
   find("dropped").textContent = source.dropped;
@@ -58,21 +58,21 @@ function showHealth({ health, frame }) {
 }
 
 function troubleOf(sinks) {
-  const ailing = sinks.find((sink) => sink.failure || sink.trouble);
-  return ailing ? `${ailing.name}: ${ailing.failure || ailing.trouble}` : "";
+  const failing = sinks.find((sink) => sink.failure || sink.trouble);
+  return failing ? `${failing.name}: ${failing.failure || failing.trouble}` : "";
 }
 
 function startStream() {
   find("live").src = `/api/stream.mjpg?${query({ at: Date.now() })}`;
 }
-find("live").addEventListener("error", () => setTimeout(() => isReached && startStream(), RETRY_MS));
+find("live").addEventListener("error", () => setTimeout(() => isConnected && startStream(), RETRY_MS));
 
-onClick(find("save"), async () => { await ask("POST", "/api/bank/save"); tell(""); });
+onClick(find("save"), async () => { await request("POST", "/api/bank/save"); showMessage(""); });
 find("upload").addEventListener("change", async () => {
   const [file] = find("upload").files;
   find("upload").value = "";
   if (!file) return;
-  await attempt(async () => { await ask("PUT", "/api/bank", file); tell(""); });
+  await attempt(async () => { await request("PUT", "/api/bank", file); showMessage(""); });
 });
 
 poll();

@@ -1,9 +1,9 @@
-// What all parts share: finding elements, asking the run, telling the person.
+// Shared by all scripts: finding elements, sending requests, showing messages.
 
 export const find = (id) => document.getElementById(id);
 export const percent = (share) => `${Math.round(share * 100)} %`;
 
-export async function ask(method, path, body) {
+export async function request(method, path, body) {
   const options = { method };
   if (body instanceof Blob) options.body = body;
   else if (body !== undefined) {
@@ -12,8 +12,8 @@ export async function ask(method, path, body) {
   }
   const answer = await fetch(path, options);
   if (!answer.ok) {
-    const said = await answer.json().catch(() => ({}));
-    throw new Error(said.error || `The run answered ${answer.status}.`);
+    const { error } = await answer.json().catch(() => ({}));
+    throw new Error(error || `The request failed with status ${answer.status}.`);
   }
   const type = answer.headers.get("Content-Type") || "";
   if (type.startsWith("application/json")) return answer.json();
@@ -22,36 +22,36 @@ export async function ask(method, path, body) {
 
 export const query = (fields) => new URLSearchParams(fields).toString();
 
-let said = "", trouble = "";
+let message = "", trouble = "";
 
-// What came of a click; an empty text takes it back.
-export function tell(text) {
-  said = text;
+// The outcome of a click; an empty text clears it.
+export function showMessage(text) {
+  message = text;
   showBanner();
 }
 
-// What is wrong with the run for as long as it is.
-export function tellTrouble(text) {
+// A problem of the run, shown while it lasts and no message is.
+export function showTrouble(text) {
   trouble = text;
   showBanner();
 }
 
 function showBanner() {
-  const text = said || trouble, banner = find("banner");
+  const text = message || trouble, banner = find("banner");
   if (banner.textContent !== text) banner.textContent = text;
   banner.hidden = !text;
 }
 
-// Does what was asked for; a failure is shown.
+// Runs an action and shows its error, if any.
 export async function attempt(action) {
   try {
     await action();
   } catch (error) {
-    tell(error.message);
+    showMessage(error.message);
   }
 }
 
-// The button waits meanwhile.
+// Same, with the button disabled meanwhile.
 export async function attemptWith(button, action) {
   button.disabled = true;
   await attempt(action);

@@ -1,0 +1,394 @@
+"""The page's HTTP API: its routes, and the JSON that they take and return. /docs and /openapi.json describe it."""
+
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, TypeVar, get_args
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import Metric, generate_latest
+from prometheus_client.registry import Collector
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from fsvit_edge.live.health import Health, Percentiles
+from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.live.sources.base import SourceState
+from fsvit_edge.page.enrollment import FrameReport, enroll
+from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_jpeg, encode_png
+from fsvit_edge.page.schemas import (
+    BOUNDARY,
+    BankResponse,
+    BankState,
+    Box,
+    BoxRequest,
+    ClassState,
+    EnrollRequest,
+    Error,
+    FrameState,
+    FrozenFrame,
+    JpegResponse,
+    JpegStreamResponse,
+    PngResponse,
+    RenameRequest,
+    State,
+    SupportState,
+)
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.overlay import PALETTE
+from fsvit_edge.runtime.predictor import FewShotModel
+
+_STATIC = Path(__file__).parent / "static"
+_DIMMED = 0.25
+_ABOUT = (
+    "Errors are {error: one sentence}: 400 unusable input, 401 no access token, 403 request from another site, "
+    "404 no such path, 405 wrong method, 408 the body took too long, 409 a bank that does not fit, 413 too large, "
+    "421 unknown host name, 503 not available now."
+)
+
+_Answer = TypeVar("_Answer")
+
+
+class PageState:
+    """What the routes share.
+
+    Args:
+        hub: The newest frame, and the frozen ones.
+        model: The model of the run; changes to it wait for the end of a frame.
+        bank_path: File to which the classes are saved; a client cannot choose it.
+
+    Attributes:
+        is_saved: Whether no class has changed since the bank was last saved.
+    """
+
+    def __init__(self, hub: FrameHub, model: LiveModel, bank_path: Path) -> None:
+        self.hub = hub
+        self.model = model
+        self.bank_path = bank_path
+        self.is_saved = True
+        # A page left open across a restart of the run must not take the new classes for the ones it shows.
+        self._run = secrets.token_hex(4)
+
+    @property
+    def revision(self) -> str:
+        """Changes with every change to the classes, and with every run."""
+        return f"{self._run}-{self.model.revision}"
+
+    def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
+        """Change the classes; raises like `LiveModel.update`."""
+        answer = self.model.update(request)
+        self.is_saved = False
+        return answer
+
+
+# ------------------------------------------------------------------------------------------------------------- routes
+
+
+async def _page_state(request: Request) -> PageState:
+    state: PageState = request.app.state.page
+    return state
+
+
+async def _raw_body(request: Request) -> bytes:
+    return await request.body()
+
+
+# Plain functions run in threads, so a request that waits for the model holds up no other.
+_Page = Annotated[PageState, Depends(_page_state)]
+_Index = Annotated[int, Query(ge=0)]
+_ERROR = {"description": "Failed.", "content": {"application/json": {"schema": Error.model_json_schema()}}}
+_router = APIRouter(responses={"default": _ERROR})
+
+
+@_router.get("/api/state")
+def get_state(page: _Page) -> State:
+    """Get everything the page shows: health, newest frame, classes with scores and supports, and the bank."""
+    health, newest = page.hub.health, page.hub.newest
+    results = {} if newest is None else {one.name: one for one in newest[1].results}
+    classes = []
+    for index, (name, supports) in enumerate(page.model.supports.items()):
+        color = "#{:02x}{:02x}{:02x}".format(*PALETTE[index % len(PALETTE)])
+        shown = ClassState(name=name, color=color, supports=[SupportState(has_mask=one.has_mask) for one in supports])
+        if name in results:
+            result = results[name]
+            shown.score, shown.level = round(result.score, 4), round(result.level, 4)
+            shown.present, shown.area = result.is_present, round(result.area, 4)
+        classes.append(shown)
+    frame = None
+    if newest is not None:
+        height, width = newest[0].image.shape[:2]
+        frame = FrameState(sequence=newest[0].index, size_hw=(height, width), is_frozen=newest[0].is_frozen)
+    return State(
+        health=None if health is None else health.to_dict(),
+        frame=frame,
+        classes=classes,
+        revision=page.revision,
+        bank=BankState(file=str(page.bank_path), is_saved=page.is_saved),
+    )
+
+
+@_router.get("/api/stream.mjpg", response_class=JpegStreamResponse)
+async def watch(page: _Page) -> JpegStreamResponse:
+    """Stream the frames as JPEGs without end, with present classes tinted; a slow reader gets fewer frames."""
+    pictures = page.hub.watch()
+    first = await anext(pictures, None)  # before the answer starts, so that a refusal is still possible
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            yield f"--{BOUNDARY}\r\n".encode()
+            if first is not None:
+                yield _part(first)
+            async for jpeg in pictures:
+                yield _part(jpeg)
+        finally:
+            await pictures.aclose()
+
+    return JpegStreamResponse(parts())
+
+
+@_router.post("/api/frames", status_code=201)
+def freeze(page: _Page) -> FrozenFrame:
+    """Freeze the newest frame, to enroll from it."""
+    frame_id, image = page.hub.freeze()
+    return FrozenFrame(id=frame_id, width=image.shape[1], height=image.shape[0])
+
+
+@_router.get("/api/frames/{id}.jpg", response_class=JpegResponse)
+def get_frozen(page: _Page, id: str) -> Response:  # noqa: A002 - the path names it
+    """Get a frozen frame; the last four are kept."""
+    return JpegResponse(encode_jpeg(page.hub.frozen(id)))
+
+
+@_router.post("/api/frames/{id}/mask", response_class=PngResponse)
+def preview_mask(page: _Page, id: str, asked: BoxRequest) -> Response:  # noqa: A002 - the path names it
+    """Preview the mask that a box would enroll: white on the object."""
+    image = page.hub.frozen(id)
+    mask = page.model.read(lambda model: model.mask_of_box(image, _rounded(asked.box_xyxy)))
+    return PngResponse(encode_png(mask.astype(np.uint8) * 255))
+
+
+@_router.post("/api/classes", status_code=201)
+def enroll_frame(page: _Page, asked: EnrollRequest) -> FrameReport:
+    """Enroll a frozen frame by a box, a mask or the name only, and report how well it works."""
+    box, image = asked.box_xyxy, page.hub.frozen(asked.frame_id)
+    if box is not None and asked.mask_png is not None:
+        raise InputError("Give box_xyxy or mask_png, not both.")
+    mask: npt.NDArray[np.bool_] | None = None
+    if box is not None:
+        corners = _rounded(box)
+        mask = page.model.read(lambda model: model.mask_of_box(image, corners))
+    elif asked.mask_png is not None:
+        mask = decode_mask(asked.mask_png, (image.shape[0], image.shape[1]))
+    return page.update(lambda model: enroll(model, asked.name, image, mask))
+
+
+@_router.patch("/api/classes", status_code=204)
+def rename(page: _Page, asked: RenameRequest) -> None:
+    """Rename a class."""
+    page.update(lambda model: model.rename(asked.name, asked.new_name))
+
+
+@_router.delete("/api/classes", status_code=204)
+def remove(page: _Page, name: str) -> None:
+    """Remove a class."""
+    page.update(lambda model: model.remove(name))
+
+
+@_router.get("/api/supports.png", response_class=PngResponse)
+def get_support(page: _Page, name: str, index: _Index, masked: bool = False) -> Response:
+    """Get a thumbnail of one support, counted from 0; with masked=true, everything outside its mask is dimmed."""
+    supports = page.model.supports.get(name, ())
+    if index >= len(supports):
+        raise InputError(f"Class {name!r} has {len(supports)} pictures, so there is no picture {index}.")
+    picture = supports[index].thumbnail
+    if masked:
+        picture = (picture * np.where(supports[index].thumbnail_mask, 1.0, _DIMMED)[..., None]).astype(np.uint8)
+    return PngResponse(encode_png(picture))
+
+
+@_router.delete("/api/supports", status_code=204)
+def remove_support(page: _Page, name: str, index: _Index) -> None:
+    """Remove one support of a class, counted from 0."""
+    page.update(lambda model: model.remove_support(name, index))
+
+
+@_router.post("/api/bank/save")
+def save_bank(page: _Page) -> dict[str, str]:
+    """Save the classes to the bank file of the run."""
+    page.model.read(lambda model: model.save_bank(page.bank_path))
+    page.is_saved = True
+    return {"file": str(page.bank_path)}
+
+
+@_router.get("/api/bank", response_class=BankResponse)
+def download_bank(page: _Page) -> Response:
+    """Download the classes as a bank file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bank.safetensors"
+        page.model.read(lambda model: model.save_bank(path))
+        data = path.read_bytes()
+    return BankResponse(data, headers={"Content-Disposition": 'attachment; filename="bank.safetensors"'})
+
+
+_BANK_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
+
+
+@_router.put("/api/bank", openapi_extra={"requestBody": _BANK_BODY})
+def upload_bank(page: _Page, data: Annotated[bytes, Depends(_raw_body)]) -> dict[str, list[str]]:
+    """Replace all classes with those of a bank file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "uploaded.safetensors"
+        path.write_bytes(data)
+        try:
+            page.update(lambda model: model.load_bank(path))
+        except ArtifactError as error:
+            raise ArtifactError(str(error).replace(f"{folder}/", "")) from error
+    return {"classes": list(page.model.classes)}
+
+
+@_router.get("/health", response_model=Health)
+def get_health(page: _Page) -> JSONResponse:
+    """Get the health of the run; 503 if the source is not live."""
+    health = page.hub.health
+    if health is None:
+        raise FsvitEdgeError("The run has just started; try again in a second.")
+    return JSONResponse(health.to_dict(), 200 if health.source_status.state == "live" else 503)
+
+
+@_router.get("/metrics", response_class=PlainTextResponse)
+def get_metrics(page: _Page) -> Response:
+    """Get the health of the run in the format of Prometheus, in seconds and bytes."""
+    text = b"" if page.hub.health is None else generate_latest(_Metrics(page.hub.health))
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@_router.get("/docs", include_in_schema=False)
+def get_docs() -> FileResponse:
+    """Get this API as a table. FastAPI's own page loads scripts from the internet, which a device may not have."""
+    return FileResponse(_STATIC / "docs.html")
+
+
+# -------------------------------------------------------------------------------------------------------- application
+
+
+def create_app(page: PageState | None) -> FastAPI:
+    """Build the application.
+
+    Args:
+        page: What the routes share; None is enough to call `openapi()`.
+    """
+    app = FastAPI(
+        title="fsvit-edge",
+        version=version("fsvit-edge"),
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        # Only for the description: `Access` checks the token before any route.
+        dependencies=[Depends(HTTPBearer(auto_error=False))],
+        exception_handlers={
+            FsvitEdgeError: _explain,
+            RequestValidationError: _explain_invalid,
+            StarletteHTTPException: _explain_http,
+        },
+    )
+    app.state.page = page
+    app.include_router(_router)
+    app.mount("/", StaticFiles(directory=_STATIC, html=True))
+    return app
+
+
+async def _explain(_: Request, error: Exception) -> Response:
+    status = 400 if isinstance(error, InputError) else 409 if isinstance(error, ArtifactError) else 503
+    return JSONResponse({"error": str(error)}, status)
+
+
+async def _explain_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    # FastAPI answers 400 itself only if the body is nested too deeply or not UTF-8.
+    detail = "Body must be a JSON object." if error.status_code == 400 else error.detail
+    return JSONResponse({"error": detail}, error.status_code)
+
+
+async def _explain_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place, *path = first["loc"]
+    if place == "body" and (not path or first["type"] == "json_invalid"):
+        # A form on another site cannot send this type without permission.
+        is_json = request.headers.get("content-type", "").startswith("application/json")
+        text = (
+            "Body must be a JSON object." if is_json else "Send JSON, with the header Content-Type: application/json."
+        )
+    else:
+        name = str(path[0]) + "".join(f"[{one}]" for one in path[1:])
+        message = str(first["msg"]).replace("Field required", "is required").replace("Input should be", "must be")
+        text = f"{'Field' if place == 'body' else 'Parameter'} {name} {message[0].lower()}{message[1:]}."
+    return JSONResponse({"error": text}, 400)
+
+
+# ------------------------------------------------------------------------------------------------------------ helpers
+
+
+def _part(jpeg: bytes) -> bytes:
+    # The next boundary follows at once, because a browser shows a part only when it has ended.
+    header = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+    return header.encode() + jpeg + f"\r\n--{BOUNDARY}\r\n".encode()
+
+
+def _rounded(box: Box) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    return round(left), round(top), round(right), round(bottom)
+
+
+class _Metrics(Collector):
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def collect(self) -> list[Metric]:
+        health, status, sinks = self._health, self._health.source_status, self._health.sinks
+        age = [] if health.age_ms is None else _quantiles(health.age_ms)
+        stages = [one for stage, times in health.latency_ms.items() for one in _quantiles(times, stage=stage)]
+        states = [({"state": state}, state == status.state) for state in get_args(SourceState)]
+        return [
+            _metric("gauge", "uptime_seconds", "Time since the run started.", health.uptime_s),
+            _metric("gauge", "frames_per_second", "Frames processed per second, over the latest 5 s.", health.fps),
+            _metric("gauge", "resident_memory_bytes", "Memory of the run.", health.memory_mb * 1e6),
+            _metric("gauge", "classes", "Enrolled classes.", len(health.classes)),
+            _metric("gauge", "source_frozen", "1 if the camera repeats the same picture.", status.is_frozen),
+            _metric("gauge", "source_state", "1 for the current state of the source.", states),
+            _metric("counter", "frames", "Frames processed.", health.frames),
+            _metric("counter", "captured_frames", "Frames captured.", status.captured),
+            _metric("counter", "dropped_frames", "Frames replaced by a newer one before processing.", status.dropped),
+            _metric("counter", "reconnects", "Restarts of the source.", status.reconnects),
+            _metric("gauge", "frame_age_seconds", "Time from capture to result.", age),
+            _metric("gauge", "stage_seconds", "Time per stage.", stages),
+            *(
+                _metric(kind, f"sink_{name}", text, [({"sink": one.name}, float(value(one))) for one in sinks])
+                for kind, name, text, value in (
+                    ("counter", "written_frames", "Frames written by a sink.", lambda one: one.written),
+                    ("counter", "dropped_frames", "Frames that a sink was too slow for.", lambda one: one.dropped),
+                    ("gauge", "failed", "1 if a sink has stopped.", lambda one: bool(one.failure)),
+                    ("gauge", "troubled", "1 if a sink has a problem for now.", lambda one: bool(one.trouble)),
+                )
+            ),
+        ]
+
+
+def _metric(kind: str, name: str, text: str, samples: float | Iterable[tuple[dict[str, str], float]]) -> Metric:
+    metric = Metric(f"fsvit_edge_{name}", text, kind)
+    for labels, value in [({}, samples)] if isinstance(samples, (int, float)) else samples:
+        metric.add_sample(metric.name + ("_total" if kind == "counter" else ""), labels, float(value))
+    return metric
+
+
+def _quantiles(ms: Percentiles, **labels: str) -> list[tuple[dict[str, str], float]]:
+    return [
+        ({**labels, "quantile": name}, one / 1e3) for name, one in (("0.5", ms.p50), ("0.95", ms.p95), ("0.99", ms.p99))
+    ]
