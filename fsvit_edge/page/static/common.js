@@ -15,9 +15,9 @@ export async function request(method, path, body) {
     const { error } = await answer.json().catch(() => ({}));
     throw new Error(error || `The request failed with status ${answer.status}.`);
   }
+  if (answer.status === 204) return null; // its Content-Type is JSON, but it has no body
   const type = answer.headers.get("Content-Type") || "";
-  if (type.startsWith("application/json")) return answer.json();
-  return answer.status === 204 ? null : answer.blob();
+  return type.startsWith("application/json") ? answer.json() : answer.blob();
 }
 
 export const query = (fields) => new URLSearchParams(fields).toString();
