@@ -3,6 +3,7 @@
 A line `<!-- generated: NAME ARGUMENT -->` on a page under docs/ is replaced by what the function NAME returns.
 """
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -111,12 +112,14 @@ def _exit_codes(_: str) -> str:
 
 
 def _attributes(path: str) -> str:
-    """A dataclass's attributes, from its docstring, as a table; `path` is its module and name."""
+    """A dataclass's fields as a table, from its docstring or the comments beside them; `path` is module and name."""
     module, _, name = path.rpartition(".")
-    docstring = inspect.getdoc(getattr(importlib.import_module(module), name)) or ""
-    listed = docstring.partition("Attributes:\n")[2]
+    described = getattr(importlib.import_module(module), name)
+    listed = (inspect.getdoc(described) or "").partition("Attributes:\n")[2]
     found = re.findall(r"^    (\w+)(?: \([^)]*\))?: ((?:.|\n(?!    \w+:|\S))*)", listed, re.MULTILINE)
-    assert found, f"{path} has no attributes in its docstring"
+    found = found or re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(described), re.MULTILINE)
+    names = [field.name for field in dataclasses.fields(described)]
+    assert [field for field, _ in found] == names, f"{path}: not every field is described"
     return _table(("field", "meaning"), [(f"`{field}`", _cell(meaning)) for field, meaning in found])
 
 
