@@ -60,7 +60,12 @@ def _cli(_: str) -> str:
         usage = " ".join(
             word if option.required else f"[{word}]" for word, option in zip(words, arguments, strict=True)
         )
-        parts += [f"## {name}\n", f"{command.help}\n", f"```text\nfsvit-edge {name} [OPTIONS] {usage}".rstrip(), "```\n"]
+        parts += [
+            f"## {name}\n",
+            f"{command.help}\n",
+            f"```text\nfsvit-edge {name} [OPTIONS] {usage}".rstrip(),
+            "```\n",
+        ]
         if arguments:
             rows = [(f"`{word}`", _cell(option.help or "")) for word, option in zip(words, arguments, strict=True)]
             parts.append(_table(("argument", "meaning"), rows))
