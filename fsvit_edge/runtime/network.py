@@ -26,10 +26,7 @@ class ExportedNetwork:
 
     Args:
         manifest: The bundle's manifest.
-        encoder: Runs `encoder.onnx`.
-        enroll: Runs `enroll.onnx`.
-        head: Runs `head.onnx`.
-        objectness: Runs `objectness.onnx`, if the bundle has it.
+        engines: Open engines by graph: encoder, enroll, head, and objectness if the bundle has such a graph.
 
     Attributes:
         has_objectness: Whether objectness can be computed, by the encoder or by its own graph.
@@ -41,16 +38,15 @@ class ExportedNetwork:
         ArtifactError: The encoder's output does not state its size.
     """
 
-    def __init__(
-        self, manifest: Manifest, encoder: Engine, enroll: Engine, head: Engine, objectness: Engine | None = None
-    ) -> None:
+    def __init__(self, manifest: Manifest, engines: Mapping[str, Engine]) -> None:
         self.manifest = manifest
-        self.encoder = encoder
-        self.enroll = enroll
-        self.head = head
-        self.objectness = objectness
-        self.has_objectness = objectness is not None or any(spec.name == OBJECTNESS for spec in encoder.outputs)
-        tokens = next(spec for spec in encoder.outputs if spec.name == "tokens")
+        self.encoder = engines["encoder"]
+        self.enroll = engines["enroll"]
+        self.head = engines["head"]
+        self.objectness = engines.get(OBJECTNESS)
+        outputs = {spec.name: spec for spec in self.encoder.outputs}
+        self.has_objectness = self.objectness is not None or OBJECTNESS in outputs
+        tokens = outputs["tokens"]
         self.num_channels, self.num_tokens, self.head_dim = (_known(size) for size in tokens.shape[1:])
         self._resident: tuple[Sequence[ClassSupports], list[dict[str, ResidentTensor]]] | None = None
 

@@ -1,6 +1,6 @@
 """`FewShotModel`: enroll classes from a few pictures, then find in every frame which are present and where."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -37,11 +37,8 @@ class FewShotModel:
 
     Args:
         manifest: The bundle's manifest.
-        encoder: Runs `encoder.onnx`.
-        enroll: Runs `enroll.onnx`.
-        head: Runs `head.onnx`.
+        engines: Open engines by graph: encoder, enroll, head, and objectness if the bundle has such a graph.
         choice: Which engines these are; None for engines of unknown origin in the bundle's precision.
-        objectness: Runs `objectness.onnx`, if the bundle has it.
 
     Attributes:
         network: The graphs on their engines.
@@ -52,17 +49,9 @@ class FewShotModel:
         ArtifactError: The encoder's output does not state its size.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        encoder: Engine,
-        enroll: Engine,
-        head: Engine,
-        choice: EngineChoice | None = None,
-        objectness: Engine | None = None,
-    ) -> None:
+    def __init__(self, manifest: Manifest, engines: Mapping[str, Engine], choice: EngineChoice | None = None) -> None:
         self.choice = choice or EngineChoice("given", manifest.precision, "engines that were given")
-        self.network = ExportedNetwork(manifest, encoder, enroll, head, objectness)
+        self.network = ExportedNetwork(manifest, engines)
         self._outlines = "sharp" if self.network.has_objectness else "plain"
         self.bank = SupportBank(
             EncoderIdentity(
@@ -101,10 +90,10 @@ class FewShotModel:
             InputError: The engine or precision is unknown.
         """
         loaded = Bundle.load(DEFAULT_BUNDLE if bundle is None else Path(bundle))
-        opened = choose_engines(loaded, engine, precision, threads)
-        model = cls(loaded.manifest, opened.encoder, opened.enroll, opened.head, opened.choice, opened.objectness)
+        engines, choice = choose_engines(loaded, engine, precision, threads)
+        model = cls(loaded.manifest, engines, choice)
         stated = (loaded.manifest.image_size, loaded.manifest.mask_size)
-        found = (opened.encoder.inputs[0].shape[1], opened.head.outputs[1].shape[1])
+        found = (engines["encoder"].inputs[0].shape[1], engines["head"].outputs[1].shape[1])
         if stated != found:
             model.close()
             raise ArtifactError(

@@ -114,14 +114,15 @@ class Fake:
         )
         self.enroll = FakeEngine(encoded + mask, cached, self._cache)
         self.head = FakeEngine(head_inputs, answers, self._judge, limits)
+        self.engines = {"encoder": self.encoder, "enroll": self.enroll, "head": self.head}
         graphs = {
             name: GraphInfo(f"{name}.onnx", name * 10, engine.inputs, engine.outputs)
-            for name, engine in (("encoder", self.encoder), ("enroll", self.enroll), ("head", self.head))
+            for name, engine in self.engines.items()
         }
         manifest = Manifest(
             FORMAT_VERSION, "fake", "none", SIDE, 4, 1, 2, GRID, MASK_SIDE, {}, 20, "fp32", graphs, {}, "a test"
         )
-        self.model = FewShotModel(manifest, self.encoder, self.enroll, self.head)
+        self.model = FewShotModel(manifest, self.engines)
 
     def _cache(self, feed: dict[str, Array]) -> dict[str, Array]:
         self.enrolled.append(feed)
@@ -958,7 +959,7 @@ def test_an_encoder_of_unknown_size_is_refused(fake: Fake) -> None:
     unknown = (spec("tokens", "batch", CHANNELS, "tokens", DIM), *fake.encoder.outputs[1:])
     encoder = FakeEngine(fake.encoder.inputs, unknown, encode)
     with pytest.raises(ArtifactError, match="output 'tokens' has an unknown size 'tokens'"):
-        FewShotModel(fake.model.manifest, encoder, fake.enroll, fake.head)
+        FewShotModel(fake.model.manifest, fake.engines | {"encoder": encoder})
 
 
 def test_the_identity_of_the_bank_is_that_of_the_bundle(real: FewShotModel) -> None:
@@ -1074,7 +1075,7 @@ def test_a_level_out_of_range_is_refused_before_anything_is_enrolled(fake: Fake)
 
 def test_the_level_of_the_bundle_is_that_of_classes_with_one_support(fake: Fake) -> None:
     manifest = replace(fake.model.manifest, presence_level=0.62)
-    model = FewShotModel(manifest, fake.encoder, fake.enroll, fake.head)
+    model = FewShotModel(manifest, fake.engines)
     model.enroll("a", [picture(0)])
     assert (model.bank.level("a"), model.bank.level_source("a")) == (0.62, "default")
     assert model.predict(FRAME).levels.tolist() == [np.float32(0.62)]
