@@ -13,8 +13,8 @@ from typing import Any
 
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
-from fsvit_edge.runtime.storage import read_json_object, record_from_json
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -62,9 +63,9 @@ class Prediction:
         """Whether each score is above its level, (ways,) bool."""
         return self.scores > self.levels
 
-    @property
+    @cached_property
     def results(self) -> tuple[ClassResult, ...]:
-        """Score, area and box of each class; counted anew at every call."""
+        """Score, area and box of each class."""
         return tuple(self._result(way) for way in range(len(self.classes)))
 
     def pixels(self, name: str) -> npt.NDArray[np.bool_]:

@@ -14,8 +14,8 @@ from fsvit_edge.runtime.engines.store.sets import BuiltEngine, EngineSet, find_e
 from fsvit_edge.runtime.engines.tensorrt_api import TENSORRT_ENGINES, open_tensorrt
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
+from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.storage import record_from_json
 
 ENGINES = ("auto", *ENGINE_PROVIDERS, *TENSORRT_ENGINES)
 _RENAMED = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}
