@@ -68,7 +68,7 @@ class Manifest:
         created_by: Name and version of the exporter.
         head: One of `HEADS`; missing in older bundles.
         presence_level: The score above which a class with one support is present, in (0, 1); missing in older bundles.
-        support_crop: Factor of the window around a small thing, see `support_window`; 0 never crops; missing in older
+        support_crop: Factor of the window around a small object, see `support_window`; 0 never crops; missing in older
             bundles.
     """
 

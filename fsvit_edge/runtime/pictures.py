@@ -60,11 +60,11 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Read the mask of a picture: bright is the thing, dark is the rest.
+    """Read the mask of a picture: bright is the object, dark is the rest.
 
     A pixel is foreground above half of the range (127 of 255), or above 0 if the mask contains only 0 and 1. If the
     transparency varies, it is the mask (a cut-out); in a color palette (PASCAL VOC's label maps) everything but black
-    and void (255) is the thing; otherwise the luminance decides. The EXIF orientation is applied.
+    and void (255) is the object; otherwise the luminance decides. The EXIF orientation is applied.
 
     Args:
         path: A PNG, JPEG, BMP, WebP, TIFF or GIF file.
@@ -87,7 +87,7 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     full = 65535 if highest > 255 else 255
     mask: npt.NDArray[np.bool_] = values > (0 if highest == 1 else full // 2)
     if not mask.any():
-        raise InputError(f"The mask {path} marks no pixel; paint the thing white (above 127) and the rest black.")
+        raise InputError(f"The mask {path} marks no pixel; paint the object white (above 127) and the rest black.")
     return mask
 
 

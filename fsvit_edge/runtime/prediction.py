@@ -47,7 +47,6 @@ class Prediction:
         foreground: P(foreground) of each class at the frame's size, (ways, H, W) float32 in [0, 1]; None unless
             requested.
         latency_ms: Milliseconds spent in each stage, by name, in the order in which they ran.
-        plain_foreground: `foreground` by CST alone, before objectness was added; None unless requested.
     """
 
     classes: tuple[str, ...]
@@ -56,7 +55,6 @@ class Prediction:
     label_map: npt.NDArray[np.uint8]
     foreground: npt.NDArray[np.float32] | None
     latency_ms: dict[str, float]
-    plain_foreground: npt.NDArray[np.float32] | None = None
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:

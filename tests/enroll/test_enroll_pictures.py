@@ -8,7 +8,7 @@ from fsvit_edge import FewShotModel, InputError
 from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures, support_warnings
 from fsvit_edge.enroll.fit import Fit
 from fsvit_edge.enroll.support_files import SupportPicture
-from fsvit_edge.runtime.errors import UnseenThingError
+from fsvit_edge.runtime.errors import ObjectTooSmallError
 
 GOOD = Fit(0.71, 1.3, True)
 
@@ -30,7 +30,7 @@ GOOD = Fit(0.71, 1.3, True)
         pytest.param(0.2, Fit(0.31, 0.9, True), False, ["The outline fits the mask badly (IoU 0.31); go"], id="bad"),
         pytest.param(0.2, Fit(0.0, 0.0, True), False, ["The outline fits the mask badly (IoU 0.00); go"], id="empty"),
         pytest.param(0.2, Fit(0.2, 3.0, True), True, [], id="the outline need not fit a guess"),
-        pytest.param(0.005, GOOD, False, ["The thing covers less than 1 % of the picture"], id="small"),
+        pytest.param(0.005, GOOD, False, ["The object covers less than 1 % of the picture"], id="small"),
         pytest.param(
             0.99, GOOD, True, ["The guessed mask covers almost the whole picture"], id="a guess of everything"
         ),
@@ -39,7 +39,7 @@ GOOD = Fit(0.71, 1.3, True)
             0.005,
             Fit(0.9, 1.0, False),
             True,
-            ["The thing covers less than 1 %", "The class is not found on its own picture"],
+            ["The object covers less than 1 %", "The class is not found on its own picture"],
             id="two at once",
         ),
     ],
@@ -80,7 +80,7 @@ def test_a_thing_too_small_is_refused_by_the_name_of_its_picture() -> None:
     speck = np.zeros((600, 600), np.bool_)
     speck[301, 301] = True
     with FewShotModel.load(engine="onnxruntime", threads=1) as model:
-        with pytest.raises(UnseenThingError, match=r"^far\.png shows the thing too small"):
+        with pytest.raises(ObjectTooSmallError, match=r"^far\.png shows too small or too thin an object"):
             enroll_pictures(model, "cup", [SupportPicture("far.png", np.full((600, 600, 3), 90, np.uint8), mask=speck)])
         with pytest.raises(InputError, match="at least one picture"):
             enroll_pictures(model, "cup", [])

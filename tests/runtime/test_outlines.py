@@ -188,19 +188,17 @@ def test_both_kinds_of_outlines_are_drawn_from_one_bank(open_model: Callable[[st
 
 
 @TELLING
-def test_the_plain_foreground_is_csts_own_in_either_mode(open_model: Callable[[str], FewShotModel], how: str) -> None:
+def test_plain_outlines_are_csts_own_foreground(open_model: Callable[[str], FewShotModel], how: str) -> None:
     frame = picture(9)
     wanted = enrolled(open_model("never"), weight=0.0).predict(frame, probabilities=True).foreground
     assert wanted is not None
     model = enrolled(open_model(how))
     sharp = model.predict(frame, probabilities=True)
-    assert np.array_equal(sharp.plain_foreground, wanted)
     assert not np.array_equal(sharp.foreground, wanted)
     model.outlines = "plain"
     plain = model.predict(frame, probabilities=True)
-    assert np.array_equal(plain.plain_foreground, wanted)
     assert np.array_equal(plain.foreground, wanted)
-    assert model.predict(frame).plain_foreground is None
+    assert model.predict(frame).foreground is None
 
 
 def test_sharp_is_the_sum_of_the_log_odds_at_the_frames_size(open_model: Callable[[str], FewShotModel]) -> None:
@@ -216,7 +214,8 @@ def test_supports_of_weight_0_draw_plain_outlines(open_model: Callable[[str], Fe
     model = enrolled(open_model("by the encoder"), weight=0.0)
     found = model.predict(picture(9), probabilities=True)
     assert model.outlines == "sharp"
-    assert np.array_equal(found.foreground, found.plain_foreground)
+    model.outlines = "plain"
+    assert np.array_equal(found.foreground, model.predict(picture(9), probabilities=True).foreground)
 
 
 def test_plain_outlines_do_not_run_the_objectness_graph(open_model: Callable[[str], FewShotModel]) -> None:

@@ -175,8 +175,8 @@ def test_the_bright_half_of_a_mask_is_foreground(tmp_path: Path, image: Image.Im
     ("values", "reason"),
     [
         (np.full((6, 4), 255, np.uint8), "is 4x6 pixels, but its picture is 6x4; give a mask of the picture's size"),
-        (np.zeros((4, 6), np.uint8), "marks no pixel; paint the thing white"),
-        (np.full((4, 6), 127, np.uint8), "marks no pixel; paint the thing white"),
+        (np.zeros((4, 6), np.uint8), "marks no pixel; paint the object white"),
+        (np.full((4, 6), 127, np.uint8), "marks no pixel; paint the object white"),
     ],
 )
 def test_an_unusable_mask_is_refused(tmp_path: Path, values: np.ndarray, reason: str) -> None:

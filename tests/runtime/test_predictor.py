@@ -19,7 +19,13 @@ from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.enrollment import Enrollment
-from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError, UnseenThingError
+from fsvit_edge.runtime.errors import (
+    ArtifactError,
+    EnvironmentLacksError,
+    FsvitEdgeError,
+    InputError,
+    ObjectTooSmallError,
+)
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 from fsvit_edge.runtime.presence_level import level_of_supports
@@ -496,11 +502,11 @@ def test_a_thing_without_a_token_is_refused(fake: Fake) -> None:
     fake.model.enroll("a", [picture(0)], [left_half()])
     speck = np.zeros((24, 32), np.bool_)
     speck[0, 0] = True
-    with pytest.raises(UnseenThingError, match="Picture 2 of 'b' shows the thing too small or too thin") as caught:
+    with pytest.raises(ObjectTooSmallError, match="Picture 2 of 'b' shows too small or too thin an object") as caught:
         fake.model.enroll("b", [picture(0), picture(1)], [left_half(), speck])
     assert (caught.value.index, caught.value.exit_code) == (1, 2)
     assert fake.model.classes == ("a",)
-    with pytest.raises(UnseenThingError, match="Picture 1 of 'a'"):
+    with pytest.raises(ObjectTooSmallError, match="Picture 1 of 'a'"):
         fake.model.enroll("a", [picture(0)], [speck])
     assert len(fake.model.bank.supports("a")) == 1
     # An evaluation asks for such supports as well.
@@ -754,7 +760,7 @@ def test_a_support_that_is_not_a_picture_is_refused(fake: Fake, image: Any, reas
         pytest.param([picture(0)], [left_half().T], "got (32, 24)", id="turned"),
         pytest.param([picture(0)], [left_half()[..., None]], "got (24, 32, 1)", id="axes"),
         pytest.param(
-            [picture(0)], [np.zeros((24, 32), np.bool_)], "The mask of 'cat' is empty; mark the thing", id="empty"
+            [picture(0)], [np.zeros((24, 32), np.bool_)], "The mask of 'cat' is empty; mark the object", id="empty"
         ),
         pytest.param([picture(0)], [], "1 pictures but 0 masks; give one for each", id="none"),
         pytest.param([picture(0)], [None, None], "1 pictures but 2 masks; give one for each", id="too many"),
