@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.postprocess import Maps, interpolation_matrix, linear_matrix, log_odds
+from fsvit_edge.runtime.postprocess import Maps, interpolation_matrix, linear_matrix, log_odds, sigmoid
 from fsvit_edge.runtime.preprocess import resize_nearest
 
 OUTLINES = ("plain", "sharp")
@@ -39,7 +39,7 @@ def sharpen(foreground: Maps, objectness: Maps, weights: npt.NDArray[np.float32]
     size = max(foreground.shape[1], objectness.shape[0])
     rows = interpolation_matrix(foreground.shape[1], size)
     logits = rows @ log_odds(foreground) @ rows.T + weights[:, None, None] * at_corners(objectness, size)
-    return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+    return sigmoid(logits)
 
 
 def recognized(foreground: Maps, objectness: Maps) -> npt.NDArray[np.float32]:
@@ -59,7 +59,7 @@ def recognized(foreground: Maps, objectness: Maps) -> npt.NDArray[np.float32]:
         (ways,) float32 in [0, 1].
     """
     ways, size = foreground.shape[:2]
-    probability = 1 / (1 + np.exp(-at_corners(objectness, size).ravel()))
+    probability = sigmoid(at_corners(objectness, size).ravel())
     count = max(1, round(SUREST * size * size))
     surest = np.argpartition(foreground.reshape(ways, size * size), -count, axis=1)[:, -count:]
     seen = probability[surest].mean(axis=1)
@@ -97,5 +97,5 @@ def objectness_weight(objectness: Maps, mask: npt.NDArray[np.bool_]) -> float:
     inside = resize_nearest(mask, (side, side)) != 0
     if not inside.any():
         return 0.0
-    sure = float((1 / (1 + np.exp(-objectness[inside]))).mean())
+    sure = float(sigmoid(objectness[inside]).mean())
     return min(1.0, max(0.0, (sure - STUFF) / (THING - STUFF)))

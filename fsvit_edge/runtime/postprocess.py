@@ -21,7 +21,7 @@ _BELOW_ZERO = np.nextafter(np.float32(0), np.float32(-1))
 def upsample_foreground(foreground: Maps, size_hw: tuple[int, int]) -> Maps:
     """Resize P(foreground) (ways, h, w) to (ways, H, W) float32, bilinear with align_corners on the log-odds."""
     rows, columns = (interpolation_matrix(n, m) for n, m in zip(foreground.shape[1:], size_hw, strict=True))
-    return np.asarray(1 / (1 + np.exp(-(rows @ log_odds(foreground) @ columns.T))), np.float32)
+    return sigmoid(rows @ log_odds(foreground) @ columns.T)
 
 
 def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -58,6 +58,11 @@ def log_odds(probability: Maps) -> Maps:
     """Return the log-odds of probabilities, float32, clipped to about -16 to 16."""
     clipped = np.clip(probability, _CERTAIN, 1 - _CERTAIN)
     return np.asarray(np.log(clipped / (1 - clipped)), np.float32)
+
+
+def sigmoid(logits: Maps) -> Maps:
+    """Return the probabilities of log-odds, float32 in [0, 1]."""
+    return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
 
 @lru_cache(maxsize=16)
