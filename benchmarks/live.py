@@ -20,9 +20,9 @@ import httpx
 import psutil
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.run import LiveRun, RunOptions
+from fsvit_edge.live.run import LiveRun
 from fsvit_edge.live.shared_model import LiveModel
-from fsvit_edge.live.sinks.base import SinkOptions
+from fsvit_edge.live.sinks.base import RecordingOptions
 from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.sources.base import SourceOptions
 from fsvit_edge.live.sources.demo import demo_supports
@@ -96,13 +96,13 @@ def measure(uri: str, bundle: Path, seconds: float) -> dict[str, float]:
             assert isinstance(source, LiveSource)
             live_model = LiveModel(model)
             page = PageSink("http://127.0.0.1:0", live_model, Path(folder) / "bank.safetensors")
-            sink_options = SinkOptions(segment_s=10, keep=2)
+            sink_options = RecordingOptions(segment_s=10, keep=2)
             named = [
                 (name, open_sink(f"{folder}/{name}", 25.0, sink_options, is_live=True))
                 for name in ("out.jsonl", "out.mp4")
             ]
             clock = CpuTime(source)
-            live_run = LiveRun(source, live_model, [*named, ("page", page)], RunOptions(), print, clock)
+            live_run = LiveRun(source, live_model, [*named, ("page", page)], print, clock)
             watching = threading.Thread(target=_watch, args=(page.address,), name="sink watcher", daemon=True)
             watching.start()
             threading.Timer(seconds, os.kill, (os.getpid(), 15)).start()

@@ -81,7 +81,7 @@ def run(
     """Classify and segment every frame of a source by the classes of a bank."""
     from fsvit_edge.cli.terminal import advise
     from fsvit_edge.live.run import RunOptions, run_source
-    from fsvit_edge.live.sinks.base import SinkOptions
+    from fsvit_edge.live.sinks.base import RecordingOptions
     from fsvit_edge.live.sinks.open import is_page
     from fsvit_edge.live.sources.base import SourceOptions
 
@@ -89,7 +89,7 @@ def run(
     sinks = sink or ([_DEMO_VIDEO] if uri == "demo" else [])
     options = RunOptions(
         source=SourceOptions(width, height, fps, cast("Flip", flip), loop, realtime),
-        recording=SinkOptions(segment, keep),
+        recording=RecordingOptions(segment, keep),
         bundle=bundle,
         engine=engine,
         precision=precision,

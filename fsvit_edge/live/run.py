@@ -18,7 +18,7 @@ from fsvit_edge.live.health import Health, read_boot_id
 from fsvit_edge.live.loop import run_loop
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sink_worker import SinkWorker
-from fsvit_edge.live.sinks.base import Sink, SinkOptions
+from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.live.sinks.json_lines import json_line
 from fsvit_edge.live.sinks.open import is_page, open_sink, recording_folder, sink_name
 from fsvit_edge.live.sources.base import DEFAULT_FPS, HEALTHY, Source, SourceOptions, SourceStatus
@@ -77,7 +77,7 @@ class RunOptions:
     """
 
     source: SourceOptions = field(default_factory=SourceOptions)
-    recording: SinkOptions = field(default_factory=SinkOptions)
+    recording: RecordingOptions = field(default_factory=RecordingOptions)
     bundle: Path | None = None
     engine: str = "auto"
     precision: str = "auto"
@@ -190,7 +190,17 @@ def run_source(
                     sink = open_page(uri, live_model, bank_to_save)
                 opened.append((sink_name(uri), unfinished.enter_context(sink)))
             unfinished.pop_all()  # from here on, the run finishes them
-        return LiveRun(frames, live_model, opened, options, say, on_frame).run()
+        live_run = LiveRun(
+            frames,
+            live_model,
+            opened,
+            say,
+            on_frame,
+            max_frames=options.max_frames,
+            stats_s=options.stats_s,
+            health_file=options.health_file,
+        )
+        return live_run.run()
 
 
 def _bank_to_load(bank: Path | None, is_demo: bool, has_page: bool) -> Path | None:
@@ -213,9 +223,11 @@ class LiveRun:
         source: The frames; the caller closes it.
         model: Processes them.
         sinks: The sinks, which the run finishes, and their names, safe to print.
-        options: Here only `max_frames`, `stats_s` and `health_file` apply.
         say: Takes a line for the person at the device.
         on_frame: Called after each frame in the thread of the loop, for a display.
+        max_frames: Number of frames after which to stop; None continues to the end of the source.
+        stats_s: Seconds between two lines of statistics; None prints none.
+        health_file: As in `RunOptions`.
     """
 
     def __init__(
@@ -223,13 +235,15 @@ class LiveRun:
         source: Source,
         model: LiveModel,
         sinks: Sequence[tuple[str, Sink]],
-        options: RunOptions,
         say: Say,
         on_frame: OnFrame | None = None,
+        *,
+        max_frames: int | None = None,
+        stats_s: float | None = None,
+        health_file: Path | None = None,
     ) -> None:
         self._source = source
         self._model = model
-        self._options = options
         self._say = say
         self._on_frame = on_frame
         self._stop = StopRequest()
@@ -238,8 +252,10 @@ class LiveRun:
         self._workers = [SinkWorker(sink, name, source.is_live, self._on_sink_end) for name, sink in sinks]
         self._condition = HEALTHY
         self._reported_s = 0.0
-        self._stats_due_s = time.monotonic() + (options.stats_s or 0.0)
-        self._health_file = options.health_file
+        self._stats_due_s = time.monotonic() + (stats_s or 0.0)
+        self._stats_s = stats_s
+        self._max_frames = max_frames
+        self._health_file = health_file
         self._troubles = [""] * len(self._workers)
         self._watchdog = ModelWatchdog(TICK_S)
         self._model_hangs = False
@@ -311,9 +327,9 @@ class LiveRun:
                 self._model.predict,
                 self._deliver,
                 self._statistics,
-                self._stop,
+                lambda: self._stop.is_requested,
                 self._model.run_requests,
-                self._options.max_frames,
+                self._max_frames,
             )
         finally:
             self._model.close()
@@ -344,8 +360,8 @@ class LiveRun:
             self._say_troubles(health)
             self._write_health(health)
             notify_systemd("WATCHDOG=1", f"STATUS={health}")
-        if self._options.stats_s is not None and now_s >= self._stats_due_s:
-            self._stats_due_s = now_s + self._options.stats_s
+        if self._stats_s is not None and now_s >= self._stats_due_s:
+            self._stats_due_s = now_s + self._stats_s
             self._say(str(self.health()))
 
     def _say_condition(self, status: SourceStatus) -> None:

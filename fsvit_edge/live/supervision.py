@@ -34,7 +34,8 @@ class StopRequest:
         self.since_s: float | None = None
         self.signal_number: int | None = None
 
-    def __call__(self) -> bool:
+    @property
+    def is_requested(self) -> bool:
         """Whether the run should stop."""
         return self.since_s is not None
 
@@ -54,7 +55,7 @@ def stop_on_signals(stop: StopRequest) -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP request the stop; a second SIGINT exits at once. Main thread only."""
 
     def handle(number: int, _: FrameType | None) -> None:
-        if stop() and number == signal.SIGINT:
+        if stop.is_requested and number == signal.SIGINT:
             os._exit(INTERRUPTED)
         stop.request(number)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,10 +76,10 @@ def film(count: int, then: Exception | None = None, pause_s: float = 0.0) -> Fil
     return FileSource(images(), name="film")
 
 
-def run(source: Source, sinks: list[Sink], options: RunOptions | None = None) -> tuple[LiveRun, list[str]]:
+def run(source: Source, sinks: list[Sink], **options: Any) -> tuple[LiveRun, list[str]]:
     said: list[str] = []
     named = [(f"sink {number}", sink) for number, sink in enumerate(sinks)]
-    return LiveRun(source, NoModel(), named, options or RunOptions(), said.append), said
+    return LiveRun(source, NoModel(), named, said.append, **options), said
 
 
 def test_every_frame_of_a_file_reaches_every_sink() -> None:
@@ -152,8 +153,8 @@ def test_states_and_health_are_reported_while_no_frame_arrives(tmp_path: Path) -
     address = SourceAddress("csi", "0", "stub")
     timeouts = Timeouts(open_s=3, first_frame_s=2, frame_s=1.0, delays_s=(0.3,))
     with LiveSource(address, SourceOptions(), timeouts=timeouts, command=stub_camera.command("three")) as source:
-        options = RunOptions(max_frames=5, stats_s=0.2, health_file=tmp_path / "health.json")
-        live_run, said = run(source, [sink], options)
+        options = {"max_frames": 5, "stats_s": 0.2, "health_file": tmp_path / "health.json"}
+        live_run, said = run(source, [sink], **options)
         result = live_run.run()
     states = [health.source_status.state for health in sink.healths]
     changes = [state for state, before in zip(states, [None, *states], strict=False) if state != before]
@@ -171,9 +172,7 @@ def test_states_and_health_are_reported_while_no_frame_arrives(tmp_path: Path) -
 
 def test_a_health_file_that_cannot_be_written_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    live_run, said = run(
-        film(400, pause_s=0.006), [Collect()], RunOptions(health_file=tmp_path / "file" / "health.json")
-    )
+    live_run, said = run(film(400, pause_s=0.006), [Collect()], health_file=tmp_path / "file" / "health.json")
     assert live_run.run().exit_code == 0
     assert len(said) == 1
     assert said[0].startswith("The health file is no longer written: ")

@@ -11,7 +11,7 @@ import pytest
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
-from fsvit_edge.live.sinks.base import SinkOptions
+from fsvit_edge.live.sinks.base import RecordingOptions
 from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.live.sources.base import SourceState, SourceStatus
@@ -48,7 +48,7 @@ def length(path: Path) -> int:
 def test_segments_are_numbered_and_the_oldest_are_deleted(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"other-000001.{suffix}").write_bytes(b"not ours")
     (tmp_path / f"out-1.{suffix}").write_bytes(b"not ours")
-    options = SinkOptions(segment_s=1.0, keep=2)
+    options = RecordingOptions(segment_s=1.0, keep=2)
     with open_sink(str(tmp_path / f"out.{suffix}"), FPS, options) as sink:
         for index in range(45):
             sink.write(frame(index, 100 + index / FPS), prediction())
@@ -67,7 +67,7 @@ def test_segments_are_numbered_and_the_oldest_are_deleted(tmp_path: Path, suffix
 
 
 def test_a_frame_of_another_size_starts_a_new_segment(tmp_path: Path) -> None:
-    with open_sink(str(tmp_path / "out.mp4"), FPS, SinkOptions(segment_s=60)) as sink:
+    with open_sink(str(tmp_path / "out.mp4"), FPS, RecordingOptions(segment_s=60)) as sink:
         sink.write(frame(0, 1.0), prediction())
         sink.write(frame(1, 1.1, 32, 40), prediction(32, 40))
     assert [length(tmp_path / f"out-00000{number}.mp4") for number in (1, 2)] == [1, 1]
@@ -77,7 +77,7 @@ def test_only_the_newest_pictures_are_kept(tmp_path: Path) -> None:
     (tmp_path / "mine.jpg").write_bytes(b"not ours")
     (tmp_path / "frame_000099.jpg").write_bytes(b"of an earlier run")
     os.utime(tmp_path / "frame_000099.jpg", (1, 1))
-    with open_sink(f"{tmp_path}/", FPS, SinkOptions(keep=3)) as sink:
+    with open_sink(f"{tmp_path}/", FPS, RecordingOptions(keep=3)) as sink:
         for index in range(5):
             sink.write(frame(index, index / FPS), prediction())
     expected = ["frame_000002.jpg", "frame_000003.jpg", "frame_000004.jpg", "mine.jpg"]
@@ -154,11 +154,11 @@ def test_a_state_picture_is_gray_and_contains_the_text(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: SinkOptions(segment_s=0.5), "--segment must be at least 1 second, got 0.5"),
-        (lambda: SinkOptions(keep=0), "--keep must be at least 1 file, got 0"),
+        (lambda: RecordingOptions(segment_s=0.5), "--segment must be at least 1 second, got 0.5"),
+        (lambda: RecordingOptions(keep=0), "--keep must be at least 1 file, got 0"),
     ],
 )
-def test_values_out_of_range_are_refused(make: Callable[[], SinkOptions], reason: str) -> None:
+def test_values_out_of_range_are_refused(make: Callable[[], RecordingOptions], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         make()
 
@@ -167,7 +167,7 @@ def test_segments_continue_beyond_a_million(tmp_path: Path) -> None:
     for number in (999_998, 999_999):
         (tmp_path / f"out-{number}.mp4").write_bytes(b"x")
     for expected in ("out-1000000.mp4", "out-1000001.mp4"):
-        segments = Segments(tmp_path / "out.mp4", SinkOptions(segment_s=1, keep=2))
+        segments = Segments(tmp_path / "out.mp4", RecordingOptions(segment_s=1, keep=2))
         segments.start(0.0).write_bytes(b"x")
         segments.delete_old()
         assert expected in os.listdir(tmp_path)
@@ -175,7 +175,7 @@ def test_segments_continue_beyond_a_million(tmp_path: Path) -> None:
 
 
 def test_without_a_limit_nothing_is_deleted(tmp_path: Path) -> None:
-    segments = Segments(tmp_path / "out.mp4", SinkOptions(segment_s=1))
+    segments = Segments(tmp_path / "out.mp4", RecordingOptions(segment_s=1))
     for now_s in range(5):
         segments.start(now_s).write_bytes(b"x")
         segments.delete_old()

@@ -16,7 +16,7 @@ class SinkClosedError(Exception):
 
 
 @dataclass(frozen=True)
-class SinkOptions:
+class RecordingOptions:
     """How much a recording may write.
 
     Attributes:

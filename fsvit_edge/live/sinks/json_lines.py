@@ -9,7 +9,7 @@ from typing import Any
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
-from fsvit_edge.live.sinks.base import Sink, SinkClosedError, SinkOptions
+from fsvit_edge.live.sinks.base import RecordingOptions, Sink, SinkClosedError
 from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.prediction import Prediction
@@ -92,7 +92,7 @@ class JsonLinesSink(Sink):
 
     queue_frames = _QUEUE_FRAMES
 
-    def __init__(self, path: Path, options: SinkOptions, is_live: bool) -> None:
+    def __init__(self, path: Path, options: RecordingOptions, is_live: bool) -> None:
         self._segments = Segments(path, options) if options.segment_s is not None else None
         self._file: _LineFile | None = None if self._segments else _LineFile(path, appends=is_live)
 

@@ -8,7 +8,7 @@ The page, http://..., also needs the model: see `run.run_source`.
 import re
 from pathlib import Path
 
-from fsvit_edge.live.sinks.base import Sink, SinkOptions
+from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.live.sinks.json_lines import JsonLinesSink, StandardOutputSink
 from fsvit_edge.live.sinks.mqtt import MqttSink
 from fsvit_edge.live.sinks.picture_folder import PictureSink
@@ -25,7 +25,7 @@ _EXPECTED = (
 def open_sink(
     uri: str,
     fps: float,
-    options: SinkOptions = SinkOptions(),  # noqa: B008 - frozen
+    options: RecordingOptions = RecordingOptions(),  # noqa: B008 - frozen
     is_live: bool = False,
 ) -> Sink:
     """Open a sink; existing files are replaced, except that JSON lines of a live source are appended.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
-from fsvit_edge.live.sinks.base import Sink, SinkOptions
+from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.runtime.overlay import draw, draw_state
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.prediction import Prediction
@@ -25,7 +25,7 @@ class PictureSink(Sink):
         options: How many pictures to keep.
     """
 
-    def __init__(self, folder: Path, options: SinkOptions) -> None:
+    def __init__(self, folder: Path, options: RecordingOptions) -> None:
         self._folder = folder
         self._keep = options.keep
         self._last: Frame | None = None

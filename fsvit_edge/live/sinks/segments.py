@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from fsvit_edge.live.sinks.base import SinkOptions
+from fsvit_edge.live.sinks.base import RecordingOptions
 
 _DIGITS = 6
 
@@ -18,7 +18,7 @@ class Segments:
         options: How long a file lasts and how many to keep.
     """
 
-    def __init__(self, path: Path, options: SinkOptions) -> None:
+    def __init__(self, path: Path, options: RecordingOptions) -> None:
         self._path = path
         self._options = options
         self._started_s: float | None = None

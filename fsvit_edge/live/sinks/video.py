@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
-from fsvit_edge.live.sinks.base import Sink, SinkOptions
+from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.live.sources.opencv import ffmpeg_options, quiet_opencv
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
@@ -34,7 +34,7 @@ class VideoSink(Sink):
         is_live: Whether the source is live.
     """
 
-    def __init__(self, path: Path, fps: float, options: SinkOptions, is_live: bool) -> None:
+    def __init__(self, path: Path, fps: float, options: RecordingOptions, is_live: bool) -> None:
         self._fps = fps
         self._is_live = is_live
         self._segments = Segments(path, options) if options.segment_s is not None else None
