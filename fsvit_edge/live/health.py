@@ -1,12 +1,53 @@
-"""The health of a run: one record that sinks, the page, files and the terminal share."""
+"""The health of a run, its source and its sinks: one record that sinks, the page, files and the terminal share."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from fsvit_edge.live.sources.base import SourceStatus
+SourceState = Literal["connecting", "live", "lost"]
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Condition(NamedTuple):
+    """The part of a source's status that people are told about when it changes; see `SourceStatus`."""
+
+    state: SourceState
+    is_frozen: bool
+    message: str
+
+
+HEALTHY = Condition("live", is_frozen=False, message="")
+"""The condition of a source that has no problem; a file is always in it."""
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """The state of a source.
+
+    Attributes:
+        state: "connecting" until the first frame, "live" while frames arrive, "lost" while a live source delivers none
+            and is being restarted. A file is always "live".
+        since_s: Monotonic seconds when this state began.
+        captured: Frames delivered by the source, including dropped ones.
+        dropped: Frames replaced by a newer one before they were read.
+        reconnects: How often a live source was restarted.
+        is_frozen: Whether the newest frames have repeated the same pixels for so long that the camera must hang.
+        message: What is wrong, in one sentence that is safe to print; empty if nothing is.
+    """
+
+    state: SourceState
+    since_s: float
+    captured: int = 0
+    dropped: int = 0
+    reconnects: int = 0
+    is_frozen: bool = False
+    message: str = ""
+
+    @property
+    def condition(self) -> Condition:
+        """What people are told about when it changes."""
+        return Condition(self.state, self.is_frozen, self.message)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health, read_boot_id
+from fsvit_edge.live.health import HEALTHY, Health, SourceStatus, read_boot_id
 from fsvit_edge.live.loop import run_loop
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.live.sinks.json_lines import json_line
 from fsvit_edge.live.sinks.open import is_page, open_sink, recording_folder, sink_name
-from fsvit_edge.live.sources.base import DEFAULT_FPS, HEALTHY, Source, SourceOptions, SourceStatus
+from fsvit_edge.live.sources.base import DEFAULT_FPS, Source, SourceOptions
 from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.live.statistics import RunStatistics
@@ -370,7 +370,7 @@ class LiveRun:
                 self._say(f"{self._source.name} is {status.state}: {status.message}")
         elif status.is_frozen:
             self._say(f"{self._source.name} is frozen: it has repeated the same pixels for seconds.")
-        elif self._condition[:2] != HEALTHY[:2]:
+        elif self._condition.state != "live" or self._condition.is_frozen:
             self._say(f"{self._source.name} is live.")
 
     def _say_troubles(self, health: Health) -> None:

@@ -18,9 +18,8 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from fsvit_edge.live.health import Health, Percentiles
+from fsvit_edge.live.health import Health, Percentiles, SourceState
 from fsvit_edge.live.shared_model import LiveModel
-from fsvit_edge.live.sources.base import SourceState
 from fsvit_edge.page.enrollment import FrameReport, enroll
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_jpeg, encode_png
 from fsvit_edge.page.schemas import (

@@ -15,9 +15,8 @@ import pytest
 from doc_pages import ROOT
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health
+from fsvit_edge.live.health import Health, SourceStatus
 from fsvit_edge.live.sinks.json_lines import frame_record, state_record
-from fsvit_edge.live.sources.base import SourceStatus
 from fsvit_edge.runtime.prediction import Prediction
 
 Read = Callable[[str], str]

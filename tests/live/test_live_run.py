@@ -16,11 +16,11 @@ import pytest
 import stub_camera
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health, Percentiles
+from fsvit_edge.live.health import Health, Percentiles, SourceStatus
 from fsvit_edge.live.run import LiveRun, RunOptions, run_source
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import Sink, SinkClosedError
-from fsvit_edge.live.sources.base import Source, SourceOptions, SourceStatus
+from fsvit_edge.live.sources.base import Source, SourceOptions
 from fsvit_edge.live.sources.demo import DEMO_CLASSES
 from fsvit_edge.live.sources.files import FileSource
 from fsvit_edge.live.sources.live import LiveSource, Timeouts

@@ -15,9 +15,8 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health
+from fsvit_edge.live.health import Health, SourceState, SourceStatus
 from fsvit_edge.live.sinks.open import open_sink, sink_name
-from fsvit_edge.live.sources.base import SourceState, SourceStatus
 from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
 from fsvit_edge.runtime.prediction import Prediction
 

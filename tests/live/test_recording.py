@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health
+from fsvit_edge.live.health import Health, SourceState, SourceStatus
 from fsvit_edge.live.sinks.base import RecordingOptions
 from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.sinks.segments import Segments
-from fsvit_edge.live.sources.base import SourceState, SourceStatus
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.overlay import draw_state

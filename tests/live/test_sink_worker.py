@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health
+from fsvit_edge.live.health import Health, SourceStatus
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import Sink, SinkClosedError
-from fsvit_edge.live.sources.base import SourceStatus
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.prediction import Prediction
 

@@ -19,9 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health, Percentiles, SinkStatus
+from fsvit_edge.live.health import Health, Percentiles, SinkStatus, SourceStatus
 from fsvit_edge.live.shared_model import LiveModel
-from fsvit_edge.live.sources.base import SourceStatus
 from fsvit_edge.page import access, frame_hub
 from fsvit_edge.page.access import is_loopback
 from fsvit_edge.page.enrollment import Confusion, find_confusions

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health
-from fsvit_edge.live.sources.base import HEALTHY
+from fsvit_edge.live.health import HEALTHY, Health
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.prediction import Prediction
 

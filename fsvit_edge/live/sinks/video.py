@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
+from fsvit_edge.live.opencv import ffmpeg_options, quiet_opencv
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.live.sinks.segments import Segments
-from fsvit_edge.live.sources.opencv import ffmpeg_options, quiet_opencv
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.overlay import draw, draw_state
 from fsvit_edge.runtime.prediction import Prediction

@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Literal
 
 from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.health import SourceStatus
 from fsvit_edge.runtime.errors import InputError, SourceError
 
 Flip = Literal["none", "horizontal", "vertical", "both"]
 FLIPS: tuple[Flip, ...] = ("none", "horizontal", "vertical", "both")
-SourceState = Literal["connecting", "live", "lost"]
 
 DEFAULT_FPS = 25.0
 """Frames per second of a source that declares none."""
@@ -55,39 +55,6 @@ class SourceOptions:
                 raise InputError(f"--{name} must be 1 to {_MAX_SIDE_PX} pixels, got {value}.")
         if self.fps is not None and not 0.01 <= self.fps <= 1000:
             raise InputError(f"--fps must be 0.01 to 1000 frames per second, got {self.fps:g}.")
-
-
-@dataclass(frozen=True)
-class SourceStatus:
-    """The state of a source.
-
-    Attributes:
-        state: "connecting" until the first frame, "live" while frames arrive, "lost" while a live source delivers none
-            and is being restarted. A file is always "live".
-        since_s: Monotonic seconds when this state began.
-        captured: Frames delivered by the source, including dropped ones.
-        dropped: Frames replaced by a newer one before they were read.
-        reconnects: How often a live source was restarted.
-        is_frozen: Whether the newest frames have repeated the same pixels for so long that the camera must hang.
-        message: What is wrong, in one sentence that is safe to print; empty if nothing is.
-    """
-
-    state: SourceState
-    since_s: float
-    captured: int = 0
-    dropped: int = 0
-    reconnects: int = 0
-    is_frozen: bool = False
-    message: str = ""
-
-    @property
-    def condition(self) -> tuple[SourceState, bool, str]:
-        """State, frozen and message: people are told when one of them changes."""
-        return self.state, self.is_frozen, self.message
-
-
-HEALTHY = SourceStatus("live", 0.0).condition
-"""The condition of a source that has no problem; a file is always in it."""
 
 
 class Source(ABC):

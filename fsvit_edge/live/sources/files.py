@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.sources.base import EndOfSourceError, Source, SourceOptions, SourceStatus
+from fsvit_edge.live.health import SourceStatus
+from fsvit_edge.live.sources.base import EndOfSourceError, Source, SourceOptions
 from fsvit_edge.live.sources.demo import DEMO_FPS, demo_frame, demo_length
 from fsvit_edge.live.sources.opencv import declared_fps, flipped, open_video, read_rgb
 from fsvit_edge.live.uri import SourceAddress, printable

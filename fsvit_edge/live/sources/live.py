@@ -13,14 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.sources.base import (
-    DEFAULT_FPS,
-    EndOfSourceError,
-    Source,
-    SourceOptions,
-    SourceState,
-    SourceStatus,
-)
+from fsvit_edge.live.health import SourceState, SourceStatus
+from fsvit_edge.live.sources.base import DEFAULT_FPS, EndOfSourceError, Source, SourceOptions
 from fsvit_edge.live.sources.frame_channel import SAFE_FRAMES, CaptureChild, SharedFrame
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import SourceError

@@ -1,23 +1,18 @@
 """Opens and reads videos, cameras and streams with OpenCV: with time limits, safe FFmpeg options, and no log output."""
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.live.opencv import RTSP_OPTIONS, ffmpeg_options, quiet_opencv
 from fsvit_edge.live.sources.base import DEFAULT_FPS, Flip
 
 READ_TIMEOUT_MS = 5000
 """Time after which FFmpeg gives up a read, in milliseconds."""
 
-_SILENT = 0  # one of OpenCV's log levels
 _OPEN_TIMEOUT_MS = 4500
-# By default, FFmpeg probes a stream for up to 5 s before it returns the first frame; 1 s is enough to find the size.
-_RTSP = "rtsp_transport;tcp|analyzeduration;1000000"
 # Only a stream of JPEGs, and only from the network: a server must not be able to make FFmpeg read a file.
 _MJPEG = "input_format;mpjpeg|protocol_whitelist;http,https,tcp,tls"
 _FLIP_CODES = {"horizontal": 1, "vertical": 0, "both": -1}
@@ -25,47 +20,14 @@ _FLIP_CODES = {"horizontal": 1, "vertical": 0, "both": -1}
 _Rgb = npt.NDArray[np.uint8]
 
 
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
-    """Silence OpenCV's log: our own errors say the same in one sentence."""
-    set_log_level = getattr(cv2.utils, "logging", cv2).setLogLevel  # OpenCV 5 moved it
-    level = set_log_level(_SILENT)
-    try:
-        yield
-    finally:
-        set_log_level(level)
-
-
-@contextmanager
-def ffmpeg_options(options: str = _RTSP) -> Iterator[None]:
-    """Set FFmpeg's options while OpenCV opens a video; OpenCV takes them only from the environment.
-
-    FFmpeg's log is silenced too; the first video opened settles that for the whole process.
-
-    Args:
-        options: Names and values as OpenCV parses them: "name;value|name;value".
-    """
-    wanted = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": options, "OPENCV_FFMPEG_LOGLEVEL": "-8"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def open_video(path: str) -> cv2.VideoCapture:
     """Open a file; `isOpened` tells whether that worked."""
-    return _open_by_ffmpeg(path, _RTSP)
+    return _open_by_ffmpeg(path, RTSP_OPTIONS)
 
 
 def open_stream(address: str) -> cv2.VideoCapture:
     """Open rtsp:// over TCP, or http:// with a stream of JPEGs; `isOpened` tells whether that worked."""
-    return _open_by_ffmpeg(address, _MJPEG if address.startswith("http") else _RTSP)
+    return _open_by_ffmpeg(address, _MJPEG if address.startswith("http") else RTSP_OPTIONS)
 
 
 def open_camera(device: str, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
