@@ -39,8 +39,8 @@ class SourceAddress:
     name: str
 
     @property
-    def is_file(self) -> bool:
-        """Whether it waits for its reader: a picture, folder, video, or the demo."""
+    def is_stored(self) -> bool:
+        """Whether it is a picture, folder, video or the demo, as opposed to a camera or stream."""
         return self.kind in ("path", "demo")
 
 

@@ -49,7 +49,7 @@ def main() -> None:
     threading.Thread(target=_exit_with_run, daemon=True).start()
     address, options = SourceAddress(**request["address"]), SourceOptions(**request["options"])
     try:
-        if address.is_file:
+        if address.is_stored:
             _play(address, options, sender)
         else:
             capture(address, options, sender)

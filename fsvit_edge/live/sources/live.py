@@ -88,7 +88,7 @@ class LiveSource(Source):
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="source", daemon=True)
         # A file starts when somebody is ready to see it; a camera takes time to open, so it starts at once.
-        self._waits_for_reader = address.is_file
+        self._waits_for_reader = address.is_stored
         if not self._waits_for_reader:
             self._watcher.start()
 
@@ -155,7 +155,7 @@ class LiveSource(Source):
             self._run_child()
             if self._closing.is_set() or self._ended:
                 return
-            if self._address.is_file:  # trying again would not help
+            if self._address.is_stored:  # trying again would not help
                 with self._changed:
                     self._failure = self._status.message
                     self._changed.notify_all()

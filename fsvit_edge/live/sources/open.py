@@ -36,7 +36,7 @@ def open_source(uri: str, options: SourceOptions = SourceOptions()) -> Source:  
     """
     address = parse_source(uri)
     _check_options(address, options)
-    if address.is_file:
+    if address.is_stored:
         source = open_file(address, options)
         if not options.realtime:
             return source
@@ -71,5 +71,5 @@ def _check_options(address: SourceAddress, options: SourceOptions) -> None:
         raise InputError(f"--width and --height are for cameras; {address.name} has a fixed size.")
     if options.fps and not is_camera and not options.realtime:
         raise InputError(f"--fps is for cameras, and for files with --realtime; {address.name} has its own frame rate.")
-    if not address.is_file and (options.loop or options.realtime):
+    if not address.is_stored and (options.loop or options.realtime):
         raise InputError(f"--loop and --realtime are for files and the demo; {address.name} is always live.")
