@@ -64,22 +64,24 @@ def enroll(
         if preview is not None:
             write_image(preview, draw_report(report))
         model.save_bank(bank)
-        level, source, classes = model.bank.level(name), model.bank.level_source(name), ", ".join(model.classes)
-    for one in report.pictures:
-        _print_picture(one)
+        enrolled_level, origin = model.bank.level(name), model.bank.level_source(name)
+        classes = ", ".join(model.classes)
+    for picture in report.pictures:
+        _print_picture(picture)
     shots = "1 support" if report.shots == 1 else f"{report.shots} supports"
     print(f"Enrolled {name!r} with {shots}; {bank} contains: {classes}.")
-    print(f"It is present above {level:.2f} ({source}).")
+    print(f"It is present above {enrolled_level:.2f} ({origin}).")
     options = (f" --bundle {bundle}" if bundle else "") + ("" if precision == "auto" else f" --precision {precision}")
     advise(f"Next: fsvit-edge run --camera --bank {bank}{options}")
 
 
-def _print_picture(one: "PictureReport") -> None:
+def _print_picture(report: "PictureReport") -> None:
     from fsvit_edge.cli.terminal import advise
 
-    kind = "guessed mask" if one.picture.is_by_name else "mask" if one.picture.box_xyxy is None else "mask from box"
-    cover = f"{one.mask_cover:.0%}" if one.mask_cover >= 0.01 else f"{one.mask_cover:.2%}"
-    print(f"{one.picture.source}: {kind} covers {cover} of the picture, {one.kept_tokens} tokens")
-    print(f"{one.picture.source}: fit on its own picture: {one.fit}")
-    for warning in one.warnings:
-        advise(f"Warning: {one.picture.source}: {warning}")
+    picture = report.picture
+    kind = "guessed mask" if picture.is_by_name else "mask" if picture.box_xyxy is None else "mask from box"
+    cover = f"{report.mask_cover:.0%}" if report.mask_cover >= 0.01 else f"{report.mask_cover:.2%}"
+    print(f"{picture.source}: {kind} covers {cover} of the picture, {report.kept_tokens} tokens")
+    print(f"{picture.source}: fit on its own picture: {report.fit}")
+    for warning in report.warnings:
+        advise(f"Warning: {picture.source}: {warning}")

@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout; progress, advice and missing packages on stderr."""
+"""What the commands share: results go to stdout; progress, advice and the notes of a model's engines to stderr."""
 
 import sys
 import time
