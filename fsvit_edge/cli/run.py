@@ -167,13 +167,13 @@ def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None
             last = now
             title = f"{frame.source}: frame {frame.index}, {statistics.fps:.1f} frames/s"
             table = Table("class", "P(present) / level", "", "area", title=title, title_justify="left", box=box.SIMPLE)
-            for one in prediction.results:
+            for result in prediction.results:
                 table.add_row(
-                    one.name,
-                    f"{one.score:.2f} / {one.level:.2f}",
-                    "present" if one.is_present else "-",
-                    f"{one.area:.0%}" if one.is_present else "",
-                    style="bold" if one.is_present else "dim",
+                    result.name,
+                    f"{result.score:.2f} / {result.level:.2f}",
+                    "present" if result.is_present else "-",
+                    f"{result.area:.0%}" if result.is_present else "",
+                    style="bold" if result.is_present else "dim",
                 )
             live.update(table, refresh=True)
 
@@ -193,6 +193,6 @@ def _print_summary(result: "RunResult", as_json: bool, to_stderr: bool) -> None:
     dropped, age = health.source_status.dropped, health.age_ms
     if dropped and age is not None:
         speed += f", {dropped} dropped, {age.p50:.0f} ms old (p99 {age.p99:.0f})"
-    rows = [(stage, f"{one.p50:.2f}", f"{one.p95:.2f}") for stage, one in health.latency_ms.items()]
+    rows = [(stage, f"{times.p50:.2f}", f"{times.p95:.2f}") for stage, times in health.latency_ms.items()]
     title = f"{health.source} with {health.model}: {speed}; {result.choice.description}"
     print_table(title, ("stage", "p50 ms", "p95 ms"), rows, to_stderr)

@@ -133,9 +133,9 @@ def draw_report(report: EnrollmentReport) -> npt.NDArray[np.uint8]:
         (H, W, 3) uint8 RGB; each picture has at most 480 px a side, with two lines of text below it.
     """
     cells = []
-    for one in report.pictures:
-        score = one.prediction.scores[one.prediction.classes.index(report.name)]
-        lines = [one.picture.source, f"{report.name} {score:.2f}: {one.fit}"]
-        panel = draw_fit(one.picture.image, one.prediction, report.name, one.mask)
+    for shown in report.pictures:
+        score = shown.prediction.scores[shown.prediction.classes.index(report.name)]
+        lines = [shown.picture.source, f"{report.name} {score:.2f}: {shown.fit}"]
+        panel = draw_fit(shown.picture.image, shown.prediction, report.name, shown.mask)
         cells.append(captioned(panel, [(line, None) for line in lines]))
     return sheet([cells[start : start + _PREVIEW_COLUMNS] for start in range(0, len(cells), _PREVIEW_COLUMNS)])

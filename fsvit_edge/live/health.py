@@ -134,7 +134,7 @@ class Health:
         ]
         if self.age_ms is not None:
             parts.append(f"age p50/p95/p99 {self.age_ms.p50:.0f}/{self.age_ms.p95:.0f}/{self.age_ms.p99:.0f} ms")
-        parts += [f"{stage} {one.p50:.1f}" for stage, one in self.latency_ms.items()]
+        parts += [f"{stage} {times.p50:.1f}" for stage, times in self.latency_ms.items()]
         parts.append(f"{self.memory_mb:.0f} MB")
         failed = [sink.name for sink in self.sinks if sink.failure]
         if failed:
@@ -154,7 +154,7 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 3)
     if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
+        return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(one) for one in value]
+        return [_rounded(item) for item in value]
     return value

@@ -389,12 +389,12 @@ class LiveRun:
             self._say(f"The health file is no longer written: {error}")
 
     def _on_sink_end(self, worker: SinkWorker, failure: FsvitEdgeError | None) -> None:
-        if failure is not None and all(one.status.failure for one in self._workers):
+        if failure is not None and all(other.status.failure for other in self._workers):
             self._last_failure = failure
         elif failure is not None:
             self._say(f"{worker.name} has stopped, the run continues: {failure}")
         # A reader that is gone, as `head` is after ten lines, ends the run; so does the end of the last sink.
-        if failure is None or all(one.has_ended for one in self._workers):
+        if failure is None or all(other.has_ended for other in self._workers):
             self._stop.request()
 
     def _exit_code(self) -> int:

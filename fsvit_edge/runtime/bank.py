@@ -109,7 +109,7 @@ class SupportBank:
     @property
     def class_supports(self) -> tuple[ClassSupports, ...]:
         """The supports of every class, in the order of enrollment."""
-        return tuple(one.supports for one in self._classes.values())
+        return tuple(entry.supports for entry in self._classes.values())
 
     def supports(self, name: str) -> ClassSupports:
         """Return the supports of a class.
@@ -123,13 +123,13 @@ class SupportBank:
     @property
     def objectness_weights(self) -> npt.NDArray[np.float32]:
         """How much objectness counts in each class's outlines, (ways,) float32 in [0, 2]: the mean of its supports."""
-        means = [np.mean([one.objectness_weight for one in supports]) for supports in self.class_supports]
+        means = [np.mean([support.objectness_weight for support in supports]) for supports in self.class_supports]
         return np.array(means, np.float32)
 
     @property
     def levels(self) -> npt.NDArray[np.float32]:
         """The score above which each class is present, (ways,) float32 in (0, 1)."""
-        return np.array([one.level for one in self._classes.values()], np.float32)
+        return np.array([entry.level for entry in self._classes.values()], np.float32)
 
     def level(self, name: str) -> float:
         """Return the score above which a class is present, in (0, 1).
@@ -147,10 +147,10 @@ class SupportBank:
             InputError: The class is not enrolled.
         """
         self._check_known(name)
-        one = self._classes[name]
-        if one.is_level_by_hand:
+        entry = self._classes[name]
+        if entry.is_level_by_hand:
             return "by hand"
-        return "default" if all(support.loo_score is None for support in one.supports) else "own pictures"
+        return "default" if all(support.loo_score is None for support in entry.supports) else "own pictures"
 
     def set_level(self, name: str, level: float | None) -> None:
         """Set the level of a class by hand, which stays when pictures are added.
@@ -217,7 +217,7 @@ class SupportBank:
         check_name(new)
         if new in self._classes:
             raise InputError(f"Class {new!r} already exists; remove it first or choose another name.")
-        self._classes = {new if name == old else name: one for name, one in self._classes.items()}
+        self._classes = {new if name == old else name: entry for name, entry in self._classes.items()}
 
     def save(self, path: Path) -> None:
         """Write the bank to one .safetensors file, whole or not at all.
@@ -228,8 +228,8 @@ class SupportBank:
         """
         check_bank_path(path)
         tensors: dict[str, npt.NDArray[Any]] = {}
-        for class_index, one in enumerate(self._classes.values()):
-            for shot, support in enumerate(one.supports):
+        for class_index, entry in enumerate(self._classes.values()):
+            for shot, support in enumerate(entry.supports):
                 for field in TENSORS:
                     tensors[f"{class_index}.{shot}.{field}"] = np.ascontiguousarray(getattr(support, field))
         header: dict[str, Any] = {
@@ -240,11 +240,11 @@ class SupportBank:
             "classes": [
                 {
                     "name": name,
-                    "level": one.level,
-                    "is_level_by_hand": one.is_level_by_hand,
-                    **{field: [getattr(support, field) for support in one.supports] for field in FACTS},
+                    "level": entry.level,
+                    "is_level_by_hand": entry.is_level_by_hand,
+                    **{field: [getattr(support, field) for support in entry.supports] for field in FACTS},
                 }
-                for name, one in self._classes.items()
+                for name, entry in self._classes.items()
             ],
         }
         header["sha256"] = _digest(header, tensors)
@@ -291,7 +291,7 @@ class SupportBank:
                 f"{PRECISION!r}; enroll its classes again."
             )
         try:
-            made_by, judged_by = EncoderIdentity(**header["encoder"]), HeadIdentity(**header["head"])
+            made_by, scored_by = EncoderIdentity(**header["encoder"]), HeadIdentity(**header["head"])
             entries = [_read_entry(entry) for entry in header["classes"]]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _no_bank(path) from error
@@ -301,9 +301,9 @@ class SupportBank:
             )
         if identity is not None:
             _check_same_encoder(path, made_by, identity)
-        bank = cls(made_by, judged_by)
+        bank = cls(made_by, scored_by)
         try:
-            check_level(judged_by.presence_level)
+            check_level(scored_by.presence_level)
             for index, entry in enumerate(entries):
                 supports = [
                     read_support(path, tensors, f"{index}.{shot}", facts, made_by.num_channels, made_by.head_dim)
@@ -313,20 +313,22 @@ class SupportBank:
                 bank._classes[entry.name] = _Class(tuple(supports), check_level(entry.level), entry.is_level_by_hand)
         except InputError as error:
             raise ArtifactError(f"Bank {path} is damaged: {error}") from error
-        if head is not None and head != judged_by:
+        if head is not None and head != scored_by:
             bank._change_head(head)
         return bank
 
     def _class_of(self, supports: ClassSupports, before: _Class | None = None) -> _Class:
         if before is not None and before.is_level_by_hand:
             return replace(before, supports=supports)
-        return _Class(supports, level_of_supports(self.head.presence_level, [one.loo_score for one in supports]), False)
+        return _Class(
+            supports, level_of_supports(self.head.presence_level, [support.loo_score for support in supports]), False
+        )
 
     def _change_head(self, head: HeadIdentity) -> None:
         self.head = head
-        for name, one in self._classes.items():
-            supports = tuple(replace(support, loo_score=None) for support in one.supports)
-            self._classes[name] = self._class_of(supports, one)
+        for name, entry in self._classes.items():
+            supports = tuple(replace(support, loo_score=None) for support in entry.supports)
+            self._classes[name] = self._class_of(supports, entry)
 
     def _check_known(self, name: str) -> None:
         if name not in self._classes:

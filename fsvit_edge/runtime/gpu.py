@@ -46,7 +46,7 @@ class Gpu:
 
 
 def find_gpu() -> Gpu | None:
-    """Return the first GPU, or None if there is no driver or no GPU; `gpu_missing_reason` tells which."""
+    """Return the first GPU, or None if there is no driver or no GPU; `gpu_missing_reason` says which."""
     found = _probe(_load_driver())
     return found if isinstance(found, Gpu) else None
 

@@ -80,7 +80,7 @@ class FewShotModel:
         Args:
             bundle: The folder; None for the bundled model.
             engine: "onnxruntime" (on the CPU), "onnxruntime-cuda", "tensorrt" or "tensorrt-rtx" (engines that
-                build-engine made), or "auto": the fastest available; `choice` tells which, and why not another.
+                build-engine made), or "auto": the fastest available; `choice` says which, and why not another.
             precision: "fp32", "fp16" or "int8", if engines were built for it; "auto" takes the engine's.
             threads: Threads within an operator; None for all cores.
 

@@ -43,8 +43,8 @@ def support_masks(
     Args:
         name: The class, for the errors.
         images: (H, W, 3) uint8 RGB pictures.
-        masks: For each picture (H, W), not 0 on the object, or None; None for no mask at all.
-        boxes: For each picture a box around the object, or None; None for no box at all.
+        masks: For each picture (H, W), not 0 on the object, or None; None without masks.
+        boxes: For each picture a box around the object, or None; None without boxes.
         mask_of_box: Makes the mask from a picture and a box.
 
     Returns:
@@ -144,7 +144,7 @@ def mask_from_box(size_hw: tuple[int, int], box_xyxy: Box) -> Mask:
 
 
 def thing_in_box(objectness: Maps, ellipse: Mask, box_xyxy: Box) -> Mask:
-    """Use what objectness marks inside a box as the object's mask; the ellipse if that is next to nothing.
+    """Use what objectness marks inside a box as the object's mask; or the ellipse if that is almost nothing.
 
     The ellipse counts for one log-odd either way. IoU with drawn masks, pascal10-coseg, on which the rule was chosen:
     the ellipse 54, objectness alone 70, this 72. On data not used to choose it: davis16-val 52, 71, 72; fss1000-mini

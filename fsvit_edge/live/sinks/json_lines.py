@@ -35,14 +35,14 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
     """
     classes = [
         {
-            "name": one.name,
-            "score": round(one.score, 4),
-            "level": round(one.level, 4),
-            "present": one.is_present,
-            "area_px": one.area_px,
-            "box_xyxy": one.box_xyxy and list(one.box_xyxy),
+            "name": result.name,
+            "score": round(result.score, 4),
+            "level": round(result.level, 4),
+            "present": result.is_present,
+            "area_px": result.area_px,
+            "box_xyxy": result.box_xyxy and list(result.box_xyxy),
         }
-        for one in prediction.results
+        for result in prediction.results
     ]
     return {
         "event": "frame",

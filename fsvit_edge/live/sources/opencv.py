@@ -21,17 +21,17 @@ _Rgb = npt.NDArray[np.uint8]
 
 
 def open_video(path: str) -> cv2.VideoCapture:
-    """Open a file; `isOpened` tells whether that worked."""
+    """Open a file; `isOpened` says whether that worked."""
     return _open_by_ffmpeg(path, RTSP_OPTIONS)
 
 
 def open_stream(address: str) -> cv2.VideoCapture:
-    """Open rtsp:// over TCP, or http:// with a stream of JPEGs; `isOpened` tells whether that worked."""
+    """Open rtsp:// over TCP, or http:// with a stream of JPEGs; `isOpened` says whether that worked."""
     return _open_by_ffmpeg(address, _MJPEG if address.startswith("http") else RTSP_OPTIONS)
 
 
 def open_camera(device: str, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
-    """Open a V4L2 device; `isOpened` tells whether that worked. A camera uses the nearest size and rate it has."""
+    """Open a V4L2 device; `isOpened` says whether that worked. A camera uses the nearest size and rate it has."""
     wanted = {cv2.CAP_PROP_FRAME_WIDTH: width, cv2.CAP_PROP_FRAME_HEIGHT: height, cv2.CAP_PROP_FPS: fps}
     with quiet_opencv():
         capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
@@ -60,7 +60,7 @@ def csi_pipeline(sensor: int, width: int | None, height: int | None, fps: float 
 
 
 def open_csi(sensor: int, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
-    """Open the CSI camera of a Jetson; `isOpened` tells whether that worked."""
+    """Open the CSI camera of a Jetson; `isOpened` says whether that worked."""
     with quiet_opencv():
         return cv2.VideoCapture(csi_pipeline(sensor, width, height, fps), cv2.CAP_GSTREAMER)
 
