@@ -85,7 +85,7 @@ class TrainOptions:
                 f"The ways must be from 1 to the size of the micro-batch, {self.micro_batch}; got {self.ways}."
             )
         if not 0 <= self.label_noise < 1:
-            raise InputError(f"label_noise must be from 0 to below 1, got {self.label_noise}.")
+            raise InputError(f"label_noise must be at least 0 and below 1, got {self.label_noise}.")
         if self.kept_tokens is not None and self.kept_tokens < 1:
             raise InputError(f"kept_tokens must be at least 1, got {self.kept_tokens}.")
         for name in ("mask_fraction", "validation_fraction"):

@@ -198,13 +198,13 @@ class EpisodeModule(lightning.LightningModule):
         checkpoint["identity"] = self._identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of a training with other settings."""
+        """Refuse the checkpoint of a training run with other settings."""
         stored = checkpoint.get("identity", {})
         stored = {**stored, **{new: stored[old] for new, old in _OLD_NAMES.items() if old in stored}}
         if differing := sorted(key for key in self._identity if stored.get(key) != self._identity[key]):
             key = differing[0]
             raise InputError(
-                f"The checkpoint belongs to a training with {key} {stored.get(key)!r}, but now it is "
+                f"The checkpoint belongs to a training run with {key} {stored.get(key)!r}, but now it is "
                 f"{self._identity[key]!r}; use the same options as before, or choose another --output."
             )
 

@@ -88,7 +88,7 @@ def train(
     """
     last = workspace / "last.ckpt"
     if last.exists() and not resume:
-        raise InputError(f"{workspace} already contains a training; continue it with --resume, or delete the folder.")
+        raise InputError(f"{workspace} already contains a training run; continue it with --resume, or delete it.")
     workspace.mkdir(parents=True, exist_ok=True)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -51,8 +51,8 @@ class Manifest:
 
     Attributes:
         format_version: Version of this format.
-        name: Name of the network, for people.
-        backbone: timm's name of the encoder, or ours.
+        name: Name of the network, for display only.
+        backbone: Name of the encoder, in timm or in this project.
         image_size: Side of the encoder's input in pixels.
         patch_size: Side of a patch in pixels.
         num_layers: Layers whose tokens are correlated.

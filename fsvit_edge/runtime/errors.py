@@ -33,8 +33,8 @@ class UnseenThingError(InputError):
 
     def __init__(self, what: str, index: int) -> None:
         super().__init__(
-            f"{what} shows the thing too small or too thin for the network to see: its mask keeps no image token; go "
-            "closer, or mark the whole thing."
+            f"{what}: the object is too small or too thin for the network to see: its mask keeps no image token; go "
+            "closer, or mark the whole object."
         )
         self.index = index
 

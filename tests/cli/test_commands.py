@@ -576,7 +576,7 @@ def test_poor_masks_cause_a_warning(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
             0.4,
             absent,
             [
-                "Warning: cat1.jpg: The class is not found on its own picture; give a tighter mask or box, or add "
+                "Warning: cat1.jpg: The class is not found in its own picture; give a tighter mask or box, or add "
                 "another picture."
             ],
         ),

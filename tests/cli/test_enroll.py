@@ -191,7 +191,7 @@ def test_a_thing_too_small_for_the_network_is_refused_by_the_name_of_its_picture
     assert (result.code, result.out) == (2, "")
     assert result.err == (
         "Error: far.png shows the thing too small or too thin for the network to see: its mask keeps no image token; "
-        "go closer, or mark the whole thing.\n"
+        "go closer, or mark the whole object.\n"
     )
     assert not BANK.exists()
 

@@ -328,7 +328,7 @@ def test_a_calibration_is_shown_with_whether_it_fits(tmp_path: Path) -> None:
     assert (found.facts["model_name"], found.facts["fits"]) == ("cst-nano", "cst-nano: yes")
     values = json.loads((DEFAULT_BUNDLE / "calibration.json").read_text())
     (tmp_path / "c.json").write_text(json.dumps(values | {"graphs": {"encoder": "ab" * 32}}))
-    assert inspected(tmp_path / "c.json").facts["fits"] == "cst-nano: no, it was recorded with other graphs"
+    assert inspected(tmp_path / "c.json").facts["fits"] == "cst-nano: no, it was made from other graphs"
     (tmp_path / "c.json").write_text(json.dumps(values | {"graphs": [], "method": {}}))
     assert inspected(tmp_path / "c.json").facts["fits"].startswith("cst-nano: no")
 
