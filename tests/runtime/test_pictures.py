@@ -110,7 +110,7 @@ def make_float(path: Path) -> None:
         pytest.param(Path.mkdir, "is a folder; give one picture", id="folder"),
         pytest.param(os.mkfifo, "is not a regular file", id="pipe"),
         pytest.param(Path.touch, "is empty", id="empty"),
-        pytest.param(lambda path: path.write_bytes(b"\x00\xff" * 99), "is damaged or is no PNG, JPEG", id="garbage"),
+        pytest.param(lambda path: path.write_bytes(b"\x00\xff" * 99), "is damaged or not a PNG, JPEG", id="garbage"),
         pytest.param(lambda path: Image.fromarray(RGB).save(path, "PPM"), "is no PNG, JPEG", id="format not allowed"),
         pytest.param(make_truncated, "damaged or cut short: its pixels cannot be decoded", id="truncated"),
         pytest.param(make_float, "has floating-point pixels; save it with 8 or 16 bits", id="float"),
@@ -175,8 +175,8 @@ def test_the_bright_half_of_a_mask_is_foreground(tmp_path: Path, image: Image.Im
     ("values", "reason"),
     [
         (np.full((6, 4), 255, np.uint8), "is 4x6 pixels, but its picture is 6x4; give a mask of the picture's size"),
-        (np.zeros((4, 6), np.uint8), "marks no pixel; paint the thing white"),
-        (np.full((4, 6), 127, np.uint8), "marks no pixel; paint the thing white"),
+        (np.zeros((4, 6), np.uint8), "marks no pixel; paint the object white"),
+        (np.full((4, 6), 127, np.uint8), "marks no pixel; paint the object white"),
     ],
 )
 def test_an_unusable_mask_is_refused(tmp_path: Path, values: np.ndarray, reason: str) -> None:
