@@ -139,8 +139,8 @@ def _encoder(bundle: Bundle, precision: str, calibration: Calibration) -> bytes:
 
 def _model(bundle: Bundle, encoder: bytes, threads: int) -> FewShotModel:
     graphs = {**bundle.graphs, "encoder": encoder}
-    engines = [OnnxRuntimeEngine(graphs[name], "cpu", threads) for name in ("encoder", "enroll", "head")]
-    return FewShotModel(bundle.manifest, *engines)
+    engines = {name: OnnxRuntimeEngine(graphs[name], "cpu", threads) for name in ("encoder", "enroll", "head")}
+    return FewShotModel(bundle.manifest, engines)
 
 
 def _enroll(model: FewShotModel) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.errors import ArtifactError
-from fsvit_edge.runtime.storage import atomic_write, read_json_object, record_from_json
+from fsvit_edge.runtime.json_records import read_json_object, record_from_json
+from fsvit_edge.runtime.storage import atomic_write
 
 FORMAT_VERSION = 1
 METHODS = ("minmax", "entropy", "percentile")

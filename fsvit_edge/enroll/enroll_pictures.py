@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from fsvit_edge.enroll.fit import Fit, draw_fit, measure_fit
 from fsvit_edge.enroll.support_files import SupportPicture
-from fsvit_edge.runtime.errors import UnseenThingError
+from fsvit_edge.runtime.errors import ObjectTooSmallError
 from fsvit_edge.runtime.picture_sheet import captioned, sheet
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -74,7 +74,7 @@ def enroll_pictures(
         level: The score above which the class is present, in (0, 1); None derives it from the pictures.
 
     Raises:
-        UnseenThingError: The thing is too small in a picture, which is named; the classes are unchanged.
+        ObjectTooSmallError: The object is too small in a picture, which is named; the classes are unchanged.
         InputError: The name, a picture, a mask, a box or the level cannot be used; the classes are unchanged.
         ArtifactError: The head's engine was built for fewer classes; the classes are unchanged.
     """
@@ -83,8 +83,8 @@ def enroll_pictures(
     boxes = [picture.box_xyxy for picture in pictures]
     try:
         enrollment = model.enroll(name, images, masks, boxes, level)
-    except UnseenThingError as error:
-        raise UnseenThingError(pictures[error.index].source, error.index) from error
+    except ObjectTooSmallError as error:
+        raise ObjectTooSmallError(pictures[error.index].source, error.index) from error
     reports = []
     for picture, mask, cover, tokens in zip(
         pictures, enrollment.masks, enrollment.mask_cover, enrollment.kept_tokens, strict=True

@@ -82,8 +82,8 @@ def read_supports(
         inputs: Pictures, folders of pictures (in natural order), folders with images/ and masks/ of the same stems,
             and at most one video.
         masks: The mask of each picture, or none.
-        boxes: The box around the thing in each picture, or none; not together with masks.
-        frames: Numbers of the video's frames that show the thing, from 0.
+        boxes: The box around the object in each picture, or none; not together with masks.
+        frames: Numbers of the video's frames that show the object, from 0.
         seconds: Or their times in seconds from the start of the video; not together with frames.
 
     Raises:

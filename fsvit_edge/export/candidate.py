@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from fsvit_edge.export.job import BuildJob
-from fsvit_edge.runtime.bundle import OBJECTNESS
 from fsvit_edge.runtime.engines.base import Array, Engine
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.store.files import ENGINE_GRAPHS, EngineRecord, load_engine
@@ -198,13 +197,7 @@ def score(
     options = EvaluationOptions(episodes=EPISODES)
 
     def score_one(precision: str, graphs: Mapping[str, Engine]) -> PrecisionScores:
-        model = FewShotModel(
-            job.bundle.manifest,
-            graphs["encoder"],
-            reference["enroll"],
-            graphs["head"],
-            objectness=reference.get(OBJECTNESS),
-        )
+        model = FewShotModel(job.bundle.manifest, {**reference, **graphs})
         found = evaluate(model, selection, options, lambda step: progress(f"{precision} on the data set: {step}"))
         miou = found.scores.miou
         return PrecisionScores(precision, found.scores.exact_ratio.value, None if miou is None else miou.value)

@@ -111,12 +111,7 @@ def compare(
     }
     _check_finite(outputs)
     progress("compare with FP32: answers")
-    models = [
-        FewShotModel(
-            manifest, graphs["encoder"], reference["enroll"], graphs["head"], objectness=reference.get(OBJECTNESS)
-        )
-        for graphs in (reference, candidate)
-    ]
+    models = [FewShotModel(manifest, {**reference, **graphs}) for graphs in (reference, candidate)]
     answers = [_answers(model, pictures) for model in models]
     flips = sum(one[0] != other[0] for one, other in zip(*answers, strict=True))
     same = [float(np.mean(one[1] == other[1])) for one, other in zip(*answers, strict=True)]

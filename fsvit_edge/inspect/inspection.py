@@ -23,8 +23,8 @@ from fsvit_edge.runtime.engines.store.files import (
 from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, incompatibilities
 from fsvit_edge.runtime.engines.store.sets import find_engines
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.storage import record_from_json
 
 _PLANS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
 _PLAN_SUFFIXES = (".engine", ".plan", ".trt")

@@ -125,7 +125,7 @@ def open_network(network: FewShotNetwork, device: torch.device | None = None) ->
     }
     manifest = make_manifest(network, graphs, opset=0, parity={})
     choice = EngineChoice("torch", manifest.precision, f"FP32 in torch {torch.__version__} on {place.type}")
-    return FewShotModel(manifest, engines["encoder"], engines["enroll"], engines["head"], choice)
+    return FewShotModel(manifest, engines, choice)
 
 
 def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:

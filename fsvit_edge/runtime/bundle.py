@@ -13,8 +13,8 @@ from typing import Any
 
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
-from fsvit_edge.runtime.storage import read_json_object, record_from_json
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
@@ -68,7 +68,7 @@ class Manifest:
         created_by: Name and version of the exporter.
         head: One of `HEADS`; missing in older bundles.
         presence_level: The score above which a class with one support is present, in (0, 1); missing in older bundles.
-        support_crop: Factor of the window around a small thing, see `support_window`; 0 never crops; missing in older
+        support_crop: Factor of the window around a small object, see `support_window`; 0 never crops; missing in older
             bundles.
     """
 

@@ -30,7 +30,7 @@ class CachedSupport:
         has_mask: False if the support was enrolled by its name alone.
         loo_score: Leave-one-out score: P(present) of this picture by the class's other supports when it was enrolled,
             in [0, 1]; None if there was no other.
-        objectness_weight: How much an objectness map counts for this thing, in [0, 2].
+        objectness_weight: How much an objectness map counts for this object, in [0, 2].
     """
 
     kept: npt.NDArray[np.float16]

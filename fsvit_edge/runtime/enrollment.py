@@ -1,15 +1,16 @@
 """From a picture of a class to the support that frames are compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fsvit_edge.runtime.cached_support import CachedSupport
-from fsvit_edge.runtime.engines.base import ResidentTensor
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor
 from fsvit_edge.runtime.network import ExportedNetwork
 from fsvit_edge.runtime.outlines import objectness_weight
 from fsvit_edge.runtime.pictures import thumbnail
+from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.preprocess import resize_nearest
 from fsvit_edge.runtime.support_masks import Image, Mask, support_window, thing_of_name
 
@@ -45,9 +46,9 @@ def make_support(
     Args:
         network: The graphs.
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W), not 0 on the thing; None if only the name is known.
+        mask: (H, W), not 0 on the object; None if only the name is known.
         others: The class's other supports, which score the picture.
-        is_sharp: Whether objectness is used, for outlines and to find a thing by its name.
+        is_sharp: Whether objectness is used, for outlines and to find an object by its name.
 
     Returns:
         The support, and the mask that was used, (H, W) bool at the picture's size.
@@ -55,14 +56,9 @@ def make_support(
     encoded = network.encode(image)
     objectness = network.objectness_of(encoded, image) if is_sharp else None
     loo_score = _score_by(network, others, encoded["tokens"]) if others else None
+    enrolled = None
     if mask is None:
-        # Copied to the host once, for the enroll graph may run twice.
-        seen = {spec.name: encoded[spec.name].numpy() for spec in network.enroll.inputs if spec.name in encoded}
-        cached = network.enrolled(seen, None)
-        guess = cached["used_mask"][0] != 0
-        if objectness is not None:
-            guess = thing_of_name(objectness, guess)
-            cached = network.enrolled(seen, guess)
+        guess, enrolled = _guess_mask(network, encoded, objectness)
         used = resize_nearest(guess, (image.shape[0], image.shape[1])) != 0
     else:
         used = np.asarray(mask) != 0
@@ -70,22 +66,40 @@ def make_support(
     window = support_window(used, network.manifest.support_crop)
     if window is not None:
         image = np.ascontiguousarray(image[window])
-        cached = network.enrolled(network.encode(image), used[window])
-    elif mask is not None:
-        cached = network.enrolled(encoded, used)
-    keep = cached["kept_mask"][0] > 0
+        enrolled = network.run_enroll(network.encode(image), used[window])
+    elif enrolled is None:
+        enrolled = network.run_enroll(encoded, used)
+    keep = enrolled["kept_mask"][0] > 0
     small = thumbnail(image, _THUMBNAIL_PX)
     support = CachedSupport(
-        kept=cached["support"][0][:, keep].astype(np.float16),
-        pooled=cached["pooled"][0].astype(np.float16),
-        pooled_mask=cached["pooled_mask"][0] > 0,
+        kept=enrolled["support"][0][:, keep].astype(np.float16),
+        pooled=enrolled["pooled"][0].astype(np.float16),
+        pooled_mask=enrolled["pooled_mask"][0] > 0,
         thumbnail=small,
-        thumbnail_mask=resize_nearest(cached["used_mask"][0], (small.shape[0], small.shape[1])) != 0,
+        thumbnail_mask=resize_nearest(enrolled["used_mask"][0], (small.shape[0], small.shape[1])) != 0,
         has_mask=mask is not None,
         loo_score=loo_score,
         objectness_weight=weight,
     )
     return support, used
+
+
+def _guess_mask(
+    network: ExportedNetwork, encoded: Mapping[str, ResidentTensor], objectness: Maps | None
+) -> tuple[Mask, dict[str, Array]]:
+    """Find the object by its name alone: the encoder's own pseudo-mask, or what objectness marks where they agree.
+
+    Returns:
+        The mask, (S, S) bool at the encoder's input size, and what the enroll graph makes of the picture with it.
+    """
+    # Copied to the host once, because the enroll graph may run twice.
+    inputs = {spec.name: encoded[spec.name].numpy() for spec in network.enroll.inputs if spec.name in encoded}
+    enrolled = network.run_enroll(inputs, None)
+    guess = np.asarray(enrolled["used_mask"][0] != 0, np.bool_)
+    if objectness is None:
+        return guess, enrolled
+    guess = thing_of_name(objectness, guess)
+    return guess, network.run_enroll(inputs, guess)
 
 
 def _score_by(network: ExportedNetwork, supports: Sequence[CachedSupport], tokens: ResidentTensor) -> float:

@@ -26,10 +26,7 @@ class ExportedNetwork:
 
     Args:
         manifest: The bundle's manifest.
-        encoder: Runs `encoder.onnx`.
-        enroll: Runs `enroll.onnx`.
-        head: Runs `head.onnx`.
-        objectness: Runs `objectness.onnx`, if the bundle has it.
+        engines: Open engines by graph: encoder, enroll, head, and objectness if the bundle has such a graph.
 
     Attributes:
         has_objectness: Whether objectness can be computed, by the encoder or by its own graph.
@@ -38,21 +35,31 @@ class ExportedNetwork:
         head_dim: Values d per token and channel.
 
     Raises:
-        ArtifactError: The encoder's output does not state its size.
+        ArtifactError: The graphs do not have the sizes that the manifest states.
     """
 
-    def __init__(
-        self, manifest: Manifest, encoder: Engine, enroll: Engine, head: Engine, objectness: Engine | None = None
-    ) -> None:
+    def __init__(self, manifest: Manifest, engines: Mapping[str, Engine]) -> None:
         self.manifest = manifest
-        self.encoder = encoder
-        self.enroll = enroll
-        self.head = head
-        self.objectness = objectness
-        self.has_objectness = objectness is not None or any(spec.name == OBJECTNESS for spec in encoder.outputs)
-        tokens = next(spec for spec in encoder.outputs if spec.name == "tokens")
-        self.num_channels, self.num_tokens, self.head_dim = (_known(size) for size in tokens.shape[1:])
+        self.encoder = engines["encoder"]
+        self.enroll = engines["enroll"]
+        self.head = engines["head"]
+        self.objectness = engines.get(OBJECTNESS)
+        encoded = {spec.name: spec.shape for spec in self.encoder.outputs}
+        self.has_objectness = self.objectness is not None or OBJECTNESS in encoded
+        self.num_channels, self.num_tokens, self.head_dim = (_known(size) for size in encoded["tokens"][1:])
+        self._check_sizes()
         self._resident: tuple[Sequence[ClassSupports], list[dict[str, ResidentTensor]]] | None = None
+
+    def _check_sizes(self) -> None:
+        stated = (self.manifest.image_size, self.manifest.mask_size)
+        image = next(spec for spec in self.encoder.inputs if spec.name == "image")
+        foreground = next(spec for spec in self.head.outputs if spec.name == "foreground")
+        found = (image.shape[1], foreground.shape[1])
+        if stated != found:
+            raise ArtifactError(
+                f"The manifest of {self.manifest.name} states images of {stated[0]} px and masks of {stated[1]} px, "
+                f"its graphs have {found[0]} px and {found[1]} px; export the bundle again with: fsvit-edge export."
+            )
 
     @property
     def max_classes(self) -> int:
@@ -82,7 +89,7 @@ class ExportedNetwork:
             logits = self.objectness.run({"image": resize_image(image, self.manifest.image_size)[None]})[OBJECTNESS]
         return None if logits is None else np.asarray(logits.numpy()[0], np.float32)
 
-    def enrolled(self, encoded: Mapping[str, Array | ResidentTensor], mask: Mask | None) -> dict[str, Array]:
+    def run_enroll(self, encoded: Mapping[str, Array | ResidentTensor], mask: Mask | None) -> dict[str, Array]:
         """Run the enroll graph.
 
         Args:

@@ -60,11 +60,11 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Read the mask of a picture: bright is the thing, dark is the rest.
+    """Read the mask of a picture: bright is the object, dark is the rest.
 
     A pixel is foreground above half of the range (127 of 255), or above 0 if the mask contains only 0 and 1. If the
     transparency varies, it is the mask (a cut-out); in a color palette (PASCAL VOC's label maps) everything but black
-    and void (255) is the thing; otherwise the luminance decides. The EXIF orientation is applied.
+    and void (255) is the object; otherwise the luminance decides. The EXIF orientation is applied.
 
     Args:
         path: A PNG, JPEG, BMP, WebP, TIFF or GIF file.

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -46,7 +47,6 @@ class Prediction:
         foreground: P(foreground) of each class at the frame's size, (ways, H, W) float32 in [0, 1]; None unless
             requested.
         latency_ms: Milliseconds spent in each stage, by name, in the order in which they ran.
-        plain_foreground: `foreground` by CST alone, before objectness was added; None unless requested.
     """
 
     classes: tuple[str, ...]
@@ -55,16 +55,15 @@ class Prediction:
     label_map: npt.NDArray[np.uint8]
     foreground: npt.NDArray[np.float32] | None
     latency_ms: dict[str, float]
-    plain_foreground: npt.NDArray[np.float32] | None = None
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
         """Whether each score is above its level, (ways,) bool."""
         return self.scores > self.levels
 
-    @property
+    @cached_property
     def results(self) -> tuple[ClassResult, ...]:
-        """Score, area and box of each class; counted anew at every call."""
+        """Score, area and box of each class."""
         return tuple(self._result(way) for way in range(len(self.classes)))
 
     def pixels(self, name: str) -> npt.NDArray[np.bool_]:

@@ -1,18 +1,18 @@
 """`FewShotModel`: enroll classes from a few pictures, then find in every frame which are present and where."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.bank import EncoderIdentity, HeadIdentity, SupportBank, check_name
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, Manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.enrollment import Enrollment, make_support
-from fsvit_edge.runtime.errors import ArtifactError, InputError, UnseenThingError
+from fsvit_edge.runtime.errors import ArtifactError, InputError, ObjectTooSmallError
 from fsvit_edge.runtime.network import ExportedNetwork
 from fsvit_edge.runtime.outlines import OUTLINES, recognized, sharpen
 from fsvit_edge.runtime.postprocess import Maps, label_map, upsample_foreground
@@ -37,11 +37,8 @@ class FewShotModel:
 
     Args:
         manifest: The bundle's manifest.
-        encoder: Runs `encoder.onnx`.
-        enroll: Runs `enroll.onnx`.
-        head: Runs `head.onnx`.
+        engines: Open engines by graph: encoder, enroll, head, and objectness if the bundle has such a graph.
         choice: Which engines these are; None for engines of unknown origin in the bundle's precision.
-        objectness: Runs `objectness.onnx`, if the bundle has it.
 
     Attributes:
         network: The graphs on their engines.
@@ -49,20 +46,12 @@ class FewShotModel:
         choice: Which engines compute, and why no others.
 
     Raises:
-        ArtifactError: The encoder's output does not state its size.
+        ArtifactError: The graphs do not have the sizes that the manifest states.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        encoder: Engine,
-        enroll: Engine,
-        head: Engine,
-        choice: EngineChoice | None = None,
-        objectness: Engine | None = None,
-    ) -> None:
+    def __init__(self, manifest: Manifest, engines: Mapping[str, Engine], choice: EngineChoice | None = None) -> None:
         self.choice = choice or EngineChoice("given", manifest.precision, "engines that were given")
-        self.network = ExportedNetwork(manifest, encoder, enroll, head, objectness)
+        self.network = ExportedNetwork(manifest, engines)
         self._outlines = "sharp" if self.network.has_objectness else "plain"
         self.bank = SupportBank(
             EncoderIdentity(
@@ -101,17 +90,13 @@ class FewShotModel:
             InputError: The engine or precision is unknown.
         """
         loaded = Bundle.load(DEFAULT_BUNDLE if bundle is None else Path(bundle))
-        opened = choose_engines(loaded, engine, precision, threads)
-        model = cls(loaded.manifest, opened.encoder, opened.enroll, opened.head, opened.choice, opened.objectness)
-        stated = (loaded.manifest.image_size, loaded.manifest.mask_size)
-        found = (opened.encoder.inputs[0].shape[1], opened.head.outputs[1].shape[1])
-        if stated != found:
-            model.close()
-            raise ArtifactError(
-                f"{loaded.path / MANIFEST_NAME} states images of {stated[0]} px and masks of {stated[1]} px, its "
-                f"graphs have {found[0]} px and {found[1]} px; export the bundle again with: fsvit-edge export."
-            )
-        return model
+        engines, choice = choose_engines(loaded, engine, precision, threads)
+        try:
+            return cls(loaded.manifest, engines, choice)
+        except ArtifactError:
+            for opened in engines.values():
+                opened.close()
+            raise
 
     @property
     def manifest(self) -> Manifest:
@@ -160,8 +145,8 @@ class FewShotModel:
     ) -> Enrollment:
         """Learn a class from pictures, or add pictures to a class.
 
-        The encoder runs once for each picture, or twice if a small thing is found by the name alone: if the bundle asks
-        for it (`Manifest.support_crop`), the encoder sees only the part of the picture around a small thing.
+        The encoder runs once for each picture, or twice if a small object is found by the name alone: with
+        `Manifest.support_crop`, the encoder sees only the part of the picture around a small object.
 
         A picture of a class that already has others is scored by them, which costs a run of the head, and the level of
         the class follows from the scores; see `presence_level.level_of_supports`.
@@ -169,15 +154,13 @@ class FewShotModel:
         Args:
             name: The class.
             images: (H, W, 3) uint8 RGB pictures that show it.
-            masks: For each picture (H, W), not 0 on the thing; None, for one or for all, if only the name is known: the
-                encoder's own pseudo-mask is used.
-            boxes: For each picture a box around the thing, from which `mask_of_box` makes the mask; None, for one or
-                for all, if there is none.
+            masks: For each picture (H, W), not 0 on the object; None, for one or for all, to find it by the name alone.
+            boxes: For each picture a box around the object, for `mask_of_box`; None, for one or for all, if not known.
             level: The score above which the class is present, in (0, 1), set by hand; None derives it from the
                 pictures, or keeps what was set by hand before.
 
         Raises:
-            UnseenThingError: The thing is too small in a picture; the bank is unchanged.
+            ObjectTooSmallError: The object is too small in a picture; the bank is unchanged.
             InputError: The name, a picture, a mask, a box or the level cannot be used; the bank is unchanged.
             ArtifactError: The head's engine was built for fewer classes; the bank is unchanged.
         """
@@ -193,7 +176,7 @@ class FewShotModel:
         for index, (image, mask) in enumerate(zip(images, given, strict=True)):
             support, seen = make_support(self.network, image, mask, [*others, *supports], self._is_sharp)
             if support.kept.shape[1] == 1:
-                raise UnseenThingError(f"Picture {index + 1} of {name!r}", index)
+                raise ObjectTooSmallError(f"Picture {index + 1} of {name!r}", index)
             supports.append(support)
             used.append(seen)
         self.bank.add(name, supports)
@@ -259,13 +242,13 @@ class FewShotModel:
     ) -> CachedSupport:
         """Compute what `enroll` would keep of one picture, without keeping it.
 
-        A thing too small to see is not an error here: the published episodes have some, and for those the picture as a
-        whole is compared.
+        An object too small to see is not an error here: the published episodes have some, and for those the whole
+        picture is compared.
 
         Args:
             name: The class, for the errors.
             image: (H, W, 3) uint8 RGB.
-            mask: (H, W), not 0 on the thing; None if only the name is known.
+            mask: (H, W), not 0 on the object; None if only the name is known.
             others: The class's other supports, which score the picture.
 
         Raises:
@@ -275,7 +258,7 @@ class FewShotModel:
         return make_support(self.network, image, mask, others, self._is_sharp)[0]
 
     def mask_of_box(self, image: Image, box_xyxy: Box) -> Mask:
-        """Make a mask of the thing in a box: what objectness marks in it, or an ellipse if outlines are plain.
+        """Make a mask of the object in a box: what objectness marks in it, or an ellipse if outlines are plain.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -413,6 +396,5 @@ class FewShotModel:
             shown = sharp * (scores > levels)[:, None, None]
         labels = label_map(shown, size_hw)
         full = upsample_foreground(sharp, size_hw) if probabilities else None
-        plain = full if sharp is foreground or not probabilities else upsample_foreground(foreground, size_hw)
         clock.lap("postprocess")
-        return Prediction(bank.classes, scores, levels, labels, full, clock.laps_ms, plain)
+        return Prediction(bank.classes, scores, levels, labels, full, clock.laps_ms)

@@ -1,4 +1,4 @@
-"""Masks of support pictures: checked as given, made from a box or a name, and the window around a small thing.
+"""Masks of support pictures: checked as given, made from a box or a name, and the window around a small object.
 
 With objectness (a map of how much each pixel belongs to any object) a box or a name gets the object's own outline;
 without it a box becomes an ellipse, and a name gets the encoder's pseudo-mask.
@@ -43,8 +43,8 @@ def support_masks(
     Args:
         name: The class, for the errors.
         images: (H, W, 3) uint8 RGB pictures.
-        masks: For each picture (H, W), not 0 on the thing, or None; None for no mask at all.
-        boxes: For each picture a box around the thing, or None; None for no box at all.
+        masks: For each picture (H, W), not 0 on the object, or None; None for no mask at all.
+        boxes: For each picture a box around the object, or None; None for no box at all.
         mask_of_box: Makes the mask from a picture and a box.
 
     Returns:
@@ -79,7 +79,7 @@ def check_support(name: str, image: Image, mask: Mask | None) -> None:
     Args:
         name: The class, for the errors.
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W), not 0 on the thing, or None.
+        mask: (H, W), not 0 on the object, or None.
 
     Raises:
         InputError: The picture is not such an array, or the mask is empty or of another size.
@@ -120,7 +120,7 @@ def mask_from_box(size_hw: tuple[int, int], box_xyxy: Box) -> Mask:
         box_xyxy: Left, top, right and bottom in pixels, right and bottom exclusive; cut off at the picture's edges.
 
     Returns:
-        (H, W) bool, True on the thing, False outside the box.
+        (H, W) bool, True on the object, False outside the box.
 
     Raises:
         InputError: The box contains less than 4 x 4 pixels of the picture.
@@ -142,7 +142,7 @@ def mask_from_box(size_hw: tuple[int, int], box_xyxy: Box) -> Mask:
 
 
 def thing_in_box(objectness: Maps, ellipse: Mask, box_xyxy: Box) -> Mask:
-    """Use what objectness marks inside a box as the thing's mask; the ellipse if that is next to nothing.
+    """Use what objectness marks inside a box as the object's mask; the ellipse if that is next to nothing.
 
     The ellipse counts for one log-odd either way. IoU with drawn masks, pascal10-coseg, on which the rule was chosen:
     the ellipse 54, objectness alone 70, this 72. On data not used to choose it: davis16-val 52, 71, 72; fss1000-mini
@@ -159,15 +159,15 @@ def thing_in_box(objectness: Maps, ellipse: Mask, box_xyxy: Box) -> Mask:
     left, top, right, bottom = (max(0, edge) for edge in box_xyxy)
     inside = np.zeros(ellipse.shape, np.bool_)
     inside[top:bottom, left:right] = True
-    thing = (_enlarged(objectness, ellipse.shape) + np.where(ellipse, 1, -1) > 0) & inside
-    return thing if thing.sum() > _MIN_SHARE_OF_BOX * inside.sum() else ellipse
+    marked = (_enlarged(objectness, ellipse.shape) + np.where(ellipse, 1, -1) > 0) & inside
+    return marked if marked.sum() > _MIN_SHARE_OF_BOX * inside.sum() else ellipse
 
 
 def thing_of_name(objectness: Maps, guess: Mask) -> Mask:
-    """Use what objectness marks as the thing's mask, if the encoder's own guess agrees.
+    """Use what objectness marks as the object's mask, if the encoder's own guess agrees.
 
     The guess (`pseudo_mask`) is a blob of tokens around what the picture shows most of. If more than half of the
-    objects' pixels are in it, they are the thing, with its outline; else the picture shows stuff, or something that
+    objects' pixels are in it, they are the object, with its outline; else the picture shows stuff, or something that
     does not stand out, and the guess stays. IoU with drawn masks, pascal10-coseg, on which the rule was chosen: the
     guess 35, objectness alone 64, the sum of the log-odds 61 to 63, this 64. On data not used to choose it: davis16-val
     21, 63, 60, 63; neu-seg 20, 17, 21, 31.
@@ -179,26 +179,26 @@ def thing_of_name(objectness: Maps, guess: Mask) -> Mask:
     Returns:
         (S, S) bool.
     """
-    thing = _enlarged(objectness, guess.shape) > 0
-    agrees = (thing & guess).sum() > MIN_AGREEMENT * thing.sum()
-    return thing if agrees and thing.mean() >= MIN_COVER else guess
+    marked = _enlarged(objectness, guess.shape) > 0
+    agrees = (marked & guess).sum() > MIN_AGREEMENT * marked.sum()
+    return marked if agrees and marked.mean() >= MIN_COVER else guess
 
 
 def _enlarged(logits: Maps, size_hw: tuple[int, ...]) -> Maps:
     return np.asarray(cv2.resize(logits, size_hw[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-# -------------------------------------------------------------------------------------------------------- small things
+# -------------------------------------------------------------------------------------------------------- small objects
 
 
 def support_window(mask: Mask, factor: float) -> Window | None:
-    """Choose the part of a support picture that the encoder should see, so that a small thing gets more tokens.
+    """Choose the part of a support picture that the encoder should see, so that a small object gets more tokens.
 
-    It has the picture's own aspect: the encoder squashes what it sees to a square, and a thing must be squashed in its
-    support as it will be in the frames.
+    It has the picture's own aspect: the encoder squashes what it sees to a square, and an object must be squashed in
+    its support as it will be in the frames.
 
     Args:
-        mask: (H, W) bool, True on the thing.
+        mask: (H, W) bool, True on the object.
         factor: How many times as long as the mask's bounding box the window is, along the side where the box takes the
             larger share; 0 never crops, else at least 1.
 

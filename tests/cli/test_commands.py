@@ -496,7 +496,9 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
         "Enrolled 'cat' with 2 supports; bank.safetensors contains: cat.",
         first.out.splitlines()[-1],
     ]
-    assert re.fullmatch(r"Its level, the score above which it is present: 0\.\d\d \(own pictures\)\.", first.out.splitlines()[-1])
+    assert re.fullmatch(
+        r"Its level, the score above which it is present: 0\.\d\d \(own pictures\)\.", first.out.splitlines()[-1]
+    )
     assert first.err.splitlines()[-1] == "Next: fsvit-edge run --camera --bank bank.safetensors"
     second = cli("enroll", "thing", "cat2.png")
     assert second.code == 0

@@ -8,7 +8,7 @@ from fsvit_edge import FewShotModel, InputError
 from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures, support_warnings
 from fsvit_edge.enroll.fit import Fit
 from fsvit_edge.enroll.support_files import SupportPicture
-from fsvit_edge.runtime.errors import UnseenThingError
+from fsvit_edge.runtime.errors import ObjectTooSmallError
 
 GOOD = Fit(0.71, 1.3, True)
 
@@ -80,7 +80,7 @@ def test_a_thing_too_small_is_refused_by_the_name_of_its_picture() -> None:
     speck = np.zeros((600, 600), np.bool_)
     speck[301, 301] = True
     with FewShotModel.load(engine="onnxruntime", threads=1) as model:
-        with pytest.raises(UnseenThingError, match=r"^far\.png: the object is too small"):
+        with pytest.raises(ObjectTooSmallError, match=r"^far\.png: the object is too small"):
             enroll_pictures(model, "cup", [SupportPicture("far.png", np.full((600, 600, 3), 90, np.uint8), mask=speck)])
         with pytest.raises(InputError, match="at least one picture"):
             enroll_pictures(model, "cup", [])

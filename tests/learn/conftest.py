@@ -97,7 +97,7 @@ def color_model() -> ColorModel:
     manifest = Manifest(
         FORMAT_VERSION, "colors", "none", SIDE, 2, 1, 1, SUPPORT_GRID, GRID, {}, 20, "fp32", graphs, {}, "a test"
     )
-    return ColorModel(FewShotModel(manifest, encoder, enroll, head), encoder, head)
+    return ColorModel(FewShotModel(manifest, engines), encoder, head)
 
 
 MakeFolder = Callable[..., Path]

@@ -80,9 +80,9 @@ def telling(color_model: ColorModel, left: float | None = None) -> FewShotModel:
         tell,
     )
     plain = color_model.model
-    return FewShotModel(
-        plain.manifest, plain.network.encoder, plain.network.enroll, plain.network.head, objectness=engine
-    )
+    network = plain.network
+    graphs = {"encoder": network.encoder, "enroll": network.enroll, "head": network.head, "objectness": engine}
+    return FewShotModel(plain.manifest, graphs)
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, model: FewShotModel) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsvit_edge.runtime.errors import ArtifactError
-from fsvit_edge.runtime.storage import read_json_object, record_from_json
+from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 
 
 @dataclass(frozen=True)

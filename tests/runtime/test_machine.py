@@ -5,8 +5,8 @@ import pytest
 from engine_records import GPU, MACHINE
 
 from fsvit_edge.runtime import machine
+from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.storage import record_from_json
 
 
 def test_a_machine_survives_a_write_and_a_read() -> None:

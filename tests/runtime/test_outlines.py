@@ -9,7 +9,8 @@ from fake_engine import FakeEngine
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
-from fsvit_edge.runtime.engines.choose import OpenEngines, choose_engines
+from fsvit_edge.runtime.engines.choose import choose_engines
+from fsvit_edge.runtime.engines.open_graphs import Engines
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.outlines import CERTAIN_LOGIT, at_corners, objectness_weight, recognized, sharpen
 from fsvit_edge.runtime.postprocess import label_map, log_odds, upsample_foreground
@@ -101,35 +102,35 @@ def mask() -> Array:
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[OpenEngines]:
+def opened() -> Iterator[Engines]:
     """The shipped graphs, whether they tell objectness or not."""
-    engines = choose_engines(Bundle.load(DEFAULT_BUNDLE), "onnxruntime", "fp32", 1)
+    engines, _choice = choose_engines(Bundle.load(DEFAULT_BUNDLE), "onnxruntime", "fp32", 1)
     yield engines
-    for engine in (engines.encoder, engines.enroll, engines.head):
+    for engine in engines.values():
         engine.close()
 
 
 @pytest.fixture
-def open_model(opened: OpenEngines) -> Callable[[str], FewShotModel]:
+def open_model(opened: Engines) -> Callable[[str], FewShotModel]:
     """Put the shipped graphs behind a model that tells our map "by the encoder", by "own graph", or "never"."""
     manifest = Bundle.load(DEFAULT_BUNDLE).manifest
-    cst = tuple(spec for spec in opened.encoder.outputs if spec.name != OBJECTNESS)
+    cst = tuple(spec for spec in opened["encoder"].outputs if spec.name != OBJECTNESS)
     told = (TensorSpec(OBJECTNESS, ("batch", CELLS, CELLS), "float32"),)
 
     def encode(feed: dict[str, Array]) -> dict[str, Array]:
-        answer = opened.encoder.run(feed)
+        answer = opened["encoder"].run(feed)
         return {spec.name: np.array(answer[spec.name].numpy()) for spec in cst}
 
     def make(how: str) -> FewShotModel:
-        encoder = FakeEngine(opened.encoder.inputs, cst, encode)
-        own = None
+        encoder = FakeEngine(opened["encoder"].inputs, cst, encode)
+        engines: Engines = {"enroll": opened["enroll"], "head": opened["head"]}
         if how == "by the encoder":
             encoder = FakeEngine(
-                opened.encoder.inputs, (*cst, *told), lambda feed: encode(feed) | {OBJECTNESS: DISC[None]}
+                opened["encoder"].inputs, (*cst, *told), lambda feed: encode(feed) | {OBJECTNESS: DISC[None]}
             )
         elif how == "own graph":
-            own = FakeEngine(opened.encoder.inputs, told, lambda _: {OBJECTNESS: DISC[None]})
-        return FewShotModel(manifest, encoder, opened.enroll, opened.head, opened.choice, own)
+            engines[OBJECTNESS] = FakeEngine(opened["encoder"].inputs, told, lambda _: {OBJECTNESS: DISC[None]})
+        return FewShotModel(manifest, engines | {"encoder": encoder})
 
     return make
 
@@ -187,19 +188,17 @@ def test_both_kinds_of_outlines_are_drawn_from_one_bank(open_model: Callable[[st
 
 
 @TELLING
-def test_the_plain_foreground_is_csts_own_in_either_mode(open_model: Callable[[str], FewShotModel], how: str) -> None:
+def test_plain_outlines_are_csts_own_foreground(open_model: Callable[[str], FewShotModel], how: str) -> None:
     frame = picture(9)
     wanted = enrolled(open_model("never"), weight=0.0).predict(frame, probabilities=True).foreground
     assert wanted is not None
     model = enrolled(open_model(how))
     sharp = model.predict(frame, probabilities=True)
-    assert np.array_equal(sharp.plain_foreground, wanted)
     assert not np.array_equal(sharp.foreground, wanted)
     model.outlines = "plain"
     plain = model.predict(frame, probabilities=True)
-    assert np.array_equal(plain.plain_foreground, wanted)
     assert np.array_equal(plain.foreground, wanted)
-    assert model.predict(frame).plain_foreground is None
+    assert model.predict(frame).foreground is None
 
 
 def test_sharp_is_the_sum_of_the_log_odds_at_the_frames_size(open_model: Callable[[str], FewShotModel]) -> None:
@@ -215,7 +214,8 @@ def test_supports_of_weight_0_draw_plain_outlines(open_model: Callable[[str], Fe
     model = enrolled(open_model("by the encoder"), weight=0.0)
     found = model.predict(picture(9), probabilities=True)
     assert model.outlines == "sharp"
-    assert np.array_equal(found.foreground, found.plain_foreground)
+    model.outlines = "plain"
+    assert np.array_equal(found.foreground, model.predict(picture(9), probabilities=True).foreground)
 
 
 def test_plain_outlines_do_not_run_the_objectness_graph(open_model: Callable[[str], FewShotModel]) -> None:
@@ -232,13 +232,13 @@ def test_plain_outlines_do_not_run_the_objectness_graph(open_model: Callable[[st
 
 
 def test_without_objectness_the_answer_is_that_of_the_three_graphs_to_the_last_bit(
-    open_model: Callable[[str], FewShotModel], opened: OpenEngines
+    open_model: Callable[[str], FewShotModel], opened: Engines
 ) -> None:
     model, frame = enrolled(open_model("never")), picture(9)
     found = model.predict(frame, probabilities=True)
-    encoded = opened.encoder.run({"image": resize_image(frame, model.manifest.image_size)[None]})
+    encoded = opened["encoder"].run({"image": resize_image(frame, model.manifest.image_size)[None]})
     (feed,) = model.network.resident_supports(model.bank.class_supports)
-    answer = opened.head.run({"tokens": encoded["tokens"], **feed})
+    answer = opened["head"].run({"tokens": encoded["tokens"], **feed})
     foreground = answer["foreground"].numpy()
     assert np.array_equal(found.scores, answer["presence"].numpy())
     assert np.array_equal(found.label_map, label_map(foreground, FRAME_HW))

@@ -19,7 +19,13 @@ from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.enrollment import Enrollment
-from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError, UnseenThingError
+from fsvit_edge.runtime.errors import (
+    ArtifactError,
+    EnvironmentLacksError,
+    FsvitEdgeError,
+    InputError,
+    ObjectTooSmallError,
+)
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 from fsvit_edge.runtime.presence_level import level_of_supports
@@ -114,14 +120,15 @@ class Fake:
         )
         self.enroll = FakeEngine(encoded + mask, cached, self._cache)
         self.head = FakeEngine(head_inputs, answers, self._judge, limits)
+        self.engines = {"encoder": self.encoder, "enroll": self.enroll, "head": self.head}
         graphs = {
             name: GraphInfo(f"{name}.onnx", name * 10, engine.inputs, engine.outputs)
-            for name, engine in (("encoder", self.encoder), ("enroll", self.enroll), ("head", self.head))
+            for name, engine in self.engines.items()
         }
         manifest = Manifest(
             FORMAT_VERSION, "fake", "none", SIDE, 4, 1, 2, GRID, MASK_SIDE, {}, 20, "fp32", graphs, {}, "a test"
         )
-        self.model = FewShotModel(manifest, self.encoder, self.enroll, self.head)
+        self.model = FewShotModel(manifest, self.engines)
 
     def _cache(self, feed: dict[str, Array]) -> dict[str, Array]:
         self.enrolled.append(feed)
@@ -495,11 +502,11 @@ def test_a_thing_without_a_token_is_refused(fake: Fake) -> None:
     fake.model.enroll("a", [picture(0)], [left_half()])
     speck = np.zeros((24, 32), np.bool_)
     speck[0, 0] = True
-    with pytest.raises(UnseenThingError, match="Picture 2 of 'b': the object is too small or too thin") as caught:
+    with pytest.raises(ObjectTooSmallError, match="Picture 2 of 'b': the object is too small or too thin") as caught:
         fake.model.enroll("b", [picture(0), picture(1)], [left_half(), speck])
     assert (caught.value.index, caught.value.exit_code) == (1, 2)
     assert fake.model.classes == ("a",)
-    with pytest.raises(UnseenThingError, match="Picture 1 of 'a'"):
+    with pytest.raises(ObjectTooSmallError, match="Picture 1 of 'a'"):
         fake.model.enroll("a", [picture(0)], [speck])
     assert len(fake.model.bank.supports("a")) == 1
     # An evaluation asks for such supports as well.
@@ -753,7 +760,7 @@ def test_a_support_that_is_not_a_picture_is_refused(fake: Fake, image: Any, reas
         pytest.param([picture(0)], [left_half().T], "got (32, 24)", id="turned"),
         pytest.param([picture(0)], [left_half()[..., None]], "got (24, 32, 1)", id="axes"),
         pytest.param(
-            [picture(0)], [np.zeros((24, 32), np.bool_)], "The mask of 'cat' is empty; mark the thing", id="empty"
+            [picture(0)], [np.zeros((24, 32), np.bool_)], "The mask of 'cat' is empty; mark the object", id="empty"
         ),
         pytest.param([picture(0)], [], "1 pictures but 0 masks; give one for each", id="none"),
         pytest.param([picture(0)], [None, None], "1 pictures but 2 masks; give one for each", id="too many"),
@@ -958,7 +965,7 @@ def test_an_encoder_of_unknown_size_is_refused(fake: Fake) -> None:
     unknown = (spec("tokens", "batch", CHANNELS, "tokens", DIM), *fake.encoder.outputs[1:])
     encoder = FakeEngine(fake.encoder.inputs, unknown, encode)
     with pytest.raises(ArtifactError, match="output 'tokens' has an unknown size 'tokens'"):
-        FewShotModel(fake.model.manifest, encoder, fake.enroll, fake.head)
+        FewShotModel(fake.model.manifest, fake.engines | {"encoder": encoder})
 
 
 def test_the_identity_of_the_bank_is_that_of_the_bundle(real: FewShotModel) -> None:
@@ -1074,7 +1081,7 @@ def test_a_level_out_of_range_is_refused_before_anything_is_enrolled(fake: Fake)
 
 def test_the_level_of_the_bundle_is_that_of_classes_with_one_support(fake: Fake) -> None:
     manifest = replace(fake.model.manifest, presence_level=0.62)
-    model = FewShotModel(manifest, fake.encoder, fake.enroll, fake.head)
+    model = FewShotModel(manifest, fake.engines)
     model.enroll("a", [picture(0)])
     assert (model.bank.level("a"), model.bank.level_source("a")) == (0.62, "default")
     assert model.predict(FRAME).levels.tolist() == [np.float32(0.62)]

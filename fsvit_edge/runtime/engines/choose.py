@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsvit_edge.runtime.bundle import OBJECTNESS, Bundle
-from fsvit_edge.runtime.engines.base import Engine
+from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.onnx_runtime import ENGINE_PROVIDERS, installed_providers, refuse_fp16_on_cpu
 from fsvit_edge.runtime.engines.open_graphs import Engines, open_bundle_graphs, open_cpu_engines, open_plans
 from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder
@@ -15,8 +14,8 @@ from fsvit_edge.runtime.engines.store.sets import BuiltEngine, EngineSet, find_e
 from fsvit_edge.runtime.engines.tensorrt_api import TENSORRT_ENGINES, open_tensorrt
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
+from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.storage import record_from_json
 
 ENGINES = ("auto", *ENGINE_PROVIDERS, *TENSORRT_ENGINES)
 _RENAMED = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}
@@ -44,28 +43,9 @@ class EngineChoice:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class OpenEngines:
-    """The graphs of a bundle, ready to run.
-
-    Attributes:
-        encoder: Runs `encoder`.
-        enroll: Runs `enroll`, always in FP32 and by ONNX Runtime.
-        head: Runs `head`.
-        choice: What was chosen.
-        objectness: Runs `objectness` if the bundle has it, always in FP32 and by ONNX Runtime.
-    """
-
-    encoder: Engine
-    enroll: Engine
-    head: Engine
-    choice: EngineChoice
-    objectness: Engine | None = None
-
-
 def choose_engines(
     bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int | None = None
-) -> OpenEngines:
+) -> tuple[Engines, EngineChoice]:
     """Open the engines that run a bundle best here.
 
     "auto" takes engines that were built for this GPU; else ONNX Runtime on CUDA if that is installed; else ONNX Runtime
@@ -77,6 +57,9 @@ def choose_engines(
         engine: One of `ENGINES`; tensorrt and tensorrt-rtx are engines that `build-engine` made.
         precision: One of `PRECISION_CHOICES`; with "auto" the fastest engine decides.
         threads: Threads of ONNX Runtime within an operator; None for one per core.
+
+    Returns:
+        The open engines by graph, and which they are. Enroll and objectness always run in FP32 in ONNX Runtime.
 
     Raises:
         InputError: The engine or the precision is unknown, or they do not go together.
@@ -178,7 +161,7 @@ class _Search:
     refused: list[FsvitEdgeError]
     without_gpu: str = ""
 
-    def open_plans(self, backends: Sequence[str]) -> OpenEngines | None:
+    def open_plans(self, backends: Sequence[str]) -> tuple[Engines, EngineChoice] | None:
         """Open the fastest plans that fit; None if there are none."""
         built = [one for one in self.built if one[1].backend in backends]
         if not built:
@@ -190,7 +173,7 @@ class _Search:
         fitting = fitting_sets(built, self.bundle.manifest, machine, self.bundle.path)
         return self._open_first(sorted(fitting.sets, key=_plan_order), open_plans, fitting.reasons.values())
 
-    def open_on_cpu(self, even_if_slower: bool) -> OpenEngines | None:
+    def open_on_cpu(self, even_if_slower: bool) -> tuple[Engines, EngineChoice] | None:
         """Open the CPU engines that measured fastest on this processor; None if there are none."""
         built = [one for one in self.built if one[1].backend == "onnxruntime"]
         if not built:
@@ -205,7 +188,7 @@ class _Search:
         faster = [one for one in sets if _ratio_to_fp32(one, machine) < 1]
         return self._open_first(faster, open_cpu_engines, [*slower, *fitting.reasons.values()])
 
-    def open_bundle(self, engine: str) -> OpenEngines:
+    def open_bundle(self, engine: str) -> tuple[Engines, EngineChoice]:
         """Open the bundle's own graphs in ONNX Runtime."""
         provider, precision = ENGINE_PROVIDERS[engine], self.bundle.manifest.precision
         opened = open_bundle_graphs(self.bundle, provider, self.threads)
@@ -218,7 +201,7 @@ class _Search:
         sets: Sequence[EngineSet],
         open_set: Callable[[Bundle, EngineSet, int | None], Engines],
         reasons: Iterable[str],
-    ) -> OpenEngines | None:
+    ) -> tuple[Engines, EngineChoice] | None:
         """Open the first set that opens; if none does, `reasons` say why the other engines cannot be used."""
         for one in sets:
             try:
@@ -230,10 +213,9 @@ class _Search:
         self.refused += map(ArtifactError, reasons)
         return None
 
-    def _result(self, opened: Engines, engine: str, precision: str, description: str) -> OpenEngines:
+    def _result(self, opened: Engines, engine: str, precision: str, description: str) -> tuple[Engines, EngineChoice]:
         notes = tuple(filter(None, (self.without_gpu, *map(str, self.refused))))
-        choice = EngineChoice(engine, precision, description, notes)
-        return OpenEngines(opened["encoder"], opened["enroll"], opened["head"], choice, opened.get(OBJECTNESS))
+        return opened, EngineChoice(engine, precision, description, notes)
 
 
 def _plan_order(one: EngineSet) -> tuple[bool, float, int]:

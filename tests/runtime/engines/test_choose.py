@@ -12,7 +12,7 @@ from fake_engine import FakeEngine
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines import choose, open_graphs
-from fsvit_edge.runtime.engines.choose import OpenEngines, choose_engines
+from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.store import incompatibilities
 from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_folder, sidecar_of
@@ -77,11 +77,11 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Opened:
     return opened
 
 
-def opened(bundle: Bundle, *arguments: Any) -> OpenEngines:
-    engines = choose_engines(bundle, *arguments, threads=1)
-    for one in (engines.encoder, engines.enroll, engines.head):
-        one.close()
-    return engines
+def chosen(bundle: Bundle, *arguments: Any) -> EngineChoice:
+    engines, choice = choose_engines(bundle, *arguments, threads=1)
+    for engine in engines.values():
+        engine.close()
+    return choice
 
 
 def refusal(kind: type[FsvitEdgeError], bundle: Bundle, *arguments: Any) -> str:
@@ -100,7 +100,7 @@ def refusal(kind: type[FsvitEdgeError], bundle: Bundle, *arguments: Any) -> str:
     ("engine", "precision"), [("auto", "auto"), ("onnxruntime", "auto"), ("auto", "fp32"), ("onnxruntime", "fp32")]
 )
 def test_the_bundle_itself_runs_if_nothing_is_built(bundle: Bundle, engine: str, precision: str) -> None:
-    choice = opened(bundle, engine, precision).choice
+    choice = chosen(bundle, engine, precision)
     assert (choice.engine, choice.precision, choice.notes) == ("onnxruntime", "fp32", ())
     assert choice.description == f"FP32 in ONNX Runtime {VERSIONS['onnxruntime']} on the CPU"
 
@@ -110,13 +110,13 @@ def test_the_fastest_set_measured_here_runs(bundle: Bundle) -> None:
     write_set(bundle.path, precision="int8", latency_ms=5.0, fp32_latency_ms=10.0)
     write_set(bundle.path, precision="fp32", latency_ms=7.0, fp32_latency_ms=10.0)
     for engine in ("auto", "onnxruntime"):
-        choice = opened(bundle, engine).choice
+        choice = chosen(bundle, engine)
         assert (choice.engine, choice.precision, choice.notes) == ("onnxruntime", "int8", ())
     assert choice.description == f"INT8 in ONNX Runtime {VERSIONS['onnxruntime']}, built 2026-11-25"
     # Ratios within a run count: in a run on a busy machine both were slow.
     write_set(bundle.path, precision="fp32", latency_ms=12.0, fp32_latency_ms=30.0)
-    assert opened(bundle).choice.precision == "fp32"
-    assert "built 2026-11-25" in opened(bundle).choice.description
+    assert chosen(bundle).precision == "fp32"
+    assert "built 2026-11-25" in chosen(bundle).description
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -141,11 +141,11 @@ def test_a_set_not_known_to_be_faster_runs_only_if_its_precision_is_named(
     bundle: Bundle, changes: dict[str, Any], note: str
 ) -> None:
     write_set(bundle.path, **changes)
-    choice = opened(bundle).choice
+    choice = chosen(bundle)
     assert choice.precision == "fp32"
     (told,) = choice.notes
     assert note in told
-    named = opened(bundle, "auto", "int8").choice
+    named = chosen(bundle, "auto", "int8")
     assert (named.engine, named.precision) == ("onnxruntime", "int8")
     assert named.notes == (told,)
 
@@ -153,7 +153,7 @@ def test_a_set_not_known_to_be_faster_runs_only_if_its_precision_is_named(
 @pytest.mark.usefixtures("on_cpu")
 def test_the_bundle_runs_in_fp32_if_the_fp32_set_is_slower(bundle: Bundle) -> None:
     write_set(bundle.path, precision="fp32", latency_ms=11.0, fp32_latency_ms=10.0)
-    choice = opened(bundle, "onnxruntime", "fp32").choice
+    choice = chosen(bundle, "onnxruntime", "fp32")
     assert choice.description.endswith("on the CPU")
     assert "no faster here" in choice.notes[0]
 
@@ -231,7 +231,7 @@ def test_a_damaged_or_unfit_graph_is_never_parsed_and_always_reported(
 
     monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
     text = reason or f"have no {graph}; build it with: fsvit-edge build-engine {bundle.path}"
-    choice = opened(bundle).choice
+    choice = chosen(bundle)
     assert choice.precision == "fp32"
     assert any(text in note for note in choice.notes)
     assert parsed == list(bundle.graphs.values())
@@ -247,7 +247,7 @@ def test_a_graph_that_differs_from_its_sidecar_is_refused(bundle: Bundle) -> Non
     head = (bundle.path / "head.onnx").read_bytes()
     paths["encoder"].write_bytes(head)
     edit(sidecar_of(paths["encoder"]), sha256=hashlib.sha256(head).hexdigest(), size_bytes=len(head))
-    choice = opened(bundle).choice
+    choice = chosen(bundle)
     assert choice.precision == "fp32"  # the next best
     assert "differ from its sidecar" in choice.notes[0]
 
@@ -255,12 +255,12 @@ def test_a_graph_that_differs_from_its_sidecar_is_refused(bundle: Bundle) -> Non
 @pytest.mark.usefixtures("on_cpu")
 def test_plans_do_not_run_without_a_gpu(bundle: Bundle) -> None:
     write_set(bundle.path, "tensorrt", "fp16")
-    choice = opened(bundle).choice
+    choice = chosen(bundle)
     assert choice.engine == "onnxruntime"
     assert choice.notes == (
         "TensorRT engines were built but cannot run here: no NVIDIA driver (libcuda.so.1) is installed.",
     )
-    assert opened(bundle, "onnxruntime").choice.notes == ()  # nobody asked for more
+    assert chosen(bundle, "onnxruntime").notes == ()  # nobody asked for more
     for engine in ("tensorrt", "tensorrt-rtx"):
         text = refusal(EnvironmentLacksError, bundle, engine)
         assert text == f"--engine {engine} needs a GPU, but {NO_DRIVER}; without a GPU, use --engine onnxruntime."
@@ -279,10 +279,10 @@ def test_a_plan_that_fits_runs(bundle: Bundle, on_gpu: Opened, backend: str) -> 
     write_set(bundle.path, backend, "fp16")
     for engine in ("auto", backend):
         on_gpu.clear()
-        choice = opened(bundle, engine).choice
+        choice = chosen(bundle, engine)
         assert (choice.engine, choice.precision, choice.notes) == (backend, "fp16", ())
         assert [name.split(".")[0] for name in on_gpu] == ["encoder", "head"]
-    assert opened(bundle, "onnxruntime").choice.engine == "onnxruntime"
+    assert chosen(bundle, "onnxruntime").engine == "onnxruntime"
 
 
 @pytest.mark.parametrize(
@@ -300,10 +300,10 @@ def test_the_plan_that_measured_fastest_runs_and_int8_is_not_assumed_faster(
 ) -> None:
     for precision, latency in times.items():
         write_set(bundle.path, "tensorrt", precision, latency_ms=latency)
-    assert opened(bundle).choice.precision == best
+    assert chosen(bundle).precision == best
     assert len(on_gpu) == 2
     for precision in times:
-        assert opened(bundle, "auto", precision).choice.precision == precision
+        assert chosen(bundle, "auto", precision).precision == precision
 
 
 @pytest.mark.parametrize(("spoil", "reason"), SPOILT)
@@ -312,11 +312,11 @@ def test_a_damaged_or_unfit_plan_is_never_deserialized(
     bundle: Bundle, on_gpu: Opened, spoil: Callable[[Path], Any], reason: str, graph: str
 ) -> None:
     paths = write_set(bundle.path, "tensorrt", "fp16")
-    assert opened(bundle).choice.engine == "tensorrt"
+    assert chosen(bundle).engine == "tensorrt"
     assert len(on_gpu) == 2  # the control: the recorder records
     on_gpu.clear()
     spoil(paths[graph])
-    choice = opened(bundle).choice
+    choice = chosen(bundle)
     assert choice.engine == "onnxruntime"
     assert any((reason or f"have no {graph}") in note for note in choice.notes)
     assert (reason or f"have no {graph}") in refusal(ArtifactError, bundle, "tensorrt")
@@ -329,7 +329,7 @@ def test_plans_for_another_gpu_are_refused_if_named_and_passed_over_by_auto(
     write_set(bundle.path, "tensorrt", "fp16")
     write_set(bundle.path, "tensorrt-rtx", "fp16", targets=("sm89",))
     pretend(monkeypatch, replace(MACHINE, gpu=replace(GPU, name="NVIDIA L40")))
-    choice = opened(bundle).choice
+    choice = chosen(bundle)
     assert (choice.engine, choice.notes) == ("tensorrt-rtx", ())
     assert "was built for NVIDIA L4 and fits no other GPU, but this is NVIDIA L40" in refusal(
         ArtifactError, bundle, "tensorrt"
@@ -346,7 +346,7 @@ def test_a_plan_that_fails_to_open_is_reported_and_closed(
 ) -> None:
     write_set(bundle.path, "tensorrt", "fp16")
     on_gpu.refuse[start] = error
-    choice = opened(bundle).choice
+    choice = chosen(bundle)
     assert (choice.engine, choice.notes) == ("onnxruntime", (str(error),))
     assert refusal(type(error), bundle, "tensorrt") == str(error)
     assert len(on_gpu.closed) == (0 if start == "encoder" else 2)
@@ -356,7 +356,7 @@ def test_the_next_best_plan_runs_if_the_best_fails_to_open(bundle: Bundle, on_gp
     write_set(bundle.path, "tensorrt", "int8", latency_ms=1.0)
     write_set(bundle.path, "tensorrt", "fp16", latency_ms=2.0)
     on_gpu.refuse["encoder.NVIDIA-L4.sm89.trt10.13.0.int8"] = FsvitEdgeError("The GPU's memory is full.")
-    choice = opened(bundle).choice
+    choice = chosen(bundle)
     assert (choice.precision, choice.notes) == ("fp16", ("The GPU's memory is full.",))
 
 
@@ -400,16 +400,16 @@ def test_onnx_runtime_on_cuda_comes_after_plans_and_before_the_cpu(
     installed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: installed)
     write_set(bundle.path)  # INT8 for the CPU
-    choice = opened(bundle).choice
+    choice = chosen(bundle)
     assert (choice.engine, choice.precision) == ("onnxruntime-cuda", "fp32")
     assert choice.description.endswith("on CUDA")
     assert providers == ["cuda"] * 3
-    assert opened(bundle, "auto", "int8").choice.engine == "onnxruntime"
+    assert chosen(bundle, "auto", "int8").engine == "onnxruntime"
     write_set(bundle.path, "tensorrt", "fp16")
     providers.clear()
-    assert opened(bundle).choice.engine == "tensorrt"
+    assert chosen(bundle).engine == "tensorrt"
     assert providers == ["cpu"]  # enrollment
-    assert opened(bundle, "onnxruntime-cuda").choice.engine == "onnxruntime-cuda"
+    assert chosen(bundle, "onnxruntime-cuda").engine == "onnxruntime-cuda"
     assert len(on_gpu) == 2
 
 
@@ -461,6 +461,6 @@ def test_engines_of_the_bundled_model_are_found_in_the_cache(tmp_path: Path, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shipped = Bundle.load(DEFAULT_BUNDLE)
     write_set(engine_folder(shipped.path, shipped.manifest))
-    assert opened(shipped).choice.precision == "int8"
+    assert chosen(shipped).precision == "int8"
     shutil.rmtree(tmp_path / "fsvit-edge")
-    assert opened(shipped).choice.precision == "fp32"
+    assert chosen(shipped).precision == "fp32"

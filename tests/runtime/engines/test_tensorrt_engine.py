@@ -48,7 +48,8 @@ class Device:
 
     def model(self, precision: str = "fp32", limits: dict[str, int] | None = None) -> FewShotModel:
         enroll = OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads=1)
-        return FewShotModel(MANIFEST, self.engine("encoder", precision), enroll, self.engine("head", precision, limits))
+        head = self.engine("head", precision, limits)
+        return FewShotModel(MANIFEST, {"encoder": self.engine("encoder", precision), "enroll": enroll, "head": head})
 
     def moved(self) -> tuple[int, int]:
         """Bytes up and down since the last call."""
@@ -530,7 +531,7 @@ def test_closing_frees_everything_and_may_be_repeated(backend: str) -> None:
     device = Device(backend)
     head = device.engine("head")
     enrolling = OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads=1)
-    model = FewShotModel(MANIFEST, device.engine("encoder"), enrolling, head)
+    model = FewShotModel(MANIFEST, {"encoder": device.engine("encoder"), "enroll": enrolling, "head": head})
     enroll(model)
     for frame in FRAMES[:4]:
         model.predict(frame)

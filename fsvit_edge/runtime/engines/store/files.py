@@ -19,15 +19,9 @@ from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.gpu import Gpu
+from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.storage import (
-    TEMPORARY_PREFIX,
-    atomic_write,
-    locked,
-    read_json_object,
-    record_from_json,
-    user_cache,
-)
+from fsvit_edge.runtime.storage import TEMPORARY_PREFIX, atomic_write, locked, user_cache
 
 FORMAT_VERSION = 1
 ENGINE_GRAPHS = ("encoder", "head")

@@ -10,8 +10,8 @@ from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.store.files import EngineRecord
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
+from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.storage import record_from_json
 
 BACKEND_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "onnxruntime": "ONNX Runtime"}
 _MODULES = {
