@@ -163,9 +163,9 @@ class EpisodeModule(lightning.LightningModule):
         self.iou.update(found * label, torch.where(asked.target == IGNORE, IGNORE, asked.target * label))
 
     def outlined(self, logits: HeadLogits, asked: Questions) -> Tensor:
-        """Return the mask logits (B, 2, S, S) as the runtime draws them: sharp, if the network predicts objectness.
+        """Return the mask logits (B, 2, S, S) nearly as the runtime draws them, see `sharp_outlines`.
 
-        Sharp outlines leave out a class that is not present.
+        They are sharp if the network predicts objectness; sharp outlines leave out a class that is not present.
         """
         full = resized_logits(logits.mask.float(), asked.target.shape[1])
         if asked.weight is None:

@@ -4,7 +4,7 @@
     |-- InputError             2  an input cannot be used: picture, mask, class name, option
     |-- EnvironmentLacksError  3  this machine lacks a package, a provider or a device
     |-- ArtifactError          4  a bundle, bank or checkpoint is damaged or does not fit
-    |-- AccuracyGateError      5  numbers differ by more than the tolerance
+    |-- AccuracyGateError      5  an accuracy misses its limit
     `-- SourceError            6  a camera, stream or file of frames cannot be reached
 
 Every message is one sentence for the person at the device: what, which file or tensor, got, expected, what to do.
@@ -52,7 +52,7 @@ class ArtifactError(FsvitEdgeError):
 
 
 class AccuracyGateError(FsvitEdgeError):
-    """Two computations of the same thing differ by more than the tolerance."""
+    """An accuracy misses its limit: two computations differ by more than the tolerance, or a score is too low."""
 
     exit_code = 5
 
