@@ -115,8 +115,8 @@ def train(
     require("fsvit-edge train", ("torch", "timm", "lightning", "torchmetrics"), "train")
     with progress("Train") as step:
         step("load PyTorch and Lightning")
-        from fsvit_edge.learn.batches import TrainOptions, check_supervision
         from fsvit_edge.learn.datasets import open_data
+        from fsvit_edge.learn.options import TrainOptions, check_supervision
         from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
         from fsvit_edge.learn.training import new_head
         from fsvit_edge.learn.training import train as run_training

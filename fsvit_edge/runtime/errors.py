@@ -52,7 +52,7 @@ class ArtifactError(FsvitEdgeError):
 
 
 class AccuracyGateError(FsvitEdgeError):
-    """An accuracy misses its limit: two computations differ too much, or a score is too low."""
+    """An accuracy misses its limit: two computations differ by more than the tolerance, or a score is too low."""
 
     exit_code = 5
 
