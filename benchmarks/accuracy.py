@@ -42,13 +42,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
-from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
 from fsvit_edge.learn.datasets import FewShotData, open_data
 from fsvit_edge.learn.episode_module import EpisodeModule
 from fsvit_edge.learn.episodes import Episode
 from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, evaluate
+from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
 from fsvit_edge.learn.training import train
+from fsvit_edge.learn.training_episodes import Episodes, choose_split
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, PROTOTYPE_HEAD

@@ -19,10 +19,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
 from fsvit_edge.learn.episode_module import EpisodeModule
 from fsvit_edge.learn.folder import FolderFewShot
+from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.tokens import TokenCache
+from fsvit_edge.learn.training_episodes import Episodes, choose_split
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime.pictures import write_image

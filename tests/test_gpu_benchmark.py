@@ -33,8 +33,8 @@ def test_without_a_gpu_every_part_runs_as_a_stand_in_and_says_so(
     benchmark.main()
     label, *lines = capsys.readouterr().out.splitlines()
     assert label == (
-        "STAND-IN ON THE CPU (the NVIDIA driver finds no GPU): it shows that this script runs; no figure below is a "
-        "GPU's."
+        "STAND-IN ON THE CPU (the NVIDIA driver finds no GPU): it only shows that this script runs; no number below "
+        "is from a GPU."
     )
     assert list(dict.fromkeys(line.split()[0] for line in lines)) == list(benchmark.PARTS)
     failed = [line for line in lines if "failed" in line and "graph" not in line and not line.startswith("rtx")]

@@ -92,7 +92,7 @@ class Calibration:
         return hashlib.sha256(self._json).hexdigest()
 
     def check_fits(self, bundle: Bundle) -> None:
-        """Refuse a calibration of another model than the bundle's.
+        """Refuse a calibration that was made for a model other than the bundle's.
 
         Raises:
             ArtifactError: Image size, preprocessing or a graph differs; the message names it.

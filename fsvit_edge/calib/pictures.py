@@ -170,7 +170,7 @@ def _parts(source: str, num: int, seed: int, seconds: float) -> "list[_Files | _
     if source.lower().endswith(LIST_SUFFIX) and os.path.isfile(source):
         return _listed_parts(Path(source), num, seed, seconds)
     if source == "demo":
-        raise InputError("The demo cannot be used to calibrate; give pictures, a video or a camera of the real place.")
+        raise InputError("The demo cannot be used to calibrate; give pictures, a video or a camera of the real scene.")
     with open_source(source) as opened:
         if opened.is_live:
             return [_Live(source, seconds / num, num)]

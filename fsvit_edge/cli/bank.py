@@ -93,4 +93,4 @@ def set_level(
     loaded = SupportBank.load(bank)
     loaded.set_level(name, level)
     loaded.save(bank)
-    print(f"{name!r} is present above {loaded.level(name):.2f} ({loaded.level_source(name)}).")
+    print(f"The level of {name!r} is now {loaded.level(name):.2f} ({loaded.level_source(name)}).")

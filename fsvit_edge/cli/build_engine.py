@@ -38,21 +38,21 @@ def build_engine(
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option(metavar="MIB", min=1, help="Limit of the extra memory per layer; default: none."),
+        typer.Option(metavar="MIB", min=1, help="Maximum scratch memory per layer; default: no limit."),
     ] = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="TensorRT's timings; default: one file per version and GPU."),
+        typer.Option(metavar="FILE", help="File for TensorRT's kernel timings; default: one per version and GPU."),
     ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SM,...",
-            help="GPUs to build for with TensorRT-RTX; default: this machine's, or without a GPU sm86,sm89,sm120.",
+            help="GPUs to build for with TensorRT-RTX; default: this machine's, or sm86,sm89,sm120 if it has none.",
         ),
     ] = None,
     max_ways: Annotated[
-        int | None, typer.Option(min=1, max=255, help="Maximum number of classes per run; default: 10.")
+        int | None, typer.Option(min=1, max=255, help="Maximum number of classes at once; default: 10.")
     ] = None,
     max_shots: Annotated[
         int | None, typer.Option(min=1, max=255, help="Maximum number of pictures per class; default: 5.")
@@ -62,8 +62,8 @@ def build_engine(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Data set (<class>/images and <class>/masks) to score exact ratio (share of answers without an "
-            "error) and mIoU on.",
+            help="Data set (<class>/images and <class>/masks) on which to measure mIoU and exact ratio (share of "
+            "episodes with every presence answer correct).",
         ),
     ] = None,
     max_drop: Annotated[
@@ -139,7 +139,7 @@ def _print_result(result: "BuildResult") -> None:
                 else f"{record.fp32_latency_ms / record.latency_ms:.2f} x",
             )
         )
-    header = ("graph", "precision", "size", "build", "INT8 products", "fused attention", "run", "speedup")
+    header = ("graph", "precision", "size", "build", "INT8 matmuls", "fused attention", "run", "speedup")
     print_table(f"{result.backend.title}: {result.bundle.name}", header, rows)
     if own is not None and fp16 is not None and result.precision != "fp16":
         print(f"Encoder and head together: {own:.1f} ms; in FP16: {fp16:.1f} ms.")
@@ -148,7 +148,7 @@ def _print_result(result: "BuildResult") -> None:
     if result.agreement is not None:
         found = result.agreement
         lines = [(name, f"{row['max_error']:.1e}", f"{row['cosine']:.6f}") for name, row in found.outputs.items()]
-        title = f"Compared with FP32 on {found.pictures} pictures ({found.source}), computed by {found.computed_by}"
+        title = f"Compared with FP32 on {found.pictures} pictures ({found.source}), run by {found.computed_by}"
         print_table(title, ("output", "max error", "cosine"), lines)
         print(
             f"{found.presence_flips} of {found.pairs} answers change; {100 * found.label_agreement:.2f} % of the "

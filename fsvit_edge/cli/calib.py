@@ -10,8 +10,8 @@ def calib(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of pictures, text list (.txt) of pictures, folders and videos, video, camera (0, /dev/video0) "
-            "or rtsp://..."
+            help="Folder of pictures, video, camera (0, /dev/video0), rtsp://..., or .txt file that lists pictures, "
+            "folders and videos."
         ),
     ],
     max_pictures: Annotated[int, typer.Option(min=1, help="Maximum number of pictures.")] = 256,
@@ -19,14 +19,14 @@ def calib(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("calibration.json"),
     method: Annotated[str, typer.Option(help="How to choose ranges: minmax, entropy or percentile.")] = "percentile",
     bank: Annotated[
-        Path | None, typer.Option(help="Also use the small pictures (96 px) of the classes in this bank.")
+        Path | None, typer.Option(help="Also use the thumbnails (96 px) that this bank keeps of its pictures.")
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle; default: the bundled model.")] = None,
     seconds: Annotated[
-        float, typer.Option(min=0, max=86400, help="Spread a camera's or stream's pictures over at least this time.")
+        float, typer.Option(min=0, max=86400, help="Seconds, at least, over which to sample a camera or stream.")
     ] = 60.0,
 ) -> None:
-    """Collect the ranges for INT8 from pictures like those that the camera will see."""
+    """Collect the activation ranges for INT8 from pictures like those that the camera will see."""
     from fsvit_edge.cli.terminal import advise, print_table, progress, require
     from fsvit_edge.runtime.bank import SupportBank
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle

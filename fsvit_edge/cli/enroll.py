@@ -15,24 +15,24 @@ def enroll(
     name: Annotated[str, typer.Argument(help="Name of the class.")],
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Pictures that show it, folders of them (or with images/ and masks/), or a video."),
+        typer.Argument(help="Pictures of the object, folders of them (or with images/ and masks/), or a video."),
     ],
     mask: Annotated[
         list[Path] | None,
-        typer.Option(help="Mask of each picture, in the same order; without masks, the name alone is used."),
+        typer.Option(help="Mask of each picture, in the same order; without masks or boxes, it is guessed."),
     ] = None,
     box: Annotated[
         list[str] | None,
-        typer.Option(help="Box around it in each picture, in the same order: left,top,width,height in pixels."),
+        typer.Option(help="Box around the object in each picture, in order: left,top,width,height in pixels."),
     ] = None,
     frame: Annotated[
-        list[int] | None, typer.Option(min=0, help="Number of the video frame that shows it, from 0; repeatable.")
+        list[int] | None, typer.Option(min=0, help="Video frame that shows the object, counted from 0; repeatable.")
     ] = None,
     at: Annotated[
-        list[float] | None, typer.Option(help="Time of the video frame that shows it, in seconds; repeatable.")
+        list[float] | None, typer.Option(help="Time of a video frame that shows the object, in seconds; repeatable.")
     ] = None,
     preview: Annotated[
-        Path | None, typer.Option(help="Draw the pictures, their masks and what the class finds to this file.")
+        Path | None, typer.Option(help="Draw the pictures, their masks and what is found in them into this file.")
     ] = None,
     bank: Annotated[Path, typer.Option(help="The bank; created if it does not exist.")] = Path("bank.safetensors"),
     level: Annotated[
@@ -43,7 +43,7 @@ def enroll(
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Enroll a class from pictures, with masks, boxes or its name alone; or add pictures to a class."""
+    """Enroll a class from pictures, with masks, boxes or neither; or add pictures to a class."""
     from fsvit_edge.cli.terminal import advise, open_model
     from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures
     from fsvit_edge.enroll.support_files import parse_box, read_supports
@@ -70,7 +70,7 @@ def enroll(
         _print_picture(picture)
     shots = "1 support" if report.shots == 1 else f"{report.shots} supports"
     print(f"Enrolled {name!r} with {shots}; {bank} contains: {classes}.")
-    print(f"It is present above {enrolled_level:.2f} ({origin}).")
+    print(f"Its level, the score above which it is present: {enrolled_level:.2f} ({origin}).")
     options = (f" --bundle {bundle}" if bundle else "") + ("" if precision == "auto" else f" --precision {precision}")
     advise(f"Next: fsvit-edge run --camera --bank {bank}{options}")
 
@@ -81,7 +81,7 @@ def _print_picture(report: "PictureReport") -> None:
     picture = report.picture
     kind = "guessed mask" if picture.is_by_name else "mask" if picture.box_xyxy is None else "mask from box"
     cover = f"{report.mask_cover:.0%}" if report.mask_cover >= 0.01 else f"{report.mask_cover:.2%}"
-    print(f"{picture.source}: {kind} covers {cover} of the picture, {report.kept_tokens} tokens")
+    print(f"{picture.source}: {kind} covers {cover} of the picture and keeps {report.kept_tokens} tokens")
     print(f"{picture.source}: fit on its own picture: {report.fit}")
     for warning in report.warnings:
         advise(f"Warning: {picture.source}: {warning}")

@@ -69,29 +69,29 @@ def evaluate(
         Path | None, typer.Option(help="Folder with the standard picture lists of pascal and coco.")
     ] = None,
     fold: Annotated[
-        int | None, typer.Option(help="Fold, 0 to 3: train without its classes, test on them; default: all classes.")
+        int | None, typer.Option(help="Fold, 0 to 3, whose classes are only tested on; default: all classes.")
     ] = None,
     classes: Annotated[list[str] | None, typer.Option(help="Classes to use, as a,b or repeated; default: all.")] = None,
     protocol: Annotated[
         Protocol,
         typer.Option(
-            help="episodes: as in the paper, each asks about one query picture, given support pictures of a few "
-            "classes; scenes: enroll every class, then ask every other picture about all of them."
+            help="episodes: as in the paper, each compares one query picture with support pictures of a few "
+            "classes; scenes: enroll every class, then look for all classes in all remaining pictures."
         ),
     ] = Protocol.EPISODES,
     ways: WaysOption = 1,
     shots: ShotsOption = 1,
     episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 1000,
     per_class: Annotated[
-        int | None, typer.Option(min=1, help="Maximum number of scenes per class; default: every other picture.")
+        int | None, typer.Option(min=1, help="Maximum number of scenes per class; default: all remaining pictures.")
     ] = None,
     supports: Annotated[
-        SupportKind, typer.Option(help="Enroll support pictures with their masks, or with the class name only.")
+        SupportKind, typer.Option(help="masks: enroll with the masks; names: hide them, so that they are guessed.")
     ] = SupportKind.MASKS,
     outlines: Annotated[
         Outlines | None,
         typer.Option(
-            help="plain: as CST computes them; sharp: refined by objectness; default: sharp if the model supports it."
+            help="plain: by the CST head alone; sharp: with objectness (where objects end); default: sharp if possible."
         ),
     ] = None,
     engine: Annotated[
@@ -113,7 +113,7 @@ def evaluate(
     min_exact_ratio: Annotated[
         float | None,
         typer.Option(
-            help="Fail if the exact ratio (share of episodes whose presence answers are all right) is below this "
+            help="Fail if the exact ratio (share of episodes with every presence answer correct) is below this "
             "percentage."
         ),
     ] = None,
@@ -123,7 +123,7 @@ def evaluate(
     ] = None,
     min_hits: Annotated[
         float | None,
-        typer.Option(help="Fail if hits (scenes in which a class that is there is found) are below this percentage."),
+        typer.Option(help="Fail if hits (scenes in which a class that they show is found) are below this percentage."),
     ] = None,
     baseline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Earlier result (written with --output) to compare with.")
@@ -233,7 +233,7 @@ def _open_data(
     if not classes:
         return open_data(benchmark, root, splits, fold, "test", masks)
     if benchmark != "folder" or fold is not None:
-        raise InputError("--classes works only with --benchmark folder and without --fold; leave those out.")
+        raise InputError("--classes works only with --benchmark folder and without --fold; leave --classes out.")
     names = [name.strip() for part in classes for name in part.split(",")]
     return FolderFewShot(root, names, masks)
 
@@ -265,7 +265,7 @@ def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
     from fsvit_edge.cli.terminal import print_table
 
     options, scores, model = result.options, result.scores, result.model
-    kind = "supports with masks" if options.masks else "supports by name"
+    kind = "supports with masks" if options.masks else "supports without masks"
     title = (
         f"{model.name} at {model.image_size} px, {choice.description}: {options.ways}-way {options.shots}-shot, "
         f"{kind}, {options.episodes} episodes in {result.elapsed_s:.0f} s, {result.outlines} outlines"
@@ -280,7 +280,7 @@ def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
     rows = [
         (one.name, str(one.asked), str(one.shown), *_cells(one.presence), *_cells(one.iou)) for one in scores.classes
     ]
-    header = ("class", "asked", "present", "presence right %", "95 % interval", "IoU %", "95 % interval")
+    header = ("class", "asked", "present", "presence correct %", "95 % interval", "IoU %", "95 % interval")
     print_table("Per class", header, rows)
 
 
@@ -288,7 +288,7 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
     from fsvit_edge.cli.terminal import print_table
 
     options, scores, model = result.options, result.scores, result.model
-    kind = "with masks" if options.masks else "by name"
+    kind = "with masks" if options.masks else "without masks"
     supports = "1 support" if options.shots == 1 else f"{options.shots} supports"
     title = (
         f"{model.name} at {model.image_size} px, {choice.description}: {supports} per class {kind}, "
@@ -297,7 +297,7 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
     overall = [
         ("hits at the current levels", *_cells(scores.hits)),
         ("false alarms at the current levels", *_cells(scores.false_alarms)),
-        ("area under the curve", *_cells(scores.area)),
+        ("area under the ROC curve", *_cells(scores.area)),
         ("hits at 1 % false alarms, one level per class", *_cells(scores.hits_at_1_percent)),
         ("hits at 0.1 % false alarms, one level per class", *_cells(scores.hits_at_01_percent)),
         ("hits at 1 % false alarms, one level for all", *_cells(scores.pooled_hits_at_1_percent)),
@@ -317,7 +317,7 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
         )
         for one in scores.classes
     ]
-    rates = ("hits %", "false alarms %", "95 % interval", "area %", "hits at 1 %")
+    rates = ("hits %", "false alarms %", "95 % interval", "AUC %", "hits at 1 %")
     print_table("Per class", ("class", "level", "pictures", "scenes", *rates), rows)
 
 

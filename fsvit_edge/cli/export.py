@@ -33,7 +33,7 @@ def export(
     verify: Annotated[bool, typer.Option(help="Compare torch with ONNX Runtime; write nothing if they differ.")] = True,
     objectness: Annotated[
         bool,
-        typer.Option("--objectness", help="Add the bundled model's objectness as a graph, for sharp outlines."),
+        typer.Option("--objectness", help="Add the bundled model's objectness (where objects end) for sharp outlines."),
     ] = False,
 ) -> None:
     """Export encoder, enrollment and head to a bundle of ONNX graphs. With no options, export the bundled model."""

@@ -67,7 +67,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:
             sys.exit(0)
-        _fail(f"The standard output cannot be written: {error.strerror}.", 1)
+        _fail(f"Standard output cannot be written to: {error.strerror}.", 1)
     except Exception as error:
         if not isinstance(error, _USAGE_ERROR):
             raise

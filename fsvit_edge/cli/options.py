@@ -16,7 +16,7 @@ PrecisionOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Maximum number of CPU threads; default: every core.")]
 BundleOption = Annotated[Path | None, typer.Option(help="Bundle folder; default: the bundled model.")]
-WaysOption = Annotated[int, typer.Option(min=1, max=255, help="Number of classes asked about at once (ways).")]
+WaysOption = Annotated[int, typer.Option(min=1, max=255, help="Number of classes looked for at once (ways).")]
 ShotsOption = Annotated[int, typer.Option(min=1, help="Number of support pictures per class (shots).")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Random seed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

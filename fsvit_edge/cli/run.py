@@ -68,7 +68,7 @@ def run(
         int | None, typer.Option(help="Maximum number of segments or pictures; the oldest are deleted.")
     ] = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Maximum number of frames.")] = None,
-    stats: Annotated[float | None, typer.Option(min=0.1, help="Seconds between two lines of statistics.")] = None,
+    stats: Annotated[float | None, typer.Option(min=0.1, help="Print statistics every this many seconds.")] = None,
     health: Annotated[Path | None, typer.Option(help="Write status to this JSON file every second.")] = None,
     token: Annotated[
         str | None, typer.Option(help="Access token for the page; default: random, if others can reach the page.")
@@ -78,7 +78,7 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Classify and segment every frame of a source by the classes of a bank."""
+    """Find and segment the classes of a bank in every frame of a source."""
     from fsvit_edge.cli.terminal import advise
     from fsvit_edge.live.run import RunOptions, run_source
     from fsvit_edge.live.sinks.base import RecordingOptions

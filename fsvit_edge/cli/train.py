@@ -18,7 +18,7 @@ def train(
         Path | None, typer.Option(help="Folder with the standard picture lists of pascal and coco.")
     ] = None,
     fold: Annotated[
-        int | None, typer.Option(help="Fold, 0 to 3: train without its classes, test on them; default: all classes.")
+        int | None, typer.Option(help="Fold, 0 to 3, whose classes are only tested on; default: all classes.")
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Checkpoint of a network, .safetensors or .ckpt; default: the bundled model.")
@@ -54,7 +54,7 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 50,
     batch: Annotated[
         int,
-        typer.Option(min=1, help="Episodes per step. An episode asks about one query picture, given support pictures."),
+        typer.Option(min=1, help="Episodes per step. An episode compares one query picture with support pictures."),
     ] = 12,
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Episodes computed at once; lower it to save memory; default: --batch.")
@@ -71,13 +71,13 @@ def train(
     ] = 1.0,
     ways: WaysOption = 1,
     label_noise: Annotated[
-        float, typer.Option(help="Share of the classes labeled absent that may be present; from 0 to below 1.")
+        float, typer.Option(help="Share of the classes labeled absent that may be present; at least 0, below 1.")
     ] = 0.0,
     kept_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Maximum number of tokens per support, drawn anew each step; default: all."),
+        typer.Option(min=1, help="Maximum number of tokens per support, sampled anew in each step; default: all."),
     ] = None,
-    views: Annotated[int, typer.Option(min=1, help="Cached views of each picture; more than 1 augments the data.")] = 1,
+    views: Annotated[int, typer.Option(min=1, help="Cached views per picture; more than 1 augments the data.")] = 1,
     same_picture: Annotated[
         float, typer.Option(help="Share of the positive episodes that use two views of one photograph.")
     ] = 0.0,
@@ -115,8 +115,8 @@ def train(
     require("fsvit-edge train", ("torch", "timm", "lightning", "torchmetrics"), "train")
     with progress("Train") as step:
         step("load PyTorch and Lightning")
-        from fsvit_edge.learn.batches import TrainOptions, check_supervision
         from fsvit_edge.learn.datasets import open_data
+        from fsvit_edge.learn.options import TrainOptions, check_supervision
         from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
         from fsvit_edge.learn.training import new_head
         from fsvit_edge.learn.training import train as run_training

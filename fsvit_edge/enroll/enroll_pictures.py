@@ -106,12 +106,12 @@ def support_warnings(mask_cover: float, fit: Fit, is_guess: bool) -> tuple[str, 
     """
     warnings = []
     if mask_cover < _SMALL_COVER:
-        warnings.append("The object covers less than 1 % of the picture; go closer for a better support.")
+        warnings.append("The object covers less than 1 % of the picture; move the camera closer.")
     if is_guess and mask_cover > _FULL_COVER:
         warnings.append("The guessed mask covers almost the whole picture; give a mask or a box.")
     if not fit.is_present:
         warnings.append(
-            "The class is not found on its own picture; give a tighter mask or box, or add another picture."
+            "The class is not found in its own picture; give a tighter mask or box, or add another picture."
         )
     elif fit.area_ratio > _LARGEST_RATIO and not is_guess:  # the outline need not fit a guess
         warnings.append(
@@ -120,7 +120,7 @@ def support_warnings(mask_cover: float, fit: Fit, is_guess: bool) -> tuple[str, 
         )
     elif fit.iou < _LOWEST_IOU and not is_guess:
         warnings.append(
-            f"The outline fits the mask badly (IoU {fit.iou:.2f}); go closer, give a tighter mask or box, or add "
+            f"The outline fits the mask poorly (IoU {fit.iou:.2f}); go closer, give a tighter mask or box, or add "
             "pictures."
         )
     return tuple(warnings)

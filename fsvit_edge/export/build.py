@@ -128,7 +128,7 @@ class BuildResult:
             lines += self._int8_advice()
         if self.agreement is not None and self.agreement.label_agreement < 1 - _NOTABLE_DISAGREEMENT:
             lines.append(
-                f"{100 * (1 - self.agreement.label_agreement):.1f} % of the pixels get another label than in FP32; "
+                f"{100 * (1 - self.agreement.label_agreement):.1f} % of the pixels get a different label than in FP32; "
                 "measure on your own pictures with --data DIR before you rely on it."
             )
         return tuple(lines)
@@ -136,7 +136,7 @@ class BuildResult:
     def _int8_advice(self) -> list[str]:
         other = "fp32" if self.backend.api is None else "fp16"
         if self.engines["encoder"].record.int8_gemms == 0:
-            return [f"No matrix product is computed in INT8; use --precision {other}."]
+            return [f"No matrix multiplication runs in INT8; use --precision {other}."]
         own_ms = self.latency_ms.get("int8")
         for precision in ("fp16", "fp32"):
             other_ms = self.latency_ms.get(precision)
@@ -147,7 +147,7 @@ class BuildResult:
         if self.backend.api is None or "fp16" in self.latency_ms:
             return []
         if self.runs_here:
-            return ["INT8 is often no faster than FP16 on a GPU; build with --fp16 too, then this again with --force."]
+            return ["INT8 is often no faster than FP16 on a GPU; compare: build with --fp16, then INT8 with --force."]
         if self.backend.api.is_rtx:
             return ["NVIDIA documents INT8 in TensorRT-RTX only for weights; compare with --fp16 on the GPU itself."]
         return []

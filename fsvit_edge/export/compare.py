@@ -1,4 +1,4 @@
-"""Are an engine's answers those of the FP32 graphs? Measured on real pictures."""
+"""Compare an engine's answers with those of the FP32 graphs, on real pictures."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -78,7 +78,7 @@ class Backend:
 
     @property
     def title(self) -> str:
-        """Name and version for people."""
+        """Name and version, for display."""
         return f"ONNX Runtime {self.version}" if self.api is None else self.api.title
 
     @property

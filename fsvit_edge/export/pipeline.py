@@ -155,7 +155,7 @@ def check(model: onnx.ModelProto, name: str, opset: int) -> None:
     if versions.get("") != opset or foreign or model.functions:
         raise ArtifactError(
             f"The {name} graph must use only the standard operators of opset {opset}, got {versions} "
-            f"with operators of {foreign or 'no other domain'}."
+            f"and operators of the other domains {foreign or '(none)'}."
         )
     operators = {node.op_type for node in model.graph.node}
     if name == "encoder" and "LayerNormalization" not in operators:

@@ -250,7 +250,7 @@ def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) ->
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.parent / f"{path.name}.lock"
-            stack.enter_context(locked(lock, on_wait=lambda: progress("wait for another build on this GPU")))
+            stack.enter_context(locked(lock, on_wait=lambda: progress("waiting for another build on this GPU")))
             timings = Timings(path.read_bytes() if path.exists() else b"")
         except OSError as error:
             sentence = f"The timing cache {path} cannot be used: {error.strerror or error}"
@@ -288,7 +288,7 @@ class _RunningBuild:
         self.messages: list[str] = []
 
     def monitor(self, trt: Any) -> Any:
-        """Return an `IProgressMonitor` that records phases, and ends the build once it is cancelled."""
+        """Return an `IProgressMonitor` that records phases, and ends the build once it is canceled."""
         base: Any = trt.IProgressMonitor
         phases, cancelled = self.phases, self.cancelled
 

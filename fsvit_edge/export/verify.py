@@ -1,4 +1,4 @@
-"""Does the exported network compute what torch computes? Measured per output, on random and real pictures."""
+"""Compare the exported network with torch, for each output, on random and real pictures."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass

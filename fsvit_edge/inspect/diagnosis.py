@@ -1,4 +1,4 @@
-"""What this machine has: packages, engines, OpenCV's back ends and cameras; and whether a bundle is intact."""
+"""What this machine has: packages, engines, OpenCV's backends and cameras; and whether a bundle is intact."""
 
 import os
 import platform

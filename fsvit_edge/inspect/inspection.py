@@ -130,7 +130,7 @@ def _engine_facts(record: EngineRecord) -> dict[str, Any]:
         "backend": f"{BACKEND_TITLES[record.backend]} {record.backend_version}",
         "runs on": runs_on,
         "size": f"{record.size_bytes / 1e6:.1f} MB",
-        "INT8 matrix products": f"{record.int8_gemms} of {record.gemms}",
+        "INT8 matrix multiplications": f"{record.int8_gemms} of {record.gemms}",
         "limits": ", ".join(f"{key} {value}" for key, value in record.limits.items()) or "none",
         "inputs": _tensors(record.inputs),
         "outputs": _tensors(record.outputs),
@@ -297,7 +297,7 @@ def _inspect_json(path: Path) -> Inspection:
         fits = bool(graphs) and all(
             manifest.graphs[name].sha256 == graphs[name] for name in graphs.keys() & manifest.graphs.keys()
         )
-        facts["fits"] = f"{manifest.name}: {'yes' if fits else 'no, it was recorded with other graphs'}"
+        facts["fits"] = f"{manifest.name}: {'yes' if fits else 'no, it was made from other graphs'}"
     facts["created by"] = f"{values.get('created_by')!s:.60}"
     return Inspection(str(path), "calibration", facts, None, ())
 

@@ -9,12 +9,13 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
 
-from fsvit_edge.learn.batches import EpisodeBatch, TrainOptions
 from fsvit_edge.learn.datasets import IGNORE
 from fsvit_edge.learn.enhancement import enhanced_mask
 from fsvit_edge.learn.many_ways import Pairs, pairs_of, presence_cross_entropy, presence_loss, thinned
+from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.sharp_outlines import sharpened, thing_of_name, weight_of_support
 from fsvit_edge.learn.tokens import unpack
+from fsvit_edge.learn.training_episodes import EpisodeBatch
 from fsvit_edge.model.enhancer import PseudoLabelEnhancer
 from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
 from fsvit_edge.model.head import HeadLogits
@@ -163,9 +164,9 @@ class EpisodeModule(lightning.LightningModule):
         self.iou.update(found * label, torch.where(asked.target == IGNORE, IGNORE, asked.target * label))
 
     def outlined(self, logits: HeadLogits, asked: Questions) -> Tensor:
-        """Return the mask logits (B, 2, S, S) as the runtime draws them: sharp, if the network predicts objectness.
+        """Return the mask logits (B, 2, S, S) nearly as the runtime draws them, see `sharp_outlines`.
 
-        Sharp outlines leave out a class that is not present.
+        They are sharp if the network predicts objectness; sharp outlines leave out a class that is not present.
         """
         full = resized_logits(logits.mask.float(), asked.target.shape[1])
         if asked.weight is None:
@@ -198,13 +199,13 @@ class EpisodeModule(lightning.LightningModule):
         checkpoint["identity"] = self._identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of a training with other settings."""
+        """Refuse the checkpoint of a training run with other settings."""
         stored = checkpoint.get("identity", {})
         stored = {**stored, **{new: stored[old] for new, old in _OLD_NAMES.items() if old in stored}}
         if differing := sorted(key for key in self._identity if stored.get(key) != self._identity[key]):
             key = differing[0]
             raise InputError(
-                f"The checkpoint belongs to a training with {key} {stored.get(key)!r}, but now it is "
+                f"The checkpoint belongs to a training run with {key} {stored.get(key)!r}, but now it is "
                 f"{self._identity[key]!r}; use the same options as before, or choose another --output."
             )
 

@@ -215,7 +215,7 @@ def cache_example(
         data: The data set.
         index: Index of the example in the data set.
         masks: Use its mask; False uses the class name only.
-        others: The other supports of the class, which help to guess a mask.
+        others: The other supports of the class; they score the picture, from which the class's level follows.
 
     Raises:
         InputError: A mask is needed and missing, or a file cannot be used.

@@ -1,4 +1,4 @@
-"""Evaluation on scenes: enroll every class of a data set at once, then ask every other picture about all of them.
+"""Evaluation on scenes: enroll every class of a data set at once, then look for all of them in all remaining pictures.
 
 In half of the few-shot episodes the query shows the class asked about; a camera frame rarely does. Here, a class is to
 be found in its own few pictures, and every picture of another class is a scene in which it must not be found.
@@ -74,7 +74,7 @@ def evaluate_scenes(
     options: SceneOptions,
     progress: Callable[[str], None] = lambda _: None,
 ) -> SceneResult:
-    """Enroll the first pictures of every class, and ask the other pictures about all classes.
+    """Enroll the first pictures of every class, and look for all classes in the other pictures.
 
     A photograph that is a support of any class is not asked about; every other photograph is, once.
 

@@ -1,7 +1,10 @@
-"""The runtime's use of objectness, in PyTorch and for whole batches, so that the head trains on the final result.
+"""The runtime's sharp outlines, in PyTorch and for whole batches, so that the head trains on nearly the final result.
 
 The runtime adds objectness to CST's foreground (`runtime/outlines.py`). A head trained without it wastes capacity on
 edges that objectness finds better, and rejects other objects that objectness marks too weakly.
+
+One factor is missing here: the runtime multiplies the support's weight by `recognized`, which checks whether
+objectness sees the object in the frame. Training and its validation use the support's weight alone.
 """
 
 import torch

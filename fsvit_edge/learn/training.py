@@ -18,11 +18,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from fsvit_edge.learn.batches import EpisodeBatch, Episodes, Split, TrainOptions, choose_split
 from fsvit_edge.learn.datasets import FewShotData
 from fsvit_edge.learn.enhancement import EnhancerOptions, EnhancerResult, train_enhancer
 from fsvit_edge.learn.episode_module import EpisodeModule
+from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.tokens import TokenCache
+from fsvit_edge.learn.training_episodes import EpisodeBatch, Episodes, Split, choose_split
 from fsvit_edge.model.head import CorrelationHead
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
@@ -88,7 +89,7 @@ def train(
     """
     last = workspace / "last.ckpt"
     if last.exists() and not resume:
-        raise InputError(f"{workspace} already contains a training; continue it with --resume, or delete the folder.")
+        raise InputError(f"{workspace} already contains a training run; continue it with --resume, or delete it.")
     workspace.mkdir(parents=True, exist_ok=True)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

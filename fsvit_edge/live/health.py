@@ -85,7 +85,7 @@ class Health:
     Attributes:
         wall_time_s: Seconds since 1970 (UTC); jumps when the clock is set.
         monotonic_s: Seconds since the machine started; never jumps.
-        boot_id: Identifies that start of the machine; empty if unknown.
+        boot_id: Identifies that boot of the machine; empty if unknown.
         uptime_s: Seconds since the run began.
         source: Name of the source.
         source_status: State of the source.
@@ -143,7 +143,7 @@ class Health:
 
 
 def read_boot_id() -> str:
-    """Identify the present start of the machine; empty if unknown."""
+    """Identify the current boot of the machine; empty if unknown."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:

@@ -1,6 +1,6 @@
 """A complete run: from the name of a source to the sinks, watched until it ends.
 
-`run_source` opens everything and is what a Python user calls; `LiveRun` runs what is open.
+`run_source` opens everything and is what a Python user calls; `LiveRun` runs parts that are already open.
 """
 
 import os
@@ -127,7 +127,7 @@ def run_source(
     on_frame: OnFrame | None = None,
     open_page: OpenPage | None = None,
 ) -> RunResult:
-    """Classify and segment every frame of a source by the classes of a bank.
+    """Find and segment the classes of a bank in every frame of a source.
 
     Without a bank, the demo and a camera show the classes of the demo; with a page, the run starts without classes.
     Call it in the main thread, which receives the signals that stop it.
@@ -164,7 +164,7 @@ def run_source(
         if bank is None and not (is_demo or has_page or frames.is_live):
             raise InputError(
                 "No classes are enrolled; enroll one with: fsvit-edge enroll NAME IMAGE, or choose a bank with --bank "
-                "FILE (to try without: fsvit-edge run demo)."
+                "FILE (to try it without a bank: fsvit-edge run demo)."
             )
         model = stack.enter_context(
             FewShotModel.load(options.bundle, options.engine, options.precision, options.threads)
@@ -217,7 +217,7 @@ def _enroll_demo(model: FewShotModel, say: Say) -> None:
 
 
 class LiveRun:
-    """One run of what is open; call `run` once, in the main thread.
+    """One run of an open source, model and sinks; call `run` once, in the main thread.
 
     Args:
         source: The frames; the caller closes it.
@@ -262,7 +262,7 @@ class LiveRun:
         self._last_failure: FsvitEdgeError | None = None
 
     def health(self) -> Health:
-        """The present health."""
+        """The current health."""
         now_s = time.monotonic()
         statistics, choice = self._statistics, self._model.choice
         child = self._source.process_id
@@ -314,7 +314,7 @@ class LiveRun:
 
     def _exit_without(self, hung: list[str]) -> None:
         # A hung thread cannot be stopped, and a normal exit of Python would wait for it.
-        self._say(f"Exiting without {' and '.join(hung)}, which did not stop in time.")
+        self._say(f"Exiting although {' and '.join(hung)} did not stop in time.")
         self._source.close()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -369,14 +369,14 @@ class LiveRun:
             if status.message:
                 self._say(f"{self._source.name} is {status.state}: {status.message}")
         elif status.is_frozen:
-            self._say(f"{self._source.name} is frozen: it has repeated the same pixels for seconds.")
+            self._say(f"{self._source.name} is frozen: it has sent identical frames for several seconds.")
         elif self._condition.state != "live" or self._condition.is_frozen:
             self._say(f"{self._source.name} is live.")
 
     def _say_troubles(self, health: Health) -> None:
         for sink, before in zip(health.sinks, self._troubles, strict=True):
             if sink.trouble != before:
-                self._say(f"{sink.name}: {sink.trouble or 'It works again.'}")
+                self._say(f"{sink.name}: {sink.trouble or 'It is working again.'}")
         self._troubles = [sink.trouble for sink in health.sinks]
 
     def _write_health(self, health: Health) -> None:
@@ -392,7 +392,7 @@ class LiveRun:
         if failure is not None and all(other.status.failure for other in self._workers):
             self._last_failure = failure
         elif failure is not None:
-            self._say(f"{worker.name} has stopped, the run continues: {failure}")
+            self._say(f"{worker.name} has stopped; the run continues: {failure}")
         # A reader that is gone, as `head` is after ten lines, ends the run; so does the end of the last sink.
         if failure is None or all(other.has_ended for other in self._workers):
             self._stop.request()

@@ -49,7 +49,7 @@ class SinkWorker:
 
     @property
     def status(self) -> SinkStatus:
-        """The present state of the sink."""
+        """The current state of the sink."""
         with self._changed:
             return SinkStatus(self.name, self._written, self._dropped, self._failure, self._sink.trouble)
 

@@ -104,7 +104,9 @@ class EvenedNorm(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A plain ViT; the output of every block is normalized by the final norm (CST, section 3.2).
+    """A ViT, plain or with a convolutional stem.
+
+    The final norm normalizes the output of every block (CST, section 3.2).
 
     Args:
         backbone: A name of `SUPPORTED_BACKBONES`.

@@ -5,7 +5,8 @@ these five + mask -> enroll -> one cached support
 tokens + cached supports -> head -> P(present), P(foreground) of each class
 image -> objectness, an optional separate graph for an encoder without it
 
-In shapes: B pictures of S x S pixels, C channels (one per layer and head) of d values, N = grid ** 2 image tokens.
+In shapes: B pictures of S x S pixels, C channels (one per layer and slice of a token) of d values, N = grid ** 2
+image tokens.
 """
 
 from dataclasses import dataclass

@@ -364,15 +364,15 @@ def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderI
             short = f"{theirs!s:.12}... ({made_by.name})" if field == "encoder_sha256" else theirs
             mine = f"{ours:.12}... ({identity.name})" if field == "encoder_sha256" else ours
             raise ArtifactError(
-                f"Bank {path} was made by another {what}: {short}, this bundle has {mine}; "
+                f"Bank {path} was made with a different {what}: {short}, but this bundle has {mine}; "
                 "use the bundle that made it or enroll its classes again."
             )
     if made_by.precision != identity.precision:
         raise ArtifactError(
-            f"Bank {path} was made in another precision: {made_by.precision!s:.40}, the engines here compute in "
+            f"Bank {path} was made in {made_by.precision!s:.40}, but the engines here compute in "
             f"{identity.precision}; use it with --precision {made_by.precision!s:.40} or enroll its classes again."
         )
-    raise ArtifactError(f"Bank {path} has tokens of another shape than this bundle's; enroll its classes again.")
+    raise ArtifactError(f"Bank {path} has tokens of a different shape than this bundle's; enroll its classes again.")
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> str:

@@ -51,12 +51,13 @@ class Manifest:
 
     Attributes:
         format_version: Version of this format.
-        name: Name of the network, for people.
-        backbone: timm's name of the encoder, or ours.
+        name: Name of the network, for display only.
+        backbone: Name of the encoder, in timm or in this project.
         image_size: Side of the encoder's input in pixels.
         patch_size: Side of a patch in pixels.
         num_layers: Layers whose tokens are correlated.
-        num_heads: Slices of each token, which are correlated separately.
+        num_heads: Number of slices per token, which are correlated separately: the heads of a plain ViT, 1 with a
+            convolutional stem. For people; no code reads it.
         support_grid: Side of the support's token grid.
         mask_size: Side of the head's probability maps.
         preprocessing: Description of the preprocessing, with the constants that are inside the graph.

@@ -95,7 +95,7 @@ def read_support(
             raise ArtifactError(f"Bank {path} is damaged: tensor {key}.{field} is missing, misshapen or not finite.")
         fields[field] = array
     if fields["thumbnail_mask"].shape != fields["thumbnail"].shape[:2]:
-        raise ArtifactError(f"Bank {path} is damaged: tensor {key}.thumbnail_mask has another size than its picture.")
+        raise ArtifactError(f"Bank {path} is damaged: tensor {key}.thumbnail_mask is not the size of its picture.")
     loo_score, weight = facts["loo_score"], facts["objectness_weight"]
     for field, value, highest in (("loo_score", loo_score, 1), ("objectness_weight", weight, MAX_OBJECTNESS_WEIGHT)):
         # Not `value > highest`, which is false of a NaN.

@@ -33,8 +33,8 @@ class ObjectTooSmallError(InputError):
 
     def __init__(self, what: str, index: int) -> None:
         super().__init__(
-            f"{what} shows too small or too thin an object: its mask keeps no image token; go closer, or mark the "
-            "whole object."
+            f"{what}: the object is too small or too thin for the network to see: its mask keeps no image token; go "
+            "closer, or mark the whole object."
         )
         self.index = index
 
@@ -52,7 +52,7 @@ class ArtifactError(FsvitEdgeError):
 
 
 class AccuracyGateError(FsvitEdgeError):
-    """An accuracy misses its limit: two computations differ too much, or a score is too low."""
+    """An accuracy misses its limit: two computations differ by more than the tolerance, or a score is too low."""
 
     exit_code = 5
 

@@ -129,7 +129,7 @@ def by_stem(pictures: Iterable[Path]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in pictures:
         if path.stem in files:
-            raise InputError(f"{files[path.stem]} and {path} have the same stem; rename one of them.")
+            raise InputError(f"{files[path.stem]} and {path} differ only in their suffix; rename one of them.")
         files[path.stem] = path
     return files
 
@@ -163,7 +163,7 @@ def _decoded(path: Path) -> Iterator[Image.Image]:
         try:
             image = Image.open(BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
-            raise InputError(f"{path} is damaged or is no {_FORMATS_TEXT} picture.") from error
+            raise InputError(f"{path} is damaged or not a {_FORMATS_TEXT} picture.") from error
         except Image.DecompressionBombError as error:
             raise InputError(f"{path} has more than {MAX_PICTURE_PX // 10**6} megapixels; make it smaller.") from error
         # Decoders answer damaged data with many kinds of exceptions: OSError, SyntaxError, ValueError, struct.error.

@@ -127,7 +127,7 @@ class FewShotModel:
     @outlines.setter
     def outlines(self, kind: str) -> None:
         if kind not in OUTLINES:
-            raise InputError(f"Outlines are {' or '.join(OUTLINES)}, got {kind!r:.40}.")
+            raise InputError(f"Outlines must be {' or '.join(OUTLINES)}, got {kind!r:.40}.")
         if kind == "sharp" and not self.network.has_objectness:
             raise InputError(
                 f"Bundle {self.manifest.name} has no objectness, which sharp outlines need; export it with: "

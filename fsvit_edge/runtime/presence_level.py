@@ -25,7 +25,7 @@ def check_level(level: float) -> float:
 
 
 def level_of_supports(presence_level: float, loo_scores: Sequence[float | None]) -> float:
-    """Move the level toward what the class's own pictures score against its other pictures.
+    """Move the level toward the scores of the class's pictures against each other.
 
     In log-odds: presence_level + 0.3 x (mean of the scores - presence_level - 1), at most 1 away. Own pictures that
     score less than 1 above the level, as those of a varied class do, lower it, so that the class is still found; higher

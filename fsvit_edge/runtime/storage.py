@@ -1,4 +1,4 @@
-"""Files of ours on disk: atomic writes, locks, and the user's cache folder.
+"""Our files on disk: atomic writes, locks, and the user's cache folder.
 
 These stay our own code. filelock can lock neither a folder nor the file being written, and takes 36 ms to import;
 without a home folder platformdirs returns a folder named "~".
@@ -156,7 +156,7 @@ class TemporaryFile:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove the unfinished files and folders that killed processes of ours left behind.
+    """Remove the unfinished files and folders that our killed processes left behind.
 
     Something is removed only if its name is ours, its writer is gone and nobody has locked it: two runs may share a
     folder, also from two containers, where process IDs mean little.

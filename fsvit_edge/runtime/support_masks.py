@@ -94,9 +94,7 @@ def check_support(name: str, image: Image, mask: Mask | None) -> None:
             f"got {mask.shape}."
         )
     if not mask.any():
-        raise InputError(
-            f"The mask of {name!r} is empty; mark the object, or give no mask to enroll by its name alone."
-        )
+        raise InputError(f"The mask of {name!r} is empty; mark the object, or give no mask, and one is guessed.")
 
 
 def _checked_box(name: str, box: Sequence[float]) -> Box:

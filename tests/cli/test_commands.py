@@ -184,7 +184,7 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("bench", "--ways", "256"), 2, "--ways"),
         (("enroll", "cat", "broken.jpg"), 2, "broken.jpg is damaged or cut short"),
         (("enroll", "cat", "none.jpg"), 2, "The picture none.jpg cannot be read: No such file"),
-        (("enroll", "cat", "notes.txt"), 2, "notes.txt is damaged or is no PNG"),
+        (("enroll", "cat", "notes.txt"), 2, "notes.txt is damaged or not a PNG"),
         (("enroll", "cat", "cat1.jpg", "cat2.png", "--mask", "cat1_mask.png"), 2, "2 pictures but 1 masks: give one"),
         (("enroll", "cat", "cat1.jpg", "--mask", "cat1_mask.png", "--mask", "black.png"), 2, "1 pictures but 2 masks"),
         (("enroll", "cat", "cat1.jpg", "--mask", "black.png"), 2, "The mask black.png marks no pixel"),
@@ -343,7 +343,7 @@ def test_a_full_standard_output_is_an_error_of_one_sentence(
 ) -> None:
     with open("/dev/full", "w") as full:
         result = spawn(*arguments, cwd=folder, stdout=full, env=environment)
-    is_one_error(result, 1, "The standard output cannot be written: No space left on device")
+    is_one_error(result, 1, "Standard output cannot be written to: No space left on device")
 
 
 @pytest.mark.parametrize(
@@ -489,20 +489,22 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
     assert first.code == 0
     fit = re.compile(r"fit on its own picture: IoU [01]\.\d\d, outline \d+\.\d x the mask's area$", re.MULTILINE)
     assert fit.sub("FIT", first.out).splitlines() == [
-        "cat1.jpg: mask covers 25% of the picture, 36 tokens",
+        "cat1.jpg: mask covers 25% of the picture and keeps 36 tokens",
         "cat1.jpg: FIT",
-        "cat2.png: mask covers 25% of the picture, 36 tokens",
+        "cat2.png: mask covers 25% of the picture and keeps 36 tokens",
         "cat2.png: FIT",
         "Enrolled 'cat' with 2 supports; bank.safetensors contains: cat.",
         first.out.splitlines()[-1],
     ]
-    assert re.fullmatch(r"It is present above 0\.\d\d \(own pictures\)\.", first.out.splitlines()[-1])
+    assert re.fullmatch(
+        r"Its level, the score above which it is present: 0\.\d\d \(own pictures\)\.", first.out.splitlines()[-1]
+    )
     assert first.err.splitlines()[-1] == "Next: fsvit-edge run --camera --bank bank.safetensors"
     second = cli("enroll", "thing", "cat2.png")
     assert second.code == 0
     assert "cat2.png: guessed mask covers " in second.out
     assert "Enrolled 'thing' with 1 support; bank.safetensors contains: cat, thing." in second.out
-    assert f"It is present above {BUNDLED_LEVEL:.2f} (default)." in second.out
+    assert f"Its level, the score above which it is present: {BUNDLED_LEVEL:.2f} (default)." in second.out
     third = cli("enroll", "cat", "photo.jpg")
     assert "Enrolled 'cat' with 3 supports; bank.safetensors contains: cat, thing." in third.out
 
@@ -535,9 +537,12 @@ def test_a_level_can_be_set_listed_and_reset(folder: Path, cli: Cli) -> None:
         return [(entry["level"], entry["level_source"]) for entry in entries]
 
     first = cli("enroll", "cat", "cat1.jpg", "--level", "0.7")
-    assert first.out.splitlines()[-1] == "It is present above 0.70 (by hand)."
+    assert first.out.splitlines()[-1] == "Its level, the score above which it is present: 0.70 (by hand)."
     cli("enroll", "thing", "cat1.jpg")
-    assert cli("enroll", "cat", "cat2.png").out.splitlines()[-1] == "It is present above 0.70 (by hand)."
+    assert (
+        cli("enroll", "cat", "cat2.png").out.splitlines()[-1]
+        == "Its level, the score above which it is present: 0.70 (by hand)."
+    )
     assert listed() == [(0.7, "by hand"), (BUNDLED_LEVEL, "default")]
     table = cli("bank", "list", "bank.safetensors").out
     assert "0.70 (by hand)" in table
@@ -545,8 +550,10 @@ def test_a_level_can_be_set_listed_and_reset(folder: Path, cli: Cli) -> None:
     back = cli("bank", "level", "bank.safetensors", "cat")
     level, source = listed()[0]
     assert source == "own pictures"
-    assert back.out == f"'cat' is present above {level:.2f} (own pictures).\n"
-    assert cli("bank", "level", "bank.safetensors", "thing", "0.3").out == "'thing' is present above 0.30 (by hand).\n"
+    assert back.out == f"The level of 'cat' is now {level:.2f} (own pictures).\n"
+    assert (
+        cli("bank", "level", "bank.safetensors", "thing", "0.3").out == "The level of 'thing' is now 0.30 (by hand).\n"
+    )
     assert listed()[1] == (0.3, "by hand")
 
 
@@ -576,7 +583,7 @@ def test_poor_masks_cause_a_warning(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
             0.4,
             absent,
             [
-                "Warning: cat1.jpg: The class is not found on its own picture; give a tighter mask or box, or add "
+                "Warning: cat1.jpg: The class is not found in its own picture; give a tighter mask or box, or add "
                 "another picture."
             ],
         ),

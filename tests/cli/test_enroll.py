@@ -140,7 +140,7 @@ def test_a_gif_is_a_picture_or_with_a_frame_a_video(cli: Cli) -> None:
         ),
         (("only",), "The folder only has masks/ but no images/; add it"),
         (("half",), "2 of the 3 pictures in half/images have no mask, first 1.png; add half/masks/1.png"),
-        (("twice",), "twice/images/1.jpg and twice/images/1.png have the same stem; rename one of them."),
+        (("twice",), "twice/images/1.jpg and twice/images/1.png differ only in their suffix; rename one of them."),
         (("crowd",), "101 pictures are too many; give at most 100 at a time, the best ones."),
         (("none",), "The picture none cannot be read: No such file"),
         (("pairs", *["--mask", "mask.png"] * 3), "A folder with masks/ has its own masks; enroll it without --mask"),
@@ -190,8 +190,8 @@ def test_a_thing_too_small_for_the_network_is_refused_by_the_name_of_its_picture
     result = cli("enroll", "far", "a.png", "far.png", *masks)
     assert (result.code, result.out) == (2, "")
     assert result.err == (
-        "Error: far.png shows too small or too thin an object: its mask keeps no image token; go closer, or mark the "
-        "whole object.\n"
+        "Error: far.png: the object is too small or too thin for the network to see: its mask keeps no image token; "
+        "go closer, or mark the whole object.\n"
     )
     assert not BANK.exists()
 

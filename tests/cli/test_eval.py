@@ -69,7 +69,7 @@ def test_tables_and_the_next_command_are_printed(cli: Cli) -> None:
         f"cst-nano at 256 px, FP32 in ONNX Runtime {version} on the CPU: 2-way 1-shot, supports with masks, 8 episodes"
     )
     assert title in done.out
-    for word in ("0/1 exact ratio", "mIoU", "95 % interval", "ant", "bee", "cat", "dog", "presence right %"):
+    for word in ("0/1 exact ratio", "mIoU", "95 % interval", "ant", "bee", "cat", "dog", "presence correct %"):
         assert word in done.out
     assert "Next: " in done.err
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fsvit_edge.learn import batches
+from fsvit_edge.learn import training_episodes
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
@@ -22,7 +22,7 @@ Cli = Callable[..., Any]
 def folder(tmp_path: Path, tiny_network: FewShotNetwork, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a small data set and a small network."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(batches, "VALIDATION_EPISODES", 4)
+    monkeypatch.setattr(training_episodes, "VALIDATION_EPISODES", 4)
     rng = np.random.default_rng(0)
     for name, color in (("cup", 200), ("key", 90)):
         for number in range(3):

@@ -19,16 +19,16 @@ GOOD = Fit(0.71, 1.3, True)
         pytest.param(0.2, GOOD, False, [], id="good"),
         pytest.param(0.2, Fit(0.41, 1.99, True), False, [], id="just good enough"),
         pytest.param(
-            0.2, Fit(0.9, 1.0, False), False, ["The class is not found on its own picture; give"], id="absent"
+            0.2, Fit(0.9, 1.0, False), False, ["The class is not found in its own picture; give"], id="absent"
         ),
         pytest.param(
-            0.2, Fit(0.9, 1.0, False), True, ["The class is not found on its own picture; give"], id="unfound"
+            0.2, Fit(0.9, 1.0, False), True, ["The class is not found in its own picture; give"], id="unfound"
         ),
         pytest.param(
             0.2, Fit(0.3, 2.6, True), False, ["The outline has 2.6 x the mask's area, so it includes"], id="wide"
         ),
-        pytest.param(0.2, Fit(0.31, 0.9, True), False, ["The outline fits the mask badly (IoU 0.31); go"], id="bad"),
-        pytest.param(0.2, Fit(0.0, 0.0, True), False, ["The outline fits the mask badly (IoU 0.00); go"], id="empty"),
+        pytest.param(0.2, Fit(0.31, 0.9, True), False, ["The outline fits the mask poorly (IoU 0.31); go"], id="bad"),
+        pytest.param(0.2, Fit(0.0, 0.0, True), False, ["The outline fits the mask poorly (IoU 0.00); go"], id="empty"),
         pytest.param(0.2, Fit(0.2, 3.0, True), True, [], id="the outline need not fit a guess"),
         pytest.param(0.005, GOOD, False, ["The object covers less than 1 % of the picture"], id="small"),
         pytest.param(
@@ -39,7 +39,7 @@ GOOD = Fit(0.71, 1.3, True)
             0.005,
             Fit(0.9, 1.0, False),
             True,
-            ["The object covers less than 1 %", "The class is not found on its own picture"],
+            ["The object covers less than 1 %", "The class is not found in its own picture"],
             id="two at once",
         ),
     ],
@@ -80,7 +80,7 @@ def test_a_thing_too_small_is_refused_by_the_name_of_its_picture() -> None:
     speck = np.zeros((600, 600), np.bool_)
     speck[301, 301] = True
     with FewShotModel.load(engine="onnxruntime", threads=1) as model:
-        with pytest.raises(ObjectTooSmallError, match=r"^far\.png shows too small or too thin an object"):
+        with pytest.raises(ObjectTooSmallError, match=r"^far\.png: the object is too small"):
             enroll_pictures(model, "cup", [SupportPicture("far.png", np.full((600, 600, 3), 90, np.uint8), mask=speck)])
         with pytest.raises(InputError, match="at least one picture"):
             enroll_pictures(model, "cup", [])

@@ -175,7 +175,7 @@ def test_a_second_build_on_the_gpu_waits_and_reports_it(tmp_path: Path) -> None:
 
     with keep_timings(named, True, tell):
         pass
-    assert steps == ["wait for another build on this GPU"]
+    assert steps == ["waiting for another build on this GPU"]
 
 
 @pytest.mark.usefixtures("fake")

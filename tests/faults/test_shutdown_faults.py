@@ -197,14 +197,14 @@ def test_a_full_disk_ends_its_sink_with_one_message_and_the_run_continues(start_
         "demo", "--realtime", "--loop", "--max-frames", "100000", "--sink", "small/full.jsonl",
         "--sink", "out.jsonl", "--health", "health.json", "--threads", "1",
     )  # fmt: skip
-    run.wait_for(lambda: "has stopped, the run continues" in run.said())
+    run.wait_for(lambda: "has stopped; the run continues" in run.said())
     so_far = len(run.lines())
     run.wait_for(lambda: len(run.lines()) > so_far + 10)
     run.wait_for(lambda: "No space left" in (run.folder / "health.json").read_text())
     health = json.loads((run.folder / "health.json").read_text())
     run.end()
     lines = [json.loads(line) for line in (small_disk / "full.jsonl").read_bytes().splitlines()]
-    assert run.said().count("has stopped, the run continues") == 1
+    assert run.said().count("has stopped; the run continues") == 1
     assert [bool(sink["failure"]) for sink in health["sinks"]] == [True, False]
     assert len(lines) > 20
     assert run.process.returncode == 1

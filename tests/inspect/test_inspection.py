@@ -100,7 +100,7 @@ def test_an_engine_that_does_not_fit_has_every_reason(bundle: Path) -> None:
 def test_an_engine_without_its_bundle_is_checked_against_the_machine_alone(bundle: Path, tmp_path: Path) -> None:
     write_set(bundle, "tensorrt", "fp16", onnx_sha256="ab" * 32)
     path = next(bundle.glob("encoder.*.engine"))
-    assert "was built from another encoder.onnx" in inspected(path).problems[0]
+    assert "was built from a different encoder.onnx" in inspected(path).problems[0]
     for file in (path, sidecar_of(path)):
         shutil.copy(file, tmp_path)
     found = inspected(tmp_path / path.name)
@@ -328,7 +328,7 @@ def test_a_calibration_is_shown_with_whether_it_fits(tmp_path: Path) -> None:
     assert (found.facts["model_name"], found.facts["fits"]) == ("cst-nano", "cst-nano: yes")
     values = json.loads((DEFAULT_BUNDLE / "calibration.json").read_text())
     (tmp_path / "c.json").write_text(json.dumps(values | {"graphs": {"encoder": "ab" * 32}}))
-    assert inspected(tmp_path / "c.json").facts["fits"] == "cst-nano: no, it was recorded with other graphs"
+    assert inspected(tmp_path / "c.json").facts["fits"] == "cst-nano: no, it was made from other graphs"
     (tmp_path / "c.json").write_text(json.dumps(values | {"graphs": [], "method": {}}))
     assert inspected(tmp_path / "c.json").facts["fits"].startswith("cst-nano: no")
 

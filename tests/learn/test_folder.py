@@ -149,7 +149,7 @@ def test_unusable_folders_are_refused(root: Path, tmp_path: Path) -> None:
         FolderFewShot(root, needs_masks=False)
     assert len(FolderFewShot(root, ["cat"]).examples) == 3
     save(root / "cat/images/0.jpg", picture(0))
-    with pytest.raises(InputError, match=r"0\.jpg and .*0\.png have the same stem"):
+    with pytest.raises(InputError, match=r"0\.jpg and .*0\.png differ only in their suffix"):
         FolderFewShot(root, ["cat"])
 
 

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from fsvit_edge.learn.batches import Episodes, TrainOptions, choose_split
 from fsvit_edge.learn.datasets import FolderFewShot
 from fsvit_edge.learn.episode_module import EpisodeModule
+from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.sharp_outlines import resized_objectness, sharpened, thing_of_name, weight_of_support
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.training import new_head
+from fsvit_edge.learn.training_episodes import Episodes, choose_split
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime import outlines, support_masks
 from fsvit_edge.runtime.errors import ArtifactError

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fsvit_edge.learn import batches
-from fsvit_edge.learn.batches import TrainOptions, check_supervision
+from fsvit_edge.learn import training_episodes
 from fsvit_edge.learn.datasets import FolderFewShot
+from fsvit_edge.learn.options import TrainOptions, check_supervision
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.training import TrainResult, new_head, train
 from fsvit_edge.model.network import FewShotNetwork
@@ -29,7 +29,7 @@ COLORS = {"blue": (40, 60, 230), "green": (40, 220, 60), "red": (230, 50, 40), "
 
 @pytest.fixture(autouse=True)
 def _short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "VALIDATION_EPISODES", 24)
+    monkeypatch.setattr(training_episodes, "VALIDATION_EPISODES", 24)
 
 
 def write_squares(root: Path, classes: list[str], pictures: int, seed: int = 0) -> Path:
@@ -202,11 +202,11 @@ TO_KILL = """
 import sys
 from pathlib import Path
 import torch
-from fsvit_edge.learn import batches
+from fsvit_edge.learn import training_episodes
 from test_training import train_in
 
 torch.set_num_threads(int(sys.argv[2]))
-batches.VALIDATION_EPISODES = int(sys.argv[3])
+training_episodes.VALIDATION_EPISODES = int(sys.argv[3])
 train_in(Path(sys.argv[1]), "broken")
 """
 
@@ -218,7 +218,7 @@ def test_a_killed_training_resumes_to_the_same_weights(
 
     assert squares.is_dir()
     save_network(learner, tmp_path / "start.safetensors")
-    monkeypatch.setattr(batches, "VALIDATION_EPISODES", 8)
+    monkeypatch.setattr(training_episodes, "VALIDATION_EPISODES", 8)
     whole = train_in(tmp_path, "whole")
     command = [sys.executable, "-c", TO_KILL, str(tmp_path), str(torch.get_num_threads()), "8"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -96,7 +96,7 @@ def test_a_failed_sink_is_reported_once_and_the_run_continues() -> None:
     live_run, said = run(film(50), [Collect(10, FsvitEdgeError("the disk is full")), good])
     result = live_run.run()
     assert good.seen == list(range(50))
-    assert said == ["sink 0 has stopped, the run continues: the disk is full"]
+    assert said == ["sink 0 has stopped; the run continues: the disk is full"]
     assert result.exit_code == 1
     assert [one.failure for one in result.health.sinks] == ["the disk is full", ""]
 
@@ -107,7 +107,7 @@ def test_trouble_of_a_sink_is_reported_when_it_starts_and_ends() -> None:
     threading.Timer(0.3, setattr, (sink, "trouble", "The broker is gone.")).start()
     threading.Timer(1.6, setattr, (sink, "trouble", "")).start()
     live_run.run()
-    assert said == ["sink 0: The broker is gone.", "sink 0: It works again."]
+    assert said == ["sink 0: The broker is gone.", "sink 0: It is working again."]
     assert "The broker is gone." in [one.sinks[0].trouble for one in sink.healths]
 
 

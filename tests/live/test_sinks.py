@@ -341,7 +341,7 @@ def test_a_full_standard_output_is_an_error_without_a_traceback() -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", WRITER, "-", "0", "5", "0"]
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
-    assert run.stderr == "FsvitEdgeError Standard output cannot be written: No space left on device.\n"
+    assert run.stderr == "FsvitEdgeError Standard output cannot be written to: No space left on device.\n"
     assert run.returncode == 1
 
 

@@ -208,7 +208,7 @@ with open_source("rtsp://user:S3cr3t@127.0.0.1:{closed_port}/cam?password=S3cr3t
     answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert answer.stderr == ""
     assert "S3cr3t" not in answer.stdout
-    reason = "cannot be opened; check the address, the password and that the camera is on."
+    reason = "cannot be opened; check the address and the password, and that the camera is on."
     assert f"rtsp://127.0.0.1:{closed_port}/cam {reason}" in answer.stdout.splitlines()[2]
 
 

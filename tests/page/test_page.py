@@ -176,7 +176,7 @@ def test_enrollment_by_name_only_and_its_warnings(served: Served) -> None:
     tiny[4, 6] = 255
     refused = enroll(served, "speck", mask_png=png(tiny))
     assert refused.status_code == 400
-    assert refused.json()["error"].startswith("Picture 1 of 'speck' shows too small or too thin an object")
+    assert refused.json()["error"].startswith("Picture 1 of 'speck': the object is too small or too thin")
     assert served.model.classes == ("cup",)
 
 

@@ -248,7 +248,7 @@ def test_predictions_are_the_same_before_saving_and_after_loading(path: Path) ->
             "was made in another precision: int8, the engines here compute in fp32; use it with --precision int8 or",
             id="precision",
         ),
-        pytest.param({"head_dim": DIM + 1}, "has tokens of another shape than this bundle's", id="shape"),
+        pytest.param({"head_dim": DIM + 1}, "has tokens of a different shape than this bundle's", id="shape"),
         pytest.param({"encoder_sha256": 5}, "was made by another encoder: 5... (nano)", id="no sum"),
     ],
 )

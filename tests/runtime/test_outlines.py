@@ -154,7 +154,7 @@ def test_a_bundle_with_objectness_draws_sharp_outlines(open_model: Callable[[str
 def test_unknown_or_impossible_outlines_are_refused(open_model: Callable[[str], FewShotModel]) -> None:
     model = open_model("never")
     for wrong in ("blurred", "", None):
-        with pytest.raises(InputError, match=rf"^Outlines are plain or sharp, got {wrong!r}\.$"):
+        with pytest.raises(InputError, match=rf"^Outlines must be plain or sharp, got {wrong!r}\.$"):
             model.outlines = wrong  # type: ignore[assignment]
     with pytest.raises(InputError, match=r"has no objectness, which sharp outlines need; .*export --objectness\.$"):
         model.outlines = "sharp"

@@ -502,7 +502,7 @@ def test_a_thing_without_a_token_is_refused(fake: Fake) -> None:
     fake.model.enroll("a", [picture(0)], [left_half()])
     speck = np.zeros((24, 32), np.bool_)
     speck[0, 0] = True
-    with pytest.raises(ObjectTooSmallError, match="Picture 2 of 'b' shows too small or too thin an object") as caught:
+    with pytest.raises(ObjectTooSmallError, match="Picture 2 of 'b': the object is too small or too thin") as caught:
         fake.model.enroll("b", [picture(0), picture(1)], [left_half(), speck])
     assert (caught.value.index, caught.value.exit_code) == (1, 2)
     assert fake.model.classes == ("a",)

@@ -178,10 +178,10 @@ class StandardOutputSink(Sink):
             sys.stdout.buffer.flush()
         except BrokenPipeError as error:
             _discard_standard_output()
-            raise SinkClosedError("The reader of standard output is gone.") from error
+            raise SinkClosedError("The reader of standard output has closed it.") from error
         except OSError as error:
             _discard_standard_output()
-            raise FsvitEdgeError(f"Standard output cannot be written: {error.strerror}.") from error
+            raise FsvitEdgeError(f"Standard output cannot be written to: {error.strerror}.") from error
 
     def _finish(self) -> None:
         """Every line is flushed; standard output is not ours to close."""

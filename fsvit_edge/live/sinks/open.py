@@ -1,4 +1,4 @@
-"""A sink string goes in, what takes the frames and predictions of a run comes out.
+"""Open a sink, which takes the frames and predictions of a run, from a string.
 
     folder/  video.mp4  results.jsonl  -  mqtt://host/topic
 

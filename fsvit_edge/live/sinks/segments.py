@@ -35,7 +35,7 @@ class Segments:
         return self._path.with_name(f"{self._path.stem}-{self._number:0{_DIGITS}d}{self._path.suffix}")
 
     def is_full(self, now_s: float) -> bool:
-        """Whether the present file has reached its length.
+        """Whether the current file has reached its length.
 
         Args:
             now_s: Monotonic seconds.

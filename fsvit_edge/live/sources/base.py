@@ -91,7 +91,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def status(self) -> SourceStatus:
-        """The present state; safe to read from any thread."""
+        """The current state; safe to read from any thread."""
 
     @property
     def process_id(self) -> int | None:

@@ -95,7 +95,7 @@ def _open(address: SourceAddress, options: SourceOptions) -> cv2.VideoCapture:
         reason = "it is in use, not connected, or nvargus-daemon is not running"
     else:
         video = open_stream(address.target)
-        reason = "check the address, the password and that the camera is on"
+        reason = "check the address and the password, and that the camera is on"
     if not video.isOpened():
         raise SourceError(f"{address.name} cannot be opened; {reason}.")
     return video

@@ -1,4 +1,4 @@
-"""The way from the process that captures frames to the run: pixels in shared memory, messages through a pipe.
+"""The channel from the capture process to the run: pixels in shared memory, messages through a pipe.
 
 The memory is a memfd: it has no name, so nothing is left to clean up after a kill. Its slots are filled in turn, and a
 slot is overwritten only after three newer frames were announced: a reader that copies a frame and then sees fewer

@@ -94,7 +94,7 @@ class LiveSource(Source):
 
     @property
     def status(self) -> SourceStatus:
-        """The present state; safe to read from any thread."""
+        """The current state; safe to read from any thread."""
         with self._changed:
             return self._status
 
@@ -200,7 +200,7 @@ class LiveSource(Source):
             self._set_lost(self._reason or f"The process that reads {self.name} has ended.")
         while not is_gone and not self._closing.is_set():
             # A second process would hang in the same driver.
-            self._set_lost(f"{self.name} hangs in its driver; unplug the camera and plug it in again, or restart.")
+            self._set_lost(f"{self.name} hangs in its driver; plug the camera in again, or restart the machine.")
             is_gone = child.is_gone(_POLL_S)
 
     def _receive(self) -> None:

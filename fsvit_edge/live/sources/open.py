@@ -1,4 +1,4 @@
-"""A source string goes in, RGB frames with their times come out.
+"""Open a source, which yields RGB frames with their times, from a string.
 
     picture.jpg  folder/  video.mp4  0  /dev/video0  csi://0  rtsp://host/path  http://host/stream.mjpg  demo
 
@@ -54,7 +54,7 @@ def open_source(uri: str, options: SourceOptions = SourceOptions()) -> Source:  
 
 
 def check_device(device: str) -> None:
-    """Check at the start what would only be "connecting" forever.
+    """Refuse at the start what would otherwise stay "connecting" forever.
 
     Raises:
         SourceError: The device does not exist or may not be read.

@@ -45,7 +45,7 @@ def explain_diagnostic(name: str, api: TensorRT, gpu: Gpu) -> str:
     """Return what one of TensorRT-RTX's `EngineInvalidityDiagnostics` means, as a clause."""
     major, minor = gpu.compute_capability
     clauses = {
-        "VERSION_MISMATCH": f"it was built by another version than the installed {api.title}",
+        "VERSION_MISMATCH": f"it was built by a different version than the installed {api.title}",
         "UNSUPPORTED_CC": f"it was not built for the {gpu.name} (compute capability "
         f"{major}.{minor}), or {api.title} does not support that GPU",
         "OLD_CUDA_DRIVER": f"the NVIDIA driver (CUDA {gpu.driver}) is too old; update it",

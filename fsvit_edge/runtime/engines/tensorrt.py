@@ -186,7 +186,7 @@ class TensorRtEngine:
                 raise self._failure(f"refuses {spec.name!r} of shape {shapes[spec.name]} for")
         for spec in self.outputs:
             if tuple(self._context.get_tensor_shape(spec.name)) != shapes[spec.name]:
-                raise self._mismatch(f"returns {spec.name!r} in another shape than its sidecar states")
+                raise self._mismatch(f"returns {spec.name!r} in a different shape than its sidecar states")
         # 0 if it fails; then the memory for the largest sizes is enough, too.
         needed = int(self._context.update_device_memory_size_for_shapes() or self._engine.device_memory_size_v2)
         if needed > (0 if self._scratch is None else self._scratch.nbytes):
@@ -247,7 +247,7 @@ class TensorRtEngine:
             names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
             found = {name for name in names if self._engine.get_tensor_mode(name) == mode}
             if found != {spec.name for spec in specs}:
-                raise self._mismatch("has other inputs or outputs than its sidecar states")
+                raise self._mismatch("has different inputs or outputs than its sidecar states")
             for spec in specs:
                 dtype = self._engine.get_tensor_dtype(spec.name).name
                 shape = tuple(self._engine.get_tensor_shape(spec.name))

@@ -206,7 +206,7 @@ SPOILT: list[Any] = [
     pytest.param(lambda path: edit(sidecar_of(path), graph="enroll"), "has graph 'enroll'", id="sidecar wrong"),
     pytest.param(lambda path: sidecar_of(path).unlink(), "", id="sidecar missing"),
     pytest.param(
-        lambda path: edit(sidecar_of(path), onnx_sha256="ab" * 32), "was built from another", id="another graph"
+        lambda path: edit(sidecar_of(path), onnx_sha256="ab" * 32), "was built from a different", id="another graph"
     ),
     pytest.param(
         lambda path: edit(sidecar_of(path), backend_version="1"), "and runs in no other version", id="version"

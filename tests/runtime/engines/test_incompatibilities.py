@@ -69,7 +69,7 @@ def gpu(**changes: Any) -> dict[str, Any]:
         (
             "tensorrt",
             {"onnx_sha256": "ab" * 32},
-            "was built from another encoder.onnx (sha256 abababababab...) than that of",
+            "was built from a different encoder.onnx (sha256 abababababab...) than that of",
         ),
         (
             "tensorrt",
@@ -78,22 +78,22 @@ def gpu(**changes: Any) -> dict[str, Any]:
         ),
         ("tensorrt", {"head": "prototype"}, "was built for the head prototype, but cst-nano has cst"),
         ("tensorrt", {"image_size": 400}, "was built for the image size 400, but cst-nano has 256"),
-        ("tensorrt", {"preprocessing": {}}, "was built for another preprocessing than that of cst-nano"),
-        ("tensorrt", {"inputs": ()}, "has other inputs or outputs than encoder.onnx"),
+        ("tensorrt", {"preprocessing": {}}, "was built for a different preprocessing than that of cst-nano"),
+        ("tensorrt", {"inputs": ()}, "has different inputs or outputs than encoder.onnx"),
         (
             "tensorrt",
             {"outputs": with_batch_one(ENCODER.outputs)[::-1]},
-            "has other inputs or outputs than encoder.onnx",
+            "has different inputs or outputs than encoder.onnx",
         ),
         (
             "tensorrt",
             {"inputs": (TensorSpec("image", (1, 400, 400, 3), "uint8"),)},
-            "has other inputs or outputs than encoder.onnx",
+            "has different inputs or outputs than encoder.onnx",
         ),
         (
             "tensorrt",
             {"inputs": (TensorSpec("image", (1, 256, 256, 3), "float16"),)},
-            "has other inputs or outputs than encoder.onnx",
+            "has different inputs or outputs than encoder.onnx",
         ),
         (
             "tensorrt",

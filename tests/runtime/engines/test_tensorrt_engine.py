@@ -508,7 +508,7 @@ def test_a_gpu_too_small_for_the_supports_is_an_error_and_fewer_supports_still_w
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"inputs": (TensorSpec("picture", (1, SIDE, SIDE, 3), "uint8"),)}, "has other inputs or outputs"),
+        ({"inputs": (TensorSpec("picture", (1, SIDE, SIDE, 3), "uint8"),)}, "has different inputs or outputs"),
         (
             {"inputs": (TensorSpec("image", (1, SIDE, SIDE, 3), "float32"),)},
             rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), but its sidecar states float32",
@@ -565,7 +565,7 @@ def test_the_memory_closes_with_its_last_user() -> None:
 
 
 DIAGNOSTICS = {
-    "VERSION_MISMATCH": "it was built by another version than the installed TensorRT-RTX 1.7.1",
+    "VERSION_MISMATCH": "it was built by a different version than the installed TensorRT-RTX 1.7.1",
     "UNSUPPORTED_CC": "it was not built for the Orin (compute capability 8.7), or TensorRT-RTX 1.7.1 does not support "
     "that GPU",
     "OLD_CUDA_DRIVER": "the NVIDIA driver (CUDA 12.6) is too old; update it",

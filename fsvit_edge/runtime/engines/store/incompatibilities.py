@@ -94,7 +94,7 @@ def _bundle_mismatches(record: EngineRecord, manifest: Manifest) -> Iterator[str
     info = manifest.graphs[record.graph]
     if record.onnx_sha256 != info.sha256:
         yield (
-            f"was built from another {info.file} (sha256 {record.onnx_sha256:.12}...) than that of {manifest.name} "
+            f"was built from a different {info.file} (sha256 {record.onnx_sha256:.12}...) than that of {manifest.name} "
             f"({info.sha256:.12}...)"
         )
     for field, what in (("backbone", "backbone"), ("head", "head"), ("image_size", "image size")):
@@ -102,9 +102,9 @@ def _bundle_mismatches(record: EngineRecord, manifest: Manifest) -> Iterator[str
         if theirs != ours:
             yield f"was built for the {what} {theirs}, but {manifest.name} has {ours}"
     if record.preprocessing != manifest.preprocessing:
-        yield f"was built for another preprocessing than that of {manifest.name}"
+        yield f"was built for a different preprocessing than that of {manifest.name}"
     if not (_same_tensors(record.inputs, info.inputs) and _same_tensors(record.outputs, info.outputs)):
-        yield f"has other inputs or outputs than {info.file}"
+        yield f"has different inputs or outputs than {info.file}"
 
 
 def _same_tensors(engine: tuple[TensorSpec, ...], graph: tuple[TensorSpec, ...]) -> bool:
