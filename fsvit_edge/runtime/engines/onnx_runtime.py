@@ -111,7 +111,7 @@ class OnnxRuntimeEngine:
             binding.bind_output(spec.name, self._device, 0)
         try:
             self._session.run_with_iobinding(binding)
-        except Exception as error:  # see above
+        except Exception as error:  # the common base of its errors, as in __init__
             raise FsvitEdgeError(f"ONNX Runtime failed to run the graph: {_first_line(error)}.") from error
         return {spec.name: OrtTensor(value) for spec, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
