@@ -17,8 +17,8 @@ from fsvit_edge.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from fsvit_edge.learn.datasets import FewShotData
     from fsvit_edge.learn.evaluation import EvaluationResult
+    from fsvit_edge.learn.examples import FewShotData
     from fsvit_edge.learn.metrics import Score
     from fsvit_edge.learn.scenes import SceneResult
     from fsvit_edge.runtime.engines.choose import EngineChoice
@@ -225,7 +225,8 @@ def _to_json(result: dict[str, Any], choice: "EngineChoice", output: Path | None
 def _open_data(
     benchmark: str, root: Path, splits: Path | None, fold: int | None, classes: list[str] | None, masks: bool
 ) -> "FewShotData":
-    from fsvit_edge.learn.datasets import FolderFewShot, open_data
+    from fsvit_edge.learn.datasets import open_data
+    from fsvit_edge.learn.folder import FolderFewShot
     from fsvit_edge.runtime.errors import InputError
 
     if not root.is_dir():

@@ -18,9 +18,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from fsvit_edge.learn.datasets import FewShotData
 from fsvit_edge.learn.enhancement import EnhancerOptions, EnhancerResult, train_enhancer
 from fsvit_edge.learn.episode_module import EpisodeModule
+from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.training_episodes import EpisodeBatch, Episodes, Split, choose_split

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fsvit_edge.learn.datasets import IGNORE, FewShotData
 from fsvit_edge.learn.episodes import Episode, present, training_episode
+from fsvit_edge.learn.examples import IGNORE, FewShotData
 from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.views import draw_view
