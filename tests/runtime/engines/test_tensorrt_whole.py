@@ -153,7 +153,7 @@ def test_a_damaged_plan_never_reaches_tensorrt(installed: Installed, damage: str
     data = encoder.read_bytes()
     encoder.write_bytes(data[:-1] + b"?" if damage == "altered" else data[:-7])
     said = sentence_of(ArtifactError, load, 4)
-    assert damage.split()[0] in said
+    assert "altered" in said
     assert "build-engine" in said
     assert "deserialize_cuda_engine" not in installed.trt.calls
 
