@@ -885,10 +885,10 @@ def is_failed_export(result: Result, code: int, text: str) -> None:
 def test_an_export_that_misses_its_tolerance_writes_nothing(
     empty_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fsvit_edge.export import verify
+    from fsvit_edge.export import parity
 
     with monkeypatch.context() as patch:
-        patch.setattr(verify, "SCALE_TOLERANCE", 0.0)
+        patch.setattr(parity, "SCALE_TOLERANCE", 0.0)
         is_failed_export(cli("export"), 5, "ONNX Runtime differs from torch in encoder.tokens by ")
     assert contents(empty_folder) == {}
     assert cli("export", "--no-simplify").code == 0  # with the real tolerance, the same export succeeds
