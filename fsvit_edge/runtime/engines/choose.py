@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsvit_edge.runtime.bundle import Bundle
-from fsvit_edge.runtime.engines.backends import BACKEND_TITLES, TENSORRT_BACKENDS
+from fsvit_edge.runtime.engines.backends import BACKEND_TITLES, TENSORRT_BACKENDS, refuse_old_name
 from fsvit_edge.runtime.engines.onnx_runtime import ENGINE_PROVIDERS, installed_providers, refuse_fp16_on_cpu
 from fsvit_edge.runtime.engines.open_graphs import Engines, open_bundle_graphs, open_cpu_engines, open_plans
 from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder
@@ -19,7 +19,6 @@ from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
 
 ENGINES = ("auto", *ENGINE_PROVIDERS, *TENSORRT_BACKENDS)
-_RENAMED = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}
 PRECISION_CHOICES = ("auto", *PRECISIONS)
 _BUILT_ONLY = ("fp16", "int8")
 """Precisions that only built engines have: a bundle's own graphs are FP32."""
@@ -92,8 +91,7 @@ def choose_engines(
 
 
 def _check_options(engine: str, precision: str) -> None:
-    if engine in _RENAMED:
-        raise InputError(f"Engine {engine!r} is now called {_RENAMED[engine]!r}.")
+    refuse_old_name(engine)
     if engine not in ENGINES:
         raise InputError(f"Engine {engine!r} is unknown; choose one of: {', '.join(ENGINES)}.")
     if precision not in PRECISION_CHOICES:
