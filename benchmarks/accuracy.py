@@ -42,10 +42,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
-from fsvit_edge.learn.datasets import FewShotData, open_data
+from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.episode_module import EpisodeModule
 from fsvit_edge.learn.episodes import Episode
 from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, evaluate
+from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
 from fsvit_edge.learn.training import train

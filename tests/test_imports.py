@@ -129,12 +129,12 @@ def test_the_device_needs_nothing_of_the_workstation_and_nothing_of_the_command_
 BUILD_ENGINES = """
 import sys
 from pathlib import Path
-from fsvit_edge.export import build, candidate, compare
+from fsvit_edge.export import agreement, build, candidate
 from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.job import BuildOptions
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 candidate.TIMED_S = 0.05
-build.demo_pictures = lambda: compare.demo_pictures(4)
+build.demo_pictures = lambda: agreement.demo_pictures(4)
 on_cpu, on_gpu = BuildOptions("onnxruntime", "fp32"), BuildOptions("tensorrt-rtx", targets=("sm86",))
 for options in (on_cpu, on_gpu):
     result = build_engines(DEFAULT_BUNDLE, options)

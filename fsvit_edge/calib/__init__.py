@@ -1,1 +1,1 @@
-"""Quantization: pictures are sampled, ranges collected, and the graph of each precision and target made."""
+"""Calibration, and the graph of each precision for each backend."""

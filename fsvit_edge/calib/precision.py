@@ -1,4 +1,4 @@
-"""One function for every precision and target: a bundle's FP32 graph -> the graph that an engine is built from."""
+"""One function for every precision and backend: a bundle's FP32 graph -> the graph that an engine is built from."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,11 +44,11 @@ def make_graph(
     data: bytes,
     graph: str,
     precision: str,
-    target: str,
+    backend: str,
     calibration: "Calibration | None",
     options: PrecisionOptions,
 ) -> onnx.ModelProto:
-    """Make the graph of one precision for one target.
+    """Make the graph of one precision for one backend.
 
     Only the encoder is quantized: an INT8 head is an FP16 head for TensorRT, and an FP32 head for ONNX Runtime.
 
@@ -56,7 +56,7 @@ def make_graph(
         data: The FP32 ONNX file; for INT8 it may already contain Q/DQ from another tool.
         graph: encoder or head.
         precision: fp32, fp16 or int8.
-        target: tensorrt, tensorrt-rtx or onnxruntime.
+        backend: tensorrt, tensorrt-rtx or onnxruntime.
         calibration: Ranges of the encoder's tensors; needed for INT8 unless `data` is already quantized.
         options: What the user chose.
 
@@ -67,14 +67,14 @@ def make_graph(
         InputError: The combination is not possible, or a pattern matches nothing.
         ArtifactError: The graph or the calibration cannot be used.
     """
-    if target == "onnxruntime":
+    if backend == "onnxruntime":
         refuse_fp16_on_cpu(precision)
     source = Graph(data)
     if source.is_quantized and precision != "int8":
         raise InputError(
             f"The {graph} graph is already quantized, so it cannot become {precision}; build it with --precision int8."
         )
-    match ("cpu" if target == "onnxruntime" else "tensorrt", precision):
+    match ("cpu" if backend == "onnxruntime" else "tensorrt", precision):
         case ("tensorrt", "fp32"):
             return source.finish()
         case ("tensorrt", "fp16"):
@@ -92,7 +92,7 @@ def make_graph(
             if layers:
                 _to_int8_on_cpu(source, layers, ranges, options)
             return source.finish()
-    raise AssertionError(f"no graph for {precision} and {target}")
+    raise AssertionError(f"no graph for {precision} and {backend}")
 
 
 def check_patterns(graphs: Iterable[bytes], options: PrecisionOptions) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fsvit_edge.cli.options import JsonOption
+
 bank_app = typer.Typer(
     help="List, remove or rename the classes of a bank, or set their levels.",
     no_args_is_help=True,
@@ -15,7 +17,7 @@ BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.")
 
 
 @bank_app.command("list")
-def list_classes(bank: BankFile, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_classes(bank: BankFile, as_json: JsonOption = False) -> None:
     """List the classes of a bank."""
     import json
 

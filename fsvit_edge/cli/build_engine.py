@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fsvit_edge.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from fsvit_edge.export.build import BuildResult
 
@@ -71,7 +73,7 @@ def build_engine(
         typer.Option(metavar="POINTS", min=0, help="With --data: fail if exact ratio or mIoU drops by more."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Rebuild even if up to date.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Build FP16 or INT8 engines: TensorRT plans for GPUs, or quantized graphs for ONNX Runtime on this CPU."""
     import json

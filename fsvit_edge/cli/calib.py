@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fsvit_edge.cli.options import BundleOption, SeedOption
+
 
 def calib(
     source: Annotated[
@@ -15,13 +17,13 @@ def calib(
         ),
     ],
     max_pictures: Annotated[int, typer.Option(min=1, help="Maximum number of pictures.")] = 256,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: SeedOption = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("calibration.json"),
     method: Annotated[str, typer.Option(help="How to choose ranges: minmax, entropy or percentile.")] = "percentile",
     bank: Annotated[
         Path | None, typer.Option(help="Also use the thumbnails (96 px) that this bank keeps of its pictures.")
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle; default: the bundled model.")] = None,
+    bundle: BundleOption = None,
     seconds: Annotated[
         float, typer.Option(min=0, max=86400, help="Seconds, at least, over which to sample a camera or stream.")
     ] = 60.0,

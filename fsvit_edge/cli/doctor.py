@@ -1,14 +1,13 @@
 """`fsvit-edge doctor`: what is installed, what is missing, and what needs it."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
+
+from fsvit_edge.cli.options import BundleOption, JsonOption
 
 
 def doctor(
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to check; default: the bundled model.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    bundle: BundleOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Check this machine and a bundle, and list what is missing and what needs it."""
     import json

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsvit_edge.cli.options import EngineOption, PrecisionOption
+from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption
 
 if TYPE_CHECKING:
     from fsvit_edge.enroll.enroll_pictures import PictureReport
@@ -39,7 +39,7 @@ def enroll(
         float | None,
         typer.Option(help="Score above which the class is present, 0 to 1; default: derived from its pictures."),
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="The bundle; default: the bundled model.")] = None,
+    bundle: BundleOption = None,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fsvit_edge.cli.options import (
+    BenchmarkOption,
     BundleOption,
+    DataOption,
+    FoldOption,
     JsonOption,
-    MaxDropOption,
     PrecisionOption,
     ShotsOption,
+    SplitsOption,
     ThreadsOption,
     WaysOption,
 )
 
 if TYPE_CHECKING:
-    from fsvit_edge.learn.datasets import FewShotData
     from fsvit_edge.learn.evaluation import EvaluationResult
+    from fsvit_edge.learn.examples import FewShotData
     from fsvit_edge.learn.metrics import Score
     from fsvit_edge.learn.scenes import SceneResult
     from fsvit_edge.runtime.engines.choose import EngineChoice
@@ -56,21 +59,15 @@ class SupportKind(str, Enum):
 
 def evaluate(
     context: typer.Context,
-    data: Annotated[
-        Path, typer.Option(help="Data set folder: <class>/images/* and <class>/masks/*, or the benchmark's root.")
-    ],
+    data: DataOption,
     bundle: BundleOption = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Checkpoint of a network, .safetensors or .ckpt, evaluated in PyTorch instead of a bundle."),
     ] = None,
-    benchmark: Annotated[str, typer.Option(help="Layout of --data: folder, pascal or coco.")] = "folder",
-    splits: Annotated[
-        Path | None, typer.Option(help="Folder with the standard picture lists of pascal and coco.")
-    ] = None,
-    fold: Annotated[
-        int | None, typer.Option(help="Fold, 0 to 3, whose classes are only tested on; default: all classes.")
-    ] = None,
+    benchmark: BenchmarkOption = "folder",
+    splits: SplitsOption = None,
+    fold: FoldOption = None,
     classes: Annotated[list[str] | None, typer.Option(help="Classes to use, as a,b or repeated; default: all.")] = None,
     protocol: Annotated[
         Protocol,
@@ -128,7 +125,15 @@ def evaluate(
     baseline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Earlier result (written with --output) to compare with.")
     ] = None,
-    max_drop: MaxDropOption = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            min=0,
+            help="With --baseline: fail if exact ratio or mIoU drops by more than this many percentage points; "
+            "default: 1.",
+        ),
+    ] = None,
 ) -> None:
     """Measure accuracy on few-shot episodes or on scenes; exit with code 5 if a given limit is missed."""
     from fsvit_edge.cli.terminal import advise, progress
@@ -225,7 +230,8 @@ def _to_json(result: dict[str, Any], choice: "EngineChoice", output: Path | None
 def _open_data(
     benchmark: str, root: Path, splits: Path | None, fold: int | None, classes: list[str] | None, masks: bool
 ) -> "FewShotData":
-    from fsvit_edge.learn.datasets import FolderFewShot, open_data
+    from fsvit_edge.learn.datasets import open_data
+    from fsvit_edge.learn.folder import FolderFewShot
     from fsvit_edge.runtime.errors import InputError
 
     if not root.is_dir():

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from fsvit_edge.cli.options import JsonOption
+
 
 def inspect(
     file: Annotated[
         Path, typer.Argument(help="Engine, sidecar of an engine, ONNX graph, bundle, bank, calibration or checkpoint.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a file is, whether it is intact, and whether it runs here. Nothing in it is executed."""
     import json

@@ -20,12 +20,11 @@ WaysOption = Annotated[int, typer.Option(min=1, max=255, help="Number of classes
 ShotsOption = Annotated[int, typer.Option(min=1, help="Number of support pictures per class (shots).")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Random seed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-MaxDropOption = Annotated[
-    float | None,
-    typer.Option(
-        metavar="POINTS",
-        min=0,
-        help="Fail if exact ratio or mIoU drops by more than this many percentage points; needs something to compare "
-        "with: --baseline (default: 1 point) or, when building engines, --data.",
-    ),
+DataOption = Annotated[
+    Path, typer.Option(help="Data set folder: <class>/images/* and <class>/masks/*, or the benchmark's root.")
+]
+BenchmarkOption = Annotated[str, typer.Option(help="Layout of --data: folder, pascal or coco.")]
+SplitsOption = Annotated[Path | None, typer.Option(help="Folder with the standard picture lists of pascal and coco.")]
+FoldOption = Annotated[
+    int | None, typer.Option(help="Fold, 0 to 3, whose classes are only tested on; default: all classes.")
 ]

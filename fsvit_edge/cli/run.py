@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from fsvit_edge.cli.options import EngineOption, PrecisionOption, ThreadsOption
+from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
 
 if TYPE_CHECKING:
     from fsvit_edge.live.frame import Frame
@@ -42,7 +42,7 @@ def run(
     bank: Annotated[
         Path | None, typer.Option(help="File with the enrolled classes; default: bank.safetensors, if it exists.")
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Folder of the bundle; default: the bundled model.")] = None,
+    bundle: BundleOption = None,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,

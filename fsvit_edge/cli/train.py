@@ -5,21 +5,23 @@ from typing import Annotated
 
 import typer
 
-from fsvit_edge.cli.options import SeedOption, ThreadsOption, WaysOption
+from fsvit_edge.cli.options import (
+    BenchmarkOption,
+    DataOption,
+    FoldOption,
+    SeedOption,
+    SplitsOption,
+    ThreadsOption,
+    WaysOption,
+)
 
 
 def train(
-    data: Annotated[
-        Path, typer.Option(help="Data set folder: <class>/images/* and <class>/masks/*, or the benchmark's root.")
-    ],
+    data: DataOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the trained network, .safetensors.")],
-    benchmark: Annotated[str, typer.Option(help="Layout of --data: folder, pascal or coco.")] = "folder",
-    splits: Annotated[
-        Path | None, typer.Option(help="Folder with the standard picture lists of pascal and coco.")
-    ] = None,
-    fold: Annotated[
-        int | None, typer.Option(help="Fold, 0 to 3, whose classes are only tested on; default: all classes.")
-    ] = None,
+    benchmark: BenchmarkOption = "folder",
+    splits: SplitsOption = None,
+    fold: FoldOption = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Checkpoint of a network, .safetensors or .ckpt; default: the bundled model.")
     ] = None,

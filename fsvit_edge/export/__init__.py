@@ -1,1 +1,1 @@
-"""From torch to a bundle: graphs, simplification, checks, parity."""
+"""torch -> bundle (pipeline, parity), and bundle -> engines (build and the rest)."""

@@ -14,7 +14,7 @@ import onnx
 from fsvit_edge import __version__
 from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.precision import PrecisionOptions, check_patterns, make_graph
-from fsvit_edge.export.calibrate import Calibrated, find_calibration
+from fsvit_edge.export.agreement import Agreement, Picture, check_fp16, compare, demo_pictures
 from fsvit_edge.export.candidate import (
     PrecisionScores,
     check_drop,
@@ -24,7 +24,7 @@ from fsvit_edge.export.candidate import (
     score,
     time_beside_others,
 )
-from fsvit_edge.export.compare import Agreement, Picture, check_fp16, compare, demo_pictures
+from fsvit_edge.export.find_calibration import Calibrated, find_calibration
 from fsvit_edge.export.job import Backend, BuildJob, BuildOptions, plan_job
 from fsvit_edge.export.layers import BuiltGraph, LayerReport
 from fsvit_edge.export.memory_budget import estimate
@@ -200,7 +200,7 @@ def build_engines(
             candidate = open_stand_ins(typed_graphs, stack)
         agreement = None
         if options.verify:
-            agreement = _verify(job, typed_graphs, reference, candidate, pictures, source, progress)
+            agreement = _compare_with_fp32(job, typed_graphs, reference, candidate, pictures, source, progress)
         latency_ms: dict[str, dict[str, float]] = {}
         if job.runs_here:
             progress("time")
@@ -361,7 +361,7 @@ def _describe(
     )
 
 
-def _verify(
+def _compare_with_fp32(
     job: BuildJob,
     typed_graphs: Mapping[str, bytes],
     reference: Mapping[str, Engine],

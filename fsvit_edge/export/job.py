@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fsvit_edge.export.tensorrt import Range
 from fsvit_edge.runtime.bundle import Bundle, Manifest
+from fsvit_edge.runtime.engines.backends import BACKENDS, refuse_old_name
 from fsvit_edge.runtime.engines.onnx_runtime import refuse_fp16_on_cpu
-from fsvit_edge.runtime.engines.store.files import BACKENDS, PRECISIONS, engine_folder, engine_name
+from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, engine_name
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
@@ -184,6 +185,7 @@ def choose_backend(wanted: str, gpu: Gpu | None, has_targets: bool) -> Backend:
         InputError: The backend is unknown.
         EnvironmentLacksError: The backend is not installed, cannot be loaded, or lacks the GPU that it needs.
     """
+    refuse_old_name(wanted)
     if wanted not in ("auto", *BACKENDS):
         raise InputError(f"--engine {wanted} is unknown; choose one of: auto, {', '.join(BACKENDS)}.")
     if wanted == "tensorrt" and gpu is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from fsvit_edge.export.verify import ParityRow, raise_on_failure, verify
+from fsvit_edge.export.parity import ParityRow, raise_on_failure, verify
 from fsvit_edge.model.graphs import GraphSpec, build_graphs, make_manifest
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import MANIFEST_NAME, GraphInfo, Manifest

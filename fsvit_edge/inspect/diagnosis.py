@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, read_manifest
+from fsvit_edge.runtime.engines.backends import TENSORRT_BACKENDS
 from fsvit_edge.runtime.engines.store.files import engine_folder
 from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version
 from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
-from fsvit_edge.runtime.engines.tensorrt_api import TENSORRT_ENGINES
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
@@ -143,7 +143,7 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _gpu_packages() -> Iterator[Finding]:
-    for backend in TENSORRT_ENGINES:
+    for backend in TENSORRT_BACKENDS:
         found = installed_version(backend)
         hint = f'not installed, needed only for --engine {backend}: pip install "fsvit-edge[{backend}]"'
         if backend == "tensorrt":

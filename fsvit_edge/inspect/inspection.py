@@ -10,6 +10,7 @@ from typing import Any
 from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts, safetensors_metadata
 from fsvit_edge.runtime.bank import METADATA_KEY, SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS, Bundle, Manifest, read_manifest
+from fsvit_edge.runtime.engines.backends import BACKEND_TITLES
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.store.files import (
@@ -20,7 +21,7 @@ from fsvit_edge.runtime.engines.store.files import (
     read_record,
     sidecar_of,
 )
-from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, incompatibilities
+from fsvit_edge.runtime.engines.store.incompatibilities import incompatibilities
 from fsvit_edge.runtime.engines.store.sets import find_engines
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.json_records import record_from_json

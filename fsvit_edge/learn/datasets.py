@@ -15,18 +15,6 @@ from fsvit_edge.learn.folder import NUM_FOLDS, FolderFewShot, class_folders, fol
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.pictures import read_image
 
-__all__ = [
-    "BENCHMARKS",
-    "IGNORE",
-    "CocoFewShot",
-    "Example",
-    "FewShotData",
-    "FolderFewShot",
-    "PascalFewShot",
-    "folder_folds",
-    "open_data",
-]
-
 Split = Literal["train", "test"]
 
 BENCHMARKS = ("pascal", "coco", "folder")
@@ -46,6 +34,8 @@ _COCO_NAMES = (
 PASCAL_CLASSES = tuple(_PASCAL_NAMES.split())
 COCO_CLASSES = tuple(_COCO_NAMES.split(","))
 
+_LIST_FOLDERS = {"train": "trn", "test": "val"}
+"""Folder of the standard lists for each split."""
 _PASCAL_LINE = re.compile(r"(\S+)__(\d+)")
 
 
@@ -210,9 +200,6 @@ def open_data(
     if splits is None:
         raise InputError(f"The benchmark {benchmark!r} needs its picture lists; give their folder with --splits.")
     return (PascalFewShot if benchmark == "pascal" else CocoFewShot)(root, splits, fold, split)
-
-
-_LIST_FOLDERS = {"train": "trn", "test": "val"}
 
 
 def _check_fold(fold: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsvit_edge.learn.datasets import IGNORE, FewShotData
+from fsvit_edge.learn.examples import IGNORE, FewShotData
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.views import View
 from fsvit_edge.model.encoder import EncoderOutput

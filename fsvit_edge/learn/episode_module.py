@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAccuracy, MulticlassJaccardIndex
 
-from fsvit_edge.learn.datasets import IGNORE
 from fsvit_edge.learn.enhancement import enhanced_mask
+from fsvit_edge.learn.examples import IGNORE
 from fsvit_edge.learn.many_ways import Pairs, pairs_of, presence_cross_entropy, presence_loss, thinned
 from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.sharp_outlines import sharpened, thing_of_name, weight_of_support

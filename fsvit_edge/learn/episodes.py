@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.learn.datasets import CocoFewShot, FewShotData, FolderFewShot
+from fsvit_edge.learn.datasets import CocoFewShot
+from fsvit_edge.learn.examples import FewShotData
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.runtime.errors import InputError
 
 _FOLDER_ORDER_SEED = 0

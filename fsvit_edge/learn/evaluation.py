@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.learn.datasets import FewShotData
 from fsvit_edge.learn.episodes import Episode, benchmark_episode, present
+from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.metrics import CONFIDENCE, RESAMPLES, Scores, Tally, count_pixels, score
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.cached_support import CachedSupport

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fsvit_edge.learn.datasets import FewShotData
 from fsvit_edge.learn.episodes import Episode, present
 from fsvit_edge.learn.evaluation import REPORT_EVERY_S, ModelIdentity, cache_example, identify
+from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.metrics import CONFIDENCE, RESAMPLES
 from fsvit_edge.learn.scene_metrics import SceneScores, SceneTally, score_scenes
 from fsvit_edge.runtime.bank import SupportBank

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fsvit_edge.learn.datasets import FewShotData
+from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.views import LEAST_AREA, draw_view
 from fsvit_edge.model.encoder import EncoderOutput
 from fsvit_edge.model.network import FewShotNetwork, normalize

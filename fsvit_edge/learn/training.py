@@ -18,12 +18,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from fsvit_edge.learn.datasets import FewShotData
 from fsvit_edge.learn.enhancement import EnhancerOptions, EnhancerResult, train_enhancer
 from fsvit_edge.learn.episode_module import EpisodeModule
+from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.tokens import TokenCache
-from fsvit_edge.learn.training_episodes import EpisodeBatch, Episodes, Split, choose_split
+from fsvit_edge.learn.training_episodes import EpisodeBatch, Episodes, ValidationSplit, choose_split
 from fsvit_edge.model.head import CorrelationHead
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
@@ -150,7 +150,7 @@ def train(
 class _Loaders(lightning.LightningDataModule):
     """Data loaders. The number of an epoch determines its episodes, so a resumed training sees the same ones."""
 
-    def __init__(self, data: FewShotData, cache: TokenCache, options: TrainOptions, split: Split) -> None:
+    def __init__(self, data: FewShotData, cache: TokenCache, options: TrainOptions, split: ValidationSplit) -> None:
         super().__init__()
         self._source = (data, cache, options, split)
         self._batch = options.micro_batch

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fsvit_edge.learn.datasets import IGNORE, FewShotData
 from fsvit_edge.learn.episodes import Episode, present, training_episode
+from fsvit_edge.learn.examples import IGNORE, FewShotData
 from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.views import draw_view
@@ -25,7 +25,7 @@ _DRAWS = 10_000
 
 
 @dataclass(frozen=True)
-class Split:
+class ValidationSplit:
     """Which pictures are for validation, and which masks may be used.
 
     Attributes:
@@ -37,7 +37,7 @@ class Split:
     known: tuple[bool, ...]
 
 
-def choose_split(data: FewShotData, options: TrainOptions) -> Split:
+def choose_split(data: FewShotData, options: TrainOptions) -> ValidationSplit:
     """Set photographs aside for validation, and choose whose masks may be used.
 
     Raises:
@@ -48,7 +48,7 @@ def choose_split(data: FewShotData, options: TrainOptions) -> Split:
     shuffled = [photographs[i] for i in rng.permutation(len(photographs))]
     held_out = frozenset(shuffled[: round(options.validation_fraction * len(photographs))])
     if options.supervision == "image":
-        return Split(held_out, (False,) * len(data.examples))
+        return ValidationSplit(held_out, (False,) * len(data.examples))
     with_masks = set(photographs)
     if options.supervision == "mixed":
         rest = [photograph for photograph in shuffled if photograph not in held_out]
@@ -59,7 +59,7 @@ def choose_split(data: FewShotData, options: TrainOptions) -> Split:
     for example, mask_needed in zip(data.examples, known, strict=True):
         if mask_needed and example.mask is None:
             raise InputError(f"{example.image} has no mask; add it, or train with --supervision image or mixed.")
-    return Split(held_out, known)
+    return ValidationSplit(held_out, known)
 
 
 def _listed(data: FewShotData, names: Sequence[str]) -> set[str]:
@@ -115,7 +115,7 @@ class Episodes(Dataset[EpisodeBatch]):
     """
 
     def __init__(
-        self, data: FewShotData, cache: TokenCache, options: TrainOptions, split: Split, epoch: int | None
+        self, data: FewShotData, cache: TokenCache, options: TrainOptions, split: ValidationSplit, epoch: int | None
     ) -> None:
         self.data, self.cache, self.options, self.split = data, cache, options, split
         self.validation = epoch is None

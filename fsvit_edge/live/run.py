@@ -155,6 +155,7 @@ def run_source(
             options = replace(options, source=replace(options.source, loop=True, realtime=True))
         else:
             options = replace(options, max_frames=demo_length())
+    _refuse_to_overwrite(source, sinks)
     bank = _bank_to_load(options.bank, is_demo, has_page)
     bank_to_save = options.bank or DEFAULT_BANK
     for folder in {*filter(None, map(recording_folder, sinks)), bank_to_save.parent}:
@@ -201,6 +202,14 @@ def run_source(
             health_file=options.health_file,
         )
         return live_run.run()
+
+
+def _refuse_to_overwrite(source: str, sinks: Sequence[str]) -> None:
+    """Refuse a sink that would write over the pictures or the video that the run reads."""
+    read = Path(source).resolve()
+    for uri in sinks:
+        if recording_folder(uri) is not None and Path(uri).resolve() == read and read.exists():
+            raise InputError(f"The sink {uri} is the source, which it would overwrite; give another name with --sink.")
 
 
 def _bank_to_load(bank: Path | None, is_demo: bool, has_page: bool) -> Path | None:

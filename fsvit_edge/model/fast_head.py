@@ -28,7 +28,7 @@ from fsvit_edge.model.head import (
     CorrelationBlock,
     CorrelationHead,
     HeadLogits,
-    resize_mask,
+    mask_on_grid,
 )
 
 
@@ -61,8 +61,8 @@ def cache_supports(support: Tensor, mask: Tensor, support_grid: int) -> Supports
     cell = support_grid // POOLED_GRID
     cells = support[:, :, 1:].reshape(batch, channels, POOLED_GRID, cell, POOLED_GRID, cell, dim)  # S, C, 3, 4, 3, 4, d
     pooled = cells.mean(dim=(3, 5)).reshape(batch, channels, POOLED_GRID**2, dim)  # S, C, 9, d
-    seen = (resize_mask(mask, support_grid) != 0).to(support.dtype)
-    pooled_mask = (resize_mask(mask, POOLED_GRID) != 0).to(support.dtype)
+    seen = (mask_on_grid(mask, support_grid) != 0).to(support.dtype)
+    pooled_mask = (mask_on_grid(mask, POOLED_GRID) != 0).to(support.dtype)
     return Supports(support, F.pad(seen, (1, 0), value=1.0), pooled, pooled_mask)
 
 

@@ -55,7 +55,7 @@ def channel_vectors(tokens: Tensor, num_slices: int) -> Tensor:
     return slices.reshape(batch, num_slices * layers, length, dim // num_slices)
 
 
-def resize_mask(mask: Tensor, grid: int) -> Tensor:
+def mask_on_grid(mask: Tensor, grid: int) -> Tensor:
     """Resize masks (B, S, S) to a grid: (B, grid * grid), bilinear with align_corners; exactly 0 means masked."""
     return F.interpolate(mask[:, None], size=(grid, grid), mode="bilinear", align_corners=True).flatten(1)
 
@@ -106,7 +106,7 @@ class AttentivePooling(nn.Module):
             t.reshape(batch, NUM_ATTENTION_HEADS, -1, num_query, t.shape[-1]) for t in (query, key, value)
         )  # B, heads, d, N, p or T
         logits = torch.einsum("bhdnp,bhdnt->bhnpt", query, key)
-        unseen = F.pad(resize_mask(mask, self.side) == 0, (1, 0))  # B, T; the class token is never masked
+        unseen = F.pad(mask_on_grid(mask, self.side) == 0, (1, 0))  # B, T; the class token is never masked
         attention = logits.masked_fill(unseen[:, None, None, None], MASKED).softmax(dim=-1)
         pooled = torch.einsum("bhnpt,bhdnt->bhdnp", attention, value).flatten(1, 2)  # B, heads * d, N, p
         return torch.as_tensor(self.out_norm(self.agg(pooled) + self.short_cut(x)))

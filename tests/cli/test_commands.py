@@ -212,6 +212,14 @@ def lines_of(text: str) -> list[dict[str, Any]]:
         (("run", "photo.jpg", "--sink", "notes.txt/"), 2, "notes.txt cannot be a folder: notes.txt is a file"),
         (("run", "photo.jpg", "--sink", "out.avi"), 2, "Unsupported sink 'out.avi'"),
         (("run", "photo.jpg", "--engine", "gpu"), 2, "Engine 'gpu' is unknown; choose one of: auto, onnxruntime"),
+        (("run", "photo.jpg", "--sink", "photo.jpg"), 2, "The sink photo.jpg is the source, which it would overwrite"),
+        (
+            ("run", "video.mp4", "--sink", "./video.mp4"),
+            2,
+            "is the source, which it would overwrite; give another name",
+        ),
+        (("run", "album", "--sink", "album/"), 2, "The sink album/ is the source, which it would overwrite"),
+        (("build-engine", "--engine", "cpu", "--int8"), 2, "Engine 'cpu' is now called 'onnxruntime'"),
         (("run", "photo.jpg", "--engine", "cpu"), 2, "Engine 'cpu' is now called 'onnxruntime'"),
         (
             ("run", "photo.jpg", "--engine", "nv-tensorrt-rtx"),
@@ -885,10 +893,10 @@ def is_failed_export(result: Result, code: int, text: str) -> None:
 def test_an_export_that_misses_its_tolerance_writes_nothing(
     empty_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fsvit_edge.export import verify
+    from fsvit_edge.export import parity
 
     with monkeypatch.context() as patch:
-        patch.setattr(verify, "SCALE_TOLERANCE", 0.0)
+        patch.setattr(parity, "SCALE_TOLERANCE", 0.0)
         is_failed_export(cli("export"), 5, "ONNX Runtime differs from torch in encoder.tokens by ")
     assert contents(empty_folder) == {}
     assert cli("export", "--no-simplify").code == 0  # with the real tolerance, the same export succeeds

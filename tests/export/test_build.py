@@ -20,9 +20,9 @@ from fsvit_edge.calib.fp16 import Overflow
 from fsvit_edge.export import build as build_module
 from fsvit_edge.export import candidate, memory_budget
 from fsvit_edge.export import job as job_module
+from fsvit_edge.export.agreement import demo_pictures
 from fsvit_edge.export.build import BuildResult, build_engines
 from fsvit_edge.export.candidate import PrecisionScores, check_drop
-from fsvit_edge.export.compare import demo_pictures
 from fsvit_edge.export.job import BuildOptions, choose_backend
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines import tensorrt_api
@@ -313,7 +313,7 @@ def test_options_that_have_no_effect_or_make_no_sense_are_refused(
 
 
 def test_verifying_without_pictures_is_refused_before_the_build(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.export.compare.demo_frame", _no_scikit_image)
+    monkeypatch.setattr("fsvit_edge.export.agreement.demo_frame", _no_scikit_image)
     with pytest.raises(EnvironmentLacksError, match=r'"fsvit-edge\[demo\]", give your own with --calib SOURCE, or'):
         build_engines(bundle, CPU)
     assert not build_engines(bundle, FAST).up_to_date
@@ -358,7 +358,7 @@ def test_an_engine_that_overflows_is_not_written(bundle: Path, monkeypatch: pyte
 
 def test_overflow_in_fp16_is_found_where_fp16_is_emulated(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = (Overflow("block.2", "node_add_2", 70_000.0),)
-    monkeypatch.setattr("fsvit_edge.export.compare.find_overflows", lambda *_: found)
+    monkeypatch.setattr("fsvit_edge.export.agreement.find_overflows", lambda *_: found)
     with pytest.raises(
         AccuracyGateError, match=r"'block\.2' of the encoder overflows in FP16: it reaches 7e\+04; .* 'node_"
     ):

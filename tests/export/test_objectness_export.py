@@ -21,10 +21,10 @@ from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.cli.main import main
 from fsvit_edge.export import build as build_module
 from fsvit_edge.export import candidate, pipeline
+from fsvit_edge.export.agreement import compare, demo_pictures
 from fsvit_edge.export.build import build_engines
-from fsvit_edge.export.compare import compare, demo_pictures
 from fsvit_edge.export.job import BuildOptions
-from fsvit_edge.export.verify import raise_on_failure, verify
+from fsvit_edge.export.parity import raise_on_failure, verify
 from fsvit_edge.model.checkpoint import save_network
 from fsvit_edge.model.graphs import build_graphs
 from fsvit_edge.model.network import FewShotNetwork

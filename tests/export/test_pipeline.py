@@ -18,10 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import fsvit_edge
-from fsvit_edge.export import pipeline
-from fsvit_edge.export import verify as verify_module
+from fsvit_edge.export import parity, pipeline
+from fsvit_edge.export.parity import ParityRow, raise_on_failure, verify
 from fsvit_edge.export.pipeline import ExportOptions, check, export_bundle, simplify, trace
-from fsvit_edge.export.verify import ParityRow, raise_on_failure, verify
 from fsvit_edge.model.fast_head import cache_supports
 from fsvit_edge.model.graphs import build_graphs
 from fsvit_edge.model.network import FewShotNetwork, normalize
@@ -468,8 +467,8 @@ def test_a_few_pixels_at_the_pseudo_masks_threshold_may_differ(
                 outputs["used_mask"] = OrtTensor(torch.from_numpy(mask))
             return outputs
 
-    monkeypatch.setattr(verify_module, "OnnxRuntimeEngine", Flipping)
-    monkeypatch.setattr(verify_module, "PROBABILITY_TOLERANCE", 2.5 / SIZE**2)
+    monkeypatch.setattr(parity, "OnnxRuntimeEngine", Flipping)
+    monkeypatch.setattr(parity, "PROBABILITY_TOLERANCE", 2.5 / SIZE**2)
     row = next(row for row in verify(tiny_network, models) if row.output == "enroll.used_mask")
     assert row.max_error == pytest.approx(pixels / SIZE**2)
     assert row.passed is passed
@@ -564,7 +563,7 @@ import sys, time
 from pathlib import Path
 import onnx
 from fsvit_edge.export import pipeline
-from fsvit_edge.export import verify as verify_module
+from fsvit_edge.export import parity
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.network import FewShotNetwork
 

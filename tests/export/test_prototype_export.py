@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from fsvit_edge.cli.main import main
 from fsvit_edge.export import pipeline
-from fsvit_edge.export.verify import raise_on_failure, verify
+from fsvit_edge.export.parity import raise_on_failure, verify
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, GraphSpec, PrototypeGraph

@@ -16,8 +16,8 @@ import pytest
 import torch
 from fake_engine import FakeEngine
 
-from fsvit_edge.learn.datasets import FolderFewShot
 from fsvit_edge.learn.evaluation import EvaluationOptions
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.scene_metrics import SceneTally
 from fsvit_edge.learn.scenes import SceneOptions, evaluate_scenes
 from fsvit_edge.model.checkpoint import save_network

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsvit_edge.learn.datasets import IGNORE, CocoFewShot, FolderFewShot, PascalFewShot, open_data
+from fsvit_edge.learn.datasets import CocoFewShot, PascalFewShot, open_data
+from fsvit_edge.learn.examples import IGNORE
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.runtime.errors import InputError
 
 SIZE_HW = (6, 8)

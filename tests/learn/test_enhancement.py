@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsvit_edge.learn.datasets import Example
 from fsvit_edge.learn.enhancement import (
     LEAST_MASKS,
     EnhancerOptions,
@@ -15,6 +14,7 @@ from fsvit_edge.learn.enhancement import (
     split_by_photograph,
     train_enhancer,
 )
+from fsvit_edge.learn.examples import Example
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.model.encoder import EncoderOutput
 from fsvit_edge.model.network import FewShotNetwork

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsvit_edge.learn.datasets import CocoFewShot, FewShotData, FolderFewShot, PascalFewShot
+from fsvit_edge.learn.datasets import CocoFewShot, PascalFewShot
 from fsvit_edge.learn.episodes import Episode, benchmark_episode, present, training_episode
+from fsvit_edge.learn.examples import FewShotData
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.runtime.errors import InputError
 
 NOWHERE = Path("nowhere")

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from fsvit_edge.learn import evaluation
-from fsvit_edge.learn.datasets import FolderFewShot
 from fsvit_edge.learn.episode_pictures import draw_answer
 from fsvit_edge.learn.episodes import benchmark_episode, present
 from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, evaluate
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.gates import Baseline, Gates
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.torch_engine import open_network

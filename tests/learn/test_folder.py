@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsvit_edge.learn.datasets import IGNORE, FolderFewShot, folder_folds, open_data
+from fsvit_edge.learn.datasets import open_data
+from fsvit_edge.learn.examples import IGNORE
+from fsvit_edge.learn.folder import FolderFewShot, folder_folds
 from fsvit_edge.runtime.errors import InputError
 
 SIZE_HW = (6, 8)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fsvit_edge.learn import metrics
-from fsvit_edge.learn.datasets import FolderFewShot
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.gates import SceneGates
 from fsvit_edge.learn.metrics import Score
 from fsvit_edge.learn.scene_metrics import SceneScores, SceneTally, score_scenes

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from fsvit_edge.learn.datasets import FolderFewShot
 from fsvit_edge.learn.episode_module import EpisodeModule
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.sharp_outlines import resized_objectness, sharpened, thing_of_name, weight_of_support
 from fsvit_edge.learn.tokens import TokenCache

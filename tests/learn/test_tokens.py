@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fsvit_edge.learn.datasets import FolderFewShot
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
 from fsvit_edge.learn.views import LEAST_AREA, View, draw_view
 from fsvit_edge.model.network import FewShotNetwork, normalize

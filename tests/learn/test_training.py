@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from fsvit_edge.learn import training_episodes
-from fsvit_edge.learn.datasets import FolderFewShot
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.options import TrainOptions, check_supervision
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.training import TrainResult, new_head, train

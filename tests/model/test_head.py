@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
-from fsvit_edge.model.head import CorrelationHead, HeadLogits, channel_vectors, resize_mask, support_tokens
+from fsvit_edge.model.head import CorrelationHead, HeadLogits, channel_vectors, mask_on_grid, support_tokens
 from fsvit_edge.runtime.errors import ArtifactError
 
 GOLDEN = Path(__file__).with_name("golden_head.npz")
@@ -222,7 +222,7 @@ def test_the_two_heads_share_their_parameters_and_their_gradients() -> None:
 def test_masked_tokens_have_no_effect_but_the_class_token_always_has() -> None:
     head, query, support, masks = an_episode(12, [0.4])
     plain = head(query[None], support, masks)
-    unseen = F.pad(resize_mask(masks, 12) == 0, (1, 0))[0]
+    unseen = F.pad(mask_on_grid(masks, 12) == 0, (1, 0))[0]
     assert 0 < unseen.sum() < 144
     # Shortcut and query of the first block read every token, key and value only kept ones: shuffle within a cell.
     token = int(unseen.nonzero()[0])

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsvit_edge.runtime.bundle import Bundle
+from fsvit_edge.runtime.engines.backends import BACKEND_TITLES, TENSORRT_BACKENDS, refuse_old_name
 from fsvit_edge.runtime.engines.onnx_runtime import ENGINE_PROVIDERS, installed_providers, refuse_fp16_on_cpu
 from fsvit_edge.runtime.engines.open_graphs import Engines, open_bundle_graphs, open_cpu_engines, open_plans
 from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder
-from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, build_command, installed_version
+from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version
 from fsvit_edge.runtime.engines.store.sets import BuiltEngine, EngineSet, find_engines, fitting_sets
-from fsvit_edge.runtime.engines.tensorrt_api import TENSORRT_ENGINES, open_tensorrt
+from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
 from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
 
-ENGINES = ("auto", *ENGINE_PROVIDERS, *TENSORRT_ENGINES)
-_RENAMED = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}
+ENGINES = ("auto", *ENGINE_PROVIDERS, *TENSORRT_BACKENDS)
 PRECISION_CHOICES = ("auto", *PRECISIONS)
 _BUILT_ONLY = ("fp16", "int8")
 """Precisions that only built engines have: a bundle's own graphs are FP32."""
@@ -68,7 +68,7 @@ def choose_engines(
     """
     _check_options(engine, precision)
     search = _Search(bundle, threads, *_built_engines(bundle, precision))
-    if engine in TENSORRT_ENGINES:
+    if engine in TENSORRT_BACKENDS:
         _check_tensorrt_can_run(engine)
         opened = search.open_plans((engine,))
         if opened is None:
@@ -76,7 +76,7 @@ def choose_engines(
         return opened
     is_auto = engine == "auto"
     if is_auto:
-        opened = search.open_plans(TENSORRT_ENGINES)
+        opened = search.open_plans(TENSORRT_BACKENDS)
         if opened is not None:
             return opened
         prefers_cuda = precision not in _BUILT_ONLY and "cuda" in installed_providers()
@@ -91,8 +91,7 @@ def choose_engines(
 
 
 def _check_options(engine: str, precision: str) -> None:
-    if engine in _RENAMED:
-        raise InputError(f"Engine {engine!r} is now called {_RENAMED[engine]!r}.")
+    refuse_old_name(engine)
     if engine not in ENGINES:
         raise InputError(f"Engine {engine!r} is unknown; choose one of: {', '.join(ENGINES)}.")
     if precision not in PRECISION_CHOICES:

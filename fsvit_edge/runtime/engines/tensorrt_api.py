@@ -13,9 +13,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from fsvit_edge.runtime.engines.backends import BACKEND_TITLES, TENSORRT_BACKENDS
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
-TENSORRT_ENGINES = ("tensorrt", "tensorrt-rtx")
 OLDEST_VERSION = (10, 3)
 """Oldest version of `tensorrt` that is known to work: that of JetPack 6.1. Versions before 10 cannot type strongly."""
 
@@ -91,7 +91,7 @@ class TensorRT:
     """An installed TensorRT.
 
     Attributes:
-        backend: One of `TENSORRT_ENGINES`.
+        backend: One of `TENSORRT_BACKENDS`.
         trt: The module.
         version: Version of the module: 10.3.0, 1.7.1.116.
     """
@@ -194,12 +194,12 @@ class TensorRT:
     @property
     def title(self) -> str:
         """Name and version, for messages."""
-        return f"{'TensorRT-RTX' if self.is_rtx else 'TensorRT'} {self.version}"
+        return f"{BACKEND_TITLES[self.backend]} {self.version}"
 
 
 def installed_backends() -> tuple[str, ...]:
-    """Return which of `TENSORRT_ENGINES` are installed, without importing them."""
-    return tuple(backend for backend in TENSORRT_ENGINES if _module(backend) is not None)
+    """Return which of `TENSORRT_BACKENDS` are installed, without importing them."""
+    return tuple(backend for backend in TENSORRT_BACKENDS if _module(backend) is not None)
 
 
 def open_tensorrt(backend: str) -> TensorRT:
@@ -209,8 +209,8 @@ def open_tensorrt(backend: str) -> TensorRT:
         InputError: The backend is unknown.
         EnvironmentLacksError: It is not installed, cannot be loaded, or is too old.
     """
-    if backend not in TENSORRT_ENGINES:
-        raise InputError(f"TensorRT backend {backend!r} is unknown; choose one of: {', '.join(TENSORRT_ENGINES)}.")
+    if backend not in TENSORRT_BACKENDS:
+        raise InputError(f"TensorRT backend {backend!r} is unknown; choose one of: {', '.join(TENSORRT_BACKENDS)}.")
     name = _module(backend)
     if name is None:
         raise EnvironmentLacksError(

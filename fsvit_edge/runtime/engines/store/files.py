@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
+from fsvit_edge.runtime.engines.backends import BACKENDS
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.gpu import Gpu
@@ -26,7 +27,6 @@ from fsvit_edge.runtime.storage import TEMPORARY_PREFIX, atomic_write, locked, u
 FORMAT_VERSION = 1
 ENGINE_GRAPHS = ("encoder", "head")
 """The graphs that engines are built from. `enroll` runs once per picture, so it needs none."""
-BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 PRECISIONS = ("fp32", "fp16", "int8")
 SIDECAR_SUFFIX = ".json"
 _SUFFIXES = {"tensorrt": ".engine", "tensorrt-rtx": ".engine", "onnxruntime": ".onnx"}

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
+from fsvit_edge.runtime.engines.backends import BACKEND_TITLES
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.store.files import EngineRecord
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
 from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
 
-BACKEND_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "onnxruntime": "ONNX Runtime"}
 _MODULES = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),

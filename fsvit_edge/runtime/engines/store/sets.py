@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsvit_edge.runtime.bundle import Manifest
+from fsvit_edge.runtime.engines.backends import BACKEND_TITLES
 from fsvit_edge.runtime.engines.store.files import ENGINE_GRAPHS, SIDECAR_SUFFIX, EngineRecord, read_record
-from fsvit_edge.runtime.engines.store.incompatibilities import BACKEND_TITLES, build_command, incompatibilities
+from fsvit_edge.runtime.engines.store.incompatibilities import build_command, incompatibilities
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.storage import TEMPORARY_PREFIX

@@ -7,7 +7,7 @@ from pathlib import Path
 from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.pictures import sample_pictures
 from fsvit_edge.calib.ranges import collect_ranges
-from fsvit_edge.export.compare import PICTURES, Picture
+from fsvit_edge.export.agreement import PICTURES, Picture
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.errors import InputError
 

@@ -11,8 +11,8 @@ from fake_engine import FakeEngine
 from onnx import numpy_helper
 
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
+from fsvit_edge.export.agreement import check_fp16, compare, demo_pictures
 from fsvit_edge.export.candidate import example_feed, time_side_by_side
-from fsvit_edge.export.compare import check_fp16, compare, demo_pictures
 from fsvit_edge.export.layers import report_optimized
 from fsvit_edge.export.memory_budget import estimate, free_memory
 from fsvit_edge.runtime.bundle import Bundle
