@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from fsvit_edge.runtime.predictor import FewShotModel
 
 
-class Protocol(str, Enum):
+class EvaluationProtocol(str, Enum):
     """How a model is evaluated."""
 
     EPISODES = "episodes"
     SCENES = "scenes"
 
 
-_PROTOCOL_OF = {
-    **dict.fromkeys(("ways", "episodes", "preview", "max_pictures"), Protocol.EPISODES),
-    **dict.fromkeys(("min_miou", "min_exact_ratio", "baseline", "max_drop"), Protocol.EPISODES),
-    **dict.fromkeys(("per_class", "max_false_alarms", "min_hits"), Protocol.SCENES),
+_ONLY_WITH = {
+    **dict.fromkeys(("ways", "episodes", "preview", "max_pictures"), EvaluationProtocol.EPISODES),
+    **dict.fromkeys(("min_miou", "min_exact_ratio", "baseline", "max_drop"), EvaluationProtocol.EPISODES),
+    **dict.fromkeys(("per_class", "max_false_alarms", "min_hits"), EvaluationProtocol.SCENES),
 }
 """The options that only one protocol has."""
 
@@ -70,12 +70,12 @@ def evaluate(
     fold: FoldOption = None,
     classes: Annotated[list[str] | None, typer.Option(help="Classes to use, as a,b or repeated; default: all.")] = None,
     protocol: Annotated[
-        Protocol,
+        EvaluationProtocol,
         typer.Option(
             help="episodes: as in the paper, each asks about one query picture, given support pictures of a few "
             "classes; scenes: enroll every class, then ask every other picture about all of them."
         ),
-    ] = Protocol.EPISODES,
+    ] = EvaluationProtocol.EPISODES,
     ways: WaysOption = 1,
     shots: ShotsOption = 1,
     episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 1000,
@@ -166,7 +166,7 @@ def evaluate(
         with _open_model(bundle, checkpoint, engine, precision, threads) as model:
             if outlines is not None:
                 model.outlines = outlines.value
-            if protocol is Protocol.SCENES:
+            if protocol is EvaluationProtocol.SCENES:
                 result = evaluate_scenes(model, selection, SceneOptions(shots, masks, per_class), step)
             else:
                 if earlier is not None:
@@ -180,15 +180,15 @@ def evaluate(
     text = _to_json({**result.to_dict(), **source}, model.choice, output)
     if as_json:
         print(text, end="")
-    elif isinstance(result, SceneResult):
-        _print_scenes(result, model.choice)
-    else:
-        _print_result(result, model.choice)
     if isinstance(result, SceneResult):
+        if not as_json:
+            _print_scenes(result, model.choice)
         SceneGates(max_false_alarms, min_hits).check(result)
         if max_false_alarms is None:
             advise("Next: make this a limit with: fsvit-edge eval --protocol scenes --max-false-alarms PERCENT")
         return
+    if not as_json:
+        _print_episodes(result, model.choice)
     Gates(min_miou, min_exact_ratio, earlier, DEFAULT_MAX_DROP if max_drop is None else max_drop).check(result)
     if output is not None and baseline is None:
         advise(f"Next: compare later models with this one: fsvit-edge eval --baseline {output}")
@@ -198,10 +198,10 @@ def evaluate(
         advise("Next: draw the answers with --preview DIR")
 
 
-def _check_protocol(context: typer.Context, protocol: Protocol) -> None:
+def _check_protocol(context: typer.Context, protocol: EvaluationProtocol) -> None:
     from fsvit_edge.runtime.errors import InputError
 
-    for name, only in _PROTOCOL_OF.items():
+    for name, only in _ONLY_WITH.items():
         given = context.get_parameter_source(name)
         if only is not protocol and given is not None and given.name == "COMMANDLINE":
             option = f"--{name.replace('_', '-')}"
@@ -267,7 +267,7 @@ def _open_model(
     return open_checkpoint(checkpoint, threads)
 
 
-def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
+def _print_episodes(result: "EvaluationResult", choice: "EngineChoice") -> None:
     from fsvit_edge.cli.terminal import print_table
 
     options, scores, model = result.options, result.scores, result.model
