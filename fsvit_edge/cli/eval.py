@@ -284,7 +284,8 @@ def _print_episodes(result: "EvaluationResult", choice: "EngineChoice") -> None:
     if result.segmented < options.episodes:
         print(f"mIoU covers {result.segmented} episodes; the other query pictures have no mask.\n")
     rows = [
-        (one.name, str(one.asked), str(one.shown), *_cells(one.presence), *_cells(one.iou)) for one in scores.classes
+        (class_.name, str(class_.asked), str(class_.shown), *_cells(class_.presence), *_cells(class_.iou))
+        for class_ in scores.classes
     ]
     header = ("class", "asked", "present", "presence right %", "95 % interval", "IoU %", "95 % interval")
     print_table("Per class", header, rows)
@@ -312,16 +313,16 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
     print_table(title, ("", "%", "95 % interval"), overall)
     rows = [
         (
-            one.name,
-            f"{one.level:.2f}",
-            str(one.pictures),
-            str(one.scenes),
-            _cells(one.hits)[0],
-            *_cells(one.false_alarms),
-            _cells(one.area)[0],
-            _cells(one.hits_at_1_percent)[0],
+            class_.name,
+            f"{class_.level:.2f}",
+            str(class_.pictures),
+            str(class_.scenes),
+            _cells(class_.hits)[0],
+            *_cells(class_.false_alarms),
+            _cells(class_.area)[0],
+            _cells(class_.hits_at_1_percent)[0],
         )
-        for one in scores.classes
+        for class_ in scores.classes
     ]
     rates = ("hits %", "false alarms %", "95 % interval", "area %", "hits at 1 %")
     print_table("Per class", ("class", "level", "pictures", "scenes", *rates), rows)
@@ -336,5 +337,5 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import distributions
 
     wanted = ("fsvit-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "torch")
-    found = {name: one.version for one in distributions() if (name := one.metadata["Name"]) in wanted}
+    found = {name: package.version for package in distributions() if (name := package.metadata["Name"]) in wanted}
     return {"python": platform.python_version(), **dict(sorted(found.items()))}
