@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from fsvit_edge.runtime.predictor import FewShotModel
 
 
-class Protocol(str, Enum):
+class EvaluationProtocol(str, Enum):
     """How a model is evaluated."""
 
     EPISODES = "episodes"
     SCENES = "scenes"
 
 
-_PROTOCOL_OF = {
-    **dict.fromkeys(("ways", "episodes", "preview", "max_pictures"), Protocol.EPISODES),
-    **dict.fromkeys(("min_miou", "min_exact_ratio", "baseline", "max_drop"), Protocol.EPISODES),
-    **dict.fromkeys(("per_class", "max_false_alarms", "min_hits"), Protocol.SCENES),
+_ONLY_WITH = {
+    **dict.fromkeys(("ways", "episodes", "preview", "max_pictures"), EvaluationProtocol.EPISODES),
+    **dict.fromkeys(("min_miou", "min_exact_ratio", "baseline", "max_drop"), EvaluationProtocol.EPISODES),
+    **dict.fromkeys(("per_class", "max_false_alarms", "min_hits"), EvaluationProtocol.SCENES),
 }
 """The options that only one protocol has."""
 
@@ -70,12 +70,12 @@ def evaluate(
     fold: FoldOption = None,
     classes: Annotated[list[str] | None, typer.Option(help="Classes to use, as a,b or repeated; default: all.")] = None,
     protocol: Annotated[
-        Protocol,
+        EvaluationProtocol,
         typer.Option(
             help="episodes: as in the paper, each compares one query picture with support pictures of a few "
             "classes; scenes: enroll every class, then look for all classes in all remaining pictures."
         ),
-    ] = Protocol.EPISODES,
+    ] = EvaluationProtocol.EPISODES,
     ways: WaysOption = 1,
     shots: ShotsOption = 1,
     episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 1000,
@@ -166,7 +166,7 @@ def evaluate(
         with _open_model(bundle, checkpoint, engine, precision, threads) as model:
             if outlines is not None:
                 model.outlines = outlines.value
-            if protocol is Protocol.SCENES:
+            if protocol is EvaluationProtocol.SCENES:
                 result = evaluate_scenes(model, selection, SceneOptions(shots, masks, per_class), step)
             else:
                 if earlier is not None:
@@ -180,15 +180,15 @@ def evaluate(
     text = _to_json({**result.to_dict(), **source}, model.choice, output)
     if as_json:
         print(text, end="")
-    elif isinstance(result, SceneResult):
-        _print_scenes(result, model.choice)
-    else:
-        _print_result(result, model.choice)
     if isinstance(result, SceneResult):
+        if not as_json:
+            _print_scenes(result, model.choice)
         SceneGates(max_false_alarms, min_hits).check(result)
         if max_false_alarms is None:
             advise("Next: make this a limit with: fsvit-edge eval --protocol scenes --max-false-alarms PERCENT")
         return
+    if not as_json:
+        _print_episodes(result, model.choice)
     Gates(min_miou, min_exact_ratio, earlier, DEFAULT_MAX_DROP if max_drop is None else max_drop).check(result)
     if output is not None and baseline is None:
         advise(f"Next: compare later models with this one: fsvit-edge eval --baseline {output}")
@@ -198,10 +198,10 @@ def evaluate(
         advise("Next: draw the answers with --preview DIR")
 
 
-def _check_protocol(context: typer.Context, protocol: Protocol) -> None:
+def _check_protocol(context: typer.Context, protocol: EvaluationProtocol) -> None:
     from fsvit_edge.runtime.errors import InputError
 
-    for name, only in _PROTOCOL_OF.items():
+    for name, only in _ONLY_WITH.items():
         given = context.get_parameter_source(name)
         if only is not protocol and given is not None and given.name == "COMMANDLINE":
             option = f"--{name.replace('_', '-')}"
@@ -267,7 +267,7 @@ def _open_model(
     return open_checkpoint(checkpoint, threads)
 
 
-def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
+def _print_episodes(result: "EvaluationResult", choice: "EngineChoice") -> None:
     from fsvit_edge.cli.terminal import print_table
 
     options, scores, model = result.options, result.scores, result.model
@@ -284,7 +284,8 @@ def _print_result(result: "EvaluationResult", choice: "EngineChoice") -> None:
     if result.segmented < options.episodes:
         print(f"mIoU covers {result.segmented} episodes; the other query pictures have no mask.\n")
     rows = [
-        (one.name, str(one.asked), str(one.shown), *_cells(one.presence), *_cells(one.iou)) for one in scores.classes
+        (class_.name, str(class_.asked), str(class_.shown), *_cells(class_.presence), *_cells(class_.iou))
+        for class_ in scores.classes
     ]
     header = ("class", "asked", "present", "presence correct %", "95 % interval", "IoU %", "95 % interval")
     print_table("Per class", header, rows)
@@ -312,16 +313,16 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
     print_table(title, ("", "%", "95 % interval"), overall)
     rows = [
         (
-            one.name,
-            f"{one.level:.2f}",
-            str(one.pictures),
-            str(one.scenes),
-            _cells(one.hits)[0],
-            *_cells(one.false_alarms),
-            _cells(one.area)[0],
-            _cells(one.hits_at_1_percent)[0],
+            class_.name,
+            f"{class_.level:.2f}",
+            str(class_.pictures),
+            str(class_.scenes),
+            _cells(class_.hits)[0],
+            *_cells(class_.false_alarms),
+            _cells(class_.area)[0],
+            _cells(class_.hits_at_1_percent)[0],
         )
-        for one in scores.classes
+        for class_ in scores.classes
     ]
     rates = ("hits %", "false alarms %", "95 % interval", "AUC %", "hits at 1 %")
     print_table("Per class", ("class", "level", "pictures", "scenes", *rates), rows)
@@ -336,5 +337,5 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import distributions
 
     wanted = ("fsvit-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "torch")
-    found = {name: one.version for one in distributions() if (name := one.metadata["Name"]) in wanted}
+    found = {name: package.version for package in distributions() if (name := package.metadata["Name"]) in wanted}
     return {"python": platform.python_version(), **dict(sorted(found.items()))}

@@ -74,6 +74,11 @@ class EpisodeModule(lightning.LightningModule):
         self.iou = MulticlassJaccardIndex(num_labels + 1, average="none", ignore_index=IGNORE)
         self.loss = MeanMetric()
 
+    @property
+    def network(self) -> FewShotNetwork:
+        """The network whose head learns."""
+        return self._frozen[0]
+
     def setup(self, stage: str) -> None:
         """Move the enhancer to the device of the head."""
         del stage
@@ -83,8 +88,8 @@ class EpisodeModule(lightning.LightningModule):
 
     def forward(self, batch: EpisodeBatch) -> tuple[HeadLogits, Questions]:
         """Return the logits for the queries, and the batch as the head reads it."""
-        asked = self._questions(batch)
-        return self.head(asked.query, without_padding(asked.supports)), asked
+        questions = self._questions(batch)
+        return self.head(questions.query, without_padding(questions.supports)), questions
 
     def _questions(self, batch: EpisodeBatch) -> Questions:
         network, enhancer = self._frozen
@@ -92,19 +97,19 @@ class EpisodeModule(lightning.LightningModule):
         grid, size = network.encoder.grid, network.config.image_size
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             if enhancer is None:
-                own = pseudo_mask(support.class_query, support.image_keys, grid, size)
-                other = pseudo_mask(support.class_query, query.image_keys, grid, size)
+                support_guess = pseudo_mask(support.class_query, support.image_keys, grid, size)
+                query_guess = pseudo_mask(support.class_query, query.image_keys, grid, size)
             else:
-                own = enhanced_mask(enhancer, support.class_query, support, grid, size)
-                other = enhanced_mask(enhancer, support.class_query, query, grid, size)
+                support_guess = enhanced_mask(enhancer, support.class_query, support, grid, size)
+                query_guess = enhanced_mask(enhancer, support.class_query, query, grid, size)
             weight = None
             if network.objectness is not None:
-                own = thing_of_name(batch.support_objectness.float(), own)
-            support_mask = torch.where(batch.support_known[:, None, None], batch.support_mask, own)
+                support_guess = thing_of_name(batch.support_objectness.float(), support_guess)
+            support_mask = torch.where(batch.support_known[:, None, None], batch.support_mask, support_guess)
             if network.objectness is not None:
                 weight = weight_of_support(batch.support_objectness.float(), support_mask)
-            other = other.to(torch.uint8) * batch.present[:, None, None]
-            target = torch.where(batch.query_known[:, None, None], batch.query_mask, other)
+            query_guess = query_guess.to(torch.uint8) * batch.present[:, None, None]
+            target = torch.where(batch.query_known[:, None, None], batch.query_mask, query_guess)
             vectors = network.query_vectors(query)
             supports = cache_supports(
                 network.support_vectors(support), support_mask.float(), network.config.support_grid
@@ -116,9 +121,9 @@ class EpisodeModule(lightning.LightningModule):
         if self.options.ways > 1:
             loss = self._loss_of_many_ways(batch)
         else:
-            asked = self._questions(batch)
-            logits = self.head(asked.query, without_padding(self._drawn(asked.supports)))
-            loss = self.loss_of(logits, asked, batch.present)
+            questions = self._questions(batch)
+            logits = self.head(questions.query, without_padding(self._with_fewer_tokens(questions.supports)))
+            loss = self.loss_of(logits, questions, batch.present)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.present))
         return loss
 
@@ -126,25 +131,26 @@ class EpisodeModule(lightning.LightningModule):
         """Return the presence loss of all pairs, plus the mask loss of each query's own class and of an absent one."""
         count, options = len(batch.label), self.options
         pairs = pairs_of(batch.present, batch.label, batch.shown, min(options.ways, count))
-        asked = self._questions(batch)
-        supports = without_padding(self._drawn(asked.supports))
-        few = thinned(asked.query, self._frozen[0].encoder.grid)
-        classification, _ = self.head.task_tokens(few[pairs.query], _of(supports, pairs.support))
-        ranked = self.head.head.decode_presence(classification).float()
-        loss = presence_loss(ranked[:, 1] - ranked[:, 0], pairs, options.label_noise)
+        questions = self._questions(batch)
+        supports = without_padding(self._with_fewer_tokens(questions.supports))
+        thinned_query = thinned(questions.query, self.network.encoder.grid)
+        classification, _ = self.head.task_tokens(thinned_query[pairs.query], _of(supports, pairs.support))
+        presence = self.head.head.decode_presence(classification).float()
+        loss = presence_loss(presence[:, 1] - presence[:, 0], pairs, options.label_noise)
 
         # A mask costs as much as four presence scores, and one absent class teaches as much as another.
-        drawn = Pairs(*(part[: 2 * count] for part in pairs))
-        logits = self.head(asked.query[drawn.query], _of(supports, drawn.support))
-        whole = logits.presence.float()
-        loss = loss + presence_cross_entropy(whole[:, 1] - whole[:, 0], drawn, options.label_noise)
-        wanted = torch.where(drawn.present[:, None, None], asked.target[drawn.query], 0)
-        wanted = torch.where(drawn.known[:, None, None], wanted, IGNORE)
-        weight = None if asked.weight is None else asked.weight[drawn.support]
-        masks = self._mask_loss(logits.mask, wanted, asked.objectness[drawn.query], weight, drawn.present)
+        mask_pairs = Pairs(*(part[: 2 * count] for part in pairs))
+        logits = self.head(questions.query[mask_pairs.query], _of(supports, mask_pairs.support))
+        full_presence = logits.presence.float()
+        loss = loss + presence_cross_entropy(full_presence[:, 1] - full_presence[:, 0], mask_pairs, options.label_noise)
+        target = torch.where(mask_pairs.present[:, None, None], questions.target[mask_pairs.query], 0)
+        target = torch.where(mask_pairs.known[:, None, None], target, IGNORE)
+        weight = None if questions.weight is None else questions.weight[mask_pairs.support]
+        objectness = questions.objectness[mask_pairs.query]
+        masks = self._mask_loss(logits.mask, target, objectness, weight, mask_pairs.present)
         return options.class_weight * loss + masks
 
-    def _drawn(self, supports: Supports) -> Supports:
+    def _with_fewer_tokens(self, supports: Supports) -> Supports:
         """Keep the class token and a random choice of `kept_tokens` of the kept image tokens of each support."""
         if self.options.kept_tokens is None:
             return supports
@@ -156,22 +162,22 @@ class EpisodeModule(lightning.LightningModule):
 
     def validation_step(self, batch: EpisodeBatch, _: int) -> None:
         """Update the metrics."""
-        logits, asked = self(batch)
-        self.loss.update(self.loss_of(logits, asked, batch.present))
+        logits, questions = self(batch)
+        self.loss.update(self.loss_of(logits, questions, batch.present))
         self.exact_ratio.update(logits.presence.argmax(dim=1), batch.present)
-        found = self.outlined(logits, asked).argmax(dim=1)
+        found = self.outlined(logits, questions).argmax(dim=1)
         label = batch.label[:, None, None] + 1
-        self.iou.update(found * label, torch.where(asked.target == IGNORE, IGNORE, asked.target * label))
+        self.iou.update(found * label, torch.where(questions.target == IGNORE, IGNORE, questions.target * label))
 
-    def outlined(self, logits: HeadLogits, asked: Questions) -> Tensor:
+    def outlined(self, logits: HeadLogits, questions: Questions) -> Tensor:
         """Return the mask logits (B, 2, S, S) nearly as the runtime draws them, see `sharp_outlines`.
 
         They are sharp if the network predicts objectness; sharp outlines leave out a class that is not present.
         """
-        full = resized_logits(logits.mask.float(), asked.target.shape[1])
-        if asked.weight is None:
+        full = resized_logits(logits.mask.float(), questions.target.shape[1])
+        if questions.weight is None:
             return full
-        sharp = sharpened(full, asked.objectness, asked.weight)
+        sharp = sharpened(full, questions.objectness, questions.weight)
         present = logits.presence.argmax(dim=1) == 1
         return torch.where(present[:, None, None, None], sharp, sharp.new_tensor([0.0, -torch.inf])[:, None, None])
 
@@ -209,10 +215,10 @@ class EpisodeModule(lightning.LightningModule):
                 f"{self._identity[key]!r}; use the same options as before, or choose another --output."
             )
 
-    def loss_of(self, logits: HeadLogits, asked: Questions, present: Tensor) -> Tensor:
+    def loss_of(self, logits: HeadLogits, questions: Questions, present: Tensor) -> Tensor:
         """Return the weighted sum of the cross-entropies of presence and of the mask (at the size of the input)."""
         presence = F.cross_entropy(logits.presence.float(), present.long())
-        masks = self._mask_loss(logits.mask, asked.target, asked.objectness, asked.weight, present)
+        masks = self._mask_loss(logits.mask, questions.target, questions.objectness, questions.weight, present)
         return self.options.class_weight * presence + masks
 
     def _mask_loss(
@@ -220,17 +226,17 @@ class EpisodeModule(lightning.LightningModule):
     ) -> Tensor:
         """Return the mean of the losses of plain and of sharp outlines; the latter exist for present classes only."""
         full = resized_logits(logits.float(), target.shape[1])
-        alone = self._mask_cross_entropy(full, target)
+        plain = self._mask_cross_entropy(full, target)
         if weight is None:
-            return alone
+            return plain
         shown = torch.where(present[:, None, None], target, IGNORE)
-        return 0.5 * (alone + self._mask_cross_entropy(sharpened(full, objectness, weight), shown))
+        return 0.5 * (plain + self._mask_cross_entropy(sharpened(full, objectness, weight), shown))
 
     def _mask_cross_entropy(self, full: Tensor, target: Tensor) -> Tensor:
         weight = full.new_tensor([1.0, self.options.foreground_weight])
-        each = F.cross_entropy(full, target.long(), weight=weight, ignore_index=IGNORE, reduction="sum")
+        total = F.cross_entropy(full, target.long(), weight=weight, ignore_index=IGNORE, reduction="sum")
         # Divided by the number of pixels, not by their weights, so that an episode's loss does not depend on its batch.
-        return each / (target != IGNORE).sum().clamp_min(1)
+        return total / (target != IGNORE).sum().clamp_min(1)
 
 
 def _of(supports: Supports, index: Tensor) -> Supports:

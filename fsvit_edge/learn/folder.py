@@ -216,7 +216,7 @@ def _same_by_index(path: Path) -> Iterable[tuple[tuple[str, str], tuple[str, str
 def _read_folder_mask(path: Path, image: Path) -> npt.NDArray[np.uint8]:
     stored, mode = read_stored_mask(path)
     if mode in ("L", "P"):
-        things = np.flatnonzero(np.bincount(stored.ravel(), minlength=256)[1:IGNORE]) + 1
-        if things.size == 1 and (stored == IGNORE).any() and (mode == "P" or things[0] == 1):
-            return np.where(stored == IGNORE, IGNORE, stored == things[0]).astype(np.uint8)
+        values = np.flatnonzero(np.bincount(stored.ravel(), minlength=256)[1:IGNORE]) + 1
+        if values.size == 1 and (stored == IGNORE).any() and (mode == "P" or values[0] == 1):
+            return np.where(stored == IGNORE, IGNORE, stored == values[0]).astype(np.uint8)
     return read_mask(path, picture_size_hw(image)).astype(np.uint8)

@@ -136,7 +136,9 @@ class SceneGates:
         Raises:
             AccuracyGateError: It misses a limit; the message names each limit that it misses.
         """
-        alarms, hits = (None if one is None else one.value for one in (result.scores.false_alarms, result.scores.hits))
+        alarms, hits = (
+            None if score is None else score.value for score in (result.scores.false_alarms, result.scores.hits)
+        )
         missed = []
         # Not `alarms > most`, which is False for NaN.
         if self.max_false_alarms is not None and (alarms is None or not alarms <= self.max_false_alarms):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -95,47 +96,17 @@ def train(
         torch.set_num_threads(options.threads)
     encoded = cache.fill(data, progress)
     split = choose_split(data, options)
-    enhancer = None
-    if options.supervision == "mixed":
-        progress("train the enhancer")
-        with_masks = [index for index, mask in enumerate(split.known) if mask]
-        enhancer = train_enhancer(network, cache, data, with_masks, EnhancerOptions(seed=options.seed), progress)
-        progress(enhancer.sentence)
-    identity = {**asdict(options), "cache": cache.folder.name, "examples": len(data.examples)}
-    # A resumed training may add epochs (unless the learning rate decays over them) and run on other devices.
-    for name in ("accelerator", "devices", "threads", *(() if options.decay else ("epochs",))):
-        identity.pop(name)
+    enhancer = _train_enhancer(network, cache, data, split, options, progress)
     model = EpisodeModule(
         network,
         options,
-        identity,
+        _identity(options, cache, data),
         enhancer.enhancer if enhancer and enhancer.helps else None,
         max(data.class_names) + 1,
     )
-    callbacks: list[Callback] = [
-        ModelCheckpoint(workspace, "best", monitor="val_miou", mode="max", enable_version_counter=False),
-        # `save_last` of the first callback would write only in the epochs that are the best so far.
-        ModelCheckpoint(workspace, "last", enable_version_counter=False),
-        _Log(workspace / "log.jsonl"),
-    ]
-    if options.patience is not None:
-        callbacks.append(EarlyStopping("val_miou", mode="max", patience=options.patience))
     progress("train")
     with _quiet():
-        trainer = lightning.Trainer(
-            accelerator=options.accelerator,
-            devices=options.devices or ("auto" if torch.cuda.is_available() else 1),
-            precision=options.trainer_precision,  # type: ignore[arg-type]  # Lightning checks the name itself
-            max_epochs=options.epochs,
-            accumulate_grad_batches=options.batch // options.micro_batch,
-            callbacks=callbacks,
-            logger=False,
-            num_sanity_val_steps=0,
-            reload_dataloaders_every_n_epochs=1,
-            enable_progress_bar=sys.stderr.isatty(),
-            enable_model_summary=False,
-            default_root_dir=workspace,
-        )
+        trainer = _trainer(options, workspace)
         loaders = _Loaders(data, cache, options, split)
         trainer.fit(model, datamodule=loaders, ckpt_path=last if resume and last.exists() else None)
         best = workspace / "best.ckpt"
@@ -145,6 +116,58 @@ def train(
     network.head.cpu().eval()
     validation = {name.removeprefix("val_"): float(value) for name, value in figures.items()}
     return TrainResult(int(trainer.current_epoch), encoded, validation, enhancer)
+
+
+def _train_enhancer(
+    network: FewShotNetwork,
+    cache: TokenCache,
+    data: FewShotData,
+    split: ValidationSplit,
+    options: TrainOptions,
+    progress: Progress,
+) -> EnhancerResult | None:
+    """Train what improves pseudo-masks on the known masks; without mixed supervision, return None."""
+    if options.supervision != "mixed":
+        return None
+    progress("train the enhancer")
+    with_masks = [index for index, is_known in enumerate(split.known) if is_known]
+    result = train_enhancer(network, cache, data, with_masks, EnhancerOptions(seed=options.seed), progress)
+    progress(result.sentence)
+    return result
+
+
+def _identity(options: TrainOptions, cache: TokenCache, data: FewShotData) -> dict[str, Any]:
+    """Return the settings that a resumed training must share with the interrupted one."""
+    identity = {**asdict(options), "cache": cache.folder.name, "examples": len(data.examples)}
+    # A resumed training may add epochs (unless the learning rate decays over them) and run on other devices.
+    for name in ("accelerator", "devices", "threads", *(() if options.decay else ("epochs",))):
+        identity.pop(name)
+    return identity
+
+
+def _trainer(options: TrainOptions, workspace: Path) -> lightning.Trainer:
+    callbacks: list[Callback] = [
+        ModelCheckpoint(workspace, "best", monitor="val_miou", mode="max", enable_version_counter=False),
+        # `save_last` of the first callback would write only in the epochs that are the best so far.
+        ModelCheckpoint(workspace, "last", enable_version_counter=False),
+        _Log(workspace / "log.jsonl"),
+    ]
+    if options.patience is not None:
+        callbacks.append(EarlyStopping("val_miou", mode="max", patience=options.patience))
+    return lightning.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices or ("auto" if torch.cuda.is_available() else 1),
+        precision=options.trainer_precision,  # type: ignore[arg-type]  # Lightning checks the name itself
+        max_epochs=options.epochs,
+        accumulate_grad_batches=options.batch // options.micro_batch,
+        callbacks=callbacks,
+        logger=False,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        default_root_dir=workspace,
+    )
 
 
 class _Loaders(lightning.LightningDataModule):

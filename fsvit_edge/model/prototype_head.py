@@ -93,19 +93,19 @@ class PrototypeHead(nn.Module):
         frame = self._descriptors(query[None])[0]  # N, D
         kept = self._descriptors(supports.kept)  # S, T, D
         used = _used(supports.kept_mask)  # S, T
-        thing = F.normalize((kept * used[..., None]).sum(dim=1), dim=-1)  # S, D
+        prototypes = F.normalize((kept * used[..., None]).sum(dim=1), dim=-1)  # S, D
         rest = F.normalize(self._descriptors(supports.pooled), dim=-1)  # S, 9, D
         share = averaging.sum(dim=1)
         weights = averaging / share.clamp_min(1e-6)[:, None]
 
-        similarity = thing @ frame.T  # S, N
+        similarity = prototypes @ frame.T  # S, N
         unlike = torch.exp(rest @ frame.T / TEMPERATURE) * supports.pooled_mask[..., None]  # S, 9, N
         unlike = unlike.sum(dim=1) / supports.pooled_mask.sum(dim=1).clamp_min(1.0)[:, None]
         odds = weights @ torch.exp(similarity / TEMPERATURE) / (weights @ unlike * BACKGROUND_WEIGHT).clamp_min(1e-6)
         maps = odds.clamp_min(1e-6).log().reshape(-1, 1, self.grid, self.grid)  # W, 1, grid, grid
         maps = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=True)[:, 0]
 
-        expected, has_others = _expected(thing, kept, used, averaging)
+        expected, has_others = _expected(prototypes, kept, used, averaging)
         presence = PRESENCE_SLOPE * (weights @ (similarity.amax(dim=1) - expected)[:, None])[:, 0]
         is_told = (weights @ has_others[:, None] > 0)[..., None]
         maps = torch.where(is_told, torch.minimum(maps, presence[:, None, None]), maps)
@@ -127,11 +127,11 @@ def _used(kept_mask: Tensor) -> Tensor:
     return used + none * (1 - is_image)
 
 
-def _expected(thing: Tensor, kept: Tensor, used: Tensor, averaging: Tensor) -> tuple[Tensor, Tensor]:
+def _expected(prototypes: Tensor, kept: Tensor, used: Tensor, averaging: Tensor) -> tuple[Tensor, Tensor]:
     """Return how similar each support's prototype is to the object in the other supports of its class.
 
     Args:
-        thing: (S, D) prototypes.
+        prototypes: (S, D) mean of the foreground tokens of each support.
         kept: (S, T, D) kept tokens.
         used: (S, T), 1 for foreground tokens.
         averaging: (W, S), above 0 if the support belongs to the way.
@@ -139,10 +139,10 @@ def _expected(thing: Tensor, kept: Tensor, used: Tensor, averaging: Tensor) -> t
     Returns:
         The similarity (S,), and (S,) 1 if there are other supports, 0 if the similarity is the fixed level.
     """
-    same = (averaging.T @ averaging > 0).to(thing.dtype)  # S, S: 1 if two supports belong to the same way
-    others = same * (1 - torch.eye(thing.shape[0], dtype=thing.dtype, device=thing.device))
+    same = (averaging.T @ averaging > 0).to(prototypes.dtype)  # S, S: 1 if two supports belong to the same way
+    others = same * (1 - torch.eye(prototypes.shape[0], dtype=prototypes.dtype, device=prototypes.device))
     count = others.sum(dim=1)
-    found = (kept @ thing.T).masked_fill(used[..., None] == 0, -1.0).amax(dim=1)  # S, S
+    found = (kept @ prototypes.T).masked_fill(used[..., None] == 0, -1.0).amax(dim=1)  # S, S
     among = (found * others).sum(dim=0) / count.clamp_min(1.0)
-    has_others = (count > 0).to(thing.dtype)
+    has_others = (count > 0).to(prototypes.dtype)
     return has_others * AMONG_WEIGHT * among + (1 - has_others) * ALONE_LEVEL, has_others
