@@ -11,7 +11,6 @@ from fsvit_edge.calib.fp16 import to_fp16
 from fsvit_edge.calib.int8 import LinearLayer, Ranges, chosen_layers, insert_qdq, linear_layers, smooth
 from fsvit_edge.calib.int8_cpu import fuse_attention, integer_form_here, quantize_for_cpu
 from fsvit_edge.calib.onnx_graph import Graph, matches
-from fsvit_edge.runtime.engines.onnx_runtime import refuse_fp16_on_cpu
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -67,8 +66,6 @@ def make_graph(
         InputError: The combination is not possible, or a pattern matches nothing.
         ArtifactError: The graph or the calibration cannot be used.
     """
-    if backend == "onnxruntime":
-        refuse_fp16_on_cpu(precision)
     source = Graph(data)
     if source.is_quantized and precision != "int8":
         raise InputError(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fsvit_edge.export.layers import BuiltGraph, report_layers
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.tensorrt_api import LogCollector, TensorRT
+from fsvit_edge.runtime.engines.tensorrt_api import DTYPES, LogCollector, TensorRT
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.storage import atomic_write, locked, user_cache
@@ -26,7 +26,6 @@ Range = tuple[int, int, int]
 REPORT_EVERY_S = 1.0
 """Shortest time between two reports of what TensorRT is doing."""
 
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 _RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
 """A preview feature of TensorRT from 10.10 on."""
 _Result = TypeVar("_Result")
@@ -177,7 +176,7 @@ def _spec(tensor: Any, shapes: Mapping[str, Sequence[int | str]]) -> TensorSpec:
     shape = tuple(
         int(size) if size >= 0 else name for size, name in zip(tuple(tensor.shape), shapes[tensor.name], strict=True)
     )
-    return TensorSpec(tensor.name, shape, _DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()))
+    return TensorSpec(tensor.name, shape, DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()))
 
 
 def _inspect(api: TensorRT, data: bytes, name: str) -> str:
