@@ -30,13 +30,10 @@ class PrecisionOptions:
     Attributes:
         keep_fp32: Shell-style patterns of nodes, operators or weights that compute in FP32.
         quantize: Patterns of the linear layers to quantize; empty for all, and on a CPU long attention too.
-        smooth: Move the scale of outlier channels from activations to weights before quantizing; None: where it lowers
-            the error.
     """
 
     keep_fp32: tuple[str, ...] = ()
     quantize: tuple[str, ...] = ()
-    smooth: bool | None = None
 
 
 def make_graph(
@@ -116,11 +113,8 @@ def _layers_to_quantize(
     if calibration is None:
         raise InputError("INT8 needs a calibration; give one with --calib FILE or --calib SOURCE.")
     layers = chosen_layers(source, options.quantize, options.keep_fp32)
-    ranges: Ranges = calibration.ranges.get(graph, {})
-    if options.smooth is not False:
-        ranges = smooth(source, layers, ranges, calibration.channel_max.get(graph, {}), options.smooth is True)
-        layers = _layers_named(source, {layer.node.name for layer in layers})
-    return layers, ranges
+    ranges = smooth(source, layers, calibration.ranges.get(graph, {}), calibration.channel_max.get(graph, {}))
+    return _layers_named(source, {layer.node.name for layer in layers}), ranges
 
 
 def _to_valid_fp16(source: Graph, graph: str, options: PrecisionOptions) -> onnx.ModelProto:

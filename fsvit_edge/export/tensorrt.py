@@ -81,7 +81,7 @@ def build_plan(
             path = options.timing_cache or default_timing_cache(api, gpu)
             timings = stack.enter_context(keep_timings(path, options.timing_cache is not None, progress))
         return _run_in_thread(
-            lambda build: _build(api, graph, name, sizes, shapes, options, timings, gpu is not None, build),
+            lambda running: _build(api, graph, name, sizes, shapes, options, timings, gpu is not None, running),
             name,
             progress,
         )
@@ -96,7 +96,7 @@ def _build(
     options: PlanOptions,
     timings: "Timings | None",
     has_gpu: bool,
-    build: "_RunningBuild",
+    running: "_RunningBuild",
 ) -> BuiltGraph:
     """Parse, configure, build, and report the layers."""
     started = time.monotonic()
@@ -108,7 +108,7 @@ def _build(
     # Puts each layer's name and types into the log; the plan is as fast without it.
     config.profiling_verbosity = api.trt.ProfilingVerbosity.DETAILED
     if hasattr(api.trt, "IProgressMonitor"):
-        config.progress_monitor = build.monitor(api.trt)
+        config.progress_monitor = running.monitor(api.trt)
     if hasattr(api.trt, "PreviewFeature") and hasattr(api.trt.PreviewFeature, _RESIZE):
         # Without it, newer releases reserve memory for the profile's largest shapes, whatever the actual shapes are.
         config.set_preview_feature(getattr(api.trt.PreviewFeature, _RESIZE), True)
@@ -120,7 +120,7 @@ def _build(
             config.set_compute_capability(getattr(api.trt.ComputeCapability, target.upper()), index)
     profile = _add_profile(builder, network, config, sizes, shapes, log, f"{api.title}: the {name}")
     if timings is not None:
-        timings.load(config, build.messages.append)
+        timings.load(config, running.messages.append)
     data = api.serialized(builder, network, config, log, name)
     if timings is not None:
         timings.save(config)
@@ -314,7 +314,7 @@ def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress
     Only the main thread receives Ctrl-C, and TensorRT calls back into Python (log, progress) from the thread that
     builds. An exception there would pass through TensorRT's own frames, which ends the process.
     """
-    build = _RunningBuild()
+    running = _RunningBuild()
     outcome: list[_Result] = []
     failure: list[Exception] = []
     # Python 3.11 considers a thread ended if Ctrl-C interrupts `join` (bpo-45274), so the thread sets its own events.
@@ -323,7 +323,7 @@ def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress
     def run() -> None:
         has_begun.set()
         try:
-            outcome.append(work(build))
+            outcome.append(work(running))
         except Exception as error:  # raised again by the waiting thread
             failure.append(error)
         finally:
@@ -337,15 +337,15 @@ def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress
             is_over = False
             while not is_over:
                 is_over = has_ended.wait(0.1)
-                while build.messages:
-                    progress(build.messages.pop(0))
-                phase = "".join(build.phases[-1:])
+                while running.messages:
+                    progress(running.messages.pop(0))
+                phase = "".join(running.phases[-1:])
                 if phase not in ("", reported) and time.monotonic() - reported_at > REPORT_EVERY_S:
                     reported, reported_at = phase, time.monotonic()
                     progress(f"{name}: {phase[0].lower()}{phase[1:]}")
         except BaseException:
             # A thread that is still in TensorRT when Python exits crashes the process.
-            build.cancelled.set()
+            running.cancelled.set()
             if has_begun.wait(1.0):  # Ctrl-C may come before the thread has begun
                 has_ended.wait()
             raise

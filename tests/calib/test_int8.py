@@ -16,7 +16,7 @@ from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 BLOCKS = 6
-PLAIN = PrecisionOptions(smooth=False)
+PLAIN = PrecisionOptions()
 Make = Callable[..., Graph]
 
 
@@ -124,9 +124,9 @@ def test_a_transposed_weight_is_scaled_along_its_outputs() -> None:
 @pytest.mark.parametrize(
     ("options", "quantized"),
     [
-        (PrecisionOptions(keep_fp32=("*blocks.5.*",), smooth=False), 4 * (BLOCKS - 1)),
-        (PrecisionOptions(quantize=("*mlp.fc?.bias",), smooth=False), 2 * BLOCKS),
-        (PrecisionOptions(("*fc2*",), ("*blocks.0.*",), False), 3),
+        (PrecisionOptions(keep_fp32=("*blocks.5.*",)), 4 * (BLOCKS - 1)),
+        (PrecisionOptions(quantize=("*mlp.fc?.bias",)), 2 * BLOCKS),
+        (PrecisionOptions(("*fc2*",), ("*blocks.0.*",)), 3),
     ],
 )
 def test_patterns_choose_the_layers(made: Make, options: PrecisionOptions, quantized: int) -> None:
