@@ -22,7 +22,7 @@ from torch import nn
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.calib import int8_cpu
-from fsvit_edge.calib.calibration import DEFAULT_CALIBRATION, Calibration
+from fsvit_edge.calib.calibration import CALIBRATION_NAME, Calibration
 from fsvit_edge.calib.precision import PrecisionOptions, make_graph
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
@@ -49,7 +49,9 @@ def main() -> None:
     )
     parser.add_argument("--bundle", type=Path, help="measure the speed of this bundle instead")
     parser.add_argument("--accuracy-of", type=Path, default=DEFAULT_BUNDLE, help="bundle whose accuracy is measured")
-    parser.add_argument("--calib", type=Path, default=DEFAULT_CALIBRATION, help="calibration of that bundle")
+    parser.add_argument(
+        "--calib", type=Path, default=DEFAULT_BUNDLE / CALIBRATION_NAME, help="calibration of that bundle"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="measurements per engine")
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--ways", type=int, default=1, help="classes per episode")

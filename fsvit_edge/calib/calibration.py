@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
+from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.storage import atomic_write
@@ -19,8 +19,8 @@ from fsvit_edge.runtime.storage import atomic_write
 FORMAT_VERSION = 1
 METHODS = ("minmax", "entropy", "percentile")
 FEWEST_PICTURES = 32
-DEFAULT_CALIBRATION = DEFAULT_BUNDLE / "calibration.json"
-"""Calibration of the bundled model."""
+CALIBRATION_NAME = "calibration.json"
+"""The calibration in a bundle, used if none is named; the bundled model has one."""
 
 
 @dataclass(frozen=True)

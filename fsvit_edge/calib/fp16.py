@@ -28,8 +28,8 @@ MASK_FLOAT16 = -30000.0
 two such masks is still in range."""
 OVERFLOW_LIMIT = 60000.0
 """Largest magnitude allowed in an FP16 tensor; FP16 ends at 65504, and other pictures go a little further."""
-SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)
-LARGEST = float(np.finfo(np.float16).max)
+FP16_MIN_NORMAL = float(np.finfo(np.float16).tiny)
+FP16_MAX = float(np.finfo(np.float16).max)
 
 _PRODUCTS = (*GEMMS, "Conv", "Einsum")
 _TOWARD_DIVISION = ("Clip", "Max", "Add", "Sqrt", "Expand", "Reshape", "Unsqueeze", "Reciprocal", "Div", "Mul")
@@ -107,7 +107,7 @@ def _has_unsafe_scalar(graph: Graph, node: NodeProto) -> bool:
         value = graph.constants.get(name)
         if value is not None and value.size == 1 and value.dtype.kind == "f":
             number = float(value.reshape(()))
-            if 0 < abs(number) < SMALLEST_NORMAL or LARGEST < number < np.inf:
+            if 0 < abs(number) < FP16_MIN_NORMAL or FP16_MAX < number < np.inf:
                 return True
     return False
 
@@ -115,8 +115,8 @@ def _has_unsafe_scalar(graph: Graph, node: NodeProto) -> bool:
 def replace_masks(graph: Graph) -> None:
     """Replace constants below FP16's range by `MASK_FLOAT16`."""
     for name, value in graph.constants.items():
-        if value.dtype.kind == "f" and np.any((value < -LARGEST) & np.isfinite(value)):
-            graph.constants[name] = np.where((value < -LARGEST) & np.isfinite(value), MASK_FLOAT16, value).astype(
+        if value.dtype.kind == "f" and np.any((value < -FP16_MAX) & np.isfinite(value)):
+            graph.constants[name] = np.where((value < -FP16_MAX) & np.isfinite(value), MASK_FLOAT16, value).astype(
                 value.dtype
             )
 
@@ -179,7 +179,7 @@ def _set_type_attributes(node: NodeProto, kind: int) -> None:
             attribute.i = kind
         elif node.op_type == "ConstantOfShape" and attribute.name == "value" and attribute.t.data_type in FLOATS:
             value = numpy_helper.to_array(attribute.t)
-            value = np.where(value < -LARGEST, MASK_FLOAT16, value)
+            value = np.where(value < -FP16_MAX, MASK_FLOAT16, value)
             attribute.t.CopyFrom(numpy_helper.from_array(value.astype(helper.tensor_dtype_to_np_dtype(kind))))
 
 
@@ -197,11 +197,11 @@ def _check_scale(graph: Graph, node: NodeProto) -> None:
         raise ArtifactError(
             f"{node.op_type} {node.name!r} has a computed scale, which TensorRT does not accept; use a constant scale."
         )
-    if not np.all((scale >= SMALLEST_NORMAL) & (scale <= LARGEST)):
-        worst = float(np.min(scale)) if np.min(scale) < SMALLEST_NORMAL else float(np.max(scale))
+    if not np.all((scale >= FP16_MIN_NORMAL) & (scale <= FP16_MAX)):
+        worst = float(np.min(scale)) if np.min(scale) < FP16_MIN_NORMAL else float(np.max(scale))
         raise ArtifactError(
             f"{node.op_type} {node.name!r} has a scale of {worst:.1e}, which is not a positive normal FP16 number "
-            f"({SMALLEST_NORMAL:.1e} to {LARGEST:.0f}); keep that layer in floating point."
+            f"({FP16_MIN_NORMAL:.1e} to {FP16_MAX:.0f}); keep that layer in floating point."
         )
 
 

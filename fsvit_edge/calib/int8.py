@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
 
-from fsvit_edge.calib.fp16 import LARGEST, SMALLEST_NORMAL
+from fsvit_edge.calib.fp16 import FP16_MAX, FP16_MIN_NORMAL
 from fsvit_edge.calib.onnx_graph import GEMMS, Graph, as_float16, matches
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 
@@ -206,7 +206,7 @@ def quantize_weight(
 
 def _as_scale(scale: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """Round to FP16; a scale that would underflow becomes FP16's smallest normal number, still fine enough for INT8."""
-    return as_float16(np.clip(scale, SMALLEST_NORMAL, LARGEST)).astype(np.float32)
+    return as_float16(np.clip(scale, FP16_MIN_NORMAL, FP16_MAX)).astype(np.float32)
 
 
 def _smoothing_scales(largest: Matrix, weight_largest: Matrix) -> Matrix:

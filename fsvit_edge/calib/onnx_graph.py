@@ -11,6 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from fsvit_edge.runtime.errors import ArtifactError
 
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 GEMMS = ("MatMul", "Gemm")
 ORT_DOMAIN = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
@@ -151,7 +152,7 @@ class Graph:
     def tidy(self) -> None:
         """Remove nodes and constants that nothing reads, and sort the nodes so that they can run in order."""
         self._drop_unread()
-        self._sort()
+        self.index()
 
     def finish(self) -> onnx.ModelProto:
         """Tidy up and return the model."""
@@ -229,6 +230,3 @@ def as_float16(value: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
     """Round to FP16 without a warning: values may underflow, and too large ones become infinite."""
     with np.errstate(over="ignore", under="ignore"):
         return value.astype(np.float16)
-
-
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)

@@ -11,7 +11,6 @@ from fsvit_edge.calib.fp16 import to_fp16
 from fsvit_edge.calib.int8 import LinearLayer, Ranges, chosen_layers, insert_qdq, linear_layers, smooth
 from fsvit_edge.calib.int8_cpu import fuse_attention, integer_form_here, quantize_for_cpu
 from fsvit_edge.calib.onnx_graph import Graph, matches
-from fsvit_edge.runtime.engines.onnx_runtime import refuse_fp16_on_cpu
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -31,13 +30,10 @@ class PrecisionOptions:
     Attributes:
         keep_fp32: Shell-style patterns of nodes, operators or weights that compute in FP32.
         quantize: Patterns of the linear layers to quantize; empty for all, and on a CPU long attention too.
-        smooth: Move the scale of outlier channels from activations to weights before quantizing; None: where it lowers
-            the error.
     """
 
     keep_fp32: tuple[str, ...] = ()
     quantize: tuple[str, ...] = ()
-    smooth: bool | None = None
 
 
 def make_graph(
@@ -67,8 +63,6 @@ def make_graph(
         InputError: The combination is not possible, or a pattern matches nothing.
         ArtifactError: The graph or the calibration cannot be used.
     """
-    if backend == "onnxruntime":
-        refuse_fp16_on_cpu(precision)
     source = Graph(data)
     if source.is_quantized and precision != "int8":
         raise InputError(
@@ -119,11 +113,8 @@ def _layers_to_quantize(
     if calibration is None:
         raise InputError("INT8 needs a calibration; give one with --calib FILE or --calib SOURCE.")
     layers = chosen_layers(source, options.quantize, options.keep_fp32)
-    ranges: Ranges = calibration.ranges.get(graph, {})
-    if options.smooth is not False:
-        ranges = smooth(source, layers, ranges, calibration.channel_max.get(graph, {}), options.smooth is True)
-        layers = _layers_named(source, {layer.node.name for layer in layers})
-    return layers, ranges
+    ranges = smooth(source, layers, calibration.ranges.get(graph, {}), calibration.channel_max.get(graph, {}))
+    return _layers_named(source, {layer.node.name for layer in layers}), ranges
 
 
 def _to_valid_fp16(source: Graph, graph: str, options: PrecisionOptions) -> onnx.ModelProto:

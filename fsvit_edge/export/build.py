@@ -19,8 +19,7 @@ from fsvit_edge.export.candidate import (
     PrecisionScores,
     check_drop,
     open_candidate,
-    open_reference,
-    open_stand_ins,
+    open_on_cpu,
     score,
     time_beside_others,
 )
@@ -192,12 +191,12 @@ def build_engines(
     built = {name: _build(job, name, graph, progress, say) for name, graph in typed_graphs.items()}
     records = {name: _describe(job, name, one, calibrated, built_from[name]) for name, one in built.items()}
     with ExitStack() as stack:
-        reference = open_reference(job, stack)
+        reference = open_on_cpu(job.bundle.graphs, stack)
         if job.runs_here:
             engines = {name: (one.data, records[name]) for name, one in built.items()}
             candidate = open_candidate(job, engines, stack)
         else:
-            candidate = open_stand_ins(typed_graphs, stack)
+            candidate = open_on_cpu(typed_graphs, stack)  # engines for other machines
         agreement = None
         if options.verify:
             agreement = _compare_with_fp32(job, typed_graphs, reference, candidate, pictures, source, progress)

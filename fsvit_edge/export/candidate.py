@@ -10,6 +10,7 @@ import numpy as np
 from fsvit_edge.export.job import BuildJob
 from fsvit_edge.runtime.engines.base import Array, Engine
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.open_graphs import Engines
 from fsvit_edge.runtime.engines.store.files import ENGINE_GRAPHS, EngineRecord, load_engine
 from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError
@@ -22,9 +23,6 @@ TIMED_S = 2.0
 
 _MIN_ROUNDS, _MAX_ROUNDS = 8, 200
 _WARM_UP_ROUNDS = 2
-
-Engines = dict[str, Engine]
-"""Graph -> engine."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,14 @@ class PrecisionScores:
     miou: float | None
 
 
-def open_reference(job: BuildJob, stack: ExitStack) -> Engines:
-    """Open the bundle's FP32 graphs in ONNX Runtime on the CPU; `stack` closes them."""
-    return {name: stack.enter_context(OnnxRuntimeEngine(graph, "cpu")) for name, graph in job.bundle.graphs.items()}
+def open_on_cpu(graphs: Mapping[str, bytes], stack: ExitStack) -> Engines:
+    """Open ONNX graphs in ONNX Runtime on the CPU, which emulates FP16 in FP32: rounding shows but overflow does not.
+
+    Args:
+        graphs: Graph -> ONNX file.
+        stack: Closes the engines.
+    """
+    return {name: stack.enter_context(OnnxRuntimeEngine(graph, "cpu")) for name, graph in graphs.items()}
 
 
 def open_candidate(job: BuildJob, engines: Mapping[str, tuple[bytes, EngineRecord]], stack: ExitStack) -> Engines:
@@ -56,7 +59,7 @@ def open_candidate(job: BuildJob, engines: Mapping[str, tuple[bytes, EngineRecor
         stack: Closes the engines.
     """
     if job.backend.api is None:
-        return {name: stack.enter_context(OnnxRuntimeEngine(data, "cpu")) for name, (data, _) in engines.items()}
+        return open_on_cpu({name: data for name, (data, _) in engines.items()}, stack)
     from fsvit_edge.runtime.engines.memory.choose import open_device_memory
     from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 
@@ -66,18 +69,6 @@ def open_candidate(job: BuildJob, engines: Mapping[str, tuple[bytes, EngineRecor
         name: stack.enter_context(TensorRtEngine(data, record, job.backend.api, memory))
         for name, (data, record) in engines.items()
     }
-
-
-def open_stand_ins(graphs: Mapping[str, bytes], stack: ExitStack) -> Engines:
-    """Open the graphs that engines for other machines were built from, in ONNX Runtime on the CPU.
-
-    The CPU emulates FP16 in FP32, so rounding shows but overflow does not.
-
-    Args:
-        graphs: Graph -> ONNX file.
-        stack: Closes the engines.
-    """
-    return {name: stack.enter_context(OnnxRuntimeEngine(data, "cpu")) for name, data in graphs.items()}
 
 
 def time_beside_others(
@@ -232,9 +223,9 @@ def check_drop(scores: Sequence[PrecisionScores], max_drop: float | None) -> Non
 def _open_existing(job: BuildJob, precision: str, stack: ExitStack) -> Engines | None:
     """Engines of the same backend in another precision, if there is a complete set that fits."""
     built = [
-        (path, record)
-        for path, record in find_engines(job.folder)[0]
-        if record.backend == job.backend.name and record.precision == precision
+        engine
+        for engine in find_engines(job.folder)[0]
+        if engine.record.backend == job.backend.name and engine.record.precision == precision
     ]
     for one in fitting_sets(built, job.bundle.manifest, job.machine, job.bundle.path).sets:
         try:

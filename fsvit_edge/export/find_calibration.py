@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsvit_edge.calib.calibration import Calibration
+from fsvit_edge.calib.calibration import CALIBRATION_NAME, Calibration
 from fsvit_edge.calib.pictures import sample_pictures
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.export.agreement import PICTURES, Picture
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.errors import InputError
 
-CALIBRATION_NAME = "calibration.json"
-"""The calibration in a bundle, used if none is named; the bundled model has one."""
 MAX_PICTURES, SEED = 256, 0
 """Sampling of a SOURCE; `fsvit-edge calib` has options for it."""
 

@@ -1,6 +1,5 @@
 """A build, planned: options -> backend, precision, targets, sizes and folder, checked before any work begins."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from fsvit_edge.export.tensorrt import Range
 from fsvit_edge.runtime.bundle import Bundle, Manifest
 from fsvit_edge.runtime.engines.backends import BACKENDS, refuse_old_name
 from fsvit_edge.runtime.engines.onnx_runtime import refuse_fp16_on_cpu
-from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, engine_name
+from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, engine_name, folder_problem
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
@@ -284,10 +283,9 @@ def _refuse_options_without_effect(options: BuildOptions, backend: Backend, prec
 
 
 def _check_writable(folder: Path) -> None:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    if problem := folder_problem(folder):
         raise FsvitEdgeError(
-            f"Engines cannot be written to {folder}: no permission in {existing}; copy the bundle to a folder that "
+            f"Engines cannot be written to {folder}: {problem}; copy the bundle to a folder that "
             "you own, or for the bundled model use another cache with: export XDG_CACHE_HOME=/path."
         )
 

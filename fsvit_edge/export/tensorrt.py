@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fsvit_edge.export.layers import BuiltGraph, report_layers
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.tensorrt_api import LogCollector, TensorRT
+from fsvit_edge.runtime.engines.tensorrt_api import DTYPES, LogCollector, TensorRT
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.storage import atomic_write, locked, user_cache
@@ -26,7 +26,6 @@ Range = tuple[int, int, int]
 REPORT_EVERY_S = 1.0
 """Shortest time between two reports of what TensorRT is doing."""
 
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 _RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
 """A preview feature of TensorRT from 10.10 on."""
 _Result = TypeVar("_Result")
@@ -82,7 +81,7 @@ def build_plan(
             path = options.timing_cache or default_timing_cache(api, gpu)
             timings = stack.enter_context(keep_timings(path, options.timing_cache is not None, progress))
         return _run_in_thread(
-            lambda build: _build(api, graph, name, sizes, shapes, options, timings, gpu is not None, build),
+            lambda running: _build(api, graph, name, sizes, shapes, options, timings, gpu is not None, running),
             name,
             progress,
         )
@@ -97,7 +96,7 @@ def _build(
     options: PlanOptions,
     timings: "Timings | None",
     has_gpu: bool,
-    build: "_RunningBuild",
+    running: "_RunningBuild",
 ) -> BuiltGraph:
     """Parse, configure, build, and report the layers."""
     started = time.monotonic()
@@ -109,7 +108,7 @@ def _build(
     # Puts each layer's name and types into the log; the plan is as fast without it.
     config.profiling_verbosity = api.trt.ProfilingVerbosity.DETAILED
     if hasattr(api.trt, "IProgressMonitor"):
-        config.progress_monitor = build.monitor(api.trt)
+        config.progress_monitor = running.monitor(api.trt)
     if hasattr(api.trt, "PreviewFeature") and hasattr(api.trt.PreviewFeature, _RESIZE):
         # Without it, newer releases reserve memory for the profile's largest shapes, whatever the actual shapes are.
         config.set_preview_feature(getattr(api.trt.PreviewFeature, _RESIZE), True)
@@ -121,7 +120,7 @@ def _build(
             config.set_compute_capability(getattr(api.trt.ComputeCapability, target.upper()), index)
     profile = _add_profile(builder, network, config, sizes, shapes, log, f"{api.title}: the {name}")
     if timings is not None:
-        timings.load(config, build.messages.append)
+        timings.load(config, running.messages.append)
     data = api.serialized(builder, network, config, log, name)
     if timings is not None:
         timings.save(config)
@@ -177,7 +176,7 @@ def _spec(tensor: Any, shapes: Mapping[str, Sequence[int | str]]) -> TensorSpec:
     shape = tuple(
         int(size) if size >= 0 else name for size, name in zip(tuple(tensor.shape), shapes[tensor.name], strict=True)
     )
-    return TensorSpec(tensor.name, shape, _DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()))
+    return TensorSpec(tensor.name, shape, DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()))
 
 
 def _inspect(api: TensorRT, data: bytes, name: str) -> str:
@@ -315,7 +314,7 @@ def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress
     Only the main thread receives Ctrl-C, and TensorRT calls back into Python (log, progress) from the thread that
     builds. An exception there would pass through TensorRT's own frames, which ends the process.
     """
-    build = _RunningBuild()
+    running = _RunningBuild()
     outcome: list[_Result] = []
     failure: list[Exception] = []
     # Python 3.11 considers a thread ended if Ctrl-C interrupts `join` (bpo-45274), so the thread sets its own events.
@@ -324,7 +323,7 @@ def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress
     def run() -> None:
         has_begun.set()
         try:
-            outcome.append(work(build))
+            outcome.append(work(running))
         except Exception as error:  # raised again by the waiting thread
             failure.append(error)
         finally:
@@ -338,15 +337,15 @@ def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress
             is_over = False
             while not is_over:
                 is_over = has_ended.wait(0.1)
-                while build.messages:
-                    progress(build.messages.pop(0))
-                phase = "".join(build.phases[-1:])
+                while running.messages:
+                    progress(running.messages.pop(0))
+                phase = "".join(running.phases[-1:])
                 if phase not in ("", reported) and time.monotonic() - reported_at > REPORT_EVERY_S:
                     reported, reported_at = phase, time.monotonic()
                     progress(f"{name}: {phase[0].lower()}{phase[1:]}")
         except BaseException:
             # A thread that is still in TensorRT when Python exits crashes the process.
-            build.cancelled.set()
+            running.cancelled.set()
             if has_begun.wait(1.0):  # Ctrl-C may come before the thread has begun
                 has_ended.wait()
             raise

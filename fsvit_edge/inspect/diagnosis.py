@@ -11,7 +11,7 @@ from typing import Any
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, read_manifest
 from fsvit_edge.runtime.engines.backends import TENSORRT_BACKENDS
-from fsvit_edge.runtime.engines.store.files import engine_folder
+from fsvit_edge.runtime.engines.store.files import engine_folder, folder_problem
 from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version
 from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
@@ -166,13 +166,11 @@ def _engines(path: Path) -> Iterator[Finding]:
     except EnvironmentLacksError as error:
         yield Finding("engine folder", False, False, str(error))
         return
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        yield Finding("engine folder", True, False, str(folder))
-    else:
-        reason = f"no permission in {existing}" if existing.is_dir() else f"{existing} is a file"
-        text = f"{folder} cannot be written: {reason}; needed for fsvit-edge build-engine"
+    if problem := folder_problem(folder):
+        text = f"{folder} cannot be written: {problem}; needed for fsvit-edge build-engine"
         yield Finding("engine folder", False, False, text)
+    else:
+        yield Finding("engine folder", True, False, str(folder))
     built, unusable = find_engines(folder)
     for number, sentence in enumerate(unusable, 1):
         yield Finding(f"sidecar {number}", False, False, sentence)

@@ -117,13 +117,12 @@ def build_network(
     return network
 
 
-def save_network(network: FewShotNetwork, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a network as `path` (.safetensors) and its configuration next to it (.json).
+def save_network(network: FewShotNetwork, path: Path) -> None:
+    """Write a network in FP32 as `path` (.safetensors) and its configuration next to it (.json).
 
     Args:
         network: The network.
         path: The file to write, which must end in .safetensors.
-        dtype: Precision of the stored values.
     """
     if path.suffix != ".safetensors":
         raise InputError(f"{path} must end in .safetensors.")
@@ -133,7 +132,7 @@ def save_network(network: FewShotNetwork, path: Path, dtype: torch.dtype = torch
     if network.objectness is not None:
         parts[OBJECTNESS_PREFIX] = network.objectness
     state = {
-        prefix + name: tensor.detach().to(dtype).contiguous()
+        prefix + name: tensor.detach().to(torch.float32).contiguous()
         for prefix, module in parts.items()
         for name, tensor in module.state_dict().items()
     }

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from fsvit_edge.model.checkpoint import load_network
 from fsvit_edge.model.graphs import GraphSpec, build_graphs, make_manifest
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import GraphInfo
-from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -79,7 +78,7 @@ class TorchEngine:
             raise FsvitEdgeError("The engine is closed.")
         check_feed(feed, self.inputs)
         values = [feed[spec.name] for spec in self.inputs]
-        tensors = [value if isinstance(value, TorchTensor) else self.upload(_host(value)) for value in values]
+        tensors = [value if isinstance(value, TorchTensor) else self.upload(on_host(value)) for value in values]
         try:
             with torch.inference_mode():
                 outputs = self._module(*(tensor.value for tensor in tensors))
@@ -150,10 +149,6 @@ def _digest(module: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _host(value: Array | ResidentTensor) -> Array:
-    return value if isinstance(value, np.ndarray) else value.numpy()
 
 
 def _dtype(tensor: Tensor) -> str:

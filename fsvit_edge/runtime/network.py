@@ -13,7 +13,7 @@ import numpy as np
 from fsvit_edge.runtime.bank import MAX_CLASSES
 from fsvit_edge.runtime.bundle import OBJECTNESS, Manifest
 from fsvit_edge.runtime.cached_support import ClassSupports
-from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
+from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, on_host
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.head_runs import head_runs
 from fsvit_edge.runtime.postprocess import Maps
@@ -174,14 +174,10 @@ def _cast_for(
     made = {spec.name: spec.dtype for spec in source.outputs}
     taken = {spec.name: spec.dtype for spec in target.inputs}
     return {
-        name: tensor if made[name] == taken[name] else _on_host(tensor).astype(taken[name])
+        name: tensor if made[name] == taken[name] else on_host(tensor).astype(taken[name])
         for name, tensor in tensors.items()
         if name in taken
     }
-
-
-def _on_host(tensor: Array | ResidentTensor) -> Array:
-    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
 def _known(size: int | str) -> int:

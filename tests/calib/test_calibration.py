@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fsvit_edge.calib.calibration import DEFAULT_CALIBRATION, FEWEST_PICTURES, Calibration
+from fsvit_edge.calib.calibration import CALIBRATION_NAME, FEWEST_PICTURES, Calibration
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
@@ -224,7 +224,7 @@ def test_loading_needs_neither_onnx_nor_an_engine() -> None:
         "import sys; sys.modules.update(dict.fromkeys(['onnx', 'onnxruntime', 'torch', 'typer', 'cv2']))\n"
         "from fsvit_edge.calib.calibration import *\n"
         "from fsvit_edge.runtime.bundle import Bundle, DEFAULT_BUNDLE\n"
-        "Calibration.load(DEFAULT_CALIBRATION).check_fits(Bundle.load(DEFAULT_BUNDLE))"
+        "Calibration.load(DEFAULT_BUNDLE / CALIBRATION_NAME).check_fits(Bundle.load(DEFAULT_BUNDLE))"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -234,12 +234,13 @@ def test_the_bundled_calibration_fits_the_bundled_model_and_contains_only_number
     from fsvit_edge.calib.int8 import linear_layers
     from fsvit_edge.calib.onnx_graph import Graph
 
-    shipped = Calibration.load(DEFAULT_CALIBRATION)
+    file = DEFAULT_BUNDLE / CALIBRATION_NAME
+    shipped = Calibration.load(file)
     shipped.check_fits(bundle)
     assert shipped.warnings() == []
     assert {layer.activation for layer in linear_layers(Graph(bundle.graphs["encoder"]))} == shipped.ranges[
         "encoder"
     ].keys()
-    text = DEFAULT_CALIBRATION.read_text()
+    text = file.read_text()
     assert len(text) < 200_000
     assert not any(word in text for word in ("/", "\\", ".jpg", ".mp4"))

@@ -11,7 +11,7 @@ from fsvit_edge.calib.fp16 import MASK_FLOAT16, find_overflows, to_fp16
 from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.precision import FLOAT32_IO, PrecisionOptions, make_graph
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError
 
 Keep = Callable[[Graph, NodeProto], bool]
 IN_FLOAT32 = ("LayerNormalization", "Softmax", "Gelu", "InstanceNormalization", "ReduceL2")
@@ -202,8 +202,3 @@ def test_a_weight_beyond_fp16_is_found() -> None:
     data = small_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], w=np.full((4, 3), 1e5, np.float32))
     found = find_overflows(data, to_fp16(data, (), no), [{"x": np.zeros((2, 4), np.float32)}])
     assert [one.tensor for one in found] == ["w_fp16"]
-
-
-def test_fp16_for_onnx_runtime_is_refused(tiny_graphs: dict[str, bytes]) -> None:
-    with pytest.raises(InputError, match="emulates FP16 in FP32"):
-        make_graph(tiny_graphs["encoder"], "encoder", "fp16", "onnxruntime", None, PrecisionOptions())

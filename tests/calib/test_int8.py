@@ -8,7 +8,7 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from fsvit_edge.calib.calibration import Calibration
-from fsvit_edge.calib.fp16 import SMALLEST_NORMAL
+from fsvit_edge.calib.fp16 import FP16_MIN_NORMAL
 from fsvit_edge.calib.int8 import insert_qdq, linear_layers, quantize_weight
 from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.precision import PrecisionOptions, check_patterns, make_graph
@@ -16,7 +16,7 @@ from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 BLOCKS = 6
-PLAIN = PrecisionOptions(smooth=False)
+PLAIN = PrecisionOptions()
 Make = Callable[..., Graph]
 
 
@@ -54,7 +54,7 @@ def test_scales_are_normal_numbers_of_fp16_and_zero_points_are_zero(made: Make) 
     for node in nodes_of(graph, "QuantizeLinear", "DequantizeLinear"):
         scale = graph.constants[node.input[1]]
         assert scale.dtype == np.float16
-        assert (scale >= SMALLEST_NORMAL).all()
+        assert (scale >= FP16_MIN_NORMAL).all()
         zero_points = [graph.constants[name] for name in node.input[2:]]
         assert all(zero.dtype == np.int8 and not zero.any() for zero in zero_points)
     for node in nodes_of(graph, "QuantizeLinear"):
@@ -108,7 +108,7 @@ def test_one_quantizer_serves_several_readers() -> None:
 def test_a_weight_too_small_for_an_fp16_scale_still_gets_one(size: float) -> None:
     weight = np.linspace(-size, size, 12, dtype=np.float32).reshape(4, 3)
     values, scales = quantize_weight(weight, 1)
-    assert (scales.astype(np.float16) >= SMALLEST_NORMAL).all()
+    assert (scales.astype(np.float16) >= FP16_MIN_NORMAL).all()
     assert np.abs(values * scales - weight).max() <= 0.51 * scales.max()
 
 
@@ -124,9 +124,9 @@ def test_a_transposed_weight_is_scaled_along_its_outputs() -> None:
 @pytest.mark.parametrize(
     ("options", "quantized"),
     [
-        (PrecisionOptions(keep_fp32=("*blocks.5.*",), smooth=False), 4 * (BLOCKS - 1)),
-        (PrecisionOptions(quantize=("*mlp.fc?.bias",), smooth=False), 2 * BLOCKS),
-        (PrecisionOptions(("*fc2*",), ("*blocks.0.*",), False), 3),
+        (PrecisionOptions(keep_fp32=("*blocks.5.*",)), 4 * (BLOCKS - 1)),
+        (PrecisionOptions(quantize=("*mlp.fc?.bias",)), 2 * BLOCKS),
+        (PrecisionOptions(("*fc2*",), ("*blocks.0.*",)), 3),
     ],
 )
 def test_patterns_choose_the_layers(made: Make, options: PrecisionOptions, quantized: int) -> None:

@@ -63,17 +63,14 @@ def saved(tiny_network: FewShotNetwork, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_saved_network_loads_unchanged(
-    tiny_network: FewShotNetwork, tmp_path: Path, state: State, dtype: torch.dtype
-) -> None:
+def test_a_saved_network_loads_unchanged(tiny_network: FewShotNetwork, tmp_path: Path, state: State) -> None:
     path = tmp_path / "made" / "tiny.safetensors"
-    save_network(tiny_network, path, dtype)
+    save_network(tiny_network, path)
     assert sorted(file.name for file in path.parent.iterdir()) == ["tiny.json", "tiny.safetensors"]
-    assert {tensor.dtype for tensor in load_file(path).values()} == {dtype}
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float32}
     loaded = load_network(path)
     assert loaded.config == tiny_network.config
-    assert_same_weights(loaded, {name: tensor.to(dtype) for name, tensor in state.items()})
+    assert_same_weights(loaded, state)
     assert not loaded.head.training
     assert not loaded.encoder.training
     assert not any(parameter.requires_grad for parameter in loaded.encoder.parameters())

@@ -87,6 +87,11 @@ class Engine(Protocol):
         """Close."""
 
 
+def on_host(value: Array | ResidentTensor) -> Array:
+    """Return a tensor's values as a NumPy array."""
+    return value if isinstance(value, np.ndarray) else value.numpy()
+
+
 def check_feed(feed: Mapping[str, Array | ResidentTensor], inputs: tuple[TensorSpec, ...]) -> None:
     """Refuse a feed that differs from the inputs of the graph.
 

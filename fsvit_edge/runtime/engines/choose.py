@@ -11,7 +11,7 @@ from fsvit_edge.runtime.engines.onnx_runtime import ENGINE_PROVIDERS, installed_
 from fsvit_edge.runtime.engines.open_graphs import Engines, open_bundle_graphs, open_cpu_engines, open_plans
 from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder
 from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version
-from fsvit_edge.runtime.engines.store.sets import BuiltEngine, EngineSet, find_engines, fitting_sets
+from fsvit_edge.runtime.engines.store.sets import EngineSet, StoredEngine, find_engines, fitting_sets
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
@@ -105,13 +105,13 @@ def _check_options(engine: str, precision: str) -> None:
         )
 
 
-def _built_engines(bundle: Bundle, precision: str) -> tuple[list[BuiltEngine], list[FsvitEdgeError]]:
+def _built_engines(bundle: Bundle, precision: str) -> tuple[list[StoredEngine], list[FsvitEdgeError]]:
     """The engines that were built from a bundle in a precision, newest first, and why others cannot be read."""
     try:
         built, problems = find_engines(engine_folder(bundle.path, bundle.manifest))
     except EnvironmentLacksError:  # without a home folder there is no cache to search
         return [], []
-    fitting = [one for one in built if precision in ("auto", one[1].precision)]
+    fitting = [one for one in built if precision in ("auto", one.record.precision)]
     return fitting, [ArtifactError(problem) for problem in problems]
 
 
@@ -156,13 +156,13 @@ class _Search:
 
     bundle: Bundle
     threads: int | None
-    built: list[BuiltEngine]
+    built: list[StoredEngine]
     refused: list[FsvitEdgeError]
     without_gpu: str = ""
 
     def open_plans(self, backends: Sequence[str]) -> tuple[Engines, EngineChoice] | None:
         """Open the fastest plans that fit; None if there are none."""
-        built = [one for one in self.built if one[1].backend in backends]
+        built = [one for one in self.built if one.record.backend in backends]
         if not built:
             return None
         machine = Machine.here()
@@ -174,7 +174,7 @@ class _Search:
 
     def open_on_cpu(self, even_if_slower: bool) -> tuple[Engines, EngineChoice] | None:
         """Open the CPU engines that measured fastest on this processor; None if there are none."""
-        built = [one for one in self.built if one[1].backend == "onnxruntime"]
+        built = [one for one in self.built if one.record.backend == "onnxruntime"]
         if not built:
             return None
         machine = Machine.here()
@@ -225,7 +225,7 @@ def _plan_order(one: EngineSet) -> tuple[bool, float, int]:
 
 def _ratio_to_fp32(one: EngineSet, machine: Machine) -> float:
     """A set's latency over that of the FP32 graphs in the same run; infinite if not measured on this processor."""
-    measured_on = record_from_json(Machine, one.encoder[0], one.record.machine).cpu
+    measured_on = record_from_json(Machine, one.encoder.path, one.record.machine).cpu
     if measured_on != machine.cpu or one.latency_ms is None or not one.fp32_latency_ms:
         return math.inf
     return one.latency_ms / one.fp32_latency_ms

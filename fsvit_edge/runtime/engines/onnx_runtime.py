@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -103,7 +103,7 @@ class OnnxRuntimeEngine:
         binding = self._session.io_binding()
         # Kept until the run is over: a binding does not promise to keep the host's copies alive.
         bound = {
-            name: value if isinstance(value, OrtTensor) else self.upload(_host(value)) for name, value in feed.items()
+            name: value if isinstance(value, OrtTensor) else self.upload(on_host(value)) for name, value in feed.items()
         }
         for name, tensor in bound.items():
             binding.bind_ortvalue_input(name, tensor.value)
@@ -155,10 +155,6 @@ def installed_providers() -> tuple[str, ...]:
     import onnxruntime as ort
 
     return tuple(name for name, theirs in PROVIDERS.items() if theirs in ort.get_available_providers())
-
-
-def _host(value: Array | ResidentTensor) -> Array:
-    return value if isinstance(value, np.ndarray) else value.numpy()
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -70,8 +70,8 @@ def open_plans(bundle: Bundle, engine_set: EngineSet, threads: int | None) -> En
     engines: Engines = {}
     with ExitStack() as stack:
         memory = open_device_memory()  # closes when no engine uses it any more
-        engines["encoder"] = stack.enter_context(TensorRtEngine(encoder_plan, engine_set.encoder[1], api, memory))
-        engines["head"] = stack.enter_context(TensorRtEngine(head_plan, engine_set.head[1], api, memory))
+        engines["encoder"] = stack.enter_context(TensorRtEngine(encoder_plan, engine_set.encoder.record, api, memory))
+        engines["head"] = stack.enter_context(TensorRtEngine(head_plan, engine_set.head.record, api, memory))
         engines |= _open_fp32_graphs(bundle, threads, stack)
         stack.pop_all()
     return engines

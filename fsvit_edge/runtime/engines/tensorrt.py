@@ -12,23 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.runtime.engines import rtx as rtx_runtime
-from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.engines.cuda_graphs import Bindings, CudaGraphCache
 from fsvit_edge.runtime.engines.memory.base import DeviceBuffer, DeviceMemory
 from fsvit_edge.runtime.engines.store.files import EngineRecord
-from fsvit_edge.runtime.engines.tensorrt_api import TensorRT
+from fsvit_edge.runtime.engines.tensorrt_api import DTYPES, TensorRT
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
-
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "UINT8": "uint8",
-    "INT8": "int8",
-    "BOOL": "bool",
-    "INT32": "int32",
-    "INT64": "int64",
-}
 
 
 class DeviceTensor:
@@ -211,7 +201,7 @@ class TensorRtEngine:
             if value.dtype != spec.dtype:
                 raise InputError(f"Input {spec.name!r} must be {spec.dtype} {spec.shape}, got {value.dtype}.")
             return value.buffer.address
-        array = value if isinstance(value, np.ndarray) else value.numpy()
+        array = on_host(value)
         if array.dtype != spec.dtype:
             raise InputError(f"Input {spec.name!r} must be {spec.dtype} {spec.shape}, got {array.dtype}.")
         buffer = self._buffer(spec.name, array.nbytes)
@@ -255,9 +245,9 @@ class TensorRtEngine:
                     got == -1 or isinstance(want, str) or got == want
                     for got, want in zip(shape, spec.shape, strict=True)
                 )
-                if not is_same or _DTYPES.get(dtype, dtype) != spec.dtype:
+                if not is_same or DTYPES.get(dtype, dtype) != spec.dtype:
                     raise self._mismatch(
-                        f"has {spec.name!r} as {_DTYPES.get(dtype, dtype)} {shape}, but its sidecar states "
+                        f"has {spec.name!r} as {DTYPES.get(dtype, dtype)} {shape}, but its sidecar states "
                         f"{spec.dtype} {spec.shape}"
                     )
 

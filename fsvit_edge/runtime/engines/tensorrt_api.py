@@ -19,7 +19,19 @@ from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, Fsvi
 OLDEST_VERSION = (10, 3)
 """Oldest version of `tensorrt` that is known to work: that of JetPack 6.1. Versions before 10 cannot type strongly."""
 
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "UINT8": "uint8",
+    "INT8": "int8",
+    "BOOL": "bool",
+    "INT32": "int32",
+    "INT64": "int64",
+}
+"""TensorRT's name of an element type -> NumPy's."""
+
 _MOST_MESSAGES = 100
+# What can be imported; the version is read from other modules, see `installed_version`.
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _INSTALL = {
     "tensorrt": 'pip install "fsvit-edge[tensorrt]" (on JetPack: apt install python3-libnvinfer, and create the '

@@ -145,6 +145,14 @@ def engine_folder(bundle: Path, manifest: Manifest) -> Path:
     return user_cache("engines") / f"{manifest.name}-{manifest.graphs['encoder'].sha256[:12]}"
 
 
+def folder_problem(folder: Path) -> str | None:
+    """Return why engines cannot be written to a folder, which need not exist, as a clause; None if they can."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    return None if os.access(existing, os.W_OK | os.X_OK) else f"no permission in {existing}"
+
+
 def sidecar_of(path: Path) -> Path:
     """Return the path of the sidecar, given the engine or the sidecar itself."""
     return path if path.suffix == SIDECAR_SUFFIX else path.with_name(path.name + SIDECAR_SUFFIX)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fsvit_edge.runtime.bundle import Manifest
 from fsvit_edge.runtime.engines.backends import BACKEND_TITLES
@@ -12,8 +13,17 @@ from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.storage import TEMPORARY_PREFIX
 
-BuiltEngine = tuple[Path, EngineRecord]
-"""An engine's path and its sidecar."""
+
+class StoredEngine(NamedTuple):
+    """An engine on disk.
+
+    Attributes:
+        path: The engine's file.
+        record: Its sidecar.
+    """
+
+    path: Path
+    record: EngineRecord
 
 
 @dataclass(frozen=True)
@@ -25,23 +35,23 @@ class EngineSet:
         head: The newest head that fits.
     """
 
-    encoder: BuiltEngine
-    head: BuiltEngine
+    encoder: StoredEngine
+    head: StoredEngine
 
     @property
     def record(self) -> EngineRecord:
         """Sidecar of the encoder, whose backend, precision and machine are those of the set."""
-        return self.encoder[1]
+        return self.encoder.record
 
     @property
     def latency_ms(self) -> float | None:
         """Time of encoder and head together, as measured at the build; None if it was not."""
-        return _sum(self.encoder[1].latency_ms, self.head[1].latency_ms)
+        return _sum(self.encoder.record.latency_ms, self.head.record.latency_ms)
 
     @property
     def fp32_latency_ms(self) -> float | None:
         """Time of the FP32 graphs in the same measurement; None if it was not measured."""
-        return _sum(self.encoder[1].fp32_latency_ms, self.head[1].fp32_latency_ms)
+        return _sum(self.encoder.record.fp32_latency_ms, self.head.record.fp32_latency_ms)
 
     @property
     def description(self) -> str:
@@ -66,7 +76,7 @@ class Fitting:
     reasons: dict[tuple[str, str], str]
 
 
-def find_engines(folder: Path) -> tuple[list[BuiltEngine], list[str]]:
+def find_engines(folder: Path) -> tuple[list[StoredEngine], list[str]]:
     """Read the sidecars in a folder; the engines themselves are not opened.
 
     Returns:
@@ -79,12 +89,12 @@ def find_engines(folder: Path) -> tuple[list[BuiltEngine], list[str]]:
         except ArtifactError as error:  # noqa: PERF203 - the other sidecars are still useful
             problems.append(str(error))
         else:
-            built.append((sidecar.with_suffix(""), record))
-    return sorted(built, key=lambda one: one[1].built_at, reverse=True), problems
+            built.append(StoredEngine(sidecar.with_suffix(""), record))
+    return sorted(built, key=lambda engine: engine.record.built_at, reverse=True), problems
 
 
 def fitting_sets(
-    built: Collection[BuiltEngine], manifest: Manifest, machine: Machine, bundle: Path | None = None
+    built: Collection[StoredEngine], manifest: Manifest, machine: Machine, bundle: Path | None = None
 ) -> Fitting:
     """Pair the newest encoder and head of each backend and precision that fit the bundle and the machine.
 
@@ -97,15 +107,16 @@ def fitting_sets(
     sets = []
     reasons: dict[tuple[str, str], str] = {}
     for kind in dict.fromkeys((record.backend, record.precision) for _, record in built):
-        chosen: dict[str, BuiltEngine] = {}
+        chosen: dict[str, StoredEngine] = {}
         refusals: dict[str, str] = {}
-        for path, record in built:
+        for engine in built:
+            record = engine.record
             if (record.backend, record.precision) == kind and record.graph not in chosen:
                 refused = incompatibilities(record, manifest, machine, bundle)
                 if refused:
                     refusals.setdefault(record.graph, refused[0])
                 else:
-                    chosen[record.graph] = (path, record)
+                    chosen[record.graph] = engine
         missing = [graph for graph in ENGINE_GRAPHS if graph not in chosen]
         if not missing:
             sets.append(EngineSet(chosen["encoder"], chosen["head"]))
