@@ -179,7 +179,7 @@ def test_an_engine_that_is_damaged_or_unverified_is_built_again(bundle: Path) ->
         ("tensorrt-rtx", {"int8": 5.0, "fp16": 4.0}, 24, "INT8 takes 5.0 ms, FP16 4.0 ms; use --precision fp16."),
         ("tensorrt-rtx", {"int8": 4.0, "fp16": 4.0}, 24, "INT8 takes 4.0 ms, FP16 4.0 ms; use --precision fp16."),
         ("tensorrt-rtx", {"int8": 3.0, "fp16": 4.0}, 24, ""),
-        ("tensorrt-rtx", {"int8": 3.0}, 24, "INT8 is often no faster than FP16 on a GPU; build with --fp16 too"),
+        ("tensorrt-rtx", {"int8": 3.0}, 24, "INT8 is often no faster than FP16 on a GPU; compare: build with --fp16"),
         ("tensorrt-rtx", {"int8": 3.0}, 0, "No matrix multiplication runs in INT8; use --precision fp16."),
         (
             "onnxruntime",

@@ -343,13 +343,13 @@ def test_int8_on_the_cpu_agrees_with_fp32_and_has_sharp_outlines(
 
 
 class Sharing(FewShotModel):
-    """Records the objectness engine of every model that is opened."""
+    """Records the engines of every model that is opened."""
 
     opened: list[Any] = []  # noqa: RUF012 - shared by all models
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.opened.append((options["objectness"], self.outlines))
+        self.opened.append((self.network.objectness, self.outlines))
 
 
 def test_engines_are_compared_and_scored_with_the_separate_objectness_graph(

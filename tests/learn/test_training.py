@@ -267,7 +267,7 @@ def test_an_unfinished_training_is_neither_overwritten_nor_resumed_with_other_op
     run(data)
     with pytest.raises(InputError, match="continue it with --resume"):
         run(data)
-    with pytest.raises(InputError, match=r"a training with learning_rate 0\.001, but now it is 0\.5"):
+    with pytest.raises(InputError, match=r"a training run with learning_rate 0\.001, but now it is 0\.5"):
         run(data, resume=True, learning_rate=0.5)
 
 

@@ -230,26 +230,26 @@ def test_predictions_are_the_same_before_saving_and_after_loading(path: Path) ->
     [
         pytest.param(
             {"encoder_sha256": "cd" * 32},
-            "was made by another encoder: cdcdcdcdcdcd... (nano), this bundle has abababababab... (nano)",
+            "was made with a different encoder: cdcdcdcdcdcd... (nano), but this bundle has abababababab... (nano)",
             id="encoder",
         ),
         pytest.param(
             {"encoder_sha256": "cd" * 32, "image_size": 48},
-            "was made by another image size: 48, this bundle has 32",
+            "was made with a different image size: 48, but this bundle has 32",
             id="image size",
         ),
         pytest.param(
             {"encoder_sha256": "cd" * 32, "precision": "fp16"},
-            "was made by another encoder: cdcdcdcdcdcd... (nano), this bundle has abababababab... (nano)",
+            "was made with a different encoder: cdcdcdcdcdcd... (nano), but this bundle has abababababab... (nano)",
             id="encoder and precision: --precision would not help",
         ),
         pytest.param(
             {"precision": "int8"},
-            "was made in another precision: int8, the engines here compute in fp32; use it with --precision int8 or",
+            "was made in int8, but the engines here compute in fp32; use it with --precision int8 or",
             id="precision",
         ),
         pytest.param({"head_dim": DIM + 1}, "has tokens of a different shape than this bundle's", id="shape"),
-        pytest.param({"encoder_sha256": 5}, "was made by another encoder: 5... (nano)", id="no sum"),
+        pytest.param({"encoder_sha256": 5}, "was made with a different encoder: 5... (nano)", id="no sum"),
     ],
 )
 def test_a_bank_of_another_encoder_is_refused_with_the_difference(
@@ -318,7 +318,7 @@ def set_tensor(name: str, array: np.ndarray) -> Callable[[dict[str, np.ndarray]]
         pytest.param(set_tensor("0.0.pooled_mask", np.zeros(8, np.bool_)), "0.0.pooled_mask is", id="pooled mask"),
         pytest.param(set_tensor("0.0.thumbnail", np.zeros((5, 6), np.uint8)), "0.0.thumbnail is", id="thumbnail"),
         pytest.param(
-            set_tensor("0.0.thumbnail_mask", np.zeros((6, 5), np.bool_)), "another size than its picture", id="its mask"
+            set_tensor("0.0.thumbnail_mask", np.zeros((6, 5), np.bool_)), "not the size of its picture", id="its mask"
         ),
     ],
 )

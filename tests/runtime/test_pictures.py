@@ -111,7 +111,7 @@ def make_float(path: Path) -> None:
         pytest.param(os.mkfifo, "is not a regular file", id="pipe"),
         pytest.param(Path.touch, "is empty", id="empty"),
         pytest.param(lambda path: path.write_bytes(b"\x00\xff" * 99), "is damaged or not a PNG, JPEG", id="garbage"),
-        pytest.param(lambda path: Image.fromarray(RGB).save(path, "PPM"), "is no PNG, JPEG", id="format not allowed"),
+        pytest.param(lambda path: Image.fromarray(RGB).save(path, "PPM"), "not a PNG, JPEG", id="format not allowed"),
         pytest.param(make_truncated, "damaged or cut short: its pixels cannot be decoded", id="truncated"),
         pytest.param(make_float, "has floating-point pixels; save it with 8 or 16 bits", id="float"),
         pytest.param(make_huge_file, "has 64 MB, more than the 64 MB allowed", id="64 MB"),

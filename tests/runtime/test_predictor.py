@@ -714,7 +714,7 @@ def test_a_failed_load_leaves_the_classes_as_they_were(fake: Fake, tmp_path: Pat
 def test_a_bank_of_another_model_is_refused(fake: Fake, real: FewShotModel, tmp_path: Path) -> None:
     fake.model.enroll("a", [picture(0)])
     fake.model.save_bank(tmp_path / "bank.safetensors")
-    with pytest.raises(ArtifactError, match="was made by another image size: 8, this bundle has"):
+    with pytest.raises(ArtifactError, match="was made with a different image size: 8, but this bundle has"):
         real.load_bank(str(tmp_path / "bank.safetensors"))
 
 

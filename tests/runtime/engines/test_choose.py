@@ -181,9 +181,7 @@ def test_a_bank_of_another_precision_is_refused_with_the_option(bundle: Bundle, 
         model.save_bank(bank)
     with FewShotModel.load(bundle.path, threads=1) as model:
         assert model.choice.precision == "int8"
-        with pytest.raises(
-            ArtifactError, match=r"made in another precision: fp32.* use it with --precision fp32 or enroll"
-        ):
+        with pytest.raises(ArtifactError, match=r"made in fp32, .* use it with --precision fp32 or enroll"):
             model.load_bank(bank)
     with FewShotModel.load(bundle.path, precision="fp32", threads=1) as model:
         model.load_bank(bank)  # the control
