@@ -30,14 +30,13 @@ def record(
     info = MANIFEST.graphs[graph]
     is_plan = backend != "onnxruntime"
     targets = ("sm86", "sm89") if backend == "tensorrt-rtx" else ()
-    made_for = {"tensorrt": GPU, "tensorrt-rtx": targets, "onnxruntime": MACHINE.arch}[backend]
     values: dict[str, Any] = {
         "format_version": 1,
         "graph": graph,
         "backend": backend,
         "backend_version": VERSIONS[backend],
         "precision": precision,
-        "file": engine_name(graph, backend, VERSIONS[backend], precision, made_for),
+        "file": engine_name(graph, backend, VERSIONS[backend], precision, MACHINE, targets),
         "sha256": "",
         "size_bytes": 0,
         "bundle_name": MANIFEST.name,

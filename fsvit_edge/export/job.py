@@ -8,7 +8,7 @@ from fsvit_edge.export.tensorrt import Range
 from fsvit_edge.runtime.bundle import Bundle, Manifest
 from fsvit_edge.runtime.engines.backends import BACKENDS, refuse_old_name
 from fsvit_edge.runtime.engines.onnx_runtime import refuse_fp16_on_cpu
-from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, engine_name, folder_problem
+from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, folder_problem
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
@@ -128,14 +128,6 @@ class BuildJob:
     def usual_sizes(self) -> dict[str, int]:
         """The sizes that engines are timed with."""
         return {name: usual for name, (_, usual, _) in self.sizes.items()}
-
-    def file_name(self, graph: str) -> str:
-        """Return the file name of a graph's engine, without the digits of its sha256."""
-        if self.backend.name == "tensorrt":
-            assert self.machine.gpu is not None
-            return engine_name(graph, "tensorrt", self.backend.version, self.precision, self.machine.gpu)
-        made_for = self.targets if self.backend.name == "tensorrt-rtx" else self.machine.arch
-        return engine_name(graph, self.backend.name, self.backend.version, self.precision, made_for)
 
 
 def plan_job(path: Path, options: BuildOptions) -> BuildJob:

@@ -326,7 +326,7 @@ def _no_scikit_image(_: int) -> None:
 def test_a_folder_that_cannot_be_written_is_refused_before_the_build(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_module.os, "access", lambda *_: False)  # the tests may run as root
+    monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root
     with pytest.raises(FsvitEdgeError, match=r"Engines cannot be written to .*: no permission in .*XDG_CACHE_HOME"):
         build_engines(bundle, FAST)
 

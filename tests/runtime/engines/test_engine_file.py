@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_records import GPU, MANIFEST, edit, record, write_engine, write_set
+from engine_records import GPU, MACHINE, MANIFEST, edit, record, write_engine, write_set
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines.store.files import (
@@ -38,17 +38,18 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("backend", "made_for", "name"),
+    ("backend", "gpu_name", "targets", "name"),
     [
-        ("tensorrt", GPU, "encoder.NVIDIA-L4.sm89.trt10.3.0.fp16.engine"),
-        ("tensorrt", replace(GPU, name="Orin (nvgpu) / 8 GB"), "encoder.Orin-nvgpu-8-GB.sm89.trt10.3.0.fp16.engine"),
-        ("tensorrt-rtx", ("sm86", "sm89"), "encoder.rtx10.3.0.sm86-sm89.fp16.engine"),
-        ("tensorrt-rtx", (), "encoder.rtx10.3.0.fp16.engine"),
-        ("onnxruntime", "x86_64", "encoder.x86_64.ort10.3.0.fp16.onnx"),
+        ("tensorrt", "NVIDIA L4", (), "encoder.NVIDIA-L4.sm89.trt10.3.0.fp16.engine"),
+        ("tensorrt", "Orin (nvgpu) / 8 GB", (), "encoder.Orin-nvgpu-8-GB.sm89.trt10.3.0.fp16.engine"),
+        ("tensorrt-rtx", "NVIDIA L4", ("sm86", "sm89"), "encoder.rtx10.3.0.sm86-sm89.fp16.engine"),
+        ("tensorrt-rtx", "NVIDIA L4", (), "encoder.rtx10.3.0.fp16.engine"),
+        ("onnxruntime", "NVIDIA L4", (), "encoder.x86_64.ort10.3.0.fp16.onnx"),
     ],
 )
-def test_the_file_name_states_the_content(backend: str, made_for: Any, name: str) -> None:
-    assert engine_name("encoder", backend, "10.3.0", "fp16", made_for) == name
+def test_the_file_name_states_the_content(backend: str, gpu_name: str, targets: tuple[str, ...], name: str) -> None:
+    machine = replace(MACHINE, gpu=replace(GPU, name=gpu_name))
+    assert engine_name("encoder", backend, "10.3.0", "fp16", machine, targets) == name
 
 
 def test_engines_are_beside_the_graphs_or_in_the_cache_for_the_bundled_model(

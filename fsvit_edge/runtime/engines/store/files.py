@@ -19,7 +19,6 @@ from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
 from fsvit_edge.runtime.engines.backends import BACKENDS
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
-from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.storage import TEMPORARY_PREFIX, atomic_write, locked, user_cache
@@ -111,7 +110,7 @@ class EngineRecord:
 
 
 def engine_name(
-    graph: str, backend: str, backend_version: str, precision: str, made_for: Gpu | tuple[str, ...] | str
+    graph: str, backend: str, backend_version: str, precision: str, machine: Machine, targets: tuple[str, ...] = ()
 ) -> str:
     """Return an engine's file name, to which `write_engines` adds the first digits of its checksum.
 
@@ -120,17 +119,16 @@ def engine_name(
         backend: One of `BACKENDS`.
         backend_version: Exact version of the backend.
         precision: One of `PRECISIONS`.
-        made_for: For tensorrt the GPU, for tensorrt-rtx the GPU architectures, for onnxruntime the processor's
-            architecture.
+        machine: The machine that builds; for tensorrt it has a GPU.
+        targets: GPU architectures that tensorrt-rtx builds for.
     """
     if backend == "onnxruntime":
-        parts = [_plain(str(made_for)), f"ort{backend_version}"]
+        parts = [_plain(machine.arch), f"ort{backend_version}"]
     elif backend == "tensorrt-rtx":
-        assert isinstance(made_for, tuple)
-        parts = [f"rtx{backend_version}", "-".join(made_for)]
+        parts = [f"rtx{backend_version}", "-".join(targets)]
     else:
-        assert not isinstance(made_for, tuple | str)
-        parts = [_plain(made_for.name), made_for.architecture, f"trt{backend_version}"]
+        assert machine.gpu is not None, "TensorRT builds on a GPU"
+        parts = [_plain(machine.gpu.name), machine.gpu.architecture, f"trt{backend_version}"]
     return ".".join([graph, *filter(None, parts), precision]) + _SUFFIXES[backend]
 
 
