@@ -115,7 +115,8 @@ def test_a_run_with_faults_does_not_grow(camera: FakeCamera, folders: tuple[Path
     )
     assert clean_slope <= MAX_MB_PER_H
     assert leaking_slope > MAX_MB_PER_H
-    assert counts == settled
+    # A leak grows with every fault. One less is none: a page's client may be between two connections.
+    assert all(now <= before for now, before in zip(counts, settled, strict=True))
     assert len(list(folders[0].glob("out-*.mp4"))) <= 3
     assert "Traceback" not in clean.run.said()
 
