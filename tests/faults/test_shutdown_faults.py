@@ -115,7 +115,7 @@ def test_stop_while_the_model_hangs(start_run: Start) -> None:
     run.wait_for(lambda: (run.folder / "stuck").exists())
     time.sleep(0.3)
     print(f"model hangs: {run.end():.2f} s")
-    assert "Exiting without the model, which did not stop in time." in run.said()
+    assert "Exiting although the model did not stop in time." in run.said()
     is_clean(run, video=True)
 
 
