@@ -5,6 +5,7 @@ The same run with a planted leak runs beside it and must exceed the same limit.
 
 import os
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -42,6 +43,21 @@ def slope_mb_per_h(times_s: list[float], bytes_used: list[int]) -> float:
     return float(np.median((used[second] - used[first]) / (t[second] - t[first]))) * 3600 / 1e6
 
 
+Counts = tuple[int, int, int]
+
+
+def counts_of(process: psutil.Process) -> Counts:
+    """Threads, file descriptors and child processes of a process."""
+    return process.num_threads(), process.num_fds(), len(process.children(recursive=True))
+
+
+def has_grown(before: Counts, now: Counts) -> bool:
+    """Whether any count is higher: a leak grows with every fault. A page's client may be between two connections, so
+    one descriptor less is none.
+    """
+    return any(later > earlier for earlier, later in zip(before, now, strict=True))
+
+
 class Watched:
     """A run and the memory it has used so far."""
 
@@ -56,8 +72,8 @@ class Watched:
         self.times_s.append(now_s)
         self.used.append(memory.rss - memory.shared)
 
-    def counts(self) -> tuple[int, int, int]:
-        return self.process.num_threads(), self.process.num_fds(), len(self.process.children(recursive=True))
+    def counts(self) -> Counts:
+        return counts_of(self.process)
 
 
 def watch_page(address: str, stop: threading.Event) -> None:
@@ -115,16 +131,15 @@ def test_a_run_with_faults_does_not_grow(camera: FakeCamera, folders: tuple[Path
     )
     assert clean_slope <= MAX_MB_PER_H
     assert leaking_slope > MAX_MB_PER_H
-    # A leak grows with every fault. One less is none: a page's client may be between two connections.
-    assert all(now <= before for now, before in zip(counts, settled, strict=True))
+    assert not has_grown(settled, counts)
     assert len(list(folders[0].glob("out-*.mp4"))) <= 3
     assert "Traceback" not in clean.run.said()
 
 
-def _break_camera(camera: FakeCamera, clean: Watched, leaking: Watched) -> tuple[tuple[int, int, int], int]:
+def _break_camera(camera: FakeCamera, clean: Watched, leaking: Watched) -> tuple[Counts, int]:
     wait_until_live(clean)
     started = time.monotonic()
-    settled: tuple[int, int, int] | None = None
+    settled: Counts | None = None
     faults: list[Callable[[], None]] = []
     fault_due_s = FAULT_EVERY_S
     while (now_s := time.monotonic() - started) < 60 * MINUTES:
@@ -159,3 +174,21 @@ def test_the_slope_follows_growth_and_ignores_a_jump() -> None:
     assert slope_mb_per_h(times_s, steady) == pytest.approx(3.6)
     jumped = [100_000_000 + (5_000_000 if 100 < second < 120 else 0) for second in times_s]
     assert abs(slope_mb_per_h(times_s, jumped)) < 0.1
+
+
+def test_one_leaked_descriptor_thread_or_process_is_growth() -> None:
+    process, stop = psutil.Process(), threading.Event()
+    settled = counts_of(process)
+    assert not has_grown(settled, settled)
+    with open(os.devnull) as _:
+        opened = counts_of(process)
+        assert has_grown(settled, opened)
+        assert not has_grown(opened, settled)
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    assert has_grown(settled, counts_of(process))
+    stop.set()
+    thread.join()
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert has_grown(settled, counts_of(process))
+        child.kill()
