@@ -1,0 +1,94 @@
+"""From the head's scores to which classes are present: levels, the empty scene, negatives, and classes that compete.
+
+All rules work on log-odds, here called z, and return a score for each class that is above the class's level exactly if
+the class is present. The figures come from `benchmarks/false_alarms.py`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.postprocess import Maps, log_odds, sigmoid
+
+Scores = npt.NDArray[np.float32]
+
+SCENE_MARGIN = 0.5
+"""How far above the highest score on the empty scene, in log-odds, a class must be."""
+NEGATIVE_MARGIN = 1.0
+"""How far below a negative, in log-odds, a class may be and still be present."""
+LEFT = 0.7
+"""Share of a class's pixels that must be left to it by classes of higher scores."""
+
+
+def scene_level(level: float, scene_scores: Sequence[float]) -> float:
+    """Raise a class's level above what it scores on pictures of the empty scene.
+
+    Args:
+        level: The class's own level, in (0, 1).
+        scene_scores: P(present), in [0, 1], of each picture of the scene.
+
+    Returns:
+        The level, in (0, 1).
+    """
+    if not scene_scores:
+        return level
+    z = max(float(log_odds(np.array([level], np.float32))[0]), float(log_odds(np.array(scene_scores, np.float32)).max()) + SCENE_MARGIN)
+    return max(level, float(sigmoid(np.array([z], np.float32))[0]))
+
+
+def subtract_negatives(scores: Scores, foreground: Maps, levels: Scores, owners: Sequence[int]) -> tuple[Scores, Maps]:
+    """Let the classes compete with their negatives, pictures that a person said are not the class.
+
+    A class that scores z is present if it is above its level and z > z_negative - NEGATIVE_MARGIN for each of its
+    negatives. The margin is in favor of the class, because its picture is older than the negative's, and so less like
+    the frame. In each pixel the class's log-odds are lowered by the negative's, if that is likely there.
+
+    Args:
+        scores: P(present) of the classes, then of the negatives, (ways + negatives,) float32 in [0, 1].
+        foreground: P(foreground) of the same, (ways + negatives, m, m).
+        levels: Of the classes, (ways,) in (0, 1).
+        owners: For each negative, the index of its class.
+
+    Returns:
+        Scores (ways,) and P(foreground) (ways, m, m) of the classes.
+    """
+    decided, pixels = scores[: len(levels)].copy(), foreground[: len(levels)].copy()
+    z, z_levels = log_odds(scores), log_odds(levels)
+    for negative, owner in enumerate(owners, start=len(levels)):
+        lead = z[owner] - z[negative] + NEGATIVE_MARGIN
+        decided[owner] = min(decided[owner], sigmoid(z_levels[owner] + lead))
+        z_pixels = log_odds(foreground[owner]) - log_odds(foreground[negative])
+        np.minimum(pixels[owner], sigmoid(z_pixels), out=pixels[owner])
+    return decided, pixels
+
+
+def compete(scores: Scores, foreground: Maps, levels: Scores) -> Scores:
+    """Let classes that claim the same pixels exclude each other.
+
+    Classes take their pixels in the order of their scores above their levels; a class is absent if less than `LEFT` of
+    its pixels, those above 0.5 in CST's own foreground, are left by the classes before it. One without pixels claims
+    nothing and stays.
+
+    Args:
+        scores: P(present), (ways,) float32 in [0, 1].
+        foreground: P(foreground), (ways, m, m).
+        levels: (ways,) in (0, 1).
+
+    Returns:
+        Scores (ways,), lowered to below the level for classes that lost their pixels.
+    """
+    present = np.flatnonzero(scores > levels)
+    if len(present) < 2:
+        return scores
+    leads = log_odds(scores[present]) - log_odds(levels[present])
+    taken = np.zeros(foreground.shape[1:], np.bool_)
+    decided = np.array(scores)
+    for way in present[np.argsort(-leads, kind="stable")]:
+        pixels = foreground[way] > 0.5
+        left = float((pixels & ~taken).sum() / pixels.sum()) if pixels.any() else 1.0
+        if left < LEFT:
+            decided[way] = levels[way] * left / LEFT
+        else:
+            taken |= pixels
+    return decided
