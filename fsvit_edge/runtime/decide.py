@@ -33,7 +33,10 @@ def scene_level(level: float, scene_scores: Sequence[float]) -> float:
     """
     if not scene_scores:
         return level
-    z = max(float(log_odds(np.array([level], np.float32))[0]), float(log_odds(np.array(scene_scores, np.float32)).max()) + SCENE_MARGIN)
+    z = max(
+        float(log_odds(np.array([level], np.float32))[0]),
+        float(log_odds(np.array(scene_scores, np.float32)).max()) + SCENE_MARGIN,
+    )
     return max(level, float(sigmoid(np.array([z], np.float32))[0]))
 
 

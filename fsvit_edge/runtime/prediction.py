@@ -17,9 +17,10 @@ class ClassResult:
 
     Attributes:
         name: The class.
-        score: P(present), in [0, 1].
+        score: P(present), in [0, 1], after negatives and competing classes lowered it.
+        raw_score: What the head said, in [0, 1].
         level: The score above which the class is present, in (0, 1).
-        is_present: Whether the score is above the level.
+        is_present: Whether the score is above the level, or was for long enough if answers are steady.
         area_px: Pixels of the class in the label map, whether it is present or not.
         area: The same as a share of the frame, in [0, 1].
         box_xyxy: Left, top, right and bottom of those pixels, right and bottom exclusive; None without a pixel.
@@ -27,6 +28,7 @@ class ClassResult:
 
     name: str
     score: float
+    raw_score: float
     level: float
     is_present: bool
     area_px: int
@@ -47,6 +49,10 @@ class Prediction:
         foreground: P(foreground) of each class at the frame's size, (ways, H, W) float32 in [0, 1]; None unless
             requested.
         latency_ms: Milliseconds spent in each stage, by name, in the order in which they ran.
+        raw_scores: What the head said, (ways,) float32, before negatives and competing classes lowered it; None: the
+            same as `scores`.
+        steady_present: Whether each class is present, (ways,) bool, decided over several frames; None: by this frame
+            alone.
     """
 
     classes: tuple[str, ...]
@@ -55,11 +61,13 @@ class Prediction:
     label_map: npt.NDArray[np.uint8]
     foreground: npt.NDArray[np.float32] | None
     latency_ms: dict[str, float]
+    raw_scores: npt.NDArray[np.float32] | None = None
+    steady_present: npt.NDArray[np.bool_] | None = None
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
-        """Whether each score is above its level, (ways,) bool."""
-        return self.scores > self.levels
+        """Whether each class is present, (ways,) bool: its score is above its level, or was for long enough."""
+        return self.scores > self.levels if self.steady_present is None else self.steady_present
 
     @cached_property
     def results(self) -> tuple[ClassResult, ...]:
@@ -81,8 +89,9 @@ class Prediction:
         return ClassResult(
             self.classes[way],
             float(self.scores[way]),
+            float((self.scores if self.raw_scores is None else self.raw_scores)[way]),
             float(self.levels[way]),
-            bool(self.scores[way] > self.levels[way]),
+            bool(self.present[way]),
             area_px,
             area_px / pixels.size,
             (x, y, x + width, y + height) if width else None,

@@ -16,9 +16,9 @@ def prediction() -> Prediction:
 
 def test_a_result_has_score_area_and_box_of_its_class() -> None:
     assert prediction().results == (
-        ClassResult("cup", 0.75, 0.5, True, 251, 251 / 2400, (5, 10, 51, 20)),
-        ClassResult("pen", 0.25, 0.5, False, 0, 0.0, None),
-        ClassResult("desk", 0.5, 0.5, False, 600, 0.25, (0, 30, 60, 40)),  # a score at the level is not above it
+        ClassResult("cup", 0.75, 0.75, 0.5, True, 251, 251 / 2400, (5, 10, 51, 20)),
+        ClassResult("pen", 0.25, 0.25, 0.5, False, 0, 0.0, None),
+        ClassResult("desk", 0.5, 0.5, 0.5, False, 600, 0.25, (0, 30, 60, 40)),  # a score at the level is not above it
     )
     assert prediction().present.tolist() == [one.is_present for one in prediction().results]
 
