@@ -7,9 +7,8 @@ show it. The pictures of every other class are a scene without it, so the pictur
 video. It prints, in percent unless said otherwise, before and after:
 
 scene      two pictures of each scene learned: hits and false alarms over all pairs of class and scene
-negative   one alarm of each scene that has one rejected, where the class was seen: false alarms in the other pictures of
-           these scenes, hits of these classes, and hits where the class and the scene are in one picture, one above the
-           other
+negative   the first alarm of each class in each scene rejected, where the class was seen: false alarms in the other
+           pictures of that scene, and hits of the class, alone or above or below a picture of the scene
 exclusive  all classes in one bank: hits and false classes per picture (a number), for pictures of one class and for two
            pictures, one above the other
 """
@@ -22,7 +21,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.cached_support import CachedSupport

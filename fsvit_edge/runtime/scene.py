@@ -1,0 +1,56 @@
+"""The empty scene: pictures of what the camera sees when no enrolled thing is there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from fsvit_edge.runtime.preprocess import resize_image
+from fsvit_edge.runtime.support_masks import Image
+
+MAX_SCENE_FRAMES = 32
+_JPEG_QUALITY = 92
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class SceneReport:
+    """What `FewShotModel.learn_scene` found.
+
+    Attributes:
+        frames: Pictures of the scene that the bank has now.
+        highest: For each class its highest score on them, in [0, 1].
+        answering: The classes that were present in one of them at their own level: the level is raised for them, and
+            they may be missed where they are; add a picture to them or remove from view what they mistake.
+    """
+
+    frames: int
+    highest: Mapping[str, float]
+    answering: tuple[str, ...]
+
+
+def encode_frame(image: Image, size: int) -> bytes:
+    """Return a picture as a JPEG of the encoder's input size."""
+    small = resize_image(image, size)
+    is_done, data = cv2.imencode(".jpg", small[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
+    assert is_done
+    return data.tobytes()
+
+
+def decode_frame(data: bytes) -> Image | None:
+    """Return the (S, S, 3) uint8 RGB picture of `encode_frame`; None if the data is no such picture."""
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    return None if decoded is None else np.ascontiguousarray(decoded[..., ::-1], np.uint8)
+
+
+def false_alarm_bound(frames: int) -> float:
+    """Return the share of frames, at most, on which a class scores above all pictures of the scene, in (0, 1].
+
+    If the frames are alike and independent, the share is below 1 - 0.05^(1/n), about 3/n, in 95 of 100 cases (the rule
+    of three).
+
+    Args:
+        frames: Pictures of the scene, n.
+    """
+    return 1.0 if frames == 0 else 1 - (1 - _CONFIDENCE) ** (1 / frames)
