@@ -122,9 +122,7 @@ def scene_results(model: FewShotModel, classes: Sequence[VideoClass], scores: li
     return _mean(hits, false)
 
 
-def negative_results(
-    model: FewShotModel, classes: Sequence[VideoClass], scores: list[np.ndarray]
-) -> dict[str, Result]:
+def negative_results(model: FewShotModel, classes: Sequence[VideoClass], scores: list[np.ndarray]) -> dict[str, Result]:
     """Reject the first alarm of each class in each scene that has one."""
     hits, both, false = [], [], []
     for way, one in enumerate(classes):

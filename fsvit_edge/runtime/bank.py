@@ -5,7 +5,7 @@ A cached support is FP16 from the moment of enrollment, so that scores are the s
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,19 +16,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fsvit_edge.runtime.cached_support import FACTS, TENSORS, CachedSupport, ClassSupports, read_support
+from fsvit_edge.runtime.decide import scene_level
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL, check_level, level_of_supports
+from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES
 from fsvit_edge.runtime.storage import atomic_write
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (3, 4)
+"""Format 3 has neither negatives nor pictures of the empty scene."""
 METADATA_KEY = "fsvit-edge-bank"
 """Key in the file's header that only a bank has."""
 MAX_CLASSES = 255
 """A label map is uint8, and 0 is the background."""
+MAX_NEGATIVES = 16
+"""Of one class; each costs a frame as much as a support."""
 MAX_NAME_LENGTH = 80
 PRECISION = "fp16"
 
-LevelSource = Literal["default", "own pictures", "by hand"]
+_SCENE, _NOT = "scene", "not"  # in the names of tensors
+
+LevelSource = Literal["default", "own pictures", "by hand", "empty scene"]
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,17 @@ class HeadIdentity:
 
 @dataclass(frozen=True)
 class _Class:
-    """An enrolled class, the score above which it is present, and whether a person set that."""
+    """An enrolled class and what decides whether it is present."""
 
     supports: ClassSupports
-    level: float
+    own_level: float  # as set by hand, or as its pictures give it
     is_level_by_hand: bool
+    negatives: tuple[ClassSupports, ...] = ()  # each with one support
+    scene_scores: tuple[float, ...] = ()  # one for each picture of the scene; empty if it was not scored since a change
+
+    @property
+    def level(self) -> float:
+        return self.own_level if self.is_level_by_hand else scene_level(self.own_level, self.scene_scores)
 
 
 class SupportBank:
@@ -67,6 +81,7 @@ class SupportBank:
         self.identity = identity
         self.head = head or HeadIdentity()
         self._classes: dict[str, _Class] = {}
+        self._scene: tuple[bytes, ...] = ()
 
     def emptied(self) -> "SupportBank":
         """Return an empty bank of the same encoder and head."""
@@ -86,6 +101,29 @@ class SupportBank:
         """Return the supports of a class; an InputError if it is not enrolled, as in all that follow."""
         return self._known(name).supports
 
+    def negatives(self, name: str) -> ClassSupports:
+        """Return the pictures that a person said are not the class, oldest first."""
+        return tuple(one for (one,) in self._known(name).negatives)
+
+    @property
+    def negative_supports(self) -> tuple[ClassSupports, ...]:
+        """Each negative of every class by itself, in the order of the classes."""
+        return tuple(one for entry in self._classes.values() for one in entry.negatives)
+
+    @property
+    def negative_owners(self) -> tuple[int, ...]:
+        """For each of `negative_supports`, the index of its class."""
+        return tuple(way for way, entry in enumerate(self._classes.values()) for _ in entry.negatives)
+
+    @property
+    def scene(self) -> tuple[bytes, ...]:
+        """Pictures of the empty scene, oldest first: JPEGs of the encoder's input size."""
+        return self._scene
+
+    def scene_scores(self, name: str) -> tuple[float, ...]:
+        """Return the score of a class on each picture of the scene; empty if they are not known."""
+        return self._known(name).scene_scores
+
     @property
     def objectness_weights(self) -> npt.NDArray[np.float32]:
         """How much objectness counts in each class's outlines, (ways,) float32 in [0, 2]: the mean of its supports."""
@@ -101,17 +139,26 @@ class SupportBank:
         """Return the score above which a class is present, in (0, 1)."""
         return self._known(name).level
 
+    def own_level(self, name: str) -> float:
+        """Return the level of a class without the empty scene: set by hand, or given by its pictures."""
+        return self._known(name).own_level
+
     def level_source(self, name: str) -> LevelSource:
         """Return where the level of a class comes from."""
         entry = self._known(name)
         if entry.is_level_by_hand:
             return "by hand"
+        if entry.level > entry.own_level:
+            return "empty scene"
         return "default" if all(support.loo_score is None for support in entry.supports) else "own pictures"
 
     def set_level(self, name: str, level: float | None) -> None:
         """Set the level by hand, in (0, 1), which stays when pictures are added; None derives it from them again."""
-        supports = self.supports(name)
-        self._classes[name] = self._class_of(supports) if level is None else _Class(supports, check_level(level), True)
+        entry = self._known(name)
+        if level is not None:
+            self._classes[name] = replace(entry, own_level=check_level(level), is_level_by_hand=True)
+        else:
+            self._classes[name] = self._with_supports(replace(entry, is_level_by_hand=False), entry.supports)
 
     def add(self, name: str, supports: Iterable[CachedSupport]) -> None:
         """Add supports to a class, which is created if it is new; an InputError if its name or number is impossible."""
@@ -121,8 +168,35 @@ class SupportBank:
             raise InputError(f"Class {name!r} needs at least one picture.")
         if name not in self._classes and len(self._classes) == MAX_CLASSES:
             raise InputError(f"The bank already has {MAX_CLASSES} classes; remove one before enrolling {name!r}.")
-        before = self._classes.get(name)
-        self._classes[name] = self._class_of((before.supports if before else ()) + added, before)
+        before = self._classes.get(name) or _Class((), self.head.presence_level, False)
+        self._classes[name] = replace(self._with_supports(before, before.supports + added), scene_scores=())
+
+    def add_negative(self, name: str, negative: CachedSupport) -> None:
+        """Add a picture of what is not the class."""
+        entry = self._known(name)
+        if len(entry.negatives) == MAX_NEGATIVES:
+            raise InputError(f"Class {name!r} already has {MAX_NEGATIVES} negatives; remove one first.")
+        self._classes[name] = replace(entry, negatives=(*entry.negatives, (negative,)))
+
+    def remove_negative(self, name: str, index: int) -> None:
+        """Remove one negative of a class, counted from 0."""
+        entry = self._known(name)
+        if not 0 <= index < len(entry.negatives):
+            raise InputError(f"Class {name!r} has {len(entry.negatives)} negatives and no negative {index}.")
+        kept = entry.negatives[:index] + entry.negatives[index + 1 :]
+        self._classes[name] = replace(entry, negatives=kept)
+
+    def set_scene(self, frames: Sequence[bytes]) -> None:
+        """Replace the pictures of the empty scene; the latest `MAX_SCENE_FRAMES` stay, and no class is scored yet."""
+        self._scene = tuple(frames)[-MAX_SCENE_FRAMES:]
+        self._classes = {name: replace(entry, scene_scores=()) for name, entry in self._classes.items()}
+
+    def set_scene_scores(self, name: str, scores: Sequence[float]) -> None:
+        """Set what a class scores on each picture of the scene, in [0, 1]; its level follows."""
+        entry = self._known(name)
+        if len(scores) != len(self._scene) or not all(0 <= score <= 1 for score in scores):
+            raise InputError(f"The {len(self._scene)} pictures of the scene need scores in [0, 1], got {scores!r:.80}.")
+        self._classes[name] = replace(entry, scene_scores=tuple(map(float, scores)))
 
     def remove(self, name: str) -> None:
         """Remove a class."""
@@ -137,7 +211,8 @@ class SupportBank:
         if len(supports) == 1:
             self.remove(name)
         else:
-            self._classes[name] = self._class_of(supports[:index] + supports[index + 1 :], self._classes[name])
+            kept = self._with_supports(self._classes[name], supports[:index] + supports[index + 1 :])
+            self._classes[name] = replace(kept, scene_scores=())
 
     def rename(self, old: str, new: str) -> None:
         """Rename a class, which keeps its place."""
@@ -156,25 +231,32 @@ class SupportBank:
         """
         check_bank_path(path)
         tensors: dict[str, npt.NDArray[Any]] = {
-            f"{class_index}.{shot}.{field}": np.ascontiguousarray(getattr(support, field))
-            for class_index, supports in enumerate(self.class_supports)
-            for shot, support in enumerate(supports)
-            for field in TENSORS
+            f"{_SCENE}.{index}": np.frombuffer(frame, np.uint8) for index, frame in enumerate(self._scene)
         }
+        classes = []
+        for index, (name, entry) in enumerate(self._classes.items()):
+            negatives = self.negatives(name)
+            for key, supports in ((f"{index}", entry.supports), (f"{index}.{_NOT}", negatives)):
+                for shot, support in enumerate(supports):
+                    for field in TENSORS:
+                        tensors[f"{key}.{shot}.{field}"] = np.ascontiguousarray(getattr(support, field))
+            classes.append(
+                {
+                    "name": name,
+                    "level": entry.own_level,
+                    "is_level_by_hand": entry.is_level_by_hand,
+                    "scene_scores": entry.scene_scores,
+                    **_facts(entry.supports),
+                    "negatives": _facts(negatives),
+                }
+            )
         header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "precision": PRECISION,
             "encoder": vars(self.identity),
             "head": vars(self.head),
-            "classes": [
-                {
-                    "name": name,
-                    "level": entry.level,
-                    "is_level_by_hand": entry.is_level_by_hand,
-                    **{field: [getattr(support, field) for support in entry.supports] for field in FACTS},
-                }
-                for name, entry in self._classes.items()
-            ],
+            "scene_frames": len(self._scene),
+            "classes": classes,
         }
         header["sha256"] = _digest(header, tensors)
         atomic_write(path, save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
@@ -212,15 +294,8 @@ class SupportBank:
             header = _read_header(path, metadata or "")
             digest = header.pop("sha256")
             made_by, scored_by = EncoderIdentity(**header["encoder"]), HeadIdentity(**header["head"])
-            entries = [
-                (
-                    str(entry["name"]),
-                    entry["level"],
-                    bool(entry["is_level_by_hand"]),
-                    [dict(zip(FACTS, row, strict=True)) for row in zip(*map(entry.get, FACTS), strict=True)],
-                )
-                for entry in header["classes"]
-            ]
+            entries = [_read_entry(entry) for entry in header["classes"]]
+            num_frames = int(header.get("scene_frames", 0))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError(
                 f"{path} is not a support bank of fsvit-edge: its header is missing or damaged."
@@ -234,28 +309,37 @@ class SupportBank:
         bank = cls(made_by, scored_by)
         try:
             check_level(scored_by.presence_level)
-            for index, (name, level, is_level_by_hand, rows) in enumerate(entries):
-                supports = [
-                    read_support(path, tensors, f"{index}.{shot}", facts, made_by.num_channels, made_by.head_dim)
-                    for shot, facts in enumerate(rows)
-                ]
+            bank.set_scene([_read_frame(path, tensors, index) for index in range(num_frames)])
+            for index, entry in enumerate(entries):
+                supports, negatives = (
+                    [
+                        read_support(path, tensors, f"{key}.{shot}", facts, made_by.num_channels, made_by.head_dim)
+                        for shot, facts in enumerate(entry[kind])
+                    ]
+                    for kind, key in (("supports", f"{index}"), ("negatives", f"{index}.{_NOT}"))
+                )
+                name, level = entry["name"], check_level(entry["level"])
                 bank.add(name, supports)
-                bank._classes[name] = _Class(tuple(supports), check_level(level), is_level_by_hand)
+                bank._classes[name] = _Class(tuple(supports), level, entry["is_level_by_hand"])
+                for negative in negatives:
+                    bank.add_negative(name, negative)
+                if entry["scene_scores"]:
+                    bank.set_scene_scores(name, entry["scene_scores"])
         except InputError as error:
             raise ArtifactError(f"Bank {path} is damaged: {error}") from error
         if head is not None and head != scored_by:
             bank.head = head
             for name, known in bank._classes.items():
                 unscored = tuple(replace(support, loo_score=None) for support in known.supports)
-                bank._classes[name] = bank._class_of(unscored, known)
+                bank._classes[name] = replace(bank._with_supports(known, unscored), scene_scores=())
         return bank
 
-    def _class_of(self, supports: ClassSupports, before: _Class | None = None) -> _Class:
-        if before is not None and before.is_level_by_hand:
-            return replace(before, supports=supports)
-        return _Class(
-            supports, level_of_supports(self.head.presence_level, [support.loo_score for support in supports]), False
-        )
+    def _with_supports(self, entry: _Class, supports: ClassSupports) -> _Class:
+        """The class with other supports, and with the level that they give if no person set it."""
+        if entry.is_level_by_hand:
+            return replace(entry, supports=supports)
+        scores = [support.loo_score for support in supports]
+        return replace(entry, supports=supports, own_level=level_of_supports(self.head.presence_level, scores))
 
     def _known(self, name: str) -> _Class:
         if name not in self._classes:
@@ -275,15 +359,42 @@ def check_bank_path(path: Path) -> None:
         raise InputError(f"A bank must be a .safetensors file, got {path}.")
 
 
+def _facts(supports: ClassSupports) -> dict[str, list[Any]]:
+    return {field: [getattr(support, field) for support in supports] for field in FACTS}
+
+
 def _read_header(path: Path, text: str) -> dict[str, Any]:
     header: dict[str, Any] = json.loads(text)
     version, precision = header["format_version"], header["precision"]
-    if version != FORMAT_VERSION or precision != PRECISION:
+    if version not in READABLE_VERSIONS or precision != PRECISION:
         raise ArtifactError(
-            f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads {FORMAT_VERSION} in "
-            f"{PRECISION!r}; enroll its classes again."
+            f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))} in {PRECISION!r}; enroll its classes again."
         )
     return header
+
+
+def _read_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One class of a header; a ValueError, KeyError, TypeError or AttributeError if it is malformed."""
+    return {
+        "name": str(entry["name"]),
+        "level": entry["level"],
+        "is_level_by_hand": bool(entry["is_level_by_hand"]),
+        "supports": _read_facts(entry),
+        "negatives": _read_facts(entry.get("negatives", dict.fromkeys(FACTS, ()))),
+        "scene_scores": [float(score) for score in entry.get("scene_scores", ())],
+    }
+
+
+def _read_facts(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [dict(zip(FACTS, row, strict=True)) for row in zip(*(columns[field] for field in FACTS), strict=True)]
+
+
+def _read_frame(path: Path, tensors: Mapping[str, npt.NDArray[Any]], index: int) -> bytes:
+    frame = tensors.get(f"{_SCENE}.{index}")
+    if frame is None or frame.dtype != np.uint8 or frame.ndim != 1:
+        raise ArtifactError(f"Bank {path} is damaged: tensor {_SCENE}.{index} is missing or not the bytes of a JPEG.")
+    return frame.tobytes()
 
 
 def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderIdentity) -> None:

@@ -47,7 +47,7 @@ class ExportedNetwork:
                 f"The manifest of {manifest.name} states images of {stated[0]} px and masks of {stated[1]} px, "
                 f"its graphs have {found[0]} px and {found[1]} px; export the bundle again with: fsvit-edge export."
             )
-        self._resident: tuple[Sequence[ClassSupports], list[dict[str, ResidentTensor]]] | None = None
+        self._resident: tuple[Sequence[ClassSupports], list[tuple[slice, dict[str, ResidentTensor]]]] | None = None
 
     @property
     def max_classes(self) -> int:
@@ -88,39 +88,43 @@ class ExportedNetwork:
         }
         return {name: tensor.numpy() for name, tensor in self.enroll.run(feed).items()}
 
-    def compare(self, tokens: ResidentTensor, classes: Sequence[ClassSupports]) -> tuple[Maps, Maps]:
-        """Compare an encoded frame ("tokens" of `encode`) with each class's supports, made by this encoder.
+    def compare(
+        self, tokens: ResidentTensor, classes: Sequence[ClassSupports], negatives: Sequence[ClassSupports] = ()
+    ) -> tuple[Maps, Maps]:
+        """Compare an encoded frame ("tokens" of `encode`) with the supports of classes and negatives of this encoder.
 
         Returns:
-            P(present) (ways,) and P(foreground) (ways, m, m), align_corners, both float32 in [0, 1]; rounding may lift
-            a mean slightly above 1.
+            P(present) (ways,) and P(foreground) (ways, m, m) of the classes, then of the negatives, align_corners, both
+            float32 in [0, 1]; rounding may lift a mean slightly above 1.
 
         Raises:
             ArtifactError: The head's engine was built for fewer classes.
         """
-        ways, mask_size = len(classes), self.manifest.mask_size
-        scores = np.zeros(ways, np.float32)
-        foreground = np.zeros((ways, mask_size, mask_size), np.float32)
+        self.check_ways(len(classes))
+        compared, mask_size = [*classes, *negatives], self.manifest.mask_size
+        scores = np.zeros(len(compared), np.float32)
+        foreground = np.zeros((len(compared), mask_size, mask_size), np.float32)
         frame = _cast_for({"tokens": tokens}, self.encoder, self.head)
-        for supports in self.resident_supports(classes) if ways else ():
+        for ways, supports in self.resident_supports(compared) if compared else ():
             answer = self.head.run({**frame, **supports})
-            scores += np.asarray(answer["presence"].numpy(), np.float32)
-            foreground += np.asarray(answer["foreground"].numpy(), np.float32)
+            scores[ways] += np.asarray(answer["presence"].numpy(), np.float32)
+            foreground[ways] += np.asarray(answer["foreground"].numpy(), np.float32)
         return scores, foreground
 
-    def resident_supports(self, classes: Sequence[ClassSupports]) -> list[dict[str, ResidentTensor]]:
-        """Return the supports of at least one class where the head computes, one feed for each run of the head.
+    def resident_supports(self, classes: Sequence[ClassSupports]) -> list[tuple[slice, dict[str, ResidentTensor]]]:
+        """Return the supports of at least one class where the head computes: for each run, its classes and its feed.
 
         They are uploaded only if they are not those of the last call, so once for many frames.
         """
         # A bank never changes a class's tuple of supports, it makes a new one; comparing the arrays would be slow.
         if self._resident is not None and list(map(id, self._resident[0])) == list(map(id, classes)):
             return self._resident[1]
-        self.check_ways(len(classes))
         self.release_supports()  # first, for the GPU may not hold both
+        limit = self.head.limits.get("ways", len(classes))
         runs = [
-            {name: self.head.upload(array) for name, array in feed.items()}
-            for feed in head_runs(classes, self.manifest.head, self.num_tokens, self.head)
+            (slice(first, first + limit), {name: self.head.upload(array) for name, array in feed.items()})
+            for first in range(0, len(classes), limit)
+            for feed in head_runs(classes[first : first + limit], self.manifest.head, self.num_tokens, self.head)
         ]
         self._resident = (classes, runs)
         return runs

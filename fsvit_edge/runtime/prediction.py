@@ -98,6 +98,25 @@ class Prediction:
         )
 
 
+@dataclass(frozen=True)
+class Rejection:
+    """What one call of `FewShotModel.reject` changed.
+
+    Attributes:
+        name: The class.
+        negatives: Negatives that it has now.
+        score_before: Its score on the picture before, in [0, 1].
+        score_after: Its score now; below the level unless the level is very low.
+        level: The score above which it is present, in (0, 1).
+    """
+
+    name: str
+    negatives: int
+    score_before: float
+    score_after: float
+    level: float
+
+
 class StageClock:
     """Milliseconds of each stage, by name, since the last `lap`."""
 

@@ -3,21 +3,25 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from fsvit_edge.runtime.answer import answer_frame
 from fsvit_edge.runtime.bank import EncoderIdentity, HeadIdentity, SupportBank, check_name
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.runtime.decide import Scores
 from fsvit_edge.runtime.engines.base import Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.enrollment import Enrollment, make_support
 from fsvit_edge.runtime.errors import ArtifactError, InputError, ObjectTooSmallError
 from fsvit_edge.runtime.network import ExportedNetwork
-from fsvit_edge.runtime.outlines import OUTLINES, recognized, sharpen
-from fsvit_edge.runtime.postprocess import Maps, label_map, upsample_foreground
-from fsvit_edge.runtime.prediction import Prediction, StageClock
+from fsvit_edge.runtime.outlines import OUTLINES
+from fsvit_edge.runtime.postprocess import Maps
+from fsvit_edge.runtime.prediction import Prediction, Rejection, StageClock
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image
 from fsvit_edge.runtime.presence_level import check_level
+from fsvit_edge.runtime.scene import SceneReport, decode_frame, encode_frame
 from fsvit_edge.runtime.support_masks import (
     Box,
     Image,
@@ -43,6 +47,7 @@ class FewShotModel:
         network: The graphs on their engines.
         bank: The enrolled classes.
         choice: Which engines compute, and why no others.
+        exclusive: Whether classes that claim the same pixels exclude each other, so that only the likeliest is present.
 
     Raises:
         ArtifactError: The graphs do not have the sizes that the manifest states.
@@ -63,6 +68,7 @@ class FewShotModel:
             ),
             HeadIdentity(manifest.graphs["head"].sha256, manifest.presence_level),
         )
+        self.exclusive = False
         self._level_for_all: float | None = None
         self._blas = ThreadpoolController().select(user_api="blas")
 
@@ -181,6 +187,7 @@ class FewShotModel:
         self.bank.add(name, supports)
         if level is not None:
             self.bank.set_level(name, level)
+        self._score_scene()
         kept = tuple(support.kept.shape[1] - 1 for support in supports)
         covers = tuple(float(mask.mean()) for mask in used)
         return Enrollment(name, len(self.bank.supports(name)), covers, kept, tuple(used))
@@ -205,10 +212,11 @@ class FewShotModel:
             self.network.encoder.wait()  # some ten microseconds on a GPU; without it the head's time includes both
             objectness = self._objectness_of(encoded, image)
             clock.lap("encoder")
-            scores, foreground = self.network.compare(encoded["tokens"], self.bank.class_supports)
+            answers = self._compare(encoded["tokens"], self.bank)
             del encoded  # freeing it takes time, which counts as the head's
             clock.lap("head")
-            return self._answer(rgb, self.bank, scores, foreground, objectness, clock, probabilities)
+            size_hw, levels = (rgb.shape[0], rgb.shape[1]), self._levels(self.bank)
+            return answer_frame(size_hw, self.bank, levels, *answers, objectness, self.exclusive, clock, probabilities)
 
     def predict_with(self, rgb: Image, banks: Sequence[SupportBank]) -> list[Prediction]:
         """Score one frame against other classes than the enrolled ones: by each bank in turn, encoding the frame once.
@@ -231,9 +239,10 @@ class FewShotModel:
             objectness = self._objectness_of(encoded, rgb)
             for bank in banks:
                 clock = StageClock()
-                scores, foreground = self.network.compare(encoded["tokens"], bank.class_supports)
+                answers = self._compare(encoded["tokens"], bank)
                 clock.lap("head")
-                predictions.append(self._answer(rgb, bank, scores, foreground, objectness, clock))
+                size_hw, levels = (rgb.shape[0], rgb.shape[1]), self._levels(bank)
+                predictions.append(answer_frame(size_hw, bank, levels, *answers, objectness, self.exclusive, clock))
         return predictions
 
     def cache_support(
@@ -277,6 +286,77 @@ class FewShotModel:
         assert objectness is not None
         return thing_in_box(objectness, ellipse, box_xyxy)
 
+    def learn_scene(self, images: Sequence[Image]) -> SceneReport:
+        """Learn what the camera sees when no enrolled thing is there.
+
+        A class must then score higher than on any of these pictures, by a margin, unless its level was set by hand. The
+        pictures are kept with the classes, so that a class enrolled later is held to them too.
+
+        Args:
+            images: (H, W, 3) uint8 RGB frames, at least one; the latest `MAX_SCENE_FRAMES` are kept.
+
+        Raises:
+            InputError: There is no picture, or one is not such an array; the scene is unchanged.
+        """
+        if not images:
+            raise InputError("Give at least one picture of the empty scene.")
+        for image in images:
+            check_rgb(image, "A picture of the empty scene")
+        frames = [encode_frame(image, self.manifest.image_size) for image in images]
+        self.bank.set_scene((*self.bank.scene, *frames))
+        self._score_scene()
+        highest = {name: max(self.bank.scene_scores(name)) for name in self.classes}
+        answering = tuple(name for name in self.classes if highest[name] > self.bank.own_level(name))
+        return SceneReport(len(self.bank.scene), highest, answering)
+
+    def forget_scene(self) -> None:
+        """Remove the pictures of the empty scene; the levels are those of the classes again."""
+        self.bank.set_scene(())
+
+    def reject(self, name: str, image: Image, mask: Mask | None = None) -> Rejection:
+        """Learn that a picture, or a part of it, is not a class although it looks like it.
+
+        The picture becomes a negative of the class: where the camera sees something that is as much like the negative
+        as like the class's own pictures, the class is absent. A negative costs a frame as much as a support.
+
+        Args:
+            name: The class.
+            image: (H, W, 3) uint8 RGB, a frame in which the class was wrongly found.
+            mask: (H, W), not 0 on what is not the class; None for where the class is found, or all of the picture if it
+                is not found.
+
+        Raises:
+            InputError: The class is not enrolled or has `MAX_NEGATIVES` negatives, or the picture or mask cannot be
+                used; the bank is unchanged.
+        """
+        self.bank.supports(name)
+        before = self.predict(image)
+        negative = self.cache_negative(name, image, before.pixels(name) if mask is None else mask)
+        self.bank.add_negative(name, negative)
+        way = self.classes.index(name)
+        after = self.predict(image)
+        return Rejection(
+            name, len(self.bank.negatives(name)), float(before.scores[way]), float(after.scores[way]), after.levels[way]
+        )
+
+    def cache_negative(self, name: str, image: Image, mask: Mask) -> CachedSupport:
+        """Compute what `reject` would keep of a picture, without keeping it; an empty mask stands for all of it."""
+        whole = np.ones(image.shape[:2], np.bool_)
+        for tried in (mask, whole) if np.any(mask) else (whole,):
+            check_support(name, image, tried)
+            negative = make_support(self.network, image, tried, (), is_sharp=False)[0]
+            if negative.kept.shape[1] > 1:
+                break
+        return negative
+
+    def remove_negative(self, name: str, index: int) -> None:
+        """Remove one negative of a class, counted from 0 in the order in which they were rejected.
+
+        Raises:
+            InputError: The class is not enrolled or has no such negative.
+        """
+        self.bank.remove_negative(name, index)
+
     def remove(self, name: str) -> None:
         """Remove a class.
 
@@ -296,6 +376,7 @@ class FewShotModel:
             InputError: The class is not enrolled or has no such picture.
         """
         self.bank.remove_support(name, index)
+        self._score_scene()
 
     def rename(self, old: str, new: str) -> None:
         """Rename a class.
@@ -348,6 +429,7 @@ class FewShotModel:
         bank = SupportBank.load(Path(path), self.bank.identity, self.bank.head)
         self.network.check_ways(len(bank.classes))
         self.bank = bank
+        self._score_scene()
 
     def close(self) -> None:
         """Free the engines; a second call does nothing."""
@@ -366,28 +448,24 @@ class FewShotModel:
     def _objectness_of(self, encoded: dict[str, ResidentTensor], image: Image) -> Maps | None:
         return self.network.objectness_of(encoded, image) if self._is_sharp else None
 
-    def _answer(
-        self,
-        rgb: Image,
-        bank: SupportBank,
-        scores: Maps,
-        foreground: Maps,
-        objectness: Maps | None,
-        clock: StageClock,
-        probabilities: bool = False,
-    ) -> Prediction:
-        """Bring what the head found to the frame's size."""
-        size_hw = (rgb.shape[0], rgb.shape[1])
+    def _compare(self, tokens: ResidentTensor, bank: SupportBank) -> tuple[Maps, Maps]:
+        return self.network.compare(tokens, bank.class_supports, bank.negative_supports)
+
+    def _levels(self, bank: SupportBank) -> Scores:
         levels = bank.levels
         if self._level_for_all is not None:
             levels[:] = self._level_for_all
-        sharp = foreground
-        if objectness is not None and (weights := bank.objectness_weights).any():
-            sharp = sharpen(foreground, objectness, weights * recognized(foreground, objectness))
-        # CST learned to mark nothing of an absent class, but objectness lights whatever else stands out. With half of
-        # the classes absent, mIoU on pascal10-coseg: CST 39.6, sharp 41.3, without the absent 38.9 and 54.5.
-        shown = sharp * (scores > levels)[:, None, None] if self._is_sharp else sharp
-        labels = label_map(shown, size_hw)
-        full = upsample_foreground(sharp, size_hw) if probabilities else None
-        clock.lap("postprocess")
-        return Prediction(bank.classes, scores, levels, labels, full, clock.laps_ms)
+        return levels
+
+    def _score_scene(self) -> None:
+        """Score the classes on the empty scene that were not since they or the scene changed."""
+        names = [name for name in self.classes if not self.bank.scene_scores(name)]
+        if not names or not self.bank.scene:
+            return
+        supports = [self.bank.supports(name) for name in names]
+        rows = [
+            self.network.compare(self.network.encode(decode_frame(frame))["tokens"], supports)[0]
+            for frame in self.bank.scene
+        ]
+        for name, scores in zip(names, np.clip(rows, 0, 1).T, strict=True):
+            self.bank.set_scene_scores(name, scores.tolist())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.preprocess import resize_image
 from fsvit_edge.runtime.support_masks import Image
 
@@ -38,10 +39,12 @@ def encode_frame(image: Image, size: int) -> bytes:
     return data.tobytes()
 
 
-def decode_frame(data: bytes) -> Image | None:
-    """Return the (S, S, 3) uint8 RGB picture of `encode_frame`; None if the data is no such picture."""
+def decode_frame(data: bytes) -> Image:
+    """Return the (S, S, 3) uint8 RGB picture of `encode_frame`; an ArtifactError if the data is no picture."""
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    return None if decoded is None else np.ascontiguousarray(decoded[..., ::-1], np.uint8)
+    if decoded is None:
+        raise ArtifactError("A picture of the empty scene in the bank cannot be read; learn the scene again.")
+    return np.ascontiguousarray(decoded[..., ::-1], np.uint8)
 
 
 def false_alarm_bound(frames: int) -> float:

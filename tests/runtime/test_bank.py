@@ -354,7 +354,7 @@ def supports_of(masks: list[int]) -> dict[str, list[Any]]:
         pytest.param(lambda h: h.update(classes=[1]), "is not a support bank", id="classes"),
         pytest.param(lambda h: h.update(format_version=1), "has format 1 in 'fp16'", id="an earlier version"),
         pytest.param(
-            as_format_2, "has format 2 in 'fp16', this fsvit-edge reads 3 in 'fp16'; enroll its classes", id="2"
+            as_format_2, "has format 2 in 'fp16', this fsvit-edge reads 3 and 4 in 'fp16'; enroll its classes", id="2"
         ),
         pytest.param(lambda h: h.update(precision="int8"), "has format 3 in 'int8'", id="another precision"),
         pytest.param(lambda h: h["classes"][0].update(name="a\nb"), "is damaged: A class name must be", id="name"),
