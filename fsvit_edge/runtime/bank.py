@@ -33,46 +33,22 @@ LevelSource = Literal["default", "own pictures", "by hand"]
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """The encoder that made the supports; a bank belongs to exactly one.
+    """The encoder that made the supports; a bank belongs to exactly one."""
 
-    Attributes:
-        name: Name of the network, for people.
-        encoder_sha256: Sum of `encoder.onnx`, in hexadecimal.
-        image_size: Side of the input in pixels.
-        num_channels: Correlation channels C.
-        head_dim: Values d per channel.
-        precision: Of the encoder's engine: "fp32", "fp16" or "int8".
-    """
-
-    name: str
-    encoder_sha256: str
-    image_size: int
-    num_channels: int
-    head_dim: int
-    precision: str
+    name: str  # of the network, for people
+    encoder_sha256: str  # of encoder.onnx, in hexadecimal
+    image_size: int  # side of the input in pixels
+    num_channels: int  # correlation channels C
+    head_dim: int  # values d per channel
+    precision: str  # of the encoder's engine: "fp32", "fp16" or "int8"
 
 
 @dataclass(frozen=True)
 class HeadIdentity:
-    """The head, on which the level of a class depends besides its supports.
+    """The head, on which the level of a class depends besides its supports."""
 
-    Attributes:
-        sha256: Sum of `head.onnx`, in hexadecimal; empty if unknown.
-        presence_level: The level of a class with one support, in (0, 1).
-    """
-
-    sha256: str = ""
-    presence_level: float = DEFAULT_LEVEL
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A class in a file's header; `supports` has the fields of each support."""
-
-    name: str
-    level: Any
-    is_level_by_hand: bool
-    supports: list[dict[str, Any]]
+    sha256: str = ""  # of head.onnx, in hexadecimal; empty if unknown
+    presence_level: float = DEFAULT_LEVEL  # of a class with one support, in (0, 1)
 
 
 @dataclass(frozen=True)
@@ -85,12 +61,7 @@ class _Class:
 
 
 class SupportBank:
-    """Enrolled classes, in the order of enrollment.
-
-    Args:
-        identity: The encoder that makes the supports.
-        head: The head that compares frames with them; None for an unknown one with the published heads' level.
-    """
+    """Enrolled classes, in the order of enrollment; without a head, that of an unknown one with the published level."""
 
     def __init__(self, identity: EncoderIdentity, head: HeadIdentity | None = None) -> None:
         self.identity = identity
@@ -112,13 +83,8 @@ class SupportBank:
         return tuple(entry.supports for entry in self._classes.values())
 
     def supports(self, name: str) -> ClassSupports:
-        """Return the supports of a class.
-
-        Raises:
-            InputError: The class is not enrolled.
-        """
-        self._check_known(name)
-        return self._classes[name].supports
+        """Return the supports of a class; an InputError if it is not enrolled, as in all that follow."""
+        return self._known(name).supports
 
     @property
     def objectness_weights(self) -> npt.NDArray[np.float32]:
@@ -132,45 +98,23 @@ class SupportBank:
         return np.array([entry.level for entry in self._classes.values()], np.float32)
 
     def level(self, name: str) -> float:
-        """Return the score above which a class is present, in (0, 1).
-
-        Raises:
-            InputError: The class is not enrolled.
-        """
-        self._check_known(name)
-        return self._classes[name].level
+        """Return the score above which a class is present, in (0, 1)."""
+        return self._known(name).level
 
     def level_source(self, name: str) -> LevelSource:
-        """Return where the level of a class comes from.
-
-        Raises:
-            InputError: The class is not enrolled.
-        """
-        self._check_known(name)
-        entry = self._classes[name]
+        """Return where the level of a class comes from."""
+        entry = self._known(name)
         if entry.is_level_by_hand:
             return "by hand"
         return "default" if all(support.loo_score is None for support in entry.supports) else "own pictures"
 
     def set_level(self, name: str, level: float | None) -> None:
-        """Set the level of a class by hand, which stays when pictures are added.
-
-        Args:
-            name: The class.
-            level: In (0, 1); None derives it from the class's pictures again.
-
-        Raises:
-            InputError: The class is not enrolled, or the level is out of range.
-        """
+        """Set the level by hand, in (0, 1), which stays when pictures are added; None derives it from them again."""
         supports = self.supports(name)
         self._classes[name] = self._class_of(supports) if level is None else _Class(supports, check_level(level), True)
 
     def add(self, name: str, supports: Iterable[CachedSupport]) -> None:
-        """Add supports to a class, which is created if it is new.
-
-        Raises:
-            InputError: The name cannot be used, no support is given, or the bank is full.
-        """
+        """Add supports to a class, which is created if it is new; an InputError if its name or number is impossible."""
         check_name(name)
         added = tuple(supports)
         if not added:
@@ -181,24 +125,12 @@ class SupportBank:
         self._classes[name] = self._class_of((before.supports if before else ()) + added, before)
 
     def remove(self, name: str) -> None:
-        """Remove a class.
-
-        Raises:
-            InputError: The class is not enrolled.
-        """
-        self._check_known(name)
+        """Remove a class."""
+        self._known(name)
         del self._classes[name]
 
     def remove_support(self, name: str, index: int) -> None:
-        """Remove one support of a class; removing the last one removes the class.
-
-        Args:
-            name: The class.
-            index: Of the support, in the order of enrollment, from 0.
-
-        Raises:
-            InputError: The class is not enrolled or has no such support.
-        """
+        """Remove one support of a class, counted from 0; removing the last one removes the class."""
         supports = self.supports(name)
         if not 0 <= index < len(supports):
             raise InputError(f"Class {name!r} has {len(supports)} pictures and no picture {index}.")
@@ -208,12 +140,8 @@ class SupportBank:
             self._classes[name] = self._class_of(supports[:index] + supports[index + 1 :], self._classes[name])
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a class, which keeps its place.
-
-        Raises:
-            InputError: `old` is not enrolled, or `new` already is or cannot be used.
-        """
-        self._check_known(old)
+        """Rename a class, which keeps its place."""
+        self._known(old)
         check_name(new)
         if new in self._classes:
             raise InputError(f"Class {new!r} already exists; remove it first or choose another name.")
@@ -227,11 +155,12 @@ class SupportBank:
             FsvitEdgeError: The disk is full or the folder is not writable; an old file is unchanged.
         """
         check_bank_path(path)
-        tensors: dict[str, npt.NDArray[Any]] = {}
-        for class_index, entry in enumerate(self._classes.values()):
-            for shot, support in enumerate(entry.supports):
-                for field in TENSORS:
-                    tensors[f"{class_index}.{shot}.{field}"] = np.ascontiguousarray(getattr(support, field))
+        tensors: dict[str, npt.NDArray[Any]] = {
+            f"{class_index}.{shot}.{field}": np.ascontiguousarray(getattr(support, field))
+            for class_index, supports in enumerate(self.class_supports)
+            for shot, support in enumerate(supports)
+            for field in TENSORS
+        }
         header: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "precision": PRECISION,
@@ -280,21 +209,22 @@ class SupportBank:
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise ArtifactError(f"Bank {path} is damaged or not a safetensors file: {error}.") from error
         try:
-            header = json.loads(metadata or "")
+            header = _read_header(path, metadata or "")
             digest = header.pop("sha256")
-            version, precision = header["format_version"], header["precision"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _no_bank(path) from error
-        if version != FORMAT_VERSION or precision != PRECISION:
-            raise ArtifactError(
-                f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads {FORMAT_VERSION} in "
-                f"{PRECISION!r}; enroll its classes again."
-            )
-        try:
             made_by, scored_by = EncoderIdentity(**header["encoder"]), HeadIdentity(**header["head"])
-            entries = [_read_entry(entry) for entry in header["classes"]]
+            entries = [
+                (
+                    str(entry["name"]),
+                    entry["level"],
+                    bool(entry["is_level_by_hand"]),
+                    [dict(zip(FACTS, row, strict=True)) for row in zip(*map(entry.get, FACTS), strict=True)],
+                )
+                for entry in header["classes"]
+            ]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _no_bank(path) from error
+            raise ArtifactError(
+                f"{path} is not a support bank of fsvit-edge: its header is missing or damaged."
+            ) from error
         if digest != _digest(header, tensors):
             raise ArtifactError(
                 f"Bank {path} is damaged: its contents do not match its sha256; enroll its classes again."
@@ -304,17 +234,20 @@ class SupportBank:
         bank = cls(made_by, scored_by)
         try:
             check_level(scored_by.presence_level)
-            for index, entry in enumerate(entries):
+            for index, (name, level, is_level_by_hand, rows) in enumerate(entries):
                 supports = [
                     read_support(path, tensors, f"{index}.{shot}", facts, made_by.num_channels, made_by.head_dim)
-                    for shot, facts in enumerate(entry.supports)
+                    for shot, facts in enumerate(rows)
                 ]
-                bank.add(entry.name, supports)
-                bank._classes[entry.name] = _Class(tuple(supports), check_level(entry.level), entry.is_level_by_hand)
+                bank.add(name, supports)
+                bank._classes[name] = _Class(tuple(supports), check_level(level), is_level_by_hand)
         except InputError as error:
             raise ArtifactError(f"Bank {path} is damaged: {error}") from error
         if head is not None and head != scored_by:
-            bank._change_head(head)
+            bank.head = head
+            for name, known in bank._classes.items():
+                unscored = tuple(replace(support, loo_score=None) for support in known.supports)
+                bank._classes[name] = bank._class_of(unscored, known)
         return bank
 
     def _class_of(self, supports: ClassSupports, before: _Class | None = None) -> _Class:
@@ -324,35 +257,33 @@ class SupportBank:
             supports, level_of_supports(self.head.presence_level, [support.loo_score for support in supports]), False
         )
 
-    def _change_head(self, head: HeadIdentity) -> None:
-        self.head = head
-        for name, entry in self._classes.items():
-            supports = tuple(replace(support, loo_score=None) for support in entry.supports)
-            self._classes[name] = self._class_of(supports, entry)
-
-    def _check_known(self, name: str) -> None:
+    def _known(self, name: str) -> _Class:
         if name not in self._classes:
             raise InputError(f"Class {name!r} is not enrolled; enrolled: {', '.join(self._classes) or 'none'}.")
+        return self._classes[name]
 
 
 def check_name(name: str) -> None:
-    """Refuse a class name that a table, a file or a terminal could not show.
-
-    Raises:
-        InputError: The name is empty, too long, starts or ends with a space, or contains control characters.
-    """
+    """Refuse a class name that a table, a file or a terminal could not show, with an InputError."""
     if not name or name != name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise InputError(f"A class name must be 1 to {MAX_NAME_LENGTH} printable characters, got {name!r}.")
 
 
 def check_bank_path(path: Path) -> None:
-    """Refuse a path that does not end in .safetensors.
-
-    Raises:
-        InputError: The path has another suffix.
-    """
+    """Refuse a path that does not end in .safetensors, with an InputError."""
     if path.suffix != ".safetensors":
         raise InputError(f"A bank must be a .safetensors file, got {path}.")
+
+
+def _read_header(path: Path, text: str) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads(text)
+    version, precision = header["format_version"], header["precision"]
+    if version != FORMAT_VERSION or precision != PRECISION:
+        raise ArtifactError(
+            f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads {FORMAT_VERSION} in "
+            f"{PRECISION!r}; enroll its classes again."
+        )
+    return header
 
 
 def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderIdentity) -> None:
@@ -361,10 +292,10 @@ def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderI
     for field, what in (("image_size", "image size"), ("encoder_sha256", "encoder")):
         theirs, ours = getattr(made_by, field), getattr(identity, field)
         if theirs != ours:
-            short = f"{theirs!s:.12}... ({made_by.name})" if field == "encoder_sha256" else theirs
-            mine = f"{ours:.12}... ({identity.name})" if field == "encoder_sha256" else ours
+            if field == "encoder_sha256":
+                theirs, ours = f"{theirs!s:.12}... ({made_by.name})", f"{ours:.12}... ({identity.name})"
             raise ArtifactError(
-                f"Bank {path} was made with a different {what}: {short}, but this bundle has {mine}; "
+                f"Bank {path} was made with a different {what}: {theirs}, but this bundle has {ours}; "
                 "use the bundle that made it or enroll its classes again."
             )
     if made_by.precision != identity.precision:
@@ -383,14 +314,3 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) 
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.view(np.uint8).data if array.size else b"")
     return digest.hexdigest()
-
-
-def _no_bank(path: Path) -> ArtifactError:
-    return ArtifactError(f"{path} is not a support bank of fsvit-edge: its header is missing or damaged.")
-
-
-def _read_entry(entry: Any) -> _Entry:
-    """Read one class of a header; a ValueError, KeyError or TypeError if it is malformed."""
-    name, level, is_by_hand = str(entry["name"]), entry["level"], bool(entry["is_level_by_hand"])
-    columns = zip(*(entry[field] for field in FACTS), strict=True)
-    return _Entry(name, level, is_by_hand, [dict(zip(FACTS, row, strict=True)) for row in columns])

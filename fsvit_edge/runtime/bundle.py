@@ -30,67 +30,37 @@ DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "cst-nano"
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """One graph of a bundle.
+    """One graph of a bundle."""
 
-    Attributes:
-        file: Name of the file in the bundle.
-        sha256: Sum of the file, in hexadecimal.
-        inputs: Inputs in the graph's order.
-        outputs: Outputs in the graph's order.
-    """
-
-    file: str
-    sha256: str
-    inputs: tuple[TensorSpec, ...]
+    file: str  # its name in the bundle
+    sha256: str  # in hexadecimal
+    inputs: tuple[TensorSpec, ...]  # in the graph's order
     outputs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of `bundle.json`.
+    """The contents of `bundle.json`."""
 
-    Attributes:
-        format_version: Version of this format.
-        name: Name of the network, for display only.
-        backbone: Name of the encoder, in timm or in this project.
-        image_size: Side of the encoder's input in pixels.
-        patch_size: Side of a patch in pixels.
-        num_layers: Layers whose tokens are correlated.
-        num_heads: Number of slices per token, which are correlated separately: the heads of a plain ViT, 1 with a
-            convolutional stem. For people; no code reads it.
-        support_grid: Side of the support's token grid.
-        mask_size: Side of the head's probability maps.
-        preprocessing: Description of the preprocessing, with the constants that are inside the graph.
-        opset: ONNX opset of the graphs.
-        precision: Floating-point type of the graphs.
-        graphs: By name: encoder, enroll, head, and objectness if it is a separate graph.
-        parity: Largest difference between torch and ONNX Runtime per output, measured at export; empty if it was not
-            measured.
-        created_by: Name and version of the exporter.
-        head: One of `HEADS`; missing in older bundles.
-        presence_level: The score above which a class with one support is present, in (0, 1); missing in older bundles.
-        support_crop: Factor of the window around a small object, see `support_window`; 0 never crops; missing in older
-            bundles.
-    """
-
-    format_version: int
-    name: str
-    backbone: str
-    image_size: int
-    patch_size: int
-    num_layers: int
-    num_heads: int
-    support_grid: int
-    mask_size: int
-    preprocessing: dict[str, Any]
-    opset: int
-    precision: str
-    graphs: dict[str, GraphInfo]
-    parity: dict[str, float]
-    created_by: str
-    head: str = TRAINED_HEAD
-    presence_level: float = DEFAULT_LEVEL
-    support_crop: float = 0.0
+    # The reference page shows these comments. No code reads num_heads: it is for people.
+    format_version: int  # Version of this format.
+    name: str  # Name of the network, for display only.
+    backbone: str  # Name of the encoder, in timm or in this project.
+    image_size: int  # Side of the encoder's input in pixels.
+    patch_size: int  # Side of a patch in pixels.
+    num_layers: int  # Layers whose tokens are correlated.
+    num_heads: int  # Slices per token, correlated separately: a plain ViT's heads, 1 with a convolutional stem.
+    support_grid: int  # Side of the support's token grid.
+    mask_size: int  # Side of the head's probability maps.
+    preprocessing: dict[str, Any]  # Description of the preprocessing, with the constants that are inside the graph.
+    opset: int  # ONNX opset of the graphs.
+    precision: str  # Floating-point type of the graphs.
+    graphs: dict[str, GraphInfo]  # By name: encoder, enroll, head, and objectness if it is a separate graph.
+    parity: dict[str, float]  # Largest difference of torch and ONNX Runtime per output; empty if not measured.
+    created_by: str  # Name and version of the exporter.
+    head: str = TRAINED_HEAD  # The kind of head, "cst" or "prototype"; missing in older bundles.
+    presence_level: float = DEFAULT_LEVEL  # A class with one support is present above it; missing in older bundles.
+    support_crop: float = 0.0  # Window around a small object, in object sizes; 0 never crops; missing in older bundles.
 
     @property
     def has_objectness(self) -> bool:
@@ -105,17 +75,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been read and match their sha256.
-
-    Attributes:
-        path: The folder.
-        manifest: Its `bundle.json`.
-        graphs: Bytes of the ONNX files, by graph name.
-    """
+    """A bundle whose files have been read and match their sha256."""
 
     path: Path
     manifest: Manifest
-    graphs: dict[str, bytes]
+    graphs: dict[str, bytes]  # the ONNX files by graph
 
     @classmethod
     def load(cls, path: Path) -> "Bundle":

@@ -16,31 +16,21 @@ TENSORS = ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask")
 FACTS = ("has_mask", "loo_score", "objectness_weight")
 """The other fields, which are in the file's header."""
 
+Half = npt.NDArray[np.float16]
+
 
 @dataclass(frozen=True)
 class CachedSupport:
-    """One support picture as the head reads it.
+    """One support picture as the head reads it."""
 
-    Attributes:
-        kept: (C, T, d) float16, the L2-normalized class token, then the image tokens that the mask keeps.
-        pooled: (C, 9, d) float16, image tokens averaged over the 3 x 3 pooled grid.
-        pooled_mask: (9,) bool, which of these the second block may use.
-        thumbnail: (h, w, 3) uint8 RGB.
-        thumbnail_mask: (h, w) bool, the mask that was given or guessed, on the thumbnail.
-        has_mask: False if the support was enrolled by its name alone.
-        loo_score: Leave-one-out score: P(present) of this picture by the class's other supports when it was enrolled,
-            in [0, 1]; None if there was no other.
-        objectness_weight: How much an objectness map counts for this object, in [0, 2].
-    """
-
-    kept: npt.NDArray[np.float16]
-    pooled: npt.NDArray[np.float16]
-    pooled_mask: npt.NDArray[np.bool_]
-    thumbnail: npt.NDArray[np.uint8]
-    thumbnail_mask: npt.NDArray[np.bool_]
-    has_mask: bool
-    loo_score: float | None = None
-    objectness_weight: float = 0.0
+    kept: Half  # (C, T, d), the L2-normalized class token, then the image tokens that the mask keeps
+    pooled: Half  # (C, 9, d), image tokens averaged over the 3 x 3 pooled grid
+    pooled_mask: npt.NDArray[np.bool_]  # (9,), which of these the second block may use
+    thumbnail: npt.NDArray[np.uint8]  # (h, w, 3) RGB
+    thumbnail_mask: npt.NDArray[np.bool_]  # (h, w), the mask that was given or guessed, on the thumbnail
+    has_mask: bool  # False if the support was enrolled by its name alone
+    loo_score: float | None = None  # P(present) by the class's earlier supports, in [0, 1]; None if it was the first
+    objectness_weight: float = 0.0  # how much an objectness map counts for this object, in [0, 2]
 
     @property
     def nbytes(self) -> int:
@@ -60,15 +50,7 @@ def read_support(
     num_channels: int,
     head_dim: int,
 ) -> CachedSupport:
-    """Read one support from the contents of a file.
-
-    Args:
-        path: The file, for the errors.
-        tensors: All tensors of the file; this support's are named `key`.`field`.
-        key: Name of the support.
-        facts: Its `FACTS` from the header, by field.
-        num_channels: Correlation channels C of the encoder.
-        head_dim: Values d per channel.
+    """Read one support from a bank's file, where its tensors are named `key`.`field`; `facts` are its `FACTS`.
 
     Raises:
         ArtifactError: A tensor or a fact is missing, of the wrong shape or type, or out of range.

@@ -41,14 +41,9 @@ class Enrollment:
 def make_support(
     network: ExportedNetwork, image: Image, mask: Mask | None, others: Sequence[CachedSupport], is_sharp: bool
 ) -> tuple[CachedSupport, Mask]:
-    """Encode and enroll one picture.
+    """Encode and enroll one (H, W, 3) uint8 RGB picture with its (H, W) mask, or None if only the name is known.
 
-    Args:
-        network: The graphs.
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W), not 0 on the object; None if only the name is known.
-        others: The class's other supports, which score the picture.
-        is_sharp: Whether objectness is used, for outlines and to find an object by its name.
+    The class's other supports score the picture; `is_sharp` uses objectness, also to find an object by its name.
 
     Returns:
         The support, and the mask that was used, (H, W) bool at the picture's size.
@@ -89,8 +84,7 @@ def _guess_mask(
 ) -> tuple[Mask, dict[str, Array]]:
     """Find the object by its name alone: the encoder's own pseudo-mask, or what objectness marks where they agree.
 
-    Returns:
-        The mask, (S, S) bool at the encoder's input size, and what the enroll graph makes of the picture with it.
+    Returns the mask, (S, S) bool at the encoder's input size, and what the enroll graph makes of the picture with it.
     """
     # Copied to the host once, because the enroll graph may run twice.
     inputs = {spec.name: encoded[spec.name].numpy() for spec in network.enroll.inputs if spec.name in encoded}

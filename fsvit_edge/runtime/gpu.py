@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _LIBRARY = "libcuda.so.1"
-_ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76}
+_MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # attributes of a device
 _REASONS = {
     3: "the NVIDIA driver cannot be initialized; is its kernel module loaded?",
     34: f"{_LIBRARY} is a stub for compiling, not a driver",
@@ -23,21 +23,13 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU that the driver lists, which is the one used.
-
-    Attributes:
-        name: As the driver reports it.
-        compute_capability: Major and minor version.
-        sm_count: Streaming multiprocessors.
-        memory_bytes: Total memory; on a Jetson it is shared with the CPU.
-        driver: The highest CUDA version that the driver supports, "13.0".
-    """
+    """The first GPU that the driver lists, which is the one used."""
 
     name: str
-    compute_capability: tuple[int, int]
-    sm_count: int
-    memory_bytes: int
-    driver: str
+    compute_capability: tuple[int, int]  # major, minor
+    sm_count: int  # streaming multiprocessors
+    memory_bytes: int  # on a Jetson shared with the CPU
+    driver: str  # the highest CUDA version that the driver supports, "13.0"
 
     @property
     def architecture(self) -> str:
@@ -47,39 +39,32 @@ class Gpu:
 
 def find_gpu() -> Gpu | None:
     """Return the first GPU, or None if there is no driver or no GPU; `gpu_missing_reason` says which."""
-    found = _probe(_load_driver())
+    found = _probe()
     return found if isinstance(found, Gpu) else None
 
 
 def gpu_missing_reason() -> str:
     """Return why there is no GPU, as a clause; empty if there is one."""
-    found = _probe(_load_driver())
+    found = _probe()
     return "" if isinstance(found, Gpu) else found
-
-
-def _load_driver() -> Any:
-    """Return the driver's library, or a clause why it cannot be loaded."""
-    try:
-        return ctypes.CDLL(_LIBRARY)
-    except OSError as error:
-        if "No such file" in str(error) or "cannot open shared object" in str(error):
-            return f"no NVIDIA driver ({_LIBRARY}) is installed"
-        return f"{_LIBRARY} cannot be loaded: {error}"
-
-
-def _probe(driver: Any) -> Gpu | str:
-    if isinstance(driver, str):
-        return driver
-    try:
-        return _describe(driver)
-    except AttributeError as error:
-        return f"{_LIBRARY} is not a usable CUDA driver: {error}"
-    except _DriverError as error:
-        return str(error)
 
 
 class _DriverError(Exception):
     """A call to the driver failed."""
+
+
+def _probe() -> Gpu | str:
+    """Return the GPU, or a clause why there is none."""
+    try:
+        return _describe(ctypes.CDLL(_LIBRARY))
+    except OSError as error:
+        if "No such file" in str(error) or "cannot open shared object" in str(error):
+            return f"no NVIDIA driver ({_LIBRARY}) is installed"
+        return f"{_LIBRARY} cannot be loaded: {error}"
+    except AttributeError as error:
+        return f"{_LIBRARY} is not a usable CUDA driver: {error}"
+    except _DriverError as error:
+        return str(error)
 
 
 def _describe(driver: Any) -> Gpu:
@@ -98,15 +83,16 @@ def _describe(driver: Any) -> Gpu:
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
     ask("cuDeviceGetName", name, len(name), device)
     ask("cuDeviceTotalMem_v2", ctypes.byref(memory), device)
-    values = {}
-    for attribute, number in _ATTRIBUTES.items():
+
+    def attribute(number: int) -> int:
         value = ctypes.c_int()
         ask("cuDeviceGetAttribute", ctypes.byref(value), number, device)
-        values[attribute] = value.value
+        return value.value
+
     return Gpu(
         name.value.decode(errors="replace"),
-        (values["major"], values["minor"]),
-        values["multiprocessors"],
+        (attribute(_MAJOR), attribute(_MINOR)),
+        attribute(_MULTIPROCESSORS),
         memory.value,
         f"{version.value // 1000}.{version.value % 1000 // 10}",
     )

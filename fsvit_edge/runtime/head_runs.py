@@ -24,28 +24,27 @@ def head_runs(
 ) -> Iterator[dict[str, Array]]:
     """Yield the inputs of each run except the frame's tokens; the answers of the runs add up.
 
+    For n supports of at most T kept tokens: "kept" (n, C, T, d), padded with zeros; "kept_mask" (n, T); "pooled"
+    (n, C, 9, d); "pooled_mask" (n, 9); "averaging" (ways, n), the share of each support in its class's answer.
+
     Args:
         classes: The supports of each class; at least one class.
         head: One of `bundle.HEADS`.
         num_query: Tokens of a frame.
         engine: The head's engine, which limits how many supports it takes, and of what types.
-
-    Yields:
-        For n supports of at most T kept tokens: "kept" (n, C, T, d), padded with zeros; "kept_mask" (n, T); "pooled"
-        (n, C, 9, d); "pooled_mask" (n, 9); "averaging" (ways, n), the share of each support in its class's answer.
     """
     shots = [(way, support) for way, supports in enumerate(classes) for support in supports]
     longest = max(support.kept.shape[1] for _, support in shots)
     dtypes = {spec.name: spec.dtype for spec in engine.inputs}
     size = np.dtype(dtypes["kept"]).itemsize
+    num_channels, _, head_dim = shots[0][1].kept.shape
+    values_each = num_channels * head_dim if head == PROTOTYPE_HEAD else ATTENTION_MAPS_PER_TOKEN * num_query
+    fitting = LARGEST_TENSOR_BYTES // (values_each * longest * size)
+    most = max(1, min(fitting, engine.limits.get("supports", fitting)))
     if head == PROTOTYPE_HEAD:
-        num_channels, _, head_dim = shots[0][1].kept.shape
-        bytes_each = num_channels * head_dim * longest * size
-        groups = whole_classes(shots, _max_supports(bytes_each, engine))
+        groups = whole_classes(shots, most)
     else:
-        shots.sort(key=lambda shot: -shot[1].kept.shape[1])
-        bytes_each = ATTENTION_MAPS_PER_TOKEN * num_query * longest * size
-        groups = _slices(shots, _max_supports(bytes_each, engine))
+        groups = _slices(sorted(shots, key=lambda shot: -shot[1].kept.shape[1]), most)
     counts = np.array([len(supports) for supports in classes])
     for group in groups:
         yield {name: array.astype(dtypes[name], copy=False) for name, array in _arrays(group, counts).items()}
@@ -67,12 +66,6 @@ def whole_classes(shots: list[Shot], size: int) -> list[list[Shot]]:
 
 def _slices(shots: list[Shot], size: int) -> list[list[Shot]]:
     return [shots[start : start + size] for start in range(0, len(shots), size)]
-
-
-def _max_supports(bytes_each: int, engine: Engine) -> int:
-    """Return how many supports fit in one run, by memory and by the engine."""
-    fitting = LARGEST_TENSOR_BYTES // bytes_each
-    return max(1, min(fitting, engine.limits.get("supports", fitting)))
 
 
 def _arrays(shots: list[Shot], counts: npt.NDArray[np.intp]) -> dict[str, Array]:

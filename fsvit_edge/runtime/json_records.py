@@ -16,12 +16,7 @@ _Record = TypeVar("_Record")
 
 
 def read_json_object(file: Path, version: int, remedy: str) -> dict[str, Any]:
-    """Read the JSON object in a file.
-
-    Args:
-        file: The file.
-        version: The `format_version` that it must have.
-        remedy: What to do about another version, as a clause.
+    """Read the JSON object in a file; `remedy` is what to do about another `format_version`, as a clause.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -43,18 +38,10 @@ def record_from_json(kind: type[_Record], file: Path, values: dict[str, Any]) ->
     """Make a dataclass from a JSON object that anybody may have edited: every field is checked, at every depth.
 
     Lists become tuples if the field is one, a whole number may stand for a float, and a field with a default may be
-    missing.
-
-    Args:
-        kind: The dataclass.
-        file: Where the object came from, for the error.
-        values: The JSON object.
-
-    Raises:
-        ArtifactError: A field is missing, unknown, or of another type.
+    missing. An ArtifactError names the file and the field that is missing, unknown, or of another type.
     """
     try:
-        record: _Record = _convert(kind, values, "")
+        record: _Record = _fill(kind, values, "")
     except (TypeError, RecursionError) as error:
         raise ArtifactError(f"{file} is incomplete, has unknown fields or wrong values: {error}.") from error
     return record
@@ -93,13 +80,9 @@ def _fill(kind: Any, values: dict[str, Any], name: str) -> Any:
     unknown = values.keys() - hints.keys()
     if unknown:
         raise TypeError(f"unknown field {dot + min(unknown)!r}")
-    missing = [
-        field.name
-        for field in fields(kind)
-        if field.name not in values and field.default is MISSING and field.default_factory is MISSING
-    ]
-    if missing:
-        raise TypeError(f"{dot + missing[0]!r} is missing")
+    for field in fields(kind):
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise TypeError(f"{dot + field.name!r} is missing")
     return kind(**{key: _convert(hints[key], value, dot + key) for key, value in values.items()})
 
 

@@ -17,21 +17,13 @@ _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine, as far as engines depend on it.
+    """The machine, as far as engines depend on it."""
 
-    Attributes:
-        os: Name of the operating system, "Linux".
-        arch: Architecture of the processor, "x86_64" or "aarch64".
-        cpu: Model of the processor, or of the board if the processor does not state it.
-        gpu: The first GPU; None without a GPU or its driver.
-        l4t: Release of Jetson Linux, "36.4.3"; None elsewhere.
-    """
-
-    os: str
-    arch: str
-    cpu: str
-    gpu: Gpu | None
-    l4t: str | None
+    os: str  # "Linux"
+    arch: str  # "x86_64" or "aarch64"
+    cpu: str  # model of the processor, or of the board if the processor does not state it
+    gpu: Gpu | None  # None without a GPU or its driver
+    l4t: str | None  # release of Jetson Linux, "36.4.3"; None elsewhere
 
     @classmethod
     def here(cls) -> "Machine":

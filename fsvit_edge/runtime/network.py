@@ -24,16 +24,6 @@ from fsvit_edge.runtime.support_masks import Image, Mask
 class ExportedNetwork:
     """The graphs of a bundle on engines that are already open.
 
-    Args:
-        manifest: The bundle's manifest.
-        engines: Open engines by graph: encoder, enroll, head, and objectness if the bundle has such a graph.
-
-    Attributes:
-        has_objectness: Whether objectness can be computed, by the encoder or by its own graph.
-        num_channels: Correlation channels C of the tokens.
-        num_tokens: Tokens T of a picture.
-        head_dim: Values d per token and channel.
-
     Raises:
         ArtifactError: The graphs do not have the sizes that the manifest states.
     """
@@ -46,20 +36,18 @@ class ExportedNetwork:
         self.objectness = engines.get(OBJECTNESS)
         encoded = {spec.name: spec.shape for spec in self.encoder.outputs}
         self.has_objectness = self.objectness is not None or OBJECTNESS in encoded
+        # Channels C, tokens T of a picture, values d per token and channel.
         self.num_channels, self.num_tokens, self.head_dim = (_known(size) for size in encoded["tokens"][1:])
-        self._check_sizes()
-        self._resident: tuple[Sequence[ClassSupports], list[dict[str, ResidentTensor]]] | None = None
-
-    def _check_sizes(self) -> None:
-        stated = (self.manifest.image_size, self.manifest.mask_size)
+        stated = (manifest.image_size, manifest.mask_size)
         image = next(spec for spec in self.encoder.inputs if spec.name == "image")
         foreground = next(spec for spec in self.head.outputs if spec.name == "foreground")
         found = (image.shape[1], foreground.shape[1])
         if stated != found:
             raise ArtifactError(
-                f"The manifest of {self.manifest.name} states images of {stated[0]} px and masks of {stated[1]} px, "
+                f"The manifest of {manifest.name} states images of {stated[0]} px and masks of {stated[1]} px, "
                 f"its graphs have {found[0]} px and {found[1]} px; export the bundle again with: fsvit-edge export."
             )
+        self._resident: tuple[Sequence[ClassSupports], list[dict[str, ResidentTensor]]] | None = None
 
     @property
     def max_classes(self) -> int:
@@ -67,11 +55,7 @@ class ExportedNetwork:
         return min(MAX_CLASSES, self.head.limits.get("ways", MAX_CLASSES))
 
     def check_ways(self, ways: int) -> None:
-        """Refuse more classes than the head's engine was built for.
-
-        Raises:
-            ArtifactError: There are more.
-        """
+        """Refuse more classes than the head's engine was built for, with an ArtifactError."""
         if ways > self.head.limits.get("ways", ways):
             raise ArtifactError(
                 f"The head engine was built for at most {self.max_classes} classes, the bank has {ways}; rebuild it "
@@ -90,11 +74,7 @@ class ExportedNetwork:
         return None if logits is None else np.asarray(logits.numpy()[0], np.float32)
 
     def run_enroll(self, encoded: Mapping[str, Array | ResidentTensor], mask: Mask | None) -> dict[str, Array]:
-        """Run the enroll graph.
-
-        Args:
-            encoded: What `encode` returned, or copies of it.
-            mask: (H, W) bool of any size; None for the encoder's own guess.
+        """Run the enroll graph on what `encode` returned, with an (H, W) mask of any size or the encoder's own guess.
 
         Returns:
             "support" (1, C, 1 + T, d), "kept_mask" (1, 1 + T), "pooled" (1, C, 9, d), "pooled_mask" (1, 9) and
@@ -109,11 +89,7 @@ class ExportedNetwork:
         return {name: tensor.numpy() for name, tensor in self.enroll.run(feed).items()}
 
     def compare(self, tokens: ResidentTensor, classes: Sequence[ClassSupports]) -> tuple[Maps, Maps]:
-        """Compare an encoded frame with classes.
-
-        Args:
-            tokens: "tokens" of `encode`.
-            classes: Each class's supports, made by this encoder, as in `SupportBank.class_supports`; may be empty.
+        """Compare an encoded frame ("tokens" of `encode`) with each class's supports, made by this encoder.
 
         Returns:
             P(present) (ways,) and P(foreground) (ways, m, m), align_corners, both float32 in [0, 1]; rounding may lift
@@ -133,15 +109,9 @@ class ExportedNetwork:
         return scores, foreground
 
     def resident_supports(self, classes: Sequence[ClassSupports]) -> list[dict[str, ResidentTensor]]:
-        """Return the supports of classes where the head computes, one feed for each run of the head.
+        """Return the supports of at least one class where the head computes, one feed for each run of the head.
 
         They are uploaded only if they are not those of the last call, so once for many frames.
-
-        Args:
-            classes: At least one class.
-
-        Raises:
-            ArtifactError: The head's engine was built for fewer classes.
         """
         # A bank never changes a class's tuple of supports, it makes a new one; comparing the arrays would be slow.
         if self._resident is not None and list(map(id, self._resident[0])) == list(map(id, classes)):

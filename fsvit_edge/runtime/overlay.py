@@ -39,18 +39,11 @@ _Ints = npt.NDArray[np.int_]
 
 
 def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArray[np.uint8]:
-    """Draw what was found: the pixels of each present class in its color, with its name and score beside them.
+    """Draw what was found on a copy of an (H, W, 3) uint8 RGB frame, each present class in its color.
 
     A name is drawn above the top of the class's largest region, or as near as there is space. Present classes without
     pixels, or without space for their name, are listed in the upper left corner; a tick on the bar marks the level.
-    Absent classes are not drawn.
-
-    Args:
-        frame_rgb: (H, W, 3) uint8 RGB, the frame that was scored; it is not changed.
-        prediction: The answer for this frame, of the same height and width.
-
-    Returns:
-        (H, W, 3) uint8 RGB. Class i has the color PALETTE[i % len(PALETTE)].
+    Absent classes are not drawn. Class i has the color PALETTE[i % len(PALETTE)].
     """
     drawn: _Rgb = frame_rgb.copy()
     tops = {int(index): tint(drawn, prediction.label_map, int(index)) for index in np.flatnonzero(prediction.present)}
@@ -61,13 +54,7 @@ def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArra
 def draw_state(frame_rgb: npt.NDArray[np.uint8], state: str, message: str) -> npt.NDArray[np.uint8]:
     """Draw the last picture of a source that stopped delivering: gray and dark, with the state and message across it.
 
-    Args:
-        frame_rgb: (H, W, 3) uint8 RGB; it is not changed.
-        state: The state of the source, shown large.
-        message: What is wrong, shown below in as many lines as fit; may be empty.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    The frame is (H, W, 3) uint8 RGB and not changed; the message gets as many lines as fit, and may be empty.
     """
     gray = cv2.convertScaleAbs(cv2.cvtColor(frame_rgb, cv2.COLOR_RGB2GRAY), alpha=_PANEL_LIGHT)
     drawn: _Rgb = np.asarray(cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB), np.uint8)
@@ -77,18 +64,13 @@ def draw_state(frame_rgb: npt.NDArray[np.uint8], state: str, message: str) -> np
     lines += [(fitting_text(line, px, widest), _MESSAGE_LIGHT) for line in _wrapped(message, px, widest)]
     top = max(0, (drawn.shape[0] - sum(text.shape[0] for text, _ in lines)) // 2)
     for text, light in lines:
-        _add_text(drawn, text, px, top, light)
+        add_text(drawn, text, px, top, light)
         top += text.shape[0]
     return drawn
 
 
 def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> tuple[int, int] | None:
-    """Tint and outline the pixels of one class, in place.
-
-    Args:
-        drawn: (H, W, 3) uint8 RGB.
-        label_map: (H, W) uint8: i + 1 is class i.
-        index: The class i, of color PALETTE[i % len(PALETTE)].
+    """Tint and outline in place, on (H, W, 3) uint8 RGB, the pixels of class `index`, labeled index + 1.
 
     Returns:
         (x, y) in pixels, the middle of the top of the class's largest connected region; None where it has no pixels.
@@ -108,12 +90,7 @@ def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> tuple[int
 
 
 def outline(drawn: _Rgb, mask: npt.NDArray[np.bool_]) -> None:
-    """Draw a mask's outline in place, white on black, so that it shows on any picture.
-
-    Args:
-        drawn: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool.
-    """
+    """Draw the outline of an (H, W) mask in place on RGB, white on black, so that it shows on any picture."""
     contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     thickness = _line(*drawn.shape[:2])
     cv2.drawContours(drawn, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
@@ -233,11 +210,11 @@ def _corner_list(frame_rgb: _Rgb, prediction: Prediction, listed: list[int]) -> 
             tick_x = bar_x + round((bar_px - _TICK_PX) * float(prediction.levels[index]))
             taller = slice(middle.start - 1, middle.stop + 1)
             panel[taller, tick_x : tick_x + _TICK_PX] = (_BRIGHT,) * 3
-        _add_text(panel, name, name_x, top, _BRIGHT)
-        _add_text(panel, _text(f"{score:.2f}", px), number_x, top, _BRIGHT)
+        add_text(panel, name, name_x, top, _BRIGHT)
+        add_text(panel, _text(f"{score:.2f}", px), number_x, top, _BRIGHT)
     if len(shown) < len(listed):
         more = _text(f"+ {len(listed) - len(shown)} more", px)
-        _add_text(panel, more, name_x, pad + len(shown) * row_px, _DIM)
+        add_text(panel, more, name_x, pad + len(shown) * row_px, _DIM)
     return panel
 
 
@@ -247,10 +224,11 @@ def _choose_rows(prediction: Prediction, listed: list[int], most: int) -> list[i
     return sorted(sorted(listed, key=lambda index: -prediction.scores[index])[: most - 1])
 
 
-def _add_text(panel: _Rgb, text: _Mask, x: int, y: int, light: int) -> None:
+def add_text(panel: _Rgb, text: _Mask, x: int, y: int, light: int) -> None:
+    """Add a rendered text, of brightness `light`, in place to a dark picture, cut off at its edges."""
     space = panel[y : y + text.shape[0], x : x + text.shape[1]]
     text = text[: space.shape[0], : space.shape[1]]
-    if space.size:  # adding is enough: the panel is dark
+    if space.size:
         space[:] = cv2.add(space, cv2.cvtColor(cv2.convertScaleAbs(text, alpha=light / 255), cv2.COLOR_GRAY2RGB))
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.overlay import PALETTE, fitting_text
+from fsvit_edge.runtime.overlay import PALETTE, add_text, fitting_text
 
 _TEXT_PX = 13
 _LINE_PX = round(1.5 * _TEXT_PX)
@@ -17,14 +16,9 @@ _Rgb = npt.NDArray[np.uint8]
 
 
 def captioned(panel: _Rgb, lines: Sequence[tuple[str, int | None]]) -> _Rgb:
-    """Write lines below a picture.
+    """Write lines below an (H, W, 3) uint8 RGB picture, which becomes higher.
 
-    Args:
-        panel: (H, W, 3) uint8 RGB.
-        lines: Each text, shortened if it is too wide, with the index of the class whose color precedes it, or None.
-
-    Returns:
-        (H', W, 3) uint8 RGB, higher than the panel.
+    Each is a text, shortened if it is too wide, with the index of the class whose color precedes it, or None.
     """
     below = np.full((_LINE_PX * len(lines), panel.shape[1], 3), _PAPER, np.uint8)
     for number, (text, way) in enumerate(lines):
@@ -33,24 +27,13 @@ def captioned(panel: _Rgb, lines: Sequence[tuple[str, int | None]]) -> _Rgb:
         if way is not None:
             line[_TEXT_PX // 3 : _TEXT_PX, : 2 * _TEXT_PX // 3] = PALETTE[way % len(PALETTE)]
             start = _TEXT_PX
-        letters = fitting_text(text, _TEXT_PX, panel.shape[1] - start)
-        space = line[: letters.shape[0], start : start + letters.shape[1]]
-        letters = letters[: space.shape[0], : space.shape[1]]
-        if space.size:
-            space[:] = cv2.add(space, cv2.cvtColor(letters, cv2.COLOR_GRAY2RGB))
+        add_text(line, fitting_text(text, _TEXT_PX, panel.shape[1] - start), start, 0, 255)
     both: _Rgb = np.concatenate([panel, below])
     return both
 
 
 def sheet(rows: Sequence[Sequence[_Rgb]]) -> _Rgb:
-    """Arrange pictures in rows, all columns as wide as the widest picture.
-
-    Args:
-        rows: (h, w, 3) uint8 RGB pictures of any sizes; at least one.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
+    """Arrange (h, w, 3) uint8 RGB pictures of any sizes in rows, all columns as wide as the widest picture."""
     heights = [max(len(cell) for cell in row) + _GAP_PX for row in rows]
     column_px = max(cell.shape[1] for row in rows for cell in row) + _GAP_PX
     width = max(len(row) for row in rows) * column_px + _GAP_PX

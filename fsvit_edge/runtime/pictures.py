@@ -32,16 +32,10 @@ _JPEG_QUALITY = 90
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """Read one picture as it is displayed: its EXIF orientation is applied, and everything becomes 8-bit RGB.
+    """Read one picture as it is displayed, (H, W, 3) uint8 RGB: its EXIF orientation is applied.
 
     Gray, palette and CMYK pictures are converted; 16-bit ones keep their upper 8 bits; transparent parts become
     white; an animation or a file of several pages gives its first picture.
-
-    Args:
-        path: A PNG, JPEG, BMP, WebP, TIFF or GIF file of at most 64 MB and 40 megapixels.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
 
     Raises:
         InputError: The file is missing, empty, damaged, too large, of another format, or not a regular file.
@@ -60,15 +54,11 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Read the mask of a picture: bright is the object, dark is the rest.
+    """Read the mask of a picture of height and width `size_hw`: bright is the object, dark is the rest.
 
     A pixel is foreground above half of the range (127 of 255), or above 0 if the mask contains only 0 and 1. If the
     transparency varies, it is the mask (a cut-out); in a color palette (PASCAL VOC's label maps) everything but black
     and void (255) is the object; otherwise the luminance decides. The EXIF orientation is applied.
-
-    Args:
-        path: A PNG, JPEG, BMP, WebP, TIFF or GIF file.
-        size_hw: Height and width of the picture to which the mask belongs, in pixels, after its own orientation.
 
     Returns:
         (H, W) bool, with at least one True.
@@ -92,11 +82,7 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 
 def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
-    """Write one picture, whole or not at all, in the format of the suffix.
-
-    Args:
-        path: Ends in .png, .jpg, .jpeg, .bmp or .webp; missing folders are created.
-        rgb: (H, W, 3) uint8 RGB.
+    """Write one (H, W, 3) uint8 RGB picture, whole or not at all, in the format of the suffix.
 
     Raises:
         InputError: The suffix is of no known format, `path` is a folder, or one of its parents is a file.
@@ -111,21 +97,13 @@ def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures of a folder, by their suffixes, in natural order (2 before 10), without hidden files.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
+    """Return the pictures of a folder, by their suffixes, in natural order (2 before 10), without hidden files."""
     files = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".")
     return sorted(files, key=_natural_order)
 
 
 def by_stem(pictures: Iterable[Path]) -> dict[str, Path]:
-    """Return the same pictures by their names without suffix.
-
-    Raises:
-        InputError: Two have the same stem.
-    """
+    """Return the same pictures by their names without suffix; an InputError if two have the same."""
     files: dict[str, Path] = {}
     for path in pictures:
         if path.stem in files:
@@ -135,15 +113,7 @@ def by_stem(pictures: Iterable[Path]) -> dict[str, Path]:
 
 
 def thumbnail(rgb: npt.NDArray[np.uint8], longest_px: int) -> npt.NDArray[np.uint8]:
-    """Shrink a picture to fit a square, keeping its aspect ratio; a smaller one keeps its size.
-
-    Args:
-        rgb: (H, W, 3) uint8 RGB.
-        longest_px: Upper limit of the longer side, in pixels, at least 1.
-
-    Returns:
-        (h, w, 3) uint8 RGB, a copy, with max(h, w) at most `longest_px`.
-    """
+    """Shrink (H, W, 3) uint8 RGB so that its longer side has at most `longest_px`; a smaller one keeps its size."""
     image = Image.fromarray(rgb)
     image.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
     return np.array(image)

@@ -10,6 +10,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.runtime.preprocess import Block, blocks_of_rows
+
 Maps = npt.NDArray[np.float32]
 
 _CERTAIN = 2.0**-23
@@ -25,14 +27,10 @@ def upsample_foreground(foreground: Maps, size_hw: tuple[int, int]) -> Maps:
 
 
 def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Label every pixel of the frame with the class of highest P(foreground), or background if that is below 0.5.
+    """Label every pixel of an (H, W) frame with the class of highest P(foreground), or background if that is below 0.5.
 
     The frame is processed in bands of rows that stay in the CPU's cache (one pass over whole maps took six times as
     long), and a class is skipped in a band where no cell reaches 0.5: interpolation never exceeds its neighbors.
-
-    Args:
-        foreground: (ways, h, w) float32 probabilities.
-        size_hw: The frame's height H and width W.
 
     Returns:
         (H, W) uint8: 0 is background, i + 1 is class i.
@@ -66,16 +64,8 @@ def sigmoid(logits: Maps) -> Maps:
 
 
 @lru_cache(maxsize=16)
-def _bands(cells: int, pixels: int) -> tuple[tuple[slice, slice, Maps], ...]:
-    """Return rows of pixels, the rows of cells that they read, and the weights between them."""
-    matrix = interpolation_matrix(cells, pixels)
-    bands = []
-    for start in range(0, pixels, _BAND_ROWS):
-        rows = matrix[start : start + _BAND_ROWS]
-        used = np.flatnonzero(rows.any(axis=0))
-        taken = slice(int(used[0]), int(used[-1]) + 1)
-        bands.append((slice(start, start + len(rows)), taken, np.ascontiguousarray(rows[:, taken])))
-    return tuple(bands)
+def _bands(cells: int, pixels: int) -> tuple[Block, ...]:
+    return blocks_of_rows(interpolation_matrix(cells, pixels), _BAND_ROWS)
 
 
 @lru_cache(maxsize=16)

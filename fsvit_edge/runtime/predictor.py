@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from threadpoolctl import ThreadpoolController
 
@@ -355,13 +354,9 @@ class FewShotModel:
         self.network.close()
 
     def __enter__(self) -> "FewShotModel":
-        """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

@@ -17,19 +17,11 @@ DESCRIPTION = "RGB uint8, resized to a square by antialiased bilinear filtering 
 _ROWS_PER_PRODUCT = 4
 """Output rows computed by one matrix product: 2 to 8 were equally fast, 1 and 16 slower (720p to 128 and 400 px)."""
 
-_Block = tuple[slice, slice, npt.NDArray[np.float32]]
+Block = tuple[slice, slice, npt.NDArray[np.float32]]
 
 
 def check_rgb(rgb: npt.NDArray[np.uint8], what: str) -> None:
-    """Refuse an array that is not an (H, W, 3) uint8 picture.
-
-    Args:
-        rgb: The array.
-        what: Name of the picture, as the start of a sentence.
-
-    Raises:
-        InputError: The array has another type or shape.
-    """
+    """Refuse an array that is not an (H, W, 3) uint8 picture with an InputError, which starts with `what`."""
     if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         got = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
         raise InputError(f"{what} must be an RGB picture, uint8 of shape (height, width, 3); got {got}.")
@@ -40,14 +32,7 @@ def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
 
     The weights are Pillow's, which the published numbers were measured with; the result differs from Pillow's by at
     most one gray level, because Pillow also rounds between its two passes. Two banded matrix products in numpy take a
-    third to a half of Pillow's time on a 1280 x 720 frame.
-
-    Args:
-        rgb: (H, W, 3) uint8 RGB.
-        size: Side of the result in pixels.
-
-    Raises:
-        InputError: The picture is not such an array.
+    third to a half of Pillow's time on a 1280 x 720 frame. An InputError refuses anything but such an array.
     """
     check_rgb(rgb, "The picture")
     height, width, _ = rgb.shape
@@ -80,6 +65,17 @@ def resize_nearest(
     return nearest
 
 
+def blocks_of_rows(matrix: npt.NDArray[np.float32], rows: int) -> tuple[Block, ...]:
+    """Cut a banded matrix into blocks of rows: the rows, the columns that are not all 0 in them, and the weights."""
+    blocks = []
+    for start in range(0, len(matrix), rows):
+        band = matrix[start : start + rows]
+        used = np.flatnonzero(band.any(axis=0))
+        taken = slice(int(used[0]), int(used[-1]) + 1)
+        blocks.append((slice(start, start + len(band)), taken, np.ascontiguousarray(band[:, taken])))
+    return tuple(blocks)
+
+
 def _filter_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
     """Return the (size, length) matrix of a triangle filter whose half-width is the scale, at least one pixel."""
     scale = length / size
@@ -96,19 +92,12 @@ def _filter_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
 
 
 @lru_cache(maxsize=16)
-def _vertical_blocks(length: int, size: int) -> tuple[_Block, ...]:
-    matrix = _filter_matrix(length, size)
-    blocks = []
-    for start in range(0, size, _ROWS_PER_PRODUCT):
-        band = matrix[start : start + _ROWS_PER_PRODUCT]
-        used = np.flatnonzero(band.any(axis=0))
-        taken = slice(int(used[0]), int(used[-1]) + 1)
-        blocks.append((slice(start, start + len(band)), taken, np.ascontiguousarray(band[:, taken])))
-    return tuple(blocks)
+def _vertical_blocks(length: int, size: int) -> tuple[Block, ...]:
+    return blocks_of_rows(_filter_matrix(length, size), _ROWS_PER_PRODUCT)
 
 
 @lru_cache(maxsize=16)
-def _horizontal_blocks(length: int, size: int) -> tuple[_Block, ...]:
+def _horizontal_blocks(length: int, size: int) -> tuple[Block, ...]:
     """Return the vertical blocks for interleaved RGB, to be multiplied from the right."""
     three = np.eye(3, dtype=np.float32)
     return tuple(

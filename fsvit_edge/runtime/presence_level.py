@@ -14,11 +14,7 @@ _CERTAIN = 1e-3
 
 
 def check_level(level: float) -> float:
-    """Return the level as a float, or refuse it.
-
-    Raises:
-        InputError: It is not a number between 0 and 1, both excluded.
-    """
+    """Return the level as a float; an InputError if it is not a number between 0 and 1, both excluded."""
     if type(level) not in (int, float) or not 0 < level < 1:
         raise InputError(f"The level of a class must be between 0 and 1, both excluded; got {level!r:.40}.")
     return float(level)
@@ -46,12 +42,7 @@ def level_of_supports(presence_level: float, loo_scores: Sequence[float | None])
     near 1, from closing the class to everything else. On davis16-val, not used to choose the rule: level 0.5: 1.000 /
     0.304 and 1.000 / 0.300; this rule: 1.000 / 0.192 and 1.000 / 0.190.
 
-    Args:
-        presence_level: The level of a class with one support, in (0, 1).
-        loo_scores: Leave-one-out score of each support, in [0, 1]; None if there was no other support.
-
-    Returns:
-        The level, in (0, 1); `presence_level` if there is no score.
+    A leave-one-out score is in [0, 1], or None if there was no other support; without any the level stays.
     """
     known = [_log_odds(min(max(score, _CERTAIN), 1 - _CERTAIN)) for score in loo_scores if score is not None]
     if not known:

@@ -10,9 +10,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 
@@ -35,22 +34,11 @@ def atomic_write(path: Path, data: bytes) -> None:
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the name of a file to write.")
-    temporary: str | None = None
     with _write_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=_own_prefix(), suffix=f"-{path.name}", dir=path.parent)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            temporary = None
-            _sync_rename(path)
-        finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(path) as temporary:
+            temporary.path.write_bytes(data)
+            temporary.replace_target()
 
 
 @contextmanager
@@ -74,18 +62,15 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
         path = path.resolve()  # or the link would be replaced and its folder left behind
     if path.is_dir() and not (path / marker).is_file() and any(path.iterdir()):
         raise InputError(f"{path} contains other files and no {marker}; choose an empty or a new folder.")
-    staging: Path | None = None
     with _write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=_own_prefix(), suffix=f"-{path.name}", dir=path.parent))
+        retired = staging.with_name(staging.name + "-old")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=_own_prefix(), suffix=f"-{path.name}", dir=path.parent))
             staging.chmod(0o777 & ~_umask())
             yield staging
-            for file in staging.iterdir():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            _sync_folder(staging)
-            retired = staging.with_name(staging.name + "-old")
+            for file in (*staging.iterdir(), staging):
+                _flush(file)
             if path.exists():
                 os.replace(path, retired)
             try:
@@ -94,26 +79,19 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
                 if retired.exists():
                     os.replace(retired, path)
                 raise
-            staging = None
             try:
-                _sync_rename(path)
+                _flush_folder_of(path)
             finally:
                 shutil.rmtree(retired, ignore_errors=True)
         finally:
-            if staging is not None:
-                shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)  # gone if it has become `path`
 
 
 class TemporaryFile:
-    """A hidden file beside its target, for data written over minutes; use it as a context manager to close it.
+    """A hidden file at `path`, beside its target, for data written over minutes; a context manager closes it.
 
-    It stays locked while it is open, so that `remove_leftovers` of another process does not delete it.
-
-    Args:
-        target: The file to replace at the end; its folder must exist.
-
-    Attributes:
-        path: The hidden file.
+    It stays locked while it is open, so that `remove_leftovers` of another process does not delete it. The target's
+    folder must exist.
 
     Raises:
         FsvitEdgeError: The folder is not writable.
@@ -121,48 +99,34 @@ class TemporaryFile:
 
     def __init__(self, target: Path) -> None:
         self._target = target
-        try:
+        with _write_errors(target):
             self._descriptor, path = tempfile.mkstemp(prefix=_own_prefix(), suffix=f"-{target.name}", dir=target.parent)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             os.fchmod(self._descriptor, 0o666 & ~_umask())
-        except OSError as error:
-            raise FsvitEdgeError(f"{target} cannot be written: {error.strerror}.") from error
         self.path = Path(path)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
     def __enter__(self) -> "TemporaryFile":
-        """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove it, unless it has replaced its target."""
         self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
     def replace_target(self) -> None:
-        """Flush it to disk and rename it to its target.
-
-        Raises:
-            FsvitEdgeError: The disk is full or the folder is gone; an old target is unchanged.
-        """
-        try:
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+        """Flush it to disk and rename it to its target; on an FsvitEdgeError an old target is unchanged."""
+        with _write_errors(self._target):
+            os.fsync(self._descriptor)
             os.replace(self.path, self._target)
-            _sync_rename(self._target)
-        except OSError as error:
-            raise FsvitEdgeError(f"{self._target} was not written: {error.strerror}.") from error
+        _flush_folder_of(self._target)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove the unfinished files and folders that our killed processes left behind.
+    """Remove, and return, the unfinished files and folders that our killed processes left behind, as far as possible.
 
     Something is removed only if its name is ours, its writer is gone and nobody has locked it: two runs may share a
     folder, also from two containers, where process IDs mean little.
-
-    Returns:
-        What was removed; what cannot be removed stays.
     """
     removed = []
     for path in folder.glob(f"{TEMPORARY_PREFIX}*") if folder.is_dir() else ():
@@ -212,9 +176,9 @@ def _umask() -> int:
     return mask
 
 
-def _sync_rename(path: Path) -> None:
+def _flush_folder_of(path: Path) -> None:
     try:
-        _sync_folder(path.parent)
+        _flush(path.parent)
     except OSError as error:
         raise FsvitEdgeError(
             f"{path} was written, but its folder cannot be flushed to disk: {error.strerror or error}; "
@@ -222,8 +186,8 @@ def _sync_rename(path: Path) -> None:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -239,11 +203,9 @@ def locked(path: Path, required: bool = True, on_wait: Callable[[], None] | None
 
     Args:
         path: The folder or file to lock; if it does not exist, it is created as an empty file.
-        required: False enters without a lock if the file system has no locks or `path` cannot be opened.
+        required: False enters without a lock if the file system has no locks or `path` cannot be opened; True raises
+            the OSError.
         on_wait: Called once if another process has the lock.
-
-    Raises:
-        OSError: `path` cannot be opened or locked, and `required` is True.
     """
     descriptor = None
     try:
@@ -285,11 +247,7 @@ def _is_locked(path: Path) -> bool:
 def user_cache(kind: str) -> Path:
     """Return `$XDG_CACHE_HOME/fsvit-edge/<kind>`, by default in `~/.cache`, for files that can be made again.
 
-    Args:
-        kind: Name of the folder, which need not exist: engines, timings, kernels or tokens.
-
-    Raises:
-        EnvironmentLacksError: There is no home folder.
+    The folder need not exist. An EnvironmentLacksError if there is no home folder.
     """
     stated = os.environ.get("XDG_CACHE_HOME", "")
     try:

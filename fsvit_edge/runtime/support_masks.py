@@ -18,8 +18,6 @@ Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; right and bottom are exclusive."""
-Window = tuple[slice, slice]
-"""Rows and columns of a picture."""
 
 MIN_COVER = 0.01
 MIN_AGREEMENT = 0.5
@@ -38,17 +36,10 @@ def support_masks(
     boxes: Sequence[Box | None] | None,
     mask_of_box: Callable[[Image, Box], Mask],
 ) -> list[Mask | None]:
-    """Check everything that is given of a class's new pictures, and make masks from the boxes.
-
-    Args:
-        name: The class, for the errors.
-        images: (H, W, 3) uint8 RGB pictures.
-        masks: For each picture (H, W), not 0 on the object, or None; None without masks.
-        boxes: For each picture a box around the object, or None; None without boxes.
-        mask_of_box: Makes the mask from a picture and a box.
+    """Check everything that is given of a class's new pictures, (H, W, 3) uint8 RGB, and make masks from the boxes.
 
     Returns:
-        For each picture its mask; None if only the name is known.
+        For each picture its mask, (H, W), not 0 on the object; None if only the name is known.
 
     Raises:
         InputError: There is no picture, or a picture, a mask or a box cannot be used.
@@ -59,10 +50,9 @@ def support_masks(
         if given is not None and len(given) != len(images):
             raise InputError(f"Class {name!r} has {len(images)} pictures but {len(given)} {what}; give one for each.")
     none = [None] * len(images)
+    pairs = zip(none if masks is None else masks, none if boxes is None else boxes, strict=True)
     found: list[Mask | None] = []
-    for image, mask, box in zip(
-        images, none if masks is None else masks, none if boxes is None else boxes, strict=True
-    ):
+    for image, (mask, box) in zip(images, pairs, strict=True):
         if mask is not None and box is not None:
             raise InputError(f"Picture {len(found) + 1} of {name!r} has both a mask and a box; give one of them.")
         if box is not None:
@@ -74,16 +64,7 @@ def support_masks(
 
 
 def check_support(name: str, image: Image, mask: Mask | None) -> None:
-    """Refuse a picture or mask that cannot be enrolled.
-
-    Args:
-        name: The class, for the errors.
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W), not 0 on the object, or None.
-
-    Raises:
-        InputError: The picture is not such an array, or the mask is empty or of another size.
-    """
+    """Refuse a picture or mask that cannot be enrolled as a support of class `name`, with an InputError."""
     check_rgb(image, f"The picture of {name!r}")
     if mask is None:
         return
@@ -109,21 +90,13 @@ def _checked_box(name: str, box: Sequence[float]) -> Box:
 
 
 def mask_from_box(size_hw: tuple[int, int], box_xyxy: Box) -> Mask:
-    """Make a mask from a box alone: the ellipse that touches its four sides. `thing_in_box` improves on it.
+    """Make a mask of (H, W) from a box alone: the ellipse that touches its four sides. `thing_in_box` improves on it.
 
     Measured by `benchmarks/box_masks.py` on three data sets: classes enrolled from the ellipse are found as well as
     those from GrabCut's outline and better than those from the whole box. GrabCut's outlines are closer to drawn ones,
     but take 50 to 120 ms, and now and then it keeps a cat's eyes instead of the cat.
 
-    Args:
-        size_hw: Height and width of the picture in pixels.
-        box_xyxy: Left, top, right and bottom in pixels, right and bottom exclusive; cut off at the picture's edges.
-
-    Returns:
-        (H, W) bool, True on the object, False outside the box.
-
-    Raises:
-        InputError: The box contains less than 4 x 4 pixels of the picture.
+    The box is cut off at the picture's edges; an InputError if less than 4 x 4 pixels of the picture are in it.
     """
     height, width = size_hw
     left, top = max(0, box_xyxy[0]), max(0, box_xyxy[1])
@@ -142,19 +115,11 @@ def mask_from_box(size_hw: tuple[int, int], box_xyxy: Box) -> Mask:
 
 
 def thing_in_box(objectness: Maps, ellipse: Mask, box_xyxy: Box) -> Mask:
-    """Use what objectness marks inside a box as the object's mask; or the ellipse if that is almost nothing.
+    """Use what objectness, logits (n, n), marks inside a box as the mask; or the ellipse if that is almost nothing.
 
     The ellipse counts for one log-odd either way. IoU with drawn masks, pascal10-coseg, on which the rule was chosen:
     the ellipse 54, objectness alone 70, this 72. On data not used to choose it: davis16-val 52, 71, 72; fss1000-mini
     71, 84, 85; neu-seg 46, 18, 50; camvid60 36, 10, 39.
-
-    Args:
-        objectness: Logits (n, n) of the picture.
-        ellipse: (H, W) bool that `mask_from_box` made from the box.
-        box_xyxy: Left, top, right and bottom in pixels, right and bottom exclusive.
-
-    Returns:
-        (H, W) bool, False outside the box.
     """
     left, top, right, bottom = (max(0, edge) for edge in box_xyxy)
     inside = np.zeros(ellipse.shape, np.bool_)
@@ -164,20 +129,13 @@ def thing_in_box(objectness: Maps, ellipse: Mask, box_xyxy: Box) -> Mask:
 
 
 def thing_of_name(objectness: Maps, guess: Mask) -> Mask:
-    """Use what objectness marks as the object's mask, if the encoder's own guess agrees.
+    """Use what objectness, logits (n, n), marks as the mask, if the encoder's own (S, S) guess agrees.
 
     The guess (`pseudo_mask`) is a blob of tokens around what the picture shows most of. If more than half of the
     objects' pixels are in it, they are the object, with its outline; else the picture shows stuff, or something that
     does not stand out, and the guess stays. IoU with drawn masks, pascal10-coseg, on which the rule was chosen: the
     guess 35, objectness alone 64, the sum of the log-odds 61 to 63, this 64. On data not used to choose it: davis16-val
     21, 63, 60, 63; neu-seg 20, 17, 21, 31.
-
-    Args:
-        objectness: Logits (n, n) of the picture.
-        guess: (S, S) bool.
-
-    Returns:
-        (S, S) bool.
     """
     marked = _enlarged(objectness, guess.shape) > 0
     agrees = (marked & guess).sum() > MIN_AGREEMENT * marked.sum()
@@ -191,7 +149,7 @@ def _enlarged(logits: Maps, size_hw: tuple[int, ...]) -> Maps:
 # -------------------------------------------------------------------------------------------------------- small objects
 
 
-def support_window(mask: Mask, factor: float) -> Window | None:
+def support_window(mask: Mask, factor: float) -> tuple[slice, slice] | None:
     """Choose the part of a support picture that the encoder should see, so that a small object gets more tokens.
 
     It has the picture's own aspect: the encoder squashes what it sees to a square, and an object must be squashed in
