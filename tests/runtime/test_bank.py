@@ -1,6 +1,4 @@
-import errno
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +18,15 @@ from fsvit_edge.runtime.bank import (
     SupportBank,
 )
 from fsvit_edge.runtime.cached_support import CachedSupport
-from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import level_of_supports
 
 CHANNELS, DIM = 2, 4
 IDENTITY = EncoderIdentity("nano", "ab" * 32, 32, CHANNELS, DIM, "fp32")
 HEAD = HeadIdentity("ef" * 32, 0.25)
-FIELDS = ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask")
-FACTS = ("has_mask", "loo_score", "objectness_weight")
 HEADER = "fsvit-edge-bank"
+Change = Callable[[dict[str, Any], dict[str, np.ndarray]], object]
 
 
 def support(seed: int, tokens: int = 3, has_mask: bool = True) -> CachedSupport:
@@ -59,65 +56,54 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "bank.safetensors"
 
 
+def content(bank: SupportBank) -> list[object]:
+    """All of a bank, to compare it bit by bit."""
+    found: list[object] = [bank.identity, bank.head]
+    for name in bank.classes:
+        found += [name, bank.level(name), bank.level_source(name)]
+        for one in bank.supports(name):
+            found += [(v.dtype, v.shape, v.tobytes()) if isinstance(v, np.ndarray) else v for v in vars(one).values()]
+    return found
+
+
 def same(one: SupportBank, other: SupportBank) -> bool:
-    """Whether two banks hold the same classes and supports, bit by bit."""
-    if one.identity != other.identity or one.head != other.head or one.classes != other.classes:
-        return False
-    for name in one.classes:
-        if len(one.supports(name)) != len(other.supports(name)):
-            return False
-        if (one.level(name), one.level_source(name)) != (other.level(name), other.level_source(name)):
-            return False
-        for ours, theirs in zip(one.supports(name), other.supports(name), strict=True):
-            if any(getattr(ours, field) != getattr(theirs, field) for field in FACTS):
-                return False
-            for field in FIELDS:
-                a, b = getattr(ours, field), getattr(theirs, field)
-                if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
-                    return False
-    return True
+    return content(one) == content(other)
 
 
 def test_classes_keep_the_order_of_their_enrollment() -> None:
     bank = SupportBank(IDENTITY)
     assert bank.classes == ()
-    for name in ("b", "a", "c"):
-        bank.add(name, [support(0)])
-    bank.add("b", [support(1)])
+    given = [support(seed) for seed in range(4)]
+    for name, one in zip("bac", given, strict=False):
+        bank.add(name, [one])
+    bank.add("b", iter([given[3], given[2]]))
     assert bank.classes == ("b", "a", "c")
-    assert [len(bank.supports(name)) for name in bank.classes] == [2, 1, 1]
+    wanted = {"b": [given[0], given[3], given[2]], "a": [given[1]], "c": [given[2]]}
+    assert {name: list(map(id, bank.supports(name))) for name in bank.classes} == {
+        name: list(map(id, supports)) for name, supports in wanted.items()
+    }
+    supports = bank.supports("a")
+    bank.rename("a", "z")
+    assert bank.classes == ("b", "z", "c")
+    assert bank.supports("z") is supports
     bank.remove("b")
-    bank.add("b", [support(2)])
-    assert bank.classes == ("a", "c", "b")
+    bank.add("b", [given[1]])
+    assert bank.classes == ("z", "c", "b")
     assert len(bank.supports("b")) == 1
-
-
-def test_supports_are_added_after_the_existing_ones() -> None:
-    bank = SupportBank(IDENTITY)
-    first, second, third = support(0), support(1), support(2)
-    bank.add("a", [first])
-    bank.add("a", iter([second, third]))
-    assert [s is t for s, t in zip(bank.supports("a"), (first, second, third), strict=True)] == [True] * 3
-
-
-def test_a_renamed_class_keeps_its_place_and_its_supports() -> None:
-    bank = filled()
-    supports = bank.supports("cat")
-    bank.rename("cat", "dog")
-    assert bank.classes == ("dog", "Größe 猫")
-    assert bank.supports("dog") is supports
 
 
 @pytest.mark.parametrize(
     ("act", "reason"),
     [
-        pytest.param(lambda bank: bank.remove("dog"), "'dog' is not enrolled; enrolled: cat, Größe 猫.", id="remove"),
-        pytest.param(lambda bank: bank.supports("dog"), "'dog' is not enrolled; enrolled: cat", id="supports"),
-        pytest.param(lambda bank: bank.rename("dog", "x"), "'dog' is not enrolled; enrolled: cat", id="rename"),
-        pytest.param(lambda bank: bank.rename("cat", "Größe 猫"), "'Größe 猫' already exists", id="name in use"),
-        pytest.param(lambda bank: bank.rename("cat", "cat"), "'cat' already exists", id="own name"),
-        pytest.param(lambda bank: bank.rename("cat", ""), "must be 1 to 80 printable characters", id="no name"),
-        pytest.param(lambda bank: bank.add("dog", []), "'dog' needs at least one picture", id="no support"),
+        (lambda bank: bank.remove("dog"), "'dog' is not enrolled; enrolled: cat, Größe 猫."),
+        (lambda bank: bank.supports("dog"), "'dog' is not enrolled; enrolled: cat"),
+        (lambda bank: bank.rename("dog", "x"), "'dog' is not enrolled; enrolled: cat"),
+        (lambda bank: bank.set_level("dog", 0.5), "'dog' is not enrolled; enrolled: cat"),
+        (lambda bank: bank.emptied().remove("dog"), "'dog' is not enrolled; enrolled: none"),
+        (lambda bank: bank.rename("cat", "Größe 猫"), "'Größe 猫' already exists"),
+        (lambda bank: bank.rename("cat", "cat"), "'cat' already exists"),
+        (lambda bank: bank.rename("cat", ""), "must be 1 to 80 printable characters"),
+        (lambda bank: bank.add("dog", []), "'dog' needs at least one picture"),
     ],
 )
 def test_an_impossible_change_is_refused_and_changes_nothing(act: Callable[[SupportBank], None], reason: str) -> None:
@@ -126,11 +112,6 @@ def test_an_impossible_change_is_refused_and_changes_nothing(act: Callable[[Supp
         act(bank)
     assert reason in str(refused.value)
     assert same(bank, filled())
-
-
-def test_an_empty_bank_reports_that_nothing_is_enrolled() -> None:
-    with pytest.raises(InputError, match="'dog' is not enrolled; enrolled: none"):
-        SupportBank(IDENTITY).remove("dog")
 
 
 @pytest.mark.parametrize(
@@ -176,32 +157,16 @@ def test_the_size_of_a_support_is_that_of_its_arrays() -> None:
 
 def test_a_bank_is_loaded_bit_for_bit(path: Path) -> None:
     bank = filled()
-    bank.save(path)
-    assert same(SupportBank.load(path), bank)
-    assert same(SupportBank.load(path, IDENTITY), bank)
-    assert not same(SupportBank.load(path), filled(replace(IDENTITY, name="other")))  # the comparison can fail
-
-
-def test_special_values_are_loaded_bit_for_bit(path: Path) -> None:
-    bank = SupportBank(IDENTITY)
     extremes = np.array([0.0, -0.0, 6e-8, 65504], np.float16)
-    bank.add("a", [replace(support(0), kept=np.broadcast_to(extremes, (CHANNELS, 5, DIM)))])
+    bank.add("extremes", [replace(support(0), kept=np.broadcast_to(extremes, (CHANNELS, 5, DIM)))])
+    for one in (bank, filled(replace(IDENTITY, encoder_sha256="cd" * 32)), SupportBank(IDENTITY)):
+        one.save(path)  # over the last one
+        assert same(SupportBank.load(path), one)
+        assert list(path.parent.iterdir()) == [path]
     bank.save(path)
-    assert SupportBank.load(path).supports("a")[0].kept.tobytes() == np.tile(extremes, CHANNELS * 5).tobytes()
-
-
-def test_an_empty_bank_is_saved_too(path: Path) -> None:
-    SupportBank(IDENTITY).save(path)
-    assert SupportBank.load(path, IDENTITY).classes == ()
-
-
-def test_a_save_replaces_the_old_file_and_leaves_no_other(path: Path) -> None:
-    filled().save(path)
-    bank = filled()
-    bank.remove("cat")
-    bank.save(path)
-    assert same(SupportBank.load(path), bank)
-    assert list(path.parent.iterdir()) == [path]
+    assert same(SupportBank.load(path, IDENTITY), bank)
+    assert same(SupportBank.load(path, replace(IDENTITY, name="renamed")), bank)
+    assert not same(SupportBank.load(path), filled())  # the comparison can fail
 
 
 def test_predictions_are_the_same_before_saving_and_after_loading(path: Path) -> None:
@@ -221,35 +186,28 @@ def test_predictions_are_the_same_before_saving_and_after_loading(path: Path) ->
     assert np.array_equal(before.scores, after.scores)
     assert np.array_equal(before.label_map, after.label_map)
     assert before.foreground is not None
-    assert after.foreground is not None
     assert np.array_equal(before.foreground, after.foreground)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        pytest.param(
+        (
             {"encoder_sha256": "cd" * 32},
             "was made with a different encoder: cdcdcdcdcdcd... (nano), but this bundle has abababababab... (nano)",
-            id="encoder",
         ),
-        pytest.param(
+        (
             {"encoder_sha256": "cd" * 32, "image_size": 48},
             "was made with a different image size: 48, but this bundle has 32",
-            id="image size",
         ),
-        pytest.param(
-            {"encoder_sha256": "cd" * 32, "precision": "fp16"},
-            "was made with a different encoder: cdcdcdcdcdcd... (nano), but this bundle has abababababab... (nano)",
-            id="encoder and precision: --precision would not help",
-        ),
-        pytest.param(
+        # --precision would not help here.
+        ({"encoder_sha256": "cd" * 32, "precision": "fp16"}, "was made with a different encoder: cdcdcdcdcdcd... "),
+        (
             {"precision": "int8"},
             "was made in int8, but the engines here compute in fp32; use it with --precision int8 or",
-            id="precision",
         ),
-        pytest.param({"head_dim": DIM + 1}, "has tokens of a different shape than this bundle's", id="shape"),
-        pytest.param({"encoder_sha256": 5}, "was made with a different encoder: 5... (nano)", id="no sum"),
+        ({"head_dim": DIM + 1}, "has tokens of a different shape than this bundle's"),
+        ({"encoder_sha256": 5}, "was made with a different encoder: 5... (nano)"),
     ],
 )
 def test_a_bank_of_another_encoder_is_refused_with_the_difference(
@@ -258,159 +216,114 @@ def test_a_bank_of_another_encoder_is_refused_with_the_difference(
     filled(replace(IDENTITY, **change)).save(path)
     with pytest.raises(ArtifactError) as refused:
         SupportBank.load(path, IDENTITY)
-    assert reason in str(refused.value)
-    assert str(path) in str(refused.value)
-    assert "enroll its classes again" in str(refused.value)
+    for part in (reason, str(path), "enroll its classes again"):
+        assert part in str(refused.value)
 
 
-def test_the_name_of_the_network_does_not_matter(path: Path) -> None:
-    filled(replace(IDENTITY, name="renamed")).save(path)
-    assert SupportBank.load(path, IDENTITY).classes == filled().classes
-
-
-def test_a_foreign_bank_can_be_listed_and_edited(path: Path) -> None:
-    foreign = filled(replace(IDENTITY, encoder_sha256="cd" * 32))
-    foreign.save(path)
-    loaded = SupportBank.load(path)
-    loaded.remove("cat")
-    loaded.save(path)
-    assert SupportBank.load(path).identity == foreign.identity
-
-
-def rewrite(
-    path: Path,
-    change_header: Callable[[dict[str, Any]], object] = lambda _: None,
-    change_tensors: Callable[[dict[str, np.ndarray]], object] = lambda _: None,
-    reseal: bool = True,
-) -> None:
+def rewrite(path: Path, change: Change, reseal: bool = True) -> None:
     """Change a saved bank; `reseal` makes its sum right again, as somebody who forges a bank would."""
     with safe_open(path, framework="numpy") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         header = json.loads(file.metadata()[HEADER])
     seal = header.pop("sha256")
-    change_header(header)
-    change_tensors(tensors)
+    change(header, tensors)
     header["sha256"] = bank_module._digest(header, tensors) if reseal else seal
     save_file(tensors, path, metadata={HEADER: json.dumps(header)})
 
 
-def poison(tensors: dict[str, np.ndarray], value: float) -> None:
-    tensors["1.0.kept"] = tensors["1.0.kept"].copy()
-    tensors["1.0.kept"][1, 2, 3] = value
+def poison(value: float) -> Change:
+    def change(_: object, tensors: dict[str, np.ndarray]) -> None:
+        tensors["1.0.kept"] = tensors["1.0.kept"].copy()
+        tensors["1.0.kept"][1, 2, 3] = value
+
+    return change
 
 
-def set_tensor(name: str, array: np.ndarray) -> Callable[[dict[str, np.ndarray]], None]:
-    return lambda tensors: tensors.update({name: array})
+def tensor(name: str, *shape: int, dtype: type[np.generic] = np.float16) -> Change:
+    return lambda _, tensors: tensors.update({name: np.zeros(shape, dtype)})
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        pytest.param(lambda t: poison(t, np.nan), "tensor 1.0.kept is missing, misshapen or not finite", id="NaN"),
-        pytest.param(lambda t: poison(t, np.inf), "tensor 1.0.kept is missing, misshapen or not finite", id="infinity"),
-        pytest.param(lambda t: t.pop("0.1.pooled"), "tensor 0.1.pooled is missing", id="tensor missing"),
-        pytest.param(
-            set_tensor("0.0.kept", np.zeros((CHANNELS + 1, 3, DIM), np.float16)), "tensor 0.0.kept is", id="channels"
-        ),
-        pytest.param(set_tensor("0.0.kept", np.zeros((CHANNELS, 0, DIM), np.float16)), "0.0.kept is", id="no token"),
-        pytest.param(set_tensor("0.0.kept", np.zeros((CHANNELS, 3, DIM), np.float32)), "0.0.kept is", id="type"),
-        pytest.param(set_tensor("0.0.kept", np.zeros((CHANNELS, DIM), np.float16)), "0.0.kept is", id="axes"),
-        pytest.param(set_tensor("0.0.pooled_mask", np.zeros(8, np.bool_)), "0.0.pooled_mask is", id="pooled mask"),
-        pytest.param(set_tensor("0.0.thumbnail", np.zeros((5, 6), np.uint8)), "0.0.thumbnail is", id="thumbnail"),
-        pytest.param(
-            set_tensor("0.0.thumbnail_mask", np.zeros((6, 5), np.bool_)), "not the size of its picture", id="its mask"
-        ),
-    ],
-)
-def test_a_tensor_that_does_not_fit_is_named(
-    path: Path, change: Callable[[dict[str, np.ndarray]], object], reason: str
-) -> None:
-    filled().save(path)
-    rewrite(path)
-    assert same(SupportBank.load(path, IDENTITY), filled())
-    rewrite(path, change_tensors=change)
-    with pytest.raises(ArtifactError) as refused:
-        SupportBank.load(path, IDENTITY)
-    assert reason in str(refused.value)
+def cat(**values: Any) -> Change:
+    return lambda header, _: header["classes"][0].update(values)
 
 
-def as_format_2(header: dict[str, Any]) -> None:
+def as_format_2(header: dict[str, Any], _: object) -> None:
     """What the format before this one held."""
     del header["head"]
     classes = [{"name": entry["name"], "has_mask": entry["has_mask"]} for entry in header["classes"]]
     header.update(format_version=2, classes=classes)
 
 
-def supports_of(masks: list[int]) -> dict[str, list[Any]]:
-    return {"has_mask": masks, "loo_score": [None] * len(masks), "objectness_weight": [0] * len(masks)}
+NO_BANK = "is not a support bank of fsvit-edge: its header is missing or damaged"
+FORGED: list[tuple[Change, str]] = [
+    (poison(np.nan), "tensor 1.0.kept is missing, misshapen or not finite"),
+    (poison(np.inf), "tensor 1.0.kept is missing, misshapen or not finite"),
+    (lambda _, t: t.pop("0.1.pooled"), "tensor 0.1.pooled is missing"),
+    (tensor("0.0.kept", CHANNELS + 1, 3, DIM), "tensor 0.0.kept is"),
+    (tensor("0.0.kept", CHANNELS, 0, DIM), "tensor 0.0.kept is"),
+    (tensor("0.0.kept", CHANNELS, 3, DIM, dtype=np.float32), "tensor 0.0.kept is"),
+    (tensor("0.0.kept", CHANNELS, DIM), "tensor 0.0.kept is"),
+    (tensor("0.0.pooled_mask", 8, dtype=np.bool_), "tensor 0.0.pooled_mask is"),
+    (tensor("0.0.thumbnail", 5, 6, dtype=np.uint8), "tensor 0.0.thumbnail is"),
+    (tensor("0.0.thumbnail_mask", 6, 5, dtype=np.bool_), "not the size of its picture"),
+    (lambda h, _: h.pop("encoder"), NO_BANK),
+    (lambda h, _: h["encoder"].pop("image_size"), NO_BANK),
+    (lambda h, _: h["encoder"].update(color=1), NO_BANK),
+    (lambda h, _: h.pop("head"), NO_BANK),
+    (lambda h, _: h.update(classes=[1]), NO_BANK),
+    (lambda h, _: h["classes"][1].pop("level"), NO_BANK),
+    (lambda h, _: h["classes"][1].pop("loo_score"), NO_BANK),
+    (cat(has_mask=[1] * 3), NO_BANK),  # the other lists have 2
+    (lambda h, _: h.update(format_version=1), "has format 1 in 'fp16'"),
+    (as_format_2, "has format 2 in 'fp16', this fsvit-edge reads 3 and 4 in 'fp16'; enroll its classes"),
+    (lambda h, _: h.update(precision="int8"), "has format 4 in 'int8'"),
+    (cat(name="a\nb"), "is damaged: A class name must be"),
+    (cat(has_mask=[], loo_score=[], objectness_weight=[]), "Class 'cat' needs"),
+    (cat(has_mask=[1] * 3, loo_score=[None] * 3, objectness_weight=[0] * 3), "0.2.kept is missing"),
+    (lambda h, _: h["head"].update(presence_level=1), "level of a class must be"),
+    (lambda h, _: h["head"].update(presence_level="high"), "level of a class must be"),
+    *(
+        (cat(level=wrong), f"got {wrong!r}")
+        for wrong in (0, 1, 1.5, -1.0, None, "0.5", True, float("nan"), float("inf"))
+    ),
+    *(
+        (cat(**{field: [0.5, wrong]}), f"is damaged: {field} of support 0.1 is {wrong!r}, not a number from 0 to ")
+        for field, wrongs in (("loo_score", (1.01, -0.1, "0.5")), ("objectness_weight", (2.01, -0.1, None)))
+        for wrong in (*wrongs, True, float("nan"), float("inf"))
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        pytest.param(lambda h: h.pop("encoder"), "is not a support bank", id="no encoder"),
-        pytest.param(lambda h: h["encoder"].pop("image_size"), "is not a support bank", id="no image size"),
-        pytest.param(lambda h: h["encoder"].update(color=1), "is not a support bank", id="unknown field"),
-        pytest.param(lambda h: h.update(classes=[1]), "is not a support bank", id="classes"),
-        pytest.param(lambda h: h.update(format_version=1), "has format 1 in 'fp16'", id="an earlier version"),
-        pytest.param(
-            as_format_2, "has format 2 in 'fp16', this fsvit-edge reads 3 and 4 in 'fp16'; enroll its classes", id="2"
-        ),
-        pytest.param(lambda h: h.update(precision="int8"), "has format 3 in 'int8'", id="another precision"),
-        pytest.param(lambda h: h["classes"][0].update(name="a\nb"), "is damaged: A class name must be", id="name"),
-        pytest.param(lambda h: h["classes"][0].update(supports_of([])), "Class 'cat' needs", id="no support"),
-        pytest.param(lambda h: h["classes"][0].update(supports_of([1] * 3)), "0.2.kept is missing", id="too many"),
-        pytest.param(lambda h: h["classes"][0].update(has_mask=[1] * 3), "header is missing or", id="unequal lists"),
-        pytest.param(lambda h: h.pop("head"), "is not a support bank", id="no head"),
-        pytest.param(lambda h: h["head"].update(presence_level=1), "level of a class must be", id="level of the head"),
-        pytest.param(lambda h: h["head"].update(presence_level="high"), "level of a class must", id="no number"),
-        pytest.param(lambda h: h["classes"][1].pop("level"), "is not a support bank", id="no level"),
-        *(
-            pytest.param(
-                lambda h, wrong=wrong: h["classes"][1].update(level=wrong), "got " + repr(wrong), id=repr(wrong)
-            )
-            for wrong in (0, 1, 1.5, -1.0, None, "0.5", True, float("nan"), float("inf"))
-        ),
-        *(
-            pytest.param(
-                lambda h, field=field, wrong=wrong: h["classes"][0].update({field: [0.5, wrong]}),
-                f"is damaged: {field} of support 0.1 is {wrong!r}, not a number from 0 to ",
-                id=f"{field} {wrong!r}",
-            )
-            for field, wrongs in (("loo_score", (1.01, -0.1, "0.5")), ("objectness_weight", (2.01, -0.1, None)))
-            for wrong in (*wrongs, True, float("nan"), float("inf"))
-        ),
-    ],
-)
-def test_a_malformed_header_is_refused(path: Path, change: Callable[[dict[str, Any]], object], reason: str) -> None:
+@pytest.mark.parametrize(("change", "reason"), FORGED, ids=[reason for _, reason in FORGED])
+def test_a_forged_bank_is_refused(path: Path, change: Change, reason: str) -> None:
     filled().save(path)
+    rewrite(path, lambda *_: None)
+    assert same(SupportBank.load(path, IDENTITY), filled())
     rewrite(path, change)
     with pytest.raises(ArtifactError) as refused:
-        SupportBank.load(path)
+        SupportBank.load(path, IDENTITY)
     assert reason in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("change_header", "change_tensors"),
+    "change",
     [
-        pytest.param(lambda h: h["classes"][0].update(name="dog"), lambda _: None, id="name"),
-        pytest.param(lambda h: h["classes"][0]["has_mask"].reverse(), lambda _: None, id="masks"),
-        pytest.param(lambda h: h["classes"][0].update(level=0.3), lambda _: None, id="level"),
-        pytest.param(lambda h: h["classes"][0].update(is_level_by_hand=True), lambda _: None, id="by hand"),
-        pytest.param(lambda h: h["classes"][0]["loo_score"].reverse(), lambda _: None, id="scores"),
-        pytest.param(lambda h: h["classes"][0]["objectness_weight"].reverse(), lambda _: None, id="weights"),
-        pytest.param(lambda _: None, lambda t: poison(t, 1.0), id="value"),
-        pytest.param(lambda _: None, lambda t: t.update({"0.0.kept": t["0.1.kept"]}), id="swapped"),
+        cat(name="dog"),
+        lambda h, _: h["classes"][0]["has_mask"].reverse(),
+        cat(level=0.3),
+        cat(is_level_by_hand=True),
+        lambda h, _: h["classes"][0]["loo_score"].reverse(),
+        lambda h, _: h["classes"][0]["objectness_weight"].reverse(),
+        poison(1.0),
+        lambda _, t: t.update({"0.0.kept": t["0.1.kept"]}),
     ],
 )
-def test_plausible_changes_do_not_pass_the_sum(
-    path: Path, change_header: Callable[..., object], change_tensors: Callable[..., object]
-) -> None:
+def test_plausible_changes_do_not_pass_the_sum(path: Path, change: Change) -> None:
     filled().save(path)
-    rewrite(path, change_header, change_tensors)
+    rewrite(path, change)
     assert not same(SupportBank.load(path), filled())
     filled().save(path)
-    rewrite(path, change_header, change_tensors, reseal=False)
+    rewrite(path, change, reseal=False)
     with pytest.raises(ArtifactError, match="do not match its sha256"):
         SupportBank.load(path)
 
@@ -439,51 +352,30 @@ def test_no_flipped_bit_gets_through(path: Path) -> None:
 def test_no_cut_file_gets_through(path: Path) -> None:
     filled().save(path)
     data = path.read_bytes()
-    for length in [*range(24), *range(24, len(data), 37), len(data) - 1]:
-        path.write_bytes(data[:length])
+    cuts = [*range(24), *range(24, len(data), 37), len(data) - 1]
+    for cut in (*(data[:length] for length in cuts), data + b"\0"):
+        path.write_bytes(cut)
         with pytest.raises(ArtifactError):
             SupportBank.load(path)
-    path.write_bytes(data + b"\0")
-    with pytest.raises(ArtifactError):
-        SupportBank.load(path)
 
 
-def make_missing(path: Path) -> None:
-    assert not path.exists()
-
-
-def make_folder(path: Path) -> None:
-    path.mkdir()
-
-
-def make_text(path: Path) -> None:
-    path.write_text("not a bank\n" * 10)
-
-
-def make_other_tensors(path: Path) -> None:
-    save_file({"weight": np.zeros(3, np.float32)}, path)
-
-
-def make_other_header(path: Path) -> None:
-    save_file({"weight": np.zeros(3, np.float32)}, path, metadata={HEADER: "[]"})
-
-
-def make_deep_header(path: Path) -> None:
-    save_file({"weight": np.zeros(3, np.float32)}, path, metadata={HEADER: "[" * 100_000})
+def with_header(header: str | None) -> Callable[[Path], None]:
+    weight = {"weight": np.zeros(3, np.float32)}
+    return lambda path: save_file(weight, path, metadata=None if header is None else {HEADER: header})
 
 
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        pytest.param(make_missing, "does not exist; make one with: fsvit-edge enroll", id="missing"),
-        pytest.param(make_folder, "does not exist; make one with: fsvit-edge enroll", id="folder"),
-        pytest.param(make_text, "is damaged or not a safetensors file", id="text"),
-        pytest.param(make_other_tensors, "is not a support bank of fsvit-edge", id="a checkpoint"),
-        pytest.param(make_other_header, "is not a support bank of fsvit-edge", id="a list as header"),
-        pytest.param(make_deep_header, "is not a support bank of fsvit-edge", id="endless nesting"),
+        (lambda _: None, "does not exist; make one with: fsvit-edge enroll"),
+        (Path.mkdir, "does not exist; make one with: fsvit-edge enroll"),
+        (lambda path: path.write_text("not a bank\n" * 10), "is damaged or not a safetensors file"),
+        (with_header(None), NO_BANK),  # a checkpoint
+        (with_header("[]"), NO_BANK),
+        (with_header("[" * 100_000), NO_BANK),
     ],
 )
-def test_a_file_that_is_not_a_bank_is_refused(path: Path, make: Callable[[Path], None], reason: str) -> None:
+def test_a_file_that_is_not_a_bank_is_refused(path: Path, make: Callable[[Path], object], reason: str) -> None:
     make(path)
     with pytest.raises(ArtifactError) as refused:
         SupportBank.load(path)
@@ -497,26 +389,6 @@ def test_another_suffix_is_refused_for_reading_and_writing(tmp_path: Path, name:
         with pytest.raises(InputError, match=r"A bank must be a \.safetensors file, got "):
             act(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_leaves_the_old_bank_and_no_other_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    old = filled()
-    old.save(path)
-    new = filled()
-    new.remove("cat")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        with pytest.raises(FsvitEdgeError) as failed:
-            new.save(path)
-    assert failed.value.exit_code == 1
-    assert str(failed.value) == f"{path} cannot be written: No space left on device; nothing was changed."
-    assert list(path.parent.iterdir()) == [path]
-    assert same(SupportBank.load(path), old)
-    new.save(path)
-    assert same(SupportBank.load(path), new)
 
 
 # ------------------------------------------------------------------------------------------------------------- levels
@@ -566,8 +438,6 @@ def test_a_level_out_of_range_is_refused_and_changes_nothing(level: Any) -> None
         bank.set_level("cat", level)
     assert str(refused.value) == f"The level of a class must be between 0 and 1, both excluded; got {level!r}."
     assert same(bank, filled())
-    with pytest.raises(InputError, match="'dog' is not enrolled"):
-        bank.set_level("dog", 0.5)
 
 
 def test_scores_of_another_head_are_dropped(path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from fsvit_edge.runtime import gpu
 from fsvit_edge.runtime.gpu import Gpu, find_gpu, gpu_missing_reason
 
 
@@ -65,7 +64,15 @@ class FakeDriver:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, driver: object) -> None:
-    monkeypatch.setattr(gpu, "_load_driver", lambda: driver)
+    """Put a driver, or the error of loading it, where ctypes loads libraries."""
+
+    def load(name: str) -> object:
+        assert name == "libcuda.so.1"
+        if isinstance(driver, OSError):
+            raise driver
+        return driver
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
 
 
 def test_a_gpu_is_described_as_the_driver_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +83,9 @@ def test_a_gpu_is_described_as_the_driver_reports_it(monkeypatch: pytest.MonkeyP
     assert gpu_missing_reason() == ""
 
 
+MISMATCH = "the NVIDIA driver's library and kernel module are of different versions; restart the machine"
+
+
 @pytest.mark.parametrize(
     ("driver", "reason"),
     [
@@ -83,13 +93,12 @@ def test_a_gpu_is_described_as_the_driver_reports_it(monkeypatch: pytest.MonkeyP
         (FakeDriver(count=0), "the NVIDIA driver finds no GPU"),
         (FakeDriver(cuInit=3), "the NVIDIA driver cannot be initialized; is its kernel module loaded?"),
         (FakeDriver(cuInit=34), "libcuda.so.1 is a stub for compiling, not a driver"),
-        (
-            FakeDriver(cuInit=803),
-            "the NVIDIA driver's library and kernel module are of different versions; restart the machine",
-        ),
+        (FakeDriver(cuInit=803), MISMATCH),
         (FakeDriver(cuInit=999), "the NVIDIA driver returned error 999 from cuInit"),
         (FakeDriver(cuDeviceTotalMem_v2=201), "the NVIDIA driver returned error 201 from cuDeviceTotalMem_v2"),
         (object(), "libcuda.so.1 is not a usable CUDA driver: 'object' object has no attribute 'cuInit'"),
+        (OSError("cannot open shared object file: No such file"), "no NVIDIA driver (libcuda.so.1) is installed"),
+        (OSError("wrong ELF class"), "libcuda.so.1 cannot be loaded: wrong ELF class"),
     ],
 )
 def test_the_reason_for_no_gpu_is_one_clause(driver: object, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,26 +112,6 @@ def test_a_driver_that_fails_to_initialize_gets_no_further_calls(monkeypatch: py
     install(monkeypatch, driver)
     find_gpu()
     assert driver.calls == ["cuInit"]
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (
-            "libcuda.so.1: cannot open shared object file: No such file or directory",
-            "no NVIDIA driver (libcuda.so.1) is installed",
-        ),
-        ("libcuda.so.1: wrong ELF class", "libcuda.so.1 cannot be loaded: libcuda.so.1: wrong ELF class"),
-    ],
-)
-def test_a_library_that_cannot_be_loaded_says_why(error: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str) -> None:
-        assert name == "libcuda.so.1"
-        raise OSError(error)
-
-    monkeypatch.setattr(ctypes, "CDLL", refuse)
-    assert find_gpu() is None
-    assert gpu_missing_reason() == reason
 
 
 def test_finding_a_gpu_loads_only_the_driver() -> None:

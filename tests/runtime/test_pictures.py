@@ -1,7 +1,5 @@
 import os
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -48,31 +46,25 @@ def test_what_is_written_can_be_read(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        pytest.param(Image.fromarray(half((4, 6), 10, 250)), [(10, 10, 10), (250, 250, 250)], id="gray"),
-        pytest.param(Image.fromarray(half((4, 6), 0, 255)).convert("1"), [(0, 0, 0), (255, 255, 255)], id="1 bit"),
-        pytest.param(Image.fromarray(half((4, 6), 256 * 7, 65535, np.uint16)), [(7,) * 3, (255,) * 3], id="16 bit"),
-        pytest.param(Image.new("RGB", (6, 4), (255, 0, 0)).convert("P"), [(255, 0, 0)] * 2, id="palette"),
-        pytest.param(Image.new("RGBA", (6, 4), (0, 0, 0, 0)), [(255, 255, 255)] * 2, id="transparent on white"),
-        pytest.param(Image.new("RGBA", (6, 4), (10, 20, 30, 255)), [(10, 20, 30)] * 2, id="opaque"),
-        pytest.param(Image.new("LA", (6, 4), (90, 255)), [(90, 90, 90)] * 2, id="gray with alpha"),
+        (Image.fromarray(half((4, 6), 10, 250)), [(10,) * 3, (250,) * 3]),
+        (Image.fromarray(half((4, 6), 0, 255)).convert("1"), [(0,) * 3, (255,) * 3]),
+        (Image.fromarray(half((4, 6), 256 * 7, 65535, np.uint16)), [(7,) * 3, (255,) * 3]),
+        (Image.new("RGB", (6, 4), (255, 0, 0)).convert("P"), [(255, 0, 0)] * 2),
+        (Image.new("RGB", (6, 4), (255, 0, 0)).convert("CMYK"), [(255, 0, 0)] * 2),
+        (Image.new("RGBA", (6, 4), (0, 0, 0, 0)), [(255,) * 3] * 2),  # transparent on white
+        (Image.new("RGBA", (6, 4), (10, 20, 30, 255)), [(10, 20, 30)] * 2),
+        (Image.new("LA", (6, 4), (90, 255)), [(90,) * 3] * 2),
     ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
 )
 def test_every_kind_of_pixel_becomes_8_bit_rgb(
     tmp_path: Path, image: Image.Image, expected: list[tuple[int, int, int]]
 ) -> None:
-    path = tmp_path / "picture.png"
-    image.save(path)
+    path = tmp_path / "picture"
+    image.save(path, "TIFF" if image.mode == "CMYK" else "PNG")
     rgb = read_image(path)
     assert (rgb.dtype, rgb.shape) == (np.uint8, (4, 6, 3))
     assert [tuple(rgb[0, 0]), tuple(rgb[0, -1])] == expected
-
-
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    path = tmp_path / "picture.jpg"
-    Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK").save(path)
-    red, green, blue = read_image(path)[8, 8]
-    assert red > 230
-    assert max(green, blue) < 30
 
 
 def test_the_exif_orientation_turns_picture_and_mask(tmp_path: Path) -> None:
@@ -85,83 +77,66 @@ def test_the_exif_orientation_turns_picture_and_mask(tmp_path: Path) -> None:
     assert np.array_equal(read_mask(tmp_path / "mask.png", (8, 6)), upright > 0)
 
 
-def make_missing(path: Path) -> None:
-    pass
-
-
-def make_huge_file(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(64_000_001)
-
-
 def make_truncated(path: Path) -> None:
     Image.fromarray(RGB).save(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    os.truncate(path, path.stat().st_size // 2)
 
 
-def make_float(path: Path) -> None:
-    Image.fromarray(np.zeros((4, 4), np.float32)).save(path, "TIFF")
+def header(width: int, height: int) -> Callable[[Path], object]:
+    """A picture without any pixel, so an answer other than "damaged" proves that the header alone decided."""
+    return lambda path: path.write_bytes(png_header(width, height))
 
 
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        pytest.param(make_missing, "cannot be read: No such file or directory", id="missing"),
-        pytest.param(Path.mkdir, "is a folder; give one picture", id="folder"),
-        pytest.param(os.mkfifo, "is not a regular file", id="pipe"),
-        pytest.param(Path.touch, "is empty", id="empty"),
-        pytest.param(lambda path: path.write_bytes(b"\x00\xff" * 99), "is damaged or not a PNG, JPEG", id="garbage"),
-        pytest.param(lambda path: Image.fromarray(RGB).save(path, "PPM"), "not a PNG, JPEG", id="format not allowed"),
-        pytest.param(make_truncated, "damaged or cut short: its pixels cannot be decoded", id="truncated"),
-        pytest.param(make_float, "has floating-point pixels; save it with 8 or 16 bits", id="float"),
-        pytest.param(make_huge_file, "has 64 MB, more than the 64 MB allowed", id="64 MB"),
-        # These hold no pixels at all, so an answer other than "damaged" proves that the header alone decided.
-        pytest.param(
-            lambda path: path.write_bytes(png_header(8000, 5001)), "has 8000x5001 pixels, more than the 40", id="40 Mpx"
-        ),
-        pytest.param(
-            lambda path: path.write_bytes(png_header(10000, 10000)), "has 10000x10000 pixels", id="Pillow would warn"
-        ),
-        pytest.param(
-            lambda path: path.write_bytes(png_header(30000, 30000)), "has more than 40 megapixels", id="Pillow raises"
-        ),
-        pytest.param(lambda path: path.write_bytes(png_header(8000, 5000)), "damaged or cut short", id="just allowed"),
+        (lambda _: None, "cannot be read: No such file or directory"),
+        (Path.mkdir, "is a folder; give one picture"),
+        (os.mkfifo, "is not a regular file"),
+        (Path.touch, "is empty"),
+        (lambda path: path.write_bytes(b"\x00\xff" * 99), "is damaged or not a PNG, JPEG"),
+        (lambda path: Image.fromarray(RGB).save(path, "PPM"), "not a PNG, JPEG"),
+        (make_truncated, "damaged or cut short: its pixels cannot be decoded"),
+        (lambda path: path.touch() or os.truncate(path, 64_000_001), "has 64 MB, more than the 64 MB allowed"),
+        (header(8000, 5001), "has 8000x5001 pixels, more than the 40"),
+        (header(10000, 10000), "has 10000x10000 pixels"),  # Pillow would warn
+        (header(30000, 30000), "has more than 40 megapixels"),  # Pillow raises
+        (header(8000, 5000), "damaged or cut short"),  # just allowed
     ],
 )
 def test_an_unusable_picture_is_refused_by_name(tmp_path: Path, make: Callable[[Path], object], reason: str) -> None:
     path = tmp_path / "picture.png"
     make(path)
     for read in (read_image, lambda path: read_mask(path, (4, 4))):
-        if read is not read_image and make is make_float:
-            continue  # a mask may hold floats
         with pytest.raises(InputError, match=reason) as raised:
             read(path)
         assert str(path) in str(raised.value)
         assert "\n" not in str(raised.value)
 
 
-def test_a_nul_in_the_name_is_refused() -> None:
+def test_other_unusable_pictures_and_names_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(InputError, match="has floating-point pixels; save it with 8 or 16 bits"):
+        read_image(tmp_path / "float.tif")  # a mask may hold floats
     with pytest.raises(InputError, match="cannot be read: embedded null byte"):
         read_image(Path("a\0b.png"))
+    with pytest.raises(InputError, match=r"end its name in one of \.png"):
+        write_image(tmp_path / "picture.tga", RGB)
 
 
 @pytest.mark.parametrize(
     "image",
     [
-        pytest.param(Image.fromarray(half((4, 6), 127, 128)), id="gray above 127"),
-        pytest.param(Image.fromarray(half((4, 6), 0, 1)), id="0 and 1"),
-        pytest.param(Image.fromarray(half((4, 6), 32767, 32768, np.uint16)), id="16 bit"),
-        pytest.param(Image.fromarray(half((4, 6), 0, 1, np.uint16)), id="16 bit, 0 and 1"),
-        pytest.param(Image.fromarray(half((4, 6), 0, 255)).convert("1"), id="1 bit"),
-        pytest.param(Image.fromarray(half((4, 6, 3), 20, 230)), id="color by luminance"),
-        pytest.param(
-            Image.merge("RGBA", [Image.new("L", (6, 4), 0)] * 3 + [Image.fromarray(half((4, 6), 0, 255))]), id="cut-out"
-        ),
-        pytest.param(
-            Image.merge("RGBA", [Image.fromarray(half((4, 6), 0, 255))] * 3 + [Image.new("L", (6, 4), 255)]),
-            id="opaque RGBA by luminance",
-        ),
+        Image.fromarray(half((4, 6), 127, 128)),
+        Image.fromarray(half((4, 6), 0, 1)),
+        Image.fromarray(half((4, 6), 32767, 32768, np.uint16)),
+        Image.fromarray(half((4, 6), 0, 1, np.uint16)),
+        Image.fromarray(half((4, 6), 0, 255)).convert("1"),
+        Image.fromarray(half((4, 6, 3), 20, 230)),  # color by luminance
+        Image.merge("RGBA", [Image.new("L", (6, 4), 0)] * 3 + [Image.fromarray(half((4, 6), 0, 255))]),  # a cut-out
+        Image.merge("RGBA", [Image.fromarray(half((4, 6), 0, 255))] * 3 + [Image.new("L", (6, 4), 255)]),  # opaque
     ],
+    ids=lambda image: image.mode,
 )
 def test_the_bright_half_of_a_mask_is_foreground(tmp_path: Path, image: Image.Image) -> None:
     path = tmp_path / "mask.png"
@@ -184,31 +159,6 @@ def test_an_unusable_mask_is_refused(tmp_path: Path, values: np.ndarray, reason:
     Image.fromarray(values).save(path)
     with pytest.raises(InputError, match=reason):
         read_mask(path, (4, 6))
-
-
-def test_a_picture_is_not_written_in_an_unknown_format(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"end its name in one of \.png"):
-        write_image(tmp_path / "picture.tga", RGB)
-
-
-def test_a_full_disk_leaves_the_old_picture(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    write_image(path, RGB[:4])
-    code = f"""
-import resource, numpy as np
-from pathlib import Path
-from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.pictures import write_image
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    write_image(Path({str(path)!r}), np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8))
-except FsvitEdgeError as error:
-    print(type(error).__name__, error)
-"""
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout == f"FsvitEdgeError {path} cannot be written: File too large; nothing was changed.\n"
-    assert np.array_equal(read_image(path), RGB[:4])
-    assert os.listdir(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize(

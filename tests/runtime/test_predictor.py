@@ -1,6 +1,6 @@
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
 
 
 class Fake:
-    """A model of three fake engines; `fed` holds what the head was fed, `enrolled` what enrollment was.
+    """A model of three fake engines; `fed`, `enrolled` and `seen` are what head, enrollment and encoder were fed.
 
     Args:
         limits: Of the head's engine.
@@ -91,7 +91,7 @@ class Fake:
     """
 
     def __init__(self, limits: dict[str, int] | None = None, is_half: bool = False) -> None:
-        half = "float16" if is_half else "float32"
+        self._float = half = "float16" if is_half else "float32"
         encoded = (spec("tokens", 1, CHANNELS, TOKENS, DIM), spec("class_token", 1, CHANNELS, 1, DIM))
         cached = (
             spec("support", 1, CHANNELS, 1 + GRID**2, DIM),
@@ -113,10 +113,11 @@ class Fake:
         mask = (spec("mask", 1, SIDE, SIDE, dtype="uint8"), spec("has_mask", 1, dtype="bool"))
         self.fed: list[dict[str, Array]] = []
         self.enrolled: list[dict[str, Array]] = []
+        self.seen: list[Array] = []
         self.encoder = FakeEngine(
             (spec("image", "batch", SIDE, SIDE, 3, dtype="uint8"),),
             halved,
-            lambda feed: {name: array.astype(half) for name, array in encode(feed).items()},
+            self._encode,
         )
         self.enroll = FakeEngine(encoded + mask, cached, self._cache)
         self.head = FakeEngine(head_inputs, answers, self._judge, limits)
@@ -129,6 +130,10 @@ class Fake:
             FORMAT_VERSION, "fake", "none", SIDE, 4, 1, 2, GRID, MASK_SIDE, {}, 20, "fp32", graphs, {}, "a test"
         )
         self.model = FewShotModel(manifest, self.engines)
+
+    def _encode(self, feed: dict[str, Array]) -> dict[str, Array]:
+        self.seen.append(feed["image"])
+        return {name: array.astype(self._float) for name, array in encode(feed).items()}
 
     def _cache(self, feed: dict[str, Array]) -> dict[str, Array]:
         self.enrolled.append(feed)
@@ -158,6 +163,11 @@ def real(shipped: FewShotModel) -> FewShotModel:
     return shipped
 
 
+@pytest.fixture(params=["fake", "real"])
+def model(request: pytest.FixtureRequest) -> FewShotModel:
+    return Fake().model if request.param == "fake" else request.getfixturevalue("real")
+
+
 def picture(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
     """Twelve fields around a color of its own for every seed."""
     rng = np.random.default_rng(seed)
@@ -165,23 +175,21 @@ def picture(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
     return small.repeat(-(-height // 3), axis=0).repeat(-(-width // 4), axis=1)[:height, :width].copy()
 
 
-def left_half(height: int = 24, width: int = 32) -> np.ndarray:
+def marked(where: tuple[slice, slice], height: int = 24, width: int = 32) -> np.ndarray:
     mask = np.zeros((height, width), np.bool_)
-    mask[:, : width // 2] = True
+    mask[where] = True
     return mask
 
 
-def corner(height: int = 24, width: int = 32) -> np.ndarray:
-    mask = np.zeros((height, width), np.bool_)
-    mask[: height // 2, : width // 2] = True
-    return mask
+LEFT, CORNER, ALL = marked(np.s_[:, :16]), marked(np.s_[:12, :16]), marked(np.s_[:, :])
+SMALL = marked(np.s_[90:110, 300:320], 200, 400)
 
 
 FRAME = picture(99, 45, 61)
 
 
 def test_the_score_of_a_class_is_the_mean_over_its_shots(fake: Fake) -> None:
-    masks = [left_half(), corner(), None, left_half()]
+    masks = [LEFT, CORNER, None, LEFT]
     alone = []
     for seed, mask in enumerate(masks):
         fake.model.enroll("one", [picture(seed)], [mask])
@@ -198,7 +206,7 @@ def test_the_score_of_a_class_is_the_mean_over_its_shots(fake: Fake) -> None:
 def test_every_support_weighs_one_over_the_shots_of_its_class(fake: Fake) -> None:
     shots = {"a": 1, "b": 3, "c": 2}
     for name, count in shots.items():
-        fake.model.enroll(name, [picture(seed) for seed in range(count)], [corner(), None, left_half()][:count])
+        fake.model.enroll(name, [picture(seed) for seed in range(count)], [CORNER, None, LEFT][:count])
     fake.fed.clear()
     fake.model.predict(FRAME)
     (feed,) = fake.fed
@@ -210,8 +218,8 @@ def test_every_support_weighs_one_over_the_shots_of_its_class(fake: Fake) -> Non
 
 
 def test_supports_of_unequal_length_are_padded_and_the_padding_is_marked(fake: Fake) -> None:
-    fake.model.enroll("small", [picture(0)], [corner()])
-    fake.model.enroll("large", [picture(1)], [np.ones((24, 32), np.bool_)])
+    fake.model.enroll("small", [picture(0)], [CORNER])
+    fake.model.enroll("large", [picture(1)], [ALL])
     fake.model.predict(FRAME)
     (feed,) = fake.fed
     lengths = sorted(int(row.sum()) for row in feed["kept_mask"])
@@ -223,22 +231,9 @@ def test_supports_of_unequal_length_are_padded_and_the_padding_is_marked(fake: F
 
 
 def enroll_several(model: FewShotModel) -> None:
-    model.enroll("a", [picture(1), picture(2)], [left_half(), corner()])
+    model.enroll("a", [picture(1), picture(2)], [LEFT, CORNER])
     model.enroll("b", [picture(3)])
-    model.enroll("c", [picture(4), picture(5), picture(6)], [None, corner(), np.ones((24, 32), np.bool_)])
-
-
-@pytest.mark.parametrize(("limit_bytes", "runs"), [(1, 6), (None, 1)])
-def test_the_memory_limit_decides_how_many_runs_the_supports_take(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch, limit_bytes: int | None, runs: int
-) -> None:
-    if limit_bytes is not None:
-        monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", limit_bytes)
-    enroll_several(fake.model)
-    fake.fed.clear()
-    fake.model.predict(FRAME)
-    assert len(fake.fed) == runs
-    assert sum(len(feed["kept"]) for feed in fake.fed) == 6
+    model.enroll("c", [picture(4), picture(5), picture(6)], [None, CORNER, ALL])
 
 
 def split_over_two(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,24 +244,23 @@ def split_over_two(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None
     model.network.release_supports()
 
 
-@pytest.mark.parametrize("kind", ["fake", "real"])
 def test_supports_split_over_several_runs_answer_as_in_one(
-    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    model: FewShotModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Fake().model if kind == "fake" else request.getfixturevalue("real")
     enroll_several(model)
-    whole = model.predict(FRAME, probabilities=True)
-    split_over_two(model, monkeypatch)
-    halves = model.predict(FRAME, probabilities=True)
-    assert len(model.network.resident_supports(model.bank.class_supports)) == 2
-    monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 1)
-    model.network.release_supports()
-    singles = model.predict(FRAME, probabilities=True)
-    assert len(model.network.resident_supports(model.bank.class_supports)) == 6
-    assert whole.foreground is not None
-    for split in (halves, singles):
-        np.testing.assert_allclose(split.scores, whole.scores, atol=1e-5)
-        np.testing.assert_allclose(split.foreground, whole.foreground, atol=1e-4)
+    answers = []
+    for runs in (1, 2, 6):
+        if runs == 2:
+            split_over_two(model, monkeypatch)
+        elif runs == 6:
+            monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 1)
+            model.network.release_supports()
+        answers.append(model.predict(FRAME, probabilities=True))
+        assert len(model.network.resident_supports(model.bank.class_supports)) == runs
+    whole, *split = answers
+    for one in split:
+        np.testing.assert_allclose(one.scores, whole.scores, atol=1e-5)
+        np.testing.assert_allclose(one.foreground, whole.foreground, atol=1e-4)
 
 
 def test_twenty_classes_of_five_shots_are_scored_in_bounded_runs(real: FewShotModel) -> None:
@@ -280,7 +274,7 @@ def test_twenty_classes_of_five_shots_are_scored_in_bounded_runs(real: FewShotMo
     assert prediction.scores.shape == (20,)
     np.testing.assert_allclose(prediction.scores, prediction.scores[0], rtol=1e-4)
     runs = real.network.resident_supports(real.bank.class_supports)
-    sizes = [run["kept"].shape[0] for run in runs]
+    sizes = [feed["kept"].shape[0] for _, feed in runs]
     assert sum(sizes) == 100
     per_support = head_runs.ATTENTION_MAPS_PER_TOKEN * real.network.num_tokens * 40 * 4
     assert max(sizes) * per_support <= head_runs.LARGEST_TENSOR_BYTES
@@ -343,20 +337,11 @@ def test_engines_of_other_types_are_fed_their_types() -> None:
         enroll_several(fake.model)
         fake.fed.clear()
         answers.append(fake.model.predict(FRAME))
-    assert {name: array.dtype.name for name, array in half.enrolled[0].items()} == {
-        "tokens": "float32",
-        "class_token": "float32",
+    for fed, halved in ((half.enrolled[0], set()), (half.fed[0], {"tokens", "kept", "pooled"})):
+        assert {name for name, array in fed.items() if array.dtype == np.float16} == halved
+    assert {name: half.enrolled[0][name].dtype.name for name in ("mask", "has_mask")} == {
         "mask": "uint8",
         "has_mask": "bool",
-    }
-    (fed,) = half.fed
-    assert {name: array.dtype.name for name, array in fed.items()} == {
-        "tokens": "float16",
-        "kept": "float16",
-        "kept_mask": "float32",
-        "pooled": "float16",
-        "pooled_mask": "float32",
-        "averaging": "float32",
     }
     np.testing.assert_allclose(answers[1].scores, answers[0].scores, atol=0.02)
     assert answers[1].scores.dtype == np.float32
@@ -410,9 +395,7 @@ def test_supports_are_uploaded_once_and_again_only_after_a_change(fake: Fake, tm
 
 def test_one_frame_is_scored_by_several_banks_with_one_run_of_the_encoder(fake: Fake) -> None:
     model = fake.model
-    supports = [
-        model.cache_support("a", picture(seed), mask) for seed, mask in enumerate((left_half(), None, corner()))
-    ]
+    supports = [model.cache_support("a", picture(seed), mask) for seed, mask in enumerate((LEFT, None, CORNER))]
     assert model.classes == ()
     banks = [SupportBank(model.bank.identity) for _ in range(3)]
     banks[0].add("a", supports[:1])
@@ -436,12 +419,16 @@ def test_one_frame_is_scored_by_several_banks_with_one_run_of_the_encoder(fake: 
 
 
 def test_cache_support_returns_what_enrollment_keeps(fake: Fake) -> None:
-    cached = fake.model.cache_support("a", picture(1), corner())
-    fake.model.enroll("a", [picture(1)], [corner()])
+    cached = fake.model.cache_support("a", picture(1), CORNER)
+    fake.model.enroll("a", [picture(1)], [CORNER])
     (enrolled,) = fake.model.bank.supports("a")
-    assert all(np.array_equal(getattr(cached, field), getattr(enrolled, field)) for field in vars(cached))
+    assert is_same(cached, enrolled)
     with pytest.raises(InputError, match="The mask of 'a' is empty"):
-        fake.model.cache_support("a", picture(1), np.zeros((24, 32), np.bool_))
+        fake.model.cache_support("a", picture(1), ~ALL)
+
+
+def is_same(one: CachedSupport, other: CachedSupport, but: str = "") -> bool:
+    return all(np.array_equal(value, getattr(other, field)) for field, value in vars(one).items() if field != but)
 
 
 def cropping(fake: Fake, factor: float = 2.0) -> FewShotModel:
@@ -449,14 +436,8 @@ def cropping(fake: Fake, factor: float = 2.0) -> FewShotModel:
     return fake.model
 
 
-def small_thing(height: int = 200, width: int = 400) -> np.ndarray:
-    mask = np.zeros((height, width), np.bool_)
-    mask[90:110, 300:320] = True
-    return mask
-
-
 def test_a_small_thing_is_seen_in_a_crop_around_its_mask(fake: Fake) -> None:
-    image, mask = picture(1, 200, 400), small_thing()
+    image, mask = picture(1, 200, 400), SMALL
     rows, columns = slice(80, 120), slice(270, 350)
     enrollment = cropping(fake).enroll("a", [image], [mask])
     (cropped,) = fake.model.bank.supports("a")
@@ -466,14 +447,14 @@ def test_a_small_thing_is_seen_in_a_crop_around_its_mask(fake: Fake) -> None:
     assert np.array_equal(cropped.thumbnail, image[rows, columns])
     assert cropped.thumbnail_mask.shape == cropped.thumbnail.shape[:2]
     by_hand = cropping(fake, 0.0).cache_support("a", image[rows, columns], mask[rows, columns])
-    assert all(np.array_equal(getattr(cropped, field), getattr(by_hand, field)) for field in vars(cropped))
+    assert is_same(cropped, by_hand)
     whole = fake.model.cache_support("a", image, mask)
     assert (cropped.kept.shape[1], whole.kept.shape[1]) == (2, 1)
     assert whole.thumbnail.shape == (48, 96, 3)
 
 
 def test_a_large_thing_is_seen_in_the_whole_picture(fake: Fake) -> None:
-    cropping(fake).enroll("a", [picture(1)], [left_half()])
+    cropping(fake).enroll("a", [picture(1)], [LEFT])
     fake.model.enroll("a", [picture(1)])
     (with_mask, by_name) = fake.model.bank.supports("a")
     assert np.array_equal(with_mask.thumbnail, picture(1))
@@ -490,20 +471,17 @@ def test_by_name_alone_a_small_guess_is_encoded_again_in_a_crop(fake: Fake, monk
     (support,) = fake.model.bank.supports("a")
     assert (fake.encoder.runs, support.has_mask) == (2, False)
     assert [bool(feed["has_mask"][0]) for feed in fake.enrolled] == [False, True]
-    found = np.zeros((160, 320), np.bool_)
-    found[40:80, 160:240] = True
+    found = marked(np.s_[40:80, 160:240], 160, 320)
     assert np.array_equal(enrollment.masks[0], found)
     by_hand = cropping(fake, 0.0).cache_support("a", image[20:100, 120:280], found[20:100, 120:280])
-    fields = set(vars(support)) - {"has_mask"}
-    assert all(np.array_equal(getattr(support, field), getattr(by_hand, field)) for field in fields)
+    assert is_same(support, by_hand, but="has_mask")
 
 
 def test_a_thing_without_a_token_is_refused(fake: Fake) -> None:
-    fake.model.enroll("a", [picture(0)], [left_half()])
-    speck = np.zeros((24, 32), np.bool_)
-    speck[0, 0] = True
+    fake.model.enroll("a", [picture(0)], [LEFT])
+    speck = marked(np.s_[:1, :1])
     with pytest.raises(ObjectTooSmallError, match="Picture 2 of 'b': the object is too small or too thin") as caught:
-        fake.model.enroll("b", [picture(0), picture(1)], [left_half(), speck])
+        fake.model.enroll("b", [picture(0), picture(1)], [LEFT, speck])
     assert (caught.value.index, caught.value.exit_code) == (1, 2)
     assert fake.model.classes == ("a",)
     with pytest.raises(ObjectTooSmallError, match="Picture 1 of 'a'"):
@@ -546,16 +524,16 @@ def test_a_box_is_enrolled_as_its_mask(fake: Fake) -> None:
     assert np.array_equal(boxed.masks[0], mask_from_box((24, 32), box))
     (one, guessed), (other,) = (fake.model.bank.supports(name) for name in ("boxed", "masked"))
     assert (one.has_mask, guessed.has_mask) == (True, False)
-    assert all(np.array_equal(getattr(one, field), getattr(other, field)) for field in vars(one))
-    mixed = fake.model.enroll("mixed", [picture(0), picture(1)], [None, left_half()], [box, None])
-    assert np.array_equal(mixed.masks[1], left_half())
+    assert is_same(one, other)
+    mixed = fake.model.enroll("mixed", [picture(0), picture(1)], [None, LEFT], [box, None])
+    assert np.array_equal(mixed.masks[1], LEFT)
 
 
 @pytest.mark.parametrize(
     ("masks", "boxes", "text"),
     [
         (None, [(4, 2, 28, 22)] * 2, "1 pictures but 2 boxes; give one for each"),
-        ([left_half()], [(4, 2, 28, 22)], "Picture 1 of 'a' has both a mask and a box; give one of them"),
+        ([LEFT], [(4, 2, 28, 22)], "Picture 1 of 'a' has both a mask and a box; give one of them"),
         (None, [(4, 2, 28)], r"must be \(left, top, right, bottom\) in pixels; got \(4, 2, 28\)"),
         (None, ["4,2,28,22"], "must be .* in pixels; got '4,2,28,22'"),
         (None, [(4, 2, float("nan"), 22)], "must be .* in pixels"),
@@ -596,16 +574,14 @@ def kept(model: FewShotModel, name: str) -> tuple[int, ...]:
 
 
 def test_more_pictures_make_more_shots_of_the_same_class(fake: Fake) -> None:
-    first = fake.model.enroll("a", [picture(0)], [left_half()])
-    second = fake.model.enroll("a", [picture(1), picture(2)], [corner(), None])
+    first = fake.model.enroll("a", [picture(0)], [LEFT])
+    second = fake.model.enroll("a", [picture(1), picture(2)], [CORNER, None])
     assert first == Enrollment("a", 1, (0.5,), kept(fake.model, "a")[:1], first.masks)
     assert second == Enrollment("a", 3, (0.25, 0.25), kept(fake.model, "a")[1:], second.masks)
     assert fake.model.classes == ("a",)
 
 
-@pytest.mark.parametrize("kind", ["fake", "real"])
-def test_without_a_class_there_is_an_empty_answer(kind: str, request: pytest.FixtureRequest) -> None:
-    model = Fake().model if kind == "fake" else request.getfixturevalue("real")
+def test_without_a_class_there_is_an_empty_answer(model: FewShotModel) -> None:
     prediction = model.predict(FRAME, probabilities=True)
     assert prediction.classes == ()
     assert prediction.scores.shape == prediction.present.shape == (0,)
@@ -619,44 +595,34 @@ def test_without_a_class_there_is_an_empty_answer(kind: str, request: pytest.Fix
 
 def test_without_a_class_the_head_does_not_run(fake: Fake) -> None:
     fake.model.predict(FRAME)
-    enroll_several(fake.model)
-    for name in fake.model.classes:
-        fake.model.remove(name)
-    fake.head.runs = 0
+    fake.model.enroll("a", [picture(0)])
+    fake.model.remove("a")
     fake.model.predict(FRAME)
     assert fake.head.runs == 0
 
 
 def test_a_mask_reaches_the_graph_and_a_name_alone_uses_the_guess(fake: Fake) -> None:
-    fake.model.enroll("masked", [picture(0)], [left_half()])
+    fake.model.enroll("masked", [picture(0)], [LEFT])
     fake.model.enroll("named", [picture(0)])
-    fake.model.enroll("both", [picture(0), picture(0)], [None, left_half()])
+    fake.model.enroll("both", [picture(0), picture(0)], [None, LEFT])
     has_mask = {n: [s.has_mask for s in fake.model.bank.supports(n)] for n in fake.model.classes}
     assert has_mask == {"masked": [True], "named": [False], "both": [False, True]}
     masked, named = (fake.model.bank.supports(name)[0] for name in ("masked", "named"))
-    seen = resize_mask(left_half(), SIDE) != 0
+    seen = resize_mask(LEFT, SIDE) != 0
     assert np.array_equal(masked.pooled_mask, resize_mask(seen, GRID).ravel() != 0)
     assert np.array_equal(named.pooled_mask, resize_mask(GUESSED[0] != 0, GRID).ravel() != 0)
     for one in (masked, named):
         assert one.kept.shape == (CHANNELS, 1 + int(one.pooled_mask.sum()), DIM)
 
 
-@pytest.mark.parametrize(
-    "mask",
-    [
-        pytest.param(left_half(), id="bool"),
-        pytest.param(left_half().astype(np.uint8), id="0 and 1"),
-        pytest.param(left_half().astype(np.uint8) * 255, id="0 and 255"),
-        pytest.param(left_half().astype(np.float32) * 0.2, id="floating point"),
-    ],
-)
-def test_everything_but_zero_is_foreground_in_a_mask(fake: Fake, mask: np.ndarray) -> None:
-    assert fake.model.enroll("a", [picture(0)], [mask]).mask_cover == (0.5,)
+@pytest.mark.parametrize("scale", [np.True_, np.uint8(1), np.uint8(255), np.float32(0.2)], ids=repr)
+def test_everything_but_zero_is_foreground_in_a_mask(fake: Fake, scale: Any) -> None:
+    assert fake.model.enroll("a", [picture(0)], [LEFT * scale]).mask_cover == (0.5,)
 
 
 @pytest.mark.parametrize("as_array", [True, False])
 def test_pictures_and_masks_may_be_stacked(fake: Fake, as_array: bool) -> None:
-    pictures, masks = [picture(0), picture(1)], [left_half(), corner()]
+    pictures, masks = [picture(0), picture(1)], [LEFT, CORNER]
     given = (np.stack(pictures), np.stack(masks)) if as_array else (pictures, masks)
     enrollment = fake.model.enroll("a", *given)
     assert enrollment == Enrollment("a", 2, (0.5, 0.25), kept(fake.model, "a"), enrollment.masks)
@@ -665,7 +631,7 @@ def test_pictures_and_masks_may_be_stacked(fake: Fake, as_array: bool) -> None:
 
 def test_a_cached_support_is_stored_in_fp16_with_a_small_picture(fake: Fake) -> None:
     large = picture(0, 500, 300)
-    fake.model.enroll("a", [large], [left_half(500, 300)])
+    fake.model.enroll("a", [large], [marked(np.s_[:, :150], 500, 300)])
     (support,) = fake.model.bank.supports("a")
     assert (support.kept.dtype, support.pooled.dtype) == (np.float16, np.float16)
     assert (support.pooled.shape, support.pooled_mask.shape) == ((CHANNELS, GRID**2, DIM), (GRID**2,))
@@ -679,94 +645,61 @@ def fail(_: object) -> None:
 def test_a_failed_enrollment_leaves_the_classes_as_they_were(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     enroll_several(fake.model)
     before = fake.model.predict(FRAME)
-    bad_mask = np.zeros((24, 32), np.bool_)
-    attempts: list[Callable[[], object]] = [
-        lambda: fake.model.enroll("new", [picture(0), picture(1)[..., 0]]),
-        lambda: fake.model.enroll("a", [picture(0), picture(1)], [left_half(), bad_mask]),
-        lambda: fake.model.enroll(" new", [picture(0)]),
-    ]
-    for attempt in attempts:
-        with pytest.raises(InputError):
-            attempt()
-    runs = fake.enroll.runs
-    assert runs == 6  # refused before anything was computed
-    monkeypatch.setattr(fake.enroll, "_function", lambda feed: cache(feed) if fake.enroll.runs < 8 else fail(feed))
+    fake.encoder.runs = fake.enroll.runs = 0
+    for name, images, masks, reason in (
+        ("new", [picture(0), picture(1)[..., 0]], None, "The picture of 'new' must be an RGB picture, uint8 of shape"),
+        ("a", [picture(0), picture(1)], [LEFT, ~ALL], "The mask of 'a' is empty"),
+        (" new", [picture(0)], None, "A class name must be"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            fake.model.enroll(name, images, masks)
+    assert (fake.encoder.runs, fake.enroll.runs) == (0, 0)  # refused before anything was computed
+    monkeypatch.setattr(fake.enroll, "_function", lambda feed: cache(feed) if fake.enroll.runs < 2 else fail(feed))
     with pytest.raises(FsvitEdgeError, match="the graph failed"):
         fake.model.enroll("a", [picture(0), picture(1)])
-    assert fake.enroll.runs == 8
+    assert fake.enroll.runs == 2
     after = fake.model.predict(FRAME)
     assert after.classes == before.classes
     assert np.array_equal(after.scores, before.scores)
 
 
-def test_a_failed_load_leaves_the_classes_as_they_were(fake: Fake, tmp_path: Path) -> None:
-    enroll_several(fake.model)
-    bank = fake.model.bank
-    path = tmp_path / "bank.safetensors"
-    path.write_bytes(b"no bank")
-    with pytest.raises(ArtifactError):
-        fake.model.load_bank(path)
-    with pytest.raises(ArtifactError):
-        fake.model.load_bank(tmp_path / "none.safetensors")
-    assert fake.model.bank is bank
-
-
-def test_a_bank_of_another_model_is_refused(fake: Fake, real: FewShotModel, tmp_path: Path) -> None:
+def test_a_failed_load_leaves_the_classes_as_they_were(fake: Fake, real: FewShotModel, tmp_path: Path) -> None:
     fake.model.enroll("a", [picture(0)])
-    fake.model.save_bank(tmp_path / "bank.safetensors")
-    with pytest.raises(ArtifactError, match="was made with a different image size: 8, but this bundle has"):
-        real.load_bank(str(tmp_path / "bank.safetensors"))
+    fake.model.save_bank(tmp_path / "fake.safetensors")
+    (tmp_path / "text.safetensors").write_bytes(b"no bank")
+    bank = real.bank
+    for name, reason in (
+        ("text", "is damaged or not a safetensors file"),
+        ("none", "does not exist"),
+        ("fake", "was made with a different image size: 8, but this bundle has"),
+    ):
+        with pytest.raises(ArtifactError, match=reason):
+            real.load_bank(str(tmp_path / f"{name}.safetensors"))
+    assert real.bank is bank
 
 
-BAD_PICTURES = [
-    pytest.param(picture(0).astype(np.float32) / 255, "got float32 (24, 32, 3)", id="floating point"),
-    pytest.param(picture(0)[..., 0], "got uint8 (24, 32)", id="gray"),
-    pytest.param(picture(0)[..., [0, 1, 2, 0]], "got uint8 (24, 32, 4)", id="four channels"),
-    pytest.param(picture(0)[:0], "got uint8 (0, 32, 3)", id="no row"),
-    pytest.param(picture(0)[:, :0], "got uint8 (24, 0, 3)", id="no column"),
-    pytest.param(picture(0)[None], "got uint8 (1, 24, 32, 3)", id="a batch"),
-    pytest.param(picture(0).tolist(), "got list", id="a list"),
-    pytest.param(None, "got NoneType", id="nothing"),
-]
-
-
-@pytest.mark.parametrize(("frame", "reason"), BAD_PICTURES)
-def test_a_frame_that_is_not_a_picture_is_refused(fake: Fake, frame: Any, reason: str) -> None:
-    with pytest.raises(InputError) as refused:
-        fake.model.predict(frame)
-    assert str(refused.value).startswith("The frame must be an RGB picture, uint8 of shape (height, width, 3); ")
-    assert reason in str(refused.value)
-    assert fake.encoder.runs == 0
-
-
-@pytest.mark.parametrize(("image", "reason"), BAD_PICTURES)
-def test_a_support_that_is_not_a_picture_is_refused(fake: Fake, image: Any, reason: str) -> None:
-    with pytest.raises(InputError) as refused:
-        fake.model.enroll("cat", [picture(0), image])
-    assert str(refused.value).startswith("The picture of 'cat' must be an RGB picture, uint8 of shape")
-    assert reason in str(refused.value)
+def test_a_frame_that_is_not_a_picture_is_refused(fake: Fake) -> None:
+    gray: Any = picture(0)[..., 0]
+    for act in (lambda: fake.model.predict(gray), lambda: fake.model.predict_with(gray, [])):
+        with pytest.raises(
+            InputError, match=r"^The frame must be an RGB picture, uint8 of shape .*; got uint8 \(24, 32\)"
+        ):
+            act()
     assert fake.encoder.runs == 0
 
 
 @pytest.mark.parametrize(
     ("images", "masks", "reason"),
     [
-        pytest.param(
-            [picture(0)],
-            [left_half(24, 31)],
-            "as large as its picture, (24, 32) (height, width); got (24, 31)",
-            id="size",
-        ),
-        pytest.param([picture(0)], [left_half().T], "got (32, 24)", id="turned"),
-        pytest.param([picture(0)], [left_half()[..., None]], "got (24, 32, 1)", id="axes"),
-        pytest.param(
-            [picture(0)], [np.zeros((24, 32), np.bool_)], "The mask of 'cat' is empty; mark the object", id="empty"
-        ),
-        pytest.param([picture(0)], [], "1 pictures but 0 masks; give one for each", id="none"),
-        pytest.param([picture(0)], [None, None], "1 pictures but 2 masks; give one for each", id="too many"),
-        pytest.param([], None, "Class 'cat' needs at least one picture", id="no picture"),
-        pytest.param([], [], "Class 'cat' needs at least one picture", id="nothing"),
-        pytest.param(picture(0), None, "The picture of 'cat' must be an RGB picture", id="a picture, not a list"),
+        ([picture(0)], [LEFT[:, 1:]], "as large as its picture, (24, 32) (height, width); got (24, 31)"),
+        ([picture(0)], [LEFT.T], "got (32, 24)"),
+        ([picture(0)], [LEFT[..., None]], "got (24, 32, 1)"),
+        ([picture(0)], [~ALL], "The mask of 'cat' is empty; mark the object"),
+        ([picture(0)], [], "1 pictures but 0 masks; give one for each"),
+        ([picture(0)], [None, None], "1 pictures but 2 masks; give one for each"),
+        ([], None, "Class 'cat' needs at least one picture"),
+        ([], [], "Class 'cat' needs at least one picture"),
+        (picture(0), None, "The picture of 'cat' must be an RGB picture"),  # a picture, not a list
     ],
 )
 def test_pictures_and_masks_that_do_not_fit_are_refused(fake: Fake, images: Any, masks: Any, reason: str) -> None:
@@ -776,19 +709,13 @@ def test_pictures_and_masks_that_do_not_fit_are_refused(fake: Fake, images: Any,
     assert fake.model.classes == ()
 
 
-@pytest.mark.parametrize("name", ["", " cat", "a\nb", "x" * 81])
-def test_a_bad_name_is_refused_before_anything_is_computed(fake: Fake, name: str) -> None:
-    with pytest.raises(InputError, match="A class name must be"):
-        fake.model.enroll(name, [picture(0)])
-    assert fake.encoder.runs == 0
-
-
 SIZES = [(1, 1), (1, 200), (200, 1), (2, 2), (3, 500), (45, 61), (120, 239), (128, 128), (481, 641)]
 
 
 @pytest.mark.parametrize("size_hw", SIZES, ids=str)
-def test_every_frame_size_is_answered_at_that_size(real: FewShotModel, size_hw: tuple[int, int]) -> None:
-    real.enroll("a", [picture(1)], [left_half()])
+def test_supports_and_frames_may_have_any_size(real: FewShotModel, size_hw: tuple[int, int]) -> None:
+    enrollment = real.enroll("a", [picture(1, *size_hw)], [np.ones(size_hw, np.bool_)])
+    assert enrollment == Enrollment("a", 1, (1.0,), (144,), enrollment.masks)
     real.enroll("b", [picture(2)])
     frame = picture(3, *size_hw)
     before = frame.copy()
@@ -796,47 +723,16 @@ def test_every_frame_size_is_answered_at_that_size(real: FewShotModel, size_hw: 
     assert np.array_equal(frame, before)
     assert prediction.classes == ("a", "b")
     assert (prediction.scores.dtype, prediction.scores.shape) == (np.float32, (2,))
-    assert (prediction.scores > 0).all()
-    assert (prediction.scores < 1).all()
-    assert (prediction.present.dtype, prediction.present.shape) == (np.bool_, (2,))
-    assert np.array_equal(prediction.present, prediction.scores > 0.5)
+    assert ((prediction.scores > 0) & (prediction.scores < 1)).all()
+    assert (prediction.present.dtype, prediction.present.tolist()) == (np.bool_, (prediction.scores > 0.5).tolist())
     assert (prediction.label_map.dtype, prediction.label_map.shape) == (np.uint8, size_hw)
     assert prediction.label_map.max() <= 2
     assert prediction.foreground is not None
     assert (prediction.foreground.dtype, prediction.foreground.shape) == (np.float32, (2, *size_hw))
 
 
-@pytest.mark.parametrize("size_hw", SIZES, ids=str)
-def test_a_support_may_have_any_size(real: FewShotModel, size_hw: tuple[int, int]) -> None:
-    enrollment = real.enroll("a", [picture(0, *size_hw)], [np.ones(size_hw, np.bool_)])
-    assert enrollment == Enrollment("a", 1, (1.0,), (144,), enrollment.masks)
-    assert real.predict(FRAME).scores.shape == (1,)
-
-
-@pytest.mark.parametrize("kind", ["fake", "real"])
-@pytest.mark.parametrize("ways", [1, 3])
-def test_the_label_map_follows_from_the_probabilities(kind: str, ways: int, request: pytest.FixtureRequest) -> None:
-    model = Fake().model if kind == "fake" else request.getfixturevalue("real")
-    enroll_several(model)
-    for name in model.classes[ways:]:
-        model.remove(name)
-    frame = picture(7, 121, 97)
-    prediction = model.predict(frame, probabilities=True)
-    foreground = prediction.foreground
-    assert foreground is not None
-    assert foreground.min() >= 0
-    assert foreground.max() <= 1
-    expected = np.where(foreground.max(axis=0) >= 0.5, foreground.argmax(axis=0) + 1, 0)
-    ordered = np.sort(foreground, axis=0)[::-1]
-    clear = np.abs(ordered[0] - 0.5) > 1e-5
-    if ways > 1:
-        clear &= (ordered[0] - ordered[1] > 1e-5) | (ordered[0] < 0.5)
-    assert clear.mean() > 0.5
-    assert np.array_equal(prediction.label_map[clear], expected[clear])
-
-
 def test_probabilities_are_returned_only_on_request_and_change_nothing_else(real: FewShotModel) -> None:
-    real.enroll("a", [picture(1)], [left_half()])
+    real.enroll("a", [picture(1)], [LEFT])
     without, with_them = real.predict(FRAME), real.predict(FRAME, probabilities=True)
     assert without.foreground is None
     assert with_them.foreground is not None
@@ -854,36 +750,27 @@ def test_the_fake_model_has_pixels_of_every_kind(fake: Fake) -> None:
 
 
 def test_the_same_frame_gets_the_same_answer(real: FewShotModel) -> None:
-    real.enroll("a", [picture(1)], [left_half()])
+    real.enroll("a", [picture(1)], [LEFT])
     first, _, third = (real.predict(frame, probabilities=True) for frame in (FRAME, picture(5), FRAME))
     assert np.array_equal(first.scores, third.scores)
     assert np.array_equal(first.foreground, third.foreground)
 
 
 def test_a_class_is_scored_on_its_own(real: FewShotModel) -> None:
-    real.enroll("a", [picture(1)], [left_half()])
+    real.enroll("a", [picture(1)], [LEFT])
     alone = real.predict(FRAME, probabilities=True)
-    real.enroll("b", [picture(2)], [corner()])
+    real.enroll("b", [picture(2)], [CORNER])
     beside = real.predict(FRAME, probabilities=True)
-    assert alone.foreground is not None
-    assert beside.foreground is not None
-    np.testing.assert_allclose(beside.scores[0], alone.scores[0], atol=1e-5)
-    np.testing.assert_allclose(beside.foreground[0], alone.foreground[0], atol=1e-4)
+    np.testing.assert_allclose(beside.scores[:1], alone.scores, atol=1e-5)
+    np.testing.assert_allclose(beside.foreground[:1], alone.foreground, atol=1e-4)
 
 
 def test_a_view_of_a_frame_is_scored_like_its_copy(real: FewShotModel) -> None:
-    real.enroll("a", [picture(1)], [left_half()])
+    real.enroll("a", [picture(1)], [LEFT])
     side = real.manifest.image_size
     for bgr in (picture(3), picture(3, side, side)):
         view = bgr[..., ::-1]
         assert np.array_equal(real.predict(view).scores, real.predict(view.copy()).scores)
-
-
-def test_the_stages_are_timed_in_their_order(fake: Fake) -> None:
-    enroll_several(fake.model)
-    latency_ms = fake.model.predict(FRAME).latency_ms
-    assert tuple(latency_ms) == STAGES
-    assert all(ms >= 0 for ms in latency_ms.values())
 
 
 def test_the_encoder_is_waited_for_so_that_its_time_is_not_the_heads(fake: Fake) -> None:
@@ -894,10 +781,12 @@ def test_the_encoder_is_waited_for_so_that_its_time_is_not_the_heads(fake: Fake)
     assert fake.encoder.waits - before == 3
 
 
-def test_a_slow_stage_shows_in_its_own_time(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_stage_is_timed_in_its_order(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    enroll_several(fake.model)
     clock = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock) ** 2)
-    assert list(fake.model.predict(FRAME).latency_ms.values()) == [1e3, 3e3, 5e3, 7e3]
+    latency_ms = fake.model.predict(FRAME).latency_ms
+    assert list(latency_ms.items()) == list(zip(STAGES, (1e3, 3e3, 5e3, 7e3), strict=True))
 
 
 def test_numpys_threads_are_limited_only_while_a_frame_is_scored(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -917,18 +806,11 @@ def test_numpys_threads_are_limited_only_while_a_frame_is_scored(fake: Fake, mon
     assert threads() == before
 
 
-def test_the_encoder_gets_the_preprocessed_picture(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Array] = []
-
-    def watch(feed: dict[str, Array]) -> dict[str, Array]:
-        seen.append(feed["image"])
-        return encode(feed)
-
-    monkeypatch.setattr(fake.encoder, "_function", watch)
+def test_the_encoder_gets_the_preprocessed_picture(fake: Fake) -> None:
     fake.model.enroll("a", [picture(1)])
     fake.model.predict(FRAME)
-    assert np.array_equal(seen[0][0], resize_image(picture(1), SIDE))
-    assert np.array_equal(seen[1][0], resize_image(FRAME, SIDE))
+    for seen, given in zip(fake.seen, (picture(1), FRAME), strict=True):
+        assert np.array_equal(seen[0], resize_image(given, SIDE))
 
 
 def test_closing_closes_every_engine_and_may_be_repeated(fake: Fake) -> None:
@@ -1002,8 +884,8 @@ def score_alone(fake: Fake, supports: list[CachedSupport], image: np.ndarray) ->
 
 
 def test_a_new_picture_is_scored_by_the_existing_supports_of_its_class(fake: Fake) -> None:
-    fake.model.enroll("a", [picture(0)], [corner()])
-    fake.model.enroll("a", [picture(1), picture(2)], [left_half(), None])
+    fake.model.enroll("a", [picture(0)], [CORNER])
+    fake.model.enroll("a", [picture(1), picture(2)], [LEFT, None])
     first, second, third = supports = fake.model.bank.supports("a")
     assert first.loo_score is None
     assert second.loo_score == pytest.approx(score_alone(fake, [first], picture(1)))
@@ -1027,18 +909,6 @@ def test_pictures_enrolled_together_and_one_by_one_give_the_same_level(fake: Fak
 def test_at_most_five_supports_score_a_new_picture(fake: Fake) -> None:
     fake.model.enroll("a", [picture(seed) for seed in range(14)])
     assert [len(feed["kept"]) for feed in fake.fed] == [1, 2, 3, 4, 5, 3, 4, 4, 5, 5, 4, 4, 5]
-
-
-def test_scoring_a_new_picture_leaves_the_other_classes_unchanged(fake: Fake) -> None:
-    fake.model.enroll("a", [picture(0)])
-    fake.model.enroll("b", [picture(1)])
-    before = fake.model.predict(FRAME)
-    failing = [picture(2), np.zeros((4, 4), np.uint8)]
-    with pytest.raises(InputError):
-        fake.model.enroll("a", failing)
-    assert np.array_equal(fake.model.predict(FRAME).scores, before.scores)
-    fake.model.enroll("a", [picture(2)])
-    assert fake.model.classes == ("a", "b")
 
 
 def test_a_level_set_by_hand_is_used_and_stays(fake: Fake) -> None:
