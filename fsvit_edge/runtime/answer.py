@@ -33,7 +33,7 @@ def answer_frame(
         clock: Gets the lap "postprocess".
         probabilities: Whether to add P(foreground) at the frame's size.
     """
-    scores, foreground = subtract_negatives(head_scores, head_foreground, levels, bank.negative_owners)
+    scores, foreground = subtract_negatives(head_scores, head_foreground, levels, bank.negative_margins)
     if exclusive:
         scores = compete(scores, foreground, levels)
     sharp = foreground

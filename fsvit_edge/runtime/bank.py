@@ -5,6 +5,7 @@ A cached support is FP16 from the moment of enrollment, so that scores are the s
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ class _Class:
     supports: ClassSupports
     own_level: float  # as set by hand, or as its pictures give it
     is_level_by_hand: bool
-    negatives: tuple[ClassSupports, ...] = ()  # each with one support
+    negatives: tuple[tuple[ClassSupports, float], ...] = ()  # each with one support, and its margin in log-odds
     scene_scores: tuple[float, ...] = ()  # one for each picture of the scene; empty if it was not scored since a change
 
     @property
@@ -103,17 +104,17 @@ class SupportBank:
 
     def negatives(self, name: str) -> ClassSupports:
         """Return the pictures that a person said are not the class, oldest first."""
-        return tuple(one for (one,) in self._known(name).negatives)
+        return tuple(one for (one,), _ in self._known(name).negatives)
 
     @property
     def negative_supports(self) -> tuple[ClassSupports, ...]:
         """Each negative of every class by itself, in the order of the classes."""
-        return tuple(one for entry in self._classes.values() for one in entry.negatives)
+        return tuple(one for entry in self._classes.values() for one, _ in entry.negatives)
 
     @property
-    def negative_owners(self) -> tuple[int, ...]:
-        """For each of `negative_supports`, the index of its class."""
-        return tuple(way for way, entry in enumerate(self._classes.values()) for _ in entry.negatives)
+    def negative_margins(self) -> tuple[tuple[int, float], ...]:
+        """For each of `negative_supports`, the index of its class and its margin, see `decide.negative_margin`."""
+        return tuple((way, margin) for way, entry in enumerate(self._classes.values()) for _, margin in entry.negatives)
 
     @property
     def scene(self) -> tuple[bytes, ...]:
@@ -171,12 +172,12 @@ class SupportBank:
         before = self._classes.get(name) or _Class((), self.head.presence_level, False)
         self._classes[name] = replace(self._with_supports(before, before.supports + added), scene_scores=())
 
-    def add_negative(self, name: str, negative: CachedSupport) -> None:
-        """Add a picture of what is not the class."""
+    def add_negative(self, name: str, negative: CachedSupport, margin: float) -> None:
+        """Add a picture of what is not the class, and its margin."""
         entry = self._known(name)
         if len(entry.negatives) == MAX_NEGATIVES:
             raise InputError(f"Class {name!r} already has {MAX_NEGATIVES} negatives; remove one first.")
-        self._classes[name] = replace(entry, negatives=(*entry.negatives, (negative,)))
+        self._classes[name] = replace(entry, negatives=(*entry.negatives, ((negative,), margin)))
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0."""
@@ -248,6 +249,7 @@ class SupportBank:
                     "scene_scores": entry.scene_scores,
                     **_facts(entry.supports),
                     "negatives": _facts(negatives),
+                    "negative_margins": [margin for _, margin in entry.negatives],
                 }
             )
         header: dict[str, Any] = {
@@ -321,8 +323,8 @@ class SupportBank:
                 name, level = entry["name"], check_level(entry["level"])
                 bank.add(name, supports)
                 bank._classes[name] = _Class(tuple(supports), level, entry["is_level_by_hand"])
-                for negative in negatives:
-                    bank.add_negative(name, negative)
+                for negative, margin in zip(negatives, entry["negative_margins"], strict=True):
+                    bank.add_negative(name, negative, margin)
                 if entry["scene_scores"]:
                     bank.set_scene_scores(name, entry["scene_scores"])
         except InputError as error:
@@ -382,8 +384,15 @@ def _read_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
         "is_level_by_hand": bool(entry["is_level_by_hand"]),
         "supports": _read_facts(entry),
         "negatives": _read_facts(entry.get("negatives", dict.fromkeys(FACTS, ()))),
+        "negative_margins": [_finite(margin) for margin in entry.get("negative_margins", ())],
         "scene_scores": [float(score) for score in entry.get("scene_scores", ())],
     }
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError(value)
+    return float(value)
 
 
 def _read_facts(columns: Mapping[str, Any]) -> list[dict[str, Any]]:

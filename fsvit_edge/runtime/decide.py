@@ -16,7 +16,9 @@ Scores = npt.NDArray[np.float32]
 SCENE_MARGIN = 0.5
 """How far above the highest score on the empty scene, in log-odds, a class must be."""
 NEGATIVE_MARGIN = 1.0
-"""How far below a negative, in log-odds, a class may be and still be present."""
+"""How far below a negative, in log-odds, a class may be and still be present: a negative is newer than the class's own
+pictures, and so more like the frame."""
+_REJECTED_BY = 0.25
 LEFT = 0.7
 """Share of a class's pixels that must be left to it by classes of higher scores."""
 
@@ -33,36 +35,43 @@ def scene_level(level: float, scene_scores: Sequence[float]) -> float:
     """
     if not scene_scores:
         return level
-    z = max(
-        float(log_odds(np.array([level], np.float32))[0]),
-        float(log_odds(np.array(scene_scores, np.float32)).max()) + SCENE_MARGIN,
-    )
-    return max(level, float(sigmoid(np.array([z], np.float32))[0]))
+    highest = float(log_odds(np.array(scene_scores, np.float32)).max()) + SCENE_MARGIN
+    return max(level, float(sigmoid(np.array([highest], np.float32))[0]))
 
 
-def subtract_negatives(scores: Scores, foreground: Maps, levels: Scores, owners: Sequence[int]) -> tuple[Scores, Maps]:
+def negative_margin(score: float, negative_score: float) -> float:
+    """Return the margin of a negative, from the scores of class and negative on the negative's own picture.
+
+    It is `NEGATIVE_MARGIN`, or less if the class would otherwise still be present on that picture.
+    """
+    z = log_odds(np.array([score, negative_score], np.float32))
+    return min(NEGATIVE_MARGIN, float(z[1] - z[0]) - _REJECTED_BY)
+
+
+def subtract_negatives(
+    scores: Scores, foreground: Maps, levels: Scores, negatives: Sequence[tuple[int, float]]
+) -> tuple[Scores, Maps]:
     """Let the classes compete with their negatives, pictures that a person said are not the class.
 
-    A class that scores z is present if it is above its level and z > z_negative - NEGATIVE_MARGIN for each of its
-    negatives. The margin is in favor of the class, because its picture is older than the negative's, and so less like
-    the frame. In each pixel the class's log-odds are lowered by the negative's, if that is likely there.
+    A class is present if it is above its level and z > z_negative - margin for each of its negatives. In each pixel its
+    log-odds are lowered by the negative's if those are above 0.
 
     Args:
         scores: P(present) of the classes, then of the negatives, (ways + negatives,) float32 in [0, 1].
         foreground: P(foreground) of the same, (ways + negatives, m, m).
         levels: Of the classes, (ways,) in (0, 1).
-        owners: For each negative, the index of its class.
+        negatives: For each negative the index of its class, and its margin.
 
     Returns:
         Scores (ways,) and P(foreground) (ways, m, m) of the classes.
     """
-    decided, pixels = scores[: len(levels)].copy(), foreground[: len(levels)].copy()
+    ways = len(levels)
+    decided, pixels = scores[:ways].copy(), foreground[:ways].copy()
     z, z_levels = log_odds(scores), log_odds(levels)
-    for negative, owner in enumerate(owners, start=len(levels)):
-        lead = z[owner] - z[negative] + NEGATIVE_MARGIN
-        decided[owner] = min(decided[owner], sigmoid(z_levels[owner] + lead))
-        z_pixels = log_odds(foreground[owner]) - log_odds(foreground[negative])
-        np.minimum(pixels[owner], sigmoid(z_pixels), out=pixels[owner])
+    for index, (way, margin) in enumerate(negatives, start=ways):
+        decided[way] = min(decided[way], sigmoid(z_levels[way] + z[way] - z[index] + margin))
+        z_pixels = log_odds(foreground[way]) - log_odds(foreground[index])
+        np.minimum(pixels[way], sigmoid(z_pixels), out=pixels[way])
     return decided, pixels
 
 

@@ -9,8 +9,8 @@ from threadpoolctl import ThreadpoolController
 from fsvit_edge.runtime.answer import answer_frame
 from fsvit_edge.runtime.bank import EncoderIdentity, HeadIdentity, SupportBank, check_name
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
-from fsvit_edge.runtime.cached_support import CachedSupport
-from fsvit_edge.runtime.decide import Scores
+from fsvit_edge.runtime.cached_support import CachedSupport, ClassSupports
+from fsvit_edge.runtime.decide import Scores, negative_margin
 from fsvit_edge.runtime.engines.base import Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.enrollment import Enrollment, make_support
@@ -329,25 +329,31 @@ class FewShotModel:
             InputError: The class is not enrolled or has `MAX_NEGATIVES` negatives, or the picture or mask cannot be
                 used; the bank is unchanged.
         """
-        self.bank.supports(name)
+        supports = self.bank.supports(name)
         before = self.predict(image)
-        negative = self.cache_negative(name, image, before.pixels(name) if mask is None else mask)
-        self.bank.add_negative(name, negative)
+        negative, margin = self.cache_negative(supports, image, before.pixels(name) if mask is None else mask)
+        self.bank.add_negative(name, negative, margin)
         way = self.classes.index(name)
         after = self.predict(image)
-        return Rejection(
-            name, len(self.bank.negatives(name)), float(before.scores[way]), float(after.scores[way]), after.levels[way]
-        )
+        scores = float(before.scores[way]), float(after.scores[way])
+        return Rejection(name, len(self.bank.negatives(name)), *scores, float(after.levels[way]))
 
-    def cache_negative(self, name: str, image: Image, mask: Mask) -> CachedSupport:
-        """Compute what `reject` would keep of a picture, without keeping it; an empty mask stands for all of it."""
+    def cache_negative(self, supports: ClassSupports, image: Image, mask: Mask) -> tuple[CachedSupport, float]:
+        """Compute what `reject` would keep of a picture, and its margin, without keeping it.
+
+        Args:
+            supports: Of the class.
+            image: (H, W, 3) uint8 RGB.
+            mask: (H, W), not 0 on what is not the class; the whole picture is used if it is empty or too small.
+        """
         whole = np.ones(image.shape[:2], np.bool_)
         for tried in (mask, whole) if np.any(mask) else (whole,):
-            check_support(name, image, tried)
+            check_support("the negative", image, tried)
             negative = make_support(self.network, image, tried, (), is_sharp=False)[0]
             if negative.kept.shape[1] > 1:
                 break
-        return negative
+        scores, _ = self.network.compare(self.network.encode(image)["tokens"], (supports,), ((negative,),))
+        return negative, negative_margin(*map(float, scores))
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0 in the order in which they were rejected.

@@ -13,6 +13,7 @@ from fsvit_edge.runtime import bank as bank_module
 from fsvit_edge.runtime.bank import (
     MAX_CLASSES,
     MAX_NAME_LENGTH,
+    MAX_NEGATIVES,
     EncoderIdentity,
     HeadIdentity,
     SupportBank,
@@ -21,6 +22,7 @@ from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import level_of_supports
+from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES
 
 CHANNELS, DIM = 2, 4
 IDENTITY = EncoderIdentity("nano", "ab" * 32, 32, CHANNELS, DIM, "fp32")
@@ -48,6 +50,9 @@ def filled(identity: EncoderIdentity = IDENTITY) -> SupportBank:
     bank.add("cat", [support(0), support(1, tokens=1, has_mask=False)])
     bank.add("Größe 猫", [support(2, tokens=7)])
     bank.set_level("Größe 猫", 0.8125)
+    bank.add_negative("cat", support(3, tokens=5), 0.75)
+    bank.set_scene([b"first", b"second"])
+    bank.set_scene_scores("cat", [0.25, 0.75])
     return bank
 
 
@@ -58,10 +63,10 @@ def path(tmp_path: Path) -> Path:
 
 def content(bank: SupportBank) -> list[object]:
     """All of a bank, to compare it bit by bit."""
-    found: list[object] = [bank.identity, bank.head]
+    found: list[object] = [bank.identity, bank.head, bank.scene, bank.negative_margins]
     for name in bank.classes:
-        found += [name, bank.level(name), bank.level_source(name)]
-        for one in bank.supports(name):
+        found += [name, bank.level(name), bank.level_source(name), bank.own_level(name), bank.scene_scores(name)]
+        for one in (*bank.supports(name), *bank.negatives(name)):
             found += [(v.dtype, v.shape, v.tobytes()) if isinstance(v, np.ndarray) else v for v in vars(one).values()]
     return found
 
@@ -274,6 +279,16 @@ FORGED: list[tuple[Change, str]] = [
     (lambda h, _: h["classes"][1].pop("level"), NO_BANK),
     (lambda h, _: h["classes"][1].pop("loo_score"), NO_BANK),
     (cat(has_mask=[1] * 3), NO_BANK),  # the other lists have 2
+    (cat(negatives={"has_mask": [1]}), NO_BANK),
+    (cat(negative_margins=[float("nan")]), NO_BANK),
+    (cat(negative_margins=["wide"]), NO_BANK),
+    (cat(scene_scores=["high"]), NO_BANK),
+    (cat(scene_scores=[0.5]), "The 2 pictures of the scene need scores in [0, 1], got [0.5]"),
+    (cat(scene_scores=[0.5, float("nan")]), "need scores in [0, 1], got [0.5, nan]"),
+    (cat(scene_scores=[0.5, 1.01]), "need scores in [0, 1], got [0.5, 1.01]"),
+    (lambda _, t: t.pop("scene.1"), "tensor scene.1 is missing or not the bytes of a JPEG"),
+    (tensor("scene.0", 2, 3, dtype=np.uint8), "tensor scene.0 is missing or not the bytes of a JPEG"),
+    (lambda _, t: t.pop("0.not.0.kept"), "tensor 0.not.0.kept is missing"),
     (lambda h, _: h.update(format_version=1), "has format 1 in 'fp16'"),
     (as_format_2, "has format 2 in 'fp16', this fsvit-edge reads 3 and 4 in 'fp16'; enroll its classes"),
     (lambda h, _: h.update(precision="int8"), "has format 4 in 'int8'"),
@@ -326,6 +341,86 @@ def test_plausible_changes_do_not_pass_the_sum(path: Path, change: Change) -> No
     rewrite(path, change, reseal=False)
     with pytest.raises(ArtifactError, match="do not match its sha256"):
         SupportBank.load(path)
+
+
+def as_format_3(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """What release 0.2.0 and before wrote: neither negatives nor a scene."""
+    header["format_version"] = 3
+    del header["scene_frames"]
+    for entry in header["classes"]:
+        del entry["negatives"], entry["negative_margins"], entry["scene_scores"]
+    for name in [name for name in tensors if name.startswith("scene.") or ".not." in name]:
+        del tensors[name]
+
+
+def test_a_bank_of_the_former_release_is_read_with_its_classes_and_levels(path: Path) -> None:
+    filled().save(path)
+    rewrite(path, as_format_3)
+
+    wanted = filled()
+    wanted.set_scene([])
+    wanted.remove_negative("cat", 0)
+    assert same(SupportBank.load(path, IDENTITY, HEAD), wanted)
+
+
+def test_negatives_are_compared_after_the_classes_in_their_order() -> None:
+    bank = filled()
+    bank.add_negative("Größe 猫", support(4), -1.0)
+    bank.add_negative("cat", support(5), 0.5)
+
+    assert bank.negative_margins == ((0, 0.75), (0, 0.5), (1, -1.0))
+    assert [len(one) for one in bank.negative_supports] == [1, 1, 1]
+    assert bank.negative_supports[0][0] is bank.negatives("cat")[0]
+    assert bank.negative_supports[1][0] is bank.negatives("cat")[1]
+
+    bank.rename("cat", "dog")
+    bank.remove_negative("dog", 0)
+    assert len(bank.negatives("dog")) == 1
+    bank.remove("dog")
+    assert bank.negative_margins == ((0, -1.0),)
+
+
+def test_a_class_has_a_limited_number_of_negatives() -> None:
+    bank = filled()
+    for seed in range(MAX_NEGATIVES - 1):
+        bank.add_negative("cat", support(seed), 1.0)
+    with pytest.raises(InputError, match="already has 16 negatives; remove one first"):
+        bank.add_negative("cat", support(99), 1.0)
+    with pytest.raises(InputError, match="has 16 negatives and no negative 16"):
+        bank.remove_negative("cat", 16)
+
+
+def test_the_level_is_raised_above_the_scene_unless_a_person_set_it() -> None:
+    bank = filled()
+    own = bank.own_level("cat")
+    assert bank.level("cat") > 0.75 > own
+    assert bank.level_source("cat") == "empty scene"
+    bank.set_scene_scores("Größe 猫", [0.9, 0.99])
+    assert bank.level("Größe 猫") == 0.8125
+    bank.set_scene_scores("cat", [0.0, 0.0])
+    assert bank.level("cat") == own
+    assert bank.level_source("cat") == "own pictures"
+
+
+def test_what_changes_the_scores_on_the_scene_drops_them(path: Path) -> None:
+    for change in (
+        lambda bank: bank.add("cat", [support(7)]),
+        lambda bank: bank.remove_support("cat", 0),
+        lambda bank: bank.set_scene([b"other"]),
+    ):
+        bank = filled()
+        change(bank)
+        assert bank.scene_scores("cat") == ()
+    filled().save(path)
+    other = SupportBank.load(path, head=HeadIdentity("99" * 32, 0.5))
+    assert other.scene_scores("cat") == ()
+    assert other.scene == (b"first", b"second")
+
+
+def test_the_oldest_pictures_of_the_scene_go_first() -> None:
+    bank = filled()
+    bank.set_scene([bytes([index]) for index in range(MAX_SCENE_FRAMES + 3)])
+    assert bank.scene == tuple(bytes([index]) for index in range(3, MAX_SCENE_FRAMES + 3))
 
 
 def test_no_flipped_bit_gets_through(path: Path) -> None:

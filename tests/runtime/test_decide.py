@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from fsvit_edge.runtime.decide import LEFT, NEGATIVE_MARGIN, SCENE_MARGIN, compete, scene_level, subtract_negatives
+from fsvit_edge.runtime.decide import (
+    LEFT,
+    NEGATIVE_MARGIN,
+    SCENE_MARGIN,
+    compete,
+    negative_margin,
+    scene_level,
+    subtract_negatives,
+)
 from fsvit_edge.runtime.postprocess import log_odds, sigmoid
 
 LEVELS = np.float32([0.9, 0.5])
@@ -32,11 +40,21 @@ def test_a_class_must_not_be_further_behind_its_negative_than_the_margin(behind:
     scores = np.float32([probability(z), 0.6, probability(z + behind * NEGATIVE_MARGIN)])
     foreground = np.full((3, 4, 4), 0.5, np.float32)
 
-    decided, _ = subtract_negatives(scores, foreground, LEVELS, [0])
+    decided, _ = subtract_negatives(scores, foreground, LEVELS, [(0, NEGATIVE_MARGIN)])
 
     assert (decided[0] > LEVELS[0]) == is_present
     assert decided[1] == scores[1]  # another class's negative changes nothing
     assert decided[0] <= scores[0]
+
+
+@pytest.mark.parametrize("lead", [-9.0, -1.0, 0.0, 3.0])
+def test_the_margin_lets_no_class_be_present_on_its_own_negative(lead: float) -> None:
+    scores = np.array([probability(4.0 + lead), 0.1, probability(4.0)], np.float32)
+    margin = negative_margin(float(scores[0]), float(scores[2]))
+    decided, _ = subtract_negatives(scores, np.full((3, 4, 4), 0.5, np.float32), LEVELS, [(0, margin)])
+
+    assert decided[0] < LEVELS[0]
+    assert margin <= NEGATIVE_MARGIN
 
 
 def test_without_negatives_scores_and_pixels_are_the_same_values() -> None:
@@ -52,7 +70,7 @@ def test_a_pixel_that_the_negative_claims_more_is_lost_and_one_that_it_does_not_
     foreground = np.zeros((3, 1, 3), np.float32)
     foreground[0], foreground[2] = [0.8, 0.8, 0.8], [0.95, 0.6, 0.1]
 
-    _, pixels = subtract_negatives(np.float32([0.99, 0.1, 0.1]), foreground, LEVELS, [0])
+    _, pixels = subtract_negatives(np.float32([0.99, 0.1, 0.1]), foreground, LEVELS, [(0, NEGATIVE_MARGIN)])
 
     assert pixels[0, 0, 0] < 0.5 < pixels[0, 0, 1] < 0.8
     assert pixels[0, 0, 2] == np.float32(0.8)

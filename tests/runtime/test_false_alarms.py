@@ -1,0 +1,129 @@
+"""The bundled model: the empty scene, a rejected picture and competing classes keep a class from being found."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES
+
+CAT = skimage.data.chelsea()
+CAT_LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat
+NOTHING = skimage.data.coffee()
+
+
+@pytest.fixture
+def model() -> Iterator[FewShotModel]:
+    with FewShotModel.load(precision="fp32", threads=1) as opened:
+        opened.enroll("cat", [CAT])
+        yield opened
+
+
+def score(model: FewShotModel, image: np.ndarray, name: str = "cat") -> float:
+    prediction = model.predict(image)
+    return float(prediction.scores[prediction.classes.index(name)])
+
+
+def test_a_class_must_score_higher_than_on_the_empty_scene(model: FewShotModel) -> None:
+    model.bank.set_level("cat", None)
+    assert model.predict(CAT_LIKE).present.all()
+
+    report = model.learn_scene([CAT_LIKE, NOTHING])
+
+    assert report.frames == 2
+    assert report.answering == ("cat",)
+    assert report.highest["cat"] == pytest.approx(score(model, CAT_LIKE), abs=0.05)
+    assert not model.predict(CAT_LIKE).present.any()
+    model.forget_scene()
+    assert model.predict(CAT_LIKE).present.all()
+
+
+def test_a_scene_without_the_class_changes_no_level(model: FewShotModel) -> None:
+    before = model.bank.levels
+    report = model.learn_scene([NOTHING] * (MAX_SCENE_FRAMES + 5))
+    assert report.frames == MAX_SCENE_FRAMES
+    assert report.answering == ()
+    np.testing.assert_array_equal(model.bank.levels, before)
+
+
+def test_a_class_enrolled_later_is_held_to_the_scene_too(model: FewShotModel) -> None:
+    model.learn_scene([NOTHING])
+    model.enroll("cup", [NOTHING])
+
+    assert model.bank.level_source("cup") == "empty scene"
+    assert not model.predict(NOTHING).present[1]
+
+
+def test_the_scene_and_negatives_survive_a_save(model: FewShotModel, tmp_path: Path) -> None:
+    model.learn_scene([NOTHING])
+    model.reject("cat", CAT_LIKE)
+    model.save_bank(tmp_path / "bank.safetensors")
+    wanted = model.predict(CAT_LIKE)
+    with FewShotModel.load(precision="fp32", threads=1) as other:
+        other.load_bank(tmp_path / "bank.safetensors")
+        found = other.predict(CAT_LIKE)
+        assert other.bank.scene == model.bank.scene
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
+    np.testing.assert_array_equal(found.label_map, wanted.label_map)
+
+
+@pytest.mark.parametrize("frames", [[], [np.zeros((4, 4), np.uint8)]])
+def test_a_scene_that_cannot_be_used_changes_nothing(model: FewShotModel, frames: list[np.ndarray]) -> None:
+    model.learn_scene([NOTHING])
+    before = model.bank.scene
+    with pytest.raises(InputError, match="picture of the empty scene"):
+        model.learn_scene(frames)
+    assert model.bank.scene == before
+
+
+def test_a_rejected_picture_is_no_longer_the_class_and_its_own_picture_still_is(model: FewShotModel) -> None:
+    assert model.predict(CAT_LIKE).present.all()
+
+    rejection = model.reject("cat", CAT_LIKE)
+
+    assert (rejection.name, rejection.negatives) == ("cat", 1)
+    assert rejection.score_after < rejection.level < rejection.score_before
+    rejected = model.predict(CAT_LIKE)
+    assert not rejected.present.any()
+    assert not rejected.label_map.any()
+    assert rejected.results[0].raw_score == pytest.approx(rejection.score_before, abs=1e-5)
+    assert model.predict(CAT).present.all()
+
+    model.remove_negative("cat", 0)
+    assert score(model, CAT_LIKE) == pytest.approx(rejection.score_before, abs=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, np.zeros(CAT.shape[:2], np.bool_)], ids=["where it is found", "empty"])
+def test_a_picture_can_be_rejected_without_a_mask(model: FewShotModel, mask: np.ndarray | None) -> None:
+    model.reject("cat", NOTHING, mask)
+    (negative,) = model.bank.negatives("cat")
+    assert negative.thumbnail_mask.all()
+    assert negative.kept.shape[1] > 1
+
+
+def test_negatives_of_one_class_leave_the_scores_of_others_alone(model: FewShotModel) -> None:
+    model.enroll("cup", [NOTHING])
+    before = score(model, NOTHING, "cup")
+    model.reject("cat", CAT_LIKE)
+    assert score(model, NOTHING, "cup") == pytest.approx(before, abs=1e-5)
+
+
+def test_an_unknown_class_cannot_be_rejected(model: FewShotModel) -> None:
+    with pytest.raises(InputError, match="'dog' is not enrolled"):
+        model.reject("dog", CAT)
+
+
+def test_classes_on_the_same_pixels_exclude_each_other_only_if_asked_to(model: FewShotModel) -> None:
+    model.enroll("cat again", [CAT_LIKE])
+    assert model.predict(CAT).present.tolist() == [True, True]
+
+    model.exclusive = True
+    prediction = model.predict(CAT)
+
+    assert prediction.present.tolist() == [True, False]
+    assert prediction.results[1].raw_score > prediction.levels[1] > prediction.scores[1]
+    assert set(np.unique(prediction.label_map)) <= {0, 1}
