@@ -352,8 +352,8 @@ class FewShotModel:
             negative = make_support(self.network, image, tried, (), is_sharp=False)[0]
             if negative.kept.shape[1] > 1:
                 break
-        scores, _ = self.network.compare(self.network.encode(image)["tokens"], (supports,), ((negative,),))
-        return negative, negative_margin(*map(float, scores))
+        tokens = self.network.encode(image)["tokens"]
+        return negative, negative_margin(*self.network.compare(tokens, (supports,), ((negative,),)))
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0 in the order in which they were rejected.

@@ -50,8 +50,9 @@ def test_a_class_must_not_be_further_behind_its_negative_than_the_margin(behind:
 @pytest.mark.parametrize("lead", [-9.0, -1.0, 0.0, 3.0])
 def test_the_margin_lets_no_class_be_present_on_its_own_negative(lead: float) -> None:
     scores = np.array([probability(4.0 + lead), 0.1, probability(4.0)], np.float32)
-    margin = negative_margin(float(scores[0]), float(scores[2]))
-    decided, _ = subtract_negatives(scores, np.full((3, 4, 4), 0.5, np.float32), LEVELS, [(0, margin)])
+    foreground = np.random.default_rng(0).random((3, 4, 4), np.float32)
+    margin = negative_margin(scores[[0, 2]], foreground[[0, 2]])
+    decided, _ = subtract_negatives(scores, foreground, LEVELS, [(0, margin)])
 
     assert decided[0] < LEVELS[0]
     assert margin <= NEGATIVE_MARGIN
@@ -64,6 +65,19 @@ def test_without_negatives_scores_and_pixels_are_the_same_values() -> None:
 
     np.testing.assert_array_equal(decided, scores)
     np.testing.assert_array_equal(pixels, foreground)
+
+
+def test_what_a_negative_claims_counts_against_the_class_and_what_is_beside_it_does_not() -> None:
+    level, scores = np.float32([0.5]), np.float32([0.99, 0.99])
+    thing, rejected = np.full((2, 4, 10), 0.02, np.float32)
+    thing[:, :2], rejected[:, 8:] = 0.98, 0.98
+
+    def decided(of_class: np.ndarray) -> float:
+        foreground = np.stack([of_class, rejected])
+        return float(subtract_negatives(scores, foreground, level, [(0, NEGATIVE_MARGIN)])[0][0])
+
+    assert decided(thing) > level[0] > decided(rejected)
+    assert decided(np.maximum(thing, rejected)) > level[0]
 
 
 def test_a_pixel_that_the_negative_claims_more_is_lost_and_one_that_it_does_not_is_kept() -> None:
