@@ -67,8 +67,8 @@ def subtract_negatives(
     thing's pixels stay, and so does the class, unless the negative is much likelier.
 
     Chosen on the clips of moving and fixed cameras with Pascal's classes as supports, and on every other class of
-    davis16-val. On its other ten classes, after one negative in each of 36 scenes that alarmed: alarms in the rest of the
-    scene, hits, and hits with a picture of the scene above or below the thing:
+    davis16-val. On its other ten classes, after one negative in each of 36 scenes that alarmed: alarms in the rest of
+    the scene, hits, and hits with a picture of the scene above or below the thing:
 
         rule                        alarms    hits             both in view
         level 0.5 above negative    -81 %     100.0 -> 81.3    81.1 -> 44.4

@@ -28,15 +28,17 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         "event": "frame"; "sequence": index of the frame, with gaps where frames of a live source were dropped;
         "source"; "wall_time_s" and "monotonic_s": time of capture in seconds; "age_ms": milliseconds from then to the
         result; "is_frozen": whether the camera repeats the same pixels; "size_hw": height and width in pixels;
-        "classes": for each enrolled class its "name", "score" in [0, 1], "level" (the score above which it is present),
-        "present", "area_px" and "box_xyxy" (left, top, right, bottom in pixels; right and bottom are exclusive; null if
-        the class has no pixel), where area and box are those of the label map, whether the class is present or not;
+        "classes": for each enrolled class its "name", "score" in [0, 1], "raw_score" (before negatives and competing
+        classes lowered it), "level" (the score above which it is present), "present", "area_px" and "box_xyxy" (left,
+        top, right, bottom in pixels; right and bottom are exclusive; null if the class has no pixel), where area and
+        box are those of the label map, whether the class is present or not;
         "latency_ms": milliseconds of each stage, "decode" first.
     """
     classes = [
         {
             "name": result.name,
             "score": round(result.score, 4),
+            "raw_score": round(result.raw_score, 4),
             "level": round(result.level, 4),
             "present": result.is_present,
             "area_px": result.area_px,

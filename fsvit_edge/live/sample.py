@@ -1,0 +1,66 @@
+"""A few frames of a source, spread over it."""
+
+import time
+
+import numpy as np
+
+from fsvit_edge.live.sources.base import EndOfSourceError, Source, SourceOptions
+from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.runtime.errors import SourceError
+from fsvit_edge.runtime.support_masks import Image
+
+_WAIT_S = 0.1
+_PATIENCE_S = 10.0
+
+
+def sample_frames(uri: str, count: int, seconds: float = 4.0, options: SourceOptions = SourceOptions()) -> list[Image]:  # noqa: B008 - frozen
+    """Read at most `count` frames, evenly spread over a file, or over some seconds of a live source.
+
+    Args:
+        uri: As `open_source` takes it.
+        count: Number of frames, at least 1.
+        seconds: How long to watch a live source.
+        options: How to read it.
+
+    Returns:
+        (H, W, 3) uint8 RGB frames, at least one.
+
+    Raises:
+        InputError: The source is unsupported, or one of its pictures cannot be used.
+        SourceError: The source cannot be opened or read, or a live one delivers nothing for 10 s.
+        EnvironmentLacksError: The source needs a package that is missing.
+    """
+    with open_source(uri, options) as source:
+        return _over_time(source, count, seconds) if source.is_live else _over_file(source, count)
+
+
+def _over_file(source: Source, count: int) -> list[Image]:
+    frames: list[Image] = []
+    index, stride = 0, 1
+    while True:
+        try:
+            frame = source.read(_WAIT_S)
+        except EndOfSourceError:
+            break
+        if frame is not None and index % stride == 0:
+            frames.append(frame.image)
+        if len(frames) == 2 * count:
+            frames, stride = frames[::2], 2 * stride
+        index += 1
+    chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
+    return [frames[place] for place in chosen]
+
+
+def _over_time(source: Source, count: int, seconds: float) -> list[Image]:
+    frames: list[Image] = []
+    last_s = due_s = time.monotonic()
+    while len(frames) < count:
+        frame, now_s = source.read(_WAIT_S), time.monotonic()
+        if frame is not None and now_s >= due_s:
+            frames.append(frame.image)
+            due_s = now_s + seconds / count
+        if frame is not None:
+            last_s = now_s
+        elif now_s - last_s > _PATIENCE_S:
+            raise SourceError(f"{source.name} delivered no frame for {_PATIENCE_S:.0f} s; {source.status.message}")
+    return frames
