@@ -19,13 +19,7 @@ def test_a_machine_survives_a_write_and_a_read() -> None:
 @pytest.mark.parametrize(
     ("cpu_info", "board", "release", "cpu", "l4t"),
     [
-        (
-            "processor\t: 0\nmodel name\t: AMD EPYC 7B13\nmodel name\t: AMD EPYC 7B13\n",
-            None,
-            None,
-            "AMD EPYC 7B13",
-            None,
-        ),
+        ("processor\t: 0\nmodel name\t: AMD EPYC\nmodel name\t: AMD EPYC\n", None, None, "AMD EPYC", None),
         (
             "processor\t: 0\nCPU implementer\t: 0x41\n",
             "NVIDIA Jetson Orin Nano Developer Kit\0",
@@ -35,29 +29,23 @@ def test_a_machine_survives_a_write_and_a_read() -> None:
         ),
         ("CPU part\t: 0xd4f\n", "Board\0", "# R38 (release), REVISION: 2.0, GCID: 1\n", "Board", "38.2.0"),
         ("CPU part\t: 0xd4f\n", "Board\0", "something else\n", "Board", None),
+        (None, None, None, "unknown", None),
     ],
 )
 def test_processor_and_release_are_read_from_the_system(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    cpu_info: str,
+    cpu_info: str | None,
     board: str | None,
     release: str | None,
     cpu: str,
     l4t: str | None,
 ) -> None:
     for name, text in (("_CPU_INFO", cpu_info), ("_BOARD", board), ("_TEGRA_RELEASE", release)):
-        file = tmp_path / name
+        monkeypatch.setattr(machine, name, tmp_path / name)
         if text is not None:
-            file.write_text(text)
-        monkeypatch.setattr(machine, name, file)
+            (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
     monkeypatch.setattr(machine, "find_gpu", lambda: GPU)
     here = Machine.here()
     assert (here.cpu, here.l4t, here.gpu) == (cpu, l4t, GPU)
-
-
-def test_a_system_without_these_files_has_an_unknown_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_CPU_INFO", "_BOARD", "_TEGRA_RELEASE"):
-        monkeypatch.setattr(machine, name, tmp_path / name)
-    monkeypatch.setattr(machine.platform, "processor", lambda: "")
-    assert (Machine.here().cpu, Machine.here().l4t) == ("unknown", None)

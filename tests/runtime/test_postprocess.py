@@ -101,15 +101,12 @@ def test_skipping_classes_in_bands_changes_nothing(ways: int, size_hw: tuple[int
     assert np.array_equal(labels[clear], plain[clear])
 
 
+@pytest.mark.parametrize("cells", [1, 32])
 @pytest.mark.parametrize("pixels", [1, 2, 16, 31, 60, 119, 120, 121, 216, 240, 448, 720, 1080])
-def test_a_class_that_fills_the_frame_fills_it_to_the_last_row_and_column(pixels: int) -> None:
-    foreground = np.full((1, 32, 32), 0.9, np.float32)
+def test_a_class_that_fills_the_frame_fills_it_to_the_last_row_and_column(pixels: int, cells: int) -> None:
+    foreground = np.full((1, cells, cells), 0.9, np.float32)
     assert (label_map(foreground, (pixels, 50)) == 1).all()
     assert (label_map(foreground, (50, pixels)) == 1).all()
-
-
-def test_a_map_of_one_cell_fills_the_frame() -> None:
-    assert (label_map(np.full((1, 1, 1), 0.9, np.float32), (7, 9)) == 1).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -134,10 +131,11 @@ def test_resizing_the_probabilities_instead_gives_other_labels() -> None:
 
 
 def test_exactly_one_half_is_foreground_and_the_first_of_equals_wins() -> None:
-    assert (label_map(np.full((1, 4, 4), 0.5, np.float32), (9, 9)) == 1).all()
-    assert (label_map(np.full((3, 4, 4), 0.5, np.float32), (9, 9)) == 1).all()
-    assert (label_map(np.full((3, 4, 4), 0.8, np.float32), (9, 9)) == 1).all()
-    assert not label_map(np.full((3, 4, 4), 0.499, np.float32), (9, 9)).any()
+    for ways, probability, label in ((1, 0.5, 1), (3, 0.5, 1), (3, 0.8, 1), (3, 0.499, 0)):
+        assert (label_map(np.full((ways, 4, 4), probability, np.float32), (9, 9)) == label).all()
+    last = np.full((255, 2, 2), 0.1, np.float32)
+    last[254] = 0.9
+    assert (label_map(last, (5, 5)) == 255).all()
 
 
 def test_certain_probabilities_stay_finite_and_weigh_the_same() -> None:
@@ -147,9 +145,3 @@ def test_certain_probabilities_stay_finite_and_weigh_the_same() -> None:
     assert enlarged[0] < 1e-6
     assert enlarged[2] == pytest.approx(0.5, abs=1e-6)
     np.testing.assert_allclose(enlarged + enlarged[::-1], 1, atol=1e-6)
-
-
-def test_the_last_of_255_classes_has_its_own_label() -> None:
-    foreground = np.full((255, 2, 2), 0.1, np.float32)
-    foreground[254] = 0.9
-    assert (label_map(foreground, (5, 5)) == 255).all()
