@@ -60,7 +60,7 @@ class Manifest:
     parity: dict[str, float]  # Largest difference of torch and ONNX Runtime per output; empty if not measured.
     created_by: str  # Name and version of the exporter.
     head: str = TRAINED_HEAD  # The kind of head, "cst" or "prototype"; missing in older bundles.
-    presence_level: float = DEFAULT_LEVEL  # A class with one support is present above it; missing in older bundles.
+    presence_level: float = DEFAULT_LEVEL  # Level of a class with one support, in (0, 1); missing in older bundles.
     support_crop: float = 0.0  # Window around a small object, in object sizes; 0 never crops; missing in older bundles.
 
     @property

@@ -13,25 +13,17 @@ from fsvit_edge.runtime.support_masks import Box
 
 @dataclass(frozen=True)
 class ClassResult:
-    """What the model found of one class.
-
-    Attributes:
-        name: The class.
-        score: P(present), in [0, 1].
-        level: The score above which the class is present, in (0, 1).
-        is_present: Whether the score is above the level.
-        area_px: Pixels of the class in the label map, whether it is present or not.
-        area: The same as a share of the frame, in [0, 1].
-        box_xyxy: Left, top, right and bottom of those pixels, right and bottom exclusive; None without a pixel.
-    """
+    """What the model found of one class."""
 
     name: str
-    score: float
-    level: float
-    is_present: bool
-    area_px: int
-    area: float
-    box_xyxy: Box | None
+    score: float  # P(present), in [0, 1]
+    level: float  # in (0, 1)
+    is_present: bool  # whether the score is above the level
+    area_px: int  # pixels of the class in the label map, whether it is present or not
+    area: float  # the same as a share of the frame, in [0, 1]
+    box_xyxy: (
+        Box | None
+    )  # left, top, right and bottom of those pixels, right and bottom exclusive; None without a pixel
 
 
 @dataclass(frozen=True)

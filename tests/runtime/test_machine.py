@@ -16,35 +16,30 @@ def test_a_machine_survives_a_write_and_a_read() -> None:
         assert record_from_json(Machine, Path("x.json"), values) == one
 
 
+ARM, BOARD = "CPU implementer\t: 0x41\nCPU part\t: 0xd4f\n", "NVIDIA Jetson Orin Nano Developer Kit\0"
+
+
 @pytest.mark.parametrize(
-    ("cpu_info", "board", "release", "cpu", "l4t"),
+    ("files", "cpu", "l4t"),
     [
-        ("processor\t: 0\nmodel name\t: AMD EPYC\nmodel name\t: AMD EPYC\n", None, None, "AMD EPYC", None),
+        ({"_CPU_INFO": "processor\t: 0\nmodel name\t: AMD EPYC\nmodel name\t: AMD EPYC\n"}, "AMD EPYC", None),
         (
-            "processor\t: 0\nCPU implementer\t: 0x41\n",
-            "NVIDIA Jetson Orin Nano Developer Kit\0",
-            "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
-            "NVIDIA Jetson Orin Nano Developer Kit",
+            {"_CPU_INFO": ARM, "_BOARD": BOARD, "_TEGRA_RELEASE": "# R36 (release), REVISION: 4.3, GCID: 38968081\n"},
+            BOARD[:-1],
             "36.4.3",
         ),
-        ("CPU part\t: 0xd4f\n", "Board\0", "# R38 (release), REVISION: 2.0, GCID: 1\n", "Board", "38.2.0"),
-        ("CPU part\t: 0xd4f\n", "Board\0", "something else\n", "Board", None),
-        (None, None, None, "unknown", None),
+        ({"_BOARD": "Board\0", "_TEGRA_RELEASE": "# R38 (release), REVISION: 2.0, GCID: 1\n"}, "Board", "38.2.0"),
+        ({"_CPU_INFO": ARM, "_BOARD": "Board\0", "_TEGRA_RELEASE": "something else\n"}, "Board", None),
+        ({}, "unknown", None),
     ],
 )
 def test_processor_and_release_are_read_from_the_system(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    cpu_info: str | None,
-    board: str | None,
-    release: str | None,
-    cpu: str,
-    l4t: str | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cpu: str, l4t: str | None
 ) -> None:
-    for name, text in (("_CPU_INFO", cpu_info), ("_BOARD", board), ("_TEGRA_RELEASE", release)):
+    for name in ("_CPU_INFO", "_BOARD", "_TEGRA_RELEASE"):
         monkeypatch.setattr(machine, name, tmp_path / name)
-        if text is not None:
-            (tmp_path / name).write_text(text)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     monkeypatch.setattr(machine.platform, "processor", lambda: "")
     monkeypatch.setattr(machine, "find_gpu", lambda: GPU)
     here = Machine.here()

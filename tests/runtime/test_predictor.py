@@ -77,8 +77,8 @@ def judge(feed: dict[str, Array]) -> dict[str, Array]:
     }
 
 
-def spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
-    return TensorSpec(name, shape, dtype)
+def specs(dtype: str = "float32", **shapes: tuple[int | str, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, shape, dtype) for name, shape in shapes.items())
 
 
 class Fake:
@@ -91,34 +91,29 @@ class Fake:
 
     def __init__(self, limits: dict[str, int] | None = None, is_half: bool = False) -> None:
         self._float = half = "float16" if is_half else "float32"
-        encoded = (spec("tokens", 1, CHANNELS, TOKENS, DIM), spec("class_token", 1, CHANNELS, 1, DIM))
-        cached = (
-            spec("support", 1, CHANNELS, 1 + GRID**2, DIM),
-            spec("kept_mask", 1, 1 + GRID**2),
-            spec("pooled", 1, CHANNELS, GRID**2, DIM),
-            spec("pooled_mask", 1, GRID**2),
-            spec("used_mask", 1, SIDE, SIDE, dtype="uint8"),
+        encoded = {"tokens": (1, CHANNELS, TOKENS, DIM), "class_token": (1, CHANNELS, 1, DIM)}
+        cached = specs(
+            support=(1, CHANNELS, 1 + GRID**2, DIM),
+            kept_mask=(1, 1 + GRID**2),
+            pooled=(1, CHANNELS, GRID**2, DIM),
+            pooled_mask=(1, GRID**2),
+        ) + specs("uint8", used_mask=(1, SIDE, SIDE))
+        head_inputs = specs(
+            half,
+            tokens=encoded["tokens"],
+            kept=("supports", CHANNELS, "kept_tokens", DIM),
+            pooled=("supports", CHANNELS, GRID**2, DIM),
+        ) + specs(
+            kept_mask=("supports", "kept_tokens"), pooled_mask=("supports", GRID**2), averaging=("ways", "supports")
         )
-        halved = tuple(replace(one, dtype=half) for one in encoded)
-        head_inputs = (
-            halved[0],
-            spec("kept", "supports", CHANNELS, "kept_tokens", DIM, dtype=half),
-            spec("kept_mask", "supports", "kept_tokens"),
-            spec("pooled", "supports", CHANNELS, GRID**2, DIM, dtype=half),
-            spec("pooled_mask", "supports", GRID**2),
-            spec("averaging", "ways", "supports"),
-        )
-        answers = (spec("presence", "ways"), spec("foreground", "ways", MASK_SIDE, MASK_SIDE))
-        mask = (spec("mask", 1, SIDE, SIDE, dtype="uint8"), spec("has_mask", 1, dtype="bool"))
+        answers = specs(presence=("ways",), foreground=("ways", MASK_SIDE, MASK_SIDE))
+        mask = specs("uint8", mask=(1, SIDE, SIDE)) + specs("bool", has_mask=(1,))
         self.fed: list[dict[str, Array]] = []
         self.enrolled: list[dict[str, Array]] = []
         self.seen: list[Array] = []
-        self.encoder = FakeEngine(
-            (spec("image", "batch", SIDE, SIDE, 3, dtype="uint8"),),
-            halved,
-            self._encode,
-        )
-        self.enroll = FakeEngine(encoded + mask, cached, self._cache)
+        image = specs("uint8", image=("batch", SIDE, SIDE, 3))
+        self.encoder = FakeEngine(image, specs(half, **encoded), self._encode)
+        self.enroll = FakeEngine(specs(**encoded) + mask, cached, self._cache)
         self.head = FakeEngine(head_inputs, answers, self._judge, limits)
         self.engines = {"encoder": self.encoder, "enroll": self.enroll, "head": self.head}
         graphs = {
@@ -325,12 +320,12 @@ def test_engines_of_other_types_are_fed_their_types() -> None:
         enroll_several(fake.model)
         fake.fed.clear()
         answers.append(fake.model.predict(FRAME))
-    for fed, halved in ((half.enrolled[0], set()), (half.fed[0], {"tokens", "kept", "pooled"})):
-        assert {name for name, array in fed.items() if array.dtype == np.float16} == halved
-    assert {name: half.enrolled[0][name].dtype.name for name in ("mask", "has_mask")} == {
-        "mask": "uint8",
-        "has_mask": "bool",
-    }
+    enrolled, fed = (
+        {name: array.dtype.name for name, array in feeds[0].items()} for feeds in (half.enrolled, half.fed)
+    )
+    assert enrolled == dict.fromkeys(("tokens", "class_token"), "float32") | {"mask": "uint8", "has_mask": "bool"}
+    floats = dict.fromkeys(("kept_mask", "pooled_mask", "averaging"), "float32")
+    assert fed == floats | dict.fromkeys(("tokens", "kept", "pooled"), "float16")
     np.testing.assert_allclose(answers[1].scores, answers[0].scores, atol=0.02)
     assert answers[1].scores.dtype == np.float32
 
@@ -811,7 +806,7 @@ def test_a_closed_model_is_refused() -> None:
 
 
 def test_an_encoder_of_unknown_size_is_refused(fake: Fake) -> None:
-    unknown = (spec("tokens", "batch", CHANNELS, "tokens", DIM), *fake.encoder.outputs[1:])
+    unknown = specs(tokens=("batch", CHANNELS, "tokens", DIM)) + fake.encoder.outputs[1:]
     encoder = FakeEngine(fake.encoder.inputs, unknown, encode)
     with pytest.raises(ArtifactError, match="output 'tokens' has an unknown size 'tokens'"):
         FewShotModel(fake.model.manifest, fake.engines | {"encoder": encoder})
