@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fsvit_edge.runtime.engines.memory.base import Bytes, CapturedGraph, DeviceMemory, device_failure
+from fsvit_edge.runtime.engines.gpu_memory import Bytes, CapturedGraph, DeviceMemory, device_failure
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 _ALIGNMENT = 256

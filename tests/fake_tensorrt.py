@@ -14,8 +14,9 @@ from fake_memory import FakeMemory
 
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.store.files import EngineRecord
+from fsvit_edge.runtime.engines.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT
+from fsvit_edge.runtime.machine import Machine
 
 FROM_HALF = ("tokens", "norms", "class_token", "class_query", "image_keys", "kept", "pooled")
 TYPES = {"float32": "FLOAT", "float16": "HALF", "uint8": "UINT8"}
@@ -358,7 +359,7 @@ def make_plan(
         outputs=outputs,
         profile={},
         limits=limits,
-        machine={},
+        machine=Machine("Linux", "x86_64", "", None, None),
         targets=(),
         calibration=None,
         verification={},

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from fsvit_edge.runtime.engines.backends import BACKEND_TITLES, TENSORRT_BACKENDS
+from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TENSORRT_BACKENDS
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
 OLDEST_VERSION = (10, 3)

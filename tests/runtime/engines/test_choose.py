@@ -11,11 +11,10 @@ from engine_records import GPU, MACHINE, VERSIONS, copy_bundle, edit, write_set
 from fake_engine import FakeEngine
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.engines import choose, open_graphs
+from fsvit_edge.runtime.engines import choose, fitting
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
+from fsvit_edge.runtime.engines.files import EngineRecord, engine_folder, sidecar_of
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.engines.store import incompatibilities
-from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_folder, sidecar_of
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -32,7 +31,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: machine))
     monkeypatch.setattr(choose, "find_gpu", lambda: machine.gpu)
     reason = "" if machine.gpu else NO_DRIVER
-    for module in (choose, incompatibilities):
+    for module in (choose, fitting):
         monkeypatch.setattr(module, "installed_version", VERSIONS.get)
         monkeypatch.setattr(module, "gpu_missing_reason", lambda: reason)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -71,9 +70,9 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Opened:
         def close(self) -> None:
             opened.closed.append(self.file)
 
-    monkeypatch.setattr(open_graphs, "TensorRtEngine", Plan)
-    monkeypatch.setattr(open_graphs, "open_tensorrt", lambda _: "api")
-    monkeypatch.setattr(open_graphs, "open_device_memory", lambda: "memory")
+    monkeypatch.setattr(choose, "TensorRtEngine", Plan)
+    monkeypatch.setattr(choose, "open_tensorrt", lambda _: "api")
+    monkeypatch.setattr(choose, "open_device_memory", lambda: "memory")
     return opened
 
 
@@ -134,7 +133,7 @@ def test_the_fastest_set_measured_here_runs(bundle: Bundle) -> None:
             "were not measured on this processor, so they run only with --precision int8; measure them",
         ),
         ({"fp32_latency_ms": None}, "were not measured on this processor"),
-        ({"machine": {**MACHINE.to_dict(), "cpu": "Slow CPU"}}, "were not measured on this processor"),
+        ({"machine": replace(MACHINE, cpu="Slow CPU")}, "were not measured on this processor"),
     ],
 )
 def test_a_set_not_known_to_be_faster_runs_only_if_its_precision_is_named(
@@ -227,7 +226,7 @@ def test_a_damaged_or_unfit_graph_is_never_parsed_and_always_reported(
             parsed.append(graph)
             super().__init__(graph, *arguments)
 
-    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
+    monkeypatch.setattr(choose, "OnnxRuntimeEngine", Listening)
     text = reason or f"have no {graph}; build it with: fsvit-edge build-engine {bundle.path}"
     choice = chosen(bundle)
     assert choice.precision == "fp32"
@@ -394,7 +393,7 @@ def test_onnx_runtime_on_cuda_comes_after_plans_and_before_the_cpu(
             providers.append(provider)
             super().__init__(graph, "cpu", threads)
 
-    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
+    monkeypatch.setattr(choose, "OnnxRuntimeEngine", Listening)
     installed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: installed)
     write_set(bundle.path)  # INT8 for the CPU

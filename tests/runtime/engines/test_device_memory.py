@@ -13,12 +13,10 @@ import pytest
 from fake_cuda import FakePycuda, FakeRuntime, Status, forbid, install_pycuda, install_runtime
 from fake_memory import FakeMemory
 
-from fsvit_edge.runtime.engines.memory import base
-from fsvit_edge.runtime.engines.memory import choose as device_memory
-from fsvit_edge.runtime.engines.memory import cuda as cuda_memory
-from fsvit_edge.runtime.engines.memory.base import DeviceMemory
-from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
-from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.engines import cuda_packages, gpu_memory
+from fsvit_edge.runtime.engines.cuda_packages import MEMORY_PACKAGES, open_device_memory
+from fsvit_edge.runtime.engines.gpu_memory import DeviceMemory
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu, find_gpu, gpu_missing_reason
 
 GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
@@ -47,7 +45,7 @@ def fake() -> Opened:
 def over_fake_modules(name: str, monkeypatch: pytest.MonkeyPatch) -> Opened:
     runtime = install_runtime(monkeypatch)
     install_pycuda(monkeypatch)
-    monkeypatch.setattr(device_memory, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(cuda_packages, "find_gpu", lambda: GPU)
     memory = open_device_memory(name)
 
     def increment(address: int, nbytes: int) -> None:
@@ -66,7 +64,7 @@ def on_the_gpu(name: str) -> Opened:
     def increment(address: int, nbytes: int) -> None:
         """The driver fills the memory with the expected value, because we have no kernel of our own."""
         runtime = pytest.importorskip("cuda.bindings.runtime")
-        cuda_memory.call(runtime, "cudaMemsetAsync", address, 8, nbytes, memory.stream)
+        cuda_packages.call(runtime, "cudaMemsetAsync", address, 8, nbytes, memory.stream)
 
     return Opened(memory, increment)
 
@@ -108,7 +106,7 @@ def test_an_uploaded_array_is_downloaded_unchanged(opened: Opened, dtype: str, s
 
 
 def test_an_array_larger_than_the_pinned_memory_goes_in_pieces(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "STAGING_BYTES", 1000)
+    monkeypatch.setattr(gpu_memory, "STAGING_BYTES", 1000)
     array = np.random.default_rng(1).integers(0, 256, 3333, dtype=np.uint8)
     assert np.array_equal(round_trip(opened.memory, array), array)
 
@@ -244,8 +242,7 @@ def test_a_full_device_is_one_sentence_with_the_free_memory() -> None:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
-    monkeypatch.setattr(device_memory, "find_gpu", lambda: GPU)
-    monkeypatch.setattr(cuda_memory, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(cuda_packages, "find_gpu", lambda: GPU)
     return install_runtime(monkeypatch)
 
 
@@ -384,7 +381,7 @@ def test_pycuda_is_used_if_it_can_be_imported_else_cuda_bindings(monkeypatch: py
 
 
 def test_without_either_the_command_matches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_memory, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(cuda_packages, "find_gpu", lambda: GPU)
     forbid(monkeypatch, "pycuda", "pycuda.driver", "cuda", "cuda.bindings", "cuda.bindings.runtime")
     with pytest.raises(EnvironmentLacksError) as lacking:
         open_device_memory()
@@ -398,19 +395,12 @@ def test_without_either_the_command_matches_the_driver(monkeypatch: pytest.Monke
 
 
 def test_without_a_gpu_nothing_is_imported(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> None:
-    monkeypatch.setattr(device_memory, "find_gpu", lambda: None)
-    monkeypatch.setattr(device_memory, "gpu_missing_reason", lambda: "the NVIDIA driver finds no GPU")
+    monkeypatch.setattr(cuda_packages, "find_gpu", lambda: None)
+    monkeypatch.setattr(cuda_packages, "gpu_missing_reason", lambda: "the NVIDIA driver finds no GPU")
     with pytest.raises(EnvironmentLacksError) as lacking:
         open_device_memory()
     assert str(lacking.value) == "The GPU cannot be used: the NVIDIA driver finds no GPU; use --engine onnxruntime."
     assert runtime.calls == []
-
-
-def test_an_unknown_package_is_refused() -> None:
-    with pytest.raises(
-        InputError, match=r"GPU memory package 'cupy' is unknown; choose one of: pycuda, cuda-bindings\."
-    ):
-        open_device_memory("cupy")
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="a GPU is here")
@@ -425,5 +415,5 @@ def test_the_installed_cuda_bindings_have_every_name_that_is_used() -> None:
             assert int(getattr(getattr(real, kind), member.name)) == member
     assert real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal == 1
     with pytest.raises((EnvironmentLacksError, FsvitEdgeError)):
-        cuda_memory.CudaMemory()
+        cuda_packages.CudaMemory()
     assert gpu_missing_reason()

@@ -18,16 +18,16 @@ import pytest
 from engine_records import GPU, MACHINE, MANIFEST, edit, record, write_engine, write_set
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.engines.store.files import (
+from fsvit_edge.runtime.engines.files import (
     EngineRecord,
     engine_folder,
     engine_name,
+    find_engines,
     load_engine,
     read_record,
     sidecar_of,
     write_engines,
 )
-from fsvit_edge.runtime.engines.store.sets import find_engines
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 DATA = b"a plan, or so it says" * 100
@@ -144,7 +144,7 @@ def test_a_sidecar_without_a_field_is_refused(tmp_path: Path, name: str) -> None
         pytest.param(put(graph="enroll"), "has graph 'enroll'; expected one of: encoder, head", id="graph"),
         pytest.param(put(backend="tvm"), "has backend 'tvm'; expected one of: tensorrt", id="backend"),
         pytest.param(put(precision="int4"), "has precision 'int4'; expected one of: fp32", id="precision"),
-        pytest.param(put(machine={}), "'os' is missing", id="machine"),
+        pytest.param(put(machine={}), r"'machine\.os' is missing", id="machine"),
         pytest.param(put(file="../../etc/passwd"), "is the sidecar of '../../etc/passwd', not of", id="another file"),
     ],
 )
@@ -242,7 +242,7 @@ KILL_AT_EACH_STEP = """
 import json, os, pathlib, signal, sys
 from dataclasses import replace
 from engine_records import record
-from fsvit_edge.runtime.engines.store.files import write_engines
+from fsvit_edge.runtime.engines.files import write_engines
 
 root, data = pathlib.Path(sys.argv[1]), b" " * 2000
 old = [(record(graph, built_at="2026-11-25T00:00:00Z"), b"old" + data) for graph in ("encoder", "head")]

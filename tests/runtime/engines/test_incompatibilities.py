@@ -4,12 +4,12 @@ from typing import Any
 
 import onnxruntime
 import pytest
-from engine_records import MACHINE, MANIFEST, VERSIONS, record, with_batch_one
+from engine_records import GPU, MACHINE, MANIFEST, VERSIONS, record, with_batch_one
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+from fsvit_edge.runtime.engines import fitting as module
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.store import incompatibilities as module
-from fsvit_edge.runtime.engines.store.incompatibilities import build_command, incompatibilities, installed_version
+from fsvit_edge.runtime.engines.fitting import build_command, incompatibilities, installed_version
 from fsvit_edge.runtime.machine import Machine
 
 
@@ -33,9 +33,6 @@ def half(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
 
 
 ENCODER = MANIFEST.graphs["encoder"]
-OTHER_GPU = {
-    "gpu": {"name": "NVIDIA L4", "compute_capability": [8, 9], "sm_count": 58, "memory_bytes": 1, "driver": "12.4"}
-}
 
 
 @pytest.mark.parametrize(
@@ -43,11 +40,14 @@ OTHER_GPU = {
     [
         ("tensorrt", {"outputs": half(with_batch_one(ENCODER.outputs))}),
         ("tensorrt", {"bundle_name": "renamed"}),
-        ("tensorrt", {"machine": MACHINE.to_dict() | OTHER_GPU}),  # less memory, another driver: not of the plan
-        ("tensorrt", {"machine": MACHINE.to_dict() | {"cpu": "Slow CPU", "l4t": "36.4"}}),
-        ("tensorrt-rtx", {"machine": MACHINE.to_dict() | {"gpu": None}}),  # built where there is no GPU
+        (
+            "tensorrt",
+            {"machine": replace(MACHINE, gpu=replace(GPU, memory_bytes=1, driver="12.4"))},
+        ),  # less memory, another driver: not of the plan
+        ("tensorrt", {"machine": replace(MACHINE, cpu="Slow CPU", l4t="36.4")}),
+        ("tensorrt-rtx", {"machine": replace(MACHINE, gpu=None)}),  # built where there is no GPU
         ("tensorrt-rtx", {"targets": ()}),  # get_engine_validity judges it
-        ("onnxruntime", {"machine": MACHINE.to_dict() | {"cpu": "Slow CPU", "gpu": None}}),
+        ("onnxruntime", {"machine": replace(MACHINE, cpu="Slow CPU", gpu=None)}),
         ("onnxruntime", {"latency_ms": None, "verification": {}, "calibration": None}),
     ],
 )
@@ -56,11 +56,11 @@ def test_differences_that_do_not_matter_are_accepted(backend: str, changes: dict
 
 
 def on(**changes: Any) -> dict[str, Any]:
-    return {"machine": MACHINE.to_dict() | changes}
+    return {"machine": replace(MACHINE, **changes)}
 
 
 def gpu(**changes: Any) -> dict[str, Any]:
-    return on(gpu={**MACHINE.to_dict()["gpu"], **changes})
+    return on(gpu=replace(GPU, **changes))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def gpu(**changes: Any) -> dict[str, Any]:
         ("onnxruntime", on(arch="aarch64"), "was built for Linux on aarch64, but this is Linux on x86_64"),
         (
             "tensorrt",
-            gpu(compute_capability=[9, 0], name="NVIDIA H100"),
+            gpu(compute_capability=(9, 0), name="NVIDIA H100"),
             "for NVIDIA H100 (sm90), but this is NVIDIA L4 (sm89)",
         ),
         (

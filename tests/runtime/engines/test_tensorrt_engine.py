@@ -14,7 +14,6 @@ from fake_memory import FakeMemory
 from fake_tensorrt import HEADER_SIZE, EngineValidity, FakeTensorRT, api_of, make_plan
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, read_manifest
-from fsvit_edge.runtime.engines import cuda_graphs
 from fsvit_edge.runtime.engines import tensorrt as engine_module
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
@@ -253,7 +252,7 @@ def test_alternating_runs_of_a_bank_each_have_a_graph(device: Device, plain_head
 def test_the_least_recently_used_graphs_are_dropped(
     device: Device, plain_head: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(engine_module, "MAX_GRAPHS", 2)
     with device.engine("head") as engine:
         host = [head_feed(engine, 3, seed=seed) for seed in range(4)]
         feeds = [resident(engine, feed) for feed in host]
@@ -274,7 +273,7 @@ def test_the_least_recently_used_graphs_are_dropped(
 
 
 def test_a_graph_in_use_outlives_an_unused_one(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(engine_module, "MAX_GRAPHS", 2)
     with device.engine("head") as engine:
         used, *others = [resident(engine, head_feed(engine, 3, seed=seed)) for seed in range(4)]
         engine.run(used)

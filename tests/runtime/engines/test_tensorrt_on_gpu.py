@@ -10,8 +10,8 @@ from fake_tensorrt import make_plan
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
-from fsvit_edge.runtime.engines.store.files import EngineRecord
+from fsvit_edge.runtime.engines.cuda_packages import MEMORY_PACKAGES, open_device_memory
+from fsvit_edge.runtime.engines.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 

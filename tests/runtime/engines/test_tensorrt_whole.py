@@ -15,9 +15,8 @@ from fake_tensorrt import FakeTensorRT, api_of, make_plan
 
 from fsvit_edge.runtime import gpu as gpu_module
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
-from fsvit_edge.runtime.engines import choose, open_graphs, tensorrt
-from fsvit_edge.runtime.engines.store import incompatibilities
-from fsvit_edge.runtime.engines.store.files import engine_folder
+from fsvit_edge.runtime.engines import choose, fitting, tensorrt
+from fsvit_edge.runtime.engines.files import engine_folder
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.machine import Machine
@@ -37,17 +36,17 @@ class Installed:
         self.trt = FakeTensorRT(self.memory)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         self.put_gpu(GPU)
-        monkeypatch.setattr(open_graphs, "open_tensorrt", lambda backend: api_of(self.trt, backend))
-        monkeypatch.setattr(open_graphs, "open_device_memory", lambda: self.memory)
+        monkeypatch.setattr(choose, "open_tensorrt", lambda backend: api_of(self.trt, backend))
+        monkeypatch.setattr(choose, "open_device_memory", lambda: self.memory)
         version: Callable[[str], str | None] = lambda backend: None if backend == "onnxruntime" else "10.3.0"  # noqa: E731
-        for module in (incompatibilities, choose):
+        for module in (fitting, choose):
             monkeypatch.setattr(module, "installed_version", version)
 
     def put_gpu(self, gpu: Gpu | None) -> None:
         reason = "" if gpu else "the NVIDIA driver finds no GPU"
         found = {"find_gpu": lambda: gpu, "gpu_missing_reason": lambda: reason}
         machine = sys.modules[Machine.__module__]
-        for module in (gpu_module, tensorrt, choose, incompatibilities, machine):
+        for module in (gpu_module, tensorrt, choose, fitting, machine):
             for name, function in found.items():
                 if hasattr(module, name):
                     self.patch.setattr(module, name, function)
@@ -58,7 +57,7 @@ class Installed:
         for graph in ("encoder", "head"):
             chosen = {"ways": 10, "supports": 50, "kept_tokens": 145, **limits} if graph == "head" else {}
             plan, record = make_plan(DEFAULT_BUNDLE, graph, precision, chosen)
-            record = replace(record, machine=Machine.here().to_dict())
+            record = replace(record, machine=Machine.here())
             paths.append(write_engine(folder, record, plan))
         return paths
 

@@ -57,14 +57,11 @@ class CapturedGraph(Protocol):
 class DeviceMemory(ABC):
     """Allocation, copies, one stream and captured graphs on the first GPU.
 
-    A subclass provides the abstract methods and raises Python's `MemoryError` if the device is full. The memory closes
-    when nothing refers to it or to a buffer of it any more; closing it earlier frees its buffers.
-
-    Attributes:
-        name: Name of the package.
+    Its methods raise FsvitEdgeError if the device is full, or fails. The memory closes when nothing refers to it or to
+    a buffer of it any more; closing it earlier frees its buffers.
     """
 
-    name: str
+    name: str  # of the package
 
     def __init__(self) -> None:
         self._live: set[int] = set()
@@ -74,11 +71,7 @@ class DeviceMemory(ABC):
         self._is_closed = False
 
     def alloc(self, nbytes: int) -> DeviceBuffer:
-        """Allocate; the contents are undefined.
-
-        Raises:
-            FsvitEdgeError: The device is full, or fails.
-        """
+        """Allocate; the contents are undefined."""
         try:
             address = self._allocate(max(nbytes, 1))
         except MemoryError as error:
@@ -94,11 +87,7 @@ class DeviceMemory(ABC):
         buffer.address = 0
 
     def upload(self, array: Array, to: DeviceBuffer) -> None:
-        """Copy an array of any memory layout to the device, in C order; it may be changed once this returns.
-
-        Raises:
-            FsvitEdgeError: The device fails, or there is no pinned memory left.
-        """
+        """Copy an array of any memory layout to the device, in C order; it may be changed once this returns."""
         source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         assert source.nbytes <= to.nbytes
         staging = self._up = self._pinned() if self._up is None else self._up
@@ -111,11 +100,7 @@ class DeviceMemory(ABC):
             self._is_up_busy = True
 
     def download(self, buffer: DeviceBuffer, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Wait for the stream, then copy the start of a buffer to a new array on the host.
-
-        Raises:
-            FsvitEdgeError: The device fails, or there is no pinned memory left.
-        """
+        """Wait for the stream, then copy the start of a buffer to a new array on the host."""
         element = np.dtype(dtype)
         target = np.empty(math.prod(shape) * element.itemsize, np.uint8)
         assert target.nbytes <= buffer.nbytes
@@ -128,11 +113,7 @@ class DeviceMemory(ABC):
         return target.view(element).reshape(shape)
 
     def synchronize(self) -> None:
-        """Wait until everything on the stream is done.
-
-        Raises:
-            FsvitEdgeError: Part of the work failed.
-        """
+        """Wait until everything on the stream is done; fails if part of the work failed."""
         self._wait()
         self._is_up_busy = False
 
@@ -141,10 +122,11 @@ class DeviceMemory(ABC):
         if self._is_closed:
             return
         self._is_closed = True
-        live, self._live = self._live, set()
-        for address in sorted(live):
-            with suppress(FsvitEdgeError):  # if the GPU is lost, every call fails and others have reported it
+        # If the GPU is lost, every call fails and others have reported it.
+        for address in sorted(self._live):
+            with suppress(FsvitEdgeError):
                 self._release(address)
+        self._live.clear()
         for staging in (self._up, self._down):
             if staging is not None:
                 with suppress(FsvitEdgeError):
@@ -156,55 +138,6 @@ class DeviceMemory(ABC):
     def __del__(self) -> None:
         with suppress(Exception):  # as above; a half-made one lacks the attributes to free
             self.close()
-
-    @property
-    @abstractmethod
-    def stream(self) -> int:
-        """Handle of the stream, for TensorRT; never the default stream, which waits for all others."""
-
-    @abstractmethod
-    def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
-        """Record what `work` puts on the stream, without running it.
-
-        Returns:
-            None if the package or the work cannot be captured; the stream is unchanged then.
-        """
-
-    @abstractmethod
-    def free_bytes(self) -> tuple[int, int]:
-        """Return the free and the total bytes of the device."""
-
-    @abstractmethod
-    def _allocate(self, nbytes: int) -> int:
-        """Allocate and return the address."""
-
-    @abstractmethod
-    def _release(self, address: int) -> None:
-        """Free memory of `_allocate` once the stream no longer uses it."""
-
-    @abstractmethod
-    def _pin(self, nbytes: int) -> Bytes:
-        """Return page-locked host memory, which the device can read and write itself."""
-
-    @abstractmethod
-    def _unpin(self, array: Bytes) -> None:
-        """Free memory of `_pin`."""
-
-    @abstractmethod
-    def _copy_up(self, address: int, pinned: Bytes) -> None:
-        """Put a copy from the host to the device on the stream."""
-
-    @abstractmethod
-    def _copy_down(self, pinned: Bytes, address: int) -> None:
-        """Put a copy from the device to the host on the stream."""
-
-    @abstractmethod
-    def _wait(self) -> None:
-        """Wait until the stream is done."""
-
-    @abstractmethod
-    def _shut_down(self) -> None:
-        """Destroy the stream and release the context."""
 
     def _pinned(self) -> Bytes:
         try:
@@ -218,6 +151,49 @@ class DeviceMemory(ABC):
             f"The {whose} memory is full: {-(-nbytes // _MIB)} MiB needed, {free // _MIB} of the GPU's "
             f"{total // _MIB} MiB free; close other programs that use the GPU, or use --engine onnxruntime."
         )
+
+    # What each package does in its own way. `_allocate` and `_pin` raise MemoryError if there is no room.
+
+    @property
+    @abstractmethod
+    def stream(self) -> int:
+        """Handle of the stream, for TensorRT; never the default stream, which waits for all others."""
+
+    @abstractmethod
+    def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
+        """Record what `work` puts on the stream, without running it; it must not wait or allocate.
+
+        Returns:
+            None if the package or the work cannot be captured, or the work failed; the stream is unchanged then.
+        """
+
+    @abstractmethod
+    def free_bytes(self) -> tuple[int, int]:
+        """Return the free and the total bytes of the device."""
+
+    @abstractmethod
+    def _allocate(self, nbytes: int) -> int: ...
+
+    @abstractmethod
+    def _release(self, address: int) -> None: ...  # once the stream no longer uses it
+
+    @abstractmethod
+    def _pin(self, nbytes: int) -> Bytes: ...  # page-locked host memory, which the device reads and writes itself
+
+    @abstractmethod
+    def _unpin(self, array: Bytes) -> None: ...
+
+    @abstractmethod
+    def _copy_up(self, address: int, pinned: Bytes) -> None: ...
+
+    @abstractmethod
+    def _copy_down(self, pinned: Bytes, address: int) -> None: ...
+
+    @abstractmethod
+    def _wait(self) -> None: ...
+
+    @abstractmethod
+    def _shut_down(self) -> None: ...
 
 
 def device_failure(what: str, reason: str) -> FsvitEdgeError:
