@@ -32,6 +32,7 @@ class FakeMemory(DeviceMemory):
     """
 
     name = "fake"
+    stream = 0x57EA
 
     def __init__(self, total_bytes: int = 2**30, can_capture: bool = True) -> None:
         super().__init__()
@@ -47,11 +48,6 @@ class FakeMemory(DeviceMemory):
         self.captures = 0
         self.launches = 0
         self.is_closed = False
-
-    @property
-    def stream(self) -> int:
-        """A number that is not the handle of any stream."""
-        return 0x57EA
 
     @property
     def is_capturing(self) -> bool:

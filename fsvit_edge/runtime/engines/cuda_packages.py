@@ -49,15 +49,10 @@ class CudaMemory(DeviceMemory):
 
         super().__init__()
         self._cuda = runtime
-        self._pinned_at: dict[int, int] = {}
         self._call = partial(call, runtime)
         self._call("cudaSetDevice", 0)
         self._stream = self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
-
-    @property
-    def stream(self) -> int:
-        """Handle of the stream."""
-        return int(self._stream)
+        self.stream = int(self._stream)
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
         """Record with a stream capture."""
@@ -77,11 +72,10 @@ class CudaMemory(DeviceMemory):
     def _pin(self, nbytes: int) -> Bytes:
         address = int(self._call("cudaHostAlloc", nbytes, self._cuda.cudaHostAllocDefault))
         array: Bytes = as_array((ctypes.c_uint8 * nbytes).from_address(address))
-        self._pinned_at[array.ctypes.data] = address
         return array
 
     def _unpin(self, array: Bytes) -> None:
-        self._call("cudaFreeHost", self._pinned_at.pop(array.ctypes.data))
+        self._call("cudaFreeHost", array.ctypes.data)
 
     def _copy_up(self, address: int, pinned: Bytes) -> None:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -119,6 +113,7 @@ class PycudaMemory(DeviceMemory):
         except self._driver.Error as error:
             raise device_failure("initialization", str(error)) from error
         self._stream: Any = self._call("initialization", self._driver.Stream, _NON_BLOCKING)
+        self.stream = int(self._stream.handle)
         self._cuda: Any = None
         with suppress(ImportError):
             from cuda.bindings import runtime
@@ -137,11 +132,6 @@ class PycudaMemory(DeviceMemory):
             raise MemoryError from error
         except self._driver.Error as error:
             raise device_failure(what, str(error)) from error
-
-    @property
-    def stream(self) -> int:
-        """Handle of the stream."""
-        return int(self._stream.handle)
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
         """Record with a stream capture of cuda-bindings; None without them."""

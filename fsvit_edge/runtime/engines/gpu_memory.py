@@ -23,25 +23,16 @@ _MIB = 2**20
 
 
 class DeviceBuffer:
-    """Bytes on the device, freed when nothing refers to them any more.
-
-    Attributes:
-        address: Device address, aligned to 256 bytes; 0 once freed.
-        nbytes: Size in bytes.
-    """
+    """Bytes on the device, freed when nothing refers to them any more."""
 
     def __init__(self, memory: "DeviceMemory", address: int, nbytes: int) -> None:
         self._memory = memory
-        self.address = address
+        self.address = address  # aligned to 256 bytes; 0 once freed
         self.nbytes = nbytes
-
-    def free(self) -> None:
-        """Free the memory; a second call does nothing."""
-        self._memory.release(self)
 
     def __del__(self) -> None:
         with suppress(Exception):  # nobody could catch it, and if the GPU is lost, others have reported it
-            self.free()
+            self._memory.release(self)
 
 
 class CapturedGraph(Protocol):
@@ -62,6 +53,7 @@ class DeviceMemory(ABC):
     """
 
     name: str  # of the package
+    stream: int  # handle of the stream, for TensorRT; never the default stream, which waits for all others
 
     def __init__(self) -> None:
         self._live: set[int] = set()
@@ -153,11 +145,6 @@ class DeviceMemory(ABC):
         )
 
     # What each package does in its own way. `_allocate` and `_pin` raise MemoryError if there is no room.
-
-    @property
-    @abstractmethod
-    def stream(self) -> int:
-        """Handle of the stream, for TensorRT; never the default stream, which waits for all others."""
 
     @abstractmethod
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:

@@ -51,11 +51,6 @@ class TensorRtEngine(Engine):
         record: Its sidecar.
         api: The TensorRT that built it.
         memory: The GPU memory to use; engines that feed each other share one.
-
-    Raises:
-        EnvironmentLacksError: There is no GPU, or its driver is too old.
-        ArtifactError: The plan was built for another TensorRT or GPU, or differs from its sidecar.
-        FsvitEdgeError: The GPU's memory is full.
     """
 
     def __init__(self, plan: bytes, record: EngineRecord, api: TensorRT, memory: DeviceMemory) -> None:

@@ -188,13 +188,13 @@ def test_it_works_in_another_thread(opened: Opened) -> None:
 
 def test_closing_twice_and_freeing_afterwards_do_no_harm(opened: Opened) -> None:
     buffers = [opened.memory.alloc(10) for _ in range(3)]
-    buffers[0].free()
-    buffers[0].free()
+    opened.memory.release(buffers[0])
+    opened.memory.release(buffers[0])
     opened.memory.upload(np.zeros(10, np.uint8), buffers[1])
     opened.memory.close()
     opened.memory.close()
     for buffer in buffers:
-        buffer.free()
+        opened.memory.release(buffer)
 
 
 def test_a_buffer_without_references_is_freed() -> None:
@@ -236,7 +236,7 @@ def test_a_full_device_is_one_sentence_with_the_free_memory() -> None:
         "The GPU's memory is full: 5 MiB needed, 4 of the GPU's 10 MiB free; close other programs that use the "
         "GPU, or use --engine onnxruntime."
     )
-    held.free()
+    memory.release(held)
     memory.alloc(5 * 2**20)
 
 

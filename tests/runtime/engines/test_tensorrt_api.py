@@ -11,7 +11,7 @@ from fake_builder import FakeTensorRT, Severity, install
 
 from fsvit_edge.runtime.engines import tensorrt_api
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
-from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.1")
 
@@ -139,8 +139,6 @@ def test_the_error_for_a_missing_package_has_the_command_that_installs_it(monkey
         open_tensorrt("tensorrt")
     with pytest.raises(EnvironmentLacksError, match=r'pip install "fsvit-edge\[tensorrt-rtx\]"'):
         open_tensorrt("tensorrt-rtx")
-    with pytest.raises(InputError, match="'tensorrt-lean' is unknown; choose one of: tensorrt, tensorrt-rtx"):
-        open_tensorrt("tensorrt-lean")
 
 
 def test_rtx_is_found_by_its_bindings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
