@@ -32,17 +32,11 @@ def refuse_old_name(engine: str) -> None:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and type of one input or output of a graph.
-
-    Attributes:
-        name: Name in the graph.
-        shape: Sizes; a string names a size that is known only at run time.
-        dtype: NumPy's name of the element type.
-    """
+    """One input or output of a graph."""
 
     name: str
-    shape: tuple[int | str, ...]
-    dtype: str
+    shape: tuple[int | str, ...]  # a string names a size that is known only at run time
+    dtype: str  # NumPy's name
 
 
 class ResidentTensor(Protocol):

@@ -68,7 +68,12 @@ def choose_engines(
     _check_options(engine, precision)
     search = _Search(bundle, threads, precision)
     if engine in TENSORRT_BACKENDS:
-        _check_tensorrt_can_run(engine)
+        if find_gpu() is None:
+            raise EnvironmentLacksError(
+                f"--engine {engine} needs a GPU, but {gpu_missing_reason()}; without a GPU, use --engine onnxruntime."
+            )
+        if installed_version(engine) is None:
+            open_tensorrt(engine)  # its error tells what is missing and how to install it
         opened = search.open_plans((engine,))
         if opened is None:
             raise _nothing_fits(search, engine, precision)
@@ -102,15 +107,6 @@ def _check_options(engine: str, precision: str) -> None:
             f"--engine onnxruntime-cuda runs the bundle's own FP32 graphs; for {precision.upper()} on a GPU, build an "
             f"engine with: {build_command('tensorrt', precision)}."
         )
-
-
-def _check_tensorrt_can_run(engine: str) -> None:
-    if find_gpu() is None:
-        raise EnvironmentLacksError(
-            f"--engine {engine} needs a GPU, but {gpu_missing_reason()}; without a GPU, use --engine onnxruntime."
-        )
-    if installed_version(engine) is None:
-        open_tensorrt(engine)  # its error tells what is missing and how to install it
 
 
 def _nothing_fits(search: "_Search", engine: str | None, precision: str) -> FsvitEdgeError:

@@ -20,12 +20,7 @@ _NON_BLOCKING = 1
 
 
 def open_device_memory(package: str | None = None) -> "DeviceMemory":
-    """Open the memory of the first GPU with a package of `MEMORY_PACKAGES`; None for the first that is installed.
-
-    Raises:
-        EnvironmentLacksError: There is no GPU, no package is installed, or the driver is too old.
-        FsvitEdgeError: The GPU fails.
-    """
+    """Open the memory of the first GPU with a package of `MEMORY_PACKAGES`; None for the first that is installed."""
     gpu = find_gpu()
     if gpu is None:
         raise EnvironmentLacksError(f"The GPU cannot be used: {gpu_missing_reason()}; use --engine onnxruntime.")
@@ -35,7 +30,7 @@ def open_device_memory(package: str | None = None) -> "DeviceMemory":
             return PycudaMemory() if candidate == "pycuda" else CudaMemory()
     raise EnvironmentLacksError(
         f"TensorRT needs {' or '.join(candidates)} to manage the GPU's memory, which is not installed; "
-        f'try: pip install "cuda-bindings<{_cuda_major(gpu) + 1}", or: pip install pycuda, or use --engine onnxruntime.'
+        f'try: pip install "cuda-bindings<{_first_too_new(gpu)}", or: pip install pycuda, or use --engine onnxruntime.'
     )
 
 
@@ -141,9 +136,8 @@ class PycudaMemory(DeviceMemory):
         def call_in_context(function: str, *arguments: Any) -> Any:
             return self._call(function, call, self._cuda, function, *arguments)
 
-        graph: CapturedGraph | None = self._call(
-            "a graph capture", _capture, self._cuda, call_in_context, self.stream, work
-        )
+        arguments = (self._cuda, call_in_context, self.stream, work)
+        graph: CapturedGraph | None = self._call("a graph capture", _capture, *arguments)
         return graph
 
     def free_bytes(self) -> tuple[int, int]:
@@ -231,10 +225,7 @@ def _capture(cuda: Any, call: Callable[..., Any], stream: int, work: Callable[[]
 def call(cuda: Any, function: str, *arguments: Any) -> Any:
     """Call a function of `cuda.bindings.runtime` and return its value, or its values if there are several.
 
-    Raises:
-        MemoryError: The device, or the machine's pinned memory, is full.
-        EnvironmentLacksError: The driver is too old.
-        FsvitEdgeError: The call failed for any other reason.
+    Raises MemoryError if the device, or the machine's pinned memory, is full; any other failure is an error of ours.
     """
     status, *values = getattr(cuda, function)(*arguments)
     if status == cuda.cudaError_t.cudaErrorMemoryAllocation:
@@ -252,14 +243,13 @@ def _too_old(cuda: Any) -> str:
     gpu = find_gpu()
     supported = "no CUDA" if gpu is None else f"CUDA {gpu.driver}"
     _, version = cuda.cudaRuntimeGetVersion()
-    needed = version // 1000
-    older = needed if gpu is None else _cuda_major(gpu) + 1
+    older = version // 1000 if gpu is None else _first_too_new(gpu)
     return (
-        f"The NVIDIA driver supports {supported}, but the installed cuda-bindings needs CUDA {needed}; "
+        f"The NVIDIA driver supports {supported}, but the installed cuda-bindings needs CUDA {version // 1000}; "
         f'update the driver, or: pip install "cuda-bindings<{older}".'
     )
 
 
-def _cuda_major(gpu: Gpu) -> int:
-    """The newest major version of CUDA that the driver runs; cuda-bindings of a newer one do not run on it."""
-    return int(gpu.driver.partition(".")[0])
+def _first_too_new(gpu: Gpu) -> int:
+    """The major version of CUDA from which on cuda-bindings do not run on the driver."""
+    return int(gpu.driver.partition(".")[0]) + 1

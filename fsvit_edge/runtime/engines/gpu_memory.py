@@ -57,7 +57,7 @@ class DeviceMemory(ABC):
 
     def __init__(self) -> None:
         self._live: set[int] = set()
-        self._up: Bytes | None = None
+        self._up: Bytes | None = None  # pinned, as is `_down`; made at the first copy
         self._down: Bytes | None = None
         self._is_up_busy = False
         self._is_closed = False
@@ -150,8 +150,7 @@ class DeviceMemory(ABC):
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
         """Record what `work` puts on the stream, without running it; it must not wait or allocate.
 
-        Returns:
-            None if the package or the work cannot be captured, or the work failed; the stream is unchanged then.
+        None if the package or the work cannot be captured, or the work failed; the stream is unchanged then.
         """
 
     @abstractmethod

@@ -39,14 +39,8 @@ class OrtTensor:
 class OnnxRuntimeEngine(Engine):
     """One ONNX graph in one ONNX Runtime session; a run is done when it returns.
 
-    Args:
-        graph: The ONNX file, or its bytes if they were read and checked before.
-        provider: A name of `PROVIDERS`.
-        threads: Threads within an operator; None for one per core.
-
-    Raises:
-        EnvironmentLacksError: The provider is not installed or finds no device.
-        ArtifactError: ONNX Runtime cannot load the graph.
+    The graph is a file, or its bytes if they were read and checked before. `provider` is a name of `PROVIDERS`;
+    `threads` work within an operator, None for one per core.
     """
 
     def __init__(self, graph: Path | bytes, provider: str = "cpu", threads: int | None = None) -> None:

@@ -44,14 +44,7 @@ class DeviceTensor:
 
 
 class TensorRtEngine(Engine):
-    """One plan, ready to run.
-
-    Args:
-        plan: The engine file's bytes, whose checksum was verified before.
-        record: Its sidecar.
-        api: The TensorRT that built it.
-        memory: The GPU memory to use; engines that feed each other share one.
-    """
+    """One plan, whose checksum was verified before, ready to run; engines that feed each other share one memory."""
 
     def __init__(self, plan: bytes, record: EngineRecord, api: TensorRT, memory: DeviceMemory) -> None:
         gpu = find_gpu()
@@ -94,10 +87,7 @@ class TensorRtEngine(Engine):
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
         """Start to compute all outputs; tensors in the same GPU memory are used without a copy.
 
-        Raises:
-            InputError: A name, type or shape in `feed` differs from the plan's.
-            ArtifactError: A size is larger than the plan was built for.
-            FsvitEdgeError: The computation failed, or the GPU's memory is full.
+        Raises ArtifactError, too, if a size is larger than the plan was built for.
         """
         if self._engine is None:
             raise FsvitEdgeError("The engine is closed.")

@@ -5,6 +5,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
 from fake_builder import FakeTensorRT, Severity, install
@@ -70,17 +71,10 @@ def test_a_failed_build_is_our_error_with_the_last_reason_and_what_helps(
     builder = api.builder(log)
     network = api.network(builder, log)
     config = builder.create_builder_config()
-    config.progress_monitor = _Monitor()
+    config.progress_monitor = MagicMock()
     fake.build_errors = [error]
     with pytest.raises(FsvitEdgeError, match=sentence):
         api.serialized(builder, network, config, log, "encoder")
-
-
-class _Monitor:
-    def phase_start(self, *_: object) -> None: ...
-    def phase_finish(self, *_: object) -> None: ...
-    def step_complete(self, *_: object) -> bool:
-        return True
 
 
 def test_a_refused_plan_is_an_artifact_error_with_the_command_that_rebuilds(api: TensorRT) -> None:

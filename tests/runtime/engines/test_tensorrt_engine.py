@@ -12,11 +12,11 @@ import pytest
 from engine_records import MANIFEST
 from fake_engine import HostTensor
 from fake_memory import FakeMemory
-from fake_tensorrt import HEADER_SIZE, EngineValidity, FakeTensorRT, api_of, make_plan
+from fake_tensorrt import EngineValidity, FakeTensorRT, api_of, make_plan
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS
 from fsvit_edge.runtime.engines import tensorrt as engine_module
-from fsvit_edge.runtime.engines.base import TensorSpec
+from fsvit_edge.runtime.engines.base import TensorSpec, on_host
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
@@ -86,33 +86,26 @@ def enroll(model: FewShotModel) -> None:
 FRAMES = [picture(seed) for seed in range(10, 16)]
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize(
+    ("backend", "precision", "score_off", "mask_off"),
+    [("tensorrt", "fp32", 0, 0), ("tensorrt-rtx", "fp32", 0, 0), ("tensorrt", "fp16", 2e-3, 2e-2)],
+)
 def test_it_answers_as_onnx_runtime_does_from_the_first_frame_to_captured_ones(
-    backend: str, reference: FewShotModel
+    backend: str, precision: str, score_off: float, mask_off: float, reference: FewShotModel
 ) -> None:
     device = Device(backend)
-    with device.model() as model:
+    with device.model(precision) as model:
         enroll(model)
         for frame in FRAMES:
             wanted, got = reference.predict(frame, probabilities=True), model.predict(frame, probabilities=True)
-            assert np.array_equal(got.scores, wanted.scores)
-            assert np.array_equal(got.label_map, wanted.label_map)
-            assert np.array_equal(got.foreground, wanted.foreground)
+            np.testing.assert_allclose(got.scores, wanted.scores, rtol=0, atol=score_off)
+            np.testing.assert_allclose(got.foreground, wanted.foreground, rtol=0, atol=mask_off)
+            assert precision == "fp16" or np.array_equal(got.label_map, wanted.label_map)
         for name in reference.classes:
             for ours, theirs in zip(model.bank.supports(name), reference.bank.supports(name), strict=True):
-                assert np.array_equal(ours.kept, theirs.kept)
+                np.testing.assert_allclose(ours.kept, theirs.kept, rtol=0, atol=mask_off)
     assert len({reference.predict(frame).scores.tobytes() for frame in FRAMES}) == len(FRAMES)
     assert (device.memory.launches > 0) == (backend == "tensorrt")
-
-
-def test_fp16_answers_nearly_the_same(device: Device, reference: FewShotModel) -> None:
-    with device.model("fp16") as model:
-        enroll(model)
-        for frame in FRAMES:
-            wanted, got = reference.predict(frame, probabilities=True), model.predict(frame, probabilities=True)
-            np.testing.assert_allclose(got.scores, wanted.scores, atol=2e-3)
-            assert got.foreground is not None
-            np.testing.assert_allclose(got.foreground, wanted.foreground, atol=2e-2)
 
 
 IMAGE_BYTES = SIDE * SIDE * 3
@@ -355,7 +348,7 @@ def test_an_output_cannot_be_read_or_fed_after_a_later_run(device: Device) -> No
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"kept": np.zeros((2, 6, 20, 192), np.float64)}, "Input 'kept' must be float32"),
+        ({"kept": np.zeros((2, 6, 20, 192), np.float64)}, "Input 'kept' must be float32 .* got float64"),
         ({"kept": HostTensor(np.zeros((2, 6, 20, 192), np.float16))}, "Input 'kept' must be float32 .* got float16"),
         ({"averaging": np.zeros((2, 3), np.float32)}, "Input 'averaging' has 3 supports, but another input has 2"),
         ({"tokens": np.zeros((1, 6, 255, 192), np.float32)}, "Input 'tokens' must be float32"),
@@ -364,16 +357,12 @@ def test_an_output_cannot_be_read_or_fed_after_a_later_run(device: Device) -> No
 def test_a_wrong_feed_is_refused_before_tensorrt_sees_it(device: Device, change: dict[str, Any], reason: str) -> None:
     with device.engine("head") as engine:
         device.trt.calls.clear()
+        feed = {**head_feed(engine, 2), **change}
         with pytest.raises(InputError, match=reason):
-            engine.run({**head_feed(engine, 2), **change})
+            engine.run(feed)
+        with pytest.raises(InputError, match=reason):
+            engine.run(resident(engine, {name: on_host(value) for name, value in feed.items()}))
         assert "execute_async_v3" not in device.trt.calls
-
-
-def test_a_resident_tensor_of_another_type_is_refused(device: Device) -> None:
-    with device.engine("head") as engine:
-        feed = head_feed(engine, 2)
-        with pytest.raises(InputError, match=r"Input 'kept' must be float32 .* got float16"):
-            engine.run({**feed, "kept": engine.upload(feed["kept"].astype(np.float16))})
 
 
 def test_a_size_beyond_the_profile_is_refused_with_the_command_that_rebuilds(device: Device) -> None:
@@ -383,7 +372,6 @@ def test_a_size_beyond_the_profile_is_refused_with_the_command_that_rebuilds(dev
         for supports, ways, what in ((5, 3, "4 supports, got 5"), (4, 4, "3 ways, got 4")):
             with pytest.raises(ArtifactError) as refused:
                 engine.run(head_feed(engine, supports, ways))
-            assert refused.value.exit_code == 4
             assert str(refused.value) == (
                 f"head.fake.fp32.engine was built for at most {what}; build it for more with: "
                 "fsvit-edge build-engine --max-ways N --max-shots K."
@@ -519,23 +507,20 @@ def test_a_gpu_too_small_for_the_supports_is_an_error_and_fewer_supports_still_w
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("name", "side", "dtype", "reason"),
     [
-        ({"inputs": (TensorSpec("picture", (1, SIDE, SIDE, 3), "uint8"),)}, "has different inputs or outputs"),
-        (
-            {"inputs": (TensorSpec("image", (1, SIDE, SIDE, 3), "float32"),)},
-            rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), but its sidecar states float32",
-        ),
-        (
-            {"inputs": (TensorSpec("image", (1, 64, 64, 3), "uint8"),)},
-            rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), but its sidecar states uint8 \(1, 64, 64, 3\)",
-        ),
+        ("picture", SIDE, "uint8", "has different inputs or outputs"),
+        ("image", SIDE, "float32", rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), but its sidecar states float32"),
+        ("image", 64, "uint8", rf"\(1, {SIDE}, {SIDE}, 3\), but its sidecar states uint8 \(1, 64, 64, 3\)"),
     ],
 )
-def test_a_plan_that_differs_from_its_sidecar_is_refused(device: Device, change: dict[str, Any], reason: str) -> None:
+def test_a_plan_that_differs_from_its_sidecar_is_refused(
+    device: Device, name: str, side: int, dtype: str, reason: str
+) -> None:
     plan, record = make_plan("encoder")
+    stated = replace(record, inputs=(TensorSpec(name, (1, side, side, 3), dtype),))
     with pytest.raises(ArtifactError, match=reason) as refused:
-        TensorRtEngine(plan, replace(record, **change), api_of(device.trt), device.memory)
+        TensorRtEngine(plan, stated, api_of(device.trt), device.memory)
     assert "fsvit-edge build-engine --engine tensorrt --force" in str(refused.value)
 
 
@@ -620,22 +605,15 @@ def test_several_diagnostics_are_reported_together_and_so_is_a_missing_one() -> 
 def test_the_installed_rtx_has_the_diagnostics_and_functions_that_the_fake_has() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     assert trt.EngineInvalidityDiagnostics.__members__.keys() <= DIAGNOSTICS.keys()
-    assert trt.Runtime.engine_header_size is not None
-    assert HEADER_SIZE == 64
-    for name in ("WHOLE_GRAPH_CAPTURE", "DISABLED"):
-        assert hasattr(trt.CudaGraphStrategy, name)
-    assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED")
     for kind, names in (
-        (
-            trt.IExecutionContext,
-            "set_input_shape get_tensor_shape update_device_memory_size_for_shapes set_device_memory "
-            "set_tensor_address execute_async_v3",
-        ),
+        (trt.Runtime, "engine_header_size"),
+        (trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE DISABLED"),
+        (trt.ExecutionContextAllocationStrategy, "USER_MANAGED"),
         (trt.ICudaEngine, "create_execution_context create_runtime_config num_io_tensors get_tensor_mode"),
-        (
-            trt.IRuntimeConfig,
-            "set_execution_context_allocation_strategy create_runtime_cache set_runtime_cache cuda_graph_strategy",
-        ),
+        (trt.IExecutionContext, "set_input_shape get_tensor_shape set_device_memory set_tensor_address"),
+        (trt.IExecutionContext, "update_device_memory_size_for_shapes execute_async_v3"),
+        (trt.IRuntimeConfig, "set_execution_context_allocation_strategy create_runtime_cache"),
+        (trt.IRuntimeConfig, "set_runtime_cache cuda_graph_strategy"),
         (trt.IRuntimeCache, "serialize deserialize"),
     ):
         for name in names.split():
