@@ -5,7 +5,7 @@
 import enum
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,21 +37,15 @@ EngineInvalidityDiagnostics = enum.IntFlag(
 )
 
 
-class ILogger:
-    def __init__(self) -> None:
-        pass
+class ILogger: ...
 
 
 class FakeTensorRT:
     """The module `tensorrt` or `tensorrt_rtx`; addresses belong to `memory`, on which kernels run."""
 
-    TensorIOMode = TensorIOMode
-    DataType = DataType
-    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
-    CudaGraphStrategy = CudaGraphStrategy
-    EngineValidity = EngineValidity
-    EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
-    ILogger = ILogger
+    TensorIOMode, DataType, ILogger = TensorIOMode, DataType, ILogger
+    ExecutionContextAllocationStrategy, CudaGraphStrategy = ExecutionContextAllocationStrategy, CudaGraphStrategy
+    EngineValidity, EngineInvalidityDiagnostics = EngineValidity, EngineInvalidityDiagnostics
 
     def __init__(self, memory: FakeMemory) -> None:
         self.memory = memory
@@ -271,11 +265,9 @@ def make_plan(
         shape = tuple(1 if size == "batch" else size for size in spec.shape)
         return TensorSpec(spec.name, shape, "float16" if is_half else spec.dtype)
 
-    inputs, outputs = tuple(map(as_built, info.inputs)), tuple(as_built(spec) for spec in info.outputs)
-    if graph == "encoder":
-        outputs = tuple(TensorSpec(spec.name, (1, *spec.shape[1:]), spec.dtype) for spec in outputs)
-    elif outputs[0].shape != ("ways",):  # the exporter may name the outputs' size otherwise
-        outputs = tuple(TensorSpec(spec.name, ("ways", *spec.shape[1:]), spec.dtype) for spec in outputs)
+    inputs, outputs = tuple(map(as_built, info.inputs)), tuple(map(as_built, info.outputs))
+    first = 1 if graph == "encoder" else "ways"  # the exporter may name the outputs' size otherwise
+    outputs = tuple(replace(spec, shape=(first, *spec.shape[1:])) for spec in outputs)
     if limits is None:
         limits = {"ways": 10, "supports": 50, "kept_tokens": 145} if graph == "head" else {}
     content = {
