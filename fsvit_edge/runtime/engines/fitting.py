@@ -7,7 +7,6 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +23,7 @@ _MODULES = {
 }
 
 
-@dataclass(frozen=True)
-class EngineSet:
+class EngineSet(NamedTuple):
     """The newest encoder and head that fit, of one backend and precision."""
 
     encoder: StoredEngine
@@ -171,12 +169,12 @@ def _bundle_mismatches(record: EngineRecord, manifest: Manifest) -> Iterator[str
 
 def _same_tensors(engine: tuple[TensorSpec, ...], graph: tuple[TensorSpec, ...]) -> bool:
     """Whether an engine's tensors can replace a graph's: a variable size may be fixed, and FP32 may be FP16."""
-
-    def same(one: TensorSpec, other: TensorSpec) -> bool:
-        is_lowered = (other.dtype, one.dtype) == ("float32", "float16")
-        return one.name == other.name and (one.dtype == other.dtype or is_lowered) and fits(one.shape, other.shape)
-
-    return len(engine) == len(graph) and all(map(same, engine, graph))
+    return len(engine) == len(graph) and all(
+        one.name == other.name
+        and (one.dtype == other.dtype or (other.dtype, one.dtype) == ("float32", "float16"))
+        and fits(one.shape, other.shape)
+        for one, other in zip(engine, graph, strict=True)
+    )
 
 
 def _version_mismatches(record: EngineRecord) -> Iterator[str]:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from fsvit_edge.runtime.engines.base import Array
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 Bytes = npt.NDArray[np.uint8]
+_Memory = TypeVar("_Memory")
 
 STAGING_BYTES = 4 * 2**20
 """Pinned buffer per direction. A frame, or masks of ten classes at 100 x 100, fit; more is copied in pieces."""
@@ -64,10 +65,7 @@ class DeviceMemory(ABC):
 
     def alloc(self, nbytes: int) -> DeviceBuffer:
         """Allocate; the contents are undefined."""
-        try:
-            address = self._allocate(max(nbytes, 1))
-        except MemoryError as error:
-            raise FsvitEdgeError(self._full(nbytes, "GPU's")) from error
+        address = self._reserve(self._allocate, max(nbytes, 1), "GPU's")
         self._live.add(address)
         return DeviceBuffer(self, address, nbytes)
 
@@ -131,18 +129,18 @@ class DeviceMemory(ABC):
         with suppress(Exception):  # as above; a half-made one lacks the attributes to free
             self.close()
 
-    def _pinned(self) -> Bytes:
+    def _reserve(self, allocate: Callable[[int], _Memory], nbytes: int, whose: str) -> _Memory:
         try:
-            return self._pin(STAGING_BYTES)
+            return allocate(nbytes)
         except MemoryError as error:
-            raise FsvitEdgeError(self._full(STAGING_BYTES, "machine's pinned")) from error
+            free, total = self.free_bytes()
+            raise FsvitEdgeError(
+                f"The {whose} memory is full: {-(-nbytes // _MIB)} MiB needed, {free // _MIB} of the GPU's "
+                f"{total // _MIB} MiB free; close other programs that use the GPU, or use --engine onnxruntime."
+            ) from error
 
-    def _full(self, nbytes: int, whose: str) -> str:
-        free, total = self.free_bytes()
-        return (
-            f"The {whose} memory is full: {-(-nbytes // _MIB)} MiB needed, {free // _MIB} of the GPU's "
-            f"{total // _MIB} MiB free; close other programs that use the GPU, or use --engine onnxruntime."
-        )
+    def _pinned(self) -> Bytes:
+        return self._reserve(self._pin, STAGING_BYTES, "machine's pinned")
 
     # What each package does in its own way. `_allocate` and `_pin` raise MemoryError if there is no room.
 

@@ -10,6 +10,7 @@ import importlib.util
 import re
 import weakref
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,10 +113,10 @@ class TensorRT:
 
     def builder(self, log: LogCollector) -> Any:
         """Return an `IBuilder`; TensorRT cannot start if, for example, the driver is too old."""
-        try:
-            return _not_none(self.trt.Builder(log.logger))
-        except (TypeError, RuntimeError) as error:  # pybind raises these if a constructor returns null
-            raise FsvitEdgeError(f"{self.title} cannot start a build: {log.last_error()}.") from error
+        builder = _construct(self.trt.Builder, log)
+        if builder is None:
+            raise FsvitEdgeError(f"{self.title} cannot start a build: {log.last_error()}.")
+        return builder
 
     def network(self, builder: Any, log: LogCollector) -> Any:
         """Return an empty, strongly typed network: every tensor keeps its type from the graph.
@@ -155,10 +156,9 @@ class TensorRT:
 
         The engine keeps its runtime alive. Code inside a plan is never allowed to run.
         """
-        try:
-            runtime = _not_none(self.trt.Runtime(log.logger))
-        except (TypeError, RuntimeError) as error:
-            raise EnvironmentLacksError(f"{self.title}'s runtime does not start: {log.last_error()}.") from error
+        runtime = _construct(self.trt.Runtime, log)
+        if runtime is None:
+            raise EnvironmentLacksError(f"{self.title}'s runtime does not start: {log.last_error()}.")
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ArtifactError(
@@ -214,10 +214,9 @@ def _module(backend: str) -> str | None:
     return None
 
 
-def _not_none(value: Any) -> Any:
-    if value is None:
-        raise TypeError("the constructor returned None")
-    return value
+def _construct(kind: Any, log: LogCollector) -> Any:
+    with suppress(TypeError, RuntimeError):  # pybind raises these if a constructor returns null
+        return kind(log.logger)
 
 
 def _with_advice(reason: str) -> str:

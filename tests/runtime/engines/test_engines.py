@@ -76,27 +76,13 @@ def test_a_variable_size_accepts_any_number(batch: int) -> None:
     check_feed({"image": HostTensor(np.zeros((batch, 4, 3), np.uint8)), "scale": HostTensor(SCALE)}, INPUTS)
 
 
-def test_the_fake_engine_computes_and_counts() -> None:
-    outputs = (TensorSpec("sum", (), "float32"),)
-    engine = FakeEngine(INPUTS, outputs, lambda feed: {"sum": feed["image"].sum() * feed["scale"]})
-    with engine as opened:
-        assert opened is engine
-        resident = engine.upload(SCALE * 2)
-        assert (engine.uploads, engine.runs, engine.closed) == (1, 0, False)
-        answer = engine.run({"image": IMAGE + 1, "scale": resident})
-        assert answer["sum"].numpy() == 48
-        with pytest.raises(InputError):
-            engine.run({"image": IMAGE})
-        assert (engine.uploads, engine.runs) == (1, 1)
-    assert engine.closed
-
-
 @pytest.mark.parametrize("name", GRAPH_NAMES)
 def test_the_bundled_graphs_have_the_inputs_and_outputs_of_the_manifest(name: str) -> None:
     stated = read_manifest(DEFAULT_BUNDLE).graphs[name]
     with OnnxRuntimeEngine((DEFAULT_BUNDLE / stated.file).read_bytes(), "cpu", threads=1) as engine:
         assert engine.inputs == stated.inputs
         assert engine.outputs == stated.outputs
+        assert engine.limits == {}
 
 
 def test_outputs_have_their_stated_shapes_and_types(encoder: OnnxRuntimeEngine) -> None:
@@ -261,12 +247,6 @@ def test_a_closed_engine_refuses_to_run_and_closes_twice_also_after_an_error() -
     engine.close()
     with pytest.raises(FsvitEdgeError, match=r"^The engine is closed\.$"):
         engine.run(feed)
-
-
-def test_engines_have_no_limits_unless_they_were_given(encoder: OnnxRuntimeEngine) -> None:
-    assert encoder.limits == {}
-    assert FakeEngine((), (), lambda _: {}).limits == {}
-    assert FakeEngine((), (), lambda _: {}, {"ways": 3}).limits == {"ways": 3}
 
 
 def test_the_fake_refuses_an_output_that_is_read_after_a_later_run() -> None:

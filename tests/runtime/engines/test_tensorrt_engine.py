@@ -414,13 +414,6 @@ def test_without_a_gpu_nothing_is_loaded(device: Device, monkeypatch: pytest.Mon
     assert device.trt.calls == []
 
 
-def test_a_plan_that_tensorrt_refuses_is_one_sentence(device: Device) -> None:
-    device.trt.fail["deserialize_cuda_engine"] = None
-    device.trt.log = "IRuntime::deserializeCudaEngine: Error Code 1: version tag does not match."
-    with pytest.raises(ArtifactError, match=r"cannot load encoder\.fake\.fp32\.engine: .*version tag does not match"):
-        device.engine("encoder")
-
-
 @pytest.mark.parametrize(
     ("method", "wrong", "log", "reason"),
     [
