@@ -51,7 +51,7 @@ class CudaMemory(DeviceMemory):
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
         """Record with a stream capture."""
-        return _capture(self._cuda, self._call, self.stream, work)
+        return _capture(self._cuda, self._call, self._stream, work)
 
     def free_bytes(self) -> tuple[int, int]:
         """Return the free and the total bytes, as the CUDA runtime reports them."""
@@ -177,35 +177,35 @@ class PycudaMemory(DeviceMemory):
 
 
 class CudaGraph:
-    """A CUDA graph, ready to launch; `call` calls a function of the CUDA runtime in the stream's context."""
+    """A CUDA graph, ready to launch; `run` calls a function of the CUDA runtime in the stream's context."""
 
-    def __init__(self, call: Callable[..., Any], executable: Any, stream: int) -> None:
-        self._call = call
+    def __init__(self, run: Callable[..., Any], executable: Any, stream: Any) -> None:
+        self._run = run
         self._executable = executable
         self._stream = stream
 
     def launch(self) -> None:
         """Put the work on the stream again."""
-        self._call("cudaGraphLaunch", self._executable, self._stream)
+        self._run("cudaGraphLaunch", self._executable, self._stream)
 
     def free(self) -> None:
         """Free the graph; a second call does nothing."""
         executable, self._executable = self._executable, None
         if executable is not None:
-            self._call("cudaGraphExecDestroy", executable)
+            self._run("cudaGraphExecDestroy", executable)
 
     def __del__(self) -> None:
         with suppress(Exception):  # nobody could catch it
             self.free()
 
 
-def _capture(cuda: Any, call: Callable[..., Any], stream: int, work: Callable[[], None]) -> CudaGraph | None:
+def _capture(cuda: Any, run: Callable[..., Any], stream: Any, work: Callable[[], None]) -> CudaGraph | None:
     """Record what `work` puts on a stream; None if it cannot be captured, or fails."""
     # Only this thread is restricted: other threads, or torch, may allocate meanwhile.
     mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     graph = None
     try:
-        call("cudaStreamBeginCapture", stream, mode)
+        run("cudaStreamBeginCapture", stream, mode)
         try:
             work()
         finally:
@@ -213,7 +213,7 @@ def _capture(cuda: Any, call: Callable[..., Any], stream: int, work: Callable[[]
             status, graph = cuda.cudaStreamEndCapture(stream)
         if int(status) != 0:
             raise device_failure("cudaStreamEndCapture", "the work cannot be captured")
-        return CudaGraph(call, call("cudaGraphInstantiate", graph, 0), stream)
+        return CudaGraph(run, run("cudaGraphInstantiate", graph, 0), stream)
     except (FsvitEdgeError, MemoryError):
         cuda.cudaGetLastError()  # clears the error, or TensorRT's or torch's next call would report it
         return None
