@@ -25,8 +25,8 @@ from fake_memory import FakeMemory
 from gpu_network import network_rows
 from gpu_table import MIB, NEEDS_A_GPU, Row, Scale, guarded, median, print_table
 
-from fsvit_edge.runtime.engines.memory.base import DeviceMemory
-from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
+from fsvit_edge.runtime.engines.cuda_packages import MEMORY_PACKAGES, open_device_memory
+from fsvit_edge.runtime.engines.gpu_memory import DeviceMemory
 from fsvit_edge.runtime.engines.rtx import explain_diagnostic
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import FsvitEdgeError

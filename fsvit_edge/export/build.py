@@ -30,16 +30,16 @@ from fsvit_edge.export.memory_budget import estimate
 from fsvit_edge.export.onnxruntime import build_for_cpu
 from fsvit_edge.export.tensorrt import PlanOptions, build_plan
 from fsvit_edge.runtime.engines.base import Engine
-from fsvit_edge.runtime.engines.store.files import (
+from fsvit_edge.runtime.engines.files import (
     ENGINE_GRAPHS,
     FORMAT_VERSION,
     EngineRecord,
     engine_name,
+    find_engines,
     load_engine,
     read_record,
     write_engines,
 )
-from fsvit_edge.runtime.engines.store.sets import find_engines
 from fsvit_edge.runtime.errors import ArtifactError
 
 _NOTABLE_DISAGREEMENT = 0.01
@@ -270,12 +270,14 @@ def _find_up_to_date(job: BuildJob, built_from: Mapping[str, str]) -> dict[str, 
     if job.options.force or job.options.data is not None:
         return None
     found: dict[str, BuiltEngine] = {}
-    here = job.machine.to_dict()
     for path, record in find_engines(job.folder)[0]:
         is_same = (
             built_from.get(record.graph) == record.built_from_sha256
             and record.precision == job.precision
-            and (bool(record.targets) or all(record.machine[key] == here[key] for key in ("arch", "cpu", "gpu")))
+            and (
+                bool(record.targets)
+                or all(getattr(record.machine, key) == getattr(job.machine, key) for key in ("arch", "cpu", "gpu"))
+            )
             and (bool(record.verification) or not job.options.verify)
         )
         if is_same and record.graph not in found:
@@ -346,7 +348,7 @@ def _describe(
         outputs=built.outputs,
         profile=built.profile,
         limits=job.limits if name == "head" else {},
-        machine=job.machine.to_dict(),
+        machine=job.machine,
         targets=job.targets,
         calibration=calibration,
         verification={},

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fsvit_edge.export.job import BuildJob
-from fsvit_edge.runtime.engines.base import Array, Engine
+from fsvit_edge.runtime.engines.base import Array, Engine, Engines
+from fsvit_edge.runtime.engines.files import ENGINE_GRAPHS, EngineRecord, find_engines, load_engine
+from fsvit_edge.runtime.engines.fitting import fitting_sets
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.engines.open_graphs import Engines
-from fsvit_edge.runtime.engines.store.files import ENGINE_GRAPHS, EngineRecord, load_engine
-from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError
 from fsvit_edge.runtime.predictor import FewShotModel
 
@@ -60,7 +59,7 @@ def open_candidate(job: BuildJob, engines: Mapping[str, tuple[bytes, EngineRecor
     """
     if job.backend.api is None:
         return open_on_cpu({name: data for name, (data, _) in engines.items()}, stack)
-    from fsvit_edge.runtime.engines.memory.choose import open_device_memory
+    from fsvit_edge.runtime.engines.cuda_packages import open_device_memory
     from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 
     memory = open_device_memory()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from fsvit_edge.export.tensorrt import Range
 from fsvit_edge.runtime.bundle import Bundle, Manifest
-from fsvit_edge.runtime.engines.backends import BACKENDS, refuse_old_name
+from fsvit_edge.runtime.engines.base import BACKENDS, refuse_old_name
+from fsvit_edge.runtime.engines.files import PRECISIONS, engine_folder, folder_problem
 from fsvit_edge.runtime.engines.onnx_runtime import refuse_fp16_on_cpu
-from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, folder_problem
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason

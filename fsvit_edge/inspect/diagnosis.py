@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, read_manifest
-from fsvit_edge.runtime.engines.backends import TENSORRT_BACKENDS
-from fsvit_edge.runtime.engines.store.files import engine_folder, folder_problem
-from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version
-from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
+from fsvit_edge.runtime.engines.base import TENSORRT_BACKENDS
+from fsvit_edge.runtime.engines.files import engine_folder, find_engines, folder_problem
+from fsvit_edge.runtime.engines.fitting import build_command, fitting_sets, installed_version
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine

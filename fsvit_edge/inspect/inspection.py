@@ -10,21 +10,19 @@ from typing import Any
 from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts, safetensors_metadata
 from fsvit_edge.runtime.bank import METADATA_KEY, SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS, Bundle, Manifest, read_manifest
-from fsvit_edge.runtime.engines.backends import BACKEND_TITLES
-from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.engines.store.files import (
+from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TensorSpec
+from fsvit_edge.runtime.engines.files import (
     SIDECAR_SUFFIX,
     EngineRecord,
     engine_folder,
+    find_engines,
     load_engine,
     read_record,
     sidecar_of,
 )
-from fsvit_edge.runtime.engines.store.incompatibilities import incompatibilities
-from fsvit_edge.runtime.engines.store.sets import find_engines
+from fsvit_edge.runtime.engines.fitting import incompatibilities
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
 
 _PLANS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
@@ -112,7 +110,7 @@ def _inspect_engine(path: Path) -> Inspection:
 
 
 def _engine_facts(record: EngineRecord) -> dict[str, Any]:
-    built_on = record_from_json(Machine, Path(record.file), record.machine)
+    built_on = record.machine
     if record.backend == "onnxruntime":
         runs_on = f"{built_on.arch}, measured on {built_on.cpu}"
     elif record.targets:

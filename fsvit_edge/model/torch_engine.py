@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from fsvit_edge.model.checkpoint import load_network
 from fsvit_edge.model.graphs import GraphSpec, build_graphs, make_manifest
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import GraphInfo
-from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed, on_host
+from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -35,7 +34,7 @@ class TorchTensor:
         return array
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """One graph's module, run eagerly.
 
     Args:
@@ -96,16 +95,6 @@ class TorchEngine:
     def close(self) -> None:
         """Release the module; a second call does nothing."""
         self._module = None
-
-    def __enter__(self) -> "TorchEngine":
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
 
 def open_network(network: FewShotNetwork, device: torch.device | None = None) -> FewShotModel:

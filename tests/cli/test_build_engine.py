@@ -15,7 +15,7 @@ import pytest
 from fsvit_edge.export import build as build_module
 from fsvit_edge.export.agreement import demo_pictures
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.engines.store.sets import find_engines
+from fsvit_edge.runtime.engines.files import find_engines
 
 Cli = Callable[..., Any]
 

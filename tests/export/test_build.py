@@ -25,11 +25,10 @@ from fsvit_edge.export.build import BuildResult, build_engines
 from fsvit_edge.export.candidate import PrecisionScores, check_drop
 from fsvit_edge.export.job import BuildOptions, choose_backend
 from fsvit_edge.runtime.bundle import Bundle
+from fsvit_edge.runtime.engines import files as engine_file
 from fsvit_edge.runtime.engines import tensorrt_api
+from fsvit_edge.runtime.engines.files import EngineRecord, find_engines, load_engine, read_record, write_engines
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.engines.store import files as engine_file
-from fsvit_edge.runtime.engines.store.files import EngineRecord, load_engine, read_record, write_engines
-from fsvit_edge.runtime.engines.store.sets import find_engines
 from fsvit_edge.runtime.errors import (
     AccuracyGateError,
     ArtifactError,
@@ -497,7 +496,7 @@ def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setattr(build_module, "open_candidate", open_candidate)
     monkeypatch.setattr(candidate, "open_candidate", open_candidate)
-    monkeypatch.setattr("fsvit_edge.runtime.engines.store.incompatibilities.installed_version", lambda _: request.param)
+    monkeypatch.setattr("fsvit_edge.runtime.engines.fitting.installed_version", lambda _: request.param)
     yield install(monkeypatch, request.param)
     tensorrt_api._shared_logger.cache_clear()
 
@@ -507,8 +506,8 @@ def test_tensorrt_on_a_gpu_is_chosen_built_timed_and_described(bundle: Path, fak
     assert (result.backend.name, result.precision, result.runs_here) == ("tensorrt", "fp16", True)
     record = result.engines["encoder"].record
     assert record.file.startswith(f"encoder.Orin.sm87.trt{fake.__version__}.fp16.")
-    assert record.machine["gpu"]["name"] == "Orin"
-    assert record.machine["l4t"] == "36.4.3"
+    assert record.machine.gpu is not None
+    assert (record.machine.gpu.name, record.machine.l4t) == ("Orin", "36.4.3")
     assert (record.targets, record.int8_gemms, record.gemms) == ((), 1, 2)
     assert {spec.dtype for spec in record.outputs} == {"float16"}
     assert record.latency_ms is not None

@@ -10,7 +10,7 @@ from engine_records import MACHINE, VERSIONS, copy_bundle, write_set
 
 from fsvit_edge.inspect import diagnosis
 from fsvit_edge.inspect.diagnosis import Diagnosis, Finding, diagnose
-from fsvit_edge.runtime.engines.store import incompatibilities
+from fsvit_edge.runtime.engines import fitting
 from fsvit_edge.runtime.machine import Machine
 
 
@@ -134,7 +134,7 @@ def test_gpu_packages_are_found_without_an_import(monkeypatch: pytest.MonkeyPatc
 
 def test_the_engines_of_a_bundle_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, MACHINE)
-    monkeypatch.setattr(incompatibilities, "installed_version", VERSIONS.get)
+    monkeypatch.setattr(fitting, "installed_version", VERSIONS.get)
     bundle = copy_bundle(tmp_path / "bundle")
     assert found("engine folder", bundle) == Finding("engine folder", True, False, str(bundle))
     assert found("engines", bundle).text == f"none built; to run faster: fsvit-edge build-engine {bundle}"

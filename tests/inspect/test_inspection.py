@@ -18,9 +18,8 @@ from safetensors.numpy import save_file
 from fsvit_edge.inspect import inspection
 from fsvit_edge.inspect.inspection import Inspection, inspect_file
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, sealed
-from fsvit_edge.runtime.engines import tensorrt_api
-from fsvit_edge.runtime.engines.store import incompatibilities
-from fsvit_edge.runtime.engines.store.files import sidecar_of
+from fsvit_edge.runtime.engines import fitting, tensorrt_api
+from fsvit_edge.runtime.engines.files import sidecar_of
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -37,7 +36,7 @@ def bundle(tmp_path: Path) -> Path:
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU and TensorRT, which must not be imported."""
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: MACHINE))
-    monkeypatch.setattr(incompatibilities, "installed_version", VERSIONS.get)
+    monkeypatch.setattr(fitting, "installed_version", VERSIONS.get)
     monkeypatch.setattr(tensorrt_api.importlib, "import_module", lambda _: pytest.fail("TensorRT was imported"))
 
 
