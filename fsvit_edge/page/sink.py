@@ -64,7 +64,7 @@ class PageSink(Sink):
 
     def report(self, health: Health) -> None:
         """See `Sink.report`."""
-        self._hub.report(health)
+        self._hub.health = health
 
     def _finish(self) -> None:
         self._server.close()
