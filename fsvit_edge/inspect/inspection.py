@@ -69,7 +69,7 @@ def inspect_file(path: Path) -> Inspection:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     if path.name.endswith(tuple(suffix + SIDECAR_SUFFIX for suffix in (*_PLAN_SUFFIXES, ".onnx"))):
         return _inspect_engine(path.with_suffix(""))
-    if sidecar_of(path) != path and sidecar_of(path).exists() and path.suffix in (*_PLAN_SUFFIXES, ".onnx"):
+    if path.suffix in (*_PLAN_SUFFIXES, ".onnx") and sidecar_of(path).exists():
         return _inspect_engine(path)
     if start[:4] in _PLANS or path.suffix in _PLAN_SUFFIXES:
         return _inspect_bare_plan(path, start)
@@ -241,7 +241,7 @@ def _inspect_tensors(path: Path) -> Inspection:
         problem = f"{path} is damaged or not a .safetensors file: {error}."
         return Inspection(str(path), "bank or checkpoint", {"size": _size(path)}, None, (problem,))
     if METADATA_KEY not in metadata:
-        return Inspection(str(path), "checkpoint", {"size": _size(path), **tensors, **_to_export(path)}, None, ())
+        return _checkpoint(path, tensors)
     try:
         bank = SupportBank.load(path)
     except FsvitEdgeError as error:
@@ -261,10 +261,14 @@ def _inspect_tensors(path: Path) -> Inspection:
 
 def _inspect_pickled(path: Path) -> Inspection:
     try:
-        facts = {"size": _size(path), **pickled_facts(path), **_to_export(path)}
+        return _checkpoint(path, pickled_facts(path))
     except (ValueError, OSError) as error:
         problem = f"{path} is damaged or not a checkpoint: {error}."
         return Inspection(str(path), "checkpoint", {"size": _size(path)}, None, (problem,))
+
+
+def _checkpoint(path: Path, tensors: dict[str, Any]) -> Inspection:
+    facts = {"size": _size(path), **tensors, "to export it": f"fsvit-edge export --checkpoint {path}"}
     return Inspection(str(path), "checkpoint", facts, None, ())
 
 
@@ -287,10 +291,6 @@ def _inspect_json(path: Path) -> Inspection:
         facts["fits"] = f"{manifest.name}: {'yes' if fits else 'no, it was made from other graphs'}"
     facts["created by"] = f"{values.get('created_by')!s:.60}"
     return Inspection(str(path), "calibration", facts, None, ())
-
-
-def _to_export(path: Path) -> dict[str, str]:
-    return {"to export it": f"fsvit-edge export --checkpoint {path}"}
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:

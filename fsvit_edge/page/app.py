@@ -138,8 +138,7 @@ def get_frozen(page: _Page, id: str) -> Response:  # noqa: A002 - the path names
 @_router.post("/api/frames/{id}/mask", response_class=schemas.PngResponse)
 def preview_mask(page: _Page, id: str, asked: schemas.BoxRequest) -> Response:  # noqa: A002 - the path names it
     """Preview the mask that a box would enroll: white on the object."""
-    image = page.hub.frozen(id)
-    mask = page.model.read(lambda model: model.mask_of_box(image, _rounded(asked.box_xyxy)))
+    mask = _mask_of_box(page, page.hub.frozen(id), asked.box_xyxy)
     return schemas.PngResponse(encode_png(mask.astype(np.uint8) * 255))
 
 
@@ -149,11 +148,8 @@ def enroll_frame(page: _Page, asked: schemas.EnrollRequest) -> FrameReport:
     box, image = asked.box_xyxy, page.hub.frozen(asked.frame_id)
     if box is not None and asked.mask_png is not None:
         raise InputError("Give box_xyxy or mask_png, not both.")
-    mask: npt.NDArray[np.bool_] | None = None
-    if box is not None:
-        corners = _rounded(box)
-        mask = page.model.read(lambda model: model.mask_of_box(image, corners))
-    elif asked.mask_png is not None:
+    mask = None if box is None else _mask_of_box(page, image, box)
+    if asked.mask_png is not None:
         mask = decode_mask(asked.mask_png, (image.shape[0], image.shape[1]))
     return page.update(lambda model: enroll(model, asked.name, image, mask))
 
@@ -285,10 +281,9 @@ async def _explain_invalid(request: Request, error: RequestValidationError) -> R
     place, *path = first["loc"]
     if place == "body" and (not path or first["type"] == "json_invalid"):
         # A form on another site cannot send this type without permission.
-        is_json = request.headers.get("content-type", "").startswith("application/json")
-        text = (
-            "Body must be a JSON object." if is_json else "Send JSON, with the header Content-Type: application/json."
-        )
+        text = "Send JSON, with the header Content-Type: application/json."
+        if request.headers.get("content-type", "").startswith("application/json"):
+            text = "Body must be a JSON object."
     else:
         name = str(path[0]) + "".join(f"[{one}]" for one in path[1:])
         message = str(first["msg"]).replace("Field required", "is required").replace("Input should be", "must be")
@@ -302,9 +297,9 @@ def _part(jpeg: bytes) -> bytes:
     return header.encode() + jpeg + f"\r\n--{schemas.BOUNDARY}\r\n".encode()
 
 
-def _rounded(box: schemas.Box) -> tuple[int, int, int, int]:
-    left, top, right, bottom = box
-    return round(left), round(top), round(right), round(bottom)
+def _mask_of_box(page: PageState, image: npt.NDArray[np.uint8], box: schemas.Box) -> npt.NDArray[np.bool_]:
+    left, top, right, bottom = map(round, box)
+    return page.model.read(lambda model: model.mask_of_box(image, (left, top, right, bottom)))
 
 
 class _Metrics(Collector):
