@@ -23,17 +23,11 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{8,128}")
 
 
 class PageSink(Sink):
-    """Serves the page as soon as it is created.
+    """Serves the page as soon as it is created, at "http://ADDRESS:PORT" with an address of this machine.
 
-    Args:
-        uri: "http://ADDRESS:PORT" with an address of this machine; port 0: any free one.
-        model: The model of the run; the page changes its classes.
-        bank_path: File to which the page saves the classes.
-        token: Access token for the page. None: no token on loopback, a random one on other addresses.
-        hosts: More host names of this machine.
-
-    Attributes:
-        address: Address to open in a browser, with the token.
+    Port 0 is any free one. The classes are saved to `bank_path`. Without a token, a page on loopback needs none, and a
+    page on another address gets a random one. `hosts` are more host names of this machine. `address` is what to open in
+    a browser, with the token.
 
     Raises:
         InputError: The URI, the token or the path of the bank is invalid.
@@ -64,7 +58,7 @@ class PageSink(Sink):
 
     def report(self, health: Health) -> None:
         """See `Sink.report`."""
-        self._hub.report(health)
+        self._hub.health = health
 
     def _finish(self) -> None:
         self._server.close()
