@@ -118,7 +118,7 @@ def train(
     with progress("Train") as step:
         step("load PyTorch and Lightning")
         from fsvit_edge.learn.datasets import open_data
-        from fsvit_edge.learn.options import TrainOptions, check_supervision
+        from fsvit_edge.learn.options import TrainOptions
         from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
         from fsvit_edge.learn.training import new_head
         from fsvit_edge.learn.training import train as run_training
@@ -126,7 +126,7 @@ def train(
         from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 
         options = TrainOptions(
-            supervision=check_supervision(supervision),
+            supervision=supervision,
             mask_fraction=mask_fraction,
             mask_list=_lines(mask_list),
             epochs=epochs,

@@ -16,19 +16,12 @@ RANKING_WEIGHT = 0.5
 
 
 class Pairs(NamedTuple):
-    """Which query is asked about which support: P pairs, first the B pairs of a query with its own support.
+    """Which query is asked about which support: P pairs, first the B pairs of a query with its own support."""
 
-    Attributes:
-        query: (P,) int64 index into the batch.
-        support: (P,) int64 index into the batch.
-        present: (P,) bool, whether the query shows the support's class.
-        known: (P,) bool, whether `present` is certain.
-    """
-
-    query: Tensor
-    support: Tensor
-    present: Tensor
-    known: Tensor
+    query: Tensor  # (P,) int64 index into the batch
+    support: Tensor  # (P,) int64 index into the batch
+    present: Tensor  # (P,) bool, whether the query shows the support's class
+    known: Tensor  # (P,) bool, whether `present` is certain
 
 
 def pairs_of(present: Tensor, label: Tensor, shown: Tensor, ways: int) -> Pairs:
@@ -52,12 +45,7 @@ def pairs_of(present: Tensor, label: Tensor, shown: Tensor, ways: int) -> Pairs:
 def thinned(query: Tensor, grid: int) -> Tensor:
     """Keep every second row and column of the queries' tokens, starting randomly at 0 or 1.
 
-    Args:
-        query: (B, C, grid ** 2, d) image tokens.
-        grid: Side of the token grid.
-
-    Returns:
-        (B, C, (grid // 2) ** 2, d) image tokens.
+    (B, C, grid ** 2, d) image tokens -> (B, C, (grid // 2) ** 2, d).
     """
     top, left = torch.randint(2, (2,)).tolist()
     side = grid // 2

@@ -19,81 +19,48 @@ _OVERALL, _PER_CLASS = 7, 5
 
 @dataclass(frozen=True)
 class SceneTally:
-    """The answers for P pictures that are asked about C classes each.
+    """The answers for P pictures that are asked about C classes each."""
 
-    Attributes:
-        scores: (P, C) P(present).
-        levels: (C,) the score above which each class counts as present.
-        shown: (P, C) bool, whether the picture shows the class; if not, it is a scene without the class.
-    """
-
-    scores: _Floats
-    levels: _Floats
-    shown: npt.NDArray[np.bool_]
+    scores: _Floats  # (P, C) P(present)
+    levels: _Floats  # (C,) the score above which each class counts as present
+    shown: npt.NDArray[np.bool_]  # (P, C) whether the picture shows the class; if not, it is a scene without it
 
 
 @dataclass(frozen=True)
 class ClassSceneScores:
-    """The scores of one class; None if it has no pictures or there are no scenes without it.
+    """The scores of one class; None if it has no pictures or there are no scenes without it."""
 
-    Attributes:
-        label: The class's number in its data set.
-        name: Its name.
-        level: The score above which it counts as present.
-        pictures: Number of pictures that show it.
-        scenes: Number of pictures that do not.
-        hits: Share of its pictures in which it is found.
-        false_alarms: Share of the scenes without it in which it is found.
-        area: Area under the curve of hits over false alarms: how often one of its pictures scores higher than a scene.
-        hits_at_1_percent: Hits at the lowest level with at most 1 % false alarms.
-        hits_at_01_percent: Hits at the lowest level with at most 0.1 % false alarms (none, below 1,000 scenes).
-    """
-
-    label: int
+    label: int  # the class's number in its data set
     name: str
-    level: float
-    pictures: int
-    scenes: int
-    hits: Score | None
-    false_alarms: Score | None
-    area: Score | None
-    hits_at_1_percent: Score | None
-    hits_at_01_percent: Score | None
+    level: float  # the score above which it counts as present
+    pictures: int  # number of pictures that show it
+    scenes: int  # number of pictures that do not
+    hits: Score | None  # share of its pictures in which it is found
+    false_alarms: Score | None  # share of the scenes without it in which it is found
+    area: Score | None  # under the curve of hits over false alarms: how often a picture of it scores above a scene
+    hits_at_1_percent: Score | None  # hits at the lowest level with at most 1 % false alarms
+    hits_at_01_percent: Score | None  # likewise with at most 0.1 % (none, below 1,000 scenes)
 
 
 @dataclass(frozen=True)
 class SceneScores:
-    """The scores over all classes: means over the classes that have a score.
+    """The scores over all classes: means over the classes that have a score."""
 
-    Attributes:
-        hits: Hits at the current levels.
-        false_alarms: False alarms at the current levels.
-        area: Area under the curve of hits over false alarms.
-        hits_at_1_percent: Hits with one level per class, each with at most 1 % false alarms.
-        hits_at_01_percent: Hits with one level per class, each with at most 0.1 % false alarms.
-        pooled_hits_at_1_percent: Hits with one level for all classes, with at most 1 % false alarms over all scenes.
-        pooled_hits_at_01_percent: Hits with one level for all classes, with at most 0.1 % false alarms over all scenes.
-        classes: The scores of each class, in the order of the data set.
-    """
-
-    hits: Score | None
-    false_alarms: Score | None
-    area: Score | None
-    hits_at_1_percent: Score | None
-    hits_at_01_percent: Score | None
-    pooled_hits_at_1_percent: Score | None
-    pooled_hits_at_01_percent: Score | None
-    classes: tuple[ClassSceneScores, ...]
+    hits: Score | None  # at the current levels
+    false_alarms: Score | None  # at the current levels
+    area: Score | None  # under the curve of hits over false alarms
+    hits_at_1_percent: Score | None  # with one level per class, each with at most 1 % false alarms
+    hits_at_01_percent: Score | None  # likewise with at most 0.1 %
+    pooled_hits_at_1_percent: Score | None  # with one level for all, with at most 1 % false alarms over all scenes
+    pooled_hits_at_01_percent: Score | None  # likewise with at most 0.1 %
+    classes: tuple[ClassSceneScores, ...]  # in the order of the data set
 
 
 def score_scenes(tally: SceneTally, names: Mapping[int, str]) -> SceneScores:
-    """Compute the scores and their bootstrap percentile intervals.
+    """Compute the scores of at least one picture, with bootstrap percentile intervals.
 
     The pictures are resampled, the classes and supports are not, so an interval says nothing about other classes.
-
-    Args:
-        tally: Answers for at least one picture.
-        names: Label -> name of the classes, in the order of the tally.
+    `names` maps label to name, in the order of the tally.
     """
     count, classes = tally.scores.shape
     estimate = _metrics(tally, np.ones((1, count)))[0].tolist()

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from fsvit_edge.learn.episodes import Episode, present
-from fsvit_edge.learn.evaluation import REPORT_EVERY_S, ModelIdentity, cache_example, identify
+from fsvit_edge.learn.evaluation import ModelIdentity, cache_example, every_few_seconds, identify
 from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.metrics import CONFIDENCE, RESAMPLES
 from fsvit_edge.learn.scene_metrics import SceneScores, SceneTally, score_scenes
-from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -34,24 +33,14 @@ class SceneOptions:
 
 @dataclass(frozen=True)
 class SceneResult:
-    """The result of `evaluate_scenes`.
-
-    Attributes:
-        options: What was enrolled and asked.
-        scores: Hits and false alarms.
-        tally: The answers from which they are computed.
-        pictures: Number of pictures asked about.
-        model: The network that was evaluated.
-        outlines: "plain" or "sharp", see `FewShotModel.outlines`.
-        elapsed_s: How long the evaluation took.
-    """
+    """The result of `evaluate_scenes`."""
 
     options: SceneOptions
     scores: SceneScores
-    tally: SceneTally
-    pictures: int
+    tally: SceneTally  # the answers from which the scores are computed
+    pictures: int  # number of pictures asked about
     model: ModelIdentity
-    outlines: str
+    outlines: str  # "plain" or "sharp", see `FewShotModel.outlines`
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,18 +77,19 @@ def evaluate_scenes(
         InputError: The data has too few classes or pictures, or one of its files cannot be used.
         ArtifactError: The engine of the head was built for fewer classes.
     """
-    started = reported = time.monotonic()
+    started, report = time.monotonic(), every_few_seconds(progress)
     labels = tuple(data.class_names)
     if len(labels) < 2:
         raise InputError("Scenes need at least 2 classes, because the pictures of one are scenes without the other.")
     supports = {label: _supports(data, label, options.shots) for label in labels}
     queries = _queries(data, supports, options.per_class)
     bank = model.bank.emptied()
-    for number, (label, indices) in enumerate(supports.items()):
-        _enroll(model, data, bank, label, indices, options.masks)
-        if time.monotonic() - reported > REPORT_EVERY_S:
-            reported = time.monotonic()
-            progress(f"{number + 1} of {len(labels)} classes enrolled")
+    for number, (label, indices) in enumerate(supports.items(), start=1):
+        enrolled: list[CachedSupport] = []
+        for index in indices:
+            enrolled.append(cache_example(model, data, index, options.masks, enrolled))
+        bank.add(data.class_names[label], enrolled)
+        report(f"{number} of {len(labels)} classes enrolled")
     size = model.manifest.image_size
     scores = np.zeros((len(queries), len(labels)))
     shown = np.zeros(scores.shape, np.bool_)
@@ -108,9 +98,7 @@ def evaluate_scenes(
         (prediction,) = model.predict_with(resize_image(data.read_image(query), size), [bank])
         scores[row] = prediction.scores
         shown[row] = present(data, Episode(query, labels, ()))
-        if time.monotonic() - reported > REPORT_EVERY_S:
-            reported = time.monotonic()
-            progress(f"{row + 1} of {len(queries)} pictures, {(row + 1) / (reported - began):.1f} per second")
+        report(f"{row + 1} of {len(queries)} pictures, {(row + 1) / (time.monotonic() - began):.1f} per second")
     progress("compute confidence intervals")
     tally = SceneTally(scores, prediction.levels.astype(np.float64), shown)
     return SceneResult(
@@ -147,12 +135,3 @@ def _queries(data: FewShotData, supports: dict[int, list[int]], per_class: int |
     if not queries:
         raise InputError("Every picture is a support of some class; add pictures or use fewer --shots.")
     return list(queries.values())
-
-
-def _enroll(
-    model: FewShotModel, data: FewShotData, bank: SupportBank, label: int, indices: list[int], masks: bool
-) -> None:
-    enrolled: list[CachedSupport] = []
-    for index in indices:
-        enrolled.append(cache_example(model, data, index, masks, enrolled))
-    bank.add(data.class_names[label], enrolled)
