@@ -104,7 +104,7 @@ class CocoFewShot(_IndexMapData):
     """COCO-20i: COCO 2014, with one mask of class numbers (1 to 80) per picture; a fold holds out every fourth class.
 
     `root` has `train2014/`, `val2014/` and `annotations/{train2014,val2014}/*.png`, directly or in `COCO2014/`.
-    `splits` has `coco/{trn,val}-fold{0..3}.json.gz`, each: class number from 1 -> pictures. Fold None takes all classes.
+    `splits` has `coco/{trn,val}-fold{0..3}.json.gz`, class number from 1 -> pictures. Fold None takes all classes.
     """
 
     query_order = "by class"

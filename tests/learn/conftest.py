@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_engine import FakeEngine
 
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.pictures import write_image
@@ -100,6 +101,11 @@ def color_model() -> ColorModel:
     return ColorModel(FewShotModel(manifest, engines), encoder, head)
 
 
+@pytest.fixture
+def model(color_model: ColorModel) -> FewShotModel:
+    return color_model.model
+
+
 MakeFolder = Callable[..., Path]
 
 
@@ -128,3 +134,9 @@ def make_folder(tmp_path: Path) -> MakeFolder:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def data(make_folder: MakeFolder) -> FolderFewShot:
+    """Four classes of 8 pictures, for which `color_model` is nearly always right."""
+    return FolderFewShot(make_folder())
