@@ -139,21 +139,11 @@ def open_data(
     needs_masks: bool = True,
     classes: Sequence[str] = (),
 ) -> FewShotData:
-    """Open a data set.
+    """Open the data set of a benchmark (one of `BENCHMARKS`).
 
-    For a folder, the training split of a fold leaves out photographs that also show a held-out class.
-
-    Args:
-        benchmark: One of `BENCHMARKS`.
-        root: Folder of the data set.
-        splits: Folder of the picture lists of pascal and coco; None for a folder of your own.
-        fold: 0 to 3; None for all classes.
-        split: "train": the classes to train on; "test": the held-out classes.
-        needs_masks: Refuse a folder in which a picture has no mask.
-        classes: Names of the classes to use, of a folder without folds; empty for all.
-
-    Raises:
-        InputError: The data cannot be used, or the benchmark or fold does not exist.
+    Pascal and COCO need the folder of their picture lists (`splits`). The split "train" has the classes to train on, in
+    a folder without the photographs that also show a held-out class; "test" has those that the fold holds out. Fold
+    None takes all classes; then a folder can be limited to `classes`. With `needs_masks`, every picture must have one.
     """
     if not root.is_dir():
         raise InputError(f"The data folder {root} does not exist or is not a folder.")

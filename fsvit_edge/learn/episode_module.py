@@ -67,13 +67,6 @@ class EpisodeModule(lightning.LightningModule):
         """The network whose head learns."""
         return self._frozen[0]
 
-    def setup(self, stage: str) -> None:
-        """Move the enhancer to the device of the head."""
-        del stage
-        _, enhancer = self._frozen
-        if enhancer is not None:
-            enhancer.to(self.device)
-
     def forward(self, batch: EpisodeBatch) -> tuple[HeadLogits, Questions]:
         """Return the logits for the queries, and the batch as the head reads it."""
         questions = self._questions(batch)
@@ -87,7 +80,7 @@ class EpisodeModule(lightning.LightningModule):
             support_guess, query_guess = (
                 pseudo_mask(support.class_query, image.image_keys, grid, size)
                 if enhancer is None
-                else enhanced_mask(enhancer, support.class_query, image, grid, size)
+                else enhanced_mask(enhancer.to(self.device), support.class_query, image, grid, size)
                 for image in (support, query)
             )
             has_objectness = network.objectness is not None

@@ -103,18 +103,10 @@ def evaluate(
     on_answer: Callable[[Answer], None] = lambda _: None,
     episodes: Sequence[Episode] | None = None,
 ) -> EvaluationResult:
-    """Run test episodes; compute the 0/1 exact ratio and the mIoU.
+    """Run test episodes; compute the 0/1 exact ratio and the mIoU. The model's enrolled classes stay unchanged.
 
-    Args:
-        model: The network; its enrolled classes stay unchanged.
-        data: The test data.
-        options: Which episodes to run.
-        progress: Called every few seconds with the progress.
-        on_answer: Called with the answer to each episode, grouped by query, not in the order of the episodes' numbers.
-        episodes: Episodes that fit the options; None draws those of the benchmark.
-
-    Raises:
-        InputError: The data has too few classes or pictures, or one of its files cannot be used.
+    The answers come grouped by query, not in the order of the episodes' numbers. `episodes` replaces those of the
+    benchmark; they fit the options.
     """
     if options.episodes < 1:
         raise InputError(f"An evaluation needs at least 1 episode; got {options.episodes}.")
@@ -192,10 +184,7 @@ def identify(model: FewShotModel) -> ModelIdentity:
 def cache_example(
     model: FewShotModel, data: FewShotData, index: int, masks: bool, others: Sequence[CachedSupport] = ()
 ) -> CachedSupport:
-    """Make an example a cached support of its class, with its mask or with the class name only.
-
-    `others` are the other supports of the class; they score the picture, from which the class's level follows.
-    """
+    """Make an example a cached support of its class, whose other supports score it: the class's level follows."""
     example = data.examples[index]
     if masks and example.mask is None:
         raise InputError(f"{example.image} has no mask; add one, or evaluate with --supports names.")

@@ -31,12 +31,9 @@ class FolderFewShot(FewShotData):
     A mask marks its own class: bright pixels are the object, as for `fsvit-edge enroll`. In a mask with the values 0, 1
     and 255, or with a palette and the values 0, 255 and one more, 255 is ignored.
 
-    Args:
-        root: Folder with the layout `LAYOUT`; other folders and files in it are ignored.
-        classes: Names of the classes to use; None for all. Labels number all class folders in sorted order.
-        needs_masks: Refuse pictures without a mask.
-        exclude: Held-out classes: their photographs are left out of every class. A class with fewer than two
-            pictures left is left out as a whole.
+    `root` has the layout `LAYOUT`; other folders and files in it are ignored. `classes` are the names of the classes to
+    use, None for all; labels number all class folders in sorted order. The photographs of the classes in `exclude` are
+    left out of every class, and a class with fewer than two pictures left is left out as a whole.
     """
 
     # A photograph shows a class if it is in the folder of the class.

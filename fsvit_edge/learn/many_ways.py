@@ -25,14 +25,10 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(present: Tensor, label: Tensor, shown: Tensor, ways: int) -> Pairs:
-    """Pair each of B queries with its own support and with those of the next `ways` - 1 queries.
+    """Pair each of B queries with its own support and with those of the next `ways` - 1 queries; at most B ways.
 
-    Args:
-        present: (B,) bool, whether the query shows its own support's class.
-        label: (B,) int64, each support's class.
-        shown: (B, labels) bool, all classes that the query's photograph is listed under. A cropped view may not show
-            the others any more, so the pair with another of these classes is not known.
-        ways: Number of pairs per query, at most B.
+    `present`, `label` and `shown` are those of `EpisodeBatch`. A cropped view may not show all classes that its
+    photograph is listed under, so the pair with another of these classes is not known.
     """
     batch = len(label)
     first = torch.arange(batch, device=label.device)
@@ -58,12 +54,8 @@ def presence_loss(logit: Tensor, pairs: Pairs, label_noise: float) -> Tensor:
     """Return the presence loss: cross-entropy, and two ranking losses.
 
     The ranking losses are softmax cross-entropies of a present pair against the absent pairs with the same query (which
-    class is it?) and against the absent pairs with the same support (which frame shows it?).
-
-    Args:
-        logit: (P,) logit of present minus that of absent.
-        pairs: The pairs.
-        label_noise: Share of the absent pairs that may be present; the loss of one is at most -log(label_noise).
+    class is it?) and against the absent pairs with the same support (which frame shows it?). `logit` (P,) is that of
+    present minus that of absent. The loss of one absent pair is at most -log(label_noise).
     """
     present, absent = pairs.present & pairs.known, ~pairs.present & pairs.known
     loss = presence_cross_entropy(logit, pairs, label_noise)

@@ -1,6 +1,7 @@
 """Training options."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fsvit_edge.runtime.errors import InputError
 
@@ -67,3 +68,11 @@ class TrainOptions:
                 raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name)}.")
         if self.same_picture and self.views == 1:
             raise InputError("same_picture needs two views of each picture; set views to 2 or more.")
+
+
+def read_mask_list(path: Path) -> tuple[str, ...]:
+    """Return the lines of a text file that are not empty: one class/stem each."""
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The list {path} cannot be read: {error}.") from error

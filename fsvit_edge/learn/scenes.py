@@ -65,17 +65,8 @@ def evaluate_scenes(
 ) -> SceneResult:
     """Enroll the first pictures of every class, and look for all classes in the other pictures.
 
-    A photograph that is a support of any class is not asked about; every other photograph is, once.
-
-    Args:
-        model: The network; its enrolled classes stay unchanged.
-        data: The test data.
-        options: What to enroll and what to ask.
-        progress: Called every few seconds with the progress.
-
-    Raises:
-        InputError: The data has too few classes or pictures, or one of its files cannot be used.
-        ArtifactError: The engine of the head was built for fewer classes.
+    A photograph that is a support of any class is not asked about; every other photograph is, once. The model's
+    enrolled classes stay unchanged. An engine of the head that was built for fewer classes is an ArtifactError.
     """
     started, report = time.monotonic(), every_few_seconds(progress)
     labels = tuple(data.class_names)

@@ -51,10 +51,7 @@ class TokenCache:
     share it, and a changed picture is encoded again. Each combination of weights, size and views has its own folder. If
     the network predicts objectness, a subfolder contains its logits (views, n, n), in the same way.
 
-    Args:
-        network: The network whose encoder is used, on the device where its parameters are.
-        folder: Folder of all caches.
-        views: Views per picture; the first is the picture itself.
+    `folder` is that of all caches. The encoder runs where its parameters are; the first view is the picture itself.
     """
 
     def __init__(self, network: FewShotNetwork, folder: Path, views: int = 1) -> None:

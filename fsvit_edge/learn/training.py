@@ -64,18 +64,8 @@ def train(
 ) -> TrainResult:
     """Train `network.head` in place.
 
-    Args:
-        network: Encoder and head to start from.
-        data: Pictures of the classes to learn.
-        options: How to train.
-        cache: Cache of the tokens, made with `options.views` views.
-        workspace: Folder for checkpoints and the log of the epochs (`log.jsonl`).
-        resume: Continue from the last checkpoint in `workspace`, if there is one.
-        progress: Called with the name of each step that begins.
-
-    Raises:
-        InputError: `workspace` contains a training and `resume` is False, or its options are different; or the data
-            set has too few pictures.
+    The folder `workspace` gets the checkpoints and the log of the epochs (`log.jsonl`). If it has a training, that is
+    refused, or continued with `resume`, for which the options must be the same. The cache has `options.views` views.
     """
     last = workspace / "last.ckpt"
     if last.exists() and not resume:

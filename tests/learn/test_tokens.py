@@ -85,12 +85,13 @@ def test_a_full_disk_is_an_error_before_encoding(
     assert not list(cache.folder.glob("*.npy"))
 
 
-def test_the_cache_folder_can_be_set_by_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_folder() == tmp_path / "fsvit-edge" / "tokens"
+def test_the_default_folder_is_in_the_users_cache(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert default_cache_folder() == own_cache / "fsvit-edge" / "tokens"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache_folder() == tmp_path / "home" / ".cache" / "fsvit-edge" / "tokens"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache_folder() == tmp_path / ".cache" / "fsvit-edge" / "tokens"
 
 
 def test_the_first_view_is_the_runtimes_preprocessing() -> None:

@@ -108,13 +108,6 @@ def test_shuffled_labels_are_at_chance_and_true_ones_are_not(tmp_path: Path, run
     assert chance.validation["exact_ratio"] < 72
 
 
-def test_image_supervision_opens_no_mask(squares: Path, run: Run) -> None:
-    for mask in squares.glob("*/masks/*"):
-        mask.unlink()
-    result = run(FolderFewShot(squares, needs_masks=False), supervision="image")
-    assert np.isfinite(result.validation["loss"])
-
-
 def test_mask_supervision_names_the_picture_without_a_mask(squares: Path, run: Run) -> None:
     (squares / "red" / "masks" / "3.png").unlink()
     with pytest.raises(InputError, match=r"red/images/3\.png has no mask"):
@@ -240,15 +233,6 @@ def test_a_killed_training_resumes_to_the_same_weights(
     assert same(whole, resumed)
 
 
-def test_every_epoch_is_checkpointed_even_if_none_is_better(tmp_path: Path, squares: Path, run: Run) -> None:
-    run(FolderFewShot(squares), epochs=3, learning_rate=0.0)
-    epochs = {
-        name: torch.load(tmp_path / "workspace" / f"{name}.ckpt", map_location="cpu", weights_only=True)["epoch"]
-        for name in ("best", "last")
-    }
-    assert epochs == {"best": 0, "last": 2}
-
-
 @pytest.mark.parametrize("ways", [1, 3])
 def test_a_step_trains_presence_and_masks(squares: Path, run: Run, learner: FewShotNetwork, ways: int) -> None:
     before = head_of(learner)
@@ -276,9 +260,14 @@ def test_a_training_of_version_0_1_can_be_resumed(tmp_path: Path, squares: Path,
     assert run(FolderFewShot(squares), resume=True).epochs == 1
 
 
-def test_early_stopping_keeps_the_best_head(squares: Path, run: Run) -> None:
+def test_early_stopping_keeps_the_best_head_and_every_epoch_is_checkpointed(
+    tmp_path: Path, squares: Path, run: Run
+) -> None:
     # A learning rate of 0 never improves, so the second epoch without an improvement is the last.
     assert run(FolderFewShot(squares), epochs=9, patience=1, learning_rate=0.0).epochs == 2
+    for name, epoch in (("best", 0), ("last", 1)):
+        path = tmp_path / "workspace" / f"{name}.ckpt"
+        assert torch.load(path, map_location="cpu", weights_only=True)["epoch"] == epoch
 
 
 @pytest.mark.parametrize(
