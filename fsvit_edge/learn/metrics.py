@@ -92,19 +92,12 @@ def score(tally: Tally, names: Mapping[int, str]) -> Scores:
         score_of(value, spread) for value, spread in zip(estimate[0].tolist(), resampled.T, strict=True)
     )
     assert exact is not None
-    asked = [tally.ways == label for label in labels]
-    classes = tuple(
-        ClassScores(
-            label,
-            names[label],
-            int(asked[index].sum()),
-            int((asked[index] & tally.shown).sum()),
-            rest[index],
-            rest[len(labels) + index],
-        )
-        for index, label in enumerate(labels)
-    )
-    return Scores(exact, miou, classes)
+    classes = []
+    for label, presence, iou in zip(labels, rest[: len(labels)], rest[len(labels) :], strict=True):
+        asked = tally.ways == label
+        shown = int((asked & tally.shown).sum())
+        classes.append(ClassScores(label, names[label], int(asked.sum()), shown, presence, iou))
+    return Scores(exact, miou, tuple(classes))
 
 
 def _sums(tally: Tally, labels: Sequence[int]) -> _Floats:
@@ -129,9 +122,7 @@ def _ratios(sums: _Floats) -> _Floats:
     exact = divide(sums[:, :1], sums[:, 1:2])
     right, answers, intersections, unions = np.split(sums[:, 2:], 4, axis=1)
     iou = divide(intersections, unions)
-    measured = ~np.isnan(iou)
-    miou = divide(np.where(measured, iou, 0).sum(axis=1, keepdims=True), measured.sum(axis=1, keepdims=True))
-    return np.concatenate([exact, miou, divide(right, answers), iou], axis=1)
+    return np.concatenate([exact, mean_of_measured(iou)[:, None], divide(right, answers), iou], axis=1)
 
 
 def resamples(size: int, cells: int) -> Iterator[npt.NDArray[np.float64]]:
@@ -150,6 +141,12 @@ def divide(part: _Floats, whole: npt.NDArray[np.float64] | npt.NDArray[np.intp])
     """Divide; the result is NaN where `whole` is 0."""
     ratio: _Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return ratio
+
+
+def mean_of_measured(ratios: _Floats) -> _Floats:
+    """Return the mean over axis 1 of what is not NaN; NaN if nothing is."""
+    measured = ~np.isnan(ratios)
+    return divide(np.where(measured, ratios, 0).sum(axis=1), measured.sum(axis=1))
 
 
 def score_of(value: float, spread: npt.NDArray[np.float64]) -> Score | None:

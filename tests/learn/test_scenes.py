@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ from fsvit_edge.learn import metrics
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.gates import SceneGates
 from fsvit_edge.learn.metrics import Score
-from fsvit_edge.learn.scene_metrics import SceneTally, score_scenes
-from fsvit_edge.learn.scenes import SceneOptions, SceneResult, evaluate_scenes
+from fsvit_edge.learn.scenes import SceneOptions, SceneTally, evaluate_scenes, score_scenes
 from fsvit_edge.runtime.errors import AccuracyGateError
 from fsvit_edge.runtime.pictures import read_image, write_image
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -160,7 +160,9 @@ def test_scores_and_intervals_equal_those_of_a_plain_resampling_loop(monkeypatch
 # ------------------------------------------------------------------------------------------------------ through a model
 
 
-def test_colors_that_differ_are_found_without_a_false_alarm(model: FewShotModel, data: FolderFewShot) -> None:
+def test_colors_that_differ_are_found_without_a_false_alarm_which_passes_every_gate(
+    model: FewShotModel, data: FolderFewShot
+) -> None:
     result = evaluate_scenes(model, data, SceneOptions())
     scores = result.scores
     assert result.pictures == 4 * 7
@@ -170,6 +172,8 @@ def test_colors_that_differ_are_found_without_a_false_alarm(model: FewShotModel,
         (name, 0.5, 7, 21) for name in ("blue", "gold", "green", "red")
     ]
     json.dumps(result.to_dict(), allow_nan=False)
+    SceneGates().check(result)
+    SceneGates(max_false_alarms=0, min_hits=100).check(result)
     assert value(evaluate_scenes(model, data, SceneOptions(masks=False)).scores.area) == 100
 
 
@@ -224,16 +228,6 @@ def test_a_photograph_of_two_classes_is_a_hit_of_both_and_a_support_is_never_a_s
 # --------------------------------------------------------------------------------------------------------------- gates
 
 
-@pytest.fixture
-def good(model: FewShotModel, data: FolderFewShot) -> SceneResult:
-    return evaluate_scenes(model, data, SceneOptions())
-
-
-def test_a_result_within_the_limits_passes(good: SceneResult) -> None:
-    SceneGates().check(good)
-    SceneGates(max_false_alarms=0, min_hits=100).check(good)
-
-
 @pytest.mark.parametrize(
     ("level", "passed", "missed", "sentence"),
     [
@@ -268,10 +262,12 @@ def test_a_model_that_finds_everything_or_nothing_misses_a_limit(
         missed.check(result)
 
 
-def test_an_unmeasured_score_fails_every_gate(good: SceneResult) -> None:
-    unknown = replace(good, scores=replace(good.scores, hits=None, false_alarms=None))
+def test_an_unmeasured_score_fails_every_gate() -> None:
+    scores = score_scenes(by_hand(), NAMES)
+    unknown = replace(scores, hits=None, false_alarms=None)
     for gates in (SceneGates(max_false_alarms=100), SceneGates(min_hits=0)):
+        gates.check(SimpleNamespace(scores=scores))
         with pytest.raises(AccuracyGateError, match="not measured"):
-            gates.check(unknown)
+            gates.check(SimpleNamespace(scores=unknown))
     with pytest.raises(AccuracyGateError):
-        SceneGates(max_false_alarms=float("nan")).check(good)
+        SceneGates(max_false_alarms=float("nan")).check(SimpleNamespace(scores=scores))
