@@ -28,13 +28,13 @@ import numpy.typing as npt
 
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.evaluation import cache_example
-from fsvit_edge.learn.examples import IGNORE, Example, ExampleList, FewShotData, check_size, read_stored_mask
+from fsvit_edge.learn.examples import IGNORE, Example, FewShotData, check_size, read_stored_mask
 from fsvit_edge.learn.metrics import count_pixels
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import AccuracyGateError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.pictures import by_stem, pictures_in, read_image
+from fsvit_edge.runtime.pictures import by_stem, pictures_in
 from fsvit_edge.runtime.predictor import FewShotModel
 
 _ANY_SCORE = 1e-6
@@ -223,7 +223,7 @@ def open_folder(root: Path) -> tuple[FewShotData, list[Question]]:
     return data, questions
 
 
-class LabeledSequence(ExampleList):
+class LabeledSequence(FewShotData):
     """Pictures with one label map each; see the module.
 
     Args:
@@ -257,19 +257,6 @@ class LabeledSequence(ExampleList):
                 "sequence."
             )
         super().__init__({label: wanted[label] for label in shown}, [one for found in shown.values() for one in found])
-
-    @property
-    def lists_every_class(self) -> bool:
-        """False: labels that cover too little of a picture are left out."""
-        return False
-
-    def read_image(self, index: int) -> npt.NDArray[np.uint8]:
-        """Return (H, W, 3) uint8 RGB."""
-        return read_image(self.examples[index].image)
-
-    def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
-        """Return (H, W) uint8: 1 on the example's own label, 0 elsewhere, `IGNORE` where unknown."""
-        return self.read_truth(index, (self.examples[index].label,))
 
     def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Return (H, W) uint8: i + 1 on labels[i], 0 elsewhere, `IGNORE` where unknown."""

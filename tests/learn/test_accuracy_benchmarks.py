@@ -18,8 +18,7 @@ from fake_engine import FakeEngine
 
 from fsvit_edge.learn.evaluation import EvaluationOptions
 from fsvit_edge.learn.folder import FolderFewShot
-from fsvit_edge.learn.scene_metrics import SceneTally
-from fsvit_edge.learn.scenes import SceneOptions, evaluate_scenes
+from fsvit_edge.learn.scenes import SceneOptions, SceneTally, evaluate_scenes
 from fsvit_edge.model.checkpoint import save_network
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import HYBRID_BACKBONE
