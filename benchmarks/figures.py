@@ -164,7 +164,7 @@ def _report_camera_rate(model: FewShotModel) -> None:
 
 def _report_help() -> None:
     command = [str(Path(sys.executable).with_name("fsvit-edge")), "--help"]
-    times = _interleave(lambda: subprocess.run(command, capture_output=True, check=True), lambda: None)[0]
+    times, _ = _interleave(lambda: subprocess.run(command, capture_output=True, check=True), lambda: None)
     print(f"fsvit-edge --help: {statistics.median(times):.2f} s (goal: 0.3 s at most)")
 
 

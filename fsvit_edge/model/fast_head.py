@@ -33,29 +33,24 @@ from fsvit_edge.model.head import (
 
 
 class Supports(NamedTuple):
-    """S cached supports: all that the head needs to know about the support pictures.
-
-    Attributes:
-        kept: (S, C, T, d) L2-normalized class token, then the image tokens that the mask keeps; shorter supports are
-            padded to the longest one with any finite values.
-        kept_mask: (S, T) float, 1 for a token, 0 for padding.
-        pooled: (S, C, 9, d) L2-normalized image tokens of the whole support, averaged over the cells of a 3 x 3 grid.
-        pooled_mask: (S, 9) float, 1 for a cell that the second block attends to, 0 for one that it must ignore.
-    """
+    """S cached supports: all that the head needs to know about the support pictures."""
 
     kept: Tensor
+    """(S, C, T, d) L2-normalized class token, then the image tokens that the mask keeps; shorter supports are padded to
+    the longest one with any finite values."""
     kept_mask: Tensor
+    """(S, T) float, 1 for a token, 0 for padding."""
     pooled: Tensor
+    """(S, C, 9, d) L2-normalized image tokens of the whole support, averaged over the cells of a 3 x 3 grid."""
     pooled_mask: Tensor
+    """(S, 9) float, 1 for a cell that the second block attends to, 0 for one that it must ignore."""
 
 
 def cache_supports(support: Tensor, mask: Tensor, support_grid: int) -> Supports:
     """Make the cache from all tokens of the supports. No token is dropped yet; `kept_mask` is 0 for those that may be.
 
-    Args:
-        support: (S, C, 1 + support_grid ** 2, d) L2-normalized, class token first.
-        mask: (S, size, size) float, 0 where the support shows background.
-        support_grid: Side of the support grid.
+    `support` is (S, C, 1 + support_grid ** 2, d), L2-normalized, class token first; `mask` is (S, size, size) float,
+    0 where the support shows background.
     """
     batch, channels, _, dim = support.shape
     cell = support_grid // POOLED_GRID
@@ -67,22 +62,16 @@ def cache_supports(support: Tensor, mask: Tensor, support_grid: int) -> Supports
 
 
 class FastCorrelationHead(nn.Module):
-    """A `CorrelationHead` computed in the cheaper order; the two share their parameters.
-
-    Args:
-        head: The head in the published order.
-    """
+    """A `CorrelationHead` computed in the cheaper order; the two share their parameters."""
 
     def __init__(self, head: CorrelationHead) -> None:
         super().__init__()
         self.head = head
 
     def forward(self, query: Tensor, supports: Supports) -> HeadLogits:
-        """Compare S supports with one frame, or each with a frame of its own.
+        """Compare S supports with the image tokens of one frame, (C, N, d), or each with its own, (S, C, N, d).
 
-        Args:
-            query: (C, N, d) image tokens of the frame, L2-normalized over d; or (S, C, N, d), one frame per support.
-            supports: The cached supports.
+        The tokens are L2-normalized over d.
         """
         return self.head.decode(*self.task_tokens(query, supports))
 
@@ -110,7 +99,8 @@ def _first_block(block: CorrelationBlock, correlation: Tensor, pooled: Tensor, k
     # extra 1 in the query: adding it to the logits would need a pass over the largest tensor of the network.
     query = _matmul(_with_row(weights.query), pooled) + _with_row(weights.query_bias.flatten(1), 1.0)[..., None]
     query = query.reshape(batch, heads, -1, num_pooled, num_query).permute(0, 4, 1, 3, 2)  # S, N, h, p, e + 1
-    key = _matmul(_with_row(weights.key), correlation) + weights.mask_row * _padding(kept_mask)[:, None, None]
+    mask_row = _with_row(torch.zeros_like(weights.key[:, :1]), 1.0)[..., None]  # h * (e + 1), 1, 1
+    key = _matmul(_with_row(weights.key), correlation) + mask_row * _padding(kept_mask)[:, None, None]
     key = key.permute(0, 2, 1, 3).reshape(batch, num_query, heads, -1, length)  # S, N, h, e + 1, T
     value = _matmul(weights.value, correlation).permute(0, 2, 3, 1)  # S, N, T, h * e
 
@@ -163,12 +153,6 @@ class AttentionWeights:
         self.query_bias = query_bias[:, None, None]
         self.value_bias = value_bias[:, None, None]
         self.per_head = self.key.shape[0] // NUM_ATTENTION_HEADS
-
-    @property
-    def mask_row(self) -> Tensor:
-        """(heads * (per_head + 1), 1, 1): 1 in the extra row of each head, else 0."""
-        row = F.one_hot(torch.tensor(self.per_head), self.per_head + 1).to(self.key)
-        return row.repeat(NUM_ATTENTION_HEADS)[:, None, None]
 
     def own_head(self, num_pooled: int) -> Tensor:
         """Return the indices into a flat (heads, p, heads, per_head) map where both heads are equal, as (h, e, p)."""

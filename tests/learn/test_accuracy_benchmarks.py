@@ -33,6 +33,7 @@ from fsvit_edge.runtime.predictor import FewShotModel
 
 ColorModel = Any
 MakeFolder = Callable[..., Path]
+Run = Callable[..., tuple[list[str], str]]
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -85,12 +86,32 @@ def telling(color_model: ColorModel, left: float | None = None) -> FewShotModel:
     return FewShotModel(plain.manifest, graphs)
 
 
-def answer_with(monkeypatch: pytest.MonkeyPatch, model: FewShotModel) -> None:
-    def load(_bundle: Path, _engine: str = "auto", *, threads: int | None = None) -> FewShotModel:
-        assert threads is None or threads > 0
-        return model
+@pytest.fixture
+def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[FewShotModel], None]:
+    """Make every script load this model."""
 
-    monkeypatch.setattr(FewShotModel, "load", load)
+    def answer_with(model: FewShotModel) -> None:
+        def load(_bundle: Path, _engine: str = "auto", *, threads: int | None = None) -> FewShotModel:
+            assert threads is None or threads > 0
+            return model
+
+        monkeypatch.setattr(FewShotModel, "load", load)
+
+    return answer_with
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer_with: Any) -> Run:
+    """Run a script on a model; returns the lines on stdout, and stderr."""
+
+    def run(script: ModuleType, model: FewShotModel, *arguments: object) -> tuple[list[str], str]:
+        answer_with(model)
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        script.main()
+        said = capsys.readouterr()
+        return said.out.splitlines(), said.err
+
+    return run
 
 
 def mask_of(rows: int, columns: int, size: int = 20) -> np.ndarray:
@@ -192,10 +213,6 @@ def test_an_invalid_sequence_is_refused_and_the_file_named(outlines: ModuleType,
         outlines.open_sequence(sequence)
 
 
-# --------------------------------------------------------------------------------------------------- outlines: counts
-
-
-# --------------------------------------------------------------------------------------------------- outlines: counts
 class HalfModel:
     """Plain outlines are the top 10 rows, sharp ones the top 4; a support has weight 0.5, or 0 without a mask."""
 
@@ -273,16 +290,9 @@ def test_the_row_of_a_data_set_has_means_and_the_largest_loss(outlines: ModuleTy
 
 
 def test_correct_objectness_passes_the_gate(
-    outlines: ModuleType,
-    color_model: ColorModel,
-    make_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    outlines: ModuleType, color_model: ColorModel, make_folder: MakeFolder, run: Run
 ) -> None:
-    answer_with(monkeypatch, telling(color_model))
-    monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--classes", "--max-loss", "1"])
-    outlines.main()
-    lines = capsys.readouterr().out.splitlines()
+    lines, _ = run(outlines, telling(color_model), "--sets", make_folder(), "--classes", "--max-loss", 1)
     assert lines[1:3] == outlines.HEADER.splitlines()
     assert [line.split(" | ")[1] for line in lines[3:]] == ["4", "blue", "gold", "green", "red"]
     plain, sharp, worst = (float(cell) for cell in lines[3].split(" | ")[2:5])
@@ -294,10 +304,11 @@ def test_correct_objectness_passes_the_gate(
 def test_objectness_that_ruins_a_class_fails_the_gate_with_code_5(
     color_model: ColorModel,
     make_folder: MakeFolder,
+    answer_with: Callable[[FewShotModel], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answer_with(monkeypatch, telling(color_model, left=8.0))  # everything on the left is an object
+    answer_with(telling(color_model, left=8.0))  # everything on the left is an object
     monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--max-loss", "1"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(FOLDER / "outlines.py"), run_name="__main__")
@@ -319,28 +330,19 @@ def test_the_gate_names_every_class_beyond_the_limit_but_none_at_the_limit(outli
 
 
 def test_a_gate_without_objectness_is_refused(
-    outlines: ModuleType, color_model: ColorModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    outlines: ModuleType, color_model: ColorModel, make_folder: MakeFolder, run: Run
 ) -> None:
-    answer_with(monkeypatch, color_model.model)
-    monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--max-loss", "1"])
     with pytest.raises(InputError, match="predicts no objectness"):
-        outlines.main()
+        run(outlines, color_model.model, "--sets", make_folder(), "--max-loss", 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- presence
 
 
 def test_presence_prints_a_row_per_number_of_shots_and_kind_of_support(
-    presence: ModuleType,
-    color_model: ColorModel,
-    make_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    presence: ModuleType, color_model: ColorModel, make_folder: MakeFolder, run: Run
 ) -> None:
-    answer_with(monkeypatch, color_model.model)
-    monkeypatch.setattr(sys, "argv", ["presence.py", "--sets", str(make_folder()), "--per-class", "3"])
-    presence.main()
-    lines = capsys.readouterr().out.splitlines()
+    lines, _ = run(presence, color_model.model, "--sets", make_folder(), "--per-class", 3)
     assert lines[1:3] == presence.HEADER.splitlines()
     assert lines[3] == "| data | 1 | with masks | 4 | 12 | 100.0 | 0.0 | 100.0 | 100.0 | 100.0 |"
     assert [line.split(" | ")[1:3] for line in lines[3:]] == [
@@ -368,34 +370,19 @@ def test_scenes_that_show_another_class_count_as_false_alarms(
 
 
 def test_a_class_with_too_few_pictures_gives_a_reason_instead_of_a_row(
-    presence: ModuleType,
-    color_model: ColorModel,
-    rows_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    presence: ModuleType, color_model: ColorModel, rows_folder: Path, run: Run
 ) -> None:
-    answer_with(monkeypatch, color_model.model)
-    monkeypatch.setattr(sys, "argv", ["presence.py", "--sets", str(rows_folder)])
-    presence.main()
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 3 + 2
-    assert "rows, 3 shots: Class 'a' has 3 pictures" in said.err
+    lines, complaint = run(presence, color_model.model, "--sets", rows_folder)
+    assert len(lines) == 3 + 2
+    assert "rows, 3 shots: Class 'a' has 3 pictures" in complaint
 
 
 # ------------------------------------------------------------------------------------------------------------- accuracy
 
 
 def result(fold: int, outlines: str, exact: float, miou: float | None, head: str = "trained") -> dict[str, Any]:
-    return {
-        "fold": fold,
-        "head": head,
-        "outlines": outlines,
-        "ways": 1,
-        "shots": 1,
-        "masks": True,
-        "exact_ratio": {"value": exact},
-        "miou": None if miou is None else {"value": miou},
-    }
+    asked = {"fold": fold, "head": head, "outlines": outlines, "ways": 1, "shots": 1, "masks": True}
+    return {**asked, "exact_ratio": {"value": exact}, "miou": None if miou is None else {"value": miou}}
 
 
 def test_a_cell_shows_sharp_outlines_and_plain_ones_in_parentheses(accuracy: ModuleType) -> None:
@@ -409,39 +396,14 @@ def test_a_cell_shows_sharp_outlines_and_plain_ones_in_parentheses(accuracy: Mod
     assert accuracy.table([result(0, "plain", 60, None)]).splitlines()[2].split(" | ")[2] == "60.0 / -, 1 folds"
 
 
-def test_each_kind_of_outlines_has_its_own_file(
-    accuracy: ModuleType,
-    color_model: ColorModel,
-    make_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    options = Namespace(data=make_folder(), work=tmp_path / "work", threads=1)
-    said: list[str] = []
-    monkeypatch.setattr(accuracy, "open_data", lambda _kind, root, *_: FolderFewShot(root))
-    for head, model in (("trained", telling(color_model, left=8.0)), ("training-free", color_model.model)):
-        answer_with(monkeypatch, model)
-        for _ in range(2):
-            accuracy.evaluate_fold(1, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, said.append)
-    made = {path.name: json.loads(path.read_text()) for path in (tmp_path / "work").iterdir()}
-    trained = {kind: made.pop(f"fold1.trained.1w1s.masks.{kind}.json") for kind in ("sharp", "plain")}
-    assert list(made) == ["fold1.training-free.1w1s.masks.plain.json"]
-    assert [trained[kind]["outlines"] for kind in ("sharp", "plain")] == ["sharp", "plain"]
-    assert trained["plain"]["miou"] == made.popitem()[1]["miou"]
-    assert trained["sharp"]["miou"]["value"] < trained["plain"]["miou"]["value"] - 5
-    assert trained["sharp"]["exact_ratio"] == trained["plain"]["exact_ratio"]
-    assert len(said) == 3
-
-
-def test_the_training_free_head_uses_the_best_level_of_the_training_classes(
-    accuracy: ModuleType,
-    color_model: ColorModel,
-    make_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def evaluate_fold(
+    accuracy: ModuleType, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer_with: Any
+) -> SimpleNamespace:
+    """Evaluates a model on a fold; `asked` are the splits that it opened, `said` what it printed."""
     options = Namespace(data=make_folder(), work=tmp_path / "work", threads=1)
     asked: list[str] = []
+    said: list[str] = []
 
     def open_split(_kind: str, root: Path, _splits: None, _fold: int, split: str) -> FolderFewShot:
         asked.append(split)
@@ -449,33 +411,48 @@ def test_the_training_free_head_uses_the_best_level_of_the_training_classes(
 
     monkeypatch.setattr(accuracy, "open_data", open_split)
     monkeypatch.setattr(accuracy, "LEVEL_EPISODES", 20)
-    answer_with(monkeypatch, color_model.model)
+
+    def evaluate(model: FewShotModel, head: str) -> None:
+        answer_with(model)
+        accuracy.evaluate_fold(0, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, said.append)
+
+    def made(head: str, outlines: str) -> Any:
+        return json.loads((options.work / f"fold0.{head}.1w1s.masks.{outlines}.json").read_text())
+
+    return SimpleNamespace(run=evaluate, made=made, folder=options.work, asked=asked, said=said)
+
+
+def test_each_kind_of_outlines_has_its_own_file(evaluate_fold: SimpleNamespace, color_model: ColorModel) -> None:
+    for head, model in (("trained", telling(color_model, left=8.0)), ("training-free", color_model.model)):
+        for _ in range(2):
+            evaluate_fold.run(model, head)
+    assert len(list(evaluate_fold.folder.iterdir())) == len(evaluate_fold.said) == 3
+    sharp, plain = (evaluate_fold.made("trained", kind) for kind in ("sharp", "plain"))
+    assert (sharp["outlines"], plain["outlines"]) == ("sharp", "plain")
+    assert plain["miou"] == evaluate_fold.made("training-free", "plain")["miou"]
+    assert sharp["miou"]["value"] < plain["miou"]["value"] - 5
+    assert sharp["exact_ratio"] == plain["exact_ratio"]
+
+
+def test_the_training_free_head_uses_the_best_level_of_the_training_classes(
+    evaluate_fold: SimpleNamespace, color_model: ColorModel
+) -> None:
+    bank = color_model.model.bank
     for head in ("trained", "training-free"):
-        color_model.model.bank.head = replace(color_model.model.bank.head, presence_level=1 - 1e-6)
-        accuracy.evaluate_fold(0, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, lambda _: None)
-    trained, free = (
-        json.loads((tmp_path / "work" / f"fold0.{head}.1w1s.masks.plain.json").read_text())
-        for head in ("trained", "training-free")
-    )
-    assert asked == ["test", "train", "test"]
+        bank.head = replace(bank.head, presence_level=1 - 1e-6)
+        evaluate_fold.run(color_model.model, head)
+    trained, free = (evaluate_fold.made(head, "plain") for head in ("trained", "training-free"))
+    assert evaluate_fold.asked == ["test", "train", "test"]
     assert trained["exact_ratio"]["value"] < free["exact_ratio"]["value"] == 100
     assert 0 < free["level"] < trained["level"]
 
 
 def test_each_data_set_is_a_row_with_both_kinds_of_outlines(
-    accuracy: ModuleType,
-    color_model: ColorModel,
-    make_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    accuracy: ModuleType, color_model: ColorModel, make_folder: MakeFolder, run: Run
 ) -> None:
-    answer_with(monkeypatch, telling(color_model))
-    threads = torch.get_num_threads()
-    root, davis = make_folder(), make_folder("davis")
-    argv = ["accuracy.py", "--sets", str(root), str(davis), "--episodes", "8", "--threads", str(threads)]
-    monkeypatch.setattr(sys, "argv", argv)
-    accuracy.main()
-    header, _, whole, first = capsys.readouterr().out.splitlines()
+    sets, threads = (make_folder(), make_folder("davis")), torch.get_num_threads()
+    lines, _ = run(accuracy, telling(color_model), "--sets", *sets, "--episodes", 8, "--threads", threads)
+    header, _, whole, first = lines
     assert header == "| data | 1 shot, masks | 1 shot, names | 5 shots, masks | 5 shots, names |"
     name, *cells = whole.strip("| ").split(" | ")
     assert name == "data, 32 pictures"
