@@ -165,9 +165,9 @@ class HeadGraph(nn.Module):
 
         Args:
             tokens: (1, C, N, d), the frame's image tokens from `EncoderGraph`.
-            kept: (K, C, T, d), like the three that follow see `Supports`.
+            kept: (K, C, T, d); this and the next three are `Supports`.
             kept_mask: (K, T).
-            pooled: (K, C, 9, d); of the prototype head, the background prototypes.
+            pooled: (K, C, 9, d).
             pooled_mask: (K, 9).
             averaging: (W, K), 1 / shots for the supports of each class, else 0. Supports can be split over several runs
                 and the results added, because averaging is linear.

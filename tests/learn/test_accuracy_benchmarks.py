@@ -5,7 +5,7 @@ import json
 import runpy
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,7 +19,6 @@ from fake_engine import FakeEngine
 from fsvit_edge.learn.evaluation import EvaluationOptions
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.scene_metrics import SceneTally
-from fsvit_edge.learn.scenes import SceneOptions, evaluate_scenes
 from fsvit_edge.model.checkpoint import save_network
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import HYBRID_BACKBONE
@@ -43,6 +42,8 @@ def load(name: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(FOLDER))
+        for common in ("outlines", "presence", "accuracy"):  # words that another module may have as its name
+            sys.modules.pop(common, None)
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +115,16 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ans
     return run
 
 
-def mask_of(rows: int, columns: int, size: int = 20) -> np.ndarray:
+def write_example(folder: Path, stem: int, shade: int, rows: int, columns: int, size: int) -> None:
+    """Write a gray picture, and a mask of its top left."""
     mask = np.zeros((size, size, 3), np.uint8)
     mask[:rows, :columns] = 255
-    return mask
+    write_image(folder / "images" / f"{stem}.png", np.full((size, size, 3), shade, np.uint8))
+    write_image(folder / "masks" / f"{stem}.png", mask)
+
+
+def stems(data: Any, question: Any) -> list[int]:
+    return [int(data.examples[index].image.stem) for index in (question.support, *question.queries)]
 
 
 # ------------------------------------------------------------------------------------------------ outlines: questions
@@ -129,21 +136,15 @@ def test_the_first_picture_with_a_large_object_is_the_support_and_the_next_four_
     covers = {"big": [10] * 8, "late": [0, 10, 0, 10, 10], "tiny": [0, 0, 10]}
     for name, rows in covers.items():
         for stem, count in enumerate(rows):
-            mask = mask_of(count, 20, 60) if count else mask_of(1, 2, 60)  # 2 of 3,600 pixels
-            write_image(tmp_path / name / "images" / f"{stem}.png", np.full((60, 60, 3), stem, np.uint8))
-            write_image(tmp_path / name / "masks" / f"{stem}.png", mask)
+            write_example(tmp_path / name, stem, stem, count or 1, 20 if count else 2, 60)  # or 2 of 3,600 pixels
     data, questions = outlines.open_folder(tmp_path)
-    asked = {
-        data.class_names[one.label]: [int(data.examples[index].image.stem) for index in (one.support, *one.queries)]
-        for one in questions
-    }
+    asked = {data.class_names[one.label]: stems(data, one) for one in questions}
     assert asked == {"big": [0, 1, 2, 3, 4], "late": [1, 3, 4]}
 
 
 def test_a_folder_with_only_tiny_objects_is_refused(outlines: ModuleType, tmp_path: Path) -> None:
     for stem in range(3):
-        write_image(tmp_path / "speck" / "images" / f"{stem}.png", np.full((60, 60, 3), stem, np.uint8))
-        write_image(tmp_path / "speck" / "masks" / f"{stem}.png", mask_of(1, 2, 60))
+        write_example(tmp_path / "speck", stem, stem, 1, 2, 60)
     with pytest.raises(InputError, match=r"No class of .* has two pictures in which the object covers more than 0\.2%"):
         outlines.open_folder(tmp_path)
 
@@ -168,15 +169,11 @@ def sequence(tmp_path: Path) -> Path:
     return root
 
 
-def stems(data: Any, indices: Sequence[int]) -> list[int]:
-    return [int(data.examples[index].image.stem) for index in indices]
-
-
 def test_labels_that_cover_enough_of_enough_pictures_become_classes(outlines: ModuleType, sequence: Path) -> None:
     data, (ground, car) = outlines.open_sequence(sequence)
     assert data.class_names == {7: "ground", 2: "car"}
-    assert stems(data, [ground.support, *ground.queries]) == [0, 5, 8, 11]
-    assert stems(data, [car.support, *car.queries]) == [3, 8, 10]
+    assert stems(data, ground) == [0, 5, 8, 11]
+    assert stems(data, car) == [3, 8, 10]
     mask = data.read_mask(car.queries[0])
     assert (mask == 1).sum() == 9
     assert (mask[5:8, 8:11] == 1).all()
@@ -194,23 +191,20 @@ def test_labels_can_be_chosen_and_an_unknown_one_is_refused(outlines: ModuleType
 
 
 def test_an_invalid_sequence_is_refused_and_the_file_named(outlines: ModuleType, sequence: Path) -> None:
-    names = sequence.parent / "labels.txt"
-    write_image(sequence / "images" / "12.png", np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(InputError, match=r"12\.png has no label map"):
-        outlines.open_sequence(sequence)
-    write_image(sequence / "labels" / "12.png", np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(InputError, match="has mode RGB; expected label numbers"):
-        outlines.open_sequence(sequence)
-    for text, error in (
-        ("ground\n", "cannot be read"),
-        ("300 ground\n", "gives 'ground' the number 300; expected 0 to 254"),
+    names, black = sequence.parent / "labels.txt", np.zeros((20, 20, 3), np.uint8)
+    for damage, error in (
+        (lambda: write_image(sequence / "images" / "12.png", black), r"12\.png has no label map"),
+        (lambda: write_image(sequence / "labels" / "12.png", black), "has mode RGB; expected label numbers"),
+        (lambda: names.write_text("ground\n"), "cannot be read"),
+        (lambda: names.write_text("300 ground\n"), "gives 'ground' the number 300; expected 0 to 254"),
+        (names.unlink, r"list of labels .*labels\.txt cannot be read"),
     ):
-        names.write_text(text)
+        damage()
         with pytest.raises(InputError, match=error):
             outlines.open_sequence(sequence)
-    names.unlink()
-    with pytest.raises(InputError, match=r"list of labels .*labels\.txt cannot be read"):
-        outlines.open_sequence(sequence)
+
+
+# --------------------------------------------------------------------------------------------------- outlines: counts
 
 
 class HalfModel:
@@ -238,12 +232,9 @@ class HalfModel:
         assert self.level is not None
         assert self.level < 0.01  # otherwise absent classes would have no pixels
         self.asked += 1
-        answers = []
-        for bank in banks:
-            labels = np.zeros(rgb.shape[:2], np.uint8)
-            labels[: 4 if bank.objectness_weights[0] else 10] = 1
-            answers.append(SimpleNamespace(label_map=labels))
-        return answers
+        rows = np.arange(rgb.shape[0])[:, None].repeat(rgb.shape[1], axis=1)
+        tops = [4 if bank.objectness_weights[0] else 10 for bank in banks]
+        return [SimpleNamespace(label_map=(rows < top).astype(np.uint8)) for top in tops]
 
 
 @pytest.fixture
@@ -252,9 +243,7 @@ def rows_folder(tmp_path: Path) -> Path:
     for name, counts in {"a": [4, 4, 16], "b": [10, 10]}.items():
         for stem, rows in enumerate(counts):
             shade = 101 if (name, stem) == ("b", 1) else {"a": 100, "b": 200}[name] + stem
-            picture = np.full((20, 20, 3), shade, np.uint8)
-            write_image(tmp_path / "rows" / name / "images" / f"{stem}.png", picture)
-            write_image(tmp_path / "rows" / name / "masks" / f"{stem}.png", mask_of(rows, 20))
+            write_example(tmp_path / "rows" / name, stem, shade, rows, 20, 20)
     return tmp_path / "rows"
 
 
@@ -358,15 +347,6 @@ def test_other_levels_are_printed_on_request(presence: ModuleType) -> None:
     # At 0.5 all three are found; one of two other pictures and one of three others alarm.
     assert lines[0] == f"| 0.5 | 100.0 | {(50 + 100 / 3) / 2:.1f} | {5 + 0.95 * (100 - (50 + 100 / 3) / 2):.1f} |"
     assert lines[presence.LEVELS.index(0.95)] == "| 0.95 | 25.0 | 0.0 | 96.2 |"
-
-
-def test_scenes_that_show_another_class_count_as_false_alarms(
-    presence: ModuleType, color_model: ColorModel, make_folder: MakeFolder
-) -> None:
-    data = FolderFewShot(make_folder(shuffle_labels=True))
-    result = evaluate_scenes(color_model.model, data, SceneOptions())
-    _, *cells = presence.row("shuffled", result).strip("| ").split(" | ")
-    assert float(cells[5]) > 10
 
 
 def test_a_class_with_too_few_pictures_gives_a_reason_instead_of_a_row(
@@ -480,11 +460,3 @@ def test_the_training_free_head_has_the_checkpoints_objectness(accuracy: ModuleT
         for name, tensor in wanted.items():
             assert torch.equal(free.objectness.state_dict()[name], tensor)
         assert torch.equal(free.encoder.vit.norm.norm.weight, network.encoder.vit.norm.norm.weight)
-
-
-@pytest.fixture(autouse=True)
-def forget_the_scripts() -> Iterator[None]:
-    """The scripts have common words as names."""
-    yield
-    for name in ("outlines", "presence", "accuracy"):
-        sys.modules.pop(name, None)
