@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, PrototypeGraph, build_graphs
+from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, HeadGraph, build_graphs
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
@@ -208,7 +208,7 @@ def _answer(
             for picture, mask in zip(pictures[1:], masks[1:], strict=True)
         ]
         supports = (torch.cat(parts) for parts in zip(*caches, strict=True))
-        presence, foreground = PrototypeGraph(network.prototype_head)(tokens, *supports, averaging)
+        presence, foreground = HeadGraph(network)(tokens, *supports, averaging)
         return presence, foreground
     outputs = network.encoder(normalize(torch.from_numpy(np.stack(pictures[1:]))))
     encoded_query = network.encoder(normalize(torch.from_numpy(pictures[query][None])))

@@ -35,17 +35,7 @@ class TorchTensor:
 
 
 class TorchEngine(Engine):
-    """One graph's module, run eagerly.
-
-    Args:
-        spec: The module with its inputs and outputs.
-        device: The device that torch computes on.
-
-    Attributes:
-        inputs: Specs of the inputs.
-        outputs: Specs of the outputs.
-        limits: Largest dynamic sizes; empty, because torch has no limits.
-    """
+    """One graph's module, run eagerly."""
 
     def __init__(self, spec: GraphSpec, device: torch.device) -> None:
         self._device = device
@@ -65,7 +55,7 @@ class TorchEngine(Engine):
             TensorSpec(name, ("any", *tensor.shape[1:]) if spec.dynamic else tuple(tensor.shape), _dtype(tensor))
             for name, tensor in zip(spec.outputs, outputs, strict=True)
         )
-        self.limits: Mapping[str, int] = {}
+        self.limits: Mapping[str, int] = {}  # torch has no limits
 
     def upload(self, array: Array) -> TorchTensor:
         """Copy an array to the device."""
@@ -98,11 +88,9 @@ class TorchEngine(Engine):
 
 
 def open_network(network: FewShotNetwork, device: torch.device | None = None) -> FewShotModel:
-    """Open a network as a model that computes in torch.
+    """Open a network as a model that computes in torch; its modules are moved to the device.
 
-    Args:
-        network: The network; its modules are moved to the device.
-        device: The device to compute on; None: the first CUDA device, or the CPU without one.
+    None is the first CUDA device, or the CPU without one.
     """
     place = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     specs = build_graphs(network.eval())
@@ -117,15 +105,7 @@ def open_network(network: FewShotNetwork, device: torch.device | None = None) ->
 
 
 def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:
-    """Open a checkpoint as a model that computes in torch.
-
-    Args:
-        checkpoint: The checkpoint file.
-        threads: Number of torch's CPU threads, for the whole process; None: unchanged.
-
-    Raises:
-        ArtifactError: The file is missing, damaged or does not fit a network.
-    """
+    """Open a checkpoint as a model that computes in torch; `threads`, if given, are torch's of the whole process."""
     if threads is not None:
         torch.set_num_threads(threads)
     return open_network(load_network(checkpoint))

@@ -15,7 +15,7 @@ from fsvit_edge.export import pipeline
 from fsvit_edge.export.parity import raise_on_failure, verify
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.config import ModelConfig
-from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, GraphSpec, PrototypeGraph
+from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, GraphSpec, HeadGraph
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.prototype_head import PrototypeHead
 from fsvit_edge.model.torch_engine import open_network
@@ -121,7 +121,7 @@ def test_onnx_computes_the_same_as_torch(bundle: Path, network: FewShotNetwork, 
     kept, kept_mask, pooled, pooled_mask = (torch.cat(parts) for parts in zip(*caches, strict=True))
     averaging = torch.block_diag(*(torch.full((1, shot), 1 / shot) for shot in shots))
     tokens = encode(torch.from_numpy(picture(99))[None])[0]
-    wanted = PrototypeGraph(network.prototype_head)(tokens, kept, kept_mask, pooled, pooled_mask, averaging)
+    wanted = HeadGraph(network)(tokens, kept, kept_mask, pooled, pooled_mask, averaging)
     feed = {"tokens": tokens, "kept": kept, "kept_mask": kept_mask, "pooled": pooled, "pooled_mask": pooled_mask}
     with OnnxRuntimeEngine(Bundle.load(bundle).graphs["head"], "cpu") as engine:
         got = engine.run({name: value.numpy() for name, value in {**feed, "averaging": averaging}.items()})
