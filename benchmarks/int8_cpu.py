@@ -21,9 +21,9 @@ from torch import nn
 from turns import square_masks, take_turns
 
 from fsvit_edge import FewShotModel
-from fsvit_edge.calib import int8_cpu
+from fsvit_edge.calib import convert_cpu
 from fsvit_edge.calib.calibration import CALIBRATION_NAME, Calibration
-from fsvit_edge.calib.precision import PrecisionOptions, make_graph
+from fsvit_edge.calib.convert import make_graph
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 from fsvit_edge.inspect.benchmark import MASK_COVER
@@ -108,10 +108,10 @@ def _report_accuracy(arguments: argparse.Namespace) -> None:
         "FP32 as exported": bundle.graphs["encoder"],
         "INT8 engines": _encoder(bundle, "int8", calibration),
     }
-    usual = int8_cpu.INT8_FROM_TOKENS
-    int8_cpu.INT8_FROM_TOKENS = 0
+    usual = convert_cpu.INT8_FROM_TOKENS
+    convert_cpu.INT8_FROM_TOKENS = 0
     graphs["INT8, attention by force"] = _encoder(bundle, "int8", calibration)
-    int8_cpu.INT8_FROM_TOKENS = usual
+    convert_cpu.INT8_FROM_TOKENS = usual
     print(f"{bundle.manifest.name} on {arguments.data.name}, {arguments.ways}-way 1-shot, {options.episodes} episodes")
     reference: dict[int, np.ndarray] = {}
     scores = None
@@ -136,7 +136,7 @@ def _report_accuracy(arguments: argparse.Namespace) -> None:
 
 def _encoder(bundle: Bundle, precision: str, calibration: Calibration) -> bytes:
     data = bundle.graphs["encoder"]
-    return make_graph(data, "encoder", precision, "onnxruntime", calibration, PrecisionOptions()).SerializeToString()
+    return make_graph(data, "encoder", precision, "onnxruntime", calibration).SerializeToString()
 
 
 def _model(bundle: Bundle, encoder: bytes, threads: int) -> FewShotModel:
