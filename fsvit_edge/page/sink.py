@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,6 +50,7 @@ class PageSink(Sink):
         self._hub = FrameHub()
         app = create_app(PageState(self._hub, model, bank_path))
         self._server = PageServer(Access(app, token, hosts), host, port, self._hub.close)
+        host = _reachable(host)
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self._server.port}/{'' if token is None else f'?token={token}'}"
 
@@ -62,6 +64,19 @@ class PageSink(Sink):
 
     def _finish(self) -> None:
         self._server.close()
+
+
+def _reachable(host: str) -> str:
+    """The address at which others reach a page bound to an address; of all interfaces, the one with the route out."""
+    if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return host
+    family, elsewhere = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # chooses the interface and sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:  # no route out, as on a robot that is its own access point
+        return socket.gethostname()
 
 
 def _parse(uri: str) -> tuple[str, int]:
