@@ -135,8 +135,7 @@ def main() -> None:
 def table(results: list[dict[str, Any]]) -> str:
     """Return the means over the folds as a Markdown table: exact ratio / mIoU in percent, see the module.
 
-    Args:
-        results: The files of the work folder: one per fold, head, kind of supports, setting and kind of outlines.
+    `results` are the files of the work folder: one per fold, head, kind of supports, setting and kind of outlines.
     """
     lines = ["| head | supports | " + " | ".join(f"{ways}-way {shots}-shot" for ways, shots in SETTINGS) + " |"]
     lines.append("| --- | --- |" + " --- |" * len(SETTINGS))
@@ -208,11 +207,7 @@ def _train(fold: int | None, file: Path, options: argparse.Namespace, recipe: Tr
 def calibrate(
     network: FewShotNetwork, data: FewShotData, cache: TokenCache, recipe: TrainOptions
 ) -> tuple[float, float]:
-    """Shift the mask logit to the value with the best mIoU on the validation pictures.
-
-    Returns:
-        The shift, and its mIoU in percent.
-    """
+    """Shift the mask logit to the best value on the validation pictures; return it and its mIoU in percent."""
     module = EpisodeModule(network, recipe, {}, None, max(data.class_names) + 1)
     pixels = torch.zeros(2, max(data.class_names) + 1, len(SHIFTS))  # intersections and unions
     shifts = torch.tensor(SHIFTS)[:, None, None, None]

@@ -62,8 +62,7 @@ def measure(model: FewShotModel, folder: Path, episodes: int) -> list[str]:
     rng = np.random.default_rng(0)
     overlaps: dict[str, list[float]] = {name: [] for name in makers}
     times_ms: dict[str, list[float]] = {name: [] for name in makers}
-    predicted: dict[str, list[bool]] = {name: [] for name in makers}
-    counts: dict[str, list[tuple[int, int]]] = {name: [] for name in makers}
+    answers: dict[str, list[tuple[bool, int, int]]] = {name: [] for name in makers}  # present, intersection, union
     ways, shown = [], []
     for number in range(episodes):
         episode = benchmark_episode(data, number, 1, 1)
@@ -83,20 +82,13 @@ def measure(model: FewShotModel, folder: Path, episodes: int) -> list[str]:
         truth = data.read_truth(episode.query, episode.ways)
         for name, prediction in zip(makers, model.predict_with(data.read_image(episode.query), banks), strict=True):
             shared, joined = count_pixels(prediction.label_map, truth, 1)
-            counts[name].append((int(shared[0]), int(joined[0])))
-            predicted[name].append(bool(prediction.present[0]))
+            answers[name].append((bool(prediction.present[0]), int(shared[0]), int(joined[0])))
         ways.append(episode.ways)
         shown.append(present(data, episode))
     rows = []
     for name in makers:
-        pairs = np.array(counts[name], np.int64)
-        tally = Tally(
-            np.array(ways, np.int64),
-            np.array(shown, np.bool_),
-            np.array(predicted[name], np.bool_)[:, None],
-            pairs[:, :1],
-            pairs[:, 1:],
-        )
+        present_here, shared, joined = (np.array(column)[:, None] for column in zip(*answers[name], strict=True))
+        tally = Tally(np.array(ways, np.int64), np.array(shown, np.bool_), present_here, shared, joined)
         scores = score(tally, data.class_names)
         iou = f"{statistics.mean(overlaps[name]):6.3f}" if overlaps[name] else "     -"
         exact, miou = scores.exact_ratio.value, scores.miou.value if scores.miou is not None else float("nan")

@@ -11,8 +11,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional as F
+from turns import square_masks, take_turns
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
@@ -42,6 +41,7 @@ WAYS = 5
 SIZE = 400
 
 Pictures = npt.NDArray[np.uint8]
+Masks = npt.NDArray[np.bool_]
 
 
 def main() -> None:
@@ -56,11 +56,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(network, Path(folder) / "bundle", ExportOptions(verify=False)).path
         with FewShotModel.load(bundle, "onnxruntime", threads=THREADS) as model:
-            frame, supports, masks = _episode()
+            frame, *supports = _pictures()
+            masks = square_masks(SIZE, WAYS)
             for way in range(WAYS):
-                model.enroll(f"class {way}", [supports[way]], [masks[way] > 0])
+                model.enroll(f"class {way}", [supports[way]], [masks[way]])
             _report_head(network, bundle, masks)
-            _report_frame(network, model, frame, supports, masks)
+            _report_frame(network, model, frame, np.stack(supports), masks)
             _report_support_size(model, supports[0])
             _report_overhead("ViT-S/8 at 400 px", model)
     with FewShotModel.load(engine="onnxruntime", threads=THREADS) as model:
@@ -69,7 +70,7 @@ def main() -> None:
     _report_help()
 
 
-def _report_head(network: FewShotNetwork, bundle: Path, masks: Pictures) -> None:
+def _report_head(network: FewShotNetwork, bundle: Path, masks: Masks) -> None:
     generator = torch.Generator().manual_seed(1)
     channels, dim, tokens = network.encoder.num_channels, network.encoder.slice_dim, network.encoder.grid**2
     query = F.normalize(torch.randn(1, channels, tokens, dim, generator=generator), dim=-1)
@@ -98,18 +99,19 @@ def _report_head(network: FewShotNetwork, bundle: Path, masks: Pictures) -> None
 
     with OnnxRuntimeEngine(bundle / "head.onnx", "cpu", threads=THREADS) as engine:
         difference = np.abs(plain().numpy() - engine.run(feed)["presence"].numpy()).max()
-        theirs, ours = _interleave(plain, lambda: engine.run(feed))
+        times = take_turns({"theirs": plain, "ours": lambda: engine.run(feed)}, REPEATS)
     what = f"head alone, {WAYS} ways 1 shot, masks covering {MASK_COVER:.0%} ({longest} kept tokens)"
-    _ratio(f"{what}: published order in PyTorch / exported head", theirs, ours, "5 x or more")
+    _ratio(f"{what}: published order in PyTorch / exported head", **times, goal="5 x or more")
     print(f"    largest difference of P(present) between the two: {difference:.1e}")
 
 
 def _report_frame(
-    network: FewShotNetwork, model: FewShotModel, frame: Pictures, supports: Pictures, masks: Pictures
+    network: FewShotNetwork, model: FewShotModel, frame: Pictures, supports: Pictures, masks: Masks
 ) -> None:
     arguments = (torch.from_numpy(frame), torch.from_numpy(supports), torch.from_numpy(masks), WAYS)
-    theirs, ours = _interleave(lambda: predict_published(network, *arguments), lambda: model.predict(frame))
-    _ratio(f"one frame, {WAYS} ways 1 shot: published procedure in PyTorch / ours", theirs, ours, "10 x or more")
+    both = {"theirs": lambda: predict_published(network, *arguments), "ours": lambda: model.predict(frame)}
+    what = f"one frame, {WAYS} ways 1 shot: published procedure in PyTorch / ours"
+    _ratio(what, **take_turns(both, REPEATS), goal="10 x or more")
 
 
 def _report_support_size(model: FewShotModel, picture: Pictures) -> None:
@@ -164,30 +166,13 @@ def _report_camera_rate(model: FewShotModel) -> None:
 
 def _report_help() -> None:
     command = [str(Path(sys.executable).with_name("fsvit-edge")), "--help"]
-    times = _interleave(lambda: subprocess.run(command, capture_output=True, check=True), lambda: None)[0]
-    print(f"fsvit-edge --help: {statistics.median(times):.2f} s (goal: 0.3 s at most)")
+    run = {"help": lambda: subprocess.run(command, capture_output=True, check=True)}
+    print(f"fsvit-edge --help: {statistics.median(take_turns(run, REPEATS)['help']):.2f} s (goal: 0.3 s at most)")
 
 
-def _episode() -> tuple[Pictures, Pictures, Pictures]:
+def _pictures() -> Pictures:
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (1 + WAYS, SIZE // 16, SIZE // 16, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
-    masks = np.zeros((WAYS, SIZE, SIZE), np.uint8)
-    edge = round(SIZE * MASK_COVER**0.5)
-    for way in range(WAYS):
-        start = way * (SIZE - edge) // WAYS
-        masks[way, start : start + edge, start : start + edge] = 1
-    return pictures[0], pictures[1:], masks
-
-
-def _interleave(first: Callable[[], object], second: Callable[[], object]) -> tuple[list[float], list[float]]:
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(REPEATS + 1):
-        for function, kept in zip((first, second), times, strict=True):
-            started = time.perf_counter()
-            function()
-            if repeat:
-                kept.append(time.perf_counter() - started)
-    return times
+    return rng.integers(0, 256, (1 + WAYS, SIZE // 16, SIZE // 16, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
 
 
 def _ratio(what: str, theirs: list[float], ours: list[float], goal: str) -> None:

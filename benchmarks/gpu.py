@@ -25,8 +25,8 @@ from fake_memory import FakeMemory
 from gpu_network import network_rows
 from gpu_table import MIB, NEEDS_A_GPU, Row, Scale, guarded, median, print_table
 
-from fsvit_edge.runtime.engines.memory.base import DeviceMemory
-from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
+from fsvit_edge.runtime.engines.cuda_packages import MEMORY_PACKAGES, open_device_memory
+from fsvit_edge.runtime.engines.gpu_memory import DeviceMemory
 from fsvit_edge.runtime.engines.rtx import explain_diagnostic
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import FsvitEdgeError
@@ -106,51 +106,47 @@ def tiny_plan(api: TensorRT, target: str | None) -> bytes | None:
     return None if plan is None else bytes(plan)
 
 
-def memories(gpu: Gpu | None) -> Iterator[tuple[str, DeviceMemory | FsvitEdgeError]]:
-    """Yield each backend for GPU memory, or the error why it is not available; without a GPU, the fake one."""
+def of_each_memory(gpu: Gpu | None, rows: Callable[[str, DeviceMemory], Iterator[Row]]) -> Iterator[Row]:
+    """Yield the rows of each backend for GPU memory, or why it is not available; without a GPU, of the fake one."""
     if gpu is None:
-        yield "fake", FakeMemory()
+        yield from rows("fake", FakeMemory())
         return
     for name in reversed(MEMORY_PACKAGES):  # cuda.bindings first: its hold on the primary context outlasts pycuda's
-        yield name, opened(name)
-
-
-def opened(name: str) -> DeviceMemory | FsvitEdgeError:
-    """Open a backend, or return the error."""
-    try:
-        return open_device_memory(name)
-    except FsvitEdgeError as error:
-        return error
+        try:
+            memory = open_device_memory(name)
+        except FsvitEdgeError as error:
+            yield Row("", name, "not available", str(error))
+            continue
+        yield from rows(name, memory)
+        memory.close()
 
 
 def memory_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
     """Measure copies between host and device: large ones, and those of a frame."""
-    frame, answer = 3 * 400 * 400, 4 * 5 * (1 + 100 * 100)
-    for name, memory in memories(gpu):
-        if isinstance(memory, FsvitEdgeError):
-            yield Row("", name, "not available", str(memory))
-            continue
-        large = np.random.default_rng(0).integers(0, 256, scale.copy_bytes, dtype=np.uint8)
+    answer = 4 * 5 * (1 + 100 * 100)
+    sizes = {f"{scale.copy_bytes // MIB} MiB": scale.copy_bytes, "a frame": 3 * 400 * 400}
+    large = np.random.default_rng(0).integers(0, 256, scale.copy_bytes, dtype=np.uint8)
+
+    def rows(name: str, memory: DeviceMemory) -> Iterator[Row]:
         buffer = memory.alloc(large.nbytes)
-        for what, nbytes in ((f"{scale.copy_bytes // MIB} MiB", large.nbytes), ("a frame", frame), ("five", answer)):
+        for what, nbytes in {**sizes, "the answer for 5 classes": answer}.items():
             piece = large[:nbytes]
 
-            def up(piece: Any = piece, memory: DeviceMemory = memory, buffer: Any = buffer) -> None:
+            def up(piece: Any = piece) -> None:
                 memory.upload(piece, buffer)
                 memory.synchronize()
 
-            def down(piece: Any = piece, memory: DeviceMemory = memory, buffer: Any = buffer) -> None:
+            def down(piece: Any = piece) -> None:
                 memory.download(buffer, piece.shape, piece.dtype)
 
             for direction, work in (("up", up), ("down", down)):
                 seconds = median(work, scale.repeats)
-                label = what if what != "five" else "the answer for 5 classes"
-                yield Row(
-                    "", f"{name}: {label} {direction}", f"{seconds * 1e3:.3f} ms", f"{nbytes / seconds / 1e9:.1f} GB/s"
-                )
+                rate = f"{nbytes / seconds / 1e9:.1f} GB/s"
+                yield Row("", f"{name}: {what} {direction}", f"{seconds * 1e3:.3f} ms", rate)
         if not np.array_equal(memory.download(buffer, (answer,), np.uint8), large[:answer]):
             yield Row("", name, "WRONG", "the downloaded data differ from the uploaded data")
-        memory.close()
+
+    return of_each_memory(gpu, rows)
 
 
 def suite_rows(_: Scale, gpu: Gpu | None) -> Iterator[Row]:
@@ -187,10 +183,8 @@ def last_line(command: list[str], environment: dict[str, str]) -> tuple[str, str
 def capture_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
     """Measure a chain of small products: launched one by one, and as a captured graph."""
     links = 100
-    for name, memory in memories(gpu):
-        if isinstance(memory, FsvitEdgeError):
-            yield Row("", name, "not available", str(memory))
-            continue
+
+    def rows(name: str, memory: DeviceMemory) -> Iterator[Row]:
         work, result = fake_chain(memory, links) if isinstance(memory, FakeMemory) else torch_chain(memory, links)
         work()
         wanted = result()
@@ -199,14 +193,15 @@ def capture_rows(scale: Scale, gpu: Gpu | None) -> Iterator[Row]:
         graph = memory.capture(work)
         if graph is None:
             yield Row("", f"{name}: {links} kernels", f"{one_by_one:.3f} ms", "no graph could be captured")
-            continue
+            return
         graph.launch()
         is_right = np.array_equal(result(), wanted)
         captured = finished_ms(memory, graph.launch, scale.repeats)
         note = f"{one_by_one:.3f} ms one by one; results {'equal' if is_right else 'DIFFER'}"
         yield Row("", f"{name}: {links} kernels as a graph", f"{captured:.3f} ms", note)
         graph.free()
-        memory.close()
+
+    return of_each_memory(gpu, rows)
 
 
 def finished_ms(memory: DeviceMemory, work: Callable[[], None], repeats: int) -> float:

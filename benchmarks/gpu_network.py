@@ -12,9 +12,8 @@ from gpu_table import NEEDS_A_GPU, Row, Scale, guarded, median
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fsvit_edge.model import fast_head, graphs
+from fsvit_edge.model import graphs
 from fsvit_edge.model.config import POOLED_GRID, ModelConfig
-from fsvit_edge.model.head import NUM_ATTENTION_HEADS
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
@@ -46,14 +45,7 @@ def constants_on(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
     def normalize(image: Tensor) -> Tensor:
         return ((image.to(dtype) / 255 - mean) / std).permute(0, 3, 1, 2)
 
-    def mask_row(weights: Any) -> Tensor:
-        row = torch.arange(weights.per_head + 1, device=place) == weights.per_head
-        return row.to(weights.key.dtype).repeat(NUM_ATTENTION_HEADS)[:, None, None]
-
-    with (
-        patch.object(graphs, "normalize", normalize),
-        patch.object(fast_head.AttentionWeights, "mask_row", property(mask_row)),
-    ):
+    with patch.object(graphs, "normalize", normalize):
         yield
 
 

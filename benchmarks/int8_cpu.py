@@ -10,7 +10,6 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 import zlib
 from collections.abc import Callable
 from importlib.metadata import version
@@ -19,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from turns import square_masks, take_turns
 
 from fsvit_edge import FewShotModel
-from fsvit_edge.calib import int8_cpu
+from fsvit_edge.calib import convert_cpu
 from fsvit_edge.calib.calibration import CALIBRATION_NAME, Calibration
-from fsvit_edge.calib.precision import PrecisionOptions, make_graph
+from fsvit_edge.calib.convert import make_graph
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
 from fsvit_edge.inspect.benchmark import MASK_COVER
@@ -91,9 +91,9 @@ def _report_speed(bundle: Bundle, repeats: int, threads: int) -> None:
         name: lambda model=model: model.predict(frame) for name, model in models.items()
     }
     title = f"{bundle.manifest.name} at {bundle.manifest.image_size} px"
-    _table(f"{title}: encoder (goal: 1.8 x)", _interleave(encoders, repeats))
+    _table(f"{title}: encoder (goal: 1.8 x)", take_turns(encoders, repeats))
     what = f"one frame, {WAYS} ways 1 shot, masks covering {MASK_COVER:.0%} (goal: 1.3 x)"
-    _table(f"{title}: {what}", _interleave(frames, repeats))
+    _table(f"{title}: {what}", take_turns(frames, repeats))
     labels = [model.predict(frame).label_map for model in models.values()]
     print(f"    INT8 label map equal to FP32: {np.mean(labels[0] == labels[2]):.2%} (random weights, one frame)")
 
@@ -108,10 +108,10 @@ def _report_accuracy(arguments: argparse.Namespace) -> None:
         "FP32 as exported": bundle.graphs["encoder"],
         "INT8 engines": _encoder(bundle, "int8", calibration),
     }
-    usual = int8_cpu.INT8_FROM_TOKENS
-    int8_cpu.INT8_FROM_TOKENS = 0
+    usual = convert_cpu.INT8_FROM_TOKENS
+    convert_cpu.INT8_FROM_TOKENS = 0
     graphs["INT8, attention by force"] = _encoder(bundle, "int8", calibration)
-    int8_cpu.INT8_FROM_TOKENS = usual
+    convert_cpu.INT8_FROM_TOKENS = usual
     print(f"{bundle.manifest.name} on {arguments.data.name}, {arguments.ways}-way 1-shot, {options.episodes} episodes")
     reference: dict[int, np.ndarray] = {}
     scores = None
@@ -136,7 +136,7 @@ def _report_accuracy(arguments: argparse.Namespace) -> None:
 
 def _encoder(bundle: Bundle, precision: str, calibration: Calibration) -> bytes:
     data = bundle.graphs["encoder"]
-    return make_graph(data, "encoder", precision, "onnxruntime", calibration, PrecisionOptions()).SerializeToString()
+    return make_graph(data, "encoder", precision, "onnxruntime", calibration).SerializeToString()
 
 
 def _model(bundle: Bundle, encoder: bytes, threads: int) -> FewShotModel:
@@ -147,11 +147,7 @@ def _model(bundle: Bundle, encoder: bytes, threads: int) -> FewShotModel:
 
 def _enroll(model: FewShotModel) -> None:
     size = model.manifest.image_size
-    edge = round(size * MASK_COVER**0.5)
-    for way in range(WAYS):
-        start = way * (size - edge) // WAYS
-        mask = np.zeros((size, size), np.bool_)
-        mask[start : start + edge, start : start + edge] = True
+    for way, mask in enumerate(square_masks(size, WAYS)):
         image = demo_supports()[way % len(demo_supports())].image
         model.enroll(f"class {way}", [resize_image(image, size)], [mask])
 
@@ -174,17 +170,6 @@ def _scaled(name: str, parameter: nn.Parameter, values: torch.Tensor) -> torch.T
     if parameter.ndim > 1:
         return values / parameter[0].numel() ** 0.5
     return 1 + 0.1 * values if leaf == "weight" else 0.05 * values
-
-
-def _interleave(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function()
-            if repeat:
-                times[name].append(time.perf_counter() - started)
-    return times
 
 
 def _table(title: str, times: dict[str, list[float]]) -> None:

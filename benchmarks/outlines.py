@@ -28,13 +28,13 @@ import numpy.typing as npt
 
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.evaluation import cache_example
-from fsvit_edge.learn.examples import IGNORE, Example, ExampleList, FewShotData, check_size, read_stored_mask
+from fsvit_edge.learn.examples import IGNORE, Example, FewShotData, check_size, read_stored_mask
 from fsvit_edge.learn.metrics import count_pixels
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import AccuracyGateError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.pictures import by_stem, pictures_in, read_image
+from fsvit_edge.runtime.pictures import by_stem, pictures_in
 from fsvit_edge.runtime.predictor import FewShotModel
 
 _ANY_SCORE = 1e-6
@@ -52,13 +52,7 @@ VOID = "void"
 
 @dataclass(frozen=True)
 class Question:
-    """A class with its support and its queries.
-
-    Attributes:
-        label: The class.
-        support: Index of the support in the examples.
-        queries: Indices of the queries in the examples; each shows the class.
-    """
+    """A class with its support and its queries, which are indices of examples that show it."""
 
     label: int
     support: int
@@ -67,17 +61,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Fit:
-    """How well the outlines of one class fit, with one kind of support.
+    """How well the outlines of one class fit, with one kind of support."""
 
-    Attributes:
-        plain: IoU in percent of plain outlines (CST alone).
-        sharp: IoU in percent of sharp outlines; None if the bundle predicts no objectness.
-        weight: Weight that the support gives to objectness.
-    """
-
-    plain: float
-    sharp: float | None
-    weight: float
+    plain: float  # IoU in percent of plain outlines (CST alone)
+    sharp: float | None  # IoU in percent of sharp outlines; None if the bundle predicts no objectness
+    weight: float  # weight that the support gives to objectness
 
     @property
     def change(self) -> float:
@@ -87,17 +75,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class ClassFit:
-    """The results of one class.
-
-    Attributes:
-        name: The class.
-        masked: Result of a support with its mask.
-        named: Result of the same support with the class name only.
-    """
+    """The results of one class."""
 
     name: str
-    masked: Fit
-    named: Fit
+    masked: Fit  # of a support with its mask
+    named: Fit  # of the same support with the class name only
 
 
 def main() -> None:
@@ -141,19 +123,7 @@ def kinds_of(model: FewShotModel) -> tuple[str, ...]:
 
 
 def measure(model: FewShotModel, data: FewShotData, questions: Sequence[Question]) -> list[ClassFit]:
-    """Segment all queries; the encoder sees each query once, for all classes.
-
-    Args:
-        model: The network; its enrolled classes stay unchanged.
-        data: The data set.
-        questions: At least one question, one per class.
-
-    Returns:
-        The result of each class, in the order of the questions.
-
-    Raises:
-        InputError: A picture or a mask cannot be used.
-    """
+    """Return the result of each question; the encoder sees each query once, for all classes."""
     supports = [[_plain_and_sharp(model, data, one.support, masks) for masks in (True, False)] for one in questions]
     banks = [[_bank(model, support) for both in of_class for support in both] for of_class in supports]
     model.set_level_for_all(_ANY_SCORE)
@@ -204,11 +174,7 @@ def _bank(model: FewShotModel, support: CachedSupport) -> SupportBank:
 
 
 def open_folder(root: Path) -> tuple[FewShotData, list[Question]]:
-    """Open a folder of classes; leave out classes with fewer than two usable pictures.
-
-    Raises:
-        InputError: The folder cannot be used.
-    """
+    """Open a folder of classes; leave out classes with fewer than two usable pictures."""
     data = open_data("folder", root, None, None, "test")
     questions = []
     for label in data.class_names:
@@ -223,16 +189,8 @@ def open_folder(root: Path) -> tuple[FewShotData, list[Question]]:
     return data, questions
 
 
-class LabeledSequence(ExampleList):
-    """Pictures with one label map each; see the module.
-
-    Args:
-        root: Folder with `images/` and `labels/`; `labels.txt` is in it or in the folder above.
-        names: Names of the labels to use; empty uses all except void.
-
-    Raises:
-        InputError: Something is missing or damaged, a name is unknown, or no label is left.
-    """
+class LabeledSequence(FewShotData):
+    """Pictures with one label map each; see the module. Without names of labels, all except void are used."""
 
     def __init__(self, root: Path, names: Sequence[str] = ()) -> None:
         known = _read_names(root)
@@ -258,19 +216,6 @@ class LabeledSequence(ExampleList):
             )
         super().__init__({label: wanted[label] for label in shown}, [one for found in shown.values() for one in found])
 
-    @property
-    def lists_every_class(self) -> bool:
-        """False: labels that cover too little of a picture are left out."""
-        return False
-
-    def read_image(self, index: int) -> npt.NDArray[np.uint8]:
-        """Return (H, W, 3) uint8 RGB."""
-        return read_image(self.examples[index].image)
-
-    def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
-        """Return (H, W) uint8: 1 on the example's own label, 0 elsewhere, `IGNORE` where unknown."""
-        return self.read_truth(index, (self.examples[index].label,))
-
     def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Return (H, W) uint8: i + 1 on labels[i], 0 elsewhere, `IGNORE` where unknown."""
         example = self.examples[index]
@@ -283,11 +228,7 @@ class LabeledSequence(ExampleList):
 
 
 def open_sequence(root: Path, names: Sequence[str] = ()) -> tuple[LabeledSequence, list[Question]]:
-    """Open a labeled sequence.
-
-    Raises:
-        InputError: The sequence cannot be used.
-    """
+    """Open a labeled sequence."""
     data = LabeledSequence(root, names)
     questions = []
     for label in data.class_names:
@@ -354,15 +295,7 @@ def _cells(fits: Sequence[Fit]) -> list[str]:
 
 
 def check_losses(found: Sequence[tuple[str, Sequence[ClassFit]]], max_loss: float) -> None:
-    """Check that no class with a support mask loses too much from plain to sharp outlines.
-
-    Args:
-        found: Name and results of each data set.
-        max_loss: Percentage points of IoU that a class may lose.
-
-    Raises:
-        AccuracyGateError: A class loses more; the message names each of them.
-    """
+    """Check that no class with a support mask loses more than `max_loss` points from plain to sharp outlines."""
     # Not `change < -max_loss`, which is False for NaN.
     lost = [
         f"{fit.name} of {name} {fit.masked.change:+.1f}"

@@ -21,8 +21,7 @@ import numpy as np
 
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.metrics import Score
-from fsvit_edge.learn.scene_metrics import SceneTally, hits_and_false_alarms
-from fsvit_edge.learn.scenes import SceneOptions, SceneResult, evaluate_scenes
+from fsvit_edge.learn.scenes import SceneOptions, SceneResult, SceneTally, evaluate_scenes, hits_and_false_alarms
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.predictor import FewShotModel

@@ -56,12 +56,7 @@ _TEACH_BATCH = 32
 
 
 class Teacher(nn.Module):
-    """EfficientNet-Lite2, cut at the end of the student's stem.
-
-    Args:
-        weights: File with its weights (.pth or .safetensors); None downloads them from timm's hub.
-        dim: Width of the student.
-    """
+    """EfficientNet-Lite2, cut at the end of the student's stem; without a file of weights, they are downloaded."""
 
     def __init__(self, weights: Path | None, dim: int) -> None:
         super().__init__()
@@ -72,9 +67,8 @@ class Teacher(nn.Module):
             trunk.load_state_dict(dict(zip(trunk.state_dict(), read(weights).values(), strict=True)))
         self.stem = ConvolutionalStem(dim)
         fine, coarse, late = trunk_stages(trunk)
-        for part, published in zip(
-            (self.stem.fine, self.stem.coarse, *self.stem.late), (fine, coarse, *late), strict=True
-        ):
+        parts = (self.stem.fine, self.stem.coarse, *self.stem.late)
+        for part, published in zip(parts, (fine, coarse, *late), strict=True):
             part.load_state_dict(published.state_dict())
         self.last = nn.Sequential(trunk.get_submodule("conv_head"), trunk.get_submodule("bn2"))
         classifier = trunk.get_submodule("classifier")
@@ -104,11 +98,7 @@ def half_whitened(features: Tensor, widths: tuple[int, ...], dim: int) -> tuple[
 
     Stages are first scaled to the same deviation. Directions are divided by the root of their deviation, so that the
     first one does not dominate the cosines, and rotated randomly, so that each of the student's heads gets a share.
-
-    Args:
-        features: (n, channels) features.
-        widths: Channels of each stage.
-        dim: Number of directions to keep.
+    `features` are (n, channels), `widths` the channels of each stage.
     """
     scale = torch.cat([(1 / stage.std()).expand(stage.shape[1]) for stage in features.split(widths, dim=1)])
     centered = (features * scale).double()
@@ -204,11 +194,7 @@ def untrained() -> Encoder:
 
 
 class Batches:
-    """Random images and mosaics with the teacher's features.
-
-    Args:
-        targets: Folder written by `teach`.
-    """
+    """Random images and mosaics with the teacher's features, from the folder written by `teach`."""
 
     def __init__(self, targets: Path) -> None:
         self.tokens, self.mosaics, self.features, self.activation = (
@@ -348,27 +334,22 @@ def write_masks(targets: Path, labels: Path, output: Path, options: argparse.Nam
         written[label] += 1
 
     for start in range(0, len(pictures), 4):
-        members = range(start, start + 4)
-        large = F.interpolate(
-            torch.from_numpy(activation[start : start + 4].astype(np.float32))[:, None], size=64, mode="bilinear"
-        )
-        masks = (large[:, 0] > FOREGROUND_ACTIVATION).numpy()
+        group, four = torch.tensor(pictures[start : start + 4]), classes[start : start + 4].tolist()
+        maps = torch.from_numpy(activation[start : start + 4].astype(np.float32))[:, None]
+        masks = F.interpolate(maps, size=64, mode="bilinear")[:, 0] > FOREGROUND_ACTIVATION
         usable = [
-            0.05 < mask.mean() < 0.8 and classes[i] in written and written[classes[i]] < options.each
-            for i, mask in zip(members, masks, strict=True)
+            place
+            for place, (label, mask) in enumerate(zip(four, masks.numpy(), strict=True))
+            if 0.05 < mask.mean() < 0.8 and label in written and written[label] < options.each
         ]
-        four = [int(classes[i]) for i in members]
-        if start % 16 and len(set(four)) == 4:
-            whole = mosaic(torch.tensor(pictures[start : start + 4]))[0].numpy()
-            for place in range(4):
-                if usable[place]:
-                    alone = np.zeros((4, 64, 64), np.bool_)
-                    alone[place] = masks[place]
-                    write(f"{start}", four[place], whole, mosaic(torch.from_numpy(alone))[0].numpy())
-        else:
-            for place in range(4):
-                if usable[place]:
-                    write(f"{start + place}", four[place], np.array(pictures[start + place]), masks[place])
+        is_mosaic = start % 16 > 0 and len(set(four)) == 4
+        for place in usable:
+            if is_mosaic:
+                alone = torch.zeros_like(masks)
+                alone[place] = masks[place]
+                write(f"{start}", four[place], mosaic(group)[0].numpy(), mosaic(alone)[0].numpy())
+            else:
+                write(f"{start + place}", four[place], group[place].numpy(), masks[place].numpy())
 
 
 def _larger(maps: Tensor) -> Tensor:

@@ -30,11 +30,7 @@ LONG_SIDE = 384
 
 
 class Saliency:
-    """U2-Net, or its small version, as ONNX.
-
-    Args:
-        path: The ONNX file: (1, 3, 320, 320) -> (1, 1, 320, 320) in [0, 1].
-    """
+    """U2-Net, or its small version, as ONNX: (1, 3, 320, 320) -> (1, 1, 320, 320) in [0, 1]."""
 
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -61,11 +57,7 @@ def is_clear(saliency: Map) -> bool:
 
 
 def pasted(rng: np.random.Generator, thing: Picture, saliency: Map, scene: Picture) -> tuple[Picture, Picture]:
-    """Paste an object onto a scene with random size, place, mirroring and light.
-
-    Returns:
-        The picture, and its mask of 0 and 255 as an RGB picture.
-    """
+    """Paste an object onto a scene with random size, place, mirroring and light; masks are RGB, of 0 and 255."""
     rows, columns = (np.flatnonzero((saliency > 0.5).any(axis=axis)) for axis in (1, 0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     cut, alpha = thing[box], np.clip(2 * saliency[box] - 0.5, 0, 1)

@@ -10,7 +10,7 @@ import onnxruntime
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest, read_manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_name, write_engines
+from fsvit_edge.runtime.engines.files import EngineRecord, engine_name, write_engines
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.machine import Machine
 
@@ -50,7 +50,7 @@ def record(
         "outputs": with_batch_one(info.outputs) if is_plan else info.outputs,
         "profile": {"image": {"min": [1], "opt": [1], "max": [1]}} if is_plan else {},
         "limits": {"ways": 10, "supports": 50} if is_plan and graph == "head" else {},
-        "machine": MACHINE.to_dict(),
+        "machine": MACHINE,
         "targets": targets,
         "calibration": {"method": "minmax", "pictures": 64} if precision == "int8" else None,
         "verification": {"outputs": {"tokens": {"cosine": 0.99}}, "pictures": 12, "label_agreement": 0.998},

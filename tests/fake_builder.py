@@ -8,8 +8,9 @@ from __future__ import annotations
 import enum
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
@@ -25,8 +26,7 @@ Name: wait_1, LayerType: wait, Inputs: []
 """
 
 
-class Severity(enum.IntEnum):
-    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
 
 
 class ILogger:
@@ -41,13 +41,14 @@ class IProgressMonitor:
         pass
 
 
-class DataType(enum.Enum):
-    FLOAT, HALF, UINT8 = range(3)
+DataType = enum.Enum("DataType", "FLOAT HALF UINT8")
 
 
+@dataclass
 class Tensor:
-    def __init__(self, name: str, shape: tuple[int, ...], dtype: DataType) -> None:
-        self.name, self.shape, self.dtype = name, shape, dtype
+    name: str
+    shape: tuple[int, ...]
+    dtype: DataType
 
 
 class Network:
@@ -85,9 +86,9 @@ class Profile:
         self.shapes[name] = shapes
 
 
+@dataclass
 class TimingCache:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
+    data: bytes
 
     def serialize(self) -> bytes:
         return self.data + b"+"
@@ -169,30 +170,18 @@ class Parser:
 
     def __init__(self, network: Network, _: Any) -> None:
         self._network = network
-        self.errors: list[Any] = []
+        self.num_errors = 0
 
     def parse(self, graph: bytes) -> bool:
-        if graph == b"graph":
-            return True
         try:
-            described = onnx.load_from_string(graph).graph
+            if graph != b"graph":
+                self._network.take(onnx.load_from_string(graph).graph)
         except DecodeError:
-            self.errors.append(ParserError())
-            return False
-        self._network.take(described)
-        return True
+            self.num_errors += 1
+        return self.num_errors == 0
 
-    @property
-    def num_errors(self) -> int:
-        return len(self.errors)
-
-    def get_error(self, index: int) -> Any:
-        return self.errors[index]
-
-
-class ParserError:
-    def desc(self) -> str:
-        return "Assertion failed:\n  the ONNX model cannot be parsed."
+    def get_error(self, _: int) -> Any:
+        return SimpleNamespace(desc=lambda: "Assertion failed:\n  the ONNX model cannot be parsed.")
 
 
 class Engine:
@@ -204,35 +193,29 @@ class Engine:
         return LAYERS
 
 
+@dataclass
 class Runtime:
-    def __init__(self, fake: FakeTensorRT, logger: Any) -> None:
-        self._fake, self._logger = fake, logger
+    logger: Any
 
     def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
         if plan.startswith(b"plan of"):
             return Engine()
-        self._logger.log(
-            Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 1: (magic tag In f at /x/y.cpp:4)"
-        )
+        self.logger.log(Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 1: (magic tag In f at /x/y.cpp:4)")
         return None
 
 
+@dataclass
 class Flag:
     """An enum member as pybind makes it, which must be converted to int."""
 
-    def __init__(self, value: int) -> None:
-        self._value = value
+    value: int
 
     def __int__(self) -> int:
-        return self._value
+        return self.value
 
 
 class FakeTensorRT(ModuleType):
-    """A module `tensorrt`.
-
-    Args:
-        version: 10.x has weak and strong typing, and flags for them; 11.x has only strong typing.
-    """
+    """A module `tensorrt`: 10.x has weak and strong typing, and flags for them; 11.x has only strong typing."""
 
     def __init__(self, version: str) -> None:
         super().__init__("tensorrt")
@@ -248,17 +231,12 @@ class FakeTensorRT(ModuleType):
         self.at_step: Callable[[int], object] = lambda _: None
         self.ILogger, self.IProgressMonitor, self.OnnxParser = ILogger, IProgressMonitor, Parser
         self.Builder = lambda logger: Builder(self, logger)
-        self.Runtime = lambda logger: Runtime(self, logger)
-        self.NetworkDefinitionCreationFlag = ModuleType("flags")
-        self.NetworkDefinitionCreationFlag.STRONGLY_TYPED = Flag(self.strongly_typed)
-        self.ProfilingVerbosity = ModuleType("verbosity")
-        self.ProfilingVerbosity.DETAILED = "detailed"
-        self.MemoryPoolType = ModuleType("pools")
-        self.MemoryPoolType.WORKSPACE = "workspace"
-        self.LayerInformationFormat = ModuleType("formats")
-        self.LayerInformationFormat.ONELINE = "oneline"
-        self.BuilderFlag = ModuleType("builder flags")
-        self.BuilderFlag.TF32 = Flag(4)
+        self.Runtime = Runtime
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=Flag(self.strongly_typed))
+        self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
+        self.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
+        self.LayerInformationFormat = SimpleNamespace(ONELINE="oneline")
+        self.BuilderFlag = SimpleNamespace(TF32=Flag(4))
         if is_old:
             self.NetworkDefinitionCreationFlag.EXPLICIT_BATCH = Flag(0)
             self.BuilderFlag.FP16, self.BuilderFlag.INT8 = Flag(0), Flag(1)

@@ -21,14 +21,12 @@ class Status(enum.IntEnum):
     cudaErrorStreamCaptureUnsupported = 900
 
 
-class Kind(enum.IntEnum):
-    cudaMemcpyHostToDevice = 1
-    cudaMemcpyDeviceToHost = 2
+Kind = enum.IntEnum("Kind", "cudaMemcpyHostToDevice cudaMemcpyDeviceToHost")
+Mode = enum.IntEnum("Mode", "cudaStreamCaptureModeThreadLocal cudaStreamCaptureModeRelaxed")
 
 
-class Mode(enum.IntEnum):
-    cudaStreamCaptureModeGlobal = 0
-    cudaStreamCaptureModeThreadLocal = 1
+ON_STREAM = ("cudaStreamDestroy", "cudaStreamSynchronize", "cudaMemcpyAsync", "cudaStreamEndCapture", "cudaGraphLaunch")
+"""Functions whose last argument is the stream."""
 
 
 class FakeRuntime(ModuleType):
@@ -58,6 +56,8 @@ class FakeRuntime(ModuleType):
 
         def function(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append(name)
+            if name in ON_STREAM:
+                assert arguments[-1] == self.STREAM
             failed = self.fail.get(name)
             if failed is not None:
                 if name == "cudaStreamEndCapture":
@@ -93,11 +93,9 @@ class FakeRuntime(ModuleType):
         return (self.STREAM,)
 
     def do_cudaStreamDestroy(self, stream: int) -> None:
-        assert stream == self.STREAM
         self.open["stream"] -= 1
 
     def do_cudaStreamSynchronize(self, stream: int) -> None:
-        assert stream == self.STREAM
         assert self.capturing is None
 
     def do_cudaMalloc(self, nbytes: int) -> tuple[int]:
@@ -112,12 +110,10 @@ class FakeRuntime(ModuleType):
         assert flags == self.cudaHostAllocDefault
         return self.do_cudaMalloc(nbytes)
 
-    def do_cudaFreeHost(self, address: int) -> None:
-        del self.memory[address]
+    do_cudaFreeHost = do_cudaFree
 
     def do_cudaMemcpyAsync(self, to: int, source: int, nbytes: int, kind: Kind, stream: int) -> None:
         assert isinstance(kind, Kind)
-        assert stream == self.STREAM
         ctypes.memmove(to, source, nbytes)
 
     def do_cudaMemGetInfo(self) -> tuple[int, int]:
@@ -145,7 +141,6 @@ class FakeRuntime(ModuleType):
         self.open["graph"] -= 1
 
     def do_cudaGraphLaunch(self, executable: int, stream: int) -> None:
-        assert stream == self.STREAM
         for kernel in self.graphs[executable]:
             kernel()
 
@@ -156,14 +151,11 @@ class FakeRuntime(ModuleType):
 class FakePycuda(ModuleType):
     """`pycuda.driver`; every function fails unless the primary context is current."""
 
-    class Error(Exception):
-        pass
+    class Error(Exception): ...
 
-    class MemoryError(Error):  # noqa: A001 - pycuda's name
-        pass
+    class MemoryError(Error): ...  # noqa: A001 - pycuda's name
 
-    class LogicError(Error):
-        pass
+    class LogicError(Error): ...
 
     def __init__(self) -> None:
         super().__init__("pycuda.driver")
@@ -174,27 +166,24 @@ class FakePycuda(ModuleType):
         self.pinned = 0
         outer = self
 
-        class Context:
+        class Device:
+            """The first GPU; its primary context is this object, too."""
+
+            def __init__(self, index: int) -> None:
+                assert index == 0
+
+            def retain_primary_context(self) -> "Device":
+                outer.retained += 1
+                return self
+
             def push(self) -> None:
                 outer.current += 1
 
-            @staticmethod
-            def pop() -> None:
+            def pop(self) -> None:
                 outer.current -= 1
 
             def detach(self) -> None:
                 outer.retained -= 1
-
-        class Device:
-            def __init__(self, index: int) -> None:
-                assert index == 0
-
-            def retain_primary_context(self) -> Context:
-                outer.retained += 1
-                return Context()
-
-            def make_context(self) -> None:
-                raise AssertionError("a second context")
 
         class Stream:
             handle = FakeRuntime.STREAM
@@ -268,8 +257,8 @@ def install_runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
     bindings.runtime = runtime  # type: ignore[attr-defined]  # a module of our making
     package = ModuleType("cuda")
     package.bindings = bindings  # type: ignore[attr-defined]  # see above
-    for name, module in (("cuda", package), ("cuda.bindings", bindings), ("cuda.bindings.runtime", runtime)):
-        monkeypatch.setitem(sys.modules, name, module)
+    for module in (package, bindings, runtime):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return runtime
 
 

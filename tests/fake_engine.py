@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 
-from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed
+from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed
 
 
 @dataclass
@@ -32,7 +31,7 @@ class HostTensor:
         return self.array
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Runs a function and counts the calls.
 
     Args:
@@ -82,13 +81,3 @@ class FakeEngine:
     def close(self) -> None:
         """Note that it was closed."""
         self.closed = True
-
-    def __enter__(self) -> "FakeEngine":
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fsvit_edge.runtime.engines.memory.base import Bytes, CapturedGraph, DeviceMemory, device_failure
+from fsvit_edge.runtime.engines.gpu_memory import Bytes, CapturedGraph, DeviceMemory, device_failure
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 _ALIGNMENT = 256
@@ -14,44 +14,20 @@ class FakeMemory(DeviceMemory):
     """`DeviceMemory` on the host. A kernel is a function, given to `submit`.
 
     It refuses what would crash a GPU: a freed address, a copy or an allocation during a capture.
-
-    Args:
-        total_bytes: Size of the pretended device.
-        can_capture: False for a package without graphs.
-
-    Attributes:
-        total_bytes: Size of the pretended device.
-        lost: Why the device is lost, as the error at the next wait; "" if it works.
-        bytes_up: Bytes copied from the host to the device so far.
-        bytes_down: Bytes copied from the device to the host so far.
-        allocated_bytes: Bytes in use now.
-        allocations: Allocations so far.
-        captures: Graphs recorded so far.
-        launches: Graphs launched so far.
-        is_closed: Whether it was closed.
     """
 
     name = "fake"
+    stream = 0x57EA
 
     def __init__(self, total_bytes: int = 2**30, can_capture: bool = True) -> None:
         super().__init__()
-        self.total_bytes = total_bytes
-        self.lost = ""
+        self.total_bytes = total_bytes  # of the pretended device
+        self.lost = ""  # why the device is lost, as the error at the next wait
         self._can_capture = can_capture
         self._arrays: dict[int, Bytes] = {}
         self._recording: list[Callable[[], None]] | None = None
-        self.bytes_up = 0
-        self.bytes_down = 0
-        self.allocated_bytes = 0
-        self.allocations = 0
-        self.captures = 0
-        self.launches = 0
-        self.is_closed = False
-
-    @property
-    def stream(self) -> int:
-        """A number that is not the handle of any stream."""
-        return 0x57EA
+        # So far, or in use now.
+        self.bytes_up = self.bytes_down = self.allocated_bytes = self.captures = self.launches = 0
 
     @property
     def is_capturing(self) -> bool:
@@ -100,7 +76,6 @@ class FakeMemory(DeviceMemory):
         array = whole[offset : offset + nbytes]
         self._arrays[array.ctypes.data] = array
         self.allocated_bytes += nbytes
-        self.allocations += 1
         return array.ctypes.data
 
     def _release(self, address: int) -> None:
@@ -128,7 +103,7 @@ class FakeMemory(DeviceMemory):
             raise device_failure("cudaStreamSynchronize", self.lost)
 
     def _shut_down(self) -> None:
-        self.is_closed = True
+        pass
 
     def _at(self, address: int, nbytes: int) -> Bytes:
         """Bytes at an address that may lie within an allocation."""

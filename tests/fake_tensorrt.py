@@ -5,16 +5,17 @@
 import enum
 import json
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from engine_records import MANIFEST, record
 from fake_memory import FakeMemory
 
-from fsvit_edge.runtime.bundle import Bundle
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.store.files import EngineRecord
+from fsvit_edge.runtime.engines.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT
 
 FROM_HALF = ("tokens", "norms", "class_token", "class_query", "image_keys", "kept", "pooled")
@@ -23,84 +24,36 @@ HEADER_SIZE = 64
 SCRATCH_PER_SUPPORT = 1000
 
 
-class TensorIOMode(enum.Enum):
-    NONE = 0
-    INPUT = 1
-    OUTPUT = 2
+TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
+DataType = enum.Enum("DataType", "FLOAT HALF UINT8")
+Severity = enum.Enum("Severity", "ERROR WARNING")
+ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", "STATIC USER_MANAGED")
+CudaGraphStrategy = enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
+EngineValidity = enum.Enum("EngineValidity", "VALID SUBOPTIMAL INVALID")
+EngineInvalidityDiagnostics = enum.IntFlag(
+    "EngineInvalidityDiagnostics",
+    "VERSION_MISMATCH UNSUPPORTED_CC OLD_CUDA_DRIVER OLD_CUDA_RUNTIME INSUFFICIENT_GPU_MEMORY MALFORMED_ENGINE "
+    "CUDA_ERROR NEW_IN_NEXT_VERSION",
+)
 
 
-class DataType(enum.Enum):
-    FLOAT = 0
-    HALF = 1
-    UINT8 = 5
-
-
-class Severity(enum.Enum):
-    ERROR = 1
-    WARNING = 2
-
-
-class ExecutionContextAllocationStrategy(enum.Enum):
-    STATIC = 0
-    USER_MANAGED = 2
-
-
-class CudaGraphStrategy(enum.Enum):
-    DISABLED = 0
-    WHOLE_GRAPH_CAPTURE = 1
-
-
-class EngineValidity(enum.Enum):
-    VALID = 0
-    SUBOPTIMAL = 1
-    INVALID = 2
-
-
-class EngineInvalidityDiagnostics(enum.IntEnum):
-    VERSION_MISMATCH = 1
-    UNSUPPORTED_CC = 2
-    OLD_CUDA_DRIVER = 4
-    OLD_CUDA_RUNTIME = 8
-    INSUFFICIENT_GPU_MEMORY = 16
-    MALFORMED_ENGINE = 32
-    CUDA_ERROR = 64
-    NEW_IN_NEXT_VERSION = 128
-
-
-class ILogger:
-    def __init__(self) -> None:
-        pass
+class ILogger: ...
 
 
 class FakeTensorRT:
-    """The module `tensorrt` or `tensorrt_rtx`.
+    """The module `tensorrt` or `tensorrt_rtx`; addresses belong to `memory`, on which kernels run."""
 
-    Args:
-        memory: The memory that addresses belong to and kernels run on.
-
-    Attributes:
-        fail: Methods that fail, with what they return: None, False, or the result of a function.
-        log: The error that is logged before such a failure.
-        calls: The recorded calls, in order.
-        contexts: The contexts created so far.
-        compiled: Kernels compiled so far: one for each context that found none in its cache (RTX).
-    """
-
-    TensorIOMode = TensorIOMode
-    DataType = DataType
-    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
-    CudaGraphStrategy = CudaGraphStrategy
-    EngineValidity = EngineValidity
-    EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
-    ILogger = ILogger
+    TensorIOMode, DataType, ILogger = TensorIOMode, DataType, ILogger
+    ExecutionContextAllocationStrategy, CudaGraphStrategy = ExecutionContextAllocationStrategy, CudaGraphStrategy
+    EngineValidity, EngineInvalidityDiagnostics = EngineValidity, EngineInvalidityDiagnostics
 
     def __init__(self, memory: FakeMemory) -> None:
         self.memory = memory
-        self.fail: dict[str, Any] = {}
-        self.log = ""
+        self.fail: dict[str, Any] = {}  # methods that fail, with what they return: None, False or 0
+        self.log = ""  # the error that is logged before such a failure
         self.calls: list[str] = []
         self.contexts: list[Context] = []
-        self.compiled = 0
+        self.compiled = 0  # kernels: one for each context that found none in its cache (RTX)
         self.logger: Any = None
         self.validity: tuple[EngineValidity, int] = (EngineValidity.VALID, 0)
         self.driver = "580.1"
@@ -114,16 +67,14 @@ class FakeTensorRT:
         if method in self.fail:
             if self.log:
                 self.logger.log(Severity.ERROR, self.log)
-            wrong = self.fail[method]
-            return wrong() if callable(wrong) else wrong
+            return self.fail[method]
         return right()
 
 
+@dataclass
 class Runtime:
+    trt: FakeTensorRT
     engine_header_size = HEADER_SIZE
-
-    def __init__(self, trt: FakeTensorRT) -> None:
-        self.trt = trt
 
     def deserialize_cuda_engine(self, plan: bytes) -> Any:
         return self.trt.answer("deserialize_cuda_engine", lambda: Engine(self.trt, plan))
@@ -182,12 +133,12 @@ class Engine:
         return RuntimeConfig(self.trt)
 
 
+@dataclass
 class RuntimeConfig:
-    def __init__(self, trt: FakeTensorRT) -> None:
-        self.trt = trt
-        self.allocation: Any = None
-        self.cuda_graph_strategy: Any = None
-        self.cache: RuntimeCache | None = None
+    trt: FakeTensorRT
+    allocation: Any = None
+    cuda_graph_strategy: Any = None
+    cache: "RuntimeCache | None" = None
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.allocation = strategy
@@ -195,17 +146,16 @@ class RuntimeConfig:
     def create_runtime_cache(self) -> "RuntimeCache":
         return RuntimeCache(self.trt)
 
-    def set_runtime_cache(self, cache: "RuntimeCache") -> bool:
+    def set_runtime_cache(self, cache: "RuntimeCache") -> None:
         self.cache = cache
-        return True
 
 
+@dataclass
 class RuntimeCache:
     """Its kernels are valid only for the driver that they were compiled with."""
 
-    def __init__(self, trt: FakeTensorRT) -> None:
-        self.trt = trt
-        self.kernels = b""
+    trt: FakeTensorRT
+    kernels: bytes = b""
 
     def deserialize(self, blob: bytes) -> bool:
         driver, _, kernels = blob.partition(b"|")
@@ -230,7 +180,6 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.scratch = (0, 0)
         self.is_new = True
-        self.runs = 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> Any:
         def right() -> bool:
@@ -267,11 +216,8 @@ class Context:
         self.scratch = (address, nbytes)
 
     def set_tensor_address(self, name: str, address: int) -> Any:
-        def right() -> bool:
-            self.addresses[name] = address
-            return True
-
-        return self.trt.answer("set_tensor_address", right)
+        self.addresses[name] = address
+        return self.trt.answer("set_tensor_address", lambda: True)
 
     def execute_async_v3(self, stream_handle: int) -> Any:
         return self.trt.answer("execute_async_v3", lambda: self._execute(stream_handle))
@@ -287,7 +233,6 @@ class Context:
         sizes = self.sizes()
 
         def kernel() -> None:
-            self.runs += 1
             self.memory.view(*scratch)[:] = 0xEE
             feed = {}
             for mode, spec in self.engine.tensors:
@@ -310,26 +255,23 @@ class Context:
 
 
 def make_plan(
-    bundle: Path, graph: str, precision: str = "fp32", limits: dict[str, int] | None = None, backend: str = "tensorrt"
+    graph: str, precision: str = "fp32", limits: dict[str, int] | None = None, backend: str = "tensorrt"
 ) -> tuple[bytes, EngineRecord]:
-    """A plan of a bundle's graph that the fake understands, and its sidecar."""
-    loaded = Bundle.load(bundle)
-    manifest, info = loaded.manifest, loaded.manifest.graphs[graph]
+    """A plan of the bundled model's graph that the fake understands, and its sidecar."""
+    info = MANIFEST.graphs[graph]
 
     def as_built(spec: TensorSpec) -> TensorSpec:
         is_half = precision != "fp32" and spec.name in FROM_HALF
         shape = tuple(1 if size == "batch" else size for size in spec.shape)
         return TensorSpec(spec.name, shape, "float16" if is_half else spec.dtype)
 
-    inputs, outputs = tuple(map(as_built, info.inputs)), tuple(as_built(spec) for spec in info.outputs)
-    if graph == "encoder":
-        outputs = tuple(TensorSpec(spec.name, (1, *spec.shape[1:]), spec.dtype) for spec in outputs)
-    elif outputs[0].shape != ("ways",):  # the exporter may name the outputs' size otherwise
-        outputs = tuple(TensorSpec(spec.name, ("ways", *spec.shape[1:]), spec.dtype) for spec in outputs)
+    inputs, outputs = tuple(map(as_built, info.inputs)), tuple(map(as_built, info.outputs))
+    first = 1 if graph == "encoder" else "ways"  # the exporter may name the outputs' size otherwise
+    outputs = tuple(replace(spec, shape=(first, *spec.shape[1:])) for spec in outputs)
     if limits is None:
         limits = {"ways": 10, "supports": 50, "kept_tokens": 145} if graph == "head" else {}
     content = {
-        "onnx": str(bundle / info.file),
+        "onnx": str(DEFAULT_BUNDLE / info.file),
         "limits": limits,
         "tensors": [
             (mode, spec.name, spec.shape, spec.dtype)
@@ -338,39 +280,20 @@ def make_plan(
         ],
     }
     plan = b"fake plan".ljust(HEADER_SIZE, b"\0") + json.dumps(content).encode()
-    record = EngineRecord(
-        format_version=1,
-        graph=graph,
-        backend=backend,
+    built = record(
+        graph,
+        backend,
+        precision,
         backend_version="10.3.0",
-        precision=precision,
         file=f"{graph}.fake.{precision}.engine",
         sha256="0123456789abcdef" * 4,
         size_bytes=len(plan),
-        bundle_name=manifest.name,
-        backbone=manifest.backbone,
-        head=manifest.head,
-        image_size=manifest.image_size,
-        onnx_sha256=info.sha256,
-        opset=manifest.opset,
-        preprocessing=manifest.preprocessing,
         inputs=inputs,
         outputs=outputs,
-        profile={},
         limits=limits,
-        machine={},
-        targets=(),
-        calibration=None,
-        verification={},
-        int8_gemms=0,
-        gemms=0,
         latency_ms=None,
-        fp32_latency_ms=None,
-        built_by="a test",
-        built_at="2026-11-25T00:00:00Z",
-        build_s=0.0,
     )
-    return plan, record
+    return plan, built
 
 
 def api_of(trt: FakeTensorRT, backend: str = "tensorrt") -> TensorRT:

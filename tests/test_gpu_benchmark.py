@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fsvit_edge.runtime.engines.memory import choose as device_memory
+from fsvit_edge.runtime.engines import cuda_packages
 from fsvit_edge.runtime.gpu import Gpu
 
 GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
@@ -84,7 +84,7 @@ def test_a_part_that_fails_says_why_and_the_others_go_on(
 def test_a_backend_that_is_not_here_is_a_line_with_its_reason(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_memory, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(cuda_packages, "find_gpu", lambda: GPU)
     for name in ("pycuda", "pycuda.driver", "cuda", "cuda.bindings", "cuda.bindings.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
     rows = list(benchmark.memory_rows(benchmark.STAND_IN, GPU))

@@ -129,12 +129,12 @@ def test_the_device_needs_nothing_of_the_workstation_and_nothing_of_the_command_
 BUILD_ENGINES = """
 import sys
 from pathlib import Path
-from fsvit_edge.export import agreement, build, candidate
+from fsvit_edge.export import build, measure
 from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.job import BuildOptions
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-candidate.TIMED_S = 0.05
-build.demo_pictures = lambda: agreement.demo_pictures(4)
+measure.TIMED_S = 0.05
+build.demo_pictures = lambda: measure.demo_pictures(4)
 on_cpu, on_gpu = BuildOptions("onnxruntime", "fp32"), BuildOptions("tensorrt-rtx", targets=("sm86",))
 for options in (on_cpu, on_gpu):
     result = build_engines(DEFAULT_BUNDLE, options)
@@ -281,7 +281,7 @@ def test_imports_run_one_way(path: Path) -> None:
         ("fsvit_edge.model.network", "from fsvit_edge.learn.episodes import Episode", True),
         ("fsvit_edge.export.pipeline", "import torch, onnx", False),
         ("fsvit_edge.export.build", "from fsvit_edge.calib.ranges import Ranges", False),
-        ("fsvit_edge.export.candidate", "from fsvit_edge.learn.evaluation import evaluate", False),
+        ("fsvit_edge.export.measure", "from fsvit_edge.learn.evaluation import evaluate", False),
         ("fsvit_edge.calib.ranges", "from fsvit_edge.export.pipeline import export_bundle", True),
         ("fsvit_edge.calib.ranges", "from fsvit_edge.learn.examples import Example", True),
         ("fsvit_edge.export.pipeline", "from fsvit_edge import __version__", False),

@@ -16,29 +16,17 @@ MARGIN = 40
 
 @dataclass(frozen=True)
 class Room:
-    """A folder of the package.
-
-    Attributes:
-        name: The folder.
-        purpose: First sentence of its `__init__.py`.
-        files: Number of Python files, subfolders included.
-        lines: Number of their lines.
-        imports: Other rooms that it imports.
-    """
+    """A folder of the package."""
 
     name: str
-    purpose: str
-    files: int
-    lines: int
-    imports: frozenset[str]
+    purpose: str  # first sentence of its `__init__.py`
+    files: int  # Python files, subfolders included
+    lines: int  # of all of them
+    imports: frozenset[str]  # other rooms
 
 
 def rooms(root: Path) -> dict[str, Room]:
-    """Read every folder of the package below a checkout.
-
-    Args:
-        root: The checkout's folder.
-    """
+    """Read every folder of the package in a checkout."""
     folders = sorted(path.parent for path in (root / PACKAGE).glob("*/__init__.py"))
     names = {folder.name for folder in folders}
     found = {}

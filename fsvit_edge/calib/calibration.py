@@ -77,12 +77,7 @@ class Calibration:
         return calibration
 
     def save(self, path: Path) -> None:
-        """Write the file, completely or not at all.
-
-        Raises:
-            InputError: `path` is a folder, or its parent is a file.
-            FsvitEdgeError: The disk is full or the folder cannot be written; an old file is unchanged.
-        """
+        """Write the file, completely or not at all."""
         assert not _flaw(self), _flaw(self)
         atomic_write(path, self._json)
 
@@ -92,23 +87,20 @@ class Calibration:
         return hashlib.sha256(self._json).hexdigest()
 
     def check_fits(self, bundle: Bundle) -> None:
-        """Refuse a calibration that was made for a model other than the bundle's.
-
-        Raises:
-            ArtifactError: Image size, preprocessing or a graph differs; the message names it.
-        """
+        """Refuse a calibration that was made for other image sizes, preprocessing or graphs than the bundle's."""
         manifest = bundle.manifest
+        sums = {name: info.sha256 for name, info in manifest.graphs.items()}
         if self.image_size != manifest.image_size:
             difference = f"it is for images of {self.image_size} px, the bundle has {manifest.image_size} px"
         elif differing := sorted(_differences(self.preprocessing, manifest.preprocessing)):
             key = differing[0]
             ours, theirs = self.preprocessing.get(key), manifest.preprocessing.get(key)
             difference = f"its preprocessing has {key} {ours!r:.80}, the bundle's {theirs!r:.80}"
-        elif others := [name for name, sha256 in self.graphs.items() if sha256 != _graph_sha256(bundle, name)]:
+        elif others := [name for name, sha256 in self.graphs.items() if sha256 != sums.get(name)]:
             name = others[0]
             difference = (
                 f"its {name} has sha256 {self.graphs[name]:.12}... ({self.model_name}), the bundle's "
-                f"{_graph_sha256(bundle, name):.12}... ({manifest.name})"
+                f"{sums.get(name, 'none'):.12}... ({manifest.name})"
             )
         else:
             return
@@ -127,11 +119,6 @@ class Calibration:
     @cached_property
     def _json(self) -> bytes:
         return json.dumps(asdict(self), allow_nan=False, separators=(",", ":")).encode() + b"\n"
-
-
-def _graph_sha256(bundle: Bundle, name: str) -> str:
-    info = bundle.manifest.graphs.get(name)
-    return info.sha256 if info else "none"
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:

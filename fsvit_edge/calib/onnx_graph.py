@@ -25,11 +25,8 @@ class Graph:
         data: The ONNX file's bytes, or a model, which is copied.
 
     Attributes:
-        model: The model.
-        graph: Its graph.
         constants: Name -> value of every initializer and Constant node.
         producer: Tensor -> the node that makes it.
-        consumers: Tensor -> the nodes that read it.
 
     Raises:
         ArtifactError: The data is not ONNX, or has control flow, functions or weights in other files.
@@ -56,7 +53,10 @@ class Graph:
         self.constants: dict[str, npt.NDArray[Any]] = {
             tensor.name: numpy_helper.to_array(tensor) for tensor in self.graph.initializer
         }
-        self._hoist_constants()
+        for node in self.nodes:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+                self.graph.node.remove(node)
         self._names = {name for node in self.graph.node for name in (node.name, *node.input, *node.output)}
         self._names |= self.constants.keys() | {value.name for value in [*self.graph.input, *self.graph.output]}
         for node in self.graph.node:
@@ -120,26 +120,13 @@ class Graph:
         self.graph.node.append(helper.make_node(op_type, list(inputs), [output], name, domain=domain, **attributes))
         return output
 
-    def add_split(self, name: str, sizes: list[int], axis: int, name_hint: str) -> list[str]:
-        """Split a tensor and return the names of the pieces."""
-        outputs = [self.new_name(name_hint) for _ in sizes]
-        lengths = self.add_constant(f"{name_hint}_sizes", np.array(sizes))
-        self.graph.node.append(
-            helper.make_node("Split", [name, lengths], outputs, self.new_name(f"node_{name_hint}"), axis=axis)
-        )
-        return outputs
-
     def remove(self, nodes: Iterable[NodeProto]) -> None:
         """Remove nodes."""
         for node in nodes:
             self.graph.node.remove(node)
 
     def element_types(self) -> dict[str, int]:
-        """Return the element type of every tensor, from ONNX's own inference.
-
-        Raises:
-            ArtifactError: The inference fails.
-        """
+        """The element type of every tensor, from ONNX's own inference."""
         self._store_constants()
         try:
             inferred = onnx.shape_inference.infer_shapes(self.model, strict_mode=True).graph
@@ -151,28 +138,7 @@ class Graph:
 
     def tidy(self) -> None:
         """Remove nodes and constants that nothing reads, and sort the nodes so that they can run in order."""
-        self._drop_unread()
-        self.index()
-
-    def finish(self) -> onnx.ModelProto:
-        """Tidy up and return the model."""
-        self.tidy()
-        self._store_constants()
-        del self.graph.value_info[:]
-        return self.model
-
-    def _hoist_constants(self) -> None:
-        for node in self.nodes:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-                self.graph.node.remove(node)
-
-    def _store_constants(self) -> None:
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in self.constants.items())
-
-    def _drop_unread(self) -> None:
-        read = set(self.output_names)
+        read = self.output_names
         kept = []
         self._sort()
         for node in reversed(self.nodes):
@@ -182,6 +148,18 @@ class Graph:
         del self.graph.node[:]
         self.graph.node.extend(reversed(kept))
         self.constants = {name: value for name, value in self.constants.items() if name in read}
+        self.index()
+
+    def finish(self) -> onnx.ModelProto:
+        """Tidy up and return the model."""
+        self.tidy()
+        self._store_constants()
+        del self.graph.value_info[:]
+        return self.model
+
+    def _store_constants(self) -> None:
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in self.constants.items())
 
     def _sort(self) -> None:
         self.index()
@@ -207,7 +185,7 @@ class Graph:
 
 
 def labels(graph: Graph, node: NodeProto) -> set[str]:
-    """Return the names a user can give a node: its own, its operator, its outputs and the weights that it reads.
+    """The names a user can give a node: its own, its operator, its outputs and the weights that it reads.
 
     They include a linear layer's bias, because the exporter keeps the bias's name, even if the bias is in a separate
     Add node.

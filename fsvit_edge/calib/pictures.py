@@ -22,7 +22,6 @@ from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image
 Rgb = npt.NDArray[np.uint8]
 
 LIST_SUFFIX = ".txt"
-SECONDS = 60.0
 
 _PICTURE_FOLDERS = frozenset({"images", "jpegimages", "train2014", "val2014"})
 _MASK_FOLDERS = frozenset(
@@ -98,19 +97,11 @@ class CalibrationSet:
     """A sample of a source. Iterate over it for (H, W, 3) uint8 RGB pictures, one in memory at a time.
 
     Each iteration reads the pictures again, in the same order except from a camera.
-
-    Attributes:
-        source: The SOURCE string.
-        seed: Random seed of the sampling.
-        parts: The files, videos and cameras that the pictures come from.
-        unreadable: Number of pictures that the last iteration skipped because they are missing or damaged.
-        first_error: What is wrong with the first of them.
     """
 
     source: str
-    seed: int
     parts: "list[_Files | _Video | _Live]"
-    unreadable: int = field(default=0, init=False)
+    unreadable: int = field(default=0, init=False)  # pictures that the last iteration skipped: missing or damaged
     first_error: str = field(default="", init=False)
 
     @property
@@ -119,12 +110,7 @@ class CalibrationSet:
         return sum(part.count for part in self.parts)
 
     def __iter__(self) -> Iterator[Rgb]:
-        """Read the pictures.
-
-        Raises:
-            InputError: None of the pictures can be read.
-            SourceError: A video or camera cannot be read, or stopped.
-        """
+        """Read the pictures."""
         self.unreadable, self.first_error, given = 0, "", 0
         for part in self.parts:
             for item in part.read():
@@ -139,26 +125,20 @@ class CalibrationSet:
             raise InputError(f"{self.source} has no picture to calibrate with: {reason}")
 
 
-def sample_pictures(source: str, max_pictures: int, seed: int, seconds: float = SECONDS) -> CalibrationSet:
+def sample_pictures(source: str, max_pictures: int = 256, seed: int = 0, seconds: float = 60.0) -> CalibrationSet:
     """Choose pictures from a source; none is read before you iterate over the set.
 
     Files are chosen by a hash of the seed and their path below the source, so the choice does not depend on the order
-    in which the disk lists them or on where the source is, and a few new files change few choices.
-
-    Args:
-        source: A folder, searched recursively (folders of masks next to folders of pictures are skipped); a text list
-            (.txt) with one picture, folder or video per line, relative to the list; a video, sampled over its whole
-            length; a picture; a camera ("0", "/dev/video0") or "rtsp://...". In a list, each folder, each video, and
-            all single pictures together contribute equal shares as far as they have enough.
-        max_pictures: Maximum number of pictures, at least 1.
-        seed: Random seed; another seed gives another sample.
-        seconds: Least time over which a camera's or stream's frames are spread.
+    in which the disk lists them or on where the source is, and a few new files change few choices. A folder is searched
+    recursively, without folders of masks next to folders of pictures; the lines of a .txt list are relative to it, and
+    each of its folders, each video, and all single pictures together contribute equal shares as far as they have
+    enough; a video is sampled over its whole length, a camera or stream over at least `seconds`.
 
     Raises:
         InputError: The kind of source is not supported, or it contains no picture or cannot be searched.
         SourceError: The source does not exist or cannot be opened.
     """
-    return CalibrationSet(source, seed, _parts(source, max_pictures, seed, seconds))
+    return CalibrationSet(source, _parts(source, max_pictures, seed, seconds))
 
 
 def _parts(source: str, num: int, seed: int, seconds: float) -> "list[_Files | _Video | _Live]":

@@ -19,7 +19,7 @@ import onnx
 
 from fsvit_edge import __version__
 from fsvit_edge.calib.calibration import FORMAT_VERSION, METHODS, Calibration
-from fsvit_edge.calib.int8 import LinearLayer, linear_layers
+from fsvit_edge.calib.convert_int8 import LinearLayer, linear_layers
 from fsvit_edge.calib.onnx_graph import Graph, labels
 from fsvit_edge.calib.pictures import Rgb
 from fsvit_edge.runtime.bundle import Bundle
@@ -45,22 +45,15 @@ _PICTURES_PER_STEP = 16
 
 @dataclass(frozen=True)
 class LayerKind:
-    """The layers of the same name in all blocks, for the report.
+    """The layers of the same name in all blocks, for the report."""
 
-    Attributes:
-        name: "qkv", "fc1", ...
-        tensors: Number of their input tensors.
-        low: Lowest value of their ranges.
-        high: Highest value of their ranges.
-        outlier_ratio: Largest channel / median channel, by largest absolute values, of the worst tensor. If it is
-            large, one scale for all channels leaves few steps for most of them.
-    """
-
-    name: str
-    tensors: int
+    name: str  # "qkv", "fc1", ...
+    tensors: int  # number of their input tensors
     low: float
     high: float
     outlier_ratio: float
+    """Largest channel / median channel, by largest absolute values, of the worst tensor. If it is large, one scale for
+    all channels leaves few steps for most of them."""
 
 
 def collect_ranges(
@@ -126,7 +119,7 @@ def collect_ranges(
         banked=len(banked),
         ranges={_GRAPH: ranges if method == "minmax" else _narrowed(statistics, method)},
         channel_max={
-            _GRAPH: {name: [_short(value) for value in found.channel_max] for name, found in statistics.items()}
+            _GRAPH: {name: [float(f"{value:.5g}") for value in found.channel_max] for name, found in statistics.items()}
         },
         created_by=f"fsvit-edge {__version__}",
     )
@@ -218,8 +211,7 @@ def _layers(graph: Graph) -> dict[str, LinearLayer]:
 def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, list[str]]]:
     """Add outputs for each activation: lowest and highest of each channel (C,), and all values (N, C) if wanted.
 
-    Returns:
-        The ONNX file, and activation -> names of its outputs.
+    Returns the ONNX file, and activation -> names of its outputs.
     """
     graph = Graph(data)
     observers = {}
@@ -243,7 +235,3 @@ def _kind(graph: Graph, layer: LinearLayer) -> str:
     """The layer's name within its block, from the name of its weight or bias; else its operator."""
     dotted = sorted(label for label in labels(graph, layer.node) if "." in label)
     return dotted[0].split(".")[-2] if dotted else layer.node.op_type
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")

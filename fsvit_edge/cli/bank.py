@@ -1,11 +1,13 @@
 """`fsvit-edge bank`: list and edit the classes of a bank; needs no engine."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fsvit_edge.cli.options import JsonOption
+from fsvit_edge.cli.terminal import print_table
 
 bank_app = typer.Typer(
     help="List, remove or rename the classes of a bank, or set their levels.",
@@ -19,38 +21,20 @@ BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.")
 @bank_app.command("list")
 def list_classes(bank: BankFile, as_json: JsonOption = False) -> None:
     """List the classes of a bank."""
-    import json
-
-    from fsvit_edge.cli.terminal import print_table
     from fsvit_edge.runtime.bank import SupportBank
 
     loaded = SupportBank.load(bank)
-    entries: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "shots": len(supports),
-            "masks": sum(support.has_mask for support in supports),
-            "kept_tokens": [support.kept.shape[1] for support in supports],
-            "bytes": sum(support.nbytes for support in supports),
-            "level": loaded.level(name),
-            "level_source": loaded.level_source(name),
-        }
-        for name in loaded.classes
-        for supports in [loaded.supports(name)]
-    ]
+    entries, rows = [], []
+    for name in loaded.classes:
+        supports, level, origin = loaded.supports(name), loaded.level(name), loaded.level_source(name)
+        masks, nbytes = sum(one.has_mask for one in supports), sum(one.nbytes for one in supports)
+        counts = {"name": name, "shots": len(supports), "masks": masks}
+        sizes = {"kept_tokens": [one.kept.shape[1] for one in supports], "bytes": nbytes}
+        entries.append({**counts, **sizes, "level": level, "level_source": origin})
+        rows.append((name, str(len(supports)), str(masks), f"{nbytes / 1e3:.0f}", f"{level:.2f} ({origin})"))
     if as_json:
         print(json.dumps({"encoder": vars(loaded.identity), "classes": entries}, ensure_ascii=False))
         return
-    rows = [
-        (
-            e["name"],
-            str(e["shots"]),
-            str(e["masks"]),
-            f"{e['bytes'] / 1e3:.0f}",
-            f"{e['level']:.2f} ({e['level_source']})",
-        )
-        for e in entries
-    ]
     print_table(f"{bank}, made with {loaded.identity.name}", ("class", "shots", "with mask", "kB", "level"), rows)
 
 

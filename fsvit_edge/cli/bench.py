@@ -1,5 +1,6 @@
 """`fsvit-edge bench`: measure the speed on this machine."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from fsvit_edge.cli.options import (
     ThreadsOption,
     WaysOption,
 )
+from fsvit_edge.cli.terminal import open_model, print_table
 
 
 def bench(
@@ -27,9 +29,6 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the speed of each stage, from preprocessing to postprocessing, on 1280 x 720 frames."""
-    import json
-
-    from fsvit_edge.cli.terminal import open_model, print_table
     from fsvit_edge.inspect.benchmark import GROWTH_WAYS, measure
 
     with open_model(bundle, engine, precision, threads) as model:
@@ -49,15 +48,9 @@ def bench(
     rows = [(stage, f"{p50:.2f}", f"{p95:.2f}") for stage, (p50, p95) in main.latency_ms.items()]
     print_table(title, ("stage", "p50 ms", "p95 ms"), rows)
     if grown:
+        stages = ("encoder", "head", "total")
         cells = [
-            (
-                str(m.ways),
-                f"{m.latency_ms['encoder'][0]:.1f}",
-                f"{m.latency_ms['head'][0]:.1f}",
-                f"{m.latency_ms['total'][0]:.1f}",
-                f"{m.fps:.1f}",
-                f"{m.peak_rss_mb:.0f}",
-            )
+            (str(m.ways), *(f"{m.latency_ms[s][0]:.1f}" for s in stages), f"{m.fps:.1f}", f"{m.peak_rss_mb:.0f}")
             for m in grown
         ]
-        print_table("Growth", ("ways", "encoder ms", "head ms", "total ms", "frames/s", "peak MB"), cells)
+        print_table("Growth", ("ways", *(f"{s} ms" for s in stages), "frames/s", "peak MB"), cells)

@@ -1,11 +1,15 @@
 """`fsvit-edge build-engine`: a bundle becomes FP16 or INT8 engines for the GPU or CPU that runs them."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fsvit_edge.cli.options import JsonOption
+from fsvit_edge.cli.terminal import advise, print_table, progress, require
+from fsvit_edge.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from fsvit_edge.export.build import BuildResult
@@ -76,11 +80,7 @@ def build_engine(
     as_json: JsonOption = False,
 ) -> None:
     """Build FP16 or INT8 engines: TensorRT plans for GPUs, or quantized graphs for ONNX Runtime on this CPU."""
-    import json
-
-    from fsvit_edge.cli.terminal import advise, progress, require
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-    from fsvit_edge.runtime.errors import InputError
 
     precisions = {precision, "int8" if int8 else None, "fp16" if fp16 else None} - {None}
     if len(precisions) > 1:
@@ -115,40 +115,28 @@ def build_engine(
         print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
         _print_result(result)
-    for note in (*result.notes, *result.advice):
+    for note in (*result.notes, *result.advice, *_bank_note(result)):
         advise(note)
     advise(f"Next: {_next_command(result, bundle)}")
 
 
 def _print_result(result: "BuildResult") -> None:
-    from fsvit_edge.cli.terminal import print_table
-
-    own, fp32, fp16 = (result.latency_ms.get(name) for name in (result.precision, "fp32", "fp16"))
     rows = []
     for graph, one in result.engines.items():
-        record = one.record
-        rows.append(
-            (
-                graph,
-                record.precision,
-                f"{record.size_bytes / 1e6:.1f} MB",
-                "up to date" if result.up_to_date else f"{record.build_s:.1f} s",
-                f"{record.int8_gemms} of {record.gemms}",
-                "-" if one.layers is None else str(one.layers.attention),
-                "-" if record.latency_ms is None else f"{record.latency_ms:.2f} ms",
-                "-"
-                if record.latency_ms is None or record.fp32_latency_ms is None
-                else f"{record.fp32_latency_ms / record.latency_ms:.2f} x",
-            )
-        )
+        record, time_ms, fp32_ms = one.record, one.record.latency_ms, one.record.fp32_latency_ms
+        size, int8 = f"{record.size_bytes / 1e6:.1f} MB", f"{record.int8_gemms} of {record.gemms}"
+        built = "up to date" if result.up_to_date else f"{record.build_s:.1f} s"
+        fused = "-" if one.layers is None else str(one.layers.attention)
+        run = "-" if time_ms is None else f"{time_ms:.2f} ms"
+        speedup = "-" if time_ms is None or fp32_ms is None else f"{fp32_ms / time_ms:.2f} x"
+        rows.append((graph, record.precision, size, built, int8, fused, run, speedup))
     header = ("graph", "precision", "size", "build", "INT8 matmuls", "fused attention", "run", "speedup")
     print_table(f"{result.backend.title}: {result.bundle.name}", header, rows)
-    if own is not None and fp16 is not None and result.precision != "fp16":
-        print(f"Encoder and head together: {own:.1f} ms; in FP16: {fp16:.1f} ms.")
-    if own is not None and fp32 is not None and result.precision != "fp32":
-        print(f"Encoder and head together: {own:.1f} ms; in FP32: {fp32:.1f} ms.")
-    if result.agreement is not None:
-        found = result.agreement
+    own_ms, times = result.latency_ms.get(result.precision), result.latency_ms
+    for other in ("fp16", "fp32"):
+        if own_ms is not None and other in times and other != result.precision:
+            print(f"Encoder and head together: {own_ms:.1f} ms; in {other.upper()}: {times[other]:.1f} ms.")
+    if (found := result.agreement) is not None:
         lines = [(name, f"{row['max_error']:.1e}", f"{row['cosine']:.6f}") for name, row in found.outputs.items()]
         title = f"Compared with FP32 on {found.pictures} pictures ({found.source}), run by {found.computed_by}"
         print_table(title, ("output", "max error", "cosine"), lines)
@@ -169,6 +157,28 @@ def _print_result(result: "BuildResult") -> None:
         print_table("On the data set", ("precision", "exact ratio %", "mIoU %"), scores)
     for one in result.engines.values():
         print(f"{'Up to date:' if result.up_to_date else 'Wrote'} {one.path}")
+
+
+def _bank_note(result: "BuildResult") -> Iterator[str]:
+    """Yield a warning if `run` now chooses a precision that does not fit the bank in this folder, which it loads."""
+    from fsvit_edge.live.run import DEFAULT_BANK
+    from fsvit_edge.runtime.bank import SupportBank
+    from fsvit_edge.runtime.errors import ArtifactError
+    from fsvit_edge.runtime.predictor import FewShotModel
+
+    if not result.runs_here or not DEFAULT_BANK.is_file():
+        return
+    try:
+        made_by = SupportBank.load(DEFAULT_BANK).identity
+    except ArtifactError:  # damaged: `run` says so
+        return
+    with FewShotModel.load(result.bundle) as model:
+        ours = model.bank.identity
+    if made_by.encoder_sha256 == ours.encoder_sha256 and made_by.precision != ours.precision:
+        yield (
+            f"Note: {DEFAULT_BANK} was enrolled with {made_by.precision}, but run now uses {ours.precision}; run with "
+            f"--precision {made_by.precision} or enroll again."
+        )
 
 
 def _next_command(result: "BuildResult", bundle: Path | None) -> str:

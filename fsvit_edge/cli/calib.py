@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from fsvit_edge.cli.options import BundleOption, SeedOption
+from fsvit_edge.cli.terminal import advise, print_table, progress, require
+from fsvit_edge.runtime.errors import InputError
 
 
 def calib(
@@ -29,10 +31,8 @@ def calib(
     ] = 60.0,
 ) -> None:
     """Collect the activation ranges for INT8 from pictures like those that the camera will see."""
-    from fsvit_edge.cli.terminal import advise, print_table, progress, require
     from fsvit_edge.runtime.bank import SupportBank
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-    from fsvit_edge.runtime.errors import InputError
 
     require("fsvit-edge calib", ("onnx",), "build")
     if output.is_dir():

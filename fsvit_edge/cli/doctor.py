@@ -1,5 +1,7 @@
 """`fsvit-edge doctor`: what is installed, what is missing, and what needs it."""
 
+import json
+
 import typer
 
 from fsvit_edge.cli.options import BundleOption, JsonOption
@@ -10,8 +12,6 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine and a bundle, and list what is missing and what needs it."""
-    import json
-
     from fsvit_edge.inspect.diagnosis import diagnose
 
     diagnosis = diagnose(bundle)

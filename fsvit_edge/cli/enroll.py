@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption
+from fsvit_edge.cli.terminal import advise, open_model
 
 if TYPE_CHECKING:
     from fsvit_edge.enroll.enroll_pictures import PictureReport
@@ -44,7 +45,6 @@ def enroll(
     precision: PrecisionOption = "auto",
 ) -> None:
     """Enroll a class from pictures, with masks, boxes or neither; or add pictures to a class."""
-    from fsvit_edge.cli.terminal import advise, open_model
     from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures
     from fsvit_edge.enroll.support_files import parse_box, read_supports
     from fsvit_edge.runtime.bank import check_bank_path
@@ -76,7 +76,6 @@ def enroll(
 
 
 def _print_picture(report: "PictureReport") -> None:
-    from fsvit_edge.cli.terminal import advise
 
     picture = report.picture
     kind = "guessed mask" if picture.is_by_name else "mask" if picture.box_xyxy is None else "mask from box"

@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,6 @@ from fsvit_edge.cli.options import (
 
 if TYPE_CHECKING:
     from fsvit_edge.learn.evaluation import EvaluationResult
-    from fsvit_edge.learn.examples import FewShotData
     from fsvit_edge.learn.metrics import Score
     from fsvit_edge.learn.scenes import SceneResult
     from fsvit_edge.runtime.engines.choose import EngineChoice
@@ -137,15 +136,21 @@ def evaluate(
 ) -> None:
     """Measure accuracy on few-shot episodes or on scenes; exit with code 5 if a given limit is missed."""
     from fsvit_edge.cli.terminal import advise, progress
+    from fsvit_edge.learn.datasets import open_data
     from fsvit_edge.learn.episode_pictures import draw_answer
-    from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult
+    from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, to_json
     from fsvit_edge.learn.evaluation import evaluate as run_episodes
     from fsvit_edge.learn.gates import DEFAULT_MAX_DROP, Baseline, Gates, SceneGates
     from fsvit_edge.learn.scenes import SceneOptions, SceneResult, evaluate_scenes
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import write_image
+    from fsvit_edge.runtime.storage import atomic_write
 
-    _check_protocol(context, protocol)
+    for name, only in _ONLY_WITH.items():
+        given = context.get_parameter_source(name)
+        if only is not protocol and given is not None and given.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} works only with --protocol {only.value}; leave it out here.")
     if max_drop is not None and baseline is None:
         raise InputError("--max-drop compares with an earlier result; give one with --baseline FILE.")
     if output is not None and output.is_dir():
@@ -153,7 +158,8 @@ def evaluate(
     masks = supports is SupportKind.MASKS
     options = EvaluationOptions(ways, shots, episodes, masks)
     earlier = None if baseline is None else Baseline.load(baseline)
-    selection = _open_data(benchmark, data, splits, fold, classes, masks)
+    names = [name.strip() for part in classes or () for name in part.split(",")]
+    selection = open_data(benchmark, data, splits, fold, "test", masks, names)
 
     def draw(answer: Answer) -> None:
         if preview is not None and answer.number < max_pictures:
@@ -177,7 +183,9 @@ def evaluate(
         "source": str(checkpoint or bundle or "the bundled model"),
         "data": {"benchmark": benchmark, "folder": str(data), "fold": fold},
     }
-    text = _to_json({**result.to_dict(), **source}, model.choice, output)
+    text = to_json({**result.to_dict(), **source}, model.choice)
+    if output is not None:
+        atomic_write(output, text.encode())
     if as_json:
         print(text, end="")
     if isinstance(result, SceneResult):
@@ -196,52 +204,6 @@ def evaluate(
         advise(f"Next: fsvit-edge export --checkpoint {checkpoint}")
     elif preview is None:
         advise("Next: draw the answers with --preview DIR")
-
-
-def _check_protocol(context: typer.Context, protocol: EvaluationProtocol) -> None:
-    from fsvit_edge.runtime.errors import InputError
-
-    for name, only in _ONLY_WITH.items():
-        given = context.get_parameter_source(name)
-        if only is not protocol and given is not None and given.name == "COMMANDLINE":
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} works only with --protocol {only.value}; leave it out here.")
-
-
-def _to_json(result: dict[str, Any], choice: "EngineChoice", output: Path | None) -> str:
-    """Return a result as JSON text, and write it to `output` if given."""
-    import json
-
-    from fsvit_edge.runtime.storage import atomic_write
-
-    document = {
-        **result,
-        "engine": choice.engine,
-        "precision": choice.precision,
-        "computed_by": choice.description,
-        "versions": _versions(),
-    }
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    if output is not None:
-        atomic_write(output, text.encode())
-    return text
-
-
-def _open_data(
-    benchmark: str, root: Path, splits: Path | None, fold: int | None, classes: list[str] | None, masks: bool
-) -> "FewShotData":
-    from fsvit_edge.learn.datasets import open_data
-    from fsvit_edge.learn.folder import FolderFewShot
-    from fsvit_edge.runtime.errors import InputError
-
-    if not root.is_dir():
-        raise InputError(f"The data folder {root} does not exist or is not a folder.")
-    if not classes:
-        return open_data(benchmark, root, splits, fold, "test", masks)
-    if benchmark != "folder" or fold is not None:
-        raise InputError("--classes works only with --benchmark folder and without --fold; leave --classes out.")
-    names = [name.strip() for part in classes for name in part.split(",")]
-    return FolderFewShot(root, names, masks)
 
 
 def _open_model(
@@ -276,10 +238,7 @@ def _print_episodes(result: "EvaluationResult", choice: "EngineChoice") -> None:
         f"{model.name} at {model.image_size} px, {choice.description}: {options.ways}-way {options.shots}-shot, "
         f"{kind}, {options.episodes} episodes in {result.elapsed_s:.0f} s, {result.outlines} outlines"
     )
-    overall = [
-        ("0/1 exact ratio", *_cells(scores.exact_ratio)),
-        ("mIoU", *_cells(scores.miou)),
-    ]
+    overall = [("0/1 exact ratio", *_cells(scores.exact_ratio)), ("mIoU", *_cells(scores.miou))]
     print_table(title, ("", "%", "95 % interval"), overall)
     if result.segmented < options.episodes:
         print(f"mIoU covers {result.segmented} episodes; the other query pictures have no mask.\n")
@@ -330,12 +289,3 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
 
 def _cells(score: "Score | None") -> tuple[str, str]:
     return ("-", "-") if score is None else (f"{score.value:.1f}", f"{score.low:.1f} to {score.high:.1f}")
-
-
-def _versions() -> dict[str, str]:
-    import platform
-    from importlib.metadata import distributions
-
-    wanted = ("fsvit-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "torch")
-    found = {name: package.version for package in distributions() if (name := package.metadata["Name"]) in wanted}
-    return {"python": platform.python_version(), **dict(sorted(found.items()))}

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from fsvit_edge.cli.terminal import advise, print_table, progress, require
+from fsvit_edge.runtime.errors import InputError
+
 
 def export(
     checkpoint: Annotated[
@@ -37,9 +40,7 @@ def export(
     ] = False,
 ) -> None:
     """Export encoder, enrollment and head to a bundle of ONNX graphs. With no options, export the bundled model."""
-    from fsvit_edge.cli.terminal import advise, print_table, progress, require
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, HEADS, PROTOTYPE_HEAD
-    from fsvit_edge.runtime.errors import InputError
 
     if head not in (None, *HEADS):
         raise InputError(f"Head {head!r} is unknown; choose one of: {', '.join(HEADS)}.")

@@ -1,5 +1,6 @@
 """`fsvit-edge inspect`: what a file is, and whether it runs here."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,6 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a file is, whether it is intact, and whether it runs here. Nothing in it is executed."""
-    import json
-
     from fsvit_edge.inspect.inspection import inspect_file
 
     found = inspect_file(file)

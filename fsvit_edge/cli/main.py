@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -19,8 +20,21 @@ from fsvit_edge.cli.export import export
 from fsvit_edge.cli.inspect import inspect
 from fsvit_edge.cli.run import run
 from fsvit_edge.cli.train import train
-from fsvit_edge.cli.vocabulary import new_spelling
 from fsvit_edge.runtime.errors import FsvitEdgeError
+
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "eval": {
+        "--way": "--ways",
+        "--shot": "--shots",
+        "--drop": "--max-drop",
+        "--min-er": "--min-exact-ratio",
+        "--pictures": "--preview",
+    },
+    "train": {"--nameless": "--mask-dropout", "--precision": "--trainer-precision"},
+    "calib": {"--num": "--max-pictures"},
+    "build-engine": {"--ways-max": "--max-ways", "--shots-max": "--max-shots"},
+}
+"""Command -> old spelling of an option -> new spelling."""
 
 _USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError: Typer now carries its own copy of click
 
@@ -86,8 +100,22 @@ def _fail_usage(error: Any) -> NoReturn:
         print(message, file=sys.stderr)
         sys.exit(error.exit_code)
     command = error.ctx.command_path if error.ctx else "fsvit-edge"
-    message = new_spelling(command.split()[-1], error) or message
-    _fail(f"{message.rstrip('.')}; see: {command} --help", error.exit_code)
+    hint = _hint(command, error)
+    _fail(f"{hint or message.rstrip('.')}; see: {command} --help", error.exit_code)
+
+
+def _hint(command: str, error: Any) -> str | None:
+    """What to write instead of an old or unknown option; None if a usage error is about something else."""
+    name, option = getattr(error, "option_name", ""), getattr(error, "param", None)
+    renamed = RENAMED.get(command.split()[-1], {})
+    if name in renamed:
+        return f"{name} is now {renamed[name]}"
+    if command.endswith(" eval") and option is not None and option.name == "max_drop" and "valid " in error.message:
+        return "--max-drop is now a number of points; give the earlier result with --baseline FILE"
+    if name and not getattr(error, "possibilities", True):  # typer found no similar option
+        known = [one.opts[0] for one in error.ctx.command.params if one.opts[0].startswith("--")]
+        return f"No such option: {name}; {command} has {', '.join(known) or 'no options'}"
+    return None
 
 
 if __name__ == "__main__":

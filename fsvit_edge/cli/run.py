@@ -1,6 +1,9 @@
 """`fsvit-edge run`: frames in, classes and masks out."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -8,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
+from fsvit_edge.cli.terminal import advise, print_table, require
+from fsvit_edge.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from fsvit_edge.live.frame import Frame
@@ -16,7 +21,7 @@ if TYPE_CHECKING:
     from fsvit_edge.live.sinks.base import Sink
     from fsvit_edge.live.sources.base import Flip
     from fsvit_edge.live.statistics import RunStatistics
-    from fsvit_edge.runtime.prediction import Prediction
+    from fsvit_edge.runtime.prediction import ClassResult, Prediction
 
 _DEMO_VIDEO = "demo.mp4"
 _TABLE_PERIOD_S = 0.25
@@ -79,7 +84,6 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Find and segment the classes of a bank in every frame of a source."""
-    from fsvit_edge.cli.terminal import advise
     from fsvit_edge.live.run import RunOptions, run_source
     from fsvit_edge.live.sinks.base import RecordingOptions
     from fsvit_edge.live.sinks.open import is_page
@@ -100,13 +104,24 @@ def run(
         stats_s=stats,
         health_file=health,
     )
+    answers: dict[str, Sequence[ClassResult]] = {}  # of the last frame of each picture or stream
 
     def open_page(uri: str, model: "LiveModel", bank: Path) -> "Sink":
         return _open_page(uri, model, bank, token, allow_host or [])
 
-    with _live_table() as on_frame:
+    with _live_table() as draw:
+
+        def on_frame(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:
+            if not sinks:
+                answers[frame.source] = prediction.results
+            draw(frame, prediction, statistics)
+
         result = run_source(uri, sinks, options, say=advise, on_frame=on_frame, open_page=open_page)
-    _print_summary(result, as_json, to_stderr="-" in sinks and not as_json)
+    if as_json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False))
+    else:
+        _print_answers(answers, result.statistics.frames)
+        _print_summary(result, to_stderr="-" in sinks)
     for status in result.health.sinks:
         if status.name != "-" and "://" not in status.name and status.written and not status.failure:
             advise(f"Wrote {status.name}{' in numbered segments' if segment and '.' in status.name else ''}")
@@ -117,8 +132,6 @@ def run(
 
 
 def _source(source: str | None, camera: bool) -> str:
-    from fsvit_edge.runtime.errors import InputError
-
     if not camera:
         if source is None:
             raise InputError("Give a source (a picture, a folder, a video, rtsp://... or demo) or --camera.")
@@ -131,8 +144,6 @@ def _source(source: str | None, camera: bool) -> str:
 
 
 def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, hosts: Sequence[str]) -> "Sink":
-    from fsvit_edge.cli.terminal import advise, require
-
     require("The page", ("fastapi", "uvicorn", "prometheus_client"), "web")
     from fsvit_edge.page.sink import PageSink
 
@@ -142,15 +153,11 @@ def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, host
 
 
 @contextmanager
-def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None] | None"]:
-    """Yield what draws the result for the newest frame, four times per second; None if stderr is not a terminal."""
-    import sys
-
+def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None]"]:
+    """Yield what draws the result for the newest frame, four times per second, if stderr is a terminal."""
     if not sys.stderr.isatty():
-        yield None
+        yield lambda *_: None
         return
-    import time
-
     from rich import box
     from rich.console import Console
     from rich.live import Live
@@ -180,14 +187,16 @@ def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None
         yield show
 
 
-def _print_summary(result: "RunResult", as_json: bool, to_stderr: bool) -> None:
-    import json
+def _print_answers(answers: "Mapping[str, Sequence[ClassResult]]", frames: int) -> None:
+    last = ", last frame" if frames > len(answers) else ""
+    for source, results in answers.items():
+        for one in results:
+            answer = "present" if one.is_present else "absent"
+            area = f", area {one.area:.1%}" if one.is_present else ""
+            print(f"{source}{last}: {one.name}: {answer}, score {one.score:.2f} (level {one.level:.2f}){area}")
 
-    from fsvit_edge.cli.terminal import print_table
 
-    if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False))
-        return
+def _print_summary(result: "RunResult", to_stderr: bool) -> None:
     health, statistics = result.health, result.statistics
     speed = f"{statistics.frames} frames in {statistics.elapsed_s:.1f} s, {statistics.fps:.1f} frames/s"
     dropped, age = health.source_status.dropped, health.age_ms

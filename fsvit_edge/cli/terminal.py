@@ -15,21 +15,11 @@ if TYPE_CHECKING:
 
 
 def require(purpose: str, packages: Sequence[str], extra: str) -> None:
-    """Check that packages are installed, before a command imports code that needs them.
-
-    Args:
-        purpose: What needs them: the first words of the error.
-        packages: Names to import.
-        extra: The extra of fsvit-edge that installs them.
-
-    Raises:
-        EnvironmentLacksError: A package is missing.
-    """
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise EnvironmentLacksError(
-            f'{purpose} needs {", ".join(missing)}, which is not installed; try: pip install "fsvit-edge[{extra}]".'
-        )
+    """Raise EnvironmentLacksError unless the packages are installed that one of our extras installs."""
+    *others, last = [package for package in packages if find_spec(package) is None] or [""]
+    if last:
+        names = f"{', '.join(others)} and {last}, which are" if others else f"{last}, which is"
+        raise EnvironmentLacksError(f'{purpose} needs {names} not installed; try: pip install "fsvit-edge[{extra}]".')
 
 
 def advise(text: str) -> None:

@@ -118,7 +118,7 @@ def train(
     with progress("Train") as step:
         step("load PyTorch and Lightning")
         from fsvit_edge.learn.datasets import open_data
-        from fsvit_edge.learn.options import TrainOptions, check_supervision
+        from fsvit_edge.learn.options import TrainOptions, read_mask_list
         from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
         from fsvit_edge.learn.training import new_head
         from fsvit_edge.learn.training import train as run_training
@@ -126,9 +126,9 @@ def train(
         from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 
         options = TrainOptions(
-            supervision=check_supervision(supervision),
+            supervision=supervision,
             mask_fraction=mask_fraction,
-            mask_list=_lines(mask_list),
+            mask_list=read_mask_list(mask_list) if mask_list else (),
             epochs=epochs,
             batch=batch,
             micro_batch=micro_batch or batch,
@@ -170,14 +170,3 @@ def train(
         print(result.enhancer.sentence)
     print(f"Wrote {output}; checkpoints and log are in {workspace}.")
     advise(f"Next: fsvit-edge eval --checkpoint {output} --data {data}, or fsvit-edge export --checkpoint {output}")
-
-
-def _lines(path: Path | None) -> tuple[str, ...]:
-    from fsvit_edge.runtime.errors import InputError
-
-    if path is None:
-        return ()
-    try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The list {path} cannot be read: {error}.") from error

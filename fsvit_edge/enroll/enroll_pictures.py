@@ -22,40 +22,24 @@ _PREVIEW_COLUMNS = 4
 
 @dataclass(frozen=True)
 class PictureReport:
-    """What the network made of one picture.
-
-    Attributes:
-        picture: The picture, with its mask or box if one was given.
-        mask: (H, W) bool: the mask used, whether given, made from the box or guessed.
-        mask_cover: Share of the picture that the mask covers, in [0, 1].
-        kept_tokens: Image tokens that the mask keeps, at least 1.
-        prediction: Of the picture, by all classes, after the enrollment.
-        fit: What the class finds on the picture, compared with the mask.
-        warnings: Sentences about what is likely to go wrong, and what to do.
-    """
+    """What the network made of one picture."""
 
     picture: SupportPicture
-    mask: npt.NDArray[np.bool_]
-    mask_cover: float
-    kept_tokens: int
-    prediction: Prediction
-    fit: Fit
-    warnings: tuple[str, ...]
+    mask: npt.NDArray[np.bool_]  # (H, W) bool: the mask used, whether given, made from the box or guessed
+    mask_cover: float  # share of the picture that the mask covers, in [0, 1]
+    kept_tokens: int  # image tokens that the mask keeps, at least 1
+    prediction: Prediction  # of the picture, by all classes, after the enrollment
+    fit: Fit  # what the class finds on the picture, compared with the mask
+    warnings: tuple[str, ...]  # what is likely to go wrong, and what to do, in sentences
 
 
 @dataclass(frozen=True)
 class EnrollmentReport:
-    """What an enrollment made of its pictures.
-
-    Attributes:
-        name: The class.
-        shots: Supports (enrolled pictures) that the class has now.
-        pictures: One report for each new picture.
-    """
+    """What an enrollment made of its pictures."""
 
     name: str
-    shots: int
-    pictures: tuple[PictureReport, ...]
+    shots: int  # supports (enrolled pictures) that the class has now
+    pictures: tuple[PictureReport, ...]  # one for each new picture
 
 
 def enroll_pictures(
@@ -97,13 +81,7 @@ def enroll_pictures(
 
 
 def support_warnings(mask_cover: float, fit: Fit, is_guess: bool) -> tuple[str, ...]:
-    """Return what is likely to go wrong with a support, and what to do, in sentences.
-
-    Args:
-        mask_cover: Share of the picture that the mask covers, in [0, 1].
-        fit: What the class finds on the picture, compared with the mask.
-        is_guess: Whether the mask was guessed from the name alone.
-    """
+    """Return what is likely to go wrong with a support, and what to do; a guess is a mask made from the name alone."""
     warnings = []
     if mask_cover < _SMALL_COVER:
         warnings.append("The object covers less than 1 % of the picture; move the camera closer.")

@@ -15,17 +15,11 @@ _PANEL_PX = 480
 
 @dataclass(frozen=True)
 class Fit:
-    """What a class finds on its own picture, compared with the mask it was enrolled with.
+    """What a class finds on its own picture, compared with the mask it was enrolled with."""
 
-    Attributes:
-        iou: Intersection over union of the class's pixels and the mask, in [0, 1].
-        area_ratio: The class's area divided by the mask's.
-        is_present: Whether the class is present, by its score.
-    """
-
-    iou: float
-    area_ratio: float
-    is_present: bool
+    iou: float  # intersection over union of the class's pixels and the mask, in [0, 1]
+    area_ratio: float  # the class's area divided by the mask's
+    is_present: bool  # by the class's score
 
     def __str__(self) -> str:
         """The two numbers in words."""
@@ -33,13 +27,7 @@ class Fit:
 
 
 def measure_fit(prediction: Prediction, name: str, mask: npt.NDArray[np.bool_]) -> Fit:
-    """Compare what a class finds on a picture with the mask that it was enrolled with.
-
-    Args:
-        prediction: Of that picture; `name` is one of its classes.
-        name: The class.
-        mask: (H, W) bool of the picture's size: the mask used, whether given or guessed.
-    """
+    """Compare what a class finds on a picture with the mask, (H, W) bool, that it was enrolled with."""
     found = prediction.pixels(name)
     shared, joined = int((found & mask).sum()), int((found | mask).sum())
     # A guess of a few pixels can be lost in a picture smaller than what the network sees, so both may be 0.
@@ -52,14 +40,7 @@ def draw_fit(
 ) -> npt.NDArray[np.uint8]:
     """Draw what `measure_fit` compares: the class's pixels in its color, and the mask as a white line.
 
-    Args:
-        rgb: (H, W, 3) uint8 RGB; it is not changed.
-        prediction: Of that picture; `name` is one of its classes.
-        name: The class.
-        mask: (H, W) bool.
-
-    Returns:
-        (h, w, 3) uint8 RGB, a copy of the picture with at most 480 px a side.
+    The drawing is a copy of the picture, (H, W, 3) uint8 RGB, with at most 480 px a side.
     """
     drawn = thumbnail(rgb, _PANEL_PX)
     size_hw = (drawn.shape[0], drawn.shape[1])

@@ -24,20 +24,12 @@ _ROUNDING = 1e-6  # frames: a time computed as frame number / rate must find tha
 
 @dataclass(frozen=True)
 class SupportPicture:
-    """A picture to enroll.
+    """A picture to enroll."""
 
-    Attributes:
-        source: Where it was read from, safe to print.
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool, True somewhere; None where none was given.
-        box_xyxy: Left, top, right and bottom in pixels, inside the picture, right and bottom exclusive; None where none
-            was given.
-    """
-
-    source: str
-    image: npt.NDArray[np.uint8]
-    mask: npt.NDArray[np.bool_] | None = None
-    box_xyxy: Box | None = None
+    source: str  # where it was read from, safe to print
+    image: npt.NDArray[np.uint8]  # (H, W, 3) RGB
+    mask: npt.NDArray[np.bool_] | None = None  # (H, W), True somewhere; None where none was given
+    box_xyxy: Box | None = None  # in pixels, inside the picture, right and bottom exclusive; None where none was given
 
     @property
     def is_by_name(self) -> bool:
@@ -45,22 +37,8 @@ class SupportPicture:
         return self.mask is None and self.box_xyxy is None
 
 
-@dataclass(frozen=True)
-class _File:
-    """A picture not read yet, or a moment of a video: a frame number, or a time in seconds."""
-
-    path: Path
-    mask: Path | None = None
-    frame: int | None = None
-    seconds: float | None = None
-
-
 def parse_box(text: str) -> Box:
-    """Convert "left,top,width,height" in pixels to left, top, right and bottom, right and bottom exclusive.
-
-    Raises:
-        InputError: The text is not four whole numbers, or the box has no area.
-    """
+    """Convert "left,top,width,height" in pixels to left, top, right and bottom, right and bottom exclusive."""
     if not re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5}){3}", text):
         raise InputError(f"--box {text!r:.60} is not a box; give left,top,width,height in pixels, as in 40,30,120,90.")
     left, top, width, height = map(int, text.split(","))
@@ -96,8 +74,16 @@ def read_supports(
         raise InputError("Choose the frames of a video by --frame or by --at, not both.")
     if any(not 0 <= moment < math.inf for moment in seconds):
         raise InputError("--at must be a time in seconds from the start of the video, 0 or more.")
-    files = _listed(inputs, frames, seconds)
-    if any(file.mask for file in files) and (masks or boxes):
+    moments = len(frames) + len(seconds)
+    videos = [path for path in inputs if _is_video(path, moments)]
+    if len(videos) > 1:
+        raise InputError(f"{videos[0]} and {videos[1]} are both videos; enroll from one at a time.")
+    if moments and not videos:
+        raise InputError("--frame and --at are for a video, but no video is given; leave them out.")
+    files: list[tuple[Path, Path | None]] = []  # each with its mask
+    for path in inputs:
+        files += [(path, None)] * moments if path in videos else _of_folder(path) if path.is_dir() else [(path, None)]
+    if any(mask for _, mask in files) and (masks or boxes):
         raise InputError("A folder with masks/ has its own masks; enroll it without --mask and --box.")
     for option, given in (("mask", masks), ("box", boxes)):
         if given and len(given) != len(files):
@@ -107,50 +93,37 @@ def read_supports(
             )
     if len(files) > MAX_PICTURES:
         raise InputError(f"{len(files)} pictures are too many; give at most {MAX_PICTURES} at a time, the best ones.")
-    pictures = _read_files(files, masks)
-    for index, box in enumerate(boxes):
-        pictures[index] = replace(pictures[index], box_xyxy=_inside(box, pictures[index]))
+    shown = iter(_read_frames(videos[0], frames, seconds) if videos else ())
+    pictures = []
+    for index, (path, own_mask) in enumerate(files):
+        picture = next(shown) if path in videos else SupportPicture(printable(str(path)), read_image(path))
+        mask = masks[index] if masks else own_mask
+        if mask is not None:
+            picture = replace(picture, mask=read_mask(mask, (picture.image.shape[0], picture.image.shape[1])))
+        if boxes:
+            picture = replace(picture, box_xyxy=_inside(boxes[index], picture))
+        pictures.append(picture)
     return pictures
 
 
-def _listed(inputs: Sequence[Path], frames: Sequence[int], seconds: Sequence[float]) -> list[_File]:
-    """List the pictures to read, without reading any."""
-    files: list[_File] = []
-    videos: list[Path] = []
-    has_moments = bool(frames or seconds)
-    for path in inputs:
-        if path.is_dir():
-            files += _of_folder(path)
-        elif _is_video(path, has_moments):
-            videos.append(path)
-            files += [_File(path, frame=number) for number in frames]
-            files += [_File(path, seconds=time) for time in seconds]
-        else:
-            files.append(_File(path))
-    if len(videos) > 1:
-        raise InputError(f"{videos[0]} and {videos[1]} are both videos; enroll from one at a time.")
-    if has_moments and not videos:
-        raise InputError("--frame and --at are for a video, but no video is given; leave them out.")
-    return files
-
-
-def _is_video(path: Path, has_moments: bool) -> bool:
+def _is_video(path: Path, moments: int) -> bool:
     suffix = path.suffix.lower()
-    if suffix not in VIDEO_SUFFIXES:
+    if suffix not in VIDEO_SUFFIXES or path.is_dir():
         return False
-    if not has_moments and suffix != ".gif":  # a GIF may also be a picture
+    if not moments and suffix != ".gif":  # a GIF may also be a picture
         raise InputError(f"{path} is a video; choose a frame with --frame NUMBER, from 0, or --at SECONDS.")
-    return has_moments
+    return moments > 0
 
 
-def _of_folder(folder: Path) -> list[_File]:
+def _of_folder(folder: Path) -> list[tuple[Path, Path | None]]:
+    """The pictures of a folder with their masks; without images/ and masks/, those in the folder itself, bare."""
     try:
         images, masks = folder / "images", folder / "masks"
         if not images.is_dir() and not masks.is_dir():
-            found = [_File(path) for path in pictures_in(folder)]
+            found: list[tuple[Path, Path | None]] = [(path, None) for path in pictures_in(folder)]
         elif images.is_dir() and masks.is_dir():
             mask_of = by_stem(pictures_in(masks))
-            found = [_File(path, mask_of.get(stem)) for stem, path in by_stem(pictures_in(images)).items()]
+            found = [(path, mask_of.get(stem)) for stem, path in by_stem(pictures_in(images)).items()]
         else:
             has, lacks = ("images", "masks") if images.is_dir() else ("masks", "images")
             raise InputError(
@@ -161,7 +134,7 @@ def _of_folder(folder: Path) -> list[_File]:
     if not found:
         where = images if images.is_dir() else folder
         raise InputError(f"The folder {where} contains no picture ({', '.join(PICTURE_SUFFIXES)}).")
-    bare = [file.path for file in found if file.mask is None]
+    bare = [path for path, mask in found if mask is None]
     if masks.is_dir() and bare:
         raise InputError(
             f"{len(bare)} of the {len(found)} pictures in {images} have no mask, first {bare[0].name}; add "
@@ -170,49 +143,27 @@ def _of_folder(folder: Path) -> list[_File]:
     return found
 
 
-def _read_files(files: Sequence[_File], masks: Sequence[Path]) -> list[SupportPicture]:
-    pictures = []
-    frames = _read_frames([file for file in files if file.frame is not None or file.seconds is not None])
-    for index, file in enumerate(files):
-        picture = frames.get(file) or SupportPicture(printable(str(file.path)), read_image(file.path))
-        path = masks[index] if masks else file.mask
-        if path is not None:
-            picture = replace(picture, mask=read_mask(path, (picture.image.shape[0], picture.image.shape[1])))
-        pictures.append(picture)
-    return pictures
-
-
-def _read_frames(files: Sequence[_File]) -> dict[_File, SupportPicture]:
-    """Read frames of one video in one pass; seeking is faster, but in many encodings it lands on another frame."""
-    if not files:
-        return {}
-    name = printable(str(files[0].path))
-    found: dict[_File, SupportPicture] = {}
-    with open_file(SourceAddress("path", str(files[0].path), name), SourceOptions()) as source:
-        wanted: dict[int, list[_File]] = {}
-        for file in files:
-            wanted.setdefault(_number(file, source.fps, name), []).append(file)
+def _read_frames(video: Path, frames: Sequence[int], seconds: Sequence[float]) -> list[SupportPicture]:
+    """Read frames of a video in one pass; seeking is faster, but in many encodings it lands on another frame."""
+    name = printable(str(video))
+    with open_file(SourceAddress("path", str(video), name), SourceOptions()) as source:
+        if seconds and source.fps is None:
+            raise InputError(f"The video {name} does not state its frame rate; choose frames with --frame.")
+        fps = source.fps or 1.0
+        numbers = [*frames, *(int(time * fps + _ROUNDING) for time in seconds)]
+        found: dict[int, SupportPicture] = {}
         count = 0
         for frame in source:
             count += 1
-            for file in wanted.pop(frame.index, ()):
-                found[file] = SupportPicture(f"{name}, frame {frame.index}", frame.image)
-            if not wanted:
-                return found
-        missing = wanted[min(wanted)][0]
-        if missing.seconds is not None:
-            end = count / (source.fps or 1.0)
-            raise InputError(f"The video {name} ends at {end:.2f} s; it has no frame at {missing.seconds:g} s.")
-        raise InputError(f"The video {name} has {count} frames and no frame {missing.frame}; the first is frame 0.")
-
-
-def _number(file: _File, fps: float | None, name: str) -> int:
-    if file.seconds is None:
-        assert file.frame is not None
-        return file.frame
-    if fps is None:
-        raise InputError(f"The video {name} does not state its frame rate; choose frames with --frame.")
-    return int(file.seconds * fps + _ROUNDING)
+            if frame.index in numbers:
+                found[frame.index] = SupportPicture(f"{name}, frame {frame.index}", frame.image)
+            if found.keys() == set(numbers):
+                return [found[number] for number in numbers]
+        missing = min(set(numbers) - found.keys())
+        if seconds:
+            time = seconds[numbers.index(missing)]
+            raise InputError(f"The video {name} ends at {count / fps:.2f} s; it has no frame at {time:g} s.")
+        raise InputError(f"The video {name} has {count} frames and no frame {missing}; the first is frame 0.")
 
 
 def _inside(box: Box, picture: SupportPicture) -> Box:

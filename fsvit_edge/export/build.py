@@ -2,45 +2,47 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from fsvit_edge import __version__
+from fsvit_edge.calib.calibration import CALIBRATION_NAME, Calibration
+from fsvit_edge.calib.convert import check_patterns, make_graph
 from fsvit_edge.calib.onnx_graph import Graph
-from fsvit_edge.calib.precision import PrecisionOptions, check_patterns, make_graph
-from fsvit_edge.export.agreement import Agreement, Picture, check_fp16, compare, demo_pictures
-from fsvit_edge.export.candidate import (
+from fsvit_edge.calib.pictures import sample_pictures
+from fsvit_edge.calib.ranges import collect_ranges
+from fsvit_edge.export.job import Backend, BuildJob, BuildOptions, check_memory, plan_job
+from fsvit_edge.export.measure import (
+    PICTURES,
+    Agreement,
+    Picture,
     PrecisionScores,
     check_drop,
+    check_fp16,
+    compare,
+    demo_pictures,
     open_candidate,
     open_on_cpu,
     score,
     time_beside_others,
 )
-from fsvit_edge.export.find_calibration import Calibrated, find_calibration
-from fsvit_edge.export.job import Backend, BuildJob, BuildOptions, plan_job
-from fsvit_edge.export.layers import BuiltGraph, LayerReport
-from fsvit_edge.export.memory_budget import estimate
-from fsvit_edge.export.onnxruntime import build_for_cpu
-from fsvit_edge.export.tensorrt import PlanOptions, build_plan
-from fsvit_edge.runtime.engines.base import Engine
-from fsvit_edge.runtime.engines.store.files import (
+from fsvit_edge.export.onnxruntime import BuiltGraph, LayerReport, build_for_cpu
+from fsvit_edge.export.tensorrt import PlanRequest, build_plan
+from fsvit_edge.runtime.engines.files import (
     ENGINE_GRAPHS,
     FORMAT_VERSION,
     EngineRecord,
     engine_name,
+    find_engines,
     load_engine,
     read_record,
     write_engines,
 )
-from fsvit_edge.runtime.engines.store.sets import find_engines
-from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 _NOTABLE_DISAGREEMENT = 0.01
 """Share of pixels with another label from which the result advises to measure."""
@@ -50,47 +52,29 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """One engine.
-
-    Attributes:
-        path: The engine's file.
-        record: Its sidecar.
-        layers: What became of the graph; None if the engine was up to date.
-    """
+    """One engine."""
 
     path: Path
-    record: EngineRecord
-    layers: LayerReport | None
+    record: EngineRecord  # its sidecar
+    layers: LayerReport | None  # what became of the graph; None if the engine was up to date
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The engines and what was measured.
-
-    Attributes:
-        bundle: The bundle's folder.
-        backend: What built the engines.
-        precision: One of `PRECISIONS`.
-        engines: Graph -> engine.
-        up_to_date: The engines already existed and nothing was built.
-        runs_here: Whether they can run on this machine.
-        agreement: With the FP32 graphs; None if it was not measured.
-        latency_ms: Precision -> median time of encoder and head together, of this precision and those timed next to it;
-            empty if the engines cannot run here.
-        scores: Of FP32 and this precision on the data set; empty without one.
-        notes: What the user should know, one sentence each.
-    """
+    """The engines and what was measured."""
 
     bundle: Path
     backend: Backend
     precision: str
-    engines: dict[str, BuiltEngine]
-    up_to_date: bool
-    runs_here: bool
-    agreement: Agreement | None
+    engines: dict[str, BuiltEngine]  # by graph
+    up_to_date: bool  # the engines already existed and nothing was built
+    runs_here: bool  # whether they can run on this machine
+    agreement: Agreement | None  # with the FP32 graphs; None if it was not measured
     latency_ms: dict[str, float]
-    scores: tuple[PrecisionScores, ...]
-    notes: tuple[str, ...]
+    """Precision -> median time of encoder and head together, of this precision and those timed next to it; empty if the
+    engines cannot run here."""
+    scores: tuple[PrecisionScores, ...]  # of FP32 and this precision on the data set; empty without one
+    notes: tuple[str, ...]  # what the user should know, one sentence each
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -178,19 +162,20 @@ def build_engines(
         FsvitEdgeError: The build failed or the disk is full; existing engines are unchanged.
     """
     job = plan_job(bundle, options)
-    calibrated = _calibrate(job, progress)
-    pictures, source = _pictures_to_verify(job, calibrated)
+    calibration, pictures, source = _calibrate(job, progress)
+    if options.verify and not pictures:
+        pictures, source = demo_pictures(), "scikit-image's photographs"
     say(f"Building {job.precision.upper()} with {job.backend.title}: {job.backend.reason}.")
 
-    typed_graphs = _convert(job, calibrated, progress)
+    typed_graphs = _convert(job, calibration, progress)
     built_from = {name: _digest_of_build(job, name, graph) for name, graph in typed_graphs.items()}
-    notes = () if calibrated is None else tuple(calibrated.calibration.warnings())
+    notes = () if calibration is None else tuple(calibration.warnings())
     if existing := _find_up_to_date(job, built_from):
         times = _recorded_times(job, existing)
         return BuildResult(bundle, job.backend, job.precision, existing, True, job.runs_here, None, times, (), notes)
 
     built = {name: _build(job, name, graph, progress, say) for name, graph in typed_graphs.items()}
-    records = {name: _describe(job, name, one, calibrated, built_from[name]) for name, one in built.items()}
+    records = {name: _describe(job, name, one, calibration, built_from[name]) for name, one in built.items()}
     with ExitStack() as stack:
         reference = open_on_cpu(job.bundle.graphs, stack)
         if job.runs_here:
@@ -200,7 +185,12 @@ def build_engines(
             candidate = open_on_cpu(typed_graphs, stack)  # engines for other machines
         agreement = None
         if options.verify:
-            agreement = _compare_with_fp32(job, typed_graphs, reference, candidate, pictures, source, progress)
+            if job.precision != "fp32" and not job.runs_here:
+                progress("look for values that overflow in FP16")
+                check_fp16(job.bundle.manifest, reference, job.bundle.graphs, typed_graphs, pictures)
+            progress("compare with FP32")
+            computed_by = "the engine" if job.runs_here else "ONNX Runtime on the CPU"
+            agreement = compare(job.bundle.manifest, reference, candidate, pictures, source, computed_by, progress)
         latency_ms: dict[str, dict[str, float]] = {}
         if job.runs_here:
             progress("time")
@@ -224,31 +214,47 @@ def build_engines(
     )
 
 
-def _calibrate(job: BuildJob, progress: Progress) -> Calibrated | None:
-    """The calibration of an INT8 build; None if the graph was quantized by another tool and contains its scales."""
-    if job.precision != "int8":
-        return None
-    if job.options.calib is None and Graph(job.bundle.graphs["encoder"]).is_quantized:
-        return None
-    return find_calibration(job.bundle, job.options.calib, progress)
+def _calibrate(job: BuildJob, progress: Progress) -> tuple[Calibration | None, list[Picture], str]:
+    """The calibration of an INT8 build: a file, the bundle's own, or a source that is calibrated on right now.
+
+    Returns the calibration (None if another tool quantized the graph, which then contains its scales), some of the
+    pictures that were calibrated on, for verification, and where they come from.
+    """
+    bundle, wanted = job.bundle, job.options.calib
+    if job.precision != "int8" or (wanted is None and Graph(bundle.graphs["encoder"]).is_quantized):
+        return None, [], ""
+    file = bundle.path / CALIBRATION_NAME if wanted is None else Path(wanted)
+    if wanted is None and not file.is_file():
+        raise InputError(
+            f"INT8 needs a calibration and bundle {bundle.path} has none: name pictures, a video or a camera with "
+            f"--calib SOURCE, or make a file with: fsvit-edge calib SOURCE --bundle {bundle.path} --output {file}."
+        )
+    if wanted is None or file.suffix == ".json":
+        calibration = Calibration.load(file)
+        calibration.check_fits(bundle)
+        return calibration, [], ""
+    sample = sample_pictures(wanted)  # `fsvit-edge calib` has options for it
+    every, kept = max(1, sample.count // PICTURES), list[Picture]()
+
+    def keeping() -> Iterator[Picture]:
+        for number, picture in enumerate(sample):
+            if number % every == 0:  # kept at once, because a camera shows each picture only once
+                kept.append(picture)
+            yield picture
+
+    calibration = collect_ranges(bundle, keeping(), step=lambda step: progress(f"calibrate: {step}"))
+    return calibration, kept[:PICTURES], wanted
 
 
-def _pictures_to_verify(job: BuildJob, calibrated: Calibrated | None) -> tuple[list[Picture], str]:
-    """Pictures that were just calibrated on, or else scikit-image's, and where they come from."""
-    if calibrated is not None and calibrated.pictures:
-        return list(calibrated.pictures), calibrated.source
-    return demo_pictures() if job.options.verify else [], "scikit-image's photographs"
-
-
-def _convert(job: BuildJob, calibrated: Calibrated | None, progress: Progress) -> dict[str, bytes]:
+def _convert(job: BuildJob, calibration: Calibration | None, progress: Progress) -> dict[str, bytes]:
     """Graph -> the ONNX file in the job's precision that the backend builds from."""
-    options = PrecisionOptions(job.options.keep_fp32, job.options.quantize)
-    check_patterns([job.bundle.graphs[name] for name in ENGINE_GRAPHS], options)
-    calibration = None if calibrated is None else calibrated.calibration
+    keep_fp32, quantize = job.options.keep_fp32, job.options.quantize
+    check_patterns([job.bundle.graphs[name] for name in ENGINE_GRAPHS], keep_fp32)
     graphs = {}
     for name in ENGINE_GRAPHS:
         progress(f"convert the {name}")
-        model = make_graph(job.bundle.graphs[name], name, job.precision, job.backend.name, calibration, options)
+        source = job.bundle.graphs[name]
+        model = make_graph(source, name, job.precision, job.backend.name, calibration, keep_fp32, quantize)
         graphs[name] = model.SerializeToString(deterministic=True)
     return graphs
 
@@ -270,12 +276,14 @@ def _find_up_to_date(job: BuildJob, built_from: Mapping[str, str]) -> dict[str, 
     if job.options.force or job.options.data is not None:
         return None
     found: dict[str, BuiltEngine] = {}
-    here = job.machine.to_dict()
     for path, record in find_engines(job.folder)[0]:
         is_same = (
             built_from.get(record.graph) == record.built_from_sha256
             and record.precision == job.precision
-            and (bool(record.targets) or all(record.machine[key] == here[key] for key in ("arch", "cpu", "gpu")))
+            and (
+                bool(record.targets)
+                or all(getattr(record.machine, key) == getattr(job.machine, key) for key in ("arch", "cpu", "gpu"))
+            )
             and (bool(record.verification) or not job.options.verify)
         )
         if is_same and record.graph not in found:
@@ -299,33 +307,23 @@ def _build(job: BuildJob, name: str, graph: bytes, progress: Progress, say: Prog
     # Whatever the plan allows, a run has few supports: the predictor splits larger ones.
     sizes = {**job.usual_sizes, "kept_tokens": job.sizes["kept_tokens"][2]}
     gpu = None if job.backend.api is None else job.machine.gpu
-    budget = estimate(onnx.load_from_string(graph), sizes, None if gpu is None else gpu.memory_bytes)
-    condition = f" with {sizes['supports']} supports at once" if name == "head" else ""
-    say(f"Memory of the {name}{condition}: {budget}.")
-    budget.check(name)
+    check_memory(name, graph, sizes, None if gpu is None else gpu.memory_bytes, say)
     progress(f"build the {name}")
     if job.backend.api is None:
         return build_for_cpu(graph, name)
     info = job.bundle.manifest.graphs[name]
     shapes = {spec.name: spec.shape for spec in (*info.inputs, *info.outputs)}
-    options = PlanOptions(job.targets, job.options.workspace_mib, job.options.timing_cache)
-    return build_plan(job.backend.api, graph, name, job.sizes, shapes, options, job.machine.gpu, progress)
+    options = job.options
+    request = PlanRequest(name, job.sizes, shapes, gpu, job.targets, options.workspace_mib, options.timing_cache)
+    return build_plan(job.backend.api, graph, request, progress)
 
 
 def _describe(
-    job: BuildJob, name: str, built: BuiltGraph, calibrated: Calibrated | None, built_from: str
+    job: BuildJob, name: str, built: BuiltGraph, calibration: Calibration | None, built_from: str
 ) -> EngineRecord:
     """The engine's sidecar, without measurements."""
     manifest = job.bundle.manifest
-    calibration = None
-    if calibrated is not None:
-        made = calibrated.calibration
-        calibration = {
-            "method": made.method,
-            "pictures": made.pictures,
-            "sha256": made.sha256,
-            "data_sha256": made.data_sha256,
-        }
+    described = ("method", "pictures", "sha256", "data_sha256")
     return EngineRecord(
         format_version=FORMAT_VERSION,
         graph=name,
@@ -346,9 +344,9 @@ def _describe(
         outputs=built.outputs,
         profile=built.profile,
         limits=job.limits if name == "head" else {},
-        machine=job.machine.to_dict(),
+        machine=job.machine,
         targets=job.targets,
-        calibration=calibration,
+        calibration=None if calibration is None else {key: getattr(calibration, key) for key in described},
         verification={},
         int8_gemms=built.layers.int8_gemms,
         gemms=built.layers.gemms,
@@ -359,25 +357,6 @@ def _describe(
         build_s=round(built.build_s, 3),
         built_from_sha256=built_from,
     )
-
-
-def _compare_with_fp32(
-    job: BuildJob,
-    typed_graphs: Mapping[str, bytes],
-    reference: Mapping[str, Engine],
-    candidate: Mapping[str, Engine],
-    pictures: list[Picture],
-    source: str,
-    progress: Progress,
-) -> Agreement:
-    """Compare with FP32; where FP16 is emulated, look for overflow first."""
-    manifest = job.bundle.manifest
-    if job.precision != "fp32" and not job.runs_here:
-        progress("look for values that overflow in FP16")
-        check_fp16(manifest, reference, job.bundle.graphs, typed_graphs, pictures)
-    progress("compare with FP32")
-    computed_by = "the engine" if job.runs_here else "ONNX Runtime on the CPU"
-    return compare(manifest, reference, candidate, pictures, source, computed_by, progress)
 
 
 def _add_measurements(

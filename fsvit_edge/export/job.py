@@ -1,14 +1,20 @@
-"""A build, planned: options -> backend, precision, targets, sizes and folder, checked before any work begins."""
+"""A build, planned: options -> backend, precision, targets, sizes and folder, checked before any work begins.
 
-from collections.abc import Sequence
+At the end, the memory that a graph needs, which is known once it is converted.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsvit_edge.export.tensorrt import Range
-from fsvit_edge.runtime.bundle import Bundle, Manifest
-from fsvit_edge.runtime.engines.backends import BACKENDS, refuse_old_name
+import onnx
+from onnx import TensorProto
+
+from fsvit_edge.runtime.bundle import Bundle
+from fsvit_edge.runtime.engines.base import BACKENDS, refuse_old_name
+from fsvit_edge.runtime.engines.files import PRECISIONS, engine_folder, folder_problem
 from fsvit_edge.runtime.engines.onnx_runtime import refuse_fp16_on_cpu
-from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder, folder_problem
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
@@ -18,63 +24,65 @@ DEFAULT_MAX_WAYS, DEFAULT_MAX_SHOTS = 10, 5
 DEFAULT_TARGETS = ("sm86", "sm89", "sm120")
 """GPUs that TensorRT-RTX builds for on a machine without a GPU: the RTX 30, 40 and 50 series."""
 
+Range = tuple[int, int, int]
+"""Smallest, usual and largest value of a size."""
+
 _USUAL_SUPPORTS = 5
 _USUAL_MASK_COVER = 0.3
 """Share of a picture that a mask usually covers; plans are tuned for it."""
+_BYTES: dict[int, int] = {
+    **dict.fromkeys((TensorProto.FLOAT, TensorProto.INT32), 4),
+    **dict.fromkeys((TensorProto.INT64, TensorProto.DOUBLE), 8),
+    **dict.fromkeys((TensorProto.FLOAT16, TensorProto.BFLOAT16), 2),
+}
+_BUILDER_BYTES = 400 * 2**20
+"""TensorRT's libraries and tables: 180 MB were measured with RTX 1.7 and a small graph, without a GPU's context."""
+_COPIES_OF_WEIGHTS = 4
+"""Copies during a build: the graph, the parsed network, its optimized copy, and the plan."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build, and how.
+    """What to build, and how."""
 
-    Attributes:
-        engine: "auto" or one of `BACKENDS`.
-        precision: One of `PRECISIONS`; None: FP16 with TensorRT, INT8 with ONNX Runtime.
-        calib: A calibration file (.json), or a source of pictures to calibrate on; None: the bundle's own calibration.
-        keep_fp32: Shell-style patterns of nodes that compute in FP32.
-        quantize: Patterns of the linear layers to quantize; empty for all.
-        workspace_mib: Most memory in MiB that a layer may use in addition to its tensors; None: TensorRT's default.
-        timing_cache: File for TensorRT's kernel timings; None: one in the user's cache.
-        targets: GPUs that TensorRT-RTX builds for ("sm86"); empty: this machine's GPU, or `DEFAULT_TARGETS`.
-        max_ways: Most classes that the head's plan processes at once; None: 10.
-        max_shots: Most supports per class; None: 5.
-        verify: Compare with the FP32 graphs before anything is written.
-        data: Folder of a data set to compare exact ratio and mIoU on.
-        max_drop: Most percentage points that exact ratio or mIoU may lose on `data`; None: any.
-        force: Build even if the engines are up to date.
-    """
-
-    engine: str = "auto"
-    precision: str | None = None
-    calib: str | None = None
-    keep_fp32: tuple[str, ...] = ()
-    quantize: tuple[str, ...] = ()
+    engine: str = "auto"  # or one of `BACKENDS`
+    precision: str | None = None  # one of `PRECISIONS`; None: FP16 with TensorRT, INT8 with ONNX Runtime
+    calib: str | None = None  # a calibration (.json) or a source of pictures to calibrate on; None: the bundle's own
+    keep_fp32: tuple[str, ...] = ()  # shell-style patterns of nodes that compute in FP32
+    quantize: tuple[str, ...] = ()  # patterns of the linear layers to quantize; empty for all
     workspace_mib: int | None = None
-    timing_cache: Path | None = None
+    """Most memory in MiB that a layer may use in addition to its tensors; None: TensorRT's default."""
+    timing_cache: Path | None = None  # file for TensorRT's kernel timings; None: one in the user's cache
     targets: tuple[str, ...] = ()
-    max_ways: int | None = None
-    max_shots: int | None = None
-    verify: bool = True
-    data: Path | None = None
-    max_drop: float | None = None
-    force: bool = False
+    """GPUs that TensorRT-RTX builds for ("sm86"); empty: this machine's GPU, or `DEFAULT_TARGETS`."""
+    max_ways: int | None = None  # most classes that the head's plan processes at once; None: `DEFAULT_MAX_WAYS`
+    max_shots: int | None = None  # most supports per class; None: `DEFAULT_MAX_SHOTS`
+    verify: bool = True  # compare with the FP32 graphs before anything is written
+    data: Path | None = None  # folder of a data set to compare exact ratio and mIoU on
+    max_drop: float | None = None  # most percentage points that either may lose on `data`; None: any
+    force: bool = False  # build even if the engines are up to date
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What builds the engines.
+    """What builds the engines."""
 
-    Attributes:
-        name: One of `BACKENDS`.
-        version: The backend's own version.
-        api: TensorRT; None for ONNX Runtime.
-        reason: Why it was chosen, a clause.
-    """
+    api: TensorRT | None  # None: ONNX Runtime
+    reason: str  # why it was chosen, a clause
 
-    name: str
-    version: str
-    api: TensorRT | None
-    reason: str
+    @property
+    def name(self) -> str:
+        """One of `BACKENDS`."""
+        return "onnxruntime" if self.api is None else self.api.backend
+
+    @property
+    def version(self) -> str:
+        """The backend's own version."""
+        if self.api is not None:
+            return self.api.version
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
 
     @property
     def title(self) -> str:
@@ -89,27 +97,16 @@ class Backend:
 
 @dataclass(frozen=True)
 class BuildJob:
-    """Everything that is known before the work begins.
-
-    Attributes:
-        bundle: The bundle.
-        folder: Where the engines are written.
-        options: The user's options.
-        backend: What builds the engines.
-        precision: One of `PRECISIONS`.
-        targets: GPUs that TensorRT-RTX builds for; empty for other backends.
-        machine: This machine.
-        sizes: Name of each dynamic size -> its range in a plan.
-    """
+    """Everything that is known before the work begins."""
 
     bundle: Bundle
-    folder: Path
+    folder: Path  # where the engines are written
     options: BuildOptions
     backend: Backend
     precision: str
-    targets: tuple[str, ...]
+    targets: tuple[str, ...]  # GPUs that TensorRT-RTX builds for; empty for other backends
     machine: Machine
-    sizes: dict[str, Range]
+    sizes: dict[str, Range]  # of each dynamic size in a plan
 
     @property
     def runs_here(self) -> bool:
@@ -131,11 +128,7 @@ class BuildJob:
 
 
 def plan_job(path: Path, options: BuildOptions) -> BuildJob:
-    """Choose what the options leave open, and check everything that can be checked before the work begins.
-
-    Args:
-        path: The bundle's folder.
-        options: The user's options.
+    """Choose what the options for a bundle leave open, and check all that can be checked before the work begins.
 
     Raises:
         InputError: An option is unknown, has no effect, or contradicts another.
@@ -156,8 +149,20 @@ def plan_job(path: Path, options: BuildOptions) -> BuildJob:
     targets = () if backend.api is None else choose_targets(backend.api, options.targets, precision, machine.gpu)
     bundle = Bundle.load(path)
     folder = engine_folder(path, bundle.manifest)
-    _check_writable(folder)
-    sizes = _size_ranges(bundle.manifest, options)
+    if problem := folder_problem(folder):
+        raise FsvitEdgeError(
+            f"Engines cannot be written to {folder}: {problem}; copy the bundle to a folder that "
+            "you own, or for the bundled model use another cache with: export XDG_CACHE_HOME=/path."
+        )
+    ways = options.max_ways or DEFAULT_MAX_WAYS
+    supports = ways * (options.max_shots or DEFAULT_MAX_SHOTS)
+    grid = bundle.manifest.support_grid**2
+    sizes = {
+        "batch": (1, 1, 1),
+        "supports": (1, min(_USUAL_SUPPORTS, supports), supports),
+        "ways": (1, min(_USUAL_SUPPORTS, ways), ways),
+        "kept_tokens": (1, 1 + round(_USUAL_MASK_COVER * grid), 1 + grid),
+    }
     return BuildJob(bundle, folder, options, backend, precision, targets, machine, sizes)
 
 
@@ -166,11 +171,6 @@ def choose_backend(wanted: str, gpu: Gpu | None, has_targets: bool) -> Backend:
 
     auto: TensorRT if it is installed and there is a GPU; else TensorRT-RTX if it is installed and can build for this
     GPU or, without a GPU, for others; else ONNX Runtime.
-
-    Args:
-        wanted: "auto" or one of `BACKENDS`.
-        gpu: This machine's GPU.
-        has_targets: Whether the user named GPUs to build for.
 
     Raises:
         InputError: The backend is unknown.
@@ -186,33 +186,27 @@ def choose_backend(wanted: str, gpu: Gpu | None, has_targets: bool) -> Backend:
             "or use --engine tensorrt-rtx (for other machines) or --engine onnxruntime."
         )
     if wanted == "onnxruntime":
-        return _onnxruntime("as requested")
+        return Backend(None, "as requested")
     if wanted != "auto":
-        return _tensorrt(open_tensorrt(wanted), "as requested")
+        return Backend(open_tensorrt(wanted), "as requested")
     installed = installed_backends()
     if gpu is not None and "tensorrt" in installed and not has_targets:
-        return _tensorrt(open_tensorrt("tensorrt"), f"it is installed and there is a GPU, {gpu.name}")
+        return Backend(open_tensorrt("tensorrt"), f"it is installed and there is a GPU, {gpu.name}")
     if "tensorrt-rtx" in installed:
         api = open_tensorrt("tensorrt-rtx")
         if gpu is None:
-            return _tensorrt(api, f"it is installed and builds for GPUs elsewhere; here {gpu_missing_reason()}")
+            return Backend(api, f"it is installed and builds for GPUs elsewhere; here {gpu_missing_reason()}")
         if has_targets or gpu.architecture in known_targets(api):
-            return _tensorrt(api, f"it is installed and there is a GPU, {gpu.name}")
-        return _onnxruntime(
-            f"TensorRT-RTX does not support the {gpu.name} ({gpu.architecture}) and TensorRT is not installed"
-        )
+            return Backend(api, f"it is installed and there is a GPU, {gpu.name}")
+        reason = f"TensorRT-RTX does not support the {gpu.name} ({gpu.architecture}) and TensorRT is not installed"
+        return Backend(None, reason)
     if "tensorrt" in installed and gpu is None:
-        return _onnxruntime(f"TensorRT is installed, but {gpu_missing_reason()}")
-    return _onnxruntime("neither TensorRT nor TensorRT-RTX is installed")
+        return Backend(None, f"TensorRT is installed, but {gpu_missing_reason()}")
+    return Backend(None, "neither TensorRT nor TensorRT-RTX is installed")
 
 
 def choose_targets(api: TensorRT, wanted: Sequence[str], precision: str, gpu: Gpu | None) -> tuple[str, ...]:
-    """Return the GPUs that TensorRT-RTX builds for ("sm86"), oldest first; empty for TensorRT, which has no choice.
-
-    Raises:
-        InputError: A target is unknown, or does not support the precision.
-        EnvironmentLacksError: No target is given and TensorRT-RTX does not support this machine's GPU.
-    """
+    """Return the GPUs that TensorRT-RTX builds for ("sm86"), oldest first; empty for TensorRT, which has no choice."""
     if not api.is_rtx:
         if wanted:
             raise InputError("TensorRT builds for the GPU that it runs on; leave out --target or use tensorrt-rtx.")
@@ -245,16 +239,6 @@ def known_targets(api: TensorRT) -> tuple[str, ...]:
     return tuple(f"sm{number}" for number in sorted(int(name[2:]) for name in members if name[2:].isdigit()))
 
 
-def _tensorrt(api: TensorRT, reason: str) -> Backend:
-    return Backend(api.backend, api.version, api, reason)
-
-
-def _onnxruntime(reason: str) -> Backend:
-    import onnxruntime
-
-    return Backend("onnxruntime", str(onnxruntime.__version__), None, reason)
-
-
 def _refuse_options_without_effect(options: BuildOptions, backend: Backend, precision: str) -> None:
     name = backend.name
     reasons = {
@@ -274,22 +258,102 @@ def _refuse_options_without_effect(options: BuildOptions, backend: Backend, prec
             )
 
 
-def _check_writable(folder: Path) -> None:
-    if problem := folder_problem(folder):
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def check_memory(
+    name: str, graph: bytes, sizes: Mapping[str, int], gpu_bytes: int | None, say: Callable[[str], None]
+) -> None:
+    """Estimate the memory that a build and its engine need, say it in one line, and refuse what cannot fit.
+
+    Args:
+        name: encoder or head.
+        graph: The ONNX file.
+        sizes: Value of each dynamic size.
+        gpu_bytes: The GPU's total memory; None without a GPU.
+        say: Called with the line.
+
+    Raises:
+        FsvitEdgeError: The host or the GPU has too little memory.
+    """
+    model = onnx.load_from_string(graph)
+    weights = sum(_size(tensor.data_type, tensor.dims) for tensor in model.graph.initializer)
+    activations, build, free = peak_bytes(model, sizes), _BUILDER_BYTES + _COPIES_OF_WEIGHTS * weights, free_memory()
+    condition = f" with {sizes['supports']} supports at once" if name == "head" else ""
+    of_free = "" if free is None else f" of {_mb(free)} free"
+    of_gpu = "" if gpu_bytes is None else f", GPU {_mb(gpu_bytes)}"
+    say(
+        f"Memory of the {name}{condition}: weights {_mb(weights)}, activations up to {_mb(activations)}, "
+        f"{_mb(build)} to build{of_free}{of_gpu}."
+    )
+    if free is not None and build > free:
         raise FsvitEdgeError(
-            f"Engines cannot be written to {folder}: {problem}; copy the bundle to a folder that "
-            "you own, or for the bundled model use another cache with: export XDG_CACHE_HOME=/path."
+            f"Building the {name} needs about {_mb(build)} of memory, but only {_mb(free)} are free; "
+            "close other programs or add swap, then build again."
+        )
+    if gpu_bytes is not None and weights + activations > gpu_bytes:
+        raise FsvitEdgeError(
+            f"The {name} needs about {_mb(weights + activations)} on the GPU, which has "
+            f"{_mb(gpu_bytes)}; export the bundle with a smaller --image-size."
         )
 
 
-def _size_ranges(manifest: Manifest, options: BuildOptions) -> dict[str, Range]:
-    """Name of each dynamic size -> smallest, usual and largest value."""
-    ways = options.max_ways or DEFAULT_MAX_WAYS
-    supports = ways * (options.max_shots or DEFAULT_MAX_SHOTS)
-    grid = manifest.support_grid**2
-    return {
-        "batch": (1, 1, 1),
-        "supports": (1, min(_USUAL_SUPPORTS, supports), supports),
-        "ways": (1, min(_USUAL_SUPPORTS, ways), ways),
-        "kept_tokens": (1, 1 + round(_USUAL_MASK_COVER * grid), 1 + grid),
+def free_memory() -> int | None:
+    """Return how many bytes this process can still use: the machine's, or the container's if they are fewer."""
+    free = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith(("MemAvailable:", "SwapFree:"))]
+        free = [sum(free)] if free else []
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        free += [] if limit == "max" else [max(int(limit) - int(used), 0)]
+    except (OSError, ValueError):
+        pass
+    return min(free) if free else None
+
+
+def peak_bytes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> int:
+    """Return the most bytes of tensors alive at once, if each lives from its node to its last use; 0 if unknown.
+
+    An upper estimate, because fused layers need fewer.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    # Shapes that were inferred with names for sizes would prevent shapes with numbers.
+    del fixed.graph.value_info[:]
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_value = sizes.get(axis.dim_param, 1)
+    try:
+        graph = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return 0
+    bytes_of = {
+        value.name: _size(
+            value.type.tensor_type.elem_type, [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        )
+        for value in (*graph.input, *graph.value_info, *graph.output)
     }
+    last_use = {name: index for index, node in enumerate(graph.node) for name in node.input}
+    ends: dict[int, list[str]] = {}
+    for name, index in last_use.items():
+        ends.setdefault(index, []).append(name)
+    alive = peak = sum(bytes_of[value.name] for value in graph.input)
+    for index, node in enumerate(graph.node):
+        alive += sum(bytes_of.get(name, 0) for name in node.output)
+        peak = max(peak, alive)
+        alive -= sum(bytes_of.get(name, 0) for name in ends.get(index, ()))
+    return peak
+
+
+def _size(kind: int, dims: Iterable[int]) -> int:
+    return _BYTES.get(kind, 1) * math.prod(dims)
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"

@@ -1,30 +1,62 @@
-"""An ONNX graph -> the graph that ONNX Runtime optimizes it to on this CPU, and a report of its layers."""
+"""What both builders return, and the builder for this CPU: an ONNX graph -> the graph that ONNX Runtime makes of it."""
 
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from fsvit_edge.export.layers import BuiltGraph, report_optimized
+from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+
+_INT8 = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "QAttention")
+_FLOAT = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "FusedMatMulActivation", "Attention")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Number of an engine's layers by kind."""
+
+    layers: int = 0  # all that compute
+    attention: int = 0  # fused: kernels that compute scores, softmax and result without storing the scores
+    int8_gemms: int = 0  # matrix products of INT8 by INT8
+    fp16_gemms: int = 0
+    fp32_gemms: int = 0
+
+    @property
+    def gemms(self) -> int:
+        """All matrix products outside fused attention."""
+        return self.int8_gemms + self.fp16_gemms + self.fp32_gemms
+
+
+@dataclass(frozen=True)
+class BuiltGraph:
+    """A graph as a backend built it."""
+
+    data: bytes  # the TensorRT plan, or for a CPU the optimized ONNX graph
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profile: dict[str, dict[str, list[int]]]  # input with dynamic sizes in a plan -> "min", "opt" and "max" shape
+    layers: LayerReport
+    build_s: float
 
 
 def build_for_cpu(graph: bytes, name: str) -> BuiltGraph:
-    """Optimize a graph as ONNX Runtime does when it loads one, and keep the result.
-
-    Args:
-        graph: The ONNX file.
-        name: encoder or head.
-
-    Raises:
-        ArtifactError: ONNX Runtime cannot load the graph.
-    """
+    """Optimize a graph (encoder or head) as ONNX Runtime does when it loads one, and keep the result."""
     started = time.monotonic()
     data = _optimized(graph, name, portable=True)
     layers = report_optimized(onnx.load_from_string(_optimized(graph, name, portable=False)))
     with OnnxRuntimeEngine(data, "cpu") as engine:
         return BuiltGraph(data, engine.inputs, engine.outputs, {}, layers, time.monotonic() - started)
+
+
+def report_optimized(model: onnx.ModelProto) -> LayerReport:
+    """Count the nodes of a graph that ONNX Runtime has optimized."""
+    kinds = [node.op_type for node in model.graph.node if node.op_type != "Constant"]
+    int8 = sum(kind in _INT8 for kind in kinds)
+    attention = sum(kind in ("Attention", "MultiHeadAttention", "QAttention") for kind in kinds)
+    return LayerReport(len(kinds), attention, int8, 0, sum(kind in _FLOAT for kind in kinds))
 
 
 def _optimized(graph: bytes, name: str, portable: bool) -> bytes:

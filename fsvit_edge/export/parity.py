@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, PrototypeGraph, build_graphs
+from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, HeadGraph, build_graphs
 from fsvit_edge.model.network import FewShotNetwork, normalize
+from fsvit_edge.runtime.bundle import OBJECTNESS
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError, EnvironmentLacksError
@@ -21,24 +22,20 @@ SCALE_TOLERANCE = 1e-4
 
 Picture = npt.NDArray[np.uint8]
 """(S, S, 3) uint8 RGB."""
+Errors = dict[str, list[tuple[float, float]]]
+"""graph.output -> difference and largest value in torch, of each picture."""
 
 
 @dataclass(frozen=True)
 class ParityRow:
-    """The difference between torch and ONNX Runtime in one output of one graph.
+    """The difference between torch and ONNX Runtime in one output of one graph."""
 
-    Attributes:
-        output: graph.output.
-        max_error: Largest absolute difference over all pictures, divided by the scale; for used_mask the largest share
-            of pixels that differ.
-        tolerance: Largest error allowed.
-        scale: Largest absolute value in torch; 1 for probabilities and masks, which are compared as they are.
-    """
-
-    output: str
+    output: str  # graph.output
     max_error: float
-    tolerance: float
-    scale: float
+    """Largest absolute difference over all pictures, divided by the scale; for used_mask the largest share of pixels
+    that differ."""
+    tolerance: float  # largest error allowed
+    scale: float  # largest absolute value in torch; 1 for probabilities and masks, which are compared as they are
 
     @property
     def passed(self) -> bool:
@@ -63,102 +60,59 @@ def verify(
 
     encoder and enroll get what torch computed before them. The head's rows follow a frame through all three graphs, as
     on the device, and are compared with the network in the published order of operations; the prototype head has only
-    one order, and is compared with its module.
-
-    Args:
-        network: The network in torch.
-        models: Graph -> ONNX file: encoder, enroll, head, and objectness if it is a separate graph.
-        objectness_from: The network that the separate objectness graph comes from.
-
-    Raises:
-        EnvironmentLacksError: scikit-image, which ships the pictures, is not installed.
+    one order, and is compared with its module. A separate objectness graph is compared with its module too.
     """
     size = network.config.image_size
     pictures = _pictures(size)
     masks = _masks(len(pictures), size)
-    errors = _Errors()
+    encoder, enroll = EncoderGraph(network).eval(), EnrollGraph(network).eval()
+    errors: Errors = {}
+    supports = []
     with ExitStack() as stack, torch.inference_mode():
         engines = {name: stack.enter_context(OnnxRuntimeEngine(data, "cpu")) for name, data in models.items()}
-        supports = []
-        for index, picture in enumerate(pictures):
-            mask, has_mask = masks[index][None], np.array([index % 2 == 0])
-            encoded = _compare_encoder(network, engines["encoder"], picture, errors)
-            _compare_enroll(network, engines["enroll"], encoded, mask, has_mask, errors)
-            supports.append(_enroll_as_device(engines, picture, mask))
+        for index, (picture, mask) in enumerate(zip(pictures, masks[:, None], strict=True)):
+            answer = engines["encoder"].run({"image": picture[None]})
+            names = [spec.name for spec in engines["encoder"].outputs]
+            encoded = dict(zip(names, encoder(torch.from_numpy(picture[None])), strict=True))
+            for name, wanted in encoded.items():
+                _add(errors, f"encoder.{name}", answer[name], wanted)
+            encoded.pop(OBJECTNESS, None)
+
+            has_mask = np.array([index % 2 == 0])
+            in_torch = enroll(*encoded.values(), torch.from_numpy(mask), torch.from_numpy(has_mask))
+            feed = {name: tensor.numpy() for name, tensor in encoded.items()}
+            cached = engines["enroll"].run({**feed, "mask": mask, "has_mask": has_mask})
+            for spec, wanted in zip(engines["enroll"].outputs, in_torch, strict=True):
+                _add(errors, f"enroll.{spec.name}", cached[spec.name], wanted)
+
+            # As on the device, from the ONNX graphs only.
+            feed = {name: answer[name].numpy() for name in encoded}
+            cached = engines["enroll"].run({**feed, "mask": mask, "has_mask": np.array([True])})
+            supports.append({"tokens": feed["tokens"], **{name: tensor.numpy() for name, tensor in cached.items()}})
         _compare_head(network, engines["head"], pictures, masks, supports, errors)
         if objectness_from is not None:
-            module = build_graphs(network, objectness_from)["objectness"].module.eval()
+            module = build_graphs(network, objectness_from)[OBJECTNESS].module.eval()
             for picture in pictures:
                 (wanted,) = module(torch.from_numpy(picture[None]))
-                answer = engines["objectness"].run({"image": picture[None]})
-                errors.add("objectness.objectness", answer["objectness"], wanted)
-    return errors.rows()
+                answer = engines[OBJECTNESS].run({"image": picture[None]})
+                _add(errors, f"{OBJECTNESS}.{OBJECTNESS}", answer[OBJECTNESS], wanted)
+    return tuple(ParityRow.over_pictures(output, pairs) for output, pairs in errors.items())
 
 
 def raise_on_failure(rows: tuple[ParityRow, ...]) -> None:
-    """Refuse an export that computes something else than torch.
-
-    Raises:
-        AccuracyGateError: An output misses its tolerance.
-    """
+    """Refuse, with an AccuracyGateError, an export that computes something else than torch."""
     worst = [row for row in rows if not row.passed]
     if worst:
         names = ", ".join(f"{row.output} by {row.max_error:.2g} (tolerance {row.tolerance:.0e})" for row in worst)
         raise AccuracyGateError(f"ONNX Runtime differs from torch in {names}; no bundle was written.")
 
 
-class _Errors:
-    """The errors of every output over all pictures."""
-
-    def __init__(self) -> None:
-        self._errors: dict[str, list[tuple[float, float]]] = {}
-
-    def add(self, output: str, ours: ResidentTensor, reference: torch.Tensor) -> None:
-        wanted = reference.numpy().astype(np.float64)
-        differences = np.abs(ours.numpy().astype(np.float64) - wanted)
-        # A cosine can be at the pseudo-mask's threshold: in 3 of 100 pictures of 400 px, one pixel differed.
-        difference = differences.mean() if output == "enroll.used_mask" else differences.max()
-        self._errors.setdefault(output, []).append((float(difference), float(np.abs(wanted).max())))
-
-    def rows(self) -> tuple[ParityRow, ...]:
-        return tuple(ParityRow.over_pictures(output, errors) for output, errors in self._errors.items())
-
-
-def _compare_encoder(
-    network: FewShotNetwork, encoder: OnnxRuntimeEngine, picture: Picture, errors: _Errors
-) -> dict[str, torch.Tensor]:
-    """Compare the encoder on one picture; returns torch's outputs by name, without objectness."""
-    wanted = EncoderGraph(network).eval()(torch.from_numpy(picture[None]))
-    encoded = dict(zip([spec.name for spec in encoder.outputs], wanted, strict=True))
-    answer = encoder.run({"image": picture[None]})
-    for name, reference in encoded.items():
-        errors.add(f"encoder.{name}", answer[name], reference)
-    encoded.pop("objectness", None)
-    return encoded
-
-
-def _compare_enroll(
-    network: FewShotNetwork,
-    enroll: OnnxRuntimeEngine,
-    encoded: dict[str, torch.Tensor],
-    mask: Array,
-    has_mask: Array,
-    errors: _Errors,
-) -> None:
-    """Compare enrollment on what torch's encoder computed."""
-    wanted = EnrollGraph(network).eval()(*encoded.values(), torch.from_numpy(mask), torch.from_numpy(has_mask))
-    inputs = {name: tensor.numpy() for name, tensor in encoded.items()}
-    answer = enroll.run({**inputs, "mask": mask, "has_mask": has_mask})
-    for spec, reference in zip(enroll.outputs, wanted, strict=True):
-        errors.add(f"enroll.{spec.name}", answer[spec.name], reference)
-
-
-def _enroll_as_device(engines: dict[str, OnnxRuntimeEngine], picture: Picture, mask: Array) -> dict[str, Array]:
-    """Tokens and cached support of one picture with its mask, from the ONNX graphs only."""
-    encoded = {name: tensor.numpy() for name, tensor in engines["encoder"].run({"image": picture[None]}).items()}
-    encoded.pop("objectness", None)
-    cached = engines["enroll"].run({**encoded, "mask": mask, "has_mask": np.ones((1,), np.bool_)})
-    return {"tokens": encoded["tokens"], **{name: tensor.numpy() for name, tensor in cached.items()}}
+def _add(errors: Errors, output: str, ours: ResidentTensor, reference: torch.Tensor) -> None:
+    wanted = reference.numpy().astype(np.float64)
+    differences = np.abs(ours.numpy().astype(np.float64) - wanted)
+    # A cosine can be at the pseudo-mask's threshold: in 3 of 100 pictures of 400 px, one pixel differed.
+    difference = differences.mean() if output == "enroll.used_mask" else differences.max()
+    errors.setdefault(output, []).append((float(difference), float(np.abs(wanted).max())))
 
 
 def _compare_head(
@@ -167,7 +121,7 @@ def _compare_head(
     pictures: list[Picture],
     masks: npt.NDArray[np.uint8],
     supports: list[dict[str, Array]],
-    errors: _Errors,
+    errors: Errors,
 ) -> None:
     """Compare the head on one picture, with all pictures but the first as supports."""
     # Two supports of one class and one of another, so that averaging within a class is compared too.
@@ -175,18 +129,11 @@ def _compare_head(
     # For noise the prototype head answers 0 whatever its constants, so it gets a picture that is also a support.
     query = 0 if network.prototype_head is None else len(pictures) - 1
     presence, foreground = _answer(network, pictures, query, masks, torch.from_numpy(averaging))
-    answer = head.run(
-        {
-            "tokens": supports[query]["tokens"],
-            "kept": np.concatenate([support["support"] for support in supports[1:]]),
-            "kept_mask": np.concatenate([support["kept_mask"] for support in supports[1:]]),
-            "pooled": np.concatenate([support["pooled"] for support in supports[1:]]),
-            "pooled_mask": np.concatenate([support["pooled_mask"] for support in supports[1:]]),
-            "averaging": averaging,
-        }
-    )
-    errors.add("head.presence", answer["presence"], presence)
-    errors.add("head.foreground", answer["foreground"], foreground)
+    names = {"kept": "support", "kept_mask": "kept_mask", "pooled": "pooled", "pooled_mask": "pooled_mask"}
+    feed = {name: np.concatenate([support[cached] for support in supports[1:]]) for name, cached in names.items()}
+    answer = head.run({"tokens": supports[query]["tokens"], **feed, "averaging": averaging})
+    _add(errors, "head.presence", answer["presence"], presence)
+    _add(errors, "head.foreground", answer["foreground"], foreground)
 
 
 def _answer(
@@ -208,7 +155,7 @@ def _answer(
             for picture, mask in zip(pictures[1:], masks[1:], strict=True)
         ]
         supports = (torch.cat(parts) for parts in zip(*caches, strict=True))
-        presence, foreground = PrototypeGraph(network.prototype_head)(tokens, *supports, averaging)
+        presence, foreground = HeadGraph(network)(tokens, *supports, averaging)
         return presence, foreground
     outputs = network.encoder(normalize(torch.from_numpy(np.stack(pictures[1:]))))
     encoded_query = network.encoder(normalize(torch.from_numpy(pictures[query][None])))

@@ -29,36 +29,22 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export.
-
-    Attributes:
-        opset: ONNX opset of the graphs.
-        simplify: Run onnxsim over the graphs.
-        verify: Compare torch with ONNX Runtime before anything is written.
-        objectness_from: A network whose objectness decoder becomes a separate graph; None: no such graph.
-    """
+    """How to export."""
 
     opset: int = DEFAULT_OPSET
-    simplify: bool = True
-    verify: bool = True
-    objectness_from: FewShotNetwork | None = None
+    simplify: bool = True  # run onnxsim over the graphs
+    verify: bool = True  # compare torch with ONNX Runtime before anything is written
+    objectness_from: FewShotNetwork | None = None  # its objectness decoder becomes a separate graph
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        path: The bundle's folder.
-        manifest: The bundle's manifest.
-        parity: Differences between torch and ONNX Runtime; empty without verification.
-        sizes_mb: Graph -> size of its file in 10^6 bytes.
-    """
-
-    path: Path
+    path: Path  # the bundle's folder
     manifest: Manifest
-    parity: tuple[ParityRow, ...]
-    sizes_mb: dict[str, float]
+    parity: tuple[ParityRow, ...]  # between torch and ONNX Runtime; empty without verification
+    sizes_mb: dict[str, float]  # of each graph's file, in 10^6 bytes
 
 
 def export_bundle(
@@ -125,11 +111,7 @@ def trace(spec: GraphSpec, opset: int) -> onnx.ModelProto:
 
 
 def simplify(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Fold constants and remove redundant nodes, with onnxsim.
-
-    Raises:
-        FsvitEdgeError: onnxsim's own comparison failed.
-    """
+    """Fold constants and remove redundant nodes, with onnxsim, which compares the results itself."""
     import onnxsim
 
     simplified, same = onnxsim.simplify(model)
@@ -142,9 +124,6 @@ def check(model: onnx.ModelProto, name: str, opset: int) -> None:
     """Check that a graph is valid ONNX, uses only standard operators of one opset, and has whole LayerNorms.
 
     A LayerNorm made of single operators overflows in FP16 (ViT-B on an Orin Nano: accuracy 85 % -> 19 %).
-
-    Raises:
-        ArtifactError: A check failed.
     """
     try:
         onnx.checker.check_model(model, full_check=True)

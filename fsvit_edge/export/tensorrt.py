@@ -14,96 +14,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fsvit_edge.export.layers import BuiltGraph, report_layers
+from fsvit_edge.export.job import Range
+from fsvit_edge.export.onnxruntime import BuiltGraph, LayerReport
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.tensorrt_api import DTYPES, LogCollector, TensorRT
+from fsvit_edge.runtime.engines.tensorrt_api import DTYPES, TensorRT
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.storage import atomic_write, locked, user_cache
 
-Range = tuple[int, int, int]
-"""Smallest, usual and largest value of a size."""
 REPORT_EVERY_S = 1.0
 """Shortest time between two reports of what TensorRT is doing."""
 
 _RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
 """A preview feature of TensorRT from 10.10 on."""
+_LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\](?:, |$)(?P<rest>.*)$")
+_DTYPE = re.compile(r"Datatype: (\w+)")
+_MATRIX_KINDS = ("gemm", "MatrixMultiply", "matrix_multiply")
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """How to build a plan.
+class PlanRequest:
+    """Which plan to build, and how."""
 
-    Attributes:
-        targets: GPUs that TensorRT-RTX builds for, by compute capability ("sm86"); empty for TensorRT, which builds for
-            the GPU of this machine.
-        workspace_mib: Most memory in MiB that a layer may use in addition to its tensors; None: TensorRT's default.
-        timing_cache: File for kernel timings; None: one in the user's cache per TensorRT version and GPU.
-    """
-
-    targets: tuple[str, ...] = ()
-    workspace_mib: int | None = None
-    timing_cache: Path | None = None
+    name: str  # encoder or head, for messages
+    sizes: Mapping[str, Range]  # of each dynamic size; one whose range has one value becomes fixed
+    shapes: Mapping[str, Sequence[int | str]]  # of each input and output, with names for the dynamic sizes
+    gpu: Gpu | None  # this machine's; TensorRT needs one, TensorRT-RTX does not
+    targets: tuple[str, ...] = ()  # GPUs that TensorRT-RTX builds for ("sm86"); empty for TensorRT
+    workspace_mib: int | None = None  # as in `BuildOptions`
+    timing_cache: Path | None = None  # None: one in the user's cache per TensorRT version and GPU
 
 
-def build_plan(
-    api: TensorRT,
-    graph: bytes,
-    name: str,
-    sizes: Mapping[str, Range],
-    shapes: Mapping[str, Sequence[int | str]],
-    options: PlanOptions,
-    gpu: Gpu | None,
-    progress: Callable[[str], None],
-) -> BuiltGraph:
-    """Build a graph's plan.
-
-    Args:
-        api: The installed TensorRT or TensorRT-RTX.
-        graph: The ONNX file.
-        name: encoder or head, for messages.
-        sizes: Name of each dynamic size -> its range; a size whose range has one value becomes fixed.
-        shapes: Name of each input and output -> its shape, with names for the dynamic sizes.
-        options: Targets, memory and timing cache.
-        gpu: This machine's GPU; TensorRT needs one, TensorRT-RTX does not.
-        progress: Called with what TensorRT is doing.
+def build_plan(api: TensorRT, graph: bytes, request: PlanRequest, progress: Callable[[str], None]) -> BuiltGraph:
+    """Build an ONNX graph's plan; `progress` is called with what TensorRT is doing.
 
     Raises:
         ArtifactError: TensorRT cannot read the graph.
-        InputError: A dynamic size has no range, or the timing cache in `options` cannot be used.
+        InputError: A dynamic size has no range, or the timing cache that the user named cannot be used.
         FsvitEdgeError: TensorRT cannot build the graph.
     """
     with contextlib.ExitStack() as stack:
         timings = None
         if not api.is_rtx:
-            assert gpu is not None, "TensorRT builds on a GPU"
-            path = options.timing_cache or default_timing_cache(api, gpu)
-            timings = stack.enter_context(keep_timings(path, options.timing_cache is not None, progress))
-        return _run_in_thread(
-            lambda running: _build(api, graph, name, sizes, shapes, options, timings, gpu is not None, running),
-            name,
-            progress,
-        )
+            assert request.gpu is not None, "TensorRT builds on a GPU"
+            path = request.timing_cache or default_timing_cache(api, request.gpu)
+            timings = stack.enter_context(keep_timings(path, request.timing_cache is not None, progress))
+        return _run_in_thread(lambda running: _build(api, graph, request, timings, running), request.name, progress)
 
 
 def _build(
-    api: TensorRT,
-    graph: bytes,
-    name: str,
-    sizes: Mapping[str, Range],
-    shapes: Mapping[str, Sequence[int | str]],
-    options: PlanOptions,
-    timings: "Timings | None",
-    has_gpu: bool,
-    running: "_RunningBuild",
+    api: TensorRT, graph: bytes, request: PlanRequest, timings: "Timings | None", running: "_RunningBuild"
 ) -> BuiltGraph:
     """Parse, configure, build, and report the layers."""
     started = time.monotonic()
     log = api.log(verbose=True)
     builder = api.builder(log)
     network = api.network(builder, log)
-    parser = api.parse(network, graph, log, name)
+    parser = api.parse(network, graph, log, request.name)
     config = builder.create_builder_config()
     # Puts each layer's name and types into the log; the plan is as fast without it.
     config.profiling_verbosity = api.trt.ProfilingVerbosity.DETAILED
@@ -112,64 +80,54 @@ def _build(
     if hasattr(api.trt, "PreviewFeature") and hasattr(api.trt.PreviewFeature, _RESIZE):
         # Without it, newer releases reserve memory for the profile's largest shapes, whatever the actual shapes are.
         config.set_preview_feature(getattr(api.trt.PreviewFeature, _RESIZE), True)
-    if options.workspace_mib is not None:
-        config.set_memory_pool_limit(api.trt.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
-    if options.targets:
-        config.num_compute_capabilities = len(options.targets)
-        for index, target in enumerate(options.targets):
+    if request.workspace_mib is not None:
+        config.set_memory_pool_limit(api.trt.MemoryPoolType.WORKSPACE, request.workspace_mib * 2**20)
+    if request.targets:
+        config.num_compute_capabilities = len(request.targets)
+        for index, target in enumerate(request.targets):
             config.set_compute_capability(getattr(api.trt.ComputeCapability, target.upper()), index)
-    profile = _add_profile(builder, network, config, sizes, shapes, log, f"{api.title}: the {name}")
+    profile, ranges = builder.create_optimization_profile(), _fix_shapes(network, request)
+    for name, shapes in ranges.items():
+        profile.set_shape(name, *(tuple(shapes[key]) for key in ("min", "opt", "max")))
+    if ranges and config.add_optimization_profile(profile) < 0:
+        raise FsvitEdgeError(
+            f"{api.title}: the {request.name} has no valid range of shapes {ranges}: {log.last_error()}."
+        )
     if timings is not None:
         timings.load(config, running.messages.append)
-    data = api.serialized(builder, network, config, log, name)
+    data = api.serialized(builder, network, config, log, request.name)
     if timings is not None:
         timings.save(config)
     inputs, outputs = (
-        tuple(_spec(get(index), shapes) for index in range(count))
+        tuple(_spec(get(index), request.shapes) for index in range(count))
         for get, count in ((network.get_input, network.num_inputs), (network.get_output, network.num_outputs))
     )
     del parser  # it owns the weights, so it must live until the plan exists
     layers = "\n".join(text for texts in log.messages.values() for text in texts if "LayerType" in text)
-    if not layers and has_gpu:
-        layers = _inspect(api, data, name)
-    return BuiltGraph(data, inputs, outputs, profile, report_layers(layers), time.monotonic() - started)
+    if not layers and request.gpu is not None:
+        layers = _inspect(api, data, request.name)
+    return BuiltGraph(data, inputs, outputs, ranges, report_layers(layers), time.monotonic() - started)
 
 
-def _add_profile(
-    builder: Any,
-    network: Any,
-    config: Any,
-    sizes: Mapping[str, Range],
-    shapes: Mapping[str, Sequence[int | str]],
-    log: LogCollector,
-    title: str,
-) -> dict[str, dict[str, list[int]]]:
-    """Fix the shapes that have a single value and give the others a range; returns input -> min, opt, max shape."""
-    profile = builder.create_optimization_profile()
+def _fix_shapes(network: Any, request: PlanRequest) -> dict[str, dict[str, list[int]]]:
+    """Fix the inputs' shapes that have a single value; of the others, returns input -> "min", "opt", "max" shape."""
     ranges: dict[str, dict[str, list[int]]] = {}
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        columns = [
-            (size,) * 3 if isinstance(size, int) else _range(size, sizes, tensor.name) for size in shapes[tensor.name]
-        ]
+        columns: list[Range] = []
+        for size in request.shapes[tensor.name]:
+            if isinstance(size, str) and size not in request.sizes:
+                raise InputError(
+                    f"Input {tensor.name!r} has the dynamic size {size!r}, which has no range (known: "
+                    f"{', '.join(request.sizes)}); export the bundle again with: fsvit-edge export."
+                )
+            columns.append((size,) * 3 if isinstance(size, int) else request.sizes[size])
         smallest, usual, largest = ([column[which] for column in columns] for which in range(3))
         if smallest == largest:
             tensor.shape = tuple(smallest)
         else:
-            profile.set_shape(tensor.name, tuple(smallest), tuple(usual), tuple(largest))
             ranges[tensor.name] = {"min": smallest, "opt": usual, "max": largest}
-    if ranges and config.add_optimization_profile(profile) < 0:
-        raise FsvitEdgeError(f"{title} has no valid range of shapes {ranges}: {log.last_error()}.")
     return ranges
-
-
-def _range(size: str, sizes: Mapping[str, Range], tensor: str) -> Range:
-    if size not in sizes:
-        raise InputError(
-            f"Input {tensor!r} has the dynamic size {size!r}, which has no range (known: {', '.join(sizes)}); "
-            "export the bundle again with: fsvit-edge export."
-        )
-    return sizes[size]
 
 
 def _spec(tensor: Any, shapes: Mapping[str, Sequence[int | str]]) -> TensorSpec:
@@ -189,28 +147,37 @@ def _inspect(api: TensorRT, data: bytes, name: str) -> str:
         return ""
 
 
+def report_layers(text: str) -> LayerReport:
+    """Count the layers in TensorRT's text: one line per layer, from a verbose build's log or the engine inspector."""
+    counts = {"Int8": 0, "Half": 0, "BFloat16": 0, "Float": 0}
+    layers = attention = 0
+    for line in text.splitlines():
+        match = _LAYER.match(line.strip())
+        if match is None or match["kind"] in ("wait", "signal"):
+            continue
+        layers += 1
+        name, kind = match["name"], match["kind"]
+        if "mha" in name.lower():
+            attention += 1
+        elif kind in _MATRIX_KINDS or (kind == "runtime_fusion" and "Fc" in name):
+            dtype = _DTYPE.search(match["inputs"]) or _DTYPE.search(match["rest"])
+            if dtype is not None and dtype[1] in counts:
+                counts[dtype[1]] += 1
+    return LayerReport(layers, attention, counts["Int8"], counts["Half"] + counts["BFloat16"], counts["Float"])
+
+
 # ------------------------------------------------------------------------------------------------------ timing cache
 
 
 @dataclass
 class Timings:
-    """Kernel timings, which make a second build of a network much faster; valid for one TensorRT version on one GPU.
+    """Kernel timings, which make a second build of a network much faster; valid for one TensorRT version on one GPU."""
 
-    Attributes:
-        known: The file's contents before the build; empty without a file.
-        learned: Those and the timings that the build added; None before the build.
-    """
-
-    known: bytes
-    learned: bytes | None = None
+    known: bytes  # the file's contents before the build; empty without a file
+    learned: bytes | None = None  # those and the timings that the build added; None before the build
 
     def load(self, config: Any, say: Callable[[str], None]) -> None:
-        """Give the known timings to a build.
-
-        Args:
-            config: The build's `IBuilderConfig`.
-            say: Called with a message if the timings are of another TensorRT or GPU.
-        """
+        """Give the known timings to a build's `IBuilderConfig`."""
         if not config.set_timing_cache(config.create_timing_cache(self.known), False):
             say("the timing cache was made by another TensorRT or GPU; starting with an empty one")
             config.set_timing_cache(config.create_timing_cache(b""), False)
@@ -222,11 +189,7 @@ class Timings:
 
 
 def default_timing_cache(api: TensorRT, gpu: Gpu) -> Path:
-    """Return the user's timing cache for this TensorRT and GPU.
-
-    Raises:
-        EnvironmentLacksError: There is no home folder.
-    """
+    """The user's timing cache for this TensorRT and GPU."""
     name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     return user_cache("timings") / f"{name}.{gpu.architecture}.trt{api.version}.cache"
 
@@ -235,15 +198,8 @@ def default_timing_cache(api: TensorRT, gpu: Gpu) -> Path:
 def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) -> Iterator[Timings | None]:
     """Lock a timing cache, yield its timings, and write what the build learned; None if it cannot be used.
 
-    The lock lasts for the whole build: two builds that time kernels on one GPU at once would disturb each other.
-
-    Args:
-        path: The file; it need not exist.
-        is_given: The user named the file, so it must be usable; the default file is optional.
-        progress: Called when the build waits for another build, or runs without timings.
-
-    Raises:
-        InputError: The user's file cannot be read or written.
+    The lock lasts for the whole build: two builds that time kernels on one GPU at once would disturb each other. A file
+    that the user named (`is_given`) must be usable; the default file is optional.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -273,18 +229,12 @@ def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) ->
 
 
 class _RunningBuild:
-    """What the building thread and the waiting thread share.
-
-    Attributes:
-        cancelled: Set when the build should end.
-        phases: Names of the phases that are running, the innermost last.
-        messages: Lines for the waiting thread to report.
-    """
+    """What the building thread and the waiting thread share."""
 
     def __init__(self) -> None:
-        self.cancelled = threading.Event()
-        self.phases: list[str] = []
-        self.messages: list[str] = []
+        self.cancelled = threading.Event()  # set when the build should end
+        self.phases: list[str] = []  # names of the phases that are running, the innermost last
+        self.messages: list[str] = []  # lines for the waiting thread to report
 
     def monitor(self, trt: Any) -> Any:
         """Return an `IProgressMonitor` that records phases, and ends the build once it is canceled."""

@@ -17,24 +17,15 @@ WARM_UP_FRAMES = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """Timings with one number of classes.
+    """Timings with one number of classes."""
 
-    Attributes:
-        ways: Number of enrolled classes.
-        shots: Supports per class.
-        frames: Number of frames measured.
-        latency_ms: Median and 95th percentile in ms by stage; "total" is the whole call, "overhead" all of it except
-            "encoder" and "head".
-        fps: Frames per second: 1000 / median total.
-        peak_rss_mb: Largest resident memory of the process so far, in 10^6 bytes.
-    """
-
-    ways: int
-    shots: int
+    ways: int  # enrolled classes
+    shots: int  # supports per class
     frames: int
+    # Median and 95th percentile by stage; "total" is the whole call, "overhead" all of it except "encoder" and "head".
     latency_ms: dict[str, tuple[float, float]]
-    fps: float
-    peak_rss_mb: float
+    fps: float  # 1000 / median total
+    peak_rss_mb: float  # largest resident memory of the process so far, in 10^6 bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

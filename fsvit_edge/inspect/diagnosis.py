@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, permutations
 from pathlib import Path
 from typing import Any
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, read_manifest
-from fsvit_edge.runtime.engines.backends import TENSORRT_BACKENDS
-from fsvit_edge.runtime.engines.store.files import engine_folder, folder_problem
-from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version
-from fsvit_edge.runtime.engines.store.sets import find_engines, fitting_sets
+from fsvit_edge.runtime.engines.base import TENSORRT_BACKENDS
+from fsvit_edge.runtime.engines.files import engine_folder, find_engines, folder_problem
+from fsvit_edge.runtime.engines.fitting import build_command, fitting_sets, installed_version
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
@@ -28,24 +28,16 @@ _OPTIONAL = {
     "scikit-image": "demo",
 }
 _USES = {"demo": "run demo", "build": "export and build-engine"}
-_OTHER = {"pycuda": "cuda-bindings", "cuda-bindings": "pycuda"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check.
+    """The result of one check."""
 
-    Attributes:
-        subject: What was checked.
-        ok: Whether it was found.
-        needed: Whether nothing works without it.
-        text: Its version or properties; or what needs it and how to install it.
-    """
-
-    subject: str
-    ok: bool
-    needed: bool
-    text: str
+    subject: str  # what was checked
+    ok: bool  # whether it was found
+    needed: bool  # whether nothing works without it
+    text: str  # its version or properties; or what needs it and how to install it
 
 
 @dataclass(frozen=True)
@@ -74,22 +66,14 @@ class Diagnosis:
 
 def diagnose(bundle: Path | None = None) -> Diagnosis:
     """Check this machine and a bundle (None: the bundled model)."""
-    findings = [
-        Finding("python", True, True, f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} CPUs")
-    ]
-    findings.extend(_packages())
-    findings.extend(_providers())
-    findings.extend(_gpu())
-    findings.extend(_gpu_packages())
-    findings.extend(_opencv())
-    findings.append(_cameras())
     path = DEFAULT_BUNDLE if bundle is None else bundle
-    findings.append(_bundle(path))
-    findings.extend(_engines(path))
-    return Diagnosis(tuple(findings))
+    checks = (_packages(), _providers(), _gpu(), _gpu_packages(), _opencv(), _cameras(), _bundle(path), _engines(path))
+    return Diagnosis(tuple(chain.from_iterable(checks)))
 
 
 def _packages() -> Iterator[Finding]:
+    python = f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} CPUs"
+    yield Finding("python", True, True, python)
     for package in _NEEDED:
         found = _version(package)
         yield Finding(package, found is not None, True, found or f"not installed; try: pip install {package}")
@@ -129,9 +113,8 @@ def _providers() -> Iterator[Finding]:
 def _gpu() -> Iterator[Finding]:
     machine = Machine.here()
     if machine.l4t is not None:
-        yield Finding(
-            "L4T", True, False, f"{machine.l4t}, a Jetson: TensorRT comes with JetPack, see docs/how-to/jetson.md"
-        )
+        text = f"{machine.l4t}, a Jetson: TensorRT comes with JetPack, see docs/how-to/jetson.md"
+        yield Finding("L4T", True, False, text)
     gpu = machine.gpu
     if gpu is None:
         use = "needed for --engine onnxruntime-cuda, tensorrt and tensorrt-rtx"
@@ -150,9 +133,9 @@ def _gpu_packages() -> Iterator[Finding]:
             hint += " (on a Jetson, create the environment with --system-site-packages to use JetPack's own)"
         yield Finding(backend, found is not None, False, found or hint)
     # Either is enough. They are not imported: pycuda's driver fails without a GPU.
-    for package in ("pycuda", "cuda-bindings"):
+    for package, other in permutations(("pycuda", "cuda-bindings")):
         found = _version(package)
-        hint = f"not installed; --engine tensorrt and tensorrt-rtx need it or {_OTHER[package]}: pip install {package}"
+        hint = f"not installed; --engine tensorrt and tensorrt-rtx need it or {other}: pip install {package}"
         yield Finding(package, found is not None, False, found or hint)
 
 
@@ -166,11 +149,9 @@ def _engines(path: Path) -> Iterator[Finding]:
     except EnvironmentLacksError as error:
         yield Finding("engine folder", False, False, str(error))
         return
-    if problem := folder_problem(folder):
-        text = f"{folder} cannot be written: {problem}; needed for fsvit-edge build-engine"
-        yield Finding("engine folder", False, False, text)
-    else:
-        yield Finding("engine folder", True, False, str(folder))
+    problem = folder_problem(folder)
+    text = f"{folder} cannot be written: {problem}; needed for fsvit-edge build-engine" if problem else str(folder)
+    yield Finding("engine folder", not problem, False, text)
     built, unusable = find_engines(folder)
     for number, sentence in enumerate(unusable, 1):
         yield Finding(f"sidecar {number}", False, False, sentence)
@@ -179,8 +160,7 @@ def _engines(path: Path) -> Iterator[Finding]:
         return
     fitting = fitting_sets(built, manifest, Machine.here(), path)
     for one in fitting.sets:
-        record = one.record
-        yield Finding(f"engines {record.backend} {record.precision}", True, False, one.description)
+        yield Finding(f"engines {one.record.backend} {one.record.precision}", True, False, one.description)
     for (backend, precision), reason in fitting.reasons.items():
         yield Finding(f"engines {backend} {precision}", False, False, reason)
 
@@ -195,23 +175,20 @@ def _opencv() -> Iterator[Finding]:
     for name, use in uses.items():
         has = re.search(rf"{re.escape(name)}:\s+YES", information) is not None
         hint = "" if name != "GStreamer" else "; use the system's OpenCV: apt install python3-opencv"
-        yield Finding(
-            f"OpenCV {name}", has, False, f"for {use}" if has else f"not in this OpenCV, needed for {use}{hint}"
-        )
+        text = f"for {use}" if has else f"not in this OpenCV, needed for {use}{hint}"
+        yield Finding(f"OpenCV {name}", has, False, text)
 
 
-def _cameras() -> Finding:
-    cameras = sorted(str(path) for path in Path("/dev").glob("video*"))
-    return Finding(
-        "cameras", bool(cameras), False, ", ".join(cameras) or "no /dev/video*; plug in a camera for --camera"
-    )
+def _cameras() -> Iterator[Finding]:
+    cameras = ", ".join(sorted(map(str, Path("/dev").glob("video*"))))
+    yield Finding("cameras", bool(cameras), False, cameras or "no /dev/video*; plug in a camera for --camera")
 
 
-def _bundle(path: Path) -> Finding:
+def _bundle(path: Path) -> Iterator[Finding]:
     try:
         manifest = Bundle.load(path).manifest
     except FsvitEdgeError as error:
-        return Finding("bundle", False, True, str(error))
-    return Finding(
-        "bundle", True, True, f"{manifest.name}, {manifest.backbone}, {manifest.image_size} px, files intact"
-    )
+        yield Finding("bundle", False, True, str(error))
+    else:
+        text = f"{manifest.name}, {manifest.backbone}, {manifest.image_size} px, files intact"
+        yield Finding("bundle", True, True, text)

@@ -9,9 +9,9 @@ import pickletools
 import re
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -19,123 +19,79 @@ from safetensors import SafetensorError, safe_open
 
 # ----------------------------------------------------------------------------------------------------------- ONNX files
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_QUANTIZED = re.compile(
+    r"(Dynamic)?QuantizeLinear|DequantizeLinear|MatMulInteger(ToFloat)?|DynamicQuantizeMatMul|QLinearMatMul|QGemm|QAttention"
+)
 _FLOAT, _FLOAT16 = 1, 10
-_QUANTIZED = {
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "DynamicQuantizeMatMul",
-    "QLinearMatMul",
-    "QGemm",
-    "QAttention",
-}
 
 
 @dataclass(frozen=True)
 class OnnxHeader:
-    """An ONNX file without its weights.
+    """An ONNX file without its weights."""
 
-    Attributes:
-        producer: Name and version of the program that wrote it; "" if not stated.
-        opset: Version of ONNX's own operators.
-        operators: Number of nodes by operator, the most frequent first.
-        precision: int8 if anything is quantized, else the type of most of the weights: fp16 or fp32.
-    """
-
-    producer: str
-    opset: int
-    operators: dict[str, int]
-    precision: str
+    producer: str  # name and version of the program that wrote it; "" if not stated
+    opset: int  # version of ONNX's own operators
+    operators: dict[str, int]  # number of nodes by operator, the most frequent first
+    precision: str  # int8 if anything is quantized, else the type of most of the weights: fp16 or fp32
 
 
 def read_onnx_header(data: bytes) -> OnnxHeader:
-    """Read the header of an ONNX file.
+    """Read the header of an ONNX file; the numbers of its fields are those of onnx.proto.
 
     Raises:
         ValueError: It is not an ONNX file, or is truncated.
     """
-    producer = version = ""
-    opset = 0
-    graph: memoryview | None = None
-    for number, value in _fields(memoryview(data)):
-        if number == 2:
-            producer = _text(value)
-        elif number == 3:
-            version = _text(value)
-        elif number == 7:
-            graph = _message(value)
-        elif number == 8:
-            operator_set = dict(_fields(_message(value)))
-            if 1 not in operator_set or _text(operator_set[1]) in ("", "ai.onnx"):
-                opset = _int(operator_set.get(2, 0))
-    if graph is None or opset == 0:
-        raise ValueError("it has no graph")
-    operators: Counter[str] = Counter()
-    weight_bytes: Counter[int] = Counter()
-    for number, value in _fields(graph):
-        if number == 1:
-            operators[next((_text(one) for at, one in _fields(_message(value)) if at == 4), "")] += 1
-        elif number == 5:
-            tensor = _message(value)
-            weight_bytes[next((_int(one) for at, one in _fields(tensor) if at == 2), 0)] += len(tensor)
+    try:
+        model = _message(memoryview(data))
+        opsets = [_message(one) for one in model[8]]
+        versions = [index(one[2][-1]) for one in opsets if _text(one, 1) in ("", "ai.onnx") and one[2]]
+        graph = _message(model[7][-1]) if model[7] else None
+        if graph is None or not versions or not versions[-1]:
+            raise ValueError("it has no graph")
+        operators = Counter(_text(_message(node), 4) for node in graph[1])
+        weight_bytes: Counter[int] = Counter()
+        for tensor in graph[5]:
+            weight_bytes[sum(_message(tensor)[2][-1:])] += len(tensor)
+        producer = f"{_text(model, 2)} {_text(model, 3)}".strip()
+    except (LookupError, TypeError) as error:  # it ends within a field, or a field is of another kind
+        raise ValueError("it is truncated or not a protobuf message") from error
     precision = "fp16" if weight_bytes[_FLOAT16] > weight_bytes[_FLOAT] else "fp32"
-    if operators.keys() & _QUANTIZED:
+    if any(map(_QUANTIZED.fullmatch, operators)):
         precision = "int8"
-    return OnnxHeader(f"{producer} {version}".strip(), opset, dict(operators.most_common()), precision)
+    return OnnxHeader(producer, versions[-1], dict(operators.most_common()), precision)
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field of a protobuf message."""
+def _message(data: memoryview) -> defaultdict[int, list[Any]]:
+    """The values of a protobuf message by field number: an int if of variable length, else a memoryview."""
+    fields: defaultdict[int, list[Any]] = defaultdict(list)
     position = 0
     while position < len(data):
         tag, position = _varint(data, position)
         number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            value, position = _varint(data, position)
-            yield number, value
+        size, position = _varint(data, position) if kind in (0, 2) else ({1: 8, 5: 4}[kind], position)
+        if kind == 0:
+            fields[number].append(size)
             continue
-        if kind == _BYTES:
-            size, position = _varint(data, position)
-        elif kind in (_FIXED32, _FIXED64):
-            size = 4 if kind == _FIXED32 else 8
-        else:
-            raise ValueError("it is not a protobuf message")
-        if number == 0 or position + size > len(data):
-            raise ValueError("it is truncated or not a protobuf message")
-        yield number, data[position : position + size]
+        if position + size > len(data):
+            raise IndexError
+        fields[number].append(data[position : position + size])
         position += size
+    return fields
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """A number of variable length, and the position after it."""
+    """A number of variable length, at most 10 bytes, and the position after it."""
     value = 0
-    for index in range(10):
-        if position + index >= len(data):
-            raise ValueError("it is truncated")
-        byte = data[position + index]
-        value |= (byte & 0x7F) << (7 * index)
+    for at in range(10):
+        byte = data[position + at]
+        value |= (byte & 0x7F) << (7 * at)
         if byte < 0x80:
-            return value, position + index + 1
-    raise ValueError("it is not a protobuf message")
+            return value, position + at + 1
+    raise IndexError
 
 
-def _message(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("it has a number in place of a message")  # noqa: TRY004 - the file is wrong, not the type
-    return value
-
-
-def _int(value: int | memoryview) -> int:
-    if not isinstance(value, int):
-        raise ValueError("it has a message in place of a number")  # noqa: TRY004 - as above
-    return value
-
-
-def _text(value: int | memoryview) -> str:
-    return bytes(_message(value)).decode("utf-8", "replace")
+def _text(message: defaultdict[int, list[Any]], number: int) -> str:
+    return str(message[number][-1], "utf-8", "replace") if message[number] else ""
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints
@@ -146,35 +102,21 @@ _HARMLESS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_\w+|torc
 """Functions that unpickling a checkpoint of nothing but tensors calls."""
 
 
-def safetensors_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata in a .safetensors file's header.
+def safetensors_facts(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return a .safetensors file's metadata; and, for people, its tensors and the configuration beside it.
 
     Raises:
         ValueError: It is damaged or not a .safetensors file.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
+            metadata, names = file.metadata() or {}, list(file.keys())
+            values: Counter[str] = Counter()
+            for one in map(file.get_slice, names):
+                values[one.get_dtype()] += math.prod(one.get_shape())
     except (SafetensorError, OSError, TypeError) as error:
         raise ValueError(str(error)) from error
-
-
-def safetensors_facts(path: Path) -> dict[str, Any]:
-    """Describe the tensors of a .safetensors file and the configuration beside it.
-
-    Raises:
-        ValueError: It is damaged or not a .safetensors file.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            shapes = {name: (one.get_dtype(), one.get_shape()) for name in names for one in [file.get_slice(name)]}
-    except (SafetensorError, OSError, TypeError) as error:
-        raise ValueError(str(error)) from error
-    values: Counter[str] = Counter()
-    for dtype, shape in shapes.values():
-        values[dtype] += math.prod(shape)
-    return {
+    return metadata, {
         "contains": _parts(names),
         "values": ", ".join(f"{count / 1e6:.2f} million {dtype}" for dtype, count in values.most_common()) or "none",
         "configuration": _configuration(path.with_suffix(".json")),

@@ -1,30 +1,27 @@
 """Inspect a file without executing anything in it: what it is, whether it is intact, and whether it runs here."""
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts, safetensors_metadata
+from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts
 from fsvit_edge.runtime.bank import METADATA_KEY, SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS, Bundle, Manifest, read_manifest
-from fsvit_edge.runtime.engines.backends import BACKEND_TITLES
-from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.engines.store.files import (
+from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TensorSpec
+from fsvit_edge.runtime.engines.files import (
     SIDECAR_SUFFIX,
     EngineRecord,
     engine_folder,
+    find_engines,
     load_engine,
     read_record,
     sidecar_of,
 )
-from fsvit_edge.runtime.engines.store.incompatibilities import incompatibilities
-from fsvit_edge.runtime.engines.store.sets import find_engines
+from fsvit_edge.runtime.engines.fitting import incompatibilities
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
 
 _PLANS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
@@ -35,21 +32,13 @@ _KNOWN = "an engine, an ONNX graph, a bundle, a bank, a calibration or a checkpo
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found out about a file.
-
-    Attributes:
-        path: The file or folder.
-        kind: engine, plan without sidecar, ONNX graph, bundle, bank, calibration or checkpoint.
-        facts: Its properties by name, for people.
-        runs_here: Whether it runs on this machine; None for files that do not run by themselves.
-        problems: Sentences: what is damaged, or why it does not run here.
-    """
+    """What was found out about a file."""
 
     path: str
-    kind: str
-    facts: dict[str, Any]
-    runs_here: bool | None
-    problems: tuple[str, ...]
+    kind: str  # engine, plan without sidecar, ONNX graph, bundle, bank, calibration or checkpoint
+    facts: dict[str, Any]  # its properties by name, for people
+    runs_here: bool | None  # on this machine; None for files that do not run by themselves
+    problems: tuple[str, ...]  # sentences: what is damaged, or why it does not run here
 
     @property
     def exit_code(self) -> int:
@@ -78,19 +67,19 @@ def inspect_file(path: Path) -> Inspection:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     if path.name.endswith(tuple(suffix + SIDECAR_SUFFIX for suffix in (*_PLAN_SUFFIXES, ".onnx"))):
         return _inspect_engine(path.with_suffix(""))
-    if sidecar_of(path) != path and sidecar_of(path).exists() and path.suffix in (*_PLAN_SUFFIXES, ".onnx"):
+    if path.suffix in (*_PLAN_SUFFIXES, ".onnx") and sidecar_of(path).exists():
         return _inspect_engine(path)
     if start[:4] in _PLANS or path.suffix in _PLAN_SUFFIXES:
         return _inspect_bare_plan(path, start)
-    readers: dict[str, Callable[[Path], Inspection]] = {
-        ".onnx": _inspect_graph,
-        ".safetensors": _inspect_tensors,
-        ".json": _inspect_json,
-        **dict.fromkeys(_PICKLED, _inspect_pickled),
-    }
-    if path.suffix not in readers:
-        raise InputError(f"{path} is a file of an unknown kind; give {_KNOWN}.")
-    return readers[path.suffix](path)
+    if path.suffix == ".onnx":
+        return _inspect_graph(path)
+    if path.suffix == ".safetensors":
+        return _inspect_tensors(path)
+    if path.suffix == ".json":
+        return _inspect_json(path)
+    if path.suffix in _PICKLED:
+        return _inspect_pickled(path)
+    raise InputError(f"{path} is a file of an unknown kind; give {_KNOWN}.")
 
 
 def _inspect_engine(path: Path) -> Inspection:
@@ -112,7 +101,7 @@ def _inspect_engine(path: Path) -> Inspection:
 
 
 def _engine_facts(record: EngineRecord) -> dict[str, Any]:
-    built_on = record_from_json(Machine, Path(record.file), record.machine)
+    built_on = record.machine
     if record.backend == "onnxruntime":
         runs_on = f"{built_on.arch}, measured on {built_on.cpu}"
     elif record.targets:
@@ -122,8 +111,6 @@ def _engine_facts(record: EngineRecord) -> dict[str, Any]:
     latency = "not measured" if record.latency_ms is None else f"{record.latency_ms:.2f} ms"
     if record.latency_ms is not None and record.fp32_latency_ms is not None:
         latency += f", FP32 {record.fp32_latency_ms:.2f} ms"
-    calibration = record.calibration or {}
-    verification = {key: value for key, value in record.verification.items() if key != "outputs"}
     return {
         "graph": record.graph,
         "network": f"{record.bundle_name}, {record.backbone}, {record.head} head, {record.image_size} px",
@@ -135,8 +122,8 @@ def _engine_facts(record: EngineRecord) -> dict[str, Any]:
         "limits": ", ".join(f"{key} {value}" for key, value in record.limits.items()) or "none",
         "inputs": _tensors(record.inputs),
         "outputs": _tensors(record.outputs),
-        "calibration": _listed(calibration) or "none",
-        "compared with FP32": _listed(verification) or "no",
+        "calibration": _listed(record.calibration or {}) or "none",
+        "compared with FP32": _listed({k: v for k, v in record.verification.items() if k != "outputs"}) or "no",
         "latency": latency,
         "built": f"{record.built_at} by {record.built_by} in {record.build_s:.1f} s",
     }
@@ -164,15 +151,13 @@ def _inspect_bare_plan(path: Path, start: bytes) -> Inspection:
     facts: dict[str, Any] = {"size": _size(path)}
     built_by = _PLANS.get(start[:4])
     if built_by is None:
-        problem = f"{path} is damaged or not a TensorRT plan; build one with: fsvit-edge build-engine."
-        return Inspection(str(path), "plan without sidecar", facts, False, (problem,))
-    if len(start) >= 28:
-        facts["built by"] = f"{built_by} {'.'.join(map(str, start[24:28]))}"
-    problem = (
-        f"{path} has no sidecar {sidecar_of(path).name}, so its network is unknown and it is never opened; "
-        "build one with: fsvit-edge build-engine."
-    )
-    return Inspection(str(path), "plan without sidecar", facts, False, (problem,))
+        problem = "is damaged or not a TensorRT plan"
+    else:
+        problem = f"has no sidecar {sidecar_of(path).name}, so its network is unknown and it is never opened"
+        if len(start) >= 28:
+            facts["built by"] = f"{built_by} {'.'.join(map(str, start[24:28]))}"
+    sentence = f"{path} {problem}; build one with: fsvit-edge build-engine."
+    return Inspection(str(path), "plan without sidecar", facts, False, (sentence,))
 
 
 def _inspect_graph(path: Path) -> Inspection:
@@ -209,13 +194,13 @@ def _inspect_bundle(path: Path) -> Inspection:
         manifest = read_manifest(path)
     except ArtifactError as error:
         return Inspection(str(path), "bundle", {}, False, (str(error),))
-    sizes = {name: path / manifest.graphs[name].file for name in manifest.graphs}
+    files = {name: path / graph.file for name, graph in manifest.graphs.items()}
     facts: dict[str, Any] = {
         "network": f"{manifest.name}, {manifest.backbone}, {manifest.head} head, {manifest.image_size} px",
         "precision": manifest.precision,
         "opset": manifest.opset,
         "created by": manifest.created_by,
-        "graphs": ", ".join(f"{name} {_size(file)}" for name, file in sizes.items() if file.is_file()),
+        "graphs": ", ".join(f"{name} {_size(file)}" for name, file in files.items() if file.is_file()),
         "objectness": _objectness(manifest),
         "difference from torch": f"{max(manifest.parity.values()):.1e}" if manifest.parity else "not measured",
     }
@@ -238,8 +223,8 @@ def _engines_of(path: Path, manifest: Manifest) -> dict[str, Any]:
         built, unusable = find_engines(engine_folder(path, manifest))
     except EnvironmentLacksError:
         return {}
-    machine = Machine.here() if built else None
     facts: dict[str, Any] = {f"sidecar {number}": sentence for number, sentence in enumerate(unusable, 1)}
+    machine = Machine.here() if built else None
     for file, record in built:
         assert machine is not None
         reasons = incompatibilities(record, manifest, machine, path)
@@ -249,13 +234,12 @@ def _engines_of(path: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _inspect_tensors(path: Path) -> Inspection:
     try:
-        is_bank = METADATA_KEY in safetensors_metadata(path)
-        facts = {"size": _size(path), **safetensors_facts(path), **_to_export(path)}
+        metadata, tensors = safetensors_facts(path)
     except ValueError as error:
         problem = f"{path} is damaged or not a .safetensors file: {error}."
         return Inspection(str(path), "bank or checkpoint", {"size": _size(path)}, None, (problem,))
-    if not is_bank:
-        return Inspection(str(path), "checkpoint", facts, None, ())
+    if METADATA_KEY not in metadata:
+        return _checkpoint(path, tensors)
     try:
         bank = SupportBank.load(path)
     except FsvitEdgeError as error:
@@ -275,10 +259,14 @@ def _inspect_tensors(path: Path) -> Inspection:
 
 def _inspect_pickled(path: Path) -> Inspection:
     try:
-        facts = {"size": _size(path), **pickled_facts(path), **_to_export(path)}
+        return _checkpoint(path, pickled_facts(path))
     except (ValueError, OSError) as error:
         problem = f"{path} is damaged or not a checkpoint: {error}."
         return Inspection(str(path), "checkpoint", {"size": _size(path)}, None, (problem,))
+
+
+def _checkpoint(path: Path, tensors: dict[str, Any]) -> Inspection:
+    facts = {"size": _size(path), **tensors, "to export it": f"fsvit-edge export --checkpoint {path}"}
     return Inspection(str(path), "checkpoint", facts, None, ())
 
 
@@ -301,10 +289,6 @@ def _inspect_json(path: Path) -> Inspection:
         facts["fits"] = f"{manifest.name}: {'yes' if fits else 'no, it was made from other graphs'}"
     facts["created by"] = f"{values.get('created_by')!s:.60}"
     return Inspection(str(path), "calibration", facts, None, ())
-
-
-def _to_export(path: Path) -> dict[str, str]:
-    return {"to export it": f"fsvit-edge export --checkpoint {path}"}
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:

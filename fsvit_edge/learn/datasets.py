@@ -10,10 +10,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.learn.examples import IGNORE, Example, ExampleList, FewShotData, check_size, read_stored_mask
+from fsvit_edge.learn.examples import IGNORE, Example, FewShotData, check_size, read_stored_mask
 from fsvit_edge.learn.folder import NUM_FOLDS, FolderFewShot, class_folders, folder_folds
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.pictures import read_image
 
 Split = Literal["train", "test"]
 
@@ -39,49 +38,27 @@ _LIST_FOLDERS = {"train": "trn", "test": "val"}
 _PASCAL_LINE = re.compile(r"(\S+)__(\d+)")
 
 
-class _IndexMapData(ExampleList):
-    """Data with one mask file per picture, whose pixels are class numbers from 1, or 255 where unknown."""
+class _IndexMapData(FewShotData):
+    """Data with one mask file per picture, whose pixels are class numbers from 1, or 255 where unknown.
+
+    The lists leave out classes that cover too little of a picture.
+    """
 
     layout: str
 
-    @property
-    def lists_every_class(self) -> bool:
-        """False: the lists leave out classes that cover too little of a picture."""
-        return False
-
     def read_image(self, index: int) -> npt.NDArray[np.uint8]:
-        """Return (H, W, 3) uint8 RGB.
-
-        Raises:
-            InputError: The file is missing or damaged.
-        """
-        image = self.examples[index].image
-        self._check_exists(image)
-        return read_image(image)
-
-    def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
-        """Return (H, W) uint8: 1 on the example's own class, 0 elsewhere, `IGNORE` where unknown.
-
-        Raises:
-            InputError: The file is missing, damaged, or not the size of its picture.
-        """
-        return self.read_truth(index, (self.examples[index].label,))
+        self._check_exists(self.examples[index].image)
+        return super().read_image(index)
 
     def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Return (H, W) uint8: i + 1 on labels[i], 0 elsewhere, `IGNORE` where unknown.
-
-        Raises:
-            InputError: The file is missing, damaged, or not the size of its picture.
-        """
-        example = self.examples[index]
-        path = example.mask
-        assert path is not None
-        self._check_exists(path)
-        self._check_exists(example.image)
-        stored, mode = read_stored_mask(path)
+        image, mask = self.examples[index].image, self.examples[index].mask
+        assert mask is not None
+        self._check_exists(mask)
+        self._check_exists(image)
+        stored, mode = read_stored_mask(mask)
         if mode not in ("L", "P"):
-            raise InputError(f"The mask {path} has mode {mode}, expected class numbers (L or P): {self.layout}.")
-        check_size(stored, path, example.image)
+            raise InputError(f"The mask {mask} has mode {mode}, expected class numbers (L or P): {self.layout}.")
+        check_size(stored, mask, image)
         renamed = np.zeros(256, np.uint8)
         renamed[IGNORE] = IGNORE
         for number, label in enumerate(labels, start=1):
@@ -94,16 +71,10 @@ class _IndexMapData(ExampleList):
 
 
 class PascalFewShot(_IndexMapData):
-    """Pascal-5i: PASCAL VOC 2012 with the masks of SBD ("SegmentationClassAug").
+    """Pascal-5i: PASCAL VOC 2012 with the masks of SBD; a fold holds out five classes in a row.
 
-    Args:
-        root: Folder with `JPEGImages/` and `SegmentationClassAug/`, directly or in `VOC2012/` or `VOCdevkit/VOC2012/`.
-        splits: Folder with `pascal/{trn,val}/fold{0..3}.txt`, one IMAGE__CLASS per line.
-        fold: Which quarter of the classes (five in a row) is held out; None takes the lists of all folds.
-        split: "train": the other classes, in the training pictures; "test": the held-out classes.
-
-    Raises:
-        InputError: A list is missing or damaged, or the fold does not exist.
+    `root` has `JPEGImages/` and `SegmentationClassAug/`, directly or in `VOC2012/` or `VOCdevkit/VOC2012/`. `splits`
+    has `pascal/{trn,val}/fold{0..3}.txt`, one IMAGE__CLASS per line. Fold None takes the lists of all folds.
     """
 
     layout = (
@@ -112,10 +83,14 @@ class PascalFewShot(_IndexMapData):
 
     def __init__(self, root: Path, splits: Path, fold: int | None, split: Split) -> None:
         home = _home(root, "JPEGImages", ("VOC2012", "VOCdevkit/VOC2012"))
+        _check_fold(fold)
         names: dict[int, str] = {}
         examples: list[Example] = []
-        for listed in _listed_folds(fold, split):
-            size = len(PASCAL_CLASSES) // NUM_FOLDS
+        size = len(PASCAL_CLASSES) // NUM_FOLDS
+        # The training list of a fold has the classes of that fold.
+        for listed in range(NUM_FOLDS):
+            if fold is not None and (listed == fold) != (split == "test"):
+                continue
             labels = range(listed * size, (listed + 1) * size)
             names |= {label: PASCAL_CLASSES[label] for label in labels}
             path = splits / "pascal" / _LIST_FOLDERS[split] / f"fold{listed}.txt"
@@ -126,19 +101,13 @@ class PascalFewShot(_IndexMapData):
 
 
 class CocoFewShot(_IndexMapData):
-    """COCO-20i: the pictures of COCO 2014, with one mask of class numbers (1 to 80) per picture.
+    """COCO-20i: COCO 2014, with one mask of class numbers (1 to 80) per picture; a fold holds out every fourth class.
 
-    Args:
-        root: Folder with `train2014/`, `val2014/` and `annotations/{train2014,val2014}/*.png`, directly or in
-            `COCO2014/`.
-        splits: Folder with `coco/{trn,val}-fold{0..3}.json.gz`, each: class number from 1 -> pictures.
-        fold: Which quarter of the classes (every fourth) is held out; None takes all classes.
-        split: "train": the other classes, in the training pictures; "test": the held-out classes.
-
-    Raises:
-        InputError: A list is missing or damaged, or the fold does not exist.
+    `root` has `train2014/`, `val2014/` and `annotations/{train2014,val2014}/*.png`, directly or in `COCO2014/`.
+    `splits` has `coco/{trn,val}-fold{0..3}.json.gz`, class number from 1 -> pictures. Fold None takes all classes.
     """
 
+    query_order = "by class"
     layout = (
         "<root>/{train2014,val2014}/*.jpg and <root>/annotations/{train2014,val2014}/*.png with pixels "
         "that are class numbers, 1 to 80"
@@ -146,13 +115,11 @@ class CocoFewShot(_IndexMapData):
 
     def __init__(self, root: Path, splits: Path, fold: int | None, split: Split) -> None:
         home = _home(root, "annotations", ("COCO2014",))
-        if fold is not None:
-            _check_fold(fold)
+        _check_fold(fold)
         lists: dict[int, list[str]] = {}
         # The training list of a fold has the classes of the other three folds, so the lists of two folds cover all.
         for listed in (fold,) if fold is not None else (range(NUM_FOLDS) if split == "test" else (0, 1)):
-            held_out = split == "test"
-            labels = [label for label in range(len(COCO_CLASSES)) if (label % NUM_FOLDS == listed) == held_out]
+            labels = [label for label in range(len(COCO_CLASSES)) if (label % NUM_FOLDS == listed) == (split == "test")]
             lists |= _coco_list(splits / "coco" / f"{_LIST_FOLDERS[split]}-fold{listed}.json.gz", labels)
         names = {label: COCO_CLASSES[label] for label in sorted(lists)}
         # A picture is listed under two classes on average; making its paths once halves the time to open the data set.
@@ -170,27 +137,23 @@ def open_data(
     fold: int | None,
     split: Split,
     needs_masks: bool = True,
+    classes: Sequence[str] = (),
 ) -> FewShotData:
-    """Open a data set.
+    """Open the data set of a benchmark (one of `BENCHMARKS`).
 
-    For a folder, the training split of a fold leaves out photographs that also show a held-out class.
-
-    Args:
-        benchmark: One of `BENCHMARKS`.
-        root: Folder of the data set.
-        splits: Folder of the picture lists of pascal and coco; None for a folder of your own.
-        fold: 0 to 3; None for all classes.
-        split: "train": the classes to train on; "test": the held-out classes.
-        needs_masks: Refuse a folder in which a picture has no mask.
-
-    Raises:
-        InputError: The data cannot be used, or the benchmark or fold does not exist.
+    Pascal and COCO need the folder of their picture lists (`splits`). The split "train" has the classes to train on, in
+    a folder without the photographs that also show a held-out class; "test" has those that the fold holds out. Fold
+    None takes all classes; then a folder can be limited to `classes`. With `needs_masks`, every picture must have one.
     """
+    if not root.is_dir():
+        raise InputError(f"The data folder {root} does not exist or is not a folder.")
+    if classes and (benchmark != "folder" or fold is not None):
+        raise InputError("--classes works only with --benchmark folder and without --fold; leave --classes out.")
     if benchmark not in BENCHMARKS:
         raise InputError(f"Unknown benchmark {benchmark!r}; choose one of: {', '.join(BENCHMARKS)}.")
     if benchmark == "folder":
         if fold is None:
-            return FolderFewShot(root, needs_masks=needs_masks)
+            return FolderFewShot(root, classes or None, needs_masks)
         _check_fold(fold)
         held_out = folder_folds(root)[fold]
         if split == "test":
@@ -202,18 +165,9 @@ def open_data(
     return (PascalFewShot if benchmark == "pascal" else CocoFewShot)(root, splits, fold, split)
 
 
-def _check_fold(fold: int) -> None:
-    if fold not in range(NUM_FOLDS):
+def _check_fold(fold: int | None) -> None:
+    if fold is not None and fold not in range(NUM_FOLDS):
         raise InputError(f"Fold {fold} does not exist; choose 0 to {NUM_FOLDS - 1}.")
-
-
-def _listed_folds(fold: int | None, split: Split) -> Iterator[int]:
-    """Yield the folds whose lists to read; the training list of a fold has the classes of that fold."""
-    if fold is not None:
-        _check_fold(fold)
-    for listed in range(NUM_FOLDS):
-        if fold is None or (listed == fold) == (split == "test"):
-            yield listed
 
 
 def _home(root: Path, landmark: str, nested: Sequence[str]) -> Path:
@@ -241,11 +195,12 @@ def _coco_list(path: Path, labels: Sequence[int]) -> dict[int, list[str]]:
         stored = json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"The list of pictures {path} cannot be read: {error}.") from error
-    lists = {label: stored.get(str(label + 1)) for label in labels} if isinstance(stored, dict) else {}
+    lists: dict[int, list[str]] = {}
     for label in labels:
-        names = lists.get(label)
+        names = stored.get(str(label + 1)) if isinstance(stored, dict) else None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise InputError(
                 f"{path} has no list of pictures for class {label + 1}; expected: class number -> pictures."
             )
-    return {label: list(map(str, names)) for label, names in lists.items() if names}
+        lists[label] = names
+    return lists

@@ -47,25 +47,16 @@ class EnhancerOptions:
 
 @dataclass(frozen=True)
 class EnhancerResult:
-    """The trained enhancer and its quality on the held-out masks: mean IoU, in [0, 1].
+    """The trained enhancer and its quality on the held-out masks: mean IoU, in [0, 1]."""
 
-    Attributes:
-        enhancer: The enhancer, on the CPU, in evaluation mode.
-        trained_on: Number of masks it was trained on.
-        held_out: Number of held-out masks.
-        iou_before: IoU of the coarse pseudo-masks.
-        iou_after: IoU of the enhanced masks.
-        iou_blind: IoU of the enhanced masks of other pictures: what a guess reaches without looking at the picture.
-        helps: Whether the enhanced masks are better than the coarse ones, and better than the blind guess by more than
-            one standard error. An enhancer trained on shuffled masks can beat a poor coarse mask, but not the guess.
-    """
-
-    enhancer: PseudoLabelEnhancer
-    trained_on: int
-    held_out: int
-    iou_before: float
-    iou_after: float
-    iou_blind: float
+    enhancer: PseudoLabelEnhancer  # on the CPU, in evaluation mode
+    trained_on: int  # number of masks
+    held_out: int  # number of masks
+    iou_before: float  # of the coarse pseudo-masks
+    iou_after: float  # of the enhanced masks
+    iou_blind: float  # of the enhanced masks of other pictures: what a guess reaches without looking at the picture
+    # Whether the enhanced masks are better than the coarse ones, and better than the blind guess by more than one
+    # standard error. An enhancer trained on shuffled masks can beat a poor coarse mask, but not the guess.
     helps: bool
 
     @property
@@ -84,17 +75,11 @@ class EnhancerResult:
 
 
 class _Seen(NamedTuple):
-    """Input and target of the enhancer for M pictures.
+    """Input and target of the enhancer for M pictures."""
 
-    Attributes:
-        tokens: (M, N, D) float16 image tokens.
-        maps: (M, 1 + P, grid, grid) coarse maps, the picture's own first; repeated if the class has too few pictures.
-        masks: (M, S, S) uint8 masks: 0, 1 or 255 (ignored).
-    """
-
-    tokens: Tensor
-    maps: Tensor
-    masks: Tensor
+    tokens: Tensor  # (M, N, D) float16 image tokens
+    maps: Tensor  # (M, 1 + P, grid, grid) coarse maps, the picture's own first; repeated if the class has too few
+    masks: Tensor  # (M, S, S) uint8: 0, 1 or 255 (ignored)
 
 
 def train_enhancer(
@@ -107,16 +92,8 @@ def train_enhancer(
 ) -> EnhancerResult:
     """Train an enhancer, on the CPU so that the same seed gives the same weights.
 
-    Args:
-        network: The network whose encoder filled the cache.
-        cache: Cache with the pictures' tokens.
-        data: The examples; their classes are known.
-        with_masks: Indices of the examples whose masks may be used; no other mask is opened.
-        options: How to train.
-        progress: Called with the progress.
-
-    Raises:
-        InputError: Too few photographs have masks.
+    `with_masks` has the indices of the examples whose masks may be used; no other mask is opened. The encoder of
+    `network` filled the cache.
     """
     train, test = split_by_photograph(data, with_masks, options)
     progress(f"read {len(train) + len(test)} pictures with masks for the enhancer")
@@ -129,6 +106,7 @@ def train_enhancer(
         enhancer = PseudoLabelEnhancer(network.encoder.embed_dim)
     _fit(enhancer, learned, options, progress)
     before, after, blind = _measure(enhancer, measured, learned)
+    gain = after - blind
     return EnhancerResult(
         enhancer,
         len(train),
@@ -136,34 +114,29 @@ def train_enhancer(
         float(before.mean()),
         float(after.mean()),
         float(blind.mean()),
-        helps=bool(after.mean() > before.mean()) and _beyond_chance(after, blind),
+        helps=bool(after.mean() > before.mean() and gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5),
     )
 
 
 def split_by_photograph(
     data: FewShotData, with_masks: Sequence[int], options: EnhancerOptions
 ) -> tuple[list[int], list[int]]:
-    """Return the examples to train on and those to measure on; no photograph is in both.
-
-    Raises:
-        InputError: Too few photographs have masks.
-    """
+    """Return the examples to train on and those to measure on; no photograph is in both."""
     photographs: dict[str, list[int]] = {}
     for index in sorted(set(with_masks)):
         photographs.setdefault(data.examples[index].photograph, []).append(index)
-    count = sum(map(len, photographs.values()))
     if len(photographs) < LEAST_MASKS:
         raise InputError(
             f"The pseudo-label enhancer needs masks of at least {LEAST_MASKS} photographs, got {len(photographs)}; "
             "add masks, or train with --supervision image."
         )
-    names = list(photographs)
-    order = np.random.default_rng(options.seed).permutation(len(names))
+    groups = list(photographs.values())
     train: list[int] = []
     test: list[int] = []
-    for place in order:
+    for place in np.random.default_rng(options.seed).permutation(len(groups)):
         # At least two, because the standard error needs two; each photograph adds one or more.
-        (test if len(test) < max(2, options.held_out * count) else train).extend(photographs[names[place]])
+        wanted = max(2, options.held_out * sum(map(len, groups)))
+        (test if len(test) < wanted else train).extend(groups[place])
     return sorted(train), sorted(test)
 
 
@@ -171,18 +144,10 @@ def split_by_photograph(
 def enhanced_mask(
     enhancer: PseudoLabelEnhancer, class_query: Tensor, image: EncoderOutput, grid: int, size: int
 ) -> Tensor:
-    """Return enhanced pseudo-masks, in place of `pseudo_mask`.
+    """Return enhanced pseudo-masks, in place of `pseudo_mask`: (B, size, size) float, 1.0 on the foreground, else 0.0.
 
-    Args:
-        enhancer: The enhancer, on the device of the tensors.
-        class_query: (B, heads, d) query vectors of class tokens: of the pictures themselves, or of other pictures of
-            the class.
-        image: The encoder's output for the B pictures.
-        grid: Side of the token grid.
-        size: Side of the masks to return, in pixels.
-
-    Returns:
-        (B, size, size) float, 1.0 on the foreground, else 0.0.
+    `class_query` (B, heads, d) has the query vectors of class tokens: of the B pictures of `image`, or of other
+    pictures of the class; `grid` is the side of the token grid.
     """
     logits = enhancer(pseudo_map(class_query, image.image_keys, grid), image.tokens[:, -1, 1:])
     return _enlarged(logits, size)
@@ -292,8 +257,3 @@ def _mean_iou(guesses: Tensor, mask: Tensor) -> float:
     union = ((guess & (mask != IGNORE)) | (mask == 1)).sum(dim=(1, 2))
     iou = torch.where(union > 0, common / union.clamp(min=1), 1.0)
     return float(iou[0] + iou[1:].mean()) / 2
-
-
-def _beyond_chance(one: _Floats, other: _Floats) -> bool:
-    difference = one - other
-    return bool(difference.mean() > difference.std(ddof=1) / len(difference) ** 0.5)

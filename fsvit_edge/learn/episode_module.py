@@ -28,32 +28,20 @@ _OLD_NAMES = {"mask_dropout": "nameless", "trainer_precision": "precision"}
 
 
 class Questions(NamedTuple):
-    """A batch as the head reads it.
+    """A batch as the head reads it."""
 
-    Attributes:
-        query: (B, C, N, d) L2-normalized image tokens.
-        supports: The B supports.
-        target: (B, S, S) uint8 target masks: 0, 1 or 255 (ignored).
-        objectness: (B, n, n) logits of the queries; n is 0 if the network predicts no objectness.
-        weight: (B,) how much each support trusts objectness; None if the network predicts none.
-    """
-
-    query: Tensor
-    supports: Supports
-    target: Tensor
-    objectness: Tensor
-    weight: Tensor | None
+    query: Tensor  # (B, C, N, d) L2-normalized image tokens
+    supports: Supports  # B
+    target: Tensor  # (B, S, S) uint8 target masks: 0, 1 or 255 (ignored)
+    objectness: Tensor  # (B, n, n) logits of the queries; n is 0 if the network predicts no objectness
+    weight: Tensor | None  # (B,) how much each support trusts objectness; None if the network predicts none
 
 
 class EpisodeModule(lightning.LightningModule):
     """The head with its losses and metrics. Encoder and enhancer are not submodules, so checkpoints have only the head.
 
-    Args:
-        network: The network whose head learns.
-        options: Losses and learning rate.
-        identity: Settings of the training; a checkpoint with other settings is refused.
-        enhancer: Improves pseudo-masks; None uses them unchanged.
-        num_labels: Number of classes in the data set, for the metrics.
+    A checkpoint with another `identity`, the settings of the training, is refused. Without an enhancer, pseudo-masks
+    are used unchanged. `num_labels` is the number of classes in the data set, for the metrics.
     """
 
     def __init__(
@@ -79,13 +67,6 @@ class EpisodeModule(lightning.LightningModule):
         """The network whose head learns."""
         return self._frozen[0]
 
-    def setup(self, stage: str) -> None:
-        """Move the enhancer to the device of the head."""
-        del stage
-        _, enhancer = self._frozen
-        if enhancer is not None:
-            enhancer.to(self.device)
-
     def forward(self, batch: EpisodeBatch) -> tuple[HeadLogits, Questions]:
         """Return the logits for the queries, and the batch as the head reads it."""
         questions = self._questions(batch)
@@ -96,25 +77,23 @@ class EpisodeModule(lightning.LightningModule):
         query, support = unpack(batch.query, network), unpack(batch.support, network)
         grid, size = network.encoder.grid, network.config.image_size
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            if enhancer is None:
-                support_guess = pseudo_mask(support.class_query, support.image_keys, grid, size)
-                query_guess = pseudo_mask(support.class_query, query.image_keys, grid, size)
-            else:
-                support_guess = enhanced_mask(enhancer, support.class_query, support, grid, size)
-                query_guess = enhanced_mask(enhancer, support.class_query, query, grid, size)
-            weight = None
-            if network.objectness is not None:
-                support_guess = thing_of_name(batch.support_objectness.float(), support_guess)
+            support_guess, query_guess = (
+                pseudo_mask(support.class_query, image.image_keys, grid, size)
+                if enhancer is None
+                else enhanced_mask(enhancer.to(self.device), support.class_query, image, grid, size)
+                for image in (support, query)
+            )
+            has_objectness = network.objectness is not None
+            objectness = batch.support_objectness.float()
+            if has_objectness:
+                support_guess = thing_of_name(objectness, support_guess)
             support_mask = torch.where(batch.support_known[:, None, None], batch.support_mask, support_guess)
-            if network.objectness is not None:
-                weight = weight_of_support(batch.support_objectness.float(), support_mask)
+            weight = weight_of_support(objectness, support_mask) if has_objectness else None
             query_guess = query_guess.to(torch.uint8) * batch.present[:, None, None]
             target = torch.where(batch.query_known[:, None, None], batch.query_mask, query_guess)
-            vectors = network.query_vectors(query)
-            supports = cache_supports(
-                network.support_vectors(support), support_mask.float(), network.config.support_grid
-            )
-        return Questions(vectors, supports, target, batch.query_objectness.float(), weight)
+            vectors = network.support_vectors(support)
+            supports = cache_supports(vectors, support_mask.float(), network.config.support_grid)
+            return Questions(network.query_vectors(query), supports, target, batch.query_objectness.float(), weight)
 
     def training_step(self, batch: EpisodeBatch, _: int) -> Tensor:
         """Return the loss of CST, section 3.3: weighted presence loss + mask loss."""

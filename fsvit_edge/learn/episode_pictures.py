@@ -19,14 +19,7 @@ def draw_answer(data: FewShotData, answer: Answer, masks: bool) -> _Rgb:
     """Draw an episode: one row of supports per way, with query, truth and prediction beside the first row.
 
     Every panel is square, as the network sees the picture. Class i has color i of the overlay; ignored pixels are gray.
-
-    Args:
-        data: The data that the episode was drawn from.
-        answer: The episode with the model's answer.
-        masks: Whether the supports were enrolled with their masks; if so, the masks are drawn.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    The masks of the supports are drawn if they were enrolled with them (`masks`). Returns (H, W, 3) uint8 RGB.
     """
     episode, prediction = answer.episode, answer.prediction
     names = [data.class_names[label] for label in episode.ways]
@@ -45,30 +38,25 @@ def draw_answer(data: FewShotData, answer: Answer, masks: bool) -> _Rgb:
     own_name = data.class_names[data.examples[episode.query].label]
     shown = ", ".join(name for name, there in zip(names, answer.shown, strict=True) if there)
     truth = "truth: no mask" if answer.truth is None else f"truth: {shown or 'no class'}"
+    verdicts = [
+        f"{name} {prediction.scores[way]:.2f}: {'present' if prediction.present[way] else 'absent'}, "
+        f"{'right' if prediction.present[way] == answer.shown[way] else 'WRONG'}"
+        for way, name in enumerate(names)
+    ]
     rows[0] += [
         captioned(query, [(f"episode {answer.number}, query: {own_name}", None)]),
         captioned(_labeled(query, answer.truth, len(names)), [(truth, None)]),
         captioned(
             _labeled(query, prediction.label_map, len(names)),
-            [
-                ("prediction", None),
-                *(
-                    (
-                        f"{name} {prediction.scores[way]:.2f}: {'present' if prediction.present[way] else 'absent'}, "
-                        f"{'right' if prediction.present[way] == answer.shown[way] else 'WRONG'}",
-                        way,
-                    )
-                    for way, name in enumerate(names)
-                ),
-            ],
+            [("prediction", None), *((text, way) for way, text in enumerate(verdicts))],
         ),
     ]
     return sheet(rows)
 
 
 def _panel(data: FewShotData, index: int) -> _Rgb:
-    resized: _Rgb = resize_image(data.read_image(index), _PANEL_PX).copy()
-    return resized
+    panel: _Rgb = resize_image(data.read_image(index), _PANEL_PX).copy()
+    return panel
 
 
 def _labeled(query: _Rgb, label_map: npt.NDArray[np.uint8] | None, ways: int) -> _Rgb:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.learn.datasets import CocoFewShot
 from fsvit_edge.learn.examples import FewShotData
-from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.runtime.errors import InputError
 
 _FOLDER_ORDER_SEED = 0
@@ -20,33 +18,18 @@ _FOLDER_ORDER_SEED = 0
 
 @dataclass(frozen=True)
 class Episode:
-    """One question to the network: which of these classes does the query picture show, and where?
+    """One question to the network: which of these classes does the query picture show, and where?"""
 
-    Attributes:
-        query: Index of the query in the examples of the data set.
-        ways: Labels of the classes asked about.
-        supports: For each way, the indices of its support examples.
-    """
-
-    query: int
-    ways: tuple[int, ...]
-    supports: tuple[tuple[int, ...], ...]
+    query: int  # index in the examples of the data set
+    ways: tuple[int, ...]  # labels of the classes asked about
+    supports: tuple[tuple[int, ...], ...]  # for each way, the indices of its support examples
 
 
 def benchmark_episode(data: FewShotData, number: int, ways: int, shots: int) -> Episode:
-    """Draw test episode `number`, the same on every machine.
+    """Draw test episode `number` (from 0), the same on every machine.
 
     The queries of Pascal follow the order of its list, those of a folder a fixed shuffled order, and those of COCO are
-    random pictures of random classes.
-
-    Args:
-        data: The test data.
-        number: From 0; past the last picture, the queries repeat with other supports.
-        ways: Number of classes asked about.
-        shots: Number of support pictures per class.
-
-    Raises:
-        InputError: The data has too few classes or pictures.
+    random pictures of random classes. Past the last picture, the queries repeat with other supports.
     """
     _check_sizes(data, ways, shots)
     random = np.random.RandomState(number)
@@ -55,15 +38,11 @@ def benchmark_episode(data: FewShotData, number: int, ways: int, shots: int) -> 
     def draw(count: int) -> int:
         return int(random.choice(count, 1, replace=False)[0])
 
-    if isinstance(data, CocoFewShot):
+    query = number % len(data.examples)
+    if data.query_order == "by class":
         query = _query_by_class(data, draw)
-    elif isinstance(data, FolderFewShot):
-        # The examples of a folder are sorted by class; shuffled, even a short test covers every class.
-        query = int(
-            np.random.RandomState(_FOLDER_ORDER_SEED).permutation(len(data.examples))[number % len(data.examples)]
-        )
-    else:
-        query = number % len(data.examples)
+    elif data.query_order == "shuffled":
+        query = int(np.random.RandomState(_FOLDER_ORDER_SEED).permutation(len(data.examples))[query])
     weights = _way_weights(data, query)
     classes = random.choice(len(weights), ways, p=weights, replace=False)
     return _episode(data, query, classes, shots, draw)
@@ -74,22 +53,14 @@ def training_episode(
 ) -> Episode:
     """Draw an episode as `benchmark_episode` does, but from any generator and with any picture as the query.
 
-    Args:
-        data: Pictures to draw from.
-        rng: Source of all randomness.
-        ways: Number of classes asked about.
-        shots: Number of support pictures per class.
-        own_class: Always ask about the query's own class.
-
-    Raises:
-        InputError: The data has too few classes or pictures.
+    With `own_class`, the query's own class is always among the ways.
     """
     _check_sizes(data, ways, shots)
 
     def draw(count: int) -> int:
         return int(rng.integers(count))
 
-    query = _query_by_class(data, draw) if isinstance(data, CocoFewShot) else draw(len(data.examples))
+    query = _query_by_class(data, draw) if data.query_order == "by class" else draw(len(data.examples))
     weights = _way_weights(data, query)
     classes = rng.choice(len(weights), ways, p=weights, replace=False)
     own = list(data.class_names).index(data.examples[query].label)
@@ -99,25 +70,23 @@ def training_episode(
 
 
 def present(data: FewShotData, episode: Episode, from_masks: bool = True) -> npt.NDArray[np.bool_]:
-    """Return, for each way, whether the query shows its class.
+    """Return, for each way, whether the query shows its class: (ways,) bool.
 
-    Args:
-        data: The data that the episode was drawn from.
-        episode: The episode.
-        from_masks: If the picture lists do not name every class in a picture, read the query's mask, as the published
-            code does. False opens no file.
-
-    Returns:
-        (ways,) bool.
-
-    Raises:
-        InputError: The mask cannot be read.
+    If the picture lists do not name every class in a picture, the query's mask decides, as in the published code;
+    without `from_masks` no file is opened.
     """
     if from_masks and not data.lists_every_class:
         truth = data.read_truth(episode.query, episode.ways)
         return np.array([(truth == number).any() for number in range(1, len(episode.ways) + 1)], np.bool_)
     shown = data.labels_of(episode.query)
     return np.array([label in shown for label in episode.ways], np.bool_)
+
+
+def _check_sizes(data: FewShotData, ways: int, shots: int) -> None:
+    if not 1 <= ways <= len(data.class_names):
+        raise InputError(f"The number of ways must be 1 to {len(data.class_names)} (the classes here); got {ways}.")
+    if shots < 1:
+        raise InputError(f"An episode needs at least 1 shot; got {shots}.")
 
 
 def _query_by_class(data: FewShotData, draw: Callable[[int], int]) -> int:
@@ -145,10 +114,18 @@ def _episode(
 
 
 def _supports(data: FewShotData, query: int, label: int, shots: int, draw: Callable[[int], int]) -> tuple[int, ...]:
-    candidates = data.of_class(label)
-    examples = data.examples
+    candidates, examples = data.of_class(label), data.examples
     taken = {examples[query].photograph}
-    _check_enough(data, query, label, shots)
+    others: set[str] = set()
+    for index in candidates:
+        others |= {examples[index].photograph} - taken
+        if len(others) == shots:
+            break
+    else:  # the loop below would never end
+        raise InputError(
+            f"The class {data.class_names[label]!r} has {len(others)} pictures besides the query, too few for {shots} "
+            "shots; add pictures or use fewer shots."
+        )
     supports: list[int] = []
     while len(supports) < shots:
         index = candidates[draw(len(candidates))]
@@ -156,25 +133,3 @@ def _supports(data: FewShotData, query: int, label: int, shots: int, draw: Calla
             supports.append(index)
             taken.add(examples[index].photograph)
     return tuple(supports)
-
-
-def _check_sizes(data: FewShotData, ways: int, shots: int) -> None:
-    if not 1 <= ways <= len(data.class_names):
-        raise InputError(f"The number of ways must be 1 to {len(data.class_names)} (the classes here); got {ways}.")
-    if shots < 1:
-        raise InputError(f"An episode needs at least 1 shot; got {shots}.")
-
-
-def _check_enough(data: FewShotData, query: int, label: int, shots: int) -> None:
-    """Refuse a class with too few pictures, for which the loop in `_supports` would never end."""
-    others: set[str] = set()
-    for index in data.of_class(label):
-        if len(others) >= shots:
-            return
-        if data.examples[index].photograph != data.examples[query].photograph:
-            others.add(data.examples[index].photograph)
-    if len(others) < shots:
-        raise InputError(
-            f"The class {data.class_names[label]!r} has {len(others)} pictures besides the query, too few for {shots} "
-            "shots; add pictures or use fewer shots."
-        )

@@ -6,10 +6,12 @@ together, so that the encoder, which takes most of the time, sees each query onc
 
 import hashlib
 import json
+import platform
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.metrics import CONFIDENCE, RESAMPLES, Scores, Tally, count_pixels, score
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -45,64 +48,37 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Answer:
-    """One episode with the model's answer.
+    """One episode with the model's answer."""
 
-    Attributes:
-        number: The episode's number.
-        episode: The question.
-        prediction: The answer, at the model's input size S.
-        shown: (ways,) bool, whether the query shows each class.
-        truth: (S, S) uint8: i + 1 is way i, 0 is background, 255 is ignored; None if a mask is missing.
-    """
-
-    number: int
+    number: int  # the episode's number
     episode: Episode
-    prediction: Prediction
-    shown: npt.NDArray[np.bool_]
-    truth: npt.NDArray[np.uint8] | None
+    prediction: Prediction  # at the model's input size S
+    shown: npt.NDArray[np.bool_]  # (ways,) whether the query shows each class
+    truth: npt.NDArray[np.uint8] | None  # (S, S): i + 1 is way i, 0 background, 255 ignored; None: a mask is missing
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """The network that was evaluated.
-
-    Attributes:
-        name: Its name.
-        backbone: Name of the encoder.
-        head: Kind of head.
-        image_size: Side of its input in pixels.
-        precision: Precision of its engines.
-        sha256: SHA-256 of each graph, by name.
-    """
+    """The network that was evaluated."""
 
     name: str
     backbone: str
-    head: str
-    image_size: int
-    precision: str
-    sha256: dict[str, str]
+    head: str  # kind of head
+    image_size: int  # side of its input in pixels
+    precision: str  # of its engines
+    sha256: dict[str, str]  # of each graph, by name
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The result of `evaluate`.
-
-    Attributes:
-        options: Which episodes were run.
-        scores: Exact ratio and mIoU.
-        episodes_sha256: SHA-256 of the episodes and of every file in them; equal if the questions were the same.
-        segmented: Number of episodes that count for the mIoU; the other queries have no mask.
-        model: The network that was evaluated.
-        outlines: "plain" or "sharp", see `FewShotModel.outlines`.
-        elapsed_s: How long the evaluation took.
-    """
+    """The result of `evaluate`."""
 
     options: EvaluationOptions
     scores: Scores
-    episodes_sha256: str
-    segmented: int
+    episodes_sha256: str  # of the episodes and of every file in them; equal if the questions were the same
+    segmented: int  # number of episodes that count for the mIoU; the other queries have no mask
     model: ModelIdentity
-    outlines: str
+    outlines: str  # "plain" or "sharp", see `FewShotModel.outlines`
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,28 +103,20 @@ def evaluate(
     on_answer: Callable[[Answer], None] = lambda _: None,
     episodes: Sequence[Episode] | None = None,
 ) -> EvaluationResult:
-    """Run test episodes; compute the 0/1 exact ratio and the mIoU.
+    """Run test episodes; compute the 0/1 exact ratio and the mIoU. The model's enrolled classes stay unchanged.
 
-    Args:
-        model: The network; its enrolled classes stay unchanged.
-        data: The test data.
-        options: Which episodes to run.
-        progress: Called every few seconds with the progress.
-        on_answer: Called with the answer to each episode, grouped by query, not in the order of the episodes' numbers.
-        episodes: Episodes that fit the options; None draws those of the benchmark.
-
-    Raises:
-        InputError: The data has too few classes or pictures, or one of its files cannot be used.
+    The answers come grouped by query, not in the order of the episodes' numbers. `episodes` replaces those of the
+    benchmark; they fit the options.
     """
     if options.episodes < 1:
         raise InputError(f"An evaluation needs at least 1 episode; got {options.episodes}.")
-    started = reported = time.monotonic()
+    started, report = time.monotonic(), every_few_seconds(progress)
     if episodes is None:
         progress("draw episodes")
         episodes = [benchmark_episode(data, number, options.ways, options.shots) for number in range(options.episodes)]
     assert len(episodes) == options.episodes
-    files = _Files(data, options.masks)
-    supports = _Supports(model, data, options.masks)
+    files, supports = _Files(data, options.masks), _Supports(model, data, options.masks)
+    size = model.manifest.image_size
     shape = (options.episodes, options.ways)
     tally = Tally(
         np.array([episode.ways for episode in episodes], np.int64),
@@ -161,25 +129,20 @@ def evaluate(
     done = segmented = 0
     for query, numbers in _by_query(episodes):
         banks = [supports.bank(episodes[number]) for number in numbers]
-        size = model.manifest.image_size
         predictions = model.predict_with(resize_image(data.read_image(query), size), banks)
         for number, prediction in zip(numbers, predictions, strict=True):
-            episode = episodes[number]
-            truth = None
+            episode, truth = episodes[number], None
             if files.has_truth(episode):
                 truth = resize_mask(data.read_truth(query, episode.ways), size)
-                tally.intersections[number], tally.unions[number] = count_pixels(
-                    prediction.label_map, truth, options.ways
-                )
+                pixels = count_pixels(prediction.label_map, truth, options.ways)
+                tally.intersections[number], tally.unions[number] = pixels
                 segmented += 1
             tally.shown[number] = present(data, episode)
             tally.predicted[number] = prediction.present
             digests[number] = files.digest(episode)
             on_answer(Answer(number, episode, prediction, tally.shown[number], truth))
         done += len(numbers)
-        if time.monotonic() - reported > REPORT_EVERY_S:
-            reported = time.monotonic()
-            progress(f"{done} of {options.episodes} episodes, {done / (reported - started):.1f} per second")
+        report(f"{done} of {options.episodes} episodes, {done / (time.monotonic() - started):.1f} per second")
     progress("compute confidence intervals")
     return EvaluationResult(
         options,
@@ -190,6 +153,19 @@ def evaluate(
         model.outlines,
         time.monotonic() - started,
     )
+
+
+def every_few_seconds(progress: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a function that passes on one message every `REPORT_EVERY_S` seconds and drops the others."""
+    reported = time.monotonic()
+
+    def report(text: str) -> None:
+        nonlocal reported
+        if time.monotonic() - reported > REPORT_EVERY_S:
+            reported = time.monotonic()
+            progress(text)
+
+    return report
 
 
 def identify(model: FewShotModel) -> ModelIdentity:
@@ -208,18 +184,7 @@ def identify(model: FewShotModel) -> ModelIdentity:
 def cache_example(
     model: FewShotModel, data: FewShotData, index: int, masks: bool, others: Sequence[CachedSupport] = ()
 ) -> CachedSupport:
-    """Make an example a cached support of its class.
-
-    Args:
-        model: The network.
-        data: The data set.
-        index: Index of the example in the data set.
-        masks: Use its mask; False uses the class name only.
-        others: The other supports of the class; they score the picture, from which the class's level follows.
-
-    Raises:
-        InputError: A mask is needed and missing, or a file cannot be used.
-    """
+    """Make an example a cached support of its class, whose other supports score it: the class's level follows."""
     example = data.examples[index]
     if masks and example.mask is None:
         raise InputError(f"{example.image} has no mask; add one, or evaluate with --supports names.")
@@ -228,46 +193,50 @@ def cache_example(
     return model.cache_support(data.class_names[example.label], data.read_image(index), mask, others)
 
 
+def to_json(result: dict[str, Any], choice: EngineChoice) -> str:
+    """Return a result as JSON text, with the engine and the versions that computed it."""
+    wanted = ("fsvit-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "torch")
+    found = {name: package.version for package in distributions() if (name := package.metadata["Name"]) in wanted}
+    document = {
+        **result,
+        "engine": choice.engine,
+        "precision": choice.precision,
+        "computed_by": choice.description,
+        "versions": {"python": platform.python_version(), **dict(sorted(found.items()))},
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
 class _Supports:
     """Makes the bank of each episode; a least-recently-used cache saves encoding a support again."""
 
     def __init__(self, model: FewShotModel, data: FewShotData, masks: bool) -> None:
-        self._model = model
-        self._data = data
-        self._masks = masks
-        self._cached: OrderedDict[int, CachedSupport] = OrderedDict()
-        self._bytes = 0
+        self._model, self._data, self._masks = model, data, masks
+        self._cached: dict[int, CachedSupport] = {}  # the least recently used first
 
     def bank(self, episode: Episode) -> SupportBank:
-        """Return a bank with the classes of an episode."""
         bank = self._model.bank.emptied()
         for label, indices in zip(episode.ways, episode.supports, strict=True):
             bank.add(self._data.class_names[label], [self._support(index) for index in indices])
         return bank
 
     def _support(self, index: int) -> CachedSupport:
-        if index in self._cached:
-            self._cached.move_to_end(index)
-            return self._cached[index]
-        support = cache_example(self._model, self._data, index, self._masks)
-        self._cached[index] = support
-        self._bytes += support.nbytes
-        while self._bytes > SUPPORT_CACHE_BYTES and len(self._cached) > 1:
-            _, oldest = self._cached.popitem(last=False)
-            self._bytes -= oldest.nbytes
-        return support
+        known = self._cached.pop(index, None)
+        self._cached[index] = known or cache_example(self._model, self._data, index, self._masks)
+        while len(self._cached) > 1 and sum(one.nbytes for one in self._cached.values()) > SUPPORT_CACHE_BYTES:
+            del self._cached[next(iter(self._cached))]
+        return self._cached[index]
 
 
 class _Files:
     """The mask files and file digests of a data set."""
 
     def __init__(self, data: FewShotData, support_masks: bool) -> None:
-        self._data = data
-        self._support_masks = support_masks
+        self._data, self._support_masks = data, support_masks
         self._masks: dict[tuple[str, int], Path | None] = {}
         for example in data.examples:
             self._masks.setdefault((example.photograph, example.label), example.mask)
-        self._digests: dict[Path, str] = {}
+        self._digest = lru_cache(maxsize=None)(_digest_of_file)
 
     def has_truth(self, episode: Episode) -> bool:
         """Return whether the query has a mask for its own class and for each way that it shows.
@@ -293,12 +262,9 @@ class _Files:
         photograph = self._data.examples[episode.query].photograph
         return [self._masks[photograph, label] for label in episode.ways if (photograph, label) in self._masks]
 
-    def _digest(self, path: Path | None) -> str | None:
-        if path is None:
-            return None
-        if path not in self._digests:
-            self._digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return self._digests[path]
+
+def _digest_of_file(path: Path | None) -> str | None:
+    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _by_query(episodes: Sequence[Episode]) -> Iterator[tuple[int, list[int]]]:

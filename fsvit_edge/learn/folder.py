@@ -2,15 +2,15 @@
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.learn.examples import IGNORE, Example, ExampleList, check_size, picture_size_hw, read_stored_mask
+from fsvit_edge.learn.examples import IGNORE, Example, FewShotData, check_size, picture_size_hw, read_stored_mask
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.pictures import by_stem, pictures_in, read_image, read_mask
+from fsvit_edge.runtime.pictures import by_stem, pictures_in, read_mask
 
 NUM_FOLDS = 4
 LAYOUT = "<root>/<class>/images/<stem>.jpg and optionally <root>/<class>/masks/<stem>.png"
@@ -19,8 +19,10 @@ _INDEX_FILE = "index.csv"
 _SAME_IMAGE = "same_image_as"
 _MIN_PICTURES = 2  # one to learn from, one to ask about
 
+_Place = tuple[str, str]  # class and stem
 
-class FolderFewShot(ExampleList):
+
+class FolderFewShot(FewShotData):
     """Classes as folders of pictures, with or without masks.
 
     Copies of one photograph are recognized by their content, and by `<root>/index.csv` if it exists: its columns
@@ -29,16 +31,15 @@ class FolderFewShot(ExampleList):
     A mask marks its own class: bright pixels are the object, as for `fsvit-edge enroll`. In a mask with the values 0, 1
     and 255, or with a palette and the values 0, 255 and one more, 255 is ignored.
 
-    Args:
-        root: Folder with the layout `LAYOUT`; other folders and files in it are ignored.
-        classes: Names of the classes to use; None for all. Labels number all class folders in sorted order.
-        needs_masks: Refuse pictures without a mask.
-        exclude: Held-out classes: their photographs are left out of every class. A class with fewer than two
-            pictures left is left out as a whole.
-
-    Raises:
-        InputError: There is no class folder, a class is unknown, or a class has too few pictures or masks.
+    `root` has the layout `LAYOUT`; other folders and files in it are ignored. `classes` are the names of the classes to
+    use, None for all; labels number all class folders in sorted order. The photographs of the classes in `exclude` are
+    left out of every class, and a class with fewer than two pictures left is left out as a whole.
     """
+
+    # A photograph shows a class if it is in the folder of the class.
+    lists_every_class = True
+    # The examples are sorted by class; shuffled, even a short test covers every class.
+    query_order = "shuffled"
 
     def __init__(
         self,
@@ -71,40 +72,24 @@ class FolderFewShot(ExampleList):
         for index, example in enumerate(examples):
             self._by_photograph.setdefault((example.photograph, example.label), index)
 
-    @property
-    def lists_every_class(self) -> bool:
-        """True: a photograph shows a class if it is in the folder of the class."""
-        return True
-
-    def read_image(self, index: int) -> npt.NDArray[np.uint8]:
-        """Return (H, W, 3) uint8 RGB.
-
-        Raises:
-            InputError: The file is missing or damaged.
-        """
-        return read_image(self.examples[index].image)
-
     def read_mask(self, index: int) -> npt.NDArray[np.uint8]:
-        """Return (H, W) uint8: 1 on the example's own class, 0 elsewhere, `IGNORE` where unknown.
-
-        Raises:
-            InputError: The mask is missing, damaged, empty, or not the size of its picture.
-        """
-        example = self.examples[index]
-        if example.mask is None:
-            raise InputError(f"{example.image} has no mask; expected {LAYOUT}.")
-        mask = _read_folder_mask(example.mask, example.image)
-        check_size(mask, example.mask, example.image)
-        return mask
+        """Return (H, W) uint8: 1 on the example's own class, 0 elsewhere, `IGNORE` where unknown."""
+        image, path = self.examples[index].image, self.examples[index].mask
+        if path is None:
+            raise InputError(f"{image} has no mask; expected {LAYOUT}.")
+        stored, mode = read_stored_mask(path)
+        if mode in ("L", "P"):
+            values = np.flatnonzero(np.bincount(stored.ravel(), minlength=256)[1:IGNORE]) + 1
+            if values.size == 1 and (stored == IGNORE).any() and (mode == "P" or values[0] == 1):
+                check_size(stored, path, image)
+                return np.where(stored == IGNORE, IGNORE, stored == values[0]).astype(np.uint8)
+        return read_mask(path, picture_size_hw(image)).astype(np.uint8)
 
     def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Return (H, W) uint8: i + 1 on labels[i], 0 elsewhere, `IGNORE` where unknown.
 
         The masks of the same photograph for these classes are combined; if two of them overlap (at outlines: at most
         5 % of the smaller one in the pictures measured), the first label wins.
-
-        Raises:
-            InputError: The photograph is listed under one of the classes without a mask, or a mask cannot be used.
         """
         example = self.examples[index]
         truth = np.zeros(picture_size_hw(example.image), np.uint8)
@@ -118,11 +103,7 @@ class FolderFewShot(ExampleList):
 
 
 def class_folders(root: Path) -> list[str]:
-    """Return the names of the class folders, sorted.
-
-    Raises:
-        InputError: There are none.
-    """
+    """Return the names of the class folders, sorted; none is an InputError."""
     names = sorted(folder.parent.name for folder in root.glob("*/images") if folder.is_dir())
     if not names:
         raise InputError(f"{root} has no class folder; expected {LAYOUT}.")
@@ -130,11 +111,7 @@ def class_folders(root: Path) -> list[str]:
 
 
 def folder_folds(root: Path) -> list[list[str]]:
-    """Split the sorted classes into four equal parts; fold i trains without part i and tests on it.
-
-    Raises:
-        InputError: There are fewer classes than folds.
-    """
+    """Split the sorted classes into four equal parts; fold i trains without part i and tests on it."""
     names = class_folders(root)
     if len(names) < NUM_FOLDS:
         raise InputError(f"{root} has {len(names)} classes, too few for {NUM_FOLDS} folds; use it without folds.")
@@ -160,12 +137,12 @@ def _check_class(folder: Path, stems: Sequence[str], masks: Mapping[str, Path] |
         )
 
 
-def _photographs(root: Path, pictures: Mapping[str, Mapping[str, Path]]) -> dict[tuple[str, str], str]:
+def _photographs(root: Path, pictures: Mapping[str, Mapping[str, Path]]) -> dict[_Place, str]:
     """Map each (class, stem) to the name of its photograph: the class/stem of its first copy."""
     places = [(name, stem) for name, stems in pictures.items() for stem in stems]
     first = {place: place for place in places}
 
-    def find(place: tuple[str, str]) -> tuple[str, str]:
+    def find(place: _Place) -> _Place:
         while first[place] != place:
             place = first[place]
         return place
@@ -177,16 +154,14 @@ def _photographs(root: Path, pictures: Mapping[str, Mapping[str, Path]]) -> dict
     return {place: "/".join(find(place)) for place in places}
 
 
-def _same_content(
-    pictures: Mapping[str, Mapping[str, Path]],
-) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
+def _same_content(pictures: Mapping[str, Mapping[str, Path]]) -> Iterator[tuple[_Place, _Place]]:
     # Only files of the same size can be equal, so most are never read and large folders open fast.
-    by_size: dict[int, list[tuple[tuple[str, str], Path]]] = {}
+    by_size: dict[int, list[tuple[_Place, Path]]] = {}
     for name, stems in pictures.items():
         for stem, path in stems.items():
             by_size.setdefault(path.stat().st_size, []).append(((name, stem), path))
     for group in by_size.values():
-        seen: dict[bytes, tuple[str, str]] = {}
+        seen: dict[bytes, _Place] = {}
         for place, path in group if len(group) > 1 else ():
             digest = hashlib.sha256(path.read_bytes()).digest()
             if digest in seen:
@@ -194,7 +169,7 @@ def _same_content(
             seen.setdefault(digest, place)
 
 
-def _same_by_index(path: Path) -> Iterable[tuple[tuple[str, str], tuple[str, str]]]:
+def _same_by_index(path: Path) -> Iterator[tuple[_Place, _Place]]:
     if not path.is_file():
         return
     try:
@@ -211,12 +186,3 @@ def _same_by_index(path: Path) -> Iterable[tuple[tuple[str, str], tuple[str, str
         for other in (row[_SAME_IMAGE] or "").split():
             name, _, stem = other.partition("/")
             yield (row["class"], Path(row["image"]).stem), (name, stem)
-
-
-def _read_folder_mask(path: Path, image: Path) -> npt.NDArray[np.uint8]:
-    stored, mode = read_stored_mask(path)
-    if mode in ("L", "P"):
-        values = np.flatnonzero(np.bincount(stored.ravel(), minlength=256)[1:IGNORE]) + 1
-        if values.size == 1 and (stored == IGNORE).any() and (mode == "P" or values[0] == 1):
-            return np.where(stored == IGNORE, IGNORE, stored == values[0]).astype(np.uint8)
-    return read_mask(path, picture_size_hw(image)).astype(np.uint8)

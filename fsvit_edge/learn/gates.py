@@ -1,45 +1,34 @@
 """Limits on the result of an evaluation: absolute ones, and the largest drop from an earlier result."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fsvit_edge.learn.evaluation import EvaluationResult
+from fsvit_edge.learn.metrics import Score
 from fsvit_edge.learn.scenes import SceneResult
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, InputError
 
 DEFAULT_MAX_DROP = 1.0
-_SETTINGS = ("ways", "shots", "episodes", "masks")
 _OLD_NAMES = {"ways": "way", "shots": "shot"}
 """Names of version 0.1.0, whose results can still be compared with."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """An earlier result, as written by `fsvit-edge eval --output`.
-
-    Attributes:
-        path: Its file.
-        settings: The settings of the episodes, and the outlines, by name.
-        episodes_sha256: SHA-256 of its episodes, see `EvaluationResult`.
-        exact_ratio: In percent.
-        miou: In percent; None if no query had a mask.
-    """
+    """An earlier result, as written by `fsvit-edge eval --output`."""
 
     path: Path
-    settings: dict[str, Any]
-    episodes_sha256: str
-    exact_ratio: float
-    miou: float | None
+    settings: dict[str, Any]  # of the episodes, and the outlines, by name
+    episodes_sha256: str  # see `EvaluationResult`
+    exact_ratio: float  # in percent
+    miou: float | None  # in percent; None if no query had a mask
 
     @classmethod
     def load(cls, path: Path) -> "Baseline":
-        """Read a result.
-
-        Raises:
-            ArtifactError: The file is missing, or is not the result of an evaluation.
-        """
+        """Read a result; a file that is missing or something else is an ArtifactError."""
         try:
             values: Any = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -47,17 +36,14 @@ class Baseline:
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"The baseline {path} is not JSON: {error}.") from error
         try:
-            return cls(
-                path,
-                {
-                    **{name: values[old if (old := _OLD_NAMES.get(name)) in values else name] for name in _SETTINGS},
-                    # Results from before --outlines existed are plain.
-                    "outlines": values.get("outlines", "plain"),
-                },
-                str(values["episodes_sha256"]),
-                float(values["exact_ratio"]["value"]),
-                None if values["miou"] is None else float(values["miou"]["value"]),
-            )
+            settings = {
+                name: values[old if (old := _OLD_NAMES.get(name)) in values else name]
+                for name in ("ways", "shots", "episodes", "masks")
+            }
+            # Results from before --outlines existed are plain.
+            settings["outlines"] = values.get("outlines", "plain")
+            miou = None if values["miou"] is None else float(values["miou"]["value"])
+            return cls(path, settings, str(values["episodes_sha256"]), float(values["exact_ratio"]["value"]), miou)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"The baseline {path} is not the result of an evaluation: {error} is missing or wrong; make one with: "
@@ -65,15 +51,10 @@ class Baseline:
             ) from error
 
     def check_settings(self, settings: dict[str, Any]) -> None:
-        """Refuse to compare with other episodes or other outlines.
-
-        Raises:
-            InputError: A setting differs.
-        """
+        """Refuse to compare with other episodes or other outlines."""
         differing = [name for name, value in self.settings.items() if value != settings[name]]
         if differing:
-            theirs = ", ".join(f"{name} {self.settings[name]}" for name in differing)
-            ours = ", ".join(f"{name} {settings[name]}" for name in differing)
+            theirs, ours = (", ".join(f"{name} {of[name]}" for name in differing) for of in (self.settings, settings))
             raise InputError(
                 f"The baseline {self.path} cannot be compared: it has {theirs}, this evaluation has {ours}; "
                 "use the settings of the baseline."
@@ -96,8 +77,7 @@ class Gates:
             AccuracyGateError: It misses a limit; the message names each limit that it misses.
             InputError: The baseline was made from other episodes.
         """
-        scores = result.scores
-        exact, miou = scores.exact_ratio.value, None if scores.miou is None else scores.miou.value
+        exact, miou = _value(result.scores.exact_ratio), _value(result.scores.miou)
         limits = [("exact ratio", exact, self.min_exact_ratio, "the limit"), ("mIoU", miou, self.min_miou, "the limit")]
         if self.baseline is not None:
             self.baseline.check_settings(result.to_dict())
@@ -106,21 +86,20 @@ class Gates:
                     f"The baseline {self.baseline.path} cannot be compared: it was made with other classes, pictures "
                     "or masks; make it again from this data."
                 )
-            for what, value, before in (
-                ("exact ratio", exact, self.baseline.exact_ratio),
-                ("mIoU", miou, self.baseline.miou),
-            ):
-                if before is not None:
-                    limits.append(
-                        (what, value, before - self.max_drop, f"{self.max_drop:g} points below {before:.2f} %")
-                    )
+            limits += [
+                (what, value, before - self.max_drop, f"{self.max_drop:g} points below {before:.2f} %")
+                for what, value, before in (
+                    ("exact ratio", exact, self.baseline.exact_ratio),
+                    ("mIoU", miou, self.baseline.miou),
+                )
+                if before is not None
+            ]
         # Not `value < least`, which is False for NaN.
-        missed = [
+        _fail(
             f"{what} is {_measured(value)}, expected at least {least:.2f} % ({why})"
             for what, value, least, why in limits
             if least is not None and (value is None or not value >= least)
-        ]
-        _fail(missed)
+        )
 
 
 @dataclass(frozen=True)
@@ -131,14 +110,8 @@ class SceneGates:
     min_hits: float | None = None  # share of the pictures of a class in which it is found
 
     def check(self, result: SceneResult) -> None:
-        """Check a result against the limits.
-
-        Raises:
-            AccuracyGateError: It misses a limit; the message names each limit that it misses.
-        """
-        alarms, hits = (
-            None if score is None else score.value for score in (result.scores.false_alarms, result.scores.hits)
-        )
+        """Raise an AccuracyGateError that names each limit that a result misses."""
+        alarms, hits = _value(result.scores.false_alarms), _value(result.scores.hits)
         missed = []
         # Not `alarms > most`, which is False for NaN.
         if self.max_false_alarms is not None and (alarms is None or not alarms <= self.max_false_alarms):
@@ -148,10 +121,14 @@ class SceneGates:
         _fail(missed)
 
 
+def _value(score: Score | None) -> float | None:
+    return None if score is None else score.value
+
+
 def _measured(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2f} %"
 
 
-def _fail(missed: list[str]) -> None:
-    if missed:
-        raise AccuracyGateError(f"The accuracy gate failed: {'; '.join(missed)}.")
+def _fail(missed: Iterable[str]) -> None:
+    if sentences := "; ".join(missed):
+        raise AccuracyGateError(f"The accuracy gate failed: {sentences}.")

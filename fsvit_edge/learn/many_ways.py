@@ -16,30 +16,19 @@ RANKING_WEIGHT = 0.5
 
 
 class Pairs(NamedTuple):
-    """Which query is asked about which support: P pairs, first the B pairs of a query with its own support.
+    """Which query is asked about which support: P pairs, first the B pairs of a query with its own support."""
 
-    Attributes:
-        query: (P,) int64 index into the batch.
-        support: (P,) int64 index into the batch.
-        present: (P,) bool, whether the query shows the support's class.
-        known: (P,) bool, whether `present` is certain.
-    """
-
-    query: Tensor
-    support: Tensor
-    present: Tensor
-    known: Tensor
+    query: Tensor  # (P,) int64 index into the batch
+    support: Tensor  # (P,) int64 index into the batch
+    present: Tensor  # (P,) bool, whether the query shows the support's class
+    known: Tensor  # (P,) bool, whether `present` is certain
 
 
 def pairs_of(present: Tensor, label: Tensor, shown: Tensor, ways: int) -> Pairs:
-    """Pair each of B queries with its own support and with those of the next `ways` - 1 queries.
+    """Pair each of B queries with its own support and with those of the next `ways` - 1 queries; at most B ways.
 
-    Args:
-        present: (B,) bool, whether the query shows its own support's class.
-        label: (B,) int64, each support's class.
-        shown: (B, labels) bool, all classes that the query's photograph is listed under. A cropped view may not show
-            the others any more, so the pair with another of these classes is not known.
-        ways: Number of pairs per query, at most B.
+    `present`, `label` and `shown` are those of `EpisodeBatch`. A cropped view may not show all classes that its
+    photograph is listed under, so the pair with another of these classes is not known.
     """
     batch = len(label)
     first = torch.arange(batch, device=label.device)
@@ -52,12 +41,7 @@ def pairs_of(present: Tensor, label: Tensor, shown: Tensor, ways: int) -> Pairs:
 def thinned(query: Tensor, grid: int) -> Tensor:
     """Keep every second row and column of the queries' tokens, starting randomly at 0 or 1.
 
-    Args:
-        query: (B, C, grid ** 2, d) image tokens.
-        grid: Side of the token grid.
-
-    Returns:
-        (B, C, (grid // 2) ** 2, d) image tokens.
+    (B, C, grid ** 2, d) image tokens -> (B, C, (grid // 2) ** 2, d).
     """
     top, left = torch.randint(2, (2,)).tolist()
     side = grid // 2
@@ -70,12 +54,8 @@ def presence_loss(logit: Tensor, pairs: Pairs, label_noise: float) -> Tensor:
     """Return the presence loss: cross-entropy, and two ranking losses.
 
     The ranking losses are softmax cross-entropies of a present pair against the absent pairs with the same query (which
-    class is it?) and against the absent pairs with the same support (which frame shows it?).
-
-    Args:
-        logit: (P,) logit of present minus that of absent.
-        pairs: The pairs.
-        label_noise: Share of the absent pairs that may be present; the loss of one is at most -log(label_noise).
+    class is it?) and against the absent pairs with the same support (which frame shows it?). `logit` (P,) is that of
+    present minus that of absent. The loss of one absent pair is at most -log(label_noise).
     """
     present, absent = pairs.present & pairs.known, ~pairs.present & pairs.known
     loss = presence_cross_entropy(logit, pairs, label_noise)

@@ -26,13 +26,7 @@ CELLS_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Score:
-    """A ratio in percent.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end of its bootstrap interval.
-        high: Upper end.
-    """
+    """A ratio in percent, with its bootstrap interval."""
 
     value: float
     low: float
@@ -41,69 +35,40 @@ class Score:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """The scores of one class, over the episodes that ask about it.
+    """The scores of one class, over the episodes that ask about it."""
 
-    Attributes:
-        label: The class's number in its data set.
-        name: Its name.
-        asked: Number of episodes that ask about it.
-        shown: Number of these episodes whose query shows it.
-        presence: Share of right presence answers; None if it was never asked about.
-        iou: Sum of the intersections over sum of the unions; None if it is neither shown nor predicted.
-    """
-
-    label: int
+    label: int  # the class's number in its data set
     name: str
-    asked: int
-    shown: int
-    presence: Score | None
-    iou: Score | None
+    asked: int  # number of episodes that ask about it
+    shown: int  # number of these episodes whose query shows it
+    presence: Score | None  # share of right presence answers; None if it was never asked about
+    iou: Score | None  # sum of intersections over sum of unions; None if it is neither shown nor predicted
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores over all episodes.
+    """The scores over all episodes."""
 
-    Attributes:
-        exact_ratio: Share of the episodes in which every presence answer is right.
-        miou: Mean IoU of the classes that have one; None if none has.
-        classes: The scores of each class, in the order of the data set.
-    """
-
-    exact_ratio: Score
-    miou: Score | None
-    classes: tuple[ClassScores, ...]
+    exact_ratio: Score  # share of the episodes in which every presence answer is right
+    miou: Score | None  # mean IoU of the classes that have one; None if none has
+    classes: tuple[ClassScores, ...]  # in the order of the data set
 
 
 @dataclass(frozen=True)
 class Tally:
-    """The numbers that E episodes of N ways contribute; row e is episode e.
+    """The numbers that E episodes of N ways contribute; row e is episode e."""
 
-    Attributes:
-        ways: (E, N) int64 labels of the classes, all different within a row.
-        shown: (E, N) bool, whether the query shows the class.
-        predicted: (E, N) bool, whether the model predicts that it does.
-        intersections: (E, N) int64 pixels.
-        unions: (E, N) int64 pixels.
-    """
-
-    ways: Counts
-    shown: npt.NDArray[np.bool_]
-    predicted: npt.NDArray[np.bool_]
-    intersections: Counts
-    unions: Counts
+    ways: Counts  # (E, N) int64 labels of the classes, all different within a row
+    shown: npt.NDArray[np.bool_]  # (E, N) whether the query shows the class
+    predicted: npt.NDArray[np.bool_]  # (E, N) whether the model predicts that it does
+    intersections: Counts  # (E, N) int64 pixels
+    unions: Counts  # (E, N) int64 pixels
 
 
 def count_pixels(prediction: Labels, truth: Labels, ways: int) -> tuple[Counts, Counts]:
-    """Count the pixels of intersection and union of prediction and truth, per way.
+    """Count the pixels of intersection and union per way: 2 x (ways,) int64.
 
-    Args:
-        prediction: (H, W) uint8: 0 is background, i + 1 is way i.
-        truth: (H, W) uint8, likewise; pixels of 255 are ignored.
-        ways: Number of ways.
-
-    Returns:
-        Intersections and unions, (ways,) int64.
+    Prediction and truth are (H, W) uint8: 0 is background, i + 1 is way i; pixels whose truth is 255 are ignored.
     """
     counted = truth != IGNORE
     predicted, true = prediction[counted].astype(np.int64), truth[counted].astype(np.int64)
@@ -115,40 +80,30 @@ def count_pixels(prediction: Labels, truth: Labels, ways: int) -> tuple[Counts, 
 
 
 def score(tally: Tally, names: Mapping[int, str]) -> Scores:
-    """Compute the scores and their bootstrap percentile intervals.
+    """Compute the scores of at least one episode, with bootstrap percentile intervals.
 
-    Args:
-        tally: Numbers of at least one episode.
-        names: Label -> name of the classes to average over; must include every way.
+    `names` maps the labels of the classes to average over to their names; it includes every way.
     """
     labels = list(names)
     sums = _sums(tally, labels)
     estimate = _ratios(sums.sum(axis=0, keepdims=True))
-    resampled = _ratios(_resample(sums))
+    resampled = _ratios(np.concatenate([counts @ sums for counts in resamples(len(sums), len(sums))]))
     exact, miou, *rest = (
         score_of(value, spread) for value, spread in zip(estimate[0].tolist(), resampled.T, strict=True)
     )
     assert exact is not None
-    asked = [tally.ways == label for label in labels]
-    classes = tuple(
-        ClassScores(
-            label,
-            names[label],
-            int(asked[index].sum()),
-            int((asked[index] & tally.shown).sum()),
-            rest[index],
-            rest[len(labels) + index],
-        )
-        for index, label in enumerate(labels)
-    )
-    return Scores(exact, miou, classes)
+    classes = []
+    for label, presence, iou in zip(labels, rest[: len(labels)], rest[len(labels) :], strict=True):
+        asked = tally.ways == label
+        shown = int((asked & tally.shown).sum())
+        classes.append(ClassScores(label, names[label], int(asked.sum()), shown, presence, iou))
+    return Scores(exact, miou, tuple(classes))
 
 
 def _sums(tally: Tally, labels: Sequence[int]) -> _Floats:
     """Return what each episode adds to numerators and denominators, (E, 2 + 4 C).
 
-    The columns are: exactly right episodes, episodes, then C columns each of right answers, answers, intersections and
-    unions.
+    Columns: exactly right episodes, episodes, then C columns each of right answers, answers, intersections, unions.
     """
     episodes, ways = tally.ways.shape
     right = tally.predicted == tally.shown
@@ -167,24 +122,13 @@ def _ratios(sums: _Floats) -> _Floats:
     exact = divide(sums[:, :1], sums[:, 1:2])
     right, answers, intersections, unions = np.split(sums[:, 2:], 4, axis=1)
     iou = divide(intersections, unions)
-    measured = ~np.isnan(iou)
-    miou = divide(np.where(measured, iou, 0).sum(axis=1, keepdims=True), measured.sum(axis=1, keepdims=True))
-    return np.concatenate([exact, miou, divide(right, answers), iou], axis=1)
-
-
-def _resample(sums: _Floats) -> _Floats:
-    return np.concatenate([counts @ sums for counts in resamples(len(sums), len(sums))])
+    return np.concatenate([exact, mean_of_measured(iou)[:, None], divide(right, answers), iou], axis=1)
 
 
 def resamples(size: int, cells: int) -> Iterator[npt.NDArray[np.float64]]:
-    """Draw `size` of `size` items with replacement, `RESAMPLES` times.
+    """Draw `size` of `size` items with replacement, `RESAMPLES` times; `cells` numbers per draw are kept in memory.
 
-    Args:
-        size: Number of items.
-        cells: Numbers that the caller keeps in memory per draw; it limits how many draws are yielded at once.
-
-    Yields:
-        (draws, size) float64: how often each item is drawn (a multinomial distribution).
+    Yields (draws, size) float64: how often each item is drawn (a multinomial distribution).
     """
     rng = np.random.default_rng(RESAMPLING_SEED)
     chances = np.full(size, 1 / size)
@@ -197,6 +141,12 @@ def divide(part: _Floats, whole: npt.NDArray[np.float64] | npt.NDArray[np.intp])
     """Divide; the result is NaN where `whole` is 0."""
     ratio: _Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return ratio
+
+
+def mean_of_measured(ratios: _Floats) -> _Floats:
+    """Return the mean over axis 1 of what is not NaN; NaN if nothing is."""
+    measured = ~np.isnan(ratios)
+    return divide(np.where(measured, ratios, 0).sum(axis=1), measured.sum(axis=1))
 
 
 def score_of(value: float, spread: npt.NDArray[np.float64]) -> Score | None:

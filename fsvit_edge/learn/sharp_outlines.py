@@ -16,15 +16,9 @@ from fsvit_edge.runtime.support_masks import MIN_AGREEMENT, MIN_COVER
 
 
 def sharpened(mask: Tensor, objectness: Tensor, weight: Tensor) -> Tensor:
-    """Add objectness to the foreground logits.
+    """Add objectness (B, n, n) to the foreground of mask logits (B, 2, S, S), background first.
 
-    Args:
-        mask: (B, 2, S, S) logits of background and foreground.
-        objectness: (B, n, n) logits.
-        weight: (B,) how much each support trusts objectness, in [0, 1].
-
-    Returns:
-        (B, 2, S, S) logits.
+    `weight` (B,) is how much each support trusts objectness, in [0, 1].
     """
     added = resized_objectness(objectness.clamp(-CERTAIN_LOGIT, CERTAIN_LOGIT), mask.shape[2])
     background, foreground = mask.unbind(1)
@@ -34,9 +28,7 @@ def sharpened(mask: Tensor, objectness: Tensor, weight: Tensor) -> Tensor:
 def weight_of_support(objectness: Tensor, mask: Tensor) -> Tensor:
     """Return each support's weight (B,) in [0, 1], see `fsvit_edge.runtime.outlines.objectness_weight`.
 
-    Args:
-        objectness: (B, n, n) logits of the supports' pictures.
-        mask: (B, S, S), nonzero on the object.
+    From the logits (B, n, n) of the supports' pictures and their masks (B, S, S), nonzero on the object.
     """
     side = objectness.shape[1]
     inside = F.interpolate(mask[:, None].float(), size=(side, side), mode="nearest-exact")[:, 0] != 0
@@ -45,14 +37,9 @@ def weight_of_support(objectness: Tensor, mask: Tensor) -> Tensor:
 
 
 def thing_of_name(objectness: Tensor, guess: Tensor) -> Tensor:
-    """Replace pseudo-masks by objectness where the two agree, see `fsvit_edge.runtime.support_masks.thing_of_name`.
+    """Replace pseudo-masks (B, S, S) of 0 and 1 by objectness (B, n, n) logits where the two agree.
 
-    Args:
-        objectness: (B, n, n) logits of the supports' pictures.
-        guess: (B, S, S) pseudo-masks, 0 or 1.
-
-    Returns:
-        (B, S, S) masks, 0 or 1.
+    See `fsvit_edge.runtime.support_masks.thing_of_name`.
     """
     thing = resized_objectness(objectness, guess.shape[1]) > 0
     shared = (thing & (guess != 0)).sum(dim=(1, 2))

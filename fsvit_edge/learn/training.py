@@ -36,31 +36,21 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The result of `train`.
+    """The result of `train`."""
 
-    Attributes:
-        epochs: Number of epochs trained, including those before an interruption.
-        encoded: Number of pictures that had to be encoded; 0 if all were cached.
-        validation: Loss, and exact ratio and mIoU in percent, of the final head on the validation pictures.
-        enhancer: How much the enhancer helped; None without mixed supervision.
-    """
-
-    epochs: int
-    encoded: int
-    validation: dict[str, float]
-    enhancer: EnhancerResult | None
+    epochs: int  # trained, including those before an interruption
+    encoded: int  # pictures that had to be encoded; 0 if all were cached
+    validation: dict[str, float]  # loss, exact_ratio and miou (in percent) of the final head on the validation pictures
+    enhancer: EnhancerResult | None  # how much the enhancer helped; None without mixed supervision
 
 
 def new_head(network: FewShotNetwork, seed: int) -> None:
     """Replace the network's head by a new one with random weights; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = network.encoder
-        network.config, network.prototype_head = (
-            replace(network.config, head=TRAINED_HEAD, presence_level=DEFAULT_LEVEL),
-            None,
-        )
-        network.head = CorrelationHead(encoder.num_channels, network.config.support_grid).eval()
+        network.config = replace(network.config, head=TRAINED_HEAD, presence_level=DEFAULT_LEVEL)
+        network.prototype_head = None
+        network.head = CorrelationHead(network.encoder.num_channels, network.config.support_grid).eval()
 
 
 def train(
@@ -74,19 +64,8 @@ def train(
 ) -> TrainResult:
     """Train `network.head` in place.
 
-    Args:
-        network: Encoder and head to start from.
-        data: Pictures of the classes to learn.
-        options: How to train.
-        cache: Cache of the tokens, made with `options.views` views.
-        workspace: Folder for checkpoints and the log of the epochs (`log.jsonl`).
-        resume: Continue from the last checkpoint in `workspace`, if there is one.
-        progress: Called with the name of each step that begins.
-
-    Raises:
-        InputError: `workspace` contains a training and `resume` is False, or its options are different; or the data
-            set has too few pictures.
-        ArtifactError: A file of the cache is damaged.
+    The folder `workspace` gets the checkpoints and the log of the epochs (`log.jsonl`). If it has a training, that is
+    refused, or continued with `resume`, for which the options must be the same. The cache has `options.views` views.
     """
     last = workspace / "last.ckpt"
     if last.exists() and not resume:
@@ -96,14 +75,14 @@ def train(
         torch.set_num_threads(options.threads)
     encoded = cache.fill(data, progress)
     split = choose_split(data, options)
-    enhancer = _train_enhancer(network, cache, data, split, options, progress)
-    model = EpisodeModule(
-        network,
-        options,
-        _identity(options, cache, data),
-        enhancer.enhancer if enhancer and enhancer.helps else None,
-        max(data.class_names) + 1,
-    )
+    improved = None
+    if options.supervision == "mixed":
+        progress("train the enhancer")
+        with_masks = [index for index, is_known in enumerate(split.known) if is_known]
+        improved = train_enhancer(network, cache, data, with_masks, EnhancerOptions(seed=options.seed), progress)
+        progress(improved.sentence)
+    enhancer = improved.enhancer if improved and improved.helps else None
+    model = EpisodeModule(network, options, _identity(options, cache, data), enhancer, max(data.class_names) + 1)
     progress("train")
     with _quiet():
         trainer = _trainer(options, workspace)
@@ -115,25 +94,7 @@ def train(
         (figures,) = trainer.validate(model, datamodule=loaders, verbose=False)
     network.head.cpu().eval()
     validation = {name.removeprefix("val_"): float(value) for name, value in figures.items()}
-    return TrainResult(int(trainer.current_epoch), encoded, validation, enhancer)
-
-
-def _train_enhancer(
-    network: FewShotNetwork,
-    cache: TokenCache,
-    data: FewShotData,
-    split: ValidationSplit,
-    options: TrainOptions,
-    progress: Progress,
-) -> EnhancerResult | None:
-    """Train what improves pseudo-masks on the known masks; without mixed supervision, return None."""
-    if options.supervision != "mixed":
-        return None
-    progress("train the enhancer")
-    with_masks = [index for index, is_known in enumerate(split.known) if is_known]
-    result = train_enhancer(network, cache, data, with_masks, EnhancerOptions(seed=options.seed), progress)
-    progress(result.sentence)
-    return result
+    return TrainResult(int(trainer.current_epoch), encoded, validation, improved)
 
 
 def _identity(options: TrainOptions, cache: TokenCache, data: FewShotData) -> dict[str, Any]:
@@ -179,12 +140,10 @@ class _Loaders(lightning.LightningDataModule):
         self._batch = options.micro_batch
 
     def train_dataloader(self) -> DataLoader[EpisodeBatch]:
-        """Return a loader of the training episodes of the current epoch."""
         assert self.trainer is not None
         return DataLoader(Episodes(*self._source, self.trainer.current_epoch), self._batch)
 
     def val_dataloader(self) -> DataLoader[EpisodeBatch]:
-        """Return a loader of the validation episodes, the same in every epoch."""
         return DataLoader(Episodes(*self._source, None), self._batch)
 
 
@@ -195,7 +154,6 @@ class _Log(Callback):
         self._path = path
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
-        """Write the metrics that Lightning logged."""
         if trainer.is_global_zero:
             figures = {name: round(float(value), 4) for name, value in trainer.callback_metrics.items()}
             with self._path.open("a") as log:

@@ -26,23 +26,14 @@ _DRAWS = 10_000
 
 @dataclass(frozen=True)
 class ValidationSplit:
-    """Which pictures are for validation, and which masks may be used.
+    """Which pictures are for validation, and which masks may be used."""
 
-    Attributes:
-        held_out: Photographs for validation; if empty, the validation uses training pictures.
-        known: For each example, whether its true mask may be used.
-    """
-
-    held_out: frozenset[str]
-    known: tuple[bool, ...]
+    held_out: frozenset[str]  # photographs for validation; if empty, the validation uses training pictures
+    known: tuple[bool, ...]  # for each example, whether its true mask may be used
 
 
 def choose_split(data: FewShotData, options: TrainOptions) -> ValidationSplit:
-    """Set photographs aside for validation, and choose whose masks may be used.
-
-    Raises:
-        InputError: A listed picture is not in the data set, or a picture that needs a mask has none.
-    """
+    """Set photographs aside for validation, and choose whose masks may be used; a needed mask must exist."""
     rng = np.random.default_rng((options.seed, _SPLIT))
     photographs = sorted({example.photograph for example in data.examples})
     shuffled = [photographs[i] for i in rng.permutation(len(photographs))]
@@ -74,45 +65,23 @@ def _listed(data: FewShotData, names: Sequence[str]) -> set[str]:
 
 
 class EpisodeBatch(NamedTuple):
-    """B one-way one-shot episodes.
+    """B one-way one-shot episodes."""
 
-    Attributes:
-        query: (B, L + 1, 1 + N, D) float16 cached encoder output of the query, see `TokenCache`.
-        support: (B, L + 1, 1 + N, D) float16 cached encoder output of the support.
-        support_mask: (B, S, S) uint8, 0 or 1; meaningless where `support_known` is False.
-        query_mask: (B, S, S) uint8, 0, 1 or 255 (ignored); 0 if the class is absent.
-        support_known: (B,) bool, whether the support's true mask may be used.
-        query_known: (B,) bool, whether the query's true mask may be used.
-        present: (B,) bool, whether the query shows the support's class.
-        label: (B,) int64, the support's class.
-        shown: (B, labels) bool, every class that the query's photograph is listed under.
-        query_objectness: (B, n, n) float16 logits; n is 0 if the network predicts no objectness.
-        support_objectness: (B, n, n) float16 logits; n is 0 if the network predicts no objectness.
-    """
-
-    query: Tensor
-    support: Tensor
-    support_mask: Tensor
-    query_mask: Tensor
-    support_known: Tensor
-    query_known: Tensor
-    present: Tensor
-    label: Tensor
-    shown: Tensor
-    query_objectness: Tensor
-    support_objectness: Tensor
+    query: Tensor  # (B, L + 1, 1 + N, D) float16 cached encoder output of the query, see `TokenCache`
+    support: Tensor  # likewise of the support
+    support_mask: Tensor  # (B, S, S) uint8, 0 or 1; meaningless where `support_known` is False
+    query_mask: Tensor  # (B, S, S) uint8, 0, 1 or 255 (ignored); 0 if the class is absent
+    support_known: Tensor  # (B,) bool, whether the support's true mask may be used
+    query_known: Tensor  # (B,) bool, whether the query's true mask may be used
+    present: Tensor  # (B,) bool, whether the query shows the support's class
+    label: Tensor  # (B,) int64, the support's class
+    shown: Tensor  # (B, labels) bool, every class that the query's photograph is listed under
+    query_objectness: Tensor  # (B, n, n) float16 logits; n is 0 if the network predicts no objectness
+    support_objectness: Tensor  # likewise of the support
 
 
 class Episodes(Dataset[EpisodeBatch]):
-    """The episodes of one epoch; the same seed and epoch always give the same episodes.
-
-    Args:
-        data: Pictures to draw from.
-        cache: Their tokens.
-        options: Views and shares.
-        split: Which pictures may be drawn, and which masks may be used.
-        epoch: Number of the epoch; None for the validation episodes.
-    """
+    """The episodes of one epoch, or for validation (None); the same seed and epoch always give the same episodes."""
 
     def __init__(
         self, data: FewShotData, cache: TokenCache, options: TrainOptions, split: ValidationSplit, epoch: int | None
@@ -147,6 +116,8 @@ class Episodes(Dataset[EpisodeBatch]):
             query_mask, query_known = self._mask(query, label, query_view)
             # The view was chosen for the query's own class, so its crop may have lost an object of another class.
             here = not query_known or bool((query_mask == 1).any())
+        shown = torch.zeros(max(self.data.class_names) + 1, dtype=torch.bool)
+        shown[list(self.data.labels_of(query))] = True
         return EpisodeBatch(
             torch.from_numpy(self.cache.read_packed(query_image, query_view)),
             torch.from_numpy(self.cache.read_packed(support_image, support_view)),
@@ -156,15 +127,10 @@ class Episodes(Dataset[EpisodeBatch]):
             torch.tensor(query_known),
             torch.tensor(here),
             torch.tensor(label),
-            self._shown(query),
+            shown,
             torch.from_numpy(self.cache.read_objectness(query_image, query_view)),
             torch.from_numpy(self.cache.read_objectness(support_image, support_view)),
         )
-
-    def _shown(self, index: int) -> Tensor:
-        shown = torch.zeros(max(self.data.class_names) + 1, dtype=torch.bool)
-        shown[list(self.data.labels_of(index))] = True
-        return shown
 
     def _draw(self, rng: np.random.Generator) -> Episode:
         """Draw until the pictures are on the right side of the split, which keeps the distribution of the sampler."""

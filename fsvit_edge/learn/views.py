@@ -37,10 +37,9 @@ class View:
         gray = colors.mean(axis=2, keepdims=True)
         colors = gray + (colors - gray) * self.saturation
         colors = colors.mean() + (colors - colors.mean()) * self.contrast
-        lit: npt.NDArray[np.uint8] = np.clip(colors * np.array(self.light, np.float32), 0, _GRAY_LEVELS).astype(
-            np.uint8
-        )
-        return lit
+        colors = np.clip(colors * np.array(self.light, np.float32), 0, _GRAY_LEVELS)
+        view: npt.NDArray[np.uint8] = colors.astype(np.uint8)
+        return view
 
     def of_mask(self, mask: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
         """Return the view of an (H, W) uint8 mask of 0, 1 and 255 as (size, size) uint8."""
@@ -69,13 +68,6 @@ def draw_view(digest: str, number: int) -> View:
     height, width = min(1.0, math.sqrt(area / aspect)), min(1.0, math.sqrt(area * aspect))
     top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
     red, green, blue = rng.uniform(0.75, 1.25) * rng.uniform(0.92, 1.08, 3)
-    return View(
-        top,
-        top + height,
-        left,
-        left + width,
-        bool(rng.integers(2)),
-        rng.uniform(0.6, 1.4),
-        rng.uniform(0.7, 1.3),
-        (float(red), float(green), float(blue)),
-    )
+    flip, saturation, contrast = bool(rng.integers(2)), rng.uniform(0.6, 1.4), rng.uniform(0.7, 1.3)
+    light = (float(red), float(green), float(blue))
+    return View(top, top + height, left, left + width, flip, saturation, contrast, light)

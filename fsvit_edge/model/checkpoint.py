@@ -60,7 +60,8 @@ def load_network(
     backbone_state = _strip(state, BACKBONE_PREFIX)
     if not head_state and (head or _stored_head(checkpoint)) == TRAINED_HEAD:
         raise ArtifactError(
-            f"{checkpoint} contains no head: expected tensors named {HEAD_PREFIX}*, got {_first(state)}."
+            f"{checkpoint} contains no head: expected tensors named {HEAD_PREFIX}*, "
+            f"got {', '.join(sorted(state)[:3]) or 'nothing'}."
         )
     config = _configuration(checkpoint, backbone, image_size, head, backbone_state)
     if weights is not None:
@@ -86,21 +87,15 @@ def build_network(
     name: str,
     head: str = TRAINED_HEAD,
 ) -> FewShotNetwork:
-    """Build a network from a backbone; a trained head starts with random weights.
+    """Build a network from a backbone; a trained head starts with random weights. The errors are `load_network`'s.
 
     Args:
-        backbone: One of `fsvit_edge.model.encoder.SUPPORTED_BACKBONES`; None infers it from the shapes in `weights`.
+        backbone: Name of the backbone; None infers it from the shapes in `weights`.
         weights: File with the backbone's weights; None downloads them from timm's hub.
         pretrained: Must be True if and only if `weights` is None.
-        image_size: Side of the input in pixels; None takes the largest multiple of the patch size up to the published
-            400.
+        image_size: None takes the largest multiple of the patch size up to the published 400.
         name: Name of the network.
         head: "cst" or "prototype".
-
-    Raises:
-        ArtifactError: The file is missing, unreadable, unsafe, or does not fit the backbone.
-        InputError: The options contradict each other.
-        EnvironmentLacksError: The published weights cannot be downloaded.
     """
     if (weights is None) != pretrained:
         raise InputError("Give the backbone's weights once: either --weights FILE or --pretrained.")
@@ -110,7 +105,8 @@ def build_network(
         if weights is None:
             raise InputError("Give the name of the backbone to download with --backbone.")
         backbone = infer_backbone(state)
-    size = image_size or PUBLISHED_IMAGE_SIZE - PUBLISHED_IMAGE_SIZE % _patch_size(backbone)
+    patch = re.search(r"_patch(\d+)_", backbone)  # the encoder refuses a name without one
+    size = image_size or PUBLISHED_IMAGE_SIZE - PUBLISHED_IMAGE_SIZE % (int(patch[1]) if patch else 1)
     network = FewShotNetwork(ModelConfig(name, backbone, size, head=head), pretrained)
     if weights is not None:
         network.encoder.load_published(state)
@@ -118,12 +114,7 @@ def build_network(
 
 
 def save_network(network: FewShotNetwork, path: Path) -> None:
-    """Write a network in FP32 as `path` (.safetensors) and its configuration next to it (.json).
-
-    Args:
-        network: The network.
-        path: The file to write, which must end in .safetensors.
-    """
+    """Write a network in FP32 as `path`, which must end in .safetensors, and its configuration next to it (.json)."""
     if path.suffix != ".safetensors":
         raise InputError(f"{path} must end in .safetensors.")
     parts: dict[str, nn.Module] = {BACKBONE_PREFIX: network.encoder.vit}
@@ -143,10 +134,8 @@ def save_network(network: FewShotNetwork, path: Path) -> None:
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors, .ckpt, .pth or .pt file.
 
-    Lightning's `state_dict` and DINO's `teacher` (with its `module.` and `backbone.` prefixes) are unpacked.
-
-    Raises:
-        ArtifactError: The file is missing, is damaged, or contains Python objects that are unsafe to load.
+    Lightning's `state_dict` and DINO's `teacher` (with its `module.` prefix) are unpacked. An ArtifactError says that
+    the file is missing, is damaged, or contains Python objects that are unsafe to load.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist or is not a file; give a .safetensors, .ckpt or .pth file.")
@@ -176,16 +165,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not content:
         raise ArtifactError(f"{path} contains no state_dict (a dict of tensors).")
-    state = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return {str(key).removeprefix("module."): tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
 
 
 def infer_backbone(state: Mapping[str, Tensor]) -> str:
-    """Return the supported backbone that fits the stem, or the patch size, width and registers, of `state`.
-
-    Raises:
-        ArtifactError: No supported backbone fits.
-    """
+    """Return the supported backbone that fits the stem, or the patch size, width and registers, of `state`."""
     if any(name.startswith("patch_embed.proj.fine.") for name in state):
         return HYBRID_BACKBONE
     patch = state.get("patch_embed.proj.weight")
@@ -200,12 +184,9 @@ def infer_backbone(state: Mapping[str, Tensor]) -> str:
 
 
 def _configuration(
-    checkpoint: Path,
-    backbone: str | None,
-    image_size: int | None,
-    head: str | None,
-    backbone_state: Mapping[str, Tensor],
+    checkpoint: Path, backbone: str | None, image_size: int | None, head: str | None, state: Mapping[str, Tensor]
 ) -> ModelConfig:
+    """Return the stored configuration with the options, or the published one of a backbone (or of its weights)."""
     if checkpoint.suffix == ".safetensors":
         stored = ModelConfig.from_json(checkpoint.with_suffix(".json"))
         is_other_head = head not in (None, stored.head)
@@ -217,10 +198,10 @@ def _configuration(
             head=head or stored.head,
             presence_level=DEFAULT_LEVEL if is_other_head else stored.presence_level,
         )
-    if backbone is None and not backbone_state:
+    if backbone is None and not state:
         raise InputError(f"{checkpoint} contains only the head; give the name of its backbone with --backbone.")
-    backbone = backbone or infer_backbone(backbone_state)
-    return ModelConfig(checkpoint.stem, backbone, image_size or PUBLISHED_IMAGE_SIZE, head=head or TRAINED_HEAD)
+    known = backbone or infer_backbone(state)
+    return ModelConfig(checkpoint.stem, known, image_size or PUBLISHED_IMAGE_SIZE, head=head or TRAINED_HEAD)
 
 
 def _stored_head(checkpoint: Path) -> str:
@@ -230,15 +211,5 @@ def _stored_head(checkpoint: Path) -> str:
     return ModelConfig.from_json(file).head if is_ours else TRAINED_HEAD
 
 
-def _patch_size(backbone: str) -> int:
-    """Return the patch size in a timm name; 1 if there is none (the encoder refuses such a name later)."""
-    found = re.search(r"_patch(\d+)_", backbone)
-    return int(found[1]) if found else 1
-
-
 def _strip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _first(state: Mapping[str, Tensor]) -> str:
-    return ", ".join(sorted(state)[:3]) or "nothing"

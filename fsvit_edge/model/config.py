@@ -42,11 +42,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, path: Path) -> "ModelConfig":
-        """Read a configuration.
-
-        Raises:
-            ArtifactError: The file is missing, is not JSON, or does not have the fields of this class.
-        """
+        """Read a configuration; an ArtifactError if the file is missing, is not JSON, or has other fields."""
         try:
             values: Any = json.loads(path.read_text())
         except FileNotFoundError as error:

@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
@@ -30,13 +31,6 @@ class ConvolutionalStem(nn.Module):
     """The maps of a convolutional trunk at strides 16 and 32, concatenated and projected to the width of the tokens.
 
     The trunk's batch norms are folded into its convolutions, so it has only weights and biases.
-
-    Args:
-        dim: Width of the tokens.
-
-    Attributes:
-        late: The last parts of the trunk, also at stride 32.
-        project_late: For each of them, a projection of its map to the width of the tokens.
     """
 
     def __init__(self, dim: int) -> None:
@@ -44,7 +38,7 @@ class ConvolutionalStem(nn.Module):
         trunk = timm.create_model(TRUNK, pretrained=False, num_classes=0).eval()
         self.fine, self.coarse, late = trunk_stages(trunk)
         self.project = nn.Conv2d(sum(_width(part) for part in (self.fine, self.coarse)), dim, 1)
-        self.late = nn.ModuleList(late)
+        self.late = nn.ModuleList(late)  # the last parts of the trunk, also at stride 32
         self.project_late = nn.ModuleList([passing_on(nn.Conv2d, _width(part), dim, 1) for part in late])
 
     def forward(self, image: Tensor) -> Tensor:
@@ -54,7 +48,7 @@ class ConvolutionalStem(nn.Module):
     def maps(self, image: Tensor) -> list[Tensor]:
         """Return the trunk's last map at each of the strides 4, 8, 16 and 32, for such pictures."""
         x = renormalize(image)
-        last: dict[int, Tensor] = {}
+        last: dict[int, Tensor] = {}  # by side
         for stage in self.fine:
             x = stage(x)
             last[x.shape[-1]] = x
@@ -90,18 +84,10 @@ class ConvolutionalStem(nn.Module):
 
 
 class ConvolutionalPatches(nn.Module):
-    """The stem as an `embed_layer` of timm's VisionTransformer.
+    """The stem as an `embed_layer` of timm's VisionTransformer, which passes more arguments than it needs."""
 
-    Args:
-        img_size: Side of the picture that the position embedding is made for.
-        patch_size: Pixels per token in each direction: 16.
-        embed_dim: Width of the tokens.
-        others: Other arguments from timm, which are ignored.
-    """
-
-    def __init__(self, img_size: int, patch_size: int, embed_dim: int, **others: object) -> None:
+    def __init__(self, img_size: int, patch_size: int, embed_dim: int, **_others: object) -> None:
         super().__init__()
-        del others
         self.patch_size = (patch_size, patch_size)
         self.num_patches = (img_size // patch_size) ** 2
         self.proj = ConvolutionalStem(embed_dim)
@@ -133,31 +119,22 @@ def trunk_stages(trunk: nn.Module) -> tuple[nn.Sequential, nn.Sequential, list[n
     Batch norms are folded in place, so `trunk` must not be used afterwards. The first late part is the rest of the
     stage that is cut, the second is the last stage.
     """
-    fold_batch_norms(trunk)
+    fold_batch_norms(trunk.eval())
     stages = list(trunk.get_submodule("blocks").children())
     first = [trunk.get_submodule(name) for name in ("conv_stem", "bn1")]
-    cut = list(stages[FINE_STAGES].children())
-    late = [
-        nn.Sequential(*cut[COARSE_BLOCKS:]),
-        *(nn.Sequential(*stage.children()) for stage in stages[FINE_STAGES + 1 :]),
-    ]
+    cut, *rest = (list(stage.children()) for stage in stages[FINE_STAGES:])
+    late = [nn.Sequential(*blocks) for blocks in (cut[COARSE_BLOCKS:], *rest)]
     return nn.Sequential(*first, *stages[:FINE_STAGES]), nn.Sequential(*cut[:COARSE_BLOCKS]), late
 
 
 def fold_batch_norms(module: nn.Module) -> None:
     """Fold each batch norm of timm's into the convolution before it; the activation of the batch norm stays."""
-    convolution: nn.Conv2d | None = None
+    convolution = ""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Conv2d):
-            convolution = child
+            convolution = name
         elif isinstance(child, nn.BatchNorm2d):
-            # The convolutions before timm's batch norms have no bias.
-            assert convolution is not None
-            assert child.running_mean is not None
-            assert child.running_var is not None
-            scale = (child.weight / (child.running_var + child.eps).sqrt()).detach()
-            convolution.weight = nn.Parameter(convolution.weight.detach() * scale[:, None, None, None])
-            convolution.bias = nn.Parameter(child.bias.detach() - child.running_mean * scale)
+            setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), child))
             setattr(module, name, child.get_submodule("act"))
         else:
             fold_batch_norms(child)
@@ -176,5 +153,4 @@ def passing_on(kind: type[_Projection], *shape: int) -> _Projection:
 
 def _width(part: nn.Sequential) -> int:
     """Return the number of output channels of a part: that of its last convolution."""
-    convolutions: Sequence[nn.Conv2d] = [module for module in part.modules() if isinstance(module, nn.Conv2d)]
-    return convolutions[-1].out_channels
+    return [module for module in part.modules() if isinstance(module, nn.Conv2d)][-1].out_channels

@@ -15,7 +15,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.convolutional_stem import ConvolutionalPatches, ConvolutionalStem, passing_on
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, InputError
 
@@ -24,8 +23,7 @@ from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, Inpu
 class PositionResize:
     """How the published code of a model family resizes its position embedding to another grid (always bicubic)."""
 
-    offset: float
-    """Added to the new grid before dividing by the native one; 0.0 passes the target size instead of a scale factor."""
+    offset: float  # added to the new grid before dividing by the native one; 0.0 passes the target size, not a scale
     antialias: bool
 
 
@@ -34,17 +32,11 @@ DINOV2_REGISTER_RESIZE = PositionResize(offset=0.0, antialias=True)
 
 NANO_BACKBONE = "vit_nano_patch8_64"
 HYBRID_BACKBONE = "vit_nano_patch16_hybrid_256"
+_NANO = {"embed_dim": 192, "num_heads": 3}
+_HYBRID = {"img_size": 256, "patch_size": 16, "depth": 4, "mlp_ratio": 2.0, "embed_layer": ConvolutionalPatches}
 OUR_BACKBONES: Mapping[str, Mapping[str, Any]] = {
-    NANO_BACKBONE: {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3},
-    HYBRID_BACKBONE: {
-        "img_size": 256,
-        "patch_size": 16,
-        "embed_dim": 192,
-        "depth": 4,
-        "num_heads": 3,
-        "mlp_ratio": 2.0,
-        "embed_layer": ConvolutionalPatches,
-    },
+    NANO_BACKBONE: {**_NANO, "img_size": 64, "patch_size": 8, "depth": 6},
+    HYBRID_BACKBONE: {**_NANO, **_HYBRID},
 }
 """Backbones that timm does not have, as arguments of its VisionTransformer."""
 
@@ -66,20 +58,15 @@ SUPPORTED_BACKBONES: Mapping[str, PositionResize | None] = {
 
 
 class EncoderOutput(NamedTuple):
-    """The encoder's output for a batch of B images.
-
-    Attributes:
-        tokens: (B, L, 1 + N, D): per layer, the class token and the N image tokens (row-major grid). The last layers
-            are the outputs of the blocks, normalized by the backbone's final norm; the first ones are the late maps of
-            the convolutional stem, if there is one. Register tokens are dropped.
-        class_query: (B, heads, D / heads): the last block's query vector of the class token, before attention.
-        image_keys: (B, heads, N, D / heads): the last block's key vectors of the image tokens, before attention (and
-            before any rotary embedding).
-    """
+    """The encoder's output for a batch of B images: L layers, N image tokens (row-major grid) of width D."""
 
     tokens: Tensor
+    """(B, L, 1 + N, D), class token first, without registers. The last layers are the outputs of the blocks, normalized
+    by the backbone's final norm; the first ones are the late maps of the convolutional stem, if there is one."""
     class_query: Tensor
+    """(B, heads, D / heads), the last block's query vector of the class token, before attention."""
     image_keys: Tensor
+    """(B, heads, N, D / heads), the last block's key vectors of the image tokens, before attention and rotation."""
 
 
 class EvenedNorm(nn.Module):
@@ -87,9 +74,6 @@ class EvenedNorm(nn.Module):
 
     The head compares tokens by their cosines. With the stem of a classifier, a large part of every token is the same
     and a few directions dominate, so cosines use only part of the information; see `examples/even_backbone.py`.
-
-    Args:
-        norm: The final norm.
     """
 
     def __init__(self, norm: nn.LayerNorm) -> None:
@@ -106,16 +90,8 @@ class EvenedNorm(nn.Module):
 class Encoder(nn.Module):
     """A ViT, plain or with a convolutional stem.
 
-    The final norm normalizes the output of every block (CST, section 3.2).
-
-    Args:
-        backbone: A name of `SUPPORTED_BACKBONES`.
-        image_size: Side of the square input in pixels.
-        pretrained: Load the published weights from timm's hub; the first time, this needs an internet connection.
-
-    Raises:
-        InputError: The backbone is not supported, or its patch size does not divide the image size.
-        EnvironmentLacksError: The published weights cannot be downloaded.
+    The final norm normalizes the output of every block (CST, section 3.2). `image_size` is the side of the square input
+    in pixels; `pretrained` loads the published weights from timm's hub, the first time over the internet.
     """
 
     def __init__(self, backbone: str, image_size: int, pretrained: bool = False) -> None:
@@ -142,26 +118,17 @@ class Encoder(nn.Module):
         # (model page, "What was tried").
         self.num_slices = self.num_heads if self.stem is None else 1
         self.slice_dim = self.embed_dim // self.num_slices
+        self.num_channels = self.num_slices * self.num_layers  # correlation channels C
         self._resize = SUPPORTED_BACKBONES[backbone]
 
-    @property
-    def num_channels(self) -> int:
-        """Number of correlation channels: slices x layers."""
-        return self.num_slices * self.num_layers
-
     def position(self) -> Tensor:
-        """Return the position information for this grid: the resized embedding (1, tokens, D), or the rotary table.
-
-        It depends only on weights and grid, so the export stores it as a constant.
-        """
+        """Return the resized embedding (1, tokens, D), or the rotary table; the export stores it as a constant."""
         vit = self.vit
         if self._resize is None:
             return torch.as_tensor(vit.rope.get_embed(shape=[self.grid, self.grid]))
+        prefix, image = vit.pos_embed[:, :1], vit.pos_embed[:, 1:]
         if vit.no_embed_class:
-            prefix = vit.pos_embed.new_zeros(1, vit.num_prefix_tokens, self.embed_dim)
-            image = vit.pos_embed
-        else:
-            prefix, image = vit.pos_embed[:, :1], vit.pos_embed[:, 1:]
+            prefix, image = vit.pos_embed.new_zeros(1, vit.num_prefix_tokens, self.embed_dim), vit.pos_embed
         return torch.cat([prefix, resize_position_embedding(image, self.grid, self._resize)], dim=1)
 
     @property
@@ -173,12 +140,9 @@ class Encoder(nn.Module):
     def forward(
         self, image: Tensor, position: Tensor | None = None, maps: Sequence[Tensor] | None = None
     ) -> EncoderOutput:
-        """Encode a batch.
+        """Encode (B, 3, S, S) float RGB, in [0, 1] before the normalization with ImageNet's mean and deviation.
 
-        Args:
-            image: (B, 3, S, S) float, RGB in [0, 1] normalized with the ImageNet mean and standard deviation.
-            position: Result of `position`; None computes it.
-            maps: Result of `ConvolutionalStem.maps`, if there is a stem; None computes it.
+        `position` is the result of `position`, `maps` that of `ConvolutionalStem.maps`; None computes them.
         """
         vit, stem = self.vit, self.stem
         position = self.position() if position is None else position
@@ -212,9 +176,8 @@ class Encoder(nn.Module):
         qkv = attention.qkv(x)
         if getattr(attention, "q_bias", None) is not None:
             qkv = qkv + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-        qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(
-            2, 0, 3, 1, 4
-        )  # 3, B, heads, prefix + N, d
+        qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, self.head_dim)  # B, prefix + N, 3, heads, d
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # 3, B, heads, prefix + N, d
         return attention.q_norm(qkv[0]), attention.k_norm(qkv[1])
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
@@ -222,9 +185,6 @@ class Encoder(nn.Module):
 
         timm's own conversion is not used: it resamples the patch or position embedding of a different model until it
         fits, and the results silently differ from the published ones.
-
-        Raises:
-            ArtifactError: A tensor is missing, is unknown, has the wrong shape, or contains a value that is not finite.
         """
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "mask_token"))}
         if {"register_tokens", "cls_token", "pos_embed"} <= state.keys():
@@ -241,32 +201,19 @@ def resize_position_embedding(embedding: Tensor, grid: int, how: PositionResize)
     DINO passes the scale factor (grid + 0.1) / native to the bicubic interpolation instead of a target size, so it
     samples at slightly different positions than timm; the published results depend on it.
 
-    Args:
-        embedding: (1, n * n, D) for the native n x n grid.
-        grid: Side of the new grid.
-        how: The convention of the model family.
-
-    Returns:
-        (1, grid * grid, D).
+    (1, n * n, D) for the native n x n grid -> (1, grid * grid, D).
     """
     native = math.isqrt(embedding.shape[1])
     if native == grid:
         return embedding
     maps = embedding.reshape(1, native, native, -1).permute(0, 3, 1, 2)  # 1, D, n, n
-    if how.offset:
-        scale = (grid + how.offset) / native
-        maps = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic", antialias=how.antialias)
-    else:
-        maps = F.interpolate(maps, size=(grid, grid), mode="bicubic", antialias=how.antialias)
+    scale, size = ((grid + how.offset) / native, None) if how.offset else (None, grid)
+    maps = F.interpolate(maps, size, scale, mode="bicubic", antialias=how.antialias)
     return maps.permute(0, 2, 3, 1).reshape(1, grid * grid, -1)
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], part: str) -> None:
-    """Load `state` into `module`; every tensor must fit.
-
-    Raises:
-        ArtifactError: A tensor is missing, is unknown, has the wrong shape, or contains a value that is not finite.
-    """
+    """Load `state` into `module`; an ArtifactError names a tensor that is missing, unknown, misshapen or not finite."""
     wanted = module.state_dict()
     if missing := sorted(wanted.keys() - state.keys()):
         raise ArtifactError(
@@ -284,22 +231,16 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], part: str) -> 
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()})
 
 
-def build_encoder(config: ModelConfig, pretrained: bool = False) -> Encoder:
-    """Build the encoder of `config`, in evaluation mode."""
-    return Encoder(config.backbone, config.image_size, pretrained).eval()
-
-
 def _build_vit(backbone: str, pretrained: bool) -> Any:
     if backbone in OUR_BACKBONES:
         if pretrained:
             raise InputError(f"timm has no weights for {backbone}, a backbone of this project; leave out --pretrained.")
-        ours = VisionTransformer(**OUR_BACKBONES[backbone], num_classes=0, global_pool="token")
+        ours: Any = VisionTransformer(**OUR_BACKBONES[backbone], num_classes=0, global_pool="token")
         if backbone == HYBRID_BACKBONE:
-            assert isinstance(ours.norm, nn.LayerNorm)
             ours.norm = EvenedNorm(ours.norm)
         return ours
     try:
-        vit = timm.create_model(backbone, pretrained=pretrained, num_classes=0)
+        return timm.create_model(backbone, pretrained=pretrained, num_classes=0)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
@@ -308,4 +249,3 @@ def _build_vit(backbone: str, pretrained: bool) -> Any:
             f"The pretrained weights of {backbone} cannot be downloaded ({reason}); "
             "connect to the internet once, or give a local file with --weights."
         ) from error
-    return vit

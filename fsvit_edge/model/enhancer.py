@@ -14,10 +14,6 @@ class PseudoLabelEnhancer(nn.Module):
 
     Besides the tokens, it reads how similar each token is to those where the map is high and to those where it is low.
     This cannot be learned from a few masks, and it generalizes to objects that no mask showed.
-
-    Args:
-        embed_dim: Width D of the tokens.
-        width: Number of channels inside.
     """
 
     def __init__(self, embed_dim: int, width: int = 32) -> None:
@@ -33,16 +29,11 @@ class PseudoLabelEnhancer(nn.Module):
         self.leave = nn.Sequential(nn.GroupNorm(4, width), nn.ReLU(), nn.Conv2d(width, 4, 1), nn.PixelShuffle(2))
 
     def forward(self, coarse: Tensor, tokens: Tensor) -> Tensor:
-        """Compute the masks of B pictures.
+        """Return logits (B, 2 * grid, 2 * grid), above 0 on the foreground.
 
-        Args:
-            coarse: (B, grid, grid) maps of `pseudo_map`, made with the class token of the picture itself or of another
-                picture of the class.
-            tokens: (B, grid * grid, D) image tokens of the last block.
-
-        Returns:
-            (B, 2 * grid, 2 * grid) logits, above 0 on the foreground. A logit covers a quarter of a token's patch, so
-            resize them with align_corners off.
+        `coarse` (B, grid, grid) comes from `pseudo_map`, with the class token of the picture itself or of another
+        picture of the class; `tokens` (B, grid * grid, D) are the image tokens of the last block. A logit covers a
+        quarter of a token's patch, so resize them with align_corners off.
         """
         sides = coarse.shape[1:]
         flat = coarse.flatten(1)  # B, N

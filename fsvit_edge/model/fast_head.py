@@ -33,29 +33,24 @@ from fsvit_edge.model.head import (
 
 
 class Supports(NamedTuple):
-    """S cached supports: all that the head needs to know about the support pictures.
-
-    Attributes:
-        kept: (S, C, T, d) L2-normalized class token, then the image tokens that the mask keeps; shorter supports are
-            padded to the longest one with any finite values.
-        kept_mask: (S, T) float, 1 for a token, 0 for padding.
-        pooled: (S, C, 9, d) L2-normalized image tokens of the whole support, averaged over the cells of a 3 x 3 grid.
-        pooled_mask: (S, 9) float, 1 for a cell that the second block attends to, 0 for one that it must ignore.
-    """
+    """S cached supports: all that the head needs to know about the support pictures."""
 
     kept: Tensor
+    """(S, C, T, d) L2-normalized class token, then the image tokens that the mask keeps; shorter supports are padded to
+    the longest one with any finite values."""
     kept_mask: Tensor
+    """(S, T) float, 1 for a token, 0 for padding."""
     pooled: Tensor
+    """(S, C, 9, d) L2-normalized image tokens of the whole support, averaged over the cells of a 3 x 3 grid."""
     pooled_mask: Tensor
+    """(S, 9) float, 1 for a cell that the second block attends to, 0 for one that it must ignore."""
 
 
 def cache_supports(support: Tensor, mask: Tensor, support_grid: int) -> Supports:
     """Make the cache from all tokens of the supports. No token is dropped yet; `kept_mask` is 0 for those that may be.
 
-    Args:
-        support: (S, C, 1 + support_grid ** 2, d) L2-normalized, class token first.
-        mask: (S, size, size) float, 0 where the support shows background.
-        support_grid: Side of the support grid.
+    `support` is (S, C, 1 + support_grid ** 2, d), L2-normalized, class token first; `mask` is (S, size, size) float,
+    0 where the support shows background.
     """
     batch, channels, _, dim = support.shape
     cell = support_grid // POOLED_GRID
@@ -67,22 +62,16 @@ def cache_supports(support: Tensor, mask: Tensor, support_grid: int) -> Supports
 
 
 class FastCorrelationHead(nn.Module):
-    """A `CorrelationHead` computed in the cheaper order; the two share their parameters.
-
-    Args:
-        head: The head in the published order.
-    """
+    """A `CorrelationHead` computed in the cheaper order; the two share their parameters."""
 
     def __init__(self, head: CorrelationHead) -> None:
         super().__init__()
         self.head = head
 
     def forward(self, query: Tensor, supports: Supports) -> HeadLogits:
-        """Compare S supports with one frame, or each with a frame of its own.
+        """Compare S supports with the image tokens of one frame, (C, N, d), or each with its own, (S, C, N, d).
 
-        Args:
-            query: (C, N, d) image tokens of the frame, L2-normalized over d; or (S, C, N, d), one frame per support.
-            supports: The cached supports.
+        The tokens are L2-normalized over d.
         """
         return self.head.decode(*self.task_tokens(query, supports))
 
@@ -102,25 +91,25 @@ class FastCorrelationHead(nn.Module):
 def _first_block(block: CorrelationBlock, correlation: Tensor, pooled: Tensor, kept_mask: Tensor) -> Tensor:
     """Run block 1: correlation (S, C, N, T) and pooled correlation (S, C, 10, N) -> (S, 32, 10, N)."""
     batch, _, num_query, length = correlation.shape
-    num_pooled = pooled.shape[2]
-    weights = AttentionWeights(block.attn)
-    heads = NUM_ATTENTION_HEADS
+    num_pooled, heads = pooled.shape[2], NUM_ATTENTION_HEADS
+    (of_query, of_key, of_value), query_bias, value_bias = _qkv(block.attn)
 
     # h heads with e channels each (8 and 2). The mask of the padding is an extra row e + 1 of the key, multiplied by an
     # extra 1 in the query: adding it to the logits would need a pass over the largest tensor of the network.
-    query = _matmul(_with_row(weights.query), pooled) + _with_row(weights.query_bias.flatten(1), 1.0)[..., None]
+    query = _matmul(_with_row(of_query), pooled) + _with_row(query_bias.flatten(1), 1.0)[..., None]
     query = query.reshape(batch, heads, -1, num_pooled, num_query).permute(0, 4, 1, 3, 2)  # S, N, h, p, e + 1
-    key = _matmul(_with_row(weights.key), correlation) + weights.mask_row * _padding(kept_mask)[:, None, None]
+    mask_row = _with_row(torch.zeros_like(query_bias.flatten(1)), 1.0)[..., None]  # h * (e + 1), 1, 1
+    key = _matmul(_with_row(of_key), correlation) + mask_row * _padding(kept_mask)[:, None, None]
     key = key.permute(0, 2, 1, 3).reshape(batch, num_query, heads, -1, length)  # S, N, h, e + 1, T
-    value = _matmul(weights.value, correlation).permute(0, 2, 3, 1)  # S, N, T, h * e
+    value = _matmul(of_value, correlation).permute(0, 2, 3, 1)  # S, N, T, h * e
 
     attention = torch.matmul(query, key).softmax(dim=-1)  # S, N, h, p, T
     attention = attention.reshape(batch, num_query, heads * num_pooled, length)  # S, N, h * p, T
     # One product of all heads' attention with all heads' values, (S, N, h * p, h * e), is faster than eight products
     # with two columns each; only the entries with equal heads are used.
-    out = torch.matmul(attention, value).flatten(2)[:, :, weights.own_head(num_pooled)]  # S, N, h * e * p
+    out = torch.matmul(attention, value).flatten(2)[:, :, _own_head(num_pooled, of_value)]  # S, N, h * e * p
     out = out.transpose(1, 2).reshape(batch, -1, num_pooled, num_query)  # S, h * e, p, N
-    return _finish(block, out + weights.value_bias, pooled)
+    return _finish(block, out + value_bias, pooled)
 
 
 def _second_block(block: CorrelationBlock, x: Tensor, pooled_mask: Tensor) -> Tensor:
@@ -130,16 +119,16 @@ def _second_block(block: CorrelationBlock, x: Tensor, pooled_mask: Tensor) -> Te
     """
     batch, _, length, num_query = x.shape
     pooled = torch.cat([x[:, :, :1], x[:, :, 1:].mean(dim=2, keepdim=True)], dim=2)  # S, 32, 2, N
-    weights = AttentionWeights(block.attn)
+    (of_query, of_key, of_value), query_bias, value_bias = _qkv(block.attn)
     heads = NUM_ATTENTION_HEADS
 
-    query = (_matmul(weights.query, pooled) + weights.query_bias).reshape(batch, heads, -1, 2, 1, num_query)
-    key = _matmul(weights.key, x).reshape(batch, heads, -1, 1, length, num_query)  # S, h, e, 1, 10, N
-    value = _matmul(weights.value, x).reshape(batch, heads, -1, 1, length, num_query)  # S, h, e, 1, 10, N
+    query = (_matmul(of_query, pooled) + query_bias).reshape(batch, heads, -1, 2, 1, num_query)  # S, h, e, 2, 1, N
+    key = _matmul(of_key, x).reshape(batch, heads, -1, 1, length, num_query)  # S, h, e, 1, 10, N
+    value = _matmul(of_value, x).reshape(batch, heads, -1, 1, length, num_query)  # S, h, e, 1, 10, N
 
     logits = (query * key).sum(dim=2) + _padding(pooled_mask)[:, None, None, :, None]  # S, h, 2, 10, N
     out = (logits.softmax(dim=3).unsqueeze(2) * value).sum(dim=4)  # S, h, e, 2, N
-    return _finish(block, out.flatten(1, 2) + weights.value_bias, pooled).flatten(2)
+    return _finish(block, out.flatten(1, 2) + value_bias, pooled).flatten(2)
 
 
 def _finish(block: CorrelationBlock, out: Tensor, pooled: Tensor) -> Tensor:
@@ -154,27 +143,17 @@ def _finish(block: CorrelationBlock, out: Tensor, pooled: Tensor) -> Tensor:
     return torch.as_tensor(feed_forward.out_norm(x + _matmul(_matrix(widen), inner)))
 
 
-class AttentionWeights:
-    """The q, k, v convolution of a block as (out, in) matrices and (out, 1, 1) biases; the key needs no bias."""
+def _qkv(attention: AttentivePooling) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Return the (h * e, in) matrices of query, key and value, and the (h * e, 1, 1) biases of query and value."""
+    query_bias, _, value_bias = torch.as_tensor(attention.qkv.bias)[:, None, None].chunk(3)
+    return _matrix(attention.qkv).chunk(3), query_bias, value_bias
 
-    def __init__(self, attention: AttentivePooling) -> None:
-        self.query, self.key, self.value = _matrix(attention.qkv).chunk(3)
-        query_bias, _, value_bias = torch.as_tensor(attention.qkv.bias).chunk(3)
-        self.query_bias = query_bias[:, None, None]
-        self.value_bias = value_bias[:, None, None]
-        self.per_head = self.key.shape[0] // NUM_ATTENTION_HEADS
 
-    @property
-    def mask_row(self) -> Tensor:
-        """(heads * (per_head + 1), 1, 1): 1 in the extra row of each head, else 0."""
-        row = F.one_hot(torch.tensor(self.per_head), self.per_head + 1).to(self.key)
-        return row.repeat(NUM_ATTENTION_HEADS)[:, None, None]
-
-    def own_head(self, num_pooled: int) -> Tensor:
-        """Return the indices into a flat (heads, p, heads, per_head) map where both heads are equal, as (h, e, p)."""
-        shape = (NUM_ATTENTION_HEADS, num_pooled, NUM_ATTENTION_HEADS, self.per_head)
-        index = torch.arange(math.prod(shape), device=self.key.device).reshape(shape)
-        return index.diagonal(dim1=0, dim2=2).permute(2, 1, 0).flatten()  # (p, e, h) -> (h, e, p) -> h * e * p
+def _own_head(num_pooled: int, of_value: Tensor) -> Tensor:
+    """Return the indices into a flat (h, p, h, e) map where both heads are equal, in the order (h, e, p)."""
+    shape = (NUM_ATTENTION_HEADS, num_pooled, NUM_ATTENTION_HEADS, len(of_value) // NUM_ATTENTION_HEADS)
+    index = torch.arange(math.prod(shape), device=of_value.device).reshape(shape)
+    return index.diagonal(dim1=0, dim2=2).permute(2, 1, 0).flatten()  # (p, e, h) -> (h, e, p) -> h * e * p
 
 
 def _with_row(matrix: Tensor, value: float = 0.0) -> Tensor:

@@ -21,8 +21,6 @@ from fsvit_edge.model.config import POOLED_GRID
 from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supports
 from fsvit_edge.model.head import channel_vectors
 from fsvit_edge.model.network import FewShotNetwork, normalize
-from fsvit_edge.model.objectness import ObjectnessNetwork
-from fsvit_edge.model.prototype_head import PrototypeHead
 from fsvit_edge.model.pseudo_mask import pseudo_mask
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.errors import InputError
@@ -31,19 +29,12 @@ from fsvit_edge.runtime.preprocess import DESCRIPTION, IMAGENET_MEAN, IMAGENET_S
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A module, and what the tracer needs to know about it.
-
-    Attributes:
-        module: The module to trace.
-        example: Name -> example of each input, in order.
-        outputs: Names of the outputs, in order.
-        dynamic: Input -> axis -> name of the dynamic size.
-    """
+    """A module, and what the tracer needs to know about it."""
 
     module: nn.Module
-    example: dict[str, Tensor]
-    outputs: tuple[str, ...]
-    dynamic: dict[str, dict[int, str]]
+    example: dict[str, Tensor]  # name -> example of each input, in order
+    outputs: tuple[str, ...]  # names, in order
+    dynamic: dict[str, dict[int, str]]  # input -> axis -> name of the dynamic size
 
     def dynamic_shapes(self) -> tuple[dict[int, Dim], ...]:
         """Return the dynamic axes in torch.export's form, one table per input."""
@@ -88,24 +79,26 @@ class EncoderGraph(nn.Module):
 class ObjectnessGraph(nn.Module):
     """uint8 pictures -> objectness, for a bundle whose encoder has no objectness decoder.
 
-    The picture is resized to the side that the network was trained with, because objects have another size at another
-    side.
-
-    Args:
-        network: Stem and decoder.
-        size: Side in pixels that the network was trained with.
+    The picture is resized to the side that the decoder's network was trained with, because objects have another size at
+    another side.
     """
 
-    def __init__(self, network: ObjectnessNetwork, size: int) -> None:
+    def __init__(self, network: FewShotNetwork) -> None:
         super().__init__()
-        self.network = network
-        self.size = (size, size)
+        if network.objectness is None or network.encoder.stem is None:
+            raise InputError(
+                f"{network.config.name} has no objectness decoder, so there is none to add; "
+                "export without --objectness."
+            )
+        self.stem = network.encoder.stem
+        self.decoder = network.objectness
+        self.size = (network.config.image_size, network.config.image_size)
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Return logits (B, size / 4, size / 4) for (B, S, S, 3) uint8 RGB."""
         # (B, 3, S, S) -> (B, 3, size, size)
         pixels = F.interpolate(normalize(image), size=self.size, mode="bilinear", align_corners=False)
-        return (self.network(pixels),)
+        return (self.decoder(self.stem.maps(pixels)),)
 
 
 class EnrollGraph(nn.Module):
@@ -128,14 +121,14 @@ class EnrollGraph(nn.Module):
         mask: Tensor,
         has_mask: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Cache one support.
+        """Cache one support, from the five outputs of `EncoderGraph` for one picture.
 
         Args:
-            tokens: (1, C, N, d), L2-normalized image tokens from `EncoderGraph`, like the four that follow.
-            norms: (1, C, N, 1), the tokens' norms.
+            tokens: (1, C, N, d).
+            norms: (1, C, N, 1).
             class_token: (1, C, 1, d).
-            class_query: (1, heads, D / heads), the class token's query in the last block.
-            image_keys: (1, heads, N, D / heads), the image tokens' keys in the last block.
+            class_query: (1, heads, D / heads).
+            image_keys: (1, heads, N, D / heads).
             mask: (1, S, S) uint8 of 0 and 1.
             has_mask: (1,) bool; False replaces the mask by the pseudo-mask.
 
@@ -162,7 +155,8 @@ class HeadGraph(nn.Module):
 
     def __init__(self, network: FewShotNetwork) -> None:
         super().__init__()
-        self.head = FastCorrelationHead(network.head)
+        self.prototype_head = network.prototype_head
+        self.head = None if self.prototype_head is not None else FastCorrelationHead(network.head)
 
     def forward(
         self, tokens: Tensor, kept: Tensor, kept_mask: Tensor, pooled: Tensor, pooled_mask: Tensor, averaging: Tensor
@@ -171,36 +165,26 @@ class HeadGraph(nn.Module):
 
         Args:
             tokens: (1, C, N, d), the frame's image tokens from `EncoderGraph`.
-            kept: (K, C, T, d), the supports' kept tokens, padded.
-            kept_mask: (K, T), 1 for a token and 0 for padding.
-            pooled: (K, C, 9, d), the supports' pooled tokens.
-            pooled_mask: (K, 9), 1 for a pooled token that counts.
+            kept: (K, C, T, d); this and the next three are `Supports`.
+            kept_mask: (K, T).
+            pooled: (K, C, 9, d).
+            pooled_mask: (K, 9).
             averaging: (W, K), 1 / shots for the supports of each class, else 0. Supports can be split over several runs
                 and the results added, because averaging is linear.
 
         Returns:
             presence (W,) and foreground (W, 2 * grid, 2 * grid), probabilities.
         """
-        logits = self.head(tokens[0], Supports(kept, kept_mask, pooled, pooled_mask))
+        supports = Supports(kept, kept_mask, pooled, pooled_mask)
+        if self.head is None:
+            assert self.prototype_head is not None
+            presence, foreground = self.prototype_head(tokens[0], supports, averaging)
+            return presence, foreground
+        logits = self.head(tokens[0], supports)
         presence = averaging @ logits.presence.softmax(dim=1)[:, 1:]  # (W, K) @ (K, 1)
         foreground = logits.mask.softmax(dim=1)[:, 1]  # (K, 2 * grid, 2 * grid)
         # (W, K) @ (K, pixels) -> (W, pixels) -> (W, 2 * grid, 2 * grid)
         return presence[:, 0], (averaging @ foreground.flatten(1)).reshape(-1, *foreground.shape[1:])
-
-
-class PrototypeGraph(nn.Module):
-    """`HeadGraph` for the prototype head, which has no weights."""
-
-    def __init__(self, head: PrototypeHead) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(
-        self, tokens: Tensor, kept: Tensor, kept_mask: Tensor, pooled: Tensor, pooled_mask: Tensor, averaging: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Answer for one frame; like `HeadGraph`, but the pooled tokens are background prototypes."""
-        presence, foreground = self.head(tokens[0], Supports(kept, kept_mask, pooled, pooled_mask), averaging)
-        return presence, foreground
 
 
 def build_graphs(network: FewShotNetwork, objectness_from: FewShotNetwork | None = None) -> dict[str, GraphSpec]:
@@ -235,7 +219,7 @@ def build_graphs(network: FewShotNetwork, objectness_from: FewShotNetwork | None
             {},
         ),
         "head": GraphSpec(
-            HeadGraph(network) if network.prototype_head is None else PrototypeGraph(network.prototype_head),
+            HeadGraph(network),
             {
                 "tokens": encoded["tokens"],
                 "kept": torch.rand(3, channels, grid, dim),
@@ -257,14 +241,8 @@ def build_graphs(network: FewShotNetwork, objectness_from: FewShotNetwork | None
     if objectness_from is not None:
         if network.objectness is not None:
             raise InputError(f"{network.config.name} already has an objectness decoder; export without --objectness.")
-        if objectness_from.objectness is None or objectness_from.encoder.stem is None:
-            raise InputError(
-                f"{objectness_from.config.name} has no objectness decoder, so there is none to add; "
-                "export without --objectness."
-            )
-        module = ObjectnessNetwork(objectness_from.encoder.stem, objectness_from.objectness)
-        graph = ObjectnessGraph(module, objectness_from.config.image_size)
-        graphs["objectness"] = GraphSpec(graph, image, ("objectness",), {"image": {0: "batch"}})
+        module = ObjectnessGraph(objectness_from)
+        graphs["objectness"] = GraphSpec(module, image, ("objectness",), {"image": {0: "batch"}})
     return graphs
 
 

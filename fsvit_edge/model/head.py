@@ -18,27 +18,16 @@ MASKED = -1e9
 
 
 class HeadLogits(NamedTuple):
-    """The head's answer for each of B supports.
+    """The head's answer for each of B supports."""
 
-    Attributes:
-        presence: (B, 2) logits of absent and present.
-        mask: (B, 2, 2 * grid, 2 * grid) logits of background and foreground.
-    """
-
-    presence: Tensor
-    mask: Tensor
+    presence: Tensor  # (B, 2) logits of absent and present
+    mask: Tensor  # (B, 2, 2 * grid, 2 * grid) logits of background and foreground
 
 
 def support_tokens(tokens: Tensor, grid: int, support_grid: int) -> Tensor:
     """Resize the image tokens of supports to the support grid; the class token is unchanged (CST, section 3.2).
 
-    Args:
-        tokens: (B, L, 1 + grid * grid, D).
-        grid: Side of the encoder's token grid.
-        support_grid: Side of the support grid.
-
-    Returns:
-        (B, L, 1 + support_grid ** 2, D).
+    (B, L, 1 + grid ** 2, D) -> (B, L, 1 + support_grid ** 2, D).
     """
     batch, layers, _, dim = tokens.shape
     image = tokens[:, :, 1:].reshape(batch * layers, grid, grid, dim).permute(0, 3, 1, 2)  # B * L, D, grid, grid
@@ -88,13 +77,8 @@ class AttentivePooling(nn.Module):
             nn.Conv2d(dim_in, dim_out, 1, bias=False), self.pool, nn.GroupNorm(4, dim_out), nn.ReLU()
         )
         self.qkv = nn.Conv2d(dim_in, half * 3, 1)
-        self.agg = nn.Sequential(
-            nn.GroupNorm(4, half),
-            nn.ReLU(),
-            nn.Conv2d(half, dim_out, 1, bias=False),
-            nn.GroupNorm(4, dim_out),
-            nn.ReLU(),
-        )
+        widen = nn.Conv2d(half, dim_out, 1, bias=False)
+        self.agg = nn.Sequential(nn.GroupNorm(4, half), nn.ReLU(), widen, nn.GroupNorm(4, dim_out), nn.ReLU())
         self.out_norm = nn.GroupNorm(4, dim_out)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -150,29 +134,15 @@ def two_convolutions(dim_in: int, dim_mid: int, dim_out: int, kernel: int) -> nn
 
 
 class CorrelationHead(nn.Module):
-    """The correlation transformer with its two decoders, in the published order (CST, section 3.2 and figure 3).
-
-    Args:
-        num_channels: Correlation channels C.
-        support_grid: Side of the support's token grid.
-    """
+    """The correlation transformer with its two decoders, in the published order (CST, section 3.2 and figure 3)."""
 
     def __init__(self, num_channels: int, support_grid: int) -> None:
         super().__init__()
         self.corrtransformer = nn.ModuleList(
-            [
-                CorrelationBlock(num_channels, 32, support_grid, POOLED_GRID),
-                CorrelationBlock(32, 128, POOLED_GRID, 1),
-            ]
+            [CorrelationBlock(num_channels, 32, support_grid, POOLED_GRID), CorrelationBlock(32, 128, POOLED_GRID, 1)]
         )
-        self.linear = nn.Sequential(
-            nn.Conv2d(128, 128, 1),
-            nn.GroupNorm(4, 128),
-            nn.ReLU(),
-            nn.Conv2d(128, 128, 1),
-            nn.GroupNorm(4, 128),
-            nn.ReLU(),
-        )
+        linear = [(nn.Conv2d(128, 128, 1), nn.GroupNorm(4, 128), nn.ReLU()) for _ in range(2)]
+        self.linear = nn.Sequential(*linear[0], *linear[1])
         self.decoder1_cls = two_convolutions(128, 128, 64, kernel=1)
         self.decoder2_cls = two_convolutions(64, 64, 2, kernel=1)
         self.decoder1_seg = two_convolutions(128, 128, 64, kernel=3)
@@ -183,7 +153,7 @@ class CorrelationHead(nn.Module):
 
         Args:
             query: (B or 1, C, N, d) image tokens of the frames, L2-normalized over d.
-            support: (B, C, 1 + support_grid ** 2, d), class token first, L2-normalized over d.
+            support: (B, C, T, d), T = 1 + support_grid ** 2, class token first, L2-normalized over d.
             mask: (B, S, S) float, 0 where the support shows background, at the encoder's input size.
         """
         x = query @ support.transpose(-2, -1)  # B, C, N, T

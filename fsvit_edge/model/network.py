@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsvit_edge.model.config import ModelConfig
-from fsvit_edge.model.encoder import EncoderOutput, build_encoder
+from fsvit_edge.model.encoder import Encoder, EncoderOutput
 from fsvit_edge.model.head import CorrelationHead, channel_vectors, support_tokens
 from fsvit_edge.model.objectness import ObjectnessDecoder
 from fsvit_edge.model.prototype_head import PrototypeHead
@@ -19,17 +19,11 @@ from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 
 class FewShotNetwork(nn.Module):
-    """A frozen encoder with a head.
+    """A frozen encoder with a head: the trained one, or the prototype head, and perhaps an objectness decoder.
 
     Args:
         config: What to build; weights are random until loaded.
         pretrained: Load the backbone's published weights from timm's hub.
-
-    Attributes:
-        config: The configuration.
-        encoder: The frozen encoder.
-        prototype_head: The head without weights, if `config` has it; then there is no other head.
-        objectness: The objectness decoder, if `config` has one.
 
     Raises:
         InputError: `config` has an objectness decoder, but the backbone has no convolutional stem.
@@ -38,7 +32,7 @@ class FewShotNetwork(nn.Module):
     def __init__(self, config: ModelConfig, pretrained: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.encoder = build_encoder(config, pretrained).requires_grad_(False)
+        self.encoder = Encoder(config.backbone, config.image_size, pretrained).eval().requires_grad_(False)
         self.prototype_head: PrototypeHead | None = None
         if config.head == PROTOTYPE_HEAD:
             self.prototype_head = PrototypeHead(self.encoder.num_layers, self.encoder.grid).eval()
@@ -49,11 +43,7 @@ class FewShotNetwork(nn.Module):
             self.add_objectness()
 
     def add_objectness(self) -> None:
-        """Add an objectness decoder with random weights.
-
-        Raises:
-            InputError: The backbone has no convolutional stem, which the decoder reads.
-        """
+        """Add an objectness decoder with random weights."""
         if self.encoder.stem is None:
             raise InputError(
                 f"An objectness decoder reads a convolutional stem, but {self.config.backbone} has none; "
@@ -64,11 +54,7 @@ class FewShotNetwork(nn.Module):
 
     @property
     def head(self) -> CorrelationHead:
-        """The trained head.
-
-        Raises:
-            InputError: The network has a prototype head, which has no weights.
-        """
+        """The trained head; an InputError if the network has a prototype head."""
         head = self._modules.get("head")
         if not isinstance(head, CorrelationHead):
             raise InputError(
@@ -96,17 +82,11 @@ class FewShotNetwork(nn.Module):
 
 
 class EpisodePrediction(NamedTuple):
-    """The published answer for one frame.
+    """The published answer for one frame."""
 
-    Attributes:
-        presence: (ways,) P(present).
-        foreground: (ways, S, S) P(foreground).
-        label_map: (S, S) int64: 0 is background, i + 1 is way i.
-    """
-
-    presence: Tensor
-    foreground: Tensor
-    label_map: Tensor
+    presence: Tensor  # (ways,) P(present)
+    foreground: Tensor  # (ways, S, S) P(foreground)
+    label_map: Tensor  # (S, S) int64: 0 is background, i + 1 is way i
 
 
 def normalize(image: Tensor) -> Tensor:

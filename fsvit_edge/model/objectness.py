@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsvit_edge.model.convolutional_stem import ConvolutionalStem
-
 STRIDE = 4
 """Input pixels per output value, in each direction."""
 WIDTHS = (32, 64, 96, 128)
@@ -34,20 +32,12 @@ class ObjectnessDecoder(nn.Module):
         self.lateral = nn.ModuleList([nn.Conv2d(have, width, 1) for have, width in zip(channels, WIDTHS, strict=True)])
         self.narrow = nn.ModuleList([nn.Conv2d(coarse, fine, 1) for fine, coarse in itertools.pairwise(WIDTHS)])
         self.everywhere = nn.Conv2d(WIDTHS[-1], WIDTHS[-1], 1)
-        self.mix = nn.ModuleList(
-            [
-                nn.Sequential(*(_DepthwiseBlock(width) for _ in range(depth)))
-                for width, depth in zip(WIDTHS, DEPTHS, strict=True)
-            ]
-        )
+        blocks = [[_DepthwiseBlock(width) for _ in range(depth)] for width, depth in zip(WIDTHS, DEPTHS, strict=True)]
+        self.mix = nn.ModuleList([nn.Sequential(*of_level) for of_level in blocks])
         self.out = nn.Conv2d(WIDTHS[0], 1, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return logits (B, S / 4, S / 4).
-
-        Args:
-            maps: Result of `ConvolutionalStem.maps`: (B, channels, S / stride, S / stride) at strides 4, 8, 16 and 32.
-        """
+        """Return logits (B, S / 4, S / 4) for `ConvolutionalStem.maps`, (B, channels, S / stride, S / stride) each."""
         x = self.lateral[-1](maps[-1])  # B, 128, S / 32, S / 32
         x = x + self.everywhere(x.mean(dim=(2, 3), keepdim=True))  # add what the whole picture shows to every place
         x = self.mix[-1](x)
@@ -57,19 +47,6 @@ class ObjectnessDecoder(nn.Module):
             x = fine + F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
             x = self.mix[level](x)
         return torch.as_tensor(self.out(x))[:, 0]
-
-
-class ObjectnessNetwork(nn.Module):
-    """Stem and decoder as a separate network, for a backbone that has no convolutional stem."""
-
-    def __init__(self, stem: ConvolutionalStem, decoder: ObjectnessDecoder) -> None:
-        super().__init__()
-        self.stem = stem
-        self.decoder = decoder
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return logits (B, S / 4, S / 4) for (B, 3, S, S) pictures, normalized with ImageNet mean and deviation."""
-        return torch.as_tensor(self.decoder(self.stem.maps(image)))
 
 
 class _DepthwiseBlock(nn.Module):

@@ -39,28 +39,19 @@ to 0.73. So this P(present) is a guess, and it does not limit the mask."""
 
 
 class PrototypeHead(nn.Module):
-    """Compares a frame with prototypes. It has no parameters.
-
-    Args:
-        num_layers: Number of layers L of the encoder; its channels are ordered as channel = slice * L + layer.
-        grid: Side of the encoder's token grid.
-    """
+    """Compares a frame with prototypes. It has no parameters."""
 
     def __init__(self, num_layers: int, grid: int) -> None:
         super().__init__()
-        self.num_layers = num_layers
-        self.grid = grid
+        self.num_layers = num_layers  # channel = slice * num_layers + layer
+        self.grid = grid  # side of the encoder's token grid
 
     def cache_supports(self, support: Tensor, mask: Tensor, support_grid: int) -> Supports:
         """Make the cache from all tokens of the supports. None is dropped yet; `kept_mask` is 0 for those that may be.
 
         `kept` has the class token and the foreground tokens, `pooled` the background prototypes; `pooled_mask` is 0 for
-        cells of the 3 x 3 grid without background.
-
-        Args:
-            support: (S, C, 1 + support_grid ** 2, d) L2-normalized, class token first.
-            mask: (S, size, size) float, 0 where the support shows background; `size` is a multiple of the grid.
-            support_grid: Side of the support grid.
+        cells of the 3 x 3 grid without background. `support` is (S, C, 1 + support_grid ** 2, d), L2-normalized, class
+        token first; `mask` is (S, size, size) float, 0 where the support shows background, `size` a multiple of `grid`.
         """
         batch, channels, _, dim = support.shape
         # Sampling on the support grid, as the trained head does, could miss a small object between the points.
@@ -130,14 +121,8 @@ def _used(kept_mask: Tensor) -> Tensor:
 def _expected(prototypes: Tensor, kept: Tensor, used: Tensor, averaging: Tensor) -> tuple[Tensor, Tensor]:
     """Return how similar each support's prototype is to the object in the other supports of its class.
 
-    Args:
-        prototypes: (S, D) mean of the foreground tokens of each support.
-        kept: (S, T, D) kept tokens.
-        used: (S, T), 1 for foreground tokens.
-        averaging: (W, S), above 0 if the support belongs to the way.
-
-    Returns:
-        The similarity (S,), and (S,) 1 if there are other supports, 0 if the similarity is the fixed level.
+    Prototypes (S, D), kept tokens (S, T, D), 1 for those used (S, T), averaging (W, S) -> the similarity (S,), and (S,)
+    1 if there are other supports, 0 if the similarity is the fixed level.
     """
     same = (averaging.T @ averaging > 0).to(prototypes.dtype)  # S, S: 1 if two supports belong to the same way
     others = same * (1 - torch.eye(prototypes.shape[0], dtype=prototypes.dtype, device=prototypes.device))

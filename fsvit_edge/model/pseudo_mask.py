@@ -7,18 +7,10 @@ PSEUDO_MASK_THRESHOLD = 0.4
 
 
 def pseudo_map(class_query: Tensor, image_keys: Tensor, grid: int) -> Tensor:
-    """Compare the query vector of a class token with the key vectors of image tokens.
+    """Compare queries of class tokens (B, heads, d) with keys of image tokens (B, heads, grid ** 2, d), last block.
 
     The support's class token and its own image tokens give the support's map; the support's class token and the query
-    picture's image tokens give the query's map.
-
-    Args:
-        class_query: (B, heads, d) query vectors of the supports' class tokens in the last block.
-        image_keys: (B, heads, grid * grid, d) key vectors of the image tokens in the last block.
-        grid: Side of the token grid.
-
-    Returns:
-        (B, grid, grid) cosines, averaged over the heads.
+    picture's image tokens give the query's map. Returns (B, grid, grid) cosines, averaged over the heads.
     """
     query = F.normalize(class_query, dim=-1)
     keys = F.normalize(image_keys, dim=-1)

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from fsvit_edge.model.checkpoint import load_network
 from fsvit_edge.model.graphs import GraphSpec, build_graphs, make_manifest
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import GraphInfo
-from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed, on_host
+from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -35,18 +34,8 @@ class TorchTensor:
         return array
 
 
-class TorchEngine:
-    """One graph's module, run eagerly.
-
-    Args:
-        spec: The module with its inputs and outputs.
-        device: The device that torch computes on.
-
-    Attributes:
-        inputs: Specs of the inputs.
-        outputs: Specs of the outputs.
-        limits: Largest dynamic sizes; empty, because torch has no limits.
-    """
+class TorchEngine(Engine):
+    """One graph's module, run eagerly."""
 
     def __init__(self, spec: GraphSpec, device: torch.device) -> None:
         self._device = device
@@ -66,7 +55,7 @@ class TorchEngine:
             TensorSpec(name, ("any", *tensor.shape[1:]) if spec.dynamic else tuple(tensor.shape), _dtype(tensor))
             for name, tensor in zip(spec.outputs, outputs, strict=True)
         )
-        self.limits: Mapping[str, int] = {}
+        self.limits: Mapping[str, int] = {}  # torch has no limits
 
     def upload(self, array: Array) -> TorchTensor:
         """Copy an array to the device."""
@@ -97,23 +86,11 @@ class TorchEngine:
         """Release the module; a second call does nothing."""
         self._module = None
 
-    def __enter__(self) -> "TorchEngine":
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
-
 
 def open_network(network: FewShotNetwork, device: torch.device | None = None) -> FewShotModel:
-    """Open a network as a model that computes in torch.
+    """Open a network as a model that computes in torch; its modules are moved to the device.
 
-    Args:
-        network: The network; its modules are moved to the device.
-        device: The device to compute on; None: the first CUDA device, or the CPU without one.
+    None is the first CUDA device, or the CPU without one.
     """
     place = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     specs = build_graphs(network.eval())
@@ -128,15 +105,7 @@ def open_network(network: FewShotNetwork, device: torch.device | None = None) ->
 
 
 def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:
-    """Open a checkpoint as a model that computes in torch.
-
-    Args:
-        checkpoint: The checkpoint file.
-        threads: Number of torch's CPU threads, for the whole process; None: unchanged.
-
-    Raises:
-        ArtifactError: The file is missing, damaged or does not fit a network.
-    """
+    """Open a checkpoint as a model that computes in torch; `threads`, if given, are torch's of the whole process."""
     if threads is not None:
         torch.set_num_threads(threads)
     return open_network(load_network(checkpoint))

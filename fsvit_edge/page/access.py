@@ -10,12 +10,11 @@ import hmac
 import ipaddress
 import socket
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
-from fastapi import HTTPException, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _COOKIE = "fsvit_edge_token"
@@ -38,10 +37,7 @@ _HEADERS = {
 class Access:
     """Middleware that refuses requests without permission, and limits the bodies of all others.
 
-    Args:
-        app: The application to protect.
-        token: Access token that every request needs; None: no token is needed.
-        hosts: Host names of the page, in addition to localhost, this machine's name and any IP address.
+    No token is needed if it is None. `hosts` are allowed in addition to localhost, this machine's name and any address.
     """
 
     def __init__(self, app: ASGIApp, token: str | None, hosts: Iterable[str]) -> None:
@@ -53,8 +49,7 @@ class Access:
         """Refuse the request, or pass it on."""
         if scope["type"] != "http":
             return
-        headers = Headers(scope=scope)
-        refusal = self._refusal(scope, headers)
+        refusal = self._refusal(Request(scope))
         if refusal is not None:
             if refusal.status_code == 401:
                 await asyncio.sleep(WRONG_TOKEN_DELAY_S)
@@ -71,22 +66,20 @@ class Access:
             scope = {**scope, "method": "GET"}
         await self._app(scope, _limited(receive, _limit_bytes(scope)), send_with_headers)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
-        method = scope["method"]
-        hosts = headers.getlist("host")
+    def _refusal(self, request: Request) -> Response | None:
+        hosts, headers = request.headers.getlist("host"), request.headers
         if len(hosts) != 1 or not self._is_own_host(hosts[0]):
             return _error(421, "Unknown host name; if it is this machine's, allow it with --allow-host NAME.")
         origin = headers.get("origin")
-        if method not in _SAFE_METHODS and (
+        if request.method not in _SAFE_METHODS and (
             (origin is not None and urlsplit(origin).netloc.lower() != hosts[0].lower())
             or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
         ):
             return _error(403, "Requests from another site are not allowed.")
-        length = headers.get("content-length", "0")
-        limit = _limit_bytes(scope)
+        length, limit = headers.get("content-length", "0"), _limit_bytes(request.scope)
         if not length.isdecimal() or int(length) > limit:
             return _error(413, f"Body is larger than {limit / 1e6:g} MB.")
-        return None if self._token is None else self._token_refusal(scope, headers)
+        return None if self._token is None else _token_refusal(request, self._token)
 
     def _is_own_host(self, host: str) -> bool:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
@@ -97,25 +90,24 @@ class Access:
             return name.lower() in self._hosts
         return True
 
-    def _token_refusal(self, scope: Scope, headers: Headers) -> Response | None:
-        query = parse_qs(scope["query_string"].decode("latin-1"))
-        if self._is_token(query.get("token", [""])[0]):
-            if scope["path"] != "/" or scope["method"] not in _SAFE_METHODS:
-                return None
-            # Takes the token out of the address bar, the history and the referrer.
-            rest = urlencode({name: values[0] for name, values in query.items() if name != "token"})
-            response = RedirectResponse(f"/?{rest}" if rest else "/", 303)
-            assert self._token is not None
-            response.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict", path="/")
-            return response
-        bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        if self._is_token(bearer) or self._is_token(_cookie(headers)):
-            return None
-        return _error(401, "Access token required; open the address that the run printed.")
 
-    def _is_token(self, presented: str) -> bool:
-        assert self._token is not None
-        return hmac.compare_digest(presented.encode(), self._token.encode())
+def _token_refusal(request: Request, token: str) -> Response | None:
+    query = dict(request.query_params)
+    if _equal(query.pop("token", ""), token):
+        if request.scope["path"] != "/" or request.method not in _SAFE_METHODS:
+            return None
+        # Takes the token out of the address bar, the history and the referrer.
+        response = RedirectResponse(f"/?{urlencode(query)}" if query else "/", 303)
+        response.set_cookie(_COOKIE, token, httponly=True, samesite="strict", path="/")
+        return response
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if _equal(bearer, token) or _equal(request.cookies.get(_COOKIE, ""), token):
+        return None
+    return _error(401, "Access token required; open the address that the run printed.")
+
+
+def _equal(presented: str, token: str) -> bool:
+    return hmac.compare_digest(presented.encode(), token.encode())
 
 
 def _limit_bytes(scope: Scope) -> int:
@@ -128,14 +120,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
-
-
-def _cookie(headers: Headers) -> str:
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
-    except CookieError:
-        return ""
-    return "" if found is None else found.value
 
 
 def _limited(receive: Receive, limit: int) -> Receive:

@@ -3,6 +3,7 @@
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, TypeVar, get_args
@@ -20,26 +21,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from fsvit_edge.live.health import Health, Percentiles, SourceState
 from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.page import schemas
 from fsvit_edge.page.enrollment import FrameReport, enroll
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_jpeg, encode_png
-from fsvit_edge.page.schemas import (
-    BOUNDARY,
-    BankResponse,
-    BankState,
-    Box,
-    BoxRequest,
-    ClassState,
-    EnrollRequest,
-    Error,
-    FrameState,
-    FrozenFrame,
-    JpegResponse,
-    JpegStreamResponse,
-    PngResponse,
-    RenameRequest,
-    State,
-    SupportState,
-)
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.overlay import PALETTE
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -55,30 +39,16 @@ _ABOUT = (
 _Answer = TypeVar("_Answer")
 
 
+@dataclass
 class PageState:
-    """What the routes share.
+    """What the routes share."""
 
-    Args:
-        hub: The newest frame, and the frozen ones.
-        model: The model of the run; changes to it wait for the end of a frame.
-        bank_path: File to which the classes are saved; a client cannot choose it.
-
-    Attributes:
-        is_saved: Whether no class has changed since the bank was last saved.
-    """
-
-    def __init__(self, hub: FrameHub, model: LiveModel, bank_path: Path) -> None:
-        self.hub = hub
-        self.model = model
-        self.bank_path = bank_path
-        self.is_saved = True
-        # A page left open across a restart of the run must not take the new classes for the ones it shows.
-        self._run = secrets.token_hex(4)
-
-    @property
-    def revision(self) -> str:
-        """Changes with every change to the classes, and with every run."""
-        return f"{self._run}-{self.model.revision}"
+    hub: FrameHub
+    model: LiveModel  # changes to it wait for the end of a frame
+    bank_path: Path  # the classes are saved here; a client cannot choose it
+    is_saved: bool = True  # whether no class has changed since then
+    # A page left open across a restart of the run must not take the new classes for the ones it shows.
+    run_id: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Change the classes; raises like `LiveModel.update`."""
@@ -102,46 +72,46 @@ async def _raw_body(request: Request) -> bytes:
 # Plain functions run in threads, so a request that waits for the model holds up no other.
 _Page = Annotated[PageState, Depends(_page_state)]
 _Index = Annotated[int, Query(ge=0)]
-_ERROR = {"description": "Failed.", "content": {"application/json": {"schema": Error.model_json_schema()}}}
+_ERROR = {"description": "Failed.", "content": {"application/json": {"schema": schemas.Error.model_json_schema()}}}
 _router = APIRouter(responses={"default": _ERROR})
 
 
 @_router.get("/api/state")
-def get_state(page: _Page) -> State:
+def get_state(page: _Page) -> schemas.State:
     """Get everything the page shows: health, newest frame, classes with scores and supports, and the bank."""
     health, newest = page.hub.health, page.hub.newest
-    results = {} if newest is None else {one.name: one for one in newest[1].results}
-    classes = []
+    classes = {}
     for index, (name, supports) in enumerate(page.model.supports.items()):
         color = "#{:02x}{:02x}{:02x}".format(*PALETTE[index % len(PALETTE)])
-        shown = ClassState(name=name, color=color, supports=[SupportState(has_mask=one.has_mask) for one in supports])
-        if name in results:
-            result = results[name]
-            shown.score, shown.level = round(result.score, 4), round(result.level, 4)
-            shown.present, shown.area = result.is_present, round(result.area, 4)
-        classes.append(shown)
+        masks = [schemas.SupportState(has_mask=one.has_mask) for one in supports]
+        classes[name] = schemas.ClassState(name=name, color=color, supports=masks)
     frame = None
     if newest is not None:
-        height, width = newest[0].image.shape[:2]
-        frame = FrameState(sequence=newest[0].index, size_hw=(height, width), is_frozen=newest[0].is_frozen)
-    return State(
+        shown, prediction = newest
+        size_hw = (shown.image.shape[0], shown.image.shape[1])
+        frame = schemas.FrameState(sequence=shown.index, size_hw=size_hw, is_frozen=shown.is_frozen)
+        for result in prediction.results:
+            if one := classes.get(result.name):
+                one.score, one.level = round(result.score, 4), round(result.level, 4)
+                one.present, one.area = result.is_present, round(result.area, 4)
+    return schemas.State(
         health=None if health is None else health.to_dict(),
         frame=frame,
-        classes=classes,
-        revision=page.revision,
-        bank=BankState(file=str(page.bank_path), is_saved=page.is_saved),
+        classes=list(classes.values()),
+        revision=f"{page.run_id}-{page.model.revision}",
+        bank=schemas.BankState(file=str(page.bank_path), is_saved=page.is_saved),
     )
 
 
-@_router.get("/api/stream.mjpg", response_class=JpegStreamResponse)
-async def watch(page: _Page) -> JpegStreamResponse:
+@_router.get("/api/stream.mjpg", response_class=schemas.JpegStreamResponse)
+async def watch(page: _Page) -> schemas.JpegStreamResponse:
     """Stream the frames as JPEGs without end, with present classes tinted; a slow reader gets fewer frames."""
     pictures = page.hub.watch()
     first = await anext(pictures, None)  # before the answer starts, so that a refusal is still possible
 
     async def parts() -> AsyncIterator[bytes]:
         try:
-            yield f"--{BOUNDARY}\r\n".encode()
+            yield f"--{schemas.BOUNDARY}\r\n".encode()
             if first is not None:
                 yield _part(first)
             async for jpeg in pictures:
@@ -149,47 +119,43 @@ async def watch(page: _Page) -> JpegStreamResponse:
         finally:
             await pictures.aclose()
 
-    return JpegStreamResponse(parts())
+    return schemas.JpegStreamResponse(parts())
 
 
 @_router.post("/api/frames", status_code=201)
-def freeze(page: _Page) -> FrozenFrame:
+def freeze(page: _Page) -> schemas.FrozenFrame:
     """Freeze the newest frame, to enroll from it."""
     frame_id, image = page.hub.freeze()
-    return FrozenFrame(id=frame_id, width=image.shape[1], height=image.shape[0])
+    return schemas.FrozenFrame(id=frame_id, width=image.shape[1], height=image.shape[0])
 
 
-@_router.get("/api/frames/{id}.jpg", response_class=JpegResponse)
+@_router.get("/api/frames/{id}.jpg", response_class=schemas.JpegResponse)
 def get_frozen(page: _Page, id: str) -> Response:  # noqa: A002 - the path names it
     """Get a frozen frame; the last four are kept."""
-    return JpegResponse(encode_jpeg(page.hub.frozen(id)))
+    return schemas.JpegResponse(encode_jpeg(page.hub.frozen(id)))
 
 
-@_router.post("/api/frames/{id}/mask", response_class=PngResponse)
-def preview_mask(page: _Page, id: str, asked: BoxRequest) -> Response:  # noqa: A002 - the path names it
+@_router.post("/api/frames/{id}/mask", response_class=schemas.PngResponse)
+def preview_mask(page: _Page, id: str, asked: schemas.BoxRequest) -> Response:  # noqa: A002 - the path names it
     """Preview the mask that a box would enroll: white on the object."""
-    image = page.hub.frozen(id)
-    mask = page.model.read(lambda model: model.mask_of_box(image, _rounded(asked.box_xyxy)))
-    return PngResponse(encode_png(mask.astype(np.uint8) * 255))
+    mask = _mask_of_box(page, page.hub.frozen(id), asked.box_xyxy)
+    return schemas.PngResponse(encode_png(mask.astype(np.uint8) * 255))
 
 
 @_router.post("/api/classes", status_code=201)
-def enroll_frame(page: _Page, asked: EnrollRequest) -> FrameReport:
+def enroll_frame(page: _Page, asked: schemas.EnrollRequest) -> FrameReport:
     """Enroll a frozen frame by a box, a mask or the name only, and report how well it works."""
     box, image = asked.box_xyxy, page.hub.frozen(asked.frame_id)
     if box is not None and asked.mask_png is not None:
         raise InputError("Give box_xyxy or mask_png, not both.")
-    mask: npt.NDArray[np.bool_] | None = None
-    if box is not None:
-        corners = _rounded(box)
-        mask = page.model.read(lambda model: model.mask_of_box(image, corners))
-    elif asked.mask_png is not None:
+    mask = None if box is None else _mask_of_box(page, image, box)
+    if asked.mask_png is not None:
         mask = decode_mask(asked.mask_png, (image.shape[0], image.shape[1]))
     return page.update(lambda model: enroll(model, asked.name, image, mask))
 
 
 @_router.patch("/api/classes", status_code=204)
-def rename(page: _Page, asked: RenameRequest) -> None:
+def rename(page: _Page, asked: schemas.RenameRequest) -> None:
     """Rename a class."""
     page.update(lambda model: model.rename(asked.name, asked.new_name))
 
@@ -200,7 +166,7 @@ def remove(page: _Page, name: str) -> None:
     page.update(lambda model: model.remove(name))
 
 
-@_router.get("/api/supports.png", response_class=PngResponse)
+@_router.get("/api/supports.png", response_class=schemas.PngResponse)
 def get_support(page: _Page, name: str, index: _Index, masked: bool = False) -> Response:
     """Get a thumbnail of one support, counted from 0; with masked=true, everything outside its mask is dimmed."""
     supports = page.model.supports.get(name, ())
@@ -209,7 +175,7 @@ def get_support(page: _Page, name: str, index: _Index, masked: bool = False) -> 
     picture = supports[index].thumbnail
     if masked:
         picture = (picture * np.where(supports[index].thumbnail_mask, 1.0, _DIMMED)[..., None]).astype(np.uint8)
-    return PngResponse(encode_png(picture))
+    return schemas.PngResponse(encode_png(picture))
 
 
 @_router.delete("/api/supports", status_code=204)
@@ -226,14 +192,14 @@ def save_bank(page: _Page) -> dict[str, str]:
     return {"file": str(page.bank_path)}
 
 
-@_router.get("/api/bank", response_class=BankResponse)
+@_router.get("/api/bank", response_class=schemas.BankResponse)
 def download_bank(page: _Page) -> Response:
     """Download the classes as a bank file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bank.safetensors"
         page.model.read(lambda model: model.save_bank(path))
         data = path.read_bytes()
-    return BankResponse(data, headers={"Content-Disposition": 'attachment; filename="bank.safetensors"'})
+    return schemas.BankResponse(data, headers={"Content-Disposition": 'attachment; filename="bank.safetensors"'})
 
 
 _BANK_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
@@ -278,11 +244,7 @@ def get_docs() -> FileResponse:
 
 
 def create_app(page: PageState | None) -> FastAPI:
-    """Build the application.
-
-    Args:
-        page: What the routes share; None is enough to call `openapi()`.
-    """
+    """Build the application; None is enough to call `openapi()`."""
     app = FastAPI(
         title="fsvit-edge",
         version=version("fsvit-edge"),
@@ -308,23 +270,20 @@ async def _explain(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, status)
 
 
-async def _explain_http(_: Request, error: Exception) -> Response:
-    assert isinstance(error, StarletteHTTPException)
+async def _explain_http(_: Request, error: StarletteHTTPException) -> Response:
     # FastAPI answers 400 itself only if the body is nested too deeply or not UTF-8.
     detail = "Body must be a JSON object." if error.status_code == 400 else error.detail
     return JSONResponse({"error": detail}, error.status_code)
 
 
-async def _explain_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+async def _explain_invalid(request: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
     place, *path = first["loc"]
     if place == "body" and (not path or first["type"] == "json_invalid"):
         # A form on another site cannot send this type without permission.
-        is_json = request.headers.get("content-type", "").startswith("application/json")
-        text = (
-            "Body must be a JSON object." if is_json else "Send JSON, with the header Content-Type: application/json."
-        )
+        text = "Send JSON, with the header Content-Type: application/json."
+        if request.headers.get("content-type", "").startswith("application/json"):
+            text = "Body must be a JSON object."
     else:
         name = str(path[0]) + "".join(f"[{one}]" for one in path[1:])
         message = str(first["msg"]).replace("Field required", "is required").replace("Input should be", "must be")
@@ -332,18 +291,15 @@ async def _explain_invalid(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": text}, 400)
 
 
-# ------------------------------------------------------------------------------------------------------------ helpers
-
-
 def _part(jpeg: bytes) -> bytes:
     # The next boundary follows at once, because a browser shows a part only when it has ended.
     header = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-    return header.encode() + jpeg + f"\r\n--{BOUNDARY}\r\n".encode()
+    return header.encode() + jpeg + f"\r\n--{schemas.BOUNDARY}\r\n".encode()
 
 
-def _rounded(box: Box) -> tuple[int, int, int, int]:
-    left, top, right, bottom = box
-    return round(left), round(top), round(right), round(bottom)
+def _mask_of_box(page: PageState, image: npt.NDArray[np.uint8], box: schemas.Box) -> npt.NDArray[np.bool_]:
+    left, top, right, bottom = map(round, box)
+    return page.model.read(lambda model: model.mask_of_box(image, (left, top, right, bottom)))
 
 
 class _Metrics(Collector):

@@ -65,17 +65,9 @@ class FrameReport:
 def enroll(
     model: FewShotModel, name: str, image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_] | None
 ) -> FrameReport:
-    """Enroll one frame and score it before and after, which costs three runs of the encoder.
+    """Enroll one frame, (H, W, 3) uint8 RGB, and score it before and after: three runs of the encoder.
 
-    Args:
-        model: Gets the class.
-        name: The class.
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool; None for the name alone.
-
-    Raises:
-        InputError: The name, frame or mask cannot be used; the classes are unchanged.
-        ArtifactError: The head's engine was built for fewer classes; the classes are unchanged.
+    The mask is (H, W) bool; None enrolls by the name alone. Raises like `enroll_pictures`.
     """
     before = model.predict(image)
     report = enroll_pictures(model, name, [SupportPicture(f"Picture 1 of {name!r}", image, mask)])
@@ -98,13 +90,7 @@ def enroll(
 
 
 def find_confusions(before: Prediction, name: str, mask: npt.NDArray[np.bool_]) -> tuple[Confusion, ...]:
-    """Return the other classes that were present before the enrollment and claimed much of the mask.
-
-    Args:
-        before: Of the frame, before the enrollment.
-        name: The class being enrolled.
-        mask: (H, W) bool, True on its object.
-    """
+    """Return the other classes that were present before the enrollment and claimed much of the mask, (H, W) bool."""
     confusions = []
     for way, other in enumerate(before.classes):
         share = float(before.pixels(other)[mask].mean()) if mask.any() else 0.0

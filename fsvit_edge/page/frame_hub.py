@@ -5,8 +5,8 @@ import base64
 import binascii
 import secrets
 import threading
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -35,73 +35,37 @@ class FrameHub:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._newest: tuple[Frame, Prediction] | None = None
-        self._health: Health | None = None
-        self._frozen: OrderedDict[str, _Rgb] = OrderedDict()
+        self.newest: tuple[Frame, Prediction] | None = None  # None before the first frame
+        self.health: Health | None = None  # None before the first report
+        self._frozen: dict[str, _Rgb] = {}
+        self._freezing = threading.Lock()
         self._jpeg = b""
-        self._number = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._viewers: set[asyncio.Event] = set()
         self._closing = False
 
-    @property
-    def newest(self) -> tuple[Frame, Prediction] | None:
-        """The newest frame with its prediction; None before the first."""
-        with self._lock:
-            return self._newest
-
-    @property
-    def health(self) -> Health | None:
-        """The latest health of the run; None before the first report."""
-        with self._lock:
-            return self._health
-
     def put(self, frame: Frame, prediction: Prediction) -> None:
         """Show a frame with its prediction."""
-        with self._lock:
-            self._newest = (frame, prediction)
-            loop, has_viewers = self._loop, bool(self._viewers)
-        if loop is not None and has_viewers:
-            jpeg = _encode_result(frame, prediction)
-            with self._lock:
-                self._jpeg, self._number = jpeg, self._number + 1
-            try:
-                loop.call_soon_threadsafe(self._wake)
-            except RuntimeError:  # the server has stopped
-                return
-
-    def report(self, health: Health) -> None:
-        """Show the health of the run."""
-        with self._lock:
-            self._health = health
+        self.newest = (frame, prediction)
+        if self._loop is not None and self._viewers:
+            self._jpeg = _encode_result(frame, prediction)
+            with suppress(RuntimeError):  # the server has stopped
+                self._loop.call_soon_threadsafe(self._wake)
 
     def freeze(self) -> tuple[str, _Rgb]:
-        """Keep the newest frame, dropping the oldest of more than four.
-
-        Returns:
-            Its id, and the frame as (H, W, 3) uint8 RGB.
-
-        Raises:
-            FsvitEdgeError: There is no frame yet.
-        """
-        with self._lock:
-            if self._newest is None:
-                raise FsvitEdgeError("There is no frame yet; wait for the camera.")
-            frame_id, image = secrets.token_hex(8), self._newest[0].image
+        """Keep the newest frame, (H, W, 3) uint8 RGB, under a new id, and drop the oldest of more than four."""
+        if self.newest is None:
+            raise FsvitEdgeError("There is no frame yet; wait for the camera.")
+        frame_id, image = secrets.token_hex(8), self.newest[0].image
+        with self._freezing:
             self._frozen[frame_id] = image
             while len(self._frozen) > _MAX_FROZEN:
-                self._frozen.popitem(last=False)
-            return frame_id, image
+                del self._frozen[next(iter(self._frozen))]
+        return frame_id, image
 
     def frozen(self, frame_id: str) -> _Rgb:
-        """Return a frozen frame, (H, W, 3) uint8 RGB.
-
-        Raises:
-            InputError: It is no longer kept, or never was.
-        """
-        with self._lock:
-            image = self._frozen.get(frame_id)
+        """Return a frozen frame, (H, W, 3) uint8 RGB."""
+        image = self._frozen.get(frame_id)
         if image is None:
             raise InputError("This frame is no longer available; freeze another one.")
         return image
@@ -114,26 +78,21 @@ class FrameHub:
         """
         if len(self._viewers) >= _MAX_VIEWERS:
             raise FsvitEdgeError(f"Viewer limit ({_MAX_VIEWERS}) reached; close another page.")
+        self._loop = asyncio.get_running_loop()
         fresh = asyncio.Event()
-        with self._lock:
-            self._loop = asyncio.get_running_loop()
-            self._viewers.add(fresh)
-        seen = 0
+        self._viewers.add(fresh)
         try:
-            newest = self.newest
-            if newest is not None:
-                yield _encode_result(*newest)
+            seen = self._jpeg
+            if self.newest is not None:
+                yield _encode_result(*self.newest)
             while not self._closing:
                 await fresh.wait()
                 fresh.clear()
-                with self._lock:
-                    number, jpeg = self._number, self._jpeg
-                if number != seen and jpeg:
-                    seen = number
-                    yield jpeg
+                if self._jpeg is not seen:
+                    seen = self._jpeg
+                    yield seen
         finally:
-            with self._lock:
-                self._viewers.discard(fresh)
+            self._viewers.discard(fresh)
 
     def close(self) -> None:
         """End all streams; only from the server's thread."""
@@ -158,18 +117,7 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def decode_mask(png_base64: str, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Decode a mask of a known size from base64 of a grayscale PNG.
-
-    Args:
-        png_base64: The PNG; above 127 is the object.
-        size_hw: (height, width) that it must have.
-
-    Returns:
-        (H, W) bool.
-
-    Raises:
-        InputError: It is not base64, not a PNG, of another size, or damaged.
-    """
+    """Decode base64 of a grayscale PNG of a known size into an (H, W) bool mask: above 127 is the object."""
     try:
         data = base64.b64decode(png_base64, validate=True)
     except (binascii.Error, ValueError) as error:

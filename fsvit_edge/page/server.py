@@ -56,16 +56,7 @@ class _ImpatientProtocol(H11Protocol):
 
 
 class PageServer:
-    """Serves an application until it is closed.
-
-    Args:
-        app: The application.
-        host: Address to listen on.
-        port: Port; 0: any free one.
-        on_stop: Called in the server's thread when the server is to stop.
-
-    Attributes:
-        port: The port in use.
+    """Serves an application until it is closed. `on_stop` is called in its thread before it stops.
 
     Raises:
         FsvitEdgeError: The address is not one of this machine, or the port is in use.
@@ -73,7 +64,7 @@ class PageServer:
 
     def __init__(self, app: ASGIApp, host: str, port: int, on_stop: Callable[[], None]) -> None:
         self._socket = _listen(host, port)
-        self.port: int = self._socket.getsockname()[1]
+        self.port: int = self._socket.getsockname()[1]  # another than the given one if that is 0
         self._on_stop = on_stop
         config = uvicorn.Config(
             app,
@@ -92,7 +83,7 @@ class PageServer:
         )
         self._server = uvicorn.Server(config)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="page", daemon=True)
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),), name="page", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -103,9 +94,6 @@ class PageServer:
             loop.call_soon_threadsafe(self._on_stop)
         self._thread.join(_STOP_TIMEOUT_S)
         self._socket.close()
-
-    def _run(self) -> None:
-        asyncio.run(self._serve())
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,17 +24,11 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{8,128}")
 
 
 class PageSink(Sink):
-    """Serves the page as soon as it is created.
+    """Serves the page as soon as it is created, at "http://ADDRESS:PORT" with an address of this machine.
 
-    Args:
-        uri: "http://ADDRESS:PORT" with an address of this machine; port 0: any free one.
-        model: The model of the run; the page changes its classes.
-        bank_path: File to which the page saves the classes.
-        token: Access token for the page. None: no token on loopback, a random one on other addresses.
-        hosts: More host names of this machine.
-
-    Attributes:
-        address: Address to open in a browser, with the token.
+    Port 0 is any free one. The classes are saved to `bank_path`. Without a token, a page on loopback needs none, and a
+    page on another address gets a random one. `hosts` are more host names of this machine. `address` is what to open in
+    a browser, with the token.
 
     Raises:
         InputError: The URI, the token or the path of the bank is invalid.
@@ -55,6 +50,7 @@ class PageSink(Sink):
         self._hub = FrameHub()
         app = create_app(PageState(self._hub, model, bank_path))
         self._server = PageServer(Access(app, token, hosts), host, port, self._hub.close)
+        host = _reachable(host)
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self._server.port}/{'' if token is None else f'?token={token}'}"
 
@@ -64,10 +60,23 @@ class PageSink(Sink):
 
     def report(self, health: Health) -> None:
         """See `Sink.report`."""
-        self._hub.report(health)
+        self._hub.health = health
 
     def _finish(self) -> None:
         self._server.close()
+
+
+def _reachable(host: str) -> str:
+    """The address at which others reach a page bound to an address; of all interfaces, the one with the route out."""
+    if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return host
+    family, elsewhere = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # chooses the interface and sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:  # no route out, as on a robot that is its own access point
+        return socket.gethostname()
 
 
 def _parse(uri: str) -> tuple[str, int]:

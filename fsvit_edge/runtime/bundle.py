@@ -24,6 +24,7 @@ OBJECTNESS = "objectness"
 """Name of the map that separates objects from their background: an output of the encoder or of its own graph."""
 TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
 """Kinds of heads: the trained correlation transformer, and prototypes, which need no training."""
+EXPORT_AGAIN = "export the bundle again with: fsvit-edge export"
 DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "cst-nano"
 """The bundled model, a small one for demonstrations, used if no bundle is given."""
 
@@ -59,7 +60,7 @@ class Manifest:
     parity: dict[str, float]  # Largest difference of torch and ONNX Runtime per output; empty if not measured.
     created_by: str  # Name and version of the exporter.
     head: str = TRAINED_HEAD  # The kind of head, "cst" or "prototype"; missing in older bundles.
-    presence_level: float = DEFAULT_LEVEL  # A class with one support is present above it; missing in older bundles.
+    presence_level: float = DEFAULT_LEVEL  # Level of a class with one support, in (0, 1); missing in older bundles.
     support_crop: float = 0.0  # Window around a small object, in object sizes; 0 never crops; missing in older bundles.
 
     @property
@@ -83,11 +84,7 @@ class Bundle:
 
     @classmethod
     def load(cls, path: Path) -> "Bundle":
-        """Read a bundle; the sha256 of each file is checked before anything parses it.
-
-        Raises:
-            ArtifactError: The folder or a file is missing, altered, or made for another version.
-        """
+        """Read a bundle; an ArtifactError if the folder or a file is missing, altered, or of another version."""
         manifest = read_manifest(path)
         graphs = {}
         for name, info in manifest.graphs.items():
@@ -95,15 +92,11 @@ class Bundle:
             try:
                 data = file.read_bytes()
             except OSError as error:
-                raise ArtifactError(
-                    f"{file} cannot be read: {error.strerror}; export the bundle again with: fsvit-edge export."
-                ) from error
+                raise ArtifactError(f"{file} cannot be read: {error.strerror}; {EXPORT_AGAIN}.") from error
             digest = hashlib.sha256(data).hexdigest()
             if digest != info.sha256:
-                raise ArtifactError(
-                    f"{file} was altered or damaged: sha256 {digest[:12]}..., expected {info.sha256[:12]}...; "
-                    "export the bundle again with: fsvit-edge export."
-                )
+                sums = f"sha256 {digest[:12]}..., expected {info.sha256[:12]}..."
+                raise ArtifactError(f"{file} was altered or damaged: {sums}; {EXPORT_AGAIN}.")
             graphs[name] = data
         return cls(path, manifest, graphs)
 
@@ -116,11 +109,7 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read `bundle.json` of the bundle at `path`.
-
-    Raises:
-        ArtifactError: It is missing, not JSON, incomplete, or of another format version.
-    """
+    """Read `bundle.json` of the bundle at `path`; an ArtifactError if it cannot be used."""
     file = path / MANIFEST_NAME
     if not path.is_dir():
         raise ArtifactError(f"Bundle {path} does not exist or is not a folder; make one with: fsvit-edge export.")
@@ -129,10 +118,7 @@ def read_manifest(path: Path) -> Manifest:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is not a bundle: it has no {MANIFEST_NAME}.") from error
     if values.get("sha256") != sealed(values)["sha256"]:
-        raise ArtifactError(
-            f"{file} was altered or damaged: its contents do not match its sha256; export the bundle again with: "
-            "fsvit-edge export."
-        )
+        raise ArtifactError(f"{file} was altered or damaged: its contents do not match its sha256; {EXPORT_AGAIN}.")
     del values["sha256"]
     manifest = record_from_json(Manifest, file, values)
     for name in GRAPH_NAMES:

@@ -23,13 +23,13 @@ Half = npt.NDArray[np.float16]
 class CachedSupport:
     """One support picture as the head reads it."""
 
-    kept: Half  # (C, T, d), the L2-normalized class token, then the image tokens that the mask keeps
-    pooled: Half  # (C, 9, d), image tokens averaged over the 3 x 3 pooled grid
-    pooled_mask: npt.NDArray[np.bool_]  # (9,), which of these the second block may use
-    thumbnail: npt.NDArray[np.uint8]  # (h, w, 3) RGB
-    thumbnail_mask: npt.NDArray[np.bool_]  # (h, w), the mask that was given or guessed, on the thumbnail
+    kept: Half  # (C, T, d) float16, the L2-normalized class token, then the image tokens that the mask keeps
+    pooled: Half  # (C, 9, d) float16, image tokens averaged over the 3 x 3 pooled grid
+    pooled_mask: npt.NDArray[np.bool_]  # (9,) bool, which of these the second block may use
+    thumbnail: npt.NDArray[np.uint8]  # (h, w, 3) uint8 RGB
+    thumbnail_mask: npt.NDArray[np.bool_]  # (h, w) bool, the mask that was given or guessed, on the thumbnail
     has_mask: bool  # False if the support was enrolled by its name alone
-    loo_score: float | None = None  # P(present) by the class's earlier supports, in [0, 1]; None if it was the first
+    loo_score: float | None = None  # leave-one-out P(present) by the class's earlier supports, in [0, 1]; or None
     objectness_weight: float = 0.0  # how much an objectness map counts for this object, in [0, 2]
 
     @property

@@ -24,12 +24,7 @@ class InputError(FsvitEdgeError):
 
 
 class ObjectTooSmallError(InputError):
-    """The object in a support picture is too small for the network to see.
-
-    Args:
-        what: The picture, as the start of a sentence.
-        index: Index of the picture, in the order given, from 0.
-    """
+    """The object in support picture `index`, counted from 0, is too small; `what` names it, to start the sentence."""
 
     def __init__(self, what: str, index: int) -> None:
         super().__init__(

@@ -22,16 +22,12 @@ ATTENTION_MAPS_PER_TOKEN = 8 * 10  # heads x pooled support tokens
 def head_runs(
     classes: Sequence[ClassSupports], head: str, num_query: int, engine: Engine
 ) -> Iterator[dict[str, Array]]:
-    """Yield the inputs of each run except the frame's tokens; the answers of the runs add up.
+    """Yield the inputs of each run except the frame's tokens, of which there are `num_query`; the runs' answers add up.
+
+    The engine limits how many supports it takes, and of what types; there is at least one class.
 
     For n supports of at most T kept tokens: "kept" (n, C, T, d), padded with zeros; "kept_mask" (n, T); "pooled"
     (n, C, 9, d); "pooled_mask" (n, 9); "averaging" (ways, n), the share of each support in its class's answer.
-
-    Args:
-        classes: The supports of each class; at least one class.
-        head: One of `bundle.HEADS`.
-        num_query: Tokens of a frame.
-        engine: The head's engine, which limits how many supports it takes, and of what types.
     """
     shots = [(way, support) for way, supports in enumerate(classes) for support in supports]
     longest = max(support.kept.shape[1] for _, support in shots)

@@ -4,9 +4,8 @@ import platform
 import re
 import resource
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fsvit_edge.runtime.gpu import Gpu, find_gpu
 
@@ -29,13 +28,6 @@ class Machine:
     def here(cls) -> "Machine":
         """Describe this machine; finding the GPU initializes its driver, which takes a moment."""
         return cls(platform.system(), platform.machine(), _cpu(), find_gpu(), _l4t())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON object, equal to what is read back from JSON."""
-        values = asdict(self)
-        if self.gpu is not None:
-            values["gpu"]["compute_capability"] = list(self.gpu.compute_capability)
-        return values
 
 
 def resident_memory_mb(process_ids: Iterable[int]) -> float:

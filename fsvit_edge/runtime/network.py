@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fsvit_edge.runtime.bank import MAX_CLASSES
-from fsvit_edge.runtime.bundle import OBJECTNESS, Manifest
+from fsvit_edge.runtime.bundle import EXPORT_AGAIN, OBJECTNESS, Manifest
 from fsvit_edge.runtime.cached_support import ClassSupports
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, on_host
 from fsvit_edge.runtime.errors import ArtifactError
@@ -45,7 +45,7 @@ class ExportedNetwork:
         if stated != found:
             raise ArtifactError(
                 f"The manifest of {manifest.name} states images of {stated[0]} px and masks of {stated[1]} px, "
-                f"its graphs have {found[0]} px and {found[1]} px; export the bundle again with: fsvit-edge export."
+                f"its graphs have {found[0]} px and {found[1]} px; {EXPORT_AGAIN}."
             )
         self._resident: tuple[Sequence[ClassSupports], list[tuple[slice, dict[str, ResidentTensor]]]] | None = None
 

@@ -82,12 +82,7 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 
 def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
-    """Write one (H, W, 3) uint8 RGB picture, whole or not at all, in the format of the suffix.
-
-    Raises:
-        InputError: The suffix is of no known format, `path` is a folder, or one of its parents is a file.
-        FsvitEdgeError: The disk is full or the folder is not writable.
-    """
+    """Write one (H, W, 3) uint8 RGB picture, whole or not at all, in the format of its suffix; see `atomic_write`."""
     encoder = _ENCODERS.get(path.suffix.lower())
     if encoder is None:
         raise InputError(f"{path} cannot be written as a picture; end its name in one of {', '.join(_ENCODERS)}.")

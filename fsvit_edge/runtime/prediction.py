@@ -13,27 +13,16 @@ from fsvit_edge.runtime.support_masks import Box
 
 @dataclass(frozen=True)
 class ClassResult:
-    """What the model found of one class.
-
-    Attributes:
-        name: The class.
-        score: P(present), in [0, 1], after negatives and competing classes lowered it.
-        raw_score: What the head said, in [0, 1].
-        level: The score above which the class is present, in (0, 1).
-        is_present: Whether the score is above the level, or was for long enough if answers are steady.
-        area_px: Pixels of the class in the label map, whether it is present or not.
-        area: The same as a share of the frame, in [0, 1].
-        box_xyxy: Left, top, right and bottom of those pixels, right and bottom exclusive; None without a pixel.
-    """
+    """What the model found of one class; the box is left, top, right and bottom in pixels, the latter two exclusive."""
 
     name: str
-    score: float
-    raw_score: float
-    level: float
-    is_present: bool
-    area_px: int
-    area: float
-    box_xyxy: Box | None
+    score: float  # P(present), in [0, 1], after negatives and competing classes lowered it
+    raw_score: float  # what the head said, in [0, 1]
+    level: float  # the score above which the class is present, in (0, 1)
+    is_present: bool  # whether the score is above the level, or was for long enough if answers are steady
+    area_px: int  # pixels of the class in the label map, whether it is present or not
+    area: float  # the same as a share of the frame, in [0, 1]
+    box_xyxy: Box | None  # around those pixels; None without a pixel
 
 
 @dataclass(frozen=True)

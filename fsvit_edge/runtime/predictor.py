@@ -56,7 +56,7 @@ class FewShotModel:
     def __init__(self, manifest: Manifest, engines: Mapping[str, Engine], choice: EngineChoice | None = None) -> None:
         self.choice = choice or EngineChoice("given", manifest.precision, "engines that were given")
         self.network = ExportedNetwork(manifest, engines)
-        self._outlines = "sharp" if self.network.has_objectness else "plain"
+        self._is_sharp = self.network.has_objectness
         self.bank = SupportBank(
             EncoderIdentity(
                 manifest.name,
@@ -127,7 +127,7 @@ class FewShotModel:
         Raises:
             InputError: On setting: the kind is unknown, or the bundle has no objectness.
         """
-        return self._outlines
+        return "sharp" if self._is_sharp else "plain"
 
     @outlines.setter
     def outlines(self, kind: str) -> None:
@@ -138,7 +138,7 @@ class FewShotModel:
                 f"Bundle {self.manifest.name} has no objectness, which sharp outlines need; export it with: "
                 "fsvit-edge export --objectness."
             )
-        self._outlines = kind
+        self._is_sharp = kind == "sharp"
 
     def enroll(
         self,
@@ -282,7 +282,7 @@ class FewShotModel:
         ellipse = mask_from_box((image.shape[0], image.shape[1]), box_xyxy)
         if not self._is_sharp:
             return ellipse
-        objectness = self._objectness_of(self.network.encode(image), image)
+        objectness = self.network.objectness_of(self.network.encode(image), image)
         assert objectness is not None
         return thing_in_box(objectness, ellipse, box_xyxy)
 
@@ -446,10 +446,6 @@ class FewShotModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def _is_sharp(self) -> bool:
-        return self._outlines == "sharp"
 
     def _objectness_of(self, encoded: dict[str, ResidentTensor], image: Image) -> Maps | None:
         return self.network.objectness_of(encoded, image) if self._is_sharp else None

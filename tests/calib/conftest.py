@@ -20,6 +20,11 @@ def tiny_graphs(tiny_bundle: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
+def encoder(tiny_graphs: dict[str, bytes]) -> bytes:
+    return tiny_graphs["encoder"]
+
+
+@pytest.fixture(scope="session")
 def pictures() -> list[np.ndarray]:
     """(1, 48, 48, 3) with structure, as the encoder takes them."""
     rng = np.random.default_rng(0)
@@ -27,7 +32,7 @@ def pictures() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def tiny_calibration(tiny_bundle: Path, pictures: Sequence[np.ndarray]) -> Calibration:
+def calibration(tiny_bundle: Path, pictures: Sequence[np.ndarray]) -> Calibration:
     from fsvit_edge.calib.ranges import collect_ranges
     from fsvit_edge.runtime.bundle import Bundle
 

@@ -54,6 +54,9 @@ def test_a_folder_is_searched_recursively_and_each_picture_comes_once(album: Pat
     assert found.unreadable == 0
     picture = next(iter(found))
     assert (picture.shape, picture.dtype) == ((2, 4, 3), np.uint8)
+    save_picture(album.parent / "x.PNG", 9)
+    one = sample_pictures(str(album.parent / "x.PNG"), 5, seed=0)
+    assert (one.count, values(one)) == (1, [9])
 
 
 def test_a_seed_gives_the_same_pictures_wherever_the_folder_is(album: Path) -> None:
@@ -127,12 +130,6 @@ def test_if_no_picture_can_be_read_the_error_names_the_first(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"has no picture to calibrate with: .*\.png is damaged") as error:
         list(sample_pictures(str(tmp_path), 5, seed=0))
     assert "\n" not in str(error.value)
-
-
-def test_one_picture_is_a_set_of_one(tmp_path: Path) -> None:
-    save_picture(tmp_path / "x.PNG", 9)
-    found = sample_pictures(str(tmp_path / "x.PNG"), 5, seed=0)
-    assert (found.count, values(found)) == (1, [9])
 
 
 @pytest.mark.parametrize(
@@ -222,43 +219,30 @@ def test_a_videos_sample_is_spread_over_its_time(tmp_path: Path) -> None:
     assert len(np.unique(np.diff(times))) > 1  # not every tenth frame
     assert values(found) == values(sample_pictures(str(tmp_path / "clip.avi"), 10, seed=0))
     assert values(found) != values(sample_pictures(str(tmp_path / "clip.avi"), 10, seed=1))
+    save_video(tmp_path / "short.avi", 7)
+    short = sample_pictures(str(tmp_path / "short.avi"), 10, seed=0)
+    assert (short.count, [round(value / 2) for value in values(short)]) == (7, list(range(7)))
 
 
-def test_a_short_video_gives_each_frame_once(tmp_path: Path) -> None:
-    save_video(tmp_path / "clip.avi", 7)
-    found = sample_pictures(str(tmp_path / "clip.avi"), 10, seed=0)
-    assert found.count == 7
-    assert [round(value / 2) for value in values(found)] == list(range(7))
-
-
-def set_declared_length(monkeypatch: pytest.MonkeyPatch, declared: int | None) -> None:
-    opened = pictures.open_source
-
-    def unsure(uri: str) -> Source:
-        source = opened(uri)
-        source.num_frames = declared
-        return source
-
-    monkeypatch.setattr(pictures, "open_source", unsure)
-
-
-@pytest.mark.parametrize(("declared", "given"), [(None, 10), (400, 2)])
 def test_a_video_with_no_or_a_wrong_length_gives_the_frames_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: int | None, given: int
-) -> None:
-    save_video(tmp_path / "clip.avi", 100)
-    set_declared_length(monkeypatch, declared)
-    found = sample_pictures(str(tmp_path / "clip.avi"), 10, seed=0)
-    assert abs(len(values(found)) - given) <= 1
-
-
-def test_a_video_that_ends_before_the_first_sampled_frame_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_video(tmp_path / "clip.avi", 100)
-    set_declared_length(monkeypatch, 10**6)
+    opened = pictures.open_source
+
+    def sample(declared: int | None) -> list[int]:
+        def unsure(uri: str) -> Source:
+            source = opened(uri)
+            source.num_frames = declared
+            return source
+
+        monkeypatch.setattr(pictures, "open_source", unsure)
+        return values(sample_pictures(str(tmp_path / "clip.avi"), 10, seed=0))
+
+    assert len(sample(None)) == pytest.approx(10, abs=1)
+    assert len(sample(400)) == pytest.approx(2, abs=1)
     with pytest.raises(InputError, match="it ends before the first sampled frame"):
-        list(sample_pictures(str(tmp_path / "clip.avi"), 10, seed=0))
+        sample(10**6)
 
 
 class FakeCamera(FileSource):
@@ -266,10 +250,8 @@ class FakeCamera(FileSource):
 
     is_live = True  # type: ignore[assignment]
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, lasts_s: float = 1e9) -> None:
-        self.frames = 0
-        self.closed = 0
-        self.lasts_s = lasts_s
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.frames, self.closed, self.lasts_s = 0, 0, 1e9
         monkeypatch.setattr(pictures, "open_source", lambda _: self.open())
         monkeypatch.setattr("time.monotonic", lambda: 100 + self.frames / 30)
 
@@ -293,10 +275,7 @@ def test_a_cameras_sample_is_spread_over_the_given_seconds(monkeypatch: pytest.M
     assert found.count == 6
     assert values(found) == [0, 10, 20, 30, 40, 50]
     assert camera.closed == 2  # once to see what it is
-
-
-def test_a_camera_that_stops_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeCamera(monkeypatch, lasts_s=15)
+    camera.lasts_s = camera.frames / 30 + 15
     with pytest.raises(SourceError, match="stopped delivering"):
         list(sample_pictures("0", 6, seed=0, seconds=60))
 

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from fsvit_edge.export import build as build_module
-from fsvit_edge.export.agreement import demo_pictures
+from fsvit_edge.export.measure import demo_pictures
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.engines.store.sets import find_engines
+from fsvit_edge.runtime.engines.files import find_engines
 
 Cli = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("fsvit_edge.export.candidate.TIMED_S", 0.05)
+    monkeypatch.setattr("fsvit_edge.export.measure.TIMED_S", 0.05)
     monkeypatch.setattr(build_module, "demo_pictures", lambda: demo_pictures(4))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

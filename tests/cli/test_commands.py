@@ -171,7 +171,8 @@ def lines_of(text: str) -> list[dict[str, Any]]:
     ("arguments", "code", "text"),
     [
         # 2: an input cannot be used
-        (("run", "photo.jpg", "--xyzzy"), 2, "No such option: --xyzzy; see: fsvit-edge run --help"),
+        (("run", "photo.jpg", "--xyzzy"), 2, "No such option: --xyzzy; fsvit-edge run has --camera, "),
+        (("run", "photo.jpg", "--num", "5"), 2, "--max-frames, --stats, --health, --token, --allow-host, --json; see"),
         (("fly",), 2, "No such command 'fly'; see: fsvit-edge --help"),
         (("bank", "fly"), 2, "No such command 'fly'; see: fsvit-edge bank --help"),
         (("enroll",), 2, "Missing argument"),

@@ -12,7 +12,7 @@ import pytest
 from engine_records import MACHINE, copy_bundle, edit, write_set
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.engines.store.files import sidecar_of
+from fsvit_edge.runtime.engines.files import sidecar_of
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.pictures import write_image
 

@@ -9,8 +9,7 @@ import pytest
 import typer
 from typer.models import OptionInfo
 
-from fsvit_edge.cli.main import app
-from fsvit_edge.cli.vocabulary import RENAMED
+from fsvit_edge.cli.main import RENAMED, app
 
 Cli = Callable[..., Any]
 

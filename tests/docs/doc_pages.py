@@ -29,18 +29,11 @@ HEIGHT, WIDTH = 120, 160
 
 @dataclass(frozen=True)
 class Step:
-    """A command or a script of a page.
+    """A command or a script of a page."""
 
-    Attributes:
-        language: "sh", "ini" or "python".
-        text: One `fsvit-edge ...` command without what comes before it, or a whole script.
-        is_run: False for commands that need what a test machine lacks, and for blocks after
-            `<!-- not run: reason -->`.
-    """
-
-    language: str
-    text: str
-    is_run: bool
+    language: str  # "sh", "ini" or "python"
+    text: str  # one `fsvit-edge ...` command without what comes before it, or a whole script
+    is_run: bool  # not if it needs what a test machine lacks, or comes after `<!-- not run: reason -->`
 
 
 def name_of(page: Path) -> str:
@@ -72,12 +65,8 @@ def commands(page: Path) -> list[str]:
 @functools.cache
 def help_of(name: str) -> str:
     """Text of --help, of "run" or "bank list" for example."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fsvit_edge.cli.main", *name.split(), "--help"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = [sys.executable, "-m", "fsvit_edge.cli.main", *name.split(), "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{name}: {done.stderr}"
     return done.stdout
 

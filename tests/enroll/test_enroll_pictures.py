@@ -13,35 +13,28 @@ from fsvit_edge.runtime.errors import ObjectTooSmallError
 GOOD = Fit(0.71, 1.3, True)
 
 
+SMALL = "The object covers less than 1 % of the picture; move"
+EVERYTHING = "The guessed mask covers almost the whole picture"
+ABSENT = "The class is not found in its own picture; give"
+
+
 @pytest.mark.parametrize(
     ("cover", "fit", "is_guess", "starts"),
     [
         pytest.param(0.2, GOOD, False, [], id="good"),
         pytest.param(0.2, Fit(0.41, 1.99, True), False, [], id="just good enough"),
-        pytest.param(
-            0.2, Fit(0.9, 1.0, False), False, ["The class is not found in its own picture; give"], id="absent"
-        ),
-        pytest.param(
-            0.2, Fit(0.9, 1.0, False), True, ["The class is not found in its own picture; give"], id="unfound"
-        ),
+        pytest.param(0.2, Fit(0.9, 1.0, False), False, [ABSENT], id="absent"),
+        pytest.param(0.2, Fit(0.9, 1.0, False), True, [ABSENT], id="unfound"),
         pytest.param(
             0.2, Fit(0.3, 2.6, True), False, ["The outline has 2.6 x the mask's area, so it includes"], id="wide"
         ),
         pytest.param(0.2, Fit(0.31, 0.9, True), False, ["The outline fits the mask poorly (IoU 0.31); go"], id="bad"),
         pytest.param(0.2, Fit(0.0, 0.0, True), False, ["The outline fits the mask poorly (IoU 0.00); go"], id="empty"),
         pytest.param(0.2, Fit(0.2, 3.0, True), True, [], id="the outline need not fit a guess"),
-        pytest.param(0.005, GOOD, False, ["The object covers less than 1 % of the picture"], id="small"),
-        pytest.param(
-            0.99, GOOD, True, ["The guessed mask covers almost the whole picture"], id="a guess of everything"
-        ),
+        pytest.param(0.005, GOOD, False, [SMALL], id="small"),
+        pytest.param(0.99, GOOD, True, [EVERYTHING], id="a guess of everything"),
         pytest.param(0.99, GOOD, False, [], id="everything, as given"),
-        pytest.param(
-            0.005,
-            Fit(0.9, 1.0, False),
-            True,
-            ["The object covers less than 1 %", "The class is not found in its own picture"],
-            id="two at once",
-        ),
+        pytest.param(0.005, Fit(0.9, 1.0, False), True, [SMALL, ABSENT], id="two at once"),
     ],
 )
 def test_warnings_say_what_is_wrong_and_what_to_do(cover: float, fit: Fit, is_guess: bool, starts: list[str]) -> None:

@@ -1,22 +1,74 @@
-"""Fixtures of the export tests: a ViT-S/8 at 400 px, whose export takes seconds, and a calibration for any encoder."""
+"""Fixtures of the export tests: engines that are measured in a moment, a faked TensorRT, and a ViT-S/8 at 400 px."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
+from fake_builder import FakeTensorRT, install
+
+from fsvit_edge.runtime.engines import tensorrt_api
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.pictures import write_image
 
 if TYPE_CHECKING:
     from fsvit_edge.calib.calibration import Calibration
     from fsvit_edge.model.graphs import GraphSpec
     from fsvit_edge.model.network import FewShotNetwork
 
-
 BuildOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds measure for a moment, on few pictures."""
+    from fsvit_edge.export.measure import demo_pictures
+
+    monkeypatch.setattr("fsvit_edge.export.measure.TIMED_S", 0.02)
+    monkeypatch.setattr("fsvit_edge.export.build.demo_pictures", lambda: demo_pictures(4))
+
+
+@pytest.fixture(params=["10.3.0", "11.4.1"])
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
+    """TensorRT in two versions."""
+    yield install(monkeypatch, request.param)
+    tensorrt_api._shared_logger.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def altered() -> Callable[..., type[OnnxRuntimeEngine]]:
+    """Make a class of engines that change one output."""
+
+    def make(output: str, change: Callable[[np.ndarray], np.ndarray]) -> type[OnnxRuntimeEngine]:
+        class Altered(OnnxRuntimeEngine):
+            def run(self, feed: Any) -> Any:
+                outputs = super().run(feed)
+                return (
+                    {**outputs, output: self.upload(change(outputs[output].numpy()))} if output in outputs else outputs
+                )
+
+        return Altered
+
+    return make
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data set of two classes, three pictures each, with masks."""
+    for number, (name, stem) in enumerate((name, stem) for name in ("cup", "key") for stem in "abc"):
+        image = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        image = image.repeat(20, axis=0).repeat(20, axis=1)
+        mask = np.zeros_like(image)
+        mask[20 + number : 60, 30:70] = 255
+        image[mask > 0] = 200 if name == "cup" else 40
+        write_image(tmp_path / "data" / name / "images" / f"{stem}.png", image)
+        write_image(tmp_path / "data" / name / "masks" / f"{stem}.png", mask)
+    return tmp_path / "data"
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +116,7 @@ def bundle_beside(
 def calibrate() -> Callable[[bytes], Calibration]:
     """Make a calibration of an encoder with the range -4 to 4 for every tensor."""
     from fsvit_edge.calib.calibration import FORMAT_VERSION, Calibration
-    from fsvit_edge.calib.int8 import linear_layers
+    from fsvit_edge.calib.convert_int8 import linear_layers
     from fsvit_edge.calib.onnx_graph import Graph
 
     def make(encoder: bytes) -> Calibration:

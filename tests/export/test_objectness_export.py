@@ -3,7 +3,7 @@
 import copy
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,14 @@ import torch
 from onnx import numpy_helper
 
 from fsvit_edge.calib.calibration import Calibration
-from fsvit_edge.calib.fp16 import find_overflows, to_fp16
-from fsvit_edge.calib.precision import PrecisionOptions, make_graph
+from fsvit_edge.calib.convert import make_graph
+from fsvit_edge.calib.convert_fp16 import find_overflows
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.cli.main import main
-from fsvit_edge.export import build as build_module
-from fsvit_edge.export import candidate, pipeline
-from fsvit_edge.export.agreement import compare, demo_pictures
+from fsvit_edge.export import measure, pipeline
 from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.job import BuildOptions
+from fsvit_edge.export.measure import compare, demo_pictures
 from fsvit_edge.export.parity import raise_on_failure, verify
 from fsvit_edge.model.checkpoint import save_network
 from fsvit_edge.model.graphs import build_graphs
@@ -31,14 +30,11 @@ from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.torch_engine import open_network
 from fsvit_edge.runtime.bundle import GRAPH_NAMES, OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.errors import AccuracyGateError, InputError
-from fsvit_edge.runtime.pictures import write_image
+from fsvit_edge.runtime.errors import AccuracyGateError
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image
 
 CPU = torch.device("cpu")
-ORT_FP32 = BuildOptions(engine="onnxruntime", precision="fp32")
-Models = dict[str, bytes]
 
 
 def picture(seed: int) -> np.ndarray:
@@ -121,15 +117,6 @@ def test_a_separate_objectness_graph_does_not_change_the_heads_answers(bundle_be
     for name in ("scores", "label_map", "foreground"):
         assert np.array_equal(getattr(before, name), getattr(after, name)), name
     assert not np.array_equal(sharp.foreground, before.foreground)
-
-
-def test_a_missing_or_second_objectness_decoder_is_refused(
-    tiny_network: FewShotNetwork, hybrid_network: FewShotNetwork
-) -> None:
-    with pytest.raises(InputError, match=r"^hybrid already has an objectness decoder; export without --objectness\.$"):
-        build_graphs(hybrid_network, hybrid_network)
-    with pytest.raises(InputError, match=r"^tiny has no objectness decoder, so there is none to add; export without"):
-        build_graphs(tiny_network, tiny_network)
 
 
 # --------------------------------------------------------------------------------------------------- ONNX against torch
@@ -281,12 +268,6 @@ def test_an_export_with_no_decoder_to_add_is_refused(
 # -------------------------------------------------------------------------------------------------------------- engines
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.export.candidate.TIMED_S", 0.02)
-    monkeypatch.setattr(build_module, "demo_pictures", lambda: demo_pictures(3))
-
-
 @pytest.fixture(scope="module")
 def calibration(hybrid_bundle: Path) -> Calibration:
     return collect_ranges(Bundle.load(hybrid_bundle), demo_pictures(4), "minmax")
@@ -302,32 +283,23 @@ def test_the_decoder_works_in_every_precision(
     bundle = Bundle.load(hybrid_bundle)
     encoder = bundle.graphs["encoder"]
     image = resize_image(demo_pictures(3)[1], bundle.manifest.image_size)[None]
-    made = make_graph(encoder, "encoder", precision, target, calibration, PrecisionOptions())
-    with OnnxRuntimeEngine(encoder, "cpu", 1) as engine:
-        wanted = {name: np.array(tensor.numpy()) for name, tensor in engine.run({"image": image}).items()}
-    with OnnxRuntimeEngine(made.SerializeToString(), "cpu", 1) as engine:
-        found = {name: np.array(tensor.numpy()) for name, tensor in engine.run({"image": image}).items()}
+    made = make_graph(encoder, "encoder", precision, target, calibration)
+    answers = []
+    for data in (encoder, made.SerializeToString()):
+        with OnnxRuntimeEngine(data, "cpu", 1) as engine:
+            answers.append({name: np.array(tensor.numpy()) for name, tensor in engine.run({"image": image}).items()})
+    wanted, found = answers
+    assert find_overflows(encoder, made, [{"image": image}]) == ()
     assert found[OBJECTNESS].dtype == (np.float32 if target == "onnxruntime" else np.float16)
     scale = np.abs(wanted[OBJECTNESS]).max()
     assert np.abs(found[OBJECTNESS].astype(np.float32) - wanted[OBJECTNESS]).max() < tolerance * scale
     assert np.abs(found["tokens"].astype(np.float32) - wanted["tokens"]).max() > 1e-5  # it is another precision
 
 
-def test_the_decoder_does_not_overflow_in_fp16(hybrid_bundle: Path) -> None:
-    bundle = Bundle.load(hybrid_bundle)
-    encoder = bundle.graphs["encoder"]
-    image = resize_image(demo_pictures(3)[1], bundle.manifest.image_size)[None]
-    assert find_overflows(encoder, to_fp16(encoder, frozenset(), lambda *_: False), [{"image": image}]) == ()
-
-
-def copied(bundle: Path, to: Path) -> Path:
-    return Path(shutil.copytree(bundle, to / "bundle"))
-
-
 def test_int8_on_the_cpu_agrees_with_fp32_and_has_sharp_outlines(
     hybrid_bundle: Path, calibration: Calibration, tmp_path: Path
 ) -> None:
-    path = copied(hybrid_bundle, tmp_path)
+    path = shutil.copytree(hybrid_bundle, tmp_path / "bundle")
     calibration.save(path / "calibration.json")
     result = build_engines(path, BuildOptions(engine="onnxruntime"))
     assert result.agreement is not None
@@ -353,18 +325,13 @@ class Sharing(FewShotModel):
 
 
 def test_engines_are_compared_and_scored_with_the_separate_objectness_graph(
-    bundle_beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_beside: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = copied(bundle_beside, tmp_path)
-    for number in range(6):
-        folder = tmp_path / "data" / ("cup" if number % 2 else "key")
-        write_image(folder / "images" / f"{number}.png", picture(number))
-        write_image(folder / "masks" / f"{number}.png", 255 * mask()[..., None].repeat(3, axis=2).astype(np.uint8))
+    path = shutil.copytree(bundle_beside, tmp_path / "bundle")
     monkeypatch.setattr(Sharing, "opened", [])
-    for module in (sys.modules[compare.__module__], candidate):
-        monkeypatch.setattr(module, "FewShotModel", Sharing)
-    monkeypatch.setattr(candidate, "EPISODES", 4)
-    result = build_engines(path, replace(ORT_FP32, data=tmp_path / "data", max_drop=0.0))
+    monkeypatch.setattr(measure, "FewShotModel", Sharing)
+    monkeypatch.setattr(measure, "EPISODES", 4)
+    result = build_engines(path, BuildOptions("onnxruntime", "fp32", data=data, max_drop=0.0))
     assert result.engines.keys() == {"encoder", "head"}
     assert result.agreement is not None
     assert (result.agreement.presence_flips, result.agreement.label_agreement) == (0, 1.0)
@@ -383,18 +350,10 @@ def test_engines_are_compared_and_scored_with_the_separate_objectness_graph(
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-4)
 
 
-class Blind(OnnxRuntimeEngine):
-    """An encoder that sees only background."""
-
-    def run(self, feed: Mapping[str, Any]) -> Any:
-        outputs = super().run(feed)
-        return {**outputs, OBJECTNESS: self.upload(np.full(outputs[OBJECTNESS].shape, -8, np.float32))}
-
-
-def test_the_comparison_shows_an_engine_with_other_objectness(hybrid_bundle: Path) -> None:
+def test_the_comparison_shows_an_engine_with_other_objectness(hybrid_bundle: Path, altered: Any) -> None:
     bundle = Bundle.load(hybrid_bundle)
     reference = {name: OnnxRuntimeEngine(graph, "cpu", 1) for name, graph in bundle.graphs.items()}
-    blind = Blind(bundle.graphs["encoder"], "cpu", 1)
+    blind = altered(OBJECTNESS, lambda seen: np.full_like(seen, -8))(bundle.graphs["encoder"], "cpu", 1)
     found = [
         compare(bundle.manifest, reference, {"encoder": one, "head": reference["head"]}, demo_pictures(3), "", "")
         for one in (reference["encoder"], blind)

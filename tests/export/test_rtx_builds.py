@@ -10,9 +10,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from fsvit_edge.calib.calibration import Calibration
-from fsvit_edge.calib.precision import PrecisionOptions, make_graph
-from fsvit_edge.export.layers import BuiltGraph
-from fsvit_edge.export.tensorrt import PlanOptions, build_plan
+from fsvit_edge.calib.convert import make_graph
+from fsvit_edge.export.onnxruntime import BuiltGraph
+from fsvit_edge.export.tensorrt import PlanRequest, build_plan
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
@@ -22,12 +22,12 @@ pytest.importorskip("tensorrt_rtx", reason="real builds need tensorrt-rtx, which
 vits8 = pytest.mark.slow(reason="a ViT-S/8 at 400 px is exported and built; cst-nano's layers are counted in any run")
 
 TARGETS = ("sm86", "sm89", "sm120")
-VITS8_BLOCKS = 12
 HYBRID_BLOCKS = 4
 STEM_PRODUCTS = 1
 """A 1 x 1 convolution over the 64 positions of the stem's last map, which RTX computes as a product in FP16."""
-HYBRID_PRODUCTS = 5
-"""Products with weights per block: four linear layers, and the one that evens the block's tokens."""
+NETWORKS = {"nano": (HYBRID_BLOCKS, 5 * HYBRID_BLOCKS, STEM_PRODUCTS), "vits8": (12, 4 * 12, 0)}
+"""Blocks, products with weights in them (four linear layers, in cst-nano also the one that evens the block's tokens),
+and products in the stem."""
 SIZES = {"batch": (1, 1, 1), "supports": (1, 5, 50), "ways": (1, 5, 10), "kept_tokens": (1, 44, 145)}
 Calibrate = Callable[[bytes], Calibration]
 
@@ -37,6 +37,11 @@ def nano() -> Bundle:
     return Bundle.load(DEFAULT_BUNDLE)
 
 
+@pytest.fixture(scope="module")
+def nano_encoder(nano: Bundle) -> bytes:
+    return nano.graphs["encoder"]
+
+
 def build(graph: bytes, name: str = "encoder", targets: tuple[str, ...] = ("sm86",)) -> BuiltGraph:
     described = onnx.load_from_string(graph).graph
     names = {
@@ -44,11 +49,11 @@ def build(graph: bytes, name: str = "encoder", targets: tuple[str, ...] = ("sm86
         for value in (*described.input, *described.output)
     }
     api = open_tensorrt("tensorrt-rtx")
-    return build_plan(api, graph, name, SIZES, names, PlanOptions(targets), None, lambda _: None)
+    return build_plan(api, graph, PlanRequest(name, SIZES, names, None, targets), lambda _: None)
 
 
 def typed(graph: bytes, precision: str, calibration: Calibration | None = None, name: str = "encoder") -> bytes:
-    return make_graph(graph, name, precision, "tensorrt-rtx", calibration, PrecisionOptions()).SerializeToString()
+    return make_graph(graph, name, precision, "tensorrt-rtx", calibration).SerializeToString()
 
 
 def dtypes(specs: Any) -> set[str]:
@@ -56,38 +61,18 @@ def dtypes(specs: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_nano_in_fp16_has_its_attention_fused_and_no_fp32_product(nano: Bundle, target: str) -> None:
-    plan = build(typed(nano.graphs["encoder"], "fp16"), targets=(target,))
-    assert (plan.layers.attention, plan.layers.fp32_gemms, plan.layers.int8_gemms) == (HYBRID_BLOCKS, 0, 0)
-    assert plan.layers.fp16_gemms == HYBRID_PRODUCTS * HYBRID_BLOCKS + STEM_PRODUCTS
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("network", ["nano", pytest.param("vits8", marks=vits8)])
+def test_attention_is_fused_and_every_linear_layer_of_the_blocks_has_its_precision(
+    request: pytest.FixtureRequest, calibrate: Calibrate, network: str, precision: str, target: str
+) -> None:
+    encoder = request.getfixturevalue(f"{network}_encoder")
+    blocks, products, stem = NETWORKS[network]
+    plan = build(typed(encoder, precision, calibrate(encoder)), targets=(target,))
+    assert (plan.layers.attention, plan.layers.fp32_gemms) == (blocks, 0)
+    assert plan.layers.int8_gemms == (products if precision == "int8" else 0)
+    assert plan.layers.gemms == products + stem
     assert (dtypes(plan.inputs), dtypes(plan.outputs)) == ({"uint8"}, {"float16"})
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_nano_in_int8_has_every_linear_layer_of_its_blocks_in_int8(
-    nano: Bundle, calibrate: Calibrate, target: str
-) -> None:
-    encoder = nano.graphs["encoder"]
-    plan = build(typed(encoder, "int8", calibrate(encoder)), targets=(target,))
-    assert (plan.layers.attention, plan.layers.fp32_gemms) == (HYBRID_BLOCKS, 0)
-    assert plan.layers.int8_gemms == HYBRID_PRODUCTS * HYBRID_BLOCKS
-
-
-@vits8
-@pytest.mark.parametrize("target", TARGETS)
-def test_vits8_in_fp16_has_its_attention_fused_and_no_fp32_product(vits8_encoder: bytes, target: str) -> None:
-    layers = build(typed(vits8_encoder, "fp16"), targets=(target,)).layers
-    assert (layers.attention, layers.fp32_gemms, layers.int8_gemms) == (VITS8_BLOCKS, 0, 0)
-    assert layers.fp16_gemms == 4 * VITS8_BLOCKS
-
-
-@vits8
-@pytest.mark.parametrize("target", TARGETS)
-def test_vits8_in_int8_has_every_linear_layer_of_its_blocks_in_int8(
-    vits8_encoder: bytes, calibrate: Calibrate, target: str
-) -> None:
-    layers = build(typed(vits8_encoder, "int8", calibrate(vits8_encoder)), targets=(target,)).layers
-    assert (layers.attention, layers.fp32_gemms, layers.int8_gemms) == (VITS8_BLOCKS, 0, 4 * VITS8_BLOCKS)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -4,17 +4,15 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_builder import LAYERS, FakeTensorRT, install
+from fake_builder import LAYERS, FakeTensorRT
 
 from fsvit_edge.export.job import choose_targets
-from fsvit_edge.export.layers import BuiltGraph, LayerReport, report_layers
-from fsvit_edge.export.tensorrt import PlanOptions, build_plan, keep_timings
-from fsvit_edge.runtime.engines import tensorrt_api
+from fsvit_edge.export.onnxruntime import BuiltGraph, LayerReport
+from fsvit_edge.export.tensorrt import PlanRequest, build_plan, keep_timings, report_layers
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
@@ -25,23 +23,16 @@ H100 = Gpu("NVIDIA H100", (9, 0), 132, 80 * 2**30, "13.0")
 NAMES = {"image": ("batch", 8, 8, 3), "tokens": ("batch", 4)}
 
 
-@pytest.fixture(params=["10.3.0", "11.4.1"])
-def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTensorRT]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield install(monkeypatch, request.param)
-    tensorrt_api._shared_logger.cache_clear()
-
-
 def build(
     steps: list[str] | None = None, graph: bytes = b"graph", batch: Any = (1, 1, 1), **options: Any
 ) -> BuiltGraph:
     said: list[str] = [] if steps is None else steps
     api = open_tensorrt("tensorrt")
-    return build_plan(api, graph, "encoder", {"batch": batch}, NAMES, PlanOptions(**options), ORIN, said.append)
+    return build_plan(api, graph, PlanRequest("encoder", {"batch": batch}, NAMES, ORIN, **options), said.append)
 
 
-def timings(fake: FakeTensorRT, tmp_path: Path) -> Path:
-    return tmp_path / "cache" / "fsvit-edge" / "timings" / f"orin.sm87.trt{fake.__version__}.cache"
+def timings(fake: FakeTensorRT, own_cache: Path) -> Path:
+    return own_cache / "fsvit-edge" / "timings" / f"orin.sm87.trt{fake.__version__}.cache"
 
 
 def test_a_plan_is_built_with_its_shapes_types_and_layers(fake: FakeTensorRT) -> None:
@@ -77,13 +68,13 @@ def test_a_graph_that_is_cut_short_is_refused_before_the_build() -> None:
         build(graph=b"gra")
 
 
-def test_a_build_that_fails_says_why_and_keeps_the_timings_as_they_were(fake: FakeTensorRT, tmp_path: Path) -> None:
+def test_a_build_that_fails_says_why_and_keeps_the_timings_as_they_were(fake: FakeTensorRT, own_cache: Path) -> None:
     build()
-    before = timings(fake, tmp_path).read_bytes()
+    before = timings(fake, own_cache).read_bytes()
     fake.build_errors = ["[memory.cpp] CUDA out of memory"]
     with pytest.raises(FsvitEdgeError, match="out of memory; close other programs on the GPU, or give --workspace"):
         build()
-    assert timings(fake, tmp_path).read_bytes() == before
+    assert timings(fake, own_cache).read_bytes() == before
 
 
 def test_phases_are_reported_during_the_build(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +108,7 @@ def test_an_error_in_the_progress_ends_the_build_too(fake: FakeTensorRT, monkeyp
 
     api = open_tensorrt("tensorrt")
     with pytest.raises(BrokenPipeError):
-        build_plan(api, b"graph", "encoder", {"batch": (1, 1, 1)}, NAMES, PlanOptions(), ORIN, fail)
+        build_plan(api, b"graph", PlanRequest("encoder", {"batch": (1, 1, 1)}, NAMES, ORIN), fail)
     assert fake.was_cancelled
 
 
@@ -128,25 +119,25 @@ def test_the_compilers_output_goes_to_stderr(fake: FakeTensorRT, capfd: pytest.C
     assert capfd.readouterr() == ("result\n", "noise 0\nnoise 1\nnoise 2\n")
 
 
-def test_timings_are_saved_per_version_and_gpu_and_used_by_the_next_build(fake: FakeTensorRT, tmp_path: Path) -> None:
+def test_timings_are_saved_per_version_and_gpu_and_used_by_the_next_build(fake: FakeTensorRT, own_cache: Path) -> None:
     build()
-    assert timings(fake, tmp_path).read_bytes() == b"+"
+    assert timings(fake, own_cache).read_bytes() == b"+"
     build()
-    assert timings(fake, tmp_path).read_bytes() == b"++"
+    assert timings(fake, own_cache).read_bytes() == b"++"
 
 
-def test_timings_of_another_gpu_are_not_used(fake: FakeTensorRT, tmp_path: Path) -> None:
+def test_timings_of_another_gpu_are_not_used(fake: FakeTensorRT, own_cache: Path, tmp_path: Path) -> None:
     named, steps = tmp_path / "mine.cache", list[str]()
     named.write_bytes(b"of another GPU")
     build(steps, timing_cache=named)
     assert named.read_bytes() == b"+"
     assert "the timing cache was made by another TensorRT or GPU; starting with an empty one" in steps
-    assert not timings(fake, tmp_path).exists()
+    assert not timings(fake, own_cache).exists()
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_cache_folder_that_cannot_be_written_only_loses_the_timings(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be")
+def test_a_cache_folder_that_cannot_be_written_only_loses_the_timings(own_cache: Path) -> None:
+    own_cache.write_text("a file where the folder should be")
     steps: list[str] = []
     assert build(steps).data.startswith(b"plan")
     assert any("cannot be used" in step and "building without it" in step for step in steps)

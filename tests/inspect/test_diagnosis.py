@@ -1,4 +1,3 @@
-import json
 import os
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
@@ -10,7 +9,7 @@ from engine_records import MACHINE, VERSIONS, copy_bundle, write_set
 
 from fsvit_edge.inspect import diagnosis
 from fsvit_edge.inspect.diagnosis import Diagnosis, Finding, diagnose
-from fsvit_edge.runtime.engines.store import incompatibilities
+from fsvit_edge.runtime.engines import fitting
 from fsvit_edge.runtime.machine import Machine
 
 
@@ -35,32 +34,26 @@ def test_this_machine_can_run_the_tests() -> None:
     assert diagnosed.usable
     subjects = [finding.subject for finding in diagnosed.findings]
     assert len(subjects) == len(set(subjects))
-    assert {"python", "numpy", "onnxruntime", "engine onnxruntime", "OpenCV FFMPEG", "cameras", "bundle"} <= set(
-        subjects
-    )
+    expected = {"python", "numpy", "onnxruntime", "engine onnxruntime", "OpenCV FFMPEG", "cameras", "bundle"}
+    assert expected <= set(subjects)
     assert found("bundle").text.endswith("files intact")
     assert found("engine onnxruntime").ok
 
 
-def test_a_missing_needed_package_makes_the_machine_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
-    uninstall(monkeypatch, "safetensors")
-    assert found("safetensors") == Finding("safetensors", False, True, "not installed; try: pip install safetensors")
-    assert not diagnose().usable
-
-
 @pytest.mark.parametrize(
-    ("package", "text"),
+    ("package", "needed", "text"),
     [
-        ("torch", 'not installed, needed only for fsvit-edge export: pip install "fsvit-edge[export]"'),
-        ("scikit-image", 'not installed, needed only for fsvit-edge run demo: pip install "fsvit-edge[demo]"'),
+        ("safetensors", True, "not installed; try: pip install safetensors"),
+        ("torch", False, 'not installed, needed only for fsvit-edge export: pip install "fsvit-edge[export]"'),
+        ("scikit-image", False, 'not installed, needed only for fsvit-edge run demo: pip install "fsvit-edge[demo]"'),
     ],
 )
-def test_a_missing_optional_package_is_named_with_its_use(
-    package: str, text: str, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_package_is_named_with_its_use(
+    package: str, needed: bool, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uninstall(monkeypatch, package)
-    assert found(package) == Finding(package, False, False, text)
-    assert diagnose().usable
+    assert found(package) == Finding(package, False, needed, text)
+    assert diagnose().usable == (not needed)
 
 
 def test_an_opencv_of_another_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,13 +62,10 @@ def test_an_opencv_of_another_distribution_is_found(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_back_end_missing_in_opencv_is_named_with_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    information = (
-        "  Video I/O:\n    FFMPEG:                      NO\n    v4l/v4l2:                    YES (linux/videodev2.h)\n"
-    )
+    information = "  Video I/O:\n    FFMPEG:            NO\n    v4l/v4l2:          YES (linux/videodev2.h)\n"
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: information)
-    assert found("OpenCV FFMPEG") == Finding(
-        "OpenCV FFMPEG", False, False, "not in this OpenCV, needed for video files and rtsp://"
-    )
+    text = "not in this OpenCV, needed for video files and rtsp://"
+    assert found("OpenCV FFMPEG") == Finding("OpenCV FFMPEG", False, False, text)
     assert found("OpenCV v4l/v4l2").ok
     assert "apt install python3-opencv" in found("OpenCV GStreamer").text
 
@@ -115,9 +105,8 @@ def test_a_gpu_is_reported_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_a_gpu_the_reason_and_the_use_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, replace(MACHINE, gpu=None))
     monkeypatch.setattr(diagnosis, "gpu_missing_reason", lambda: "the NVIDIA driver finds no GPU")
-    needed = "needed for --engine onnxruntime-cuda, tensorrt and tensorrt-rtx: install the NVIDIA driver"
-    text = f"the NVIDIA driver finds no GPU; {needed}"
-    assert found("GPU") == Finding("GPU", False, False, text)
+    use = "needed for --engine onnxruntime-cuda, tensorrt and tensorrt-rtx: install the NVIDIA driver"
+    assert found("GPU") == Finding("GPU", False, False, f"the NVIDIA driver finds no GPU; {use}")
     assert diagnose().usable
 
 
@@ -134,7 +123,7 @@ def test_gpu_packages_are_found_without_an_import(monkeypatch: pytest.MonkeyPatc
 
 def test_the_engines_of_a_bundle_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, MACHINE)
-    monkeypatch.setattr(incompatibilities, "installed_version", VERSIONS.get)
+    monkeypatch.setattr(fitting, "installed_version", VERSIONS.get)
     bundle = copy_bundle(tmp_path / "bundle")
     assert found("engine folder", bundle) == Finding("engine folder", True, False, str(bundle))
     assert found("engines", bundle).text == f"none built; to run faster: fsvit-edge build-engine {bundle}"
@@ -152,13 +141,12 @@ def test_the_engines_of_a_bundle_are_reported(tmp_path: Path, monkeypatch: pytes
 def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert found("engine folder").ok
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    folder = found("engine folder")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        folder = found("engine folder")
     assert (folder.ok, folder.needed) == (False, False)
     assert f"cannot be written: no permission in {tmp_path}; needed for fsvit-edge build-engine" in folder.text
-    monkeypatch.undo()
     (tmp_path / "cache").write_text("a file")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert f"cannot be written: {tmp_path / 'cache'} is a file" in found("engine folder").text
 
     def homeless() -> Path:
@@ -170,9 +158,5 @@ def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch:
 
 
 def test_a_diagnosis_becomes_json() -> None:
-    finding = Finding("numpy", False, True, "not installed")
-    values = json.loads(json.dumps(Diagnosis((finding,)).to_dict()))
-    assert values == {
-        "usable": False,
-        "findings": [{"subject": "numpy", "ok": False, "needed": True, "text": "not installed"}],
-    }
+    values = {"subject": "numpy", "ok": False, "needed": True, "text": "not installed"}
+    assert Diagnosis((Finding(**values),)).to_dict() == {"usable": False, "findings": [values]}

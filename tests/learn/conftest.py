@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_engine import FakeEngine
+from picture_files import save
 
+from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
-from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_mask
 
@@ -100,6 +101,11 @@ def color_model() -> ColorModel:
     return ColorModel(FewShotModel(manifest, engines), encoder, head)
 
 
+@pytest.fixture
+def model(color_model: ColorModel) -> FewShotModel:
+    return color_model.model
+
+
 MakeFolder = Callable[..., Path]
 
 
@@ -118,13 +124,17 @@ def make_folder(tmp_path: Path) -> MakeFolder:
             top, left = rng.integers(2, 10), rng.integers(2, 14)
             inside = np.s_[top : top + 22, left : left + 30]
             picture[inside] = color
-            mask = np.zeros((36, 48, 3), np.uint8)
+            mask = np.zeros((36, 48), np.uint8)
             mask[inside] = 255
-            if shuffle_masks:
-                mask = 255 - mask
-            write_image(folder / "images" / f"{stem}.png", picture)
+            save(folder / "images" / f"{stem}.png", picture)
             if masks:
-                write_image(folder / "masks" / f"{stem}.png", mask)
+                save(folder / "masks" / f"{stem}.png", 255 - mask if shuffle_masks else mask)
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def data(make_folder: MakeFolder) -> FolderFewShot:
+    """Four classes of 8 pictures, for which `color_model` is nearly always right."""
+    return FolderFewShot(make_folder())

@@ -5,7 +5,7 @@ import json
 import runpy
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,8 +18,7 @@ from fake_engine import FakeEngine
 
 from fsvit_edge.learn.evaluation import EvaluationOptions
 from fsvit_edge.learn.folder import FolderFewShot
-from fsvit_edge.learn.scene_metrics import SceneTally
-from fsvit_edge.learn.scenes import SceneOptions, evaluate_scenes
+from fsvit_edge.learn.scenes import SceneTally
 from fsvit_edge.model.checkpoint import save_network
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import HYBRID_BACKBONE
@@ -33,6 +32,7 @@ from fsvit_edge.runtime.predictor import FewShotModel
 
 ColorModel = Any
 MakeFolder = Callable[..., Path]
+Run = Callable[..., tuple[list[str], str]]
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -42,6 +42,8 @@ def load(name: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(FOLDER))
+        for common in ("outlines", "presence", "accuracy"):  # words that another module may have as its name
+            sys.modules.pop(common, None)
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +87,44 @@ def telling(color_model: ColorModel, left: float | None = None) -> FewShotModel:
     return FewShotModel(plain.manifest, graphs)
 
 
-def answer_with(monkeypatch: pytest.MonkeyPatch, model: FewShotModel) -> None:
-    def load(_bundle: Path, _engine: str = "auto", *, threads: int | None = None) -> FewShotModel:
-        assert threads is None or threads > 0
-        return model
+@pytest.fixture
+def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[FewShotModel], None]:
+    """Make every script load this model."""
 
-    monkeypatch.setattr(FewShotModel, "load", load)
+    def answer_with(model: FewShotModel) -> None:
+        def load(_bundle: Path, _engine: str = "auto", *, threads: int | None = None) -> FewShotModel:
+            assert threads is None or threads > 0
+            return model
+
+        monkeypatch.setattr(FewShotModel, "load", load)
+
+    return answer_with
 
 
-def mask_of(rows: int, columns: int, size: int = 20) -> np.ndarray:
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer_with: Any) -> Run:
+    """Run a script on a model; returns the lines on stdout, and stderr."""
+
+    def run(script: ModuleType, model: FewShotModel, *arguments: object) -> tuple[list[str], str]:
+        answer_with(model)
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        script.main()
+        said = capsys.readouterr()
+        return said.out.splitlines(), said.err
+
+    return run
+
+
+def write_example(folder: Path, stem: int, shade: int, rows: int, columns: int, size: int) -> None:
+    """Write a gray picture, and a mask of its top left."""
     mask = np.zeros((size, size, 3), np.uint8)
     mask[:rows, :columns] = 255
-    return mask
+    write_image(folder / "images" / f"{stem}.png", np.full((size, size, 3), shade, np.uint8))
+    write_image(folder / "masks" / f"{stem}.png", mask)
+
+
+def stems(data: Any, question: Any) -> list[int]:
+    return [int(data.examples[index].image.stem) for index in (question.support, *question.queries)]
 
 
 # ------------------------------------------------------------------------------------------------ outlines: questions
@@ -108,21 +136,15 @@ def test_the_first_picture_with_a_large_object_is_the_support_and_the_next_four_
     covers = {"big": [10] * 8, "late": [0, 10, 0, 10, 10], "tiny": [0, 0, 10]}
     for name, rows in covers.items():
         for stem, count in enumerate(rows):
-            mask = mask_of(count, 20, 60) if count else mask_of(1, 2, 60)  # 2 of 3,600 pixels
-            write_image(tmp_path / name / "images" / f"{stem}.png", np.full((60, 60, 3), stem, np.uint8))
-            write_image(tmp_path / name / "masks" / f"{stem}.png", mask)
+            write_example(tmp_path / name, stem, stem, count or 1, 20 if count else 2, 60)  # or 2 of 3,600 pixels
     data, questions = outlines.open_folder(tmp_path)
-    asked = {
-        data.class_names[one.label]: [int(data.examples[index].image.stem) for index in (one.support, *one.queries)]
-        for one in questions
-    }
+    asked = {data.class_names[one.label]: stems(data, one) for one in questions}
     assert asked == {"big": [0, 1, 2, 3, 4], "late": [1, 3, 4]}
 
 
 def test_a_folder_with_only_tiny_objects_is_refused(outlines: ModuleType, tmp_path: Path) -> None:
     for stem in range(3):
-        write_image(tmp_path / "speck" / "images" / f"{stem}.png", np.full((60, 60, 3), stem, np.uint8))
-        write_image(tmp_path / "speck" / "masks" / f"{stem}.png", mask_of(1, 2, 60))
+        write_example(tmp_path / "speck", stem, stem, 1, 2, 60)
     with pytest.raises(InputError, match=r"No class of .* has two pictures in which the object covers more than 0\.2%"):
         outlines.open_folder(tmp_path)
 
@@ -147,15 +169,11 @@ def sequence(tmp_path: Path) -> Path:
     return root
 
 
-def stems(data: Any, indices: Sequence[int]) -> list[int]:
-    return [int(data.examples[index].image.stem) for index in indices]
-
-
 def test_labels_that_cover_enough_of_enough_pictures_become_classes(outlines: ModuleType, sequence: Path) -> None:
     data, (ground, car) = outlines.open_sequence(sequence)
     assert data.class_names == {7: "ground", 2: "car"}
-    assert stems(data, [ground.support, *ground.queries]) == [0, 5, 8, 11]
-    assert stems(data, [car.support, *car.queries]) == [3, 8, 10]
+    assert stems(data, ground) == [0, 5, 8, 11]
+    assert stems(data, car) == [3, 8, 10]
     mask = data.read_mask(car.queries[0])
     assert (mask == 1).sum() == 9
     assert (mask[5:8, 8:11] == 1).all()
@@ -173,29 +191,22 @@ def test_labels_can_be_chosen_and_an_unknown_one_is_refused(outlines: ModuleType
 
 
 def test_an_invalid_sequence_is_refused_and_the_file_named(outlines: ModuleType, sequence: Path) -> None:
-    names = sequence.parent / "labels.txt"
-    write_image(sequence / "images" / "12.png", np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(InputError, match=r"12\.png has no label map"):
-        outlines.open_sequence(sequence)
-    write_image(sequence / "labels" / "12.png", np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(InputError, match="has mode RGB; expected label numbers"):
-        outlines.open_sequence(sequence)
-    for text, error in (
-        ("ground\n", "cannot be read"),
-        ("300 ground\n", "gives 'ground' the number 300; expected 0 to 254"),
+    names, black = sequence.parent / "labels.txt", np.zeros((20, 20, 3), np.uint8)
+    for damage, error in (
+        (lambda: write_image(sequence / "images" / "12.png", black), r"12\.png has no label map"),
+        (lambda: write_image(sequence / "labels" / "12.png", black), "has mode RGB; expected label numbers"),
+        (lambda: names.write_text("ground\n"), "cannot be read"),
+        (lambda: names.write_text("300 ground\n"), "gives 'ground' the number 300; expected 0 to 254"),
+        (names.unlink, r"list of labels .*labels\.txt cannot be read"),
     ):
-        names.write_text(text)
+        damage()
         with pytest.raises(InputError, match=error):
             outlines.open_sequence(sequence)
-    names.unlink()
-    with pytest.raises(InputError, match=r"list of labels .*labels\.txt cannot be read"):
-        outlines.open_sequence(sequence)
 
 
 # --------------------------------------------------------------------------------------------------- outlines: counts
 
 
-# --------------------------------------------------------------------------------------------------- outlines: counts
 class HalfModel:
     """Plain outlines are the top 10 rows, sharp ones the top 4; a support has weight 0.5, or 0 without a mask."""
 
@@ -221,12 +232,9 @@ class HalfModel:
         assert self.level is not None
         assert self.level < 0.01  # otherwise absent classes would have no pixels
         self.asked += 1
-        answers = []
-        for bank in banks:
-            labels = np.zeros(rgb.shape[:2], np.uint8)
-            labels[: 4 if bank.objectness_weights[0] else 10] = 1
-            answers.append(SimpleNamespace(label_map=labels))
-        return answers
+        rows = np.arange(rgb.shape[0])[:, None].repeat(rgb.shape[1], axis=1)
+        tops = [4 if bank.objectness_weights[0] else 10 for bank in banks]
+        return [SimpleNamespace(label_map=(rows < top).astype(np.uint8)) for top in tops]
 
 
 @pytest.fixture
@@ -235,9 +243,7 @@ def rows_folder(tmp_path: Path) -> Path:
     for name, counts in {"a": [4, 4, 16], "b": [10, 10]}.items():
         for stem, rows in enumerate(counts):
             shade = 101 if (name, stem) == ("b", 1) else {"a": 100, "b": 200}[name] + stem
-            picture = np.full((20, 20, 3), shade, np.uint8)
-            write_image(tmp_path / "rows" / name / "images" / f"{stem}.png", picture)
-            write_image(tmp_path / "rows" / name / "masks" / f"{stem}.png", mask_of(rows, 20))
+            write_example(tmp_path / "rows" / name, stem, shade, rows, 20, 20)
     return tmp_path / "rows"
 
 
@@ -273,16 +279,9 @@ def test_the_row_of_a_data_set_has_means_and_the_largest_loss(outlines: ModuleTy
 
 
 def test_correct_objectness_passes_the_gate(
-    outlines: ModuleType,
-    color_model: ColorModel,
-    make_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    outlines: ModuleType, color_model: ColorModel, make_folder: MakeFolder, run: Run
 ) -> None:
-    answer_with(monkeypatch, telling(color_model))
-    monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--classes", "--max-loss", "1"])
-    outlines.main()
-    lines = capsys.readouterr().out.splitlines()
+    lines, _ = run(outlines, telling(color_model), "--sets", make_folder(), "--classes", "--max-loss", 1)
     assert lines[1:3] == outlines.HEADER.splitlines()
     assert [line.split(" | ")[1] for line in lines[3:]] == ["4", "blue", "gold", "green", "red"]
     plain, sharp, worst = (float(cell) for cell in lines[3].split(" | ")[2:5])
@@ -294,10 +293,11 @@ def test_correct_objectness_passes_the_gate(
 def test_objectness_that_ruins_a_class_fails_the_gate_with_code_5(
     color_model: ColorModel,
     make_folder: MakeFolder,
+    answer_with: Callable[[FewShotModel], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answer_with(monkeypatch, telling(color_model, left=8.0))  # everything on the left is an object
+    answer_with(telling(color_model, left=8.0))  # everything on the left is an object
     monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--max-loss", "1"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(FOLDER / "outlines.py"), run_name="__main__")
@@ -319,28 +319,19 @@ def test_the_gate_names_every_class_beyond_the_limit_but_none_at_the_limit(outli
 
 
 def test_a_gate_without_objectness_is_refused(
-    outlines: ModuleType, color_model: ColorModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    outlines: ModuleType, color_model: ColorModel, make_folder: MakeFolder, run: Run
 ) -> None:
-    answer_with(monkeypatch, color_model.model)
-    monkeypatch.setattr(sys, "argv", ["outlines.py", "--sets", str(make_folder()), "--max-loss", "1"])
     with pytest.raises(InputError, match="predicts no objectness"):
-        outlines.main()
+        run(outlines, color_model.model, "--sets", make_folder(), "--max-loss", 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- presence
 
 
 def test_presence_prints_a_row_per_number_of_shots_and_kind_of_support(
-    presence: ModuleType,
-    color_model: ColorModel,
-    make_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    presence: ModuleType, color_model: ColorModel, make_folder: MakeFolder, run: Run
 ) -> None:
-    answer_with(monkeypatch, color_model.model)
-    monkeypatch.setattr(sys, "argv", ["presence.py", "--sets", str(make_folder()), "--per-class", "3"])
-    presence.main()
-    lines = capsys.readouterr().out.splitlines()
+    lines, _ = run(presence, color_model.model, "--sets", make_folder(), "--per-class", 3)
     assert lines[1:3] == presence.HEADER.splitlines()
     assert lines[3] == "| data | 1 | with masks | 4 | 12 | 100.0 | 0.0 | 100.0 | 100.0 | 100.0 |"
     assert [line.split(" | ")[1:3] for line in lines[3:]] == [
@@ -358,44 +349,20 @@ def test_other_levels_are_printed_on_request(presence: ModuleType) -> None:
     assert lines[presence.LEVELS.index(0.95)] == "| 0.95 | 25.0 | 0.0 | 96.2 |"
 
 
-def test_scenes_that_show_another_class_count_as_false_alarms(
-    presence: ModuleType, color_model: ColorModel, make_folder: MakeFolder
-) -> None:
-    data = FolderFewShot(make_folder(shuffle_labels=True))
-    result = evaluate_scenes(color_model.model, data, SceneOptions())
-    _, *cells = presence.row("shuffled", result).strip("| ").split(" | ")
-    assert float(cells[5]) > 10
-
-
 def test_a_class_with_too_few_pictures_gives_a_reason_instead_of_a_row(
-    presence: ModuleType,
-    color_model: ColorModel,
-    rows_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    presence: ModuleType, color_model: ColorModel, rows_folder: Path, run: Run
 ) -> None:
-    answer_with(monkeypatch, color_model.model)
-    monkeypatch.setattr(sys, "argv", ["presence.py", "--sets", str(rows_folder)])
-    presence.main()
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 3 + 2
-    assert "rows, 3 shots: Class 'a' has 3 pictures" in said.err
+    lines, complaint = run(presence, color_model.model, "--sets", rows_folder)
+    assert len(lines) == 3 + 2
+    assert "rows, 3 shots: Class 'a' has 3 pictures" in complaint
 
 
 # ------------------------------------------------------------------------------------------------------------- accuracy
 
 
 def result(fold: int, outlines: str, exact: float, miou: float | None, head: str = "trained") -> dict[str, Any]:
-    return {
-        "fold": fold,
-        "head": head,
-        "outlines": outlines,
-        "ways": 1,
-        "shots": 1,
-        "masks": True,
-        "exact_ratio": {"value": exact},
-        "miou": None if miou is None else {"value": miou},
-    }
+    asked = {"fold": fold, "head": head, "outlines": outlines, "ways": 1, "shots": 1, "masks": True}
+    return {**asked, "exact_ratio": {"value": exact}, "miou": None if miou is None else {"value": miou}}
 
 
 def test_a_cell_shows_sharp_outlines_and_plain_ones_in_parentheses(accuracy: ModuleType) -> None:
@@ -409,39 +376,14 @@ def test_a_cell_shows_sharp_outlines_and_plain_ones_in_parentheses(accuracy: Mod
     assert accuracy.table([result(0, "plain", 60, None)]).splitlines()[2].split(" | ")[2] == "60.0 / -, 1 folds"
 
 
-def test_each_kind_of_outlines_has_its_own_file(
-    accuracy: ModuleType,
-    color_model: ColorModel,
-    make_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    options = Namespace(data=make_folder(), work=tmp_path / "work", threads=1)
-    said: list[str] = []
-    monkeypatch.setattr(accuracy, "open_data", lambda _kind, root, *_: FolderFewShot(root))
-    for head, model in (("trained", telling(color_model, left=8.0)), ("training-free", color_model.model)):
-        answer_with(monkeypatch, model)
-        for _ in range(2):
-            accuracy.evaluate_fold(1, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, said.append)
-    made = {path.name: json.loads(path.read_text()) for path in (tmp_path / "work").iterdir()}
-    trained = {kind: made.pop(f"fold1.trained.1w1s.masks.{kind}.json") for kind in ("sharp", "plain")}
-    assert list(made) == ["fold1.training-free.1w1s.masks.plain.json"]
-    assert [trained[kind]["outlines"] for kind in ("sharp", "plain")] == ["sharp", "plain"]
-    assert trained["plain"]["miou"] == made.popitem()[1]["miou"]
-    assert trained["sharp"]["miou"]["value"] < trained["plain"]["miou"]["value"] - 5
-    assert trained["sharp"]["exact_ratio"] == trained["plain"]["exact_ratio"]
-    assert len(said) == 3
-
-
-def test_the_training_free_head_uses_the_best_level_of_the_training_classes(
-    accuracy: ModuleType,
-    color_model: ColorModel,
-    make_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def evaluate_fold(
+    accuracy: ModuleType, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer_with: Any
+) -> SimpleNamespace:
+    """Evaluates a model on a fold; `asked` are the splits that it opened, `said` what it printed."""
     options = Namespace(data=make_folder(), work=tmp_path / "work", threads=1)
     asked: list[str] = []
+    said: list[str] = []
 
     def open_split(_kind: str, root: Path, _splits: None, _fold: int, split: str) -> FolderFewShot:
         asked.append(split)
@@ -449,33 +391,48 @@ def test_the_training_free_head_uses_the_best_level_of_the_training_classes(
 
     monkeypatch.setattr(accuracy, "open_data", open_split)
     monkeypatch.setattr(accuracy, "LEVEL_EPISODES", 20)
-    answer_with(monkeypatch, color_model.model)
+
+    def evaluate(model: FewShotModel, head: str) -> None:
+        answer_with(model)
+        accuracy.evaluate_fold(0, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, said.append)
+
+    def made(head: str, outlines: str) -> Any:
+        return json.loads((options.work / f"fold0.{head}.1w1s.masks.{outlines}.json").read_text())
+
+    return SimpleNamespace(run=evaluate, made=made, folder=options.work, asked=asked, said=said)
+
+
+def test_each_kind_of_outlines_has_its_own_file(evaluate_fold: SimpleNamespace, color_model: ColorModel) -> None:
+    for head, model in (("trained", telling(color_model, left=8.0)), ("training-free", color_model.model)):
+        for _ in range(2):
+            evaluate_fold.run(model, head)
+    assert len(list(evaluate_fold.folder.iterdir())) == len(evaluate_fold.said) == 3
+    sharp, plain = (evaluate_fold.made("trained", kind) for kind in ("sharp", "plain"))
+    assert (sharp["outlines"], plain["outlines"]) == ("sharp", "plain")
+    assert plain["miou"] == evaluate_fold.made("training-free", "plain")["miou"]
+    assert sharp["miou"]["value"] < plain["miou"]["value"] - 5
+    assert sharp["exact_ratio"] == plain["exact_ratio"]
+
+
+def test_the_training_free_head_uses_the_best_level_of_the_training_classes(
+    evaluate_fold: SimpleNamespace, color_model: ColorModel
+) -> None:
+    bank = color_model.model.bank
     for head in ("trained", "training-free"):
-        color_model.model.bank.head = replace(color_model.model.bank.head, presence_level=1 - 1e-6)
-        accuracy.evaluate_fold(0, head, Path("bundle"), EvaluationOptions(1, 1, 12), options, lambda _: None)
-    trained, free = (
-        json.loads((tmp_path / "work" / f"fold0.{head}.1w1s.masks.plain.json").read_text())
-        for head in ("trained", "training-free")
-    )
-    assert asked == ["test", "train", "test"]
+        bank.head = replace(bank.head, presence_level=1 - 1e-6)
+        evaluate_fold.run(color_model.model, head)
+    trained, free = (evaluate_fold.made(head, "plain") for head in ("trained", "training-free"))
+    assert evaluate_fold.asked == ["test", "train", "test"]
     assert trained["exact_ratio"]["value"] < free["exact_ratio"]["value"] == 100
     assert 0 < free["level"] < trained["level"]
 
 
 def test_each_data_set_is_a_row_with_both_kinds_of_outlines(
-    accuracy: ModuleType,
-    color_model: ColorModel,
-    make_folder: MakeFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    accuracy: ModuleType, color_model: ColorModel, make_folder: MakeFolder, run: Run
 ) -> None:
-    answer_with(monkeypatch, telling(color_model))
-    threads = torch.get_num_threads()
-    root, davis = make_folder(), make_folder("davis")
-    argv = ["accuracy.py", "--sets", str(root), str(davis), "--episodes", "8", "--threads", str(threads)]
-    monkeypatch.setattr(sys, "argv", argv)
-    accuracy.main()
-    header, _, whole, first = capsys.readouterr().out.splitlines()
+    sets, threads = (make_folder(), make_folder("davis")), torch.get_num_threads()
+    lines, _ = run(accuracy, telling(color_model), "--sets", *sets, "--episodes", 8, "--threads", threads)
+    header, _, whole, first = lines
     assert header == "| data | 1 shot, masks | 1 shot, names | 5 shots, masks | 5 shots, names |"
     name, *cells = whole.strip("| ").split(" | ")
     assert name == "data, 32 pictures"
@@ -503,11 +460,3 @@ def test_the_training_free_head_has_the_checkpoints_objectness(accuracy: ModuleT
         for name, tensor in wanted.items():
             assert torch.equal(free.objectness.state_dict()[name], tensor)
         assert torch.equal(free.encoder.vit.norm.norm.weight, network.encoder.vit.norm.norm.weight)
-
-
-@pytest.fixture(autouse=True)
-def forget_the_scripts() -> Iterator[None]:
-    """The scripts have common words as names."""
-    yield
-    for name in ("outlines", "presence", "accuracy"):
-        sys.modules.pop(name, None)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import rows, save
 from PIL import Image
 
 from fsvit_edge.learn.datasets import open_data
@@ -15,49 +16,31 @@ from fsvit_edge.runtime.errors import InputError
 SIZE_HW = (6, 8)
 
 
-def save(path: Path, values: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(values, np.uint8)).save(path)
-
-
 def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*SIZE_HW, 3))
-
-
-def rows(*values: int) -> np.ndarray:
-    return np.repeat(np.array(values)[:, None], SIZE_HW[1], axis=1)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Classes "cat" and "dog" of three pictures; cat/1 and dog/2 are one file, cat/2 and dog/0 one photograph."""
-    seeds = {"cat": (1, 2, 3), "dog": (4, 5, 2)}
-    for name, listed in seeds.items():
-        for index, seed in enumerate(listed):
+    for name, seeds, mask in (("cat", (1, 2, 3), (0, 255, 255, 0, 0, 0)), ("dog", (4, 5, 2), (255, 255, 0, 0, 0, 0))):
+        for index, seed in enumerate(seeds):
             save(tmp_path / name / "images" / f"{index}.png", picture(seed))
-            save(
-                tmp_path / name / "masks" / f"{index}.png",
-                rows(*([0, 255, 255, 0, 0, 0] if name == "cat" else [255, 255, 0, 0, 0, 0])),
-            )
+            save(tmp_path / name / "masks" / f"{index}.png", rows(*mask))
     (tmp_path / "index.csv").write_text("class,image,same_image_as\ncat,cat/images/2.png,dog/0 bird/7\ndog,x/1.png,\n")
     return tmp_path
 
 
-def test_classes_and_pictures_come_in_sorted_order(root: Path) -> None:
+def test_classes_and_pictures_come_in_sorted_order_and_keep_their_labels_in_a_selection(root: Path) -> None:
     data = FolderFewShot(root)
-    assert dict(data.class_names) == {0: "cat", 1: "dog"}
+    assert data.class_names == {0: "cat", 1: "dog"}
     assert [(example.label, example.image.name) for example in data.examples] == [
         (label, f"{index}.png") for label in (0, 1) for index in range(3)
     ]
     assert data.of_class(1) == [3, 4, 5]
-    assert data.read_image(0).shape == (*SIZE_HW, 3)
     assert np.array_equal(data.read_image(0), picture(1))
-
-
-def test_labels_do_not_depend_on_the_selected_classes(root: Path) -> None:
-    data = FolderFewShot(root, ["dog"])
-    assert dict(data.class_names) == {1: "dog"}
-    assert data.examples == FolderFewShot(root).examples[3:]
+    chosen = FolderFewShot(root, ["dog"])
+    assert (chosen.class_names, chosen.examples) == ({1: "dog"}, data.examples[3:])
 
 
 def test_copies_are_one_photograph_by_content_and_by_index(root: Path) -> None:
@@ -77,28 +60,26 @@ def test_the_truth_merges_the_masks_of_one_photograph(root: Path) -> None:
     assert np.array_equal(data.read_truth(0, (1,)), rows(0, 0, 0, 0, 0, 0))
 
 
+PALETTE = [0, 0, 0] + [90, 0, 0] * 254 + [224, 224, 192]
+
+
 @pytest.mark.parametrize(
-    ("stored", "expected"),
+    ("stored", "palette", "expected"),
     [
-        ((0, 255, 255, 0, 0, 0), (0, 1, 1, 0, 0, 0)),
-        ((0, 1, 1, 0, 0, 0), (0, 1, 1, 0, 0, 0)),
-        ((0, 1, 255, 0, 0, 0), (0, 1, IGNORE, 0, 0, 0)),
-        ((0, 200, 255, 90, 0, 0), (0, 1, 1, 0, 0, 0)),
+        ((0, 255, 255, 0, 0, 0), None, (0, 1, 1, 0, 0, 0)),
+        ((0, 1, 1, 0, 0, 0), None, (0, 1, 1, 0, 0, 0)),
+        ((0, 1, 255, 0, 0, 0), None, (0, 1, IGNORE, 0, 0, 0)),
+        ((0, 200, 255, 90, 0, 0), None, (0, 1, 1, 0, 0, 0)),
+        ((0, 15, 255, 0, 0, 0), PALETTE, (0, 1, IGNORE, 0, 0, 0)),
     ],
 )
-def test_gray_masks(root: Path, stored: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    save(root / "cat/masks/0.png", rows(*stored))
+def test_gray_and_palette_masks(
+    root: Path, stored: tuple[int, ...], palette: list[int] | None, expected: tuple[int, ...]
+) -> None:
+    save(root / "cat/masks/0.png", rows(*stored), palette)
     data = FolderFewShot(root)
     assert np.array_equal(data.read_mask(0), rows(*expected))
     assert np.array_equal(data.read_truth(0, (1, 0)), rows(*(2 if value == 1 else value for value in expected)))
-
-
-def test_a_palette_mask_keeps_its_ignored_pixels(root: Path) -> None:
-    image = Image.new("P", SIZE_HW[::-1])
-    image.putpalette([0, 0, 0] + [90, 0, 0] * 254 + [224, 224, 192])
-    image.putdata(rows(0, 15, 255, 0, 0, 0).ravel().tolist())
-    image.save(root / "cat/masks/0.png")
-    assert np.array_equal(FolderFewShot(root).read_mask(0), rows(0, 1, IGNORE, 0, 0, 0))
 
 
 def test_a_pixel_ignored_in_one_mask_takes_the_label_of_the_other(root: Path) -> None:
@@ -137,16 +118,22 @@ def test_masks_may_have_another_format_and_may_be_missing(root: Path) -> None:
         FolderFewShot(root, ["dog"])
 
 
-def test_unusable_folders_are_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no class folder; expected <root>/<class>/images"):
-        FolderFewShot(root / "cat")
-    with pytest.raises(InputError, match="has no class folder"):
-        FolderFewShot(root / "absent")
-    with pytest.raises(InputError, match="no class 'bird'; it has: cat, dog"):
-        FolderFewShot(root, ["cat", "bird"])
-    with pytest.raises(InputError, match="no class 'bird'"):
-        FolderFewShot(root, exclude=["bird"])
-    save(tmp_path / "ant/images/0.png", picture(0))
+@pytest.mark.parametrize(
+    ("folder", "options", "sentence"),
+    [
+        ("cat", {}, r"has no class folder; expected <root>/<class>/images"),
+        ("absent", {}, "has no class folder"),
+        (".", {"classes": ["cat", "bird"]}, "no class 'bird'; it has: cat, dog"),
+        (".", {"exclude": ["bird"]}, "no class 'bird'"),
+    ],
+)
+def test_unusable_folders_are_refused(root: Path, folder: str, options: dict[str, list[str]], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        FolderFewShot(root / folder, **options)
+
+
+def test_unusable_classes_are_refused(root: Path) -> None:
+    save(root / "ant/images/0.png", picture(0))
     with pytest.raises(InputError, match=r"ant has 1 pictures, but needs at least 2"):
         FolderFewShot(root, needs_masks=False)
     assert len(FolderFewShot(root, ["cat"]).examples) == 3
@@ -155,19 +142,18 @@ def test_unusable_folders_are_refused(root: Path, tmp_path: Path) -> None:
         FolderFewShot(root, ["cat"])
 
 
-def test_unusable_masks_are_refused(root: Path) -> None:
-    data = FolderFewShot(root)
-    save(root / "cat/masks/0.png", np.full((5, 8), 255))
-    with pytest.raises(InputError, match=r"masks/0\.png is 8x5 pixels, but its picture is 8x6"):
-        data.read_mask(0)
-    stored = np.full((5, 8), 1)
-    stored[0] = 255
+@pytest.mark.parametrize(
+    ("stored", "sentence"),
+    [
+        (rows(255, 255, 255, 255, 255), r"masks/0\.png is 8x5 pixels, but its picture is 8x6"),
+        (rows(255, 1, 1, 1, 1), r"masks/0\.png is 8x5 pixels, but its picture .* is 8x6"),
+        (rows(0, 0, 0, 0, 0, 0), "marks no pixel"),
+    ],
+)
+def test_unusable_masks_are_refused(root: Path, stored: np.ndarray, sentence: str) -> None:
     save(root / "cat/masks/0.png", stored)
-    with pytest.raises(InputError, match=r"masks/0\.png is 8x5 pixels, but its picture .* is 8x6"):
-        data.read_mask(0)
-    save(root / "cat/masks/0.png", np.zeros(SIZE_HW))
-    with pytest.raises(InputError, match="marks no pixel"):
-        data.read_mask(0)
+    with pytest.raises(InputError, match=sentence):
+        FolderFewShot(root).read_mask(0)
 
 
 def test_an_unusable_index_is_refused(root: Path) -> None:

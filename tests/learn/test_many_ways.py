@@ -15,30 +15,32 @@ def asked(present: list[bool], labels: list[int], shown: list[list[int]], ways: 
 
 def test_each_query_is_asked_about_its_own_class_and_those_of_the_next_queries() -> None:
     pairs = asked([True, True, True], [0, 1, 2], [[0], [1], [2]], ways=2)
-
     assert pairs.query.tolist() == [0, 1, 2, 0, 1, 2]
     assert pairs.support.tolist() == [0, 1, 2, 1, 2, 0]
     assert pairs.present.tolist() == [True] * 3 + [False] * 3
     assert pairs.known.all()
 
 
-def test_two_supports_of_one_class_are_both_present() -> None:
-    pairs = asked([True, True], [3, 3], [[3], [3]], ways=2)
+@pytest.mark.parametrize(
+    ("first_is_present", "labels", "shown", "present", "known"),
+    [
+        (True, [3, 3], [[3], [3]], [True, True, True, True], [True] * 4),
+        # The crop of the first query lost the object, so it shows no support of its class.
+        (False, [3, 3], [[3], [3]], [False, True, False, True], [True] * 4),
+        # Whether the first query shows the other class of its photograph is not known.
+        (True, [0, 1], [[0, 1], [1]], [True, True, False, False], [True, True, False, True]),
+    ],
+)
+def test_what_a_pair_shows_and_whether_it_is_known(
+    first_is_present: bool, labels: list[int], shown: list[list[int]], present: list[bool], known: list[bool]
+) -> None:
+    pairs = asked([first_is_present, True], labels, shown, ways=2)
+    assert pairs.present.tolist() == present
+    assert pairs.known.tolist() == known
 
-    assert pairs.present.all()
-    assert pairs.known.all()
 
-
-def test_a_query_whose_crop_lost_the_object_shows_no_support_of_its_class() -> None:
-    pairs = asked([False, True], [3, 3], [[3], [3]], ways=2)
-
-    assert pairs.present.tolist() == [False, True, False, True]
-
-
-def test_other_classes_of_the_photograph_are_not_known() -> None:
+def test_unknown_pairs_have_no_part_in_the_loss() -> None:
     pairs = asked([True, True], [0, 1], [[0, 1], [1]], ways=2)
-
-    assert pairs.known.tolist() == [True, True, False, True]
     certain = presence_loss(torch.tensor([4.0, 4.0, 9.0, -4.0]), pairs, 0.0)
     assert certain == presence_loss(torch.tensor([4.0, 4.0, -9.0, -4.0]), pairs, 0.0)
 

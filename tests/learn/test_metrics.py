@@ -1,12 +1,15 @@
 """The metrics against numbers computed by hand and against torchmetrics."""
 
+import math
 import warnings
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fsvit_edge.learn import metrics
-from fsvit_edge.learn.metrics import Tally, count_pixels, score
+from fsvit_edge.learn.metrics import Score, Tally, count_pixels, score
 
 NAMES = {3: "cat", 1: "dog", 7: "fox"}
 
@@ -16,34 +19,20 @@ def labels(*rows: str) -> np.ndarray:
     return np.array([[255 if digit == "x" else int(digit) for digit in row] for row in rows], np.uint8)
 
 
-#            prediction          truth
-# way 1      1 1 .               1 . .     intersection 1, union 2 (the pixel under the x does not count)
-# way 2      . 2 2               x 2 .     intersection 1, union 2
-PREDICTION = labels("110", "122")
-TRUTH = labels("100", "x20")
-
-
-def test_intersections_and_unions_of_a_small_map_equal_those_counted_by_hand() -> None:
-    intersections, unions = count_pixels(PREDICTION, TRUTH, 2)
-    assert intersections.tolist() == [1, 1]
-    assert unions.tolist() == [2, 2]
-
-
-def test_without_the_ignored_pixel_the_union_is_larger() -> None:
-    truth = np.where(TRUTH == 255, 0, TRUTH).astype(np.uint8)
-    assert count_pixels(PREDICTION, truth, 2)[1].tolist() == [3, 2]
-
-
-def test_a_class_that_is_absent_adds_its_false_alarms_to_the_union() -> None:
-    intersections, unions = count_pixels(labels("1122"), labels("1100"), 2)
-    assert intersections.tolist() == [2, 0]
-    assert unions.tolist() == [2, 2]
-
-
-def test_a_confused_class_counts_against_both_classes() -> None:
-    intersections, unions = count_pixels(labels("1112"), labels("1222"), 2)
-    assert intersections.tolist() == [1, 1]
-    assert unions.tolist() == [3, 3]
+@pytest.mark.parametrize(
+    ("prediction", "truth", "intersections", "unions"),
+    [
+        (["110", "122"], ["100", "x20"], [1, 1], [2, 2]),  # the pixel under the x does not count
+        (["110", "122"], ["100", "020"], [1, 1], [3, 2]),
+        (["1122"], ["1100"], [2, 0], [2, 2]),  # the false alarms of an absent class are in the union
+        (["1112"], ["1222"], [1, 1], [3, 3]),  # a confused class counts against both
+    ],
+)
+def test_intersections_and_unions_of_small_maps_equal_those_counted_by_hand(
+    prediction: list[str], truth: list[str], intersections: list[int], unions: list[int]
+) -> None:
+    counted = count_pixels(labels(*prediction), labels(*truth), 2)
+    assert [part.tolist() for part in counted] == [intersections, unions]
 
 
 def tally() -> Tally:
@@ -62,34 +51,30 @@ def tally() -> Tally:
     )
 
 
+def values(scores: Iterable[Score | None]) -> list[float]:
+    """NaN in place of None."""
+    return [math.nan if score is None else score.value for score in scores]
+
+
 def test_the_scores_of_three_episodes_equal_those_computed_by_hand() -> None:
-    scores = score(tally(), NAMES)
+    scores = score(tally(), {**NAMES, 9: "owl"})
+    # Cat: (6 + 3) / (8 + 12), not the mean of 6 / 8 and 3 / 12: pixels are summed first. Dog: (0 + 5) / (2 + 8).
+    # The fox is neither shown nor predicted, and the owl never asked about: no IoU, so the mean is over the other two.
+    assert values(c.iou for c in scores.classes) == pytest.approx([45, 50, math.nan, math.nan], nan_ok=True)
     # One episode of three has no wrong answer.
-    assert scores.exact_ratio.value == pytest.approx(100 / 3)
-    cat, dog, fox = scores.classes
-    # (6 + 3) / (8 + 12), not the mean of 6 / 8 and 3 / 12: pixels are summed first.
-    assert cat.iou is not None
-    assert cat.iou.value == pytest.approx(45)
-    # (0 + 0 + 5) / (2 + 0 + 8)
-    assert dog.iou is not None
-    assert dog.iou.value == pytest.approx(50)
-    # Neither shown nor predicted: it has no IoU, so the mean is over the other two.
-    assert fox.iou is None
-    assert scores.miou is not None
-    assert scores.miou.value == pytest.approx(47.5)
-    assert [(c.name, c.asked, c.shown) for c in scores.classes] == [("cat", 2, 2), ("dog", 3, 1), ("fox", 1, 0)]
-    assert [c.presence.value for c in scores.classes if c.presence] == pytest.approx([50, 100, 0])
-
-
-def test_a_class_never_asked_about_has_no_scores() -> None:
-    extra = score(tally(), {**NAMES, 9: "owl"}).classes[-1]
-    assert (extra.name, extra.asked, extra.presence, extra.iou) == ("owl", 0, None, None)
+    assert values([scores.exact_ratio, scores.miou]) == pytest.approx([100 / 3, 47.5])
+    assert [(c.label, c.name, c.asked, c.shown) for c in scores.classes] == [
+        (3, "cat", 2, 2),
+        (1, "dog", 3, 1),
+        (7, "fox", 1, 0),
+        (9, "owl", 0, 0),
+    ]
+    assert values(c.presence for c in scores.classes) == pytest.approx([50, 100, 0, math.nan], nan_ok=True)
 
 
 def test_without_any_mask_there_is_no_miou() -> None:
     nothing = np.zeros((3, 2), np.int64)
-    full = tally()
-    scores = score(Tally(full.ways, full.shown, full.predicted, nothing, nothing), NAMES)
+    scores = score(replace(tally(), intersections=nothing, unions=nothing), NAMES)
     assert scores.miou is None
     assert scores.exact_ratio.value == pytest.approx(100 / 3)
 

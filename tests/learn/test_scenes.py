@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,16 @@ from fsvit_edge.learn import metrics
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.gates import SceneGates
 from fsvit_edge.learn.metrics import Score
-from fsvit_edge.learn.scene_metrics import SceneScores, SceneTally, score_scenes
-from fsvit_edge.learn.scenes import SceneOptions, SceneResult, evaluate_scenes
-from fsvit_edge.runtime.errors import AccuracyGateError, InputError
+from fsvit_edge.learn.scenes import SceneOptions, SceneTally, evaluate_scenes, score_scenes
+from fsvit_edge.runtime.errors import AccuracyGateError
 from fsvit_edge.runtime.pictures import read_image, write_image
+from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import level_of_supports
 
 ColorModel = Any
 MakeFolder = Callable[..., Path]
 NAMES = {4: "cat", 2: "dog"}
+OVERALL = ("hits", "false_alarms", "area", "hits_at_1_percent", "hits_at_01_percent")
 
 
 def value(score: Score | None) -> float | None:
@@ -57,7 +59,7 @@ def test_the_scores_of_six_pictures_equal_those_computed_by_hand() -> None:
     # With so few scenes, none may pass: the level is the highest score of a scene.
     assert value(cat.hits_at_1_percent) == value(cat.hits_at_01_percent) == pytest.approx(100 * 2 / 3)
     assert value(dog.hits_at_1_percent) == value(dog.hits_at_01_percent) == pytest.approx(100 / 4)
-    for name in ("hits", "false_alarms", "area", "hits_at_1_percent", "hits_at_01_percent"):
+    for name in OVERALL:
         assert value(getattr(scores, name)) == pytest.approx(
             (value(getattr(cat, name)) + value(getattr(dog, name))) / 2
         )
@@ -137,22 +139,12 @@ def random_tally() -> SceneTally:
     return SceneTally(scores, np.array([0.5, 0.6, 0.7]), shown)
 
 
-def all_figures(scores: SceneScores) -> list[Score]:
-    return [
-        scores.hits,
-        scores.false_alarms,
-        scores.area,
-        scores.hits_at_1_percent,
-        scores.hits_at_01_percent,
-        scores.pooled_hits_at_1_percent,
-        scores.pooled_hits_at_01_percent,
-    ]  # type: ignore[return-value]
-
-
 def test_scores_and_intervals_equal_those_of_a_plain_resampling_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "RESAMPLES", 60)
+    monkeypatch.setattr(metrics, "CELLS_AT_ONCE", 400 * 3 * 7)  # 9 parts
     tally = random_tally()
-    found = all_figures(score_scenes(tally, {0: "a", 1: "b", 2: "c"}))
+    scores = score_scenes(tally, {0: "a", 1: "b", 2: "c"})
+    found = [getattr(scores, name) for name in (*OVERALL, "pooled_hits_at_1_percent", "pooled_hits_at_01_percent")]
     whole = 100 * np.array(plain(tally.scores, tally.levels, tally.shown))
     np.testing.assert_allclose([one.value for one in found], whole)
     rng = np.random.default_rng(metrics.RESAMPLING_SEED)
@@ -165,19 +157,13 @@ def test_scores_and_intervals_equal_those_of_a_plain_resampling_loop(monkeypatch
     np.testing.assert_allclose([one.high for one in found], high)
 
 
-def test_resampling_in_parts_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "RESAMPLES", 50)
-    whole = score_scenes(by_hand(), NAMES)
-    monkeypatch.setattr(metrics, "CELLS_AT_ONCE", 12 * 7)
-    assert score_scenes(by_hand(), NAMES) == whole
-
-
 # ------------------------------------------------------------------------------------------------------ through a model
 
 
-def test_colors_that_differ_are_found_without_a_false_alarm(color_model: ColorModel, make_folder: MakeFolder) -> None:
-    data = FolderFewShot(make_folder())
-    result = evaluate_scenes(color_model.model, data, SceneOptions())
+def test_colors_that_differ_are_found_without_a_false_alarm_which_passes_every_gate(
+    model: FewShotModel, data: FolderFewShot
+) -> None:
+    result = evaluate_scenes(model, data, SceneOptions())
     scores = result.scores
     assert result.pictures == 4 * 7
     assert (value(scores.hits), value(scores.false_alarms), value(scores.area)) == (100, 0, 100)
@@ -186,56 +172,52 @@ def test_colors_that_differ_are_found_without_a_false_alarm(color_model: ColorMo
         (name, 0.5, 7, 21) for name in ("blue", "gold", "green", "red")
     ]
     json.dumps(result.to_dict(), allow_nan=False)
+    SceneGates().check(result)
+    SceneGates(max_false_alarms=0, min_hits=100).check(result)
+    assert value(evaluate_scenes(model, data, SceneOptions(masks=False)).scores.area) == 100
 
 
-def test_shuffled_labels_are_at_chance(color_model: ColorModel, make_folder: MakeFolder) -> None:
-    scores = evaluate_scenes(color_model.model, FolderFewShot(make_folder(shuffle_labels=True)), SceneOptions()).scores
-    assert value(scores.area) is not None
-    assert 35 < scores.area.value < 65  # type: ignore[union-attr]
-    assert scores.false_alarms is not None
-    assert scores.false_alarms.value > 10
+def test_shuffled_labels_are_at_chance(model: FewShotModel, make_folder: MakeFolder) -> None:
+    scores = evaluate_scenes(model, FolderFewShot(make_folder(shuffle_labels=True)), SceneOptions()).scores
+    assert 35 < value(scores.area) < 65
+    assert value(scores.false_alarms) > 10
 
 
 def test_each_picture_is_encoded_once_and_compared_with_all_classes_in_one_run(
-    color_model: ColorModel, make_folder: MakeFolder
+    color_model: ColorModel, data: FolderFewShot
 ) -> None:
-    data = FolderFewShot(make_folder())
     evaluate_scenes(color_model.model, data, SceneOptions(shots=2))
     assert color_model.encoder.runs == len(data.examples)
     assert color_model.head.runs == 4 + 4 * 6  # second supports, compared with the first, and pictures
 
 
 def test_supports_are_the_first_pictures_and_scenes_are_evenly_spaced(
-    color_model: ColorModel, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    model: FewShotModel, data: FolderFewShot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = FolderFewShot(make_folder())
     read: list[str] = []
     plain_read = data.read_image
     monkeypatch.setattr(
         data, "read_image", lambda index: read.append(data.examples[index].photograph) or plain_read(index)
     )
-    result = evaluate_scenes(color_model.model, data, SceneOptions(shots=2, per_class=3))
+    result = evaluate_scenes(model, data, SceneOptions(shots=2, per_class=3))
     assert result.pictures == 12
     assert read[:2] == ["blue/0", "blue/1"]
     assert [name for name in read[8:] if name.startswith("red")] == ["red/2", "red/4", "red/6"]
 
 
-def test_the_levels_are_those_of_the_supports(color_model: ColorModel, make_folder: MakeFolder) -> None:
-    data = FolderFewShot(make_folder())
-    result = evaluate_scenes(color_model.model, data, SceneOptions(shots=3))
+def test_the_levels_are_those_of_the_supports(model: FewShotModel, data: FolderFewShot) -> None:
+    result = evaluate_scenes(model, data, SceneOptions(shots=3))
     expected = level_of_supports(0.5, [None, 0.9, 0.9])  # the score that the fake head gives to its own color
     assert [one.level for one in result.scores.classes] == pytest.approx([expected] * 4)
 
 
 def test_a_photograph_of_two_classes_is_a_hit_of_both_and_a_support_is_never_a_scene(
-    color_model: ColorModel, make_folder: MakeFolder
+    model: FewShotModel, make_folder: MakeFolder
 ) -> None:
     root = make_folder()
     for source, target in (("red/images/5", "blue/images/5"), ("red/images/0", "gold/images/6")):
-        picture = read_image(root / f"{source}.png")
-        write_image(root / f"{target}.png", picture)
-    data = FolderFewShot(root)
-    result = evaluate_scenes(color_model.model, data, SceneOptions())
+        write_image(root / f"{target}.png", read_image(root / f"{source}.png"))
+    result = evaluate_scenes(model, FolderFewShot(root), SceneOptions())
     by_name = {one.name: one for one in result.scores.classes}
     assert result.pictures == 4 * 7 - 2
     assert (by_name["blue"].pictures, by_name["gold"].pictures, by_name["red"].pictures) == (7, 6, 7)
@@ -243,76 +225,49 @@ def test_a_photograph_of_two_classes_is_a_hit_of_both_and_a_support_is_never_a_s
     assert value(by_name["red"].false_alarms) == 0
 
 
-def test_the_models_own_classes_and_level_are_unchanged(color_model: ColorModel, make_folder: MakeFolder) -> None:
-    picture = np.full((30, 30, 3), 200, np.uint8)
-    color_model.model.enroll("mine", [picture])
-    before = color_model.model.predict(picture)
-    evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions(shots=2, per_class=1))
-    assert color_model.model.classes == ("mine",)
-    assert np.array_equal(color_model.model.predict(picture).scores, before.scores)
-
-
-@pytest.mark.parametrize(
-    ("options", "classes", "text"),
-    [
-        (SceneOptions(shots=8), None, "Class 'blue' has 8 pictures, too few for 8 supports and a scene"),
-        (SceneOptions(), ["blue"], "Scenes need at least 2 classes"),
-    ],
-)
-def test_impossible_scenes_are_an_error(
-    color_model: ColorModel, make_folder: MakeFolder, options: SceneOptions, classes: list[str] | None, text: str
-) -> None:
-    with pytest.raises(InputError, match=text):
-        evaluate_scenes(color_model.model, FolderFewShot(make_folder(), classes), options)
-
-
-def test_supports_without_masks_are_an_error_if_masks_are_needed(
-    color_model: ColorModel, make_folder: MakeFolder
-) -> None:
-    data = FolderFewShot(make_folder(masks=False), needs_masks=False)
-    with pytest.raises(InputError, match=r"has no mask; add one, or evaluate with --supports names"):
-        evaluate_scenes(color_model.model, data, SceneOptions())
-    assert value(evaluate_scenes(color_model.model, data, SceneOptions(masks=False)).scores.area) == 100
-
-
 # --------------------------------------------------------------------------------------------------------------- gates
 
 
-@pytest.fixture
-def good(color_model: ColorModel, make_folder: MakeFolder) -> SceneResult:
-    return evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
-
-
-def test_a_result_within_the_limits_passes(good: SceneResult) -> None:
-    SceneGates().check(good)
-    SceneGates(max_false_alarms=0, min_hits=100).check(good)
-
-
-def test_a_model_that_finds_everything_everywhere_fails_the_false_alarm_gate(
-    color_model: ColorModel, make_folder: MakeFolder
+@pytest.mark.parametrize(
+    ("level", "passed", "missed", "sentence"),
+    [
+        # Everything is found everywhere: 0.05 is below the score 0.1 that the fake head gives to an absent class.
+        (
+            0.05,
+            SceneGates(min_hits=100),
+            SceneGates(max_false_alarms=5),
+            r"^The accuracy gate failed: false alarms are 100\.00 %, expected at most 5\.00 %\.$",
+        ),
+        (
+            0.95,
+            SceneGates(max_false_alarms=0),
+            SceneGates(max_false_alarms=0, min_hits=50),
+            r"failed: hits are 0\.00 %, expected at least 50\.00 %\.$",
+        ),
+        (
+            0.95,
+            SceneGates(max_false_alarms=0),
+            SceneGates(max_false_alarms=-1, min_hits=50),
+            r"false alarms are .*; hits are",
+        ),
+    ],
+)
+def test_a_model_that_finds_everything_or_nothing_misses_a_limit(
+    model: FewShotModel, data: FolderFewShot, level: float, passed: SceneGates, missed: SceneGates, sentence: str
 ) -> None:
-    color_model.model.set_level_for_all(0.05)  # below the score 0.1 that the fake head gives to an absent class
-    bad = evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
-    with pytest.raises(AccuracyGateError) as failed:
-        SceneGates(max_false_alarms=5).check(bad)
-    assert str(failed.value) == "The accuracy gate failed: false alarms are 100.00 %, expected at most 5.00 %."
-    SceneGates(min_hits=100).check(bad)
+    model.set_level_for_all(level)
+    result = evaluate_scenes(model, data, SceneOptions())
+    passed.check(result)
+    with pytest.raises(AccuracyGateError, match=sentence):
+        missed.check(result)
 
 
-def test_a_model_that_finds_nothing_fails_the_hit_gate(color_model: ColorModel, make_folder: MakeFolder) -> None:
-    color_model.model.set_level_for_all(0.95)
-    blind = evaluate_scenes(color_model.model, FolderFewShot(make_folder()), SceneOptions())
-    SceneGates(max_false_alarms=0).check(blind)
-    with pytest.raises(AccuracyGateError, match=r"failed: hits are 0\.00 %, expected at least 50\.00 %\.$"):
-        SceneGates(max_false_alarms=0, min_hits=50).check(blind)
-    with pytest.raises(AccuracyGateError, match=r"false alarms are .*; hits are"):
-        SceneGates(max_false_alarms=-1, min_hits=50).check(blind)
-
-
-def test_an_unmeasured_score_fails_every_gate(good: SceneResult) -> None:
-    unknown = replace(good, scores=replace(good.scores, hits=None, false_alarms=None))
+def test_an_unmeasured_score_fails_every_gate() -> None:
+    scores = score_scenes(by_hand(), NAMES)
+    unknown = replace(scores, hits=None, false_alarms=None)
     for gates in (SceneGates(max_false_alarms=100), SceneGates(min_hits=0)):
+        gates.check(SimpleNamespace(scores=scores))
         with pytest.raises(AccuracyGateError, match="not measured"):
-            gates.check(unknown)
+            gates.check(SimpleNamespace(scores=unknown))
     with pytest.raises(AccuracyGateError):
-        SceneGates(max_false_alarms=float("nan")).check(good)
+        SceneGates(max_false_alarms=float("nan")).check(SimpleNamespace(scores=scores))

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from picture_files import save_noise
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from fsvit_edge.learn.episode_module import EpisodeModule
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.options import TrainOptions
-from fsvit_edge.learn.sharp_outlines import resized_objectness, sharpened, thing_of_name, weight_of_support
+from fsvit_edge.learn.sharp_outlines import sharpened, thing_of_name, weight_of_support
 from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.training import new_head
-from fsvit_edge.learn.training_episodes import Episodes, choose_split
+from fsvit_edge.learn.training_episodes import EpisodeBatch, Episodes, choose_split
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime import outlines, support_masks
 from fsvit_edge.runtime.errors import ArtifactError
@@ -69,17 +70,7 @@ def test_outlines_are_sharpened_as_at_run_time() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> FolderFewShot:
-    rng = np.random.default_rng(0)
-    for name in ("cup", "key"):
-        for kind in ("images", "masks"):
-            (tmp_path / "data" / name / kind).mkdir(parents=True)
-        for number in range(4):
-            picture = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
-            mask = np.zeros((70, 90), np.uint8)
-            mask[20:60, 30:80] = 255
-            Image.fromarray(picture).save(tmp_path / "data" / name / "images" / f"{number}.png")
-            Image.fromarray(mask).save(tmp_path / "data" / name / "masks" / f"{number}.png")
-    return FolderFewShot(tmp_path / "data")
+    return FolderFewShot(save_noise(tmp_path / "data", ("cup", "key"), 4))
 
 
 @pytest.fixture
@@ -114,44 +105,43 @@ def test_the_cache_returns_objectness(data: FolderFewShot, telling: FewShotNetwo
     assert (moved - told - 1).abs().max() < 0.05
 
 
+def module_and_batch(
+    data: FolderFewShot, network: FewShotNetwork, cache: TokenCache, ways: int
+) -> tuple[EpisodeModule, EpisodeBatch]:
+    """A module to train, and the first four episodes."""
+    options = TrainOptions(batch=4, micro_batch=4, ways=ways, validation_fraction=0.25)
+    cache.fill(data)
+    episodes = Episodes(data, cache, options, choose_split(data, options), 0)
+    (batch,) = DataLoader(torch.utils.data.Subset(episodes, range(4)), 4)
+    return EpisodeModule(network, options, {}, None, 2), batch
+
+
 @pytest.mark.parametrize("ways", [1, 3])
 def test_the_head_learns_only_what_objectness_does_not_find(
     data: FolderFewShot, telling: FewShotNetwork, tmp_path: Path, ways: int
 ) -> None:
     """The loss is lower if objectness is sure of the mask, and higher if it is sure of the rest."""
-    options = TrainOptions(batch=4, micro_batch=4, ways=ways, validation_fraction=0.25)
-    cache = TokenCache(telling, tmp_path / "cache")
-    cache.fill(data)
-    episodes = Episodes(data, cache, options, choose_split(data, options), 0)
-    drawn = [episodes[number] for number in range(4)]
-    batch = type(drawn[0])(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+    module, batch = module_and_batch(data, telling, TokenCache(telling, tmp_path / "cache"), ways)
+    module.log = lambda *_args, **_kwargs: None
     batch = batch._replace(present=torch.tensor([True] * 4), support_mask=torch.ones_like(batch.support_mask))
     target = F.interpolate(batch.query_mask[:, None].float(), size=(16, 16))[:, 0]
-    losses = {}
-    for name, sign in (("right", 8.0), ("unknown", 0.0), ("wrong", -8.0)):
+    losses = []
+    for sign in (8.0, 0.0, -8.0):  # right, unknown, wrong
         asked = batch._replace(
             query_objectness=(sign * (2 * target - 1)).half(), support_objectness=torch.full((4, 16, 16), 8.0).half()
         )
         torch.manual_seed(0)
-        module = EpisodeModule(telling, options, {}, None, 2)
-        module.log = lambda *_args, **_kwargs: None
-        losses[name] = float(module.training_step(asked, 0).detach())
-    assert losses["right"] < losses["unknown"] - 0.05
-    assert losses["unknown"] < losses["wrong"] - 0.05
+        losses.append(float(module.training_step(asked, 0).detach()))
+    assert losses[0] < losses[1] - 0.05
+    assert losses[1] < losses[2] - 0.05
 
 
 def test_sharp_outlines_leave_out_absent_classes(data: FolderFewShot, telling: FewShotNetwork, tmp_path: Path) -> None:
-    options = TrainOptions(batch=4, micro_batch=4, validation_fraction=0.25)
-    cache = TokenCache(telling, tmp_path / "cache")
-    cache.fill(data)
-    episodes = Episodes(data, cache, options, choose_split(data, options), 0)
-    batch = type(episodes[0])(*(part[None] for part in episodes[0]))
-    batch = batch._replace(query_objectness=torch.full((1, 16, 16), 8.0).half())
-    module = EpisodeModule(telling, options, {}, None, 2)
+    module, batch = module_and_batch(data, telling, TokenCache(telling, tmp_path / "cache"), 1)
+    batch = batch._replace(query_objectness=torch.full((4, 16, 16), 8.0).half())
     with torch.inference_mode():
         answer, asked = module(batch)
-        asked = asked._replace(weight=torch.ones(1))
+        asked = asked._replace(weight=torch.ones(4))
         for presence, marked in (((0.0, 1.0), True), ((1.0, 0.0), False)):
-            found = module.outlined(answer._replace(presence=torch.tensor([presence])), asked).argmax(dim=1)
-            assert bool(found.any()) is marked
-    assert resized_objectness(batch.query_objectness.float(), 64).shape == (1, 64, 64)
+            found = module.outlined(answer._replace(presence=torch.tensor([presence] * 4)), asked).argmax(dim=1)
+            assert found.any(dim=(1, 2)).tolist() == [marked] * 4

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from picture_files import save, save_noise
 
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
@@ -20,19 +20,17 @@ from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 
 @pytest.fixture
 def data(tmp_path: Path) -> FolderFewShot:
-    rng = np.random.default_rng(0)
-    for name in ("cup", "key"):
-        (tmp_path / "data" / name / "images").mkdir(parents=True)
-        for number in range(2):
-            picture = rng.integers(0, 256, (60, 80, 3)).astype(np.uint8)
-            Image.fromarray(picture).save(tmp_path / "data" / name / "images" / f"{number}.png")
-    return FolderFewShot(tmp_path / "data", needs_masks=False)
+    return FolderFewShot(save_noise(tmp_path / "data", ("cup", "key"), 2, masks=False), needs_masks=False)
+
+
+@pytest.fixture
+def cache(tiny_network: FewShotNetwork, tmp_path: Path) -> TokenCache:
+    return TokenCache(tiny_network, tmp_path / "cache")
 
 
 def test_the_cache_returns_the_output_of_the_encoder(
-    data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path
+    cache: TokenCache, data: FolderFewShot, tiny_network: FewShotNetwork
 ) -> None:
-    cache = TokenCache(tiny_network, tmp_path / "cache")
     assert cache.fill(data) == 4
     image = torch.from_numpy(resize_image(data.read_image(2), 48))[None]
     with torch.inference_mode():
@@ -43,80 +41,57 @@ def test_the_cache_returns_the_output_of_the_encoder(
         assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
-def test_a_copy_of_a_picture_is_not_encoded_again(
-    data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path
+def test_a_copy_of_a_picture_is_not_encoded_again_but_a_changed_picture_is(
+    cache: TokenCache, data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path
 ) -> None:
     shutil.copy(data.examples[0].image, tmp_path / "data" / "key" / "images" / "copy.png")
-    assert TokenCache(tiny_network, tmp_path / "cache").fill(FolderFewShot(tmp_path / "data", needs_masks=False)) == 4
+    assert cache.fill(FolderFewShot(tmp_path / "data", needs_masks=False)) == 4
     assert TokenCache(tiny_network, tmp_path / "cache").fill(data) == 0
-
-
-def test_a_changed_picture_is_encoded_again(data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path) -> None:
-    TokenCache(tiny_network, tmp_path / "cache").fill(data)
-    Image.new("RGB", (30, 30)).save(data.examples[0].image)
+    save(data.examples[0].image, np.zeros((30, 30, 3)))
     assert TokenCache(tiny_network, tmp_path / "cache").fill(data) == 1
 
 
-def test_other_weights_and_views_have_another_folder(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
-    other = copy.deepcopy(tiny_network)
+def test_other_weights_and_views_have_another_folder_but_a_new_head_keeps_it(
+    cache: TokenCache, tiny_network: FewShotNetwork, tmp_path: Path
+) -> None:
+    other, new_head = copy.deepcopy(tiny_network), copy.deepcopy(tiny_network)
     with torch.no_grad():
         other.encoder.vit.cls_token += 1e-3
-    folders = {
-        TokenCache(network, tmp_path, views).folder
-        for network, views in ((tiny_network, 1), (tiny_network, 2), (other, 1))
-    }
-    assert len(folders) == 3
-    assert TokenCache(copy.deepcopy(tiny_network), tmp_path).folder in folders
+        new_head.head.linear[0].weight += 1
+    folders = [TokenCache(one, tmp_path / "cache", views).folder for one, views in ((tiny_network, 2), (other, 1))]
+    assert len({cache.folder, *folders}) == 3
+    assert TokenCache(new_head, tmp_path / "cache").folder == cache.folder
 
 
-def test_a_new_head_keeps_the_cache(tiny_network: FewShotNetwork, tmp_path: Path) -> None:
-    other = copy.deepcopy(tiny_network)
-    with torch.no_grad():
-        other.head.linear[0].weight += 1
-    assert TokenCache(other, tmp_path).folder == TokenCache(tiny_network, tmp_path).folder
-
-
-@pytest.mark.parametrize("damage", ["truncate", "garbage", "other shape"])
-def test_a_damaged_file_is_named(
-    damage: str, data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path
-) -> None:
-    cache = TokenCache(tiny_network, tmp_path / "cache")
-    cache.fill(data)
+def test_a_missing_or_damaged_file_is_named(cache: TokenCache, data: FolderFewShot, tmp_path: Path) -> None:
     image = data.examples[0].image
-    file = cache.folder / f"{cache.digest(image)}.npy"
-    if damage == "truncate":
-        file.write_bytes(file.read_bytes()[:5000])
-    elif damage == "garbage":
-        file.write_bytes(b"no tokens")
-    else:
-        np.save(file, np.zeros((1, 2, 3), np.float16))
-    with pytest.raises(ArtifactError, match=r"delete it and run again"):
-        cache.read(image)
-
-
-def test_a_picture_that_was_not_cached_is_named(
-    data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path
-) -> None:
     with pytest.raises(ArtifactError, match=r"is missing: .*0\.png was not cached"):
-        TokenCache(tiny_network, tmp_path / "cache").read(data.examples[0].image)
+        cache.read(image)
+    cache.fill(data)
+    file = cache.folder / f"{cache.digest(image)}.npy"
+    np.save(tmp_path / "other.npy", np.zeros((1, 2, 3), np.float16))
+    for content in (file.read_bytes()[:5000], b"no tokens", (tmp_path / "other.npy").read_bytes()):
+        file.write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"delete it and run again"):
+            cache.read(image)
 
 
 def test_a_full_disk_is_an_error_before_encoding(
-    data: FolderFewShot, tiny_network: FewShotNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: TokenCache, data: FolderFewShot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = TokenCache(tiny_network, tmp_path / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(FsvitEdgeError, match="choose another folder with --cache"):
         cache.fill(data)
     assert not list(cache.folder.glob("*.npy"))
 
 
-def test_the_cache_folder_can_be_set_by_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_folder() == tmp_path / "fsvit-edge" / "tokens"
+def test_the_default_folder_is_in_the_users_cache(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert default_cache_folder() == own_cache / "fsvit-edge" / "tokens"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache_folder() == tmp_path / "home" / ".cache" / "fsvit-edge" / "tokens"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache_folder() == tmp_path / ".cache" / "fsvit-edge" / "tokens"
 
 
 def test_the_first_view_is_the_runtimes_preprocessing() -> None:

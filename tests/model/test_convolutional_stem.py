@@ -34,14 +34,8 @@ def trunk() -> nn.Module:
     network = timm.create_model(TRUNK, pretrained=False, num_classes=0).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in (
-                (module.weight, 0.5, 1.5),
-                (module.bias, -0.5, 0.5),
-                (module.running_mean, -0.5, 0.5),
-                (module.running_var, 0.5, 2.0),
-            ):
-                assert isinstance(tensor, Tensor)
-                nn.init.uniform_(tensor, low, high)
+            for name, middle in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+                nn.init.uniform_(getattr(module, name), middle - 0.5, middle + 0.5)
     return network
 
 
@@ -54,9 +48,8 @@ def test_the_stem_gives_the_maps_of_timms_stages_with_timms_normalization(trunk:
     images = pixels(64)
     config = timm.data.resolve_data_config({}, model=trunk)
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
-    theirs = trunk.get_submodule("bn1")(
-        trunk.get_submodule("conv_stem")((images.permute(0, 3, 1, 2).float() / 255 - mean) / std)
-    )
+    theirs = trunk.get_submodule("conv_stem")((images.permute(0, 3, 1, 2).float() / 255 - mean) / std)
+    theirs = trunk.get_submodule("bn1")(theirs)
     stages = list(trunk.get_submodule("blocks").children())
     for stage in stages[:FINE_STAGES]:
         theirs = stage(theirs)
@@ -138,9 +131,8 @@ def test_late_tokens_come_before_those_of_the_blocks_and_do_not_change_them() ->
     maps = stem.maps(image)
     assert torch.equal(before.tokens[:, :2], stem.late_tokens(maps))
     assert torch.equal(encoder(image, maps=maps).tokens, before.tokens)
-    for module in stem.project_late:
-        assert isinstance(module, nn.Conv2d)
-        module.weight.mul_(2)
+    for weight in (stem.project_late[0].weight, stem.project_late[1].weight):
+        torch.as_tensor(weight).mul_(2)
     after = encoder(image)
     assert_near(after.tokens[:, :2], 2 * before.tokens[:, :2])
     assert torch.equal(after.tokens[:, 2:], before.tokens[:, 2:])

@@ -21,7 +21,7 @@ from fsvit_edge.model.encoder import (
     PositionResize,
     resize_position_embedding,
 )
-from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, InputError
+from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
 
 Randomize = Callable[[nn.Module, int], None]
 SMALL_DINO = "vit_small_patch16_224.dino"
@@ -108,18 +108,17 @@ def test_the_comparison_with_timm_notices_a_missing_norm_a_shifted_layer_and_a_r
     ours = encoder(image, torch.cat([torch.zeros(1, 5, vit.embed_dim), vit.pos_embed], dim=1))
     kept = [0, *range(5, 30)]
     assert_near(ours.tokens[:, 3], vit.norm(theirs.blocks[3])[:, kept])
-    for wrong in (
-        theirs.blocks[3][:, kept],
-        vit.norm(theirs.blocks[2])[:, kept],
-        vit.norm(theirs.blocks[3])[:, [1, *kept[1:]]],
-        vit.norm(theirs.blocks[3])[:, :26],
+    normed = vit.norm(theirs.blocks[3])
+    for part, wrong in (
+        (ours.tokens[:, 3], theirs.blocks[3][:, kept]),
+        (ours.tokens[:, 3], vit.norm(theirs.blocks[2])[:, kept]),
+        (ours.tokens[:, 3], normed[:, [1, *kept[1:]]]),
+        (ours.tokens[:, 3], normed[:, :26]),
+        (ours.class_query, theirs.query[:, :, 1]),
+        (ours.image_keys, theirs.key[:, :, 4:-1]),
     ):
         with pytest.raises(AssertionError):
-            assert_near(ours.tokens[:, 3], wrong)
-    with pytest.raises(AssertionError):
-        assert_near(ours.class_query, theirs.query[:, :, 1])
-    with pytest.raises(AssertionError):
-        assert_near(ours.image_keys, theirs.key[:, :, 4:-1])
+            assert_near(part, wrong)
 
 
 @torch.inference_mode()
@@ -179,16 +178,11 @@ def test_timms_own_resampling_is_not_dinos() -> None:
     embedding = torch.randn(1, 28**2, 5, generator=torch.Generator().manual_seed(0))
     ours = resize_position_embedding(embedding, 50, DINO_RESIZE)
     theirs = resample_abs_pos_embed(embedding, [50, 50], num_prefix_tokens=0)
-    with pytest.raises(AssertionError):
-        assert_near(ours, theirs, relative=1e-2)
     without_offset = resized_by_hand(embedding, 50, 0.0, antialias=False)
-    with pytest.raises(AssertionError):
-        assert_near(ours, without_offset, relative=1e-3)
-
-
-def test_the_native_position_embedding_is_unchanged() -> None:
-    embedding = torch.randn(1, 64, 5)
-    assert resize_position_embedding(embedding, 8, DINO_RESIZE) is embedding
+    for other, relative in ((theirs, 1e-2), (without_offset, 1e-3)):
+        with pytest.raises(AssertionError):
+            assert_near(ours, other, relative)
+    assert resize_position_embedding(embedding, 28, DINO_RESIZE) is embedding
 
 
 @pytest.mark.parametrize("backbone", SUPPORTED_BACKBONES)
@@ -316,9 +310,9 @@ def test_timm_has_no_weights_for_our_own_backbones(backbone: str) -> None:
 
 
 def dinov2_published(vit: Any) -> dict[str, Tensor]:
-    """timm's state with the names of DINOv2's own files, whose class token has its own position."""
+    """timm's state as DINOv2 publishes it: the class token has its own position, and there are heads for training."""
     state = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
-    state["mask_token"] = torch.zeros(1, vit.embed_dim)
+    state |= {"mask_token": torch.zeros(1, vit.embed_dim), "head.mlp.0.weight": torch.zeros(3)}
     if "reg_token" in state:
         state["register_tokens"] = state.pop("reg_token")
         of_class = torch.full((1, 1, vit.embed_dim), 0.5)
@@ -328,45 +322,10 @@ def dinov2_published(vit: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("backbone", [SMALL_REGISTERS, "vit_small_patch14_dinov2.lvd142m"])
-def test_weights_with_dinov2s_own_names_load(randomize: Randomize, backbone: str) -> None:
+def test_weights_with_dinov2s_own_names_load_without_the_heads_for_training(
+    randomize: Randomize, backbone: str
+) -> None:
     source, target = random_encoder(backbone, 70, randomize), Encoder(backbone, 70)
     target.load_published(dinov2_published(source.vit))
     for (name, ours), theirs in zip(target.vit.state_dict().items(), source.vit.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)
-
-
-def test_training_heads_of_a_published_backbone_are_left_out(randomize: Randomize) -> None:
-    source, target = random_encoder(NANO_BACKBONE, 64, randomize), Encoder(NANO_BACKBONE, 64)
-    target.load_published({**source.vit.state_dict(), "head.mlp.0.weight": torch.zeros(3), "head.bias": torch.zeros(3)})
-    assert torch.equal(target.vit.norm.weight, source.vit.norm.weight)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("patch_embed.proj.weight", lambda t: t[..., :4, :4], r"'patch_embed.proj.weight' has shape \(192, 3, 4, 4\)"),
-        ("pos_embed", lambda t: t[:, :50], r"'pos_embed' has shape \(1, 50, 192\), expected \(1, 65, 192\)"),
-        ("blocks.0.attn.qkv.weight", lambda t: t[:-3], r"has shape \(573, 192\), expected \(576, 192\)"),
-        ("blocks.1.norm1.bias", lambda t: t * float("nan"), "NaN or infinite"),
-        ("norm.weight", lambda t: t / 0, "NaN or infinite"),
-        ("cls_token", None, "lack 1 tensors, for example 'cls_token'"),
-    ],
-)
-def test_backbone_weights_that_do_not_fit_are_refused_and_never_resampled(
-    randomize: Randomize, name: str, change: Callable[[Tensor], Tensor] | None, message: str
-) -> None:
-    encoder = random_encoder(NANO_BACKBONE, 64, randomize)
-    state = encoder.vit.state_dict()
-    tensor = state.pop(name)
-    if change is not None:
-        state[name] = change(tensor)
-    with pytest.raises(ArtifactError, match=message):
-        encoder.load_published(state)
-
-
-def test_weights_of_a_deeper_model_are_refused(randomize: Randomize) -> None:
-    encoder = random_encoder(NANO_BACKBONE, 64, randomize)
-    state = encoder.vit.state_dict()
-    state["blocks.6.norm1.weight"] = state["blocks.5.norm1.weight"]
-    with pytest.raises(ArtifactError, match=r"unknown tensors, for example 'blocks.6.norm1.weight'"):
-        encoder.load_published(state)

@@ -3,7 +3,6 @@ import torch
 from torch import Tensor
 
 from fsvit_edge.model.enhancer import PseudoLabelEnhancer
-from fsvit_edge.model.pseudo_mask import pseudo_map, pseudo_mask, thresholded
 
 
 def inputs(pictures: int = 3, grid: int = 6, dim: int = 16) -> tuple[Tensor, Tensor]:
@@ -65,15 +64,3 @@ def test_rows_and_columns_of_map_and_tokens_agree() -> None:
 def test_a_constant_map_gives_finite_logits() -> None:
     _, tokens = inputs()
     assert torch.isfinite(enhancer()(torch.zeros(3, 6, 6), tokens)).all()
-
-
-def test_a_pseudo_mask_is_its_map_thresholded() -> None:
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(2, 3, 8, generator=generator)
-    keys = torch.randn(2, 3, 16, 8, generator=generator) - 0.3 * query[:, :, None]
-    maps = pseudo_map(query, keys, 4)
-    assert maps.shape == (2, 4, 4)
-    assert maps.abs().max() <= 1
-    assert torch.equal(thresholded(maps, 30), pseudo_mask(query, keys, 4, 30))
-    cosine = torch.cosine_similarity(keys[1, :, 6], query[1], dim=-1).mean()
-    torch.testing.assert_close(maps[1, 1, 2], cosine)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fsvit_edge.model.network import FewShotNetwork, normalize
-from fsvit_edge.model.pseudo_mask import PSEUDO_MASK_THRESHOLD, pseudo_mask
+from fsvit_edge.model.pseudo_mask import PSEUDO_MASK_THRESHOLD, pseudo_map, pseudo_mask, thresholded
 
 
 def by_hand(class_query: Tensor, image_keys: Tensor, grid: int, size: int) -> np.ndarray:
@@ -47,37 +47,33 @@ def test_a_pseudo_mask_is_the_thresholded_mean_cosine_of_the_heads(seed: int) ->
     assert np.array_equal(ours.numpy(), wanted > 0.4)
 
 
-def stretched(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    return query * torch.tensor([0.2, 1.0, 5.0])[:, None], keys * torch.rand(keys.shape[:3])[..., None]
-
-
-def as_one_head(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    return query.flatten(1)[:, None], keys.transpose(1, 2).flatten(2)[:, None]
-
-
-def with_swapped_heads(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    return query.flip(1), keys
-
-
-def of_the_other_picture(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    return query.flip(0), keys
-
-
-def transposed(query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    return query, keys.unflatten(2, (4, 4)).transpose(2, 3).flatten(2, 3)
-
-
-@pytest.mark.parametrize("change", [as_one_head, with_swapped_heads, of_the_other_picture, transposed])
-def test_the_comparison_notices_errors(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+def test_a_pseudo_mask_is_its_map_thresholded() -> None:
     query, keys = vectors(0)
-    assert not np.array_equal(
-        pseudo_mask(*change(query, keys), grid=4, size=30).numpy(), by_hand(query, keys, 4, 30) > 0.4
-    )
+    maps = pseudo_map(query, keys, 4)
+    assert maps.shape == (2, 4, 4)
+    assert maps.abs().max() <= 1
+    assert torch.equal(thresholded(maps, 30), pseudo_mask(query, keys, 4, 30))
+    torch.testing.assert_close(maps[1, 1, 2], torch.cosine_similarity(keys[1, :, 6], query[1], dim=-1).mean())
+
+
+WRONG: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "one head": lambda query, keys: (query.flatten(1)[:, None], keys.transpose(1, 2).flatten(2)[:, None]),
+    "swapped heads": lambda query, keys: (query.flip(1), keys),
+    "of the other picture": lambda query, keys: (query.flip(0), keys),
+    "transposed": lambda query, keys: (query, keys.unflatten(2, (4, 4)).transpose(2, 3).flatten(2, 3)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_comparison_notices_errors(wrong: str) -> None:
+    query, keys = vectors(0)
+    assert not np.array_equal(pseudo_mask(*WRONG[wrong](query, keys), 4, 30).numpy(), by_hand(query, keys, 4, 30) > 0.4)
 
 
 def test_the_length_of_a_vector_does_not_matter() -> None:
     query, keys = vectors(0)
-    assert torch.equal(pseudo_mask(*stretched(query, keys), 4, 30), pseudo_mask(query, keys, 4, 30))
+    longer, others = query * torch.tensor([0.2, 1.0, 5.0])[:, None], keys * torch.rand(keys.shape[:3])[..., None]
+    assert torch.equal(pseudo_mask(longer, others, 4, 30), pseudo_mask(query, keys, 4, 30))
 
 
 @pytest.mark.parametrize(("cosine", "foreground"), [(-0.19, 1.0), (-0.21, 0.0), (1.0, 1.0), (-1.0, 0.0), (0.0, 1.0)])

@@ -31,17 +31,13 @@ def pictures(count: int) -> list[np.ndarray]:
     return list(small.repeat(12, axis=1).repeat(14, axis=2))
 
 
-def rectangle() -> np.ndarray:
-    mask = np.zeros((60, 84), np.bool_)
-    mask[10:45, 20:60] = True
-    return mask
-
-
 def test_torch_and_onnx_runtime_give_the_same_answers(in_torch: FewShotModel, tiny_bundle: Path) -> None:
     frame, *supports = pictures(5)
+    mask = np.zeros((60, 84), np.bool_)
+    mask[10:45, 20:60] = True
     with FewShotModel.load(tiny_bundle, "onnxruntime", threads=1) as in_onnx:
         for model in (in_torch, in_onnx):
-            model.enroll("masked", supports[:2], [rectangle(), None])
+            model.enroll("masked", supports[:2], [mask, None])
             model.enroll("named", supports[2:])
         ours, theirs = in_torch.predict(frame, probabilities=True), in_onnx.predict(frame, probabilities=True)
     np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
@@ -84,25 +80,23 @@ def test_other_weights_have_another_identity(tiny_network: FewShotNetwork) -> No
     assert first["head"] != changed["head"]
 
 
-def test_a_wrong_feed_and_a_closed_engine_are_errors(tiny_network: FewShotNetwork) -> None:
-    engine = TorchEngine(build_graphs(tiny_network)["encoder"], CPU)
+def test_a_wrong_feed_a_failure_of_torch_and_a_closed_engine_are_one_sentence(
+    tiny_network: FewShotNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = build_graphs(tiny_network)["encoder"]
+    engine = TorchEngine(spec, CPU)
     picture = np.zeros((1, 48, 48, 3), np.uint8)
     with pytest.raises(InputError, match="must be uint8"):
         engine.run({"image": picture.astype(np.float32)})
     assert engine.run({"image": picture})["tokens"].shape[0] == 1
-    engine.close()
-    engine.close()
-    with pytest.raises(FsvitEdgeError, match="closed"):
-        engine.run({"image": picture})
-
-
-def test_a_failure_of_torch_is_one_sentence(tiny_network: FewShotNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = build_graphs(tiny_network)["encoder"]
-    engine = TorchEngine(spec, CPU)
 
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr(spec.module, "forward", fail)
     with pytest.raises(FsvitEdgeError, match=r"^torch failed to run the network: CUDA out of memory\.$"):
-        engine.run({"image": np.zeros((1, 48, 48, 3), np.uint8)})
+        engine.run({"image": picture})
+    engine.close()
+    engine.close()
+    with pytest.raises(FsvitEdgeError, match="closed"):
+        engine.run({"image": picture})

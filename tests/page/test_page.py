@@ -2,15 +2,15 @@
 
 import base64
 import contextlib
+import functools
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import cv2
 import httpx
@@ -37,6 +37,9 @@ BUNDLED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
 TOKEN = "a-token-for-tests"
 BOX = [40, 30, 90, 70]
 NEW = "new"  # replaced with the id of a frozen frame
+# The start of a PNG that would need 81 MB: it is refused before it is decoded, or it would be called damaged.
+BOMB = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(8) + 2 * (9000).to_bytes(4, "big")).decode()
+OTHER_METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")
 
 
 def picture(shade: int = 90) -> np.ndarray:
@@ -52,6 +55,9 @@ def health(state: str = "live") -> Health:
     return Health(
         *(1.0, 2.0, "boot", 3.0, "cam", status, "m", "e", "p", ("cup",), 7, 12.5, age, {"head": age}, 100.0, sinks)
     )
+
+
+Open = Callable[..., PageSink]
 
 
 class Served(NamedTuple):
@@ -82,21 +88,17 @@ def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
 
     looping = threading.Thread(target=loop)
     looping.start()
-    with (
-        PageSink("http://127.0.0.1:0", model, bank) as page,
-        httpx.Client(base_url=page.address, timeout=40, trust_env=False) as client,
-    ):
-        show(Served(page, model, client, bank), picture())
-        yield Served(page, model, client, bank)
+    with PageSink("http://127.0.0.1:0", model, bank) as page, client_of(page.address) as client:
+        one = Served(page, model, client, bank)
+        show(one, picture())
+        yield one
         stop.set()
         looping.join()
         model.close()
 
 
-def port_of(page: PageSink) -> int:
-    port = urlsplit(page.address).port
-    assert port is not None
-    return port
+def client_of(address: str) -> httpx.Client:
+    return httpx.Client(base_url=address, timeout=40, trust_env=False)
 
 
 def show(served: Served, image: np.ndarray) -> None:
@@ -120,13 +122,20 @@ def png(mask: np.ndarray) -> str:
     return base64.b64encode(cv2.imencode(".png", mask)[1].tobytes()).decode()
 
 
+def decoded(answer: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(answer, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+
+
+def raw_request(served: Served, request: bytes) -> bytes:
+    """Send what no client sends; return the whole answer."""
+    with socket.create_connection(("127.0.0.1", served.client.base_url.port), timeout=5) as raw:
+        raw.sendall(request)
+        return b"".join(iter(lambda: raw.recv(65536), b""))
+
+
 def test_the_page_and_its_files_are_served_with_security_headers(served: Served) -> None:
-    kinds = {
-        ".html": "text/html",
-        ".css": "text/css",
-        ".js": ("text/javascript", "application/javascript"),
-        ".svg": "image/svg",
-    }
+    scripts = ("text/javascript", "application/javascript")
+    kinds = {".html": "text/html", ".css": "text/css", ".js": scripts, ".svg": "image/svg"}
     for file in STATIC.iterdir():
         kind = kinds[file.suffix]
         answer = served.client.get("/" if file.name == "index.html" else f"/{file.name}")
@@ -145,8 +154,7 @@ def test_enrollment_by_a_box_reports_how_well_it_works(served: Served) -> None:
     assert 0.25 <= report["mask_cover"] * HEIGHT * WIDTH / (50 * 40) < 1.01  # the object in the box
     assert report["kept_tokens"] > 0
     assert 0 <= report["score"] <= 1
-    assert 0 <= report["found_share"] <= 1
-    assert 0 <= report["iou"] <= report["found_share"]
+    assert 0 <= report["iou"] <= report["found_share"] <= 1
     assert report["area_ratio"] >= 0
     state = served.client.get("/api/state").json()
     assert [(one["name"], one["supports"]) for one in state["classes"]] == [("cup", [{"has_mask": True}])]
@@ -160,9 +168,8 @@ def test_enrollment_by_a_mask_uses_exactly_that_mask(served: Served) -> None:
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[:, : WIDTH // 2] = 255
     assert enroll(served, mask_png=png(mask)).json()["mask_cover"] == pytest.approx(0.5)
-    masked = served.client.get("/api/supports.png", params={"name": "cup", "index": 0, "masked": 1})
-    plain = served.client.get("/api/supports.png", params={"name": "cup", "index": 0})
-    bright, dim = (cv2.imdecode(np.frombuffer(one.content, np.uint8), 1).astype(int) for one in (plain, masked))
+    path = "/api/supports.png?name=cup&index=0"
+    bright, dim = (decoded(served.client.get(path + masked).content) for masked in ("", "&masked=1"))
     half = bright.shape[1] // 2
     assert np.array_equal(bright[:, : half - 1], dim[:, : half - 1])
     assert dim[:, half + 1 :].mean() < 0.4 * bright[:, half + 1 :].mean()
@@ -208,19 +215,14 @@ def test_support_pictures_are_served_while_the_model_is_busy(served: Served) -> 
     assert {answer.status_code for answer in answers} == {200}
 
 
-def test_an_unknown_support_picture_is_refused(served: Served) -> None:
-    enroll(served)
-    for name, index in [("cup", "1"), ("cup", "-1"), ("mug", "0"), ("", "0"), ("cup", "")]:
-        gone = served.client.get("/api/supports.png", params={"name": name, "index": index})
-        assert gone.status_code == 400
-        assert "picture" in gone.json()["error"] or "index" in gone.json()["error"]
-
-
 def test_classes_are_renamed_and_removed_and_supports_removed(served: Served) -> None:
     enroll(served, "a/b?c")
     enroll(served, "a/b?c", box_xyxy=BOX)
     assert served.client.delete("/api/supports", params={"name": "a/b?c", "index": 0}).status_code == 204
     assert [support.has_mask for support in served.model.supports["a/b?c"]] == [True]
+    gone = served.client.get("/api/supports.png", params={"name": "a/b?c", "index": 1})
+    error = "Class 'a/b?c' has 1 pictures, so there is no picture 1."
+    assert (gone.status_code, gone.json()) == (400, {"error": error})
     renamed = served.client.patch("/api/classes", json={"name": "a/b?c", "new_name": "猫"})
     assert renamed.status_code == 204
     assert served.client.delete("/api/classes", params={"name": "猫"}).status_code == 204
@@ -250,8 +252,7 @@ def test_the_stream_sends_the_newest_frames_to_each_viewer(served: Served) -> No
             received += next(parts)
         assert received.count(b"--frame\r\nContent-Type: image/jpeg") >= 2
         start = received.index(b"\xff\xd8")
-        jpeg = received[start : received.index(b"\r\n--frame", start)]
-        assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1).shape == (HEIGHT, WIDTH, 3)
+        assert decoded(received[start : received.index(b"\r\n--frame", start)]).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_the_stream_shows_what_a_recording_shows(served: Served) -> None:
@@ -269,8 +270,7 @@ def test_the_stream_shows_what_a_recording_shows(served: Served) -> None:
             received = b""
             while b"\xff\xd9" not in received:
                 received += next(parts)
-            jpeg = received[received.index(b"\xff\xd8") :]
-            shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+            shown = decoded(received[received.index(b"\xff\xd8") :])
             assert np.abs(shown - expected).mean() < 2 < np.abs(image - expected).mean()
             assert np.abs(shown - expected)[:100].mean() < 2 < np.abs(image - expected)[:100].mean()  # the names
             served.page.write(frame, answer)
@@ -282,13 +282,12 @@ def test_nothing_is_encoded_while_nobody_watches(served: Served, monkeypatch: py
 
 
 def test_too_many_viewers_are_refused(served: Served) -> None:
-    watching = [served.client.stream("GET", "/api/stream.mjpg") for _ in range(8)]
-    for one in watching:
-        assert one.__enter__().status_code == 200
-    refused = served.client.get("/api/stream.mjpg")
+    with contextlib.ExitStack() as watching:
+        for _ in range(8):
+            stream = watching.enter_context(served.client.stream("GET", "/api/stream.mjpg"))
+            assert stream.status_code == 200
+        refused = served.client.get("/api/stream.mjpg")
     assert (refused.status_code, refused.json()) == (503, {"error": "Viewer limit (8) reached; close another page."})
-    for one in watching:
-        one.__exit__(None, None, None)
 
 
 def test_only_the_latest_four_frozen_frames_are_kept(served: Served) -> None:
@@ -352,10 +351,16 @@ def test_every_documented_path_answers_as_documented(served: Served) -> None:
         ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "box_xyxy": BOX, "mask_png": ""}, 400, "not both"),
         ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "mask_png": "%%%"}, 400, "is not valid base64"),
         ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "mask_png": "AAAA"}, 400, "must be a PNG of the"),
+        ("POST", "/api/classes", {"name": "x", "frame_id": NEW, "mask_png": BOMB}, 400, "got 9000 x 9000"),
         ("PATCH", "/api/classes", {"name": "x", "new_name": "y"}, 400, "'x' is not enrolled"),
         ("DELETE", "/api/classes?name=x", b"", 400, "'x' is not enrolled"),
         ("DELETE", "/api/supports?name=x&index=-1", b"", 400, "Parameter index must be greater than or equal to 0."),
+        ("GET", "/api/supports.png?name=x&index=-1", b"", 400, "Parameter index must be greater than or equal to 0."),
+        ("GET", "/api/supports.png?name=x&index=", b"", 400, "Parameter index must be a valid integer"),
+        ("GET", "/api/supports.png?name=x&index=0", b"", 400, "Class 'x' has 0 pictures, so there is no picture 0."),
+        ("GET", "/api/supports.png?name=&index=0", b"", 400, "Class '' has 0 pictures, so there is no picture 0."),
         ("PUT", "/api/bank", b"not a bank", 409, "Bank uploaded.safetensors is damaged or not a safetensors file"),
+        *((method, "/api/state", b"", 405, "Method Not Allowed") for method in OTHER_METHODS),
     ],
 )  # fmt: skip
 def test_unusable_input_gets_one_sentence(
@@ -371,12 +376,6 @@ def test_unusable_input_gets_one_sentence(
     assert served.model.classes == ()
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decoded(served: Served) -> None:
-    bomb = cv2.imencode(".png", np.zeros((9000, 9000), np.uint8))[1].tobytes()
-    answer = enroll(served, mask_png=base64.b64encode(bomb).decode())
-    assert (answer.status_code, "got 9000 x 9000" in answer.text) == (400, True)
-
-
 # ---------------------------------------------------------------------------------------------------- access control
 
 
@@ -387,7 +386,7 @@ def guarded(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     bank = tmp_path / "other.safetensors"
     with (
         PageSink("http://127.0.0.1:0", served.model, bank, TOKEN, ["robot.example"]) as page,
-        httpx.Client(base_url=page.address.partition("?")[0], timeout=10, trust_env=False) as client,
+        client_of(page.address.partition("?")[0]) as client,
     ):
         assert page.address.endswith(f"/?token={TOKEN}")
         yield client
@@ -396,33 +395,29 @@ def guarded(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 PATHS = ("/", "/page.js", "/api/state", "/api/stream.mjpg", "/metrics", "/health", "/openapi.json", "/docs", "/nowhere")
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "how",
     [
         {},
         {"headers": {"Authorization": "Bearer wrong"}},
-        {"cookies": {"fsvit_edge_token": "wrong"}},
+        {"headers": {"Cookie": "fsvit_edge_token=wrong"}},
         {"params": {"token": ""}},
     ],
 )
-def test_without_the_token_everything_is_refused(guarded: httpx.Client, path: str, how: dict[str, Any]) -> None:
-    answer = httpx.get(guarded.base_url.join(path), trust_env=False, timeout=10, **how)
-    assert (answer.status_code, answer.json()) == (
-        401,
-        {"error": "Access token required; open the address that the run printed."},
-    )
+def test_without_the_token_everything_is_refused(guarded: httpx.Client, how: dict[str, Any]) -> None:
+    for path in PATHS:
+        answer = guarded.get(path, **how)
+        error = "Access token required; open the address that the run printed."
+        assert (answer.status_code, answer.json()) == (401, {"error": error}), path
 
 
 def test_a_token_is_accepted_in_the_header_the_address_and_then_the_cookie(guarded: httpx.Client) -> None:
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     assert guarded.get("/health", headers=bearer).status_code == 503
     assert guarded.get("/api/state").status_code == 401
-    first = guarded.get("/", params={"token": TOKEN})
-    assert (first.status_code, first.headers["location"]) == (303, "/")
-    cookie = first.headers["set-cookie"]
-    assert "HttpOnly" in cookie
-    assert "SameSite=strict" in cookie
+    first = guarded.get("/", params={"token": TOKEN, "at": 7})
+    assert (first.status_code, first.headers["location"]) == (303, "/?at=7")
+    assert "; HttpOnly; Path=/; SameSite=strict" in first.headers["set-cookie"]
     assert guarded.get("/api/state").status_code == 200  # the client keeps the cookie
 
 
@@ -458,14 +453,9 @@ def test_a_host_name_can_be_allowed(guarded: httpx.Client) -> None:
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-@pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/api/frames"), ("DELETE", "/api/classes"), ("PUT", "/api/bank")]
-)
-def test_requests_from_another_site_are_refused(
-    served: Served, headers: dict[str, str], method: str, path: str
-) -> None:
-    answer = served.client.request(method, path, headers=headers)
-    assert answer.status_code == 403
+def test_requests_from_another_site_are_refused(served: Served, headers: dict[str, str]) -> None:
+    for method, path in (("POST", "/api/frames"), ("DELETE", "/api/classes"), ("PUT", "/api/bank")):
+        assert served.client.request(method, path, headers=headers).status_code == 403
     own = {"Origin": str(served.client.base_url).rstrip("/")}
     assert served.client.post("/api/frames", headers=own).status_code == 201
 
@@ -473,10 +463,8 @@ def test_requests_from_another_site_are_refused(
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 def test_only_json_is_accepted_so_forms_on_other_sites_are_refused(served: Served, kind: str) -> None:
     answer = served.client.post("/api/classes", content=b"{}", headers={"Content-Type": kind})
-    assert (answer.status_code, answer.json()["error"]) == (
-        400,
-        "Send JSON, with the header Content-Type: application/json.",
-    )
+    error = "Send JSON, with the header Content-Type: application/json."
+    assert (answer.status_code, answer.json()) == (400, {"error": error})
 
 
 @pytest.mark.parametrize(
@@ -487,11 +475,7 @@ def test_only_json_is_accepted_so_forms_on_other_sites_are_refused(served: Serve
     ],
 )  # fmt: skip
 def test_no_path_leads_to_other_files(served: Served, path: str) -> None:
-    with socket.create_connection(("127.0.0.1", port_of(served.page)), timeout=5) as raw:
-        raw.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        answer = b""
-        while piece := raw.recv(65536):
-            answer += piece
+    answer = raw_request(served, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     assert 400 <= int(answer.split()[1]) < 500
     assert b"import " not in answer
     assert b"root:" not in answer
@@ -508,57 +492,56 @@ def test_large_bodies_are_refused_with_and_without_content_length(served: Served
 
     with contextlib.suppress(httpx.WriteError):  # the server disconnects a client that keeps sending
         assert served.client.post("/api/classes", content=dripping(), headers=headers).status_code == 413
-    with socket.create_connection(("127.0.0.1", port_of(served.page)), timeout=5) as raw:
+    with socket.create_connection(("127.0.0.1", served.client.base_url.port), timeout=5) as raw:
         raw.sendall(b"GET /" + b"x" * 200_000)
         assert raw.recv(4096).split()[1] == b"400"
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-def test_other_methods_are_refused(served: Served, method: str) -> None:
-    assert served.client.request(method, "/api/state").status_code == 405
-
-
 # ------------------------------------------------------------------------------------------------------ opening it
+
+
+@pytest.fixture
+def opened(loaded: FewShotModel, tmp_path: Path) -> Open:
+    return functools.partial(PageSink, model=LiveModel(loaded), bank_path=tmp_path / "bank.safetensors")
 
 
 @pytest.mark.parametrize(
     "uri",
     ["http://", "http://127.0.0.1:99999", "http://127.0.0.1/path", "http://u:p@127.0.0.1", "http://127.0.0.1?x=1"],
 )
-def test_an_address_with_more_than_host_and_port_is_refused(loaded: FewShotModel, uri: str, tmp_path: Path) -> None:
+def test_an_address_with_more_than_host_and_port_is_refused(opened: Open, uri: str) -> None:
     with pytest.raises(InputError, match="Unsupported page address; give only http://ADDRESS:PORT"):
-        PageSink(uri, LiveModel(loaded), tmp_path / "bank.safetensors")
+        opened(uri)
 
 
 @pytest.mark.parametrize("token", ["", "short", "has blanks in it", "semi;colon=", "x" * 200])
-def test_a_weak_token_is_refused(loaded: FewShotModel, token: str, tmp_path: Path) -> None:
+def test_a_weak_token_is_refused(opened: Open, token: str) -> None:
     for host in ("0.0.0.0", "127.0.0.1"):
         with pytest.raises(InputError, match="--token must be 8 to 128 letters"):
-            PageSink(f"http://{host}:0", LiveModel(loaded), tmp_path / "bank.safetensors", token)
+            opened(f"http://{host}:0", token=token)
 
 
-def test_a_page_that_others_can_reach_gets_a_random_token(loaded: FewShotModel, tmp_path: Path) -> None:
+def test_a_page_that_others_can_reach_gets_a_random_token(opened: Open) -> None:
     tokens = set()
     for _ in range(2):
-        with PageSink("http://0.0.0.0:0", LiveModel(loaded), tmp_path / "bank.safetensors") as page:
+        with opened("http://0.0.0.0:0") as page:
             address, _, token = page.address.partition("?token=")
-            assert httpx.get(f"{address}api/state".replace("0.0.0.0", "127.0.0.1"), trust_env=False).status_code == 401
+            assert "0.0.0.0" not in address
+            assert httpx.get(f"{address}api/state", trust_env=False).status_code == 401
             tokens.add(token)
     assert len(tokens) == 2
     assert min(map(len, tokens)) >= 20
-    with PageSink("http://127.0.0.1:0", LiveModel(loaded), tmp_path / "bank.safetensors") as page:
+    with opened("http://127.0.0.1:0") as page:
         assert "token" not in page.address
 
 
-def test_a_port_in_use_is_reported(loaded: FewShotModel, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported(opened: Open) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(
-            FsvitEdgeError, match=rf"cannot be served at 127\.0\.0\.1:{port}: Address already in use; choose"
-        ):
-            PageSink(f"http://127.0.0.1:{port}", LiveModel(loaded), tmp_path / "bank.safetensors")
+        host = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(FsvitEdgeError, match=f"cannot be served at {host}: Address already in use; choose"):
+            opened(f"http://{host}")
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import numpy as np
 import pytest
-from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -34,36 +33,34 @@ pytestmark = [
 ]
 
 
-class Run(NamedTuple):
-    address: str
-    folder: Path
-
-
 @contextmanager
-def started(folder: Path, port: int = 0, *options: str) -> Iterator[Run]:
-    """A run of the demo with its page; fails unless the run ends cleanly."""
+def started(folder: Path, port: int = 0, *options: str) -> Iterator[str]:
+    """The address of the page of a run of the demo; fails unless the run ends cleanly."""
     command = [sys.executable, "-m", "fsvit_edge.cli.main", "run", "demo", *options]
     command += ["--sink", f"http://127.0.0.1:{port}", "--token", TOKEN, "--threads", "1"]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
-        printed = []
-        for line in process.stderr:
-            printed.append(line)
-            if line.startswith("The page is at "):
-                break
-        else:
-            pytest.fail("".join(printed))
+        printed = ""
+        while "The page is at " not in printed:
+            line = process.stderr.readline()
+            assert line, printed
+            printed += line
         try:
-            yield Run(line.removeprefix("The page is at ").strip(), folder)
+            yield line.removeprefix("The page is at ").strip()
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    with started(tmp_path_factory.mktemp("run")) as run:
-        yield run
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    with started(folder) as printed:
+        yield printed
 
 
 @contextmanager
@@ -77,7 +74,7 @@ def browser(profile: Path) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(live: Run, tmp_path: Path) -> Iterator[Page]:
+def page(address: str, tmp_path: Path) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test.
 
     One error is allowed: the request for a picture whose class is just being removed fails, and the browser always
@@ -98,17 +95,21 @@ def page(live: Run, tmp_path: Path) -> Iterator[Page]:
         opened = context.pages[0]
         opened.on("console", note)
         opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(live.address)
+        opened.goto(address)
         yield opened
-        state = context.request.get(urljoin(live.address, "/api/state")).json()
+        state = context.request.get(urljoin(address, "/api/state")).json()
     assert errors == []
     assert not {one["name"] for one in state["classes"]}.intersection(refused)
 
 
+def item(page: Page, name: str) -> Locator:
+    """A class in the list."""
+    return page.locator(f'.class[data-name="{name}"]')
+
+
 def wait_for(page: Page, name: str) -> None:
     """Wait until a class is present."""
-    item = page.locator(f'.class[data-name="{name}"]')
-    expect(item).to_have_class(re.compile("present"), timeout=1000 * CYCLE_S)
+    expect(item(page, name)).to_have_class(re.compile("present"), timeout=1000 * CYCLE_S)
 
 
 def drag(page: Page, share_xyxy: tuple[float, float, float, float]) -> None:
@@ -122,11 +123,23 @@ def drag(page: Page, share_xyxy: tuple[float, float, float, float]) -> None:
     page.mouse.up()
 
 
-def enroll_by_name(page: Page, name: str) -> None:
+def enroll(page: Page, name: str, how: str, box: tuple[float, float, float, float] | None = None) -> None:
+    """Add a class by "Box", "Paint" or "Name only", after a drag over a box."""
     page.get_by_role("button", name="Add a class").click()
-    page.get_by_role("radio", name="Name only").check()
+    expect(page.locator("#drawing")).to_be_visible()
+    page.get_by_role("radio", name=how).check()
+    if box is not None:
+        drag(page, box)
     page.get_by_label("Class name").fill(name)
     page.get_by_role("button", name="Enroll", exact=True).click()
+
+
+def remove(shown: Locator) -> None:
+    """Remove a class; the first click only asks for confirmation."""
+    shown.get_by_role("button", name="Remove").click()
+    expect(shown).to_be_visible()
+    shown.get_by_role("button", name="Really remove?").click()
+    expect(shown).to_have_count(0)
 
 
 def wait_for_movement(page: Page) -> None:
@@ -149,77 +162,60 @@ def test_the_token_leaves_the_address_bar(page: Page) -> None:
     expect(page.locator("#state")).to_have_text("live")
 
 
-def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, live: Run) -> None:
+def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, folder: Path) -> None:
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
     wait_for(page, "cat")
-    page.get_by_role("button", name="Add a class").click()
-    expect(page.locator("#drawing")).to_be_visible()
-    drag(page, (0.2, 0.05, 0.8, 0.95))
-    page.get_by_label("Class name").fill("tom <b>& co</b>")
-    page.get_by_role("button", name="Enroll", exact=True).click()
+    enroll(page, "tom <b>& co</b>", "Box", (0.2, 0.05, 0.8, 0.95))
     report = page.locator("#report")
     expect(report).to_contain_text("tom <b>& co</b> is enrolled")
     expect(report).to_contain_text("score in this frame")
-    item = page.locator('.class[data-name="tom <b>& co</b>"]')
-    expect(item).to_have_class(re.compile("present"), timeout=1000 * CYCLE_S)
-    assert float(item.locator(".score").inner_text().split()[0]) > 0.5
-    expect(item.locator(".bar .level")).to_have_attribute("style", f"left: {100 * BUNDLED_LEVEL:g}%;")
-    expect(item.locator(".bar")).to_have_attribute("title", f"Present above {BUNDLED_LEVEL:.2f}")
-    expect(item.locator(".supports img")).to_have_count(1)
-    assert item.locator(".supports img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 10
+    wait_for(page, "tom <b>& co</b>")
+    shown = item(page, "tom <b>& co</b>")
+    assert float(shown.locator(".score").inner_text().split()[0]) > 0.5
+    expect(shown.locator(".bar .level")).to_have_attribute("style", f"left: {100 * BUNDLED_LEVEL:g}%;")
+    expect(shown.locator(".bar")).to_have_attribute("title", f"Present above {BUNDLED_LEVEL:.2f}")
+    expect(shown.locator(".supports img")).to_have_count(1)
+    assert shown.locator(".supports img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 10
     expect(page.locator("#bank-saved")).to_have_text("Unsaved changes.")
 
-    item.get_by_role("button", name="Rename").click()
+    shown.get_by_role("button", name="Rename").click()
     page.keyboard.type("tom")
     page.keyboard.press("Enter")
-    tom = page.locator('.class[data-name="tom"]')
+    tom = item(page, "tom")
     expect(tom).to_be_visible()
 
     page.get_by_role("button", name="Save").click()
     expect(page.locator("#bank-saved")).to_have_text("Saved.")
-    assert (live.folder / "bank.safetensors").is_file()
+    assert (folder / "bank.safetensors").is_file()
 
-    tom.get_by_role("button", name="Remove").click()
-    expect(tom).to_be_visible()  # the first click only asks for confirmation
-    tom.get_by_role("button", name="Really remove?").click()
-    expect(tom).to_have_count(0)
+    remove(tom)
 
 
-def test_a_downloaded_bank_can_be_loaded(page: Page, live: Run) -> None:
+def test_a_downloaded_bank_can_be_loaded(page: Page, folder: Path) -> None:
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
-    saved = live.folder / "downloaded.safetensors"
+    saved = folder / "downloaded.safetensors"
     download.value.save_as(saved)
-    rocket = page.locator('.class[data-name="rocket"]')
-    rocket.get_by_role("button", name="Remove").click()
-    rocket.get_by_role("button", name="Really remove?").click()
-    expect(rocket).to_have_count(0)
+    rocket = item(page, "rocket")
+    remove(rocket)
     page.locator("#upload").set_input_files(saved)
     expect(rocket).to_be_visible()
 
 
 def test_paint_and_name_only_enroll_too_and_can_be_undone(page: Page) -> None:
-    page.get_by_role("button", name="Add a class").click()
-    page.get_by_role("radio", name="Paint").check()
-    drag(page, (0.4, 0.4, 0.6, 0.6))
-    page.get_by_label("Class name").fill("painted")
-    page.get_by_role("button", name="Enroll", exact=True).click()
-    painted = page.locator('.class[data-name="painted"]')
-    expect(painted).to_be_visible()
-    page.get_by_role("button", name="Undo").click()
-    expect(painted).to_have_count(0)
-
-    enroll_by_name(page, "named")
-    expect(page.locator('.class[data-name="named"]')).to_be_visible()
-    page.get_by_role("button", name="Undo").click()
+    for name, how, box in (("painted", "Paint", (0.4, 0.4, 0.6, 0.6)), ("named", "Name only", None)):
+        enroll(page, name, how, box)
+        expect(item(page, name)).to_be_visible()
+        page.get_by_role("button", name="Undo").click()
+        expect(item(page, name)).to_have_count(0)
 
 
 def test_a_late_picture_of_a_removed_class_is_ignored(page: Page) -> None:
     held: list[Route] = []
     # A lambda, because playwright cannot set attributes on a built-in method.
     page.route(re.compile("/api/supports.png.*name=brief"), lambda route: held.append(route))
-    enroll_by_name(page, "brief")
-    brief = page.locator('.class[data-name="brief"]')
+    enroll(page, "brief", "Name only")
+    brief = item(page, "brief")
     expect(brief).to_be_visible()
     page.get_by_role("button", name="Undo").click()
     expect(brief).to_have_count(0)
@@ -244,8 +240,8 @@ def test_a_box_can_be_drawn_with_the_keyboard_and_a_mistake_is_reported(page: Pa
     expect(page.locator("#live")).to_be_visible()
 
 
-def test_the_api_is_documented_without_the_internet(page: Page, live: Run) -> None:
-    page.goto(urljoin(live.address, "/docs"))
+def test_the_api_is_documented_without_the_internet(page: Page, address: str) -> None:
+    page.goto(urljoin(address, "/docs"))
     row = page.get_by_role("row").filter(has_text="/api/classes").filter(has_text="POST")
     expect(row).to_contain_text("name, frame_id, box_xyxy?, mask_png?")
     expect(row).to_contain_text("Enroll a frozen frame")
@@ -269,14 +265,13 @@ def test_an_open_page_shows_the_classes_of_a_restarted_run(tmp_path: Path) -> No
     with browser(tmp_path / "profile") as context:
         page = context.pages[0]
         with started(tmp_path) as first:
-            page.goto(first.address)
-            expect(page.locator('.class[data-name="cat"]')).to_be_visible()
-            port = urlsplit(first.address).port
-            assert port is not None
+            page.goto(first)
+            expect(item(page, "cat")).to_be_visible()
+        port = urlsplit(first).port
         expect(page.locator("#state")).to_have_text("unreachable")
         with started(tmp_path, port, "--bank", str(bank), "--sink", "mqtt://127.0.0.1:1/nobody"):
             expect(page.locator("#state")).to_have_text("live", timeout=10_000)
-            expect(page.locator('.class[data-name="kettle"]')).to_be_visible()
+            expect(item(page, "kettle")).to_be_visible()
             expect(page.locator(".class")).to_have_count(1)
             trouble = "mqtt://127.0.0.1:1/nobody: The broker does not respond"
             expect(page.locator("#banner")).to_contain_text(trouble)

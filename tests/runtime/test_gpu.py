@@ -1,5 +1,3 @@
-# ruff: noqa: N802 - the names are the driver's
-
 import ctypes
 import subprocess
 import sys
@@ -11,56 +9,36 @@ import pytest
 from fsvit_edge.runtime.gpu import Gpu, find_gpu, gpu_missing_reason
 
 
-def target(reference: Any) -> Any:
-    """What a `ctypes.byref` points at."""
-    return reference._obj
-
-
 class FakeDriver:
     """libcuda with one GPU; `statuses` are answers other than 0, by function."""
 
     def __init__(self, count: int = 1, **statuses: int) -> None:
-        self.count = count
         self.statuses = statuses
         self.calls: list[str] = []
+        # What each function writes to its first argument, and the others that it expects.
+        self.answers: dict[str, tuple[Any, ...]] = {
+            "cuDriverGetVersion": (12060,),
+            "cuDeviceGetCount": (count,),
+            "cuDeviceGet": (7, 0),
+            "cuDeviceGetName": (b"Orin (nvgpu)", 256, 7),
+            "cuDeviceTotalMem_v2": (30 * 2**30, 7),
+            **{f"cuDeviceGetAttribute {number}": (value, number, 7) for number, value in ((16, 14), (75, 8), (76, 7))},
+        }
 
     def __getattr__(self, function: str) -> Callable[..., int]:
-        if not hasattr(FakeDriver, f"do_{function}"):
-            raise AttributeError(f"undefined symbol: {function}")
-
         def call(*arguments: Any) -> int:
             self.calls.append(function)
             status = self.statuses.get(function, 0)
-            if status == 0:
-                getattr(self, f"do_{function}")(*arguments)
+            if status == 0 and function == "cuInit":
+                assert arguments == (0,)
+            elif status == 0:
+                key = f"{function} {arguments[1]}" if function == "cuDeviceGetAttribute" else function
+                value, *others = self.answers[key]
+                assert [getattr(one, "value", one) for one in arguments[1:]] == others
+                getattr(arguments[0], "_obj", arguments[0]).value = value
             return status
 
         return call
-
-    def do_cuInit(self, flags: int) -> None:
-        assert flags == 0
-
-    def do_cuDriverGetVersion(self, version: Any) -> None:
-        target(version).value = 12060
-
-    def do_cuDeviceGetCount(self, count: Any) -> None:
-        target(count).value = self.count
-
-    def do_cuDeviceGet(self, device: Any, index: int) -> None:
-        assert index == 0
-        target(device).value = 7
-
-    def do_cuDeviceGetName(self, name: Any, length: int, device: ctypes.c_int) -> None:
-        assert (length, device.value) == (256, 7)
-        name.value = b"Orin (nvgpu)"
-
-    def do_cuDeviceTotalMem_v2(self, memory: Any, device: ctypes.c_int) -> None:
-        assert device.value == 7
-        target(memory).value = 30 * 2**30
-
-    def do_cuDeviceGetAttribute(self, value: Any, attribute: int, device: ctypes.c_int) -> None:
-        assert device.value == 7
-        target(value).value = {16: 14, 75: 8, 76: 7}[attribute]
 
 
 def install(monkeypatch: pytest.MonkeyPatch, driver: object) -> None:

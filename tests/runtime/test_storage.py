@@ -1,12 +1,12 @@
 import errno
 import fcntl
 import os
+import resource
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,15 +42,6 @@ def read(path: Path) -> bytes:
 both = pytest.mark.parametrize("make", [make_file, make_folder])
 
 
-@contextmanager
-def umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
 def fail_with(code: int) -> Callable[..., None]:
     def fail(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -83,11 +74,13 @@ def test_a_folder_is_replaced_and_not_mixed_also_behind_a_link(tmp_path: Path) -
 @both
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_permissions_are_those_of_any_new_file(tmp_path: Path, make: Make, mask: int) -> None:
-    with umask(mask):
+    before = os.umask(mask)
+    try:
         make(tmp_path / "thing", b"data")
         (tmp_path / "plain").touch()
         (tmp_path / "folder").mkdir()
-        assert os.umask(mask) == mask
+    finally:
+        assert os.umask(before) == mask
     like = tmp_path / ("plain" if make is make_file else "folder")
     assert stat.S_IMODE((tmp_path / "thing").stat().st_mode) == stat.S_IMODE(like.stat().st_mode)
 
@@ -216,33 +209,18 @@ def test_a_system_error_without_a_number_keeps_its_message(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-import test_storage
-from fsvit_edge.runtime.errors import FsvitEdgeError
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-make = getattr(test_storage, sys.argv[3])
-make(Path(sys.argv[1]), bytes(900))
-try:
-    make(Path(sys.argv[1]), bytes(5000))
-except FsvitEdgeError as error:
-    print(error)
-"""
-
-
-def child(script: str, path: Path, make: Make) -> list[str]:
-    return [sys.executable, "-c", script, str(path), str(Path(__file__).parent), make.__name__]
-
-
 @both
 def test_a_file_that_the_system_will_not_let_grow_leaves_the_old_one(tmp_path: Path, make: Make) -> None:
     path = tmp_path / "thing"
-    done = subprocess.run(child(LIMITED, path, make), capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"{path} cannot be written: {os.strerror(errno.EFBIG)};")
+    make(path, bytes(900))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(FsvitEdgeError) as caught:
+            make(path, bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value) == f"{path} cannot be written: {os.strerror(errno.EFBIG)}; nothing was changed."
     assert read(path) == bytes(900)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -250,20 +228,21 @@ def test_a_file_that_the_system_will_not_let_grow_leaves_the_old_one(tmp_path: P
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path.insert(0, sys.argv[1])
 import test_storage
 
-make = getattr(test_storage, sys.argv[3])
-make(Path(sys.argv[1]), b"old")
+make, path = getattr(test_storage, sys.argv[2]), Path(sys.argv[3])
+make(path, b"old")
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-make(Path(sys.argv[1]), b"new")
+make(path, b"new")
 """
 
 
 @both
 def test_a_kill_before_the_rename_leaves_the_old_one_and_the_next_write_works(tmp_path: Path, make: Make) -> None:
     path = tmp_path / "thing"
-    done = subprocess.run(child(KILLED, path, make), capture_output=True, check=False)
+    script = [sys.executable, "-c", KILLED, str(Path(__file__).parent), make.__name__, str(path)]
+    done = subprocess.run(script, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
     assert read(path) == b"old"
     remains = [other for other in tmp_path.iterdir() if other != path]

@@ -28,7 +28,6 @@ export function clear() {
 
 export function setMode(newMode) {
   mode = newMode;
-  drawing.classList.toggle("off", mode === "name");
   clear();
 }
 

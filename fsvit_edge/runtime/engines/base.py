@@ -1,9 +1,14 @@
-"""The interface of an engine: what the predictor needs from whatever runs a graph."""
+"""The interface of an engine, and the words for engines.
+
+engine: A file that a backend built from a graph, or that file opened; the option --engine names a backend.
+backend: The library that builds and runs a model: one of `BACKENDS`.
+graph: A part of the network as an ONNX file: encoder, enroll, head, and objectness.
+target: A GPU architecture that TensorRT-RTX builds for, such as "sm86".
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,21 +16,27 @@ import numpy.typing as npt
 from fsvit_edge.runtime.errors import InputError
 
 Array = npt.NDArray[np.generic]
+_EngineType = TypeVar("_EngineType", bound="Engine")
+
+TENSORRT_BACKENDS = ("tensorrt", "tensorrt-rtx")
+BACKENDS = (*TENSORRT_BACKENDS, "onnxruntime")
+BACKEND_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "onnxruntime": "ONNX Runtime"}
+_RENAMED = {"cpu": "onnxruntime", "cuda": "onnxruntime-cuda"}
+
+
+def refuse_old_name(engine: str) -> None:
+    """Raise InputError for a name that --engine had in 0.1.0."""
+    if engine in _RENAMED:
+        raise InputError(f"Engine {engine!r} is now called {_RENAMED[engine]!r}.")
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and type of one input or output of a graph.
-
-    Attributes:
-        name: Name in the graph.
-        shape: Sizes; a string names a size that is known only at run time.
-        dtype: NumPy's name of the element type.
-    """
+    """One input or output of a graph."""
 
     name: str
-    shape: tuple[int | str, ...]
-    dtype: str
+    shape: tuple[int | str, ...]  # a string names a size that is known only at run time
+    dtype: str  # NumPy's name
 
 
 class ResidentTensor(Protocol):
@@ -45,17 +56,9 @@ class ResidentTensor(Protocol):
 class Engine(Protocol):
     """One graph ready to run. Close it, or use it as a context manager."""
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The tensors that `run` needs."""
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """The tensors that `run` returns."""
-
-    @property
-    def limits(self) -> Mapping[str, int]:
-        """The largest value of each variable size, by name ("supports", "ways"); other sizes have no limit."""
+    inputs: tuple[TensorSpec, ...]  # what `run` needs
+    outputs: tuple[TensorSpec, ...]  # what `run` returns
+    limits: Mapping[str, int]  # largest value of each variable size ("supports", "ways"); others have no limit
 
     def upload(self, array: Array) -> ResidentTensor:
         """Copy an array to the engine's memory; it must not be changed afterwards."""
@@ -69,22 +72,21 @@ class Engine(Protocol):
         """
 
     def wait(self) -> None:
-        """Wait until the work that `run` started is done; does nothing if `run` itself waits.
-
-        Raises:
-            FsvitEdgeError: The computation failed.
-        """
+        """Wait until the work that `run` started is done, and report its failure; nothing to do if `run` waits."""
+        return
 
     def close(self) -> None:
         """Free the graph; a second call does nothing."""
 
-    def __enter__(self) -> "Engine":
-        """Return itself."""
+    def __enter__(self: _EngineType) -> _EngineType:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+Engines = dict[str, Engine]
+"""Open engines by graph."""
 
 
 def on_host(value: Array | ResidentTensor) -> Array:
@@ -93,20 +95,20 @@ def on_host(value: Array | ResidentTensor) -> Array:
 
 
 def check_feed(feed: Mapping[str, Array | ResidentTensor], inputs: tuple[TensorSpec, ...]) -> None:
-    """Refuse a feed that differs from the inputs of the graph.
-
-    Raises:
-        InputError: A name, type or shape differs.
-    """
+    """Raise InputError for a feed whose names, types or shapes differ from the inputs of the graph."""
     expected = {spec.name for spec in inputs}
     if feed.keys() != expected:
         raise InputError(f"The graph needs the inputs {sorted(expected)}, got {sorted(feed)}.")
     for spec in inputs:
         value = feed[spec.name]
         shape = tuple(value.shape)
-        fits = len(shape) == len(spec.shape) and all(
-            isinstance(want, str) or want == got for want, got in zip(spec.shape, shape, strict=True)
-        )
-        if not fits or (isinstance(value, np.ndarray) and value.dtype != spec.dtype):
+        if not fits(shape, spec.shape) or (isinstance(value, np.ndarray) and value.dtype != spec.dtype):
             got = f"{value.dtype} {shape}" if isinstance(value, np.ndarray) else str(shape)
             raise InputError(f"Input {spec.name!r} must be {spec.dtype} {spec.shape}, got {got}.")
+
+
+def fits(shape: tuple[int | str, ...], stated: tuple[int | str, ...]) -> bool:
+    """Return whether a shape is the stated one, in which a string stands for any size."""
+    return len(shape) == len(stated) and all(
+        isinstance(want, str) or want == got for got, want in zip(shape, stated, strict=True)
+    )

@@ -1,21 +1,33 @@
-"""Choose the engines that run a bundle here: those that `build-engine` made if they fit, else ONNX Runtime."""
+"""Choose and open the engines that run a bundle here: those that `build-engine` made if they fit, else ONNX Runtime."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsvit_edge.runtime.bundle import Bundle
-from fsvit_edge.runtime.engines.backends import BACKEND_TITLES, TENSORRT_BACKENDS, refuse_old_name
-from fsvit_edge.runtime.engines.onnx_runtime import ENGINE_PROVIDERS, installed_providers, refuse_fp16_on_cpu
-from fsvit_edge.runtime.engines.open_graphs import Engines, open_bundle_graphs, open_cpu_engines, open_plans
-from fsvit_edge.runtime.engines.store.files import PRECISIONS, engine_folder
-from fsvit_edge.runtime.engines.store.incompatibilities import build_command, installed_version
-from fsvit_edge.runtime.engines.store.sets import EngineSet, StoredEngine, find_engines, fitting_sets
+from fsvit_edge.runtime.bundle import Bundle, GraphInfo
+from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TENSORRT_BACKENDS, Engines, refuse_old_name
+from fsvit_edge.runtime.engines.cuda_packages import open_device_memory
+from fsvit_edge.runtime.engines.files import (
+    PRECISIONS,
+    EngineRecord,
+    StoredEngine,
+    engine_folder,
+    find_engines,
+    load_engine,
+)
+from fsvit_edge.runtime.engines.fitting import EngineSet, build_command, fitting_sets, installed_version
+from fsvit_edge.runtime.engines.onnx_runtime import (
+    ENGINE_PROVIDERS,
+    OnnxRuntimeEngine,
+    installed_providers,
+    refuse_fp16_on_cpu,
+)
+from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
-from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.machine import Machine
 
 ENGINES = ("auto", *ENGINE_PROVIDERS, *TENSORRT_BACKENDS)
@@ -28,19 +40,12 @@ _UNMEASURED_ORDER = ("fp16", "fp32", "int8")
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Which engine was chosen, and why no other.
+    """Which engine was chosen, and why no other."""
 
-    Attributes:
-        engine: One of `ENGINES` without "auto", or "torch".
-        precision: One of `PRECISIONS`; banks made in another precision are refused.
-        description: The choice in words, for people.
-        notes: One sentence for each built engine that was passed over.
-    """
-
-    engine: str
-    precision: str
-    description: str
-    notes: tuple[str, ...] = ()
+    engine: str  # of `ENGINES` without "auto", or "torch"
+    precision: str  # banks made in another precision are refused
+    description: str  # for people
+    notes: tuple[str, ...] = ()  # a sentence for each built engine that was passed over
 
 
 def choose_engines(
@@ -52,14 +57,8 @@ def choose_engines(
     on the CPU, with the built engines that measured fastest on this processor if they beat the bundle's own FP32
     graphs. Engines that do not fit, are damaged or fail to open are passed over, and the notes say why.
 
-    Args:
-        bundle: The bundle.
-        engine: One of `ENGINES`; tensorrt and tensorrt-rtx are engines that `build-engine` made.
-        precision: One of `PRECISION_CHOICES`; with "auto" the fastest engine decides.
-        threads: Threads of ONNX Runtime within an operator; None for one per core.
-
-    Returns:
-        The open engines by graph, and which they are. Enroll and objectness always run in FP32 in ONNX Runtime.
+    `threads` are ONNX Runtime's within an operator; None for one per core. Enroll and objectness always run in FP32 in
+    ONNX Runtime.
 
     Raises:
         InputError: The engine or the precision is unknown, or they do not go together.
@@ -67,9 +66,14 @@ def choose_engines(
         ArtifactError: No engine that fits was built for the given engine or precision.
     """
     _check_options(engine, precision)
-    search = _Search(bundle, threads, *_built_engines(bundle, precision))
+    search = _Search(bundle, threads, precision)
     if engine in TENSORRT_BACKENDS:
-        _check_tensorrt_can_run(engine)
+        if find_gpu() is None:
+            raise EnvironmentLacksError(
+                f"--engine {engine} needs a GPU, but {gpu_missing_reason()}; without a GPU, use --engine onnxruntime."
+            )
+        if installed_version(engine) is None:
+            open_tensorrt(engine)  # its error tells what is missing and how to install it
         opened = search.open_plans((engine,))
         if opened is None:
             raise _nothing_fits(search, engine, precision)
@@ -105,25 +109,6 @@ def _check_options(engine: str, precision: str) -> None:
         )
 
 
-def _built_engines(bundle: Bundle, precision: str) -> tuple[list[StoredEngine], list[FsvitEdgeError]]:
-    """The engines that were built from a bundle in a precision, newest first, and why others cannot be read."""
-    try:
-        built, problems = find_engines(engine_folder(bundle.path, bundle.manifest))
-    except EnvironmentLacksError:  # without a home folder there is no cache to search
-        return [], []
-    fitting = [one for one in built if precision in ("auto", one.record.precision)]
-    return fitting, [ArtifactError(problem) for problem in problems]
-
-
-def _check_tensorrt_can_run(engine: str) -> None:
-    if find_gpu() is None:
-        raise EnvironmentLacksError(
-            f"--engine {engine} needs a GPU, but {gpu_missing_reason()}; without a GPU, use --engine onnxruntime."
-        )
-    if installed_version(engine) is None:
-        open_tensorrt(engine)  # its error tells what is missing and how to install it
-
-
 def _nothing_fits(search: "_Search", engine: str | None, precision: str) -> FsvitEdgeError:
     """Why no built engine can be used, with the command that builds one; `engine` is None for "auto"."""
     if search.refused:
@@ -142,39 +127,37 @@ def _nothing_fits(search: "_Search", engine: str | None, precision: str) -> Fsvi
     )
 
 
-@dataclass
 class _Search:
-    """The search for engines that can run a bundle.
+    """The search for engines that can run a bundle, among those that were built in the wanted precision."""
 
-    Attributes:
-        bundle: The bundle.
-        threads: Threads of ONNX Runtime; None for one per core.
-        built: The built engines of the wanted precision, newest first.
-        refused: Why engines that were looked at cannot be used.
-        without_gpu: A sentence, if there are plans but no GPU.
-    """
-
-    bundle: Bundle
-    threads: int | None
-    built: list[StoredEngine]
-    refused: list[FsvitEdgeError]
-    without_gpu: str = ""
+    def __init__(self, bundle: Bundle, threads: int | None, precision: str) -> None:
+        self.bundle = bundle
+        self.refused: list[FsvitEdgeError] = []  # why engines that were looked at cannot be used
+        self._threads = threads
+        self._built: list[StoredEngine] = []  # newest first
+        self._without_gpu = ""  # a sentence, if there are plans but no GPU
+        try:
+            built, problems = find_engines(engine_folder(bundle.path, bundle.manifest))
+        except EnvironmentLacksError:  # without a home folder there is no cache to search
+            return
+        self._built = [one for one in built if precision in ("auto", one.record.precision)]
+        self.refused += map(ArtifactError, problems)
 
     def open_plans(self, backends: Sequence[str]) -> tuple[Engines, EngineChoice] | None:
         """Open the fastest plans that fit; None if there are none."""
-        built = [one for one in self.built if one.record.backend in backends]
+        built = [one for one in self._built if one.record.backend in backends]
         if not built:
             return None
         machine = Machine.here()
         if machine.gpu is None:
-            self.without_gpu = f"TensorRT engines were built but cannot run here: {gpu_missing_reason()}."
+            self._without_gpu = f"TensorRT engines were built but cannot run here: {gpu_missing_reason()}."
             return None
         fitting = fitting_sets(built, self.bundle.manifest, machine, self.bundle.path)
-        return self._open_first(sorted(fitting.sets, key=_plan_order), open_plans, fitting.reasons.values())
+        return self._open_first(sorted(fitting.sets, key=_plan_order), fitting.reasons.values())
 
     def open_on_cpu(self, even_if_slower: bool) -> tuple[Engines, EngineChoice] | None:
         """Open the CPU engines that measured fastest on this processor; None if there are none."""
-        built = [one for one in self.built if one.record.backend == "onnxruntime"]
+        built = [one for one in self._built if one.record.backend == "onnxruntime"]
         if not built:
             return None
         machine = Machine.here()
@@ -183,28 +166,23 @@ class _Search:
         slower = [_not_faster(one, machine, self.bundle.path) for one in sets if _ratio_to_fp32(one, machine) >= 1]
         if even_if_slower:
             self.refused += map(ArtifactError, slower)
-            return self._open_first(sets, open_cpu_engines, fitting.reasons.values())
+            return self._open_first(sets, fitting.reasons.values())
         faster = [one for one in sets if _ratio_to_fp32(one, machine) < 1]
-        return self._open_first(faster, open_cpu_engines, [*slower, *fitting.reasons.values()])
+        return self._open_first(faster, [*slower, *fitting.reasons.values()])
 
     def open_bundle(self, engine: str) -> tuple[Engines, EngineChoice]:
         """Open the bundle's own graphs in ONNX Runtime."""
         provider, precision = ENGINE_PROVIDERS[engine], self.bundle.manifest.precision
-        opened = open_bundle_graphs(self.bundle, provider, self.threads)
+        opened = _open(self.bundle, None, provider, self._threads)
         place = "CUDA" if provider == "cuda" else "the CPU"
         description = f"{precision.upper()} in ONNX Runtime {installed_version('onnxruntime')} on {place}"
         return self._result(opened, engine, precision, description)
 
-    def _open_first(
-        self,
-        sets: Sequence[EngineSet],
-        open_set: Callable[[Bundle, EngineSet, int | None], Engines],
-        reasons: Iterable[str],
-    ) -> tuple[Engines, EngineChoice] | None:
+    def _open_first(self, sets: Sequence[EngineSet], reasons: Iterable[str]) -> tuple[Engines, EngineChoice] | None:
         """Open the first set that opens; if none does, `reasons` say why the other engines cannot be used."""
         for one in sets:
             try:
-                opened = open_set(self.bundle, one, self.threads)
+                opened = _open(self.bundle, one, "cpu", self._threads)
             except FsvitEdgeError as error:  # noqa: PERF203 - the next set may open
                 self.refused.append(error)
             else:
@@ -213,8 +191,40 @@ class _Search:
         return None
 
     def _result(self, opened: Engines, engine: str, precision: str, description: str) -> tuple[Engines, EngineChoice]:
-        notes = tuple(filter(None, (self.without_gpu, *map(str, self.refused))))
+        notes = tuple(filter(None, (self._without_gpu, *map(str, self.refused))))
         return opened, EngineChoice(engine, precision, description, notes)
+
+
+def _open(bundle: Bundle, stored: EngineSet | None, provider: str, threads: int | None) -> Engines:
+    """Open a bundle's graphs in ONNX Runtime; if engines of encoder and head are given, these in their place."""
+    graphs: dict[str, tuple[bytes, GraphInfo | EngineRecord, str]] = {
+        name: (bundle.graphs[name], info, f"{bundle.path / info.file} differ from bundle.json")
+        for name, info in bundle.manifest.graphs.items()
+    }
+    plans: dict[str, tuple[bytes, EngineRecord]] = {}
+    if stored is not None:
+        # Both are read and verified before one is opened.
+        for name, (path, record) in (("encoder", stored.encoder), ("head", stored.head)):
+            data = load_engine(path, record)
+            if record.backend in TENSORRT_BACKENDS:
+                plans[name] = (data, record)
+                del graphs[name]
+            else:
+                graphs[name] = (data, record, f"{path} differ from its sidecar")
+    engines: Engines = {}
+    with ExitStack() as stack:
+        if stored is not None and plans:
+            api = open_tensorrt(stored.record.backend)
+            memory = open_device_memory()  # one for both; closes when no engine uses it any more
+            for name, (plan, record) in plans.items():
+                engines[name] = stack.enter_context(TensorRtEngine(plan, record, api, memory))
+        for name, (graph, stated, which) in graphs.items():
+            engine = stack.enter_context(OnnxRuntimeEngine(graph, provider, threads))
+            if (engine.inputs, engine.outputs) != (stated.inputs, stated.outputs):
+                raise ArtifactError(f"The inputs or outputs of {which}.")
+            engines[name] = engine
+        stack.pop_all()
+    return engines
 
 
 def _plan_order(one: EngineSet) -> tuple[bool, float, int]:
@@ -225,8 +235,7 @@ def _plan_order(one: EngineSet) -> tuple[bool, float, int]:
 
 def _ratio_to_fp32(one: EngineSet, machine: Machine) -> float:
     """A set's latency over that of the FP32 graphs in the same run; infinite if not measured on this processor."""
-    measured_on = record_from_json(Machine, one.encoder.path, one.record.machine).cpu
-    if measured_on != machine.cpu or one.latency_ms is None or not one.fp32_latency_ms:
+    if one.record.machine.cpu != machine.cpu or one.latency_ms is None or not one.fp32_latency_ms:
         return math.inf
     return one.latency_ms / one.fp32_latency_ms
 

@@ -3,12 +3,11 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed, on_host
+from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -30,28 +29,18 @@ class OrtTensor:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of all axes."""
-        return tuple(self.value.shape())
+        self.shape: tuple[int, ...] = tuple(value.shape())
 
     def numpy(self) -> Array:
         """Return the values on the host; with the CPU provider, a view."""
         return np.asarray(self.value.numpy())
 
 
-class OnnxRuntimeEngine:
-    """One ONNX graph in one ONNX Runtime session.
+class OnnxRuntimeEngine(Engine):
+    """One ONNX graph in one ONNX Runtime session; a run is done when it returns.
 
-    Args:
-        graph: The ONNX file, or its bytes if they were read and checked before.
-        provider: A name of `PROVIDERS`.
-        threads: Threads within an operator; None for one per core.
-
-    Raises:
-        EnvironmentLacksError: The provider is not installed or finds no device.
-        ArtifactError: ONNX Runtime cannot load the graph.
+    The graph is a file, or its bytes if they were read and checked before. `provider` is a name of `PROVIDERS`;
+    `threads` work within an operator, None for one per core.
     """
 
     def __init__(self, graph: Path | bytes, provider: str = "cpu", threads: int | None = None) -> None:
@@ -89,7 +78,7 @@ class OnnxRuntimeEngine:
             )
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
-        self.limits: Mapping[str, int] = {}
+        self.limits = {}
 
     def upload(self, array: Array) -> OrtTensor:
         """Copy an array to the provider's memory; on the CPU the array itself is used, so it must not be changed."""
@@ -115,30 +104,13 @@ class OnnxRuntimeEngine:
             raise FsvitEdgeError(f"ONNX Runtime failed to run the graph: {_first_line(error)}.") from error
         return {spec.name: OrtTensor(value) for spec, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
-    def wait(self) -> None:
-        """Do nothing: a run is done when it returns."""
-
     def close(self) -> None:
         """Free the session; a second call does nothing."""
         self._session = None
 
-    def __enter__(self) -> "OnnxRuntimeEngine":
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
-
 
 def refuse_fp16_on_cpu(precision: str) -> None:
-    """Refuse to compute or build FP16 for a CPU.
-
-    Raises:
-        InputError: The precision is fp16.
-    """
+    """Raise InputError for FP16 on a CPU."""
     if precision == "fp16":
         raise InputError("On a CPU, ONNX Runtime emulates FP16 in FP32, which is slower; use --precision fp32 or int8.")
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.engines.store.files import EngineRecord
+from fsvit_edge.runtime.engines.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt_api import LogCollector, TensorRT
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu
@@ -20,11 +20,9 @@ _MACHINE_LACKS = ("OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMOR
 
 
 def check_validity(plan: bytes, record: EngineRecord, api: TensorRT, log: LogCollector, gpu: Gpu) -> None:
-    """Check from a plan's header alone whether it can run here, before it is deserialized.
+    """Raise why a plan cannot run here, found from its header alone before it is deserialized.
 
-    Raises:
-        ArtifactError: The plan is damaged, or was built for another version or GPU.
-        EnvironmentLacksError: The driver or the CUDA runtime is too old, or the GPU has too little memory.
+    An ArtifactError if another build of the engine would run, else an EnvironmentLacksError.
     """
     runtime = api.trt.Runtime(log.logger)
     validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
@@ -58,18 +56,14 @@ def explain_diagnostic(name: str, api: TensorRT, gpu: Gpu) -> str:
 
 
 class KernelCache:
-    """The kernels that TensorRT-RTX compiled for one engine on this GPU, in memory and on disk.
+    """The kernels that TensorRT-RTX compiled for one engine on this GPU: its `IRuntimeCache`, and a file.
 
-    If the file cannot be read or written, kernels are compiled at every start; nothing else changes.
-
-    Args:
-        cache: TensorRT-RTX's `IRuntimeCache`.
-        path: The file; None if there is no home folder.
+    Without a path, or if the file cannot be read or written, kernels are compiled at every start; nothing else changes.
     """
 
     def __init__(self, cache: Any, path: Path | None) -> None:
         self.cache = cache
-        self.path = path
+        self._path = path
         self._stored = b""
 
     @contextmanager
@@ -77,8 +71,8 @@ class KernelCache:
         """Load the stored kernels, let the caller compile the rest, and store all; other processes wait meanwhile."""
         with self._locked():
             with suppress(OSError):
-                if self.path is not None:
-                    self._stored = self.path.read_bytes()
+                if self._path is not None:
+                    self._stored = self._path.read_bytes()
             if self._stored and not self.cache.deserialize(self._stored):
                 self._stored = b""  # made by another driver, GPU or version
             yield
@@ -91,31 +85,28 @@ class KernelCache:
 
     def _store(self) -> None:
         data = bytes(self.cache.serialize() or b"")
-        if self.path is None or not data or data == self._stored:
+        if self._path is None or not data or data == self._stored:
             return
         with suppress(FsvitEdgeError):
-            atomic_write(self.path, data)
+            atomic_write(self._path, data)
             self._stored = data
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        if self.path is None:
+        if self._path is None:
             yield
             return
         with suppress(OSError):
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locked(self.path.with_suffix(".lock"), required=False):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(self._path.with_suffix(".lock"), required=False):
             yield
 
 
 def open_context(engine: Any, record: EngineRecord, api: TensorRT, gpu: Gpu) -> tuple[Any, KernelCache]:
-    """Create an execution context and compile its kernels.
+    """Create an execution context, or None if TensorRT-RTX failed, and compile its kernels.
 
     The context records its own CUDA graphs if it can, else it runs without. The caller provides its memory, as for
-    TensorRT.
-
-    Returns:
-        The context, or None if TensorRT-RTX failed; the cache, to `store` again when the engine is closed.
+    TensorRT, and stores the cache again when the engine is closed.
     """
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(api.trt.ExecutionContextAllocationStrategy.USER_MANAGED)

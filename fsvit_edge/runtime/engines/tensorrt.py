@@ -4,65 +4,47 @@ Only inputs from the host and outputs that are read with `numpy` are copied. Fro
 the same addresses, a run is one CUDA graph; RTX records its own graphs.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from types import TracebackType
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fsvit_edge.runtime.engines import rtx as rtx_runtime
-from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, check_feed, on_host
-from fsvit_edge.runtime.engines.cuda_graphs import Bindings, CudaGraphCache
-from fsvit_edge.runtime.engines.memory.base import DeviceBuffer, DeviceMemory
-from fsvit_edge.runtime.engines.store.files import EngineRecord
+from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
+from fsvit_edge.runtime.engines.files import EngineRecord
+from fsvit_edge.runtime.engines.gpu_memory import CapturedGraph, DeviceBuffer, DeviceMemory
 from fsvit_edge.runtime.engines.tensorrt_api import DTYPES, TensorRT
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
 
+MAX_GRAPHS = 16
+"""Kept per engine: the encoder needs one, the head one for each run that a bank's supports are split into."""
 
+Bindings = tuple[tuple[str, tuple[int, ...], int], ...]
+"""Name, shape and address of every input and output. A CUDA graph is valid for exactly these."""
+
+
+@dataclass(eq=False)
 class DeviceTensor:
-    """A tensor on the GPU.
+    """A tensor on the GPU; stale once a later run of its engine has overwritten it."""
 
-    Attributes:
-        memory: The memory that the buffer belongs to.
-        buffer: Its bytes.
-        dtype: NumPy's name of the element type.
-        is_stale: Whether a later run of the engine has overwritten it.
-    """
-
-    def __init__(self, memory: DeviceMemory, buffer: DeviceBuffer, shape: tuple[int, ...], dtype: str) -> None:
-        self.memory = memory
-        self.buffer = buffer
-        self.dtype = dtype
-        self.is_stale = False
-        self._shape = shape
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of all axes."""
-        return self._shape
+    memory: DeviceMemory
+    buffer: DeviceBuffer
+    shape: tuple[int, ...]
+    dtype: str
+    is_stale: bool = False
 
     def numpy(self) -> Array:
         """Wait for the GPU and copy the values to the host."""
         assert not self.is_stale, "an output was read after a later run of its engine"
-        return self.memory.download(self.buffer, self._shape, self.dtype)
+        return self.memory.download(self.buffer, self.shape, self.dtype)
 
 
-class TensorRtEngine:
-    """One plan, ready to run.
-
-    Args:
-        plan: The engine file's bytes, whose checksum was verified before.
-        record: Its sidecar.
-        api: The TensorRT that built it.
-        memory: The GPU memory to use; engines that feed each other share one.
-
-    Raises:
-        EnvironmentLacksError: There is no GPU, or its driver is too old.
-        ArtifactError: The plan was built for another TensorRT or GPU, or differs from its sidecar.
-        FsvitEdgeError: The GPU's memory is full.
-    """
+class TensorRtEngine(Engine):
+    """One plan, whose checksum was verified before, ready to run; engines that feed each other share one memory."""
 
     def __init__(self, plan: bytes, record: EngineRecord, api: TensorRT, memory: DeviceMemory) -> None:
         gpu = find_gpu()
@@ -72,7 +54,7 @@ class TensorRtEngine:
             )
         self.inputs = record.inputs
         self.outputs = record.outputs
-        self.limits: Mapping[str, int] = record.limits
+        self.limits = record.limits
         self._record = record
         self._api = api
         self._memory = memory
@@ -105,10 +87,7 @@ class TensorRtEngine:
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
         """Start to compute all outputs; tensors in the same GPU memory are used without a copy.
 
-        Raises:
-            InputError: A name, type or shape in `feed` differs from the plan's.
-            ArtifactError: A size is larger than the plan was built for.
-            FsvitEdgeError: The computation failed, or the GPU's memory is full.
+        Raises ArtifactError, too, if a size is larger than the plan was built for.
         """
         if self._engine is None:
             raise FsvitEdgeError("The engine is closed.")
@@ -120,7 +99,7 @@ class TensorRtEngine:
         outputs = {}
         for spec in self.outputs:
             shape = tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape)
-            buffer = self._buffer(spec.name, _nbytes(shape, spec.dtype))
+            buffer = self._buffer(spec.name, math.prod(shape) * np.dtype(spec.dtype).itemsize)
             outputs[spec.name] = DeviceTensor(self._memory, buffer, shape, spec.dtype)
             bindings.append((spec.name, shape, buffer.address))
         for tensor in self._latest:
@@ -146,16 +125,6 @@ class TensorRtEngine:
         self._buffers.clear()
         self._scratch = None
         self._latest = []
-
-    def __enter__(self) -> "TensorRtEngine":
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
     def _compute(self, bindings: Bindings) -> None:
         if self._graphs.launch(bindings):
@@ -196,16 +165,14 @@ class TensorRtEngine:
 
     def _address(self, spec: TensorSpec, value: Array | ResidentTensor) -> int:
         """The address of an input; a value that is not in this GPU memory is copied to the input's own buffer."""
-        if isinstance(value, DeviceTensor) and value.memory is self._memory:
-            assert not value.is_stale, "an output was fed after a later run of its engine"
-            if value.dtype != spec.dtype:
-                raise InputError(f"Input {spec.name!r} must be {spec.dtype} {spec.shape}, got {value.dtype}.")
-            return value.buffer.address
-        array = on_host(value)
-        if array.dtype != spec.dtype:
-            raise InputError(f"Input {spec.name!r} must be {spec.dtype} {spec.shape}, got {array.dtype}.")
-        buffer = self._buffer(spec.name, array.nbytes)
-        self._memory.upload(array, buffer)
+        ready = value if isinstance(value, DeviceTensor) and value.memory is self._memory else on_host(value)
+        if ready.dtype != spec.dtype:
+            raise InputError(f"Input {spec.name!r} must be {spec.dtype} {spec.shape}, got {ready.dtype}.")
+        if isinstance(ready, DeviceTensor):
+            assert not ready.is_stale, "an output was fed after a later run of its engine"
+            return ready.buffer.address
+        buffer = self._buffer(spec.name, ready.nbytes)
+        self._memory.upload(ready, buffer)
         return buffer.address
 
     def _buffer(self, name: str, nbytes: int) -> DeviceBuffer:
@@ -267,5 +234,46 @@ class TensorRtEngine:
         return FsvitEdgeError(f"{self._api.title} {what} {self._record.file}: {reason}.")
 
 
-def _nbytes(shape: tuple[int, ...], dtype: npt.DTypeLike) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+class CudaGraphCache:
+    """CUDA graphs of an engine's runs: work that repeats is recorded once and then started by a single call."""
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self._memory = memory
+        self._graphs: dict[Bindings, CapturedGraph | Literal[False] | None] = {}
+        """By use, latest last; None: ran once; False: cannot be captured."""
+
+    def launch(self, bindings: Bindings) -> bool:
+        """Launch the graph of some bindings; False if there is none."""
+        graph = self._graphs.get(bindings)
+        if not graph:
+            return False
+        graph.launch()
+        self._graphs[bindings] = self._graphs.pop(bindings)
+        return True
+
+    def record(self, bindings: Bindings, work: Callable[[], None]) -> None:
+        """Record work that has just been run, if these bindings were run before.
+
+        The first run of new shapes does work that must not be in a graph; and a capture costs more than a run, so it
+        pays only for bindings that come back.
+        """
+        ran_before = bindings in self._graphs
+        graph = self._graphs.pop(bindings, None)
+        if ran_before and graph is None:
+            graph = self._memory.capture(work) or False
+        self._graphs[bindings] = graph
+        while len(self._graphs) > MAX_GRAPHS:
+            self._free([self._graphs.pop(next(iter(self._graphs)))])
+
+    def clear(self) -> None:
+        """Free all graphs once the stream is done."""
+        graphs = list(self._graphs.values())
+        self._graphs.clear()
+        self._free(graphs)
+
+    def _free(self, graphs: Iterable[CapturedGraph | Literal[False] | None]) -> None:
+        captured = [graph for graph in graphs if graph]
+        if captured:
+            self._memory.synchronize()
+        for graph in captured:
+            graph.free()

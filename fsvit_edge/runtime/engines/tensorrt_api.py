@@ -10,11 +10,12 @@ import importlib.util
 import re
 import weakref
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from fsvit_edge.runtime.engines.backends import BACKEND_TITLES, TENSORRT_BACKENDS
-from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TENSORRT_BACKENDS
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 
 OLDEST_VERSION = (10, 3)
 """Oldest version of `tensorrt` that is known to work: that of JetPack 6.1. Versions before 10 cannot type strongly."""
@@ -46,18 +47,13 @@ class LogCollector:
     TensorRT has one logger per process and ignores loggers that it is given later. So there is one logger of ours, too,
     which passes every message to every collector.
 
-    Args:
-        trt: The module.
-        verbose: Keep all messages, including those on an engine's layers; else only the latest warnings and errors,
-            because an engine runs for days.
-
-    Attributes:
-        logger: The `logger` argument for TensorRT's functions.
-        messages: Texts in order, by severity: INTERNAL_ERROR, ERROR, WARNING, INFO or VERBOSE.
+    If verbose, it keeps all messages, including those on an engine's layers; else only the latest warnings and errors,
+    because an engine runs for days.
     """
 
     def __init__(self, trt: Any, verbose: bool = False) -> None:
         self.messages: dict[str, deque[str]] = {}
+        """Texts in order, by severity: INTERNAL_ERROR, ERROR, WARNING, INFO or VERBOSE."""
         self._most = None if verbose else _MOST_MESSAGES
         self._errors: deque[str] = deque(maxlen=_MOST_MESSAGES)
         self._severities = ("INTERNAL_ERROR", "ERROR", "WARNING", *(("INFO", "VERBOSE") if verbose else ()))
@@ -100,17 +96,11 @@ def _shared_logger(trt: Any) -> "tuple[Any, weakref.WeakSet[LogCollector]]":
 
 @dataclass(frozen=True)
 class TensorRT:
-    """An installed TensorRT.
+    """An installed TensorRT."""
 
-    Attributes:
-        backend: One of `TENSORRT_BACKENDS`.
-        trt: The module.
-        version: Version of the module: 10.3.0, 1.7.1.116.
-    """
-
-    backend: str
-    trt: Any
-    version: str
+    backend: str  # of `TENSORRT_BACKENDS`
+    trt: Any  # the module
+    version: str  # 10.3.0, 1.7.1.116
 
     @property
     def is_rtx(self) -> bool:
@@ -122,23 +112,16 @@ class TensorRT:
         return LogCollector(self.trt, verbose)
 
     def builder(self, log: LogCollector) -> Any:
-        """Return an `IBuilder`.
-
-        Raises:
-            FsvitEdgeError: TensorRT cannot start, for example because the driver is too old.
-        """
-        try:
-            return _not_none(self.trt.Builder(log.logger))
-        except (TypeError, RuntimeError) as error:  # pybind raises these if a constructor returns null
-            raise FsvitEdgeError(f"{self.title} cannot start a build: {log.last_error()}.") from error
+        """Return an `IBuilder`; TensorRT cannot start if, for example, the driver is too old."""
+        builder = _construct(self.trt.Builder, log)
+        if builder is None:
+            raise FsvitEdgeError(f"{self.title} cannot start a build: {log.last_error()}.")
+        return builder
 
     def network(self, builder: Any, log: LogCollector) -> Any:
         """Return an empty, strongly typed network: every tensor keeps its type from the graph.
 
         The flag is looked up: it is bit 1 in TensorRT 10, but bit 0 in 11 and RTX, where bit 1 means something else.
-
-        Raises:
-            FsvitEdgeError: TensorRT refuses.
         """
         flags = 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = builder.create_network(flags)
@@ -147,19 +130,9 @@ class TensorRT:
         return network
 
     def parse(self, network: Any, graph: bytes, log: LogCollector, name: str) -> Any:
-        """Read an ONNX graph into a network.
+        """Read the bytes of an ONNX file into an empty network; `name` is for the error.
 
-        Args:
-            network: An empty network.
-            graph: The ONNX file's bytes.
-            log: The builder's log.
-            name: Name of the graph for an error.
-
-        Returns:
-            The parser, which must live as long as the network: it owns the weights.
-
-        Raises:
-            ArtifactError: It is not an ONNX graph, or contains an operator that TensorRT does not support.
+        Returns the parser, which must live as long as the network: it owns the weights.
         """
         parser = self.trt.OnnxParser(network, log.logger)
         if not parser.parse(graph):
@@ -172,11 +145,7 @@ class TensorRT:
         return parser
 
     def serialized(self, builder: Any, network: Any, config: Any, log: LogCollector, name: str) -> bytes:
-        """Build a plan and return its bytes.
-
-        Raises:
-            FsvitEdgeError: TensorRT failed; the sentence gives its reason and, for known reasons, what helps.
-        """
+        """Build a plan and return its bytes; the error gives TensorRT's reason and, for known ones, what helps."""
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise FsvitEdgeError(f"{self.title} failed to build the {name}: {_with_advice(log.last_error())}.")
@@ -186,15 +155,10 @@ class TensorRT:
         """Deserialize a plan whose checksum was verified before; there must be a GPU.
 
         The engine keeps its runtime alive. Code inside a plan is never allowed to run.
-
-        Raises:
-            EnvironmentLacksError: TensorRT's runtime does not start.
-            ArtifactError: The plan is damaged, or belongs to another version or GPU.
         """
-        try:
-            runtime = _not_none(self.trt.Runtime(log.logger))
-        except (TypeError, RuntimeError) as error:
-            raise EnvironmentLacksError(f"{self.title}'s runtime does not start: {log.last_error()}.") from error
+        runtime = _construct(self.trt.Runtime, log)
+        if runtime is None:
+            raise EnvironmentLacksError(f"{self.title}'s runtime does not start: {log.last_error()}.")
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ArtifactError(
@@ -215,14 +179,7 @@ def installed_backends() -> tuple[str, ...]:
 
 
 def open_tensorrt(backend: str) -> TensorRT:
-    """Import a TensorRT.
-
-    Raises:
-        InputError: The backend is unknown.
-        EnvironmentLacksError: It is not installed, cannot be loaded, or is too old.
-    """
-    if backend not in TENSORRT_BACKENDS:
-        raise InputError(f"TensorRT backend {backend!r} is unknown; choose one of: {', '.join(TENSORRT_BACKENDS)}.")
+    """Import a TensorRT; an EnvironmentLacksError if it is not installed, cannot be loaded, or is too old."""
     name = _module(backend)
     if name is None:
         raise EnvironmentLacksError(
@@ -238,7 +195,8 @@ def open_tensorrt(backend: str) -> TensorRT:
             f"{name} is installed but cannot be loaded: {reason}; reinstall it with: {_INSTALL[backend]}."
         ) from error
     found = TensorRT(backend, module, version)
-    if not found.is_rtx and _numbers(version) < OLDEST_VERSION:
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not found.is_rtx and numbers < OLDEST_VERSION:
         oldest = ".".join(map(str, OLDEST_VERSION))
         raise EnvironmentLacksError(
             f"TensorRT {version} is installed, but {oldest} or newer is needed; on a Jetson install JetPack 6.1 or "
@@ -256,14 +214,9 @@ def _module(backend: str) -> str | None:
     return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-
-
-def _not_none(value: Any) -> Any:
-    if value is None:
-        raise TypeError("the constructor returned None")
-    return value
+def _construct(kind: Any, log: LogCollector) -> Any:
+    with suppress(TypeError, RuntimeError):  # pybind raises these if a constructor returns null
+        return kind(log.logger)
 
 
 def _with_advice(reason: str) -> str:

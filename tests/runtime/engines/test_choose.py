@@ -11,11 +11,10 @@ from engine_records import GPU, MACHINE, VERSIONS, copy_bundle, edit, write_set
 from fake_engine import FakeEngine
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.engines import choose, open_graphs
+from fsvit_edge.runtime.engines import choose, fitting
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
+from fsvit_edge.runtime.engines.files import EngineRecord, engine_folder, sidecar_of
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.engines.store import incompatibilities
-from fsvit_edge.runtime.engines.store.files import EngineRecord, engine_folder, sidecar_of
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -32,7 +31,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
     monkeypatch.setattr(Machine, "here", classmethod(lambda _: machine))
     monkeypatch.setattr(choose, "find_gpu", lambda: machine.gpu)
     reason = "" if machine.gpu else NO_DRIVER
-    for module in (choose, incompatibilities):
+    for module in (choose, fitting):
         monkeypatch.setattr(module, "installed_version", VERSIONS.get)
         monkeypatch.setattr(module, "gpu_missing_reason", lambda: reason)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -45,7 +44,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Opened(list[str]):
-    """Which plans were deserialized; `refuse` makes one fail with what it says."""
+    """Which plans were deserialized; those whose names start with a key of `refuse` fail with its error."""
 
     def __init__(self) -> None:
         self.refuse: dict[str, FsvitEdgeError] = {}
@@ -66,15 +65,28 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Opened:
                 if record.file.startswith(start):
                     raise error
             super().__init__(record.inputs, record.outputs, lambda _: {})
-            self.file = record.file
 
         def close(self) -> None:
-            opened.closed.append(self.file)
+            opened.closed.append("a plan")
 
-    monkeypatch.setattr(open_graphs, "TensorRtEngine", Plan)
-    monkeypatch.setattr(open_graphs, "open_tensorrt", lambda _: "api")
-    monkeypatch.setattr(open_graphs, "open_device_memory", lambda: "memory")
+    monkeypatch.setattr(choose, "TensorRtEngine", Plan)
+    monkeypatch.setattr(choose, "open_tensorrt", lambda _: "api")
+    monkeypatch.setattr(choose, "open_device_memory", lambda: "memory")
     return opened
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, str]]:
+    """What ONNX Runtime was given, and for which provider; it runs on the CPU."""
+    given: list[tuple[Any, str]] = []
+
+    class Listening(OnnxRuntimeEngine):
+        def __init__(self, graph: Any, provider: str, threads: int | None) -> None:
+            given.append((graph, provider))
+            super().__init__(graph, "cpu", threads)
+
+    monkeypatch.setattr(choose, "OnnxRuntimeEngine", Listening)
+    return given
 
 
 def chosen(bundle: Bundle, *arguments: Any) -> EngineChoice:
@@ -119,6 +131,9 @@ def test_the_fastest_set_measured_here_runs(bundle: Bundle) -> None:
     assert "built 2026-11-25" in chosen(bundle).description
 
 
+NOT_MEASURED = "were not measured on this processor"
+
+
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     ("changes", "note"),
@@ -129,12 +144,9 @@ def test_the_fastest_set_measured_here_runs(bundle: Bundle) -> None:
             "they were built), so they run only with --precision int8.",
         ),
         ({"latency_ms": 31.0, "fp32_latency_ms": 10.0}, "(62.0 ms against 20.0 ms when they were built)"),
-        (
-            {"latency_ms": None},
-            "were not measured on this processor, so they run only with --precision int8; measure them",
-        ),
-        ({"fp32_latency_ms": None}, "were not measured on this processor"),
-        ({"machine": {**MACHINE.to_dict(), "cpu": "Slow CPU"}}, "were not measured on this processor"),
+        ({"latency_ms": None}, f"{NOT_MEASURED}, so they run only with --precision int8; measure them"),
+        ({"fp32_latency_ms": None}, NOT_MEASURED),
+        ({"machine": replace(MACHINE, cpu="Slow CPU")}, NOT_MEASURED),
     ],
 )
 def test_a_set_not_known_to_be_faster_runs_only_if_its_precision_is_named(
@@ -171,22 +183,6 @@ def test_a_set_of_both_graphs_by_onnx_runtime_runs(bundle: Bundle) -> None:
     assert np.array_equal(*answers)
 
 
-@pytest.mark.usefixtures("on_cpu")
-def test_a_bank_of_another_precision_is_refused_with_the_option(bundle: Bundle, tmp_path: Path) -> None:
-    write_set(bundle.path)
-    bank = tmp_path / "bank.safetensors"
-    picture = np.zeros((60, 80, 3), np.uint8)
-    with FewShotModel.load(bundle.path, precision="fp32", threads=1) as model:
-        model.enroll("thing", [picture])
-        model.save_bank(bank)
-    with FewShotModel.load(bundle.path, threads=1) as model:
-        assert model.choice.precision == "int8"
-        with pytest.raises(ArtifactError, match=r"made in fp32, .* use it with --precision fp32 or enroll"):
-            model.load_bank(bank)
-    with FewShotModel.load(bundle.path, precision="fp32", threads=1) as model:
-        model.load_bank(bank)  # the control
-
-
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -198,17 +194,13 @@ def alter(path: Path) -> None:
 
 
 SPOILT: list[Any] = [
-    pytest.param(truncate, "is truncated or altered", id="cut short"),
-    pytest.param(alter, "was altered or damaged: sha256", id="altered"),
-    pytest.param(Path.unlink, "cannot be read: No such file", id="missing"),
-    pytest.param(lambda path: edit(sidecar_of(path), graph="enroll"), "has graph 'enroll'", id="sidecar wrong"),
-    pytest.param(lambda path: sidecar_of(path).unlink(), "", id="sidecar missing"),
-    pytest.param(
-        lambda path: edit(sidecar_of(path), onnx_sha256="ab" * 32), "was built from a different", id="another graph"
-    ),
-    pytest.param(
-        lambda path: edit(sidecar_of(path), backend_version="1"), "and runs in no other version", id="version"
-    ),
+    (truncate, "is truncated or altered"),
+    (alter, "was altered or damaged: sha256"),
+    (Path.unlink, "cannot be read: No such file"),
+    (lambda path: edit(sidecar_of(path), graph="enroll"), "has graph 'enroll'"),
+    (lambda path: sidecar_of(path).unlink(), "have no {graph}; build it with: fsvit-edge build-engine"),
+    (lambda path: edit(sidecar_of(path), onnx_sha256="ab" * 32), "was built from a different"),
+    (lambda path: edit(sidecar_of(path), backend_version="1"), "and runs in no other version"),
 ]
 
 
@@ -216,25 +208,15 @@ SPOILT: list[Any] = [
 @pytest.mark.parametrize(("spoil", "reason"), SPOILT)
 @pytest.mark.parametrize("graph", ["encoder", "head"])
 def test_a_damaged_or_unfit_graph_is_never_parsed_and_always_reported(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], Any], reason: str, graph: str
+    bundle: Bundle, parsed: list[tuple[Any, str]], spoil: Callable[[Path], Any], reason: str, graph: str
 ) -> None:
-    paths = write_set(bundle.path)
-    spoil(paths[graph])
-    parsed: list[bytes] = []
-
-    class Listening(OnnxRuntimeEngine):
-        def __init__(self, graph: Any, *arguments: Any) -> None:
-            parsed.append(graph)
-            super().__init__(graph, *arguments)
-
-    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
-    text = reason or f"have no {graph}; build it with: fsvit-edge build-engine {bundle.path}"
+    spoil(write_set(bundle.path)[graph])
     choice = chosen(bundle)
     assert choice.precision == "fp32"
-    assert any(text in note for note in choice.notes)
-    assert parsed == list(bundle.graphs.values())
+    assert any(reason.format(graph=graph) in note for note in choice.notes)
+    assert [given for given, _ in parsed] == list(bundle.graphs.values())
     parsed.clear()
-    assert text in refusal(ArtifactError, bundle, "auto", "int8")
+    assert reason.format(graph=graph) in refusal(ArtifactError, bundle, "auto", "int8")
     assert parsed == []
 
 
@@ -316,8 +298,8 @@ def test_a_damaged_or_unfit_plan_is_never_deserialized(
     spoil(paths[graph])
     choice = chosen(bundle)
     assert choice.engine == "onnxruntime"
-    assert any((reason or f"have no {graph}") in note for note in choice.notes)
-    assert (reason or f"have no {graph}") in refusal(ArtifactError, bundle, "tensorrt")
+    assert any(reason.format(graph=graph) in note for note in choice.notes)
+    assert reason.format(graph=graph) in refusal(ArtifactError, bundle, "tensorrt")
     assert on_gpu == []
 
 
@@ -360,9 +342,8 @@ def test_the_next_best_plan_runs_if_the_best_fails_to_open(bundle: Bundle, on_gp
 
 def test_the_error_for_a_named_engine_has_the_command_that_builds_it(bundle: Bundle, on_gpu: Opened) -> None:
     command = f"build one with: fsvit-edge build-engine {bundle.path} --engine tensorrt"
-    assert (
-        refusal(ArtifactError, bundle, "tensorrt") == f"No engine for TensorRT has been built from cst-nano; {command}."
-    )
+    text = refusal(ArtifactError, bundle, "tensorrt")
+    assert text == f"No engine for TensorRT has been built from cst-nano; {command}."
     text = refusal(ArtifactError, bundle, "tensorrt", "int8")
     assert text == f"No INT8 engine for TensorRT has been built from cst-nano; {command} --precision int8."
     text = refusal(ArtifactError, bundle, "auto", "fp16")
@@ -385,28 +366,20 @@ def test_the_error_for_a_missing_package_is_that_of_tensorrt(
 
 
 def test_onnx_runtime_on_cuda_comes_after_plans_and_before_the_cpu(
-    bundle: Bundle, on_gpu: Opened, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, on_gpu: Opened, parsed: list[tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    providers: list[str] = []
-
-    class Listening(OnnxRuntimeEngine):
-        def __init__(self, graph: Any, provider: str, threads: int | None) -> None:
-            providers.append(provider)
-            super().__init__(graph, "cpu", threads)
-
-    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
     installed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: installed)
     write_set(bundle.path)  # INT8 for the CPU
     choice = chosen(bundle)
     assert (choice.engine, choice.precision) == ("onnxruntime-cuda", "fp32")
     assert choice.description.endswith("on CUDA")
-    assert providers == ["cuda"] * 3
+    assert [provider for _, provider in parsed] == ["cuda"] * 3
     assert chosen(bundle, "auto", "int8").engine == "onnxruntime"
     write_set(bundle.path, "tensorrt", "fp16")
-    providers.clear()
+    parsed.clear()
     assert chosen(bundle).engine == "tensorrt"
-    assert providers == ["cpu"]  # enrollment
+    assert [provider for _, provider in parsed] == ["cpu"]  # enrollment
     assert chosen(bundle, "onnxruntime-cuda").engine == "onnxruntime-cuda"
     assert len(on_gpu) == 2
 
@@ -418,24 +391,12 @@ def test_onnx_runtime_on_cuda_comes_after_plans_and_before_the_cpu(
 @pytest.mark.parametrize(
     ("engine", "precision", "reason"),
     [
-        (
-            "gpu",
-            "auto",
-            "Engine 'gpu' is unknown; choose one of: auto, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx.",
-        ),
+        ("gpu", "auto", "is unknown; choose one of: auto, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx."),
         ("cpu", "auto", "Engine 'cpu' is now called 'onnxruntime'."),
         ("cuda", "fp16", "Engine 'cuda' is now called 'onnxruntime-cuda'."),
         ("auto", "fp64", "Precision 'fp64' is unknown; choose one of: auto, fp32, fp16, int8."),
-        (
-            "onnxruntime",
-            "fp16",
-            "On a CPU, ONNX Runtime emulates FP16 in FP32, which is slower; use --precision fp32 or int8.",
-        ),
-        (
-            "onnxruntime-cuda",
-            "int8",
-            "--engine onnxruntime-cuda runs the bundle's own FP32 graphs; for INT8 on a GPU, build an engine with: ",
-        ),
+        ("onnxruntime", "fp16", "emulates FP16 in FP32, which is slower; use --precision fp32 or int8."),
+        ("onnxruntime-cuda", "int8", "the bundle's own FP32 graphs; for INT8 on a GPU, build an engine with: "),
     ],
 )
 def test_unknown_or_contradictory_options_are_refused(bundle: Bundle, engine: str, precision: str, reason: str) -> None:

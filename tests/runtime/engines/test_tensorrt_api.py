@@ -5,13 +5,14 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
 from fake_builder import FakeTensorRT, Severity, install
 
 from fsvit_edge.runtime.engines import tensorrt_api
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
-from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.1")
 
@@ -70,17 +71,10 @@ def test_a_failed_build_is_our_error_with_the_last_reason_and_what_helps(
     builder = api.builder(log)
     network = api.network(builder, log)
     config = builder.create_builder_config()
-    config.progress_monitor = _Monitor()
+    config.progress_monitor = MagicMock()
     fake.build_errors = [error]
     with pytest.raises(FsvitEdgeError, match=sentence):
         api.serialized(builder, network, config, log, "encoder")
-
-
-class _Monitor:
-    def phase_start(self, *_: object) -> None: ...
-    def phase_finish(self, *_: object) -> None: ...
-    def step_complete(self, *_: object) -> bool:
-        return True
 
 
 def test_a_refused_plan_is_an_artifact_error_with_the_command_that_rebuilds(api: TensorRT) -> None:
@@ -139,8 +133,6 @@ def test_the_error_for_a_missing_package_has_the_command_that_installs_it(monkey
         open_tensorrt("tensorrt")
     with pytest.raises(EnvironmentLacksError, match=r'pip install "fsvit-edge\[tensorrt-rtx\]"'):
         open_tensorrt("tensorrt-rtx")
-    with pytest.raises(InputError, match="'tensorrt-lean' is unknown; choose one of: tensorrt, tensorrt-rtx"):
-        open_tensorrt("tensorrt-lean")
 
 
 def test_rtx_is_found_by_its_bindings_alone(monkeypatch: pytest.MonkeyPatch) -> None:

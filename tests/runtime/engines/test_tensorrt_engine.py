@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_records import MANIFEST
 from fake_engine import HostTensor
 from fake_memory import FakeMemory
-from fake_tensorrt import HEADER_SIZE, EngineValidity, FakeTensorRT, api_of, make_plan
+from fake_tensorrt import EngineValidity, FakeTensorRT, api_of, make_plan
 
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, read_manifest
-from fsvit_edge.runtime.engines import cuda_graphs
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS
 from fsvit_edge.runtime.engines import tensorrt as engine_module
-from fsvit_edge.runtime.engines.base import TensorSpec
+from fsvit_edge.runtime.engines.base import TensorSpec, on_host
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
@@ -24,7 +24,6 @@ from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.predictor import FewShotModel
 
 GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
-MANIFEST = read_manifest(DEFAULT_BUNDLE)
 SIDE, MASK_SIDE = MANIFEST.image_size, MANIFEST.mask_size
 
 
@@ -43,7 +42,7 @@ class Device:
         self.backend = backend
 
     def engine(self, graph: str, precision: str = "fp32", limits: dict[str, int] | None = None) -> TensorRtEngine:
-        plan, record = make_plan(DEFAULT_BUNDLE, graph, precision, limits, self.backend)
+        plan, record = make_plan(graph, precision, limits, self.backend)
         return TensorRtEngine(plan, record, api_of(self.trt, self.backend), self.memory)
 
     def model(self, precision: str = "fp32", limits: dict[str, int] | None = None) -> FewShotModel:
@@ -87,44 +86,35 @@ def enroll(model: FewShotModel) -> None:
 FRAMES = [picture(seed) for seed in range(10, 16)]
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize(
+    ("backend", "precision", "score_off", "mask_off"),
+    [("tensorrt", "fp32", 0, 0), ("tensorrt-rtx", "fp32", 0, 0), ("tensorrt", "fp16", 2e-3, 2e-2)],
+)
 def test_it_answers_as_onnx_runtime_does_from_the_first_frame_to_captured_ones(
-    backend: str, reference: FewShotModel
+    backend: str, precision: str, score_off: float, mask_off: float, reference: FewShotModel
 ) -> None:
     device = Device(backend)
-    with device.model() as model:
+    with device.model(precision) as model:
         enroll(model)
         for frame in FRAMES:
             wanted, got = reference.predict(frame, probabilities=True), model.predict(frame, probabilities=True)
-            assert np.array_equal(got.scores, wanted.scores)
-            assert np.array_equal(got.label_map, wanted.label_map)
-            assert np.array_equal(got.foreground, wanted.foreground)
+            np.testing.assert_allclose(got.scores, wanted.scores, rtol=0, atol=score_off)
+            np.testing.assert_allclose(got.foreground, wanted.foreground, rtol=0, atol=mask_off)
+            assert precision == "fp16" or np.array_equal(got.label_map, wanted.label_map)
         for name in reference.classes:
             for ours, theirs in zip(model.bank.supports(name), reference.bank.supports(name), strict=True):
-                assert np.array_equal(ours.kept, theirs.kept)
+                np.testing.assert_allclose(ours.kept, theirs.kept, rtol=0, atol=mask_off)
     assert len({reference.predict(frame).scores.tobytes() for frame in FRAMES}) == len(FRAMES)
     assert (device.memory.launches > 0) == (backend == "tensorrt")
 
 
-def test_fp16_answers_nearly_the_same(device: Device, reference: FewShotModel) -> None:
-    with device.model("fp16") as model:
-        enroll(model)
-        for frame in FRAMES:
-            wanted, got = reference.predict(frame, probabilities=True), model.predict(frame, probabilities=True)
-            np.testing.assert_allclose(got.scores, wanted.scores, atol=2e-3)
-            assert got.foreground is not None
-            np.testing.assert_allclose(got.foreground, wanted.foreground, atol=2e-2)
-
-
 IMAGE_BYTES = SIDE * SIDE * 3
-
-
 ENCODER_BYTES = {spec.name: 4 * math.prod(map(int, spec.shape[1:])) for spec in MANIFEST.graphs["encoder"].outputs}
 OBJECTNESS_BYTES = ENCODER_BYTES.get(OBJECTNESS, 0)
 
 
-def answer_bytes(ways: int, runs: int = 1) -> int:
-    return runs * 4 * (ways + ways * MASK_SIDE * MASK_SIDE)
+def answer_bytes(ways: int) -> int:
+    return 4 * (ways + ways * MASK_SIDE * MASK_SIDE) + OBJECTNESS_BYTES
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -136,14 +126,14 @@ def test_a_frame_copies_only_its_image_up_and_the_answer_down(precision: str) ->
         device.moved()
         for frame in FRAMES:
             model.predict(frame)
-            assert device.moved() == (IMAGE_BYTES, answer_bytes(2) + OBJECTNESS_BYTES)
+            assert device.moved() == (IMAGE_BYTES, answer_bytes(2))
         # The check would notice supports that are uploaded for every frame: they are after a change of the bank.
         model.enroll("c", [picture(4)])
         device.moved()
         model.predict(FRAMES[0])
         up, down = device.moved()
         assert up > 2 * IMAGE_BYTES
-        assert down == answer_bytes(3) + OBJECTNESS_BYTES
+        assert down == answer_bytes(3)
 
 
 def test_supports_are_uploaded_once_after_enrollment(device: Device) -> None:
@@ -162,9 +152,7 @@ def test_supports_are_uploaded_once_after_enrollment(device: Device) -> None:
 def test_an_enrollment_copies_the_image_up_and_the_encoders_outputs_down(device: Device) -> None:
     with device.model() as model:
         model.enroll("a", [picture(1)])
-        up, down = device.moved()
-        assert up == IMAGE_BYTES
-        assert down == sum(ENCODER_BYTES.values())
+        assert device.moved() == (IMAGE_BYTES, sum(ENCODER_BYTES.values()))
 
 
 def test_encoder_and_head_become_graphs_at_the_second_run_with_the_same_feed(device: Device) -> None:
@@ -253,7 +241,7 @@ def test_alternating_runs_of_a_bank_each_have_a_graph(device: Device, plain_head
 def test_the_least_recently_used_graphs_are_dropped(
     device: Device, plain_head: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(engine_module, "MAX_GRAPHS", 2)
     with device.engine("head") as engine:
         host = [head_feed(engine, 3, seed=seed) for seed in range(4)]
         feeds = [resident(engine, feed) for feed in host]
@@ -274,7 +262,7 @@ def test_the_least_recently_used_graphs_are_dropped(
 
 
 def test_a_graph_in_use_outlives_an_unused_one(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(engine_module, "MAX_GRAPHS", 2)
     with device.engine("head") as engine:
         used, *others = [resident(engine, head_feed(engine, 3, seed=seed)) for seed in range(4)]
         engine.run(used)
@@ -311,13 +299,13 @@ def test_a_buffer_that_grows_is_used_at_its_new_address(device: Device, plain_he
 def test_it_runs_without_graphs_too(why: str, reference: FewShotModel) -> None:
     device = Device(can_capture=why != "the backend cannot")
     if why == "TensorRT refuses":
-        execute = type(device.trt).answer
+        answer = device.trt.answer
 
         def refuse_captures(method: str, right: Any) -> Any:
             if method == "execute_async_v3" and device.memory.is_capturing:
                 device.trt.calls.append("refused")
                 return False
-            return execute(device.trt, method, right)
+            return answer(method, right)
 
         device.trt.answer = refuse_captures  # type: ignore[method-assign]  # of this one alone
     with device.model() as model:
@@ -360,7 +348,7 @@ def test_an_output_cannot_be_read_or_fed_after_a_later_run(device: Device) -> No
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"kept": np.zeros((2, 6, 20, 192), np.float64)}, "Input 'kept' must be float32"),
+        ({"kept": np.zeros((2, 6, 20, 192), np.float64)}, "Input 'kept' must be float32 .* got float64"),
         ({"kept": HostTensor(np.zeros((2, 6, 20, 192), np.float16))}, "Input 'kept' must be float32 .* got float16"),
         ({"averaging": np.zeros((2, 3), np.float32)}, "Input 'averaging' has 3 supports, but another input has 2"),
         ({"tokens": np.zeros((1, 6, 255, 192), np.float32)}, "Input 'tokens' must be float32"),
@@ -369,16 +357,12 @@ def test_an_output_cannot_be_read_or_fed_after_a_later_run(device: Device) -> No
 def test_a_wrong_feed_is_refused_before_tensorrt_sees_it(device: Device, change: dict[str, Any], reason: str) -> None:
     with device.engine("head") as engine:
         device.trt.calls.clear()
+        feed = {**head_feed(engine, 2), **change}
         with pytest.raises(InputError, match=reason):
-            engine.run({**head_feed(engine, 2), **change})
+            engine.run(feed)
+        with pytest.raises(InputError, match=reason):
+            engine.run(resident(engine, {name: on_host(value) for name, value in feed.items()}))
         assert "execute_async_v3" not in device.trt.calls
-
-
-def test_a_resident_tensor_of_another_type_is_refused(device: Device) -> None:
-    with device.engine("head") as engine:
-        feed = head_feed(engine, 2)
-        with pytest.raises(InputError, match=r"Input 'kept' must be float32 .* got float16"):
-            engine.run({**feed, "kept": engine.upload(feed["kept"].astype(np.float16))})
 
 
 def test_a_size_beyond_the_profile_is_refused_with_the_command_that_rebuilds(device: Device) -> None:
@@ -388,7 +372,6 @@ def test_a_size_beyond_the_profile_is_refused_with_the_command_that_rebuilds(dev
         for supports, ways, what in ((5, 3, "4 supports, got 5"), (4, 4, "3 ways, got 4")):
             with pytest.raises(ArtifactError) as refused:
                 engine.run(head_feed(engine, supports, ways))
-            assert refused.value.exit_code == 4
             assert str(refused.value) == (
                 f"head.fake.fp32.engine was built for at most {what}; build it for more with: "
                 "fsvit-edge build-engine --max-ways N --max-shots K."
@@ -431,26 +414,36 @@ def test_without_a_gpu_nothing_is_loaded(device: Device, monkeypatch: pytest.Mon
     assert device.trt.calls == []
 
 
-def test_a_plan_that_tensorrt_refuses_is_one_sentence(device: Device) -> None:
-    device.trt.fail["deserialize_cuda_engine"] = None
-    device.trt.log = "IRuntime::deserializeCudaEngine: Error Code 1: version tag does not match."
-    with pytest.raises(ArtifactError, match=r"cannot load encoder\.fake\.fp32\.engine: .*version tag does not match"):
-        device.engine("encoder")
-
-
 @pytest.mark.parametrize(
-    ("method", "wrong", "reason"),
+    ("method", "wrong", "log", "reason"),
     [
-        ("create_execution_context", None, "cannot prepare head.fake.fp32.engine: it broke."),
-        ("execute_async_v3", False, "failed to run head.fake.fp32.engine: it broke."),
-        ("set_input_shape", False, "refuses 'tokens' of shape (1, 6, 256, 192) for head.fake.fp32.engine: it broke."),
-        ("set_tensor_address", False, "refuses the address of 'tokens' for head.fake.fp32.engine: it broke."),
+        ("create_execution_context", None, "it broke", "cannot prepare head.fake.fp32.engine: it broke."),
+        ("execute_async_v3", False, "it broke", "failed to run head.fake.fp32.engine: it broke."),
+        (
+            "set_input_shape",
+            False,
+            "it broke",
+            "refuses 'tokens' of shape (1, 6, 256, 192) for head.fake.fp32.engine: it broke.",
+        ),
+        (
+            "set_tensor_address",
+            False,
+            "it broke",
+            "refuses the address of 'tokens' for head.fake.fp32.engine: it broke.",
+        ),
+        (
+            "create_execution_context",
+            None,
+            "Error Code 1: Cuda Runtime (out of memory)",
+            "cannot prepare head.fake.fp32.engine: Error Code 1: Cuda Runtime (out of memory); 1024 of the GPU's 1024 "
+            "MiB free; close other programs that use the GPU, or use --engine onnxruntime.",
+        ),
     ],
 )
-def test_a_call_that_tensorrt_refuses_is_one_sentence_with_its_reason(
-    device: Device, method: str, wrong: Any, reason: str
+def test_a_call_that_tensorrt_refuses_is_one_sentence_with_its_reason_and_what_helps(
+    device: Device, method: str, wrong: Any, log: str, reason: str
 ) -> None:
-    device.trt.fail[method], device.trt.log = wrong, "it broke"
+    device.trt.fail[method], device.trt.log = wrong, log
 
     def attempt() -> None:
         engine = device.engine("head")
@@ -462,15 +455,16 @@ def test_a_call_that_tensorrt_refuses_is_one_sentence_with_its_reason(
     assert str(failed.value) == f"TensorRT 10.3.0 {reason}"
 
 
-def test_tensorrt_out_of_memory_names_the_free_memory(device: Device) -> None:
-    device.trt.fail["create_execution_context"] = None
-    device.trt.log = "Error Code 1: Cuda Runtime (out of memory)"
-    with pytest.raises(FsvitEdgeError) as failed:
-        device.engine("head")
+def test_a_gpu_lost_during_a_run_is_one_sentence_and_the_model_still_closes(device: Device) -> None:
+    with device.model() as model:
+        enroll(model)
+        model.predict(FRAMES[0])
+        device.memory.lost = "unspecified launch failure"
+        with pytest.raises(FsvitEdgeError) as failed:
+            model.predict(FRAMES[0])
     assert failed.value.exit_code == 1
     assert str(failed.value) == (
-        "TensorRT 10.3.0 cannot prepare head.fake.fp32.engine: Error Code 1: Cuda Runtime (out of memory); 1024 of "
-        "the GPU's 1024 MiB free; close other programs that use the GPU, or use --engine onnxruntime."
+        "The GPU failed during cudaStreamSynchronize: unspecified launch failure; restart the program."
     )
 
 
@@ -506,23 +500,20 @@ def test_a_gpu_too_small_for_the_supports_is_an_error_and_fewer_supports_still_w
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("name", "side", "dtype", "reason"),
     [
-        ({"inputs": (TensorSpec("picture", (1, SIDE, SIDE, 3), "uint8"),)}, "has different inputs or outputs"),
-        (
-            {"inputs": (TensorSpec("image", (1, SIDE, SIDE, 3), "float32"),)},
-            rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), but its sidecar states float32",
-        ),
-        (
-            {"inputs": (TensorSpec("image", (1, 64, 64, 3), "uint8"),)},
-            rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), but its sidecar states uint8 \(1, 64, 64, 3\)",
-        ),
+        ("picture", SIDE, "uint8", "has different inputs or outputs"),
+        ("image", SIDE, "float32", rf"has 'image' as uint8 \(1, {SIDE}, {SIDE}, 3\), but its sidecar states float32"),
+        ("image", 64, "uint8", rf"\(1, {SIDE}, {SIDE}, 3\), but its sidecar states uint8 \(1, 64, 64, 3\)"),
     ],
 )
-def test_a_plan_that_differs_from_its_sidecar_is_refused(device: Device, change: dict[str, Any], reason: str) -> None:
-    plan, record = make_plan(DEFAULT_BUNDLE, "encoder")
+def test_a_plan_that_differs_from_its_sidecar_is_refused(
+    device: Device, name: str, side: int, dtype: str, reason: str
+) -> None:
+    plan, record = make_plan("encoder")
+    stated = replace(record, inputs=(TensorSpec(name, (1, side, side, 3), dtype),))
     with pytest.raises(ArtifactError, match=reason) as refused:
-        TensorRtEngine(plan, replace(record, **change), api_of(device.trt), device.memory)
+        TensorRtEngine(plan, stated, api_of(device.trt), device.memory)
     assert "fsvit-edge build-engine --engine tensorrt --force" in str(refused.value)
 
 
@@ -607,22 +598,15 @@ def test_several_diagnostics_are_reported_together_and_so_is_a_missing_one() -> 
 def test_the_installed_rtx_has_the_diagnostics_and_functions_that_the_fake_has() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     assert trt.EngineInvalidityDiagnostics.__members__.keys() <= DIAGNOSTICS.keys()
-    assert trt.Runtime.engine_header_size is not None
-    assert HEADER_SIZE == 64
-    for name in ("WHOLE_GRAPH_CAPTURE", "DISABLED"):
-        assert hasattr(trt.CudaGraphStrategy, name)
-    assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED")
     for kind, names in (
-        (
-            trt.IExecutionContext,
-            "set_input_shape get_tensor_shape update_device_memory_size_for_shapes set_device_memory "
-            "set_tensor_address execute_async_v3",
-        ),
+        (trt.Runtime, "engine_header_size"),
+        (trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE DISABLED"),
+        (trt.ExecutionContextAllocationStrategy, "USER_MANAGED"),
         (trt.ICudaEngine, "create_execution_context create_runtime_config num_io_tensors get_tensor_mode"),
-        (
-            trt.IRuntimeConfig,
-            "set_execution_context_allocation_strategy create_runtime_cache set_runtime_cache cuda_graph_strategy",
-        ),
+        (trt.IExecutionContext, "set_input_shape get_tensor_shape set_device_memory set_tensor_address"),
+        (trt.IExecutionContext, "update_device_memory_size_for_shapes execute_async_v3"),
+        (trt.IRuntimeConfig, "set_execution_context_allocation_strategy create_runtime_cache"),
+        (trt.IRuntimeConfig, "set_runtime_cache cuda_graph_strategy"),
         (trt.IRuntimeCache, "serialize deserialize"),
     ):
         for name in names.split():
@@ -691,15 +675,16 @@ def test_kernels_that_were_compiled_during_the_run_are_stored_at_the_end(tmp_pat
 
 def test_rtx_runs_without_graphs_too() -> None:
     device = Device("tensorrt-rtx")
-    answers = iter([None])
-    right = type(device.trt).answer
+    answer = device.trt.answer
 
-    def once(method: str, work: Any) -> Any:
-        if method == "create_execution_context" and next(answers, True) is None:
-            return None
-        return right(device.trt, method, work)
+    tries: list[str] = []
 
-    device.trt.answer = once  # type: ignore[method-assign]  # of this one alone
+    def refuse_the_first(method: str, right: Any) -> Any:
+        is_refused = method == "create_execution_context" and method not in tries
+        tries.append(method)
+        return None if is_refused else answer(method, right)
+
+    device.trt.answer = refuse_the_first  # type: ignore[method-assign]  # of this one alone
     with device.engine("head") as engine:
         engine.run(head_feed(engine, 1))
     (context,) = device.trt.contexts

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from fake_tensorrt import make_plan
 
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
-from fsvit_edge.runtime.engines.store.files import EngineRecord
+from fsvit_edge.runtime.engines.cuda_packages import MEMORY_PACKAGES, open_device_memory
+from fsvit_edge.runtime.engines.files import EngineRecord
 from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 
@@ -37,7 +36,7 @@ def build(api: TensorRT, target: str) -> tuple[bytes, EngineRecord]:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
     plan = api.serialized(builder, network, config, log, "test")
-    _, record = make_plan(DEFAULT_BUNDLE, "head")
+    _, record = make_plan("head")
     rows = {"shape": ("supports", WIDTH), "dtype": "float16"}
     return plan, replace(
         record,

@@ -5,41 +5,36 @@ import gc
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from fake_cuda import FakePycuda, FakeRuntime, Status, forbid, install_pycuda, install_runtime
 from fake_memory import FakeMemory
 
-from fsvit_edge.runtime.engines.memory import base
-from fsvit_edge.runtime.engines.memory import choose as device_memory
-from fsvit_edge.runtime.engines.memory import cuda as cuda_memory
-from fsvit_edge.runtime.engines.memory.base import DeviceMemory
-from fsvit_edge.runtime.engines.memory.choose import MEMORY_PACKAGES, open_device_memory
-from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.engines import cuda_packages, gpu_memory
+from fsvit_edge.runtime.engines.cuda_packages import MEMORY_PACKAGES, open_device_memory
+from fsvit_edge.runtime.engines.gpu_memory import DeviceMemory
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import Gpu, find_gpu, gpu_missing_reason
 
 GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
 
 
-@dataclass
-class Opened:
+class Opened(NamedTuple):
     """A memory, and a function that starts a kernel that adds 1 to every byte at an address."""
 
     memory: DeviceMemory
     increment: Callable[[int, int], None]
 
 
-def fake() -> Opened:
-    memory = FakeMemory()
-
+def with_kernels(memory: DeviceMemory, submit: Callable[[Callable[[], None]], None]) -> Opened:
     def increment(address: int, nbytes: int) -> None:
         def kernel() -> None:
-            memory.view(address, nbytes)[:] += 1
+            array = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+            array += 1
 
-        memory.submit(kernel)
+        submit(kernel)
 
     return Opened(memory, increment)
 
@@ -47,26 +42,18 @@ def fake() -> Opened:
 def over_fake_modules(name: str, monkeypatch: pytest.MonkeyPatch) -> Opened:
     runtime = install_runtime(monkeypatch)
     install_pycuda(monkeypatch)
-    monkeypatch.setattr(device_memory, "find_gpu", lambda: GPU)
-    memory = open_device_memory(name)
-
-    def increment(address: int, nbytes: int) -> None:
-        def kernel() -> None:
-            array = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
-            array += 1
-
-        runtime.submit(kernel)
-
-    return Opened(memory, increment)
+    monkeypatch.setattr(cuda_packages, "find_gpu", lambda: GPU)
+    return with_kernels(open_device_memory(name), runtime.submit)
 
 
 def on_the_gpu(name: str) -> Opened:
+    pytest.importorskip("pycuda.driver" if name == "pycuda" else "cuda.bindings.runtime")
     memory = open_device_memory(name)
 
     def increment(address: int, nbytes: int) -> None:
         """The driver fills the memory with the expected value, because we have no kernel of our own."""
         runtime = pytest.importorskip("cuda.bindings.runtime")
-        cuda_memory.call(runtime, "cudaMemsetAsync", address, 8, nbytes, memory.stream)
+        cuda_packages.call(runtime, "cudaMemsetAsync", address, 8, nbytes, memory.stream)
 
     return Opened(memory, increment)
 
@@ -81,12 +68,10 @@ def on_the_gpu(name: str) -> Opened:
 def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     name, _, where = request.param.partition(" ")
     if not where:
-        found = fake()
-    elif "fake module" in where:
-        found = over_fake_modules(name, monkeypatch)
+        memory = FakeMemory()
+        found = with_kernels(memory, memory.submit)
     else:
-        pytest.importorskip("pycuda.driver" if name == "pycuda" else "cuda.bindings.runtime")
-        found = on_the_gpu(name)
+        found = over_fake_modules(name, monkeypatch) if "fake module" in where else on_the_gpu(name)
     yield found
     found.memory.close()
 
@@ -108,7 +93,7 @@ def test_an_uploaded_array_is_downloaded_unchanged(opened: Opened, dtype: str, s
 
 
 def test_an_array_larger_than_the_pinned_memory_goes_in_pieces(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "STAGING_BYTES", 1000)
+    monkeypatch.setattr(gpu_memory, "STAGING_BYTES", 1000)
     array = np.random.default_rng(1).integers(0, 256, 3333, dtype=np.uint8)
     assert np.array_equal(round_trip(opened.memory, array), array)
 
@@ -143,9 +128,11 @@ def test_a_download_leaves_earlier_ones_alone(opened: Opened) -> None:
     assert np.array_equal(first, np.full(4, 1))
 
 
-def test_a_stream_has_a_handle_and_waits(opened: Opened) -> None:
+def test_it_has_a_stream_that_waits_and_knows_the_free_memory(opened: Opened) -> None:
     assert opened.memory.stream > 2, "0, 1 and 2 are the default streams"
     opened.memory.synchronize()
+    free, total = opened.memory.free_bytes()
+    assert 0 < free <= total
 
 
 def test_a_captured_graph_runs_only_when_launched_and_on_the_current_contents(opened: Opened) -> None:
@@ -174,11 +161,6 @@ def test_failed_work_is_not_captured_and_the_stream_still_works(opened: Opened) 
     assert np.array_equal(round_trip(opened.memory, np.arange(3)), np.arange(3))
 
 
-def test_free_and_total_memory_are_returned(opened: Opened) -> None:
-    free, total = opened.memory.free_bytes()
-    assert 0 < free <= total
-
-
 def test_it_works_in_another_thread(opened: Opened) -> None:
     array = np.arange(10)
     answers: list[np.ndarray] = []
@@ -190,13 +172,13 @@ def test_it_works_in_another_thread(opened: Opened) -> None:
 
 def test_closing_twice_and_freeing_afterwards_do_no_harm(opened: Opened) -> None:
     buffers = [opened.memory.alloc(10) for _ in range(3)]
-    buffers[0].free()
-    buffers[0].free()
+    opened.memory.release(buffers[0])
+    opened.memory.release(buffers[0])
     opened.memory.upload(np.zeros(10, np.uint8), buffers[1])
     opened.memory.close()
     opened.memory.close()
     for buffer in buffers:
-        buffer.free()
+        opened.memory.release(buffer)
 
 
 def test_a_buffer_without_references_is_freed() -> None:
@@ -238,14 +220,13 @@ def test_a_full_device_is_one_sentence_with_the_free_memory() -> None:
         "The GPU's memory is full: 5 MiB needed, 4 of the GPU's 10 MiB free; close other programs that use the "
         "GPU, or use --engine onnxruntime."
     )
-    held.free()
+    memory.release(held)
     memory.alloc(5 * 2**20)
 
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
-    monkeypatch.setattr(device_memory, "find_gpu", lambda: GPU)
-    monkeypatch.setattr(cuda_memory, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(cuda_packages, "find_gpu", lambda: GPU)
     return install_runtime(monkeypatch)
 
 
@@ -255,29 +236,22 @@ def driver(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> FakePycuda:
     return install_pycuda(monkeypatch)
 
 
-def memory_error(driver: FakePycuda) -> Exception:
-    return driver.MemoryError("cuMemAlloc failed: out of memory")
-
-
-def test_cuda_bindings_out_of_memory_is_one_sentence(runtime: FakeRuntime) -> None:
-    memory = open_device_memory("cuda-bindings")
-    runtime.fail["cudaMalloc"] = Status.cudaErrorMemoryAllocation
+@pytest.mark.parametrize(
+    ("package", "allocate", "pin"),
+    [("cuda-bindings", "cudaMalloc", "cudaHostAlloc"), ("pycuda", "mem_alloc", "pagelocked_empty")],
+)
+def test_a_package_out_of_memory_is_one_sentence(
+    package: str, allocate: str, pin: str, runtime: FakeRuntime, driver: FakePycuda
+) -> None:
+    memory = open_device_memory(package)
+    fake: Any = driver if package == "pycuda" else runtime
+    full = driver.MemoryError("out of memory") if package == "pycuda" else Status.cudaErrorMemoryAllocation
+    fake.fail = {allocate: full}
     with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: 64 MiB needed, 3 of the GPU's 8192 MiB"):
         memory.alloc(64 * 2**20)
-    assert "cudaGetLastError" in runtime.calls
-    runtime.fail = {"cudaHostAlloc": Status.cudaErrorMemoryAllocation}
+    assert ("cudaGetLastError" in runtime.calls) == (package == "cuda-bindings")
+    fake.fail = {pin: full}
     with pytest.raises(FsvitEdgeError, match=r"^The machine's pinned memory is full: 4 MiB needed"):
-        memory.upload(np.zeros(4, np.uint8), memory.alloc(4))
-    memory.close()
-
-
-def test_pycuda_out_of_memory_is_one_sentence(driver: FakePycuda) -> None:
-    memory = open_device_memory("pycuda")
-    driver.fail["mem_alloc"] = memory_error(driver)
-    with pytest.raises(FsvitEdgeError, match=r"^The GPU's memory is full: 64 MiB needed, 3 of the GPU's 8192 MiB"):
-        memory.alloc(64 * 2**20)
-    driver.fail = {"pagelocked_empty": memory_error(driver)}
-    with pytest.raises(FsvitEdgeError, match=r"^The machine's pinned memory is full"):
         memory.upload(np.zeros(4, np.uint8), memory.alloc(4))
     memory.close()
 
@@ -294,57 +268,50 @@ def test_the_error_for_an_old_driver_names_what_to_install(runtime: FakeRuntime,
     )
 
 
-def test_a_lost_gpu_is_one_sentence_and_can_still_be_closed(runtime: FakeRuntime) -> None:
-    memory = open_device_memory("cuda-bindings")
+@pytest.mark.parametrize(
+    ("package", "functions", "what"),
+    [
+        (
+            "cuda-bindings",
+            ("cudaStreamSynchronize", "cudaFree", "cudaFreeHost", "cudaStreamDestroy"),
+            "cudaStreamSynchronize: cudaErrorIllegalAddress",
+        ),
+        ("pycuda", ("synchronize", "free", "unpin"), "synchronization: cuStreamSynchronize failed: illegal address"),
+    ],
+)
+def test_a_lost_gpu_is_one_sentence_and_can_still_be_closed(
+    package: str, functions: tuple[str, ...], what: str, runtime: FakeRuntime, driver: FakePycuda
+) -> None:
+    memory = open_device_memory(package)
     buffer = memory.alloc(4)
-    for function in ("cudaStreamSynchronize", "cudaFree", "cudaFreeHost", "cudaStreamDestroy"):
+    for function in functions:
         runtime.fail[function] = Status.cudaErrorIllegalAddress
+        driver.fail[function] = driver.LogicError("cuStreamSynchronize failed: illegal address.")
     with pytest.raises(FsvitEdgeError) as lost:
         memory.download(buffer, (4,), np.uint8)
     assert lost.value.exit_code == 1
-    assert str(lost.value) == (
-        "The GPU failed during cudaStreamSynchronize: cudaErrorIllegalAddress; restart the program."
-    )
+    assert str(lost.value) == f"The GPU failed during {what}; restart the program."
     memory.close()
 
 
-def test_a_gpu_lost_under_pycuda_is_one_sentence_and_can_still_be_closed(driver: FakePycuda) -> None:
-    memory = open_device_memory("pycuda")
-    buffer = memory.alloc(4)
-    for function in ("synchronize", "free", "unpin"):
-        driver.fail[function] = driver.LogicError("cuStreamSynchronize failed: an illegal memory access.")
-    with pytest.raises(FsvitEdgeError) as lost:
-        memory.download(buffer, (4,), np.uint8)
-    assert str(lost.value) == (
-        "The GPU failed during synchronization: cuStreamSynchronize failed: an illegal memory access; "
-        "restart the program."
-    )
-    memory.close()
-
-
-def test_cuda_bindings_leave_nothing_behind(runtime: FakeRuntime) -> None:
-    memory = open_device_memory("cuda-bindings")
+@pytest.mark.parametrize("package", MEMORY_PACKAGES)
+def test_a_package_leaves_nothing_behind(package: str, runtime: FakeRuntime, driver: FakePycuda) -> None:
+    memory = open_device_memory(package)
     buffers = [memory.alloc(10) for _ in range(3)]
     memory.upload(np.zeros(10, np.uint8), buffers[0])
     memory.download(buffers[0], (10,), np.uint8)
     graph = memory.capture(lambda: None)
     assert graph is not None
-    assert runtime.open == {"stream": 1, "graph": 0, "executable": 1}
-    assert len(runtime.memory) == 5
+    own = 1 if package == "cuda-bindings" else 0
+    assert runtime.open == {"stream": own, "graph": 0, "executable": 1}
+    # Three buffers and a pinned one per direction.
+    assert (len(runtime.memory), len(driver.memory), driver.pinned) == ((5, 0, 0) if own else (0, 3, 2))
+    assert (driver.retained, driver.current) == (1 - own, 0)
     graph.free()
     memory.close()
-    assert runtime.memory == {}
     assert set(runtime.open.values()) == {0}
-
-
-def test_pycuda_leaves_nothing_behind(driver: FakePycuda) -> None:
-    memory = open_device_memory("pycuda")
-    buffers = [memory.alloc(10) for _ in range(3)]
-    memory.upload(np.zeros(10, np.uint8), buffers[0])
-    memory.download(buffers[0], (10,), np.uint8)
-    assert (driver.retained, driver.pinned, len(driver.memory), driver.current) == (1, 2, 3, 0)
-    memory.close()
-    assert (driver.retained, driver.pinned, len(driver.memory), driver.current) == (0, 0, 0, 0)
+    assert runtime.memory == driver.memory == {}
+    assert (driver.retained, driver.pinned, driver.current) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("function", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
@@ -384,7 +351,7 @@ def test_pycuda_is_used_if_it_can_be_imported_else_cuda_bindings(monkeypatch: py
 
 
 def test_without_either_the_command_matches_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_memory, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(cuda_packages, "find_gpu", lambda: GPU)
     forbid(monkeypatch, "pycuda", "pycuda.driver", "cuda", "cuda.bindings", "cuda.bindings.runtime")
     with pytest.raises(EnvironmentLacksError) as lacking:
         open_device_memory()
@@ -398,19 +365,12 @@ def test_without_either_the_command_matches_the_driver(monkeypatch: pytest.Monke
 
 
 def test_without_a_gpu_nothing_is_imported(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> None:
-    monkeypatch.setattr(device_memory, "find_gpu", lambda: None)
-    monkeypatch.setattr(device_memory, "gpu_missing_reason", lambda: "the NVIDIA driver finds no GPU")
+    monkeypatch.setattr(cuda_packages, "find_gpu", lambda: None)
+    monkeypatch.setattr(cuda_packages, "gpu_missing_reason", lambda: "the NVIDIA driver finds no GPU")
     with pytest.raises(EnvironmentLacksError) as lacking:
         open_device_memory()
     assert str(lacking.value) == "The GPU cannot be used: the NVIDIA driver finds no GPU; use --engine onnxruntime."
     assert runtime.calls == []
-
-
-def test_an_unknown_package_is_refused() -> None:
-    with pytest.raises(
-        InputError, match=r"GPU memory package 'cupy' is unknown; choose one of: pycuda, cuda-bindings\."
-    ):
-        open_device_memory("cupy")
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="a GPU is here")
@@ -425,5 +385,5 @@ def test_the_installed_cuda_bindings_have_every_name_that_is_used() -> None:
             assert int(getattr(getattr(real, kind), member.name)) == member
     assert real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal == 1
     with pytest.raises((EnvironmentLacksError, FsvitEdgeError)):
-        cuda_memory.CudaMemory()
+        cuda_packages.CudaMemory()
     assert gpu_missing_reason()

@@ -4,12 +4,12 @@ from typing import Any
 
 import onnxruntime
 import pytest
-from engine_records import MACHINE, MANIFEST, VERSIONS, record, with_batch_one
+from engine_records import GPU, MACHINE, MANIFEST, VERSIONS, record, with_batch_one
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+from fsvit_edge.runtime.engines import fitting as module
 from fsvit_edge.runtime.engines.base import TensorSpec
-from fsvit_edge.runtime.engines.store import incompatibilities as module
-from fsvit_edge.runtime.engines.store.incompatibilities import build_command, incompatibilities, installed_version
+from fsvit_edge.runtime.engines.fitting import build_command, incompatibilities, installed_version
 from fsvit_edge.runtime.machine import Machine
 
 
@@ -33,9 +33,14 @@ def half(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
 
 
 ENCODER = MANIFEST.graphs["encoder"]
-OTHER_GPU = {
-    "gpu": {"name": "NVIDIA L4", "compute_capability": [8, 9], "sm_count": 58, "memory_bytes": 1, "driver": "12.4"}
-}
+
+
+def on(**changes: Any) -> dict[str, Any]:
+    return {"machine": replace(MACHINE, **changes)}
+
+
+def gpu(**changes: Any) -> dict[str, Any]:
+    return on(gpu=replace(GPU, **changes))
 
 
 @pytest.mark.parametrize(
@@ -43,11 +48,11 @@ OTHER_GPU = {
     [
         ("tensorrt", {"outputs": half(with_batch_one(ENCODER.outputs))}),
         ("tensorrt", {"bundle_name": "renamed"}),
-        ("tensorrt", {"machine": MACHINE.to_dict() | OTHER_GPU}),  # less memory, another driver: not of the plan
-        ("tensorrt", {"machine": MACHINE.to_dict() | {"cpu": "Slow CPU", "l4t": "36.4"}}),
-        ("tensorrt-rtx", {"machine": MACHINE.to_dict() | {"gpu": None}}),  # built where there is no GPU
+        ("tensorrt", gpu(memory_bytes=1, driver="12.4")),  # a plan does not depend on these
+        ("tensorrt", on(cpu="Slow CPU", l4t="36.4")),
+        ("tensorrt-rtx", on(gpu=None)),  # built where there is no GPU
         ("tensorrt-rtx", {"targets": ()}),  # get_engine_validity judges it
-        ("onnxruntime", {"machine": MACHINE.to_dict() | {"cpu": "Slow CPU", "gpu": None}}),
+        ("onnxruntime", on(cpu="Slow CPU", gpu=None)),
         ("onnxruntime", {"latency_ms": None, "verification": {}, "calibration": None}),
     ],
 )
@@ -55,12 +60,15 @@ def test_differences_that_do_not_matter_are_accepted(backend: str, changes: dict
     assert incompatibilities(record(backend=backend, **changes), MANIFEST, MACHINE) == []
 
 
-def on(**changes: Any) -> dict[str, Any]:
-    return {"machine": MACHINE.to_dict() | changes}
+OTHER_TENSORS = "has different inputs or outputs than encoder.onnx"
+OTHER_ARCH = "was built for Linux on aarch64, but this is Linux on x86_64"
+BACKBONE = "was built for the backbone vit_b, but cst-nano has vit_nano_patch16_hybrid_256"
+H100 = {"name": "NVIDIA H100", "compute_capability": (9, 0)}
+ONLY = "and runs in no other version, but"
 
 
-def gpu(**changes: Any) -> dict[str, Any]:
-    return on(gpu={**MACHINE.to_dict()["gpu"], **changes})
+def image(size: int, dtype: str) -> dict[str, Any]:
+    return {"inputs": (TensorSpec("image", (1, size, size, 3), dtype),)}
 
 
 @pytest.mark.parametrize(
@@ -69,60 +77,28 @@ def gpu(**changes: Any) -> dict[str, Any]:
         (
             "tensorrt",
             {"onnx_sha256": "ab" * 32},
-            "was built from a different encoder.onnx (sha256 abababababab...) than that of",
+            "built from a different encoder.onnx (sha256 abababababab...) than that",
         ),
-        (
-            "tensorrt",
-            {"backbone": "vit_b"},
-            "was built for the backbone vit_b, but cst-nano has vit_nano_patch16_hybrid_256",
-        ),
+        ("tensorrt", {"backbone": "vit_b"}, BACKBONE),
         ("tensorrt", {"head": "prototype"}, "was built for the head prototype, but cst-nano has cst"),
         ("tensorrt", {"image_size": 400}, "was built for the image size 400, but cst-nano has 256"),
         ("tensorrt", {"preprocessing": {}}, "was built for a different preprocessing than that of cst-nano"),
-        ("tensorrt", {"inputs": ()}, "has different inputs or outputs than encoder.onnx"),
-        (
-            "tensorrt",
-            {"outputs": with_batch_one(ENCODER.outputs)[::-1]},
-            "has different inputs or outputs than encoder.onnx",
-        ),
-        (
-            "tensorrt",
-            {"inputs": (TensorSpec("image", (1, 400, 400, 3), "uint8"),)},
-            "has different inputs or outputs than encoder.onnx",
-        ),
-        (
-            "tensorrt",
-            {"inputs": (TensorSpec("image", (1, 256, 256, 3), "float16"),)},
-            "has different inputs or outputs than encoder.onnx",
-        ),
-        (
-            "tensorrt",
-            {"backend_version": "10.3.0"},
-            "was built by TensorRT 10.3.0 and runs in no other version, but 10.13.0 is installed",
-        ),
+        ("tensorrt", {"inputs": ()}, OTHER_TENSORS),
+        ("tensorrt", {"outputs": with_batch_one(ENCODER.outputs)[::-1]}, OTHER_TENSORS),
+        ("tensorrt", image(400, "uint8"), OTHER_TENSORS),
+        ("tensorrt", image(256, "float16"), OTHER_TENSORS),
+        ("tensorrt", {"backend_version": "10.3.0"}, f"was built by TensorRT 10.3.0 {ONLY} 10.13.0 is installed"),
         (
             "tensorrt-rtx",
             {"backend_version": "1.6.0"},
-            "was built by TensorRT-RTX 1.6.0 and runs in no other version, but 1.7.1.116 is installed",
+            f"was built by TensorRT-RTX 1.6.0 {ONLY} 1.7.1.116 is installed",
         ),
-        (
-            "onnxruntime",
-            {"backend_version": "1.20.0"},
-            "was built by ONNX Runtime 1.20.0 and runs in no other version, but",
-        ),
+        ("onnxruntime", {"backend_version": "1.20.0"}, f"was built by ONNX Runtime 1.20.0 {ONLY}"),
         ("tensorrt", on(os="Windows"), "was built for Windows on x86_64, but this is Linux on x86_64"),
-        ("tensorrt-rtx", on(arch="aarch64"), "was built for Linux on aarch64, but this is Linux on x86_64"),
-        ("onnxruntime", on(arch="aarch64"), "was built for Linux on aarch64, but this is Linux on x86_64"),
-        (
-            "tensorrt",
-            gpu(compute_capability=[9, 0], name="NVIDIA H100"),
-            "for NVIDIA H100 (sm90), but this is NVIDIA L4 (sm89)",
-        ),
-        (
-            "tensorrt",
-            gpu(name="NVIDIA L40"),
-            "for NVIDIA L40 and fits no other GPU, but this is NVIDIA L4",
-        ),
+        ("tensorrt-rtx", on(arch="aarch64"), OTHER_ARCH),
+        ("onnxruntime", on(arch="aarch64"), OTHER_ARCH),
+        ("tensorrt", gpu(**H100), "for NVIDIA H100 (sm90), but this is NVIDIA L4 (sm89)"),
+        ("tensorrt", gpu(name="NVIDIA L40"), "for NVIDIA L40 and fits no other GPU, but this is NVIDIA L4"),
         ("tensorrt", gpu(sm_count=16), "was built for 16 multiprocessors, but this NVIDIA L4 has 58"),
         ("tensorrt", on(gpu=None), "does not state the GPU that it was built for"),
         ("tensorrt-rtx", {"targets": ("sm86", "sm120")}, "was built for sm86, sm120, but this NVIDIA L4 is sm89"),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
 
-from fsvit_edge.calib.fp16 import FP16_MAX, FP16_MIN_NORMAL
+from fsvit_edge.calib.convert_fp16 import FP16_MAX, FP16_MIN_NORMAL
 from fsvit_edge.calib.onnx_graph import GEMMS, Graph, as_float16, matches
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 
@@ -28,19 +28,12 @@ _VIEWS = ("Reshape", "Identity")
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """A product of an activation with a constant weight.
+    """A product of an activation with a constant weight."""
 
-    Attributes:
-        node: The MatMul or Gemm node.
-        activation: Name of the input tensor, (..., in).
-        weight: Name of the constant, (in, out) or (out, in).
-        axis: The weight's axis of outputs: 1 or 0.
-    """
-
-    node: NodeProto
-    activation: str
-    weight: str
-    axis: int
+    node: NodeProto  # MatMul or Gemm
+    activation: str  # the input tensor, (..., in)
+    weight: str  # the constant, (in, out) or (out, in)
+    axis: int  # the weight's axis of outputs: 1 or 0
 
 
 def linear_layers(graph: Graph) -> list[LinearLayer]:
@@ -56,13 +49,8 @@ def linear_layers(graph: Graph) -> list[LinearLayer]:
     return found
 
 
-def chosen_layers(graph: Graph, quantize: tuple[str, ...], keep_fp32: tuple[str, ...]) -> list[LinearLayer]:
-    """Return the linear layers to quantize.
-
-    Args:
-        graph: The FP32 graph.
-        quantize: Shell-style patterns of the layers to quantize; empty for all.
-        keep_fp32: Patterns of the layers that stay in FP32.
+def chosen_layers(graph: Graph, quantize: Sequence[str], keep_fp32: Sequence[str]) -> list[LinearLayer]:
+    """The linear layers that match a pattern of `quantize` (empty: all) and none of `keep_fp32`.
 
     Raises:
         InputError: A pattern of `quantize` matches no linear layer, or no layer is left.
@@ -116,7 +104,8 @@ def smooth(
         largest = np.asarray(channel_max.get(activation, ()), np.float32)
         if norm is None or len(readers) != len(graph.readers(activation)) or not len(largest):
             continue
-        weights = [_in_by_out(graph, layer) for layer in readers]
+        turned = [(graph.constants[layer.weight].astype(np.float32), layer.axis) for layer in readers]
+        weights = [weight if axis == 1 else weight.T for weight, axis in turned]  # (in, out) each
         if any(len(weight) != len(largest) for weight in weights):
             continue
         # A clipped range stays clipped by the same ratio.
@@ -137,15 +126,13 @@ def insert_qdq(graph: Graph, layers: list[LinearLayer], ranges: Ranges) -> None:
 
     Scales are rounded to FP16 before anything is quantized with them, because the engine multiplies by FP16 scales.
     Weights are stored as INT8 with a DequantizeLinear only.
-
-    Raises:
-        ArtifactError: An activation has no finite range.
     """
     dequantized: dict[str, str] = {}
     for layer in layers:
         name = layer.activation
         if name not in dequantized:
-            scale = graph.add_constant(f"{name}_scale", activation_scale(name, ranges))
+            low, high = tensor_range(name, ranges)
+            scale = graph.add_constant(f"{name}_scale", _as_scale(np.asarray(max(abs(low), abs(high)) / 127)))
             zero = graph.add_constant(f"{name}_zero", np.zeros((), np.int8))
             quantized = graph.add_node("QuantizeLinear", [name, scale, zero], f"{name}_quantized")
             dequantized[name] = graph.add_node("DequantizeLinear", [quantized, scale, zero], f"{name}_dequantized")
@@ -160,18 +147,8 @@ def insert_qdq(graph: Graph, layers: list[LinearLayer], ranges: Ranges) -> None:
     graph.index()
 
 
-def activation_scale(name: str, ranges: Ranges) -> npt.NDArray[np.float32]:
-    """Return a tensor's symmetric scale (), a value that FP16 represents.
-
-    Raises:
-        ArtifactError: The tensor has no finite range.
-    """
-    low, high = tensor_range(name, ranges)
-    return _as_scale(np.asarray(max(abs(low), abs(high)) / 127))
-
-
 def tensor_range(name: str, ranges: Ranges) -> tuple[float, float]:
-    """Look up a tensor's lowest and highest value.
+    """A tensor's lowest and highest value.
 
     Raises:
         ArtifactError: The tensor has no finite range.
@@ -188,11 +165,11 @@ def tensor_range(name: str, ranges: Ranges) -> tuple[float, float]:
 def quantize_weight(
     weight: npt.NDArray[np.floating], axis: int, largest: int = 127
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Round a matrix to INT8, symmetric, with one scale per output.
+    """Round a matrix, (in, out) or (out, in), to INT8, symmetric, with one scale per output.
 
     Args:
-        weight: (in, out) or (out, in).
-        axis: The axis of outputs.
+        weight: The matrix.
+        axis: Its axis of outputs.
         largest: The integer that stands for an output's largest weight.
 
     Returns:
@@ -226,12 +203,6 @@ def _expected_error(largest: Matrix, weight: Matrix) -> float:
     step = float(largest.max()) / 127
     weight_steps = np.abs(weight).max(axis=0) / 127
     return float(step**2 * (weight**2).sum() + (weight_steps**2).sum() * ((largest / 4) ** 2).sum()) / 12
-
-
-def _in_by_out(graph: Graph, layer: LinearLayer) -> Matrix:
-    """The weight as (in, out)."""
-    weight = graph.constants[layer.weight].astype(np.float32)
-    return weight if layer.axis == 1 else weight.T
 
 
 def _norm_before(graph: Graph, name: str) -> NodeProto | None:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from fsvit_edge.runtime.engines.base import Array
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 Bytes = npt.NDArray[np.uint8]
+_Memory = TypeVar("_Memory")
 
 STAGING_BYTES = 4 * 2**20
 """Pinned buffer per direction. A frame, or masks of ten classes at 100 x 100, fit; more is copied in pieces."""
@@ -23,25 +24,16 @@ _MIB = 2**20
 
 
 class DeviceBuffer:
-    """Bytes on the device, freed when nothing refers to them any more.
-
-    Attributes:
-        address: Device address, aligned to 256 bytes; 0 once freed.
-        nbytes: Size in bytes.
-    """
+    """Bytes on the device, freed when nothing refers to them any more."""
 
     def __init__(self, memory: "DeviceMemory", address: int, nbytes: int) -> None:
         self._memory = memory
-        self.address = address
+        self.address = address  # aligned to 256 bytes; 0 once freed
         self.nbytes = nbytes
-
-    def free(self) -> None:
-        """Free the memory; a second call does nothing."""
-        self._memory.release(self)
 
     def __del__(self) -> None:
         with suppress(Exception):  # nobody could catch it, and if the GPU is lost, others have reported it
-            self.free()
+            self._memory.release(self)
 
 
 class CapturedGraph(Protocol):
@@ -57,32 +49,23 @@ class CapturedGraph(Protocol):
 class DeviceMemory(ABC):
     """Allocation, copies, one stream and captured graphs on the first GPU.
 
-    A subclass provides the abstract methods and raises Python's `MemoryError` if the device is full. The memory closes
-    when nothing refers to it or to a buffer of it any more; closing it earlier frees its buffers.
-
-    Attributes:
-        name: Name of the package.
+    Its methods raise FsvitEdgeError if the device is full, or fails. The memory closes when nothing refers to it or to
+    a buffer of it any more; closing it earlier frees its buffers.
     """
 
-    name: str
+    name: str  # of the package
+    stream: int  # handle of the stream, for TensorRT; never the default stream, which waits for all others
 
     def __init__(self) -> None:
         self._live: set[int] = set()
-        self._up: Bytes | None = None
+        self._up: Bytes | None = None  # pinned, as is `_down`; made at the first copy
         self._down: Bytes | None = None
         self._is_up_busy = False
         self._is_closed = False
 
     def alloc(self, nbytes: int) -> DeviceBuffer:
-        """Allocate; the contents are undefined.
-
-        Raises:
-            FsvitEdgeError: The device is full, or fails.
-        """
-        try:
-            address = self._allocate(max(nbytes, 1))
-        except MemoryError as error:
-            raise FsvitEdgeError(self._full(nbytes, "GPU's")) from error
+        """Allocate; the contents are undefined."""
+        address = self._reserve(self._allocate, max(nbytes, 1), "GPU's")
         self._live.add(address)
         return DeviceBuffer(self, address, nbytes)
 
@@ -94,11 +77,7 @@ class DeviceMemory(ABC):
         buffer.address = 0
 
     def upload(self, array: Array, to: DeviceBuffer) -> None:
-        """Copy an array of any memory layout to the device, in C order; it may be changed once this returns.
-
-        Raises:
-            FsvitEdgeError: The device fails, or there is no pinned memory left.
-        """
+        """Copy an array of any memory layout to the device, in C order; it may be changed once this returns."""
         source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         assert source.nbytes <= to.nbytes
         staging = self._up = self._pinned() if self._up is None else self._up
@@ -111,11 +90,7 @@ class DeviceMemory(ABC):
             self._is_up_busy = True
 
     def download(self, buffer: DeviceBuffer, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Wait for the stream, then copy the start of a buffer to a new array on the host.
-
-        Raises:
-            FsvitEdgeError: The device fails, or there is no pinned memory left.
-        """
+        """Wait for the stream, then copy the start of a buffer to a new array on the host."""
         element = np.dtype(dtype)
         target = np.empty(math.prod(shape) * element.itemsize, np.uint8)
         assert target.nbytes <= buffer.nbytes
@@ -128,11 +103,7 @@ class DeviceMemory(ABC):
         return target.view(element).reshape(shape)
 
     def synchronize(self) -> None:
-        """Wait until everything on the stream is done.
-
-        Raises:
-            FsvitEdgeError: Part of the work failed.
-        """
+        """Wait until everything on the stream is done; fails if part of the work failed."""
         self._wait()
         self._is_up_busy = False
 
@@ -141,10 +112,11 @@ class DeviceMemory(ABC):
         if self._is_closed:
             return
         self._is_closed = True
-        live, self._live = self._live, set()
-        for address in sorted(live):
-            with suppress(FsvitEdgeError):  # if the GPU is lost, every call fails and others have reported it
+        # If the GPU is lost, every call fails and others have reported it.
+        for address in sorted(self._live):
+            with suppress(FsvitEdgeError):
                 self._release(address)
+        self._live.clear()
         for staging in (self._up, self._down):
             if staging is not None:
                 with suppress(FsvitEdgeError):
@@ -157,17 +129,26 @@ class DeviceMemory(ABC):
         with suppress(Exception):  # as above; a half-made one lacks the attributes to free
             self.close()
 
-    @property
-    @abstractmethod
-    def stream(self) -> int:
-        """Handle of the stream, for TensorRT; never the default stream, which waits for all others."""
+    def _reserve(self, allocate: Callable[[int], _Memory], nbytes: int, whose: str) -> _Memory:
+        try:
+            return allocate(nbytes)
+        except MemoryError as error:
+            free, total = self.free_bytes()
+            raise FsvitEdgeError(
+                f"The {whose} memory is full: {-(-nbytes // _MIB)} MiB needed, {free // _MIB} of the GPU's "
+                f"{total // _MIB} MiB free; close other programs that use the GPU, or use --engine onnxruntime."
+            ) from error
+
+    def _pinned(self) -> Bytes:
+        return self._reserve(self._pin, STAGING_BYTES, "machine's pinned")
+
+    # What each package does in its own way. `_allocate` and `_pin` raise MemoryError if there is no room.
 
     @abstractmethod
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
-        """Record what `work` puts on the stream, without running it.
+        """Record what `work` puts on the stream, without running it; it must not wait or allocate.
 
-        Returns:
-            None if the package or the work cannot be captured; the stream is unchanged then.
+        None if the package or the work cannot be captured, or the work failed; the stream is unchanged then.
         """
 
     @abstractmethod
@@ -175,49 +156,28 @@ class DeviceMemory(ABC):
         """Return the free and the total bytes of the device."""
 
     @abstractmethod
-    def _allocate(self, nbytes: int) -> int:
-        """Allocate and return the address."""
+    def _allocate(self, nbytes: int) -> int: ...
 
     @abstractmethod
-    def _release(self, address: int) -> None:
-        """Free memory of `_allocate` once the stream no longer uses it."""
+    def _release(self, address: int) -> None: ...  # once the stream no longer uses it
 
     @abstractmethod
-    def _pin(self, nbytes: int) -> Bytes:
-        """Return page-locked host memory, which the device can read and write itself."""
+    def _pin(self, nbytes: int) -> Bytes: ...  # page-locked host memory, which the device reads and writes itself
 
     @abstractmethod
-    def _unpin(self, array: Bytes) -> None:
-        """Free memory of `_pin`."""
+    def _unpin(self, array: Bytes) -> None: ...
 
     @abstractmethod
-    def _copy_up(self, address: int, pinned: Bytes) -> None:
-        """Put a copy from the host to the device on the stream."""
+    def _copy_up(self, address: int, pinned: Bytes) -> None: ...
 
     @abstractmethod
-    def _copy_down(self, pinned: Bytes, address: int) -> None:
-        """Put a copy from the device to the host on the stream."""
+    def _copy_down(self, pinned: Bytes, address: int) -> None: ...
 
     @abstractmethod
-    def _wait(self) -> None:
-        """Wait until the stream is done."""
+    def _wait(self) -> None: ...
 
     @abstractmethod
-    def _shut_down(self) -> None:
-        """Destroy the stream and release the context."""
-
-    def _pinned(self) -> Bytes:
-        try:
-            return self._pin(STAGING_BYTES)
-        except MemoryError as error:
-            raise FsvitEdgeError(self._full(STAGING_BYTES, "machine's pinned")) from error
-
-    def _full(self, nbytes: int, whose: str) -> str:
-        free, total = self.free_bytes()
-        return (
-            f"The {whose} memory is full: {-(-nbytes // _MIB)} MiB needed, {free // _MIB} of the GPU's "
-            f"{total // _MIB} MiB free; close other programs that use the GPU, or use --engine onnxruntime."
-        )
+    def _shut_down(self) -> None: ...
 
 
 def device_failure(what: str, reason: str) -> FsvitEdgeError:

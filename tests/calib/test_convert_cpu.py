@@ -4,23 +4,22 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from fsvit_edge.calib import int8_cpu, precision
+from fsvit_edge.calib import convert, convert_cpu
 from fsvit_edge.calib.calibration import Calibration
-from fsvit_edge.calib.int8 import linear_layers
-from fsvit_edge.calib.int8_cpu import IntegerForm, attend_in_int8, integer_form
+from fsvit_edge.calib.convert import make_graph
+from fsvit_edge.calib.convert_cpu import IntegerForm, attend_in_int8, integer_form
+from fsvit_edge.calib.convert_int8 import linear_layers
 from fsvit_edge.calib.onnx_graph import ORT_DOMAIN, Graph
-from fsvit_edge.calib.precision import PrecisionOptions, make_graph
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 
 BLOCKS, HEADS, DIM = 6, 3, 64
 VNNI = IntegerForm(signed=False, largest_weight=127)
-PLAIN = PrecisionOptions()
 
 
 @pytest.fixture(autouse=True)
 def fast_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every machine makes the graphs of one with VNNI instructions."""
-    monkeypatch.setattr(precision, "integer_form_here", lambda: VNNI)
+    monkeypatch.setattr(convert, "integer_form_here", lambda: VNNI)
 
 
 def run(data: bytes, picture: np.ndarray) -> dict[str, np.ndarray]:
@@ -41,65 +40,70 @@ def mean_errors(ours: bytes, theirs: bytes, pictures: list[np.ndarray]) -> list[
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_fused_attention_is_exact_for_every_output(
-    batch: int, tiny_graphs: dict[str, bytes], pictures: list[np.ndarray]
-) -> None:
-    made = make_graph(tiny_graphs["encoder"], "encoder", "fp32", "onnxruntime", None, PLAIN)
+def test_fused_attention_is_exact_for_every_output(batch: int, encoder: bytes, pictures: list[np.ndarray]) -> None:
+    made = make_graph(encoder, "encoder", "fp32", "onnxruntime")
     graph = Graph(made)
     assert (count(graph, "MultiHeadAttention"), count(graph, "Softmax"), count(graph, "Slice")) == (BLOCKS, 0, 3)
-    assert (count(graph, "Gemm"), count(Graph(tiny_graphs["encoder"]), "Gemm")) == (6 * BLOCKS, 4 * BLOCKS)
+    assert (count(graph, "Gemm"), count(Graph(encoder), "Gemm")) == (6 * BLOCKS, 4 * BLOCKS)
     picture = np.concatenate(pictures[:batch])
-    ours, theirs = run(made.SerializeToString(), picture), run(tiny_graphs["encoder"], picture)
+    ours, theirs = run(made.SerializeToString(), picture), run(encoder, picture)
     assert ours.keys() == theirs.keys()
     for name, wanted in theirs.items():
         assert ours[name].shape == wanted.shape
         assert np.abs(ours[name] - wanted).max() <= 1e-5 * np.abs(wanted).max(), name
 
 
-def test_the_head_is_unchanged_in_fp32_and_int8(tiny_graphs: dict[str, bytes], tiny_calibration: Calibration) -> None:
+def test_the_head_is_unchanged_in_fp32_and_int8(tiny_graphs: dict[str, bytes], calibration: Calibration) -> None:
     wanted = [node.op_type for node in Graph(tiny_graphs["head"]).nodes]
     for kind in ("fp32", "int8"):
-        made = make_graph(tiny_graphs["head"], "head", kind, "onnxruntime", tiny_calibration, PLAIN)
+        made = make_graph(tiny_graphs["head"], "head", kind, "onnxruntime", calibration)
         assert sorted(node.op_type for node in made.graph.node) == sorted(wanted)
 
 
-def test_attention_of_another_form_is_left_as_it_is(tiny_graphs: dict[str, bytes], pictures: list[np.ndarray]) -> None:
-    graph = Graph(tiny_graphs["encoder"])
+def test_attention_of_another_form_is_left_as_it_is(encoder: bytes, pictures: list[np.ndarray]) -> None:
+    graph = Graph(encoder)
     softmax = next(node for node in graph.nodes if node.op_type == "Softmax")
     softmax.input[0] = graph.add_node("Relu", [softmax.input[0]], "masked")
     data = graph.finish().SerializeToString()
-    made = make_graph(data, "encoder", "fp32", "onnxruntime", None, PLAIN)
+    made = make_graph(data, "encoder", "fp32", "onnxruntime")
     assert (count(Graph(made), "MultiHeadAttention"), count(Graph(made), "Softmax")) == (BLOCKS - 1, 1)
     ours, theirs = run(made.SerializeToString(), pictures[0]), run(data, pictures[0])
     assert np.abs(ours["tokens"] - theirs["tokens"]).max() < 1e-5
 
 
-def test_every_linear_layer_becomes_an_integer_product_and_is_close(
-    tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, pictures: list[np.ndarray]
+def test_linear_layers_and_long_attention_become_integer_products_and_are_close(
+    encoder: bytes, calibration: Calibration, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = make_graph(tiny_graphs["encoder"], "encoder", "int8", "onnxruntime", tiny_calibration, PLAIN)
+    made = make_graph(encoder, "encoder", "int8", "onnxruntime", calibration)
     graph = Graph(made)
     assert (count(graph, "MatMulIntegerToFloat"), count(graph, "Gemm")) == (6 * BLOCKS, 0)
     assert (count(graph, "MultiHeadAttention"), count(graph, "QuantizeLinear")) == (BLOCKS, 4 * BLOCKS)
-    assert made.ByteSize() < len(tiny_graphs["encoder"]) / 2.5
-    errors = mean_errors(made.SerializeToString(), tiny_graphs["encoder"], pictures)
+    assert made.ByteSize() < len(encoder) / 2.5
+    errors = mean_errors(made.SerializeToString(), encoder, pictures)
     assert 1e-4 < max(errors) < 0.05
+    monkeypatch.setattr(convert_cpu, "INT8_FROM_TOKENS", 0)
+    monkeypatch.setattr(convert_cpu, "QUERIES_AT_ONCE", 10)  # 37 tokens: several blocks, the last one shorter
+    made = make_graph(encoder, "encoder", "int8", "onnxruntime", calibration)
+    graph = Graph(made)
+    assert (count(graph, "MultiHeadAttention"), count(graph, "Softmax")) == (0, 4 * BLOCKS)
+    assert max(mean_errors(made.SerializeToString(), encoder, pictures)) < 1.3 * max(errors)
 
 
 def test_patterns_keep_layers_and_attention_in_fp32(
-    tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+    encoder: bytes, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8_cpu, "INT8_FROM_TOKENS", 0)
+    monkeypatch.setattr(convert_cpu, "INT8_FROM_TOKENS", 0)
 
     def made(**options: tuple[str, ...]) -> tuple[int, int]:
-        chosen = PrecisionOptions(**options)
-        model = make_graph(tiny_graphs["encoder"], "encoder", "int8", "onnxruntime", tiny_calibration, chosen)
+        model = make_graph(encoder, "encoder", "int8", "onnxruntime", calibration, **options)
         return count(Graph(model), "Gemm"), count(Graph(model), "MultiHeadAttention")
 
     assert made() == (0, 0)
     assert made(keep_fp32=("*blocks.0.attn.qkv*",)) == (3, 0)
     assert made(keep_fp32=("Softmax",)) == (0, BLOCKS)
     assert made(quantize=("*mlp*",)) == (4 * BLOCKS, BLOCKS)
+    monkeypatch.setattr(convert, "integer_form_here", lambda: IntegerForm(False, 63))
+    assert made() == (0, BLOCKS), "without the instructions, attention stays in floating point"
 
 
 @pytest.mark.parametrize(
@@ -120,14 +124,14 @@ def test_the_integer_form_depends_on_the_processor(machine: str, flags: set[str]
 
 @pytest.mark.parametrize("form", [IntegerForm(True, 127), IntegerForm(False, 63), VNNI])
 def test_every_form_computes_nearly_the_same(
-    form: IntegerForm, tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, pictures: list[np.ndarray]
+    form: IntegerForm, encoder: bytes, calibration: Calibration, pictures: list[np.ndarray]
 ) -> None:
-    graph = Graph(tiny_graphs["encoder"])
-    int8_cpu.quantize_for_cpu(graph, linear_layers(graph), tiny_calibration.ranges["encoder"], form)
+    graph = Graph(encoder)
+    convert_cpu.quantize_for_cpu(graph, linear_layers(graph), calibration.ranges["encoder"], form)
     data = graph.finish().SerializeToString()
     integers = [value for value in Graph(data).constants.values() if value.dtype == np.int8 and value.ndim == 2]
     assert max(int(np.abs(value.astype(int)).max()) for value in integers) == form.largest_weight
-    assert max(mean_errors(data, tiny_graphs["encoder"], pictures)) < 0.08
+    assert max(mean_errors(data, encoder, pictures)) < 0.08
 
 
 def attend(length: int, batch: int = 1) -> bytes:
@@ -179,29 +183,3 @@ def test_many_small_probabilities_are_not_lost() -> None:
         ours = engine.run({"q": q, "k": k, "v": v})["y"].numpy()
     np.testing.assert_allclose(ours, exact(q, k, v), atol=0.02)
     np.testing.assert_allclose(ours, 1.0, atol=0.02)
-
-
-def test_the_encoder_with_int8_attention_is_close(
-    tiny_graphs: dict[str, bytes],
-    tiny_calibration: Calibration,
-    pictures: list[np.ndarray],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    usual = make_graph(tiny_graphs["encoder"], "encoder", "int8", "onnxruntime", tiny_calibration, PLAIN)
-    monkeypatch.setattr(int8_cpu, "INT8_FROM_TOKENS", 0)
-    monkeypatch.setattr(int8_cpu, "QUERIES_AT_ONCE", 10)  # 37 tokens: several blocks, the last one shorter
-    made = make_graph(tiny_graphs["encoder"], "encoder", "int8", "onnxruntime", tiny_calibration, PLAIN)
-    graph = Graph(made)
-    assert (count(graph, "MultiHeadAttention"), count(graph, "Softmax")) == (0, 4 * BLOCKS)
-    errors = mean_errors(made.SerializeToString(), tiny_graphs["encoder"], pictures)
-    before = mean_errors(usual.SerializeToString(), tiny_graphs["encoder"], pictures)
-    assert max(errors) < 1.3 * max(before)
-
-
-def test_a_machine_without_the_instructions_keeps_attention_in_floating_point(
-    tiny_graphs: dict[str, bytes], tiny_calibration: Calibration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(int8_cpu, "INT8_FROM_TOKENS", 0)
-    monkeypatch.setattr(precision, "integer_form_here", lambda: IntegerForm(False, 63))
-    made = make_graph(tiny_graphs["encoder"], "encoder", "int8", "onnxruntime", tiny_calibration, PLAIN)
-    assert count(Graph(made), "MultiHeadAttention") == BLOCKS

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
-from fsvit_edge.runtime.engines.backends import BACKENDS
-from fsvit_edge.runtime.engines.base import TensorSpec
+from fsvit_edge.runtime.engines.base import BACKENDS, TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import Machine
@@ -56,7 +55,7 @@ class EngineRecord:
         outputs: As in `bundle.json`.
         profile: "min", "opt" and "max" shapes by input; {} for ONNX Runtime.
         limits: Largest value of each variable size: ways, supports, kept_tokens; {} without limits.
-        machine: Where it was built, from `Machine.to_dict`; a plan needs the same GPU, measurements the same processor.
+        machine: Where it was built; a plan needs the same GPU, measurements the same processor.
         targets: TensorRT-RTX: the GPU architectures that it was built for, such as "sm86"; () for other backends.
         calibration: For INT8: method, pictures, sha256 of the calibration file, data_sha256; else None.
         verification: Comparison with the FP32 graph: max_error and cosine per output, presence_flips, label_agreement,
@@ -91,7 +90,7 @@ class EngineRecord:
     outputs: tuple[TensorSpec, ...]
     profile: dict[str, dict[str, list[int]]]
     limits: dict[str, int]
-    machine: dict[str, Any]
+    machine: Machine
     targets: tuple[str, ...]
     calibration: dict[str, Any] | None
     verification: dict[str, Any]
@@ -112,16 +111,7 @@ class EngineRecord:
 def engine_name(
     graph: str, backend: str, backend_version: str, precision: str, machine: Machine, targets: tuple[str, ...] = ()
 ) -> str:
-    """Return an engine's file name, to which `write_engines` adds the first digits of its checksum.
-
-    Args:
-        graph: One of `ENGINE_GRAPHS`.
-        backend: One of `BACKENDS`.
-        backend_version: Exact version of the backend.
-        precision: One of `PRECISIONS`.
-        machine: The machine that builds; for tensorrt it has a GPU.
-        targets: GPU architectures that tensorrt-rtx builds for.
-    """
+    """Return an engine's file name, to which `write_engines` adds the first digits of its checksum."""
     if backend == "onnxruntime":
         parts = [_plain(machine.arch), f"ort{backend_version}"]
     elif backend == "tensorrt-rtx":
@@ -135,8 +125,7 @@ def engine_name(
 def engine_folder(bundle: Path, manifest: Manifest) -> Path:
     """Return the folder of a bundle's engines: the bundle itself, or the user's cache for the bundled model.
 
-    Raises:
-        EnvironmentLacksError: There is no home folder for a cache.
+    Raises EnvironmentLacksError if there is no home folder for a cache.
     """
     if bundle.resolve() != DEFAULT_BUNDLE.resolve():
         return bundle
@@ -163,17 +152,9 @@ def write_engines(folder: Path, engines: Sequence[tuple[EngineRecord, bytes]]) -
     the old pair is complete, or the new one, or both. A killed build leaves a file without a sidecar, which nothing
     reads and the next build removes.
 
-    Args:
-        folder: Created if missing; only the user may enter it if it is in the user's cache.
-        engines: Records with their engines. `record.file` is the name from `engine_name`; the written record gets the
-            final file, sha256 and size_bytes.
-
-    Returns:
-        The engines' paths.
-
-    Raises:
-        InputError: `folder` is a file.
-        FsvitEdgeError: The disk is full or the folder cannot be written; the old engines are untouched.
+    The folder is created if missing; only the user may enter it if it is in the user's cache. `record.file` is the name
+    from `engine_name`; the written record gets the final file, sha256 and size_bytes. If the disk is full or the folder
+    cannot be written, the old engines are untouched. Returns the engines' paths.
     """
     _make_folder(folder)
     paths: list[Path] = []
@@ -200,13 +181,9 @@ def write_engines(folder: Path, engines: Sequence[tuple[EngineRecord, bytes]]) -
 
 
 def read_record(path: Path) -> EngineRecord:
-    """Read the sidecar of an engine; the engine itself is not opened.
+    """Read the sidecar of an engine, given either path; the engine itself is not opened.
 
-    Args:
-        path: The engine or its sidecar.
-
-    Raises:
-        ArtifactError: The sidecar is missing, damaged, of another version, or has missing, unknown or wrong fields.
+    Raises ArtifactError if it is missing, damaged, of another version, or has missing, unknown or wrong fields.
     """
     file = sidecar_of(path)
     try:
@@ -221,18 +198,13 @@ def read_record(path: Path) -> EngineRecord:
             raise ArtifactError(
                 f"{file} has {field} {getattr(record, field)!r:.40}; expected one of: {', '.join(allowed)}."
             )
-    record_from_json(Machine, file, record.machine)
     if sidecar_of(Path(record.file)).name != file.name:
         raise ArtifactError(f"{file} is the sidecar of {record.file!r:.200}, not of the engine beside it.")
     return record
 
 
 def load_engine(path: Path, record: EngineRecord) -> bytes:
-    """Read an engine and verify its size and checksum, before anything deserializes it.
-
-    Raises:
-        ArtifactError: The engine is missing, cannot be read, or was altered.
-    """
+    """Read an engine and verify its size and checksum, before anything deserializes it."""
     remedy = "rebuild it with: fsvit-edge build-engine --force"
     try:
         with path.open("rb") as file:
@@ -250,6 +222,29 @@ def load_engine(path: Path, record: EngineRecord) -> bytes:
             f"{path} was altered or damaged: sha256 {digest:.12}..., expected {record.sha256:.12}...; {remedy}."
         )
     return data
+
+
+class StoredEngine(NamedTuple):
+    """An engine's file and its sidecar."""
+
+    path: Path
+    record: EngineRecord
+
+
+def find_engines(folder: Path) -> tuple[list[StoredEngine], list[str]]:
+    """Read the sidecars in a folder; the engines themselves are not opened.
+
+    Returns the engines, newest first, and one sentence per sidecar that cannot be used.
+    """
+    built, problems = [], []
+    for sidecar in sorted(folder.glob(f"*{SIDECAR_SUFFIX}")):
+        if sidecar.with_suffix("").suffix not in _SUFFIXES.values() or sidecar.name.startswith(TEMPORARY_PREFIX):
+            continue
+        try:
+            built.append(StoredEngine(sidecar.with_suffix(""), read_record(sidecar)))
+        except ArtifactError as error:  # the other sidecars are still useful
+            problems.append(str(error))
+    return sorted(built, key=lambda engine: engine.record.built_at, reverse=True), problems
 
 
 def _plain(name: str) -> str:

@@ -6,8 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-import tempfile
-import textwrap
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,19 +16,23 @@ import pytest
 from engine_records import GPU, MACHINE, MANIFEST, edit, record, write_engine, write_set
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.engines.store.files import (
+from fsvit_edge.runtime.engines.files import (
     EngineRecord,
     engine_folder,
     engine_name,
+    find_engines,
     load_engine,
     read_record,
     sidecar_of,
     write_engines,
 )
-from fsvit_edge.runtime.engines.store.sets import find_engines
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 DATA = b"a plan, or so it says" * 100
+
+
+def pair(start: bytes, **changes: Any) -> list[tuple[EngineRecord, bytes]]:
+    return [(record(graph, **changes), start + DATA) for graph in ("encoder", "head")]
 
 
 def names(folder: Path) -> list[str]:
@@ -81,6 +83,9 @@ def test_a_written_engine_is_read_back(tmp_path: Path) -> None:
     after = read_record(path)
     assert after == replace(before, file=path.name, sha256=digest, size_bytes=len(DATA))
     assert read_record(sidecar_of(path)) == after
+    stored = json.loads(sidecar_of(path).read_text())
+    assert stored["machine"]["gpu"]["compute_capability"] == [8, 9]
+    assert list(stored["machine"]) == ["os", "arch", "cpu", "gpu", "l4t"]
     assert load_engine(path, after) == DATA
     assert path.read_bytes() == DATA  # trtexec loads it as it is
 
@@ -99,10 +104,6 @@ def test_a_rebuilt_engine_replaces_only_the_old_one(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------- what is not whole is refused
 
 
-def drop(name: str) -> Callable[[Path], None]:
-    return lambda path: edit(sidecar_of(path), **{name: None})
-
-
 def put(**changes: Any) -> Callable[[Path], None]:
     return lambda path: edit(sidecar_of(path), **changes)
 
@@ -117,7 +118,7 @@ FIELDS = [name for name in EngineRecord.__dataclass_fields__ if name not in ("fo
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_sidecar_without_a_field_is_refused(tmp_path: Path, name: str) -> None:
     path = write_engine(tmp_path, record(), DATA)
-    drop(name)(path)
+    edit(sidecar_of(path), **{name: None})
     with pytest.raises(ArtifactError, match=f"'{name}' is missing"):
         read_record(path)
 
@@ -125,27 +126,21 @@ def test_a_sidecar_without_a_field_is_refused(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        pytest.param(
-            lambda path: sidecar_of(path).unlink(), "does not exist, so the engine is unknown", id="no sidecar"
-        ),
-        pytest.param(text(b""), "is not readable JSON", id="empty"),
-        pytest.param(text(b'{"format_version": 1'), "is not readable JSON", id="cut short"),
-        pytest.param(
-            put(format_version=2), "has format version 2, this fsvit-edge reads 1; rebuild the engine", id="2"
-        ),
-        pytest.param(put(color="red"), "unknown field 'color'", id="unknown field"),
-        pytest.param(put(size_bytes="5"), "size_bytes is '5'", id="number as text"),
-        pytest.param(put(latency_ms="fast"), "latency_ms is 'fast'", id="text as number"),
-        pytest.param(put(limits={"ways": 1.5}), r"limits\.ways is 1\.5", id="half a way"),
-        pytest.param(put(profile={"x": {"min": 1}}), r"profile\.x\.min is 1", id="profile"),
-        pytest.param(
-            put(inputs=[{"name": "x", "shape": [None], "dtype": "f"}]), r"inputs\[0\]\.shape\[0\] is", id="shape"
-        ),
-        pytest.param(put(graph="enroll"), "has graph 'enroll'; expected one of: encoder, head", id="graph"),
-        pytest.param(put(backend="tvm"), "has backend 'tvm'; expected one of: tensorrt", id="backend"),
-        pytest.param(put(precision="int4"), "has precision 'int4'; expected one of: fp32", id="precision"),
-        pytest.param(put(machine={}), "'os' is missing", id="machine"),
-        pytest.param(put(file="../../etc/passwd"), "is the sidecar of '../../etc/passwd', not of", id="another file"),
+        (lambda path: sidecar_of(path).unlink(), "does not exist, so the engine is unknown"),
+        (text(b""), "is not readable JSON"),
+        (text(b'{"format_version": 1'), "is not readable JSON"),
+        (put(format_version=2), "has format version 2, this fsvit-edge reads 1; rebuild the engine"),
+        (put(color="red"), "unknown field 'color'"),
+        (put(size_bytes="5"), "size_bytes is '5'"),
+        (put(latency_ms="fast"), "latency_ms is 'fast'"),
+        (put(limits={"ways": 1.5}), r"limits\.ways is 1\.5"),
+        (put(profile={"x": {"min": 1}}), r"profile\.x\.min is 1"),
+        (put(inputs=[{"name": "x", "shape": [None], "dtype": "f"}]), r"inputs\[0\]\.shape\[0\] is"),
+        (put(graph="enroll"), "has graph 'enroll'; expected one of: encoder, head"),
+        (put(backend="tvm"), "has backend 'tvm'; expected one of: tensorrt"),
+        (put(precision="int4"), "has precision 'int4'; expected one of: fp32"),
+        (put(machine={}), r"'machine\.os' is missing"),
+        (put(file="../../etc/passwd"), "is the sidecar of '../../etc/passwd', not of"),
     ],
 )
 def test_a_sidecar_that_is_not_whole_is_refused_in_one_sentence(
@@ -179,13 +174,13 @@ def test_a_record_that_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        pytest.param(lambda path: path.unlink(), "cannot be read: No such file", id="missing"),
-        pytest.param(lambda path: path.write_bytes(b""), "is truncated or altered: 0 bytes, expected 2100", id="empty"),
-        pytest.param(lambda path: path.write_bytes(DATA[:-1]), "2099 bytes, expected 2100", id="cut short"),
-        pytest.param(lambda path: path.write_bytes(DATA + b"x"), "2101 bytes, expected 2100", id="longer"),
-        pytest.param(lambda path: path.write_bytes(b"b" + DATA[1:]), "was altered or damaged: sha256", id="first byte"),
-        pytest.param(lambda path: path.write_bytes(DATA[:-1] + b"X"), "was altered or damaged: sha256", id="last byte"),
-        pytest.param(lambda path: (path.unlink(), path.mkdir()), "cannot be read: Is a directory", id="folder"),
+        (Path.unlink, "cannot be read: No such file"),
+        (lambda path: path.write_bytes(b""), "is truncated or altered: 0 bytes, expected 2100"),
+        (lambda path: path.write_bytes(DATA[:-1]), "2099 bytes, expected 2100"),
+        (lambda path: path.write_bytes(DATA + b"x"), "2101 bytes, expected 2100"),
+        (lambda path: path.write_bytes(b"b" + DATA[1:]), "was altered or damaged: sha256"),
+        (lambda path: path.write_bytes(DATA[:-1] + b"X"), "was altered or damaged: sha256"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read: Is a directory"),
     ],
 )
 def test_an_engine_that_is_not_what_its_sidecar_says_is_not_loaded(
@@ -218,7 +213,7 @@ def usable(folder: Path) -> dict[str, str]:
 def test_a_failing_disk_leaves_the_old_engines_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, code: int
 ) -> None:
-    write_engines(tmp_path, [(record(graph), b"old" + DATA) for graph in ("encoder", "head")])
+    write_engines(tmp_path, pair(b"old"))
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     replace_file, calls = os.replace, 0
 
@@ -231,10 +226,10 @@ def test_a_failing_disk_leaves_the_old_engines_and_nothing_else(
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(FsvitEdgeError, match=f"cannot be written: {os.strerror(code)}"):
-        write_engines(tmp_path, [(record(graph), b"new" + DATA) for graph in ("encoder", "head")])
+        write_engines(tmp_path, pair(b"new"))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     monkeypatch.undo()
-    write_engines(tmp_path, [(record(graph), b"new" + DATA) for graph in ("encoder", "head")])
+    write_engines(tmp_path, pair(b"new"))
     assert usable(tmp_path) == {"encoder": "new", "head": "new"}  # the control: only the disk was in the way
 
 
@@ -242,7 +237,7 @@ KILL_AT_EACH_STEP = """
 import json, os, pathlib, signal, sys
 from dataclasses import replace
 from engine_records import record
-from fsvit_edge.runtime.engines.store.files import write_engines
+from fsvit_edge.runtime.engines.files import write_engines
 
 root, data = pathlib.Path(sys.argv[1]), b" " * 2000
 old = [(record(graph, built_at="2026-11-25T00:00:00Z"), b"old" + data) for graph in ("encoder", "head")]
@@ -277,7 +272,7 @@ print(step)
 def test_a_build_killed_at_any_step_leaves_intact_engines_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILL_AT_EACH_STEP), str(tmp_path)],
+        [sys.executable, "-W", "ignore", "-c", KILL_AT_EACH_STEP, str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
@@ -289,7 +284,7 @@ def test_a_build_killed_at_any_step_leaves_intact_engines_and_the_next_one_clean
     states = []
     for step in range(1, steps + 1):
         states.append(usable(tmp_path / str(step)))
-        write_engines(tmp_path / str(step), [(record(graph), b"3rd" + DATA) for graph in ("encoder", "head")])
+        write_engines(tmp_path / str(step), pair(b"3rd"))
         assert usable(tmp_path / str(step)) == {"encoder": "3rd", "head": "3rd"}
         assert len(names(tmp_path / str(step))) == 4
     old, half, new = ({"encoder": e, "head": h} for e, h in (("old", "old"), ("new", "old"), ("new", "new")))
@@ -299,23 +294,10 @@ def test_a_build_killed_at_any_step_leaves_intact_engines_and_the_next_one_clean
     assert all(state in (old, half, new) for state in states)
 
 
-def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="cache is a file, not a folder"):
-        write_engine(engine_folder(DEFAULT_BUNDLE, MANIFEST), record(), DATA)
-
-
-def test_a_folder_without_permission_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = write_engine(tmp_path, record(), DATA)
-
-    def refuse(**_: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root may run the tests, and may write everywhere
-    with pytest.raises(FsvitEdgeError, match="cannot be written: Permission denied; nothing was changed"):
-        write_engine(tmp_path, record(), DATA + b"2")
-    assert names(tmp_path) == [old.name, sidecar_of(old).name]
+        write_engine(tmp_path / "cache", record(), DATA)
 
 
 def test_two_builds_write_one_after_the_other(tmp_path: Path) -> None:
@@ -346,11 +328,3 @@ def test_engines_are_found_newest_first_and_a_damaged_sidecar_hides_only_its_own
     (problem,) = problems
     assert "encoder.broken.engine.json is not readable JSON" in problem
     assert find_engines(tmp_path / "none") == ([], [])
-
-
-def test_two_equal_builds_have_equal_sidecars_apart_from_times(tmp_path: Path) -> None:
-    one = write_engine(tmp_path / "1", record(built_at="2026-11-25T00:00:00Z", build_s=1.0), DATA)
-    two = write_engine(tmp_path / "2", record(built_at="2026-11-26T00:00:00Z", build_s=2.0), DATA)
-    assert one.name == two.name
-    texts = [json.loads(sidecar_of(path).read_text()) for path in (one, two)]
-    assert {name for name in texts[0] if texts[0][name] != texts[1][name]} == {"built_at", "build_s"}

@@ -5,7 +5,7 @@ position (the arithmetic on pixels, the end of an L2 normalization), and another
 Jetson, so these rules are our own.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from fsvit_edge.calib.onnx_graph import FLOATS, GEMMS, QUANTIZERS, Graph, as_float16
+from fsvit_edge.calib.onnx_graph import FLOATS, GEMMS, QUANTIZERS, Graph, as_float16, matches
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError
 
@@ -38,14 +38,12 @@ _ALWAYS_FLOAT32 = {("Resize", 2)}
 
 
 def to_fp16(
-    data: bytes | onnx.ModelProto, float32_io: Collection[str], keep_fp32: Callable[[Graph, NodeProto], bool]
+    data: bytes | onnx.ModelProto, float32_io: Collection[str], keep_fp32: Sequence[str] = ()
 ) -> onnx.ModelProto:
-    """Give every floating-point tensor of a graph its type.
+    """Give every floating-point tensor of a graph (FP32 or already partly FP16, with or without Q/DQ) its type.
 
-    Args:
-        data: The graph, FP32 or already partly FP16, with or without Q/DQ.
-        float32_io: Names of the inputs and outputs that stay FP32; the others become FP16.
-        keep_fp32: True for a node that must compute in FP32, in addition to those that always do.
+    Inputs and outputs in `float32_io` stay FP32, and nodes that match a pattern of `keep_fp32` compute in it, besides
+    those that always do.
 
     Raises:
         ArtifactError: The graph is not valid ONNX, or a quantization scale is not a positive normal FP16 number.
@@ -54,7 +52,7 @@ def to_fp16(
     types = graph.element_types()
     floats = {name for name, kind in types.items() if kind in FLOATS}
     islands = _islands(graph, floats)
-    in_float32 = {id(node) for node in graph.nodes if node.name in islands or keep_fp32(graph, node)}
+    in_float32 = {id(node) for node in graph.nodes if node.name in islands or matches(graph, node, keep_fp32)}
     replace_masks(graph)
     _retype(graph, floats, in_float32, float32_io)
     return graph.finish()
@@ -103,22 +101,17 @@ def _has_unsafe_scalar(graph: Graph, node: NodeProto) -> bool:
     """Whether a node reads an epsilon that FP16 rounds to 0, or a number beyond FP16's range."""
     if node.op_type in QUANTIZERS:
         return False
-    for name in node.input:
-        value = graph.constants.get(name)
-        if value is not None and value.size == 1 and value.dtype.kind == "f":
-            number = float(value.reshape(()))
-            if 0 < abs(number) < FP16_MIN_NORMAL or FP16_MAX < number < np.inf:
-                return True
-    return False
+    values = [graph.constants[name] for name in node.input if name in graph.constants]
+    numbers = [float(value.reshape(())) for value in values if value.size == 1 and value.dtype.kind == "f"]
+    return any(0 < abs(number) < FP16_MIN_NORMAL or FP16_MAX < number < np.inf for number in numbers)
 
 
 def replace_masks(graph: Graph) -> None:
     """Replace constants below FP16's range by `MASK_FLOAT16`."""
     for name, value in graph.constants.items():
-        if value.dtype.kind == "f" and np.any((value < -FP16_MAX) & np.isfinite(value)):
-            graph.constants[name] = np.where((value < -FP16_MAX) & np.isfinite(value), MASK_FLOAT16, value).astype(
-                value.dtype
-            )
+        if value.dtype.kind == "f":
+            is_mask = (value < -FP16_MAX) & np.isfinite(value)
+            graph.constants[name] = np.where(is_mask, MASK_FLOAT16, value).astype(value.dtype)
 
 
 def _retype(graph: Graph, floats: set[str], in_float32: set[int], float32_io: Collection[str]) -> None:
@@ -169,7 +162,9 @@ def _retype(graph: Graph, floats: set[str], in_float32: set[int], float32_io: Co
         kind = value.type.tensor_type.elem_type = wanted_io(value.name)
         if actual[value.name] != kind:
             inner = graph.new_name(f"{value.name}_inner")
-            _rename(graph, value.name, inner)
+            for names in (names for node in graph.nodes for names in (node.input, node.output)):
+                for position, name in enumerate(names):
+                    names[position] = inner if name == value.name else name
             graph.add_node("Cast", [inner], value.name, output=value.name, to=kind)
 
 
@@ -181,14 +176,6 @@ def _set_type_attributes(node: NodeProto, kind: int) -> None:
             value = numpy_helper.to_array(attribute.t)
             value = np.where(value < -FP16_MAX, MASK_FLOAT16, value)
             attribute.t.CopyFrom(numpy_helper.from_array(value.astype(helper.tensor_dtype_to_np_dtype(kind))))
-
-
-def _rename(graph: Graph, old: str, new: str) -> None:
-    for node in graph.nodes:
-        for names in (node.input, node.output):
-            for position, name in enumerate(names):
-                if name == old:
-                    names[position] = new
 
 
 def _check_scale(graph: Graph, node: NodeProto) -> None:
@@ -210,17 +197,11 @@ def _check_scale(graph: Graph, node: NodeProto) -> None:
 
 @dataclass(frozen=True)
 class Overflow:
-    """A tensor with values beyond FP16's range.
-
-    Attributes:
-        tensor: Name of the tensor.
-        node: Name of the node that computes it.
-        largest: Largest absolute value seen; may be infinite.
-    """
+    """A tensor with values beyond FP16's range."""
 
     tensor: str
-    node: str
-    largest: float
+    node: str  # computes the tensor
+    largest: float  # largest absolute value seen; may be infinite
 
 
 def find_overflows(
@@ -228,18 +209,11 @@ def find_overflows(
     typed: onnx.ModelProto,
     feeds: Iterable[Mapping[str, npt.NDArray[np.generic]]],
 ) -> tuple[Overflow, ...]:
-    """Run the FP32 graph and report the tensors beyond `OVERFLOW_LIMIT` that are FP16 in the typed graph.
+    """Run the FP32 graph on real pictures and report the tensors beyond `OVERFLOW_LIMIT` that are FP16 in `typed`.
 
     Running an FP16 graph on a CPU proves nothing, because ONNX Runtime emulates FP16 in FP32. The extremes are computed
-    inside the graph, so memory does not grow with the number of tensors. Constants of the typed graph are checked too.
-
-    Args:
-        fp32: The graph that `typed` was made from.
-        typed: The graph with FP16 types, whose tensors have the same names.
-        feeds: Inputs for the FP32 graph, from real pictures.
-
-    Returns:
-        The tensors, worst first; empty if none overflows.
+    inside the graph, so memory does not grow with the number of tensors. Tensors have the same names in both graphs;
+    the typed graph's constants are checked too. The worst tensor comes first.
     """
     other = Graph(typed)
     halves = {name for name, kind in other.element_types().items() if kind == TensorProto.FLOAT16}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, helper
 
-from fsvit_edge.calib.int8 import LinearLayer, Ranges, linear_layers, quantize_weight, tensor_range
+from fsvit_edge.calib.convert_int8 import LinearLayer, Ranges, linear_layers, quantize_weight, tensor_range
 from fsvit_edge.calib.onnx_graph import ORT_DOMAIN, Graph
 
 INT8_FROM_TOKENS = 500
@@ -35,14 +35,10 @@ class IntegerForm:
     """Which integers a processor multiplies fastest.
 
     uint8 x int8 on x86 (int8 x int8 took 2.5 times as long as FP32 on an AMD EPYC), int8 x int8 on ARM (not measured).
-
-    Attributes:
-        signed: Activations are int8 with zero point 0, else uint8 with a zero point from the range.
-        largest_weight: 127, or 63 where the sum of two products would saturate at 16 bits.
     """
 
-    signed: bool
-    largest_weight: int
+    signed: bool  # activations are int8 with zero point 0, else uint8 with a zero point from the range
+    largest_weight: int  # 127, or 63 where the sum of two products would saturate at 16 bits
 
     @property
     def suits_attention(self) -> bool:
@@ -51,12 +47,7 @@ class IntegerForm:
 
 
 def integer_form(machine: str, cpu_flags: set[str]) -> IntegerForm:
-    """Choose the form for a processor.
-
-    Args:
-        machine: As `platform.machine` names it.
-        cpu_flags: The instruction sets that the kernel lists; empty if unknown.
-    """
+    """The form for a `platform.machine()` and the instruction sets that its kernel lists (empty: unknown)."""
     if machine.lower() in ("aarch64", "arm64"):
         return IntegerForm(signed=True, largest_weight=127)
     has_dot_product = bool(cpu_flags & {"avx512_vnni", "avx_vnni"})
@@ -64,7 +55,7 @@ def integer_form(machine: str, cpu_flags: set[str]) -> IntegerForm:
 
 
 def integer_form_here() -> IntegerForm:
-    """Choose the form for the processor that this runs on."""
+    """The form for the processor that this runs on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -74,11 +65,7 @@ def integer_form_here() -> IntegerForm:
 
 
 def quantize_for_cpu(graph: Graph, layers: list[LinearLayer], ranges: Ranges, form: IntegerForm) -> None:
-    """Replace linear layers by integer products.
-
-    Raises:
-        ArtifactError: An activation has no finite range.
-    """
+    """Replace linear layers by integer products."""
     quantized: dict[str, tuple[str, str, str]] = {}
     for layer in layers:
         if layer.activation not in quantized:
@@ -125,43 +112,29 @@ def _declare_ort_operators(graph: Graph) -> None:
 
 @dataclass(frozen=True)
 class _Attention:
-    """One attention as torch's exporter writes it.
+    """One attention as torch's exporter writes it."""
 
-    Attributes:
-        packed: Name of the (3, B, heads, N, d) tensor of query, key and value.
-        layer: The linear layer that makes all three.
-        bias: Name of its bias.
-        unfolded_shape: B, N, 3, heads, d.
-        scale: Factor of the logits.
-        softmax: The Softmax node.
-        output: The Transpose to (B, N, heads, d).
-    """
-
-    packed: str
-    layer: LinearLayer
+    packed: str  # name of the (3, B, heads, N, d) tensor of query, key and value
+    layer: LinearLayer  # makes all three
     bias: str | None
-    unfolded_shape: list[int]
-    scale: float
+    unfolded_shape: list[int]  # B, N, 3, heads, d
+    scale: float  # factor of the logits
     softmax: NodeProto
-    output: NodeProto
+    output: NodeProto  # the Transpose to (B, N, heads, d)
 
 
 def fuse_attention(graph: Graph, in_int8: Callable[[NodeProto], bool] = lambda _: False) -> dict[str, str]:
     """Replace softmax(q k^T) v by ONNX Runtime's fused operator, which never stores the whole attention matrix.
 
     The linear layer of query, key and value becomes three, whose outputs the operator reads directly, so that no tensor
-    is transposed or sliced. Attention in any other form is left as it is.
-
-    Args:
-        graph: The graph, changed in place.
-        in_int8: Called with an attention's Softmax node; True allows INT8, which is used where it is faster.
+    is transposed or sliced. Attention in any other form is left as it is. `in_int8` is called with an attention's
+    Softmax node; True allows INT8, which is used where it is faster.
 
     Returns:
         Name of each new linear layer -> name of the layer that it is a third of.
     """
-    found = [_recognize(graph, node) for node in graph.nodes if node.op_type == "Softmax"]
     origin: dict[str, str] = {}
-    for attention in found:
+    for attention in [_recognize(graph, node) for node in graph.nodes if node.op_type == "Softmax"]:
         if attention is not None:
             origin |= _fuse(graph, attention, in_int8(attention.softmax))
     if origin:
@@ -301,15 +274,8 @@ def attend_in_int8(graph: Graph, rows: list[str], shape: list[int], scale: float
     Scales are computed at run time, so no calibration is needed. (As Q/DQ on whole matrices it took three times as long
     as FP32, because ONNX Runtime passes over a matrix of 6 x 2501 x 2501 five times more.)
 
-    Args:
-        graph: The graph, changed in place.
-        rows: Names of query, key and value, (B, N, heads * d).
-        shape: B (or -1), N, heads, d.
-        scale: Factor of the logits.
-        name_hint: Start of the new names.
-
-    Returns:
-        Name of the result, (B, N, heads, d).
+    Rows are the names of query, key and value, (B, N, heads * d); shape is B (or -1), N, heads, d; scale is a factor of
+    the logits. Returns the name of the result, (B, N, heads, d).
     """
 
     def constant(name: str, value: object, kind: type = np.float32) -> str:
@@ -322,11 +288,8 @@ def attend_in_int8(graph: Graph, rows: list[str], shape: list[int], scale: float
     # (B, N, heads * d) -> (B, N, heads, d) -> (B, heads, N, d)
     query, key, value = (node("Transpose", node("Reshape", part, heads_shape), perm=[0, 2, 1, 3]) for part in rows)
     one, levels, tiny = constant("one", 1.0), constant("levels", 127.0), constant("tiny", 1e-20)
-    middle, zero, unsigned_zero = (
-        constant("middle", 128, np.uint8),
-        constant("zero", 0, np.int8),
-        constant("u0", 0, np.uint8),
-    )
+    middle, zero = constant("middle", 128, np.uint8), constant("zero", 0, np.int8)
+    unsigned_zero = constant("u0", 0, np.uint8)
     zeros = constant("zeros", np.zeros(shape[2]), np.int8)
     tokens, of_head = constant("tokens", [2], np.int64), constant("of_head", [0, 2, 3], np.int64)
     head_shape = constant("head", [1, shape[2], 1, 1], np.int64)
@@ -348,7 +311,10 @@ def attend_in_int8(graph: Graph, rows: list[str], shape: list[int], scale: float
 
     length = shape[1]
     sizes = [min(QUERIES_AT_ONCE, length - start) for start in range(0, length, QUERIES_AT_ONCE)]
-    blocks = graph.add_split(query, sizes, 2, f"{name_hint}_block")  # (B, heads, size, d) each
+    blocks = [graph.new_name(f"{name_hint}_block") for _ in sizes]  # (B, heads, size, d) each
+    lengths = graph.add_constant(f"{name_hint}_block_sizes", np.array(sizes))
+    split_name = graph.new_name(f"node_{name_hint}_block")
+    graph.graph.node.append(helper.make_node("Split", [query, lengths], blocks, split_name, axis=2))
     flat_shape, flat = constant("flat", [-1, length], np.int64), constant("row", [-1], np.int64)
     last, byte = constant("last", [3], np.int64), constant("byte", 1 / 255)
     results = []
@@ -364,16 +330,9 @@ def attend_in_int8(graph: Graph, rows: list[str], shape: list[int], scale: float
             axis=0,
         )
         block_shape = constant("block", [shape[0], shape[2], size, length], np.int64)
-        product = node(
-            "MatMulIntegerToFloat",
-            node("Reshape", integers, block_shape),  # (B, heads, size, N)
-            values,
-            one,
-            one,
-            unsigned_zero,
-            zero,
-            domain=ORT_DOMAIN,
-        )
+        integers = node("Reshape", integers, block_shape)  # (B, heads, size, N)
+        inputs = (integers, values, one, one, unsigned_zero, zero)
+        product = node("MatMulIntegerToFloat", *inputs, domain=ORT_DOMAIN)
         results.append(node("Mul", product, steps))  # (B, heads, size, d)
     result = node("Concat", *results, axis=2) if len(results) > 1 else results[0]
     result = node("Add", node("Mul", result, value_step), value_mean)

@@ -1,1 +1,0 @@
-"""GPU memory, by pycuda or cuda-bindings."""

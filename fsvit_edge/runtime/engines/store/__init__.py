@@ -1,1 +1,0 @@
-"""Engines on disk: written, found, and checked for whether they run here."""
