@@ -1,4 +1,4 @@
-"""`fsvit-edge bank`: list and edit the classes of a bank; needs no engine."""
+"""`fsvit-edge bank`: list and edit the classes of a bank, and teach it the empty scene."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from fsvit_edge.cli.options import JsonOption
-from fsvit_edge.cli.terminal import print_table
+from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
+from fsvit_edge.cli.terminal import advise, open_model, print_table
 
 bank_app = typer.Typer(
-    help="List, remove or rename the classes of a bank, or set their levels.",
+    help="List, remove or rename the classes of a bank, set their levels, or learn the empty scene.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -28,25 +28,43 @@ def list_classes(bank: BankFile, as_json: JsonOption = False) -> None:
     for name in loaded.classes:
         supports, level, origin = loaded.supports(name), loaded.level(name), loaded.level_source(name)
         masks, nbytes = sum(one.has_mask for one in supports), sum(one.nbytes for one in supports)
-        counts = {"name": name, "shots": len(supports), "masks": masks}
+        negatives = len(loaded.negatives(name))
+        counts = {"name": name, "shots": len(supports), "masks": masks, "negatives": negatives}
         sizes = {"kept_tokens": [one.kept.shape[1] for one in supports], "bytes": nbytes}
         entries.append({**counts, **sizes, "level": level, "level_source": origin})
-        rows.append((name, str(len(supports)), str(masks), f"{nbytes / 1e3:.0f}", f"{level:.2f} ({origin})"))
+        numbers = (str(len(supports)), str(masks), str(negatives), f"{nbytes / 1e3:.0f}")
+        rows.append((name, *numbers, f"{level:.4g} ({origin})"))
     if as_json:
-        print(json.dumps({"encoder": vars(loaded.identity), "classes": entries}, ensure_ascii=False))
+        facts = {"encoder": vars(loaded.identity), "scene_frames": len(loaded.scene), "classes": entries}
+        print(json.dumps(facts, ensure_ascii=False))
         return
-    print_table(f"{bank}, made with {loaded.identity.name}", ("class", "shots", "with mask", "kB", "level"), rows)
+    header = ("class", "shots", "with mask", "negatives", "kB", "level")
+    print_table(f"{bank}, made with {loaded.identity.name}", header, rows)
+    print(_scene_promise(len(loaded.scene)))
 
 
 @bank_app.command()
-def remove(bank: BankFile, name: Annotated[str, typer.Argument(help="The class to remove.")]) -> None:
-    """Remove a class from a bank."""
+def remove(
+    bank: BankFile,
+    name: Annotated[str, typer.Argument(help="The class to remove.")],
+    negative: Annotated[
+        int | None,
+        typer.Option("--not", min=0, help="Remove only this negative of the class, counted from 0."),
+    ] = None,
+) -> None:
+    """Remove a class from a bank, or one of its negatives."""
     from fsvit_edge.runtime.bank import SupportBank
 
     loaded = SupportBank.load(bank)
-    loaded.remove(name)
+    if negative is None:
+        loaded.remove(name)
+    else:
+        loaded.remove_negative(name, negative)
     loaded.save(bank)
-    print(f"Removed {name!r}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
+    if negative is None:
+        print(f"Removed {name!r}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
+    else:
+        print(f"Removed negative {negative} of {name!r}, which has {len(loaded.negatives(name))} left.")
 
 
 @bank_app.command()
@@ -80,3 +98,52 @@ def set_level(
     loaded.set_level(name, level)
     loaded.save(bank)
     print(f"The level of {name!r} is now {loaded.level(name):.2f} ({loaded.level_source(name)}).")
+
+
+@bank_app.command()
+def scene(
+    bank: BankFile,
+    source: Annotated[
+        str | None,
+        typer.Argument(help="A folder, a video or a camera that shows none of the objects."),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, max=32, help="Maximum number of frames to take, spread evenly.")] = 16,
+    forget: Annotated[bool, typer.Option("--forget", help="Forget all frames learned before.")] = False,
+    bundle: BundleOption = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Learn the empty scene: each class must score higher than on it to be present."""
+    from fsvit_edge.live.sample import sample_frames
+    from fsvit_edge.runtime.errors import InputError
+
+    if source is None and not forget:
+        raise InputError("Give a source that shows none of the objects, or --forget.")
+    with open_model(bundle, engine, precision) as model:
+        model.load_bank(bank)
+        images = [] if source is None else sample_frames(source, frames)
+        if forget:
+            model.forget_scene()
+        report = model.learn_scene(images) if images else None
+        model.save_bank(bank)
+        levels = {name: model.bank.level(name) for name in model.classes}
+    answering = report.answering if report else ()
+    for name, highest in report.highest.items() if report else ():
+        print(f"{name}: at most {highest:.2f} on the empty scene; its level is {levels[name]:.4g}.")
+        if name in answering:
+            advise(
+                f"Warning: {name}: the empty scene scores {highest:.2f}, so it may be missed; show it what it "
+                f"is not with: fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
+            )
+    print(_scene_promise(report.frames if report else 0))
+
+
+def _scene_promise(frames: int) -> str:
+    from fsvit_edge.runtime.scene import false_alarm_bound
+
+    if not frames:
+        return "The bank knows no empty scene; teach it with: fsvit-edge bank scene BANK SOURCE."
+    return (
+        f"Frames of the empty scene: {frames}. On others like these, a class is falsely found in at most "
+        f"{false_alarm_bound(frames):.0%} of frames (right in 95 of 100 cases)."
+    )

@@ -10,6 +10,8 @@ from fsvit_edge.cli.terminal import advise, open_model
 
 if TYPE_CHECKING:
     from fsvit_edge.enroll.enroll_pictures import PictureReport
+    from fsvit_edge.enroll.support_files import SupportPicture
+    from fsvit_edge.runtime.predictor import FewShotModel
 
 
 def enroll(
@@ -35,6 +37,10 @@ def enroll(
     preview: Annotated[
         Path | None, typer.Option(help="Draw the pictures, their masks and what is found in them into this file.")
     ] = None,
+    is_not: Annotated[
+        bool,
+        typer.Option("--not", help="The pictures are not the class, although it was found in them: learn to tell."),
+    ] = False,
     bank: Annotated[Path, typer.Option(help="The bank; created if it does not exist.")] = Path("bank.safetensors"),
     level: Annotated[
         float | None,
@@ -48,18 +54,26 @@ def enroll(
     from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures
     from fsvit_edge.enroll.support_files import parse_box, read_supports
     from fsvit_edge.runtime.bank import check_bank_path
+    from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import write_image
     from fsvit_edge.runtime.presence_level import check_level
     from fsvit_edge.runtime.storage import remove_leftovers
 
     if level is not None:
         check_level(level)
+    if is_not and (preview is not None or level is not None):
+        raise InputError("--not goes with neither --preview nor --level.")
     check_bank_path(bank)
     remove_leftovers(bank.parent)
     pictures = read_supports(inputs, mask or [], [parse_box(text) for text in box or []], frame or [], at or [])
     with open_model(bundle, engine, precision) as model:
         if bank.exists():
             model.load_bank(bank)
+        if is_not:
+            for support in pictures:
+                _reject(model, name, support)
+            model.save_bank(bank)
+            return
         report = enroll_pictures(model, name, pictures, level)
         if preview is not None:
             write_image(preview, draw_report(report))
@@ -73,6 +87,17 @@ def enroll(
     print(f"Its level, the score above which it is present: {enrolled_level:.2f} ({origin}).")
     options = (f" --bundle {bundle}" if bundle else "") + ("" if precision == "auto" else f" --precision {precision}")
     advise(f"Next: fsvit-edge run --camera --bank {bank}{options}")
+
+
+def _reject(model: "FewShotModel", name: str, picture: "SupportPicture") -> None:
+    mask = picture.mask
+    if picture.box_xyxy is not None:
+        mask = model.mask_of_box(picture.image, picture.box_xyxy)
+    done = model.reject(name, picture.image, mask)
+    change = f"scored {done.score_before:.2f}, now {done.score_after:.2f}, level {done.level:.4g}"
+    print(f"{picture.source}: not {name!r}: {change}.")
+    if done.score_before <= done.level:
+        advise(f"Warning: {picture.source}: {name!r} was not found in this picture, so rejecting it changes little.")
 
 
 def _print_picture(report: "PictureReport") -> None:

@@ -1,0 +1,86 @@
+"""`bank scene`, `enroll --not` and `bank remove --not`: what they print, keep and refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+import skimage.data
+from typer.testing import CliRunner
+
+from fsvit_edge.cli.main import app
+from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.pictures import write_image
+
+
+@pytest.fixture
+def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bank with a cat, and pictures: cat.jpg, like.jpg (found as the cat too), other.jpg."""
+    monkeypatch.chdir(tmp_path)
+    cat = skimage.data.chelsea()
+    write_image(Path("cat.jpg"), cat)
+    write_image(Path("like.jpg"), cat[..., ::-1].copy())
+    write_image(Path("other.jpg"), skimage.data.coffee())
+    run("enroll", "cat", "cat.jpg", "--bank", "bank.safetensors")
+    return Path("bank.safetensors")
+
+
+def run(*words: str) -> tuple[str, str]:
+    """Standard output and standard error of a command that succeeds."""
+    done = CliRunner().invoke(app, words)
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout, done.stderr
+
+
+def test_a_scene_is_learned_told_about_and_forgotten(bank: Path) -> None:
+    out, err = run("bank", "scene", str(bank), "other.jpg")
+    assert "cat: at most 0.0" in out
+    assert "Warning" not in err
+    assert "Frames of the empty scene: 1. On others like these, a class is falsely found in at most 95% of" in out
+
+    out, err = run("bank", "scene", str(bank), "like.jpg")
+    assert "Warning: cat: the empty scene scores 1.00, so it may be missed" in err
+    assert SupportBank.load(bank).level_source("cat") == "empty scene"
+    assert json.loads(run("bank", "list", str(bank), "--json")[0])["scene_frames"] == 2
+    assert "Frames of the empty scene: 2." in run("bank", "list", str(bank))[0]
+
+    assert "knows no empty scene" in run("bank", "scene", str(bank), "--forget")[0]
+    assert SupportBank.load(bank).scene == ()
+
+
+def test_a_new_scene_can_replace_the_old_one(bank: Path) -> None:
+    run("bank", "scene", str(bank), "like.jpg")
+    run("bank", "scene", str(bank), "other.jpg", "--forget")
+    assert len(SupportBank.load(bank).scene) == 1
+    assert SupportBank.load(bank).level_source("cat") == "default"
+
+
+def test_a_rejected_picture_is_listed_and_can_be_removed_again(bank: Path) -> None:
+    before = bank.read_bytes()
+    out, err = run("enroll", "cat", "like.jpg", "other.jpg", "--not", "--box", "100,100,200,150", "--box", "0,0,99,99")
+    assert "like.jpg: not 'cat': scored 1.00, now 0." in out
+    assert "Warning: other.jpg: 'cat' was not found in this picture" in err
+    (listed,) = json.loads(run("bank", "list", str(bank), "--json")[0])["classes"]
+    assert (listed["shots"], listed["negatives"]) == (1, 2)
+    assert before != bank.read_bytes()
+
+    assert "which has 1 left" in run("bank", "remove", str(bank), "cat", "--not", "0")[0]
+    assert len(SupportBank.load(bank).negatives("cat")) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("bank", "scene", "bank.safetensors"), "Give a source that shows none of the objects, or --forget"),
+        (("enroll", "cat", "like.jpg", "--not", "--level", "0.5"), "--not goes with neither"),
+        (("enroll", "cat", "like.jpg", "--not", "--preview", "a.png"), "--not goes with neither"),
+        (("enroll", "dog", "like.jpg", "--not"), "'dog' is not enrolled; enrolled: cat"),
+        (("bank", "remove", "bank.safetensors", "cat", "--not", "0"), "has 0 negatives and no negative 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_changes_nothing(bank: Path, words: tuple[str, ...], reason: str) -> None:
+    before = bank.read_bytes()
+    with pytest.raises(InputError, match=reason):
+        run(*words)
+    assert bank.read_bytes() == before
