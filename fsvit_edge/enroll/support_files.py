@@ -82,15 +82,16 @@ def read_supports(
         raise InputError("--frame and --at are for a video, but no video is given; leave them out.")
     files: list[tuple[Path, Path | None]] = []  # each with its mask
     for path in inputs:
-        files += [(path, None)] * moments if path in videos else _of_folder(path) if path.is_dir() else [(path, None)]
+        if path in videos:
+            files += [(path, None)] * moments
+        else:
+            files += _of_folder(path) if path.is_dir() else [(path, None)]
     if any(mask for _, mask in files) and (masks or boxes):
         raise InputError("A folder with masks/ has its own masks; enroll it without --mask and --box.")
-    for option, given in (("mask", masks), ("box", boxes)):
+    for option, plural, given in (("--mask", "masks", masks), ("--box", "boxes", boxes)):
         if given and len(given) != len(files):
-            plural = "masks" if option == "mask" else "boxes"
-            raise InputError(
-                f"{len(files)} pictures but {len(given)} {plural}: give one --{option} for each picture, or none."
-            )
+            numbers = f"{len(files)} pictures but {len(given)} {plural}"
+            raise InputError(f"{numbers}: give one {option} for each picture, or none.")
     if len(files) > MAX_PICTURES:
         raise InputError(f"{len(files)} pictures are too many; give at most {MAX_PICTURES} at a time, the best ones.")
     shown = iter(_read_frames(videos[0], frames, seconds) if videos else ())

@@ -42,7 +42,7 @@ def read_onnx_header(data: bytes) -> OnnxHeader:
         ValueError: It is not an ONNX file, or is truncated.
     """
     try:
-        model = _message(memoryview(data))
+        model = _message(memoryview(data))  # 2 and 3 name the producer, 7 is the graph, 8 the operator sets
         opsets = [_message(one) for one in model[8]]
         versions = [index(one[2][-1]) for one in opsets if _text(one, 1) in ("", "ai.onnx") and one[2]]
         graph = _message(model[7][-1]) if model[7] else None
@@ -51,7 +51,7 @@ def read_onnx_header(data: bytes) -> OnnxHeader:
         operators = Counter(_text(_message(node), 4) for node in graph[1])
         weight_bytes: Counter[int] = Counter()
         for tensor in graph[5]:
-            weight_bytes[sum(_message(tensor)[2][-1:])] += len(tensor)
+            weight_bytes[sum(_message(tensor)[2][-1:])] += len(tensor)  # by type; 0 if it states none
         producer = f"{_text(model, 2)} {_text(model, 3)}".strip()
     except (LookupError, TypeError) as error:  # it ends within a field, or a field is of another kind
         raise ValueError("it is truncated or not a protobuf message") from error

@@ -81,7 +81,12 @@ def _filter_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
     scale = length / size
     half_width = max(scale, 1.0)
     centers = (np.arange(size) + 0.5) * scale
-    matrix = np.maximum(1 - np.abs(np.arange(length) - centers[:, None] + 0.5) / half_width, 0)
+    matrix = np.zeros((size, length), np.float64)
+    for row, center in enumerate(centers):
+        first = max(int(center - half_width + 0.5), 0)
+        last = min(int(center + half_width + 0.5), length)
+        weights = 1.0 - np.abs((np.arange(first, last) - center + 0.5) / half_width)
+        matrix[row, first:last] = np.clip(weights, 0.0, None)
     normalized: npt.NDArray[np.float32] = (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
     return normalized
 

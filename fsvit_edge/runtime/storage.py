@@ -117,7 +117,7 @@ class TemporaryFile:
     def replace_target(self) -> None:
         """Flush it to disk and rename it to its target; on an FsvitEdgeError an old target is unchanged."""
         with _write_errors(self._target):
-            os.fsync(self._descriptor)
+            _flush(self.path)
             os.replace(self.path, self._target)
         _flush_folder_of(self._target)
 

@@ -752,11 +752,9 @@ def test_a_view_of_a_frame_is_scored_like_its_copy(real: FewShotModel) -> None:
 
 
 def test_the_encoder_is_waited_for_so_that_its_time_is_not_the_heads(fake: Fake) -> None:
-    enroll_several(fake.model)
-    before = fake.encoder.waits
     for _ in range(3):
         fake.model.predict(FRAME)
-    assert fake.encoder.waits - before == 3
+    assert fake.encoder.waits == 3
 
 
 def test_each_stage_is_timed_in_its_order(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -797,13 +795,6 @@ def test_closing_closes_every_engine_and_may_be_repeated(fake: Fake) -> None:
         assert not fake.encoder.closed
     model.close()
     assert [engine.closed for engine in fake.engines.values()] == [True] * 3
-
-
-def test_a_closed_model_is_refused() -> None:
-    with FewShotModel.load(threads=1) as model:
-        model.predict(FRAME)
-    with pytest.raises(FsvitEdgeError, match="closed"):
-        model.predict(FRAME)
 
 
 def test_an_encoder_of_unknown_size_is_refused(fake: Fake) -> None:

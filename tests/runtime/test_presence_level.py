@@ -42,7 +42,9 @@ def test_a_picture_that_scores_low_lowers_the_level() -> None:
     assert level_of_supports(0.5, [0.3]) < 0.5 < level_of_supports(0.5, [0.9])
 
 
-@pytest.mark.parametrize("level", [0, 1, 0.0, 1.0, -1, float("nan"), None, "0.5", False], ids=repr)
+@pytest.mark.parametrize(
+    "level", [0, 1, 0.0, 1.0, -1, 1.5, float("nan"), float("inf"), None, "0.5", False, True], ids=repr
+)
 def test_a_level_out_of_range_is_refused(level: object) -> None:
     with pytest.raises(InputError, match="must be between 0 and 1, both excluded; got"):
         check_level(level)  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ class Engine(Protocol):
 
     def wait(self) -> None:
         """Wait until the work that `run` started is done, and report its failure; nothing to do if `run` waits."""
-        return
+        return  # not abstract
 
     def close(self) -> None:
         """Free the graph; a second call does nothing."""

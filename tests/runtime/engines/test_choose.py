@@ -198,7 +198,10 @@ SPOILT: list[Any] = [
     (alter, "was altered or damaged: sha256"),
     (Path.unlink, "cannot be read: No such file"),
     (lambda path: edit(sidecar_of(path), graph="enroll"), "has graph 'enroll'"),
-    (lambda path: sidecar_of(path).unlink(), "have no {graph}; build it with: fsvit-edge build-engine"),
+    (
+        lambda path: sidecar_of(path).unlink(),
+        "have no {graph}; build it with: fsvit-edge build-engine {bundle} --engine",
+    ),
     (lambda path: edit(sidecar_of(path), onnx_sha256="ab" * 32), "was built from a different"),
     (lambda path: edit(sidecar_of(path), backend_version="1"), "and runs in no other version"),
 ]
@@ -213,10 +216,10 @@ def test_a_damaged_or_unfit_graph_is_never_parsed_and_always_reported(
     spoil(write_set(bundle.path)[graph])
     choice = chosen(bundle)
     assert choice.precision == "fp32"
-    assert any(reason.format(graph=graph) in note for note in choice.notes)
+    assert any(reason.format(graph=graph, bundle=bundle.path) in note for note in choice.notes)
     assert [given for given, _ in parsed] == list(bundle.graphs.values())
     parsed.clear()
-    assert reason.format(graph=graph) in refusal(ArtifactError, bundle, "auto", "int8")
+    assert reason.format(graph=graph, bundle=bundle.path) in refusal(ArtifactError, bundle, "auto", "int8")
     assert parsed == []
 
 
@@ -298,8 +301,8 @@ def test_a_damaged_or_unfit_plan_is_never_deserialized(
     spoil(paths[graph])
     choice = chosen(bundle)
     assert choice.engine == "onnxruntime"
-    assert any(reason.format(graph=graph) in note for note in choice.notes)
-    assert reason.format(graph=graph) in refusal(ArtifactError, bundle, "tensorrt")
+    assert any(reason.format(graph=graph, bundle=bundle.path) in note for note in choice.notes)
+    assert reason.format(graph=graph, bundle=bundle.path) in refusal(ArtifactError, bundle, "tensorrt")
     assert on_gpu == []
 
 

@@ -25,6 +25,7 @@ from fsvit_edge.runtime.predictor import FewShotModel
 
 GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
 SIDE, MASK_SIDE = MANIFEST.image_size, MANIFEST.mask_size
+HEAD = "head.fake.fp32.engine"
 
 
 @pytest.fixture(autouse=True)
@@ -417,26 +418,16 @@ def test_without_a_gpu_nothing_is_loaded(device: Device, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("method", "wrong", "log", "reason"),
     [
-        ("create_execution_context", None, "it broke", "cannot prepare head.fake.fp32.engine: it broke."),
-        ("execute_async_v3", False, "it broke", "failed to run head.fake.fp32.engine: it broke."),
-        (
-            "set_input_shape",
-            False,
-            "it broke",
-            "refuses 'tokens' of shape (1, 6, 256, 192) for head.fake.fp32.engine: it broke.",
-        ),
-        (
-            "set_tensor_address",
-            False,
-            "it broke",
-            "refuses the address of 'tokens' for head.fake.fp32.engine: it broke.",
-        ),
+        ("create_execution_context", None, "it broke", f"cannot prepare {HEAD}: it broke."),
+        ("execute_async_v3", False, "it broke", f"failed to run {HEAD}: it broke."),
+        ("set_input_shape", False, "it broke", f"refuses 'tokens' of shape (1, 6, 256, 192) for {HEAD}: it broke."),
+        ("set_tensor_address", False, "it broke", f"refuses the address of 'tokens' for {HEAD}: it broke."),
         (
             "create_execution_context",
             None,
-            "Error Code 1: Cuda Runtime (out of memory)",
-            "cannot prepare head.fake.fp32.engine: Error Code 1: Cuda Runtime (out of memory); 1024 of the GPU's 1024 "
-            "MiB free; close other programs that use the GPU, or use --engine onnxruntime.",
+            "Cuda Runtime (out of memory)",
+            f"cannot prepare {HEAD}: Cuda Runtime (out of memory); 1024 of the GPU's 1024 MiB free; close other "
+            "programs that use the GPU, or use --engine onnxruntime.",
         ),
     ],
 )
