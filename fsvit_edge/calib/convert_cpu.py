@@ -84,7 +84,6 @@ def quantize_for_cpu(graph: Graph, layers: list[LinearLayer], ranges: Ranges, fo
         ]
         graph.remove([node])
         graph.add_node("MatMulIntegerToFloat", inputs, node.name, output=node.output[0], domain=ORT_DOMAIN)
-    _declare_ort_operators(graph)
     graph.tidy()
 
 
@@ -100,11 +99,6 @@ def _quantize_activation(graph: Graph, name: str, ranges: Ranges, form: IntegerF
     scale_name = graph.add_constant(f"{name}_scale", np.asarray(scale, np.float32))
     zero_name = graph.add_constant(f"{name}_zero", zero)
     return graph.add_node("QuantizeLinear", [name, scale_name, zero_name], f"{name}_quantized"), scale_name, zero_name
-
-
-def _declare_ort_operators(graph: Graph) -> None:
-    if all(entry.domain != ORT_DOMAIN for entry in graph.model.opset_import):
-        graph.model.opset_import.append(helper.make_opsetid(ORT_DOMAIN, 1))
 
 
 # -------------------------------------------------------------------------------------------------- attention, fused
@@ -138,7 +132,6 @@ def fuse_attention(graph: Graph, in_int8: Callable[[NodeProto], bool] = lambda _
         if attention is not None:
             origin |= _fuse(graph, attention, in_int8(attention.softmax))
     if origin:
-        _declare_ort_operators(graph)
         graph.tidy()
     return origin
 

@@ -115,6 +115,8 @@ class Graph:
         **attributes: Any,
     ) -> str:
         """Add a node with one output and return the output's name."""
+        if domain and all(entry.domain != domain for entry in self.model.opset_import):
+            self.model.opset_import.append(helper.make_opsetid(domain, 1))
         output = output or self.new_name(name_hint)
         name = self.new_name(f"node_{name_hint}")
         self.graph.node.append(helper.make_node(op_type, list(inputs), [output], name, domain=domain, **attributes))

@@ -97,8 +97,6 @@ def set_to(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
     [
         (set_to("format_version", value=2), "format version 2, this fsvit-edge reads 1; make it again with"),
         (lambda values: values.pop("ranges"), "'ranges' is missing"),
-        (set_to("color", value="red"), "unknown field 'color'"),
-        (set_to("pictures", value="many"), "pictures is 'many'"),
         (set_to("pictures", value=0), "it used 0 pictures"),
         (set_to("banked", value=41), "it used 40 pictures, 41 of them from a bank"),
         (set_to("method", value="guess"), "its method is 'guess', expected one of minmax, entropy, percentile"),
@@ -106,7 +104,6 @@ def set_to(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (set_to("ranges", "encoder", value={}), "belong to different tensors, or are empty"),
         (set_to("ranges", "encoder", "z", value=[0, 1]), "belong to different tensors, or are empty"),
         (set_to("ranges", "encoder", "x", value=[1, -1]), "the range of tensor 'x' is 1.0 to -1.0"),
-        (set_to("ranges", "encoder", "x", value=[0, 1, 2]), r"ranges.encoder.x is \[0, 1, 2\]"),
         (set_to("ranges", "encoder", "x", value=[0, None]), "None"),
         (set_to("channel_max", "encoder", "x", value=[]), "the channels of tensor 'x' are empty"),
         (set_to("channel_max", "encoder", "x", value=[-1.0]), "not finite, or negative"),
@@ -126,23 +123,6 @@ def test_impossible_values_are_refused(
         Calibration.load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("data", "text"),
-    [
-        (b"", "not readable JSON"),
-        (b"\x00\xff\x89PNG", "not readable JSON"),
-        (b"[1, 2]", "format version None"),
-        (b"[" * 100_000, "not readable JSON"),
-        (b'{"format_version": 1}', "is missing"),
-    ],
-)
-def test_other_files_are_refused(tmp_path: Path, data: bytes, text: str) -> None:
-    path = tmp_path / "calibration.json"
-    path.write_bytes(data)
-    with pytest.raises(ArtifactError, match=text):
-        Calibration.load(path)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

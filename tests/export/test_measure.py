@@ -107,16 +107,11 @@ def test_the_memory_of_a_graph_is_estimated_from_its_sizes(bundle: Bundle) -> No
     assert peak_bytes(head, many) > 5 * peak_bytes(head, few) > 0
     weights = sum(numpy_helper.to_array(one).nbytes for one in head.graph.initializer)
     said: list[str] = []
+    assert (free_memory() or 0) > 10**6
     with pytest.raises(FsvitEdgeError, match=r"needs about .* on the GPU, which has 1 MB"):
         check_memory("head", data, many, 10**6, said.append)
     (line,) = said
     assert line.startswith(f"Memory of the head with 20 supports at once: weights {weights / 1e6:,.0f} MB, activations")
-
-
-def test_free_memory_is_known_on_linux() -> None:
-    free = free_memory()
-    assert free is not None
-    assert free > 10**6
 
 
 def test_products_are_counted_in_the_graph_that_onnx_runtime_optimized(bundle: Bundle) -> None:

@@ -103,22 +103,6 @@ def test_a_separate_objectness_graph_leaves_the_others_unchanged(
     assert replace(with_it.manifest, graphs={}) == replace(without.manifest, graphs={})
 
 
-def test_a_separate_objectness_graph_does_not_change_the_heads_answers(bundle_beside: Path, tiny_bundle: Path) -> None:
-    frame = picture(9)
-    with FewShotModel.load(tiny_bundle, threads=1) as model:
-        enroll(model)
-        assert model.outlines == "plain"
-        before = model.predict(frame, probabilities=True)
-    with FewShotModel.load(bundle_beside, threads=1) as model:
-        enroll(model)
-        sharp = model.predict(frame, probabilities=True)
-        model.outlines = "plain"
-        after = model.predict(frame, probabilities=True)
-    for name in ("scores", "label_map", "foreground"):
-        assert np.array_equal(getattr(before, name), getattr(after, name)), name
-    assert not np.array_equal(sharp.foreground, before.foreground)
-
-
 # --------------------------------------------------------------------------------------------------- ONNX against torch
 
 

@@ -192,20 +192,6 @@ def test_rtx_builds_for_the_named_gpus_or_this_one_or_the_usual_ones(
     assert choose_targets(open_tensorrt("tensorrt-rtx"), wanted, "fp16", gpu) == targets
 
 
-@pytest.mark.parametrize(
-    ("wanted", "precision", "text"),
-    [
-        ("sm90", "fp16", "does not support Hopper"),
-        ("sm87", "fp16", "does not support --target sm87; choose from: sm75, sm80, sm86, sm89, sm120, sm121"),
-        ("rtx4090", "fp16", "does not support --target rtx4090"),
-        ("sm75", "fp32", "no FP32 matrix products for Turing"),
-    ],
-)
-def test_rtx_refuses_targets_that_it_does_not_support(wanted: str, precision: str, text: str) -> None:
-    with pytest.raises(InputError, match=text):
-        choose_targets(open_tensorrt("tensorrt-rtx"), (wanted,), precision, None)
-
-
 def test_rtx_refuses_a_gpu_that_it_does_not_support() -> None:
     with pytest.raises(EnvironmentLacksError, match=r"does not support the NVIDIA H100 \(sm90\)"):
         choose_targets(open_tensorrt("tensorrt-rtx"), (), "fp16", H100)
