@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 
@@ -11,36 +10,22 @@ from fsvit_edge.runtime.engines.base import Array, ResidentTensor, TensorSpec, c
 
 @dataclass
 class HostTensor:
-    """An array that pretends to be in other memory.
-
-    Attributes:
-        array: The values.
-        is_stale: Whether a later run of its engine would have overwritten it.
-    """
+    """An array that pretends to be in other memory."""
 
     array: Array
-    is_stale: bool = False
+    is_stale: bool = False  # whether a later run of its engine would have overwritten it
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes of all axes."""
         return self.array.shape
 
     def numpy(self) -> Array:
-        """Return the array."""
         assert not self.is_stale, "an output was read after a later run of its engine"
         return self.array
 
 
 class FakeEngine:
-    """Runs a function and counts the calls.
-
-    Args:
-        inputs: The inputs of `function`.
-        outputs: The outputs of `function`.
-        function: Takes the input arrays by name and returns the output arrays by name.
-        limits: Largest value of each variable size, by name.
-    """
+    """Runs a function of arrays by name, and counts the calls; `limits` are the largest sizes, by name."""
 
     def __init__(
         self,
@@ -60,12 +45,10 @@ class FakeEngine:
         self.closed = False
 
     def upload(self, array: Array) -> HostTensor:
-        """Wrap an array."""
         self.uploads += 1
         return HostTensor(array)
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Call the function."""
         check_feed(feed, self.inputs)
         self.runs += 1
         arrays = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in feed.items()}
@@ -76,19 +59,13 @@ class FakeEngine:
         return dict(answer)
 
     def wait(self) -> None:
-        """Count the call."""
         self.waits += 1
 
     def close(self) -> None:
-        """Note that it was closed."""
         self.closed = True
 
     def __enter__(self) -> "FakeEngine":
-        """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -13,22 +13,9 @@ _ALIGNMENT = 256
 class FakeMemory(DeviceMemory):
     """`DeviceMemory` on the host. A kernel is a function, given to `submit`.
 
-    It refuses what would crash a GPU: a freed address, a copy or an allocation during a capture.
-
-    Args:
-        total_bytes: Size of the pretended device.
-        can_capture: False for a package without graphs.
-
-    Attributes:
-        total_bytes: Size of the pretended device.
-        lost: Why the device is lost, as the error at the next wait; "" if it works.
-        bytes_up: Bytes copied from the host to the device so far.
-        bytes_down: Bytes copied from the device to the host so far.
-        allocated_bytes: Bytes in use now.
-        allocations: Allocations so far.
-        captures: Graphs recorded so far.
-        launches: Graphs launched so far.
-        is_closed: Whether it was closed.
+    It refuses what would crash a GPU: a freed address, a copy or an allocation during a capture. `total_bytes` is the
+    size of the pretended device; without `can_capture` it is like a package that has no graphs. It counts the bytes
+    copied up and down, the bytes in use, and all allocations, captures and launches so far.
     """
 
     name = "fake"
@@ -36,26 +23,20 @@ class FakeMemory(DeviceMemory):
     def __init__(self, total_bytes: int = 2**30, can_capture: bool = True) -> None:
         super().__init__()
         self.total_bytes = total_bytes
-        self.lost = ""
+        self.lost = ""  # why the device is lost, as the error at the next wait
         self._can_capture = can_capture
         self._arrays: dict[int, Bytes] = {}
         self._recording: list[Callable[[], None]] | None = None
-        self.bytes_up = 0
-        self.bytes_down = 0
-        self.allocated_bytes = 0
-        self.allocations = 0
-        self.captures = 0
-        self.launches = 0
+        self.bytes_up = self.bytes_down = self.allocated_bytes = 0
+        self.allocations = self.captures = self.launches = 0
         self.is_closed = False
 
     @property
     def stream(self) -> int:
-        """A number that is not the handle of any stream."""
-        return 0x57EA
+        return 0x57EA  # not the handle of any stream
 
     @property
     def is_capturing(self) -> bool:
-        """Whether submitted work is recorded instead of run."""
         return self._recording is not None
 
     def submit(self, kernel: Callable[[], None]) -> None:
@@ -73,7 +54,6 @@ class FakeMemory(DeviceMemory):
         return array[:nbytes]
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
-        """Record the submitted kernels; None if the work fails."""
         if not self._can_capture:
             return None
         kernels: list[Callable[[], None]] = []
@@ -88,7 +68,6 @@ class FakeMemory(DeviceMemory):
         return _FakeGraph(self, kernels)
 
     def free_bytes(self) -> tuple[int, int]:
-        """Return the free and the total bytes."""
         return self.total_bytes - self.allocated_bytes, self.total_bytes
 
     def _allocate(self, nbytes: int) -> int:
