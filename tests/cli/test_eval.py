@@ -156,7 +156,7 @@ def test_sharp_outlines_are_refused_if_the_model_has_no_objectness(cli: Cli, tin
     save_network(tiny_network, Path("tiny.safetensors"))
     assert result_of(cli, "--checkpoint", "tiny.safetensors")["outlines"] == "plain"
     for asked in (SHORT, SCENES):
-        done = cli(*asked, "--checkpoint", "tiny.safetensors", "--outlines", "sharp")
+        done = cli(f"{asked} --checkpoint tiny.safetensors --outlines sharp")
         assert (done.code, done.out) == (2, "")
         assert done.err.splitlines()[-1].startswith("Error: Bundle tiny has no objectness, which sharp outlines need")
 
