@@ -49,11 +49,8 @@ def enroll(
     from fsvit_edge.enroll.support_files import parse_box, read_supports
     from fsvit_edge.runtime.bank import check_bank_path
     from fsvit_edge.runtime.pictures import write_image
-    from fsvit_edge.runtime.presence_level import check_level
     from fsvit_edge.runtime.storage import remove_leftovers
 
-    if level is not None:
-        check_level(level)
     check_bank_path(bank)
     remove_leftovers(bank.parent)
     pictures = read_supports(inputs, mask or [], [parse_box(text) for text in box or []], frame or [], at or [])
