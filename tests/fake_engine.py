@@ -10,36 +10,22 @@ from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, Tenso
 
 @dataclass
 class HostTensor:
-    """An array that pretends to be in other memory.
-
-    Attributes:
-        array: The values.
-        is_stale: Whether a later run of its engine would have overwritten it.
-    """
+    """An array that pretends to be in other memory."""
 
     array: Array
-    is_stale: bool = False
+    is_stale: bool = False  # whether a later run of its engine would have overwritten it
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes of all axes."""
         return self.array.shape
 
     def numpy(self) -> Array:
-        """Return the array."""
         assert not self.is_stale, "an output was read after a later run of its engine"
         return self.array
 
 
 class FakeEngine(Engine):
-    """Runs a function and counts the calls.
-
-    Args:
-        inputs: The inputs of `function`.
-        outputs: The outputs of `function`.
-        function: Takes the input arrays by name and returns the output arrays by name.
-        limits: Largest value of each variable size, by name.
-    """
+    """Runs a function of arrays by name, and counts the calls; `limits` are the largest sizes, by name."""
 
     def __init__(
         self,
@@ -59,12 +45,10 @@ class FakeEngine(Engine):
         self.closed = False
 
     def upload(self, array: Array) -> HostTensor:
-        """Wrap an array."""
         self.uploads += 1
         return HostTensor(array)
 
     def run(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
-        """Call the function."""
         check_feed(feed, self.inputs)
         self.runs += 1
         arrays = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in feed.items()}
@@ -75,9 +59,7 @@ class FakeEngine(Engine):
         return dict(answer)
 
     def wait(self) -> None:
-        """Count the call."""
         self.waits += 1
 
     def close(self) -> None:
-        """Note that it was closed."""
         self.closed = True

@@ -31,7 +31,6 @@ class FakeMemory(DeviceMemory):
 
     @property
     def is_capturing(self) -> bool:
-        """Whether submitted work is recorded instead of run."""
         return self._recording is not None
 
     def submit(self, kernel: Callable[[], None]) -> None:
@@ -49,7 +48,6 @@ class FakeMemory(DeviceMemory):
         return array[:nbytes]
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph | None:
-        """Record the submitted kernels; None if the work fails."""
         if not self._can_capture:
             return None
         kernels: list[Callable[[], None]] = []
@@ -64,7 +62,6 @@ class FakeMemory(DeviceMemory):
         return _FakeGraph(self, kernels)
 
     def free_bytes(self) -> tuple[int, int]:
-        """Return the free and the total bytes."""
         return self.total_bytes - self.allocated_bytes, self.total_bytes
 
     def _allocate(self, nbytes: int) -> int:

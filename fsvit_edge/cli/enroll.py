@@ -56,11 +56,8 @@ def enroll(
     from fsvit_edge.runtime.bank import check_bank_path
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import write_image
-    from fsvit_edge.runtime.presence_level import check_level
     from fsvit_edge.runtime.storage import remove_leftovers
 
-    if level is not None:
-        check_level(level)
     if is_not and (preview is not None or level is not None):
         raise InputError("--not goes with neither --preview nor --level.")
     check_bank_path(bank)

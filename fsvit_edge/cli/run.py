@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -106,9 +107,7 @@ def run(
     )
     answers: dict[str, Sequence[ClassResult]] = {}  # of the last frame of each picture or stream
 
-    def open_page(uri: str, model: "LiveModel", bank: Path) -> "Sink":
-        return _open_page(uri, model, bank, token, allow_host or [])
-
+    open_page = partial(_open_page, token=token, hosts=allow_host or [])
     with _live_table() as draw:
 
         def on_frame(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:

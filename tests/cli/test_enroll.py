@@ -1,18 +1,16 @@
 """What `fsvit-edge enroll` accepts: pictures, folders, masks, boxes, frames of a video; and what it prints."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import pytest
+from command_line import Cli, is_one_error
+from sample_files import write_video
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.pictures import read_image, thumbnail, write_image
 
-Cli = Callable[..., Any]
 HEIGHT, WIDTH, FRAMES, FPS = 120, 160, 12, 10.0
 BANK = Path("bank.safetensors")
 
@@ -31,9 +29,8 @@ def square() -> np.ndarray:
 
 
 @pytest.fixture
-def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def things(here: Path) -> Path:
     """Pictures, folders and videos, in the current folder."""
-    monkeypatch.chdir(tmp_path)
     for number in (1, 2, 10):
         write_image(Path(f"album/{number}.png"), shaded(number))
         write_image(Path(f"pairs/images/{number}.png"), shaded(number))
@@ -54,12 +51,9 @@ def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("crowd").mkdir()
     for number in range(101):
         Path(f"crowd/{number}.png").write_bytes(Path("a.png").read_bytes())
-    writer = cv2.VideoWriter("clip.mp4", cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), FPS, (WIDTH, HEIGHT))
-    for number in range(FRAMES):
-        writer.write(shaded(number)[..., ::-1])
-    writer.release()
+    write_video("clip.mp4", [shaded(number) for number in range(FRAMES)], FPS)
     Path("other.mp4").write_bytes(Path("clip.mp4").read_bytes())
-    return tmp_path
+    return here
 
 
 def shades(name: str = "it") -> list[int]:
@@ -74,29 +68,27 @@ def flags(name: str = "it") -> list[bool]:
 
 @pytest.mark.usefixtures("things")
 @pytest.mark.parametrize(
-    ("arguments", "expected", "masked"),
+    ("line", "expected", "masked"),
     [
-        pytest.param(("album",), [1, 2, 10], False, id="a folder, in natural order"),
-        pytest.param(("album", "a.png"), [1, 2, 10, 4], False, id="a folder and a picture"),
-        pytest.param(("pairs",), [1, 2, 10], True, id="a folder with masks"),
-        pytest.param(("clip.mp4", "--frame", "7"), [7], False, id="a frame by its number"),
-        pytest.param(("clip.mp4", "--frame", "0"), [0], False, id="the first frame"),
-        pytest.param(("clip.mp4", "--frame", "11"), [11], False, id="the last frame"),
-        pytest.param(("clip.mp4", "--frame", "9", "--frame", "3"), [9, 3], False, id="two frames, in the order given"),
-        pytest.param(("clip.mp4", "--at", "0.5"), [5], False, id="a frame by its time"),
-        pytest.param(("clip.mp4", "--at", "0.39", "--at", "0"), [3, 0], False, id="the frame that is shown then"),
-        pytest.param(("a.png", "clip.mp4", "--frame", "2"), [4, 2], False, id="a picture and a frame"),
-        pytest.param(("a.png", "b.png", *["--mask", "mask.png"] * 2), [4, 5], True, id="masks"),
-        pytest.param(("a.png", "b.png", *["--box", "50,40,60,50"] * 2), [4, 5], True, id="boxes"),
-        pytest.param(("a.png", "--box", "50,40,110,50"), [4], True, id="a box that just fits"),
-        pytest.param(("album", *["--mask", "mask.png"] * 3), [1, 2, 10], True, id="masks for a folder of pictures"),
-        pytest.param(("clip.mp4", "--frame", "2", "--box", "50,40,60,50"), [2], True, id="a box in a frame"),
+        ("album", [1, 2, 10], False),  # in natural order
+        ("album a.png", [1, 2, 10, 4], False),
+        ("pairs", [1, 2, 10], True),
+        ("clip.mp4 --frame 7", [7], False),
+        ("clip.mp4 --frame 0", [0], False),
+        ("clip.mp4 --frame 11", [11], False),
+        ("clip.mp4 --frame 9 --frame 3", [9, 3], False),
+        ("clip.mp4 --at 0.5", [5], False),
+        ("clip.mp4 --at 0.39 --at 0", [3, 0], False),  # what is shown then
+        ("a.png clip.mp4 --frame 2", [4, 2], False),
+        ("a.png b.png --mask mask.png --mask mask.png", [4, 5], True),
+        ("a.png b.png --box 50,40,60,50 --box 50,40,60,50", [4, 5], True),
+        ("a.png --box 50,40,110,50", [4], True),
+        ("album --mask mask.png --mask mask.png --mask mask.png", [1, 2, 10], True),
+        ("clip.mp4 --frame 2 --box 50,40,60,50", [2], True),
     ],
 )
-def test_pictures_folders_and_videos_are_enrolled(
-    cli: Cli, arguments: tuple[str, ...], expected: list[int], masked: bool
-) -> None:
-    result = cli("enroll", "it", *arguments)
+def test_pictures_folders_and_videos_are_enrolled(cli: Cli, line: str, expected: list[int], masked: bool) -> None:
+    result = cli(f"enroll it {line}")
     assert result.code == 0, result.err
     assert shades() == expected
     assert flags() == [masked] * len(expected)
@@ -106,7 +98,7 @@ def test_pictures_folders_and_videos_are_enrolled(
 
 @pytest.mark.usefixtures("things")
 def test_a_box_is_left_top_width_and_height(cli: Cli) -> None:
-    result = cli("enroll", "it", "a.png", "--box", "50,40,60,50")
+    result = cli("enroll it a.png --box 50,40,60,50")
     (support,) = SupportBank.load(BANK).supports("it")
     with FewShotModel.load(engine="onnxruntime", precision="fp32") as model:
         enrolled = model.enroll("it", [read_image(Path("a.png"))], boxes=[(50, 40, 110, 90)])
@@ -123,60 +115,50 @@ def test_a_gif_is_a_picture_or_with_a_frame_a_video(cli: Cli) -> None:
 
     first, *others = (Image.fromarray(shaded(number)) for number in range(4))
     first.save("moving.gif", save_all=True, append_images=others, duration=100)
-    assert cli("enroll", "it", "moving.gif").code == 0
-    assert cli("enroll", "it", "moving.gif", "--frame", "2").code == 0
+    assert cli("enroll it moving.gif").code == 0
+    assert cli("enroll it moving.gif --frame 2").code == 0
     assert shades() == [0, 2]
 
 
 @pytest.mark.usefixtures("things")
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("line", "text"),
     [
-        (("empty",), "The folder empty contains no picture (.png, .jpg"),
-        (("hollow",), "The folder hollow/images contains no picture"),
-        (
-            ("bare",),
-            "The folder bare has images/ but no masks/; add it, or give the folder of the pictures itself.",
-        ),
-        (("only",), "The folder only has masks/ but no images/; add it"),
-        (("half",), "2 of the 3 pictures in half/images have no mask, first 1.png; add half/masks/1.png"),
-        (("twice",), "twice/images/1.jpg and twice/images/1.png differ only in their suffix; rename one of them."),
-        (("crowd",), "101 pictures are too many; give at most 100 at a time, the best ones."),
-        (("none",), "The picture none cannot be read: No such file"),
-        (("pairs", *["--mask", "mask.png"] * 3), "A folder with masks/ has its own masks; enroll it without --mask"),
-        (("pairs", "--box", "50,40,60,50"), "A folder with masks/ has its own masks; enroll it without --mask"),
-        (("album", "--mask", "mask.png"), "3 pictures but 1 masks: give one --mask for each picture, or none."),
-        (("a.png", *["--box", "50,40,60,50"] * 2), "1 pictures but 2 boxes: give one --box for each picture, or none."),
-        (("a.png", "--mask", "mask.png", "--box", "50,40,60,50"), "Give --mask or --box, not both."),
-        (("a.png", "--box", "50,40,60"), "--box '50,40,60' is not a box; give left,top,width,height in pixels"),
-        (("a.png", "--box", "50,40,60,-5"), "is not a box"),
-        (("a.png", "--box", "0,0,0,9"), "--box 0,0,0,9 has no area"),
-        (("a.png", "--box", "50,40,110,90"), "The box 50,40,110,90 reaches outside a.png, which is 160x120 pixels"),
-        (("a.png", "--box", "50,40,3,50"), "contains less than 4 x 4 pixels"),
-        (("clip.mp4",), "clip.mp4 is a video; choose a frame with --frame NUMBER, from 0, or --at SECONDS."),
-        (("clip.mp4", "--frame", "12"), "The video clip.mp4 has 12 frames and no frame 12; the first is frame 0."),
-        (("clip.mp4", "--frame", "3", "--frame", "40"), "The video clip.mp4 has 12 frames and no frame 40"),
-        (("clip.mp4", "--at", "1.2"), "The video clip.mp4 ends at 1.20 s; it has no frame at 1.2 s."),
-        (("clip.mp4", "--frame", "-1"), "Invalid value for '--frame'"),
-        (("clip.mp4", "--at", "-1"), "--at must be a time in seconds"),
-        (("clip.mp4", "--at", "nan"), "--at must be a time in seconds"),
-        (("clip.mp4", "--at", "inf"), "--at must be a time in seconds"),
-        (("clip.mp4", "--frame", "1", "--at", "1"), "by --frame or by --at, not both."),
-        (("a.png", "--frame", "1"), "--frame and --at are for a video, but no video is given; leave them out."),
-        (("album", "--at", "1"), "--frame and --at are for a video, but no video is given; leave them out."),
-        (
-            ("clip.mp4", "other.mp4", "--frame", "1"),
-            "clip.mp4 and other.mp4 are both videos; enroll from one at a time.",
-        ),
-        (("a.png", "--preview", "fit.txt"), "fit.txt cannot be written as a picture; end its name in one of .png"),
+        ("empty", "The folder empty contains no picture (.png, .jpg"),
+        ("hollow", "The folder hollow/images contains no picture"),
+        ("bare", "The folder bare has images/ but no masks/; add it, or give the folder of the pictures itself."),
+        ("only", "The folder only has masks/ but no images/; add it"),
+        ("half", "2 of the 3 pictures in half/images have no mask, first 1.png; add half/masks/1.png"),
+        ("twice", "twice/images/1.jpg and twice/images/1.png differ only in their suffix; rename one of them."),
+        ("crowd", "101 pictures are too many; give at most 100 at a time, the best ones."),
+        ("none", "The picture none cannot be read: No such file"),
+        ("pairs --mask mask.png", "A folder with masks/ has its own masks; enroll it without --mask"),
+        ("pairs --box 50,40,60,50", "A folder with masks/ has its own masks; enroll it without --mask"),
+        ("album --mask mask.png", "3 pictures but 1 masks: give one --mask for each picture, or none."),
+        ("a.png --box 50,40,60,50 --box 0,0,9,9", "1 pictures but 2 boxes: give one --box for each picture, or none."),
+        ("a.png --mask mask.png --box 50,40,60,50", "Give --mask or --box, not both."),
+        ("a.png --box 50,40,60", "--box '50,40,60' is not a box; give left,top,width,height in pixels"),
+        ("a.png --box 50,40,60,-5", "is not a box"),
+        ("a.png --box 0,0,0,9", "--box 0,0,0,9 has no area"),
+        ("a.png --box 50,40,110,90", "The box 50,40,110,90 reaches outside a.png, which is 160x120 pixels"),
+        ("a.png --box 50,40,3,50", "contains less than 4 x 4 pixels"),
+        ("clip.mp4", "clip.mp4 is a video; choose a frame with --frame NUMBER, from 0, or --at SECONDS."),
+        ("clip.mp4 --frame 12", "The video clip.mp4 has 12 frames and no frame 12; the first is frame 0."),
+        ("clip.mp4 --frame 3 --frame 40", "The video clip.mp4 has 12 frames and no frame 40"),
+        ("clip.mp4 --at 1.2", "The video clip.mp4 ends at 1.20 s; it has no frame at 1.2 s."),
+        ("clip.mp4 --frame -1", "Invalid value for '--frame'"),
+        ("clip.mp4 --at -1", "--at must be a time in seconds"),
+        ("clip.mp4 --at nan", "--at must be a time in seconds"),
+        ("clip.mp4 --at inf", "--at must be a time in seconds"),
+        ("clip.mp4 --frame 1 --at 1", "by --frame or by --at, not both."),
+        ("a.png --frame 1", "--frame and --at are for a video, but no video is given; leave them out."),
+        ("album --at 1", "--frame and --at are for a video, but no video is given; leave them out."),
+        ("clip.mp4 other.mp4 --frame 1", "clip.mp4 and other.mp4 are both videos; enroll from one at a time."),
+        ("a.png --preview fit.txt", "fit.txt cannot be written as a picture; end its name in one of .png"),
     ],
 )
-def test_each_wrong_use_is_one_sentence(cli: Cli, arguments: tuple[str, ...], text: str) -> None:
-    result = cli("enroll", "it", *arguments)
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("Error: ")
-    assert text in result.err
-    assert result.err.count("\n") == 1
+def test_each_wrong_use_is_one_sentence(cli: Cli, line: str, text: str) -> None:
+    is_one_error(cli(f"enroll it {line}"), 2, text)
     assert not BANK.exists()
 
 
@@ -186,8 +168,7 @@ def test_a_thing_too_small_for_the_network_is_refused_by_the_name_of_its_picture
     mask[301, 301] = 255  # closer than 32 pixels the network is not shown a picture
     write_image(Path("far.png"), np.full((600, 600, 3), 90, np.uint8))
     write_image(Path("far_mask.png"), mask)
-    masks = ("--mask", "mask.png", "--mask", "far_mask.png")
-    result = cli("enroll", "far", "a.png", "far.png", *masks)
+    result = cli("enroll far a.png far.png --mask mask.png --mask far_mask.png")
     assert (result.code, result.out) == (2, "")
     assert result.err == (
         "Error: far.png: the object is too small or too thin for the network to see: its mask keeps no image token; "
@@ -198,7 +179,7 @@ def test_a_thing_too_small_for_the_network_is_refused_by_the_name_of_its_picture
 
 @pytest.mark.usefixtures("things")
 def test_the_preview_shows_every_picture(cli: Cli) -> None:
-    result = cli("enroll", "it", "pairs", "album", "--preview", "fits/fit.png")
+    result = cli("enroll it pairs album --preview fits/fit.png")
     assert result.code == 0
     drawn = read_image(Path("fits/fit.png"))
     cell = 8 + WIDTH

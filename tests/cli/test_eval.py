@@ -2,67 +2,49 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnxruntime
 import pytest
+from command_line import Cli, is_one_error
+from sample_files import write_data
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.pictures import read_image, write_image
+from fsvit_edge.runtime.pictures import read_image
 
 if TYPE_CHECKING:
     from fsvit_edge.model.network import FewShotNetwork
 
-Cli = Callable[..., Any]
-
 
 @pytest.fixture
 def cli(cli: Cli) -> Cli:
-    return functools.partial(cli, "eval")
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four classes of three pictures with masks."""
-    root = tmp_path_factory.mktemp("eval") / "data"
-    rng = np.random.default_rng(0)
-    for name in ("ant", "bee", "cat", "dog"):
-        for index in range(3):
-            picture = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-            mask = np.zeros((48, 64, 3), np.uint8)
-            mask[10:40, 8:50] = 255
-            write_image(root / name / "images" / f"{index}.png", picture)
-            write_image(root / name / "masks" / f"{index}.png", mask)
-    return root
+    return lambda line, *more: cli(f"eval {line}", *more)
 
 
 @pytest.fixture(autouse=True)
-def folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(data, tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def folder(here: Path) -> Path:
+    """Four classes of three pictures with masks."""
+    write_data(here / "data", "ant", "bee", "cat", "dog")
+    return here
 
 
-SCENES = ("--data", "data", "--protocol", "scenes", "--threads", "1")
-SHORT = ("--data", "data", "--episodes", "8", "--threads", "1")
+SCENES = "--data data --protocol scenes --threads 1"
+SHORT = "--data data --episodes 8 --threads 1"
 
 
 def result_of(cli: Cli, *arguments: str) -> dict[str, Any]:
-    done = cli(*SHORT, "--json", *arguments)
+    done = cli(f"{SHORT} --json", *arguments)
     assert done.code == 0, done.err
     return dict(json.loads(done.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")))
 
 
 def test_tables_and_the_next_command_are_printed(cli: Cli) -> None:
-    done = cli(*SHORT, "--ways", "2")
+    done = cli(f"{SHORT} --ways 2")
     assert done.code == 0
     version = onnxruntime.__version__
     title = (
@@ -75,7 +57,7 @@ def test_tables_and_the_next_command_are_printed(cli: Cli) -> None:
 
 
 def test_json_is_printed_and_written_to_the_file(cli: Cli, folder: Path) -> None:
-    done = cli(*SHORT, "--json", "--output", "out/result.json", "--supports", "names", "--shots", "2")
+    done = cli(f"{SHORT} --json --output out/result.json --supports names --shots 2")
     printed = json.loads(done.out)
     assert (folder / "out" / "result.json").read_text() == done.out
     assert (printed["ways"], printed["shots"], printed["episodes"], printed["masks"]) == (1, 2, 8, False)
@@ -114,25 +96,25 @@ def test_pictures_of_the_first_episodes_are_drawn(cli: Cli, folder: Path) -> Non
 
 
 def test_a_failing_gate_still_prints_the_result(cli: Cli, folder: Path) -> None:
-    done = cli(*SHORT, "--json", "--output", "result.json", "--min-miou", "100")
+    done = cli(f"{SHORT} --json --output result.json --min-miou 100")
     assert done.code == 5
     assert json.loads(done.out) == json.loads((folder / "result.json").read_text())
     assert done.err.splitlines()[-1].startswith("Error: The accuracy gate failed: mIoU is ")
     assert "Next" not in done.err
-    assert cli(*SHORT, "--min-exact-ratio", "101").code == 5
-    assert cli(*SHORT, "--min-exact-ratio", "0", "--min-miou", "0").code == 0
+    assert cli(f"{SHORT} --min-exact-ratio 101").code == 5
+    assert cli(f"{SHORT} --min-exact-ratio 0 --min-miou 0").code == 0
 
 
 def test_a_baseline_is_a_gate(cli: Cli, folder: Path) -> None:
     baseline = result_of(cli, "--output", "before.json")
-    assert cli(*SHORT, "--baseline", "before.json", "--max-drop", "0").code == 0
+    assert cli(f"{SHORT} --baseline before.json --max-drop 0").code == 0
     baseline["exact_ratio"]["value"] += 1.5
     (folder / "better.json").write_text(json.dumps(baseline))
-    assert cli(*SHORT, "--baseline", "better.json", "--max-drop", "2").code == 0
-    failed = cli(*SHORT, "--baseline", "better.json")
+    assert cli(f"{SHORT} --baseline better.json --max-drop 2").code == 0
+    failed = cli(f"{SHORT} --baseline better.json")
     assert failed.code == 5
     assert "exact ratio" in failed.err
-    other = cli(*SHORT, "--shots", "2", "--baseline", "before.json")
+    other = cli(f"{SHORT} --shots 2 --baseline before.json")
     assert other.code == 2
     assert "it has shots 1, this evaluation has shots 2" in other.err
 
@@ -152,20 +134,20 @@ def test_outlines_are_chosen_and_reported(cli: Cli, telling: tuple[str, str]) ->
     assert sharp == {**result_of(cli, *telling, "--outlines", "sharp"), "elapsed_s": sharp["elapsed_s"]}
     assert sharp["exact_ratio"] == plain["exact_ratio"]
     assert sharp["miou"] != plain["miou"]
-    assert " s, plain outlines" in cli(*SHORT, *telling, "--outlines", "plain").out
+    assert " s, plain outlines" in cli(SHORT, *telling, "--outlines", "plain").out
     for kind in ("plain", "sharp"):
-        assert json.loads(cli(*SCENES, *telling, "--json", "--outlines", kind).out)["outlines"] == kind
+        assert json.loads(cli(SCENES, *telling, "--json", "--outlines", kind).out)["outlines"] == kind
 
 
 def test_a_baseline_with_other_outlines_is_refused(cli: Cli, telling: tuple[str, str]) -> None:
     baseline = result_of(cli, *telling, "--output", "sharp.json")
-    assert cli(*SHORT, *telling, "--baseline", "sharp.json", "--max-drop", "0").code == 0
-    refused = cli(*SHORT, *telling, "--baseline", "sharp.json", "--outlines", "plain")
+    assert cli(SHORT, *telling, "--baseline", "sharp.json", "--max-drop", "0").code == 0
+    refused = cli(SHORT, *telling, "--baseline", "sharp.json", "--outlines", "plain")
     assert (refused.code, refused.out) == (2, "")
     assert "it has outlines sharp, this evaluation has outlines plain; use the settings of the baseline" in refused.err
     del baseline["outlines"]  # as in results from before --outlines existed
     Path("older.json").write_text(json.dumps(baseline))
-    assert "it has outlines plain, this evaluation" in cli(*SHORT, *telling, "--baseline", "older.json").err
+    assert "it has outlines plain, this evaluation" in cli(SHORT, *telling, "--baseline", "older.json").err
 
 
 def test_sharp_outlines_are_refused_if_the_model_has_no_objectness(cli: Cli, tiny_network: FewShotNetwork) -> None:
@@ -174,85 +156,73 @@ def test_sharp_outlines_are_refused_if_the_model_has_no_objectness(cli: Cli, tin
     save_network(tiny_network, Path("tiny.safetensors"))
     assert result_of(cli, "--checkpoint", "tiny.safetensors")["outlines"] == "plain"
     for asked in (SHORT, SCENES):
-        done = cli(*asked, "--checkpoint", "tiny.safetensors", "--outlines", "sharp")
+        done = cli(f"{asked} --checkpoint tiny.safetensors --outlines sharp")
         assert (done.code, done.out) == (2, "")
         assert done.err.splitlines()[-1].startswith("Error: Bundle tiny has no objectness, which sharp outlines need")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "text"),
+    ("line", "code", "text"),
     [
-        ((), 2, "Missing option '--data'"),
-        (("--data", "nowhere"), 2, "The data folder nowhere does not exist"),
-        (("--data", "data/ant"), 2, "has no class folder"),
-        (("--data", "data", "--ways", "5"), 2, "The number of ways must be 1 to 4 (the classes here); got 5"),
-        (("--data", "data", "--shots", "3"), 2, "too few for 3"),
-        (("--data", "data", "--fold", "4"), 2, "Fold 4 does not exist"),
-        (("--data", "data", "--benchmark", "imagenet"), 2, "Unknown benchmark 'imagenet'"),
-        (("--data", "data", "--benchmark", "pascal"), 2, "--splits"),
-        (("--data", "data", "--classes", "cow"), 2, "has no class 'cow'"),
-        (
-            ("--data", "data", "--classes", "ant", "--fold", "0"),
-            2,
-            "works only with --benchmark folder and without --fold",
-        ),
-        (("--data", "data", "--bundle", "b", "--checkpoint", "c.ckpt"), 2, "not both"),
-        (("--data", "data", "--engine", "torch"), 2, "give one with --checkpoint FILE"),
-        (
-            ("--data", "data", "--checkpoint", "c.ckpt", "--engine", "onnxruntime"),
-            2,
-            "--engine onnxruntime runs a bundle",
-        ),
-        (("--data", "data", "--checkpoint", "c.ckpt", "--precision", "int8"), 2, "PyTorch runs checkpoints in fp32"),
-        (("--data", "data", "--engine", "abacus"), 2, "Engine 'abacus' is unknown"),
-        (("--data", "data", "--precision", "fp64"), 2, "Precision 'fp64' is unknown; choose one of: auto, fp32"),
-        (("--data", "data", "--precision", "int8"), 4, "fsvit-edge build-engine --engine onnxruntime --precision int8"),
-        (("--data", "data", "--bundle", "nowhere"), 4, "Bundle nowhere does not exist"),
-        (("--data", "data", "--checkpoint", "c.ckpt"), 4, "c.ckpt does not exist"),
-        (("--data", "data", "--baseline", "none.json"), 4, "The baseline none.json cannot be read"),
-        (("--data", "data", "--max-drop", "1"), 2, "give one with --baseline FILE"),
-        (("--data", "data", "--output", "data"), 2, "data is a folder; give the name of a file"),
-        (("--data", "data", "--supports", "guesses"), 2, "--supports"),
-        (("--data", "data", "--outlines", "round"), 2, "--outlines"),
-        (("--data", "data", "--protocol", "streams"), 2, "--protocol"),
-        (("--data", "data", "--per-class", "3"), 2, "--per-class works only with --protocol scenes; leave it out"),
-        (("--data", "data", "--max-false-alarms", "3"), 2, "--max-false-alarms works only with --protocol scenes"),
-        (("--data", "data", "--min-hits", "3"), 2, "--min-hits works only with --protocol scenes"),
-        ((*SCENES, "--ways", "1"), 2, "--ways works only with --protocol episodes; leave it out here"),
-        ((*SCENES, "--episodes", "9"), 2, "--episodes works only with --protocol episodes"),
-        ((*SCENES, "--preview", "drawn"), 2, "--preview works only with --protocol episodes"),
-        ((*SCENES, "--max-pictures", "9"), 2, "--max-pictures works only with --protocol episodes"),
-        ((*SCENES, "--min-miou", "9"), 2, "--min-miou works only with --protocol episodes"),
-        ((*SCENES, "--min-exact-ratio", "9"), 2, "--min-exact-ratio works only with --protocol episodes"),
-        ((*SCENES, "--baseline", "before.json"), 2, "--baseline works only with --protocol episodes"),
-        ((*SCENES, "--max-drop", "1"), 2, "--max-drop works only with --protocol episodes"),
-        ((*SCENES, "--per-class", "0"), 2, "--per-class"),
-        ((*SCENES, "--shots", "3"), 2, "Class 'ant' has 3 pictures, too few for 3 supports and a scene"),
-        ((*SCENES, "--classes", "ant"), 2, "Scenes need at least 2 classes"),
-        ((*SCENES, "--output", "data"), 2, "data is a folder; give the name of a file"),
+        ("", 2, "Missing option '--data'"),
+        ("--data nowhere", 2, "The data folder nowhere does not exist"),
+        ("--data data/ant", 2, "has no class folder"),
+        ("--data data --ways 5", 2, "The number of ways must be 1 to 4 (the classes here); got 5"),
+        ("--data data --shots 3", 2, "too few for 3"),
+        ("--data data --fold 4", 2, "Fold 4 does not exist"),
+        ("--data data --benchmark imagenet", 2, "Unknown benchmark 'imagenet'"),
+        ("--data data --benchmark pascal", 2, "--splits"),
+        ("--data data --classes cow", 2, "has no class 'cow'"),
+        ("--data data --classes ant --fold 0", 2, "works only with --benchmark folder and without --fold"),
+        ("--data data --bundle b --checkpoint c.ckpt", 2, "not both"),
+        ("--data data --engine torch", 2, "give one with --checkpoint FILE"),
+        ("--data data --checkpoint c.ckpt --engine onnxruntime", 2, "--engine onnxruntime runs a bundle"),
+        ("--data data --checkpoint c.ckpt --precision int8", 2, "PyTorch runs checkpoints in fp32"),
+        ("--data data --engine abacus", 2, "Engine 'abacus' is unknown"),
+        ("--data data --precision fp64", 2, "Precision 'fp64' is unknown; choose one of: auto, fp32"),
+        ("--data data --precision int8", 4, "fsvit-edge build-engine --engine onnxruntime --precision int8"),
+        ("--data data --bundle nowhere", 4, "Bundle nowhere does not exist"),
+        ("--data data --checkpoint c.ckpt", 4, "c.ckpt does not exist"),
+        ("--data data --baseline none.json", 4, "The baseline none.json cannot be read"),
+        ("--data data --max-drop 1", 2, "give one with --baseline FILE"),
+        ("--data data --output data", 2, "data is a folder; give the name of a file"),
+        ("--data data --supports guesses", 2, "--supports"),
+        ("--data data --outlines round", 2, "--outlines"),
+        ("--data data --protocol streams", 2, "--protocol"),
+        (f"{SCENES} --per-class 0", 2, "--per-class"),
+        (f"{SCENES} --shots 3", 2, "Class 'ant' has 3 pictures, too few for 3 supports and a scene"),
+        (f"{SCENES} --classes ant", 2, "Scenes need at least 2 classes"),
     ],
 )
-def test_an_error_is_one_sentence(cli: Cli, arguments: tuple[str, ...], code: int, text: str) -> None:
-    done = cli(*arguments)
-    last = done.err.splitlines()[-1]
-    assert "Traceback" not in done.err
-    assert last.startswith("Error: ")
-    assert text in last
-    assert done.out == ""
-    assert done.code == code
+def test_an_error_is_one_sentence(cli: Cli, line: str, code: int, text: str) -> None:
+    is_one_error(cli(line), code, text, "Evaluate")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options"),
+    [
+        ("episodes", "--ways 1, --episodes 9, --preview drawn, --max-pictures 9, --baseline before.json, --max-drop 1"),
+        ("episodes", "--min-miou 9, --min-exact-ratio 9"),
+        ("scenes", "--per-class 3, --max-false-alarms 3, --min-hits 3"),
+    ],
+)
+def test_an_option_of_the_other_protocol_is_refused(cli: Cli, protocol: str, options: str) -> None:
+    for option in options.split(", "):
+        text = f"{option.split()[0]} works only with --protocol {protocol}; leave it out here."
+        is_one_error(cli(f"{SCENES if protocol == 'episodes' else SHORT} {option}"), 2, text)
 
 
 def test_a_folder_without_masks_can_be_evaluated_with_names_only(cli: Cli, folder: Path) -> None:
     for path in folder.glob("data/*/masks"):
         shutil.rmtree(path)
-    assert "has no mask" in cli(*SHORT).err
+    assert "has no mask" in cli(SHORT).err
     result = result_of(cli, "--supports", "names")
     assert (result["segmented"], result["miou"]) == (0, None)
-    assert "mIoU covers 0 episodes" in cli(*SHORT, "--supports", "names").out
+    assert "mIoU covers 0 episodes" in cli(f"{SHORT} --supports names").out
 
 
 def test_scenes_are_printed_as_tables_or_json(cli: Cli, folder: Path) -> None:
-    done = cli(*SCENES)
+    done = cli(SCENES)
     assert done.code == 0
     for words in (
         "1 support per class with masks, 4 classes, 8 pictures",
@@ -261,7 +231,7 @@ def test_scenes_are_printed_as_tables_or_json(cli: Cli, folder: Path) -> None:
     ):
         assert words in done.out
     assert "Next: " in done.err
-    done = cli(*SCENES, "--json", "--output", "out/scenes.json", "--shots", "2", "--supports", "names")
+    done = cli(f"{SCENES} --json --output out/scenes.json --shots 2 --supports names")
     result = json.loads(done.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert (folder / "out" / "scenes.json").read_text() == done.out
     assert [result[key] for key in ("protocol", "shots", "masks", "per_class", "pictures")] == [
@@ -278,33 +248,33 @@ def test_scenes_are_printed_as_tables_or_json(cli: Cli, folder: Path) -> None:
     assert [(one["name"], one["pictures"], one["scenes"]) for one in result["classes"]] == [
         (name, 1, 3) for name in ("ant", "bee", "cat", "dog")
     ]
-    assert json.loads(cli(*SCENES, "--json", "--per-class", "1").out)["pictures"] == 4
+    assert json.loads(cli(f"{SCENES} --json --per-class 1").out)["pictures"] == 4
 
 
 def test_a_failing_gate_on_scenes_still_prints_the_result(cli: Cli, folder: Path) -> None:
-    kept = cli(*SCENES, "--max-false-alarms", "100", "--min-hits", "0")
+    kept = cli(f"{SCENES} --max-false-alarms 100 --min-hits 0")
     assert (kept.code, "Error" in kept.err) == (0, False)
-    missed = cli(*SCENES, "--json", "--output", "scenes.json", "--max-false-alarms", "-1")
+    missed = cli(f"{SCENES} --json --output scenes.json --max-false-alarms -1")
     assert missed.code == 5
     assert json.loads(missed.out) == json.loads((folder / "scenes.json").read_text())
     assert missed.err.splitlines()[-1].startswith("Error: The accuracy gate failed: false alarms are ")
     assert "Next" not in missed.err
-    missed = cli(*SCENES, "--min-hits", "100.5")
+    missed = cli(f"{SCENES} --min-hits 100.5")
     assert missed.code == 5
     assert "hits " in missed.err.splitlines()[-1]
 
 
 def test_scenes_of_a_checkpoint_run_in_torch(cli: Cli) -> None:
-    by_onnx = json.loads(cli(*SCENES, "--json").out)
+    by_onnx = json.loads(cli(f"{SCENES} --json").out)
     checkpoint = str(DEFAULT_BUNDLE / "cst-nano.safetensors")
-    by_torch = json.loads(cli(*SCENES, "--json", "--checkpoint", checkpoint).out)
+    by_torch = json.loads(cli(f"{SCENES} --json --checkpoint", checkpoint).out)
     assert by_torch["engine"] == "torch"
     assert by_torch["area"]["value"] == pytest.approx(by_onnx["area"]["value"], abs=0.1)
 
 
 def test_a_bundle_is_evaluated_without_torch(folder: Path) -> None:
     blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'onnx', 'lightning', 'torchmetrics']))\n"
-    code = f"sys.argv = ['fsvit-edge', 'eval', *{list(SHORT)!r}]\nfrom fsvit_edge.cli.main import main\nmain()"
+    code = f"sys.argv = ['fsvit-edge', 'eval', *{SHORT.split()!r}]\nfrom fsvit_edge.cli.main import main\nmain()"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", blocked + code], capture_output=True, text=True, check=False, cwd=folder
     )

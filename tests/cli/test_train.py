@@ -1,21 +1,18 @@
 """`fsvit-edge train` as a user types it."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Cli
 from safetensors.numpy import load_file
+from sample_files import write_data
 
 from fsvit_edge.learn import training_episodes
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.pictures import write_image
-
-Cli = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
@@ -23,24 +20,16 @@ def folder(tmp_path: Path, tiny_network: FewShotNetwork, monkeypatch: pytest.Mon
     """A working folder with a small data set and a small network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training_episodes, "VALIDATION_EPISODES", 4)
-    rng = np.random.default_rng(0)
-    for name, color in (("cup", 200), ("key", 90)):
-        for number in range(3):
-            picture = rng.integers(0, 60, (48, 48, 3), dtype=np.uint8)
-            mask = np.zeros((48, 48, 3), np.uint8)
-            mask[8:40, 8:30] = 255
-            picture[mask > 0] = color
-            write_image(tmp_path / "data" / name / "images" / f"{number}.png", picture)
-            write_image(tmp_path / "data" / name / "masks" / f"{number}.png", mask)
+    write_data(tmp_path / "data", "cup", "key")
     save_network(tiny_network, tmp_path / "start.safetensors")
     return tmp_path
 
 
-SHORT = ("train", "--data", "data", "--checkpoint", "start.safetensors", "--cache", "cache", "--batch", "3")
+SHORT = "train --data data --checkpoint start.safetensors --cache cache --batch 3"
 
 
 def test_a_trained_network_can_be_evaluated_and_exported(cli: Cli, folder: Path) -> None:
-    done = cli(*SHORT, "--new-head", "--epochs", "2", "--output", "mine.safetensors")
+    done = cli(f"{SHORT} --new-head --epochs 2 --output mine.safetensors")
     assert done.code == 0, done.err
     assert "exact_ratio" in done.out
     assert "fsvit-edge export --checkpoint mine.safetensors" in done.err
@@ -51,55 +40,54 @@ def test_a_trained_network_can_be_evaluated_and_exported(cli: Cli, folder: Path)
     load_network(folder / "mine.safetensors")
     log = (folder / "mine.training" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in log] == [0, 1]
-    checked = cli("eval", "--checkpoint", "mine.safetensors", "--data", "data", "--episodes", "4", "--json")
+    checked = cli("eval --checkpoint mine.safetensors --data data --episodes 4 --json")
     assert checked.code == 0, checked.err
     assert json.loads(checked.out)["episodes"] == 4
 
 
 def test_a_second_training_resumes_the_first_only_with_resume(cli: Cli) -> None:
-    arguments = (*SHORT, "--no-decay", "--output", "mine.safetensors")
-    assert cli(*arguments, "--epochs", "1").code == 0
-    again = cli(*arguments, "--epochs", "2")
+    line = f"{SHORT} --no-decay --output mine.safetensors"
+    assert cli(f"{line} --epochs 1").code == 0
+    again = cli(f"{line} --epochs 2")
     assert again.code == 2
     assert "continue it with --resume" in again.err
-    assert cli(*arguments, "--epochs", "2", "--resume").code == 0
+    assert cli(f"{line} --epochs 2 --resume").code == 0
 
 
 def test_image_supervision_needs_no_masks(cli: Cli, folder: Path) -> None:
     for mask in folder.glob("data/*/masks/*"):
         mask.unlink()
-    arguments = (*SHORT, "--epochs", "1", "--output", "mine.safetensors")
-    assert cli(*arguments, "--supervision", "image").code == 0
-    refused = cli(*arguments[:-1], "other.safetensors")
+    assert cli(f"{SHORT} --epochs 1 --output mine.safetensors --supervision image").code == 0
+    refused = cli(f"{SHORT} --epochs 1 --output other.safetensors")
     assert refused.code == 2
     assert "has no mask for 3 of its 3 pictures" in refused.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("options", "sentence"),
     [
-        (("--output", "mine.ckpt"), "mine.ckpt must end in .safetensors"),
-        (("--output", "x.safetensors", "--supervision", "boxes"), "must be one of mask, image, mixed; got 'boxes'"),
-        (("--output", "x.safetensors", "--fold", "7"), "Fold 7 does not exist"),
-        (("--output", "x.safetensors", "--benchmark", "pascal"), "give their folder with --splits"),
-        (("--output", "x.safetensors", "--supervision", "mixed", "--mask-list", "no.txt"), "no.txt cannot be read"),
+        ("--output mine.ckpt", "mine.ckpt must end in .safetensors"),
+        ("--output x.safetensors --supervision boxes", "must be one of mask, image, mixed; got 'boxes'"),
+        ("--output x.safetensors --fold 7", "Fold 7 does not exist"),
+        ("--output x.safetensors --benchmark pascal", "give their folder with --splits"),
+        ("--output x.safetensors --supervision mixed --mask-list no.txt", "no.txt cannot be read"),
     ],
 )
-def test_an_error_is_one_sentence(arguments: tuple[str, ...], sentence: str, cli: Cli, folder: Path) -> None:
-    done = cli(*SHORT, *arguments)
+def test_an_error_is_one_sentence(options: str, sentence: str, cli: Cli, folder: Path) -> None:
+    done = cli(f"{SHORT} {options}")
     assert done.code == 2
     assert sentence in done.err
     assert not list(folder.glob("*.training"))
 
 
 def test_a_backbone_needs_its_weights(cli: Cli) -> None:
-    done = cli("train", "--data", "data", "--output", "x.safetensors", "--backbone", "vit_small_patch16_224.dino")
+    done = cli("train --data data --output x.safetensors --backbone vit_small_patch16_224.dino")
     assert done.code == 2
     assert "--weights FILE or --pretrained" in done.err
 
 
 def test_without_a_checkpoint_training_starts_from_the_bundled_model(cli: Cli, folder: Path) -> None:
-    done = cli("train", "--data", "data", "--cache", "cache", "--epochs", "1", "--output", "mine.safetensors")
+    done = cli("train --data data --cache cache --epochs 1 --output mine.safetensors")
     assert done.code == 0, done.err
     shipped, mine = load_file(DEFAULT_BUNDLE / "cst-nano.safetensors"), load_file(folder / "mine.safetensors")
     backbone = [name for name in shipped if name.startswith("backbone.")]

@@ -10,8 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
+from sample_files import colors, rectangle, write_data, write_video
 
 from fsvit_edge.runtime.pictures import write_image
 
@@ -99,12 +98,7 @@ def make_inputs(page: Path, folder: Path) -> None:
     for name in names:
         _make_input(folder / name)
     for name in re.findall(r"--data +(\S+)", "\n".join(commands(page))):
-        _make_data(folder / name)
-
-
-def _picture(seed: int) -> np.ndarray:
-    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return small.repeat(HEIGHT // 4, axis=0).repeat(WIDTH // 5, axis=1)
+        write_data(folder / name, "cup", "key")
 
 
 def _make_input(path: Path) -> None:
@@ -112,26 +106,9 @@ def _make_input(path: Path) -> None:
     seed = sum(path.name.encode())
     if path.suffix == ".mp4":
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (WIDTH, HEIGHT))
-        for frame in range(4):
-            writer.write(_picture(seed + frame))
-        writer.release()
+        write_video(path, [colors(seed + frame, HEIGHT, WIDTH) for frame in range(4)], 10.0)
     elif path.suffix in (".jpg", ".jpeg", ".png"):
-        mask = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-        mask[HEIGHT // 4 : -HEIGHT // 4, WIDTH // 4 : -WIDTH // 4] = 255
-        write_image(path, mask if "mask" in path.stem else _picture(seed))
+        write_image(path, rectangle(HEIGHT, WIDTH) if "mask" in path.stem else colors(seed, HEIGHT, WIDTH))
     else:
         for name in ("1.jpg", "2.jpg"):
             _make_input(path / name)
-
-
-def _make_data(root: Path) -> None:
-    """A data set: two classes, three pictures with masks each."""
-    for number, (name, stem) in enumerate(itertools.product(("cup", "key"), "abc")):
-        image = _picture(number)
-        mask = np.zeros_like(image)
-        top = 10 * (number % 3)
-        mask[top : top + 60, 40:100] = 255
-        image[mask > 0] = 200 if name == "cup" else 40
-        write_image(root / name / "images" / f"{stem}.png", image)
-        write_image(root / name / "masks" / f"{stem}.png", mask)

@@ -29,19 +29,20 @@ EXPORTS = pytest.mark.slow(reason="traces the bundled model, 20 s")
 )
 def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
     make_inputs(page, tmp_path)
-    for step in steps(page):
-        if not step.is_run:
-            continue
-        if step.language == "python":
-            words = [sys.executable, "-W", "error", "-c", step.text]
-        else:
-            words = ["bash", "-o", "pipefail", "-c", step.text]
+    for step in filter(lambda step: step.is_run, steps(page)):
+        is_python = step.language == "python"
+        words = [sys.executable, "-W", "error"] if is_python else ["bash", "-o", "pipefail"]
         done = subprocess.run(
-            words, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False
+            [*words, "-c", step.text],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{step.text}\n{done.stderr}"
         assert "Traceback" not in done.stderr, f"{step.text}\n{done.stderr}"
-        if step.language == "python":
+        if is_python:
             assert done.stderr == ""
             continue
         for written in re.findall(r"(?:--sink|--output|-o|--bank|--preview) +(\S+)", step.text):

@@ -21,8 +21,7 @@ from fsvit_edge.export.build import BuildResult, build_engines
 from fsvit_edge.export.job import BuildOptions, choose_backend
 from fsvit_edge.export.measure import PrecisionScores, check_drop, demo_pictures
 from fsvit_edge.runtime.bundle import Bundle
-from fsvit_edge.runtime.engines import files as engine_file
-from fsvit_edge.runtime.engines.files import EngineRecord, find_engines, load_engine, write_engines
+from fsvit_edge.runtime.engines.files import EngineRecord, find_engines, load_engine
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import (
     AccuracyGateError,

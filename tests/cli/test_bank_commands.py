@@ -1,0 +1,113 @@
+"""Classes enrolled, listed, renamed, removed, and their levels."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command_line import Cli, Result
+
+from fsvit_edge import FewShotModel
+from fsvit_edge.enroll.fit import Fit
+from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, read_manifest
+
+BUNDLED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
+
+
+def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli) -> None:
+    (folder / "bank.safetensors").unlink()
+    first = cli("enroll cat cat1.jpg cat2.png --mask cat1_mask.png --mask cat2_mask.png")
+    assert first.code == 0
+    fit = re.compile(r"fit on its own picture: IoU [01]\.\d\d, outline \d+\.\d x the mask's area$", re.MULTILINE)
+    assert fit.sub("FIT", first.out).splitlines() == [
+        "cat1.jpg: mask covers 25% of the picture and keeps 36 tokens",
+        "cat1.jpg: FIT",
+        "cat2.png: mask covers 25% of the picture and keeps 36 tokens",
+        "cat2.png: FIT",
+        "Enrolled 'cat' with 2 supports; bank.safetensors contains: cat.",
+        first.out.splitlines()[-1],
+    ]
+    assert re.fullmatch(
+        r"Its level, the score above which it is present: 0\.\d\d \(own pictures\)\.", first.out.splitlines()[-1]
+    )
+    assert first.err.splitlines()[-1] == "Next: fsvit-edge run --camera --bank bank.safetensors"
+    second = cli("enroll thing cat2.png")
+    assert second.code == 0
+    assert "cat2.png: guessed mask covers " in second.out
+    assert "Enrolled 'thing' with 1 support; bank.safetensors contains: cat, thing." in second.out
+    assert f"Its level, the score above which it is present: {BUNDLED_LEVEL:.2f} (default)." in second.out
+    third = cli("enroll cat photo.jpg")
+    assert "Enrolled 'cat' with 3 supports; bank.safetensors contains: cat, thing." in third.out
+
+    listed = json.loads(cli("bank list bank.safetensors --json").out)
+    assert listed["encoder"]["encoder_sha256"] == Bundle.load(DEFAULT_BUNDLE).manifest.graphs["encoder"].sha256
+    assert [(c["name"], c["shots"], c["masks"]) for c in listed["classes"]] == [("cat", 3, 2), ("thing", 1, 0)]
+    for entry in listed["classes"]:
+        assert len(entry["kept_tokens"]) == entry["shots"]
+        assert entry["bytes"] > 0
+    table = cli("bank list bank.safetensors")
+    assert (table.code, table.err) == (0, "")
+    rows = [line.split()[:3] for line in table.out.splitlines()]
+    assert ["cat", "3", "2"] in rows
+    assert ["thing", "1", "0"] in rows
+
+    renamed = cli("bank rename bank.safetensors cat 'Katze 猫'")
+    assert renamed == Result(0, "Renamed 'cat' to 'Katze 猫'; bank.safetensors contains: Katze 猫, thing.\n", "")
+    removed = cli("bank remove bank.safetensors thing")
+    assert removed == Result(0, "Removed 'thing'; bank.safetensors contains: Katze 猫.\n", "")
+    last = cli("bank remove bank.safetensors 'Katze 猫'")
+    assert last.out == "Removed 'Katze 猫'; bank.safetensors contains: no class.\n"
+    assert SupportBank.load(folder / "bank.safetensors").classes == ()
+
+
+def test_a_level_can_be_set_listed_and_reset(folder: Path, cli: Cli) -> None:
+    (folder / "bank.safetensors").unlink()
+
+    def listed() -> list[tuple[float, str]]:
+        entries = json.loads(cli("bank list bank.safetensors --json").out)["classes"]
+        return [(entry["level"], entry["level_source"]) for entry in entries]
+
+    first = cli("enroll cat cat1.jpg --level 0.7")
+    assert first.out.splitlines()[-1] == "Its level, the score above which it is present: 0.70 (by hand)."
+    cli("enroll thing cat1.jpg")
+    assert (
+        cli("enroll cat cat2.png").out.splitlines()[-1]
+        == "Its level, the score above which it is present: 0.70 (by hand)."
+    )
+    assert listed() == [(0.7, "by hand"), (BUNDLED_LEVEL, "default")]
+    table = cli("bank list bank.safetensors").out
+    assert "0.70 (by hand)" in table
+    assert f"{BUNDLED_LEVEL:.2f} (default)" in table
+    back = cli("bank level bank.safetensors cat")
+    level, source = listed()[0]
+    assert source == "own pictures"
+    assert back.out == f"The level of 'cat' is now {level:.2f} (own pictures).\n"
+    assert cli("bank level bank.safetensors thing 0.3").out == "The level of 'thing' is now 0.30 (by hand).\n"
+    assert listed()[1] == (0.3, "by hand")
+
+
+@pytest.mark.usefixtures("folder")
+def test_poor_masks_cause_a_warning(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    enroll = FewShotModel.enroll
+    good, absent = Fit(0.7, 1.2, True), Fit(0.7, 1.2, False)
+    for cover, fit, expected in (
+        (0.999, good, ["Warning: cat1.jpg: The guessed mask covers almost the whole picture; give a mask or a box."]),
+        (0.4, good, []),
+        (
+            0.4,
+            absent,
+            [
+                "Warning: cat1.jpg: The class is not found in its own picture; give a tighter mask or box, or add "
+                "another picture."
+            ],
+        ),
+    ):
+        changed = {"mask_cover": (cover,)}
+        monkeypatch.setattr(FewShotModel, "enroll", lambda *given, c=changed: replace(enroll(*given), **c))
+        monkeypatch.setattr("fsvit_edge.enroll.enroll_pictures.measure_fit", lambda *_, f=fit: f)
+        result = cli("enroll cat cat1.jpg")
+        assert result.code == 0
+        assert [line for line in result.err.splitlines() if line.startswith("Warning: ")] == expected
+        assert f"cat1.jpg: fit on its own picture: {fit}\n" in result.out
