@@ -169,9 +169,9 @@ def test_a_second_interrupt_exits_at_once(start_run: Start) -> None:
 
 def test_without_our_signal_handlers_a_hung_model_blocks_the_stop(start_run: Start) -> None:
     """The control: the signal handler of Python waits for the model."""
-    python_own = STUCK + "import fsvit_edge.live.run as live_run, contextlib\n"
-    python_own += "live_run.stop_on_signals = lambda stop: contextlib.nullcontext()\n"
-    python_own += "live_run.run_with_ticks = lambda work, stop, tick, grace_s: (work(), True)[1]\n"
+    python_own = STUCK + "import fsvit_edge.live.loop as loop, contextlib\n"
+    python_own += "loop.stop_on_signals = lambda stop: contextlib.nullcontext()\n"
+    python_own += "loop.run_with_ticks = lambda work, stop, tick: (work(), True)[1]\n"
     run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=python_own)
     run.wait_for(lambda: (run.folder / "stuck").exists())
     run.process.send_signal(signal.SIGINT)

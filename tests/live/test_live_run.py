@@ -17,7 +17,8 @@ import stub_camera
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, Percentiles, SourceStatus
-from fsvit_edge.live.run import LiveRun, RunOptions, run_source
+from fsvit_edge.live.loop import LiveRun
+from fsvit_edge.live.run import RunOptions, run_source
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import Sink, SinkClosedError
 from fsvit_edge.live.sources.base import Source, SourceOptions

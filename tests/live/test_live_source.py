@@ -11,10 +11,11 @@ import psutil
 import pytest
 import stub_camera
 
+from fsvit_edge.live import opencv
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.sources import capture_process, frame_channel, live, opencv
+from fsvit_edge.live.sources import capture_process, frame_channel, live
 from fsvit_edge.live.sources.base import EndOfSourceError, SourceOptions
-from fsvit_edge.live.sources.frame_channel import SAFE_FRAMES, FrameReader, FrameSender, FrameWriter
+from fsvit_edge.live.sources.frame_channel import SAFE_FRAMES, FrameReader, FrameSender
 from fsvit_edge.live.sources.live import LiveSource, Timeouts
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import SourceError
@@ -206,19 +207,15 @@ def test_iterating_does_not_wait_forever(monkeypatch: pytest.MonkeyPatch) -> Non
         next(source)
 
 
-def test_a_slot_stays_intact_for_the_promised_number_of_frames() -> None:
+def test_a_slot_stays_intact_for_the_promised_number_of_frames(pipe: tuple[int, int]) -> None:
     memory = os.memfd_create("test")
-    writer, reader = FrameWriter(memory), FrameReader(os.dup(memory))
-    offsets = []
+    sender, reader = FrameSender(memory, pipe[1]), FrameReader(memory)
     for number in range(SAFE_FRAMES + 2):
-        offset, slot = writer.slot(3, 5)
-        slot[:] = number
-        offsets.append(offset)
+        sender.slot(3, 5)[:] = number
         if number == SAFE_FRAMES:
-            assert np.all(reader.copy(offsets[0], 3, 5) == 0)
-    assert np.all(reader.copy(offsets[0], 3, 5) == SAFE_FRAMES + 1)  # and not longer: readers must check
+            assert np.all(reader.copy(0, 3, 5) == 0)
+    assert np.all(reader.copy(0, 3, 5) == SAFE_FRAMES + 1)  # and not longer: readers must check
     reader.close()
-    os.close(memory)
 
 
 # ------------------------------------------------------------------------------------------- the capture process
