@@ -20,7 +20,7 @@ import httpx
 import psutil
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.run import LiveRun
+from fsvit_edge.live.loop import LiveRun
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import RecordingOptions
 from fsvit_edge.live.sinks.open import open_sink

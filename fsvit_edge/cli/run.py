@@ -17,7 +17,7 @@ from fsvit_edge.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from fsvit_edge.live.frame import Frame
-    from fsvit_edge.live.run import RunResult
+    from fsvit_edge.live.loop import RunResult
     from fsvit_edge.live.shared_model import LiveModel
     from fsvit_edge.live.sinks.base import Sink
     from fsvit_edge.live.sources.base import Flip

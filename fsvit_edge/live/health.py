@@ -23,26 +23,15 @@ HEALTHY = Condition("live", is_frozen=False, message="")
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """The state of a source.
+    """The state of a source."""
 
-    Attributes:
-        state: "connecting" until the first frame, "live" while frames arrive, "lost" while a live source delivers none
-            and is being restarted. A file is always "live".
-        since_s: Monotonic seconds when this state began.
-        captured: Frames delivered by the source, including dropped ones.
-        dropped: Frames replaced by a newer one before they were read.
-        reconnects: How often a live source was restarted.
-        is_frozen: Whether the newest frames have repeated the same pixels for so long that the camera must hang.
-        message: What is wrong, in one sentence that is safe to print; empty if nothing is.
-    """
-
-    state: SourceState
-    since_s: float
-    captured: int = 0
-    dropped: int = 0
-    reconnects: int = 0
-    is_frozen: bool = False
-    message: str = ""
+    state: SourceState  # "connecting" until the first frame; "lost" while a live source is restarted; a file is "live"
+    since_s: float  # when this state began, monotonic
+    captured: int = 0  # frames delivered by the source, including dropped ones
+    dropped: int = 0  # frames replaced by a newer one before they were read
+    reconnects: int = 0  # how often a live source was restarted
+    is_frozen: bool = False  # the same pixels have been repeated for so long that the camera must hang
+    message: str = ""  # what is wrong, in one sentence that is safe to print; empty if nothing is
 
     @property
     def condition(self) -> Condition:
@@ -52,21 +41,13 @@ class SourceStatus:
 
 @dataclass(frozen=True)
 class SinkStatus:
-    """The state of a sink.
+    """The state of a sink."""
 
-    Attributes:
-        name: Its URI, safe to print.
-        written: Frames that it has taken.
-        dropped: Frames replaced by a newer one before it took them.
-        failure: Why it has stopped, in one sentence; empty while it works.
-        trouble: What is wrong for now, in one sentence; empty if nothing is.
-    """
-
-    name: str
-    written: int = 0
-    dropped: int = 0
-    failure: str = ""
-    trouble: str = ""
+    name: str  # its URI, safe to print
+    written: int = 0  # frames that it has taken
+    dropped: int = 0  # frames replaced by a newer one before it took them
+    failure: str = ""  # why it has stopped, in one sentence; empty while it works
+    trouble: str = ""  # what is wrong for now, in one sentence; empty if nothing is
 
 
 @dataclass(frozen=True)
@@ -80,43 +61,24 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Health:
-    """The health of a run at one moment.
+    """The health of a run at one moment."""
 
-    Attributes:
-        wall_time_s: Seconds since 1970 (UTC); jumps when the clock is set.
-        monotonic_s: Seconds since the machine started; never jumps.
-        boot_id: Identifies that boot of the machine; empty if unknown.
-        uptime_s: Seconds since the run began.
-        source: Name of the source.
-        source_status: State of the source.
-        model: Name of the network.
-        engine: Engine that runs it.
-        precision: Precision of the engine.
-        classes: Names of the enrolled classes.
-        frames: Frames processed.
-        fps: Frames processed per second, over the latest 5 seconds.
-        age_ms: Milliseconds from the capture of a frame to its result; None before the first.
-        latency_ms: Milliseconds of each stage, by name.
-        memory_mb: Resident memory of this process and its capture process in 10^6 bytes.
-        sinks: State of each sink.
-    """
-
-    wall_time_s: float
-    monotonic_s: float
-    boot_id: str
-    uptime_s: float
-    source: str
-    source_status: SourceStatus
-    model: str
-    engine: str
-    precision: str
-    classes: tuple[str, ...] = ()
-    frames: int = 0
-    fps: float = 0.0
-    age_ms: Percentiles | None = None
-    latency_ms: dict[str, Percentiles] = field(default_factory=dict)
-    memory_mb: float = 0.0
-    sinks: tuple[SinkStatus, ...] = ()
+    wall_time_s: float  # Seconds since 1970 (UTC); jumps when the clock is set.
+    monotonic_s: float  # Seconds since the machine started; never jumps.
+    boot_id: str  # Identifies that boot of the machine; empty if unknown.
+    uptime_s: float  # Seconds since the run began.
+    source: str  # Name of the source.
+    source_status: SourceStatus  # State of the source.
+    model: str  # Name of the network.
+    engine: str  # Engine that runs it.
+    precision: str  # Precision of the engine.
+    classes: tuple[str, ...] = ()  # Names of the enrolled classes.
+    frames: int = 0  # Frames processed.
+    fps: float = 0.0  # Frames processed per second, over the latest 5 seconds.
+    age_ms: Percentiles | None = None  # Milliseconds from the capture of a frame to its result; None before the first.
+    latency_ms: dict[str, Percentiles] = field(default_factory=dict)  # Milliseconds of each stage, by name.
+    memory_mb: float = 0.0  # Resident memory of this process and its capture process in 10^6 bytes.
+    sinks: tuple[SinkStatus, ...] = ()  # State of each sink.
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values for JSON, with numbers rounded to 3 decimals."""

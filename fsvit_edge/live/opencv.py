@@ -1,15 +1,26 @@
-"""OpenCV without its log output, and with FFmpeg's options, for the sources and sinks that use it."""
+"""Opens and reads videos, cameras and streams with OpenCV: with time limits, safe FFmpeg options, and no log output."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import cv2
+import numpy as np
+import numpy.typing as npt
 
+from fsvit_edge.live.sources.base import DEFAULT_FPS, Flip
+
+# FFmpeg probes a stream for up to 5 s before it returns the first frame; 1 s is enough to find the size.
 RTSP_OPTIONS = "rtsp_transport;tcp|analyzeduration;1000000"
-"""FFmpeg probes a stream for up to 5 s before it returns the first frame; 1 s is enough to find the size."""
-
 _SILENT = 0  # one of OpenCV's log levels
+READ_TIMEOUT_MS = 5000  # FFmpeg gives up a read after this
+_OPEN_TIMEOUT_MS = 4500
+# Only a stream of JPEGs, and only from the network: a server must not be able to make FFmpeg read a file.
+_MJPEG = "input_format;mpjpeg|protocol_whitelist;http,https,tcp,tls"
+_FLIP_CODES = {"horizontal": 1, "vertical": 0, "both": -1}
+
+_Rgb = npt.NDArray[np.uint8]
 
 
 @contextmanager
@@ -25,12 +36,10 @@ def quiet_opencv() -> Iterator[None]:
 
 @contextmanager
 def ffmpeg_options(options: str = RTSP_OPTIONS) -> Iterator[None]:
-    """Set FFmpeg's options while OpenCV opens a video; OpenCV takes them only from the environment.
+    """Set FFmpeg's options, "name;value|name;value", while OpenCV opens a video.
 
-    FFmpeg's log is silenced too; the first video opened settles that for the whole process.
-
-    Args:
-        options: Names and values as OpenCV parses them: "name;value|name;value".
+    It takes them only from the environment. FFmpeg's log is silenced too; the first video opened settles that for the
+    whole process.
     """
     wanted = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": options, "OPENCV_FFMPEG_LOGLEVEL": "-8"}
     before = {name: os.environ.get(name) for name in wanted}
@@ -43,3 +52,100 @@ def ffmpeg_options(options: str = RTSP_OPTIONS) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def open_video(path: str) -> cv2.VideoCapture:
+    """Open a file; `isOpened` says whether that worked."""
+    return _open_by_ffmpeg(path, RTSP_OPTIONS)
+
+
+def open_stream(address: str) -> cv2.VideoCapture:
+    """Open rtsp:// over TCP, or http:// with a stream of JPEGs; `isOpened` says whether that worked."""
+    return _open_by_ffmpeg(address, _MJPEG if address.startswith("http") else RTSP_OPTIONS)
+
+
+def open_camera(device: str, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
+    """Open a V4L2 device; `isOpened` says whether that worked. A camera uses the nearest size and rate it has."""
+    wanted = {cv2.CAP_PROP_FRAME_WIDTH: width, cv2.CAP_PROP_FRAME_HEIGHT: height, cv2.CAP_PROP_FPS: fps}
+    with quiet_opencv():
+        capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
+        _request(capture, wanted)
+        if _falls_short(capture, wanted):
+            # OpenCV prefers raw pixels, but USB 2 carries only 10 raw frames per second of 1280x720; the same camera
+            # delivers 30 as JPEGs (opencv/opencv#9540). A camera without JPEGs stays as it is.
+            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+            _request(capture, wanted)
+        # Frames in the driver's queue would be old when they are read.
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+    return capture
+
+
+def csi_pipeline(sensor: int, width: int | None, height: int | None, fps: float | None) -> str:
+    """The GStreamer pipeline of a Jetson camera; only numbers enter it."""
+    rate = 30.0 if fps is None else fps
+    numerator, denominator = (int(rate), 1) if rate == int(rate) else (round(rate * 100), 100)
+    return (
+        f"nvarguscamerasrc sensor-id={int(sensor)} ! "
+        f"video/x-raw(memory:NVMM),width={int(width or 1280)},height={int(height or 720)},"
+        f"framerate={numerator}/{denominator} ! "
+        "nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
+        "appsink drop=true max-buffers=1 sync=false"
+    )
+
+
+def open_csi(sensor: int, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
+    """Open the CSI camera of a Jetson; `isOpened` says whether that worked."""
+    with quiet_opencv():
+        return cv2.VideoCapture(csi_pipeline(sensor, width, height, fps), cv2.CAP_GSTREAMER)
+
+
+def has_gstreamer() -> bool:
+    """Whether this OpenCV was built with GStreamer; the wheels on PyPI are not."""
+    lines = (line.split() for line in cv2.getBuildInformation().splitlines())
+    return any(words[:2] == ["GStreamer:", "YES"] for words in lines)
+
+
+def declared_fps(capture: cv2.VideoCapture) -> float | None:
+    """Frames per second declared by a capture; None if the number is unusable."""
+    fps = float(capture.get(cv2.CAP_PROP_FPS))
+    return fps if math.isfinite(fps) and 0 < fps <= 1000 else None
+
+
+def read_bgr(capture: cv2.VideoCapture) -> _Rgb | None:
+    """Read one frame, (H, W, 3) uint8 BGR; None at the end or after a failure."""
+    with quiet_opencv():
+        ok, bgr = capture.read()
+    if not ok or bgr is None:
+        return None
+    return np.asarray(bgr, dtype=np.uint8)
+
+
+def read_rgb(capture: cv2.VideoCapture) -> _Rgb | None:
+    """Read one frame, (H, W, 3) uint8 RGB; None at the end or after a failure."""
+    bgr = read_bgr(capture)
+    return None if bgr is None else np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def flipped(image: _Rgb, flip: Flip) -> _Rgb:
+    """Flip a picture as `SourceOptions.flip` describes."""
+    return image if flip == "none" else np.asarray(cv2.flip(image, _FLIP_CODES[flip]), dtype=np.uint8)
+
+
+def _request(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> None:
+    for property_id, value in wanted.items():
+        if value is not None:
+            capture.set(property_id, value)
+
+
+def _falls_short(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> bool:
+    """Whether a camera delivers clearly less than requested, or fewer than 25 frames per second by default."""
+    at_least = {cv2.CAP_PROP_FPS: DEFAULT_FPS, **{name: value for name, value in wanted.items() if value is not None}}
+    # A driver that does not know its frame rate reports 0.
+    return any(0 < capture.get(property_id) < 0.9 * value for property_id, value in at_least.items())
+
+
+def _open_by_ffmpeg(target: str, options: str) -> cv2.VideoCapture:
+    # Without these, FFmpeg waits for 30 s to open and 90 s to read (measured).
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS]
+    with quiet_opencv(), ffmpeg_options(options):
+        return cv2.VideoCapture(target, cv2.CAP_FFMPEG, limits)

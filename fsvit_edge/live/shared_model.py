@@ -25,10 +25,7 @@ class LiveModel:
     """Runs requests of other threads between two frames in the thread of the loop: a model is not thread-safe.
 
     A lock would starve the other threads: if a frame is always waiting, the loop takes the lock again before they wake
-    up.
-
-    Args:
-        model: The model; the caller closes it.
+    up. The caller closes the model.
     """
 
     def __init__(self, model: FewShotModel) -> None:
@@ -58,7 +55,7 @@ class LiveModel:
 
     @property
     def supports(self) -> dict[str, tuple[CachedSupport, ...]]:
-        """The supports of each class after the latest change; read-only, and reading them does not wait for a frame."""
+        """The supports of each class after the latest change; reading them does not wait for a frame."""
         return self._supports
 
     @property
@@ -105,17 +102,10 @@ class LiveModel:
                 answer.set_exception(error)
 
     def read(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = _TIMEOUT_S) -> _Answer:
-        """Let the loop run a request that changes no class, and wait for it; from any other thread.
-
-        Args:
-            request: Takes the model; frames wait meanwhile.
-            timeout_s: Seconds to wait; a request that has not started by then never runs.
-
-        Returns:
-            What the request returns.
+        """Let the loop run a request that changes no class, and wait for its answer; from any other thread.
 
         Raises:
-            FsvitEdgeError: The run has ended, too many requests are waiting, or the time is over.
+            FsvitEdgeError: The run has ended, too many requests are waiting, or the time is over; then it never runs.
         """
         return self._ask(request, timeout_s, is_change=False)
 

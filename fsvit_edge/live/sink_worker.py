@@ -15,17 +15,11 @@ _MAX_REPORTS = 16
 
 
 class SinkWorker:
-    """Gives frames to a sink from its own thread.
+    """Gives frames to a sink, and finishes it, in its own thread.
 
     If the source is live, a new frame replaces the oldest one in a full queue, which counts as dropped. Otherwise the
-    new frame waits, and nothing is dropped.
-
-    Args:
-        sink: The sink; this thread finishes it.
-        name: Its URI, safe to print.
-        is_live: Whether the source is live.
-        on_end: Called once from the thread of the worker if the sink ends by itself: with the failure, or with None if
-            its reader is gone.
+    new frame waits, and nothing is dropped. `on_end` is called once, from this thread, if the sink ends by itself: with
+    the failure, or with None if its reader is gone.
     """
 
     def __init__(
@@ -78,13 +72,9 @@ class SinkWorker:
             self._changed.notify_all()
 
     def finish(self, timeout_s: float | None = None) -> bool:
-        """Let the sink take what is queued, and finish it.
+        """Let the sink take what is queued and finish it; return whether it did.
 
-        Args:
-            timeout_s: Seconds to wait, and queued frames are discarded; None waits as long as it takes.
-
-        Returns:
-            Whether the sink is finished.
+        With a `timeout_s` in seconds, queued frames are discarded; None waits as long as it takes.
         """
         with self._changed:
             self._finishing = True

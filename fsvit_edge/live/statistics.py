@@ -23,23 +23,16 @@ class _Ring:
         self._values[self._count % _MAX_VALUES] = value
         self._count += 1
 
-    def latest(self, count: int) -> npt.NDArray[np.float32]:
-        """The newest `count` values, newest last."""
-        count = min(count, self._count, _MAX_VALUES)
-        return self._values[np.arange(self._count - count, self._count) % _MAX_VALUES]
+    def latest(self) -> npt.NDArray[np.float32]:
+        """The values, in no order."""
+        return self._values[: self._count]
 
     def percentiles(self) -> Percentiles:
-        p50, p95, p99 = np.percentile(self.latest(_MAX_VALUES), (50, 95, 99))
-        return Percentiles(float(p50), float(p95), float(p99))
+        return Percentiles(*map(float, np.percentile(self.latest(), (50, 95, 99))))
 
 
 class RunStatistics:
-    """Counts and times of a run; one thread adds, any thread reads.
-
-    Attributes:
-        frames: Frames processed.
-        elapsed_s: Seconds from the start of the run to the end of its latest frame.
-    """
+    """Counts and times of a run; one thread adds, any thread reads. `elapsed_s` ends with the latest frame."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -60,7 +53,7 @@ class RunStatistics:
         """Frames per second over the latest 5 seconds."""
         with self._lock:
             now_s = time.monotonic() - self.started_s
-            recent = int((self._done_s.latest(_MAX_VALUES) > now_s - _RECENT_S).sum())
+            recent = int((self._done_s.latest() > now_s - _RECENT_S).sum())
         return recent / min(_RECENT_S, now_s) if now_s > 0 else 0.0
 
     @property
@@ -71,20 +64,12 @@ class RunStatistics:
 
     @property
     def latency_ms(self) -> dict[str, Percentiles]:
-        """Milliseconds of each stage over its latest 10,000 frames.
-
-        The stages are "decode", those of the prediction in order, and "sinks".
-        """
+        """Milliseconds of "decode", each stage of the prediction, and "sinks", over the latest 10,000 frames."""
         with self._lock:
             return {stage: ring.percentiles() for stage, ring in self._stage_ms.items()}
 
     def add(self, stage_ms: dict[str, float], age_ms: float) -> None:
-        """Count one frame.
-
-        Args:
-            stage_ms: Milliseconds spent in each stage, by name.
-            age_ms: Milliseconds from capture to result.
-        """
+        """Count one frame: milliseconds spent in each stage, and from capture to result."""
         with self._lock:
             for stage, ms in stage_ms.items():
                 self._stage_ms.setdefault(stage, _Ring()).add(ms)

@@ -9,26 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-TICK_S = 0.1
-"""Time between two checks of a run, in seconds."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
-HANG_MIN_S = 10.0
-"""A frame that takes less than this, in seconds, is never a hang."""
-HANG_FACTOR = 10.0
-"""A hang takes this many times longer than the slowest frame so far: a large model may need seconds per frame."""
+TICK_S = 0.1  # between two checks of a run
+INTERRUPTED = 130  # exit code after Ctrl-C
+HANG_MIN_S = 10.0  # a frame that takes less is never a hang
+HANG_FACTOR = 10.0  # times the slowest frame so far: a large model may need seconds per frame
+# TensorRT-RTX compiles and CUDA loads at the first frame, and TensorRT-RTX again for another number of classes.
 HANG_FIRST_S = 300.0
-"""The limit for a first frame, in seconds: TensorRT-RTX compiles and CUDA loads at the first frame, and TensorRT-RTX
-again for another number of classes."""
+_LOOP_GRACE_S = 1.0
 
 
 class StopRequest:
-    """Whether the run should stop, and since when.
-
-    Attributes:
-        since_s: Monotonic seconds of the first request; None before.
-        signal_number: The signal that requested it; None if it was not a signal.
-    """
+    """Whether the run should stop, since when (monotonic seconds), and the signal that requested it, if one did."""
 
     def __init__(self) -> None:
         self.since_s: float | None = None
@@ -67,23 +58,11 @@ def stop_on_signals(stop: StopRequest) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_with_ticks(work: Callable[[], None], stop: StopRequest, tick: Callable[[], None], grace_s: float) -> bool:
-    """Run `work` in a thread and call `tick` ten times per second here until the work ends.
+def run_with_ticks(work: Callable[[], None], stop: StopRequest, tick: Callable[[], None]) -> bool:
+    """Run `work` in a thread and call `tick`, which must not block, ten times per second here until the work ends.
 
     Signals reach only the main thread, and a call into OpenCV or an engine would hold them up, so the work runs in
-    another one.
-
-    Args:
-        work: Should end soon after `stop` was requested.
-        stop: The stop request.
-        tick: Must not block.
-        grace_s: Seconds that the work may take to end after the request.
-
-    Returns:
-        Whether the work has ended; False if it hangs.
-
-    Raises:
-        BaseException: Whatever `work` raised.
+    another one. Raises what `work` raises; returns False if the work hangs: 1 s after the stop request, it still runs.
     """
     raised: list[BaseException] = []
 
@@ -98,7 +77,7 @@ def run_with_ticks(work: Callable[[], None], stop: StopRequest, tick: Callable[[
     while thread.is_alive():
         thread.join(TICK_S)
         tick()
-        if stop.left_s(grace_s) == 0 and thread.is_alive():
+        if stop.left_s(_LOOP_GRACE_S) == 0 and thread.is_alive():
             return False
     if raised:
         raise raised[0]
@@ -108,29 +87,21 @@ def run_with_ticks(work: Callable[[], None], stop: StopRequest, tick: Callable[[
 class ModelWatchdog:
     """Tells a hung model from a slow one; a call into an engine can be neither interrupted nor asked for its progress.
 
-    Time is counted in checks, not by a clock: a process that was stopped or a device that slept must not look hung.
-
-    Args:
-        period_s: Seconds between two checks.
+    Time is counted in checks, one per TICK_S, not by a clock: a process that was stopped or a device that slept must
+    not look hung.
     """
 
-    def __init__(self, period_s: float) -> None:
-        self._period_s = period_s
+    def __init__(self) -> None:
         self._frame: int | None = None
         self._is_first = True
         self._checks = 0
         self._max_checks = 0
 
     def is_hung(self, frame: int | None, is_first: bool) -> bool:
-        """Check once.
+        """Check once: whether this frame has taken more than 10 s and 10 times as long as any before it.
 
-        Args:
-            frame: Number of the frame being processed; None if there is none.
-            is_first: Whether it is the first frame with the present classes.
-
-        Returns:
-            Whether the model hangs: the frame has taken more than 10 s and 10 times as long as any before it, or
-            300 s if it is the first.
+        `frame` is the number of the frame in process, or None; if it `is_first` with the present classes, the limit is
+        300 s.
         """
         if frame != self._frame:
             if self._frame is not None and not self._is_first:
@@ -138,18 +109,15 @@ class ModelWatchdog:
             self._frame, self._is_first, self._checks = frame, is_first, 0
         elif frame is not None:
             self._checks += 1
-        limit_s = HANG_FIRST_S if self._is_first else max(HANG_MIN_S, HANG_FACTOR * self._max_checks * self._period_s)
-        return self._checks * self._period_s > limit_s
+        limit_s = HANG_FIRST_S if self._is_first else max(HANG_MIN_S, HANG_FACTOR * self._max_checks * TICK_S)
+        return self._checks * TICK_S > limit_s
 
 
 def notify_systemd(*assignments: str) -> None:
-    """Send assignments such as "READY=1" to the service manager; without one, do nothing.
+    """Send assignments such as "READY=1", one line each, to the service manager; without one, do nothing.
 
     Never blocks and never raises, because a manager that does not read must not disturb the run; the sdnotify package
     blocks. The protocol is in sd_notify(3).
-
-    Args:
-        assignments: One line each; line breaks in them become spaces.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

@@ -25,17 +25,10 @@ _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class SourceAddress:
-    """A parsed source string.
-
-    Attributes:
-        kind: What opens it.
-        target: What to open: a path, a device, the number of a sensor, or an address with its password, which must
-            never be printed.
-        name: The same, safe to print.
-    """
+    """A parsed source string: the target may contain a password and is never printed; the name is safe to print."""
 
     kind: SourceKind
-    target: str = field(repr=False)
+    target: str = field(repr=False)  # a path, a device, the number of a sensor, or an address
     name: str
 
     @property
@@ -45,14 +38,7 @@ class SourceAddress:
 
 
 def parse_source(uri: str) -> SourceAddress:
-    """Parse a source string without opening anything.
-
-    Args:
-        uri: As `open_source` takes it.
-
-    Raises:
-        InputError: It cannot be a source; the message contains no password.
-    """
+    """Parse a source string, as `open_source` takes it, without opening anything; an InputError shows no password."""
     if not uri or _CONTROL_CHARACTER.search(uri):
         shown = repr(uri) if "://" not in uri else printable_address(_CONTROL_CHARACTER.sub("?", uri))
         raise InputError(f"Unsupported source {shown}; expected {_EXPECTED}.")

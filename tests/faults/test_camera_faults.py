@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
+from fsvit_edge.live.opencv import open_stream
 from fsvit_edge.live.sinks.json_lines import state_record
 from fsvit_edge.live.sinks.open import open_sink, sink_name
 from fsvit_edge.live.sources import frame_channel, live
 from fsvit_edge.live.sources.base import Source
 from fsvit_edge.live.sources.open import open_source
-from fsvit_edge.live.sources.opencv import open_stream
 from fsvit_edge.live.uri import parse_source
 from fsvit_edge.runtime.errors import FsvitEdgeError
 

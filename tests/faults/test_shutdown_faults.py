@@ -16,6 +16,7 @@ pytestmark = pytest.mark.faults
 
 Start = Callable[..., Run]
 STREAMED = ("--sink", "out.jsonl", "--sink", "out.mp4", "--sink", "http://127.0.0.1:0", "--threads", "1")
+ENDLESS_DEMO = ("demo", "--realtime", "--loop", "--max-frames", "100000")
 
 
 def is_clean(run: Run, video: bool) -> None:
@@ -30,7 +31,7 @@ def is_clean(run: Run, video: bool) -> None:
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_stop_while_frames_arrive(start_run: Start, signal_number: int) -> None:
-    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED)
+    run = start_run(*ENDLESS_DEMO, *STREAMED)
     run.wait_for(run.processed(5))
     taken_s = run.end(signal_number)
     print(f"running, signal {signal_number}: {taken_s:.2f} s")
@@ -80,8 +81,7 @@ storage.os.replace = replace
 @pytest.mark.parametrize("seconds", [0.7, 30])
 def test_stop_while_a_bank_is_saved(start_run: Start, seconds: float) -> None:
     """A short save is finished; one that hangs is given up, and the old bank is unchanged."""
-    arguments = ("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED)
-    run = start_run(*arguments, code=SLOW_SAVE.format(seconds=seconds))
+    run = start_run(*ENDLESS_DEMO, *STREAMED, code=SLOW_SAVE.format(seconds=seconds))
     page = run.page()
     run.wait_for(run.processed(3))
     with httpx.Client() as client, pytest.raises(httpx.TimeoutException):
@@ -110,9 +110,15 @@ FewShotModel.predict = predict
 """
 
 
-def test_stop_while_the_model_hangs(start_run: Start) -> None:
-    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=STUCK)
+def start_stuck(start_run: Start, code: str = "") -> Run:
+    """A run whose model hangs."""
+    run = start_run(*ENDLESS_DEMO, *STREAMED, code=STUCK + code)
     run.wait_for(lambda: (run.folder / "stuck").exists())
+    return run
+
+
+def test_stop_while_the_model_hangs(start_run: Start) -> None:
+    run = start_stuck(start_run)
     time.sleep(0.3)
     print(f"model hangs: {run.end():.2f} s")
     assert "Exiting although the model did not stop in time." in run.said()
@@ -126,8 +132,7 @@ supervision.HANG_MIN_S, supervision.HANG_FACTOR = 1.0, 0.0
 
 
 def test_a_model_that_hangs_ends_the_run(start_run: Start) -> None:
-    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=STUCK + IMPATIENT)
-    run.wait_for(lambda: (run.folder / "stuck").exists())
+    run = start_stuck(start_run, IMPATIENT)
     stuck_s = time.monotonic()
     assert run.process.wait(6) == 1
     print(f"model hangs for 1 s: ended after {time.monotonic() - stuck_s:.2f} s")
@@ -138,15 +143,14 @@ def test_a_model_that_hangs_ends_the_run(start_run: Start) -> None:
 def test_without_the_watchdog_a_hung_model_does_not_end_the_run(start_run: Start) -> None:
     """The control."""
     blind = IMPATIENT + "supervision.ModelWatchdog.is_hung = lambda self, frame, is_first: False\n"
-    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=STUCK + blind)
-    run.wait_for(lambda: (run.folder / "stuck").exists())
+    run = start_stuck(start_run, blind)
     time.sleep(4)
     assert run.process.poll() is None
     run.end()
 
 
 def test_a_run_that_was_suspended_continues(start_run: Start) -> None:
-    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=IMPATIENT)
+    run = start_run(*ENDLESS_DEMO, *STREAMED, code=IMPATIENT)
     run.wait_for(run.processed(5))
     run.process.send_signal(signal.SIGSTOP)
     time.sleep(3)
@@ -158,8 +162,7 @@ def test_a_run_that_was_suspended_continues(start_run: Start) -> None:
 
 
 def test_a_second_interrupt_exits_at_once(start_run: Start) -> None:
-    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=STUCK)
-    run.wait_for(lambda: (run.folder / "stuck").exists())
+    run = start_stuck(start_run)
     run.process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     taken_s = run.end(signal.SIGINT, within_s=0.5)
@@ -169,11 +172,10 @@ def test_a_second_interrupt_exits_at_once(start_run: Start) -> None:
 
 def test_without_our_signal_handlers_a_hung_model_blocks_the_stop(start_run: Start) -> None:
     """The control: the signal handler of Python waits for the model."""
-    python_own = STUCK + "import fsvit_edge.live.run as live_run, contextlib\n"
-    python_own += "live_run.stop_on_signals = lambda stop: contextlib.nullcontext()\n"
-    python_own += "live_run.run_with_ticks = lambda work, stop, tick, grace_s: (work(), True)[1]\n"
-    run = start_run("demo", "--realtime", "--loop", "--max-frames", "100000", *STREAMED, code=python_own)
-    run.wait_for(lambda: (run.folder / "stuck").exists())
+    python_own = "import fsvit_edge.live.loop as loop, contextlib\n"
+    python_own += "loop.stop_on_signals = lambda stop: contextlib.nullcontext()\n"
+    python_own += "loop.run_with_ticks = lambda work, stop, tick: (work(), True)[1]\n"
+    run = start_stuck(start_run, python_own)
     run.process.send_signal(signal.SIGINT)
     time.sleep(2.5)
     assert run.process.poll() is None
@@ -194,9 +196,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_ends_its_sink_with_one_message_and_the_run_continues(start_run: Start, small_disk: Path) -> None:
     run = start_run(
-        "demo", "--realtime", "--loop", "--max-frames", "100000", "--sink", "small/full.jsonl",
-        "--sink", "out.jsonl", "--health", "health.json", "--threads", "1",
-    )  # fmt: skip
+        *(*ENDLESS_DEMO, "--sink", "small/full.jsonl", "--sink", "out.jsonl"),
+        *("--health", "health.json", "--threads", "1"),
+    )
     run.wait_for(lambda: "has stopped; the run continues" in run.said())
     so_far = len(run.lines())
     run.wait_for(lambda: len(run.lines()) > so_far + 10)

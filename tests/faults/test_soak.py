@@ -95,18 +95,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.timeout(60 * MINUTES + 420)
 @pytest.mark.parametrize("camera", [5 if MINUTES < 60 else 15], indirect=True)
 def test_a_run_with_faults_does_not_grow(camera: FakeCamera, folders: tuple[Path, Path]) -> None:
-    sinks = (
-        "--sink",
-        "out.jsonl",
-        "--sink",
-        "out.mp4",
-        "--segment",
-        "20",
-        "--keep",
-        "3",
-        "--sink",
-        "http://127.0.0.1:0",
-    )
+    sinks = ("--sink", "out.jsonl", "--sink", "out.mp4", "--segment", "20", "--keep", "3")
+    sinks += ("--sink", "http://127.0.0.1:0")
     arguments = (camera.address, *sinks, "--threads", "1", "--health", "health.json", "--stats", "30")
     clean, leaking = Watched(Run(folders[0], *arguments)), Watched(Run(folders[1], *arguments, code=LEAK))
     stop = threading.Event()

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import stub_camera
+from blank import film, no_classes
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, Percentiles, SourceStatus
-from fsvit_edge.live.run import LiveRun, RunOptions, run_source
+from fsvit_edge.live.loop import LiveRun
+from fsvit_edge.live.run import RunOptions, run_source
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import Sink, SinkClosedError
 from fsvit_edge.live.sources.base import Source, SourceOptions
 from fsvit_edge.live.sources.demo import DEMO_CLASSES
-from fsvit_edge.live.sources.files import FileSource
 from fsvit_edge.live.sources.live import LiveSource, Timeouts
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.engines.choose import EngineChoice
@@ -42,8 +43,7 @@ class NoModel(LiveModel):
         super().__init__(SimpleNamespace(classes=(), bank=None))  # type: ignore[arg-type]
 
     def predict(self, rgb: np.ndarray) -> Prediction:
-        blank = np.zeros(rgb.shape[:2], np.uint8)
-        return Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), blank, None, {"encoder": 1.0})
+        return replace(no_classes(rgb.shape[:2]), latency_ms={"encoder": 1.0})
 
 
 class Collect(Sink):
@@ -63,17 +63,6 @@ class Collect(Sink):
 
     def _finish(self) -> None:
         pass
-
-
-def film(count: int, then: Exception | None = None, pause_s: float = 0.0) -> FileSource:
-    def images() -> Iterator[tuple[str, np.ndarray]]:
-        for index in range(count):
-            time.sleep(pause_s)
-            yield "film", np.full((4, 4, 3), index % 256, np.uint8)
-        if then is not None:
-            raise then
-
-    return FileSource(images(), name="film")
 
 
 def run(source: Source, sinks: list[Sink], **options: Any) -> tuple[LiveRun, list[str]]:

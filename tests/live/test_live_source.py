@@ -10,15 +10,21 @@ import numpy as np
 import psutil
 import pytest
 import stub_camera
+from blank import until
 
+from fsvit_edge.live import opencv
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.sources import capture_process, frame_channel, live, opencv
+from fsvit_edge.live.sources import capture_process, frame_channel, live
 from fsvit_edge.live.sources.base import EndOfSourceError, SourceOptions
-from fsvit_edge.live.sources.frame_channel import SAFE_FRAMES, FrameReader, FrameSender, FrameWriter
+from fsvit_edge.live.sources.frame_channel import SAFE_FRAMES, FrameReader, FrameSender
 from fsvit_edge.live.sources.live import LiveSource, Timeouts
-from fsvit_edge.live.uri import SourceAddress
+from fsvit_edge.live.uri import SourceAddress, SourceKind
 from fsvit_edge.runtime.errors import SourceError
 
+CAM = SourceAddress("rtsp", "x", "cam")
+NO_OPTIONS = SourceOptions()
+Captured = tuple[list[dict[str, Any]], str]
+Capture = Callable[..., Captured]
 ADDRESS = SourceAddress("csi", "0", "stub")
 QUICK = Timeouts(open_s=1.5, first_frame_s=0.4, frame_s=0.4, delays_s=(0.05, 0.1))
 
@@ -31,14 +37,6 @@ def next_frame(source: LiveSource) -> Frame:
     frame = source.read(5)
     assert frame is not None, source.status
     return frame
-
-
-def until(condition: Callable[[], bool], within_s: float = 5) -> float:
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < within_s
-        time.sleep(0.002)
-    return time.monotonic() - started
 
 
 def test_only_the_newest_frame_can_be_read_and_all_others_are_counted_as_dropped() -> None:
@@ -206,19 +204,15 @@ def test_iterating_does_not_wait_forever(monkeypatch: pytest.MonkeyPatch) -> Non
         next(source)
 
 
-def test_a_slot_stays_intact_for_the_promised_number_of_frames() -> None:
+def test_a_slot_stays_intact_for_the_promised_number_of_frames(pipe: tuple[int, int]) -> None:
     memory = os.memfd_create("test")
-    writer, reader = FrameWriter(memory), FrameReader(os.dup(memory))
-    offsets = []
+    sender, reader = FrameSender(memory, pipe[1]), FrameReader(memory)
     for number in range(SAFE_FRAMES + 2):
-        offset, slot = writer.slot(3, 5)
-        slot[:] = number
-        offsets.append(offset)
+        sender.slot(3, 5)[:] = number
         if number == SAFE_FRAMES:
-            assert np.all(reader.copy(offsets[0], 3, 5) == 0)
-    assert np.all(reader.copy(offsets[0], 3, 5) == SAFE_FRAMES + 1)  # and not longer: readers must check
+            assert np.all(reader.copy(0, 3, 5) == 0)
+    assert np.all(reader.copy(0, 3, 5) == SAFE_FRAMES + 1)  # and not longer: readers must check
     reader.close()
-    os.close(memory)
 
 
 # ------------------------------------------------------------------------------------------- the capture process
@@ -278,44 +272,47 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def capture(
-    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], address: SourceAddress, options: SourceOptions, fake: object
-) -> tuple[list[dict[str, Any]], str]:
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> Capture:
     """Run the loop of the capture process here; return its messages and how it ended."""
-    monkeypatch.setattr(cv2, "VideoCapture", fake)
-    memory = os.memfd_create("test")
-    ended = ""
-    try:
-        capture_process.capture(address, options, FrameSender(memory, pipe[1]))
-    except (SourceError, cv2.error) as error:
-        ended = str(error)
-    os.set_blocking(pipe[0], False)
-    said = [json.loads(line) for line in os.read(pipe[0], 1 << 16).splitlines()]
-    os.close(memory)
-    return said, ended
+
+    def run(fake: object, address: SourceAddress = CAM, options: SourceOptions = NO_OPTIONS) -> Captured:
+        monkeypatch.setattr(cv2, "VideoCapture", fake)
+        memory = os.memfd_create("test")
+        ended = ""
+        try:
+            capture_process.capture(address, options, FrameSender(memory, pipe[1]))
+        except (SourceError, cv2.error) as error:
+            ended = str(error)
+        os.set_blocking(pipe[0], False)
+        said = [json.loads(line) for line in os.read(pipe[0], 1 << 16).splitlines()]
+        os.close(memory)
+        return said, ended
+
+    return run
 
 
 @pytest.mark.parametrize("then", [gone, late])
 def test_a_read_that_fails_or_is_late_ends_the_source(
-    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], then: Callable[[], tuple[bool, np.ndarray | None]]
+    monkeypatch: pytest.MonkeyPatch, capture: Capture, then: Callable[[], tuple[bool, np.ndarray | None]]
 ) -> None:
     monkeypatch.setattr(capture_process, "STALL_S", 0.05)
-    said, ended = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), FakeCapture(3, then))
+    said, ended = capture(FakeCapture(3, then))
     assert [message["frame"]["number"] for message in said[1:]] == [0, 1, 2]
     assert ended == "cam stopped delivering frames; check the camera and its connection."
 
 
-def test_a_driver_that_raises_ends_the_capture(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
-    _, ended = capture(monkeypatch, pipe, SourceAddress("camera", "x", "cam"), SourceOptions(), FakeCapture(1, broken))
+def test_a_driver_that_raises_ends_the_capture(capture: Capture) -> None:
+    _, ended = capture(FakeCapture(1, broken), SourceAddress("camera", "x", "cam"))
     assert "driver" in ended
 
 
-def test_old_frames_that_arrive_in_a_rush_are_skipped(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
+def test_old_frames_that_arrive_in_a_rush_are_skipped(monkeypatch: pytest.MonkeyPatch, capture: Capture) -> None:
     rush = FakeCapture(200, gone, pause_s=0.0)
     monkeypatch.setattr(capture_process, "CATCH_UP_S", 60.0)
-    said, _ = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), rush)
+    said, _ = capture(rush)
     assert said == [{"opened": 30.0}]
-    said, _ = capture(monkeypatch, pipe, SourceAddress("rtsp", "x", "cam"), SourceOptions(), FakeCapture(4, gone))
+    said, _ = capture(FakeCapture(4, gone))
     assert len(said) == 5  # no frame is skipped that had to be waited for
 
 
@@ -329,12 +326,10 @@ def test_identical_pixels_are_frozen_after_five_seconds_until_they_change() -> N
     assert is_frozen(still, 16 * second)
 
 
-def test_a_camera_is_opened_with_v4l2_only_at_the_requested_size_and_rate(
-    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
-) -> None:
+def test_a_camera_is_opened_with_v4l2_only_at_the_requested_size_and_rate(capture: Capture) -> None:
     fake = FakeCapture(1, gone)
     options = SourceOptions(width=1280, height=720, fps=15)
-    capture(monkeypatch, pipe, SourceAddress("camera", "/dev/video9", "9"), options, fake)
+    capture(fake, SourceAddress("camera", "/dev/video9", "9"), options)
     assert fake.arguments == ("/dev/video9", cv2.CAP_V4L2)
     assert fake.set_values[cv2.CAP_PROP_FRAME_WIDTH] == 1280
     assert fake.set_values[cv2.CAP_PROP_FRAME_HEIGHT] == 720
@@ -390,11 +385,11 @@ def test_jpegs_are_requested_if_raw_pixels_are_too_slow(
     ],
 )
 def test_a_stream_is_opened_with_ffmpeg_and_timeouts_and_the_environment_is_restored(
-    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], kind: str, target: str, options: str
+    monkeypatch: pytest.MonkeyPatch, capture: Capture, kind: SourceKind, target: str, options: str
 ) -> None:
     monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "mine")
     fake = FakeCapture(1, gone)
-    capture(monkeypatch, pipe, SourceAddress(kind, target, "cam"), SourceOptions(), fake)  # type: ignore[arg-type]
+    capture(fake, SourceAddress(kind, target, "cam"))
     assert fake.arguments[:2] == (target, cv2.CAP_FFMPEG)
     limits = fake.arguments[2]
     assert isinstance(limits, list)
@@ -404,15 +399,6 @@ def test_a_stream_is_opened_with_ffmpeg_and_timeouts_and_the_environment_is_rest
     assert fake.transport.startswith(options)
     assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "mine"
     assert "OPENCV_FFMPEG_LOGLEVEL" not in os.environ
-
-
-@pytest.mark.parametrize(
-    ("flip", "corner"), [("none", (0, 0)), ("horizontal", (0, 5)), ("vertical", (3, 0)), ("both", (3, 5))]
-)
-def test_a_flip_moves_the_corner(flip: str, corner: tuple[int, int]) -> None:
-    image = np.zeros((4, 6, 3), np.uint8)
-    image[0, 0] = 255
-    assert opencv.flipped(image, flip)[corner].max() == 255  # type: ignore[arg-type]
 
 
 def test_only_numbers_enter_a_pipeline() -> None:

@@ -1,24 +1,11 @@
-from collections.abc import Iterator
-
 import numpy as np
-import pytest
+from blank import film
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.loop import run_loop
 from fsvit_edge.live.sources.files import FileSource
 from fsvit_edge.live.statistics import RunStatistics
-from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
 from fsvit_edge.runtime.prediction import Prediction
-
-
-def source(count: int, then: BaseException | None = None) -> FileSource:
-    def images() -> Iterator[tuple[str, np.ndarray]]:
-        for index in range(count):
-            yield "test", np.full((8, 8, 3), index, np.uint8)
-        if then is not None:
-            raise then
-
-    return FileSource(images(), name="test")
 
 
 def predict(rgb: np.ndarray) -> Prediction:
@@ -39,26 +26,26 @@ class Collect:
 
 def test_every_frame_is_delivered_in_order_with_its_own_prediction() -> None:
     collect, statistics = Collect(), RunStatistics()
-    run_loop(source(5), predict, collect, statistics)
+    run_loop(film(5), predict, collect, statistics)
     assert collect.seen == [0, 1, 2, 3, 4]
     assert statistics.frames == 5
 
 
 def test_no_frame_beyond_the_limit_is_read() -> None:
-    frames = source(5)
+    frames = film(5)
     run_loop(frames, predict, Collect(), RunStatistics(), max_frames=3)
     assert next(frames).index == 3
 
 
 def test_a_stop_request_ends_the_loop_between_two_frames() -> None:
     collect = Collect()
-    run_loop(source(9), predict, collect, RunStatistics(), should_stop=lambda: len(collect.seen) == 4)
+    run_loop(film(9), predict, collect, RunStatistics(), should_stop=lambda: len(collect.seen) == 4)
     assert collect.seen == [0, 1, 2, 3]
 
 
 def test_other_threads_get_a_turn_before_each_frame_and_while_none_arrives() -> None:
     turns = []
-    run_loop(source(3), predict, Collect(), RunStatistics(), between_frames=lambda: turns.append(1))
+    run_loop(film(3), predict, Collect(), RunStatistics(), between_frames=lambda: turns.append(1))
     assert len(turns) == 4  # the last one before the end
 
     class Silent(FileSource):
@@ -72,17 +59,9 @@ def test_other_threads_get_a_turn_before_each_frame_and_while_none_arrives() -> 
     assert len(turns) == 5
 
 
-@pytest.mark.parametrize("error", [SourceError("the camera is gone"), InputError("a bad picture")])
-def test_errors_of_the_source_are_raised(error: FsvitEdgeError) -> None:
-    collect = Collect()
-    with pytest.raises(type(error), match=str(error)):
-        run_loop(source(2, error), predict, collect, RunStatistics())
-    assert collect.seen == [0, 1]
-
-
 def test_all_stages_are_timed_in_order() -> None:
     statistics = RunStatistics()
-    run_loop(source(3), predict, Collect(), statistics)
+    run_loop(film(3), predict, Collect(), statistics)
     assert list(statistics.latency_ms) == ["decode", "encode", "sinks"]
     assert vars(statistics.latency_ms["encode"]) == {"p50": 3.0, "p95": 3.0, "p99": 3.0}
     assert 0 <= statistics.latency_ms["sinks"].p50 < 100

@@ -6,16 +6,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
+from blank import blank_frame, health, no_classes, until
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health, SourceState, SourceStatus
 from fsvit_edge.live.sinks.open import open_sink, sink_name
 from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
 from fsvit_edge.runtime.prediction import Prediction
@@ -24,13 +23,7 @@ MOSQUITTO = shutil.which("mosquitto") or ("/usr/sbin/mosquitto" if Path("/usr/sb
 
 
 def frame(index: int) -> tuple[Frame, Prediction]:
-    image = np.zeros((4, 4, 3), np.uint8)
-    nothing = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((4, 4), np.uint8), None, {})
-    return Frame(image, index, "cam", 0.0, 0.0, 0.0), nothing
-
-
-def health(state: SourceState) -> Health:
-    return Health(1.0, 2.0, "boot", 9.0, "cam", SourceStatus(state, 0.0), "m", "e", "p")
+    return blank_frame(index), no_classes()
 
 
 def free_port() -> int:
@@ -53,7 +46,7 @@ class Broker:
         assert MOSQUITTO is not None
         command = [MOSQUITTO, "-c", str(self.folder / "conf")]
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        until(self.responds)
+        until(self.responds, within_s=15)
 
     def responds(self) -> bool:
         with socket.socket() as probe:
@@ -64,13 +57,6 @@ class Broker:
             self._process.terminate()
             self._process.wait()
             self._process = None
-
-
-def until(condition: Callable[[], bool], within_s: float = 15) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -112,18 +98,18 @@ def test_results_and_states_are_published(broker: Broker) -> None:
             sink.write(*frame(index))
             time.sleep(0.05)
         sink.report(health("lost"))
-        until(lambda: states(broker)[-1:] == ["lost"])
+        until(lambda: states(broker)[-1:] == ["lost"], within_s=15)
         results = [said for topic, said, _ in broker.messages if topic == "robot/cam"]
     assert [said["sequence"] for said in results] == list(range(5))
     assert results[0]["event"] == "frame"
-    until(lambda: states(broker)[-1:] == ["ended"])
+    until(lambda: states(broker)[-1:] == ["ended"], within_s=15)
     assert "connecting" in states(broker)
 
 
 CRASH = """
 import os, sys, time
 sys.path[:0] = {path!r}
-from test_mqtt_sink import frame, health
+from blank import health
 from fsvit_edge.live.sinks.open import open_sink
 sink = open_sink(sys.argv[1], 25.0)
 while not sink._client.is_connected():
@@ -138,23 +124,23 @@ os._exit(9)
 def test_a_run_that_dies_is_published_as_offline(broker: Broker) -> None:
     code = CRASH.format(path=[str(Path(__file__).parent)])
     subprocess.run([sys.executable, "-c", code, f"mqtt://127.0.0.1:{broker.port}/robot/cam"], check=False)
-    until(lambda: states(broker)[-1:] == ["offline"])
+    until(lambda: states(broker)[-1:] == ["offline"], within_s=15)
 
 
 def test_a_broker_that_returns_is_found_and_nothing_waits_meanwhile(broker: Broker) -> None:
     with open_sink(f"mqtt://127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
         client = sink._client  # type: ignore[attr-defined]
-        until(client.is_connected)
+        until(client.is_connected, within_s=15)
         assert sink.trouble == ""
         broker.stop()
-        until(lambda: not client.is_connected())
-        until(lambda: sink.trouble == "The broker does not respond; results are skipped until it does.")
+        until(lambda: not client.is_connected(), within_s=15)
+        until(lambda: sink.trouble == "The broker does not respond; results are skipped until it does.", within_s=15)
         started = time.monotonic()
         for index in range(1000):
             sink.write(*frame(index))
         assert time.monotonic() - started < 1
         broker.start()
-        until(lambda: sink.trouble == "")
+        until(lambda: sink.trouble == "", within_s=15)
         assert client.is_connected()
     assert sink.trouble == ""
 
@@ -165,7 +151,7 @@ def test_a_broker_that_refuses_gives_the_reason(broker: Broker) -> None:
     conf.write_text(conf.read_text().replace("allow_anonymous true", "allow_anonymous false"))
     broker.start()
     with open_sink(f"mqtt://me:S3cret@127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
-        until(lambda: sink.trouble != "")
+        until(lambda: sink.trouble != "", within_s=15)
         time.sleep(0.5)  # the broker also disconnects
         assert sink.trouble == "The broker refuses the connection: Not authorized."
 
@@ -174,7 +160,7 @@ def test_a_missing_broker_is_not_a_failure() -> None:
     with open_sink(f"mqtt://127.0.0.1:{free_port()}/robot/cam", 25.0) as sink:
         sink.report(health("live"))
         sink.write(*frame(0))
-        until(lambda: "does not respond" in sink.trouble)
+        until(lambda: "does not respond" in sink.trouble, within_s=15)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,16 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from blank import blank_frame, health, no_classes
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health, SourceState, SourceStatus
+from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import RecordingOptions
 from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.sinks.segments import Segments
@@ -18,24 +19,12 @@ from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.overlay import draw_state
 from fsvit_edge.runtime.pictures import read_image
-from fsvit_edge.runtime.prediction import Prediction
 
 FPS = 10.0
 
 
-def frame(index: int, at_s: float, height: int = 48, width: int = 64) -> Frame:
-    return Frame(np.full((height, width, 3), 60 + index % 100, np.uint8), index, "cam", 0.0, at_s, 1.0)
-
-
-def prediction(height: int = 48, width: int = 64) -> Prediction:
-    return Prediction(
-        (), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((height, width), np.uint8), None, {}
-    )
-
-
-def health(state: SourceState, at_s: float = 0.0, frozen: bool = False, message: str = "") -> Health:
-    status = SourceStatus(state, at_s, 5, 2, 1, frozen, message)
-    return Health(1.0, at_s, "boot", 9.0, "cam", status, "m", "e", "p", frames=3)
+def frame(index: int, at_s: float, size_hw: tuple[int, int] = (48, 64)) -> Frame:
+    return blank_frame(index, at_s, size_hw, 60 + index % 100)
 
 
 def length(path: Path) -> int:
@@ -50,7 +39,7 @@ def test_segments_are_numbered_and_the_oldest_are_deleted(tmp_path: Path, suffix
     options = RecordingOptions(segment_s=1.0, keep=2)
     with open_sink(str(tmp_path / f"out.{suffix}"), FPS, options) as sink:
         for index in range(45):
-            sink.write(frame(index, 100 + index / FPS), prediction())
+            sink.write(frame(index, 100 + index / FPS), no_classes())
     names = sorted(os.listdir(tmp_path))
     assert names == [
         f"other-000001.{suffix}", f"out-000004.{suffix}", f"out-000005.{suffix}", f"out-1.{suffix}",
@@ -61,14 +50,14 @@ def test_segments_are_numbered_and_the_oldest_are_deleted(tmp_path: Path, suffix
         lines = [(tmp_path / name).read_text().splitlines() for name in names[1:3]]
         assert [json.loads(one)["sequence"] for part in lines for one in part] == list(range(30, 45))
     with open_sink(str(tmp_path / f"out.{suffix}"), FPS, options) as sink:
-        sink.write(frame(0, 5.0), prediction())  # after a restart of the machine, its clock is behind
+        sink.write(frame(0, 5.0), no_classes())  # after a restart of the machine, its clock is behind
     assert (tmp_path / f"out-000006.{suffix}").exists()
 
 
 def test_a_frame_of_another_size_starts_a_new_segment(tmp_path: Path) -> None:
     with open_sink(str(tmp_path / "out.mp4"), FPS, RecordingOptions(segment_s=60)) as sink:
-        sink.write(frame(0, 1.0), prediction())
-        sink.write(frame(1, 1.1, 32, 40), prediction(32, 40))
+        sink.write(frame(0, 1.0), no_classes())
+        sink.write(frame(1, 1.1, (32, 40)), no_classes((32, 40)))
     assert [length(tmp_path / f"out-00000{number}.mp4") for number in (1, 2)] == [1, 1]
 
 
@@ -78,7 +67,7 @@ def test_only_the_newest_pictures_are_kept(tmp_path: Path) -> None:
     os.utime(tmp_path / "frame_000099.jpg", (1, 1))
     with open_sink(f"{tmp_path}/", FPS, RecordingOptions(keep=3)) as sink:
         for index in range(5):
-            sink.write(frame(index, index / FPS), prediction())
+            sink.write(frame(index, index / FPS), no_classes())
     expected = ["frame_000002.jpg", "frame_000003.jpg", "frame_000004.jpg", "mine.jpg"]
     assert sorted(os.listdir(tmp_path)) == expected
 
@@ -95,13 +84,13 @@ def test_only_the_newest_pictures_are_kept(tmp_path: Path) -> None:
 def test_a_live_video_lasts_as_long_as_what_it_shows(tmp_path: Path, times_s: list[float], expected: int) -> None:
     with open_sink(str(tmp_path / "out.mp4"), FPS, is_live=True) as sink:
         for index, at_s in enumerate(times_s):
-            sink.write(frame(index, 50 + at_s), prediction())
+            sink.write(frame(index, 50 + at_s), no_classes())
     assert abs(length(tmp_path / "out.mp4") - expected) <= 1
 
 
 def send(sink_uri: str, reports: list[Health]) -> None:
     with open_sink(sink_uri, FPS, is_live=True) as sink:
-        sink.write(frame(0, 10.0), prediction())
+        sink.write(frame(0, 10.0), no_classes())
         for report in reports:
             sink.report(report)
 
@@ -151,15 +140,15 @@ def test_a_state_picture_is_gray_and_contains_the_text(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("make", "reason"),
+    ("options", "reason"),
     [
-        (lambda: RecordingOptions(segment_s=0.5), "--segment must be at least 1 second, got 0.5"),
-        (lambda: RecordingOptions(keep=0), "--keep must be at least 1 file, got 0"),
+        ({"segment_s": 0.5}, "--segment must be at least 1 second, got 0.5"),
+        ({"keep": 0}, "--keep must be at least 1 file, got 0"),
     ],
 )
-def test_values_out_of_range_are_refused(make: Callable[[], RecordingOptions], reason: str) -> None:
+def test_values_out_of_range_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        make()
+        RecordingOptions(**options)
 
 
 def test_segments_continue_beyond_a_million(tmp_path: Path) -> None:

@@ -2,25 +2,17 @@ import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
 import pytest
+from blank import blank_frame, health, no_classes, until
 
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health, SourceStatus
+from fsvit_edge.live.health import Health
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import Sink, SinkClosedError
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.prediction import Prediction
 
-PREDICTION = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((2, 2), np.uint8), None, {})
-
-
-def frame(index: int) -> Frame:
-    return Frame(np.zeros((2, 2, 3), np.uint8), index, "test", 0.0, 0.0, 0.0)
-
-
-def health() -> Health:
-    return Health(0.0, 0.0, "", 0.0, "test", SourceStatus("live", 0.0), "m", "e", "p")
+PREDICTION = no_classes()
 
 
 class Gated(Sink):
@@ -62,21 +54,14 @@ def fail_with(error: Exception) -> Callable[[], None]:
     return fail
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def test_a_slow_sink_of_a_live_source_gets_the_newest_frame_and_delays_nothing() -> None:
     sink, ends = Gated(), Ends()
     worker = SinkWorker(sink, "slow", True, ends)
-    worker.put(frame(0), PREDICTION)
+    worker.put(blank_frame(0), PREDICTION)
     assert sink.taken.wait(5)
     started = time.monotonic()
     for index in range(1, 100):
-        worker.put(frame(index), PREDICTION)
+        worker.put(blank_frame(index), PREDICTION)
     assert time.monotonic() - started < 0.5
     assert worker.status.dropped == 98
     sink.gate.set()
@@ -90,10 +75,10 @@ def test_lines_of_a_live_source_wait_in_a_short_queue() -> None:
     sink = Gated()
     sink.queue_frames = 3
     worker = SinkWorker(sink, "lines", True, Ends())
-    worker.put(frame(0), PREDICTION)
+    worker.put(blank_frame(0), PREDICTION)
     assert sink.taken.wait(5)
     for index in range(1, 6):
-        worker.put(frame(index), PREDICTION)
+        worker.put(blank_frame(index), PREDICTION)
     sink.gate.set()
     worker.finish()
     assert sink.seen == [0, 3, 4, 5]
@@ -103,7 +88,7 @@ def test_lines_of_a_live_source_wait_in_a_short_queue() -> None:
 def test_no_frame_of_a_file_is_dropped_however_slow_the_sink() -> None:
     sink = Gated()
     worker = SinkWorker(sink, "file", False, Ends())
-    putting = threading.Thread(target=lambda: [worker.put(frame(index), PREDICTION) for index in range(50)])
+    putting = threading.Thread(target=lambda: [worker.put(blank_frame(index), PREDICTION) for index in range(50)])
     putting.start()
     time.sleep(0.05)
     assert putting.is_alive()  # the queue is short, so it waits
@@ -126,10 +111,10 @@ def test_a_failed_sink_reports_once_and_takes_no_more_frames(error: Exception, f
     sink, ends = Gated(fail_with(error)), Ends()
     sink.gate.set()
     worker = SinkWorker(sink, "bad", False, ends)
-    worker.put(frame(0), PREDICTION)
+    worker.put(blank_frame(0), PREDICTION)
     until(lambda: worker.has_ended)
     for index in range(20):
-        worker.put(frame(index), PREDICTION)  # would wait forever for a sink that still counted
+        worker.put(blank_frame(index), PREDICTION)  # would wait forever for a sink that still counted
     worker.finish()
     until(lambda: ends.failures == [failure])
     assert worker.status.failure == failure
@@ -150,7 +135,7 @@ def test_a_sink_that_cannot_be_finished_has_failed() -> None:
 def test_a_hung_sink_is_given_up_after_the_timeout() -> None:
     sink = Gated()
     worker = SinkWorker(sink, "hung", True, Ends())
-    worker.put(frame(0), PREDICTION)
+    worker.put(blank_frame(0), PREDICTION)
     assert sink.taken.wait(5)
     started = time.monotonic()
     assert not worker.finish(0.1)

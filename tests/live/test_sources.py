@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fsvit_edge.live.sources import demo
-from fsvit_edge.live.sources.base import SourceOptions
+from fsvit_edge.live.sources.base import Flip, SourceOptions
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.live.uri import parse_source, printable_address
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError, SourceError
@@ -326,12 +326,15 @@ def test_a_loop_repeats_without_end(tmp_path: Path) -> None:
     assert shades[6] == shades[0]
 
 
-def test_a_flip_reaches_the_frames(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flip", "corner"), [("none", (0, 0)), ("horizontal", (0, 19)), ("vertical", (9, 0)), ("both", (9, 19))]
+)
+def test_a_flip_moves_the_corner(tmp_path: Path, flip: Flip, corner: tuple[int, int]) -> None:
     image = np.zeros((10, 20, 3), np.uint8)
     image[0, 0] = 255
     Image.fromarray(image).save(tmp_path / "a.png")
-    with open_source(str(tmp_path / "a.png"), SourceOptions(flip="both")) as source:
-        assert next(source).image[-1, -1].max() == 255
+    with open_source(str(tmp_path / "a.png"), SourceOptions(flip=flip)) as source:
+        assert next(source).image[corner].max() == 255
 
 
 def test_a_file_in_real_time_keeps_its_speed_and_is_live(tmp_path: Path) -> None:

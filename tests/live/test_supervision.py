@@ -21,32 +21,32 @@ def process(watchdog: ModelWatchdog, frames: int, checks_each: int) -> None:
 
 
 def test_a_fast_model_hangs_after_ten_seconds() -> None:
-    watchdog = ModelWatchdog(0.1)
+    watchdog = ModelWatchdog()
     process(watchdog, 5, 1)
     assert 100 <= checks_until_hung(watchdog, 5) <= 103
 
 
 def test_a_slow_model_hangs_after_ten_times_its_slowest_frame() -> None:
-    watchdog = ModelWatchdog(0.1)
+    watchdog = ModelWatchdog()
     process(watchdog, 3, 80)
     assert 780 <= checks_until_hung(watchdog, 3) <= 805
 
 
 def test_the_first_frame_may_take_minutes_and_does_not_count() -> None:
-    watchdog = ModelWatchdog(0.1)
+    watchdog = ModelWatchdog()
     assert not any(watchdog.is_hung(0, True) for _ in range(2000))
     assert 100 <= checks_until_hung(watchdog, 1) <= 103
     assert 3000 <= checks_until_hung(watchdog, 2, is_first=True) <= 3003
 
 
 def test_a_model_without_a_frame_does_not_hang() -> None:
-    watchdog = ModelWatchdog(0.1)
+    watchdog = ModelWatchdog()
     process(watchdog, 2, 1)
     assert not any(watchdog.is_hung(None, False) for _ in range(10_000))
 
 
 def test_each_frame_starts_the_count_again() -> None:
-    watchdog = ModelWatchdog(0.1)
+    watchdog = ModelWatchdog()
     process(watchdog, 2, 1)
     assert not any(watchdog.is_hung(2 + check // 50, False) for check in range(10_000))
 

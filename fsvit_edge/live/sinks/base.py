@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from types import TracebackType
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import HEALTHY, Health
@@ -37,28 +36,17 @@ class RecordingOptions:
 
 
 class Sink(ABC):
-    """Takes the frames and predictions of one run; use it as a context manager, so that its file is finished.
+    """Takes the frames and predictions of one run; use it as a context manager, so that its file is finished."""
 
-    Attributes:
-        queue_frames: Maximum number of frames of a live source that may wait for it; older ones are dropped.
-        trouble: What is wrong for now, in one sentence; empty if nothing is. A sink that gives up raises instead.
-    """
-
-    queue_frames = 1
-    trouble = ""
+    queue_frames = 1  # how many frames of a live source may wait for it; older ones are dropped
+    trouble = ""  # what is wrong for now, in one sentence; a sink that gives up raises instead
     _condition = HEALTHY
 
     def __enter__(self) -> "Sink":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Finish what was written.
-
-        Raises:
-            FsvitEdgeError: It could not be finished; not raised if another exception is already on its way.
-        """
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        """Finish what was written; an error in that does not hide one that is already on its way."""
         try:
             self._finish()
         except FsvitEdgeError:
@@ -76,12 +64,7 @@ class Sink(ABC):
         """
 
     def report(self, health: Health) -> None:
-        """Take the health of the run: about once per second, and after every change in the condition of the source.
-
-        Raises:
-            FsvitEdgeError: As in `write`.
-            SinkClosedError: As in `write`.
-        """
+        """Take the health of the run: about once per second, and after every change in the condition of the source."""
         condition = health.source_status.condition
         if condition != self._condition:
             self._condition = condition

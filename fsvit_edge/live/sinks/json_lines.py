@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.prediction import Prediction
 
-_QUEUE_FRAMES = 8
 _STATE_FIELDS = (
     *("state", "is_frozen", "message", "source", "wall_time_s", "monotonic_s", "boot_id"),
     *("captured", "dropped", "reconnects", "frames"),
@@ -80,23 +80,8 @@ def json_line(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
-class JsonLinesSink(Sink):
-    """Lines in a file, or in numbered files.
-
-    Lines of a live source are appended to an existing file, because what it showed before does not come again, and a
-    service that restarts a run continues the file. Lines of other sources replace the file.
-
-    Args:
-        path: The file.
-        options: How long a file lasts and how many to keep.
-        is_live: Whether the source is live.
-    """
-
-    queue_frames = _QUEUE_FRAMES
-
-    def __init__(self, path: Path, options: RecordingOptions, is_live: bool) -> None:
-        self._segments = Segments(path, options) if options.segment_s is not None else None
-        self._file: _LineFile | None = None if self._segments else _LineFile(path, appends=is_live)
+class _LinesSink(Sink):
+    queue_frames = 8
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Write the line of a frame."""
@@ -104,6 +89,21 @@ class JsonLinesSink(Sink):
 
     def _write_state(self, health: Health) -> None:
         self._write(json_line(state_record(health)), health.monotonic_s)
+
+    @abstractmethod
+    def _write(self, line: bytes, now_s: float) -> None: ...
+
+
+class JsonLinesSink(_LinesSink):
+    """Lines in a file, or in numbered files.
+
+    Lines of a live source are appended to an existing file, because what it showed before does not come again, and a
+    service that restarts a run continues the file. Lines of other sources replace the file.
+    """
+
+    def __init__(self, path: Path, options: RecordingOptions, is_live: bool) -> None:
+        self._segments = Segments(path, options) if options.segment_s is not None else None
+        self._file: _LineFile | None = None if self._segments else _LineFile(path, appends=is_live)
 
     def _write(self, line: bytes, now_s: float) -> None:
         if self._segments is not None and (self._file is None or self._segments.is_full(now_s)):
@@ -162,19 +162,10 @@ def _complete_last_line(path: Path) -> None:
             file.write(b"\n")
 
 
-class StandardOutputSink(Sink):
+class StandardOutputSink(_LinesSink):
     """Lines on standard output."""
 
-    queue_frames = _QUEUE_FRAMES
-
-    def write(self, frame: Frame, prediction: Prediction) -> None:
-        """Write the line of a frame."""
-        self._write(json_line(frame_record(frame, prediction)))
-
-    def _write_state(self, health: Health) -> None:
-        self._write(json_line(state_record(health)))
-
-    def _write(self, line: bytes) -> None:
+    def _write(self, line: bytes, _now_s: float) -> None:
         try:
             sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()

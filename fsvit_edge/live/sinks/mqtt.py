@@ -21,14 +21,8 @@ class MqttSink(Sink):
 
     A missing broker is trouble, not a failure: paho's thread reconnects by itself, after 1 s at first and up to 30 s. A
     result is skipped while the one before is still unsent, so a slow network means fewer results, never older ones. If
-    the run dies, the broker itself publishes {"event": "state", "state": "offline"}.
-
-    Args:
-        uri: The address; its user name and password are never printed.
-
-    Raises:
-        InputError: The address is invalid.
-        EnvironmentLacksError: paho-mqtt is not installed.
+    the run dies, the broker itself publishes {"event": "state", "state": "offline"}. The user name and the password in
+    `uri` are never printed.
     """
 
     def __init__(self, uri: str) -> None:

@@ -9,10 +9,9 @@ import re
 from pathlib import Path
 
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink
+from fsvit_edge.live.sinks.drawn import PictureSink, VideoSink
 from fsvit_edge.live.sinks.json_lines import JsonLinesSink, StandardOutputSink
 from fsvit_edge.live.sinks.mqtt import MqttSink
-from fsvit_edge.live.sinks.picture_folder import PictureSink
-from fsvit_edge.live.sinks.video import VideoSink
 from fsvit_edge.live.uri import printable, printable_address
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 

@@ -11,11 +11,8 @@ _DIGITS = 6
 class Segments:
     """Names the files and deletes old ones; the numbers continue those of an earlier run.
 
-    The names contain numbers, not times, because a device without a battery starts in 1970.
-
-    Args:
-        path: "out.mp4" gives "out-000001.mp4" and so on.
-        options: How long a file lasts and how many to keep.
+    The names contain numbers, not times, because a device without a battery starts in 1970. "out.mp4" gives
+    "out-000001.mp4" and so on.
     """
 
     def __init__(self, path: Path, options: RecordingOptions) -> None:
@@ -25,21 +22,13 @@ class Segments:
         self._number = max((number for number, _ in self._existing()), default=0)
 
     def start(self, now_s: float) -> Path:
-        """Name the next file.
-
-        Args:
-            now_s: Monotonic seconds.
-        """
+        """Name the next file, which starts at this monotonic second."""
         self._started_s = now_s
         self._number += 1
         return self._path.with_name(f"{self._path.stem}-{self._number:0{_DIGITS}d}{self._path.suffix}")
 
     def is_full(self, now_s: float) -> bool:
-        """Whether the current file has reached its length.
-
-        Args:
-            now_s: Monotonic seconds.
-        """
+        """Whether the current file has reached its length at this monotonic second."""
         length_s = self._options.segment_s
         return length_s is not None and self._started_s is not None and now_s - self._started_s >= length_s
 

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal
 
 from fsvit_edge.live.frame import Frame
@@ -13,10 +12,8 @@ from fsvit_edge.runtime.errors import InputError, SourceError
 Flip = Literal["none", "horizontal", "vertical", "both"]
 FLIPS: tuple[Flip, ...] = ("none", "horizontal", "vertical", "both")
 
-DEFAULT_FPS = 25.0
-"""Frames per second of a source that declares none."""
-MAX_WAIT_S = 20.0
-"""How long iterating over a live source waits for a frame, in seconds."""
+DEFAULT_FPS = 25.0  # of a source that declares none
+MAX_WAIT_S = 20.0  # how long iterating over a live source waits for a frame
 _MAX_SIDE_PX = 16384
 
 
@@ -58,29 +55,16 @@ class SourceOptions:
 
 
 class Source(ABC):
-    """An open source: read its frames, once. As a context manager, it closes itself.
+    """An open source: read its frames, once. As a context manager, it closes itself."""
 
-    Attributes:
-        name: The source, safe to print: without the user name and password of a stream.
-        is_live: Whether frames arrive at their own pace and are lost if nobody reads them.
-        fps: Frames per second declared by the source; None if it declares none.
-        num_frames: Number of frames declared by a video, which can be wrong; None if it declares none.
-    """
-
-    name: str
-    is_live: bool
-    fps: float | None
-    num_frames: int | None
+    name: str  # safe to print: without the user name and password of a stream
+    is_live: bool  # whether frames arrive at their own pace and are lost if nobody reads them
+    fps: float | None  # declared by the source; None if it declares none
+    num_frames: int | None  # declared by a video, which can be wrong; None if it declares none
 
     @abstractmethod
     def read(self, timeout_s: float) -> Frame | None:
-        """Read the next frame; from a live source, the newest one that was not read yet.
-
-        Args:
-            timeout_s: How many seconds to wait for a live source; a file takes the time it needs.
-
-        Returns:
-            The frame; None if there was none in time.
+        """Read the next frame; from a live source, the newest one that was not read yet, or None after `timeout_s`.
 
         Raises:
             EndOfSourceError: There are no more frames.
@@ -105,21 +89,14 @@ class Source(ABC):
     def __enter__(self) -> "Source":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[Frame]:
         return self
 
     def __next__(self) -> Frame:
-        """Read the next frame.
-
-        Raises:
-            InputError: A picture in the folder cannot be used.
-            SourceError: A video contains no frame, or a live source has delivered none for 20 s.
-        """
+        """Read the next frame; raises like `read`, and SourceError if a live source has delivered none for 20 s."""
         try:
             frame = self.read(timeout_s=MAX_WAIT_S)
         except EndOfSourceError:

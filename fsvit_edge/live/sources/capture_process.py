@@ -16,10 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
-from fsvit_edge.live.sources.files import open_file
-from fsvit_edge.live.sources.frame_channel import FrameSender
-from fsvit_edge.live.sources.opencv import (
+from fsvit_edge.live.opencv import (
     READ_TIMEOUT_MS,
     declared_fps,
     flipped,
@@ -28,16 +25,17 @@ from fsvit_edge.live.sources.opencv import (
     open_stream,
     read_bgr,
 )
+from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
+from fsvit_edge.live.sources.files import open_file
+from fsvit_edge.live.sources.frame_channel import FrameSender
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import FsvitEdgeError, SourceError
 
-FROZEN_S = 5.0
-"""Identical pixels for this long, in seconds, mean a frozen camera: a real sensor has noise."""
+FROZEN_S = 5.0  # identical pixels for this long mean a frozen camera: a real sensor has noise
+# A read that takes this long counts as the end, whatever it returns: FFmpeg answers a frozen stream twice with
+# "success" and an old frame before it reports the timeout (measured).
 STALL_S = 0.9 * READ_TIMEOUT_MS / 1e3
-"""A read that takes this long, in seconds, counts as the end, whatever it returns: FFmpeg answers a frozen stream twice
-with "success" and an old frame before it reports the timeout (measured)."""
-CATCH_UP_S = 5.0
-"""How long old frames at the start may be skipped, in seconds."""
+CATCH_UP_S = 5.0  # how long old frames at the start may be skipped
 
 _Bgr = npt.NDArray[np.uint8]
 
@@ -69,12 +67,7 @@ def _exit_with_run() -> None:
 
 
 def capture(address: SourceAddress, options: SourceOptions, sender: FrameSender) -> None:
-    """Send the frames of a camera or stream until it fails.
-
-    Raises:
-        SourceError: It cannot be opened, or stopped delivering frames.
-        BrokenPipeError: The run has ended.
-    """
+    """Send the frames of a camera or stream until it fails, with SourceError, or the run ends, with BrokenPipeError."""
     video = _open(address, options)
     fps = declared_fps(video)
     sender.send(opened=fps)

@@ -31,12 +31,9 @@ _Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class DemoSupport:
-    """One picture to enroll.
+    """One picture to enroll: (H, W, 3) uint8 RGB.
 
-    Attributes:
-        name: The class, one of DEMO_CLASSES.
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool, True on the object; None if the demo enrolls the class from its name alone.
+    The mask is (H, W) bool, True on the object; None if the demo enrolls the class from its name alone.
     """
 
     name: str
@@ -154,55 +151,27 @@ class PhotoStrip:
 
 
 def demo_length() -> int:
-    """Number of frames in one round of the tour.
-
-    Raises:
-        EnvironmentLacksError: scikit-image or one of its photographs is missing.
-    """
+    """Number of frames in one round of the tour; EnvironmentLacksError if scikit-image or a photograph is missing."""
     return len(photo_strip().path)
 
 
 def demo_frame(index: int) -> npt.NDArray[np.uint8]:
-    """Render one frame of the tour.
-
-    Args:
-        index: From 0; the frames repeat after one round.
-
-    Returns:
-        (360, 640, 3) uint8 RGB.
-
-    Raises:
-        EnvironmentLacksError: scikit-image or one of its photographs is missing.
-    """
+    """Render one frame of the tour, (360, 640, 3) uint8 RGB; the frames repeat after one round."""
     strip = photo_strip()
     return _render(strip.rgb, strip.path[index % len(strip.path)], cv2.INTER_LINEAR)
 
 
 def demo_truth(index: int) -> npt.NDArray[np.uint8]:
-    """Render the ground truth of one frame of the tour, from the outlines drawn by hand.
+    """Render the ground truth of a frame, from the outlines drawn by hand.
 
-    Args:
-        index: As in `demo_frame`.
-
-    Returns:
-        (360, 640) uint8: 0 is background, i + 1 is DEMO_CLASSES[i].
-
-    Raises:
-        EnvironmentLacksError: scikit-image or one of its photographs is missing.
+    It is (360, 640) uint8: 0 is background, i + 1 is DEMO_CLASSES[i].
     """
     strip = photo_strip()
     return _render(strip.labels, strip.path[index % len(strip.path)], cv2.INTER_NEAREST)
 
 
 def demo_supports() -> list[DemoSupport]:
-    """The pictures to enroll: views of the photographs that the tour does not show, in different light.
-
-    Returns:
-        The supports in the order of DEMO_CLASSES; "motorcycle" has no mask and is enrolled from its name alone.
-
-    Raises:
-        EnvironmentLacksError: scikit-image or one of its photographs is missing.
-    """
+    """The pictures to enroll, in the order of DEMO_CLASSES: views that the tour does not show, in different light."""
     return [_support(view) for view in SUPPORT_VIEWS]
 
 
@@ -221,11 +190,7 @@ def _support(wanted: SupportView) -> DemoSupport:
 
 @functools.lru_cache(maxsize=1)
 def photo_strip() -> PhotoStrip:
-    """Build the strip and the path of the camera, once.
-
-    Raises:
-        EnvironmentLacksError: scikit-image or one of its photographs is missing.
-    """
+    """Build the strip and the path of the camera, once."""
     pieces, label_pieces, views = [], [], []
     left = 0.0
     for stop in TOUR:
@@ -289,11 +254,7 @@ def outline_mask(name: str, size_hw: tuple[int, int], scale: float) -> npt.NDArr
 
 @functools.lru_cache(maxsize=16)
 def photograph(name: str) -> _Rgb:
-    """Read a photograph of scikit-image, (H, W, 3) uint8 RGB.
-
-    Raises:
-        EnvironmentLacksError: scikit-image or the photograph is missing.
-    """
+    """Read a photograph of scikit-image, (H, W, 3) uint8 RGB."""
     # Read as a file: the functions in skimage.data copy to a cache and may download.
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import SourceStatus
+from fsvit_edge.live.opencv import declared_fps, flipped, open_video, read_rgb
 from fsvit_edge.live.sources.base import EndOfSourceError, Source, SourceOptions
 from fsvit_edge.live.sources.demo import DEMO_FPS, demo_frame, demo_length
-from fsvit_edge.live.sources.opencv import declared_fps, flipped, open_video, read_rgb
 from fsvit_edge.live.uri import SourceAddress, printable
 from fsvit_edge.runtime.errors import InputError, SourceError
 from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, pictures_in, read_image
@@ -27,15 +27,7 @@ Images = Generator[tuple[str, npt.NDArray[np.uint8]], None, None]
 
 
 class FileSource(Source):
-    """A source that waits for its reader.
-
-    Args:
-        images: Yields the frames.
-        name: As in `Source`.
-        fps: As in `Source`.
-        num_frames: As in `Source`.
-        close: Releases what `images` reads from.
-    """
+    """A source that waits for its reader; `release` closes what `images` reads from."""
 
     is_live = False
 
@@ -46,13 +38,10 @@ class FileSource(Source):
         name: str,
         fps: float | None = None,
         num_frames: int | None = None,
-        close: Callable[[], None] | None = None,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        self.name = printable(name)
-        self.fps = fps
-        self.num_frames = num_frames
-        self._images = images
-        self._close = close
+        self.name, self.fps, self.num_frames = printable(name), fps, num_frames
+        self._images, self._release = images, release
         self._opened_s = time.monotonic()
         self._count = 0
 
@@ -75,16 +64,11 @@ class FileSource(Source):
     def close(self) -> None:
         """Release the file."""
         self._images.close()
-        if self._close is not None:
-            self._close()
+        self._release()
 
 
 def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
-    """Open a picture, folder, video or the demo.
-
-    Args:
-        address: Of kind "path" or "demo".
-        options: Only `flip` and `loop` apply. The demo never ends, with or without `loop`.
+    """Open a picture, folder, video or the demo; of the options only `flip` and `loop` apply. The demo never ends.
 
     Raises:
         InputError: The path is not a picture, folder or video, or a folder has no pictures.
@@ -118,20 +102,17 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
     frames = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     num_frames = int(frames) if 1 <= frames < _MAX_FRAMES and not options.loop else None
     fps = declared_fps(capture)
-    opened = [capture]  # for the first round; later rounds open the file again, because not every format can rewind
+    unread = [capture]  # later rounds open the file again, because not every format can rewind
 
     def play() -> Images:
-        video = opened.pop() if opened else open_video(str(path.resolve()))
+        video = unread.pop() if unread else open_video(str(path.resolve()))
         try:
             yield from _video(video, uri)
         finally:
             video.release()
 
-    def close() -> None:
-        for video in opened:
-            video.release()
-
-    return FileSource(_repeated(play, options), name=uri, fps=fps, num_frames=num_frames, close=close)
+    images = _repeated(play, options)
+    return FileSource(images, name=uri, fps=fps, num_frames=num_frames, release=capture.release)
 
 
 def _repeated(play: Callable[[], Images], options: SourceOptions) -> Images:

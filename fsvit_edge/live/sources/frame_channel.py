@@ -22,89 +22,40 @@ import numpy as np
 import numpy.typing as npt
 
 _SLOTS = 4
-SAFE_FRAMES = _SLOTS - 1
-"""The pixels of a frame stay intact until this many newer frames have been announced."""
+SAFE_FRAMES = _SLOTS - 1  # the pixels of a frame stay intact until this many newer ones have been announced
 
 _Rgb = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class SharedFrame:
-    """A frame in the shared memory.
+    """A frame in the shared memory."""
 
-    Attributes:
-        number: Position among the frames of its process, from 0.
-        offset: Position in the memory in bytes.
-        height: Pixels.
-        width: Pixels.
-        captured_ns: Monotonic nanoseconds at capture.
-        decode_ms: Milliseconds spent waiting, reading and decoding.
-        is_frozen: Whether the same pixels have been repeated for long.
-    """
-
-    number: int
-    offset: int
+    number: int  # position among the frames of its process, from 0
+    offset: int  # position in the memory in bytes
     height: int
     width: int
-    captured_ns: int
-    decode_ms: float
+    captured_ns: int  # monotonic
+    decode_ms: float  # waiting, reading and decoding
     is_frozen: bool = False
 
 
-class FrameWriter:
-    """The memory as the capture process sees it.
-
-    Args:
-        descriptor: File descriptor of a memfd; its size is set here.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._memory: mmap.mmap | None = None
-        self._start = 0
-        self._slot_bytes = 0
-        self._next = 0
-
-    def slot(self, height: int, width: int) -> tuple[int, _Rgb]:
-        """Take the next slot: its offset and a (height, width, 3) uint8 view to fill."""
-        needed = height * width * 3
-        if self._memory is None or needed > self._slot_bytes:
-            # After the present slots: the run may be copying from them.
-            self._start += self._slot_bytes * _SLOTS
-            self._slot_bytes = -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
-            total = self._start + self._slot_bytes * _SLOTS
-            os.ftruncate(self._descriptor, total)
-            self._memory = mmap.mmap(self._descriptor, total)
-        offset = self._start + self._next * self._slot_bytes
-        self._next = (self._next + 1) % _SLOTS
-        view = np.frombuffer(self._memory, np.uint8, needed, offset)
-        return offset, view.reshape(height, width, 3)
-
-
 class FrameReader:
-    """The memory as the run sees it.
-
-    Args:
-        descriptor: File descriptor of the memfd; closed by `close`.
-    """
+    """The memory as the run sees it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._memory: mmap.mmap | None = None
 
     def copy(self, offset: int, height: int, width: int) -> _Rgb:
-        """Copy a frame, (height, width, 3) uint8.
-
-        Raises:
-            ValueError: The memory has no such place.
-        """
+        """Copy a frame, (height, width, 3) uint8."""
         end = offset + height * width * 3
         if self._memory is None or end > len(self._memory):
             if self._memory is not None:
                 self._memory.close()
             self._memory = mmap.mmap(self._descriptor, os.fstat(self._descriptor).st_size, prot=mmap.PROT_READ)
-        view = np.frombuffer(self._memory, np.uint8, height * width * 3, offset)
-        return np.array(view.reshape(height, width, 3))
+        pixels = np.frombuffer(self._memory, np.uint8, height * width * 3, offset)
+        return np.array(pixels.reshape(height, width, 3))
 
     def close(self) -> None:
         """Release the memory."""
@@ -116,23 +67,34 @@ class FrameReader:
 class FrameSender:
     """The end of the channel in the capture process; never waits for a slow reader.
 
-    Args:
-        memory: File descriptor of the memfd.
-        pipe: File descriptor of the pipe.
+    `memory` is the file descriptor of a memfd, whose size is set here, and `pipe` that of the pipe.
     """
 
     def __init__(self, memory: int, pipe: int) -> None:
-        self._writer = FrameWriter(memory)
+        self._descriptor = memory
         self._pipe = pipe
+        self._memory: mmap.mmap | None = None
+        self._start = 0
+        self._slot_bytes = 0
+        self._next_slot = 0
         self._number = 0
-        self._place = (0, 0, 0)
+        self._place = (0, 0, 0)  # offset, height and width of the slot that was taken last
         os.set_blocking(pipe, False)
 
     def slot(self, height: int, width: int) -> _Rgb:
         """Take the place of the next frame: a (height, width, 3) uint8 view to fill."""
-        offset, view = self._writer.slot(height, width)
+        needed = height * width * 3
+        if self._memory is None or needed > self._slot_bytes:
+            # After the present slots: the run may be copying from them.
+            self._start += self._slot_bytes * _SLOTS
+            self._slot_bytes = -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
+            total = self._start + self._slot_bytes * _SLOTS
+            os.ftruncate(self._descriptor, total)
+            self._memory = mmap.mmap(self._descriptor, total)
+        offset = self._start + self._next_slot * self._slot_bytes
+        self._next_slot = (self._next_slot + 1) % _SLOTS
         self._place = (offset, height, width)
-        return view
+        return np.frombuffer(self._memory, np.uint8, needed, offset).reshape(height, width, 3)
 
     def send_frame(self, captured_ns: int, decode_ms: float, is_frozen: bool = False) -> None:
         """Announce the frame in the slot that was taken last."""
@@ -141,29 +103,17 @@ class FrameSender:
         self.send(frame=asdict(frame))
 
     def send(self, **message: Any) -> None:
-        """Send a message.
-
-        Raises:
-            BrokenPipeError: The run has ended.
-        """
+        """Send a message; BrokenPipeError means that the run has ended."""
         # A full pipe means that nobody has read for minutes. A line this short is written entirely or not at all.
         with contextlib.suppress(BlockingIOError):
             os.write(self._pipe, json.dumps(message).encode() + b"\n")
 
 
 class CaptureChild:
-    """One capture process, seen from the run: its memory and its pipe.
+    """One capture process, seen from the run: its memory and its pipe, whose descriptors are appended to the command.
 
-    Args:
-        command: What to start; the file descriptors of memory and pipe are appended.
-        request: A line for its standard input.
-
-    Attributes:
-        pipe: File descriptor to wait on for messages.
-        has_ended: Whether the process has closed its end of the pipe.
-
-    Raises:
-        OSError: No process can be started.
+    The request is a line for its standard input. `pipe` can be waited on for messages; `has_ended` says whether the
+    process has closed its end of it.
     """
 
     def __init__(self, command: Sequence[str], request: bytes) -> None:

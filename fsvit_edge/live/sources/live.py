@@ -28,19 +28,12 @@ _DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long each step of a live source may take, in seconds.
+    """How long each step of a live source may take, in seconds."""
 
-    Attributes:
-        open_s: From the start of the process until the source is open.
-        first_frame_s: From then to the first frame: an RTSP camera sends a complete picture only every few seconds.
-        frame_s: From frame to frame; a source with less than one frame per second gets three periods.
-        delays_s: Before each restart of the process; the last one repeats, and a frame starts the list again.
-    """
-
-    open_s: float = 5.0
-    first_frame_s: float = 10.0
-    frame_s: float = 2.8
-    delays_s: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)
+    open_s: float = 5.0  # from the start of the process until the source is open
+    first_frame_s: float = 10.0  # from then: an RTSP camera sends a complete picture only every few seconds
+    frame_s: float = 2.8  # from frame to frame; a source with less than one frame per second gets three periods
+    delays_s: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)  # before each restart; the last repeats, a frame starts again
 
 
 class LiveSource(Source):
@@ -48,13 +41,6 @@ class LiveSource(Source):
 
     A thread watches the capture process: it notices its end at once and silence by the monotonic clock, kills a process
     that hangs, and restarts it after 1, 2, 5, 10, 10, ... seconds, or as soon as a camera that was gone is back.
-
-    Args:
-        address: What to read.
-        options: How to read it.
-        fps: Frames per second declared by a file; a camera declares it when it is open.
-        timeouts: How long each step may take.
-        command: The capture process, which is given two file descriptors; see `capture_process`.
     """
 
     is_live = True
@@ -64,7 +50,7 @@ class LiveSource(Source):
         self,
         address: SourceAddress,
         options: SourceOptions,
-        fps: float | None = None,
+        fps: float | None = None,  # of a file; a camera declares it when it is open
         timeouts: Timeouts = Timeouts(),
         command: Sequence[str] = _COMMAND,
     ) -> None:

@@ -8,10 +8,10 @@ reads them (`capture_process`), and only the newest frame can be read (`live`).
 
 import os
 
+from fsvit_edge.live.opencv import has_gstreamer
 from fsvit_edge.live.sources.base import Source, SourceOptions
 from fsvit_edge.live.sources.files import open_file
 from fsvit_edge.live.sources.live import LiveSource
-from fsvit_edge.live.sources.opencv import has_gstreamer
 from fsvit_edge.live.uri import SourceAddress, parse_source
 from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError, SourceError
 
@@ -54,11 +54,7 @@ def open_source(uri: str, options: SourceOptions = SourceOptions()) -> Source:  
 
 
 def check_device(device: str) -> None:
-    """Refuse at the start what would otherwise stay "connecting" forever.
-
-    Raises:
-        SourceError: The device does not exist or may not be read.
-    """
+    """Refuse at the start what would otherwise stay "connecting" forever."""
     if not os.path.exists(device):
         raise SourceError(f"Camera {device} does not exist; plug it in, or list the cameras with: ls /dev/video*")
     if not os.access(device, os.R_OK | os.W_OK):

@@ -1,6 +1,9 @@
-"""A video with the results drawn in, in one file or in numbered files."""
+"""Pictures with the results drawn in: a folder of them, or a video in one file or in numbered files."""
 
+import re
 import shutil
+from abc import abstractmethod
+from collections import OrderedDict
 from pathlib import Path
 
 import cv2
@@ -14,9 +17,11 @@ from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.overlay import draw, draw_state
+from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.storage import TemporaryFile
 
+_OURS = re.compile(r"frame_[0-9]{6,}(_[a-z]+)?\.jpg")
 # The index of an mp4 file is written last; this much is reserved for it, so that a full disk does not spoil the file.
 _SPARE_BYTES = 4_000_000
 _MAX_STILL_S = 1.0  # the longest gap between two frames of a live source that is filled; a longer one is cut out
@@ -24,35 +29,62 @@ _MAX_STILL_S = 1.0  # the longest gap between two frames of a live source that i
 _Rgb = npt.NDArray[np.uint8]
 
 
-class VideoSink(Sink):
-    """A video that plays at the original speed: frames of a live source are repeated or skipped to follow the clock.
+class _DrawnSink(Sink):
+    """When the source is lost, its last picture is shown again in gray."""
 
-    Args:
-        path: The file; with segments, the numbered files are named after it.
-        fps: Frames per second of the video.
-        options: How long a file lasts and how many to keep.
-        is_live: Whether the source is live.
-    """
+    _last: Frame | None = None
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:
+        """Draw the result into the frame."""
+        self._last = frame
+        self._add(draw(frame.image, prediction), f"frame_{frame.index:06d}", frame.monotonic_s)
+
+    def _write_state(self, health: Health) -> None:
+        status = health.source_status
+        if status.state != "live" and self._last is not None:
+            picture = draw_state(self._last.image, status.state, status.message)
+            self._add(picture, f"frame_{self._last.index:06d}_{status.state}", health.monotonic_s)
+
+    @abstractmethod
+    def _add(self, picture: _Rgb, name: str, now_s: float) -> None: ...
+
+
+class PictureSink(_DrawnSink):
+    """Pictures in an existing folder, named by the index of the frame."""
+
+    def __init__(self, folder: Path, options: RecordingOptions) -> None:
+        self._folder = folder
+        self._keep = options.keep
+        # By age, because the numbers start again with every run.
+        earlier = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)] if options.keep else []
+        self._written = OrderedDict.fromkeys(sorted(earlier, key=lambda path: path.stat().st_mtime))
+
+    def _add(self, picture: _Rgb, name: str, _now_s: float) -> None:
+        path = self._folder / f"{name}.jpg"
+        write_image(path, picture)
+        if self._keep is None:
+            return
+        self._written[path] = None
+        self._written.move_to_end(path)
+        while len(self._written) > self._keep:
+            oldest, _ = self._written.popitem(last=False)
+            oldest.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        """Every picture is already complete."""
+
+
+class VideoSink(_DrawnSink):
+    """A video that plays at the original speed: frames of a live source are repeated or skipped to follow the clock."""
 
     def __init__(self, path: Path, fps: float, options: RecordingOptions, is_live: bool) -> None:
         self._fps = fps
         self._is_live = is_live
         self._segments = Segments(path, options) if options.segment_s is not None else None
-        self._last: Frame | None = None
         self._shown_until_s = 0.0
         self._file: _VideoFile | None = None if self._segments else _VideoFile(path, fps)
 
-    def write(self, frame: Frame, prediction: Prediction) -> None:
-        """Write the picture of a frame."""
-        self._last = frame
-        self._add(draw(frame.image, prediction), frame.monotonic_s)
-
-    def _write_state(self, health: Health) -> None:
-        status = health.source_status
-        if status.state != "live" and self._last is not None:
-            self._add(draw_state(self._last.image, status.state, status.message), health.monotonic_s)
-
-    def _add(self, picture: _Rgb, now_s: float) -> None:
+    def _add(self, picture: _Rgb, _name: str, now_s: float) -> None:
         file = self._file
         if self._segments is not None and (file is None or self._segments.is_full(now_s) or not file.accepts(picture)):
             self._finish()
