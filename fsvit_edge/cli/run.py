@@ -56,6 +56,13 @@ def run(
         float | None,
         typer.Option(help="Score above which a class is present, for all classes; default: the level of each class."),
     ] = None,
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="Of classes that claim the same pixels, only the likeliest is present.")
+    ] = False,
+    steady: Annotated[
+        bool | None,
+        typer.Option(help="Turn a class on after 0.3 s and off after 1 s; default: for cameras and streams."),
+    ] = None,
     width: Annotated[int | None, typer.Option(help="Frame width of a camera in pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Frame height of a camera in pixels.")] = None,
     fps: Annotated[
@@ -101,6 +108,8 @@ def run(
         threads=threads,
         bank=bank,
         level=level,
+        exclusive=exclusive,
+        steady=steady,
         max_frames=max_frames,
         stats_s=stats,
         health_file=health,

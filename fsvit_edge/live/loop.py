@@ -18,8 +18,9 @@ from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.json_lines import json_line
-from fsvit_edge.live.sources.base import EndOfSourceError, Source
+from fsvit_edge.live.sources.base import DEFAULT_FPS, EndOfSourceError, Source
 from fsvit_edge.live.statistics import RunStatistics
+from fsvit_edge.live.steady import SteadyAnswers
 from fsvit_edge.live.supervision import (
     INTERRUPTED,
     ModelWatchdog,
@@ -116,12 +117,14 @@ class LiveRun:
         say: Say,
         on_frame: OnFrame | None = None,
         *,
+        steady: bool = False,
         max_frames: int | None = None,
         stats_s: float | None = None,
         health_file: Path | None = None,
     ) -> None:
         self._source, self._model = source, model
         self._say, self._on_frame = say, on_frame
+        self._steady = SteadyAnswers() if steady else None
         self._stop = StopRequest()
         self._statistics = RunStatistics()
         self._boot_id = read_boot_id()
@@ -207,6 +210,9 @@ class LiveRun:
             self._model.close()
 
     def _deliver(self, frame: Frame, prediction: Prediction) -> None:
+        if self._steady is not None:
+            in_file_s = frame.index / (self._source.fps or DEFAULT_FPS)
+            prediction = self._steady.update(prediction, frame.monotonic_s if self._source.is_live else in_file_s)
         for worker in self._workers:
             worker.put(frame, prediction)
         if self._on_frame is not None:

@@ -36,6 +36,8 @@ class RunOptions:
         threads: Threads of the engine; None: every core.
         bank: File with the enrolled classes; None: `DEFAULT_BANK` in the current folder, if it exists.
         level: Score above which a class is present, for all classes; None: the level of each class.
+        exclusive: Whether classes that claim the same pixels exclude each other, see `FewShotModel.exclusive`.
+        steady: Whether a class turns on and off only after some time, see `SteadyAnswers`; None: for live sources.
         max_frames: Number of frames after which to stop; None continues to the end of the source, or for the demo to
             the end of one round.
         stats_s: Seconds between two lines of statistics; None prints none.
@@ -50,6 +52,8 @@ class RunOptions:
     threads: int | None = None
     bank: Path | None = None
     level: float | None = None
+    exclusive: bool = False
+    steady: bool | None = None
     max_frames: int | None = None
     stats_s: float | None = None
     health_file: Path | None = None
@@ -120,6 +124,7 @@ def run_source(
                 say("No bank found, so the classes of the demo are used; enroll yours: fsvit-edge enroll NAME IMAGE")
             _enroll_demo(model, say)
         model.set_level_for_all(options.level)
+        model.exclusive = options.exclusive
         live_model = LiveModel(model)
         opened: list[tuple[str, Sink]] = []
         with ExitStack() as unfinished:  # if a sink is refused, finishes the ones before
@@ -138,6 +143,7 @@ def run_source(
             opened,
             say,
             on_frame,
+            steady=frames.is_live if options.steady is None else options.steady,
             max_frames=options.max_frames,
             stats_s=options.stats_s,
             health_file=options.health_file,

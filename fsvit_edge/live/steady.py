@@ -36,7 +36,7 @@ class SteadyAnswers:
         options: The two times.
     """
 
-    def __init__(self, options: SteadyOptions) -> None:
+    def __init__(self, options: SteadyOptions = SteadyOptions()) -> None:
         self._options = options
         self._states: dict[str, _State] = {}
 

@@ -80,6 +80,37 @@ def test_every_frame_of_a_file_reaches_every_sink() -> None:
     assert [(one.written, one.dropped, one.failure) for one in result.health.sinks] == [(50, 0, "")] * 2
 
 
+class Flickers(NoModel):
+    """Finds the cup in every other of the first 20 frames, and in all later ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frames = 0
+
+    def predict(self, rgb: np.ndarray) -> Prediction:
+        self._frames += 1
+        score = np.array([0.9 if self._frames % 2 or self._frames > 20 else 0.1], np.float32)
+        labels = np.full(rgb.shape[:2], score[0] > 0.5, np.uint8)
+        return Prediction(("cup",), score, np.array([0.5], np.float32), labels, None, {})
+
+
+@pytest.mark.parametrize("steady", [False, True])
+def test_with_steady_answers_flicker_reaches_no_sink(steady: bool) -> None:
+    class Answers(Collect):
+        def write(self, frame: Frame, prediction: Prediction) -> None:
+            super().write(frame, prediction)
+            present.append(bool(prediction.present[0]))
+
+    present: list[bool] = []
+    source = film(50)
+    source.fps = 10.0
+    LiveRun(source, Flickers(), [("sink", Answers())], print, steady=steady).run()
+
+    changes = int(np.abs(np.diff(present)).sum())
+    assert changes == (1 if steady else 20)
+    assert present.index(True) in ((23, 24) if steady else (0,))
+
+
 def test_a_failed_sink_is_reported_once_and_the_run_continues() -> None:
     good = Collect()
     live_run, said = run(film(50), [Collect(10, FsvitEdgeError("the disk is full")), good])
