@@ -27,7 +27,7 @@ Images = Generator[tuple[str, npt.NDArray[np.uint8]], None, None]
 
 
 class FileSource(Source):
-    """A source that waits for its reader; `release` closes what `images` reads from."""
+    """A source that waits for its reader; `close` releases what `images` reads from."""
 
     is_live = False
 
@@ -38,10 +38,10 @@ class FileSource(Source):
         name: str,
         fps: float | None = None,
         num_frames: int | None = None,
-        release: Callable[[], None] = lambda: None,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.fps, self.num_frames = printable(name), fps, num_frames
-        self._images, self._release = images, release
+        self._images, self._close = images, close
         self._opened_s = time.monotonic()
         self._count = 0
 
@@ -64,7 +64,7 @@ class FileSource(Source):
     def close(self) -> None:
         """Release the file."""
         self._images.close()
-        self._release()
+        self._close()
 
 
 def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
@@ -112,7 +112,7 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
             video.release()
 
     images = _repeated(play, options)
-    return FileSource(images, name=uri, fps=fps, num_frames=num_frames, release=capture.release)
+    return FileSource(images, name=uri, fps=fps, num_frames=num_frames, close=capture.release)
 
 
 def _repeated(play: Callable[[], Images], options: SourceOptions) -> Images:
