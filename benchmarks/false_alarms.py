@@ -25,6 +25,7 @@ from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.decide import scene_level
+from fsvit_edge.runtime.enrollment import make_negative
 from fsvit_edge.runtime.pictures import read_image, read_mask
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.support_masks import Image
@@ -135,7 +136,7 @@ def negative_results(model: FewShotModel, classes: Sequence[VideoClass], scores:
             frame = other.scene[alarms[0]]
             seen = model.predict_with(frame, [before])[0].pixels(one.name)
             after = bank_of(model, [one])
-            after.add_negative(one.name, *model.cache_negative((one.support,), frame, seen))
+            after.add_negative(one.name, *make_negative(model.network, (one.support,), frame, seen))
             banks = [before, after]
             rest = [picture for index, picture in enumerate(other.scene) if index != alarms[0]]
             stacked = [stack(shown, rest[index % len(rest)]) for index, shown in enumerate(one.shown)]

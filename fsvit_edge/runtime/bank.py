@@ -19,7 +19,8 @@ from safetensors.numpy import save
 from fsvit_edge.runtime.cached_support import FACTS, TENSORS, CachedSupport, ClassSupports, read_support
 from fsvit_edge.runtime.decide import scene_level
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL, check_level, level_of_supports
+from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity, check_same_encoder
+from fsvit_edge.runtime.presence_level import check_level, level_of_supports
 from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES
 from fsvit_edge.runtime.storage import atomic_write
 
@@ -38,26 +39,6 @@ PRECISION = "fp16"
 _SCENE, _NOT = "scene", "not"  # in the names of tensors
 
 LevelSource = Literal["default", "own pictures", "by hand", "empty scene"]
-
-
-@dataclass(frozen=True)
-class EncoderIdentity:
-    """The encoder that made the supports; a bank belongs to exactly one."""
-
-    name: str  # of the network, for people
-    encoder_sha256: str  # of encoder.onnx, in hexadecimal
-    image_size: int  # side of the input in pixels
-    num_channels: int  # correlation channels C
-    head_dim: int  # values d per channel
-    precision: str  # of the encoder's engine: "fp32", "fp16" or "int8"
-
-
-@dataclass(frozen=True)
-class HeadIdentity:
-    """The head, on which the level of a class depends besides its supports."""
-
-    sha256: str = ""  # of head.onnx, in hexadecimal; empty if unknown
-    presence_level: float = DEFAULT_LEVEL  # of a class with one support, in (0, 1)
 
 
 @dataclass(frozen=True)
@@ -307,7 +288,7 @@ class SupportBank:
                 f"Bank {path} is damaged: its contents do not match its sha256; enroll its classes again."
             )
         if identity is not None:
-            _check_same_encoder(path, made_by, identity)
+            check_same_encoder(path, made_by, identity)
         bank = cls(made_by, scored_by)
         try:
             check_level(scored_by.presence_level)
@@ -404,26 +385,6 @@ def _read_frame(path: Path, tensors: Mapping[str, npt.NDArray[Any]], index: int)
     if frame is None or frame.dtype != np.uint8 or frame.ndim != 1:
         raise ArtifactError(f"Bank {path} is damaged: tensor {_SCENE}.{index} is missing or not the bytes of a JPEG.")
     return frame.tobytes()
-
-
-def _check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderIdentity) -> None:
-    if made_by == replace(identity, name=made_by.name):
-        return
-    for field, what in (("image_size", "image size"), ("encoder_sha256", "encoder")):
-        theirs, ours = getattr(made_by, field), getattr(identity, field)
-        if theirs != ours:
-            if field == "encoder_sha256":
-                theirs, ours = f"{theirs!s:.12}... ({made_by.name})", f"{ours:.12}... ({identity.name})"
-            raise ArtifactError(
-                f"Bank {path} was made with a different {what}: {theirs}, but this bundle has {ours}; "
-                "use the bundle that made it or enroll its classes again."
-            )
-    if made_by.precision != identity.precision:
-        raise ArtifactError(
-            f"Bank {path} was made in {made_by.precision!s:.40}, but the engines here compute in "
-            f"{identity.precision}; use it with --precision {made_by.precision!s:.40} or enroll its classes again."
-        )
-    raise ArtifactError(f"Bank {path} has tokens of a different shape than this bundle's; enroll its classes again.")
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> str:

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.runtime.cached_support import CachedSupport, ClassSupports
+from fsvit_edge.runtime.decide import negative_margin
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor
 from fsvit_edge.runtime.network import ExportedNetwork
 from fsvit_edge.runtime.outlines import objectness_weight
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.preprocess import resize_nearest
-from fsvit_edge.runtime.support_masks import Image, Mask, support_window, thing_of_name
+from fsvit_edge.runtime.support_masks import Image, Mask, check_support, support_window, thing_of_name
 
 _THUMBNAIL_PX = 96
 _MAX_LOO_SUPPORTS = 5
@@ -77,6 +78,27 @@ def make_support(
         objectness_weight=weight,
     )
     return support, used
+
+
+def make_negative(
+    network: ExportedNetwork, supports: ClassSupports, image: Image, mask: Mask
+) -> tuple[CachedSupport, float]:
+    """Return what is kept of a picture that is not a class, and its margin, see `decide.negative_margin`.
+
+    Args:
+        network: The graphs.
+        supports: Of the class.
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W), not 0 on what is not the class; the whole picture is used if it is empty or too small.
+    """
+    whole = np.ones(image.shape[:2], np.bool_)
+    for tried in (mask, whole) if np.any(mask) else (whole,):
+        check_support("the negative", image, tried)
+        negative, _ = make_support(network, image, tried, (), is_sharp=False)
+        if negative.kept.shape[1] > 1:
+            break
+    tokens = network.encode(image)["tokens"]
+    return negative, negative_margin(*network.compare(tokens, (supports,), ((negative,),)))
 
 
 def _guess_mask(

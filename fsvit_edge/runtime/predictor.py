@@ -7,14 +7,15 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.answer import answer_frame
-from fsvit_edge.runtime.bank import EncoderIdentity, HeadIdentity, SupportBank, check_name
+from fsvit_edge.runtime.bank import SupportBank, check_name
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
-from fsvit_edge.runtime.cached_support import CachedSupport, ClassSupports
-from fsvit_edge.runtime.decide import Scores, negative_margin
+from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.runtime.decide import Scores
 from fsvit_edge.runtime.engines.base import Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
-from fsvit_edge.runtime.enrollment import Enrollment, make_support
+from fsvit_edge.runtime.enrollment import Enrollment, make_negative, make_support
 from fsvit_edge.runtime.errors import ArtifactError, InputError, ObjectTooSmallError
+from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.runtime.network import ExportedNetwork
 from fsvit_edge.runtime.outlines import OUTLINES
 from fsvit_edge.runtime.postprocess import Maps
@@ -331,88 +332,39 @@ class FewShotModel:
         """
         supports = self.bank.supports(name)
         before = self.predict(image)
-        negative, margin = self.cache_negative(supports, image, before.pixels(name) if mask is None else mask)
+        negative, margin = make_negative(self.network, supports, image, before.pixels(name) if mask is None else mask)
         self.bank.add_negative(name, negative, margin)
         way = self.classes.index(name)
         after = self.predict(image)
         scores = float(before.scores[way]), float(after.scores[way])
         return Rejection(name, len(self.bank.negatives(name)), *scores, float(after.levels[way]))
 
-    def cache_negative(self, supports: ClassSupports, image: Image, mask: Mask) -> tuple[CachedSupport, float]:
-        """Compute what `reject` would keep of a picture, and its margin, without keeping it.
-
-        Args:
-            supports: Of the class.
-            image: (H, W, 3) uint8 RGB.
-            mask: (H, W), not 0 on what is not the class; the whole picture is used if it is empty or too small.
-        """
-        whole = np.ones(image.shape[:2], np.bool_)
-        for tried in (mask, whole) if np.any(mask) else (whole,):
-            check_support("the negative", image, tried)
-            negative = make_support(self.network, image, tried, (), is_sharp=False)[0]
-            if negative.kept.shape[1] > 1:
-                break
-        tokens = self.network.encode(image)["tokens"]
-        return negative, negative_margin(*self.network.compare(tokens, (supports,), ((negative,),)))
-
     def remove_negative(self, name: str, index: int) -> None:
-        """Remove one negative of a class, counted from 0 in the order in which they were rejected.
-
-        Raises:
-            InputError: The class is not enrolled or has no such negative.
-        """
+        """Remove one negative of a class, counted from 0; an InputError if there is none."""
         self.bank.remove_negative(name, index)
 
     def remove(self, name: str) -> None:
-        """Remove a class.
-
-        Raises:
-            InputError: The class is not enrolled.
-        """
+        """Remove a class; an InputError if it is not enrolled."""
         self.bank.remove(name)
 
     def remove_support(self, name: str, index: int) -> None:
-        """Remove one picture of a class; removing its last picture removes the class.
-
-        Args:
-            name: The class.
-            index: Of the picture, in the order of enrollment, from 0.
-
-        Raises:
-            InputError: The class is not enrolled or has no such picture.
-        """
+        """Remove one picture of a class, counted from 0, and with the last one the class."""
         self.bank.remove_support(name, index)
         self._score_scene()
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a class.
-
-        Raises:
-            InputError: `old` is not enrolled, or `new` already is or cannot be used.
-        """
+        """Rename a class; an InputError if `old` is not enrolled, or `new` already is or cannot be used."""
         self.bank.rename(old, new)
 
     def set_level(self, name: str, level: float | None) -> None:
-        """Set by hand the score above which a class is present; it stays when pictures are added.
+        """Set by hand the score above which a class is present, in (0, 1); it stays when pictures are added.
 
-        Args:
-            name: The class.
-            level: In (0, 1); None derives it from the class's pictures again.
-
-        Raises:
-            InputError: The class is not enrolled, or the level is out of range.
+        None derives it from the class's pictures again. An InputError if it is out of range.
         """
         self.bank.set_level(name, level)
 
     def set_level_for_all(self, level: float | None) -> None:
-        """Use one level for every class from now on, also for classes enrolled later; the bank keeps its own levels.
-
-        Args:
-            level: In (0, 1); None uses the bank's levels again.
-
-        Raises:
-            InputError: The level is out of range.
-        """
+        """Use one level in (0, 1) for every class from now on; the bank keeps its own, which None uses again."""
         self._level_for_all = None if level is None else check_level(level)
 
     def save_bank(self, path: str | Path) -> None:

@@ -22,7 +22,8 @@ SAVER = """
 import sys
 from pathlib import Path
 import numpy as np
-from fsvit_edge.runtime.bank import EncoderIdentity, SupportBank
+from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.runtime.identity import EncoderIdentity
 from fsvit_edge.runtime.cached_support import CachedSupport
 {naive}
 path = Path(sys.argv[1])

@@ -14,12 +14,11 @@ from fsvit_edge.runtime.bank import (
     MAX_CLASSES,
     MAX_NAME_LENGTH,
     MAX_NEGATIVES,
-    EncoderIdentity,
-    HeadIdentity,
     SupportBank,
 )
 from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import level_of_supports
 from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES
