@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.live.events import EventDetector
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import HEALTHY, Health, SourceStatus, read_boot_id
 from fsvit_edge.live.shared_model import LiveModel
@@ -125,6 +126,7 @@ class LiveRun:
         self._source, self._model = source, model
         self._say, self._on_frame = say, on_frame
         self._steady = SteadyAnswers() if steady else None
+        self._events = EventDetector()
         self._stop = StopRequest()
         self._statistics = RunStatistics()
         self._boot_id = read_boot_id()
@@ -212,7 +214,11 @@ class LiveRun:
     def _deliver(self, frame: Frame, prediction: Prediction) -> None:
         if self._steady is not None:
             in_file_s = frame.index / (self._source.fps or DEFAULT_FPS)
-            prediction = self._steady.update(prediction, frame.monotonic_s if self._source.is_live else in_file_s)
+            now_s = frame.monotonic_s if self._source.is_live else in_file_s
+            prediction = self._steady.update(prediction, now_s)
+            for event in self._events.update(frame, prediction, now_s):
+                for worker in self._workers:
+                    worker.tell(event)
         for worker in self._workers:
             worker.put(frame, prediction)
         if self._on_frame is not None:

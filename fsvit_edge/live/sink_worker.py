@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, SinkStatus
 from fsvit_edge.live.sinks.base import Sink, SinkClosedError
@@ -12,6 +13,7 @@ from fsvit_edge.runtime.prediction import Prediction
 
 _FILE_QUEUE = 8
 _MAX_REPORTS = 16
+_MAX_EVENTS = 256
 
 
 class SinkWorker:
@@ -32,6 +34,7 @@ class SinkWorker:
         self._on_end = on_end
         self._changed = threading.Condition()
         self._frames: deque[tuple[Frame, Prediction]] = deque()
+        self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
         self._reports: deque[Health] = deque(maxlen=_MAX_REPORTS)
         self._written = 0
         self._dropped = 0
@@ -63,6 +66,12 @@ class SinkWorker:
                 self._frames.popleft()
                 self._dropped += 1
             self._frames.append((frame, prediction))
+            self._changed.notify_all()
+
+    def tell(self, event: Event) -> None:
+        """Queue an event for the sink, ahead of the frames; returns at once, and none is dropped before 256 wait."""
+        with self._changed:
+            self._events.append(event)
             self._changed.notify_all()
 
     def report(self, health: Health) -> None:
@@ -107,15 +116,18 @@ class SinkWorker:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not (self._reports or self._frames or self._finishing):
+                while not (self._reports or self._events or self._frames or self._finishing):
                     self._changed.wait()
-                if not (self._reports or self._frames):
+                if not (self._reports or self._events or self._frames):
                     return
                 report = self._reports.popleft() if self._reports else None
-                item = self._frames.popleft() if report is None else None
+                event = self._events.popleft() if report is None and self._events else None
+                item = self._frames.popleft() if report is None and event is None else None
                 self._changed.notify_all()
             if report is not None:
                 self._sink.report(report)
+            if event is not None:
+                self._sink.tell(event)
             if item is not None:
                 self._sink.write(*item)
                 with self._changed:

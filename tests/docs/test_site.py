@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from doc_pages import ROOT
 
+from fsvit_edge.live.events import Event, Sighting, event_record
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, SourceStatus
 from fsvit_edge.live.sinks.json_lines import frame_record, state_record
@@ -84,6 +85,11 @@ def test_the_page_on_json_lines_names_every_field_of_a_frame() -> None:
     line: dict[str, Any] = json.loads(json.dumps(frame_record(*_one_result())))
     assert _fields('"event": "frame"`', "Each entry") == line.keys()
     assert _fields("Each entry", "## ") == line["classes"][0].keys()
+
+
+def test_the_page_on_json_lines_names_every_field_of_an_event() -> None:
+    left = Event("left", "cup", "demo", 0.0, 0.0, 1.0, Sighting(0.9, None, 0, np.zeros((4, 6, 3), np.uint8)))
+    assert _fields('"event": "appeared"`', "## ") == event_record(left).keys()
 
 
 def test_the_page_on_json_lines_names_every_field_of_a_state() -> None:

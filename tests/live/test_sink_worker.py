@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from blank import blank_frame, health, no_classes, until
 
+from fsvit_edge.live.events import Event, Sighting
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.sink_worker import SinkWorker
@@ -23,6 +24,7 @@ class Gated(Sink):
         self.taken = threading.Event()
         self.seen: list[int] = []
         self.reports = 0
+        self.told: list[str] = []
         self.finished = 0
         self.fail = fail
 
@@ -34,6 +36,9 @@ class Gated(Sink):
 
     def report(self, health: Health) -> None:  # noqa: ARG002 - the contract
         self.reports += 1
+
+    def tell(self, event: Event) -> None:
+        self.told.append(event.name)
 
     def _finish(self) -> None:
         self.finished += 1
@@ -52,6 +57,22 @@ def fail_with(error: Exception) -> Callable[[], None]:
         raise error
 
     return fail
+
+
+def test_events_are_not_dropped_with_the_frames_and_go_first() -> None:
+    sink, ends = Gated(), Ends()
+    worker = SinkWorker(sink, "slow", True, ends)
+    worker.put(blank_frame(0), PREDICTION)
+    assert sink.taken.wait(5)  # the sink is busy with frame 0
+    names = [f"class {number}" for number in range(100)]
+    for index, name in enumerate(names, start=1):
+        worker.tell(Event("appeared", name, "cam", 0.0, 0.0, None, Sighting(0.9, None, index, blank_frame().image)))
+        worker.put(blank_frame(index), PREDICTION)
+    sink.gate.set()
+
+    assert worker.finish()
+    assert sink.told == names
+    assert sink.seen == [0, 100]
 
 
 def test_a_slow_sink_of_a_live_source_gets_the_newest_frame_and_delays_nothing() -> None:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import HEALTHY, Health
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
@@ -62,6 +63,9 @@ class Sink(ABC):
             FsvitEdgeError: The disk is full, or it cannot be written for another reason.
             SinkClosedError: The reader is gone; the run should end quietly.
         """
+
+    def tell(self, event: Event) -> None:  # noqa: B027 - not every sink shows them
+        """Take an event, before the frame that caused it."""
 
     def report(self, health: Health) -> None:
         """Take the health of the run: about once per second, and after every change in the condition of the source."""

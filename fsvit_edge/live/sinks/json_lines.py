@@ -1,4 +1,4 @@
-"""Results as JSON, one object per line: for every frame, and for every change in the condition of the source."""
+"""Results as JSON, one object per line: for every frame, every event, and every change in the state of the source."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
+from fsvit_edge.live.events import Event, event_record
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink, SinkClosedError
@@ -86,6 +87,10 @@ class _LinesSink(Sink):
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Write the line of a frame."""
         self._write(json_line(frame_record(frame, prediction)), frame.monotonic_s)
+
+    def tell(self, event: Event) -> None:
+        """Write the line of an event."""
+        self._write(json_line(event_record(event)), event.monotonic_s)
 
     def _write_state(self, health: Health) -> None:
         self._write(json_line(state_record(health)), health.monotonic_s)
