@@ -33,7 +33,7 @@ def list_classes(bank: BankFile, as_json: JsonOption = False) -> None:
         sizes = {"kept_tokens": [one.kept.shape[1] for one in supports], "bytes": nbytes}
         entries.append({**counts, **sizes, "level": level, "level_source": origin})
         numbers = (str(len(supports)), str(masks), str(negatives), f"{nbytes / 1e3:.0f}")
-        rows.append((name, *numbers, f"{level:.4g} ({origin})"))
+        rows.append((name, *numbers, f"{_level_text(level)} ({origin})"))
     if as_json:
         facts = {"encoder": vars(loaded.identity), "scene_frames": len(loaded.scene), "classes": entries}
         print(json.dumps(facts, ensure_ascii=False))
@@ -49,7 +49,7 @@ def remove(
     name: Annotated[str, typer.Argument(help="The class to remove.")],
     negative: Annotated[
         int | None,
-        typer.Option("--not", min=0, help="Remove only this negative of the class, counted from 0."),
+        typer.Option(min=0, help="Remove only this negative of the class, counted from 0."),
     ] = None,
 ) -> None:
     """Remove a class from a bank, or one of its negatives."""
@@ -107,7 +107,7 @@ def scene(
         str | None,
         typer.Argument(help="A folder, a video or a camera that shows none of the objects."),
     ] = None,
-    frames: Annotated[int, typer.Option(min=1, max=32, help="Maximum number of frames to take, spread evenly.")] = 16,
+    frames: Annotated[int, typer.Option(min=1, max=32, help="Maximum number of frames to learn, spread evenly.")] = 16,
     forget: Annotated[bool, typer.Option("--forget", help="Forget all frames learned before.")] = False,
     bundle: BundleOption = None,
     engine: EngineOption = "auto",
@@ -129,13 +129,17 @@ def scene(
         levels = {name: model.bank.level(name) for name in model.classes}
     answering = report.answering if report else ()
     for name, highest in report.highest.items() if report else ():
-        print(f"{name}: at most {highest:.2f} on the empty scene; its level is {levels[name]:.4g}.")
+        print(f"{name}: at most {highest:.2f} on the empty scene; its level is {_level_text(levels[name])}.")
         if name in answering:
             advise(
                 f"Warning: {name}: the empty scene scores {highest:.2f}, so it may be missed; show it what it "
                 f"is not with: fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
             )
     print(_scene_promise(report.frames if report else 0))
+
+
+def _level_text(level: float) -> str:
+    return f"{level:.2f}" if level < 0.995 else f"{level:.4f}"
 
 
 def _scene_promise(frames: int) -> str:

@@ -1,4 +1,4 @@
-"""`bank scene`, `enroll --not` and `bank remove --not`: what they print, keep and refuse."""
+"""`bank scene`, `enroll --not` and `bank remove --negative`: what they print, keep and refuse."""
 
 import json
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_a_rejected_picture_is_listed_and_can_be_removed_again(bank: Path) -> No
     assert (listed["shots"], listed["negatives"]) == (1, 2)
     assert before != bank.read_bytes()
 
-    assert "which has 1 left" in run("bank", "remove", str(bank), "cat", "--not", "0")[0]
+    assert "which has 1 left" in run("bank", "remove", str(bank), "cat", "--negative", "0")[0]
     assert len(SupportBank.load(bank).negatives("cat")) == 1
 
 
@@ -76,7 +76,7 @@ def test_a_rejected_picture_is_listed_and_can_be_removed_again(bank: Path) -> No
         (("enroll", "cat", "like.jpg", "--not", "--level", "0.5"), "--not goes with neither"),
         (("enroll", "cat", "like.jpg", "--not", "--preview", "a.png"), "--not goes with neither"),
         (("enroll", "dog", "like.jpg", "--not"), "'dog' is not enrolled; enrolled: cat"),
-        (("bank", "remove", "bank.safetensors", "cat", "--not", "0"), "has 0 negatives and no negative 0"),
+        (("bank", "remove", "bank.safetensors", "cat", "--negative", "0"), "has 0 negatives and no negative 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_changes_nothing(bank: Path, words: tuple[str, ...], reason: str) -> None:

@@ -22,6 +22,7 @@ SHARED = {
     "--checkpoint": "checkpoint|\\.ckpt",
     "--data": "data set",
     "--engine": "onnxruntime",
+    "--frames": "number of frames",
     "--json": "print",
     "--level": "score above which",
     "--max-drop": "drop",
@@ -79,7 +80,7 @@ def differences(commands: Mapping[tuple[str, ...], Any], shared: Mapping[str, st
 def test_the_commands_are_known() -> None:
     top = "bank bench build-engine calib doctor enroll eval export inspect run train"
     assert sorted(path[0] for path in commands() if len(path) == 1) == top.split()
-    assert sorted(path[1] for path in commands() if len(path) == 2) == ["level", "list", "remove", "rename"]
+    assert sorted(path[1] for path in commands() if len(path) == 2) == ["level", "list", "remove", "rename", "scene"]
 
 
 def time_of_processes_s() -> float:

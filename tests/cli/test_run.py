@@ -34,7 +34,7 @@ def is_record(record: dict[str, Any], sequence: int, classes: list[str]) -> None
     height, width = record["size_hw"]
     assert [entry["name"] for entry in record["classes"]] == classes
     for entry in record["classes"]:
-        assert list(entry) == ["name", "score", "level", "present", "area_px", "box_xyxy"]
+        assert list(entry) == ["name", "score", "raw_score", "level", "present", "area_px", "box_xyxy"]
         assert 0 <= entry["score"] <= 1
         assert entry["present"] == (entry["score"] > entry["level"])
         assert 0 <= entry["area_px"] <= height * width
