@@ -1,18 +1,21 @@
-"""From a picture of a class to the support that frames are compared with."""
+"""From pictures to what frames are compared with: supports of a class, its negatives, and the empty scene."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.cached_support import CachedSupport, ClassSupports
 from fsvit_edge.runtime.decide import negative_margin
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor
+from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.network import ExportedNetwork
 from fsvit_edge.runtime.outlines import objectness_weight
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import Maps
-from fsvit_edge.runtime.preprocess import resize_nearest
+from fsvit_edge.runtime.preprocess import check_rgb, resize_nearest
+from fsvit_edge.runtime.scene import SceneReport, decode_frame, encode_frame
 from fsvit_edge.runtime.support_masks import Image, Mask, check_support, support_window, thing_of_name
 
 _THUMBNAIL_PX = 96
@@ -99,6 +102,30 @@ def make_negative(
             break
     tokens = network.encode(image)["tokens"]
     return negative, negative_margin(*network.compare(tokens, (supports,), ((negative,),)))
+
+
+def learn_scene(network: ExportedNetwork, bank: SupportBank, images: Sequence[Image]) -> SceneReport:
+    """Add pictures of the empty scene to a bank and score its classes on them, see `FewShotModel.learn_scene`."""
+    if not images:
+        raise InputError("Give at least one picture of the empty scene.")
+    for image in images:
+        check_rgb(image, "A picture of the empty scene")
+    bank.set_scene((*bank.scene, *(encode_frame(image, network.manifest.image_size) for image in images)))
+    score_scene(network, bank)
+    highest = {name: max(bank.scene_scores(name)) for name in bank.classes}
+    answering = tuple(name for name in bank.classes if highest[name] > bank.own_level(name))
+    return SceneReport(len(bank.scene), highest, answering)
+
+
+def score_scene(network: ExportedNetwork, bank: SupportBank) -> None:
+    """Score the classes on the empty scene that were not since they or the scene changed."""
+    names = [name for name in bank.classes if not bank.scene_scores(name)]
+    if not names or not bank.scene:
+        return
+    supports = [bank.supports(name) for name in names]
+    rows = [network.compare(network.encode(decode_frame(frame))["tokens"], supports)[0] for frame in bank.scene]
+    for name, scores in zip(names, np.clip(rows, 0, 1).T, strict=True):
+        bank.set_scene_scores(name, scores.tolist())
 
 
 def _guess_mask(

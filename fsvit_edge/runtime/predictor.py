@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.runtime.answer import answer_frame
@@ -13,7 +12,7 @@ from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.decide import Scores
 from fsvit_edge.runtime.engines.base import Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
-from fsvit_edge.runtime.enrollment import Enrollment, make_negative, make_support
+from fsvit_edge.runtime.enrollment import Enrollment, learn_scene, make_negative, make_support, score_scene
 from fsvit_edge.runtime.errors import ArtifactError, InputError, ObjectTooSmallError
 from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.runtime.network import ExportedNetwork
@@ -22,7 +21,7 @@ from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.prediction import Prediction, Rejection, StageClock
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image
 from fsvit_edge.runtime.presence_level import check_level
-from fsvit_edge.runtime.scene import SceneReport, decode_frame, encode_frame
+from fsvit_edge.runtime.scene import SceneReport
 from fsvit_edge.runtime.support_masks import (
     Box,
     Image,
@@ -188,7 +187,7 @@ class FewShotModel:
         self.bank.add(name, supports)
         if level is not None:
             self.bank.set_level(name, level)
-        self._score_scene()
+        score_scene(self.network, self.bank)
         kept = tuple(support.kept.shape[1] - 1 for support in supports)
         covers = tuple(float(mask.mean()) for mask in used)
         return Enrollment(name, len(self.bank.supports(name)), covers, kept, tuple(used))
@@ -299,16 +298,7 @@ class FewShotModel:
         Raises:
             InputError: There is no picture, or one is not such an array; the scene is unchanged.
         """
-        if not images:
-            raise InputError("Give at least one picture of the empty scene.")
-        for image in images:
-            check_rgb(image, "A picture of the empty scene")
-        frames = [encode_frame(image, self.manifest.image_size) for image in images]
-        self.bank.set_scene((*self.bank.scene, *frames))
-        self._score_scene()
-        highest = {name: max(self.bank.scene_scores(name)) for name in self.classes}
-        answering = tuple(name for name in self.classes if highest[name] > self.bank.own_level(name))
-        return SceneReport(len(self.bank.scene), highest, answering)
+        return learn_scene(self.network, self.bank, images)
 
     def forget_scene(self) -> None:
         """Remove the pictures of the empty scene; the levels are those of the classes again."""
@@ -350,7 +340,7 @@ class FewShotModel:
     def remove_support(self, name: str, index: int) -> None:
         """Remove one picture of a class, counted from 0, and with the last one the class."""
         self.bank.remove_support(name, index)
-        self._score_scene()
+        score_scene(self.network, self.bank)
 
     def rename(self, old: str, new: str) -> None:
         """Rename a class; an InputError if `old` is not enrolled, or `new` already is or cannot be used."""
@@ -387,7 +377,7 @@ class FewShotModel:
         bank = SupportBank.load(Path(path), self.bank.identity, self.bank.head)
         self.network.check_ways(len(bank.classes))
         self.bank = bank
-        self._score_scene()
+        score_scene(self.network, self.bank)
 
     def close(self) -> None:
         """Free the engines; a second call does nothing."""
@@ -410,16 +400,3 @@ class FewShotModel:
         if self._level_for_all is not None:
             levels[:] = self._level_for_all
         return levels
-
-    def _score_scene(self) -> None:
-        """Score the classes on the empty scene that were not since they or the scene changed."""
-        names = [name for name in self.classes if not self.bank.scene_scores(name)]
-        if not names or not self.bank.scene:
-            return
-        supports = [self.bank.supports(name) for name in names]
-        rows = [
-            self.network.compare(self.network.encode(decode_frame(frame))["tokens"], supports)[0]
-            for frame in self.bank.scene
-        ]
-        for name, scores in zip(names, np.clip(rows, 0, 1).T, strict=True):
-            self.bank.set_scene_scores(name, scores.tolist())
