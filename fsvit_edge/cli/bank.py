@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
-from fsvit_edge.cli.terminal import advise, open_model, print_table
+from fsvit_edge.cli.terminal import advise, editing, open_model, print_table, score_text
 
 bank_app = typer.Typer(
     help="List, remove or rename the classes of a bank, set their levels, or learn the empty scene.",
@@ -27,13 +27,16 @@ def list_classes(bank: BankFile, as_json: JsonOption = False) -> None:
     entries, rows = [], []
     for name in loaded.classes:
         supports, level, origin = loaded.supports(name), loaded.level(name), loaded.level_source(name)
-        masks, nbytes = sum(one.has_mask for one in supports), sum(one.nbytes for one in supports)
+        masks, nbytes = (
+            sum(one.has_mask for one in supports),
+            sum(one.nbytes for one in (*supports, *loaded.negatives(name))),
+        )
         negatives = len(loaded.negatives(name))
         counts = {"name": name, "shots": len(supports), "masks": masks, "negatives": negatives}
         sizes = {"kept_tokens": [one.kept.shape[1] for one in supports], "bytes": nbytes}
         entries.append({**counts, **sizes, "level": level, "level_source": origin})
         numbers = (str(len(supports)), str(masks), str(negatives), f"{nbytes / 1e3:.0f}")
-        rows.append((name, *numbers, f"{_level_text(level)} ({origin})"))
+        rows.append((name, *numbers, f"{score_text(level)} ({origin})"))
     if as_json:
         facts = {"encoder": vars(loaded.identity), "scene_frames": len(loaded.scene), "classes": entries}
         print(json.dumps(facts, ensure_ascii=False))
@@ -55,12 +58,13 @@ def remove(
     """Remove a class from a bank, or one of its negatives."""
     from fsvit_edge.runtime.bank import SupportBank
 
-    loaded = SupportBank.load(bank)
-    if negative is None:
-        loaded.remove(name)
-    else:
-        loaded.remove_negative(name, negative)
-    loaded.save(bank)
+    with editing(bank):
+        loaded = SupportBank.load(bank)
+        if negative is None:
+            loaded.remove(name)
+        else:
+            loaded.remove_negative(name, negative)
+        loaded.save(bank)
     if negative is None:
         print(f"Removed {name!r}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
     else:
@@ -76,9 +80,10 @@ def rename(
     """Rename a class in a bank."""
     from fsvit_edge.runtime.bank import SupportBank
 
-    loaded = SupportBank.load(bank)
-    loaded.rename(old, new)
-    loaded.save(bank)
+    with editing(bank):
+        loaded = SupportBank.load(bank)
+        loaded.rename(old, new)
+        loaded.save(bank)
     print(f"Renamed {old!r} to {new!r}; {bank} contains: {', '.join(loaded.classes)}.")
 
 
@@ -94,10 +99,11 @@ def set_level(
     """Set the level of a class, or derive it from its pictures again."""
     from fsvit_edge.runtime.bank import SupportBank
 
-    loaded = SupportBank.load(bank)
-    loaded.set_level(name, level)
-    loaded.save(bank)
-    print(f"The level of {name!r} is now {loaded.level(name):.2f} ({loaded.level_source(name)}).")
+    with editing(bank):
+        loaded = SupportBank.load(bank)
+        loaded.set_level(name, level)
+        loaded.save(bank)
+    print(f"The level of {name!r} is now {score_text(loaded.level(name))} ({loaded.level_source(name)}).")
 
 
 @bank_app.command()
@@ -119,27 +125,26 @@ def scene(
 
     if source is None and not forget:
         raise InputError("Give a source that shows none of the objects, or --forget.")
-    with open_model(bundle, engine, precision) as model:
+    images = [] if source is None else sample_frames(source, frames)
+    with editing(bank), open_model(bundle, engine, precision) as model:
         model.load_bank(bank)
-        images = [] if source is None else sample_frames(source, frames)
         if forget:
             model.forget_scene()
         report = model.learn_scene(images) if images else None
         model.save_bank(bank)
         levels = {name: model.bank.level(name) for name in model.classes}
+        by_hand = {name for name in model.classes if model.bank.level_source(name) == "by hand"}
     answering = report.answering if report else ()
     for name, highest in report.highest.items() if report else ():
-        print(f"{name}: at most {highest:.2f} on the empty scene; its level is {_level_text(levels[name])}.")
-        if name in answering:
+        print(f"{name}: at most {highest:.2f} on the empty scene; its level is {score_text(levels[name])}.")
+        if name in by_hand:
+            advise(f"Note: {name}: its level was set by hand, so the scene does not change it.")
+        elif name in answering:
             advise(
                 f"Warning: {name}: the empty scene scores {highest:.2f}, so it may be missed; show it what it "
                 f"is not with: fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
             )
     print(_scene_promise(report.frames if report else 0))
-
-
-def _level_text(level: float) -> str:
-    return f"{level:.2f}" if level < 0.995 else f"{level:.4f}"
 
 
 def _scene_promise(frames: int) -> str:
@@ -148,6 +153,7 @@ def _scene_promise(frames: int) -> str:
     if not frames:
         return "The bank knows no empty scene; teach it with: fsvit-edge bank scene BANK SOURCE."
     return (
-        f"Frames of the empty scene: {frames}. On others like these, a class is falsely found in at most "
-        f"{false_alarm_bound(frames):.0%} of frames (right in 95 of 100 cases)."
+        f"Frames of the empty scene: {frames}. If new frames differ from them no more than they differ from each other, "
+        f"a class is falsely found in at most {false_alarm_bound(frames):.0%} of those (right in 95 of 100 cases); "
+        "classes with a level set by hand, and run --level, are not held to the scene."
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
-from fsvit_edge.cli.terminal import advise, print_table, require
+from fsvit_edge.cli.terminal import advise, print_table, require, score_text
 from fsvit_edge.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -201,7 +201,8 @@ def _print_answers(answers: "Mapping[str, Sequence[ClassResult]]", frames: int) 
         for one in results:
             answer = "present" if one.is_present else "absent"
             area = f", area {one.area:.1%}" if one.is_present else ""
-            print(f"{source}{last}: {one.name}: {answer}, score {one.score:.2f} (level {one.level:.2f}){area}")
+            score, level = score_text(one.score), score_text(one.level)
+            print(f"{source}{last}: {one.name}: {answer}, score {score} (level {level}){area}")
 
 
 def _print_summary(result: "RunResult", to_stderr: bool) -> None:

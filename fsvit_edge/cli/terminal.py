@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsvit_edge.runtime.errors import EnvironmentLacksError
+from fsvit_edge.runtime.storage import locked
 
 if TYPE_CHECKING:
     from fsvit_edge.runtime.predictor import FewShotModel
@@ -20,6 +21,18 @@ def require(purpose: str, packages: Sequence[str], extra: str) -> None:
     if last:
         names = f"{', '.join(others)} and {last}, which are" if others else f"{last}, which is"
         raise EnvironmentLacksError(f'{purpose} needs {names} not installed; try: pip install "fsvit-edge[{extra}]".')
+
+
+def score_text(score: float) -> str:
+    """Two decimals, or four where two would hide how far from 1 a score or a level is."""
+    return f"{score:.2f}" if score < 0.995 else f"{score:.4f}"
+
+
+@contextmanager
+def editing(bank: Path) -> Iterator[None]:
+    """Let one command at a time read, change and write the banks of a folder, or the last one would win."""
+    with locked(bank.parent, required=False, on_wait=lambda: advise(f"Waiting for another command in {bank.parent}.")):
+        yield
 
 
 def advise(text: str) -> None:

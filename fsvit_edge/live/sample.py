@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from fsvit_edge.live.sources.base import EndOfSourceError, Source, SourceOptions
+from fsvit_edge.live.sources.demo import demo_length
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import SourceError
 from fsvit_edge.runtime.support_masks import Image
@@ -31,13 +32,15 @@ def sample_frames(uri: str, count: int, seconds: float = 4.0, options: SourceOpt
         EnvironmentLacksError: The source needs a package that is missing.
     """
     with open_source(uri, options) as source:
-        return _over_time(source, count, seconds) if source.is_live else _over_file(source, count)
+        if source.is_live:
+            return _over_time(source, count, seconds)
+        return _over_file(source, count, demo_length() if uri == "demo" else None)
 
 
-def _over_file(source: Source, count: int) -> list[Image]:
+def _over_file(source: Source, count: int, length: int | None) -> list[Image]:
     frames: list[Image] = []
     index, stride = 0, 1
-    while True:
+    while length is None or index < length:
         try:
             frame = source.read(_WAIT_S)
         except EndOfSourceError:

@@ -65,6 +65,12 @@ class SupportBank:
         self._classes: dict[str, _Class] = {}
         self._scene: tuple[bytes, ...] = ()
 
+    def subset(self, names: Iterable[str]) -> "SupportBank":
+        """Return a bank of some of the classes, without the scene."""
+        chosen = self.emptied()
+        chosen._classes = {name: self._known(name) for name in names}
+        return chosen
+
     def emptied(self) -> "SupportBank":
         """Return an empty bank of the same encoder and head."""
         return SupportBank(self.identity, self.head)
@@ -158,7 +164,8 @@ class SupportBank:
         entry = self._known(name)
         if len(entry.negatives) == MAX_NEGATIVES:
             raise InputError(f"Class {name!r} already has {MAX_NEGATIVES} negatives; remove one first.")
-        self._classes[name] = replace(entry, negatives=(*entry.negatives, ((negative,), margin)))
+        negatives = (*entry.negatives, ((negative,), margin))
+        self._classes[name] = replace(entry, negatives=negatives, scene_scores=())
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0."""
@@ -166,7 +173,7 @@ class SupportBank:
         if not 0 <= index < len(entry.negatives):
             raise InputError(f"Class {name!r} has {len(entry.negatives)} negatives and no negative {index}.")
         kept = entry.negatives[:index] + entry.negatives[index + 1 :]
-        self._classes[name] = replace(entry, negatives=kept)
+        self._classes[name] = replace(entry, negatives=kept, scene_scores=())
 
     def set_scene(self, frames: Sequence[bytes]) -> None:
         """Replace the pictures of the empty scene; the latest `MAX_SCENE_FRAMES` stay, and no class is scored yet."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.cached_support import CachedSupport, ClassSupports
-from fsvit_edge.runtime.decide import negative_margin
+from fsvit_edge.runtime.decide import negative_margin, subtract_negatives
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.network import ExportedNetwork
@@ -106,11 +106,13 @@ def make_negative(
 
 def learn_scene(network: ExportedNetwork, bank: SupportBank, images: Sequence[Image]) -> SceneReport:
     """Add pictures of the empty scene to a bank and score its classes on them, see `FewShotModel.learn_scene`."""
-    if not images:
+    given = list(images)
+    if not given:
         raise InputError("Give at least one picture of the empty scene.")
-    for image in images:
+    for image in given:
         check_rgb(image, "A picture of the empty scene")
-    bank.set_scene((*bank.scene, *(encode_frame(image, network.manifest.image_size) for image in images)))
+    frames = (encode_frame(image, network.manifest.image_size) for image in given)
+    bank.set_scene(tuple(dict.fromkeys((*bank.scene, *frames))))  # the same picture twice would count as two
     score_scene(network, bank)
     highest = {name: max(bank.scene_scores(name)) for name in bank.classes}
     answering = tuple(name for name in bank.classes if highest[name] > bank.own_level(name))
@@ -122,8 +124,14 @@ def score_scene(network: ExportedNetwork, bank: SupportBank) -> None:
     names = [name for name in bank.classes if not bank.scene_scores(name)]
     if not names or not bank.scene:
         return
-    supports = [bank.supports(name) for name in names]
-    rows = [network.compare(network.encode(decode_frame(frame))["tokens"], supports)[0] for frame in bank.scene]
+    known = bank.subset(names)
+    levels = np.array([bank.own_level(name) for name in names], np.float32)
+    rows = []
+    for frame in bank.scene:
+        tokens = network.encode(decode_frame(frame))["tokens"]
+        found = network.compare(tokens, known.class_supports, known.negative_supports)
+        # What a negative already excludes must not raise the level as well.
+        rows.append(subtract_negatives(*found, levels, known.negative_margins)[0])
     for name, scores in zip(names, np.clip(rows, 0, 1).T, strict=True):
         bank.set_scene_scores(name, scores.tolist())
 

@@ -97,6 +97,8 @@ class Rejection:
         score_before: Its score on the picture before, in [0, 1].
         score_after: Its score now; below the level unless the level is very low.
         level: The score above which it is present, in (0, 1).
+        margin: How far behind the negative, in log-odds, the class may be and still be present. If it is small, the
+            picture is much like the class's own, and the class may be missed from now on.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Rejection:
     score_before: float
     score_after: float
     level: float
+    margin: float
 
 
 class StageClock:

@@ -324,14 +324,16 @@ class FewShotModel:
         before = self.predict(image)
         negative, margin = make_negative(self.network, supports, image, before.pixels(name) if mask is None else mask)
         self.bank.add_negative(name, negative, margin)
+        score_scene(self.network, self.bank)
         way = self.classes.index(name)
         after = self.predict(image)
         scores = float(before.scores[way]), float(after.scores[way])
-        return Rejection(name, len(self.bank.negatives(name)), *scores, float(after.levels[way]))
+        return Rejection(name, len(self.bank.negatives(name)), *scores, float(after.levels[way]), margin)
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0; an InputError if there is none."""
         self.bank.remove_negative(name, index)
+        score_scene(self.network, self.bank)
 
     def remove(self, name: str) -> None:
         """Remove a class; an InputError if it is not enrolled."""

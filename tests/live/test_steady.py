@@ -1,9 +1,11 @@
 """Steady answers: one frame changes nothing, enough time does, in both directions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fsvit_edge.live.steady import OFF_MARGIN, SteadyAnswers, SteadyOptions
+from fsvit_edge.live.steady import GAP_S, OFF_MARGIN, SteadyAnswers, SteadyOptions
 from fsvit_edge.runtime.postprocess import log_odds, sigmoid
 from fsvit_edge.runtime.prediction import Prediction
 
@@ -72,3 +74,21 @@ def test_a_class_that_was_removed_and_enrolled_again_starts_off() -> None:
     steady.update(answer(2.0, names=("pen",)), 0.5)
 
     assert not steady.update(answer(2.0, names=("cup",)), 0.6).present[0]
+
+
+def test_a_class_that_a_negative_or_another_class_excludes_turns_off_just_below_its_level() -> None:
+    def held(raw_lead: float) -> list[bool]:
+        steady = SteadyAnswers(OPTIONS)
+        play(steady, [2.0] * 10)
+        excluded = replace(answer(-0.25), raw_scores=answer(raw_lead).scores)
+        return [bool(steady.update(excluded, 1 + index / FPS).present[0]) for index in range(20)]
+
+    assert not held(raw_lead=2.0)[-1]
+    assert held(raw_lead=-0.25)[-1]  # nothing lowered the score: it may be flicker
+
+
+def test_what_was_seen_before_a_long_gap_does_not_count() -> None:
+    steady = SteadyAnswers(OPTIONS)
+    steady.update(answer(2.0), 0.0)
+    assert not steady.update(answer(2.0), GAP_S + 1).present[0]
+    assert steady.update(answer(2.0), GAP_S + 1.01 + OPTIONS.on_s).present[0]

@@ -44,7 +44,8 @@ def test_a_class_must_score_higher_than_on_the_empty_scene(model: FewShotModel) 
 
 def test_a_scene_without_the_class_changes_no_level(model: FewShotModel) -> None:
     before = model.bank.levels
-    report = model.learn_scene([NOTHING] * (MAX_SCENE_FRAMES + 5))
+    shifted = [np.roll(NOTHING, 3 * step, axis=1) for step in range(MAX_SCENE_FRAMES + 5)]
+    report = model.learn_scene(shifted)
     assert report.frames == MAX_SCENE_FRAMES
     assert report.answering == ()
     np.testing.assert_array_equal(model.bank.levels, before)
@@ -56,6 +57,24 @@ def test_a_class_enrolled_later_is_held_to_the_scene_too(model: FewShotModel) ->
 
     assert model.bank.level_source("cup") == "empty scene"
     assert not model.predict(NOTHING).present[1]
+
+
+def test_what_a_negative_excludes_does_not_raise_the_level_too(model: FewShotModel) -> None:
+    model.learn_scene([CAT_LIKE])
+    raised = model.bank.level("cat")
+
+    model.reject("cat", CAT_LIKE)
+
+    assert model.bank.own_level("cat") <= model.bank.level("cat") < raised
+    assert model.predict(CAT).present.all()
+    assert not model.predict(CAT_LIKE).present.any()
+    model.remove_negative("cat", 0)
+    assert model.bank.level("cat") == pytest.approx(raised, abs=1e-5)
+
+
+def test_the_same_picture_of_the_scene_counts_once(model: FewShotModel) -> None:
+    assert model.learn_scene([NOTHING, NOTHING]).frames == 1
+    assert model.learn_scene([NOTHING, CAT_LIKE]).frames == 2
 
 
 def test_the_scene_and_negatives_survive_a_save(model: FewShotModel, tmp_path: Path) -> None:
@@ -71,7 +90,7 @@ def test_the_scene_and_negatives_survive_a_save(model: FewShotModel, tmp_path: P
     np.testing.assert_array_equal(found.label_map, wanted.label_map)
 
 
-@pytest.mark.parametrize("frames", [[], [np.zeros((4, 4), np.uint8)]])
+@pytest.mark.parametrize("frames", [[], [np.zeros((4, 4), np.uint8)], NOTHING, iter([])])
 def test_a_scene_that_cannot_be_used_changes_nothing(model: FewShotModel, frames: list[np.ndarray]) -> None:
     model.learn_scene([NOTHING])
     before = model.bank.scene
