@@ -153,7 +153,7 @@ def _scene_promise(frames: int) -> str:
     if not frames:
         return "The bank knows no empty scene; teach it with: fsvit-edge bank scene BANK SOURCE."
     return (
-        f"Frames of the empty scene: {frames}. If new frames differ from them no more than they differ from each other, "
+        f"Frames of the empty scene: {frames}. If new ones differ from them no more than they do among themselves, "
         f"a class is falsely found in at most {false_alarm_bound(frames):.0%} of those (right in 95 of 100 cases); "
         "classes with a level set by hand, and run --level, are not held to the scene."
     )
