@@ -9,6 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.runtime.support_masks import Box
+from fsvit_edge.runtime.zones import Zone, zones_of
+
+CRUMB_OF_FRAME, CRUMB_OF_LARGEST = 0.002, 0.1
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A connected part of a class's outline; things that touch are one part."""
+
+    area_px: int  # its pixels
+    box_xyxy: Box  # left, top, right and bottom in pixels, the latter two exclusive
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,7 @@ class ClassResult:
     area_px: int  # pixels of the class in the label map, whether it is present or not
     area: float  # the same as a share of the frame, in [0, 1]
     box_xyxy: Box | None  # around those pixels; None without a pixel
+    zones: tuple[str, ...] = ()  # names of the zones that hold at least a fifth of those pixels, if it is present
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class Prediction:
             same as `scores`.
         steady_present: Whether each class is present, (ways,) bool, decided over several frames; None: by this frame
             alone.
+        zones: The zones in which classes are looked for, in the order in which results name them.
     """
 
     classes: tuple[str, ...]
@@ -52,6 +65,7 @@ class Prediction:
     latency_ms: dict[str, float]
     raw_scores: npt.NDArray[np.float32] | None = None
     steady_present: npt.NDArray[np.bool_] | None = None
+    zones: tuple[Zone, ...] = ()
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
@@ -71,6 +85,30 @@ class Prediction:
         """
         return np.asarray(self.label_map == self.classes.index(name) + 1, np.bool_)
 
+    def instances(self, name: str) -> tuple[Instance, ...]:
+        """Return the connected parts of a present class in the label map, the largest first; none if it is absent.
+
+        Parts below 0.2 % of the frame, or below a tenth of the largest, are left out as crumbs. They are found anew
+        with every call, which takes about a millisecond for a frame of 1280x720.
+
+        Raises:
+            ValueError: The class is not one of `classes`.
+        """
+        way = self.classes.index(name)
+        pixels = self.pixels(name).view(np.uint8)
+        left, top, width, height = cv2.boundingRect(pixels)
+        if not self.present[way] or not width:
+            return ()
+        pixels = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        _, _, parts, _ = cv2.connectedComponentsWithStats(pixels)
+        areas = parts[1:, cv2.CC_STAT_AREA]
+        least = min(areas.max(), max(CRUMB_OF_FRAME * self.label_map.size, CRUMB_OF_LARGEST * areas.max()))
+        found = [part.tolist() for part in parts[1:][np.argsort(-areas, kind="stable")] if part[-1] >= least]
+        return tuple(
+            Instance(area, (left + x, top + y, left + x + width, top + y + height))
+            for x, y, width, height, area in found
+        )
+
     def _result(self, way: int) -> ClassResult:
         pixels = self.pixels(self.classes[way]).view(np.uint8)
         area_px = cv2.countNonZero(pixels)
@@ -84,6 +122,7 @@ class Prediction:
             area_px,
             area_px / pixels.size,
             (x, y, x + width, y + height) if width else None,
+            zones_of(pixels, self.zones) if self.zones and self.present[way] else (),
         )
 
 

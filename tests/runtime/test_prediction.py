@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fsvit_edge.runtime.prediction import ClassResult, Prediction
+from fsvit_edge.runtime.prediction import CRUMB_OF_FRAME, CRUMB_OF_LARGEST, ClassResult, Instance, Prediction
 
 
 def prediction() -> Prediction:
@@ -33,3 +33,46 @@ def test_the_pixels_of_a_class_are_those_of_its_label() -> None:
 def test_without_a_class_there_are_no_results() -> None:
     empty = np.zeros(0, np.float32)
     assert Prediction((), empty, empty, np.zeros((4, 4), np.uint8), None, {}).results == ()
+
+
+def parts(*sizes: int) -> Prediction:
+    """A cup of squares of these sizes, one below another, in a frame of 1000 times 100 pixels."""
+    labels = np.zeros((1000, 100), np.uint8)
+    top = 0
+    for size in sizes:
+        labels[top : top + size, 10 : 10 + size] = 1
+        top += size + 1
+    return Prediction(("cup", "pen"), np.float32([0.9, 0.1]), np.float32([0.5, 0.5]), labels, None, {})
+
+
+def test_each_connected_part_of_a_class_is_an_instance() -> None:
+    assert parts(40, 60).instances("cup") == (
+        Instance(3600, (10, 41, 70, 101)),
+        Instance(1600, (10, 0, 50, 40)),
+    )
+    assert parts(40, 60).instances("pen") == ()
+    with pytest.raises(ValueError, match="not in tuple"):
+        parts(40).instances("cat")
+
+
+def test_parts_that_touch_at_a_corner_are_one() -> None:
+    both = parts(40)
+    both.label_map[40:60, 50:70] = 1
+    assert [one.area_px for one in both.instances("cup")] == [2000]
+    both.label_map[39, 49] = 0
+    assert [one.area_px for one in both.instances("cup")] == [1599, 400]
+
+
+def test_crumbs_are_no_instances() -> None:
+    least_of_largest = int(np.ceil(np.sqrt(CRUMB_OF_LARGEST) * 80))
+    least_of_frame = int(np.ceil(np.sqrt(CRUMB_OF_FRAME * 100_000)))
+    for largest, least in ((80, max(least_of_largest, least_of_frame)), (least_of_frame + 1, least_of_frame)):
+        assert [one.area_px for one in parts(largest, least, least - 1).instances("cup")] == [largest**2, least**2]
+    assert [one.area_px for one in parts(2, 1).instances("cup")] == [4]  # the largest never is
+
+
+def test_an_absent_class_has_no_instances_although_it_has_pixels() -> None:
+    found = parts(40)
+    absent = Prediction(("cup",), np.float32([0.1]), np.float32([0.5]), found.label_map, None, {})
+    assert (len(found.instances("cup")), absent.instances("cup")) == (1, ())
+    assert absent.results[0].area_px == 1600
