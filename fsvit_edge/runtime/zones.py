@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.support_masks import Box
 
 MAX_NAME_LENGTH = 64
 MIN_SHARE = 0.2
 """Share of a class's pixels that must lie in a zone.
 
-Outlines are larger than the things: of zones without the thing, 18 % get a pixel of its outline on pascal10-coseg, and
-3 % a fifth of it, while 2 % of the zones with more than half of the thing are missed (`benchmarks/parts.py`).
+Outlines are larger than the things: on pascal10-coseg, 17 % of the zones without the thing get a pixel of its outline,
+and 2 % a fifth of it; 2 % of the zones with more than half of the thing get less (`benchmarks/parts.py`).
 """
 
 _EXPECTED = "expected NAME=x1,y1,x2,y2,... with at least 3 corners, as shares of the frame from 0 to 1"
@@ -77,17 +78,16 @@ def check_zones(zones: tuple[Zone, ...]) -> None:
             raise InputError(f"Two zones are named {name!r}; give each its own name.")
 
 
-def zones_of(pixels: npt.NDArray[np.uint8], zones: tuple[Zone, ...]) -> tuple[str, ...]:
-    """Name the zones that hold at least `MIN_SHARE` of the pixels above 0 of an (H, W) uint8 map."""
-    x, y, width, height = cv2.boundingRect(pixels)
-    if width == 0:
+def zones_of(pixels: npt.NDArray[np.uint8], box_xyxy: Box, area_px: int, zones: tuple[Zone, ...]) -> tuple[str, ...]:
+    """Name the zones that hold at least `MIN_SHARE` of the pixels of a map, (H, W) uint8, 0 or 1, with box and area."""
+    if not zones or area_px == 0:
         return ()
-    inside = np.s_[y : y + height, x : x + width]
-    least = max(1.0, MIN_SHARE * cv2.countNonZero(pixels))
+    left, top, right, bottom = box_xyxy
+    inside = np.s_[top:bottom, left:right]
     names = []
     for zone in zones:
         shared = cv2.bitwise_and(pixels[inside], _mask(zone, (pixels.shape[0], pixels.shape[1]))[inside])
-        if cv2.countNonZero(shared) >= least:
+        if cv2.countNonZero(shared) >= MIN_SHARE * area_px:
             names.append(zone.name)
     return tuple(names)
 
