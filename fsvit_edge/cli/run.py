@@ -210,7 +210,8 @@ def _print_answers(answers: "Mapping[str, Sequence[ClassResult]]", frames: int) 
         for one in results:
             answer = "present" if one.is_present else "absent"
             area = f", area {one.area:.1%}" if one.is_present else ""
-            print(f"{source}{last}: {one.name}: {answer}, score {one.score:.2f} (level {one.level:.2f}){area}")
+            zones = f", in {', '.join(one.zones)}" if one.zones else ""
+            print(f"{source}{last}: {one.name}: {answer}, score {one.score:.2f} (level {one.level:.2f}){area}{zones}")
 
 
 def _print_summary(result: "RunResult", to_stderr: bool) -> None:

@@ -74,6 +74,8 @@ def test_results_say_which_classes_are_in_a_zone(folder: Path, cli: Cli) -> None
     assert all(entry["present"] and entry["zones"] == ["all of it"] for entry in found)
     assert all(entry["zones"] == [] for entry in json_lines(plain.out)[0]["classes"])
     assert (folder / "marked" / "frame_000000.jpg").is_file()
+    printed = cli("run photo.jpg --level 0.01", *zones).out.splitlines()
+    assert sum(line.endswith("%, in all of it") for line in printed) == len(found)
 
 
 @pytest.mark.parametrize(
