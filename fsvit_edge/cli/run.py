@@ -63,6 +63,13 @@ def run(
         bool | None,
         typer.Option(help="Turn a class on after 0.3 s and off after 1 s; default: for cameras and streams."),
     ] = None,
+    zone: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=x1,y1,x2,y2,x3,y3,...: a part of the frame by its corners, as shares of width and height; "
+            "results say which classes are in it. May be repeated."
+        ),
+    ] = None,
     width: Annotated[int | None, typer.Option(help="Frame width of a camera in pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Frame height of a camera in pixels.")] = None,
     fps: Annotated[
@@ -96,6 +103,7 @@ def run(
     from fsvit_edge.live.sinks.base import RecordingOptions
     from fsvit_edge.live.sinks.open import is_page
     from fsvit_edge.live.sources.base import SourceOptions
+    from fsvit_edge.runtime.zones import parse_zone
 
     uri = _source(source, camera)
     sinks = sink or ([_DEMO_VIDEO] if uri == "demo" else [])
@@ -110,6 +118,7 @@ def run(
         level=level,
         exclusive=exclusive,
         steady=steady,
+        zones=tuple(map(parse_zone, zone or ())),
         max_frames=max_frames,
         stats_s=stats,
         health_file=health,
@@ -201,8 +210,9 @@ def _print_answers(answers: "Mapping[str, Sequence[ClassResult]]", frames: int) 
         for one in results:
             answer = "present" if one.is_present else "absent"
             area = f", area {one.area:.1%}" if one.is_present else ""
+            zones = f", in {', '.join(one.zones)}" if one.zones else ""
             score, level = score_text(one.score), score_text(one.level)
-            print(f"{source}{last}: {one.name}: {answer}, score {score} (level {level}){area}")
+            print(f"{source}{last}: {one.name}: {answer}, score {score} (level {level}){area}{zones}")
 
 
 def _print_summary(result: "RunResult", to_stderr: bool) -> None:

@@ -39,6 +39,7 @@ class Event:
         monotonic_s: The same moment on a clock that never jumps.
         duration_s: Seconds from the appearance to the last frame above the level; None if the class has just appeared.
         best: The best sighting so far.
+        zones: Names of the zones in which it appeared, or if it left, of all in which it was; in the order given.
     """
 
     kind: EventKind
@@ -48,6 +49,7 @@ class Event:
     monotonic_s: float
     duration_s: float | None
     best: Sighting
+    zones: tuple[str, ...] = ()
 
 
 @dataclass
@@ -56,6 +58,7 @@ class _Presence:
     last_s: float
     best: Sighting
     pictured_s: float
+    zones: frozenset[str]
 
 
 class EventDetector:
@@ -73,22 +76,32 @@ class EventDetector:
         shown = {result.name: result for result in prediction.results if result.is_present}
         for name in [name for name in self._present if name not in shown]:
             gone = self._present.pop(name)
-            events.append(self._event("left", name, frame, gone.best, gone.last_s - gone.since_s))
+            zones = tuple(zone.name for zone in prediction.zones if zone.name in gone.zones)
+            events.append(self._event("left", name, frame, gone.best, gone.last_s - gone.since_s, zones))
         for name, result in shown.items():
             known = self._present.get(name)
             if known is None:
                 best = _sighting(frame, result)
-                self._present[name] = _Presence(now_s, now_s, best, now_s)
-                events.append(self._event("appeared", name, frame, best, None))
+                self._present[name] = _Presence(now_s, now_s, best, now_s, frozenset(result.zones))
+                events.append(self._event("appeared", name, frame, best, None, result.zones))
                 continue
+            known.zones = known.zones.union(result.zones)
             if result.score > result.level:
                 known.last_s = now_s
             if result.score > known.best.score and now_s - known.pictured_s >= _PICTURE_EVERY_S:
                 known.best, known.pictured_s = _sighting(frame, result), now_s
         return tuple(events)
 
-    def _event(self, kind: EventKind, name: str, frame: Frame, best: Sighting, duration_s: float | None) -> Event:
-        return Event(kind, name, frame.source, frame.wall_time_s, frame.monotonic_s, duration_s, best)
+    def _event(
+        self,
+        kind: EventKind,
+        name: str,
+        frame: Frame,
+        best: Sighting,
+        duration_s: float | None,
+        zones: tuple[str, ...],
+    ) -> Event:
+        return Event(kind, name, frame.source, frame.wall_time_s, frame.monotonic_s, duration_s, best, zones)
 
 
 def event_record(event: Event) -> dict[str, Any]:
@@ -97,7 +110,8 @@ def event_record(event: Event) -> dict[str, Any]:
     Returns:
         "event": "appeared" or "left"; "name": the class; "source"; "wall_time_s" and "monotonic_s": when the frame that
         decided it was captured; "duration_s": for "left", seconds from the appearance to the last frame above the
-        level; "best_score", "best_box_xyxy" and "best_sequence": the best sighting so far, with the index of its frame.
+        level; "best_score", "best_box_xyxy" and "best_sequence": the best sighting so far, with the index of its frame;
+        "zones": names of the zones in which it appeared, or if it left, of all in which it was.
     """
     record: dict[str, Any] = {
         "event": event.kind,
@@ -114,6 +128,7 @@ def event_record(event: Event) -> dict[str, Any]:
         "best_score": round(event.best.score, 4),
         "best_box_xyxy": box and list(box),
         "best_sequence": event.best.sequence,
+        "zones": list(event.zones),
     }
 
 

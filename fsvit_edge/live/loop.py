@@ -35,6 +35,7 @@ from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.machine import resident_memory_mb
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.storage import atomic_write
+from fsvit_edge.runtime.zones import Zone
 
 _WAIT_S = 0.1  # for the next frame of a live source, between two checks for stops and requests
 _REPORT_S = 1.0
@@ -119,6 +120,7 @@ class LiveRun:
         on_frame: OnFrame | None = None,
         *,
         steady: bool = False,
+        zones: tuple[Zone, ...] = (),
         max_frames: int | None = None,
         stats_s: float | None = None,
         health_file: Path | None = None,
@@ -127,6 +129,7 @@ class LiveRun:
         self._say, self._on_frame = say, on_frame
         self._steady = SteadyAnswers() if steady else None
         self._events = EventDetector()
+        self._zones = zones
         self._stop = StopRequest()
         self._statistics = RunStatistics()
         self._boot_id = read_boot_id()
@@ -212,6 +215,8 @@ class LiveRun:
             self._model.close()
 
     def _deliver(self, frame: Frame, prediction: Prediction) -> None:
+        if self._zones:
+            prediction = replace(prediction, zones=self._zones)
         if self._steady is not None:
             in_file_s = frame.index / (self._source.fps or DEFAULT_FPS)
             now_s = frame.monotonic_s if self._source.is_live else in_file_s

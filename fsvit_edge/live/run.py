@@ -17,6 +17,7 @@ from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import check_level
 from fsvit_edge.runtime.storage import remove_leftovers
+from fsvit_edge.runtime.zones import Zone, check_zones
 
 DEFAULT_BANK = Path("bank.safetensors")
 
@@ -38,10 +39,14 @@ class RunOptions:
         level: Score above which a class is present, for all classes; None: the level of each class.
         exclusive: Whether classes that claim the same pixels exclude each other, see `FewShotModel.exclusive`.
         steady: Whether a class turns on and off only after some time, see `SteadyAnswers`; None: for live sources.
+        zones: Parts of the frame; records and events name those in which a class is.
         max_frames: Number of frames after which to stop; None continues to the end of the source, or for the demo to
             the end of one round.
         stats_s: Seconds between two lines of statistics; None prints none.
         health_file: JSON file with the health of the run, replaced every second; None writes none.
+
+    Raises:
+        InputError: Two zones have the same name.
     """
 
     source: SourceOptions = field(default_factory=SourceOptions)
@@ -54,9 +59,13 @@ class RunOptions:
     level: float | None = None
     exclusive: bool = False
     steady: bool | None = None
+    zones: tuple[Zone, ...] = ()
     max_frames: int | None = None
     stats_s: float | None = None
     health_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_zones(self.zones)
 
 
 def _print_line(text: str) -> None:
@@ -146,6 +155,7 @@ def run_source(
             say,
             on_frame,
             steady=frames.is_live if options.steady is None else options.steady,
+            zones=options.zones,
             max_frames=options.max_frames,
             stats_s=options.stats_s,
             health_file=options.health_file,

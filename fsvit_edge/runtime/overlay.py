@@ -8,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.zones import Zone
 
 # Okabe and Ito's colors, which color-blind people can tell apart, then three similar ones by IBM and Tol.
 PALETTE = (
@@ -43,9 +44,11 @@ def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArra
 
     A name is drawn above the top of the class's largest region, or as near as there is space. Present classes without
     pixels, or without space for their name, are listed in the upper left corner; a tick on the bar marks the level.
-    Absent classes are not drawn. Class i has the color PALETTE[i % len(PALETTE)].
+    Absent classes are not drawn. Class i has the color PALETTE[i % len(PALETTE)]. Zones are thin lines below all that.
     """
     drawn: _Rgb = frame_rgb.copy()
+    for zone in prediction.zones:
+        _draw_zone(drawn, zone)
     tops = {int(index): tint(drawn, prediction.label_map, int(index)) for index in np.flatnonzero(prediction.present)}
     _draw_names(drawn, prediction, tops)
     return drawn
@@ -95,6 +98,21 @@ def outline(drawn: _Rgb, mask: npt.NDArray[np.bool_]) -> None:
     thickness = _line(*drawn.shape[:2])
     cv2.drawContours(drawn, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
     cv2.drawContours(drawn, contours, -1, (255, 255, 255), thickness, cv2.LINE_AA)
+
+
+def _draw_zone(drawn: _Rgb, zone: Zone) -> None:
+    """Draw the edge of a zone, white beside black, and its name in a dark plate at its upper left corner."""
+    height, width = drawn.shape[:2]
+    corners = zone.corners_px((height, width))
+    for thickness, light in ((2, 0), (1, 255)):
+        cv2.polylines(drawn, [corners], isClosed=True, color=(light,) * 3, thickness=thickness)
+    px = _text_px(height, width)
+    name = fitting_text(zone.name, px, round(_NAME_SHARE * width))
+    x, y = (int(value) for value in corners[corners.sum(axis=1).argmin()])
+    x, y = min(x, max(0, width - name.shape[1] - px)), min(y, max(0, height - name.shape[0]))
+    plate = drawn[y : y + name.shape[0], x : x + name.shape[1] + px]
+    plate[:] = cv2.convertScaleAbs(plate, alpha=_PANEL_LIGHT)
+    add_text(plate, name, px // 2, 0, _MESSAGE_LIGHT)
 
 
 def _wrapped(message: str, px: int, widest_px: int) -> list[str]:

@@ -9,6 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.runtime.support_masks import Box
+from fsvit_edge.runtime.zones import Zone, zones_of
+
+CRUMB_OF_FRAME, CRUMB_OF_LARGEST = 0.004, 0.02
+"""Parts of an outline below one of these shares are crumbs (`benchmarks/parts.py`; see docs/how-to/zones.md)."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A connected part of a class's outline; things that touch are one part."""
+
+    area_px: int  # its pixels
+    box_xyxy: Box  # left, top, right and bottom in pixels, the latter two exclusive
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class ClassResult:
     area_px: int  # pixels of the class in the label map, whether it is present or not
     area: float  # the same as a share of the frame, in [0, 1]
     box_xyxy: Box | None  # around those pixels; None without a pixel
+    zones: tuple[str, ...] = ()  # names of the zones that hold at least a fifth of those pixels, if it is present
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class Prediction:
             same as `scores`.
         steady_present: Whether each class is present, (ways,) bool, decided over several frames; None: by this frame
             alone.
+        zones: The zones in which classes are looked for, in the order in which results name them.
     """
 
     classes: tuple[str, ...]
@@ -52,6 +66,7 @@ class Prediction:
     latency_ms: dict[str, float]
     raw_scores: npt.NDArray[np.float32] | None = None
     steady_present: npt.NDArray[np.bool_] | None = None
+    zones: tuple[Zone, ...] = ()
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
@@ -71,6 +86,29 @@ class Prediction:
         """
         return np.asarray(self.label_map == self.classes.index(name) + 1, np.bool_)
 
+    def instances(self, name: str) -> tuple[Instance, ...]:
+        """Return the connected parts of a present class in the label map, the largest first; none if it is absent.
+
+        Parts below 0.4 % of the frame or 2 % of the largest part are left out as crumbs, never the largest. They are
+        found anew with every call, in less than a millisecond.
+
+        Raises:
+            ValueError: The class is not one of `classes`.
+        """
+        way = self.classes.index(name)
+        box = self.results[way].box_xyxy
+        if box is None or not self.present[way]:
+            return ()
+        left, top, right, bottom = box
+        parts = connected_parts((self.label_map[top:bottom, left:right] == way + 1).view(np.uint8))
+        largest = max(area for area, _ in parts)
+        least = min(largest, max(CRUMB_OF_FRAME * self.label_map.size, CRUMB_OF_LARGEST * largest))
+        found = sorted((part for part in parts if part[0] >= least), key=lambda part: (-part[0], part[1]))
+        return tuple(
+            Instance(area, (left + x, top + y, left + x + width, top + y + height))
+            for area, (x, y, width, height) in found
+        )
+
     def _result(self, way: int) -> ClassResult:
         pixels = self.pixels(self.classes[way]).view(np.uint8)
         area_px = cv2.countNonZero(pixels)
@@ -84,7 +122,25 @@ class Prediction:
             area_px,
             area_px / pixels.size,
             (x, y, x + width, y + height) if width else None,
+            zones_of(pixels, (x, y, x + width, y + height), area_px, self.zones) if self.present[way] else (),
         )
+
+
+def connected_parts(pixels: npt.NDArray[np.uint8]) -> list[tuple[int, tuple[int, int, int, int]]]:
+    """Return area and x, y, width and height of each connected part of an (H, W) uint8 map; corners connect.
+
+    Contours give the same as OpenCV's connected components, in a tenth of the time.
+    """
+    contours, tree = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    parts = []
+    for index, contour in enumerate(contours):
+        if tree[0, index, 3] >= 0:  # a hole of another
+            continue
+        x, y, width, height = cv2.boundingRect(contour)
+        part = np.zeros((height, width), np.uint8)
+        cv2.drawContours(part, contours, index, (1,), cv2.FILLED, hierarchy=tree, maxLevel=1, offset=(-x, -y))
+        parts.append((cv2.countNonZero(part), (x, y, width, height)))
+    return parts
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ def is_record(record: dict[str, Any], sequence: int, classes: list[str]) -> None
     height, width = record["size_hw"]
     assert [entry["name"] for entry in record["classes"]] == classes
     for entry in record["classes"]:
-        assert list(entry) == ["name", "score", "raw_score", "level", "present", "area_px", "box_xyxy"]
+        assert list(entry) == [
+            *("name", "score", "raw_score", "level", "present", "area_px", "box_xyxy", "instances", "zones")
+        ]
         assert 0 <= entry["score"] <= 1
         assert entry["present"] == (entry["score"] > entry["level"])
         assert 0 <= entry["area_px"] <= height * width
@@ -43,6 +45,8 @@ def is_record(record: dict[str, Any], sequence: int, classes: list[str]) -> None
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
         assert entry["area_px"] <= (right - left) * (bottom - top)
+        assert sum(part["area_px"] for part in entry["instances"]) <= entry["area_px"]
+        assert bool(entry["instances"]) == (entry["present"] and entry["area_px"] > 0)
     assert list(record["latency_ms"]) == STAGES[:-1]
 
 
@@ -58,6 +62,34 @@ def test_one_picture_goes_to_several_sinks(folder: Path, cli: Cli) -> None:
     assert count_frames(folder / "out.mp4") == 1
     assert "photo.jpg with " in result.err
     assert "Wrote result/\nWrote out.mp4\nWrote out.jsonl\n" in result.err
+
+
+def test_results_say_which_classes_are_in_a_zone(folder: Path, cli: Cli) -> None:
+    plain = cli("run photo.jpg --sink -")
+    zones = ["--zone", "all of it=0,0,1,0,1,1,0,1", "--zone", "dot=0,0,0.01,0,0,0.01"]
+    result = cli("run photo.jpg --level 0.01 --sink - --sink marked/", *zones)
+    assert result.code == 0
+    found = [entry for entry in json_lines(result.out)[0]["classes"] if entry["area_px"]]
+    assert found
+    assert all(entry["present"] and entry["zones"] == ["all of it"] for entry in found)
+    assert all(entry["zones"] == [] for entry in json_lines(plain.out)[0]["classes"])
+    assert (folder / "marked" / "frame_000000.jpg").is_file()
+    printed = cli("run photo.jpg --level 0.01", *zones).out.splitlines()
+    assert sum(line.endswith("%, in all of it") for line in printed) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("zones", "said"),
+    [
+        (["--zone", "door=0,0,640,0,640,360"], "Zone 'door' has 640 in a corner"),
+        (["--zone", "door=0,0,1,0,1,1", "--zone", "door=0,0,1,0,0,1"], "Two zones are named 'door'"),
+        (["--zone", "0,0,1,0,1,1"], "Unsupported zone '0,0,1,0,1,1'; expected NAME=x1,y1,x2,y2,..."),
+    ],
+)
+def test_a_bad_zone_is_an_error_before_anything_is_written(folder: Path, cli: Cli, zones: list[str], said: str) -> None:
+    before = contents(folder)
+    is_one_error(cli("run photo.jpg --sink new/", *zones), 2, said)
+    assert contents(folder) == before
 
 
 def test_a_folder_becomes_one_picture_per_picture(folder: Path, cli: Cli) -> None:

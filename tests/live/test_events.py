@@ -1,11 +1,14 @@
 """Events: what appeared and left is told once, with the best sighting."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from blank import blank_frame
 
 from fsvit_edge.live.events import Event, EventDetector, event_record
 from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.zones import parse_zone
 
 LEVEL = 0.5
 
@@ -58,6 +61,24 @@ def test_each_class_has_its_own_events_and_a_removed_class_has_left() -> None:
     ]
 
 
+def test_an_event_names_the_zones_in_which_a_class_appeared_and_then_was() -> None:
+    zones = (parse_zone("top=0,0,1,0,1,0.4,0,0.4"), parse_zone("bottom=0,0.8,1,0.8,1,1,0,1"))
+
+    def at(rows: slice, score: float = 0.9) -> Prediction:
+        labels = np.zeros((100, 100), np.uint8)
+        labels[rows, 40:60] = 1
+        return replace(answer({"cup": score}), label_map=labels, zones=zones)
+
+    events = play(at(slice(85, 95)), at(slice(50, 60)), at(slice(10, 20)), at(slice(0, 0), score=0.1))
+    assert [(event.kind, event.zones) for _, event in events] == [
+        ("appeared", ("bottom",)),
+        ("left", ("top", "bottom")),
+    ]
+    assert event_record(events[1][1])["zones"] == ["top", "bottom"]
+    middle, left = play(at(slice(50, 60)), at(slice(0, 0), score=0.1))
+    assert (middle[1].zones, left[1].zones) == ((), ())
+
+
 def test_an_answer_without_change_tells_nothing() -> None:
     assert play(*[answer({"cup": 0.1})] * 5) == []
 
@@ -74,6 +95,7 @@ def test_the_record_of_an_event_is_plain() -> None:
         "best_score": 0.9,
         "best_box_xyxy": [0, 0, 4, 1],
         "best_sequence": 0,
+        "zones": [],
     }
     assert left == {**appeared, "event": "left", "monotonic_s": 101.0, "duration_s": 0.0}
 

@@ -16,6 +16,7 @@ import pytest
 import stub_camera
 from blank import film, no_classes
 
+from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, Percentiles, SourceStatus
 from fsvit_edge.live.loop import LiveRun
@@ -30,6 +31,7 @@ from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
 from fsvit_edge.runtime.machine import resident_memory_mb
 from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.zones import Zone, parse_zone
 
 
 class NoModel(LiveModel):
@@ -109,6 +111,27 @@ def test_with_steady_answers_flicker_reaches_no_sink(steady: bool) -> None:
     changes = int(np.abs(np.diff(present)).sum())
     assert changes == (1 if steady else 20)
     assert present.index(True) in ((23, 24) if steady else (0,))
+
+
+@pytest.mark.parametrize("zones", [(), (parse_zone("all=0,0,1,0,1,1,0,1"),)])
+def test_zones_reach_every_sink_as_events_and_answers(zones: tuple[Zone, ...]) -> None:
+    class Zones(Collect):
+        def tell(self, event: Event) -> None:
+            told.append((event.kind, event.zones))
+
+        def write(self, frame: Frame, prediction: Prediction) -> None:
+            super().write(frame, prediction)
+            found.add((prediction.results[0].is_present, prediction.results[0].zones))
+
+    told: list[tuple[str, tuple[str, ...]]] = []
+    found: set[tuple[bool, tuple[str, ...]]] = set()
+    source = film(40)
+    source.fps = 10.0
+    LiveRun(source, Flickers(), [("sink", Zones())], print, steady=True, zones=zones).run()
+
+    names = tuple(zone.name for zone in zones)
+    assert told == [("appeared", names)]
+    assert found == {(False, ()), (True, names)}
 
 
 def test_a_failed_sink_is_reported_once_and_the_run_continues() -> None:

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
 from fsvit_edge.runtime.pictures import read_image
 from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.zones import parse_zone
 
 
 def frame(index: int = 0, height: int = 48, width: int = 64) -> Frame:
@@ -83,7 +85,8 @@ def write_in_process(
 
 
 def test_a_record_describes_the_frame() -> None:
-    said = frame_record(frame(7), prediction())
+    zones = (parse_zone("floor=0,0.6,1,0.6,1,1,0,1"), parse_zone("shelf=0,0,1,0,1,0.5"))
+    said = frame_record(frame(7), replace(prediction(), zones=zones))
     assert said == {
         "event": "frame",
         "sequence": 7,
@@ -102,6 +105,8 @@ def test_a_record_describes_the_frame() -> None:
                 "present": False,
                 "area_px": 0,
                 "box_xyxy": None,
+                "instances": [],
+                "zones": [],
             },
             {
                 "name": "Größe 猫",
@@ -111,6 +116,8 @@ def test_a_record_describes_the_frame() -> None:
                 "present": True,
                 "area_px": 361,
                 "box_xyxy": [5, 34, 61, 46],
+                "instances": [{"area_px": 360, "box_xyxy": [5, 34, 35, 46]}],
+                "zones": ["floor"],
             },
             {
                 "name": "dog",
@@ -120,6 +127,8 @@ def test_a_record_describes_the_frame() -> None:
                 "present": False,
                 "area_px": 0,
                 "box_xyxy": None,
+                "instances": [],
+                "zones": [],
             },
         ],
         "latency_ms": {"decode": 1.23, "encode": 2.0, "head": 0.5},

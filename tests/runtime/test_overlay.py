@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fsvit_edge.runtime import overlay
 from fsvit_edge.runtime.overlay import PALETTE, draw
 from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.runtime.zones import parse_zone
 
 GRAY = 100
 
@@ -250,3 +251,26 @@ def test_drawing_a_camera_frame_takes_at_most_3_ms() -> None:
         draw(frame, answer)
         times.append(time.perf_counter() - started)
     assert min(times) < 3e-3
+
+
+def test_a_zone_is_a_thin_line_below_the_classes_with_its_name() -> None:
+    answer = prediction(["cat"], [0.9])
+    zoned = replace(answer, zones=(parse_zone("door=0.2,0.2,0.9,0.2,0.9,0.9,0.2,0.9"),))
+    frame = gray_frame()
+    drawn, without = draw(frame, zoned), draw(frame, answer)
+    row = drawn[200, 100:160]  # across the left edge, which is at column 128
+    changed = np.flatnonzero((row != GRAY).any(axis=1))
+    assert 3 <= len(changed) <= 5
+    assert np.array_equal(row[28], (255, 255, 255))
+    assert row[changed[0]].max() < GRAY
+    assert np.array_equal(drawn[200, 135:570], without[200, 135:570])  # nothing inside
+    assert tuple(drawn[270, 560]) == PALETTE[0]  # the outline of the class
+    plate = drawn[73:80, 132:180]
+    assert plate.min() < GRAY / 2  # the name, light on dark
+    assert plate.max() > GRAY
+
+
+def test_a_zone_in_a_corner_of_a_tiny_frame_is_drawn() -> None:
+    for size in ((8, 8), (1, 1), (40, 20)):
+        answer = replace(prediction(["cat"], [0.1], size), zones=(parse_zone("a long name=1,1,0.9,1,1,0.9"),))
+        assert draw(gray_frame(*size), answer).shape == (*size, 3)

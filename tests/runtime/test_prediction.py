@@ -1,7 +1,19 @@
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fsvit_edge.runtime.prediction import ClassResult, Prediction
+from fsvit_edge.runtime.prediction import (
+    CRUMB_OF_FRAME,
+    CRUMB_OF_LARGEST,
+    ClassResult,
+    Instance,
+    Prediction,
+    connected_parts,
+)
 
 
 def prediction() -> Prediction:
@@ -33,3 +45,62 @@ def test_the_pixels_of_a_class_are_those_of_its_label() -> None:
 def test_without_a_class_there_are_no_results() -> None:
     empty = np.zeros(0, np.float32)
     assert Prediction((), empty, empty, np.zeros((4, 4), np.uint8), None, {}).results == ()
+
+
+def parts(*sizes: int) -> Prediction:
+    """A cup of squares of these sizes, one below another, in a frame of 600 times 500 pixels."""
+    labels = np.zeros((600, 500), np.uint8)
+    top = 0
+    for size in sizes:
+        labels[top : top + size, 10 : 10 + size] = 1
+        top += size + 1
+    return Prediction(("cup", "pen"), np.float32([0.9, 0.1]), np.float32([0.5, 0.5]), labels, None, {})
+
+
+def test_each_connected_part_of_a_class_is_an_instance() -> None:
+    assert parts(40, 60).instances("cup") == (
+        Instance(3600, (10, 41, 70, 101)),
+        Instance(1600, (10, 0, 50, 40)),
+    )
+    assert parts(40, 60).instances("pen") == ()
+    with pytest.raises(ValueError, match="not in tuple"):
+        parts(40).instances("cat")
+
+
+def test_parts_that_touch_at_a_corner_are_one() -> None:
+    both = parts(100)
+    both.label_map[100:150, 110:160] = 1
+    assert [one.area_px for one in both.instances("cup")] == [12500]
+    both.label_map[99, 109] = 0
+    both = replace(both)  # nothing that it remembers
+    assert [one.area_px for one in both.instances("cup")] == [9999, 2500]
+
+
+@given(
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 1),
+    st.sampled_from([0, 1]),
+)
+def test_the_parts_are_the_connected_components(size_hw: tuple[int, int], seed: int, share: float, blur: int) -> None:
+    noise = np.random.default_rng(seed).random(size_hw, np.float32)
+    pixels = ((cv2.GaussianBlur(noise, (0, 0), 1.2) if blur else noise) <= share).view(np.uint8)
+    _, _, plain, _ = cv2.connectedComponentsWithStats(pixels)
+    assert sorted((*box, area) for area, box in connected_parts(pixels)) == sorted(map(tuple, plain[1:].tolist()))
+
+
+@pytest.mark.parametrize("largest", [40, 400])  # the least share of the frame decides, and that of the largest part
+def test_crumbs_are_no_instances(largest: int) -> None:
+    least = int(np.ceil(np.sqrt(max(CRUMB_OF_FRAME * 600 * 500, CRUMB_OF_LARGEST * largest**2))))
+    assert [one.area_px for one in parts(largest, least, least - 1).instances("cup")] == [largest**2, least**2]
+
+
+def test_the_largest_part_is_no_crumb() -> None:
+    assert [one.area_px for one in parts(2, 1).instances("cup")] == [4]
+
+
+def test_an_absent_class_has_no_instances_although_it_has_pixels() -> None:
+    found = parts(40)
+    absent = Prediction(("cup",), np.float32([0.1]), np.float32([0.5]), found.label_map, None, {})
+    assert (len(found.instances("cup")), absent.instances("cup")) == (1, ())
+    assert absent.results[0].area_px == 1600

@@ -32,7 +32,8 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         "classes": for each enrolled class its "name", "score" in [0, 1], "raw_score" (before negatives and competing
         classes lowered it), "level" (the score above which it is present), "present", "area_px" and "box_xyxy" (left,
         top, right, bottom in pixels; right and bottom are exclusive; null if the class has no pixel), where area and
-        box are those of the label map, whether the class is present or not;
+        box are those of the label map, whether the class is present or not; for present classes also "instances", its
+        connected parts, each with "area_px" and "box_xyxy", and "zones", the names of the zones that it is in;
         "latency_ms": milliseconds of each stage, "decode" first.
     """
     classes = [
@@ -44,6 +45,10 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
             "present": result.is_present,
             "area_px": result.area_px,
             "box_xyxy": result.box_xyxy and list(result.box_xyxy),
+            "instances": [
+                {"area_px": part.area_px, "box_xyxy": list(part.box_xyxy)} for part in prediction.instances(result.name)
+            ],
+            "zones": list(result.zones),
         }
         for result in prediction.results
     ]

@@ -1,0 +1,99 @@
+"""Zones: named parts of the frame, and which of them a class is in."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.support_masks import Box
+
+MAX_NAME_LENGTH = 64
+MIN_SHARE = 0.2
+"""Share of a class's pixels that must lie in a zone.
+
+Outlines are larger than the things: on pascal10-coseg, 17 % of the zones without the thing get a pixel of its outline,
+and 2 % a fifth of it; 2 % of the zones with more than half of the thing get less (`benchmarks/parts.py`).
+"""
+
+_EXPECTED = "expected NAME=x1,y1,x2,y2,... with at least 3 corners, as shares of the frame from 0 to 1"
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A polygon in the frame.
+
+    Attributes:
+        name: 1 to 64 printable characters.
+        corners: At least three (x, y), in order around the zone, as shares of the frame's width and height in [0, 1].
+
+    Raises:
+        InputError: The name or a corner is impossible, or the corners enclose no area.
+    """
+
+    name: str
+    corners: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        name = self.name
+        if not name or name != name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
+            raise InputError(f"A zone's name must be 1 to {MAX_NAME_LENGTH} printable characters, got {name!r:.80}.")
+        if len(self.corners) < 3:
+            raise InputError(f"Zone {name!r} has {len(self.corners)} corners; {_EXPECTED}.")
+        for value in (value for corner in self.corners for value in corner):
+            if not 0 <= value <= 1:
+                raise InputError(f"Zone {name!r} has {value:g} in a corner; {_EXPECTED}.")
+        xs, ys = np.array(self.corners).T
+        if abs(np.dot(xs, np.roll(ys, -1)) - np.dot(ys, np.roll(xs, -1))) < 1e-6:
+            raise InputError(f"The corners of zone {name!r} enclose no area; give them in order around the zone.")
+
+    def corners_px(self, size_hw: tuple[int, int]) -> npt.NDArray[np.int32]:
+        """Return the corners in pixels of a frame of this height and width, (corners, 2) as (x, y)."""
+        return np.asarray(np.round(np.array(self.corners) * (np.array(size_hw[::-1]) - 1)), np.int32)
+
+
+def parse_zone(text: str) -> Zone:
+    """Read NAME=x1,y1,x2,y2,...
+
+    Raises:
+        InputError: It is not one.
+    """
+    name, equals, numbers = text.rpartition("=")
+    try:
+        values = [float(number) for number in numbers.split(",")]
+    except ValueError:
+        values = []
+    if not equals or not values or len(values) % 2:
+        raise InputError(f"Unsupported zone {text!r:.80}; {_EXPECTED}.")
+    return Zone(name.strip(), tuple(zip(values[::2], values[1::2], strict=True)))
+
+
+def check_zones(zones: tuple[Zone, ...]) -> None:
+    """Refuse two zones of one name, with an InputError."""
+    names = [zone.name for zone in zones]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"Two zones are named {name!r}; give each its own name.")
+
+
+def zones_of(pixels: npt.NDArray[np.uint8], box_xyxy: Box, area_px: int, zones: tuple[Zone, ...]) -> tuple[str, ...]:
+    """Name the zones that hold at least `MIN_SHARE` of the pixels of a map, (H, W) uint8, 0 or 1, with box and area."""
+    if not zones or area_px == 0:
+        return ()
+    left, top, right, bottom = box_xyxy
+    inside = np.s_[top:bottom, left:right]
+    names = []
+    for zone in zones:
+        shared = cv2.bitwise_and(pixels[inside], _mask(zone, (pixels.shape[0], pixels.shape[1]))[inside])
+        if cv2.countNonZero(shared) >= MIN_SHARE * area_px:
+            names.append(zone.name)
+    return tuple(names)
+
+
+@lru_cache(maxsize=64)
+def _mask(zone: Zone, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return the zone at a frame's size, (H, W) uint8, 255 inside."""
+    mask = np.zeros(size_hw, np.uint8)
+    return np.asarray(cv2.fillPoly(mask, [zone.corners_px(size_hw)], (255,)), np.uint8)
