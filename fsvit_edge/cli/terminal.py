@@ -31,7 +31,8 @@ def score_text(score: float) -> str:
 @contextmanager
 def editing(bank: Path) -> Iterator[None]:
     """Let one command at a time read, change and write the banks of a folder, or the last one would win."""
-    with locked(bank.parent, required=False, on_wait=lambda: advise(f"Waiting for another command in {bank.parent}.")):
+    folder = next(parent for parent in bank.absolute().parents if parent.is_dir())
+    with locked(folder, required=False, on_wait=lambda: advise(f"Waiting for another command in {folder}.")):
         yield
 
 

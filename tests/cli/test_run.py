@@ -15,6 +15,7 @@ from command_line import COMMAND, STAGES, Cli, contents, count_frames, is_one_er
 from sample_files import colors, write_video
 
 from fsvit_edge import FewShotModel
+from fsvit_edge.cli.terminal import score_text
 from fsvit_edge.live.sources.demo import DEMO_CLASSES
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.pictures import read_image, write_image
@@ -139,8 +140,8 @@ def test_a_run_without_a_sink_prints_the_answer_for_each_picture_and_class(cli: 
         assert (present["present"], absent["present"]) == (True, False)
         area = present["area_px"] / (height * width)
         expected += [
-            f"{record['source']}: cat: present, score {present['score']:.2f} (level 0.00), area {area:.1%}",
-            f"{record['source']}: Größe 猫: absent, score {absent['score']:.2f} (level 1.00)",
+            f"{record['source']}: cat: present, score {score_text(present['score'])} (level 0.00), area {area:.1%}",
+            f"{record['source']}: Größe 猫: absent, score {score_text(absent['score'])} (level 0.9999)",
         ]
     assert lines[:6] == expected
     assert lines[6].startswith("album with ")
