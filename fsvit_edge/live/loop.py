@@ -180,6 +180,8 @@ class LiveRun:
             finally:
                 notify_systemd("STOPPING=1")
                 hung = [] if has_ended else ["the model"]
+                for worker in self._workers:  # all at once: they share the time
+                    worker.begin_to_finish(self._stop.is_requested)
                 hung += [
                     worker.name for worker in self._workers if not worker.finish(self._stop.left_s(_STOP_WITHIN_S))
                 ]
@@ -187,6 +189,7 @@ class LiveRun:
                     self._exit_without(hung)
             if self._last_failure is not None:
                 raise self._last_failure
+            self._say_troubles(self.health())
             return RunResult(self.health(), self._statistics, self._model.choice, self._exit_code())
 
     def _exit_without(self, hung: list[str]) -> None:
