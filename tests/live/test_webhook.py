@@ -1,104 +1,31 @@
 """Events posted to a server in a thread, which may be slow, fail, hang, redirect, close or be gone."""
 
 import base64
-import json
 import shutil
 import ssl
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from blank import blank_frame, no_classes, until
+from blank import blank_frame, health, no_classes, until
+from web_server import SECRET, Act, Handler, Server, close, hang, nonsense, serving, slow, status, trickle
 
 from fsvit_edge.live.events import Event, EventKind, Sighting, event_record
+from fsvit_edge.live.health import SinkStatus
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import EventOptions
 from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.sinks.webhook import WebhookSink, webhook_name
 from fsvit_edge.runtime.errors import InputError
 
-SECRET = "s3cret"
-Act = Callable[["Handler"], None]
-
-
-def status(number: int, location: str = "") -> Act:
-    def act(handler: "Handler") -> None:
-        handler.send_response(number, f"{SECRET} \x1b[31m")  # a server may repeat the address in its own words
-        if location:
-            handler.send_header("Location", location)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    return act
-
-
-def hang(handler: "Handler") -> None:
-    handler.server.released.wait(30)
-
-
-def close(handler: "Handler") -> None:
-    handler.close_connection = True
-
-
-def trickle(handler: "Handler") -> None:
-    handler.wfile.write(b"HTTP/1.1 ")
-    while not handler.server.released.wait(0.05):
-        handler.wfile.write(b" ")
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: "Server"
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.posts.append((self.path, dict(self.headers), json.loads(body)))
-        act = self.server.acts.pop(0) if self.server.acts else self.server.usual
-        act(self)
-
-    def do_GET(self) -> None:
-        self.server.gets += 1
-        status(200)(self)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    """Answers posts with `acts`, one after the other, and then as `usual`."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.posts: list[tuple[str, dict[str, str], dict[str, object]]] = []
-        self.gets = 0
-        self.acts: list[Act] = []
-        self.usual: Act = status(204)
-        self.released = threading.Event()
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{SECRET}?token={SECRET}"
-
-    @property
-    def told(self) -> list[tuple[object, object]]:
-        return [(said["event"], said["name"]) for _, _, said in self.posts]
-
-    def handle_error(self, *_: object) -> None:
-        """The sink may have cut the connection."""
-
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as started:
-        thread = threading.Thread(target=started.serve_forever, args=(0.01,))
-        thread.start()
+    with serving() as started:
         yield started
-        started.released.set()
-        started.shutdown()
-        thread.join()
 
 
 def event(kind: EventKind = "appeared", name: str = "cup") -> Event:
@@ -133,7 +60,7 @@ def test_user_and_password_of_the_address_are_sent_as_basic_authorization(server
 
 
 def test_what_is_told_just_before_the_end_is_posted(server: Server) -> None:
-    server.usual = lambda handler: (time.sleep(0.1), status(200)(handler))[1]
+    server.usual = slow
     with WebhookSink(server.uri) as sink:
         for number in range(5):
             sink.tell(event(name=f"class {number}"))
@@ -187,10 +114,7 @@ def test_a_class_that_is_back_is_told_when_the_cooldown_ends_and_so_is_its_end(s
         (close, "The server does not respond (it closed the connection); events"),
         (hang, "The server does not respond (no answer within 0.3 s); events"),
         (trickle, "The server does not respond (no answer within 0.3 s); events"),
-        (
-            lambda handler: handler.wfile.write(b"nonsense\r\n\r\n"),
-            "The server does not respond (its answer is not HTTP)",
-        ),
+        (nonsense, "The server does not respond (its answer is not HTTP)"),
     ],
     ids=["503", "429", "close", "hang", "trickle", "nonsense"],
 )
@@ -223,29 +147,35 @@ def test_what_the_server_refuses_is_not_tried_again(server: Server, act: Act, tr
         until(lambda: len(server.posts) == 2)
         until(lambda: sink.trouble != trouble)
         assert sink.trouble == "The server responds again, but 1 event could not be sent."
-        sink.tell(event(name="key"))
-        until(lambda: sink.trouble == "")
+        sink.tell(event(name="key"))  # does not hide it before the run has said it
+        until(lambda: len(server.posts) == 3)
+        sink.report(health())
+        assert sink.trouble == "The server responds again, but 1 event could not be sent."
+        sink.report(replace(health(), sinks=(SinkStatus("webhook", trouble=sink.trouble),)))
+        assert sink.trouble == ""
     assert [name for _, name in server.told] == ["cup", "pen", "key"]
 
 
 @pytest.mark.parametrize("number", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(server: Server, number: int) -> None:
-    with Server() as other:
-        thread = threading.Thread(target=other.serve_forever, args=(0.01,))
-        thread.start()
+    with serving() as other:
         server.usual = status(number, other.uri)
         with impatient(server.uri) as sink:
             sink.tell(event())
             until(lambda: sink.trouble != "")
-        other.shutdown()
-        thread.join()
-    assert f"The server redirects ({number} " in sink.trouble or "1 event could not be sent" in sink.trouble
+            trouble = sink.trouble
+    assert trouble.startswith(f"The server redirects ({number} ")
     assert (len(server.posts), other.posts, other.gets, server.gets) == (1, [], 0, 0)
 
 
 def test_each_event_is_tried_a_few_times_with_growing_pauses(server: Server) -> None:
     tried: list[float] = []
-    server.usual = lambda handler: (tried.append(time.monotonic()), status(500)(handler))[1]
+
+    def fail(handler: Handler) -> None:
+        tried.append(time.monotonic())
+        status(500)(handler)
+
+    server.usual = fail
     with WebhookSink(server.uri, pauses_s=(0.1, 0.3)) as sink:
         sink.tell(event())
         until(lambda: len(tried) == 3)
@@ -255,24 +185,18 @@ def test_each_event_is_tried_a_few_times_with_growing_pauses(server: Server) -> 
     assert sink.trouble == "The run has ended, and 1 event could not be sent."
 
 
-def test_events_wait_for_a_server_that_is_down_and_the_oldest_are_dropped_first(server: Server) -> None:
-    port = server.server_port
-    server.shutdown()
-    server.socket.close()
-    with WebhookSink(server.uri, 0, pauses_s=(0.2,) * 50) as sink:
+def test_events_wait_for_a_server_that_is_down_and_the_oldest_are_dropped_first() -> None:
+    with serving() as gone:
+        sink = WebhookSink(gone.uri, 0, pauses_s=(0.2,) * 50)
+    with sink:
         sink.tell(event(name="first"))
         until(lambda: sink.trouble.startswith("The server does not respond (Connection refused); "))
         for number in range(105):
             sink.tell(event(name=str(number)))
-        with Server() as back:  # at another port, as this one may be taken by now
+        with serving() as back:  # at another port: the old one may be another's by now
             sink._parts = sink._parts._replace(netloc=f"127.0.0.1:{back.server_port}")
-            thread = threading.Thread(target=back.serve_forever, args=(0.01,))
-            thread.start()
             until(lambda: len(back.posts) == 101, within_s=20)
-            until(lambda: sink.trouble == "")
-            back.shutdown()
-            thread.join()
-    assert port != back.server_port
+            until(lambda: sink.trouble == "The server responds again, but 5 events could not be sent.")
     assert [name for _, name in back.told] == ["first", *map(str, range(5, 105))]
 
 

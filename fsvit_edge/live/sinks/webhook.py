@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from fsvit_edge.live.events import Event, event_record
 from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.json_lines import json_line
 from fsvit_edge.runtime.errors import InputError
@@ -70,6 +71,7 @@ class WebhookSink(Sink):
         self._posted_s: dict[str, float] = {}  # when the last "appeared" of each class was
         self._unsent = 0  # waiting or being tried
         self._lost = 0
+        self._loss = ""  # what was lost, until the run has said it
         self._finishing = self._is_over = False
         self._connection: http.client.HTTPConnection | None = None
         self._thread = threading.Thread(target=self._send, name=f"webhook {webhook_name(uri)}", daemon=True)
@@ -88,6 +90,13 @@ class WebhookSink(Sink):
             elif self._held.pop(event.name, None) is None:
                 self._add(body)
             self._changed.notify_all()
+
+    def report(self, health: Health) -> None:
+        """Forget what was lost once the run knows it."""
+        if self._loss and self._loss in [sink.trouble for sink in health.sinks]:
+            if self.trouble == self._loss:
+                self.trouble = ""
+            self._loss = ""
 
     def _appear(self, name: str, body: bytes) -> None:
         now_s = time.monotonic()
@@ -147,7 +156,9 @@ class WebhookSink(Sink):
             if problem is None:
                 with self._changed:
                     lost, self._lost = self._lost, 0
-                self.trouble = f"The server responds again, but {_events(lost)} could not be sent." if lost else ""
+                if lost:
+                    self._loss = f"The server responds again, but {_events(lost)} could not be sent."
+                self.trouble = self._loss
                 return True
             self.trouble = problem.text
             if problem.is_final or self._finishing:
