@@ -105,7 +105,7 @@ def run_source(
             options = replace(options, source=replace(options.source, loop=True, realtime=True))
         else:
             options = replace(options, max_frames=demo_length())
-    _refuse_to_overwrite(source, sinks)
+    _refuse_to_overwrite(source, sinks, options.events.snapshots)
     bank = _bank_to_load(options.bank, is_demo, has_page)
     bank_to_save = options.bank or DEFAULT_BANK
     for folder in {*filter(None, [*map(recording_folder, sinks), options.events.snapshots]), bank_to_save.parent}:
@@ -158,9 +158,11 @@ def run_source(
         return live_run.run()
 
 
-def _refuse_to_overwrite(source: str, sinks: Sequence[str]) -> None:
-    """Refuse a sink that would write over the pictures or the video that the run reads."""
+def _refuse_to_overwrite(source: str, sinks: Sequence[str], snapshots: Path | None) -> None:
+    """Refuse a sink that would write over, or between, the pictures or the video that the run reads."""
     read = Path(source).resolve()
+    if snapshots is not None and snapshots.resolve() == read and read.is_dir():
+        raise InputError(f"The folder {snapshots} is the source, too; give another one with --snapshots.")
     for uri in sinks:
         if recording_folder(uri) is not None and Path(uri).resolve() == read and read.exists():
             raise InputError(f"The sink {uri} is the source, which it would overwrite; give another name with --sink.")

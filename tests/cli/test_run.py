@@ -287,6 +287,7 @@ def test_events_are_posted_and_pictured_and_the_address_is_not_printed(folder: P
         ("--webhook hooks.example/s3cret", "Invalid webhook *** (the rest is not shown); expected http://HOST/PATH"),
         ("--sink https://hooks.example/s3cret", "Unsupported sink 'https://hooks.example'; post events there with"),
         ("--snapshots photo.jpg", "photo.jpg cannot be a folder: photo.jpg is a file."),
+        ("album --snapshots album/", "The folder album is the source, too; give another one with --snapshots."),
         ("--cooldown -1 --snapshots events", "--cooldown must be at least 0 seconds, got -1."),
         ("--keep-snapshots 0", "--keep-snapshots must be at least 1 picture, got 0."),
         ("--snapshots events --no-steady", "Events need steady answers; leave out --no-steady, or --webhook"),
@@ -294,7 +295,7 @@ def test_events_are_posted_and_pictured_and_the_address_is_not_printed(folder: P
 )
 def test_what_cannot_be_told_about_events_is_refused(folder: Path, cli: Cli, options: str, reason: str) -> None:
     before = contents(folder)
-    result = cli(f"run video.mp4 {options}")
+    result = cli(f"run {options}" if options.startswith("album") else f"run video.mp4 {options}")
     is_one_error(result, 2, reason)
     assert SECRET not in result.err
     assert contents(folder) == before

