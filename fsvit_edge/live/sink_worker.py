@@ -89,6 +89,11 @@ class SinkWorker:
                 self._frames.clear()  # complete files matter more than the last frames
             self._changed.notify_all()
 
+    def has_finished_within(self, timeout_s: float) -> bool:
+        """Wait for a sink that has begun to finish; return whether it has finished."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
     def finish(self, timeout_s: float | None = None) -> bool:
         """Let the sink take what is queued and finish it; return whether it did.
 

@@ -85,6 +85,25 @@ def test_a_run_stops_within_2_s_whatever_the_servers_do(server: Server, servers:
     assert SECRET not in "\n".join(said)
 
 
+def test_a_signal_at_the_end_of_a_file_ends_the_wait_for_a_server(server: Server) -> None:
+    server.usual = hang
+    stopped_s: list[float] = []
+
+    def stop() -> None:
+        until(lambda: len(server.posts) == 1)
+        time.sleep(1.0)  # the film has ended long ago, and the server has 5 s
+        stopped_s.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    result, said = run(60, EventOptions((server.uri,)))
+    stopper.join()
+    assert time.monotonic() - stopped_s[0] < 2.0
+    assert (result.exit_code, result.statistics.frames) == (130, 60)
+    assert said[-1].endswith("The run has ended, and 1 event could not be sent.")
+
+
 @pytest.mark.usefixtures("here")
 def test_events_make_the_answers_of_a_file_steady(server: Server) -> None:
     """The demo shows its classes for seconds; without steady answers there are no events."""
