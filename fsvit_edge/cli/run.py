@@ -61,7 +61,9 @@ def run(
     ] = False,
     steady: Annotated[
         bool | None,
-        typer.Option(help="Turn a class on after 0.3 s and off after 1 s; default: for cameras and streams."),
+        typer.Option(
+            help="Turn a class on after 0.3 s and off after 1 s; default: for cameras and streams, and for events."
+        ),
     ] = None,
     zone: Annotated[
         list[str] | None,
@@ -87,6 +89,20 @@ def run(
     keep: Annotated[
         int | None, typer.Option(help="Maximum number of segments or pictures; the oldest are deleted.")
     ] = None,
+    webhook: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Post a JSON record to this http(s):// address when a class appears or leaves. May be repeated."
+        ),
+    ] = None,
+    cooldown: Annotated[
+        float,
+        typer.Option(help="Seconds after a webhook was told that a class appeared in which it is not told again."),
+    ] = 10.0,
+    snapshots: Annotated[
+        Path | None, typer.Option(help="Folder for a picture of each appearance of a class, in the end the best one.")
+    ] = None,
+    keep_snapshots: Annotated[int, typer.Option(help="Maximum number of snapshots; the oldest are deleted.")] = 1000,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Maximum number of frames.")] = None,
     stats: Annotated[float | None, typer.Option(min=0.1, help="Print statistics every this many seconds.")] = None,
     health: Annotated[Path | None, typer.Option(help="Write status to this JSON file every second.")] = None,
@@ -100,7 +116,7 @@ def run(
 ) -> None:
     """Find and segment the classes of a bank in every frame of a source."""
     from fsvit_edge.live.run import RunOptions, run_source
-    from fsvit_edge.live.sinks.base import RecordingOptions
+    from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions
     from fsvit_edge.live.sinks.open import is_page
     from fsvit_edge.live.sources.base import SourceOptions
     from fsvit_edge.runtime.zones import parse_zone
@@ -110,6 +126,7 @@ def run(
     options = RunOptions(
         source=SourceOptions(width, height, fps, cast("Flip", flip), loop, realtime),
         recording=RecordingOptions(segment, keep),
+        events=EventOptions(tuple(webhook or ()), cooldown, snapshots, keep_snapshots),
         bundle=bundle,
         engine=engine,
         precision=precision,
@@ -139,7 +156,7 @@ def run(
     else:
         _print_answers(answers, result.statistics.frames)
         _print_summary(result, to_stderr="-" in sinks)
-    for status in result.health.sinks:
+    for status in result.health.sinks[: len(sinks)]:
         if status.name != "-" and "://" not in status.name and status.written and not status.failure:
             advise(f"Wrote {status.name}{' in numbered segments' if segment and '.' in status.name else ''}")
     if uri == "demo" and not any(map(is_page, sinks)):

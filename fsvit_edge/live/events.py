@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.runtime.prediction import ClassResult, Prediction
@@ -25,6 +26,8 @@ class Sighting:
     box_xyxy: Box | None  # in pixels of the frame, right and bottom exclusive; None if the class had no pixel
     sequence: int  # index of the frame
     picture: Image = field(compare=False, repr=False)  # the frame, at most 640 px wide
+    # Where the class is, at the size of the picture; None: unknown.
+    mask: npt.NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class EventDetector:
         for name, result in shown.items():
             known = self._present.get(name)
             if known is None:
-                best = _sighting(frame, result)
+                best = _sighting(frame, prediction, result)
                 self._present[name] = _Presence(now_s, now_s, best, now_s, frozenset(result.zones))
                 events.append(self._event("appeared", name, frame, best, None, result.zones))
                 continue
@@ -89,7 +92,7 @@ class EventDetector:
             if result.score > result.level:
                 known.last_s = now_s
             if result.score > known.best.score and now_s - known.pictured_s >= _PICTURE_EVERY_S:
-                known.best, known.pictured_s = _sighting(frame, result), now_s
+                known.best, known.pictured_s = _sighting(frame, prediction, result), now_s
         return tuple(events)
 
     def _event(
@@ -132,8 +135,10 @@ def event_record(event: Event) -> dict[str, Any]:
     }
 
 
-def _sighting(frame: Frame, result: ClassResult) -> Sighting:
+def _sighting(frame: Frame, prediction: Prediction, result: ClassResult) -> Sighting:
     height, width = frame.image.shape[:2]
     size = (min(width, _PICTURE_PX), max(1, round(height * min(1.0, _PICTURE_PX / width))))
     picture = np.asarray(cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return Sighting(result.score, result.box_xyxy, frame.index, picture)
+    labels = cv2.resize(prediction.label_map, size, interpolation=cv2.INTER_NEAREST)
+    mask = np.asarray(labels == prediction.classes.index(result.name) + 1, np.bool_)
+    return Sighting(result.score, result.box_xyxy, frame.index, picture, mask)

@@ -24,6 +24,7 @@ from fsvit_edge.live.statistics import RunStatistics
 from fsvit_edge.live.steady import SteadyAnswers
 from fsvit_edge.live.supervision import (
     INTERRUPTED,
+    TICK_S,
     ModelWatchdog,
     StopRequest,
     notify_systemd,
@@ -183,6 +184,11 @@ class LiveRun:
             finally:
                 notify_systemd("STOPPING=1")
                 hung = [] if has_ended else ["the model"]
+                for worker in self._workers:  # all at once: they share the time
+                    worker.begin_to_finish(self._stop.is_requested)
+                for worker in self._workers:  # as long as it takes, unless a signal arrives
+                    while not (self._stop.is_requested or worker.has_finished_within(TICK_S)):
+                        pass
                 hung += [
                     worker.name for worker in self._workers if not worker.finish(self._stop.left_s(_STOP_WITHIN_S))
                 ]
@@ -190,6 +196,7 @@ class LiveRun:
                     self._exit_without(hung)
             if self._last_failure is not None:
                 raise self._last_failure
+            self._say_troubles(self.health())
             return RunResult(self.health(), self._statistics, self._model.choice, self._exit_code())
 
     def _exit_without(self, hung: list[str]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult, Say
 from fsvit_edge.live.shared_model import LiveModel
-from fsvit_edge.live.sinks.base import RecordingOptions, Sink
-from fsvit_edge.live.sinks.open import is_page, open_sink, recording_folder, sink_name
+from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions, Sink
+from fsvit_edge.live.sinks.open import is_page, open_event_sinks, open_sink, recording_folder, sink_name
 from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
 from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.open import open_source
@@ -31,6 +31,7 @@ class RunOptions:
     Attributes:
         source: How to read the source.
         recording: How much a recording may write.
+        events: Who is told about events.
         bundle: Folder of the bundle; None: the bundled model.
         engine: Engine that runs the model, as in `FewShotModel.load`.
         precision: Precision of the engine, as in `FewShotModel.load`.
@@ -38,7 +39,8 @@ class RunOptions:
         bank: File with the enrolled classes; None: `DEFAULT_BANK` in the current folder, if it exists.
         level: Score above which a class is present, for all classes; None: the level of each class.
         exclusive: Whether classes that claim the same pixels exclude each other, see `FewShotModel.exclusive`.
-        steady: Whether a class turns on and off only after some time, see `SteadyAnswers`; None: for live sources.
+        steady: Whether a class turns on and off only after some time, see `SteadyAnswers`; None: for live sources, or
+            if someone is told about events.
         zones: Parts of the frame; records and events name those in which a class is.
         max_frames: Number of frames after which to stop; None continues to the end of the source, or for the demo to
             the end of one round.
@@ -51,6 +53,7 @@ class RunOptions:
 
     source: SourceOptions = field(default_factory=SourceOptions)
     recording: RecordingOptions = field(default_factory=RecordingOptions)
+    events: EventOptions = field(default_factory=EventOptions)
     bundle: Path | None = None
     engine: str = "auto"
     precision: str = "auto"
@@ -103,16 +106,18 @@ def run_source(
     """
     if options.level is not None:
         check_level(options.level)
+    if options.events.are_wanted and options.steady is False:
+        raise InputError("Events need steady answers; leave out --no-steady, or --webhook and --snapshots.")
     is_demo, has_page = source == "demo", any(map(is_page, sinks))
     if is_demo and options.max_frames is None:
         if has_page:  # a camera to try the page with
             options = replace(options, source=replace(options.source, loop=True, realtime=True))
         else:
             options = replace(options, max_frames=demo_length())
-    _refuse_to_overwrite(source, sinks)
+    _refuse_to_overwrite(source, sinks, options.events.snapshots)
     bank = _bank_to_load(options.bank, is_demo, has_page)
     bank_to_save = options.bank or DEFAULT_BANK
-    for folder in {*filter(None, map(recording_folder, sinks)), bank_to_save.parent}:
+    for folder in {*filter(None, [*map(recording_folder, sinks), options.events.snapshots]), bank_to_save.parent}:
         remove_leftovers(folder)
     with ExitStack() as stack:
         frames = stack.enter_context(open_source(source, options.source))
@@ -147,6 +152,8 @@ def run_source(
                 else:
                     sink = open_page(uri, live_model, bank_to_save)
                 opened.append((sink_name(uri), unfinished.enter_context(sink)))
+            for name, sink in open_event_sinks(options.events):
+                opened.append((name, unfinished.enter_context(sink)))
             unfinished.pop_all()  # from here on, the run finishes them
         live_run = LiveRun(
             frames,
@@ -154,7 +161,7 @@ def run_source(
             opened,
             say,
             on_frame,
-            steady=frames.is_live if options.steady is None else options.steady,
+            steady=frames.is_live or options.events.are_wanted if options.steady is None else options.steady,
             zones=options.zones,
             max_frames=options.max_frames,
             stats_s=options.stats_s,
@@ -163,9 +170,11 @@ def run_source(
         return live_run.run()
 
 
-def _refuse_to_overwrite(source: str, sinks: Sequence[str]) -> None:
-    """Refuse a sink that would write over the pictures or the video that the run reads."""
+def _refuse_to_overwrite(source: str, sinks: Sequence[str], snapshots: Path | None) -> None:
+    """Refuse a sink that would write over, or between, the pictures or the video that the run reads."""
     read = Path(source).resolve()
+    if snapshots is not None and snapshots.resolve() == read and read.is_dir():
+        raise InputError(f"The folder {snapshots} is the source, too; give another one with --snapshots.")
     for uri in sinks:
         if recording_folder(uri) is not None and Path(uri).resolve() == read and read.exists():
             raise InputError(f"The sink {uri} is the source, which it would overwrite; give another name with --sink.")

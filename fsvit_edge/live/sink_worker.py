@@ -80,16 +80,26 @@ class SinkWorker:
             self._reports.append(health)
             self._changed.notify_all()
 
+    def begin_to_finish(self, in_hurry: bool) -> None:
+        """Let the sink take what is queued, without the frames if in a hurry, and finish it; returns at once."""
+        with self._changed:
+            self._finishing = True
+            if in_hurry:
+                self._sink.in_hurry = True
+                self._frames.clear()  # complete files matter more than the last frames
+            self._changed.notify_all()
+
+    def has_finished_within(self, timeout_s: float) -> bool:
+        """Wait for a sink that has begun to finish; return whether it has finished."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
     def finish(self, timeout_s: float | None = None) -> bool:
         """Let the sink take what is queued and finish it; return whether it did.
 
         With a `timeout_s` in seconds, queued frames are discarded; None waits as long as it takes.
         """
-        with self._changed:
-            self._finishing = True
-            if timeout_s is not None:
-                self._frames.clear()  # in a hurry, complete files matter more than the last frames
-            self._changed.notify_all()
+        self.begin_to_finish(in_hurry=timeout_s is not None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 

@@ -13,6 +13,7 @@ import cv2
 import pytest
 from command_line import COMMAND, STAGES, Cli, contents, count_frames, is_one_error, json_lines
 from sample_files import colors, write_video
+from web_server import SECRET, serving, status
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.cli.terminal import score_text
@@ -294,3 +295,40 @@ def test_a_camera_that_stops_is_reported_and_waited_for(cli: Cli, camera: Play) 
     lines = json_lines(result.out)
     assert [line["event"] for line in lines].count("frame") == 4
     assert "lost" in [line.get("state") for line in lines]
+
+
+def test_events_are_posted_and_pictured_and_the_address_is_not_printed(folder: Path, cli: Cli) -> None:
+    cli("bank remove bank.safetensors", CLASSES[1])
+    cli("bank level bank.safetensors cat 0.0001")
+    with serving() as server:
+        told = cli(f"run video.mp4 --webhook {server.uri} --cooldown 0 --snapshots events --keep-snapshots 5 --sink -")
+        server.usual = status(500)
+        failed = cli(f"run video.mp4 --webhook {server.uri} --health health.json")
+    assert told.code == 0
+    assert [one["event"] for one in json_lines(told.out)].count("appeared") == 1
+    assert server.told[0] == ("appeared", "cat")
+    (picture,) = (folder / "events").iterdir()
+    assert picture.name.endswith("Z-cat.jpg")
+    assert failed.code == 0
+    assert f"http://127.0.0.1:{server.server_port}: The run has ended, and 1 event could not be sent.\n" in failed.err
+    assert SECRET not in told.out + told.err + failed.out + failed.err + (folder / "health.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--webhook hooks.example/s3cret", "Invalid webhook *** (the rest is not shown); expected http://HOST/PATH"),
+        ("--sink https://hooks.example/s3cret", "Unsupported sink 'https://hooks.example'; post events there with"),
+        ("--snapshots photo.jpg", "photo.jpg cannot be a folder: photo.jpg is a file."),
+        ("album --snapshots album/", "The folder album is the source, too; give another one with --snapshots."),
+        ("--cooldown -1 --snapshots events", "--cooldown must be at least 0 seconds, got -1."),
+        ("--keep-snapshots 0", "--keep-snapshots must be at least 1 picture, got 0."),
+        ("--snapshots events --no-steady", "Events need steady answers; leave out --no-steady, or --webhook"),
+    ],
+)
+def test_what_cannot_be_told_about_events_is_refused(folder: Path, cli: Cli, options: str, reason: str) -> None:
+    before = contents(folder)
+    result = cli(f"run {options}" if options.startswith("album") else f"run video.mp4 {options}")
+    is_one_error(result, 2, reason)
+    assert SECRET not in result.err
+    assert contents(folder) == before

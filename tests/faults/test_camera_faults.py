@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.opencv import open_stream
+from fsvit_edge.live.sinks import webhook
 from fsvit_edge.live.sinks.json_lines import state_record
 from fsvit_edge.live.sinks.open import open_sink, sink_name
+from fsvit_edge.live.sinks.webhook import WebhookSink, webhook_name
 from fsvit_edge.live.sources import frame_channel, live
 from fsvit_edge.live.sources.base import Source
 from fsvit_edge.live.sources.open import open_source
@@ -292,7 +294,8 @@ def test_no_password_of_5000_reaches_any_output(
 
     monkeypatch.setattr(frame_channel.subprocess, "Popen", no_process)
     monkeypatch.setattr(live, "is_reachable", lambda _: None)
-    said, opened = io.StringIO(), 0
+    monkeypatch.setattr(webhook.ssl, "create_default_context", lambda: None)  # 20 ms each
+    said, opened, hooks = io.StringIO(), 0, 0
     for uri in canary_addresses(5000):
         try:
             with open_source(uri) as source:
@@ -303,7 +306,12 @@ def test_no_password_of_5000_reaches_any_output(
                 said.write(json.dumps([health.to_dict(), state_record(health)]) + source.name + repr(parse_source(uri)))
         except FsvitEdgeError as error:
             said.write(texts(error))
-        said.write(sink_name(uri))
+        said.write(sink_name(uri) + webhook_name(uri))
+        try:
+            with WebhookSink(uri):
+                hooks += 1
+        except FsvitEdgeError as error:
+            said.write(texts(error))
         if not uri.startswith("mqtt"):
             try:
                 open_sink(uri, 25.0)
@@ -312,6 +320,7 @@ def test_no_password_of_5000_reaches_any_output(
     out, err = capfd.readouterr()
     everything = said.getvalue() + out + err
     assert opened > 500
+    assert hooks > 100
     assert len(everything) > 100_000
     assert CANARY not in everything, everything[everything.index(CANARY) - 200 :][:300]
 

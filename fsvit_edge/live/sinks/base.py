@@ -1,7 +1,9 @@
 """What every sink offers, and the options it takes."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
 
 from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
@@ -36,11 +38,43 @@ class RecordingOptions:
             raise InputError(f"--keep must be at least 1 file, got {self.keep}.")
 
 
+@dataclass(frozen=True)
+class EventOptions:
+    """Who is told about events.
+
+    Attributes:
+        webhooks: Addresses, http://... or https://..., to which each event is posted as JSON; see `WebhookSink`.
+        cooldown_s: Seconds after the "appeared" of a class in which no other one of it is posted.
+        snapshots: Folder for one picture per appearance of a class; None writes none. See `SnapshotSink`.
+        keep_snapshots: Maximum number of these pictures; the oldest are deleted.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    webhooks: tuple[str, ...] = field(default=(), repr=False)  # an address often is a secret
+    cooldown_s: float = 10.0
+    snapshots: Path | None = None
+    keep_snapshots: int = 1000
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.cooldown_s) and self.cooldown_s >= 0):
+            raise InputError(f"--cooldown must be at least 0 seconds, got {self.cooldown_s:g}.")
+        if self.keep_snapshots < 1:
+            raise InputError(f"--keep-snapshots must be at least 1 picture, got {self.keep_snapshots}.")
+
+    @property
+    def are_wanted(self) -> bool:
+        """Whether anyone is told."""
+        return bool(self.webhooks) or self.snapshots is not None
+
+
 class Sink(ABC):
     """Takes the frames and predictions of one run; use it as a context manager, so that its file is finished."""
 
     queue_frames = 1  # how many frames of a live source may wait for it; older ones are dropped
     trouble = ""  # what is wrong for now, in one sentence; a sink that gives up raises instead
+    in_hurry = False  # the run has been told to stop, so finish in well under a second
     _condition = HEALTHY
 
     def __enter__(self) -> "Sink":

@@ -2,16 +2,19 @@
 
     folder/  video.mp4  results.jsonl  -  mqtt://host/topic
 
-The page, http://..., also needs the model: see `run.run_source`.
+The page, http://..., also needs the model: see `run.run_source`. Webhooks and snapshots take only events.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from fsvit_edge.live.sinks.base import RecordingOptions, Sink
+from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions, Sink
 from fsvit_edge.live.sinks.drawn import PictureSink, VideoSink
 from fsvit_edge.live.sinks.json_lines import JsonLinesSink, StandardOutputSink
 from fsvit_edge.live.sinks.mqtt import MqttSink
+from fsvit_edge.live.sinks.snapshots import SnapshotSink
+from fsvit_edge.live.sinks.webhook import WebhookSink, webhook_name
 from fsvit_edge.live.uri import printable, printable_address
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
@@ -58,7 +61,23 @@ def open_sink(
         if path.suffix.lower() == ".jsonl":
             _create_folder(path.parent)
             return JsonLinesSink(path, options, is_live)
+    if uri.lower().startswith("https://"):
+        raise InputError(f"Unsupported sink '{sink_name(uri)}'; post events there with --webhook, not --sink.")
     raise InputError(f"Unsupported sink {sink_name(uri)!r}; expected {_EXPECTED}.")
+
+
+def open_event_sinks(options: EventOptions) -> Iterator[tuple[str, Sink]]:
+    """Open what takes only events, one by one, each with a name that is safe to print.
+
+    Raises:
+        InputError: An address is invalid, or a file is where the folder must be.
+        FsvitEdgeError: The folder cannot be created.
+    """
+    for uri in options.webhooks:
+        yield webhook_name(uri), WebhookSink(uri, options.cooldown_s)
+    if options.snapshots is not None:
+        _create_folder(options.snapshots)
+        yield printable(str(options.snapshots)), SnapshotSink(options.snapshots, options.keep_snapshots)
 
 
 def is_page(uri: str) -> bool:
@@ -68,6 +87,8 @@ def is_page(uri: str) -> bool:
 
 def sink_name(uri: str) -> str:
     """The sink, safe to print: without a password."""
+    if uri.lower().startswith("https://"):
+        return webhook_name(uri)  # no sink yet, but its path may be a secret
     return printable_address(uri) if "://" in uri else printable(uri)
 
 
