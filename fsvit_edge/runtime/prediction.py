@@ -42,6 +42,7 @@ class Prediction:
             same as `scores`.
         steady_present: Whether each class is present, (ways,) bool, decided over several frames; None: by this frame
             alone.
+        contested: Whether a surer class claims most of the class's pixels, (ways,) bool; None: not known.
     """
 
     classes: tuple[str, ...]
@@ -52,6 +53,7 @@ class Prediction:
     latency_ms: dict[str, float]
     raw_scores: npt.NDArray[np.float32] | None = None
     steady_present: npt.NDArray[np.bool_] | None = None
+    contested: npt.NDArray[np.bool_] | None = None
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
