@@ -8,6 +8,7 @@ although nothing did.
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -81,6 +82,23 @@ class Check:
     def broken(self) -> tuple[CheckedItem, ...]:
         """The items whose answer contradicts the verdict."""
         return tuple(one for one in self.items if one.is_broken)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values for JSON."""
+        items = [
+            {
+                **one.item.to_dict(),
+                "score_before": round(one.score_before, 4),
+                "present_before": one.was_present,
+                "score_now": round(one.score, 4),
+                "present_now": one.is_present,
+                "has_changed": one.has_changed,
+                "is_broken": one.is_broken,
+            }
+            for one in self.items
+        ]
+        counts = {"checked": len(items), "changed": len(self.changed), "broken": len(self.broken)}
+        return {**counts, "items": items}
 
     def __str__(self) -> str:
         if not self.items:

@@ -47,6 +47,18 @@ class ReviewItem:
         """What the model answered when the frame was kept."""
         return self.score > self.level
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the picture, as plain values for JSON."""
+        return {
+            "number": self.number,
+            "name": self.name,
+            "verdict": self.verdict,
+            "score": round(self.score, 4),
+            "level": round(self.level, 4),
+            "present": self.was_present,
+            "wall_time_s": round(self.wall_time_s, 3),
+        }
+
     @property
     def picture(self) -> Image:
         """The kept picture, (S, S, 3) uint8 RGB; an ArtifactError if it cannot be read."""
