@@ -183,12 +183,10 @@ def judge(
     verdict: Annotated[str, typer.Argument(metavar="yes|no", help="Whether the class is there.")],
 ) -> None:
     """Say whether the class is there in a doubtful frame."""
-    from fsvit_edge.runtime.bank import SupportBank
+    from fsvit_edge.runtime.review import update_review
     from fsvit_edge.runtime.review_items import Verdict, with_verdict
 
-    loaded = SupportBank.load(bank)
-    loaded.review = with_verdict(loaded.review, number, cast("Verdict", verdict))
-    loaded.save(bank)
+    loaded = update_review(bank, lambda loaded: with_verdict(loaded.review, number, cast("Verdict", verdict)))
     (name,) = (one.name for one in loaded.review if one.number == number)
     print(f"Frame {number}: {verdict}, {name!r} is {'' if verdict == 'yes' else 'not '}there.")
 

@@ -8,6 +8,7 @@ although nothing did.
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -21,6 +22,7 @@ from fsvit_edge.runtime.postprocess import log_odds
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.review_items import ReviewItem, ReviewItems, Verdict, with_item, with_verdict
 from fsvit_edge.runtime.scene import decode_frame, encode_frame
+from fsvit_edge.runtime.storage import locked
 from fsvit_edge.runtime.support_masks import Image
 
 DOUBT_MARGIN = 1.0
@@ -223,6 +225,26 @@ def doubts(prediction: Prediction, margin: float = DOUBT_MARGIN) -> tuple[str, .
     if prediction.contested is not None:
         doubtful |= prediction.contested
     return tuple(name for name, is_doubtful in zip(prediction.classes, doubtful, strict=True) if is_doubtful)
+
+
+def update_review(path: Path, change: Callable[[SupportBank], ReviewItems]) -> SupportBank:
+    """Change the items in a bank's file, and return the bank.
+
+    One process does this at a time: otherwise a run that adds frames could undo a verdict that was given meanwhile.
+
+    Args:
+        path: The file.
+        change: Returns the new items of the bank that it gets.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+        FsvitEdgeError: The disk is full or the folder is not writable; the file is unchanged.
+    """
+    with locked(path.parent, required=False):
+        bank = SupportBank.load(path)
+        bank.review = change(bank)
+        bank.save(path)
+    return bank
 
 
 def draw_review(items: Sequence[ReviewItem]) -> Image:
