@@ -78,7 +78,7 @@ while True:
 
 
 def kill_while_judging(path: Path, rounds: int, naive: str = "") -> tuple[int, int, int]:
-    """Kill a judge again and again until a bank is torn; give the torn ones, those that lack a verdict, and verdicts."""
+    """Kill a judge again and again until a bank is torn; give torn banks, banks that lack verdicts, all verdicts."""
     rng = random.Random(0)
     bank = SupportBank(EncoderIdentity("x", "0" * 64, 32, 1, 2, "fp32"))
     half = np.zeros((1, 9, 2), np.float16)
