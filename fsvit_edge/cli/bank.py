@@ -180,7 +180,7 @@ def review(
 def judge(
     bank: BankFile,
     number: Annotated[int, typer.Argument(min=0, help="Number of the frame, as bank review lists it.")],
-    verdict: Annotated[str, typer.Argument(metavar="yes|no", help="Whether the class is there.")],
+    verdict: Annotated[str, typer.Argument(help="yes or no: whether the class is there.")],
 ) -> None:
     """Say whether the class is there in a doubtful frame."""
     from fsvit_edge.runtime.review import update_review

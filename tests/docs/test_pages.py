@@ -14,8 +14,7 @@ from doc_pages import PAGES, ROOT, command_name, commands, environment, help_of,
 README = ROOT / "README.md"
 LINES = sorted({(name_of(page), step.text) for page in PAGES for step in steps(page) if step.language != "python"})
 LONG = ("train", "export", "build-engine")
-BANK = ("bank list", "bank scene", "bank review", "bank check")
-ALL = ("train", "eval", "export", "calib", "build-engine", "enroll", "run", "bench", "inspect", "doctor", *BANK)
+ALL = ("train", "eval", "export", "calib", "build-engine", "enroll", "run", "bench", "inspect", "doctor", "bank list")
 
 EXPORTS = pytest.mark.slow(reason="traces the bundled model, 20 s")
 
