@@ -86,9 +86,13 @@ def with_verdict(items: ReviewItems, number: int, verdict: Verdict | None) -> Re
     """Set what a person said of an item; an InputError if there is none of this number, or no such verdict."""
     if verdict is not None and verdict not in get_args(Verdict):
         raise InputError(f"A verdict must be {' or '.join(get_args(Verdict))}, got {verdict!r:.40}.")
+    if not items:
+        raise InputError("The bank keeps no doubtful frames; collect some with: fsvit-edge run --review.")
     if all(one.number != number for one in items):
-        known = f"items {items[0].number} to {items[-1].number}" if items else "no items"
-        raise InputError(f"The review has {known}, and none with number {number}; it may have made room for a newer.")
+        raise InputError(
+            f"The bank keeps doubtful frames {items[0].number} to {items[-1].number}, and none with number {number}; "
+            "it may have made room for a newer one."
+        )
     return tuple(replace(one, verdict=verdict) if one.number == number else one for one in items)
 
 

@@ -79,7 +79,7 @@ def test_a_check_fails_until_the_answers_agree_with_the_verdicts(bank: Path, cli
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("bank judge bank.safetensors 2 yes", "The review has items 0 to 1, and none with number 2"),
+        ("bank judge bank.safetensors 2 yes", "The bank keeps doubtful frames 0 to 1, and none with number 2"),
         ("bank judge bank.safetensors 0 perhaps", "A verdict must be yes or no, got 'perhaps'."),
         ("bank review empty.safetensors --preview x.png", "empty.safetensors keeps no doubtful frames to draw"),
     ],

@@ -55,7 +55,7 @@ def test_a_verdict_can_be_changed_and_taken_back() -> None:
 @pytest.mark.parametrize(
     ("number", "verdict", "reason"),
     [
-        (7, "yes", "The review has items 0 to 1, and none with number 7"),
+        (7, "yes", "The bank keeps doubtful frames 0 to 1, and none with number 7"),
         (-1, "yes", "none with number -1"),
         (0, "maybe", "A verdict must be yes or no, got 'maybe'."),
         (0, "", "A verdict must be yes or no, got ''."),
@@ -65,7 +65,7 @@ def test_an_impossible_verdict_is_refused(number: int, verdict: str, reason: str
     items = with_item(with_item((), item()), item())
     with pytest.raises(InputError, match=reason):
         with_verdict(items, number, verdict)
-    with pytest.raises(InputError, match="The review has no items"):
+    with pytest.raises(InputError, match="keeps no doubtful frames; collect"):
         with_verdict((), 0, "yes")
 
 
