@@ -148,11 +148,7 @@ class FewShotModel:
         return Review(self.bank, self.manifest.image_size, self.predict_with)
 
     def bank_after(self, change: "Callable[[FewShotModel], object]") -> SupportBank:
-        """Return the bank as a change of this model would leave it, without keeping the change; to keep it, set `bank`.
-
-        Raises:
-            FsvitEdgeError: What the change raises.
-        """
+        """Return the bank as a change would leave it; the model keeps its own. To keep the changed one, set `bank`."""
         kept, self.bank = self.bank, self.bank.copy()
         try:
             change(self)
