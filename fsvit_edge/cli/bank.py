@@ -1,8 +1,9 @@
-"""`fsvit-edge bank`: list and edit the classes of a bank, and teach it the empty scene."""
+"""`fsvit-edge bank`: list and edit the classes of a bank, teach it the empty scene, and check it by verdicts."""
 
 import json
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -10,7 +11,7 @@ from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, Preci
 from fsvit_edge.cli.terminal import advise, editing, open_model, print_table, score_text
 
 bank_app = typer.Typer(
-    help="List, remove or rename the classes of a bank, set their levels, or learn the empty scene.",
+    help="List, remove or rename the classes of a bank, set their levels, learn the empty scene, or check verdicts.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -145,6 +146,101 @@ def scene(
                 f"is not with: fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
             )
     print(_scene_promise(report.frames if report else 0))
+
+
+@bank_app.command()
+def review(
+    bank: BankFile,
+    preview: Annotated[Path | None, typer.Option(help="Draw the frames, with their numbers, into this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the doubtful frames that a bank keeps, with what you said of them."""
+    from fsvit_edge.runtime.bank import SupportBank
+    from fsvit_edge.runtime.errors import InputError
+    from fsvit_edge.runtime.pictures import write_image
+    from fsvit_edge.runtime.review import draw_review
+
+    items = SupportBank.load(bank).review
+    if preview is not None:
+        if not items:
+            raise InputError(f"{bank} keeps no doubtful frames to draw; collect some with: fsvit-edge run --review.")
+        write_image(preview, draw_review(items))
+    if as_json:
+        print(json.dumps({"items": [one.to_dict() for one in items]}, ensure_ascii=False))
+        return
+    rows = [
+        (
+            one.name,
+            str(one.number),
+            _answer_text(one.was_present, one.score),
+            f"{one.level:.4g}",
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.wall_time_s)),
+            one.verdict or "-",
+        )
+        for one in items
+    ]
+    print_table(f"Doubtful frames in {bank}", ("class", "number", "answer", "level", "kept", "verdict"), rows)
+    waiting = sum(one.verdict is None for one in items)
+    if waiting:
+        advise(f"{waiting} wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge")
+
+
+@bank_app.command()
+def judge(
+    bank: BankFile,
+    number: Annotated[int, typer.Argument(min=0, help="Number of the frame, as bank review lists it.")],
+    verdict: Annotated[str, typer.Argument(help="yes or no: whether the class is there.")],
+) -> None:
+    """Say whether the class is there in a doubtful frame."""
+    from fsvit_edge.runtime.review import update_review
+    from fsvit_edge.runtime.review_items import Verdict, with_verdict
+
+    loaded = update_review(bank, lambda loaded: with_verdict(loaded.review, number, cast("Verdict", verdict)))
+    (name,) = (one.name for one in loaded.review if one.number == number)
+    print(f"Frame {number}: {verdict}, {name!r} is {'' if verdict == 'yes' else 'not '}there.")
+
+
+@bank_app.command()
+def check(
+    bank: BankFile,
+    as_json: JsonOption = False,
+    bundle: BundleOption = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Answer all frames with a verdict again; ends with code 5 if an answer contradicts its verdict."""
+    from fsvit_edge.runtime.errors import AccuracyGateError
+
+    with open_model(bundle, engine, precision) as model:
+        model.load_bank(bank)
+        checked = model.review.check()
+    if as_json:
+        print(json.dumps(checked.to_dict(), ensure_ascii=False))
+    else:
+        rows = [
+            (
+                one.item.name,
+                str(one.item.number),
+                str(one.item.verdict),
+                _answer_text(one.was_present, one.score_before),
+                _answer_text(one.is_present, one.score),
+                " and ".join(["changed"] * one.has_changed + ["wrong"] * one.is_broken) or "-",
+            )
+            for one in checked.items
+        ]
+        if rows:
+            print_table(f"Verdicts in {bank}", ("class", "number", "verdict", "answer then", "now", ""), rows)
+        print(checked)
+    if checked.broken:
+        numbers = ", ".join(str(one.item.number) for one in checked.broken)
+        raise AccuracyGateError(
+            f"{len(checked.broken)} of {len(checked.items)} verdicts in {bank} are contradicted: {numbers}; add a "
+            "picture or a negative of the class, or change its level."
+        )
+
+
+def _answer_text(is_present: bool, score: float) -> str:
+    return f"{'present' if is_present else 'absent'} {score:.2f}"
 
 
 def _scene_promise(frames: int) -> str:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult, Say
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions, Sink
@@ -46,6 +47,7 @@ class RunOptions:
             the end of one round.
         stats_s: Seconds between two lines of statistics; None prints none.
         health_file: JSON file with the health of the run, replaced every second; None writes none.
+        review: Whether to keep doubtful frames in the bank's file, see `DoubtKeeper`.
 
     Raises:
         InputError: Two zones have the same name.
@@ -66,6 +68,7 @@ class RunOptions:
     max_frames: int | None = None
     stats_s: float | None = None
     health_file: Path | None = None
+    review: bool = False
 
     def __post_init__(self) -> None:
         check_zones(self.zones)
@@ -98,7 +101,8 @@ def run_source(
         open_page: Opens the page from its URI, the model and the bank to save to, as `PageSink` does.
 
     Raises:
-        InputError: The source, a sink or an option cannot be used, or a file has no enrolled classes to look for.
+        InputError: The source, a sink or an option cannot be used, or a file has no enrolled classes to look for, or
+            no bank to keep doubtful frames in.
         EnvironmentLacksError: A package, engine or device is missing.
         ArtifactError: The bundle or bank is missing, damaged or does not fit.
         SourceError: The source cannot be opened or read.
@@ -117,6 +121,11 @@ def run_source(
     _refuse_to_overwrite(source, sinks, options.events.snapshots)
     bank = _bank_to_load(options.bank, is_demo, has_page)
     bank_to_save = options.bank or DEFAULT_BANK
+    if options.review and bank is None:
+        raise InputError(
+            f"--review keeps frames in the bank, and there is none at {bank_to_save}; enroll a class with: fsvit-edge "
+            "enroll NAME IMAGE, or choose a bank with --bank FILE."
+        )
     for folder in {*filter(None, [*map(recording_folder, sinks), options.events.snapshots]), bank_to_save.parent}:
         remove_leftovers(folder)
     with ExitStack() as stack:
@@ -155,6 +164,9 @@ def run_source(
             for name, sink in open_event_sinks(options.events):
                 opened.append((name, unfinished.enter_context(sink)))
             unfinished.pop_all()  # from here on, the run finishes them
+        if options.review or has_page:
+            keeper = stack.enter_context(DoubtKeeper(frames, model, bank_to_save if options.review else None, say))
+            on_frame = keeper.before(on_frame)
         live_run = LiveRun(
             frames,
             live_model,

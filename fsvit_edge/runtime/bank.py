@@ -16,12 +16,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fsvit_edge.runtime.cached_support import FACTS, TENSORS, CachedSupport, ClassSupports, read_support
+from fsvit_edge.runtime.cached_support import TENSORS, CachedSupport, ClassSupports, facts_of, read_facts, read_support
 from fsvit_edge.runtime.decide import scene_level
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity, check_same_encoder
 from fsvit_edge.runtime.presence_level import check_level, level_of_supports
-from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES
+from fsvit_edge.runtime.review_items import ReviewItems, read_review, review_header, review_tensors
+from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES, read_jpeg
 from fsvit_edge.runtime.storage import atomic_write
 
 FORMAT_VERSION = 4
@@ -57,13 +58,18 @@ class _Class:
 
 
 class SupportBank:
-    """Enrolled classes, in the order of enrollment; without a head, that of an unknown one with the published level."""
+    """Enrolled classes, in the order of enrollment; without a head, that of an unknown one with the published level.
+
+    Attributes:
+        review: The doubtful frames that are kept, oldest first, with what a person said of them.
+    """
 
     def __init__(self, identity: EncoderIdentity, head: HeadIdentity | None = None) -> None:
         self.identity = identity
         self.head = head or HeadIdentity()
         self._classes: dict[str, _Class] = {}
         self._scene: tuple[bytes, ...] = ()
+        self.review: ReviewItems = ()
 
     def subset(self, names: Iterable[str]) -> "SupportBank":
         """Return a bank of some of the classes, without the scene."""
@@ -74,6 +80,12 @@ class SupportBank:
     def emptied(self) -> "SupportBank":
         """Return an empty bank of the same encoder and head."""
         return SupportBank(self.identity, self.head)
+
+    def copy(self) -> "SupportBank":
+        """Return a bank with the same contents, which can be changed without changing this one."""
+        other = self.emptied()
+        other._classes, other._scene, other.review = dict(self._classes), self._scene, self.review
+        return other
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -188,9 +200,10 @@ class SupportBank:
         self._classes[name] = replace(entry, scene_scores=tuple(map(float, scores)))
 
     def remove(self, name: str) -> None:
-        """Remove a class."""
+        """Remove a class, and the frames that are kept for it."""
         self._known(name)
         del self._classes[name]
+        self.review = tuple(item for item in self.review if item.name != name)
 
     def remove_support(self, name: str, index: int) -> None:
         """Remove one support of a class, counted from 0; removing the last one removes the class."""
@@ -210,6 +223,7 @@ class SupportBank:
         if new in self._classes:
             raise InputError(f"Class {new!r} already exists; remove it first or choose another name.")
         self._classes = {new if name == old else name: entry for name, entry in self._classes.items()}
+        self.review = tuple(replace(item, name=new) if item.name == old else item for item in self.review)
 
     def save(self, path: Path) -> None:
         """Write the bank to one .safetensors file, whole or not at all.
@@ -222,6 +236,7 @@ class SupportBank:
         tensors: dict[str, npt.NDArray[Any]] = {
             f"{_SCENE}.{index}": np.frombuffer(frame, np.uint8) for index, frame in enumerate(self._scene)
         }
+        tensors.update(review_tensors(self.review))
         classes = []
         for index, (name, entry) in enumerate(self._classes.items()):
             negatives = self.negatives(name)
@@ -235,8 +250,8 @@ class SupportBank:
                     "level": entry.own_level,
                     "is_level_by_hand": entry.is_level_by_hand,
                     "scene_scores": entry.scene_scores,
-                    **_facts(entry.supports),
-                    "negatives": _facts(negatives),
+                    **facts_of(entry.supports),
+                    "negatives": facts_of(negatives),
                     "negative_margins": [margin for _, margin in entry.negatives],
                 }
             )
@@ -247,6 +262,7 @@ class SupportBank:
             "head": vars(self.head),
             "scene_frames": len(self._scene),
             "classes": classes,
+            **review_header(self.review),
         }
         header["sha256"] = _digest(header, tensors)
         atomic_write(path, save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
@@ -299,7 +315,7 @@ class SupportBank:
         bank = cls(made_by, scored_by)
         try:
             check_level(scored_by.presence_level)
-            bank.set_scene([_read_frame(path, tensors, index) for index in range(num_frames)])
+            bank.set_scene([read_jpeg(path, tensors, f"{_SCENE}.{index}") for index in range(num_frames)])
             for index, entry in enumerate(entries):
                 supports, negatives = (
                     [
@@ -315,6 +331,7 @@ class SupportBank:
                     bank.add_negative(name, negative, margin)
                 if entry["scene_scores"]:
                     bank.set_scene_scores(name, entry["scene_scores"])
+            bank.review = read_review(path, header, tensors, bank.classes)
         except InputError as error:
             raise ArtifactError(f"Bank {path} is damaged: {error}") from error
         if head is not None and head != scored_by:
@@ -349,10 +366,6 @@ def check_bank_path(path: Path) -> None:
         raise InputError(f"A bank must be a .safetensors file, got {path}.")
 
 
-def _facts(supports: ClassSupports) -> dict[str, list[Any]]:
-    return {field: [getattr(support, field) for support in supports] for field in FACTS}
-
-
 def _read_header(path: Path, text: str) -> dict[str, Any]:
     header: dict[str, Any] = json.loads(text)
     version, precision = header["format_version"], header["precision"]
@@ -370,8 +383,8 @@ def _read_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
         "name": str(entry["name"]),
         "level": entry["level"],
         "is_level_by_hand": bool(entry["is_level_by_hand"]),
-        "supports": _read_facts(entry),
-        "negatives": _read_facts(entry.get("negatives", dict.fromkeys(FACTS, ()))),
+        "supports": read_facts(entry),
+        "negatives": read_facts(entry.get("negatives")),
         "negative_margins": [_finite(margin) for margin in entry.get("negative_margins", ())],
         "scene_scores": [float(score) for score in entry.get("scene_scores", ())],
     }
@@ -381,17 +394,6 @@ def _finite(value: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(value)
     return float(value)
-
-
-def _read_facts(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [dict(zip(FACTS, row, strict=True)) for row in zip(*(columns[field] for field in FACTS), strict=True)]
-
-
-def _read_frame(path: Path, tensors: Mapping[str, npt.NDArray[Any]], index: int) -> bytes:
-    frame = tensors.get(f"{_SCENE}.{index}")
-    if frame is None or frame.dtype != np.uint8 or frame.ndim != 1:
-        raise ArtifactError(f"Bank {path} is damaged: tensor {_SCENE}.{index} is missing or not the bytes of a JPEG.")
-    return frame.tobytes()
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> str:

@@ -42,6 +42,18 @@ ClassSupports = tuple[CachedSupport, ...]
 """The supports of one class, in the order of enrollment; a bank makes a new tuple on every change."""
 
 
+def facts_of(supports: ClassSupports) -> dict[str, list[Any]]:
+    """The `FACTS` of supports as columns, for a bank's header."""
+    return {field: [getattr(support, field) for support in supports] for field in FACTS}
+
+
+def read_facts(columns: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The `FACTS` of each support; a KeyError, TypeError or ValueError if a column is missing or of another length."""
+    if columns is None:
+        return []
+    return [dict(zip(FACTS, row, strict=True)) for row in zip(*(columns[field] for field in FACTS), strict=True)]
+
+
 def read_support(
     path: Path,
     tensors: Mapping[str, npt.NDArray[Any]],

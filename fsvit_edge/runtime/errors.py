@@ -47,7 +47,7 @@ class ArtifactError(FsvitEdgeError):
 
 
 class AccuracyGateError(FsvitEdgeError):
-    """An accuracy misses its limit: two computations differ by more than the tolerance, or a score is too low."""
+    """An accuracy misses its limit: results differ too much, a score is too low, an answer contradicts a verdict."""
 
     exit_code = 5
 

@@ -56,6 +56,7 @@ class Prediction:
         steady_present: Whether each class is present, (ways,) bool, decided over several frames; None: by this frame
             alone.
         zones: The zones in which classes are looked for, in the order in which results name them.
+        contested: Whether a surer class claims most of the class's pixels, (ways,) bool; None: not known.
     """
 
     classes: tuple[str, ...]
@@ -67,6 +68,7 @@ class Prediction:
     raw_scores: npt.NDArray[np.float32] | None = None
     steady_present: npt.NDArray[np.bool_] | None = None
     zones: tuple[Zone, ...] = ()
+    contested: npt.NDArray[np.bool_] | None = None
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """`FewShotModel`: enroll classes from a few pictures, then find in every frame which are present and where."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from threadpoolctl import ThreadpoolController
@@ -21,6 +21,7 @@ from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.prediction import Prediction, Rejection, StageClock
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image
 from fsvit_edge.runtime.presence_level import check_level
+from fsvit_edge.runtime.review import Review
 from fsvit_edge.runtime.scene import SceneReport
 from fsvit_edge.runtime.support_masks import (
     Box,
@@ -139,6 +140,20 @@ class FewShotModel:
                 "fsvit-edge export --objectness."
             )
         self._is_sharp = kind == "sharp"
+
+    @property
+    def review(self) -> Review:
+        """The doubtful frames that the bank keeps, to judge, and to check the answers by the verdicts."""
+        return Review(self.bank, self.manifest.image_size, self.predict_with)
+
+    def bank_after(self, change: "Callable[[FewShotModel], object]") -> SupportBank:
+        """Return the bank as a change would leave it; the model keeps its own. To keep the changed one, set `bank`."""
+        kept, self.bank = self.bank, self.bank.copy()
+        try:
+            change(self)
+            return self.bank
+        finally:
+            self.bank = kept
 
     def enroll(
         self,

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.preprocess import resize_image
@@ -45,6 +48,14 @@ def decode_frame(data: bytes) -> Image:
     if decoded is None:
         raise ArtifactError("A picture of the empty scene in the bank cannot be read; learn the scene again.")
     return np.ascontiguousarray(decoded[..., ::-1], np.uint8)
+
+
+def read_jpeg(path: Path, tensors: Mapping[str, npt.NDArray[Any]], key: str) -> bytes:
+    """Return the bytes of a picture in a bank's file; an ArtifactError if the tensor is missing or not bytes."""
+    frame = tensors.get(key)
+    if frame is None or frame.dtype != np.uint8 or frame.ndim != 1:
+        raise ArtifactError(f"Bank {path} is damaged: tensor {key} is missing or not the bytes of a JPEG.")
+    return frame.tobytes()
 
 
 def false_alarm_bound(frames: int) -> float:

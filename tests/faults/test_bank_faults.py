@@ -1,4 +1,7 @@
-"""Kills while a bank is saved: the old one or the new one, never a mixture, and what was acknowledged is there."""
+"""Kills while a bank is saved: the old one or the new one, never a mixture, and what was acknowledged is there.
+
+That goes for verdicts too.
+"""
 
 import random
 import subprocess
@@ -6,11 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from breakage import leftovers
 
 from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.identity import EncoderIdentity
+from fsvit_edge.runtime.review_items import MAX_ITEMS, ReviewItem, with_item
 from fsvit_edge.runtime.storage import remove_leftovers
 
 pytestmark = pytest.mark.slow(reason="starts hundreds of processes")
@@ -51,6 +58,79 @@ NAIVE = """
 import fsvit_edge.runtime.bank as module
 module.atomic_write = lambda path, data: path.write_bytes(data)
 """
+
+
+# Sets the verdict of item 0, 1, ... without end, and says the number when the verdict is in the file.
+JUDGE = """
+import sys
+from pathlib import Path
+from fsvit_edge.runtime.review import update_review
+from fsvit_edge.runtime.review_items import with_verdict
+{naive}
+path = Path(sys.argv[1])
+print("ready", flush=True)
+number = 0
+while True:
+    update_review(path, lambda bank: with_verdict(bank.review, number % 50, ("yes", "no")[number // 50 % 2]))
+    print(number, flush=True)
+    number += 1
+"""
+
+
+def kill_while_judging(path: Path, rounds: int, naive: str = "") -> tuple[int, int, int]:
+    """Kill a judge again and again until a bank is torn; give torn banks, banks that lack verdicts, all verdicts."""
+    rng = random.Random(0)
+    bank = SupportBank(EncoderIdentity("x", "0" * 64, 32, 1, 2, "fp32"))
+    half = np.zeros((1, 9, 2), np.float16)
+    picture = np.zeros((2, 2, 3), np.uint8)
+    bank.add("cat", [CachedSupport(half, half, np.ones(9, np.bool_), picture, picture[..., 0] > 0, True)])
+    for _ in range(MAX_ITEMS):
+        bank.review = with_item(bank.review, ReviewItem(0, "cat", 0.5, 0.5, 0.0, b"x" * 20_000))
+    torn = lost = given = 0
+    for _ in range(rounds):
+        bank.save(path)
+        command = [sys.executable, "-c", JUDGE.format(naive=naive), str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as judge:
+            assert judge.stdout is not None
+            assert judge.stdout.readline() == "ready\n"
+            seen = [judge.stdout.readline() for _ in range(rng.randint(1, 4))]
+            time.sleep(rng.uniform(0.0, 0.03))
+            judge.kill()
+            count = len(seen) + len(judge.stdout.read().splitlines())
+        given += count
+        remove_leftovers(path.parent)
+        try:
+            verdicts = [one.verdict for one in SupportBank.load(path).review]
+        except ArtifactError:
+            torn += 1
+            break
+        # The next one may be in the file although the kill came before it could be said.
+        wanted = [[verdict_after(done, number) for number in range(MAX_ITEMS)] for done in (count, count + 1)]
+        lost += verdicts not in wanted
+    return torn, lost, given
+
+
+def verdict_after(done: int, number: int) -> str | None:
+    """The verdict of an item after so many verdicts of `JUDGE`."""
+    times = (done - number + MAX_ITEMS - 1) // MAX_ITEMS
+    return None if times <= 0 else ("yes", "no")[(times - 1) % 2]
+
+
+def test_no_acknowledged_verdict_is_lost(tmp_path: Path) -> None:
+    torn, lost, given = kill_while_judging(tmp_path / "bank.safetensors", 25)
+    print(f"25 kills in {given} verdicts: {torn} torn, {lost} lost")
+    assert (torn, lost) == (0, 0)
+    assert given >= 25
+
+
+def test_verdicts_written_plainly_or_too_late_are_lost(tmp_path: Path) -> None:
+    """The controls: a torn bank, and an acknowledged verdict that is not in it."""
+    torn, _, _ = kill_while_judging(tmp_path / "torn.safetensors", 60, NAIVE)
+    late = "import fsvit_edge.runtime.bank as module\nmodule.atomic_write = lambda path, data: None"
+    _, lost, given = kill_while_judging(tmp_path / "late.safetensors", 2, late)
+    assert torn > 0
+    assert lost == 2
+    assert given > 0
 
 
 def kill_while_saving(path: Path, rounds: int, naive: str = "", seed: int = 0) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import level_of_supports
+from fsvit_edge.runtime.review_items import ReviewItem
 from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES
 
 CHANNELS, DIM = 2, 4
@@ -52,6 +53,10 @@ def filled(identity: EncoderIdentity = IDENTITY) -> SupportBank:
     bank.add_negative("cat", support(3, tokens=5), 0.75)
     bank.set_scene([b"first", b"second"])
     bank.set_scene_scores("cat", [0.25, 0.75])
+    bank.review = (
+        ReviewItem(3, "cat", 0.5, 0.25, 1.5, b"doubtful", "no"),
+        ReviewItem(5, "Größe 猫", 0.75, 0.8125, 2.5, b"doubtful"),
+    )
     return bank
 
 
@@ -62,7 +67,7 @@ def path(tmp_path: Path) -> Path:
 
 def content(bank: SupportBank) -> list[object]:
     """All of a bank, to compare it bit by bit."""
-    found: list[object] = [bank.identity, bank.head, bank.scene, bank.negative_margins]
+    found: list[object] = [bank.identity, bank.head, bank.scene, bank.negative_margins, bank.review]
     for name in bank.classes:
         found += [name, bank.level(name), bank.level_source(name), bank.own_level(name), bank.scene_scores(name)]
         for one in (*bank.supports(name), *bank.negatives(name)):
@@ -255,6 +260,10 @@ def cat(**values: Any) -> Change:
     return lambda header, _: header["classes"][0].update(values)
 
 
+def item(**values: Any) -> Change:
+    return lambda header, _: header["review"][1].update(values)
+
+
 def as_format_2(header: dict[str, Any], _: object) -> None:
     """What the format before this one held."""
     del header["head"]
@@ -292,6 +301,20 @@ FORGED: list[tuple[Change, str]] = [
     (lambda _, t: t.pop("scene.1"), "tensor scene.1 is missing or not the bytes of a JPEG"),
     (tensor("scene.0", 2, 3, dtype=np.uint8), "tensor scene.0 is missing or not the bytes of a JPEG"),
     (lambda _, t: t.pop("0.not.0.kept"), "tensor 0.not.0.kept is missing"),
+    (lambda _, t: t.pop("review.1"), "tensor review.1 is missing or not the bytes of a JPEG"),
+    (tensor("review.0", 5), "tensor review.0 is missing or not the bytes of a JPEG"),
+    (lambda h, _: h.update(review={}), "its review is not a list of at most 50 items"),
+    (lambda h, _: h.update(review=h["review"] * 26), "its review is not a list of at most 50 items"),
+    (lambda h, _: h.update(review=[1]), "item 0 of its review is 1"),
+    (lambda h, _: h["review"][1].pop("score"), "item 1 of its review is {'number': 5"),
+    (item(color=1), "item 1 of its review is"),
+    (item(name="dog"), "item 1 of its review is"),
+    (item(name=["cat"]), "item 1 of its review is"),
+    *((item(number=wrong), f"item 1 of its review is {{'number': {wrong!r}") for wrong in (3, -1, "6", 6.0, True)),
+    *((item(verdict=wrong), "item 1 of its review is") for wrong in ("maybe", True, ["yes"])),
+    *((item(score=wrong), "item 1 of its review is") for wrong in (1.01, -0.1, float("nan"), None, "0.5")),
+    *((item(level=wrong), "item 1 of its review is") for wrong in (0, 1, None, float("nan"))),
+    *((item(wall_time_s=wrong), "item 1 of its review is") for wrong in (float("inf"), None, "now")),
     (lambda h, _: h.update(format_version=1), "has format 1 in 'fp16'"),
     (as_format_2, "has format 2 in 'fp16', this fsvit-edge reads 3 and 4 in 'fp16'; enroll its classes"),
     (lambda h, _: h.update(precision="int8"), "has format 4 in 'int8'"),
@@ -326,7 +349,7 @@ def test_a_forged_bank_is_refused(path: Path, change: Change, reason: str) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        cat(name="dog"),
+        lambda h, _: [entry.update(name="dog") for entry in (h["classes"][0], h["review"][0])],
         lambda h, _: h["classes"][0]["has_mask"].reverse(),
         cat(level=0.3),
         cat(is_level_by_hand=True),
@@ -334,6 +357,8 @@ def test_a_forged_bank_is_refused(path: Path, change: Change, reason: str) -> No
         lambda h, _: h["classes"][0]["objectness_weight"].reverse(),
         poison(1.0),
         lambda _, t: t.update({"0.0.kept": t["0.1.kept"]}),
+        item(verdict="yes"),
+        lambda _, t: t.update({"review.0": np.zeros(3, np.uint8)}),
     ],
 )
 def test_plausible_changes_do_not_pass_the_sum(path: Path, change: Change) -> None:
@@ -347,12 +372,12 @@ def test_plausible_changes_do_not_pass_the_sum(path: Path, change: Change) -> No
 
 
 def as_format_3(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-    """What release 0.2.0 and before wrote: neither negatives nor a scene."""
+    """What release 0.2.0 and before wrote: neither negatives, a scene nor a review."""
     header["format_version"] = 3
-    del header["scene_frames"]
+    del header["scene_frames"], header["review"]
     for entry in header["classes"]:
         del entry["negatives"], entry["negative_margins"], entry["scene_scores"]
-    for name in [name for name in tensors if name.startswith("scene.") or ".not." in name]:
+    for name in [name for name in tensors if name.startswith(("scene.", "review.")) or ".not." in name]:
         del tensors[name]
 
 
@@ -363,7 +388,37 @@ def test_a_bank_of_the_former_release_is_read_with_its_classes_and_levels(path: 
     wanted = filled()
     wanted.set_scene([])
     wanted.remove_negative("cat", 0)
+    wanted.review = ()
     assert same(SupportBank.load(path, IDENTITY, HEAD), wanted)
+
+
+def test_a_bank_without_doubtful_frames_has_no_such_part(path: Path) -> None:
+    bank = filled()
+    bank.review = ()
+    bank.save(path)
+    with safe_open(path, framework="numpy") as file:
+        assert "review" not in json.loads(file.metadata()[HEADER])
+        assert not [name for name in file.keys() if name.startswith("review")]  # noqa: SIM118 - not a mapping
+    assert same(SupportBank.load(path), bank)
+
+
+def test_doubtful_frames_follow_the_name_of_their_class_and_go_with_it() -> None:
+    bank = filled()
+    bank.rename("cat", "dog")
+    assert [one.name for one in bank.review] == ["dog", "Größe 猫"]
+    bank.remove("dog")
+    assert [one.name for one in bank.review] == ["Größe 猫"]
+
+
+def test_a_copy_of_a_bank_changes_alone() -> None:
+    bank = filled()
+    copy = bank.copy()
+    assert same(copy, bank)
+    copy.set_level("cat", 0.5)
+    copy.remove("Größe 猫")
+    copy.set_scene([])
+    copy.add_negative("cat", support(9), 1.0)
+    assert same(bank, filled())
 
 
 def test_negatives_are_compared_after_the_classes_in_their_order() -> None:

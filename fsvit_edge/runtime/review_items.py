@@ -1,0 +1,144 @@
+"""The doubtful frames that a bank keeps for a person to judge, in memory and in the bank's file."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.presence_level import check_level
+from fsvit_edge.runtime.scene import decode_frame, read_jpeg
+from fsvit_edge.runtime.support_masks import Image
+
+MAX_ITEMS = 50
+Verdict = Literal["yes", "no"]
+_KEY = "review"
+_FACTS = ("number", "name", "score", "level", "wall_time_s", "verdict")
+
+
+@dataclass(frozen=True)
+class ReviewItem:
+    """A frame in which the model was not sure of a class.
+
+    Attributes:
+        number: Of the item in its bank; it stays the same while others come and go.
+        name: The class.
+        score: P(present) of the class on the kept picture when it was kept, in [0, 1].
+        level: The score above which the class was present then, in (0, 1).
+        wall_time_s: When it was kept, in seconds since 1970 (UTC).
+        jpeg: The frame as a JPEG of the encoder's input size.
+        verdict: What a person said: "yes", the class is there; "no"; None: nothing yet.
+    """
+
+    number: int
+    name: str
+    score: float
+    level: float
+    wall_time_s: float
+    jpeg: bytes
+    verdict: Verdict | None = None
+
+    @property
+    def was_present(self) -> bool:
+        """What the model answered when the frame was kept."""
+        return self.score > self.level
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the picture, as plain values for JSON."""
+        return {
+            "number": self.number,
+            "name": self.name,
+            "verdict": self.verdict,
+            "score": round(self.score, 4),
+            "level": round(self.level, 4),
+            "present": self.was_present,
+            "wall_time_s": round(self.wall_time_s, 3),
+        }
+
+    @property
+    def picture(self) -> Image:
+        """The kept picture, (S, S, 3) uint8 RGB; an ArtifactError if it cannot be read."""
+        try:
+            return decode_frame(self.jpeg)
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"The picture of review item {self.number} ({self.name!r}) cannot be read; use a copy of the bank."
+            ) from error
+
+
+ReviewItems = tuple[ReviewItem, ...]
+"""Oldest first, with rising numbers."""
+
+
+def with_item(items: ReviewItems, item: ReviewItem) -> ReviewItems:
+    """Add an item, which gets the next number. If there are too many, the oldest goes that no person has judged."""
+    kept = list(items)
+    if len(kept) >= MAX_ITEMS:
+        kept.pop(next((place for place, one in enumerate(kept) if one.verdict is None), 0))
+    return (*kept, replace(item, number=items[-1].number + 1 if items else 0))
+
+
+def with_verdict(items: ReviewItems, number: int, verdict: Verdict | None) -> ReviewItems:
+    """Set what a person said of an item; an InputError if there is none of this number, or no such verdict."""
+    if verdict is not None and verdict not in get_args(Verdict):
+        raise InputError(f"A verdict must be {' or '.join(get_args(Verdict))}, got {verdict!r:.40}.")
+    if not items:
+        raise InputError("The bank keeps no doubtful frames; collect some with: fsvit-edge run --review.")
+    if all(one.number != number for one in items):
+        raise InputError(
+            f"The bank keeps doubtful frames {items[0].number} to {items[-1].number}, and none with number {number}; "
+            "it may have made room for a newer one."
+        )
+    return tuple(replace(one, verdict=verdict) if one.number == number else one for one in items)
+
+
+def review_header(items: ReviewItems) -> dict[str, Any]:
+    """The part of a bank's header that describes the items; nothing if there are none."""
+    return {_KEY: [{fact: getattr(one, fact) for fact in _FACTS} for one in items]} if items else {}
+
+
+def review_tensors(items: ReviewItems) -> dict[str, npt.NDArray[np.uint8]]:
+    """The pictures of the items, named by their place."""
+    return {f"{_KEY}.{place}": np.frombuffer(one.jpeg, np.uint8) for place, one in enumerate(items)}
+
+
+def read_review(
+    path: Path, header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], classes: Sequence[str]
+) -> ReviewItems:
+    """Read the items of a bank's file.
+
+    Raises:
+        ArtifactError: A picture or a fact is missing, or a fact makes no sense.
+    """
+    listed = header.get(_KEY, [])
+    if not isinstance(listed, list) or len(listed) > MAX_ITEMS:
+        raise ArtifactError(f"Bank {path} is damaged: its review is not a list of at most {MAX_ITEMS} items.")
+    items: list[ReviewItem] = []
+    for place, facts in enumerate(listed):
+        last = items[-1].number if items else -1
+        if not isinstance(facts, dict) or facts.keys() != set(_FACTS) or not _make_sense(facts, last, classes):
+            raise ArtifactError(f"Bank {path} is damaged: item {place} of its review is {facts!r:.120}.")
+        items.append(ReviewItem(**facts, jpeg=read_jpeg(path, tensors, f"{_KEY}.{place}")))
+    return tuple(items)
+
+
+def _make_sense(facts: Mapping[str, Any], last_number: int, classes: Sequence[str]) -> bool:
+    try:
+        check_level(facts["level"])
+    except InputError:
+        return False
+    score, time_s = facts["score"], facts["wall_time_s"]
+    return (
+        type(facts["number"]) is int
+        and facts["number"] > last_number
+        and facts["name"] in classes
+        and type(score) in (int, float)
+        and 0 <= score <= 1
+        and type(time_s) in (int, float)
+        and math.isfinite(time_s)
+        and (facts["verdict"] is None or facts["verdict"] in get_args(Verdict))
+    )

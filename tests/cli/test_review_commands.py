@@ -1,0 +1,92 @@
+"""`bank review`, `bank judge` and `bank check`: what they print, draw, keep and refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+import skimage.data
+from command_line import Cli, is_one_error
+
+from fsvit_edge import FewShotModel
+from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.runtime.pictures import read_image, write_image
+
+BANK = "bank.safetensors"
+
+
+@pytest.fixture
+def bank(here: Path) -> Path:
+    """A bank with a cat, and two doubtful frames: 0 shows it, 1 (like.jpg) does not although it is found."""
+    cat = skimage.data.chelsea()
+    like = cat[..., ::-1].copy()
+    write_image(here / "like.jpg", like)
+    with FewShotModel.load(threads=1) as model:
+        model.enroll("cat", [cat])
+        for image in (cat, like):
+            model.review.note(image, model.predict(image), margin=99.0, wall_time_s=0.5)
+        model.save_bank(here / BANK)
+    return here / BANK
+
+
+def test_frames_are_listed_drawn_and_judged(bank: Path, cli: Cli) -> None:
+    listed = cli(f"bank review {BANK} --preview sheet.png")
+    assert listed.code == 0
+    rows = [line.split() for line in listed.out.splitlines()]
+    assert [row[:4] for row in rows if row[:1] == ["cat"]] == [["cat", str(n), "present", "1.00"] for n in (0, 1)]
+    assert listed.err == "2 wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge\n"
+    assert read_image(bank.parent / "sheet.png").shape[1] > 400
+
+    assert cli(f"bank judge {BANK} 0 yes").out == "Frame 0: yes, 'cat' is there.\n"
+    assert cli(f"bank judge {BANK} 1 no").out == "Frame 1: no, 'cat' is not there.\n"
+    assert cli(f"bank review {BANK}").err == ""
+    items = json.loads(cli(f"bank review {BANK} --json").out)["items"]
+    assert [(one["number"], one["name"], one["verdict"], one["present"]) for one in items] == [
+        (0, "cat", "yes", True),
+        (1, "cat", "no", True),
+    ]
+    assert [one.verdict for one in SupportBank.load(bank).review] == ["yes", "no"]
+
+
+def test_a_check_fails_until_the_answers_agree_with_the_verdicts(bank: Path, cli: Cli) -> None:
+    assert cli(f"bank check {BANK}").out == "There are no verdicts to check.\n"
+    cli(f"bank judge {BANK} 0 yes")
+    cli(f"bank judge {BANK} 1 no")
+    before = bank.read_bytes()
+
+    failed = cli(f"bank check {BANK}")
+    assert failed.code == 5
+    assert "0 of 2 answers change; 1 contradicts its verdict." in failed.out
+    assert ["cat", "1", "no", "present", "1.00", "present", "1.00", "wrong"] in [
+        line.split() for line in failed.out.splitlines()
+    ]
+    assert failed.err == (
+        "Error: 1 of 2 verdicts in bank.safetensors are contradicted: 1; add a picture or a negative of the class, or "
+        "change its level.\n"
+    )
+    as_json = cli(f"bank check {BANK} --json")
+    assert as_json.code == 5
+    found = json.loads(as_json.out)
+    assert (found["checked"], found["changed"], found["broken"]) == (2, 0, 1)
+    assert [one["is_broken"] for one in found["items"]] == [False, True]
+    assert bank.read_bytes() == before
+
+    cli(f"enroll cat like.jpg --not --bank {BANK}")
+    passed = cli(f"bank check {BANK}")
+    assert (passed.code, passed.err) == (0, "")
+    assert "1 of 2 answers changes; 0 contradict their verdicts." in passed.out
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("bank judge bank.safetensors 2 yes", "The bank keeps doubtful frames 0 to 1, and none with number 2"),
+        ("bank judge bank.safetensors 0 perhaps", "A verdict must be yes or no, got 'perhaps'."),
+        ("bank review empty.safetensors --preview x.png", "empty.safetensors keeps no doubtful frames to draw"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_changes_nothing(bank: Path, cli: Cli, line: str, reason: str) -> None:
+    SupportBank.load(bank).emptied().save(bank.with_name("empty.safetensors"))
+    before = bank.read_bytes()
+    is_one_error(cli(line), 2, reason)
+    assert bank.read_bytes() == before
+    assert not (bank.parent / "x.png").exists()
