@@ -138,7 +138,7 @@ def scene(
     answering = report.answering if report else ()
     for name, highest in report.highest.items() if report else ():
         print(f"{name}: at most {highest:.2f} on the empty scene; its level is {score_text(levels[name])}.")
-        if name in by_hand:
+        if name in by_hand and highest > levels[name]:
             advise(f"Note: {name}: its level was set by hand, so the scene does not change it.")
         elif name in answering:
             advise(

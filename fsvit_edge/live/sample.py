@@ -4,14 +4,13 @@ import time
 
 import numpy as np
 
-from fsvit_edge.live.sources.base import EndOfSourceError, Source, SourceOptions
+from fsvit_edge.live.sources.base import MAX_WAIT_S, EndOfSourceError, Source, SourceOptions
 from fsvit_edge.live.sources.demo import demo_length
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import SourceError
 from fsvit_edge.runtime.support_masks import Image
 
 _WAIT_S = 0.1
-_PATIENCE_S = 10.0
 
 
 def sample_frames(uri: str, count: int, seconds: float = 4.0, options: SourceOptions = SourceOptions()) -> list[Image]:  # noqa: B008 - frozen
@@ -28,7 +27,7 @@ def sample_frames(uri: str, count: int, seconds: float = 4.0, options: SourceOpt
 
     Raises:
         InputError: The source is unsupported, or one of its pictures cannot be used.
-        SourceError: The source cannot be opened or read, or a live one delivers nothing for 10 s.
+        SourceError: The source cannot be opened or read, or a live one delivers nothing for 20 s.
         EnvironmentLacksError: The source needs a package that is missing.
     """
     with open_source(uri, options) as source:
@@ -58,12 +57,16 @@ def _over_time(source: Source, count: int, seconds: float) -> list[Image]:
     frames: list[Image] = []
     last_s = due_s = time.monotonic()
     while len(frames) < count:
-        frame, now_s = source.read(_WAIT_S), time.monotonic()
+        try:
+            frame, now_s = source.read(_WAIT_S), time.monotonic()
+        except EndOfSourceError:
+            break
         if frame is not None and now_s >= due_s:
             frames.append(frame.image)
             due_s = now_s + seconds / count
         if frame is not None:
             last_s = now_s
-        elif now_s - last_s > _PATIENCE_S:
-            raise SourceError(f"{source.name} delivered no frame for {_PATIENCE_S:.0f} s; {source.status.message}")
+        elif now_s - last_s > MAX_WAIT_S:
+            reason = source.status.message or "Is it connected?"
+            raise SourceError(f"{source.name} delivered no frame for {MAX_WAIT_S:.0f} s. {reason}")
     return frames

@@ -8,8 +8,9 @@ import numpy as np
 from fsvit_edge.runtime.postprocess import log_odds
 from fsvit_edge.runtime.prediction import Prediction
 
-OFF_MARGIN = 1.0
-"""How far below its level, in log-odds, a class that is on must score to turn off."""
+OFF_MARGIN = 0.4
+"""How far below its level, in log-odds, a class that is on must score to turn off; less than `decide.SCENE_MARGIN`, so
+that a class turns off on a frame of the empty scene."""
 GAP_S = 5.0
 """After so long without a frame, what was seen before counts no longer toward a change."""
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fsvit_edge.runtime.cached_support import TENSORS, CachedSupport, ClassSupports, facts_of, read_facts, read_support
-from fsvit_edge.runtime.decide import scene_level
+from fsvit_edge.runtime.decide import NEGATIVE_MARGIN, scene_level
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity, check_same_encoder
 from fsvit_edge.runtime.presence_level import check_level, level_of_supports
@@ -273,8 +273,8 @@ class SupportBank:
     ) -> "SupportBank":
         """Read a bank.
 
-        Leave-one-out scores of another head do not apply to this one, so they are dropped, and with them the levels
-        derived from them; levels set by hand stay.
+        What another head scored does not apply to this one, so it is dropped, and with it levels and margins derived
+        from it; levels set by hand stay.
 
         Args:
             path: The file.
@@ -338,7 +338,9 @@ class SupportBank:
             bank.head = head
             for name, known in bank._classes.items():
                 unscored = tuple(replace(support, loo_score=None) for support in known.supports)
-                bank._classes[name] = replace(bank._with_supports(known, unscored), scene_scores=())
+                margined = tuple((one, NEGATIVE_MARGIN) for one, _ in known.negatives)
+                changed = replace(known, negatives=margined, scene_scores=())
+                bank._classes[name] = bank._with_supports(changed, unscored)
         return bank
 
     def _with_supports(self, entry: _Class, supports: ClassSupports) -> _Class:

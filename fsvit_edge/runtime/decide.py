@@ -1,7 +1,7 @@
 """From the head's scores to which classes are present: levels, the empty scene, negatives, and classes that compete.
 
-All rules work on log-odds, here called z, and return a score for each class that is above the class's level exactly if
-the class is present. The figures come from `benchmarks/false_alarms.py`.
+All rules work on log-odds, here called z. The scores that they return are above a class's level exactly if the class is
+present. The figures come from `benchmarks/false_alarms.py`.
 """
 
 from collections.abc import Sequence
@@ -110,8 +110,8 @@ def compete(scores: Scores, foreground: Maps, levels: Scores) -> Scores:
     """Let classes that claim the same pixels exclude each other.
 
     Classes take their pixels in the order of their scores above their levels; a class is absent if less than `LEFT` of
-    its pixels, those above 0.5 in CST's own foreground, are left by the classes before it. One without pixels claims
-    nothing and stays.
+    its pixels, those above 0.5 in CST's own foreground, are left by the present classes before it. One without pixels
+    claims nothing and stays.
 
     Args:
         scores: P(present), (ways,) float32 in [0, 1].

@@ -393,8 +393,8 @@ class FewShotModel:
         """
         bank = SupportBank.load(Path(path), self.bank.identity, self.bank.head)
         self.network.check_ways(len(bank.classes))
+        score_scene(self.network, bank)
         self.bank = bank
-        score_scene(self.network, self.bank)
 
     def close(self) -> None:
         """Free the engines; a second call does nothing."""

@@ -25,8 +25,8 @@ class SceneReport:
     Attributes:
         frames: Pictures of the scene that the bank has now.
         highest: For each class its highest score on them, in [0, 1].
-        answering: The classes that were present in one of them at their own level: the level is raised for them, and
-            they may be missed where they are; add a picture to them or remove from view what they mistake.
+        answering: The classes whose level the scene raises: they may be missed now. Reject what they mistake, or remove
+            it from view.
     """
 
     frames: int
@@ -59,7 +59,7 @@ def read_jpeg(path: Path, tensors: Mapping[str, npt.NDArray[Any]], key: str) -> 
 
 
 def false_alarm_bound(frames: int) -> float:
-    """Return the share of frames, at most, on which a class scores above all pictures of the scene, in (0, 1].
+    """Return an upper bound on the share of frames on which a class scores above all of the scene, in (0, 1].
 
     If the frames are alike and independent, the share is below 1 - 0.05^(1/n), about 3/n, in 95 of 100 cases (the rule
     of three).

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fsvit_edge.live.steady import GAP_S, OFF_MARGIN, SteadyAnswers, SteadyOptions
+from fsvit_edge.runtime.decide import scene_level
 from fsvit_edge.runtime.postprocess import log_odds, sigmoid
 from fsvit_edge.runtime.prediction import Prediction
 
@@ -92,3 +93,16 @@ def test_what_was_seen_before_a_long_gap_does_not_count() -> None:
     steady.update(answer(2.0), 0.0)
     assert not steady.update(answer(2.0), GAP_S + 1).present[0]
     assert steady.update(answer(2.0), GAP_S + 1.01 + OPTIONS.on_s).present[0]
+
+
+def test_a_class_turns_off_on_a_frame_of_the_scene_that_raised_its_level() -> None:
+    on_scene = 0.97
+    level = np.array([scene_level(0.5, [on_scene])], np.float32)
+    steady = SteadyAnswers(OPTIONS)
+    seen = []
+    for index in range(30):
+        score = np.array([0.999 if index < 10 else on_scene], np.float32)
+        frame = replace(answer(0.0, names=("cup",)), scores=score, levels=level)
+        seen.append(bool(steady.update(frame, index / FPS).present[0]))
+    assert seen[9]
+    assert not seen[-1]

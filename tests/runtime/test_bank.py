@@ -17,6 +17,7 @@ from fsvit_edge.runtime.bank import (
     SupportBank,
 )
 from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.runtime.decide import NEGATIVE_MARGIN
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.runtime.predictor import FewShotModel
@@ -473,6 +474,7 @@ def test_what_changes_the_scores_on_the_scene_drops_them(path: Path) -> None:
     other = SupportBank.load(path, head=HeadIdentity("99" * 32, 0.5))
     assert other.scene_scores("cat") == ()
     assert other.scene == (b"first", b"second")
+    assert other.negative_margins == ((0, NEGATIVE_MARGIN),)
 
 
 def test_the_oldest_pictures_of_the_scene_go_first() -> None:
