@@ -179,7 +179,7 @@ def test_enrollment_by_a_mask_uses_exactly_that_mask(served: Served) -> None:
 def test_enrollment_by_name_only_and_its_warnings(served: Served) -> None:
     report = enroll(served).json()
     assert (report["found_share"], report["iou"], report["area_ratio"]) == (None, None, None)
-    assert [support.has_mask for support in served.model.supports["cup"]] == [False]
+    assert [support.has_mask for support in served.model.enrolled.supports["cup"]] == [False]
     tiny = np.zeros((HEIGHT, WIDTH), np.uint8)
     tiny[4, 6] = 255
     refused = enroll(served, "speck", mask_png=png(tiny))
@@ -220,7 +220,7 @@ def test_classes_are_renamed_and_removed_and_supports_removed(served: Served) ->
     enroll(served, "a/b?c")
     enroll(served, "a/b?c", box_xyxy=BOX)
     assert served.client.delete("/api/supports", params={"name": "a/b?c", "index": 0}).status_code == 204
-    assert [support.has_mask for support in served.model.supports["a/b?c"]] == [True]
+    assert [support.has_mask for support in served.model.enrolled.supports["a/b?c"]] == [True]
     gone = served.client.get("/api/supports.png", params={"name": "a/b?c", "index": 1})
     error = "Class 'a/b?c' has 1 pictures, so there is no picture 1."
     assert (gone.status_code, gone.json()) == (400, {"error": error})
@@ -315,7 +315,7 @@ def test_every_documented_path_answers_as_documented(served: Served) -> None:
     described = served.client.get("/openapi.json").json()
     assert described["openapi"].startswith("3.1")
     for path, operations in described["paths"].items():
-        if path == "/api/stream.mjpg":
+        if path in ("/api/stream.mjpg", "/api/scene"):  # without end; and waits for frames, see test_false_alarms.py
             continue
         for method, operation in operations.items():
             url = path.replace("{id}", freeze(served))
