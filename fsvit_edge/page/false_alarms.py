@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsvit_edge.live.steady import OFF_MARGIN
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.postprocess import log_odds
 from fsvit_edge.runtime.prediction import Rejection
 from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.scene import false_alarm_bound
@@ -58,13 +56,13 @@ def reject(model: FewShotModel, name: str, image: Image, mask: Mask | None) -> R
     if mask is None and name in model.classes:
         answer = model.predict(image, probabilities=True)
         way = model.classes.index(name)
-        lead = log_odds(answer.scores[way]) - log_odds(answer.levels[way])
-        # A class that answers steadily stays lit within this margin, and then has no pixels in the label map.
-        if lead < -OFF_MARGIN:
+        if not answer.present[way]:
             raise InputError(
-                f"{name!r} is not found in this frame; press Not it while it is lit, or mark what is not it."
+                f"{name!r} is not found in this frame: its score of {answer.scores[way]:.2f} is not above its level of "
+                f"{answer.levels[way]:.2f}; press Not it when it is, or mark what is not it."
             )
         assert answer.foreground is not None
+        # Not its pixels in the label map, which another class may have won.
         mask = np.asarray(answer.foreground[way] > 0.5, np.bool_)
     return model.reject(name, image, mask)
 
