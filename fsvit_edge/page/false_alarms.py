@@ -58,8 +58,8 @@ def reject(model: FewShotModel, name: str, image: Image, mask: Mask | None) -> R
         way = model.classes.index(name)
         if not answer.present[way]:
             raise InputError(
-                f"{name!r} is not found in this frame: its score of {answer.scores[way]:.2f} is not above its level of "
-                f"{answer.levels[way]:.2f}; press Not it when it is, or mark what is not it."
+                f"{name!r} is not found in this frame, its score is not above its level; press Not it when it is, or "
+                "mark what is not it."
             )
         assert answer.foreground is not None
         # Not its pixels in the label map, which another class may have won.
