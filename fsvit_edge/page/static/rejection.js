@@ -4,6 +4,8 @@ import { request, make, makeButton, onClick, query, showMessage } from "/common.
 
 const UNDO_MS = 10000;
 
+const undoable = new WeakMap(); // item of a class -> {count, isListed}: its negatives then, and whether the state has them
+
 export function makeRejectable(item, name) {
   const button = item.querySelector(".reject");
   button.setAttribute("aria-label", `Not it: what is found now is not ${name}`);
@@ -20,9 +22,11 @@ export function showRejectable(item, { present, negatives }) {
   const button = item.querySelector(".reject");
   const isKept = button.matches(":active, :focus-visible, :disabled");
   button.style.visibility = present || isKept ? "visible" : "hidden";
-  const shown = item.querySelector(".rejected");
-  // Another page may have removed it, or added one; then its place in the list is no longer known.
-  if (shown.dataset.negatives && Number(shown.dataset.negatives) !== negatives.length) hideUndo(item);
+  const undo = undoable.get(item);
+  if (undo === undefined) return;
+  if (negatives.length === undo.count) undo.isListed = true;
+  // It was removed, or another page added one: its place in the list is no longer known.
+  else if (undo.isListed) hideUndo(item);
 }
 
 function showUndo(item, { name, negatives, score_after: score, level }) {
@@ -36,7 +40,7 @@ function showUndo(item, { name, negatives, score_after: score, level }) {
   });
   const text = `Learned that this is not ${name}; in this picture, its score is ${effect} its level.`;
   shown.replaceChildren(make("p", text), undo);
-  shown.dataset.negatives = negatives;
+  undoable.set(item, { count: negatives, isListed: false });
   // "Not it" goes, and takes the focus with it.
   undo.focus({ preventScroll: true });
   const end = () => {
@@ -49,7 +53,7 @@ function showUndo(item, { name, negatives, score_after: score, level }) {
 
 function hideUndo(item) {
   const shown = item.querySelector(".rejected");
-  if (shown.contains(document.activeElement)) item.querySelector(".more").focus();
+  if (shown.contains(document.activeElement)) item.querySelector(".more").focus({ preventScroll: true });
   shown.replaceChildren();
-  delete shown.dataset.negatives;
+  undoable.delete(item);
 }

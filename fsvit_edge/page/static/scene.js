@@ -1,6 +1,6 @@
 // The empty scene: a countdown, then the run takes pictures of it, and a report of which classes it looks like.
 
-import { request, attempt, attemptWith, find, make, makeFacts, makeList, onConfirmedClick, percent, showMessage } from "/common.js";
+import { request, attemptWith, find, make, makeFacts, makeList, onConfirmedClick, percent, showMessage } from "/common.js";
 
 const COUNTDOWN_S = 3;
 const LABEL = find("learn").textContent;
@@ -59,7 +59,7 @@ function showReport({ frames, false_alarm_bound: bound, highest, warnings }) {
   tell(...parts);
 }
 
-find("learn").addEventListener("click", () => { if (cancel) cancel(); else attempt(learn); });
+find("learn").addEventListener("click", () => { if (cancel) cancel(); else learn(); });
 onConfirmedClick(find("forget"), "Really forget?", async () => {
   await request("DELETE", "/api/scene");
   showMessage("");
