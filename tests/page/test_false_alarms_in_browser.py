@@ -157,13 +157,17 @@ def test_a_false_alarm_is_rejected_stays_off_and_can_be_undone(page: Page, camer
     expect(page.locator("#banner")).to_be_hidden()
 
 
-def test_the_undo_goes_by_itself(page: Page, camera: Camera) -> None:
-    enroll(page, "cat", "Name only")
+def test_the_undo_goes_by_itself_and_the_class_stays_in_its_place(page: Page, camera: Camera) -> None:
+    for name in ("first", "cat"):
+        enroll(page, name, "Name only")
+        expect(item(page, name)).to_be_visible()
     see(page, camera, CAT_LIKE)
     cat = item(page, "cat")
     not_it(cat).click()
     undo = cat.get_by_role("button", name="Undo")
     expect(undo).to_be_visible()
+    expect(cat.locator(".negatives li")).to_have_count(1)
+    expect(page.locator(".class .name")).to_have_text(["first", "cat"])
     page.mouse.move(0, 0)
     expect(undo).to_have_count(0, timeout=15_000)
     expect(cat.locator(".negatives li")).to_have_count(1)

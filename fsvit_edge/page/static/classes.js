@@ -13,14 +13,22 @@ export function showClasses(classes, revision) {
   if (revision !== shownRevision) {
     for (const [name, item] of items) if (!names.includes(name)) { item.remove(); items.delete(name); }
     for (const one of classes) if (!items.has(one.name)) items.set(one.name, makeItem(one.name));
-    for (const name of names) {
-      if (!items.get(name).contains(document.activeElement)) find("classes").append(items.get(name));
-    }
+    showInOrder(names);
     find("known").replaceChildren(...names.map((name) => Object.assign(document.createElement("option"), { value: name })));
     for (const one of classes) showSupports(items.get(one.name), one, revision);
     shownRevision = revision;
   }
   for (const one of classes) showScore(items.get(one.name), one);
+}
+
+// Moves only what is out of place, because a moved element loses the focus.
+function showInOrder(names) {
+  let next = null;
+  for (const name of [...names].reverse()) {
+    const item = items.get(name);
+    if (!item.isConnected || item.nextElementSibling !== next) find("classes").insertBefore(item, next);
+    next = item;
+  }
 }
 
 function showScore(item, one) {
