@@ -5,20 +5,32 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.runtime.bank import LevelSource
+from fsvit_edge.runtime.cached_support import ClassSupports
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.predictor import FewShotModel
 
 _Answer = TypeVar("_Answer")
+REQUEST_TIMEOUT_S = 30.0
 _MAX_WAITING = 8
-_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What is enrolled after a change: by class, in the order of enrollment."""
+
+    supports: dict[str, ClassSupports]
+    negatives: dict[str, ClassSupports]
+    level_sources: dict[str, LevelSource]
+    scene_frames: int  # pictures of the empty scene
 
 
 class LiveModel:
@@ -32,7 +44,7 @@ class LiveModel:
         self._model = model
         self._waiting: queue.Queue[tuple[Callable[[FewShotModel], Any], Future[Any], bool]] = queue.Queue(_MAX_WAITING)
         self._closed = threading.Event()
-        self._supports = _supports(model)
+        self._enrolled = _enrolled(model)
         self._revision = 0
         self._done = 0
         self._done_before_change = 0
@@ -51,12 +63,12 @@ class LiveModel:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the enrolled classes."""
-        return tuple(self._supports)
+        return tuple(self._enrolled.supports)
 
     @property
-    def supports(self) -> dict[str, tuple[CachedSupport, ...]]:
-        """The supports of each class after the latest change; reading them does not wait for a frame."""
-        return self._supports
+    def enrolled(self) -> Enrolled:
+        """What is enrolled after the latest change; reading it does not wait for a frame."""
+        return self._enrolled
 
     @property
     def revision(self) -> int:
@@ -95,13 +107,13 @@ class LiveModel:
                 result = request(self._model)
                 if is_change:
                     # Before the answer is set, so that the thread that waits for it sees the new classes.
-                    self._supports, self._revision = _supports(self._model), self._revision + 1
+                    self._enrolled, self._revision = _enrolled(self._model), self._revision + 1
                     self._done_before_change = self._done
                 answer.set_result(result)
             except Exception as error:  # any error belongs to the thread that asked, not to the loop
                 answer.set_exception(error)
 
-    def read(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = _TIMEOUT_S) -> _Answer:
+    def read(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
         """Let the loop run a request that changes no class, and wait for its answer; from any other thread.
 
         Raises:
@@ -109,7 +121,7 @@ class LiveModel:
         """
         return self._ask(request, timeout_s, is_change=False)
 
-    def update(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = _TIMEOUT_S) -> _Answer:
+    def update(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
         """Like `read`, for a request that changes the classes."""
         return self._ask(request, timeout_s, is_change=True)
 
@@ -138,5 +150,11 @@ class LiveModel:
             answer.set_exception(FsvitEdgeError("The run has ended; start it again."))
 
 
-def _supports(model: FewShotModel) -> dict[str, tuple[CachedSupport, ...]]:
-    return {name: model.bank.supports(name) for name in model.classes}
+def _enrolled(model: FewShotModel) -> Enrolled:
+    names, bank = model.classes, model.bank
+    return Enrolled(
+        supports={name: bank.supports(name) for name in names},
+        negatives={name: bank.negatives(name) for name in names},
+        level_sources={name: bank.level_source(name) for name in names},
+        scene_frames=len(bank.scene),
+    )

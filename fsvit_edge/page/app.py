@@ -2,11 +2,12 @@
 
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable
+import threading
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +16,25 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import Metric, generate_latest
-from prometheus_client.registry import Collector
+from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from fsvit_edge.live.health import Health, Percentiles, SourceState
-from fsvit_edge.live.shared_model import LiveModel
-from fsvit_edge.page import schemas
+from fsvit_edge.live.health import Health
+from fsvit_edge.live.shared_model import REQUEST_TIMEOUT_S, LiveModel
+from fsvit_edge.page import false_alarms, schemas
 from fsvit_edge.page.enrollment import FrameReport, enroll
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_jpeg, encode_png
+from fsvit_edge.page.metrics import HealthMetrics
+from fsvit_edge.runtime.cached_support import ClassSupports
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.overlay import PALETTE
+from fsvit_edge.runtime.prediction import Rejection
 from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.scene import false_alarm_bound
 
 _STATIC = Path(__file__).parent / "static"
 _DIMMED = 0.25
+_SCENE_TIMEOUT_S = 120.0  # the encoder runs up to 32 times
 _ABOUT = (
     "Errors are {error: one sentence}: 400 unusable input, 401 no access token, 403 request from another site, "
     "404 no such path, 405 wrong method, 408 the body took too long, 409 a bank that does not fit, 413 too large, "
@@ -49,10 +54,11 @@ class PageState:
     is_saved: bool = True  # whether no class has changed since then
     # A page left open across a restart of the run must not take the new classes for the ones it shows.
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    learning_scene: threading.Lock = field(default_factory=threading.Lock)
 
-    def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
+    def update(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
         """Change the classes; raises like `LiveModel.update`."""
-        answer = self.model.update(request)
+        answer = self.model.update(request, timeout_s)
         self.is_saved = False
         return answer
 
@@ -79,12 +85,16 @@ _router = APIRouter(responses={"default": _ERROR})
 @_router.get("/api/state")
 def get_state(page: _Page) -> schemas.State:
     """Get everything the page shows: health, newest frame, classes with scores and supports, and the bank."""
-    health, newest = page.hub.health, page.hub.newest
+    health, newest, enrolled = page.hub.health, page.hub.newest, page.model.enrolled
     classes = {}
-    for index, (name, supports) in enumerate(page.model.supports.items()):
-        color = "#{:02x}{:02x}{:02x}".format(*PALETTE[index % len(PALETTE)])
-        masks = [schemas.SupportState(has_mask=one.has_mask) for one in supports]
-        classes[name] = schemas.ClassState(name=name, color=color, supports=masks)
+    for index, name in enumerate(enrolled.supports):
+        classes[name] = schemas.ClassState(
+            name=name,
+            color="#{:02x}{:02x}{:02x}".format(*PALETTE[index % len(PALETTE)]),
+            level_source=enrolled.level_sources[name],
+            supports=_support_states(enrolled.supports[name]),
+            negatives=_support_states(enrolled.negatives[name]),
+        )
     frame = None
     if newest is not None:
         shown, prediction = newest
@@ -92,12 +102,15 @@ def get_state(page: _Page) -> schemas.State:
         frame = schemas.FrameState(sequence=shown.index, size_hw=size_hw, is_frozen=shown.is_frozen)
         for result in prediction.results:
             if one := classes.get(result.name):
-                one.score, one.level = round(result.score, 4), round(result.level, 4)
+                one.score, one.raw_score = round(result.score, 4), round(result.raw_score, 4)
+                one.level = round(result.level, 4)
                 one.present, one.area = result.is_present, round(result.area, 4)
     return schemas.State(
         health=None if health is None else health.to_dict(),
         frame=frame,
         classes=list(classes.values()),
+        scene_frames=enrolled.scene_frames,
+        false_alarm_bound=round(false_alarm_bound(enrolled.scene_frames), 4),
         revision=f"{page.run_id}-{page.model.revision}",
         bank=schemas.BankState(file=str(page.bank_path), is_saved=page.is_saved),
     )
@@ -145,12 +158,7 @@ def preview_mask(page: _Page, id: str, asked: schemas.BoxRequest) -> Response:  
 @_router.post("/api/classes", status_code=201)
 def enroll_frame(page: _Page, asked: schemas.EnrollRequest) -> FrameReport:
     """Enroll a frozen frame by a box, a mask or the name only, and report how well it works."""
-    box, image = asked.box_xyxy, page.hub.frozen(asked.frame_id)
-    if box is not None and asked.mask_png is not None:
-        raise InputError("Give box_xyxy or mask_png, not both.")
-    mask = None if box is None else _mask_of_box(page, image, box)
-    if asked.mask_png is not None:
-        mask = decode_mask(asked.mask_png, (image.shape[0], image.shape[1]))
+    image, mask = _marked(page, asked)
     return page.update(lambda model: enroll(model, asked.name, image, mask))
 
 
@@ -169,19 +177,50 @@ def remove(page: _Page, name: str) -> None:
 @_router.get("/api/supports.png", response_class=schemas.PngResponse)
 def get_support(page: _Page, name: str, index: _Index, masked: bool = False) -> Response:
     """Get a thumbnail of one support, counted from 0; with masked=true, everything outside its mask is dimmed."""
-    supports = page.model.supports.get(name, ())
-    if index >= len(supports):
-        raise InputError(f"Class {name!r} has {len(supports)} pictures, so there is no picture {index}.")
-    picture = supports[index].thumbnail
-    if masked:
-        picture = (picture * np.where(supports[index].thumbnail_mask, 1.0, _DIMMED)[..., None]).astype(np.uint8)
-    return schemas.PngResponse(encode_png(picture))
+    return _thumbnail(name, page.model.enrolled.supports.get(name, ()), index, "picture", masked)
 
 
 @_router.delete("/api/supports", status_code=204)
 def remove_support(page: _Page, name: str, index: _Index) -> None:
     """Remove one support of a class, counted from 0."""
     page.update(lambda model: model.remove_support(name, index))
+
+
+@_router.post("/api/negatives", status_code=201)
+def reject(page: _Page, asked: schemas.RejectRequest) -> Rejection:
+    """Say that a frozen frame, a box or a mask in it, or where the class is found in it, is not the class."""
+    image, mask = _marked(page, asked)
+    return page.update(lambda model: false_alarms.reject(model, asked.name, image, mask))
+
+
+@_router.get("/api/negatives.png", response_class=schemas.PngResponse)
+def get_negative(page: _Page, name: str, index: _Index, masked: bool = False) -> Response:
+    """Get a thumbnail of one negative, counted from 0; with masked=true, everything outside its mask is dimmed."""
+    return _thumbnail(name, page.model.enrolled.negatives.get(name, ()), index, "negative", masked)
+
+
+@_router.delete("/api/negatives", status_code=204)
+def remove_negative(page: _Page, name: str, index: _Index) -> None:
+    """Remove one negative of a class, counted from 0."""
+    page.update(lambda model: model.remove_negative(name, index))
+
+
+@_router.post("/api/scene", status_code=201)
+def learn_scene(page: _Page) -> false_alarms.SceneAnswer:
+    """Learn the empty scene from the next 16 frames, over about 4 s, and report which classes it looks like."""
+    if not page.learning_scene.acquire(blocking=False):
+        raise FsvitEdgeError("The empty scene is being learned already; wait until that is done.")
+    try:
+        images = page.hub.sample(false_alarms.SCENE_FRAMES, false_alarms.SCENE_S)
+        return page.update(lambda model: false_alarms.learn_scene(model, images), _SCENE_TIMEOUT_S)
+    finally:
+        page.learning_scene.release()
+
+
+@_router.delete("/api/scene", status_code=204)
+def forget_scene(page: _Page) -> None:
+    """Forget the empty scene; the levels are those of the classes again."""
+    page.update(lambda model: model.forget_scene())
 
 
 @_router.post("/api/bank/save")
@@ -230,7 +269,7 @@ def get_health(page: _Page) -> JSONResponse:
 @_router.get("/metrics", response_class=PlainTextResponse)
 def get_metrics(page: _Page) -> Response:
     """Get the health of the run in the format of Prometheus, in seconds and bytes."""
-    text = b"" if page.hub.health is None else generate_latest(_Metrics(page.hub.health))
+    text = b"" if page.hub.health is None else generate_latest(HealthMetrics(page.hub.health))
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -297,53 +336,28 @@ def _part(jpeg: bytes) -> bytes:
     return header.encode() + jpeg + f"\r\n--{schemas.BOUNDARY}\r\n".encode()
 
 
+def _support_states(supports: ClassSupports) -> list[schemas.SupportState]:
+    return [schemas.SupportState(has_mask=one.has_mask) for one in supports]
+
+
+def _thumbnail(name: str, supports: ClassSupports, index: int, what: str, masked: bool) -> Response:
+    if index >= len(supports):
+        raise InputError(f"Class {name!r} has {len(supports)} {what}s, so there is no {what} {index}.")
+    picture = supports[index].thumbnail
+    if masked:
+        picture = (picture * np.where(supports[index].thumbnail_mask, 1.0, _DIMMED)[..., None]).astype(np.uint8)
+    return schemas.PngResponse(encode_png(picture))
+
+
+def _marked(page: PageState, asked: schemas.MarkedFrame) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_] | None]:
+    box, image = asked.box_xyxy, page.hub.frozen(asked.frame_id)
+    if box is not None and asked.mask_png is not None:
+        raise InputError("Give box_xyxy or mask_png, not both.")
+    if asked.mask_png is not None:
+        return image, decode_mask(asked.mask_png, (image.shape[0], image.shape[1]))
+    return image, None if box is None else _mask_of_box(page, image, box)
+
+
 def _mask_of_box(page: PageState, image: npt.NDArray[np.uint8], box: schemas.Box) -> npt.NDArray[np.bool_]:
     left, top, right, bottom = map(round, box)
     return page.model.read(lambda model: model.mask_of_box(image, (left, top, right, bottom)))
-
-
-class _Metrics(Collector):
-    def __init__(self, health: Health) -> None:
-        self._health = health
-
-    def collect(self) -> list[Metric]:
-        health, status, sinks = self._health, self._health.source_status, self._health.sinks
-        age = [] if health.age_ms is None else _quantiles(health.age_ms)
-        stages = [one for stage, times in health.latency_ms.items() for one in _quantiles(times, stage=stage)]
-        states = [({"state": state}, state == status.state) for state in get_args(SourceState)]
-        return [
-            _metric("gauge", "uptime_seconds", "Time since the run started.", health.uptime_s),
-            _metric("gauge", "frames_per_second", "Frames processed per second, over the latest 5 s.", health.fps),
-            _metric("gauge", "resident_memory_bytes", "Memory of the run.", health.memory_mb * 1e6),
-            _metric("gauge", "classes", "Enrolled classes.", len(health.classes)),
-            _metric("gauge", "source_frozen", "1 if the camera repeats the same picture.", status.is_frozen),
-            _metric("gauge", "source_state", "1 for the current state of the source.", states),
-            _metric("counter", "frames", "Frames processed.", health.frames),
-            _metric("counter", "captured_frames", "Frames captured.", status.captured),
-            _metric("counter", "dropped_frames", "Frames replaced by a newer one before processing.", status.dropped),
-            _metric("counter", "reconnects", "Restarts of the source.", status.reconnects),
-            _metric("gauge", "frame_age_seconds", "Time from capture to result.", age),
-            _metric("gauge", "stage_seconds", "Time per stage.", stages),
-            *(
-                _metric(kind, f"sink_{name}", text, [({"sink": one.name}, float(value(one))) for one in sinks])
-                for kind, name, text, value in (
-                    ("counter", "written_frames", "Frames written by a sink.", lambda one: one.written),
-                    ("counter", "dropped_frames", "Frames that a sink was too slow for.", lambda one: one.dropped),
-                    ("gauge", "failed", "1 if a sink has stopped.", lambda one: bool(one.failure)),
-                    ("gauge", "troubled", "1 if a sink has a problem for now.", lambda one: bool(one.trouble)),
-                )
-            ),
-        ]
-
-
-def _metric(kind: str, name: str, text: str, samples: float | Iterable[tuple[dict[str, str], float]]) -> Metric:
-    metric = Metric(f"fsvit_edge_{name}", text, kind)
-    for labels, value in [({}, samples)] if isinstance(samples, (int, float)) else samples:
-        metric.add_sample(metric.name + ("_total" if kind == "counter" else ""), labels, float(value))
-    return metric
-
-
-def _quantiles(ms: Percentiles, **labels: str) -> list[tuple[dict[str, str], float]]:
-    return [
-        ({**labels, "quantile": name}, one / 1e3) for name, one in (("0.5", ms.p50), ("0.95", ms.p95), ("0.99", ms.p99))
-    ]

@@ -5,6 +5,7 @@ import base64
 import binascii
 import secrets
 import threading
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
@@ -21,6 +22,8 @@ from fsvit_edge.runtime.prediction import Prediction
 _MAX_FROZEN = 4
 _MAX_MASK_PX = 40_000_000
 _MAX_VIEWERS = 8
+_SAMPLE_WITHIN_S = 10.0
+_POLL_S = 0.02
 _LONGEST_SIDE_PX = 1280
 _QUALITY = 80
 
@@ -69,6 +72,34 @@ class FrameHub:
         if image is None:
             raise InputError("This frame is no longer available; freeze another one.")
         return image
+
+    def sample(self, count: int, seconds: float) -> list[_Rgb]:
+        """Wait for new frames and return them, spread over some seconds; fewer than `count` if they come slowly.
+
+        Returns:
+            (H, W, 3) uint8 RGB frames, at least one.
+
+        Raises:
+            FsvitEdgeError: No frame came for 10 s, the camera repeats the same picture, or the run has ended.
+        """
+        frames: list[_Rgb] = []
+        seen, started_s = self.newest, time.monotonic()
+        while len(frames) < count:
+            newest, elapsed_s = self.newest, time.monotonic() - started_s
+            if self._closing:
+                raise FsvitEdgeError("The run has ended; start it again.")
+            if newest is not None and newest is not seen and elapsed_s >= len(frames) * seconds / count:
+                if newest[0].is_frozen:
+                    raise FsvitEdgeError("The camera repeats the same picture; restart it, then try again.")
+                frames.append(newest[0].image)
+                seen = newest
+            elif elapsed_s >= _SAMPLE_WITHIN_S:
+                break
+            else:
+                time.sleep(_POLL_S)
+        if not frames:
+            raise FsvitEdgeError(f"No frame came for {_SAMPLE_WITHIN_S:g} s; try again when the camera is live.")
+        return frames
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
         """Yield JPEGs with the result drawn in: the newest whenever the viewer is ready.

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 
+from fsvit_edge.runtime.bank import LevelSource
+
 BOUNDARY = "frame"
 
 _Pixel = Annotated[float, Field(strict=True, gt=-1e6, lt=1e6)]
@@ -18,8 +20,8 @@ class BoxRequest(BaseModel):
     box_xyxy: Box = Field(description=_BOX_HELP)
 
 
-class EnrollRequest(BaseModel):
-    """A frozen frame to enroll. Without a box or a mask, the network guesses which part of the frame is meant."""
+class MarkedFrame(BaseModel):
+    """A frozen frame for a class, with a box or a mask, or neither."""
 
     name: str = Field(description="1 to 80 printable characters.")
     frame_id: str
@@ -27,6 +29,14 @@ class EnrollRequest(BaseModel):
     mask_png: str | None = Field(
         default=None, description="Base64 of a grayscale PNG of the frame's size; object above 127."
     )
+
+
+class EnrollRequest(MarkedFrame):
+    """A frozen frame to enroll. Without a box or a mask, the network guesses which part of the frame is meant."""
+
+
+class RejectRequest(MarkedFrame):
+    """A frozen frame that is not the class. Without a box or a mask, what counts is where the class is found in it."""
 
 
 class RenameRequest(BaseModel):
@@ -45,7 +55,7 @@ class FrozenFrame(BaseModel):
 
 
 class SupportState(BaseModel):
-    """One picture that a class was enrolled from."""
+    """One picture that a class was enrolled from, or that a person said is not the class."""
 
     has_mask: bool = Field(description="False if it was enrolled by name only.")
 
@@ -56,10 +66,13 @@ class ClassState(BaseModel):
     name: str
     color: str = Field(description="#rrggbb")
     score: float | None = Field(default=None, description="Probability that the class is present.")
+    raw_score: float | None = Field(default=None, description="The same before negatives and other classes lowered it.")
     level: float | None = Field(default=None, description="The class is present if its score is above this.")
+    level_source: LevelSource = Field(description="Where the level comes from.")
     present: bool | None = None
     area: float | None = Field(default=None, description="Share of the frame, 0 to 1.")
     supports: list[SupportState]
+    negatives: list[SupportState] = Field(description="Pictures that are not the class.")
 
 
 class FrameState(BaseModel):
@@ -83,6 +96,10 @@ class State(BaseModel):
     health: dict[str, Any] | None = Field(description="Same as /health; null until the first report.")
     frame: FrameState | None
     classes: list[ClassState]
+    scene_frames: int = Field(description="Pictures of the empty scene.")
+    false_alarm_bound: float = Field(
+        description="Share of frames like these, at most, in which a class is falsely found, in 95 of 100 cases."
+    )
     revision: str = Field(description="Changes when the classes change.")
     bank: BankState
 

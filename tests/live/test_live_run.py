@@ -42,7 +42,7 @@ class NoModel(LiveModel):
     classes = ()
 
     def __init__(self) -> None:
-        super().__init__(SimpleNamespace(classes=(), bank=None))  # type: ignore[arg-type]
+        super().__init__(SimpleNamespace(classes=(), bank=SimpleNamespace(scene=())))  # type: ignore[arg-type]
 
     def predict(self, rgb: np.ndarray) -> Prediction:
         return replace(no_classes(rgb.shape[:2]), latency_ms={"encoder": 1.0})

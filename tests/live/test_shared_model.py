@@ -46,7 +46,7 @@ def test_a_change_is_visible_when_its_answer_arrives(live: LiveModel) -> None:
     with serving(live):
         live.update(lambda model: model.enroll("cup", [PICTURE]))
         assert (live.classes, live.revision) == (("cup",), 1)
-        assert [support.has_mask for support in live.supports["cup"]] == [False]
+        assert [support.has_mask for support in live.enrolled.supports["cup"]] == [False]
         assert live.read(lambda model: model.classes) == ("cup",)
         assert live.revision == 1  # reading changes nothing
 

@@ -1,9 +1,8 @@
-// The list of classes: scores, pictures, rename and remove.
+// The list of classes: scores, pictures, rename, remove and "not it".
 
 import { freeze } from "/enrollment.js";
-import { request, attempt, find, onClick, percent, query, showMessage } from "/common.js";
-
-const CONFIRM_MS = 4000;
+import { makeRejectable, showRejectable } from "/rejection.js";
+import { request, attempt, find, make, makeButton, onClick, onConfirmedClick, percent, query, showMessage } from "/common.js";
 
 let shownRevision = null;
 const items = new Map();
@@ -14,9 +13,7 @@ export function showClasses(classes, revision) {
   if (revision !== shownRevision) {
     for (const [name, item] of items) if (!names.includes(name)) { item.remove(); items.delete(name); }
     for (const one of classes) if (!items.has(one.name)) items.set(one.name, makeItem(one.name));
-    for (const name of names) {
-      if (!items.get(name).contains(document.activeElement)) find("classes").append(items.get(name));
-    }
+    showInOrder(names);
     find("known").replaceChildren(...names.map((name) => Object.assign(document.createElement("option"), { value: name })));
     for (const one of classes) showSupports(items.get(one.name), one, revision);
     shownRevision = revision;
@@ -24,7 +21,18 @@ export function showClasses(classes, revision) {
   for (const one of classes) showScore(items.get(one.name), one);
 }
 
-function showScore(item, { color, score, level, present, area }) {
+// Moves only what is out of place, because a moved element loses the focus.
+function showInOrder(names) {
+  let next = null;
+  for (const name of [...names].reverse()) {
+    const item = items.get(name);
+    if (!item.isConnected || item.nextElementSibling !== next) find("classes").insertBefore(item, next);
+    next = item;
+  }
+}
+
+function showScore(item, one) {
+  const { color, score, level, present, area } = one;
   item.classList.toggle("present", Boolean(present));
   item.querySelector(".swatch").style.background = color;
   item.querySelector(".score").textContent = score === null ? "" : score.toFixed(2) + (present ? ` · ${percent(area)}` : "");
@@ -36,6 +44,8 @@ function showScore(item, { color, score, level, present, area }) {
   tick.hidden = level === null;
   tick.style.left = `${(level ?? 0) * 100}%`;
   bar.title = level === null ? "" : `Present above ${level.toFixed(2)}`;
+  item.querySelector(".raised").hidden = one.level_source !== "empty scene";
+  showRejectable(item, one);
 }
 
 function makeItem(name) {
@@ -47,41 +57,43 @@ function makeItem(name) {
   onConfirmedClick(item.querySelector(".remove"), "Really remove?", async () => {
     await request("DELETE", `/api/classes?${query({ name })}`);
   });
+  makeRejectable(item, name);
   item.querySelector(".rename").addEventListener("click", () => rename(item, name));
   return item;
 }
 
-function showSupports(item, { name, supports }, revision) {
+function showSupports(item, { name, supports, negatives }, revision) {
   const pictures = supports.map(({ has_mask: hasMask }, index) => {
-    const masked = `/api/supports.png?${query({ name, index, masked: true, revision })}`;
-    const plain = `/api/supports.png?${query({ name, index, revision })}`;
-    const image = Object.assign(document.createElement("img"), { src: masked });
-    image.alt = `Picture ${index + 1} of ${name}, dimmed outside the object`;
-    const button = document.createElement("button");
-    button.type = "button";
-    button.title = `${hasMask ? "Enrolled with a mask" : "Enrolled by name only; the mask is a guess"}. Click to show or hide the mask.`;
-    button.append(image);
-    button.addEventListener("click", () => { image.src = image.src.endsWith(plain) ? masked : plain; });
-    return button;
+    const how = hasMask ? "Enrolled with a mask" : "Enrolled by name only; the mask is a guess";
+    return makePicture("/api/supports.png", { name, index, revision }, `Picture ${index + 1} of ${name}, dimmed outside the object`, how);
   });
   item.querySelector(".supports").replaceChildren(...pictures);
+  const list = item.querySelector(".negatives");
+  list.hidden = negatives.length === 0;
+  list.replaceChildren(...negatives.map((_, index) => makeNegative(item, name, index, revision)));
 }
 
-// Removing cannot be undone, so it takes two clicks.
-function onConfirmedClick(button, question, action) {
-  const label = button.textContent;
-  let timer = null;
-  const reset = () => { clearTimeout(timer); timer = null; button.textContent = label; button.classList.remove("confirm"); };
-  onClick(button, async () => {
-    if (timer === null) {
-      button.textContent = question;
-      button.classList.add("confirm");
-      timer = setTimeout(reset, CONFIRM_MS);
-      return;
-    }
-    reset();
-    await action();
+// A thumbnail that shows or hides its mask when it is clicked.
+function makePicture(path, fields, description, how) {
+  const masked = `${path}?${query({ ...fields, masked: true })}`, plain = `${path}?${query(fields)}`;
+  const image = Object.assign(document.createElement("img"), { src: masked, alt: description });
+  const button = makeButton("", () => { image.src = image.src.endsWith(plain) ? masked : plain; });
+  button.title = `${how}. Click to show or hide the mask.`;
+  button.append(image);
+  return button;
+}
+
+function makeNegative(item, name, index, revision) {
+  const entry = make("li"), description = `Not ${name}, picture ${index + 1}, dimmed outside what is not it`;
+  const remove = makeButton("Remove");
+  remove.title = `Remove picture ${index + 1} of what is not ${name}`;
+  onConfirmedClick(remove, "Really remove?", async () => {
+    await request("DELETE", `/api/negatives?${query({ name, index })}`);
+    showMessage("");
+    item.querySelector(".more").focus({ preventScroll: true });
   });
+  entry.append(make("span", "Not it", "mark"), makePicture("/api/negatives.png", { name, index, revision }, description, "Not it"), remove);
+  return entry;
 }
 
 function rename(item, name) {

@@ -1,5 +1,7 @@
 // Shared by all scripts: finding elements, sending requests, showing messages.
 
+const CONFIRM_MS = 4000;
+
 export const find = (id) => document.getElementById(id);
 export const percent = (share) => `${Math.round(share * 100)} %`;
 
@@ -51,13 +53,57 @@ export async function attempt(action) {
   }
 }
 
-// Same, with the button disabled meanwhile.
+// Same, with the button disabled meanwhile; it gets back the focus that this takes from it.
 export async function attemptWith(button, action) {
+  const hadFocus = document.activeElement === button;
   button.disabled = true;
   await attempt(action);
   button.disabled = false;
+  if (hadFocus && document.activeElement === document.body) button.focus();
 }
 
 export function onClick(button, action) {
   button.addEventListener("click", () => attemptWith(button, action));
+}
+
+// For what cannot be undone: it takes two clicks.
+export function onConfirmedClick(button, question, action) {
+  const label = button.textContent;
+  let timer = null;
+  const reset = () => { clearTimeout(timer); timer = null; button.textContent = label; button.classList.remove("confirm"); };
+  onClick(button, async () => {
+    if (timer === null) {
+      button.textContent = question;
+      button.classList.add("confirm");
+      timer = setTimeout(reset, CONFIRM_MS);
+      return;
+    }
+    reset();
+    await action();
+  });
+}
+
+export const make = (tag, text = "", kind = "") => Object.assign(document.createElement(tag), { textContent: text, className: kind });
+
+export function makeButton(text, action) {
+  const button = make("button", text);
+  button.type = "button";
+  if (action) onClick(button, action);
+  return button;
+}
+
+export function makeFacts(facts) {
+  const list = document.createElement("dl");
+  for (const [label, value] of facts) {
+    const pair = document.createElement("div");
+    pair.append(make("dt", label), make("dd", value));
+    list.append(pair);
+  }
+  return list;
+}
+
+export function makeList(texts) {
+  const list = document.createElement("ul");
+  list.append(...texts.map((text) => make("li", text)));
+  return list;
 }

@@ -1,7 +1,7 @@
 // From a frozen frame to a class, and a report of how well it works.
 
 import { begin, clear, selection, setMode } from "/drawing.js";
-import { request, attemptWith, find, onClick, percent, query, showMessage } from "/common.js";
+import { request, attemptWith, find, make, makeButton, makeFacts, makeList, onClick, percent, query, showMessage } from "/common.js";
 
 const HINTS = {
   box: "Drag a box around the object.",
@@ -46,36 +46,22 @@ async function enroll() {
 
 function showReport(report) {
   const card = find("report");
-  const make = (tag, text, kind) => Object.assign(document.createElement(tag), { textContent: text, className: kind || "" });
   const isGood = report.warnings.length === 0;
   const verdict = isGood ? `${report.name} is enrolled and recognized in its own picture.` : `${report.name} is enrolled, with warnings:`;
   const parts = [make("p", verdict, "verdict")];
-  if (!isGood) {
-    const list = document.createElement("ul");
-    list.append(...report.warnings.map((text) => make("li", text)));
-    parts.push(list);
-  }
-  const facts = document.createElement("dl");
-  const add = (label, value) => {
-    const pair = document.createElement("div");
-    pair.append(make("dt", label), make("dd", value));
-    facts.append(pair);
-  };
-  add("score in this frame", report.score.toFixed(2));
-  if (report.found_share !== null) add("mask found", percent(report.found_share));
-  if (report.iou !== null) add("IoU with the mask", report.iou.toFixed(2));
-  if (report.area_ratio !== null) add("outline area", `${report.area_ratio.toFixed(1)} x mask`);
-  add("mask size", `${percent(report.mask_cover)} of frame`);
-  add("pictures", report.shots);
-  const undo = make("button", "Undo");
-  undo.type = "button";
-  onClick(undo, async () => {
+  if (!isGood) parts.push(makeList(report.warnings));
+  const facts = [["score in this frame", report.score.toFixed(2)]];
+  if (report.found_share !== null) facts.push(["mask found", percent(report.found_share)]);
+  if (report.iou !== null) facts.push(["IoU with the mask", report.iou.toFixed(2)]);
+  if (report.area_ratio !== null) facts.push(["outline area", `${report.area_ratio.toFixed(1)} x mask`]);
+  facts.push(["mask size", `${percent(report.mask_cover)} of frame`], ["pictures", report.shots]);
+  const undo = makeButton("Undo", async () => {
     await request("DELETE", `/api/supports?${query({ name: report.name, index: report.shots - 1 })}`);
     card.hidden = true;
   });
   const row = make("div", "", "row");
   row.append(undo);
-  card.replaceChildren(...parts, facts, row);
+  card.replaceChildren(...parts, makeFacts(facts), row);
   card.hidden = false;
 }
 

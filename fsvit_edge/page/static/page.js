@@ -1,6 +1,7 @@
-// Polls the run and shows its health, picture, classes and bank.
+// Polls the run and shows its health, picture, classes, empty scene and bank.
 
 import { showClasses } from "/classes.js";
+import { showScene } from "/scene.js";
 import { request, attempt, find, onClick, query, showMessage, showTrouble } from "/common.js";
 
 const POLL_MS = 250, HIDDEN_POLL_MS = 3000, RETRY_MS = 1500;
@@ -33,6 +34,7 @@ async function getState() {
 function show(state) {
   showHealth(state);
   showClasses(state.classes, state.revision);
+  showScene(state);
   find("bank-file").textContent = state.bank.file;
   find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Unsaved changes.";
   find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);

@@ -1,0 +1,76 @@
+"""What the page does against false alarms: the empty scene, and "this is not it"."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.prediction import Rejection
+from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.runtime.scene import false_alarm_bound
+from fsvit_edge.runtime.support_masks import Image, Mask
+
+SCENE_FRAMES = 16
+SCENE_S = 4.0
+
+
+@dataclass(frozen=True)
+class SceneAnswer:
+    """What learning the empty scene found.
+
+    Attributes:
+        frames: Pictures of the scene that the bank has now.
+        false_alarm_bound: Share of frames like these, at most, in which a class is falsely found, in 95 of 100 cases.
+        highest: For each class its highest score on these pictures, in [0, 1].
+        answering: The classes that were present in one of them.
+        warnings: Sentences about these classes, and what to do.
+    """
+
+    frames: int
+    false_alarm_bound: float
+    highest: dict[str, float]
+    answering: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def learn_scene(model: FewShotModel, images: Sequence[Image]) -> SceneAnswer:
+    """Learn the empty scene from (H, W, 3) uint8 RGB frames; raises like `FewShotModel.learn_scene`."""
+    report = model.learn_scene(images)
+    return SceneAnswer(
+        frames=report.frames,
+        false_alarm_bound=round(false_alarm_bound(report.frames), 4),
+        highest={name: round(score, 4) for name, score in report.highest.items()},
+        answering=report.answering,
+        warnings=tuple(_warning(model, name, report.highest[name]) for name in report.answering),
+    )
+
+
+def reject(model: FewShotModel, name: str, image: Image, mask: Mask | None) -> Rejection:
+    """Learn that a frame, (H, W, 3) uint8 RGB, is not a class; the mask is (H, W) bool, None for where it is found.
+
+    Raises:
+        InputError: Without a mask, the class is not found in the frame, whose background would become the negative; or
+            as `FewShotModel.reject`.
+    """
+    if mask is None and name in model.classes:
+        answer = model.predict(image, probabilities=True)
+        way = model.classes.index(name)
+        if not answer.present[way]:
+            raise InputError(
+                f"{name!r} is not found in this frame, its score is not above its level; press Not it when it is, or "
+                "mark what is not it."
+            )
+        assert answer.foreground is not None
+        # Not its pixels in the label map, which another class may have won.
+        mask = np.asarray(answer.foreground[way] > 0.5, np.bool_)
+    return model.reject(name, image, mask)
+
+
+def _warning(model: FewShotModel, name: str, score: float) -> str:
+    is_raised = model.bank.level_source(name) == "empty scene"
+    effect = "so it may be missed" if is_raised else "and its level was set by hand, so it will be found there"
+    return (
+        f"{name}: the empty scene scores {score:.2f}, {effect}; press Not it where it lights up, or remove from view "
+        "what it mistakes for it."
+    )

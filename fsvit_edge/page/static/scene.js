@@ -1,0 +1,68 @@
+// The empty scene: a countdown, then the run takes pictures of it, and a report of which classes it looks like.
+
+import { request, attemptWith, find, make, makeFacts, makeList, onConfirmedClick, percent, showMessage } from "/common.js";
+
+const COUNTDOWN_S = 3;
+const LABEL = find("learn").textContent;
+
+let cancel = null; // ends the countdown
+
+export function showScene({ scene_frames: frames, false_alarm_bound: bound }) {
+  const text = frames === 0
+    ? "Not learned. Show the camera none of your objects, so that less is found by mistake."
+    : `${frames} pictures. On frames like these, a class is falsely found in at most ${percent(bound)} (right in 95 of 100 cases).`;
+  if (find("scene-known").textContent !== text) find("scene-known").textContent = text;
+  find("forget").hidden = frames === 0;
+}
+
+function tell(...parts) {
+  find("scene-report").replaceChildren(...parts);
+}
+
+async function countDown() {
+  const cancelled = new Promise((resolve) => { cancel = () => resolve(true); });
+  find("learn").textContent = "Cancel";
+  let isCancelled = false;
+  for (let left = COUNTDOWN_S; left > 0 && !isCancelled; left--) {
+    tell(make("p", `Step out of view: ${left}`, "countdown"));
+    isCancelled = await Promise.race([cancelled, new Promise((resolve) => { setTimeout(resolve, 1000, false); })]);
+  }
+  cancel = null;
+  find("learn").textContent = LABEL;
+  tell();
+  return !isCancelled;
+}
+
+async function learn() {
+  if (!await countDown()) return;
+  tell(make("p", "Taking pictures. Stay out of view.", "countdown"));
+  await attemptWith(find("learn"), async () => {
+    try {
+      showReport(await request("POST", "/api/scene"));
+      showMessage("");
+    } catch (error) {
+      tell();
+      throw error;
+    }
+  });
+}
+
+function showReport({ frames, false_alarm_bound: bound, highest, warnings }) {
+  const isGood = warnings.length === 0;
+  const verdict = `The empty scene is learned from ${frames} pictures${isGood ? "." : ", with warnings:"}`;
+  const parts = [make("p", verdict, "verdict")];
+  if (!isGood) parts.push(makeList(warnings));
+  const scores = Object.entries(highest).map(([name, score]) => [name, score.toFixed(2)]);
+  if (scores.length > 0) parts.push(make("p", "Highest scores on it:"), makeFacts(scores));
+  else parts.push(make("p", "Classes that you add are held to it."));
+  parts.push(make("p", `On frames like these, a class is falsely found in at most ${percent(bound)}.`));
+  tell(...parts);
+}
+
+find("learn").addEventListener("click", () => { if (cancel) cancel(); else learn(); });
+onConfirmedClick(find("forget"), "Really forget?", async () => {
+  await request("DELETE", "/api/scene");
+  showMessage("");
+  tell(make("p", "The empty scene is forgotten."));
+  find("learn").focus({ preventScroll: true });
+});

@@ -1,0 +1,296 @@
+"""A person at the page who is told a false alarm: a real browser, beside a camera that sees what a test wants."""
+
+import itertools
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.data
+from playwright.sync_api import ConsoleMessage, Locator, Page, Route, expect
+from served_page import Served, health, serve
+from test_page_in_browser import browser, enroll, item
+from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
+
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.runtime.predictor import FewShotModel
+
+CAT = skimage.data.chelsea()
+CAT_LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat
+NOTHING = skimage.data.coffee()
+PRESENT, ABSENT = re.compile(r"\bpresent\b"), re.compile(r"^class$")
+LEARN_MS = 40_000
+PHONE = {"width": 390, "height": 844}
+
+
+class Camera:
+    """What the camera sees, until a test says otherwise."""
+
+    def __init__(self, served: Served) -> None:
+        self.sees = CAT
+        self.served = served
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._film)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _film(self) -> None:
+        for index in itertools.count():
+            image = self.sees
+            prediction = self.served.model.read(lambda model, image=image: model.predict(image))
+            self.served.page.write(Frame(image, index, "cam", 0.0, time.monotonic(), 1.0), prediction)
+            self.served.page.report(replace(health(), sinks=()))
+            if self._stop.wait(0.05):
+                return
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with FewShotModel.load(threads=1) as model, serve(model, tmp_path / "bank.safetensors") as one:
+        yield one
+
+
+@pytest.fixture
+def camera(served: Served) -> Iterator[Camera]:
+    filming = Camera(served)
+    yield filming
+    filming.close()
+
+
+@pytest.fixture
+def page(camera: Camera, tmp_path: Path) -> Iterator[Page]:
+    """The page, open; an error in the browser's console fails the test, but for refused requests to reject."""
+    errors: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type == "error" and not message.location["url"].endswith("/api/negatives"):
+            errors.append(f"{message.text} {message.location}")
+
+    with browser(tmp_path / "profile") as context:
+        opened = context.pages[0]
+        opened.on("console", note)
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.goto(camera.served.page.address)
+        expect(opened.locator("#waiting")).to_be_hidden()
+        yield opened
+    assert errors == []
+
+
+def see(page: Page, camera: Camera, image: np.ndarray) -> None:
+    """Wait until the page shows an answer for what the camera sees now."""
+    camera.sees = image
+    before = sequence(page)
+    page.wait_for_function(
+        "async (least) => (await (await fetch('/api/state')).json()).frame.sequence >= least", arg=before + 2
+    )
+    page.wait_for_timeout(600)  # two polls of the page
+
+
+def sequence(page: Page) -> int:
+    frame: dict[str, Any] = page.evaluate("async () => (await (await fetch('/api/state')).json()).frame")
+    return int(frame["sequence"])
+
+
+def not_it(shown: Locator) -> Locator:
+    return shown.get_by_role("button", name="Not it: what is found now is not cat")
+
+
+def has_focus(shown: Locator) -> bool:
+    return bool(shown.evaluate("element => element === document.activeElement"))
+
+
+def tab_to(page: Page, wanted: Locator) -> None:
+    """Press Tab until something has the focus."""
+    for _ in range(40):
+        if has_focus(wanted):
+            return
+        page.keyboard.press("Tab")
+    pytest.fail(f"the keyboard does not reach {wanted}")
+
+
+def test_a_false_alarm_is_rejected_stays_off_and_can_be_undone(page: Page, camera: Camera) -> None:
+    enroll(page, "cat", "Name only")
+    cat = item(page, "cat")
+    expect(cat).to_have_class(PRESENT)
+    see(page, camera, CAT_LIKE)
+    expect(cat).to_have_class(PRESENT)  # the false alarm
+    see(page, camera, NOTHING)
+    expect(cat).to_have_class(ABSENT)
+    expect(not_it(cat)).to_be_hidden()
+
+    see(page, camera, CAT_LIKE)
+    not_it(cat).click()
+    rejected = cat.locator(".rejected")
+    expect(rejected).to_contain_text("Learned that this is not cat; in this picture, its score is now below its level.")
+    expect(cat).to_have_class(ABSENT)
+    expect(not_it(cat)).to_be_hidden()
+    negatives = cat.locator(".negatives li")
+    expect(negatives).to_have_count(1)
+    expect(negatives).to_contain_text("Not it")
+    assert negatives.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 10
+    see(page, camera, CAT)
+    expect(cat).to_have_class(PRESENT)
+    see(page, camera, CAT_LIKE)
+    expect(cat).to_have_class(ABSENT)
+
+    rejected.get_by_role("button", name="Undo").click()
+    expect(negatives).to_have_count(0)
+    expect(rejected).to_be_empty()
+    expect(cat).to_have_class(PRESENT)
+
+    not_it(cat).click()
+    expect(negatives).to_have_count(1)
+    negatives.get_by_role("button", name="Remove").click()
+    expect(negatives).to_have_count(1)
+    negatives.get_by_role("button", name="Really remove?").click()
+    expect(negatives).to_have_count(0)
+    expect(rejected).to_be_empty()  # nothing is left to undo
+    expect(cat).to_have_class(PRESENT)
+    expect(page.locator("#banner")).to_be_hidden()
+
+
+def test_the_undo_goes_by_itself_and_the_class_stays_in_its_place(page: Page, camera: Camera) -> None:
+    for name in ("first", "cat"):
+        enroll(page, name, "Name only")
+        expect(item(page, name)).to_be_visible()
+    see(page, camera, CAT_LIKE)
+    cat = item(page, "cat")
+    not_it(cat).click()
+    undo = cat.get_by_role("button", name="Undo")
+    expect(undo).to_be_visible()
+    expect(cat.locator(".negatives li")).to_have_count(1)
+    expect(page.locator(".class .name")).to_have_text(["first", "cat"])
+    page.mouse.move(0, 0)
+    expect(undo).to_have_count(0, timeout=15_000)
+    expect(cat.locator(".negatives li")).to_have_count(1)
+
+
+def test_a_class_that_left_since_is_not_rejected_and_the_page_says_why(page: Page, camera: Camera) -> None:
+    enroll(page, "cat", "Name only")
+    cat = item(page, "cat")
+    expect(not_it(cat)).to_be_visible()
+
+    held: list[Route] = []
+    page.route("**/api/frames", lambda route: held.append(route))
+    not_it(cat).click()
+    expect(not_it(cat)).to_be_disabled()
+    see(page, camera, NOTHING)
+    expect(not_it(cat)).to_be_visible()  # still, because it was pressed
+    held[0].continue_()
+    expect(page.locator("#banner")).to_contain_text(
+        "'cat' is not found in this frame, its score is not above its level"
+    )
+    expect(not_it(cat)).to_be_hidden()
+    expect(cat.locator(".negatives li")).to_have_count(0)
+
+
+def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, camera: Camera) -> None:
+    expect(page.locator("#scene-known")).to_contain_text("Not learned.")
+    enroll(page, "cat", "Name only")
+    see(page, camera, CAT_LIKE)
+    cat = item(page, "cat")
+    expect(cat).to_have_class(PRESENT)
+    learn, told = page.locator("#learn"), page.locator("#scene-report")
+
+    learn.click()
+    expect(told).to_have_text("Step out of view: 3")
+    learn.click()  # Cancel
+    expect(told).to_be_empty()
+    expect(learn).to_have_text("Learn the empty scene")
+    page.wait_for_timeout(1500)
+    assert camera.served.model.enrolled.scene_frames == 0
+
+    learn.click()
+    for left in (3, 2, 1):
+        expect(told).to_have_text(f"Step out of view: {left}")
+    expect(told).to_contain_text("Taking pictures. Stay out of view.")
+    first = sequence(page)
+    page.wait_for_timeout(1000)
+    assert sequence(page) > first  # the stream goes on
+    expect(told).to_contain_text("The empty scene is learned from", timeout=LEARN_MS)
+    expect(told).to_contain_text(
+        re.compile(r"cat: the empty scene scores [01]\.\d\d, so it may be missed; press Not it")
+    )
+    expect(told).to_contain_text(re.compile(r"falsely found in at most \d+ %"))
+    expect(page.locator("#scene-known")).to_contain_text(re.compile(r"^\d+ pictures\. On frames like these"))
+    expect(cat).to_have_class(ABSENT)
+    expect(cat.locator(".raised")).to_have_text("Level raised by the empty scene.")
+
+    page.get_by_role("button", name="Forget").click()
+    page.get_by_role("button", name="Really forget?").click()
+    expect(told).to_have_text("The empty scene is forgotten.")
+    expect(page.locator("#forget")).to_be_hidden()
+    expect(cat).to_have_class(PRESENT)
+    expect(cat.locator(".raised")).to_be_hidden()
+
+
+def test_all_of_it_works_with_the_keyboard_alone(page: Page, camera: Camera) -> None:
+    enroll(page, "cat", "Name only")
+    see(page, camera, CAT_LIKE)
+    cat = item(page, "cat")
+    tab_to(page, not_it(cat))
+    page.keyboard.press("Enter")
+    undo = cat.get_by_role("button", name="Undo")
+    expect(undo).to_be_focused()
+    expect(cat).to_have_class(ABSENT)
+    page.wait_for_timeout(11_000)
+    expect(undo).to_be_focused()  # it does not go while it has the focus
+    page.keyboard.press("Enter")
+    expect(cat).to_have_class(PRESENT)
+    expect(cat.get_by_role("button", name="Add picture")).to_be_focused()
+
+    page.keyboard.press("Shift+Tab")
+    tab_to(page, not_it(cat))
+    page.keyboard.press("Enter")
+    expect(undo).to_be_focused()
+    remove = cat.locator(".negatives").get_by_role("button", name=re.compile("remove", re.IGNORECASE))
+    tab_to(page, remove)
+    page.keyboard.press("Enter")
+    expect(remove).to_have_text("Really remove?")
+    expect(remove).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(cat.locator(".negatives li")).to_have_count(0)
+    expect(cat.get_by_role("button", name="Add picture")).to_be_focused()
+
+    tab_to(page, page.locator("#learn"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#scene-report")).to_have_text("Step out of view: 2")
+    expect(page.locator("#scene-report")).to_have_attribute("aria-live", "polite")
+    expect(page.locator("#scene-report")).to_contain_text("is learned from", timeout=LEARN_MS)
+    expect(page.locator("#learn")).to_be_focused()
+    expect(page.locator("#forget")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.locator("#forget")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#forget")).to_have_text("Really forget?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#scene-report")).to_have_text("The empty scene is forgotten.")
+    expect(page.locator("#learn")).to_be_focused()
+
+
+def test_it_fits_a_phone(page: Page, camera: Camera) -> None:
+    page.set_viewport_size(PHONE)
+    name = "the cat of the neighbors, with a long name" + "e" * 30
+    enroll(page, name, "Name only")
+    see(page, camera, CAT_LIKE)
+    shown = item(page, name)
+    reject = shown.locator(".reject")
+    reject.click()
+    expect(shown.locator(".negatives li")).to_have_count(1)
+    page.locator("#learn").click()
+    expect(page.locator("#scene-report")).to_contain_text("is learned from", timeout=LEARN_MS)
+    page.get_by_role("button", name="Forget").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    for button in page.locator("#side button:visible").all():
+        area = button.bounding_box()
+        assert area is not None
+        assert area["height"] >= 36  # large enough for a thumb
+        assert 0 <= area["x"] <= area["x"] + area["width"] <= PHONE["width"]
