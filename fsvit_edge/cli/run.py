@@ -83,6 +83,9 @@ def run(
     max_frames: Annotated[int | None, typer.Option(min=1, help="Maximum number of frames.")] = None,
     stats: Annotated[float | None, typer.Option(min=0.1, help="Print statistics every this many seconds.")] = None,
     health: Annotated[Path | None, typer.Option(help="Write status to this JSON file every second.")] = None,
+    home_assistant: Annotated[
+        bool, typer.Option("--home-assistant", help="Let Home Assistant find the classes, through the MQTT sink.")
+    ] = False,
     token: Annotated[
         str | None, typer.Option(help="Access token for the page; default: random, if others can reach the page.")
     ] = None,
@@ -113,6 +116,7 @@ def run(
         max_frames=max_frames,
         stats_s=stats,
         health_file=health,
+        home_assistant=home_assistant,
     )
     answers: dict[str, Sequence[ClassResult]] = {}  # of the last frame of each picture or stream
 

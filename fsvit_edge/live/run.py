@@ -9,7 +9,7 @@ from pathlib import Path
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult, Say
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink
-from fsvit_edge.live.sinks.open import is_page, open_sink, recording_folder, sink_name
+from fsvit_edge.live.sinks.open import is_mqtt, is_page, open_sink, recording_folder, sink_name
 from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
 from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.open import open_source
@@ -42,6 +42,7 @@ class RunOptions:
             the end of one round.
         stats_s: Seconds between two lines of statistics; None prints none.
         health_file: JSON file with the health of the run, replaced every second; None writes none.
+        home_assistant: Whether the sinks for MQTT announce each class to Home Assistant.
     """
 
     source: SourceOptions = field(default_factory=SourceOptions)
@@ -57,6 +58,7 @@ class RunOptions:
     max_frames: int | None = None
     stats_s: float | None = None
     health_file: Path | None = None
+    home_assistant: bool = False
 
 
 def _print_line(text: str) -> None:
@@ -94,6 +96,11 @@ def run_source(
     """
     if options.level is not None:
         check_level(options.level)
+    if options.home_assistant and not any(map(is_mqtt, sinks)):
+        raise InputError(
+            "--home-assistant needs an MQTT sink, through which Home Assistant finds the classes; add --sink "
+            "mqtt://HOST/TOPIC."
+        )
     is_demo, has_page = source == "demo", any(map(is_page, sinks))
     if is_demo and options.max_frames is None:
         if has_page:  # a camera to try the page with
@@ -130,7 +137,8 @@ def run_source(
         with ExitStack() as unfinished:  # if a sink is refused, finishes the ones before
             for uri in sinks:
                 if not is_page(uri):
-                    sink = open_sink(uri, frames.fps or DEFAULT_FPS, options.recording, frames.is_live)
+                    fps, is_live = frames.fps or DEFAULT_FPS, frames.is_live
+                    sink = open_sink(uri, fps, options.recording, is_live, options.home_assistant)
                 elif open_page is None:
                     raise InputError(f"The page {uri} needs open_page, such as fsvit_edge.page.sink.PageSink.")
                 else:
