@@ -19,6 +19,10 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
+"""The first packet of a client of MQTT 3.1.1 without a name."""
+
+
 class Broker:
     """Mosquitto, and what was published there."""
 
@@ -36,13 +40,20 @@ class Broker:
         until(self.responds, within_s=15)
 
     def responds(self) -> bool:
+        """Whether it answers a client: a broker that only listens yet would miss the signal that stops it."""
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            probe.settimeout(1)
+            try:
+                probe.connect(("127.0.0.1", self.port))
+                probe.sendall(CONNECT)
+                return probe.recv(1) == b"\x20"  # accepted or refused, with a reason
+            except OSError:
+                return False
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            self._process.wait(timeout=15)
             self._process = None
 
     def retained(self) -> dict[str, bytes]:

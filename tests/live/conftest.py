@@ -12,6 +12,8 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     if MOSQUITTO is None:
         pytest.skip("needs an MQTT broker: sudo apt install mosquitto")
     started = Broker(tmp_path)
-    started.start()
-    yield started
-    started.stop()
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
