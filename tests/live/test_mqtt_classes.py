@@ -321,7 +321,7 @@ def test_the_option_needs_a_sink_for_mqtt() -> None:
 def test_a_run_of_the_demo_is_found_by_home_assistant(broker: Broker) -> None:
     heard: list[MQTTMessage] = []
     client = broker.client(heard.append)
-    words = ["run", "demo", "--max-frames", "60", "--steady", "--home-assistant"]
+    words = ["run", "demo", "--max-frames", "25", "--steady", "--home-assistant"]
     command = [sys.executable, "-m", "fsvit_edge.cli.main", *words, "--sink", f"mqtt://127.0.0.1:{broker.port}/d"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
