@@ -4,7 +4,10 @@ One message per entity, not one per device: Home Assistant documents both, and i
 https://www.home-assistant.io/integrations/mqtt/#mqtt-discovery
 """
 
+import functools
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fsvit_edge import __version__
@@ -23,7 +26,8 @@ def discovery_topics(device: str, level: str) -> tuple[str, str]:
     return f"{_PREFIX}/binary_sensor/{node}/{level}/config", f"{_PREFIX}/sensor/{node}/{level}/config"
 
 
-def discovery_messages(topic: str, device: str, level: str, name: str) -> dict[str, bytes]:
+@functools.lru_cache(maxsize=1024)  # asked for every class of every frame
+def discovery_messages(topic: str, device: str, level: str, name: str) -> Mapping[str, bytes]:
     """Return the messages that announce a class, by their topics.
 
     Args:
@@ -69,7 +73,7 @@ def discovery_messages(topic: str, device: str, level: str, name: str) -> dict[s
         **shared,
     }
     presence_topic, score_topic = discovery_topics(device, level)
-    return {presence_topic: _json(presence), score_topic: _json(score)}
+    return MappingProxyType({presence_topic: _json(presence), score_topic: _json(score)})
 
 
 def _node(device: str) -> str:

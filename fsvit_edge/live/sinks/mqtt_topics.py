@@ -1,5 +1,6 @@
 """What an MQTT broker keeps of a run: the state and the score of each class, as retained messages."""
 
+import functools
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ Publish = Callable[[str, bytes], bool]
 """Publishes a retained message on a topic, an empty one to clear it; returns whether it was taken."""
 
 
+@functools.lru_cache(maxsize=1024)  # asked for every class of every frame
 def topic_level(name: str) -> str:
     """Turn a name into one level of a topic, of ASCII letters, digits, _ and -; no two names share one.
 
