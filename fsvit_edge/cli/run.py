@@ -109,6 +109,9 @@ def run(
     review: Annotated[
         bool, typer.Option("--review", help="Keep doubtful frames in the bank, for: fsvit-edge bank review.")
     ] = False,
+    home_assistant: Annotated[
+        bool, typer.Option("--home-assistant", help="Let Home Assistant find the classes, through the MQTT sink.")
+    ] = False,
     token: Annotated[
         str | None, typer.Option(help="Access token for the page; default: random, if others can reach the page.")
     ] = None,
@@ -143,6 +146,7 @@ def run(
         stats_s=stats,
         health_file=health,
         review=review,
+        home_assistant=home_assistant,
     )
     answers: dict[str, Sequence[ClassResult]] = {}  # of the last frame of each picture or stream
 

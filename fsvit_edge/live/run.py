@@ -10,7 +10,7 @@ from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult, Say
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions, Sink
-from fsvit_edge.live.sinks.open import is_page, open_event_sinks, open_sink, recording_folder, sink_name
+from fsvit_edge.live.sinks.open import is_mqtt, is_page, open_event_sinks, open_sink, recording_folder, sink_name
 from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
 from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.open import open_source
@@ -48,6 +48,7 @@ class RunOptions:
         stats_s: Seconds between two lines of statistics; None prints none.
         health_file: JSON file with the health of the run, replaced every second; None writes none.
         review: Whether to keep doubtful frames in the bank's file, see `DoubtKeeper`.
+        home_assistant: Whether the sinks for MQTT announce each class to Home Assistant.
 
     Raises:
         InputError: Two zones have the same name.
@@ -69,6 +70,7 @@ class RunOptions:
     stats_s: float | None = None
     health_file: Path | None = None
     review: bool = False
+    home_assistant: bool = False
 
     def __post_init__(self) -> None:
         check_zones(self.zones)
@@ -112,6 +114,11 @@ def run_source(
         check_level(options.level)
     if options.events.are_wanted and options.steady is False:
         raise InputError("Events need steady answers; leave out --no-steady, or --webhook and --snapshots.")
+    if options.home_assistant and not any(map(is_mqtt, sinks)):
+        raise InputError(
+            "--home-assistant needs an MQTT sink, through which Home Assistant finds the classes; add --sink "
+            "mqtt://HOST/TOPIC."
+        )
     is_demo, has_page = source == "demo", any(map(is_page, sinks))
     if is_demo and options.max_frames is None:
         if has_page:  # a camera to try the page with
@@ -155,7 +162,8 @@ def run_source(
         with ExitStack() as unfinished:  # if a sink is refused, finishes the ones before
             for uri in sinks:
                 if not is_page(uri):
-                    sink = open_sink(uri, frames.fps or DEFAULT_FPS, options.recording, frames.is_live)
+                    fps, is_live = frames.fps or DEFAULT_FPS, frames.is_live
+                    sink = open_sink(uri, fps, options.recording, is_live, options.home_assistant)
                 elif open_page is None:
                     raise InputError(f"The page {uri} needs open_page, such as fsvit_edge.page.sink.PageSink.")
                 else:

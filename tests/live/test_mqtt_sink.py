@@ -1,8 +1,6 @@
 """Results to a real broker on loopback if mosquitto is installed; addresses and missing brokers without it."""
 
 import json
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from blank import blank_frame, health, no_classes, until
+from broker import Broker, free_port
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -19,54 +18,9 @@ from fsvit_edge.live.sinks.open import open_sink, sink_name
 from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
 from fsvit_edge.runtime.prediction import Prediction
 
-MOSQUITTO = shutil.which("mosquitto") or ("/usr/sbin/mosquitto" if Path("/usr/sbin/mosquitto").exists() else None)
-
 
 def frame(index: int) -> tuple[Frame, Prediction]:
     return blank_frame(index), no_classes()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-class Broker:
-    """Mosquitto, and what was published there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self.folder = folder
-        self.messages: list[tuple[str, dict[str, object], bool]] = []
-        self._process: subprocess.Popen[bytes] | None = None
-        (folder / "conf").write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\nuser root\n")
-
-    def start(self) -> None:
-        assert MOSQUITTO is not None
-        command = [MOSQUITTO, "-c", str(self.folder / "conf")]
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        until(self.responds, within_s=15)
-
-    def responds(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    if MOSQUITTO is None:
-        pytest.skip("needs an MQTT broker: sudo apt install mosquitto")
-    started = Broker(tmp_path)
-    started.start()
-    yield started
-    started.stop()
 
 
 @pytest.fixture

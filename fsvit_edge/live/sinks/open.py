@@ -29,6 +29,7 @@ def open_sink(
     fps: float,
     options: RecordingOptions = RecordingOptions(),  # noqa: B008 - frozen
     is_live: bool = False,
+    home_assistant: bool = False,
 ) -> Sink:
     """Open a sink; existing files are replaced, except that JSON lines of a live source are appended.
 
@@ -40,6 +41,7 @@ def open_sink(
         fps: Frames per second of a video, above 0.
         options: How much a recording may write.
         is_live: Whether the source is live, so that a video has to follow the clock.
+        home_assistant: Whether a sink for MQTT announces each class to Home Assistant.
 
     Raises:
         InputError: The sink is unsupported, or a file is where a folder must be or the reverse.
@@ -49,8 +51,8 @@ def open_sink(
     path = Path(uri)
     if uri == "-":
         return StandardOutputSink()
-    if re.match("mqtts?://", uri, re.IGNORECASE):
-        return MqttSink(uri)
+    if is_mqtt(uri):
+        return MqttSink(uri, home_assistant)
     if "://" not in uri and "\0" not in uri:
         if uri.endswith("/") or (uri and path.is_dir()):
             _create_folder(path)
@@ -83,6 +85,11 @@ def open_event_sinks(options: EventOptions) -> Iterator[tuple[str, Sink]]:
 def is_page(uri: str) -> bool:
     """Whether a sink is the page, which `open_sink` does not open."""
     return uri.lower().startswith("http://")
+
+
+def is_mqtt(uri: str) -> bool:
+    """Whether a sink is a topic of an MQTT broker."""
+    return re.match("mqtts?://", uri, re.IGNORECASE) is not None
 
 
 def sink_name(uri: str) -> str:
