@@ -115,7 +115,7 @@ def learn_scene(network: ExportedNetwork, bank: SupportBank, images: Sequence[Im
     bank.set_scene(tuple(dict.fromkeys((*bank.scene, *frames))))  # the same picture twice would count as two
     score_scene(network, bank)
     highest = {name: max(bank.scene_scores(name)) for name in bank.classes}
-    answering = tuple(name for name in bank.classes if bank.level_source(name) == "empty scene")
+    answering = tuple(name for name in bank.classes if highest[name] > bank.own_level(name))
     return SceneReport(len(bank.scene), highest, answering)
 
 

@@ -25,8 +25,8 @@ class SceneReport:
     Attributes:
         frames: Pictures of the scene that the bank has now.
         highest: For each class its highest score on them, in [0, 1].
-        answering: The classes whose level the scene raises: they may be missed now. Reject what they mistake, or remove
-            it from view.
+        answering: The classes that were present in one of them by their own level. It is raised, so they may be missed,
+            unless it was set by hand; reject what they mistake, or remove it from view.
     """
 
     frames: int

@@ -80,12 +80,13 @@ def show(served: Served, image: np.ndarray, index: int = 5) -> None:
 
 @contextmanager
 def filming(served: Served, image: np.ndarray) -> Iterator[None]:
-    """A camera that sees a still scene."""
+    """A camera that sees a still scene, with a little noise: frames that are the same count once."""
     stop = threading.Event()
 
     def film() -> None:
         for index in itertools.count():
-            show(served, image, index)
+            noise = np.random.default_rng(index).integers(0, 8, image.shape)
+            show(served, np.clip(image + noise, 0, 255).astype(np.uint8), index)
             if stop.wait(0.02):
                 return
 
