@@ -30,13 +30,17 @@ ALL = (
     "bank remove",
 )
 
-EXPORTS = pytest.mark.slow(reason="traces the bundled model, 20 s")
+LONG_PAGE = pytest.mark.slow(reason="exports the bundled model or builds its engines, 20 s")
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=EXPORTS if "export" in map(command_name, commands(page)) else (), id=name_of(page))
+        pytest.param(
+            page,
+            marks=LONG_PAGE if {"export", "build-engine"} & set(map(command_name, commands(page))) else (),
+            id=name_of(page),
+        )
         for page in PAGES
         if any(step.is_run for step in steps(page))
     ],

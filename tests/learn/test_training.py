@@ -90,6 +90,7 @@ def test_four_pictures_can_be_overfitted(tmp_path: Path, run: Run) -> None:
     assert result.validation["exact_ratio"] > 90
 
 
+@pytest.mark.slow(reason="two whole trainings, 11 s")
 def test_shuffled_labels_are_at_chance_and_true_ones_are_not(tmp_path: Path, run: Run) -> None:
     root = write_squares(tmp_path / "true", list(COLORS), 10)
     options = {"epochs": 6, "class_weight": 1.0, "validation_fraction": 0.3, "learning_rate": 2e-3}
@@ -206,6 +207,7 @@ train_in(Path(sys.argv[1]), "broken")
 """
 
 
+@pytest.mark.slow(reason="three trainings in processes of their own, 10 s")
 def test_a_killed_training_resumes_to_the_same_weights(
     tmp_path: Path, squares: Path, learner: FewShotNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:

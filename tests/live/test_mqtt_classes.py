@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import jinja2
 import numpy as np
@@ -14,7 +15,6 @@ from blank import blank_frame, health, until
 from broker import Broker
 from paho.mqtt.client import MQTTMessage
 
-from fsvit_edge import __version__
 from fsvit_edge.live.events import Event, Sighting
 from fsvit_edge.live.run import RunOptions, run_source
 from fsvit_edge.live.sinks.home_assistant import discovery_messages
@@ -244,7 +244,7 @@ def test_home_assistant_is_told_as_its_documentation_says(broker: Broker) -> Non
         "name": "robot/cam",
         "manufacturer": "fsvit-edge",
         "model": "Camera",
-        "sw_version": __version__,
+        "sw_version": version("fsvit-edge"),
     }
     shared = {
         "availability_topic": "robot/cam/state",
@@ -253,7 +253,7 @@ def test_home_assistant_is_told_as_its_documentation_says(broker: Broker) -> Non
         "payload_not_available": "offline",
         "qos": 1,
         "device": device,
-        "origin": {"name": "fsvit-edge", "sw_version": __version__},
+        "origin": {"name": "fsvit-edge", "sw_version": version("fsvit-edge")},
     }
     assert found == {
         f"homeassistant/binary_sensor/{NODE}/cup/config": {

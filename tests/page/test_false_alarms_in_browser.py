@@ -157,6 +157,7 @@ def test_a_false_alarm_is_rejected_stays_off_and_can_be_undone(page: Page, camer
     expect(page.locator("#banner")).to_be_hidden()
 
 
+@pytest.mark.slow(reason="waits for the undo to go, 13 s")
 def test_the_undo_goes_by_itself_and_the_class_stays_in_its_place(page: Page, camera: Camera) -> None:
     for name in ("first", "cat"):
         enroll(page, name, "Name only")
@@ -192,6 +193,7 @@ def test_a_class_that_left_since_is_not_rejected_and_the_page_says_why(page: Pag
     expect(cat.locator(".negatives li")).to_have_count(0)
 
 
+@pytest.mark.slow(reason="learns for seven seconds, 11 s")
 def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, camera: Camera) -> None:
     expect(page.locator("#scene-known")).to_contain_text("Not learned.")
     enroll(page, "cat", "Name only")
@@ -232,6 +234,7 @@ def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, c
     expect(cat.locator(".raised")).to_be_hidden()
 
 
+@pytest.mark.slow(reason="learns for seven seconds and walks the whole page, 22 s")
 def test_all_of_it_works_with_the_keyboard_alone(page: Page, camera: Camera) -> None:
     enroll(page, "cat", "Name only")
     see(page, camera, CAT_LIKE)

@@ -7,10 +7,9 @@ https://www.home-assistant.io/integrations/mqtt/#mqtt-discovery
 import functools
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
-
-from fsvit_edge import __version__
 
 _PREFIX = "homeassistant"
 
@@ -50,9 +49,9 @@ def discovery_messages(topic: str, device: str, level: str, name: str) -> Mappin
             "name": topic,
             "manufacturer": "fsvit-edge",
             "model": "Camera",
-            "sw_version": __version__,
+            "sw_version": version("fsvit-edge"),
         },
-        "origin": {"name": "fsvit-edge", "sw_version": __version__},
+        "origin": {"name": "fsvit-edge", "sw_version": version("fsvit-edge")},
     }
     presence = {
         "name": name,
