@@ -110,7 +110,7 @@ for options in (on_cpu, on_gpu):
 """
 
 
-@pytest.mark.slow(reason="builds INT8 engines of the bundled model, 12 s")
+@pytest.mark.slow(reason="builds engines of the bundled model, 12 s")
 def test_engines_are_built_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     blocked = tuple(name for name in (*WORKSTATION, "lightning", "typer", "rich") if name != "onnx")
