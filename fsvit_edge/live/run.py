@@ -172,8 +172,8 @@ def run_source(
             for name, sink in open_event_sinks(options.events):
                 opened.append((name, unfinished.enter_context(sink)))
             unfinished.pop_all()  # from here on, the run finishes them
-        if options.review or has_page:
-            keeper = stack.enter_context(DoubtKeeper(frames, model, bank_to_save if options.review else None, say))
+        if options.review:
+            keeper = stack.enter_context(DoubtKeeper(frames, model, bank_to_save, say))
             on_frame = keeper.before(on_frame)
         live_run = LiveRun(
             frames,

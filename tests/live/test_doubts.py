@@ -15,8 +15,6 @@ from fsvit_edge.live import doubts as doubts_module
 from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.run import RunOptions, run_source
-from fsvit_edge.live.shared_model import LiveModel
-from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.review import update_review
@@ -110,32 +108,6 @@ def test_a_run_adds_its_doubtful_frames_to_the_file(bank: Path) -> None:
     run_source("pictures", options=RunOptions(threads=1, review=True))
     assert [(one.number, one.verdict) for one in SupportBank.load(bank).review][3] == (3, "no")
     assert len(SupportBank.load(bank).review) == 8  # the same pictures again
-
-
-class Page(Sink):
-    """Stands for the page: has the model, and shows nothing."""
-
-    def __init__(self, _: str, model: LiveModel, __: Path) -> None:
-        self.model = model
-
-    def write(self, *_: object) -> None:
-        pass
-
-    def _finish(self) -> None:
-        pass
-
-
-def test_with_a_page_frames_stay_in_memory_until_the_classes_are_saved(bank: Path) -> None:
-    pages: list[Page] = []
-
-    def open_page(*given: Any) -> Page:
-        pages.append(Page(*given))
-        return pages[0]
-
-    before = bank.read_bytes()
-    run_source("pictures", ["http://127.0.0.1:0"], RunOptions(threads=1), open_page=open_page)
-    assert len(pages[0].model._model.bank.review) == 8
-    assert bank.read_bytes() == before
 
 
 def test_changes_of_the_file_during_a_run_stay(bank: Path) -> None:
