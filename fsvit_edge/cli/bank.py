@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
-from fsvit_edge.cli.terminal import advise, editing, open_model, print_table, score_text
+from fsvit_edge.cli.terminal import advise, editing_bank, open_model, print_table, score_text
 
 bank_app = typer.Typer(
     help="List, remove or rename the classes of a bank, set their levels, learn the empty scene, or check verdicts.",
@@ -28,15 +28,12 @@ def list_classes(bank: BankFile, as_json: JsonOption = False) -> None:
     entries, rows = [], []
     for name in loaded.classes:
         supports, level, origin = loaded.supports(name), loaded.level(name), loaded.level_source(name)
-        masks, nbytes = (
-            sum(one.has_mask for one in supports),
-            sum(one.nbytes for one in (*supports, *loaded.negatives(name))),
-        )
-        negatives = len(loaded.negatives(name))
-        counts = {"name": name, "shots": len(supports), "masks": masks, "negatives": negatives}
+        negatives = loaded.negatives(name)
+        masks, nbytes = sum(one.has_mask for one in supports), sum(one.nbytes for one in (*supports, *negatives))
+        counts = {"name": name, "shots": len(supports), "masks": masks, "negatives": len(negatives)}
         sizes = {"kept_tokens": [one.kept.shape[1] for one in supports], "bytes": nbytes}
         entries.append({**counts, **sizes, "level": level, "level_source": origin})
-        numbers = (str(len(supports)), str(masks), str(negatives), f"{nbytes / 1e3:.0f}")
+        numbers = (str(len(supports)), str(masks), str(len(negatives)), f"{nbytes / 1e3:.0f}")
         rows.append((name, *numbers, f"{score_text(level)} ({origin})"))
     if as_json:
         facts = {"encoder": vars(loaded.identity), "scene_frames": len(loaded.scene), "classes": entries}
@@ -59,7 +56,7 @@ def remove(
     """Remove a class from a bank, or one of its negatives."""
     from fsvit_edge.runtime.bank import SupportBank
 
-    with editing(bank):
+    with editing_bank(bank):
         loaded = SupportBank.load(bank)
         if negative is None:
             loaded.remove(name)
@@ -81,7 +78,7 @@ def rename(
     """Rename a class in a bank."""
     from fsvit_edge.runtime.bank import SupportBank
 
-    with editing(bank):
+    with editing_bank(bank):
         loaded = SupportBank.load(bank)
         loaded.rename(old, new)
         loaded.save(bank)
@@ -100,7 +97,7 @@ def set_level(
     """Set the level of a class, or derive it from its pictures again."""
     from fsvit_edge.runtime.bank import SupportBank
 
-    with editing(bank):
+    with editing_bank(bank):
         loaded = SupportBank.load(bank)
         loaded.set_level(name, level)
         loaded.save(bank)
@@ -127,7 +124,7 @@ def scene(
     if source is None and not forget:
         raise InputError("Give a source that shows none of the objects, or --forget.")
     images = [] if source is None else sample_frames(source, frames)
-    with editing(bank), open_model(bundle, engine, precision) as model:
+    with editing_bank(bank), open_model(bundle, engine, precision) as model:
         model.load_bank(bank)
         if forget:
             model.forget_scene()

@@ -3,13 +3,13 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsvit_edge.runtime.errors import EnvironmentLacksError
-from fsvit_edge.runtime.storage import locked
+from fsvit_edge.runtime.storage import editing
 
 if TYPE_CHECKING:
     from fsvit_edge.runtime.predictor import FewShotModel
@@ -28,17 +28,14 @@ def score_text(score: float) -> str:
     return f"{score:.2f}" if score < 0.995 else f"{score:.4f}"
 
 
-@contextmanager
-def editing(bank: Path) -> Iterator[None]:
-    """Let one command at a time read, change and write the banks of a folder, or the last one would win."""
-    folder = next(parent for parent in bank.absolute().parents if parent.is_dir())
-    with locked(folder, required=False, on_wait=lambda: advise(f"Waiting for another command in {folder}.")):
-        yield
-
-
 def advise(text: str) -> None:
     """Print a line to stderr, for the user rather than for a program that reads stdout."""
     print(text, file=sys.stderr)
+
+
+def editing_bank(bank: Path) -> AbstractContextManager[None]:
+    """Let one command at a time change a bank, see `storage.editing`; the others say that they wait."""
+    return editing(bank, lambda folder: advise(f"Waiting for another command in {folder}."))
 
 
 def open_model(bundle: Path | None, engine: str, precision: str, threads: int | None = None) -> "FewShotModel":

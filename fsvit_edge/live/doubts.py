@@ -31,8 +31,7 @@ class DoubtKeeper:
     Args:
         source: What the run reads; from a live one, frames are kept so seldom that they take 1 % of the time at most.
         model: The model of the run.
-        path: The bank's file, to which a thread adds new frames every few seconds; None: they stay in memory, until the
-            classes are saved.
+        path: The bank's file, to which a thread adds new frames every few seconds.
         say: Takes a line for the person at the device.
         clock: Seconds, never jumping back.
     """
@@ -41,11 +40,12 @@ class DoubtKeeper:
         self,
         source: Source,
         model: FewShotModel,
-        path: Path | None,
+        path: Path,
         say: Say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._source, self._model, self._path, self._say, self._clock = source, model, path, say, clock
+        self._source, self._model, self._say, self._clock = source, model, say, clock
+        self._path: Path | None = path  # None once it cannot be written
         self._free_s = self._write_s = 0.0
         self._due_s: dict[str, float] = {}
         self._new: list[ReviewItem] = []

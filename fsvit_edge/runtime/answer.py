@@ -34,10 +34,10 @@ def answer_frame(
         probabilities: Whether to add P(foreground) at the frame's size.
     """
     scores, foreground = subtract_negatives(head_scores, head_foreground, levels, bank.negative_margins)
-    alone = scores
-    winning = compete(alone, foreground, levels)
+    competing = compete(scores, foreground, levels)
+    contested = competing < scores
     if exclusive:
-        scores = winning
+        scores = competing
     sharp = foreground
     if objectness is not None and (weights := bank.objectness_weights).any():
         sharp = sharpen(foreground, objectness, weights * recognized(foreground, objectness))
@@ -48,5 +48,4 @@ def answer_frame(
     full = upsample_foreground(sharp, size_hw) if probabilities else None
     clock.lap("postprocess")
     raw_scores = np.asarray(head_scores[: len(levels)], np.float32)
-    contested = winning < alone
     return Prediction(bank.classes, scores, levels, labels, full, clock.laps_ms, raw_scores, contested=contested)

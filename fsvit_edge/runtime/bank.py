@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class _Class:
     negatives: tuple[tuple[ClassSupports, float], ...] = ()  # each with one support, and its margin in log-odds
     scene_scores: tuple[float, ...] = ()  # one for each picture of the scene; empty if it was not scored since a change
 
-    @property
+    @cached_property  # read for every class of every frame
     def level(self) -> float:
         return self.own_level if self.is_level_by_hand else scene_level(self.own_level, self.scene_scores)
 

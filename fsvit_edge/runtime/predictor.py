@@ -9,7 +9,6 @@ from fsvit_edge.runtime.answer import answer_frame
 from fsvit_edge.runtime.bank import SupportBank, check_name
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
 from fsvit_edge.runtime.cached_support import CachedSupport
-from fsvit_edge.runtime.decide import Scores
 from fsvit_edge.runtime.engines.base import Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.enrollment import Enrollment, learn_scene, make_negative, make_support, score_scene
@@ -230,8 +229,7 @@ class FewShotModel:
             answers = self._compare(encoded["tokens"], self.bank)
             del encoded  # freeing it takes time, which counts as the head's
             clock.lap("head")
-            size_hw, levels = (rgb.shape[0], rgb.shape[1]), self._levels(self.bank)
-            return answer_frame(size_hw, self.bank, levels, *answers, objectness, self.exclusive, clock, probabilities)
+            return self._answer(rgb, self.bank, answers, objectness, clock, probabilities)
 
     def predict_with(self, rgb: Image, banks: Sequence[SupportBank]) -> list[Prediction]:
         """Score one frame against other classes than the enrolled ones: by each bank in turn, encoding the frame once.
@@ -256,8 +254,7 @@ class FewShotModel:
                 clock = StageClock()
                 answers = self._compare(encoded["tokens"], bank)
                 clock.lap("head")
-                size_hw, levels = (rgb.shape[0], rgb.shape[1]), self._levels(bank)
-                predictions.append(answer_frame(size_hw, bank, levels, *answers, objectness, self.exclusive, clock))
+                predictions.append(self._answer(rgb, bank, answers, objectness, clock))
         return predictions
 
     def cache_support(
@@ -412,8 +409,17 @@ class FewShotModel:
     def _compare(self, tokens: ResidentTensor, bank: SupportBank) -> tuple[Maps, Maps]:
         return self.network.compare(tokens, bank.class_supports, bank.negative_supports)
 
-    def _levels(self, bank: SupportBank) -> Scores:
+    def _answer(
+        self,
+        rgb: Image,
+        bank: SupportBank,
+        answers: tuple[Maps, Maps],
+        objectness: Maps | None,
+        clock: StageClock,
+        probabilities: bool = False,
+    ) -> Prediction:
         levels = bank.levels
         if self._level_for_all is not None:
             levels[:] = self._level_for_all
-        return levels
+        size_hw = (rgb.shape[0], rgb.shape[1])
+        return answer_frame(size_hw, bank, levels, *answers, objectness, self.exclusive, clock, probabilities)

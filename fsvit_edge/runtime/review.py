@@ -22,7 +22,7 @@ from fsvit_edge.runtime.postprocess import log_odds
 from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.review_items import ReviewItem, ReviewItems, Verdict, with_item, with_verdict
 from fsvit_edge.runtime.scene import decode_frame, encode_frame
-from fsvit_edge.runtime.storage import locked
+from fsvit_edge.runtime.storage import editing
 from fsvit_edge.runtime.support_masks import Image
 
 DOUBT_MARGIN = 1.0
@@ -241,7 +241,7 @@ def update_review(path: Path, change: Callable[[SupportBank], ReviewItems]) -> S
         ArtifactError: The file is missing or damaged.
         FsvitEdgeError: The disk is full or the folder is not writable; the file is unchanged.
     """
-    with locked(path.parent, required=False):
+    with editing(path):
         bank = SupportBank.load(path)
         bank.review = change(bank)
         bank.save(path)

@@ -226,6 +226,17 @@ def locked(path: Path, required: bool = True, on_wait: Callable[[], None] | None
             os.close(descriptor)
 
 
+@contextmanager
+def editing(path: Path, on_wait: Callable[[Path], None] = lambda _: None) -> Iterator[None]:
+    """Let one process at a time read, change and write the files of a file's folder, or the last one would win.
+
+    A file system without locks lets everyone in. `on_wait` gets the folder, once, if another process has the lock.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    with locked(folder, required=False, on_wait=lambda: on_wait(folder)):
+        yield
+
+
 def _is_locked(path: Path) -> bool:
     """Whether a file or folder is locked, or cannot be opened to find out."""
     try:

@@ -50,7 +50,7 @@ def keep(is_live: bool, fps: float | None, frames: int, *names: str, each_s: flo
     notes = Notes(clock, *names)
     source: Any = SimpleNamespace(is_live=is_live, fps=fps)
     model: Any = SimpleNamespace(review=notes)
-    keeper = DoubtKeeper(source, model, None, print, clock)
+    keeper = DoubtKeeper(source, model, Path("none.safetensors"), lambda _: None, clock)
     for index in range(frames):
         clock.now_s += each_s
         keeper.offer(blank_frame(index, value=index % 256), None)  # type: ignore[arg-type]
@@ -161,5 +161,5 @@ def add_from_four_threads(bank: Path) -> int:
 
 def test_nothing_is_lost_if_several_write_at_once(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert add_from_four_threads(bank) == 20
-    monkeypatch.setattr("fsvit_edge.runtime.review.locked", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("fsvit_edge.runtime.review.editing", lambda *_, **__: nullcontext())
     assert add_from_four_threads(bank) < 40  # the control
