@@ -42,6 +42,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.episode_module import EpisodeModule
 from fsvit_edge.learn.episodes import Episode
@@ -55,7 +56,6 @@ from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, PROTOTYPE_HEAD
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.storage import atomic_write
 
 FOLDS = range(4)

@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.support_masks import mask_from_box
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.episodes import benchmark_episode, present
 from fsvit_edge.learn.metrics import Tally, count_pixels, score
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.predictor import FewShotModel
-from fsvit_edge.runtime.support_masks import mask_from_box
 
 Rgb = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -21,14 +21,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.decide import scene_level
+from fsvit_edge.fewshot.enrollment import make_negative
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.cached_support import CachedSupport
-from fsvit_edge.runtime.decide import scene_level
-from fsvit_edge.runtime.enrollment import make_negative
 from fsvit_edge.runtime.pictures import read_image, read_mask
-from fsvit_edge.runtime.predictor import FewShotModel
-from fsvit_edge.runtime.support_masks import Image
 
 SCENE_FRAMES = 2
 HEADER = "| set | measure | cases | hits | with it | false | with it |\n|" + " --- |" * 7

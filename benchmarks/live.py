@@ -19,6 +19,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.loop import LiveRun
 from fsvit_edge.live.shared_model import LiveModel
@@ -31,8 +33,6 @@ from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.live.statistics import RunStatistics
 from fsvit_edge.page.sink import PageSink
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.predictor import FewShotModel
 
 _WARM_UP_FRAMES = 30
 

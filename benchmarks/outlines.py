@@ -26,16 +26,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.evaluation import cache_example
 from fsvit_edge.learn.examples import IGNORE, Example, FewShotData, check_size, read_stored_mask
 from fsvit_edge.learn.metrics import count_pixels
-from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import AccuracyGateError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import by_stem, pictures_in
-from fsvit_edge.runtime.predictor import FewShotModel
 
 _ANY_SCORE = 1e-6
 """A level at which every class counts as present, because sharp outlines leave out absent classes."""

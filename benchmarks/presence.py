@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.metrics import Score
 from fsvit_edge.learn.scenes import SceneOptions, SceneResult, SceneTally, evaluate_scenes, hits_and_false_alarms
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.predictor import FewShotModel
 
 SHOTS = (1, 3)
 _COLUMNS = (

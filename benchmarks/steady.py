@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.sources.base import DEFAULT_FPS
 from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.live.steady import SteadyAnswers
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.predictor import FewShotModel
 
 HEADER = "| source | frames | classes | changes per minute | steady | delay, s |\n|" + " --- |" * 6
 

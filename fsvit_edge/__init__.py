@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fsvit_edge.runtime.enrollment import Enrollment
+    from fsvit_edge.fewshot.enrollment import Enrollment
+    from fsvit_edge.fewshot.prediction import Prediction
+    from fsvit_edge.fewshot.predictor import FewShotModel
     from fsvit_edge.runtime.errors import (
         AccuracyGateError,
         ArtifactError,
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
         InputError,
         SourceError,
     )
-    from fsvit_edge.runtime.prediction import Prediction
-    from fsvit_edge.runtime.predictor import FewShotModel
 
 __version__ = "0.2.0"
 __all__ = [
@@ -32,11 +32,11 @@ __all__ = [
     "SourceError",
 ]
 
-_HOME = {"Enrollment": "enrollment", "FewShotModel": "predictor", "Prediction": "prediction"}
+_HOMES = {"Enrollment": "fewshot.enrollment", "FewShotModel": "fewshot.predictor", "Prediction": "fewshot.prediction"}
 
 
 def __getattr__(name: str) -> object:
     """Import a public name on its first use, so that `fsvit-edge --help` does not wait for numpy and OpenCV."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"fsvit_edge.runtime.{_HOME.get(name, 'errors')}"), name)
+    return getattr(import_module(f"fsvit_edge.{_HOMES.get(name, 'runtime.errors')}"), name)

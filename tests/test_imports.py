@@ -24,9 +24,12 @@ PUBLIC = (
 )
 
 # Each may import itself and the groups before its own; "" is the package's own page.
-ORDER = (("runtime",), ("", "live", "inspect"), ("model", "enroll"), ("learn", "calib", "page"), ("export",), ("cli",))
+ORDER = (
+    *(("runtime",), ("fewshot",), ("", "live", "inspect"), ("model", "enroll"), ("learn", "calib", "page")),
+    *(("export",), ("cli",)),
+)
 LAYERS = {room: height for height, rooms in enumerate(ORDER) for room in rooms}
-DEVICE_ROOMS = ("runtime", "live", "inspect", "enroll", "page")
+DEVICE_ROOMS = ("runtime", "fewshot", "live", "inspect", "enroll", "page")
 
 WORKSTATION = ("torch", "torchvision", "timm", "onnx", "onnxsim", "onnxscript")
 PAGE = ("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client")
@@ -241,10 +244,11 @@ def test_imports_run_one_way(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "source", "wrong"),
     [
-        ("fsvit_edge.runtime.bank", "from fsvit_edge.model.config import ModelConfig", True),
-        ("fsvit_edge.runtime.bank", "def f():\n    import fsvit_edge.export.pipeline", True),
-        ("fsvit_edge.runtime.bank", "import torch.nn", True),
-        ("fsvit_edge.runtime.bank", "from fsvit_edge.runtime.errors import InputError", False),
+        ("fsvit_edge.fewshot.bank", "from fsvit_edge.model.config import ModelConfig", True),
+        ("fsvit_edge.fewshot.bank", "def f():\n    import fsvit_edge.export.pipeline", True),
+        ("fsvit_edge.fewshot.bank", "import torch.nn", True),
+        ("fsvit_edge.fewshot.bank", "from fsvit_edge.runtime.errors import InputError", False),
+        ("fsvit_edge.runtime.bundle", "from fsvit_edge.fewshot.bank import SupportBank", True),
         ("fsvit_edge.model.network", "from fsvit_edge.learn.episodes import Episode", True),
         ("fsvit_edge.export.pipeline", "import torch, onnx", False),
         ("fsvit_edge.export.build", "from fsvit_edge.calib.ranges import Ranges", False),
@@ -324,7 +328,7 @@ def test_a_public_name_is_there_and_documented(name: str) -> None:
     thing = getattr(fsvit_edge, name)
     assert inspect.isclass(thing)
     assert thing.__name__ == name
-    assert thing.__module__.startswith("fsvit_edge.runtime.")
+    assert layer(thing.__module__) in {"runtime", "fewshot"}
     assert vars(thing)["__doc__"]
     for member, value in vars(thing).items():
         if member.startswith("_"):

@@ -22,7 +22,7 @@ BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.")
 @bank_app.command("list")
 def list_classes(bank: BankFile, as_json: JsonOption = False) -> None:
     """List the classes of a bank."""
-    from fsvit_edge.runtime.bank import SupportBank
+    from fsvit_edge.fewshot.bank import SupportBank
 
     loaded = SupportBank.load(bank)
     entries, rows = [], []
@@ -54,7 +54,7 @@ def remove(
     ] = None,
 ) -> None:
     """Remove a class from a bank, or one of its negatives."""
-    from fsvit_edge.runtime.bank import SupportBank
+    from fsvit_edge.fewshot.bank import SupportBank
 
     with editing_bank(bank):
         loaded = SupportBank.load(bank)
@@ -76,7 +76,7 @@ def rename(
     new: Annotated[str, typer.Argument(help="The new name.")],
 ) -> None:
     """Rename a class in a bank."""
-    from fsvit_edge.runtime.bank import SupportBank
+    from fsvit_edge.fewshot.bank import SupportBank
 
     with editing_bank(bank):
         loaded = SupportBank.load(bank)
@@ -95,7 +95,7 @@ def set_level(
     ] = None,
 ) -> None:
     """Set the level of a class, or derive it from its pictures again."""
-    from fsvit_edge.runtime.bank import SupportBank
+    from fsvit_edge.fewshot.bank import SupportBank
 
     with editing_bank(bank):
         loaded = SupportBank.load(bank)
@@ -152,10 +152,10 @@ def review(
     as_json: JsonOption = False,
 ) -> None:
     """List the doubtful frames that a bank keeps, with what you said of them."""
-    from fsvit_edge.runtime.bank import SupportBank
+    from fsvit_edge.fewshot.bank import SupportBank
+    from fsvit_edge.fewshot.review import draw_review
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import write_image
-    from fsvit_edge.runtime.review import draw_review
 
     items = SupportBank.load(bank).review
     if preview is not None:
@@ -189,8 +189,8 @@ def judge(
     verdict: Annotated[str, typer.Argument(help="yes or no: whether the class is there.")],
 ) -> None:
     """Say whether the class is there in a doubtful frame."""
-    from fsvit_edge.runtime.review import update_review
-    from fsvit_edge.runtime.review_items import Verdict, with_verdict
+    from fsvit_edge.fewshot.review import update_review
+    from fsvit_edge.fewshot.review_items import Verdict, with_verdict
 
     loaded = update_review(bank, lambda loaded: with_verdict(loaded.review, number, cast("Verdict", verdict)))
     (name,) = (one.name for one in loaded.review if one.number == number)
@@ -241,7 +241,7 @@ def _answer_text(is_present: bool, score: float) -> str:
 
 
 def _scene_promise(frames: int) -> str:
-    from fsvit_edge.runtime.scene import false_alarm_bound
+    from fsvit_edge.fewshot.scene import false_alarm_bound
 
     if not frames:
         return "The bank knows no empty scene; teach it with: fsvit-edge bank scene BANK SOURCE."

@@ -161,10 +161,10 @@ def _print_result(result: "BuildResult") -> None:
 
 def _bank_note(result: "BuildResult") -> Iterator[str]:
     """Yield a warning if `run` now chooses a precision that does not fit the bank in this folder, which it loads."""
+    from fsvit_edge.fewshot.bank import SupportBank
+    from fsvit_edge.fewshot.predictor import FewShotModel
     from fsvit_edge.live.run import DEFAULT_BANK
-    from fsvit_edge.runtime.bank import SupportBank
     from fsvit_edge.runtime.errors import ArtifactError
-    from fsvit_edge.runtime.predictor import FewShotModel
 
     if not result.runs_here or not DEFAULT_BANK.is_file():
         return

@@ -31,7 +31,7 @@ def calib(
     ] = 60.0,
 ) -> None:
     """Collect the activation ranges for INT8 from pictures like those that the camera will see."""
-    from fsvit_edge.runtime.bank import SupportBank
+    from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 
     require("fsvit-edge calib", ("onnx",), "build")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fsvit_edge.enroll.enroll_pictures import PictureReport
     from fsvit_edge.enroll.support_files import SupportPicture
-    from fsvit_edge.runtime.predictor import FewShotModel
+    from fsvit_edge.fewshot.predictor import FewShotModel
 
 
 _SMALL_MARGIN = 2.5
@@ -61,7 +61,7 @@ def enroll(
     """Enroll a class from pictures, with masks, boxes or neither; or add pictures to a class."""
     from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures
     from fsvit_edge.enroll.support_files import parse_box, read_supports
-    from fsvit_edge.runtime.bank import check_bank_path
+    from fsvit_edge.fewshot.bank import check_bank_path
     from fsvit_edge.runtime.pictures import write_image
     from fsvit_edge.runtime.storage import remove_leftovers
 
@@ -94,7 +94,7 @@ def enroll(
 
 
 def _reject(model: "FewShotModel", name: str, pictures: "Sequence[SupportPicture]", bank: Path) -> None:
-    from fsvit_edge.runtime.bank import MAX_NEGATIVES
+    from fsvit_edge.fewshot.bank import MAX_NEGATIVES
 
     known = len(model.bank.negatives(name))
     if known + len(pictures) > MAX_NEGATIVES:

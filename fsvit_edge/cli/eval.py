@@ -20,11 +20,11 @@ from fsvit_edge.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from fsvit_edge.fewshot.predictor import FewShotModel
     from fsvit_edge.learn.evaluation import EvaluationResult
     from fsvit_edge.learn.metrics import Score
     from fsvit_edge.learn.scenes import SceneResult
     from fsvit_edge.runtime.engines.choose import EngineChoice
-    from fsvit_edge.runtime.predictor import FewShotModel
 
 
 class EvaluationProtocol(str, Enum):

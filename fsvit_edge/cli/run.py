@@ -16,13 +16,13 @@ from fsvit_edge.cli.terminal import advise, print_table, require, score_text
 from fsvit_edge.runtime.errors import InputError
 
 if TYPE_CHECKING:
+    from fsvit_edge.fewshot.prediction import ClassResult, Prediction
     from fsvit_edge.live.frame import Frame
     from fsvit_edge.live.loop import RunResult
     from fsvit_edge.live.shared_model import LiveModel
     from fsvit_edge.live.sinks.base import Sink
     from fsvit_edge.live.sources.base import Flip
     from fsvit_edge.live.statistics import RunStatistics
-    from fsvit_edge.runtime.prediction import ClassResult, Prediction
 
 _DEMO_VIDEO = "demo.mp4"
 _TABLE_PERIOD_S = 0.25
@@ -121,11 +121,11 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Find and segment the classes of a bank in every frame of a source."""
+    from fsvit_edge.fewshot.zones import parse_zone
     from fsvit_edge.live.run import RunOptions, run_source
     from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions
     from fsvit_edge.live.sinks.open import is_page
     from fsvit_edge.live.sources.base import SourceOptions
-    from fsvit_edge.runtime.zones import parse_zone
 
     uri = _source(source, camera)
     sinks = sink or ([_DEMO_VIDEO] if uri == "demo" else [])

@@ -12,7 +12,7 @@ from fsvit_edge.runtime.errors import EnvironmentLacksError
 from fsvit_edge.runtime.storage import editing
 
 if TYPE_CHECKING:
-    from fsvit_edge.runtime.predictor import FewShotModel
+    from fsvit_edge.fewshot.predictor import FewShotModel
 
 
 def require(purpose: str, packages: Sequence[str], extra: str) -> None:
@@ -40,7 +40,7 @@ def editing_bank(bank: Path) -> AbstractContextManager[None]:
 
 def open_model(bundle: Path | None, engine: str, precision: str, threads: int | None = None) -> "FewShotModel":
     """Open a bundle as `FewShotModel.load` does, and print which engines were skipped and why."""
-    from fsvit_edge.runtime.predictor import FewShotModel
+    from fsvit_edge.fewshot.predictor import FewShotModel
 
     model = FewShotModel.load(bundle, engine, precision, threads)
     for note in model.choice.notes:

@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 from fsvit_edge.enroll.fit import Fit, draw_fit, measure_fit
 from fsvit_edge.enroll.support_files import SupportPicture
+from fsvit_edge.fewshot.picture_sheet import captioned, sheet
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.errors import ObjectTooSmallError
-from fsvit_edge.runtime.picture_sheet import captioned, sheet
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.predictor import FewShotModel
 
 _FULL_COVER = 0.95
 _SMALL_COVER = 0.01

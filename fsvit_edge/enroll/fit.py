@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.overlay import outline, tint
+from fsvit_edge.fewshot.overlay import outline, tint
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.runtime.pictures import thumbnail
-from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.preprocess import resize_nearest
 
 _PANEL_PX = 480

@@ -11,6 +11,7 @@ import onnx
 
 from fsvit_edge.calib.convert_fp16 import find_overflows
 from fsvit_edge.export.job import BuildJob
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.sources.demo import demo_frame, demo_length
 from fsvit_edge.runtime.bundle import OBJECTNESS, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, Engines, ResidentTensor
@@ -18,7 +19,6 @@ from fsvit_edge.runtime.engines.files import ENGINE_GRAPHS, EngineRecord, find_e
 from fsvit_edge.runtime.engines.fitting import fitting_sets
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, EnvironmentLacksError
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image
 
 PICTURES = 12

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.fewshot.predictor import FewShotModel
 
 FRAME_SIZE_HW = (720, 1280)
 GROWTH_WAYS = (1, 2, 5, 10, 20)

@@ -3,10 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.overlay import tint
+from fsvit_edge.fewshot.picture_sheet import captioned, sheet
 from fsvit_edge.learn.evaluation import Answer
 from fsvit_edge.learn.examples import IGNORE, FewShotData
-from fsvit_edge.runtime.overlay import tint
-from fsvit_edge.runtime.picture_sheet import captioned, sheet
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 
 _PANEL_PX = 256

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn.episodes import Episode, benchmark_episode, present
 from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.metrics import CONFIDENCE, RESAMPLES, Scores, Tally, count_pixels, score
-from fsvit_edge.runtime.bank import SupportBank
-from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 
 SUPPORT_CACHE_BYTES = 2**30

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn.episodes import Episode, present
 from fsvit_edge.learn.evaluation import ModelIdentity, cache_example, every_few_seconds, identify
 from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.metrics import CONFIDENCE, RESAMPLES, Score, divide, mean_of_measured, resamples, score_of
-from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image
 
 _Floats = npt.NDArray[np.float64]

@@ -1,6 +1,6 @@
 """The runtime's sharp outlines, in PyTorch and for whole batches, so that the head trains on nearly the final result.
 
-The runtime adds objectness to CST's foreground (`runtime/outlines.py`). A head trained without it wastes capacity on
+The runtime adds objectness to CST's foreground (`fewshot/outlines.py`). A head trained without it wastes capacity on
 edges that objectness finds better, and rejects other objects that objectness marks too weakly.
 
 One factor is missing here: the runtime multiplies the support's weight by `recognized`, which checks whether
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsvit_edge.runtime.outlines import CERTAIN_LOGIT, STUFF, THING
-from fsvit_edge.runtime.support_masks import MIN_AGREEMENT, MIN_COVER
+from fsvit_edge.fewshot.outlines import CERTAIN_LOGIT, STUFF, THING
+from fsvit_edge.fewshot.support_masks import MIN_AGREEMENT, MIN_COVER
 
 
 def sharpened(mask: Tensor, objectness: Tensor, weight: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def sharpened(mask: Tensor, objectness: Tensor, weight: Tensor) -> Tensor:
 
 
 def weight_of_support(objectness: Tensor, mask: Tensor) -> Tensor:
-    """Return each support's weight (B,) in [0, 1], see `fsvit_edge.runtime.outlines.objectness_weight`.
+    """Return each support's weight (B,) in [0, 1], see `fsvit_edge.fewshot.outlines.objectness_weight`.
 
     From the logits (B, n, n) of the supports' pictures and their masks (B, S, S), nonzero on the object.
     """
@@ -39,7 +39,7 @@ def weight_of_support(objectness: Tensor, mask: Tensor) -> Tensor:
 def thing_of_name(objectness: Tensor, guess: Tensor) -> Tensor:
     """Replace pseudo-masks (B, S, S) of 0 and 1 by objectness (B, n, n) logits where the two agree.
 
-    See `fsvit_edge.runtime.support_masks.thing_of_name`.
+    See `fsvit_edge.fewshot.support_masks.thing_of_name`.
     """
     thing = resized_objectness(objectness, guess.shape[1]) > 0
     shared = (thing & (guess != 0)).sum(dim=(1, 2))

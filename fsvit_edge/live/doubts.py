@@ -5,16 +5,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.review import update_review
+from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, with_item
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.loop import OnFrame, Say
 from fsvit_edge.live.sources.base import Source
 from fsvit_edge.live.statistics import RunStatistics
-from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.predictor import FewShotModel
-from fsvit_edge.runtime.review import update_review
-from fsvit_edge.runtime.review_items import ReviewItem, ReviewItems, with_item
 
 _EVERY_S = 10.0
 """Between two frames of one class, from a live source."""

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.prediction import ClassResult, Prediction
+from fsvit_edge.fewshot.support_masks import Box, Image
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.runtime.prediction import ClassResult, Prediction
-from fsvit_edge.runtime.support_masks import Box, Image
 
 EventKind = Literal["appeared", "left"]
 

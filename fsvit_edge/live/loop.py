@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.live.events import EventDetector
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import HEALTHY, Health, SourceStatus, read_boot_id
@@ -34,9 +36,7 @@ from fsvit_edge.live.supervision import (
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.machine import resident_memory_mb
-from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.storage import atomic_write
-from fsvit_edge.runtime.zones import Zone
 
 _WAIT_S = 0.1  # for the next frame of a live source, between two checks for stops and requests
 _REPORT_S = 1.0

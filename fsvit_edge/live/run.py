@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.zones import Zone, check_zones
 from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult, Say
 from fsvit_edge.live.shared_model import LiveModel
@@ -15,10 +17,8 @@ from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
 from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import check_level
 from fsvit_edge.runtime.storage import remove_leftovers
-from fsvit_edge.runtime.zones import Zone, check_zones
 
 DEFAULT_BANK = Path("bank.safetensors")
 

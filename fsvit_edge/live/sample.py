@@ -4,11 +4,11 @@ import time
 
 import numpy as np
 
+from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.live.sources.base import MAX_WAIT_S, EndOfSourceError, Source, SourceOptions
 from fsvit_edge.live.sources.demo import demo_length
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import SourceError
-from fsvit_edge.runtime.support_masks import Image
 
 _WAIT_S = 0.1
 

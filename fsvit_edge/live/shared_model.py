@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.bank import LevelSource
-from fsvit_edge.runtime.cached_support import ClassSupports
+from fsvit_edge.fewshot.bank import LevelSource
+from fsvit_edge.fewshot.cached_support import ClassSupports
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.predictor import FewShotModel
 
 _Answer = TypeVar("_Answer")
 REQUEST_TIMEOUT_S = 30.0

@@ -4,12 +4,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, SinkStatus
 from fsvit_edge.live.sinks.base import Sink, SinkClosedError
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.prediction import Prediction
 
 _FILE_QUEUE = 8
 _MAX_REPORTS = 16

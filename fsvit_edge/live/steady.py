@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.runtime.postprocess import log_odds
-from fsvit_edge.runtime.prediction import Prediction
 
 OFF_MARGIN = 0.4
 """How far below its level, in log-odds, a class that is on must score to turn off; less than `decide.SCENE_MARGIN`, so

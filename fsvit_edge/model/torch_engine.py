@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.model.checkpoint import load_network
 from fsvit_edge.model.graphs import GraphSpec, build_graphs, make_manifest
 from fsvit_edge.model.network import FewShotNetwork
@@ -14,7 +15,6 @@ from fsvit_edge.runtime.bundle import GraphInfo
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.predictor import FewShotModel
 
 
 class TorchTensor:

@@ -19,18 +19,18 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from fsvit_edge.fewshot.cached_support import ClassSupports
+from fsvit_edge.fewshot.overlay import PALETTE
+from fsvit_edge.fewshot.prediction import Rejection
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.scene import false_alarm_bound
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.shared_model import REQUEST_TIMEOUT_S, LiveModel
 from fsvit_edge.page import false_alarms, schemas
 from fsvit_edge.page.enrollment import FrameReport, enroll
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_jpeg, encode_png
 from fsvit_edge.page.metrics import HealthMetrics
-from fsvit_edge.runtime.cached_support import ClassSupports
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.overlay import PALETTE
-from fsvit_edge.runtime.prediction import Rejection
-from fsvit_edge.runtime.predictor import FewShotModel
-from fsvit_edge.runtime.scene import false_alarm_bound
 
 _STATIC = Path(__file__).parent / "static"
 _DIMMED = 0.25

@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from fsvit_edge.enroll.enroll_pictures import enroll_pictures
 from fsvit_edge.enroll.support_files import SupportPicture
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.predictor import FewShotModel
 
 _CONFUSED_SHARE = 0.3
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fsvit_edge.fewshot.prediction import Rejection
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.scene import false_alarm_bound
+from fsvit_edge.fewshot.support_masks import Image, Mask
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.prediction import Rejection
-from fsvit_edge.runtime.predictor import FewShotModel
-from fsvit_edge.runtime.scene import false_alarm_bound
-from fsvit_edge.runtime.support_masks import Image, Mask
 
 SCENE_FRAMES = 16
 SCENE_S = 4.0

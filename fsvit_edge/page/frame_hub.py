@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.overlay import draw
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
-from fsvit_edge.runtime.overlay import draw
-from fsvit_edge.runtime.prediction import Prediction
 
 _MAX_FROZEN = 4
 _MAX_MASK_PX = 40_000_000

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 
-from fsvit_edge.runtime.bank import LevelSource
+from fsvit_edge.fewshot.bank import LevelSource
 
 BOUNDARY = "frame"
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fsvit_edge.fewshot.bank import check_bank_path
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.shared_model import LiveModel
@@ -15,9 +17,7 @@ from fsvit_edge.page.access import Access, is_loopback
 from fsvit_edge.page.app import PageState, create_app
 from fsvit_edge.page.frame_hub import FrameHub
 from fsvit_edge.page.server import PageServer
-from fsvit_edge.runtime.bank import check_bank_path
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.prediction import Prediction
 
 _DEFAULT_PORT = 8080
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{8,128}")

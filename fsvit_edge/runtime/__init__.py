@@ -1,1 +1,1 @@
-"""The device side: frame in, result out. Needs numpy, OpenCV and one engine; never torch, onnx or Typer."""
+"""What all of a device stands on: engines, bundle, pictures and files. Needs numpy, OpenCV and one engine."""

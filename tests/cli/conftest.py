@@ -16,9 +16,9 @@ from sample_files import colors, rectangle, write_video
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.cli.main import main
+from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.live.sources import open as open_module
 from fsvit_edge.live.sources.live import LiveSource
-from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.pictures import read_image, write_image
 

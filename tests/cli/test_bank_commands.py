@@ -10,7 +10,7 @@ from command_line import Cli, Result
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.enroll.fit import Fit
-from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, read_manifest
 
 BUNDLED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level

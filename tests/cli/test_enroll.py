@@ -8,7 +8,7 @@ from command_line import Cli, is_one_error
 from sample_files import write_video
 
 from fsvit_edge import FewShotModel
-from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.runtime.pictures import read_image, thumbnail, write_image
 
 HEIGHT, WIDTH, FRAMES, FPS = 120, 160, 12, 10.0

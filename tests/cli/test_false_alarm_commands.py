@@ -10,11 +10,11 @@ import skimage.data
 from typer.testing import CliRunner
 
 from fsvit_edge.cli.main import app
-from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.prediction import Rejection
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.pictures import write_image
-from fsvit_edge.runtime.prediction import Rejection
-from fsvit_edge.runtime.predictor import FewShotModel
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import skimage.data
 from command_line import Cli, is_one_error
 
 from fsvit_edge import FewShotModel
-from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.runtime.pictures import read_image, write_image
 
 BANK = "bank.safetensors"

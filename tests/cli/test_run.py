@@ -17,8 +17,8 @@ from web_server import SECRET, serving, status
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.cli.terminal import score_text
+from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.live.sources.demo import DEMO_CLASSES
-from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.pictures import read_image, write_image
 
 CLASSES = ["cat", "Größe 猫"]

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from doc_pages import ROOT
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event, Sighting, event_record
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, SourceStatus
 from fsvit_edge.live.sinks.json_lines import frame_record, state_record
-from fsvit_edge.runtime.prediction import Prediction
 
 Read = Callable[[str], str]
 

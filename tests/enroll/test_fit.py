@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from fsvit_edge.enroll.fit import Fit, draw_fit, measure_fit
-from fsvit_edge.runtime.overlay import PALETTE
-from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.fewshot.overlay import PALETTE
+from fsvit_edge.fewshot.prediction import Prediction
 
 
 def square(top: int, left: int, side: int, size_hw: tuple[int, int] = (60, 80)) -> np.ndarray:

@@ -24,6 +24,7 @@ from fsvit_edge.export.build import build_engines
 from fsvit_edge.export.job import BuildOptions
 from fsvit_edge.export.measure import compare, demo_pictures
 from fsvit_edge.export.parity import raise_on_failure, verify
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.model.checkpoint import save_network
 from fsvit_edge.model.graphs import build_graphs
 from fsvit_edge.model.network import FewShotNetwork
@@ -31,7 +32,6 @@ from fsvit_edge.model.torch_engine import open_network
 from fsvit_edge.runtime.bundle import GRAPH_NAMES, OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image
 
 CPU = torch.device("cpu")

@@ -13,17 +13,17 @@ from onnx import numpy_helper
 from fsvit_edge.cli.main import main
 from fsvit_edge.export import pipeline
 from fsvit_edge.export.parity import raise_on_failure, verify
+from fsvit_edge.fewshot import head_runs
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, GraphSpec, HeadGraph
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.prototype_head import PrototypeHead
 from fsvit_edge.model.torch_engine import open_network
-from fsvit_edge.runtime import head_runs
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError
-from fsvit_edge.runtime.predictor import FewShotModel
 
 SIZE = 48
 

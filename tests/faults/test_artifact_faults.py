@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from fsvit_edge.runtime.bank import SupportBank
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.identity import EncoderIdentity
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, Bundle, sealed
-from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.identity import EncoderIdentity
 
 pytestmark = pytest.mark.slow(reason="damages a hundred thousand files")
 

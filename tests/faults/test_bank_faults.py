@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from breakage import leftovers
 
-from fsvit_edge.runtime.bank import SupportBank
-from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.identity import EncoderIdentity
+from fsvit_edge.fewshot.review_items import MAX_ITEMS, ReviewItem, with_item
 from fsvit_edge.runtime.errors import ArtifactError
-from fsvit_edge.runtime.identity import EncoderIdentity
-from fsvit_edge.runtime.review_items import MAX_ITEMS, ReviewItem, with_item
 from fsvit_edge.runtime.storage import remove_leftovers
 
 pytestmark = pytest.mark.slow(reason="starts hundreds of processes")
@@ -29,9 +29,9 @@ SAVER = """
 import sys
 from pathlib import Path
 import numpy as np
-from fsvit_edge.runtime.bank import SupportBank
-from fsvit_edge.runtime.identity import EncoderIdentity
-from fsvit_edge.runtime.cached_support import CachedSupport
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.identity import EncoderIdentity
+from fsvit_edge.fewshot.cached_support import CachedSupport
 {naive}
 path = Path(sys.argv[1])
 rng = np.random.default_rng(0)
@@ -55,7 +55,7 @@ while True:
     print(bank.classes[-1], flush=True)
 """
 NAIVE = """
-import fsvit_edge.runtime.bank as module
+import fsvit_edge.fewshot.bank as module
 module.atomic_write = lambda path, data: path.write_bytes(data)
 """
 
@@ -64,8 +64,8 @@ module.atomic_write = lambda path, data: path.write_bytes(data)
 JUDGE = """
 import sys
 from pathlib import Path
-from fsvit_edge.runtime.review import update_review
-from fsvit_edge.runtime.review_items import with_verdict
+from fsvit_edge.fewshot.review import update_review
+from fsvit_edge.fewshot.review_items import with_verdict
 {naive}
 path = Path(sys.argv[1])
 print("ready", flush=True)
@@ -126,7 +126,7 @@ def test_no_acknowledged_verdict_is_lost(tmp_path: Path) -> None:
 def test_verdicts_written_plainly_or_too_late_are_lost(tmp_path: Path) -> None:
     """The controls: a torn bank, and an acknowledged verdict that is not in it."""
     torn, _, _ = kill_while_judging(tmp_path / "torn.safetensors", 60, NAIVE)
-    late = "import fsvit_edge.runtime.bank as module\nmodule.atomic_write = lambda path, data: None"
+    late = "import fsvit_edge.fewshot.bank as module\nmodule.atomic_write = lambda path, data: None"
     _, lost, given = kill_while_judging(tmp_path / "late.safetensors", 2, late)
     assert torn > 0
     assert lost == 2

@@ -16,12 +16,12 @@ import psutil
 import pytest
 from breakage import Run
 
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.page.sink import PageSink
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.predictor import FewShotModel
 
 pytestmark = pytest.mark.faults
 

@@ -97,7 +97,7 @@ def test_stop_while_a_bank_is_saved(start_run: Start, seconds: float) -> None:
 # A call that no signal interrupts, like a read in OpenCV or an engine that hangs.
 STUCK = """
 import hashlib
-from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.fewshot.predictor import FewShotModel
 original = FewShotModel.predict
 calls = []
 def predict(self, rgb, probabilities=False):

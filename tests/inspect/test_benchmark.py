@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.inspect.benchmark import FRAME_SIZE_HW, MASK_COVER, WARM_UP_FRAMES, measure
-from fsvit_edge.runtime.predictor import FewShotModel
 
 
 @pytest.fixture

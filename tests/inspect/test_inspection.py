@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.inspect import inspection
 from fsvit_edge.inspect.inspection import Inspection, inspect_file
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, sealed
@@ -22,7 +23,6 @@ from fsvit_edge.runtime.engines import fitting, tensorrt_api
 from fsvit_edge.runtime.engines.files import sidecar_of
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.predictor import FewShotModel
 
 PLAN_OF_10_3 = b"ftrt" + bytes(20) + bytes([10, 3, 0, 26]) + bytes(100)
 

@@ -9,10 +9,10 @@ import pytest
 from fake_engine import FakeEngine
 from picture_files import save
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_mask
 
 SIDE, GRID, SUPPORT_GRID = 24, 12, 3

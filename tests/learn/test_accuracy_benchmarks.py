@@ -16,6 +16,9 @@ import pytest
 import torch
 from fake_engine import FakeEngine
 
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn.evaluation import EvaluationOptions
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.scenes import SceneTally
@@ -23,12 +26,9 @@ from fsvit_edge.model.checkpoint import save_network
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import HYBRID_BACKBONE
 from fsvit_edge.model.network import FewShotNetwork
-from fsvit_edge.runtime.bank import SupportBank
-from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
 from fsvit_edge.runtime.errors import AccuracyGateError, InputError
 from fsvit_edge.runtime.pictures import write_image
-from fsvit_edge.runtime.predictor import FewShotModel
 
 ColorModel = Any
 MakeFolder = Callable[..., Path]

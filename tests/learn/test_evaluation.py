@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn import evaluation
 from fsvit_edge.learn.episode_pictures import draw_answer
 from fsvit_edge.learn.episodes import benchmark_episode, present
@@ -19,7 +20,6 @@ from fsvit_edge.learn.metrics import Score, Scores
 from fsvit_edge.learn.scenes import SceneOptions, evaluate_scenes
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, InputError
 from fsvit_edge.runtime.pictures import write_image
-from fsvit_edge.runtime.predictor import FewShotModel
 
 ColorModel = Any
 MakeFolder = Callable[..., Path]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn import metrics
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.gates import SceneGates
@@ -18,7 +19,6 @@ from fsvit_edge.learn.metrics import Score
 from fsvit_edge.learn.scenes import SceneOptions, SceneTally, evaluate_scenes, score_scenes
 from fsvit_edge.runtime.errors import AccuracyGateError
 from fsvit_edge.runtime.pictures import read_image, write_image
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import level_of_supports
 
 ColorModel = Any

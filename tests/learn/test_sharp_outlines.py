@@ -12,6 +12,7 @@ from picture_files import save_noise
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from fsvit_edge.fewshot import outlines, support_masks
 from fsvit_edge.learn.episode_module import EpisodeModule
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.learn.options import TrainOptions
@@ -20,7 +21,6 @@ from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.training import new_head
 from fsvit_edge.learn.training_episodes import EpisodeBatch, Episodes, choose_split
 from fsvit_edge.model.network import FewShotNetwork, normalize
-from fsvit_edge.runtime import outlines, support_masks
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.preprocess import resize_image
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, SourceState, SourceStatus
 from fsvit_edge.live.sources.files import FileSource
-from fsvit_edge.runtime.prediction import Prediction
 
 
 def blank_frame(index: int = 0, at_s: float = 0.0, size_hw: tuple[int, int] = (48, 64), value: int = 0) -> Frame:

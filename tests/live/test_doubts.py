@@ -11,14 +11,14 @@ import pytest
 from blank import blank_frame
 
 from fsvit_edge import FewShotModel, InputError
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.review import update_review
+from fsvit_edge.fewshot.review_items import ReviewItem, with_item, with_verdict
 from fsvit_edge.live import doubts as doubts_module
 from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.run import RunOptions, run_source
-from fsvit_edge.runtime.bank import SupportBank
 from fsvit_edge.runtime.pictures import write_image
-from fsvit_edge.runtime.review import update_review
-from fsvit_edge.runtime.review_items import ReviewItem, with_item, with_verdict
 
 TOOK_S = 0.05
 
@@ -91,7 +91,7 @@ def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         model.enroll("thing", [image])
         model.enroll("other", [image[::-1].copy()])
         model.save_bank("bank.safetensors")
-    monkeypatch.setattr("fsvit_edge.runtime.review.doubts", lambda prediction, _: prediction.classes)
+    monkeypatch.setattr("fsvit_edge.fewshot.review.doubts", lambda prediction, _: prediction.classes)
     return Path("bank.safetensors")
 
 
@@ -161,5 +161,5 @@ def add_from_four_threads(bank: Path) -> int:
 
 def test_nothing_is_lost_if_several_write_at_once(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert add_from_four_threads(bank) == 20
-    monkeypatch.setattr("fsvit_edge.runtime.review.editing", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("fsvit_edge.fewshot.review.editing", lambda *_, **__: nullcontext())
     assert add_from_four_threads(bank) < 40  # the control

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from blank import blank_frame
 
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.zones import parse_zone
 from fsvit_edge.live.events import Event, EventDetector, event_record
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.zones import parse_zone
 
 LEVEL = 0.5
 

@@ -16,6 +16,8 @@ import pytest
 import stub_camera
 from blank import film, no_classes
 
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.zones import Zone, parse_zone
 from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, Percentiles, SourceStatus
@@ -30,8 +32,6 @@ from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
 from fsvit_edge.runtime.machine import resident_memory_mb
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.zones import Zone, parse_zone
 
 
 class NoModel(LiveModel):

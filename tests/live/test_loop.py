@@ -1,11 +1,11 @@
 import numpy as np
 from blank import film
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.loop import run_loop
 from fsvit_edge.live.sources.files import FileSource
 from fsvit_edge.live.statistics import RunStatistics
-from fsvit_edge.runtime.prediction import Prediction
 
 
 def predict(rgb: np.ndarray) -> Prediction:

@@ -15,13 +15,13 @@ from blank import blank_frame, health, until
 from broker import Broker
 from paho.mqtt.client import MQTTMessage
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event, Sighting
 from fsvit_edge.live.run import RunOptions, run_source
 from fsvit_edge.live.sinks.home_assistant import discovery_messages
 from fsvit_edge.live.sinks.mqtt import MqttSink
 from fsvit_edge.live.sinks.mqtt_topics import ClassTopics, topic_level
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.prediction import Prediction
 
 NODE = "fsvit_edge_" + topic_level("robot/cam")
 

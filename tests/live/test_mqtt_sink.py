@@ -13,10 +13,10 @@ from broker import Broker, free_port
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.sinks.open import open_sink, sink_name
 from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
-from fsvit_edge.runtime.prediction import Prediction
 
 
 def frame(index: int) -> tuple[Frame, Prediction]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from blank import blank_frame, health, no_classes
 
+from fsvit_edge.fewshot.overlay import draw_state
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import RecordingOptions
@@ -17,7 +18,6 @@ from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.overlay import draw_state
 from fsvit_edge.runtime.pictures import read_image
 
 FPS = 10.0

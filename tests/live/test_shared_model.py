@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
-from fsvit_edge.runtime.predictor import FewShotModel
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 from blank import blank_frame, health, no_classes, until
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event, Sighting
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import Sink, SinkClosedError
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.prediction import Prediction
 
 PREDICTION = no_classes()
 

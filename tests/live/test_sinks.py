@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.zones import parse_zone
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.json_lines import frame_record
@@ -18,8 +20,6 @@ from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
 from fsvit_edge.runtime.pictures import read_image
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.zones import parse_zone
 
 
 def frame(index: int = 0, height: int = 48, width: int = 64) -> Frame:
@@ -47,7 +47,7 @@ WRITER = """
 import resource, sys
 import numpy as np
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.prediction import Prediction
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.sinks.base import SinkClosedError
 from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.frame import Frame

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from blank import blank_frame
 
+from fsvit_edge.fewshot.bank import MAX_NAME_LENGTH
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event, EventDetector, EventKind, Sighting
 from fsvit_edge.live.sinks.base import EventOptions, Sink
 from fsvit_edge.live.sinks.open import open_event_sinks
 from fsvit_edge.live.sinks.snapshots import SnapshotSink
-from fsvit_edge.runtime.bank import MAX_NAME_LENGTH
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import read_image
-from fsvit_edge.runtime.prediction import Prediction
 
 AT_S = 1_700_000_000.25  # 2023-11-14 22:13:20.25 UTC
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fsvit_edge.fewshot.decide import scene_level
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.steady import GAP_S, OFF_MARGIN, SteadyAnswers, SteadyOptions
-from fsvit_edge.runtime.decide import scene_level
 from fsvit_edge.runtime.postprocess import log_odds, sigmoid
-from fsvit_edge.runtime.prediction import Prediction
 
 LEVEL = 0.8
 OPTIONS = SteadyOptions(on_s=0.3, off_s=1.0)

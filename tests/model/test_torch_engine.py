@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.model.graphs import build_graphs
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.torch_engine import TorchEngine, open_network
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
-from fsvit_edge.runtime.predictor import FewShotModel
 
 CPU = torch.device("cpu")
 

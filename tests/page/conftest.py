@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from served_page import Served, picture, serve, show
 
-from fsvit_edge.runtime.predictor import FewShotModel
+from fsvit_edge.fewshot.predictor import FewShotModel
 
 
 @pytest.fixture(scope="module")

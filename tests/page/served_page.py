@@ -13,11 +13,11 @@ import cv2
 import httpx
 import numpy as np
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, Percentiles, SinkStatus, SourceStatus
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page.sink import PageSink
-from fsvit_edge.runtime.predictor import FewShotModel
 
 HEIGHT, WIDTH = 96, 128
 

@@ -17,8 +17,8 @@ from served_page import Served, health, serve
 from test_page_in_browser import browser, enroll, item
 from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.runtime.predictor import FewShotModel
 
 CAT = skimage.data.chelsea()
 CAT_LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat

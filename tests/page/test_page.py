@@ -20,6 +20,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from served_page import HEIGHT, WIDTH, Served, client_of, enroll, freeze, health, picture, png, show
 
+from fsvit_edge.fewshot.overlay import draw
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import access, frame_hub
@@ -28,9 +31,6 @@ from fsvit_edge.page.enrollment import Confusion, find_confusions
 from fsvit_edge.page.sink import PageSink
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
-from fsvit_edge.runtime.overlay import draw
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.predictor import FewShotModel
 
 STATIC = Path(access.__file__).parent / "static"
 BUNDLED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level

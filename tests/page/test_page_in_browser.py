@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
-from fsvit_edge.runtime.predictor import FewShotModel
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

@@ -13,12 +13,12 @@ import pytest
 import skimage.data
 from served_page import Served, enroll, filming, freeze, png, show
 
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.scene import false_alarm_bound
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.page import false_alarms, frame_hub
 from fsvit_edge.page.frame_hub import FrameHub
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.scene import false_alarm_bound
 
 CAT = skimage.data.chelsea()
 CAT_LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat

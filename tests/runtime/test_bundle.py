@@ -8,6 +8,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import (
     DEFAULT_BUNDLE,
     GRAPH_NAMES,
@@ -19,7 +20,6 @@ from fsvit_edge.runtime.bundle import (
     sealed,
 )
 from fsvit_edge.runtime.errors import ArtifactError
-from fsvit_edge.runtime.predictor import FewShotModel
 
 Spoil = Callable[[Path], object]
 FILES = [f"{name}.onnx" for name in (*GRAPH_NAMES, OBJECTNESS)]

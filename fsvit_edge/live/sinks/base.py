@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import HEALTHY, Health
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
-from fsvit_edge.runtime.prediction import Prediction
 
 
 class SinkClosedError(Exception):

@@ -10,15 +10,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.overlay import draw, draw_state
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.opencv import ffmpeg_options, quiet_opencv
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
-from fsvit_edge.runtime.overlay import draw, draw_state
 from fsvit_edge.runtime.pictures import write_image
-from fsvit_edge.runtime.prediction import Prediction
 from fsvit_edge.runtime.storage import TemporaryFile
 
 _OURS = re.compile(r"frame_[0-9]{6,}(_[a-z]+)?\.jpg")

@@ -8,13 +8,13 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event, event_record
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink, SinkClosedError
 from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.prediction import Prediction
 
 _STATE_FIELDS = (
     *("state", "is_frozen", "message", "source", "wall_time_s", "monotonic_s", "boot_id"),

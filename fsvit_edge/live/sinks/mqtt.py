@@ -5,6 +5,7 @@ from queue import SimpleQueue
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event, event_record
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
@@ -13,7 +14,6 @@ from fsvit_edge.live.sinks.json_lines import frame_record, json_line, state_reco
 from fsvit_edge.live.sinks.mqtt_topics import ClassTopics, RetainedMessages
 from fsvit_edge.live.uri import printable_address
 from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
-from fsvit_edge.runtime.prediction import Prediction
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _MAX_DELAY_S = 30

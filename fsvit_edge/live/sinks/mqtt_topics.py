@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.sinks.home_assistant import discovery_messages, discovery_topics
-from fsvit_edge.runtime.prediction import Prediction
 
 _SCORE_STEP = 0.05
 _SCORE_PERIOD_S = 10.0

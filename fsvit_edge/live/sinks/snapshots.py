@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fsvit_edge.fewshot.overlay import draw
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.overlay import draw
 from fsvit_edge.runtime.pictures import write_image
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.support_masks import Image
 
 _OURS = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{3}Z-[\w-]+\.jpg")
 _NAME_LETTERS = 40  # at most 160 bytes: a temporary file's name is longer, and 255 is the limit

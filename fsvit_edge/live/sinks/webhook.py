@@ -13,13 +13,13 @@ from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event, event_record
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.json_lines import json_line
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.prediction import Prediction
 
 _PAUSES_S = (1.0, 3.0, 10.0, 30.0, 60.0)  # before each further try of an event
 _TIMEOUT_S = 5.0  # for a whole try: a server that sends a byte per second must not hold it for hours

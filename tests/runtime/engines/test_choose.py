@@ -10,6 +10,7 @@ import pytest
 from engine_records import GPU, MACHINE, VERSIONS, copy_bundle, edit, write_set
 from fake_engine import FakeEngine
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines import choose, fitting
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
@@ -17,7 +18,6 @@ from fsvit_edge.runtime.engines.files import EngineRecord, engine_folder, sideca
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.predictor import FewShotModel
 
 NO_DRIVER = "no NVIDIA driver (libcuda.so.1) is installed"
 

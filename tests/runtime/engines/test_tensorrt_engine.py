@@ -14,6 +14,7 @@ from fake_engine import HostTensor
 from fake_memory import FakeMemory
 from fake_tensorrt import EngineValidity, FakeTensorRT, api_of, make_plan
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS
 from fsvit_edge.runtime.engines import tensorrt as engine_module
 from fsvit_edge.runtime.engines.base import TensorSpec, on_host
@@ -21,7 +22,6 @@ from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
-from fsvit_edge.runtime.predictor import FewShotModel
 
 GPU = Gpu("Orin", (8, 7), 14, 8 * 2**30, "12.6")
 SIDE, MASK_SIDE = MANIFEST.image_size, MANIFEST.mask_size

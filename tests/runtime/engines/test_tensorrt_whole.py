@@ -12,12 +12,12 @@ from fake_memory import FakeMemory
 from fake_tensorrt import FakeTensorRT, api_of, make_plan
 
 from fsvit_edge.cli.main import main
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime import machine
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines import choose, fitting, tensorrt
 from fsvit_edge.runtime.engines.files import engine_folder
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.predictor import FewShotModel
 
 FRAME = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
 

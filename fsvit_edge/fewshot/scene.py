@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.preprocess import resize_image
-from fsvit_edge.runtime.support_masks import Image
 
 MAX_SCENE_FRAMES = 32
 _JPEG_QUALITY = 92

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from fsvit_edge.fewshot.scene import decode_frame, encode_frame, false_alarm_bound
 from fsvit_edge.runtime.errors import ArtifactError
-from fsvit_edge.runtime.scene import decode_frame, encode_frame, false_alarm_bound
 
 
 def test_a_frame_is_kept_as_a_small_picture_of_the_encoders_size() -> None:

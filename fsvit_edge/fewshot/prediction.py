@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.support_masks import Box
-from fsvit_edge.runtime.zones import Zone, zones_of
+from fsvit_edge.fewshot.support_masks import Box
+from fsvit_edge.fewshot.zones import Zone, zones_of
 
 CRUMB_OF_FRAME, CRUMB_OF_LARGEST = 0.004, 0.02
 """Parts of an outline below one of these shares are crumbs (`benchmarks/parts.py`; see docs/how-to/zones.md)."""

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.zones import Zone
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.zones import Zone
 
 # Okabe and Ito's colors, which color-blind people can tell apart, then three similar ones by IBM and Tol.
 PALETTE = (

@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fsvit_edge.runtime.bank import SupportBank
-from fsvit_edge.runtime.cached_support import CachedSupport, ClassSupports
-from fsvit_edge.runtime.decide import negative_margin, subtract_negatives
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.cached_support import CachedSupport, ClassSupports
+from fsvit_edge.fewshot.decide import negative_margin, subtract_negatives
+from fsvit_edge.fewshot.network import ExportedNetwork
+from fsvit_edge.fewshot.outlines import objectness_weight
+from fsvit_edge.fewshot.scene import SceneReport, decode_frame, encode_frame
+from fsvit_edge.fewshot.support_masks import Image, Mask, check_support, support_window, thing_of_name
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.network import ExportedNetwork
-from fsvit_edge.runtime.outlines import objectness_weight
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.preprocess import check_rgb, resize_nearest
-from fsvit_edge.runtime.scene import SceneReport, decode_frame, encode_frame
-from fsvit_edge.runtime.support_masks import Image, Mask, check_support, support_window, thing_of_name
 
 _THUMBNAIL_PX = 96
 _MAX_LOO_SUPPORTS = 5

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fsvit_edge.runtime.decide import (
+from fsvit_edge.fewshot.decide import (
     LEFT,
     NEGATIVE_MARGIN,
     SCENE_MARGIN,

@@ -13,22 +13,22 @@ from fake_engine import FakeEngine
 from threadpoolctl import threadpool_info
 
 from fsvit_edge.enroll.fit import measure_fit
-from fsvit_edge.runtime import head_runs
-from fsvit_edge.runtime.bank import MAX_CLASSES, SupportBank
+from fsvit_edge.fewshot import head_runs
+from fsvit_edge.fewshot.bank import MAX_CLASSES, SupportBank
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.enrollment import Enrollment
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.support_masks import mask_from_box
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
-from fsvit_edge.runtime.cached_support import CachedSupport
 from fsvit_edge.runtime.engines.base import Array, TensorSpec
-from fsvit_edge.runtime.enrollment import Enrollment
 from fsvit_edge.runtime.errors import (
     ArtifactError,
     FsvitEdgeError,
     InputError,
     ObjectTooSmallError,
 )
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 from fsvit_edge.runtime.presence_level import level_of_supports
-from fsvit_edge.runtime.support_masks import mask_from_box
 
 SIDE, CHANNELS, TOKENS, DIM, MASK_SIDE, GRID = 8, 2, 4, 4, 4, 3
 GUESSED = np.zeros((1, SIDE, SIDE), np.uint8)

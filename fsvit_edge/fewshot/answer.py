@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from fsvit_edge.runtime.bank import SupportBank
-from fsvit_edge.runtime.decide import Scores, compete, subtract_negatives
-from fsvit_edge.runtime.outlines import recognized, sharpen
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.decide import Scores, compete, subtract_negatives
+from fsvit_edge.fewshot.outlines import recognized, sharpen
+from fsvit_edge.fewshot.prediction import Prediction, StageClock
 from fsvit_edge.runtime.postprocess import Maps, label_map, upsample_foreground
-from fsvit_edge.runtime.prediction import Prediction, StageClock
 
 
 def answer_frame(

@@ -5,24 +5,17 @@ from pathlib import Path
 
 from threadpoolctl import ThreadpoolController
 
-from fsvit_edge.runtime.answer import answer_frame
-from fsvit_edge.runtime.bank import SupportBank, check_name
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
-from fsvit_edge.runtime.cached_support import CachedSupport
-from fsvit_edge.runtime.engines.base import Engine, ResidentTensor
-from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
-from fsvit_edge.runtime.enrollment import Enrollment, learn_scene, make_negative, make_support, score_scene
-from fsvit_edge.runtime.errors import ArtifactError, InputError, ObjectTooSmallError
-from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity
-from fsvit_edge.runtime.network import ExportedNetwork
-from fsvit_edge.runtime.outlines import OUTLINES
-from fsvit_edge.runtime.postprocess import Maps
-from fsvit_edge.runtime.prediction import Prediction, Rejection, StageClock
-from fsvit_edge.runtime.preprocess import check_rgb, resize_image
-from fsvit_edge.runtime.presence_level import check_level
-from fsvit_edge.runtime.review import Review
-from fsvit_edge.runtime.scene import SceneReport
-from fsvit_edge.runtime.support_masks import (
+from fsvit_edge.fewshot.answer import answer_frame
+from fsvit_edge.fewshot.bank import SupportBank, check_name
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.enrollment import Enrollment, learn_scene, make_negative, make_support, score_scene
+from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
+from fsvit_edge.fewshot.network import ExportedNetwork
+from fsvit_edge.fewshot.outlines import OUTLINES
+from fsvit_edge.fewshot.prediction import Prediction, Rejection, StageClock
+from fsvit_edge.fewshot.review import Review
+from fsvit_edge.fewshot.scene import SceneReport
+from fsvit_edge.fewshot.support_masks import (
     Box,
     Image,
     Mask,
@@ -31,6 +24,13 @@ from fsvit_edge.runtime.support_masks import (
     support_masks,
     thing_in_box,
 )
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
+from fsvit_edge.runtime.engines.base import Engine, ResidentTensor
+from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
+from fsvit_edge.runtime.errors import ArtifactError, InputError, ObjectTooSmallError
+from fsvit_edge.runtime.postprocess import Maps
+from fsvit_edge.runtime.preprocess import check_rgb, resize_image
+from fsvit_edge.runtime.presence_level import check_level
 
 
 class FewShotModel:

@@ -15,15 +15,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.bank import SupportBank
-from fsvit_edge.runtime.overlay import PALETTE
-from fsvit_edge.runtime.picture_sheet import captioned, sheet
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.overlay import PALETTE
+from fsvit_edge.fewshot.picture_sheet import captioned, sheet
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, with_item, with_verdict
+from fsvit_edge.fewshot.scene import decode_frame, encode_frame
+from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.postprocess import log_odds
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.review_items import ReviewItem, ReviewItems, Verdict, with_item, with_verdict
-from fsvit_edge.runtime.scene import decode_frame, encode_frame
 from fsvit_edge.runtime.storage import editing
-from fsvit_edge.runtime.support_masks import Image
 
 DOUBT_MARGIN = 1.0
 """How close to its level, in log-odds, a score is doubtful."""

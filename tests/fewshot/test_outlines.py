@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from fake_engine import FakeEngine
 
+from fsvit_edge.fewshot.outlines import CERTAIN_LOGIT, at_corners, objectness_weight, recognized, sharpen
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, Bundle
 from fsvit_edge.runtime.engines.base import Array, Engines, TensorSpec
 from fsvit_edge.runtime.engines.choose import choose_engines
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.outlines import CERTAIN_LOGIT, at_corners, objectness_weight, recognized, sharpen
 from fsvit_edge.runtime.postprocess import label_map, log_odds, upsample_foreground
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.preprocess import resize_image
 
 CELLS = 16

@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.scene import decode_frame, read_jpeg
+from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import check_level
-from fsvit_edge.runtime.scene import decode_frame, read_jpeg
-from fsvit_edge.runtime.support_masks import Image
 
 MAX_ITEMS = 50
 Verdict = Literal["yes", "no"]

@@ -9,21 +9,21 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fsvit_edge.runtime import bank as bank_module
-from fsvit_edge.runtime.bank import (
+from fsvit_edge.fewshot import bank as bank_module
+from fsvit_edge.fewshot.bank import (
     MAX_CLASSES,
     MAX_NAME_LENGTH,
     MAX_NEGATIVES,
     SupportBank,
 )
-from fsvit_edge.runtime.cached_support import CachedSupport
-from fsvit_edge.runtime.decide import NEGATIVE_MARGIN
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.decide import NEGATIVE_MARGIN
+from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.review_items import ReviewItem
+from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity
-from fsvit_edge.runtime.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import level_of_supports
-from fsvit_edge.runtime.review_items import ReviewItem
-from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES
 
 CHANNELS, DIM = 2, 4
 IDENTITY = EncoderIdentity("nano", "ab" * 32, 32, CHANNELS, DIM, "fp32")

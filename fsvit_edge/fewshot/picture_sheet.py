@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.runtime.overlay import PALETTE, add_text, fitting_text
+from fsvit_edge.fewshot.overlay import PALETTE, add_text, fitting_text
 
 _TEXT_PX = 13
 _LINE_PX = round(1.5 * _TEXT_PX)

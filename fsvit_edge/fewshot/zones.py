@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.support_masks import Box
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.support_masks import Box
 
 MAX_NAME_LENGTH = 64
 MIN_SHARE = 0.2

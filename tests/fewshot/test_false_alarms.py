@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import skimage.data
 
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.predictor import FewShotModel
-from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES
 
 CAT = skimage.data.chelsea()
 CAT_LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat

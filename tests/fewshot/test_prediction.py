@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsvit_edge.runtime.prediction import (
+from fsvit_edge.fewshot.prediction import (
     CRUMB_OF_FRAME,
     CRUMB_OF_LARGEST,
     ClassResult,

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fsvit_edge.runtime.bank import MAX_CLASSES
+from fsvit_edge.fewshot.bank import MAX_CLASSES
+from fsvit_edge.fewshot.cached_support import ClassSupports
+from fsvit_edge.fewshot.head_runs import head_runs
+from fsvit_edge.fewshot.support_masks import Image, Mask
 from fsvit_edge.runtime.bundle import EXPORT_AGAIN, OBJECTNESS, Manifest
-from fsvit_edge.runtime.cached_support import ClassSupports
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, on_host
 from fsvit_edge.runtime.errors import ArtifactError
-from fsvit_edge.runtime.head_runs import head_runs
 from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
-from fsvit_edge.runtime.support_masks import Image, Mask
 
 
 class ExportedNetwork:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import skimage.data
 
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.review import Check, doubts, draw_review
+from fsvit_edge.fewshot.review_items import MAX_ITEMS
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.runtime.predictor import FewShotModel
-from fsvit_edge.runtime.review import Check, doubts, draw_review
-from fsvit_edge.runtime.review_items import MAX_ITEMS
 
 CAT = skimage.data.chelsea()
 LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat

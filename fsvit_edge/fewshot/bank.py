@@ -17,13 +17,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fsvit_edge.runtime.cached_support import TENSORS, CachedSupport, ClassSupports, facts_of, read_facts, read_support
-from fsvit_edge.runtime.decide import NEGATIVE_MARGIN, scene_level
+from fsvit_edge.fewshot.cached_support import TENSORS, CachedSupport, ClassSupports, facts_of, read_facts, read_support
+from fsvit_edge.fewshot.decide import NEGATIVE_MARGIN, scene_level
+from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity, check_same_encoder
+from fsvit_edge.fewshot.review_items import ReviewItems, read_review, review_header, review_tensors
+from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES, read_jpeg
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.runtime.identity import EncoderIdentity, HeadIdentity, check_same_encoder
 from fsvit_edge.runtime.presence_level import check_level, level_of_supports
-from fsvit_edge.runtime.review_items import ReviewItems, read_review, review_header, review_tensors
-from fsvit_edge.runtime.scene import MAX_SCENE_FRAMES, read_jpeg
 from fsvit_edge.runtime.storage import atomic_write
 
 FORMAT_VERSION = 4

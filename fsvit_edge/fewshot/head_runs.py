@@ -7,8 +7,8 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.cached_support import CachedSupport, ClassSupports
 from fsvit_edge.runtime.bundle import PROTOTYPE_HEAD
-from fsvit_edge.runtime.cached_support import CachedSupport, ClassSupports
 from fsvit_edge.runtime.engines.base import Array, Engine
 
 Shot = tuple[int, CachedSupport]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.zones import MIN_SHARE, Zone, check_zones, parse_zone
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.zones import MIN_SHARE, Zone, check_zones, parse_zone
 
 LEFT = parse_zone("left=0,0,0.5,0,0.5,1,0,1")
 CORNER = parse_zone("top right=0.6,0,1,0,1,0.4")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fsvit_edge.fewshot.review_items import MAX_ITEMS, ReviewItem, ReviewItems, with_item, with_verdict
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.runtime.review_items import MAX_ITEMS, ReviewItem, ReviewItems, with_item, with_verdict
 
 
 def item(name: str = "cat") -> ReviewItem:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsvit_edge.runtime import overlay
-from fsvit_edge.runtime.overlay import PALETTE, draw
-from fsvit_edge.runtime.prediction import Prediction
-from fsvit_edge.runtime.zones import parse_zone
+from fsvit_edge.fewshot import overlay
+from fsvit_edge.fewshot.overlay import PALETTE, draw
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.zones import parse_zone
 
 GRAY = 100
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from fsvit_edge.fewshot.support_masks import mask_from_box, support_window, thing_in_box, thing_of_name
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.support_masks import mask_from_box, support_window, thing_in_box, thing_of_name
 
 HD = (720, 1280)
 FACTORS = st.sampled_from((1.0, 1.5, 2.0, 2.5, 3.0, 8.0))
