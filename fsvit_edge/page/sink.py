@@ -14,9 +14,10 @@ from fsvit_edge.live.health import Health
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.page.access import Access, is_loopback
-from fsvit_edge.page.app import PageState, create_app
+from fsvit_edge.page.app import create_app
 from fsvit_edge.page.frame_hub import FrameHub
 from fsvit_edge.page.server import PageServer
+from fsvit_edge.page.state import PageState
 from fsvit_edge.runtime.errors import InputError
 
 _DEFAULT_PORT = 8080

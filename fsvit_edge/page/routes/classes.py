@@ -1,0 +1,81 @@
+"""Routes that change the classes, and the bank file that they are saved to."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request, Response
+
+from fsvit_edge.page import schemas
+from fsvit_edge.page.enrollment import FrameReport, enroll
+from fsvit_edge.page.state import Index, Page, make_router, marked, thumbnail
+from fsvit_edge.runtime.errors import ArtifactError
+
+router = make_router()
+_BANK_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
+
+
+async def _raw_body(request: Request) -> bytes:
+    return await request.body()
+
+
+@router.post("/api/classes", status_code=201)
+def enroll_frame(page: Page, asked: schemas.EnrollRequest) -> FrameReport:
+    """Enroll a frozen frame by a box, a mask or the name only, and report how well it works."""
+    image, mask = marked(page, asked)
+    return page.update(lambda model: enroll(model, asked.name, image, mask))
+
+
+@router.patch("/api/classes", status_code=204)
+def rename(page: Page, asked: schemas.RenameRequest) -> None:
+    """Rename a class."""
+    page.update(lambda model: model.rename(asked.name, asked.new_name))
+
+
+@router.delete("/api/classes", status_code=204)
+def remove(page: Page, name: str) -> None:
+    """Remove a class."""
+    page.update(lambda model: model.remove(name))
+
+
+@router.get("/api/supports.png", response_class=schemas.PngResponse)
+def get_support(page: Page, name: str, index: Index, masked: bool = False) -> Response:
+    """Get a thumbnail of one support, counted from 0; with masked=true, everything outside its mask is dimmed."""
+    return thumbnail(name, page.model.enrolled.supports.get(name, ()), index, "picture", masked)
+
+
+@router.delete("/api/supports", status_code=204)
+def remove_support(page: Page, name: str, index: Index) -> None:
+    """Remove one support of a class, counted from 0."""
+    page.update(lambda model: model.remove_support(name, index))
+
+
+@router.post("/api/bank/save")
+def save_bank(page: Page) -> dict[str, str]:
+    """Save the classes to the bank file of the run."""
+    page.model.read(lambda model: model.save_bank(page.bank_path))
+    page.is_saved = True
+    return {"file": str(page.bank_path)}
+
+
+@router.get("/api/bank", response_class=schemas.BankResponse)
+def download_bank(page: Page) -> Response:
+    """Download the classes as a bank file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bank.safetensors"
+        page.model.read(lambda model: model.save_bank(path))
+        data = path.read_bytes()
+    return schemas.BankResponse(data, headers={"Content-Disposition": 'attachment; filename="bank.safetensors"'})
+
+
+@router.put("/api/bank", openapi_extra={"requestBody": _BANK_BODY})
+def upload_bank(page: Page, data: Annotated[bytes, Depends(_raw_body)]) -> dict[str, list[str]]:
+    """Replace all classes with those of a bank file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "uploaded.safetensors"
+        path.write_bytes(data)
+        try:
+            page.update(lambda model: model.load_bank(path))
+        except ArtifactError as error:
+            raise ArtifactError(str(error).replace(f"{folder}/", "")) from error
+    return {"classes": list(page.model.classes)}

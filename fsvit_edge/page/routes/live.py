@@ -1,0 +1,119 @@
+"""Routes that show the run: state, pictures, frozen frames and health."""
+
+from collections.abc import AsyncIterator
+
+import numpy as np
+from fastapi import Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import generate_latest
+
+from fsvit_edge.fewshot.cached_support import ClassSupports
+from fsvit_edge.fewshot.overlay import PALETTE
+from fsvit_edge.fewshot.scene import false_alarm_bound
+from fsvit_edge.live.health import Health
+from fsvit_edge.page import schemas
+from fsvit_edge.page.frame_hub import encode_jpeg, encode_png
+from fsvit_edge.page.metrics import HealthMetrics
+from fsvit_edge.page.state import Page, make_router, mask_of_box
+from fsvit_edge.runtime.errors import FsvitEdgeError
+
+router = make_router()
+
+
+@router.get("/api/state")
+def get_state(page: Page) -> schemas.State:
+    """Get everything the page shows: health, newest frame, classes with scores and supports, and the bank."""
+    health, newest, enrolled = page.hub.health, page.hub.newest, page.model.enrolled
+    classes = {}
+    for index, name in enumerate(enrolled.supports):
+        classes[name] = schemas.ClassState(
+            name=name,
+            color="#{:02x}{:02x}{:02x}".format(*PALETTE[index % len(PALETTE)]),
+            level_source=enrolled.level_sources[name],
+            supports=_support_states(enrolled.supports[name]),
+            negatives=_support_states(enrolled.negatives[name]),
+        )
+    frame = None
+    if newest is not None:
+        shown, prediction = newest
+        size_hw = (shown.image.shape[0], shown.image.shape[1])
+        frame = schemas.FrameState(sequence=shown.index, size_hw=size_hw, is_frozen=shown.is_frozen)
+        for result in prediction.results:
+            if one := classes.get(result.name):
+                one.score, one.raw_score = round(result.score, 4), round(result.raw_score, 4)
+                one.level = round(result.level, 4)
+                one.present, one.area = result.is_present, round(result.area, 4)
+    return schemas.State(
+        health=None if health is None else health.to_dict(),
+        frame=frame,
+        classes=list(classes.values()),
+        scene_frames=enrolled.scene_frames,
+        false_alarm_bound=round(false_alarm_bound(enrolled.scene_frames), 4),
+        revision=f"{page.run_id}-{page.model.revision}",
+        bank=schemas.BankState(file=str(page.bank_path), is_saved=page.is_saved),
+    )
+
+
+@router.get("/api/stream.mjpg", response_class=schemas.JpegStreamResponse)
+async def watch(page: Page) -> schemas.JpegStreamResponse:
+    """Stream the frames as JPEGs without end, with present classes tinted; a slow reader gets fewer frames."""
+    pictures = page.hub.watch()
+    first = await anext(pictures, None)  # before the answer starts, so that a refusal is still possible
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            yield f"--{schemas.BOUNDARY}\r\n".encode()
+            if first is not None:
+                yield _part(first)
+            async for jpeg in pictures:
+                yield _part(jpeg)
+        finally:
+            await pictures.aclose()
+
+    return schemas.JpegStreamResponse(parts())
+
+
+@router.post("/api/frames", status_code=201)
+def freeze(page: Page) -> schemas.FrozenFrame:
+    """Freeze the newest frame, to enroll from it."""
+    frame_id, image = page.hub.freeze()
+    return schemas.FrozenFrame(id=frame_id, width=image.shape[1], height=image.shape[0])
+
+
+@router.get("/api/frames/{id}.jpg", response_class=schemas.JpegResponse)
+def get_frozen(page: Page, id: str) -> Response:  # noqa: A002 - the path names it
+    """Get a frozen frame; the last four are kept."""
+    return schemas.JpegResponse(encode_jpeg(page.hub.frozen(id)))
+
+
+@router.post("/api/frames/{id}/mask", response_class=schemas.PngResponse)
+def preview_mask(page: Page, id: str, asked: schemas.BoxRequest) -> Response:  # noqa: A002 - the path names it
+    """Preview the mask that a box would enroll: white on the object."""
+    mask = mask_of_box(page, page.hub.frozen(id), asked.box_xyxy)
+    return schemas.PngResponse(encode_png(mask.astype(np.uint8) * 255))
+
+
+@router.get("/health", response_model=Health)
+def get_health(page: Page) -> JSONResponse:
+    """Get the health of the run; 503 if the source is not live."""
+    health = page.hub.health
+    if health is None:
+        raise FsvitEdgeError("The run has just started; try again in a second.")
+    return JSONResponse(health.to_dict(), 200 if health.source_status.state == "live" else 503)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def get_metrics(page: Page) -> Response:
+    """Get the health of the run in the format of Prometheus, in seconds and bytes."""
+    text = b"" if page.hub.health is None else generate_latest(HealthMetrics(page.hub.health))
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _part(jpeg: bytes) -> bytes:
+    # The next boundary follows at once, because a browser shows a part only when it has ended.
+    header = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+    return header.encode() + jpeg + f"\r\n--{schemas.BOUNDARY}\r\n".encode()
+
+
+def _support_states(supports: ClassSupports) -> list[schemas.SupportState]:
+    return [schemas.SupportState(has_mask=one.has_mask) for one in supports]

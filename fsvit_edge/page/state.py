@@ -1,0 +1,84 @@
+"""What the routes of the page share: the run that they show and change."""
+
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from fsvit_edge.fewshot.cached_support import ClassSupports
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.live.shared_model import REQUEST_TIMEOUT_S, LiveModel
+from fsvit_edge.page import schemas
+from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
+from fsvit_edge.runtime.errors import InputError
+
+_DIMMED = 0.25
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass
+class PageState:
+    """What the routes share."""
+
+    hub: FrameHub
+    model: LiveModel  # changes to it wait for the end of a frame
+    bank_path: Path  # the classes are saved here; a client cannot choose it
+    is_saved: bool = True  # whether no class has changed since then
+    # A page left open across a restart of the run must not take the new classes for the ones it shows.
+    run_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    learning_scene: threading.Lock = field(default_factory=threading.Lock)
+
+    def update(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
+        """Change the classes; raises like `LiveModel.update`."""
+        answer = self.model.update(request, timeout_s)
+        self.is_saved = False
+        return answer
+
+
+async def _page_state(request: Request) -> PageState:
+    state: PageState = request.app.state.page
+    return state
+
+
+# Plain functions run in threads, so a request that waits for the model holds up no other.
+Page = Annotated[PageState, Depends(_page_state)]
+Index = Annotated[int, Query(ge=0)]
+
+
+def make_router() -> APIRouter:
+    """Make a router whose description tells how a request fails."""
+    error = {"description": "Failed.", "content": {"application/json": {"schema": schemas.Error.model_json_schema()}}}
+    return APIRouter(responses={"default": error})
+
+
+def thumbnail(name: str, supports: ClassSupports, index: int, what: str, masked: bool) -> Response:
+    """Answer with a thumbnail of a picture of a class; with `masked`, everything outside its mask is dimmed."""
+    if index >= len(supports):
+        raise InputError(f"Class {name!r} has {len(supports)} {what}s, so there is no {what} {index}.")
+    picture = supports[index].thumbnail
+    if masked:
+        picture = (picture * np.where(supports[index].thumbnail_mask, 1.0, _DIMMED)[..., None]).astype(np.uint8)
+    return schemas.PngResponse(encode_png(picture))
+
+
+def marked(page: PageState, asked: schemas.MarkedFrame) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_] | None]:
+    """Return a frozen frame, (H, W, 3) uint8 RGB, and its mask, (H, W) bool; None if nothing is marked."""
+    box, image = asked.box_xyxy, page.hub.frozen(asked.frame_id)
+    if box is not None and asked.mask_png is not None:
+        raise InputError("Give box_xyxy or mask_png, not both.")
+    if asked.mask_png is not None:
+        return image, decode_mask(asked.mask_png, (image.shape[0], image.shape[1]))
+    return image, None if box is None else mask_of_box(page, image, box)
+
+
+def mask_of_box(page: PageState, image: npt.NDArray[np.uint8], box: schemas.Box) -> npt.NDArray[np.bool_]:
+    """Return the mask that a box on a frame would enroll, (H, W) bool."""
+    left, top, right, bottom = map(round, box)
+    return page.model.read(lambda model: model.mask_of_box(image, (left, top, right, bottom)))
