@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,28 @@ class CachedSupport:
 
 ClassSupports = tuple[CachedSupport, ...]
 """The supports of one class, in the order of enrollment; a bank makes a new tuple on every change."""
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A picture that a person said is not a class."""
+
+    support: CachedSupport
+    margin: float  # in log-odds, see `decide.negative_margin`
+
+    @cached_property  # the same tuple for every frame, by which the network knows that it is uploaded
+    def alone(self) -> ClassSupports:
+        """The picture as the head reads it: as a class of one support."""
+        return (self.support,)
+
+
+def support_tensors(key: str, supports: ClassSupports) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of supports by their names in a bank's file."""
+    return {
+        f"{key}.{shot}.{field}": np.ascontiguousarray(getattr(support, field))
+        for shot, support in enumerate(supports)
+        for field in TENSORS
+    }
 
 
 def facts_of(supports: ClassSupports) -> dict[str, list[Any]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsvit_edge.fewshot.prediction import Rejection
+from fsvit_edge.fewshot.prediction import Prediction, Rejection
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.scene import false_alarm_bound
 from fsvit_edge.fewshot.support_masks import Image, Mask
@@ -53,9 +53,9 @@ def reject(model: FewShotModel, name: str, image: Image, mask: Mask | None) -> R
         InputError: Without a mask, the class is not found in the frame, whose background would become the negative; or
             as `FewShotModel.reject`.
     """
-    if mask is None and name in model.classes:
-        answer = model.predict(image, probabilities=True)
-        way = model.classes.index(name)
+
+    def where_found(answer: Prediction) -> Mask:
+        way = answer.classes.index(name)
         if not answer.present[way]:
             raise InputError(
                 f"{name!r} is not found in this frame, its score is not above its level; press Not it when it is, or "
@@ -63,8 +63,9 @@ def reject(model: FewShotModel, name: str, image: Image, mask: Mask | None) -> R
             )
         assert answer.foreground is not None
         # Not its pixels in the label map, which another class may have won.
-        mask = np.asarray(answer.foreground[way] > 0.5, np.bool_)
-    return model.reject(name, image, mask)
+        return np.asarray(answer.foreground[way] > 0.5, np.bool_)
+
+    return model.reject(name, image, where_found if mask is None else mask)
 
 
 def _warning(model: FewShotModel, name: str, score: float) -> str:
