@@ -102,9 +102,9 @@ class SupportBank:
         """Return the supports of a class; an InputError if it is not enrolled, as in all that follow."""
         return self._known(name).supports
 
-    def negatives(self, name: str) -> ClassSupports:
+    def negatives(self, name: str) -> tuple[Negative, ...]:
         """Return the pictures that a person said are not the class, oldest first."""
-        return tuple(one.support for one in self._known(name).negatives)
+        return self._known(name).negatives
 
     @property
     def negative_supports(self) -> tuple[ClassSupports, ...]:
@@ -129,6 +129,14 @@ class SupportBank:
     def unscored(self, frame: bytes) -> tuple[str, ...]:
         """Name the classes that have no score on a picture of the scene, because it is new or they have changed."""
         return tuple(name for name, entry in self._classes.items() if frame not in entry.scene_scores)
+
+    @property
+    def found_in_scene(self) -> tuple[str, ...]:
+        """The classes that are present in a picture of the scene: their level is set by hand, or they score 1 there."""
+        # A float32 of 1 is above every level.
+        return tuple(
+            name for name, entry in self._classes.items() if max(entry.scene_scores.values(), default=0) > entry.level
+        )
 
     @property
     def objectness_weights(self) -> npt.NDArray[np.float32]:
@@ -250,7 +258,7 @@ class SupportBank:
         tensors.update(review_tensors(self.review))
         classes = []
         for index, (name, entry) in enumerate(self._classes.items()):
-            negatives = self.negatives(name)
+            negatives = tuple(one.support for one in entry.negatives)
             tensors.update(support_tensors(f"{index}", entry.supports))
             tensors.update(support_tensors(f"{index}.{_NOT}", negatives))
             classes.append(

@@ -13,6 +13,7 @@ from fsvit_edge.runtime.errors import ArtifactError
 
 NUM_POOLED = 9
 MAX_OBJECTNESS_WEIGHT = 2.0
+_DIMMED = 0.25
 TENSORS = ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask")
 FACTS = ("has_mask", "loo_score", "objectness_weight")
 """The other fields, which are in the file's header."""
@@ -37,6 +38,10 @@ class CachedSupport:
     def nbytes(self) -> int:
         """Size of the head's data in bytes, without the thumbnail."""
         return self.kept.nbytes + self.pooled.nbytes + self.pooled_mask.nbytes
+
+    def dimmed(self) -> npt.NDArray[np.uint8]:
+        """The thumbnail, dark where the mask is not."""
+        return (self.thumbnail * np.where(self.thumbnail_mask, 1.0, _DIMMED)[..., None]).astype(np.uint8)
 
 
 ClassSupports = tuple[CachedSupport, ...]

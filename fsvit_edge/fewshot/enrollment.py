@@ -192,7 +192,7 @@ def learn_scene(network: ExportedNetwork, bank: SupportBank, images: Sequence[Im
     score_scene(network, bank)
     highest = {name: max(bank.scene_scores(name)) for name in bank.classes}
     answering = tuple(name for name in bank.classes if highest[name] > bank.own_level(name))
-    return SceneReport(len(bank.scene), highest, answering)
+    return SceneReport(len(bank.scene), highest, answering, bank.found_in_scene)
 
 
 def score_scene(network: ExportedNetwork, bank: SupportBank) -> None:

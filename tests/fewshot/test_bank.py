@@ -67,7 +67,7 @@ def content(bank: SupportBank) -> list[object]:
     found: list[object] = [bank.identity, bank.head, bank.scene, bank.negative_margins, bank.review]
     for name in bank.classes:
         found += [name, bank.level(name), bank.level_source(name), bank.own_level(name), bank.scene_scores(name)]
-        for one in (*bank.supports(name), *bank.negatives(name)):
+        for one in (*bank.supports(name), *(negative.support for negative in bank.negatives(name))):
             found += [(v.dtype, v.shape, v.tobytes()) if isinstance(v, np.ndarray) else v for v in vars(one).values()]
     return found
 
@@ -432,8 +432,8 @@ def test_negatives_are_compared_after_the_classes_in_their_order() -> None:
 
     assert bank.negative_margins == ((0, 0.75), (0, 0.5), (1, -1.0))
     assert [len(one) for one in bank.negative_supports] == [1, 1, 1]
-    assert bank.negative_supports[0][0] is bank.negatives("cat")[0]
-    assert bank.negative_supports[1][0] is bank.negatives("cat")[1]
+    assert bank.negative_supports[0][0] is bank.negatives("cat")[0].support
+    assert bank.negative_supports[1][0] is bank.negatives("cat")[1].support
 
     bank.rename("cat", "dog")
     bank.remove_negative("dog", 0)
@@ -462,6 +462,17 @@ def test_the_level_is_raised_above_the_scene_unless_a_person_set_it() -> None:
     bank.set_scene_scores("cat", [0.0, 0.0])
     assert bank.level("cat") == own
     assert bank.level_source("cat") == "own pictures"
+
+
+@pytest.mark.parametrize(
+    ("score", "is_found"), [(1.0, True), (float(np.nextafter(np.float32(1), np.float32(0))), False)]
+)
+def test_no_level_is_above_the_highest_score_there_is(score: float, is_found: bool) -> None:
+    bank = filled()
+    bank.set_scene_scores("cat", [0.5, score])
+    assert bank.found_in_scene == (("cat",) if is_found else ())
+    bank.set_scene_scores("Größe 猫", [0.5, 0.9])
+    assert bank.found_in_scene[-1:] == ("Größe 猫",)  # its level was set by hand
 
 
 def test_what_changes_the_scores_on_the_scene_drops_them(path: Path) -> None:

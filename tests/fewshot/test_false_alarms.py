@@ -206,16 +206,16 @@ def test_rejecting_encodes_a_picture_and_the_window_in_it_once_and_finds_the_sam
     assert found[0] == found[1] == found[2]
     plain, *others = (bank.negatives("cat")[0] for bank in banks)
     for other in others:
-        for field, value in vars(plain).items():
-            np.testing.assert_array_equal(getattr(other, field), value)
+        for field, value in vars(plain.support).items():
+            np.testing.assert_array_equal(getattr(other.support, field), value)
 
 
 @pytest.mark.parametrize("mask", [None, np.zeros(CAT.shape[:2], np.bool_)], ids=["where it is found", "empty"])
 def test_a_picture_can_be_rejected_without_a_mask(model: FewShotModel, mask: np.ndarray | None) -> None:
     model.reject("cat", NOTHING, mask)
     (negative,) = model.bank.negatives("cat")
-    assert negative.thumbnail_mask.all()
-    assert negative.kept.shape[1] > 1
+    assert negative.support.thumbnail_mask.all()
+    assert negative.support.kept.shape[1] > 1
 
 
 def test_negatives_of_one_class_leave_the_scores_of_others_alone(model: FewShotModel) -> None:
