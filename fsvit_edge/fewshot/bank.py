@@ -133,7 +133,7 @@ class SupportBank:
     @property
     def found_in_scene(self) -> tuple[str, ...]:
         """The classes that are present in a picture of the scene: their level is set by hand, or they score 1 there."""
-        # A float32 of 1 is above every level.
+        # `log_odds` ends at 1 - 2**-23, so the level does too; a score of 1 is above it.
         return tuple(
             name for name, entry in self._classes.items() if max(entry.scene_scores.values(), default=0) > entry.level
         )

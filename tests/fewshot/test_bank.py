@@ -464,9 +464,7 @@ def test_the_level_is_raised_above_the_scene_unless_a_person_set_it() -> None:
     assert bank.level_source("cat") == "own pictures"
 
 
-@pytest.mark.parametrize(
-    ("score", "is_found"), [(1.0, True), (float(np.nextafter(np.float32(1), np.float32(0))), False)]
-)
+@pytest.mark.parametrize(("score", "is_found"), [(1.0, True), (1 - 2**-24, True), (1 - 2**-23, False), (0.9, False)])
 def test_no_level_is_above_the_highest_score_there_is(score: float, is_found: bool) -> None:
     bank = filled()
     bank.set_scene_scores("cat", [0.5, score])
