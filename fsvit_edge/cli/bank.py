@@ -3,12 +3,17 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
 from fsvit_edge.cli.terminal import advise, editing_bank, open_model, print_table, score_text
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from fsvit_edge.fewshot.scene import SceneReport
 
 bank_app = typer.Typer(
     help="List, remove or rename the classes of a bank, set their levels, learn the empty scene, or check verdicts.",
@@ -20,28 +25,59 @@ BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.")
 
 
 @bank_app.command("list")
-def list_classes(bank: BankFile, as_json: JsonOption = False) -> None:
-    """List the classes of a bank."""
+def list_classes(
+    bank: BankFile,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw all pictures of the bank, negatives and the empty scene too, with their numbers, into this file."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the classes of a bank, and the numbers of their negatives."""
     from fsvit_edge.fewshot.bank import SupportBank
+    from fsvit_edge.fewshot.bank_sheet import draw_bank
+    from fsvit_edge.fewshot.scene import false_alarm_bound
+    from fsvit_edge.runtime.errors import InputError
+    from fsvit_edge.runtime.pictures import write_image
 
     loaded = SupportBank.load(bank)
-    entries, rows = [], []
+    if preview is not None:
+        if not loaded.classes and not loaded.scene:
+            raise InputError(
+                f"{bank} has no pictures to draw; add some with: fsvit-edge enroll NAME IMAGE --bank {bank}."
+            )
+        write_image(preview, draw_bank(loaded))
+    entries, rows, negative_rows = [], [], []
     for name in loaded.classes:
         supports, level, origin = loaded.supports(name), loaded.level(name), loaded.level_source(name)
         negatives = loaded.negatives(name)
-        masks, nbytes = sum(one.has_mask for one in supports), sum(one.nbytes for one in (*supports, *negatives))
+        masks, nbytes = (
+            sum(one.has_mask for one in supports),
+            sum(one.nbytes for one in (*supports, *(negative.support for negative in negatives))),
+        )
         counts = {"name": name, "shots": len(supports), "masks": masks, "negatives": len(negatives)}
         sizes = {"kept_tokens": [one.kept.shape[1] for one in supports], "bytes": nbytes}
-        entries.append({**counts, **sizes, "level": level, "level_source": origin})
+        margins = [round(one.margin, 3) for one in negatives]
+        entries.append({**counts, **sizes, "negative_margins": margins, "level": level, "level_source": origin})
+        for number, one in enumerate(negatives):
+            marked = f"{one.support.thumbnail_mask.mean():.0%}"
+            negative_rows.append((name, str(number), marked, f"{one.margin:.1f}"))
         numbers = (str(len(supports)), str(masks), str(len(negatives)), f"{nbytes / 1e3:.0f}")
         rows.append((name, *numbers, f"{score_text(level)} ({origin})"))
     if as_json:
-        facts = {"encoder": vars(loaded.identity), "scene_frames": len(loaded.scene), "classes": entries}
-        print(json.dumps(facts, ensure_ascii=False))
+        frames = len(loaded.scene)
+        promise = {"scene_frames": frames, "false_alarm_bound": round(false_alarm_bound(frames), 4)}
+        print(json.dumps({"encoder": vars(loaded.identity), **promise, "classes": entries}, ensure_ascii=False))
         return
     header = ("class", "shots", "with mask", "negatives", "kB", "level")
     print_table(f"{bank}, made with {loaded.identity.name}", header, rows)
+    if negative_rows:
+        print_table("Negatives", ("class", "number", "of its picture", "margin"), negative_rows)
     print(_scene_promise(len(loaded.scene)))
+    if loaded.found_in_scene:
+        advise(f"Warning: found in the empty scene itself, whatever that says: {', '.join(loaded.found_in_scene)}.")
 
 
 @bank_app.command()
@@ -50,7 +86,7 @@ def remove(
     name: Annotated[str, typer.Argument(help="The class to remove.")],
     negative: Annotated[
         int | None,
-        typer.Option(min=0, help="Remove only this negative of the class, counted from 0."),
+        typer.Option(min=0, help="Remove only this negative of the class, by its number in bank list."),
     ] = None,
 ) -> None:
     """Remove a class from a bank, or one of its negatives."""
@@ -132,16 +168,8 @@ def scene(
         model.save_bank(bank)
         levels = {name: model.bank.level(name) for name in model.classes}
         by_hand = {name for name in model.classes if model.bank.level_source(name) == "by hand"}
-    answering = report.answering if report else ()
-    for name, highest in report.highest.items() if report else ():
-        print(f"{name}: at most {highest:.2f} on the empty scene; its level is {score_text(levels[name])}.")
-        if name in by_hand and highest > levels[name]:
-            advise(f"Note: {name}: its level was set by hand, so the scene does not change it.")
-        elif name in answering:
-            advise(
-                f"Warning: {name}: the empty scene scores {highest:.2f}, so it may be missed; show it what it "
-                f"is not with: fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
-            )
+    if report is not None:
+        _print_scene(report, levels, by_hand)
     print(_scene_promise(report.frames if report else 0))
 
 
@@ -250,3 +278,17 @@ def _scene_promise(frames: int) -> str:
         f"a class is falsely found in at most {false_alarm_bound(frames):.0%} of those (right in 95 of 100 cases); "
         "classes with a level set by hand, and run --level, are not held to the scene."
     )
+
+
+def _print_scene(report: "SceneReport", levels: "Mapping[str, float]", by_hand: "Collection[str]") -> None:
+    for name, highest in report.highest.items():
+        print(f"{name}: at most {highest:.2f} on the empty scene; its level is {score_text(levels[name])}.")
+        is_found = name in report.still_found
+        if is_found and name in by_hand:
+            advise(f"Note: {name}: its level was set by hand, so the scene does not change it.")
+        elif name in report.answering:
+            effect = "as high as a score can be, so it will be found there" if is_found else "so it may be missed"
+            advise(
+                f"Warning: {name}: the empty scene scores {highest:.2f}, {effect}; show it what it is not with: "
+                f"fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
+            )

@@ -61,7 +61,7 @@ def enroll(
     """Enroll a class from pictures, with masks, boxes or neither; or add pictures to a class."""
     from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures
     from fsvit_edge.enroll.support_files import parse_box, read_supports
-    from fsvit_edge.fewshot.bank import check_bank_path
+    from fsvit_edge.fewshot.bank_file import check_bank_path
     from fsvit_edge.runtime.pictures import write_image
     from fsvit_edge.runtime.storage import remove_leftovers
 

@@ -3,40 +3,38 @@
 A cached support is FP16 from the moment of enrollment, so that scores are the same before and after a save.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from fsvit_edge.fewshot.cached_support import TENSORS, CachedSupport, ClassSupports, facts_of, read_facts, read_support
+from fsvit_edge.fewshot.bank_file import damaged_header, read_bank_file, write_bank_file
+from fsvit_edge.fewshot.cached_support import (
+    CachedSupport,
+    ClassSupports,
+    Negative,
+    facts_of,
+    read_facts,
+    read_support,
+    support_tensors,
+)
 from fsvit_edge.fewshot.decide import NEGATIVE_MARGIN, scene_level
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity, check_same_encoder
+from fsvit_edge.fewshot.names import check_name
 from fsvit_edge.fewshot.review_items import ReviewItems, read_review, review_header, review_tensors
 from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES, read_jpeg
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import check_level, level_of_supports
-from fsvit_edge.runtime.storage import atomic_write
 
-FORMAT_VERSION = 4
-READABLE_VERSIONS = (3, 4)
-"""Format 3 has neither negatives nor pictures of the empty scene."""
-METADATA_KEY = "fsvit-edge-bank"
-"""Key in the file's header that only a bank has."""
 MAX_CLASSES = 255
 """A label map is uint8, and 0 is the background."""
 MAX_NEGATIVES = 16
 """Of one class; each costs a frame as much as a support."""
-MAX_NAME_LENGTH = 80
-PRECISION = "fp16"
 
 _SCENE, _NOT = "scene", "not"  # in the names of tensors
 
@@ -50,12 +48,14 @@ class _Class:
     supports: ClassSupports
     own_level: float  # as set by hand, or as its pictures give it
     is_level_by_hand: bool
-    negatives: tuple[tuple[ClassSupports, float], ...] = ()  # each with one support, and its margin in log-odds
-    scene_scores: tuple[float, ...] = ()  # one for each picture of the scene; empty if it was not scored since a change
+    negatives: tuple[Negative, ...] = ()
+    scene_scores: Mapping[bytes, float] = field(default_factory=dict)  # of the scene's pictures scored since a change
 
     @cached_property  # read for every class of every frame
     def level(self) -> float:
-        return self.own_level if self.is_level_by_hand else scene_level(self.own_level, self.scene_scores)
+        return (
+            self.own_level if self.is_level_by_hand else scene_level(self.own_level, tuple(self.scene_scores.values()))
+        )
 
 
 class SupportBank:
@@ -102,19 +102,19 @@ class SupportBank:
         """Return the supports of a class; an InputError if it is not enrolled, as in all that follow."""
         return self._known(name).supports
 
-    def negatives(self, name: str) -> ClassSupports:
+    def negatives(self, name: str) -> tuple[Negative, ...]:
         """Return the pictures that a person said are not the class, oldest first."""
-        return tuple(one for (one,), _ in self._known(name).negatives)
+        return self._known(name).negatives
 
     @property
     def negative_supports(self) -> tuple[ClassSupports, ...]:
         """Each negative of every class by itself, in the order of the classes."""
-        return tuple(one for entry in self._classes.values() for one, _ in entry.negatives)
+        return tuple(one.alone for entry in self._classes.values() for one in entry.negatives)
 
     @property
     def negative_margins(self) -> tuple[tuple[int, float], ...]:
         """For each of `negative_supports`, the index of its class and its margin, see `decide.negative_margin`."""
-        return tuple((way, margin) for way, entry in enumerate(self._classes.values()) for _, margin in entry.negatives)
+        return tuple((way, one.margin) for way, entry in enumerate(self._classes.values()) for one in entry.negatives)
 
     @property
     def scene(self) -> tuple[bytes, ...]:
@@ -122,8 +122,21 @@ class SupportBank:
         return self._scene
 
     def scene_scores(self, name: str) -> tuple[float, ...]:
-        """Return the score of a class on each picture of the scene; empty if they are not known."""
-        return self._known(name).scene_scores
+        """Return the score of a class on each picture of the scene; empty if not all are known."""
+        known = self._known(name).scene_scores
+        return tuple(known[frame] for frame in self._scene) if all(frame in known for frame in self._scene) else ()
+
+    def unscored(self, frame: bytes) -> tuple[str, ...]:
+        """Name the classes that have no score on a picture of the scene, because it is new or they have changed."""
+        return tuple(name for name, entry in self._classes.items() if frame not in entry.scene_scores)
+
+    @property
+    def found_in_scene(self) -> tuple[str, ...]:
+        """The classes that are present in a picture of the scene: their level is set by hand, or they score 1 there."""
+        # `log_odds` ends at 1 - 2**-23, so the level does too; a score of 1 is above it.
+        return tuple(
+            name for name, entry in self._classes.items() if max(entry.scene_scores.values(), default=0) > entry.level
+        )
 
     @property
     def objectness_weights(self) -> npt.NDArray[np.float32]:
@@ -170,15 +183,14 @@ class SupportBank:
         if name not in self._classes and len(self._classes) == MAX_CLASSES:
             raise InputError(f"The bank already has {MAX_CLASSES} classes; remove one before enrolling {name!r}.")
         before = self._classes.get(name) or _Class((), self.head.presence_level, False)
-        self._classes[name] = replace(self._with_supports(before, before.supports + added), scene_scores=())
+        self._classes[name] = replace(self._with_supports(before, before.supports + added), scene_scores={})
 
-    def add_negative(self, name: str, negative: CachedSupport, margin: float) -> None:
-        """Add a picture of what is not the class, and its margin."""
+    def add_negative(self, name: str, negative: Negative) -> None:
+        """Add a picture of what is not the class."""
         entry = self._known(name)
         if len(entry.negatives) == MAX_NEGATIVES:
             raise InputError(f"Class {name!r} already has {MAX_NEGATIVES} negatives; remove one first.")
-        negatives = (*entry.negatives, ((negative,), margin))
-        self._classes[name] = replace(entry, negatives=negatives, scene_scores=())
+        self._classes[name] = replace(entry, negatives=(*entry.negatives, negative), scene_scores={})
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0."""
@@ -186,19 +198,26 @@ class SupportBank:
         if not 0 <= index < len(entry.negatives):
             raise InputError(f"Class {name!r} has {len(entry.negatives)} negatives and no negative {index}.")
         kept = entry.negatives[:index] + entry.negatives[index + 1 :]
-        self._classes[name] = replace(entry, negatives=kept, scene_scores=())
+        self._classes[name] = replace(entry, negatives=kept, scene_scores={})
 
     def set_scene(self, frames: Sequence[bytes]) -> None:
-        """Replace the pictures of the empty scene; the latest `MAX_SCENE_FRAMES` stay, and no class is scored yet."""
+        """Replace the pictures of the empty scene; the latest `MAX_SCENE_FRAMES` stay, new ones are unscored."""
         self._scene = tuple(frames)[-MAX_SCENE_FRAMES:]
-        self._classes = {name: replace(entry, scene_scores=()) for name, entry in self._classes.items()}
+        for name, entry in self._classes.items():
+            kept = {frame: entry.scene_scores[frame] for frame in self._scene if frame in entry.scene_scores}
+            self._classes[name] = replace(entry, scene_scores=kept)
 
     def set_scene_scores(self, name: str, scores: Sequence[float]) -> None:
         """Set what a class scores on each picture of the scene, in [0, 1]; its level follows."""
         entry = self._known(name)
         if len(scores) != len(self._scene) or not all(0 <= score <= 1 for score in scores):
             raise InputError(f"The {len(self._scene)} pictures of the scene need scores in [0, 1], got {scores!r:.80}.")
-        self._classes[name] = replace(entry, scene_scores=tuple(map(float, scores)))
+        self._classes[name] = replace(entry, scene_scores=dict(zip(self._scene, map(float, scores), strict=True)))
+
+    def add_scene_score(self, name: str, frame: bytes, score: float) -> None:
+        """Add what a class scores on one picture of the scene, in [0, 1]; its level follows."""
+        entry = self._known(name)
+        self._classes[name] = replace(entry, scene_scores={**entry.scene_scores, frame: score})
 
     def remove(self, name: str) -> None:
         """Remove a class, and the frames that are kept for it."""
@@ -215,7 +234,7 @@ class SupportBank:
             self.remove(name)
         else:
             kept = self._with_supports(self._classes[name], supports[:index] + supports[index + 1 :])
-            self._classes[name] = replace(kept, scene_scores=())
+            self._classes[name] = replace(kept, scene_scores={})
 
     def rename(self, old: str, new: str) -> None:
         """Rename a class, which keeps its place."""
@@ -233,40 +252,34 @@ class SupportBank:
             InputError: The path does not end in .safetensors or cannot be a file.
             FsvitEdgeError: The disk is full or the folder is not writable; an old file is unchanged.
         """
-        check_bank_path(path)
         tensors: dict[str, npt.NDArray[Any]] = {
             f"{_SCENE}.{index}": np.frombuffer(frame, np.uint8) for index, frame in enumerate(self._scene)
         }
         tensors.update(review_tensors(self.review))
         classes = []
         for index, (name, entry) in enumerate(self._classes.items()):
-            negatives = self.negatives(name)
-            for key, supports in ((f"{index}", entry.supports), (f"{index}.{_NOT}", negatives)):
-                for shot, support in enumerate(supports):
-                    for field in TENSORS:
-                        tensors[f"{key}.{shot}.{field}"] = np.ascontiguousarray(getattr(support, field))
+            negatives = tuple(one.support for one in entry.negatives)
+            tensors.update(support_tensors(f"{index}", entry.supports))
+            tensors.update(support_tensors(f"{index}.{_NOT}", negatives))
             classes.append(
                 {
                     "name": name,
                     "level": entry.own_level,
                     "is_level_by_hand": entry.is_level_by_hand,
-                    "scene_scores": entry.scene_scores,
+                    "scene_scores": self.scene_scores(name),
                     **facts_of(entry.supports),
                     "negatives": facts_of(negatives),
-                    "negative_margins": [margin for _, margin in entry.negatives],
+                    "negative_margins": [one.margin for one in entry.negatives],
                 }
             )
-        header: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "precision": PRECISION,
+        header = {
             "encoder": vars(self.identity),
             "head": vars(self.head),
             "scene_frames": len(self._scene),
             "classes": classes,
             **review_header(self.review),
         }
-        header["sha256"] = _digest(header, tensors)
-        atomic_write(path, save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
+        write_bank_file(path, header, tensors)
 
     @classmethod
     def load(
@@ -286,31 +299,13 @@ class SupportBank:
             InputError: The path does not end in .safetensors.
             ArtifactError: The file is missing, damaged, or made by another encoder.
         """
-        check_bank_path(path)
-        if not path.is_file():
-            raise ArtifactError(
-                f"Bank {path} does not exist; make one with: fsvit-edge enroll NAME IMAGE --bank {path}."
-            )
+        header, tensors = read_bank_file(path)
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = (file.metadata() or {}).get(METADATA_KEY)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise ArtifactError(f"Bank {path} is damaged or not a safetensors file: {error}.") from error
-        try:
-            header = _read_header(path, metadata or "")
-            digest = header.pop("sha256")
             made_by, scored_by = EncoderIdentity(**header["encoder"]), HeadIdentity(**header["head"])
             entries = [_read_entry(entry) for entry in header["classes"]]
             num_frames = int(header.get("scene_frames", 0))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ArtifactError(
-                f"{path} is not a support bank of fsvit-edge: its header is missing or damaged."
-            ) from error
-        if digest != _digest(header, tensors):
-            raise ArtifactError(
-                f"Bank {path} is damaged: its contents do not match its sha256; enroll its classes again."
-            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise damaged_header(path) from error
         if identity is not None:
             check_same_encoder(path, made_by, identity)
         bank = cls(made_by, scored_by)
@@ -329,7 +324,7 @@ class SupportBank:
                 bank.add(name, supports)
                 bank._classes[name] = _Class(tuple(supports), level, entry["is_level_by_hand"])
                 for negative, margin in zip(negatives, entry["negative_margins"], strict=True):
-                    bank.add_negative(name, negative, margin)
+                    bank.add_negative(name, Negative(negative, margin))
                 if entry["scene_scores"]:
                     bank.set_scene_scores(name, entry["scene_scores"])
             bank.review = read_review(path, header, tensors, bank.classes)
@@ -339,8 +334,8 @@ class SupportBank:
             bank.head = head
             for name, known in bank._classes.items():
                 unscored = tuple(replace(support, loo_score=None) for support in known.supports)
-                margined = tuple((one, NEGATIVE_MARGIN) for one, _ in known.negatives)
-                changed = replace(known, negatives=margined, scene_scores=())
+                margined = tuple(replace(one, margin=NEGATIVE_MARGIN) for one in known.negatives)
+                changed = replace(known, negatives=margined, scene_scores={})
                 bank._classes[name] = bank._with_supports(changed, unscored)
         return bank
 
@@ -355,29 +350,6 @@ class SupportBank:
         if name not in self._classes:
             raise InputError(f"Class {name!r} is not enrolled; enrolled: {', '.join(self._classes) or 'none'}.")
         return self._classes[name]
-
-
-def check_name(name: str) -> None:
-    """Refuse a class name that a table, a file or a terminal could not show, with an InputError."""
-    if not name or name != name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
-        raise InputError(f"A class name must be 1 to {MAX_NAME_LENGTH} printable characters, got {name!r}.")
-
-
-def check_bank_path(path: Path) -> None:
-    """Refuse a path that does not end in .safetensors, with an InputError."""
-    if path.suffix != ".safetensors":
-        raise InputError(f"A bank must be a .safetensors file, got {path}.")
-
-
-def _read_header(path: Path, text: str) -> dict[str, Any]:
-    header: dict[str, Any] = json.loads(text)
-    version, precision = header["format_version"], header["precision"]
-    if version not in READABLE_VERSIONS or precision != PRECISION:
-        raise ArtifactError(
-            f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))} in {PRECISION!r}; enroll its classes again."
-        )
-    return header
 
 
 def _read_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -397,13 +369,3 @@ def _finite(value: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(value)
     return float(value)
-
-
-def _digest(header: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Return the sha256 of header and tensors: safetensors checks the shape of a file, not its values."""
-    digest = hashlib.sha256(json.dumps(header).encode())
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.view(np.uint8).data if array.size else b"")
-    return digest.hexdigest()

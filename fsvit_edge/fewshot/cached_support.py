@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fsvit_edge.runtime.errors import ArtifactError
 
 NUM_POOLED = 9
 MAX_OBJECTNESS_WEIGHT = 2.0
+_DIMMED = 0.25
 TENSORS = ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask")
 FACTS = ("has_mask", "loo_score", "objectness_weight")
 """The other fields, which are in the file's header."""
@@ -37,9 +39,35 @@ class CachedSupport:
         """Size of the head's data in bytes, without the thumbnail."""
         return self.kept.nbytes + self.pooled.nbytes + self.pooled_mask.nbytes
 
+    def dimmed(self) -> npt.NDArray[np.uint8]:
+        """The thumbnail, dark where the mask is not."""
+        return (self.thumbnail * np.where(self.thumbnail_mask, 1.0, _DIMMED)[..., None]).astype(np.uint8)
+
 
 ClassSupports = tuple[CachedSupport, ...]
 """The supports of one class, in the order of enrollment; a bank makes a new tuple on every change."""
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A picture that a person said is not a class."""
+
+    support: CachedSupport
+    margin: float  # in log-odds, see `decide.negative_margin`
+
+    @cached_property  # the same tuple for every frame, by which the network knows that it is uploaded
+    def alone(self) -> ClassSupports:
+        """The picture as the head reads it: as a class of one support."""
+        return (self.support,)
+
+
+def support_tensors(key: str, supports: ClassSupports) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of supports by their names in a bank's file."""
+    return {
+        f"{key}.{shot}.{field}": np.ascontiguousarray(getattr(support, field))
+        for shot, support in enumerate(supports)
+        for field in TENSORS
+    }
 
 
 def facts_of(supports: ClassSupports) -> dict[str, list[Any]]:

@@ -6,21 +6,36 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fsvit_edge.fewshot.bank import SupportBank
-from fsvit_edge.fewshot.cached_support import CachedSupport, ClassSupports
+from fsvit_edge.fewshot.cached_support import CachedSupport, ClassSupports, Negative
 from fsvit_edge.fewshot.decide import negative_margin, subtract_negatives
+from fsvit_edge.fewshot.names import check_name
 from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.fewshot.outlines import objectness_weight
 from fsvit_edge.fewshot.scene import SceneReport, decode_frame, encode_frame
-from fsvit_edge.fewshot.support_masks import Image, Mask, check_support, support_window, thing_of_name
-from fsvit_edge.runtime.engines.base import Array, ResidentTensor
-from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.fewshot.support_masks import (
+    Box,
+    Image,
+    Mask,
+    check_support,
+    mask_from_box,
+    support_masks,
+    support_window,
+    thing_in_box,
+    thing_of_name,
+)
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor, on_host
+from fsvit_edge.runtime.errors import InputError, ObjectTooSmallError
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.preprocess import check_rgb, resize_nearest
+from fsvit_edge.runtime.presence_level import check_level
 
 _THUMBNAIL_PX = 96
 _MAX_LOO_SUPPORTS = 5
 """Supports that score a new picture: enough for a mean, and the hundredth picture costs no more than the sixth."""
+
+Encoded = Mapping[str, Array | ResidentTensor]
+"""What `ExportedNetwork.encode` returned, or a copy of it on the host."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +57,70 @@ class Enrollment:
     masks: tuple[Mask, ...] = field(compare=False, repr=False)
 
 
+def enroll_class(
+    network: ExportedNetwork,
+    bank: SupportBank,
+    name: str,
+    images: Sequence[Image],
+    masks: Sequence[Mask | None] | None,
+    boxes: Sequence[Box | None] | None,
+    level: float | None,
+    is_sharp: bool,
+) -> Enrollment:
+    """Add pictures to a class of a bank, see `FewShotModel.enroll`; `is_sharp` uses objectness."""
+    check_name(name)
+    if level is not None:
+        check_level(level)
+    if name not in bank.classes:
+        network.check_ways(len(bank.classes) + 1)
+    given = support_masks(name, images, masks, boxes, lambda image, box: mask_of_box(network, image, box, is_sharp))
+    others = list(bank.supports(name)) if name in bank.classes else []
+    supports: list[CachedSupport] = []
+    used: list[Mask] = []
+    for index, (image, mask) in enumerate(zip(images, given, strict=True)):
+        support, seen = make_support(network, image, mask, [*others, *supports], is_sharp)
+        if support.kept.shape[1] == 1:
+            raise ObjectTooSmallError(f"Picture {index + 1} of {name!r}", index)
+        supports.append(support)
+        used.append(seen)
+    bank.add(name, supports)
+    if level is not None:
+        bank.set_level(name, level)
+    score_scene(network, bank)
+    kept = tuple(support.kept.shape[1] - 1 for support in supports)
+    covers = tuple(float(mask.mean()) for mask in used)
+    return Enrollment(name, len(bank.supports(name)), covers, kept, tuple(used))
+
+
+def mask_of_box(network: ExportedNetwork, image: Image, box_xyxy: Box, is_sharp: bool) -> Mask:
+    """Make a mask of the object in a box, see `FewShotModel.mask_of_box`."""
+    check_rgb(image, "The picture")
+    ellipse = mask_from_box((image.shape[0], image.shape[1]), box_xyxy)
+    if not is_sharp:
+        return ellipse
+    objectness = network.objectness_of(network.encode(image), image)
+    assert objectness is not None
+    return thing_in_box(objectness, ellipse, box_xyxy)
+
+
 def make_support(
-    network: ExportedNetwork, image: Image, mask: Mask | None, others: Sequence[CachedSupport], is_sharp: bool
+    network: ExportedNetwork,
+    image: Image,
+    mask: Mask | None,
+    others: Sequence[CachedSupport],
+    is_sharp: bool,
+    encoded: Encoded | None = None,
 ) -> tuple[CachedSupport, Mask]:
     """Encode and enroll one (H, W, 3) uint8 RGB picture with its (H, W) mask, or None if only the name is known.
 
-    The class's other supports score the picture; `is_sharp` uses objectness, also to find an object by its name.
+    The class's other supports score the picture; `is_sharp` uses objectness, also to find an object by its name. A
+    picture that is encoded already is not encoded again, only a window around a small object in it.
 
     Returns:
         The support, and the mask that was used, (H, W) bool at the picture's size.
     """
-    encoded = network.encode(image)
+    if encoded is None:
+        encoded = network.encode(image)
     objectness = network.objectness_of(encoded, image) if is_sharp else None
     loo_score = _score_by(network, others, encoded["tokens"]) if others else None
     enrolled = None
@@ -84,24 +152,32 @@ def make_support(
 
 
 def make_negative(
-    network: ExportedNetwork, supports: ClassSupports, image: Image, mask: Mask
-) -> tuple[CachedSupport, float]:
-    """Return what is kept of a picture that is not a class, and its margin, see `decide.negative_margin`.
+    network: ExportedNetwork, supports: ClassSupports, image: Image, mask: Mask, encoded: Encoded | None = None
+) -> Negative:
+    """Return what is kept of a picture that is not a class.
 
     Args:
         network: The graphs.
         supports: Of the class.
         image: (H, W, 3) uint8 RGB.
         mask: (H, W), not 0 on what is not the class; the whole picture is used if it is empty or too small.
+        encoded: The picture, encoded already, on the host.
     """
+    if encoded is None:
+        encoded = copy_on_host(network.encode(image))
     whole = np.ones(image.shape[:2], np.bool_)
     for tried in (mask, whole) if np.any(mask) else (whole,):
         check_support("the negative", image, tried)
-        negative, _ = make_support(network, image, tried, (), is_sharp=False)
-        if negative.kept.shape[1] > 1:
+        support, _ = make_support(network, image, tried, (), is_sharp=False, encoded=encoded)
+        if support.kept.shape[1] > 1:
             break
-    tokens = network.encode(image)["tokens"]
-    return negative, negative_margin(*network.compare(tokens, (supports,), ((negative,),)))
+    margin = negative_margin(*network.compare(encoded["tokens"], (supports,), ((support,),)))
+    return Negative(support, margin)
+
+
+def copy_on_host(encoded: Encoded) -> dict[str, Array]:
+    """Copy what the encoder returned to the host: its next run may use the same memory."""
+    return {name: on_host(tensor) for name, tensor in encoded.items()}
 
 
 def learn_scene(network: ExportedNetwork, bank: SupportBank, images: Sequence[Image]) -> SceneReport:
@@ -116,35 +192,32 @@ def learn_scene(network: ExportedNetwork, bank: SupportBank, images: Sequence[Im
     score_scene(network, bank)
     highest = {name: max(bank.scene_scores(name)) for name in bank.classes}
     answering = tuple(name for name in bank.classes if highest[name] > bank.own_level(name))
-    return SceneReport(len(bank.scene), highest, answering)
+    return SceneReport(len(bank.scene), highest, answering, bank.found_in_scene)
 
 
 def score_scene(network: ExportedNetwork, bank: SupportBank) -> None:
-    """Score the classes on the empty scene that were not since they or the scene changed."""
-    names = [name for name in bank.classes if not bank.scene_scores(name)]
-    if not names or not bank.scene:
-        return
-    known = bank.subset(names)
-    levels = np.array([bank.own_level(name) for name in names], np.float32)
-    rows = []
+    """Score the classes on the pictures of the empty scene on which they have no score."""
     for frame in bank.scene:
+        names = bank.unscored(frame)
+        if not names:
+            continue
+        known = bank.subset(names)
+        levels = np.array([bank.own_level(name) for name in names], np.float32)
         tokens = network.encode(decode_frame(frame))["tokens"]
         found = network.compare(tokens, known.class_supports, known.negative_supports)
         # What a negative already excludes must not raise the level as well.
-        rows.append(subtract_negatives(*found, levels, known.negative_margins)[0])
-    for name, scores in zip(names, np.clip(rows, 0, 1).T, strict=True):
-        bank.set_scene_scores(name, scores.tolist())
+        scores = subtract_negatives(*found, levels, known.negative_margins)[0]
+        for name, score in zip(names, np.clip(scores, 0, 1).tolist(), strict=True):
+            bank.add_scene_score(name, frame, score)
 
 
-def _guess_mask(
-    network: ExportedNetwork, encoded: Mapping[str, ResidentTensor], objectness: Maps | None
-) -> tuple[Mask, dict[str, Array]]:
+def _guess_mask(network: ExportedNetwork, encoded: Encoded, objectness: Maps | None) -> tuple[Mask, dict[str, Array]]:
     """Find the object by its name alone: the encoder's own pseudo-mask, or what objectness marks where they agree.
 
     Returns the mask, (S, S) bool at the encoder's input size, and what the enroll graph makes of the picture with it.
     """
     # Copied to the host once, because the enroll graph may run twice.
-    inputs = {spec.name: encoded[spec.name].numpy() for spec in network.enroll.inputs if spec.name in encoded}
+    inputs = {spec.name: on_host(encoded[spec.name]) for spec in network.enroll.inputs if spec.name in encoded}
     enrolled = network.run_enroll(inputs, None)
     guess = np.asarray(enrolled["used_mask"][0] != 0, np.bool_)
     if objectness is None:
@@ -153,7 +226,7 @@ def _guess_mask(
     return guess, network.run_enroll(inputs, guess)
 
 
-def _score_by(network: ExportedNetwork, supports: Sequence[CachedSupport], tokens: ResidentTensor) -> float:
+def _score_by(network: ExportedNetwork, supports: Sequence[CachedSupport], tokens: Array | ResidentTensor) -> float:
     """Return P(present), in [0, 1], of a class of some of these supports, evenly chosen, in an encoded picture."""
     chosen = tuple(supports[:: -(-len(supports) // _MAX_LOO_SUPPORTS)])
     score = float(network.compare(tokens, (chosen,))[0][0])

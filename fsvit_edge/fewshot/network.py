@@ -66,12 +66,12 @@ class ExportedNetwork:
         """Encode an (H, W, 3) uint8 RGB picture of any size: "tokens" (1, C, T, d) and the encoder's other outputs."""
         return self.encoder.run({"image": resize_image(image, self.manifest.image_size)[None]})
 
-    def objectness_of(self, encoded: Mapping[str, ResidentTensor], image: Image) -> Maps | None:
+    def objectness_of(self, encoded: Mapping[str, Array | ResidentTensor], image: Image) -> Maps | None:
         """Return the objectness logits (n, n) float32 of an encoded picture; None if the bundle has no objectness."""
         logits = encoded.get(OBJECTNESS)
         if logits is None and self.objectness is not None:
             logits = self.objectness.run({"image": resize_image(image, self.manifest.image_size)[None]})[OBJECTNESS]
-        return None if logits is None else np.asarray(logits.numpy()[0], np.float32)
+        return None if logits is None else np.asarray(on_host(logits)[0], np.float32)
 
     def run_enroll(self, encoded: Mapping[str, Array | ResidentTensor], mask: Mask | None) -> dict[str, Array]:
         """Run the enroll graph on what `encode` returned, with an (H, W) mask of any size or the encoder's own guess.
@@ -89,7 +89,10 @@ class ExportedNetwork:
         return {name: tensor.numpy() for name, tensor in self.enroll.run(feed).items()}
 
     def compare(
-        self, tokens: ResidentTensor, classes: Sequence[ClassSupports], negatives: Sequence[ClassSupports] = ()
+        self,
+        tokens: Array | ResidentTensor,
+        classes: Sequence[ClassSupports],
+        negatives: Sequence[ClassSupports] = (),
     ) -> tuple[Maps, Maps]:
         """Compare an encoded frame ("tokens" of `encode`) with the supports of classes and negatives of this encoder.
 

@@ -7,6 +7,9 @@ import numpy.typing as npt
 
 from fsvit_edge.fewshot.overlay import PALETTE, add_text, fitting_text
 
+SHEET_PX = 200
+"""Width of a picture on a sheet of many."""
+_COLUMNS = 6
 _TEXT_PX = 13
 _LINE_PX = round(1.5 * _TEXT_PX)
 _GAP_PX = 8
@@ -30,6 +33,11 @@ def captioned(panel: _Rgb, lines: Sequence[tuple[str, int | None]]) -> _Rgb:
         add_text(line, fitting_text(text, _TEXT_PX, panel.shape[1] - start), start, 0, 255)
     both: _Rgb = np.concatenate([panel, below])
     return both
+
+
+def sheet_of(cells: Sequence[_Rgb]) -> _Rgb:
+    """Arrange at least one (h, w, 3) uint8 RGB picture in rows of six."""
+    return sheet([cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)])
 
 
 def sheet(rows: Sequence[Sequence[_Rgb]]) -> _Rgb:

@@ -6,28 +6,29 @@ from pathlib import Path
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.fewshot.answer import answer_frame
-from fsvit_edge.fewshot.bank import SupportBank, check_name
+from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import CachedSupport
-from fsvit_edge.fewshot.enrollment import Enrollment, learn_scene, make_negative, make_support, score_scene
+from fsvit_edge.fewshot.enrollment import (
+    Enrollment,
+    copy_on_host,
+    enroll_class,
+    learn_scene,
+    make_negative,
+    make_support,
+    mask_of_box,
+    score_scene,
+)
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.fewshot.outlines import OUTLINES
 from fsvit_edge.fewshot.prediction import Prediction, Rejection, StageClock
 from fsvit_edge.fewshot.review import Review
 from fsvit_edge.fewshot.scene import SceneReport
-from fsvit_edge.fewshot.support_masks import (
-    Box,
-    Image,
-    Mask,
-    check_support,
-    mask_from_box,
-    support_masks,
-    thing_in_box,
-)
+from fsvit_edge.fewshot.support_masks import Box, Image, Mask, check_support
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
-from fsvit_edge.runtime.engines.base import Engine, ResidentTensor
+from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
-from fsvit_edge.runtime.errors import ArtifactError, InputError, ObjectTooSmallError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image
 from fsvit_edge.runtime.presence_level import check_level
@@ -183,28 +184,7 @@ class FewShotModel:
             InputError: The name, a picture, a mask, a box or the level cannot be used; the bank is unchanged.
             ArtifactError: The head's engine was built for fewer classes; the bank is unchanged.
         """
-        check_name(name)
-        if level is not None:
-            check_level(level)
-        if name not in self.classes:
-            self.network.check_ways(len(self.classes) + 1)
-        given = support_masks(name, images, masks, boxes, self.mask_of_box)
-        others = list(self.bank.supports(name)) if name in self.classes else []
-        supports: list[CachedSupport] = []
-        used: list[Mask] = []
-        for index, (image, mask) in enumerate(zip(images, given, strict=True)):
-            support, seen = make_support(self.network, image, mask, [*others, *supports], self._is_sharp)
-            if support.kept.shape[1] == 1:
-                raise ObjectTooSmallError(f"Picture {index + 1} of {name!r}", index)
-            supports.append(support)
-            used.append(seen)
-        self.bank.add(name, supports)
-        if level is not None:
-            self.bank.set_level(name, level)
-        score_scene(self.network, self.bank)
-        kept = tuple(support.kept.shape[1] - 1 for support in supports)
-        covers = tuple(float(mask.mean()) for mask in used)
-        return Enrollment(name, len(self.bank.supports(name)), covers, kept, tuple(used))
+        return enroll_class(self.network, self.bank, name, images, masks, boxes, level, self._is_sharp)
 
     def predict(self, rgb: Image, probabilities: bool = False) -> Prediction:
         """Score one frame against every enrolled class.
@@ -226,10 +206,9 @@ class FewShotModel:
             self.network.encoder.wait()  # some ten microseconds on a GPU; without it the head's time includes both
             objectness = self._objectness_of(encoded, image)
             clock.lap("encoder")
-            answers = self._compare(encoded["tokens"], self.bank)
-            del encoded  # freeing it takes time, which counts as the head's
-            clock.lap("head")
-            return self._answer(rgb, self.bank, answers, objectness, clock, probabilities)
+            tokens = encoded["tokens"]
+            del encoded  # freeing the rest takes time, which counts as the head's
+            return self._answer(rgb, self.bank, tokens, objectness, probabilities, clock)
 
     def predict_with(self, rgb: Image, banks: Sequence[SupportBank]) -> list[Prediction]:
         """Score one frame against other classes than the enrolled ones: by each bank in turn, encoding the frame once.
@@ -246,16 +225,10 @@ class FewShotModel:
             ArtifactError: A bank has more classes than the head's engine was built for.
         """
         check_rgb(rgb, "The frame")
-        predictions = []
         with self._blas.limit(limits=1):
             encoded = self.network.encode(rgb)
             objectness = self._objectness_of(encoded, rgb)
-            for bank in banks:
-                clock = StageClock()
-                answers = self._compare(encoded["tokens"], bank)
-                clock.lap("head")
-                predictions.append(self._answer(rgb, bank, answers, objectness, clock))
-        return predictions
+            return [self._answer(rgb, bank, encoded["tokens"], objectness) for bank in banks]
 
     def cache_support(
         self, name: str, image: Image, mask: Mask | None = None, others: Sequence[CachedSupport] = ()
@@ -290,13 +263,7 @@ class FewShotModel:
         Raises:
             InputError: The picture is not such an array, or the box contains less than 4 x 4 pixels of it.
         """
-        check_rgb(image, "The picture")
-        ellipse = mask_from_box((image.shape[0], image.shape[1]), box_xyxy)
-        if not self._is_sharp:
-            return ellipse
-        objectness = self.network.objectness_of(self.network.encode(image), image)
-        assert objectness is not None
-        return thing_in_box(objectness, ellipse, box_xyxy)
+        return mask_of_box(self.network, image, box_xyxy, self._is_sharp)
 
     def learn_scene(self, images: Sequence[Image]) -> SceneReport:
         """Learn what the camera sees when no enrolled thing is there.
@@ -316,7 +283,7 @@ class FewShotModel:
         """Remove the pictures of the empty scene; the levels are those of the classes again."""
         self.bank.set_scene(())
 
-    def reject(self, name: str, image: Image, mask: Mask | None = None) -> Rejection:
+    def reject(self, name: str, image: Image, mask: Mask | Callable[[Prediction], Mask] | None = None) -> Rejection:
         """Learn that a picture, or a part of it, is not a class although it looks like it.
 
         The picture becomes a negative of the class: where the camera sees something that is as much like the negative
@@ -325,22 +292,28 @@ class FewShotModel:
         Args:
             name: The class.
             image: (H, W, 3) uint8 RGB, a frame in which the class was wrongly found.
-            mask: (H, W), not 0 on what is not the class; None for where the class is found, or all of the picture if it
-                is not found.
+            mask: (H, W), not 0 on what is not the class; or what makes it from the answer before, with P(foreground);
+                None for where the class is found, or all of the picture if it is not found.
 
         Raises:
             InputError: The class is not enrolled or has `MAX_NEGATIVES` negatives, or the picture or mask cannot be
                 used; the bank is unchanged.
         """
         supports = self.bank.supports(name)
-        before = self.predict(image)
-        negative, margin = make_negative(self.network, supports, image, before.pixels(name) if mask is None else mask)
-        self.bank.add_negative(name, negative, margin)
-        score_scene(self.network, self.bank)
+        check_rgb(image, "The frame")
+        with self._blas.limit(limits=1):
+            resident = self.network.encode(image)
+            objectness = self._objectness_of(resident, image)
+            encoded = copy_on_host(resident)
+            before = self._answer(image, self.bank, encoded["tokens"], objectness, probabilities=callable(mask))
+            where = before.pixels(name) if mask is None else mask(before) if callable(mask) else mask
+            negative = make_negative(self.network, supports, image, where, encoded)
+            self.bank.add_negative(name, negative)
+            score_scene(self.network, self.bank)
+            after = self._answer(image, self.bank, encoded["tokens"], objectness)
         way = self.classes.index(name)
-        after = self.predict(image)
         scores = float(before.scores[way]), float(after.scores[way])
-        return Rejection(name, len(self.bank.negatives(name)), *scores, float(after.levels[way]), margin)
+        return Rejection(name, len(self.bank.negatives(name)), *scores, float(after.levels[way]), negative.margin)
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0; an InputError if there is none."""
@@ -406,20 +379,20 @@ class FewShotModel:
     def _objectness_of(self, encoded: dict[str, ResidentTensor], image: Image) -> Maps | None:
         return self.network.objectness_of(encoded, image) if self._is_sharp else None
 
-    def _compare(self, tokens: ResidentTensor, bank: SupportBank) -> tuple[Maps, Maps]:
-        return self.network.compare(tokens, bank.class_supports, bank.negative_supports)
-
     def _answer(
         self,
         rgb: Image,
         bank: SupportBank,
-        answers: tuple[Maps, Maps],
+        tokens: Array | ResidentTensor,
         objectness: Maps | None,
-        clock: StageClock,
         probabilities: bool = False,
+        clock: StageClock | None = None,
     ) -> Prediction:
+        clock = clock or StageClock()
+        found = self.network.compare(tokens, bank.class_supports, bank.negative_supports)
+        clock.lap("head")
         levels = bank.levels
         if self._level_for_all is not None:
             levels[:] = self._level_for_all
         size_hw = (rgb.shape[0], rgb.shape[1])
-        return answer_frame(size_hw, bank, levels, *answers, objectness, self.exclusive, clock, probabilities)
+        return answer_frame(size_hw, bank, levels, *found, objectness, self.exclusive, clock, probabilities)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.overlay import PALETTE
-from fsvit_edge.fewshot.picture_sheet import captioned, sheet
+from fsvit_edge.fewshot.picture_sheet import SHEET_PX, captioned, sheet_of
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, with_item, with_verdict
 from fsvit_edge.fewshot.scene import decode_frame, encode_frame
@@ -31,8 +31,6 @@ _SAME_CELLS = 16
 _SAME_LEVELS = 32
 """Two pictures are the same if no cell of 16 x 16 differs by more than this many gray levels: in a video of bottles,
 changing light and a shaking camera gave up to 26, and a hand at the edge 80."""
-_SHEET_COLUMNS = 6
-_SHEET_PX = 200
 
 Predict = Callable[[Image, Sequence[SupportBank]], list[Prediction]]
 
@@ -257,11 +255,11 @@ def draw_review(items: Sequence[ReviewItem]) -> Image:
     names = list(dict.fromkeys(one.name for one in items))
     cells = []
     for one in items:
-        picture = np.asarray(cv2.resize(one.picture, (_SHEET_PX, _SHEET_PX), interpolation=cv2.INTER_AREA), np.uint8)
+        picture = np.asarray(cv2.resize(one.picture, (SHEET_PX, SHEET_PX), interpolation=cv2.INTER_AREA), np.uint8)
         answer = f"{'present' if one.was_present else 'absent'}, {one.score:.2f} (level {one.level:.2f})"
         title = (f"{one.number}: {one.name}", names.index(one.name) % len(PALETTE))
         cells.append(captioned(picture, [title, (answer, None), (f"verdict: {one.verdict or 'none yet'}", None)]))
-    return sheet([cells[start : start + _SHEET_COLUMNS] for start in range(0, len(cells), _SHEET_COLUMNS)])
+    return sheet_of(cells)
 
 
 def _answer(prediction: Prediction, name: str) -> tuple[float, bool]:

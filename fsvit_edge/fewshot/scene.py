@@ -27,11 +27,14 @@ class SceneReport:
         highest: For each class its highest score on them, in [0, 1].
         answering: The classes that were present in one of them by their own level. It is raised, so they may be missed,
             unless it was set by hand; reject what they mistake, or remove it from view.
+        still_found: Those that are present in one of them even now: their level was set by hand, or they score 1 there,
+            and no level is above that.
     """
 
     frames: int
     highest: Mapping[str, float]
     answering: tuple[str, ...]
+    still_found: tuple[str, ...]
 
 
 def encode_frame(image: Image, size: int) -> bytes:

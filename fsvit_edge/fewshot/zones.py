@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.names import check_name
 from fsvit_edge.fewshot.support_masks import Box
 from fsvit_edge.runtime.errors import InputError
 
-MAX_NAME_LENGTH = 64
 MIN_SHARE = 0.2
 """Share of a class's pixels that must lie in a zone.
 
@@ -26,7 +26,7 @@ class Zone:
     """A polygon in the frame.
 
     Attributes:
-        name: 1 to 64 printable characters.
+        name: 1 to 80 printable characters.
         corners: At least three (x, y), in order around the zone, as shares of the frame's width and height in [0, 1].
 
     Raises:
@@ -38,8 +38,7 @@ class Zone:
 
     def __post_init__(self) -> None:
         name = self.name
-        if not name or name != name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
-            raise InputError(f"A zone's name must be 1 to {MAX_NAME_LENGTH} printable characters, got {name!r:.80}.")
+        check_name(name, "zone")
         if len(self.corners) < 3:
             raise InputError(f"Zone {name!r} has {len(self.corners)} corners; {_EXPECTED}.")
         for value in (value for corner in self.corners for value in corner):

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.fewshot.bank import METADATA_KEY, SupportBank
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.bank_file import METADATA_KEY
 from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS, Bundle, Manifest, read_manifest
 from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TensorSpec

@@ -79,6 +79,8 @@ class Health:
     latency_ms: dict[str, Percentiles] = field(default_factory=dict)  # Milliseconds of each stage, by name.
     memory_mb: float = 0.0  # Resident memory of this process and its capture process in 10^6 bytes.
     sinks: tuple[SinkStatus, ...] = ()  # State of each sink.
+    scene_frames: int = 0  # Pictures of the empty scene that the bank has.
+    false_alarm_bound: float = 1.0  # Share of frames like these, at most, with a false alarm, in 95 of 100 cases.
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values for JSON, with numbers rounded to 3 decimals."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.scene import false_alarm_bound
 from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.live.events import EventDetector
 from fsvit_edge.live.frame import Frame
@@ -147,7 +148,7 @@ class LiveRun:
     def health(self) -> Health:
         """The current health; safe from any thread."""
         now_s, child = time.monotonic(), self._source.process_id
-        statistics, choice = self._statistics, self._model.choice
+        statistics, choice, scene_frames = self._statistics, self._model.choice, self._model.enrolled.scene_frames
         return Health(
             wall_time_s=time.time(),
             monotonic_s=now_s,
@@ -165,6 +166,8 @@ class LiveRun:
             latency_ms=statistics.latency_ms,
             memory_mb=resident_memory_mb([os.getpid(), *([child] if child else [])]),
             sinks=tuple(worker.status for worker in self._workers),
+            scene_frames=scene_frames,
+            false_alarm_bound=false_alarm_bound(scene_frames),
         )
 
     def run(self) -> RunResult:

@@ -96,7 +96,7 @@ class LiveModel:
 
     def run_requests(self) -> None:
         """Run the requests of other threads; only from the thread of the loop, between two frames."""
-        while True:
+        for _ in range(self._waiting.qsize()):  # those that come meanwhile wait for a frame
             try:
                 request, answer, is_change = self._waiting.get_nowait()
             except queue.Empty:
@@ -154,7 +154,7 @@ def _enrolled(model: FewShotModel) -> Enrolled:
     names, bank = model.classes, model.bank
     return Enrolled(
         supports={name: bank.supports(name) for name in names},
-        negatives={name: bank.negatives(name) for name in names},
+        negatives={name: tuple(one.support for one in bank.negatives(name)) for name in names},
         level_sources={name: bank.level_source(name) for name in names},
         scene_frames=len(bank.scene),
     )

@@ -1,15 +1,16 @@
 """What the page does against false alarms: the empty scene, and "this is not it"."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from fsvit_edge.fewshot.prediction import Rejection
+from fsvit_edge.fewshot.prediction import Prediction, Rejection
 from fsvit_edge.fewshot.predictor import FewShotModel
-from fsvit_edge.fewshot.scene import false_alarm_bound
+from fsvit_edge.fewshot.scene import SceneReport, false_alarm_bound
 from fsvit_edge.fewshot.support_masks import Image, Mask
-from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 SCENE_FRAMES = 16
 SCENE_S = 4.0
@@ -34,15 +35,38 @@ class SceneAnswer:
     warnings: tuple[str, ...]
 
 
-def learn_scene(model: FewShotModel, images: Sequence[Image]) -> SceneAnswer:
-    """Learn the empty scene from (H, W, 3) uint8 RGB frames; raises like `FewShotModel.learn_scene`."""
-    report = model.learn_scene(images)
+def learn_scene(
+    update: Callable[[Callable[[FewShotModel], SceneAnswer]], SceneAnswer], images: Sequence[Image]
+) -> SceneAnswer:
+    """Learn the empty scene, one frame in each request, so that the run shows frames in between.
+
+    Args:
+        update: `LiveModel.update`.
+        images: (H, W, 3) uint8 RGB frames, at least one.
+
+    Raises:
+        FsvitEdgeError: A request failed. The frames before it stay learned, and the sentence says how many.
+    """
+    answers: list[SceneAnswer] = []
+    try:
+        for image in images:
+            answers.append(update(partial(_learn_frame, image=image)))  # noqa: PERF401 - their number tells how far it came
+    except FsvitEdgeError as error:
+        if not answers:
+            raise
+        kept = f"Only {len(answers)} of {len(images)} pictures of the empty scene were learned"
+        raise FsvitEdgeError(f"{kept}: {str(error)[0].lower()}{str(error)[1:]}") from error
+    return answers[-1]
+
+
+def _learn_frame(model: FewShotModel, image: Image) -> SceneAnswer:
+    report = model.learn_scene([image])
     return SceneAnswer(
         frames=report.frames,
         false_alarm_bound=round(false_alarm_bound(report.frames), 4),
         highest={name: round(score, 4) for name, score in report.highest.items()},
         answering=report.answering,
-        warnings=tuple(_warning(model, name, report.highest[name]) for name in report.answering),
+        warnings=tuple(_warning(model, name, report) for name in report.answering),
     )
 
 
@@ -53,9 +77,9 @@ def reject(model: FewShotModel, name: str, image: Image, mask: Mask | None) -> R
         InputError: Without a mask, the class is not found in the frame, whose background would become the negative; or
             as `FewShotModel.reject`.
     """
-    if mask is None and name in model.classes:
-        answer = model.predict(image, probabilities=True)
-        way = model.classes.index(name)
+
+    def where_found(answer: Prediction) -> Mask:
+        way = answer.classes.index(name)
         if not answer.present[way]:
             raise InputError(
                 f"{name!r} is not found in this frame, its score is not above its level; press Not it when it is, or "
@@ -63,14 +87,19 @@ def reject(model: FewShotModel, name: str, image: Image, mask: Mask | None) -> R
             )
         assert answer.foreground is not None
         # Not its pixels in the label map, which another class may have won.
-        mask = np.asarray(answer.foreground[way] > 0.5, np.bool_)
-    return model.reject(name, image, mask)
+        return np.asarray(answer.foreground[way] > 0.5, np.bool_)
+
+    return model.reject(name, image, where_found if mask is None else mask)
 
 
-def _warning(model: FewShotModel, name: str, score: float) -> str:
-    is_raised = model.bank.level_source(name) == "empty scene"
-    effect = "so it may be missed" if is_raised else "and its level was set by hand, so it will be found there"
+def _warning(model: FewShotModel, name: str, report: SceneReport) -> str:
+    if name not in report.still_found:
+        effect = "so it may be missed"
+    elif model.bank.level_source(name) == "by hand":
+        effect = "and its level was set by hand, so it will be found there"
+    else:
+        effect = "as high as a score can be, so no level helps and it will be found there"
     return (
-        f"{name}: the empty scene scores {score:.2f}, {effect}; press Not it where it lights up, or remove from view "
-        "what it mistakes for it."
+        f"{name}: the empty scene scores {report.highest[name]:.2f}, {effect}; press Not it where it lights up, or "
+        "remove from view what it mistakes for it."
     )

@@ -8,6 +8,8 @@ from prometheus_client.registry import Collector
 
 from fsvit_edge.live.health import Health, Percentiles, SourceState
 
+_BOUND = "Share of frames like the empty scene, at most, in which a class is falsely found."
+
 
 class HealthMetrics(Collector):
     """The health of a run, in seconds and bytes."""
@@ -26,6 +28,8 @@ class HealthMetrics(Collector):
             _metric("gauge", "frames_per_second", "Frames processed per second, over the latest 5 s.", health.fps),
             _metric("gauge", "resident_memory_bytes", "Memory of the run.", health.memory_mb * 1e6),
             _metric("gauge", "classes", "Enrolled classes.", len(health.classes)),
+            _metric("gauge", "scene_frames", "Pictures of the empty scene.", health.scene_frames),
+            _metric("gauge", "false_alarm_bound", _BOUND, health.false_alarm_bound),
             _metric("gauge", "source_frozen", "1 if the camera repeats the same picture.", status.is_frozen),
             _metric("gauge", "source_state", "1 for the current state of the source.", states),
             _metric("counter", "frames", "Frames processed.", health.frames),

@@ -13,12 +13,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.predictor import FewShotModel
-from fsvit_edge.live.shared_model import REQUEST_TIMEOUT_S, LiveModel
+from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import schemas
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
 from fsvit_edge.runtime.errors import InputError
-
-_DIMMED = 0.25
 
 _Answer = TypeVar("_Answer")
 
@@ -35,9 +33,9 @@ class PageState:
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
 
-    def update(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
+    def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Change the classes; raises like `LiveModel.update`."""
-        answer = self.model.update(request, timeout_s)
+        answer = self.model.update(request)
         self.is_saved = False
         return answer
 
@@ -62,10 +60,7 @@ def thumbnail(name: str, supports: ClassSupports, index: int, what: str, masked:
     """Answer with a thumbnail of a picture of a class; with `masked`, everything outside its mask is dimmed."""
     if index >= len(supports):
         raise InputError(f"Class {name!r} has {len(supports)} {what}s, so there is no {what} {index}.")
-    picture = supports[index].thumbnail
-    if masked:
-        picture = (picture * np.where(supports[index].thumbnail_mask, 1.0, _DIMMED)[..., None]).astype(np.uint8)
-    return schemas.PngResponse(encode_png(picture))
+    return schemas.PngResponse(encode_png(supports[index].dimmed() if masked else supports[index].thumbnail))
 
 
 def marked(page: PageState, asked: schemas.MarkedFrame) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_] | None]:

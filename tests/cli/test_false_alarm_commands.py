@@ -5,16 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skimage.data
 from typer.testing import CliRunner
 
 from fsvit_edge.cli.main import app
 from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.picture_sheet import captioned
 from fsvit_edge.fewshot.prediction import Rejection
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.pictures import write_image
+from fsvit_edge.runtime.pictures import read_image, write_image
 
 
 @pytest.fixture
@@ -66,6 +68,68 @@ def test_a_level_set_by_hand_is_told_to_stay(bank: Path) -> None:
     _, err = run("bank", "scene", str(bank), "like.jpg")
     assert "Note: cat: its level was set by hand" in err
     assert "may be missed" not in err
+
+
+@pytest.mark.parametrize(
+    ("score", "effect"),
+    [(1.0, "as high as a score can be, so it will be found there"), (0.9999999, "so it may be missed")],
+)
+def test_a_scene_that_scores_as_high_as_a_score_can_is_told_honestly(
+    bank: Path, monkeypatch: pytest.MonkeyPatch, score: float, effect: str
+) -> None:
+    monkeypatch.setattr(
+        "fsvit_edge.fewshot.enrollment.subtract_negatives",
+        lambda _, foreground, levels, *__: (np.full(len(levels), score, np.float32), foreground),
+    )
+    _, err = run("bank", "scene", str(bank), "other.jpg")
+    assert f"Warning: cat: the empty scene scores 1.00, {effect}; show it what it is not with" in err
+    told = "Warning: found in the empty scene itself, whatever that says: cat." in run("bank", "list", str(bank))[1]
+    assert told == (score == 1)
+
+
+def test_a_folder_with_a_folder_of_pictures_is_refused_with_the_one_to_give(bank: Path) -> None:
+    Path("scene/images").mkdir(parents=True)
+    for words in (["bank", "scene", str(bank), "scene"], ["run", "scene", "--bank", str(bank)]):
+        with pytest.raises(
+            InputError, match=r"contains no pictures \(.*\); give its folder of pictures, scene/images\.$"
+        ):
+            run(*words)
+    write_image(Path("scene/images/1.jpg"), skimage.data.coffee())
+    assert "Frames of the empty scene: 1." in run("bank", "scene", str(bank), "scene/images")[0]
+
+
+def test_all_pictures_of_a_bank_are_drawn_with_their_numbers(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("enroll", "cat", "like.jpg", "other.jpg", "--not")
+    run("bank", "scene", str(bank), "other.jpg")
+    drawn: list[list[str]] = []
+
+    def noting(panel: np.ndarray, lines: list[tuple[str, int | None]]) -> np.ndarray:
+        drawn.append([text for text, _ in lines])
+        return captioned(panel, lines)
+
+    monkeypatch.setattr("fsvit_edge.fewshot.bank_sheet.captioned", noting)
+    out, _ = run("bank", "list", str(bank), "--preview", "sheet.png")
+    margins = [one.margin for one in SupportBank.load(bank).negatives("cat")]
+    assert drawn == [
+        ["cat: picture 0", "by its name"],
+        *([f"cat: negative {number}", f"margin {margin:.1f}"] for number, margin in enumerate(margins)),
+        ["empty scene 0"],
+    ]
+    sheet = read_image(Path("sheet.png"))
+    assert sheet.shape[1] > 4 * 200
+    assert len(np.unique(sheet)) > 100
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[:2] + row[-1:] for row in rows if row[:1] == ["cat"]][1:] == [
+        ["cat", str(number), f"{margin:.1f}"] for number, margin in enumerate(margins)
+    ]
+    facts = json.loads(run("bank", "list", str(bank), "--json")[0])
+    assert facts["false_alarm_bound"] == 0.95
+    assert facts["classes"][0]["negative_margins"] == [round(margin, 3) for margin in margins]
+
+    SupportBank.load(bank).emptied().save(bank)
+    with pytest.raises(InputError, match="has no pictures to draw"):
+        run("bank", "list", str(bank), "--preview", "none.png")
+    assert not Path("none.png").exists()
 
 
 def test_the_demo_as_a_scene_ends(bank: Path) -> None:

@@ -9,16 +9,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fsvit_edge.fewshot import bank as bank_module
-from fsvit_edge.fewshot.bank import (
-    MAX_CLASSES,
-    MAX_NAME_LENGTH,
-    MAX_NEGATIVES,
-    SupportBank,
-)
-from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.bank import MAX_CLASSES, MAX_NEGATIVES, SupportBank
+from fsvit_edge.fewshot.bank_file import digest_of
+from fsvit_edge.fewshot.cached_support import CachedSupport, Negative
 from fsvit_edge.fewshot.decide import NEGATIVE_MARGIN
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
+from fsvit_edge.fewshot.names import MAX_NAME_LENGTH
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review_items import ReviewItem
 from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES
@@ -51,7 +47,7 @@ def filled(identity: EncoderIdentity = IDENTITY) -> SupportBank:
     bank.add("cat", [support(0), support(1, tokens=1, has_mask=False)])
     bank.add("Größe 猫", [support(2, tokens=7)])
     bank.set_level("Größe 猫", 0.8125)
-    bank.add_negative("cat", support(3, tokens=5), 0.75)
+    bank.add_negative("cat", Negative(support(3, tokens=5), 0.75))
     bank.set_scene([b"first", b"second"])
     bank.set_scene_scores("cat", [0.25, 0.75])
     bank.review = (
@@ -71,7 +67,7 @@ def content(bank: SupportBank) -> list[object]:
     found: list[object] = [bank.identity, bank.head, bank.scene, bank.negative_margins, bank.review]
     for name in bank.classes:
         found += [name, bank.level(name), bank.level_source(name), bank.own_level(name), bank.scene_scores(name)]
-        for one in (*bank.supports(name), *bank.negatives(name)):
+        for one in (*bank.supports(name), *(negative.support for negative in bank.negatives(name))):
             found += [(v.dtype, v.shape, v.tobytes()) if isinstance(v, np.ndarray) else v for v in vars(one).values()]
     return found
 
@@ -241,7 +237,7 @@ def rewrite(path: Path, change: Change, reseal: bool = True) -> None:
         header = json.loads(file.metadata()[HEADER])
     seal = header.pop("sha256")
     change(header, tensors)
-    header["sha256"] = bank_module._digest(header, tensors) if reseal else seal
+    header["sha256"] = digest_of(header, tensors) if reseal else seal
     save_file(tensors, path, metadata={HEADER: json.dumps(header)})
 
 
@@ -393,6 +389,13 @@ def test_a_bank_of_the_former_release_is_read_with_its_classes_and_levels(path: 
     assert same(SupportBank.load(path, IDENTITY, HEAD), wanted)
 
 
+def test_a_bank_of_format_4_that_was_written_before_this_release_is_read_whole() -> None:
+    kept = SupportBank.load(Path(__file__).with_name("format_4.safetensors"), IDENTITY, HEAD)
+    assert same(kept, filled())
+    kept.remove_negative("cat", 0)
+    assert not same(kept, filled())
+
+
 def test_a_bank_without_doubtful_frames_has_no_such_part(path: Path) -> None:
     bank = filled()
     bank.review = ()
@@ -418,19 +421,19 @@ def test_a_copy_of_a_bank_changes_alone() -> None:
     copy.set_level("cat", 0.5)
     copy.remove("Größe 猫")
     copy.set_scene([])
-    copy.add_negative("cat", support(9), 1.0)
+    copy.add_negative("cat", Negative(support(9), 1.0))
     assert same(bank, filled())
 
 
 def test_negatives_are_compared_after_the_classes_in_their_order() -> None:
     bank = filled()
-    bank.add_negative("Größe 猫", support(4), -1.0)
-    bank.add_negative("cat", support(5), 0.5)
+    bank.add_negative("Größe 猫", Negative(support(4), -1.0))
+    bank.add_negative("cat", Negative(support(5), 0.5))
 
     assert bank.negative_margins == ((0, 0.75), (0, 0.5), (1, -1.0))
     assert [len(one) for one in bank.negative_supports] == [1, 1, 1]
-    assert bank.negative_supports[0][0] is bank.negatives("cat")[0]
-    assert bank.negative_supports[1][0] is bank.negatives("cat")[1]
+    assert bank.negative_supports[0][0] is bank.negatives("cat")[0].support
+    assert bank.negative_supports[1][0] is bank.negatives("cat")[1].support
 
     bank.rename("cat", "dog")
     bank.remove_negative("dog", 0)
@@ -442,9 +445,9 @@ def test_negatives_are_compared_after_the_classes_in_their_order() -> None:
 def test_a_class_has_a_limited_number_of_negatives() -> None:
     bank = filled()
     for seed in range(MAX_NEGATIVES - 1):
-        bank.add_negative("cat", support(seed), 1.0)
+        bank.add_negative("cat", Negative(support(seed), 1.0))
     with pytest.raises(InputError, match="already has 16 negatives; remove one first"):
-        bank.add_negative("cat", support(99), 1.0)
+        bank.add_negative("cat", Negative(support(99), 1.0))
     with pytest.raises(InputError, match="has 16 negatives and no negative 16"):
         bank.remove_negative("cat", 16)
 
@@ -461,6 +464,15 @@ def test_the_level_is_raised_above_the_scene_unless_a_person_set_it() -> None:
     assert bank.level_source("cat") == "own pictures"
 
 
+@pytest.mark.parametrize(("score", "is_found"), [(1.0, True), (1 - 2**-24, True), (1 - 2**-23, False), (0.9, False)])
+def test_no_level_is_above_the_highest_score_there_is(score: float, is_found: bool) -> None:
+    bank = filled()
+    bank.set_scene_scores("cat", [0.5, score])
+    assert bank.found_in_scene == (("cat",) if is_found else ())
+    bank.set_scene_scores("Größe 猫", [0.5, 0.9])
+    assert bank.found_in_scene[-1:] == ("Größe 猫",)  # its level was set by hand
+
+
 def test_what_changes_the_scores_on_the_scene_drops_them(path: Path) -> None:
     for change in (
         lambda bank: bank.add("cat", [support(7)]),
@@ -475,6 +487,24 @@ def test_what_changes_the_scores_on_the_scene_drops_them(path: Path) -> None:
     assert other.scene_scores("cat") == ()
     assert other.scene == (b"first", b"second")
     assert other.negative_margins == ((0, NEGATIVE_MARGIN),)
+
+
+def test_pictures_of_the_scene_that_stay_keep_their_scores() -> None:
+    bank = filled()
+    bank.set_scene([b"second", b"third"])
+    assert bank.scene_scores("cat") == ()
+    assert [bank.unscored(frame) for frame in bank.scene] == [("Größe 猫",), ("cat", "Größe 猫")]
+    bank.add_scene_score("cat", b"third", 0.5)
+    assert bank.scene_scores("cat") == (0.75, 0.5)
+    bank.set_scene([b"third"])
+    assert bank.scene_scores("cat") == (0.5,)
+
+
+def test_a_class_that_is_scored_on_a_part_of_the_scene_is_saved_as_not_scored(path: Path) -> None:
+    bank = filled()
+    bank.set_scene([b"second", b"third"])
+    bank.save(path)
+    assert SupportBank.load(path).unscored(b"second") == ("cat", "Größe 猫")
 
 
 def test_the_oldest_pictures_of_the_scene_go_first() -> None:

@@ -1,19 +1,25 @@
 """The bundled model: the empty scene, a rejected picture and competing classes keep a class from being found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import skimage.data
 
+from fsvit_edge.fewshot.enrollment import make_negative
+from fsvit_edge.fewshot.prediction import Rejection
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES
+from fsvit_edge.runtime.engines.base import ResidentTensor
 from fsvit_edge.runtime.errors import InputError
 
 CAT = skimage.data.chelsea()
 CAT_LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat
 NOTHING = skimage.data.coffee()
+BIG, SMALL, SPECK = (np.zeros(CAT.shape[:2], np.bool_) for _ in range(3))
+BIG[20:280, 30:400] = SMALL[60:120, 100:170] = SPECK[0, 0] = True
 
 
 @pytest.fixture
@@ -26,6 +32,20 @@ def model() -> Iterator[FewShotModel]:
 def score(model: FewShotModel, image: np.ndarray, name: str = "cat") -> float:
     prediction = model.predict(image)
     return float(prediction.scores[prediction.classes.index(name)])
+
+
+@pytest.fixture
+def encoded(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The pixels of each picture that the encoder gets from now on."""
+    pictures: list[bytes] = []
+    run = model.network.encoder.run
+
+    def counting(feed: Mapping[str, Any]) -> dict[str, ResidentTensor]:
+        pictures.append(feed["image"].tobytes())
+        return run(feed)
+
+    monkeypatch.setattr(model.network.encoder, "run", counting)
+    return pictures
 
 
 def test_a_class_must_score_higher_than_on_the_empty_scene(model: FewShotModel) -> None:
@@ -77,6 +97,41 @@ def test_the_same_picture_of_the_scene_counts_once(model: FewShotModel) -> None:
     assert model.learn_scene([NOTHING, CAT_LIKE]).frames == 2
 
 
+def test_no_picture_of_the_scene_is_scored_twice(model: FewShotModel, encoded: list[bytes]) -> None:
+    frames = [np.roll(NOTHING, 90 * step, axis=1) for step in range(3)]
+    at_once = model.bank_after(lambda trial: trial.learn_scene(frames))
+    assert len(set(encoded)) == len(encoded) == 3
+    for count, frame in enumerate(frames, start=4):
+        report = model.learn_scene([frame])
+        assert len(encoded) == count
+    assert encoded[3:] == encoded[:3]
+    assert model.bank.scene_scores("cat") == at_once.scene_scores("cat")
+    assert report.frames == 3
+    assert report.highest["cat"] == max(at_once.scene_scores("cat"))
+
+    del encoded[:]
+    model.enroll("cup", [CAT_LIKE])
+    assert len(encoded) == 1 + 3
+    assert model.bank.scene_scores("cat") == at_once.scene_scores("cat")
+    model.remove("cup")
+    model.remove_negative("cat", model.reject("cat", CAT_LIKE).negatives - 1)  # whose scores are others each time
+    assert len(encoded) == 1 + 3 + 1 + 3 + 3
+    assert model.bank.scene_scores("cat") == at_once.scene_scores("cat")
+
+
+def test_scores_of_pictures_that_are_too_old_go_with_them(
+    model: FewShotModel, encoded: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsvit_edge.fewshot.bank.MAX_SCENE_FRAMES", 2)
+    found = [
+        model.learn_scene([frame]).answering
+        for frame in (CAT_LIKE, NOTHING, np.roll(NOTHING, 90, axis=1), np.roll(NOTHING, 180, axis=1))
+    ]
+    assert found == [("cat",), ("cat",), (), ()]
+    assert len(encoded) == 4
+    assert model.bank.level_source("cat") == "default"
+
+
 def test_the_scene_and_negatives_survive_a_save(model: FewShotModel, tmp_path: Path) -> None:
     model.learn_scene([NOTHING])
     model.reject("cat", CAT_LIKE)
@@ -116,12 +171,51 @@ def test_a_rejected_picture_is_no_longer_the_class_and_its_own_picture_still_is(
     assert score(model, CAT_LIKE) == pytest.approx(rejection.score_before, abs=1e-5)
 
 
+def one_by_one(model: FewShotModel, mask: np.ndarray | None) -> Rejection:
+    """What `reject` does, in its plain order."""
+    before = model.predict(CAT_LIKE)
+    where = before.pixels("cat") if mask is None else mask
+    negative = make_negative(model.network, model.bank.supports("cat"), CAT_LIKE, where)
+    model.bank.add_negative("cat", negative)
+    after = model.predict(CAT_LIKE)
+    return Rejection("cat", 1, float(before.scores[0]), float(after.scores[0]), float(after.levels[0]), negative.margin)
+
+
+@pytest.mark.parametrize("sharp", [True, False], ids=["sharp", "plain"])
+@pytest.mark.parametrize(
+    ("mask", "pictures"), [(None, 1), (BIG, 1), (SMALL, 2), (SPECK, 2)], ids=["found", "big", "small", "speck"]
+)
+def test_rejecting_encodes_a_picture_and_the_window_in_it_once_and_finds_the_same(
+    model: FewShotModel, encoded: list[bytes], mask: np.ndarray | None, pictures: int, sharp: bool
+) -> None:
+    model.outlines = "sharp" if sharp else "plain"
+    found: list[Rejection] = []
+    runs = []
+    banks = []
+    ways: list[Callable[[FewShotModel], Rejection]] = [
+        lambda trial: one_by_one(trial, mask),
+        lambda trial: trial.reject("cat", CAT_LIKE, mask),
+        lambda trial: trial.reject("cat", CAT_LIKE, lambda before: before.pixels("cat") if mask is None else mask),
+    ]
+    for way in ways:
+        del encoded[:]
+        banks.append(model.bank_after(lambda trial, way=way: found.append(way(trial))))
+        runs.append((len(encoded), len(set(encoded))))
+    assert runs[0][0] > runs[0][1] == pictures  # the plain order encodes a picture again and again
+    assert runs[1] == runs[2] == (pictures, pictures)
+    assert found[0] == found[1] == found[2]
+    plain, *others = (bank.negatives("cat")[0] for bank in banks)
+    for other in others:
+        for field, value in vars(plain.support).items():
+            np.testing.assert_array_equal(getattr(other.support, field), value)
+
+
 @pytest.mark.parametrize("mask", [None, np.zeros(CAT.shape[:2], np.bool_)], ids=["where it is found", "empty"])
 def test_a_picture_can_be_rejected_without_a_mask(model: FewShotModel, mask: np.ndarray | None) -> None:
     model.reject("cat", NOTHING, mask)
     (negative,) = model.bank.negatives("cat")
-    assert negative.thumbnail_mask.all()
-    assert negative.kept.shape[1] > 1
+    assert negative.support.thumbnail_mask.all()
+    assert negative.support.kept.shape[1] > 1
 
 
 def test_negatives_of_one_class_leave_the_scores_of_others_alone(model: FewShotModel) -> None:

@@ -926,3 +926,19 @@ def test_a_score_that_rounding_lifts_above_one_is_stored_as_one(
     assert fake.model.bank.supports("a")[1].loo_score == 1.0
     fake.model.save_bank(tmp_path / "bank.safetensors")
     fake.model.load_bank(tmp_path / "bank.safetensors")
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_rejecting_reads_no_output_of_the_encoder_after_its_next_run(
+    fake: Fake, copies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.model.enroll("one", [picture(0)], [LEFT])
+    fake.model.learn_scene([picture(1)])
+    runs = fake.encoder.runs
+    if copies:
+        assert fake.model.reject("one", picture(0), CORNER).negatives == 1
+        assert fake.encoder.runs == runs + 2  # the picture, and that of the scene
+    else:
+        monkeypatch.setattr("fsvit_edge.fewshot.predictor.copy_on_host", lambda encoded: encoded)
+        with pytest.raises(AssertionError, match="read after a later run"):
+            fake.model.reject("one", picture(0), CORNER)

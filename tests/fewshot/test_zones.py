@@ -31,9 +31,9 @@ def test_a_zone_is_a_name_and_corners() -> None:
         ("door=0,0,-0.1,0,1,1", "Zone 'door' has -0.1 in a corner"),
         ("door=0,0,nan,0,1,1", "Zone 'door' has nan in a corner"),
         ("door=0,0,0.5,0.5,1,1", "The corners of zone 'door' enclose no area; give them in order around the zone."),
-        ("=0,0,1,0,1,1", "A zone's name must be 1 to 64 printable characters, got ''."),
-        ("a\nb=0,0,1,0,1,1", "A zone's name must be 1 to 64 printable characters"),
-        (f"{'x' * 65}=0,0,1,0,1,1", "A zone's name must be 1 to 64"),
+        ("=0,0,1,0,1,1", "A zone name must be 1 to 80 printable characters, got ''."),
+        ("a\nb=0,0,1,0,1,1", "A zone name must be 1 to 80 printable characters"),
+        (f"{'x' * 81}=0,0,1,0,1,1", "A zone name must be 1 to 80"),
     ],
 )
 def test_a_bad_zone_is_refused_in_one_sentence(text: str, said: str) -> None:

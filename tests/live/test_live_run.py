@@ -213,6 +213,17 @@ def test_states_and_health_are_reported_while_no_frame_arrives(tmp_path: Path) -
     assert result.health.memory_mb > 20
 
 
+@pytest.mark.parametrize(("frames", "bound"), [(0, 1.0), (16, 0.171)])
+def test_health_has_the_empty_scene_and_what_it_promises(frames: int, bound: float) -> None:
+    class Learned(NoModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self._enrolled = replace(self._enrolled, scene_frames=frames)
+
+    health = LiveRun(film(1), Learned(), [("sink", Collect())], print).run().health.to_dict()
+    assert (health["scene_frames"], health["false_alarm_bound"]) == (frames, bound)
+
+
 def test_a_health_file_that_cannot_be_written_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     live_run, said = run(film(400, pause_s=0.006), [Collect()], health_file=tmp_path / "file" / "health.json")

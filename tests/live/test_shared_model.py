@@ -102,3 +102,23 @@ def test_the_frame_being_processed_is_known(
     live.predict(PICTURE)
     live.predict(PICTURE)
     assert (seen, live.processing) == ([0, 1], None)
+
+
+def test_a_request_that_comes_while_others_run_waits_for_the_next_frame(live: LiveModel) -> None:
+    ran: list[str] = []
+    second = threading.Thread(target=lambda: live.read(lambda _: ran.append("second")))
+
+    def run_first(_: FewShotModel) -> None:
+        second.start()
+        time.sleep(0.3)  # until it waits
+        ran.append("first")
+
+    first = threading.Thread(target=lambda: live.read(run_first))
+    first.start()
+    time.sleep(0.1)
+    live.run_requests()
+    assert ran == ["first"]
+    live.run_requests()
+    assert ran == ["first", "second"]
+    for thread in (first, second):
+        thread.join()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from blank import blank_frame
 
-from fsvit_edge.fewshot.bank import MAX_NAME_LENGTH
+from fsvit_edge.fewshot.names import MAX_NAME_LENGTH
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event, EventDetector, EventKind, Sighting
 from fsvit_edge.live.sinks.base import EventOptions, Sink

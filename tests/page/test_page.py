@@ -226,6 +226,7 @@ def test_health_and_metrics(served: Served) -> None:
     }
     assert samples[("fsvit_edge_frames_total",)] == 7
     assert samples[("fsvit_edge_dropped_frames_total",)] == 2
+    assert (samples[("fsvit_edge_scene_frames",)], samples[("fsvit_edge_false_alarm_bound",)]) == (0, 1)
     assert samples[("fsvit_edge_frame_age_seconds", ("quantile", "0.99"))] == 0.03
     assert samples[("fsvit_edge_source_state", ("state", "live"))] == 1
     assert samples[("fsvit_edge_sink_written_frames_total", ("sink", 'out "1".mp4'))] == 7

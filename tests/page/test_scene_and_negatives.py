@@ -1,7 +1,9 @@
 """The page's API against false alarms: the empty scene and "this is not it"."""
 
+import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -14,12 +16,16 @@ import skimage.data
 from served_page import Served, enroll, filming, freeze, png, show
 
 from fsvit_edge.fewshot.prediction import Prediction
-from fsvit_edge.fewshot.scene import false_alarm_bound
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.scene import SceneReport, false_alarm_bound
 from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import false_alarms, frame_hub
+from fsvit_edge.page.false_alarms import SceneAnswer
 from fsvit_edge.page.frame_hub import FrameHub
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
+Update = Callable[[Callable[[FewShotModel], SceneAnswer]], SceneAnswer]
 CAT = skimage.data.chelsea()
 CAT_LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat
 NOTHING = skimage.data.coffee()[: CAT.shape[0], : CAT.shape[1]]
@@ -121,6 +127,89 @@ def test_a_level_set_by_hand_stays_and_the_report_says_so(served: Served) -> Non
     assert "its level was set by hand, so it will be found there; press Not it" in warning
     assert is_present(served, CAT_LIKE)
     assert (state_of(served)["level_source"], state_of(served)["level"]) == ("by hand", 0.4)
+
+
+@pytest.mark.usefixtures("briefly")
+@pytest.mark.parametrize("score", [1.0, 0.9999999])
+def test_a_scene_that_scores_as_high_as_a_score_can_is_reported_honestly(
+    served: Served, monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    enroll_cat(served)
+    monkeypatch.setattr(
+        "fsvit_edge.fewshot.enrollment.subtract_negatives",
+        lambda _, foreground, levels, *__: (np.full(len(levels), score, np.float32), foreground),
+    )
+    (warning,) = learn_scene(served, NOTHING)["warnings"]
+    assert ("as high as a score can be, so no level helps and it will be found there; press" in warning) == (score == 1)
+    assert ("so it may be missed; press" in warning) == (score < 1)
+
+
+def by_turns(loaded: FewShotModel, change: Callable[[Update], SceneAnswer]) -> tuple[str, SceneAnswer]:
+    """Let a run show frames while another thread changes the model: what the encoder did in turn, and the answer.
+
+    In the first, "f" is a frame of the run and "s" one of the scene.
+    """
+    model, turns, shown = LiveModel(loaded), [], []
+    run = loaded.network.encoder.run
+
+    def noting(feed: Any) -> Any:
+        turns.append("f" if shown else "s")
+        return run(feed)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as threads:
+        patch.setattr(loaded.network.encoder, "run", noting)
+        answer = threads.submit(change, model.update)
+        while not answer.done():
+            model.run_requests()
+            shown.append(True)
+            model.predict(CAT)
+            shown.clear()
+    return "".join(turns), answer.result()
+
+
+SCENE = [np.roll(NOTHING, 90 * step, axis=1) for step in range(3)]
+
+
+def test_the_run_shows_frames_between_those_of_the_scene_and_none_is_encoded_twice(
+    served: Served, loaded: FewShotModel
+) -> None:
+    enroll_cat(served)
+    before = loaded.bank
+    turns, answer = by_turns(loaded, lambda update: false_alarms.learn_scene(update, SCENE))
+    assert re.fullmatch("f*sf+sf+sf+", turns), turns
+    assert answer.frames == 3
+
+    loaded.bank = before.copy()
+    loaded.forget_scene()
+    turns, reference = by_turns(loaded, lambda update: update(lambda model: all_at_once(model, SCENE)))
+    assert re.fullmatch("f*sssf*", turns), turns  # all in one request: the run waits
+    assert reference == answer
+
+
+def all_at_once(model: FewShotModel, images: list[np.ndarray]) -> SceneAnswer:
+    report = model.learn_scene(images)
+    highest = {name: round(score, 4) for name, score in report.highest.items()}
+    return SceneAnswer(report.frames, round(false_alarm_bound(report.frames), 4), highest, report.answering, ())
+
+
+@pytest.mark.usefixtures("briefly")
+def test_what_was_learned_before_a_failure_stays_and_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    enroll_cat(served)
+    learned = iter([None, None, FsvitEdgeError("The GPU is gone."), None])
+    learn = FewShotModel.learn_scene
+
+    def failing(model: FewShotModel, images: list[np.ndarray]) -> SceneReport:
+        if error := next(learned):
+            raise error
+        return learn(model, images)
+
+    monkeypatch.setattr(FewShotModel, "learn_scene", failing)
+    with filming(served, CAT_LIKE):
+        answer = served.client.post("/api/scene")
+    told = "Only 2 of 4 pictures of the empty scene were learned: the GPU is gone."
+    assert error_of(answer, 503) == told
+    assert state(served)["scene_frames"] == 2
+    assert state_of(served)["level_source"] == "empty scene"
 
 
 def test_sixteen_frames_are_taken_over_four_seconds_while_the_model_answers(served: Served) -> None:

@@ -86,7 +86,8 @@ def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
     except OSError as error:
         raise SourceError(f"The source {uri} cannot be opened: {error.strerror}; check the path.") from error
     if is_folder and not pictures:
-        raise InputError(f"The folder {uri} contains no pictures ({', '.join(PICTURE_SUFFIXES)}).")
+        inside = f"; give its folder of pictures, {Path(uri) / 'images'}" if (path / "images").is_dir() else ""
+        raise InputError(f"The folder {uri} contains no pictures ({', '.join(PICTURE_SUFFIXES)}){inside}.")
     if is_folder or path.suffix.lower() in PICTURE_SUFFIXES:
         return FileSource(_repeated(lambda: _pictures(pictures), options), name=uri)
     if path.suffix.lower() in VIDEO_SUFFIXES:

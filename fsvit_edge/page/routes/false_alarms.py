@@ -9,8 +9,6 @@ from fsvit_edge.runtime.errors import FsvitEdgeError
 
 router = make_router()
 
-_SCENE_TIMEOUT_S = 120.0  # the encoder runs up to 32 times
-
 
 @router.post("/api/negatives", status_code=201)
 def reject(page: Page, asked: schemas.RejectRequest) -> Rejection:
@@ -38,7 +36,7 @@ def learn_scene(page: Page) -> false_alarms.SceneAnswer:
         raise FsvitEdgeError("The empty scene is being learned already; wait until that is done.")
     try:
         images = page.hub.sample(false_alarms.SCENE_FRAMES, false_alarms.SCENE_S)
-        return page.update(lambda model: false_alarms.learn_scene(model, images), _SCENE_TIMEOUT_S)
+        return false_alarms.learn_scene(page.update, images)
     finally:
         page.learning_scene.release()
 

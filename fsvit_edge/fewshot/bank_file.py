@@ -1,0 +1,80 @@
+"""A bank's file: a header in JSON and tensors in one .safetensors file, with a sum over both."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.storage import atomic_write
+
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (3, 4)
+"""Format 3 has neither negatives nor pictures of the empty scene."""
+METADATA_KEY = "fsvit-edge-bank"
+"""Key in the file's header that only a bank has."""
+PRECISION = "fp16"
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+def check_bank_path(path: Path) -> None:
+    """Refuse a path that does not end in .safetensors, with an InputError."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"A bank must be a .safetensors file, got {path}.")
+
+
+def write_bank_file(path: Path, contents: Mapping[str, Any], tensors: Tensors) -> None:
+    """Write tensors and a header, and add format and sum, whole or not at all; raises as `SupportBank.save`."""
+    check_bank_path(path)
+    header = {"format_version": FORMAT_VERSION, "precision": PRECISION, **contents}
+    header["sha256"] = digest_of(header, tensors)
+    atomic_write(path, save(dict(tensors), metadata={METADATA_KEY: json.dumps(header)}))
+
+
+def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
+    """Return the header and the tensors of a file whose format and sum are right; raises as `SupportBank.load`."""
+    check_bank_path(path)
+    if not path.is_file():
+        raise ArtifactError(f"Bank {path} does not exist; make one with: fsvit-edge enroll NAME IMAGE --bank {path}.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ArtifactError(f"Bank {path} is damaged or not a safetensors file: {error}.") from error
+    try:
+        header: dict[str, Any] = json.loads(metadata or "")
+        version, precision = header["format_version"], header["precision"]
+        digest = header.pop("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged_header(path) from error
+    if version not in READABLE_VERSIONS or precision != PRECISION:
+        raise ArtifactError(
+            f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))} in {PRECISION!r}; enroll its classes again."
+        )
+    if digest != digest_of(header, tensors):
+        raise ArtifactError(f"Bank {path} is damaged: its contents do not match its sha256; enroll its classes again.")
+    return header, tensors
+
+
+def damaged_header(path: Path) -> ArtifactError:
+    """The error of a header that lacks something."""
+    return ArtifactError(f"{path} is not a support bank of fsvit-edge: its header is missing or damaged.")
+
+
+def digest_of(header: Mapping[str, Any], tensors: Tensors) -> str:
+    """Return the sha256 of header and tensors: safetensors checks the shape of a file, not its values."""
+    digest = hashlib.sha256(json.dumps(header).encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()
