@@ -52,9 +52,9 @@ def measure(model: FewShotModel, uri: str, max_frames: int | None) -> str:
                     model.enroll(support.name, [support.image], [support.mask])
                 if uri != "demo":
                     model.enroll("thing", [frame.image])
-            prediction = model.predict(frame.image)
-            raw.append(prediction.present)
-            settled.append(steady.update(prediction, frame.index / fps).present)
+            prediction = model.predict(frame.image, over_time=steady.at(frame.index / fps))
+            raw.append(prediction.scores > prediction.levels)
+            settled.append(prediction.present)
     before, after = np.array(raw), np.array(settled)
     minutes = len(raw) / fps / 60
     changes = [np.abs(np.diff(one.astype(int), axis=0)).sum() / minutes for one in (before, after)]

@@ -8,6 +8,7 @@ from threadpoolctl import ThreadpoolController
 from fsvit_edge.fewshot.answer import answer_frame
 from fsvit_edge.fewshot.bank import SupportBank, check_name
 from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.enrollment import Enrollment, learn_scene, make_negative, make_support, score_scene
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.fewshot.network import ExportedNetwork
@@ -206,12 +207,13 @@ class FewShotModel:
         covers = tuple(float(mask.mean()) for mask in used)
         return Enrollment(name, len(self.bank.supports(name)), covers, kept, tuple(used))
 
-    def predict(self, rgb: Image, probabilities: bool = False) -> Prediction:
+    def predict(self, rgb: Image, probabilities: bool = False, over_time: PresenceOverTime | None = None) -> Prediction:
         """Score one frame against every enrolled class.
 
         Args:
             rgb: (H, W, 3) uint8 RGB.
             probabilities: Also return P(foreground) at the frame's size, which takes a few milliseconds per class.
+            over_time: Decides over several frames which classes are present; None: this frame decides alone.
 
         Raises:
             InputError: The frame is not such an array.
@@ -229,7 +231,7 @@ class FewShotModel:
             answers = self._compare(encoded["tokens"], self.bank)
             del encoded  # freeing it takes time, which counts as the head's
             clock.lap("head")
-            return self._answer(rgb, self.bank, answers, objectness, clock, probabilities)
+            return self._answer(rgb, self.bank, answers, objectness, clock, probabilities, over_time)
 
     def predict_with(self, rgb: Image, banks: Sequence[SupportBank]) -> list[Prediction]:
         """Score one frame against other classes than the enrolled ones: by each bank in turn, encoding the frame once.
@@ -417,9 +419,12 @@ class FewShotModel:
         objectness: Maps | None,
         clock: StageClock,
         probabilities: bool = False,
+        over_time: PresenceOverTime | None = None,
     ) -> Prediction:
         levels = bank.levels
         if self._level_for_all is not None:
             levels[:] = self._level_for_all
         size_hw = (rgb.shape[0], rgb.shape[1])
-        return answer_frame(size_hw, bank, levels, *answers, objectness, self.exclusive, clock, probabilities)
+        return answer_frame(
+            size_hw, bank, levels, *answers, objectness, self.exclusive, clock, probabilities, over_time
+        )

@@ -52,5 +52,7 @@ def level_of_supports(presence_level: float, loo_scores: Sequence[float | None])
     return 1 / (1 + math.exp(-(base + max(-_MOST_LOGITS, min(_MOST_LOGITS, shift)))))
 
 
+# Not that of `postprocess`: a bank's levels are float64, and a mean of few scores must not hang on one that is nearly 1,
+# so scores are clipped at 1e-3, while pixels and scores of a frame are float32 and clipped only to be finite.
 def _log_odds(probability: float) -> float:
     return math.log(probability / (1 - probability))
