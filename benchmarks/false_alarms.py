@@ -13,13 +13,13 @@ exclusive  all classes in one bank: hits and false classes per picture (a number
            pictures, one above the other
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from model_options import model_parser, open_model
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import CachedSupport
@@ -27,7 +27,6 @@ from fsvit_edge.fewshot.decide import scene_level
 from fsvit_edge.fewshot.enrollment import make_negative
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.support_masks import Image
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.pictures import read_image, read_mask
 
 SCENE_FRAMES = 2
@@ -46,13 +45,10 @@ class VideoClass:
 
 def main() -> None:
     """Measure every data set and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = model_parser(__doc__)
     parser.add_argument("--sets", type=Path, nargs="+", required=True, help="<class>/{images,masks}/<stem>.*")
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
-    parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    with FewShotModel.load(options.bundle, threads=options.threads) as model:
-        print(f"{model.manifest.name}, {model.choice.description}")
+    with open_model(options) as model:
         print(HEADER, flush=True)
         for root in options.sets:
             classes = read_classes(model, root)

@@ -141,12 +141,12 @@ def _report_camera_rate(model: FewShotModel) -> None:
     with tempfile.TemporaryDirectory() as folder:
         video = f"{folder}/demo.mp4"
         with open_source("demo") as demo, open_sink(video, 25.0) as sink:
-            run_loop(demo, model.predict, sink.write, RunStatistics(), max_frames=100)
+            run_loop(demo, lambda frame: model.predict(frame.image), sink.write, RunStatistics(), max_frames=100)
 
         def rate() -> float:
             with open_source(video) as frames:
                 so_far = RunStatistics()
-                run_loop(frames, model.predict, lambda _frame, _prediction: None, so_far)
+                run_loop(frames, lambda frame: model.predict(frame.image), lambda *_: None, so_far)
                 return so_far.fps
 
         measure(model, ways, shots=1, frames=1)

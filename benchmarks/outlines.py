@@ -16,7 +16,6 @@ more than 5 pictures show is a class. Its first picture is the support; the quer
 pictures from the sixth on, when the scene has moved.
 """
 
-import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from model_options import model_parser
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import CachedSupport
@@ -33,7 +33,6 @@ from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.evaluation import cache_example
 from fsvit_edge.learn.examples import IGNORE, Example, FewShotData, check_size, read_stored_mask
 from fsvit_edge.learn.metrics import count_pixels
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.errors import AccuracyGateError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import by_stem, pictures_in
 
@@ -84,12 +83,10 @@ class ClassFit:
 
 def main() -> None:
     """Measure every data set, print the table, then check --max-loss."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = model_parser(__doc__)
     parser.add_argument("--sets", type=Path, nargs="+", default=[], help="<class>/{images,masks}/<stem>.*")
     parser.add_argument("--labeled", type=Path, nargs="+", default=[], help="sequences: images/, labels/, labels.txt")
     parser.add_argument("--labels", default="", help="labels of the sequences to use: NAME,NAME,...; default: all")
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
-    parser.add_argument("--threads", type=int)
     parser.add_argument("--classes", action="store_true", help="also print a row for each class")
     parser.add_argument(
         "--max-loss", type=float, metavar="POINTS", help="fail if a class loses more points with sharp outlines"

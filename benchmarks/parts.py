@@ -14,7 +14,6 @@ zones   for each share of the outline: how often a zone without a pixel of the m
         zone with more than half of the mask is said not to; a zone is one of the nine cells of the frame, or a half
 """
 
-import argparse
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from model_options import model_parser, open_model
 
 from fsvit_edge.fewshot.predictor import FewShotModel
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.pictures import read_image, read_mask
 
 FRAME_SHARES = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
@@ -48,16 +47,13 @@ class Picture:
 
 def main() -> None:
     """Measure every data set and print the tables; the best rule is that of `--choose-on`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = model_parser(__doc__)
     parser.add_argument("--choose-on", type=Path, required=True)
     parser.add_argument("--sets", type=Path, nargs="+", default=[])
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--per-class", type=int, default=12)
-    parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     rules = list(itertools.product(FRAME_SHARES, PART_SHARES))
-    with FewShotModel.load(options.bundle, threads=options.threads) as model:
-        print(f"{model.manifest.name}, {model.choice.description}")
+    with open_model(options) as model:
         for root in (options.choose_on, *options.sets):
             pictures = look(model, root, options.per_class)
             if root == options.choose_on:

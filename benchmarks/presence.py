@@ -12,18 +12,16 @@ the hits at 1 % false alarms (one level per class, and one level for all classes
 its mask, the results at other levels, and how many answers would be right if one picture in twenty showed the object.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from model_options import model_parser, open_model
 
-from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn.datasets import open_data
 from fsvit_edge.learn.metrics import Score
 from fsvit_edge.learn.scenes import SceneOptions, SceneResult, SceneTally, evaluate_scenes, hits_and_false_alarms
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.errors import InputError
 
 SHOTS = (1, 3)
@@ -47,15 +45,12 @@ HEADER = f"| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}"
 
 def main() -> None:
     """Measure every data set and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = model_parser(__doc__)
     parser.add_argument("--sets", type=Path, nargs="+", required=True, help="<class>/{images,masks}/<stem>.*")
     parser.add_argument("--per-class", type=int, help="maximum number of scenes per class; default: all")
     parser.add_argument("--levels", action="store_true", help="also print hits and false alarms at other levels")
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
-    parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    with FewShotModel.load(options.bundle, threads=options.threads) as model:
-        print(f"{model.manifest.name}, {model.choice.description}")
+    with open_model(options) as model:
         print(HEADER, flush=True)
         for root in options.sets:
             data = open_data("folder", root, None, None, "test")

@@ -8,32 +8,28 @@ at the video's own speed. The delay is from the first frame above the level to t
 the times that a class turned on. Turning on at the start counts as a change of the steady answers.
 """
 
-import argparse
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from model_options import model_parser, open_model
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.sources.base import DEFAULT_FPS
 from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.live.steady import SteadyAnswers
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 
 HEADER = "| source | frames | classes | changes per minute | steady | delay, s |\n|" + " --- |" * 6
 
 
 def main() -> None:
     """Measure every source and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = model_parser(__doc__)
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--frames", type=int, help="maximum number of frames of a video; default: all")
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
-    parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    with FewShotModel.load(options.bundle, threads=options.threads) as model:
-        print(f"{model.manifest.name}, {model.choice.description}")
+    with open_model(options) as model:
         print(HEADER, flush=True)
         for source in options.sources:
             for name in model.classes:
@@ -52,9 +48,9 @@ def measure(model: FewShotModel, uri: str, max_frames: int | None) -> str:
                     model.enroll(support.name, [support.image], [support.mask])
                 if uri != "demo":
                     model.enroll("thing", [frame.image])
-            prediction = model.predict(frame.image)
-            raw.append(prediction.present)
-            settled.append(steady.update(prediction, frame.index / fps).present)
+            prediction = model.predict(frame.image, over_time=steady.at(frame.index / fps))
+            raw.append(prediction.scores > prediction.levels)
+            settled.append(prediction.present)
     before, after = np.array(raw), np.array(settled)
     minutes = len(raw) / fps / 60
     changes = [np.abs(np.diff(one.astype(int), axis=0)).sum() / minutes for one in (before, after)]

@@ -5,13 +5,16 @@ present. `benchmarks/false_alarms.py` measures what each rule buys.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.outlines import surest_count
 from fsvit_edge.runtime.postprocess import Maps, log_odds, sigmoid
 
 Scores = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
 
 SCENE_MARGIN = 0.5
 """How far above the highest score on the empty scene, in log-odds, a class must be."""
@@ -19,9 +22,30 @@ NEGATIVE_MARGIN = 3.0
 """How far behind a negative, in log-odds, a class may be and still be present: a negative is newer than the class's own
 pictures, and so more like the frame."""
 _REJECTED_BY = 0.25
-_SUREST = 0.05
-LEFT = 0.7
+SHARE_LEFT = 0.7
 """Share of a class's pixels that must be left to it by classes of higher scores."""
+
+
+class PresenceOverTime(Protocol):
+    """Decides over several frames which classes are present, as `live.steady.SteadyAnswers` does."""
+
+    def before(self, classes: tuple[str, ...]) -> Flags:
+        """Return whether each class was present in the frame before, (ways,) bool."""
+
+    def decide(self, classes: tuple[str, ...], scores: Scores, raw_scores: Scores, levels: Scores) -> Flags:
+        """Return whether each class is present in this frame, (ways,) bool; called once for each frame.
+
+        Args:
+            classes: Their names.
+            scores: P(present), (ways,) float32, after negatives and competing classes lowered it.
+            raw_scores: The same before that.
+            levels: (ways,) in (0, 1).
+        """
+
+
+def above_level(scores: Scores, levels: Scores) -> Scores:
+    """Return how far scores are above their levels, in log-odds."""
+    return np.asarray(log_odds(scores) - log_odds(levels), np.float32)
 
 
 def scene_level(level: float, scene_scores: Sequence[float]) -> float:
@@ -49,8 +73,8 @@ def negative_margin(scores: Scores, foreground: Maps) -> float:
         scores: P(present) of the class and of the negative, (2,) float32.
         foreground: P(foreground) of both, (2, m, m).
     """
-    lead, _ = _lead(log_odds(scores), log_odds(foreground))
-    return min(NEGATIVE_MARGIN, -lead - _REJECTED_BY)
+    ahead, _ = _compare_with_negative(log_odds(scores), log_odds(foreground))
+    return min(NEGATIVE_MARGIN, -ahead - _REJECTED_BY)
 
 
 def subtract_negatives(
@@ -90,35 +114,38 @@ def subtract_negatives(
     decided, pixels = scores[:ways].copy(), foreground[:ways].copy()
     z, z_levels = log_odds(scores), log_odds(levels)
     for index, (way, margin) in enumerate(negatives, start=ways):
-        lead, left = _lead(z[[way, index]], log_odds(foreground[[way, index]]))
-        decided[way] = min(decided[way], sigmoid(z_levels[way] + np.float32(lead + margin)))
-        np.minimum(pixels[way], sigmoid(left), out=pixels[way])
+        ahead, z_rest = _compare_with_negative(z[[way, index]], log_odds(foreground[[way, index]]))
+        decided[way] = min(decided[way], sigmoid(z_levels[way] + np.float32(ahead + margin)))
+        np.minimum(pixels[way], sigmoid(z_rest), out=pixels[way])
     return decided, pixels
 
 
-def _lead(z: Scores, z_pixels: Maps) -> tuple[float, Maps]:
-    """How far a class leads its negative, and the log-odds of its pixels less those of the negative."""
-    left = np.minimum(z_pixels[0], z_pixels[0] - z_pixels[1])
-    lost = _surest(z_pixels[0]) - _surest(left)
-    return float(z[0] - z[1]) - lost, left
+def _compare_with_negative(z: Scores, z_pixels: Maps) -> tuple[float, Maps]:
+    """How far a class is ahead of its negative, and the log-odds of its pixels less those of the negative."""
+    z_rest = np.minimum(z_pixels[0], z_pixels[0] - z_pixels[1])
+    lost = _surest(z_pixels[0]) - _surest(z_rest)
+    return float(z[0] - z[1]) - lost, z_rest
 
 
 def _surest(z_pixels: Maps) -> float:
-    count = max(1, round(_SUREST * z_pixels.size))
+    count = surest_count(z_pixels.size)
     return float(np.partition(z_pixels.ravel(), -count)[-count:].mean())
 
 
-def compete(scores: Scores, foreground: Maps, levels: Scores) -> Scores:
+def compete(scores: Scores, foreground: Maps, levels: Scores, before: Flags | None = None) -> Scores:
     """Let classes that claim the same pixels exclude each other.
 
-    Classes take their pixels in the order of their scores above their levels; a class is absent if less than `LEFT` of
-    its pixels, those above 0.5 in CST's own foreground, are left by the present classes before it. One without pixels
-    claims nothing and stays.
+    Classes take their pixels in the order of their scores above their levels; a class is absent if less than
+    `SHARE_LEFT` of its pixels, those above 0.5 in CST's own foreground, are left by the present classes in front of it.
+    One without pixels claims nothing and stays.
 
     Args:
         scores: P(present), (ways,) float32 in [0, 1].
         foreground: P(foreground), (ways, m, m).
         levels: (ways,) in (0, 1).
+        before: Which classes were present in the frame before, (ways,) bool, if that is decided over time: those lose
+            pixels only to each other. Otherwise several classes, each in view for too short a time to be present, could
+            push out one that is, and none would be left. None: all classes lose pixels to all.
 
     Returns:
         Scores (ways,), lowered to below the level for classes that lost their pixels.
@@ -126,14 +153,18 @@ def compete(scores: Scores, foreground: Maps, levels: Scores) -> Scores:
     present = np.flatnonzero(scores > levels)
     if len(present) < 2:
         return scores
-    leads = log_odds(scores[present]) - log_odds(levels[present])
     taken = np.zeros(foreground.shape[1:], np.bool_)
+    taken_by_known = np.zeros_like(taken)
     decided = np.array(scores)
-    for way in present[np.argsort(-leads, kind="stable")]:
+    for way in present[np.argsort(-above_level(scores[present], levels[present]), kind="stable")]:
+        is_known = before is None or bool(before[way])
         pixels = foreground[way] > 0.5
-        left = float((pixels & ~taken).sum() / pixels.sum()) if pixels.any() else 1.0
-        if left < LEFT:
-            decided[way] = levels[way] * left / LEFT
+        lost = taken_by_known if is_known else taken
+        share_left = float((pixels & ~lost).sum() / pixels.sum()) if pixels.any() else 1.0
+        if share_left < SHARE_LEFT:
+            decided[way] = levels[way] * share_left / SHARE_LEFT
         else:
             taken |= pixels
+            if is_known:
+                taken_by_known |= pixels
     return decided

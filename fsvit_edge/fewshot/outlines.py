@@ -18,7 +18,7 @@ OUTLINES = ("plain", "sharp")
 STUFF, THING = 0.25, 0.6
 """Mean objectness inside a support's mask: below the first the weight is 0, above the second it is 1."""
 SUREST = 0.05
-"""Share of the frame, where CST is surest of a class, over which objectness is averaged."""
+"""Share of the frame, where CST is surest of a class, that tells what it has seen of the class."""
 UNSEEN, SEEN = 0.02, 0.1
 """Mean objectness there: below the first objectness is ignored, above the second it counts fully."""
 CERTAIN_LOGIT = 8.0
@@ -50,10 +50,15 @@ def recognized(foreground: Maps, objectness: Maps) -> npt.NDArray[np.float32]:
     """
     ways, size = foreground.shape[:2]
     probability = sigmoid(at_corners(objectness, size).ravel())
-    count = max(1, round(SUREST * size * size))
+    count = surest_count(size * size)
     surest = np.argpartition(foreground.reshape(ways, size * size), -count, axis=1)[:, -count:]
     seen = probability[surest].mean(axis=1)
     return np.asarray(np.clip((seen - UNSEEN) / (SEEN - UNSEEN), 0, 1), np.float32)
+
+
+def surest_count(pixels: int) -> int:
+    """Return how many of a map's pixels are the `SUREST`."""
+    return max(1, round(SUREST * pixels))
 
 
 def at_corners(objectness: Maps, size: int) -> Maps:

@@ -46,8 +46,8 @@ class Prediction:
         classes: Names of the enrolled classes, in the order of enrollment.
         scores: P(present) of each class, (ways,) float32 in [0, 1].
         levels: The score above which each class is present, (ways,) float32 in (0, 1).
-        label_map: (H, W) uint8 at the frame's size: 0 is background, i + 1 is `classes[i]`; with sharp outlines only
-            present classes have pixels.
+        label_map: (H, W) uint8 at the frame's size: 0 is background, i + 1 is `classes[i]`; with sharp outlines, or if
+            presence is decided over several frames, only present classes have pixels.
         foreground: P(foreground) of each class at the frame's size, (ways, H, W) float32 in [0, 1]; None unless
             requested.
         latency_ms: Milliseconds spent in each stage, by name, in the order in which they ran.

@@ -8,6 +8,7 @@ from threadpoolctl import ThreadpoolController
 from fsvit_edge.fewshot.answer import answer_frame
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.enrollment import (
     Enrollment,
     copy_on_host,
@@ -186,12 +187,13 @@ class FewShotModel:
         """
         return enroll_class(self.network, self.bank, name, images, masks, boxes, level, self._is_sharp)
 
-    def predict(self, rgb: Image, probabilities: bool = False) -> Prediction:
+    def predict(self, rgb: Image, probabilities: bool = False, over_time: PresenceOverTime | None = None) -> Prediction:
         """Score one frame against every enrolled class.
 
         Args:
             rgb: (H, W, 3) uint8 RGB.
             probabilities: Also return P(foreground) at the frame's size, which takes a few milliseconds per class.
+            over_time: Decides over several frames which classes are present; None: this frame decides alone.
 
         Raises:
             InputError: The frame is not such an array.
@@ -208,7 +210,7 @@ class FewShotModel:
             clock.lap("encoder")
             tokens = encoded["tokens"]
             del encoded  # freeing the rest takes time, which counts as the head's
-            return self._answer(rgb, self.bank, tokens, objectness, probabilities, clock)
+            return self._answer(rgb, self.bank, tokens, objectness, probabilities, clock, over_time)
 
     def predict_with(self, rgb: Image, banks: Sequence[SupportBank]) -> list[Prediction]:
         """Score one frame against other classes than the enrolled ones: by each bank in turn, encoding the frame once.
@@ -387,6 +389,7 @@ class FewShotModel:
         objectness: Maps | None,
         probabilities: bool = False,
         clock: StageClock | None = None,
+        over_time: PresenceOverTime | None = None,
     ) -> Prediction:
         clock = clock or StageClock()
         found = self.network.compare(tokens, bank.class_supports, bank.negative_supports)
@@ -395,4 +398,4 @@ class FewShotModel:
         if self._level_for_all is not None:
             levels[:] = self._level_for_all
         size_hw = (rgb.shape[0], rgb.shape[1])
-        return answer_frame(size_hw, bank, levels, *found, objectness, self.exclusive, clock, probabilities)
+        return answer_frame(size_hw, bank, levels, *found, objectness, self.exclusive, clock, probabilities, over_time)

@@ -9,9 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.scene import false_alarm_bound
 from fsvit_edge.fewshot.zones import Zone
@@ -53,7 +50,7 @@ OnFrame = Callable[[Frame, Prediction, RunStatistics], None]
 
 def run_loop(
     source: Source,
-    predict: Callable[[npt.NDArray[np.uint8]], Prediction],
+    predict: Callable[[Frame], Prediction],
     deliver: Callable[[Frame, Prediction], None],
     statistics: RunStatistics,
     should_stop: Callable[[], bool] = lambda: False,
@@ -73,7 +70,7 @@ def run_loop(
             return
         if frame is None:
             continue
-        prediction = predict(frame.image)
+        prediction = predict(frame)
         predicted_s = time.monotonic()
         frame = replace(frame, age_ms=(predicted_s - frame.monotonic_s) * 1e3)
         deliver(frame, prediction)
@@ -214,7 +211,7 @@ class LiveRun:
         try:
             run_loop(
                 self._source,
-                self._model.predict,
+                self._predict,
                 self._deliver,
                 self._statistics,
                 lambda: self._stop.is_requested,
@@ -224,14 +221,17 @@ class LiveRun:
         finally:
             self._model.close()
 
+    def _time_s(self, frame: Frame) -> float:
+        return frame.monotonic_s if self._source.is_live else frame.index / (self._source.fps or DEFAULT_FPS)
+
+    def _predict(self, frame: Frame) -> Prediction:
+        over_time = None if self._steady is None else self._steady.at(self._time_s(frame))
+        prediction = self._model.predict(frame.image, over_time)
+        return replace(prediction, zones=self._zones) if self._zones else prediction
+
     def _deliver(self, frame: Frame, prediction: Prediction) -> None:
-        if self._zones:
-            prediction = replace(prediction, zones=self._zones)
         if self._steady is not None:
-            in_file_s = frame.index / (self._source.fps or DEFAULT_FPS)
-            now_s = frame.monotonic_s if self._source.is_live else in_file_s
-            prediction = self._steady.update(prediction, now_s)
-            for event in self._events.update(frame, prediction, now_s):
+            for event in self._events.update(frame, prediction, self._time_s(frame)):
                 for worker in self._workers:
                     worker.tell(event)
         for worker in self._workers:

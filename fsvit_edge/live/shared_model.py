@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fsvit_edge.fewshot.bank import LevelSource
 from fsvit_edge.fewshot.cached_support import ClassSupports
+from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.engines.choose import EngineChoice
@@ -75,11 +76,11 @@ class LiveModel:
         """Number of changes to the classes so far."""
         return self._revision
 
-    def predict(self, rgb: npt.NDArray[np.uint8]) -> Prediction:
+    def predict(self, rgb: npt.NDArray[np.uint8], over_time: PresenceOverTime | None = None) -> Prediction:
         """Process one frame like `FewShotModel.predict`; only from the thread of the loop."""
         self._is_busy = True
         try:
-            return self._model.predict(rgb)
+            return self._model.predict(rgb, over_time=over_time)
         finally:
             self._is_busy = False
             self._done += 1

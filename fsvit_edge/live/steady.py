@@ -1,12 +1,11 @@
 """Steady answers: a class turns on and off after some time above or below two levels, not with every frame."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from fsvit_edge.fewshot.prediction import Prediction
-from fsvit_edge.runtime.postprocess import log_odds
+from fsvit_edge.fewshot.decide import Flags, Scores, above_level
 
 OFF_MARGIN = 0.4
 """How far below its level, in log-odds, a class that is on must score to turn off; less than `decide.SCENE_MARGIN`, so
@@ -30,12 +29,11 @@ class _State:
 
 
 class SteadyAnswers:
-    """Turns the answers of single frames into steady ones.
+    """Turns classes on and off with time; a `PresenceOverTime`, asked before a frame's label map is made.
 
     A class turns on when it has scored above its level in every frame for `on_s`, and off when it has scored more than
     `OFF_MARGIN` below for `off_s`, or at all below where a negative or a competing class lowered its score: these say
-    "it is something else", which is no flicker. Scores, levels and masks stay those of the frame; a class that is not
-    yet on has no pixels.
+    "it is something else", which is no flicker.
 
     Args:
         options: The two times.
@@ -44,38 +42,35 @@ class SteadyAnswers:
     def __init__(self, options: SteadyOptions = SteadyOptions()) -> None:
         self._options = options
         self._states: dict[str, _State] = {}
-        self._last_s = -math.inf
+        self._now_s = -math.inf
 
-    def update(self, prediction: Prediction, now_s: float) -> Prediction:
-        """Return the answer for a frame with `present` decided over time.
-
-        Args:
-            prediction: The frame's own answer.
-            now_s: When the frame was captured, in seconds on a clock that never jumps back.
-        """
-        self._states = {name: self._states.get(name) or _State() for name in prediction.classes}
-        if now_s - self._last_s > GAP_S:
+    def at(self, now_s: float) -> "SteadyAnswers":
+        """Tell when the next frame was captured, in seconds on a clock that never jumps back; returns itself."""
+        if now_s - self._now_s > GAP_S:
             for state in self._states.values():
                 state.changing_since_s = None
-        self._last_s = now_s
-        raw_scores = prediction.scores if prediction.raw_scores is None else prediction.raw_scores
-        margins = np.where(raw_scores > prediction.levels, 0.0, OFF_MARGIN)
-        leads = log_odds(prediction.scores) - log_odds(prediction.levels)
-        for state, lead, margin in zip(self._states.values(), leads, margins, strict=True):
-            self._step(state, float(lead), float(margin), now_s)
-        present = np.array([state.is_on for state in self._states.values()], np.bool_)
-        labels = prediction.label_map
-        pending = np.flatnonzero((prediction.scores > prediction.levels) & ~present)
-        if len(pending):
-            labels = np.where(np.isin(labels, pending + 1), np.uint8(0), labels)
-        return replace(prediction, steady_present=present, label_map=labels)
+        self._now_s = now_s
+        return self
 
-    def _step(self, state: _State, lead: float, margin: float, now_s: float) -> None:
-        if not (lead < -margin if state.is_on else lead > 0):
+    def before(self, classes: tuple[str, ...]) -> Flags:
+        """Return whether each class was on in the frame before, (ways,) bool."""
+        return np.array([name in self._states and self._states[name].is_on for name in classes], np.bool_)
+
+    def decide(self, classes: tuple[str, ...], scores: Scores, raw_scores: Scores, levels: Scores) -> Flags:
+        """Return whether each class is on, (ways,) bool; see `PresenceOverTime`."""
+        self._states = {name: self._states.get(name) or _State() for name in classes}
+        off_margins = np.where(raw_scores > levels, 0.0, OFF_MARGIN)
+        for state, above, margin in zip(self._states.values(), above_level(scores, levels), off_margins, strict=True):
+            self._step(state, bool(above < -margin if state.is_on else above > 0))
+        return self.before(classes)
+
+    def _step(self, state: _State, is_other: bool) -> None:
+        """Count how long the frames have said other than the state, and change it after its time."""
+        if not is_other:
             state.changing_since_s = None
             return
         if state.changing_since_s is None:
-            state.changing_since_s = now_s
-        if now_s - state.changing_since_s >= (self._options.off_s if state.is_on else self._options.on_s):
+            state.changing_since_s = self._now_s
+        if self._now_s - state.changing_since_s >= (self._options.off_s if state.is_on else self._options.on_s):
             state.is_on = not state.is_on
             state.changing_since_s = None

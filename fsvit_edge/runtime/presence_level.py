@@ -52,5 +52,6 @@ def level_of_supports(presence_level: float, loo_scores: Sequence[float | None])
     return 1 / (1 + math.exp(-(base + max(-_MOST_LOGITS, min(_MOST_LOGITS, shift)))))
 
 
+# Not that of `postprocess`, which is in float32 and clips so late that one score near 1 would outweigh all others.
 def _log_odds(probability: float) -> float:
     return math.log(probability / (1 - probability))

@@ -100,12 +100,12 @@ import hashlib
 from fsvit_edge.fewshot.predictor import FewShotModel
 original = FewShotModel.predict
 calls = []
-def predict(self, rgb, probabilities=False):
+def predict(self, rgb, **options):
     calls.append(1)
     if len(calls) == 5:
         open("stuck", "w").close()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)
-    return original(self, rgb, probabilities)
+    return original(self, rgb, **options)
 FewShotModel.predict = predict
 """
 

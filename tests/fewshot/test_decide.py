@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fsvit_edge.fewshot.decide import (
-    LEFT,
     NEGATIVE_MARGIN,
     SCENE_MARGIN,
+    SHARE_LEFT,
     compete,
     negative_margin,
     scene_level,
@@ -116,7 +116,7 @@ def test_classes_beside_each_other_are_both_present() -> None:
 def test_a_class_needs_its_share_of_pixels_left(start: int, is_present: bool) -> None:
     levels = np.float32([0.5, 0.5])
     spans = ((0, 5), (start, start + 5))  # 3 or 1 of its 5 columns are taken: 0.4 or 0.8 are left
-    assert 0.4 < LEFT < 0.8
+    assert 0.4 < SHARE_LEFT < 0.8
     assert (compete(np.float32([0.95, 0.9]), blocks(*spans), levels) > levels).tolist() == [True, is_present]
 
 
@@ -124,3 +124,16 @@ def test_an_absent_class_takes_no_pixels() -> None:
     levels = np.float32([0.99, 0.5])
     scores = np.float32([0.98, 0.6])
     np.testing.assert_array_equal(compete(scores, blocks((0, 5), (0, 5)), levels), scores)
+
+
+def test_a_class_that_was_present_loses_pixels_only_to_others_that_were() -> None:
+    levels, scores = np.float32([0.5, 0.5, 0.5]), np.float32([0.7, 0.9, 0.8])
+    foreground = blocks((0, 5), (0, 5), (0, 5))
+
+    def present(*before: bool) -> list[bool]:
+        return list(compete(scores, foreground, levels, np.array(before) if before else None) > levels)
+
+    assert present() == present(True, True, True) == present(False, False, False) == [False, True, False]  # the control
+    assert present(True, False, False) == [True, True, False]  # the new one is surer, so it may turn on
+    assert present(True, True, False) == [False, True, False]
+    assert present(False, False, True) == [False, True, True]

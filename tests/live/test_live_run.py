@@ -16,6 +16,7 @@ import pytest
 import stub_camera
 from blank import film, no_classes
 
+from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.zones import Zone, parse_zone
 from fsvit_edge.live.events import Event
@@ -44,7 +45,7 @@ class NoModel(LiveModel):
     def __init__(self) -> None:
         super().__init__(SimpleNamespace(classes=(), bank=SimpleNamespace(scene=())))  # type: ignore[arg-type]
 
-    def predict(self, rgb: np.ndarray) -> Prediction:
+    def predict(self, rgb: np.ndarray, over_time: PresenceOverTime | None = None) -> Prediction:  # noqa: ARG002
         return replace(no_classes(rgb.shape[:2]), latency_ms={"encoder": 1.0})
 
 
@@ -89,11 +90,14 @@ class Flickers(NoModel):
         super().__init__()
         self._frames = 0
 
-    def predict(self, rgb: np.ndarray) -> Prediction:
+    def predict(self, rgb: np.ndarray, over_time: PresenceOverTime | None = None) -> Prediction:
         self._frames += 1
         score = np.array([0.9 if self._frames % 2 or self._frames > 20 else 0.1], np.float32)
-        labels = np.full(rgb.shape[:2], score[0] > 0.5, np.uint8)
-        return Prediction(("cup",), score, np.array([0.5], np.float32), labels, None, {})
+        names, level = ("cup",), np.array([0.5], np.float32)
+        steady_present = None if over_time is None else over_time.decide(names, score, score, level)
+        present = score > level if steady_present is None else steady_present
+        labels = np.full(rgb.shape[:2], present[0], np.uint8)
+        return Prediction(names, score, level, labels, None, {}, steady_present=steady_present)
 
 
 @pytest.mark.parametrize("steady", [False, True])

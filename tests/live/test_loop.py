@@ -8,7 +8,8 @@ from fsvit_edge.live.sources.files import FileSource
 from fsvit_edge.live.statistics import RunStatistics
 
 
-def predict(rgb: np.ndarray) -> Prediction:
+def predict(frame: Frame) -> Prediction:
+    rgb = frame.image
     scores = np.array([rgb.mean() / 255], np.float32)
     return Prediction(
         ("cat",), scores, np.full_like(scores, 0.5), np.zeros(rgb.shape[:2], np.uint8), None, {"encode": 3.0}

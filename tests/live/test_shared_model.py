@@ -98,7 +98,7 @@ def test_the_frame_being_processed_is_known(
     live: LiveModel, loaded: FewShotModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int | None] = []
-    monkeypatch.setattr(loaded, "predict", lambda _: seen.append(live.processing))
+    monkeypatch.setattr(loaded, "predict", lambda *_, **__: seen.append(live.processing))
     live.predict(PICTURE)
     live.predict(PICTURE)
     assert (seen, live.processing) == ([0, 1], None)

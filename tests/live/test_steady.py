@@ -1,30 +1,35 @@
 """Steady answers: one frame changes nothing, enough time does, in both directions."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from fsvit_edge.fewshot.decide import scene_level
-from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.decide import Scores, compete, scene_level
 from fsvit_edge.live.steady import GAP_S, OFF_MARGIN, SteadyAnswers, SteadyOptions
 from fsvit_edge.runtime.postprocess import log_odds, sigmoid
 
 LEVEL = 0.8
 OPTIONS = SteadyOptions(on_s=0.3, off_s=1.0)
 FPS = 10
+CUP = ("cup",)
 
 
-def answer(*leads: float, names: tuple[str, ...] = ("cup", "pen")) -> Prediction:
-    """A frame whose classes score this far above the level, in log-odds; class i has the pixels of row i."""
-    scores = sigmoid(log_odds(np.full(len(leads), LEVEL, np.float32)) + np.array(leads, np.float32))
-    labels = np.repeat(np.arange(1, len(leads) + 1, dtype=np.uint8), 4).reshape(len(leads), 4)
-    labels *= np.array(leads)[:, None] > 0
-    return Prediction(names[: len(leads)], scores, np.full(len(leads), LEVEL, np.float32), labels, None, {})
+def score(*above_level: float) -> Scores:
+    """Scores this far above the level, in log-odds."""
+    return sigmoid(log_odds(np.full(len(above_level), LEVEL, np.float32)) + np.array(above_level, np.float32))
 
 
-def play(steady: SteadyAnswers, leads: list[float], start_s: float = 0.0) -> list[bool]:
-    return [bool(steady.update(answer(lead), start_s + index / FPS).present[0]) for index, lead in enumerate(leads)]
+def decide(
+    steady: SteadyAnswers, now_s: float, scores: Scores, raw: Scores | None = None, names: tuple[str, ...] = CUP
+) -> list[bool]:
+    levels = np.full(len(scores), LEVEL, np.float32)
+    present = steady.at(now_s).decide(names, scores, scores if raw is None else raw, levels)
+    assert present.dtype == np.bool_
+    np.testing.assert_array_equal(steady.before(names), present)
+    return list(present)
+
+
+def play(steady: SteadyAnswers, above_level: list[float], start_s: float = 0.0) -> list[bool]:
+    return [decide(steady, start_s + index / FPS, score(above))[0] for index, above in enumerate(above_level)]
 
 
 def test_a_class_turns_on_after_its_time_and_off_after_its_time() -> None:
@@ -51,48 +56,69 @@ def test_between_the_two_levels_a_class_stays_as_it_is() -> None:
 @pytest.mark.parametrize("fps", [2, 100])
 def test_the_times_are_seconds_not_frames(fps: int) -> None:
     steady = SteadyAnswers(OPTIONS)
-    seen = [bool(steady.update(answer(2.0), index / fps).present[0]) for index in range(fps * 2)]
+    seen = [decide(steady, index / fps, score(2.0))[0] for index in range(fps * 2)]
     assert seen.index(True) / fps == pytest.approx(OPTIONS.on_s, abs=0.5 / fps + 0.2)
 
 
-def test_a_class_that_is_not_on_yet_has_no_pixels_and_others_keep_theirs() -> None:
-    steady = SteadyAnswers(OPTIONS)
+def test_each_class_has_its_own_time() -> None:
+    steady, names = SteadyAnswers(OPTIONS), ("cup", "pen")
     for index in range(5):
-        steady.update(answer(-3.0, 2.0), index / FPS)
-
-    shown = steady.update(answer(2.0, 2.0), 0.5)
-
-    assert shown.present.tolist() == [False, True]
-    assert set(np.unique(shown.label_map)) == {0, 2}
-    assert [result.is_present for result in shown.results] == [False, True]
-    np.testing.assert_array_equal(shown.scores, answer(2.0, 2.0).scores)
+        decide(steady, index / FPS, score(-3.0, 2.0), names=names)
+    assert decide(steady, 0.5, score(2.0, 2.0), names=names) == [False, True]
+    assert decide(steady, 0.9, score(2.0, 2.0), names=names) == [True, True]
 
 
 def test_a_class_that_was_removed_and_enrolled_again_starts_off() -> None:
     steady = SteadyAnswers(OPTIONS)
     for index in range(5):
-        steady.update(answer(2.0, names=("cup",)), index / FPS)
-    steady.update(answer(2.0, names=("pen",)), 0.5)
+        decide(steady, index / FPS, score(2.0))
+    decide(steady, 0.5, score(2.0), names=("pen",))
 
-    assert not steady.update(answer(2.0, names=("cup",)), 0.6).present[0]
+    assert steady.before(("cup", "pen")).tolist() == [False, False]
+    assert decide(steady, 0.6, score(2.0)) == [False]
 
 
 def test_a_class_that_a_negative_or_another_class_excludes_turns_off_just_below_its_level() -> None:
-    def held(raw_lead: float) -> list[bool]:
+    def held(raw: float) -> list[bool]:
         steady = SteadyAnswers(OPTIONS)
         play(steady, [2.0] * 10)
-        excluded = replace(answer(-0.25), raw_scores=answer(raw_lead).scores)
-        return [bool(steady.update(excluded, 1 + index / FPS).present[0]) for index in range(20)]
+        return [decide(steady, 1 + index / FPS, score(-0.25), score(raw))[0] for index in range(20)]
 
-    assert not held(raw_lead=2.0)[-1]
-    assert held(raw_lead=-0.25)[-1]  # nothing lowered the score: it may be flicker
+    assert not held(raw=2.0)[-1]
+    assert held(raw=-0.25)[-1]  # nothing lowered the score: it may be flicker
+
+
+def play_competing(frames: list[tuple[float, float, float]], known_first: bool) -> list[list[bool]]:
+    """Three classes on the same pixels, the first of which is on; these are its frames after that."""
+    steady, names = SteadyAnswers(OPTIONS), ("cup", "pen", "key")
+    foreground, levels = np.full((3, 4, 4), 0.9, np.float32), np.full(3, LEVEL, np.float32)
+    seen = []
+    for index, frame in enumerate([(1.0, -3.0, -3.0)] * 5 + frames):
+        raw = score(*frame)
+        before = steady.at(index / FPS).before(names) if known_first else None
+        seen.append(decide(steady, index / FPS, compete(raw, foreground, levels, before), raw, names))
+    return seen[5:]
+
+
+def test_classes_that_are_not_on_push_out_none_that_is() -> None:
+    by_turns = [(1.0, 2.0, -3.0)] * 2 + [(1.0, -3.0, 2.0)] * 2
+    assert play_competing(by_turns * 10, known_first=True) == [[True, False, False]] * 40
+    # The control: if they could, none would be on.
+    assert play_competing(by_turns * 10, known_first=False)[-1] == [False, False, False]
+
+
+def test_a_surer_class_that_stays_takes_the_place_of_one_that_is_on() -> None:
+    seen = play_competing([(1.0, 2.0, -3.0)] * 20, known_first=True)
+    assert seen.index([True, True, False]) == 3
+    assert seen.index([False, True, False]) in (3 + 1 + 10, 3 + 1 + 11)  # 1.0 s may be a rounding more than ten frames
+    assert seen[-1] == [False, True, False]
 
 
 def test_what_was_seen_before_a_long_gap_does_not_count() -> None:
     steady = SteadyAnswers(OPTIONS)
-    steady.update(answer(2.0), 0.0)
-    assert not steady.update(answer(2.0), GAP_S + 1).present[0]
-    assert steady.update(answer(2.0), GAP_S + 1.01 + OPTIONS.on_s).present[0]
+    decide(steady, 0.0, score(2.0))
+    assert decide(steady, GAP_S + 1, score(2.0)) == [False]
+    assert decide(steady, GAP_S + 1.01 + OPTIONS.on_s, score(2.0)) == [True]
 
 
 def test_a_class_turns_off_on_a_frame_of_the_scene_that_raised_its_level() -> None:
@@ -101,8 +127,7 @@ def test_a_class_turns_off_on_a_frame_of_the_scene_that_raised_its_level() -> No
     steady = SteadyAnswers(OPTIONS)
     seen = []
     for index in range(30):
-        score = np.array([0.999 if index < 10 else on_scene], np.float32)
-        frame = replace(answer(0.0, names=("cup",)), scores=score, levels=level)
-        seen.append(bool(steady.update(frame, index / FPS).present[0]))
+        found = np.array([0.999 if index < 10 else on_scene], np.float32)
+        seen.append(bool(steady.at(index / FPS).decide(CUP, found, found, level)[0]))
     assert seen[9]
     assert not seen[-1]
