@@ -15,6 +15,7 @@ from fsvit_edge.calib.convert import check_patterns, make_graph
 from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.pictures import sample_pictures
 from fsvit_edge.calib.ranges import collect_ranges
+from fsvit_edge.export.built_graph import BuiltGraph, LayerReport
 from fsvit_edge.export.job import Backend, BuildJob, BuildOptions, check_memory, plan_job
 from fsvit_edge.export.measure import (
     PICTURES,
@@ -30,7 +31,7 @@ from fsvit_edge.export.measure import (
     score,
     time_beside_others,
 )
-from fsvit_edge.export.onnxruntime import BuiltGraph, LayerReport, build_for_cpu
+from fsvit_edge.export.onnxruntime import build_for_cpu
 from fsvit_edge.export.tensorrt import PlanRequest, build_plan
 from fsvit_edge.runtime.engines.files import (
     ENGINE_GRAPHS,

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.convert import make_graph
-from fsvit_edge.export.onnxruntime import BuiltGraph
+from fsvit_edge.export.built_graph import BuiltGraph
 from fsvit_edge.export.tensorrt import PlanRequest, build_plan
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.base import TensorSpec

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from fake_builder import LAYERS, FakeTensorRT
 
+from fsvit_edge.export.built_graph import BuiltGraph, LayerReport
 from fsvit_edge.export.job import choose_targets
-from fsvit_edge.export.onnxruntime import BuiltGraph, LayerReport
 from fsvit_edge.export.tensorrt import PlanRequest, build_plan, keep_timings, report_layers
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
