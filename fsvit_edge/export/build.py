@@ -119,7 +119,7 @@ class BuildResult:
         return tuple(lines)
 
     def _int8_advice(self) -> list[str]:
-        other = "fp32" if self.backend.api is None else "fp16"
+        other = "fp32" if self.backend.tensorrt is None else "fp16"
         if self.engines["encoder"].record.int8_gemms == 0:
             return [f"No matrix multiplication runs in INT8; use --precision {other}."]
         own_ms = self.latency_ms.get("int8")
@@ -129,11 +129,11 @@ class BuildResult:
                 choice = ", as `run` does by default" if precision == "fp32" else ""
                 name = precision.upper()
                 return [f"INT8 takes {own_ms:.1f} ms, {name} {other_ms:.1f} ms; use --precision {precision}{choice}."]
-        if self.backend.api is None or "fp16" in self.latency_ms:
+        if self.backend.tensorrt is None or "fp16" in self.latency_ms:
             return []
         if self.runs_here:
             return ["INT8 is often no faster than FP16 on a GPU; compare: build with --fp16, then INT8 with --force."]
-        if self.backend.api.is_rtx:
+        if self.backend.tensorrt.is_rtx:
             return ["NVIDIA documents INT8 in TensorRT-RTX only for weights; compare with --fp16 on the GPU itself."]
         return []
 
@@ -266,7 +266,7 @@ def _digest_of_build(job: BuildJob, name: str, graph: bytes) -> str:
     settings = {
         "backend": [job.backend.name, job.backend.version],
         "targets": job.targets,
-        "sizes": {size: job.sizes[size] for size in sorted(dynamic)} if job.backend.api is not None else {},
+        "sizes": {size: job.sizes[size] for size in sorted(dynamic)} if job.backend.tensorrt is not None else {},
         "workspace_mib": job.options.workspace_mib,
     }
     return hashlib.sha256(graph + json.dumps(settings).encode()).hexdigest()
@@ -307,16 +307,16 @@ def _build(job: BuildJob, name: str, graph: bytes, progress: Progress, say: Prog
     """Check the memory, then let the backend build."""
     # Whatever the plan allows, a run has few supports: the predictor splits larger ones.
     sizes = {**job.usual_sizes, "kept_tokens": job.sizes["kept_tokens"][2]}
-    gpu = None if job.backend.api is None else job.machine.gpu
+    gpu = None if job.backend.tensorrt is None else job.machine.gpu
     check_memory(name, graph, sizes, None if gpu is None else gpu.memory_bytes, say)
     progress(f"build the {name}")
-    if job.backend.api is None:
+    if job.backend.tensorrt is None:
         return build_for_cpu(graph, name)
     info = job.bundle.manifest.graphs[name]
     shapes = {spec.name: spec.shape for spec in (*info.inputs, *info.outputs)}
     options = job.options
     request = PlanRequest(name, job.sizes, shapes, gpu, job.targets, options.workspace_mib, options.timing_cache)
-    return build_plan(job.backend.api, graph, request, progress)
+    return build_plan(job.backend.tensorrt, graph, request, progress)
 
 
 def _describe(

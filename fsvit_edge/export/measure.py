@@ -70,7 +70,7 @@ def open_on_cpu(graphs: Mapping[str, bytes], stack: ExitStack) -> Engines:
 
 def open_candidate(job: BuildJob, engines: Mapping[str, tuple[bytes, EngineRecord]], stack: ExitStack) -> Engines:
     """Open engines, by graph, that this machine can run."""
-    if job.backend.api is None:
+    if job.backend.tensorrt is None:
         return open_on_cpu({name: data for name, (data, _) in engines.items()}, stack)
     from fsvit_edge.runtime.engines.cuda_packages import open_device_memory
     from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
@@ -78,7 +78,7 @@ def open_candidate(job: BuildJob, engines: Mapping[str, tuple[bytes, EngineRecor
     memory = open_device_memory()
     stack.callback(memory.close)
     return {
-        name: stack.enter_context(TensorRtEngine(data, record, job.backend.api, memory))
+        name: stack.enter_context(TensorRtEngine(data, record, job.backend.tensorrt, memory))
         for name, (data, record) in engines.items()
     }
 
@@ -263,7 +263,7 @@ def time_beside_others(
     Returns:
         Precision -> graph -> median time of a run in ms.
     """
-    if job.backend.api is None:
+    if job.backend.tensorrt is None:
         others = {"fp32": dict(reference)}
     else:
         others = {
@@ -274,7 +274,7 @@ def time_beside_others(
     running: dict[str, Mapping[str, Engine]] = {**others, job.precision: candidate}
     latency_ms: dict[str, dict[str, float]] = {precision: {} for precision in running}
     for graph in ENGINE_GRAPHS:
-        if job.backend.api is None and graph in unchanged:
+        if job.backend.tensorrt is None and graph in unchanged:
             (time_ms,) = time_side_by_side([reference[graph]], [example_feed(reference[graph], job.usual_sizes)])
             latency_ms[job.precision][graph] = latency_ms["fp32"][graph] = time_ms
             continue
