@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
-from fsvit_edge.cli.terminal import advise, editing_bank, open_model, print_table, score_text
+from fsvit_edge.cli.terminal import editing_bank, open_model, print_table, say, score_text
 
 bank_app = typer.Typer(
     help="List, remove or rename the classes of a bank, set their levels, learn the empty scene, or check verdicts.",
@@ -136,9 +136,9 @@ def scene(
     for name, highest in report.highest.items() if report else ():
         print(f"{name}: at most {highest:.2f} on the empty scene; its level is {score_text(levels[name])}.")
         if name in by_hand and highest > levels[name]:
-            advise(f"Note: {name}: its level was set by hand, so the scene does not change it.")
+            say(f"Note: {name}: its level was set by hand, so the scene does not change it.")
         elif name in answering:
-            advise(
+            say(
                 f"Warning: {name}: the empty scene scores {highest:.2f}, so it may be missed; show it what it "
                 f"is not with: fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
             )
@@ -179,7 +179,7 @@ def review(
     print_table(f"Doubtful frames in {bank}", ("class", "number", "answer", "level", "kept", "verdict"), rows)
     waiting = sum(one.verdict is None for one in items)
     if waiting:
-        advise(f"{waiting} wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge")
+        say(f"{waiting} wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge")
 
 
 @bank_app.command()

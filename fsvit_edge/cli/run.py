@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
-from fsvit_edge.cli.terminal import advise, print_table, require, score_text
+from fsvit_edge.cli.terminal import print_table, require, say, score_text
 from fsvit_edge.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def run(
                 answers[frame.source] = prediction.results
             draw(frame, prediction, statistics)
 
-        result = run_source(uri, sinks, options, say=advise, on_frame=on_frame, open_page=open_page)
+        result = run_source(uri, sinks, options, say=say, on_frame=on_frame, open_page=open_page)
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False))
     else:
@@ -166,9 +166,9 @@ def run(
         _print_summary(result, to_stderr="-" in sinks)
     for status in result.health.sinks[: len(sinks)]:
         if status.name != "-" and "://" not in status.name and status.written and not status.failure:
-            advise(f"Wrote {status.name}{' in numbered segments' if segment and '.' in status.name else ''}")
+            say(f"Wrote {status.name}{' in numbered segments' if segment and '.' in status.name else ''}")
     if uri == "demo" and not any(map(is_page, sinks)):
-        advise("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")
+        say("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
@@ -190,7 +190,7 @@ def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, host
     from fsvit_edge.page.sink import PageSink
 
     page = PageSink(uri, model, bank, token, hosts)
-    advise(f"The page is at {page.address}")
+    say(f"The page is at {page.address}")
     return page
 
 

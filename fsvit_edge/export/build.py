@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -44,11 +44,10 @@ from fsvit_edge.runtime.engines.files import (
     write_engines,
 )
 from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.messages import Progress, Say
 
 _NOTABLE_DISAGREEMENT = 0.01
 """Share of pixels with another label from which the result advises to measure."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def build_engines(
     bundle: Path,
     options: BuildOptions,
     progress: Progress = lambda _: None,
-    say: Progress = lambda _: None,
+    say: Say = lambda _: None,
 ) -> BuildResult:
     """Build encoder and head, compare them with the FP32 graphs, and write both or none.
 
@@ -243,7 +242,7 @@ def _calibrate(job: BuildJob, progress: Progress) -> tuple[Calibration | None, l
                 kept.append(picture)
             yield picture
 
-    calibration = collect_ranges(bundle, keeping(), step=lambda step: progress(f"calibrate: {step}"))
+    calibration = collect_ranges(bundle, keeping(), progress=lambda step: progress(f"calibrate: {step}"))
     return calibration, kept[:PICTURES], wanted
 
 
@@ -303,7 +302,7 @@ def _recorded_times(job: BuildJob, engines: Mapping[str, BuiltEngine]) -> dict[s
     return {name: sum(filter(None, times)) for name, times in ((job.precision, own), ("fp32", fp32)) if all(times)}
 
 
-def _build(job: BuildJob, name: str, graph: bytes, progress: Progress, say: Progress) -> BuiltGraph:
+def _build(job: BuildJob, name: str, graph: bytes, progress: Progress, say: Say) -> BuiltGraph:
     """Check the memory, then let the backend build."""
     # Whatever the plan allows, a run has few supports: the predictor splits larger ones.
     sizes = {**job.usual_sizes, "kept_tokens": job.sizes["kept_tokens"][2]}

@@ -4,7 +4,7 @@ At the end, the memory that a graph needs, which is known once it is converted.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.messages import Say
 
 DEFAULT_MAX_WAYS, DEFAULT_MAX_SHOTS = 10, 5
 DEFAULT_TARGETS = ("sm86", "sm89", "sm120")
@@ -265,9 +266,7 @@ def _refuse_options_without_effect(options: BuildOptions, backend: Backend, prec
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-def check_memory(
-    name: str, graph: bytes, sizes: Mapping[str, int], gpu_bytes: int | None, say: Callable[[str], None]
-) -> None:
+def check_memory(name: str, graph: bytes, sizes: Mapping[str, int], gpu_bytes: int | None, say: Say) -> None:
     """Estimate the memory that a build and its engine need, say it in one line, and refuse what cannot fit.
 
     Args:

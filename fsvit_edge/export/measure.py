@@ -1,7 +1,7 @@
 """New engines before they are written: opened from memory, compared with FP32, timed next to others, and scored."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from fsvit_edge.runtime.engines.files import ENGINE_GRAPHS, EngineRecord, find_e
 from fsvit_edge.runtime.engines.fitting import fitting_sets
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, EnvironmentLacksError
+from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.preprocess import resize_image
 
 PICTURES = 12
@@ -123,7 +124,7 @@ def compare(
     pictures: Sequence[Picture],
     source: str,
     computed_by: str,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Agreement:
     """Compare an engine's outputs and answers with those of the FP32 graphs; refuse outputs that are not finite.
 
@@ -330,7 +331,7 @@ def example_feed(engine: Engine, sizes: Mapping[str, int]) -> dict[str, Array]:
 
 
 def score(
-    job: BuildJob, reference: Mapping[str, Engine], candidate: Mapping[str, Engine], progress: Callable[[str], None]
+    job: BuildJob, reference: Mapping[str, Engine], candidate: Mapping[str, Engine], progress: Progress
 ) -> tuple[PrecisionScores, ...]:
     """Measure exact ratio and mIoU of FP32 and of the new engines on the same episodes; needs torch."""
     from fsvit_edge.learn.datasets import open_data

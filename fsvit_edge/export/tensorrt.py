@@ -20,6 +20,7 @@ from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import DTYPES, TensorRT
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
+from fsvit_edge.runtime.messages import Progress, Say
 from fsvit_edge.runtime.storage import atomic_write, locked, user_cache
 
 REPORT_EVERY_S = 1.0
@@ -46,7 +47,7 @@ class PlanRequest:
     timing_cache: Path | None = None  # None: one in the user's cache per TensorRT version and GPU
 
 
-def build_plan(api: TensorRT, graph: bytes, request: PlanRequest, progress: Callable[[str], None]) -> BuiltGraph:
+def build_plan(api: TensorRT, graph: bytes, request: PlanRequest, progress: Progress) -> BuiltGraph:
     """Build an ONNX graph's plan; `progress` is called with what TensorRT is doing.
 
     Raises:
@@ -176,7 +177,7 @@ class Timings:
     known: bytes  # the file's contents before the build; empty without a file
     learned: bytes | None = None  # those and the timings that the build added; None before the build
 
-    def load(self, config: Any, say: Callable[[str], None]) -> None:
+    def load(self, config: Any, say: Say) -> None:
         """Give the known timings to a build's `IBuilderConfig`."""
         if not config.set_timing_cache(config.create_timing_cache(self.known), False):
             say("the timing cache was made by another TensorRT or GPU; starting with an empty one")
@@ -195,7 +196,7 @@ def default_timing_cache(api: TensorRT, gpu: Gpu) -> Path:
 
 
 @contextlib.contextmanager
-def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) -> Iterator[Timings | None]:
+def keep_timings(path: Path, is_given: bool, progress: Progress) -> Iterator[Timings | None]:
     """Lock a timing cache, yield its timings, and write what the build learned; None if it cannot be used.
 
     The lock lasts for the whole build: two builds that time kernels on one GPU at once would disturb each other. A file
@@ -258,7 +259,7 @@ class _RunningBuild:
         return Monitor()
 
 
-def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress: Callable[[str], None]) -> _Result:
+def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress: Progress) -> _Result:
     """Build in a thread, report its phases, and return its result or raise its error; Ctrl-C cancels the build.
 
     Only the main thread receives Ctrl-C, and TensorRT calls back into Python (log, progress) from the thread that
