@@ -8,7 +8,8 @@ from typing import Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
-from fsvit_edge.cli.terminal import editing_bank, open_model, print_table, say, score_text
+from fsvit_edge.cli.terminal import editing_bank, open_model, print_table, say
+from fsvit_edge.runtime.presence_level import score_text
 
 bank_app = typer.Typer(
     help="List, remove or rename the classes of a bank, set their levels, learn the empty scene, or check verdicts.",
@@ -134,12 +135,12 @@ def scene(
         by_hand = {name for name in model.classes if model.bank.level_source(name) == "by hand"}
     answering = report.answering if report else ()
     for name, highest in report.highest.items() if report else ():
-        print(f"{name}: at most {highest:.2f} on the empty scene; its level is {score_text(levels[name])}.")
+        print(f"{name}: at most {score_text(highest)} on the empty scene; its level is {score_text(levels[name])}.")
         if name in by_hand and highest > levels[name]:
             say(f"Note: {name}: its level was set by hand, so the scene does not change it.")
         elif name in answering:
             say(
-                f"Warning: {name}: the empty scene scores {highest:.2f}, so it may be missed; show it what it "
+                f"Warning: {name}: the empty scene scores {score_text(highest)}, so it may be missed; show it what it "
                 f"is not with: fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
             )
     print(_scene_promise(report.frames if report else 0))
@@ -170,7 +171,7 @@ def review(
             one.name,
             str(one.number),
             _answer_text(one.was_present, one.score),
-            f"{one.level:.4g}",
+            score_text(one.level),
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.wall_time_s)),
             one.verdict or "-",
         )
@@ -237,7 +238,7 @@ def check(
 
 
 def _answer_text(is_present: bool, score: float) -> str:
-    return f"{'present' if is_present else 'absent'} {score:.2f}"
+    return f"{'present' if is_present else 'absent'} {score_text(score)}"
 
 
 def _scene_promise(frames: int) -> str:

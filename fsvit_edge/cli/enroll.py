@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption
-from fsvit_edge.cli.terminal import editing_bank, open_model, say, score_text
+from fsvit_edge.cli.terminal import editing_bank, open_model, say
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.presence_level import score_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

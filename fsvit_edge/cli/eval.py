@@ -252,6 +252,7 @@ def _print_episodes(result: "EvaluationResult", choice: "EngineChoice") -> None:
 
 def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
     from fsvit_edge.cli.terminal import print_table
+    from fsvit_edge.runtime.presence_level import score_text
 
     options, scores, model = result.options, result.scores, result.model
     kind = "with masks" if options.masks else "without masks"
@@ -273,7 +274,7 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
     rows = [
         (
             class_.name,
-            f"{class_.level:.2f}",
+            score_text(class_.level),
             str(class_.pictures),
             str(class_.scenes),
             _cells(class_.hits)[0],

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
-from fsvit_edge.cli.terminal import print_table, require, say, score_text
+from fsvit_edge.cli.terminal import print_table, require, say
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.presence_level import score_text
 
 if TYPE_CHECKING:
     from fsvit_edge.fewshot.prediction import ClassResult, Prediction
@@ -219,7 +220,7 @@ def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None
             for result in prediction.results:
                 table.add_row(
                     result.name,
-                    f"{result.score:.2f} / {result.level:.2f}",
+                    f"{score_text(result.score)} / {score_text(result.level)}",
                     "present" if result.is_present else "-",
                     f"{result.area:.0%}" if result.is_present else "",
                     style="bold" if result.is_present else "dim",

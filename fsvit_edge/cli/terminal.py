@@ -24,11 +24,6 @@ def require(purpose: str, packages: Sequence[str], extra: str) -> None:
         raise EnvironmentLacksError(f'{purpose} needs {names} not installed; try: pip install "fsvit-edge[{extra}]".')
 
 
-def score_text(score: float) -> str:
-    """Two decimals, or four where two would hide how far from 1 a score or a level is."""
-    return f"{score:.2f}" if score < 0.995 else f"{score:.4f}"
-
-
 def say(text: str) -> None:
     """Print a line to stderr, for the user rather than for a program that reads stdout."""
     print(text, file=sys.stderr)
