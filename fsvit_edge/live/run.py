@@ -143,8 +143,9 @@ def run_source(
                 "No classes are enrolled; enroll one with: fsvit-edge enroll NAME IMAGE, or choose a bank with --bank "
                 "FILE (to try it without a bank: fsvit-edge run demo)."
             )
-        if options.steady and not frames.is_live and frames.fps is None:
-            raise InputError("--steady needs a video, a camera or a stream: pictures have no time.")
+        if (options.steady or options.events.are_wanted) and not frames.is_live and frames.fps is None:
+            asked = "--steady needs" if options.steady else "Events (--webhook, --snapshots) need"
+            raise InputError(f"{asked} a video, a camera or a stream: pictures have no time.")
         model = stack.enter_context(
             FewShotModel.load(options.bundle, options.engine, options.precision, options.threads)
         )
