@@ -166,6 +166,9 @@ def review(
     if as_json:
         print(json.dumps({"items": [one.to_dict() for one in items]}, ensure_ascii=False))
         return
+    if not items:
+        print(f"{bank} keeps no doubtful frames; collect some with: fsvit-edge run --review.")
+        return
     rows = [
         (
             one.name,

@@ -96,3 +96,11 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(bank: Path, cli: Cli
     is_one_error(cli(line), 2, reason)
     assert bank.read_bytes() == before
     assert not (bank.parent / "x.png").exists()
+
+
+def test_a_bank_without_doubtful_frames_says_how_to_get_some(bank: Path, cli: Cli) -> None:
+    SupportBank.load(bank).emptied().save(bank)
+    assert cli(f"bank review {BANK}").out == (
+        "bank.safetensors keeps no doubtful frames; collect some with: fsvit-edge run --review.\n"
+    )
+    assert json.loads(cli(f"bank review {BANK} --json").out) == {"items": []}
