@@ -315,7 +315,7 @@ def _build(job: BuildJob, name: str, graph: bytes, progress: Progress, say: Say)
     shapes = {spec.name: spec.shape for spec in (*info.inputs, *info.outputs)}
     options = job.options
     request = PlanRequest(name, job.sizes, shapes, gpu, job.targets, options.workspace_mib, options.timing_cache)
-    return build_plan(job.backend.tensorrt, graph, request, progress)
+    return build_plan(job.backend.tensorrt, graph, request, progress, say)
 
 
 def _describe(

@@ -49,7 +49,7 @@ def build(graph: bytes, name: str = "encoder", targets: tuple[str, ...] = ("sm86
         for value in (*described.input, *described.output)
     }
     api = open_tensorrt("tensorrt-rtx")
-    return build_plan(api, graph, PlanRequest(name, SIZES, names, None, targets), lambda _: None)
+    return build_plan(api, graph, PlanRequest(name, SIZES, names, None, targets), lambda _: None, lambda _: None)
 
 
 def typed(graph: bytes, precision: str, calibration: Calibration | None = None, name: str = "encoder") -> bytes:
