@@ -56,6 +56,7 @@ from fsvit_edge.model.checkpoint import load_network, save_network
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, PROTOTYPE_HEAD
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.storage import atomic_write
 
 FOLDS = range(4)
@@ -86,8 +87,6 @@ LEVEL_EPISODES = 200
 
 SHIFTS = tuple(step / 4 for step in range(-8, 5))
 """Shifts of the mask logit to try on the validation pictures."""
-
-Say = Callable[[str], None]
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -26,6 +26,7 @@ from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.base import Array
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.preprocess import resize_image
 
 DEFAULT_METHOD = "percentile"
@@ -63,7 +64,7 @@ def collect_ranges(
     *,
     seed: int = 0,
     banked: Sequence[Rgb] = (),
-    step: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Calibration:
     """Run a bundle's encoder on pictures and record the inputs of its linear layers.
 
@@ -74,7 +75,7 @@ def collect_ranges(
             Runtime's search) whose quantized histogram is closest to the full one.
         seed: Random seed of the sampling, for the record.
         banked: Pictures of enrolled classes, used in addition.
-        step: Called with a few words when a step begins.
+        progress: Called with each step that begins.
 
     Raises:
         InputError: The method is unknown, or there is no picture.
@@ -90,7 +91,7 @@ def collect_ranges(
     with OnnxRuntimeEngine(observed, "cpu") as engine:
         for image in chain(banked, pictures):
             if len(digests) % _PICTURES_PER_STEP == 0:
-                step(f"picture {len(digests) + 1}")
+                progress(f"picture {len(digests) + 1}")
             digests.append(hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest())
             outputs = engine.run({"image": resize_image(image, bundle.manifest.image_size)[None]})
             for name, tensor in outputs.items():
@@ -104,7 +105,7 @@ def collect_ranges(
             outputs.clear()  # frees 324 MB (ViT-S/8 at 400 px) before the next picture
     if not digests:
         raise InputError("There is no picture to calibrate with; give at least one.")
-    step("choose ranges")
+    progress("choose ranges")
     ranges = {name: (found.low, found.high) for name, found in statistics.items()}
     return Calibration(
         format_version=FORMAT_VERSION,

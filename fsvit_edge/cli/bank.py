@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
-from fsvit_edge.cli.terminal import advise, editing_bank, open_model, print_table, score_text
+from fsvit_edge.cli.terminal import editing_bank, open_model, print_table, say
+from fsvit_edge.runtime.presence_level import score_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -77,7 +78,7 @@ def list_classes(
         print_table("Negatives", ("class", "number", "of its picture", "margin"), negative_rows)
     print(_scene_promise(len(loaded.scene)))
     if loaded.found_in_scene:
-        advise(f"Warning: found in the empty scene itself, whatever that says: {', '.join(loaded.found_in_scene)}.")
+        say(f"Warning: found in the empty scene itself, whatever that says: {', '.join(loaded.found_in_scene)}.")
 
 
 @bank_app.command()
@@ -193,12 +194,15 @@ def review(
     if as_json:
         print(json.dumps({"items": [one.to_dict() for one in items]}, ensure_ascii=False))
         return
+    if not items:
+        print(f"{bank} keeps no doubtful frames; collect some with: fsvit-edge run --review.")
+        return
     rows = [
         (
             one.name,
             str(one.number),
             _answer_text(one.was_present, one.score),
-            f"{one.level:.4g}",
+            score_text(one.level),
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.wall_time_s)),
             one.verdict or "-",
         )
@@ -207,7 +211,7 @@ def review(
     print_table(f"Doubtful frames in {bank}", ("class", "number", "answer", "level", "kept", "verdict"), rows)
     waiting = sum(one.verdict is None for one in items)
     if waiting:
-        advise(f"{waiting} wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge")
+        say(f"{waiting} wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge")
 
 
 @bank_app.command()
@@ -265,7 +269,7 @@ def check(
 
 
 def _answer_text(is_present: bool, score: float) -> str:
-    return f"{'present' if is_present else 'absent'} {score:.2f}"
+    return f"{'present' if is_present else 'absent'} {score_text(score)}"
 
 
 def _scene_promise(frames: int) -> str:
@@ -282,13 +286,13 @@ def _scene_promise(frames: int) -> str:
 
 def _print_scene(report: "SceneReport", levels: "Mapping[str, float]", by_hand: "Collection[str]") -> None:
     for name, highest in report.highest.items():
-        print(f"{name}: at most {highest:.2f} on the empty scene; its level is {score_text(levels[name])}.")
+        print(f"{name}: at most {score_text(highest)} on the empty scene; its level is {score_text(levels[name])}.")
         is_found = name in report.still_found
         if is_found and name in by_hand:
-            advise(f"Note: {name}: its level was set by hand, so the scene does not change it.")
+            say(f"Note: {name}: its level was set by hand, so the scene does not change it.")
         elif name in report.answering:
             effect = "as high as a score can be, so it will be found there" if is_found else "so it may be missed"
-            advise(
-                f"Warning: {name}: the empty scene scores {highest:.2f}, {effect}; show it what it is not with: "
+            say(
+                f"Warning: {name}: the empty scene scores {score_text(highest)}, {effect}; show it what it is not with: "
                 f"fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
             )

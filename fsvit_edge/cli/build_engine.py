@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fsvit_edge.cli.options import JsonOption
-from fsvit_edge.cli.terminal import advise, print_table, progress, require
+from fsvit_edge.cli.terminal import print_table, require, say, show_progress
 from fsvit_edge.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def build_engine(
     from fsvit_edge.export.build import build_engines
     from fsvit_edge.export.job import BuildOptions
 
-    with progress("Build") as step:
+    with show_progress("Build") as progress:
         options = BuildOptions(
             engine=engine,
             precision=next(iter(precisions), None),
@@ -110,14 +110,14 @@ def build_engine(
             max_drop=max_drop,
             force=force,
         )
-        result = build_engines(bundle or DEFAULT_BUNDLE, options, step, advise)
+        result = build_engines(bundle or DEFAULT_BUNDLE, options, progress, say)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
         _print_result(result)
     for note in (*result.notes, *result.advice, *_bank_note(result)):
-        advise(note)
-    advise(f"Next: {_next_command(result, bundle)}")
+        say(note)
+    say(f"Next: {_next_command(result, bundle)}")
 
 
 def _print_result(result: "BuildResult") -> None:

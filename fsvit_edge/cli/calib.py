@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fsvit_edge.cli.options import BundleOption, SeedOption
-from fsvit_edge.cli.terminal import advise, print_table, progress, require
+from fsvit_edge.cli.terminal import print_table, require, say, show_progress
 from fsvit_edge.runtime.errors import InputError
 
 
@@ -39,26 +39,26 @@ def calib(
         raise InputError(f"{output} is a folder; give the name of a file to write.")
     if output.suffix != ".json":  # build-engine tells a calibration from a SOURCE by its suffix
         raise InputError(f"A calibration is a .json file, got {output}.")
-    with progress("Calibrate") as step:
+    with show_progress("Calibrate") as progress:
         from fsvit_edge.calib.pictures import sample_pictures
         from fsvit_edge.calib.ranges import collect_ranges, layer_kinds
 
-        step("look for pictures")
+        progress("look for pictures")
         loaded = Bundle.load(bundle or DEFAULT_BUNDLE)
         enrolled = SupportBank.load(bank) if bank else None
         banked = (
             [support.thumbnail for name in enrolled.classes for support in enrolled.supports(name)] if enrolled else []
         )
         pictures = sample_pictures(source, max_pictures, seed, seconds)
-        step(f"run the encoder on {pictures.count + len(banked)} pictures")
-        calibration = collect_ranges(loaded, pictures, method, banked=banked, seed=seed, step=step)
+        progress(f"run the encoder on {pictures.count + len(banked)} pictures")
+        calibration = collect_ranges(loaded, pictures, method, banked=banked, seed=seed, progress=progress)
         calibration.save(output)
 
     if pictures.unreadable:
         skipped = "1 picture" if pictures.unreadable == 1 else f"{pictures.unreadable} pictures"
-        advise(f"Warning: Skipped {skipped} that could not be read; the first: {pictures.first_error}")
+        say(f"Warning: Skipped {skipped} that could not be read; the first: {pictures.first_error}")
     for warning in calibration.warnings():
-        advise(f"Warning: {warning}")
+        say(f"Warning: {warning}")
     kinds = layer_kinds(loaded, calibration)
     rows = [
         (kind.name, str(kind.tensors), f"{kind.low:.4g}", f"{kind.high:.4g}", f"{kind.outlier_ratio:.1f}")
@@ -71,4 +71,4 @@ def calib(
         rows,
     )
     print(f"Wrote {output}: ranges of {sum(kind.tensors for kind in kinds)} tensors.")
-    advise(f"Next: fsvit-edge build-engine {f'{bundle} ' if bundle else ''}--int8 --calib {output}")
+    say(f"Next: fsvit-edge build-engine {f'{bundle} ' if bundle else ''}--int8 --calib {output}")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption
-from fsvit_edge.cli.terminal import advise, editing_bank, open_model, score_text
+from fsvit_edge.cli.terminal import editing_bank, open_model, say
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.presence_level import score_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,9 +89,9 @@ def enroll(
     print(f"Enrolled {name!r} with {shots}; {bank} contains: {classes}.")
     print(f"Its level, the score above which it is present: {score_text(enrolled_level)} ({origin}).")
     if origin == "empty scene":
-        advise(f"Warning: the empty scene answers to {name!r}, so it may be missed; see: fsvit-edge bank scene --help.")
+        say(f"Warning: the empty scene answers to {name!r}, so it may be missed; see: fsvit-edge bank scene --help.")
     options = (f" --bundle {bundle}" if bundle else "") + ("" if precision == "auto" else f" --precision {precision}")
-    advise(f"Next: fsvit-edge run --camera --bank {bank}{options}")
+    say(f"Next: fsvit-edge run --camera --bank {bank}{options}")
 
 
 def _reject(model: "FewShotModel", name: str, pictures: "Sequence[SupportPicture]", bank: Path) -> None:
@@ -113,9 +114,9 @@ def _reject(model: "FewShotModel", name: str, pictures: "Sequence[SupportPicture
         before, after, level = map(score_text, (one.score_before, one.score_after, one.level))
         print(f"{picture.source}: not {name!r}: scored {before}, now {after}, level {level}.")
         if one.score_before <= one.level:
-            advise(f"Warning: {picture.source}: {name!r} was not found there, so rejecting it changes little.")
+            say(f"Warning: {picture.source}: {name!r} was not found there, so rejecting it changes little.")
         elif one.margin < _SMALL_MARGIN:
-            advise(f"Warning: {picture.source} is much like {name!r} itself, which may be missed from now on.")
+            say(f"Warning: {picture.source} is much like {name!r} itself, which may be missed from now on.")
 
 
 def _print_picture(report: "PictureReport") -> None:
@@ -125,4 +126,4 @@ def _print_picture(report: "PictureReport") -> None:
     print(f"{picture.source}: {kind} covers {cover} of the picture and keeps {report.kept_tokens} tokens")
     print(f"{picture.source}: fit on its own picture: {report.fit}")
     for warning in report.warnings:
-        advise(f"Warning: {picture.source}: {warning}")
+        say(f"Warning: {picture.source}: {warning}")

@@ -135,7 +135,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure accuracy on few-shot episodes or on scenes; exit with code 5 if a given limit is missed."""
-    from fsvit_edge.cli.terminal import advise, progress
+    from fsvit_edge.cli.terminal import say, show_progress
     from fsvit_edge.learn.datasets import open_data
     from fsvit_edge.learn.episode_pictures import draw_answer
     from fsvit_edge.learn.evaluation import Answer, EvaluationOptions, EvaluationResult, to_json
@@ -167,17 +167,17 @@ def evaluate(
             write_image(preview / name, draw_answer(selection, answer, masks))
 
     result: EvaluationResult | SceneResult
-    with progress("Evaluate") as step:
-        step("load the model")
+    with show_progress("Evaluate") as progress:
+        progress("load the model")
         with _open_model(bundle, checkpoint, engine, precision, threads) as model:
             if outlines is not None:
                 model.outlines = outlines.value
             if protocol is EvaluationProtocol.SCENES:
-                result = evaluate_scenes(model, selection, SceneOptions(shots, masks, per_class), step)
+                result = evaluate_scenes(model, selection, SceneOptions(shots, masks, per_class), progress)
             else:
                 if earlier is not None:
                     earlier.check_settings({**vars(options), "outlines": model.outlines})
-                result = run_episodes(model, selection, options, step, draw)
+                result = run_episodes(model, selection, options, progress, draw)
 
     source = {
         "source": str(checkpoint or bundle or "the bundled model"),
@@ -193,17 +193,17 @@ def evaluate(
             _print_scenes(result, model.choice)
         SceneGates(max_false_alarms, min_hits).check(result)
         if max_false_alarms is None:
-            advise("Next: make this a limit with: fsvit-edge eval --protocol scenes --max-false-alarms PERCENT")
+            say("Next: make this a limit with: fsvit-edge eval --protocol scenes --max-false-alarms PERCENT")
         return
     if not as_json:
         _print_episodes(result, model.choice)
     Gates(min_miou, min_exact_ratio, earlier, DEFAULT_MAX_DROP if max_drop is None else max_drop).check(result)
     if output is not None and baseline is None:
-        advise(f"Next: compare later models with this one: fsvit-edge eval --baseline {output}")
+        say(f"Next: compare later models with this one: fsvit-edge eval --baseline {output}")
     elif checkpoint is not None:
-        advise(f"Next: fsvit-edge export --checkpoint {checkpoint}")
+        say(f"Next: fsvit-edge export --checkpoint {checkpoint}")
     elif preview is None:
-        advise("Next: draw the answers with --preview DIR")
+        say("Next: draw the answers with --preview DIR")
 
 
 def _open_model(
@@ -252,6 +252,7 @@ def _print_episodes(result: "EvaluationResult", choice: "EngineChoice") -> None:
 
 def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
     from fsvit_edge.cli.terminal import print_table
+    from fsvit_edge.runtime.presence_level import score_text
 
     options, scores, model = result.options, result.scores, result.model
     kind = "with masks" if options.masks else "without masks"
@@ -273,7 +274,7 @@ def _print_scenes(result: "SceneResult", choice: "EngineChoice") -> None:
     rows = [
         (
             class_.name,
-            f"{class_.level:.2f}",
+            score_text(class_.level),
             str(class_.pictures),
             str(class_.scenes),
             _cells(class_.hits)[0],

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fsvit_edge.cli.terminal import advise, print_table, progress, require
+from fsvit_edge.cli.terminal import print_table, require, say, show_progress
 from fsvit_edge.runtime.errors import InputError
 
 
@@ -51,12 +51,12 @@ def export(
             "or use the head that needs no training with --head prototype."
         )
     require("fsvit-edge export", ("torch", "timm", "onnx", "onnxsim", "onnxscript"), "export")
-    with progress("Export") as step:
-        step("load torch")
+    with show_progress("Export") as progress:
+        progress("load torch")
         from fsvit_edge.export.pipeline import ExportOptions, export_bundle
         from fsvit_edge.model.checkpoint import build_network, load_network
 
-        step("load weights")
+        progress("load weights")
         bundled = DEFAULT_BUNDLE / "cst-nano.safetensors"
         if is_only_backbone:
             name = weights.stem if weights is not None else str(backbone)
@@ -64,7 +64,7 @@ def export(
         else:
             network = load_network(checkpoint or bundled, backbone, weights, pretrained, image_size, head)
         objectness_from = load_network(bundled) if objectness else None
-        result = export_bundle(network, output, ExportOptions(opset, simplify, verify, objectness_from), step)
+        result = export_bundle(network, output, ExportOptions(opset, simplify, verify, objectness_from), progress)
 
     if result.parity:
         rows = [
@@ -73,4 +73,4 @@ def export(
         print_table("torch compared with ONNX Runtime", ("output", "max error", "tolerance", "scale"), rows)
     sizes = ", ".join(f"{name} {size:.1f} MB" for name, size in result.sizes_mb.items())
     print(f"Wrote {result.path}: {result.manifest.name}, {result.manifest.image_size} px, {sizes}.")
-    advise(f"Next: fsvit-edge enroll NAME IMAGE --bundle {result.path}")
+    say(f"Next: fsvit-edge enroll NAME IMAGE --bundle {result.path}")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
-from fsvit_edge.cli.terminal import advise, print_table, require, score_text
+from fsvit_edge.cli.terminal import print_table, require, say
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.presence_level import score_text
 
 if TYPE_CHECKING:
     from fsvit_edge.fewshot.prediction import ClassResult, Prediction
@@ -158,7 +159,7 @@ def run(
                 answers[frame.source] = prediction.results
             draw(frame, prediction, statistics)
 
-        result = run_source(uri, sinks, options, say=advise, on_frame=on_frame, open_page=open_page)
+        result = run_source(uri, sinks, options, say=say, on_frame=on_frame, open_page=open_page)
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False))
     else:
@@ -166,9 +167,9 @@ def run(
         _print_summary(result, to_stderr="-" in sinks)
     for status in result.health.sinks[: len(sinks)]:
         if status.name != "-" and "://" not in status.name and status.written and not status.failure:
-            advise(f"Wrote {status.name}{' in numbered segments' if segment and '.' in status.name else ''}")
+            say(f"Wrote {status.name}{' in numbered segments' if segment and '.' in status.name else ''}")
     if uri == "demo" and not any(map(is_page, sinks)):
-        advise("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")
+        say("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
@@ -190,7 +191,7 @@ def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, host
     from fsvit_edge.page.sink import PageSink
 
     page = PageSink(uri, model, bank, token, hosts)
-    advise(f"The page is at {page.address}")
+    say(f"The page is at {page.address}")
     return page
 
 
@@ -219,7 +220,7 @@ def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None
             for result in prediction.results:
                 table.add_row(
                     result.name,
-                    f"{result.score:.2f} / {result.level:.2f}",
+                    f"{score_text(result.score)} / {score_text(result.level)}",
                     "present" if result.is_present else "-",
                     f"{result.area:.0%}" if result.is_present else "",
                     style="bold" if result.is_present else "dim",

@@ -1,14 +1,15 @@
-"""What the commands share: results go to stdout; progress, advice and the notes of a model's engines to stderr."""
+"""What the commands share: results go to stdout; progress and what `say` is given to stderr."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsvit_edge.runtime.errors import EnvironmentLacksError
+from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.storage import editing
 
 if TYPE_CHECKING:
@@ -23,19 +24,14 @@ def require(purpose: str, packages: Sequence[str], extra: str) -> None:
         raise EnvironmentLacksError(f'{purpose} needs {names} not installed; try: pip install "fsvit-edge[{extra}]".')
 
 
-def score_text(score: float) -> str:
-    """Two decimals, or four where two would hide how far from 1 a score or a level is."""
-    return f"{score:.2f}" if score < 0.995 else f"{score:.4f}"
-
-
-def advise(text: str) -> None:
+def say(text: str) -> None:
     """Print a line to stderr, for the user rather than for a program that reads stdout."""
     print(text, file=sys.stderr)
 
 
 def editing_bank(bank: Path) -> AbstractContextManager[None]:
     """Let one command at a time change a bank, see `storage.editing`; the others say that they wait."""
-    return editing(bank, lambda folder: advise(f"Waiting for another command in {folder}."))
+    return editing(bank, lambda folder: say(f"Waiting for another command in {folder}."))
 
 
 def open_model(bundle: Path | None, engine: str, precision: str, threads: int | None = None) -> "FewShotModel":
@@ -44,16 +40,16 @@ def open_model(bundle: Path | None, engine: str, precision: str, threads: int | 
 
     model = FewShotModel.load(bundle, engine, precision, threads)
     for note in model.choice.notes:
-        advise(f"Note: {note}")
+        say(f"Note: {note}")
     return model
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows the current step: beside a spinner and a clock, or as one line per step in a log."""
+def show_progress(title: str) -> Iterator[Progress]:
+    """Yield what shows the step that begins: beside a spinner and a clock, or as one line per step in a log."""
     started = time.monotonic()
     if not sys.stderr.isatty():
-        yield lambda step: advise(f"[{time.monotonic() - started:6.1f} s] {title}: {step}")
+        yield lambda step: say(f"[{time.monotonic() - started:6.1f} s] {title}: {step}")
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

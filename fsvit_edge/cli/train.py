@@ -107,7 +107,7 @@ def train(
     ] = False,
 ) -> None:
     """Train the correlation head on a data set; the encoder stays frozen."""
-    from fsvit_edge.cli.terminal import advise, print_table, progress, require
+    from fsvit_edge.cli.terminal import print_table, require, say, show_progress
     from fsvit_edge.runtime.errors import InputError
 
     if output.suffix != ".safetensors":
@@ -115,8 +115,8 @@ def train(
     if checkpoint is None and (weights or pretrained) and backbone is None:
         raise InputError("--weights and --pretrained need the name of the backbone; give it with --backbone.")
     require("fsvit-edge train", ("torch", "timm", "lightning", "torchmetrics"), "train")
-    with progress("Train") as step:
-        step("load PyTorch and Lightning")
+    with show_progress("Train") as progress:
+        progress("load PyTorch and Lightning")
         from fsvit_edge.learn.datasets import open_data
         from fsvit_edge.learn.options import TrainOptions, read_mask_list
         from fsvit_edge.learn.tokens import TokenCache, default_cache_folder
@@ -161,7 +161,7 @@ def train(
                 new_head(network, seed)
         store = TokenCache(network, cache or default_cache_folder(), views)
         workspace = output.with_suffix(".training")
-        result = run_training(network, pictures, options, store, workspace, resume, step)
+        result = run_training(network, pictures, options, store, workspace, resume, progress)
         save_network(network, output)
 
     rows = [(name, f"{value:.3f}" if name == "loss" else f"{value:.1f}") for name, value in result.validation.items()]
@@ -169,4 +169,4 @@ def train(
     if result.enhancer is not None:
         print(result.enhancer.sentence)
     print(f"Wrote {output}; checkpoints and log are in {workspace}.")
-    advise(f"Next: fsvit-edge eval --checkpoint {output} --data {data}, or fsvit-edge export --checkpoint {output}")
+    say(f"Next: fsvit-edge eval --checkpoint {output} --data {data}, or fsvit-edge export --checkpoint {output}")

@@ -12,6 +12,7 @@ from fsvit_edge.fewshot.picture_sheet import captioned, sheet
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.errors import ObjectTooSmallError
+from fsvit_edge.runtime.presence_level import score_text
 
 _FULL_COVER = 0.95
 _SMALL_COVER = 0.01
@@ -113,7 +114,7 @@ def draw_report(report: EnrollmentReport) -> npt.NDArray[np.uint8]:
     cells = []
     for shown in report.pictures:
         score = shown.prediction.scores[shown.prediction.classes.index(report.name)]
-        lines = [shown.picture.source, f"{report.name} {score:.2f}: {shown.fit}"]
+        lines = [shown.picture.source, f"{report.name} {score_text(score)}: {shown.fit}"]
         panel = draw_fit(shown.picture.image, shown.prediction, report.name, shown.mask)
         cells.append(captioned(panel, [(line, None) for line in lines]))
     return sheet([cells[start : start + _PREVIEW_COLUMNS] for start in range(0, len(cells), _PREVIEW_COLUMNS)])

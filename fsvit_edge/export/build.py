@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -15,6 +15,7 @@ from fsvit_edge.calib.convert import check_patterns, make_graph
 from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.pictures import sample_pictures
 from fsvit_edge.calib.ranges import collect_ranges
+from fsvit_edge.export.built_graph import BuiltGraph, LayerReport
 from fsvit_edge.export.job import Backend, BuildJob, BuildOptions, check_memory, plan_job
 from fsvit_edge.export.measure import (
     PICTURES,
@@ -30,7 +31,7 @@ from fsvit_edge.export.measure import (
     score,
     time_beside_others,
 )
-from fsvit_edge.export.onnxruntime import BuiltGraph, LayerReport, build_for_cpu
+from fsvit_edge.export.onnxruntime import build_for_cpu
 from fsvit_edge.export.tensorrt import PlanRequest, build_plan
 from fsvit_edge.runtime.engines.files import (
     ENGINE_GRAPHS,
@@ -43,11 +44,10 @@ from fsvit_edge.runtime.engines.files import (
     write_engines,
 )
 from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.messages import Progress, Say
 
 _NOTABLE_DISAGREEMENT = 0.01
 """Share of pixels with another label from which the result advises to measure."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class BuildResult:
         return tuple(lines)
 
     def _int8_advice(self) -> list[str]:
-        other = "fp32" if self.backend.api is None else "fp16"
+        other = "fp32" if self.backend.tensorrt is None else "fp16"
         if self.engines["encoder"].record.int8_gemms == 0:
             return [f"No matrix multiplication runs in INT8; use --precision {other}."]
         own_ms = self.latency_ms.get("int8")
@@ -128,11 +128,11 @@ class BuildResult:
                 choice = ", as `run` does by default" if precision == "fp32" else ""
                 name = precision.upper()
                 return [f"INT8 takes {own_ms:.1f} ms, {name} {other_ms:.1f} ms; use --precision {precision}{choice}."]
-        if self.backend.api is None or "fp16" in self.latency_ms:
+        if self.backend.tensorrt is None or "fp16" in self.latency_ms:
             return []
         if self.runs_here:
             return ["INT8 is often no faster than FP16 on a GPU; compare: build with --fp16, then INT8 with --force."]
-        if self.backend.api.is_rtx:
+        if self.backend.tensorrt.is_rtx:
             return ["NVIDIA documents INT8 in TensorRT-RTX only for weights; compare with --fp16 on the GPU itself."]
         return []
 
@@ -141,7 +141,7 @@ def build_engines(
     bundle: Path,
     options: BuildOptions,
     progress: Progress = lambda _: None,
-    say: Progress = lambda _: None,
+    say: Say = lambda _: None,
 ) -> BuildResult:
     """Build encoder and head, compare them with the FP32 graphs, and write both or none.
 
@@ -242,7 +242,7 @@ def _calibrate(job: BuildJob, progress: Progress) -> tuple[Calibration | None, l
                 kept.append(picture)
             yield picture
 
-    calibration = collect_ranges(bundle, keeping(), step=lambda step: progress(f"calibrate: {step}"))
+    calibration = collect_ranges(bundle, keeping(), progress=lambda step: progress(f"calibrate: {step}"))
     return calibration, kept[:PICTURES], wanted
 
 
@@ -265,7 +265,7 @@ def _digest_of_build(job: BuildJob, name: str, graph: bytes) -> str:
     settings = {
         "backend": [job.backend.name, job.backend.version],
         "targets": job.targets,
-        "sizes": {size: job.sizes[size] for size in sorted(dynamic)} if job.backend.api is not None else {},
+        "sizes": {size: job.sizes[size] for size in sorted(dynamic)} if job.backend.tensorrt is not None else {},
         "workspace_mib": job.options.workspace_mib,
     }
     return hashlib.sha256(graph + json.dumps(settings).encode()).hexdigest()
@@ -302,20 +302,20 @@ def _recorded_times(job: BuildJob, engines: Mapping[str, BuiltEngine]) -> dict[s
     return {name: sum(filter(None, times)) for name, times in ((job.precision, own), ("fp32", fp32)) if all(times)}
 
 
-def _build(job: BuildJob, name: str, graph: bytes, progress: Progress, say: Progress) -> BuiltGraph:
+def _build(job: BuildJob, name: str, graph: bytes, progress: Progress, say: Say) -> BuiltGraph:
     """Check the memory, then let the backend build."""
     # Whatever the plan allows, a run has few supports: the predictor splits larger ones.
     sizes = {**job.usual_sizes, "kept_tokens": job.sizes["kept_tokens"][2]}
-    gpu = None if job.backend.api is None else job.machine.gpu
+    gpu = None if job.backend.tensorrt is None else job.machine.gpu
     check_memory(name, graph, sizes, None if gpu is None else gpu.memory_bytes, say)
     progress(f"build the {name}")
-    if job.backend.api is None:
+    if job.backend.tensorrt is None:
         return build_for_cpu(graph, name)
     info = job.bundle.manifest.graphs[name]
     shapes = {spec.name: spec.shape for spec in (*info.inputs, *info.outputs)}
     options = job.options
     request = PlanRequest(name, job.sizes, shapes, gpu, job.targets, options.workspace_mib, options.timing_cache)
-    return build_plan(job.backend.api, graph, request, progress)
+    return build_plan(job.backend.tensorrt, graph, request, progress, say)
 
 
 def _describe(

@@ -4,7 +4,7 @@ At the end, the memory that a graph needs, which is known once it is converted.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.messages import Say
 
 DEFAULT_MAX_WAYS, DEFAULT_MAX_SHOTS = 10, 5
 DEFAULT_TARGETS = ("sm86", "sm89", "sm120")
@@ -67,19 +68,19 @@ class BuildOptions:
 class Backend:
     """What builds the engines."""
 
-    api: TensorRT | None  # None: ONNX Runtime
+    tensorrt: TensorRT | None  # None: ONNX Runtime builds
     reason: str  # why it was chosen, a clause
 
     @property
     def name(self) -> str:
         """One of `BACKENDS`."""
-        return "onnxruntime" if self.api is None else self.api.backend
+        return "onnxruntime" if self.tensorrt is None else self.tensorrt.backend
 
     @property
     def version(self) -> str:
         """The backend's own version."""
-        if self.api is not None:
-            return self.api.version
+        if self.tensorrt is not None:
+            return self.tensorrt.version
         import onnxruntime
 
         return str(onnxruntime.__version__)
@@ -87,12 +88,12 @@ class Backend:
     @property
     def title(self) -> str:
         """Name and version, for display."""
-        return f"ONNX Runtime {self.version}" if self.api is None else self.api.title
+        return f"ONNX Runtime {self.version}" if self.tensorrt is None else self.tensorrt.title
 
     @property
     def default_precision(self) -> str:
         """The precision if none is given; a CPU emulates FP16 in FP32, which is slower, so it gets INT8."""
-        return "int8" if self.api is None else "fp16"
+        return "int8" if self.tensorrt is None else "fp16"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class BuildJob:
     @property
     def runs_here(self) -> bool:
         """Whether the engines can run on this machine."""
-        if self.backend.api is None:
+        if self.backend.tensorrt is None:
             return True
         gpu = self.machine.gpu
         return gpu is not None and (not self.targets or gpu.architecture in self.targets)
@@ -119,7 +120,9 @@ class BuildJob:
     @property
     def limits(self) -> dict[str, int]:
         """The largest sizes that the head's plan accepts; empty for ONNX Runtime, which has no limits."""
-        return {} if self.backend.api is None else {name: top for name, (_, _, top) in self.sizes.items() if top > 1}
+        if self.backend.tensorrt is None:
+            return {}
+        return {name: top for name, (_, _, top) in self.sizes.items() if top > 1}
 
     @property
     def usual_sizes(self) -> dict[str, int]:
@@ -144,9 +147,11 @@ def plan_job(path: Path, options: BuildOptions) -> BuildJob:
     backend = choose_backend(options.engine, machine.gpu, bool(options.targets))
     precision = options.precision or backend.default_precision
     _refuse_options_without_effect(options, backend, precision)
-    if backend.name == "onnxruntime":
+    targets: tuple[str, ...] = ()
+    if backend.tensorrt is None:
         refuse_fp16_on_cpu(precision)
-    targets = () if backend.api is None else choose_targets(backend.api, options.targets, precision, machine.gpu)
+    else:
+        targets = choose_targets(backend.tensorrt, options.targets, precision, machine.gpu)
     bundle = Bundle.load(path)
     folder = engine_folder(path, bundle.manifest)
     if problem := folder_problem(folder):
@@ -261,9 +266,7 @@ def _refuse_options_without_effect(options: BuildOptions, backend: Backend, prec
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-def check_memory(
-    name: str, graph: bytes, sizes: Mapping[str, int], gpu_bytes: int | None, say: Callable[[str], None]
-) -> None:
+def check_memory(name: str, graph: bytes, sizes: Mapping[str, int], gpu_bytes: int | None, say: Say) -> None:
     """Estimate the memory that a build and its engine need, say it in one line, and refuse what cannot fit.
 
     Args:

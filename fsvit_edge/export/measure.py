@@ -1,7 +1,7 @@
 """New engines before they are written: opened from memory, compared with FP32, timed next to others, and scored."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from fsvit_edge.runtime.engines.files import ENGINE_GRAPHS, EngineRecord, find_e
 from fsvit_edge.runtime.engines.fitting import fitting_sets
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, EnvironmentLacksError
+from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.preprocess import resize_image
 
 PICTURES = 12
@@ -70,7 +71,7 @@ def open_on_cpu(graphs: Mapping[str, bytes], stack: ExitStack) -> Engines:
 
 def open_candidate(job: BuildJob, engines: Mapping[str, tuple[bytes, EngineRecord]], stack: ExitStack) -> Engines:
     """Open engines, by graph, that this machine can run."""
-    if job.backend.api is None:
+    if job.backend.tensorrt is None:
         return open_on_cpu({name: data for name, (data, _) in engines.items()}, stack)
     from fsvit_edge.runtime.engines.cuda_packages import open_device_memory
     from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
@@ -78,7 +79,7 @@ def open_candidate(job: BuildJob, engines: Mapping[str, tuple[bytes, EngineRecor
     memory = open_device_memory()
     stack.callback(memory.close)
     return {
-        name: stack.enter_context(TensorRtEngine(data, record, job.backend.api, memory))
+        name: stack.enter_context(TensorRtEngine(data, record, job.backend.tensorrt, memory))
         for name, (data, record) in engines.items()
     }
 
@@ -123,7 +124,7 @@ def compare(
     pictures: Sequence[Picture],
     source: str,
     computed_by: str,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Agreement:
     """Compare an engine's outputs and answers with those of the FP32 graphs; refuse outputs that are not finite.
 
@@ -263,7 +264,7 @@ def time_beside_others(
     Returns:
         Precision -> graph -> median time of a run in ms.
     """
-    if job.backend.api is None:
+    if job.backend.tensorrt is None:
         others = {"fp32": dict(reference)}
     else:
         others = {
@@ -274,7 +275,7 @@ def time_beside_others(
     running: dict[str, Mapping[str, Engine]] = {**others, job.precision: candidate}
     latency_ms: dict[str, dict[str, float]] = {precision: {} for precision in running}
     for graph in ENGINE_GRAPHS:
-        if job.backend.api is None and graph in unchanged:
+        if job.backend.tensorrt is None and graph in unchanged:
             (time_ms,) = time_side_by_side([reference[graph]], [example_feed(reference[graph], job.usual_sizes)])
             latency_ms[job.precision][graph] = latency_ms["fp32"][graph] = time_ms
             continue
@@ -330,7 +331,7 @@ def example_feed(engine: Engine, sizes: Mapping[str, int]) -> dict[str, Array]:
 
 
 def score(
-    job: BuildJob, reference: Mapping[str, Engine], candidate: Mapping[str, Engine], progress: Callable[[str], None]
+    job: BuildJob, reference: Mapping[str, Engine], candidate: Mapping[str, Engine], progress: Progress
 ) -> tuple[PrecisionScores, ...]:
     """Measure exact ratio and mIoU of FP32 and of the new engines on the same episodes; needs torch."""
     from fsvit_edge.learn.datasets import open_data

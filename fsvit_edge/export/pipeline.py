@@ -5,7 +5,6 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +17,12 @@ from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import MANIFEST_NAME, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.storage import atomic_folder
 
 DEFAULT_OPSET = 20
 MIN_OPSET, MAX_OPSET = 20, 22
 """Below 20 there is no Gelu; the oldest TensorRT parser that we build with reads up to 20, the newest up to 25."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

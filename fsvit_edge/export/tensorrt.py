@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fsvit_edge.export.built_graph import BuiltGraph, LayerReport
 from fsvit_edge.export.job import Range
-from fsvit_edge.export.onnxruntime import BuiltGraph, LayerReport
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import DTYPES, TensorRT
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
+from fsvit_edge.runtime.messages import Progress, Say
 from fsvit_edge.runtime.storage import atomic_write, locked, user_cache
 
 REPORT_EVERY_S = 1.0
@@ -46,8 +47,8 @@ class PlanRequest:
     timing_cache: Path | None = None  # None: one in the user's cache per TensorRT version and GPU
 
 
-def build_plan(api: TensorRT, graph: bytes, request: PlanRequest, progress: Callable[[str], None]) -> BuiltGraph:
-    """Build an ONNX graph's plan; `progress` is called with what TensorRT is doing.
+def build_plan(api: TensorRT, graph: bytes, request: PlanRequest, progress: Progress, say: Say) -> BuiltGraph:
+    """Build an ONNX graph's plan; `progress` is called with what TensorRT is doing, `say` with notes on its timings.
 
     Raises:
         ArtifactError: TensorRT cannot read the graph.
@@ -59,8 +60,10 @@ def build_plan(api: TensorRT, graph: bytes, request: PlanRequest, progress: Call
         if not api.is_rtx:
             assert request.gpu is not None, "TensorRT builds on a GPU"
             path = request.timing_cache or default_timing_cache(api, request.gpu)
-            timings = stack.enter_context(keep_timings(path, request.timing_cache is not None, progress))
-        return _run_in_thread(lambda running: _build(api, graph, request, timings, running), request.name, progress)
+            timings = stack.enter_context(keep_timings(path, request.timing_cache is not None, progress, say))
+        return _run_in_thread(
+            lambda running: _build(api, graph, request, timings, running), request.name, progress, say
+        )
 
 
 def _build(
@@ -94,7 +97,7 @@ def _build(
             f"{api.title}: the {request.name} has no valid range of shapes {ranges}: {log.last_error()}."
         )
     if timings is not None:
-        timings.load(config, running.messages.append)
+        timings.load(config, running.notes.append)
     data = api.serialized(builder, network, config, log, request.name)
     if timings is not None:
         timings.save(config)
@@ -176,10 +179,10 @@ class Timings:
     known: bytes  # the file's contents before the build; empty without a file
     learned: bytes | None = None  # those and the timings that the build added; None before the build
 
-    def load(self, config: Any, say: Callable[[str], None]) -> None:
+    def load(self, config: Any, say: Say) -> None:
         """Give the known timings to a build's `IBuilderConfig`."""
         if not config.set_timing_cache(config.create_timing_cache(self.known), False):
-            say("the timing cache was made by another TensorRT or GPU; starting with an empty one")
+            say("Note: the timing cache was made by another TensorRT or GPU; this build starts with an empty one.")
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save(self, config: Any) -> None:
@@ -195,7 +198,7 @@ def default_timing_cache(api: TensorRT, gpu: Gpu) -> Path:
 
 
 @contextlib.contextmanager
-def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) -> Iterator[Timings | None]:
+def keep_timings(path: Path, is_given: bool, progress: Progress, say: Say) -> Iterator[Timings | None]:
     """Lock a timing cache, yield its timings, and write what the build learned; None if it cannot be used.
 
     The lock lasts for the whole build: two builds that time kernels on one GPU at once would disturb each other. A file
@@ -208,10 +211,10 @@ def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) ->
             stack.enter_context(locked(lock, on_wait=lambda: progress("waiting for another build on this GPU")))
             timings = Timings(path.read_bytes() if path.exists() else b"")
         except OSError as error:
-            sentence = f"The timing cache {path} cannot be used: {error.strerror or error}"
+            problem = f"timing cache {path} cannot be used: {error.strerror or error}"
             if is_given:
-                raise InputError(f"{sentence}; name another file with --timing-cache.") from error
-            progress(f"{sentence}; building without it")
+                raise InputError(f"The {problem}; name another file with --timing-cache.") from error
+            say(f"Note: the {problem}; this build does without it.")
             yield None
             return
         yield timings
@@ -222,7 +225,7 @@ def keep_timings(path: Path, is_given: bool, progress: Callable[[str], None]) ->
         except FsvitEdgeError as error:
             if is_given:
                 raise
-            progress(f"the timings are not saved: {error}")
+            say(f"Note: the timings are not saved: {error}")
 
 
 # ------------------------------------------------------------------------------------------------- thread of the build
@@ -234,7 +237,7 @@ class _RunningBuild:
     def __init__(self) -> None:
         self.cancelled = threading.Event()  # set when the build should end
         self.phases: list[str] = []  # names of the phases that are running, the innermost last
-        self.messages: list[str] = []  # lines for the waiting thread to report
+        self.notes: list[str] = []  # for the waiting thread to say
 
     def monitor(self, trt: Any) -> Any:
         """Return an `IProgressMonitor` that records phases, and ends the build once it is canceled."""
@@ -258,7 +261,7 @@ class _RunningBuild:
         return Monitor()
 
 
-def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress: Callable[[str], None]) -> _Result:
+def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress: Progress, say: Say) -> _Result:
     """Build in a thread, report its phases, and return its result or raise its error; Ctrl-C cancels the build.
 
     Only the main thread receives Ctrl-C, and TensorRT calls back into Python (log, progress) from the thread that
@@ -287,8 +290,8 @@ def _run_in_thread(work: Callable[[_RunningBuild], _Result], name: str, progress
             is_over = False
             while not is_over:
                 is_over = has_ended.wait(0.1)
-                while running.messages:
-                    progress(running.messages.pop(0))
+                while running.notes:
+                    say(running.notes.pop(0))
                 phase = "".join(running.phases[-1:])
                 if phase not in ("", reported) and time.monotonic() - reported_at > REPORT_EVERY_S:
                     reported, reported_at = phase, time.monotonic()

@@ -23,6 +23,7 @@ from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, wi
 from fsvit_edge.fewshot.scene import decode_frame, encode_frame
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.postprocess import log_odds
+from fsvit_edge.runtime.presence_level import score_text
 from fsvit_edge.runtime.storage import editing
 
 DOUBT_MARGIN = 1.0
@@ -256,7 +257,9 @@ def draw_review(items: Sequence[ReviewItem]) -> Image:
     cells = []
     for one in items:
         picture = np.asarray(cv2.resize(one.picture, (SHEET_PX, SHEET_PX), interpolation=cv2.INTER_AREA), np.uint8)
-        answer = f"{'present' if one.was_present else 'absent'}, {one.score:.2f} (level {one.level:.2f})"
+        answer = (
+            f"{'present' if one.was_present else 'absent'}, {score_text(one.score)} (level {score_text(one.level)})"
+        )
         title = (f"{one.number}: {one.name}", names.index(one.name) % len(PALETTE))
         cells.append(captioned(picture, [title, (answer, None), (f"verdict: {one.verdict or 'none yet'}", None)]))
     return sheet_of(cells)

@@ -27,7 +27,7 @@ _OPTIONAL = {
     "onnxscript": "export",
     "scikit-image": "demo",
 }
-_USES = {"demo": "run demo", "build": "export and build-engine"}
+_USES = {"demo": "run demo", "build": "export, calib and build-engine"}
 
 
 @dataclass(frozen=True)

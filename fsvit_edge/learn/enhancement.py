@@ -1,6 +1,6 @@
 """Train the pseudo-label enhancer on the few pictures that have masks (CST, mixed supervision)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from fsvit_edge.model.enhancer import PseudoLabelEnhancer
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.model.pseudo_mask import pseudo_map, thresholded
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.messages import Progress
 
 _Floats = npt.NDArray[np.float64]
 
@@ -88,7 +89,7 @@ def train_enhancer(
     data: FewShotData,
     with_masks: Sequence[int],
     options: EnhancerOptions,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> EnhancerResult:
     """Train an enhancer, on the CPU so that the same seed gives the same weights.
 
@@ -186,7 +187,7 @@ def _see(
     return _Seen(torch.stack(tokens), torch.stack(maps), torch.stack(masks))
 
 
-def _fit(enhancer: PseudoLabelEnhancer, seen: _Seen, options: EnhancerOptions, progress: Callable[[str], None]) -> None:
+def _fit(enhancer: PseudoLabelEnhancer, seen: _Seen, options: EnhancerOptions, progress: Progress) -> None:
     generator = torch.Generator().manual_seed(options.seed)
     grid = 2 * seen.maps.shape[-1]
     inside, known = (

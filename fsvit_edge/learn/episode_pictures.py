@@ -8,6 +8,7 @@ from fsvit_edge.fewshot.picture_sheet import captioned, sheet
 from fsvit_edge.learn.evaluation import Answer
 from fsvit_edge.learn.examples import IGNORE, FewShotData
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
+from fsvit_edge.runtime.presence_level import score_text
 
 _PANEL_PX = 256
 _UNKNOWN_GRAY = 128
@@ -39,7 +40,7 @@ def draw_answer(data: FewShotData, answer: Answer, masks: bool) -> _Rgb:
     shown = ", ".join(name for name, there in zip(names, answer.shown, strict=True) if there)
     truth = "truth: no mask" if answer.truth is None else f"truth: {shown or 'no class'}"
     verdicts = [
-        f"{name} {prediction.scores[way]:.2f}: {'present' if prediction.present[way] else 'absent'}, "
+        f"{name} {score_text(prediction.scores[way])}: {'present' if prediction.present[way] else 'absent'}, "
         f"{'right' if prediction.present[way] == answer.shown[way] else 'WRONG'}"
         for way, name in enumerate(names)
     ]

@@ -27,6 +27,7 @@ from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.metrics import CONFIDENCE, RESAMPLES, Scores, Tally, count_pixels, score
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
 
 SUPPORT_CACHE_BYTES = 2**30
@@ -99,7 +100,7 @@ def evaluate(
     model: FewShotModel,
     data: FewShotData,
     options: EvaluationOptions,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
     on_answer: Callable[[Answer], None] = lambda _: None,
     episodes: Sequence[Episode] | None = None,
 ) -> EvaluationResult:
@@ -155,7 +156,7 @@ def evaluate(
     )
 
 
-def every_few_seconds(progress: Callable[[str], None]) -> Callable[[str], None]:
+def every_few_seconds(progress: Progress) -> Progress:
     """Return a function that passes on one message every `REPORT_EVERY_S` seconds and drops the others."""
     reported = time.monotonic()
 

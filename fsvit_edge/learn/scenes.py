@@ -6,7 +6,7 @@ tell how well presence scores separate the two, with bootstrap intervals.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from fsvit_edge.learn.evaluation import ModelIdentity, cache_example, every_few_
 from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.metrics import CONFIDENCE, RESAMPLES, Score, divide, mean_of_measured, resamples, score_of
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.preprocess import resize_image
 
 _Floats = npt.NDArray[np.float64]
@@ -109,7 +110,7 @@ def evaluate_scenes(
     model: FewShotModel,
     data: FewShotData,
     options: SceneOptions,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> SceneResult:
     """Enroll the first pictures of every class, and look for all classes in the other pictures.
 

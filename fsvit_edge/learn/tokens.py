@@ -20,6 +20,7 @@ from fsvit_edge.model.encoder import EncoderOutput
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.model.objectness import STRIDE
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
+from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.preprocess import DESCRIPTION
 from fsvit_edge.runtime.storage import atomic_write, user_cache
 
@@ -79,7 +80,7 @@ class TokenCache:
             subfolder = self.folder / f"objectness-{_digest_of_weights(network.objectness)[:16]}"
             self._objectness = _Store(subfolder, (views, size // STRIDE, size // STRIDE), self._objectness_of)
 
-    def fill(self, data: FewShotData, progress: Callable[[str], None] = lambda _: None) -> int:
+    def fill(self, data: FewShotData, progress: Progress = lambda _: None) -> int:
         """Encode the pictures that are not cached yet, without opening a mask; return how many were encoded.
 
         Raises:
@@ -133,9 +134,7 @@ class TokenCache:
         packed: npt.NDArray[np.float16] = np.array(stored[view])
         return packed
 
-    def _make(
-        self, store: _Store, wanted: dict[str, int], data: FewShotData, progress: Callable[[str], None], title: str
-    ) -> None:
+    def _make(self, store: _Store, wanted: dict[str, int], data: FewShotData, progress: Progress, title: str) -> None:
         """Compute and store what a store lacks of the wanted pictures (digest -> index of an example)."""
         missing = {digest: index for digest, index in wanted.items() if not store.file(digest).exists()}
         size = self.network.config.image_size

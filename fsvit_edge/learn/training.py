@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,9 +29,8 @@ from fsvit_edge.model.head import CorrelationHead
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review import update_review
 from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, with_item
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.loop import OnFrame, Say
+from fsvit_edge.live.loop import OnFrame
 from fsvit_edge.live.sources.base import Source
 from fsvit_edge.live.statistics import RunStatistics
 from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.messages import Say
 
 _EVERY_S = 10.0
 """Between two frames of one class, from a live source."""

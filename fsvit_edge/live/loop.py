@@ -34,6 +34,7 @@ from fsvit_edge.live.supervision import (
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.machine import resident_memory_mb
+from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.storage import atomic_write
 
 _WAIT_S = 0.1  # for the next frame of a live source, between two checks for stops and requests
@@ -44,7 +45,6 @@ _SUMMARY_FIELDS = (
     *("elapsed_s", "fps", "age_ms", "latency_ms", "memory_mb"),
 )
 
-Say = Callable[[str], None]
 OnFrame = Callable[[Frame, Prediction, RunStatistics], None]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.zones import Zone, check_zones
 from fsvit_edge.live.doubts import DoubtKeeper
-from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult, Say
+from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions, Sink
 from fsvit_edge.live.sinks.open import is_mqtt, is_page, open_event_sinks, open_sink, recording_folder, sink_name
@@ -17,6 +17,7 @@ from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
 from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.presence_level import check_level
 from fsvit_edge.runtime.storage import remove_leftovers
 
@@ -142,8 +143,9 @@ def run_source(
                 "No classes are enrolled; enroll one with: fsvit-edge enroll NAME IMAGE, or choose a bank with --bank "
                 "FILE (to try it without a bank: fsvit-edge run demo)."
             )
-        if options.steady and not frames.is_live and frames.fps is None:
-            raise InputError("--steady needs a video, a camera or a stream: pictures have no time.")
+        if (options.steady or options.events.are_wanted) and not frames.is_live and frames.fps is None:
+            asked = "--steady needs" if options.steady else "Events (--webhook, --snapshots) need"
+            raise InputError(f"{asked} a video, a camera or a stream: pictures have no time.")
         model = stack.enter_context(
             FewShotModel.load(options.bundle, options.engine, options.precision, options.threads)
         )

@@ -20,6 +20,11 @@ def check_level(level: float) -> float:
     return float(level)
 
 
+def score_text(score: float) -> str:
+    """Return a score or a level for people: two decimals, or four where two would hide how far from 1 it is."""
+    return f"{score:.2f}" if score < 0.995 else f"{score:.4f}"
+
+
 def level_of_supports(presence_level: float, loo_scores: Sequence[float | None]) -> float:
     """Move the level toward the scores of the class's pictures against each other.
 

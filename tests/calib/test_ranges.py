@@ -242,7 +242,7 @@ def test_a_tensor_that_is_always_zero_has_a_range(method: str) -> None:
 def test_nothing_is_printed_and_steps_are_reported(capfd: pytest.CaptureFixture[str]) -> None:
     steps: list[str] = []
     for method in METHODS:
-        collect_ranges(plain_bundle(), [noise(seed) for seed in range(20)], method, step=steps.append)
+        collect_ranges(plain_bundle(), [noise(seed) for seed in range(20)], method, progress=steps.append)
     assert capfd.readouterr() == ("", "")
     assert steps == ["picture 1", "picture 17", "choose ranges"] * 3
 

@@ -10,6 +10,7 @@ from command_line import Cli, is_one_error
 from fsvit_edge import FewShotModel
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.runtime.pictures import read_image, write_image
+from fsvit_edge.runtime.presence_level import score_text
 
 BANK = "bank.safetensors"
 
@@ -32,7 +33,11 @@ def test_frames_are_listed_drawn_and_judged(bank: Path, cli: Cli) -> None:
     listed = cli(f"bank review {BANK} --preview sheet.png")
     assert listed.code == 0
     rows = [line.split() for line in listed.out.splitlines()]
-    assert [row[:4] for row in rows if row[:1] == ["cat"]] == [["cat", str(n), "present", "1.00"] for n in (0, 1)]
+    kept = SupportBank.load(bank).review
+    assert [row[:5] for row in rows if row[:1] == ["cat"]] == [
+        ["cat", str(one.number), "present", f"{one.score:.4f}", score_text(one.level)] for one in kept
+    ]  # four decimals: two would round these scores to 1.00
+    assert all(one.score >= 0.995 for one in kept)
     assert listed.err == "2 wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge\n"
     assert read_image(bank.parent / "sheet.png").shape[1] > 400
 
@@ -56,7 +61,8 @@ def test_a_check_fails_until_the_answers_agree_with_the_verdicts(bank: Path, cli
     failed = cli(f"bank check {BANK}")
     assert failed.code == 5
     assert "0 of 2 answers change; 1 contradicts its verdict." in failed.out
-    assert ["cat", "1", "no", "present", "1.00", "present", "1.00", "wrong"] in [
+    score = f"{SupportBank.load(bank).review[1].score:.4f}"
+    assert ["cat", "1", "no", "present", score, "present", score, "wrong"] in [
         line.split() for line in failed.out.splitlines()
     ]
     assert failed.err == (
@@ -90,3 +96,11 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(bank: Path, cli: Cli
     is_one_error(cli(line), 2, reason)
     assert bank.read_bytes() == before
     assert not (bank.parent / "x.png").exists()
+
+
+def test_a_bank_without_doubtful_frames_says_how_to_get_some(bank: Path, cli: Cli) -> None:
+    SupportBank.load(bank).emptied().save(bank)
+    assert cli(f"bank review {BANK}").out == (
+        "bank.safetensors keeps no doubtful frames; collect some with: fsvit-edge run --review.\n"
+    )
+    assert json.loads(cli(f"bank review {BANK} --json").out) == {"items": []}

@@ -16,10 +16,10 @@ from sample_files import colors, write_video
 from web_server import SECRET, serving, status
 
 from fsvit_edge import FewShotModel
-from fsvit_edge.cli.terminal import score_text
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.live.sources.demo import DEMO_CLASSES
 from fsvit_edge.runtime.pictures import read_image, write_image
+from fsvit_edge.runtime.presence_level import score_text
 
 CLASSES = ["cat", "Größe 猫"]
 Play = Callable[[str], None]

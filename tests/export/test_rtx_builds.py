@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.convert import make_graph
-from fsvit_edge.export.onnxruntime import BuiltGraph
+from fsvit_edge.export.built_graph import BuiltGraph
 from fsvit_edge.export.tensorrt import PlanRequest, build_plan
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.base import TensorSpec
@@ -49,7 +49,7 @@ def build(graph: bytes, name: str = "encoder", targets: tuple[str, ...] = ("sm86
         for value in (*described.input, *described.output)
     }
     api = open_tensorrt("tensorrt-rtx")
-    return build_plan(api, graph, PlanRequest(name, SIZES, names, None, targets), lambda _: None)
+    return build_plan(api, graph, PlanRequest(name, SIZES, names, None, targets), lambda _: None, lambda _: None)
 
 
 def typed(graph: bytes, precision: str, calibration: Calibration | None = None, name: str = "encoder") -> bytes:

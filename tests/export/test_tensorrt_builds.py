@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from fake_builder import LAYERS, FakeTensorRT
 
+from fsvit_edge.export.built_graph import BuiltGraph, LayerReport
 from fsvit_edge.export.job import choose_targets
-from fsvit_edge.export.onnxruntime import BuiltGraph, LayerReport
 from fsvit_edge.export.tensorrt import PlanRequest, build_plan, keep_timings, report_layers
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
+from fsvit_edge.runtime.messages import Progress, Say
 
 ORIN = Gpu("Orin", (8, 7), 16, 64 * 2**30, "12.6")
 H100 = Gpu("NVIDIA H100", (9, 0), 132, 80 * 2**30, "13.0")
@@ -24,11 +25,14 @@ NAMES = {"image": ("batch", 8, 8, 3), "tokens": ("batch", 4)}
 
 
 def build(
-    steps: list[str] | None = None, graph: bytes = b"graph", batch: Any = (1, 1, 1), **options: Any
+    progress: Progress = lambda _: None,
+    say: Say = lambda _: None,
+    graph: bytes = b"graph",
+    batch: Any = (1, 1, 1),
+    **options: Any,
 ) -> BuiltGraph:
-    said: list[str] = [] if steps is None else steps
     api = open_tensorrt("tensorrt")
-    return build_plan(api, graph, PlanRequest("encoder", {"batch": batch}, NAMES, ORIN, **options), said.append)
+    return build_plan(api, graph, PlanRequest("encoder", {"batch": batch}, NAMES, ORIN, **options), progress, say)
 
 
 def timings(fake: FakeTensorRT, own_cache: Path) -> Path:
@@ -81,7 +85,7 @@ def test_phases_are_reported_during_the_build(fake: FakeTensorRT, monkeypatch: p
     monkeypatch.setattr("fsvit_edge.export.tensorrt.REPORT_EVERY_S", 0.0)
     fake.at_step = lambda _: time.sleep(0.2)
     steps: list[str] = []
-    build(steps)
+    build(steps.append)
     assert "encoder: timing graph nodes" in steps
 
 
@@ -106,9 +110,8 @@ def test_an_error_in_the_progress_ends_the_build_too(fake: FakeTensorRT, monkeyp
     def fail(_: str) -> None:
         raise BrokenPipeError
 
-    api = open_tensorrt("tensorrt")
     with pytest.raises(BrokenPipeError):
-        build_plan(api, b"graph", PlanRequest("encoder", {"batch": (1, 1, 1)}, NAMES, ORIN), fail)
+        build(fail)
     assert fake.was_cancelled
 
 
@@ -127,20 +130,24 @@ def test_timings_are_saved_per_version_and_gpu_and_used_by_the_next_build(fake: 
 
 
 def test_timings_of_another_gpu_are_not_used(fake: FakeTensorRT, own_cache: Path, tmp_path: Path) -> None:
-    named, steps = tmp_path / "mine.cache", list[str]()
+    named, steps, said = tmp_path / "mine.cache", list[str](), list[str]()
     named.write_bytes(b"of another GPU")
-    build(steps, timing_cache=named)
+    build(steps.append, said.append, timing_cache=named)
     assert named.read_bytes() == b"+"
-    assert "the timing cache was made by another TensorRT or GPU; starting with an empty one" in steps
+    note = "Note: the timing cache was made by another TensorRT or GPU; this build starts with an empty one."
+    assert said == [note]
+    assert note not in steps  # the next step would replace it
     assert not timings(fake, own_cache).exists()
 
 
 @pytest.mark.usefixtures("fake")
 def test_a_cache_folder_that_cannot_be_written_only_loses_the_timings(own_cache: Path) -> None:
     own_cache.write_text("a file where the folder should be")
-    steps: list[str] = []
-    assert build(steps).data.startswith(b"plan")
-    assert any("cannot be used" in step and "building without it" in step for step in steps)
+    said: list[str] = []
+    assert build(say=said.append).data.startswith(b"plan")
+    assert len(said) == 1
+    assert "cannot be used" in said[0]
+    assert said[0].endswith("; this build does without it.")
 
 
 @pytest.mark.usefixtures("fake")
@@ -164,7 +171,7 @@ def test_a_second_build_on_the_gpu_waits_and_reports_it(tmp_path: Path) -> None:
         if "wait" in step:
             lock.close()
 
-    with keep_timings(named, True, tell):
+    with keep_timings(named, True, tell, steps.append):
         pass
     assert steps == ["waiting for another build on this GPU"]
 

@@ -12,16 +12,18 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 from blank import film, until
 from test_live_run import Flickers
 from web_server import SECRET, Server, hang, serving, status
 
+from fsvit_edge import FewShotModel
 from fsvit_edge.live.loop import LiveRun, RunResult
 from fsvit_edge.live.run import RunOptions, run_source
 from fsvit_edge.live.sinks.base import EventOptions
 from fsvit_edge.live.sinks.open import open_event_sinks
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.pictures import read_image
+from fsvit_edge.runtime.pictures import read_image, write_image
 
 
 @pytest.fixture
@@ -123,6 +125,31 @@ def test_events_without_steady_answers_are_refused(here: Path, options: EventOpt
     with pytest.raises(InputError, match="Events need steady answers; leave out --no-steady, or --webhook and"):
         run_source("demo", [], RunOptions(steady=False, events=options))
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (RunOptions(events=EventOptions(snapshots=Path("events"))), r"Events \(--webhook, --snapshots\) need"),
+        (RunOptions(events=EventOptions(("http://host/secret",))), r"Events \(--webhook, --snapshots\) need"),
+        (RunOptions(steady=True), "--steady needs"),
+    ],
+)
+def test_pictures_have_no_time_for_steady_answers(here: Path, options: RunOptions, asked: str) -> None:
+    """What is in a picture would be absent, because it is never on for 0.3 s."""
+    cup = skimage.data.coffee()
+    write_image(here / "cup.jpg", cup)
+    with FewShotModel.load(threads=1) as model:
+        model.enroll("cup", [cup])
+        model.save_bank(here / "bank.safetensors")
+    with pytest.raises(InputError, match=f"{asked} a video, a camera or a stream: pictures have no time"):
+        run_source("cup.jpg", [], options)
+    assert not (here / "events").exists()
+    shown: list[bool] = []
+    run_source(
+        "cup.jpg", [], RunOptions(threads=1), on_frame=lambda _, answer, __: shown.append(bool(answer.present[0]))
+    )
+    assert shown == [True]
 
 
 @pytest.fixture

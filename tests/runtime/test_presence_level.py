@@ -3,7 +3,7 @@ import math
 import pytest
 
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.presence_level import check_level, level_of_supports
+from fsvit_edge.runtime.presence_level import check_level, level_of_supports, score_text
 
 
 def log_odds(probability: float) -> float:
@@ -12,6 +12,11 @@ def log_odds(probability: float) -> float:
 
 def probability(logit: float) -> float:
     return 1 / (1 + math.exp(-logit))
+
+
+def test_a_score_and_a_level_close_to_one_can_be_told_apart() -> None:
+    assert [score_text(score) for score in (0.0, 0.5, 0.9949)] == ["0.00", "0.50", "0.99"]
+    assert (score_text(0.9962), score_text(0.9991)) == ("0.9962", "0.9991")  # both would be 1.00
 
 
 @pytest.mark.parametrize("level", [0.01, 0.5, 0.9995])
