@@ -98,12 +98,14 @@ function showLength() {
 }
 
 function whenOf({ appeared, left, isHere }) {
-  if (!left) return `${isHere ? "Here since" : "Appeared"} ${time(appeared)}`;
-  const end = `left ${time(left)} after ${duration(left.duration_s)}`;
-  return appeared ? `Appeared ${time(appeared)}, ${end}` : `L${end.slice(1)}`;
+  if (!left) return `${isHere ? "Here since" : "Appeared"} ${time(appeared.wall_time_s)}`;
+  const { wall_time_s: decided, duration_s: length } = left; // it is decided only when the class has been gone for a second
+  if (!appeared) return `Left ${time(decided)} after ${duration(length)}`;
+  const { wall_time_s: start } = appeared;
+  return `Appeared ${time(start)}, left ${time(Math.min(start + length, decided))} after ${duration(length)}`;
 }
 
-function time({ wall_time_s: seconds }) {
+function time(seconds) {
   const at = new Date(seconds * 1000), today = new Date();
   const clock = at.toLocaleTimeString("en-GB");
   if (at.toDateString() === today.toDateString()) return clock;
