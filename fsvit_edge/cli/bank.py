@@ -293,6 +293,6 @@ def _print_scene(report: "SceneReport", levels: "Mapping[str, float]", by_hand: 
         elif name in report.answering:
             effect = "as high as a score can be, so it will be found there" if is_found else "so it may be missed"
             say(
-                f"Warning: {name}: the empty scene scores {score_text(highest)}, {effect}; show it what it is not with: "
-                f"fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
+                f"Warning: {name}: the empty scene scores {score_text(highest)}, {effect}; show it what it is not "
+                f"with: fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
             )

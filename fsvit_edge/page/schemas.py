@@ -6,6 +6,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from fsvit_edge.fewshot.bank import LevelSource
+from fsvit_edge.live.events import EventKind
 
 BOUNDARY = "frame"
 
@@ -83,6 +84,32 @@ class FrameState(BaseModel):
     is_frozen: bool = Field(description="Whether the camera repeats the same picture.")
 
 
+class EventsState(BaseModel):
+    """Whether the run tells what appears and leaves, and whether there is news."""
+
+    are_told: bool = Field(description="Whether answers are steady; false before the first frame.")
+    newest: int = Field(description="Number of the newest event; 0 before the first, and again in a new run.")
+
+
+class PageEvent(BaseModel):
+    """A class has appeared, or has left."""
+
+    number: int = Field(description="From 1, in the order in which they were told.")
+    event: EventKind
+    name: str
+    color: str = Field(description="#rrggbb, as in the picture.")
+    source: str
+    wall_time_s: float = Field(description="When the frame that decided it was captured, since 1970 (UTC).")
+    monotonic_s: float = Field(description="The same on a clock that never jumps.")
+    duration_s: float | None = Field(
+        default=None, description="Seconds from the appearance to the last frame above the level; null if it appeared."
+    )
+    best_score: float = Field(description="Of the best frame so far, which the picture shows.")
+    best_box_xyxy: tuple[int, int, int, int] | None = Field(description="In pixels of that frame.")
+    best_sequence: int = Field(description="Index of that frame.")
+    zones: list[str] = Field(description="The zones in which it appeared, or if it left, all in which it was.")
+
+
 class BankState(BaseModel):
     """The file that the classes are saved to."""
 
@@ -100,6 +127,8 @@ class State(BaseModel):
     false_alarm_bound: float = Field(
         description="Share of frames like these, at most, in which a class is falsely found, in 95 of 100 cases."
     )
+    events: EventsState
+    run_id: str = Field(description="Differs in a new run.")
     revision: str = Field(description="Changes when the classes change.")
     bank: BankState
 

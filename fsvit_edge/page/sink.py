@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from fsvit_edge.fewshot.bank_file import check_bank_path
 from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.shared_model import LiveModel
@@ -49,7 +50,8 @@ class PageSink(Sink):
                 "gets a random one."
             )
         self._hub = FrameHub()
-        app = create_app(PageState(self._hub, model, bank_path))
+        self._state = PageState(self._hub, model, bank_path)
+        app = create_app(self._state)
         self._server = PageServer(Access(app, token, hosts), host, port, self._hub.close)
         host = _reachable(host)
         shown = f"[{host}]" if ":" in host else host
@@ -58,6 +60,10 @@ class PageSink(Sink):
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """See `Sink.write`."""
         self._hub.put(frame, prediction)
+
+    def tell(self, event: Event) -> None:
+        """See `Sink.tell`."""
+        self._state.events.add(event, self._state.model.classes)
 
     def report(self, health: Health) -> None:
         """See `Sink.report`."""

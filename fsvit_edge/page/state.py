@@ -15,6 +15,7 @@ from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import schemas
+from fsvit_edge.page.events import EventLog
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
 from fsvit_edge.runtime.errors import InputError
 
@@ -32,6 +33,7 @@ class PageState:
     # A page left open across a restart of the run must not take the new classes for the ones it shows.
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
+    events: EventLog = field(default_factory=EventLog)
 
     def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Change the classes; raises like `LiveModel.update`."""

@@ -83,7 +83,7 @@ def test_a_scene_that_scores_as_high_as_a_score_can_is_told_honestly(
         lambda _, foreground, levels, *__: (np.full(len(levels), score, np.float32), foreground),
     )
     _, err = run("bank", "scene", str(bank), "other.jpg")
-    assert f"Warning: cat: the empty scene scores 1.00, {effect}; show it what it is not with" in err
+    assert f"Warning: cat: the empty scene scores 1.0000, {effect}; show it what it is not with" in err
     told = "Warning: found in the empty scene itself, whatever that says: cat." in run("bank", "list", str(bank))[1]
     assert told == (score == 1)
 

@@ -43,7 +43,7 @@ class SnapshotSink(Sink):
         if event.kind == "appeared":
             self._shown[event.name] = path
         try:
-            write_image(path, _drawn(event))
+            write_image(path, draw_event(event))
             self._written[path] = None
             while len(self._written) > self._keep:
                 self._written.popitem(last=False)[0].unlink(missing_ok=True)
@@ -70,10 +70,13 @@ class SnapshotSink(Sink):
         """Every picture is already complete."""
 
 
-def _drawn(event: Event) -> Image:
-    """The picture of the best sighting with the outline, name and score of the class drawn in."""
+def draw_event(event: Event, way: int = 0) -> Image:
+    """Draw outline, name and score of the class on the picture of the best sighting, in the color of class `way`."""
     best = event.best
-    labels = np.zeros(best.picture.shape[:2], np.uint8) if best.mask is None else best.mask.astype(np.uint8)
-    score = np.array([best.score], np.float32)
-    present = np.array([True])  # as it was, even if this score alone would not say so
-    return draw(best.picture, Prediction((event.name,), score, score, labels, None, {}, steady_present=present))
+    labels = np.zeros(best.picture.shape[:2], np.uint8)
+    if best.mask is not None:
+        labels[best.mask] = way + 1
+    scores = np.full(way + 1, best.score, np.float32)
+    present = np.arange(way + 1) == way  # as it was, even if this score alone would not say so
+    names = (event.name,) * (way + 1)
+    return draw(best.picture, Prediction(names, scores, scores, labels, None, {}, steady_present=present))

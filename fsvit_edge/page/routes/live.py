@@ -8,10 +8,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 
 from fsvit_edge.fewshot.cached_support import ClassSupports
-from fsvit_edge.fewshot.overlay import PALETTE
 from fsvit_edge.fewshot.scene import false_alarm_bound
 from fsvit_edge.live.health import Health
 from fsvit_edge.page import schemas
+from fsvit_edge.page.events import hex_color
 from fsvit_edge.page.frame_hub import encode_jpeg, encode_png
 from fsvit_edge.page.metrics import HealthMetrics
 from fsvit_edge.page.state import Page, make_router, mask_of_box
@@ -28,7 +28,7 @@ def get_state(page: Page) -> schemas.State:
     for index, name in enumerate(enrolled.supports):
         classes[name] = schemas.ClassState(
             name=name,
-            color="#{:02x}{:02x}{:02x}".format(*PALETTE[index % len(PALETTE)]),
+            color=hex_color(index),
             level_source=enrolled.level_sources[name],
             supports=_support_states(enrolled.supports[name]),
             negatives=_support_states(enrolled.negatives[name]),
@@ -49,6 +49,10 @@ def get_state(page: Page) -> schemas.State:
         classes=list(classes.values()),
         scene_frames=enrolled.scene_frames,
         false_alarm_bound=round(false_alarm_bound(enrolled.scene_frames), 4),
+        events=schemas.EventsState(
+            are_told=newest is not None and newest[1].steady_present is not None, newest=page.events.newest_number
+        ),
+        run_id=page.run_id,
         revision=f"{page.run_id}-{page.model.revision}",
         bank=schemas.BankState(file=str(page.bank_path), is_saved=page.is_saved),
     )
