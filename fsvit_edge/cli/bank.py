@@ -1,4 +1,4 @@
-"""`fsvit-edge bank`: list and edit the classes of a bank, teach it the empty scene, and check it by verdicts."""
+"""`fsvit-edge bank`: list and edit the classes and zones of a bank, teach it the empty scene, check it by verdicts."""
 
 import json
 import time
@@ -11,7 +11,8 @@ from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, Preci
 from fsvit_edge.cli.terminal import advise, editing_bank, open_model, print_table, score_text
 
 bank_app = typer.Typer(
-    help="List, remove or rename the classes of a bank, set their levels, learn the empty scene, or check verdicts.",
+    help="List, remove or rename the classes of a bank, set their levels, add zones, learn the empty scene, or check "
+    "verdicts.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -21,7 +22,7 @@ BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.")
 
 @bank_app.command("list")
 def list_classes(bank: BankFile, as_json: JsonOption = False) -> None:
-    """List the classes of a bank."""
+    """List the classes of a bank, and its zones."""
     from fsvit_edge.fewshot.bank import SupportBank
 
     loaded = SupportBank.load(bank)
@@ -36,12 +37,20 @@ def list_classes(bank: BankFile, as_json: JsonOption = False) -> None:
         numbers = (str(len(supports)), str(masks), str(len(negatives)), f"{nbytes / 1e3:.0f}")
         rows.append((name, *numbers, f"{score_text(level)} ({origin})"))
     if as_json:
-        facts = {"encoder": vars(loaded.identity), "scene_frames": len(loaded.scene), "classes": entries}
+        zones = [vars(one) for one in loaded.zones]
+        facts = {
+            "encoder": vars(loaded.identity),
+            "scene_frames": len(loaded.scene),
+            "zones": zones,
+            "classes": entries,
+        }
         print(json.dumps(facts, ensure_ascii=False))
         return
     header = ("class", "shots", "with mask", "negatives", "kB", "level")
     print_table(f"{bank}, made with {loaded.identity.name}", header, rows)
     print(_scene_promise(len(loaded.scene)))
+    if loaded.zones:
+        print(f"Zones: {', '.join(one.name for one in loaded.zones)}.")
 
 
 @bank_app.command()
@@ -102,6 +111,26 @@ def set_level(
         loaded.set_level(name, level)
         loaded.save(bank)
     print(f"The level of {name!r} is now {score_text(loaded.level(name))} ({loaded.level_source(name)}).")
+
+
+@bank_app.command()
+def zone(
+    bank: BankFile,
+    zone: Annotated[
+        str,
+        typer.Argument(help="NAME=x1,y1,x2,y2,x3,y3,...: its corners, as shares of width and height, as for run."),
+    ],
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the zone of this name.")] = False,
+) -> None:
+    """Add a zone to a bank, or remove one; runs say which classes are in it."""
+    from fsvit_edge.fewshot.bank import SupportBank
+    from fsvit_edge.fewshot.zones import parse_zone, without_zone
+
+    with editing_bank(bank):
+        loaded = SupportBank.load(bank)
+        loaded.zones = without_zone(loaded.zones, zone) if remove else (*loaded.zones, parse_zone(zone))
+        loaded.save(bank)
+    print(f"Zones in {bank}: {', '.join(one.name for one in loaded.zones) or 'none'}.")
 
 
 @bank_app.command()

@@ -48,4 +48,14 @@ def answer_frame(
     full = upsample_foreground(sharp, size_hw) if probabilities else None
     clock.lap("postprocess")
     raw_scores = np.asarray(head_scores[: len(levels)], np.float32)
-    return Prediction(bank.classes, scores, levels, labels, full, clock.laps_ms, raw_scores, contested=contested)
+    return Prediction(
+        bank.classes,
+        scores,
+        levels,
+        labels,
+        full,
+        clock.laps_ms,
+        raw_scores,
+        zones=bank.zones,
+        contested=contested,
+    )

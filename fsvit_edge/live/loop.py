@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.fewshot.prediction import Prediction
-from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.live.events import EventDetector
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import HEALTHY, Health, SourceStatus, read_boot_id
@@ -121,7 +120,6 @@ class LiveRun:
         on_frame: OnFrame | None = None,
         *,
         steady: bool = False,
-        zones: tuple[Zone, ...] = (),
         max_frames: int | None = None,
         stats_s: float | None = None,
         health_file: Path | None = None,
@@ -130,7 +128,6 @@ class LiveRun:
         self._say, self._on_frame = say, on_frame
         self._steady = SteadyAnswers() if steady else None
         self._events = EventDetector()
-        self._zones = zones
         self._stop = StopRequest()
         self._statistics = RunStatistics()
         self._boot_id = read_boot_id()
@@ -222,8 +219,8 @@ class LiveRun:
             self._model.close()
 
     def _deliver(self, frame: Frame, prediction: Prediction) -> None:
-        if self._zones:
-            prediction = replace(prediction, zones=self._zones)
+        if self._model.zones_of_run:
+            prediction = replace(prediction, zones=self._model.zones_of_run)
         if self._steady is not None:
             in_file_s = frame.index / (self._source.fps or DEFAULT_FPS)
             now_s = frame.monotonic_s if self._source.is_live else in_file_s
