@@ -1,7 +1,8 @@
-// Polls the run and shows its health, picture, classes, empty scene and bank.
+// Polls the run and shows its health, picture, classes, empty scene, zones and bank.
 
 import { showClasses } from "/classes.js";
 import { showScene } from "/scene.js";
+import { showZones } from "/zones.js";
 import { request, attempt, find, onClick, query, showMessage, showTrouble } from "/common.js";
 
 const POLL_MS = 250, HIDDEN_POLL_MS = 3000, RETRY_MS = 1500;
@@ -35,6 +36,7 @@ function show(state) {
   showHealth(state);
   showClasses(state.classes, state.revision);
   showScene(state);
+  showZones(state);
   find("bank-file").textContent = state.bank.file;
   find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Unsaved changes.";
   find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);
