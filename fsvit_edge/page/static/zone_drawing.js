@@ -6,7 +6,7 @@ import { find } from "/common.js";
 const canvas = find("zone-drawing"), pen = canvas.getContext("2d");
 const COLOR = "#ffd166", FILL = "rgb(255 209 102 / 30%)", DARK = "rgb(0 0 0 / 75%)", KNOWN = "#fff";
 const CORNER_PX = 6, NEAR_PX = { mouse: 12, pen: 16, touch: 24 };
-const EDGE_PX = 8; // a corner this near to the edge of the frame is on it
+const EDGE_PX = 12; // a corner this near to the edge of the frame is on it
 const STEP = 0.02, SMALL_STEP = 0.004;
 
 let frame = null; // {width, height}
