@@ -136,7 +136,7 @@ def is_drawn(page: Page, xs: tuple[float, float], y: float) -> bool:
 
 def test_a_zone_is_drawn_with_the_mouse(served: Served) -> None:
     with opened(served.page.address) as page:
-        expect(page.locator("#zones-known")).to_contain_text("A zone is a part of the picture with a name.")
+        expect(page.locator("#zones-known")).to_contain_text("A zone is a named part of the picture.")
         expect(page.locator(".class .parts")).to_have_text("2 parts")
         begin(page)
         expect(page.locator("#live")).to_be_hidden()

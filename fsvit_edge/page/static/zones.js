@@ -3,7 +3,7 @@
 import { begin, close, count, cornersOf, end, undo } from "/zone_drawing.js";
 import { request, attemptWith, find, make, makeButton, onClick, onConfirmedClick, query, showMessage, takePicture } from "/common.js";
 
-const NONE = "A zone is a part of the picture with a name. Answers and events say which classes are in it.";
+const NONE = "A zone is a named part of the picture. Answers and events say what is in it.";
 const FIXED = "The zones of this run come from the command line (--zone).";
 
 const items = new Map();
