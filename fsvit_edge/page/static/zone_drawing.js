@@ -154,7 +154,7 @@ function redraw() {
   const at = ([x, y]) => [x * width, y * height];
   for (const zone of known) drawKnown(zone, at, width, height);
   trace(corners.map(at), isClosed);
-  if (isClosed || corners.length > 2) { pen.fillStyle = FILL; pen.fill(); }
+  if (isClosed || corners.length > 2) { pen.fillStyle = FILL; pen.fill("evenodd"); }
   stroke(COLOR, 2.5);
   if (cursor && !isClosed && dragged === null) {
     if (corners.length > 0) {
