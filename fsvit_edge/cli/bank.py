@@ -1,4 +1,4 @@
-"""`fsvit-edge bank`: list and edit the classes of a bank, teach it the empty scene, and check it by verdicts."""
+"""`fsvit-edge bank`: list and edit the classes and zones of a bank, teach it the empty scene, check it by verdicts."""
 
 import json
 import time
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from fsvit_edge.fewshot.scene import SceneReport
 
 bank_app = typer.Typer(
-    help="List, remove or rename the classes of a bank, set their levels, learn the empty scene, or check verdicts.",
+    help="List, remove or rename the classes of a bank, set their levels, add zones, learn the empty scene, or check "
+    "verdicts.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -36,7 +37,7 @@ def list_classes(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the classes of a bank, and the numbers of their negatives."""
+    """List the classes of a bank, the numbers of their negatives, and its zones."""
     from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.bank_sheet import draw_bank
     from fsvit_edge.fewshot.scene import false_alarm_bound
@@ -69,8 +70,14 @@ def list_classes(
         rows.append((name, *numbers, f"{score_text(level)} ({origin})"))
     if as_json:
         frames = len(loaded.scene)
-        promise = {"scene_frames": frames, "false_alarm_bound": round(false_alarm_bound(frames), 4)}
-        print(json.dumps({"encoder": vars(loaded.identity), **promise, "classes": entries}, ensure_ascii=False))
+        facts = {
+            "encoder": vars(loaded.identity),
+            "scene_frames": frames,
+            "false_alarm_bound": round(false_alarm_bound(frames), 4),
+            "zones": [vars(one) for one in loaded.zones],
+            "classes": entries,
+        }
+        print(json.dumps(facts, ensure_ascii=False))
         return
     header = ("class", "shots", "with mask", "negatives", "kB", "level")
     print_table(f"{bank}, made with {loaded.identity.name}", header, rows)
@@ -79,6 +86,8 @@ def list_classes(
     print(_scene_promise(len(loaded.scene)))
     if loaded.found_in_scene:
         say(f"Warning: found in the empty scene itself, whatever that says: {', '.join(loaded.found_in_scene)}.")
+    if loaded.zones:
+        print(f"Zones: {', '.join(one.name for one in loaded.zones)}.")
 
 
 @bank_app.command()
@@ -139,6 +148,26 @@ def set_level(
         loaded.set_level(name, level)
         loaded.save(bank)
     print(f"The level of {name!r} is now {score_text(loaded.level(name))} ({loaded.level_source(name)}).")
+
+
+@bank_app.command()
+def zone(
+    bank: BankFile,
+    zone: Annotated[
+        str,
+        typer.Argument(help="NAME=x1,y1,x2,y2,x3,y3,...: its corners, as shares of width and height, as for run."),
+    ],
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the zone of this name.")] = False,
+) -> None:
+    """Add a zone to a bank, or remove one; runs say which classes are in it."""
+    from fsvit_edge.fewshot.bank import SupportBank
+    from fsvit_edge.fewshot.zones import parse_zone, without_zone
+
+    with editing_bank(bank):
+        loaded = SupportBank.load(bank)
+        loaded.zones = without_zone(loaded.zones, zone) if remove else (*loaded.zones, parse_zone(zone))
+        loaded.save(bank)
+    print(f"Zones in {bank}: {', '.join(one.name for one in loaded.zones) or 'none'}.")
 
 
 @bank_app.command()

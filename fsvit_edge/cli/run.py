@@ -70,7 +70,7 @@ def run(
         list[str] | None,
         typer.Option(
             help="NAME=x1,y1,x2,y2,x3,y3,...: a part of the frame by its corners, as shares of width and height; "
-            "results say which classes are in it. May be repeated."
+            "results say which classes are in it; instead of the bank's zones. May be repeated."
         ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Frame width of a camera in pixels.")] = None,

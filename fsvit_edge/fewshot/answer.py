@@ -58,5 +58,14 @@ def answer_frame(
     full = upsample_foreground(sharp, size_hw) if probabilities else None
     clock.lap("postprocess")
     return Prediction(
-        bank.classes, scores, levels, labels, full, clock.laps_ms, raw_scores, steady_present, contested=contested
+        bank.classes,
+        scores,
+        levels,
+        labels,
+        full,
+        clock.laps_ms,
+        raw_scores,
+        steady_present,
+        zones=bank.zones,
+        contested=contested,
     )

@@ -28,6 +28,7 @@ from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity, check_sam
 from fsvit_edge.fewshot.names import check_name
 from fsvit_edge.fewshot.review_items import ReviewItems, read_review, review_header, review_tensors
 from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES, read_jpeg
+from fsvit_edge.fewshot.zones import Zone, check_zones, read_zones, zones_header
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import check_level, level_of_supports
 
@@ -71,10 +72,12 @@ class SupportBank:
         self._classes: dict[str, _Class] = {}
         self._scene: tuple[bytes, ...] = ()
         self.review: ReviewItems = ()
+        self._zones: tuple[Zone, ...] = ()
 
     def subset(self, names: Iterable[str]) -> "SupportBank":
         """Return a bank of some of the classes, without the scene."""
         chosen = self.emptied()
+        chosen._zones = self._zones
         chosen._classes = {name: self._known(name) for name in names}
         return chosen
 
@@ -86,6 +89,7 @@ class SupportBank:
         """Return a bank with the same contents, which can be changed without changing this one."""
         other = self.emptied()
         other._classes, other._scene, other.review = dict(self._classes), self._scene, self.review
+        other._zones = self._zones
         return other
 
     @property
@@ -137,6 +141,16 @@ class SupportBank:
         return tuple(
             name for name, entry in self._classes.items() if max(entry.scene_scores.values(), default=0) > entry.level
         )
+
+    @property
+    def zones(self) -> tuple[Zone, ...]:
+        """The zones of the camera's view; setting them raises like `check_zones`."""
+        return self._zones
+
+    @zones.setter
+    def zones(self, zones: Sequence[Zone]) -> None:
+        check_zones(tuple(zones))
+        self._zones = tuple(zones)
 
     @property
     def objectness_weights(self) -> npt.NDArray[np.float32]:
@@ -278,6 +292,7 @@ class SupportBank:
             "scene_frames": len(self._scene),
             "classes": classes,
             **review_header(self.review),
+            **zones_header(self.zones),
         }
         write_bank_file(path, header, tensors)
 
@@ -328,6 +343,7 @@ class SupportBank:
                 if entry["scene_scores"]:
                     bank.set_scene_scores(name, entry["scene_scores"])
             bank.review = read_review(path, header, tensors, bank.classes)
+            bank.zones = read_zones(path, header)
         except InputError as error:
             raise ArtifactError(f"Bank {path} is damaged: {error}") from error
         if head is not None and head != scored_by:

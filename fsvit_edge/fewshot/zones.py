@@ -1,7 +1,10 @@
 """Zones: named parts of the frame, and which of them a class is in."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,8 +12,11 @@ import numpy.typing as npt
 
 from fsvit_edge.fewshot.names import check_name
 from fsvit_edge.fewshot.support_masks import Box
-from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError
 
+MAX_ZONES = 16
+"""Of one camera; each is drawn on every frame, and every present class is compared with it."""
+MAX_CORNERS = 100
 MIN_SHARE = 0.2
 """Share of a class's pixels that must lie in a zone.
 
@@ -19,6 +25,7 @@ and 2 % a fifth of it; 2 % of the zones with more than half of the thing get les
 """
 
 _EXPECTED = "expected NAME=x1,y1,x2,y2,... with at least 3 corners, as shares of the frame from 0 to 1"
+_KEY = "zones"  # in a bank's header
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Zone:
 
     Attributes:
         name: 1 to 80 printable characters.
-        corners: At least three (x, y), in order around the zone, as shares of the frame's width and height in [0, 1].
+        corners: 3 to 100 (x, y), in order around the zone, as shares of the frame's width and height in [0, 1].
 
     Raises:
         InputError: The name or a corner is impossible, or the corners enclose no area.
@@ -41,6 +48,8 @@ class Zone:
         check_name(name, "zone")
         if len(self.corners) < 3:
             raise InputError(f"Zone {name!r} has {len(self.corners)} corners; {_EXPECTED}.")
+        if len(self.corners) > MAX_CORNERS:
+            raise InputError(f"Zone {name!r} has {len(self.corners)} corners; give at most {MAX_CORNERS}.")
         for value in (value for corner in self.corners for value in corner):
             if not 0 <= value <= 1:
                 raise InputError(f"Zone {name!r} has {value:g} in a corner; {_EXPECTED}.")
@@ -70,11 +79,53 @@ def parse_zone(text: str) -> Zone:
 
 
 def check_zones(zones: tuple[Zone, ...]) -> None:
-    """Refuse two zones of one name, with an InputError."""
+    """Refuse more than `MAX_ZONES` zones and two of one name, with an InputError."""
+    if len(zones) > MAX_ZONES:
+        raise InputError(f"There can be at most {MAX_ZONES} zones, got {len(zones)}; remove one first.")
     names = [zone.name for zone in zones]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"Two zones are named {name!r}; give each its own name.")
+
+
+def without_zone(zones: tuple[Zone, ...], name: str) -> tuple[Zone, ...]:
+    """Remove the zone of this name; an InputError if there is none."""
+    names = [zone.name for zone in zones]
+    if name not in names:
+        raise InputError(f"There is no zone {name!r:.80}; zones: {', '.join(names) or 'none'}.")
+    return tuple(zone for zone in zones if zone.name != name)
+
+
+def zones_header(zones: tuple[Zone, ...]) -> dict[str, Any]:
+    """The part of a bank's header that describes its zones; nothing if there are none."""
+    return {_KEY: [asdict(zone) for zone in zones]} if zones else {}
+
+
+def read_zones(path: Path, header: Mapping[str, Any]) -> tuple[Zone, ...]:
+    """Read the zones of a bank's file.
+
+    Raises:
+        ArtifactError: They are not a list of names and corners.
+        InputError: A zone is impossible.
+    """
+    listed = header.get(_KEY, [])
+    if not isinstance(listed, list):
+        raise ArtifactError(f"Bank {path} is damaged: its zones are {listed!r:.120}, not a list.")
+    for place, facts in enumerate(listed):
+        if not _is_zone(facts):
+            raise ArtifactError(f"Bank {path} is damaged: its zone {place} is {facts!r:.120}.")
+    return tuple(Zone(facts["name"], tuple((x, y) for x, y in facts["corners"])) for facts in listed)
+
+
+def _is_zone(facts: Any) -> bool:
+    return (
+        isinstance(facts, dict)
+        and facts.keys() == {"name", "corners"}
+        and isinstance(facts["name"], str)
+        and isinstance(facts["corners"], list)
+        and all(isinstance(corner, list) and len(corner) == 2 for corner in facts["corners"])
+        and all(type(value) in (int, float) for corner in facts["corners"] for value in corner)
+    )
 
 
 def zones_of(pixels: npt.NDArray[np.uint8], box_xyxy: Box, area_px: int, zones: tuple[Zone, ...]) -> tuple[str, ...]:

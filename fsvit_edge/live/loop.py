@@ -11,7 +11,6 @@ from typing import Any
 
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.scene import false_alarm_bound
-from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.live.events import EventDetector
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import HEALTHY, Health, SourceStatus, read_boot_id
@@ -119,7 +118,6 @@ class LiveRun:
         on_frame: OnFrame | None = None,
         *,
         steady: bool = False,
-        zones: tuple[Zone, ...] = (),
         max_frames: int | None = None,
         stats_s: float | None = None,
         health_file: Path | None = None,
@@ -128,7 +126,6 @@ class LiveRun:
         self._say, self._on_frame = say, on_frame
         self._steady = SteadyAnswers() if steady else None
         self._events = EventDetector()
-        self._zones = zones
         self._stop = StopRequest()
         self._statistics = RunStatistics()
         self._boot_id = read_boot_id()
@@ -227,7 +224,8 @@ class LiveRun:
     def _predict(self, frame: Frame) -> Prediction:
         over_time = None if self._steady is None else self._steady.at(self._time_s(frame))
         prediction = self._model.predict(frame.image, over_time)
-        return replace(prediction, zones=self._zones) if self._zones else prediction
+        zones = self._model.zones_of_run
+        return replace(prediction, zones=zones) if zones else prediction
 
     def _deliver(self, frame: Frame, prediction: Prediction) -> None:
         if self._steady is not None:

@@ -43,7 +43,7 @@ class RunOptions:
         exclusive: Whether classes that claim the same pixels exclude each other, see `FewShotModel.exclusive`.
         steady: Whether a class turns on and off only after some time, see `SteadyAnswers`; None: for live sources, or
             if someone is told about events.
-        zones: Parts of the frame; records and events name those in which a class is.
+        zones: Parts of the frame, which replace those of the bank; records and events name those in which a class is.
         max_frames: Number of frames after which to stop; None continues to the end of the source, or for the demo to
             the end of one round.
         stats_s: Seconds between two lines of statistics; None prints none.
@@ -52,7 +52,7 @@ class RunOptions:
         home_assistant: Whether the sinks for MQTT announce each class to Home Assistant.
 
     Raises:
-        InputError: Two zones have the same name.
+        InputError: There are too many zones, or two have the same name.
     """
 
     source: SourceOptions = field(default_factory=SourceOptions)
@@ -159,7 +159,7 @@ def run_source(
             _enroll_demo(model, say)
         model.set_level_for_all(options.level)
         model.exclusive = options.exclusive
-        live_model = LiveModel(model)
+        live_model = LiveModel(model, options.zones)
         opened: list[tuple[str, Sink]] = []
         with ExitStack() as unfinished:  # if a sink is refused, finishes the ones before
             for uri in sinks:
@@ -184,7 +184,6 @@ def run_source(
             say,
             on_frame,
             steady=frames.is_live or options.events.are_wanted if options.steady is None else options.steady,
-            zones=options.zones,
             max_frames=options.max_frames,
             stats_s=options.stats_s,
             health_file=options.health_file,

@@ -16,6 +16,7 @@ from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
@@ -32,6 +33,7 @@ class Enrolled:
     negatives: dict[str, ClassSupports]
     level_sources: dict[str, LevelSource]
     scene_frames: int  # pictures of the empty scene
+    zones: tuple[Zone, ...]
 
 
 class LiveModel:
@@ -39,10 +41,15 @@ class LiveModel:
 
     A lock would starve the other threads: if a frame is always waiting, the loop takes the lock again before they wake
     up. The caller closes the model.
+
+    Args:
+        model: The model.
+        zones_of_run: Zones that replace those of the bank in every answer of the run, unless there are none.
     """
 
-    def __init__(self, model: FewShotModel) -> None:
+    def __init__(self, model: FewShotModel, zones_of_run: tuple[Zone, ...] = ()) -> None:
         self._model = model
+        self.zones_of_run = zones_of_run
         self._waiting: queue.Queue[tuple[Callable[[FewShotModel], Any], Future[Any], bool]] = queue.Queue(_MAX_WAITING)
         self._closed = threading.Event()
         self._enrolled = _enrolled(model)
@@ -158,4 +165,5 @@ def _enrolled(model: FewShotModel) -> Enrolled:
         negatives={name: tuple(one.support for one in bank.negatives(name)) for name in names},
         level_sources={name: bank.level_source(name) for name in names},
         scene_frames=len(bank.scene),
+        zones=bank.zones,
     )

@@ -11,6 +11,7 @@ from fsvit_edge.live.events import EventKind
 BOUNDARY = "frame"
 
 _Pixel = Annotated[float, Field(strict=True, gt=-1e6, lt=1e6)]
+_Share = Annotated[float, Field(strict=True)]
 Box = tuple[_Pixel, _Pixel, _Pixel, _Pixel]
 _BOX_HELP = "Left, top, right, bottom in pixels of the frozen frame; right and bottom are exclusive."
 
@@ -40,6 +41,15 @@ class RejectRequest(MarkedFrame):
     """A frozen frame that is not the class. Without a box or a mask, what counts is where the class is found in it."""
 
 
+class Zone(BaseModel):
+    """A part of the frame by its corners."""
+
+    name: str = Field(description="1 to 64 printable characters.")
+    corners: list[tuple[_Share, _Share]] = Field(
+        description="3 to 100 (x, y), in order around the zone, as shares of the frame's width and height, 0 to 1."
+    )
+
+
 class RenameRequest(BaseModel):
     """The old and the new name of a class."""
 
@@ -61,6 +71,13 @@ class SupportState(BaseModel):
     has_mask: bool = Field(description="False if it was enrolled by name only.")
 
 
+class InstanceState(BaseModel):
+    """A connected part of a class's outline; things that touch are one part."""
+
+    box_xyxy: tuple[int, int, int, int] = Field(description="In pixels of the frame; right and bottom are exclusive.")
+    area: float = Field(description="Share of the frame, 0 to 1.")
+
+
 class ClassState(BaseModel):
     """A class, and its result on the newest frame; null until a frame is processed with it."""
 
@@ -72,8 +89,15 @@ class ClassState(BaseModel):
     level_source: LevelSource = Field(description="Where the level comes from.")
     present: bool | None = None
     area: float | None = Field(default=None, description="Share of the frame, 0 to 1.")
+    instances: list[InstanceState] = Field(default=[], description="Its parts if it is present, the largest first.")
     supports: list[SupportState]
     negatives: list[SupportState] = Field(description="Pictures that are not the class.")
+
+
+class ZoneState(Zone):
+    """A part of the frame, and what is in it."""
+
+    classes: list[str] = Field(description="The classes that are in it in the newest frame.")
 
 
 class FrameState(BaseModel):
@@ -123,6 +147,8 @@ class State(BaseModel):
     health: dict[str, Any] | None = Field(description="Same as /health; null until the first report.")
     frame: FrameState | None
     classes: list[ClassState]
+    zones: list[ZoneState]
+    zones_are_fixed: bool = Field(description="Whether run --zone gave the zones, so that they cannot be changed here.")
     scene_frames: int = Field(description="Pictures of the empty scene.")
     false_alarm_bound: float = Field(
         description="Share of frames like these, at most, in which a class is falsely found, in 95 of 100 cases."

@@ -89,6 +89,28 @@ def test_a_level_can_be_set_listed_and_reset(folder: Path, cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_zones_are_added_listed_and_removed(cli: Cli) -> None:
+    assert "Zones" not in cli("bank list bank.safetensors").out
+    added = cli("bank zone bank.safetensors door=0,0,0.5,0,0.5,1")
+    assert added == Result(0, "Zones in bank.safetensors: door.\n", "")
+    assert cli("bank zone bank.safetensors 'the yard=0.5,0,1,0,1,1'").out.endswith(": door, the yard.\n")
+    assert cli("bank list bank.safetensors").out.endswith("\nZones: door, the yard.\n")
+    listed = json.loads(cli("bank list bank.safetensors --json").out)["zones"]
+    assert listed[0] == {"name": "door", "corners": [[0, 0], [0.5, 0], [0.5, 1]]}
+    for wrong, said in (
+        ("door=0,0,1,0,1,1", "Two zones are named 'door'; give each its own name."),
+        ("gate", "Unsupported zone 'gate'; expected NAME="),
+        ("gate --remove", "There is no zone 'gate'; zones: door, the yard."),
+    ):
+        refused = cli(f"bank zone bank.safetensors {wrong}")
+        assert (refused.code, refused.out) == (2, "")
+        assert said in refused.err
+    assert cli("bank zone bank.safetensors door --remove").out == "Zones in bank.safetensors: the yard.\n"
+    assert cli("enroll another cat1.jpg").code == 0
+    assert cli("bank list bank.safetensors").out.endswith("\nZones: the yard.\n")
+
+
+@pytest.mark.usefixtures("folder")
 def test_poor_masks_cause_a_warning(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     enroll = FewShotModel.enroll
     good, absent = Fit(0.7, 1.2, True), Fit(0.7, 1.2, False)

@@ -80,6 +80,20 @@ def test_results_say_which_classes_are_in_a_zone(folder: Path, cli: Cli) -> None
     assert sum(line.endswith("%, in all of it") for line in printed) == len(found)
 
 
+def test_zones_of_the_bank_are_in_results_and_those_of_the_command_line_replace_them(folder: Path, cli: Cli) -> None:
+    bank = folder / "bank.safetensors"
+    assert cli("bank zone bank.safetensors 'the bank=0,0,1,0,1,1,0,1'").code == 0
+    before = bank.read_bytes()
+
+    def zones(*given: str) -> set[str]:
+        (record,) = json_lines(cli("run photo.jpg --level 0.01 --sink -", *given).out)
+        return {name for entry in record["classes"] for name in entry["zones"]}
+
+    assert zones() == {"the bank"}
+    assert zones("--zone", "the line=0,0,1,0,1,1,0,1") == {"the line"}
+    assert bank.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("zones", "said"),
     [

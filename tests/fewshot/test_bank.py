@@ -18,6 +18,7 @@ from fsvit_edge.fewshot.names import MAX_NAME_LENGTH
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review_items import ReviewItem
 from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES
+from fsvit_edge.fewshot.zones import MAX_ZONES, Zone, parse_zone
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import level_of_supports
 
@@ -25,6 +26,7 @@ CHANNELS, DIM = 2, 4
 IDENTITY = EncoderIdentity("nano", "ab" * 32, 32, CHANNELS, DIM, "fp32")
 HEAD = HeadIdentity("ef" * 32, 0.25)
 HEADER = "fsvit-edge-bank"
+ZONES = (parse_zone("Tür 1=0,0,1,0,0.1,0.7"), parse_zone("left=0,0,0.5,0,0.5,1,0,1"))
 Change = Callable[[dict[str, Any], dict[str, np.ndarray]], object]
 
 
@@ -54,6 +56,7 @@ def filled(identity: EncoderIdentity = IDENTITY) -> SupportBank:
         ReviewItem(3, "cat", 0.5, 0.25, 1.5, b"doubtful", "no"),
         ReviewItem(5, "Größe 猫", 0.75, 0.8125, 2.5, b"doubtful"),
     )
+    bank.zones = ZONES
     return bank
 
 
@@ -64,7 +67,7 @@ def path(tmp_path: Path) -> Path:
 
 def content(bank: SupportBank) -> list[object]:
     """All of a bank, to compare it bit by bit."""
-    found: list[object] = [bank.identity, bank.head, bank.scene, bank.negative_margins, bank.review]
+    found: list[object] = [bank.identity, bank.head, bank.scene, bank.negative_margins, bank.review, bank.zones]
     for name in bank.classes:
         found += [name, bank.level(name), bank.level_source(name), bank.own_level(name), bank.scene_scores(name)]
         for one in (*bank.supports(name), *(negative.support for negative in bank.negatives(name))):
@@ -261,6 +264,10 @@ def item(**values: Any) -> Change:
     return lambda header, _: header["review"][1].update(values)
 
 
+def zone(**values: Any) -> Change:
+    return lambda header, _: header["zones"][1].update(values)
+
+
 def as_format_2(header: dict[str, Any], _: object) -> None:
     """What the format before this one held."""
     del header["head"]
@@ -312,6 +319,17 @@ FORGED: list[tuple[Change, str]] = [
     *((item(score=wrong), "item 1 of its review is") for wrong in (1.01, -0.1, float("nan"), None, "0.5")),
     *((item(level=wrong), "item 1 of its review is") for wrong in (0, 1, None, float("nan"))),
     *((item(wall_time_s=wrong), "item 1 of its review is") for wrong in (float("inf"), None, "now")),
+    (lambda h, _: h.update(zones={}), "is damaged: its zones are {}, not a list"),
+    (lambda h, _: h.update(zones=[1]), "is damaged: its zone 0 is 1"),
+    (lambda h, _: h["zones"][1].pop("corners"), "is damaged: its zone 1 is {'name': 'left'}"),
+    (lambda h, _: h.update(zones=h["zones"] * 9), "is damaged: There can be at most 16 zones, got 18"),
+    (lambda h, _: h.update(zones=h["zones"] * 2), "is damaged: Two zones are named 'Tür 1'"),
+    (zone(color=1), "its zone 1 is"),
+    (zone(name=5), "its zone 1 is"),
+    (zone(name="a\nb"), "is damaged: A zone's name must be"),
+    *((zone(corners=wrong), "its zone 1 is") for wrong in (5, [1, 2, 3], [[0, 0, 0]] * 3, [[0, "1"]] * 3, [[0, True]])),
+    (zone(corners=[[0, 0], [1, 1]]), "is damaged: Zone 'left' has 2 corners"),
+    (zone(corners=[[0, 0], [1, 0], [1, float("nan")]]), "is damaged: Zone 'left' has nan in a corner"),
     (lambda h, _: h.update(format_version=1), "has format 1 in 'fp16'"),
     (as_format_2, "has format 2 in 'fp16', this fsvit-edge reads 3 and 4 in 'fp16'; enroll its classes"),
     (lambda h, _: h.update(precision="int8"), "has format 4 in 'int8'"),
@@ -355,6 +373,9 @@ def test_a_forged_bank_is_refused(path: Path, change: Change, reason: str) -> No
         poison(1.0),
         lambda _, t: t.update({"0.0.kept": t["0.1.kept"]}),
         item(verdict="yes"),
+        zone(name="right"),
+        zone(corners=[[0, 0], [1, 0], [1, 1]]),
+        lambda h, _: h.pop("zones"),
         lambda _, t: t.update({"review.0": np.zeros(3, np.uint8)}),
     ],
 )
@@ -369,9 +390,9 @@ def test_plausible_changes_do_not_pass_the_sum(path: Path, change: Change) -> No
 
 
 def as_format_3(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-    """What release 0.2.0 and before wrote: neither negatives, a scene nor a review."""
+    """What release 0.2.0 and before wrote: neither negatives, a scene, a review nor zones."""
     header["format_version"] = 3
-    del header["scene_frames"], header["review"]
+    del header["scene_frames"], header["review"], header["zones"]
     for entry in header["classes"]:
         del entry["negatives"], entry["negative_margins"], entry["scene_scores"]
     for name in [name for name in tensors if name.startswith(("scene.", "review.")) or ".not." in name]:
@@ -385,23 +406,24 @@ def test_a_bank_of_the_former_release_is_read_with_its_classes_and_levels(path: 
     wanted = filled()
     wanted.set_scene([])
     wanted.remove_negative("cat", 0)
-    wanted.review = ()
+    wanted.review, wanted.zones = (), ()
     assert same(SupportBank.load(path, IDENTITY, HEAD), wanted)
 
 
 def test_a_bank_of_format_4_that_was_written_before_this_release_is_read_whole() -> None:
     kept = SupportBank.load(Path(__file__).with_name("format_4.safetensors"), IDENTITY, HEAD)
+    kept.zones = ZONES
     assert same(kept, filled())
     kept.remove_negative("cat", 0)
     assert not same(kept, filled())
 
 
-def test_a_bank_without_doubtful_frames_has_no_such_part(path: Path) -> None:
+def test_a_bank_without_doubtful_frames_or_zones_has_no_such_part(path: Path) -> None:
     bank = filled()
-    bank.review = ()
+    bank.review, bank.zones = (), ()
     bank.save(path)
     with safe_open(path, framework="numpy") as file:
-        assert "review" not in json.loads(file.metadata()[HEADER])
+        assert not {"review", "zones"} & json.loads(file.metadata()[HEADER]).keys()
         assert not [name for name in file.keys() if name.startswith("review")]  # noqa: SIM118 - not a mapping
     assert same(SupportBank.load(path), bank)
 
@@ -422,7 +444,29 @@ def test_a_copy_of_a_bank_changes_alone() -> None:
     copy.remove("Größe 猫")
     copy.set_scene([])
     copy.add_negative("cat", Negative(support(9), 1.0))
+    copy.zones = ()
     assert same(bank, filled())
+
+
+def test_zones_belong_to_the_view_and_not_to_the_classes() -> None:
+    bank = filled()
+    assert bank.subset(["cat"]).zones == ZONES
+    assert bank.emptied().zones == ()
+    bank.remove("cat")
+    assert bank.zones == ZONES
+
+
+def test_impossible_zones_are_refused_and_change_nothing() -> None:
+    bank = filled()
+    for wrong, reason in (
+        ((*ZONES, Zone("left", ((0, 0), (1, 0), (1, 1)))), "Two zones are named 'left'"),
+        (tuple(replace(ZONES[0], name=str(number)) for number in range(MAX_ZONES + 1)), "at most 16 zones, got 17"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            bank.zones = wrong
+        assert bank.zones == ZONES
+    bank.zones = [replace(ZONES[0], name=str(number)) for number in range(MAX_ZONES)]
+    assert len(bank.zones) == MAX_ZONES
 
 
 def test_negatives_are_compared_after_the_classes_in_their_order() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fsvit_edge.fewshot.prediction import Prediction
-from fsvit_edge.fewshot.zones import MIN_SHARE, Zone, check_zones, parse_zone
+from fsvit_edge.fewshot.zones import MIN_SHARE, Zone, check_zones, parse_zone, without_zone
 from fsvit_edge.runtime.errors import InputError
 
 LEFT = parse_zone("left=0,0,0.5,0,0.5,1,0,1")
@@ -27,6 +27,7 @@ def test_a_zone_is_a_name_and_corners() -> None:
         ("door=0,0,1,0,one,1", "Unsupported zone 'door=0,0,1,0,one,1'"),
         ("door=0,0,1,0,1", "Unsupported zone"),
         ("door=0,0,1,1", "Zone 'door' has 2 corners; expected"),
+        (f"door={'0,0,' * 100}1,1", "Zone 'door' has 101 corners; give at most 100."),
         ("door=0,0,640,0,640,360", "Zone 'door' has 640 in a corner; expected"),
         ("door=0,0,-0.1,0,1,1", "Zone 'door' has -0.1 in a corner"),
         ("door=0,0,nan,0,1,1", "Zone 'door' has nan in a corner"),
@@ -47,6 +48,13 @@ def test_two_zones_of_one_name_are_refused() -> None:
     check_zones((LEFT, CORNER))
     with pytest.raises(InputError, match="Two zones are named 'left'; give each its own name"):
         check_zones((LEFT, CORNER, parse_zone("left=0,0,1,0,1,1")))
+
+
+def test_a_zone_is_removed_by_its_name() -> None:
+    assert without_zone((LEFT, CORNER), "left") == (CORNER,)
+    for zones, known in (((CORNER,), "top right"), ((), "none")):
+        with pytest.raises(InputError, match=f"There is no zone 'left'; zones: {known}."):
+            without_zone(zones, "left")
 
 
 def zones_of(pixels: np.ndarray, zones: tuple[Zone, ...]) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class NoModel(LiveModel):
     classes = ()
 
     def __init__(self) -> None:
-        super().__init__(SimpleNamespace(classes=(), bank=SimpleNamespace(scene=())))  # type: ignore[arg-type]
+        super().__init__(SimpleNamespace(classes=(), bank=SimpleNamespace(scene=(), zones=())))  # type: ignore[arg-type]
 
     def predict(self, rgb: np.ndarray, over_time: PresenceOverTime | None = None) -> Prediction:  # noqa: ARG002
         return replace(no_classes(rgb.shape[:2]), latency_ms={"encoder": 1.0})
@@ -131,7 +131,9 @@ def test_zones_reach_every_sink_as_events_and_answers(zones: tuple[Zone, ...]) -
     found: set[tuple[bool, tuple[str, ...]]] = set()
     source = film(40)
     source.fps = 10.0
-    LiveRun(source, Flickers(), [("sink", Zones())], print, steady=True, zones=zones).run()
+    model = Flickers()
+    model.zones_of_run = zones
+    LiveRun(source, model, [("sink", Zones())], print, steady=True).run()
 
     names = tuple(zone.name for zone in zones)
     assert told == [("appeared", names)]

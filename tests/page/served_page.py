@@ -50,6 +50,7 @@ def serve(loaded: FewShotModel, bank: Path) -> Iterator[Served]:
     for name in loaded.classes:
         loaded.remove(name)
     loaded.forget_scene()
+    loaded.bank.zones = ()
     model = LiveModel(loaded)
     stop = threading.Event()
 

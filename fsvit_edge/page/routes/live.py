@@ -8,13 +8,15 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 
 from fsvit_edge.fewshot.cached_support import ClassSupports
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.scene import false_alarm_bound
+from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.page import schemas
 from fsvit_edge.page.events import hex_color
 from fsvit_edge.page.frame_hub import encode_jpeg, encode_png
 from fsvit_edge.page.metrics import HealthMetrics
-from fsvit_edge.page.state import Page, make_router, mask_of_box
+from fsvit_edge.page.state import Page, PageState, make_router, mask_of_box
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 router = make_router()
@@ -43,10 +45,18 @@ def get_state(page: Page) -> schemas.State:
                 one.score, one.raw_score = round(result.score, 4), round(result.raw_score, 4)
                 one.level = round(result.level, 4)
                 one.present, one.area = result.is_present, round(result.area, 4)
+                one.instances = [
+                    schemas.InstanceState(
+                        box_xyxy=part.box_xyxy, area=round(part.area_px / prediction.label_map.size, 4)
+                    )
+                    for part in prediction.instances(result.name)
+                ]
     return schemas.State(
         health=None if health is None else health.to_dict(),
         frame=frame,
         classes=list(classes.values()),
+        zones=_zone_states(page, newest),
+        zones_are_fixed=bool(page.model.zones_of_run),
         scene_frames=enrolled.scene_frames,
         false_alarm_bound=round(false_alarm_bound(enrolled.scene_frames), 4),
         events=schemas.EventsState(
@@ -121,3 +131,15 @@ def _part(jpeg: bytes) -> bytes:
 
 def _support_states(supports: ClassSupports) -> list[schemas.SupportState]:
     return [schemas.SupportState(has_mask=one.has_mask) for one in supports]
+
+
+def _zone_states(page: PageState, newest: tuple[Frame, Prediction] | None) -> list[schemas.ZoneState]:
+    results = () if newest is None else newest[1].results
+    return [
+        schemas.ZoneState(
+            name=zone.name,
+            corners=list(zone.corners),
+            classes=[result.name for result in results if zone.name in result.zones],
+        )
+        for zone in page.model.zones_of_run or page.model.enrolled.zones
+    ]

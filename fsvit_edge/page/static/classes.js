@@ -32,10 +32,13 @@ function showInOrder(names) {
 }
 
 function showScore(item, one) {
-  const { color, score, level, present, area } = one;
+  const { color, score, level, present, area, instances } = one;
   item.classList.toggle("present", Boolean(present));
   item.querySelector(".swatch").style.background = color;
   item.querySelector(".score").textContent = score === null ? "" : score.toFixed(2) + (present ? ` · ${percent(area)}` : "");
+  const parts = item.querySelector(".parts");
+  parts.hidden = instances.length < 2;
+  parts.textContent = `${instances.length} parts`;
   const bar = item.querySelector(".bar");
   bar.setAttribute("aria-valuenow", score ?? 0);
   bar.firstElementChild.style.width = `${(score ?? 0) * 100}%`;

@@ -83,6 +83,14 @@ export function onConfirmedClick(button, question, action) {
   });
 }
 
+let leavePicture = () => {};
+
+// One thing at a time is drawn on a frozen picture: who begins ends what was begun before.
+export function takePicture(leave) {
+  leavePicture();
+  leavePicture = leave;
+}
+
 export const make = (tag, text = "", kind = "") => Object.assign(document.createElement(tag), { textContent: text, className: kind });
 
 export function makeButton(text, action) {

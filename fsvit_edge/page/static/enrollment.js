@@ -1,7 +1,7 @@
 // From a frozen frame to a class, and a report of how well it works.
 
 import { begin, clear, selection, setMode } from "/drawing.js";
-import { request, attemptWith, find, make, makeButton, makeFacts, makeList, onClick, percent, query, showMessage } from "/common.js";
+import { request, attemptWith, find, make, makeButton, makeFacts, makeList, onClick, percent, query, showMessage, takePicture } from "/common.js";
 
 const HINTS = {
   box: "Drag a box around the object.",
@@ -15,6 +15,7 @@ export async function freeze(name) {
   const frozen = await request("POST", "/api/frames");
   find("frozen").src = `/api/frames/${frozen.id}.jpg`;
   await find("frozen").decode();
+  takePicture(() => setFrozen(false));
   frame = frozen;
   setFrozen(true);
   find("report").hidden = true;

@@ -1,8 +1,9 @@
-// Polls the run and shows its health, picture, classes, empty scene and bank.
+// Polls the run and shows its health, picture, classes, empty scene, zones and bank.
 
 import { showClasses } from "/classes.js";
 import { showEvents } from "/events.js";
 import { showScene } from "/scene.js";
+import { showZones } from "/zones.js";
 import { request, attempt, find, onClick, query, showMessage, showTrouble } from "/common.js";
 
 const POLL_MS = 250, HIDDEN_POLL_MS = 3000, RETRY_MS = 1500;
@@ -37,6 +38,7 @@ function show(state) {
   showClasses(state.classes, state.revision);
   showScene(state);
   showEvents(state);
+  showZones(state);
   find("bank-file").textContent = state.bank.file;
   find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Unsaved changes.";
   find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);
