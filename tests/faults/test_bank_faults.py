@@ -55,7 +55,7 @@ while True:
     print(bank.classes[-1], flush=True)
 """
 NAIVE = """
-import fsvit_edge.fewshot.bank as module
+import fsvit_edge.fewshot.bank_file as module
 module.atomic_write = lambda path, data: path.write_bytes(data)
 """
 
@@ -126,7 +126,7 @@ def test_no_acknowledged_verdict_is_lost(tmp_path: Path) -> None:
 def test_verdicts_written_plainly_or_too_late_are_lost(tmp_path: Path) -> None:
     """The controls: a torn bank, and an acknowledged verdict that is not in it."""
     torn, _, _ = kill_while_judging(tmp_path / "torn.safetensors", 60, NAIVE)
-    late = "import fsvit_edge.fewshot.bank as module\nmodule.atomic_write = lambda path, data: None"
+    late = "import fsvit_edge.fewshot.bank_file as module\nmodule.atomic_write = lambda path, data: None"
     _, lost, given = kill_while_judging(tmp_path / "late.safetensors", 2, late)
     assert torn > 0
     assert lost == 2
