@@ -90,6 +90,13 @@ class BankState(BaseModel):
     is_saved: bool
 
 
+class ReviewCounts(BaseModel):
+    """The doubtful frames that are kept."""
+
+    doubtful: int = Field(description="Frames without a verdict.")
+    judged: int = Field(description="Frames with a verdict.")
+
+
 class State(BaseModel):
     """Everything that the page shows."""
 
@@ -100,6 +107,7 @@ class State(BaseModel):
     false_alarm_bound: float = Field(
         description="Share of frames like these, at most, in which a class is falsely found, in 95 of 100 cases."
     )
+    review: ReviewCounts
     revision: str = Field(description="Changes when the classes change.")
     bank: BankState
 

@@ -49,6 +49,10 @@ def get_state(page: Page) -> schemas.State:
         classes=list(classes.values()),
         scene_frames=enrolled.scene_frames,
         false_alarm_bound=round(false_alarm_bound(enrolled.scene_frames), 4),
+        review=schemas.ReviewCounts(
+            doubtful=sum(one.verdict is None for one in page.model.review),
+            judged=sum(one.verdict is not None for one in page.model.review),
+        ),
         revision=f"{page.run_id}-{page.model.revision}",
         bank=schemas.BankState(file=str(page.bank_path), is_saved=page.is_saved),
     )
