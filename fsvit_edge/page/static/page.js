@@ -1,6 +1,7 @@
 // Polls the run and shows its health, picture, classes, empty scene and bank.
 
 import { showClasses } from "/classes.js";
+import { showReview } from "/review.js";
 import { showScene } from "/scene.js";
 import { request, attempt, find, onClick, query, showMessage, showTrouble } from "/common.js";
 
@@ -35,6 +36,7 @@ function show(state) {
   showHealth(state);
   showClasses(state.classes, state.revision);
   showScene(state);
+  showReview(state);
   find("bank-file").textContent = state.bank.file;
   find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Unsaved changes.";
   find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);
