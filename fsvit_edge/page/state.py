@@ -39,7 +39,6 @@ class PageState:
     # A page left open across a restart of the run must not take the new classes for the ones it shows.
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
-
     writing: threading.Lock = field(default_factory=threading.Lock)  # the bank's file, with what is said of it here
     trials: Trials = field(init=False)
 
@@ -66,12 +65,13 @@ class PageState:
             except ArtifactError:  # it does not exist, or is damaged and about to be replaced
                 theirs = ()
 
-            def snapshot(model: FewShotModel) -> tuple[SupportBank, int]:
+            def save(model: FewShotModel) -> int:
                 model.bank.review = with_verdicts_of(model.bank.review, theirs, model.classes)
-                return model.bank.copy(), self.model.revision
+                model.save_bank(self.bank_path)
+                return self.model.revision
 
-            bank, revision = self.model.read(snapshot)
-            bank.save(self.bank_path)
+            # In the thread of the loop, for whose end a run that stops waits.
+            revision = self.model.read(save)
             self.is_saved = self.model.revision == revision
 
     def update(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
