@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Locator, Page, expect
+from playwright.sync_api import ConsoleMessage, Locator, Page, Route, expect
 from served_page import Served, enroll, serve, show
 from test_false_alarms_in_browser import CAT, CAT_LIKE, NOTHING, PHONE, has_focus, tab_to
 from test_page_in_browser import browser
@@ -203,6 +203,27 @@ def test_a_change_that_came_too_late_is_refused_in_the_dialog(page: Page, served
     expect(page.locator("#review-told")).to_have_text("The classes changed; try again.")
     expect(page.locator("#review-question")).to_have_text("cat?")  # asked again, so that it can be tried again
     assert served.client.get("/api/state").json()["classes"][0]["negatives"] == []
+
+
+def test_closing_the_dialog_discards_a_change_that_is_still_checked(page: Page, served: Served) -> None:
+    held: list[Route] = []
+    page.route("**/api/review-trials", lambda route: held.append(route))
+    begin(page)
+    page.keyboard.press("n")
+    has_panel(page, "offer")
+    page.keyboard.press("l")
+    has_panel(page, "checking")
+    page.keyboard.press("Escape")
+    expect(page.locator("#review-dialog")).to_be_hidden()
+    begin(page)  # the others, while the answer is still awaited
+    expect(page.locator("#review-place")).to_have_text("Frame 1 of 2")
+    with page.expect_request(lambda request: request.method == "DELETE"):
+        held[0].continue_()
+    expect(page.locator("#review-question")).to_have_text("cat?")
+    page.keyboard.press("n")
+    expect(page.locator("#review-place")).to_have_text("Frame 2 of 2")
+    assert verdicts(served) == ["no", "no", None]
+    assert cat(served)["negatives"] == []
 
 
 def test_all_of_it_works_with_the_keyboard_alone(page: Page, served: Served) -> None:

@@ -1,6 +1,6 @@
 // The review: one doubtful frame at a time, a verdict by key or tap, and what it would teach, tried before it is kept.
 
-import { find, make, query, request } from "/common.js";
+import { attempt, find, make, query, request } from "/common.js";
 
 const dialog = find("review-dialog"), picture = find("review-picture");
 
@@ -8,7 +8,7 @@ let queue = []; // the frames to go through, each with its verdict
 let place = 0; // of the frame in view
 let trialId = null; // of a change that waits for Keep or Discard
 let isBusy = false;
-let session = 0; // counts how often the dialog was opened
+let session = 0; // counts how often the dialog was opened and closed: an answer that comes later must not touch it
 
 export function showReview({ review: { doubtful, judged }, frame }) {
   // The kept frames are squeezed into a square; the camera's proportions make them look right again.
@@ -37,16 +37,21 @@ const pictureOf = ({ number, wall_time_s: at }) => `/api/review/${number}.jpg?${
 // Runs one action at a time; its error is shown in the dialog, which covers the page's own banner.
 async function act(action) {
   if (isBusy) return;
-  isBusy = true;
-  dialog.setAttribute("aria-busy", "true");
+  const opened = session;
+  setBusy(true);
   try {
     await action();
   } catch (error) {
-    tell(error.message, "bad");
+    if (opened === session) tell(error.message, "bad");
   } finally {
-    isBusy = false;
-    dialog.removeAttribute("aria-busy");
+    if (opened === session) setBusy(false);
   }
+}
+
+function setBusy(isNow) {
+  isBusy = isNow;
+  if (isNow) dialog.setAttribute("aria-busy", "true");
+  else dialog.removeAttribute("aria-busy");
 }
 
 function tell(text, kind = "") {
@@ -131,11 +136,12 @@ function showEnd() {
 // ------------------------------------------------------------------------------------------------ verdicts and learning
 
 async function judge(item, verdict) {
+  const opened = session;
   const answer = await request("PUT", `/api/review/${item.number}`, {
     verdict: item.verdict === verdict ? null : verdict, wall_time_s: item.wall_time_s,
   });
   item.verdict = answer.verdict;
-  if (!dialog.open) return;
+  if (opened !== session) return;
   showProgress();
   const said = { yes: "Yes", no: "Not it" }[answer.verdict];
   const isSaved = answer.is_saved ? "saved" : "not saved yet, press Save on the page";
@@ -164,10 +170,10 @@ async function tryToLearn(item) {
   try {
     report = await request("POST", "/api/review-trials", { number: item.number });
   } catch (error) {
-    if (dialog.open && opened === session) showFrame();
+    if (opened === session) showFrame();
     throw error;
   }
-  if (dialog.open && opened === session) showTrial(report);
+  if (opened === session) showTrial(report);
   else await request("DELETE", `/api/review-trials/${report.id}`);
 }
 
@@ -181,18 +187,22 @@ function showTrial({ id, name, summary, frame, changes }) {
   const others = changes.filter((one) => one.number !== frame.number);
   if (others.length > 0) texts.push("These answers change, too:", makeChanges(others));
   const keep = makeChoice("Keep", "k", helps ? "primary" : "", async () => {
+    const opened = session;
     trialId = null;
     try {
       await request("POST", `/api/review-trials/${id}/keep`);
     } catch (error) {
-      showFrame(); // where it can be tried again
+      if (opened === session) showFrame(); // where it can be tried again
       throw error;
     }
+    if (opened !== session) return;
     tell("Learned; press Save on the page to have it after a restart.", "good");
     move(1);
   });
   const discard = makeChoice("Discard", "d", helps ? "" : "primary", async () => {
+    const opened = session;
     await discardTrial();
+    if (opened !== session) return;
     tell("Discarded; nothing was changed.");
     move(1);
   });
@@ -233,9 +243,11 @@ async function open() {
 }
 
 picture.addEventListener("error", () => tell("This frame is gone: it made room for a newer one, or its class was removed.", "warn"));
-find("review-open").addEventListener("click", () => act(open));
+find("review-open").addEventListener("click", () => attempt(open)); // not disabled meanwhile: it gets the focus back
 find("review-close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("close", () => {
+  session += 1;
+  setBusy(false);
   discardTrial().catch(() => {}); // the run forgets it with the next one
   picture.removeAttribute("src");
 });
