@@ -108,7 +108,7 @@ def run(
     stats: Annotated[float | None, typer.Option(min=0.1, help="Print statistics every this many seconds.")] = None,
     health: Annotated[Path | None, typer.Option(help="Write status to this JSON file every second.")] = None,
     review: Annotated[
-        bool, typer.Option("--review", help="Keep doubtful frames in the bank, for: fsvit-edge bank review.")
+        bool, typer.Option("--review", help="Keep doubtful frames in the bank's file, for: fsvit-edge bank review.")
     ] = False,
     home_assistant: Annotated[
         bool, typer.Option("--home-assistant", help="Let Home Assistant find the classes, through the MQTT sink.")

@@ -19,7 +19,7 @@ from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.overlay import PALETTE
 from fsvit_edge.fewshot.picture_sheet import SHEET_PX, captioned, sheet_of
 from fsvit_edge.fewshot.prediction import Prediction
-from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, with_item, with_verdict
+from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, with_item, with_judged, with_verdict
 from fsvit_edge.fewshot.scene import decode_frame, encode_frame
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.postprocess import log_odds
@@ -173,8 +173,8 @@ class Review:
             added.append(self._bank.review[-1])
         return tuple(added)
 
-    def judge(self, number: int, verdict: Verdict | None) -> None:
-        """Set what a person said of an item.
+    def judge(self, number: int, verdict: Verdict | None) -> ReviewItem:
+        """Set what a person said of an item, and return the item.
 
         Args:
             number: `ReviewItem.number`.
@@ -184,6 +184,7 @@ class Review:
             InputError: There is no item of this number, or the verdict is another word.
         """
         self._bank.review = with_verdict(self._bank.review, number, verdict)
+        return next(one for one in self.items if one.number == number)
 
     def check(self, bank: SupportBank | None = None) -> Check:
         """Answer every judged item again, and compare.
@@ -195,18 +196,17 @@ class Review:
         Raises:
             ArtifactError: A kept picture cannot be read.
         """
-        checked = []
-        for item in self.items:
-            if item.verdict is None:
-                continue
-            if bank is None:
-                (after,) = self._predict(item.picture, [self._bank])
-                before = (item.score, item.was_present)
-            else:
-                first, after = self._predict(item.picture, [self._bank, bank])
-                before = _answer(first, item.name)
-            checked.append(CheckedItem(item, *before, *_answer(after, item.name)))
-        return Check(tuple(checked))
+        return Check(tuple(self.check_item(item, bank) for item in self.items if item.verdict is not None))
+
+    def check_item(self, item: ReviewItem, bank: SupportBank | None = None) -> CheckedItem:
+        """Answer one item again, as `check` does for all that are judged."""
+        if bank is None:
+            (after,) = self._predict(item.picture, [self._bank])
+            before = (item.score, item.was_present)
+        else:
+            first, after = self._predict(item.picture, [self._bank, bank])
+            before = _answer(first, item.name)
+        return CheckedItem(item, *before, *_answer(after, item.name))
 
     def _items_of(self, name: str) -> ReviewItems:
         return tuple(one for one in self.items if one.name == name)
@@ -245,6 +245,25 @@ def update_review(path: Path, change: Callable[[SupportBank], ReviewItems]) -> S
         bank.review = change(bank)
         bank.save(path)
     return bank
+
+
+def store_verdict(path: Path, judged: ReviewItem) -> bool:
+    """Write the verdict of an item to a bank's file, in which its number may be another one.
+
+    Returns:
+        False if there is no file yet or it does not have the class; it is then unchanged.
+
+    Raises:
+        ArtifactError: The file is damaged.
+        FsvitEdgeError: The disk is full or the folder is not writable; the file is unchanged.
+    """
+    with editing(path):
+        bank = SupportBank.load(path) if path.is_file() else None
+        if bank is None or judged.name not in bank.classes:
+            return False
+        bank.review = with_judged(bank.review, judged)
+        bank.save(path)
+    return True
 
 
 def draw_review(items: Sequence[ReviewItem]) -> Image:

@@ -1,7 +1,7 @@
 """The doubtful frames that a bank keeps for a person to judge, in memory and in the bank's file."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,6 +46,10 @@ class ReviewItem:
     def was_present(self) -> bool:
         """What the model answered when the frame was kept."""
         return self.score > self.level
+
+    def is_same(self, other: "ReviewItem") -> bool:
+        """Whether it is the same picture for the same class; in another bank, its number may be another one."""
+        return self.name == other.name and self.jpeg == other.jpeg
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the picture, as plain values for JSON."""
@@ -94,6 +98,31 @@ def with_verdict(items: ReviewItems, number: int, verdict: Verdict | None) -> Re
             "it may have made room for a newer one."
         )
     return tuple(replace(one, verdict=verdict) if one.number == number else one for one in items)
+
+
+def with_judged(items: ReviewItems, judged: ReviewItem) -> ReviewItems:
+    """Take over the verdict of an item, whose number may be another one here; add the item if it is not here."""
+    if any(one.is_same(judged) for one in items):
+        return tuple(replace(one, verdict=judged.verdict) if one.is_same(judged) else one for one in items)
+    return items if judged.verdict is None else with_item(items, judged)
+
+
+def with_verdicts_of(items: ReviewItems, others: ReviewItems, classes: Collection[str]) -> ReviewItems:
+    """Take over the verdicts that other items have and these do not; no verdict of these is lost.
+
+    Args:
+        items: They keep their verdicts.
+        others: From the bank's file; those of other classes do not count.
+        classes: Names of the classes of `items`.
+    """
+    for other in others:
+        if other.verdict is None or other.name not in classes:
+            continue
+        mine = next((one for one in items if one.is_same(other)), None)
+        has_room = len(items) < MAX_ITEMS or any(one.verdict is None for one in items)
+        if has_room if mine is None else mine.verdict is None:
+            items = with_judged(items, other)
+    return items
 
 
 def review_header(items: ReviewItems) -> dict[str, Any]:

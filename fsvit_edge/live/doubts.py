@@ -32,7 +32,7 @@ class DoubtKeeper:
     Args:
         source: What the run reads; from a live one, frames are kept so seldom that they take 1 % of the time at most.
         model: The model of the run.
-        path: The bank's file, to which a thread adds new frames every few seconds.
+        path: The bank's file, to which a thread adds new frames every few seconds; None keeps them in memory only.
         say: Takes a line for the person at the device.
         clock: Seconds, never jumping back.
     """
@@ -41,12 +41,12 @@ class DoubtKeeper:
         self,
         source: Source,
         model: FewShotModel,
-        path: Path,
+        path: Path | None,
         say: Say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source, self._model, self._say, self._clock = source, model, say, clock
-        self._path: Path | None = path  # None once it cannot be written
+        self._path = path  # None, too, once it cannot be written
         self._free_s = self._write_s = 0.0
         self._due_s: dict[str, float] = {}
         self._new: list[ReviewItem] = []
@@ -103,7 +103,8 @@ class DoubtKeeper:
         def added(bank: SupportBank) -> ReviewItems:
             items = bank.review
             for one in new:
-                if one.name in bank.classes:  # not one that was enrolled since and is not saved
+                # Not of a class that is not saved yet, nor a frame that the page added with its verdict.
+                if one.name in bank.classes and not any(other.is_same(one) for other in items):
                     items = with_item(items, one)
             return items
 

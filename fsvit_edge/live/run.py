@@ -48,7 +48,8 @@ class RunOptions:
             the end of one round.
         stats_s: Seconds between two lines of statistics; None prints none.
         health_file: JSON file with the health of the run, replaced every second; None writes none.
-        review: Whether to keep doubtful frames in the bank's file, see `DoubtKeeper`.
+        review: Whether to keep doubtful frames in the bank's file, see `DoubtKeeper`. With a page, those of a live
+            source or the demo are kept in memory, and the page can save them.
         home_assistant: Whether the sinks for MQTT announce each class to Home Assistant.
 
     Raises:
@@ -174,8 +175,8 @@ def run_source(
             for name, sink in open_event_sinks(options.events):
                 opened.append((name, unfinished.enter_context(sink)))
             unfinished.pop_all()  # from here on, the run finishes them
-        if options.review:
-            keeper = stack.enter_context(DoubtKeeper(frames, model, bank_to_save, say))
+        if options.review or (has_page and (frames.is_live or is_demo)):
+            keeper = stack.enter_context(DoubtKeeper(frames, model, bank_to_save if options.review else None, say))
             on_frame = keeper.before(on_frame)
         live_run = LiveRun(
             frames,

@@ -16,6 +16,7 @@ from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.review_items import ReviewItems
 from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
@@ -79,6 +80,11 @@ class LiveModel:
         return self._enrolled
 
     @property
+    def review(self) -> ReviewItems:
+        """The doubtful frames that are kept, oldest first; reading them does not wait for a frame."""
+        return self._model.bank.review
+
+    @property
     def revision(self) -> int:
         """Number of changes to the classes so far."""
         return self._revision
@@ -104,10 +110,11 @@ class LiveModel:
 
     def run_requests(self) -> None:
         """Run the requests of other threads; only from the thread of the loop, between two frames."""
-        for _ in range(self._waiting.qsize()):  # those that come meanwhile wait for a frame
+        # Not those that come meanwhile: many short requests in a row must not hold up the frames.
+        for _ in range(self._waiting.qsize()):
             try:
                 request, answer, is_change = self._waiting.get_nowait()
-            except queue.Empty:
+            except queue.Empty:  # `close` has answered them
                 return
             if not answer.set_running_or_notify_cancel():
                 continue

@@ -10,7 +10,7 @@ from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from fsvit_edge.page.routes import classes, events, false_alarms, live, zones
+from fsvit_edge.page.routes import classes, events, false_alarms, live, review, zones
 from fsvit_edge.page.state import PageState
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
@@ -39,7 +39,7 @@ def create_app(page: PageState | None) -> FastAPI:
         },
     )
     app.state.page = page
-    for router in (live.router, classes.router, false_alarms.router, zones.router, events.router):
+    for router in (live.router, classes.router, false_alarms.router, review.router, zones.router, events.router):
         app.include_router(router)
     app.add_api_route("/docs", _get_docs, include_in_schema=False)
     app.mount("/", StaticFiles(directory=_STATIC, html=True))

@@ -141,6 +141,13 @@ class BankState(BaseModel):
     is_saved: bool
 
 
+class ReviewCounts(BaseModel):
+    """The doubtful frames that are kept."""
+
+    doubtful: int = Field(description="Frames without a verdict.")
+    judged: int = Field(description="Frames with a verdict.")
+
+
 class State(BaseModel):
     """Everything that the page shows."""
 
@@ -155,6 +162,7 @@ class State(BaseModel):
     )
     events: EventsState
     run_id: str = Field(description="Differs in a new run.")
+    review: ReviewCounts
     revision: str = Field(description="Changes when the classes change.")
     bank: BankState
 

@@ -11,13 +11,18 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.review import store_verdict
+from fsvit_edge.fewshot.review_items import ReviewItem, Verdict, with_verdicts_of
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import schemas
 from fsvit_edge.page.events import EventLog
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
-from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.page.trials import Trials
+from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.storage import editing
 
 _Answer = TypeVar("_Answer")
 
@@ -34,6 +39,40 @@ class PageState:
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
     events: EventLog = field(default_factory=EventLog)
+    writing: threading.Lock = field(default_factory=threading.Lock)  # the bank's file, with what is said of it here
+    trials: Trials = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trials = Trials(self.model)
+
+    def judge(self, number: int, verdict: Verdict | None) -> tuple[ReviewItem, bool]:
+        """Set the verdict of a doubtful frame, and return it, and whether the verdict is in the bank's file."""
+        with self.writing:
+            item = self.model.read(lambda model: model.review.judge(number, verdict))
+            is_stored = False
+            try:
+                is_stored = store_verdict(self.bank_path, item)
+            finally:
+                if not is_stored:
+                    self.is_saved = False
+        return item, is_stored
+
+    def save(self) -> None:
+        """Save the classes to the bank's file, and keep the verdicts that others wrote to it meanwhile."""
+        with self.writing, editing(self.bank_path):
+            try:
+                theirs = SupportBank.load(self.bank_path).review
+            except ArtifactError:  # it does not exist, or is damaged and about to be replaced
+                theirs = ()
+
+            def save(model: FewShotModel) -> int:
+                model.bank.review = with_verdicts_of(model.bank.review, theirs, model.classes)
+                model.save_bank(self.bank_path)
+                return self.model.revision
+
+            # In the thread of the loop, for whose end a run that stops waits.
+            revision = self.model.read(save)
+            self.is_saved = self.model.revision == revision
 
     def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Change the classes; raises like `LiveModel.update`."""

@@ -12,13 +12,15 @@ from blank import blank_frame
 
 from fsvit_edge import FewShotModel, InputError
 from fsvit_edge.fewshot.bank import SupportBank
-from fsvit_edge.fewshot.review import update_review
+from fsvit_edge.fewshot.review import store_verdict, update_review
 from fsvit_edge.fewshot.review_items import ReviewItem, with_item, with_verdict
 from fsvit_edge.live import doubts as doubts_module
 from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.run import RunOptions, run_source
-from fsvit_edge.runtime.pictures import write_image
+from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.live.sinks.base import Sink
+from fsvit_edge.runtime.pictures import read_image, write_image
 
 TOOK_S = 0.05
 
@@ -108,6 +110,61 @@ def test_a_run_adds_its_doubtful_frames_to_the_file(bank: Path) -> None:
     run_source("pictures", options=RunOptions(threads=1, review=True))
     assert [(one.number, one.verdict) for one in SupportBank.load(bank).review][3] == (3, "no")
     assert len(SupportBank.load(bank).review) == 8  # the same pictures again
+
+
+class Page(Sink):
+    """Stands for the page: has the model, and shows nothing."""
+
+    def __init__(self, _: str, model: LiveModel, __: Path) -> None:
+        self.model = model
+
+    def write(self, *_: object) -> None:
+        pass
+
+    def _finish(self) -> None:
+        pass
+
+
+def kept_with_a_page(source: str, **options: Any) -> tuple[ReviewItem, ...]:
+    """The doubtful frames that a run with a page has in memory at its end."""
+    pages: list[Page] = []
+
+    def open_page(*given: Any) -> Page:
+        pages.append(Page(*given))
+        return pages[0]
+
+    run_source(source, ["http://127.0.0.1:0"], RunOptions(threads=1, **options), open_page=open_page)
+    return pages[0].model.review
+
+
+def test_with_a_page_the_demo_keeps_frames_in_memory_and_not_in_the_file(bank: Path) -> None:
+    before = bank.read_bytes()
+    demo = {"bank": bank, "max_frames": 3}
+    assert [one.name for one in kept_with_a_page("demo", **demo)] == ["thing", "other"]
+    assert bank.read_bytes() == before
+    assert kept_with_a_page("pictures") == ()  # a person looks at a camera, not at a folder
+    assert len(kept_with_a_page("demo", **demo, review=True)) == 2
+    assert len(SupportBank.load(bank).review) == 2  # the control
+
+
+def test_a_frame_that_the_page_has_added_with_its_verdict_is_not_added_again(
+    bank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubts_module, "_WRITE_EVERY_S", 1e9)  # only at the end, but for the first frame
+    source: Any = SimpleNamespace(is_live=False, fps=None)
+    with FewShotModel.load(threads=1) as model:
+        model.load_bank(bank)
+        with DoubtKeeper(source, model, bank, print, clock=lambda: 1.0) as keeper:
+            for index in range(3):
+                image = read_image(Path("pictures") / f"{index}.png")
+                keeper.offer(Frame(image, index, "pictures", 0.0, 0.0, 0.0), model.predict(image))
+                if keeper._writer is not None:
+                    keeper._writer.join()
+            assert len(SupportBank.load(bank).review) == 2
+            assert store_verdict(bank, model.review.judge(5, "no"))
+    in_file = SupportBank.load(bank).review
+    assert len(in_file) == len(model.bank.review) == 6
+    assert [one.verdict for one in in_file if one.is_same(model.bank.review[5])] == ["no"]
 
 
 def test_changes_of_the_file_during_a_run_stay(bank: Path) -> None:

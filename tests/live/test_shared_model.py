@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -104,21 +104,29 @@ def test_the_frame_being_processed_is_known(
     assert (seen, live.processing) == ([0, 1], None)
 
 
-def test_a_request_that_comes_while_others_run_waits_for_the_next_frame(live: LiveModel) -> None:
+def test_requests_that_come_while_others_run_wait_for_the_next_frame(live: LiveModel) -> None:
+    """Or a thread with many short requests would hold up the camera."""
     ran: list[str] = []
-    second = threading.Thread(target=lambda: live.read(lambda _: ran.append("second")))
 
-    def run_first(_: FewShotModel) -> None:
-        second.start()
-        time.sleep(0.3)  # until it waits
-        ran.append("first")
+    def ask(name: str, request: Callable[[FewShotModel], None]) -> threading.Thread:
+        thread = threading.Thread(target=lambda: (live.read(request), ran.append(name)))
+        thread.start()
+        return thread
 
-    first = threading.Thread(target=lambda: live.read(run_first))
-    first.start()
-    time.sleep(0.1)
+    def ask_again(_: FewShotModel) -> None:
+        threads.append(ask("second", lambda _: None))
+        wait_until(lambda: live._waiting.qsize() == 1)
+
+    threads = [ask("first", ask_again)]
+    wait_until(lambda: live._waiting.qsize() == 1)
     live.run_requests()
+    threads[0].join()
     assert ran == ["first"]
     live.run_requests()
-    assert ran == ["first", "second"]
-    for thread in (first, second):
-        thread.join()
+    threads[1].join()
+    assert ran == ["first", "second"]  # the control
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.001)

@@ -52,9 +52,8 @@ def remove_support(page: Page, name: str, index: Index) -> None:
 
 @router.post("/api/bank/save")
 def save_bank(page: Page) -> dict[str, str]:
-    """Save the classes to the bank file of the run."""
-    page.model.read(lambda model: model.save_bank(page.bank_path))
-    page.is_saved = True
+    """Save the classes to the bank file of the run; verdicts that others wrote to it meanwhile stay."""
+    page.save()
     return {"file": str(page.bank_path)}
 
 

@@ -63,6 +63,10 @@ def get_state(page: Page) -> schemas.State:
             are_told=newest is not None and newest[1].steady_present is not None, newest=page.events.newest_number
         ),
         run_id=page.run_id,
+        review=schemas.ReviewCounts(
+            doubtful=sum(one.verdict is None for one in page.model.review),
+            judged=sum(one.verdict is not None for one in page.model.review),
+        ),
         revision=f"{page.run_id}-{page.model.revision}",
         bank=schemas.BankState(file=str(page.bank_path), is_saved=page.is_saved),
     )

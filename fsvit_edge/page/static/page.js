@@ -2,6 +2,7 @@
 
 import { showClasses } from "/classes.js";
 import { showEvents } from "/events.js";
+import { showReview } from "/review.js";
 import { showScene } from "/scene.js";
 import { showZones } from "/zones.js";
 import { request, attempt, find, onClick, query, showMessage, showTrouble } from "/common.js";
@@ -39,6 +40,7 @@ function show(state) {
   showScene(state);
   showEvents(state);
   showZones(state);
+  showReview(state);
   find("bank-file").textContent = state.bank.file;
   find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Unsaved changes.";
   find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);

@@ -1,0 +1,263 @@
+// The review: one doubtful frame at a time, a verdict by key or tap, and what it would teach, tried before it is kept.
+
+import { attempt, find, make, query, request } from "/common.js";
+
+const dialog = find("review-dialog"), picture = find("review-picture");
+
+let queue = []; // the frames to go through, each with its verdict
+let place = 0; // of the frame in view
+let trialId = null; // of a change that waits for Keep or Discard
+let isBusy = false;
+let session = 0; // counts how often the dialog was opened and closed: an answer that comes later must not touch it
+
+export function showReview({ review: { doubtful, judged }, frame }) {
+  // The kept frames are squeezed into a square; the camera's proportions make them look right again.
+  if (frame) dialog.style.setProperty("--ratio", frame.size_hw[1] / frame.size_hw[0]);
+  const frames = doubtful === 1 ? "frame" : "frames";
+  setText("review-title", doubtful === 0 ? "Review" : `Review: ${doubtful} doubtful ${frames}`);
+  setText("review-known", doubtful + judged === 0
+    ? "Nothing to judge yet. Frames in which the run is not sure of a class are kept here."
+    : `${doubtful === 0 ? "All are judged. " : "Say what is there; each change is then checked against it. "}${verdicts(judged)} so far.`);
+  const open = find("review-open");
+  open.hidden = doubtful + judged === 0;
+  open.classList.toggle("primary", doubtful > 0);
+  setText("review-open", doubtful > 0 ? "Review" : "See verdicts");
+}
+
+function setText(id, text) {
+  if (find(id).textContent !== text) find(id).textContent = text;
+}
+
+const verdicts = (count) => `${count} ${count === 1 ? "verdict" : "verdicts"}`;
+const answerOf = (isPresent) => (isPresent ? "present" : "absent");
+const pictureOf = ({ number, wall_time_s: at }) => `/api/review/${number}.jpg?${query({ at })}`;
+
+// ---------------------------------------------------------------------------------------------------------- the dialog
+
+// Runs one action at a time; its error is shown in the dialog, which covers the page's own banner.
+async function act(action) {
+  if (isBusy) return;
+  const opened = session;
+  setBusy(true);
+  try {
+    await action();
+  } catch (error) {
+    if (opened === session) tell(error.message, "bad");
+  } finally {
+    if (opened === session) setBusy(false);
+  }
+}
+
+function setBusy(isNow) {
+  isBusy = isNow;
+  if (isNow) dialog.setAttribute("aria-busy", "true");
+  else dialog.removeAttribute("aria-busy");
+}
+
+function tell(text, kind = "") {
+  find("review-told").className = kind;
+  find("review-told").textContent = text;
+}
+
+// A button with the key that presses it.
+function makeChoice(text, key, kind, action) {
+  const button = make("button", text, kind);
+  button.type = "button";
+  if (key) {
+    button.dataset.key = key;
+    const hint = make("kbd", { ArrowLeft: "←", ArrowRight: "→" }[key] || key.toUpperCase());
+    hint.setAttribute("aria-hidden", "true");
+    button.append(hint);
+    button.setAttribute("aria-keyshortcuts", key);
+  }
+  button.addEventListener("click", () => act(action));
+  return button;
+}
+
+// What is asked, said or offered below the picture; the focus goes to a button, or else to the heading.
+function showPanel(kind, title, texts, choices, focused = null) {
+  dialog.dataset.panel = kind;
+  find("review-question").textContent = title;
+  find("review-text").replaceChildren(...texts.map((one) => (one instanceof Node ? one : make("p", one))));
+  find("review-choices").replaceChildren(...choices);
+  (focused || find("review-question")).focus({ preventScroll: true });
+  dialog.scrollTop = 0;
+}
+
+function showFrame() {
+  const item = queue[place];
+  showProgress(`Frame ${place + 1} of ${queue.length}`);
+  picture.src = pictureOf(item);
+  picture.alt = `Doubtful frame for ${item.name}`;
+  picture.hidden = false;
+  if (place + 1 < queue.length) new Image().src = pictureOf(queue[place + 1]);
+  askAbout(item);
+}
+
+const countLeft = () => queue.filter((one) => one.verdict === null).length;
+
+function showProgress(title) {
+  const left = countLeft();
+  if (title) find("review-place").textContent = title;
+  find("review-left").textContent = left === 0 ? "none left" : `${left} left`;
+  find("review-bar").style.width = `${((queue.length - left) / queue.length) * 100}%`;
+}
+
+function askAbout(item) {
+  const text = `The run says ${answerOf(item.present)}, ${item.score.toFixed(2)} (level ${item.level.toFixed(2)}).`;
+  const yes = makeChoice("Yes", "y", "big yes", () => judge(item, "yes"));
+  const no = makeChoice("Not it", "n", "big no", () => judge(item, "no"));
+  yes.setAttribute("aria-pressed", String(item.verdict === "yes"));
+  no.setAttribute("aria-pressed", String(item.verdict === "no"));
+  const back = makeChoice("Back", "ArrowLeft", "small", () => move(-1));
+  back.disabled = place === 0;
+  const skip = makeChoice("Skip", "s", "small", () => move(1));
+  skip.setAttribute("aria-keyshortcuts", "s ArrowRight");
+  const texts = item.verdict === null ? [text] : [text, `You said ${item.verdict === "yes" ? "Yes" : "Not it"}; press it again to take it back.`];
+  showPanel("question", `${item.name}?`, texts, [yes, no, back, skip]);
+}
+
+function move(step) {
+  place = Math.max(0, place + step);
+  if (place < queue.length) showFrame();
+  else showEnd();
+}
+
+function showEnd() {
+  const left = countLeft();
+  showProgress("Done");
+  picture.hidden = true;
+  const done = makeChoice("Done", "", "primary", () => dialog.close());
+  const back = makeChoice("Back", "ArrowLeft", "small", () => move(-1));
+  const text = "From now on, each change is checked against your verdicts before it is kept.";
+  showPanel("end", left === 0 ? "All are judged." : `${queue.length - left} judged, ${left} skipped.`, [text], [back, done], done);
+}
+
+// ------------------------------------------------------------------------------------------------ verdicts and learning
+
+async function judge(item, verdict) {
+  const opened = session;
+  const answer = await request("PUT", `/api/review/${item.number}`, {
+    verdict: item.verdict === verdict ? null : verdict, wall_time_s: item.wall_time_s,
+  });
+  item.verdict = answer.verdict;
+  if (opened !== session) return;
+  showProgress();
+  const said = { yes: "Yes", no: "Not it" }[answer.verdict];
+  const isSaved = answer.is_saved ? "saved" : "not saved yet, press Save on the page";
+  tell(said === undefined ? `Taken back; ${isSaved}.` : `${item.name}: ${said}; ${isSaved}.`, answer.is_saved ? "good" : "warn");
+  if (answer.verdict === null) showFrame();
+  else if (answer.contradicts) offerToLearn(item, answer);
+  else move(1);
+}
+
+function offerToLearn(item, { score, present }) {
+  const [title, text] = present
+    ? [`The run still finds ${item.name} here.`, `Learn that this is not ${item.name}? What is found here becomes a picture of what it is not.`]
+    : [`The run misses ${item.name} here.`,
+      `Add this picture to ${item.name}? It is added by the name alone: the network guesses which part of it you mean.`];
+  const learn = makeChoice("Learn from it…", "l", "primary", () => tryToLearn(item));
+  const next = makeChoice("Leave it", "s", "", () => move(1));
+  const texts = [`It says ${answerOf(present)}, ${score.toFixed(2)}.`, text, "You see what else that changes before it is kept."];
+  showPanel("offer", title, texts, [learn, next], learn);
+}
+
+async function tryToLearn(item) {
+  const opened = session;
+  const waiting = make("div", "", "waiting");
+  showPanel("checking", "Checking this against all verdicts…", [waiting], []);
+  let report;
+  try {
+    report = await request("POST", "/api/review-trials", { number: item.number });
+  } catch (error) {
+    if (opened === session) showFrame();
+    throw error;
+  }
+  if (opened === session) showTrial(report);
+  else await request("DELETE", `/api/review-trials/${report.id}`);
+}
+
+function showTrial({ id, name, summary, frame, changes }) {
+  // Other answers may have been wrong before; they are counted in the summary, but are no reason against this change.
+  const helps = !frame.contradicts && !changes.some((one) => one.contradicts);
+  trialId = id;
+  const before = `${answerOf(frame.present_before)}, ${frame.score_before.toFixed(2)}`;
+  const after = `${answerOf(frame.present)}, ${frame.score.toFixed(2)}`;
+  const texts = [`Here, ${name} was ${before}, and would be ${after}${frame.contradicts ? ": still not what you said." : ", as you said."}`];
+  const others = changes.filter((one) => one.number !== frame.number);
+  if (others.length > 0) texts.push("These answers change, too:", makeChanges(others));
+  const keep = makeChoice("Keep", "k", helps ? "primary" : "", async () => {
+    const opened = session;
+    trialId = null;
+    try {
+      await request("POST", `/api/review-trials/${id}/keep`);
+    } catch (error) {
+      if (opened === session) showFrame(); // where it can be tried again
+      throw error;
+    }
+    if (opened !== session) return;
+    tell("Learned; press Save on the page to have it after a restart.", "good");
+    move(1);
+  });
+  const discard = makeChoice("Discard", "d", helps ? "" : "primary", async () => {
+    const opened = session;
+    await discardTrial();
+    if (opened !== session) return;
+    tell("Discarded; nothing was changed.");
+    move(1);
+  });
+  showPanel("trial", summary, texts, [keep, discard], helps ? keep : discard);
+}
+
+function makeChanges(changes) {
+  const list = make("ul", "", "changes");
+  for (const one of changes) {
+    const entry = make("li", "", one.contradicts ? "bad" : "good");
+    const small = Object.assign(new Image(), { src: pictureOf(one), alt: "", loading: "lazy" });
+    const said = one.verdict === "yes" ? "Yes" : "Not it";
+    entry.append(small, make("span", `${one.name}: ${answerOf(one.present_before)} → ${answerOf(one.present)}`, "what"),
+      make("span", one.contradicts ? `✗ you said ${said}` : `✓ you said ${said}`, "said"));
+    list.append(entry);
+  }
+  return list;
+}
+
+async function discardTrial() {
+  const id = trialId;
+  trialId = null;
+  if (id !== null) await request("DELETE", `/api/review-trials/${id}`);
+}
+
+// ------------------------------------------------------------------------------------------------------ open and close
+
+async function open() {
+  const { items } = await request("GET", "/api/review");
+  const waiting = items.filter((one) => one.verdict === null);
+  queue = waiting.length > 0 ? waiting : items;
+  place = 0;
+  session += 1;
+  tell("");
+  if (queue.length === 0) return;
+  dialog.showModal();
+  showFrame();
+}
+
+picture.addEventListener("error", () => tell("This frame is gone: it made room for a newer one, or its class was removed.", "warn"));
+find("review-open").addEventListener("click", () => attempt(open)); // not disabled meanwhile: it gets the focus back
+find("review-close").addEventListener("click", () => dialog.close());
+dialog.addEventListener("close", () => {
+  session += 1;
+  setBusy(false);
+  discardTrial().catch(() => {}); // the run forgets it with the next one
+  picture.removeAttribute("src");
+});
+dialog.addEventListener("keydown", (event) => {
+  event.stopPropagation(); // the page behind has keys of its own
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  // The arrow is a second key of Skip.
+  const key = event.key === "ArrowRight" ? "s" : event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const choice = find("review-choices").querySelector(`[data-key="${CSS.escape(key)}"]:enabled`);
+  if (!choice) return;
+  event.preventDefault();
+  choice.click();
+});

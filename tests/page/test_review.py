@@ -1,0 +1,334 @@
+"""The page's API for the review: verdicts that last, and changes that are tried before they are kept."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from served_page import Served, enroll, show
+from test_scene_and_negatives import CAT, CAT_LIKE, NOTHING, error_of, state
+
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.review import CheckedItem, Review, update_review
+from fsvit_edge.fewshot.review_items import ReviewItem, with_verdict
+from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.page.state import PageState
+from fsvit_edge.page.trials import Trials
+from fsvit_edge.runtime.errors import FsvitEdgeError
+
+DOG_LIKE = CAT[:, ::-1].copy()
+EVERYTHING = 50.0  # a margin in which every score is doubtful
+
+
+@pytest.fixture
+def reviewed(served: Served) -> Served:
+    """A page whose class "cat" is doubtful in three frames: 0 a gray cat, 1 coffee, 2 the cat, mirrored."""
+    show(served, CAT)
+    assert enroll(served, "cat").status_code == 201
+    served.model.read(lambda model: keep_doubtful(model, CAT_LIKE, NOTHING, DOG_LIKE))
+    return served
+
+
+def keep_doubtful(model: FewShotModel, *images: Any) -> None:
+    for image in images:
+        assert len(model.review.note(image, model.predict(image), EVERYTHING)) == 1
+
+
+def items(served: Served) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = served.client.get("/api/review").json()["items"]
+    return listed
+
+
+def judge(served: Served, number: int, verdict: str | None, **more: Any) -> httpx.Response:
+    return served.client.put(f"/api/review/{number}", json={"verdict": verdict, **more})
+
+
+def start_trial(served: Served, number: int) -> httpx.Response:
+    return served.client.post("/api/review-trials", json={"number": number})
+
+
+def keep_trial(served: Served, trial: dict[str, Any]) -> httpx.Response:
+    return served.client.post(f"/api/review-trials/{trial['id']}/keep")
+
+
+def save(served: Served) -> None:
+    assert served.client.post("/api/bank/save").status_code == 200
+
+
+def verdicts(items: tuple[ReviewItem, ...]) -> list[tuple[int, str | None]]:
+    return [(one.number, one.verdict) for one in items]
+
+
+def test_doubtful_frames_are_listed_with_their_pictures_and_the_state_only_counts_them(reviewed: Served) -> None:
+    listed = items(reviewed)
+    assert [(one["number"], one["name"], one["verdict"]) for one in listed] == [(n, "cat", None) for n in range(3)]
+    assert [one["present"] for one in listed] == [True, False, True]
+    assert listed[0]["score"] > listed[0]["level"] > listed[1]["score"]
+    picture = reviewed.client.get("/api/review/0.jpg")
+    assert picture.headers["content-type"] == "image/jpeg"
+    assert picture.content == reviewed.model.review[0].jpeg
+    assert state(reviewed)["review"] == {"doubtful": 3, "judged": 0}
+    judge(reviewed, 0, "no")
+    assert state(reviewed)["review"] == {"doubtful": 2, "judged": 1}
+
+
+def test_a_verdict_says_what_the_model_answers_now_and_can_be_taken_back(reviewed: Served) -> None:
+    wrong = judge(reviewed, 0, "no").json()
+    assert (wrong["present"], wrong["contradicts"]) == (True, True)
+    right = judge(reviewed, 0, "yes").json()
+    assert (right["present"], right["contradicts"]) == (True, False)
+    assert right["score"] == pytest.approx(items(reviewed)[0]["score"], abs=1e-3)
+    assert judge(reviewed, 1, "no").json()["contradicts"] is False
+    assert judge(reviewed, 1, "yes").json()["contradicts"] is True
+    taken_back = judge(reviewed, 1, None).json()
+    assert (taken_back["verdict"], taken_back["score"], taken_back["contradicts"]) == (None, None, False)
+    assert [one["verdict"] for one in items(reviewed)] == ["yes", None, None]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "error"),
+    [
+        ("PUT", "/api/review/9", {"verdict": "yes"}, "There is no doubtful frame 9"),
+        ("PUT", "/api/review/0", {"verdict": "maybe"}, "Field verdict must be 'yes' or 'no'."),
+        ("PUT", "/api/review/0", {}, "Field verdict is required."),
+        ("PUT", "/api/review/0", {"verdict": "yes", "wall_time_s": 1.0}, "Frame 0 is another one now"),
+        ("PUT", "/api/review/x", {"verdict": "yes"}, "Parameter number must be a valid integer"),
+        ("GET", "/api/review/9.jpg", None, "There is no doubtful frame 9"),
+        ("POST", "/api/review-trials", {"number": 0}, "There is no frame 0 with a verdict; judge it first."),
+        ("POST", "/api/review-trials/gone/keep", None, "This change is no longer available; try it again."),
+    ],
+)
+def test_what_makes_no_sense_is_refused(reviewed: Served, method: str, path: str, body: object, error: str) -> None:
+    assert error in error_of(reviewed.client.request(method, path, json=body))
+    assert [one["verdict"] for one in items(reviewed)] == [None] * 3
+    known = items(reviewed)[0]["wall_time_s"]
+    assert judge(reviewed, 0, "yes", wall_time_s=known).status_code == 200  # the control
+
+
+# ------------------------------------------------------------------------------------------------------ the bank's file
+
+
+def test_a_verdict_is_in_the_file_before_the_answer_whatever_its_number_there(reviewed: Served) -> None:
+    save(reviewed)
+    # As another process would: frames of another class come first, so the numbers differ.
+    with_others = SupportBank.load(reviewed.bank)
+    with_others.review = tuple(
+        ReviewItem(one.number + 7, one.name, one.score, one.level, one.wall_time_s, one.jpeg)
+        for one in with_others.review[1:]
+    )
+    with_others.save(reviewed.bank)
+    assert judge(reviewed, 1, "no").json()["is_saved"] is True
+    assert verdicts(SupportBank.load(reviewed.bank).review) == [(8, "no"), (9, None)]
+    assert judge(reviewed, 0, "yes").json()["is_saved"] is True  # one that the file does not have
+    assert verdicts(SupportBank.load(reviewed.bank).review) == [(8, "no"), (9, None), (10, "yes")]
+    assert SupportBank.load(reviewed.bank).review[2].jpeg == reviewed.model.review[0].jpeg
+    assert judge(reviewed, 0, None).json()["is_saved"] is True
+    assert verdicts(SupportBank.load(reviewed.bank).review) == [(8, "no"), (9, None), (10, None)]
+    assert state(reviewed)["bank"]["is_saved"] is True
+
+
+def test_a_verdict_that_the_file_cannot_take_yet_is_an_unsaved_change(reviewed: Served) -> None:
+    assert judge(reviewed, 0, "no").json()["is_saved"] is False  # there is no file
+    assert not reviewed.bank.exists()
+    save(reviewed)
+    assert verdicts(SupportBank.load(reviewed.bank).review)[0] == (0, "no")
+    assert state(reviewed)["bank"]["is_saved"] is True
+    assert judge(reviewed, 1, "no").json()["is_saved"] is True  # the control
+    assert state(reviewed)["bank"]["is_saved"] is True
+
+    reviewed.client.patch("/api/classes", json={"name": "cat", "new_name": "tom"})
+    save(reviewed)
+    older = SupportBank.load(reviewed.bank)
+    older.rename("tom", "cat")  # the file does not have "tom"
+    older.save(reviewed.bank)
+    assert judge(reviewed, 2, "yes").json()["is_saved"] is False
+    assert state(reviewed)["bank"]["is_saved"] is False
+
+
+def test_a_verdict_that_cannot_be_written_is_an_error_and_an_unsaved_change(
+    reviewed: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise FsvitEdgeError("the disk is full")
+
+    save(reviewed)
+    monkeypatch.setattr("fsvit_edge.fewshot.bank.atomic_write", refuse)
+    assert error_of(judge(reviewed, 0, "no"), 503) == "the disk is full"
+    assert state(reviewed)["bank"]["is_saved"] is False
+    monkeypatch.undo()
+    save(reviewed)
+    assert verdicts(SupportBank.load(reviewed.bank).review)[0] == (0, "no")
+
+
+def test_saving_keeps_verdicts_that_another_process_gave_meanwhile(
+    reviewed: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge_elsewhere() -> None:
+        for number, verdict in ((0, "yes"), (1, "yes")):
+            update_review(reviewed.bank, lambda bank, n=number, v=verdict: with_verdict(bank.review, n, v))  # type: ignore[misc]
+
+    save(reviewed)
+    judge_elsewhere()
+    reviewed.model.read(lambda model: model.review.judge(1, "no"))  # what was said here counts
+    save(reviewed)
+    assert verdicts(SupportBank.load(reviewed.bank).review) == [(0, "yes"), (1, "no"), (2, None)]
+    assert [one["verdict"] for one in items(reviewed)] == ["yes", "no", None]
+
+    judge(reviewed, 0, None)
+    judge_elsewhere()
+    monkeypatch.setattr("fsvit_edge.page.state.with_verdicts_of", lambda mine, *_: mine)
+    save(reviewed)
+    assert verdicts(SupportBank.load(reviewed.bank).review) == [(0, None), (1, "no"), (2, None)]  # the control: lost
+
+
+def lost_verdicts(served: Served) -> int:
+    """Save without end while another process judges; count the verdicts that are then neither in file nor memory."""
+    save(served)
+    stop = threading.Event()
+
+    def save_on() -> None:
+        while not stop.is_set():
+            save(served)
+
+    saving = threading.Thread(target=save_on)
+    saving.start()
+    lost = 0
+    for count in range(12):
+        verdict = ("yes", "no")[count % 2]
+        update_review(served.bank, lambda bank, v=verdict: with_verdict(bank.review, 2, v))  # type: ignore[misc]
+        time.sleep(0.05)
+        lost += SupportBank.load(served.bank).review[2].verdict != verdict
+        served.client.put("/api/review/2", json={"verdict": None})
+    stop.set()
+    saving.join()
+    return lost
+
+
+def test_a_verdict_given_while_the_page_saves_is_not_lost(reviewed: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lost_verdicts(reviewed) == 0
+
+    def naive(page: PageState) -> None:
+        page.model.read(lambda model: model.save_bank(page.bank_path))
+
+    monkeypatch.setattr(PageState, "save", naive)
+    assert lost_verdicts(reviewed) > 0  # the control
+
+
+# -------------------------------------------------------------------------------------------------------------- trials
+
+
+def test_a_false_alarm_is_tried_as_a_negative_and_then_kept(reviewed: Served) -> None:
+    save(reviewed)
+    judge(reviewed, 0, "no")
+    judge(reviewed, 1, "no")
+    judge(reviewed, 2, "yes")
+    before = state(reviewed)
+    trial = start_trial(reviewed, 0).json()
+    assert (trial["name"], trial["checked"], trial["frame"]["number"]) == ("cat", 3, 0)
+    assert trial["summary"].startswith(f"{trial['changed']} of 3 answers")
+    assert (trial["frame"]["present_before"], trial["frame"]["present"]) == (True, False)
+    assert (trial["frame"]["has_changed"], trial["frame"]["contradicts"]) == (True, False)
+    assert trial["frame"] in trial["changes"]
+    after = state(reviewed)
+    assert (after["revision"], after["bank"], after["classes"]) == (
+        before["revision"],
+        before["bank"],
+        before["classes"],
+    )
+
+    reviewed.model.read(lambda model: model.review.judge(1, "yes"))  # a verdict since then stays
+    assert keep_trial(reviewed, trial).status_code == 204
+    assert len(state(reviewed)["classes"][0]["negatives"]) == 1
+    assert state(reviewed)["bank"]["is_saved"] is False
+    assert [one["verdict"] for one in items(reviewed)] == ["no", "yes", "yes"]
+    assert judge(reviewed, 0, "no").json()["contradicts"] is False
+    assert "no longer available" in error_of(keep_trial(reviewed, trial))
+    save(reviewed)
+    assert len(SupportBank.load(reviewed.bank).negatives("cat")) == 1
+
+
+def test_a_missed_class_is_tried_as_a_picture_of_it(reviewed: Served) -> None:
+    judge(reviewed, 1, "yes")
+    trial = start_trial(reviewed, 1).json()
+    assert trial["frame"]["score"] > trial["frame"]["score_before"]
+    assert len(state(reviewed)["classes"][0]["supports"]) == 1
+    assert keep_trial(reviewed, trial).status_code == 204
+    assert len(state(reviewed)["classes"][0]["supports"]) == 2
+
+
+def test_what_is_discarded_changes_nothing(reviewed: Served) -> None:
+    judge(reviewed, 0, "no")
+    trial = start_trial(reviewed, 0).json()
+    for _ in range(2):
+        assert reviewed.client.delete(f"/api/review-trials/{trial['id']}").status_code == 204
+    assert "no longer available" in error_of(keep_trial(reviewed, trial))
+    assert state(reviewed)["classes"][0]["negatives"] == []
+
+
+def test_only_the_latest_trial_can_be_kept(reviewed: Served) -> None:
+    judge(reviewed, 0, "no")
+    judge(reviewed, 1, "yes")
+    older, newer = start_trial(reviewed, 0).json(), start_trial(reviewed, 1).json()
+    assert "no longer available" in error_of(keep_trial(reviewed, older))
+    reviewed.client.delete(f"/api/review-trials/{older['id']}")  # no longer says anything of the newer one
+    assert keep_trial(reviewed, newer).status_code == 204
+
+
+def test_a_trial_from_before_another_change_is_refused(reviewed: Served) -> None:
+    judge(reviewed, 0, "no")
+    trial = start_trial(reviewed, 0).json()
+    show(reviewed, NOTHING)
+    assert enroll(reviewed, "coffee").status_code == 201
+    assert error_of(keep_trial(reviewed, trial), 503) == "The classes changed; try again."
+    assert [one["name"] for one in state(reviewed)["classes"]] == ["cat", "coffee"]
+    assert keep_trial(reviewed, start_trial(reviewed, 0).json()).status_code == 204  # the control
+    assert [one["name"] for one in state(reviewed)["classes"]] == ["cat", "coffee"]
+
+
+def test_a_trial_ends_if_the_classes_change_or_another_starts_while_it_is_checked(
+    reviewed: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(reviewed, 0, "no")
+    trials, check_item = Trials(reviewed.model), Review.check_item
+
+    def start_with(meanwhile: Callable[[], None]) -> None:
+        def check(review: Review, item: ReviewItem, bank: SupportBank | None = None) -> CheckedItem:
+            meanwhile()
+            return check_item(review, item, bank)
+
+        monkeypatch.setattr(Review, "check_item", check)
+        trials.start(0)
+
+    start_with(lambda: None)  # the control
+    judge(reviewed, 1, "yes")
+    with pytest.raises(FsvitEdgeError, match="The classes changed; try again"):
+        start_with(lambda: setattr(reviewed.model, "_revision", reviewed.model.revision + 1))
+    with pytest.raises(FsvitEdgeError, match="Another change is being tried now"):
+        start_with(lambda: setattr(trials, "_latest_id", "newer"))
+
+
+def test_frames_go_on_while_verdicts_are_checked(reviewed: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        judge(reviewed, number, "no")
+    turns, checked = [0], []
+    run_requests, check_item = LiveModel.run_requests, Review.check_item
+
+    def count_turn(model: LiveModel) -> None:
+        turns[0] += 1
+        run_requests(model)
+
+    def note_turn(review: Review, *given: Any) -> CheckedItem:
+        checked.append(turns[0])
+        return check_item(review, *given)
+
+    monkeypatch.setattr(LiveModel, "run_requests", count_turn)
+    monkeypatch.setattr(Review, "check_item", note_turn)
+    assert start_trial(reviewed, 0).status_code == 201
+    assert len(set(checked)) == len(checked) == 3  # a frame can come between any two
+    checked.clear()
+    reviewed.model.read(lambda model: model.review.check())
+    assert len(checked) == 3
+    assert len(set(checked)) == 1  # the control
