@@ -113,7 +113,7 @@ def _reject(model: "FewShotModel", name: str, pictures: "Sequence[SupportPicture
     for picture, one in zip(pictures, done, strict=True):
         before, after, level = map(score_text, (one.score_before, one.score_after, one.level))
         print(f"{picture.source}: not {name!r}: scored {before}, now {after}, level {level}.")
-        if one.score_before <= one.level:
+        if not one.was_present:
             say(f"Warning: {picture.source}: {name!r} was not found there, so rejecting it changes little.")
         elif one.margin < _SMALL_MARGIN:
             say(f"Warning: {picture.source} is much like {name!r} itself, which may be missed from now on.")

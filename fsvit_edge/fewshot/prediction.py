@@ -152,6 +152,7 @@ class Rejection:
     Attributes:
         name: The class.
         negatives: Negatives that it has now.
+        was_present: Whether it was found in the picture.
         score_before: Its score on the picture before, in [0, 1].
         score_after: Its score now; below the level unless the level is very low.
         level: The score above which it is present, in (0, 1).
@@ -161,6 +162,7 @@ class Rejection:
 
     name: str
     negatives: int
+    was_present: bool
     score_before: float
     score_after: float
     level: float

@@ -285,7 +285,7 @@ class FewShotModel:
         """Remove the pictures of the empty scene; the levels are those of the classes again."""
         self.bank.set_scene(())
 
-    def reject(self, name: str, image: Image, mask: Mask | Callable[[Prediction], Mask] | None = None) -> Rejection:
+    def reject(self, name: str, image: Image, mask: Mask | None = None) -> Rejection:
         """Learn that a picture, or a part of it, is not a class although it looks like it.
 
         The picture becomes a negative of the class: where the camera sees something that is as much like the negative
@@ -294,8 +294,8 @@ class FewShotModel:
         Args:
             name: The class.
             image: (H, W, 3) uint8 RGB, a frame in which the class was wrongly found.
-            mask: (H, W), not 0 on what is not the class; or what makes it from the answer before, with P(foreground);
-                None for where the class is found, or all of the picture if it is not found.
+            mask: (H, W), not 0 on what is not the class; None for where the class is found, or all of the picture if it
+                is not found.
 
         Raises:
             InputError: The class is not enrolled or has `MAX_NEGATIVES` negatives, or the picture or mask cannot be
@@ -307,15 +307,19 @@ class FewShotModel:
             resident = self.network.encode(image)
             objectness = self._objectness_of(resident, image)
             encoded = copy_on_host(resident)
-            before = self._answer(image, self.bank, encoded["tokens"], objectness, probabilities=callable(mask))
-            where = before.pixels(name) if mask is None else mask(before) if callable(mask) else mask
-            negative = make_negative(self.network, supports, image, where, encoded)
+            before = self._answer(image, self.bank, encoded["tokens"], objectness, probabilities=mask is None)
+            way = self.classes.index(name)
+            if mask is None:
+                assert before.foreground is not None
+                # Not its pixels in the label map, which another class may have won.
+                mask = (before.foreground[way] > 0.5) & before.present[way]
+            negative = make_negative(self.network, supports, image, mask, encoded)
             self.bank.add_negative(name, negative)
             score_scene(self.network, self.bank)
             after = self._answer(image, self.bank, encoded["tokens"], objectness)
-        way = self.classes.index(name)
-        scores = float(before.scores[way]), float(after.scores[way])
-        return Rejection(name, len(self.bank.negatives(name)), *scores, float(after.levels[way]), negative.margin)
+        was, now = before.results[way], after.results[way]
+        count = len(self.bank.negatives(name))
+        return Rejection(name, count, was.is_present, was.score, now.score, now.level, negative.margin)
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0; an InputError if there is none."""

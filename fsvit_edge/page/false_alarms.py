@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
-from fsvit_edge.fewshot.prediction import Prediction, Rejection
+from fsvit_edge.fewshot.prediction import Rejection
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.scene import SceneReport, false_alarm_bound
 from fsvit_edge.fewshot.support_masks import Image, Mask
@@ -77,19 +75,15 @@ def reject(model: FewShotModel, name: str, image: Image, mask: Mask | None) -> R
         InputError: Without a mask, the class is not found in the frame, whose background would become the negative; or
             as `FewShotModel.reject`.
     """
-
-    def where_found(answer: Prediction) -> Mask:
-        way = answer.classes.index(name)
-        if not answer.present[way]:
-            raise InputError(
-                f"{name!r} is not found in this frame, its score is not above its level; press Not it when it is, or "
-                "mark what is not it."
-            )
-        assert answer.foreground is not None
-        # Not its pixels in the label map, which another class may have won.
-        return np.asarray(answer.foreground[way] > 0.5, np.bool_)
-
-    return model.reject(name, image, where_found if mask is None else mask)
+    done: list[Rejection] = []
+    changed = model.bank_after(lambda trial: done.append(trial.reject(name, image, mask)))
+    if mask is None and not done[0].was_present:
+        raise InputError(
+            f"{name!r} is not found in this frame, its score is not above its level; press Not it when it is, or "
+            "mark what is not it."
+        )
+    model.bank = changed
+    return done[0]
 
 
 def _warning(model: FewShotModel, name: str, report: SceneReport) -> str:

@@ -147,7 +147,7 @@ def test_a_class_that_the_scene_answers_to_is_told_when_it_is_enrolled(bank: Pat
 def test_a_picture_that_is_much_like_the_class_itself_is_told(
     margin: float, warns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rejection = Rejection("cat", 1, 0.99, 0.9, 0.95, margin)
+    rejection = Rejection("cat", 1, True, 0.99, 0.9, 0.95, margin)
     monkeypatch.setattr(FewShotModel, "reject", lambda *_: rejection)
     assert ("like.jpg is much like 'cat' itself" in run("enroll", "cat", "like.jpg", "--not")[1]) == warns
 

@@ -45,7 +45,7 @@ def answer(
     exclusive: bool = False,
 ) -> Prediction:
     weights = np.zeros(2, np.float32) if foreground is BOTH else WEIGHTS
-    bank = SimpleNamespace(classes=("cup", "pen"), negative_margins=(), objectness_weights=weights)
+    bank = SimpleNamespace(zones=(), classes=("cup", "pen"), negative_margins=(), objectness_weights=weights)
     given = np.float32(scores), foreground, objectness, exclusive, StageClock()
     return answer_frame(SIZE_HW, bank, LEVELS, *given, over_time=over_time)  # type: ignore[arg-type]
 
