@@ -17,6 +17,7 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 
 AT_S = 1_700_000_000.0  # another year, so that the page shows the date
 PHONE: ViewportSize = {"width": 390, "height": 844}
+TABLET: ViewportSize = {"width": 860, "height": 1100}
 WIDE: ViewportSize = {"width": 1280, "height": 900}
 LONG = "w" * 80
 
@@ -265,13 +266,15 @@ def test_on_a_wide_screen_the_list_is_below_the_picture_and_on_a_phone_below_the
             assert (left, right) == (sides(item)[0], sides(item)[2])
 
 
-def test_the_list_fits_a_phone_whatever_the_names(page: Page, served: Served) -> None:
-    page.set_viewport_size(PHONE)
+def test_the_list_fits_every_screen_whatever_the_names(page: Page, served: Served) -> None:
     for one in visit(LONG, AT_S, 19.0, (LONG, "door", "bed")):
         served.page.tell(one)
     expect(visits(page).locator(".where span")).to_have_count(3)
     width = "document.documentElement.scrollWidth"
-    assert page.evaluate(width) <= PHONE["width"]
+    for size in (WIDE, TABLET, PHONE):
+        page.set_viewport_size(size)
+        assert page.evaluate(width) <= size["width"]
+        assert page.locator("#events").evaluate("element => element.scrollWidth <= element.clientWidth")
     opener = visits(page).get_by_role("button")
     left, top, right, bottom = sides(opener)
     assert min(right - left, bottom - top) >= 44  # large enough for a thumb

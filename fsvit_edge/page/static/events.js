@@ -13,15 +13,17 @@ export async function showEvents({ events, run_id: run }) {
   find("events").hidden = !events.are_told;
   const newest = `${run} ${events.newest}`;
   if (!events.are_told || newest === shown || isAsking) return;
+  let listed = [];
   isAsking = true;
   try {
-    list(events.newest > 0 ? await request("GET", "/api/events") : [], run);
-    shown = newest;
+    if (events.newest > 0) listed = await request("GET", "/api/events");
   } catch {
-    // The next poll asks again, and says what is wrong.
+    return; // the next poll asks again, and says what is wrong
   } finally {
     isAsking = false;
   }
+  list(listed, run);
+  shown = newest;
 }
 
 function list(events, run) {
