@@ -2,6 +2,7 @@
 
 import { attempt, find, make, query, request } from "/common.js";
 
+const WORDS = { yes: "Yes", no: "Not it" };
 const dialog = find("review-dialog"), picture = find("review-picture");
 
 let queue = []; // the frames to go through, each with its verdict
@@ -15,9 +16,10 @@ export function showReview({ review: { doubtful, judged }, frame }) {
   if (frame) dialog.style.setProperty("--ratio", frame.size_hw[1] / frame.size_hw[0]);
   const frames = doubtful === 1 ? "frame" : "frames";
   setText("review-title", doubtful === 0 ? "Review" : `Review: ${doubtful} doubtful ${frames}`);
+  const known = doubtful > 0 ? "Say what is there. What that teaches is tried on all verdicts before it is kept." : "All are judged.";
   setText("review-known", doubtful + judged === 0
     ? "Nothing to judge yet. Frames in which the run is not sure of a class are kept here."
-    : `${doubtful === 0 ? "All are judged. " : "Say what is there; each change is then checked against it. "}${verdicts(judged)} so far.`);
+    : `${known} ${verdicts(judged)} so far.`);
   const open = find("review-open");
   open.hidden = doubtful + judged === 0;
   open.classList.toggle("primary", doubtful > 0);
@@ -113,7 +115,7 @@ function askAbout(item) {
   back.disabled = place === 0;
   const skip = makeChoice("Skip", "s", "small", () => move(1));
   skip.setAttribute("aria-keyshortcuts", "s ArrowRight");
-  const texts = item.verdict === null ? [text] : [text, `You said ${item.verdict === "yes" ? "Yes" : "Not it"}; press it again to take it back.`];
+  const texts = item.verdict === null ? [text] : [text, `You said ${WORDS[item.verdict]}; press it again to take it back.`];
   showPanel("question", `${item.name}?`, texts, [yes, no, back, skip]);
 }
 
@@ -129,7 +131,7 @@ function showEnd() {
   picture.hidden = true;
   const done = makeChoice("Done", "", "primary", () => dialog.close());
   const back = makeChoice("Back", "ArrowLeft", "small", () => move(-1));
-  const text = "From now on, each change is checked against your verdicts before it is kept.";
+  const text = "What you teach here is tried on all your verdicts before it is kept.";
   showPanel("end", left === 0 ? "All are judged." : `${queue.length - left} judged, ${left} skipped.`, [text], [back, done], done);
 }
 
@@ -143,9 +145,9 @@ async function judge(item, verdict) {
   item.verdict = answer.verdict;
   if (opened !== session) return;
   showProgress();
-  const said = { yes: "Yes", no: "Not it" }[answer.verdict];
   const isSaved = answer.is_saved ? "saved" : "not saved yet, press Save on the page";
-  tell(said === undefined ? `Taken back; ${isSaved}.` : `${item.name}: ${said}; ${isSaved}.`, answer.is_saved ? "good" : "warn");
+  const said = answer.verdict === null ? "Taken back" : `${item.name}: ${WORDS[answer.verdict]}`;
+  tell(`${said}; ${isSaved}.`, answer.is_saved ? "good" : "warn");
   if (answer.verdict === null) showFrame();
   else if (answer.contradicts) offerToLearn(item, answer);
   else move(1);
@@ -153,7 +155,8 @@ async function judge(item, verdict) {
 
 function offerToLearn(item, { score, present }) {
   const [title, text] = present
-    ? [`The run still finds ${item.name} here.`, `Learn that this is not ${item.name}? What is found here becomes a picture of what it is not.`]
+    ? [`The run still finds ${item.name} here.`,
+      `Learn that this is not ${item.name}? What is found here becomes a picture of what it is not.`]
     : [`The run misses ${item.name} here.`,
       `Add this picture to ${item.name}? It is added by the name alone: the network guesses which part of it you mean.`];
   const learn = makeChoice("Learn from it…", "l", "primary", () => tryToLearn(item));
@@ -183,7 +186,8 @@ function showTrial({ id, name, summary, frame, changes }) {
   trialId = id;
   const before = `${answerOf(frame.present_before)}, ${frame.score_before.toFixed(2)}`;
   const after = `${answerOf(frame.present)}, ${frame.score.toFixed(2)}`;
-  const texts = [`Here, ${name} was ${before}, and would be ${after}${frame.contradicts ? ": still not what you said." : ", as you said."}`];
+  const end = frame.contradicts ? ": still not what you said." : ", as you said.";
+  const texts = [`Here, ${name} was ${before}, and would be ${after}${end}`];
   const others = changes.filter((one) => one.number !== frame.number);
   if (others.length > 0) texts.push("These answers change, too:", makeChanges(others));
   const keep = makeChoice("Keep", "k", helps ? "primary" : "", async () => {
@@ -214,7 +218,7 @@ function makeChanges(changes) {
   for (const one of changes) {
     const entry = make("li", "", one.contradicts ? "bad" : "good");
     const small = Object.assign(new Image(), { src: pictureOf(one), alt: "", loading: "lazy" });
-    const said = one.verdict === "yes" ? "Yes" : "Not it";
+    const said = WORDS[one.verdict];
     entry.append(small, make("span", `${one.name}: ${answerOf(one.present_before)} → ${answerOf(one.present)}`, "what"),
       make("span", one.contradicts ? `✗ you said ${said}` : `✓ you said ${said}`, "said"));
     list.append(entry);
