@@ -155,7 +155,7 @@ def test_a_verdict_that_cannot_be_written_is_an_error_and_an_unsaved_change(
         raise FsvitEdgeError("the disk is full")
 
     save(reviewed)
-    monkeypatch.setattr("fsvit_edge.fewshot.bank.atomic_write", refuse)
+    monkeypatch.setattr("fsvit_edge.fewshot.bank_file.atomic_write", refuse)
     assert error_of(judge(reviewed, 0, "no"), 503) == "the disk is full"
     assert state(reviewed)["bank"]["is_saved"] is False
     monkeypatch.undo()
