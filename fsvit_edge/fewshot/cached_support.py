@@ -48,6 +48,15 @@ ClassSupports = tuple[CachedSupport, ...]
 """The supports of one class, in the order of enrollment; a bank makes a new tuple on every change."""
 
 
+def share_a_picture(one: ClassSupports, other: ClassSupports) -> bool:
+    """Whether two classes, perhaps of two banks, have a support in common; classes of one name need not."""
+    return any(
+        np.array_equal(mine.kept, theirs.kept) and np.array_equal(mine.thumbnail, theirs.thumbnail)
+        for mine in one
+        for theirs in other
+    )
+
+
 @dataclass(frozen=True)
 class Negative:
     """A picture that a person said is not a class."""

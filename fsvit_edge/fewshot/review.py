@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.cached_support import ClassSupports, share_a_picture
 from fsvit_edge.fewshot.overlay import PALETTE
 from fsvit_edge.fewshot.picture_sheet import SHEET_PX, captioned, sheet_of
 from fsvit_edge.fewshot.prediction import Prediction
@@ -247,8 +248,13 @@ def update_review(path: Path, change: Callable[[SupportBank], ReviewItems]) -> S
     return bank
 
 
-def store_verdict(path: Path, judged: ReviewItem) -> bool:
+def store_verdict(path: Path, judged: ReviewItem, supports: ClassSupports) -> bool:
     """Write the verdict of an item to a bank's file, in which its number may be another one.
+
+    Args:
+        path: The file.
+        judged: The item.
+        supports: Of its class: a class of the same name without any of these pictures is another one.
 
     Returns:
         False if there is no file yet or it does not have the class; it is then unchanged.
@@ -260,6 +266,8 @@ def store_verdict(path: Path, judged: ReviewItem) -> bool:
     with editing(path):
         bank = SupportBank.load(path) if path.is_file() else None
         if bank is None or judged.name not in bank.classes:
+            return False
+        if not share_a_picture(bank.supports(judged.name), supports):
             return False
         bank.review = with_judged(bank.review, judged)
         bank.save(path)

@@ -113,7 +113,7 @@ def with_verdicts_of(items: ReviewItems, others: ReviewItems, classes: Collectio
     Args:
         items: They keep their verdicts.
         others: From the bank's file; those of other classes do not count.
-        classes: Names of the classes of `items`.
+        classes: Names of the classes that both have.
     """
     for other in others:
         if other.verdict is None or other.name not in classes:

@@ -4,6 +4,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from fsvit_edge.fewshot.bank import SupportBank
-from fsvit_edge.fewshot.cached_support import ClassSupports
+from fsvit_edge.fewshot.cached_support import ClassSupports, share_a_picture
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review import store_verdict
 from fsvit_edge.fewshot.review_items import ReviewItem, Verdict, with_verdicts_of
@@ -48,10 +49,10 @@ class PageState:
     def judge(self, number: int, verdict: Verdict | None) -> tuple[ReviewItem, bool]:
         """Set the verdict of a doubtful frame, and return it, and whether the verdict is in the bank's file."""
         with self.writing:
-            item = self.model.read(lambda model: model.review.judge(number, verdict))
+            item, supports = self.model.read(partial(_judge, number=number, verdict=verdict))
             is_stored = False
             try:
-                is_stored = store_verdict(self.bank_path, item)
+                is_stored = store_verdict(self.bank_path, item, supports)
             finally:
                 if not is_stored:
                     self.is_saved = False
@@ -61,12 +62,14 @@ class PageState:
         """Save the classes to the bank's file, and keep the verdicts that others wrote to it meanwhile."""
         with self.writing, editing(self.bank_path):
             try:
-                theirs = SupportBank.load(self.bank_path).review
+                theirs = SupportBank.load(self.bank_path)
             except ArtifactError:  # it does not exist, or is damaged and about to be replaced
-                theirs = ()
+                theirs = None
 
             def save(model: FewShotModel) -> int:
-                model.bank.review = with_verdicts_of(model.bank.review, theirs, model.classes)
+                if theirs is not None:
+                    shared = _shared_classes(model.bank, theirs)
+                    model.bank.review = with_verdicts_of(model.bank.review, theirs.review, shared)
                 model.save_bank(self.bank_path)
                 return self.model.revision
 
@@ -79,6 +82,18 @@ class PageState:
         answer = self.model.update(request)
         self.is_saved = False
         return answer
+
+
+def _judge(model: FewShotModel, number: int, verdict: Verdict | None) -> tuple[ReviewItem, ClassSupports]:
+    """Set a verdict; return the item, and the supports of its class."""
+    item = model.review.judge(number, verdict)
+    return item, model.bank.supports(item.name)
+
+
+def _shared_classes(one: SupportBank, other: SupportBank) -> list[str]:
+    """The classes that are in both banks: in a file, another one can have the same name."""
+    both = [name for name in one.classes if name in other.classes]
+    return [name for name in both if share_a_picture(one.supports(name), other.supports(name))]
 
 
 async def _page_state(request: Request) -> PageState:

@@ -161,7 +161,8 @@ def test_a_frame_that_the_page_has_added_with_its_verdict_is_not_added_again(
                 if keeper._writer is not None:
                     keeper._writer.join()
             assert len(SupportBank.load(bank).review) == 2
-            assert store_verdict(bank, model.review.judge(5, "no"))
+            judged = model.review.judge(5, "no")
+            assert store_verdict(bank, judged, model.bank.supports(judged.name))
     in_file = SupportBank.load(bank).review
     assert len(in_file) == len(model.bank.review) == 6
     assert [one.verdict for one in in_file if one.is_same(model.bank.review[5])] == ["no"]

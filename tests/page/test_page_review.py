@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -146,6 +147,30 @@ def test_a_verdict_that_the_file_cannot_take_yet_is_an_unsaved_change(reviewed: 
     older.save(reviewed.bank)
     assert judge(reviewed, 2, "yes").json()["is_saved"] is False
     assert state(reviewed)["bank"]["is_saved"] is False
+
+
+def test_verdicts_stay_in_their_own_class_if_the_file_has_another_of_its_name(reviewed: Served) -> None:
+    """As with the demo, which loads no bank, beside a person's own one."""
+    save(reviewed)
+    mine = reviewed.bank.read_bytes()
+    other = SupportBank.load(reviewed.bank)
+    supports = other.supports("cat")
+    other.remove("cat")
+    other.add("cat", [replace(supports[0], kept=supports[0].kept[:, ::-1], thumbnail=supports[0].thumbnail[::-1])])
+    other.review = (ReviewItem(0, "cat", 0.5, 0.5, 0.0, reviewed.model.review[1].jpeg, "yes"),)
+    other.save(reviewed.bank)
+    theirs = reviewed.bank.read_bytes()
+    assert judge(reviewed, 0, "no").json()["is_saved"] is False
+    assert reviewed.bank.read_bytes() == theirs
+    assert state(reviewed)["bank"]["is_saved"] is False
+    save(reviewed)
+    assert verdicts(SupportBank.load(reviewed.bank).review) == [(0, "no"), (1, None), (2, None)]
+
+    reviewed.bank.write_bytes(mine)  # the control
+    assert judge(reviewed, 0, "no").json()["is_saved"] is True
+    update_review(reviewed.bank, lambda bank: with_verdict(bank.review, 1, "yes"))
+    save(reviewed)
+    assert verdicts(SupportBank.load(reviewed.bank).review) == [(0, "no"), (1, "yes"), (2, None)]
 
 
 def test_a_verdict_that_cannot_be_written_is_an_error_and_an_unsaved_change(
