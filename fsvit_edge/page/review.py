@@ -53,6 +53,9 @@ class TrialRequest(BaseModel):
     """The judged frame to learn from."""
 
     number: int
+    wall_time_s: float | None = Field(
+        default=None, description="As listed: refuses the trial if the number is that of another frame by now."
+    )
 
 
 class CheckedFrame(BaseModel):

@@ -89,7 +89,7 @@ class Trials:
 
         Raises:
             InputError: It is not the latest trial, or was kept or discarded already.
-            FsvitEdgeError: The classes changed since it was made.
+            FsvitEdgeError: The classes changed since it was made, or the verdict that it learned from.
         """
         trial = self._trial
         if trial is None or trial.id != trial_id:
@@ -97,6 +97,8 @@ class Trials:
         self._trial = None
         if trial.revision != self._model.revision:
             raise FsvitEdgeError(_CHANGED)
+        if not any(one.is_same(trial.item) and one.verdict == trial.item.verdict for one in model.review.items):
+            raise FsvitEdgeError("The verdict that this was learned from has changed; try again.")
         trial.bank.review = model.bank.review  # frames and verdicts may have come since
         model.bank = trial.bank
 

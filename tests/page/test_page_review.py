@@ -47,8 +47,8 @@ def judge(served: Served, number: int, verdict: str | None, **more: Any) -> http
     return served.client.put(f"/api/review/{number}", json={"verdict": verdict, **more})
 
 
-def start_trial(served: Served, number: int) -> httpx.Response:
-    return served.client.post("/api/review-trials", json={"number": number})
+def start_trial(served: Served, number: int, **more: Any) -> httpx.Response:
+    return served.client.post("/api/review-trials", json={"number": number, **more})
 
 
 def keep_trial(served: Served, trial: dict[str, Any]) -> httpx.Response:
@@ -99,6 +99,8 @@ def test_a_verdict_says_what_the_model_answers_now_and_can_be_taken_back(reviewe
         ("PUT", "/api/review/x", {"verdict": "yes"}, "Parameter number must be a valid integer"),
         ("GET", "/api/review/9.jpg", None, "There is no doubtful frame 9"),
         ("POST", "/api/review-trials", {"number": 0}, "There is no frame 0 with a verdict; judge it first."),
+        ("POST", "/api/review-trials", {"number": 9}, "There is no doubtful frame 9"),
+        ("POST", "/api/review-trials", {"number": 0, "wall_time_s": 1.0}, "Frame 0 is another one now"),
         ("POST", "/api/review-trials/gone/keep", None, "This change is no longer available; try it again."),
     ],
 )
@@ -311,6 +313,29 @@ def test_a_trial_from_before_another_change_is_refused(reviewed: Served) -> None
     assert [one["name"] for one in state(reviewed)["classes"]] == ["cat", "coffee"]
     assert keep_trial(reviewed, start_trial(reviewed, 0).json()).status_code == 204  # the control
     assert [one["name"] for one in state(reviewed)["classes"]] == ["cat", "coffee"]
+
+
+def test_a_trial_is_not_of_another_frame_that_has_its_number_by_now(reviewed: Served) -> None:
+    listed = items(reviewed)[0]["wall_time_s"]
+    reviewed.model.read(lambda model: setattr(model.bank, "review", (replace(model.bank.review[0], wall_time_s=5.0),)))
+    judge(reviewed, 0, "no")
+    assert "Frame 0 is another one now" in error_of(start_trial(reviewed, 0, wall_time_s=listed))
+    assert start_trial(reviewed, 0, wall_time_s=5.0).status_code == 201  # the control
+
+
+@pytest.mark.parametrize("since", [None, "yes"])
+def test_a_trial_is_not_kept_if_its_verdict_was_changed_or_taken_back_since(
+    reviewed: Served, since: str | None
+) -> None:
+    judge(reviewed, 0, "no")
+    trial = start_trial(reviewed, 0).json()
+    judge(reviewed, 0, since)
+    assert "has changed; try again" in error_of(keep_trial(reviewed, trial), 503)
+    assert state(reviewed)["classes"][0]["negatives"] == []
+    judge(reviewed, 0, "no")
+    trial = start_trial(reviewed, 0).json()
+    judge(reviewed, 1, since)
+    assert keep_trial(reviewed, trial).status_code == 204  # the control: that of another frame
 
 
 def test_a_trial_ends_if_the_classes_change_or_another_starts_while_it_is_checked(

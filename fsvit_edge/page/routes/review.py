@@ -25,11 +25,7 @@ def get_doubtful_frame(page: Page, number: int) -> Response:
 @router.put("/api/review/{number}")
 def judge(page: Page, number: int, asked: review.VerdictRequest) -> review.VerdictAnswer:
     """Say whether the class is there; written to the bank's file before the answer if the file has the class."""
-    known = _item(page, number)
-    if asked.wall_time_s is not None and abs(asked.wall_time_s - known.wall_time_s) > 0.01:
-        raise InputError(
-            f"Frame {number} is another one now, because other classes were loaded; list the frames again."
-        )
+    _check_same(_item(page, number), asked.wall_time_s)
     item, is_saved = page.judge(number, asked.verdict)
     answer = review.VerdictAnswer(number=number, verdict=item.verdict, is_saved=is_saved)
     if item.verdict is not None:
@@ -44,6 +40,7 @@ def try_to_learn(page: Page, asked: review.TrialRequest) -> review.TrialReport:
 
     After "no", the frame becomes a negative of the class; after "yes", a picture of it, by the name alone.
     """
+    _check_same(_item(page, asked.number), asked.wall_time_s)
     return review.trial_report(page.trials.start(asked.number))
 
 
@@ -64,3 +61,11 @@ def _item(page: PageState, number: int) -> ReviewItem:
     if item is None:
         raise InputError(f"There is no doubtful frame {number}; it may have made room for a newer one.")
     return item
+
+
+def _check_same(item: ReviewItem, wall_time_s: float | None) -> None:
+    """Refuse a number that was given to another frame since the frames were listed."""
+    if wall_time_s is not None and abs(wall_time_s - item.wall_time_s) > 0.01:
+        raise InputError(
+            f"Frame {item.number} is another one now, because classes were removed or loaded; list the frames again."
+        )

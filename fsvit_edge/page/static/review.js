@@ -171,7 +171,7 @@ async function tryToLearn(item) {
   showPanel("checking", "Checking this against all verdicts…", [waiting], []);
   let report;
   try {
-    report = await request("POST", "/api/review-trials", { number: item.number });
+    report = await request("POST", "/api/review-trials", { number: item.number, wall_time_s: item.wall_time_s });
   } catch (error) {
     if (opened === session) showFrame();
     throw error;
