@@ -41,6 +41,7 @@ class PageState:
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
     events: EventLog = field(default_factory=EventLog)
     writing: threading.Lock = field(default_factory=threading.Lock)  # the bank's file, with what is said of it here
+    taken_back: list[ReviewItem] = field(default_factory=list)  # verdicts that the bank's file may still have
     trials: Trials = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +57,8 @@ class PageState:
             finally:
                 if not is_stored:
                     self.is_saved = False
+                    if verdict is None:
+                        self.taken_back.append(item)
         return item, is_stored
 
     def save(self) -> None:
@@ -69,12 +72,14 @@ class PageState:
             def save(model: FewShotModel) -> int:
                 if theirs is not None:
                     shared = _shared_classes(model.bank, theirs)
-                    model.bank.review = with_verdicts_of(model.bank.review, theirs.review, shared)
+                    others = tuple(one for one in theirs.review if not any(map(one.is_same, self.taken_back)))
+                    model.bank.review = with_verdicts_of(model.bank.review, others, shared)
                 model.save_bank(self.bank_path)
                 return self.model.revision
 
             # In the thread of the loop, for whose end a run that stops waits.
             revision = self.model.read(save)
+            self.taken_back.clear()
             self.is_saved = self.model.revision == revision
 
     def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:

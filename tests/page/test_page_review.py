@@ -59,6 +59,10 @@ def save(served: Served) -> None:
     assert served.client.post("/api/bank/save").status_code == 200
 
 
+def refuse(*_: object) -> None:
+    raise FsvitEdgeError("the disk is full")
+
+
 def verdicts(items: tuple[ReviewItem, ...]) -> list[tuple[int, str | None]]:
     return [(one.number, one.verdict) for one in items]
 
@@ -178,9 +182,6 @@ def test_verdicts_stay_in_their_own_class_if_the_file_has_another_of_its_name(re
 def test_a_verdict_that_cannot_be_written_is_an_error_and_an_unsaved_change(
     reviewed: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise FsvitEdgeError("the disk is full")
-
     save(reviewed)
     monkeypatch.setattr("fsvit_edge.fewshot.bank_file.atomic_write", refuse)
     assert error_of(judge(reviewed, 0, "no"), 503) == "the disk is full"
@@ -188,6 +189,30 @@ def test_a_verdict_that_cannot_be_written_is_an_error_and_an_unsaved_change(
     monkeypatch.undo()
     save(reviewed)
     assert verdicts(SupportBank.load(reviewed.bank).review)[0] == (0, "no")
+
+
+def test_a_verdict_taken_back_while_the_file_cannot_be_written_does_not_come_back(
+    reviewed: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_back() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("fsvit_edge.page.state.store_verdict", refuse)
+            assert error_of(judge(reviewed, 0, None), 503) == "the disk is full"
+
+    save(reviewed)
+    for number in (0, 1):
+        judge(reviewed, number, "no")
+    take_back()
+    save(reviewed)
+    assert verdicts(SupportBank.load(reviewed.bank).review) == [(0, None), (1, "no"), (2, None)]
+    update_review(reviewed.bank, lambda bank: with_verdict(bank.review, 0, "yes"))  # since then, by another process
+    save(reviewed)
+    assert verdicts(SupportBank.load(reviewed.bank).review)[0] == (0, "yes")
+
+    take_back()
+    reviewed.page._state.taken_back.clear()
+    save(reviewed)
+    assert verdicts(SupportBank.load(reviewed.bank).review)[0] == (0, "yes")  # the control: it comes back
 
 
 def test_saving_keeps_verdicts_that_another_process_gave_meanwhile(
