@@ -43,11 +43,11 @@ def served(model: FewShotModel, tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def page(served: Served, tmp_path: Path) -> Iterator[Page]:
-    """The page, open; an error in the browser's console fails the test, but for a change that is refused."""
+    """The page, open; an error in the browser's console fails the test, but for those that a test provokes."""
     errors: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
-        if message.type == "error" and not message.location["url"].endswith("/keep"):
+        if message.type == "error" and not re.search("/keep$|/api/review-trials$|[.]jpg", message.location["url"]):
             errors.append(f"{message.text} {message.location}")
 
     with browser(tmp_path / "profile") as context:
@@ -95,7 +95,7 @@ def test_verdicts_by_key_are_in_the_file_when_the_page_says_so(page: Page, serve
     expect(page.locator("#review-place")).to_have_text("Frame 1 of 3")
     expect(page.locator("#review-left")).to_have_text("3 left")
     expect(text).to_have_text(re.compile(r"^The run says present, [01]\.\d\d \(level 0\.\d\d\)\.$"))
-    page.wait_for_function("document.getElementById('review-picture').naturalWidth > 100")
+    page.wait_for_function("() => document.getElementById('review-picture').naturalWidth > 100")
     for key in ("x", "Control+y", "ArrowLeft"):  # none of these says anything
         page.keyboard.press(key)
     page.keyboard.press("y")
@@ -201,8 +201,58 @@ def test_a_change_that_came_too_late_is_refused_in_the_dialog(page: Page, served
     served.client.patch("/api/classes", json={"name": "cat", "new_name": "tom"})
     page.keyboard.press("k")
     expect(page.locator("#review-told")).to_have_text("The classes changed; try again.")
-    expect(page.locator("#review-question")).to_have_text("cat?")  # asked again, so that it can be tried again
+    has_panel(page, "offer")  # again
     assert served.client.get("/api/state").json()["classes"][0]["negatives"] == []
+    page.keyboard.press("l")
+    has_panel(page, "trial")
+    page.keyboard.press("k")
+    expect(page.locator("#review-told")).to_contain_text("Learned")
+    assert len(cat(served)["negatives"]) == 1
+
+
+def test_a_trial_that_fails_is_offered_again(page: Page) -> None:
+    begin(page)
+    page.keyboard.press("n")
+    has_panel(page, "offer")
+    page.route("**/api/review-trials", lambda route: route.fulfill(status=503, json={"error": "try again"}))
+    page.keyboard.press("l")
+    expect(page.locator("#review-told")).to_have_text("try again")
+    has_panel(page, "offer")
+    expect(choice(page, "Learn from it")).to_be_focused()
+    page.unroute("**/api/review-trials")
+    page.keyboard.press("l")
+    has_panel(page, "trial")  # the control
+
+
+def test_two_clicks_open_the_review_once(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/api/review", lambda route: held.append(route))
+    for _ in range(2):
+        page.locator("#review-open").click()
+    page.wait_for_timeout(200)
+    assert len(held) == 2  # the control: both ask
+    held[0].continue_()
+    expect(page.locator("#review-question")).to_have_text("cat?")
+    page.keyboard.press("s")
+    expect(page.locator("#review-place")).to_have_text("Frame 2 of 3")
+    with page.expect_response("**/api/review"):
+        held[1].continue_()
+    page.wait_for_timeout(200)
+    expect(page.locator("#review-place")).to_have_text("Frame 2 of 3")
+
+
+def test_a_picture_that_is_missing_is_told_with_its_reason(page: Page, served: Served) -> None:
+    told = page.locator("#review-told")
+    page.route("**/api/review/*.jpg*", lambda route: route.abort())
+    begin(page)
+    expect(told).to_have_text("The run does not answer, so there is no picture.")
+    page.unroute("**/api/review/*.jpg*")
+    page.keyboard.press("Escape")
+    begin(page)
+    expect(told).to_be_empty()  # the control
+    served.client.delete("/api/classes", params={"name": "cat"})
+    page.evaluate("document.getElementById('review-picture').src += '&again'")
+    expect(told).to_have_text("There is no doubtful frame 0; it made room for a newer one, or its class was removed.")
 
 
 def test_closing_the_dialog_discards_a_change_that_is_still_checked(page: Page, served: Served) -> None:

@@ -59,7 +59,9 @@ def discard_trial(page: Page, id: str) -> None:  # noqa: A002 - the path names i
 def _item(page: PageState, number: int) -> ReviewItem:
     item = next((one for one in page.model.review if one.number == number), None)
     if item is None:
-        raise InputError(f"There is no doubtful frame {number}; it may have made room for a newer one.")
+        raise InputError(
+            f"There is no doubtful frame {number}; it made room for a newer one, or its class was removed."
+        )
     return item
 
 

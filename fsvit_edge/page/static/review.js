@@ -153,19 +153,20 @@ async function judge(item, verdict) {
   else move(1);
 }
 
-function offerToLearn(item, { score, present }) {
+function offerToLearn(item, answer) {
+  const { score, present } = answer;
   const [title, text] = present
     ? [`The run still finds ${item.name} here.`,
       `Learn that this is not ${item.name}? What is found here becomes a picture of what it is not.`]
     : [`The run misses ${item.name} here.`,
       `Add this picture to ${item.name}? It is added by the name alone: the network guesses which part of it you mean.`];
-  const learn = makeChoice("Learn from it…", "l", "primary", () => tryToLearn(item));
+  const learn = makeChoice("Learn from it…", "l", "primary", () => tryToLearn(item, answer));
   const next = makeChoice("Leave it", "s", "", () => move(1));
   const texts = [`It says ${answerOf(present)}, ${score.toFixed(2)}.`, text, "You see what else that changes before it is kept."];
   showPanel("offer", title, texts, [learn, next], learn);
 }
 
-async function tryToLearn(item) {
+async function tryToLearn(item, answer) {
   const opened = session;
   const waiting = make("div", "", "waiting");
   showPanel("checking", "Checking this against all verdicts…", [waiting], []);
@@ -173,14 +174,14 @@ async function tryToLearn(item) {
   try {
     report = await request("POST", "/api/review-trials", { number: item.number, wall_time_s: item.wall_time_s });
   } catch (error) {
-    if (opened === session) showFrame();
+    if (opened === session) offerToLearn(item, answer); // so that it can be tried again
     throw error;
   }
-  if (opened === session) showTrial(report);
+  if (opened === session) showTrial(report, () => offerToLearn(item, answer));
   else await request("DELETE", `/api/review-trials/${report.id}`);
 }
 
-function showTrial({ id, name, summary, frame, changes }) {
+function showTrial({ id, name, summary, frame, changes }, offerAgain) {
   // Other answers may have been wrong before; they are counted in the summary, but are no reason against this change.
   const helps = !frame.contradicts && !changes.some((one) => one.contradicts);
   trialId = id;
@@ -196,7 +197,7 @@ function showTrial({ id, name, summary, frame, changes }) {
     try {
       await request("POST", `/api/review-trials/${id}/keep`);
     } catch (error) {
-      if (opened === session) showFrame(); // where it can be tried again
+      if (opened === session) offerAgain();
       throw error;
     }
     if (opened !== session) return;
@@ -236,6 +237,7 @@ async function discardTrial() {
 
 async function open() {
   const { items } = await request("GET", "/api/review");
+  if (dialog.open) return; // by the first of two clicks
   const waiting = items.filter((one) => one.verdict === null);
   queue = waiting.length > 0 ? waiting : items;
   place = 0;
@@ -246,7 +248,16 @@ async function open() {
   showFrame();
 }
 
-picture.addEventListener("error", () => tell("This frame is gone: it made room for a newer one, or its class was removed.", "warn"));
+picture.addEventListener("error", async () => {
+  const opened = session, source = picture.getAttribute("src");
+  let reason = "";
+  try {
+    await request("GET", source); // only its answer says why there is no picture
+  } catch (error) {
+    reason = error instanceof TypeError ? "The run does not answer, so there is no picture." : error.message;
+  }
+  if (opened === session && picture.getAttribute("src") === source) tell(reason || "This picture cannot be shown.", "warn");
+});
 find("review-open").addEventListener("click", () => attempt(open)); // not disabled meanwhile: it gets the focus back
 find("review-close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("close", () => {
