@@ -9,6 +9,7 @@ from fsvit_edge.enroll.enroll_pictures import enroll_pictures
 from fsvit_edge.enroll.support_files import SupportPicture
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.runtime.presence_level import score_text
 
 _CONFUSED_SHARE = 0.3
 
@@ -30,7 +31,8 @@ class Confusion:
     @property
     def warning(self) -> str:
         """What it means and what to do, in a sentence."""
-        return f"{self.name} also matches this object (score {self.score:.2f}); add pictures that tell the two apart."
+        score = score_text(self.score)
+        return f"{self.name} also matches this object (score {score}); add pictures that tell the two apart."
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def enroll(
         shots=report.shots,
         mask_cover=round(one.mask_cover, 4),
         kept_tokens=one.kept_tokens,
-        score=round(float(after.scores[after.classes.index(name)]), 3),
+        score=round(float(after.scores[after.classes.index(name)]), 4),
         found_share=None if mask is None else round(float(found[mask].mean()), 3),
         iou=None if mask is None else round(one.fit.iou, 3),
         area_ratio=None if mask is None else round(one.fit.area_ratio, 2),
@@ -95,5 +97,5 @@ def find_confusions(before: Prediction, name: str, mask: npt.NDArray[np.bool_]) 
     for way, other in enumerate(before.classes):
         share = float(before.pixels(other)[mask].mean()) if mask.any() else 0.0
         if other != name and before.present[way] and share >= _CONFUSED_SHARE:
-            confusions.append(Confusion(other, round(float(before.scores[way]), 3), round(share, 3)))
+            confusions.append(Confusion(other, round(float(before.scores[way]), 4), round(share, 3)))
     return tuple(confusions)

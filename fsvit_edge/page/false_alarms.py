@@ -9,6 +9,7 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.scene import SceneReport, false_alarm_bound
 from fsvit_edge.fewshot.support_masks import Image, Mask
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
+from fsvit_edge.runtime.presence_level import score_text
 
 SCENE_FRAMES = 16
 SCENE_S = 4.0
@@ -94,6 +95,6 @@ def _warning(model: FewShotModel, name: str, report: SceneReport) -> str:
     else:
         effect = "as high as a score can be, so no level helps and it will be found there"
     return (
-        f"{name}: the empty scene scores {report.highest[name]:.2f}, {effect}; press Not it where it lights up, or "
-        "remove from view what it mistakes for it."
+        f"{name}: the empty scene scores {score_text(report.highest[name])}, {effect}; press Not it where it "
+        "lights up, or remove from view what it mistakes for it."
     )

@@ -123,6 +123,7 @@ def test_a_class_that_looks_the_same_is_named() -> None:
     assert Confusion("cup", 0.91, 0.8).warning == (
         "cup also matches this object (score 0.91); add pictures that tell the two apart."
     )
+    assert "(score 0.9962)" in Confusion("cup", 0.9962, 0.8).warning  # not 1.00
 
 
 def test_support_pictures_are_served_while_the_model_is_busy(served: Served) -> None:

@@ -14,6 +14,7 @@ from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed 
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.runtime.presence_level import score_text
 
 MIRRORED = CAT[:, ::-1].copy()
 TRIAL_MS = 40_000
@@ -89,12 +90,21 @@ def has_panel(page: Page, kind: str) -> None:
     expect(page.locator("#review-dialog")).to_have_attribute("data-panel", kind, timeout=TRIAL_MS)
 
 
+def test_the_page_writes_scores_as_the_commands_do(page: Page) -> None:
+    # All that the API can give, but for 0.125 and 0.625, which lie in the middle: there Python takes the even digit.
+    scores = [number / 10_000 for number in range(10_001) if number not in (1250, 6250)]
+    write = "async (scores) => { const { scoreText } = await import('/common.js'); return scores.map(scoreText); }"
+    assert page.evaluate(write, scores) == [score_text(score) for score in scores]
+    two_decimals = page.evaluate("scores => scores.map(score => score.toFixed(2))", scores)
+    assert two_decimals != [score_text(score) for score in scores]  # the control
+
+
 def test_verdicts_by_key_are_in_the_file_when_the_page_says_so(page: Page, served: Served) -> None:
     asked = begin(page)
     text, told = page.locator("#review-text"), page.locator("#review-told")
     expect(page.locator("#review-place")).to_have_text("Frame 1 of 3")
     expect(page.locator("#review-left")).to_have_text("3 left")
-    expect(text).to_have_text(re.compile(r"^The run says present, [01]\.\d\d \(level 0\.\d\d\)\.$"))
+    expect(text).to_have_text(re.compile(r"^The run says present, [01]\.\d+ \(level 0\.\d+\)\.$"))
     page.wait_for_function("() => document.getElementById('review-picture').naturalWidth > 100")
     for key in ("x", "Control+y", "ArrowLeft"):  # none of these says anything
         page.keyboard.press(key)

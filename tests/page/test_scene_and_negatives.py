@@ -24,6 +24,7 @@ from fsvit_edge.page import false_alarms, frame_hub
 from fsvit_edge.page.false_alarms import SceneAnswer
 from fsvit_edge.page.frame_hub import FrameHub
 from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.presence_level import score_text
 
 Update = Callable[[Callable[[FewShotModel], SceneAnswer]], SceneAnswer]
 CAT = skimage.data.chelsea()
@@ -95,8 +96,8 @@ def test_a_scene_that_is_taken_for_a_class_raises_its_level_and_is_reported(serv
     assert report["false_alarm_bound"] == pytest.approx(false_alarm_bound(4), abs=1e-4)
     assert report["highest"]["cat"] > 0.95
     assert report["warnings"] == [
-        f"cat: the empty scene scores {report['highest']['cat']:.2f}, so it may be missed; press Not it where it "
-        "lights up, or remove from view what it mistakes for it."
+        f"cat: the empty scene scores {score_text(report['highest']['cat'])}, so it may be missed; press Not it "
+        "where it lights up, or remove from view what it mistakes for it."
     ]
     assert not is_present(served, CAT_LIKE)
     after = state(served)

@@ -2,7 +2,7 @@
 
 import { freeze } from "/enrollment.js";
 import { makeRejectable, showRejectable } from "/rejection.js";
-import { request, attempt, find, make, makeButton, onClick, onConfirmedClick, percent, query, showMessage } from "/common.js";
+import { request, attempt, find, make, makeButton, onClick, onConfirmedClick, percent, query, scoreText, showMessage } from "/common.js";
 
 let shownRevision = null;
 const items = new Map();
@@ -35,7 +35,7 @@ function showScore(item, one) {
   const { color, score, level, present, area, instances } = one;
   item.classList.toggle("present", Boolean(present));
   item.querySelector(".swatch").style.background = color;
-  item.querySelector(".score").textContent = score === null ? "" : score.toFixed(2) + (present ? ` · ${percent(area)}` : "");
+  item.querySelector(".score").textContent = score === null ? "" : scoreText(score) + (present ? ` · ${percent(area)}` : "");
   const parts = item.querySelector(".parts");
   parts.hidden = instances.length < 2;
   parts.textContent = `${instances.length} parts`;
@@ -46,7 +46,7 @@ function showScore(item, one) {
   const tick = bar.lastElementChild;
   tick.hidden = level === null;
   tick.style.left = `${(level ?? 0) * 100}%`;
-  bar.title = level === null ? "" : `Present above ${level.toFixed(2)}`;
+  bar.title = level === null ? "" : `Present above ${scoreText(level)}`;
   item.querySelector(".raised").hidden = one.level_source !== "empty scene";
   showRejectable(item, one);
 }

@@ -5,6 +5,9 @@ const CONFIRM_MS = 4000;
 export const find = (id) => document.getElementById(id);
 export const percent = (share) => `${Math.round(share * 100)} %`;
 
+// A score or a level; as score_text in Python: four decimals where two would hide how far from 1 it is.
+export const scoreText = (score) => score.toFixed(score < 0.995 ? 2 : 4);
+
 export async function request(method, path, body) {
   const options = { method };
   if (body instanceof Blob) options.body = body;

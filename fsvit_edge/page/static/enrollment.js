@@ -1,7 +1,7 @@
 // From a frozen frame to a class, and a report of how well it works.
 
 import { begin, clear, selection, setMode } from "/drawing.js";
-import { request, attemptWith, find, make, makeButton, makeFacts, makeList, onClick, percent, query, showMessage, takePicture } from "/common.js";
+import { request, attemptWith, find, make, makeButton, makeFacts, makeList, onClick, percent, query, scoreText, showMessage, takePicture } from "/common.js";
 
 const HINTS = {
   box: "Drag a box around the object.",
@@ -51,7 +51,7 @@ function showReport(report) {
   const verdict = isGood ? `${report.name} is enrolled and recognized in its own picture.` : `${report.name} is enrolled, with warnings:`;
   const parts = [make("p", verdict, "verdict")];
   if (!isGood) parts.push(makeList(report.warnings));
-  const facts = [["score in this frame", report.score.toFixed(2)]];
+  const facts = [["score in this frame", scoreText(report.score)]];
   if (report.found_share !== null) facts.push(["mask found", percent(report.found_share)]);
   if (report.iou !== null) facts.push(["IoU with the mask", report.iou.toFixed(2)]);
   if (report.area_ratio !== null) facts.push(["outline area", `${report.area_ratio.toFixed(1)} x mask`]);

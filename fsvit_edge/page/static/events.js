@@ -1,6 +1,6 @@
 // The list of events: one row for each visit of a class, the newest event first. Its picture opens large.
 
-import { request, find, make, query } from "/common.js";
+import { request, find, make, query, scoreText } from "/common.js";
 
 const FEW = 6, ANNOUNCE_MS = 10000;
 
@@ -74,7 +74,7 @@ function showVisit(row, visit, run) {
   row.querySelector("button").setAttribute("aria-label", `Show the picture of ${name}: ${whenOf(visit)}`);
   row.querySelector(".swatch").style.background = color;
   row.querySelector(".name").textContent = name;
-  row.querySelector(".best").textContent = `best score ${score.toFixed(2)}`;
+  row.querySelector(".best").textContent = `best score ${scoreText(score)}`;
   row.querySelector(".when").textContent = whenOf(visit);
   row.querySelector(".when").classList.toggle("here", Boolean(visit.isHere));
   row.querySelector(".where").replaceChildren(...zones.map((zone) => make("span", zone)));

@@ -1,6 +1,6 @@
 // The review: one doubtful frame at a time, a verdict by key or tap, and what it would teach, tried before it is kept.
 
-import { attempt, find, make, query, request } from "/common.js";
+import { attempt, find, make, query, request, scoreText } from "/common.js";
 
 const WORDS = { yes: "Yes", no: "Not it" };
 const dialog = find("review-dialog"), picture = find("review-picture");
@@ -106,7 +106,7 @@ function showProgress(title) {
 }
 
 function askAbout(item) {
-  const text = `The run says ${answerOf(item.present)}, ${item.score.toFixed(2)} (level ${item.level.toFixed(2)}).`;
+  const text = `The run says ${answerOf(item.present)}, ${scoreText(item.score)} (level ${scoreText(item.level)}).`;
   const yes = makeChoice("Yes", "y", "big yes", () => judge(item, "yes"));
   const no = makeChoice("Not it", "n", "big no", () => judge(item, "no"));
   yes.setAttribute("aria-pressed", String(item.verdict === "yes"));
@@ -162,7 +162,7 @@ function offerToLearn(item, answer) {
       `Add this picture to ${item.name}? It is added by the name alone: the network guesses which part of it you mean.`];
   const learn = makeChoice("Learn from it…", "l", "primary", () => tryToLearn(item, answer));
   const next = makeChoice("Leave it", "s", "", () => move(1));
-  const texts = [`It says ${answerOf(present)}, ${score.toFixed(2)}.`, text, "You see what else that changes before it is kept."];
+  const texts = [`It says ${answerOf(present)}, ${scoreText(score)}.`, text, "You see what else that changes before it is kept."];
   showPanel("offer", title, texts, [learn, next], learn);
 }
 
@@ -185,8 +185,8 @@ function showTrial({ id, name, summary, frame, changes }, offerAgain) {
   // Other answers may have been wrong before; they are counted in the summary, but are no reason against this change.
   const helps = !frame.contradicts && !changes.some((one) => one.contradicts);
   trialId = id;
-  const before = `${answerOf(frame.present_before)}, ${frame.score_before.toFixed(2)}`;
-  const after = `${answerOf(frame.present)}, ${frame.score.toFixed(2)}`;
+  const before = `${answerOf(frame.present_before)}, ${scoreText(frame.score_before)}`;
+  const after = `${answerOf(frame.present)}, ${scoreText(frame.score)}`;
   const end = frame.contradicts ? ": still not what you said." : ", as you said.";
   const texts = [`Here, ${name} was ${before}, and would be ${after}${end}`];
   const others = changes.filter((one) => one.number !== frame.number);

@@ -1,6 +1,6 @@
 // The empty scene: a countdown, then the run takes pictures of it, and a report of which classes it looks like.
 
-import { request, attemptWith, find, make, makeFacts, makeList, onConfirmedClick, percent, showMessage } from "/common.js";
+import { request, attemptWith, find, make, makeFacts, makeList, onConfirmedClick, percent, scoreText, showMessage } from "/common.js";
 
 const COUNTDOWN_S = 3;
 const LABEL = find("learn").textContent;
@@ -52,7 +52,7 @@ function showReport({ frames, false_alarm_bound: bound, highest, warnings }) {
   const verdict = `The empty scene is learned from ${frames} pictures${isGood ? "." : ", with warnings:"}`;
   const parts = [make("p", verdict, "verdict")];
   if (!isGood) parts.push(makeList(warnings));
-  const scores = Object.entries(highest).map(([name, score]) => [name, score.toFixed(2)]);
+  const scores = Object.entries(highest).map(([name, score]) => [name, scoreText(score)]);
   if (scores.length > 0) parts.push(make("p", "Highest scores on it:"), makeFacts(scores));
   else parts.push(make("p", "Classes that you add are held to it."));
   parts.push(make("p", `On frames like these, a class is falsely found in at most ${percent(bound)}.`));
