@@ -237,7 +237,7 @@ def review(
         )
         for one in items
     ]
-    print_table(f"Doubtful frames in {bank}", ("class", "number", "answer", "level", "kept", "verdict"), rows)
+    print_table(f"Doubtful frames in {bank}", ("class", "number", "answer", "level", "captured", "verdict"), rows)
     waiting = sum(one.verdict is None for one in items)
     if waiting:
         say(f"{waiting} wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge")

@@ -29,7 +29,7 @@ class ReviewItem:
         name: The class.
         score: P(present) of the class on the kept picture when it was kept, in [0, 1].
         level: The score above which the class was present then, in (0, 1).
-        wall_time_s: When it was kept, in seconds since 1970 (UTC).
+        wall_time_s: When it was captured, in seconds since 1970 (UTC).
         jpeg: The frame as a JPEG of the encoder's input size.
         verdict: What a person said: "yes", the class is there; "no"; None: nothing yet.
     """

@@ -16,7 +16,7 @@ class DoubtfulFrame(BaseModel):
     score: float = Field(description="When the frame was kept: the probability that the class is present.")
     level: float = Field(description="The class was present if its score was above this.")
     present: bool = Field(description="What the model answered then.")
-    wall_time_s: float = Field(description="When the frame was kept, in seconds since 1970.")
+    wall_time_s: float = Field(description="When the frame was captured, in seconds since 1970.")
 
 
 class DoubtfulFrames(BaseModel):
