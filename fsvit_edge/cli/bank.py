@@ -282,18 +282,18 @@ def check(
                 str(one.item.verdict),
                 _answer_text(one.was_present, one.score_before),
                 _answer_text(one.is_present, one.score),
-                " and ".join(["changed"] * one.has_changed + ["wrong"] * one.is_broken) or "-",
+                " and ".join(["changed"] * one.has_changed + ["wrong"] * one.contradicts) or "-",
             )
             for one in checked.items
         ]
         if rows:
             print_table(f"Verdicts in {bank}", ("class", "number", "verdict", "answer then", "now", ""), rows)
         print(checked)
-    if checked.broken:
-        numbers = ", ".join(str(one.item.number) for one in checked.broken)
+    if checked.contradicting:
+        numbers = ", ".join(str(one.item.number) for one in checked.contradicting)
         raise AccuracyGateError(
-            f"{len(checked.broken)} of {len(checked.items)} verdicts in {bank} are contradicted: {numbers}; add a "
-            "picture or a negative of the class, or change its level."
+            f"{len(checked.contradicting)} of {len(checked.items)} verdicts in {bank} are contradicted: {numbers}; "
+            "add a picture or a negative of the class, or change its level."
         )
 
 

@@ -61,9 +61,24 @@ class CheckedItem:
         return self.was_present != self.is_present
 
     @property
-    def is_broken(self) -> bool:
+    def contradicts(self) -> bool:
         """Whether the answer contradicts the verdict."""
         return self.is_present != (self.item.verdict == "yes")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the picture, as plain values for JSON."""
+        return {
+            "number": self.item.number,
+            "name": self.item.name,
+            "verdict": self.item.verdict,
+            "wall_time_s": round(self.item.wall_time_s, 3),
+            "score_before": round(self.score_before, 4),
+            "present_before": self.was_present,
+            "score": round(self.score, 4),
+            "present": self.is_present,
+            "has_changed": self.has_changed,
+            "contradicts": self.contradicts,
+        }
 
 
 @dataclass(frozen=True)
@@ -82,34 +97,22 @@ class Check:
         return tuple(one for one in self.items if one.has_changed)
 
     @property
-    def broken(self) -> tuple[CheckedItem, ...]:
+    def contradicting(self) -> tuple[CheckedItem, ...]:
         """The items whose answer contradicts the verdict."""
-        return tuple(one for one in self.items if one.is_broken)
+        return tuple(one for one in self.items if one.contradicts)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values for JSON."""
-        items = [
-            {
-                **one.item.to_dict(),
-                "score_before": round(one.score_before, 4),
-                "present_before": one.was_present,
-                "score_now": round(one.score, 4),
-                "present_now": one.is_present,
-                "has_changed": one.has_changed,
-                "is_broken": one.is_broken,
-            }
-            for one in self.items
-        ]
-        counts = {"checked": len(items), "changed": len(self.changed), "broken": len(self.broken)}
-        return {**counts, "items": items}
+        counts = {"checked": len(self.items), "changed": len(self.changed), "contradicting": len(self.contradicting)}
+        return {**counts, "items": [one.to_dict() for one in self.items]}
 
     def __str__(self) -> str:
         if not self.items:
             return "There are no verdicts to check."
-        changed, broken = len(self.changed), len(self.broken)
+        changed, contradicting = len(self.changed), len(self.contradicting)
         change = "changes" if changed == 1 else "change"
-        contradict = "contradicts its verdict" if broken == 1 else "contradict their verdicts"
-        return f"{changed} of {len(self.items)} answers {change}; {broken} {contradict}."
+        contradict = "contradicts its verdict" if contradicting == 1 else "contradict their verdicts"
+        return f"{changed} of {len(self.items)} answers {change}; {contradicting} {contradict}."
 
 
 class Review:

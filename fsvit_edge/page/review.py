@@ -2,7 +2,6 @@
 
 from pydantic import BaseModel, Field
 
-from fsvit_edge.fewshot.review import CheckedItem
 from fsvit_edge.fewshot.review_items import ReviewItem, Verdict
 from fsvit_edge.page.trials import Trial
 
@@ -81,7 +80,7 @@ class TrialReport(BaseModel):
     summary: str = Field(description="What it alters on all verdicts, in a sentence.")
     checked: int = Field(description="Frames with a verdict.")
     changed: int = Field(description="Those whose answer changes.")
-    broken: int = Field(description="Those whose answer contradicts the verdict after the change.")
+    contradicting: int = Field(description="Those whose answer contradicts the verdict after the change.")
     frame: CheckedFrame = Field(description="The frame that it learns from.")
     changes: list[CheckedFrame] = Field(description="The frames whose answer changes.")
 
@@ -100,24 +99,7 @@ def trial_report(trial: Trial) -> TrialReport:
         summary=str(check),
         checked=len(check.items),
         changed=len(check.changed),
-        broken=len(check.broken),
-        frame=next(_checked_frame(one) for one in check.items if one.item is trial.item),
-        changes=[_checked_frame(one) for one in check.changed],
-    )
-
-
-def _checked_frame(checked: CheckedItem) -> CheckedFrame:
-    item = checked.item
-    assert item.verdict is not None
-    return CheckedFrame(
-        number=item.number,
-        name=item.name,
-        verdict=item.verdict,
-        wall_time_s=item.wall_time_s,
-        score_before=round(checked.score_before, 4),
-        present_before=checked.was_present,
-        score=round(checked.score, 4),
-        present=checked.is_present,
-        has_changed=checked.has_changed,
-        contradicts=checked.is_broken,
+        contradicting=len(check.contradicting),
+        frame=next(CheckedFrame(**one.to_dict()) for one in check.items if one.item is trial.item),
+        changes=[CheckedFrame(**one.to_dict()) for one in check.changed],
     )

@@ -72,8 +72,8 @@ def test_a_check_fails_until_the_answers_agree_with_the_verdicts(bank: Path, cli
     as_json = cli(f"bank check {BANK} --json")
     assert as_json.code == 5
     found = json.loads(as_json.out)
-    assert (found["checked"], found["changed"], found["broken"]) == (2, 0, 1)
-    assert [one["is_broken"] for one in found["items"]] == [False, True]
+    assert (found["checked"], found["changed"], found["contradicting"]) == (2, 0, 1)
+    assert [one["contradicts"] for one in found["items"]] == [False, True]
     assert bank.read_bytes() == before
 
     cli(f"enroll cat like.jpg --not --bank {BANK}")

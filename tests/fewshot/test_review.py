@@ -114,18 +114,18 @@ def test_answers_that_contradict_a_verdict_are_found(model: FewShotModel) -> Non
     check = model.review.check()
     assert [one.item.number for one in check.items] == [0, 1]
     assert check.changed == ()
-    assert [one.item.number for one in check.broken] == [1]
+    assert [one.item.number for one in check.contradicting] == [1]
     assert str(check) == "0 of 2 answers change; 1 contradicts its verdict."
 
     model.reject("cat", LIKE)
     check = model.review.check()
-    assert check.broken == ()
+    assert check.contradicting == ()
     (changed,) = check.changed
     assert (changed.was_present, changed.is_present) == (True, False)
     assert changed.score < changed.score_before == changed.item.score
 
     model.set_level("cat", 0.9999999)
-    assert [one.item.number for one in model.review.check().broken] == [0]
+    assert [one.item.number for one in model.review.check().contradicting] == [0]
 
 
 def test_a_change_is_tried_before_it_is_kept(model: FewShotModel) -> None:
@@ -137,12 +137,12 @@ def test_a_change_is_tried_before_it_is_kept(model: FewShotModel) -> None:
     np.testing.assert_array_equal(model.predict(LIKE).scores, scores)
     check = model.review.check(better)
     assert [one.item.number for one in check.changed] == [1]
-    assert check.broken == ()
+    assert check.contradicting == ()
     assert str(check) == "1 of 2 answers changes; 0 contradict their verdicts."
 
     worse = model.review.check(model.bank_after(lambda changed: changed.set_level("cat", 0.9999999)))
     assert [one.item.number for one in worse.changed] == [0, 1]
-    assert [one.item.number for one in worse.broken] == [0]
+    assert [one.item.number for one in worse.contradicting] == [0]
     gone = model.review.check(model.bank_after(lambda changed: changed.remove("cat")))
     assert [(one.score, one.is_present) for one in gone.items] == [(0.0, False)] * 2
     assert model.review.check(model.bank.copy()).changed == ()  # the control
@@ -167,7 +167,7 @@ def test_verdicts_survive_a_save(model: FewShotModel, tmp_path: Path) -> None:
     with FewShotModel.load(precision="fp32", threads=1) as other:
         other.load_bank(tmp_path / "bank.safetensors")
         assert other.review.items == model.review.items
-        assert [one.item.number for one in other.review.check().broken] == [1]
+        assert [one.item.number for one in other.review.check().contradicting] == [1]
 
 
 def test_the_sheet_shows_every_item(model: FewShotModel) -> None:

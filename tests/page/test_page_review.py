@@ -302,6 +302,16 @@ def test_a_false_alarm_is_tried_as_a_negative_and_then_kept(reviewed: Served) ->
     assert len(SupportBank.load(reviewed.bank).negatives("cat")) == 1
 
 
+def test_a_trial_and_bank_check_name_things_alike(reviewed: Served) -> None:
+    judge(reviewed, 0, "no")
+    trial = start_trial(reviewed, 0).json()
+    check = reviewed.model.read(lambda model: model.review.check()).to_dict()
+    assert check["items"][0].keys() == trial["frame"].keys()
+    assert check.keys() - {"items"} == {"checked", "changed", "contradicting"} <= trial.keys()
+    (listed,) = (one for one in items(reviewed) if one["number"] == 0)
+    assert check["items"][0].keys() != listed.keys()  # the control
+
+
 def test_a_missed_class_is_tried_as_a_picture_of_it(reviewed: Served) -> None:
     judge(reviewed, 1, "yes")
     trial = start_trial(reviewed, 1).json()

@@ -30,7 +30,7 @@ def judge(page: Page, number: int, asked: review.VerdictRequest) -> review.Verdi
     answer = review.VerdictAnswer(number=number, verdict=item.verdict, is_saved=is_saved)
     if item.verdict is not None:
         now = page.model.read(lambda model: model.review.check_item(item))
-        answer.score, answer.present, answer.contradicts = round(now.score, 4), now.is_present, now.is_broken
+        answer.score, answer.present, answer.contradicts = round(now.score, 4), now.is_present, now.contradicts
     return answer
 
 
