@@ -85,7 +85,7 @@ def list_classes(
         print_table("Negatives", ("class", "number", "of its picture", "margin"), negative_rows)
     print(_scene_promise(len(loaded.scene)))
     if loaded.found_in_scene:
-        say(f"Warning: found in the empty scene itself, whatever that says: {', '.join(loaded.found_in_scene)}.")
+        say(f"Warning: these classes are found even in the empty scene: {', '.join(loaded.found_in_scene)}.")
     if loaded.zones:
         print(f"Zones: {', '.join(one.name for one in loaded.zones)}.")
 
@@ -316,12 +316,8 @@ def _scene_promise(frames: int) -> str:
 def _print_scene(report: "SceneReport", levels: "Mapping[str, float]", by_hand: "Collection[str]") -> None:
     for name, highest in report.highest.items():
         print(f"{name}: at most {score_text(highest)} on the empty scene; its level is {score_text(levels[name])}.")
-        is_found = name in report.still_found
-        if is_found and name in by_hand:
-            say(f"Note: {name}: its level was set by hand, so the scene does not change it.")
-        elif name in report.answering:
-            effect = "as high as a score can be, so it will be found there" if is_found else "so it may be missed"
+        if name in report.answering:
             say(
-                f"Warning: {name}: the empty scene scores {score_text(highest)}, {effect}; show it what it is not "
-                f"with: fsvit-edge enroll {name!r} PICTURE --not, or remove that from view."
+                f"Warning: {report.warning(name, name in by_hand)}; show it what it is not with: fsvit-edge enroll "
+                f"{name!r} PICTURE --not, or remove that from view."
             )

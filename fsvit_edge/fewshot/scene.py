@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.preprocess import resize_image
+from fsvit_edge.runtime.presence_level import score_text
 
 MAX_SCENE_FRAMES = 32
 _JPEG_QUALITY = 92
@@ -35,6 +36,16 @@ class SceneReport:
     highest: Mapping[str, float]
     answering: tuple[str, ...]
     still_found: tuple[str, ...]
+
+    def warning(self, name: str, is_level_by_hand: bool) -> str:
+        """What it means for a class that it is in `answering`; what to do is to be added, so it has no period."""
+        if name not in self.still_found:
+            effect = "so it may be missed"
+        elif is_level_by_hand:
+            effect = "and its level was set by hand, so it will be found there"
+        else:
+            effect = "as high as a score can be, so no level helps and it will be found there"
+        return f"{name}: the empty scene scores {score_text(self.highest[name])}, {effect}"
 
 
 def encode_frame(image: Image, size: int) -> bytes:

@@ -9,7 +9,6 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.scene import SceneReport, false_alarm_bound
 from fsvit_edge.fewshot.support_masks import Image, Mask
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
-from fsvit_edge.runtime.presence_level import score_text
 
 SCENE_FRAMES = 16
 SCENE_S = 4.0
@@ -88,13 +87,5 @@ def reject(model: FewShotModel, name: str, image: Image, mask: Mask | None) -> R
 
 
 def _warning(model: FewShotModel, name: str, report: SceneReport) -> str:
-    if name not in report.still_found:
-        effect = "so it may be missed"
-    elif model.bank.level_source(name) == "by hand":
-        effect = "and its level was set by hand, so it will be found there"
-    else:
-        effect = "as high as a score can be, so no level helps and it will be found there"
-    return (
-        f"{name}: the empty scene scores {score_text(report.highest[name])}, {effect}; press Not it where it "
-        "lights up, or remove from view what it mistakes for it."
-    )
+    what = report.warning(name, model.bank.level_source(name) == "by hand")
+    return f"{what}; press Not it where it lights up, or remove from view what it mistakes for it."

@@ -67,13 +67,17 @@ def test_a_new_scene_can_replace_the_old_one(bank: Path) -> None:
 def test_a_level_set_by_hand_is_told_to_stay(bank: Path) -> None:
     run("bank", "level", str(bank), "cat", "0.3")
     _, err = run("bank", "scene", str(bank), "like.jpg")
-    assert "Note: cat: its level was set by hand" in err
+    assert "Warning: cat: the empty scene scores" in err
+    assert ", and its level was set by hand, so it will be found there; show it what it is not with: " in err
     assert "may be missed" not in err
 
 
 @pytest.mark.parametrize(
     ("score", "effect"),
-    [(1.0, "as high as a score can be, so it will be found there"), (0.9999999, "so it may be missed")],
+    [
+        (1.0, "as high as a score can be, so no level helps and it will be found there"),
+        (0.9999999, "so it may be missed"),
+    ],
 )
 def test_a_scene_that_scores_as_high_as_a_score_can_is_told_honestly(
     bank: Path, monkeypatch: pytest.MonkeyPatch, score: float, effect: str
@@ -84,7 +88,7 @@ def test_a_scene_that_scores_as_high_as_a_score_can_is_told_honestly(
     )
     _, err = run("bank", "scene", str(bank), "other.jpg")
     assert f"Warning: cat: the empty scene scores 1.0000, {effect}; show it what it is not with" in err
-    told = "Warning: found in the empty scene itself, whatever that says: cat." in run("bank", "list", str(bank))[1]
+    told = "Warning: these classes are found even in the empty scene: cat." in run("bank", "list", str(bank))[1]
     assert told == (score == 1)
 
 
