@@ -76,8 +76,8 @@ def ways_to_answer(model: FewShotModel, frames: int) -> dict[str, Callable[[], N
     quarter = np.zeros(SIZE_HW, np.bool_)
     quarter[QUARTER] = True
     plain = model.bank
-    with_scene = model.bank_after(lambda trial: trial.learn_scene(scene))
-    with_negatives = model.bank_after(lambda trial: [trial.reject(name, scene[0], quarter) for name in trial.classes])
+    with_scene = model.bank_after(lambda model: model.learn_scene(scene))
+    with_negatives = model.bank_after(lambda model: [model.reject(name, scene[0], quarter) for name in model.classes])
     numbers, steady, events = count(), SteadyAnswers(), EventDetector()
 
     def alone() -> None:

@@ -27,7 +27,7 @@ from fsvit_edge.runtime.postprocess import log_odds
 from fsvit_edge.runtime.presence_level import score_text
 from fsvit_edge.runtime.storage import editing
 
-DOUBT_MARGIN = 1.0
+_DOUBT_MARGIN = 1.0
 """How close to its level, in log-odds, a score is doubtful."""
 _SAME_CELLS = 16
 _SAME_LEVELS = 32
@@ -138,7 +138,6 @@ class Review:
         self,
         rgb: Image,
         prediction: Prediction,
-        margin: float = DOUBT_MARGIN,
         skip: Collection[str] = (),
         wall_time_s: float | None = None,
     ) -> tuple[ReviewItem, ...]:
@@ -151,14 +150,13 @@ class Review:
         Args:
             rgb: (H, W, 3) uint8 RGB.
             prediction: The answer for it.
-            margin: How close to its level, in log-odds, a score is doubtful.
             skip: Classes for which no frame is wanted now.
             wall_time_s: When the frame was captured, in seconds since 1970; None: now.
 
         Returns:
             The new items.
         """
-        names = [name for name in doubts(prediction, margin) if name not in skip and name in self._bank.classes]
+        names = [name for name in doubts(prediction) if name not in skip and name in self._bank.classes]
         if not names:
             return ()
         jpeg = encode_frame(rgb, self._image_size)
@@ -216,16 +214,12 @@ class Review:
         return tuple(one for one in self.items if one.name == name)
 
 
-def doubts(prediction: Prediction, margin: float = DOUBT_MARGIN) -> tuple[str, ...]:
+def doubts(prediction: Prediction) -> tuple[str, ...]:
     """Return the classes that the answer for a frame leaves in doubt.
 
-    These score within a margin of their level, or a surer class claims most of their pixels.
-
-    Args:
-        prediction: The answer.
-        margin: In log-odds.
+    These score within 1 of their level, in log-odds, or a surer class claims most of their pixels.
     """
-    doubtful = np.abs(log_odds(prediction.scores) - log_odds(prediction.levels)) < margin
+    doubtful = np.abs(log_odds(prediction.scores) - log_odds(prediction.levels)) < _DOUBT_MARGIN
     if prediction.contested is not None:
         doubtful |= prediction.contested
     return tuple(name for name, is_doubtful in zip(prediction.classes, doubtful, strict=True) if is_doubtful)

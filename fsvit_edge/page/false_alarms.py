@@ -76,7 +76,7 @@ def reject(model: FewShotModel, name: str, image: Image, mask: Mask | None) -> R
             as `FewShotModel.reject`.
     """
     done: list[Rejection] = []
-    changed = model.bank_after(lambda trial: done.append(trial.reject(name, image, mask)))
+    changed = model.bank_after(lambda model: done.append(model.reject(name, image, mask)))
     if mask is None and not done[0].was_present:
         raise InputError(
             f"{name!r} is not found in this frame, its score is not above its level; press Not it when it is, or "

@@ -66,7 +66,7 @@ class Trials:
             item = next((one for one in items if one.number == number), None)
             if item is None or item.verdict is None:
                 raise InputError(f"There is no frame {number} with a verdict; judge it first.")
-            bank = model.bank_after(lambda trial: _learn(trial, item))
+            bank = model.bank_after(lambda model: _learn(model, item))
             return item, tuple(one for one in items if one.verdict is not None), bank, self._model.revision
 
         item, judged, bank, revision = self._model.read(change)

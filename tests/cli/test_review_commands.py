@@ -16,15 +16,16 @@ BANK = "bank.safetensors"
 
 
 @pytest.fixture
-def bank(here: Path) -> Path:
+def bank(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bank with a cat, and two doubtful frames: 0 shows it, 1 (like.jpg) does not although it is found."""
     cat = skimage.data.chelsea()
     like = cat[..., ::-1].copy()
     write_image(here / "like.jpg", like)
+    monkeypatch.setattr("fsvit_edge.fewshot.review._DOUBT_MARGIN", 99.0)  # every score is doubtful
     with FewShotModel.load(threads=1) as model:
         model.enroll("cat", [cat])
         for image in (cat, like):
-            model.review.note(image, model.predict(image), margin=99.0, wall_time_s=0.5)
+            model.review.note(image, model.predict(image), wall_time_s=0.5)
         model.save_bank(here / BANK)
     return here / BANK
 

@@ -99,7 +99,7 @@ def test_the_same_picture_of_the_scene_counts_once(model: FewShotModel) -> None:
 
 def test_no_picture_of_the_scene_is_scored_twice(model: FewShotModel, encoded: list[bytes]) -> None:
     frames = [np.roll(NOTHING, 90 * step, axis=1) for step in range(3)]
-    at_once = model.bank_after(lambda trial: trial.learn_scene(frames))
+    at_once = model.bank_after(lambda model: model.learn_scene(frames))
     assert len(set(encoded)) == len(encoded) == 3
     for count, frame in enumerate(frames, start=4):
         report = model.learn_scene([frame])
@@ -194,12 +194,12 @@ def test_rejecting_encodes_a_picture_and_the_window_in_it_once_and_finds_the_sam
     runs = []
     banks = []
     ways: list[Callable[[FewShotModel], Rejection]] = [
-        lambda trial: one_by_one(trial, mask),
-        lambda trial: trial.reject("cat", CAT_LIKE, mask),
+        lambda model: one_by_one(model, mask),
+        lambda model: model.reject("cat", CAT_LIKE, mask),
     ]
     for way in ways:
         del encoded[:]
-        banks.append(model.bank_after(lambda trial, way=way: found.append(way(trial))))
+        banks.append(model.bank_after(lambda model, way=way: found.append(way(model))))
         runs.append((len(encoded), len(set(encoded))))
     assert runs[0][0] > runs[0][1] == pictures  # the plain order encodes a picture again and again
     assert runs[1] == (pictures, pictures)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +11,12 @@ import skimage.data
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review import Check, doubts, draw_review
-from fsvit_edge.fewshot.review_items import MAX_ITEMS
+from fsvit_edge.fewshot.review_items import MAX_ITEMS, ReviewItem
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 CAT = skimage.data.chelsea()
 LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat
 CUP = skimage.data.coffee()
-ALL = 99.0  # a margin in which every score is doubtful
 
 
 @pytest.fixture
@@ -26,9 +26,16 @@ def model() -> Iterator[FewShotModel]:
         yield opened
 
 
+def note(model: FewShotModel, image: np.ndarray, **how: Any) -> tuple[ReviewItem, ...]:
+    """Note a picture as if every score were doubtful."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fsvit_edge.fewshot.review._DOUBT_MARGIN", 99.0)
+        return model.review.note(image, model.predict(image), **how)
+
+
 def keep(model: FewShotModel, *images: np.ndarray) -> None:
     for image in images:
-        assert len(model.review.note(image, model.predict(image), ALL)) == len(model.classes)
+        assert len(note(model, image)) == len(model.classes)
 
 
 # ------------------------------------------------------------------------------------------------------ doubtful frames
@@ -55,7 +62,7 @@ def test_a_class_whose_pixels_a_surer_one_claims_is_in_doubt(model: FewShotModel
 
 def test_a_doubtful_frame_is_kept_with_the_answer_for_its_picture(model: FewShotModel) -> None:
     large = np.repeat(np.repeat(LIKE, 2, 0), 2, 1)
-    (item,) = model.review.note(large, model.predict(large), ALL, wall_time_s=12.5)
+    (item,) = note(model, large, wall_time_s=12.5)
 
     assert model.review.items == model.bank.review == (item,)
     assert (item.number, item.name, item.verdict, item.wall_time_s) == (0, "cat", None, 12.5)
@@ -69,23 +76,22 @@ def test_a_doubtful_frame_is_kept_with_the_answer_for_its_picture(model: FewShot
 def test_what_is_sure_skipped_or_kept_already_is_not_kept(model: FewShotModel) -> None:
     prediction = model.predict(LIKE)
     assert model.review.note(LIKE, prediction) == ()
-    assert model.review.note(LIKE, prediction, ALL, skip=("cat",)) == ()
+    assert note(model, LIKE, skip=("cat",)) == ()
     assert model.bank.review == ()
 
     keep(model, LIKE)
     noise = np.random.default_rng(0).integers(-4, 5, LIKE.shape)
     noisy = np.clip(LIKE.astype(int) + noise, 0, 255).astype(np.uint8)
-    assert model.review.note(noisy, model.predict(noisy), ALL) == ()
+    assert note(model, noisy) == ()
     moved = np.roll(LIKE, 40, axis=1)
-    assert len(model.review.note(moved, model.predict(moved), ALL)) == 1
+    assert len(note(model, moved)) == 1
 
 
 def test_no_more_than_fifty_are_kept(model: FewShotModel) -> None:
     rng = np.random.default_rng(0)
-    prediction = model.predict(CAT)
     for _ in range(MAX_ITEMS + 2):
         coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        assert model.review.note(np.kron(coarse, np.ones((32, 32, 1), np.uint8)), prediction, ALL)
+        assert note(model, np.kron(coarse, np.ones((32, 32, 1), np.uint8)))
     assert [item.number for item in model.review.items] == list(range(2, MAX_ITEMS + 2))
 
 
@@ -93,7 +99,7 @@ def test_a_damaged_picture_stops_no_run(model: FewShotModel) -> None:
     keep(model, CAT)
     for damaged in (b"no picture", b""):
         model.bank.review = (replace(model.bank.review[0], jpeg=damaged),)
-        assert model.review.note(LIKE, model.predict(LIKE), ALL)
+        assert note(model, LIKE)
     model.review.judge(0, "no")
     with pytest.raises(ArtifactError, match="review item 0"):
         model.review.check()
@@ -132,7 +138,7 @@ def test_a_change_is_tried_before_it_is_kept(model: FewShotModel) -> None:
     judged(model)
     kept, scores = model.bank, model.predict(LIKE).scores
 
-    better = model.bank_after(lambda changed: changed.reject("cat", LIKE))
+    better = model.bank_after(lambda model: model.reject("cat", LIKE))
     assert model.bank is kept
     np.testing.assert_array_equal(model.predict(LIKE).scores, scores)
     check = model.review.check(better)
@@ -140,10 +146,10 @@ def test_a_change_is_tried_before_it_is_kept(model: FewShotModel) -> None:
     assert check.contradicting == ()
     assert str(check) == "1 of 2 answers changes; 0 contradict their verdicts."
 
-    worse = model.review.check(model.bank_after(lambda changed: changed.set_level("cat", 0.9999999)))
+    worse = model.review.check(model.bank_after(lambda model: model.set_level("cat", 0.9999999)))
     assert [one.item.number for one in worse.changed] == [0, 1]
     assert [one.item.number for one in worse.contradicting] == [0]
-    gone = model.review.check(model.bank_after(lambda changed: changed.remove("cat")))
+    gone = model.review.check(model.bank_after(lambda model: model.remove("cat")))
     assert [(one.score, one.is_present) for one in gone.items] == [(0.0, False)] * 2
     assert model.review.check(model.bank.copy()).changed == ()  # the control
     assert len(model.review.items) == 3
@@ -152,7 +158,7 @@ def test_a_change_is_tried_before_it_is_kept(model: FewShotModel) -> None:
 def test_a_change_that_fails_leaves_the_bank(model: FewShotModel) -> None:
     kept = model.bank
     with pytest.raises(InputError, match="'dog' is not enrolled"):
-        model.bank_after(lambda changed: changed.set_level("dog", 0.5))
+        model.bank_after(lambda model: model.set_level("dog", 0.5))
     assert model.bank is kept
 
 

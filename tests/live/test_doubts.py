@@ -93,7 +93,7 @@ def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         model.enroll("thing", [image])
         model.enroll("other", [image[::-1].copy()])
         model.save_bank("bank.safetensors")
-    monkeypatch.setattr("fsvit_edge.fewshot.review.doubts", lambda prediction, _: prediction.classes)
+    monkeypatch.setattr("fsvit_edge.fewshot.review.doubts", lambda prediction: prediction.classes)
     return Path("bank.safetensors")
 
 

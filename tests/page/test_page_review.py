@@ -21,7 +21,6 @@ from fsvit_edge.page.trials import Trials
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 DOG_LIKE = CAT[:, ::-1].copy()
-EVERYTHING = 50.0  # a margin in which every score is doubtful
 
 
 @pytest.fixture
@@ -34,8 +33,10 @@ def reviewed(served: Served) -> Served:
 
 
 def keep_doubtful(model: FewShotModel, *images: Any) -> None:
-    for image in images:
-        assert len(model.review.note(image, model.predict(image), EVERYTHING)) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fsvit_edge.fewshot.review._DOUBT_MARGIN", 50.0)  # every score is doubtful
+        for image in images:
+            assert len(model.review.note(image, model.predict(image))) == 1
 
 
 def items(served: Served) -> list[dict[str, Any]]:

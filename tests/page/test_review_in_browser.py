@@ -11,6 +11,7 @@ from served_page import Served, enroll, serve, show
 from test_false_alarms_in_browser import CAT, CAT_LIKE, NOTHING, PHONE, has_focus, tab_to
 from test_page_in_browser import browser
 from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
+from test_page_review import keep_doubtful
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
@@ -32,12 +33,7 @@ def served(model: FewShotModel, tmp_path: Path) -> Iterator[Served]:
     with serve(model, tmp_path / "bank.safetensors") as one:
         show(one, CAT)
         assert enroll(one, "cat").status_code == 201
-
-        def keep_doubtful(model: FewShotModel) -> None:
-            for image in (CAT_LIKE, NOTHING, MIRRORED):
-                model.review.note(image, model.predict(image), margin=50.0)
-
-        one.model.read(keep_doubtful)
+        one.model.read(lambda model: keep_doubtful(model, CAT_LIKE, NOTHING, MIRRORED))
         assert one.client.post("/api/bank/save").status_code == 200
         yield one
 
