@@ -32,7 +32,7 @@ def draw_bank(bank: SupportBank) -> Image:
 
 
 def _fitted(picture: npt.NDArray[np.uint8]) -> Image:
-    """Scale a picture so that its longer side is that of a cell, centered on black across."""
+    """Scale a picture so that its longer side is as long as a cell's; a narrow one gets black to the left and right."""
     height, width = picture.shape[:2]
     scale = SHEET_PX / max(height, width)
     size_wh = (max(1, round(scale * width)), max(1, round(scale * height)))

@@ -83,7 +83,7 @@ class CheckedItem:
 
 @dataclass(frozen=True)
 class Check:
-    """What `Review.check` found; `str()` says it in a sentence, such as "2 of 31 answers change; 0 contradict ...".
+    """What `Review.check` found; `str()` says it in a line, such as "Answers that change: 2 of 31; that ...: 0.".
 
     Attributes:
         items: All items with a verdict, oldest first.
@@ -110,9 +110,7 @@ class Check:
         if not self.items:
             return "There are no verdicts to check."
         changed, contradicting = len(self.changed), len(self.contradicting)
-        change = "changes" if changed == 1 else "change"
-        contradict = "contradicts its verdict" if contradicting == 1 else "contradict their verdicts"
-        return f"{changed} of {len(self.items)} answers {change}; {contradicting} {contradict}."
+        return f"Answers that change: {changed} of {len(self.items)}; that contradict their verdict: {contradicting}."
 
 
 class Review:

@@ -61,7 +61,7 @@ def test_a_check_fails_until_the_answers_agree_with_the_verdicts(bank: Path, cli
 
     failed = cli(f"bank check {BANK}")
     assert failed.code == 5
-    assert "0 of 2 answers change; 1 contradicts its verdict." in failed.out
+    assert "Answers that change: 0 of 2; that contradict their verdict: 1." in failed.out
     score = f"{SupportBank.load(bank).review[1].score:.4f}"
     assert ["cat", "1", "no", "present", score, "present", score, "wrong"] in [
         line.split() for line in failed.out.splitlines()
@@ -80,7 +80,7 @@ def test_a_check_fails_until_the_answers_agree_with_the_verdicts(bank: Path, cli
     cli(f"enroll cat like.jpg --not --bank {BANK}")
     passed = cli(f"bank check {BANK}")
     assert (passed.code, passed.err) == (0, "")
-    assert "1 of 2 answers changes; 0 contradict their verdicts." in passed.out
+    assert "Answers that change: 1 of 2; that contradict their verdict: 0." in passed.out
 
 
 @pytest.mark.parametrize(

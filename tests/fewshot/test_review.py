@@ -121,7 +121,7 @@ def test_answers_that_contradict_a_verdict_are_found(model: FewShotModel) -> Non
     assert [one.item.number for one in check.items] == [0, 1]
     assert check.changed == ()
     assert [one.item.number for one in check.contradicting] == [1]
-    assert str(check) == "0 of 2 answers change; 1 contradicts its verdict."
+    assert str(check) == "Answers that change: 0 of 2; that contradict their verdict: 1."
 
     model.reject("cat", LIKE)
     check = model.review.check()
@@ -144,7 +144,7 @@ def test_a_change_is_tried_before_it_is_kept(model: FewShotModel) -> None:
     check = model.review.check(better)
     assert [one.item.number for one in check.changed] == [1]
     assert check.contradicting == ()
-    assert str(check) == "1 of 2 answers changes; 0 contradict their verdicts."
+    assert str(check) == "Answers that change: 1 of 2; that contradict their verdict: 0."
 
     worse = model.review.check(model.bank_after(lambda model: model.set_level("cat", 0.9999999)))
     assert [one.item.number for one in worse.changed] == [0, 1]

@@ -281,7 +281,7 @@ def test_a_false_alarm_is_tried_as_a_negative_and_then_kept(reviewed: Served) ->
     before = state(reviewed)
     trial = start_trial(reviewed, 0).json()
     assert (trial["name"], trial["checked"], trial["frame"]["number"]) == ("cat", 3, 0)
-    assert trial["summary"].startswith(f"{trial['changed']} of 3 answers")
+    assert trial["summary"].startswith(f"Answers that change: {trial['changed']} of 3; ")
     assert (trial["frame"]["present_before"], trial["frame"]["present"]) == (True, False)
     assert (trial["frame"]["has_changed"], trial["frame"]["contradicts"]) == (True, False)
     assert trial["frame"] in trial["changes"]

@@ -156,7 +156,7 @@ def test_a_contradiction_is_tried_and_kept_or_discarded(page: Page, served: Serv
     assert in_file(served) == ["no", None, None]  # whatever is learned from it
     page.keyboard.press("l")
     has_panel(page, "trial")
-    expect(asked).to_have_text("1 of 1 answers changes; 0 contradict their verdicts.")
+    expect(asked).to_have_text("Answers that change: 1 of 1; that contradict their verdict: 0.")
     expect(page.locator("#review-text")).to_contain_text(
         re.compile(r"cat was present, .*would be absent, .*as you said")
     )
@@ -182,7 +182,7 @@ def test_a_contradiction_is_tried_and_kept_or_discarded(page: Page, served: Serv
 def test_what_a_change_would_break_is_shown_and_not_recommended(page: Page, served: Served) -> None:
     served.client.put("/api/review/2", json={"verdict": "yes"})
     served.client.put("/api/review/0", json={"verdict": "yes"})
-    begin(page)  # 1, the coffee: as a second picture of the cat, it makes the level too high for the first
+    begin(page)  # 1, the coffee: as a second picture of the cat, it lowers the scores of the others
     page.keyboard.press("y")
     has_panel(page, "offer")
     expect(page.locator("#review-text")).to_contain_text("It is added by the name alone")
@@ -190,7 +190,7 @@ def test_what_a_change_would_break_is_shown_and_not_recommended(page: Page, serv
     has_panel(page, "trial")
     changed = page.locator(".changes li")
     expect(changed).to_have_text([re.compile("cat: present → absent.*you said Yes")] * 2)
-    expect(page.locator("#review-question")).to_have_text(re.compile(r"^2 of 3 answers change; \d contradict"))
+    expect(page.locator("#review-question")).to_have_text(re.compile(r"^Answers that change: 2 of 3; that"))
     assert changed.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
     assert has_focus(choice(page, "Discard"))
     page.keyboard.press("Escape")
