@@ -108,13 +108,20 @@ class ExportedNetwork:
         scores = np.zeros(len(compared), np.float32)
         foreground = np.zeros((len(compared), mask_size, mask_size), np.float32)
         frame = _cast_for({"tokens": tokens}, self.encoder, self.head)
-        for ways, supports in self.resident_supports(compared) if compared else ():
+        for ways, supports in self._resident_supports(compared) if compared else ():
             answer = self.head.run({**frame, **supports})
             scores[ways] += np.asarray(answer["presence"].numpy(), np.float32)
             foreground[ways] += np.asarray(answer["foreground"].numpy(), np.float32)
         return scores, foreground
 
-    def resident_supports(self, classes: Sequence[ClassSupports]) -> list[tuple[slice, dict[str, ResidentTensor]]]:
+    def close(self) -> None:
+        """Close the engines; a second call does nothing."""
+        self._release_supports()
+        for engine in (self.encoder, self.enroll, self.head, self.objectness):
+            if engine is not None:
+                engine.close()
+
+    def _resident_supports(self, classes: Sequence[ClassSupports]) -> list[tuple[slice, dict[str, ResidentTensor]]]:
         """Return the supports of at least one class where the head computes: for each run, its classes and its feed.
 
         They are uploaded only if they are not those of the last call, so once for many frames.
@@ -122,7 +129,7 @@ class ExportedNetwork:
         # A bank never changes a class's tuple of supports, it makes a new one; comparing the arrays would be slow.
         if self._resident is not None and list(map(id, self._resident[0])) == list(map(id, classes)):
             return self._resident[1]
-        self.release_supports()  # first, for the GPU may not hold both
+        self._release_supports()  # first, for the GPU may not hold both
         limit = self.head.limits.get("ways", len(classes))
         runs = [
             (slice(first, first + limit), {name: self.head.upload(array) for name, array in feed.items()})
@@ -132,16 +139,9 @@ class ExportedNetwork:
         self._resident = (classes, runs)
         return runs
 
-    def release_supports(self) -> None:
+    def _release_supports(self) -> None:
         """Free the uploaded supports; the next frame uploads them again."""
         self._resident = None
-
-    def close(self) -> None:
-        """Close the engines; a second call does nothing."""
-        self.release_supports()
-        for engine in (self.encoder, self.enroll, self.head, self.objectness):
-            if engine is not None:
-                engine.close()
 
 
 def _cast_for(

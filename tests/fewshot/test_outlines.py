@@ -208,7 +208,7 @@ def test_without_objectness_the_answer_is_that_of_the_three_graphs_to_the_last_b
     model, frame = enrolled(open_model("never")), picture(9)
     found = model.predict(frame, probabilities=True)
     encoded = opened["encoder"].run({"image": resize_image(frame, model.manifest.image_size)[None]})
-    ((_, feed),) = model.network.resident_supports(model.bank.class_supports)
+    ((_, feed),) = model.network._resident_supports(model.bank.class_supports)
     answer = opened["head"].run({"tokens": encoded["tokens"], **feed})
     foreground = answer["foreground"].numpy()
     assert np.array_equal(found.scores, answer["presence"].numpy())

@@ -235,7 +235,7 @@ def split_over_two(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None
     longest = max(s.kept.shape[1] for name in model.classes for s in model.bank.supports(name))
     one = head_runs.ATTENTION_MAPS_PER_TOKEN * model.network.num_tokens * longest * 4
     monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 3 * one)
-    model.network.release_supports()
+    model.network._release_supports()
 
 
 def test_supports_split_over_several_runs_answer_as_in_one(
@@ -248,9 +248,9 @@ def test_supports_split_over_several_runs_answer_as_in_one(
             split_over_two(model, monkeypatch)
         elif runs == 6:
             monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 1)
-            model.network.release_supports()
+            model.network._release_supports()
         answers.append(model.predict(FRAME, probabilities=True))
-        assert len(model.network.resident_supports(model.bank.class_supports)) == runs
+        assert len(model.network._resident_supports(model.bank.class_supports)) == runs
     whole, *split = answers
     for one in split:
         np.testing.assert_allclose(one.scores, whole.scores, atol=1e-5)
@@ -265,7 +265,7 @@ def test_twenty_classes_of_five_shots_are_scored_in_bounded_runs(real: FewShotMo
     prediction = real.predict(FRAME)
     assert prediction.scores.shape == (20,)
     np.testing.assert_allclose(prediction.scores, prediction.scores[0], rtol=1e-4)
-    runs = real.network.resident_supports(real.bank.class_supports)
+    runs = real.network._resident_supports(real.bank.class_supports)
     sizes = [feed["kept"].shape[0] for _, feed in runs]
     assert sum(sizes) == 100
     per_support = head_runs.ATTENTION_MAPS_PER_TOKEN * real.network.num_tokens * 40 * 4
