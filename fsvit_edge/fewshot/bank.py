@@ -184,9 +184,11 @@ class SupportBank:
         """Set the level by hand, in (0, 1), which stays when pictures are added; None derives it from them again."""
         entry = self._known(name)
         if level is not None:
-            self._classes[name] = replace(entry, own_level=check_level(level), is_level_by_hand=True)
+            changed = replace(entry, own_level=check_level(level), is_level_by_hand=True)
         else:
-            self._classes[name] = self._with_supports(replace(entry, is_level_by_hand=False), entry.supports)
+            changed = self._with_supports(replace(entry, is_level_by_hand=False), entry.supports)
+        # What a negative leaves of a score depends on the level.
+        self._classes[name] = replace(changed, scene_scores={}) if entry.negatives else changed
 
     def add(self, name: str, supports: Iterable[CachedSupport]) -> None:
         """Add supports to a class, which is created if it is new; an InputError if its name or number is impossible."""

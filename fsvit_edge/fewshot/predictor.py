@@ -345,6 +345,7 @@ class FewShotModel:
         None derives it from the class's pictures again. An InputError if it is out of range.
         """
         self.bank.set_level(name, level)
+        score_scene(self.network, self.bank)
 
     def set_level_for_all(self, level: float | None) -> None:
         """Use one level in (0, 1) for every class from now on; the bank keeps its own, which None uses again."""

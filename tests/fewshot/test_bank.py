@@ -522,6 +522,8 @@ def test_what_changes_the_scores_on_the_scene_drops_them(path: Path) -> None:
         lambda bank: bank.add("cat", [support(7)]),
         lambda bank: bank.remove_support("cat", 0),
         lambda bank: bank.set_scene([b"other"]),
+        lambda bank: bank.set_level("cat", 0.5),
+        lambda bank: bank.set_level("cat", None),
     ):
         bank = filled()
         change(bank)
