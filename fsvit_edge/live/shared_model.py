@@ -162,7 +162,8 @@ class LiveModel:
                 _, answer, _ = self._waiting.get_nowait()
             except queue.Empty:
                 return
-            answer.set_exception(FsvitEdgeError("The run has ended; start it again."))
+            if answer.set_running_or_notify_cancel():  # not one that timed out
+                answer.set_exception(FsvitEdgeError("The run has ended; start it again."))
 
 
 def _enrolled(model: FewShotModel) -> Enrolled:

@@ -1,6 +1,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -82,6 +83,17 @@ def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
         thread.join()
     with pytest.raises(FsvitEdgeError, match="The run has ended"):
         live.read(lambda _: None)
+
+
+def test_the_end_of_the_run_answers_those_that_wait_behind_one_that_timed_out(live: LiveModel) -> None:
+    with pytest.raises(FsvitEdgeError, match="The model was busy"):
+        live.read(lambda _: None, timeout_s=0.05)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(live.read, lambda _: None)
+        wait_until(lambda: live._waiting.qsize() == 2)
+        live.close()
+        with pytest.raises(FsvitEdgeError, match="The run has ended"):
+            waiting.result(10)
 
 
 def test_the_first_frame_after_a_change_is_known(live: LiveModel) -> None:
