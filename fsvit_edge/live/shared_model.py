@@ -119,7 +119,7 @@ class LiveModel:
             if not answer.set_running_or_notify_cancel():
                 continue
             try:
-                result = request(self._model)
+                result = self._change(request) if is_change else request(self._model)
                 if is_change:
                     # Before the answer is set, so that the thread that waits for it sees the new classes.
                     self._enrolled, self._revision = _enrolled(self._model), self._revision + 1
@@ -128,16 +128,23 @@ class LiveModel:
             except Exception as error:  # any error belongs to the thread that asked, not to the loop
                 answer.set_exception(error)
 
+    def _change(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
+        """Run a request on a copy of the classes, which counts only if nothing fails on the way."""
+        answers: list[_Answer] = []
+        self._model.bank = self._model.bank_after(lambda model: answers.append(request(model)))
+        return answers[0]
+
     def read(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
         """Let the loop run a request that changes no class, and wait for its answer; from any other thread.
 
         Raises:
-            FsvitEdgeError: The run has ended, too many requests are waiting, or the time is over; then it never runs.
+            FsvitEdgeError: The run has ended, or too many requests are waiting, or the time is over: then it never
+                runs, unless it has begun, as the sentence says.
         """
         return self._ask(request, timeout_s, is_change=False)
 
     def update(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
-        """Like `read`, for a request that changes the classes."""
+        """Like `read`, for a request that changes the classes; if it fails, they stay as they were."""
         return self._ask(request, timeout_s, is_change=True)
 
     def _ask(self, request: Callable[[FewShotModel], _Answer], timeout_s: float, is_change: bool) -> _Answer:
@@ -151,8 +158,13 @@ class LiveModel:
         try:
             return answer.result(timeout_s)
         except FutureTimeoutError:
-            answer.cancel()
-            raise FsvitEdgeError(f"The model was busy for {timeout_s:g} s; try again.") from None
+            if answer.cancel():
+                raise FsvitEdgeError(f"The model was busy for {timeout_s:g} s; try again.") from None
+            if answer.done():  # just now
+                return answer.result()
+            raise FsvitEdgeError(
+                f"The model has not finished this within {timeout_s:g} s, but still may; look later whether it did."
+            ) from None
 
     def close(self) -> None:
         """Refuse all waiting and future requests, because the loop has ended."""

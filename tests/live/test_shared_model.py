@@ -3,6 +3,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,45 @@ def test_a_request_that_times_out_never_runs(live: LiveModel) -> None:
         live.read(lambda _: done.append(1), timeout_s=0.05)
     live.run_requests()
     assert done == []
+
+
+def test_a_request_that_has_begun_may_finish_after_its_time(live: LiveModel) -> None:
+    may_end = threading.Event()
+
+    def slow(model: FewShotModel) -> None:
+        model.enroll("cup", [PICTURE])
+        may_end.wait(10)
+
+    with serving(live):
+        with pytest.raises(FsvitEdgeError, match=r"has not finished this within 0\.5 s, but still may"):
+            live.update(slow, timeout_s=0.5)
+        assert (live.classes, live.revision) == ((), 0)
+        may_end.set()
+        wait_until(lambda: live.revision == 1)
+        assert live.classes == ("cup",)
+
+
+def test_a_change_that_fails_half_way_changes_nothing(live: LiveModel, loaded: FewShotModel) -> None:
+    def fail(model: FewShotModel) -> None:
+        model.enroll("cup", [PICTURE])
+        raise FsvitEdgeError("The disk is full.")
+
+    with serving(live):
+        with pytest.raises(FsvitEdgeError, match="The disk is full"):
+            live.update(fail)
+        assert (loaded.classes, live.classes, live.revision) == ((), (), 0)
+        with pytest.raises(FsvitEdgeError):
+            live.read(fail)  # the control
+        assert (loaded.classes, live.classes) == (("cup",), ())
+
+
+def test_a_change_may_replace_the_bank(live: LiveModel, loaded: FewShotModel, tmp_path: Path) -> None:
+    loaded.enroll("cup", [PICTURE])
+    loaded.save_bank(tmp_path / "cups.safetensors")
+    loaded.remove("cup")
+    with serving(live):
+        live.update(lambda model: model.load_bank(tmp_path / "cups.safetensors"))
+    assert live.classes == loaded.classes == ("cup",)
 
 
 def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
