@@ -22,7 +22,7 @@ from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 _Answer = TypeVar("_Answer")
-REQUEST_TIMEOUT_S = 30.0
+_TIMEOUT_S = 30.0
 _MAX_WAITING = 8
 
 
@@ -134,20 +134,20 @@ class LiveModel:
         self._model.bank = self._model.bank_after(lambda model: answers.append(request(model)))
         return answers[0]
 
-    def read(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
+    def read(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Let the loop run a request that changes no class, and wait for its answer; from any other thread.
 
         Raises:
             FsvitEdgeError: The run has ended, or too many requests are waiting, or the time is over: then it never
                 runs, unless it has begun, as the sentence says.
         """
-        return self._ask(request, timeout_s, is_change=False)
+        return self._ask(request, is_change=False)
 
-    def update(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
+    def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Like `read`, for a request that changes the classes; if it fails, they stay as they were."""
-        return self._ask(request, timeout_s, is_change=True)
+        return self._ask(request, is_change=True)
 
-    def _ask(self, request: Callable[[FewShotModel], _Answer], timeout_s: float, is_change: bool) -> _Answer:
+    def _ask(self, request: Callable[[FewShotModel], _Answer], is_change: bool) -> _Answer:
         answer: Future[_Answer] = Future()
         if self._closed.is_set():
             raise FsvitEdgeError("The run has ended; start it again.")
@@ -156,14 +156,14 @@ class LiveModel:
         except queue.Full:
             raise FsvitEdgeError("Too many requests are waiting for the model; try again in a moment.") from None
         try:
-            return answer.result(timeout_s)
+            return answer.result(_TIMEOUT_S)
         except FutureTimeoutError:
             if answer.cancel():
-                raise FsvitEdgeError(f"The model was busy for {timeout_s:g} s; try again.") from None
+                raise FsvitEdgeError(f"The model was busy for {_TIMEOUT_S:g} s; try again.") from None
             if answer.done():  # just now
                 return answer.result()
             raise FsvitEdgeError(
-                f"The model has not finished this within {timeout_s:g} s, but still may; look later whether it did."
+                f"The model has not finished this within {_TIMEOUT_S:g} s, but still may; look later whether it did."
             ) from None
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.live import shared_model
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
@@ -60,15 +61,17 @@ def test_an_error_goes_to_the_thread_that_asked_and_not_to_the_loop(live: LiveMo
         assert live.read(lambda model: model.classes) == ()
 
 
-def test_a_request_that_times_out_never_runs(live: LiveModel) -> None:
+def test_a_request_that_times_out_never_runs(live: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_model, "_TIMEOUT_S", 0.05)
     done = []
     with pytest.raises(FsvitEdgeError, match=r"The model was busy for 0\.05 s; try again"):
-        live.read(lambda _: done.append(1), timeout_s=0.05)
+        live.read(lambda _: done.append(1))
     live.run_requests()
     assert done == []
 
 
-def test_a_request_that_has_begun_may_finish_after_its_time(live: LiveModel) -> None:
+def test_a_request_that_has_begun_may_finish_after_its_time(live: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_model, "_TIMEOUT_S", 0.5)
     may_end = threading.Event()
 
     def slow(model: FewShotModel) -> None:
@@ -77,7 +80,7 @@ def test_a_request_that_has_begun_may_finish_after_its_time(live: LiveModel) -> 
 
     with serving(live):
         with pytest.raises(FsvitEdgeError, match=r"has not finished this within 0\.5 s, but still may"):
-            live.update(slow, timeout_s=0.5)
+            live.update(slow)
         assert (live.classes, live.revision) == ((), 0)
         may_end.set()
         wait_until(lambda: live.revision == 1)
@@ -110,7 +113,7 @@ def test_a_change_may_replace_the_bank(live: LiveModel, loaded: FewShotModel, tm
 def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
     def ask() -> None:
         with pytest.raises(FsvitEdgeError, match="The run has ended"):
-            live.read(lambda _: None, timeout_s=10)
+            live.read(lambda _: None)
 
     waiting = [threading.Thread(target=ask) for _ in range(8)]
     for thread in waiting:
@@ -125,9 +128,12 @@ def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
         live.read(lambda _: None)
 
 
-def test_the_end_of_the_run_answers_those_that_wait_behind_one_that_timed_out(live: LiveModel) -> None:
-    with pytest.raises(FsvitEdgeError, match="The model was busy"):
-        live.read(lambda _: None, timeout_s=0.05)
+def test_the_end_of_the_run_answers_those_that_wait_behind_one_that_timed_out(
+    live: LiveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(FsvitEdgeError, match="The model was busy"):
+        patch.setattr(shared_model, "_TIMEOUT_S", 0.05)
+        live.read(lambda _: None)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(live.read, lambda _: None)
         wait_until(lambda: live._waiting.qsize() == 2)
