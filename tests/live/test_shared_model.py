@@ -186,5 +186,7 @@ def test_requests_that_come_while_others_run_wait_for_the_next_frame(live: LiveM
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 10
     while not condition():
+        assert time.monotonic() < deadline_s
         time.sleep(0.001)
