@@ -34,16 +34,22 @@ class PageState:
     hub: FrameHub
     model: LiveModel  # changes to it wait for the end of a frame
     bank_path: Path  # the classes are saved here; a client cannot choose it
-    is_saved: bool = True  # whether no class has changed since then
     # A page left open across a restart of the run must not take the new classes for the ones it shows.
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
     events: EventLog = field(default_factory=EventLog)
     writing: threading.Lock = field(default_factory=threading.Lock)  # the bank's file, with what is said of it here
     trials: Trials = field(init=False)
+    saved_revision: int | None = field(init=False)  # None: a verdict is not in the file
 
     def __post_init__(self) -> None:
         self.trials = Trials(self.model)
+        self.saved_revision = self.model.revision
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether nothing has changed since the classes were saved; a change that timed out may still come."""
+        return self.saved_revision == self.model.revision
 
     def judge(self, number: int, verdict: Verdict | None) -> tuple[ReviewItem, bool]:
         """Set the verdict of a doubtful frame, and return it, and whether the verdict is in the bank's file."""
@@ -54,7 +60,7 @@ class PageState:
                 is_stored = store_verdict(self.bank_path, item)
             finally:
                 if not is_stored:
-                    self.is_saved = False
+                    self.saved_revision = None
         return item, is_stored
 
     def save(self) -> None:
@@ -71,14 +77,11 @@ class PageState:
                 return self.model.revision
 
             # In the thread of the loop, for whose end a run that stops waits.
-            revision = self.model.read(save)
-            self.is_saved = self.model.revision == revision
+            self.saved_revision = self.model.read(save)
 
     def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Change the classes; raises like `LiveModel.update`."""
-        answer = self.model.update(request)
-        self.is_saved = False
-        return answer
+        return self.model.update(request)
 
 
 async def _page_state(request: Request) -> PageState:
