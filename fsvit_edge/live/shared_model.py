@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fsvit_edge.fewshot.bank import LevelSource
 from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.decide import PresenceOverTime
+from fsvit_edge.fewshot.enrollment import score_next
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review_items import ReviewItems
@@ -40,6 +41,9 @@ class Enrolled:
 class LiveModel:
     """Runs requests of other threads between two frames in the thread of the loop: a model is not thread-safe.
 
+    The classes that a change leaves to be scored on the empty scene are scored on one picture after each frame: on all
+    in one request, a large network would hold up the frames for 20 s.
+
     A lock would starve the other threads: if a frame is always waiting, the loop takes the lock again before they wake
     up. The caller closes the model.
 
@@ -53,7 +57,9 @@ class LiveModel:
         self.zones_of_run = zones_of_run
         self._waiting: queue.Queue[tuple[Callable[[FewShotModel], Any], Future[Any], bool]] = queue.Queue(_MAX_WAITING)
         self._closed = threading.Event()
+        model.scores_later = True
         self._enrolled = _enrolled(model)
+        self._is_unscored = bool(model.bank.unscored_frames)
         self._revision = 0
         self._done = 0
         self._done_before_change = 0
@@ -86,7 +92,7 @@ class LiveModel:
 
     @property
     def revision(self) -> int:
-        """Number of changes to the classes so far."""
+        """Number of changes to the classes so far, and of times that their levels were scored after one."""
         return self._revision
 
     def predict(self, rgb: npt.NDArray[np.uint8], over_time: PresenceOverTime | None = None) -> Prediction:
@@ -110,6 +116,10 @@ class LiveModel:
 
     def run_requests(self) -> None:
         """Run the requests of other threads; only from the thread of the loop, between two frames."""
+        if self._is_unscored:
+            score_next(self._model.network, self._model.bank)
+            if not self._model.bank.unscored_frames:
+                self._count_change()
         # Not those that come meanwhile: many short requests in a row must not hold up the frames.
         for _ in range(self._waiting.qsize()):
             try:
@@ -122,11 +132,15 @@ class LiveModel:
                 result = self._change(request) if is_change else request(self._model)
                 if is_change:
                     # Before the answer is set, so that the thread that waits for it sees the new classes.
-                    self._enrolled, self._revision = _enrolled(self._model), self._revision + 1
+                    self._count_change()
                     self._done_before_change = self._done
                 answer.set_result(result)
             except Exception as error:  # any error belongs to the thread that asked, not to the loop
                 answer.set_exception(error)
+
+    def _count_change(self) -> None:
+        self._enrolled, self._revision = _enrolled(self._model), self._revision + 1
+        self._is_unscored = bool(self._model.bank.unscored_frames)
 
     def _change(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Run a request on a copy of the classes, which counts only if nothing fails on the way."""
@@ -146,6 +160,11 @@ class LiveModel:
     def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Like `read`, for a request that changes the classes; if it fails, they stay as they were."""
         return self._ask(request, is_change=True)
+
+    def wait_for_scores(self) -> None:
+        """Wait until the classes are scored on all of the empty scene; from any other thread. Raises like `read`."""
+        while self.read(lambda _: self._is_unscored):
+            pass
 
     def _ask(self, request: Callable[[FewShotModel], _Answer], is_change: bool) -> _Answer:
         answer: Future[_Answer] = Future()

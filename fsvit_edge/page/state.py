@@ -65,6 +65,7 @@ class PageState:
 
     def save(self) -> None:
         """Save the classes to the bank's file, and keep the verdicts that others wrote to it meanwhile."""
+        self.model.wait_for_scores()  # so that the file has the levels to come
         with self.writing, editing(self.bank_path):
             try:
                 theirs = SupportBank.load(self.bank_path).review

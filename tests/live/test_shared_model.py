@@ -11,7 +11,7 @@ import pytest
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live import shared_model
 from fsvit_edge.live.shared_model import LiveModel
-from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
@@ -110,6 +110,60 @@ def test_a_change_may_replace_the_bank(live: LiveModel, loaded: FewShotModel, tm
     assert live.classes == loaded.classes == ("cup",)
 
 
+@pytest.fixture
+def scene(loaded: FewShotModel) -> Iterator[list[np.ndarray]]:
+    """Pictures of the empty scene that the model has learned."""
+    pictures = [np.random.default_rng(seed).integers(0, 256, PICTURE.shape, dtype=np.uint8) for seed in range(1, 4)]
+    loaded.learn_scene(pictures)
+    yield pictures
+    loaded.forget_scene()
+
+
+@pytest.mark.usefixtures("scene")
+def test_frames_come_between_the_pictures_of_the_scene_that_a_changed_class_is_scored_on(
+    live: LiveModel, loaded: FewShotModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded.scores_later = False
+    at_once = loaded.bank_after(lambda model: model.enroll("cup", [PICTURE]))
+    loaded.scores_later = True
+    turns: list[str] = []
+    run = loaded.network.encoder.run
+    monkeypatch.setattr(loaded.network.encoder, "run", lambda feed: (turns.append("e"), run(feed))[1])
+
+    with ThreadPoolExecutor(1) as threads:
+        change = threads.submit(live.update, lambda model: model.enroll("cup", [PICTURE]))
+        wait_until(lambda: live._waiting.qsize() == 1)
+        live.run_requests()
+        change.result(10)
+        assert (turns, live.revision, live.enrolled.level_sources["cup"]) == (["e"], 1, "default")
+        waiting = threads.submit(live.wait_for_scores)
+        for count in (1, 2, 3):
+            turns.clear()
+            assert live.revision == 1
+            live.run_requests()
+            assert turns == ["e"], count
+        assert live.revision == 2
+        wait_until(lambda: bool(live._waiting.qsize() or waiting.done()))
+        live.run_requests()
+        waiting.result(10)
+    assert turns == ["e"]  # nothing is left
+    assert live.enrolled.level_sources["cup"] == at_once.level_source("cup") == "empty scene"
+    assert loaded.bank.scene_scores("cup") == at_once.scene_scores("cup")
+
+
+def test_a_picture_of_the_scene_that_cannot_be_read_fails_the_change_and_not_the_run(
+    live: LiveModel, loaded: FewShotModel
+) -> None:
+    loaded.bank.set_scene([b"no picture"])
+    with serving(live), pytest.raises(ArtifactError, match="cannot be read"):
+        live.update(lambda model: model.enroll("cup", [PICTURE]))
+    assert loaded.classes == ()
+    live.run_requests()
+    loaded.forget_scene()
+    with serving(live):
+        live.update(lambda model: model.enroll("cup", [PICTURE]))  # the control
+
+
 def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
     def ask() -> None:
         with pytest.raises(FsvitEdgeError, match="The run has ended"):
@@ -131,9 +185,10 @@ def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
 def test_the_end_of_the_run_answers_those_that_wait_behind_one_that_timed_out(
     live: LiveModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(FsvitEdgeError, match="The model was busy"):
+    with monkeypatch.context() as patch:
         patch.setattr(shared_model, "_TIMEOUT_S", 0.05)
-        live.read(lambda _: None)
+        with pytest.raises(FsvitEdgeError, match="The model was busy"):
+            live.read(lambda _: None)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(live.read, lambda _: None)
         wait_until(lambda: live._waiting.qsize() == 2)

@@ -310,6 +310,23 @@ def test_a_trial_ends_if_the_classes_change_or_another_starts_while_it_is_checke
         start_with(lambda: setattr(trials, "_latest_id", "newer"))
 
 
+def test_a_trial_and_a_saved_bank_are_scored_on_all_of_the_empty_scene(reviewed: Served) -> None:
+    reviewed.model.update(lambda model: model.learn_scene([NOTHING, NOTHING[:, ::-1].copy()]))
+    judge(reviewed, 0, "no")
+    assert start_trial(reviewed, 0).status_code == 201
+    trial = reviewed.page._state.trials._trial
+    assert trial is not None
+    assert (len(trial.bank.scene), trial.bank.unscored_frames) == (2, ())
+    picture = reviewed.model.review[0].picture
+    left = reviewed.model.read(lambda model: model.bank_after(lambda one: one.reject("cat", picture))).unscored_frames
+    assert len(left) == 2  # the control
+
+    reviewed.model.update(lambda model: model.reject("cat", picture))
+    save(reviewed)
+    assert SupportBank.load(reviewed.bank).unscored_frames == ()
+    assert state(reviewed)["bank"]["is_saved"] is True
+
+
 def test_frames_go_on_while_verdicts_are_checked(reviewed: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         judge(reviewed, number, "no")
