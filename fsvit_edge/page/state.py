@@ -2,7 +2,8 @@
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -14,7 +15,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.predictor import FewShotModel
-from fsvit_edge.fewshot.review import store_verdict
+from fsvit_edge.fewshot.review import BUSY_S, store_verdict
 from fsvit_edge.fewshot.review_items import ReviewItem, Verdict, with_verdicts_of
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import schemas
@@ -22,7 +23,7 @@ from fsvit_edge.page.events import EventLog
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
 from fsvit_edge.page.trials import Trials
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.runtime.storage import editing
+from fsvit_edge.runtime.storage import BusyError, editing
 
 _Answer = TypeVar("_Answer")
 
@@ -38,7 +39,7 @@ class PageState:
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
     events: EventLog = field(default_factory=EventLog)
-    writing: threading.Lock = field(default_factory=threading.Lock)  # the bank's file, with what is said of it here
+    writing: threading.Lock = field(default_factory=threading.Lock)  # held by `_writing`
     trials: Trials = field(init=False)
     saved_revision: int | None = field(init=False)  # None: a verdict is not in the file
 
@@ -53,7 +54,7 @@ class PageState:
 
     def judge(self, number: int, verdict: Verdict | None) -> tuple[ReviewItem, bool]:
         """Set the verdict of a doubtful frame, and return it, and whether the verdict is in the bank's file."""
-        with self.writing:
+        with self._writing():
             item = self.model.read(lambda model: model.review.judge(number, verdict))
             is_stored = False
             try:
@@ -66,7 +67,7 @@ class PageState:
     def save(self) -> None:
         """Save the classes to the bank's file, and keep the verdicts that others wrote to it meanwhile."""
         self.model.wait_for_scores()  # so that the file has the levels to come
-        with self.writing, editing(self.bank_path):
+        with self._writing(), editing(self.bank_path, limit_s=BUSY_S):
             try:
                 theirs = SupportBank.load(self.bank_path).review
             except ArtifactError:  # it does not exist, or is damaged and about to be replaced
@@ -79,6 +80,16 @@ class PageState:
 
             # In the thread of the loop, for whose end a run that stops waits.
             self.saved_revision = self.model.read(save)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let one thread at a time write the bank's file, with what is said of it; a BusyError if that takes long."""
+        if not self.writing.acquire(timeout=BUSY_S):
+            raise BusyError("The bank's file is being written; try again in a moment.")
+        try:
+            yield
+        finally:
+            self.writing.release()
 
     def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Change the classes; raises like `LiveModel.update`."""

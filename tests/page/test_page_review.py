@@ -18,6 +18,7 @@ from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page.state import PageState
 from fsvit_edge.page.trials import Trials
 from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.storage import editing
 
 DOG_LIKE = CAT[:, ::-1].copy()
 EVERYTHING = 50.0  # a margin in which every score is doubtful
@@ -161,6 +162,21 @@ def test_a_verdict_that_cannot_be_written_is_an_error_and_an_unsaved_change(
     monkeypatch.undo()
     save(reviewed)
     assert verdicts(SupportBank.load(reviewed.bank).review)[0] == (0, "no")
+
+
+def test_a_bank_that_another_program_is_changing_is_told_soon(
+    reviewed: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("fsvit_edge.fewshot.review", "fsvit_edge.page.state"):
+        monkeypatch.setattr(f"{module}.BUSY_S", 0.2)
+    save(reviewed)
+    busy = f"Another program is changing files in {reviewed.bank.parent}; try again when it is done."
+    with editing(reviewed.bank):
+        assert error_of(judge(reviewed, 0, "no"), 503) == busy
+        assert error_of(reviewed.client.post("/api/bank/save"), 503) == busy
+    with reviewed.page._state.writing:
+        assert "is being written; try again" in error_of(judge(reviewed, 0, "no"), 503)
+    assert judge(reviewed, 0, "no").json()["is_saved"] is True  # the control
 
 
 def test_saving_keeps_verdicts_that_another_process_gave_meanwhile(
