@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -59,7 +59,7 @@ class LiveModel:
         self._closed = threading.Event()
         model.scores_later = True
         self._enrolled = _enrolled(model)
-        self._is_unscored = bool(model.bank.unscored_frames)
+        self._is_unscored = False
         self._revision = 0
         self._done = 0
         self._done_before_change = 0
@@ -99,7 +99,8 @@ class LiveModel:
         """Process one frame like `FewShotModel.predict`; only from the thread of the loop."""
         self._is_busy = True
         try:
-            return self._model.predict(rgb, over_time=over_time)
+            prediction = self._model.predict(rgb, over_time=over_time)
+            return replace(prediction, zones=self.zones_of_run) if self.zones_of_run else prediction
         finally:
             self._is_busy = False
             self._done += 1

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.zones import parse_zone
 from fsvit_edge.live import shared_model
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
@@ -195,6 +196,15 @@ def test_the_end_of_the_run_answers_those_that_wait_behind_one_that_timed_out(
         live.close()
         with pytest.raises(FsvitEdgeError, match="The run has ended"):
             waiting.result(10)
+
+
+def test_the_zones_of_the_run_replace_those_of_the_bank_in_every_answer(
+    loaded: FewShotModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_bank, of_run = parse_zone("left=0,0,0.5,0,0.5,1"), parse_zone("right=0.5,0,1,0,1,1")
+    monkeypatch.setattr(loaded.bank, "_zones", (of_bank,))
+    assert LiveModel(loaded, (of_run,)).predict(PICTURE).zones == (of_run,)
+    assert LiveModel(loaded).predict(PICTURE).zones == (of_bank,)
 
 
 def test_the_first_frame_after_a_change_is_known(live: LiveModel) -> None:
