@@ -26,8 +26,7 @@ class Sighting:
     box_xyxy: Box | None  # in pixels of the frame, right and bottom exclusive; None if the class had no pixel
     sequence: int  # index of the frame
     picture: Image = field(compare=False, repr=False)  # the frame, at most 640 px wide
-    # Where the class is, at the size of the picture; None: unknown.
-    mask: npt.NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
+    mask: npt.NDArray[np.bool_] = field(compare=False, repr=False)  # where the class is, at the size of the picture
 
 
 @dataclass(frozen=True)
