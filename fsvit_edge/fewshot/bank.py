@@ -3,7 +3,6 @@
 A cached support is FP16 from the moment of enrollment, so that scores are the same before and after a save.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,13 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.bank_file import damaged_header, read_bank_file, write_bank_file
+from fsvit_edge.fewshot.bank_file import damaged_header, read_bank_file, read_entry, write_bank_file
 from fsvit_edge.fewshot.cached_support import (
     CachedSupport,
     ClassSupports,
     Negative,
     facts_of,
-    read_facts,
     read_support,
     support_tensors,
 )
@@ -51,12 +49,18 @@ class _Class:
     is_level_by_hand: bool
     negatives: tuple[Negative, ...] = ()
     scene_scores: Mapping[bytes, float] = field(default_factory=dict)  # of the scene's pictures scored since a change
+    held_level: float = 0.0  # what the scene asked for before a change, until all of it is scored again
 
     @cached_property  # read for every class of every frame
     def level(self) -> float:
-        return (
-            self.own_level if self.is_level_by_hand else scene_level(self.own_level, tuple(self.scene_scores.values()))
-        )
+        if self.is_level_by_hand:
+            return self.own_level
+        return max(self.held_level, scene_level(self.own_level, tuple(self.scene_scores.values())))
+
+    def to_score_again(self) -> "_Class":
+        """The class without its scores on the scene, on which it must not be found until it has new ones."""
+        held = self.level if self.level > self.own_level else 0.0
+        return replace(self, scene_scores={}, held_level=held)
 
 
 class SupportBank:
@@ -135,12 +139,19 @@ class SupportBank:
         return tuple(name for name, entry in self._classes.items() if frame not in entry.scene_scores)
 
     @property
+    def unscored_frames(self) -> tuple[bytes, ...]:
+        """The pictures of the scene on which a class has no score, oldest first."""
+        return tuple(frame for frame in self._scene if self.unscored(frame))
+
+    def highest_in_scene(self, name: str) -> float:
+        """Return the highest score of a class on the pictures of the scene that are scored, in [0, 1]."""
+        return max(self._known(name).scene_scores.values(), default=0.0)
+
+    @property
     def found_in_scene(self) -> tuple[str, ...]:
         """The classes that are present in a picture of the scene: their level is set by hand, or they score 1 there."""
         # `log_odds` ends at 1 - 2**-23, so the level does too; a score of 1 is above it.
-        return tuple(
-            name for name, entry in self._classes.items() if max(entry.scene_scores.values(), default=0) > entry.level
-        )
+        return tuple(name for name, entry in self._classes.items() if self.highest_in_scene(name) > entry.level)
 
     @property
     def zones(self) -> tuple[Zone, ...]:
@@ -184,9 +195,11 @@ class SupportBank:
         """Set the level by hand, in (0, 1), which stays when pictures are added; None derives it from them again."""
         entry = self._known(name)
         if level is not None:
-            self._classes[name] = replace(entry, own_level=check_level(level), is_level_by_hand=True)
+            changed = replace(entry, own_level=check_level(level), is_level_by_hand=True)
         else:
-            self._classes[name] = self._with_supports(replace(entry, is_level_by_hand=False), entry.supports)
+            changed = self._with_supports(replace(entry, is_level_by_hand=False), entry.supports)
+        # What a negative leaves of a score depends on the level.
+        self._classes[name] = changed.to_score_again() if entry.negatives else changed
 
     def add(self, name: str, supports: Iterable[CachedSupport]) -> None:
         """Add supports to a class, which is created if it is new; an InputError if its name or number is impossible."""
@@ -197,14 +210,14 @@ class SupportBank:
         if name not in self._classes and len(self._classes) == MAX_CLASSES:
             raise InputError(f"The bank already has {MAX_CLASSES} classes; remove one before enrolling {name!r}.")
         before = self._classes.get(name) or _Class((), self.head.presence_level, False)
-        self._classes[name] = replace(self._with_supports(before, before.supports + added), scene_scores={})
+        self._classes[name] = self._with_supports(before.to_score_again(), before.supports + added)
 
     def add_negative(self, name: str, negative: Negative) -> None:
         """Add a picture of what is not the class."""
         entry = self._known(name)
         if len(entry.negatives) == MAX_NEGATIVES:
             raise InputError(f"Class {name!r} already has {MAX_NEGATIVES} negatives; remove one first.")
-        self._classes[name] = replace(entry, negatives=(*entry.negatives, negative), scene_scores={})
+        self._classes[name] = replace(entry.to_score_again(), negatives=(*entry.negatives, negative))
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0."""
@@ -212,26 +225,30 @@ class SupportBank:
         if not 0 <= index < len(entry.negatives):
             raise InputError(f"Class {name!r} has {len(entry.negatives)} negatives and no negative {index}.")
         kept = entry.negatives[:index] + entry.negatives[index + 1 :]
-        self._classes[name] = replace(entry, negatives=kept, scene_scores={})
+        self._classes[name] = replace(entry.to_score_again(), negatives=kept)
 
     def set_scene(self, frames: Sequence[bytes]) -> None:
         """Replace the pictures of the empty scene; the latest `MAX_SCENE_FRAMES` stay, new ones are unscored."""
         self._scene = tuple(frames)[-MAX_SCENE_FRAMES:]
         for name, entry in self._classes.items():
             kept = {frame: entry.scene_scores[frame] for frame in self._scene if frame in entry.scene_scores}
-            self._classes[name] = replace(entry, scene_scores=kept)
+            held = entry.held_level if len(kept) < len(self._scene) else 0.0
+            self._classes[name] = replace(entry, scene_scores=kept, held_level=held)
 
     def set_scene_scores(self, name: str, scores: Sequence[float]) -> None:
         """Set what a class scores on each picture of the scene, in [0, 1]; its level follows."""
         entry = self._known(name)
         if len(scores) != len(self._scene) or not all(0 <= score <= 1 for score in scores):
             raise InputError(f"The {len(self._scene)} pictures of the scene need scores in [0, 1], got {scores!r:.80}.")
-        self._classes[name] = replace(entry, scene_scores=dict(zip(self._scene, map(float, scores), strict=True)))
+        known = dict(zip(self._scene, map(float, scores), strict=True))
+        self._classes[name] = replace(entry, scene_scores=known, held_level=0.0)
 
     def add_scene_score(self, name: str, frame: bytes, score: float) -> None:
         """Add what a class scores on one picture of the scene, in [0, 1]; its level follows."""
         entry = self._known(name)
-        self._classes[name] = replace(entry, scene_scores={**entry.scene_scores, frame: score})
+        known = {**entry.scene_scores, frame: score}
+        held = entry.held_level if len(known) < len(self._scene) else 0.0
+        self._classes[name] = replace(entry, scene_scores=known, held_level=held)
 
     def remove(self, name: str) -> None:
         """Remove a class, and the frames that are kept for it."""
@@ -247,8 +264,8 @@ class SupportBank:
         if len(supports) == 1:
             self.remove(name)
         else:
-            kept = self._with_supports(self._classes[name], supports[:index] + supports[index + 1 :])
-            self._classes[name] = replace(kept, scene_scores={})
+            kept = supports[:index] + supports[index + 1 :]
+            self._classes[name] = self._with_supports(self._classes[name].to_score_again(), kept)
 
     def rename(self, old: str, new: str) -> None:
         """Rename a class, which keeps its place."""
@@ -317,7 +334,7 @@ class SupportBank:
         header, tensors = read_bank_file(path)
         try:
             made_by, scored_by = EncoderIdentity(**header["encoder"]), HeadIdentity(**header["head"])
-            entries = [_read_entry(entry) for entry in header["classes"]]
+            entries = [read_entry(entry) for entry in header["classes"]]
             num_frames = int(header.get("scene_frames", 0))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise damaged_header(path) from error
@@ -366,22 +383,3 @@ class SupportBank:
         if name not in self._classes:
             raise InputError(f"Class {name!r} is not enrolled; enrolled: {', '.join(self._classes) or 'none'}.")
         return self._classes[name]
-
-
-def _read_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One class of a header; a ValueError, KeyError, TypeError or AttributeError if it is malformed."""
-    return {
-        "name": str(entry["name"]),
-        "level": entry["level"],
-        "is_level_by_hand": bool(entry["is_level_by_hand"]),
-        "supports": read_facts(entry),
-        "negatives": read_facts(entry.get("negatives")),
-        "negative_margins": [_finite(margin) for margin in entry.get("negative_margins", ())],
-        "scene_scores": [float(score) for score in entry.get("scene_scores", ())],
-    }
-
-
-def _finite(value: Any) -> float:
-    if not math.isfinite(value):
-        raise ValueError(value)
-    return float(value)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fsvit_edge.fewshot.cached_support import read_facts
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.storage import atomic_write
 
@@ -78,3 +80,22 @@ def digest_of(header: Mapping[str, Any], tensors: Tensors) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.view(np.uint8).data if array.size else b"")
     return digest.hexdigest()
+
+
+def read_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One class of a header; a ValueError, KeyError, TypeError or AttributeError if it is malformed."""
+    return {
+        "name": str(entry["name"]),
+        "level": entry["level"],
+        "is_level_by_hand": bool(entry["is_level_by_hand"]),
+        "supports": read_facts(entry),
+        "negatives": read_facts(entry.get("negatives")),
+        "negative_margins": [_finite(margin) for margin in entry.get("negative_margins", ())],
+        "scene_scores": [float(score) for score in entry.get("scene_scores", ())],
+    }
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError(value)
+    return float(value)

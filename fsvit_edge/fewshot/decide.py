@@ -22,6 +22,7 @@ NEGATIVE_MARGIN = 3.0
 """How far behind a negative, in log-odds, a class may be and still be present: a negative is newer than the class's own
 pictures, and so more like the frame."""
 _REJECTED_BY = 0.25
+"""By how much, in log-odds, a class falls short on the picture of its negative, where it must be absent."""
 SHARE_LEFT = 0.7
 """Share of a class's pixels that must be left to it by classes of higher scores."""
 

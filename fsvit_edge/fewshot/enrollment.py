@@ -86,7 +86,6 @@ def enroll_class(
     bank.add(name, supports)
     if level is not None:
         bank.set_level(name, level)
-    score_scene(network, bank)
     kept = tuple(support.kept.shape[1] - 1 for support in supports)
     covers = tuple(float(mask.mean()) for mask in used)
     return Enrollment(name, len(bank.supports(name)), covers, kept, tuple(used))
@@ -187,17 +186,36 @@ def learn_scene(network: ExportedNetwork, bank: SupportBank, images: Sequence[Im
         raise InputError("Give at least one picture of the empty scene.")
     for image in given:
         check_rgb(image, "A picture of the empty scene")
-    frames = (encode_frame(image, network.manifest.image_size) for image in given)
+    frames = [encode_frame(image, network.manifest.image_size) for image in given]
     bank.set_scene(tuple(dict.fromkeys((*bank.scene, *frames))))  # the same picture twice would count as two
-    score_scene(network, bank)
-    highest = {name: max(bank.scene_scores(name)) for name in bank.classes}
+    _score_frames(network, bank, [frame for frame in bank.scene if frame in frames])
+    highest = {name: bank.highest_in_scene(name) for name in bank.classes}
     answering = tuple(name for name in bank.classes if highest[name] > bank.own_level(name))
     return SceneReport(len(bank.scene), highest, answering, bank.found_in_scene)
 
 
-def score_scene(network: ExportedNetwork, bank: SupportBank) -> None:
-    """Score the classes on the pictures of the empty scene on which they have no score."""
-    for frame in bank.scene:
+def score_scene(network: ExportedNetwork, bank: SupportBank, is_later: bool) -> None:
+    """Score the classes on all pictures of the empty scene on which they have no score.
+
+    If that is for later, only refuse pictures that cannot be read, with an ArtifactError: they must fail the change,
+    not the run.
+    """
+    if not is_later:
+        _score_frames(network, bank, bank.scene)
+        return
+    for frame in bank.unscored_frames:
+        decode_frame(frame)
+
+
+def score_next(network: ExportedNetwork, bank: SupportBank) -> bool:
+    """Score the classes on the oldest picture of the empty scene that was left for later; False if there is none."""
+    left = bank.unscored_frames[:1]
+    _score_frames(network, bank, left)
+    return bool(left)
+
+
+def _score_frames(network: ExportedNetwork, bank: SupportBank, frames: Sequence[bytes]) -> None:
+    for frame in frames:
         names = bank.unscored(frame)
         if not names:
             continue

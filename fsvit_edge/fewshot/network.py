@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fsvit_edge.fewshot.bank import MAX_CLASSES
+from fsvit_edge.fewshot.bank import MAX_CLASSES, SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.head_runs import head_runs
+from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.fewshot.support_masks import Image, Mask
 from fsvit_edge.runtime.bundle import EXPORT_AGAIN, OBJECTNESS, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, on_host
@@ -48,6 +49,12 @@ class ExportedNetwork:
                 f"its graphs have {found[0]} px and {found[1]} px; {EXPORT_AGAIN}."
             )
         self._resident: tuple[Sequence[ClassSupports], list[tuple[slice, dict[str, ResidentTensor]]]] | None = None
+
+    def empty_bank(self, precision: str) -> SupportBank:
+        """Return a bank for classes that these graphs enroll in this precision."""
+        graphs, size = self.manifest.graphs, self.manifest.image_size
+        encoder = (self.manifest.name, graphs["encoder"].sha256, size, self.num_channels, self.head_dim, precision)
+        return SupportBank(EncoderIdentity(*encoder), HeadIdentity(graphs["head"].sha256, self.manifest.presence_level))
 
     @property
     def max_classes(self) -> int:

@@ -19,7 +19,6 @@ from fsvit_edge.fewshot.enrollment import (
     mask_of_box,
     score_scene,
 )
-from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.fewshot.outlines import OUTLINES
 from fsvit_edge.fewshot.prediction import Prediction, Rejection, StageClock
@@ -50,6 +49,7 @@ class FewShotModel:
         bank: The enrolled classes.
         choice: Which engines compute, and why no others.
         exclusive: Whether classes that claim the same pixels exclude each other, so that only the likeliest is present.
+        scores_later: Whether changed classes stay unscored on the empty scene until `enrollment.score_next`.
 
     Raises:
         ArtifactError: The graphs do not have the sizes that the manifest states.
@@ -59,18 +59,9 @@ class FewShotModel:
         self.choice = choice or EngineChoice("given", manifest.precision, "engines that were given")
         self.network = ExportedNetwork(manifest, engines)
         self._is_sharp = self.network.has_objectness
-        self.bank = SupportBank(
-            EncoderIdentity(
-                manifest.name,
-                manifest.graphs["encoder"].sha256,
-                manifest.image_size,
-                self.network.num_channels,
-                self.network.head_dim,
-                self.choice.precision,
-            ),
-            HeadIdentity(manifest.graphs["head"].sha256, manifest.presence_level),
-        )
+        self.bank = self.network.empty_bank(self.choice.precision)
         self.exclusive = False
+        self.scores_later = False
         self._level_for_all: float | None = None
         self._blas = ThreadpoolController().select(user_api="blas")
 
@@ -185,7 +176,9 @@ class FewShotModel:
             InputError: The name, a picture, a mask, a box or the level cannot be used; the bank is unchanged.
             ArtifactError: The head's engine was built for fewer classes; the bank is unchanged.
         """
-        return enroll_class(self.network, self.bank, name, images, masks, boxes, level, self._is_sharp)
+        enrollment = enroll_class(self.network, self.bank, name, images, masks, boxes, level, self._is_sharp)
+        score_scene(self.network, self.bank, self.scores_later)
+        return enrollment
 
     def predict(self, rgb: Image, probabilities: bool = False, over_time: PresenceOverTime | None = None) -> Prediction:
         """Score one frame against every enrolled class.
@@ -279,6 +272,7 @@ class FewShotModel:
         Raises:
             InputError: There is no picture, or one is not such an array; the scene is unchanged.
         """
+        score_scene(self.network, self.bank, self.scores_later)
         return learn_scene(self.network, self.bank, images)
 
     def forget_scene(self) -> None:
@@ -315,7 +309,7 @@ class FewShotModel:
                 mask = (before.foreground[way] > 0.5) & before.present[way]
             negative = make_negative(self.network, supports, image, mask, encoded)
             self.bank.add_negative(name, negative)
-            score_scene(self.network, self.bank)
+            score_scene(self.network, self.bank, self.scores_later)
             after = self._answer(image, self.bank, encoded["tokens"], objectness)
         was, now = before.results[way], after.results[way]
         count = len(self.bank.negatives(name))
@@ -324,7 +318,7 @@ class FewShotModel:
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0; an InputError if there is none."""
         self.bank.remove_negative(name, index)
-        score_scene(self.network, self.bank)
+        score_scene(self.network, self.bank, self.scores_later)
 
     def remove(self, name: str) -> None:
         """Remove a class; an InputError if it is not enrolled."""
@@ -333,7 +327,7 @@ class FewShotModel:
     def remove_support(self, name: str, index: int) -> None:
         """Remove one picture of a class, counted from 0, and with the last one the class."""
         self.bank.remove_support(name, index)
-        score_scene(self.network, self.bank)
+        score_scene(self.network, self.bank, self.scores_later)
 
     def rename(self, old: str, new: str) -> None:
         """Rename a class; an InputError if `old` is not enrolled, or `new` already is or cannot be used."""
@@ -345,18 +339,14 @@ class FewShotModel:
         None derives it from the class's pictures again. An InputError if it is out of range.
         """
         self.bank.set_level(name, level)
+        score_scene(self.network, self.bank, self.scores_later)
 
     def set_level_for_all(self, level: float | None) -> None:
         """Use one level in (0, 1) for every class from now on; the bank keeps its own, which None uses again."""
         self._level_for_all = None if level is None else check_level(level)
 
     def save_bank(self, path: str | Path) -> None:
-        """Write the enrolled classes to one .safetensors file.
-
-        Raises:
-            InputError: The path does not end in .safetensors or cannot be a file.
-            FsvitEdgeError: The disk is full or the folder is not writable; an old file is unchanged.
-        """
+        """Write the enrolled classes to one .safetensors file; raises like `SupportBank.save`."""
         self.bank.save(Path(path))
 
     def load_bank(self, path: str | Path) -> None:
@@ -369,7 +359,7 @@ class FewShotModel:
         """
         bank = SupportBank.load(Path(path), self.bank.identity, self.bank.head)
         self.network.check_ways(len(bank.classes))
-        score_scene(self.network, bank)
+        score_scene(self.network, bank, self.scores_later)
         self.bank = bank
 
     def close(self) -> None:

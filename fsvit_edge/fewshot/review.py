@@ -34,6 +34,9 @@ _SAME_LEVELS = 32
 """Two pictures are the same if no cell of 16 x 16 differs by more than this many gray levels: in a video of bottles,
 changing light and a shaking camera gave up to 26, and a hand at the edge 80."""
 
+BUSY_S = 3.0
+"""How long a person at the page waits for another process that changes the bank."""
+
 Predict = Callable[[Image, Sequence[SupportBank]], list[Prediction]]
 
 
@@ -223,7 +226,9 @@ def doubts(prediction: Prediction) -> tuple[str, ...]:
     return tuple(name for name, is_doubtful in zip(prediction.classes, doubtful, strict=True) if is_doubtful)
 
 
-def update_review(path: Path, change: Callable[[SupportBank], ReviewItems]) -> SupportBank:
+def update_review(
+    path: Path, change: Callable[[SupportBank], ReviewItems], limit_s: float | None = None
+) -> SupportBank:
     """Change the items in a bank's file, and return the bank.
 
     One process does this at a time: otherwise a run that adds frames could undo a verdict that was given meanwhile.
@@ -231,12 +236,14 @@ def update_review(path: Path, change: Callable[[SupportBank], ReviewItems]) -> S
     Args:
         path: The file.
         change: Returns the new items of the bank that it gets.
+        limit_s: How long to wait for another process that changes the bank; None: as long as it takes.
 
     Raises:
+        BusyError: It takes longer.
         ArtifactError: The file is missing or damaged.
         FsvitEdgeError: The disk is full or the folder is not writable; the file is unchanged.
     """
-    with editing(path):
+    with editing(path, limit_s=limit_s):
         bank = SupportBank.load(path)
         bank.review = change(bank)
         bank.save(path)
@@ -255,10 +262,11 @@ def store_verdict(path: Path, judged: ReviewItem, supports: ClassSupports) -> bo
         False if there is no file yet or it does not have the class; it is then unchanged.
 
     Raises:
+        BusyError: Another process has been changing the bank for `BUSY_S`.
         ArtifactError: The file is damaged.
         FsvitEdgeError: The disk is full or the folder is not writable; the file is unchanged.
     """
-    with editing(path):
+    with editing(path, limit_s=BUSY_S):
         bank = SupportBank.load(path) if path.is_file() else None
         if bank is None or judged.name not in bank.classes:
             return False

@@ -60,7 +60,10 @@ def decode_frame(data: bytes) -> Image:
     """Return the (S, S, 3) uint8 RGB picture of `encode_frame`; an ArtifactError if the data is no picture."""
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if decoded is None:
-        raise ArtifactError("A picture of the empty scene in the bank cannot be read; learn the scene again.")
+        raise ArtifactError(
+            "A picture that the bank keeps, of the empty scene or to judge, cannot be read; use a copy of the bank, or "
+            "learn the scene again."
+        )
     return np.ascontiguousarray(decoded[..., ::-1], np.uint8)
 
 

@@ -142,7 +142,7 @@ def zones_of(pixels: npt.NDArray[np.uint8], box_xyxy: Box, area_px: int, zones: 
     return tuple(names)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=MAX_ZONES)  # of one size of frames; at 4K, 8 MB each
 def _mask(zone: Zone, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return the zone at a frame's size, (H, W) uint8, 255 inside."""
     mask = np.zeros(size_hw, np.uint8)

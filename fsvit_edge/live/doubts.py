@@ -16,6 +16,7 @@ from fsvit_edge.live.sources.base import Source
 from fsvit_edge.live.statistics import RunStatistics
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.messages import Say
+from fsvit_edge.runtime.storage import BusyError
 
 _EVERY_S = 10.0
 """Between two frames of one class, from a live source."""
@@ -24,6 +25,8 @@ _EVERY_S_OF_FILE = 1.0
 _IDLE_RATIO = 100.0
 """Keeping a frame takes as long as answering one; after that, nothing is kept for this many times as long (1 %)."""
 _WRITE_EVERY_S = 5.0
+_BUSY_S = 0.4
+"""How long to wait for another process that changes the bank, twice at the end: a run stops within 2 s."""
 
 
 class DoubtKeeper:
@@ -90,6 +93,8 @@ class DoubtKeeper:
             self._write()
             assert self._writer is not None
             self._writer.join()
+        if self._new and self._path is not None:
+            self._say(f"The last doubtful frames are not kept: another program is changing {self._path}.")
 
     def _write(self) -> None:
         new, self._new = tuple(self._new), []
@@ -109,7 +114,9 @@ class DoubtKeeper:
             return items
 
         try:
-            update_review(self._path, added)
+            update_review(self._path, added, _BUSY_S)
+        except BusyError:
+            self._new[:0] = new  # for the next time
         except FsvitEdgeError as error:
             self._path = None  # said once: a full disk must not fill the log as well
             self._say(f"Doubtful frames are no longer kept: {error}")

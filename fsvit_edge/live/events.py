@@ -26,8 +26,7 @@ class Sighting:
     box_xyxy: Box | None  # in pixels of the frame, right and bottom exclusive; None if the class had no pixel
     sequence: int  # index of the frame
     picture: Image = field(compare=False, repr=False)  # the frame, at most 640 px wide
-    # Where the class is, at the size of the picture; None: unknown.
-    mask: npt.NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
+    mask: npt.NDArray[np.bool_] = field(compare=False, repr=False)  # where the class is, at the size of the picture
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Event:
         monotonic_s: The same moment on a clock that never jumps.
         duration_s: Seconds from the appearance to the last frame above the level; None if the class has just appeared.
         best: The best sighting so far.
-        zones: Names of the zones in which it appeared, or if it left, of all in which it was; in the order given.
+        zones: Names of the zones in which it appeared, or if it left, of all in which it was, the first first.
     """
 
     kind: EventKind
@@ -61,7 +60,7 @@ class _Presence:
     last_s: float
     best: Sighting
     pictured_s: float
-    zones: frozenset[str]
+    zones: dict[str, None]  # an ordered set: a zone may be removed before the class leaves
 
 
 class EventDetector:
@@ -79,16 +78,15 @@ class EventDetector:
         shown = {result.name: result for result in prediction.results if result.is_present}
         for name in [name for name in self._present if name not in shown]:
             gone = self._present.pop(name)
-            zones = tuple(zone.name for zone in prediction.zones if zone.name in gone.zones)
-            events.append(self._event("left", name, frame, gone.best, gone.last_s - gone.since_s, zones))
+            events.append(self._event("left", name, frame, gone.best, gone.last_s - gone.since_s, tuple(gone.zones)))
         for name, result in shown.items():
             known = self._present.get(name)
             if known is None:
                 best = _sighting(frame, prediction, result)
-                self._present[name] = _Presence(now_s, now_s, best, now_s, frozenset(result.zones))
+                self._present[name] = _Presence(now_s, now_s, best, now_s, dict.fromkeys(result.zones))
                 events.append(self._event("appeared", name, frame, best, None, result.zones))
                 continue
-            known.zones = known.zones.union(result.zones)
+            known.zones |= dict.fromkeys(result.zones)
             if result.score > result.level:
                 known.last_s = now_s
             if result.score > known.best.score and now_s - known.pictured_s >= _PICTURE_EVERY_S:

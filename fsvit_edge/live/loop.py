@@ -223,9 +223,7 @@ class LiveRun:
 
     def _predict(self, frame: Frame) -> Prediction:
         over_time = None if self._steady is None else self._steady.at(self._time_s(frame))
-        prediction = self._model.predict(frame.image, over_time)
-        zones = self._model.zones_of_run
-        return replace(prediction, zones=zones) if zones else prediction
+        return self._model.predict(frame.image, over_time)
 
     def _deliver(self, frame: Frame, prediction: Prediction) -> None:
         if self._steady is not None:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fsvit_edge.fewshot.bank import LevelSource
 from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.decide import PresenceOverTime
+from fsvit_edge.fewshot.enrollment import score_next
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review_items import ReviewItems
@@ -22,7 +23,7 @@ from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 _Answer = TypeVar("_Answer")
-REQUEST_TIMEOUT_S = 30.0
+_TIMEOUT_S = 30.0
 _MAX_WAITING = 8
 
 
@@ -40,6 +41,9 @@ class Enrolled:
 class LiveModel:
     """Runs requests of other threads between two frames in the thread of the loop: a model is not thread-safe.
 
+    The classes that a change leaves to be scored on the empty scene are scored on one picture after each frame: on all
+    in one request, a large network would hold up the frames for 20 s.
+
     A lock would starve the other threads: if a frame is always waiting, the loop takes the lock again before they wake
     up. The caller closes the model.
 
@@ -53,7 +57,9 @@ class LiveModel:
         self.zones_of_run = zones_of_run
         self._waiting: queue.Queue[tuple[Callable[[FewShotModel], Any], Future[Any], bool]] = queue.Queue(_MAX_WAITING)
         self._closed = threading.Event()
+        model.scores_later = True
         self._enrolled = _enrolled(model)
+        self._is_unscored = False
         self._revision = 0
         self._done = 0
         self._done_before_change = 0
@@ -86,14 +92,15 @@ class LiveModel:
 
     @property
     def revision(self) -> int:
-        """Number of changes to the classes so far."""
+        """Number of changes to the classes so far, and of times that their levels were scored after one."""
         return self._revision
 
     def predict(self, rgb: npt.NDArray[np.uint8], over_time: PresenceOverTime | None = None) -> Prediction:
         """Process one frame like `FewShotModel.predict`; only from the thread of the loop."""
         self._is_busy = True
         try:
-            return self._model.predict(rgb, over_time=over_time)
+            prediction = self._model.predict(rgb, over_time=over_time)
+            return replace(prediction, zones=self.zones_of_run) if self.zones_of_run else prediction
         finally:
             self._is_busy = False
             self._done += 1
@@ -110,6 +117,10 @@ class LiveModel:
 
     def run_requests(self) -> None:
         """Run the requests of other threads; only from the thread of the loop, between two frames."""
+        if self._is_unscored:
+            score_next(self._model.network, self._model.bank)
+            if not self._model.bank.unscored_frames:
+                self._count_change()
         # Not those that come meanwhile: many short requests in a row must not hold up the frames.
         for _ in range(self._waiting.qsize()):
             try:
@@ -119,28 +130,44 @@ class LiveModel:
             if not answer.set_running_or_notify_cancel():
                 continue
             try:
-                result = request(self._model)
+                result = self._change(request) if is_change else request(self._model)
                 if is_change:
                     # Before the answer is set, so that the thread that waits for it sees the new classes.
-                    self._enrolled, self._revision = _enrolled(self._model), self._revision + 1
+                    self._count_change()
                     self._done_before_change = self._done
                 answer.set_result(result)
             except Exception as error:  # any error belongs to the thread that asked, not to the loop
                 answer.set_exception(error)
 
-    def read(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
+    def _count_change(self) -> None:
+        self._enrolled, self._revision = _enrolled(self._model), self._revision + 1
+        self._is_unscored = bool(self._model.bank.unscored_frames)
+
+    def _change(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
+        """Run a request on a copy of the classes, which counts only if nothing fails on the way."""
+        answers: list[_Answer] = []
+        self._model.bank = self._model.bank_after(lambda model: answers.append(request(model)))
+        return answers[0]
+
+    def read(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Let the loop run a request that changes no class, and wait for its answer; from any other thread.
 
         Raises:
-            FsvitEdgeError: The run has ended, too many requests are waiting, or the time is over; then it never runs.
+            FsvitEdgeError: The run has ended, or too many requests are waiting, or the time is over: then it never
+                runs, unless it has begun, as the sentence says.
         """
-        return self._ask(request, timeout_s, is_change=False)
+        return self._ask(request, is_change=False)
 
-    def update(self, request: Callable[[FewShotModel], _Answer], timeout_s: float = REQUEST_TIMEOUT_S) -> _Answer:
-        """Like `read`, for a request that changes the classes."""
-        return self._ask(request, timeout_s, is_change=True)
+    def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
+        """Like `read`, for a request that changes the classes; if it fails, they stay as they were."""
+        return self._ask(request, is_change=True)
 
-    def _ask(self, request: Callable[[FewShotModel], _Answer], timeout_s: float, is_change: bool) -> _Answer:
+    def wait_for_scores(self) -> None:
+        """Wait until the classes are scored on all of the empty scene; from any other thread. Raises like `read`."""
+        while self.read(lambda _: self._is_unscored):
+            pass
+
+    def _ask(self, request: Callable[[FewShotModel], _Answer], is_change: bool) -> _Answer:
         answer: Future[_Answer] = Future()
         if self._closed.is_set():
             raise FsvitEdgeError("The run has ended; start it again.")
@@ -149,10 +176,15 @@ class LiveModel:
         except queue.Full:
             raise FsvitEdgeError("Too many requests are waiting for the model; try again in a moment.") from None
         try:
-            return answer.result(timeout_s)
+            return answer.result(_TIMEOUT_S)
         except FutureTimeoutError:
-            answer.cancel()
-            raise FsvitEdgeError(f"The model was busy for {timeout_s:g} s; try again.") from None
+            if answer.cancel():
+                raise FsvitEdgeError(f"The model was busy for {_TIMEOUT_S:g} s; try again.") from None
+            if answer.done():  # just now
+                return answer.result()
+            raise FsvitEdgeError(
+                f"The model has not finished this within {_TIMEOUT_S:g} s, but still may; look later whether it did."
+            ) from None
 
     def close(self) -> None:
         """Refuse all waiting and future requests, because the loop has ended."""
@@ -162,7 +194,8 @@ class LiveModel:
                 _, answer, _ = self._waiting.get_nowait()
             except queue.Empty:
                 return
-            answer.set_exception(FsvitEdgeError("The run has ended; start it again."))
+            if answer.set_running_or_notify_cancel():  # not one that timed out
+                answer.set_exception(FsvitEdgeError("The run has ended; start it again."))
 
 
 def _enrolled(model: FewShotModel) -> Enrolled:

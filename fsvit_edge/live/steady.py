@@ -10,16 +10,10 @@ from fsvit_edge.fewshot.decide import Flags, Scores, above_level
 OFF_MARGIN = 0.4
 """How far below its level, in log-odds, a class that is on must score to turn off; less than `decide.SCENE_MARGIN`, so
 that a class turns off on a frame of the empty scene."""
+ON_S, OFF_S = 0.3, 1.0
+"""How long a class must be seen, and how long be gone, before the answer changes."""
 GAP_S = 5.0
 """After so long without a frame, what was seen before counts no longer toward a change."""
-
-
-@dataclass(frozen=True)
-class SteadyOptions:
-    """How long a class must be seen, or be gone, before the answer changes; in seconds."""
-
-    on_s: float = 0.3
-    off_s: float = 1.0
 
 
 @dataclass
@@ -31,16 +25,12 @@ class _State:
 class SteadyAnswers:
     """Turns classes on and off with time; a `PresenceOverTime`, asked before a frame's label map is made.
 
-    A class turns on when it has scored above its level in every frame for `on_s`, and off when it has scored more than
-    `OFF_MARGIN` below for `off_s`, or at all below where a negative or a competing class lowered its score: these say
+    A class turns on when it has scored above its level in every frame for `ON_S`, and off when it has scored more than
+    `OFF_MARGIN` below for `OFF_S`, or at all below where a negative or a competing class lowered its score: these say
     "it is something else", which is no flicker.
-
-    Args:
-        options: The two times.
     """
 
-    def __init__(self, options: SteadyOptions = SteadyOptions()) -> None:
-        self._options = options
+    def __init__(self) -> None:
         self._states: dict[str, _State] = {}
         self._now_s = -math.inf
 
@@ -71,6 +61,6 @@ class SteadyAnswers:
             return
         if state.changing_since_s is None:
             state.changing_since_s = self._now_s
-        if self._now_s - state.changing_since_s >= (self._options.off_s if state.is_on else self._options.on_s):
+        if self._now_s - state.changing_since_s >= (OFF_S if state.is_on else ON_S):
             state.is_on = not state.is_on
             state.changing_since_s = None

@@ -2,7 +2,8 @@
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports, share_a_picture
 from fsvit_edge.fewshot.predictor import FewShotModel
-from fsvit_edge.fewshot.review import store_verdict
+from fsvit_edge.fewshot.review import BUSY_S, store_verdict
 from fsvit_edge.fewshot.review_items import ReviewItem, Verdict, with_verdicts_of
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import schemas
@@ -23,7 +24,7 @@ from fsvit_edge.page.events import EventLog
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
 from fsvit_edge.page.trials import Trials
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.runtime.storage import editing
+from fsvit_edge.runtime.storage import BusyError, editing
 
 _Answer = TypeVar("_Answer")
 
@@ -35,35 +36,42 @@ class PageState:
     hub: FrameHub
     model: LiveModel  # changes to it wait for the end of a frame
     bank_path: Path  # the classes are saved here; a client cannot choose it
-    is_saved: bool = True  # whether no class has changed since then
     # A page left open across a restart of the run must not take the new classes for the ones it shows.
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
     events: EventLog = field(default_factory=EventLog)
-    writing: threading.Lock = field(default_factory=threading.Lock)  # the bank's file, with what is said of it here
+    writing: threading.Lock = field(default_factory=threading.Lock)  # held by `_writing`
     taken_back: list[ReviewItem] = field(default_factory=list)  # verdicts that the bank's file may still have
     trials: Trials = field(init=False)
+    saved_revision: int | None = field(init=False)  # None: a verdict is not in the file
 
     def __post_init__(self) -> None:
         self.trials = Trials(self.model)
+        self.saved_revision = self.model.revision
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether nothing has changed since the classes were saved; a change that timed out may still come."""
+        return self.saved_revision == self.model.revision
 
     def judge(self, number: int, verdict: Verdict | None) -> tuple[ReviewItem, bool]:
         """Set the verdict of a doubtful frame, and return it, and whether the verdict is in the bank's file."""
-        with self.writing:
+        with self._writing():
             item, supports = self.model.read(partial(_judge, number=number, verdict=verdict))
             is_stored = False
             try:
                 is_stored = store_verdict(self.bank_path, item, supports)
             finally:
                 if not is_stored:
-                    self.is_saved = False
+                    self.saved_revision = None
                     if verdict is None:
                         self.taken_back.append(item)
         return item, is_stored
 
     def save(self) -> None:
         """Save the classes to the bank's file, and keep the verdicts that others wrote to it meanwhile."""
-        with self.writing, editing(self.bank_path):
+        self.model.wait_for_scores()  # so that the file has the levels to come
+        with self._writing(), editing(self.bank_path, limit_s=BUSY_S):
             try:
                 theirs = SupportBank.load(self.bank_path)
             except ArtifactError:  # it does not exist, or is damaged and about to be replaced
@@ -78,15 +86,22 @@ class PageState:
                 return self.model.revision
 
             # In the thread of the loop, for whose end a run that stops waits.
-            revision = self.model.read(save)
+            self.saved_revision = self.model.read(save)
             self.taken_back.clear()
-            self.is_saved = self.model.revision == revision
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let one thread at a time write the bank's file, with what is said of it; a BusyError if that takes long."""
+        if not self.writing.acquire(timeout=BUSY_S):
+            raise BusyError("The bank's file is being written; try again in a moment.")
+        try:
+            yield
+        finally:
+            self.writing.release()
 
     def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Change the classes; raises like `LiveModel.update`."""
-        answer = self.model.update(request)
-        self.is_saved = False
-        return answer
+        return self.model.update(request)
 
 
 def _judge(model: FewShotModel, number: int, verdict: Verdict | None) -> tuple[ReviewItem, ClassSupports]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.enrollment import score_next
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review import Check, CheckedItem
 from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems
@@ -49,7 +50,8 @@ class Trials:
     def start(self, number: int) -> Trial:
         """Try to learn from a judged frame: as a negative of its class, or as a picture of it.
 
-        All verdicts are checked in requests of one frame each, so that the camera's picture goes on meanwhile.
+        The empty scene is scored and all verdicts are checked in requests of one frame each, so that the camera's
+        picture goes on meanwhile.
 
         Args:
             number: Of the frame.
@@ -69,15 +71,25 @@ class Trials:
             bank = model.bank_after(lambda model: _learn(model, item))
             return item, tuple(one for one in items if one.verdict is not None), bank, self._model.revision
 
+        self._model.wait_for_scores()
         item, judged, bank, revision = self._model.read(change)
 
-        def check(one: ReviewItem, model: FewShotModel) -> CheckedItem:
+        def refuse_if_outdated() -> None:
             if self._latest_id != started_id:
                 raise FsvitEdgeError("Another change is being tried now; try again.")
             if self._model.revision != revision:
                 raise FsvitEdgeError(_CHANGED)
+
+        def score(model: FewShotModel) -> bool:
+            refuse_if_outdated()
+            return score_next(model.network, bank)
+
+        def check(one: ReviewItem, model: FewShotModel) -> CheckedItem:
+            refuse_if_outdated()
             return model.review.check_item(one, bank)
 
+        while self._model.read(score):
+            pass
         checked = [self._model.read(partial(check, one)) for one in judged]
         trial = Trial(started_id, item, Check(tuple(checked)), bank, revision)
         if self._latest_id == started_id:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -197,8 +198,14 @@ def _flush(path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- locks
 
 
+class BusyError(FsvitEdgeError):
+    """Another process, or another part of this one, keeps a lock for longer than somebody may wait."""
+
+
 @contextmanager
-def locked(path: Path, required: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(
+    path: Path, required: bool = True, on_wait: Callable[[], None] | None = None, limit_s: float | None = None
+) -> Iterator[None]:
     """Let one process at a time into the block; the lock ends with the block, or with the process.
 
     Args:
@@ -206,6 +213,10 @@ def locked(path: Path, required: bool = True, on_wait: Callable[[], None] | None
         required: False enters without a lock if the file system has no locks or `path` cannot be opened; True raises
             the OSError.
         on_wait: Called once if another process has the lock.
+        limit_s: How long to wait for it, at most; None: as long as it takes.
+
+    Raises:
+        BusyError: The limit is over.
     """
     descriptor = None
     try:
@@ -216,7 +227,7 @@ def locked(path: Path, required: bool = True, on_wait: Callable[[], None] | None
             except BlockingIOError:
                 if on_wait is not None:
                     on_wait()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _wait_for_lock(descriptor, path, limit_s)
         except OSError:
             if required:
                 raise
@@ -226,14 +237,31 @@ def locked(path: Path, required: bool = True, on_wait: Callable[[], None] | None
             os.close(descriptor)
 
 
+def _wait_for_lock(descriptor: int, path: Path, limit_s: float | None) -> None:
+    if limit_s is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return
+    due_s = time.monotonic() + limit_s
+    while True:
+        time.sleep(0.02)
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= due_s:
+                raise BusyError(f"Another program is changing files in {path}; try again when it is done.") from None
+
+
 @contextmanager
-def editing(path: Path, on_wait: Callable[[Path], None] = lambda _: None) -> Iterator[None]:
+def editing(
+    path: Path, on_wait: Callable[[Path], None] = lambda _: None, limit_s: float | None = None
+) -> Iterator[None]:
     """Let one process at a time read, change and write the files of a file's folder, or the last one would win.
 
-    A file system without locks lets everyone in. `on_wait` gets the folder, once, if another process has the lock.
+    A file system without locks lets everyone in. `on_wait` gets the folder, once, if another process has the lock; a
+    BusyError if it still has it after `limit_s`.
     """
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    with locked(folder, required=False, on_wait=lambda: on_wait(folder)):
+    with locked(folder, required=False, on_wait=lambda: on_wait(folder), limit_s=limit_s):
         yield
 
 

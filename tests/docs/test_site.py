@@ -88,7 +88,8 @@ def test_the_page_on_json_lines_names_every_field_of_a_frame() -> None:
 
 
 def test_the_page_on_json_lines_names_every_field_of_an_event() -> None:
-    left = Event("left", "cup", "demo", 0.0, 0.0, 1.0, Sighting(0.9, None, 0, np.zeros((4, 6, 3), np.uint8)))
+    best = Sighting(0.9, None, 0, np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.bool_))
+    left = Event("left", "cup", "demo", 0.0, 0.0, 1.0, best)
     assert _fields('"event": "appeared"`', "## ") == event_record(left).keys()
 
 

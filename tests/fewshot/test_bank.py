@@ -517,11 +517,27 @@ def test_no_level_is_above_the_highest_score_there_is(score: float, is_found: bo
     assert bank.found_in_scene[-1:] == ("Größe 猫",)  # its level was set by hand
 
 
+def test_a_level_that_the_scene_raised_is_held_until_all_of_it_is_scored_again() -> None:
+    bank = filled()
+    raised, own = bank.level("cat"), bank.own_level("cat")
+    bank.add_negative("cat", Negative(support(4), 0.5))
+    forgotten = bank.copy()
+    assert bank.unscored_frames == (b"first", b"second")
+    bank.add_scene_score("cat", b"first", 0.0)
+    assert (bank.level("cat"), bank.level_source("cat")) == (raised, "empty scene")
+    bank.add_scene_score("cat", b"second", 0.0)
+    assert bank.level("cat") == own < raised  # the control
+    forgotten.set_scene(())
+    assert forgotten.level("cat") == own
+
+
 def test_what_changes_the_scores_on_the_scene_drops_them(path: Path) -> None:
     for change in (
         lambda bank: bank.add("cat", [support(7)]),
         lambda bank: bank.remove_support("cat", 0),
         lambda bank: bank.set_scene([b"other"]),
+        lambda bank: bank.set_level("cat", 0.5),
+        lambda bank: bank.set_level("cat", None),
     ):
         bank = filled()
         change(bank)

@@ -92,6 +92,17 @@ def test_what_a_negative_excludes_does_not_raise_the_level_too(model: FewShotMod
     assert model.bank.level("cat") == pytest.approx(raised, abs=1e-5)
 
 
+def test_what_a_negative_leaves_of_the_scene_is_scored_against_the_level_of_now(model: FewShotModel) -> None:
+    model.reject("cat", CAT_LIKE)
+    model.learn_scene([CAT_LIKE])
+    wanted = model.bank.level("cat")
+    scores = model.bank.scene_scores("cat")
+    model.set_level("cat", 0.97)
+    assert model.bank.scene_scores("cat") != scores  # the control
+    model.set_level("cat", None)
+    assert (model.bank.level("cat"), model.bank.scene_scores("cat")) == (wanted, scores)
+
+
 def test_the_same_picture_of_the_scene_counts_once(model: FewShotModel) -> None:
     assert model.learn_scene([NOTHING, NOTHING]).frames == 1
     assert model.learn_scene([NOTHING, CAT_LIKE]).frames == 2

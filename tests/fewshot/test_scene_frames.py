@@ -23,7 +23,9 @@ def test_a_frame_is_kept_as_a_small_picture_of_the_encoders_size() -> None:
 
 @pytest.mark.parametrize("data", [b"no picture", b""])
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
-    with pytest.raises(ArtifactError, match="learn the scene again"):
+    with pytest.raises(
+        ArtifactError, match="of the empty scene or to judge, cannot be read; use a copy of the bank, or learn"
+    ):
         decode_frame(data)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fsvit_edge.fewshot.prediction import Prediction
-from fsvit_edge.fewshot.zones import MIN_SHARE, Zone, check_zones, parse_zone, without_zone
+from fsvit_edge.fewshot.zones import MAX_ZONES, MIN_SHARE, Zone, _mask, check_zones, parse_zone, without_zone
 from fsvit_edge.runtime.errors import InputError
 
 LEFT = parse_zone("left=0,0,0.5,0,0.5,1,0,1")
@@ -106,3 +106,14 @@ def test_only_a_present_class_is_in_a_zone() -> None:
         ("cup", "pen"), scores, levels, labels, None, {}, steady_present=np.ones(2, np.bool_), zones=(LEFT,)
     )
     assert [result.zones for result in held.results] == [("left",), ()]
+
+
+def test_the_masks_of_all_zones_are_kept_and_those_of_other_frames_are_not() -> None:
+    zones = tuple(Zone(str(number), LEFT.corners) for number in range(MAX_ZONES))
+    for height in (*range(2, 20), 20, 20):
+        misses = _mask.cache_info().misses
+        zones_of(np.ones((height, 30), np.uint8), zones)
+        assert _mask.cache_info().currsize <= MAX_ZONES
+    assert _mask.cache_info().misses == misses
+    zones_of(np.ones((21, 30), np.uint8), zones)
+    assert _mask.cache_info().misses == misses + MAX_ZONES  # the control

@@ -72,9 +72,11 @@ def test_an_event_names_the_zones_in_which_a_class_appeared_and_then_was() -> No
     events = play(at(slice(85, 95)), at(slice(50, 60)), at(slice(10, 20)), at(slice(0, 0), score=0.1))
     assert [(event.kind, event.zones) for _, event in events] == [
         ("appeared", ("bottom",)),
-        ("left", ("top", "bottom")),
+        ("left", ("bottom", "top")),
     ]
-    assert event_record(events[1][1])["zones"] == ["top", "bottom"]
+    assert event_record(events[1][1])["zones"] == ["bottom", "top"]
+    removed = replace(at(slice(0, 0), score=0.1), zones=zones[:1])
+    assert play(at(slice(85, 95)), removed)[1][1].zones == ("bottom",)
     middle, left = play(at(slice(50, 60)), at(slice(0, 0), score=0.1))
     assert (middle[1].zones, left[1].zones) == ((), ())
 

@@ -97,7 +97,7 @@ class Flickers(NoModel):
         steady_present = None if over_time is None else over_time.decide(names, score, score, level)
         present = score > level if steady_present is None else steady_present
         labels = np.full(rgb.shape[:2], present[0], np.uint8)
-        return Prediction(names, score, level, labels, None, {}, steady_present=steady_present)
+        return Prediction(names, score, level, labels, None, {}, steady_present=steady_present, zones=self.zones_of_run)
 
 
 @pytest.mark.parametrize("steady", [False, True])

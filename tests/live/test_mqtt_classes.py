@@ -34,7 +34,8 @@ def answer(**scores: float) -> Prediction:
 
 
 def event(sequence: int) -> Event:
-    return Event("appeared", "cup", "cam", 1.0, 2.0, None, Sighting(0.9, None, sequence, np.zeros((2, 2, 3), np.uint8)))
+    best = Sighting(0.9, None, sequence, np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.bool_))
+    return Event("appeared", "cup", "cam", 1.0, 2.0, None, best)
 
 
 @contextmanager

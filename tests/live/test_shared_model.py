@@ -1,14 +1,18 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.zones import parse_zone
+from fsvit_edge.live import shared_model
 from fsvit_edge.live.shared_model import LiveModel
-from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
@@ -58,18 +62,113 @@ def test_an_error_goes_to_the_thread_that_asked_and_not_to_the_loop(live: LiveMo
         assert live.read(lambda model: model.classes) == ()
 
 
-def test_a_request_that_times_out_never_runs(live: LiveModel) -> None:
+def test_a_request_that_times_out_never_runs(live: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_model, "_TIMEOUT_S", 0.05)
     done = []
     with pytest.raises(FsvitEdgeError, match=r"The model was busy for 0\.05 s; try again"):
-        live.read(lambda _: done.append(1), timeout_s=0.05)
+        live.read(lambda _: done.append(1))
     live.run_requests()
     assert done == []
+
+
+def test_a_request_that_has_begun_may_finish_after_its_time(live: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_model, "_TIMEOUT_S", 0.5)
+    may_end = threading.Event()
+
+    def slow(model: FewShotModel) -> None:
+        model.enroll("cup", [PICTURE])
+        may_end.wait(10)
+
+    with serving(live):
+        with pytest.raises(FsvitEdgeError, match=r"has not finished this within 0\.5 s, but still may"):
+            live.update(slow)
+        assert (live.classes, live.revision) == ((), 0)
+        may_end.set()
+        wait_until(lambda: live.revision == 1)
+        assert live.classes == ("cup",)
+
+
+def test_a_change_that_fails_half_way_changes_nothing(live: LiveModel, loaded: FewShotModel) -> None:
+    def fail(model: FewShotModel) -> None:
+        model.enroll("cup", [PICTURE])
+        raise FsvitEdgeError("The disk is full.")
+
+    with serving(live):
+        with pytest.raises(FsvitEdgeError, match="The disk is full"):
+            live.update(fail)
+        assert (loaded.classes, live.classes, live.revision) == ((), (), 0)
+        with pytest.raises(FsvitEdgeError):
+            live.read(fail)  # the control
+        assert (loaded.classes, live.classes) == (("cup",), ())
+
+
+def test_a_change_may_replace_the_bank(live: LiveModel, loaded: FewShotModel, tmp_path: Path) -> None:
+    loaded.enroll("cup", [PICTURE])
+    loaded.save_bank(tmp_path / "cups.safetensors")
+    loaded.remove("cup")
+    with serving(live):
+        live.update(lambda model: model.load_bank(tmp_path / "cups.safetensors"))
+    assert live.classes == loaded.classes == ("cup",)
+
+
+@pytest.fixture
+def scene(loaded: FewShotModel) -> Iterator[list[np.ndarray]]:
+    """Pictures of the empty scene that the model has learned."""
+    pictures = [np.random.default_rng(seed).integers(0, 256, PICTURE.shape, dtype=np.uint8) for seed in range(1, 4)]
+    loaded.learn_scene(pictures)
+    yield pictures
+    loaded.forget_scene()
+
+
+@pytest.mark.usefixtures("scene")
+def test_frames_come_between_the_pictures_of_the_scene_that_a_changed_class_is_scored_on(
+    live: LiveModel, loaded: FewShotModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded.scores_later = False
+    at_once = loaded.bank_after(lambda model: model.enroll("cup", [PICTURE]))
+    loaded.scores_later = True
+    turns: list[str] = []
+    run = loaded.network.encoder.run
+    monkeypatch.setattr(loaded.network.encoder, "run", lambda feed: (turns.append("e"), run(feed))[1])
+
+    with ThreadPoolExecutor(1) as threads:
+        change = threads.submit(live.update, lambda model: model.enroll("cup", [PICTURE]))
+        wait_until(lambda: live._waiting.qsize() == 1)
+        live.run_requests()
+        change.result(10)
+        assert (turns, live.revision, live.enrolled.level_sources["cup"]) == (["e"], 1, "default")
+        waiting = threads.submit(live.wait_for_scores)
+        for count in (1, 2, 3):
+            turns.clear()
+            assert live.revision == 1
+            live.run_requests()
+            assert turns == ["e"], count
+        assert live.revision == 2
+        wait_until(lambda: bool(live._waiting.qsize() or waiting.done()))
+        live.run_requests()
+        waiting.result(10)
+    assert turns == ["e"]  # nothing is left
+    assert live.enrolled.level_sources["cup"] == at_once.level_source("cup") == "empty scene"
+    assert loaded.bank.scene_scores("cup") == at_once.scene_scores("cup")
+
+
+def test_a_picture_of_the_scene_that_cannot_be_read_fails_the_change_and_not_the_run(
+    live: LiveModel, loaded: FewShotModel
+) -> None:
+    loaded.bank.set_scene([b"no picture"])
+    with serving(live), pytest.raises(ArtifactError, match="cannot be read"):
+        live.update(lambda model: model.enroll("cup", [PICTURE]))
+    assert loaded.classes == ()
+    live.run_requests()
+    loaded.forget_scene()
+    with serving(live):
+        live.update(lambda model: model.enroll("cup", [PICTURE]))  # the control
 
 
 def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
     def ask() -> None:
         with pytest.raises(FsvitEdgeError, match="The run has ended"):
-            live.read(lambda _: None, timeout_s=10)
+            live.read(lambda _: None)
 
     waiting = [threading.Thread(target=ask) for _ in range(8)]
     for thread in waiting:
@@ -82,6 +181,30 @@ def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
         thread.join()
     with pytest.raises(FsvitEdgeError, match="The run has ended"):
         live.read(lambda _: None)
+
+
+def test_the_end_of_the_run_answers_those_that_wait_behind_one_that_timed_out(
+    live: LiveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_model, "_TIMEOUT_S", 0.05)
+        with pytest.raises(FsvitEdgeError, match="The model was busy"):
+            live.read(lambda _: None)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(live.read, lambda _: None)
+        wait_until(lambda: live._waiting.qsize() == 2)
+        live.close()
+        with pytest.raises(FsvitEdgeError, match="The run has ended"):
+            waiting.result(10)
+
+
+def test_the_zones_of_the_run_replace_those_of_the_bank_in_every_answer(
+    loaded: FewShotModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_bank, of_run = parse_zone("left=0,0,0.5,0,0.5,1"), parse_zone("right=0.5,0,1,0,1,1")
+    monkeypatch.setattr(loaded.bank, "_zones", (of_bank,))
+    assert LiveModel(loaded, (of_run,)).predict(PICTURE).zones == (of_run,)
+    assert LiveModel(loaded).predict(PICTURE).zones == (of_bank,)
 
 
 def test_the_first_frame_after_a_change_is_known(live: LiveModel) -> None:
@@ -128,5 +251,7 @@ def test_requests_that_come_while_others_run_wait_for_the_next_frame(live: LiveM
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 10
     while not condition():
+        assert time.monotonic() < deadline_s
         time.sleep(0.001)

@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from blank import blank_frame, health, no_classes, until
 
@@ -66,7 +67,9 @@ def test_events_are_not_dropped_with_the_frames_and_go_first() -> None:
     assert sink.taken.wait(5)  # the sink is busy with frame 0
     names = [f"class {number}" for number in range(100)]
     for index, name in enumerate(names, start=1):
-        worker.tell(Event("appeared", name, "cam", 0.0, 0.0, None, Sighting(0.9, None, index, blank_frame().image)))
+        image = blank_frame().image
+        best = Sighting(0.9, None, index, image, np.zeros(image.shape[:2], np.bool_))
+        worker.tell(Event("appeared", name, "cam", 0.0, 0.0, None, best))
         worker.put(blank_frame(index), PREDICTION)
     sink.gate.set()
 

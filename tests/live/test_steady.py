@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from fsvit_edge.fewshot.decide import Scores, compete, scene_level
-from fsvit_edge.live.steady import GAP_S, OFF_MARGIN, SteadyAnswers, SteadyOptions
+from fsvit_edge.live.steady import GAP_S, OFF_MARGIN, ON_S, SteadyAnswers
 from fsvit_edge.runtime.postprocess import log_odds, sigmoid
 
 LEVEL = 0.8
-OPTIONS = SteadyOptions(on_s=0.3, off_s=1.0)
 FPS = 10
 CUP = ("cup",)
 
@@ -33,35 +32,37 @@ def play(steady: SteadyAnswers, above_level: list[float], start_s: float = 0.0) 
 
 
 def test_a_class_turns_on_after_its_time_and_off_after_its_time() -> None:
-    seen = play(SteadyAnswers(OPTIONS), [2.0] * 10 + [-3.0] * 20)
+    seen = play(SteadyAnswers(), [2.0] * 10 + [-3.0] * 20)
     assert seen.index(True) == 3
     assert seen[3:].index(False) == 10 - 3 + 10
 
 
 def test_single_frames_change_nothing() -> None:
-    assert not any(play(SteadyAnswers(OPTIONS), [2.0, -3.0] * 20))
-    assert all(play(SteadyAnswers(OPTIONS), [2.0] * 10 + [-3.0, 2.0] * 20)[3:])
+    assert not any(play(SteadyAnswers(), [2.0, -3.0] * 20))
+    assert all(play(SteadyAnswers(), [2.0] * 10 + [-3.0, 2.0] * 20)[3:])
 
 
-def test_without_times_every_frame_decides() -> None:
-    assert play(SteadyAnswers(SteadyOptions(0, 0)), [2.0, -3.0] * 5) == [True, False] * 5
+def test_without_times_every_frame_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ON_S", "OFF_S"):
+        monkeypatch.setattr(f"fsvit_edge.live.steady.{name}", 0.0)
+    assert play(SteadyAnswers(), [2.0, -3.0] * 5) == [True, False] * 5
 
 
 def test_between_the_two_levels_a_class_stays_as_it_is() -> None:
     between = [-OFF_MARGIN / 2] * 50
-    assert not any(play(SteadyAnswers(OPTIONS), between))
-    assert all(play(SteadyAnswers(OPTIONS), [2.0] * 5 + between)[3:])
+    assert not any(play(SteadyAnswers(), between))
+    assert all(play(SteadyAnswers(), [2.0] * 5 + between)[3:])
 
 
 @pytest.mark.parametrize("fps", [2, 100])
 def test_the_times_are_seconds_not_frames(fps: int) -> None:
-    steady = SteadyAnswers(OPTIONS)
+    steady = SteadyAnswers()
     seen = [decide(steady, index / fps, score(2.0))[0] for index in range(fps * 2)]
-    assert seen.index(True) / fps == pytest.approx(OPTIONS.on_s, abs=0.5 / fps + 0.2)
+    assert seen.index(True) / fps == pytest.approx(ON_S, abs=0.5 / fps + 0.2)
 
 
 def test_each_class_has_its_own_time() -> None:
-    steady, names = SteadyAnswers(OPTIONS), ("cup", "pen")
+    steady, names = SteadyAnswers(), ("cup", "pen")
     for index in range(5):
         decide(steady, index / FPS, score(-3.0, 2.0), names=names)
     assert decide(steady, 0.5, score(2.0, 2.0), names=names) == [False, True]
@@ -69,7 +70,7 @@ def test_each_class_has_its_own_time() -> None:
 
 
 def test_a_class_that_was_removed_and_enrolled_again_starts_off() -> None:
-    steady = SteadyAnswers(OPTIONS)
+    steady = SteadyAnswers()
     for index in range(5):
         decide(steady, index / FPS, score(2.0))
     decide(steady, 0.5, score(2.0), names=("pen",))
@@ -80,7 +81,7 @@ def test_a_class_that_was_removed_and_enrolled_again_starts_off() -> None:
 
 def test_a_class_that_a_negative_or_another_class_excludes_turns_off_just_below_its_level() -> None:
     def held(raw: float) -> list[bool]:
-        steady = SteadyAnswers(OPTIONS)
+        steady = SteadyAnswers()
         play(steady, [2.0] * 10)
         return [decide(steady, 1 + index / FPS, score(-0.25), score(raw))[0] for index in range(20)]
 
@@ -90,7 +91,7 @@ def test_a_class_that_a_negative_or_another_class_excludes_turns_off_just_below_
 
 def play_competing(frames: list[tuple[float, float, float]], known_first: bool) -> list[list[bool]]:
     """Three classes on the same pixels, the first of which is on; these are its frames after that."""
-    steady, names = SteadyAnswers(OPTIONS), ("cup", "pen", "key")
+    steady, names = SteadyAnswers(), ("cup", "pen", "key")
     foreground, levels = np.full((3, 4, 4), 0.9, np.float32), np.full(3, LEVEL, np.float32)
     seen = []
     for index, frame in enumerate([(1.0, -3.0, -3.0)] * 5 + frames):
@@ -115,16 +116,16 @@ def test_a_surer_class_that_stays_takes_the_place_of_one_that_is_on() -> None:
 
 
 def test_what_was_seen_before_a_long_gap_does_not_count() -> None:
-    steady = SteadyAnswers(OPTIONS)
+    steady = SteadyAnswers()
     decide(steady, 0.0, score(2.0))
     assert decide(steady, GAP_S + 1, score(2.0)) == [False]
-    assert decide(steady, GAP_S + 1.01 + OPTIONS.on_s, score(2.0)) == [True]
+    assert decide(steady, GAP_S + 1.01 + ON_S, score(2.0)) == [True]
 
 
 def test_a_class_turns_off_on_a_frame_of_the_scene_that_raised_its_level() -> None:
     on_scene = 0.97
     level = np.array([scene_level(0.5, [on_scene])], np.float32)
-    steady = SteadyAnswers(OPTIONS)
+    steady = SteadyAnswers()
     seen = []
     for index in range(30):
         found = np.array([0.999 if index < 10 else on_scene], np.float32)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from blank import blank_frame, health, no_classes, until
 from web_server import SECRET, Act, Handler, Server, close, hang, nonsense, serving, slow, status, trickle
@@ -30,7 +31,7 @@ def server() -> Iterator[Server]:
 
 def event(kind: EventKind = "appeared", name: str = "cup") -> Event:
     duration_s = None if kind == "appeared" else 1.0
-    best = Sighting(0.9, (1, 2, 3, 4), 7, blank_frame().image)
+    best = Sighting(0.9, (1, 2, 3, 4), 7, blank_frame().image, np.zeros(blank_frame().image.shape[:2], np.bool_))
     return Event(kind, name, "cam", 1_700_000_000.0, time.monotonic(), duration_s, best)
 
 

@@ -23,6 +23,7 @@ from served_page import HEIGHT, WIDTH, Served, client_of, enroll, freeze, health
 from fsvit_edge.fewshot.overlay import draw
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.live import shared_model
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import access, frame_hub
@@ -165,6 +166,31 @@ def test_the_bank_is_saved_downloaded_and_loaded(served: Served) -> None:
     assert damaged.status_code == 409
     assert damaged.json()["error"].startswith("Bank uploaded.safetensors is damaged")
     assert served.model.classes == ("cup",)
+
+
+def test_a_change_that_finishes_after_its_time_is_not_shown_as_saved(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_saved() -> bool:
+        return bool(served.client.get("/api/state").json()["bank"]["is_saved"])
+
+    may_end, remove = threading.Event(), FewShotModel.remove
+
+    def slow(model: FewShotModel, name: str) -> None:
+        assert may_end.wait(10)
+        remove(model, name)
+
+    enroll(served, "cup")
+    served.client.post("/api/bank/save")
+    monkeypatch.setattr(FewShotModel, "remove", slow)
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_model, "_TIMEOUT_S", 0.2)
+        answer = served.client.delete("/api/classes", params={"name": "cup"})
+    assert (answer.status_code, "but still may" in answer.json()["error"]) == (503, True)
+    assert is_saved()  # the control
+    may_end.set()
+    served.model.read(lambda _: None)
+    assert (served.model.classes, is_saved()) == ((), False)
 
 
 def test_the_stream_sends_the_newest_frames_as_a_recording_shows_them(served: Served) -> None:

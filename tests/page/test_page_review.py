@@ -19,6 +19,7 @@ from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page.state import PageState
 from fsvit_edge.page.trials import Trials
 from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.storage import editing
 
 DOG_LIKE = CAT[:, ::-1].copy()
 
@@ -216,6 +217,21 @@ def test_a_verdict_taken_back_while_the_file_cannot_be_written_does_not_come_bac
     assert verdicts(SupportBank.load(reviewed.bank).review)[0] == (0, "yes")  # the control: it comes back
 
 
+def test_a_bank_that_another_program_is_changing_is_told_soon(
+    reviewed: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("fsvit_edge.fewshot.review", "fsvit_edge.page.state"):
+        monkeypatch.setattr(f"{module}.BUSY_S", 0.2)
+    save(reviewed)
+    busy = f"Another program is changing files in {reviewed.bank.parent}; try again when it is done."
+    with editing(reviewed.bank):
+        assert error_of(judge(reviewed, 0, "no"), 503) == busy
+        assert error_of(reviewed.client.post("/api/bank/save"), 503) == busy
+    with reviewed.page._state.writing:
+        assert "is being written; try again" in error_of(judge(reviewed, 0, "no"), 503)
+    assert judge(reviewed, 0, "no").json()["is_saved"] is True  # the control
+
+
 def test_saving_keeps_verdicts_that_another_process_gave_meanwhile(
     reviewed: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +410,23 @@ def test_a_trial_ends_if_the_classes_change_or_another_starts_while_it_is_checke
         start_with(lambda: setattr(reviewed.model, "_revision", reviewed.model.revision + 1))
     with pytest.raises(FsvitEdgeError, match="Another change is being tried now"):
         start_with(lambda: setattr(trials, "_latest_id", "newer"))
+
+
+def test_a_trial_and_a_saved_bank_are_scored_on_all_of_the_empty_scene(reviewed: Served) -> None:
+    reviewed.model.update(lambda model: model.learn_scene([NOTHING, NOTHING[:, ::-1].copy()]))
+    judge(reviewed, 0, "no")
+    assert start_trial(reviewed, 0).status_code == 201
+    trial = reviewed.page._state.trials._trial
+    assert trial is not None
+    assert (len(trial.bank.scene), trial.bank.unscored_frames) == (2, ())
+    picture = reviewed.model.review[0].picture
+    left = reviewed.model.read(lambda model: model.bank_after(lambda one: one.reject("cat", picture))).unscored_frames
+    assert len(left) == 2  # the control
+
+    reviewed.model.update(lambda model: model.reject("cat", picture))
+    save(reviewed)
+    assert SupportBank.load(reviewed.bank).unscored_frames == ()
+    assert state(reviewed)["bank"]["is_saved"] is True
 
 
 def test_frames_go_on_while_verdicts_are_checked(reviewed: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.storage import (
+    BusyError,
     TemporaryFile,
     atomic_folder,
     atomic_write,
+    editing,
     locked,
     remove_leftovers,
     user_cache,
@@ -364,6 +367,20 @@ def test_a_second_process_waits_for_a_lock_and_says_so(tmp_path: Path, kind: str
     with locked(path, on_wait=wait):
         assert waits == ["second"]
     assert path.is_dir() or path.read_bytes() == before
+
+
+def test_who_cannot_wait_for_long_is_told_that_the_lock_is_busy(tmp_path: Path) -> None:
+    with (
+        editing(tmp_path / "bank"),
+        pytest.raises(BusyError, match=f"Another program is changing files in {tmp_path}; try again"),
+        editing(tmp_path / "bank", limit_s=0.1),
+    ):
+        pass
+    holding = editing(tmp_path / "bank")
+    holding.__enter__()
+    threading.Timer(0.2, holding.__exit__, (None, None, None)).start()
+    with editing(tmp_path / "bank", limit_s=10.0):  # the control
+        pass
 
 
 def test_without_file_locks_only_a_required_lock_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,9 +73,7 @@ class SnapshotSink(Sink):
 def draw_event(event: Event, way: int = 0) -> Image:
     """Draw outline, name and score of the class on the picture of the best sighting, in the color of class `way`."""
     best = event.best
-    labels = np.zeros(best.picture.shape[:2], np.uint8)
-    if best.mask is not None:
-        labels[best.mask] = way + 1
+    labels = np.where(best.mask, way + 1, 0).astype(np.uint8)
     scores = np.full(way + 1, best.score, np.float32)
     present = np.arange(way + 1) == way  # as it was, even if this score alone would not say so
     names = (event.name,) * (way + 1)
