@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow(reason="starts a run for each kill")
 Start = Callable[..., Run]
 ROUNDS = 3
 TOO_LATE = """
-import fsvit_edge.fewshot.bank as module
+import fsvit_edge.fewshot.bank_file as module
 module.atomic_write = lambda path, data: None
 """
 
