@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.bank_file import damaged_header, read_bank_file, read_entry, write_bank_file
+from fsvit_edge.fewshot.bank_file import damaged_header, digest_of, read_bank_file, read_entry, write_bank_file
 from fsvit_edge.fewshot.cached_support import (
     CachedSupport,
     ClassSupports,
@@ -283,10 +283,19 @@ class SupportBank:
             InputError: The path does not end in .safetensors or cannot be a file.
             FsvitEdgeError: The disk is full or the folder is not writable; an old file is unchanged.
         """
+        header, tensors = self._contents()
+        write_bank_file(path, {**header, **review_header(self.review)}, {**tensors, **review_tensors(self.review)})
+
+    @property
+    def sum_without_review(self) -> str:
+        """A sum of all that the bank has, except the frames to review; the same after `save` and `load`."""
+        return digest_of(*self._contents())
+
+    def _contents(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        """The header and the tensors of the bank's file, without the frames to review."""
         tensors: dict[str, npt.NDArray[Any]] = {
             f"{_SCENE}.{index}": np.frombuffer(frame, np.uint8) for index, frame in enumerate(self._scene)
         }
-        tensors.update(review_tensors(self.review))
         classes = []
         for index, (name, entry) in enumerate(self._classes.items()):
             negatives = tuple(one.support for one in entry.negatives)
@@ -303,15 +312,14 @@ class SupportBank:
                     "negative_margins": [one.margin for one in entry.negatives],
                 }
             )
-        header = {
+        header: dict[str, Any] = {
             "encoder": vars(self.identity),
             "head": vars(self.head),
             "scene_frames": len(self._scene),
             "classes": classes,
-            **review_header(self.review),
             **zones_header(self.zones),
         }
-        write_bank_file(path, header, tensors)
+        return header, tensors
 
     @classmethod
     def load(

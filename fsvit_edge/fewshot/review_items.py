@@ -108,19 +108,18 @@ def with_judged(items: ReviewItems, judged: ReviewItem) -> ReviewItems:
 
 
 def with_verdicts_of(items: ReviewItems, others: ReviewItems, classes: Collection[str]) -> ReviewItems:
-    """Take over the verdicts that other items have and these do not; no verdict of these is lost.
+    """Take over the verdicts of other items; those that have none change nothing.
 
     Args:
-        items: They keep their verdicts.
+        items: They keep their verdicts where others have none.
         others: From the bank's file; those of other classes do not count.
         classes: Names of the classes that both have.
     """
     for other in others:
         if other.verdict is None or other.name not in classes:
             continue
-        mine = next((one for one in items if one.is_same(other)), None)
         has_room = len(items) < MAX_ITEMS or any(one.verdict is None for one in items)
-        if has_room if mine is None else mine.verdict is None:
+        if has_room or any(one.is_same(other) for one in items):
             items = with_judged(items, other)
     return items
 

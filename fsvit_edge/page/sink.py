@@ -71,6 +71,8 @@ class PageSink(Sink):
 
     def _finish(self) -> None:
         self._server.close()
+        if self._state.has_unsaved_changes:
+            self.trouble = f"What changed on the page was not saved to {self._state.bank_path}, and is lost."
 
 
 def _reachable(host: str) -> str:

@@ -17,7 +17,7 @@ from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports, share_a_picture
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review import BUSY_S, store_verdict
-from fsvit_edge.fewshot.review_items import ReviewItem, Verdict, with_verdicts_of
+from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, with_verdicts_of
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import schemas
 from fsvit_edge.page.events import EventLog
@@ -41,18 +41,35 @@ class PageState:
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
     events: EventLog = field(default_factory=EventLog)
     writing: threading.Lock = field(default_factory=threading.Lock)  # held by `_writing`
-    taken_back: list[ReviewItem] = field(default_factory=list)  # verdicts that the bank's file may still have
+    unstored: list[ReviewItem] = field(default_factory=list)  # what the bank's file does not know of verdicts
     trials: Trials = field(init=False)
-    saved_revision: int | None = field(init=False)  # None: a verdict is not in the file
+    saved_revision: int | None = field(init=False)  # None: the file does not have all of it
+    file_sum: str | None = field(init=False)  # of the file as this run read or wrote it; None: it did neither
+    first_revision: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.trials = Trials(self.model)
-        self.saved_revision = self.model.revision
+        self.first_revision = self.model.revision
+        self.saved_revision = self.file_sum = None
+        file = self._file()
+        if file is None:
+            if not self.model.classes:  # nothing to save
+                self.saved_revision = self.first_revision
+        elif file.classes == self.model.classes:
+            mine = self.model.enrolled.supports
+            # Or it is another file of that name, as that of a person who runs the demo.
+            if all(share_a_picture(file.supports(name), mine[name]) for name in mine):
+                self.saved_revision, self.file_sum = self.first_revision, file.sum_without_review
 
     @property
     def is_saved(self) -> bool:
         """Whether nothing has changed since the classes were saved; a change that timed out may still come."""
         return self.saved_revision == self.model.revision
+
+    @property
+    def has_unsaved_changes(self) -> bool:
+        """Whether a person changed something here that is not in the file."""
+        return not self.is_saved and (self.model.revision != self.first_revision or bool(self.unstored))
 
     def judge(self, number: int, verdict: Verdict | None) -> tuple[ReviewItem, bool]:
         """Set the verdict of a doubtful frame, and return it, and whether the verdict is in the bank's file."""
@@ -62,32 +79,67 @@ class PageState:
             try:
                 is_stored = store_verdict(self.bank_path, item, supports)
             finally:
+                self.unstored = [one for one in self.unstored if not one.is_same(item)]
                 if not is_stored:
                     self.saved_revision = None
-                    if verdict is None:
-                        self.taken_back.append(item)
+                    self.unstored.append(item)
         return item, is_stored
 
-    def save(self) -> None:
-        """Save the classes to the bank's file, and keep the verdicts that others wrote to it meanwhile."""
+    def save(self, overwrite: bool) -> None:
+        """Save the classes to the bank's file, and keep the verdicts that others wrote to it meanwhile.
+
+        Raises:
+            ArtifactError: Without `overwrite`, the file has classes that this run neither read nor wrote.
+            BusyError: Another process has been changing the bank for `BUSY_S`.
+        """
         self.model.wait_for_scores()  # so that the file has the levels to come
         with self._writing(), editing(self.bank_path, limit_s=BUSY_S):
-            try:
-                theirs = SupportBank.load(self.bank_path)
-            except ArtifactError:  # it does not exist, or is damaged and about to be replaced
-                theirs = None
+            theirs = self._file()
+            if theirs is not None and theirs.sum_without_review != self.file_sum and not overwrite:
+                names = ", ".join(theirs.classes) or "no classes"
+                raise ArtifactError(
+                    f"{self.bank_path} was written by another program and has: {names}. Restart the run to take that, "
+                    "or save again to overwrite it."
+                )
 
-            def save(model: FewShotModel) -> int:
-                if theirs is not None:
-                    shared = _shared_classes(model.bank, theirs)
-                    others = tuple(one for one in theirs.review if not any(map(one.is_same, self.taken_back)))
-                    model.bank.review = with_verdicts_of(model.bank.review, others, shared)
+            def save(model: FewShotModel) -> tuple[int, str]:
+                model.bank.review = self._with_verdicts_of(model.bank, theirs)
                 model.save_bank(self.bank_path)
-                return self.model.revision
+                return self.model.revision, model.bank.sum_without_review
 
             # In the thread of the loop, for whose end a run that stops waits.
-            self.saved_revision = self.model.read(save)
-            self.taken_back.clear()
+            self.saved_revision, self.file_sum = self.model.read(save)
+            self.unstored.clear()
+
+    def upload(self, path: Path) -> None:
+        """Replace the classes by those of a file, which may be a copy of the bank's file; raises like `load_bank`."""
+        self.update(lambda model: model.load_bank(path))
+        uploaded = SupportBank.load(path).sum_without_review
+        if (file := self._file()) is not None and file.sum_without_review == uploaded:
+            self.file_sum = uploaded
+
+    def read_verdicts(self) -> None:
+        """Take over the verdicts that others wrote to the bank's file."""
+        with self._writing():
+            theirs = self._file()
+
+            def take_over(model: FewShotModel) -> None:
+                model.bank.review = self._with_verdicts_of(model.bank, theirs)
+
+            self.model.read(take_over)
+
+    def _file(self) -> SupportBank | None:
+        """The bank in the file; None if it does not exist or is damaged."""
+        try:
+            return SupportBank.load(self.bank_path)
+        except ArtifactError:
+            return None
+
+    def _with_verdicts_of(self, bank: SupportBank, theirs: SupportBank | None) -> ReviewItems:
+        if theirs is None:
+            return bank.review
+        others = tuple(one for one in theirs.review if not any(map(one.is_same, self.unstored)))
+        return with_verdicts_of(bank.review, others, _shared_classes(bank, theirs))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

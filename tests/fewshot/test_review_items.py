@@ -100,7 +100,7 @@ def test_a_verdict_finds_its_frame_by_class_and_picture() -> None:
     assert [one.verdict for one in with_judged(after, judged(b"2", None))] == [None, None, None]
 
 
-def test_verdicts_of_others_are_taken_over_where_there_is_none() -> None:
+def test_verdicts_of_others_are_taken_over() -> None:
     mine = (judged(b"1", None), judged(b"2", "yes", number=1), judged(b"3", None, number=2))
     theirs = (
         judged(b"1", "no", number=7),
@@ -112,7 +112,7 @@ def test_verdicts_of_others_are_taken_over_where_there_is_none() -> None:
     )
     assert listed(with_verdicts_of(mine, theirs, ("cat",))) == [
         (0, "cat", b"1", "no"),
-        (1, "cat", b"2", "yes"),
+        (1, "cat", b"2", "no"),
         (2, "cat", b"3", None),
         (3, "cat", b"4", "yes"),
     ]

@@ -177,7 +177,7 @@ def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, fold
     expect(shown.locator(".bar")).to_have_attribute("title", f"Present above {BUNDLED_LEVEL:.2f}")
     expect(shown.locator(".supports img")).to_have_count(1)
     assert shown.locator(".supports img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 10
-    expect(page.locator("#bank-saved")).to_have_text("Unsaved changes.")
+    expect(page.locator("#bank-saved")).to_have_text("Not saved yet.")
 
     shown.get_by_role("button", name="Rename").click()
     page.keyboard.type("tom")

@@ -171,7 +171,7 @@ def test_verdicts_stay_in_their_own_class_if_the_file_has_another_of_its_name(re
     assert judge(reviewed, 0, "no").json()["is_saved"] is False
     assert reviewed.bank.read_bytes() == theirs
     assert state(reviewed)["bank"]["is_saved"] is False
-    save(reviewed)
+    reviewed.client.post("/api/bank/save", params={"overwrite": "true"})
     assert verdicts(SupportBank.load(reviewed.bank).review) == [(0, "no"), (1, None), (2, None)]
 
     reviewed.bank.write_bytes(mine)  # the control
@@ -212,7 +212,7 @@ def test_a_verdict_taken_back_while_the_file_cannot_be_written_does_not_come_bac
     assert verdicts(SupportBank.load(reviewed.bank).review)[0] == (0, "yes")
 
     take_back()
-    reviewed.page._state.taken_back.clear()
+    reviewed.page._state.unstored.clear()
     save(reviewed)
     assert verdicts(SupportBank.load(reviewed.bank).review)[0] == (0, "yes")  # the control: it comes back
 
@@ -240,17 +240,17 @@ def test_saving_keeps_verdicts_that_another_process_gave_meanwhile(
             update_review(reviewed.bank, lambda bank, n=number, v=verdict: with_verdict(bank.review, n, v))  # type: ignore[misc]
 
     save(reviewed)
+    assert judge(reviewed, 1, "no").json()["is_saved"]
     judge_elsewhere()
-    reviewed.model.read(lambda model: model.review.judge(1, "no"))  # what was said here counts
     save(reviewed)
-    assert verdicts(SupportBank.load(reviewed.bank).review) == [(0, "yes"), (1, "no"), (2, None)]
-    assert [one["verdict"] for one in items(reviewed)] == ["yes", "no", None]
+    assert verdicts(SupportBank.load(reviewed.bank).review) == [(0, "yes"), (1, "yes"), (2, None)]
+    assert [one["verdict"] for one in items(reviewed)] == ["yes", "yes", None]
 
     judge(reviewed, 0, None)
     judge_elsewhere()
     monkeypatch.setattr("fsvit_edge.page.state.with_verdicts_of", lambda mine, *_: mine)
     save(reviewed)
-    assert verdicts(SupportBank.load(reviewed.bank).review) == [(0, None), (1, "no"), (2, None)]  # the control: lost
+    assert verdicts(SupportBank.load(reviewed.bank).review) == [(0, None), (1, "yes"), (2, None)]  # the control: lost
 
 
 def lost_verdicts(served: Served) -> int:
@@ -279,7 +279,7 @@ def lost_verdicts(served: Served) -> int:
 def test_a_verdict_given_while_the_page_saves_is_not_lost(reviewed: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lost_verdicts(reviewed) == 0
 
-    def naive(page: PageState) -> None:
+    def naive(page: PageState, overwrite: bool) -> None:  # noqa: ARG001 - as the real one
         page.model.read(lambda model: model.save_bank(page.bank_path))
 
     monkeypatch.setattr(PageState, "save", naive)
@@ -308,7 +308,7 @@ def test_a_false_alarm_is_tried_as_a_negative_and_then_kept(reviewed: Served) ->
         before["classes"],
     )
 
-    reviewed.model.read(lambda model: model.review.judge(1, "yes"))  # a verdict since then stays
+    judge(reviewed, 1, "yes")  # a verdict since then stays
     assert keep_trial(reviewed, trial).status_code == 204
     assert len(state(reviewed)["classes"][0]["negatives"]) == 1
     assert state(reviewed)["bank"]["is_saved"] is False

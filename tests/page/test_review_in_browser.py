@@ -145,7 +145,7 @@ def test_what_is_not_in_the_file_yet_is_said(page: Page, served: Served) -> None
     begin(page)
     page.keyboard.press("y")
     expect(page.locator("#review-told")).to_have_text("cat: Yes; not saved yet, press Save on the page.")
-    expect(page.locator("#bank-saved")).to_have_text("Unsaved changes.")
+    expect(page.locator("#bank-saved")).to_have_text("Not saved yet.")
 
 
 def test_a_contradiction_is_tried_and_kept_or_discarded(page: Page, served: Served) -> None:
@@ -175,7 +175,7 @@ def test_a_contradiction_is_tried_and_kept_or_discarded(page: Page, served: Serv
     choice(page, "Keep").click()
     expect(page.locator("#review-told")).to_contain_text("Learned; press Save")
     assert len(cat(served)["negatives"]) == 1
-    expect(page.locator("#bank-saved")).to_have_text("Unsaved changes.")
+    expect(page.locator("#bank-saved")).to_have_text("Not saved yet.")
     expect(page.locator(".negatives li")).to_have_count(1)
 
 

@@ -165,7 +165,7 @@ def test_a_zone_is_drawn_with_the_mouse(served: Served) -> None:
         save(page, "the door")
         expect(page.locator("#live")).to_be_visible()
         expect(item(page, "the door")).to_contain_text("cup")
-        expect(page.locator("#bank-saved")).to_have_text("Unsaved changes.")
+        expect(page.locator("#bank-saved")).to_have_text("Not saved yet.")
         (door,) = served.model.enrolled.zones
         is_near(door, [*DOOR[:2], (0.5, 0.9)])
 

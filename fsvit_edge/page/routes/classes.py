@@ -51,9 +51,12 @@ def remove_support(page: Page, name: str, index: Index) -> None:
 
 
 @router.post("/api/bank/save")
-def save_bank(page: Page) -> dict[str, str]:
-    """Save the classes to the bank file of the run; verdicts that others wrote to it meanwhile stay."""
-    page.save()
+def save_bank(page: Page, overwrite: bool = False) -> dict[str, str]:
+    """Save the classes to the bank file of the run; verdicts that others wrote to it meanwhile stay.
+
+    If another program wrote other classes to the file, that is refused with 409, unless overwrite=true.
+    """
+    page.save(overwrite)
     return {"file": str(page.bank_path)}
 
 
@@ -74,7 +77,7 @@ def upload_bank(page: Page, data: Annotated[bytes, Depends(_raw_body)]) -> dict[
         path = Path(folder) / "uploaded.safetensors"
         path.write_bytes(data)
         try:
-            page.update(lambda model: model.load_bank(path))
+            page.upload(path)
         except ArtifactError as error:
             raise ArtifactError(str(error).replace(f"{folder}/", "")) from error
     return {"classes": list(page.model.classes)}

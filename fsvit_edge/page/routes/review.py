@@ -12,7 +12,8 @@ router = make_router()
 
 @router.get("/api/review")
 def get_review(page: Page) -> review.DoubtfulFrames:
-    """List the doubtful frames that are kept, at most 50, oldest first."""
+    """List the doubtful frames that are kept, at most 50, oldest first, with the verdicts in the bank's file."""
+    page.read_verdicts()
     return review.DoubtfulFrames(items=[review.doubtful_frame(one) for one in page.model.review])
 
 

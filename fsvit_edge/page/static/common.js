@@ -18,7 +18,7 @@ export async function request(method, path, body) {
   const answer = await fetch(path, options);
   if (!answer.ok) {
     const { error } = await answer.json().catch(() => ({}));
-    throw new Error(error || `The request failed with status ${answer.status}.`);
+    throw Object.assign(new Error(error || `The request failed with status ${answer.status}.`), { status: answer.status });
   }
   if (answer.status === 204) return null; // its Content-Type is JSON, but it has no body
   const type = answer.headers.get("Content-Type") || "";

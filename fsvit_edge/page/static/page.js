@@ -42,7 +42,7 @@ function show(state) {
   showZones(state);
   showReview(state);
   find("bank-file").textContent = state.bank.file;
-  find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Unsaved changes.";
+  find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Not saved yet.";
   find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);
 }
 
@@ -75,11 +75,29 @@ function startStream() {
 }
 find("live").addEventListener("error", () => setTimeout(() => isConnected && startStream(), RETRY_MS));
 
-onClick(find("save"), async () => { await request("POST", "/api/bank/save"); showMessage(""); });
+// The file has classes that this run did not read: a second click overwrites it.
+const OVERWRITE = "Overwrite it?", SAVE = find("save").textContent;
+onClick(find("save"), async () => {
+  const isSecond = find("save").textContent === OVERWRITE;
+  offerToOverwrite(false);
+  try {
+    await request("POST", `/api/bank/save?${query({ overwrite: isSecond })}`);
+    showMessage("");
+  } catch (error) {
+    if (error.status === 409) offerToOverwrite(true);
+    throw error;
+  }
+});
+
+function offerToOverwrite(isOffered) {
+  find("save").textContent = isOffered ? OVERWRITE : SAVE;
+  find("save").classList.toggle("confirm", isOffered);
+}
 find("upload").addEventListener("change", async () => {
   const [file] = find("upload").files;
   find("upload").value = "";
   if (!file) return;
+  offerToOverwrite(false);
   await attempt(async () => { await request("PUT", "/api/bank", file); showMessage(""); });
 });
 
