@@ -69,6 +69,7 @@ class SupportState(BaseModel):
     """One picture that a class was enrolled from, or that a person said is not the class."""
 
     has_mask: bool = Field(description="False if it was enrolled by name only.")
+    key: str = Field(description="Checksum of its thumbnail.")
 
 
 class InstanceState(BaseModel):
