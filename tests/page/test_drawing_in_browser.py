@@ -53,3 +53,21 @@ def test_a_zone_whose_answer_comes_late_does_not_end_a_newer_drawing(served: Ser
             if is_begun_again:
                 expect(page.locator("#zone-hint")).to_have_text("At least 2 more corners.")
                 page.keyboard.press("Escape")
+
+
+def test_a_corner_that_is_removed_while_it_is_held_is_gone(served: Served) -> None:
+    with opened(served.page.address) as page:  # which fails on an error in the console
+        begin(page)
+        hint = page.locator("#zone-hint")
+        for corner in DOOR[:2]:
+            page.mouse.click(*at(page, corner))
+        page.mouse.move(*at(page, DOOR[2]))
+        page.mouse.down()
+        expect(hint).to_have_text("Add corners, or close the zone: press its first corner or Done.")
+        page.keyboard.press("Backspace")
+        page.mouse.move(*at(page, (0.5, 0.9)), steps=3)
+        page.mouse.up()
+        expect(hint).to_have_text("At least 1 more corner.")
+        page.mouse.click(*at(page, DOOR[2]))  # the control: corners are still set
+        page.keyboard.press("Enter")
+        expect(page.get_by_label("Zone name")).to_be_focused()
