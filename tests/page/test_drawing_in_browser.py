@@ -71,3 +71,17 @@ def test_a_corner_that_is_removed_while_it_is_held_is_gone(served: Served) -> No
         page.mouse.click(*at(page, DOOR[2]))  # the control: corners are still set
         page.keyboard.press("Enter")
         expect(page.get_by_label("Zone name")).to_be_focused()
+
+
+def test_the_focus_goes_to_the_drawing_when_the_last_corner_is_undone(served: Served) -> None:
+    with opened(served.page.address) as page:
+        begin(page)
+        for corner in DOOR[:2]:
+            page.mouse.click(*at(page, corner))
+        undo = page.get_by_role("button", name="Undo corner")
+        undo.focus()
+        page.keyboard.press("Enter")
+        expect(undo).to_be_focused()  # the control: one corner is left
+        page.keyboard.press("Enter")
+        expect(undo).to_be_disabled()
+        expect(page.locator("#zone-drawing")).to_be_focused()

@@ -92,6 +92,8 @@ function showProgress(isClosed, said) {
     : "Add corners, or close the zone: press its first corner or Done.";
   if (said) text = `${said} ${text}`;
   if (find("zone-hint").textContent !== text) find("zone-hint").textContent = text;
+  // A button that is disabled loses the focus.
+  if (count() === 0 && document.activeElement === find("zone-undo")) find("zone-drawing").focus({ preventScroll: true });
   find("zone-undo").disabled = count() === 0;
   find("zone-undo").textContent = isClosed ? "Change corners" : "Undo corner";
   find("zone-done").disabled = missing > 0;
