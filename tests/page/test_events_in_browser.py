@@ -274,8 +274,12 @@ def test_on_a_wide_screen_the_list_is_below_the_picture_and_on_a_phone_below_the
     served.page.tell(event(at_s=AT_S))
     expect(visits(page)).to_have_count(1)
     events, scene, item = page.locator("#events"), page.locator("#scene"), page.locator(".class")
-    for size in (WIDE, PHONE):
+    last_of_class, opener = item.get_by_role("button").last, visits(page).get_by_role("button")
+    for size in (WIDE, PHONE, WIDE):
         page.set_viewport_size(size)
+        last_of_class.focus()
+        page.keyboard.press("Tab")
+        expect(page.locator("#learn") if size is WIDE else opener).to_be_focused()
         left, top, right, bottom = sides(events)
         if size is WIDE:
             assert sides(page.locator("#stage"))[3] < top < sides(page.locator("#stage"))[3] + 40
@@ -283,6 +287,8 @@ def test_on_a_wide_screen_the_list_is_below_the_picture_and_on_a_phone_below_the
         else:
             assert sides(item)[3] < top < bottom < sides(scene)[1]
             assert (left, right) == (sides(item)[0], sides(item)[2])
+            page.keyboard.press("Tab")
+            expect(page.locator("#learn")).to_be_focused()
 
 
 def test_the_list_fits_every_screen_whatever_the_names(page: Page, served: Served) -> None:

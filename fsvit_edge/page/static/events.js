@@ -157,3 +157,12 @@ find("event").addEventListener("click", ({ target }) => { if (target === find("e
 // Escape closes the dialog, not the frozen frame behind it.
 find("event").addEventListener("keydown", (event) => event.stopPropagation());
 find("more-visits").addEventListener("click", () => { isLong = !isLong; showLength(); });
+
+// Moved rather than only placed by the style, so that the keyboard's order is the one that is seen.
+const isNarrow = matchMedia("(max-width: 52rem)"); // as in page.css
+function place() {
+  if (isNarrow.matches) find("classes").after(find("events"));
+  else find("side").after(find("events"));
+}
+isNarrow.addEventListener("change", place);
+place();
