@@ -95,7 +95,7 @@ def test_verdicts_by_key_are_in_the_file_when_the_page_says_so(page: Page, serve
     expect(page.locator("#review-place")).to_have_text("Frame 1 of 3")
     expect(page.locator("#review-left")).to_have_text("3 left")
     expect(text).to_have_text(re.compile(r"^The run says present, [01]\.\d\d \(level 0\.\d\d\)\.$"))
-    page.wait_for_function("document.getElementById('review-picture').naturalWidth > 100")
+    page.wait_for_function("() => document.getElementById('review-picture').naturalWidth > 100")
     for key in ("x", "Control+y", "ArrowLeft"):  # none of these says anything
         page.keyboard.press(key)
     page.keyboard.press("y")
