@@ -1,5 +1,6 @@
 """One support picture as the head reads it, in memory and in a bank's file."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +39,11 @@ class CachedSupport:
     def nbytes(self) -> int:
         """Size of the head's data in bytes, without the thumbnail."""
         return self.kept.nbytes + self.pooled.nbytes + self.pooled_mask.nbytes
+
+    @cached_property
+    def thumbnail_key(self) -> str:
+        """Checksum of the thumbnail and its mask, by which a viewer knows that it shows them already."""
+        return f"{zlib.crc32(self.thumbnail_mask.tobytes(), zlib.crc32(self.thumbnail.tobytes())):08x}"
 
     def dimmed(self) -> npt.NDArray[np.uint8]:
         """The thumbnail, dark where the mask is not."""

@@ -44,7 +44,7 @@ class RejectRequest(MarkedFrame):
 class Zone(BaseModel):
     """A part of the frame by its corners."""
 
-    name: str = Field(description="1 to 64 printable characters.")
+    name: str = Field(description="1 to 80 printable characters.")
     corners: list[tuple[_Share, _Share]] = Field(
         description="3 to 100 (x, y), in order around the zone, as shares of the frame's width and height, 0 to 1."
     )
@@ -69,6 +69,7 @@ class SupportState(BaseModel):
     """One picture that a class was enrolled from, or that a person said is not the class."""
 
     has_mask: bool = Field(description="False if it was enrolled by name only.")
+    key: str = Field(description="Checksum of its thumbnail.")
 
 
 class InstanceState(BaseModel):

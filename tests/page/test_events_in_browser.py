@@ -204,6 +204,25 @@ def test_a_row_that_moves_keeps_the_focus(page: Page, served: Served) -> None:
     expect(visits(page).first.get_by_role("button")).to_be_focused()
 
 
+def test_a_row_keeps_the_focus_when_its_appearance_is_no_longer_kept(page: Page, served: Served) -> None:
+    for one in visit("cup", AT_S):
+        served.page.tell(one)
+    for number in range(48):
+        served.page.tell(event("left", f"class {number}", AT_S + 100 + number))
+    page.get_by_role("button", name="Show all 49").click()
+    cup = visits(page).last
+    expect(cup.locator(".when")).to_contain_text("Appeared")
+    cup.get_by_role("button").focus()
+
+    served.page.tell(event("left", "the 51st", AT_S + 200))
+    expect(cup.locator(".when")).to_have_text(f"Left {clock(AT_S + 20)} after 19 s")
+    expect(cup.get_by_role("button")).to_be_focused()
+    served.page.tell(event("left", "the 52nd", AT_S + 201))
+    expect(cup.locator(".name")).to_have_text("class 0")  # the control: now its row is gone
+    expect(page.locator(":focus")).to_have_count(0)
+    expect(visits(page)).to_have_count(50)
+
+
 def test_a_long_list_is_short_until_asked_and_ends_after_fifty_events(page: Page, served: Served) -> None:
     for number in range(60):
         served.page.tell(event("left", f"class {number}", AT_S + number))
@@ -255,8 +274,12 @@ def test_on_a_wide_screen_the_list_is_below_the_picture_and_on_a_phone_below_the
     served.page.tell(event(at_s=AT_S))
     expect(visits(page)).to_have_count(1)
     events, scene, item = page.locator("#events"), page.locator("#scene"), page.locator(".class")
-    for size in (WIDE, PHONE):
+    last_of_class, opener = item.get_by_role("button").last, visits(page).get_by_role("button")
+    for size in (WIDE, PHONE, WIDE):
         page.set_viewport_size(size)
+        last_of_class.focus()
+        page.keyboard.press("Tab")
+        expect(page.locator("#learn") if size is WIDE else opener).to_be_focused()
         left, top, right, bottom = sides(events)
         if size is WIDE:
             assert sides(page.locator("#stage"))[3] < top < sides(page.locator("#stage"))[3] + 40
@@ -264,6 +287,8 @@ def test_on_a_wide_screen_the_list_is_below_the_picture_and_on_a_phone_below_the
         else:
             assert sides(item)[3] < top < bottom < sides(scene)[1]
             assert (left, right) == (sides(item)[0], sides(item)[2])
+            page.keyboard.press("Tab")
+            expect(page.locator("#learn")).to_be_focused()
 
 
 def test_the_list_fits_every_screen_whatever_the_names(page: Page, served: Served) -> None:

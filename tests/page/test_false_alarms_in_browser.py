@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -87,16 +86,15 @@ def page(camera: Camera, tmp_path: Path) -> Iterator[Page]:
 def see(page: Page, camera: Camera, image: np.ndarray) -> None:
     """Wait until the page shows an answer for what the camera sees now."""
     camera.sees = image
-    before = sequence(page)
-    page.wait_for_function(
-        "async (least) => (await (await fetch('/api/state')).json()).frame.sequence >= least", arg=before + 2
-    )
-    page.wait_for_timeout(600)  # two polls of the page
+    wait_for_frames(page, 2)
+    for _ in range(3):  # the page's own poll that began since, and one more: then it is shown
+        page.wait_for_event("response", lambda answer: answer.url.endswith("/api/state"))
 
 
-def sequence(page: Page) -> int:
-    frame: dict[str, Any] = page.evaluate("async () => (await (await fetch('/api/state')).json()).frame")
-    return int(frame["sequence"])
+def wait_for_frames(page: Page, count: int) -> None:
+    sequence = "(await (await fetch('/api/state')).json()).frame.sequence"
+    least = page.evaluate(f"async () => {sequence}") + count
+    page.wait_for_function(f"async (least) => {sequence} >= least", arg=least)
 
 
 def not_it(shown: Locator) -> Locator:
@@ -170,7 +168,7 @@ def test_the_undo_goes_by_itself_and_the_class_stays_in_its_place(page: Page, ca
     expect(cat.locator(".negatives li")).to_have_count(1)
     expect(page.locator(".class .name")).to_have_text(["first", "cat"])
     page.mouse.move(0, 0)
-    expect(undo).to_have_count(0, timeout=15_000)
+    expect(undo).to_have_count(0, timeout=30_000)
     expect(cat.locator(".negatives li")).to_have_count(1)
 
 
@@ -203,20 +201,25 @@ def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, c
     learn, told = page.locator("#learn"), page.locator("#scene-report")
 
     learn.click()
-    expect(told).to_have_text("Step out of view: 3")
+    expect(told).to_have_text(re.compile("^Step out of view: [1-3]$"))
     learn.click()  # Cancel
     expect(told).to_be_empty()
     expect(learn).to_have_text("Learn the empty scene")
     page.wait_for_timeout(1500)
     assert camera.served.model.enrolled.scene_frames == 0
 
+    # Noted by the page itself: one second is too short to look at each in time on a busy machine.
+    told.evaluate(
+        """(told) => {
+          window.said = [];
+          new MutationObserver(() => window.said.push(told.textContent)).observe(told, { childList: true });
+        }"""
+    )
     learn.click()
-    for left in (3, 2, 1):
-        expect(told).to_have_text(f"Step out of view: {left}")
     expect(told).to_contain_text("Taking pictures. Stay out of view.")
-    first = sequence(page)
-    page.wait_for_timeout(1000)
-    assert sequence(page) > first  # the stream goes on
+    assert [one for one in page.evaluate("said") if one][:3] == [f"Step out of view: {left}" for left in (3, 2, 1)]
+    wait_for_frames(page, 1)  # the stream goes on
+    expect(told).to_contain_text("Taking pictures. Stay out of view.")
     expect(told).to_contain_text("The empty scene is learned from", timeout=LEARN_MS)
     expect(told).to_contain_text(
         re.compile(r"cat: the empty scene scores [01]\.\d+, so it may be missed; press Not it")
@@ -265,7 +268,7 @@ def test_all_of_it_works_with_the_keyboard_alone(page: Page, camera: Camera) -> 
 
     tab_to(page, page.locator("#learn"))
     page.keyboard.press("Enter")
-    expect(page.locator("#scene-report")).to_have_text("Step out of view: 2")
+    expect(page.locator("#scene-report")).to_have_text(re.compile("^Step out of view: [1-3]$"))
     expect(page.locator("#scene-report")).to_have_attribute("aria-live", "polite")
     expect(page.locator("#scene-report")).to_contain_text("is learned from", timeout=LEARN_MS)
     expect(page.locator("#learn")).to_be_focused()
@@ -292,8 +295,11 @@ def test_it_fits_a_phone(page: Page, camera: Camera) -> None:
     expect(page.locator("#scene-report")).to_contain_text("is learned from", timeout=LEARN_MS)
     page.get_by_role("button", name="Forget").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    for button in page.locator("#side button:visible").all():
-        area = button.bounding_box()
-        assert area is not None
+    # All at once, because "Undo" goes after ten seconds.
+    areas = page.locator("#side button:visible").evaluate_all(
+        "buttons => buttons.map((one) => one.getBoundingClientRect().toJSON())"
+    )
+    assert len(areas) > 6
+    for area in areas:
         assert area["height"] >= 36  # large enough for a thumb
-        assert 0 <= area["x"] <= area["x"] + area["width"] <= PHONE["width"]
+        assert 0 <= area["left"] <= area["right"] <= PHONE["width"]

@@ -1,5 +1,6 @@
 """Zones through the page's API: added, listed with what is in them, removed, saved; and the parts of an outline."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from served_page import HEIGHT, WIDTH, Served, client_of, picture, show
 
 from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.names import MAX_NAME_LENGTH
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.zones import MAX_ZONES, parse_zone
@@ -98,8 +100,8 @@ def test_the_state_says_which_classes_are_in_a_zone_and_the_parts_of_each(served
     ("name", "corners", "reason"),
     [
         ("left", LEFT, "Two zones are named 'left'; give each its own name."),
-        ("", LEFT, "A zone's name must be 1 to 64 printable characters, got ''."),
-        ("x" * 65, LEFT, "A zone's name must be 1 to 64"),
+        ("", LEFT, "A zone name must be 1 to 80 printable characters, got ''."),
+        ("x" * 81, LEFT, "A zone name must be 1 to 80"),
         ("door", LEFT[:2], "Zone 'door' has 2 corners; expected"),
         ("door", [[0, 0], [0.5, 0.5], [1, 1]], "The corners of zone 'door' enclose no area; give them in order"),
         ("door", [[0, 0], [640, 0], [640, 360]], "Zone 'door' has 640 in a corner; expected"),
@@ -118,6 +120,15 @@ def test_a_bad_zone_is_refused_in_one_sentence(served: Served, name: Any, corner
     assert refused.json()["error"].startswith(reason)
     assert [one["name"] for one in state(served.client)["zones"]] == ["left"]
     assert state(served.client)["bank"]["is_saved"] is True
+
+
+def test_the_longest_name_can_be_typed_and_is_taken(served: Served) -> None:
+    page = served.client.get("/").text
+    assert re.findall(r'id="(?:name|zone-name)".* maxlength="(\d+)"', page) == [str(MAX_NAME_LENGTH)] * 2
+    told = served.client.get("/openapi.json").json()["components"]["schemas"]
+    for one in ("Zone", "EnrollRequest"):
+        assert told[one]["properties"]["name"]["description"] == f"1 to {MAX_NAME_LENGTH} printable characters."
+    assert add(served.client, "x" * MAX_NAME_LENGTH, LEFT).status_code == 201
 
 
 def test_there_is_an_end_to_zones(served: Served) -> None:

@@ -134,7 +134,7 @@ def _part(jpeg: bytes) -> bytes:
 
 
 def _support_states(supports: ClassSupports) -> list[schemas.SupportState]:
-    return [schemas.SupportState(has_mask=one.has_mask) for one in supports]
+    return [schemas.SupportState(has_mask=one.has_mask, key=one.thumbnail_key) for one in supports]
 
 
 def _zone_states(page: PageState, newest: tuple[Frame, Prediction] | None) -> list[schemas.ZoneState]:

@@ -4,21 +4,23 @@ import { freeze } from "/enrollment.js";
 import { makeRejectable, showRejectable } from "/rejection.js";
 import { request, attempt, find, make, makeButton, onClick, onConfirmedClick, percent, query, scoreText, showMessage } from "/common.js";
 
-let shownRevision = null;
+let shownNames = null;
 const items = new Map();
 
-export function showClasses(classes, revision) {
+export function showClasses(classes) {
   find("empty").hidden = classes.length > 0;
   const names = classes.map((one) => one.name);
-  if (revision !== shownRevision) {
+  if (names.join("\n") !== shownNames) {
     for (const [name, item] of items) if (!names.includes(name)) { item.remove(); items.delete(name); }
     for (const one of classes) if (!items.has(one.name)) items.set(one.name, makeItem(one.name));
     showInOrder(names);
     find("known").replaceChildren(...names.map((name) => Object.assign(document.createElement("option"), { value: name })));
-    for (const one of classes) showSupports(items.get(one.name), one, revision);
-    shownRevision = revision;
+    shownNames = names.join("\n");
   }
-  for (const one of classes) showScore(items.get(one.name), one);
+  for (const one of classes) {
+    showSupports(items.get(one.name), one);
+    showScore(items.get(one.name), one);
+  }
 }
 
 // Moves only what is out of place, because a moved element loses the focus.
@@ -65,15 +67,19 @@ function makeItem(name) {
   return item;
 }
 
-function showSupports(item, { name, supports, negatives }, revision) {
-  const pictures = supports.map(({ has_mask: hasMask }, index) => {
+// Only when they change: a button that is made again loses the focus, and its picture is fetched again.
+function showSupports(item, { name, supports, negatives }) {
+  const shown = JSON.stringify([supports, negatives]);
+  if (item.dataset.shown === shown) return;
+  item.dataset.shown = shown;
+  const pictures = supports.map(({ has_mask: hasMask, key }, index) => {
     const how = hasMask ? "Enrolled with a mask" : "Enrolled by name only; the mask is a guess";
-    return makePicture("/api/supports.png", { name, index, revision }, `Picture ${index + 1} of ${name}, dimmed outside the object`, how);
+    return makePicture("/api/supports.png", { name, index, key }, `Picture ${index + 1} of ${name}, dimmed outside the object`, how);
   });
   item.querySelector(".supports").replaceChildren(...pictures);
   const list = item.querySelector(".negatives");
   list.hidden = negatives.length === 0;
-  list.replaceChildren(...negatives.map((_, index) => makeNegative(item, name, index, revision)));
+  list.replaceChildren(...negatives.map(({ key }, index) => makeNegative(item, name, index, key)));
 }
 
 // A thumbnail that shows or hides its mask when it is clicked.
@@ -86,7 +92,7 @@ function makePicture(path, fields, description, how) {
   return button;
 }
 
-function makeNegative(item, name, index, revision) {
+function makeNegative(item, name, index, key) {
   const entry = make("li"), description = `Not ${name}, picture ${index + 1}, dimmed outside what is not it`;
   const remove = makeButton("Remove");
   remove.title = `Remove picture ${index + 1} of what is not ${name}`;
@@ -95,7 +101,7 @@ function makeNegative(item, name, index, revision) {
     showMessage("");
     item.querySelector(".more").focus({ preventScroll: true });
   });
-  entry.append(make("span", "Not it", "mark"), makePicture("/api/negatives.png", { name, index, revision }, description, "Not it"), remove);
+  entry.append(make("span", "Not it", "mark"), makePicture("/api/negatives.png", { name, index, key }, description, "Not it"), remove);
   return entry;
 }
 

@@ -38,9 +38,9 @@ function showMode(mode) {
 }
 
 async function enroll() {
-  const name = find("name").value.trim();
-  const report = await request("POST", "/api/classes", { name, frame_id: frame.id, ...(await selection()) });
-  setFrozen(false);
+  const name = find("name").value.trim(), mine = frame;
+  const report = await request("POST", "/api/classes", { name, frame_id: mine.id, ...(await selection()) });
+  if (frame === mine) setFrozen(false); // the answer takes a second, in which something else may have begun
   showReport(report);
   showMessage("");
 }

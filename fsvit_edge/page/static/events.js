@@ -7,7 +7,7 @@ const FEW = 6, ANNOUNCE_MS = 10000;
 let shown = ""; // run and number of the newest event that is listed
 let shownRun = "", shownNumber = 0;
 let isAsking = false, isLong = false;
-const rows = new Map(); // number of a visit's first event -> its row
+let rows = new Map(); // number of an event -> the row of its visit, which keeps it when the older of its two events is gone
 
 export async function showEvents({ events, run_id: run }) {
   find("events").hidden = !events.are_told;
@@ -29,17 +29,21 @@ export async function showEvents({ events, run_id: run }) {
 function list(events, run) {
   const visits = visitsOf(events);
   const isNewRun = run !== shownRun;
-  if (isNewRun) { find("visits").replaceChildren(); rows.clear(); }
+  if (isNewRun) { find("visits").replaceChildren(); rows = new Map(); }
   else announce(visits.filter((visit) => visit.latest.number > shownNumber));
   shownRun = run;
   shownNumber = events[0]?.number ?? 0;
-  const numbers = new Set(visits.map((visit) => visit.number));
-  for (const [number, row] of rows) if (!numbers.has(number)) { row.remove(); rows.delete(number); }
-  for (const visit of visits) {
-    if (!rows.has(visit.number)) rows.set(visit.number, makeRow());
-    showVisit(rows.get(visit.number), visit, run);
-  }
-  showInOrder(visits.map((visit) => rows.get(visit.number)));
+  const known = rows;
+  rows = new Map();
+  const wanted = visits.map((visit) => {
+    const numbers = [visit.appeared, visit.left].filter(Boolean).map((event) => event.number);
+    const row = numbers.map((number) => known.get(number)).find(Boolean) ?? makeRow();
+    for (const number of numbers) rows.set(number, row);
+    showVisit(row, visit, run);
+    return row;
+  });
+  for (const row of known.values()) if (!wanted.includes(row)) row.remove();
+  showInOrder(wanted);
   find("no-events").hidden = visits.length > 0;
   showLength();
 }
@@ -50,7 +54,7 @@ function visitsOf(events) {
   for (const event of [...events].reverse()) {
     let visit = present.get(event.name);
     if (event.event === "appeared" || visit === undefined) {
-      visit = { number: event.number };
+      visit = {};
       visits.push(visit);
     }
     visit[event.event] = visit.latest = event;
@@ -92,11 +96,11 @@ function showInOrder(wanted) {
 }
 
 function showLength() {
-  const button = find("more-visits");
+  const button = find("more-visits"), count = find("visits").children.length;
   find("visits").classList.toggle("few", !isLong);
-  button.hidden = rows.size <= FEW;
+  button.hidden = count <= FEW;
   button.setAttribute("aria-expanded", isLong);
-  button.textContent = isLong ? "Show fewer" : `Show all ${rows.size}`;
+  button.textContent = isLong ? "Show fewer" : `Show all ${count}`;
 }
 
 function whenOf({ appeared, left, isHere }) {
@@ -153,3 +157,12 @@ find("event").addEventListener("click", ({ target }) => { if (target === find("e
 // Escape closes the dialog, not the frozen frame behind it.
 find("event").addEventListener("keydown", (event) => event.stopPropagation());
 find("more-visits").addEventListener("click", () => { isLong = !isLong; showLength(); });
+
+// Moved rather than only placed by the style, so that the keyboard's order is the one that is seen.
+const isNarrow = matchMedia("(max-width: 52rem)"); // as in page.css
+function place() {
+  if (isNarrow.matches) find("classes").after(find("events"));
+  else find("side").after(find("events"));
+}
+isNarrow.addEventListener("change", place);
+place();

@@ -36,7 +36,7 @@ async function getState() {
 
 function show(state) {
   showHealth(state);
-  showClasses(state.classes, state.revision);
+  showClasses(state.classes);
   showScene(state);
   showEvents(state);
   showZones(state);

@@ -45,6 +45,7 @@ export function close() {
 
 // Opens a closed zone, or removes the last corner of an open one.
 export function undo() {
+  dragged = null; // it may be the corner that goes
   if (isClosed) isClosed = false;
   else corners.pop();
   changedTo("");

@@ -7,7 +7,8 @@ const NONE = "A zone is a named part of the picture. Answers and events say what
 const FIXED = "The zones of this run come from the command line (--zone).";
 
 const items = new Map();
-let zones = [], colors = {}, isDrawing = false;
+let zones = [], colors = {};
+let frame = null; // {id, width, height} while a zone is drawn
 
 export function showZones(state) {
   zones = state.zones;
@@ -15,7 +16,7 @@ export function showZones(state) {
   const known = find("zones-known"), text = state.zones_are_fixed ? FIXED : zones.length === 0 ? NONE : "";
   if (known.textContent !== text) known.textContent = text;
   known.hidden = !text;
-  find("draw-zone").hidden = state.zones_are_fixed || isDrawing;
+  find("draw-zone").hidden = state.zones_are_fixed || frame !== null;
   const names = zones.map((one) => one.name);
   for (const [name, item] of items) if (!names.includes(name)) { item.remove(); items.delete(name); }
   for (const zone of zones) {
@@ -56,10 +57,11 @@ function showInside(item, classes) {
 }
 
 async function draw() {
-  const frame = await request("POST", "/api/frames");
-  find("frozen").src = `/api/frames/${frame.id}.jpg`;
+  const frozen = await request("POST", "/api/frames");
+  find("frozen").src = `/api/frames/${frozen.id}.jpg`;
   await find("frozen").decode();
   takePicture(leave);
+  frame = frozen;
   setDrawing(true);
   find("report").hidden = true;
   find("zone-name").value = "";
@@ -69,14 +71,14 @@ async function draw() {
 }
 
 function setDrawing(isOn) {
-  isDrawing = isOn;
   for (const id of ["frozen", "zone-drawing", "zone-form"]) find(id).hidden = !isOn;
   for (const id of ["live", "freeze", "draw-zone"]) find(id).hidden = isOn;
 }
 
 function leave() {
-  if (!isDrawing) return;
+  if (!frame) return;
   end();
+  frame = null;
   setDrawing(false);
   find("draw-zone").focus({ preventScroll: true });
 }
@@ -90,6 +92,8 @@ function showProgress(isClosed, said) {
     : "Add corners, or close the zone: press its first corner or Done.";
   if (said) text = `${said} ${text}`;
   if (find("zone-hint").textContent !== text) find("zone-hint").textContent = text;
+  // A button that is disabled loses the focus.
+  if (count() === 0 && document.activeElement === find("zone-undo")) find("zone-drawing").focus({ preventScroll: true });
   find("zone-undo").disabled = count() === 0;
   find("zone-undo").textContent = isClosed ? "Change corners" : "Undo corner";
   find("zone-done").disabled = missing > 0;
@@ -101,9 +105,9 @@ function showProgress(isClosed, said) {
 }
 
 async function save() {
-  const name = find("zone-name").value.trim();
+  const name = find("zone-name").value.trim(), mine = frame;
   await request("POST", "/api/zones", { name, corners: cornersOf() });
-  leave();
+  if (frame === mine) leave(); // otherwise another drawing has begun since
   showMessage("");
 }
 
