@@ -1,0 +1,77 @@
+"""What the page does when something is refused, is about to be lost or is gone; a real browser."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, ViewportSize, expect
+from served_page import Served, enroll
+from test_page_in_browser import browser, item
+from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
+
+LOW: ViewportSize = {"width": 390, "height": 500}
+BOX = {"box_xyxy": [40, 30, 90, 70]}
+
+
+@contextmanager
+def opened(address: str, profile: Path) -> Iterator[Page]:
+    """The page, open; an error of a script fails the test, refused requests do not."""
+    errors: list[str] = []
+    with browser(profile) as context:
+        page = context.pages[0]
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        expect(page.locator("#waiting")).to_be_hidden()
+        yield page
+    assert errors == []
+
+
+@pytest.fixture
+def page(served: Served, tmp_path: Path) -> Iterator[Page]:
+    """The page of two classes, cup and mug, that are not saved."""
+    for name in ("cup", "mug"):
+        assert enroll(served, name, **BOX).status_code == 201
+    with opened(served.page.address, tmp_path / "profile") as one:
+        expect(item(one, "mug")).to_be_visible()
+        yield one
+
+
+def test_a_refused_name_is_told_in_sight_and_stays_in_its_field(page: Page) -> None:
+    page.set_viewport_size(LOW)
+    item(page, "mug").get_by_role("button", name="Rename").click()
+    field = page.get_by_label("New name of mug")
+    field.fill("cup")
+    page.keyboard.press("Enter")
+    banner = page.locator("#banner")
+    expect(banner).to_contain_text("'cup'")
+    expect(banner).to_be_in_viewport(ratio=1)
+    expect(field).to_have_value("cup")
+    expect(field).to_be_focused()
+    page.locator(".banner").evaluate("box => { box.style.position = 'static'; }")
+    expect(banner).not_to_be_in_viewport()  # the control
+
+    item(page, "mug").get_by_role("button", name="Rename").click()  # it is open already
+    expect(field).to_have_value("cup")
+    field.fill("beaker")
+    page.keyboard.press("Enter")
+    expect(item(page, "beaker")).to_be_visible()
+    expect(banner).not_to_contain_text("'cup'")
+
+
+def test_a_message_can_be_closed_and_shows_again_when_it_comes_again(page: Page) -> None:
+    banner = page.locator("#banner")
+    expect(banner).to_have_text("b\\c: full")  # a sink that failed
+    page.evaluate("import('/common.js').then(({ showMessage }) => showMessage('No.'))")
+    expect(banner).to_have_text("No.")
+    close = page.get_by_role("button", name="Close the message")
+    close.click()
+    expect(banner).to_have_text("b\\c: full")  # the control: only the message is closed
+    close.click()
+    expect(banner).to_be_hidden()
+    page.wait_for_timeout(600)  # the state is shown again meanwhile
+    expect(banner).to_be_hidden()
+    page.route("**/api/state", lambda route: route.abort())
+    expect(banner).to_have_text("Cannot reach the run; retrying.")
+    page.unroute("**/api/state")
+    expect(banner).to_have_text("b\\c: full")
