@@ -75,3 +75,29 @@ def test_a_message_can_be_closed_and_shows_again_when_it_comes_again(page: Page)
     expect(banner).to_have_text("Cannot reach the run; retrying.")
     page.unroute("**/api/state")
     expect(banner).to_have_text("b\\c: full")
+
+
+def test_load_asks_before_it_replaces_what_is_not_saved(page: Page, served: Served, tmp_path: Path) -> None:
+    file = tmp_path / "others.safetensors"
+    file.write_bytes(served.client.get("/api/bank").content)
+    served.client.patch("/api/classes", json={"name": "mug", "new_name": "beaker"})
+    expect(item(page, "beaker")).to_be_visible()
+    question = page.locator("#replace")
+    page.locator("#upload").set_input_files(file)
+    expect(question).to_contain_text("The classes are not saved. Replace them by those of others.safetensors?")
+    expect(page.locator("#replace-no")).to_be_focused()
+    page.locator("#replace-no").click()
+    expect(question).to_be_hidden()
+    assert served.model.classes == ("cup", "beaker")
+
+    page.locator("#upload").set_input_files(file)
+    page.locator("#replace-yes").click()
+    expect(item(page, "mug")).to_be_visible()
+    expect(question).to_be_hidden()
+
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#bank-saved")).to_have_text("Saved.")
+    file.write_bytes(b"damaged")
+    page.locator("#upload").set_input_files(file)  # the control: nothing can be lost, so nothing is asked
+    expect(page.locator("#banner")).to_contain_text("is damaged")
+    expect(question).to_be_hidden()

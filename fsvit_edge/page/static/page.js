@@ -93,12 +93,38 @@ function offerToOverwrite(isOffered) {
   find("save").textContent = isOffered ? OVERWRITE : SAVE;
   find("save").classList.toggle("confirm", isOffered);
 }
+
+let chosen = null; // the file that waits for Replace or Cancel
+
 find("upload").addEventListener("change", async () => {
   const [file] = find("upload").files;
   find("upload").value = "";
   if (!file) return;
   offerToOverwrite(false);
-  await attempt(async () => { await request("PUT", "/api/bank", file); showMessage(""); });
+  await attempt(async () => {
+    const { bank, classes } = await request("GET", "/api/state");
+    if (bank.is_saved || classes.length === 0) await load(file);
+    else offerToReplace(file);
+  });
 });
+
+async function load(file) {
+  await request("PUT", "/api/bank", file);
+  showMessage("");
+}
+
+// Loading replaces all classes, also those that are in no file.
+function offerToReplace(file) {
+  chosen = file;
+  find("replace").hidden = file === null;
+  if (file !== null) find("replace-question").textContent = `The classes are not saved. Replace them by those of ${file.name}?`;
+  (file === null ? find("upload") : find("replace-no")).focus();
+}
+onClick(find("replace-yes"), async () => {
+  const file = chosen;
+  offerToReplace(null);
+  await load(file);
+});
+find("replace-no").addEventListener("click", () => offerToReplace(null));
 
 poll();
