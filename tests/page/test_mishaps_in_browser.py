@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Page, ViewportSize, expect
-from served_page import Served, enroll
+from served_page import Served, enroll, picture
 from test_page_in_browser import browser, item
 from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
+from test_page_review import keep_doubtful
 
 LOW: ViewportSize = {"width": 390, "height": 500}
 BOX = {"box_xyxy": [40, 30, 90, 70]}
@@ -101,3 +103,68 @@ def test_load_asks_before_it_replaces_what_is_not_saved(page: Page, served: Serv
     page.locator("#upload").set_input_files(file)  # the control: nothing can be lost, so nothing is asked
     expect(page.locator("#banner")).to_contain_text("is damaged")
     expect(question).to_be_hidden()
+
+
+def test_the_review_offers_frames_that_came_meanwhile(page: Page, served: Served) -> None:
+    add_doubtful(served, picture())
+    open_review(page)
+    page.keyboard.press("s")
+    asked = page.locator("#review-question")
+    expect(asked).to_have_text("0 judged, 1 skipped.")  # the control: nothing has come
+    page.keyboard.press("ArrowLeft")
+    expect(asked).to_have_text("cup?")
+    add_doubtful(served, picture()[::-1].copy())
+    page.keyboard.press("s")
+    expect(asked).to_have_text("One more doubtful frame has come.")
+    page.keyboard.press("Enter")
+    expect(page.locator("#review-place")).to_have_text("Frame 2 of 2")
+    page.keyboard.press("s")
+    expect(asked).to_have_text("0 judged, 2 skipped.")
+
+
+def test_back_goes_from_the_frames_to_judge_to_the_judged_ones(page: Page, served: Served) -> None:
+    add_doubtful(served, picture(), picture()[::-1].copy())
+    served.client.put("/api/review/1", json={"verdict": "no"})
+    open_review(page)
+    expect(page.locator("#review-place")).to_have_text("Frame 2 of 2")
+    expect(page.locator("#review-text")).not_to_contain_text("You said")  # the control
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#review-text")).to_contain_text("You said Not it")
+    page.keyboard.press("n")
+    expect(page.locator("#review-told")).to_contain_text("Taken back")
+
+
+def test_keys_work_where_the_review_offers_to_learn(page: Page, served: Served) -> None:
+    add_doubtful(served, picture(), picture()[::-1].copy())
+    dialog, told = page.locator("#review-dialog"), page.locator("#review-told")
+    is_found = served.client.put("/api/review/0", json={"verdict": "no"}).json()["contradicts"]
+    wrong, right = ("n", "y") if is_found else ("y", "n")
+    served.client.put("/api/review/0", json={"verdict": None})
+    open_review(page)
+    page.keyboard.press(wrong)
+    expect(dialog).to_have_attribute("data-panel", "offer")
+    page.keyboard.press("ArrowLeft")
+    expect(dialog).to_have_attribute("data-panel", "question")
+    expect(page.locator("#review-text")).to_contain_text("You said")
+    page.keyboard.press(wrong)
+    expect(told).to_contain_text("Taken back")
+    page.keyboard.press(wrong)
+    expect(dialog).to_have_attribute("data-panel", "offer")
+    page.keyboard.press(wrong)
+    expect(told).to_contain_text("Taken back")
+    page.keyboard.press(wrong)
+    expect(dialog).to_have_attribute("data-panel", "offer")
+    page.keyboard.press(right)
+    expect(page.locator("#review-place")).to_have_text("Frame 2 of 2")
+    assert [one.verdict for one in served.model.review] == ["yes" if right == "y" else "no", None]
+
+
+def add_doubtful(served: Served, *images: np.ndarray) -> None:
+    served.client.delete("/api/classes", params={"name": "mug"})  # one class, one doubtful frame for each picture
+    served.model.read(lambda model: keep_doubtful(model, *images))
+
+
+def open_review(page: Page) -> None:
+    expect(page.locator("#review-title")).to_contain_text("doubtful")
+    page.locator("#review-open").click()
+    expect(page.locator("#review-question")).to_have_text("cup?")
