@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, ViewportSize, expect
+from playwright.sync_api import Locator, Page, ViewportSize, expect
 from served_page import Served, enroll, picture
 from test_page_in_browser import browser, item
 from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
@@ -168,3 +168,31 @@ def open_review(page: Page) -> None:
     expect(page.locator("#review-title")).to_contain_text("doubtful")
     page.locator("#review-open").click()
     expect(page.locator("#review-question")).to_have_text("cup?")
+
+
+def enroll_by_name(page: Page, name: str) -> Locator:
+    """Enroll with the keyboard, and return the report."""
+    page.get_by_role("button", name="Add a class").click()
+    page.get_by_role("radio", name="Name only").check()
+    page.get_by_label("Class name").fill(name)
+    page.keyboard.press("Enter")
+    report = page.locator("#report")
+    expect(report).to_contain_text(f"{name} is enrolled")
+    expect(report).to_be_focused()
+    expect(item(page, name)).to_be_visible()
+    return report
+
+
+def test_the_report_goes_with_its_picture(page: Page, served: Served) -> None:
+    report = enroll_by_name(page, "cup")
+    expect(item(page, "cup").locator(".supports img")).to_have_count(2)
+    served.client.delete("/api/classes", params={"name": "mug"})
+    expect(item(page, "mug")).to_have_count(0)
+    expect(report).to_be_visible()  # the control
+    served.client.delete("/api/supports", params={"name": "cup", "index": 1})
+    expect(report).to_be_hidden()
+    expect(page.get_by_role("button", name="Add a class")).to_be_focused()
+
+    report = enroll_by_name(page, "jug")
+    served.client.delete("/api/classes", params={"name": "jug"})
+    expect(report).to_be_hidden()

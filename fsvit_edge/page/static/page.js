@@ -1,6 +1,7 @@
 // Polls the run and shows its health, picture, classes, empty scene, zones and bank.
 
 import { showClasses } from "/classes.js";
+import { hideOutdatedReport } from "/enrollment.js";
 import { showEvents } from "/events.js";
 import { showReview } from "/review.js";
 import { showScene } from "/scene.js";
@@ -37,6 +38,7 @@ async function getState() {
 function show(state) {
   showHealth(state);
   showClasses(state.classes);
+  hideOutdatedReport(state.classes);
   showScene(state);
   showEvents(state);
   showZones(state);
