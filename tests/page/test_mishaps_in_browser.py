@@ -196,3 +196,21 @@ def test_the_report_goes_with_its_picture(page: Page, served: Served) -> None:
     report = enroll_by_name(page, "jug")
     served.client.delete("/api/classes", params={"name": "jug"})
     expect(report).to_be_hidden()
+
+
+def test_the_keys_of_the_box_are_shown_and_space_does_not_scroll(page: Page) -> None:
+    page.set_viewport_size(LOW)
+    keys = page.get_by_text("arrow keys move the box")
+    expect(keys).to_be_hidden()
+    page.get_by_role("button", name="Add a class").click()
+    expect(keys).to_be_visible()
+    expect(page.locator("#drawing")).to_be_focused()
+    before = page.evaluate("scrollY")
+    page.keyboard.press("Space")
+    page.wait_for_timeout(400)
+    assert page.evaluate("scrollY") == before
+    page.get_by_role("radio", name="Name only").check()
+    expect(keys).to_be_hidden()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Space")  # the control
+    page.wait_for_function("(before) => scrollY > before", arg=before)

@@ -35,6 +35,7 @@ function setFrozen(isFrozen) {
 function showMode(mode) {
   setMode(mode);
   find("brush").hidden = mode !== "paint";
+  find("drawing-keys").hidden = mode !== "box";
   find("hint").textContent = HINTS[mode];
 }
 
