@@ -214,3 +214,15 @@ def test_the_keys_of_the_box_are_shown_and_space_does_not_scroll(page: Page) -> 
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("Space")  # the control
     page.wait_for_function("(before) => scrollY > before", arg=before)
+
+
+def test_what_is_old_is_dimmed_while_the_run_does_not_answer(page: Page) -> None:
+    shown = [page.locator("#live"), item(page, "cup").locator(".bar")]
+    for one in shown:
+        expect(one).to_have_css("opacity", "1")  # the control
+    page.route("**/api/state", lambda route: route.abort())
+    for one in shown:
+        expect(one).to_have_css("opacity", "0.35")
+    page.unroute("**/api/state")
+    for one in shown:
+        expect(one).to_have_css("opacity", "1")

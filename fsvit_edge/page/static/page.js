@@ -25,14 +25,19 @@ async function getState() {
   try {
     const state = await request("GET", "/api/state");
     if (!isConnected) startStream();
-    isConnected = true;
+    setConnected(true);
     return state;
   } catch (error) {
-    isConnected = false;
+    setConnected(false);
     setPill("lost", "unreachable");
     showTrouble(error instanceof TypeError ? "Cannot reach the run; retrying." : error.message);
     return null;
   }
+}
+
+function setConnected(isNow) {
+  isConnected = isNow;
+  document.body.classList.toggle("stale", !isNow);
 }
 
 function show(state) {
