@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import Locator, Page, ViewportSize, expect
-from served_page import Served, enroll, picture
+from served_page import Served, enroll, picture, serve, show
 from test_page_in_browser import browser, item
 from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
 from test_page_review import keep_doubtful
+
+from fsvit_edge.fewshot.predictor import FewShotModel
 
 LOW: ViewportSize = {"width": 390, "height": 500}
 BOX = {"box_xyxy": [40, 30, 90, 70]}
@@ -30,8 +32,15 @@ def opened(address: str, profile: Path) -> Iterator[Page]:
 
 
 @pytest.fixture
+def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
+    with serve(loaded, tmp_path / "Küche 2.safetensors") as one:
+        show(one, picture())
+        yield one
+
+
+@pytest.fixture
 def page(served: Served, tmp_path: Path) -> Iterator[Page]:
-    """The page of two classes, cup and mug, that are not saved."""
+    """The page of two classes, cup and mug, that are not saved; the bank's name is not the usual one."""
     for name in ("cup", "mug"):
         assert enroll(served, name, **BOX).status_code == 201
     with opened(served.page.address, tmp_path / "profile") as one:
@@ -80,6 +89,9 @@ def test_a_message_can_be_closed_and_shows_again_when_it_comes_again(page: Page)
 
 
 def test_load_asks_before_it_replaces_what_is_not_saved(page: Page, served: Served, tmp_path: Path) -> None:
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == served.bank.name
     file = tmp_path / "others.safetensors"
     file.write_bytes(served.client.get("/api/bank").content)
     served.client.patch("/api/classes", json={"name": "mug", "new_name": "beaker"})
@@ -101,7 +113,7 @@ def test_load_asks_before_it_replaces_what_is_not_saved(page: Page, served: Serv
     expect(page.locator("#bank-saved")).to_have_text("Saved.")
     file.write_bytes(b"damaged")
     page.locator("#upload").set_input_files(file)  # the control: nothing can be lost, so nothing is asked
-    expect(page.locator("#banner")).to_contain_text("is damaged")
+    expect(page.locator("#banner")).to_contain_text("Bank others.safetensors is damaged")
     expect(question).to_be_hidden()
 
 

@@ -116,7 +116,7 @@ find("upload").addEventListener("change", async () => {
 });
 
 async function load(file) {
-  await request("PUT", "/api/bank", file);
+  await request("PUT", `/api/bank?${query({ name: file.name })}`, file);
   showMessage("");
 }
 
