@@ -1,5 +1,6 @@
 """What the page does when something is refused, is about to be lost or is gone; a real browser."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import Locator, Page, ViewportSize, expect
-from served_page import Served, enroll, picture, serve, show
+from served_page import Served, enroll, filming, picture, serve, show
 from test_page_in_browser import browser, item
 from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
 from test_page_review import keep_doubtful
 
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.page import false_alarms
 
 LOW: ViewportSize = {"width": 390, "height": 500}
 BOX = {"box_xyxy": [40, 30, 90, 70]}
@@ -238,3 +240,29 @@ def test_what_is_old_is_dimmed_while_the_run_does_not_answer(page: Page) -> None
     page.unroute("**/api/state")
     for one in shown:
         expect(one).to_have_css("opacity", "1")
+
+
+def test_who_stays_out_of_view_is_told_when_the_pictures_are_taken(
+    page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_frame, released = false_alarms._learn_frame, threading.Event()
+
+    def learn_later(model: FewShotModel, image: np.ndarray) -> false_alarms.SceneAnswer:
+        released.wait(20)
+        return learn_frame(model, image)
+
+    monkeypatch.setattr(false_alarms, "SCENE_FRAMES", 2)
+    monkeypatch.setattr(false_alarms, "SCENE_S", 0.0)
+    monkeypatch.setattr(false_alarms, "_learn_frame", learn_later)
+    told = page.locator("#scene-report")
+    with page.expect_request("**/api/scene"):
+        page.locator("#learn").click()
+    page.wait_for_timeout(600)  # the state is shown again meanwhile
+    expect(told).to_have_text("Taking pictures. Stay out of view.")  # the control: no frame has come
+    with filming(served, picture()):
+        try:
+            expect(told).to_have_text("Checking 1 of 2: you can come back.")
+        finally:
+            released.set()
+        expect(told).to_contain_text("The empty scene is learned from 2 pictures")
+    assert served.client.get("/api/state").json()["scene_check"] is None
