@@ -149,6 +149,13 @@ class ReviewCounts(BaseModel):
     judged: int = Field(description="Frames with a verdict.")
 
 
+class SceneCheck(BaseModel):
+    """How far learning the empty scene is; all its pictures are taken."""
+
+    number: int = Field(description="Of the picture that is scored now, from 1.")
+    pictures: int
+
+
 class State(BaseModel):
     """Everything that the page shows."""
 
@@ -158,6 +165,7 @@ class State(BaseModel):
     zones: list[ZoneState]
     zones_are_fixed: bool = Field(description="Whether run --zone gave the zones, so that they cannot be changed here.")
     scene_frames: int = Field(description="Pictures of the empty scene.")
+    scene_check: SceneCheck | None = Field(description="null while no pictures of the empty scene are scored.")
     false_alarm_bound: float = Field(
         description="Share of frames like these, at most, in which a class is falsely found, in 95 of 100 cases."
     )

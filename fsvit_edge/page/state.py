@@ -39,6 +39,7 @@ class PageState:
     # A page left open across a restart of the run must not take the new classes for the ones it shows.
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
+    scene_check: schemas.SceneCheck | None = None
     events: EventLog = field(default_factory=EventLog)
     writing: threading.Lock = field(default_factory=threading.Lock)  # held by `_writing`
     unstored: list[ReviewItem] = field(default_factory=list)  # what the bank's file does not know of verdicts

@@ -200,6 +200,7 @@ def test_a_downloaded_bank_can_be_loaded(page: Page, folder: Path) -> None:
     rocket = item(page, "rocket")
     remove(rocket)
     page.locator("#upload").set_input_files(saved)
+    page.get_by_role("button", name="Replace").click()
     expect(rocket).to_be_visible()
 
 

@@ -272,12 +272,12 @@ def test_closing_the_dialog_discards_a_change_that_is_still_checked(page: Page, 
     page.keyboard.press("Escape")
     expect(page.locator("#review-dialog")).to_be_hidden()
     begin(page)  # the others, while the answer is still awaited
-    expect(page.locator("#review-place")).to_have_text("Frame 1 of 2")
+    expect(page.locator("#review-place")).to_have_text("Frame 2 of 3")
     with page.expect_request(lambda request: request.method == "DELETE"):
         held[0].continue_()
     expect(page.locator("#review-question")).to_have_text("cat?")
     page.keyboard.press("n")
-    expect(page.locator("#review-place")).to_have_text("Frame 2 of 2")
+    expect(page.locator("#review-place")).to_have_text("Frame 3 of 3")
     assert verdicts(served) == ["no", "no", None]
     assert cat(served)["negatives"] == []
 

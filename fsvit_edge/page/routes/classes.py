@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import Depends, Request, Response
 
@@ -64,20 +65,24 @@ def save_bank(page: Page, overwrite: bool = False) -> dict[str, str]:
 def download_bank(page: Page) -> Response:
     """Download the classes as a bank file."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bank.safetensors"
+        path = Path(folder) / "download.safetensors"
         page.model.read(lambda model: model.save_bank(path))
         data = path.read_bytes()
-    return schemas.BankResponse(data, headers={"Content-Disposition": 'attachment; filename="bank.safetensors"'})
+    # Headers are Latin-1, names are not.
+    name = f"attachment; filename*=UTF-8''{quote(page.bank_path.name)}"
+    return schemas.BankResponse(data, headers={"Content-Disposition": name})
 
 
 @router.put("/api/bank", openapi_extra={"requestBody": _BANK_BODY})
-def upload_bank(page: Page, data: Annotated[bytes, Depends(_raw_body)]) -> dict[str, list[str]]:
-    """Replace all classes with those of a bank file."""
+def upload_bank(
+    page: Page, data: Annotated[bytes, Depends(_raw_body)], name: str = "uploaded.safetensors"
+) -> dict[str, list[str]]:
+    """Replace all classes with those of a bank file; errors call it by its name."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "uploaded.safetensors"
         path.write_bytes(data)
         try:
             page.upload(path)
         except ArtifactError as error:
-            raise ArtifactError(str(error).replace(f"{folder}/", "")) from error
+            raise ArtifactError(str(error).replace(str(path), name)) from error
     return {"classes": list(page.model.classes)}

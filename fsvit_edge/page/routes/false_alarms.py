@@ -1,8 +1,12 @@
 """Routes against false alarms: the empty scene, and "this is not it"."""
 
+import itertools
+from collections.abc import Callable
+
 from fastapi import Response
 
 from fsvit_edge.fewshot.prediction import Rejection
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.page import false_alarms, schemas
 from fsvit_edge.page.state import Index, Page, make_router, marked, thumbnail
 from fsvit_edge.runtime.errors import FsvitEdgeError
@@ -36,8 +40,15 @@ def learn_scene(page: Page) -> false_alarms.SceneAnswer:
         raise FsvitEdgeError("The empty scene is being learned already; wait until that is done.")
     try:
         images = page.hub.sample(false_alarms.SCENE_FRAMES, false_alarms.SCENE_S)
-        return false_alarms.learn_scene(page.update, images)
+        numbers = itertools.count(1)
+
+        def update(request: Callable[[FewShotModel], false_alarms.SceneAnswer]) -> false_alarms.SceneAnswer:
+            page.scene_check = schemas.SceneCheck(number=next(numbers), pictures=len(images))
+            return page.update(request)
+
+        return false_alarms.learn_scene(update, images)
     finally:
+        page.scene_check = None
         page.learning_scene.release()
 
 

@@ -58,6 +58,7 @@ def get_state(page: Page) -> schemas.State:
         zones=_zone_states(page, newest),
         zones_are_fixed=bool(page.model.zones_of_run),
         scene_frames=enrolled.scene_frames,
+        scene_check=page.scene_check,
         false_alarm_bound=round(false_alarm_bound(enrolled.scene_frames), 4),
         events=schemas.EventsState(
             are_told=newest is not None and newest[1].steady_present is not None, newest=page.events.newest_number

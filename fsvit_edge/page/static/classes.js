@@ -107,16 +107,22 @@ function makeNegative(item, name, index, key) {
 
 function rename(item, name) {
   const label = item.querySelector(".name");
+  if (label === null) { item.querySelector(".head input").select(); return; }
   const input = Object.assign(document.createElement("input"), { value: name, maxLength: 80 });
   input.setAttribute("aria-label", `New name of ${name}`);
-  let isDone = false;
+  let isBusy = false;
   const finish = async (isAccepted) => {
-    if (isDone) return;
-    isDone = true;
+    if (isBusy) return;
+    isBusy = true; // also when the field goes, which takes the focus from it
     const newName = input.value.trim();
-    input.replaceWith(label);
-    if (!isAccepted || newName === name) return;
-    await attempt(async () => { await request("PATCH", "/api/classes", { name, new_name: newName }); showMessage(""); });
+    await attempt(async () => {
+      if (isAccepted && newName !== name) {
+        await request("PATCH", "/api/classes", { name, new_name: newName });
+        showMessage("");
+      }
+      input.replaceWith(label);
+    });
+    isBusy = false;
   };
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter") finish(true);

@@ -27,7 +27,7 @@ export async function request(method, path, body) {
 
 export const query = (fields) => new URLSearchParams(fields).toString();
 
-let message = "", trouble = "";
+let message = "", trouble = "", closedTrouble = "";
 
 // The outcome of a click; an empty text clears it.
 export function showMessage(text) {
@@ -38,14 +38,21 @@ export function showMessage(text) {
 // A problem of the run, shown while it lasts and no message is.
 export function showTrouble(text) {
   trouble = text;
+  if (text !== closedTrouble) closedTrouble = ""; // the same one shows again if it comes again
   showBanner();
 }
 
 function showBanner() {
-  const text = message || trouble, banner = find("banner");
+  const text = message || (trouble === closedTrouble ? "" : trouble), banner = find("banner");
   if (banner.textContent !== text) banner.textContent = text;
   banner.hidden = !text;
 }
+
+// docs.html has no banner.
+find("banner-close")?.addEventListener("click", () => {
+  if (!message) closedTrouble = trouble;
+  showMessage("");
+});
 
 // Runs an action and shows its error, if any.
 export async function attempt(action) {

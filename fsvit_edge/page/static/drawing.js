@@ -121,6 +121,7 @@ drawing.addEventListener("pointermove", (event) => {
 drawing.addEventListener("pointerup", () => { if (mode === "box" && box) showPreview(); });
 
 drawing.addEventListener("keydown", (event) => {
+  if (event.key === " ") event.preventDefault(); // it would scroll the picture away
   const step = drawing.width / 50;
   const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
   if (!move || mode !== "box") return;

@@ -10,6 +10,7 @@ const HINTS = {
 };
 
 let frame = null; // {id, width, height}
+let reported = null; // {name, index, key}: the picture that the report is about; its key is null until it is listed
 
 export async function freeze(name) {
   const frozen = await request("POST", "/api/frames");
@@ -34,15 +35,33 @@ function setFrozen(isFrozen) {
 function showMode(mode) {
   setMode(mode);
   find("brush").hidden = mode !== "paint";
+  find("drawing-keys").hidden = mode !== "box";
   find("hint").textContent = HINTS[mode];
 }
 
 async function enroll() {
   const name = find("name").value.trim(), mine = frame;
   const report = await request("POST", "/api/classes", { name, frame_id: mine.id, ...(await selection()) });
-  if (frame === mine) setFrozen(false); // the answer takes a second, in which something else may have begun
+  const isMine = frame === mine; // the answer takes a second, in which something else may have begun
+  if (isMine) setFrozen(false);
   showReport(report);
   showMessage("");
+  if (isMine) find("report").focus(); // the form takes it along
+}
+
+// Its Undo would remove another picture, once its own is gone.
+export function hideOutdatedReport(classes) {
+  if (reported === null) return;
+  const picture = classes.find((one) => one.name === reported.name)?.supports[reported.index];
+  if (reported.key === null) reported.key = picture?.key ?? null;
+  else if (picture?.key !== reported.key) hideReport();
+}
+
+function hideReport() {
+  const hadFocus = find("report").contains(document.activeElement);
+  find("report").hidden = true;
+  reported = null;
+  if (hadFocus) find("freeze").focus({ preventScroll: true });
 }
 
 function showReport(report) {
@@ -56,9 +75,11 @@ function showReport(report) {
   if (report.iou !== null) facts.push(["IoU with the mask", report.iou.toFixed(2)]);
   if (report.area_ratio !== null) facts.push(["outline area", `${report.area_ratio.toFixed(1)} x mask`]);
   facts.push(["mask size", `${percent(report.mask_cover)} of frame`], ["pictures", report.shots]);
+  const mine = { name: report.name, index: report.shots - 1, key: null };
+  reported = mine;
   const undo = makeButton("Undo", async () => {
-    await request("DELETE", `/api/supports?${query({ name: report.name, index: report.shots - 1 })}`);
-    card.hidden = true;
+    await request("DELETE", `/api/supports?${query({ name: mine.name, index: mine.index })}`);
+    if (reported === mine) hideReport();
   });
   const row = make("div", "", "row");
   row.append(undo);

@@ -1,6 +1,7 @@
 // Polls the run and shows its health, picture, classes, empty scene, zones and bank.
 
 import { showClasses } from "/classes.js";
+import { hideOutdatedReport } from "/enrollment.js";
 import { showEvents } from "/events.js";
 import { showReview } from "/review.js";
 import { showScene } from "/scene.js";
@@ -24,19 +25,25 @@ async function getState() {
   try {
     const state = await request("GET", "/api/state");
     if (!isConnected) startStream();
-    isConnected = true;
+    setConnected(true);
     return state;
   } catch (error) {
-    isConnected = false;
+    setConnected(false);
     setPill("lost", "unreachable");
     showTrouble(error instanceof TypeError ? "Cannot reach the run; retrying." : error.message);
     return null;
   }
 }
 
+function setConnected(isNow) {
+  isConnected = isNow;
+  document.body.classList.toggle("stale", !isNow);
+}
+
 function show(state) {
   showHealth(state);
   showClasses(state.classes);
+  hideOutdatedReport(state.classes);
   showScene(state);
   showEvents(state);
   showZones(state);
@@ -93,12 +100,38 @@ function offerToOverwrite(isOffered) {
   find("save").textContent = isOffered ? OVERWRITE : SAVE;
   find("save").classList.toggle("confirm", isOffered);
 }
+
+let chosen = null; // the file that waits for Replace or Cancel
+
 find("upload").addEventListener("change", async () => {
   const [file] = find("upload").files;
   find("upload").value = "";
   if (!file) return;
   offerToOverwrite(false);
-  await attempt(async () => { await request("PUT", "/api/bank", file); showMessage(""); });
+  await attempt(async () => {
+    const { bank, classes } = await request("GET", "/api/state");
+    if (bank.is_saved || classes.length === 0) await load(file);
+    else offerToReplace(file);
+  });
 });
+
+async function load(file) {
+  await request("PUT", `/api/bank?${query({ name: file.name })}`, file);
+  showMessage("");
+}
+
+// Loading replaces all classes, also those that are in no file.
+function offerToReplace(file) {
+  chosen = file;
+  find("replace").hidden = file === null;
+  if (file !== null) find("replace-question").textContent = `The classes are not saved. Replace them by those of ${file.name}?`;
+  (file === null ? find("upload") : find("replace-no")).focus();
+}
+onClick(find("replace-yes"), async () => {
+  const file = chosen;
+  offerToReplace(null);
+  await load(file);
+});
+find("replace-no").addEventListener("click", () => offerToReplace(null));
 
 poll();

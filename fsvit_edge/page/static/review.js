@@ -61,6 +61,8 @@ function tell(text, kind = "") {
   find("review-told").textContent = text;
 }
 
+const isSame = (one, other) => one.number === other.number && one.wall_time_s === other.wall_time_s;
+
 // A button with the key that presses it.
 function makeChoice(text, key, kind, action) {
   const button = make("button", text, kind);
@@ -107,32 +109,55 @@ function showProgress(title) {
 
 function askAbout(item) {
   const text = `The run says ${answerOf(item.present)}, ${scoreText(item.score)} (level ${scoreText(item.level)}).`;
-  const yes = makeChoice("Yes", "y", "big yes", () => judge(item, "yes"));
-  const no = makeChoice("Not it", "n", "big no", () => judge(item, "no"));
-  yes.setAttribute("aria-pressed", String(item.verdict === "yes"));
-  no.setAttribute("aria-pressed", String(item.verdict === "no"));
   const back = makeChoice("Back", "ArrowLeft", "small", () => move(-1));
   back.disabled = place === 0;
   const skip = makeChoice("Skip", "s", "small", () => move(1));
   skip.setAttribute("aria-keyshortcuts", "s ArrowRight");
   const texts = item.verdict === null ? [text] : [text, `You said ${WORDS[item.verdict]}; press it again to take it back.`];
-  showPanel("question", `${item.name}?`, texts, [yes, no, back, skip]);
+  showPanel("question", `${item.name}?`, texts, [...makeVerdicts(item, "big"), back, skip]);
 }
 
-function move(step) {
+function makeVerdicts(item, size) {
+  const yes = makeChoice(WORDS.yes, "y", `${size} yes`, () => judge(item, "yes"));
+  const no = makeChoice(WORDS.no, "n", `${size} no`, () => judge(item, "no"));
+  yes.setAttribute("aria-pressed", String(item.verdict === "yes"));
+  no.setAttribute("aria-pressed", String(item.verdict === "no"));
+  return [yes, no];
+}
+
+async function move(step) {
   place = Math.max(0, place + step);
   if (place < queue.length) showFrame();
-  else showEnd();
+  else await showEnd();
 }
 
-function showEnd() {
-  const left = countLeft();
+// Frames that have come since are added to the queue, and offered.
+async function showEnd() {
+  const opened = session;
+  const skipped = countLeft();
+  let added = [];
+  try {
+    const { items } = await request("GET", "/api/review");
+    if (opened !== session) return;
+    added = items.filter((one) => one.verdict === null && !queue.some((known) => isSame(known, one)));
+  } catch (error) {
+    if (opened !== session) return;
+    tell(error.message, "bad");
+  }
+  queue = [...queue, ...added]; // their first is at `place`
   showProgress("Done");
   picture.hidden = true;
-  const done = makeChoice("Done", "", "primary", () => dialog.close());
   const back = makeChoice("Back", "ArrowLeft", "small", () => move(-1));
+  const done = makeChoice("Done", "", added.length === 0 ? "primary" : "", () => dialog.close());
   const text = "What you teach here is tried on all your verdicts before it is kept.";
-  showPanel("end", left === 0 ? "All are judged." : `${queue.length - left} judged, ${left} skipped.`, [text], [back, done], done);
+  if (added.length === 0) {
+    const judged = queue.length - skipped;
+    showPanel("end", skipped === 0 ? "All are judged." : `${judged} judged, ${skipped} skipped.`, [text], [back, done], done);
+    return;
+  }
+  const more = makeChoice("Go on", "s", "primary", showFrame);
+  const title = added.length === 1 ? "One more doubtful frame has come." : `${added.length} more doubtful frames have come.`;
+  showPanel("end", title, [text], [more, done, back], more);
 }
 
 // ------------------------------------------------------------------------------------------------ verdicts and learning
@@ -150,7 +175,7 @@ async function judge(item, verdict) {
   tell(`${said}; ${isSaved}.`, answer.is_saved ? "good" : "warn");
   if (answer.verdict === null) showFrame();
   else if (answer.contradicts) offerToLearn(item, answer);
-  else move(1);
+  else await move(1);
 }
 
 function offerToLearn(item, answer) {
@@ -163,7 +188,8 @@ function offerToLearn(item, answer) {
   const learn = makeChoice("Learn from it…", "l", "primary", () => tryToLearn(item, answer));
   const next = makeChoice("Leave it", "s", "", () => move(1));
   const texts = [`It says ${answerOf(present)}, ${scoreText(score)}.`, text, "You see what else that changes before it is kept."];
-  showPanel("offer", title, texts, [learn, next], learn);
+  const back = makeChoice("Back", "ArrowLeft", "small", showFrame); // to the question
+  showPanel("offer", title, texts, [learn, next, ...makeVerdicts(item, "small"), back], learn);
 }
 
 async function tryToLearn(item, answer) {
@@ -202,14 +228,14 @@ function showTrial({ id, name, summary, frame, changes }, offerAgain) {
     }
     if (opened !== session) return;
     tell("Learned; press Save on the page to have it after a restart.", "good");
-    move(1);
+    await move(1);
   });
   const discard = makeChoice("Discard", "d", helps ? "" : "primary", async () => {
     const opened = session;
     await discardTrial();
     if (opened !== session) return;
     tell("Discarded; nothing was changed.");
-    move(1);
+    await move(1);
   });
   showPanel("trial", summary, texts, [keep, discard], helps ? keep : discard);
 }
@@ -238,9 +264,10 @@ async function discardTrial() {
 async function open() {
   const { items } = await request("GET", "/api/review");
   if (dialog.open) return; // by the first of two clicks
-  const waiting = items.filter((one) => one.verdict === null);
-  queue = waiting.length > 0 ? waiting : items;
-  place = 0;
+  // The judged ones are before the others, so that Back goes to them.
+  const judged = items.filter((one) => one.verdict !== null), waiting = items.filter((one) => one.verdict === null);
+  queue = [...judged, ...waiting];
+  place = waiting.length > 0 ? judged.length : 0;
   session += 1;
   tell("");
   if (queue.length === 0) return;

@@ -6,8 +6,13 @@ const COUNTDOWN_S = 3;
 const LABEL = find("learn").textContent;
 
 let cancel = null; // ends the countdown
+let isLearning = false;
 
-export function showScene({ scene_frames: frames, false_alarm_bound: bound }) {
+export function showScene({ scene_frames: frames, scene_check: check, false_alarm_bound: bound }) {
+  if (isLearning && check !== null) {
+    const [told] = find("scene-report").children, said = `Checking ${check.number} of ${check.pictures}: you can come back.`;
+    if (told.textContent !== said) told.textContent = said;
+  }
   const text = frames === 0
     ? "Not learned. Show the camera none of your objects, so that less is found by mistake."
     : `${frames} pictures. On frames like these, a class is falsely found in at most ${percent(bound)} (right in 95 of 100 cases).`;
@@ -37,8 +42,10 @@ async function learn() {
   if (!await countDown()) return;
   tell(make("p", "Taking pictures. Stay out of view.", "countdown"));
   await attemptWith(find("learn"), async () => {
+    isLearning = true;
     try {
-      showReport(await request("POST", "/api/scene"));
+      const report = await request("POST", "/api/scene").finally(() => { isLearning = false; });
+      showReport(report);
       showMessage("");
     } catch (error) {
       tell();
