@@ -88,6 +88,8 @@ class CheckedItem:
 class Check:
     """What `Review.check` found; `str()` says it in a line, such as "Answers that change: 2 of 31; that ...: 0.".
 
+    Those that contradict their verdict and do not change are counted apart, because no list of changes has them.
+
     Attributes:
         items: All items with a verdict, oldest first.
     """
@@ -112,8 +114,10 @@ class Check:
     def __str__(self) -> str:
         if not self.items:
             return "There are no verdicts to check."
-        changed, contradicting = len(self.changed), len(self.contradicting)
-        return f"Answers that change: {changed} of {len(self.items)}; that contradict their verdict: {contradicting}."
+        as_before = sum(not one.has_changed for one in self.contradicting)
+        contradicting = f"{len(self.contradicting)}" + (f", of them {as_before} as before" if as_before else "")
+        changed = f"{len(self.changed)} of {len(self.items)}"
+        return f"Answers that change: {changed}; that contradict their verdict: {contradicting}."
 
 
 class Review:

@@ -61,7 +61,7 @@ def test_a_check_fails_until_the_answers_agree_with_the_verdicts(bank: Path, cli
 
     failed = cli(f"bank check {BANK}")
     assert failed.code == 5
-    assert "Answers that change: 0 of 2; that contradict their verdict: 1." in failed.out
+    assert "Answers that change: 0 of 2; that contradict their verdict: 1, of them 1 as before." in failed.out
     score = f"{SupportBank.load(bank).review[1].score:.4f}"
     assert ["cat", "1", "no", "present", score, "present", score, "wrong"] in [
         line.split() for line in failed.out.splitlines()

@@ -121,7 +121,7 @@ def test_answers_that_contradict_a_verdict_are_found(model: FewShotModel) -> Non
     assert [one.item.number for one in check.items] == [0, 1]
     assert check.changed == ()
     assert [one.item.number for one in check.contradicting] == [1]
-    assert str(check) == "Answers that change: 0 of 2; that contradict their verdict: 1."
+    assert str(check) == "Answers that change: 0 of 2; that contradict their verdict: 1, of them 1 as before."
 
     model.reject("cat", LIKE)
     check = model.review.check()
@@ -149,6 +149,7 @@ def test_a_change_is_tried_before_it_is_kept(model: FewShotModel) -> None:
     worse = model.review.check(model.bank_after(lambda model: model.set_level("cat", 0.9999999)))
     assert [one.item.number for one in worse.changed] == [0, 1]
     assert [one.item.number for one in worse.contradicting] == [0]
+    assert str(worse) == "Answers that change: 2 of 2; that contradict their verdict: 1."  # it was right before
     gone = model.review.check(model.bank_after(lambda model: model.remove("cat")))
     assert [(one.score, one.is_present) for one in gone.items] == [(0.0, False)] * 2
     assert model.review.check(model.bank.copy()).changed == ()  # the control
