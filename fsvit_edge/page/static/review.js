@@ -1,6 +1,6 @@
 // The review: one doubtful frame at a time, a verdict by key or tap, and what it would teach, tried before it is kept.
 
-import { attempt, find, make, query, request, scoreText } from "/common.js";
+import { attempt, distinctTexts, find, make, query, request, scoreText } from "/common.js";
 
 const WORDS = { yes: "Yes", no: "Not it" };
 const dialog = find("review-dialog"), picture = find("review-picture");
@@ -106,7 +106,8 @@ function showProgress(title) {
 }
 
 function askAbout(item) {
-  const text = `The run says ${answerOf(item.present)}, ${scoreText(item.score)} (level ${scoreText(item.level)}).`;
+  const [score, level] = distinctTexts(item.score, item.level);
+  const text = `The run says ${answerOf(item.present)}, ${score} (level ${level}).`;
   const yes = makeChoice("Yes", "y", "big yes", () => judge(item, "yes"));
   const no = makeChoice("Not it", "n", "big no", () => judge(item, "no"));
   yes.setAttribute("aria-pressed", String(item.verdict === "yes"));
