@@ -37,7 +37,7 @@ def list_classes(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the classes of a bank, the numbers of their negatives, and its zones."""
+    """List the classes of a bank, the numbers of their negatives, its zones, and how many doubtful frames it keeps."""
     from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.bank_sheet import draw_bank
     from fsvit_edge.fewshot.scene import false_alarm_bound
@@ -68,6 +68,7 @@ def list_classes(
             negative_rows.append((name, str(number), marked, f"{one.margin:.1f}"))
         numbers = (str(len(supports)), str(masks), str(len(negatives)), f"{nbytes / 1e3:.0f}")
         rows.append((name, *numbers, f"{score_text(level)} ({origin})"))
+    judged = sum(one.verdict is not None for one in loaded.review)
     if as_json:
         frames = len(loaded.scene)
         facts = {
@@ -75,6 +76,8 @@ def list_classes(
             "scene_frames": frames,
             "false_alarm_bound": round(false_alarm_bound(frames), 4),
             "zones": [vars(one) for one in loaded.zones],
+            "doubtful_frames": len(loaded.review),
+            "judged_frames": judged,
             "classes": entries,
         }
         print(json.dumps(facts, ensure_ascii=False))
@@ -88,6 +91,8 @@ def list_classes(
         say(f"Warning: these classes are found even in the empty scene: {', '.join(loaded.found_in_scene)}.")
     if loaded.zones:
         print(f"Zones: {', '.join(one.name for one in loaded.zones)}.")
+    if loaded.review:
+        print(f"Doubtful frames: {len(loaded.review)}, of them {judged} judged; see: fsvit-edge bank review {bank}")
 
 
 @bank_app.command()
@@ -236,7 +241,8 @@ def review(
     print_table(f"Doubtful frames in {bank}", ("class", "number", "answer", "level", "captured", "verdict"), rows)
     waiting = sum(one.verdict is None for one in items)
     if waiting:
-        say(f"{waiting} wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge")
+        look = "" if preview else "look at them with --preview FILE, then: "
+        say(f"{waiting} wait for a verdict; {look}fsvit-edge bank judge {bank} NUMBER yes (or no)")
 
 
 @bank_app.command()
@@ -289,7 +295,8 @@ def check(
         numbers = ", ".join(str(one.item.number) for one in checked.contradicting)
         raise AccuracyGateError(
             f"{len(checked.contradicting)} of {len(checked.items)} verdicts in {bank} are contradicted: {numbers}; "
-            "add a picture or a negative of the class, or change its level."
+            "learn from the frame with Review on the page of a run, add another picture or negative of the class with "
+            "fsvit-edge enroll, or change its level with fsvit-edge bank level."
         )
 
 
