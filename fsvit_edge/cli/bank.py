@@ -9,7 +9,7 @@ import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
 from fsvit_edge.cli.terminal import editing_bank, open_model, print_table, say
-from fsvit_edge.runtime.presence_level import score_text
+from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -37,7 +37,7 @@ def list_classes(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the classes of a bank, the numbers of their negatives, and its zones."""
+    """List the classes of a bank, the numbers of their negatives, its zones, and how many doubtful frames it keeps."""
     from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.bank_sheet import draw_bank
     from fsvit_edge.fewshot.scene import false_alarm_bound
@@ -68,6 +68,7 @@ def list_classes(
             negative_rows.append((name, str(number), marked, f"{one.margin:.1f}"))
         numbers = (str(len(supports)), str(masks), str(len(negatives)), f"{nbytes / 1e3:.0f}")
         rows.append((name, *numbers, f"{score_text(level)} ({origin})"))
+    judged = sum(one.verdict is not None for one in loaded.review)
     if as_json:
         frames = len(loaded.scene)
         facts = {
@@ -75,6 +76,8 @@ def list_classes(
             "scene_frames": frames,
             "false_alarm_bound": round(false_alarm_bound(frames), 4),
             "zones": [vars(one) for one in loaded.zones],
+            "doubtful_frames": len(loaded.review),
+            "judged_frames": judged,
             "classes": entries,
         }
         print(json.dumps(facts, ensure_ascii=False))
@@ -88,6 +91,8 @@ def list_classes(
         say(f"Warning: these classes are found even in the empty scene: {', '.join(loaded.found_in_scene)}.")
     if loaded.zones:
         print(f"Zones: {', '.join(one.name for one in loaded.zones)}.")
+    if loaded.review:
+        print(f"Doubtful frames: {len(loaded.review)}, of them {judged} judged; see: fsvit-edge bank review {bank}")
 
 
 @bank_app.command()
@@ -215,32 +220,29 @@ def review(
     from fsvit_edge.runtime.errors import InputError
     from fsvit_edge.runtime.pictures import write_image
 
-    items = SupportBank.load(bank).review
+    loaded = SupportBank.load(bank)
+    items = loaded.review
     if preview is not None:
         if not items:
             raise InputError(f"{bank} keeps no doubtful frames to draw; collect some with: fsvit-edge run --review.")
-        write_image(preview, draw_review(items))
+        write_image(preview, draw_review(items, loaded.classes))
     if as_json:
         print(json.dumps({"items": [one.to_dict() for one in items]}, ensure_ascii=False))
         return
     if not items:
         print(f"{bank} keeps no doubtful frames; collect some with: fsvit-edge run --review.")
         return
-    rows = [
-        (
-            one.name,
-            str(one.number),
-            _answer_text(one.was_present, one.score),
-            score_text(one.level),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.wall_time_s)),
-            one.verdict or "-",
-        )
-        for one in items
-    ]
+    rows = []
+    for one in items:
+        score, level = distinct_texts(one.score, one.level)
+        captured = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.wall_time_s))
+        answer = f"{_answer(one.was_present)} {score}"
+        rows.append((one.name, str(one.number), answer, level, captured, one.verdict or "-"))
     print_table(f"Doubtful frames in {bank}", ("class", "number", "answer", "level", "captured", "verdict"), rows)
     waiting = sum(one.verdict is None for one in items)
     if waiting:
-        say(f"{waiting} wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge")
+        look = "" if preview else "look at them with --preview FILE, then: "
+        say(f"{waiting} wait for a verdict; {look}fsvit-edge bank judge {bank} NUMBER yes (or no)")
 
 
 @bank_app.command()
@@ -280,8 +282,8 @@ def check(
                 one.item.name,
                 str(one.item.number),
                 str(one.item.verdict),
-                _answer_text(one.was_present, one.score_before),
-                _answer_text(one.is_present, one.score),
+                f"{_answer(one.was_present)} {score_text(one.score_before)}",
+                f"{_answer(one.is_present)} {score_text(one.score)}",
                 " and ".join(["changed"] * one.has_changed + ["wrong"] * one.contradicts) or "-",
             )
             for one in checked.items
@@ -293,12 +295,13 @@ def check(
         numbers = ", ".join(str(one.item.number) for one in checked.contradicting)
         raise AccuracyGateError(
             f"{len(checked.contradicting)} of {len(checked.items)} verdicts in {bank} are contradicted: {numbers}; "
-            "add a picture or a negative of the class, or change its level."
+            "learn from the frame with Review on the page of a run, add another picture or negative of the class with "
+            "fsvit-edge enroll, or change its level with fsvit-edge bank level."
         )
 
 
-def _answer_text(is_present: bool, score: float) -> str:
-    return f"{'present' if is_present else 'absent'} {score_text(score)}"
+def _answer(is_present: bool) -> str:
+    return "present" if is_present else "absent"
 
 
 def _scene_promise(frames: int) -> str:
@@ -315,7 +318,8 @@ def _scene_promise(frames: int) -> str:
 
 def _print_scene(report: "SceneReport", levels: "Mapping[str, float]", by_hand: "Collection[str]") -> None:
     for name, highest in report.highest.items():
-        print(f"{name}: at most {score_text(highest)} on the empty scene; its level is {score_text(levels[name])}.")
+        score, level = distinct_texts(highest, levels[name])
+        print(f"{name}: at most {score} on the empty scene; its level is {level}.")
         if name in report.answering:
             say(
                 f"Warning: {report.warning(name, name in by_hand)}; show it what it is not with: fsvit-edge enroll "

@@ -8,7 +8,7 @@ import typer
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption
 from fsvit_edge.cli.terminal import editing_bank, open_model, say
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.presence_level import score_text
+from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +111,7 @@ def _reject(model: "FewShotModel", name: str, pictures: "Sequence[SupportPicture
         done.append(model.reject(name, picture.image, mask))
     model.save_bank(bank)
     for picture, one in zip(pictures, done, strict=True):
-        before, after, level = map(score_text, (one.score_before, one.score_after, one.level))
+        before, after, level = distinct_texts(one.score_before, one.score_after, one.level)
         print(f"{picture.source}: not {name!r}: scored {before}, now {after}, level {level}.")
         if not one.was_present:
             say(f"Warning: {picture.source}: {name!r} was not found there, so rejecting it changes little.")

@@ -14,7 +14,7 @@ import typer
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
 from fsvit_edge.cli.terminal import print_table, require, say
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.presence_level import score_text
+from fsvit_edge.runtime.presence_level import distinct_texts
 
 if TYPE_CHECKING:
     from fsvit_edge.fewshot.prediction import ClassResult, Prediction
@@ -220,7 +220,7 @@ def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None
             for result in prediction.results:
                 table.add_row(
                     result.name,
-                    f"{score_text(result.score)} / {score_text(result.level)}",
+                    " / ".join(distinct_texts(result.score, result.level)),
                     "present" if result.is_present else "-",
                     f"{result.area:.0%}" if result.is_present else "",
                     style="bold" if result.is_present else "dim",
@@ -237,7 +237,7 @@ def _print_answers(answers: "Mapping[str, Sequence[ClassResult]]", frames: int) 
             answer = "present" if one.is_present else "absent"
             area = f", area {one.area:.1%}" if one.is_present else ""
             zones = f", in {', '.join(one.zones)}" if one.zones else ""
-            score, level = score_text(one.score), score_text(one.level)
+            score, level = distinct_texts(one.score, one.level)
             print(f"{source}{last}: {one.name}: {answer}, score {score} (level {level}){area}{zones}")
 
 

@@ -24,7 +24,7 @@ from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, wi
 from fsvit_edge.fewshot.scene import decode_frame, encode_frame
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.postprocess import log_odds
-from fsvit_edge.runtime.presence_level import score_text
+from fsvit_edge.runtime.presence_level import distinct_texts
 from fsvit_edge.runtime.storage import editing
 
 _DOUBT_MARGIN = 1.0
@@ -88,6 +88,8 @@ class CheckedItem:
 class Check:
     """What `Review.check` found; `str()` says it in a line, such as "Answers that change: 2 of 31; that ...: 0.".
 
+    Those that contradict their verdict and do not change are counted apart, because no list of changes has them.
+
     Attributes:
         items: All items with a verdict, oldest first.
     """
@@ -112,8 +114,10 @@ class Check:
     def __str__(self) -> str:
         if not self.items:
             return "There are no verdicts to check."
-        changed, contradicting = len(self.changed), len(self.contradicting)
-        return f"Answers that change: {changed} of {len(self.items)}; that contradict their verdict: {contradicting}."
+        as_before = sum(not one.has_changed for one in self.contradicting)
+        contradicting = f"{len(self.contradicting)}" + (f", of them {as_before} as before" if as_before else "")
+        changed = f"{len(self.changed)} of {len(self.items)}"
+        return f"Answers that change: {changed}; that contradict their verdict: {contradicting}."
 
 
 class Review:
@@ -277,20 +281,19 @@ def store_verdict(path: Path, judged: ReviewItem, supports: ClassSupports) -> bo
     return True
 
 
-def draw_review(items: Sequence[ReviewItem]) -> Image:
+def draw_review(items: Sequence[ReviewItem], classes: Sequence[str]) -> Image:
     """Draw items on one sheet, each with its number, class, answer and verdict; (H, W, 3) uint8 RGB.
 
     Args:
         items: At least one.
+        classes: All classes of the bank, in its order, by which they are colored everywhere.
     """
-    names = list(dict.fromkeys(one.name for one in items))
     cells = []
     for one in items:
         picture = np.asarray(cv2.resize(one.picture, (SHEET_PX, SHEET_PX), interpolation=cv2.INTER_AREA), np.uint8)
-        answer = (
-            f"{'present' if one.was_present else 'absent'}, {score_text(one.score)} (level {score_text(one.level)})"
-        )
-        title = (f"{one.number}: {one.name}", names.index(one.name) % len(PALETTE))
+        score, level = distinct_texts(one.score, one.level)
+        answer = f"{'present' if one.was_present else 'absent'}, {score} (level {level})"
+        title = (f"{one.number}: {one.name}", classes.index(one.name) % len(PALETTE))
         cells.append(captioned(picture, [title, (answer, None), (f"verdict: {one.verdict or 'none yet'}", None)]))
     return sheet_of(cells)
 

@@ -57,8 +57,8 @@ class ReviewItem:
             "number": self.number,
             "name": self.name,
             "verdict": self.verdict,
-            "score": round(self.score, 4),
-            "level": round(self.level, 4),
+            "score": round(self.score, 8),  # doubtful ones are close to their level
+            "level": round(self.level, 8),
             "present": self.was_present,
             "wall_time_s": round(self.wall_time_s, 3),
         }

@@ -37,7 +37,7 @@ class Zone:
         corners: 3 to 100 (x, y), in order around the zone, as shares of the frame's width and height in [0, 1].
 
     Raises:
-        InputError: The name or a corner is impossible, or the corners enclose no area.
+        InputError: The name or a corner is impossible, the edges cross, or the corners enclose no area.
     """
 
     name: str
@@ -53,6 +53,8 @@ class Zone:
         for value in (value for corner in self.corners for value in corner):
             if not 0 <= value <= 1:
                 raise InputError(f"Zone {name!r} has {value:g} in a corner; {_EXPECTED}.")
+        if _edges_cross(self.corners):
+            raise InputError(f"The edges of zone {name!r} cross; give the corners in order around the zone.")
         xs, ys = np.array(self.corners).T
         if abs(np.dot(xs, np.roll(ys, -1)) - np.dot(ys, np.roll(xs, -1))) < 1e-6:
             raise InputError(f"The corners of zone {name!r} enclose no area; give them in order around the zone.")
@@ -60,6 +62,27 @@ class Zone:
     def corners_px(self, size_hw: tuple[int, int]) -> npt.NDArray[np.int32]:
         """Return the corners in pixels of a frame of this height and width, (corners, 2) as (x, y)."""
         return np.asarray(np.round(np.array(self.corners) * (np.array(size_hw[::-1]) - 1)), np.int32)
+
+
+def _edges_cross(corners: tuple[tuple[float, float], ...]) -> bool:
+    """Whether two edges that are not neighbors meet; a corner that is repeated in a row counts once."""
+    before = (corners[-1], *corners[:-1])
+    start = np.array([corner for corner, last in zip(corners, before, strict=True) if corner != last]).reshape(-1, 2)
+    end = np.roll(start, -1, axis=0)
+
+    def side_of_edge(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """(edge, point): -1, 0 or 1."""
+        ahead, away = (end - start)[:, None], points[None] - start[:, None]
+        return np.asarray(np.sign(ahead[..., 0] * away[..., 1] - ahead[..., 1] * away[..., 0]), np.float64)
+
+    straddles = side_of_edge(start) * side_of_edge(end) <= 0
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    # Of edges on one line, rounding decides on which side of each other they are.
+    overlap = ((low[:, None] <= high[None]) & (low[None] <= high[:, None])).all(axis=2)
+    places = np.arange(len(start))
+    distance = (places[:, None] - places[None]) % max(1, len(start))
+    neighbors = (distance <= 1) | (distance == len(start) - 1)
+    return bool((straddles & straddles.T & overlap & ~neighbors).any())
 
 
 def parse_zone(text: str) -> Zone:

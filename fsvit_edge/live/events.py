@@ -110,8 +110,10 @@ def event_record(event: Event) -> dict[str, Any]:
 
     Returns:
         "event": "appeared" or "left"; "name": the class; "source"; "wall_time_s" and "monotonic_s": when the frame that
-        decided it was captured; "duration_s": for "left", seconds from the appearance to the last frame above the
-        level; "best_score", "best_box_xyxy" and "best_sequence": the best sighting so far, with the index of its frame;
+        decided it was captured: for "appeared" 0.3 s after the first frame above the level, for "left" 1 s or more
+        after the last; "duration_s": for "left", seconds from the time of "appeared" to the last frame above the level,
+        so less than the two times differ by, and in a file by its own time; "best_score", "best_box_xyxy" and
+        "best_sequence": the best sighting so far, with the index of its frame;
         "zones": names of the zones in which it appeared, or if it left, of all in which it was.
     """
     record: dict[str, Any] = {

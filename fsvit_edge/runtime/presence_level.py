@@ -25,6 +25,16 @@ def score_text(score: float) -> str:
     return f"{score:.2f}" if score < 0.995 else f"{score:.4f}"
 
 
+def distinct_texts(*scores: float) -> tuple[str, ...]:
+    """Return a score and its level as `score_text`, or with so many more digits that they look alike only if equal."""
+    texts = tuple(map(score_text, scores))
+    for digits in range(4, 18, 2):
+        if len(set(texts)) == len(set(scores)):
+            break
+        texts = tuple(f"{score:.{digits}f}" for score in scores)
+    return texts
+
+
 def level_of_supports(presence_level: float, loo_scores: Sequence[float | None]) -> float:
     """Move the level toward the scores of the class's pictures against each other.
 

@@ -39,7 +39,9 @@ def test_frames_are_listed_drawn_and_judged(bank: Path, cli: Cli) -> None:
         ["cat", str(one.number), "present", f"{one.score:.4f}", score_text(one.level)] for one in kept
     ]  # four decimals: two would round these scores to 1.00
     assert all(one.score >= 0.995 for one in kept)
-    assert listed.err == "2 wait for a verdict; look at them with --preview FILE, then: fsvit-edge bank judge\n"
+    then = f"fsvit-edge bank judge {BANK} NUMBER yes (or no)\n"
+    assert listed.err == f"2 wait for a verdict; {then}"
+    assert cli(f"bank review {BANK}").err == f"2 wait for a verdict; look at them with --preview FILE, then: {then}"
     assert read_image(bank.parent / "sheet.png").shape[1] > 400
 
     assert cli(f"bank judge {BANK} 0 yes").out == "Frame 0: yes, 'cat' is there.\n"
@@ -53,6 +55,21 @@ def test_frames_are_listed_drawn_and_judged(bank: Path, cli: Cli) -> None:
     assert [one.verdict for one in SupportBank.load(bank).review] == ["yes", "no"]
 
 
+def test_the_list_of_classes_counts_doubtful_frames(bank: Path, cli: Cli) -> None:
+    def counts() -> tuple[int, int]:
+        facts = json.loads(cli(f"bank list {BANK} --json").out)
+        return facts["doubtful_frames"], facts["judged_frames"]
+
+    assert counts() == (2, 0)
+    cli(f"bank judge {BANK} 1 no")
+    assert counts() == (2, 1)
+    line = f"Doubtful frames: 2, of them 1 judged; see: fsvit-edge bank review {BANK}"
+    assert cli(f"bank list {BANK}").out.splitlines()[-1] == line
+    SupportBank.load(bank).emptied().save(bank)  # the control
+    assert counts() == (0, 0)
+    assert "Doubtful" not in cli(f"bank list {BANK}").out
+
+
 def test_a_check_fails_until_the_answers_agree_with_the_verdicts(bank: Path, cli: Cli) -> None:
     assert cli(f"bank check {BANK}").out == "There are no verdicts to check.\n"
     cli(f"bank judge {BANK} 0 yes")
@@ -61,14 +78,15 @@ def test_a_check_fails_until_the_answers_agree_with_the_verdicts(bank: Path, cli
 
     failed = cli(f"bank check {BANK}")
     assert failed.code == 5
-    assert "Answers that change: 0 of 2; that contradict their verdict: 1." in failed.out
+    assert "Answers that change: 0 of 2; that contradict their verdict: 1, of them 1 as before." in failed.out
     score = f"{SupportBank.load(bank).review[1].score:.4f}"
     assert ["cat", "1", "no", "present", score, "present", score, "wrong"] in [
         line.split() for line in failed.out.splitlines()
     ]
     assert failed.err == (
-        "Error: 1 of 2 verdicts in bank.safetensors are contradicted: 1; add a picture or a negative of the class, or "
-        "change its level.\n"
+        "Error: 1 of 2 verdicts in bank.safetensors are contradicted: 1; learn from the frame with Review on the page "
+        "of a run, add another picture or negative of the class with fsvit-edge enroll, or change its level with "
+        "fsvit-edge bank level.\n"
     )
     as_json = cli(f"bank check {BANK} --json")
     assert as_json.code == 5

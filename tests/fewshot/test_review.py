@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import skimage.data
 
+from fsvit_edge.fewshot.overlay import PALETTE
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review import Check, doubts, draw_review
 from fsvit_edge.fewshot.review_items import MAX_ITEMS, ReviewItem
@@ -121,7 +122,7 @@ def test_answers_that_contradict_a_verdict_are_found(model: FewShotModel) -> Non
     assert [one.item.number for one in check.items] == [0, 1]
     assert check.changed == ()
     assert [one.item.number for one in check.contradicting] == [1]
-    assert str(check) == "Answers that change: 0 of 2; that contradict their verdict: 1."
+    assert str(check) == "Answers that change: 0 of 2; that contradict their verdict: 1, of them 1 as before."
 
     model.reject("cat", LIKE)
     check = model.review.check()
@@ -149,6 +150,7 @@ def test_a_change_is_tried_before_it_is_kept(model: FewShotModel) -> None:
     worse = model.review.check(model.bank_after(lambda model: model.set_level("cat", 0.9999999)))
     assert [one.item.number for one in worse.changed] == [0, 1]
     assert [one.item.number for one in worse.contradicting] == [0]
+    assert str(worse) == "Answers that change: 2 of 2; that contradict their verdict: 1."  # it was right before
     gone = model.review.check(model.bank_after(lambda model: model.remove("cat")))
     assert [(one.score, one.is_present) for one in gone.items] == [(0.0, False)] * 2
     assert model.review.check(model.bank.copy()).changed == ()  # the control
@@ -176,10 +178,21 @@ def test_verdicts_survive_a_save(model: FewShotModel, tmp_path: Path) -> None:
         assert [one.item.number for one in other.review.check().contradicting] == [1]
 
 
+def test_the_sheet_colors_classes_as_the_bank_orders_them(model: FewShotModel) -> None:
+    def colors(classes: tuple[str, ...]) -> set[tuple[int, ...]]:
+        return {tuple(color) for color in draw_review(items, classes).reshape(-1, 3)}
+
+    model.enroll("cup", [CUP])
+    items = tuple(one for one in note(model, CUP) if one.name == "cup")
+    first, second = (tuple(map(int, color)) for color in PALETTE[:2])
+    assert second in colors(model.classes)
+    assert first in colors(("cup", "cat"))  # the control
+
+
 def test_the_sheet_shows_every_item(model: FewShotModel) -> None:
     judged(model)
-    one, three = draw_review(model.review.items[:1]), draw_review(model.review.items)
+    one, three = draw_review(model.review.items[:1], model.classes), draw_review(model.review.items, model.classes)
     assert three.shape[1] > 2.5 * one.shape[1]
-    assert draw_review(model.review.items * 3).shape[0] > 1.5 * three.shape[0]  # six in a row
+    assert draw_review(model.review.items * 3, model.classes).shape[0] > 1.5 * three.shape[0]  # six in a row
     np.testing.assert_array_equal(three[:, : one.shape[1] - 10], one[:, :-10])
     assert one.dtype == np.uint8

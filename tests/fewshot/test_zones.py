@@ -32,6 +32,7 @@ def test_a_zone_is_a_name_and_corners() -> None:
         ("door=0,0,-0.1,0,1,1", "Zone 'door' has -0.1 in a corner"),
         ("door=0,0,nan,0,1,1", "Zone 'door' has nan in a corner"),
         ("door=0,0,0.5,0.5,1,1", "The corners of zone 'door' enclose no area; give them in order around the zone."),
+        ("door=0,0,0,0,0,0", "The corners of zone 'door' enclose no area"),
         ("=0,0,1,0,1,1", "A zone name must be 1 to 80 printable characters, got ''."),
         ("a\nb=0,0,1,0,1,1", "A zone name must be 1 to 80 printable characters"),
         (f"{'x' * 81}=0,0,1,0,1,1", "A zone name must be 1 to 80"),
@@ -42,6 +43,38 @@ def test_a_bad_zone_is_refused_in_one_sentence(text: str, said: str) -> None:
         parse_zone(text)
     assert str(refused.value).startswith(said)
     assert "\n" not in str(refused.value)
+
+
+CROSSED = {
+    "a bow tie": "0.6,0.1,0.9,0.9,0.9,0.1,0.6,0.9",
+    "a lopsided one": "0.6,0.1,0.9,0.9,0.9,0.1,0.6,0.5",
+    "the frame's diagonals": "0,0,1,1,1,0,0,1",
+    "a five-pointed star": "0.5,0,0.8,1,0,0.4,1,0.4,0.2,1",
+    "a corner used twice": "0,0,0.5,0.5,1,0,1,1,0.5,0.5,0,1",
+    "a loop behind a repeated corner": "0.6,0.1,0.6,0.1,0.9,0.9,0.9,0.1,0.6,0.5",
+}
+ORDERED = {
+    "the bow tie's corners in order": "0.6,0.1,0.9,0.1,0.9,0.9,0.6,0.9",
+    "the other way around": "0.6,0.9,0.9,0.9,0.9,0.1,0.6,0.1",
+    "a dart": "0,0,0.5,0.4,1,0,0.5,1",
+    "corners on one line": "0.1,0.1,0.2,0.2,0.3,0.3,0.7,0.7,0.9,0.9,0.9,0.1",
+    "corners repeated in a row": "0,0,1,0,1,0,1,1,0,1,0,1,0,0",
+    "many corners": ",".join(
+        f"{0.5 + 0.5 * np.cos(at)},{0.5 + 0.5 * np.sin(at)}" for at in np.arange(100) * np.pi / 50
+    ),
+}
+
+
+@pytest.mark.parametrize("corners", CROSSED.values(), ids=CROSSED)
+def test_a_zone_whose_edges_cross_is_refused(corners: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_zone(f"x={corners}")
+    assert str(refused.value) == "The edges of zone 'x' cross; give the corners in order around the zone."
+
+
+@pytest.mark.parametrize("corners", ORDERED.values(), ids=ORDERED)  # the control
+def test_a_zone_whose_edges_do_not_cross_is_taken(corners: str) -> None:
+    assert parse_zone(f"x={corners}").name == "x"
 
 
 def test_two_zones_of_one_name_are_refused() -> None:

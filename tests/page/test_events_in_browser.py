@@ -119,6 +119,22 @@ def test_a_visit_is_one_row_from_appearance_to_leaving(page: Page, served: Serve
     assert pixel(row.locator("img")) == pytest.approx([150] * 3, abs=4)
 
 
+def test_the_times_of_a_visit_differ_by_the_seconds_that_are_shown(page: Page, served: Served) -> None:
+    when = visits(page).locator(".when").first
+    # Cut to whole seconds, the ends of the first differ by 2 s, and those of the last by 1 s.
+    for at_s, length, shown in ((0.0, 2.51, 3), (0.9, 2.51, 3), (0.9, 1.2, 1), (0.9, 0.49, 0)):
+        for one in visit("cup", AT_S + at_s, length):
+            served.page.tell(one)
+        seconds = f"{shown} s" if shown else "less than 1 s"
+        expect(when).to_have_text(f"Appeared {clock(AT_S)}, left {clock(AT_S + shown)} after {seconds}")
+
+
+def test_a_video_that_is_faster_than_its_own_time_has_no_time_of_leaving(page: Page, served: Served) -> None:
+    for one in (event(at_s=AT_S), event("left", at_s=AT_S + 3, duration_s=19.0)):
+        served.page.tell(one)
+    expect(visits(page).locator(".when")).to_have_text(f"Appeared {clock(AT_S)}, there for 19 s of the video")
+
+
 def test_what_happened_last_is_first(page: Page, served: Served) -> None:
     cup, pen = visit("cup", AT_S, 4000.0), visit("pen", AT_S + 60, 125.0)
     for one in (cup[0], *pen, event(name="pen", at_s=AT_S + 900), event("left", "mug", AT_S + 950, duration_s=0.2)):
@@ -158,7 +174,7 @@ def test_the_row_has_the_color_of_the_class_and_outlives_it(page: Page, served: 
     served.page.tell(event(name="<b>jug</b>", at_s=AT_S + 6))
     expect(row.locator(".name")).to_have_text(["<b>jug</b>", "mug"])
     served.client.delete("/api/classes", params={"name": "<b>jug</b>"})
-    served.page.tell(event("left", "<b>jug</b>", AT_S + 9))
+    served.page.tell(event("left", "<b>jug</b>", AT_S + 11))
     expect(row.locator(".when").first).to_have_text(re.compile("left"))
     assert [one.evaluate(color) for one in row.locator(".swatch").all()] == [before, before]
     expect(page.locator("#banner")).to_be_hidden()
@@ -259,7 +275,7 @@ def test_a_screen_reader_is_told_the_news_and_not_more_often_than_every_ten_seco
     served.page.tell(event(name="cup"))
     told = page.get_by_role("status").and_(page.locator("#told"))
     expect(told).to_have_text("cup appeared.")
-    served.page.tell(event("left", "cup"))
+    served.page.tell(event("left", "cup", 1_700_000_005.0))
     expect(visits(page).locator(".when")).to_contain_text("left")
     served.page.tell(event(name="pen"))
     expect(visits(page)).to_have_count(2)

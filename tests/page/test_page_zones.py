@@ -104,6 +104,11 @@ def test_the_state_says_which_classes_are_in_a_zone_and_the_parts_of_each(served
         ("x" * 81, LEFT, "A zone name must be 1 to 80"),
         ("door", LEFT[:2], "Zone 'door' has 2 corners; expected"),
         ("door", [[0, 0], [0.5, 0.5], [1, 1]], "The corners of zone 'door' enclose no area; give them in order"),
+        (
+            "door",
+            [LEFT[0], LEFT[2], LEFT[1], LEFT[3]],
+            "The edges of zone 'door' cross; give the corners in order around",
+        ),
         ("door", [[0, 0], [640, 0], [640, 360]], "Zone 'door' has 640 in a corner; expected"),
         ("door", LEFT * 26, "Zone 'door' has 104 corners; give at most 100."),
         ("door", [[0, 0, 0]] * 3, "Field corners[0]"),

@@ -15,7 +15,7 @@ from test_page_review import keep_doubtful
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
-from fsvit_edge.runtime.presence_level import score_text
+from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
 MIRRORED = CAT[:, ::-1].copy()
 TRIAL_MS = 40_000
@@ -91,6 +91,12 @@ def test_the_page_writes_scores_as_the_commands_do(page: Page) -> None:
     scores = [number / 10_000 for number in range(10_001) if number not in (1250, 6250)]
     write = "async (scores) => { const { scoreText } = await import('/common.js'); return scores.map(scoreText); }"
     assert page.evaluate(write, scores) == [score_text(score) for score in scores]
+    pairs = [(0.3, 0.5), (0.978, 0.982), (0.99991, 0.99994), (0.999_999_91, 0.999_999_95), (0.5, 0.5)]
+    write = """async (pairs) => {
+      const { distinctTexts } = await import("/common.js");
+      return pairs.map((pair) => distinctTexts(...pair));
+    }"""
+    assert page.evaluate(write, pairs) == [list(distinct_texts(*pair)) for pair in pairs]
     two_decimals = page.evaluate("scores => scores.map(score => score.toFixed(2))", scores)
     assert two_decimals != [score_text(score) for score in scores]  # the control
 

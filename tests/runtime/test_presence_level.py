@@ -3,7 +3,7 @@ import math
 import pytest
 
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.presence_level import check_level, level_of_supports, score_text
+from fsvit_edge.runtime.presence_level import check_level, distinct_texts, level_of_supports, score_text
 
 
 def log_odds(probability: float) -> float:
@@ -17,6 +17,25 @@ def probability(logit: float) -> float:
 def test_a_score_and_a_level_close_to_one_can_be_told_apart() -> None:
     assert [score_text(score) for score in (0.0, 0.5, 0.9949)] == ["0.00", "0.50", "0.99"]
     assert (score_text(0.9962), score_text(0.9991)) == ("0.9962", "0.9991")  # both would be 1.00
+
+
+@pytest.mark.parametrize(
+    ("score", "level", "expected"),
+    [
+        (0.3, 0.5, ("0.30", "0.50")),
+        (0.9962, 0.5, ("0.9962", "0.50")),
+        (0.978, 0.982, ("0.9780", "0.9820")),  # both 0.98
+        (0.99991, 0.99994, ("0.999910", "0.999940")),  # both 0.9999
+        (0.50001, 0.50002, ("0.500010", "0.500020")),
+        (0.5, 0.5, ("0.50", "0.50")),
+        (0.3, 0.1 + 0.2, ("0.3000000000000000",) * 2),  # differ in the 17th digit
+    ],
+)
+def test_a_score_and_its_level_look_alike_only_if_they_are(
+    score: float, level: float, expected: tuple[str, str]
+) -> None:
+    assert distinct_texts(score, level) == expected
+    assert distinct_texts(level, score, level) == (*expected[::-1], expected[1])
 
 
 @pytest.mark.parametrize("level", [0.01, 0.5, 0.9995])

@@ -8,6 +8,15 @@ export const percent = (share) => `${Math.round(share * 100)} %`;
 // A score or a level; as score_text in Python: four decimals where two would hide how far from 1 it is.
 export const scoreText = (score) => score.toFixed(score < 0.995 ? 2 : 4);
 
+// A score and its level; as distinct_texts in Python: with so many more digits that they look alike only if they are equal.
+export function distinctTexts(...scores) {
+  let texts = scores.map(scoreText);
+  for (let digits = 4; digits < 18 && new Set(texts).size < new Set(scores).size; digits += 2) {
+    texts = scores.map((score) => score.toFixed(digits));
+  }
+  return texts;
+}
+
 export async function request(method, path, body) {
   const options = { method };
   if (body instanceof Blob) options.body = body;

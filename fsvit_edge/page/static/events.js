@@ -106,9 +106,12 @@ function showLength() {
 function whenOf({ appeared, left, isHere }) {
   if (!left) return `${isHere ? "Here since" : "Appeared"} ${time(appeared.wall_time_s)}`;
   const { wall_time_s: decided, duration_s: length } = left; // it is decided only when the class has been gone for a second
-  if (!appeared) return `Left ${time(decided)} after ${duration(length)}`;
-  const { wall_time_s: start } = appeared;
-  return `Appeared ${time(start)}, left ${time(Math.min(start + length, decided))} after ${duration(length)}`;
+  const whole = length < 1 ? 0 : Math.round(length);
+  if (!appeared) return `Left ${time(decided)} after ${duration(whole)}`;
+  const start = Math.floor(appeared.wall_time_s); // as the clock shows it, so that the two times differ by the duration
+  // A file may be faster than its own time, by which it was still there after the news that it left.
+  if (appeared.wall_time_s + length > decided) return `Appeared ${time(start)}, there for ${duration(whole)} of the video`;
+  return `Appeared ${time(start)}, left ${time(start + whole)} after ${duration(whole)}`;
 }
 
 function time(seconds) {
@@ -119,9 +122,8 @@ function time(seconds) {
   return `${at.toLocaleDateString("en-GB", { day: "numeric", month: "short", year })}, ${clock}`;
 }
 
-function duration(seconds) {
-  if (seconds < 1) return "less than 1 s";
-  const whole = Math.round(seconds);
+function duration(whole) {
+  if (whole === 0) return "less than 1 s";
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
   return `${Math.floor(whole / 3600)} h ${Math.floor(whole / 60) % 60} min`;

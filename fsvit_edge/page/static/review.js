@@ -1,6 +1,6 @@
 // The review: one doubtful frame at a time, a verdict by key or tap, and what it would teach, tried before it is kept.
 
-import { attempt, find, make, query, request, scoreText } from "/common.js";
+import { attempt, distinctTexts, find, make, query, request, scoreText } from "/common.js";
 
 const WORDS = { yes: "Yes", no: "Not it" };
 const dialog = find("review-dialog"), picture = find("review-picture");
@@ -108,7 +108,8 @@ function showProgress(title) {
 }
 
 function askAbout(item) {
-  const text = `The run says ${answerOf(item.present)}, ${scoreText(item.score)} (level ${scoreText(item.level)}).`;
+  const [score, level] = distinctTexts(item.score, item.level);
+  const text = `The run says ${answerOf(item.present)}, ${score} (level ${level}).`;
   const back = makeChoice("Back", "ArrowLeft", "small", () => move(-1));
   back.disabled = place === 0;
   const skip = makeChoice("Skip", "s", "small", () => move(1));
