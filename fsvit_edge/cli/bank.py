@@ -14,6 +14,7 @@ from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.scene import SceneReport
 
 bank_app = typer.Typer(
@@ -87,6 +88,7 @@ def list_classes(
     if negative_rows:
         print_table("Negatives", ("class", "number", "of its picture", "margin"), negative_rows)
     print(_scene_promise(len(loaded.scene)))
+    _note_unscored(loaded)
     if loaded.found_in_scene:
         say(f"Warning: these classes are found even in the empty scene: {', '.join(loaded.found_in_scene)}.")
     if loaded.zones:
@@ -118,6 +120,7 @@ def remove(
         print(f"Removed {name!r}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
     else:
         print(f"Removed negative {negative} of {name!r}, which has {len(loaded.negatives(name))} left.")
+        _note_unscored(loaded)
 
 
 @bank_app.command()
@@ -153,6 +156,7 @@ def set_level(
         loaded.set_level(name, level)
         loaded.save(bank)
     print(f"The level of {name!r} is now {score_text(loaded.level(name))} ({loaded.level_source(name)}).")
+    _note_unscored(loaded)
 
 
 @bank_app.command()
@@ -314,6 +318,14 @@ def _scene_promise(frames: int) -> str:
         f"a class is falsely found in at most {false_alarm_bound(frames):.0%} of those (right in 95 of 100 cases); "
         "classes with a level set by hand, and run --level, are not held to the scene."
     )
+
+
+def _note_unscored(bank: "SupportBank") -> None:
+    names = [name for name in bank.classes if any(name in bank.unscored(frame) for frame in bank.scene)]
+    if names:
+        say(
+            f"Note: compared with the empty scene again at the next run, which may raise the level: {', '.join(names)}."
+        )
 
 
 def _print_scene(report: "SceneReport", levels: "Mapping[str, float]", by_hand: "Collection[str]") -> None:

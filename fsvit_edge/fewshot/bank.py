@@ -229,7 +229,7 @@ class SupportBank:
 
     def set_scene(self, frames: Sequence[bytes]) -> None:
         """Replace the pictures of the empty scene; the latest `MAX_SCENE_FRAMES` stay, new ones are unscored."""
-        self._scene = tuple(frames)[-MAX_SCENE_FRAMES:]
+        self._scene = tuple(dict.fromkeys(frames))[-MAX_SCENE_FRAMES:]  # the same picture twice would count as two
         for name, entry in self._classes.items():
             kept = {frame: entry.scene_scores[frame] for frame in self._scene if frame in entry.scene_scores}
             held = entry.held_level if len(kept) < len(self._scene) else 0.0
@@ -344,7 +344,7 @@ class SupportBank:
             made_by, scored_by = EncoderIdentity(**header["encoder"]), HeadIdentity(**header["head"])
             entries = [read_entry(entry) for entry in header["classes"]]
             num_frames = int(header.get("scene_frames", 0))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise damaged_header(path) from error
         if identity is not None:
             check_same_encoder(path, made_by, identity)
@@ -389,5 +389,5 @@ class SupportBank:
 
     def _known(self, name: str) -> _Class:
         if name not in self._classes:
-            raise InputError(f"Class {name!r} is not enrolled; enrolled: {', '.join(self._classes) or 'none'}.")
+            raise InputError(f"Class {name!r:.80} is not enrolled; enrolled: {', '.join(self._classes) or 'none'}.")
         return self._classes[name]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ METADATA_KEY = "fsvit-edge-bank"
 """Key in the file's header that only a bank has."""
 PRECISION = "fp16"
 
+_MOST_LOG_ODDS = 100.0
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
@@ -59,7 +59,7 @@ def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
         raise damaged_header(path) from error
     if version not in READABLE_VERSIONS or precision != PRECISION:
         raise ArtifactError(
-            f"Bank {path} has format {version!r} in {precision!r}, this fsvit-edge reads "
+            f"Bank {path} has format {version!r:.20} in {precision!r:.20}, this fsvit-edge reads "
             f"{' and '.join(map(str, READABLE_VERSIONS))} in {PRECISION!r}; enroll its classes again."
         )
     if digest != digest_of(header, tensors):
@@ -84,18 +84,22 @@ def digest_of(header: Mapping[str, Any], tensors: Tensors) -> str:
 
 def read_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     """One class of a header; a ValueError, KeyError, TypeError or AttributeError if it is malformed."""
+    negatives, margins = read_facts(entry.get("negatives")), entry.get("negative_margins", ())
+    if len(negatives) != len(margins):
+        raise ValueError(margins)
     return {
         "name": str(entry["name"]),
         "level": entry["level"],
         "is_level_by_hand": bool(entry["is_level_by_hand"]),
         "supports": read_facts(entry),
-        "negatives": read_facts(entry.get("negatives")),
-        "negative_margins": [_finite(margin) for margin in entry.get("negative_margins", ())],
+        "negatives": negatives,
+        "negative_margins": [_margin(margin) for margin in margins],
         "scene_scores": [float(score) for score in entry.get("scene_scores", ())],
     }
 
 
-def _finite(value: Any) -> float:
-    if not math.isfinite(value):
+def _margin(value: Any) -> float:
+    """A negative's margin; one of more log-odds than scores can have makes no sense, and overflows."""
+    if not abs(value) <= _MOST_LOG_ODDS:
         raise ValueError(value)
     return float(value)

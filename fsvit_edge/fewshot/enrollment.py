@@ -187,7 +187,7 @@ def learn_scene(network: ExportedNetwork, bank: SupportBank, images: Sequence[Im
     for image in given:
         check_rgb(image, "A picture of the empty scene")
     frames = [encode_frame(image, network.manifest.image_size) for image in given]
-    bank.set_scene(tuple(dict.fromkeys((*bank.scene, *frames))))  # the same picture twice would count as two
+    bank.set_scene((*bank.scene, *frames))
     _score_frames(network, bank, [frame for frame in bank.scene if frame in frames])
     highest = {name: bank.highest_in_scene(name) for name in bank.classes}
     answering = tuple(name for name in bank.classes if highest[name] > bank.own_level(name))

@@ -1,6 +1,5 @@
 """The doubtful frames that a bank keeps for a person to judge, in memory and in the bank's file."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import check_level
 
 MAX_ITEMS = 50
+_END_OF_TIME_S = 2.5e11  # after the year 9,000 no calendar function works
 Verdict = Literal["yes", "no"]
 _KEY = "review"
 _FACTS = ("number", "name", "score", "level", "wall_time_s", "verdict")
@@ -167,6 +167,6 @@ def _make_sense(facts: Mapping[str, Any], last_number: int, classes: Sequence[st
         and type(score) in (int, float)
         and 0 <= score <= 1
         and type(time_s) in (int, float)
-        and math.isfinite(time_s)
+        and 0 <= time_s < _END_OF_TIME_S
         and (facts["verdict"] is None or facts["verdict"] in get_args(Verdict))
     )

@@ -148,6 +148,7 @@ def _is_zone(facts: Any) -> bool:
         and isinstance(facts["corners"], list)
         and all(isinstance(corner, list) and len(corner) == 2 for corner in facts["corners"])
         and all(type(value) in (int, float) for corner in facts["corners"] for value in corner)
+        and all(not abs(value) > 1e6 for corner in facts["corners"] for value in corner)  # or it is no float
     )
 
 

@@ -199,6 +199,7 @@ class LiveRun:
     def _exit_without(self, hung: list[str]) -> None:
         # A hung thread cannot be stopped, and a normal exit of Python would wait for it.
         self._say(f"Exiting although {' and '.join(hung)} did not stop in time.")
+        self._say_troubles(self.health())
         self._source.close()
         sys.stdout.flush()
         sys.stderr.flush()

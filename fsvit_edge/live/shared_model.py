@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -25,6 +26,8 @@ from fsvit_edge.runtime.errors import FsvitEdgeError
 _Answer = TypeVar("_Answer")
 _TIMEOUT_S = 30.0
 _MAX_WAITING = 8
+_BUDGET_S = 0.25
+"""For requests between two frames; one that takes longer is the last."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class LiveModel:
         model.scores_later = True
         self._enrolled = _enrolled(model)
         self._is_unscored = False
-        self._revision = 0
+        self._revision = self._changes = 0
         self._done = 0
         self._done_before_change = 0
         self._is_busy = False
@@ -89,6 +92,11 @@ class LiveModel:
     def review(self) -> ReviewItems:
         """The doubtful frames that are kept, oldest first; reading them does not wait for a frame."""
         return self._model.bank.review
+
+    @property
+    def changes(self) -> int:
+        """Number of changes that were asked for so far; new scores on the empty scene are none."""
+        return self._changes
 
     @property
     def revision(self) -> int:
@@ -121,8 +129,11 @@ class LiveModel:
             score_next(self._model.network, self._model.bank)
             if not self._model.bank.unscored_frames:
                 self._count_change()
-        # Not those that come meanwhile: many short requests in a row must not hold up the frames.
-        for _ in range(self._waiting.qsize()):
+        due_s = time.monotonic() + _BUDGET_S
+        # Not those that come meanwhile: many short requests in a row must not hold up the frames, nor the end of a run.
+        for count in range(self._waiting.qsize()):
+            if count > 0 and time.monotonic() >= due_s:
+                return
             try:
                 request, answer, is_change = self._waiting.get_nowait()
             except queue.Empty:  # `close` has answered them
@@ -134,6 +145,7 @@ class LiveModel:
                 if is_change:
                     # Before the answer is set, so that the thread that waits for it sees the new classes.
                     self._count_change()
+                    self._changes += 1
                     self._done_before_change = self._done
                 answer.set_result(result)
             except Exception as error:  # any error belongs to the thread that asked, not to the loop
@@ -164,8 +176,10 @@ class LiveModel:
 
     def wait_for_scores(self) -> None:
         """Wait until the classes are scored on all of the empty scene; from any other thread. Raises like `read`."""
+        due_s = time.monotonic() + _TIMEOUT_S
         while self.read(lambda _: self._is_unscored):
-            pass
+            if time.monotonic() >= due_s:
+                raise FsvitEdgeError("The classes are still being compared with the empty scene; try again.")
 
     def _ask(self, request: Callable[[FewShotModel], _Answer], is_change: bool) -> _Answer:
         answer: Future[_Answer] = Future()

@@ -44,33 +44,33 @@ class PageState:
     writing: threading.Lock = field(default_factory=threading.Lock)  # held by `_writing`
     unstored: list[ReviewItem] = field(default_factory=list)  # what the bank's file does not know of verdicts
     trials: Trials = field(init=False)
-    saved_revision: int | None = field(init=False)  # None: the file does not have all of it
+    saved_changes: int | None = field(init=False)  # None: the file does not have all of it
     file_sum: str | None = field(init=False)  # of the file as this run read or wrote it; None: it did neither
-    first_revision: int = field(init=False)
+    first_changes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.trials = Trials(self.model)
-        self.first_revision = self.model.revision
-        self.saved_revision = self.file_sum = None
+        self.first_changes = self.model.changes
+        self.saved_changes = self.file_sum = None
         file = self._file()
         if file is None:
             if not self.model.classes:  # nothing to save
-                self.saved_revision = self.first_revision
+                self.saved_changes = self.first_changes
         elif file.classes == self.model.classes:
             mine = self.model.enrolled.supports
             # Or it is another file of that name, as that of a person who runs the demo.
             if all(share_a_picture(file.supports(name), mine[name]) for name in mine):
-                self.saved_revision, self.file_sum = self.first_revision, file.sum_without_review
+                self.saved_changes, self.file_sum = self.first_changes, file.sum_without_review
 
     @property
     def is_saved(self) -> bool:
         """Whether nothing has changed since the classes were saved; a change that timed out may still come."""
-        return self.saved_revision == self.model.revision
+        return self.saved_changes == self.model.changes
 
     @property
     def has_unsaved_changes(self) -> bool:
         """Whether a person changed something here that is not in the file."""
-        return not self.is_saved and (self.model.revision != self.first_revision or bool(self.unstored))
+        return not self.is_saved and (self.model.changes != self.first_changes or bool(self.unstored))
 
     def judge(self, number: int, verdict: Verdict | None) -> tuple[ReviewItem, bool]:
         """Set the verdict of a doubtful frame, and return it, and whether the verdict is in the bank's file."""
@@ -82,7 +82,7 @@ class PageState:
             finally:
                 self.unstored = [one for one in self.unstored if not one.is_same(item)]
                 if not is_stored:
-                    self.saved_revision = None
+                    self.saved_changes = None
                     self.unstored.append(item)
         return item, is_stored
 
@@ -93,24 +93,29 @@ class PageState:
             ArtifactError: Without `overwrite`, the file has classes that this run neither read nor wrote.
             BusyError: Another process has been changing the bank for `BUSY_S`.
         """
-        self.model.wait_for_scores()  # so that the file has the levels to come
         with self._writing(), editing(self.bank_path, limit_s=BUSY_S):
             theirs = self._file()
-            if theirs is not None and theirs.sum_without_review != self.file_sum and not overwrite:
-                names = ", ".join(theirs.classes) or "no classes"
-                raise ArtifactError(
-                    f"{self.bank_path} was written by another program and has: {names}. Restart the run to take that, "
-                    "or save again to overwrite it."
-                )
+            if not overwrite:
+                self._refuse_to_overwrite(theirs)
 
             def save(model: FewShotModel) -> tuple[int, str]:
                 model.bank.review = self._with_verdicts_of(model.bank, theirs)
                 model.save_bank(self.bank_path)
-                return self.model.revision, model.bank.sum_without_review
+                return self.model.changes, model.bank.sum_without_review
 
             # In the thread of the loop, for whose end a run that stops waits.
-            self.saved_revision, self.file_sum = self.model.read(save)
+            self.saved_changes, self.file_sum = self.model.read(save)
             self.unstored.clear()
+
+    def _refuse_to_overwrite(self, theirs: SupportBank | None) -> None:
+        if theirs is not None and theirs.sum_without_review != self.file_sum:
+            names = ", ".join(theirs.classes) or "no classes"
+            raise ArtifactError(
+                f"{self.bank_path} was written by another program and has: {names:.200}. Restart the run to take that, "
+                "or save again to overwrite it."
+            )
+        if theirs is None and self.bank_path.exists():
+            raise ArtifactError(f"{self.bank_path} is no bank that can be read; save again to overwrite it.")
 
     def upload(self, path: Path) -> None:
         """Replace the classes by those of a file, which may be a copy of the bank's file; raises like `load_bank`."""
@@ -120,17 +125,21 @@ class PageState:
             self.file_sum = uploaded
 
     def read_verdicts(self) -> None:
-        """Take over the verdicts that others wrote to the bank's file."""
-        with self._writing():
-            theirs = self._file()
+        """Take over the verdicts that others wrote to the bank's file, unless it is being written now."""
+        if not self.writing.acquire(blocking=False):
+            return
+        try:
+            if (theirs := self._file()) is not None:
 
-            def take_over(model: FewShotModel) -> None:
-                model.bank.review = self._with_verdicts_of(model.bank, theirs)
+                def take_over(model: FewShotModel) -> None:
+                    model.bank.review = self._with_verdicts_of(model.bank, theirs)
 
-            self.model.read(take_over)
+                self.model.read(take_over)
+        finally:
+            self.writing.release()
 
     def _file(self) -> SupportBank | None:
-        """The bank in the file; None if it does not exist or is damaged."""
+        """The bank in the file; None if it does not exist or cannot be read."""
         try:
             return SupportBank.load(self.bank_path)
         except ArtifactError:

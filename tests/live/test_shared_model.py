@@ -250,6 +250,21 @@ def test_requests_that_come_while_others_run_wait_for_the_next_frame(live: LiveM
     assert ran == ["first", "second"]  # the control
 
 
+@pytest.mark.parametrize(("seconds", "at_once"), [(0.3, 1), (0.0, 4)], ids=["slow", "quick"])
+def test_slow_requests_that_wait_together_let_frames_come_between(
+    live: LiveModel, seconds: float, at_once: int
+) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        waiting = [threads.submit(live.read, lambda _: time.sleep(seconds)) for _ in range(4)]
+        wait_until(lambda: live._waiting.qsize() == 4)
+        live.run_requests()
+        assert 4 - live._waiting.qsize() == at_once
+        while live._waiting.qsize():
+            live.run_requests()
+        for one in waiting:
+            one.result(10)
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + 10
     while not condition():

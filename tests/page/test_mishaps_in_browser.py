@@ -266,3 +266,18 @@ def test_who_stays_out_of_view_is_told_when_the_pictures_are_taken(
             released.set()
         expect(told).to_contain_text("The empty scene is learned from 2 pictures")
     assert served.client.get("/api/state").json()["scene_check"] is None
+
+
+def test_save_overwrites_what_another_program_wrote_only_at_a_second_click(page: Page, served: Served) -> None:
+    served.bank.write_bytes(b"notes of a person")
+    save = page.locator("#save")
+    save.click()
+    expect(page.locator("#banner")).to_contain_text("is no bank that can be read")
+    expect(save).to_have_text("Overwrite it?")
+    assert served.bank.read_bytes() == b"notes of a person"
+    save.click()
+    expect(page.locator("#bank-saved")).to_have_text("Saved.")
+    expect(save).to_have_text("Save")
+    save.click()  # the control: the file is ours now
+    expect(save).to_have_text("Save")
+    expect(page.locator("#banner")).not_to_contain_text("is no bank")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from served_page import Served, enroll, show
 from test_scene_and_negatives import CAT, CAT_LIKE, NOTHING, error_of, state
@@ -425,8 +426,27 @@ def test_a_trial_and_a_saved_bank_are_scored_on_all_of_the_empty_scene(reviewed:
 
     reviewed.model.update(lambda model: model.reject("cat", picture))
     save(reviewed)
-    assert SupportBank.load(reviewed.bank).unscored_frames == ()
-    assert state(reviewed)["bank"]["is_saved"] is True
+    reviewed.model.wait_for_scores()
+    assert state(reviewed)["bank"]["is_saved"] is True  # new scores are no change of a person
+    levels = reviewed.model.read(lambda model: model.bank.levels)
+    with FewShotModel.load(threads=1) as other:
+        other.load_bank(reviewed.bank)
+        np.testing.assert_allclose(other.bank.levels, levels, atol=1e-6)
+
+
+def test_the_list_does_not_wait_for_the_bank_to_be_written(reviewed: Served) -> None:
+    with reviewed.page._state.writing:
+        assert [one["verdict"] for one in items(reviewed)] == [None] * 3
+
+
+def test_a_time_that_is_no_number_is_that_of_no_frame(reviewed: Served) -> None:
+    body = '{"verdict": "no", "wall_time_s": %s}'
+    headers = {"Content-Type": "application/json"}
+    answers = [
+        reviewed.client.put("/api/review/0", content=body % time_s, headers=headers).status_code
+        for time_s in ("NaN", items(reviewed)[0]["wall_time_s"])
+    ]
+    assert answers == [400, 200]
 
 
 def test_frames_go_on_while_verdicts_are_checked(reviewed: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,3 +98,12 @@ def test_the_end_of_a_run_tells_of_changes_that_are_not_saved(model: FewShotMode
             assert is_saved(one) == saves
         told.append(one.page.trouble)
     assert told == [f"What changed on the page was not saved to {tmp_path / 'False.safetensors'}, and is lost.", ""]
+
+
+def test_a_file_that_is_no_bank_is_not_overwritten_unasked(served: Served) -> None:
+    served.bank.write_bytes(b"notes of a person")
+    refused = served.client.post("/api/bank/save")
+    assert refused.status_code == 409
+    assert "is no bank that can be read; save again to overwrite it." in refused.json()["error"]
+    assert served.bank.read_bytes() == b"notes of a person"
+    assert served.client.post("/api/bank/save", params=OVERWRITE).status_code == 200

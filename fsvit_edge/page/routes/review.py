@@ -61,14 +61,14 @@ def _item(page: PageState, number: int) -> ReviewItem:
     item = next((one for one in page.model.review if one.number == number), None)
     if item is None:
         raise InputError(
-            f"There is no doubtful frame {number}; it made room for a newer one, or its class was removed."
+            f"There is no doubtful frame {number!s:.20}; it made room for a newer one, or its class was removed."
         )
     return item
 
 
 def _check_same(item: ReviewItem, wall_time_s: float | None) -> None:
     """Refuse a number that was given to another frame since the frames were listed."""
-    if wall_time_s is not None and abs(wall_time_s - item.wall_time_s) > 0.01:
+    if wall_time_s is not None and not abs(wall_time_s - item.wall_time_s) <= 0.01:  # NaN is another frame, too
         raise InputError(
             f"Frame {item.number} is another one now, because classes were removed or loaded; list the frames again."
         )
