@@ -13,7 +13,7 @@ import pytest
 import skimage.data
 from playwright.sync_api import ConsoleMessage, Locator, Page, Route, expect
 from served_page import Served, health, serve
-from test_page_in_browser import browser, enroll, item
+from test_page_in_browser import browser, drag, enroll, item
 from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
 
 from fsvit_edge.fewshot.predictor import FewShotModel
@@ -303,3 +303,24 @@ def test_it_fits_a_phone(page: Page, camera: Camera) -> None:
     for area in areas:
         assert area["height"] >= 36  # large enough for a thumb
         assert 0 <= area["left"] <= area["right"] <= PHONE["width"]
+
+
+def test_a_painted_part_of_a_frame_is_rejected(page: Page, camera: Camera) -> None:
+    enroll(page, "cat", "Name only")
+    marked = page.locator("#reject-marked")
+    page.get_by_role("button", name="Add a class").click()
+    page.locator("#name").fill("dog")
+    expect(marked).to_be_hidden()  # the control: there is no such class
+    page.locator("#name").fill("cat")
+    expect(marked).to_be_visible()
+    page.get_by_role("radio", name="Paint").check()
+    drag(page, (0.2, 0.5, 0.5, 0.5))
+    marked.click()
+    expect(item(page, "cat").locator(".negatives li")).to_have_count(1)
+    expect(page.locator("#enroll")).to_be_hidden()
+    (negative,) = camera.served.model.enrolled.negatives["cat"]
+    assert 0 < negative.thumbnail_mask.mean() < 0.3
+    assert not negative.thumbnail_mask[:, negative.thumbnail_mask.shape[1] * 2 // 3 :].any()
+
+    item(page, "cat").get_by_role("button", name="Undo").click()
+    expect(item(page, "cat").locator(".negatives li")).to_have_count(0)

@@ -1,6 +1,7 @@
 // From a frozen frame to a class, and a report of how well it works.
 
 import { begin, clear, selection, setMode } from "/drawing.js";
+import { showRejection } from "/rejection.js";
 import { request, attemptWith, find, make, makeButton, makeFacts, makeList, onClick, percent, query, scoreText, showMessage, takePicture } from "/common.js";
 
 const HINTS = {
@@ -21,6 +22,7 @@ export async function freeze(name) {
   setFrozen(true);
   find("report").hidden = true;
   find("name").value = name || "";
+  offerToReject();
   showMessage("");
   begin(frame);
   find("picture").scrollIntoView({ block: "nearest" });
@@ -47,6 +49,21 @@ async function enroll() {
   showReport(report);
   showMessage("");
   if (isMine) find("report").focus(); // the form takes it along
+}
+
+// What is marked can be said to be not a class, if there is such a class.
+function offerToReject() {
+  const name = find("name").value.trim(), button = find("reject-marked");
+  button.hidden = ![...find("classes").children].some((item) => item.dataset.name === name);
+  button.title = `What you marked is not ${name}, although it looks like it`;
+}
+
+async function rejectMarked() {
+  const name = find("name").value.trim(), mine = frame;
+  const rejection = await request("POST", "/api/negatives", { name, frame_id: mine.id, ...(await selection()) });
+  if (frame === mine) setFrozen(false);
+  showMessage("");
+  showRejection(rejection);
 }
 
 // Its Undo would remove another picture, once its own is gone.
@@ -88,6 +105,8 @@ function showReport(report) {
 }
 
 onClick(find("freeze"), () => freeze());
+onClick(find("reject-marked"), rejectMarked);
+find("name").addEventListener("input", offerToReject);
 find("cancel").addEventListener("click", () => setFrozen(false));
 find("clear").addEventListener("click", clear);
 find("enroll").addEventListener("change", (event) => { if (event.target.name === "mode") showMode(event.target.value); });

@@ -1,6 +1,6 @@
 // "Not it": where a class was wrongly found in the newest frame becomes a negative of it; can be undone for some seconds.
 
-import { request, make, makeButton, onClick, query, showMessage } from "/common.js";
+import { find, request, make, makeButton, onClick, query, showMessage } from "/common.js";
 
 const UNDO_MS = 10000;
 
@@ -27,6 +27,12 @@ export function showRejectable(item, { present, negatives }) {
   if (negatives.length === undo.count) undo.isListed = true;
   // It was removed, or another page added one: its place in the list is no longer known.
   else if (undo.isListed) hideUndo(item);
+}
+
+// For a rejection that did not begin at the class itself.
+export function showRejection(rejection) {
+  const item = [...find("classes").children].find((one) => one.dataset.name === rejection.name);
+  if (item) showUndo(item, rejection);
 }
 
 function showUndo(item, { name, negatives, score_after: score, level }) {
