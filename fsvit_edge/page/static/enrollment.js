@@ -66,8 +66,13 @@ async function rejectMarked() {
   showRejection(rejection);
 }
 
+export function followClasses(classes) {
+  offerToReject();
+  hideOutdatedReport(classes);
+}
+
 // Its Undo would remove another picture, once its own is gone.
-export function hideOutdatedReport(classes) {
+function hideOutdatedReport(classes) {
   if (reported === null) return;
   const picture = classes.find((one) => one.name === reported.name)?.supports[reported.index];
   if (reported.key === null) reported.key = picture?.key ?? null;

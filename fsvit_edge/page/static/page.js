@@ -1,7 +1,7 @@
 // Polls the run and shows its health, picture, classes, empty scene, zones and bank.
 
 import { showClasses } from "/classes.js";
-import { hideOutdatedReport } from "/enrollment.js";
+import { followClasses } from "/enrollment.js";
 import { showEvents } from "/events.js";
 import { showReview } from "/review.js";
 import { showScene } from "/scene.js";
@@ -43,7 +43,7 @@ function setConnected(isNow) {
 function show(state) {
   showHealth(state);
   showClasses(state.classes);
-  hideOutdatedReport(state.classes);
+  followClasses(state.classes);
   showScene(state);
   showEvents(state);
   showZones(state);
