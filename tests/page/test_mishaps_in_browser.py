@@ -66,6 +66,7 @@ def test_a_refused_name_is_told_in_sight_and_stays_in_its_field(page: Page) -> N
 
     item(page, "mug").get_by_role("button", name="Rename").click()  # it is open already
     expect(field).to_have_value("cup")
+    expect(field).to_be_focused()  # the click tried the name once more, which was refused again
     field.fill("beaker")
     page.keyboard.press("Enter")
     expect(item(page, "beaker")).to_be_visible()
