@@ -321,7 +321,7 @@ def _scene_promise(frames: int) -> str:
 
 
 def _note_unscored(bank: "SupportBank") -> None:
-    names = [name for name in bank.classes if any(name in bank.unscored(frame) for frame in bank.scene)]
+    names = [name for name in bank.classes if bank.scene and not bank.scene_scores(name)]
     if names:
         say(
             f"Note: compared with the empty scene again at the next run, which may raise the level: {', '.join(names)}."

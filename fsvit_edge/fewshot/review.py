@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports, share_a_picture
+from fsvit_edge.fewshot.decide import above_level
 from fsvit_edge.fewshot.overlay import PALETTE
 from fsvit_edge.fewshot.picture_sheet import SHEET_PX, captioned, sheet_of
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, with_item, with_judged, with_verdict
 from fsvit_edge.fewshot.scene import decode_frame, encode_frame
 from fsvit_edge.fewshot.support_masks import Image
-from fsvit_edge.runtime.postprocess import log_odds
 from fsvit_edge.runtime.presence_level import distinct_texts
 from fsvit_edge.runtime.storage import editing
 
@@ -224,7 +224,7 @@ def doubts(prediction: Prediction) -> tuple[str, ...]:
 
     These score within 1 of their level, in log-odds, or a surer class claims most of their pixels.
     """
-    doubtful = np.abs(log_odds(prediction.scores) - log_odds(prediction.levels)) < _DOUBT_MARGIN
+    doubtful = np.abs(above_level(prediction.scores, prediction.levels)) < _DOUBT_MARGIN
     if prediction.contested is not None:
         doubtful |= prediction.contested
     return tuple(name for name, is_doubtful in zip(prediction.classes, doubtful, strict=True) if is_doubtful)

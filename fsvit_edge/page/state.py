@@ -2,8 +2,8 @@
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,7 @@ class PageState:
         """Save the classes to the bank's file, and keep the verdicts that others wrote to it meanwhile.
 
         Raises:
-            ArtifactError: Without `overwrite`, the file has classes that this run neither read nor wrote.
+            ArtifactError: Without `overwrite`, the file is no bank, or has classes that this run never read or wrote.
             BusyError: Another process has been changing the bank for `BUSY_S`.
         """
         with self._writing(), editing(self.bank_path, limit_s=BUSY_S):
@@ -119,24 +119,21 @@ class PageState:
 
     def upload(self, path: Path) -> None:
         """Replace the classes by those of a file, which may be a copy of the bank's file; raises like `load_bank`."""
-        self.update(lambda model: model.load_bank(path))
+        self.model.update(lambda model: model.load_bank(path))
         uploaded = SupportBank.load(path).sum_without_review
         if (file := self._file()) is not None and file.sum_without_review == uploaded:
             self.file_sum = uploaded
 
     def read_verdicts(self) -> None:
         """Take over the verdicts that others wrote to the bank's file, unless it is being written now."""
-        if not self.writing.acquire(blocking=False):
-            return
-        try:
-            if (theirs := self._file()) is not None:
+        with suppress(BusyError), self._writing(limit_s=0):
+            if (theirs := self._file()) is None:
+                return
 
-                def take_over(model: FewShotModel) -> None:
-                    model.bank.review = self._with_verdicts_of(model.bank, theirs)
+            def take_over(model: FewShotModel) -> None:
+                model.bank.review = self._with_verdicts_of(model.bank, theirs)
 
-                self.model.read(take_over)
-        finally:
-            self.writing.release()
+            self.model.read(take_over)
 
     def _file(self) -> SupportBank | None:
         """The bank in the file; None if it does not exist or cannot be read."""
@@ -152,18 +149,17 @@ class PageState:
         return with_verdicts_of(bank.review, others, _shared_classes(bank, theirs))
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Let one thread at a time write the bank's file, with what is said of it; a BusyError if that takes long."""
-        if not self.writing.acquire(timeout=BUSY_S):
+    def _writing(self, limit_s: float | None = None) -> Iterator[None]:
+        """Let one thread at a time write the bank's file, with what is said of it; a BusyError if that takes longer.
+
+        The limit is `BUSY_S` if it is None.
+        """
+        if not self.writing.acquire(timeout=BUSY_S if limit_s is None else limit_s):
             raise BusyError("The bank's file is being written; try again in a moment.")
         try:
             yield
         finally:
             self.writing.release()
-
-    def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
-        """Change the classes; raises like `LiveModel.update`."""
-        return self.model.update(request)
 
 
 def _judge(model: FewShotModel, number: int, verdict: Verdict | None) -> tuple[ReviewItem, ClassSupports]:

@@ -4,7 +4,7 @@ import base64
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,13 +82,24 @@ def show(served: Served, image: np.ndarray, index: int = 5) -> None:
 @contextmanager
 def filming(served: Served, image: np.ndarray) -> Iterator[None]:
     """A camera that sees a still scene, with a little noise: frames that are the same count once."""
+
+    def shoot(index: int) -> None:
+        noise = np.random.default_rng(index).integers(0, 8, image.shape)
+        show(served, np.clip(image + noise, 0, 255).astype(np.uint8), index)
+
+    with shooting(shoot, 0.02):
+        yield
+
+
+@contextmanager
+def shooting(shoot: Callable[[int], None], every_s: float) -> Iterator[None]:
+    """Call `shoot` with the index of each frame, in a thread of its own, until the block ends."""
     stop = threading.Event()
 
     def film() -> None:
         for index in itertools.count():
-            noise = np.random.default_rng(index).integers(0, 8, image.shape)
-            show(served, np.clip(image + noise, 0, 255).astype(np.uint8), index)
-            if stop.wait(0.02):
+            shoot(index)
+            if stop.wait(every_s):
                 return
 
     thread = threading.Thread(target=film)

@@ -16,15 +16,9 @@ CAT, COFFEE = skimage.data.chelsea(), skimage.data.coffee()
 OVERWRITE = {"overwrite": "true"}
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[FewShotModel]:
-    with FewShotModel.load(threads=1) as loaded:
-        yield loaded
-
-
 @pytest.fixture
-def served(model: FewShotModel, tmp_path: Path) -> Iterator[Served]:
-    with serve(model, tmp_path / "bank.safetensors") as one:
+def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
+    with serve(loaded, tmp_path / "bank.safetensors") as one:
         one.model.update(lambda model: model.enroll("cat", [CAT]))
         yield one
 
@@ -87,10 +81,10 @@ def test_a_file_that_the_run_did_not_load_is_not_called_saved(served: Served, tm
         assert PageState(served.page._hub, served.model, path).is_saved == expected
 
 
-def test_the_end_of_a_run_tells_of_changes_that_are_not_saved(model: FewShotModel, tmp_path: Path) -> None:
+def test_the_end_of_a_run_tells_of_changes_that_are_not_saved(loaded: FewShotModel, tmp_path: Path) -> None:
     told = []
     for saves in (False, True):
-        with serve(model, tmp_path / f"{saves}.safetensors") as one:
+        with serve(loaded, tmp_path / f"{saves}.safetensors") as one:
             assert is_saved(one)  # there is nothing to save
             one.model.update(lambda model: model.enroll("cat", [CAT]))
             if saves:

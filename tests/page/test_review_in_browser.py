@@ -21,16 +21,10 @@ MIRRORED = CAT[:, ::-1].copy()
 TRIAL_MS = 40_000
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[FewShotModel]:
-    with FewShotModel.load(threads=1) as loaded:
-        yield loaded
-
-
 @pytest.fixture
-def served(model: FewShotModel, tmp_path: Path) -> Iterator[Served]:
+def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
     """A page whose class "cat" is doubtful in three frames: 0 a gray cat, 1 coffee, 2 the cat, mirrored."""
-    with serve(model, tmp_path / "bank.safetensors") as one:
+    with serve(loaded, tmp_path / "bank.safetensors") as one:
         show(one, CAT)
         assert enroll(one, "cat").status_code == 201
         one.model.read(lambda model: keep_doubtful(model, CAT_LIKE, NOTHING, MIRRORED))

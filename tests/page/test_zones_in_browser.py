@@ -1,8 +1,6 @@
 """A person at the page who draws zones: with a mouse, with a finger, with the keyboard alone; a real browser."""
 
-import itertools
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import ConsoleMessage, Locator, Page, ViewportSize, expect, sync_playwright
-from served_page import Served, health, picture, serve
+from served_page import Served, health, picture, serve, shooting
 from test_page_in_browser import FLAGS
 from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
 
@@ -44,27 +42,18 @@ def filmed(model: LiveModel, page: PageSink) -> Iterator[None]:
     labels = np.zeros(image.shape[:2], np.uint8)
     labels[20:60, 10:60] = labels[20:60, 80:110] = 1
     scores, levels = np.array([0.9], np.float32), np.array([0.5], np.float32)
-    stop = threading.Event()
 
-    def film() -> None:
-        for index in itertools.count():
-            zones = model.zones_of_run or model.enrolled.zones
-            names = model.classes[:1] or ("cup",)
-            page.write(
-                Frame(image, index, "cam", 0.0, time.monotonic(), 1.0),
-                Prediction(names, scores, levels, labels, None, {}, zones=zones),
-            )
-            page.report(replace(health(), sinks=()))
-            if stop.wait(0.05):
-                return
+    def shoot(index: int) -> None:
+        zones = model.zones_of_run or model.enrolled.zones
+        names = model.classes[:1] or ("cup",)
+        page.write(
+            Frame(image, index, "cam", 0.0, time.monotonic(), 1.0),
+            Prediction(names, scores, levels, labels, None, {}, zones=zones),
+        )
+        page.report(replace(health(), sinks=()))
 
-    thread = threading.Thread(target=film)
-    thread.start()
-    try:
+    with shooting(shoot, 0.05):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 @contextmanager

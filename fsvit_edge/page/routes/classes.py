@@ -24,19 +24,19 @@ async def _raw_body(request: Request) -> bytes:
 def enroll_frame(page: Page, asked: schemas.EnrollRequest) -> FrameReport:
     """Enroll a frozen frame by a box, a mask or the name only, and report how well it works."""
     image, mask = marked(page, asked)
-    return page.update(lambda model: enroll(model, asked.name, image, mask))
+    return page.model.update(lambda model: enroll(model, asked.name, image, mask))
 
 
 @router.patch("/api/classes", status_code=204)
 def rename(page: Page, asked: schemas.RenameRequest) -> None:
     """Rename a class."""
-    page.update(lambda model: model.rename(asked.name, asked.new_name))
+    page.model.update(lambda model: model.rename(asked.name, asked.new_name))
 
 
 @router.delete("/api/classes", status_code=204)
 def remove(page: Page, name: str) -> None:
     """Remove a class."""
-    page.update(lambda model: model.remove(name))
+    page.model.update(lambda model: model.remove(name))
 
 
 @router.get("/api/supports.png", response_class=schemas.PngResponse)
@@ -48,7 +48,7 @@ def get_support(page: Page, name: str, index: Index, masked: bool = False) -> Re
 @router.delete("/api/supports", status_code=204)
 def remove_support(page: Page, name: str, index: Index) -> None:
     """Remove one support of a class, counted from 0."""
-    page.update(lambda model: model.remove_support(name, index))
+    page.model.update(lambda model: model.remove_support(name, index))
 
 
 @router.post("/api/bank/save")

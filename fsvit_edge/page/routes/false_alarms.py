@@ -18,7 +18,7 @@ router = make_router()
 def reject(page: Page, asked: schemas.RejectRequest) -> Rejection:
     """Say that a frozen frame, a box or a mask in it, or where the class is found in it, is not the class."""
     image, mask = marked(page, asked)
-    return page.update(lambda model: false_alarms.reject(model, asked.name, image, mask))
+    return page.model.update(lambda model: false_alarms.reject(model, asked.name, image, mask))
 
 
 @router.get("/api/negatives.png", response_class=schemas.PngResponse)
@@ -30,7 +30,7 @@ def get_negative(page: Page, name: str, index: Index, masked: bool = False) -> R
 @router.delete("/api/negatives", status_code=204)
 def remove_negative(page: Page, name: str, index: Index) -> None:
     """Remove one negative of a class, counted from 0."""
-    page.update(lambda model: model.remove_negative(name, index))
+    page.model.update(lambda model: model.remove_negative(name, index))
 
 
 @router.post("/api/scene", status_code=201)
@@ -44,7 +44,7 @@ def learn_scene(page: Page) -> false_alarms.SceneAnswer:
 
         def update(request: Callable[[FewShotModel], false_alarms.SceneAnswer]) -> false_alarms.SceneAnswer:
             page.scene_check = schemas.SceneCheck(number=next(numbers), pictures=len(images))
-            return page.update(request)
+            return page.model.update(request)
 
         return false_alarms.learn_scene(update, images)
     finally:
@@ -55,4 +55,4 @@ def learn_scene(page: Page) -> false_alarms.SceneAnswer:
 @router.delete("/api/scene", status_code=204)
 def forget_scene(page: Page) -> None:
     """Forget the empty scene; the levels are those of the classes again."""
-    page.update(lambda model: model.forget_scene())
+    page.model.update(lambda model: model.forget_scene())

@@ -48,7 +48,7 @@ def try_to_learn(page: Page, asked: review.TrialRequest) -> review.TrialReport:
 @router.post("/api/review-trials/{id}/keep", status_code=204)
 def keep_trial(page: Page, id: str) -> None:  # noqa: A002 - the path names it
     """Keep what was tried; refused if the classes changed since."""
-    page.update(lambda model: page.trials.keep(model, id))
+    page.model.update(lambda model: page.trials.keep(model, id))
 
 
 @router.delete("/api/review-trials/{id}", status_code=204)

@@ -17,7 +17,7 @@ def add_zone(page: Page, asked: schemas.Zone) -> schemas.Zone:
     def add(model: FewShotModel) -> None:
         model.bank.zones = (*model.bank.zones, Zone(asked.name, tuple(asked.corners)))
 
-    page.update(add)
+    page.model.update(add)
     return asked
 
 
@@ -29,7 +29,7 @@ def remove_zone(page: Page, name: str) -> None:
     def remove(model: FewShotModel) -> None:
         model.bank.zones = without_zone(model.bank.zones, name)
 
-    page.update(remove)
+    page.model.update(remove)
 
 
 def _refuse_if_fixed(page: PageState) -> None:
