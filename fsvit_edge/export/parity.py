@@ -1,5 +1,6 @@
 """Compare the exported network with torch, for each output, on random and real pictures."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -7,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.heads import SplitHead
 from fsvit_edge.model.graphs import EncoderGraph, EnrollGraph, HeadGraph, build_graphs
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime.bundle import OBJECTNESS
-from fsvit_edge.runtime.engines.base import Array, ResidentTensor
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor, on_host
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError, EnvironmentLacksError
 from fsvit_edge.runtime.preprocess import resize_image
@@ -45,7 +48,7 @@ class ParityRow:
     @classmethod
     def over_pictures(cls, output: str, errors: list[tuple[float, float]]) -> "ParityRow":
         """Summarize an output's (difference, largest value in torch) of each picture."""
-        is_absolute = output.startswith("head.") or output.endswith("mask")
+        is_absolute = output.startswith(("head.", "compare.", "outline.")) or output.endswith("mask")
         # numpy's maximum, because Python's loses a NaN that is not the first.
         largest, largest_value = (float(value) for value in np.max(errors, axis=0))
         scale = 1.0 if is_absolute else max(largest_value, 1e-12)
@@ -89,7 +92,7 @@ def verify(
             feed = {name: answer[name].numpy() for name in encoded}
             cached = engines["enroll"].run({**feed, "mask": mask, "has_mask": np.array([True])})
             supports.append({"tokens": feed["tokens"], **{name: tensor.numpy() for name, tensor in cached.items()}})
-        _compare_head(network, engines["head"], pictures, masks, supports, errors)
+        _compare_head(network, engines, pictures, masks, supports, errors)
         if objectness_from is not None:
             module = build_graphs(network, objectness_from)[OBJECTNESS].module.eval()
             for picture in pictures:
@@ -107,9 +110,9 @@ def raise_on_failure(rows: tuple[ParityRow, ...]) -> None:
         raise AccuracyGateError(f"ONNX Runtime differs from torch in {names}; no bundle was written.")
 
 
-def _add(errors: Errors, output: str, ours: ResidentTensor, reference: torch.Tensor) -> None:
+def _add(errors: Errors, output: str, ours: Array | ResidentTensor, reference: torch.Tensor) -> None:
     wanted = reference.numpy().astype(np.float64)
-    differences = np.abs(ours.numpy().astype(np.float64) - wanted)
+    differences = np.abs(on_host(ours).astype(np.float64) - wanted)
     # A cosine can be at the pseudo-mask's threshold: in 3 of 100 pictures of 400 px, one pixel differed.
     difference = differences.mean() if output == "enroll.used_mask" else differences.max()
     errors.setdefault(output, []).append((float(difference), float(np.abs(wanted).max())))
@@ -117,13 +120,13 @@ def _add(errors: Errors, output: str, ours: ResidentTensor, reference: torch.Ten
 
 def _compare_head(
     network: FewShotNetwork,
-    head: OnnxRuntimeEngine,
+    engines: Mapping[str, OnnxRuntimeEngine],
     pictures: list[Picture],
     masks: npt.NDArray[np.uint8],
     supports: list[dict[str, Array]],
     errors: Errors,
 ) -> None:
-    """Compare the head on one picture, with all pictures but the first as supports."""
+    """Compare the head, and that for CPUs, on one picture, with all pictures but the first as supports."""
     # Two supports of one class and one of another, so that averaging within a class is compared too.
     averaging = np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]], np.float32)
     # For noise the prototype head answers 0 whatever its constants, so it gets a picture that is also a support.
@@ -131,9 +134,29 @@ def _compare_head(
     presence, foreground = _answer(network, pictures, query, masks, torch.from_numpy(averaging))
     names = {"kept": "support", "kept_mask": "kept_mask", "pooled": "pooled", "pooled_mask": "pooled_mask"}
     feed = {name: np.concatenate([support[cached] for support in supports[1:]]) for name, cached in names.items()}
-    answer = head.run({"tokens": supports[query]["tokens"], **feed, "averaging": averaging})
+    answer = engines["head"].run({"tokens": supports[query]["tokens"], **feed, "averaging": averaging})
     _add(errors, "head.presence", answer["presence"], presence)
     _add(errors, "head.foreground", answer["foreground"], foreground)
+    if "compare" in engines:
+        head = SplitHead(engines["compare"], engines["compare"], engines["outline"], threads=1)
+        cached = [_as_cached(support) for support in supports[1:]]
+        found = head.compare(supports[query]["tokens"], ((cached[0], cached[1]), (cached[2],)))
+        _add(errors, "compare.presence", found.scores, presence)
+        _add(errors, "outline.foreground", found.foreground(), foreground)
+
+
+def _as_cached(support: Mapping[str, Array]) -> CachedSupport:
+    """What the runtime keeps of a support, here without rounding to FP16."""
+    keep = support["kept_mask"][0] > 0
+    nothing = np.zeros((1, 1), np.bool_)
+    return CachedSupport(
+        kept=support["support"][0][:, keep],
+        pooled=support["pooled"][0],
+        pooled_mask=support["pooled_mask"][0] > 0,
+        thumbnail=np.zeros((1, 1, 3), np.uint8),
+        thumbnail_mask=nothing,
+        has_mask=True,
+    )
 
 
 def _answer(

@@ -1,22 +1,18 @@
 """torch -> bundle, in named steps: wrap, trace, simplify, check, verify, write."""
 
-import contextlib
 import hashlib
-import io
-import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-import torch
-
+from fsvit_edge.export.cpu_head import cpu_head_models
 from fsvit_edge.export.parity import ParityRow, raise_on_failure, verify
-from fsvit_edge.model.graphs import GraphSpec, build_graphs, make_manifest
+from fsvit_edge.export.trace import check, simplify, trace
+from fsvit_edge.model.cpu_head import cpu_head_specs
+from fsvit_edge.model.graphs import build_graphs, make_manifest
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import MANIFEST_NAME, GraphInfo, Manifest
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.storage import atomic_folder
 
@@ -75,6 +71,7 @@ def export_bundle(
             progress(f"check {name}")
             check(model, name, options.opset)
             models[name] = model.SerializeToString()
+        models |= _cpu_head(network, options, progress)
         parity: tuple[ParityRow, ...] = ()
         if options.verify:
             progress("compare torch with ONNX Runtime")
@@ -88,55 +85,15 @@ def export_bundle(
     return ExportResult(output, manifest, parity, {name: len(data) / 1e6 for name, data in models.items()})
 
 
-def trace(spec: GraphSpec, opset: int) -> onnx.ModelProto:
-    """Trace a module with torch's exporter, without its messages."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            spec.module.eval(),
-            tuple(spec.example.values()),
-            dynamo=True,
-            opset_version=opset,
-            input_names=list(spec.example),
-            output_names=list(spec.outputs),
-            dynamic_shapes=spec.dynamic_shapes(),
-            verbose=False,
-        )
-    assert program is not None
-    return program.model_proto
-
-
-def simplify(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Fold constants and remove redundant nodes, with onnxsim, which compares the results itself."""
-    import onnxsim
-
-    simplified, same = onnxsim.simplify(model)
-    if not same:
-        raise FsvitEdgeError(f"onnxsim changed what the {name} graph computes; export with --no-simplify.")
-    return simplified  # type: ignore[no-any-return]  # onnxsim ships no types
-
-
-def check(model: onnx.ModelProto, name: str, opset: int) -> None:
-    """Check that a graph is valid ONNX, uses only standard operators of one opset, and has whole LayerNorms.
-
-    A LayerNorm made of single operators overflows in FP16 (ViT-B on an Orin Nano: accuracy 85 % -> 19 %).
-    """
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ArtifactError(f"The {name} graph is not valid ONNX: {str(error).splitlines()[0]}.") from error
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    foreign = sorted({node.domain for node in model.graph.node} - {""})
-    if versions.get("") != opset or foreign or model.functions:
-        raise ArtifactError(
-            f"The {name} graph must use only the standard operators of opset {opset}, got {versions} "
-            f"and operators of the other domains {foreign or '(none)'}."
-        )
-    operators = {node.op_type for node in model.graph.node}
-    if name == "encoder" and "LayerNormalization" not in operators:
-        raise ArtifactError("The encoder graph has no LayerNormalization operator, so FP16 would overflow in it.")
+def _cpu_head(network: FewShotNetwork, options: ExportOptions, progress: Progress) -> dict[str, bytes]:
+    """Make the head's graphs for CPUs; none for the prototype head, which is fast as it is."""
+    if network.prototype_head is not None:
+        return {}
+    progress("trace the head for CPUs")
+    encoder = network.encoder
+    sizes = (encoder.num_channels, encoder.slice_dim, encoder.grid**2, network.config.support_grid)
+    models = cpu_head_models(cpu_head_specs(network.head, *sizes), options.opset, options.simplify)
+    return {name: model.SerializeToString() for name, model in models.items()}
 
 
 def describe(network: FewShotNetwork, models: dict[str, bytes], opset: int, parity: tuple[ParityRow, ...]) -> Manifest:

@@ -4,6 +4,7 @@ import numpy as np
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.decide import PresenceOverTime, Scores, compete, subtract_negatives
+from fsvit_edge.fewshot.heads import HeadAnswer
 from fsvit_edge.fewshot.outlines import recognized, sharpen
 from fsvit_edge.fewshot.prediction import Prediction, StageClock
 from fsvit_edge.runtime.postprocess import Maps, label_map, upsample_foreground
@@ -13,8 +14,7 @@ def answer_frame(
     size_hw: tuple[int, int],
     bank: SupportBank,
     levels: Scores,
-    head_scores: Scores,
-    head_foreground: Maps,
+    found: HeadAnswer,
     objectness: Maps | None,
     exclusive: bool,
     clock: StageClock,
@@ -27,8 +27,8 @@ def answer_frame(
         size_hw: The frame's height H and width W.
         bank: The classes.
         levels: The score above which each is present, (ways,) float32 in (0, 1).
-        head_scores: P(present) of the bank's classes, then of its negatives, (ways + negatives,) float32.
-        head_foreground: P(foreground) of the same, (ways + negatives, m, m).
+        found: What the head found of the bank's classes, then of its negatives. Outlines are made only of classes that
+            may be present or are drawn all the same, and of their negatives.
         objectness: Logits (n, n) of the frame; None for plain outlines, in which absent classes are drawn too, unless
             presence is decided over time.
         exclusive: Whether classes that claim the same pixels exclude each other.
@@ -36,8 +36,18 @@ def answer_frame(
         probabilities: Whether to add P(foreground) at the frame's size.
         over_time: Decides which classes are present, and so have pixels; None: the scores of this frame alone.
     """
-    scores, foreground = subtract_negatives(head_scores, head_foreground, levels, bank.negative_margins)
-    raw_scores = np.asarray(head_scores[: len(levels)], np.float32)
+    raw_scores = np.asarray(found.scores[: len(levels)], np.float32)
+    # CST learned to mark nothing of an absent class, but objectness lights whatever else stands out. With half of
+    # the classes absent, mIoU on pascal10-coseg: CST 39.6, sharp 41.3, without the absent 38.9 and 54.5.
+    draws_absent = objectness is None and over_time is None
+    drawn = raw_scores > levels
+    if over_time is not None:
+        drawn |= over_time.before(bank.classes)
+    if draws_absent or probabilities:
+        drawn = np.ones_like(drawn)
+    negatives = bank.negative_margins
+    foreground = found.foreground(np.append(drawn, [drawn[way] for way, _ in negatives]).astype(np.bool_))
+    scores, foreground = subtract_negatives(found.scores, foreground, levels, negatives, drawn)
     competing = compete(scores, foreground, levels)
     contested = competing < scores
     if exclusive:
@@ -50,9 +60,6 @@ def answer_frame(
     sharp = foreground
     if objectness is not None and (weights := bank.objectness_weights).any():
         sharp = sharpen(foreground, objectness, weights * recognized(foreground, objectness))
-    # CST learned to mark nothing of an absent class, but objectness lights whatever else stands out. With half of
-    # the classes absent, mIoU on pascal10-coseg: CST 39.6, sharp 41.3, without the absent 38.9 and 54.5.
-    draws_absent = objectness is None and over_time is None
     shown = sharp if draws_absent else sharp * present[:, None, None]
     labels = label_map(shown, size_hw)
     full = upsample_foreground(sharp, size_hw) if probabilities else None

@@ -79,7 +79,11 @@ def negative_margin(scores: Scores, foreground: Maps) -> float:
 
 
 def subtract_negatives(
-    scores: Scores, foreground: Maps, levels: Scores, negatives: Sequence[tuple[int, float]]
+    scores: Scores,
+    foreground: Maps,
+    levels: Scores,
+    negatives: Sequence[tuple[int, float]],
+    asked: Flags | None = None,
 ) -> tuple[Scores, Maps]:
     """Let the classes compete with their negatives, pictures that a person said are not the class.
 
@@ -105,6 +109,7 @@ def subtract_negatives(
         foreground: P(foreground) of the same, (ways + negatives, m, m).
         levels: Of the classes, (ways,) in (0, 1).
         negatives: For each negative the index of its class, and its margin.
+        asked: Classes (ways,) bool whose negatives count; the others are absent anyway. None: all.
 
     Returns:
         Scores (ways,) and P(foreground) (ways, m, m) of the classes.
@@ -115,6 +120,8 @@ def subtract_negatives(
     decided, pixels = scores[:ways].copy(), foreground[:ways].copy()
     z, z_levels = log_odds(scores), log_odds(levels)
     for index, (way, margin) in enumerate(negatives, start=ways):
+        if asked is not None and not asked[way]:
+            continue
         ahead, z_rest = _compare_with_negative(z[[way, index]], log_odds(foreground[[way, index]]))
         decided[way] = min(decided[way], sigmoid(z_levels[way] + np.float32(ahead + margin)))
         np.minimum(pixels[way], sigmoid(z_rest), out=pixels[way])

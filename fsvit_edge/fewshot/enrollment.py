@@ -170,7 +170,8 @@ def make_negative(
         support, _ = make_support(network, image, tried, (), is_sharp=False, encoded=encoded)
         if support.kept.shape[1] > 1:
             break
-    margin = negative_margin(*network.compare(encoded["tokens"], (supports,), ((support,),)))
+    found = network.compare(encoded["tokens"], (supports,), ((support,),))
+    margin = negative_margin(found.scores, found.foreground())
     return Negative(support, margin)
 
 
@@ -224,7 +225,9 @@ def _score_frames(network: ExportedNetwork, bank: SupportBank, frames: Sequence[
         tokens = network.encode(decode_frame(frame))["tokens"]
         found = network.compare(tokens, known.class_supports, known.negative_supports)
         # What a negative already excludes must not raise the level as well.
-        scores = subtract_negatives(*found, levels, known.negative_margins)[0]
+        judged = {way for way, _ in known.negative_margins}
+        wanted = np.array([way in judged or way >= len(names) for way in range(len(found.scores))], np.bool_)
+        scores = subtract_negatives(found.scores, found.foreground(wanted), levels, known.negative_margins)[0]
         for name, score in zip(names, np.clip(scores, 0, 1).tolist(), strict=True):
             bank.add_scene_score(name, frame, score)
 
@@ -247,5 +250,5 @@ def _guess_mask(network: ExportedNetwork, encoded: Encoded, objectness: Maps | N
 def _score_by(network: ExportedNetwork, supports: Sequence[CachedSupport], tokens: Array | ResidentTensor) -> float:
     """Return P(present), in [0, 1], of a class of some of these supports, evenly chosen, in an encoded picture."""
     chosen = tuple(supports[:: -(-len(supports) // _MAX_LOO_SUPPORTS)])
-    score = float(network.compare(tokens, (chosen,))[0][0])
+    score = float(network.compare(tokens, (chosen,)).scores[0])
     return min(max(0.0, score), 1.0)  # rounding may lift a mean of ones above 1

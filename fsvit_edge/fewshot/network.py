@@ -2,7 +2,7 @@
 
 encoder     picture -> tokens (and objectness, if the encoder computes it)
 enroll      tokens and a mask -> what the head keeps of a support
-head        tokens of a frame and supports -> P(present) and P(foreground) of each class
+head        tokens of a frame and supports -> P(present) and P(foreground) of each class; see `heads.py`
 objectness  picture -> objectness, if the bundle has a graph of its own for it
 """
 
@@ -12,11 +12,12 @@ import numpy as np
 
 from fsvit_edge.fewshot.bank import MAX_CLASSES, SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports
-from fsvit_edge.fewshot.head_runs import head_runs
+from fsvit_edge.fewshot.heads import Head, HeadAnswer, PaddedHead, SplitHead
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.fewshot.support_masks import Image, Mask
 from fsvit_edge.runtime.bundle import EXPORT_AGAIN, OBJECTNESS, Manifest
-from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, on_host
+from fsvit_edge.runtime.engines.base import WIDE_COMPARE, Array, Engine, ResidentTensor, on_host
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
@@ -33,7 +34,7 @@ class ExportedNetwork:
         self.manifest = manifest
         self.encoder = engines["encoder"]
         self.enroll = engines["enroll"]
-        self.head = engines["head"]
+        self.head = _open_head(manifest, engines)
         self.objectness = engines.get(OBJECTNESS)
         encoded = {spec.name: spec.shape for spec in self.encoder.outputs}
         self.has_objectness = self.objectness is not None or OBJECTNESS in encoded
@@ -41,14 +42,12 @@ class ExportedNetwork:
         self.num_channels, self.num_tokens, self.head_dim = (_known(size) for size in encoded["tokens"][1:])
         stated = (manifest.image_size, manifest.mask_size)
         image = next(spec for spec in self.encoder.inputs if spec.name == "image")
-        foreground = next(spec for spec in self.head.outputs if spec.name == "foreground")
-        found = (image.shape[1], foreground.shape[1])
+        found = (image.shape[1], self.head.mask_size)
         if stated != found:
             raise ArtifactError(
                 f"The manifest of {manifest.name} states images of {stated[0]} px and masks of {stated[1]} px, "
                 f"its graphs have {found[0]} px and {found[1]} px; {EXPORT_AGAIN}."
             )
-        self._resident: tuple[Sequence[ClassSupports], list[tuple[slice, dict[str, ResidentTensor]]]] | None = None
 
     def empty_bank(self, precision: str) -> SupportBank:
         """Return a bank for classes that these graphs enroll in this precision."""
@@ -100,55 +99,27 @@ class ExportedNetwork:
         tokens: Array | ResidentTensor,
         classes: Sequence[ClassSupports],
         negatives: Sequence[ClassSupports] = (),
-    ) -> tuple[Maps, Maps]:
+    ) -> HeadAnswer:
         """Compare an encoded frame ("tokens" of `encode`) with the supports of classes and negatives of this encoder.
 
         Returns:
-            P(present) (ways,) and P(foreground) (ways, m, m) of the classes, then of the negatives, align_corners, both
-            float32 in [0, 1]; rounding may lift a mean slightly above 1.
+            The answer for the classes, then for the negatives.
 
         Raises:
             ArtifactError: The head's engine was built for fewer classes.
         """
         self.check_ways(len(classes))
-        compared, mask_size = [*classes, *negatives], self.manifest.mask_size
-        scores = np.zeros(len(compared), np.float32)
-        foreground = np.zeros((len(compared), mask_size, mask_size), np.float32)
-        frame = _cast_for({"tokens": tokens}, self.encoder, self.head)
-        for ways, supports in self._resident_supports(compared) if compared else ():
-            answer = self.head.run({**frame, **supports})
-            scores[ways] += np.asarray(answer["presence"].numpy(), np.float32)
-            foreground[ways] += np.asarray(answer["foreground"].numpy(), np.float32)
-        return scores, foreground
+        made = next(spec.dtype for spec in self.encoder.outputs if spec.name == "tokens")
+        if made != self.head.token_dtype:
+            tokens = on_host(tokens).astype(self.head.token_dtype)
+        return self.head.compare(tokens, [*classes, *negatives])
 
     def close(self) -> None:
         """Close the engines; a second call does nothing."""
-        self._release_supports()
-        for engine in (self.encoder, self.enroll, self.head, self.objectness):
+        self.head.close()
+        for engine in (self.encoder, self.enroll, self.objectness):
             if engine is not None:
                 engine.close()
-
-    def _resident_supports(self, classes: Sequence[ClassSupports]) -> list[tuple[slice, dict[str, ResidentTensor]]]:
-        """Return the supports of at least one class where the head computes: for each run, its classes and its feed.
-
-        They are uploaded only if they are not those of the last call, so once for many frames.
-        """
-        # A bank never changes a class's tuple of supports, it makes a new one; comparing the arrays would be slow.
-        if self._resident is not None and list(map(id, self._resident[0])) == list(map(id, classes)):
-            return self._resident[1]
-        self._release_supports()  # first, for the GPU may not hold both
-        limit = self.head.limits.get("ways", len(classes))
-        runs = [
-            (slice(first, first + limit), {name: self.head.upload(array) for name, array in feed.items()})
-            for first in range(0, len(classes), limit)
-            for feed in head_runs(classes[first : first + limit], self.manifest.head, self.num_tokens, self.head)
-        ]
-        self._resident = (classes, runs)
-        return runs
-
-    def _release_supports(self) -> None:
-        """Free the uploaded supports; the next frame uploads them again."""
-        self._resident = None
 
 
 def _cast_for(
@@ -162,6 +133,14 @@ def _cast_for(
         for name, tensor in tensors.items()
         if name in taken
     }
+
+
+def _open_head(manifest: Manifest, engines: Mapping[str, Engine]) -> Head:
+    if "compare" not in engines:
+        return PaddedHead(engines["head"], manifest.head)
+    wide = engines[WIDE_COMPARE]
+    assert isinstance(wide, OnnxRuntimeEngine)
+    return SplitHead(engines["compare"], wide, engines["outline"], wide.threads)
 
 
 def _known(size: int | str) -> int:

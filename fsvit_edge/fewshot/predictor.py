@@ -392,4 +392,4 @@ class FewShotModel:
         if self._level_for_all is not None:
             levels[:] = self._level_for_all
         size_hw = (rgb.shape[0], rgb.shape[1])
-        return answer_frame(size_hw, bank, levels, *found, objectness, self.exclusive, clock, probabilities, over_time)
+        return answer_frame(size_hw, bank, levels, found, objectness, self.exclusive, clock, probabilities, over_time)

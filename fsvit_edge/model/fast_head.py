@@ -92,16 +92,16 @@ def _first_block(block: CorrelationBlock, correlation: Tensor, pooled: Tensor, k
     """Run block 1: correlation (S, C, N, T) and pooled correlation (S, C, 10, N) -> (S, 32, 10, N)."""
     batch, _, num_query, length = correlation.shape
     num_pooled, heads = pooled.shape[2], NUM_ATTENTION_HEADS
-    (of_query, of_key, of_value), query_bias, value_bias = _qkv(block.attn)
+    (of_query, of_key, of_value), query_bias, value_bias = qkv_matrices(block.attn)
 
     # h heads with e channels each (8 and 2). The mask of the padding is an extra row e + 1 of the key, multiplied by an
     # extra 1 in the query: adding it to the logits would need a pass over the largest tensor of the network.
-    query = _matmul(_with_row(of_query), pooled) + _with_row(query_bias.flatten(1), 1.0)[..., None]
+    query = apply_matrix(_with_row(of_query), pooled) + _with_row(query_bias.flatten(1), 1.0)[..., None]
     query = query.reshape(batch, heads, -1, num_pooled, num_query).permute(0, 4, 1, 3, 2)  # S, N, h, p, e + 1
     mask_row = _with_row(torch.zeros_like(query_bias.flatten(1)), 1.0)[..., None]  # h * (e + 1), 1, 1
-    key = _matmul(_with_row(of_key), correlation) + mask_row * _padding(kept_mask)[:, None, None]
+    key = apply_matrix(_with_row(of_key), correlation) + mask_row * padding_logits(kept_mask)[:, None, None]
     key = key.permute(0, 2, 1, 3).reshape(batch, num_query, heads, -1, length)  # S, N, h, e + 1, T
-    value = _matmul(of_value, correlation).permute(0, 2, 3, 1)  # S, N, T, h * e
+    value = apply_matrix(of_value, correlation).permute(0, 2, 3, 1)  # S, N, T, h * e
 
     attention = torch.matmul(query, key).softmax(dim=-1)  # S, N, h, p, T
     attention = attention.reshape(batch, num_query, heads * num_pooled, length)  # S, N, h * p, T
@@ -119,14 +119,14 @@ def _second_block(block: CorrelationBlock, x: Tensor, pooled_mask: Tensor) -> Te
     """
     batch, _, length, num_query = x.shape
     pooled = torch.cat([x[:, :, :1], x[:, :, 1:].mean(dim=2, keepdim=True)], dim=2)  # S, 32, 2, N
-    (of_query, of_key, of_value), query_bias, value_bias = _qkv(block.attn)
+    (of_query, of_key, of_value), query_bias, value_bias = qkv_matrices(block.attn)
     heads = NUM_ATTENTION_HEADS
 
-    query = (_matmul(of_query, pooled) + query_bias).reshape(batch, heads, -1, 2, 1, num_query)  # S, h, e, 2, 1, N
-    key = _matmul(of_key, x).reshape(batch, heads, -1, 1, length, num_query)  # S, h, e, 1, 10, N
-    value = _matmul(of_value, x).reshape(batch, heads, -1, 1, length, num_query)  # S, h, e, 1, 10, N
+    query = (apply_matrix(of_query, pooled) + query_bias).reshape(batch, heads, -1, 2, 1, num_query)  # S, h, e, 2, 1, N
+    key = apply_matrix(of_key, x).reshape(batch, heads, -1, 1, length, num_query)  # S, h, e, 1, 10, N
+    value = apply_matrix(of_value, x).reshape(batch, heads, -1, 1, length, num_query)  # S, h, e, 1, 10, N
 
-    logits = (query * key).sum(dim=2) + _padding(pooled_mask)[:, None, None, :, None]  # S, h, 2, 10, N
+    logits = (query * key).sum(dim=2) + padding_logits(pooled_mask)[:, None, None, :, None]  # S, h, 2, 10, N
     out = (logits.softmax(dim=3).unsqueeze(2) * value).sum(dim=4)  # S, h, e, 2, N
     return _finish(block, out.flatten(1, 2) + value_bias, pooled).flatten(2)
 
@@ -134,19 +134,19 @@ def _second_block(block: CorrelationBlock, x: Tensor, pooled_mask: Tensor) -> Te
 def _finish(block: CorrelationBlock, out: Tensor, pooled: Tensor) -> Tensor:
     """Run the rest of a block after the attention: aggregation, shortcut and feed-forward, on (S, channels, p, N)."""
     attention, feed_forward = block.attn, block.ff
-    short_cut = F.relu(attention.short_cut[2](_matmul(_matrix(attention.short_cut[0]), pooled)))
+    short_cut = F.relu(attention.short_cut[2](apply_matrix(matrix_of(attention.short_cut[0]), pooled)))
     norm_in, _, conv, norm_out, _ = attention.agg
-    x = F.relu(norm_out(_matmul(_matrix(conv), F.relu(norm_in(out)))))
+    x = F.relu(norm_out(apply_matrix(matrix_of(conv), F.relu(norm_in(out)))))
     x = attention.out_norm(x + short_cut)
     narrow, norm, _, widen = feed_forward.ff
-    inner = F.relu(norm(_matmul(_matrix(narrow), x)))
-    return torch.as_tensor(feed_forward.out_norm(x + _matmul(_matrix(widen), inner)))
+    inner = F.relu(norm(apply_matrix(matrix_of(narrow), x)))
+    return torch.as_tensor(feed_forward.out_norm(x + apply_matrix(matrix_of(widen), inner)))
 
 
-def _qkv(attention: AttentivePooling) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+def qkv_matrices(attention: AttentivePooling) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Return the (h * e, in) matrices of query, key and value, and the (h * e, 1, 1) biases of query and value."""
     query_bias, _, value_bias = torch.as_tensor(attention.qkv.bias)[:, None, None].chunk(3)
-    return _matrix(attention.qkv).chunk(3), query_bias, value_bias
+    return matrix_of(attention.qkv).chunk(3), query_bias, value_bias
 
 
 def _own_head(num_pooled: int, of_value: Tensor) -> Tensor:
@@ -162,16 +162,16 @@ def _with_row(matrix: Tensor, value: float = 0.0) -> Tensor:
     return F.pad(heads, (0, 0, 0, 1), value=value).flatten(0, 1)
 
 
-def _padding(mask: Tensor) -> Tensor:
+def padding_logits(mask: Tensor) -> Tensor:
     """Turn a mask of 1 and 0 into what to add to the logits: 0 where attention is allowed, -1e9 where not."""
     return (1.0 - mask) * MASKED
 
 
-def _matmul(matrix: Tensor, x: Tensor) -> Tensor:
+def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:
     """Apply a 1 x 1 convolution: (out, in) x (S, in, a, b) -> (S, out, a, b)."""
     return torch.matmul(matrix, x.flatten(2)).reshape(x.shape[0], -1, *x.shape[2:])
 
 
-def _matrix(conv: nn.Module) -> Tensor:
+def matrix_of(conv: nn.Module) -> Tensor:
     """Return the (out, in) matrix of a 1 x 1 convolution."""
     return torch.as_tensor(conv.weight).flatten(1)

@@ -22,7 +22,7 @@ from fsvit_edge.model.fast_head import FastCorrelationHead, Supports, cache_supp
 from fsvit_edge.model.head import channel_vectors
 from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.model.pseudo_mask import pseudo_mask
-from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
+from fsvit_edge.runtime.bundle import CPU_GRAPH_NAMES, FORMAT_VERSION, GraphInfo, Manifest
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.preprocess import DESCRIPTION, IMAGENET_MEAN, IMAGENET_STD
 
@@ -253,7 +253,7 @@ def make_manifest(
 
     Args:
         network: The network.
-        graphs: Graph -> its file, inputs and outputs.
+        graphs: Graph -> its file, inputs and outputs; with or without the head's graphs for CPUs.
         opset: ONNX opset of the graphs; 0 without ONNX.
         parity: graph.output -> largest difference between torch and ONNX Runtime.
     """
@@ -271,10 +271,11 @@ def make_manifest(
         preprocessing={"resize": DESCRIPTION, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
         opset=opset,
         precision="fp32",
-        graphs=graphs,
+        graphs={name: info for name, info in graphs.items() if name not in CPU_GRAPH_NAMES},
         parity=parity,
         created_by=f"fsvit-edge {__version__}",
         head=config.head,
         presence_level=config.presence_level,
         support_crop=config.support_crop,
+        cpu_graphs={name: graphs[name] for name in CPU_GRAPH_NAMES if name in graphs},
     )

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 GRAPH_NAMES = ("encoder", "enroll", "head")
 """The graphs that every bundle has."""
+CPU_GRAPH_NAMES = ("compare", "outline")
+"""The trained head's graphs for ONNX Runtime on a CPU, which it runs in place of "head"; see `model/cpu_head.py`."""
 OBJECTNESS = "objectness"
 """Name of the map that separates objects from their background: an output of the encoder or of its own graph."""
 TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
@@ -62,6 +64,8 @@ class Manifest:
     head: str = TRAINED_HEAD  # The kind of head, "cst" or "prototype"; missing in older bundles.
     presence_level: float = DEFAULT_LEVEL  # Level of a class with one support, in (0, 1); missing in older bundles.
     support_crop: float = 0.0  # Window around a small object, in object sizes; 0 never crops; missing in older bundles.
+    cpu_graphs: dict[str, GraphInfo] = field(default_factory=dict)
+    # The head for CPUs by name: compare and outline; missing in older bundles and with the prototype head.
 
     @property
     def has_objectness(self) -> bool:
@@ -81,24 +85,17 @@ class Bundle:
     path: Path
     manifest: Manifest
     graphs: dict[str, bytes]  # the ONNX files by graph
+    cpu_graphs: dict[str, bytes]  # the same of the head for CPUs, both or none
 
     @classmethod
     def load(cls, path: Path) -> "Bundle":
         """Read a bundle; an ArtifactError if the folder or a file is missing, altered, or of another version."""
         manifest = read_manifest(path)
-        graphs = {}
-        for name, info in manifest.graphs.items():
-            file = path / info.file
-            try:
-                data = file.read_bytes()
-            except OSError as error:
-                raise ArtifactError(f"{file} cannot be read: {error.strerror}; {EXPORT_AGAIN}.") from error
-            digest = hashlib.sha256(data).hexdigest()
-            if digest != info.sha256:
-                sums = f"sha256 {digest[:12]}..., expected {info.sha256[:12]}..."
-                raise ArtifactError(f"{file} was altered or damaged: {sums}; {EXPORT_AGAIN}.")
-            graphs[name] = data
-        return cls(path, manifest, graphs)
+        graphs, cpu_graphs = (
+            {name: _read_graph(path / info.file, info.sha256) for name, info in described.items()}
+            for described in (manifest.graphs, manifest.cpu_graphs)
+        )
+        return cls(path, manifest, graphs, cpu_graphs)
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,9 +121,12 @@ def read_manifest(path: Path) -> Manifest:
     for name in GRAPH_NAMES:
         if name not in manifest.graphs:
             raise ArtifactError(f"{file} is incomplete: it has no graph {name!r}; export the bundle again.")
-    for name, info in manifest.graphs.items():
-        if name not in (*GRAPH_NAMES, OBJECTNESS):
-            raise ArtifactError(f"{file} names a graph {name!r:.40} that this fsvit-edge does not know; update it.")
+    if unknown := manifest.graphs.keys() - {*GRAPH_NAMES, OBJECTNESS}:
+        raise ArtifactError(f"{file} names a graph {min(unknown)!r:.40} that this fsvit-edge does not know; update it.")
+    if manifest.cpu_graphs and manifest.cpu_graphs.keys() != set(CPU_GRAPH_NAMES):
+        names = ", ".join(sorted(manifest.cpu_graphs))
+        raise ArtifactError(f"{file} has wrong values: cpu_graphs are {names:.80}, not {', '.join(CPU_GRAPH_NAMES)}.")
+    for name, info in (*manifest.graphs.items(), *manifest.cpu_graphs.items()):
         own = info.file
         if Path(own).name != own or not own.isprintable():
             raise ArtifactError(f"{file}: the {name} graph's file must be in the bundle, got {own!r}.")
@@ -140,6 +140,18 @@ def read_manifest(path: Path) -> Manifest:
     if not is_crop_factor(manifest.support_crop):
         raise ArtifactError(f"{file} has wrong values: support_crop is {manifest.support_crop}, not 0 or at least 1.")
     return manifest
+
+
+def _read_graph(file: Path, sha256: str) -> bytes:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read: {error.strerror}; {EXPORT_AGAIN}.") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        sums = f"sha256 {digest[:12]}..., expected {sha256[:12]}..."
+        raise ArtifactError(f"{file} was altered or damaged: {sums}; {EXPORT_AGAIN}.")
+    return data
 
 
 def is_crop_factor(value: float) -> bool:

@@ -74,7 +74,8 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def vits8_encoder(build_once: BuildOnce) -> bytes:
     """The encoder graph of a ViT-S/8 at 400 px, 2501 tokens, with random weights."""
-    from fsvit_edge.export.pipeline import DEFAULT_OPSET, simplify, trace
+    from fsvit_edge.export.pipeline import DEFAULT_OPSET
+    from fsvit_edge.export.trace import simplify, trace
     from fsvit_edge.model.config import ModelConfig
     from fsvit_edge.model.graphs import build_graphs
     from fsvit_edge.model.network import FewShotNetwork

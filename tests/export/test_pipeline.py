@@ -16,18 +16,19 @@ from torch import Tensor, nn
 import fsvit_edge
 from fsvit_edge.export import parity, pipeline
 from fsvit_edge.export.parity import ParityRow, raise_on_failure, verify
-from fsvit_edge.export.pipeline import ExportOptions, check, export_bundle, simplify, trace
+from fsvit_edge.export.pipeline import ExportOptions, export_bundle
+from fsvit_edge.export.trace import check, simplify, trace
 from fsvit_edge.model.fast_head import cache_supports
 from fsvit_edge.model.graphs import build_graphs
 from fsvit_edge.model.network import FewShotNetwork, normalize
-from fsvit_edge.runtime.bundle import GRAPH_NAMES, MANIFEST_NAME, Bundle
+from fsvit_edge.runtime.bundle import CPU_GRAPH_NAMES, GRAPH_NAMES, MANIFEST_NAME, Bundle
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE, GRID, CHANNELS, DIM = 48, 6, 18, 64
-FILES = [MANIFEST_NAME, *(f"{name}.onnx" for name in GRAPH_NAMES)]
+FILES = [MANIFEST_NAME, *(f"{name}.onnx" for name in (*GRAPH_NAMES, *CPU_GRAPH_NAMES))]
 Models = dict[str, bytes]
 Randomize = Callable[[nn.Module, int], None]
 
@@ -282,6 +283,7 @@ def test_an_export_without_simplification_in_another_opset_passes_verification(
     result = export_bundle(tiny_network, tmp_path / "bundle", options, steps.append)
     assert steps == [
         *(f"{step} {name}" for name in GRAPH_NAMES for step in ("trace", "check")),
+        "trace the head for CPUs",
         "compare torch with ONNX Runtime",
         "write",
     ]

@@ -7,6 +7,7 @@ import pytest
 
 from fsvit_edge.fewshot.answer import answer_frame
 from fsvit_edge.fewshot.decide import Flags, Scores, compete
+from fsvit_edge.fewshot.heads import HeadAnswer
 from fsvit_edge.fewshot.outlines import recognized, sharpen
 from fsvit_edge.fewshot.prediction import Prediction, StageClock
 from fsvit_edge.runtime.postprocess import label_map
@@ -46,7 +47,8 @@ def answer(
 ) -> Prediction:
     weights = np.zeros(2, np.float32) if foreground is BOTH else WEIGHTS
     bank = SimpleNamespace(zones=(), classes=("cup", "pen"), negative_margins=(), objectness_weights=weights)
-    given = np.float32(scores), foreground, objectness, exclusive, StageClock()
+    found = HeadAnswer(np.float32(scores), lambda wanted: foreground * wanted[:, None, None])
+    given = found, objectness, exclusive, StageClock()
     return answer_frame(SIZE_HW, bank, LEVELS, *given, over_time=over_time)  # type: ignore[arg-type]
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fake_engine import FakeEngine
+from padded_model import padded_bundle
 
+from fsvit_edge.fewshot.heads import PaddedHead
 from fsvit_edge.fewshot.outlines import CERTAIN_LOGIT, at_corners, objectness_weight, recognized, sharpen
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS, Bundle
@@ -95,7 +97,7 @@ def mask() -> Array:
 @pytest.fixture(scope="module")
 def opened() -> Iterator[Engines]:
     """The shipped graphs, whether they tell objectness or not."""
-    engines, _choice = choose_engines(Bundle.load(DEFAULT_BUNDLE), "onnxruntime", "fp32", 1)
+    engines, _choice = choose_engines(padded_bundle(), "onnxruntime", "fp32", 1)
     yield engines
     for engine in engines.values():
         engine.close()
@@ -182,7 +184,7 @@ def test_both_kinds_of_outlines_are_drawn_from_one_bank(open_model: Callable[[st
 
 def test_sharp_is_the_sum_of_the_log_odds_at_the_frames_size(open_model: Callable[[str], FewShotModel]) -> None:
     model, frame = enrolled(open_model("by the encoder"), weight=0.75), picture(9)
-    _, foreground = model.network.compare(model.network.encode(frame)["tokens"], model.bank.class_supports)
+    foreground = model.network.compare(model.network.encode(frame)["tokens"], model.bank.class_supports).foreground()
     found = model.predict(frame, probabilities=True)
     sharp = sharpen(foreground, DISC, np.array([0.75], np.float32))
     assert np.array_equal(found.foreground, upsample_foreground(sharp, FRAME_HW))
@@ -208,7 +210,8 @@ def test_without_objectness_the_answer_is_that_of_the_three_graphs_to_the_last_b
     model, frame = enrolled(open_model("never")), picture(9)
     found = model.predict(frame, probabilities=True)
     encoded = opened["encoder"].run({"image": resize_image(frame, model.manifest.image_size)[None]})
-    ((_, feed),) = model.network._resident_supports(model.bank.class_supports)
+    assert isinstance(model.network.head, PaddedHead)
+    ((_, feed),) = model.network.head._runs(model.bank.class_supports, model.network.num_tokens)
     answer = opened["head"].run({"tokens": encoded["tokens"], **feed})
     foreground = answer["foreground"].numpy()
     assert np.array_equal(found.scores, answer["presence"].numpy())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import skimage.data
 from fake_engine import FakeEngine
+from padded_model import padded_model
 from threadpoolctl import threadpool_info
 
 from fsvit_edge.enroll.fit import measure_fit
@@ -17,6 +18,7 @@ from fsvit_edge.fewshot import head_runs
 from fsvit_edge.fewshot.bank import MAX_CLASSES, SupportBank
 from fsvit_edge.fewshot.cached_support import CachedSupport
 from fsvit_edge.fewshot.enrollment import Enrollment
+from fsvit_edge.fewshot.heads import HeadAnswer, PaddedHead
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.support_masks import mask_from_box
 from fsvit_edge.runtime.bundle import FORMAT_VERSION, GraphInfo, Manifest
@@ -235,12 +237,19 @@ def split_over_two(model: FewShotModel, monkeypatch: pytest.MonkeyPatch) -> None
     longest = max(s.kept.shape[1] for name in model.classes for s in model.bank.supports(name))
     one = head_runs.ATTENTION_MAPS_PER_TOKEN * model.network.num_tokens * longest * 4
     monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 3 * one)
-    model.network._release_supports()
+    uploaded_anew(model)
 
 
-def test_supports_split_over_several_runs_answer_as_in_one(
-    model: FewShotModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def uploaded_anew(model: FewShotModel) -> PaddedHead:
+    head = model.network.head
+    assert isinstance(head, PaddedHead)
+    head._uploaded = None
+    return head
+
+
+@pytest.mark.parametrize("kind", ["fake", "real"])
+def test_supports_split_over_several_runs_answer_as_in_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Fake().model if kind == "fake" else padded_model()
     enroll_several(model)
     answers = []
     for runs in (1, 2, 6):
@@ -248,16 +257,18 @@ def test_supports_split_over_several_runs_answer_as_in_one(
             split_over_two(model, monkeypatch)
         elif runs == 6:
             monkeypatch.setattr(head_runs, "LARGEST_TENSOR_BYTES", 1)
-            model.network._release_supports()
+            uploaded_anew(model)
         answers.append(model.predict(FRAME, probabilities=True))
-        assert len(model.network._resident_supports(model.bank.class_supports)) == runs
+        assert isinstance(model.network.head, PaddedHead)
+        assert len(model.network.head._runs(model.bank.class_supports, model.network.num_tokens)) == runs
     whole, *split = answers
     for one in split:
         np.testing.assert_allclose(one.scores, whole.scores, atol=1e-5)
         np.testing.assert_allclose(one.foreground, whole.foreground, atol=1e-4)
 
 
-def test_twenty_classes_of_five_shots_are_scored_in_bounded_runs(real: FewShotModel) -> None:
+def test_twenty_classes_of_five_shots_are_scored_in_bounded_runs() -> None:
+    real = padded_model()
     one = real.cache_support("model", picture(0, 96, 128))
     one = replace(one, kept=np.resize(one.kept, (one.kept.shape[0], 40, one.kept.shape[2])))
     for way in range(20):
@@ -265,7 +276,8 @@ def test_twenty_classes_of_five_shots_are_scored_in_bounded_runs(real: FewShotMo
     prediction = real.predict(FRAME)
     assert prediction.scores.shape == (20,)
     np.testing.assert_allclose(prediction.scores, prediction.scores[0], rtol=1e-4)
-    runs = real.network._resident_supports(real.bank.class_supports)
+    assert isinstance(real.network.head, PaddedHead)
+    runs = real.network.head._runs(real.bank.class_supports, real.network.num_tokens)
     sizes = [feed["kept"].shape[0] for _, feed in runs]
     assert sum(sizes) == 100
     per_support = head_runs.ATTENTION_MAPS_PER_TOKEN * real.network.num_tokens * 40 * 4
@@ -917,9 +929,9 @@ def test_a_score_that_rounding_lifts_above_one_is_stored_as_one(
 ) -> None:
     compare = fake.model.network.compare
 
-    def lifted(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
-        scores, foreground = compare(*arguments)
-        return np.full_like(scores, 1 + 1e-6), foreground
+    def lifted(*arguments: Any) -> HeadAnswer:
+        found = compare(*arguments)
+        return replace(found, scores=np.full_like(found.scores, 1 + 1e-6))
 
     monkeypatch.setattr(fake.model.network, "compare", lifted)
     fake.model.enroll("a", [picture(0), picture(1)])

@@ -10,6 +10,7 @@ import pytest
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import (
+    CPU_GRAPH_NAMES,
     DEFAULT_BUNDLE,
     GRAPH_NAMES,
     MANIFEST_NAME,
@@ -39,12 +40,13 @@ def bundle(tmp_path: Path) -> Path:
     path = tmp_path / "bundle"
     path.mkdir()
     (path / MANIFEST_NAME).write_text(json.dumps(SHIPPED))
-    for name in GRAPH_NAMES:
+    for name in (*GRAPH_NAMES, *CPU_GRAPH_NAMES):
         (path / f"{name}.onnx").write_bytes(name.encode())
 
     def set_sums(values: dict[str, Any]) -> None:
-        for name in GRAPH_NAMES:
-            values["graphs"][name]["sha256"] = hashlib.sha256(name.encode()).hexdigest()
+        for kind, names in (("graphs", GRAPH_NAMES), ("cpu_graphs", CPU_GRAPH_NAMES)):
+            for name in names:
+                values[kind][name]["sha256"] = hashlib.sha256(name.encode()).hexdigest()
 
     edit(path, set_sums)
     return path
@@ -54,6 +56,7 @@ def test_an_intact_bundle_is_read(bundle: Path) -> None:
     loaded = Bundle.load(bundle)
     assert loaded.path == bundle
     assert loaded.graphs == {name: name.encode() for name in GRAPH_NAMES}
+    assert loaded.cpu_graphs == {name: name.encode() for name in CPU_GRAPH_NAMES}
     assert loaded.manifest.name == SHIPPED["name"]
 
 
@@ -81,6 +84,11 @@ def test_a_field_that_older_bundles_lack_has_a_default_and_limits(
         edit(bundle, lambda values, value=value: values.update({field: value}))
         with pytest.raises(ArtifactError, match=f"wrong values: {field} is {shown}"):
             read_manifest(bundle)
+
+
+def test_a_bundle_without_the_head_for_cpus_is_an_older_one(bundle: Path) -> None:
+    edit(bundle, lambda values: values.pop("cpu_graphs"))
+    assert Bundle.load(bundle).cpu_graphs == {}
 
 
 def test_a_crop_factor_is_0_or_at_least_1_and_finite() -> None:
@@ -122,6 +130,8 @@ SPOILED: list[tuple[Spoil, str]] = [
     (forge(lambda values: values.pop("format_version")), "has format version None"),
     (field("format_version", 1), "has format version 1, this fsvit-edge reads 2; export the bundle again"),
     (forge(lambda values: values.pop("image_size")), "is incomplete, has unknown fields or wrong values: 'image_size'"),
+    (forge(lambda values: values["cpu_graphs"].pop("outline")), "cpu_graphs are compare, not compare, outline"),
+    (forge(lambda values: values["graphs"].update(values["cpu_graphs"])), "names a graph 'compare' that"),
     (field("color", "red"), "unknown field 'color'"),
     (field("image_size", "128"), "image_size is '128'"),
     (field("graphs", []), "is incomplete"),
@@ -196,10 +206,10 @@ def test_the_sums_are_checked_before_any_graph_is_parsed(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", remember)
     FewShotModel.load(path, threads=1).close()
-    assert len(parsed) == len(GRAPH_NAMES)
+    assert len(parsed) == len(("encoder", "enroll", "compare", "compare on all threads", "outline"))
     parsed.clear()
-    flip("head.onnx")(path)  # the last to be read: the others must not be parsed before it
-    with pytest.raises(ArtifactError, match=r"head\.onnx was altered or damaged"):
+    flip("outline.onnx")(path)  # the last to be read: the others must not be parsed before it
+    with pytest.raises(ArtifactError, match=r"outline\.onnx was altered or damaged"):
         FewShotModel.load(path, threads=1)
     assert parsed == []
 
@@ -208,8 +218,12 @@ def test_the_sums_are_checked_before_any_graph_is_parsed(tmp_path: Path, monkeyp
     ("change", "reason"),
     [
         (
-            lambda values: values["graphs"]["head"]["inputs"][0].update(name="vectors"),
-            "The inputs or outputs of .*head.onnx differ from bundle.json",
+            lambda values: values["graphs"]["enroll"]["inputs"][0].update(name="vectors"),
+            "The inputs or outputs of .*enroll.onnx differ from bundle.json",
+        ),
+        (
+            lambda values: values["cpu_graphs"]["compare"]["inputs"][0].update(name="vectors"),
+            "The inputs or outputs of .*compare.onnx differ from bundle.json",
         ),
         (lambda values: values.update(image_size=SHIPPED["image_size"] + 8), "its graphs have"),
         (lambda values: values.update(mask_size=SHIPPED["mask_size"] + 2), "its graphs have"),
@@ -218,7 +232,7 @@ def test_the_sums_are_checked_before_any_graph_is_parsed(tmp_path: Path, monkeyp
 def test_a_manifest_that_does_not_match_its_graphs_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], reason: str
 ) -> None:
-    for name in GRAPH_NAMES:
+    for name in (*GRAPH_NAMES, *CPU_GRAPH_NAMES):
         (tmp_path / f"{name}.onnx").symlink_to(DEFAULT_BUNDLE / f"{name}.onnx")
     shutil.copy(DEFAULT_BUNDLE / MANIFEST_NAME, tmp_path)
     FewShotModel.load(tmp_path, threads=1).close()

@@ -87,6 +87,8 @@ class Engine(Protocol):
 
 Engines = dict[str, Engine]
 """Open engines by graph."""
+WIDE_COMPARE = "compare-wide"
+"""The graph "compare" once more, on all threads."""
 
 
 def on_host(value: Array | ResidentTensor) -> Array:

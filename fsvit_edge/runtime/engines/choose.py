@@ -1,13 +1,19 @@
 """Choose and open the engines that run a bundle here: those that `build-engine` made if they fit, else ONNX Runtime."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from fsvit_edge.runtime.bundle import Bundle, GraphInfo
-from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TENSORRT_BACKENDS, Engines, refuse_old_name
+from fsvit_edge.runtime.engines.base import (
+    BACKEND_TITLES,
+    TENSORRT_BACKENDS,
+    WIDE_COMPARE,
+    Engines,
+    refuse_old_name,
+)
 from fsvit_edge.runtime.engines.cuda_packages import open_device_memory
 from fsvit_edge.runtime.engines.files import (
     PRECISIONS,
@@ -195,12 +201,13 @@ class _Search:
         return opened, EngineChoice(engine, precision, description, notes)
 
 
+_Graph = tuple[bytes, GraphInfo | EngineRecord, str]
+"""A graph, its description, and words for what differs if the two do not agree."""
+
+
 def _open(bundle: Bundle, stored: EngineSet | None, provider: str, threads: int | None) -> Engines:
     """Open a bundle's graphs in ONNX Runtime; if engines of encoder and head are given, these in their place."""
-    graphs: dict[str, tuple[bytes, GraphInfo | EngineRecord, str]] = {
-        name: (bundle.graphs[name], info, f"{bundle.path / info.file} differ from bundle.json")
-        for name, info in bundle.manifest.graphs.items()
-    }
+    graphs = _with_descriptions(bundle, bundle.graphs, bundle.manifest.graphs)
     plans: dict[str, tuple[bytes, EngineRecord]] = {}
     if stored is not None:
         # Both are read and verified before one is opened.
@@ -218,13 +225,28 @@ def _open(bundle: Bundle, stored: EngineSet | None, provider: str, threads: int 
             memory = open_device_memory()  # one for both; closes when no engine uses it any more
             for name, (plan, record) in plans.items():
                 engines[name] = stack.enter_context(TensorRtEngine(plan, record, api, memory))
-        for name, (graph, stated, which) in graphs.items():
-            engine = stack.enter_context(OnnxRuntimeEngine(graph, provider, threads))
+        opened = [(name, name, threads) for name in graphs]
+        if provider == "cpu" and not plans and bundle.cpu_graphs:
+            graphs |= _with_descriptions(bundle, bundle.cpu_graphs, bundle.manifest.cpu_graphs)
+            opened = [one for one in opened if one[0] != "head"]
+            opened += [("compare", "compare", 1), (WIDE_COMPARE, "compare", threads), ("outline", "outline", 1)]
+        for name, graph_name, own_threads in opened:
+            graph, stated, which = graphs[graph_name]
+            engine = stack.enter_context(OnnxRuntimeEngine(graph, provider, own_threads))
             if (engine.inputs, engine.outputs) != (stated.inputs, stated.outputs):
                 raise ArtifactError(f"The inputs or outputs of {which}.")
             engines[name] = engine
         stack.pop_all()
     return engines
+
+
+def _with_descriptions(
+    bundle: Bundle, graphs: Mapping[str, bytes], described: Mapping[str, GraphInfo]
+) -> dict[str, _Graph]:
+    return {
+        name: (graphs[name], info, f"{bundle.path / info.file} differ from bundle.json")
+        for name, info in described.items()
+    }
 
 
 def _plan_order(one: EngineSet) -> tuple[bool, float, int]:

@@ -61,7 +61,8 @@ class OnnxRuntimeEngine(Engine):
         # A memory plan for each combination of shapes costs 100 MB (372 MB instead of 267 MB with four classes) and
         # saves no time (ratio 1.00 over 60 interleaved frames, three times).
         options.enable_mem_pattern = False
-        options.intra_op_num_threads = threads or usable_cores()
+        self.threads = threads or usable_cores()
+        options.intra_op_num_threads = self.threads
         expected = PROVIDERS[provider]
         try:
             self._session = ort.InferenceSession(
