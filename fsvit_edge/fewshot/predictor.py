@@ -77,9 +77,10 @@ class FewShotModel:
 
         Args:
             bundle: The folder; None for the bundled model.
-            engine: "onnxruntime" (on the CPU), "onnxruntime-cuda", "tensorrt" or "tensorrt-rtx" (engines that
-                build-engine made), or "auto": the fastest available; `choice` says which, and why not another.
-            precision: "fp32", "fp16" or "int8", if engines were built for it; "auto" takes the engine's.
+            engine: "onnxruntime" or "openvino" (on the CPU), "onnxruntime-cuda", "tensorrt" or "tensorrt-rtx" (engines
+                that build-engine made), or "auto": the fastest available; `choice` says which, and why not another.
+            precision: "fp32"; "bf16" in OpenVINO; "fp16" or "int8", if engines were built for it; "auto" takes the
+                engine's.
             threads: Threads within an operator; None for all cores.
 
         Raises:
