@@ -10,6 +10,7 @@ from engine_records import MACHINE, VERSIONS, copy_bundle, write_set
 from fsvit_edge.inspect import diagnosis
 from fsvit_edge.inspect.diagnosis import Diagnosis, Finding, diagnose
 from fsvit_edge.runtime.engines import fitting
+from fsvit_edge.runtime.errors import EnvironmentLacksError
 from fsvit_edge.runtime.machine import Machine
 
 
@@ -59,6 +60,25 @@ def test_a_missing_package_is_named_with_its_use(
 def test_an_opencv_of_another_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     uninstall(monkeypatch, "opencv-python-headless")
     assert found("opencv-python-headless") == Finding("opencv-python-headless", True, True, cv2.__version__)
+
+
+def test_openvino_is_reported_with_the_precisions_of_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "openvino_version", lambda: None)
+    hint = 'not installed, needed only for --engine openvino and --precision bf16: pip install "fsvit-edge[openvino]"'
+    assert found("engine openvino") == Finding("engine openvino", False, False, hint)
+    monkeypatch.setattr(diagnosis, "openvino_version", lambda: "2026.4.1")
+    monkeypatch.setattr(diagnosis, "usable_precisions", lambda: ("fp32", "bf16"))
+    assert found("engine openvino").text == "2026.4.1; use it with --engine openvino --precision fp32 or bf16"
+    monkeypatch.setattr(diagnosis, "usable_precisions", lambda: ("fp32",))
+    assert found("engine openvino").text.endswith("--precision fp32; this processor does not multiply BF16")
+
+    def broken() -> tuple[str, ...]:
+        raise EnvironmentLacksError("No library.")
+
+    monkeypatch.setattr(diagnosis, "usable_precisions", broken)
+    broken_text = "2026.4.1 is installed but cannot be loaded: No library."
+    assert found("engine openvino") == Finding("engine openvino", False, False, broken_text)
+    assert diagnose().usable
 
 
 def test_a_back_end_missing_in_opencv_is_named_with_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
