@@ -15,6 +15,7 @@ from fsvit_edge.runtime.engines.base import TENSORRT_BACKENDS
 from fsvit_edge.runtime.engines.files import engine_folder, find_engines, folder_problem
 from fsvit_edge.runtime.engines.fitting import build_command, fitting_sets, installed_version
 from fsvit_edge.runtime.engines.openvino import OPENVINO, openvino_version, usable_precisions
+from fsvit_edge.runtime.engines.trial import known_trial
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
@@ -187,6 +188,18 @@ def _engines(path: Path) -> Iterator[Finding]:
         yield Finding(f"engines {backend} {precision}", False, False, reason)
 
 
+def _timing(bundle: Bundle) -> Iterator[Finding]:
+    """What was measured of OpenVINO's encoder, by which "auto" chooses."""
+    if openvino_version() is None:
+        return
+    trial = known_trial(bundle)
+    if trial is None:
+        yield Finding("OpenVINO timing", False, False, "not timed yet beside ONNX Runtime; the next run does")
+        return
+    reasons = "".join(f"; {reason.rstrip('.')}" for reason in trial.refused.values())
+    yield Finding("OpenVINO timing", True, False, f"the encoder took {trial}{reasons}")
+
+
 def _opencv() -> Iterator[Finding]:
     try:
         import cv2
@@ -208,9 +221,11 @@ def _cameras() -> Iterator[Finding]:
 
 def _bundle(path: Path) -> Iterator[Finding]:
     try:
-        manifest = Bundle.load(path).manifest
+        bundle = Bundle.load(path)
     except FsvitEdgeError as error:
         yield Finding("bundle", False, True, str(error))
     else:
+        manifest = bundle.manifest
+        yield from _timing(bundle)
         text = f"{manifest.name}, {manifest.backbone}, {manifest.image_size} px, files intact"
         yield Finding("bundle", True, True, text)

@@ -10,6 +10,7 @@ from engine_records import MACHINE, VERSIONS, copy_bundle, write_set
 from fsvit_edge.inspect import diagnosis
 from fsvit_edge.inspect.diagnosis import Diagnosis, Finding, diagnose
 from fsvit_edge.runtime.engines import fitting
+from fsvit_edge.runtime.engines.trial import Trial
 from fsvit_edge.runtime.errors import EnvironmentLacksError
 from fsvit_edge.runtime.machine import Machine
 
@@ -79,6 +80,20 @@ def test_openvino_is_reported_with_the_precisions_of_this_processor(monkeypatch:
     broken_text = "2026.4.1 is installed but cannot be loaded: No library."
     assert found("engine openvino") == Finding("engine openvino", False, False, broken_text)
     assert diagnose().usable
+
+
+def test_the_timing_of_openvino_is_reported_with_why_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Trial(1, "", {}, {}, 37.21, {"fp32": 34.4, "bf16": 21.6}, {"bf16": "BF16 is not used: it differs."})
+    monkeypatch.setattr(diagnosis, "openvino_version", lambda: "2026.4.1")
+    monkeypatch.setattr(diagnosis, "known_trial", lambda _: timed)
+    assert found("OpenVINO timing").text == (
+        "the encoder took 37.2 ms in ONNX Runtime in FP32; in OpenVINO 34.4 ms in FP32, 21.6 ms in BF16; BF16 is not "
+        "used: it differs"
+    )
+    monkeypatch.setattr(diagnosis, "known_trial", lambda _: None)
+    assert not found("OpenVINO timing").ok
+    monkeypatch.setattr(diagnosis, "openvino_version", lambda: None)
+    assert "OpenVINO timing" not in [finding.subject for finding in diagnose().findings]
 
 
 def test_a_back_end_missing_in_opencv_is_named_with_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
