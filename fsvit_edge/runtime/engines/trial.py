@@ -76,18 +76,18 @@ def find_trial(bundle: Bundle, threads: int | None, say: Say) -> Trial | None:
     trial = measure(bundle, threads)
     if trial.openvino_ms:  # else it may be repaired until the next time
         with suppress(FsvitEdgeError):
-            file = _file(trial.processor, trial.graphs, trial.versions)
+            file = file_of(trial.processor, trial.graphs, trial.versions)
             atomic_write(file, json.dumps(asdict(trial), indent=2).encode())
     return trial
 
 
 def known_trial(bundle: Bundle) -> Trial | None:
     """Return what was measured with this processor, these graphs and these versions; None if nothing was."""
-    wanted = _conditions(bundle)
+    wanted = conditions_of(bundle)
     if wanted is None:
         return None
     try:
-        file = _file(*wanted)
+        file = file_of(*wanted)
         trial = record_from_json(Trial, file, read_json_object(file, FORMAT_VERSION, "remove it"))
     except (FsvitEdgeError, OSError):  # none, or a damaged one, which the next replaces
         return None
@@ -98,7 +98,7 @@ def known_trial(bundle: Bundle) -> Trial | None:
 
 def measure(bundle: Bundle, threads: int | None = None) -> Trial:
     """Time the encoders in turns, and compare the answers that they lead to."""
-    conditions = _conditions(bundle)
+    conditions = conditions_of(bundle)
     assert conditions is not None, "OpenVINO is installed"
     refused: dict[str, str] = {}
     with ExitStack() as stack:
@@ -123,8 +123,8 @@ def measure(bundle: Bundle, threads: int | None = None) -> Trial:
     return Trial(FORMAT_VERSION, *conditions, times_ms.pop(""), times_ms, refused)
 
 
-def _conditions(bundle: Bundle) -> tuple[str, dict[str, str], dict[str, str]] | None:
-    """Processor, graphs and versions; None without OpenVINO."""
+def conditions_of(bundle: Bundle) -> tuple[str, dict[str, str], dict[str, str]] | None:
+    """Return processor, graphs and versions, which a measurement belongs to; None without OpenVINO."""
     versions = {"onnxruntime": installed_version("onnxruntime") or "", "openvino": openvino_version()}
     if versions["openvino"] is None:
         return None
@@ -132,9 +132,10 @@ def _conditions(bundle: Bundle) -> tuple[str, dict[str, str], dict[str, str]] | 
     return processor(), graphs, {name: str(version) for name, version in versions.items()}
 
 
-def _file(*conditions: object) -> Path:
+def file_of(*conditions: object) -> Path:
+    """Return the file of what was measured under these conditions."""
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
-    return user_cache("timings") / f"openvino-{digest[:16]}.json"
+    return user_cache("speed") / f"openvino-{digest[:16]}.json"
 
 
 def _take_turns(encoders: Mapping[str, Engine], side: int) -> tuple[dict[str, float], dict[str, Answers]]:
