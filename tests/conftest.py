@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import zlib
@@ -57,13 +58,43 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("shared-cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        # Where OpenVINO is installed, "auto" would time it in each test, and compute in what was faster at that moment.
+        # The commands that tests start as processes find a timing by which OpenVINO is slower: see `own_cache`.
+        patch.setattr("fsvit_edge.runtime.engines.trial.openvino_version", lambda: None)
         yield folder
 
 
+@pytest.fixture(scope="session")
+def slow_openvino() -> tuple[str, str] | None:
+    """The file, and its text, that says that OpenVINO is slower here on the bundled model; None without OpenVINO."""
+    from dataclasses import asdict
+    from importlib.metadata import PackageNotFoundError, version
+
+    from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
+    from fsvit_edge.runtime.engines import trial
+
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            installed = version("openvino")
+        except PackageNotFoundError:
+            return None
+        patch.setattr(trial, "openvino_version", lambda: installed)
+        conditions = trial.conditions_of(Bundle.load(DEFAULT_BUNDLE))
+        assert conditions is not None
+        slow = trial.Trial(trial.FORMAT_VERSION, *conditions, 1.0, {"fp32": 2.0}, {})
+        return trial.file_of(*conditions).name, json.dumps(asdict(slow))
+
+
 @pytest.fixture(autouse=True)
-def own_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache folder per test, made when something is written to it."""
+def own_cache(
+    shared_cache: Path, slow_openvino: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A cache folder per test; it contains nothing but that OpenVINO, where it is installed, is slower."""
     folder = shared_cache.with_name(f"cache-{next(CACHES)}")
+    if slow_openvino is not None:
+        timing = folder / "fsvit-edge" / "speed" / slow_openvino[0]
+        timing.parent.mkdir(parents=True)
+        timing.write_text(slow_openvino[1])
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     yield folder
     left = sorted(str(path) for path in (shared_cache / "fsvit-edge").rglob("*"))

@@ -93,8 +93,8 @@ def evaluate(
     engine: Annotated[
         str,
         typer.Option(
-            help="auto, onnxruntime (on the CPU), onnxruntime-cuda, or what build-engine made: tensorrt, tensorrt-rtx; "
-            "torch for a --checkpoint."
+            help="auto, onnxruntime or openvino (on the CPU), onnxruntime-cuda, or what build-engine made: tensorrt, "
+            "tensorrt-rtx; torch for a --checkpoint."
         ),
     ] = "auto",
     precision: PrecisionOption = "auto",

@@ -8,11 +8,15 @@ import typer
 EngineOption = Annotated[
     str,
     typer.Option(
-        help="auto, onnxruntime (on the CPU), onnxruntime-cuda, or an engine from build-engine: tensorrt, tensorrt-rtx."
+        help="auto, onnxruntime or openvino (on the CPU), onnxruntime-cuda, or an engine from build-engine: tensorrt, "
+        "tensorrt-rtx."
     ),
 ]
 PrecisionOption = Annotated[
-    str, typer.Option(help="auto, fp32, fp16 or int8; fp16 and int8 need an engine from build-engine.")
+    str,
+    typer.Option(
+        help="auto, fp32, fp16 or int8, or bf16 with openvino; fp16 and int8 need an engine from build-engine."
+    ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Maximum number of CPU threads; default: every core.")]
 BundleOption = Annotated[Path | None, typer.Option(help="Bundle folder; default: the bundled model.")]

@@ -67,6 +67,18 @@ def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
     return header, tensors
 
 
+def bank_precision(path: Path | None) -> str | None:
+    """Return the precision that a bank's supports were made in; None without a bank, or if loading it will fail."""
+    if path is None:
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {})[METADATA_KEY])
+            return str(header["encoder"]["precision"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
 def damaged_header(path: Path) -> ArtifactError:
     """The error of a header that lacks something."""
     return ArtifactError(f"{path} is not a support bank of fsvit-edge: its header is missing or damaged.")

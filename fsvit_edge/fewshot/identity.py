@@ -16,7 +16,7 @@ class EncoderIdentity:
     image_size: int  # side of the input in pixels
     num_channels: int  # correlation channels C
     head_dim: int  # values d per channel
-    precision: str  # of the encoder's engine: "fp32", "fp16" or "int8"
+    precision: str  # of the encoder's engine: "fp32", "bf16", "fp16" or "int8"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.fewshot.answer import answer_frame
 from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.bank_file import bank_precision
 from fsvit_edge.fewshot.cached_support import CachedSupport
 from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.enrollment import (
@@ -29,15 +30,14 @@ from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image
 from fsvit_edge.runtime.presence_level import check_level
 
 
 class FewShotModel:
-    """An exported network with its enrolled classes. Close it, or use it as a context manager.
-
-    Use `FewShotModel.load`; the constructor takes engines that are already open.
+    """An exported network with its enrolled classes: `load` one, and close it or use it as a context manager.
 
     Args:
         manifest: The bundle's manifest.
@@ -72,15 +72,19 @@ class FewShotModel:
         engine: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        bank: Path | None = None,
+        say: Say = lambda _: None,
     ) -> "FewShotModel":
         """Open a bundle.
 
         Args:
             bundle: The folder; None for the bundled model.
-            engine: "onnxruntime" (on the CPU), "onnxruntime-cuda", "tensorrt" or "tensorrt-rtx" (engines that
-                build-engine made), or "auto": the fastest available; `choice` says which, and why not another.
-            precision: "fp32", "fp16" or "int8", if engines were built for it; "auto" takes the engine's.
+            engine: "onnxruntime" or "openvino" (on the CPU), "onnxruntime-cuda", "tensorrt" or "tensorrt-rtx" (engines
+                that build-engine made), or "auto": the fastest available; `choice` says which, and why not another.
+            precision: "fp32"; "bf16" in OpenVINO; "fp16" or "int8" if built; "auto" takes the engine's.
             threads: Threads within an operator; None for all cores.
+            bank: A bank that will be loaded: "auto" takes no faster precision that cannot use it.
+            say: Gets a line before engines are timed, once per machine.
 
         Raises:
             ArtifactError: The bundle is missing, altered or damaged, or no engine that fits was built.
@@ -88,7 +92,7 @@ class FewShotModel:
             InputError: The engine or precision is unknown.
         """
         loaded = Bundle.load(DEFAULT_BUNDLE if bundle is None else Path(bundle))
-        engines, choice = choose_engines(loaded, engine, precision, threads)
+        engines, choice = choose_engines(loaded, engine, precision, threads, bank_precision(bank), say)
         try:
             return cls(loaded.manifest, engines, choice)
         except ArtifactError:

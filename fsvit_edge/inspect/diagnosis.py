@@ -14,6 +14,8 @@ from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle, read_manifest
 from fsvit_edge.runtime.engines.base import TENSORRT_BACKENDS
 from fsvit_edge.runtime.engines.files import engine_folder, find_engines, folder_problem
 from fsvit_edge.runtime.engines.fitting import build_command, fitting_sets, installed_version
+from fsvit_edge.runtime.engines.openvino import OPENVINO, openvino_version, usable_precisions
+from fsvit_edge.runtime.engines.trial import known_trial
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
@@ -67,7 +69,10 @@ class Diagnosis:
 def diagnose(bundle: Path | None = None) -> Diagnosis:
     """Check this machine and a bundle (None: the bundled model)."""
     path = DEFAULT_BUNDLE if bundle is None else bundle
-    checks = (_packages(), _providers(), _gpu(), _gpu_packages(), _opencv(), _cameras(), _bundle(path), _engines(path))
+    checks = (
+        *(_packages(), _providers(), _openvino(), _gpu(), _gpu_packages(), _opencv(), _cameras()),
+        *(_bundle(path), _engines(path)),
+    )
     return Diagnosis(tuple(chain.from_iterable(checks)))
 
 
@@ -108,6 +113,24 @@ def _providers() -> Iterator[Finding]:
         hint = "not in this ONNX Runtime; for a GPU: pip install onnxruntime-gpu (on a Jetson: NVIDIA's own wheel)"
         text = f"use it with --engine {name}" if provider in installed else hint
         yield Finding(f"engine {name}", provider in installed, provider == "cpu", text)
+
+
+def _openvino() -> Iterator[Finding]:
+    subject, found = f"engine {OPENVINO}", openvino_version()
+    if found is None:
+        hint = (
+            'not installed, needed only for --engine openvino and --precision bf16: pip install "fsvit-edge[openvino]"'
+        )
+        yield Finding(subject, False, False, hint)
+        return
+    try:
+        precisions = usable_precisions()
+    except FsvitEdgeError as error:
+        yield Finding(subject, False, False, f"{found} is installed but cannot be loaded: {error}")
+        return
+    without = "" if "bf16" in precisions else "; this processor does not multiply BF16"
+    text = f"{found}; use it with --engine {OPENVINO} --precision {' or '.join(precisions)}{without}"
+    yield Finding(subject, True, False, text)
 
 
 def _gpu() -> Iterator[Finding]:
@@ -165,6 +188,18 @@ def _engines(path: Path) -> Iterator[Finding]:
         yield Finding(f"engines {backend} {precision}", False, False, reason)
 
 
+def _timing(bundle: Bundle) -> Iterator[Finding]:
+    """What was measured of OpenVINO's encoder, by which "auto" chooses."""
+    if openvino_version() is None:
+        return
+    trial = known_trial(bundle)
+    if trial is None:
+        yield Finding("OpenVINO timing", False, False, "not timed yet beside ONNX Runtime; the next run does")
+        return
+    reasons = "".join(f"; {reason.rstrip('.')}" for reason in trial.refused.values())
+    yield Finding("OpenVINO timing", True, False, f"the encoder took {trial}{reasons}")
+
+
 def _opencv() -> Iterator[Finding]:
     try:
         import cv2
@@ -186,9 +221,11 @@ def _cameras() -> Iterator[Finding]:
 
 def _bundle(path: Path) -> Iterator[Finding]:
     try:
-        manifest = Bundle.load(path).manifest
+        bundle = Bundle.load(path)
     except FsvitEdgeError as error:
         yield Finding("bundle", False, True, str(error))
     else:
+        manifest = bundle.manifest
+        yield from _timing(bundle)
         text = f"{manifest.name}, {manifest.backbone}, {manifest.image_size} px, files intact"
         yield Finding("bundle", True, True, text)

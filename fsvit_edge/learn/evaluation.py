@@ -196,7 +196,7 @@ def cache_example(
 
 def to_json(result: dict[str, Any], choice: EngineChoice) -> str:
     """Return a result as JSON text, with the engine and the versions that computed it."""
-    wanted = ("fsvit-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "torch")
+    wanted = ("fsvit-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch")
     found = {name: package.version for package in distributions() if (name := package.metadata["Name"]) in wanted}
     document = {
         **result,

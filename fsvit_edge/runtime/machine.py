@@ -27,7 +27,7 @@ class Machine:
     @classmethod
     def here(cls) -> "Machine":
         """Describe this machine; finding the GPU initializes its driver, which takes a moment."""
-        return cls(platform.system(), platform.machine(), _cpu(), find_gpu(), _l4t())
+        return cls(platform.system(), platform.machine(), processor(), find_gpu(), _l4t())
 
 
 def resident_memory_mb(process_ids: Iterable[int]) -> float:
@@ -39,7 +39,8 @@ def resident_memory_mb(process_ids: Iterable[int]) -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """Return the model of the processor, or of the board if the processor does not state it."""
     found = re.search(r"^model name\s*:\s*(.+)$", _text(_CPU_INFO), re.MULTILINE)  # x86; ARM has no such line
     return (found[1] if found else _text(_BOARD).strip("\0\n ")) or platform.processor() or "unknown"
 

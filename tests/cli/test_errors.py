@@ -59,7 +59,7 @@ from fsvit_edge import FewShotModel
             2,
             "Engine 'gpu' is unknown; choose one of: auto, onnxruntime, onnxruntime-cuda",
         ),
-        ("run photo.jpg --precision fp64", 2, "Precision 'fp64' is unknown; choose one of: auto, fp32, fp16"),
+        ("run photo.jpg --precision fp64", 2, "Precision 'fp64' is unknown; choose one of: auto, fp32, bf16"),
         ("run photo.jpg --engine onnxruntime-cuda --precision int8", 2, "-cuda runs the bundle's own FP32 graphs"),
         ("enroll cat cat1.jpg --precision fp16 --engine onnxruntime", 2, "use --precision fp32 or int8"),
         ("export --backbone vit_small_patch16_224.dino", 2, "A backbone has no head"),

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -142,6 +143,7 @@ def test_timings_of_another_gpu_are_not_used(fake: FakeTensorRT, own_cache: Path
 
 @pytest.mark.usefixtures("fake")
 def test_a_cache_folder_that_cannot_be_written_only_loses_the_timings(own_cache: Path) -> None:
+    shutil.rmtree(own_cache, ignore_errors=True)
     own_cache.write_text("a file where the folder should be")
     said: list[str] = []
     assert build(say=said.append).data.startswith(b"plan")

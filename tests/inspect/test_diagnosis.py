@@ -10,6 +10,8 @@ from engine_records import MACHINE, VERSIONS, copy_bundle, write_set
 from fsvit_edge.inspect import diagnosis
 from fsvit_edge.inspect.diagnosis import Diagnosis, Finding, diagnose
 from fsvit_edge.runtime.engines import fitting
+from fsvit_edge.runtime.engines.trial import Trial
+from fsvit_edge.runtime.errors import EnvironmentLacksError
 from fsvit_edge.runtime.machine import Machine
 
 
@@ -59,6 +61,39 @@ def test_a_missing_package_is_named_with_its_use(
 def test_an_opencv_of_another_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     uninstall(monkeypatch, "opencv-python-headless")
     assert found("opencv-python-headless") == Finding("opencv-python-headless", True, True, cv2.__version__)
+
+
+def test_openvino_is_reported_with_the_precisions_of_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "openvino_version", lambda: None)
+    hint = 'not installed, needed only for --engine openvino and --precision bf16: pip install "fsvit-edge[openvino]"'
+    assert found("engine openvino") == Finding("engine openvino", False, False, hint)
+    monkeypatch.setattr(diagnosis, "openvino_version", lambda: "2026.4.1")
+    monkeypatch.setattr(diagnosis, "usable_precisions", lambda: ("fp32", "bf16"))
+    assert found("engine openvino").text == "2026.4.1; use it with --engine openvino --precision fp32 or bf16"
+    monkeypatch.setattr(diagnosis, "usable_precisions", lambda: ("fp32",))
+    assert found("engine openvino").text.endswith("--precision fp32; this processor does not multiply BF16")
+
+    def broken() -> tuple[str, ...]:
+        raise EnvironmentLacksError("No library.")
+
+    monkeypatch.setattr(diagnosis, "usable_precisions", broken)
+    broken_text = "2026.4.1 is installed but cannot be loaded: No library."
+    assert found("engine openvino") == Finding("engine openvino", False, False, broken_text)
+    assert diagnose().usable
+
+
+def test_the_timing_of_openvino_is_reported_with_why_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Trial(1, "", {}, {}, 37.21, {"fp32": 34.4, "bf16": 21.6}, {"bf16": "BF16 is not used: it differs."})
+    monkeypatch.setattr(diagnosis, "openvino_version", lambda: "2026.4.1")
+    monkeypatch.setattr(diagnosis, "known_trial", lambda _: timed)
+    assert found("OpenVINO timing").text == (
+        "the encoder took 37.2 ms in ONNX Runtime in FP32; in OpenVINO 34.4 ms in FP32, 21.6 ms in BF16; BF16 is not "
+        "used: it differs"
+    )
+    monkeypatch.setattr(diagnosis, "known_trial", lambda _: None)
+    assert not found("OpenVINO timing").ok
+    monkeypatch.setattr(diagnosis, "openvino_version", lambda: None)
+    assert "OpenVINO timing" not in [finding.subject for finding in diagnose().findings]
 
 
 def test_a_back_end_missing_in_opencv_is_named_with_its_use(monkeypatch: pytest.MonkeyPatch) -> None:

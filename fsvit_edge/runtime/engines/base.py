@@ -109,6 +109,16 @@ def check_feed(feed: Mapping[str, Array | ResidentTensor], inputs: tuple[TensorS
             raise InputError(f"Input {spec.name!r} must be {spec.dtype} {spec.shape}, got {got}.")
 
 
+def variable_sizes(feed: Mapping[str, Array | ResidentTensor], inputs: tuple[TensorSpec, ...]) -> dict[str, int]:
+    """Return the variable sizes of a checked feed by name; an InputError if two inputs differ in one."""
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        for size, got in zip(spec.shape, feed[spec.name].shape, strict=True):
+            if isinstance(size, str) and sizes.setdefault(size, got) != got:
+                raise InputError(f"Input {spec.name!r} has {got} {size}, but another input has {sizes[size]}.")
+    return sizes
+
+
 def fits(shape: tuple[int | str, ...], stated: tuple[int | str, ...]) -> bool:
     """Return whether a shape is the stated one, in which a string stands for any size."""
     return len(shape) == len(stated) and all(

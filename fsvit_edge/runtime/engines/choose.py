@@ -1,4 +1,4 @@
-"""Choose and open the engines that run a bundle here: those that `build-engine` made if they fit, else ONNX Runtime."""
+"""Choose and open the engines that run a bundle here: those that `build-engine` made if they fit, else the CPU's."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,6 @@ from fsvit_edge.runtime.engines.base import (
 )
 from fsvit_edge.runtime.engines.cuda_packages import open_device_memory
 from fsvit_edge.runtime.engines.files import (
-    PRECISIONS,
     EngineRecord,
     StoredEngine,
     engine_folder,
@@ -30,18 +29,24 @@ from fsvit_edge.runtime.engines.onnx_runtime import (
     installed_providers,
     refuse_fp16_on_cpu,
 )
+from fsvit_edge.runtime.engines.openvino import OPENVINO, OpenVinoEngine, check_precision, openvino_version
 from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
+from fsvit_edge.runtime.engines.trial import find_trial
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.messages import Say
 
-ENGINES = ("auto", *ENGINE_PROVIDERS, *TENSORRT_BACKENDS)
-PRECISION_CHOICES = ("auto", *PRECISIONS)
+ENGINES = ("auto", *ENGINE_PROVIDERS, OPENVINO, *TENSORRT_BACKENDS)
+PRECISION_CHOICES = ("auto", "fp32", "bf16", "fp16", "int8")
 _BUILT_ONLY = ("fp16", "int8")
 """Precisions that only built engines have: a bundle's own graphs are FP32."""
 _UNMEASURED_ORDER = ("fp16", "fp32", "int8")
 """On a GPU, if nothing was measured: INT8 is slower than FP16 as often as it is faster, so it comes last."""
+
+_FASTER = 0.95
+"""OpenVINO must be faster than this times ONNX Runtime, which needs no second library in memory."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,30 @@ class EngineChoice:
     engine: str  # of `ENGINES` without "auto", or "torch"
     precision: str  # banks made in another precision are refused
     description: str  # for people
-    notes: tuple[str, ...] = ()  # a sentence for each built engine that was passed over
+    notes: tuple[str, ...] = ()  # a sentence for each engine that was passed over
 
 
 def choose_engines(
-    bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int | None = None
+    bundle: Bundle,
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    made_in: str | None = None,
+    say: Say = lambda _: None,
 ) -> tuple[Engines, EngineChoice]:
     """Open the engines that run a bundle best here.
 
-    "auto" takes engines that were built for this GPU; else ONNX Runtime on CUDA if that is installed; else ONNX Runtime
-    on the CPU, with the built engines that measured fastest on this processor if they beat the bundle's own FP32
-    graphs. Engines that do not fit, are damaged or fail to open are passed over, and the notes say why.
+    "auto" takes engines that were built for this GPU; else ONNX Runtime on CUDA if that is installed; else what is
+    fastest on the CPU: OpenVINO, if it is installed and was timed so, in FP32 or BF16; or ONNX Runtime, with the built
+    engines that measured fastest on this processor if they beat the bundle's own FP32 graphs. Engines that do not fit,
+    are damaged, slower or fail to open are passed over, and the notes say why. `say` gets a line before OpenVINO is
+    timed, which is done once and takes a few seconds.
 
-    `threads` are ONNX Runtime's within an operator; None for one per core. Enroll and objectness always run in FP32 in
-    ONNX Runtime.
+    `made_in` is the precision of a bank that will be used, None without one: to be faster, "auto" takes OpenVINO in no
+    other precision.
+
+    `threads` work within an operator of ONNX Runtime or OpenVINO; None for one per core. Enroll and objectness always
+    run in FP32 in ONNX Runtime, and so does the head beside OpenVINO's encoder. BF16 is OpenVINO's alone.
 
     Raises:
         InputError: The engine or the precision is unknown, or they do not go together.
@@ -84,6 +99,10 @@ def choose_engines(
         if opened is None:
             raise _nothing_fits(search, engine, precision)
         return opened
+    if (engine, precision, made_in) == ("auto", "auto", "bf16"):
+        precision = "bf16"  # OpenVINO alone can use this bank
+    if engine == OPENVINO or precision == "bf16":
+        return search.open_openvino("fp32" if precision == "auto" else precision)
     is_auto = engine == "auto"
     if is_auto:
         opened = search.open_plans(TENSORRT_BACKENDS)
@@ -91,6 +110,10 @@ def choose_engines(
             return opened
         prefers_cuda = precision not in _BUILT_ONLY and "cuda" in installed_providers()
         engine = "onnxruntime-cuda" if prefers_cuda else "onnxruntime"
+    if is_auto and engine == "onnxruntime" and precision in ("auto", "fp32"):
+        opened = search.open_timed(("fp32", "bf16") if precision == "auto" else ("fp32",), made_in, say)
+        if opened is not None:
+            return opened
     if engine == "onnxruntime" and precision != "fp16":
         opened = search.open_on_cpu(even_if_slower=precision in _BUILT_ONLY)
         if opened is not None:
@@ -106,6 +129,10 @@ def _check_options(engine: str, precision: str) -> None:
         raise InputError(f"Engine {engine!r} is unknown; choose one of: {', '.join(ENGINES)}.")
     if precision not in PRECISION_CHOICES:
         raise InputError(f"Precision {precision!r} is unknown; choose one of: {', '.join(PRECISION_CHOICES)}.")
+    if engine == OPENVINO and precision != "auto":
+        check_precision(precision)
+    if precision == "bf16" and engine not in ("auto", OPENVINO):
+        raise InputError(f"--engine {engine} has no BF16; use --precision bf16 with --engine openvino.")
     if engine == "onnxruntime":
         refuse_fp16_on_cpu(precision)
     if engine == "onnxruntime-cuda" and precision in _BUILT_ONLY:
@@ -184,6 +211,53 @@ class _Search:
         description = f"{precision.upper()} in ONNX Runtime {installed_version('onnxruntime')} on {place}"
         return self._result(opened, engine, precision, description)
 
+    def open_timed(
+        self, precisions: Sequence[str], made_in: str | None, say: Say
+    ) -> tuple[Engines, EngineChoice] | None:
+        """Open OpenVINO's encoder in the precision that was timed fastest, if ONNX Runtime's encoders are slower."""
+        trial = find_trial(self.bundle, self._threads, say)
+        if trial is None:
+            return None
+        fast = [name for name in sorted(precisions, key=trial.ratio) if trial.ratio(name) < self._ratio_to_beat()]
+        usable = [name for name in fast if made_in in (None, name)]
+        notes = list(dict.fromkeys(trial.refused[name] for name in precisions if name in trial.refused))
+        if not fast and not notes:
+            notes = [f"OpenVINO is installed but not used, because its encoder is no faster here: {trial}."]
+        elif fast and fast[0] not in usable:
+            notes.append(
+                f"OpenVINO would be faster in {fast[0].upper()} ({trial}), but the bank was made in {made_in}; enroll "
+                f"its classes again with --precision {fast[0]} to use it."
+            )
+        self.refused += map(ArtifactError, notes)
+        if not usable:
+            return None
+        try:
+            return self.open_openvino(usable[0])
+        except FsvitEdgeError as error:
+            self.refused.append(error)
+            return None
+
+    def _ratio_to_beat(self) -> float:
+        """The time of ONNX Runtime's fastest encoder over that of the bundle's in FP32, less a margin for noise."""
+        built = [one for one in self._built if one.record.backend == "onnxruntime"]
+        ratios = [1.0]
+        if built:
+            machine = Machine.here()
+            for one in fitting_sets(built, self.bundle.manifest, machine, self.bundle.path).sets:
+                record = one.encoder.record
+                if _ratio_to_fp32(one, machine) < 1 and record.latency_ms and record.fp32_latency_ms:
+                    ratios.append(record.latency_ms / record.fp32_latency_ms)
+        return _FASTER * min(ratios)
+
+    def open_openvino(self, precision: str) -> tuple[Engines, EngineChoice]:
+        """Open the bundle's own encoder in OpenVINO, and its other graphs in FP32 in ONNX Runtime."""
+        opened = _open_in_openvino(self.bundle, precision, self._threads)
+        description = (
+            f"{precision.upper()} encoder in OpenVINO {openvino_version()}, FP32 head in ONNX Runtime "
+            f"{installed_version('onnxruntime')}, on the CPU"
+        )
+        return self._result(opened, OPENVINO, precision, description)
+
     def _open_first(self, sets: Sequence[EngineSet], reasons: Iterable[str]) -> tuple[Engines, EngineChoice] | None:
         """Open the first set that opens; if none does, `reasons` say why the other engines cannot be used."""
         for one in sets:
@@ -225,18 +299,44 @@ def _open(bundle: Bundle, stored: EngineSet | None, provider: str, threads: int 
             memory = open_device_memory()  # one for both; closes when no engine uses it any more
             for name, (plan, record) in plans.items():
                 engines[name] = stack.enter_context(TensorRtEngine(plan, record, api, memory))
-        opened = [(name, name, threads) for name in graphs]
-        if provider == "cpu" and not plans and bundle.cpu_graphs:
-            graphs |= _with_descriptions(bundle, bundle.cpu_graphs, bundle.manifest.cpu_graphs)
-            opened = [one for one in opened if one[0] != "head"]
-            opened += [("compare", "compare", 1), (WIDE_COMPARE, "compare", threads), ("outline", "outline", 1)]
-        for name, graph_name, own_threads in opened:
-            graph, stated, which = graphs[graph_name]
-            engine = stack.enter_context(OnnxRuntimeEngine(graph, provider, own_threads))
-            if (engine.inputs, engine.outputs) != (stated.inputs, stated.outputs):
-                raise ArtifactError(f"The inputs or outputs of {which}.")
-            engines[name] = engine
+        engines |= _open_in_onnx_runtime(bundle, graphs, provider, threads, stack)
         stack.pop_all()
+    return engines
+
+
+def _open_in_openvino(bundle: Bundle, precision: str, threads: int | None) -> Engines:
+    """Open a bundle's graphs: the encoder in OpenVINO, the others in ONNX Runtime.
+
+    OpenVINO's head was slower in FP32 (cst-nano: 56 ms against 48 with 4 supports, 267 against 233 with 20), twice as
+    slow at the first run with each number of supports or tokens; in BF16, its probabilities have three digits and reach
+    1, where log-odds end.
+    """
+    info = bundle.manifest.graphs["encoder"]
+    graphs = _with_descriptions(bundle, bundle.graphs, bundle.manifest.graphs)
+    del graphs["encoder"]
+    with ExitStack() as stack:
+        encoder = stack.enter_context(OpenVinoEngine(bundle.graphs["encoder"], info, precision, threads))
+        engines = {"encoder": encoder, **_open_in_onnx_runtime(bundle, graphs, "cpu", threads, stack)}
+        stack.pop_all()
+    return engines
+
+
+def _open_in_onnx_runtime(
+    bundle: Bundle, graphs: dict[str, _Graph], provider: str, threads: int | None, stack: ExitStack
+) -> Engines:
+    """Open graphs; on a CPU, in place of the head the bundle's own for CPUs, if it has one."""
+    opened = [(name, name, threads) for name in graphs]
+    if provider == "cpu" and "head" in graphs and bundle.cpu_graphs:
+        graphs = {**graphs, **_with_descriptions(bundle, bundle.cpu_graphs, bundle.manifest.cpu_graphs)}
+        opened = [one for one in opened if one[0] != "head"]
+        opened += [("compare", "compare", 1), (WIDE_COMPARE, "compare", threads), ("outline", "outline", 1)]
+    engines: Engines = {}
+    for name, graph_name, own_threads in opened:
+        graph, stated, which = graphs[graph_name]
+        engine = stack.enter_context(OnnxRuntimeEngine(graph, provider, own_threads))
+        if (engine.inputs, engine.outputs) != (stated.inputs, stated.outputs):
+            raise ArtifactError(f"The inputs or outputs of {which}.")
+        engines[name] = engine
     return engines
 
 

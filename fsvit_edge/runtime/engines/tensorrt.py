@@ -13,7 +13,15 @@ from typing import Literal
 import numpy as np
 
 from fsvit_edge.runtime.engines import rtx as rtx_runtime
-from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
+from fsvit_edge.runtime.engines.base import (
+    Array,
+    Engine,
+    ResidentTensor,
+    TensorSpec,
+    check_feed,
+    on_host,
+    variable_sizes,
+)
 from fsvit_edge.runtime.engines.files import EngineRecord
 from fsvit_edge.runtime.engines.gpu_memory import CapturedGraph, DeviceBuffer, DeviceMemory
 from fsvit_edge.runtime.engines.tensorrt_api import DTYPES, TensorRT
@@ -184,11 +192,7 @@ class TensorRtEngine(Engine):
 
     def _sizes(self, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, int]:
         """The variable sizes, by name."""
-        sizes: dict[str, int] = {}
-        for spec in self.inputs:
-            for size, got in zip(spec.shape, feed[spec.name].shape, strict=True):
-                if isinstance(size, str) and sizes.setdefault(size, got) != got:
-                    raise InputError(f"Input {spec.name!r} has {got} {size}, but another input has {sizes[size]}.")
+        sizes = variable_sizes(feed, self.inputs)
         for size, got in sizes.items():
             limit = self.limits.get(size, got)
             if got > limit:

@@ -394,10 +394,14 @@ def test_onnx_runtime_on_cuda_comes_after_plans_and_before_the_cpu(
 @pytest.mark.parametrize(
     ("engine", "precision", "reason"),
     [
-        ("gpu", "auto", "is unknown; choose one of: auto, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx."),
+        (
+            "gpu",
+            "auto",
+            "is unknown; choose one of: auto, onnxruntime, onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx.",
+        ),
         ("cpu", "auto", "Engine 'cpu' is now called 'onnxruntime'."),
         ("cuda", "fp16", "Engine 'cuda' is now called 'onnxruntime-cuda'."),
-        ("auto", "fp64", "Precision 'fp64' is unknown; choose one of: auto, fp32, fp16, int8."),
+        ("auto", "fp64", "Precision 'fp64' is unknown; choose one of: auto, fp32, bf16, fp16, int8."),
         ("onnxruntime", "fp16", "emulates FP16 in FP32, which is slower; use --precision fp32 or int8."),
         ("onnxruntime-cuda", "int8", "the bundle's own FP32 graphs; for INT8 on a GPU, build an engine with: "),
     ],
