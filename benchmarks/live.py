@@ -49,7 +49,7 @@ class CpuTime:
 
     def __call__(self, _frame: Frame, _prediction: Prediction, so_far: RunStatistics) -> None:
         """Read the clocks; called after each frame."""
-        if so_far.frames % 25:
+        if so_far.frames % 10:
             return
         names = {thread.native_id: thread.name for thread in threading.enumerate()}
         now = {"capture": 0.0, "sinks": 0.0, "prediction": 0.0}
@@ -102,7 +102,7 @@ def measure(uri: str, bundle: Path, seconds: float) -> dict[str, float]:
                 for name in ("out.jsonl", "out.mp4")
             ]
             clock = CpuTime(source)
-            live_run = LiveRun(source, live_model, [*named, ("page", page)], print, clock)
+            live_run = LiveRun(source, live_model, [*named, ("page", page)], lambda _: None, clock)
             watching = threading.Thread(target=_watch, args=(page.address,), name="sink watcher", daemon=True)
             watching.start()
             threading.Timer(seconds, os.kill, (os.getpid(), 15)).start()
