@@ -1,6 +1,6 @@
 """Measure every speed that the documentation states, in one run, and write it to benchmarks/results/<processor>.json.
 
-    python benchmarks/figures.py [--quick] [--output FILE] [--parts NAME ...] [--pages]
+    python benchmarks/figures.py [--quick] [--turns N] [--parts NAME ...] [--output FILE] [--pages]
     python benchmarks/figures.py --readme [FILE]
 
 With --pages, the tables in README.md and docs/ are made of the result; --readme makes them of an earlier one.
@@ -28,8 +28,9 @@ from turns import Setting
 
 from fsvit_edge.runtime.engines.onnx_runtime import usable_cores
 
+ENOUGH_TURNS = 7
 QUICK = Setting(
-    threads=1, turns=1, clip_frames=30, live_s=8.0, backbone="vit_nano_patch8_64", image_size=48
+    threads=1, turns=1, clip_frames=30, live_s=120.0, live_frames=40, backbone="vit_nano_patch8_64", image_size=48
 )  # a stand-in: it only shows that everything runs
 
 
@@ -57,6 +58,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few turns and a tiny large network: it only tries all")
+    parser.add_argument("--turns", type=int, default=ENOUGH_TURNS, help="of everything; with fewer, it is a trial")
     parser.add_argument("--output", type=Path, help="the JSON file; default: by the processor, in benchmarks/results/")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="measure only these")
     parser.add_argument("--pages", action="store_true", help="make the pages' tables of the result")
@@ -70,11 +72,11 @@ def main() -> None:
         return
     if options.pages and (options.quick or options.parts != list(PARTS)):
         parser.error("--pages needs a whole run: leave out --quick and --parts.")
-    setting = QUICK if options.quick else Setting(threads=usable_cores())
+    setting = QUICK if options.quick else Setting(threads=usable_cores(), turns=options.turns)
     with tempfile.TemporaryDirectory() as folder:
         # As on first contact: engines that were built or timed here before must not run.
         os.environ["XDG_CACHE_HOME"] = folder
-        results = run(replace(setting, folder=Path(folder)), options.parts, options.quick)
+        results = run(replace(setting, folder=Path(folder)), options.parts)
     path = options.output or FOLDER / results.file_name
     results.save(path)
     print(f"{results.seconds:.0f} s; wrote {path}")
@@ -82,9 +84,9 @@ def main() -> None:
         write_pages(results)
 
 
-def run(setting: Setting, parts: list[str], quick: bool) -> Results:
+def run(setting: Setting, parts: list[str]) -> Results:
     """Measure the parts, and print each figure as soon as it is there."""
-    results = begin(setting.threads, quick)
+    results = begin(setting.threads, is_trial=setting.turns < ENOUGH_TURNS)
     print(f"{results.processor}, {results.threads} threads, {results.versions}, commit {results.commit}", flush=True)
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)

@@ -66,6 +66,8 @@ def _report_accuracy(arguments: argparse.Namespace) -> None:
         with _model(bundle, graph, arguments.threads) as model:
             found = evaluate(model, data, options, on_answer=note).scores
         scores = scores or found
+        assert found.miou is not None
+        assert scores.miou is not None
         print(
             f"    {name:26s} label maps equal to FP32 {np.mean(equal):.2%} (goal: 99 %), "
             f"mIoU {found.miou.value:.2f} ({found.miou.value - scores.miou.value:+.2f} points; goal: within 1), "
@@ -75,7 +77,7 @@ def _report_accuracy(arguments: argparse.Namespace) -> None:
 
 def _encoder(bundle: Bundle, precision: str, calibration: Calibration) -> bytes:
     data = bundle.graphs["encoder"]
-    return make_graph(data, "encoder", precision, "onnxruntime", calibration).SerializeToString()
+    return bytes(make_graph(data, "encoder", precision, "onnxruntime", calibration).SerializeToString())
 
 
 def _model(bundle: Bundle, encoder: bytes, threads: int) -> FewShotModel:

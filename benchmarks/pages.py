@@ -20,6 +20,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "measured" / "speed.md")
 BLOCK = re.compile(
     r"(?<=^<!-- figures: )(?P<name>\w+) of (?P<file>[\w.-]+) -->\n.*?(?=^<!-- end of figures -->$)", re.M | re.S
 )
+TRIAL = "**A trial of too few turns: these figures only show that the script runs.**"
 README_ROWS = {
     "demo": "`run demo`: 4 classes, 640 x 360",
     "large_masks": "3 classes, masks covering 67 %",
@@ -34,7 +35,7 @@ def fill(text: str, results: Results) -> str:
 
     def block(found: "re.Match[str]") -> str:
         name = found["name"]
-        lines = {"readme": _readme, "machine": _machine}.get(name, lambda results: _part(results, name))(results)
+        lines = WHOLE[name](results) if name in WHOLE else _part(results, name)
         return f"{name} of {results.file_name} -->\n" + "".join(f"{line}\n" for line in lines)
 
     return BLOCK.sub(block, text)
@@ -73,7 +74,8 @@ def verdict(figure: Figure) -> str:
 
 
 def _readme(results: Results) -> Iterator[str]:
-    yield f"| {results.processor}, {results.threads} threads | measured | goal |"
+    measured = "measured in a trial" if results.is_trial else "measured"
+    yield f"| {results.processor}, {results.threads} threads | {measured} | goal |"
     yield "|---|---|---|"
     for name, what in README_ROWS.items():
         figure = results.of(name)
@@ -85,7 +87,7 @@ def _machine(results: Results) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     yield f"{results.processor}, {results.threads} threads, Python {results.python}, {versions}."
     state = f"Commit {results.commit}, {results.date} UTC, load average before: {results.load_average[0]:g}."
-    yield state + (" **A quick run, which only shows that the script runs.**" if results.quick else "")
+    yield state + (f" {TRIAL}" if results.is_trial else "")
     for sentence in results.left_out:
         yield f"Not measured: {sentence}"
 
@@ -97,3 +99,7 @@ def _part(results: Results, part: str) -> Iterator[str]:
         spread = f"{number(figure.low)} to {number(figure.high)}" if figure.turns > 1 else ""
         note = f" ({figure.note})" if figure.note else ""
         yield f"| {figure.what} | {value(figure)}{note} | {spread} | {verdict(figure)} |"
+
+
+WHOLE = {"readme": _readme, "machine": _machine}
+"""Blocks that are no part of a run."""

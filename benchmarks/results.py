@@ -54,7 +54,7 @@ class Results:
     versions: dict[str, str]  # of the packages that are installed
     commit: str  # of the code that was measured, with "+" if files differed from it
     date: str  # UTC, when the run began
-    quick: bool  # whether this only shows that the script runs
+    is_trial: bool  # whether it took too few turns to be believed
     load_average: list[float]  # of the minute before the run
     figures: list[Figure] = field(default_factory=list)
     seconds: float = 0.0  # that the run took
@@ -92,8 +92,8 @@ class Results:
 
 def figure_of(name: str, what: str, unit: str, values: Sequence[float], **rest: Any) -> Figure:
     """Return the figure of one value per turn; its part is filled in by the run."""
-    median = statistics.median(values)
-    return Figure(name, "", what, unit, *map(_rounded, (median, min(values), max(values))), len(values), **rest)
+    median, low, high = map(_rounded, (statistics.median(values), min(values), max(values)))
+    return Figure(name, "", what, unit, median, low, high, len(values), **rest)
 
 
 def ratio_of(name: str, what: str, theirs: Sequence[float], ours: Sequence[float], **rest: Any) -> Figure:
@@ -102,7 +102,7 @@ def ratio_of(name: str, what: str, theirs: Sequence[float], ours: Sequence[float
     return figure_of(name, what, "x", [one / other for one, other in zip(theirs, ours, strict=True)], note=note, **rest)
 
 
-def begin(threads: int, quick: bool) -> Results:
+def begin(threads: int, is_trial: bool) -> Results:
     """Describe this machine and this code, before anything is measured."""
     return Results(
         processor=Machine.here().cpu,
@@ -111,7 +111,7 @@ def begin(threads: int, quick: bool) -> Results:
         versions=dict(_versions()),
         commit=_commit(),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
-        quick=quick,
+        is_trial=is_trial,
         load_average=[round(one, 2) for one in os.getloadavg()],
     )
 

@@ -6,6 +6,7 @@ ViT-S/8 has random weights, biases too, which do not change its speed.
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +84,7 @@ def _encoders(
 ) -> Iterator[Figure]:
     picture = {"image": resize_image(frame, next(iter(models.values())).manifest.image_size)[None]}
     runs: dict[str, Callable[[], object]] = {
-        engine: lambda encoder=model.network.encoder: encoder.run(picture) for engine, model in models.items()
+        engine: partial(model.network.encoder.run, picture) for engine, model in models.items()
     }
     times = take_turns(runs, setting.turns)
     for engine, seconds in times.items():
@@ -106,12 +107,12 @@ def _heads(
     lengths = [support.kept.shape[1] for supports in classes for support in supports]
     reference = ReferenceHead(bundle, classes, setting.threads)
     tokens = models[FP32].network.encode(frame)["tokens"]
-    runs: dict[str, Callable[[], object]] = {"reference": lambda: reference.compare(tokens)}
+    runs: dict[str, Callable[[], object]] = {"reference": partial(reference.compare, tokens)}
     for engine, model in models.items():
         if engine != INT8:  # INT8 is the encoder's
             own = model.network.encode(frame)["tokens"].numpy()
-            runs[engine] = lambda network=model.network, own=own: network.compare(own, classes)
-    runs[FP32] = lambda: models[FP32].network.compare(tokens, classes)
+            runs[engine] = partial(model.network.compare, own, classes)
+    runs[FP32] = partial(models[FP32].network.compare, tokens, classes)
     times = take_turns(runs, setting.turns)
     kept = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
     title = f"{title} of {kept} kept tokens"
@@ -123,7 +124,9 @@ def _heads(
         f"{name}_ratio", f"{title}: exported head, padded / ours", times["reference"], times[FP32], goal=goal
     )
     theirs, ours = reference.compare(tokens), models[FP32].network.compare(tokens, classes)
-    largest = max(float(np.abs(one - other).max()) for one, other in zip(theirs, ours, strict=True))
+    largest = max(
+        float(np.abs(np.asarray(one, np.float32) - other).max()) for one, other in zip(theirs, ours, strict=True)
+    )
     yield figure_of(f"{name}_difference", f"{title}: largest difference of a probability", "", [largest])
 
 
@@ -137,8 +140,8 @@ def _frames(
 ) -> Iterator[Figure]:
     masks = square_masks(setting.image_size, WAYS)
     arguments = (torch.from_numpy(frame), torch.from_numpy(pictures), torch.from_numpy(masks), WAYS)
-    runs: dict[str, Callable[[], object]] = {"published": lambda: predict_published(network, *arguments)}
-    runs |= {engine: lambda model=model: model.predict(frame) for engine, model in models.items()}
+    runs: dict[str, Callable[[], object]] = {"published": partial(predict_published, network, *arguments)}
+    runs |= {engine: partial(model.predict, frame) for engine, model in models.items()}
     times = take_turns(runs, setting.turns)
     what = f"{title}, one frame, {WAYS} ways 1 shot"
     for engine in models:

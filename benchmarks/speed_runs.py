@@ -80,7 +80,7 @@ def measure_live(setting: Setting) -> Iterator[Figure]:
     """Measure a live run of 1280 x 720 frames into JSON lines, a video and the page with a viewer."""
     clip = setting.folder / "live.mp4"
     write_clip(clip, LIVE_SIZE_HW, setting.clip_frames)
-    runs = [live.measure(str(clip), DEFAULT_BUNDLE, setting.live_s) for _ in range(setting.turns)]
+    runs = [live.measure(str(clip), DEFAULT_BUNDLE, setting.live_s, setting.live_frames) for _ in range(setting.turns)]
     for name, (key, what, unit, goal) in LIVE.items():
         values = [run[name] for run in runs]
         yield figure_of(f"live_{key}", f"live, 1280 x 720: {what}", unit, values, goal=goal, bound=AT_MOST)

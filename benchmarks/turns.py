@@ -16,9 +16,10 @@ class Setting:
     """How much the parts of `figures.py` measure."""
 
     threads: int  # of each engine and of torch
-    turns: int = 7  # of everything that is compared
+    turns: int  # of everything that is measured
     clip_frames: int = 100  # of each video that is played
-    live_s: float = 10.0  # of each live run
+    live_s: float = 60.0  # of each live run, at most
+    live_frames: int = 200  # of each live run, at most
     backbone: str = "vit_small_patch8_224.dino"  # of the large network
     image_size: int = 400  # side of its input in pixels
     folder: Path = Path()  # for files that nobody keeps
