@@ -34,15 +34,20 @@ def open_everywhere(bundle: Bundle, threads: int, left_out: list[str]) -> dict[s
     models[INT8].network.encoder = OnnxRuntimeEngine(graph, "cpu", threads)
     for engine, precision, name in OTHERS:
         if engine not in ENGINES:
-            left_out.append(f"{bundle.manifest.name} in {name}: this version has no such engine.")
+            _note(f"{name}: this version has no such engine.", left_out)
             continue
         try:
             models[name] = FewShotModel.load(bundle.path, engine, precision, threads)
         except FsvitEdgeError as error:
-            left_out.append(f"{bundle.manifest.name} in {name}: {error}")
+            _note(f"{name}: {error}", left_out)
     if find_gpu() is None:
-        left_out.append(f"{bundle.manifest.name} in TensorRT and TensorRT-RTX: {gpu_missing_reason()}.")
+        _note(f"TensorRT and TensorRT-RTX: {gpu_missing_reason()}.", left_out)
     return models
+
+
+def _note(sentence: str, left_out: list[str]) -> None:
+    if sentence not in left_out:
+        left_out.append(sentence)
 
 
 class ReferenceHead:
