@@ -35,8 +35,9 @@ faults:
 soak: .venv/test
 	SOAK_MINUTES=60 $(BIN)/pytest -m soak -s
 
+# Also makes the tables of README.md and docs/measured/speed.md; on a machine that nothing else uses.
 figures: .venv/test
-	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python benchmarks/figures.py --pages
 
 docs: .venv/test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,187 +1,114 @@
-"""Measure the speed that the documentation states: the published code against this project, on the CPU.
+"""Measure every speed that the documentation states, in one run, and write it to benchmarks/results/<processor>.json.
 
-    python benchmarks/figures.py        (or: make figures)
+    python benchmarks/figures.py [--quick] [--turns N] [--parts NAME ...] [--output FILE] [--pages]
+    python benchmarks/figures.py --readme [FILE]
 
-Each comparison alternates between the two in one process and reports the ratio of the medians with its range, because
-timings on a shared machine drift. ViT-S/8 at 400 px has random weights, which does not change its speed.
+With --pages, the tables in README.md and docs/ are made of the result; --readme makes them of an earlier one.
+What is compared takes turns in one process, and its ratio is taken turn by turn, because timings on a shared machine
+drift. Figures are medians of the turns with their range; the goals are those of the project.
 """
 
-import platform
-import statistics
-import subprocess
+import argparse
+import os
 import sys
 import tempfile
-from importlib.metadata import version
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch.nn import functional as F
-from turns import square_masks, take_turns
+from pages import PAGES, number, source_of, value, verdict, write_pages
+from results import FOLDER, Figure, Results, begin, in_part
+from speed_networks import measure_large, measure_small
+from speed_runs import measure_answers, measure_command, measure_demo, measure_large_masks, measure_live
+from turns import Setting
 
-from fsvit_edge import FewShotModel
-from fsvit_edge.export.pipeline import ExportOptions, export_bundle
-from fsvit_edge.inspect.benchmark import MASK_COVER, measure
-from fsvit_edge.live.loop import run_loop
-from fsvit_edge.live.sinks.open import open_sink
-from fsvit_edge.live.sources.demo import demo_supports
-from fsvit_edge.live.sources.open import open_source
-from fsvit_edge.live.statistics import RunStatistics
-from fsvit_edge.model.config import ModelConfig
-from fsvit_edge.model.fast_head import cache_supports
-from fsvit_edge.model.network import FewShotNetwork, predict_published
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.engines.onnx_runtime import usable_cores
 
-THREADS = 2
-REPEATS = 5
+ENOUGH_TURNS = 7
+QUICK = Setting(
+    threads=1, turns=1, clip_frames=30, live_s=120.0, live_frames=40, backbone="vit_nano_patch8_64", image_size=48
+)  # a stand-in: it only shows that everything runs
 
-WAYS = 5
-SIZE = 400
 
-Pictures = npt.NDArray[np.uint8]
-Masks = npt.NDArray[np.bool_]
+def measure_sources(setting: Setting) -> Iterator[Figure]:
+    """Measure 1, 2, 4 and 8 sources with one model, by `sources.py`."""
+    if find_spec("sources") is None:
+        setting.left_out.append("several sources: benchmarks/sources.py is not here.")
+        return
+    yield from import_module("sources").measure_figures(setting)
+
+
+PARTS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
+    "demo": measure_demo,
+    "masks": measure_large_masks,
+    "small": measure_small,
+    "large": measure_large,
+    "live": measure_live,
+    "answers": measure_answers,
+    "command": measure_command,
+    "sources": measure_sources,
+}
 
 
 def main() -> None:
-    """Measure and print everything."""
-    torch.set_num_threads(THREADS)
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "onnxruntime", "numpy", "opencv-python-headless")
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few turns and a tiny large network: it only tries all")
+    parser.add_argument("--turns", type=int, default=ENOUGH_TURNS, help="of everything; with fewer, it is a trial")
+    parser.add_argument("--output", type=Path, help="the JSON file; default: by the processor, in benchmarks/results/")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="measure only these")
+    parser.add_argument("--pages", action="store_true", help="make the pages' tables of the result")
+    parser.add_argument(
+        "--readme", nargs="?", type=Path, const=Path(), metavar="FILE", help="default: the file of README's table"
     )
-    print(f"{Machine.here().cpu}, {THREADS} threads, Python {platform.python_version()}, {packages}")
+    options = parser.parse_args()
+    if options.readme is not None:
+        from_file = source_of(PAGES[0].read_text()) if options.readme == Path() else options.readme
+        write_pages(Results.load(from_file))
+        return
+    if options.pages and (options.quick or options.parts != list(PARTS)):
+        parser.error("--pages needs a whole run: leave out --quick and --parts.")
+    setting = QUICK if options.quick else Setting(threads=usable_cores(), turns=options.turns)
+    with tempfile.TemporaryDirectory() as folder:
+        # As on first contact: engines that were built or timed here before must not run.
+        os.environ["XDG_CACHE_HOME"] = folder
+        results = run(replace(setting, folder=Path(folder)), options.parts)
+    path = options.output or FOLDER / results.file_name
+    results.save(path)
+    print(f"{results.seconds:.0f} s; wrote {path}")
+    if options.pages:
+        write_pages(results)
+
+
+def run(setting: Setting, parts: list[str]) -> Results:
+    """Measure the parts, and print each figure as soon as it is there."""
+    results = begin(setting.threads, is_trial=setting.turns < ENOUGH_TURNS)
+    print(f"{results.processor}, {results.threads} threads, {results.versions}, commit {results.commit}", flush=True)
+    torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
-    network = FewShotNetwork(ModelConfig("vit-s8-random", "vit_small_patch8_224.dino", SIZE))
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = export_bundle(network, Path(folder) / "bundle", ExportOptions(verify=False)).path
-        with FewShotModel.load(bundle, "onnxruntime", threads=THREADS) as model:
-            frame, *supports = _pictures()
-            masks = square_masks(SIZE, WAYS)
-            for way in range(WAYS):
-                model.enroll(f"class {way}", [supports[way]], [masks[way]])
-            _report_head(network, bundle, masks)
-            _report_frame(network, model, frame, np.stack(supports), masks)
-            _report_support_size(model, supports[0])
-            _report_overhead("ViT-S/8 at 400 px", model)
-    with FewShotModel.load(engine="onnxruntime", threads=THREADS) as model:
-        _report_overhead(f"{model.manifest.name} at {model.manifest.image_size} px", model)
-        _report_camera_rate(model)
-    _report_help()
+    started = time.monotonic()
+    figures = []
+    for part in parts:
+        for figure in PARTS[part](setting):
+            figures.append(in_part(figure, part))
+            print(line(figures[-1]), flush=True)
+        print(f"    [{part}: at {time.monotonic() - started:.0f} s]", file=sys.stderr, flush=True)
+    for sentence in setting.left_out:
+        print(f"Not measured: {sentence}")
+    seconds = round(time.monotonic() - started, 1)
+    return replace(results, figures=figures, seconds=seconds, left_out=setting.left_out)
 
 
-def _report_head(network: FewShotNetwork, bundle: Path, masks: Masks) -> None:
-    generator = torch.Generator().manual_seed(1)
-    channels, dim, tokens = network.encoder.num_channels, network.encoder.slice_dim, network.encoder.grid**2
-    query = F.normalize(torch.randn(1, channels, tokens, dim, generator=generator), dim=-1)
-    length = 1 + network.config.support_grid**2
-    support = F.normalize(torch.randn(WAYS, channels, length, dim, generator=generator), dim=-1)
-    mask = torch.from_numpy(masks).float()
-    cache = cache_supports(support, mask, network.config.support_grid)
-    keep = [row.bool() for row in cache.kept_mask]
-    longest = max(int(row.sum()) for row in keep)
-    kept, kept_mask = torch.zeros(WAYS, channels, longest, dim), torch.zeros(WAYS, longest)
-    for way, row in enumerate(keep):
-        kept[way, :, : int(row.sum())] = support[way, :, row]
-        kept_mask[way, : int(row.sum())] = 1
-    feed = {
-        "tokens": query.numpy(),
-        "kept": kept.numpy(),
-        "kept_mask": kept_mask.numpy(),
-        "pooled": cache.pooled.numpy(),
-        "pooled_mask": cache.pooled_mask.numpy(),
-        "averaging": np.eye(WAYS, dtype=np.float32),
-    }
-
-    @torch.inference_mode()
-    def plain() -> torch.Tensor:
-        return network.head(query, support, mask).presence.softmax(dim=1)[:, 1]
-
-    with OnnxRuntimeEngine(bundle / "head.onnx", "cpu", threads=THREADS) as engine:
-        difference = np.abs(plain().numpy() - engine.run(feed)["presence"].numpy()).max()
-        times = take_turns({"theirs": plain, "ours": lambda: engine.run(feed)}, REPEATS)
-    what = f"head alone, {WAYS} ways 1 shot, masks covering {MASK_COVER:.0%} ({longest} kept tokens)"
-    _ratio(f"{what}: published order in PyTorch / exported head", **times, goal="5 x or more")
-    print(f"    largest difference of P(present) between the two: {difference:.1e}")
-
-
-def _report_frame(
-    network: FewShotNetwork, model: FewShotModel, frame: Pictures, supports: Pictures, masks: Masks
-) -> None:
-    arguments = (torch.from_numpy(frame), torch.from_numpy(supports), torch.from_numpy(masks), WAYS)
-    both = {"theirs": lambda: predict_published(network, *arguments), "ours": lambda: model.predict(frame)}
-    what = f"one frame, {WAYS} ways 1 shot: published procedure in PyTorch / ours"
-    _ratio(what, **take_turns(both, REPEATS), goal="10 x or more")
-
-
-def _report_support_size(model: FewShotModel, picture: Pictures) -> None:
-    whole = np.ones(picture.shape[:2], np.bool_)
-    model.enroll("whole", [picture], [whole])
-    largest = model.bank.supports("whole")[0].nbytes / 1e6
-    usual = model.bank.supports("class 0")[0].nbytes / 1e6
-    model.remove("whole")
-    print(
-        f"cached support of ViT-S/8 at 400 px in FP16: {usual:.2f} MB at {MASK_COVER:.0%} cover, {largest:.2f} MB "
-        "at full cover (goal: 1.4 MB at most)"
-    )
-
-
-def _report_overhead(name: str, model: FewShotModel) -> None:
-    measured = measure(model, ways=3, shots=1, frames=12).latency_ms
-    print(
-        f"{name}, 3 ways, 1280 x 720 frames: {measured['total'][0]:.1f} ms, of which outside the engines "
-        f"{measured['overhead'][0]:.1f} ms (resize {measured['preprocess'][0]:.1f}, "
-        f"label map {measured['postprocess'][0]:.1f}; goal: 5 ms at most)"
-    )
-
-
-def _report_camera_rate(model: FewShotModel) -> None:
-    """Measure decoding to result on a video of 640 x 360 frames, which is first written from the demo."""
-    ways = 3
-    with tempfile.TemporaryDirectory() as folder:
-        video = f"{folder}/demo.mp4"
-        with open_source("demo") as demo, open_sink(video, 25.0) as sink:
-            run_loop(demo, lambda frame: model.predict(frame.image), sink.write, RunStatistics(), max_frames=100)
-
-        def rate() -> float:
-            with open_source(video) as frames:
-                so_far = RunStatistics()
-                run_loop(frames, lambda frame: model.predict(frame.image), lambda *_: None, so_far)
-                return so_far.fps
-
-        measure(model, ways, shots=1, frames=1)
-        usual = [rate() for _ in range(REPEATS)]
-        for name in model.classes:
-            model.remove(name)
-        covers: list[float] = []
-        for support in demo_supports()[:ways]:
-            covers += model.enroll(support.name, [support.image], [support.mask]).mask_cover
-        large = [rate() for _ in range(REPEATS)]
-    for cover, rates in ((MASK_COVER, usual), (statistics.mean(covers), large)):
-        print(
-            f"{model.manifest.name}, {ways} classes, masks covering {cover:.0%}, 640 x 360 video, decode to result: "
-            f"{statistics.median(rates):.1f} frames/s ({min(rates):.1f} to {max(rates):.1f}; goal: 25 or more)"
-        )
-
-
-def _report_help() -> None:
-    command = [str(Path(sys.executable).with_name("fsvit-edge")), "--help"]
-    run = {"help": lambda: subprocess.run(command, capture_output=True, check=True)}
-    print(f"fsvit-edge --help: {statistics.median(take_turns(run, REPEATS)['help']):.2f} s (goal: 0.3 s at most)")
-
-
-def _pictures() -> Pictures:
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (1 + WAYS, SIZE // 16, SIZE // 16, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
-
-
-def _ratio(what: str, theirs: list[float], ours: list[float], goal: str) -> None:
-    ratio = statistics.median(theirs) / statistics.median(ours)
-    spread = f"{min(theirs) / max(ours):.1f} to {max(theirs) / min(ours):.1f}"
-    print(
-        f"{what}: {statistics.median(theirs):.2f} s / {statistics.median(ours):.2f} s = {ratio:.1f} x "
-        f"({spread}; goal: {goal})"
-    )
+def line(figure: Figure) -> str:
+    """Return a figure as a line for people."""
+    spread = f", {number(figure.low)} to {number(figure.high)}" if figure.turns > 1 else ""
+    note = f", {figure.note}" if figure.note else ""
+    goal = f" (goal: {verdict(figure).replace('**', '')})" if figure.goal is not None else ""
+    return f"{figure.part}: {figure.what}: {value(figure)}{spread}{note}{goal}"
 
 
 if __name__ == "__main__":

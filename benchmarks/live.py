@@ -34,7 +34,7 @@ from fsvit_edge.live.statistics import RunStatistics
 from fsvit_edge.page.sink import PageSink
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 
-_WARM_UP_FRAMES = 30
+_WARM_UP_FRAMES = 20
 
 
 class CpuTime:
@@ -49,7 +49,7 @@ class CpuTime:
 
     def __call__(self, _frame: Frame, _prediction: Prediction, so_far: RunStatistics) -> None:
         """Read the clocks; called after each frame."""
-        if so_far.frames % 25:
+        if so_far.frames % 10:
             return
         names = {thread.native_id: thread.name for thread in threading.enumerate()}
         now = {"capture": 0.0, "sinks": 0.0, "prediction": 0.0}
@@ -86,8 +86,8 @@ def main() -> None:
             print(f"  {name:<34} {statistics.median(values):8.2f} ({min(values):.2f} to {max(values):.2f})", flush=True)
 
 
-def measure(uri: str, bundle: Path, seconds: float) -> dict[str, float]:
-    """Run once and return the results by name."""
+def measure(uri: str, bundle: Path, seconds: float, max_frames: int | None = None) -> dict[str, float]:
+    """Run once, for so many seconds or frames, and return the results by name."""
     with tempfile.TemporaryDirectory() as folder, FewShotModel.load(bundle) as model:
         for support in demo_supports():
             model.enroll(support.name, [support.image], [support.mask])
@@ -102,13 +102,17 @@ def measure(uri: str, bundle: Path, seconds: float) -> dict[str, float]:
                 for name in ("out.jsonl", "out.mp4")
             ]
             clock = CpuTime(source)
-            live_run = LiveRun(source, live_model, [*named, ("page", page)], print, clock)
+            live_run = LiveRun(
+                source, live_model, [*named, ("page", page)], lambda _: None, clock, max_frames=max_frames
+            )
             watching = threading.Thread(target=_watch, args=(page.address,), name="sink watcher", daemon=True)
             watching.start()
-            threading.Timer(seconds, os.kill, (os.getpid(), 15)).start()
+            stop = threading.Timer(seconds, os.kill, (os.getpid(), 15))
+            stop.start()
             started = time.monotonic()
             health = live_run.run().health
             elapsed_s = time.monotonic() - started
+            stop.cancel()
     status, stages = health.source_status, health.latency_ms
     model_ms = sum(one.p50 for name, one in stages.items() if name not in ("decode", "sinks"))
     age, cpu = health.age_ms, clock.per_frame_ms()

@@ -252,7 +252,7 @@ def outline_mask(name: str, size_hw: tuple[int, int], scale: float) -> npt.NDArr
     return mask
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=1)  # for two views of one in turn: a cache of all would stay for the whole run, 9 MB
 def photograph(name: str) -> _Rgb:
     """Read a photograph of scikit-image, (H, W, 3) uint8 RGB."""
     # Read as a file: the functions in skimage.data copy to a cache and may download.

@@ -73,6 +73,8 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:  # ONNX Runtime raises a dozen classes whose only common base is Exception
             name = "The graph" if isinstance(graph, bytes) else str(graph)
             raise ArtifactError(f"{name} cannot be loaded by ONNX Runtime: {_first_line(error)}.") from error
+        # It keeps the bytes for a change of providers, which never comes: 25 MB for the bundled model. No public way.
+        self._session._model_bytes = None
         if expected not in self._session.get_providers():
             raise EnvironmentLacksError(
                 f"ONNX Runtime has {expected}, but it found no device to run on; use --engine onnxruntime."

@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,17 @@ def test_the_bundled_graphs_have_the_inputs_and_outputs_of_the_manifest(name: st
         assert engine.inputs == stated.inputs
         assert engine.outputs == stated.outputs
         assert engine.limits == {}
+
+
+def test_the_bytes_of_a_graph_are_freed_once_it_is_loaded() -> None:
+    graph = (DEFAULT_BUNDLE / "enroll.onnx").read_bytes()
+    alone = sys.getrefcount(graph)
+    engine = OnnxRuntimeEngine(graph)
+    assert sys.getrefcount(graph) == alone
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    assert sys.getrefcount(graph) > alone  # ONNX Runtime by itself keeps them
+    del session
+    engine.close()
 
 
 def test_outputs_have_their_stated_shapes_and_types(encoder: OnnxRuntimeEngine) -> None:
