@@ -8,7 +8,7 @@ from typing import Any
 
 import onnxruntime
 
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest, read_manifest
+from fsvit_edge.runtime.bundle import CPU_GRAPH_NAMES, DEFAULT_BUNDLE, GRAPH_NAMES, Manifest, read_manifest
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.files import EngineRecord, engine_name, write_engines
 from fsvit_edge.runtime.gpu import Gpu
@@ -83,7 +83,7 @@ def write_set(folder: Path, backend: str = "onnxruntime", precision: str = "int8
 def copy_bundle(path: Path) -> Path:
     """Copy the bundled model, so that its engines are beside it and not in the cache."""
     path.mkdir(parents=True)
-    for name in ("bundle.json", "encoder.onnx", "enroll.onnx", "head.onnx"):
+    for name in ("bundle.json", *(f"{graph}.onnx" for graph in (*GRAPH_NAMES, *CPU_GRAPH_NAMES))):
         shutil.copy(DEFAULT_BUNDLE / name, path)
     return path
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from sample_files import rectangle
 
 from fsvit_edge import FewShotModel
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, Bundle
+from fsvit_edge.runtime.bundle import CPU_GRAPH_NAMES, DEFAULT_BUNDLE, GRAPH_NAMES, Bundle
 from fsvit_edge.runtime.pictures import read_image
 
 exports = pytest.mark.slow(reason="traces the bundled model in a process of its own, 25 s")
@@ -27,7 +27,10 @@ def bare_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]
 def test_an_export_without_options_writes_a_bundle_and_prints_the_next_step(bare_export: tuple[Path, Result]) -> None:
     folder, result = bare_export
     assert result.code == 0, result.err
-    assert contents(folder).keys() == {"bundle", "bundle/bundle.json", *(f"bundle/{n}.onnx" for n in GRAPH_NAMES)}
+    assert contents(folder).keys() == {
+        *("bundle", "bundle/bundle.json"),
+        *(f"bundle/{name}.onnx" for name in (*GRAPH_NAMES, *CPU_GRAPH_NAMES)),
+    }
     assert result.out.startswith("torch compared with ONNX Runtime\n")
     assert "\nWrote bundle: " in result.out
     log = result.err.splitlines()
@@ -72,6 +75,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
     names = {"tokens": "encoder", "support": "enroll", "presence": "head"}
     monkeypatch.setattr(pipeline, "trace", lambda spec, _: onnx.load(DEFAULT_BUNDLE / f"{names[spec.outputs[0]]}.onnx"))
+    monkeypatch.setattr(pipeline, "_cpu_head", lambda *_: Bundle.load(DEFAULT_BUNDLE).cpu_graphs)
 
 
 @pytest.mark.usefixtures("traced")

@@ -94,6 +94,8 @@ def bundle_beside(
 ) -> Path:
     """The bundle of `tiny_network` with the objectness of `hybrid_network` as a separate graph, not verified."""
     from fsvit_edge.export import pipeline
+    from fsvit_edge.export.trace import simplify
+    from fsvit_edge.runtime.bundle import Bundle
 
     names = {"tokens": "encoder", "support": "enroll", "presence": "head"}
     trace = pipeline.trace
@@ -102,11 +104,12 @@ def bundle_beside(
         """Trace the objectness alone; a trace of the other graphs, which `tiny_bundle` has, takes 15 s."""
         if spec.outputs[0] in names:
             return onnx.load(tiny_bundle / f"{names[spec.outputs[0]]}.onnx")
-        return pipeline.simplify(trace(spec, opset), "objectness")
+        return simplify(trace(spec, opset), "objectness")
 
     def write(path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pipeline, "trace", take_or_trace)
+            patch.setattr(pipeline, "_cpu_head", lambda *_: Bundle.load(tiny_bundle).cpu_graphs)
             options = pipeline.ExportOptions(simplify=False, verify=False, objectness_from=hybrid_network)
             pipeline.export_bundle(tiny_network, path, options)
 

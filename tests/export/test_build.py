@@ -20,7 +20,7 @@ from fsvit_edge.export import measure
 from fsvit_edge.export.build import BuildResult, build_engines
 from fsvit_edge.export.job import BuildOptions, choose_backend
 from fsvit_edge.export.measure import PrecisionScores, check_drop, demo_pictures
-from fsvit_edge.runtime.bundle import Bundle
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.files import EngineRecord, find_engines, load_engine
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import (
@@ -69,7 +69,7 @@ def records(folder: Path) -> dict[str, EngineRecord]:
 def strays(folder: Path) -> list[str]:
     """Files that belong neither to the bundle nor to an engine with a sidecar."""
     known = {path.name for path, _ in find_engines(folder)[0]}
-    known |= {f"{name}.json" for name in known} | {"bundle.json", "encoder.onnx", "enroll.onnx", "head.onnx"}
+    known |= {f"{name}.json" for name in known} | {path.name for path in DEFAULT_BUNDLE.iterdir()}
     return sorted(path.name for path in folder.iterdir() if path.name not in known)
 
 

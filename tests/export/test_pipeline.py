@@ -28,6 +28,7 @@ from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, FsvitEdg
 from fsvit_edge.runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE, GRID, CHANNELS, DIM = 48, 6, 18, 64
+HEADS = ("head", *CPU_GRAPH_NAMES)
 FILES = [MANIFEST_NAME, *(f"{name}.onnx" for name in (*GRAPH_NAMES, *CPU_GRAPH_NAMES))]
 Models = dict[str, bytes]
 Randomize = Callable[[nn.Module, int], None]
@@ -35,7 +36,8 @@ Randomize = Callable[[nn.Module, int], None]
 
 @pytest.fixture
 def models(tiny_bundle: Path) -> Models:
-    return Bundle.load(tiny_bundle).graphs
+    bundle = Bundle.load(tiny_bundle)
+    return {**bundle.graphs, **bundle.cpu_graphs}
 
 
 @pytest.fixture
@@ -43,6 +45,7 @@ def untraced(monkeypatch: pytest.MonkeyPatch, models: Models) -> Models:
     """Graphs that `trace` returns instead of ten seconds of tracing; change one to break the export."""
     names = iter(GRAPH_NAMES)
     monkeypatch.setattr(pipeline, "trace", lambda *_: onnx.load_from_string(models[next(names)]))
+    monkeypatch.setattr(pipeline, "_cpu_head", lambda *_: {name: models[name] for name in CPU_GRAPH_NAMES})
     return models
 
 
@@ -293,8 +296,9 @@ def test_an_export_without_simplification_in_another_opset_passes_verification(
     assert bundle.manifest.opset == 21
     assert bundle.manifest.parity == {row.output: row.max_error for row in result.parity}
     outputs = {f"{name}.{spec.name}" for name, info in bundle.manifest.graphs.items() for spec in info.outputs}
-    assert {row.output for row in result.parity} == outputs
-    assert result.sizes_mb == {name: len(data) / 1e6 for name, data in bundle.graphs.items()}
+    assert {row.output for row in result.parity} == {*outputs, "compare.presence", "outline.foreground"}
+    files = {**bundle.graphs, **bundle.cpu_graphs}
+    assert result.sizes_mb == {name: len(data) / 1e6 for name, data in files.items()}
     assert {opset.version for opset in onnx.load_from_string(bundle.graphs["encoder"]).opset_import} == {21}
     assert "Resize" not in operators(bundle.graphs["encoder"])
     assert capfd.readouterr() == ("", "")  # torch's exporter prints, but not to the user
@@ -380,10 +384,12 @@ def with_another_resize(graph: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "change", "misses"),
     [
-        pytest.param("encoder", lambda graph: with_one_weight_more(graph, 5), {"encoder", "head"}, id="encoder"),
-        pytest.param("enroll", with_another_resize, {"enroll", "head"}, id="enroll"),
+        pytest.param("encoder", lambda graph: with_one_weight_more(graph, 5), {"encoder", *HEADS}, id="encoder"),
+        pytest.param("enroll", with_another_resize, {"enroll", *HEADS}, id="enroll"),
         pytest.param("head", lambda graph: with_one_weight_more(graph, 0), {"head"}, id="head's first matrix"),
         pytest.param("head", lambda graph: with_one_weight_more(graph, -1), {"head"}, id="head's last matrix"),
+        pytest.param("compare", lambda graph: with_one_weight_more(graph, 0), {"compare", "outline"}, id="compare"),
+        pytest.param("outline", lambda graph: with_one_weight_more(graph, 0), {"outline"}, id="outline"),
     ],
 )
 def test_verification_notices_one_wrong_weight(
@@ -470,7 +476,8 @@ def test_an_old_bundle_is_replaced_completely(untraced: Models, tiny_network: Fe
     export_bundle(tiny_network, old_bundle, QUICK)
     assert sorted(path.name for path in old_bundle.iterdir()) == sorted(FILES)
     assert [path.name for path in old_bundle.parent.iterdir()] == ["bundle"]
-    assert Bundle.load(old_bundle).graphs == untraced
+    written = Bundle.load(old_bundle)
+    assert {**written.graphs, **written.cpu_graphs} == untraced
 
 
 @pytest.mark.parametrize(
