@@ -25,11 +25,13 @@ from fsvit_edge.live.sources.demo import demo_frame, demo_supports
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.network import FewShotNetwork, predict_published
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
+from fsvit_edge.runtime.engines.base import Array, ResidentTensor
 from fsvit_edge.runtime.preprocess import resize_image
 
 WAYS = 5
 SMALL_WAYS, SMALL_KEPT = 4, 80
 OVERHEAD_WAYS = 3
+_ABSENT = "FP32, all classes absent"
 
 Frame = npt.NDArray[np.uint8]
 
@@ -104,7 +106,7 @@ def _heads(
     setting: Setting,
     goal: float,
 ) -> Iterator[Figure]:
-    """Compare today's head with the exported one on the same supports."""
+    """Compare today's head with the exported one on the same supports: all outlines, and none, as if all are absent."""
     lengths = [support.kept.shape[1] for supports in classes for support in supports]
     reference = ReferenceHead(bundle, classes, setting.threads)
     tokens = models[FP32].network.encode(frame)["tokens"]
@@ -112,23 +114,32 @@ def _heads(
     for engine, model in models.items():
         if engine != INT8:  # INT8 is the encoder's
             own = model.network.encode(frame)["tokens"].numpy()
-            runs[engine] = partial(model.network.compare, own, classes)
-    runs[FP32] = partial(models[FP32].network.compare, tokens, classes)
+            runs[engine] = partial(_with_outlines, model, own, classes)
+    runs[FP32] = partial(_with_outlines, models[FP32], tokens, classes)
+    runs[_ABSENT] = partial(models[FP32].network.compare, tokens, classes)
     times = take_turns(runs, setting.turns)
     kept = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
     title = f"{title} of {kept} kept tokens"
     for engine in runs:
         if engine != "reference":
-            key = f"{name}_{engine.lower().replace(' ', '_')}"
+            key = f"{name}_{engine.lower().replace(',', '').replace(' ', '_')}"
             yield figure_of(key, f"{title}: head, {engine}", "ms", _ms(times[engine]))
     yield ratio_of(
         f"{name}_ratio", f"{title}: exported head, padded / ours", times["reference"], times[FP32], goal=goal
     )
-    theirs, ours = reference.compare(tokens), models[FP32].network.compare(tokens, classes)
+    yield ratio_of(
+        f"{name}_absent_ratio", f"{title}: exported head, padded / ours, all absent", times["reference"], times[_ABSENT]
+    )
+    found = models[FP32].network.compare(tokens, classes)
+    theirs, ours = reference.compare(tokens), (found.scores, found.foreground())
     largest = max(
         float(np.abs(np.asarray(one, np.float32) - other).max()) for one, other in zip(theirs, ours, strict=True)
     )
     yield figure_of(f"{name}_difference", f"{title}: largest difference of a probability", "", [largest])
+
+
+def _with_outlines(model: FewShotModel, tokens: Array | ResidentTensor, classes: Sequence[ClassSupports]) -> Array:
+    return model.network.compare(tokens, classes).foreground()
 
 
 def _frames(
