@@ -64,8 +64,7 @@ class Manifest:
     head: str = TRAINED_HEAD  # The kind of head, "cst" or "prototype"; missing in older bundles.
     presence_level: float = DEFAULT_LEVEL  # Level of a class with one support, in (0, 1); missing in older bundles.
     support_crop: float = 0.0  # Window around a small object, in object sizes; 0 never crops; missing in older bundles.
-    cpu_graphs: dict[str, GraphInfo] = field(default_factory=dict)
-    # The head for CPUs by name: compare and outline; missing in older bundles and with the prototype head.
+    cpu_graphs: dict[str, GraphInfo] = field(default_factory=dict)  # The head for CPUs; missing in older bundles.
 
     @property
     def has_objectness(self) -> bool:
