@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.clusters import fewer_tokens
 from fsvit_edge.runtime.errors import ArtifactError
 
 NUM_POOLED = 9
 MAX_OBJECTNESS_WEIGHT = 2.0
+MOST_TOKENS = 16
+"""Image tokens of a support that a head with counts reads. One shot, 1-way episodes, against all tokens, points of mIoU
+with sharp outlines and plain, and of the exact ratio: pascal10-coseg 0.0, +0.1, 0.0; davis16-val 0.0, 0.0, 0.0."""
 _DIMMED = 0.25
 TENSORS = ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask")
 FACTS = ("has_mask", "loo_score", "objectness_weight")
@@ -44,6 +48,11 @@ class CachedSupport:
     def thumbnail_key(self) -> str:
         """Checksum of the thumbnail and its mask, by which a viewer knows that it shows them already."""
         return f"{zlib.crc32(self.thumbnail_mask.tobytes(), zlib.crc32(self.thumbnail.tobytes())):08x}"
+
+    @cached_property  # supports are fed to the head again whenever the classes change
+    def few_tokens(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """At most `MOST_TOKENS` image tokens instead of `kept`, and how many each stands for, see `fewer_tokens`."""
+        return fewer_tokens(self.kept, MOST_TOKENS)
 
     def dimmed(self) -> npt.NDArray[np.uint8]:
         """The thumbnail, dark where the mask is not."""
