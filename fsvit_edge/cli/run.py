@@ -60,6 +60,14 @@ def run(
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="Of classes that claim the same pixels, only the likeliest is present.")
     ] = False,
+    first_look: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For many classes: compare only this many of them in each frame, those that look likeliest at a quick "
+            "first look; the others count as absent. Default: all.",
+        ),
+    ] = None,
     steady: Annotated[
         bool | None,
         typer.Option(
@@ -141,6 +149,7 @@ def run(
         bank=bank,
         level=level,
         exclusive=exclusive,
+        first_look=first_look,
         steady=steady,
         zones=tuple(map(parse_zone, zone or ())),
         max_frames=max_frames,

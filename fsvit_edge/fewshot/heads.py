@@ -1,5 +1,6 @@
 """The head on its engines: supports padded to a few runs, or on a CPU one support a run and several runs at once."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.cached_support import NUM_POOLED, CachedSupport, ClassSupports
+from fsvit_edge.fewshot.cached_support import CachedSupport, ClassSupports
+from fsvit_edge.fewshot.clusters import fewer_tokens
 from fsvit_edge.fewshot.head_runs import head_runs
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, on_host
 from fsvit_edge.runtime.postprocess import Maps
@@ -101,7 +103,6 @@ class _Run:
 
     way: int
     share: float  # of the support in its class's answer
-    num_tokens: int
     feed: dict[str, ResidentTensor]
 
 
@@ -115,18 +116,21 @@ class SplitHead:
         wide: The same on all threads, for a run that has no other beside it.
         outline: The graph "outline" on one thread.
         threads: How many runs at once.
+        most_tokens: Image tokens of a support to compare with, see `fewer_tokens`; 0: all.
     """
 
-    def __init__(self, alone: Engine, wide: Engine, outline: Engine, threads: int) -> None:
+    def __init__(self, alone: Engine, wide: Engine, outline: Engine, threads: int, most_tokens: int = 0) -> None:
         self.limits: Mapping[str, int] = {}
         self._alone, self._wide, self._outline = alone, wide, outline
         self._threads = threads
+        self._most_tokens = most_tokens
         self._pool = ThreadPoolExecutor(threads, "fsvit-head") if threads > 1 else None
         blocks = next(spec for spec in alone.inputs if spec.name == "tokens")
         self._num_blocks, self._block_size = int(blocks.shape[0]), int(blocks.shape[2])
         self.token_dtype = blocks.dtype
         self.mask_size = int(outline.outputs[0].shape[1])
         self._uploaded: tuple[Sequence[ClassSupports], list[_Run]] | None = None
+        self._feeds: dict[int, tuple[weakref.ref[CachedSupport], dict[str, ResidentTensor]]] = {}
 
     def compare(self, tokens: Array | ResidentTensor, classes: Sequence[ClassSupports]) -> HeadAnswer:
         """See `Head.compare`."""
@@ -156,6 +160,7 @@ class SplitHead:
     def close(self) -> None:
         """See `Head.close`."""
         self._uploaded = None
+        self._feeds.clear()
         if self._pool is not None:
             self._pool.shutdown()
         for engine in (self._alone, self._wide, self._outline):
@@ -168,21 +173,32 @@ class SplitHead:
             return [work(item) for item in items]
         return list(self._pool.map(work, items))
 
+    def _feed(self, support: CachedSupport) -> dict[str, ResidentTensor]:
+        """Return the inputs of "compare" for one support; made once while the support lives, for it takes a while."""
+        known = self._feeds.get(id(support))
+        if known is not None and known[0]() is support:
+            return known[1]
+        self._feeds = {key: one for key, one in self._feeds.items() if one[0]() is not None}
+        kept, count = fewer_tokens(support.kept, self._most_tokens or support.kept.shape[1])
+        arrays = {
+            "support": np.concatenate([support.pooled.astype(np.float32), kept], axis=1),  # C, 9 + T, d
+            "count": count,
+            "pooled_mask": support.pooled_mask.astype(np.float32),
+        }
+        feed = {name: self._alone.upload(array) for name, array in arrays.items()}
+        self._feeds[id(support)] = (weakref.ref(support), feed)
+        return feed
+
     def _runs(self, classes: Sequence[ClassSupports]) -> list[_Run]:
         """Return the supports of all classes, the longest first."""
         if self._uploaded is not None and are_same(self._uploaded[0], classes):
             return self._uploaded[1]
         runs = [
-            _Run(
-                way,
-                1 / len(supports),
-                support.kept.shape[1],
-                {name: self._alone.upload(array) for name, array in _feed(support).items()},
-            )
+            _Run(way, 1 / len(supports), self._feed(support))
             for way, supports in enumerate(classes)
             for support in supports
         ]
-        runs.sort(key=lambda run: -run.num_tokens)
+        runs.sort(key=lambda run: -run.feed["count"].shape[0])
         self._uploaded = (classes, runs)
         return runs
 
@@ -193,13 +209,3 @@ def are_same(classes: Sequence[ClassSupports], others: Sequence[ClassSupports]) 
     Comparing the arrays would be slow.
     """
     return list(map(id, classes)) == list(map(id, others))
-
-
-def _feed(support: CachedSupport) -> dict[str, Array]:
-    """Return the inputs of "compare" for one support."""
-    tokens = np.concatenate([support.pooled, support.kept], axis=1)  # C, 9 + T, d
-    return {
-        "support": tokens.astype(np.float32),
-        "count": np.ones(tokens.shape[1] - NUM_POOLED, np.float32),
-        "pooled_mask": support.pooled_mask.astype(np.float32),
-    }

@@ -140,7 +140,7 @@ def _open_head(manifest: Manifest, engines: Mapping[str, Engine]) -> Head:
         return PaddedHead(engines["head"], manifest.head)
     wide = engines[WIDE_COMPARE]
     assert isinstance(wide, OnnxRuntimeEngine)
-    return SplitHead(engines["compare"], wide, engines["outline"], wide.threads)
+    return SplitHead(engines["compare"], wide, engines["outline"], wide.threads, manifest.most_tokens)
 
 
 def _known(size: int | str) -> int:

@@ -20,6 +20,7 @@ from fsvit_edge.fewshot.enrollment import (
     mask_of_box,
     score_scene,
 )
+from fsvit_edge.fewshot.first_look import FirstLook, compare_bank
 from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.fewshot.outlines import OUTLINES
 from fsvit_edge.fewshot.prediction import Prediction, Rejection, StageClock
@@ -49,6 +50,7 @@ class FewShotModel:
         bank: The enrolled classes.
         choice: Which engines compute, and why no others.
         exclusive: Whether classes that claim the same pixels exclude each other, so that only the likeliest is present.
+        first_look: Chooses the classes of a frame that the head compares, the others are absent; None: all.
         scores_later: Whether changed classes stay unscored on the empty scene until `enrollment.score_next`.
 
     Raises:
@@ -61,6 +63,7 @@ class FewShotModel:
         self._is_sharp = self.network.has_objectness
         self.bank = self.network.empty_bank(self.choice.precision)
         self.exclusive = False
+        self.first_look: FirstLook | None = None
         self.scores_later = False
         self._level_for_all: float | None = None
         self._blas = ThreadpoolController().select(user_api="blas")
@@ -390,7 +393,7 @@ class FewShotModel:
         over_time: PresenceOverTime | None = None,
     ) -> Prediction:
         clock = clock or StageClock()
-        found = self.network.compare(tokens, bank.class_supports, bank.negative_supports)
+        found = compare_bank(self.network, tokens, bank, self.first_look)
         clock.lap("head")
         levels = bank.levels
         if self._level_for_all is not None:

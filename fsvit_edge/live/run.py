@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fsvit_edge.fewshot.first_look import FirstLook
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.zones import Zone, check_zones
 from fsvit_edge.live.doubts import DoubtKeeper
@@ -41,6 +42,7 @@ class RunOptions:
         bank: File with the enrolled classes; None: `DEFAULT_BANK` in the current folder, if it exists.
         level: Score above which a class is present, for all classes; None: the level of each class.
         exclusive: Whether classes that claim the same pixels exclude each other, see `FewShotModel.exclusive`.
+        first_look: How many classes of each frame to compare, those that a first look finds likeliest; None: all.
         steady: Whether a class turns on and off only after some time, see `SteadyAnswers`; None: for live sources, or
             if someone is told about events.
         zones: Parts of the frame, which replace those of the bank; records and events name those in which a class is.
@@ -66,6 +68,7 @@ class RunOptions:
     bank: Path | None = None
     level: float | None = None
     exclusive: bool = False
+    first_look: int | None = None
     steady: bool | None = None
     zones: tuple[Zone, ...] = ()
     max_frames: int | None = None
@@ -160,6 +163,7 @@ def run_source(
             _enroll_demo(model, say)
         model.set_level_for_all(options.level)
         model.exclusive = options.exclusive
+        model.first_look = None if options.first_look is None else FirstLook(options.first_look)
         live_model = LiveModel(model, options.zones)
         opened: list[tuple[str, Sink]] = []
         with ExitStack() as unfinished:  # if a sink is refused, finishes the ones before

@@ -25,6 +25,7 @@ class ModelConfig:
     objectness: bool = False  # whether an objectness decoder reads the backbone's convolutional stem
     presence_level: float = DEFAULT_LEVEL  # score above which a class with one support is present, in (0, 1)
     support_crop: float = 0.0  # 0 or at least 1, see `Manifest`
+    most_tokens: int = 0  # at least 0, see `Manifest`
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -35,6 +36,8 @@ class ModelConfig:
             raise ArtifactError(f"The presence level must be between 0 and 1, got {self.presence_level:g}.")
         if not is_crop_factor(self.support_crop):
             raise ArtifactError(f"The support crop must be 0 or at least 1, got {self.support_crop}.")
+        if self.most_tokens < 0:
+            raise ArtifactError(f"The most tokens of a support must be at least 0, got {self.most_tokens}.")
 
     def to_json(self) -> str:
         """Return the configuration as indented JSON text."""

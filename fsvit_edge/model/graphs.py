@@ -277,5 +277,6 @@ def make_manifest(
         head=config.head,
         presence_level=config.presence_level,
         support_crop=config.support_crop,
+        most_tokens=config.most_tokens,
         cpu_graphs={name: graphs[name] for name in CPU_GRAPH_NAMES if name in graphs},
     )

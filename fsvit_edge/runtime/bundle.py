@@ -64,6 +64,7 @@ class Manifest:
     head: str = TRAINED_HEAD  # The kind of head, "cst" or "prototype"; missing in older bundles.
     presence_level: float = DEFAULT_LEVEL  # Level of a class with one support, in (0, 1); missing in older bundles.
     support_crop: float = 0.0  # Window around a small object, in object sizes; 0 never crops; missing in older bundles.
+    most_tokens: int = 0  # Image tokens of a support that the head for CPUs reads; 0: all; missing in older bundles.
     cpu_graphs: dict[str, GraphInfo] = field(default_factory=dict)  # The head for CPUs; missing in older bundles.
 
     @property
@@ -138,6 +139,8 @@ def read_manifest(path: Path) -> Manifest:
         )
     if not is_crop_factor(manifest.support_crop):
         raise ArtifactError(f"{file} has wrong values: support_crop is {manifest.support_crop}, not 0 or at least 1.")
+    if manifest.most_tokens < 0:
+        raise ArtifactError(f"{file} has wrong values: most_tokens is {manifest.most_tokens}, not at least 0.")
     return manifest
 
 

@@ -1,7 +1,9 @@
 """The head of one support a run against the head of padded runs, and what it computes only when asked."""
 
+import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,10 +47,17 @@ class Counted(Engine):
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
 def split(request: pytest.FixtureRequest) -> Iterator[FewShotModel]:
-    """The shipped model as a CPU of so many cores runs it."""
-    with FewShotModel.load(engine="onnxruntime", precision="fp32", threads=request.param) as model:
-        assert isinstance(model.network.head, SplitHead)
+    """The shipped model as a CPU of so many cores runs it, but with all tokens of the supports."""
+    with open_split(request.param, most_tokens=0) as model:
         yield model
+
+
+def open_split(threads: int, most_tokens: int) -> FewShotModel:
+    bundle = Bundle.load(DEFAULT_BUNDLE)
+    manifest = replace(bundle.manifest, most_tokens=most_tokens)
+    model = FewShotModel(manifest, *choose_engines(bundle, "onnxruntime", "fp32", threads))
+    assert isinstance(model.network.head, SplitHead)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +98,42 @@ def test_supports_on_their_own_give_what_padded_runs_give(
     assert np.array_equal(some[wanted], ours.foreground()[wanted])
     assert not some[~wanted].any()
     assert np.array_equal(some[~wanted], theirs.foreground(wanted)[~wanted])
+
+
+def test_a_support_has_no_more_tokens_than_the_manifest_says(
+    padded: FewShotModel, supports: list[CachedSupport]
+) -> None:
+    tokens = padded.network.encode(picture(9))["tokens"].numpy()
+    exact = padded.network.compare(tokens, [tuple(supports)]).foreground()
+    assert max(support.kept.shape[1] for support in supports) > 1 + 16
+    errors = []
+    for most_tokens in (0, 16, 1):
+        with open_split(1, most_tokens) as model:
+            found = model.network.compare(tokens, [tuple(supports)])
+            assert isinstance(model.network.head, SplitHead)
+            longest = max(run.feed["count"].shape[0] for run in model.network.head._runs([tuple(supports)]))
+            assert longest == (1 + most_tokens if most_tokens else max(s.kept.shape[1] for s in supports))
+            errors.append(float(np.abs(found.foreground() - exact).max()))
+    assert errors[0] < 1e-5 < errors[1] < errors[2]
+    assert errors[1] < 0.05
+
+
+def test_a_support_is_prepared_once_while_it_lives(supports: list[CachedSupport], padded: FewShotModel) -> None:
+    tokens = padded.network.encode(picture(9))["tokens"].numpy()
+    with open_split(1, 16) as model:
+        head = model.network.head
+        assert isinstance(head, SplitHead)
+        first, other = (supports[0],), (replace(supports[1]),)
+        head.compare(tokens, [first, other])
+        prepared = head._runs([first, other])[-1].feed
+        head.compare(tokens, [first])
+        (again,) = head._runs([first])
+        assert again.feed is prepared
+        del other
+        head._uploaded = None
+        gc.collect()
+        head.compare(tokens, [first, (supports[2],)])
+        assert len(head._feeds) == 2
 
 
 def test_no_class_is_compared_without_a_run(split: FewShotModel, padded: FewShotModel) -> None:

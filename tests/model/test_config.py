@@ -34,7 +34,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
         pytest.param("\xff", "is not a readable JSON file", id="not UTF-8"),
         pytest.param(
             "[]",
-            r"the fields name, backbone, .*, head, objectness, presence_level, support_crop; got list",
+            r"the fields name, backbone, .*, head, objectness, presence_level, support_crop, most_tokens; got list",
             id="a list",
         ),
         pytest.param('{"name": "a"}', r"must have the fields .*; got \['name'\]", id="incomplete"),
@@ -61,6 +61,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, m
         ("presence_level", "high", "presence_level must be float"),
         ("support_crop", 0.5, "must be 0 or at least 1"),
         ("support_crop", -2.0, "must be 0 or at least 1"),
+        ("most_tokens", -1, "must be at least 0"),
         ("support_crop", float("inf"), "must be 0 or at least 1"),
         ("support_crop", float("nan"), "must be 0 or at least 1"),
     ],

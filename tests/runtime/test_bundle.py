@@ -71,6 +71,7 @@ def test_the_manifest_loses_nothing_when_written_and_read() -> None:
         ("head", "cst", "prototype", {"'linear'": "linear", "1": 1}),
         ("presence_level", 0.5, 0.62, {"0": 0, "1": 1, "-0.5": -0.5, "1.5": 1.5, "'high'": "high"}),
         ("support_crop", 0.0, 2.0, {"0.5": 0.5, "-1": -1, "'2'": "2"}),
+        ("most_tokens", 0, 16, {"-1": -1, "1.5": 1.5}),
     ],
 )
 def test_a_field_that_older_bundles_lack_has_a_default_and_limits(
