@@ -84,7 +84,7 @@ def run(graph: bytes, **feed: Tensor) -> dict[str, np.ndarray]:
 def test_a_bundle_contains_three_graphs_and_a_manifest(tiny_bundle: Path, tiny_network: FewShotNetwork) -> None:
     assert sorted(path.name for path in tiny_bundle.iterdir()) == sorted(FILES)
     manifest = Bundle.load(tiny_bundle).manifest
-    described = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__ if name != "graphs"}
+    described = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__ if "graphs" not in name}
     preprocessing = described.pop("preprocessing")
     assert described == {
         "format_version": 2,
@@ -103,9 +103,11 @@ def test_a_bundle_contains_three_graphs_and_a_manifest(tiny_bundle: Path, tiny_n
         "head": "cst",
         "presence_level": 0.5,
         "support_crop": 0.0,
+        "most_tokens": 0,
     }
     assert (preprocessing["mean"], preprocessing["std"]) == (list(IMAGENET_MEAN), list(IMAGENET_STD))
-    for name, info in manifest.graphs.items():
+    assert manifest.cpu_graphs.keys() == set(CPU_GRAPH_NAMES)
+    for name, info in {**manifest.graphs, **manifest.cpu_graphs}.items():
         assert info.file == f"{name}.onnx"
         assert info.sha256 == hashlib.sha256((tiny_bundle / info.file).read_bytes()).hexdigest()
     assert tiny_network.config.name == manifest.name
