@@ -7,10 +7,9 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, Route, ViewportSize, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, ViewportSize, expect
 from served_page import Served, enroll, serve
-from test_page_in_browser import CYCLE_S, browser, started
-from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
+from test_page_in_browser import CYCLE_S, WINDOW, started
 from told_events import event, show_frame, visit
 
 from fsvit_edge.fewshot.predictor import FewShotModel
@@ -31,8 +30,8 @@ def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
-    with browser(tmp_path_factory.mktemp("profile")) as opened:
+def context(chromium: Browser) -> Iterator[BrowserContext]:
+    with chromium.new_context(viewport=WINDOW) as opened:
         yield opened
 
 

@@ -1,8 +1,6 @@
 """A person at the page who is told a false alarm: a real browser, beside a camera that sees what a test wants."""
 
-import itertools
 import re
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-from playwright.sync_api import ConsoleMessage, Locator, Page, Route, expect
-from served_page import Served, health, serve
-from test_page_in_browser import browser, drag, enroll, item
-from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
+from served_page import Served, health, serve, shooting
+from test_page_in_browser import WINDOW, drag, enroll, item
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.frame import Frame
@@ -33,22 +30,12 @@ class Camera:
     def __init__(self, served: Served) -> None:
         self.sees = CAT
         self.served = served
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._film)
-        self._thread.start()
 
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _film(self) -> None:
-        for index in itertools.count():
-            image = self.sees
-            prediction = self.served.model.read(lambda model, image=image: model.predict(image))
-            self.served.page.write(Frame(image, index, "cam", 0.0, time.monotonic(), 1.0), prediction)
-            self.served.page.report(replace(health(), sinks=()))
-            if self._stop.wait(0.05):
-                return
+    def shoot(self, index: int) -> None:
+        image = self.sees
+        prediction = self.served.model.read(lambda model: model.predict(image))
+        self.served.page.write(Frame(image, index, "cam", 0.0, time.monotonic(), 1.0), prediction)
+        self.served.page.report(replace(health(), sinks=()))
 
 
 @pytest.fixture
@@ -60,12 +47,12 @@ def served(tmp_path: Path) -> Iterator[Served]:
 @pytest.fixture
 def camera(served: Served) -> Iterator[Camera]:
     filming = Camera(served)
-    yield filming
-    filming.close()
+    with shooting(filming.shoot, 0.05):
+        yield filming
 
 
 @pytest.fixture
-def page(camera: Camera, tmp_path: Path) -> Iterator[Page]:
+def page(camera: Camera, chromium: Browser) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test, but for refused requests to reject."""
     errors: list[str] = []
 
@@ -73,8 +60,7 @@ def page(camera: Camera, tmp_path: Path) -> Iterator[Page]:
         if message.type == "error" and not message.location["url"].endswith("/api/negatives"):
             errors.append(f"{message.text} {message.location}")
 
-    with browser(tmp_path / "profile") as context:
-        opened = context.pages[0]
+    with chromium.new_page(viewport=WINDOW) as opened:
         opened.on("console", note)
         opened.on("pageerror", lambda error: errors.append(str(error)))
         opened.goto(camera.served.page.address)
@@ -323,5 +309,16 @@ def test_a_painted_part_of_a_frame_is_rejected(page: Page, camera: Camera) -> No
     assert 0 < negative.thumbnail_mask.mean() < 0.3
     assert not negative.thumbnail_mask[:, negative.thumbnail_mask.shape[1] * 2 // 3 :].any()
 
-    item(page, "cat").get_by_role("button", name="Undo").click()
+    rejected = item(page, "cat").locator(".rejected")
+    expect(rejected).to_contain_text("Learned that this is not cat; in")  # the control
+
+    rejected.get_by_role("button", name="Undo").click()
     expect(item(page, "cat").locator(".negatives li")).to_have_count(0)
+
+    def answer_as_for_a_speck(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "is_mask_too_small": True})
+
+    page.route("**/api/negatives", answer_as_for_a_speck)
+    not_it(item(page, "cat")).click()
+    expect(rejected).to_contain_text("this is not cat, all of the picture because that part is too small for the")
