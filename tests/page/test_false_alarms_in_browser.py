@@ -223,7 +223,8 @@ def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, c
     expect(cat.locator(".raised")).to_be_hidden()
 
 
-@pytest.mark.slow(reason="learns for seven seconds and walks the whole page, 22 s")
+@pytest.mark.slow(reason="waits while an undo has the focus, and walks the whole page, 17 s")
+@pytest.mark.usefixtures("briefly")
 def test_all_of_it_works_with_the_keyboard_alone(page: Page, camera: Camera) -> None:
     enroll(page, "cat", "Name only")
     see(page, camera, CAT_LIKE)
@@ -268,6 +269,7 @@ def test_all_of_it_works_with_the_keyboard_alone(page: Page, camera: Camera) -> 
     expect(page.locator("#learn")).to_be_focused()
 
 
+@pytest.mark.usefixtures("briefly")
 def test_it_fits_a_phone(page: Page, camera: Camera) -> None:
     page.set_viewport_size(PHONE)
     name = "the cat of the neighbors, with a long name" + "e" * 30
