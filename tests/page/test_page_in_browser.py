@@ -239,6 +239,7 @@ def test_the_page_fits_a_phone(page: Page) -> None:
     assert area["y"] + area["height"] <= 844
 
 
+@pytest.mark.slow(reason="starts two runs of the demo, 10 s")
 def test_an_open_page_shows_the_classes_of_a_restarted_run(chromium: Browser, tmp_path: Path) -> None:
     bank = tmp_path / "other.safetensors"
     with FewShotModel.load(threads=1) as model:
