@@ -132,7 +132,7 @@ def negative_results(model: FewShotModel, classes: Sequence[VideoClass], scores:
             frame = other.scene[alarms[0]]
             seen = model.predict_with(frame, [before])[0].pixels(one.name)
             after = bank_of(model, [one])
-            after.add_negative(one.name, make_negative(model.network, (one.support,), frame, seen))
+            after.add_negative(one.name, make_negative(model.network, (one.support,), frame, seen)[0])
             banks = [before, after]
             rest = [picture for index, picture in enumerate(other.scene) if index != alarms[0]]
             stacked = [stack(shown, rest[index % len(rest)]) for index, shown in enumerate(one.shown)]

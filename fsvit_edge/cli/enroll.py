@@ -113,6 +113,10 @@ def _reject(model: "FewShotModel", name: str, pictures: "Sequence[SupportPicture
     for picture, one in zip(pictures, done, strict=True):
         before, after, level = distinct_texts(one.score_before, one.score_after, one.level)
         print(f"{picture.source}: not {name!r}: scored {before}, now {after}, level {level}.")
+        if one.is_mask_too_small:
+            say(
+                f"Warning: {picture.source}: what is marked is too small for the network to see, so all of it was used."
+            )
         if not one.was_present:
             say(f"Warning: {picture.source}: {name!r} was not found there, so rejecting it changes little.")
         elif one.margin < _SMALL_MARGIN:

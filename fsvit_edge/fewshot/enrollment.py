@@ -152,14 +152,15 @@ def make_support(
 
 def make_negative(
     network: ExportedNetwork, supports: ClassSupports, image: Image, mask: Mask, encoded: Encoded | None = None
-) -> Negative:
-    """Return what is kept of a picture that is not a class.
+) -> tuple[Negative, bool]:
+    """Return what is kept of a picture that is not a class, and whether its mask was too small to be used.
 
     Args:
         network: The graphs.
         supports: Of the class.
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W), not 0 on what is not the class; the whole picture is used if it is empty or too small.
+        mask: (H, W), not 0 on what is not the class; the whole picture is used if it is empty, or so small that it
+            keeps no token.
         encoded: The picture, encoded already, on the host.
     """
     if encoded is None:
@@ -172,7 +173,7 @@ def make_negative(
             break
     found = network.compare(encoded["tokens"], (supports,), ((support,),))
     margin = negative_margin(found.scores, found.foreground())
-    return Negative(support, margin)
+    return Negative(support, margin), bool(np.any(mask)) and tried is whole
 
 
 def copy_on_host(encoded: Encoded) -> dict[str, Array]:

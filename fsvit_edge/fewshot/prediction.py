@@ -158,6 +158,8 @@ class Rejection:
         level: The score above which it is present, in (0, 1).
         margin: How far behind the negative, in log-odds, the class may be and still be present. If it is small, the
             picture is much like the class's own, and the class may be missed from now on.
+        is_mask_too_small: Whether the network sees nothing of what was marked, or of where the class was found, so that
+            the whole picture became the negative.
     """
 
     name: str
@@ -167,6 +169,7 @@ class Rejection:
     score_after: float
     level: float
     margin: float
+    is_mask_too_small: bool = False
 
 
 class StageClock:

@@ -314,13 +314,15 @@ class FewShotModel:
                 assert before.foreground is not None
                 # Not its pixels in the label map, which another class may have won.
                 mask = (before.foreground[way] > 0.5) & before.present[way]
-            negative = make_negative(self.network, supports, image, mask, encoded)
+            negative, is_mask_too_small = make_negative(self.network, supports, image, mask, encoded)
             self.bank.add_negative(name, negative)
             score_scene(self.network, self.bank, self.scores_later)
             after = self._answer(image, self.bank, encoded["tokens"], objectness)
         was, now = before.results[way], after.results[way]
         count = len(self.bank.negatives(name))
-        return Rejection(name, count, was.is_present, was.score, now.score, now.level, negative.margin)
+        return Rejection(
+            name, count, was.is_present, was.score, now.score, now.level, negative.margin, is_mask_too_small
+        )
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0; an InputError if there is none."""

@@ -1,7 +1,7 @@
 """What the page does against false alarms: the empty scene, and "this is not it"."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from fsvit_edge.fewshot.prediction import Rejection
@@ -15,21 +15,15 @@ SCENE_S = 4.0
 
 
 @dataclass(frozen=True)
-class SceneAnswer:
-    """What learning the empty scene found.
+class SceneAnswer(SceneReport):
+    """What learning the empty scene found; scores are rounded.
 
     Attributes:
-        frames: Pictures of the scene that the bank has now.
         false_alarm_bound: Share of frames like these, at most, in which a class is falsely found, in 95 of 100 cases.
-        highest: For each class its highest score on these pictures, in [0, 1].
-        answering: The classes that were present in one of them.
-        warnings: Sentences about these classes, and what to do.
+        warnings: Sentences about the classes in `answering`, and what to do.
     """
 
-    frames: int
     false_alarm_bound: float
-    highest: dict[str, float]
-    answering: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -59,11 +53,10 @@ def learn_scene(
 
 def _learn_frame(model: FewShotModel, image: Image) -> SceneAnswer:
     report = model.learn_scene([image])
+    highest = {name: round(score, 4) for name, score in report.highest.items()}
     return SceneAnswer(
-        frames=report.frames,
+        **vars(replace(report, highest=highest)),
         false_alarm_bound=round(false_alarm_bound(report.frames), 4),
-        highest={name: round(score, 4) for name, score in report.highest.items()},
-        answering=report.answering,
         warnings=tuple(_warning(model, name, report) for name in report.answering),
     )
 

@@ -119,8 +119,12 @@ class PageState:
 
     def upload(self, path: Path) -> None:
         """Replace the classes by those of a file, which may be a copy of the bank's file; raises like `load_bank`."""
-        self.model.update(lambda model: model.load_bank(path))
-        uploaded = SupportBank.load(path).sum_without_review
+
+        def load(model: FewShotModel) -> str:
+            model.load_bank(path)
+            return model.bank.sum_without_review
+
+        uploaded = self.model.update(load)
         if (file := self._file()) is not None and file.sum_without_review == uploaded:
             self.file_sum = uploaded
 

@@ -156,6 +156,15 @@ def test_a_picture_that_is_much_like_the_class_itself_is_told(
     assert ("like.jpg is much like 'cat' itself" in run("enroll", "cat", "like.jpg", "--not")[1]) == warns
 
 
+@pytest.mark.usefixtures("bank")
+@pytest.mark.parametrize("is_too_small", [True, False])
+def test_what_is_marked_and_too_small_to_see_is_told(is_too_small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rejection = Rejection("cat", 1, True, 0.99, 0.9, 0.95, 3.0, is_too_small)
+    monkeypatch.setattr(FewShotModel, "reject", lambda *_: rejection)
+    told = "like.jpg: what is marked is too small for the network to see, so all of it was used."
+    assert (told in run("enroll", "cat", "like.jpg", "--not")[1]) == is_too_small
+
+
 def test_more_negatives_than_fit_are_refused_before_anything_is_printed(bank: Path) -> None:
     with pytest.raises(InputError, match="can have 16 negatives and has 0, so 17 more do not fit"):
         run("enroll", "cat", *["like.jpg"] * 17, "--not")

@@ -5,13 +5,14 @@ import itertools
 import os
 import re
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from sample_files import colors, rectangle, write_data, write_video
+from typer.testing import CliRunner
 
+from fsvit_edge.cli.main import app
 from fsvit_edge.runtime.pictures import write_image
 
 ROOT = Path(__file__).parents[2]
@@ -64,10 +65,9 @@ def commands(page: Path) -> list[str]:
 @functools.cache
 def help_of(name: str) -> str:
     """Text of --help, of "run" or "bank list" for example."""
-    words = [sys.executable, "-m", "fsvit_edge.cli.main", *name.split(), "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{name}: {done.stderr}"
-    return done.stdout
+    done = CliRunner().invoke(app, [*name.split(), "--help"], prog_name="fsvit-edge")
+    assert done.exit_code == 0, f"{name}: {done.output}"
+    return done.output
 
 
 def command_name(command: str) -> str:

@@ -186,11 +186,11 @@ def one_by_one(model: FewShotModel, mask: np.ndarray | None) -> Rejection:
     """What `reject` does, in its plain order."""
     before = model.predict(CAT_LIKE)
     where = before.pixels("cat") if mask is None else mask
-    negative = make_negative(model.network, model.bank.supports("cat"), CAT_LIKE, where)
+    negative, is_mask_too_small = make_negative(model.network, model.bank.supports("cat"), CAT_LIKE, where)
     model.bank.add_negative("cat", negative)
     after = model.predict(CAT_LIKE)
     was, now = before.results[0], after.results[0]
-    return Rejection("cat", 1, was.is_present, was.score, now.score, now.level, negative.margin)
+    return Rejection("cat", 1, was.is_present, was.score, now.score, now.level, negative.margin, is_mask_too_small)
 
 
 @pytest.mark.parametrize("sharp", [True, False], ids=["sharp", "plain"])
@@ -220,9 +220,20 @@ def test_rejecting_encodes_a_picture_and_the_window_in_it_once_and_finds_the_sam
         np.testing.assert_array_equal(getattr(other.support, field), value)
 
 
+@pytest.mark.parametrize(("row_column", "is_whole"), [((5, 5), True), ((0, 0), False)])
+def test_a_part_that_is_too_small_to_see_makes_all_of_the_picture_the_negative_and_that_is_said(
+    model: FewShotModel, row_column: tuple[int, int], is_whole: bool
+) -> None:
+    speck = np.zeros(CAT.shape[:2], np.bool_)
+    speck[row_column] = True  # the pixel in the corner stands for a token, the other lies between two that do
+    rejection = model.reject("cat", CAT_LIKE, speck)
+    (negative,) = model.bank.negatives("cat")
+    assert rejection.is_mask_too_small == negative.support.thumbnail_mask.all() == is_whole
+
+
 @pytest.mark.parametrize("mask", [None, np.zeros(CAT.shape[:2], np.bool_)], ids=["where it is found", "empty"])
 def test_a_picture_can_be_rejected_without_a_mask(model: FewShotModel, mask: np.ndarray | None) -> None:
-    model.reject("cat", NOTHING, mask)
+    assert not model.reject("cat", NOTHING, mask).is_mask_too_small  # nothing was marked
     (negative,) = model.bank.negatives("cat")
     assert negative.support.thumbnail_mask.all()
     assert negative.support.kept.shape[1] > 1

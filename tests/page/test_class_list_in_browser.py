@@ -1,9 +1,8 @@
 """The list of classes in a real browser: what somebody is about to press stays while other things change."""
 
 import numpy as np
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 from served_page import Served, enroll, picture
-from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here
 from test_zones_in_browser import item as zone_item
 from test_zones_in_browser import opened
 
@@ -43,11 +42,11 @@ def test_the_pictures_have_keys_that_only_another_picture_changes(served: Served
     assert len({*after["cup"], *after["mug"]}) == 3  # the first of each class is the same picture
 
 
-def test_other_changes_take_no_focus_and_fetch_no_pictures(served: Served) -> None:
+def test_other_changes_take_no_focus_and_fetch_no_pictures(chromium: Browser, served: Served) -> None:
     for name in ("cup", "mug"):
         assert enroll(served, name).status_code == 201
     reject(served, "cup", picture())
-    with opened(served.page.address) as page:
+    with opened(chromium, served.page.address) as page:
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url) if ".png" in request.url else None)
         remove = page.locator('.class[data-name="cup"] .negatives').get_by_role("button", name="Remove")

@@ -1,16 +1,15 @@
 """What is drawn on a frozen frame, when answers come late and keys are pressed meanwhile; a real browser."""
 
 import pytest
-from playwright.sync_api import Route, expect
+from playwright.sync_api import Browser, Route, expect
 from served_page import Served
 from test_page_in_browser import enroll
-from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here
 from test_zones_in_browser import DOOR, at, begin, item, opened
 
 
 @pytest.mark.slow(reason="enrolls three times in a real browser, 6 s")
-def test_a_class_whose_answer_comes_late_does_not_end_what_was_begun_since(served: Served) -> None:
-    with opened(served.page.address) as page:
+def test_a_class_whose_answer_comes_late_does_not_end_what_was_begun_since(chromium: Browser, served: Served) -> None:
+    with opened(chromium, served.page.address) as page:
         held: list[Route] = []
         page.route("**/api/classes", lambda route: held.append(route))
         for begun, drawing in (("Draw a zone", "#zone-drawing"), ("Add a class", "#drawing"), ("", "#freeze")):
@@ -30,8 +29,8 @@ def test_a_class_whose_answer_comes_late_does_not_end_what_was_begun_since(serve
             expect(page.locator("#freeze")).to_be_visible()
 
 
-def test_a_zone_whose_answer_comes_late_does_not_end_a_newer_drawing(served: Served) -> None:
-    with opened(served.page.address) as page:
+def test_a_zone_whose_answer_comes_late_does_not_end_a_newer_drawing(chromium: Browser, served: Served) -> None:
+    with opened(chromium, served.page.address) as page:
         held: list[Route] = []
         page.route("**/api/zones", lambda route: held.append(route))
         for name, is_begun_again in (("first", True), ("second", False)):
@@ -55,8 +54,8 @@ def test_a_zone_whose_answer_comes_late_does_not_end_a_newer_drawing(served: Ser
                 page.keyboard.press("Escape")
 
 
-def test_a_corner_that_is_removed_while_it_is_held_is_gone(served: Served) -> None:
-    with opened(served.page.address) as page:  # which fails on an error in the console
+def test_a_corner_that_is_removed_while_it_is_held_is_gone(chromium: Browser, served: Served) -> None:
+    with opened(chromium, served.page.address) as page:  # which fails on an error in the console
         begin(page)
         hint = page.locator("#zone-hint")
         for corner in DOOR[:2]:
@@ -73,8 +72,8 @@ def test_a_corner_that_is_removed_while_it_is_held_is_gone(served: Served) -> No
         expect(page.get_by_label("Zone name")).to_be_focused()
 
 
-def test_the_focus_goes_to_the_drawing_when_the_last_corner_is_undone(served: Served) -> None:
-    with opened(served.page.address) as page:
+def test_the_focus_goes_to_the_drawing_when_the_last_corner_is_undone(chromium: Browser, served: Served) -> None:
+    with opened(chromium, served.page.address) as page:
         begin(page)
         for corner in DOOR[:2]:
             page.mouse.click(*at(page, corner))

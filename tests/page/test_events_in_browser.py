@@ -7,10 +7,9 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, Route, ViewportSize, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, ViewportSize, expect
 from served_page import Served, enroll, serve
-from test_page_in_browser import CYCLE_S, browser, started
-from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
+from test_page_in_browser import CYCLE_S, WINDOW, started
 from told_events import event, show_frame, visit
 
 from fsvit_edge.fewshot.predictor import FewShotModel
@@ -31,8 +30,8 @@ def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
-    with browser(tmp_path_factory.mktemp("profile")) as opened:
+def context(chromium: Browser) -> Iterator[BrowserContext]:
+    with chromium.new_context(viewport=WINDOW) as opened:
         yield opened
 
 
@@ -270,8 +269,8 @@ def test_events_of_another_run_replace_those_that_are_shown(page: Page, served: 
     expect(page.locator("#told")).to_be_empty()  # neither was news
 
 
-@pytest.mark.slow(reason="waits for the pause between two announcements, 13 s")
 def test_a_screen_reader_is_told_the_news_and_not_more_often_than_every_ten_seconds(page: Page, served: Served) -> None:
+    page.clock.install()  # jumps over the ten seconds
     served.page.tell(event(name="cup"))
     told = page.get_by_role("status").and_(page.locator("#told"))
     expect(told).to_have_text("cup appeared.")
@@ -280,7 +279,8 @@ def test_a_screen_reader_is_told_the_news_and_not_more_often_than_every_ten_seco
     served.page.tell(event(name="pen"))
     expect(visits(page)).to_have_count(2)
     expect(told).to_have_text("cup appeared.")
-    expect(told).to_have_text("cup left, pen appeared.", timeout=12_000)
+    page.clock.fast_forward(10_000)
+    expect(told).to_have_text("cup left, pen appeared.")
 
 
 def test_on_a_wide_screen_the_list_is_below_the_picture_and_on_a_phone_below_the_classes(

@@ -2,15 +2,13 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Locator, Page, ViewportSize, expect
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 from served_page import Served, enroll, filming, picture, serve, show
-from test_page_in_browser import browser, item
-from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
+from test_page_in_browser import WINDOW, item
 from test_page_review import keep_doubtful
 
 from fsvit_edge.fewshot.predictor import FewShotModel
@@ -18,19 +16,6 @@ from fsvit_edge.page import false_alarms
 
 LOW: ViewportSize = {"width": 390, "height": 500}
 BOX = {"box_xyxy": [40, 30, 90, 70]}
-
-
-@contextmanager
-def opened(address: str, profile: Path) -> Iterator[Page]:
-    """The page, open; an error of a script fails the test, refused requests do not."""
-    errors: list[str] = []
-    with browser(profile) as context:
-        page = context.pages[0]
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
-        expect(page.locator("#waiting")).to_be_hidden()
-        yield page
-    assert errors == []
 
 
 @pytest.fixture
@@ -41,13 +26,21 @@ def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
-def page(served: Served, tmp_path: Path) -> Iterator[Page]:
-    """The page of two classes, cup and mug, that are not saved; the bank's name is not the usual one."""
+def page(served: Served, chromium: Browser) -> Iterator[Page]:
+    """The page of two classes, cup and mug, that are not saved; the bank's name is not the usual one.
+
+    An error of a script fails the test, refused requests do not.
+    """
     for name in ("cup", "mug"):
         assert enroll(served, name, **BOX).status_code == 201
-    with opened(served.page.address, tmp_path / "profile") as one:
-        expect(item(one, "mug")).to_be_visible()
-        yield one
+    errors: list[str] = []
+    with chromium.new_page(viewport=WINDOW) as opened:
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.goto(served.page.address)
+        expect(opened.locator("#waiting")).to_be_hidden()
+        expect(item(opened, "mug")).to_be_visible()
+        yield opened
+    assert errors == []
 
 
 def test_a_refused_name_is_told_in_sight_and_stays_in_its_field(page: Page) -> None:

@@ -1,7 +1,6 @@
 """The page of a real run of the demo in a real browser: Debian's Chromium, headless."""
 
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,24 +12,15 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 
 import numpy as np
 import pytest
-from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
+WINDOW: ViewportSize = {"width": 1280, "height": 860}
 TOKEN = "browser-test-token"
 BUNDLED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
 CYCLE_S = 20.0  # longest time until the demo shows the same photograph again
-
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: sudo apt install chromium"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # playwright leaves its loop's sockets to the collector
-]
 
 
 @contextmanager
@@ -63,18 +53,8 @@ def address(folder: Path) -> Iterator[str]:
         yield printed
 
 
-@contextmanager
-def browser(profile: Path) -> Iterator[BrowserContext]:
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1280, "height": 860}
-        )
-        yield context
-        context.close()
-
-
 @pytest.fixture
-def page(address: str, tmp_path: Path) -> Iterator[Page]:
+def page(address: str, chromium: Browser) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test.
 
     One error is allowed: the request for a picture whose class is just being removed fails, and the browser always
@@ -91,8 +71,8 @@ def page(address: str, tmp_path: Path) -> Iterator[Page]:
             else:
                 errors.append(f"{message.text} {message.location}")
 
-    with browser(tmp_path / "profile") as context:
-        opened = context.pages[0]
+    with chromium.new_context(viewport=WINDOW) as context:
+        opened = context.new_page()
         opened.on("console", note)
         opened.on("pageerror", lambda error: errors.append(str(error)))
         opened.goto(address)
@@ -259,13 +239,14 @@ def test_the_page_fits_a_phone(page: Page) -> None:
     assert area["y"] + area["height"] <= 844
 
 
-def test_an_open_page_shows_the_classes_of_a_restarted_run(tmp_path: Path) -> None:
+@pytest.mark.slow(reason="starts two runs of the demo, 10 s")
+def test_an_open_page_shows_the_classes_of_a_restarted_run(chromium: Browser, tmp_path: Path) -> None:
     bank = tmp_path / "other.safetensors"
     with FewShotModel.load(threads=1) as model:
         model.enroll("kettle", [np.zeros((64, 64, 3), np.uint8)])
         model.save_bank(bank)
-    with browser(tmp_path / "profile") as context:
-        page = context.pages[0]
+    with chromium.new_context(viewport=WINDOW) as context:
+        page = context.new_page()
         with started(tmp_path) as first:
             page.goto(first)
             expect(item(page, "cat")).to_be_visible()

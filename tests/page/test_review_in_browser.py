@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Locator, Page, Route, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
 from served_page import Served, enroll, serve, show
 from test_false_alarms_in_browser import CAT, CAT_LIKE, NOTHING, PHONE, has_focus, tab_to
-from test_page_in_browser import browser
-from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
+from test_page_in_browser import WINDOW
 from test_page_review import keep_doubtful
 
 from fsvit_edge.fewshot.bank import SupportBank
@@ -33,7 +32,7 @@ def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
-def page(served: Served, tmp_path: Path) -> Iterator[Page]:
+def page(served: Served, chromium: Browser) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test, but for those that a test provokes."""
     errors: list[str] = []
 
@@ -41,8 +40,7 @@ def page(served: Served, tmp_path: Path) -> Iterator[Page]:
         if message.type == "error" and not re.search("/keep$|/api/review-trials$|[.]jpg", message.location["url"]):
             errors.append(f"{message.text} {message.location}")
 
-    with browser(tmp_path / "profile") as context:
-        opened = context.pages[0]
+    with chromium.new_page(viewport=WINDOW) as opened:
         opened.on("console", note)
         opened.on("pageerror", lambda error: errors.append(str(error)))
         opened.goto(served.page.address)

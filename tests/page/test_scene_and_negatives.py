@@ -72,13 +72,6 @@ def learn_scene(served: Served, image: np.ndarray) -> dict[str, Any]:
     return report
 
 
-@pytest.fixture
-def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four frames of the scene at once, instead of 16 over 4 s."""
-    monkeypatch.setattr(false_alarms, "SCENE_FRAMES", 4)
-    monkeypatch.setattr(false_alarms, "SCENE_S", 0.0)
-
-
 # ----------------------------------------------------------------------------------------------------- the empty scene
 
 

@@ -1,6 +1,5 @@
 """A person at the page who draws zones: with a mouse, with a finger, with the keyboard alone; a real browser."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import ConsoleMessage, Locator, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect
 from served_page import Served, health, picture, serve, shooting
-from test_page_in_browser import FLAGS
-from test_page_in_browser import pytestmark as pytestmark  # Chromium is needed here too
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.prediction import Prediction
@@ -57,7 +54,7 @@ def filmed(model: LiveModel, page: PageSink) -> Iterator[None]:
 
 
 @contextmanager
-def opened(address: str, viewport: ViewportSize = WIDE, has_touch: bool = False) -> Iterator[Page]:
+def opened(chromium: Browser, address: str, viewport: ViewportSize = WIDE, has_touch: bool = False) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test, but for refused zones."""
     errors: list[str] = []
 
@@ -65,17 +62,12 @@ def opened(address: str, viewport: ViewportSize = WIDE, has_touch: bool = False)
         if message.type == "error" and not message.location["url"].endswith("/api/zones"):
             errors.append(f"{message.text} {message.location}")
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("chromium-browser"), args=FLAGS
-        )
-        page = browser.new_page(viewport=viewport, has_touch=has_touch, is_mobile=has_touch)
+    with chromium.new_page(viewport=viewport, has_touch=has_touch, is_mobile=has_touch) as page:
         page.on("console", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         expect(page.locator("#waiting")).to_be_hidden()
         yield page
-        browser.close()
     assert errors == []
 
 
@@ -123,8 +115,8 @@ def is_drawn(page: Page, xs: tuple[float, float], y: float) -> bool:
     return bool(found)
 
 
-def test_a_zone_is_drawn_with_the_mouse(served: Served) -> None:
-    with opened(served.page.address) as page:
+def test_a_zone_is_drawn_with_the_mouse(chromium: Browser, served: Served) -> None:
+    with opened(chromium, served.page.address) as page:
         expect(page.locator("#zones-known")).to_contain_text("A zone is a named part of the picture.")
         expect(page.locator(".class .parts")).to_have_text("2 parts")
         begin(page)
@@ -169,8 +161,8 @@ def test_a_zone_is_drawn_with_the_mouse(served: Served) -> None:
         assert served.model.enrolled.zones[1].corners[0] == (0, 0)  # near the edge is on it
 
 
-def test_drawing_is_cancelled_and_gives_way_to_adding_a_class(served: Served) -> None:
-    with opened(served.page.address) as page:
+def test_drawing_is_cancelled_and_gives_way_to_adding_a_class(chromium: Browser, served: Served) -> None:
+    with opened(chromium, served.page.address) as page:
         for cancel in (
             lambda: page.keyboard.press("Escape"),
             lambda: page.get_by_role("button", name="Cancel").click(),
@@ -195,9 +187,9 @@ def test_drawing_is_cancelled_and_gives_way_to_adding_a_class(served: Served) ->
     assert served.model.enrolled.zones == ()
 
 
-def test_a_refused_zone_is_explained_and_can_be_saved_under_another_name(served: Served) -> None:
+def test_a_refused_zone_is_explained_and_can_be_saved_under_another_name(chromium: Browser, served: Served) -> None:
     served.client.post("/api/zones", json={"name": "door", "corners": DOOR})
-    with opened(served.page.address) as page:
+    with opened(chromium, served.page.address) as page:
         begin(page)
         for corner in DOOR:
             page.mouse.click(*at(page, corner))
@@ -211,8 +203,8 @@ def test_a_refused_zone_is_explained_and_can_be_saved_under_another_name(served:
 
 
 @pytest.mark.slow(reason="presses fifty keys in a real browser, 7 s")
-def test_a_zone_is_drawn_with_the_keyboard_alone_and_removed(served: Served) -> None:
-    with opened(served.page.address) as page:
+def test_a_zone_is_drawn_with_the_keyboard_alone_and_removed(chromium: Browser, served: Served) -> None:
+    with opened(chromium, served.page.address) as page:
         page.get_by_role("button", name="Draw a zone").focus()
         page.keyboard.press("Enter")
         expect(page.locator("#zone-drawing")).to_be_focused()
@@ -251,9 +243,9 @@ def test_a_zone_is_drawn_with_the_keyboard_alone_and_removed(served: Served) -> 
 
 
 @pytest.mark.slow(reason="a real browser, 7 s")
-def test_a_zone_is_drawn_with_a_finger_on_a_phone(served: Served) -> None:
+def test_a_zone_is_drawn_with_a_finger_on_a_phone(chromium: Browser, served: Served) -> None:
     name = "the door to the yard, with a long name" + "e" * 26
-    with opened(served.page.address, PHONE, has_touch=True) as page:
+    with opened(chromium, served.page.address, PHONE, has_touch=True) as page:
 
         def fits() -> None:
             assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
@@ -286,8 +278,8 @@ def test_a_zone_is_drawn_with_a_finger_on_a_phone(served: Served) -> None:
 
 
 @pytest.mark.slow(reason="starts a real browser twice, 9 s")
-def test_zones_survive_save_and_a_restart(served: Served, loaded: FewShotModel) -> None:
-    with opened(served.page.address) as page:
+def test_zones_survive_save_and_a_restart(chromium: Browser, served: Served, loaded: FewShotModel) -> None:
+    with opened(chromium, served.page.address) as page:
         begin(page)
         for corner in DOOR:
             page.mouse.click(*at(page, corner))
@@ -302,18 +294,18 @@ def test_zones_survive_save_and_a_restart(served: Served, loaded: FewShotModel) 
     loaded.bank.zones = ()
     with serve(loaded, served.bank) as other, filmed(other.model, other.page):
         other.model.update(lambda model: model.load_bank(other.bank))
-        with opened(other.page.address) as page:
+        with opened(chromium, other.page.address) as page:
             expect(item(page, "door")).to_contain_text("cup")
 
 
 def test_zones_of_the_command_line_are_listed_but_not_drawn(
-    served: Served, loaded: FewShotModel, tmp_path: Path
+    chromium: Browser, served: Served, loaded: FewShotModel, tmp_path: Path
 ) -> None:
     model = LiveModel(loaded, (Zone("line", tuple(DOOR)),))
     with (
         PageSink("http://127.0.0.1:0", model, tmp_path / "other.safetensors") as sink,
         filmed(model, sink),
-        opened(sink.address) as page,
+        opened(chromium, sink.address) as page,
     ):
         expect(page.locator("#zones-known")).to_have_text("The zones of this run come from the command line (--zone).")
         expect(item(page, "line")).to_contain_text("cup")

@@ -35,7 +35,7 @@ export function showRejection(rejection) {
   if (item) showUndo(item, rejection);
 }
 
-function showUndo(item, { name, negatives, score_after: score, level }) {
+function showUndo(item, { name, negatives, score_after: score, level, is_mask_too_small: isTooSmall }) {
   const shown = item.querySelector(".rejected");
   const effect = score > level ? "still above" : "now below";
   const undo = makeButton("Undo", async () => {
@@ -44,7 +44,8 @@ function showUndo(item, { name, negatives, score_after: score, level }) {
     hideUndo(item);
     item.querySelector(".more").focus({ preventScroll: true });
   });
-  const text = `Learned that this is not ${name}; in this picture, its score is ${effect} its level.`;
+  const whole = isTooSmall ? ", all of the picture because that part is too small for the network to see" : "";
+  const text = `Learned that this is not ${name}${whole}; in this picture, its score is ${effect} its level.`;
   shown.replaceChildren(make("p", text), undo);
   undoable.set(item, { count: negatives, isListed: false });
   // "Not it" goes, and takes the focus with it.
