@@ -91,6 +91,7 @@ def test_a_record_describes_the_frame() -> None:
         "source": "test",
         "wall_time_s": 1_700_000_000.123,
         "monotonic_s": 12.346,
+        "media_time_s": None,
         "age_ms": 0.0,
         "is_frozen": False,
         "size_hw": [48, 64],

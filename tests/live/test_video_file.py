@@ -17,9 +17,13 @@ from playwright.sync_api import Page, sync_playwright
 from sample_files import write_video
 
 from fsvit_edge.live.sinks.base import RecordingOptions
+from fsvit_edge.live.sinks.json_lines import frame_record
 from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.sinks.video_file import VideoFile
+from fsvit_edge.live.sources.base import SourceOptions
+from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import EnvironmentLacksError
+from fsvit_edge.runtime.pictures import write_image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SIZE_HW = (96, 128)
@@ -86,6 +90,31 @@ def test_every_rate_is_kept(tmp_path: Path, fps: float) -> None:
     assert duration_s(tmp_path / "out.mp4") == pytest.approx(12 / fps, abs=1e-3)
     rate = cv2.VideoCapture(str(tmp_path / "out.mp4"), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FPS)
     assert rate == pytest.approx(fps, rel=2e-3)
+
+
+def test_a_file_with_uneven_times_keeps_them_and_tells_them(tmp_path: Path) -> None:
+    source_s = [0, 0.1, 0.15, 2.5, 2.6]
+    file = VideoFile(tmp_path / "in.mp4", tmp_path / "in.mp4", 10.0)
+    for index, after_s in enumerate(np.diff([0, *source_s])):
+        file.write(picture(index), after_s)
+    file.finish()
+    assert times_s(tmp_path / "in.mp4") == pytest.approx(source_s, abs=1e-4)
+    told_s = []
+    with (
+        open_source(str(tmp_path / "in.mp4"), SourceOptions(loop=True)) as source,
+        open_sink(str(tmp_path / "out.mp4"), 10.0) as sink,
+    ):
+        for frame in itertools.islice(source, 7):
+            sink.write(frame, no_classes(SIZE_HW))
+            told_s.append(frame_record(frame, no_classes(SIZE_HW))["media_time_s"])
+    assert told_s == [*source_s, 0, 0.1]
+    assert times_s(tmp_path / "out.mp4") == pytest.approx([*source_s, 2.7, 2.8], abs=1e-3)
+
+
+def test_pictures_have_no_time(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", picture())
+    with open_source(str(tmp_path)) as source:
+        assert [frame.media_time_s for frame in source] == [None]
 
 
 def test_opencv_could_not_even_start_one_of_these_rates(tmp_path: Path) -> None:

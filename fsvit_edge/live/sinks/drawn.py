@@ -32,7 +32,8 @@ class _DrawnSink(Sink):
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Draw the result into the frame."""
         self._last = frame
-        self._add(draw(frame.image, prediction), f"frame_{frame.index:06d}", frame.monotonic_s)
+        picture = draw(frame.image, prediction)
+        self._add(picture, f"frame_{frame.index:06d}", frame.monotonic_s, frame.media_time_s)
 
     def _write_state(self, health: Health) -> None:
         status = health.source_status
@@ -41,7 +42,7 @@ class _DrawnSink(Sink):
             self._add(picture, f"frame_{self._last.index:06d}_{status.state}", health.monotonic_s)
 
     @abstractmethod
-    def _add(self, picture: _Rgb, name: str, now_s: float) -> None: ...
+    def _add(self, picture: _Rgb, name: str, now_s: float, media_s: float | None = None) -> None: ...
 
 
 class PictureSink(_DrawnSink):
@@ -54,7 +55,7 @@ class PictureSink(_DrawnSink):
         earlier = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)] if options.keep else []
         self._written = OrderedDict.fromkeys(sorted(earlier, key=lambda path: path.stat().st_mtime))
 
-    def _add(self, picture: _Rgb, name: str, _now_s: float) -> None:
+    def _add(self, picture: _Rgb, name: str, _now_s: float, _media_s: float | None = None) -> None:
         path = self._folder / f"{name}.jpg"
         write_image(path, picture)
         if self._keep is None:
@@ -70,7 +71,9 @@ class PictureSink(_DrawnSink):
 
 
 class VideoSink(_DrawnSink):
-    """A video that plays at the original speed: each frame of a live source is shown until the next was captured.
+    """A video that plays at the original speed.
+
+    Each frame is shown until the next was captured; of a video file, by its own times.
 
     One file replaces its target at the end; until then, and if the run is killed, it is "NAME-unfinished-....mp4".
     Numbered files replace nothing, so they have their name from the start.
@@ -84,17 +87,25 @@ class VideoSink(_DrawnSink):
         self._unfinished: TemporaryFile | None = None
         self._file: VideoFile | None = None
         self._last_s = 0.0
+        self._last_media_s: float | None = None
         need_encoder()
         with TemporaryFile(path):
             """Say now, not at the first frame, that this folder is not writable."""
 
-    def _add(self, picture: _Rgb, _name: str, now_s: float) -> None:
+    def _add(self, picture: _Rgb, _name: str, now_s: float, media_s: float | None = None) -> None:
         if self._file is None or self._is_full(picture, now_s):
             self._finish()
             self._file = self._start(now_s)
-        after_s = min(now_s - self._last_s, _MAX_STILL_S) if self._is_live else 1 / self._fps
-        self._file.write(picture, after_s)
-        self._last_s = now_s
+        self._file.write(picture, self._after_s(now_s, media_s))
+        self._last_s, self._last_media_s = now_s, media_s
+
+    def _after_s(self, now_s: float, media_s: float | None) -> float:
+        """How long the picture before was shown."""
+        if self._is_live:
+            return min(now_s - self._last_s, _MAX_STILL_S)
+        if media_s is not None and self._last_media_s is not None and media_s > self._last_media_s:
+            return media_s - self._last_media_s
+        return 1 / self._fps  # also where a file that is repeated starts again
 
     def _is_full(self, picture: _Rgb, now_s: float) -> bool:
         if self._segments is None or self._file is None:
