@@ -89,7 +89,7 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
 
 
 class TemporaryFile:
-    """A file at `path`, beside its target, hidden unless asked; for data written over minutes; a context manager closes it.
+    """A file at `path`, beside its target, for data written over minutes; a context manager closes it.
 
     It stays locked while it is open, so that `remove_leftovers` of another process does not delete it. The target's
     folder must exist.
