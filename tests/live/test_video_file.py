@@ -131,6 +131,7 @@ def test_pictures_at_the_same_time_follow_one_another(tmp_path: Path) -> None:
     shown_s = times_s(tmp_path / "out.mp4")
     assert len(shown_s) == 4
     assert all(now < later for now, later in itertools.pairwise(shown_s))
+    assert shown_s[3] == pytest.approx(0.5, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["Größe 猫.mp4", os.fsdecode(b"caf\xe9.mp4"), "a:b|c%d.MP4"])
