@@ -39,10 +39,10 @@ HOMES = {
     **dict.fromkeys(("typer", "click", "rich"), ("cli",)),
     "skimage": ("export", "model"),
     **dict.fromkeys(PAGE, ("page",)),
-    "paho": ("live",),
+    **dict.fromkeys(("av", "paho"), ("live",)),
     **dict.fromkeys(("lightning", "torchmetrics"), ("learn",)),
 }
-DEVICE = ("numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
+DEVICE = ("av", "numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
 COMMANDS = (
     *("", "train", "eval", "export", "calib", "build-engine", "enroll", "run", "bench", "inspect", "doctor"),
     *("bank", "bank list", "bank remove", "bank rename"),

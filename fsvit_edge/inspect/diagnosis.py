@@ -20,7 +20,7 @@ from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, Fsvi
 from fsvit_edge.runtime.gpu import gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
 
-_NEEDED = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "safetensors")
+_NEEDED = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "safetensors")
 _OPTIONAL = {
     "torch": "export",
     "timm": "export",

@@ -111,6 +111,14 @@ def declared_fps(capture: cv2.VideoCapture) -> float | None:
     return fps if math.isfinite(fps) and 0 < fps <= 1000 else None
 
 
+def media_time_s(capture: cv2.VideoCapture) -> float | None:
+    """When the frame just read is shown, in seconds from the start of the file; None if the file does not say."""
+    shown_s = float(capture.get(cv2.CAP_PROP_POS_MSEC)) / 1e3
+    # OpenCV says 0 if it does not know.
+    is_known = shown_s > 0 or capture.get(cv2.CAP_PROP_POS_FRAMES) <= 1
+    return shown_s if is_known and math.isfinite(shown_s) else None
+
+
 def read_bgr(capture: cv2.VideoCapture) -> _Rgb | None:
     """Read one frame, (H, W, 3) uint8 BGR; None at the end or after a failure."""
     with quiet_opencv():

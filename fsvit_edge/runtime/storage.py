@@ -89,19 +89,26 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
 
 
 class TemporaryFile:
-    """A hidden file at `path`, beside its target, for data written over minutes; a context manager closes it.
+    """A file at `path`, beside its target, for data written over minutes; a context manager closes it.
 
     It stays locked while it is open, so that `remove_leftovers` of another process does not delete it. The target's
     folder must exist.
+
+    Args:
+        target: The file to replace.
+        is_visible: Whether it is named like its target, and stays if the process is killed: what is of use unfinished.
 
     Raises:
         FsvitEdgeError: The folder is not writable.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, is_visible: bool = False) -> None:
         self._target = target
+        prefix, suffix = _own_prefix(), f"-{target.name}"
+        if is_visible:
+            prefix, suffix = f"{target.stem}-unfinished-", target.suffix
         with _write_errors(target):
-            self._descriptor, path = tempfile.mkstemp(prefix=_own_prefix(), suffix=f"-{target.name}", dir=target.parent)
+            self._descriptor, path = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
             os.fchmod(self._descriptor, 0o666 & ~_umask())
         self.path = Path(path)
         with suppress(OSError):  # a file system without locks

@@ -27,7 +27,7 @@ Play = Callable[[str], None]
 
 def is_record(record: dict[str, Any], sequence: int, classes: list[str]) -> None:
     """Assert that a JSON line has the documented fields, and that those of each class agree with each other."""
-    times = ["wall_time_s", "monotonic_s", "age_ms"]
+    times = ["wall_time_s", "monotonic_s", "media_time_s", "age_ms"]
     assert list(record) == ["event", "sequence", "source", *times, "is_frozen", "size_hw", "classes", "latency_ms"]
     assert (record["event"], record["is_frozen"]) == ("frame", False)
     assert 0 < record["age_ms"] < 60_000

@@ -127,4 +127,4 @@ class Run:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [name for name in os.listdir(folder) if name.startswith(".fsvit-edge-")]
+    return [name for name in os.listdir(folder) if name.startswith(".fsvit-edge-") or "-unfinished-" in name]

@@ -27,7 +27,8 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
 
     Returns:
         "event": "frame"; "sequence": index of the frame, with gaps where frames of a live source were dropped;
-        "source"; "wall_time_s" and "monotonic_s": time of capture in seconds; "age_ms": milliseconds from then to the
+        "source"; "wall_time_s" and "monotonic_s": time of capture in seconds; "media_time_s": time in a video
+        file in seconds, null for anything else; "age_ms": milliseconds from then to the
         result; "is_frozen": whether the camera repeats the same pixels; "size_hw": height and width in pixels;
         "classes": for each enrolled class its "name", "score" in [0, 1], "raw_score" (before negatives and competing
         classes lowered it), "level" (the score above which it is present), "present", "area_px" and "box_xyxy" (left,
@@ -58,6 +59,7 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         "source": frame.source,
         "wall_time_s": round(frame.wall_time_s, 3),
         "monotonic_s": round(frame.monotonic_s, 3),
+        "media_time_s": None if frame.media_time_s is None else round(frame.media_time_s, 3),
         "age_ms": round(frame.age_ms, 1),
         "is_frozen": frame.is_frozen,
         "size_hw": list(frame.image.shape[:2]),

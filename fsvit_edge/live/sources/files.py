@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import SourceStatus
-from fsvit_edge.live.opencv import declared_fps, flipped, open_video, read_rgb
+from fsvit_edge.live.opencv import declared_fps, flipped, media_time_s, open_video, read_rgb
 from fsvit_edge.live.sources.base import EndOfSourceError, Source, SourceOptions
 from fsvit_edge.live.sources.demo import DEMO_FPS, demo_frame, demo_length
 from fsvit_edge.live.uri import SourceAddress, printable
@@ -27,7 +27,10 @@ Images = Generator[tuple[str, npt.NDArray[np.uint8]], None, None]
 
 
 class FileSource(Source):
-    """A source that waits for its reader; `close` releases what `images` reads from."""
+    """A source that waits for its reader.
+
+    `close` releases what `images` reads from; `media_time_s` tells the time of the image just read in its file.
+    """
 
     is_live = False
 
@@ -39,9 +42,10 @@ class FileSource(Source):
         fps: float | None = None,
         num_frames: int | None = None,
         close: Callable[[], None] = lambda: None,
+        media_time_s: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.name, self.fps, self.num_frames = printable(name), fps, num_frames
-        self._images, self._close = images, close
+        self._images, self._close, self._media_time_s = images, close, media_time_s
         self._opened_s = time.monotonic()
         self._count = 0
 
@@ -54,7 +58,8 @@ class FileSource(Source):
             raise EndOfSourceError from None
         decode_ms = (time.perf_counter() - started) * 1e3
         index, self._count = self._count, self._count + 1
-        return Frame(image, index, printable(source), time.time(), time.monotonic(), decode_ms)
+        now, shown_s = (time.time(), time.monotonic()), self._media_time_s()
+        return Frame(image, index, printable(source), *now, decode_ms, media_time_s=shown_s)
 
     @property
     def status(self) -> SourceStatus:
@@ -104,16 +109,24 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
     num_frames = int(frames) if 1 <= frames < _MAX_FRAMES and not options.loop else None
     fps = declared_fps(capture)
     unread = [capture]  # later rounds open the file again, because not every format can rewind
+    playing = capture
 
     def play() -> Images:
-        video = unread.pop() if unread else open_video(str(path.resolve()))
+        nonlocal playing
+        playing = unread.pop() if unread else open_video(str(path.resolve()))
         try:
-            yield from _video(video, uri)
+            yield from _video(playing, uri)
         finally:
-            video.release()
+            playing.release()
 
-    images = _repeated(play, options)
-    return FileSource(images, name=uri, fps=fps, num_frames=num_frames, close=capture.release)
+    return FileSource(
+        _repeated(play, options),
+        name=uri,
+        fps=fps,
+        num_frames=num_frames,
+        close=capture.release,
+        media_time_s=lambda: media_time_s(playing),
+    )
 
 
 def _repeated(play: Callable[[], Images], options: SourceOptions) -> Images:
