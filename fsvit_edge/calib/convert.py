@@ -7,6 +7,7 @@ import onnx
 from onnx import NodeProto
 
 from fsvit_edge.calib.convert_cpu import fuse_attention, integer_form_here, quantize_for_cpu
+from fsvit_edge.calib.convert_cpu_stem import quantize_stem, stem_layers
 from fsvit_edge.calib.convert_fp16 import to_fp16
 from fsvit_edge.calib.convert_int8 import chosen_layers, insert_qdq, linear_layers, smooth
 from fsvit_edge.calib.onnx_graph import Graph, matches
@@ -87,6 +88,9 @@ def make_graph(
         names |= {part for part, whole in origin.items() if whole in names}
         layers = [layer for layer in linear_layers(source) if layer.node.name in names]
         quantize_for_cpu(source, layers, ranges, form)
+        means = {} if calibration is None else calibration.channel_mean.get(graph, {})
+        if means and form.suits_attention and not quantize:
+            quantize_stem(source, stem_layers(source, keep_fp32), ranges, means)
     return source.finish()
 
 
