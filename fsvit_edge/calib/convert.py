@@ -44,7 +44,8 @@ def make_graph(
         backend: One of `BACKENDS`; FP16 is not for ONNX Runtime.
         calibration: Ranges of the encoder's tensors; needed for INT8 unless `data` is already quantized.
         keep_fp32: Shell-style patterns of nodes, operators or weights that compute in FP32.
-        quantize: Patterns of the linear layers to quantize; empty for all, and on a CPU long attention too.
+        quantize: Patterns of the linear layers to quantize; empty for all, and on a CPU for long attention and a
+            convolutional stem too.
 
     Raises:
         InputError: The combination is not possible, or a pattern matches nothing.
@@ -82,15 +83,15 @@ def make_graph(
         form = integer_form_here()
 
         def in_int8(softmax: NodeProto) -> bool:
-            return form.suits_attention and not quantize and not matches(source, softmax, keep_fp32)
+            return form.is_exact_and_fast and not quantize and not matches(source, softmax, keep_fp32)
 
         origin = fuse_attention(source, in_int8)
         names |= {part for part, whole in origin.items() if whole in names}
         layers = [layer for layer in linear_layers(source) if layer.node.name in names]
         quantize_for_cpu(source, layers, ranges, form)
         means = {} if calibration is None else calibration.channel_mean.get(graph, {})
-        if means and form.suits_attention and not quantize:
-            quantize_stem(source, stem_layers(source, keep_fp32), ranges, means)
+        if form.is_exact_and_fast and means and not quantize and (stem := stem_layers(source, keep_fp32)):
+            quantize_stem(source, stem, ranges, means)
     return source.finish()
 
 
