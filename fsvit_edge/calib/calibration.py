@@ -6,7 +6,7 @@ It is made on any machine and read where an engine is built, which may be a devi
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,10 @@ class Calibration:
         banked: Number of pictures from a bank of enrolled classes.
         ranges: Graph -> tensor -> lowest and highest value to represent.
         channel_max: Graph -> tensor -> largest absolute value seen in each channel (the axis that the weight sums
-            over), never clipped.
+            over), never clipped; one number for a tensor of a convolutional stem.
         created_by: Name and version of the program.
+        channel_mean: Graph -> tensor of a convolutional stem -> mean of each channel; missing in older files, whose
+            stem stays in floating point.
     """
 
     format_version: int
@@ -57,6 +59,7 @@ class Calibration:
     ranges: dict[str, dict[str, tuple[float, float]]]
     channel_max: dict[str, dict[str, list[float]]]
     created_by: str
+    channel_mean: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":
@@ -144,4 +147,7 @@ def _flaw(calibration: Calibration) -> str | None:
                 return f"the range of tensor {name!r:.40} is {low} to {high}"
             if not channels[name] or not all(math.isfinite(value) and value >= 0 for value in channels[name]):
                 return f"the channels of tensor {name!r:.40} are empty, not finite, or negative"
+        for name, means in calibration.channel_mean.get(graph, {}).items():
+            if name not in ranges or not means or not all(map(math.isfinite, means)):
+                return f"the means of tensor {name!r:.40} are empty or not finite, or it has no range"
     return None

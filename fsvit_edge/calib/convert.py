@@ -7,6 +7,7 @@ import onnx
 from onnx import NodeProto
 
 from fsvit_edge.calib.convert_cpu import fuse_attention, integer_form_here, quantize_for_cpu
+from fsvit_edge.calib.convert_cpu_stem import quantize_stem, stem_layers
 from fsvit_edge.calib.convert_fp16 import to_fp16
 from fsvit_edge.calib.convert_int8 import chosen_layers, insert_qdq, linear_layers, smooth
 from fsvit_edge.calib.onnx_graph import Graph, matches
@@ -43,7 +44,8 @@ def make_graph(
         backend: One of `BACKENDS`; FP16 is not for ONNX Runtime.
         calibration: Ranges of the encoder's tensors; needed for INT8 unless `data` is already quantized.
         keep_fp32: Shell-style patterns of nodes, operators or weights that compute in FP32.
-        quantize: Patterns of the linear layers to quantize; empty for all, and on a CPU long attention too.
+        quantize: Patterns of the linear layers to quantize; empty for all, and on a CPU for long attention and a
+            convolutional stem too.
 
     Raises:
         InputError: The combination is not possible, or a pattern matches nothing.
@@ -81,12 +83,15 @@ def make_graph(
         form = integer_form_here()
 
         def in_int8(softmax: NodeProto) -> bool:
-            return form.suits_attention and not quantize and not matches(source, softmax, keep_fp32)
+            return form.is_exact_and_fast and not quantize and not matches(source, softmax, keep_fp32)
 
         origin = fuse_attention(source, in_int8)
         names |= {part for part, whole in origin.items() if whole in names}
         layers = [layer for layer in linear_layers(source) if layer.node.name in names]
         quantize_for_cpu(source, layers, ranges, form)
+        means = {} if calibration is None else calibration.channel_mean.get(graph, {})
+        if form.is_exact_and_fast and means and not quantize and (stem := stem_layers(source, keep_fp32)):
+            quantize_stem(source, stem, ranges, means)
     return source.finish()
 
 

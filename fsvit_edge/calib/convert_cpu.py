@@ -41,8 +41,8 @@ class IntegerForm:
     largest_weight: int  # 127, or 63 where the sum of two products would saturate at 16 bits
 
     @property
-    def suits_attention(self) -> bool:
-        """Whether uint8 x int8 of full range is exact and fast, which INT8 attention needs."""
+    def is_exact_and_fast(self) -> bool:
+        """Whether uint8 x int8 of full range is exact and fast, which INT8 attention and an INT8 stem need."""
         return not self.signed and self.largest_weight == 127
 
 

@@ -1,4 +1,4 @@
-"""Pictures -> a `Calibration`: the ranges of the tensors that enter an encoder's linear layers.
+"""Pictures -> a `Calibration`: ranges of what enters an encoder's linear layers and what a convolutional stem stores.
 
 The bundle's own FP32 graph runs with the runtime's own preprocessing, so the tensors' names are those of the graph. Per
 picture only a digest is stored, so memory does not grow with the set. ONNX Runtime's own histogram calibrators keep
@@ -19,6 +19,7 @@ import onnx
 
 from fsvit_edge import __version__
 from fsvit_edge.calib.calibration import FORMAT_VERSION, METHODS, Calibration
+from fsvit_edge.calib.convert_cpu_stem import stem_tensors
 from fsvit_edge.calib.convert_int8 import LinearLayer, linear_layers
 from fsvit_edge.calib.onnx_graph import Graph, labels
 from fsvit_edge.calib.pictures import Rgb
@@ -66,7 +67,7 @@ def collect_ranges(
     banked: Sequence[Rgb] = (),
     progress: Progress = lambda _: None,
 ) -> Calibration:
-    """Run a bundle's encoder on pictures and record the inputs of its linear layers.
+    """Run a bundle's encoder on pictures; record the inputs of its linear layers and the tensors of its stem.
 
     Args:
         bundle: The bundle.
@@ -101,12 +102,15 @@ def collect_ranges(
                         "export the bundle again from an undamaged checkpoint with: fsvit-edge export."
                     )
             for name, observer in observers.items():
-                statistics[name].add(*(outputs[output].numpy() for output in observer))
+                statistics[name].add(*(None if output is None else outputs[output].numpy() for output in observer))
             outputs.clear()  # frees 324 MB (ViT-S/8 at 400 px) before the next picture
     if not digests:
         raise InputError("There is no picture to calibrate with; give at least one.")
     progress("choose ranges")
     ranges = {name: (found.low, found.high) for name, found in statistics.items()}
+    if method != "minmax":
+        ranges |= _narrowed({name: found for name, found in statistics.items() if found.counts.any()}, method)
+    stem = set(stem_tensors(Graph(bundle.graphs[_GRAPH])))
     return Calibration(
         format_version=FORMAT_VERSION,
         model_name=bundle.manifest.name,
@@ -118,11 +122,15 @@ def collect_ranges(
         seed=seed,
         data_sha256=hashlib.sha256(b"".join(sorted(digests))).hexdigest(),
         banked=len(banked),
-        ranges={_GRAPH: ranges if method == "minmax" else _narrowed(statistics, method)},
+        ranges={_GRAPH: ranges},
         channel_max={
-            _GRAPH: {name: [float(f"{value:.5g}") for value in found.channel_max] for name, found in statistics.items()}
+            _GRAPH: {
+                name: _rounded([found.channel_max.max()] if name in stem else found.channel_max)
+                for name, found in statistics.items()
+            }
         },
         created_by=f"fsvit-edge {__version__}",
+        channel_mean={_GRAPH: {name: _rounded(statistics[name].channel_sum / len(digests)) for name in sorted(stem)}},
     )
 
 
@@ -155,14 +163,16 @@ class _Statistics:
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
         self.channel_max: npt.NDArray[np.float32] = np.zeros(1, np.float32)
+        self.channel_sum: npt.NDArray[np.float64] = np.zeros(1)  # of the pictures' means
         self.reach = _SMALLEST_REACH
         self.counts = np.zeros(_BINS, np.int64)
 
-    def add(self, channel_low: Array, channel_high: Array, values: Array | None = None) -> None:
-        """Add one picture: the extremes of each channel (C,), and the values (N, C) if a histogram is wanted."""
+    def add(self, channel_low: Array, channel_high: Array, channel_mean: Array, values: Array | None) -> None:
+        """Add one picture: extremes and mean of each channel (C,), and the values (N, C) if a histogram is wanted."""
         self.low = min(self.low, float(channel_low.min()))
         self.high = max(self.high, float(channel_high.max()))
         self.channel_max = np.maximum(self.channel_max, np.maximum(np.abs(channel_low), np.abs(channel_high)))
+        self.channel_sum = self.channel_sum + channel_mean
         if values is None:
             return
         while self.reach <= max(-self.low, self.high):
@@ -209,27 +219,40 @@ def _layers(graph: Graph) -> dict[str, LinearLayer]:
     return found
 
 
-def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, list[str]]]:
-    """Add outputs for each activation: lowest and highest of each channel (C,), and all values (N, C) if wanted.
+def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, list[str | None]]]:
+    """Add outputs for each activation: lowest, highest and mean of each channel (C,), and all values (N, C) if wanted.
 
-    Returns the ONNX file, and activation -> names of its outputs.
+    Values that a convolution's activation bounds need no histogram, and there are many of them.
+
+    Returns the ONNX file, and activation -> names of its outputs, None for values that are not needed.
     """
     graph = Graph(data)
-    observers = {}
+    observers: dict[str, list[str | None]] = {}
     axes = graph.add_constant("observed_axes", np.zeros(1, np.int64))
+
+    def observe(name: str, rows: str, has_values: bool) -> None:
+        kinds = ("ReduceMin", "ReduceMax", "ReduceMean")
+        outputs = [graph.add_node(kind, [rows, axes], "observed", keepdims=0) for kind in kinds]
+        outputs += [rows] if has_values else []
+        observers[name] = [*outputs] if has_values else [*outputs, None]
+        graph.graph.output.extend(
+            onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None) for output in outputs
+        )
+
+    stem = stem_tensors(graph)
     for name, layer in _layers(graph).items():
         channels = graph.constants[layer.weight].shape[1 - layer.axis]
         shape = graph.add_constant("observed_shape", np.array([-1, channels], np.int64))
-        rows = graph.add_node("Reshape", [name, shape], "observed")  # (..., C) -> (N, C)
-        observers[name] = [
-            graph.add_node(kind, [rows, axes], "observed", keepdims=0) for kind in ("ReduceMin", "ReduceMax")
-        ]
-        if with_values:
-            observers[name].append(rows)
-        graph.graph.output.extend(
-            onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None) for output in observers[name]
-        )
+        observe(name, graph.add_node("Reshape", [name, shape], "observed"), with_values)  # (..., C) -> (N, C)
+    for name, is_bounded in stem.items():
+        last = graph.add_node("Transpose", [name], "observed", perm=[0, 2, 3, 1])
+        flat = graph.add_node("Flatten", [last], "observed", axis=3)  # (B, C, h, w) -> (N, C)
+        observe(name, flat, with_values and not is_bounded)
     return graph.finish().SerializeToString(), observers
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
 
 
 def _kind(graph: Graph, layer: LinearLayer) -> str:

@@ -119,7 +119,7 @@ def test_patterns_keep_layers_and_attention_in_fp32(
 )
 def test_the_integer_form_depends_on_the_processor(machine: str, flags: set[str], form: IntegerForm) -> None:
     assert integer_form(machine, flags) == form
-    assert form.suits_attention is (form == VNNI)
+    assert form.is_exact_and_fast is (form == VNNI)
 
 
 @pytest.mark.parametrize("form", [IntegerForm(True, 127), IntegerForm(False, 63), VNNI])
