@@ -78,7 +78,10 @@ class Prediction:
     @cached_property
     def results(self) -> tuple[ClassResult, ...]:
         """Score, area and box of each class."""
-        return tuple(self._result(way) for way in range(len(self.classes)))
+        # Most of a frame is background, and often all: each class is looked for only around what is labeled.
+        left, top, width, height = cv2.boundingRect(self.label_map)
+        labeled = self.label_map[top : top + height, left : left + width]
+        return tuple(self._result(way, labeled, left, top) for way in range(len(self.classes)))
 
     def pixels(self, name: str) -> npt.NDArray[np.bool_]:
         """Return where the label map shows a class, (H, W) bool.
@@ -111,10 +114,17 @@ class Prediction:
             for area, (x, y, width, height) in found
         )
 
-    def _result(self, way: int) -> ClassResult:
-        pixels = self.pixels(self.classes[way]).view(np.uint8)
-        area_px = cv2.countNonZero(pixels)
-        x, y, width, height = cv2.boundingRect(pixels)
+    def _result(self, way: int, labeled: npt.NDArray[np.uint8], left: int, top: int) -> ClassResult:
+        """Describe a class, from the part of the label map at (left, top) that has all labels."""
+        pixels = (labeled == way + 1).view(np.uint8)
+        area_px = cv2.countNonZero(pixels) if pixels.size else 0
+        box = None
+        zones: tuple[str, ...] = ()
+        if area_px:
+            x, y, width, height = cv2.boundingRect(pixels)
+            box = (left + x, top + y, left + x + width, top + y + height)
+            if self.zones and self.present[way]:
+                zones = zones_of(self.pixels(self.classes[way]).view(np.uint8), box, area_px, self.zones)
         return ClassResult(
             self.classes[way],
             float(self.scores[way]),
@@ -122,9 +132,9 @@ class Prediction:
             float(self.levels[way]),
             bool(self.present[way]),
             area_px,
-            area_px / pixels.size,
-            (x, y, x + width, y + height) if width else None,
-            zones_of(pixels, (x, y, x + width, y + height), area_px, self.zones) if self.present[way] else (),
+            area_px / self.label_map.size,
+            box,
+            zones,
         )
 
 
