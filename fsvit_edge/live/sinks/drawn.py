@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.overlay import draw, draw_state
+from fsvit_edge.fewshot.overlay import draw_state
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
@@ -37,7 +37,7 @@ class _DrawnSink(Sink):
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Draw the result into the frame."""
         self._last = frame
-        self._add(draw(frame.image, prediction), f"frame_{frame.index:06d}", frame.monotonic_s)
+        self._add(frame.drawn(prediction), f"frame_{frame.index:06d}", frame.monotonic_s)
 
     def _write_state(self, health: Health) -> None:
         status = health.source_status
