@@ -58,8 +58,11 @@ def answer_frame(
         # Before the label map is made: a class that is not yet on must take no pixels from one that is.
         present = steady_present = over_time.decide(bank.classes, scores, raw_scores, levels)
     sharp = foreground
-    if objectness is not None and (weights := bank.objectness_weights).any():
-        sharp = sharpen(foreground, objectness, weights * recognized(foreground, objectness))
+    if objectness is not None and drawn.any() and (weights := bank.objectness_weights).any():
+        some = foreground[drawn]
+        sharpened = sharpen(some, objectness, weights[drawn] * recognized(some, objectness))
+        sharp = np.zeros((len(foreground), *sharpened.shape[1:]), np.float32)
+        sharp[drawn] = sharpened
     shown = sharp if draws_absent else sharp * present[:, None, None]
     labels = label_map(shown, size_hw)
     full = upsample_foreground(sharp, size_hw) if probabilities else None

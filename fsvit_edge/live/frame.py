@@ -1,9 +1,12 @@
 """One frame of a source, on its way through a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.live.drawn_frame import Drawing
 
 
 @dataclass(frozen=True)
@@ -19,3 +22,8 @@ class Frame:
     is_frozen: bool = False  # a live source has repeated the same pixels for so long that it must hang
     age_ms: float = 0.0  # from capture to its result; 0 before it is processed
     media_time_s: float | None = None  # in a video file, its time from the start; None for anything else
+    _drawing: Drawing = field(default_factory=Drawing, init=False, compare=False, repr=False)
+
+    def drawn(self, prediction: Prediction) -> npt.NDArray[np.uint8]:
+        """Return the image with its prediction drawn in, (H, W, 3) uint8 RGB, read-only: sinks share it."""
+        return self._drawing.of(self.image, prediction)

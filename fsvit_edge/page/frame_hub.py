@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.overlay import draw
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
@@ -115,7 +114,7 @@ class FrameHub:
         try:
             seen = self._jpeg
             if self.newest is not None:
-                yield _encode_result(*self.newest)
+                yield await asyncio.to_thread(_encode_result, *self.newest)
             while not self._closing:
                 await fresh.wait()
                 fresh.clear()
@@ -166,7 +165,7 @@ def decode_mask(png_base64: str, size_hw: tuple[int, int]) -> npt.NDArray[np.boo
 
 
 def _encode_result(frame: Frame, prediction: Prediction) -> bytes:
-    rgb = draw(frame.image, prediction)
+    rgb = frame.drawn(prediction)
     longest = max(rgb.shape[:2])
     if longest > _LONGEST_SIDE_PX:
         scale = _LONGEST_SIDE_PX / longest

@@ -22,6 +22,7 @@ from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import schemas
 from fsvit_edge.page.events import EventLog
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
+from fsvit_edge.page.shown_state import ShownState
 from fsvit_edge.page.trials import Trials
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.storage import BusyError, editing
@@ -41,6 +42,7 @@ class PageState:
     learning_scene: threading.Lock = field(default_factory=threading.Lock)
     scene_check: schemas.SceneCheck | None = None
     events: EventLog = field(default_factory=EventLog)
+    shown: ShownState = field(default_factory=ShownState)
     writing: threading.Lock = field(default_factory=threading.Lock)  # held by `_writing`
     unstored: list[ReviewItem] = field(default_factory=list)  # what the bank's file does not know of verdicts
     trials: Trials = field(init=False)

@@ -16,7 +16,7 @@ Maps = npt.NDArray[np.float32]
 
 _CERTAIN = 2.0**-23
 """Probabilities are clipped this far from 0 and 1: in float32 the log-odds of both ends are then equally large."""
-_BAND_ROWS = 32
+_BAND_ROWS, _BAND_COLUMNS = 32, 64
 _BELOW_ZERO = np.nextafter(np.float32(0), np.float32(-1))
 
 
@@ -36,18 +36,22 @@ def label_map(foreground: Maps, size_hw: tuple[int, int]) -> npt.NDArray[np.uint
         (H, W) uint8: 0 is background, i + 1 is class i.
     """
     height, width = size_hw
+    ways, cells_high, cells_wide = foreground.shape
     labels = np.zeros(size_hw, np.uint8)
-    wide = log_odds(foreground) @ interpolation_matrix(foreground.shape[2], width).T
-    for out, taken, weights in _bands(foreground.shape[1], height):
+    odds = log_odds(foreground)
+    wide = np.empty((ways, cells_high, width), np.float32)
+    for out, taken, weights in _bands(cells_wide, width, _BAND_COLUMNS):
+        np.matmul(odds[..., taken], weights.T, out=wide[..., out])
+    peaks = odds.max(axis=2, initial=-np.inf)
+    for out, taken, weights in _bands(cells_high, height, _BAND_ROWS):
         band = labels[out]
         highest: Maps | None = None
-        for way, odds in enumerate(wide[:, taken]):
-            if odds.max() < 0:
-                continue
-            values = weights @ odds
-            # All bits set where this class leads: integer arithmetic on bytes is many times faster than a masked write.
-            leads = np.negative((values >= 0 if highest is None else values > highest).view(np.uint8))
-            band ^= (band ^ np.uint8(way + 1)) & leads
+        for way in np.flatnonzero(peaks[:, taken].max(axis=1) >= 0):
+            values = weights @ wide[way, taken]
+            leads = (values >= 0 if highest is None else values > highest).view(np.uint8)
+            # A later class has a higher label: arithmetic on bytes is many times faster than a masked write.
+            leads *= np.uint8(way + 1)
+            np.maximum(band, leads, out=band)
             highest = np.maximum(values, _BELOW_ZERO if highest is None else highest, out=values)
     return labels
 
@@ -64,8 +68,8 @@ def sigmoid(logits: Maps) -> Maps:
 
 
 @lru_cache(maxsize=16)
-def _bands(cells: int, pixels: int) -> tuple[Block, ...]:
-    return blocks_of_rows(interpolation_matrix(cells, pixels), _BAND_ROWS)
+def _bands(cells: int, pixels: int, size: int) -> tuple[Block, ...]:
+    return blocks_of_rows(interpolation_matrix(cells, pixels), size)
 
 
 @lru_cache(maxsize=16)

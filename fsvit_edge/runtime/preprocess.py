@@ -38,14 +38,16 @@ def resize_image(rgb: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
     height, width, _ = rgb.shape
     if (height, width) == (size, size):
         return rgb
-    rows = rgb.reshape(height, width * 3).astype(np.float32)
+    rows = rgb.reshape(height, width * 3)
     squashed = np.empty((size, width * 3), np.float32)
     for out, taken, weights in _vertical_blocks(height, size):
-        np.matmul(weights, rows[taken], out=squashed[out])
+        # The few rows of a block stay in the CPU's cache; the whole picture in float32 would be written and read again.
+        np.matmul(weights, rows[taken].astype(np.float32), out=squashed[out])
     resized = np.empty((size, size * 3), np.float32)
     for out, taken, weights in _horizontal_blocks(width, size):
-        resized[:, out] = squashed[:, taken] @ weights
-    rounded: npt.NDArray[np.uint8] = (resized + np.float32(0.5)).astype(np.uint8).reshape(size, size, 3)
+        np.matmul(squashed[:, taken], weights, out=resized[:, out])
+    resized += np.float32(0.5)
+    rounded: npt.NDArray[np.uint8] = resized.astype(np.uint8).reshape(size, size, 3)
     return rounded
 
 

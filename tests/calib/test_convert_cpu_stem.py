@@ -16,7 +16,7 @@ from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.convert import make_graph
 from fsvit_edge.calib.convert_cpu import IntegerForm
 from fsvit_edge.calib.convert_cpu_stem import stem_layers, stem_tensors
-from fsvit_edge.calib.onnx_graph import ORT_DOMAIN, Graph
+from fsvit_edge.calib.onnx_graph import Graph
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine

@@ -3,7 +3,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsvit_edge.fewshot.prediction import (
@@ -87,6 +87,32 @@ def test_the_parts_are_the_connected_components(size_hw: tuple[int, int], seed: 
     pixels = ((cv2.GaussianBlur(noise, (0, 0), 1.2) if blur else noise) <= share).view(np.uint8)
     _, _, plain, _ = cv2.connectedComponentsWithStats(pixels)
     assert sorted((*box, area) for area, box in connected_parts(pixels)) == sorted(map(tuple, plain[1:].tolist()))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.3, 0.7), st.sampled_from([0.6, 1.2, 3.0]))
+def test_results_and_instances_are_those_of_the_whole_label_map(seed: int, share: float, blur: float) -> None:
+    noise = cv2.GaussianBlur(np.random.default_rng(seed).random((40, 60), np.float32), (0, 0), blur)
+    labels = np.where(noise <= np.quantile(noise, share), 1 + np.arange(60) // 20, 0).astype(np.uint8)
+    labels[:7] = labels[:, :5] = 0  # what is labeled starts inside of the frame
+    values = np.full(4, 0.9, np.float32)
+    found = Prediction(("a", "b", "c", "d"), values, np.full_like(values, 0.5), labels, None, {})
+    for way, result in enumerate(found.results):
+        ys, xs = np.nonzero(labels == way + 1)
+        box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1) if len(xs) else None
+        assert (result.area_px, result.box_xyxy) == (len(xs), box)
+        _, _, stats, _ = cv2.connectedComponentsWithStats((labels == way + 1).view(np.uint8))
+        areas = sorted((int(area) for area in stats[1:, cv2.CC_STAT_AREA]), reverse=True)
+        least = min(areas[0], max(CRUMB_OF_FRAME * labels.size, CRUMB_OF_LARGEST * areas[0])) if areas else 0
+        assert [one.area_px for one in found.instances(result.name)] == [area for area in areas if area >= least]
+
+
+def test_small_parts_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, drawn = parts(100, 3, 3, 3), []
+    draw = cv2.drawContours
+    monkeypatch.setattr(cv2, "drawContours", lambda *given, **named: drawn.append(1) or draw(*given, **named))
+    assert len(found.instances("cup")) == len(found.instances("cup")) == len(drawn) == 1
+    assert len(connected_parts((found.label_map == 1).view(np.uint8))) == len(drawn) - 1 == 4  # the control
 
 
 @pytest.mark.parametrize("largest", [40, 400])  # the least share of the frame decides, and that of the largest part

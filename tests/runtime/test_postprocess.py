@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsvit_edge.runtime.postprocess import label_map, upsample_foreground
+from fsvit_edge.runtime.postprocess import interpolation_matrix, label_map, log_odds, upsample_foreground
 
 UNDECIDED = 1e-3
 """Log-odds closer than this may be decided either way: float32 against float64."""
@@ -118,6 +118,20 @@ def test_for_one_shot_it_equals_resizing_the_logits_before_the_softmax(
     published = np.exp(large[1]) / (np.exp(large[0]) + np.exp(large[1]))
     ours = upsample_foreground(foreground[None].astype(np.float32), size_hw)[0]
     np.testing.assert_allclose(ours, published, atol=1e-5)
+
+
+@pytest.mark.parametrize("ways", [1, 5, 20])
+def test_bands_give_the_labels_of_whole_maps(ways: int) -> None:
+    foreground = np.random.default_rng(ways).random((ways, 50, 50), np.float32)
+    size_hw = (360, 643)  # no multiples of a band
+    rows, columns = (interpolation_matrix(50, pixels).astype(np.float64) for pixels in size_hw)
+    odds = rows @ log_odds(foreground).astype(np.float64) @ columns.T
+    clear = decided(odds)
+    assert clear.mean() > 0.99
+    labels = label_map(foreground, size_hw)
+    assert np.array_equal(labels[clear], plain_labels(odds)[clear])
+    shifted = plain_labels(rows[::-1] @ log_odds(foreground) @ columns.T)
+    assert not np.array_equal(labels[clear], shifted[clear])
 
 
 def test_resizing_the_probabilities_instead_gives_other_labels() -> None:

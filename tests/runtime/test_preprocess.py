@@ -8,6 +8,7 @@ from fsvit_edge.runtime.preprocess import (
     DESCRIPTION,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    _filter_matrix,
     check_rgb,
     resize_image,
     resize_mask,
@@ -42,6 +43,18 @@ def test_resizing_is_pillows_to_one_gray_level(height: int, width: int, size: in
     assert np.array_equal(rgb, before)
     assert (resized.dtype, resized.shape) == (np.uint8, (size, size, 3))
     assert distance(resized, pillow(rgb, size, Image.Resampling.BILINEAR)) <= 1
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(720, 1280, 400), (480, 640, 128), (37, 61, 128)])
+def test_every_gray_level_is_that_of_whole_matrices(height: int, width: int, size: int) -> None:
+    rgb = noise(height, width)
+    down, across = (_filter_matrix(length, size).astype(np.float64) for length in (height, width))
+    plain = np.einsum("yh,xw,hwc->yxc", down, across, rgb.astype(np.float64), optimize=True)
+    decided = np.abs(plain + 0.5 - np.round(plain + 0.5)) > 1e-3  # elsewhere float32 may round either way
+    assert decided.mean() > 0.99
+    resized = resize_image(rgb, size)
+    assert np.array_equal(resized[decided], (plain + 0.5)[decided].astype(np.uint8))
+    assert not np.array_equal(resized[decided], plain[decided].astype(np.uint8))  # without rounding
 
 
 @pytest.mark.parametrize("how", [Image.Resampling.NEAREST, Image.Resampling.BOX, Image.Resampling.BICUBIC])

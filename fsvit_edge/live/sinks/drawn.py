@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.overlay import draw, draw_state
+from fsvit_edge.fewshot.overlay import draw_state
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
@@ -32,8 +32,7 @@ class _DrawnSink(Sink):
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Draw the result into the frame."""
         self._last = frame
-        picture = draw(frame.image, prediction)
-        self._add(picture, f"frame_{frame.index:06d}", frame.monotonic_s, frame.media_time_s)
+        self._add(frame.drawn(prediction), f"frame_{frame.index:06d}", frame.monotonic_s, frame.media_time_s)
 
     def _write_state(self, health: Health) -> None:
         status = health.source_status

@@ -7,70 +7,20 @@ from fastapi import Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 
-from fsvit_edge.fewshot.cached_support import ClassSupports
-from fsvit_edge.fewshot.prediction import Prediction
-from fsvit_edge.fewshot.scene import false_alarm_bound
-from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.page import schemas
-from fsvit_edge.page.events import hex_color
 from fsvit_edge.page.frame_hub import encode_jpeg, encode_png
 from fsvit_edge.page.metrics import HealthMetrics
-from fsvit_edge.page.state import Page, PageState, make_router, mask_of_box
+from fsvit_edge.page.state import Page, make_router, mask_of_box
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 router = make_router()
 
 
-@router.get("/api/state")
-def get_state(page: Page) -> schemas.State:
+@router.get("/api/state", response_model=schemas.State)
+def get_state(page: Page) -> Response:
     """Get everything the page shows: health, newest frame, classes with scores and supports, and the bank."""
-    health, newest, enrolled = page.hub.health, page.hub.newest, page.model.enrolled
-    classes = {}
-    for index, name in enumerate(enrolled.supports):
-        classes[name] = schemas.ClassState(
-            name=name,
-            color=hex_color(index),
-            level_source=enrolled.level_sources[name],
-            supports=_support_states(enrolled.supports[name]),
-            negatives=_support_states(enrolled.negatives[name]),
-        )
-    frame = None
-    if newest is not None:
-        shown, prediction = newest
-        size_hw = (shown.image.shape[0], shown.image.shape[1])
-        frame = schemas.FrameState(sequence=shown.index, size_hw=size_hw, is_frozen=shown.is_frozen)
-        for result in prediction.results:
-            if one := classes.get(result.name):
-                one.score, one.raw_score = round(result.score, 4), round(result.raw_score, 4)
-                one.level = round(result.level, 4)
-                one.present, one.area = result.is_present, round(result.area, 4)
-                one.instances = [
-                    schemas.InstanceState(
-                        box_xyxy=part.box_xyxy, area=round(part.area_px / prediction.label_map.size, 4)
-                    )
-                    for part in prediction.instances(result.name)
-                ]
-    return schemas.State(
-        health=None if health is None else health.to_dict(),
-        frame=frame,
-        classes=list(classes.values()),
-        zones=_zone_states(page, newest),
-        zones_are_fixed=bool(page.model.zones_of_run),
-        scene_frames=enrolled.scene_frames,
-        scene_check=page.scene_check,
-        false_alarm_bound=round(false_alarm_bound(enrolled.scene_frames), 4),
-        events=schemas.EventsState(
-            are_told=newest is not None and newest[1].steady_present is not None, newest=page.events.newest_number
-        ),
-        run_id=page.run_id,
-        review=schemas.ReviewCounts(
-            doubtful=sum(one.verdict is None for one in page.model.review),
-            judged=sum(one.verdict is not None for one in page.model.review),
-        ),
-        revision=f"{page.run_id}-{page.model.revision}",
-        bank=schemas.BankState(file=str(page.bank_path), is_saved=page.is_saved),
-    )
+    return Response(page.shown.json(page), media_type="application/json")
 
 
 @router.get("/api/stream.mjpg", response_class=schemas.JpegStreamResponse)
@@ -132,19 +82,3 @@ def _part(jpeg: bytes) -> bytes:
     # The next boundary follows at once, because a browser shows a part only when it has ended.
     header = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
     return header.encode() + jpeg + f"\r\n--{schemas.BOUNDARY}\r\n".encode()
-
-
-def _support_states(supports: ClassSupports) -> list[schemas.SupportState]:
-    return [schemas.SupportState(has_mask=one.has_mask, key=one.thumbnail_key) for one in supports]
-
-
-def _zone_states(page: PageState, newest: tuple[Frame, Prediction] | None) -> list[schemas.ZoneState]:
-    results = () if newest is None else newest[1].results
-    return [
-        schemas.ZoneState(
-            name=zone.name,
-            corners=list(zone.corners),
-            classes=[result.name for result in results if zone.name in result.zones],
-        )
-        for zone in page.model.zones_of_run or page.model.enrolled.zones
-    ]

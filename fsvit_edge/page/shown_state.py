@@ -1,0 +1,147 @@
+"""Everything that the page shows, as JSON that is worked out once for all who ask while nothing changes."""
+
+import threading
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from fsvit_edge.fewshot.cached_support import ClassSupports
+from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.review_items import ReviewItems
+from fsvit_edge.fewshot.scene import false_alarm_bound
+from fsvit_edge.fewshot.zones import Zone
+from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.health import Health
+from fsvit_edge.live.shared_model import Enrolled
+from fsvit_edge.page import schemas
+from fsvit_edge.page.events import hex_color
+
+if TYPE_CHECKING:
+    from fsvit_edge.page.state import PageState
+
+
+class ShownState:
+    """The newest answer of /api/state.
+
+    With 20 classes it takes as long as several frames of a small network. Here it is made in the thread of the first
+    request after a change, and the server only sends it.
+    """
+
+    def __init__(self) -> None:
+        self._making = threading.Lock()
+        self._seen: _Seen | None = None
+        self._json = b""
+
+    def json(self, page: "PageState") -> bytes:
+        """Return `schemas.State` of a run as JSON."""
+        with self._making:
+            seen = _look(page)
+            if self._seen is None or not seen.is_same(self._seen):
+                self._json = _state(seen).model_dump_json().encode()
+                self._seen = seen
+            return self._json
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a state is made of; objects are replaced as a whole when they change."""
+
+    health: Health | None
+    newest: tuple[Frame, Prediction] | None
+    enrolled: Enrolled
+    zones_of_run: tuple[Zone, ...]
+    scene_check: schemas.SceneCheck | None
+    newest_event: int
+    review: ReviewItems
+    run_id: str
+    revision: int
+    bank_file: str
+    is_saved: bool
+
+    def is_same(self, other: "_Seen") -> bool:
+        """Whether nothing was replaced; numbers and texts are compared by value."""
+        return all(
+            mine == theirs if isinstance(mine, (int, str)) else mine is theirs
+            for mine, theirs in ((getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
+        )
+
+
+def _look(page: "PageState") -> _Seen:
+    model = page.model
+    return _Seen(
+        page.hub.health,
+        page.hub.newest,
+        model.enrolled,
+        model.zones_of_run,
+        page.scene_check,
+        page.events.newest_number,
+        model.review,
+        page.run_id,
+        model.revision,
+        str(page.bank_path),
+        page.is_saved,
+    )
+
+
+def _state(seen: _Seen) -> schemas.State:
+    health, newest, enrolled = seen.health, seen.newest, seen.enrolled
+    classes = {}
+    for index, name in enumerate(enrolled.supports):
+        classes[name] = schemas.ClassState(
+            name=name,
+            color=hex_color(index),
+            level_source=enrolled.level_sources[name],
+            supports=_support_states(enrolled.supports[name]),
+            negatives=_support_states(enrolled.negatives[name]),
+        )
+    frame = None
+    if newest is not None:
+        shown, prediction = newest
+        size_hw = (shown.image.shape[0], shown.image.shape[1])
+        frame = schemas.FrameState(sequence=shown.index, size_hw=size_hw, is_frozen=shown.is_frozen)
+        for result in prediction.results:
+            if one := classes.get(result.name):
+                one.score, one.raw_score = round(result.score, 4), round(result.raw_score, 4)
+                one.level = round(result.level, 4)
+                one.present, one.area = result.is_present, round(result.area, 4)
+                one.instances = [
+                    schemas.InstanceState(
+                        box_xyxy=part.box_xyxy, area=round(part.area_px / prediction.label_map.size, 4)
+                    )
+                    for part in prediction.instances(result.name)
+                ]
+    return schemas.State(
+        health=None if health is None else health.to_dict(),
+        frame=frame,
+        classes=list(classes.values()),
+        zones=_zone_states(seen),
+        zones_are_fixed=bool(seen.zones_of_run),
+        scene_frames=enrolled.scene_frames,
+        scene_check=seen.scene_check,
+        false_alarm_bound=round(false_alarm_bound(enrolled.scene_frames), 4),
+        events=schemas.EventsState(
+            are_told=newest is not None and newest[1].steady_present is not None, newest=seen.newest_event
+        ),
+        run_id=seen.run_id,
+        review=schemas.ReviewCounts(
+            doubtful=sum(one.verdict is None for one in seen.review),
+            judged=sum(one.verdict is not None for one in seen.review),
+        ),
+        revision=f"{seen.run_id}-{seen.revision}",
+        bank=schemas.BankState(file=seen.bank_file, is_saved=seen.is_saved),
+    )
+
+
+def _support_states(supports: ClassSupports) -> list[schemas.SupportState]:
+    return [schemas.SupportState(has_mask=one.has_mask, key=one.thumbnail_key) for one in supports]
+
+
+def _zone_states(seen: _Seen) -> list[schemas.ZoneState]:
+    results = () if seen.newest is None else seen.newest[1].results
+    return [
+        schemas.ZoneState(
+            name=zone.name,
+            corners=list(zone.corners),
+            classes=[result.name for result in results if zone.name in result.zones],
+        )
+        for zone in seen.zones_of_run or seen.enrolled.zones
+    ]
