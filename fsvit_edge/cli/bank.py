@@ -199,7 +199,7 @@ def scene(
     if source is None and not forget:
         raise InputError("Give a source that shows none of the objects, or --forget.")
     images = [] if source is None else sample_frames(source, frames)
-    with editing_bank(bank), open_model(bundle, engine, precision) as model:
+    with editing_bank(bank), open_model(bundle, engine, precision, bank=bank) as model:
         model.load_bank(bank)
         if forget:
             model.forget_scene()
@@ -275,7 +275,7 @@ def check(
     """Answer all frames with a verdict again; ends with code 5 if an answer contradicts its verdict."""
     from fsvit_edge.runtime.errors import AccuracyGateError
 
-    with open_model(bundle, engine, precision) as model:
+    with open_model(bundle, engine, precision, bank=bank) as model:
         model.load_bank(bank)
         checked = model.review.check()
     if as_json:

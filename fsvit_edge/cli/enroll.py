@@ -71,7 +71,7 @@ def enroll(
     check_bank_path(bank)
     remove_leftovers(bank.parent)
     pictures = read_supports(inputs, mask or [], [parse_box(text) for text in box or []], frame or [], at or [])
-    with editing_bank(bank), open_model(bundle, engine, precision) as model:
+    with editing_bank(bank), open_model(bundle, engine, precision, bank=bank) as model:
         if bank.exists():
             model.load_bank(bank)
         if is_not:

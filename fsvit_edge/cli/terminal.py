@@ -34,11 +34,13 @@ def editing_bank(bank: Path) -> AbstractContextManager[None]:
     return editing(bank, lambda folder: say(f"Waiting for another command in {folder}."))
 
 
-def open_model(bundle: Path | None, engine: str, precision: str, threads: int | None = None) -> "FewShotModel":
+def open_model(
+    bundle: Path | None, engine: str, precision: str, threads: int | None = None, bank: Path | None = None
+) -> "FewShotModel":
     """Open a bundle as `FewShotModel.load` does, and print which engines were skipped and why."""
     from fsvit_edge.fewshot.predictor import FewShotModel
 
-    model = FewShotModel.load(bundle, engine, precision, threads)
+    model = FewShotModel.load(bundle, engine, precision, threads, bank)
     for note in model.choice.notes:
         say(f"Note: {note}")
     return model

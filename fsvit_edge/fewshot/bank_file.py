@@ -67,6 +67,16 @@ def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
     return header, tensors
 
 
+def precision_of_bank(path: Path, encoder_sha256: str) -> str | None:
+    """Return the precision that a bank of this encoder was enrolled in; None if there is none, or it cannot be read."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            encoder = json.loads((file.metadata() or {})[METADATA_KEY])["encoder"]
+        return str(encoder["precision"]) if encoder["encoder_sha256"] == encoder_sha256 else None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # loading it says why
+
+
 def damaged_header(path: Path) -> ArtifactError:
     """The error of a header that lacks something."""
     return ArtifactError(f"{path} is not a support bank of fsvit-edge: its header is missing or damaged.")

@@ -7,6 +7,7 @@ from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.fewshot.answer import answer_frame
 from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.bank_file import precision_of_bank
 from fsvit_edge.fewshot.cached_support import CachedSupport
 from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.enrollment import (
@@ -72,6 +73,7 @@ class FewShotModel:
         engine: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        bank: str | Path | None = None,
     ) -> "FewShotModel":
         """Open a bundle.
 
@@ -81,6 +83,7 @@ class FewShotModel:
                 build-engine made), or "auto": the fastest available; `choice` says which, and why not another.
             precision: "fp32", "fp16" or "int8", if engines were built for it; "auto" takes the engine's.
             threads: Threads within an operator; None for all cores.
+            bank: A bank that will be loaded, if it exists: "auto" prefers the precision that it was enrolled in.
 
         Raises:
             ArtifactError: The bundle is missing, altered or damaged, or no engine that fits was built.
@@ -88,7 +91,8 @@ class FewShotModel:
             InputError: The engine or precision is unknown.
         """
         loaded = Bundle.load(DEFAULT_BUNDLE if bundle is None else Path(bundle))
-        engines, choice = choose_engines(loaded, engine, precision, threads)
+        enrolled_in = None if bank is None else precision_of_bank(Path(bank), loaded.manifest.graphs["encoder"].sha256)
+        engines, choice = choose_engines(loaded, engine, precision, threads, enrolled_in)
         try:
             return cls(loaded.manifest, engines, choice)
         except ArtifactError:

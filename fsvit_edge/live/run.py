@@ -148,7 +148,7 @@ def run_source(
             asked = "--steady needs" if options.steady else "Events (--webhook, --snapshots) need"
             raise InputError(f"{asked} a video, a camera or a stream: pictures have no time.")
         model = stack.enter_context(
-            FewShotModel.load(options.bundle, options.engine, options.precision, options.threads)
+            FewShotModel.load(options.bundle, options.engine, options.precision, options.threads, bank)
         )
         for note in model.choice.notes:
             say(f"Note: {note}")

@@ -22,6 +22,8 @@ GRAPH_NAMES = ("encoder", "enroll", "head")
 """The graphs that every bundle has."""
 OBJECTNESS = "objectness"
 """Name of the map that separates objects from their background: an output of the encoder or of its own graph."""
+INT8_ENCODER = "int8_encoder"
+"""Name of the encoder's graph in INT8, which a bundle may have in addition."""
 TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
 """Kinds of heads: the trained correlation transformer, and prototypes, which need no training."""
 EXPORT_AGAIN = "export the bundle again with: fsvit-edge export"
@@ -62,12 +64,18 @@ class Manifest:
     head: str = TRAINED_HEAD  # The kind of head, "cst" or "prototype"; missing in older bundles.
     presence_level: float = DEFAULT_LEVEL  # Level of a class with one support, in (0, 1); missing in older bundles.
     support_crop: float = 0.0  # Window around a small object, in object sizes; 0 never crops; missing in older bundles.
+    int8_encoder: GraphInfo | None = None  # The encoder in INT8 for x86 processors with VNNI; missing in older bundles.
 
     @property
     def has_objectness(self) -> bool:
         """Whether the encoder or a separate graph computes objectness."""
         outputs = {spec.name for graph in self.graphs.values() for spec in graph.outputs}
         return OBJECTNESS in outputs
+
+    @property
+    def all_graphs(self) -> dict[str, GraphInfo]:
+        """The graphs by name, with the INT8 encoder if there is one."""
+        return self.graphs if self.int8_encoder is None else {**self.graphs, INT8_ENCODER: self.int8_encoder}
 
     def to_json(self) -> str:
         """Return indented JSON text whose last member is the sha256 of the others."""
@@ -86,19 +94,21 @@ class Bundle:
     def load(cls, path: Path) -> "Bundle":
         """Read a bundle; an ArtifactError if the folder or a file is missing, altered, or of another version."""
         manifest = read_manifest(path)
-        graphs = {}
-        for name, info in manifest.graphs.items():
-            file = path / info.file
-            try:
-                data = file.read_bytes()
-            except OSError as error:
-                raise ArtifactError(f"{file} cannot be read: {error.strerror}; {EXPORT_AGAIN}.") from error
-            digest = hashlib.sha256(data).hexdigest()
-            if digest != info.sha256:
-                sums = f"sha256 {digest[:12]}..., expected {info.sha256[:12]}..."
-                raise ArtifactError(f"{file} was altered or damaged: {sums}; {EXPORT_AGAIN}.")
-            graphs[name] = data
-        return cls(path, manifest, graphs)
+        return cls(path, manifest, {name: read_graph(path, info) for name, info in manifest.graphs.items()})
+
+
+def read_graph(bundle: Path, info: GraphInfo) -> bytes:
+    """Read a graph of a bundle; an ArtifactError if its file is missing or does not match its sha256."""
+    file = bundle / info.file
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read: {error.strerror}; {EXPORT_AGAIN}.") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != info.sha256:
+        sums = f"sha256 {digest[:12]}..., expected {info.sha256[:12]}..."
+        raise ArtifactError(f"{file} was altered or damaged: {sums}; {EXPORT_AGAIN}.")
+    return data
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,9 +134,10 @@ def read_manifest(path: Path) -> Manifest:
     for name in GRAPH_NAMES:
         if name not in manifest.graphs:
             raise ArtifactError(f"{file} is incomplete: it has no graph {name!r}; export the bundle again.")
-    for name, info in manifest.graphs.items():
+    for name in manifest.graphs:
         if name not in (*GRAPH_NAMES, OBJECTNESS):
             raise ArtifactError(f"{file} names a graph {name!r:.40} that this fsvit-edge does not know; update it.")
+    for name, info in manifest.all_graphs.items():
         own = info.file
         if Path(own).name != own or not own.isprintable():
             raise ArtifactError(f"{file}: the {name} graph's file must be in the bundle, got {own!r}.")

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsvit_edge.runtime.bundle import Bundle, GraphInfo
+from fsvit_edge.runtime.bundle import Bundle, GraphInfo, read_graph
 from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TENSORRT_BACKENDS, Engines, refuse_old_name
 from fsvit_edge.runtime.engines.cuda_packages import open_device_memory
 from fsvit_edge.runtime.engines.files import (
@@ -28,12 +28,12 @@ from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
-from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.machine import Machine, has_vnni_here
 
 ENGINES = ("auto", *ENGINE_PROVIDERS, *TENSORRT_BACKENDS)
 PRECISION_CHOICES = ("auto", *PRECISIONS)
 _BUILT_ONLY = ("fp16", "int8")
-"""Precisions that only built engines have: a bundle's own graphs are FP32."""
+"""Precisions that built engines have: a bundle's own graphs are FP32, but for an INT8 encoder for x86 with VNNI."""
 _UNMEASURED_ORDER = ("fp16", "fp32", "int8")
 """On a GPU, if nothing was measured: INT8 is slower than FP16 as often as it is faster, so it comes last."""
 
@@ -49,16 +49,21 @@ class EngineChoice:
 
 
 def choose_engines(
-    bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int | None = None
+    bundle: Bundle,
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    preferred: str | None = None,
 ) -> tuple[Engines, EngineChoice]:
     """Open the engines that run a bundle best here.
 
     "auto" takes engines that were built for this GPU; else ONNX Runtime on CUDA if that is installed; else ONNX Runtime
     on the CPU, with the built engines that measured fastest on this processor if they beat the bundle's own FP32
-    graphs. Engines that do not fit, are damaged or fail to open are passed over, and the notes say why.
+    graphs, or with the bundle's own INT8 encoder, if it has one and the processor has VNNI, unless INT8 was measured to
+    be slower here. Engines that do not fit, are damaged or fail to open are passed over, and the notes say why.
 
-    `threads` are ONNX Runtime's within an operator; None for one per core. Enroll and objectness always run in FP32 in
-    ONNX Runtime.
+    `threads` are ONNX Runtime's within an operator; None for one per core. `preferred` is a precision that "auto" takes
+    wherever it can, such as that of a bank. Enroll and objectness always run in FP32 in ONNX Runtime.
 
     Raises:
         InputError: The engine or the precision is unknown, or they do not go together.
@@ -66,6 +71,11 @@ def choose_engines(
         ArtifactError: No engine that fits was built for the given engine or precision.
     """
     _check_options(engine, precision)
+    if precision == "auto" and preferred in PRECISIONS:
+        try:
+            return choose_engines(bundle, engine, preferred, threads)
+        except FsvitEdgeError:
+            pass
     search = _Search(bundle, threads, precision)
     if engine in TENSORRT_BACKENDS:
         if find_gpu() is None:
@@ -86,7 +96,7 @@ def choose_engines(
         prefers_cuda = precision not in _BUILT_ONLY and "cuda" in installed_providers()
         engine = "onnxruntime-cuda" if prefers_cuda else "onnxruntime"
     if engine == "onnxruntime" and precision != "fp16":
-        opened = search.open_on_cpu(even_if_slower=precision in _BUILT_ONLY)
+        opened = search.open_on_cpu(even_if_slower=precision in _BUILT_ONLY) or search.open_int8_bundle(precision)
         if opened is not None:
             return opened
     if precision in _BUILT_ONLY:
@@ -135,6 +145,7 @@ class _Search:
         self.refused: list[FsvitEdgeError] = []  # why engines that were looked at cannot be used
         self._threads = threads
         self._built: list[StoredEngine] = []  # newest first
+        self._is_int8_slower = False  # measured here, by engines that were built
         self._without_gpu = ""  # a sentence, if there are plans but no GPU
         try:
             built, problems = find_engines(engine_folder(bundle.path, bundle.manifest))
@@ -164,11 +175,28 @@ class _Search:
         fitting = fitting_sets(built, self.bundle.manifest, machine, self.bundle.path)
         sets = sorted(fitting.sets, key=lambda one: _ratio_to_fp32(one, machine))
         slower = [_not_faster(one, machine, self.bundle.path) for one in sets if _ratio_to_fp32(one, machine) >= 1]
+        self._is_int8_slower = any(
+            one.record.precision == "int8" and 1 <= _ratio_to_fp32(one, machine) < math.inf for one in sets
+        )
         if even_if_slower:
             self.refused += map(ArtifactError, slower)
             return self._open_first(sets, fitting.reasons.values())
         faster = [one for one in sets if _ratio_to_fp32(one, machine) < 1]
         return self._open_first(faster, [*slower, *fitting.reasons.values()])
+
+    def open_int8_bundle(self, precision: str) -> tuple[Engines, EngineChoice] | None:
+        """Open the bundle's own graphs with its INT8 encoder; None if it has none, or none for this processor."""
+        info = self.bundle.manifest.int8_encoder
+        is_wanted = precision == "int8" or (precision == "auto" and not self._is_int8_slower)
+        if info is None or not is_wanted or not has_vnni_here():
+            return None
+        try:
+            opened = _open(self.bundle, None, "cpu", self._threads, info)
+        except FsvitEdgeError as error:
+            self.refused.append(error)
+            return None
+        description = f"INT8 encoder in ONNX Runtime {installed_version('onnxruntime')} on the CPU"
+        return self._result(opened, "onnxruntime", "int8", description)
 
     def open_bundle(self, engine: str) -> tuple[Engines, EngineChoice]:
         """Open the bundle's own graphs in ONNX Runtime."""
@@ -195,12 +223,21 @@ class _Search:
         return opened, EngineChoice(engine, precision, description, notes)
 
 
-def _open(bundle: Bundle, stored: EngineSet | None, provider: str, threads: int | None) -> Engines:
+def _open(
+    bundle: Bundle,
+    stored: EngineSet | None,
+    provider: str,
+    threads: int | None,
+    int8_encoder: GraphInfo | None = None,
+) -> Engines:
     """Open a bundle's graphs in ONNX Runtime; if engines of encoder and head are given, these in their place."""
     graphs: dict[str, tuple[bytes, GraphInfo | EngineRecord, str]] = {
         name: (bundle.graphs[name], info, f"{bundle.path / info.file} differ from bundle.json")
         for name, info in bundle.manifest.graphs.items()
     }
+    if int8_encoder is not None:
+        data = read_graph(bundle.path, int8_encoder)
+        graphs["encoder"] = (data, int8_encoder, f"{bundle.path / int8_encoder.file} differ from bundle.json")
     plans: dict[str, tuple[bytes, EngineRecord]] = {}
     if stored is not None:
         # Both are read and verified before one is opened.
