@@ -83,7 +83,7 @@ def write_set(folder: Path, backend: str = "onnxruntime", precision: str = "int8
 def copy_bundle(path: Path) -> Path:
     """Copy the bundled model, so that its engines are beside it and not in the cache."""
     path.mkdir(parents=True)
-    for name in ("bundle.json", "encoder.onnx", "enroll.onnx", "head.onnx"):
+    for name in ("bundle.json", "encoder.onnx", "int8_encoder.onnx", "enroll.onnx", "head.onnx"):
         shutil.copy(DEFAULT_BUNDLE / name, path)
     return path
 

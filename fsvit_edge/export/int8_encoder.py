@@ -1,4 +1,4 @@
-"""Add the encoder in INT8 to a bundle, so that it is fast on x86 processors with VNNI before anything is built there."""
+"""Add the encoder in INT8 to a bundle, so that it is fast on x86 processors with VNNI without a build step."""
 
 import hashlib
 from dataclasses import replace
