@@ -50,6 +50,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="session", autouse=True)
+def without_vnni() -> Iterator[None]:
+    """Every processor chooses as one without VNNI, in FP32; tests of the bundled INT8 encoder say otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fsvit_edge.runtime.engines.choose.has_vnni_here", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The cache folder of whatever runs outside a test; it must stay empty.
 

@@ -8,7 +8,14 @@ from typing import Any
 
 import onnxruntime
 
-from fsvit_edge.runtime.bundle import CPU_GRAPH_NAMES, DEFAULT_BUNDLE, GRAPH_NAMES, Manifest, read_manifest
+from fsvit_edge.runtime.bundle import (
+    CPU_GRAPH_NAMES,
+    DEFAULT_BUNDLE,
+    GRAPH_NAMES,
+    INT8_ENCODER,
+    Manifest,
+    read_manifest,
+)
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.files import EngineRecord, engine_name, write_engines
 from fsvit_edge.runtime.gpu import Gpu
@@ -83,7 +90,7 @@ def write_set(folder: Path, backend: str = "onnxruntime", precision: str = "int8
 def copy_bundle(path: Path) -> Path:
     """Copy the bundled model, so that its engines are beside it and not in the cache."""
     path.mkdir(parents=True)
-    for name in ("bundle.json", *(f"{graph}.onnx" for graph in (*GRAPH_NAMES, *CPU_GRAPH_NAMES))):
+    for name in ("bundle.json", *(f"{graph}.onnx" for graph in (*GRAPH_NAMES, *CPU_GRAPH_NAMES, INT8_ENCODER))):
         shutil.copy(DEFAULT_BUNDLE / name, path)
     return path
 

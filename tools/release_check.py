@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 LARGEST_WHEEL_MB = 60.0  # PyPI refuses 100
 NEEDED = (
     "fsvit_edge/py.typed",
-    *(f"fsvit_edge/assets/cst-nano/{name}.onnx" for name in ("encoder", "enroll", "head")),
+    *(f"fsvit_edge/assets/cst-nano/{name}.onnx" for name in ("encoder", "int8_encoder", "enroll", "head")),
     *(f"fsvit_edge/assets/cst-nano/{name}.json" for name in ("bundle", "calibration", "cst-nano")),
     "fsvit_edge/assets/cst-nano/cst-nano.safetensors",
     "fsvit_edge/assets/cst-nano/README.md",

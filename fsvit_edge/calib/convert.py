@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import NodeProto
 
-from fsvit_edge.calib.convert_cpu import fuse_attention, integer_form_here, quantize_for_cpu
+from fsvit_edge.calib.convert_cpu import IntegerForm, fuse_attention, integer_form_here, quantize_for_cpu
 from fsvit_edge.calib.convert_cpu_stem import quantize_stem, stem_layers
 from fsvit_edge.calib.convert_fp16 import to_fp16
 from fsvit_edge.calib.convert_int8 import chosen_layers, insert_qdq, linear_layers, smooth
@@ -31,6 +31,7 @@ def make_graph(
     calibration: "Calibration | None" = None,
     keep_fp32: Sequence[str] = (),
     quantize: Sequence[str] = (),
+    form: IntegerForm | None = None,
 ) -> onnx.ModelProto:
     """Make the graph of one precision for one backend.
 
@@ -46,6 +47,7 @@ def make_graph(
         keep_fp32: Shell-style patterns of nodes, operators or weights that compute in FP32.
         quantize: Patterns of the linear layers to quantize; empty for all, and on a CPU for long attention and a
             convolutional stem too.
+        form: The integers that the CPU multiplies fastest; None for this machine's.
 
     Raises:
         InputError: The combination is not possible, or a pattern matches nothing.
@@ -80,7 +82,7 @@ def make_graph(
     if precision == "fp32" and graph == "encoder":
         fuse_attention(source)
     elif layers:
-        form = integer_form_here()
+        form = form or integer_form_here()
 
         def in_int8(softmax: NodeProto) -> bool:
             return form.is_exact_and_fast and not quantize and not matches(source, softmax, keep_fp32)

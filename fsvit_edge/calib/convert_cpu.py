@@ -6,9 +6,8 @@ ONNX Runtime's optimizer does not recognize attention as torch's exporter writes
 """
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from onnx import NodeProto, helper
 
 from fsvit_edge.calib.convert_int8 import LinearLayer, Ranges, linear_layers, quantize_weight, tensor_range
 from fsvit_edge.calib.onnx_graph import ORT_DOMAIN, Graph
+from fsvit_edge.runtime.machine import cpu_flags, has_vnni
 
 INT8_FROM_TOKENS = 500
 """Number of tokens from which INT8 attention pays: against the fused operator it is 1.1 times as fast at 257 tokens,
@@ -46,22 +46,16 @@ class IntegerForm:
         return not self.signed and self.largest_weight == 127
 
 
-def integer_form(machine: str, cpu_flags: set[str]) -> IntegerForm:
+def integer_form(machine: str, flags: Collection[str]) -> IntegerForm:
     """The form for a `platform.machine()` and the instruction sets that its kernel lists (empty: unknown)."""
     if machine.lower() in ("aarch64", "arm64"):
         return IntegerForm(signed=True, largest_weight=127)
-    has_dot_product = bool(cpu_flags & {"avx512_vnni", "avx_vnni"})
-    return IntegerForm(signed=False, largest_weight=127 if has_dot_product else 63)
+    return IntegerForm(signed=False, largest_weight=127 if has_vnni(machine, flags) else 63)
 
 
 def integer_form_here() -> IntegerForm:
     """The form for the processor that this runs on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return integer_form(platform.machine(), set(flags))
+    return integer_form(platform.machine(), cpu_flags())
 
 
 def quantize_for_cpu(graph: Graph, layers: list[LinearLayer], ranges: Ranges, form: IntegerForm) -> None:

@@ -1,11 +1,12 @@
 """A convolutional stem in INT8 for ONNX Runtime on a CPU: chains of integer convolutions, channels last.
 
 ONNX Runtime lays FP32 convolutions out in blocks of channels and integer ones with channels last, so every border costs
-passes over a map. Therefore whole chains of inverted residuals are converted. What their activations bound is uint8. Their
-narrow ends and the sums of these are few values, which stay floating point: as uint8, sums of sums lose most of all.
+passes over a map. Therefore whole chains of inverted residuals are converted. What their activations bound is uint8.
+Their narrow ends and the sums of these are few values, which stay floating point: as uint8, sums lose most of all.
 
-The first layers stay in FP32: of few channels on large maps, they are no faster in INT8 and lose the most (cst-nano: the
-first three took 1.39 ms in INT8 and 0.88 in FP32, and made 57 % of the squared error of all weights; AMD EPYC, 1 thread).
+The first layers stay in FP32: of few channels on large maps, they are no faster in INT8 and lose the most (cst-nano:
+the first three took 1.39 ms in INT8 and 0.88 in FP32, and made 57 % of the squared error of all weights; AMD EPYC, one
+thread).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,9 +58,9 @@ class _Integers:
 def stem_layers(graph: Graph, keep_fp32: Sequence[str] = ()) -> list[StemLayer]:
     """The convolutions and sums on the way to the tokens that are converted, in the graph's order.
 
-    A chain begins behind the first convolution without an activation, an inverted residual's narrow end, and each of its
-    convolutions passes its result to another one, possibly by a sum. So a ViT's patch embedding is none of them, nor is
-    what turns the maps of a stem into tokens.
+    A chain begins behind the first convolution without an activation, an inverted residual's narrow end, and each of
+    its convolutions passes its result to another one, possibly by a sum. So a ViT's patch embedding is none of them,
+    nor is what turns the maps of a stem into tokens.
     """
     upstream = {node.name for node in _makers(graph, "tokens")}
     found: dict[str, StemLayer] = {}
@@ -93,9 +94,10 @@ def stem_tensors(graph: Graph) -> dict[str, bool]:
 def quantize_stem(graph: Graph, layers: list[StemLayer], ranges: Ranges, means: Mapping[str, Sequence[float]]) -> None:
     """Replace the layers by uint8 x int8 convolutions, weights with one scale per output channel.
 
-    Rounding a weight shifts a channel's mean, because what comes out of an activation is never negative; the bias takes
-    the expected shift back (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
-    section 4.2, with means from calibration). On cst-nano it makes the error of all weights 2.8 times smaller.
+    Rounding a weight shifts a channel's mean, because what comes out of an activation is never negative; the bias
+    takes the expected shift back (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
+    Correction", section 4.2, with means from calibration). On cst-nano it makes the error of all weights 2.8 times
+    smaller.
     """
     _shorten_normalization(graph)
     integers: dict[str, _Integers] = {}
@@ -188,8 +190,8 @@ def _stored(graph: Graph, name: str, ranges: Ranges) -> _Integers:
 def _shorten_normalization(graph: Graph) -> None:
     """Make one operator of a picture's normalization if it is a multiple of (pixel - whole number).
 
-    That holds for EfficientNet-Lite's, (pixel - 127) / 128. As six operators on floating point, with ImageNet's means and
-    deviations put in and taken out again, it took 5 % of cst-nano's FP32 encoder.
+    That holds for EfficientNet-Lite's, (pixel - 127) / 128. As six operators on floating point, with ImageNet's means
+    and deviations put in and taken out again, it took 5 % of cst-nano's FP32 encoder.
     """
     image = graph.graph.input[0]
     for node in graph.nodes:

@@ -101,8 +101,11 @@ def collect_ranges(
                         f"The encoder of bundle {bundle.path} computes NaN or infinity in tensor {name!r}; "
                         "export the bundle again from an undamaged checkpoint with: fsvit-edge export."
                     )
-            for name, observer in observers.items():
-                statistics[name].add(*(None if output is None else outputs[output].numpy() for output in observer))
+            for name, (low, high, mean, values) in observers.items():
+                statistics[name].add(
+                    *(outputs[output].numpy() for output in (low, high, mean)),
+                    values=None if values is None else outputs[values].numpy(),
+                )
             outputs.clear()  # frees 324 MB (ViT-S/8 at 400 px) before the next picture
     if not digests:
         raise InputError("There is no picture to calibrate with; give at least one.")
@@ -167,12 +170,12 @@ class _Statistics:
         self.reach = _SMALLEST_REACH
         self.counts = np.zeros(_BINS, np.int64)
 
-    def add(self, channel_low: Array, channel_high: Array, channel_mean: Array, values: Array | None) -> None:
+    def add(self, channel_low: Array, channel_high: Array, channel_mean: Array, *, values: Array | None) -> None:
         """Add one picture: extremes and mean of each channel (C,), and the values (N, C) if a histogram is wanted."""
         self.low = min(self.low, float(channel_low.min()))
         self.high = max(self.high, float(channel_high.max()))
         self.channel_max = np.maximum(self.channel_max, np.maximum(np.abs(channel_low), np.abs(channel_high)))
-        self.channel_sum = self.channel_sum + channel_mean
+        self.channel_sum = self.channel_sum + channel_mean.astype(np.float64)
         if values is None:
             return
         while self.reach <= max(-self.low, self.high):
@@ -219,7 +222,7 @@ def _layers(graph: Graph) -> dict[str, LinearLayer]:
     return found
 
 
-def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, list[str | None]]]:
+def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, tuple[str, str, str, str | None]]]:
     """Add outputs for each activation: lowest, highest and mean of each channel (C,), and all values (N, C) if wanted.
 
     Values that a convolution's activation bounds need no histogram, and there are many of them.
@@ -227,16 +230,18 @@ def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, list[str 
     Returns the ONNX file, and activation -> names of its outputs, None for values that are not needed.
     """
     graph = Graph(data)
-    observers: dict[str, list[str | None]] = {}
+    observers: dict[str, tuple[str, str, str, str | None]] = {}
     axes = graph.add_constant("observed_axes", np.zeros(1, np.int64))
 
     def observe(name: str, rows: str, has_values: bool) -> None:
-        kinds = ("ReduceMin", "ReduceMax", "ReduceMean")
-        outputs = [graph.add_node(kind, [rows, axes], "observed", keepdims=0) for kind in kinds]
-        outputs += [rows] if has_values else []
-        observers[name] = [*outputs] if has_values else [*outputs, None]
+        low, high, mean = (
+            graph.add_node(kind, [rows, axes], "observed", keepdims=0)
+            for kind in ("ReduceMin", "ReduceMax", "ReduceMean")
+        )
+        observers[name] = low, high, mean, rows if has_values else None
         graph.graph.output.extend(
-            onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None) for output in outputs
+            onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
+            for output in filter(None, observers[name])
         )
 
     stem = stem_tensors(graph)

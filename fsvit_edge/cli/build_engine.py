@@ -160,7 +160,7 @@ def _print_result(result: "BuildResult") -> None:
 
 
 def _bank_note(result: "BuildResult") -> Iterator[str]:
-    """Yield a warning if `run` now chooses a precision that does not fit the bank in this folder, which it loads."""
+    """Yield a note if `run` now chooses another precision, but for the bank in this folder, which it loads."""
     from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.predictor import FewShotModel
     from fsvit_edge.live.run import DEFAULT_BANK
@@ -176,8 +176,8 @@ def _bank_note(result: "BuildResult") -> Iterator[str]:
         ours = model.bank.identity
     if made_by.encoder_sha256 == ours.encoder_sha256 and made_by.precision != ours.precision:
         yield (
-            f"Note: {DEFAULT_BANK} was enrolled with {made_by.precision}, but run now uses {ours.precision}; run with "
-            f"--precision {made_by.precision} or enroll again."
+            f"Note: {DEFAULT_BANK} was enrolled with {made_by.precision}, so only with another bank run now uses "
+            f"{ours.precision}; for this one, enroll its classes again."
         )
 
 

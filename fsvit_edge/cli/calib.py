@@ -70,5 +70,5 @@ def calib(
         ("inputs of", "tensors", "lowest", "highest", "largest / median channel"),
         rows,
     )
-    print(f"Wrote {output}: ranges of {sum(kind.tensors for kind in kinds)} tensors.")
+    print(f"Wrote {output}: ranges of {sum(map(len, calibration.ranges.values()))} tensors.")
     say(f"Next: fsvit-edge build-engine {f'{bundle} ' if bundle else ''}--int8 --calib {output}")

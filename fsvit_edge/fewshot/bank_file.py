@@ -67,16 +67,14 @@ def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
     return header, tensors
 
 
-def bank_precision(path: Path | None) -> str | None:
-    """Return the precision that a bank's supports were made in; None without a bank, or if loading it will fail."""
-    if path is None:
-        return None
+def precision_of_bank(path: Path, encoder_sha256: str) -> str | None:
+    """Return the precision that a bank of this encoder was enrolled in; None if there is none, or it cannot be read."""
     try:
         with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})[METADATA_KEY])
-            return str(header["encoder"]["precision"])
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
+            encoder = json.loads((file.metadata() or {})[METADATA_KEY])["encoder"]
+        return str(encoder["precision"]) if encoder["encoder_sha256"] == encoder_sha256 else None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # loading it says why
 
 
 def damaged_header(path: Path) -> ArtifactError:

@@ -7,7 +7,7 @@ from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.fewshot.answer import answer_frame
 from fsvit_edge.fewshot.bank import SupportBank
-from fsvit_edge.fewshot.bank_file import bank_precision
+from fsvit_edge.fewshot.bank_file import precision_of_bank
 from fsvit_edge.fewshot.cached_support import CachedSupport
 from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.enrollment import (
@@ -75,7 +75,7 @@ class FewShotModel:
         engine: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
-        bank: Path | None = None,
+        bank: str | Path | None = None,
         say: Say = lambda _: None,
     ) -> "FewShotModel":
         """Open a bundle.
@@ -86,7 +86,7 @@ class FewShotModel:
                 that build-engine made), or "auto": the fastest available; `choice` says which, and why not another.
             precision: "fp32"; "bf16" in OpenVINO; "fp16" or "int8" if built; "auto" takes the engine's.
             threads: Threads within an operator; None for all cores.
-            bank: A bank that will be loaded: "auto" takes no faster precision that cannot use it.
+            bank: A bank that will be loaded, if it exists: "auto" prefers the precision that it was enrolled in.
             say: Gets a line before engines are timed, once per machine.
 
         Raises:
@@ -95,7 +95,8 @@ class FewShotModel:
             InputError: The engine or precision is unknown.
         """
         loaded = Bundle.load(DEFAULT_BUNDLE if bundle is None else Path(bundle))
-        engines, choice = choose_engines(loaded, engine, precision, threads, bank_precision(bank), say)
+        made_in = None if bank is None else precision_of_bank(Path(bank), loaded.manifest.graphs["encoder"].sha256)
+        engines, choice = choose_engines(loaded, engine, precision, threads, made_in, say)
         try:
             return cls(loaded.manifest, engines, choice)
         except ArtifactError:

@@ -9,7 +9,15 @@ from typing import Any
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.bank_file import METADATA_KEY
 from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, MANIFEST_NAME, OBJECTNESS, Bundle, Manifest, read_manifest
+from fsvit_edge.runtime.bundle import (
+    DEFAULT_BUNDLE,
+    MANIFEST_NAME,
+    OBJECTNESS,
+    Bundle,
+    Manifest,
+    read_graph,
+    read_manifest,
+)
 from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TensorSpec
 from fsvit_edge.runtime.engines.files import (
     SIDECAR_SUFFIX,
@@ -177,9 +185,9 @@ def _inspect_graph(path: Path) -> Inspection:
     }
     try:
         if (path.parent / MANIFEST_NAME).exists() and path.name in {
-            info.file for info in read_manifest(path.parent).graphs.values()
+            info.file for info in read_manifest(path.parent).all_graphs.values()
         }:
-            Bundle.load(path.parent)
+            _check_sums(path.parent)
             facts["checksum"] = "correct, as in its bundle"
         with OnnxRuntimeEngine(path, threads=1) as engine:
             facts |= {"inputs": _tensors(engine.inputs), "outputs": _tensors(engine.outputs)}
@@ -195,7 +203,7 @@ def _inspect_bundle(path: Path) -> Inspection:
         manifest = read_manifest(path)
     except ArtifactError as error:
         return Inspection(str(path), "bundle", {}, False, (str(error),))
-    files = {name: path / graph.file for name, graph in manifest.graphs.items()}
+    files = {name: path / graph.file for name, graph in manifest.all_graphs.items()}
     facts: dict[str, Any] = {
         "network": f"{manifest.name}, {manifest.backbone}, {manifest.head} head, {manifest.image_size} px",
         "precision": manifest.precision,
@@ -206,10 +214,16 @@ def _inspect_bundle(path: Path) -> Inspection:
         "difference from torch": f"{max(manifest.parity.values()):.1e}" if manifest.parity else "not measured",
     }
     try:
-        Bundle.load(path)
+        _check_sums(path)
     except ArtifactError as error:
         return Inspection(str(path), "bundle", facts | {"checksums": "wrong"}, False, (str(error),))
     return Inspection(str(path), "bundle", facts | {"checksums": "correct"} | _engines_of(path, manifest), True, ())
+
+
+def _check_sums(bundle: Path) -> None:
+    """Read all graphs of a bundle; an ArtifactError if one is missing, altered or damaged."""
+    if (info := Bundle.load(bundle).manifest.int8_encoder) is not None:
+        read_graph(bundle, info)
 
 
 def _objectness(manifest: Manifest) -> str:

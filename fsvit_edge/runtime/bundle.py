@@ -24,6 +24,8 @@ CPU_GRAPH_NAMES = ("compare", "outline")
 """The trained head's graphs for ONNX Runtime on a CPU, which it runs in place of "head"; see `model/cpu_head.py`."""
 OBJECTNESS = "objectness"
 """Name of the map that separates objects from their background: an output of the encoder or of its own graph."""
+INT8_ENCODER = "int8_encoder"
+"""Name of the encoder's graph in INT8, which a bundle may have in addition."""
 TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
 """Kinds of heads: the trained correlation transformer, and prototypes, which need no training."""
 EXPORT_AGAIN = "export the bundle again with: fsvit-edge export"
@@ -64,6 +66,7 @@ class Manifest:
     head: str = TRAINED_HEAD  # The kind of head, "cst" or "prototype"; missing in older bundles.
     presence_level: float = DEFAULT_LEVEL  # Level of a class with one support, in (0, 1); missing in older bundles.
     support_crop: float = 0.0  # Window around a small object, in object sizes; 0 never crops; missing in older bundles.
+    int8_encoder: GraphInfo | None = None  # The encoder in INT8 for x86 processors with VNNI; missing in older bundles.
     most_tokens: int = 0  # Image tokens of a support that the head for CPUs reads; 0: all; missing in older bundles.
     cpu_graphs: dict[str, GraphInfo] = field(default_factory=dict)  # The head for CPUs; missing in older bundles.
 
@@ -72,6 +75,12 @@ class Manifest:
         """Whether the encoder or a separate graph computes objectness."""
         outputs = {spec.name for graph in self.graphs.values() for spec in graph.outputs}
         return OBJECTNESS in outputs
+
+    @property
+    def all_graphs(self) -> dict[str, GraphInfo]:
+        """The graphs by name, with those for CPUs and the INT8 encoder if there are any."""
+        int8 = {} if self.int8_encoder is None else {INT8_ENCODER: self.int8_encoder}
+        return {**self.graphs, **self.cpu_graphs, **int8}
 
     def to_json(self) -> str:
         """Return indented JSON text whose last member is the sha256 of the others."""
@@ -92,10 +101,24 @@ class Bundle:
         """Read a bundle; an ArtifactError if the folder or a file is missing, altered, or of another version."""
         manifest = read_manifest(path)
         graphs, cpu_graphs = (
-            {name: _read_graph(path / info.file, info.sha256) for name, info in described.items()}
+            {name: read_graph(path, info) for name, info in described.items()}
             for described in (manifest.graphs, manifest.cpu_graphs)
         )
         return cls(path, manifest, graphs, cpu_graphs)
+
+
+def read_graph(bundle: Path, info: GraphInfo) -> bytes:
+    """Read a graph of a bundle; an ArtifactError if its file is missing or does not match its sha256."""
+    file = bundle / info.file
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read: {error.strerror}; {EXPORT_AGAIN}.") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != info.sha256:
+        sums = f"sha256 {digest[:12]}..., expected {info.sha256[:12]}..."
+        raise ArtifactError(f"{file} was altered or damaged: {sums}; {EXPORT_AGAIN}.")
+    return data
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +149,7 @@ def read_manifest(path: Path) -> Manifest:
     if manifest.cpu_graphs and manifest.cpu_graphs.keys() != set(CPU_GRAPH_NAMES):
         names = ", ".join(sorted(manifest.cpu_graphs))
         raise ArtifactError(f"{file} has wrong values: cpu_graphs are {names:.80}, not {', '.join(CPU_GRAPH_NAMES)}.")
-    for name, info in (*manifest.graphs.items(), *manifest.cpu_graphs.items()):
+    for name, info in manifest.all_graphs.items():
         own = info.file
         if Path(own).name != own or not own.isprintable():
             raise ArtifactError(f"{file}: the {name} graph's file must be in the bundle, got {own!r}.")
@@ -142,18 +165,6 @@ def read_manifest(path: Path) -> Manifest:
     if manifest.most_tokens < 0:
         raise ArtifactError(f"{file} has wrong values: most_tokens is {manifest.most_tokens}, not at least 0.")
     return manifest
-
-
-def _read_graph(file: Path, sha256: str) -> bytes:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror}; {EXPORT_AGAIN}.") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != sha256:
-        sums = f"sha256 {digest[:12]}..., expected {sha256[:12]}..."
-        raise ArtifactError(f"{file} was altered or damaged: {sums}; {EXPORT_AGAIN}.")
-    return data
 
 
 def is_crop_factor(value: float) -> bool:

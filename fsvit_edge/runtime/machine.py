@@ -3,7 +3,7 @@
 import platform
 import re
 import resource
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,22 @@ def resident_memory_mb(process_ids: Iterable[int]) -> float:
         fields = _text(Path(f"/proc/{process_id}/statm")).split()
         pages += int(fields[1]) if len(fields) > 1 else 0
     return pages * resource.getpagesize() / 1e6
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction sets that the kernel lists for this processor; empty where it lists none."""
+    found = re.search(r"^flags\s*:\s*(.+)$", _text(_CPU_INFO), re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def has_vnni(machine: str, flags: Collection[str]) -> bool:
+    """Whether an x86 processor multiplies uint8 by int8 exactly and fast, by its kind and its instruction sets."""
+    return machine.lower() in ("x86_64", "amd64") and not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags)
+
+
+def has_vnni_here() -> bool:
+    """Whether this processor has it."""
+    return has_vnni(platform.machine(), cpu_flags())
 
 
 def processor() -> str:

@@ -35,7 +35,7 @@ def fast_integers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stem_model(mean: float = TRUNK_MEAN) -> bytes:
-    """An encoder with a stem of two inverted residuals behind two first layers, a decoder on a map, and a linear layer."""
+    """An encoder whose stem has two inverted residuals behind two first layers, with a decoder and a linear layer."""
     rng = np.random.default_rng(0)
     constants: dict[str, npt.NDArray[np.generic]] = {
         "levels": np.float32(255),
@@ -136,14 +136,11 @@ def errors(ours: bytes, theirs: bytes) -> dict[str, float]:
 
 
 def test_the_chain_begins_behind_the_first_narrow_layer_and_ends_before_the_tokens(encoder: bytes) -> None:
-    names = [layer.node.name or layer.output for layer in stem_layers(Graph(encoder))]
+    names = [layer.node.name for layer in stem_layers(Graph(encoder))]
     chain = [f"{block}.{layer}" for block in "ab" for layer in ("expand", "depthwise", "narrow")]
     assert names == [*chain[:3], "node_sum", *chain[3:]]
-    bounded = stem_tensors(Graph(encoder))
-    assert list(bounded) == ["start", "a.depthwise_6", "a.expand_6", "sum", "b.expand_6", "b.depthwise_6"] or bounded
-    assert {name for name, is_bounded in bounded.items() if is_bounded} == {
-        f"{block}.{layer}_6" for block in "ab" for layer in ("expand", "depthwise")
-    }
+    bounded = {f"{block}.{layer}_6": True for block in "ab" for layer in ("expand", "depthwise")}
+    assert stem_tensors(Graph(encoder)) == {"start": False, "sum": False, **bounded}
 
 
 def test_a_patch_embedding_is_no_stem(tiny_graphs: dict[str, bytes]) -> None:
@@ -155,32 +152,40 @@ def test_integer_convolutions_and_sums_are_close_for_every_output_and_batch(
     encoder: bytes, calibration: Calibration
 ) -> None:
     made = quantized(encoder, calibration)
-    counts = {kind: count(made, kind) for kind in ("QLinearConv", "QLinearAdd", "Conv", "MatMulIntegerToFloat", "Clip")}
-    assert counts == {"QLinearConv": 6, "QLinearAdd": 1, "Conv": 4, "MatMulIntegerToFloat": 1, "Clip": 1}
-    assert max(errors(made, encoder).values()) < 0.03
+    counts = {kind: count(made, kind) for kind in ("QLinearConv", "MatMulIntegerToFloat", "Conv", "Clip")}
+    assert counts == {"QLinearConv": 4, "MatMulIntegerToFloat": 3, "Conv": 4, "Clip": 1}  # one product is of tokens
+    assert max(errors(made, encoder).values()) < 0.05
 
 
 def test_wrong_ranges_are_noticed(encoder: bytes, calibration: Calibration) -> None:
     """The control of the test before: a range that is too small loses what is outside."""
-    ranges = {**calibration.ranges["encoder"], "sum": (-0.5, 0.5)}
+    ranges = {**calibration.ranges["encoder"], "sum": (-4.0, 4.0)}
     assert errors(quantized(encoder, replace(calibration, ranges={"encoder": ranges})), encoder)["tokens"] > 0.1
 
 
-def test_biases_take_the_shift_of_rounded_weights_back(
-    encoder: bytes, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corrected = errors(quantized(encoder, calibration), encoder)
-    means = {name: [0.0] * len(values) for name, values in calibration.channel_mean["encoder"].items()}
-    uncorrected = errors(quantized(encoder, replace(calibration, channel_mean={"encoder": means})), encoder)
-    assert corrected["tokens"] < 0.9 * uncorrected["tokens"]
+@pytest.mark.parametrize("name", ["a.expand", "a.depthwise", "a.narrow"])
+def test_biases_take_the_shift_of_rounded_weights_back(name: str, encoder: bytes, calibration: Calibration) -> None:
+    graph = Graph(encoder)
+    node = next(node for node in graph.nodes if node.name == name)
+    means = np.asarray(calibration.channel_mean["encoder"][node.input[0]])
+    exact, bias = (graph.constants[constant].astype(np.float64) for constant in node.input[1:])
+    found = convert_cpu_stem._Weight(graph, node, means)
+    rounded = found.integers * found.scales[:, None, None, None].astype(np.float64)
+    shares = means[:, None] if name == "a.depthwise" else means[None, :]  # of each output, (out or 1, in / group)
+
+    def mean_of(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.asarray((weight.sum(axis=(2, 3)) * shares).sum(axis=1))
+
+    np.testing.assert_allclose(mean_of(rounded) + found.bias, mean_of(exact) + bias, atol=1e-9)
+    assert np.abs(mean_of(rounded) - mean_of(exact)).max() > 1e-3  # without the correction it would be off
 
 
 def test_a_layer_can_stay_in_fp32_and_its_neighbors_still_compute_the_same(
     encoder: bytes, calibration: Calibration
 ) -> None:
     made = quantized(encoder, calibration, ("a.depthwise",))
-    assert count(made, "QLinearConv") == 3
-    assert max(errors(made, encoder).values()) < 0.03
+    assert (count(made, "QLinearConv"), count(made, "MatMulIntegerToFloat")) == (3, 2)
+    assert max(errors(made, encoder).values()) < 0.05
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_a_folder_becomes_a_calibration_of_the_bundled_model(album: Path, here: 
         low, high, ratio = map(float, row.split()[2:])
         assert low < 0 < high
         assert ratio >= 1
-    assert wrote == "Wrote calibration.json: ranges of 20 tensors."
+    assert wrote == "Wrote calibration.json: ranges of 80 tensors."
     assert "Warning" not in result.err
     assert "Calibrate: run the encoder on 34 pictures" in result.err
     assert result.err.endswith("Next: fsvit-edge build-engine --int8 --calib calibration.json\n")

@@ -13,10 +13,12 @@ from fsvit_edge.runtime.bundle import (
     CPU_GRAPH_NAMES,
     DEFAULT_BUNDLE,
     GRAPH_NAMES,
+    INT8_ENCODER,
     MANIFEST_NAME,
     OBJECTNESS,
     Bundle,
     is_crop_factor,
+    read_graph,
     read_manifest,
     sealed,
 )
@@ -62,7 +64,7 @@ def test_an_intact_bundle_is_read(bundle: Path) -> None:
 
 def test_the_manifest_loses_nothing_when_written_and_read() -> None:
     values = json.loads(read_manifest(DEFAULT_BUNDLE).to_json())
-    assert values == sealed({"head": "cst", "presence_level": 0.5, "support_crop": 0.0} | SHIPPED)
+    assert values == sealed({"head": "cst", "presence_level": 0.5, "support_crop": 0.0, "int8_encoder": None} | SHIPPED)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,25 @@ def test_a_field_that_older_bundles_lack_has_a_default_and_limits(
 def test_a_bundle_without_the_head_for_cpus_is_an_older_one(bundle: Path) -> None:
     edit(bundle, lambda values: values.pop("cpu_graphs"))
     assert Bundle.load(bundle).cpu_graphs == {}
+
+
+def test_an_int8_encoder_is_optional_and_read_only_when_it_is_wanted(bundle: Path) -> None:
+    info = read_manifest(bundle).int8_encoder
+    assert info is not None
+    assert read_manifest(bundle).all_graphs.keys() == {*GRAPH_NAMES, *CPU_GRAPH_NAMES, INT8_ENCODER}
+    assert Bundle.load(bundle).graphs.keys() == set(GRAPH_NAMES)  # its file does not exist here
+    with pytest.raises(ArtifactError, match=r"int8_encoder\.onnx cannot be read: No such file"):
+        read_graph(bundle, info)
+    (bundle / info.file).write_bytes(b"another graph")
+    with pytest.raises(ArtifactError, match=r"int8_encoder\.onnx was altered or damaged: sha256"):
+        read_graph(bundle, info)
+    assert read_graph(DEFAULT_BUNDLE, info) == (DEFAULT_BUNDLE / info.file).read_bytes()
+    edit(bundle, lambda values: values["int8_encoder"].update(file="../int8_encoder.onnx"))
+    with pytest.raises(ArtifactError, match="the int8_encoder graph's file must be in the bundle"):
+        read_manifest(bundle)
+    edit(bundle, lambda values: values.pop("int8_encoder"))
+    older = read_manifest(bundle)
+    assert (older.int8_encoder, older.all_graphs) == (None, {**older.graphs, **older.cpu_graphs})
 
 
 def test_a_crop_factor_is_0_or_at_least_1_and_finite() -> None:

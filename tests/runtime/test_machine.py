@@ -7,7 +7,7 @@ from engine_records import GPU, MACHINE
 
 from fsvit_edge.runtime import machine
 from fsvit_edge.runtime.json_records import record_from_json
-from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.machine import Machine, cpu_flags, has_vnni
 
 
 def test_a_machine_survives_a_write_and_a_read() -> None:
@@ -44,3 +44,22 @@ def test_processor_and_release_are_read_from_the_system(
     monkeypatch.setattr(machine, "find_gpu", lambda: GPU)
     here = Machine.here()
     assert (here.cpu, here.l4t, here.gpu) == (cpu, l4t, GPU)
+
+
+@pytest.mark.parametrize(
+    ("arch", "text", "expected"),
+    [
+        ("x86_64", "flags\t\t: fpu avx2 avx512_vnni\nbugs\t\t: none\n", True),
+        ("AMD64", "flags\t\t: avx_vnni\n", True),
+        ("x86_64", "flags\t\t: fpu avx2 avx512f\nvmx flags\t: avx512_vnni\n", False),
+        ("aarch64", "Features\t: fp asimd asimddp\n", False),
+        ("x86_64", None, False),
+    ],
+)
+def test_vnni_is_read_from_the_processors_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, text: str | None, expected: bool
+) -> None:
+    monkeypatch.setattr(machine, "_CPU_INFO", tmp_path / "cpuinfo")
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    assert has_vnni(arch, cpu_flags()) is expected

@@ -1,47 +1,41 @@
 """Choose and open the engines that run a bundle here: those that `build-engine` made if they fit, else the CPU's."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsvit_edge.runtime.bundle import Bundle, GraphInfo
+from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.base import (
     BACKEND_TITLES,
     TENSORRT_BACKENDS,
-    WIDE_COMPARE,
     Engines,
     refuse_old_name,
 )
-from fsvit_edge.runtime.engines.cuda_packages import open_device_memory
 from fsvit_edge.runtime.engines.files import (
-    EngineRecord,
     StoredEngine,
     engine_folder,
     find_engines,
-    load_engine,
 )
 from fsvit_edge.runtime.engines.fitting import EngineSet, build_command, fitting_sets, installed_version
 from fsvit_edge.runtime.engines.onnx_runtime import (
     ENGINE_PROVIDERS,
-    OnnxRuntimeEngine,
     installed_providers,
     refuse_fp16_on_cpu,
 )
-from fsvit_edge.runtime.engines.openvino import OPENVINO, OpenVinoEngine, check_precision, openvino_version
-from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
+from fsvit_edge.runtime.engines.open_graphs import open_graphs, open_in_openvino
+from fsvit_edge.runtime.engines.openvino import OPENVINO, check_precision, openvino_version
 from fsvit_edge.runtime.engines.tensorrt_api import open_tensorrt
 from fsvit_edge.runtime.engines.trial import find_trial
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
-from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.machine import Machine, has_vnni_here
 from fsvit_edge.runtime.messages import Say
 
 ENGINES = ("auto", *ENGINE_PROVIDERS, OPENVINO, *TENSORRT_BACKENDS)
 PRECISION_CHOICES = ("auto", "fp32", "bf16", "fp16", "int8")
 _BUILT_ONLY = ("fp16", "int8")
-"""Precisions that only built engines have: a bundle's own graphs are FP32."""
+"""Precisions that built engines have: a bundle's own graphs are FP32, but for an INT8 encoder for x86 with VNNI."""
 _UNMEASURED_ORDER = ("fp16", "fp32", "int8")
 """On a GPU, if nothing was measured: INT8 is slower than FP16 as often as it is faster, so it comes last."""
 
@@ -71,12 +65,12 @@ def choose_engines(
 
     "auto" takes engines that were built for this GPU; else ONNX Runtime on CUDA if that is installed; else what is
     fastest on the CPU: OpenVINO, if it is installed and was timed so, in FP32 or BF16; or ONNX Runtime, with the built
-    engines that measured fastest on this processor if they beat the bundle's own FP32 graphs. Engines that do not fit,
-    are damaged, slower or fail to open are passed over, and the notes say why. `say` gets a line before OpenVINO is
-    timed, which is done once and takes a few seconds.
+    engines that measured fastest on this processor if they beat the bundle's own FP32 graphs, or with the bundle's own
+    INT8 encoder, if it has one and the processor has VNNI, unless INT8 was measured to be slower here. Engines that do
+    not fit, are damaged, slower or fail to open are passed over, and the notes say why. `say` gets a line before
+    OpenVINO is timed, which is done once and takes a few seconds.
 
-    `made_in` is the precision of a bank that will be used, None without one: to be faster, "auto" takes OpenVINO in no
-    other precision.
+    `made_in` is the precision of a bank that will be used, which "auto" takes wherever it can; None without one.
 
     `threads` work within an operator of ONNX Runtime or OpenVINO; None for one per core. Enroll and objectness always
     run in FP32 in ONNX Runtime, and so does the head beside OpenVINO's encoder. BF16 is OpenVINO's alone.
@@ -87,6 +81,11 @@ def choose_engines(
         ArtifactError: No engine that fits was built for the given engine or precision.
     """
     _check_options(engine, precision)
+    if precision == "auto" and made_in in PRECISION_CHOICES[1:]:
+        try:
+            return choose_engines(bundle, engine, made_in, threads, made_in, say)
+        except FsvitEdgeError:
+            pass
     search = _Search(bundle, threads, precision)
     if engine in TENSORRT_BACKENDS:
         if find_gpu() is None:
@@ -99,8 +98,6 @@ def choose_engines(
         if opened is None:
             raise _nothing_fits(search, engine, precision)
         return opened
-    if (engine, precision, made_in) == ("auto", "auto", "bf16"):
-        precision = "bf16"  # OpenVINO alone can use this bank
     if engine == OPENVINO or precision == "bf16":
         return search.open_openvino("fp32" if precision == "auto" else precision)
     is_auto = engine == "auto"
@@ -111,11 +108,11 @@ def choose_engines(
         prefers_cuda = precision not in _BUILT_ONLY and "cuda" in installed_providers()
         engine = "onnxruntime-cuda" if prefers_cuda else "onnxruntime"
     if is_auto and engine == "onnxruntime" and precision in ("auto", "fp32"):
-        opened = search.open_timed(("fp32", "bf16") if precision == "auto" else ("fp32",), made_in, say)
+        opened = search.open_timed(precision, made_in, say)
         if opened is not None:
             return opened
     if engine == "onnxruntime" and precision != "fp16":
-        opened = search.open_on_cpu(even_if_slower=precision in _BUILT_ONLY)
+        opened = search.open_on_cpu(even_if_slower=precision in _BUILT_ONLY) or search.open_int8_bundle(precision)
         if opened is not None:
             return opened
     if precision in _BUILT_ONLY:
@@ -168,6 +165,7 @@ class _Search:
         self.refused: list[FsvitEdgeError] = []  # why engines that were looked at cannot be used
         self._threads = threads
         self._built: list[StoredEngine] = []  # newest first
+        self._is_int8_slower = False  # measured here, by engines that were built
         self._without_gpu = ""  # a sentence, if there are plans but no GPU
         try:
             built, problems = find_engines(engine_folder(bundle.path, bundle.manifest))
@@ -197,29 +195,49 @@ class _Search:
         fitting = fitting_sets(built, self.bundle.manifest, machine, self.bundle.path)
         sets = sorted(fitting.sets, key=lambda one: _ratio_to_fp32(one, machine))
         slower = [_not_faster(one, machine, self.bundle.path) for one in sets if _ratio_to_fp32(one, machine) >= 1]
+        self._is_int8_slower = any(
+            one.record.precision == "int8" and 1 <= _ratio_to_fp32(one, machine) < math.inf for one in sets
+        )
         if even_if_slower:
             self.refused += map(ArtifactError, slower)
             return self._open_first(sets, fitting.reasons.values())
         faster = [one for one in sets if _ratio_to_fp32(one, machine) < 1]
         return self._open_first(faster, [*slower, *fitting.reasons.values()])
 
+    def open_int8_bundle(self, precision: str) -> tuple[Engines, EngineChoice] | None:
+        """Open the bundle's own graphs with its INT8 encoder; None if it has none, or none for this processor."""
+        info = self.bundle.manifest.int8_encoder
+        is_wanted = precision == "int8" or (precision == "auto" and not self._is_int8_slower)
+        if info is None or not is_wanted or not has_vnni_here():
+            return None
+        try:
+            opened = open_graphs(self.bundle, None, "cpu", self._threads, info)
+        except FsvitEdgeError as error:
+            self.refused.append(error)
+            return None
+        description = f"INT8 encoder in ONNX Runtime {installed_version('onnxruntime')} on the CPU"
+        return self._result(opened, "onnxruntime", "int8", description)
+
     def open_bundle(self, engine: str) -> tuple[Engines, EngineChoice]:
         """Open the bundle's own graphs in ONNX Runtime."""
         provider, precision = ENGINE_PROVIDERS[engine], self.bundle.manifest.precision
-        opened = _open(self.bundle, None, provider, self._threads)
+        opened = open_graphs(self.bundle, None, provider, self._threads)
         place = "CUDA" if provider == "cuda" else "the CPU"
         description = f"{precision.upper()} in ONNX Runtime {installed_version('onnxruntime')} on {place}"
         return self._result(opened, engine, precision, description)
 
-    def open_timed(
-        self, precisions: Sequence[str], made_in: str | None, say: Say
-    ) -> tuple[Engines, EngineChoice] | None:
+    def open_timed(self, precision: str, made_in: str | None, say: Say) -> tuple[Engines, EngineChoice] | None:
         """Open OpenVINO's encoder in the precision that was timed fastest, if ONNX Runtime's encoders are slower."""
+        # With a bank in FP32, the notes say if BF16 would be faster.
+        precisions = ("fp32",) if precision == "fp32" and made_in is None else ("fp32", "bf16")
         trial = find_trial(self.bundle, self._threads, say)
         if trial is None:
             return None
-        fast = [name for name in sorted(precisions, key=trial.ratio) if trial.ratio(name) < self._ratio_to_beat()]
-        usable = [name for name in fast if made_in in (None, name)]
+        limit = self._ratio_to_beat()
+        if precision == "auto" and made_in is None and trial.int8_ms is not None:
+            limit = min(limit, _FASTER * trial.int8_ms / trial.onnxruntime_ms)
+        fast = [name for name in sorted(precisions, key=trial.ratio) if trial.ratio(name) < limit]
+        usable = [name for name in fast if made_in in (None, name) and precision in ("auto", name)]
         notes = list(dict.fromkeys(trial.refused[name] for name in precisions if name in trial.refused))
         if not fast and not notes:
             notes = [f"OpenVINO is installed but not used, because its encoder is no faster here: {trial}."]
@@ -251,7 +269,7 @@ class _Search:
 
     def open_openvino(self, precision: str) -> tuple[Engines, EngineChoice]:
         """Open the bundle's own encoder in OpenVINO, and its other graphs in FP32 in ONNX Runtime."""
-        opened = _open_in_openvino(self.bundle, precision, self._threads)
+        opened = open_in_openvino(self.bundle, precision, self._threads)
         description = (
             f"{precision.upper()} encoder in OpenVINO {openvino_version()}, FP32 head in ONNX Runtime "
             f"{installed_version('onnxruntime')}, on the CPU"
@@ -262,7 +280,7 @@ class _Search:
         """Open the first set that opens; if none does, `reasons` say why the other engines cannot be used."""
         for one in sets:
             try:
-                opened = _open(self.bundle, one, "cpu", self._threads)
+                opened = open_graphs(self.bundle, one, "cpu", self._threads)
             except FsvitEdgeError as error:  # noqa: PERF203 - the next set may open
                 self.refused.append(error)
             else:
@@ -273,80 +291,6 @@ class _Search:
     def _result(self, opened: Engines, engine: str, precision: str, description: str) -> tuple[Engines, EngineChoice]:
         notes = tuple(filter(None, (self._without_gpu, *map(str, self.refused))))
         return opened, EngineChoice(engine, precision, description, notes)
-
-
-_Graph = tuple[bytes, GraphInfo | EngineRecord, str]
-"""A graph, its description, and words for what differs if the two do not agree."""
-
-
-def _open(bundle: Bundle, stored: EngineSet | None, provider: str, threads: int | None) -> Engines:
-    """Open a bundle's graphs in ONNX Runtime; if engines of encoder and head are given, these in their place."""
-    graphs = _with_descriptions(bundle, bundle.graphs, bundle.manifest.graphs)
-    plans: dict[str, tuple[bytes, EngineRecord]] = {}
-    if stored is not None:
-        # Both are read and verified before one is opened.
-        for name, (path, record) in (("encoder", stored.encoder), ("head", stored.head)):
-            data = load_engine(path, record)
-            if record.backend in TENSORRT_BACKENDS:
-                plans[name] = (data, record)
-                del graphs[name]
-            else:
-                graphs[name] = (data, record, f"{path} differ from its sidecar")
-    engines: Engines = {}
-    with ExitStack() as stack:
-        if stored is not None and plans:
-            api = open_tensorrt(stored.record.backend)
-            memory = open_device_memory()  # one for both; closes when no engine uses it any more
-            for name, (plan, record) in plans.items():
-                engines[name] = stack.enter_context(TensorRtEngine(plan, record, api, memory))
-        engines |= _open_in_onnx_runtime(bundle, graphs, provider, threads, stack)
-        stack.pop_all()
-    return engines
-
-
-def _open_in_openvino(bundle: Bundle, precision: str, threads: int | None) -> Engines:
-    """Open a bundle's graphs: the encoder in OpenVINO, the others in ONNX Runtime.
-
-    OpenVINO's head was slower in FP32 (cst-nano: 56 ms against 48 with 4 supports, 267 against 233 with 20), twice as
-    slow at the first run with each number of supports or tokens; in BF16, its probabilities have three digits and reach
-    1, where log-odds end.
-    """
-    info = bundle.manifest.graphs["encoder"]
-    graphs = _with_descriptions(bundle, bundle.graphs, bundle.manifest.graphs)
-    del graphs["encoder"]
-    with ExitStack() as stack:
-        encoder = stack.enter_context(OpenVinoEngine(bundle.graphs["encoder"], info, precision, threads))
-        engines = {"encoder": encoder, **_open_in_onnx_runtime(bundle, graphs, "cpu", threads, stack)}
-        stack.pop_all()
-    return engines
-
-
-def _open_in_onnx_runtime(
-    bundle: Bundle, graphs: dict[str, _Graph], provider: str, threads: int | None, stack: ExitStack
-) -> Engines:
-    """Open graphs; on a CPU, in place of the head the bundle's own for CPUs, if it has one."""
-    opened = [(name, name, threads) for name in graphs]
-    if provider == "cpu" and "head" in graphs and bundle.cpu_graphs:
-        graphs = {**graphs, **_with_descriptions(bundle, bundle.cpu_graphs, bundle.manifest.cpu_graphs)}
-        opened = [one for one in opened if one[0] != "head"]
-        opened += [("compare", "compare", 1), (WIDE_COMPARE, "compare", threads), ("outline", "outline", 1)]
-    engines: Engines = {}
-    for name, graph_name, own_threads in opened:
-        graph, stated, which = graphs[graph_name]
-        engine = stack.enter_context(OnnxRuntimeEngine(graph, provider, own_threads))
-        if (engine.inputs, engine.outputs) != (stated.inputs, stated.outputs):
-            raise ArtifactError(f"The inputs or outputs of {which}.")
-        engines[name] = engine
-    return engines
-
-
-def _with_descriptions(
-    bundle: Bundle, graphs: Mapping[str, bytes], described: Mapping[str, GraphInfo]
-) -> dict[str, _Graph]:
-    return {
-        name: (graphs[name], info, f"{bundle.path / info.file} differ from bundle.json")
-        for name, info in described.items()
-    }
 
 
 def _plan_order(one: EngineSet) -> tuple[bool, float, int]:

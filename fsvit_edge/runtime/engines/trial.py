@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from fsvit_edge.runtime.bundle import Bundle
+from fsvit_edge.runtime.bundle import Bundle, read_graph
 from fsvit_edge.runtime.engines.base import Array, Engine
 from fsvit_edge.runtime.engines.fitting import installed_version
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.openvino import OpenVinoEngine, openvino_version, usable_precisions
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
-from fsvit_edge.runtime.machine import processor
+from fsvit_edge.runtime.machine import has_vnni_here, processor
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.storage import atomic_write, user_cache
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MIN_LABEL_AGREEMENT = 0.99
 """Share of pixels that must get the same label as in FP32; `build-engine` warns of fewer."""
 MIN_COSINE = 0.95
@@ -50,6 +50,7 @@ class Trial:
     onnxruntime_ms: float  # median time of the bundle's FP32 encoder
     openvino_ms: dict[str, float]  # the same in OpenVINO, by precision
     refused: dict[str, str]  # why a precision must not be taken, a sentence each
+    int8_ms: float | None  # the same of the bundle's INT8 encoder in ONNX Runtime; None without one for this processor
 
     def ratio(self, precision: str) -> float:
         """OpenVINO's time over that of ONNX Runtime in FP32; infinite for a precision that must not be taken."""
@@ -60,7 +61,8 @@ class Trial:
     def __str__(self) -> str:
         """In words: 37.2 ms in ONNX Runtime, 34.4 ms in OpenVINO in FP32, 21.6 ms in BF16."""
         times = ", ".join(f"{ms:.1f} ms in {name.upper()}" for name, ms in self.openvino_ms.items())
-        return f"{self.onnxruntime_ms:.1f} ms in ONNX Runtime in FP32; in OpenVINO {times or 'nothing ran'}"
+        int8 = "" if self.int8_ms is None else f", {self.int8_ms:.1f} ms in INT8"
+        return f"{self.onnxruntime_ms:.1f} ms in ONNX Runtime in FP32{int8}; in OpenVINO {times or 'nothing ran'}"
 
 
 def find_trial(bundle: Bundle, threads: int | None, say: Say) -> Trial | None:
@@ -91,7 +93,7 @@ def known_trial(bundle: Bundle) -> Trial | None:
         trial = record_from_json(Trial, file, read_json_object(file, FORMAT_VERSION, "remove it"))
     except (FsvitEdgeError, OSError):  # none, or a damaged one, which the next replaces
         return None
-    numbers = (trial.onnxruntime_ms, *trial.openvino_ms.values())
+    numbers = (trial.onnxruntime_ms, *trial.openvino_ms.values(), *filter(None, (trial.int8_ms,)))
     is_sound = (trial.processor, trial.graphs, trial.versions) == wanted and min(numbers) > 0
     return trial if is_sound else None
 
@@ -108,19 +110,23 @@ def measure(bundle: Bundle, threads: int | None = None) -> Trial:
         }
         encoders: dict[str, Engine] = {"": fp32["encoder"]}
         info = bundle.manifest.graphs["encoder"]
+        int8 = bundle.manifest.int8_encoder
         try:
+            if int8 is not None and has_vnni_here():
+                encoders["int8"] = stack.enter_context(OnnxRuntimeEngine(read_graph(bundle.path, int8), "cpu", threads))
             for precision in usable_precisions():
                 engine = OpenVinoEngine(bundle.graphs["encoder"], info, precision, threads)
                 encoders[precision] = stack.enter_context(engine)
             times_ms, encoded = _take_turns(encoders, bundle.manifest.image_size)
         except FsvitEdgeError as error:  # a broken installation must not stop who did not ask for it
-            return Trial(FORMAT_VERSION, *conditions, 1.0, {}, {"fp32": str(error), "bf16": str(error)})
+            return Trial(FORMAT_VERSION, *conditions, 1.0, {}, {"fp32": str(error), "bf16": str(error)}, None)
         wanted = _answers(fp32, encoded[""], bundle.manifest.image_size)
-        for precision in encoders.keys() - {""}:
+        for precision in encoders.keys() - {"", "int8"}:
             got = _answers(fp32, encoded[precision], bundle.manifest.image_size)
             if difference := _difference(got, wanted, bundle.manifest.presence_level):
                 refused[precision] = f"OpenVINO's encoder in {precision.upper()} is not used: {difference}."
-    return Trial(FORMAT_VERSION, *conditions, times_ms.pop(""), times_ms, refused)
+    fp32_ms, int8_ms = times_ms.pop(""), times_ms.pop("int8", None)
+    return Trial(FORMAT_VERSION, *conditions, fp32_ms, times_ms, refused, int8_ms)
 
 
 def conditions_of(bundle: Bundle) -> tuple[str, dict[str, str], dict[str, str]] | None:
@@ -128,7 +134,7 @@ def conditions_of(bundle: Bundle) -> tuple[str, dict[str, str], dict[str, str]] 
     versions = {"onnxruntime": installed_version("onnxruntime") or "", "openvino": openvino_version()}
     if versions["openvino"] is None:
         return None
-    graphs = {name: info.sha256 for name, info in bundle.manifest.graphs.items()}
+    graphs = {name: info.sha256 for name, info in bundle.manifest.all_graphs.items()}
     return processor(), graphs, {name: str(version) for name, version in versions.items()}
 
 

@@ -183,6 +183,95 @@ def test_a_set_of_both_graphs_by_onnx_runtime_runs(bundle: Bundle) -> None:
     assert np.array_equal(*answers)
 
 
+def alter_encoder(bundle: Bundle) -> None:
+    path = bundle.path / "int8_encoder.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def no_encoder(bundle: Bundle) -> None:
+    (bundle.path / "int8_encoder.onnx").unlink()
+
+
+@pytest.fixture
+def with_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU, whose processor has VNNI."""
+    pretend(monkeypatch, replace(MACHINE, gpu=None))
+    monkeypatch.setattr(choose, "has_vnni_here", lambda: True)
+
+
+@pytest.mark.usefixtures("with_vnni")
+def test_the_bundles_int8_encoder_runs_on_a_processor_with_vnni(bundle: Bundle) -> None:
+    for engine, precision in (("auto", "auto"), ("onnxruntime", "auto"), ("auto", "int8"), ("onnxruntime", "int8")):
+        choice = chosen(bundle, engine, precision)
+        assert (choice.engine, choice.precision, choice.notes) == ("onnxruntime", "int8", ())
+        assert choice.description == f"INT8 encoder in ONNX Runtime {VERSIONS['onnxruntime']} on the CPU"
+    assert chosen(bundle, "auto", "fp32").precision == "fp32"
+    older = replace(bundle, manifest=replace(bundle.manifest, int8_encoder=None))
+    assert chosen(older).precision == "fp32"
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_the_bundles_int8_encoder_never_runs_on_another_processor(bundle: Bundle) -> None:
+    assert chosen(bundle).precision == "fp32"
+    assert "No INT8 engine for ONNX Runtime has been built" in refusal(ArtifactError, bundle, "auto", "int8")
+
+
+@pytest.mark.usefixtures("with_vnni")
+def test_engines_that_were_measured_here_come_before_the_bundles_int8_encoder(bundle: Bundle) -> None:
+    write_set(bundle.path, latency_ms=10.0, fp32_latency_ms=10.0)
+    choice = chosen(bundle)
+    assert choice.precision == "fp32"  # INT8 is no faster here
+    assert "no faster here" in choice.notes[0]
+    write_set(bundle.path, latency_ms=5.0, fp32_latency_ms=10.0)
+    assert "built 2026-11-25" in chosen(bundle).description
+
+
+@pytest.mark.usefixtures("with_vnni")
+@pytest.mark.parametrize(
+    ("spoil", "reason"), [(alter_encoder, "was altered or damaged"), (no_encoder, "cannot be read")]
+)
+def test_a_damaged_int8_encoder_is_never_parsed_and_always_reported(
+    bundle: Bundle, parsed: list[tuple[Any, str]], spoil: Callable[[Bundle], object], reason: str
+) -> None:
+    spoil(bundle)
+    choice = chosen(bundle)
+    assert choice.precision == "fp32"
+    (note,) = choice.notes
+    assert f"int8_encoder.onnx {reason}" in note
+    assert [given for given, _ in parsed] == list(bundle.graphs.values())
+    parsed.clear()
+    assert reason in refusal(ArtifactError, bundle, "auto", "int8")
+    assert parsed == []
+
+
+@pytest.mark.usefixtures("with_vnni")
+def test_a_bank_opens_in_its_own_precision_and_names_no_engine_that_is_missing(bundle: Bundle, tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    for precision in ("fp32", "int8"):
+        bank = tmp_path / f"{precision}.safetensors"
+        with FewShotModel.load(bundle.path, precision=precision, threads=1) as model:
+            model.enroll("thing", [picture])
+            model.save_bank(bank)
+        with FewShotModel.load(bundle.path, threads=1, bank=bank) as model:
+            assert model.choice.precision == precision
+            model.load_bank(bank)
+            assert model.classes == ("thing",)
+    for unusable in (tmp_path / "none.safetensors", bundle.path / "head.onnx"):
+        with FewShotModel.load(bundle.path, threads=1, bank=unusable) as model:
+            assert model.choice.precision == "int8"
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("preferred", ["int8", "fp16", "fp64"])
+def test_a_preferred_precision_that_nothing_has_is_passed_over(bundle: Bundle, preferred: str) -> None:
+    engines, choice = choose_engines(bundle, threads=1, preferred=preferred)
+    for engine in engines.values():
+        engine.close()
+    assert (choice.precision, choice.notes) == ("fp32", ())
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
