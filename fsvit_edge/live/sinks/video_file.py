@@ -26,8 +26,8 @@ _FRAGMENT_S = 1.0
 # Fragments, to which an index of the whole is added at the end: a player then knows the duration, and can seek.
 _CONTAINER = {"movflags": "+hybrid_fragmented+empty_moov+frag_keyframe+default_base_moof"}
 # The fastest preset, with the deblocking filter that it lacks (0.4 dB for no measurable time), at a rate factor that
-# beats OpenCV's MPEG-4 in time (5.2 ms per frame of the demo at 1280x720; its 5.7), in quality (39.3 dB; 38.0) and in
-# size (8.3 KiB; 10.3). "zerolatency" keeps no frames back.
+# beats OpenCV's MPEG-4 in time, quality and size: 4.6 ms, 39.3 dB and 8.3 KiB per frame beside 4.9 ms, 38.0 dB and
+# 10.3 KiB (benchmarks/recording.py). "zerolatency" keeps no frames back.
 _ENCODER = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "no-deblock=0", "crf": "26", "forced-idr": "1"}
 _INTRA = 1  # FFmpeg's AV_PICTURE_TYPE_I, AVCOL_RANGE_MPEG, AVCOL_SPC_SMPTE170M and AVCOL_PRI_BT709, AVCOL_TRC_BT709
 _LIMITED, _BT601, _BT709 = 1, 6, 1
