@@ -1,8 +1,8 @@
 """Everything that the page shows, as JSON that is worked out once for all who ask while nothing changes."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.prediction import Prediction
@@ -15,26 +15,23 @@ from fsvit_edge.live.shared_model import Enrolled
 from fsvit_edge.page import schemas
 from fsvit_edge.page.events import hex_color
 
-if TYPE_CHECKING:
-    from fsvit_edge.page.state import PageState
-
 
 class ShownState:
     """The newest answer of /api/state.
 
-    With 20 classes it takes as long as several frames of a small network. Here it is made in the thread of the first
-    request after a change, and the server only sends it.
+    It takes long with many classes, so it is made in the thread of the first request after a change; the server only
+    sends it.
     """
 
     def __init__(self) -> None:
         self._making = threading.Lock()
-        self._seen: _Seen | None = None
+        self._seen: Seen | None = None
         self._json = b""
 
-    def json(self, page: "PageState") -> bytes:
-        """Return `schemas.State` of a run as JSON."""
+    def json(self, look: Callable[[], "Seen"]) -> bytes:
+        """Return `schemas.State` as JSON, of what there is to see when those who asked before have their answer."""
         with self._making:
-            seen = _look(page)
+            seen = look()
             if self._seen is None or not seen.is_same(self._seen):
                 self._json = _state(seen).model_dump_json().encode()
                 self._seen = seen
@@ -42,7 +39,7 @@ class ShownState:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """What a state is made of; objects are replaced as a whole when they change."""
 
     health: Health | None
@@ -57,7 +54,7 @@ class _Seen:
     bank_file: str
     is_saved: bool
 
-    def is_same(self, other: "_Seen") -> bool:
+    def is_same(self, other: "Seen") -> bool:
         """Whether nothing was replaced; numbers and texts are compared by value."""
         return all(
             mine == theirs if isinstance(mine, (int, str)) else mine is theirs
@@ -65,24 +62,7 @@ class _Seen:
         )
 
 
-def _look(page: "PageState") -> _Seen:
-    model = page.model
-    return _Seen(
-        page.hub.health,
-        page.hub.newest,
-        model.enrolled,
-        model.zones_of_run,
-        page.scene_check,
-        page.events.newest_number,
-        model.review,
-        page.run_id,
-        model.revision,
-        str(page.bank_path),
-        page.is_saved,
-    )
-
-
-def _state(seen: _Seen) -> schemas.State:
+def _state(seen: Seen) -> schemas.State:
     health, newest, enrolled = seen.health, seen.newest, seen.enrolled
     classes = {}
     for index, name in enumerate(enrolled.supports):
@@ -135,7 +115,7 @@ def _support_states(supports: ClassSupports) -> list[schemas.SupportState]:
     return [schemas.SupportState(has_mask=one.has_mask, key=one.thumbnail_key) for one in supports]
 
 
-def _zone_states(seen: _Seen) -> list[schemas.ZoneState]:
+def _zone_states(seen: Seen) -> list[schemas.ZoneState]:
     results = () if seen.newest is None else seen.newest[1].results
     return [
         schemas.ZoneState(

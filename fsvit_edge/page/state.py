@@ -22,7 +22,7 @@ from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import schemas
 from fsvit_edge.page.events import EventLog
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
-from fsvit_edge.page.shown_state import ShownState
+from fsvit_edge.page.shown_state import Seen, ShownState
 from fsvit_edge.page.trials import Trials
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.storage import BusyError, editing
@@ -73,6 +73,23 @@ class PageState:
     def has_unsaved_changes(self) -> bool:
         """Whether a person changed something here that is not in the file."""
         return not self.is_saved and (self.model.changes != self.first_changes or bool(self.unstored))
+
+    def seen(self) -> Seen:
+        """What the page shows now."""
+        hub, model = self.hub, self.model
+        return Seen(
+            hub.health,
+            hub.newest,
+            model.enrolled,
+            model.zones_of_run,
+            self.scene_check,
+            self.events.newest_number,
+            model.review,
+            self.run_id,
+            model.revision,
+            str(self.bank_path),
+            self.is_saved,
+        )
 
     def judge(self, number: int, verdict: Verdict | None) -> tuple[ReviewItem, bool]:
         """Set the verdict of a doubtful frame, and return it, and whether the verdict is in the bank's file."""

@@ -20,7 +20,7 @@ router = make_router()
 @router.get("/api/state", response_model=schemas.State)
 def get_state(page: Page) -> Response:
     """Get everything the page shows: health, newest frame, classes with scores and supports, and the bank."""
-    return Response(page.shown.json(page), media_type="application/json")
+    return Response(page.shown.json(page.seen), media_type="application/json")
 
 
 @router.get("/api/stream.mjpg", response_class=schemas.JpegStreamResponse)
