@@ -78,9 +78,15 @@ def see(page: Page, camera: Camera, image: np.ndarray) -> None:
 
 
 def wait_for_frames(page: Page, count: int) -> None:
-    sequence = "(await (await fetch('/api/state')).json()).frame.sequence"
-    least = page.evaluate(f"async () => {sequence}") + count
-    page.wait_for_function(f"async (least) => {sequence} >= least", arg=least)
+    """Wait for more frames; `wait_for_function` takes the promise of an async function for its answer."""
+    page.evaluate(
+        """async (count) => {
+          const sequence = async () => (await (await fetch("/api/state")).json()).frame.sequence;
+          const least = await sequence() + count;
+          while (await sequence() < least) await new Promise((resolve) => setTimeout(resolve, 20));
+        }""",
+        count,
+    )
 
 
 def not_it(shown: Locator) -> Locator:
