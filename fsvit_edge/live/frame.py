@@ -18,3 +18,4 @@ class Frame:
     decode_ms: float  # reading and decoding; for a live source, this includes waiting for the frame
     is_frozen: bool = False  # a live source has repeated the same pixels for so long that it must hang
     age_ms: float = 0.0  # from capture to its result; 0 before it is processed
+    camera: str = ""  # in a run of several sources, the name of the one that it is from
