@@ -19,6 +19,7 @@ from fsvit_edge.runtime.presence_level import distinct_texts
 if TYPE_CHECKING:
     from fsvit_edge.fewshot.prediction import ClassResult, Prediction
     from fsvit_edge.live.frame import Frame
+    from fsvit_edge.live.health import SourceHealth
     from fsvit_edge.live.loop import RunResult
     from fsvit_edge.live.shared_model import LiveModel
     from fsvit_edge.live.sinks.base import Sink
@@ -31,10 +32,15 @@ _TABLE_PERIOD_S = 0.25
 
 def run(
     source: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            help="A picture, a folder, a video, a camera (0, /dev/video0, csi://0), rtsp://..., http://... or demo."
+            help="A picture, a folder, a video, a camera (0, /dev/video0, csi://0), rtsp://..., http://... or demo; of "
+            "several, each in turn."
         ),
+    ] = None,
+    cameras: Annotated[
+        Path | None,
+        typer.Option(help="Read the sources of this list, too: SOURCE or NAME = SOURCE on each line, # for comments."),
     ] = None,
     camera: Annotated[
         bool, typer.Option("--camera", help="Read a camera: camera 0, or the one given as SOURCE.")
@@ -43,7 +49,7 @@ def run(
         list[str] | None,
         typer.Option(
             help="Where results go: DIR/ (pictures), out.mp4 (video), out.jsonl or - (JSON lines), mqtt://HOST/TOPIC, "
-            "or the page: http://127.0.0.1:8080. May be repeated."
+            "or the page: http://127.0.0.1:8080; {source} is the place for the name of a source. May be repeated."
         ),
     ] = None,
     bank: Annotated[
@@ -136,7 +142,7 @@ def run(
     from fsvit_edge.live.sinks.open import is_page
     from fsvit_edge.live.sources.base import SourceOptions
 
-    uri = _source(source, camera)
+    uri = _sources(source or [], camera, cameras)
     sinks = sink or ([_DEMO_VIDEO] if uri == "demo" else [])
     options = RunOptions(
         source=SourceOptions(width, height, fps, cast("Flip", flip), loop, realtime),
@@ -174,7 +180,8 @@ def run(
     else:
         _print_answers(answers, result.statistics.frames)
         _print_summary(result, to_stderr="-" in sinks)
-    for status in result.health.sinks[: len(sinks)]:
+    told = len(webhook or ()) + (0 if snapshots is None else len(result.health.sources))  # these sinks come last
+    for status in result.health.sinks[: len(result.health.sinks) - told]:
         if status.name != "-" and "://" not in status.name and status.written and not status.failure:
             say(f"Wrote {status.name}{' in numbered segments' if segment and '.' in status.name else ''}")
     if uri == "demo" and not any(map(is_page, sinks)):
@@ -183,16 +190,22 @@ def run(
         raise typer.Exit(result.exit_code)
 
 
-def _source(source: str | None, camera: bool) -> str:
-    if not camera:
-        if source is None:
-            raise InputError("Give a source (a picture, a folder, a video, rtsp://... or demo) or --camera.")
-        return source
-    if source is not None and not source.isdigit() and not source.startswith("/dev/"):
-        raise InputError(
-            f"--camera reads a camera, but SOURCE is {source!r}; give a camera number, or only one of them."
-        )
-    return source or "0"
+def _sources(sources: Sequence[str], camera: bool, cameras: Path | None) -> "str | Mapping[str, str]":
+    """Return one source as it is given, or several by name."""
+    from fsvit_edge.live.sources.names import read_cameras, source_names
+
+    for source in sources if camera else ():
+        if not source.isdigit() and not source.startswith("/dev/"):
+            raise InputError(
+                f"--camera reads a camera, but SOURCE is {source!r}; give a camera number, or only one of them."
+            )
+    if camera and not sources:
+        sources = ["0"]
+    if cameras is not None:
+        return source_names([*((None, source) for source in sources), *read_cameras(cameras)])
+    if not sources:
+        raise InputError("Give a source (a picture, a folder, a video, rtsp://... or demo) or --camera.")
+    return sources[0] if len(sources) == 1 else source_names((None, source) for source in sources)
 
 
 def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, hosts: Sequence[str]) -> "Sink":
@@ -216,18 +229,23 @@ def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None
     from rich.table import Table
 
     last = -_TABLE_PERIOD_S
+    newest: dict[str, Sequence[ClassResult]] = {}  # of each source
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
 
         def show(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:
             nonlocal last
+            newest[frame.camera] = prediction.results
             now = time.monotonic()
             if now - last < _TABLE_PERIOD_S:
                 return
             last = now
+            several = bool(frame.camera)
             title = f"{frame.source}: frame {frame.index}, {statistics.fps:.1f} frames/s"
-            table = Table("class", "P(present) / level", "", "area", title=title, title_justify="left", box=box.SIMPLE)
-            for result in prediction.results:
+            header = (*(["source"] if several else []), "class", "P(present) / level", "", "area")
+            table = Table(*header, title=title, title_justify="left", box=box.SIMPLE)
+            for name, result in ((name, one) for name, results in newest.items() for one in results):
                 table.add_row(
+                    *([name] if several else []),
                     result.name,
                     " / ".join(distinct_texts(result.score, result.level)),
                     "present" if result.is_present else "-",
@@ -259,3 +277,11 @@ def _print_summary(result: "RunResult", to_stderr: bool) -> None:
     rows = [(stage, f"{times.p50:.2f}", f"{times.p95:.2f}") for stage, times in health.latency_ms.items()]
     title = f"{health.source} with {health.model}: {speed}; {result.choice.description}"
     print_table(title, ("stage", "p50 ms", "p95 ms"), rows, to_stderr)
+    if len(health.sources) > 1:
+        table = [_source_row(one) for one in health.sources]
+        print_table("Sources", ("source", "frames", "dropped", "age p50 ms", "age p99 ms"), table, to_stderr)
+
+
+def _source_row(source: "SourceHealth") -> tuple[str, ...]:
+    ages = ("", "") if source.age_ms is None else (f"{source.age_ms.p50:.0f}", f"{source.age_ms.p99:.0f}")
+    return (source.name, str(source.frames), str(source.status.dropped), *ages)

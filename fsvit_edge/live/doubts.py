@@ -51,7 +51,7 @@ class DoubtKeeper:
         self._source, self._model, self._say, self._clock = source, model, say, clock
         self._path = path  # None, too, once it cannot be written
         self._free_s = self._write_s = 0.0
-        self._due_s: dict[str, float] = {}
+        self._due_s: dict[tuple[str, str], float] = {}  # by source and class
         self._new: list[ReviewItem] = []
         self._writer: threading.Thread | None = None
 
@@ -69,11 +69,13 @@ class DoubtKeeper:
         """Keep a frame if it is in doubt, and not too much time was spent on others; in the thread of the model."""
         now_s = self._clock()
         if now_s >= self._free_s:
-            is_live, fps = self._source.is_live, self._source.fps
+            source = self._source.parts[frame.camera] if frame.camera else self._source
+            is_live, fps = source.is_live, source.fps
             at_s = now_s if is_live else frame.index / (fps or _EVERY_S_OF_FILE)
-            early = [name for name, due_s in self._due_s.items() if at_s < due_s]
+            early = [name for (camera, name), due_s in self._due_s.items() if camera == frame.camera and at_s < due_s]
             added = self._model.review.note(frame.image, prediction, skip=early, wall_time_s=frame.wall_time_s)
-            self._due_s.update((item.name, at_s + (_EVERY_S if is_live else _EVERY_S_OF_FILE)) for item in added)
+            due_s = at_s + (_EVERY_S if is_live else _EVERY_S_OF_FILE)
+            self._due_s.update(((frame.camera, item.name), due_s) for item in added)
             if is_live:
                 self._free_s = now_s + _IDLE_RATIO * (self._clock() - now_s)
             if self._path is not None:

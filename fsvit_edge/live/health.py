@@ -1,6 +1,6 @@
 """The health of a run, its source and its sinks: one record that sinks, the page, files and the terminal share."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -60,6 +60,31 @@ class Percentiles:
 
 
 @dataclass(frozen=True)
+class SourceHealth:
+    """The health of one source of a run."""
+
+    name: str  # its name, safe to print
+    status: SourceStatus
+    has_ended: bool = False  # whether the run goes on without it
+    frames: int = 0  # frames processed
+    fps: float = 0.0  # frames processed per second, over the latest 5 seconds
+    age_ms: Percentiles | None = None  # milliseconds from the capture of a frame to its result; None before the first
+
+    def __str__(self) -> str:
+        """Its part of a line of statistics for people."""
+        frozen, age = " (frozen)" if self.status.is_frozen else "", self.age_ms
+        parts = [
+            f"{self.name}: {'ended' if self.has_ended else self.status.state}{frozen}",
+            f"{self.frames} frames",
+            f"{self.fps:.1f} frames/s",
+            f"{self.status.dropped} dropped",
+        ]
+        if age is not None:
+            parts.append(f"age p50/p95/p99 {age.p50:.0f}/{age.p95:.0f}/{age.p99:.0f} ms")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
 class Health:
     """The health of a run at one moment."""
 
@@ -67,8 +92,8 @@ class Health:
     monotonic_s: float  # Seconds since the machine started; never jumps.
     boot_id: str  # Identifies that boot of the machine; empty if unknown.
     uptime_s: float  # Seconds since the run began.
-    source: str  # Name of the source.
-    source_status: SourceStatus  # State of the source.
+    source: str  # Name of the source, or of all.
+    source_status: SourceStatus  # State of the source; of several, the worst state, and the sums of their numbers.
     model: str  # Name of the network.
     engine: str  # Engine that runs it.
     precision: str  # Precision of the engine.
@@ -81,6 +106,28 @@ class Health:
     sinks: tuple[SinkStatus, ...] = ()  # State of each sink.
     scene_frames: int = 0  # Pictures of the empty scene that the bank has.
     false_alarm_bound: float = 1.0  # Share of frames like these, at most, with a false alarm, in 95 of 100 cases.
+    sources: tuple[SourceHealth, ...] = ()  # The health of each source.
+
+    def by_source(self) -> "tuple[Health, ...]":
+        """The health of a run of each source alone; the times of the stages and the memory are those of all."""
+        if len(self.sources) < 2:
+            return (self,)
+        return tuple(
+            replace(
+                self,
+                source=one.name,
+                source_status=one.status,
+                frames=one.frames,
+                fps=one.fps,
+                age_ms=one.age_ms,
+                sources=(one,),
+            )
+            for one in self.sources
+        )
+
+    def of(self, source: str | None) -> "Health":
+        """The health of a run of one source alone; of all if it is None."""
+        return next((one for one in self.by_source() if one.source == source), self)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values for JSON, with numbers rounded to 3 decimals."""
@@ -89,15 +136,8 @@ class Health:
 
     def __str__(self) -> str:
         """One line of statistics for people."""
-        status = self.source_status
-        parts = [
-            f"{self.source}: {status.state}{' (frozen)' if status.is_frozen else ''}",
-            f"{self.frames} frames",
-            f"{self.fps:.1f} frames/s",
-            f"{status.dropped} dropped",
-        ]
-        if self.age_ms is not None:
-            parts.append(f"age p50/p95/p99 {self.age_ms.p50:.0f}/{self.age_ms.p95:.0f}/{self.age_ms.p99:.0f} ms")
+        whole = SourceHealth(self.source, self.source_status, False, self.frames, self.fps, self.age_ms)
+        parts = [str(whole)]
         parts += [f"{stage} {times.p50:.1f}" for stage, times in self.latency_ms.items()]
         parts.append(f"{self.memory_mb:.0f} MB")
         failed = [sink.name for sink in self.sinks if sink.failure]

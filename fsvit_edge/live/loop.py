@@ -13,7 +13,7 @@ from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.scene import false_alarm_bound
 from fsvit_edge.live.events import EventDetector
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import HEALTHY, Health, SourceStatus, read_boot_id
+from fsvit_edge.live.health import HEALTHY, Health, SourceHealth, read_boot_id
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import Sink
@@ -41,7 +41,7 @@ _REPORT_S = 1.0
 _STOP_WITHIN_S = 1.6  # of the 2 s that stopping may take; closing the capture process takes the rest
 _SUMMARY_FIELDS = (
     *("source", "model", "engine", "precision", "frames", "dropped", "reconnects"),
-    *("elapsed_s", "fps", "age_ms", "latency_ms", "memory_mb"),
+    *("elapsed_s", "fps", "age_ms", "latency_ms", "memory_mb", "sources"),
 )
 
 OnFrame = Callable[[Frame, Prediction, RunStatistics], None]
@@ -86,8 +86,8 @@ class RunResult:
         health: The health at the end.
         statistics: Counts and times.
         choice: The engine and precision that ran the model.
-        exit_code: 0; 1 if a sink failed or the model hung; 130 after Ctrl-C. SIGTERM and SIGHUP are a normal end, 0: a
-            service that was stopped has not failed.
+        exit_code: 0; 1 if a sink or one of several sources failed, or the model hung; 130 after Ctrl-C. SIGTERM and
+            SIGHUP are a normal end, 0: a service that was stopped has not failed.
     """
 
     health: Health
@@ -103,10 +103,44 @@ class RunResult:
         return {name: values[name] for name in _SUMMARY_FIELDS}
 
 
+class _Watched:
+    """A source of the run, and what depends on the order of its frames."""
+
+    def __init__(self, source: Source, steady: bool) -> None:
+        self.source = source
+        self.steady = SteadyAnswers() if steady else None
+        self.events = EventDetector()
+        self.statistics = RunStatistics()
+        self.condition = HEALTHY
+
+    def time_s(self, frame: Frame) -> float:
+        """When a frame was captured; in a file, by its own time."""
+        return frame.monotonic_s if self.source.is_live else frame.index / (self.source.fps or DEFAULT_FPS)
+
+    def health(self) -> SourceHealth:
+        source, statistics = self.source, self.statistics
+        return SourceHealth(
+            source.name, source.status, source.has_ended, statistics.frames, statistics.recent_fps, statistics.age_ms
+        )
+
+    def new_condition(self) -> str | None:
+        """What to say of a change in the condition of the source, which may be nothing; None if there was none."""
+        status, name, before = self.source.status, self.source.name, self.condition
+        if status.condition == before:
+            return None
+        self.condition = status.condition
+        if status.state != "live":
+            return f"{name} is {status.state}: {status.message}" if status.message else ""
+        if status.is_frozen:
+            return f"{name} is frozen: it has sent identical frames for several seconds."
+        return f"{name} is live." if before.state != "live" or before.is_frozen else ""
+
+
 class LiveRun:
     """One run of an open source, model and sinks; call `run` once, in the main thread.
 
-    The caller closes the source; the run finishes the sinks, whose names are safe to print. Options as in `run_source`.
+    The caller closes the source; the run finishes the sinks, whose names are safe to print. Options as in `run_source`,
+    where `steady` of None means: for the sources that are live.
     """
 
     def __init__(
@@ -117,20 +151,23 @@ class LiveRun:
         say: Say,
         on_frame: OnFrame | None = None,
         *,
-        steady: bool = False,
+        steady: bool | None = False,
         max_frames: int | None = None,
         stats_s: float | None = None,
         health_file: Path | None = None,
     ) -> None:
         self._source, self._model = source, model
         self._say, self._on_frame = say, on_frame
-        self._steady = SteadyAnswers() if steady else None
-        self._events = EventDetector()
+        self._watched = {
+            name: _Watched(part, part.is_live if steady is None else steady) for name, part in source.parts.items()
+        }
         self._stop = StopRequest()
         self._statistics = RunStatistics()
         self._boot_id = read_boot_id()
-        self._workers = [SinkWorker(sink, name, source.is_live, self._on_sink_end) for name, sink in sinks]
-        self._condition = HEALTHY
+        self._workers = [
+            SinkWorker(sink, name, source.parts.get(sink.source or "", source).is_live, self._on_sink_end)
+            for name, sink in sinks
+        ]
         self._reported_s = 0.0
         self._stats_due_s = time.monotonic() + (stats_s or 0.0)
         self._stats_s, self._max_frames, self._health_file = stats_s, max_frames, health_file
@@ -141,7 +178,7 @@ class LiveRun:
 
     def health(self) -> Health:
         """The current health; safe from any thread."""
-        now_s, child = time.monotonic(), self._source.process_id
+        now_s, children = time.monotonic(), [one.process_id for one in self._source.parts.values()]
         statistics, choice, scene_frames = self._statistics, self._model.choice, self._model.enrolled.scene_frames
         return Health(
             wall_time_s=time.time(),
@@ -158,10 +195,11 @@ class LiveRun:
             fps=statistics.recent_fps,
             age_ms=statistics.age_ms,
             latency_ms=statistics.latency_ms,
-            memory_mb=resident_memory_mb([os.getpid(), *([child] if child else [])]),
+            memory_mb=resident_memory_mb([os.getpid(), *filter(None, children)]),
             sinks=tuple(worker.status for worker in self._workers),
             scene_frames=scene_frames,
             false_alarm_bound=false_alarm_bound(scene_frames),
+            sources=tuple(one.health() for one in self._watched.values()),
         )
 
     def run(self) -> RunResult:
@@ -219,16 +257,16 @@ class LiveRun:
         finally:
             self._model.close()
 
-    def _time_s(self, frame: Frame) -> float:
-        return frame.monotonic_s if self._source.is_live else frame.index / (self._source.fps or DEFAULT_FPS)
-
     def _predict(self, frame: Frame) -> Prediction:
-        over_time = None if self._steady is None else self._steady.at(self._time_s(frame))
+        watched = self._watched[frame.camera]
+        over_time = None if watched.steady is None else watched.steady.at(watched.time_s(frame))
         return self._model.predict(frame.image, over_time)
 
     def _deliver(self, frame: Frame, prediction: Prediction) -> None:
-        if self._steady is not None:
-            for event in self._events.update(frame, prediction, self._time_s(frame)):
+        watched = self._watched[frame.camera]
+        watched.statistics.add({}, frame.age_ms)
+        if watched.steady is not None:
+            for event in watched.events.update(frame, prediction, watched.time_s(frame)):
                 for worker in self._workers:
                     worker.tell(event)
         for worker in self._workers:
@@ -242,13 +280,14 @@ class LiveRun:
             self._model_hangs = True
             self._say("The model stopped responding, so the run ends with exit code 1; start it again.")
             self._stop.request()
-        status = self._source.status
         now_s = time.monotonic()
-        has_changed = status.condition != self._condition
-        if has_changed:
-            self._say_condition(status)
-            self._condition = status.condition
-        if has_changed or now_s - self._reported_s >= _REPORT_S:
+        changes = [text for one in self._watched.values() if (text := one.new_condition()) is not None]
+        for text in filter(None, changes):
+            self._say(text)
+        for worker in self._workers:
+            if worker.source in self._watched and self._watched[worker.source].source.has_ended:
+                worker.begin_to_finish(in_hurry=False)  # a video is complete when its source ends, not with the run
+        if changes or now_s - self._reported_s >= _REPORT_S:
             self._reported_s = now_s
             health = self.health()
             for worker in self._workers:
@@ -258,16 +297,9 @@ class LiveRun:
             notify_systemd("WATCHDOG=1", f"STATUS={health}")
         if self._stats_s is not None and now_s >= self._stats_due_s:
             self._stats_due_s = now_s + self._stats_s
-            self._say(str(self.health()))
-
-    def _say_condition(self, status: SourceStatus) -> None:
-        if status.state != "live":
-            if status.message:
-                self._say(f"{self._source.name} is {status.state}: {status.message}")
-        elif status.is_frozen:
-            self._say(f"{self._source.name} is frozen: it has sent identical frames for several seconds.")
-        elif self._condition.state != "live" or self._condition.is_frozen:
-            self._say(f"{self._source.name} is live.")
+            health = self.health()
+            for one in (health, *(health.sources if len(health.sources) > 1 else ())):
+                self._say(str(one))
 
     def _say_troubles(self, health: Health) -> None:
         for number, sink in enumerate(health.sinks):
@@ -296,4 +328,5 @@ class LiveRun:
     def _exit_code(self) -> int:
         if self._stop.signal_number == signal.SIGINT:
             return INTERRUPTED
-        return 1 if self._model_hangs or any(worker.status.failure for worker in self._workers) else 0
+        has_failed = self._model_hangs or any(worker.status.failure for worker in self._workers)
+        return 1 if has_failed or any(one.source.has_failed for one in self._watched.values()) else 0

@@ -1,7 +1,7 @@
 """A complete run, from the name of a source to the sinks: `run_source` opens everything, and `loop.LiveRun` runs it."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +13,20 @@ from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions, Sink
-from fsvit_edge.live.sinks.open import is_mqtt, is_page, open_event_sinks, open_sink, recording_folder, sink_name
-from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
+from fsvit_edge.live.sinks.open import (
+    is_mqtt,
+    is_page,
+    open_event_sinks,
+    open_sink,
+    recording_folder,
+    sink_name,
+    sinks_of_sources,
+    snapshots_of_sources,
+)
+from fsvit_edge.live.sources.base import DEFAULT_FPS, Source, SourceOptions
 from fsvit_edge.live.sources.demo import demo_length, demo_supports
+from fsvit_edge.live.sources.many import ManySources, NamedSource
+from fsvit_edge.live.sources.names import source_names
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.messages import Say
@@ -86,7 +97,7 @@ def _print_line(text: str) -> None:
 
 
 def run_source(
-    source: str,
+    source: str | Mapping[str, str],
     sinks: Sequence[str] = (),
     options: RunOptions = RunOptions(),
     *,
@@ -94,25 +105,26 @@ def run_source(
     on_frame: OnFrame | None = None,
     open_page: OpenPage | None = None,
 ) -> RunResult:
-    """Find and segment the classes of a bank in every frame of a source.
+    """Find and segment the classes of a bank in every frame of a source, or of several sources in turn.
 
     Without a bank, the demo and a camera show the classes of the demo; with a page, the run starts without classes.
     Call it in the main thread, which receives the signals that stop it.
 
     Args:
-        source: As `open_source` takes it.
-        sinks: As `open_sink` takes them, or "http://ADDRESS:PORT" for the page.
+        source: As `open_source` takes it; several by their names, see `source_names`.
+        sinks: As `open_sink` takes them, or "http://ADDRESS:PORT" for the page; "{source}" in them is the place for the
+            name of a source, of which each then has its own sink.
         options: How to run it.
         say: Takes a line for the person at the device; by default, it goes to standard error.
         on_frame: Called after each frame in the thread of the loop, for a display.
         open_page: Opens the page from its URI, the model and the bank to save to, as `PageSink` does.
 
     Raises:
-        InputError: The source, a sink or an option cannot be used, or a file has no enrolled classes to look for, or
-            no bank to keep doubtful frames in.
+        InputError: A source, a sink or an option cannot be used, or a file has no enrolled classes to look for, or
+            no bank to keep doubtful frames in, or several sources would write to one file or topic.
         EnvironmentLacksError: A package, engine or device is missing.
         ArtifactError: The bundle or bank is missing, damaged or does not fit.
-        SourceError: The source cannot be opened or read.
+        SourceError: A source cannot be opened, or the last one cannot be read.
         FsvitEdgeError: All sinks have failed.
     """
     if options.level is not None:
@@ -124,13 +136,15 @@ def run_source(
             "--home-assistant needs an MQTT sink, through which Home Assistant finds the classes; add --sink "
             "mqtt://HOST/TOPIC."
         )
-    is_demo, has_page = source == "demo", any(map(is_page, sinks))
-    if is_demo and options.max_frames is None:
-        if has_page:  # a camera to try the page with
-            options = replace(options, source=replace(options.source, loop=True, realtime=True))
-        else:
-            options = replace(options, max_frames=demo_length())
-    _refuse_to_overwrite(source, sinks, options.events.snapshots)
+    named = source_names([(None, source)]) if isinstance(source, str) else dict(source)
+    is_demo, has_page = set(named.values()) == {"demo"}, any(map(is_page, sinks))
+    if source == "demo" and options.max_frames is None and not has_page:
+        options = replace(options, max_frames=demo_length())
+    own_sinks = [one for uri in sinks for one in sinks_of_sources(uri, list(named))]
+    snapshots = options.events.snapshots
+    folders = [] if snapshots is None else snapshots_of_sources(snapshots, list(named))
+    for uri in named.values():
+        _refuse_to_overwrite(uri, [sink for _, sink in own_sinks], [folder for _, folder in folders])
     bank = _bank_to_load(options.bank, is_demo, has_page)
     bank_to_save = options.bank or DEFAULT_BANK
     if options.review and bank is None:
@@ -138,16 +152,18 @@ def run_source(
             f"--review keeps frames in the bank, and there is none at {bank_to_save}; enroll a class with: fsvit-edge "
             "enroll NAME IMAGE, or choose a bank with --bank FILE."
         )
-    for folder in {*filter(None, [*map(recording_folder, sinks), options.events.snapshots]), bank_to_save.parent}:
+    recordings = filter(None, [recording_folder(uri) for _, uri in own_sinks])
+    for folder in {*recordings, *(folder for _, folder in folders), bank_to_save.parent}:
         remove_leftovers(folder)
     with ExitStack() as stack:
-        frames = stack.enter_context(open_source(source, options.source))
+        frames = _open_sources(source, options, has_page, stack)
         if bank is None and not (is_demo or has_page or frames.is_live):
             raise InputError(
                 "No classes are enrolled; enroll one with: fsvit-edge enroll NAME IMAGE, or choose a bank with --bank "
                 "FILE (to try it without a bank: fsvit-edge run demo)."
             )
-        if (options.steady or options.events.are_wanted) and not frames.is_live and frames.fps is None:
+        has_no_time = any(not one.is_live and one.fps is None for one in frames.parts.values())
+        if (options.steady or options.events.are_wanted) and has_no_time:
             asked = "--steady needs" if options.steady else "Events (--webhook, --snapshots) need"
             raise InputError(f"{asked} a video, a camera or a stream: pictures have no time.")
         model = stack.enter_context(
@@ -167,17 +183,26 @@ def run_source(
         live_model = LiveModel(model, options.zones)
         opened: list[tuple[str, Sink]] = []
         with ExitStack() as unfinished:  # if a sink is refused, finishes the ones before
-            for uri in sinks:
+
+            def add(name: str, sink: Sink, of: str | None) -> None:
+                sink.source = of if of in frames.parts else None
+                opened.append((name, unfinished.enter_context(sink)))
+
+            for of, uri in own_sinks:
                 if not is_page(uri):
-                    fps, is_live = frames.fps or DEFAULT_FPS, frames.is_live
+                    shown = frames.parts.get(of or "", frames)
+                    fps, is_live = shown.fps or DEFAULT_FPS, shown.is_live
                     sink = open_sink(uri, fps, options.recording, is_live, options.home_assistant)
                 elif open_page is None:
                     raise InputError(f"The page {uri} needs open_page, such as fsvit_edge.page.sink.PageSink.")
                 else:
                     sink = open_page(uri, live_model, bank_to_save)
-                opened.append((sink_name(uri), unfinished.enter_context(sink)))
-            for name, sink in open_event_sinks(options.events):
-                opened.append((name, unfinished.enter_context(sink)))
+                add(sink_name(uri), sink, of)
+            events = options.events
+            of_all = (None, replace(events, snapshots=None))
+            for of, told in (of_all, *((of, replace(events, webhooks=(), snapshots=folder)) for of, folder in folders)):
+                for name, sink in open_event_sinks(told):
+                    add(name, sink, of)
             unfinished.pop_all()  # from here on, the run finishes them
         if options.review or (has_page and (frames.is_live or is_demo)):
             keeper = stack.enter_context(DoubtKeeper(frames, model, bank_to_save if options.review else None, say))
@@ -188,7 +213,7 @@ def run_source(
             opened,
             say,
             on_frame,
-            steady=frames.is_live or options.events.are_wanted if options.steady is None else options.steady,
+            steady=True if options.steady is None and options.events.are_wanted else options.steady,
             max_frames=options.max_frames,
             stats_s=options.stats_s,
             health_file=options.health_file,
@@ -196,11 +221,31 @@ def run_source(
         return live_run.run()
 
 
-def _refuse_to_overwrite(source: str, sinks: Sequence[str], snapshots: Path | None) -> None:
+def _open_sources(source: str | Mapping[str, str], options: RunOptions, has_page: bool, stack: ExitStack) -> Source:
+    def open_one(uri: str) -> Source:
+        is_camera = uri == "demo" and has_page and options.max_frames is None  # a camera to try the page with
+        asked = replace(options.source, loop=True, realtime=True) if is_camera else options.source
+        return stack.enter_context(open_source(uri, asked))
+
+    if isinstance(source, str):
+        return open_one(source)
+    is_endless = has_page or options.max_frames is not None
+    return stack.enter_context(
+        ManySources(
+            *(
+                NamedSource(name, open_one(uri), demo_length() if uri == "demo" and not is_endless else None)
+                for name, uri in source.items()
+            )
+        )
+    )
+
+
+def _refuse_to_overwrite(source: str, sinks: Sequence[str], snapshots: Sequence[Path]) -> None:
     """Refuse a sink that would write over, or between, the pictures or the video that the run reads."""
     read = Path(source).resolve()
-    if snapshots is not None and snapshots.resolve() == read and read.is_dir():
-        raise InputError(f"The folder {snapshots} is the source, too; give another one with --snapshots.")
+    for folder in snapshots:
+        if folder.resolve() == read and read.is_dir():
+            raise InputError(f"The folder {folder} is the source, too; give another one with --snapshots.")
     for uri in sinks:
         if recording_folder(uri) is not None and Path(uri).resolve() == read and read.exists():
             raise InputError(f"The sink {uri} is the source, which it would overwrite; give another name with --sink.")

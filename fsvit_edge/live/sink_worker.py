@@ -27,7 +27,7 @@ class SinkWorker:
     def __init__(
         self, sink: Sink, name: str, is_live: bool, on_end: Callable[["SinkWorker", FsvitEdgeError | None], None]
     ) -> None:
-        self.name = name
+        self.name, self.source = name, sink.source
         self._sink = sink
         self._waits = not is_live
         self._capacity = sink.queue_frames if is_live else _FILE_QUEUE
@@ -56,7 +56,9 @@ class SinkWorker:
         return self._has_ended
 
     def put(self, frame: Frame, prediction: Prediction) -> None:
-        """Queue a frame for the sink; returns at once if the source is live."""
+        """Queue a frame for the sink, if it is of its source; returns at once if the source is live."""
+        if self.source not in (None, frame.camera):
+            return
         with self._changed:
             while self._waits and len(self._frames) >= self._capacity and not self._has_ended:
                 self._changed.wait()
@@ -70,6 +72,8 @@ class SinkWorker:
 
     def tell(self, event: Event) -> None:
         """Queue an event for the sink, ahead of the frames; returns at once, and none is dropped before 256 wait."""
+        if self.source not in (None, event.source):
+            return
         with self._changed:
             self._events.append(event)
             self._changed.notify_all()
@@ -77,7 +81,7 @@ class SinkWorker:
     def report(self, health: Health) -> None:
         """Queue the health of the run for the sink; returns at once."""
         with self._changed:
-            self._reports.append(health)
+            self._reports.append(health.of(self.source))
             self._changed.notify_all()
 
     def begin_to_finish(self, in_hurry: bool) -> None:

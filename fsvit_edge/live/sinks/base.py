@@ -1,14 +1,16 @@
 """What every sink offers, and the options it takes."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from types import MappingProxyType
 
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import HEALTHY, Health
+from fsvit_edge.live.health import HEALTHY, Condition, Health
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 
@@ -75,7 +77,8 @@ class Sink(ABC):
     queue_frames = 1  # how many frames of a live source may wait for it; older ones are dropped
     trouble = ""  # what is wrong for now, in one sentence; a sink that gives up raises instead
     in_hurry = False  # the run has been told to stop, so finish in well under a second
-    _condition = HEALTHY
+    source: str | None = None  # of several sources, the only one that it is told of; None: all
+    _conditions: Mapping[str, Condition] = MappingProxyType({})  # of each source, as last written
 
     def __enter__(self) -> "Sink":
         return self
@@ -103,10 +106,11 @@ class Sink(ABC):
 
     def report(self, health: Health) -> None:
         """Take the health of the run: about once per second, and after every change in the condition of the source."""
-        condition = health.source_status.condition
-        if condition != self._condition:
-            self._condition = condition
-            self._write_state(health)
+        for one in health.by_source():
+            condition = one.source_status.condition
+            if condition != self._conditions.get(one.source, HEALTHY):
+                self._conditions = {**self._conditions, one.source: condition}
+                self._write_state(one)
 
     def _write_state(self, health: Health) -> None:  # noqa: B027 - not every sink shows it
         """Record that the condition of the source has changed."""

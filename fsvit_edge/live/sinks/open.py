@@ -6,7 +6,7 @@ The page, http://..., also needs the model: see `run.run_source`. Webhooks and s
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions, Sink
@@ -18,6 +18,7 @@ from fsvit_edge.live.sinks.webhook import WebhookSink, webhook_name
 from fsvit_edge.live.uri import printable, printable_address
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
+_PLACE = "{source}"
 _EXPECTED = (
     "a folder (ending in /), *.mp4, *.jsonl, - for standard output, mqtt://HOST/TOPIC, or http://127.0.0.1:PORT for "
     "the page"
@@ -66,6 +67,45 @@ def open_sink(
     if uri.lower().startswith("https://"):
         raise InputError(f"Unsupported sink '{sink_name(uri)}'; post events there with --webhook, not --sink.")
     raise InputError(f"Unsupported sink {sink_name(uri)!r}; expected {_EXPECTED}.")
+
+
+def sinks_of_sources(uri: str, names: Sequence[str]) -> list[tuple[str | None, str]]:
+    """Return what a sink means in a run of several sources: a sink of each, or one that says of what each result is.
+
+    Args:
+        uri: As `open_sink` takes it, or the page; "{source}" is the place for the name of a source.
+        names: Names of the sources.
+
+    Returns:
+        For each sink the name of its only source, or None for all; and its URI.
+
+    Raises:
+        InputError: Several sources would write to one folder, video or topic.
+    """
+    if _PLACE in uri:
+        return [(name, uri.replace(_PLACE, name)) for name in names]
+    if len(names) == 1:
+        return [(None, uri)]
+    path, is_path = Path(uri), "://" not in uri
+    is_folder = is_path and (uri.endswith("/") or path.is_dir())
+    is_video = is_path and not is_folder and path.suffix.lower() == ".mp4"
+    if is_mqtt(uri) or is_folder or is_video:
+        own = path.with_stem(f"{path.stem}-{_PLACE}") if is_video else f"{sink_name(uri).rstrip('/')}/{_PLACE}"
+        raise InputError(
+            f"{len(names)} sources would write to {sink_name(uri)}; give each its own by its name, as in: --sink "
+            f"{own}{'/' if is_folder else ''}"
+        )
+    return [(None, uri)]
+
+
+def snapshots_of_sources(folder: Path, names: Sequence[str]) -> list[tuple[str | None, Path]]:
+    """Return the folder for the snapshots of each source, like `sinks_of_sources`."""
+    if len(names) > 1 and _PLACE not in str(folder):
+        raise InputError(
+            f"{len(names)} sources would write to {folder}; give each its own by its name, as in: --snapshots "
+            f"{folder / _PLACE}"
+        )
+    return [(name, Path(str(folder).replace(_PLACE, name))) for name in names]
 
 
 def open_event_sinks(options: EventOptions) -> Iterator[tuple[str, Sink]]:

@@ -28,6 +28,9 @@ _LAST_S, _LAST_IN_HURRY_S = 5.0, 0.5  # at the end of a run, for what is not yet
 _TRANSIENT = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 _KEPT = f"events are tried again, and the newest {_MAX_WAITING} wait."
 
+_Key = tuple[str, str]
+"""The source and the class of an event."""
+
 
 class _Problem(NamedTuple):
     text: str
@@ -37,9 +40,9 @@ class _Problem(NamedTuple):
 class WebhookSink(Sink):
     """Posts each event as JSON, see `event_record`, in its own thread, so that no server delays a frame.
 
-    Within `cooldown_s` seconds of an "appeared" that was let through, no other one of its class is: it is held back
-    until then, and dropped together with its "left" if the class leaves before. So a "left" is let through exactly if
-    its "appeared" was.
+    Within `cooldown_s` seconds of an "appeared" that was let through, no other one of its class and source is: it
+    is held back until then, and dropped together with its "left" if the class leaves before. So a "left" is let through
+    exactly if its "appeared" was.
 
     A server that does not respond is trouble, not a failure. An event is tried 6 times in about two minutes; meanwhile
     100 newer ones wait, of which the oldest are dropped first. One that the server refuses (4xx) is not tried again. A
@@ -67,8 +70,8 @@ class WebhookSink(Sink):
         self._tls = ssl.create_default_context() if self._parts.scheme == "https" else None
         self._changed = threading.Condition()
         self._waiting: deque[bytes] = deque()
-        self._held: dict[str, tuple[float, bytes]] = {}  # by class, from which monotonic second on it may be posted
-        self._posted_s: dict[str, float] = {}  # when the last "appeared" of each class was
+        self._held: dict[_Key, tuple[float, bytes]] = {}  # from which monotonic second on it may be posted
+        self._posted_s: dict[_Key, float] = {}  # when the last "appeared" was
         self._unsent = 0  # waiting or being tried
         self._lost = 0
         self._loss = ""  # what was lost, until the run has said it
@@ -86,8 +89,8 @@ class WebhookSink(Sink):
         with self._changed:
             self._release_held()
             if event.kind == "appeared":
-                self._appear(event.name, body)
-            elif self._held.pop(event.name, None) is None:
+                self._appear((event.source, event.name), body)
+            elif self._held.pop((event.source, event.name), None) is None:
                 self._add(body)
             self._changed.notify_all()
 
@@ -98,21 +101,21 @@ class WebhookSink(Sink):
                 self.trouble = ""
             self._loss = ""
 
-    def _appear(self, name: str, body: bytes) -> None:
+    def _appear(self, key: _Key, body: bytes) -> None:
         now_s = time.monotonic()
-        until_s = self._posted_s.get(name, -self._cooldown_s) + self._cooldown_s
+        until_s = self._posted_s.get(key, -self._cooldown_s) + self._cooldown_s
         if now_s < until_s:
-            self._held[name] = (until_s, body)
+            self._held[key] = (until_s, body)
         else:
-            self._posted_s[name] = now_s
+            self._posted_s[key] = now_s
             self._add(body)
 
     def _release_held(self) -> float | None:
         """Let through what was held back for long enough; return the seconds until the next one is due."""
         now_s = time.monotonic()
-        for name in [name for name, (until_s, _) in self._held.items() if until_s <= now_s]:
-            self._posted_s[name] = now_s
-            self._add(self._held.pop(name)[1])
+        for key in [key for key, (until_s, _) in self._held.items() if until_s <= now_s]:
+            self._posted_s[key] = now_s
+            self._add(self._held.pop(key)[1])
         return min((until_s - now_s for until_s, _ in self._held.values()), default=None)
 
     def _add(self, body: bytes) -> None:

@@ -1,7 +1,8 @@
 """What every source of frames offers, and the options it takes."""
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +62,8 @@ class Source(ABC):
     is_live: bool  # whether frames arrive at their own pace and are lost if nobody reads them
     fps: float | None  # declared by the source; None if it declares none
     num_frames: int | None  # declared by a video, which can be wrong; None if it declares none
+    has_ended = has_failed = False  # one of several sources: whether the run goes on without it, and because it failed
+    woken: threading.Event | None = None  # is set by a live source when there may be something to read
 
     @abstractmethod
     def read(self, timeout_s: float) -> Frame | None:
@@ -77,10 +80,23 @@ class Source(ABC):
     def status(self) -> SourceStatus:
         """The current state; safe to read from any thread."""
 
+    @abstractmethod
+    def waiting_since_s(self) -> float | None:
+        """Since when something has been waiting to be read, monotonic; None if `read` would have to wait for it.
+
+        For a live source, this is the capture of the first frame since the last read, of which only a newer one may be
+        left: a source of many frames has then waited as long as one of few.
+        """
+
     @property
     def process_id(self) -> int | None:
         """ID of the process that reads this source; None if there is none."""
         return None
+
+    @property
+    def parts(self) -> Mapping[str, "Source"]:
+        """What it consists of, by `Frame.camera`: several sources, or only itself."""
+        return {"": self}
 
     @abstractmethod
     def close(self) -> None:

@@ -46,7 +46,7 @@ class FileSource(Source):
     ) -> None:
         self.name, self.fps, self.num_frames = printable(name), fps, num_frames
         self._images, self._close, self._media_time_s = images, close, media_time_s
-        self._opened_s = time.monotonic()
+        self._opened_s = self._waiting_since_s = time.monotonic()
         self._count = 0
 
     def read(self, timeout_s: float) -> Frame | None:  # noqa: ARG002 - a file takes the time it needs
@@ -57,9 +57,14 @@ class FileSource(Source):
         except StopIteration:
             raise EndOfSourceError from None
         decode_ms = (time.perf_counter() - started) * 1e3
+        self._waiting_since_s = time.monotonic()
         index, self._count = self._count, self._count + 1
         now, shown_s = (time.time(), time.monotonic()), self._media_time_s()
         return Frame(image, index, printable(source), *now, decode_ms, media_time_s=shown_s)
+
+    def waiting_since_s(self) -> float | None:
+        """Since the last read: the next frame can always be read."""
+        return self._waiting_since_s
 
     @property
     def status(self) -> SourceStatus:

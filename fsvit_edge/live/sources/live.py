@@ -63,6 +63,7 @@ class LiveSource(Source):
         self._changed = threading.Condition()
         self._status = SourceStatus("connecting", time.monotonic())
         self._newest: SharedFrame | None = None
+        self._waiting_since_s: float | None = None
         self._child: CaptureChild | None = None
         self._first_index = 0  # in the source, of the first frame of the present process
         self._last_number = -1
@@ -92,14 +93,12 @@ class LiveSource(Source):
 
     def read(self, timeout_s: float) -> Frame | None:
         """Read the newest frame that was not read yet; None if there was none in time."""
-        if self._waits_for_reader and not self._closing.is_set():
-            self._waits_for_reader = False
-            self._watcher.start()
+        self._start()
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
                 self._receive()
-                shared, self._newest = self._newest, None
+                shared, self._newest, self._waiting_since_s = self._newest, None, None
                 if shared is not None and self._child is not None:
                     frame = self._copy(shared, self._child)
                     if frame is not None:
@@ -114,11 +113,29 @@ class LiveSource(Source):
                     return None
                 self._changed.wait(left_s)
 
+    def waiting_since_s(self) -> float | None:
+        """Since the first frame after the last read was captured, or since ever if there are no more."""
+        self._start()
+        with self._changed:
+            self._receive()
+            return 0.0 if self._newest is None and (self._ended or self._failure) else self._waiting_since_s
+
+    def _start(self) -> None:
+        if self._waits_for_reader and not self._closing.is_set():
+            self._waits_for_reader = False
+            self._watcher.start()
+
+    def _notify(self) -> None:
+        """Wake up who waits for a change; the lock is held."""
+        self._changed.notify_all()
+        if self.woken is not None:
+            self.woken.set()
+
     def close(self) -> None:
         """Stop the capture process; a second call does nothing."""
         self._closing.set()
         with self._changed:
-            self._changed.notify_all()
+            self._notify()
         if not self._waits_for_reader:
             self._watcher.join()
 
@@ -144,7 +161,7 @@ class LiveSource(Source):
             if self._address.is_stored:  # trying again would not help
                 with self._changed:
                     self._failure = self._status.message
-                    self._changed.notify_all()
+                    self._notify()
                 return
             failures = 1 if self.status.captured > before else failures + 1
             self._pause(self._timeouts.delays_s[min(failures, len(self._timeouts.delays_s)) - 1])
@@ -179,7 +196,7 @@ class LiveSource(Source):
         finally:
             with self._changed:
                 self._drop_newest()
-                self._child = None
+                self._child = self._waiting_since_s = None
             child.kill()
         is_gone = child.is_gone(_REAP_S)
         if not self._closing.is_set() and not self._ended:
@@ -206,7 +223,7 @@ class LiveSource(Source):
                 self._reason = message["error"]
             elif "end" in message:
                 self._ended = True
-                self._changed.notify_all()
+                self._notify()
 
     def _receive_frame(self, message: dict[str, Any], now_s: float) -> None:
         frame = SharedFrame(**message)
@@ -218,13 +235,15 @@ class LiveSource(Source):
         if status.state != "live":
             status = replace(status, state="live", since_s=now_s, message="")
         self._newest = frame
+        if self._waiting_since_s is None:
+            self._waiting_since_s = frame.captured_ns / 1e9
         self._status = replace(
             status,
             captured=status.captured + missed + 1,
             dropped=status.dropped + missed,
             is_frozen=frame.is_frozen,
         )
-        self._changed.notify_all()
+        self._notify()
 
     def _drop_newest(self) -> None:
         if self._newest is not None:
@@ -236,7 +255,7 @@ class LiveSource(Source):
             state: SourceState = "connecting" if self._status.captured == 0 else "lost"
             since_s = self._status.since_s if self._status.state == state else time.monotonic()
             self._status = replace(self._status, state=state, since_s=since_s, is_frozen=False, message=reason)
-            self._changed.notify_all()
+            self._notify()
 
     def _pause(self, delay_s: float) -> None:
         """Wait for the next start, but not after a camera that was gone is back."""

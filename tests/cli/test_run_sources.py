@@ -1,0 +1,82 @@
+"""`fsvit-edge run` with several sources."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Cli, count_frames, is_one_error, json_lines
+from sample_files import colors, write_video
+
+
+@pytest.fixture
+def clips(folder: Path) -> Path:
+    for name, frames in (("door", 2), ("hall", 4)):
+        write_video(folder / f"{name}.mp4", [colors(seed, 48, 64) for seed in range(frames)], 10.0)
+    return folder
+
+
+def test_two_videos_go_to_their_own_files_and_into_shared_lines(clips: Path, cli: Cli) -> None:
+    sinks = ["--sink", "out-{source}.mp4", "--sink", "all.jsonl", "--snapshots", "shots/{source}"]
+    result = cli("run door.mp4 hall.mp4 --health health.json --json", *sinks)
+    assert result.code == 0, result.err
+    assert {name: count_frames(clips / f"out-{name}.mp4") for name in ("door", "hall")} == {"door": 2, "hall": 4}
+    records = [one for one in json_lines((clips / "all.jsonl").read_text()) if one["event"] == "frame"]
+    order = [(one["source"], one["sequence"]) for one in records]
+    assert order == [*(("door", 0), ("hall", 0), ("door", 1), ("hall", 1)), ("hall", 2), ("hall", 3)]
+    summary = json.loads(result.out)
+    assert [(one["name"], one["frames"]) for one in summary["sources"]] == [("door", 2), ("hall", 4)]
+    assert (summary["source"], summary["frames"]) == ("door, hall", 6)
+    assert {one["name"] for one in json.loads((clips / "health.json").read_text())["sources"]} == {"door", "hall"}
+    assert sorted(result.err.splitlines())[-3:] == ["Wrote all.jsonl", "Wrote out-door.mp4", "Wrote out-hall.mp4"]
+
+
+def test_without_a_sink_each_source_has_its_answer_and_its_row(clips: Path, cli: Cli) -> None:
+    (clips / "cameras.txt").write_text("entry = door.mp4  # the first\nhall.mp4\n")
+    result = cli("run photo.jpg --cameras cameras.txt")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert [line.split(":")[0] for line in lines[:6]] == [
+        *["photo, last frame"] * 2,
+        *["entry, last frame"] * 2,
+        *["hall, last frame"] * 2,
+    ]
+    rows = [line.split()[:2] for line in lines[lines.index("Sources") :]]
+    assert [row for row in rows if row and row[0] in ("photo", "entry", "hall")] == [
+        ["photo", "1"],
+        ["entry", "2"],
+        ["hall", "4"],
+    ]
+
+
+def test_one_source_may_have_a_name_and_a_place_for_it(clips: Path, cli: Cli) -> None:
+    (clips / "cameras.txt").write_text("entry = door.mp4\n")
+    assert cli("run --cameras cameras.txt --sink {source}.jsonl").code == 0
+    assert {one["source"] for one in json_lines((clips / "entry.jsonl").read_text())} == {"entry"}
+    assert cli("run door.mp4 --sink {source}.jsonl").code == 0
+    assert {one["source"] for one in json_lines((clips / "door.jsonl").read_text())} == {"door.mp4"}
+
+
+def test_the_demo_among_others_ends_after_a_round_and_frames_can_be_limited(clips: Path, cli: Cli) -> None:
+    assert (clips / "door.mp4").is_file()
+    result = cli("run demo door.mp4 --max-frames 5 --json --sink -")
+    assert [one["source"] for one in json_lines(result.out)[:-1]] == ["demo", "door", "demo", "door", "demo"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run door.mp4 hall.mp4 --sink out.mp4", "2 sources would write to out.mp4"),
+        ("run door.mp4 hall.mp4 --sink mqtt://host/topic", "2 sources would write to mqtt://host/topic"),
+        ("run door.mp4 hall.mp4 --snapshots shots", "2 sources would write to shots"),
+        ("run door.mp4 photo.jpg --steady", "pictures have no time"),
+        ("run door.mp4 --camera", "--camera reads a camera, but SOURCE is 'door.mp4'"),
+        ("run --cameras none.txt", "The list of cameras none.txt cannot be read"),
+        ("run door.mp4 none.mp4", "The source none.mp4 cannot be opened"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(clips: Path, cli: Cli, words: str, said: str) -> None:
+    before = sorted(clips.iterdir())
+    result = cli(words)
+    is_one_error(result, result.code, said)
+    assert result.code in (2, 6)
+    assert sorted(clips.iterdir()) == before
