@@ -53,7 +53,7 @@ def main() -> None:
     machine = ", ".join(
         [Machine.here().cpu, f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
     )
-    with FewShotModel.load(options.bundle, threads=options.threads) as model:
+    with FewShotModel.load(options.bundle, precision=options.precision, threads=options.threads) as model:
         used = f"{model.manifest.name}, {model.choice.description}"
         times = take_turns(ways_to_answer(model, options.frames), options.turns)
     ms = {name: [1e3 * seconds / options.frames for seconds in one] for name, one in times.items()}

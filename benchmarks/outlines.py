@@ -99,7 +99,7 @@ def main() -> None:
         *((root, open_folder) for root in options.sets),
         *((root, lambda root: open_sequence(root, names)) for root in options.labeled),
     ]
-    with FewShotModel.load(options.bundle, threads=options.threads) as model:
+    with FewShotModel.load(options.bundle, precision=options.precision, threads=options.threads) as model:
         if options.max_loss is not None and kinds_of(model) == ("plain",):
             raise InputError(
                 f"{options.bundle} predicts no objectness, so --max-loss has nothing to check; leave it out."
