@@ -183,7 +183,8 @@ def test_the_run_shows_frames_between_those_of_the_scene_and_none_is_encoded_twi
 def all_at_once(model: FewShotModel, images: list[np.ndarray]) -> SceneAnswer:
     report = model.learn_scene(images)
     highest = {name: round(score, 4) for name, score in report.highest.items()}
-    return SceneAnswer(report.frames, round(false_alarm_bound(report.frames), 4), highest, report.answering, ())
+    bound = round(false_alarm_bound(report.frames), 4)
+    return SceneAnswer(report.frames, highest, report.answering, report.still_found, bound, ())
 
 
 @pytest.mark.usefixtures("briefly")
