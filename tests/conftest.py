@@ -53,7 +53,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def without_vnni() -> Iterator[None]:
     """Every processor chooses as one without VNNI, in FP32; tests of the bundled INT8 encoder say otherwise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fsvit_edge.runtime.engines.choose.has_vnni_here", lambda: False)
+        for module in ("choose", "trial"):
+            patch.setattr(f"fsvit_edge.runtime.engines.{module}.has_vnni_here", lambda: False)
         yield
 
 
@@ -89,7 +90,7 @@ def slow_openvino() -> tuple[str, str] | None:
         patch.setattr(trial, "openvino_version", lambda: installed)
         conditions = trial.conditions_of(Bundle.load(DEFAULT_BUNDLE))
         assert conditions is not None
-        slow = trial.Trial(trial.FORMAT_VERSION, *conditions, 1.0, {"fp32": 2.0}, {})
+        slow = trial.Trial(trial.FORMAT_VERSION, *conditions, 1.0, {"fp32": 2.0}, {}, None)
         return trial.file_of(*conditions).name, json.dumps(asdict(slow))
 
 

@@ -83,7 +83,7 @@ def test_openvino_is_reported_with_the_precisions_of_this_processor(monkeypatch:
 
 
 def test_the_timing_of_openvino_is_reported_with_why_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = Trial(1, "", {}, {}, 37.21, {"fp32": 34.4, "bf16": 21.6}, {"bf16": "BF16 is not used: it differs."})
+    timed = Trial(1, "", {}, {}, 37.21, {"fp32": 34.4, "bf16": 21.6}, {"bf16": "BF16 is not used: it differs."}, None)
     monkeypatch.setattr(diagnosis, "openvino_version", lambda: "2026.4.1")
     monkeypatch.setattr(diagnosis, "known_trial", lambda _: timed)
     assert found("OpenVINO timing").text == (

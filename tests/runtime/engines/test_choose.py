@@ -12,7 +12,7 @@ from fake_engine import FakeEngine
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.engines import choose, fitting
+from fsvit_edge.runtime.engines import choose, fitting, open_graphs
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.engines.files import EngineRecord, engine_folder, sidecar_of
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
@@ -69,9 +69,9 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Opened:
         def close(self) -> None:
             opened.closed.append("a plan")
 
-    monkeypatch.setattr(choose, "TensorRtEngine", Plan)
-    monkeypatch.setattr(choose, "open_tensorrt", lambda _: "api")
-    monkeypatch.setattr(choose, "open_device_memory", lambda: "memory")
+    monkeypatch.setattr(open_graphs, "TensorRtEngine", Plan)
+    monkeypatch.setattr(open_graphs, "open_tensorrt", lambda _: "api")
+    monkeypatch.setattr(open_graphs, "open_device_memory", lambda: "memory")
     return opened
 
 
@@ -85,8 +85,13 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, str]]:
             given.append((graph, provider))
             super().__init__(graph, "cpu", threads)
 
-    monkeypatch.setattr(choose, "OnnxRuntimeEngine", Listening)
+    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
     return given
+
+
+def opened_in_fp32(bundle: Bundle) -> list[bytes]:
+    compare, outline = bundle.cpu_graphs["compare"], bundle.cpu_graphs["outline"]
+    return [bundle.graphs["encoder"], bundle.graphs["enroll"], compare, compare, outline]
 
 
 def chosen(bundle: Bundle, *arguments: Any) -> EngineChoice:
@@ -240,7 +245,7 @@ def test_a_damaged_int8_encoder_is_never_parsed_and_always_reported(
     assert choice.precision == "fp32"
     (note,) = choice.notes
     assert f"int8_encoder.onnx {reason}" in note
-    assert [given for given, _ in parsed] == list(bundle.graphs.values())
+    assert [given for given, _ in parsed] == opened_in_fp32(bundle)
     parsed.clear()
     assert reason in refusal(ArtifactError, bundle, "auto", "int8")
     assert parsed == []
@@ -264,9 +269,9 @@ def test_a_bank_opens_in_its_own_precision_and_names_no_engine_that_is_missing(b
 
 
 @pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize("preferred", ["int8", "fp16", "fp64"])
-def test_a_preferred_precision_that_nothing_has_is_passed_over(bundle: Bundle, preferred: str) -> None:
-    engines, choice = choose_engines(bundle, threads=1, preferred=preferred)
+@pytest.mark.parametrize("made_in", ["int8", "fp16", "fp64"])
+def test_a_bank_of_a_precision_that_nothing_has_leaves_the_choice(bundle: Bundle, made_in: str) -> None:
+    engines, choice = choose_engines(bundle, threads=1, made_in=made_in)
     for engine in engines.values():
         engine.close()
     assert (choice.precision, choice.notes) == ("fp32", ())
@@ -306,9 +311,7 @@ def test_a_damaged_or_unfit_graph_is_never_parsed_and_always_reported(
     choice = chosen(bundle)
     assert choice.precision == "fp32"
     assert any(reason.format(graph=graph, bundle=bundle.path) in note for note in choice.notes)
-    compare, outline = bundle.cpu_graphs["compare"], bundle.cpu_graphs["outline"]
-    opened = [bundle.graphs["encoder"], bundle.graphs["enroll"], compare, compare, outline]
-    assert [given for given, _ in parsed] == opened
+    assert [given for given, _ in parsed] == opened_in_fp32(bundle)
     parsed.clear()
     assert reason.format(graph=graph, bundle=bundle.path) in refusal(ArtifactError, bundle, "auto", "int8")
     assert parsed == []

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from fake_engine import HostTensor
 
+from fsvit_edge.fewshot.heads import SplitHead
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, Bundle, GraphInfo
-from fsvit_edge.runtime.engines import choose, openvino
+from fsvit_edge.runtime.engines import choose, open_graphs, openvino
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.openvino import OpenVinoEngine, import_openvino, usable_precisions
@@ -281,7 +282,7 @@ def test_a_model_computes_in_openvino_and_knows_its_precision(precision: str) ->
         )
         assert model.choice.description.startswith(f"{wanted.upper()} encoder in OpenVINO 20")
         assert isinstance(model.network.encoder, OpenVinoEngine)
-        assert isinstance(model.network.head, OnnxRuntimeEngine)
+        assert isinstance(model.network.head, SplitHead)
         model.enroll("thing", [picture()[0]])
         assert model.predict(picture()[0]).scores[0] > 0.5
 
@@ -315,7 +316,7 @@ def test_the_other_graphs_are_closed_if_one_fails_to_open(monkeypatch: pytest.Mo
     def refuse(*_: object) -> None:
         raise ArtifactError("Refused.")
 
-    monkeypatch.setattr(choose, "OnnxRuntimeEngine", refuse)
+    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", refuse)
     with pytest.raises(ArtifactError, match="Refused"):
         choose.choose_engines(BUNDLE, "openvino")
     assert closed == ["openvino"]

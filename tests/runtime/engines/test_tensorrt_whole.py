@@ -10,12 +10,13 @@ import pytest
 from engine_records import MACHINE, MANIFEST, write_engine
 from fake_memory import FakeMemory
 from fake_tensorrt import FakeTensorRT, api_of, make_plan
+from padded_model import padded_model
 
 from fsvit_edge.cli.main import main
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime import machine
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
-from fsvit_edge.runtime.engines import choose, fitting, tensorrt
+from fsvit_edge.runtime.engines import choose, fitting, open_graphs, tensorrt
 from fsvit_edge.runtime.engines.files import engine_folder
 from fsvit_edge.runtime.machine import Machine
 
@@ -27,8 +28,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> FakeMemory:
     """The memory of a machine with a GPU and TensorRT."""
     memory = FakeMemory()
     trt = FakeTensorRT(memory)
-    monkeypatch.setattr(choose, "open_tensorrt", lambda backend: api_of(trt, backend))
-    monkeypatch.setattr(choose, "open_device_memory", lambda: memory)
+    monkeypatch.setattr(open_graphs, "open_tensorrt", lambda backend: api_of(trt, backend))
+    monkeypatch.setattr(open_graphs, "open_device_memory", lambda: memory)
     for module in (choose, fitting):
         monkeypatch.setattr(module, "installed_version", {"tensorrt": "10.3.0"}.get)
     for module in (choose, machine, tensorrt):
@@ -48,7 +49,7 @@ def test_built_engines_run_and_agree_with_the_bundle(memory: FakeMemory, engine:
     build("fp32")
     with (
         FewShotModel.load(engine=engine, threads=1) as ours,
-        FewShotModel.load(engine="onnxruntime", threads=1) as theirs,
+        padded_model() as theirs,
     ):
         assert ours.choice.engine == "tensorrt"
         for model in (ours, theirs):

@@ -10,13 +10,13 @@ import pytest
 from engine_records import copy_bundle, write_set
 from fake_engine import FakeEngine
 
-from fsvit_edge.fewshot.bank_file import bank_precision
+from fsvit_edge.fewshot.bank_file import precision_of_bank
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.engines import choose, trial
+from fsvit_edge.runtime.engines import choose, open_graphs, trial
 from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.engines.trial import Trial, find_trial, known_trial, measure
+from fsvit_edge.runtime.engines.trial import FORMAT_VERSION, Trial, find_trial, known_trial, measure
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.machine import Machine
 
@@ -44,7 +44,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Bundle]:
         done.append(bundle)
         conditions = trial.conditions_of(bundle)
         assert conditions is not None
-        return Trial(1, *conditions, 10.0, {"fp32": 9.0, "bf16": 5.0}, {})
+        return Trial(FORMAT_VERSION, *conditions, 10.0, {"fp32": 9.0, "bf16": 5.0}, {}, None)
 
     monkeypatch.setattr(trial, "measure", pretend)
     return done
@@ -135,7 +135,7 @@ def edited(**changes: Any) -> Callable[[bytes], bytes]:
         lambda data: data[: len(data) // 2],
         lambda _: b"[]",
         lambda _: b"\xff\x00",
-        edited(format_version=2),
+        edited(format_version=1),
         edited(processor="Another CPU"),
         edited(onnxruntime_ms=0.0),
         edited(openvino_ms={"fp32": -1.0}),
@@ -190,7 +190,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
             done.append(precision)
             super().__init__(graph, "cpu", threads)
 
-    monkeypatch.setattr(choose, "OpenVinoEngine", Listening)
+    monkeypatch.setattr(open_graphs, "OpenVinoEngine", Listening)
     monkeypatch.setattr(choose, "openvino_version", lambda: VERSION)
     return done
 
@@ -208,7 +208,7 @@ def remember(times_ms: Timed, refused: dict[str, str] | None = None, bundle: Bun
     assert conditions is not None
     file = trial.file_of(*conditions)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(Trial(1, *conditions, 10.0, times_ms, refused or {}))))
+    file.write_text(json.dumps(asdict(Trial(FORMAT_VERSION, *conditions, 10.0, times_ms, refused or {}, None))))
 
 
 @pytest.mark.parametrize(
@@ -263,9 +263,11 @@ def test_a_model_asks_its_bank(tmp_path: Path, opened: Opened) -> None:
             model.enroll("thing", pictures)
             model.save_bank(path)
     assert opened == ["fp32", "bf16"]
-    assert [bank_precision(path) for path in (old, new, tmp_path / "none", None)] == ["fp32", "bf16", None, None]
+    encoder = BUNDLE.manifest.graphs["encoder"].sha256
+    assert [precision_of_bank(path, encoder) for path in (old, new, tmp_path / "none")] == ["fp32", "bf16", None]
+    assert precision_of_bank(old, "another encoder") is None
     (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
-    assert bank_precision(tmp_path / "damaged.safetensors") is None
+    assert precision_of_bank(tmp_path / "damaged.safetensors", encoder) is None
     for path, precision in ((old, "fp32"), (new, "bf16")):
         with FewShotModel.load(threads=1, bank=path) as model:
             model.load_bank(path)
