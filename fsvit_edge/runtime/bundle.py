@@ -94,7 +94,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     graphs: dict[str, bytes]  # the ONNX files by graph
-    cpu_graphs: dict[str, bytes]  # the same of the head for CPUs, both or none
+    cpu_graphs: dict[str, bytes] = field(default_factory=dict)  # the same of the head for CPUs, both or none
 
     @classmethod
     def load(cls, path: Path) -> "Bundle":

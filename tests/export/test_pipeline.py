@@ -104,6 +104,7 @@ def test_a_bundle_contains_three_graphs_and_a_manifest(tiny_bundle: Path, tiny_n
         "presence_level": 0.5,
         "support_crop": 0.0,
         "most_tokens": 0,
+        "int8_encoder": None,
     }
     assert (preprocessing["mean"], preprocessing["std"]) == (list(IMAGENET_MEAN), list(IMAGENET_STD))
     assert manifest.cpu_graphs.keys() == set(CPU_GRAPH_NAMES)
