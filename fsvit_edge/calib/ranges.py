@@ -103,8 +103,10 @@ def collect_ranges(
                     )
             for name, (low, high, mean, values) in observers.items():
                 statistics[name].add(
-                    *(outputs[output].numpy() for output in (low, high, mean)),
-                    values=None if values is None else outputs[values].numpy(),
+                    outputs[low].numpy(),
+                    outputs[high].numpy(),
+                    outputs[mean].numpy(),
+                    None if values is None else outputs[values].numpy(),
                 )
             outputs.clear()  # frees 324 MB (ViT-S/8 at 400 px) before the next picture
     if not digests:
@@ -133,7 +135,7 @@ def collect_ranges(
             }
         },
         created_by=f"fsvit-edge {__version__}",
-        channel_mean={_GRAPH: {name: _rounded(statistics[name].channel_sum / len(digests)) for name in sorted(stem)}},
+        channel_mean={_GRAPH: {name: _means(statistics[name], len(digests), ranges[name]) for name in sorted(stem)}},
     )
 
 
@@ -170,7 +172,7 @@ class _Statistics:
         self.reach = _SMALLEST_REACH
         self.counts = np.zeros(_BINS, np.int64)
 
-    def add(self, channel_low: Array, channel_high: Array, channel_mean: Array, *, values: Array | None) -> None:
+    def add(self, channel_low: Array, channel_high: Array, channel_mean: Array, values: Array | None) -> None:
         """Add one picture: extremes and mean of each channel (C,), and the values (N, C) if a histogram is wanted."""
         self.low = min(self.low, float(channel_low.min()))
         self.high = max(self.high, float(channel_high.max()))
@@ -254,6 +256,13 @@ def _observe(data: bytes, with_values: bool) -> tuple[bytes, dict[str, tuple[str
         flat = graph.add_node("Flatten", [last], "observed", axis=3)  # (B, C, h, w) -> (N, C)
         observe(name, flat, with_values and not is_bounded)
     return graph.finish().SerializeToString(), observers
+
+
+def _means(statistics: "_Statistics", pictures: int, bounds: tuple[float, float]) -> list[float]:
+    """The mean of each channel, with as many decimals as the step of the range in 255 needs, because there are many."""
+    step = max(bounds[1] - bounds[0], 1e-9) / 255
+    decimals = max(0, -math.floor(math.log10(step)))
+    return [round(float(mean), decimals) for mean in statistics.channel_sum / pictures]
 
 
 def _rounded(values: Iterable[float]) -> list[float]:

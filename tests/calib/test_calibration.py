@@ -165,6 +165,7 @@ def test_loading_needs_neither_onnx_nor_an_engine() -> None:
 
 
 def test_the_bundled_calibration_fits_the_bundled_model_and_contains_only_numbers(bundle: Bundle) -> None:
+    from fsvit_edge.calib.convert_cpu_stem import stem_tensors
     from fsvit_edge.calib.convert_int8 import linear_layers
     from fsvit_edge.calib.onnx_graph import Graph
 
@@ -172,9 +173,10 @@ def test_the_bundled_calibration_fits_the_bundled_model_and_contains_only_number
     shipped = Calibration.load(file)
     shipped.check_fits(bundle)
     assert shipped.warnings() == []
-    assert {layer.activation for layer in linear_layers(Graph(bundle.graphs["encoder"]))} == shipped.ranges[
-        "encoder"
-    ].keys()
+    graph = Graph(bundle.graphs["encoder"])
+    layers = {layer.activation for layer in linear_layers(graph)}
+    assert shipped.ranges["encoder"].keys() == layers | stem_tensors(graph).keys()
+    assert shipped.channel_mean["encoder"].keys() == stem_tensors(graph).keys()
     text = file.read_text()
     assert len(text) < 200_000
     assert not any(word in text for word in ("/", "\\", ".jpg", ".mp4"))

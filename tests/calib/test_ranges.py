@@ -273,7 +273,7 @@ bundle, num, keeps = Bundle.load(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[
 if keeps:
     add, kept = ranges._Statistics.add, []
     def keep(self, *arrays):
-        kept.append([array.copy() for array in arrays])
+        kept.append([array.copy() for array in arrays if array is not None])
         add(self, *arrays)
     ranges._Statistics.add = keep
 rng = np.random.default_rng(0)
