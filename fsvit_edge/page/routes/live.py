@@ -23,9 +23,13 @@ router = make_router()
 
 
 @router.get("/api/state")
-def get_state(page: Page) -> schemas.State:
-    """Get everything the page shows: health, newest frame, classes with scores and supports, and the bank."""
-    health, newest, enrolled = page.hub.health, page.hub.newest, page.model.enrolled
+def get_state(page: Page, source: str = "") -> schemas.State:
+    """Get everything the page shows: health, newest frame, classes with scores and supports, and the bank.
+
+    In a run of several sources, health, frame, scores and what is in zones are those of one: the first by default.
+    """
+    shown_source = page.hub.shown(source)
+    health, newest, enrolled = page.hub.health, page.hub.newest(source), page.model.enrolled
     classes = {}
     for index, name in enumerate(enrolled.supports):
         classes[name] = schemas.ClassState(
@@ -52,7 +56,14 @@ def get_state(page: Page) -> schemas.State:
                     for part in prediction.instances(result.name)
                 ]
     return schemas.State(
-        health=None if health is None else health.to_dict(),
+        health=None if health is None else health.of(shown_source).to_dict(),
+        source=shown_source,
+        sources=[
+            schemas.SourceState(
+                name=one.name, state=one.status.state, is_frozen=one.status.is_frozen, has_ended=one.has_ended
+            )
+            for one in (() if health is None or len(health.sources) < 2 else health.sources)
+        ],
         frame=frame,
         classes=list(classes.values()),
         zones=_zone_states(page, newest),
@@ -74,9 +85,12 @@ def get_state(page: Page) -> schemas.State:
 
 
 @router.get("/api/stream.mjpg", response_class=schemas.JpegStreamResponse)
-async def watch(page: Page) -> schemas.JpegStreamResponse:
-    """Stream the frames as JPEGs without end, with present classes tinted; a slow reader gets fewer frames."""
-    pictures = page.hub.watch()
+async def watch(page: Page, source: str = "") -> schemas.JpegStreamResponse:
+    """Stream the frames as JPEGs without end, with present classes tinted; a slow reader gets fewer frames.
+
+    In a run of several sources, those of one: the first by default.
+    """
+    pictures = page.hub.watch(source)
     first = await anext(pictures, None)  # before the answer starts, so that a refusal is still possible
 
     async def parts() -> AsyncIterator[bytes]:
@@ -93,9 +107,9 @@ async def watch(page: Page) -> schemas.JpegStreamResponse:
 
 
 @router.post("/api/frames", status_code=201)
-def freeze(page: Page) -> schemas.FrozenFrame:
-    """Freeze the newest frame, to enroll from it."""
-    frame_id, image = page.hub.freeze()
+def freeze(page: Page, source: str = "") -> schemas.FrozenFrame:
+    """Freeze the newest frame, of several sources that of one, to enroll from it."""
+    frame_id, image = page.hub.freeze(source)
     return schemas.FrozenFrame(id=frame_id, width=image.shape[1], height=image.shape[0])
 
 
