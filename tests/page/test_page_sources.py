@@ -56,7 +56,9 @@ def two(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
 
 
 def shade_of(jpeg: bytes) -> int:
-    return int(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)[2, 60])
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert image is not None
+    return int(image[2, 60])
 
 
 def frozen(client: httpx.Client, query: str) -> int:
