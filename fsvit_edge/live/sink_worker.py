@@ -1,5 +1,6 @@
 """Runs a sink in its own thread with a short queue, so that a slow sink delays neither the frames nor other sinks."""
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +20,7 @@ _MAX_EVENTS = 256
 class SinkWorker:
     """Gives frames to a sink, and finishes it, in its own thread.
 
-    If the source is live, a new frame replaces the oldest one in a full queue, which counts as dropped. Otherwise the
+    If the source is live, a new frame replaces its oldest one in a full queue, which counts as dropped. Otherwise the
     new frame waits, and nothing is dropped. `on_end` is called once, from this thread, if the sink ends by itself: with
     the failure, or with None if its reader is gone.
     """
@@ -64,10 +65,14 @@ class SinkWorker:
                 self._changed.wait()
             if self._has_ended:
                 return
-            if len(self._frames) >= self._capacity:
-                self._frames.popleft()
-                self._dropped += 1
             self._frames.append((frame, prediction))
+            places = [place for place, (other, _) in enumerate(self._frames) if other.camera == frame.camera]
+            if len(places) > self._capacity:
+                # The frames of this source move up by one, so that it keeps its turn among the others.
+                for place, following in itertools.pairwise(places):
+                    self._frames[place] = self._frames[following]
+                del self._frames[places[-1]]
+                self._dropped += 1
             self._changed.notify_all()
 
     def tell(self, event: Event) -> None:

@@ -28,7 +28,9 @@ class EventLog:
 
     def __init__(self) -> None:
         self._kept: tuple[KeptEvent, ...] = ()  # replaced as a whole, so that readers need no lock
-        self._ways: dict[str, int] = {}  # of the classes that are present: one that is removed keeps its color
+        self._ways: dict[
+            tuple[str, str], int
+        ] = {}  # by source, of the classes that are present: one that is removed keeps its color
 
     @property
     def newest_number(self) -> int:
@@ -37,11 +39,12 @@ class EventLog:
 
     def add(self, event: Event, classes: Sequence[str]) -> None:
         """Keep an event and draw its picture; `classes` are the enrolled ones in their order."""
-        way = classes.index(event.name) if event.name in classes else self._ways.get(event.name, 0)
+        key = event.source, event.name
+        way = classes.index(event.name) if event.name in classes else self._ways.get(key, 0)
         if event.kind == "appeared":
-            self._ways[event.name] = way
+            self._ways[key] = way
         else:
-            self._ways.pop(event.name, None)
+            self._ways.pop(key, None)
         jpeg = encode_jpeg(draw_event(event, way))
         kept = KeptEvent(self.newest_number + 1, event_record(event), way, jpeg)
         self._kept = (*self._kept, kept)[-MAX_EVENTS:]

@@ -29,36 +29,68 @@ _QUALITY = 80
 _Rgb = npt.NDArray[np.uint8]
 
 
+class _Channel:
+    """The newest result of a source, and who watches it."""
+
+    def __init__(self) -> None:
+        self.newest: tuple[Frame, Prediction] | None = None
+        self.jpeg = b""
+        self.viewers: set[asyncio.Event] = set()
+
+
 class FrameHub:
-    """Passes results from the sink's thread to the server's.
+    """Passes results from the sink's thread to the server's, of one source or of several by name.
 
     Each viewer takes the newest picture when it is ready for one, so a slow viewer gets fewer pictures and delays
     nobody. Nothing is encoded while nobody watches.
     """
 
     def __init__(self) -> None:
-        self.newest: tuple[Frame, Prediction] | None = None  # None before the first frame
         self.health: Health | None = None  # None before the first report
+        self._channels: dict[str, _Channel] = {}
         self._frozen: dict[str, _Rgb] = {}
         self._freezing = threading.Lock()
-        self._jpeg = b""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._viewers: set[asyncio.Event] = set()
         self._closing = False
 
     def put(self, frame: Frame, prediction: Prediction) -> None:
         """Show a frame with its prediction."""
-        self.newest = (frame, prediction)
-        if self._loop is not None and self._viewers:
-            self._jpeg = _encode_result(frame, prediction)
+        channel = self._channels.setdefault(frame.camera, _Channel())
+        channel.newest = (frame, prediction)
+        if self._loop is not None and channel.viewers:
+            channel.jpeg = _encode_result(frame, prediction)
             with suppress(RuntimeError):  # the server has stopped
-                self._loop.call_soon_threadsafe(self._wake)
+                self._loop.call_soon_threadsafe(self._wake, channel)
 
-    def freeze(self) -> tuple[str, _Rgb]:
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources, if there are several."""
+        named = () if self.health is None else tuple(one.name for one in self.health.sources)
+        return named if len(named) > 1 else ()
+
+    def shown(self, source: str) -> str:
+        """Return the name of the source to show: the one that is asked for, or the first; "" if there is only one.
+
+        Raises:
+            InputError: There is no such source.
+        """
+        if source and source not in self.sources:
+            raise InputError(f"There is no source {source!r:.80}; GET /api/state lists them.")
+        return source or next(iter(self.sources), next(iter(self._channels), ""))
+
+    def newest(self, source: str = "") -> tuple[Frame, Prediction] | None:
+        """Return the newest frame of a source with its prediction; None before the first. Raises like `shown`."""
+        return self._channel(source).newest
+
+    def _channel(self, source: str) -> _Channel:
+        return self._channels.setdefault(self.shown(source), _Channel())
+
+    def freeze(self, source: str = "") -> tuple[str, _Rgb]:
         """Keep the newest frame, (H, W, 3) uint8 RGB, under a new id, and drop the oldest of more than four."""
-        if self.newest is None:
+        newest = self.newest(source)
+        if newest is None:
             raise FsvitEdgeError("There is no frame yet; wait for the camera.")
-        frame_id, image = secrets.token_hex(8), self.newest[0].image
+        frame_id, image = secrets.token_hex(8), newest[0].image
         with self._freezing:
             self._frozen[frame_id] = image
             while len(self._frozen) > _MAX_FROZEN:
@@ -72,7 +104,7 @@ class FrameHub:
             raise InputError("This frame is no longer available; freeze another one.")
         return image
 
-    def sample(self, count: int, seconds: float) -> list[_Rgb]:
+    def sample(self, count: int, seconds: float, source: str = "") -> list[_Rgb]:
         """Wait for new frames and return them, spread over some seconds; fewer than `count` if they come slowly.
 
         Returns:
@@ -82,9 +114,10 @@ class FrameHub:
             FsvitEdgeError: No frame came for 10 s, the camera repeats the same picture, or the run has ended.
         """
         frames: list[_Rgb] = []
-        seen, started_s = self.newest, time.monotonic()
+        channel = self._channel(source)
+        seen, started_s = channel.newest, time.monotonic()
         while len(frames) < count:
-            newest, elapsed_s = self.newest, time.monotonic() - started_s
+            newest, elapsed_s = channel.newest, time.monotonic() - started_s
             if self._closing:
                 raise FsvitEdgeError("The run has ended; start it again.")
             if newest is not None and newest is not seen and elapsed_s >= len(frames) * seconds / count:
@@ -100,37 +133,39 @@ class FrameHub:
             raise FsvitEdgeError(f"No frame came for {_SAMPLE_WITHIN_S:g} s; try again when the camera is live.")
         return frames
 
-    async def watch(self) -> AsyncGenerator[bytes, None]:
+    async def watch(self, source: str = "") -> AsyncGenerator[bytes, None]:
         """Yield JPEGs with the result drawn in: the newest whenever the viewer is ready.
 
         Raises:
             FsvitEdgeError: There are 8 viewers already; raised at the first step.
         """
-        if len(self._viewers) >= _MAX_VIEWERS:
+        channel = self._channel(source)
+        if sum(len(one.viewers) for one in tuple(self._channels.values())) >= _MAX_VIEWERS:
             raise FsvitEdgeError(f"Viewer limit ({_MAX_VIEWERS}) reached; close another page.")
         self._loop = asyncio.get_running_loop()
         fresh = asyncio.Event()
-        self._viewers.add(fresh)
+        channel.viewers.add(fresh)
         try:
-            seen = self._jpeg
-            if self.newest is not None:
-                yield await asyncio.to_thread(_encode_result, *self.newest)
+            seen = channel.jpeg
+            if channel.newest is not None:
+                yield await asyncio.to_thread(_encode_result, *channel.newest)
             while not self._closing:
                 await fresh.wait()
                 fresh.clear()
-                if self._jpeg is not seen:
-                    seen = self._jpeg
+                if channel.jpeg is not seen:
+                    seen = channel.jpeg
                     yield seen
         finally:
-            self._viewers.discard(fresh)
+            channel.viewers.discard(fresh)
 
     def close(self) -> None:
         """End all streams; only from the server's thread."""
         self._closing = True
-        self._wake()
+        for channel in tuple(self._channels.values()):
+            self._wake(channel)
 
-    def _wake(self) -> None:
-        for fresh in tuple(self._viewers):
+    def _wake(self, channel: _Channel) -> None:
+        for fresh in tuple(channel.viewers):
             fresh.set()
 
 

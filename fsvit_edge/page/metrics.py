@@ -20,9 +20,16 @@ class HealthMetrics(Collector):
     def collect(self) -> list[Metric]:
         """See `Collector.collect`."""
         health, status, sinks = self._health, self._health.source_status, self._health.sinks
-        age = [] if health.age_ms is None else _quantiles(health.age_ms)
         stages = [one for stage, times in health.latency_ms.items() for one in _quantiles(times, stage=stage)]
-        states = [({"state": state}, state == status.state) for state in get_args(SourceState)]
+        several = [(one.name, one.status) for one in health.sources] if len(health.sources) > 1 else []
+        of_each = [({"source": name}, one) for name, one in several] or [({}, status)]
+        states = [
+            ({**labels, "state": state}, float(state == one.state))
+            for labels, one in of_each
+            for state in get_args(SourceState)
+        ]
+        ages = [({"source": one.name}, one.age_ms) for one in health.sources] if several else [({}, health.age_ms)]
+        age = [one for labels, times in ages if times is not None for one in _quantiles(times, **labels)]
         return [
             _metric("gauge", "uptime_seconds", "Time since the run started.", health.uptime_s),
             _metric("gauge", "frames_per_second", "Frames processed per second, over the latest 5 s.", health.fps),
@@ -30,12 +37,32 @@ class HealthMetrics(Collector):
             _metric("gauge", "classes", "Enrolled classes.", len(health.classes)),
             _metric("gauge", "scene_frames", "Pictures of the empty scene.", health.scene_frames),
             _metric("gauge", "false_alarm_bound", _BOUND, health.false_alarm_bound),
-            _metric("gauge", "source_frozen", "1 if the camera repeats the same picture.", status.is_frozen),
+            _metric(
+                "gauge",
+                "source_frozen",
+                "1 if the camera repeats the same picture.",
+                [(labels, float(one.is_frozen)) for labels, one in of_each],
+            ),
             _metric("gauge", "source_state", "1 for the current state of the source.", states),
             _metric("counter", "frames", "Frames processed.", health.frames),
-            _metric("counter", "captured_frames", "Frames captured.", status.captured),
-            _metric("counter", "dropped_frames", "Frames replaced by a newer one before processing.", status.dropped),
-            _metric("counter", "reconnects", "Restarts of the source.", status.reconnects),
+            _metric(
+                "counter",
+                "captured_frames",
+                "Frames captured.",
+                [(labels, float(one.captured)) for labels, one in of_each],
+            ),
+            _metric(
+                "counter",
+                "dropped_frames",
+                "Frames replaced by a newer one before processing.",
+                [(labels, float(one.dropped)) for labels, one in of_each],
+            ),
+            _metric(
+                "counter",
+                "reconnects",
+                "Restarts of the source.",
+                [(labels, float(one.reconnects)) for labels, one in of_each],
+            ),
             _metric("gauge", "frame_age_seconds", "Time from capture to result.", age),
             _metric("gauge", "stage_seconds", "Time per stage.", stages),
             *(

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from fsvit_edge.fewshot.bank import LevelSource
 from fsvit_edge.live.events import EventKind
+from fsvit_edge.live.health import SourceState as SourceCondition
 
 BOUNDARY = "frame"
 
@@ -156,10 +157,21 @@ class SceneCheck(BaseModel):
     pictures: int
 
 
+class SourceState(BaseModel):
+    """One of several sources."""
+
+    name: str
+    state: SourceCondition
+    is_frozen: bool = Field(description="Whether the camera repeats the same picture.")
+    has_ended: bool = Field(description="Whether the run goes on without it.")
+
+
 class State(BaseModel):
     """Everything that the page shows."""
 
-    health: dict[str, Any] | None = Field(description="Same as /health; null until the first report.")
+    health: dict[str, Any] | None = Field(description="Same as /health, of the source; null until the first report.")
+    source: str = Field(description="Of several sources, the one that this is about; else empty.")
+    sources: list[SourceState] = Field(description="The sources, if there are several.")
     frame: FrameState | None
     classes: list[ClassState]
     zones: list[ZoneState]

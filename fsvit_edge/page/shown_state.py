@@ -17,7 +17,7 @@ from fsvit_edge.page.events import hex_color
 
 
 class ShownState:
-    """The newest answer of /api/state.
+    """The newest answers of /api/state, one for each source.
 
     It takes long with many classes, so it is made in the thread of the first request after a change; the server only
     sends it.
@@ -25,23 +25,22 @@ class ShownState:
 
     def __init__(self) -> None:
         self._making = threading.Lock()
-        self._seen: Seen | None = None
-        self._json = b""
+        self._made: dict[str, tuple[Seen, bytes]] = {}
 
-    def json(self, look: Callable[[], "Seen"]) -> bytes:
+    def json(self, source: str, look: Callable[[str], "Seen"]) -> bytes:
         """Return `schemas.State` as JSON, of what there is to see when those who asked before have their answer."""
         with self._making:
-            seen = look()
-            if self._seen is None or not seen.is_same(self._seen):
-                self._json = _state(seen).model_dump_json().encode()
-                self._seen = seen
-            return self._json
+            seen, made = look(source), self._made.get(source)
+            if made is None or not seen.is_same(made[0]):
+                made = self._made[source] = (seen, _state(seen).model_dump_json().encode())
+            return made[1]
 
 
 @dataclass(frozen=True)
 class Seen:
     """What a state is made of; objects are replaced as a whole when they change."""
 
+    source: str
     health: Health | None
     newest: tuple[Frame, Prediction] | None
     enrolled: Enrolled
@@ -90,7 +89,14 @@ def _state(seen: Seen) -> schemas.State:
                     for part in prediction.instances(result.name)
                 ]
     return schemas.State(
-        health=None if health is None else health.to_dict(),
+        health=None if health is None else health.of(seen.source).to_dict(),
+        source=seen.source,
+        sources=[
+            schemas.SourceState(
+                name=one.name, state=one.status.state, is_frozen=one.status.is_frozen, has_ended=one.has_ended
+            )
+            for one in (() if health is None or len(health.sources) < 2 else health.sources)
+        ],
         frame=frame,
         classes=list(classes.values()),
         zones=_zone_states(seen),

@@ -74,12 +74,13 @@ class PageState:
         """Whether a person changed something here that is not in the file."""
         return not self.is_saved and (self.model.changes != self.first_changes or bool(self.unstored))
 
-    def seen(self) -> Seen:
-        """What the page shows now."""
+    def seen(self, source: str) -> Seen:
+        """What the page shows now of a source."""
         hub, model = self.hub, self.model
         return Seen(
+            source,
             hub.health,
-            hub.newest,
+            hub.newest(source),
             model.enrolled,
             model.zones_of_run,
             self.scene_check,

@@ -34,12 +34,15 @@ def remove_negative(page: Page, name: str, index: Index) -> None:
 
 
 @router.post("/api/scene", status_code=201)
-def learn_scene(page: Page) -> false_alarms.SceneAnswer:
-    """Learn the empty scene from the next 16 frames, over about 4 s, and report which classes it looks like."""
+def learn_scene(page: Page, source: str = "") -> false_alarms.SceneAnswer:
+    """Learn the empty scene from the next 16 frames, over about 4 s, and report which classes it looks like.
+
+    In a run of several sources, from the frames of one: the first by default.
+    """
     if not page.learning_scene.acquire(blocking=False):
         raise FsvitEdgeError("The empty scene is being learned already; wait until that is done.")
     try:
-        images = page.hub.sample(false_alarms.SCENE_FRAMES, false_alarms.SCENE_S)
+        images = page.hub.sample(false_alarms.SCENE_FRAMES, false_alarms.SCENE_S, source)
         numbers = itertools.count(1)
 
         def update(request: Callable[[FewShotModel], false_alarms.SceneAnswer]) -> false_alarms.SceneAnswer:

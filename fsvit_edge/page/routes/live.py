@@ -18,15 +18,22 @@ router = make_router()
 
 
 @router.get("/api/state", response_model=schemas.State)
-def get_state(page: Page) -> Response:
-    """Get everything the page shows: health, newest frame, classes with scores and supports, and the bank."""
-    return Response(page.shown.json(page.seen), media_type="application/json")
+def get_state(page: Page, source: str = "") -> Response:
+    """Get everything the page shows: health, newest frame, classes with scores and supports, and the bank.
+
+    In a run of several sources, health, frame, scores and what is in zones are those of one: the first by default.
+    """
+    shown = page.hub.shown(source)
+    return Response(page.shown.json(shown, page.seen), media_type="application/json")
 
 
 @router.get("/api/stream.mjpg", response_class=schemas.JpegStreamResponse)
-async def watch(page: Page) -> schemas.JpegStreamResponse:
-    """Stream the frames as JPEGs without end, with present classes tinted; a slow reader gets fewer frames."""
-    pictures = page.hub.watch()
+async def watch(page: Page, source: str = "") -> schemas.JpegStreamResponse:
+    """Stream the frames as JPEGs without end, with present classes tinted; a slow reader gets fewer frames.
+
+    In a run of several sources, those of one: the first by default.
+    """
+    pictures = page.hub.watch(source)
     first = await anext(pictures, None)  # before the answer starts, so that a refusal is still possible
 
     async def parts() -> AsyncIterator[bytes]:
@@ -43,9 +50,9 @@ async def watch(page: Page) -> schemas.JpegStreamResponse:
 
 
 @router.post("/api/frames", status_code=201)
-def freeze(page: Page) -> schemas.FrozenFrame:
-    """Freeze the newest frame, to enroll from it."""
-    frame_id, image = page.hub.freeze()
+def freeze(page: Page, source: str = "") -> schemas.FrozenFrame:
+    """Freeze the newest frame, of several sources that of one, to enroll from it."""
+    frame_id, image = page.hub.freeze(source)
     return schemas.FrozenFrame(id=frame_id, width=image.shape[1], height=image.shape[0])
 
 

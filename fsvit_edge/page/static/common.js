@@ -36,6 +36,17 @@ export async function request(method, path, body) {
 
 export const query = (fields) => new URLSearchParams(fields).toString();
 
+let source = ""; // of several sources, the one that is shown
+
+export const shownSource = () => source;
+export function showSource(name) { source = name; }
+
+// An address with the source that is shown, if there are several.
+export const ofSource = (path, fields = {}) => {
+  const asked = query(source ? { ...fields, source } : fields);
+  return asked ? `${path}?${asked}` : path;
+};
+
 let message = "", trouble = "", closedTrouble = "";
 
 // The outcome of a click; an empty text clears it.

@@ -2,7 +2,7 @@
 
 import { begin, clear, selection, setMode } from "/drawing.js";
 import { showRejection } from "/rejection.js";
-import { request, attemptWith, find, make, makeButton, makeFacts, makeList, onClick, percent, query, scoreText, showMessage, takePicture } from "/common.js";
+import { request, attemptWith, find, make, makeButton, makeFacts, makeList, ofSource, onClick, percent, query, scoreText, showMessage, takePicture } from "/common.js";
 
 const HINTS = {
   box: "Drag a box around the object.",
@@ -14,7 +14,7 @@ let frame = null; // {id, width, height}
 let reported = null; // {name, index, key}: the picture that the report is about; its key is null until it is listed
 
 export async function freeze(name) {
-  const frozen = await request("POST", "/api/frames");
+  const frozen = await request("POST", ofSource("/api/frames"));
   find("frozen").src = `/api/frames/${frozen.id}.jpg`;
   await find("frozen").decode();
   takePicture(() => setFrozen(false));

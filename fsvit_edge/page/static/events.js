@@ -6,10 +6,11 @@ const FEW = 6, ANNOUNCE_MS = 10000;
 
 let shown = ""; // run and number of the newest event that is listed
 let shownRun = "", shownNumber = 0;
-let isAsking = false, isLong = false;
+let isAsking = false, isLong = false, isOfSeveral = false;
 let rows = new Map(); // number of an event -> the row of its visit, which keeps it when the older of its two events is gone
 
-export async function showEvents({ events, run_id: run }) {
+export async function showEvents({ events, run_id: run, sources }) {
+  isOfSeveral = sources.length > 0;
   find("events").hidden = !events.are_told;
   const newest = `${run} ${events.newest}`;
   if (!events.are_told || newest === shown || isAsking) return;
@@ -52,14 +53,15 @@ function list(events, run) {
 function visitsOf(events) {
   const visits = [], present = new Map();
   for (const event of [...events].reverse()) {
-    let visit = present.get(event.name);
+    const key = `${event.source}\n${event.name}`;
+    let visit = present.get(key);
     if (event.event === "appeared" || visit === undefined) {
       visit = {};
       visits.push(visit);
     }
     visit[event.event] = visit.latest = event;
-    if (event.event === "appeared") present.set(event.name, visit);
-    else present.delete(event.name);
+    if (event.event === "appeared") present.set(key, visit);
+    else present.delete(key);
   }
   for (const visit of present.values()) visit.isHere = true;
   return visits.sort((one, other) => other.latest.number - one.latest.number);
@@ -72,13 +74,13 @@ function makeRow() {
 }
 
 function showVisit(row, visit, run) {
-  const { number, name, color, best_score: score, zones } = visit.latest;
+  const { number, name, color, best_score: score, zones, source: camera } = visit.latest;
   const source = `/api/events/${number}.jpg?${query({ run })}`, image = row.querySelector("img");
   if (image.getAttribute("src") !== source) image.src = source;
   row.querySelector("button").setAttribute("aria-label", `Show the picture of ${name}: ${whenOf(visit)}`);
   row.querySelector(".swatch").style.background = color;
   row.querySelector(".name").textContent = name;
-  row.querySelector(".best").textContent = `best score ${scoreText(score)}`;
+  row.querySelector(".best").textContent = `${isOfSeveral ? `${camera} · ` : ""}best score ${scoreText(score)}`;
   row.querySelector(".when").textContent = whenOf(visit);
   row.querySelector(".when").classList.toggle("here", Boolean(visit.isHere));
   row.querySelector(".where").replaceChildren(...zones.map((zone) => make("span", zone)));

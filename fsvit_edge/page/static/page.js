@@ -5,8 +5,9 @@ import { followClasses } from "/enrollment.js";
 import { showEvents } from "/events.js";
 import { showReview } from "/review.js";
 import { showScene } from "/scene.js";
+import { onSource, showSources } from "/sources.js";
 import { showZones } from "/zones.js";
-import { request, attempt, find, onClick, query, showMessage, showTrouble } from "/common.js";
+import { request, attempt, find, ofSource, onClick, query, showMessage, showSource, showTrouble } from "/common.js";
 
 const POLL_MS = 250, HIDDEN_POLL_MS = 3000, RETRY_MS = 1500;
 
@@ -23,11 +24,12 @@ async function poll() {
 
 async function getState() {
   try {
-    const state = await request("GET", "/api/state");
+    const state = await request("GET", ofSource("/api/state"));
     if (!isConnected) startStream();
     setConnected(true);
     return state;
   } catch (error) {
+    if (error.status === 400) showSource(""); // another run, without the source that was chosen
     setConnected(false);
     setPill("lost", "unreachable");
     showTrouble(error instanceof TypeError ? "Cannot reach the run; retrying." : error.message);
@@ -41,6 +43,7 @@ function setConnected(isNow) {
 }
 
 function show(state) {
+  showSources(state);
   showHealth(state);
   showClasses(state.classes);
   followClasses(state.classes);
@@ -78,8 +81,9 @@ function troubleOf(sinks) {
 }
 
 function startStream() {
-  find("live").src = `/api/stream.mjpg?${query({ at: Date.now() })}`;
+  find("live").src = ofSource("/api/stream.mjpg", { at: Date.now() });
 }
+onSource(startStream);
 find("live").addEventListener("error", () => setTimeout(() => isConnected && startStream(), RETRY_MS));
 
 // The file has classes that this run did not read: a second click overwrites it.

@@ -1,6 +1,6 @@
 // The empty scene: a countdown, then the run takes pictures of it, and a report of which classes it looks like.
 
-import { request, attemptWith, find, make, makeFacts, makeList, onConfirmedClick, percent, scoreText, showMessage } from "/common.js";
+import { request, attemptWith, find, make, makeFacts, makeList, ofSource, onConfirmedClick, percent, scoreText, showMessage } from "/common.js";
 
 const COUNTDOWN_S = 3;
 const LABEL = find("learn").textContent;
@@ -44,7 +44,7 @@ async function learn() {
   await attemptWith(find("learn"), async () => {
     isLearning = true;
     try {
-      const report = await request("POST", "/api/scene").finally(() => { isLearning = false; });
+      const report = await request("POST", ofSource("/api/scene")).finally(() => { isLearning = false; });
       showReport(report);
       showMessage("");
     } catch (error) {

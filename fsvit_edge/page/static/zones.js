@@ -1,7 +1,7 @@
 // Zones: the list with what is in each, and drawing one by its corners on a frozen frame (zone_drawing.js).
 
 import { begin, close, count, cornersOf, end, undo } from "/zone_drawing.js";
-import { request, attemptWith, find, make, makeButton, onClick, onConfirmedClick, query, showMessage, takePicture } from "/common.js";
+import { request, attemptWith, find, make, makeButton, ofSource, onClick, onConfirmedClick, query, showMessage, takePicture } from "/common.js";
 
 const NONE = "A zone is a named part of the picture. Answers and events say what is in it.";
 const FIXED = "The zones of this run come from the command line (--zone).";
@@ -57,7 +57,7 @@ function showInside(item, classes) {
 }
 
 async function draw() {
-  const frozen = await request("POST", "/api/frames");
+  const frozen = await request("POST", ofSource("/api/frames"));
   find("frozen").src = `/api/frames/${frozen.id}.jpg`;
   await find("frozen").decode();
   takePicture(leave);

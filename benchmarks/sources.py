@@ -1,0 +1,127 @@
+"""Several sources in one run: total frame rate against one source's, age of the frames, and memory for each source.
+
+    python benchmarks/sources.py CLIP.mp4 [--counts 1 2 4 8] [--seconds 20] [--repeats 7] [--bundle DIR] [--json FILE]
+
+Plays a clip at its own pace as 1, 2, 4 and 8 sources at once, in turn, `repeats` times, with the classes of the demo
+enrolled and no sink. "demo" plays the demo. Prints medians over the repeats; the frame rate is compared within each.
+With --batches, it instead compares processor time per picture of the encoder at batches of 1, 2 and 4, on one thread.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.live.loop import LiveRun
+from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.live.sources.base import SourceOptions
+from fsvit_edge.live.sources.demo import demo_supports
+from fsvit_edge.live.sources.many import ManySources, NamedSource
+from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
+
+Figures = dict[str, float]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clip", nargs="?", default="demo")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds per run")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--batches", action="store_true")
+    asked = parser.parse_args()
+    if asked.batches:
+        measure_batches(asked.bundle, asked.repeats)
+        return
+    runs: dict[int, list[Figures]] = {count: [] for count in asked.counts}
+    for repeat in range(asked.repeats):
+        for count in asked.counts:
+            runs[count].append(measure(asked.clip, count, asked))
+        for count in asked.counts:
+            one, first = runs[count][repeat], runs[asked.counts[0]][repeat]
+            one["frames/s, % of the first"] = 100 * one["frames/s"] / first["frames/s"]
+            more = count - asked.counts[0]
+            one["memory per more source, MB"] = (one["memory, MB"] - first["memory, MB"]) / more if more else 0.0
+    figures = {count: _medians(found) for count, found in runs.items()}
+    print(f"{asked.clip}, medians of {asked.repeats} runs of {asked.seconds:g} s")
+    for name in figures[asked.counts[0]]:
+        print(f"  {name:<32}" + "".join(f"{figures[count][name]:10.1f}" for count in asked.counts))
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(figures, indent=1))
+
+
+def measure(clip: str, count: int, asked: argparse.Namespace) -> Figures:
+    """Run `count` sources of a clip for some seconds."""
+    with FewShotModel.load(asked.bundle, threads=asked.threads) as model:
+        for support in demo_supports():
+            model.enroll(support.name, [support.image], [support.mask])
+        options = SourceOptions(loop=True, realtime=True)
+        with ManySources(*(NamedSource(f"cam{number}", open_source(clip, options)) for number in range(count))) as many:
+            live_run = LiveRun(many, LiveModel(model), [], print_nothing, steady=True)
+            threading.Timer(asked.seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            memory_mb: list[float] = []
+            sampler = threading.Timer(asked.seconds * 0.8, lambda: memory_mb.append(live_run.health().memory_mb))
+            sampler.start()
+            started_s = time.monotonic()
+            health = live_run.run().health
+            elapsed_s = time.monotonic() - started_s
+            sampler.join()
+    ages = [one.age_ms for one in health.sources if one.age_ms is not None]
+    frame_ms = 1e3 * elapsed_s / health.frames
+    shares = [one.frames for one in health.sources]
+    return {
+        "frames/s": health.frames / elapsed_s,
+        "time of a frame, ms": frame_ms,
+        "age p50, ms": max(one.p50 for one in ages),
+        "age p99 of the oldest source, ms": max(one.p99 for one in ages),
+        "goal for it, ms": count * frame_ms + 100,
+        "fewest frames, % of the most": 100 * min(shares) / max(shares),
+        "memory, MB": memory_mb[0],
+    }
+
+
+def measure_batches(bundle: Path, repeats: int) -> None:
+    """Compare the encoder's processor time per picture at several batches, in one process and on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(bundle / "encoder.onnx", options, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    if not isinstance(entry.shape[0], str) or entry.type != "tensor(uint8)":
+        print(f"The encoder takes {entry.type} of {entry.shape}; this compares batches of uint8 only.")
+        return
+    pictures = np.random.default_rng(0).integers(0, 256, (4, *entry.shape[1:]), np.uint8)
+    taken: dict[int, list[float]] = {1: [], 2: [], 4: []}
+    for repeat in range(repeats + 1):
+        for batch, times_ms in taken.items():
+            started_s = time.process_time()
+            for at in range(0, 4, batch):
+                session.run(None, {entry.name: pictures[at : at + batch]})
+            if repeat:  # the first is a warm-up
+                times_ms.append(1e3 * (time.process_time() - started_s) / 4)
+    for batch, times_ms in taken.items():
+        print(f"  batch {batch}: {statistics.median(times_ms):7.2f} ms of processor time per picture")
+
+
+def print_nothing(_: str) -> None:
+    """Take what a run says."""
+
+
+def _medians(found: list[Figures]) -> Figures:
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
+
+
+if __name__ == "__main__":
+    main()
