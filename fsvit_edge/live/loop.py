@@ -41,7 +41,7 @@ _REPORT_S = 1.0
 _STOP_WITHIN_S = 1.6  # of the 2 s that stopping may take; closing the capture process takes the rest
 _SUMMARY_FIELDS = (
     *("source", "model", "engine", "precision", "frames", "dropped", "reconnects"),
-    *("elapsed_s", "fps", "age_ms", "latency_ms", "memory_mb", "sources"),
+    *("elapsed_s", "fps", "age_ms", "latency_ms", "memory_mb"),
 )
 
 OnFrame = Callable[[Frame, Prediction, RunStatistics], None]
@@ -100,7 +100,8 @@ class RunResult:
         values = self.health.to_dict()
         values.update(values["source_status"])
         values.update(elapsed_s=round(self.statistics.elapsed_s, 3), fps=round(self.statistics.fps, 3))
-        return {name: values[name] for name in _SUMMARY_FIELDS}
+        of_each = ("sources",) if len(self.health.sources) > 1 else ()
+        return {name: values[name] for name in (*_SUMMARY_FIELDS, *of_each)}
 
 
 class _Watched:

@@ -186,6 +186,7 @@ def test_each_sink_gets_the_frames_and_the_health_of_its_source_and_is_finished_
         ("long", 40, True),
     ]
     assert [one["name"] for one in result.to_dict()["sources"]] == ["short", "long"]
+    assert "sources" not in run([NamedSource("one", film(1))], [Told()])[0].to_dict()
 
 
 def test_a_source_that_fails_is_reported_and_the_others_continue() -> None:
