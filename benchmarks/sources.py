@@ -14,10 +14,13 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from results import AT_MOST, Figure, figure_of
+from turns import Setting
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.loop import LiveRun
@@ -29,6 +32,8 @@ from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 
 Figures = dict[str, float]
+_COUNTS = (1, 2, 4, 8)
+_SECONDS = 3.0  # of each run for `figures.py`
 
 
 def main() -> None:
@@ -49,7 +54,7 @@ def main() -> None:
     runs: dict[int, list[Figures]] = {count: [] for count in asked.counts}
     for repeat in range(asked.repeats):
         for count in asked.counts:
-            runs[count].append(measure(asked.clip, count, asked))
+            runs[count].append(measure(asked.clip, count, asked.seconds, asked.threads, asked.bundle))
         for count in asked.counts:
             one, first = runs[count][repeat], runs[asked.counts[0]][repeat]
             one["frames/s, % of the first"] = 100 * one["frames/s"] / first["frames/s"]
@@ -63,17 +68,39 @@ def main() -> None:
         asked.json.write_text(json.dumps(figures, indent=1))
 
 
-def measure(clip: str, count: int, asked: argparse.Namespace) -> Figures:
+def measure_figures(setting: Setting) -> Iterator[Figure]:
+    """Play the demo as several sources, for `figures.py`."""
+    runs: dict[int, list[Figures]] = {count: [] for count in _COUNTS}
+    for _ in range(setting.turns):
+        for count, found in runs.items():
+            found.append(measure("demo", count, min(_SECONDS, setting.live_s), setting.threads, DEFAULT_BUNDLE))
+    first = runs[_COUNTS[0]]
+    for count, found in runs.items():
+        title = f"{count} sources"
+        rate = [100 * one["frames/s"] / alone["frames/s"] for one, alone in zip(found, first, strict=True)]
+        if count > 1:
+            yield figure_of(
+                f"sources_{count}_rate", f"{title}: frames/s together, of one source's", "%", rate, goal=95.0
+            )
+        oldest = [one["age p99 of the oldest source, ms"] for one in found]
+        goal = statistics.median(one["goal for it, ms"] for one in found)
+        what = f"{title}: age p99 of the oldest source"
+        yield figure_of(f"sources_{count}_age", what, "ms", oldest, goal=round(goal, 1), bound=AT_MOST)
+        memory = [one["memory, MB"] for one in found]
+        yield figure_of(f"sources_{count}_memory", f"{title}: memory", "MB", memory)
+
+
+def measure(clip: str, count: int, seconds: float, threads: int | None, bundle: Path) -> Figures:
     """Run `count` sources of a clip for some seconds."""
-    with FewShotModel.load(asked.bundle, threads=asked.threads) as model:
+    with FewShotModel.load(bundle, threads=threads) as model:
         for support in demo_supports():
             model.enroll(support.name, [support.image], [support.mask])
         options = SourceOptions(loop=True, realtime=True)
         with ManySources(*(NamedSource(f"cam{number}", open_source(clip, options)) for number in range(count))) as many:
             live_run = LiveRun(many, LiveModel(model), [], print_nothing, steady=True)
-            threading.Timer(asked.seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
             memory_mb: list[float] = []
-            sampler = threading.Timer(asked.seconds * 0.8, lambda: memory_mb.append(live_run.health().memory_mb))
+            sampler = threading.Timer(seconds * 0.8, lambda: memory_mb.append(live_run.health().memory_mb))
             sampler.start()
             started_s = time.monotonic()
             health = live_run.run().health
