@@ -15,10 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
+import sources
 import torch
 from pages import PAGES, number, source_of, value, verdict, write_pages
 from results import FOLDER, Figure, Results, begin, in_part
@@ -34,14 +33,6 @@ QUICK = Setting(
 )  # a stand-in: it only shows that everything runs
 
 
-def measure_sources(setting: Setting) -> Iterator[Figure]:
-    """Measure 1, 2, 4 and 8 sources with one model, by `sources.py`."""
-    if find_spec("sources") is None:
-        setting.left_out.append("several sources: benchmarks/sources.py is not here.")
-        return
-    yield from import_module("sources").measure_figures(setting)
-
-
 PARTS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "demo": measure_demo,
     "masks": measure_large_masks,
@@ -50,7 +41,7 @@ PARTS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "live": measure_live,
     "answers": measure_answers,
     "command": measure_command,
-    "sources": measure_sources,
+    "sources": sources.measure_figures,
 }
 
 
