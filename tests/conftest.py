@@ -59,14 +59,15 @@ def without_vnni() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The cache folder of whatever runs outside a test; it must stay empty.
+def shared_cache(tmp_path_factory: pytest.TempPathFactory, slow_openvino: tuple[str, str] | None) -> Iterator[Path]:
+    """The cache folder of whatever runs outside a test; but for timings of OpenVINO it must stay empty.
 
     Engines that one test leaves there would run in the next.
     """
     folder = tmp_path_factory.mktemp("shared-cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        remember_slow_openvino(folder, slow_openvino)
         # Where OpenVINO is installed, "auto" would time it in each test, and compute in what was faster at that moment.
         # The commands that tests start as processes find a timing by which OpenVINO is slower: see `own_cache`.
         patch.setattr("fsvit_edge.runtime.engines.trial.openvino_version", lambda: None)
@@ -94,19 +95,23 @@ def slow_openvino() -> tuple[str, str] | None:
         return trial.file_of(*conditions).name, json.dumps(asdict(slow))
 
 
+def remember_slow_openvino(cache: Path, slow_openvino: tuple[str, str] | None) -> None:
+    if slow_openvino is not None:
+        timing = cache / "fsvit-edge" / "speed" / slow_openvino[0]
+        timing.parent.mkdir(parents=True)
+        timing.write_text(slow_openvino[1])
+
+
 @pytest.fixture(autouse=True)
 def own_cache(
     shared_cache: Path, slow_openvino: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     """A cache folder per test; it contains nothing but that OpenVINO, where it is installed, is slower."""
     folder = shared_cache.with_name(f"cache-{next(CACHES)}")
-    if slow_openvino is not None:
-        timing = folder / "fsvit-edge" / "speed" / slow_openvino[0]
-        timing.parent.mkdir(parents=True)
-        timing.write_text(slow_openvino[1])
+    remember_slow_openvino(folder, slow_openvino)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     yield folder
-    left = sorted(str(path) for path in (shared_cache / "fsvit-edge").rglob("*"))
+    left = sorted(str(path) for path in (shared_cache / "fsvit-edge").rglob("*") if "speed" not in path.parts)
     assert not left, f"A fixture or a test left files in the cache folder that all tests share: {left}"
 
 
