@@ -172,7 +172,7 @@ def _bank_note(result: "BuildResult") -> Iterator[str]:
         made_by = SupportBank.load(DEFAULT_BANK).identity
     except ArtifactError:  # damaged: `run` says so
         return
-    with FewShotModel.load(result.bundle, bank=DEFAULT_BANK) as model:
+    with FewShotModel.load(result.bundle) as model:
         ours = model.bank.identity
     if made_by.encoder_sha256 == ours.encoder_sha256 and made_by.precision != ours.precision:
         yield (

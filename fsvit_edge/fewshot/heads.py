@@ -61,7 +61,7 @@ class PaddedHead:
 
     def __init__(self, engine: Engine, kind: str) -> None:
         self.limits = engine.limits
-        self._engine = engine
+        self.engine = engine
         self._kind = kind
         self.token_dtype = next(spec.dtype for spec in engine.inputs if spec.name == "tokens")
         self.mask_size = next(int(spec.shape[1]) for spec in engine.outputs if spec.name == "foreground")
@@ -72,7 +72,7 @@ class PaddedHead:
         scores = np.zeros(len(classes), np.float32)
         foreground = np.zeros((len(classes), self.mask_size, self.mask_size), np.float32)
         for ways, supports in self._runs(classes, tokens.shape[2]) if classes else ():
-            answer = self._engine.run({"tokens": tokens, **supports})
+            answer = self.engine.run({"tokens": tokens, **supports})
             scores[ways] += np.asarray(answer["presence"].numpy(), np.float32)
             foreground[ways] += np.asarray(answer["foreground"].numpy(), np.float32)
         return HeadAnswer(scores, lambda wanted: foreground * wanted[:, None, None])
@@ -80,7 +80,7 @@ class PaddedHead:
     def close(self) -> None:
         """See `Head.close`."""
         self._uploaded = None
-        self._engine.close()
+        self.engine.close()
 
     def _runs(self, classes: Sequence[ClassSupports], num_query: int) -> list[tuple[slice, dict[str, ResidentTensor]]]:
         """Return for each run its classes and its feed without the frame's tokens."""
@@ -89,9 +89,9 @@ class PaddedHead:
         self._uploaded = None  # first, for the GPU may not hold both
         limit = self.limits.get("ways", len(classes))
         runs = [
-            (slice(first, first + limit), {name: self._engine.upload(array) for name, array in feed.items()})
+            (slice(first, first + limit), {name: self.engine.upload(array) for name, array in feed.items()})
             for first in range(0, len(classes), limit)
-            for feed in head_runs(classes[first : first + limit], self._kind, num_query, self._engine)
+            for feed in head_runs(classes[first : first + limit], self._kind, num_query, self.engine)
         ]
         self._uploaded = (classes, runs)
         return runs

@@ -17,8 +17,8 @@ from fsvit_edge import FewShotModel
         # 1: anything else
         ("run photo.jpg --sink http://203.0.113.7:80", 1, "cannot be served at 203.0.113.7:80: Cannot assign"),
         # 2: an input cannot be used
-        ("run photo.jpg --xyzzy", 2, "No such option: --xyzzy; fsvit-edge run has --camera, "),
-        ("run photo.jpg --num 5", 2, "No such option: --num; fsvit-edge run has --camera, --sink, "),
+        ("run photo.jpg --xyzzy", 2, "No such option: --xyzzy; fsvit-edge run has --cameras, --camera, "),
+        ("run photo.jpg --num 5", 2, "No such option: --num; fsvit-edge run has --cameras, --camera, --sink, "),
         ("fly", 2, "No such command 'fly'; see: fsvit-edge --help"),
         ("bank fly", 2, "No such command 'fly'; see: fsvit-edge bank --help"),
         ("enroll cat", 2, "Missing argument"),

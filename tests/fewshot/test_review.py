@@ -16,7 +16,7 @@ from fsvit_edge.fewshot.review_items import MAX_ITEMS, ReviewItem
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 
 CAT = skimage.data.chelsea()
-LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat
+LIKE = np.repeat(CAT[:, ::-1].mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # another cat
 CUP = skimage.data.coffee()
 
 

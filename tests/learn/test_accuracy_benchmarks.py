@@ -18,6 +18,7 @@ from fake_engine import FakeEngine
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import CachedSupport
+from fsvit_edge.fewshot.heads import PaddedHead
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.learn.evaluation import EvaluationOptions
 from fsvit_edge.learn.folder import FolderFewShot
@@ -83,7 +84,8 @@ def telling(color_model: ColorModel, left: float | None = None) -> FewShotModel:
     )
     plain = color_model.model
     network = plain.network
-    graphs = {"encoder": network.encoder, "enroll": network.enroll, "head": network.head, "objectness": engine}
+    assert isinstance(network.head, PaddedHead)
+    graphs = {"encoder": network.encoder, "enroll": network.enroll, "head": network.head.engine, "objectness": engine}
     return FewShotModel(plain.manifest, graphs)
 
 
@@ -92,7 +94,7 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[FewShotModel], Non
     """Make every script load this model."""
 
     def answer_with(model: FewShotModel) -> None:
-        def load(_bundle: Path, _engine: str = "auto", *, threads: int | None = None) -> FewShotModel:
+        def load(_bundle: Path, _engine: str = "auto", *, threads: int | None = None, **_: str) -> FewShotModel:
             assert threads is None or threads > 0
             return model
 

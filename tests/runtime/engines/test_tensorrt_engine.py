@@ -13,6 +13,7 @@ from engine_records import MANIFEST
 from fake_engine import HostTensor
 from fake_memory import FakeMemory
 from fake_tensorrt import EngineValidity, FakeTensorRT, api_of, make_plan
+from padded_model import padded_model
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, OBJECTNESS
@@ -66,7 +67,7 @@ def device() -> Device:
 @pytest.fixture(scope="module")
 def reference() -> Iterator[FewShotModel]:
     """ONNX Runtime with the same supports in one run, as all of this module's models have them."""
-    with FewShotModel.load(threads=1, engine="onnxruntime") as model:
+    with padded_model() as model:
         enroll(model)
         yield model
 
