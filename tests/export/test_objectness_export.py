@@ -260,7 +260,7 @@ def calibration(hybrid_bundle: Path) -> Calibration:
 
 @pytest.mark.parametrize(
     ("precision", "target", "tolerance"),
-    [("fp16", "tensorrt", 5e-3), ("int8", "tensorrt", 5e-3), ("int8", "onnxruntime", 1e-5)],
+    [("fp16", "tensorrt", 5e-3), ("int8", "tensorrt", 5e-3), ("int8", "onnxruntime", 0.1)],
 )
 def test_the_decoder_works_in_every_precision(
     hybrid_bundle: Path, calibration: Calibration, precision: str, target: str, tolerance: float
@@ -288,7 +288,8 @@ def test_int8_on_the_cpu_agrees_with_fp32_and_has_sharp_outlines(
     calibration.save(path / "calibration.json")
     result = build_engines(path, BuildOptions(engine="onnxruntime"))
     assert result.agreement is not None
-    assert result.agreement.outputs["encoder.objectness"]["max_error"] < 1e-5
+    # The stem is in INT8 as well; trained weights are judged on data (`--data`), these are random.
+    assert 1e-5 < result.agreement.outputs["encoder.objectness"]["max_error"] < 0.15
     assert result.engines["encoder"].record.int8_gemms >= 4 * (Bundle.load(path).manifest.num_layers - 2)
     with FewShotModel.load(path, "onnxruntime", "int8", threads=1) as model:
         enroll(model)
