@@ -99,6 +99,7 @@ def test_a_bundle_contains_three_graphs_and_a_manifest(tiny_bundle: Path, tiny_n
         "head": "cst",
         "presence_level": 0.5,
         "support_crop": 0.0,
+        "int8_encoder": None,
     }
     assert (preprocessing["mean"], preprocessing["std"]) == (list(IMAGENET_MEAN), list(IMAGENET_STD))
     for name, info in manifest.graphs.items():
