@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from fsvit_edge.calib import convert
 from fsvit_edge.calib.calibration import Calibration
 from fsvit_edge.calib.convert import make_graph
 from fsvit_edge.calib.convert_fp16 import find_overflows
@@ -21,6 +22,7 @@ from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.cli.main import main
 from fsvit_edge.export import measure, pipeline
 from fsvit_edge.export.build import build_engines
+from fsvit_edge.export.int8_encoder import VNNI
 from fsvit_edge.export.job import BuildOptions
 from fsvit_edge.export.measure import compare, demo_pictures
 from fsvit_edge.export.parity import raise_on_failure, verify
@@ -253,18 +255,42 @@ def test_an_export_with_no_decoder_to_add_is_refused(
 # -------------------------------------------------------------------------------------------------------------- engines
 
 
+INT8_STEM_TOLERANCE = 0.2
+"""The largest error of one pixel with random weights, as a share of the largest logit; 0.12 was measured. How well the
+outlines of a trained model fit is measured by benchmarks/outlines.py."""
+
+
+def without_stem(calibration: Calibration) -> Calibration:
+    """The calibration without the means of the stem's channels, so that the stem stays in FP32."""
+    return replace(calibration, channel_mean={})
+
+
 @pytest.fixture(scope="module")
 def calibration(hybrid_bundle: Path) -> Calibration:
     return collect_ranges(Bundle.load(hybrid_bundle), demo_pictures(4), "minmax")
 
 
 @pytest.mark.parametrize(
-    ("precision", "target", "tolerance"),
-    [("fp16", "tensorrt", 5e-3), ("int8", "tensorrt", 5e-3), ("int8", "onnxruntime", 0.1)],
+    ("precision", "target", "stem", "tolerance"),
+    [
+        ("fp16", "tensorrt", "its own", 5e-3),
+        ("int8", "tensorrt", "its own", 5e-3),
+        ("int8", "onnxruntime", "fp32", 1e-5),
+        ("int8", "onnxruntime", "int8", INT8_STEM_TOLERANCE),
+    ],
 )
 def test_the_decoder_works_in_every_precision(
-    hybrid_bundle: Path, calibration: Calibration, precision: str, target: str, tolerance: float
+    hybrid_bundle: Path,
+    calibration: Calibration,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    target: str,
+    stem: str,
+    tolerance: float,
 ) -> None:
+    monkeypatch.setattr(convert, "integer_form_here", lambda: VNNI)
+    if stem == "fp32":
+        calibration = without_stem(calibration)
     bundle = Bundle.load(hybrid_bundle)
     encoder = bundle.graphs["encoder"]
     image = resize_image(demo_pictures(3)[1], bundle.manifest.image_size)[None]
@@ -281,15 +307,15 @@ def test_the_decoder_works_in_every_precision(
     assert np.abs(found["tokens"].astype(np.float32) - wanted["tokens"]).max() > 1e-5  # it is another precision
 
 
+@pytest.mark.parametrize(("stem", "tolerance"), [("fp32", 1e-5), ("int8", INT8_STEM_TOLERANCE)])
 def test_int8_on_the_cpu_agrees_with_fp32_and_has_sharp_outlines(
-    hybrid_bundle: Path, calibration: Calibration, tmp_path: Path
+    hybrid_bundle: Path, calibration: Calibration, tmp_path: Path, stem: str, tolerance: float
 ) -> None:
     path = shutil.copytree(hybrid_bundle, tmp_path / "bundle")
-    calibration.save(path / "calibration.json")
+    (without_stem(calibration) if stem == "fp32" else calibration).save(path / "calibration.json")
     result = build_engines(path, BuildOptions(engine="onnxruntime"))
     assert result.agreement is not None
-    # The stem is in INT8 as well; trained weights are judged on data (`--data`), these are random.
-    assert 1e-5 < result.agreement.outputs["encoder.objectness"]["max_error"] < 0.15
+    assert result.agreement.outputs["encoder.objectness"]["max_error"] < tolerance
     assert result.engines["encoder"].record.int8_gemms >= 4 * (Bundle.load(path).manifest.num_layers - 2)
     with FewShotModel.load(path, "onnxruntime", "int8", threads=1) as model:
         enroll(model)
