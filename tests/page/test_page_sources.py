@@ -9,9 +9,8 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 from served_page import Served, health, serve, shooting
-from test_page_in_browser import pytestmark as needs_chromium
 from test_zones_in_browser import opened
 
 from fsvit_edge.fewshot.prediction import Prediction
@@ -140,10 +139,8 @@ def test_a_slow_page_gets_frames_of_every_source() -> None:
     assert min(taken.count(name) for name in SHADES) >= 3
 
 
-@needs_chromium[0]
-@needs_chromium[1]
-def test_a_person_chooses_the_source_that_is_shown(two: Served) -> None:
-    with opened(two.page.address) as page:
+def test_a_person_chooses_the_source_that_is_shown(two: Served, chromium: Browser) -> None:
+    with opened(chromium, two.page.address) as page:
         door, hall = (page.get_by_role("button", name=name, exact=True) for name in SHADES)
         expect(door).to_have_attribute("aria-pressed", "true")
         expect(page.locator(".class .score")).to_have_text("0.10")
@@ -167,9 +164,7 @@ def test_a_person_chooses_the_source_that_is_shown(two: Served) -> None:
         expect(page.locator("#banner")).to_be_hidden()
 
 
-@needs_chromium[0]
-@needs_chromium[1]
-def test_visits_of_two_sources_are_listed_apart_with_their_source(two: Served) -> None:
+def test_visits_of_two_sources_are_listed_apart_with_their_source(two: Served, chromium: Browser) -> None:
     one = np.array([0.9], np.float32)
     for name in SHADES:
         frame = Frame(np.zeros((48, 64, 3), np.uint8), 0, name, time.time(), 0.0, 1.0, camera=name)
@@ -179,7 +174,7 @@ def test_visits_of_two_sources_are_listed_apart_with_their_source(two: Served) -
             two.page.tell(event)
     events = two.client.get("/api/events").json()
     assert [event["source"] for event in events] == ["hall", "door"]
-    with opened(two.page.address) as page:
+    with opened(chromium, two.page.address) as page:
         shown = page.locator("#visits .best")
         expect(shown).to_have_text(["hall · best score 0.90", "door · best score 0.90"])
         expect(page.locator("#visits .when.here")).to_have_count(2)
