@@ -86,8 +86,11 @@ def measure_figures(setting: Setting) -> Iterator[Figure]:
         goal = statistics.median(one["goal for it, ms"] for one in found)
         what = f"{title}: age p99 of the oldest source"
         yield figure_of(f"sources_{count}_age", what, "ms", oldest, goal=round(goal, 1), bound=AT_MOST)
-            each = [(one["memory, MB"] - alone["memory, MB"]) / (count - 1) for one, alone in zip(found, first, strict=True)]
-            yield figure_of(f"sources_{count}_memory", f"{title}: memory of each more than one", "MB", each)
+        if count > 1:
+            more = [
+                (one["memory, MB"] - alone["memory, MB"]) / (count - 1) for one, alone in zip(found, first, strict=True)
+            ]
+            yield figure_of(f"sources_{count}_memory", f"{title}: memory of each more than one", "MB", more)
 
 
 def measure(clip: str, count: int, seconds: float, threads: int | None, bundle: Path) -> Figures:
