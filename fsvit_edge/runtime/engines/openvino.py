@@ -1,7 +1,9 @@
 """OpenVINO on the CPU: an ONNX graph in FP32, or in BF16 on a processor that multiplies BF16 itself."""
 
+import ctypes
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -81,8 +83,9 @@ class OpenVinoEngine(Engine):
             "ENABLE_CPU_PINNING": False,  # two programs would be pinned to the same cores
         }
         try:
-            compiled = core.compile_model(core.read_model(graph), "CPU", settings)
-            self._request = compiled.create_infer_request()
+            with _own_signal_stack():
+                compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+                self._request = compiled.create_infer_request()
         except RuntimeError as error:
             raise ArtifactError(f"The graph cannot be loaded by OpenVINO: {_reason(error)}.") from error
         _check_tensors(compiled, stated)
@@ -120,6 +123,25 @@ class OpenVinoEngine(Engine):
         """Free the graph; a second call does nothing."""
         self._request = None
         self._latest = []
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Leave this thread the stack on which it handles signals.
+
+    OpenVINO gives it another, and frees that with the model: if a garbage collection does so in another thread, the
+    next signal, such as Ctrl-C, ends the process with a segmentation fault (OpenVINO 2026.4).
+    """
+    library, before = ctypes.CDLL(None), _SignalStack()
+    library.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        library.sigaltstack(ctypes.byref(before), None)
 
 
 def check_precision(precision: str) -> None:

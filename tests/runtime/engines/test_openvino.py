@@ -364,3 +364,29 @@ def test_openvino_itself_would_load_its_telemetry(tmp_path: Any) -> None:
     pytest.importorskip("openvino_telemetry", reason="openvino is installed without it")
     assert loads_telemetry("import openvino", tmp_path)
     assert list(tmp_path.iterdir()) != []  # the number by which it recognizes this user
+
+
+SIGNAL_AFTER_CLEANUP = """
+import gc, os, signal, sys, threading
+from contextlib import nullcontext
+from pathlib import Path
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
+from fsvit_edge.runtime.engines import openvino
+
+if "control" in sys.argv:
+    openvino._own_signal_stack = nullcontext
+bundle = Bundle.load(DEFAULT_BUNDLE)
+engines = [openvino.OpenVinoEngine(bundle.graphs["encoder"], bundle.manifest.graphs["encoder"], "fp32", 1)]
+cleaner = threading.Thread(target=lambda: (engines.pop().close(), gc.collect()))
+cleaner.start()
+cleaner.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_a_signal_is_handled_after_another_thread_has_freed_the_graph(control: bool) -> None:
+    command = [sys.executable, "-c", SIGNAL_AFTER_CLEANUP, *(["control"] if control else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == ((-11, "") if control else (0, "handled\n")), done.stderr
