@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import CachedSupport, ClassSupports
-from fsvit_edge.fewshot.heads import Flags, HeadAnswer, are_same
+from fsvit_edge.fewshot.decide import Flags
+from fsvit_edge.fewshot.heads import HeadAnswer, are_same
 from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, on_host
 from fsvit_edge.runtime.errors import InputError

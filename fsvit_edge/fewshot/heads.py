@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from fsvit_edge.fewshot.cached_support import CachedSupport, ClassSupports
 from fsvit_edge.fewshot.clusters import fewer_tokens
+from fsvit_edge.fewshot.decide import Flags
 from fsvit_edge.fewshot.head_runs import head_runs
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, on_host
 from fsvit_edge.runtime.postprocess import Maps
 
-Flags = npt.NDArray[np.bool_]
 _Item = TypeVar("_Item")
 
 
