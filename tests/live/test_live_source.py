@@ -86,24 +86,30 @@ def test_a_source_that_does_not_respond_stays_connecting_with_a_reason(scenario:
 
 
 @pytest.fixture
-def no_kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A driver that hangs ignores SIGKILL."""
+def no_kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[psutil.Process]]]:
+    """A driver that hangs ignores SIGKILL. Gives the capture processes; the browser of other tests is not one of them."""
+    others = psutil.Process().children()
     monkeypatch.setattr(frame_channel.subprocess.Popen, "kill", lambda _: None)
-    yield
-    psutil.wait_procs(psutil.Process().children(), 5)
+
+    def started() -> list[psutil.Process]:
+        return [child for child in psutil.Process().children() if child not in others]
+
+    yield started
+    psutil.wait_procs(started(), 5)
 
 
 LEFT_BEHIND = pytest.mark.filterwarnings("ignore:Exception ignored in. <function Popen.__del__")
 
 
 @LEFT_BEHIND
-@pytest.mark.usefixtures("no_kill")
-def test_no_second_process_starts_while_the_first_cannot_be_killed() -> None:
+def test_no_second_process_starts_while_the_first_cannot_be_killed(
+    no_kill: Callable[[], list[psutil.Process]],
+) -> None:
     timeouts = dataclasses.replace(QUICK, open_s=0.2)
     with open_stub("undead", timeouts) as source:
         until(lambda: "hangs in its driver" in source.status.message)
         assert source.status.state == "connecting"
-        assert len(psutil.Process().children()) == 1
+        assert len(no_kill()) == 1
         assert source.status.reconnects == 0
         until(lambda: source.status.reconnects > 0)
 
