@@ -43,25 +43,19 @@ def _scan(attend: ModelProto, finish: ModelProto, num_blocks: int) -> ModelProto
     body.input.append(block)
 
     frame = helper.make_tensor_value_info("tokens", TensorProto.FLOAT, [num_blocks, channels, size, dim])
-    attended, pooled, pooled_mask = finish.graph.input
-    shapes = {
-        name: numpy_helper.from_array(np.array([axis.dim_value for axis in value.type.tensor_type.shape.dim]), name)
-        for name, value in (("attended_shape", attended), ("pooled_shape", pooled))
-    }
+    found, pooled_mask = finish.graph.input
+    shape = np.array([axis.dim_value for axis in found.type.tensor_type.shape.dim])
     nodes = [
-        helper.make_node("Scan", ["tokens"], ["all_attended", "all_pooled"], "blocks", num_scan_inputs=1, body=body),
-        # (B, p, n, h * (K + 1)) -> (p, B, n, h * (K + 1)) -> (p, N, h * (K + 1))
-        helper.make_node("Transpose", ["all_attended"], ["attended_in_order"], perm=[1, 0, 2, 3]),
-        helper.make_node("Reshape", ["attended_in_order", "attended_shape"], [attended.name]),
-        # (B, C, p, n) -> (C, p, B, n) -> (C, p, N)
-        helper.make_node("Transpose", ["all_pooled"], ["pooled_in_order"], perm=[1, 2, 0, 3]),
-        helper.make_node("Reshape", ["pooled_in_order", "pooled_shape"], [pooled.name]),
+        helper.make_node("Scan", ["tokens"], ["all_found"], "blocks", num_scan_inputs=1, body=body),
+        # (B, channels, p, n) -> (channels, p, B, n) -> (channels, p, N)
+        helper.make_node("Transpose", ["all_found"], ["found_in_order"], perm=[1, 2, 0, 3]),
+        helper.make_node("Reshape", ["found_in_order", "found_shape"], [found.name]),
     ]
     graph = helper.make_graph(
         [*nodes, *finish.graph.node],
         "compare",
         [frame, *shared, pooled_mask],
         list(finish.graph.output),
-        [*shapes.values(), *finish.graph.initializer],
+        [numpy_helper.from_array(shape, "found_shape"), *finish.graph.initializer],
     )
     return helper.make_model(graph, opset_imports=attend.opset_import, ir_version=attend.ir_version)

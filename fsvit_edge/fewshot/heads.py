@@ -136,9 +136,7 @@ class SplitHead:
         """See `Head.compare`."""
         scores = np.zeros(len(classes), np.float32)
         runs = self._runs(classes)
-        _, channels, _, dim = tokens.shape
-        frame = on_host(tokens).reshape(channels, self._num_blocks, self._block_size, dim)
-        blocks = self._alone.upload(np.ascontiguousarray(frame.transpose(1, 0, 2, 3)))  # B, C, n, d
+        blocks = self._alone.upload(self._in_blocks(on_host(tokens)[0]))
         # The longest run first; one that would have no other beside it gets all threads.
         apart = 1 if len(runs) % self._threads == 1 else 0
         answers = [self._wide.run({"tokens": blocks, **run.feed}) for run in runs[:apart]]
@@ -165,6 +163,18 @@ class SplitHead:
             self._pool.shutdown()
         for engine in (self._alone, self._wide, self._outline):
             engine.close()
+
+    def _in_blocks(self, tokens: Array) -> Array:
+        """Cut (C, N, d) into (B, C, n, d), filled up with zeros."""
+        channels, length, dim = tokens.shape
+        whole, rest = divmod(length, self._block_size)
+        blocks = np.empty((self._num_blocks, channels, self._block_size, dim), tokens.dtype)
+        cut = tokens[:, : length - rest].reshape(channels, whole, self._block_size, dim)
+        blocks[:whole] = cut.transpose(1, 0, 2, 3)
+        if rest:
+            blocks[whole, :, :rest] = tokens[:, length - rest :]
+            blocks[whole, :, rest:] = 0
+        return blocks
 
     def _spread(
         self, work: Callable[[_Item], dict[str, ResidentTensor]], items: Sequence[_Item]

@@ -15,8 +15,9 @@ on one core of an AMD EPYC in ONNX Runtime 1.32, cst-nano, one support of 57 kep
 - The pooled tokens are correlated in the same product as the kept ones, so cells come first and the class token last.
 - A group norm is one pass for the statistics and one for scale and shift.
 
-In shapes: C correlation channels (slices x layers) of d values, N query tokens in B blocks of n, T kept support tokens
-with the class token first, h = 8 heads of e = 2 channels, p = 10 pooled tokens with the class token LAST.
+In shapes: C correlation channels (slices x layers) of d values, N query tokens in B blocks of n (the last is filled
+with zeros), T kept support tokens with the class token first, h = 8 heads of e = 2 channels, p = 10 pooled tokens with
+the class token LAST.
 """
 
 from dataclasses import dataclass
@@ -40,15 +41,18 @@ _CACHE_BYTES = 512 * 2**10
 """Aim for the attention maps of a block: half of the second-level cache of common processors. On an AMD EPYC (1 MB),
 cst-nano took 5.1 ms with blocks of 32 tokens, 5.3 with 64, 6.0 with 128 and 6.9 with 256 (104 kept tokens)."""
 _USUAL_COVER = 0.3
+_VECTOR = 16
+"""Values in the widest vector of common processors. A product with 25 columns takes as long as one with 32: for ViT-S/8
+at 400 px, blocks of 32 tokens took 85 ms where blocks of 25 took 92."""
 
 
 class Attend(nn.Module):
-    """The attention of block 1 for one block of query tokens; what its weights allow is computed beforehand."""
+    """All of block 1 that needs the correlation, for a block of query tokens; what weights allow is done beforehand."""
 
     def __init__(self, block: CorrelationBlock, num_channels: int) -> None:
         super().__init__()
         heads, channels = NUM_ATTENTION_HEADS, num_channels
-        matrices, query_bias, _ = qkv_matrices(block.attn)
+        matrices, query_bias, value_bias = qkv_matrices(block.attn)
         of_query, of_key, of_value = (matrix.detach().reshape(heads, -1, channels) for matrix in matrices)  # h, e, C
         bias = query_bias.detach().reshape(heads, -1)  # h, e
         own = torch.eye(heads)
@@ -72,12 +76,13 @@ class Attend(nn.Module):
         self.weight = nn.Buffer(weight.flatten(1))  # C, h * K
         self.bias = nn.Buffer(bias.flatten())
         of_sum = torch.einsum("hg,e->hge", own, torch.ones(of_value.shape[1]))[:, None]  # h, 1, h, e
-        nothing = torch.zeros_like(of_sum)
-        # Rows are h, K + 1: the last is the sum of a head's weights.
-        self.of_value = nn.Buffer(torch.cat([widen, nothing], dim=1).flatten(0, 1).flatten(1))  # h * (K + 1), h * e
-        self.of_sum = nn.Buffer(torch.cat([torch.zeros_like(widen), of_sum], dim=1).flatten(0, 1).flatten(1))
+        # The value's bias times the sum: it stays as it is when both are divided by the sum.
+        values = torch.cat([widen, of_sum * value_bias.detach().reshape(heads, -1)], dim=1)  # h, K + 1, h, e
+        sums = torch.cat([torch.zeros_like(widen), of_sum], dim=1)
+        self.reduce = nn.Buffer(torch.cat([values.flatten(2), sums.flatten(2)], dim=2).flatten(0, 1))
+        self.short_cut = nn.Buffer(matrix_of(block.attn.short_cut[0]).detach())  # 32, C
 
-    def forward(self, tokens: Tensor, support: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, support: Tensor, count: Tensor) -> tuple[Tensor]:
         """Attend from the tokens of a block, (C, n, d).
 
         Args:
@@ -86,7 +91,7 @@ class Attend(nn.Module):
             count: (T,), how many tokens each of the last T stands for; 0 leaves one out.
 
         Returns:
-            (p, n, h * (K + 1)), to be multiplied by `of_value` and `of_sum`, and the pooled correlation (C, p, n).
+            (2 * h * e + 32, p, n): the weighted values, h * e times the sum of the weights, and the shortcut.
         """
         channels, size, _ = tokens.shape
         correlation = torch.matmul(support, tokens.transpose(1, 2))  # C, 9 + T, n
@@ -101,29 +106,31 @@ class Attend(nn.Module):
             logits = logits - logits.amax(dim=-1, keepdim=True)
         weighted = torch.cat([value * count, count.expand(size, 1, -1)], dim=1)  # n, K + 1, T
         attended = torch.matmul(logits.exp(), weighted.transpose(1, 2))  # n, p * h, K + 1
-        return attended.reshape(size, NUM_POOLED, -1).transpose(0, 1), pooled
+        attended = attended.reshape(size, NUM_POOLED, -1).transpose(0, 1).reshape(size * NUM_POOLED, -1)
+        reduced = torch.matmul(self.reduce.t(), attended.t())  # 2 * h * e, p * n
+        short_cut = torch.matmul(self.short_cut, pooled.reshape(channels, -1))  # 32, p * n
+        return (torch.cat([reduced, short_cut]).reshape(-1, NUM_POOLED, size),)
 
 
 class Finish(nn.Module):
     """All of the head between the attention of block 1 and the outline, for one support."""
 
-    def __init__(self, head: CorrelationHead, attend: Attend) -> None:
+    def __init__(self, head: CorrelationHead, num_query: int) -> None:
         super().__init__()
         self.head = head
-        self.attend = attend
+        self.num_query = num_query
 
-    def forward(self, attended: Tensor, pooled: Tensor, pooled_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, found: Tensor, pooled_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return P(present) (1,) and the input of `outline`, (1, 128, N).
 
-        `attended` is (p, N, h * (K + 1)), `pooled` (C, p, N), `pooled_mask` (9,) as in `Supports`.
+        `found` (2 * h * e + 32, p, N) is what `Attend` returns, `pooled_mask` (9,) as in `Supports`.
         """
         first, second = (cast("CorrelationBlock", block) for block in self.head.corrtransformer)
-        num_query = attended.shape[1]
-        rows = attended.flatten(0, 1).t()  # h * (K + 1), p * N
-        _, _, value_bias = qkv_matrices(first.attn)
-        sums = torch.matmul(self.attend.of_sum.t(), rows)
-        out = torch.matmul(self.attend.of_value.t(), rows) / sums  # h * e, p * N
-        x = _finish(first, out.reshape(1, -1, NUM_POOLED, num_query) + value_bias, pooled[None])  # 1, 32, p, N
+        num_query = self.num_query
+        found = found[:, :, :num_query]
+        half = qkv_matrices(first.attn)[1].shape[0]
+        values, sums, short_cut = found[None].split([half, half, found.shape[0] - 2 * half], dim=1)
+        x = _finish(first, values / sums, short_cut)  # 1, 32, p, N
         x = self._second_block(second, x, F.pad(pooled_mask, (0, 1), value=1.0))  # 1, 128, 2 * N, 1
         for conv, norm in (self.head.linear[:2], self.head.linear[3:5]):
             x = F.relu(_group_norm(norm, conv(x)))
@@ -144,7 +151,8 @@ class Finish(nn.Module):
         attention = (logits - logits.amax(dim=2, keepdim=True)).exp()
         attention = attention / attention.sum(dim=2, keepdim=True)
         out = (attention.unsqueeze(1) * value).sum(dim=3).reshape(1, -1, 2, num_query)  # 1, h * e, 2, N
-        return _finish(block, out + value_bias, pooled).reshape(1, -1, 2 * num_query, 1)
+        short_cut = apply_matrix(matrix_of(block.attn.short_cut[0]), pooled)
+        return _finish(block, out + value_bias, short_cut).reshape(1, -1, 2 * num_query, 1)
 
 
 class Outline(nn.Module):
@@ -174,43 +182,38 @@ def cpu_head_specs(
 ) -> CpuHeadSpecs:
     """Wrap a trained head of C channels with d values, for N query tokens."""
     size = block_size(num_query, support_grid)
+    num_blocks = -(-num_query // size)
     kept = 1 + support_grid
     attend = Attend(cast("CorrelationBlock", head.corrtransformer[0]), num_channels)
-    finish = Finish(head, attend)
+    finish = Finish(head, num_query)
     block = {
         "tokens": torch.rand(num_channels, size, dim),
         "support": torch.rand(num_channels, POOLED_GRID**2 + kept, dim),
         "count": torch.ones(kept),
     }
-    attended = {
-        "attended": torch.rand(NUM_POOLED, num_query, len(attend.of_value)),
-        "pooled": torch.rand(num_channels, NUM_POOLED, num_query),
+    found = {
+        "found": torch.rand(attend.reduce.shape[1] + len(attend.short_cut), NUM_POOLED, num_blocks * size),
         "pooled_mask": torch.ones(POOLED_GRID**2),
     }
     return CpuHeadSpecs(
-        GraphSpec(
-            attend,
-            block,
-            ("block_attended", "block_pooled"),
-            {"support": {1: "support_tokens"}, "count": {0: "kept_tokens"}},
-        ),
-        GraphSpec(finish, attended, ("presence", "mask_tokens"), {}),
+        GraphSpec(attend, block, ("block_found",), {"support": {1: "support_tokens"}, "count": {0: "kept_tokens"}}),
+        GraphSpec(finish, found, ("presence", "mask_tokens"), {}),
         GraphSpec(Outline(head), {"mask_tokens": torch.rand(1, 128, num_query)}, ("foreground",), {}),
-        num_query // size,
+        num_blocks,
     )
 
 
 def block_size(num_query: int, support_grid: int) -> int:
-    """Return the largest divisor of N whose attention maps, for a support of usual size, stay in the cache."""
+    """Return how many query tokens a block has: whole vectors, with attention maps that stay in the cache."""
     maps_bytes = 4 * NUM_ATTENTION_HEADS * NUM_POOLED * (1 + round(_USUAL_COVER * support_grid**2))
-    fitting = max(1, _CACHE_BYTES // maps_bytes)
-    return max(size for size in range(1, min(fitting, num_query) + 1) if num_query % size == 0)
+    fitting = _CACHE_BYTES // maps_bytes // _VECTOR * _VECTOR
+    return min(max(fitting, _VECTOR), num_query)
 
 
-def _finish(block: CorrelationBlock, out: Tensor, pooled: Tensor) -> Tensor:
+def _finish(block: CorrelationBlock, out: Tensor, short_cut: Tensor) -> Tensor:
     """Run the rest of a block after the attention, as `fast_head.py` does, on (1, channels, p, N)."""
     attention, feed_forward = block.attn, block.ff
-    short_cut = F.relu(_group_norm(attention.short_cut[2], apply_matrix(matrix_of(attention.short_cut[0]), pooled)))
+    short_cut = F.relu(_group_norm(attention.short_cut[2], short_cut))
     norm_in, _, conv, norm_out, _ = attention.agg
     x = apply_matrix(matrix_of(conv), F.relu(_group_norm(norm_in, out)))
     x = _group_norm(attention.out_norm, F.relu(_group_norm(norm_out, x)) + short_cut)

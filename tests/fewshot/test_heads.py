@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,3 +216,24 @@ def test_frames_of_several_threads_do_not_mix(split: FewShotModel, supports: lis
     for scores, expected in zip(together, alone * 5, strict=True):
         np.testing.assert_array_equal(scores, expected)
     assert np.abs(alone[0] - alone[1]).max() > 1e-4
+
+
+def test_frames_that_do_not_fill_the_last_block_are_compared_whole(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle)
+    with (
+        FewShotModel(bundle.manifest, *choose_engines(bundle, "onnxruntime", "fp32", 1)) as split,
+        padded_model(tiny_bundle) as padded,
+    ):
+        head = split.network.head
+        assert isinstance(head, SplitHead)
+        size = bundle.manifest.image_size
+        support = padded.cache_support("a", picture(0), mask(60))
+        tokens = padded.network.encode(np.resize(picture(9), (size, size, 3)))["tokens"].numpy()
+        assert tokens.shape[2] % head._block_size
+        ours, theirs = split.network.compare(tokens, [(support,)]), padded.network.compare(tokens, [(support,)])
+        np.testing.assert_allclose(ours.foreground(), theirs.foreground(), atol=1e-5)
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-5)
+        # The control: the last token counts.
+        tokens = np.concatenate([tokens[:, :, :-1], -tokens[:, :, -1:]], axis=2)
+        other = split.network.compare(tokens, [(support,)])
+        assert np.abs(other.foreground() - theirs.foreground()).max() > 1e-4

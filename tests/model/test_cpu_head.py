@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from test_head import Episode, an_episode, assert_same, episodes, few
 from torch import Tensor
+from torch.nn import functional as F
 
 from fsvit_edge.model.cpu_head import LARGEST_LOGIT, Attend, Finish, Outline, block_size
 from fsvit_edge.model.fast_head import cache_supports
@@ -17,9 +18,11 @@ from fsvit_edge.model.head import CorrelationBlock, CorrelationHead, HeadLogits
 def compare(head: CorrelationHead, query: Tensor, support: Tensor, count: Tensor, pooled_mask: Tensor) -> HeadLogits:
     """Answer for one support, block by block as the graph does, as the log-odds of both probabilities."""
     attend = Attend(cast("CorrelationBlock", head.corrtransformer[0]), len(query))
-    blocks = [attend(block, support, count) for block in query.split(block_size(query.shape[1], 12), dim=1)]
-    attended, pooled = (torch.cat(parts, dim=dim) for parts, dim in zip(zip(*blocks, strict=True), (1, 2), strict=True))
-    presence, mask_tokens = Finish(head, attend)(attended, pooled, pooled_mask)
+    num_query = query.shape[1]
+    size = block_size(num_query, 12)
+    filled = F.pad(query, (0, 0, 0, -num_query % size))
+    blocks = [attend(block, support, count)[0] for block in filled.split(size, dim=1)]
+    presence, mask_tokens = Finish(head, num_query)(torch.cat(blocks, dim=2), pooled_mask)
     (foreground,) = Outline(head)(mask_tokens)
     return HeadLogits(presence.logit(), foreground.logit())
 
@@ -94,9 +97,9 @@ def test_a_token_that_stands_for_two_counts_twice_and_one_that_counts_0_is_left_
         assert_same(answer(kept, [1.0] * 5), twice)
 
 
-def test_blocks_divide_the_frame_and_stay_in_the_cache() -> None:
+def test_blocks_are_whole_vectors_and_stay_in_the_cache() -> None:
     assert block_size(256, 12) == 32
-    assert block_size(2500, 12) == 25
+    assert block_size(2500, 12) == 32
     assert block_size(7, 12) == 7
-    assert block_size(41, 12) == 1  # a prime above what fits
+    assert block_size(2500, 50) == 16  # more than fits: at least one vector
     assert block_size(256, 3) == 256
