@@ -32,7 +32,7 @@ def answer_frame(
         objectness: Logits (n, n) of the frame; None for plain outlines, in which absent classes are drawn too, unless
             presence is decided over time.
         exclusive: Whether classes that claim the same pixels exclude each other.
-        clock: Gets the lap "postprocess".
+        clock: Gets the outlines' part of the lap "head", and the lap "postprocess".
         probabilities: Whether to add P(foreground) at the frame's size.
         over_time: Decides which classes are present, and so have pixels; None: the scores of this frame alone.
     """
@@ -47,6 +47,7 @@ def answer_frame(
         drawn = np.ones_like(drawn)
     negatives = bank.negative_margins
     foreground = found.foreground(np.append(drawn, [drawn[way] for way, _ in negatives]).astype(np.bool_))
+    clock.lap("head")
     scores, foreground = subtract_negatives(found.scores, foreground, levels, negatives, drawn)
     competing = compete(scores, foreground, levels)
     contested = competing < scores

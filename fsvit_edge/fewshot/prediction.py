@@ -210,14 +210,14 @@ class Rejection:
 
 
 class StageClock:
-    """Milliseconds of each stage, by name, since the last `lap`."""
+    """Milliseconds of each stage, by name."""
 
     def __init__(self) -> None:
         self.laps_ms: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """End a stage."""
+        """Add the time since the last lap to a stage."""
         now = time.perf_counter()
-        self.laps_ms[name] = (now - self._last) * 1e3
+        self.laps_ms[name] = self.laps_ms.get(name, 0.0) + (now - self._last) * 1e3
         self._last = now

@@ -774,7 +774,8 @@ def test_each_stage_is_timed_in_its_order(fake: Fake, monkeypatch: pytest.Monkey
     clock = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock) ** 2)
     latency_ms = fake.model.predict(FRAME).latency_ms
-    assert list(latency_ms.items()) == list(zip(STAGES, (1e3, 3e3, 5e3, 7e3), strict=True))
+    # The head's are two: comparing, and the outlines of what may be there.
+    assert list(latency_ms.items()) == list(zip(STAGES, (1e3, 3e3, 5e3 + 7e3, 9e3), strict=True))
 
 
 def test_numpys_threads_are_limited_only_while_a_frame_is_scored(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
