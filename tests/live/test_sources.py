@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fsvit_edge.live import opencv
 from fsvit_edge.live.sources import demo
 from fsvit_edge.live.sources.base import Flip, SourceOptions
 from fsvit_edge.live.sources.open import open_source
@@ -97,6 +98,31 @@ def test_a_colon_in_a_relative_name_does_not_make_a_protocol(tmp_path: Path, mon
     (tmp_path / "concat.avi").rename(tmp_path / "concat:a.avi")
     monkeypatch.chdir(tmp_path)
     assert len(list(open_source("concat:a.avi"))) == 2
+
+
+@pytest.mark.parametrize("options", [opencv.RTSP_OPTIONS, None], ids=["as a control, any format", "formats of files"])
+def test_a_playlist_with_the_name_of_a_video_plays_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str | None
+) -> None:
+    save_video(tmp_path / "private.mp4", frames=2, fourcc="mp4v")
+    (tmp_path / "clip.mp4").write_text("ffconcat version 1.0\nfile private.mp4\n")
+    if options is not None:
+        monkeypatch.setattr(opencv, "_FILE", options)
+        assert len(list(open_source(str(tmp_path / "clip.mp4")))) == 2
+        return
+    with pytest.raises(SourceError, match=r"clip\.mp4 cannot be opened"):
+        open_source(str(tmp_path / "clip.mp4"))
+
+
+@pytest.mark.parametrize("place", ["in a folder", "by its own name", "while realtime"])
+def test_a_video_below_a_name_that_is_not_text_is_read(tmp_path: Path, place: str) -> None:
+    save_video(tmp_path / "clip.mp4", frames=3, fourcc="mp4v")
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4" if place == "by its own name" else b"caf\xe9/clip.mp4")
+    path.parent.mkdir(exist_ok=True)
+    (tmp_path / "clip.mp4").rename(path)
+    with open_source(str(path), SourceOptions(realtime=place == "while realtime")) as source:
+        assert source.name.endswith("caf\\udce9.mp4" if place == "by its own name" else "caf\\udce9/clip.mp4")
+        assert next(source).image.shape == (48, 64, 3)
 
 
 def test_an_animated_gif_is_a_video(tmp_path: Path) -> None:
