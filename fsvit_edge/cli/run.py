@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
-from fsvit_edge.cli.terminal import print_table, require, say
+from fsvit_edge.cli.terminal import plain_console, print_table, require, say
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.presence_level import distinct_texts
 
@@ -224,13 +224,12 @@ def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None
         yield lambda *_: None
         return
     from rich import box
-    from rich.console import Console
     from rich.live import Live
     from rich.table import Table
 
     last = -_TABLE_PERIOD_S
     newest: dict[str, Sequence[ClassResult]] = {}  # of each source
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+    with Live(console=plain_console(to_stderr=True), auto_refresh=False, transient=True) as live:
 
         def show(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:
             nonlocal last
