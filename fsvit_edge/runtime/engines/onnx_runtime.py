@@ -66,7 +66,7 @@ class OnnxRuntimeEngine(Engine):
         expected = PROVIDERS[provider]
         try:
             self._session = ort.InferenceSession(
-                graph if isinstance(graph, bytes) else str(graph),
+                graph if isinstance(graph, bytes) else _named_or_read(graph),
                 options,
                 providers=list(dict.fromkeys((expected, PROVIDERS["cpu"]))),
             )
@@ -130,6 +130,14 @@ def installed_providers() -> tuple[str, ...]:
     import onnxruntime as ort
 
     return tuple(name for name, theirs in PROVIDERS.items() if theirs in ort.get_available_providers())
+
+
+def _named_or_read(path: Path) -> str | bytes:
+    """What ONNX Runtime opens a file by: its name, or its bytes if the name is not UTF-8."""
+    try:
+        return str(path).encode().decode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
 
 
 def _spec(node: Any) -> TensorSpec:
