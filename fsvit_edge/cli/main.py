@@ -71,6 +71,8 @@ def _options(
 
 def main() -> None:
     """Run the command line; an error becomes one sentence on stderr and its exit code."""
+    # As `import_onnxruntime` does: packages that export and train import ONNX Runtime by themselves.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         code = app(prog_name="fsvit-edge", standalone_mode=False)
         sys.stdout.flush()
