@@ -25,7 +25,7 @@ from fsvit_edge.calib.onnx_graph import Graph, labels
 from fsvit_edge.calib.pictures import Rgb
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.base import Array
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, import_onnxruntime
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.preprocess import resize_image
@@ -189,6 +189,7 @@ class _Statistics:
 
 def _narrowed(statistics: dict[str, _Statistics], method: str) -> dict[str, tuple[float, float]]:
     """Ranges that ONNX Runtime chooses from the histograms."""
+    import_onnxruntime()
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     collector = HistogramCollector(

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -20,6 +21,7 @@ from fsvit_edge.cli.export import export
 from fsvit_edge.cli.inspect import inspect
 from fsvit_edge.cli.run import run
 from fsvit_edge.cli.train import train
+from fsvit_edge.live.uri import may_have_password
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 RENAMED: Mapping[str, Mapping[str, str]] = {
@@ -69,6 +71,8 @@ def _options(
 
 def main() -> None:
     """Run the command line; an error becomes one sentence on stderr and its exit code."""
+    # As `import_onnxruntime` does: packages that export and train import ONNX Runtime by themselves.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         code = app(prog_name="fsvit-edge", standalone_mode=False)
         sys.stdout.flush()
@@ -90,6 +94,10 @@ def main() -> None:
 
 
 def _fail(sentence: str, exit_code: int) -> NoReturn:
+    for word in sys.argv[1:]:  # an address with a password may be where it does not belong
+        word = word.partition("=")[2] if word.startswith("--") else word
+        if may_have_password(word) and not os.path.exists(word):
+            sentence = sentence.replace(word, "***").replace(str(Path(word)), "***")
     print(f"Error: {sentence}", file=sys.stderr)
     sys.exit(exit_code)
 

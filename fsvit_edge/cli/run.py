@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
-from fsvit_edge.cli.terminal import print_table, require, say
+from fsvit_edge.cli.terminal import plain_console, print_table, require, say
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.presence_level import distinct_texts
 
@@ -49,7 +49,8 @@ def run(
         list[str] | None,
         typer.Option(
             help="Where results go: DIR/ (pictures), out.mp4 (video), out.jsonl or - (JSON lines), mqtt://HOST/TOPIC, "
-            "or the page: http://127.0.0.1:8080; {source} is the place for the name of a source. May be repeated."
+            "or the page: http://127.0.0.1:8080; {source} is the place for the name of a source; @FILE: read it from a "
+            "file, because ps shows it here. May be repeated."
         ),
     ] = None,
     bank: Annotated[
@@ -107,7 +108,8 @@ def run(
     webhook: Annotated[
         list[str] | None,
         typer.Option(
-            help="Post a JSON record to this http(s):// address when a class appears or leaves. May be repeated."
+            help="Post a JSON record to this http(s):// address, or that in @FILE, when a class appears or leaves. May "
+            "be repeated."
         ),
     ] = None,
     cooldown: Annotated[
@@ -128,7 +130,8 @@ def run(
         bool, typer.Option("--home-assistant", help="Let Home Assistant find the classes, through the MQTT sink.")
     ] = False,
     token: Annotated[
-        str | None, typer.Option(help="Access token for the page; default: random, if others can reach the page.")
+        str | None,
+        typer.Option(help="Access token for the page, or @FILE; default: random, if others can reach the page."),
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Host name under which browsers may open the page. May be repeated.")
@@ -143,11 +146,11 @@ def run(
     from fsvit_edge.live.sources.base import SourceOptions
 
     uri = _sources(source or [], camera, cameras)
-    sinks = sink or ([_DEMO_VIDEO] if uri == "demo" else [])
+    sinks = [_secret(one) for one in sink or ()] or ([_DEMO_VIDEO] if uri == "demo" else [])
     options = RunOptions(
         source=SourceOptions(width, height, fps, cast("Flip", flip), loop, realtime),
         recording=RecordingOptions(segment, keep),
-        events=EventOptions(tuple(webhook or ()), cooldown, snapshots, keep_snapshots),
+        events=EventOptions(tuple(map(_secret, webhook or ())), cooldown, snapshots, keep_snapshots),
         bundle=bundle,
         engine=engine,
         precision=precision,
@@ -166,7 +169,7 @@ def run(
     )
     answers: dict[str, Sequence[ClassResult]] = {}  # of the last frame of each picture or stream
 
-    open_page = partial(_open_page, token=token, hosts=allow_host or [])
+    open_page = partial(_open_page, token=token and _secret(token), hosts=allow_host or [])
     with _live_table() as draw:
 
         def on_frame(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:
@@ -188,6 +191,21 @@ def run(
         say("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def _secret(text: str) -> str:
+    """The text, or the only line of FILE for "@FILE"; a user may see the commands of all others."""
+    if not text.startswith("@"):
+        return text
+    try:
+        lines = Path(text[1:]).read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"The file {text[1:]} cannot be read: {reason}.") from error
+    *others, line = [line.strip() for line in lines if line.strip()] or [""]
+    if others or not line:
+        raise InputError(f"The file {text[1:]} must have one line, got {len(others) + bool(line)}.")
+    return line
 
 
 def _sources(sources: Sequence[str], camera: bool, cameras: Path | None) -> "str | Mapping[str, str]":
@@ -224,13 +242,12 @@ def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None
         yield lambda *_: None
         return
     from rich import box
-    from rich.console import Console
     from rich.live import Live
     from rich.table import Table
 
     last = -_TABLE_PERIOD_S
     newest: dict[str, Sequence[ClassResult]] = {}  # of each source
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+    with Live(console=plain_console(to_stderr=True), auto_refresh=False, transient=True) as live:
 
         def show(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:
             nonlocal last

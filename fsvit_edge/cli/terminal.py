@@ -13,6 +13,8 @@ from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.storage import editing
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fsvit_edge.fewshot.predictor import FewShotModel
 
 
@@ -53,19 +55,24 @@ def show_progress(title: str) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield lambda step: say(f"[{time.monotonic() - started:6.1f} s] {title}: {step}")
         return
-    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=plain_console(to_stderr=True), transient=True) as bar:
         task = bar.add_task(title)
         yield lambda step: bar.update(task, description=f"{title}: {step}")
+
+
+def plain_console(to_stderr: bool) -> "Console":
+    """A console that prints text as it is: rich would end with an error at a class named "[/b]"."""
+    from rich.console import Console
+
+    return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], to_stderr: bool = False) -> None:
     """Print a table: the first column is text, the others are numbers."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, pad_edge=False)
@@ -73,7 +80,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console(stderr=to_stderr, highlight=False)
+    console = plain_console(to_stderr)
     if not console.is_terminal:
         console.width = 120
     console.print(title, soft_wrap=True)

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.base import BACKENDS, refuse_old_name
 from fsvit_edge.runtime.engines.files import PRECISIONS, engine_folder, folder_problem
-from fsvit_edge.runtime.engines.onnx_runtime import refuse_fp16_on_cpu
+from fsvit_edge.runtime.engines.onnx_runtime import import_onnxruntime, refuse_fp16_on_cpu
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
@@ -81,9 +81,7 @@ class Backend:
         """The backend's own version."""
         if self.tensorrt is not None:
             return self.tensorrt.version
-        import onnxruntime
-
-        return str(onnxruntime.__version__)
+        return str(import_onnxruntime().__version__)
 
     @property
     def title(self) -> str:

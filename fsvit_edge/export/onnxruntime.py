@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from fsvit_edge.export.built_graph import BuiltGraph, LayerReport
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, import_onnxruntime
 
 _INT8 = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "QAttention")
 _FLOAT = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "FusedMatMulActivation", "Attention")
@@ -36,8 +36,7 @@ def _optimized(graph: bytes, name: str, portable: bool) -> bytes:
     Its last level lays tensors out for this exact CPU core. That graph is what runs, but it must not be stored: the
     portable graph of the level before is, and loading it does the rest in a moment.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     levels = ort.GraphOptimizationLevel

@@ -18,6 +18,11 @@ READ_TIMEOUT_MS = 5000  # FFmpeg gives up a read after this
 _OPEN_TIMEOUT_MS = 4500
 # Only a stream of JPEGs, and only from the network: a server must not be able to make FFmpeg read a file.
 _MJPEG = "input_format;mpjpeg|protocol_whitelist;http,https,tcp,tls"
+# Only formats that hold their pictures themselves: playlists, whatever their name, make FFmpeg read other files.
+_FILE = (
+    "protocol_whitelist;file|format_whitelist;mov,matroska,avi,mpeg,mpegts,mpegvideo,asf,gif,flv,ogg,mxf,nut,rm,dv,h264,"
+    "hevc,m4v,mjpeg,ivf,obu,av1,vc1,dhav,wtv,swf,h261,h263,apng,yuv4mpegpipe"
+)
 _FLIP_CODES = {"horizontal": 1, "vertical": 0, "both": -1}
 
 _Rgb = npt.NDArray[np.uint8]
@@ -56,7 +61,13 @@ def ffmpeg_options(options: str = RTSP_OPTIONS) -> Iterator[None]:
 
 def open_video(path: str) -> cv2.VideoCapture:
     """Open a file; `isOpened` says whether that worked."""
-    return _open_by_ffmpeg(path, RTSP_OPTIONS)
+    if _is_text(path):
+        return _open_by_ffmpeg(path, _FILE)
+    try:
+        with open(path, "rb") as file:  # FFmpeg opens what this leads to, so it may be closed afterwards
+            return _open_by_ffmpeg(f"/proc/self/fd/{file.fileno()}", _FILE)
+    except OSError:
+        return cv2.VideoCapture()
 
 
 def open_stream(address: str) -> cv2.VideoCapture:
@@ -68,7 +79,7 @@ def open_camera(device: str, width: int | None, height: int | None, fps: float |
     """Open a V4L2 device; `isOpened` says whether that worked. A camera uses the nearest size and rate it has."""
     wanted = {cv2.CAP_PROP_FRAME_WIDTH: width, cv2.CAP_PROP_FRAME_HEIGHT: height, cv2.CAP_PROP_FPS: fps}
     with quiet_opencv():
-        capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
+        capture = cv2.VideoCapture(device if _is_text(device) else os.path.realpath(device), cv2.CAP_V4L2)
         _request(capture, wanted)
         if _falls_short(capture, wanted):
             # OpenCV prefers raw pixels, but USB 2 carries only 10 raw frames per second of 1280x720; the same camera
@@ -137,6 +148,15 @@ def read_rgb(capture: cv2.VideoCapture) -> _Rgb | None:
 def flipped(image: _Rgb, flip: Flip) -> _Rgb:
     """Flip a picture as `SourceOptions.flip` describes."""
     return image if flip == "none" else np.asarray(cv2.flip(image, _FLIP_CODES[flip]), dtype=np.uint8)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be handed to OpenCV, which ends the process if a byte of it is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _request(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> None:

@@ -21,6 +21,10 @@ _EXPECTED = (
 _STREAMS: dict[str, SourceKind] = {"rtsp": "rtsp", "rtsps": "rtsp", "http": "http", "https": "http"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.,-]*:")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+_ADDRESS = re.compile(
+    r"://|:.*@|^\W*(?:rtsp|rtmp|rtp|srt|udp|tcp|http|mqtt|amqp|ws|ftp|csi)s?[^\w.]*[:/\\][^\w.]*[/\\]", re.I | re.S
+)
+_SECRET = re.compile(r"(?:pass|pw|token|secret|auth|key|user)\w*[=:]|^\W*[0-9]+(?:\.[0-9]+){3}\b", re.I)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class SourceAddress:
 def parse_source(uri: str) -> SourceAddress:
     """Parse a source string, as `open_source` takes it, without opening anything; an InputError shows no password."""
     if not uri or _CONTROL_CHARACTER.search(uri):
-        shown = repr(uri) if "://" not in uri else printable_address(_CONTROL_CHARACTER.sub("?", uri))
+        shown = "***" if may_have_password(uri) else repr(uri)
         raise InputError(f"Unsupported source {shown}; expected {_EXPECTED}.")
     if uri == "demo":
         return SourceAddress("demo", uri, uri)
@@ -61,7 +65,30 @@ def parse_source(uri: str) -> SourceAddress:
         return SourceAddress("camera", uri, printable(uri))
     if _SCHEME.match(uri) and not os.path.exists(uri):
         raise InputError(f"Unsupported source {printable(uri.partition(':')[0])}:...; expected {_EXPECTED}.")
+    if may_have_password(uri) and not os.path.exists(uri):
+        raise InputError(
+            "The source is no file, and it looks like an address, so it is not repeated here; check it for blanks, "
+            f"quotes and its first letters; expected {_EXPECTED}."
+        )
     return SourceAddress("path", uri, printable(uri))
+
+
+def is_host(name: str | None) -> bool:
+    """Whether a name can be looked up; Python raises a UnicodeError for one that cannot."""
+    try:
+        return bool((name or "").encode("idna"))
+    except UnicodeError:
+        return False
+
+
+def looks_like_address(text: str) -> bool:
+    """Whether a text is an address, or was meant to be one, so that it may contain a password."""
+    return _ADDRESS.search(text) is not None
+
+
+def may_have_password(text: str) -> bool:
+    """Whether a text that is not the name of a file should not be printed."""
+    return looks_like_address(text) or _SECRET.search(text) is not None
 
 
 def printable(name: str) -> str:
@@ -73,11 +100,14 @@ def printable_address(address: str) -> str:
     """Remove everything from the address of a stream that may be a password."""
     scheme, _, rest = address.partition("://")
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    host = authority.rpartition("@")[2]
     path = re.split("[?#]", rest[len(authority) :], maxsplit=1)[0]
     # A password may contain / ? # or @, and some cameras take it as a part of the path: if in doubt, show less.
-    if "@" in rest[len(authority) :]:
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return "***"
+    if "@" in rest[len(authority) :] or not re.fullmatch(r"([\w.~-]*|\[[0-9A-Fa-f:.]*\])(:[0-9]*)?", host):
         return f"{scheme}://***"
-    return printable(f"{scheme}://{authority.rpartition('@')[2]}{'/***' if '=' in path else path}")
+    return f"{scheme}://{host}{path if re.fullmatch('[/a-zA-Z0-9_.-]*', path) else '/***'}"
 
 
 def _parse_stream(kind: SourceKind, scheme: str, rest: str) -> SourceAddress:
@@ -85,7 +115,11 @@ def _parse_stream(kind: SourceKind, scheme: str, rest: str) -> SourceAddress:
     name = printable_address(target)
     try:
         parts = urlsplit(target)
-        is_valid = bool(parts.hostname) and " " not in target and (parts.port is None or parts.port > 0)
+        is_valid = (
+            is_host(parts.hostname)
+            and not re.search(r"[ \ud800-\udfff]", target)
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:
         is_valid = False
     if not is_valid:

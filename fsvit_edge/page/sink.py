@@ -14,6 +14,7 @@ from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import Sink
+from fsvit_edge.live.uri import is_host
 from fsvit_edge.page.access import Access, is_loopback
 from fsvit_edge.page.app import create_app
 from fsvit_edge.page.frame_hub import FrameHub
@@ -94,6 +95,13 @@ def _parse(uri: str) -> tuple[str, int]:
         host, port = parts.hostname, _DEFAULT_PORT if parts.port is None else parts.port
     except ValueError:
         parts, host, port = urlsplit(""), None, 0
-    if not host or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+    if (
+        not host
+        or not is_host(host)
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.fragment
+        or parts.username is not None
+    ):
         raise InputError("Unsupported page address; give only http://ADDRESS:PORT, as in http://127.0.0.1:8080.")
     return host, port

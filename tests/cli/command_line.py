@@ -25,10 +25,10 @@ class Result(NamedTuple):
 Cli = Callable[..., Result]
 
 
-def spawn(*arguments: str, cwd: Path, **options: Any) -> Result:
+def spawn(*arguments: str, cwd: Path, command: tuple[str, ...] = COMMAND, **options: Any) -> Result:
     """Run a command in its own process."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    done = subprocess.run([*COMMAND, *arguments], cwd=cwd, text=True, check=False, **options)
+    done = subprocess.run([*command, *arguments], cwd=cwd, text=True, check=False, **options)
     return Result(done.returncode, done.stdout or "", done.stderr or "")
 
 

@@ -304,7 +304,7 @@ def test_a_camera_that_stops_is_reported_and_waited_for(cli: Cli, camera: Play) 
     camera("three")
     result = cli("run 0 --max-frames 4 --sink -")
     assert result.code == 0
-    assert "0 is lost: The process that reads 0 has ended." in result.err
+    assert "0 is lost: The process that reads 0 has ended (exit code 0)." in result.err
     assert "0 is live." in result.err
     lines = json_lines(result.out)
     assert [line["event"] for line in lines].count("frame") == 4

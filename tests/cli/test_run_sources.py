@@ -80,3 +80,18 @@ def test_what_cannot_be_is_refused_in_one_sentence(clips: Path, cli: Cli, words:
     is_one_error(result, result.code, said)
     assert result.code in (2, 6)
     assert sorted(clips.iterdir()) == before
+
+
+def test_what_is_secret_can_be_in_a_file(folder: Path, cli: Cli) -> None:
+    (folder / "sink.txt").write_text("\n  out.jsonl \n")
+    (folder / "token.txt").write_text("a-token-of-mine\n")
+    result = cli("run photo.jpg --sink @sink.txt --sink http://127.0.0.1:0 --token @token.txt")
+    assert result.code == 0
+    assert "Wrote out.jsonl\n" in result.err
+    assert "/?token=a-token-of-mine\n" in result.err
+
+
+@pytest.mark.parametrize(("text", "got"), [("", 0), ("out.jsonl\nmore.jsonl\n", 2)])
+def test_a_file_with_a_secret_has_one_line(folder: Path, cli: Cli, text: str, got: int) -> None:
+    (folder / "sink.txt").write_text(text)
+    is_one_error(cli("run photo.jpg --sink @sink.txt"), 2, f"The file sink.txt must have one line, got {got}.")

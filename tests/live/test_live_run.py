@@ -208,7 +208,7 @@ def test_states_and_health_are_reported_while_no_frame_arrives(tmp_path: Path) -
     states = [health.source_status.state for health in sink.healths]
     changes = [state for state, before in zip(states, [None, *states], strict=False) if state != before]
     assert changes[changes[0] == "connecting" :][:3] == ["live", "lost", "live"]
-    assert "stub is lost: The process that reads stub has ended." in said
+    assert "stub is lost: The process that reads stub has ended (exit code 0)." in said
     assert "stub is live." in said
     assert any(line.startswith("stub: live, ") for line in said)
     written = json.loads((tmp_path / "health.json").read_text())

@@ -1,8 +1,11 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,6 +14,7 @@ import psutil
 import pytest
 import stub_camera
 from blank import until
+from PIL import Image
 
 from fsvit_edge.live import opencv
 from fsvit_edge.live.frame import Frame
@@ -18,6 +22,7 @@ from fsvit_edge.live.sources import capture_process, frame_channel, live
 from fsvit_edge.live.sources.base import EndOfSourceError, SourceOptions
 from fsvit_edge.live.sources.frame_channel import SAFE_FRAMES, FrameReader, FrameSender
 from fsvit_edge.live.sources.live import LiveSource, Timeouts
+from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.live.uri import SourceAddress, SourceKind
 from fsvit_edge.runtime.errors import SourceError
 
@@ -58,10 +63,26 @@ def test_a_process_that_ends_is_noticed_at_once_and_restarted() -> None:
     with open_stub("three") as source:
         assert [next_frame(source).index for _ in range(3)] == [0, 1, 2]
         until(lambda: source.status.state == "lost")
-        assert source.status.message == "The process that reads stub has ended."
+        assert source.status.message == "The process that reads stub has ended (exit code 0)."
         assert next_frame(source).index == 3  # numbers continue
         status = source.status
         assert (status.state, status.message, status.reconnects) == ("live", "", 1)
+
+
+def test_no_module_of_the_working_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in ("json", "numpy", "cv2", "fsvit_edge", "threading", "typing", "random"):
+        (tmp_path / f"{module}.py").write_text("open('was-run', 'w').close()")
+    Image.new("RGB", (20, 10)).save("cat.png")
+    with open_source("cat.png", SourceOptions(realtime=True)) as source:
+        assert next(source).image.shape == (10, 20, 3)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_python_alone_would_run_a_module_of_the_working_folder(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("open('was-run', 'w').close()")
+    subprocess.run([sys.executable, "-c", "import json"], cwd=tmp_path, check=True)
+    assert (tmp_path / "was-run").exists()
 
 
 def test_a_silent_process_is_killed_and_restarted() -> None:

@@ -15,6 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fsvit_edge.live import opencv
+from fsvit_edge.live.sinks.open import open_sink, sink_name
 from fsvit_edge.live.sources import demo
 from fsvit_edge.live.sources.base import Flip, SourceOptions
 from fsvit_edge.live.sources.open import open_source
@@ -97,6 +99,31 @@ def test_a_colon_in_a_relative_name_does_not_make_a_protocol(tmp_path: Path, mon
     (tmp_path / "concat.avi").rename(tmp_path / "concat:a.avi")
     monkeypatch.chdir(tmp_path)
     assert len(list(open_source("concat:a.avi"))) == 2
+
+
+@pytest.mark.parametrize("options", [opencv.RTSP_OPTIONS, None], ids=["as a control, any format", "formats of files"])
+def test_a_playlist_with_the_name_of_a_video_plays_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str | None
+) -> None:
+    save_video(tmp_path / "private.mp4", frames=2, fourcc="mp4v")
+    (tmp_path / "clip.mp4").write_text("ffconcat version 1.0\nfile private.mp4\n")
+    if options is not None:
+        monkeypatch.setattr(opencv, "_FILE", options)
+        assert len(list(open_source(str(tmp_path / "clip.mp4")))) == 2
+        return
+    with pytest.raises(SourceError, match=r"clip\.mp4 cannot be opened"):
+        open_source(str(tmp_path / "clip.mp4"))
+
+
+@pytest.mark.parametrize("place", ["in a folder", "by its own name", "while realtime"])
+def test_a_video_below_a_name_that_is_not_text_is_read(tmp_path: Path, place: str) -> None:
+    save_video(tmp_path / "clip.mp4", frames=3, fourcc="mp4v")
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4" if place == "by its own name" else b"caf\xe9/clip.mp4")
+    path.parent.mkdir(exist_ok=True)
+    (tmp_path / "clip.mp4").rename(path)
+    with open_source(str(path), SourceOptions(realtime=place == "while realtime")) as source:
+        assert source.name.endswith("caf\\udce9.mp4" if place == "by its own name" else "caf\\udce9/clip.mp4")
+        assert next(source).image.shape == (48, 64, 3)
 
 
 def test_an_animated_gif_is_a_video(tmp_path: Path) -> None:
@@ -232,10 +259,68 @@ def test_no_password_is_ever_printable(before: str, after: str, tail: str) -> No
         ("rtsp://host/cam?channel=1", "rtsp://host/cam"),
         ("rtsp://host/user=a_password=b", "rtsp://host/***"),
         ("rtsp://user:pa/ss@host/cam", "rtsp://***"),
+        ("rtsp://host/user:pass/cam", "rtsp://host/***"),
+        ("rtsp://host/cam;pass", "rtsp://host/***"),
+        ("rtsp://host/ca%6d", "rtsp://host/***"),
+        ("rtsp://user:pass/cam", "rtsp://***"),
+        ("rtsp://user:pass", "rtsp://***"),
+        (" rtsp://user:pass@host/cam", "***"),
     ],
 )
 def test_the_printable_address_keeps_harmless_parts(uri: str, name: str) -> None:
     assert printable_address(uri) == name
+
+
+MISTYPED = (
+    *(" {}://u:S3cr3t@host/cam", "{}//u:S3cr3t@host/cam", '"{}://u:S3cr3t@host/cam"', "<{}://u:S3cr3t@host/cam>"),
+    *("{}:/u:S3cr3t@host/cam", "{} ://u:S3cr3t@host/cam", "\u200b{}://u:S3cr3t@host/cam", "{};//u:S3cr3t@host"),
+    *("{}:\\\\u:S3cr3t@host/cam", "//u:S3cr3t@host/cam", "u:S3cr3t@host/cam", "{}//host/cam?pw=S3cr3t"),
+    *("{}://u:S3cr3t@host/cam\n", "{}//u:S3cr3t@host/cam/", "{}//u:S3cr3t@host/cam.jsonl"),
+)
+
+
+@pytest.mark.parametrize(
+    "spelled", [*MISTYPED, "192.168.1.9/cam?user=a&password=S3cr3t", "host/user=a&password=S3cr3t"]
+)
+def test_a_mistyped_address_is_refused_without_its_password(spelled: str) -> None:
+    with pytest.raises(InputError, match="expected a picture") as refused:
+        parse_source(spelled.format("rtsp"))
+    assert "S3cr3t" not in str(refused.value)
+
+
+@pytest.mark.parametrize("spelled", [one for one in MISTYPED if "\n" not in one])
+def test_a_mistyped_address_is_not_taken_for_the_name_of_a_file_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="expected a folder") as refused:
+        open_sink(spelled.format("mqtt"), 25.0)
+    assert "S3cr3t" not in str(refused.value) + sink_name(spelled.format("mqtt"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["me@home.jsonl", "12:30.jsonl", "./u:x@y.jsonl", "192.168.1.9.jsonl", "rtsp/a.jsonl"])
+def test_a_file_may_have_a_name_like_a_part_of_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open_sink(name, 25.0):
+        assert (tmp_path / name).is_file()
+    assert sink_name(name) == name
+    assert parse_source(name).name == name
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(SourceError, match=r"me@home\.mp4 cannot be opened: No such file"):
+        open_source("me@home.mp4")
+
+
+@pytest.mark.parametrize(
+    "uri", ["rtsp://host/caf\udce9", "rtsp://caf\udce9/x", "http://a..b/x", f"rtsp://{'a' * 64}/x"]
+)
+def test_an_address_that_no_library_takes_is_refused(uri: str) -> None:
+    with pytest.raises(InputError, match="Invalid stream address"):
+        parse_source(uri)
 
 
 def test_a_name_with_invalid_bytes_still_fits_into_json(tmp_path: Path) -> None:

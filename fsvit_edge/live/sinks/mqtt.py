@@ -12,7 +12,7 @@ from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.json_lines import frame_record, json_line, state_record
 from fsvit_edge.live.sinks.mqtt_topics import ClassTopics, RetainedMessages
-from fsvit_edge.live.uri import printable_address
+from fsvit_edge.live.uri import is_host, printable_address
 from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
@@ -46,8 +46,8 @@ class MqttSink(Sink):
             host, port = parts.hostname, parts.port or _PORTS[scheme]
         except ValueError:
             host, port = None, 0
-        topic = parts.path.strip("/") if host else ""
-        if not host or not topic or re.search(r"[+#\x00-\x20]", topic) or parts.query or parts.fragment:
+        topic = parts.path.strip("/") if is_host(host) else ""
+        if not host or not topic or re.search(r"[+#\x00-\x20\ud800-\udfff]", topic) or parts.query or parts.fragment:
             raise InputError(
                 f"Invalid MQTT address {name}; expected mqtt://HOST/TOPIC or mqtt://USER:PASSWORD@HOST/TOPIC."
             )

@@ -15,7 +15,7 @@ from fsvit_edge.live.sinks.json_lines import JsonLinesSink, StandardOutputSink
 from fsvit_edge.live.sinks.mqtt import MqttSink
 from fsvit_edge.live.sinks.snapshots import SnapshotSink
 from fsvit_edge.live.sinks.webhook import WebhookSink, webhook_name
-from fsvit_edge.live.uri import printable, printable_address
+from fsvit_edge.live.uri import looks_like_address, may_have_password, printable, printable_address
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 _PLACE = "{source}"
@@ -54,7 +54,7 @@ def open_sink(
         return StandardOutputSink()
     if is_mqtt(uri):
         return MqttSink(uri, home_assistant)
-    if "://" not in uri and "\0" not in uri:
+    if not _is_address(uri) and "\0" not in uri:
         if uri.endswith("/") or (uri and path.is_dir()):
             _create_folder(path)
             return PictureSink(path, options)
@@ -66,7 +66,8 @@ def open_sink(
             return JsonLinesSink(path, options, is_live)
     if uri.lower().startswith("https://"):
         raise InputError(f"Unsupported sink '{sink_name(uri)}'; post events there with --webhook, not --sink.")
-    raise InputError(f"Unsupported sink {sink_name(uri)!r}; expected {_EXPECTED}.")
+    shown = "***" if may_have_password(uri) and "://" not in uri else sink_name(uri)
+    raise InputError(f"Unsupported sink {shown!r}; expected {_EXPECTED}.")
 
 
 def sinks_of_sources(uri: str, names: Sequence[str]) -> list[tuple[str | None, str]]:
@@ -86,7 +87,7 @@ def sinks_of_sources(uri: str, names: Sequence[str]) -> list[tuple[str | None, s
         return [(name, uri.replace(_PLACE, name)) for name in names]
     if len(names) == 1:
         return [(None, uri)]
-    path, is_path = Path(uri), "://" not in uri
+    path, is_path = Path(uri), not _is_address(uri)
     is_folder = is_path and (uri.endswith("/") or path.is_dir())
     is_video = is_path and not is_folder and path.suffix.lower() == ".mp4"
     if is_mqtt(uri) or is_folder or is_video:
@@ -136,14 +137,19 @@ def sink_name(uri: str) -> str:
     """The sink, safe to print: without a password."""
     if uri.lower().startswith("https://"):
         return webhook_name(uri)  # no sink yet, but its path may be a secret
-    return printable_address(uri) if "://" in uri else printable(uri)
+    return printable_address(uri) if _is_address(uri) else printable(uri)
 
 
 def recording_folder(uri: str) -> Path | None:
     """The folder in which a sink writes files; None if it writes none."""
-    if uri == "-" or "://" in uri:
+    if uri == "-" or _is_address(uri):
         return None
     return Path(uri) if uri.endswith("/") else Path(uri).parent
+
+
+def _is_address(uri: str) -> bool:
+    """Whether it is an address, or one that is spelled wrong: no file with a password in its name is to be written."""
+    return "://" in uri or (looks_like_address(uri) and re.match(r"\.{0,2}/(?!/)", uri) is None)
 
 
 def _create_folder(path: Path) -> None:

@@ -19,6 +19,7 @@ from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.json_lines import json_line
+from fsvit_edge.live.uri import is_host
 from fsvit_edge.runtime.errors import InputError
 
 _PAUSES_S = (1.0, 3.0, 10.0, 30.0, 60.0)  # before each further try of an event
@@ -235,7 +236,7 @@ def webhook_name(uri: str) -> str:
 def _parse(uri: str) -> SplitResult:
     try:
         parts = urlsplit(uri)
-        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and is_host(parts.hostname) and parts.port != 0
     except ValueError:
         is_valid = False
     # urlsplit drops line ends, and http.client would show the address in its own message.

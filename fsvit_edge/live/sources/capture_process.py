@@ -1,4 +1,4 @@
-"""The process that captures a live source, so that a read that hangs can be killed: -m ....capture_process FD FD.
+"""The process that captures a live source, so that a read that hangs can be killed; `live` starts it with FD FD.
 
 The request comes as one line of JSON through stdin, because an address may contain a password and `ps` shows arguments.
 Frames and messages leave through a `frame_channel`, whose two file descriptors are the arguments.
@@ -147,7 +147,3 @@ def _play(address: SourceAddress, options: SourceOptions, sender: FrameSender) -
             sender.slot(*frame.image.shape[:2])[:] = frame.image
             sender.send_frame(time.monotonic_ns(), frame.decode_ms)
         sender.send(end=True)
-
-
-if __name__ == "__main__":
-    main()

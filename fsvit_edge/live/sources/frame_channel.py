@@ -13,6 +13,7 @@ import contextlib
 import json
 import mmap
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -182,3 +183,9 @@ class CaptureChild:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+    @property
+    def end(self) -> str:
+        """How it ended: its exit code, or the signal that ended it."""
+        code = self._process.returncode
+        return f"exit code {code}" if code is None or code >= 0 else f"signal {-code}: {signal.strsignal(-code)}"

@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import fsvit_edge
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import SourceState, SourceStatus
 from fsvit_edge.live.sources.base import DEFAULT_FPS, EndOfSourceError, Source, SourceOptions
@@ -19,7 +21,13 @@ from fsvit_edge.live.sources.frame_channel import SAFE_FRAMES, CaptureChild, Sha
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import SourceError
 
-_COMMAND = (sys.executable, "-m", "fsvit_edge.live.sources.capture_process")
+# Not "-m": Python would look for every module in the user's working folder first, and run a json.py there. What holds
+# this package comes last, for a package that is not installed.
+_START = (
+    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)]; "
+    "from fsvit_edge.live.sources.capture_process import main; main()"
+)
+_COMMAND = (sys.executable, "-c", _START, str(Path(fsvit_edge.__file__).parents[1]))
 _POLL_S = 0.1
 _PROBE_S = 0.5
 _REAP_S = 0.3  # a killed process is gone within milliseconds
@@ -200,7 +208,7 @@ class LiveSource(Source):
             child.kill()
         is_gone = child.is_gone(_REAP_S)
         if not self._closing.is_set() and not self._ended:
-            self._set_lost(self._reason or f"The process that reads {self.name} has ended.")
+            self._set_lost(self._reason or f"The process that reads {self.name} has ended ({child.end}).")
         while not is_gone and not self._closing.is_set():
             # A second process would hang in the same driver.
             self._set_lost(f"{self.name} hangs in its driver; plug the camera in again, or restart the machine.")

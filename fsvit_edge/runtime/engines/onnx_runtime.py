@@ -44,9 +44,7 @@ class OnnxRuntimeEngine(Engine):
     """
 
     def __init__(self, graph: Path | bytes, provider: str = "cpu", threads: int | None = None) -> None:
-        import onnxruntime as ort
-
-        self._ort = ort
+        self._ort = ort = import_onnxruntime()
         if provider not in installed_providers():
             raise EnvironmentLacksError(
                 f"--engine onnxruntime-{provider} needs ONNX Runtime's {PROVIDERS[provider]}, which is not installed; "
@@ -66,7 +64,7 @@ class OnnxRuntimeEngine(Engine):
         expected = PROVIDERS[provider]
         try:
             self._session = ort.InferenceSession(
-                graph if isinstance(graph, bytes) else str(graph),
+                graph if isinstance(graph, bytes) else _named_or_read(graph),
                 options,
                 providers=list(dict.fromkeys((expected, PROVIDERS["cpu"]))),
             )
@@ -112,6 +110,18 @@ class OnnxRuntimeEngine(Engine):
         self._session = None
 
 
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime without what it sends to its maker; who sets the variable to 0 gets it.
+
+    From 1.29 on it looks up a server, from any session, and writes a number of the device below the user's cache; its
+    own `disable_telemetry_events` comes too late for that number.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def refuse_fp16_on_cpu(precision: str) -> None:
     """Raise InputError for FP16 on a CPU."""
     if precision == "fp16":
@@ -127,9 +137,16 @@ def usable_cores() -> int:
 
 def installed_providers() -> tuple[str, ...]:
     """Return the names in `PROVIDERS` that the installed ONNX Runtime has."""
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     return tuple(name for name, theirs in PROVIDERS.items() if theirs in ort.get_available_providers())
+
+
+def _named_or_read(path: Path) -> str | bytes:
+    """What ONNX Runtime opens a file by: its name, or its bytes if the name is not UTF-8."""
+    try:
+        return str(path).encode().decode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
 
 
 def _spec(node: Any) -> TensorSpec:
