@@ -38,6 +38,9 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 }
 """Command -> old spelling of an option -> new spelling."""
 
+_UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EIO, errno.ESTALE)
+"""What a path can be, wherever a command looks at it: in a folder one may not enter, too long, on a disk that is gone."""
+
 _USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError: Typer now carries its own copy of click
 
 app = typer.Typer(
@@ -79,6 +82,8 @@ def main() -> None:
     except FsvitEdgeError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
+        if error.errno in _UNREACHABLE and error.filename is not None:
+            _fail(f"{os.fsdecode(error.filename)} cannot be reached: {error.strerror}; give another path.", 2)
         if error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
         # Otherwise Python flushes the rest of the buffer at exit and fails again, with a traceback.

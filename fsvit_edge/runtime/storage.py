@@ -4,21 +4,40 @@ These stay our own code. filelock can lock neither a folder nor the file being w
 without a home folder platformdirs returns a folder named "~".
 """
 
+import errno
 import fcntl
 import os
 import re
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
+from fsvit_edge.runtime.disk_steps import (
+    TEMPORARY_PREFIX,
+    append,
+    create_file,
+    create_folder,
+    flush,
+    flush_folder_of,
+    is_stream,
+    kind_of,
+    overwrite,
+    own_prefix,
+    set_mode,
+    set_owner,
+    target_of,
+    umask,
+    visible_name,
+    write_errors,
+)
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 
-TEMPORARY_PREFIX = ".fsvit-edge-"
-"""Start of the name of an unfinished file or folder; the process ID of its writer follows."""
-_WRITER = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9]{{1,10}})_")
+_OURS = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}[0-9]{{1,10}}_")
+_CANNOT_CREATE = (errno.EACCES, errno.EPERM, errno.EROFS)  # beside a file or folder that may be writable all the same
 
 # ------------------------------------------------------------------------------------------------------- atomic writes
 
@@ -27,65 +46,102 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a crash, a full disk or a power cut leaves the old file or the new one.
 
     The temporary file is in the same folder. It is flushed to disk before the rename, and the folder after it: a rename
-    without fsync lost acknowledged files when the power was cut.
+    without fsync lost acknowledged files when the power was cut. A link is followed, and mode and owner of an old file
+    are kept. Into a device, a pipe, or an open file such as /dev/stderr, the data is written as it is.
 
     Raises:
-        InputError: `path` is a folder, or one of its parents is a file.
+        InputError: `path` is a folder or a block device, or one of its parents is a file.
         FsvitEdgeError: The disk is full or the folder is not writable; the old file is unchanged.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file to write.")
-    with _write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(path) as temporary:
+    with write_errors(path):
+        kind = kind_of(path)
+        if stat.S_ISDIR(kind):
+            raise InputError(f"{path} is a folder; give the name of a file to write.")
+        if is_stream(path, kind):
+            return append(path, data)
+        target_of(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary = TemporaryFile(path)
+        except FsvitEdgeError as error:
+            if not kind or getattr(error.__cause__, "errno", None) not in _CANNOT_CREATE:
+                raise
+            return overwrite(path, BytesIO(data))
+        with temporary:
             temporary.path.write_bytes(data)
             temporary.replace_target()
 
 
 @contextmanager
 def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
-    """Yield an empty folder to fill; on success it replaces `path`, on an error it is removed.
+    """Yield an empty folder to fill with files; on success it replaces `path`, on an error it is removed.
 
     Swapping two folders that are not empty takes two renames, so a kill between them leaves no folder at `path`; it
-    never leaves a mixture of old and new.
+    never leaves a mixture of old and new. A folder that cannot be renamed, because it is mounted or its parent is not
+    writable, gets the files one by one, `marker` last.
 
     Args:
-        path: The folder to create or replace.
+        path: The folder to create or replace; a link is followed, and the permissions of an old folder are kept.
         marker: Name of a file that only our own results contain; a non-empty folder without it is never replaced.
 
     Raises:
         InputError: `path` is a file, or a folder that is not empty and does not contain `marker`.
         FsvitEdgeError: The disk is full or the folder is not writable; the old folder is unchanged.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; give the name of a folder to write.")
-    if path.is_symlink():
-        path = path.resolve()  # or the link would be replaced and its folder left behind
-    if path.is_dir() and not (path / marker).is_file() and any(path.iterdir()):
-        raise InputError(f"{path} contains other files and no {marker}; choose an empty or a new folder.")
-    with _write_errors(path):
+    with write_errors(path):
+        kind = kind_of(path)
+        if kind and not stat.S_ISDIR(kind):
+            raise InputError(f"{path} is a file; give the name of a folder to write.")
+        path = target_of(path)  # or a link would be replaced and its folder left behind
+        if kind and not (path / marker).is_file() and any(path.iterdir()):
+            raise InputError(f"{path} contains other files and no {marker}; choose an empty or a new folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=_own_prefix(), suffix=f"-{path.name}", dir=path.parent))
+        try:
+            descriptor, staging = create_folder(path.parent)
+        except OSError as error:
+            if not kind or error.errno not in _CANNOT_CREATE:
+                raise
+            descriptor, staging = create_folder(path)
         retired = staging.with_name(staging.name + "-old")
         try:
-            staging.chmod(0o777 & ~_umask())
             yield staging
+            set_mode(staging, stat.S_IMODE(kind) if kind else 0o777 & ~umask())
             for file in (*staging.iterdir(), staging):
-                _flush(file)
-            if path.exists():
-                os.replace(path, retired)
+                flush(file)
+            if staging.parent == path or not _swap(path, staging, retired):
+                return _fill(path, staging, marker)
             try:
-                os.replace(staging, path)
-            except OSError:
-                if retired.exists():
-                    os.replace(retired, path)
-                raise
-            try:
-                _flush_folder_of(path)
+                flush_folder_of(path)
             finally:
                 shutil.rmtree(retired, ignore_errors=True)
         finally:
+            os.close(descriptor)
             shutil.rmtree(staging, ignore_errors=True)  # gone if it has become `path`
+
+
+def _swap(path: Path, staging: Path, retired: Path) -> bool:
+    """Put a folder in the place of another, which becomes `retired`; False if that one is mounted."""
+    try:
+        if path.exists():
+            os.replace(path, retired)
+        os.replace(staging, path)
+    except OSError as error:
+        if retired.exists():
+            os.replace(retired, path)
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
+def _fill(path: Path, staging: Path, marker: str) -> None:
+    """Replace the files of a folder by others; without its marker, nobody takes it for complete."""
+    others = [old for old in path.iterdir() if old != staging]
+    for old in sorted(others, key=lambda file: file.name != marker):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for file in sorted(staging.iterdir(), key=lambda file: file.name == marker):
+        shutil.move(file, path / file.name)
+        flush(path / file.name)
+    flush(path)
 
 
 class TemporaryFile:
@@ -95,24 +151,27 @@ class TemporaryFile:
     folder must exist.
 
     Args:
-        target: The file to replace.
+        target: The file to replace; of a link, what it leads to.
         is_visible: Whether it is named like its target, and stays if the process is killed: what is of use unfinished.
 
     Raises:
+        InputError: The target is something else than a file.
         FsvitEdgeError: The folder is not writable.
     """
 
     def __init__(self, target: Path, is_visible: bool = False) -> None:
-        self._target = target
-        prefix, suffix = _own_prefix(), f"-{target.name}"
-        if is_visible:
-            prefix, suffix = f"{target.stem}-unfinished-", target.suffix
-        with _write_errors(target):
-            self._descriptor, path = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
-            os.fchmod(self._descriptor, 0o666 & ~_umask())
-        self.path = Path(path)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self._name = target
+        with write_errors(target):
+            self._old = os.stat(target) if kind_of(target) else None
+            if self._old is not None and not stat.S_ISREG(self._old.st_mode):
+                raise InputError(f"{target} is no regular file; give the name of a file to write.")
+            self._target = target_of(target)
+            prefix, suffix = own_prefix(), ""
+            if is_visible:
+                prefix, suffix = visible_name(self._target)
+            self._descriptor, self.path = create_file(self._target.parent, prefix, suffix)
+            if is_visible:
+                set_mode(self.path, 0o666 & ~umask())
 
     def __enter__(self) -> "TemporaryFile":
         return self
@@ -123,23 +182,38 @@ class TemporaryFile:
         os.close(self._descriptor)
 
     def replace_target(self) -> None:
-        """Flush it to disk and rename it to its target; on an FsvitEdgeError an old target is unchanged."""
-        with _write_errors(self._target):
-            _flush(self.path)
-            os.replace(self.path, self._target)
-        _flush_folder_of(self._target)
+        """Flush it to disk and rename it to its target, whose mode and owner it gets.
+
+        On an FsvitEdgeError an old target is unchanged. A file that is mounted alone is overwritten instead.
+        """
+        with write_errors(self._name):
+            if self._old is not None:
+                set_owner(self.path, self._old)
+            set_mode(self.path, 0o666 & ~umask() if self._old is None else stat.S_IMODE(self._old.st_mode))
+            flush(self.path)
+            try:
+                os.replace(self.path, self._target)
+            except OSError as error:
+                if self._old is None or error.errno != errno.EBUSY:
+                    raise
+                with self.path.open("rb") as file:
+                    return overwrite(self._name, file)
+        flush_folder_of(self._name)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
     """Remove, and return, the unfinished files and folders that our killed processes left behind, as far as possible.
 
-    Something is removed only if its name is ours, its writer is gone and nobody has locked it: two runs may share a
-    folder, also from two containers, where process IDs mean little.
+    Something is removed only if its name is ours and nobody has locked it. Process IDs say nothing: two runs may share
+    a folder from two containers, in each of which the other's is free or belongs to something else.
     """
     removed = []
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*") if folder.is_dir() else ():
-        writer = _WRITER.match(path.name)
-        if writer is None or _is_running(int(writer[1])) or _is_locked(path):
+    try:
+        found = [path for path in folder.iterdir() if _OURS.match(path.name)]
+    except OSError:  # it does not exist, or we may not look into it
+        return []
+    for path in found:
+        if _is_locked(path):
             continue
         try:
             if path.is_dir():
@@ -150,56 +224,6 @@ def remove_leftovers(folder: Path) -> list[Path]:
             continue
         removed.append(path)
     return removed
-
-
-@contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError) as error:
-        # The system names the folder that it could not make below the file, not the file.
-        file = next((parent for parent in path.parents if parent.is_file()), path.parent)
-        raise InputError(f"{path} cannot be written: {file} is a file, not a folder.") from error
-    except OSError as error:
-        raise FsvitEdgeError(f"{path} cannot be written: {error.strerror or error}; nothing was changed.") from error
-
-
-def _own_prefix() -> str:
-    return f"{TEMPORARY_PREFIX}{os.getpid()}_"
-
-
-def _is_running(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
-    return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _flush_folder_of(path: Path) -> None:
-    try:
-        _flush(path.parent)
-    except OSError as error:
-        raise FsvitEdgeError(
-            f"{path} was written, but its folder cannot be flushed to disk: {error.strerror or error}; "
-            "a power cut may bring the old one back."
-        ) from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --------------------------------------------------------------------------------------------------------------- locks
@@ -264,10 +288,10 @@ def editing(
 ) -> Iterator[None]:
     """Let one process at a time read, change and write the files of a file's folder, or the last one would win.
 
-    A file system without locks lets everyone in. `on_wait` gets the folder, once, if another process has the lock; a
+    Of a link, it is the folder that it leads to. A file system without locks lets everyone in. `on_wait` gets the folder, once, if another process has the lock; a
     BusyError if it still has it after `limit_s`.
     """
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    folder = next(parent for parent in target_of(path).parents if parent.is_dir())
     with locked(folder, required=False, on_wait=lambda: on_wait(folder), limit_s=limit_s):
         yield
 

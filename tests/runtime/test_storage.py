@@ -6,12 +6,14 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fsvit_edge.runtime import disk_steps
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.storage import (
     BusyError,
@@ -300,18 +302,12 @@ def test_a_folder_without_write_permission_is_one_sentence(
         make(tmp_path / "thing", b"data")
 
 
-def a_dead_process() -> int:
-    done = subprocess.Popen([sys.executable, "-c", ""])
-    done.wait()
-    return done.pid
-
-
-def test_leftovers_of_dead_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    dead, alive = a_dead_process(), os.getpid()
-    (tmp_path / f".fsvit-edge-{dead}_abc-bank.safetensors").write_bytes(b"half")
-    (tmp_path / f".fsvit-edge-{dead}_abc-bundle").mkdir()
-    (tmp_path / f".fsvit-edge-{dead}_abc-bundle" / "encoder.onnx").write_bytes(b"half")
-    others = [f".fsvit-edge-{alive}_abc-bank", ".fsvit-edge-notes", f".fsvit-edge-{dead}x-bank", ".other", "bank"]
+def test_leftovers_that_nobody_has_locked_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    alive = os.getpid()  # of another container it may be the number of a process that was killed
+    (tmp_path / f".fsvit-edge-{alive}_abc").write_bytes(b"half")
+    (tmp_path / ".fsvit-edge-1_abc-bundle").mkdir()
+    (tmp_path / ".fsvit-edge-1_abc-bundle" / "encoder.onnx").write_bytes(b"half")
+    others = [".fsvit-edge-notes", f".fsvit-edge-{alive}x-bank", ".other", "bank"]
     for name in others:
         (tmp_path / name).write_bytes(b"keep")
     assert len(remove_leftovers(tmp_path)) == 2
@@ -319,14 +315,32 @@ def test_leftovers_of_dead_processes_are_removed_and_nothing_else(tmp_path: Path
     assert remove_leftovers(tmp_path / "nowhere") == []
 
 
-def test_a_locked_leftover_stays(tmp_path: Path) -> None:
-    """In another container the process may live under a number that is dead here; its lock tells."""
-    path = tmp_path / f".fsvit-edge-{a_dead_process()}_abc-out.mp4"
-    path.write_bytes(b"being written")
-    with path.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+def test_what_is_being_written_stays_whatever_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 4_000_000_000)  # dead here: the writer is in another container
+    with TemporaryFile(tmp_path / "out.mp4") as file, atomic_folder(tmp_path / "bundle", MARKER) as staging:
+        (staging / MARKER).touch()
         assert remove_leftovers(tmp_path) == []
-    assert remove_leftovers(tmp_path) == [path]
+        assert file.path.exists()
+    assert (tmp_path / "bundle" / MARKER).exists()
+    left = tmp_path / ".fsvit-edge-4000000000_abc"
+    left.touch()
+    assert remove_leftovers(tmp_path) == [left]  # the control
+
+
+def test_a_file_that_another_process_cleans_away_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert len(remove_leftovers(tmp_path)) == 1
+        flock(descriptor, how)
+
+    for make in (make_file, make_folder):
+        monkeypatch.setattr(fcntl, "flock", late)
+        make(tmp_path / make.__name__, b"data")
+        assert read(tmp_path / make.__name__) == b"data"
 
 
 def test_a_temporary_file_replaces_its_target_only_on_request(tmp_path: Path) -> None:
@@ -342,6 +356,153 @@ def test_a_temporary_file_replaces_its_target_only_on_request(tmp_path: Path) ->
     assert target.read_bytes() == b"second"
     with pytest.raises(FsvitEdgeError, match="cannot be written: No such file"):
         TemporaryFile(tmp_path / "nowhere" / "out.mp4")
+
+
+# ---------------------------------------------------------------------------------------------------- what is replaced
+
+
+def test_a_link_is_followed_and_mode_and_owner_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "chown", lambda _, user, group: owners.append((user, group)))
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "file").write_bytes(b"old")
+    (shared / "file").chmod(0o600)
+    (tmp_path / "link").symlink_to("shared/file")
+    (tmp_path / "link to a link").symlink_to(tmp_path / "link")
+    (tmp_path / "dangling").symlink_to("shared/missing/new")
+    atomic_write(tmp_path / "link to a link", b"new")
+    atomic_write(tmp_path / "dangling", b"first")
+    assert (tmp_path / "link").is_symlink()
+    assert (shared / "file").read_bytes() == b"new"
+    assert stat.S_IMODE((shared / "file").stat().st_mode) == 0o600
+    assert owners == [(-1, os.getgid()), (os.getuid(), -1)]
+    assert (shared / "missing" / "new").read_bytes() == b"first"
+    make_folder(shared / "folder", b"old")
+    (shared / "folder").chmod(0o700)
+    make_folder(shared / "folder", b"new")
+    assert stat.S_IMODE((shared / "folder").stat().st_mode) == 0o700
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(FsvitEdgeError, match="loop cannot be written: Too many levels of symbolic links"):
+        atomic_write(tmp_path / "loop", b"data")
+
+
+def test_a_pipe_gets_the_data_and_one_that_nobody_reads_does_not_hold_up(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(FsvitEdgeError, match="pipe cannot be written: No such device or address"):
+        atomic_write(pipe, b"data")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write(pipe, b"data")
+    assert os.read(reader, 10) == b"data"
+    with pytest.raises(FsvitEdgeError, match="cannot be written: Resource temporarily unavailable"):
+        atomic_write(pipe, bytes(1_000_000))
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    atomic_write(Path("/dev/null"), b"data")
+    with pytest.raises(InputError, match="is no regular file; give the name of a file"):
+        TemporaryFile(pipe)
+
+
+def test_an_open_file_gets_the_data_at_its_end(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("ab") as log:
+        log.write(b"one ")
+        log.flush()
+        (tmp_path / "link").symlink_to(f"/proc/self/fd/{log.fileno()}")
+        atomic_write(tmp_path / "link", b"two ")
+        log.write(b"three")
+    assert (tmp_path / "log").read_bytes() == b"one two three"
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "told"),
+    [("replace", errno.EBUSY, True), ("replace", errno.EIO, False), ("open", errno.EROFS, True)],
+    ids=["mounted alone", "broken", "in a folder that may not be changed"],
+)
+def test_a_file_that_cannot_be_renamed_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"a long old content")
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile if step == "open" else os, "mkstemp" if step == "open" else step, fail_with(code))
+        for data in (b"new", b"a longer content than the one before"):
+            if not told:
+                with pytest.raises(FsvitEdgeError, match="nothing was changed"):
+                    atomic_write(path, data)
+                continue
+            atomic_write(path, data)
+            assert path.read_bytes() == data
+        patched.setattr(os, "posix_fallocate", fail_with(errno.ENOSPC))
+        with pytest.raises(FsvitEdgeError, match="nothing was changed"):
+            atomic_write(path, bytes(100))
+    assert len(path.read_bytes()) == (36 if told else 18)
+    assert os.listdir(tmp_path) == ["file"]
+    assert caplog.text.count("so it was overwritten in place") == told  # once
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_mounted_folder_gets_the_files_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
+    path, replace = tmp_path / "thing", os.replace
+    path.mkdir()
+    if old:
+        make_folder(path, b"old")
+        (path / "only in the old one").touch()
+
+    def busy(source: Path, target: Path) -> None:
+        if Path(source) == path:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    make_folder(path, b"new")
+    assert sorted(os.listdir(path)) == ["data", MARKER]
+    assert read(path) == b"new"
+    assert os.listdir(tmp_path) == ["thing"]
+
+
+@both
+@pytest.mark.parametrize(
+    ("module", "step", "code"),
+    [(os, "chmod", errno.EPERM), (fcntl, "flock", errno.ENOLCK), (os, "fsync", errno.EINVAL)],
+    ids=["permissions", "locks", "flushed folders"],
+)
+def test_a_step_that_a_file_system_lacks_is_left_out_and_told_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    make: Make,
+    module: object,
+    step: str,
+    code: int,
+) -> None:
+    real = getattr(module, step)
+    monkeypatch.setattr(disk_steps, "_told", set())
+
+    def lacking(where: int | Path, *rest: int, **named: object) -> None:
+        is_folder = isinstance(where, int) and stat.S_ISDIR(os.fstat(where).st_mode)
+        if step != "fsync" or is_folder:
+            fail_with(code)()
+        real(where, *rest, **named)
+
+    monkeypatch.setattr(module, step, lacking)
+    for data in (b"first", b"second"):
+        make(tmp_path / "thing", data)
+        assert read(tmp_path / "thing") == data
+    assert os.listdir(tmp_path) == ["thing"]
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("is_visible", [True, False])
+def test_a_name_as_long_as_a_disk_allows_can_be_written(tmp_path: Path, is_visible: bool) -> None:
+    target = tmp_path / f"{'杯' * 83}.mp4"  # 253 bytes
+    with TemporaryFile(target, is_visible) as file:
+        assert file.path.name.endswith(".mp4") == is_visible
+        file.path.write_bytes(b"data")
+        file.replace_target()
+    assert os.listdir(tmp_path) == [target.name]
+    with pytest.raises(FsvitEdgeError, match="cannot be written: File name too long"):
+        atomic_write(tmp_path / ("x" * 256), b"data")
 
 
 # --------------------------------------------------------------------------------------------------------------- locks

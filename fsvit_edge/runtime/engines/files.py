@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
+from fsvit_edge.runtime.disk_steps import TEMPORARY_PREFIX
 from fsvit_edge.runtime.engines.base import BACKENDS, TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.storage import TEMPORARY_PREFIX, atomic_write, locked, user_cache
+from fsvit_edge.runtime.storage import atomic_write, locked, remove_leftovers, user_cache
 
 FORMAT_VERSION = 1
 ENGINE_GRAPHS = ("encoder", "head")
@@ -263,9 +264,8 @@ def _make_folder(folder: Path) -> None:
 
 def _remove_older(path: Path, stem: str, suffix: str) -> None:
     """Remove engines whose names differ only in the checksum, and leftovers of killed builds; sidecars first."""
-    name = re.compile(
-        rf"(\{TEMPORARY_PREFIX}\w+-)?{re.escape(stem)}\.[0-9a-f]{{{_DIGEST_LENGTH}}}{re.escape(suffix)}({SIDECAR_SUFFIX})?"
-    )
+    remove_leftovers(path.parent)
+    name = re.compile(rf"{re.escape(stem)}\.[0-9a-f]{{{_DIGEST_LENGTH}}}{re.escape(suffix)}({SIDECAR_SUFFIX})?")
     kept = {path.name, sidecar_of(path).name}
     older = [file for file in path.parent.iterdir() if name.fullmatch(file.name) and file.name not in kept]
     for file in sorted(older, key=lambda file: file.suffix != SIDECAR_SUFFIX):
