@@ -35,6 +35,7 @@ class ExportedNetwork:
         self.encoder = engines["encoder"]
         self.enroll = engines["enroll"]
         self.head = _open_head(manifest, engines)
+        self._encoded = 0
         self.objectness = engines.get(OBJECTNESS)
         encoded = {spec.name: spec.shape for spec in self.encoder.outputs}
         self.has_objectness = self.objectness is not None or OBJECTNESS in encoded
@@ -56,6 +57,11 @@ class ExportedNetwork:
         return SupportBank(EncoderIdentity(*encoder), HeadIdentity(graphs["head"].sha256, self.manifest.presence_level))
 
     @property
+    def steps(self) -> int:
+        """Grows whenever a part of a frame's work is done; from any thread."""
+        return self._encoded + self.head.steps
+
+    @property
     def max_classes(self) -> int:
         """How many classes the head can compare: as many as a bank can hold, or as its engine was built for."""
         return min(MAX_CLASSES, self.head.limits.get("ways", MAX_CLASSES))
@@ -70,7 +76,9 @@ class ExportedNetwork:
 
     def encode(self, image: Image) -> dict[str, ResidentTensor]:
         """Encode an (H, W, 3) uint8 RGB picture of any size: "tokens" (1, C, T, d) and the encoder's other outputs."""
-        return self.encoder.run({"image": resize_image(image, self.manifest.image_size)[None]})
+        encoded = self.encoder.run({"image": resize_image(image, self.manifest.image_size)[None]})
+        self._encoded += 1
+        return encoded
 
     def objectness_of(self, encoded: Mapping[str, Array | ResidentTensor], image: Image) -> Maps | None:
         """Return the objectness logits (n, n) float32 of an encoded picture; None if the bundle has no objectness."""

@@ -127,7 +127,7 @@ def test_stop_while_the_model_hangs(start_run: Start) -> None:
 
 IMPATIENT = """
 from fsvit_edge.live import supervision
-supervision.HANG_MIN_S, supervision.HANG_FACTOR = 1.0, 0.0
+supervision.HANG_MIN_S, supervision.HANG_PER_CLASS_S, supervision.HANG_FACTOR = 1.0, 0.0, 0.0
 """
 
 
@@ -142,7 +142,7 @@ def test_a_model_that_hangs_ends_the_run(start_run: Start) -> None:
 
 def test_without_the_watchdog_a_hung_model_does_not_end_the_run(start_run: Start) -> None:
     """The control."""
-    blind = IMPATIENT + "supervision.ModelWatchdog.is_hung = lambda self, frame, is_first: False\n"
+    blind = IMPATIENT + "supervision.ModelWatchdog.is_hung = lambda *_: False\n"
     run = start_stuck(start_run, blind)
     time.sleep(4)
     assert run.process.poll() is None
