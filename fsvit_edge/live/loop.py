@@ -172,6 +172,7 @@ class LiveRun:
         self._reported_s = 0.0
         self._stats_due_s = time.monotonic() + (stats_s or 0.0)
         self._stats_s, self._max_frames, self._health_file = stats_s, max_frames, health_file
+        self._is_health_unwritten = False
         self._troubles = [""] * len(self._workers)
         self._watchdog = ModelWatchdog(compiles=model.choice.engine not in CPU_ENGINES)
         self._model_hangs = False
@@ -315,8 +316,13 @@ class LiveRun:
         try:
             atomic_write(self._health_file, json_line(health.to_dict()))
         except FsvitEdgeError as error:
-            self._health_file = None  # reported once: a full disk must not fill the log as well
-            self._say(f"The health file is no longer written: {error}")
+            if not self._is_health_unwritten:  # said once: a full disk must not fill the log as well
+                self._say(f"The health file cannot be written, which is tried again every second: {error}")
+            self._is_health_unwritten = True
+            return
+        if self._is_health_unwritten:
+            self._is_health_unwritten = False
+            self._say("The health file is written again.")
 
     def _on_sink_end(self, worker: SinkWorker, failure: FsvitEdgeError | None) -> None:
         if failure is not None and all(other.status.failure for other in self._workers):
