@@ -14,6 +14,7 @@ from fsvit_edge.fewshot.clusters import fewer_tokens
 from fsvit_edge.fewshot.decide import Flags
 from fsvit_edge.fewshot.head_runs import head_runs
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, on_host
+from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.postprocess import Maps
 
 _Item = TypeVar("_Item")
@@ -26,9 +27,22 @@ class HeadAnswer:
     scores: npt.NDArray[np.float32]  # P(present), (ways,), in [0, 1]; rounding may lift a mean slightly above 1
     outline: Callable[[Flags], Maps]
 
+    def __post_init__(self) -> None:
+        check_finite(self.scores, "score")
+
     def foreground(self, wanted: Flags | None = None) -> Maps:
         """Return P(foreground) (ways, m, m) float32 in [0, 1], align_corners; 0 of classes not in `wanted` (ways,)."""
-        return self.outline(np.ones(len(self.scores), np.bool_) if wanted is None else wanted)
+        return check_finite(self.outline(np.ones(len(self.scores), np.bool_) if wanted is None else wanted), "outline")
+
+
+def check_finite(values: npt.NDArray[np.float32], what: str) -> npt.NDArray[np.float32]:
+    """Return what the model computed; an FsvitEdgeError if a value is infinite or not a number."""
+    if not np.isfinite(values).all():
+        raise FsvitEdgeError(
+            f"The model computed a value that is not a finite number (of: {what}); its files or its engine are at "
+            "fault: check them with fsvit-edge inspect, or try --precision fp32 and --engine onnxruntime."
+        )
+    return values
 
 
 class Head(Protocol):

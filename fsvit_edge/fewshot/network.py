@@ -12,7 +12,7 @@ import numpy as np
 
 from fsvit_edge.fewshot.bank import MAX_CLASSES, SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports
-from fsvit_edge.fewshot.heads import Head, HeadAnswer, PaddedHead, SplitHead
+from fsvit_edge.fewshot.heads import Head, HeadAnswer, PaddedHead, SplitHead, check_finite
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.fewshot.support_masks import Image, Mask
 from fsvit_edge.runtime.bundle import EXPORT_AGAIN, OBJECTNESS, Manifest
@@ -85,7 +85,7 @@ class ExportedNetwork:
         logits = encoded.get(OBJECTNESS)
         if logits is None and self.objectness is not None:
             logits = self.objectness.run({"image": resize_image(image, self.manifest.image_size)[None]})[OBJECTNESS]
-        return None if logits is None else np.asarray(on_host(logits)[0], np.float32)
+        return None if logits is None else check_finite(np.asarray(on_host(logits)[0], np.float32), "objectness")
 
     def run_enroll(self, encoded: Mapping[str, Array | ResidentTensor], mask: Mask | None) -> dict[str, Array]:
         """Run the enroll graph on what `encode` returned, with an (H, W) mask of any size or the encoder's own guess.
@@ -100,7 +100,10 @@ class ExportedNetwork:
             "mask": np.zeros((1, size, size), np.uint8) if mask is None else resize_mask(mask, size)[None],
             "has_mask": np.array([mask is not None]),
         }
-        return {name: tensor.numpy() for name, tensor in self.enroll.run(feed).items()}
+        support = {name: tensor.numpy() for name, tensor in self.enroll.run(feed).items()}
+        for name in ("support", "pooled"):
+            check_finite(np.asarray(support[name], np.float32), name)
+        return support
 
     def compare(
         self,

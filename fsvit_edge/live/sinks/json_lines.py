@@ -32,8 +32,8 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         result; "is_frozen": whether the camera repeats the same pixels; "size_hw": height and width in pixels;
         "classes": for each enrolled class its "name", "score" in [0, 1], "raw_score" (before negatives and competing
         classes lowered it), "level" (the score above which it is present), "present", "area_px" and "box_xyxy" (left,
-        top, right, bottom in pixels; right and bottom are exclusive; null if the class has no pixel), where area and
-        box are those of the label map, whether the class is present or not; for present classes also "instances", its
+        top, right, bottom in pixels; right and bottom are exclusive), where area and box are those of the label map, 0
+        and null if the class is absent or has no pixel; for present classes also "instances", its
         connected parts, each with "area_px" and "box_xyxy", and "zones", the names of the zones that it is in;
         "latency_ms": milliseconds of each stage, "decode" first.
     """
@@ -84,8 +84,8 @@ def state_record(health: Health) -> dict[str, Any]:
 
 
 def json_line(record: dict[str, Any]) -> bytes:
-    """Encode a record as one line of UTF-8 text."""
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    """Encode a record of finite numbers as one line of UTF-8 text."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 class _LinesSink(Sink):
