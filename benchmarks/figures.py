@@ -25,7 +25,7 @@ from speed_networks import measure_large, measure_small
 from speed_runs import measure_answers, measure_command, measure_demo, measure_large_masks, measure_live
 from turns import Setting
 
-from fsvit_edge.runtime.engines.onnx_runtime import usable_cores
+from fsvit_edge.runtime.limits import usable_cores
 
 ENOUGH_TURNS = 7
 QUICK = Setting(

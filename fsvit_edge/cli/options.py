@@ -18,7 +18,10 @@ PrecisionOption = Annotated[
         help="auto, fp32, fp16 or int8, or bf16 with openvino; fp16 and int8 need an engine from build-engine."
     ),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Maximum number of CPU threads; default: every core.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Maximum number of CPU threads; default: every core, or what a container may use."),
+]
 BundleOption = Annotated[Path | None, typer.Option(help="Bundle folder; default: the bundled model.")]
 WaysOption = Annotated[int, typer.Option(min=1, max=255, help="Number of classes looked for at once (ways).")]
 ShotsOption = Annotated[int, typer.Option(min=1, help="Number of support pictures per class (shots).")]

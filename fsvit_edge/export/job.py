@@ -18,6 +18,7 @@ from fsvit_edge.runtime.engines.onnx_runtime import import_onnxruntime, refuse_f
 from fsvit_edge.runtime.engines.tensorrt_api import TensorRT, installed_backends, open_tensorrt
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
+from fsvit_edge.runtime.limits import free_memory
 from fsvit_edge.runtime.machine import Machine
 from fsvit_edge.runtime.messages import Say
 
@@ -297,24 +298,6 @@ def check_memory(name: str, graph: bytes, sizes: Mapping[str, int], gpu_bytes: i
             f"The {name} needs about {_mb(weights + activations)} on the GPU, which has "
             f"{_mb(gpu_bytes)}; export the bundle with a smaller --image-size."
         )
-
-
-def free_memory() -> int | None:
-    """Return how many bytes this process can still use: the machine's, or the container's if they are fewer."""
-    free = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith(("MemAvailable:", "SwapFree:"))]
-        free = [sum(free)] if free else []
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-        free += [] if limit == "max" else [max(int(limit) - int(used), 0)]
-    except (OSError, ValueError):
-        pass
-    return min(free) if free else None
 
 
 def peak_bytes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> int:

@@ -14,6 +14,7 @@ from fsvit_edge.fewshot.clusters import fewer_tokens
 from fsvit_edge.fewshot.decide import Flags
 from fsvit_edge.fewshot.head_runs import head_runs
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, on_host
+from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.postprocess import Maps
 
 _Item = TypeVar("_Item")
@@ -26,9 +27,22 @@ class HeadAnswer:
     scores: npt.NDArray[np.float32]  # P(present), (ways,), in [0, 1]; rounding may lift a mean slightly above 1
     outline: Callable[[Flags], Maps]
 
+    def __post_init__(self) -> None:
+        check_finite(self.scores, "score")
+
     def foreground(self, wanted: Flags | None = None) -> Maps:
         """Return P(foreground) (ways, m, m) float32 in [0, 1], align_corners; 0 of classes not in `wanted` (ways,)."""
-        return self.outline(np.ones(len(self.scores), np.bool_) if wanted is None else wanted)
+        return check_finite(self.outline(np.ones(len(self.scores), np.bool_) if wanted is None else wanted), "outline")
+
+
+def check_finite(values: npt.NDArray[np.float32], what: str) -> npt.NDArray[np.float32]:
+    """Return what the model computed; an FsvitEdgeError if a value is infinite or not a number."""
+    if not np.isfinite(values).all():
+        raise FsvitEdgeError(
+            f"The model computed a value that is not a finite number (of: {what}); its files or its engine are at "
+            "fault: check them with fsvit-edge inspect, or try --precision fp32 and --engine onnxruntime."
+        )
+    return values
 
 
 class Head(Protocol):
@@ -40,6 +54,8 @@ class Head(Protocol):
     """The type of the frame's tokens, NumPy's name."""
     mask_size: int
     """Side m of the outlines."""
+    steps: int
+    """Grows whenever a part of a frame's work is done, by which a slow head is told from one that hangs."""
 
     def compare(self, tokens: Array | ResidentTensor, classes: Sequence[ClassSupports]) -> HeadAnswer:
         """Compare the tokens of a frame, (1, C, N, d), with each class.
@@ -61,6 +77,7 @@ class PaddedHead:
 
     def __init__(self, engine: Engine, kind: str) -> None:
         self.limits = engine.limits
+        self.steps = 0
         self.engine = engine
         self._kind = kind
         self.token_dtype = next(spec.dtype for spec in engine.inputs if spec.name == "tokens")
@@ -75,6 +92,7 @@ class PaddedHead:
             answer = self.engine.run({"tokens": tokens, **supports})
             scores[ways] += np.asarray(answer["presence"].numpy(), np.float32)
             foreground[ways] += np.asarray(answer["foreground"].numpy(), np.float32)
+            self.steps += 1
         return HeadAnswer(scores, lambda wanted: foreground * wanted[:, None, None])
 
     def close(self) -> None:
@@ -121,6 +139,7 @@ class SplitHead:
 
     def __init__(self, alone: Engine, wide: Engine, outline: Engine, threads: int, most_tokens: int = 0) -> None:
         self.limits: Mapping[str, int] = {}
+        self.steps = 0
         self._alone, self._wide, self._outline = alone, wide, outline
         self._threads = threads
         self._most_tokens = most_tokens
@@ -139,15 +158,15 @@ class SplitHead:
         blocks = self._alone.upload(self._in_blocks(on_host(tokens)[0]))
         # The longest run first; one that would have no other beside it gets all threads.
         apart = 1 if len(runs) % self._threads == 1 else 0
-        answers = [self._wide.run({"tokens": blocks, **run.feed}) for run in runs[:apart]]
-        answers += self._spread(lambda run: self._alone.run({"tokens": blocks, **run.feed}), runs[apart:])
+        answers = [self._step(self._wide, {"tokens": blocks, **run.feed}) for run in runs[:apart]]
+        answers += self._spread(lambda run: self._step(self._alone, {"tokens": blocks, **run.feed}), runs[apart:])
         for run, answer in zip(runs, answers, strict=True):
             scores[run.way] += run.share * float(answer["presence"].numpy()[0])
         mask_tokens = [answer["mask_tokens"] for answer in answers]
 
         def outline(wanted: Flags) -> Maps:
             chosen = [(run, found) for run, found in zip(runs, mask_tokens, strict=True) if wanted[run.way]]
-            drawn = self._spread(lambda pair: self._outline.run({"mask_tokens": pair[1]}), chosen)
+            drawn = self._spread(lambda pair: self._step(self._outline, {"mask_tokens": pair[1]}), chosen)
             foreground = np.zeros((len(classes), self.mask_size, self.mask_size), np.float32)
             for (run, _), answer in zip(chosen, drawn, strict=True):
                 foreground[run.way] += np.float32(run.share) * answer["foreground"].numpy()[0]
@@ -176,6 +195,11 @@ class SplitHead:
             blocks[whole, :, rest:] = 0
         return blocks
 
+    def _step(self, engine: Engine, feed: Mapping[str, Array | ResidentTensor]) -> dict[str, ResidentTensor]:
+        answer = engine.run(feed)
+        self.steps += 1  # several threads may count as one, which is progress all the same
+        return answer
+
     def _spread(
         self, work: Callable[[_Item], dict[str, ResidentTensor]], items: Sequence[_Item]
     ) -> list[dict[str, ResidentTensor]]:
@@ -197,6 +221,7 @@ class SplitHead:
         }
         feed = {name: self._alone.upload(array) for name, array in arrays.items()}
         self._feeds[id(support)] = (weakref.ref(support), feed)
+        self.steps += 1
         return feed
 
     def _runs(self, classes: Sequence[ClassSupports]) -> list[_Run]:

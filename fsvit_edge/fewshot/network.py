@@ -12,7 +12,7 @@ import numpy as np
 
 from fsvit_edge.fewshot.bank import MAX_CLASSES, SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports
-from fsvit_edge.fewshot.heads import Head, HeadAnswer, PaddedHead, SplitHead
+from fsvit_edge.fewshot.heads import Head, HeadAnswer, PaddedHead, SplitHead, check_finite
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.fewshot.support_masks import Image, Mask
 from fsvit_edge.runtime.bundle import EXPORT_AGAIN, OBJECTNESS, Manifest
@@ -35,6 +35,7 @@ class ExportedNetwork:
         self.encoder = engines["encoder"]
         self.enroll = engines["enroll"]
         self.head = _open_head(manifest, engines)
+        self._encoded = 0
         self.objectness = engines.get(OBJECTNESS)
         encoded = {spec.name: spec.shape for spec in self.encoder.outputs}
         self.has_objectness = self.objectness is not None or OBJECTNESS in encoded
@@ -56,6 +57,11 @@ class ExportedNetwork:
         return SupportBank(EncoderIdentity(*encoder), HeadIdentity(graphs["head"].sha256, self.manifest.presence_level))
 
     @property
+    def steps(self) -> int:
+        """Grows whenever a part of a frame's work is done; from any thread."""
+        return self._encoded + self.head.steps
+
+    @property
     def max_classes(self) -> int:
         """How many classes the head can compare: as many as a bank can hold, or as its engine was built for."""
         return min(MAX_CLASSES, self.head.limits.get("ways", MAX_CLASSES))
@@ -70,14 +76,16 @@ class ExportedNetwork:
 
     def encode(self, image: Image) -> dict[str, ResidentTensor]:
         """Encode an (H, W, 3) uint8 RGB picture of any size: "tokens" (1, C, T, d) and the encoder's other outputs."""
-        return self.encoder.run({"image": resize_image(image, self.manifest.image_size)[None]})
+        encoded = self.encoder.run({"image": resize_image(image, self.manifest.image_size)[None]})
+        self._encoded += 1
+        return encoded
 
     def objectness_of(self, encoded: Mapping[str, Array | ResidentTensor], image: Image) -> Maps | None:
         """Return the objectness logits (n, n) float32 of an encoded picture; None if the bundle has no objectness."""
         logits = encoded.get(OBJECTNESS)
         if logits is None and self.objectness is not None:
             logits = self.objectness.run({"image": resize_image(image, self.manifest.image_size)[None]})[OBJECTNESS]
-        return None if logits is None else np.asarray(on_host(logits)[0], np.float32)
+        return None if logits is None else check_finite(np.asarray(on_host(logits)[0], np.float32), "objectness")
 
     def run_enroll(self, encoded: Mapping[str, Array | ResidentTensor], mask: Mask | None) -> dict[str, Array]:
         """Run the enroll graph on what `encode` returned, with an (H, W) mask of any size or the encoder's own guess.
@@ -92,7 +100,10 @@ class ExportedNetwork:
             "mask": np.zeros((1, size, size), np.uint8) if mask is None else resize_mask(mask, size)[None],
             "has_mask": np.array([mask is not None]),
         }
-        return {name: tensor.numpy() for name, tensor in self.enroll.run(feed).items()}
+        support = {name: tensor.numpy() for name, tensor in self.enroll.run(feed).items()}
+        for name in ("support", "pooled"):
+            check_finite(np.asarray(support[name], np.float32), name)
+        return support
 
     def compare(
         self,

@@ -33,9 +33,9 @@ class ClassResult:
     raw_score: float  # what the head said, in [0, 1]
     level: float  # the score above which the class is present, in (0, 1)
     is_present: bool  # whether the score is above the level, or was for long enough if answers are steady
-    area_px: int  # pixels of the class in the label map, whether it is present or not
+    area_px: int  # pixels of the class in the label map; 0 if it is absent, although some labels are drawn even so
     area: float  # the same as a share of the frame, in [0, 1]
-    box_xyxy: Box | None  # around those pixels; None without a pixel
+    box_xyxy: Box | None  # around those pixels; None without a pixel, or if it is absent
     zones: tuple[str, ...] = ()  # names of the zones that hold at least a fifth of those pixels, if it is present
 
 
@@ -134,13 +134,13 @@ class Prediction:
 
     def _result(self, way: int, pixels: npt.NDArray[np.uint8], left: int, top: int) -> ClassResult:
         """Describe a class by its pixels, 0 or 1, in the part of the label map at (left, top) that has all of them."""
-        area_px = cv2.countNonZero(pixels) if pixels.size else 0
+        area_px = cv2.countNonZero(pixels) if pixels.size and self.present[way] else 0
         box = None
         zones: tuple[str, ...] = ()
         if area_px:
             x, y, width, height = cv2.boundingRect(pixels)
             box = (left + x, top + y, left + x + width, top + y + height)
-            if self.zones and self.present[way]:
+            if self.zones:
                 zones = zones_of(self.pixels(self.classes[way]).view(np.uint8), box, area_px, self.zones)
         return ClassResult(
             self.classes[way],

@@ -1,6 +1,5 @@
 """What this machine has: packages, engines, OpenCV's backends and cameras; and whether a bundle is intact."""
 
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from fsvit_edge.runtime.engines.openvino import OPENVINO, openvino_version, usab
 from fsvit_edge.runtime.engines.trial import known_trial
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.runtime.gpu import gpu_missing_reason
+from fsvit_edge.runtime.limits import free_memory, usable_cores
 from fsvit_edge.runtime.machine import Machine
 
 _NEEDED = ("av", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "safetensors")
@@ -77,7 +77,9 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
 
 
 def _packages() -> Iterator[Finding]:
-    python = f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} CPUs"
+    free = free_memory()
+    memory = "" if free is None else f", {free / 1e6:,.0f} MB of memory free"
+    python = f"{platform.python_version()} on {platform.machine()}, may use {usable_cores()} CPUs{memory}"
     yield Finding("python", True, True, python)
     for package in _NEEDED:
         found = _version(package)

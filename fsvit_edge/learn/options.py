@@ -45,7 +45,9 @@ class TrainOptions:
     trainer_precision: str = "32-true"  # Lightning's name; also "bf16-mixed" and "16-mixed"
     accelerator: str = "auto"  # Lightning's name; also "cpu" and "gpu"
     devices: int | None = None  # one process each; None: every GPU, or one process on the CPU
-    threads: int | None = None  # CPU threads of torch, for the whole process; None does not change them
+    threads: int | None = (
+        None  # CPU threads of torch, for the whole process; None: at most one for each core that it may use
+    )
 
     def __post_init__(self) -> None:
         if self.supervision not in SUPERVISIONS:

@@ -44,8 +44,8 @@ class SinkStatus:
     """The state of a sink."""
 
     name: str  # its URI, safe to print
-    written: int = 0  # frames that it has taken
-    dropped: int = 0  # frames replaced by a newer one before it took them
+    written: int = 0  # frames that it has taken and delivered
+    dropped: int = 0  # frames replaced by a newer one before it took them, or that it could not deliver
     failure: str = ""  # why it has stopped, in one sentence; empty while it works
     trouble: str = ""  # what is wrong for now, in one sentence; empty if nothing is
 

@@ -30,7 +30,7 @@ from fsvit_edge.live.supervision import (
     run_with_ticks,
     stop_on_signals,
 )
-from fsvit_edge.runtime.engines.choose import EngineChoice
+from fsvit_edge.runtime.engines.choose import CPU_ENGINES, EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.machine import resident_memory_mb
 from fsvit_edge.runtime.messages import Say
@@ -172,8 +172,9 @@ class LiveRun:
         self._reported_s = 0.0
         self._stats_due_s = time.monotonic() + (stats_s or 0.0)
         self._stats_s, self._max_frames, self._health_file = stats_s, max_frames, health_file
+        self._is_health_unwritten = False
         self._troubles = [""] * len(self._workers)
-        self._watchdog = ModelWatchdog()
+        self._watchdog = ModelWatchdog(compiles=model.choice.engine not in CPU_ENGINES)
         self._model_hangs = False
         self._last_failure: FsvitEdgeError | None = None
 
@@ -276,7 +277,8 @@ class LiveRun:
             self._on_frame(frame, prediction, self._statistics)
 
     def _tick(self) -> None:
-        if self._watchdog.is_hung(self._model.processing, self._model.is_first_frame) and not self._model_hangs:
+        work = (self._model.processing, self._model.is_first_frame, self._model.steps, len(self._model.classes))
+        if self._watchdog.is_hung(*work) and not self._model_hangs:
             # Nothing in this process can end the call, but the service that started the run can start it again.
             self._model_hangs = True
             self._say("The model stopped responding, so the run ends with exit code 1; start it again.")
@@ -314,8 +316,13 @@ class LiveRun:
         try:
             atomic_write(self._health_file, json_line(health.to_dict()))
         except FsvitEdgeError as error:
-            self._health_file = None  # reported once: a full disk must not fill the log as well
-            self._say(f"The health file is no longer written: {error}")
+            if not self._is_health_unwritten:  # said once: a full disk must not fill the log as well
+                self._say(f"The health file cannot be written, which is tried again every second: {error}")
+            self._is_health_unwritten = True
+            return
+        if self._is_health_unwritten:
+            self._is_health_unwritten = False
+            self._say("The health file is written again.")
 
     def _on_sink_end(self, worker: SinkWorker, failure: FsvitEdgeError | None) -> None:
         if failure is not None and all(other.status.failure for other in self._workers):

@@ -119,6 +119,11 @@ class LiveModel:
         return self._done if self._is_busy else None
 
     @property
+    def steps(self) -> int:
+        """Grows with each step of a frame's work."""
+        return self._model.network.steps
+
+    @property
     def is_first_frame(self) -> bool:
         """Whether no frame has been processed since the classes changed."""
         return self._done == self._done_before_change

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -15,14 +16,20 @@ from fsvit_edge.runtime.errors import FsvitEdgeError
 _FILE_QUEUE = 8
 _MAX_REPORTS = 16
 _MAX_EVENTS = 256
+_RETRY_S = 2.0
+_GOOD_S = 5.0
+"""A sink whose disk failed works again only after that long: a video notices a full disk a second later."""
 
 
 class SinkWorker:
     """Gives frames to a sink, and finishes it, in its own thread.
 
     If the source is live, a new frame replaces its oldest one in a full queue, which counts as dropped. Otherwise the
-    new frame waits, and nothing is dropped. `on_end` is called once, from this thread, if the sink ends by itself: with
-    the failure, or with None if its reader is gone.
+    new frame waits, and nothing is dropped.
+
+    A file of a live source whose disk fails is tried again every two seconds, because what the source shows does not
+    come again; it is a failure if it still fails at the end. `on_end` is called once, from this thread, if the sink
+    ends by itself: with the failure, or with None if its reader is gone.
     """
 
     def __init__(
@@ -39,7 +46,9 @@ class SinkWorker:
         self._reports: deque[Health] = deque(maxlen=_MAX_REPORTS)
         self._written = 0
         self._dropped = 0
-        self._failure = ""
+        self._failure = self._trouble = ""
+        self._is_failing = False
+        self._failed_s = 0.0
         self._finishing = False
         self._has_ended = False
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
@@ -49,7 +58,10 @@ class SinkWorker:
     def status(self) -> SinkStatus:
         """The current state of the sink."""
         with self._changed:
-            return SinkStatus(self.name, self._written, self._dropped, self._failure, self._sink.trouble)
+            trouble = self._trouble or self._sink.trouble
+            skipped = min(self._sink.skipped, self._written)
+            written, dropped = self._written - skipped, self._dropped + skipped
+            return SinkStatus(self.name, written, dropped, self._failure, trouble)
 
     @property
     def has_ended(self) -> bool:
@@ -125,7 +137,7 @@ class SinkWorker:
             # A bug in one sink must not end the others.
             failure = FsvitEdgeError(f"{self.name} failed: {type(error).__name__}: {error}")
         with self._changed:
-            self._failure, self._has_ended = str(failure or ""), True
+            self._failure, self._trouble, self._has_ended = str(failure or ""), "", True
             self._frames.clear()
             self._changed.notify_all()
             is_expected = self._finishing and failure is None
@@ -138,16 +150,39 @@ class SinkWorker:
                 while not (self._reports or self._events or self._frames or self._finishing):
                     self._changed.wait()
                 if not (self._reports or self._events or self._frames):
-                    return
+                    break
                 report = self._reports.popleft() if self._reports else None
                 event = self._events.popleft() if report is None and self._events else None
                 item = self._frames.popleft() if report is None and event is None else None
                 self._changed.notify_all()
-            if report is not None:
-                self._sink.report(report)
-            if event is not None:
-                self._sink.tell(event)
-            if item is not None:
-                self._sink.write(*item)
+            try:
+                if report is not None:
+                    self._sink.report(report)
+                if event is not None:
+                    self._sink.tell(event)
+                if item is not None:
+                    self._sink.write(*item)
+            except (FsvitEdgeError, OSError) as error:
+                self._wait_after(error, event, item is not None)
+            else:
                 with self._changed:
-                    self._written += 1
+                    self._written += item is not None
+                    self._is_failing = False
+                    if self._trouble and time.monotonic() - self._failed_s >= _GOOD_S:
+                        self._trouble = ""
+        if self._is_failing:
+            raise FsvitEdgeError(self._trouble)
+
+    def _wait_after(self, error: FsvitEdgeError | OSError, event: Event | None, had_frame: bool) -> None:
+        """Wait before the next attempt while the queues take what comes; raise the error if there is none."""
+        is_of_disk = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+        with self._changed:
+            if self._waits or self._finishing or not (self._sink.resumes and is_of_disk):
+                raise error
+            text = f"{self.name} cannot be written: {error.strerror}." if isinstance(error, OSError) else str(error)
+            self._trouble = self._trouble or text
+            self._is_failing, self._failed_s = True, time.monotonic()
+            self._dropped += had_frame
+            if event is not None:
+                self._events.appendleft(event)
+            self._changed.wait_for(lambda: self._finishing, _RETRY_S)

@@ -15,6 +15,7 @@ from fsvit_edge.runtime.bundle import GraphInfo
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.limits import usable_cores
 
 
 class TorchTensor:
@@ -105,9 +106,8 @@ def open_network(network: FewShotNetwork, device: torch.device | None = None) ->
 
 
 def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:
-    """Open a checkpoint as a model that computes in torch; `threads`, if given, are torch's of the whole process."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    """Open a checkpoint as a model that computes in torch; `threads` are torch's of the whole process."""
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
     return open_network(load_network(checkpoint))
 
 

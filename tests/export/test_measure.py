@@ -11,7 +11,7 @@ from fake_engine import FakeEngine
 from onnx import numpy_helper
 
 from fsvit_edge.calib.convert import make_graph
-from fsvit_edge.export.job import check_memory, free_memory, peak_bytes
+from fsvit_edge.export.job import check_memory, peak_bytes
 from fsvit_edge.export.measure import Agreement, check_fp16, compare, demo_pictures, example_feed, time_side_by_side
 from fsvit_edge.export.onnxruntime import report_optimized
 from fsvit_edge.runtime.bundle import Bundle
@@ -107,7 +107,6 @@ def test_the_memory_of_a_graph_is_estimated_from_its_sizes(bundle: Bundle) -> No
     assert peak_bytes(head, many) > 5 * peak_bytes(head, few) > 0
     weights = sum(numpy_helper.to_array(one).nbytes for one in head.graph.initializer)
     said: list[str] = []
-    assert (free_memory() or 0) > 10**6
     with pytest.raises(FsvitEdgeError, match=r"needs about .* on the GPU, which has 1 MB"):
         check_memory("head", data, many, 10**6, said.append)
     (line,) = said

@@ -30,7 +30,7 @@ def test_a_result_has_score_area_and_box_of_its_class() -> None:
     assert prediction().results == (
         ClassResult("cup", 0.75, 0.75, 0.5, True, 251, 251 / 2400, (5, 10, 51, 20)),
         ClassResult("pen", 0.25, 0.25, 0.5, False, 0, 0.0, None),
-        ClassResult("desk", 0.5, 0.5, 0.5, False, 600, 0.25, (0, 30, 60, 40)),  # a score at the level is not above it
+        ClassResult("desk", 0.5, 0.5, 0.5, False, 0, 0.0, None),  # a score at the level is not above it
     )
     assert prediction().present.tolist() == [one.is_present for one in prediction().results]
 
@@ -125,8 +125,11 @@ def test_the_largest_part_is_no_crumb() -> None:
     assert [one.area_px for one in parts(2, 1).instances("cup")] == [4]
 
 
-def test_an_absent_class_has_no_instances_although_it_has_pixels() -> None:
+def test_an_absent_class_has_no_instances_area_or_box_although_it_has_pixels() -> None:
     found = parts(40)
     absent = Prediction(("cup",), np.float32([0.1]), np.float32([0.5]), found.label_map, None, {})
     assert (len(found.instances("cup")), absent.instances("cup")) == (1, ())
-    assert absent.results[0].area_px == 1600
+    assert [(one.results[0].area_px, one.results[0].box_xyxy) for one in (found, absent)] == [
+        (1600, (10, 0, 50, 40)),
+        (0, None),
+    ]

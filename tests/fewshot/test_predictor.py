@@ -199,6 +199,24 @@ def test_the_score_of_a_class_is_the_mean_over_its_shots(fake: Fake) -> None:
     np.testing.assert_allclose(together.scores, [scores[0], np.mean(scores[1:])], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("engine", "output"), [("head", "presence"), ("head", "foreground"), ("enroll", "support")])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_a_finite_number_is_a_fault_of_the_model(engine: str, output: str, wrong: float) -> None:
+    fake = Fake()
+    fake.model.enroll("a", [picture(1)])
+    fake.model.predict(FRAME)  # the control
+    compute = {"head": judge, "enroll": cache}[engine]
+
+    def spoiled(feed: dict[str, Array]) -> dict[str, Array]:
+        answer = compute(feed)
+        return {**answer, output: np.full_like(answer[output], wrong)}
+
+    fake.engines[engine]._function = spoiled
+    with pytest.raises(FsvitEdgeError, match=r"^The model computed a value that is not a finite number \(of: "):
+        fake.model.predict(FRAME) if engine == "head" else fake.model.enroll("b", [picture(2)])
+    assert fake.model.classes == ("a",)
+
+
 def test_every_support_weighs_one_over_the_shots_of_its_class(fake: Fake) -> None:
     shots = {"a": 1, "b": 3, "c": 2}
     for name, count in shots.items():

@@ -19,6 +19,7 @@ from blank import film, no_classes
 from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.zones import Zone, parse_zone
+from fsvit_edge.live import loop
 from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health, Percentiles, SourceStatus
@@ -41,6 +42,7 @@ class NoModel(LiveModel):
     name = "stub"
     choice = EngineChoice("none", "fp32", "no engine")
     classes = ()
+    steps = 0
 
     def __init__(self) -> None:
         super().__init__(SimpleNamespace(classes=(), bank=SimpleNamespace(scene=(), zones=())))  # type: ignore[arg-type]
@@ -230,12 +232,24 @@ def test_health_has_the_empty_scene_and_what_it_promises(frames: int, bound: flo
     assert (health["scene_frames"], health["false_alarm_bound"]) == (frames, bound)
 
 
-def test_a_health_file_that_cannot_be_written_is_reported_once(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    live_run, said = run(film(400, pause_s=0.006), [Collect()], health_file=tmp_path / "file" / "health.json")
+def test_a_health_file_that_cannot_be_written_is_tried_again_and_said_once_each_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_REPORT_S", 0.1)
+    (tmp_path / "in").write_text("a file where the folder must be")
+    file = tmp_path / "in" / "health.json"
+
+    def make_room(frame: Frame, *_: object) -> None:
+        if frame.index == 60:
+            (tmp_path / "in").unlink()
+
+    live_run, said = run(film(120, pause_s=0.006), [Collect()], on_frame=make_room, health_file=file)
     assert live_run.run().exit_code == 0
-    assert len(said) == 1
-    assert said[0].startswith("The health file is no longer written: ")
+    assert [line.partition(":")[0] for line in said] == [
+        "The health file cannot be written, which is tried again every second",
+        "The health file is written again.",
+    ]
+    assert json.loads(file.read_text())["frames"] > 60
 
 
 def test_health_prints_as_one_line_of_statistics() -> None:

@@ -40,7 +40,7 @@ def event(sequence: int) -> Event:
 
 @contextmanager
 def open_mqtt(broker: Broker, home_assistant: bool = False) -> Iterator[MqttSink]:
-    sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}/robot/cam", home_assistant)
+    sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}/robot/cam", home_assistant, is_live=True)
     with sink:
         until(lambda: sink._has_subscribed, within_s=15)
         yield sink

@@ -1,8 +1,10 @@
 """Results to a real broker on loopback if mosquitto is installed; addresses and missing brokers without it."""
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +12,14 @@ from pathlib import Path
 import pytest
 from blank import blank_frame, health, no_classes, until
 from broker import Broker, free_port
-from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.sinks import mqtt
 from fsvit_edge.live.sinks.open import open_sink, sink_name
-from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 
 
 def frame(index: int) -> tuple[Frame, Prediction]:
@@ -82,7 +85,7 @@ def test_a_run_that_dies_is_published_as_offline(broker: Broker) -> None:
 
 
 def test_a_broker_that_returns_is_found_and_nothing_waits_meanwhile(broker: Broker) -> None:
-    with open_sink(f"mqtt://127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
+    with open_sink(f"mqtt://127.0.0.1:{broker.port}/robot/cam", 25.0, is_live=True) as sink:
         client = sink._client  # type: ignore[attr-defined]
         until(client.is_connected, within_s=15)
         assert sink.trouble == ""
@@ -111,10 +114,85 @@ def test_a_broker_that_refuses_gives_the_reason(broker: Broker) -> None:
 
 
 def test_a_missing_broker_is_not_a_failure() -> None:
-    with open_sink(f"mqtt://127.0.0.1:{free_port()}/robot/cam", 25.0) as sink:
+    with open_sink(f"mqtt://127.0.0.1:{free_port()}/robot/cam", 25.0, is_live=True) as sink:
         sink.report(health("live"))
         sink.write(*frame(0))
         until(lambda: "does not respond" in sink.trouble, within_s=15)
+    assert sink.skipped == 1
+
+
+def test_results_of_a_file_that_no_broker_takes_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt, "_CONNECT_WITHIN_S", 0.2)
+    port = free_port()
+    reason = (
+        rf"^2 of 2 results did not reach mqtt://127\.0\.0\.1:{port}/cam: The broker does not respond; .* run it again"
+    )
+    sink = open_sink(f"mqtt://127.0.0.1:{port}/cam", 25.0)
+    until(lambda: sink.trouble != "", within_s=15)
+    started = time.monotonic()
+    sink.write(*frame(0))
+    sink.write(*frame(1))  # waits no second time
+    assert time.monotonic() - started < 5
+    with pytest.raises(FsvitEdgeError, match=reason), sink:
+        pass
+
+
+class SlowBroker:
+    """Accepts one client after a while, or never, and keeps what it sends."""
+
+    def __init__(self, after_s: float | None) -> None:
+        self._after_s = after_s
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self.received = b""
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with self._listening, self._listening.accept()[0] as client:
+            client.recv(1000)
+            if self._after_s is not None:
+                time.sleep(self._after_s)
+                client.sendall(b"\x20\x02\x00\x00")
+            while data := client.recv(10_000):
+                self.received += data
+
+    def everything(self) -> bytes:
+        """What came until the client left."""
+        self._thread.join(15)
+        return self.received
+
+
+def test_results_of_a_file_wait_for_a_slow_broker() -> None:
+    broker = SlowBroker(after_s=0.5)
+    with open_sink(f"mqtt://127.0.0.1:{broker.port}/cam", 25.0) as sink:
+        for index in range(3):
+            sink.write(*frame(index))
+    received = broker.everything()
+    assert (received.count(b'"event": "frame"'), received.count(b'"ended"'), sink.skipped) == (3, 1, 0)
+
+
+def test_a_broker_that_never_answers_is_told_and_results_of_a_camera_do_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mqtt, "_SILENT_S", 0.2)
+    with open_sink(f"mqtt://127.0.0.1:{SlowBroker(after_s=None).port}/cam", 25.0, is_live=True) as sink:
+        sink.report(health("live"))
+        assert sink.trouble == ""
+        time.sleep(0.2)
+        sink.report(health("live"))
+        assert "does not respond" in sink.trouble
+        sink.write(*frame(0))
+    assert sink.skipped == 1
+
+
+def test_a_result_that_is_lost_with_the_connection_is_counted_and_ends_nothing() -> None:
+    with open_sink(f"mqtt://127.0.0.1:{free_port()}/cam", 25.0, is_live=True) as sink:
+        lost = MQTTMessageInfo(1)
+        lost.rc = MQTTErrorCode.MQTT_ERR_CONN_LOST
+        sink._unsent = lost  # type: ignore[attr-defined]
+        sink.write(*frame(1))
+    assert sink.skipped == 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 import json
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,11 @@ from blank import blank_frame, health, no_classes
 from fsvit_edge.fewshot.overlay import draw_state
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
-from fsvit_edge.live.sinks.base import RecordingOptions
+from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.live.sources.open import open_source
-from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import read_image
 
 FPS = 10.0
@@ -60,6 +63,55 @@ def test_a_frame_of_another_size_starts_a_new_segment(tmp_path: Path) -> None:
         sink.write(frame(0, 1.0), no_classes())
         sink.write(frame(1, 1.1, (32, 40)), no_classes((32, 40)))
     assert [length(tmp_path / f"out-00000{number}.mp4") for number in (1, 2)] == [1, 1]
+
+
+@contextmanager
+def full_disk(limit_bytes: int) -> Iterator[None]:
+    """No file may become larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("options", [RecordingOptions(), RecordingOptions(segment_s=60.0)])
+def test_lines_go_on_when_there_is_room_again(tmp_path: Path, options: RecordingOptions) -> None:
+    path = tmp_path / ("out.jsonl" if options.segment_s is None else "out-000001.jsonl")
+    with open_sink(str(tmp_path / "out.jsonl"), FPS, options, is_live=True) as sink:
+        for index in range(4):
+            if index == 2:
+                with full_disk(path.stat().st_size + 10), pytest.raises(FsvitEdgeError, match="ends after 2 lines"):
+                    sink.write(frame(index, index / FPS), no_classes())
+            else:
+                sink.write(frame(index, index / FPS), no_classes())
+    assert [json.loads(line)["sequence"] for line in path.read_text().splitlines()] == [0, 1, 3]
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def write_frames(sink: Sink, first: int, count: int) -> None:
+    for index in range(first, first + count):
+        sink.write(frame(index, index / FPS), no_classes())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (RecordingOptions(), {"out.mp4": 10, "out-000001.mp4": 15}),
+        (RecordingOptions(segment_s=60.0), {"out-000001.mp4": 10, "out-000002.mp4": 15}),
+    ],
+)
+def test_a_video_goes_on_in_a_numbered_file_when_there_is_room_again(
+    tmp_path: Path, options: RecordingOptions, expected: dict[str, int]
+) -> None:
+    with open_sink(str(tmp_path / "out.mp4"), FPS, options, is_live=True) as sink:
+        write_frames(sink, 0, 11)
+        for _ in range(3):  # numbers of files in which there is nothing are used again
+            with full_disk(100), pytest.raises(FsvitEdgeError, match="free some space"):
+                write_frames(sink, 11, 30)
+        write_frames(sink, 41, 15)
+    assert {name: length(tmp_path / name) for name in os.listdir(tmp_path)} == expected
 
 
 def test_only_the_newest_pictures_are_kept(tmp_path: Path) -> None:

@@ -227,6 +227,14 @@ def test_the_frame_being_processed_is_known(
     assert (seen, live.processing) == ([0, 1], None)
 
 
+def test_each_support_of_a_frame_is_a_step(live: LiveModel, loaded: FewShotModel) -> None:
+    for count in range(3):
+        before = live.steps
+        live.predict(PICTURE)
+        assert live.steps - before >= count + 1
+        loaded.enroll(f"class {count}", [PICTURE])
+
+
 def test_requests_that_come_while_others_run_wait_for_the_next_frame(live: LiveModel) -> None:
     """Or a thread with many short requests would hold up the camera."""
     ran: list[str] = []

@@ -1,3 +1,4 @@
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ import pytest
 from blank import blank_frame, health, no_classes, until
 
 from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.live import sink_worker
 from fsvit_edge.live.events import Event, Sighting
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
@@ -143,6 +145,68 @@ def test_a_failed_sink_reports_once_and_takes_no_more_frames(error: Exception, f
     until(lambda: ends.failures == [failure])
     assert worker.status.failure == failure
     assert sink.finished == 1
+
+
+class Disk:
+    """Is full until there is room."""
+
+    def __init__(self) -> None:
+        self.has_room = False
+
+    def __call__(self) -> None:
+        if not self.has_room:
+            raise FsvitEdgeError("The disk is full.") from OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_of_a_live_source_goes_on_when_its_disk_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_worker, "_RETRY_S", 0.01)
+    monkeypatch.setattr(sink_worker, "_GOOD_S", 0.1)
+    disk, ends = Disk(), Ends()
+    sink = Gated(disk)
+    sink.gate.set()
+    sink.resumes = True
+    worker = SinkWorker(sink, "lines", True, ends)
+    worker.put(blank_frame(0), PREDICTION)
+    until(lambda: worker.status.trouble == "The disk is full.")
+    worker.put(blank_frame(1), PREDICTION)
+    until(lambda: worker.status.dropped == 2)
+    disk.has_room = True
+    worker.put(blank_frame(2), PREDICTION)
+    until(lambda: sink.seen == [2])
+    assert worker.status.trouble == "The disk is full."  # a video may not know yet
+    time.sleep(0.11)
+    worker.put(blank_frame(3), PREDICTION)
+    until(lambda: worker.status.trouble == "")
+    worker.finish()
+    assert (worker.status.written, worker.status.dropped, worker.status.failure, ends.failures) == (2, 2, "", [])
+
+
+def test_a_disk_that_is_full_at_the_end_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_worker, "_RETRY_S", 60.0)
+    ends = Ends()
+    sink = Gated(Disk())
+    sink.gate.set()
+    sink.resumes = True
+    worker = SinkWorker(sink, "lines", True, ends)
+    worker.put(blank_frame(0), PREDICTION)
+    until(lambda: worker.status.trouble != "")
+    assert worker.finish(5)
+    assert (worker.status.failure, ends.failures) == ("The disk is full.", ["The disk is full."])
+
+
+@pytest.mark.parametrize(
+    ("is_live", "resumes", "error"),
+    [(False, True, OSError("full")), (True, False, OSError("full")), (True, True, ValueError("a bug"))],
+)
+def test_other_failures_end_a_sink(is_live: bool, resumes: bool, error: Exception) -> None:
+    ends = Ends()
+    sink = Gated(fail_with(error))
+    sink.gate.set()
+    sink.resumes = resumes
+    worker = SinkWorker(sink, "bad", is_live, ends)
+    worker.put(blank_frame(0), PREDICTION)
+    until(lambda: len(ends.failures) == 1)
+    assert worker.has_ended
 
 
 def test_a_sink_that_cannot_be_finished_has_failed() -> None:

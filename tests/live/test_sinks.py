@@ -13,7 +13,7 @@ from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.zones import parse_zone
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.sinks.base import Sink
-from fsvit_edge.live.sinks.json_lines import frame_record
+from fsvit_edge.live.sinks.json_lines import frame_record, json_line
 from fsvit_edge.live.sinks.open import open_sink
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
@@ -134,6 +134,13 @@ def test_a_record_describes_the_frame() -> None:
     }
     assert list(said["latency_ms"]) == ["decode", "encode", "head"]
     assert json.loads(json.dumps(said)) == said
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_a_number_never_becomes_json(wrong: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_line({"score": wrong})
+    assert json_line({"score": 0.5}) == b'{"score": 0.5}\n'
 
 
 def test_every_frame_is_a_complete_json_line_as_soon_as_it_is_written(tmp_path: Path) -> None:

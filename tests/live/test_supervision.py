@@ -26,17 +26,33 @@ def test_a_fast_model_hangs_after_ten_seconds() -> None:
     assert 100 <= checks_until_hung(watchdog, 5) <= 103
 
 
-def test_a_slow_model_hangs_after_ten_times_its_slowest_frame() -> None:
+def test_a_slow_model_hangs_after_ten_times_its_slowest_step() -> None:
     watchdog = ModelWatchdog()
     process(watchdog, 3, 80)
     assert 780 <= checks_until_hung(watchdog, 3) <= 805
 
 
-def test_the_first_frame_may_take_minutes_and_does_not_count() -> None:
+@pytest.mark.parametrize(("compiles", "limit"), [(False, 10_000), (True, 100)])
+def test_the_first_frame_may_take_minutes_and_counts_if_nothing_compiles_in_it(compiles: bool, limit: int) -> None:
+    watchdog = ModelWatchdog(compiles)
+    assert not any(watchdog.is_hung(0, True) for _ in range(1001))
+    assert limit <= checks_until_hung(watchdog, 1) <= limit + 3
+    assert 3000 <= checks_until_hung(ModelWatchdog(compiles), 0, is_first=True) <= 3003
+
+
+def test_a_model_that_makes_steps_is_slow_and_does_not_hang() -> None:
     watchdog = ModelWatchdog()
-    assert not any(watchdog.is_hung(0, True) for _ in range(2000))
-    assert 100 <= checks_until_hung(watchdog, 1) <= 103
-    assert 3000 <= checks_until_hung(watchdog, 2, is_first=True) <= 3003
+    process(watchdog, 2, 1)
+    assert not any(watchdog.is_hung(2, False, steps=check // 90) for check in range(9000))
+    assert 850 <= checks_until_hung(watchdog, 3) <= 903
+
+
+@pytest.mark.parametrize(("classes", "limit"), [(5, 100), (255, 2550)])
+def test_a_step_may_take_longer_with_many_classes(classes: int, limit: int) -> None:
+    watchdog = ModelWatchdog()
+    process(watchdog, 2, 1)
+    count = next(count for count in range(10_000) if watchdog.is_hung(2, False, 7, classes))
+    assert limit <= count <= limit + 3
 
 
 def test_a_model_without_a_frame_does_not_hang() -> None:

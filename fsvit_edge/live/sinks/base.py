@@ -76,6 +76,8 @@ class Sink(ABC):
 
     queue_frames = 1  # how many frames of a live source may wait for it; older ones are dropped
     trouble = ""  # what is wrong for now, in one sentence; a sink that gives up raises instead
+    resumes = False  # whether it can be written to again after a failure of its disk
+    skipped = 0  # frames that it has taken and could not deliver
     in_hurry = False  # the run has been told to stop, so finish in well under a second
     source: str | None = None  # of several sources, the only one that it is told of; None: all
     _conditions: Mapping[str, Condition] = MappingProxyType({})  # of each source, as last written

@@ -15,6 +15,7 @@ from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.live.sinks.video_file import VideoFile, need_encoder
+from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.storage import TemporaryFile
 
@@ -47,6 +48,8 @@ class _DrawnSink(Sink):
 class PictureSink(_DrawnSink):
     """Pictures in an existing folder, named by the index of the frame."""
 
+    resumes = True
+
     def __init__(self, folder: Path, options: RecordingOptions) -> None:
         self._folder = folder
         self._keep = options.keep
@@ -75,11 +78,15 @@ class VideoSink(_DrawnSink):
     Each frame is shown until the next was captured; of a video file, by its own times.
 
     One file replaces its target at the end; until then, and if the run is killed, it is "NAME-unfinished-....mp4".
-    Numbered files replace nothing, so they have their name from the start.
+    Numbered files replace nothing, so they have their name from the start. What follows after a failure of the disk is
+    in a numbered file.
     """
+
+    resumes = True
 
     def __init__(self, path: Path, fps: float, options: RecordingOptions, is_live: bool) -> None:
         self._path = path
+        self._options = options
         self._fps = fps
         self._is_live = is_live
         self._segments = Segments(path, options) if options.segment_s is not None else None
@@ -95,7 +102,13 @@ class VideoSink(_DrawnSink):
         if self._file is None or self._is_full(picture, now_s):
             self._finish()
             self._file = self._start(now_s)
-        self._file.write(picture, self._after_s(now_s, media_s))
+        try:
+            self._file.write(picture, self._after_s(now_s, media_s))
+        except (FsvitEdgeError, OSError) as error:
+            if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+                self._segments = self._segments or Segments(self._path, self._options)
+                self._finish()
+            raise
         self._last_s, self._last_media_s = now_s, media_s
 
     def _after_s(self, now_s: float, media_s: float | None) -> float:
@@ -122,14 +135,15 @@ class VideoSink(_DrawnSink):
 
     def _finish(self) -> None:
         file, self._file = self._file, None
+        unfinished, self._unfinished = self._unfinished, None
         if file is None:
             return
         try:
             file.finish()
         finally:
-            if self._unfinished is not None:
-                with self._unfinished:
+            if unfinished is not None:
+                with unfinished:
                     if not file.is_empty:
-                        self._unfinished.replace_target()
-            elif file.is_empty:
-                file.name.unlink(missing_ok=True)
+                        unfinished.replace_target()
+            elif file.is_empty and self._segments is not None:
+                self._segments.take_back(file.name)

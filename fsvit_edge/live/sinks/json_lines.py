@@ -32,8 +32,8 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         result; "is_frozen": whether the camera repeats the same pixels; "size_hw": height and width in pixels;
         "classes": for each enrolled class its "name", "score" in [0, 1], "raw_score" (before negatives and competing
         classes lowered it), "level" (the score above which it is present), "present", "area_px" and "box_xyxy" (left,
-        top, right, bottom in pixels; right and bottom are exclusive; null if the class has no pixel), where area and
-        box are those of the label map, whether the class is present or not; for present classes also "instances", its
+        top, right, bottom in pixels; right and bottom are exclusive), where area and box are those of the label map, 0
+        and null if the class is absent or has no pixel; for present classes also "instances", its
         connected parts, each with "area_px" and "box_xyxy", and "zones", the names of the zones that it is in;
         "latency_ms": milliseconds of each stage, "decode" first.
     """
@@ -84,8 +84,8 @@ def state_record(health: Health) -> dict[str, Any]:
 
 
 def json_line(record: dict[str, Any]) -> bytes:
-    """Encode a record as one line of UTF-8 text."""
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    """Encode a record of finite numbers as one line of UTF-8 text."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 class _LinesSink(Sink):
@@ -113,21 +113,37 @@ class JsonLinesSink(_LinesSink):
     service that restarts a run continues the file. Lines of other sources replace the file.
     """
 
+    resumes = True
+
     def __init__(self, path: Path, options: RecordingOptions, is_live: bool) -> None:
-        self._segments = Segments(path, options) if options.segment_s is not None else None
-        self._file: _LineFile | None = None if self._segments else _LineFile(path, appends=is_live)
+        self._path: Path | None = path
+        self._segments: Segments | None = None
+        self._file: _LineFile | None = None
+        if options.segment_s is None:
+            self._file = _LineFile(path, appends=is_live)
+        else:
+            self._segments, self._path = Segments(path, options), None
 
     def _write(self, line: bytes, now_s: float) -> None:
-        if self._segments is not None and (self._file is None or self._segments.is_full(now_s)):
+        is_new = self._segments is not None and (self._path is None or self._segments.is_full(now_s))
+        if self._segments is not None and is_new:
             self._finish()
-            self._file = _LineFile(self._segments.start(now_s), appends=False)
+            self._path = self._segments.start(now_s)
+        assert self._path is not None
+        if self._file is None:
+            self._file = _LineFile(self._path, appends=not is_new)
+        if self._segments is not None and is_new:
             self._segments.delete_old()
-        assert self._file is not None
-        self._file.write(line)
+        try:
+            self._file.write(line)
+        except FsvitEdgeError:
+            self._finish()  # its disk may be another when it is opened again
+            raise
 
     def _finish(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 class _LineFile:
@@ -161,7 +177,8 @@ class _LineFile:
         self._complete_bytes += len(line)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a network disk tells late is told at the next line
+            self._file.close()
 
 
 def _complete_last_line(path: Path) -> None:

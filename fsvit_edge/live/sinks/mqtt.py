@@ -1,6 +1,9 @@
 """Results as messages to an MQTT broker: mqtt://[user:password@]host[:port]/topic, or mqtts:// over TLS."""
 
 import re
+import socket
+import time
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -13,12 +16,19 @@ from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.json_lines import frame_record, json_line, state_record
 from fsvit_edge.live.sinks.mqtt_topics import ClassTopics, RetainedMessages
 from fsvit_edge.live.uri import is_host, printable_address
-from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _MAX_DELAY_S = 30
+_POLL_S = 0.01
 _MAX_WAITING = 256
 """Events that wait for a broker that is away; later ones are dropped."""
+_CONNECT_WITHIN_S = 10.0
+_SEND_WITHIN_S = 5.0
+_END_WITHIN_S = 0.5  # if the run was told to stop
+_SILENT_S = 5.0
+_AWAY = "The broker does not respond; results are skipped until it does."
+_STUCK = "The broker takes no more results; they are skipped until it does."
 
 
 class MqttSink(Sink):
@@ -28,17 +38,23 @@ class MqttSink(Sink):
     score on TOPIC/<class>/score, from the first frame on; TOPIC/classes has the names. What is removed or renamed is
     cleared, and so is what an earlier run left.
 
-    A missing broker is trouble, not a failure: paho's thread reconnects by itself, after 1 s at first and up to 30 s. A
-    result is skipped while the one before is still unsent, so a slow network means fewer results, never older ones.
-    Events wait for the broker and arrive at least once. If the run dies, the broker itself publishes {"event": "state",
-    "state": "offline"}. The user name and the password in `uri` are never printed.
+    For a live source, a missing broker is trouble, not a failure: paho's thread reconnects by itself, after 1 s at
+    first and up to 30 s. A result is skipped while the one before is still unsent, so a slow network means fewer
+    results, never older ones. Results of other sources wait for the broker, for 10 s at most each time that it is away,
+    and it is a failure if one is not sent. Events wait for the broker and arrive at least once. If the run dies, the
+    broker itself publishes {"event": "state", "state": "offline"}. The user name and the password in `uri` are never
+    printed.
 
     Args:
         uri: The address.
         home_assistant: Whether to announce each class to Home Assistant.
+        is_live: Whether the source is live.
+
+    Raises:
+        FsvitEdgeError: At the end: results of a source that is not live were not sent.
     """
 
-    def __init__(self, uri: str, home_assistant: bool = False) -> None:
+    def __init__(self, uri: str, home_assistant: bool = False, is_live: bool = False) -> None:
         name = printable_address(uri)
         scheme = uri.partition("://")[0].lower()
         try:
@@ -53,12 +69,18 @@ class MqttSink(Sink):
             )
         try:
             from paho.mqtt.client import Client
-            from paho.mqtt.enums import CallbackAPIVersion
+            from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
         except ImportError as error:
             raise EnvironmentLacksError(
                 f'{name} needs paho-mqtt, which is not installed; try: pip install "fsvit-edge[mqtt]".'
             ) from error
-        self._topic = topic
+        self._topic, self._name, self._is_live = topic, name, is_live
+        self._ready_s = time.monotonic()  # when a result could last be sent
+        self._results = 0
+        self._events: set[int] = set()  # IDs of the messages that the broker has not acknowledged
+        self._acknowledged: SimpleQueue[int] = SimpleQueue()  # from paho's thread, also those of other messages
+        self._lost_events = 0
+        self._queue_is_full = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
         self._health: Health | None = None
         self._unsent: Any = None
         self._classes = ClassTopics(topic, home_assistant)
@@ -78,6 +100,7 @@ class MqttSink(Sink):
         self._client.max_queued_messages_set(_MAX_WAITING)
         self._client.max_inflight_messages_set(_MAX_WAITING)  # or a run that ends leaves the rest unsent
         self._client.on_message = self._on_message
+        self._client.on_publish = self._on_publish
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = self._on_connect_fail
         self._client.on_disconnect = self._on_connect_fail
@@ -86,18 +109,28 @@ class MqttSink(Sink):
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Publish the result for a frame, and the classes whose state has changed."""
+        while not (self._is_ready() or self._is_live or self.in_hurry or self._waited_s() >= _CONNECT_WITHIN_S):
+            time.sleep(_POLL_S)
         self._wanted = self._classes.messages(prediction, frame.monotonic_s)
         self._update_retained()
-        if not self._client.is_connected() or (self._unsent is not None and not self._unsent.is_published()):
+        self._results += 1
+        if not self._is_ready():
+            self.skipped += 1
             return
         self._unsent = self._client.publish(self._topic, json_line(frame_record(frame, prediction)))
 
     def tell(self, event: Event) -> None:
         """Publish an event, or let it wait for the broker."""
-        self._client.publish(f"{self._topic}/events", json_line(event_record(event)), qos=1)
+        told = self._client.publish(f"{self._topic}/events", json_line(event_record(event)), qos=1)
+        if told.rc == self._queue_is_full:
+            self._lost_events += 1
+        else:
+            self._events.add(told.mid)
+        self._forget_acknowledged()
 
     def report(self, health: Health) -> None:
         """Publish the state of the source if it has changed."""
+        self._say_silence()
         is_first = self._health is None
         self._health = health  # published again after a reconnect
         if is_first:  # the broker may still keep the end of the run before
@@ -116,6 +149,9 @@ class MqttSink(Sink):
         if self._health is not None:
             self._write_state(self._health)
 
+    def _on_publish(self, _client: Any, _userdata: Any, mid: int, _reason: Any, _properties: Any) -> None:
+        self._acknowledged.put(mid)
+
     def _on_message(self, _client: Any, _userdata: Any, message: Any) -> None:
         if message.retain:  # otherwise it is an echo of our own
             self._found.put(self._classes.earlier(message.topic, message.payload))
@@ -123,7 +159,7 @@ class MqttSink(Sink):
     def _on_connect_fail(self, *_: Any) -> None:
         self._has_subscribed = False
         # A broker that refuses also disconnects, which is less informative.
-        self.trouble = self.trouble or "The broker does not respond; results are skipped until it does."
+        self.trouble = self.trouble or _AWAY
 
     def _write_state(self, health: Health) -> None:
         if self._client.is_connected():
@@ -138,10 +174,69 @@ class MqttSink(Sink):
     def _publish_retained(self, topic: str, payload: bytes) -> bool:
         return bool(self._client.publish(topic, payload, qos=1, retain=True).rc == 0)
 
+    def _is_ready(self) -> bool:
+        """Whether a result can be sent now; one that was lost with the connection counts as skipped."""
+        if self._unsent is not None and (is_sent := _is_sent(self._unsent)) is not False:
+            self.skipped += is_sent is None
+            self._unsent = None
+        is_ready = self._unsent is None and self._client.is_connected() and self._has_subscribed
+        if is_ready:
+            self._ready_s = time.monotonic()
+            if self.trouble == _STUCK:
+                self.trouble = ""
+        return is_ready
+
+    def _waited_s(self) -> float:
+        return time.monotonic() - self._ready_s
+
+    def _say_silence(self) -> None:
+        """Without an answer to the connection, paho waits for a minute."""
+        if not self._is_ready() and self._waited_s() >= _SILENT_S:
+            self.trouble = self.trouble or (_STUCK if self._client.is_connected() else _AWAY)
+
+    def _forget_acknowledged(self) -> None:
+        while not self._acknowledged.empty():
+            self._events.discard(self._acknowledged.get())
+
     def _finish(self) -> None:
         self._client.on_disconnect = None  # our own disconnect is no trouble
-        if self._client.is_connected():
+        is_connected = self._client.is_connected()
+        if is_connected:
+            self._update_retained()
             ended = json_line({"event": "state", "state": "ended"})
-            self._client.publish(f"{self._topic}/state", ended, retain=True)
+            self._send_rest(self._client.publish(f"{self._topic}/state", ended, retain=True))
+        self._is_ready()
+        self._forget_acknowledged()
+        self.skipped += self._unsent is not None
+        self._unsent = None
         self._client.disconnect()
-        self._client.loop_stop()
+        if is_connected or not self.in_hurry:  # else it may be connecting for seconds, and ends by itself
+            self._client.loop_stop()
+        if lost := self._lost_events + len(self._events):
+            self.trouble = f"{lost} events did not reach the broker."
+        if self.skipped and not self._is_live and not self.in_hurry:
+            raise FsvitEdgeError(
+                f"{self.skipped} of {self._results} results did not reach {self._name}: "
+                f"{self.trouble or 'the connection was lost.'} Check the broker and run it again."
+            )
+
+    def _send_rest(self, last: Any) -> None:
+        """Wait until everything up to the last message is sent and events are acknowledged, or cut the connection."""
+        due_s = time.monotonic() + (_END_WITHIN_S if self.in_hurry else _SEND_WITHIN_S)
+        while time.monotonic() < due_s and self._client.is_connected():
+            self._forget_acknowledged()
+            if _is_sent(last) is not False and not self._events:
+                return
+            time.sleep(_POLL_S)
+        connection = self._client.socket()
+        if connection is not None and _is_sent(last) is False:
+            with suppress(OSError):  # paho's thread would go on sending what is not taken
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _is_sent(message: Any) -> bool | None:
+    """Whether a message of QoS 0 was sent; None if it is lost."""
+    try:
+        return bool(message.is_published())
+    except (RuntimeError, ValueError):
+        return None

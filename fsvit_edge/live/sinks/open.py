@@ -41,7 +41,7 @@ def open_sink(
             same as messages.
         fps: Frames per second of a video, above 0.
         options: How much a recording may write.
-        is_live: Whether the source is live, so that a video has to follow the clock.
+        is_live: Whether the source is live: a video follows the clock then, and results do not wait for a broker.
         home_assistant: Whether a sink for MQTT announces each class to Home Assistant.
 
     Raises:
@@ -53,7 +53,7 @@ def open_sink(
     if uri == "-":
         return StandardOutputSink()
     if is_mqtt(uri):
-        return MqttSink(uri, home_assistant)
+        return MqttSink(uri, home_assistant, is_live)
     if not _is_address(uri) and "\0" not in uri:
         if uri.endswith("/") or (uri and path.is_dir()):
             _create_folder(path)

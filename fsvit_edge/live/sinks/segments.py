@@ -27,6 +27,11 @@ class Segments:
         self._number += 1
         return self._path.with_name(f"{self._path.stem}-{self._number:0{_DIGITS}d}{self._path.suffix}")
 
+    def take_back(self, path: Path) -> None:
+        """Delete the file that was named last, in which there is nothing, and use its number again."""
+        path.unlink(missing_ok=True)
+        self._number -= 1
+
     def is_full(self, now_s: float) -> bool:
         """Whether the current file has reached its length at this monotonic second."""
         length_s = self._options.segment_s

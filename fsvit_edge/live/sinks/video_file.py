@@ -174,7 +174,9 @@ class VideoFile:
             with suppress(OSError, av.FFmpegError):
                 self._container.close()  # writes to nowhere
             self._container = None
-        raise FsvitEdgeError(f"{self.name} ends after {frames} frames: {failure.strerror}; free some space.")
+        raise FsvitEdgeError(
+            f"{self.name} ends after {frames} frames: {failure.strerror}; free some space."
+        ) from failure
 
 
 class _Disk:

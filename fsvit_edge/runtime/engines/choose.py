@@ -33,6 +33,8 @@ from fsvit_edge.runtime.machine import Machine, has_vnni_here
 from fsvit_edge.runtime.messages import Say
 
 ENGINES = ("auto", *ENGINE_PROVIDERS, OPENVINO, *TENSORRT_BACKENDS)
+CPU_ENGINES = ("onnxruntime", OPENVINO)
+"""Engines that compile nothing at a first frame."""
 PRECISION_CHOICES = ("auto", "fp32", "bf16", "fp16", "int8")
 _BUILT_ONLY = ("fp16", "int8")
 """Precisions that built engines have: a bundle's own graphs are FP32, but for an INT8 encoder for x86 with VNNI."""

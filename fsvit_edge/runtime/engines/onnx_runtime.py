@@ -1,6 +1,5 @@
 """ONNX Runtime: the engine that is always installed."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.limits import usable_cores
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Short names of ONNX Runtime's execution providers. Its TensorRT providers are not used: TensorRT runs without it."""
@@ -126,13 +126,6 @@ def refuse_fp16_on_cpu(precision: str) -> None:
     """Raise InputError for FP16 on a CPU."""
     if precision == "fp16":
         raise InputError("On a CPU, ONNX Runtime emulates FP16 in FP32, which is slower; use --precision fp32 or int8.")
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may use; in a container that is fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def installed_providers() -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from fsvit_edge.runtime.engines.base import (
     on_host,
     variable_sizes,
 )
-from fsvit_edge.runtime.engines.onnx_runtime import usable_cores
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.limits import usable_cores
 
 OPENVINO = "openvino"
 """The engine's name and that of its package and our extra."""
