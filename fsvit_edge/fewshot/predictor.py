@@ -367,7 +367,10 @@ class FewShotModel:
             ArtifactError: The file is missing, damaged, made by another encoder, or has more classes than the head's
                 engine was built for; the classes are unchanged.
         """
-        bank = SupportBank.load(Path(path), self.bank.identity, self.bank.head)
+        self.use_bank(SupportBank.load(Path(path), self.bank.identity, self.bank.head))
+
+    def use_bank(self, bank: SupportBank) -> None:
+        """Replace the enrolled classes by those of a bank of this model; raises like `load_bank`."""
         self.network.check_ways(len(bank.classes))
         score_scene(self.network, bank, self.scores_later)
         self.bank = bank

@@ -1,5 +1,6 @@
 """The model of a run, used by the loop and changed by other threads while it runs."""
 
+import math
 import queue
 import threading
 import time
@@ -28,6 +29,12 @@ _TIMEOUT_S = 30.0
 _MAX_WAITING = 8
 _BUDGET_S = 0.25
 """For requests between two frames; one that takes longer is the last."""
+_SHARE = 0.125
+"""Of the time, for requests while frames come: clients that ask without a pause must not starve the camera."""
+_SAVED_S, _OWED_S = 0.5, 3.0
+"""Unused time of requests that is kept for later ones, and that one may use ahead, at most: longer ones are rare."""
+_IDLE_S = 1.0
+"""After so long without a frame there is none to hold up."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class LiveModel:
     in one request, a large network would hold up the frames for 20 s.
 
     A lock would starve the other threads: if a frame is always waiting, the loop takes the lock again before they wake
-    up. The caller closes the model.
+    up. While frames come, requests and scores get an eighth of the time. The caller closes the model.
 
     Args:
         model: The model.
@@ -64,6 +71,7 @@ class LiveModel:
         self._enrolled = _enrolled(model)
         self._is_unscored = False
         self._revision = self._changes = 0
+        self._left_s, self._counted_s, self._frame_s = _SAVED_S, time.monotonic(), -math.inf
         self._done = 0
         self._done_before_change = 0
         self._is_busy = False
@@ -112,6 +120,7 @@ class LiveModel:
         finally:
             self._is_busy = False
             self._done += 1
+            self._frame_s = time.monotonic()
 
     @property
     def processing(self) -> int | None:
@@ -130,11 +139,20 @@ class LiveModel:
 
     def run_requests(self) -> None:
         """Run the requests of other threads; only from the thread of the loop, between two frames."""
+        started_s = time.monotonic()
+        self._left_s = min(_SAVED_S, self._left_s + _SHARE * (started_s - self._counted_s))
+        self._counted_s = started_s
+        if started_s - self._frame_s > _IDLE_S:
+            self._run_until(started_s + _BUDGET_S)
+        elif self._left_s > 0:
+            self._run_until(started_s + min(_BUDGET_S, self._left_s))
+            self._left_s = max(-_OWED_S, self._left_s - (time.monotonic() - started_s))
+
+    def _run_until(self, due_s: float) -> None:
         if self._is_unscored:
             score_next(self._model.network, self._model.bank)
             if not self._model.bank.unscored_frames:
                 self._count_change()
-        due_s = time.monotonic() + _BUDGET_S
         # Not those that come meanwhile: many short requests in a row must not hold up the frames, nor the end of a run.
         for count in range(self._waiting.qsize()):
             if count > 0 and time.monotonic() >= due_s:
@@ -194,6 +212,8 @@ class LiveModel:
             self._waiting.put_nowait((request, answer, is_change))
         except queue.Full:
             raise FsvitEdgeError("Too many requests are waiting for the model; try again in a moment.") from None
+        if self._closed.is_set() and answer.cancel():  # since the check above; `close` may not have seen this one
+            raise FsvitEdgeError("The run has ended; start it again.")
         try:
             return answer.result(_TIMEOUT_S)
         except FutureTimeoutError:

@@ -23,6 +23,8 @@ _MAX_BANK_BYTES = 256_000_000
 
 _SAFE_METHODS = ("GET", "HEAD")
 _BODY_TIMEOUT_S = 10.0
+_SLOWEST_BYTES_S = 100_000.0
+_MAX_BODIES = 32
 WRONG_TOKEN_DELAY_S = 0.5
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
@@ -44,6 +46,7 @@ class Access:
         self._app = app
         self._token = token
         self._hosts = {"localhost", socket.gethostname().lower(), *(host.lower() for host in hosts)}
+        self._bodies = 0  # requests with a body, most of which would be waiting for it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request, or pass it on."""
@@ -57,14 +60,25 @@ class Access:
             await refusal(scope, receive, send)
             return
 
+        is_head = scope["method"] == "HEAD"  # as `wget --spider` asks /health; FastAPI's GET routes refuse it
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
+                await send(message)
+                if is_head:  # the stream of pictures has no end to wait for
+                    await send({"type": "http.response.body", "body": b""})
+            elif not is_head:
+                await send(message)
 
-        if scope["method"] == "HEAD":  # as `wget --spider` asks /health; FastAPI's GET routes refuse it
+        if is_head:
             scope = {**scope, "method": "GET"}
-        await self._app(scope, _limited(receive, _limit_bytes(scope)), send_with_headers)
+        has_body = scope["method"] not in _SAFE_METHODS
+        self._bodies += has_body
+        try:
+            await self._app(scope, _limited(receive, _limit_bytes(scope)), send_with_headers)
+        finally:
+            self._bodies -= has_body
 
     def _refusal(self, request: Request) -> Response | None:
         hosts, headers = request.headers.getlist("host"), request.headers
@@ -79,7 +93,10 @@ class Access:
         length, limit = headers.get("content-length", "0"), _limit_bytes(request.scope)
         if not length.isdecimal() or int(length) > limit:
             return _error(413, f"Body is larger than {limit / 1e6:g} MB.")
-        return None if self._token is None else _token_refusal(request, self._token)
+        refusal = None if self._token is None else _token_refusal(request, self._token)
+        if refusal is None and request.method not in _SAFE_METHODS and self._bodies >= _MAX_BODIES:
+            return _error(503, f"{_MAX_BODIES} requests are being handled; try again in a moment.", close=True)
+        return refusal
 
     def _is_own_host(self, host: str) -> bool:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
@@ -125,15 +142,20 @@ def is_loopback(host: str) -> bool:
 def _limited(receive: Receive, limit: int) -> Receive:
     received = 0
     is_complete = False
+    started_s: float | None = None
 
     async def receive_limited() -> Message:
-        nonlocal received, is_complete
+        nonlocal received, is_complete, started_s
         if is_complete:
             return await receive()  # the next message is the disconnect, which may take hours
+        now_s = asyncio.get_running_loop().time()
+        started_s = now_s if started_s is None else started_s
+        limit_s = _BODY_TIMEOUT_S + received / _SLOWEST_BYTES_S
         try:
-            message = await asyncio.wait_for(receive(), _BODY_TIMEOUT_S)
+            message = await asyncio.wait_for(receive(), started_s + limit_s - now_s)
         except asyncio.TimeoutError:  # not the built-in one before Python 3.11
-            raise HTTPException(408, f"Body did not arrive within {_BODY_TIMEOUT_S:g} s.") from None
+            text = f"Body did not arrive within {limit_s:.0f} s."
+            raise HTTPException(408, text, {"Connection": "close"}) from None
         received += len(message.get("body", b""))
         is_complete = not message.get("more_body", False)
         if received > limit:
@@ -143,5 +165,5 @@ def _limited(receive: Receive, limit: int) -> Receive:
     return receive_limited
 
 
-def _error(status: int, text: str) -> JSONResponse:
-    return JSONResponse({"error": text}, status)
+def _error(status: int, text: str, close: bool = False) -> JSONResponse:
+    return JSONResponse({"error": text}, status, {"Connection": "close"} if close else None)

@@ -59,7 +59,7 @@ async def _explain(_: Request, error: Exception) -> Response:
 async def _explain_http(_: Request, error: StarletteHTTPException) -> Response:
     # FastAPI answers 400 itself only if the body is nested too deeply or not UTF-8.
     detail = "Body must be a JSON object." if error.status_code == 400 else error.detail
-    return JSONResponse({"error": detail}, error.status_code)
+    return JSONResponse({"error": detail}, error.status_code, error.headers)
 
 
 async def _explain_invalid(request: Request, error: RequestValidationError) -> Response:

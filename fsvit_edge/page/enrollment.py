@@ -65,13 +65,16 @@ class FrameReport:
 
 
 def enroll(
-    model: FewShotModel, name: str, image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_] | None
+    model: FewShotModel,
+    name: str,
+    image: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.bool_] | None,
+    before: Prediction,
 ) -> FrameReport:
-    """Enroll one frame, (H, W, 3) uint8 RGB, and score it before and after: three runs of the encoder.
+    """Enroll one frame, (H, W, 3) uint8 RGB, and score it: two runs of the encoder, beside the one `before`.
 
     The mask is (H, W) bool; None enrolls by the name alone. Raises like `enroll_pictures`.
     """
-    before = model.predict(image)
     report = enroll_pictures(model, name, [SupportPicture(f"Picture 1 of {name!r}", image, mask)])
     (one,) = report.pictures
     after = one.prediction

@@ -134,7 +134,7 @@ class FrameHub:
         return frames
 
     async def watch(self, source: str = "") -> AsyncGenerator[bytes, None]:
-        """Yield JPEGs with the result drawn in: the newest whenever the viewer is ready.
+        """Yield nothing, once the viewer has a place, and then JPEGs with the result drawn in, the newest each time.
 
         Raises:
             FsvitEdgeError: There are 8 viewers already; raised at the first step.
@@ -146,6 +146,7 @@ class FrameHub:
         fresh = asyncio.Event()
         channel.viewers.add(fresh)
         try:
+            yield b""
             seen = channel.jpeg
             if channel.newest is not None:
                 yield await asyncio.to_thread(_encode_result, *channel.newest)

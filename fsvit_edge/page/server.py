@@ -14,6 +14,8 @@ from fsvit_edge.runtime.errors import FsvitEdgeError
 
 _HEADER_TIMEOUT_S = 5.0
 _STALL_TIMEOUT_S = 3.0
+_STALL_BYTES = 4096  # a client that takes less in that time does not read
+_SEND_BUFFER_BYTES = 65_536  # of the system: what it takes at once must not look like a pause
 _KEEP_ALIVE_S = 5
 _MAX_CONNECTIONS = 256
 _STOP_TIMEOUT_S = 1.0
@@ -43,12 +45,20 @@ class _ImpatientProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall_timer = self.loop.call_later(_STALL_TIMEOUT_S, self.transport.abort)
+        self._watch_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
+
+    def _watch_reader(self, unsent_before: int | None = None) -> None:
+        """Disconnect a client that took nothing since the last time; a large answer may take a slow one minutes."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent_before is not None and unsent_before - unsent < _STALL_BYTES:
+            self.transport.abort()
+        else:
+            self._stall_timer = self.loop.call_later(_STALL_TIMEOUT_S, self._watch_reader, unsent)
 
     def _end_without_request(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
@@ -91,9 +101,15 @@ class PageServer:
         self._server.should_exit = self._server.force_exit = True
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._on_stop)
+            loop.call_soon_threadsafe(self._stop)
         self._thread.join(_STOP_TIMEOUT_S)
         self._socket.close()
+
+    def _stop(self) -> None:
+        self._on_stop()
+        for one in tuple(self._server.server_state.connections):
+            if one.transport.get_write_buffer_size():  # it would be waited for, and its end be logged with a traceback
+                one.transport.abort()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -109,6 +125,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise FsvitEdgeError(f"The page cannot be served at {host}: {error.strerror or error}.") from error
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listening.bind(address)
         listening.listen(128)
     except OSError as error:

@@ -23,6 +23,7 @@ from fsvit_edge.page.state import PageState
 from fsvit_edge.runtime.errors import InputError
 
 _DEFAULT_PORT = 8080
+_SAVE_LIMIT_S = 0.5
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{8,128}")
 
 
@@ -72,6 +73,7 @@ class PageSink(Sink):
 
     def _finish(self) -> None:
         self._server.close()
+        self._state.wait_for_writing(_SAVE_LIMIT_S)
         if self._state.has_unsaved_changes:
             self.trouble = f"What changed on the page was not saved to {self._state.bank_path}, and is lost."
 

@@ -43,6 +43,8 @@ class PageState:
     scene_check: schemas.SceneCheck | None = None
     events: EventLog = field(default_factory=EventLog)
     shown: ShownState = field(default_factory=ShownState)
+    uploading: threading.Lock = field(default_factory=threading.Lock)
+    packing: threading.Lock = field(default_factory=threading.Lock)  # one download at a time takes processor and memory
     writing: threading.Lock = field(default_factory=threading.Lock)  # held by `_writing`
     unstored: list[ReviewItem] = field(default_factory=list)  # what the bank's file does not know of verdicts
     trials: Trials = field(init=False)
@@ -118,14 +120,20 @@ class PageState:
             if not overwrite:
                 self._refuse_to_overwrite(theirs)
 
-            def save(model: FewShotModel) -> tuple[int, str]:
+            def take(model: FewShotModel) -> tuple[int, SupportBank]:
                 model.bank.review = self._with_verdicts_of(model.bank, theirs)
-                model.save_bank(self.bank_path)
-                return self.model.changes, model.bank.sum_without_review
+                return self.model.changes, model.bank.copy()
 
-            # In the thread of the loop, for whose end a run that stops waits.
-            self.saved_changes, self.file_sum = self.model.read(save)
+            # Written in this thread: the disk may take seconds, in which the loop would process no frames.
+            changes, bank = self.model.read(take)
+            bank.save(self.bank_path)
+            self.saved_changes, self.file_sum = changes, bank.sum_without_review
             self.unstored.clear()
+
+    def wait_for_writing(self, limit_s: float) -> None:
+        """Let a thread that writes the bank's file finish, if that takes no longer than the limit."""
+        with suppress(BusyError), self._writing(limit_s):
+            pass
 
     def _refuse_to_overwrite(self, theirs: SupportBank | None) -> None:
         if theirs is not None and theirs.sum_without_review != self.file_sum:
@@ -139,12 +147,10 @@ class PageState:
 
     def upload(self, path: Path) -> None:
         """Replace the classes by those of a file, which may be a copy of the bank's file; raises like `load_bank`."""
-
-        def load(model: FewShotModel) -> str:
-            model.load_bank(path)
-            return model.bank.sum_without_review
-
-        uploaded = self.model.update(load)
+        # Read in this thread, as it is written.
+        bank = SupportBank.load(path, *self.model.read(lambda model: (model.bank.identity, model.bank.head)))
+        uploaded = bank.sum_without_review
+        self.model.update(lambda model: model.use_bank(bank))
         if (file := self._file()) is not None and file.sum_without_review == uploaded:
             self.file_sum = uploaded
 

@@ -1,9 +1,10 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -271,6 +272,44 @@ def test_slow_requests_that_wait_together_let_frames_come_between(
             live.run_requests()
         for one in waiting:
             one.result(10)
+
+
+@pytest.mark.parametrize(("has_frames", "lowest", "highest"), [(True, 0.11, 0.14), (False, 0.99, 1.0)])
+def test_requests_without_a_pause_get_an_eighth_of_the_time_while_frames_come(
+    live: LiveModel, monkeypatch: pytest.MonkeyPatch, has_frames: bool, lowest: float, highest: float
+) -> None:
+    now_s = asked_s = 0.0
+
+    def take(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    def ask(_: FewShotModel) -> None:
+        nonlocal asked_s
+        asked_s += 0.3
+        take(0.3)
+
+    monkeypatch.setattr(live, "_counted_s", 0.0)
+    monkeypatch.setattr(shared_model, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(live._model, "predict", lambda *_, **__: take(0.05))
+    while now_s < 100:
+        while not live._waiting.full():
+            live._waiting.put((ask, Future(), False))
+        live.run_requests()
+        if has_frames:
+            live.predict(PICTURE)
+    assert lowest <= asked_s / now_s <= highest
+
+
+def test_a_request_that_comes_while_the_run_ends_is_answered_at_once(
+    live: LiveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = live._waiting.put_nowait
+    monkeypatch.setattr(live._waiting, "put_nowait", lambda item: (live.close(), put(item)))
+    started_s = time.monotonic()
+    with pytest.raises(FsvitEdgeError, match="The run has ended"):
+        live.read(lambda _: None)
+    assert time.monotonic() - started_s < 10  # not the 30 s that a request may wait
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -1,6 +1,8 @@
 """Routes that change the classes, and the bank file that they are saved to."""
 
 import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -10,21 +12,28 @@ from fastapi import Depends, Request, Response
 from fsvit_edge.page import schemas
 from fsvit_edge.page.enrollment import FrameReport, enroll
 from fsvit_edge.page.state import Index, Page, make_router, marked, thumbnail
-from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
 
 router = make_router()
 _BANK_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
 
 
-async def _raw_body(request: Request) -> bytes:
-    return await request.body()
+async def _raw_body(request: Request, page: Page) -> AsyncIterator[bytes]:
+    # One after the other: each may take 256 MB.
+    if not page.uploading.acquire(blocking=False):
+        raise FsvitEdgeError("Another bank is being loaded; try again when it is done.")
+    try:
+        yield await request.body()
+    finally:
+        page.uploading.release()
 
 
 @router.post("/api/classes", status_code=201)
 def enroll_frame(page: Page, asked: schemas.EnrollRequest) -> FrameReport:
     """Enroll a frozen frame by a box, a mask or the name only, and report how well it works."""
     image, mask = marked(page, asked)
-    return page.model.update(lambda model: enroll(model, asked.name, image, mask))
+    before = page.model.read(lambda model: model.predict(image))  # on its own, so that a frame can come between
+    return page.model.update(lambda model: enroll(model, asked.name, image, mask, before))
 
 
 @router.patch("/api/classes", status_code=204)
@@ -64,9 +73,8 @@ def save_bank(page: Page, overwrite: bool = False) -> dict[str, str]:
 @router.get("/api/bank", response_class=schemas.BankResponse)
 def download_bank(page: Page) -> Response:
     """Download the classes as a bank file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "download.safetensors"
-        page.model.read(lambda model: model.save_bank(path))
+    with page.packing, _temporary_file() as path:
+        page.model.read(lambda model: model.bank.copy()).save(path)  # in this thread, not in that of the loop
         data = path.read_bytes()
     # Headers are Latin-1, names are not.
     name = f"attachment; filename*=UTF-8''{quote(page.bank_path.name)}"
@@ -78,11 +86,22 @@ def upload_bank(
     page: Page, data: Annotated[bytes, Depends(_raw_body)], name: str = "uploaded.safetensors"
 ) -> dict[str, list[str]]:
     """Replace all classes with those of a bank file; errors call it by its name."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "uploaded.safetensors"
+    with _temporary_file() as path:
         path.write_bytes(data)
         try:
             page.upload(path)
         except ArtifactError as error:
             raise ArtifactError(str(error).replace(str(path), name)) from error
     return {"classes": list(page.model.classes)}
+
+
+@contextmanager
+def _temporary_file() -> Iterator[Path]:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "bank.safetensors"
+    except OSError as error:
+        reason = error.strerror or error
+        raise FsvitEdgeError(
+            f"The device has no place for temporary files: {reason}; make room, or set TMPDIR."
+        ) from error

@@ -34,13 +34,13 @@ async def watch(page: Page, source: str = "") -> schemas.JpegStreamResponse:
     In a run of several sources, those of one: the first by default.
     """
     pictures = page.hub.watch(source)
-    first = await anext(pictures, None)  # before the answer starts, so that a refusal is still possible
+    # Takes a place before the answer starts, so that a refusal is still possible. The first picture may take hours to
+    # come, and who goes meanwhile is noticed only while an answer is sent.
+    await anext(pictures)
 
     async def parts() -> AsyncIterator[bytes]:
         try:
             yield f"--{schemas.BOUNDARY}\r\n".encode()
-            if first is not None:
-                yield _part(first)
             async for jpeg in pictures:
                 yield _part(jpeg)
         finally:

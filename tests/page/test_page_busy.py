@@ -1,0 +1,180 @@
+"""Clients that are many, slow or gone: none of them takes what the camera or others need."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served_page import Served, enroll, picture, serve, show
+
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.page import access, server
+from fsvit_edge.page.server import PageServer
+
+HEAD = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+BODY = b'{"name": "cup", "frame_id": "gone"}'
+
+
+def connected(port: int | None, request: bytes) -> socket.socket:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(10)
+    client.connect(("127.0.0.1", port))
+    client.sendall(request)
+    return client
+
+
+def posted(served: Served, length: int = len(BODY)) -> socket.socket:
+    """A client that has sent the head of a request, and nothing of its body."""
+    return connected(served.client.base_url.port, b"POST /api/classes HTTP/1.1\r\n" + HEAD % length)
+
+
+def watching(served: Served) -> socket.socket:
+    return connected(served.client.base_url.port, b"GET /api/stream.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+
+def received(client: socket.socket, pause_s: float = 0.0) -> bytes:
+    """All that a client gets until the server is done, read in parts with a pause after each."""
+    parts = []
+    with contextlib.suppress(ConnectionError):
+        while part := client.recv(65536):
+            parts.append(part)
+            time.sleep(pause_s)
+    return b"".join(parts)
+
+
+def test_banks_are_written_and_read_outside_the_thread_of_the_loop(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a slow disk would hold up the camera."""
+    threads: list[threading.Thread] = []
+
+    def noting(method: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: (threads.append(threading.current_thread()), method(*given))[1]
+
+    enroll(served)
+    loop = served.model.read(lambda _: threading.current_thread())
+    monkeypatch.setattr(SupportBank, "save", noting(SupportBank.save))
+    monkeypatch.setattr(SupportBank, "load", noting(SupportBank.load))
+    for done in (1, 2, 3):
+        data = served.client.get("/api/bank").content
+        assert served.client.put("/api/bank", content=data).status_code == 200
+        assert served.client.post("/api/bank/save").status_code == 200
+        assert len(threads) >= 4 * done
+    assert loop not in threads
+    served.model.read(lambda model: model.bank.save(served.bank))
+    assert loop in threads  # the control
+
+
+def test_one_bank_is_loaded_at_a_time(served: Served) -> None:
+    enroll(served)
+    data = served.client.get("/api/bank").content
+    with served.page._state.uploading:
+        refused = served.client.put("/api/bank", content=data)
+    assert (refused.status_code, "Another bank is being loaded" in refused.json()["error"]) == (503, True)
+    assert served.client.put("/api/bank", content=data).status_code == 200  # the control
+    assert served.client.put("/api/bank", content=b"damaged").status_code == 409
+    assert served.client.put("/api/bank", content=data).status_code == 200
+
+
+def test_without_room_for_temporary_files_banks_are_refused_in_a_sentence(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    for answer in (served.client.get("/api/bank"), served.client.put("/api/bank", content=b"")):
+        assert answer.status_code == 503
+        assert "no place for temporary files: No space left on device; make room" in answer.json()["error"]
+
+
+def test_a_body_that_trickles_is_cut_off_and_one_that_keeps_coming_is_not(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "_BODY_TIMEOUT_S", 0.6)
+    trickling = posted(served, 1000)
+    answer = b""
+    started_s = time.monotonic()
+    with contextlib.suppress(ConnectionError):
+        while not answer and time.monotonic() - started_s < 10:
+            trickling.sendall(b" ")
+            trickling.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                answer = trickling.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"connection: close" in answer.lower()
+    monkeypatch.setattr(access, "_SLOWEST_BYTES_S", 1.0)
+    steady = posted(served)
+    for start in range(0, len(BODY), 5):  # 0.8 s
+        steady.sendall(BODY[start : start + 5])
+        time.sleep(0.1)
+    assert steady.recv(12) == b"HTTP/1.1 400"  # it is complete: the frame is gone
+    trickling.close()
+    steady.close()
+
+
+def test_bodies_that_do_not_come_leave_room_for_those_who_look(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "_MAX_BODIES", 2)
+    held = [posted(served) for _ in range(2)]
+    deadline_s = time.monotonic() + 10
+    while (refused := served.client.delete("/api/scene")).status_code == 204:
+        assert time.monotonic() < deadline_s
+    assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+    assert served.client.get("/api/state").status_code == 200
+    for client in held:
+        client.sendall(BODY)
+        assert client.recv(12) == b"HTTP/1.1 400"
+        client.close()
+    assert served.client.delete("/api/scene").status_code == 204  # the control: the places are free
+
+
+def test_who_leaves_before_the_first_frame_gives_the_place_back(loaded: FewShotModel, tmp_path: Path) -> None:
+    with serve(loaded, tmp_path / "bank.safetensors") as served:
+        gone = [watching(served) for _ in range(8)]
+        assert {client.recv(12) for client in gone} == {b"HTTP/1.1 200"}
+        with watching(served) as refused:
+            assert refused.recv(12) == b"HTTP/1.1 503"  # the control
+        for client in gone:
+            client.close()
+        deadline_s = time.monotonic() + 10
+        while served.client.head("/api/stream.mjpg").status_code == 503:
+            assert time.monotonic() < deadline_s
+        with watching(served) as last:
+            answer = last.recv(65536)
+            show(served, picture())
+            while b"\xff\xd8" not in answer:
+                answer += last.recv(65536)
+
+
+def test_to_ask_for_the_head_of_the_stream_takes_no_place(served: Served) -> None:
+    for _ in range(12):
+        assert served.client.head("/api/stream.mjpg").status_code == 200
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[PageServer]:
+    """A server that answers with 1 MB, and disconnects who takes nothing for 0.4 s."""
+    monkeypatch.setattr(server, "_STALL_TIMEOUT_S", 0.4)
+
+    async def app(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000000")]})
+        await send({"type": "http.response.body", "body": bytes(1_000_000)})
+
+    one = PageServer(app, "127.0.0.1", 0, lambda: None)
+    yield one
+    one.close()
+
+
+def test_a_slow_download_is_not_cut_off_and_one_that_nobody_reads_is(large: PageServer) -> None:
+    get = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with connected(large.port, get) as slow, connected(large.port, get) as idle:
+        started_s = time.monotonic()
+        assert len(received(slow, pause_s=0.005)) > 1_000_000
+        assert time.monotonic() - started_s > 0.8  # twice what a client may pause
+        assert len(received(idle)) < 1_000_000  # the control
