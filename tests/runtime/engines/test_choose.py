@@ -7,109 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_records import GPU, MACHINE, VERSIONS, copy_bundle, edit, write_set
-from fake_engine import FakeEngine
+from choosing import NO_DRIVER, SPOILT, alter, chosen, pretend, refusal
+from engine_records import MACHINE, VERSIONS, edit, write_set
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
-from fsvit_edge.runtime.engines import choose, fitting, open_graphs
-from fsvit_edge.runtime.engines.choose import EngineChoice, choose_engines
-from fsvit_edge.runtime.engines.files import EngineRecord, engine_folder, sidecar_of
-from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.machine import Machine
-
-NO_DRIVER = "no NVIDIA driver (libcuda.so.1) is installed"
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return Bundle.load(copy_bundle(tmp_path / "bundle"))
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
-    monkeypatch.setattr(Machine, "here", classmethod(lambda _: machine))
-    monkeypatch.setattr(choose, "find_gpu", lambda: machine.gpu)
-    reason = "" if machine.gpu else NO_DRIVER
-    for module in (choose, fitting):
-        monkeypatch.setattr(module, "installed_version", VERSIONS.get)
-        monkeypatch.setattr(module, "gpu_missing_reason", lambda: reason)
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-
-
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without a GPU."""
-    pretend(monkeypatch, replace(MACHINE, gpu=None))
-
-
-class Opened(list[str]):
-    """Which plans were deserialized; those whose names start with a key of `refuse` fail with its error."""
-
-    def __init__(self) -> None:
-        self.refuse: dict[str, FsvitEdgeError] = {}
-        self.closed: list[str] = []
-
-
-@pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Opened:
-    """A machine with a GPU whose TensorRT only notes what it is given to deserialize."""
-    pretend(monkeypatch, MACHINE)
-    opened = Opened()
-
-    class Plan(FakeEngine):
-        def __init__(self, plan: bytes, record: EngineRecord, api: object, memory: object) -> None:
-            assert (len(plan), api, memory) == (record.size_bytes, "api", "memory")
-            opened.append(record.file)
-            for start, error in opened.refuse.items():
-                if record.file.startswith(start):
-                    raise error
-            super().__init__(record.inputs, record.outputs, lambda _: {})
-
-        def close(self) -> None:
-            opened.closed.append("a plan")
-
-    monkeypatch.setattr(open_graphs, "TensorRtEngine", Plan)
-    monkeypatch.setattr(open_graphs, "open_tensorrt", lambda _: "api")
-    monkeypatch.setattr(open_graphs, "open_device_memory", lambda: "memory")
-    return opened
-
-
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, str]]:
-    """What ONNX Runtime was given, and for which provider; it runs on the CPU."""
-    given: list[tuple[Any, str]] = []
-
-    class Listening(OnnxRuntimeEngine):
-        def __init__(self, graph: Any, provider: str, threads: int | None) -> None:
-            given.append((graph, provider))
-            super().__init__(graph, "cpu", threads)
-
-    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", Listening)
-    return given
+from fsvit_edge.runtime.engines import choose
+from fsvit_edge.runtime.engines.choose import choose_engines
+from fsvit_edge.runtime.engines.files import engine_folder, sidecar_of
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, InputError
 
 
 def opened_in_fp32(bundle: Bundle) -> list[bytes]:
     compare, outline = bundle.cpu_graphs["compare"], bundle.cpu_graphs["outline"]
     return [bundle.graphs["encoder"], bundle.graphs["enroll"], compare, compare, outline]
-
-
-def chosen(bundle: Bundle, *arguments: Any) -> EngineChoice:
-    engines, choice = choose_engines(bundle, *arguments, threads=1)
-    for engine in engines.values():
-        engine.close()
-    return choice
-
-
-def refusal(kind: type[FsvitEdgeError], bundle: Bundle, *arguments: Any) -> str:
-    with pytest.raises(FsvitEdgeError) as refused:
-        choose_engines(bundle, *arguments, threads=1)
-    assert type(refused.value) is kind, refused.value
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
-
-
-# -------------------------------------------------------------------------------------------------------------- the CPU
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -188,17 +99,6 @@ def test_a_set_of_both_graphs_by_onnx_runtime_runs(bundle: Bundle) -> None:
     assert np.array_equal(*answers)
 
 
-def alter_encoder(bundle: Bundle) -> None:
-    path = bundle.path / "int8_encoder.onnx"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def no_encoder(bundle: Bundle) -> None:
-    (bundle.path / "int8_encoder.onnx").unlink()
-
-
 @pytest.fixture
 def with_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a GPU, whose processor has VNNI."""
@@ -234,13 +134,11 @@ def test_engines_that_were_measured_here_come_before_the_bundles_int8_encoder(bu
 
 
 @pytest.mark.usefixtures("with_vnni")
-@pytest.mark.parametrize(
-    ("spoil", "reason"), [(alter_encoder, "was altered or damaged"), (no_encoder, "cannot be read")]
-)
+@pytest.mark.parametrize(("spoil", "reason"), [(alter, "was altered or damaged"), (Path.unlink, "cannot be read")])
 def test_a_damaged_int8_encoder_is_never_parsed_and_always_reported(
-    bundle: Bundle, parsed: list[tuple[Any, str]], spoil: Callable[[Bundle], object], reason: str
+    bundle: Bundle, parsed: list[tuple[Any, str]], spoil: Callable[[Path], object], reason: str
 ) -> None:
-    spoil(bundle)
+    spoil(bundle.path / "int8_encoder.onnx")
     choice = chosen(bundle)
     assert choice.precision == "fp32"
     (note,) = choice.notes
@@ -275,30 +173,6 @@ def test_a_bank_of_a_precision_that_nothing_has_leaves_the_choice(bundle: Bundle
     for engine in engines.values():
         engine.close()
     assert (choice.precision, choice.notes) == ("fp32", ())
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def alter(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-SPOILT: list[Any] = [
-    (truncate, "is truncated or altered"),
-    (alter, "was altered or damaged: sha256"),
-    (Path.unlink, "cannot be read: No such file"),
-    (lambda path: edit(sidecar_of(path), graph="enroll"), "has graph 'enroll'"),
-    (
-        lambda path: sidecar_of(path).unlink(),
-        "have no {graph}; build it with: fsvit-edge build-engine {bundle} --engine",
-    ),
-    (lambda path: edit(sidecar_of(path), onnx_sha256="ab" * 32), "was built from a different"),
-    (lambda path: edit(sidecar_of(path), backend_version="1"), "and runs in no other version"),
-]
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -346,142 +220,6 @@ def test_plans_do_not_run_without_a_gpu(bundle: Bundle) -> None:
     text = refusal(ArtifactError, bundle, "auto", "int8")
     command = f"fsvit-edge build-engine {bundle.path} --engine onnxruntime --precision int8"
     assert text.endswith(f"built from cst-nano; build one with: {command}.")
-
-
-# -------------------------------------------------------------------------------------------------------------- the GPU
-
-
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_a_plan_that_fits_runs(bundle: Bundle, on_gpu: Opened, backend: str) -> None:
-    write_set(bundle.path, backend, "fp16")
-    for engine in ("auto", backend):
-        on_gpu.clear()
-        choice = chosen(bundle, engine)
-        assert (choice.engine, choice.precision, choice.notes) == (backend, "fp16", ())
-        assert [name.split(".")[0] for name in on_gpu] == ["encoder", "head"]
-    assert chosen(bundle, "onnxruntime").engine == "onnxruntime"
-
-
-@pytest.mark.parametrize(
-    ("times", "best"),
-    [
-        ({"fp32": 9.0, "fp16": 3.0, "int8": 2.0}, "int8"),
-        ({"fp32": 9.0, "fp16": 3.0, "int8": 4.0}, "fp16"),
-        ({"fp32": 9.0, "fp16": None, "int8": None}, "fp32"),
-        ({"fp32": None, "fp16": None, "int8": None}, "fp16"),
-        ({"fp32": None, "int8": None}, "fp32"),
-    ],
-)
-def test_the_plan_that_measured_fastest_runs_and_int8_is_not_assumed_faster(
-    bundle: Bundle, on_gpu: Opened, times: dict[str, float | None], best: str
-) -> None:
-    for precision, latency in times.items():
-        write_set(bundle.path, "tensorrt", precision, latency_ms=latency)
-    assert chosen(bundle).precision == best
-    assert len(on_gpu) == 2
-    for precision in times:
-        assert chosen(bundle, "auto", precision).precision == precision
-
-
-@pytest.mark.parametrize(("spoil", "reason"), SPOILT)
-@pytest.mark.parametrize("graph", ["encoder", "head"])
-def test_a_damaged_or_unfit_plan_is_never_deserialized(
-    bundle: Bundle, on_gpu: Opened, spoil: Callable[[Path], Any], reason: str, graph: str
-) -> None:
-    paths = write_set(bundle.path, "tensorrt", "fp16")
-    assert chosen(bundle).engine == "tensorrt"
-    assert len(on_gpu) == 2  # the control: the recorder records
-    on_gpu.clear()
-    spoil(paths[graph])
-    choice = chosen(bundle)
-    assert choice.engine == "onnxruntime"
-    assert any(reason.format(graph=graph, bundle=bundle.path) in note for note in choice.notes)
-    assert reason.format(graph=graph, bundle=bundle.path) in refusal(ArtifactError, bundle, "tensorrt")
-    assert on_gpu == []
-
-
-def test_plans_for_another_gpu_are_refused_if_named_and_passed_over_by_auto(
-    bundle: Bundle, on_gpu: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_set(bundle.path, "tensorrt", "fp16")
-    write_set(bundle.path, "tensorrt-rtx", "fp16", targets=("sm89",))
-    pretend(monkeypatch, replace(MACHINE, gpu=replace(GPU, name="NVIDIA L40")))
-    choice = chosen(bundle)
-    assert (choice.engine, choice.notes) == ("tensorrt-rtx", ())
-    assert "was built for NVIDIA L4 and fits no other GPU, but this is NVIDIA L40" in refusal(
-        ArtifactError, bundle, "tensorrt"
-    )
-    assert all(".rtx" in name for name in on_gpu)
-
-
-@pytest.mark.parametrize(
-    "error", [EnvironmentLacksError("No pycuda."), ArtifactError("Refused."), FsvitEdgeError("Full.")]
-)
-@pytest.mark.parametrize("start", ["encoder", "head"])
-def test_a_plan_that_fails_to_open_is_reported_and_closed(
-    bundle: Bundle, on_gpu: Opened, error: FsvitEdgeError, start: str
-) -> None:
-    write_set(bundle.path, "tensorrt", "fp16")
-    on_gpu.refuse[start] = error
-    choice = chosen(bundle)
-    assert (choice.engine, choice.notes) == ("onnxruntime", (str(error),))
-    assert refusal(type(error), bundle, "tensorrt") == str(error)
-    assert len(on_gpu.closed) == (0 if start == "encoder" else 2)
-
-
-def test_the_next_best_plan_runs_if_the_best_fails_to_open(bundle: Bundle, on_gpu: Opened) -> None:
-    write_set(bundle.path, "tensorrt", "int8", latency_ms=1.0)
-    write_set(bundle.path, "tensorrt", "fp16", latency_ms=2.0)
-    on_gpu.refuse["encoder.NVIDIA-L4.sm89.trt10.13.0.int8"] = FsvitEdgeError("The GPU's memory is full.")
-    choice = chosen(bundle)
-    assert (choice.precision, choice.notes) == ("fp16", ("The GPU's memory is full.",))
-
-
-def test_the_error_for_a_named_engine_has_the_command_that_builds_it(bundle: Bundle, on_gpu: Opened) -> None:
-    command = f"build one with: fsvit-edge build-engine {bundle.path} --engine tensorrt"
-    text = refusal(ArtifactError, bundle, "tensorrt")
-    assert text == f"No engine for TensorRT has been built from cst-nano; {command}."
-    text = refusal(ArtifactError, bundle, "tensorrt", "int8")
-    assert text == f"No INT8 engine for TensorRT has been built from cst-nano; {command} --precision int8."
-    text = refusal(ArtifactError, bundle, "auto", "fp16")
-    assert text.endswith(f"build one with: fsvit-edge build-engine {bundle.path} --precision fp16.")
-    assert on_gpu == []
-
-
-def test_the_error_for_a_missing_package_is_that_of_tensorrt(
-    bundle: Bundle, on_gpu: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_set(bundle.path, "tensorrt", "fp16")
-    monkeypatch.setattr(choose, "installed_version", lambda _: None)
-
-    def missing(backend: str) -> None:
-        raise EnvironmentLacksError(f"{backend} is not installed.")
-
-    monkeypatch.setattr(choose, "open_tensorrt", missing)
-    assert refusal(EnvironmentLacksError, bundle, "tensorrt") == "tensorrt is not installed."
-    assert on_gpu == []
-
-
-def test_onnx_runtime_on_cuda_comes_after_plans_and_before_the_cpu(
-    bundle: Bundle, on_gpu: Opened, parsed: list[tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    installed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: installed)
-    write_set(bundle.path)  # INT8 for the CPU
-    choice = chosen(bundle)
-    assert (choice.engine, choice.precision) == ("onnxruntime-cuda", "fp32")
-    assert choice.description.endswith("on CUDA")
-    assert [provider for _, provider in parsed] == ["cuda"] * 3
-    assert chosen(bundle, "auto", "int8").engine == "onnxruntime"
-    write_set(bundle.path, "tensorrt", "fp16")
-    parsed.clear()
-    assert chosen(bundle).engine == "tensorrt"
-    assert [provider for _, provider in parsed] == ["cpu"]  # enrollment
-    assert chosen(bundle, "onnxruntime-cuda").engine == "onnxruntime-cuda"
-    assert len(on_gpu) == 2
-
-
-# ---------------------------------------------------------------------------------------------------------- the options
 
 
 @pytest.mark.usefixtures("on_cpu")

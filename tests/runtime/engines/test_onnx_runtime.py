@@ -250,17 +250,6 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         OnnxRuntimeEngine(tmp_path / "none.onnx", "cpu")
 
 
-def test_a_closed_engine_refuses_to_run_and_closes_twice_also_after_an_error() -> None:
-    engine = OnnxRuntimeEngine(DEFAULT_BUNDLE / "enroll.onnx", "cpu", threads=1)
-    feed = filled(engine.inputs)
-    engine.run(feed)
-    with pytest.raises(ZeroDivisionError), engine:
-        raise ZeroDivisionError
-    engine.close()
-    with pytest.raises(FsvitEdgeError, match=r"^The engine is closed\.$"):
-        engine.run(feed)
-
-
 def test_the_fake_refuses_an_output_that_is_read_after_a_later_run() -> None:
     engine = FakeEngine((), (TensorSpec("one", (1,), "float32"),), lambda _: {"one": SCALE})
     first = engine.run({})["one"]

@@ -173,17 +173,6 @@ def test_bytes_that_are_not_a_graph_are_refused_in_one_sentence(
     assert capfd.readouterr().err == ""
 
 
-def test_a_closed_engine_refuses_to_run_and_closes_twice_also_after_an_error() -> None:
-    engine = opened("enroll")
-    feed = filled(engine.inputs)
-    engine.run(feed)
-    with pytest.raises(ZeroDivisionError), engine:
-        raise ZeroDivisionError
-    engine.close()
-    with pytest.raises(FsvitEdgeError, match=r"^The engine is closed\.$"):
-        engine.run(feed)
-
-
 @pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (None, 2)])
 def test_threads_default_to_one_per_usable_core_and_the_precision_is_fixed(
     threads: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
