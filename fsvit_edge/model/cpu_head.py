@@ -129,7 +129,7 @@ class Finish(nn.Module):
         num_query = self.num_query
         found = found[:, :, :num_query]
         half = qkv_matrices(first.attn)[1].shape[0]
-        values, sums, short_cut = found[None].split([half, half, found.shape[0] - 2 * half], dim=1)
+        values, sums, short_cut = torch.split(found[None], [half, half, found.shape[0] - 2 * half], dim=1)
         x = _finish(first, values / sums, short_cut)  # 1, 32, p, N
         x = self._second_block(second, x, F.pad(pooled_mask, (0, 1), value=1.0))  # 1, 128, 2 * N, 1
         for conv, norm in (self.head.linear[:2], self.head.linear[3:5]):

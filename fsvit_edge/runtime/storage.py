@@ -288,8 +288,8 @@ def editing(
 ) -> Iterator[None]:
     """Let one process at a time read, change and write the files of a file's folder, or the last one would win.
 
-    Of a link, it is the folder that it leads to. A file system without locks lets everyone in. `on_wait` gets the folder, once, if another process has the lock; a
-    BusyError if it still has it after `limit_s`.
+    Of a link, it is the folder that it leads to. A file system without locks lets everyone in. `on_wait` gets the
+    folder, once, if another process has the lock; a BusyError if it still has it after `limit_s`.
     """
     folder = next(parent for parent in target_of(path).parents if parent.is_dir())
     with locked(folder, required=False, on_wait=lambda: on_wait(folder), limit_s=limit_s):

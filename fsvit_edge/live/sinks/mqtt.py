@@ -231,7 +231,7 @@ class MqttSink(Sink):
         connection = self._client.socket()
         if connection is not None and _is_sent(last) is False:
             with suppress(OSError):  # paho's thread would go on sending what is not taken
-                connection.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
 
 
 def _is_sent(message: Any) -> bool | None:

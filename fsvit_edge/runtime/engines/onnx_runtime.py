@@ -1,5 +1,6 @@
 """ONNX Runtime: the engine that is always installed."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
