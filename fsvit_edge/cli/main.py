@@ -20,6 +20,7 @@ from fsvit_edge.cli.eval import evaluate
 from fsvit_edge.cli.export import export
 from fsvit_edge.cli.inspect import inspect
 from fsvit_edge.cli.run import run
+from fsvit_edge.cli.streams import safe_streams
 from fsvit_edge.cli.train import train
 from fsvit_edge.live.uri import may_have_password
 from fsvit_edge.runtime.errors import FsvitEdgeError
@@ -76,18 +77,30 @@ def main() -> None:
     """Run the command line; an error becomes one sentence on stderr and its exit code."""
     # As `import_onnxruntime` does: packages that export and train import ONNX Runtime by themselves.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    with safe_streams():
+        _main()
+
+
+def _main() -> None:
+    stdout = sys.stdout
     try:
         code = app(prog_name="fsvit-edge", standalone_mode=False)
         sys.stdout.flush()
     except FsvitEdgeError as error:
         _fail(str(error), error.exit_code)
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        # Typer replaces the stream and exits with 1 if the reader has gone.
+        sys.stdout = stdout
+        _discard_stdout()
+        sys.exit(0)
     except OSError as error:
         if error.errno in _UNREACHABLE and error.filename is not None:
             _fail(f"{os.fsdecode(error.filename)} cannot be reached: {error.strerror}; give another path.", 2)
         if error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
-        # Otherwise Python flushes the rest of the buffer at exit and fails again, with a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         if error.errno == errno.EPIPE:
             sys.exit(0)
         _fail(f"Standard output cannot be written to: {error.strerror}.", 1)
@@ -96,6 +109,11 @@ def main() -> None:
             raise
         _fail_usage(error)
     sys.exit(code)
+
+
+def _discard_stdout() -> None:
+    # Otherwise Python flushes the rest of the buffer at exit and fails again, with a traceback.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(sentence: str, exit_code: int) -> NoReturn:

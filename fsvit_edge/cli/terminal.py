@@ -1,5 +1,7 @@
 """What the commands share: results go to stdout; progress and what `say` is given to stderr."""
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -67,7 +69,11 @@ def plain_console(to_stderr: bool) -> "Console":
     """A console that prints text as it is: rich would end with an error at a class named "[/b]"."""
     from rich.console import Console
 
-    return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))  # rich would exit with 1
+
+    return Plain(stderr=to_stderr, markup=False, emoji=False, highlight=False)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], to_stderr: bool = False) -> None:

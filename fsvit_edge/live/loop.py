@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -241,8 +242,8 @@ class LiveRun:
         self._say(f"Exiting although {' and '.join(hung)} did not stop in time.")
         self._say_troubles(self.health())
         self._source.close()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()  # not standard output, whose reader may be what hangs
         os._exit(self._exit_code())
 
     def _loop(self) -> None:

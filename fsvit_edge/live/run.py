@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -93,7 +93,9 @@ class RunOptions:
 
 
 def _print_line(text: str) -> None:
-    print(text, file=sys.stderr)
+    if sys.stderr is not None:  # closed, and print would take standard output instead
+        with suppress(OSError):  # a log on a full disk ends no run
+            print(text, file=sys.stderr)
 
 
 def run_source(

@@ -8,24 +8,30 @@ size and time.
 import asyncio
 import hmac
 import ipaddress
+import logging
 import socket
-from collections.abc import Iterable
-from urllib.parse import urlencode, urlsplit
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from urllib.parse import urlencode
 
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_log = logging.getLogger(__name__)  # without handlers, Python prints its errors to stderr
 _COOKIE = "fsvit_edge_token"
 _MAX_JSON_BYTES = 4_000_000
 _MAX_BANK_BYTES = 256_000_000
+_MAX_DIGITS = 19  # of a length; from 4,300 on, Python refuses to read a number
 
 _SAFE_METHODS = ("GET", "HEAD")
 _BODY_TIMEOUT_S = 10.0
 _SLOWEST_BYTES_S = 100_000.0
 _MAX_BODIES = 32
 WRONG_TOKEN_DELAY_S = 0.5
+FAILURE = "The page failed; the log of the run says where."
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
     "form-action 'self'; base-uri 'none'",
@@ -49,21 +55,17 @@ class Access:
         self._bodies = 0  # requests with a body, most of which would be waiting for it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse the request, or pass it on."""
+        """Refuse the request, or pass it on; what goes wrong in it is one line of the log."""
         if scope["type"] != "http":
             return
-        refusal = self._refusal(Request(scope))
-        if refusal is not None:
-            if refusal.status_code == 401:
-                await asyncio.sleep(WRONG_TOKEN_DELAY_S)
-            refusal.headers.update(_HEADERS)
-            await refusal(scope, receive, send)
-            return
+        has_begun = False
 
         is_head = scope["method"] == "HEAD"  # as `wget --spider` asks /health; FastAPI's GET routes refuse it
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 MutableHeaders(scope=message).update(_HEADERS)
                 await send(message)
                 if is_head:  # the stream of pictures has no end to wait for
@@ -71,14 +73,27 @@ class Access:
             elif not is_head:
                 await send(message)
 
-        if is_head:
-            scope = {**scope, "method": "GET"}
-        has_body = scope["method"] not in _SAFE_METHODS
-        self._bodies += has_body
         try:
-            await self._app(scope, _limited(receive, _limit_bytes(scope)), send_with_headers)
-        finally:
-            self._bodies -= has_body
+            refusal = self._refusal(Request(scope))
+            if refusal is not None:
+                if refusal.status_code == 401:
+                    await asyncio.sleep(WRONG_TOKEN_DELAY_S)
+                await refusal(scope, receive, send_with_headers)
+                return
+            if is_head:
+                scope = {**scope, "method": "GET"}
+            has_body = scope["method"] not in _SAFE_METHODS
+            self._bodies += has_body
+            try:
+                await self._app(scope, _limited(receive, _limit_bytes(scope), lambda: has_begun), send_with_headers)
+            finally:
+                self._bodies -= has_body
+        except Exception as error:  # our mistake; uvicorn would print 80 lines for each request
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}"
+            _log.error("The page failed to answer %s %r: %s.", scope["method"], scope["path"], what)
+            if not has_begun:
+                await _error(500, FAILURE)(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
         hosts, headers = request.headers.getlist("host"), request.headers
@@ -86,12 +101,12 @@ class Access:
             return _error(421, "Unknown host name; if it is this machine's, allow it with --allow-host NAME.")
         origin = headers.get("origin")
         if request.method not in _SAFE_METHODS and (
-            (origin is not None and urlsplit(origin).netloc.lower() != hosts[0].lower())
+            (origin is not None and origin.lower().partition("://")[2] != hosts[0].lower())
             or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
         ):
             return _error(403, "Requests from another site are not allowed.")
         length, limit = headers.get("content-length", "0"), _limit_bytes(request.scope)
-        if not length.isdecimal() or int(length) > limit:
+        if not length.isdecimal() or len(length) > _MAX_DIGITS or int(length) > limit:
             return _error(413, f"Body is larger than {limit / 1e6:g} MB.")
         refusal = None if self._token is None else _token_refusal(request, self._token)
         if refusal is None and request.method not in _SAFE_METHODS and self._bodies >= _MAX_BODIES:
@@ -115,7 +130,9 @@ def _token_refusal(request: Request, token: str) -> Response | None:
             return None
         # Takes the token out of the address bar, the history and the referrer.
         response = RedirectResponse(f"/?{urlencode(query)}" if query else "/", 303)
-        response.set_cookie(_COOKIE, token, httponly=True, samesite="strict", path="/")
+        # Not "strict": after a link on another site, browsers would not send it to where this leads. What changes
+        # anything is refused if another site asks for it.
+        response.set_cookie(_COOKIE, token, httponly=True, samesite="lax", path="/")
         return response
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
     if _equal(bearer, token) or _equal(request.cookies.get(_COOKIE, ""), token):
@@ -139,7 +156,7 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _limited(receive: Receive, limit: int) -> Receive:
+def _limited(receive: Receive, limit: int, has_begun: Callable[[], bool]) -> Receive:
     received = 0
     is_complete = False
     started_s: float | None = None
@@ -154,6 +171,8 @@ def _limited(receive: Receive, limit: int) -> Receive:
         try:
             message = await asyncio.wait_for(receive(), started_s + limit_s - now_s)
         except asyncio.TimeoutError:  # not the built-in one before Python 3.11
+            if has_begun():  # a stream, which did not wait for its body
+                return {"type": "http.disconnect"}
             text = f"Body did not arrive within {limit_s:.0f} s."
             raise HTTPException(408, text, {"Connection": "close"}) from None
         received += len(message.get("body", b""))

@@ -9,7 +9,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
+from fsvit_edge.page.access import FAILURE
 from fsvit_edge.page.routes import classes, events, false_alarms, live, review, zones
 from fsvit_edge.page.state import PageState
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
@@ -18,7 +20,7 @@ _STATIC = Path(__file__).parent / "static"
 _ABOUT = (
     "Errors are {error: one sentence}: 400 unusable input, 401 no access token, 403 request from another site, "
     "404 no such path, 405 wrong method, 408 the body took too long, 409 a bank that does not fit, 413 too large, "
-    "421 unknown host name, 503 not available now."
+    "421 unknown host name, 500 a fault of the page, 503 not available now."
 )
 
 
@@ -36,6 +38,9 @@ def create_app(page: PageState | None) -> FastAPI:
             FsvitEdgeError: _explain,
             RequestValidationError: _explain_invalid,
             StarletteHTTPException: _explain_http,
+            OSError: _explain_system,
+            ClientDisconnect: _answer_nobody,
+            Exception: _explain_failure,
         },
     )
     app.state.page = page
@@ -54,6 +59,19 @@ async def _get_docs() -> FileResponse:
 async def _explain(_: Request, error: Exception) -> Response:
     status = 400 if isinstance(error, InputError) else 409 if isinstance(error, ArtifactError) else 503
     return JSONResponse({"error": str(error)}, status)
+
+
+async def _explain_system(_: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    return JSONResponse({"error": f"The machine of the run cannot do that: {error.strerror or error}."}, 503)
+
+
+async def _answer_nobody(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # the client left before its body was complete
+
+
+async def _explain_failure(_: Request, __: Exception) -> Response:
+    return JSONResponse({"error": FAILURE}, 500)  # it is raised again, so that `Access` writes it into the log
 
 
 async def _explain_http(_: Request, error: StarletteHTTPException) -> Response:

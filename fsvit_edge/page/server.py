@@ -1,6 +1,7 @@
 """The page's server: uvicorn in a thread, which disconnects clients that keep it waiting."""
 
 import asyncio
+import logging
 import socket
 import threading
 from collections.abc import Callable
@@ -82,6 +83,7 @@ class PageServer:
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level=logging.CRITICAL,  # any client can cause its warnings; `Access` tells of our own mistakes
             access_log=False,  # its lines would contain tokens
             server_header=False,
             date_header=False,

@@ -210,7 +210,7 @@ def test_a_full_standard_output_is_an_error_of_one_sentence(folder: Path, line: 
     is_one_error(result, 1, "Standard output cannot be written to: No space left on device")
 
 
-@pytest.mark.parametrize("line", ["doctor", "doctor --json", "run album --sink -"])
+@pytest.mark.parametrize("line", ["doctor", "doctor --json", "run album --sink -", "bank list bank.safetensors"])
 def test_a_reader_that_leaves_early_is_not_an_error(folder: Path, line: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -13,6 +13,7 @@ from test_page_review import keep_doubtful
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.page import false_alarms
+from fsvit_edge.page.sink import PageSink
 
 LOW: ViewportSize = {"width": 390, "height": 500}
 BOX = {"box_xyxy": [40, 30, 90, 70]}
@@ -275,3 +276,17 @@ def test_save_overwrites_what_another_program_wrote_only_at_a_second_click(page:
     save.click()  # the control: the file is ours now
     expect(save).to_have_text("Save")
     expect(page.locator("#banner")).not_to_contain_text("is no bank")
+
+
+def test_a_link_with_the_token_works_on_another_site(served: Served, chromium: Browser, tmp_path: Path) -> None:
+    token = "a-token-for-tests"
+    with (
+        PageSink("http://127.0.0.1:0", served.model, tmp_path / "other.safetensors", token) as guarded,
+        chromium.new_page() as opened,
+    ):
+        link = f"<a href='{guarded.address}'>the camera</a>"
+        opened.route("http://elsewhere.example/", lambda route: route.fulfill(body=link, content_type="text/html"))
+        opened.goto("http://elsewhere.example/")
+        opened.get_by_role("link").click()
+        expect(opened.locator("#classes")).to_be_attached()
+        assert opened.url == guarded.address.partition("?")[0]

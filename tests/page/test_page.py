@@ -366,7 +366,7 @@ def test_a_token_is_accepted_in_the_header_the_address_and_then_the_cookie(guard
     assert guarded.get("/api/state").status_code == 401
     first = guarded.get("/", params={"token": TOKEN, "at": 7})
     assert (first.status_code, first.headers["location"]) == (303, "/?at=7")
-    assert "; HttpOnly; Path=/; SameSite=strict" in first.headers["set-cookie"]
+    assert "; HttpOnly; Path=/; SameSite=lax" in first.headers["set-cookie"]
     assert guarded.get("/api/state").status_code == 200  # the client keeps the cookie
 
 
