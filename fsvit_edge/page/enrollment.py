@@ -73,6 +73,7 @@ def enroll(
     """
     before = model.predict(image)
     report = enroll_pictures(model, name, [SupportPicture(f"Picture 1 of {name!r}", image, mask)])
+    name = report.name
     (one,) = report.pictures
     after = one.prediction
     found = after.pixels(name)
