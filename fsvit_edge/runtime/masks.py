@@ -42,7 +42,7 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
         InputError: The file cannot be read (see `read_image`), has another size, marks no pixel, or can be read in
             several ways.
     """
-    return read_roles(path, size_hw) == 1
+    return np.asarray(read_roles(path, size_hw) == 1, np.bool_)
 
 
 def read_roles(path: Path, size_hw: tuple[int, int]) -> _Roles:
@@ -54,7 +54,7 @@ def read_roles(path: Path, size_hw: tuple[int, int]) -> _Roles:
 def decode_mask(data: bytes, what: str, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Decode the bytes of a mask file; `what` is how errors call it, to start a sentence. Raises as `read_mask`."""
     with decoded(data, what) as image:
-        return _roles(image, what, size_hw) == 1
+        return np.asarray(_roles(image, what, size_hw) == 1, np.bool_)
 
 
 def _roles(image: Image.Image, what: str, size_hw: tuple[int, int]) -> _Roles:
@@ -128,8 +128,10 @@ def _of_three(values: _Values, middle: int, highest: int, what: str) -> _Roles:
 def _of_colors(image: Image.Image, rgb: _Values, is_exact: bool, what: str) -> _Roles:
     is_palette = image.mode == "P"
     packed = (rgb[..., 0] << 16) + (rgb[..., 1] << 8) + rgb[..., 2]
-    known = image.convert("RGB").getcolors(_MAX_COLORS)
-    numbers = {(red << 16) + (green << 8) + blue: count for count, (red, green, blue) in known or ()}
+    numbers: dict[int, int] = {}
+    if image.convert("RGB").getcolors(_MAX_COLORS) is not None:  # fast, also for a photograph
+        found, counts = np.unique(packed, return_counts=True)
+        numbers = dict(zip(found.tolist(), counts.tolist(), strict=True))
     labels = numbers.keys() - {0, _WHITE, _VOC_VOID}
     is_map = is_palette or (is_exact and 0 in numbers and any(_has_area(packed == one) for one in labels))
     if not is_map and not (is_exact and numbers.keys() == {0, _VOC_VOID}):
