@@ -27,7 +27,8 @@ from fsvit_edge.fewshot.decide import scene_level
 from fsvit_edge.fewshot.enrollment import make_negative
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.support_masks import Image
-from fsvit_edge.runtime.pictures import read_image, read_mask
+from fsvit_edge.runtime.masks import read_mask
+from fsvit_edge.runtime.pictures import read_image
 
 SCENE_FRAMES = 2
 HEADER = "| set | measure | cases | hits | with it | false | with it |\n|" + " --- |" * 7

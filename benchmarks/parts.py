@@ -24,7 +24,8 @@ import numpy.typing as npt
 from model_options import model_parser, open_model
 
 from fsvit_edge.fewshot.predictor import FewShotModel
-from fsvit_edge.runtime.pictures import read_image, read_mask
+from fsvit_edge.runtime.masks import read_mask
+from fsvit_edge.runtime.pictures import read_image
 
 FRAME_SHARES = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
 PART_SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)

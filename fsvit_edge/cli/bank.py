@@ -109,12 +109,13 @@ def remove(
     """Remove a class from a bank, or one of its negatives."""
     from fsvit_edge.fewshot.bank import SupportBank
 
-    with editing_bank(bank):
+    with editing_bank(bank) as check_unchanged:
         loaded = SupportBank.load(bank)
         if negative is None:
             loaded.remove(name)
         else:
             loaded.remove_negative(name, negative)
+        check_unchanged()
         loaded.save(bank)
     if negative is None:
         print(f"Removed {name!r}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
@@ -132,9 +133,10 @@ def rename(
     """Rename a class in a bank."""
     from fsvit_edge.fewshot.bank import SupportBank
 
-    with editing_bank(bank):
+    with editing_bank(bank) as check_unchanged:
         loaded = SupportBank.load(bank)
         loaded.rename(old, new)
+        check_unchanged()
         loaded.save(bank)
     print(f"Renamed {old!r} to {new!r}; {bank} contains: {', '.join(loaded.classes)}.")
 
@@ -151,9 +153,10 @@ def set_level(
     """Set the level of a class, or derive it from its pictures again."""
     from fsvit_edge.fewshot.bank import SupportBank
 
-    with editing_bank(bank):
+    with editing_bank(bank) as check_unchanged:
         loaded = SupportBank.load(bank)
         loaded.set_level(name, level)
+        check_unchanged()
         loaded.save(bank)
     print(f"The level of {name!r} is now {score_text(loaded.level(name))} ({loaded.level_source(name)}).")
     _note_unscored(loaded)
@@ -172,9 +175,10 @@ def zone(
     from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.zones import parse_zone, without_zone
 
-    with editing_bank(bank):
+    with editing_bank(bank) as check_unchanged:
         loaded = SupportBank.load(bank)
         loaded.zones = without_zone(loaded.zones, zone) if remove else (*loaded.zones, parse_zone(zone))
+        check_unchanged()
         loaded.save(bank)
     print(f"Zones in {bank}: {', '.join(one.name for one in loaded.zones) or 'none'}.")
 
@@ -199,11 +203,12 @@ def scene(
     if source is None and not forget:
         raise InputError("Give a source that shows none of the objects, or --forget.")
     images = [] if source is None else sample_frames(source, frames)
-    with editing_bank(bank), open_model(bundle, engine, precision, bank=bank) as model:
+    with editing_bank(bank) as check_unchanged, open_model(bundle, engine, precision, bank=bank) as model:
         model.load_bank(bank)
         if forget:
             model.forget_scene()
         report = model.learn_scene(images) if images else None
+        check_unchanged()
         model.save_bank(bank)
         levels = {name: model.bank.level(name) for name in model.classes}
         by_hand = {name for name in model.classes if model.bank.level_source(name) == "by hand"}

@@ -11,7 +11,7 @@ from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fsvit_edge.enroll.enroll_pictures import PictureReport
     from fsvit_edge.enroll.support_files import SupportPicture
@@ -71,15 +71,16 @@ def enroll(
     check_bank_path(bank)
     remove_leftovers(bank.parent)
     pictures = read_supports(inputs, mask or [], [parse_box(text) for text in box or []], frame or [], at or [])
-    with editing_bank(bank), open_model(bundle, engine, precision, bank=bank) as model:
+    with editing_bank(bank) as check_unchanged, open_model(bundle, engine, precision, bank=bank) as model:
         if bank.exists():
             model.load_bank(bank)
         if is_not:
-            _reject(model, name, pictures, bank)
+            _reject(model, name, pictures, bank, check_unchanged)
             return
         report = enroll_pictures(model, name, pictures, level)
         if preview is not None:
             write_image(preview, draw_report(report))
+        check_unchanged()
         model.save_bank(bank)
         enrolled_level, origin = model.bank.level(name), model.bank.level_source(name)
         classes = ", ".join(model.classes)
@@ -94,7 +95,13 @@ def enroll(
     say(f"Next: fsvit-edge run --camera --bank {bank}{options}")
 
 
-def _reject(model: "FewShotModel", name: str, pictures: "Sequence[SupportPicture]", bank: Path) -> None:
+def _reject(
+    model: "FewShotModel",
+    name: str,
+    pictures: "Sequence[SupportPicture]",
+    bank: Path,
+    check_unchanged: "Callable[[], None]",
+) -> None:
     from fsvit_edge.fewshot.bank import MAX_NEGATIVES
 
     known = len(model.bank.negatives(name))
@@ -109,6 +116,7 @@ def _reject(model: "FewShotModel", name: str, pictures: "Sequence[SupportPicture
         if picture.box_xyxy is not None:
             mask = model.mask_of_box(picture.image, picture.box_xyxy)
         done.append(model.reject(name, picture.image, mask))
+    check_unchanged()
     model.save_bank(bank)
     for picture, one in zip(pictures, done, strict=True):
         before, after, level = distinct_texts(one.score_before, one.score_after, one.level)

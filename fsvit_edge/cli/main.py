@@ -40,7 +40,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 """Command -> old spelling of an option -> new spelling."""
 
 _UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EIO, errno.ESTALE)
-"""What a path can be, wherever a command looks at it: in a closed folder, too long, on a disk that is gone."""
+"""Wherever a command looks at a path: it is in a folder one may not enter, too long, or on a disk that is gone."""
 
 _USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError: Typer now carries its own copy of click
 

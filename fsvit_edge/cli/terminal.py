@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +33,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def editing_bank(bank: Path) -> AbstractContextManager[None]:
+def editing_bank(bank: Path) -> AbstractContextManager[Callable[[], None]]:
     """Let one command at a time change a bank, see `storage.editing`; the others say that they wait."""
     return editing(bank, lambda folder: say(f"Waiting for another command in {folder}."))
 

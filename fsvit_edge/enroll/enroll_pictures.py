@@ -70,6 +70,7 @@ def enroll_pictures(
         enrollment = model.enroll(name, images, masks, boxes, level)
     except ObjectTooSmallError as error:
         raise ObjectTooSmallError(pictures[error.index].source, error.index) from error
+    name = enrollment.name
     reports = []
     for picture, mask, cover, tokens in zip(
         pictures, enrollment.masks, enrollment.mask_cover, enrollment.kept_tokens, strict=True

@@ -14,7 +14,8 @@ from fsvit_edge.live.sources.base import SourceOptions
 from fsvit_edge.live.sources.files import VIDEO_SUFFIXES, open_file
 from fsvit_edge.live.uri import SourceAddress, printable
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, by_stem, pictures_in, read_image, read_mask
+from fsvit_edge.runtime.masks import read_mask
+from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, by_stem, pictures_in, read_image
 
 MAX_PICTURES = 100
 """Limit per enrollment: all are in memory at once, and a few-shot class gains nothing from more."""

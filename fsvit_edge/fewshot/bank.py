@@ -3,17 +3,18 @@
 A cached support is FP16 from the moment of enrollment, so that scores are the same before and after a save.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.bank_class import MAX_SUPPORTS, BankClass, check_room
 from fsvit_edge.fewshot.bank_file import damaged_header, digest_of, read_bank_file, read_entry, write_bank_file
 from fsvit_edge.fewshot.cached_support import (
+    MAX_TOKENS,
     CachedSupport,
     ClassSupports,
     Negative,
@@ -21,13 +22,14 @@ from fsvit_edge.fewshot.cached_support import (
     read_support,
     support_tensors,
 )
-from fsvit_edge.fewshot.decide import NEGATIVE_MARGIN, scene_level
+from fsvit_edge.fewshot.decide import NEGATIVE_MARGIN
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity, check_same_encoder
-from fsvit_edge.fewshot.names import check_name
+from fsvit_edge.fewshot.names import check_name, composed, resolved
 from fsvit_edge.fewshot.review_items import ReviewItems, read_review, review_header, review_tensors
 from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES, read_jpeg
 from fsvit_edge.fewshot.zones import Zone, check_zones, read_zones, zones_header
 from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.presence_level import check_level, level_of_supports
 
 MAX_CLASSES = 255
@@ -35,32 +37,11 @@ MAX_CLASSES = 255
 MAX_NEGATIVES = 16
 """Of one class; each costs a frame as much as a support."""
 
+_MAX_NETWORK_NAME = 200
+
 _SCENE, _NOT = "scene", "not"  # in the names of tensors
 
 LevelSource = Literal["default", "own pictures", "by hand", "empty scene"]
-
-
-@dataclass(frozen=True)
-class _Class:
-    """An enrolled class and what decides whether it is present."""
-
-    supports: ClassSupports
-    own_level: float  # as set by hand, or as its pictures give it
-    is_level_by_hand: bool
-    negatives: tuple[Negative, ...] = ()
-    scene_scores: Mapping[bytes, float] = field(default_factory=dict)  # of the scene's pictures scored since a change
-    held_level: float = 0.0  # what the scene asked for before a change, until all of it is scored again
-
-    @cached_property  # read for every class of every frame
-    def level(self) -> float:
-        if self.is_level_by_hand:
-            return self.own_level
-        return max(self.held_level, scene_level(self.own_level, tuple(self.scene_scores.values())))
-
-    def to_score_again(self) -> "_Class":
-        """The class without its scores on the scene, on which it must not be found until it has new ones."""
-        held = self.level if self.level > self.own_level else 0.0
-        return replace(self, scene_scores={}, held_level=held)
 
 
 class SupportBank:
@@ -73,7 +54,7 @@ class SupportBank:
     def __init__(self, identity: EncoderIdentity, head: HeadIdentity | None = None) -> None:
         self.identity = identity
         self.head = head or HeadIdentity()
-        self._classes: dict[str, _Class] = {}
+        self._classes: dict[str, BankClass] = {}
         self._scene: tuple[bytes, ...] = ()
         self.review: ReviewItems = ()
         self._zones: tuple[Zone, ...] = ()
@@ -193,7 +174,8 @@ class SupportBank:
 
     def set_level(self, name: str, level: float | None) -> None:
         """Set the level by hand, in (0, 1), which stays when pictures are added; None derives it from them again."""
-        entry = self._known(name)
+        name = self._name(name)
+        entry = self._classes[name]
         if level is not None:
             changed = replace(entry, own_level=check_level(level), is_level_by_hand=True)
         else:
@@ -203,25 +185,32 @@ class SupportBank:
 
     def add(self, name: str, supports: Iterable[CachedSupport]) -> None:
         """Add supports to a class, which is created if it is new; an InputError if its name or number is impossible."""
+        self._add(resolved(name, self._classes), supports)
+
+    def _add(self, name: str, supports: Iterable[CachedSupport]) -> None:
         check_name(name)
         added = tuple(supports)
         if not added:
             raise InputError(f"Class {name!r} needs at least one picture.")
         if name not in self._classes and len(self._classes) == MAX_CLASSES:
             raise InputError(f"The bank already has {MAX_CLASSES} classes; remove one before enrolling {name!r}.")
-        before = self._classes.get(name) or _Class((), self.head.presence_level, False)
+        before = self._classes.get(name) or BankClass((), self.head.presence_level, False)
+        check_room(self._classes, name, len(added), len(before.supports) + len(added))
         self._classes[name] = self._with_supports(before.to_score_again(), before.supports + added)
 
     def add_negative(self, name: str, negative: Negative) -> None:
         """Add a picture of what is not the class."""
-        entry = self._known(name)
+        name = self._name(name)
+        entry = self._classes[name]
         if len(entry.negatives) == MAX_NEGATIVES:
             raise InputError(f"Class {name!r} already has {MAX_NEGATIVES} negatives; remove one first.")
+        check_room(self._classes, name, 1)
         self._classes[name] = replace(entry.to_score_again(), negatives=(*entry.negatives, negative))
 
     def remove_negative(self, name: str, index: int) -> None:
         """Remove one negative of a class, counted from 0."""
-        entry = self._known(name)
+        name = self._name(name)
+        entry = self._classes[name]
         if not 0 <= index < len(entry.negatives):
             raise InputError(f"Class {name!r} has {len(entry.negatives)} negatives and no negative {index}.")
         kept = entry.negatives[:index] + entry.negatives[index + 1 :]
@@ -237,7 +226,8 @@ class SupportBank:
 
     def set_scene_scores(self, name: str, scores: Sequence[float]) -> None:
         """Set what a class scores on each picture of the scene, in [0, 1]; its level follows."""
-        entry = self._known(name)
+        name = self._name(name)
+        entry = self._classes[name]
         if len(scores) != len(self._scene) or not all(0 <= score <= 1 for score in scores):
             raise InputError(f"The {len(self._scene)} pictures of the scene need scores in [0, 1], got {scores!r:.80}.")
         known = dict(zip(self._scene, map(float, scores), strict=True))
@@ -245,19 +235,21 @@ class SupportBank:
 
     def add_scene_score(self, name: str, frame: bytes, score: float) -> None:
         """Add what a class scores on one picture of the scene, in [0, 1]; its level follows."""
-        entry = self._known(name)
+        name = self._name(name)
+        entry = self._classes[name]
         known = {**entry.scene_scores, frame: score}
         held = entry.held_level if len(known) < len(self._scene) else 0.0
         self._classes[name] = replace(entry, scene_scores=known, held_level=held)
 
     def remove(self, name: str) -> None:
         """Remove a class, and the frames that are kept for it."""
-        self._known(name)
+        name = self._name(name)
         del self._classes[name]
         self.review = tuple(item for item in self.review if item.name != name)
 
     def remove_support(self, name: str, index: int) -> None:
         """Remove one support of a class, counted from 0; removing the last one removes the class."""
+        name = self._name(name)
         supports = self.supports(name)
         if not 0 <= index < len(supports):
             raise InputError(f"Class {name!r} has {len(supports)} pictures and no picture {index}.")
@@ -269,9 +261,9 @@ class SupportBank:
 
     def rename(self, old: str, new: str) -> None:
         """Rename a class, which keeps its place."""
-        self._known(old)
+        old, new = self._name(old), composed(new)
         check_name(new)
-        if new in self._classes:
+        if new == old or resolved(new, self._classes.keys() - {old}) in self._classes:
             raise InputError(f"Class {new!r} already exists; remove it first or choose another name.")
         self._classes = {new if name == old else name: entry for name, entry in self._classes.items()}
         self.review = tuple(replace(item, name=new) if item.name == old else item for item in self.review)
@@ -323,7 +315,11 @@ class SupportBank:
 
     @classmethod
     def load(
-        cls, path: Path, identity: EncoderIdentity | None = None, head: HeadIdentity | None = None
+        cls,
+        path: Path,
+        identity: EncoderIdentity | None = None,
+        head: HeadIdentity | None = None,
+        max_tokens: int = MAX_TOKENS,
     ) -> "SupportBank":
         """Read a bank.
 
@@ -334,6 +330,7 @@ class SupportBank:
             path: The file.
             identity: The encoder that must have made it; None accepts any, to list or edit the bank.
             head: The head that will use it; None for the one in the file.
+            max_tokens: How many tokens of a support the encoder makes at most.
 
         Raises:
             InputError: The path does not end in .safetensors.
@@ -341,28 +338,34 @@ class SupportBank:
         """
         header, tensors = read_bank_file(path)
         try:
-            made_by, scored_by = EncoderIdentity(**header["encoder"]), HeadIdentity(**header["head"])
+            made_by = record_from_json(EncoderIdentity, path, header["encoder"])
+            scored_by = record_from_json(HeadIdentity, path, header["head"])
             entries = [read_entry(entry) for entry in header["classes"]]
-            num_frames = int(header.get("scene_frames", 0))
+            num_frames = header.get("scene_frames", 0)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise damaged_header(path) from error
+        if type(num_frames) is not int or len(made_by.name) > _MAX_NETWORK_NAME:
+            raise damaged_header(path)
         if identity is not None:
             check_same_encoder(path, made_by, identity)
         bank = cls(made_by, scored_by)
+        sizes = (made_by.num_channels, made_by.head_dim, max_tokens)
         try:
             check_level(scored_by.presence_level)
             bank.set_scene([read_jpeg(path, tensors, f"{_SCENE}.{index}") for index in range(num_frames)])
+            if sum(len(entry["supports"]) + len(entry["negatives"]) for entry in entries) > MAX_SUPPORTS:
+                raise ArtifactError(f"Bank {path} is damaged: it has more than {MAX_SUPPORTS} pictures and negatives.")
             for index, entry in enumerate(entries):
                 supports, negatives = (
                     [
-                        read_support(path, tensors, f"{key}.{shot}", facts, made_by.num_channels, made_by.head_dim)
+                        read_support(path, tensors, f"{key}.{shot}", facts, *sizes)
                         for shot, facts in enumerate(entry[kind])
                     ]
                     for kind, key in (("supports", f"{index}"), ("negatives", f"{index}.{_NOT}"))
                 )
                 name, level = entry["name"], check_level(entry["level"])
-                bank.add(name, supports)
-                bank._classes[name] = _Class(tuple(supports), level, entry["is_level_by_hand"])
+                bank._add(name, supports)
+                bank._classes[name] = BankClass(tuple(supports), level, entry["is_level_by_hand"])
                 for negative, margin in zip(negatives, entry["negative_margins"], strict=True):
                     bank.add_negative(name, Negative(negative, margin))
                 if entry["scene_scores"]:
@@ -380,14 +383,17 @@ class SupportBank:
                 bank._classes[name] = bank._with_supports(changed, unscored)
         return bank
 
-    def _with_supports(self, entry: _Class, supports: ClassSupports) -> _Class:
+    def _with_supports(self, entry: BankClass, supports: ClassSupports) -> BankClass:
         """The class with other supports, and with the level that they give if no person set it."""
         if entry.is_level_by_hand:
             return replace(entry, supports=supports)
         scores = [support.loo_score for support in supports]
         return replace(entry, supports=supports, own_level=level_of_supports(self.head.presence_level, scores))
 
-    def _known(self, name: str) -> _Class:
-        if name not in self._classes:
+    def _known(self, name: str) -> BankClass:
+        return self._classes[self._name(name)]
+
+    def _name(self, name: str) -> str:
+        if (known := resolved(name, self._classes)) not in self._classes:
             raise InputError(f"Class {name!r:.80} is not enrolled; enrolled: {', '.join(self._classes) or 'none'}.")
-        return self._classes[name]
+        return known

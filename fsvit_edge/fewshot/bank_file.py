@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ READABLE_VERSIONS = (3, 4)
 METADATA_KEY = "fsvit-edge-bank"
 """Key in the file's header that only a bank has."""
 PRECISION = "fp16"
+
+MAX_HEADER_BYTES = 8_000_000
+"""Of a full bank's header, 2 MB are known; a parser needs a multiple of it in memory."""
 
 _MOST_LOG_ODDS = 100.0
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -43,8 +47,7 @@ def write_bank_file(path: Path, contents: Mapping[str, Any], tensors: Tensors) -
 def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
     """Return the header and the tensors of a file whose format and sum are right; raises as `SupportBank.load`."""
     check_bank_path(path)
-    if not path.is_file():
-        raise ArtifactError(f"Bank {path} does not exist; make one with: fsvit-edge enroll NAME IMAGE --bank {path}.")
+    _check_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
@@ -57,7 +60,7 @@ def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
         digest = header.pop("sha256")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged_header(path) from error
-    if version not in READABLE_VERSIONS or precision != PRECISION:
+    if type(version) is not int or version not in READABLE_VERSIONS or precision != PRECISION:
         raise ArtifactError(
             f"Bank {path} has format {version!r:.20} in {precision!r:.20}, this fsvit-edge reads "
             f"{' and '.join(map(str, READABLE_VERSIONS))} in {PRECISION!r}; enroll its classes again."
@@ -70,11 +73,32 @@ def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
 def precision_of_bank(path: Path, encoder_sha256: str) -> str | None:
     """Return the precision that a bank of this encoder was enrolled in; None if there is none, or it cannot be read."""
     try:
+        _check_file(path)
         with safe_open(path, framework="numpy") as file:
             encoder = json.loads((file.metadata() or {})[METADATA_KEY])["encoder"]
         return str(encoder["precision"]) if encoder["encoder_sha256"] == encoder_sha256 else None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ArtifactError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # loading it says why
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file, which could block a reader, and a header too large to be parsed."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ArtifactError(f"Bank {path} is no file; give the name of a .safetensors file.")
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(
+            f"Bank {path} does not exist; make one with: fsvit-edge enroll NAME IMAGE --bank {path}."
+        ) from error
+    except OSError as error:
+        raise ArtifactError(f"Bank {path} cannot be read: {error.strerror}.") from error
+    if size > MAX_HEADER_BYTES:
+        raise ArtifactError(
+            f"Bank {path} is damaged or not a safetensors file: its header has {size} bytes, and a bank's at most "
+            f"{MAX_HEADER_BYTES}."
+        )
 
 
 def damaged_header(path: Path) -> ArtifactError:
@@ -97,19 +121,22 @@ def read_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     negatives, margins = read_facts(entry.get("negatives")), entry.get("negative_margins", ())
     if len(negatives) != len(margins):
         raise ValueError(margins)
+    name, is_by_hand, scores = entry["name"], entry["is_level_by_hand"], entry.get("scene_scores", ())
+    if type(name) is not str or type(is_by_hand) is not bool or any(type(one) not in (int, float) for one in scores):
+        raise ValueError(entry)
     return {
-        "name": str(entry["name"]),
+        "name": name,
         "level": entry["level"],
-        "is_level_by_hand": bool(entry["is_level_by_hand"]),
+        "is_level_by_hand": is_by_hand,
         "supports": read_facts(entry),
         "negatives": negatives,
         "negative_margins": [_margin(margin) for margin in margins],
-        "scene_scores": [float(score) for score in entry.get("scene_scores", ())],
+        "scene_scores": [float(score) for score in scores],
     }
 
 
 def _margin(value: Any) -> float:
     """A negative's margin; one of more log-odds than scores can have makes no sense, and overflows."""
-    if not abs(value) <= _MOST_LOG_ODDS:
+    if type(value) not in (int, float) or not abs(value) <= _MOST_LOG_ODDS:
         raise ValueError(value)
     return float(value)

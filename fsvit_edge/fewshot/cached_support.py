@@ -14,6 +14,10 @@ from fsvit_edge.runtime.errors import ArtifactError
 
 NUM_POOLED = 9
 MAX_OBJECTNESS_WEIGHT = 2.0
+MAX_TOKENS = 4097
+"""Of a support, if the encoder is not known: the class token and a grid of 64 x 64."""
+_MAX_VALUE = 4.0  # tokens have length 1; much larger values overflow in the head
+_MAX_THUMBNAIL_PX = 512
 _DIMMED = 0.25
 TENSORS = ("kept", "pooled", "pooled_mask", "thumbnail", "thumbnail_mask")
 FACTS = ("has_mask", "loo_score", "objectness_weight")
@@ -104,6 +108,7 @@ def read_support(
     facts: Mapping[str, Any],
     num_channels: int,
     head_dim: int,
+    max_tokens: int = MAX_TOKENS,
 ) -> CachedSupport:
     """Read one support from a bank's file, where its tensors are named `key`.`field`; `facts` are its `FACTS`.
 
@@ -126,11 +131,16 @@ def read_support(
             and array.ndim == len(shape)
             and array.size > 0
             and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
-            and (dtype is not np.float16 or bool(np.isfinite(array).all()))
+            and (dtype is not np.float16 or bool((np.abs(array) <= _MAX_VALUE).all()))  # false of a NaN
         )
         if array is None or not fits:
             raise ArtifactError(f"Bank {path} is damaged: tensor {key}.{field} is missing, misshapen or not finite.")
         fields[field] = array
+    if fields["kept"].shape[1] > max_tokens:
+        got = f"{fields['kept'].shape[1]} tokens, and its encoder makes at most {max_tokens}"
+        raise ArtifactError(f"Bank {path} is damaged: support {key} has {got}.")
+    if max(fields["thumbnail"].shape) > _MAX_THUMBNAIL_PX:
+        raise ArtifactError(f"Bank {path} is damaged: tensor {key}.thumbnail is larger than {_MAX_THUMBNAIL_PX} px.")
     if fields["thumbnail_mask"].shape != fields["thumbnail"].shape[:2]:
         raise ArtifactError(f"Bank {path} is damaged: tensor {key}.thumbnail_mask is not the size of its picture.")
     loo_score, weight = facts["loo_score"], facts["objectness_weight"]
@@ -139,4 +149,6 @@ def read_support(
         if not (type(value) in (int, float) and 0 <= value <= highest) and not (field == "loo_score" and value is None):
             got = f"{value!r:.40}, not a number from 0 to {highest:g}"
             raise ArtifactError(f"Bank {path} is damaged: {field} of support {key} is {got}.")
-    return CachedSupport(**fields, has_mask=bool(facts["has_mask"]), loo_score=loo_score, objectness_weight=weight)
+    if type(facts["has_mask"]) is not bool:
+        raise ArtifactError(f"Bank {path} is damaged: has_mask of support {key} is {facts['has_mask']!r:.40}.")
+    return CachedSupport(**fields, has_mask=facts["has_mask"], loo_score=loo_score, objectness_weight=weight)

@@ -8,7 +8,7 @@ import numpy as np
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import CachedSupport, ClassSupports, Negative
 from fsvit_edge.fewshot.decide import negative_margin, subtract_negatives
-from fsvit_edge.fewshot.names import check_name
+from fsvit_edge.fewshot.names import check_name, resolved
 from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.fewshot.outlines import objectness_weight
 from fsvit_edge.fewshot.scene import SceneReport, decode_frame, encode_frame
@@ -43,7 +43,7 @@ class Enrollment:
     """What one call of `FewShotModel.enroll` learned.
 
     Attributes:
-        name: The class.
+        name: The class, as the bank has it.
         shots: Supports (enrolled pictures) that the class has now.
         mask_cover: Share of each new picture that its mask, given or guessed, covers, in [0, 1].
         kept_tokens: Image tokens of each new picture that the mask keeps, at least 1.
@@ -68,6 +68,7 @@ def enroll_class(
     is_sharp: bool,
 ) -> Enrollment:
     """Add pictures to a class of a bank, see `FewShotModel.enroll`; `is_sharp` uses objectness."""
+    name = resolved(name, bank.classes)
     check_name(name)
     if level is not None:
         check_level(level)

@@ -21,6 +21,8 @@ from fsvit_edge.fewshot.enrollment import (
     score_scene,
 )
 from fsvit_edge.fewshot.first_look import FirstLook, compare_bank
+from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
+from fsvit_edge.fewshot.names import resolved
 from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.fewshot.outlines import OUTLINES
 from fsvit_edge.fewshot.prediction import Prediction, Rejection, StageClock
@@ -303,6 +305,7 @@ class FewShotModel:
             InputError: The class is not enrolled or has `MAX_NEGATIVES` negatives, or the picture or mask cannot be
                 used; the bank is unchanged.
         """
+        name = resolved(name, self.classes)
         supports = self.bank.supports(name)
         check_rgb(image, "The frame")
         with self._blas.limit(limits=1):
@@ -367,7 +370,12 @@ class FewShotModel:
             ArtifactError: The file is missing, damaged, made by another encoder, or has more classes than the head's
                 engine was built for; the classes are unchanged.
         """
-        self.use_bank(SupportBank.load(Path(path), self.bank.identity, self.bank.head))
+        self.use_bank(SupportBank.load(Path(path), *self.rules_of_banks))
+
+    @property
+    def rules_of_banks(self) -> tuple[EncoderIdentity, HeadIdentity, int]:
+        """What `SupportBank.load` holds a file to for this model: its encoder, its head, and tokens of a support."""
+        return self.bank.identity, self.bank.head, self.manifest.support_grid**2 + 1
 
     def use_bank(self, bank: SupportBank) -> None:
         """Replace the enrolled classes by those of a bank of this model; raises like `load_bank`."""

@@ -22,7 +22,7 @@ from fsvit_edge.fewshot.overlay import PALETTE
 from fsvit_edge.fewshot.picture_sheet import SHEET_PX, captioned, sheet_of
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, with_item, with_judged, with_verdict
-from fsvit_edge.fewshot.scene import decode_frame, encode_frame
+from fsvit_edge.fewshot.scene import decode_frame, decode_jpeg, encode_frame
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.presence_level import distinct_texts
 from fsvit_edge.runtime.storage import editing
@@ -247,9 +247,10 @@ def update_review(
         ArtifactError: The file is missing or damaged.
         FsvitEdgeError: The disk is full or the folder is not writable; the file is unchanged.
     """
-    with editing(path, limit_s=limit_s):
+    with editing(path, limit_s=limit_s) as check_unchanged:
         bank = SupportBank.load(path)
         bank.review = change(bank)
+        check_unchanged()
         bank.save(path)
     return bank
 
@@ -270,13 +271,14 @@ def store_verdict(path: Path, judged: ReviewItem, supports: ClassSupports) -> bo
         ArtifactError: The file is damaged.
         FsvitEdgeError: The disk is full or the folder is not writable; the file is unchanged.
     """
-    with editing(path, limit_s=BUSY_S):
+    with editing(path, limit_s=BUSY_S) as check_unchanged:
         bank = SupportBank.load(path) if path.is_file() else None
         if bank is None or judged.name not in bank.classes:
             return False
         if not share_a_picture(bank.supports(judged.name), supports):
             return False
         bank.review = with_judged(bank.review, judged)
+        check_unchanged()
         bank.save(path)
     return True
 
@@ -308,7 +310,7 @@ def _answer(prediction: Prediction, name: str) -> tuple[float, bool]:
 
 def _cells(jpeg: bytes) -> npt.NDArray[np.int16] | None:
     """The picture in 16 x 16 cells, None if it cannot be read; decoding an eighth of it is several times faster."""
-    small = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_COLOR_8) if jpeg else None
+    small = decode_jpeg(jpeg, cv2.IMREAD_REDUCED_COLOR_8)
     if small is None:
         return None
     return np.asarray(cv2.resize(small, (_SAME_CELLS, _SAME_CELLS), interpolation=cv2.INTER_AREA), np.int16)

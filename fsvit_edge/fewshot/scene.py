@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.errors import ArtifactError
@@ -16,6 +18,7 @@ from fsvit_edge.runtime.presence_level import score_text
 
 MAX_SCENE_FRAMES = 32
 _JPEG_QUALITY = 92
+_MAX_FRAME_PX = 4096  # a JPEG of 200 kB can have a side of 65,535, and take 12 GB
 _CONFIDENCE = 0.95
 
 
@@ -58,13 +61,25 @@ def encode_frame(image: Image, size: int) -> bytes:
 
 def decode_frame(data: bytes) -> Image:
     """Return the (S, S, 3) uint8 RGB picture of `encode_frame`; an ArtifactError if the data is no picture."""
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    decoded = decode_jpeg(data, cv2.IMREAD_COLOR)
     if decoded is None:
         raise ArtifactError(
             "A picture that the bank keeps, of the empty scene or to judge, cannot be read; use a copy of the bank, or "
             "learn the scene again."
         )
     return np.ascontiguousarray(decoded[..., ::-1], np.uint8)
+
+
+def decode_jpeg(data: bytes, flags: int) -> npt.NDArray[np.uint8] | None:
+    """Decode a picture that a bank keeps, as OpenCV does; None if it is no JPEG, or larger than any that we write."""
+    try:
+        width, height = PIL.Image.open(BytesIO(data), formats=("JPEG",)).size
+    except Exception:  # Pillow answers damaged data with many kinds of errors
+        return None
+    if max(width, height) > _MAX_FRAME_PX:
+        return None
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    return None if decoded is None else np.asarray(decoded, np.uint8)
 
 
 def read_jpeg(path: Path, tensors: Mapping[str, npt.NDArray[Any]], key: str) -> bytes:

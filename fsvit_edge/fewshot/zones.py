@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.names import check_name
+from fsvit_edge.fewshot.names import check_name, composed
 from fsvit_edge.fewshot.support_masks import Box
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 
@@ -98,7 +98,7 @@ def parse_zone(text: str) -> Zone:
         values = []
     if not equals or not values or len(values) % 2:
         raise InputError(f"Unsupported zone {text!r:.80}; {_EXPECTED}.")
-    return Zone(name.strip(), tuple(zip(values[::2], values[1::2], strict=True)))
+    return Zone(composed(name.strip()), tuple(zip(values[::2], values[1::2], strict=True)))
 
 
 def check_zones(zones: tuple[Zone, ...]) -> None:

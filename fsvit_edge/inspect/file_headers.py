@@ -98,6 +98,8 @@ def _text(message: defaultdict[int, list[Any]], number: int) -> str:
 
 _MAX_PICKLE_BYTES = 64 * 2**20
 _PARTS = {"backbone": "backbone.", "head": "learner.", "objectness decoder": "objectness."}
+NO_PART = "neither a backbone nor a head"
+"""What is in a file that is no checkpoint of ours; it may be a backbone's alone."""
 _HARMLESS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_\w+|torch \w+Storage|torch\.serialization _\w+")
 """Functions that unpickling a checkpoint of nothing but tensors calls."""
 
@@ -185,4 +187,4 @@ def _parts(names: list[str]) -> str:
     """The tensors by part of the network: 186 of the backbone, 60 of the head."""
     counts = {part: sum(name.startswith(prefix) for name in names) for part, prefix in _PARTS.items()}
     found = ", ".join(f"{count} tensors of the {part}" for part, count in counts.items() if count)
-    return found or "neither a backbone nor a head"
+    return found or NO_PART

@@ -8,7 +8,7 @@ from typing import Any
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.bank_file import METADATA_KEY
-from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts
+from fsvit_edge.inspect.file_headers import NO_PART, pickled_facts, read_onnx_header, safetensors_facts
 from fsvit_edge.runtime.bundle import (
     DEFAULT_BUNDLE,
     MANIFEST_NAME,
@@ -281,7 +281,9 @@ def _inspect_pickled(path: Path) -> Inspection:
 
 
 def _checkpoint(path: Path, tensors: dict[str, Any]) -> Inspection:
-    facts = {"size": _size(path), **tensors, "to export it": f"fsvit-edge export --checkpoint {path}"}
+    facts = {"size": _size(path), **tensors}
+    if tensors["contains"] != NO_PART:
+        facts["to export it"] = f"fsvit-edge export --checkpoint {path}"
     return Inspection(str(path), "checkpoint", facts, None, ())
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.learn.examples import IGNORE, Example, FewShotData, check_size, picture_size_hw, read_stored_mask
+from fsvit_edge.learn.examples import IGNORE, Example, FewShotData, picture_size_hw
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.pictures import by_stem, pictures_in, read_mask
+from fsvit_edge.runtime.masks import read_roles
+from fsvit_edge.runtime.pictures import by_stem, pictures_in
 
 NUM_FOLDS = 4
 LAYOUT = "<root>/<class>/images/<stem>.jpg and optionally <root>/<class>/masks/<stem>.png"
@@ -28,8 +29,7 @@ class FolderFewShot(FewShotData):
     Copies of one photograph are recognized by their content, and by `<root>/index.csv` if it exists: its columns
     `class` and `image` name a picture, `same_image_as` its copies, as class/stem separated by spaces.
 
-    A mask marks its own class: bright pixels are the object, as for `fsvit-edge enroll`. In a mask with the values 0, 1
-    and 255, or with a palette and the values 0, 255 and one more, 255 is ignored.
+    A mask marks its own class, and is read as by `fsvit-edge enroll`, see `runtime.masks`; void is ignored.
 
     `root` has the layout `LAYOUT`; other folders and files in it are ignored. `classes` are the names of the classes to
     use, None for all; labels number all class folders in sorted order. The photographs of the classes in `exclude` are
@@ -77,13 +77,7 @@ class FolderFewShot(FewShotData):
         image, path = self.examples[index].image, self.examples[index].mask
         if path is None:
             raise InputError(f"{image} has no mask; expected {LAYOUT}.")
-        stored, mode = read_stored_mask(path)
-        if mode in ("L", "P"):
-            values = np.flatnonzero(np.bincount(stored.ravel(), minlength=256)[1:IGNORE]) + 1
-            if values.size == 1 and (stored == IGNORE).any() and (mode == "P" or values[0] == 1):
-                check_size(stored, path, image)
-                return np.where(stored == IGNORE, IGNORE, stored == values[0]).astype(np.uint8)
-        return read_mask(path, picture_size_hw(image)).astype(np.uint8)
+        return read_roles(path, picture_size_hw(image))
 
     def read_truth(self, index: int, labels: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Return (H, W) uint8: i + 1 on labels[i], 0 elsewhere, `IGNORE` where unknown.

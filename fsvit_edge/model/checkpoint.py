@@ -27,6 +27,11 @@ HEAD_PREFIX = "learner."
 OBJECTNESS_PREFIX = "objectness."
 PUBLISHED_IMAGE_SIZE = 400
 
+_WEIGHTS_KEYS = ("state_dict", "model_state_dict", "teacher", "model", "student")  # DINO's teacher is the better one
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # what torch.compile and others add
+_ANCHOR = "patch_embed.proj.weight"  # every ViT has it
+_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
+
 
 def load_network(
     checkpoint: Path,
@@ -65,8 +70,7 @@ def load_network(
         )
     config = _configuration(checkpoint, backbone, image_size, head, backbone_state)
     if weights is not None:
-        backbone_state = read_state(weights)
-        backbone_state = _strip(backbone_state, BACKBONE_PREFIX) or backbone_state
+        backbone_state = _backbone_of(read_state(weights))
     if not backbone_state and config.backbone in OUR_BACKBONES:
         raise ArtifactError(f"{checkpoint} contains no backbone weights; give them with --weights FILE.")
     network = FewShotNetwork(config, pretrained=pretrained or not backbone_state)
@@ -99,8 +103,7 @@ def build_network(
     """
     if (weights is None) != pretrained:
         raise InputError("Give the backbone's weights once: either --weights FILE or --pretrained.")
-    state = {} if weights is None else read_state(weights)
-    state = _strip(state, BACKBONE_PREFIX) or state
+    state = {} if weights is None else _backbone_of(read_state(weights))
     if backbone is None:
         if weights is None:
             raise InputError("Give the name of the backbone to download with --backbone.")
@@ -134,14 +137,17 @@ def save_network(network: FewShotNetwork, path: Path) -> None:
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors, .ckpt, .pth or .pt file.
 
-    Lightning's `state_dict` and DINO's `teacher` (with its `module.` prefix) are unpacked. An ArtifactError says that
-    the file is missing, is damaged, or contains Python objects that are unsafe to load.
+    Lightning's `state_dict`, DINO's `teacher` and the like are unpacked, and what `torch.compile` and wrappers for
+    several GPUs add to the names is taken off. An ArtifactError says that the file is missing, is damaged, is only a
+    part of a checkpoint, or contains Python objects that are unsafe to load.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist or is not a file; give a .safetensors, .ckpt or .pth file.")
+    if path.suffix == ".json" or _SHARD.search(path.stem):
+        raise ArtifactError(f"{path} belongs to a checkpoint in several files; give one file with all shards.")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return _unwrapped(load_file(path))
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{path} is not a readable safetensors file: {error}.") from error
     try:
@@ -160,19 +166,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 'torch.save({"state_dict": checkpoint["state_dict"]}, "clean.ckpt").'
             ) from error
         raise ArtifactError(f"{path} is damaged or not a PyTorch file; download or copy it again.") from error
-    for key in ("state_dict", "teacher"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    while isinstance(content, dict) and (inner := [content[key] for key in _WEIGHTS_KEYS if key in content]):
+        if not isinstance(inner[0], dict):
+            break
+        content = inner[0]
     if not isinstance(content, dict) or not content:
         raise ArtifactError(f"{path} contains no state_dict (a dict of tensors).")
-    return {str(key).removeprefix("module."): tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
+    return _unwrapped({str(key): tensor for key, tensor in content.items() if isinstance(tensor, Tensor)})
 
 
 def infer_backbone(state: Mapping[str, Tensor]) -> str:
     """Return the supported backbone that fits the stem, or the patch size, width and registers, of `state`."""
     if any(name.startswith("patch_embed.proj.fine.") for name in state):
         return HYBRID_BACKBONE
-    patch = state.get("patch_embed.proj.weight")
+    patch = state.get(_ANCHOR)
     if patch is not None:
         family = "dinov2" if any(".ls1." in name for name in state) else "dino"
         registers = "reg4_" if any(name in state for name in ("reg_token", "register_tokens")) else ""
@@ -180,6 +187,11 @@ def infer_backbone(state: Mapping[str, Tensor]) -> str:
         for name in SUPPORTED_BACKBONES:
             if name.startswith(f"vit_{width}_patch{patch.shape[-1]}_{registers}") and f"{family}." in f"{name}.":
                 return name
+    if patch is None:
+        raise ArtifactError(
+            f"The checkpoint contains no backbone of a known kind: its first tensors are "
+            f"{', '.join(list(state)[:3]) or 'none'}, expected names such as {_ANCHOR}."
+        )
     raise ArtifactError("The backbone of the checkpoint was not recognized; give its name with --backbone.")
 
 
@@ -209,6 +221,25 @@ def _stored_head(checkpoint: Path) -> str:
     file = checkpoint.with_suffix(".json")
     is_ours = checkpoint.suffix == ".safetensors" and file.is_file()
     return ModelConfig.from_json(file).head if is_ours else TRAINED_HEAD
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the names of wrappers off: anywhere, as a part of a network can be wrapped; "module" only in front."""
+    plain = {}
+    for name, tensor in state.items():
+        parts = [part for part in name.split(".") if part not in _WRAPPERS]
+        while parts[0] == "module" and len(parts) > 1:
+            del parts[0]
+        plain[".".join(parts)] = tensor
+    return plain
+
+
+def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a backbone, whatever stands before all their names, as in "encoder.cls_token"."""
+    if ours := _strip(state, BACKBONE_PREFIX):
+        return ours
+    prefixes = [name.removesuffix(_ANCHOR) for name in state if name.endswith(_ANCHOR)]
+    return _strip(state, prefixes[0]) if len(prefixes) == 1 else dict(state)
 
 
 def _strip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

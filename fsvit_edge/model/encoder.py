@@ -217,7 +217,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], part: str) -> 
     wanted = module.state_dict()
     if missing := sorted(wanted.keys() - state.keys()):
         raise ArtifactError(
-            f"The {part} weights lack {len(missing)} tensors, for example {missing[0]!r}; is it the right file?"
+            f"The {part} weights lack {len(missing)} tensors, for example {missing[0]!r}; is it the right file? It has "
+            f"{', '.join(list(state)[:3]) or 'none'}."
         )
     if unknown := sorted(state.keys() - wanted.keys()):
         raise ArtifactError(f"The {part} weights contain {len(unknown)} unknown tensors, for example {unknown[0]!r}.")

@@ -76,6 +76,7 @@ def enroll(
     The mask is (H, W) bool; None enrolls by the name alone. Raises like `enroll_pictures`.
     """
     report = enroll_pictures(model, name, [SupportPicture(f"Picture 1 of {name!r}", image, mask)])
+    name = report.name
     (one,) = report.pictures
     after = one.prediction
     found = after.pixels(name)

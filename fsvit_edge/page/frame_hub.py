@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
+from fsvit_edge.runtime import masks
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 _MAX_FROZEN = 4
@@ -183,7 +184,7 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def decode_mask(png_base64: str, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Decode base64 of a grayscale PNG of a known size into an (H, W) bool mask: above 127 is the object."""
+    """Decode base64 of a PNG of a known size into an (H, W) bool mask, as `runtime.masks` reads it."""
     try:
         data = base64.b64decode(png_base64, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -194,10 +195,7 @@ def decode_mask(png_base64: str, size_hw: tuple[int, int]) -> npt.NDArray[np.boo
         raise InputError(
             f"Field mask_png must be a PNG of the frame's {size_hw[1]} x {size_hw[0]} pixels, got {width} x {height}."
         )
-    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if mask is None or mask.shape != size_hw:
-        raise InputError("Field mask_png is a damaged PNG.")
-    return np.asarray(mask > 127, np.bool_)
+    return masks.decode_mask(data, "Field mask_png", size_hw)
 
 
 def _encode_result(frame: Frame, prediction: Prediction) -> bytes:

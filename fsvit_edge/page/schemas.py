@@ -30,7 +30,7 @@ class MarkedFrame(BaseModel):
     frame_id: str
     box_xyxy: Box | None = Field(default=None, description=_BOX_HELP)
     mask_png: str | None = Field(
-        default=None, description="Base64 of a grayscale PNG of the frame's size; object above 127."
+        default=None, description="Base64 of a PNG of the frame's size, read as a mask file is: white is the object."
     )
 
 

@@ -25,7 +25,7 @@ from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
 from fsvit_edge.page.shown_state import Seen, ShownState
 from fsvit_edge.page.trials import Trials
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.runtime.storage import BusyError, editing
+from fsvit_edge.runtime.storage import BusyError, editing, version_of
 
 _Answer = TypeVar("_Answer")
 
@@ -51,6 +51,7 @@ class PageState:
     saved_changes: int | None = field(init=False)  # None: the file does not have all of it
     file_sum: str | None = field(init=False)  # of the file as this run read or wrote it; None: it did neither
     first_changes: int = field(init=False)
+    found_in_file: tuple[tuple[int, ...] | None, str | None] = (None, None)  # its version, and the sum of that
 
     def __post_init__(self) -> None:
         self.trials = Trials(self.model)
@@ -68,13 +69,15 @@ class PageState:
 
     @property
     def is_saved(self) -> bool:
-        """Whether nothing has changed since the classes were saved; a change that timed out may still come."""
-        return self.saved_changes == self.model.changes
+        """Whether the file has these classes; a change that timed out may still come."""
+        return self.saved_changes == self.model.changes and self._file_is_as_known()
 
     @property
     def has_unsaved_changes(self) -> bool:
         """Whether a person changed something here that is not in the file."""
-        return not self.is_saved and (self.model.changes != self.first_changes or bool(self.unstored))
+        return self.saved_changes != self.model.changes and (
+            self.model.changes != self.first_changes or bool(self.unstored)
+        )
 
     def seen(self, source: str) -> Seen:
         """What the page shows now of a source."""
@@ -115,7 +118,7 @@ class PageState:
             ArtifactError: Without `overwrite`, the file is no bank, or has classes that this run never read or wrote.
             BusyError: Another process has been changing the bank for `BUSY_S`.
         """
-        with self._writing(), editing(self.bank_path, limit_s=BUSY_S):
+        with self._writing(), editing(self.bank_path, limit_s=BUSY_S) as check_unchanged:
             theirs = self._file()
             if not overwrite:
                 self._refuse_to_overwrite(theirs)
@@ -126,6 +129,7 @@ class PageState:
 
             # Written in this thread: the disk may take seconds, in which the loop would process no frames.
             changes, bank = self.model.read(take)
+            check_unchanged()
             bank.save(self.bank_path)
             self.saved_changes, self.file_sum = changes, bank.sum_without_review
             self.unstored.clear()
@@ -148,7 +152,7 @@ class PageState:
     def upload(self, path: Path) -> None:
         """Replace the classes by those of a file, which may be a copy of the bank's file; raises like `load_bank`."""
         # Read in this thread, as it is written.
-        bank = SupportBank.load(path, *self.model.read(lambda model: (model.bank.identity, model.bank.head)))
+        bank = SupportBank.load(path, *self.model.read(lambda model: model.rules_of_banks))
         uploaded = bank.sum_without_review
         self.model.update(lambda model: model.use_bank(bank))
         if (file := self._file()) is not None and file.sum_without_review == uploaded:
@@ -164,6 +168,17 @@ class PageState:
                 model.bank.review = self._with_verdicts_of(model.bank, theirs)
 
             self.model.read(take_over)
+
+    def _file_is_as_known(self) -> bool:
+        """Whether the file is as this run read or wrote it, but for verdicts; it is read only if it was written."""
+        if self.file_sum is None:
+            return True
+        version, found = self.found_in_file
+        if version != (now := version_of(self.bank_path)):
+            file = self._file()
+            found = None if file is None else file.sum_without_review
+            self.found_in_file = now, found
+        return found == self.file_sum
 
     def _file(self) -> SupportBank | None:
         """The bank in the file; None if it does not exist or cannot be read."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,6 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 MAX_PICTURE_PX = 40_000_000
 MAX_PICTURE_BYTES = 64_000_000
 
-_VOID_LABEL = 255
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 _FORMATS_TEXT = "PNG, JPEG, BMP, WebP, TIFF or GIF"
 _ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
@@ -40,7 +38,7 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: The file is missing, empty, damaged, too large, of another format, or not a regular file.
     """
-    with _decoded(path) as image:
+    with decoded_file(path) as image:
         if image.mode == "F":
             raise InputError(f"{path} has floating-point pixels; save it with 8 or 16 bits per channel.")
         if image.mode.startswith("I"):
@@ -51,34 +49,6 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
             paper = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(paper, image)
         return np.array(image.convert("RGB"))
-
-
-def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Read the mask of a picture of height and width `size_hw`: bright is the object, dark is the rest.
-
-    A pixel is foreground above half of the range (127 of 255), or above 0 if the mask contains only 0 and 1. If the
-    transparency varies, it is the mask (a cut-out); in a color palette (PASCAL VOC's label maps) everything but black
-    and void (255) is the object; otherwise the luminance decides. The EXIF orientation is applied.
-
-    Returns:
-        (H, W) bool, with at least one True.
-
-    Raises:
-        InputError: The file cannot be read (see `read_image`), has another size, or marks no pixel.
-    """
-    with _decoded(path) as image:
-        values = _mask_values(image)
-    if values.shape != size_hw:
-        raise InputError(
-            f"The mask {path} is {values.shape[1]}x{values.shape[0]} pixels, but its picture is "
-            f"{size_hw[1]}x{size_hw[0]}; give a mask of the picture's size."
-        )
-    highest = values.max()
-    full = 65535 if highest > 255 else 255
-    mask: npt.NDArray[np.bool_] = values > (0 if highest == 1 else full // 2)
-    if not mask.any():
-        raise InputError(f"The mask {path} marks no pixel; paint the object white (above 127) and the rest black.")
-    return mask
 
 
 def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
@@ -120,31 +90,39 @@ def _natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 @contextmanager
-def _decoded(path: Path) -> Iterator[Image.Image]:
-    data = _file_bytes(path)
+def decoded_file(path: Path) -> Iterator[Image.Image]:
+    """Decode a picture file for Pillow, upright; raises as `read_image`."""
+    with decoded(_file_bytes(path), str(path)) as image:
+        yield image
+
+
+@contextmanager
+def decoded(data: bytes, what: str) -> Iterator[Image.Image]:
+    """Decode the bytes of a picture file; `what` is how errors call it, to start a sentence."""
     with warnings.catch_warnings():
         # Pillow warns about sizes and EXIF details; our own limits below decide, in one sentence or not at all.
         warnings.simplefilter("ignore")
         try:
             image = Image.open(BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError as error:
-            raise InputError(f"{path} is damaged or not a {_FORMATS_TEXT} picture.") from error
+            raise InputError(f"{what} is damaged or not a {_FORMATS_TEXT} picture.") from error
         except Image.DecompressionBombError as error:
-            raise InputError(f"{path} has more than {MAX_PICTURE_PX // 10**6} megapixels; make it smaller.") from error
+            raise InputError(f"{what} has more than {MAX_PICTURE_PX // 10**6} megapixels; make it smaller.") from error
         # Decoders answer damaged data with many kinds of exceptions: OSError, SyntaxError, ValueError, struct.error.
         except Exception as error:
-            raise InputError(f"{path} is damaged: its header cannot be read ({error}).") from error
+            raise InputError(f"{what} is damaged: its header cannot be read ({error}).") from error
         with image:
             if image.width * image.height > MAX_PICTURE_PX:
                 raise InputError(
-                    f"{path} has {image.width}x{image.height} pixels, more than the {MAX_PICTURE_PX // 10**6} "
+                    f"{what} has {image.width}x{image.height} pixels, more than the {MAX_PICTURE_PX // 10**6} "
                     "megapixels allowed; make it smaller."
                 )
             try:
                 image.load()
                 upright = ImageOps.exif_transpose(image)
             except Exception as error:
-                raise InputError(f"{path} is damaged or cut short: its pixels cannot be decoded ({error}).") from error
+                raise InputError(f"{what} is damaged or cut short: its pixels cannot be decoded ({error}).") from error
+            upright.format = image.format
             yield upright
 
 
@@ -166,19 +144,3 @@ def _file_bytes(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"The picture {path} cannot be read: {reason}.") from error
-
-
-def _mask_values(image: Image.Image) -> npt.NDArray[Any]:
-    if image.has_transparency_data:
-        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
-        if alpha.min() != alpha.max():
-            return alpha
-    if image.mode == "F" or image.mode.startswith("I"):
-        return np.asarray(image)
-    if image.mode == "P":
-        colors = np.asarray(image.convert("RGB"))
-        if (colors != colors[..., :1]).any():
-            # Label maps in color (PASCAL VOC's): class 1 is a dark red, which by luminance would be background.
-            void = np.asarray(image) == _VOID_LABEL
-            return np.where(colors.any(axis=2) & ~void, 255, 0).astype(np.uint8)
-    return np.asarray(image.convert("L"))

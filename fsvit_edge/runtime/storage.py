@@ -285,15 +285,31 @@ def _wait_for_lock(descriptor: int, path: Path, limit_s: float | None) -> None:
 @contextmanager
 def editing(
     path: Path, on_wait: Callable[[Path], None] = lambda _: None, limit_s: float | None = None
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Let one process at a time read, change and write the files of a file's folder, or the last one would win.
 
-    Of a link, it is the folder that it leads to. A file system without locks lets everyone in. `on_wait` gets the
-    folder, once, if another process has the lock; a BusyError if it still has it after `limit_s`.
+    Of a link, it is the folder that it leads to. A file system without locks lets everyone in, so what this yields is
+    to be called before the write: it raises a BusyError if the file was changed since. `on_wait` gets the folder,
+    once, if another process has the lock; a BusyError if it still has it after `limit_s`.
     """
     folder = next(parent for parent in target_of(path).parents if parent.is_dir())
     with locked(folder, required=False, on_wait=lambda: on_wait(folder), limit_s=limit_s):
-        yield
+        before = version_of(path)
+
+        def check_unchanged() -> None:
+            if version_of(path) != before:
+                raise BusyError(f"{path} was changed by another program meanwhile; nothing was saved, so do it again.")
+
+        yield check_unchanged
+
+
+def version_of(path: Path) -> tuple[int, ...] | None:
+    """What differs after a file is written; None if there is none that can be seen."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _is_locked(path: Path) -> bool:

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fsvit_edge.fewshot.bank import MAX_CLASSES, MAX_NEGATIVES, SupportBank
+from fsvit_edge.fewshot.bank_class import MAX_SHOTS, MAX_SUPPORTS
 from fsvit_edge.fewshot.bank_file import digest_of
 from fsvit_edge.fewshot.cached_support import CachedSupport, Negative
 from fsvit_edge.fewshot.decide import NEGATIVE_MARGIN
@@ -129,7 +131,24 @@ def test_an_impossible_change_is_refused_and_changes_nothing(act: Callable[[Supp
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", "\t", " cat", "cat ", "cat\n", "a\nb", "a\tb", "a\x1b[31mb", "a\0b", "a\u202eb", "a\ud800b", "x" * 81],
+    [
+        *(
+            "",
+            " ",
+            "\t",
+            " cat",
+            "cat ",
+            "cat\n",
+            "a\nb",
+            "a\tb",
+            "a\x1b[31mb",
+            "a\0b",
+            "a\u202eb",
+            "a\ud800b",
+            "x" * 81,
+        ),
+        *("x" * 81, "a\u200bb", "a\u2028b", "a\u2067b", "a\x85b", "\u200d", "\u3000", "\xa0x", "\ufe0f"),
+    ],
     ids=repr,
 )
 def test_a_name_that_cannot_be_shown_is_refused(name: str) -> None:
@@ -142,12 +161,63 @@ def test_a_name_that_cannot_be_shown_is_refused(name: str) -> None:
     assert same(bank, filled())
 
 
-@pytest.mark.parametrize("name", ["x", "x" * MAX_NAME_LENGTH, "my cat", "Größe 猫", "a/b", "--mask", "🐈", "'\"\\"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "x",
+            "x" * MAX_NAME_LENGTH,
+            "my cat",
+            "Größe 猫",
+            "a/b",
+            "--mask",
+            "🐈",
+            "'\"\\",
+            "左\u3000右",
+            "a\xa0b",
+            "קפה",
+        ),
+        # with joiners: Persian, Hindi, Sinhala, emoji; and a character that Unicode got in 2022
+        *(
+            "a\xa0b",
+            "\u0646\u06cc\u0645\u200c\u0641",
+            "क्\u200dष",
+            "ක්\u200dෂ",
+            "👩\u200d🚀",
+            "🏴\u200d☠\ufe0f",
+            "x\U0001face",
+        ),
+    ],
+    ids=ascii,
+)
 def test_any_other_name_is_accepted_and_survives_a_save(name: str, path: Path) -> None:
     bank = SupportBank(IDENTITY)
     bank.add(name, [support(0)])
     bank.save(path)
     assert SupportBank.load(path).classes == (name,)
+
+
+def test_a_name_in_two_forms_is_one_class(path: Path) -> None:
+    bank = SupportBank(IDENTITY)
+    bank.add("Caf\u00e9", [support(0)])
+    bank.add("Cafe\u0301", [support(1)])
+    assert bank.classes == ("Caf\u00e9",)
+    assert len(bank.supports("Cafe\u0301")) == 2
+    bank.add("Tu\u0308r", [support(2)])
+    bank.set_level("Tu\u0308r", 0.5)
+    assert bank.classes == ("Caf\u00e9", "T\u00fcr")
+    with pytest.raises(InputError, match="already exists"):
+        bank.rename("T\u00fcr", "Cafe\u0301")
+    # A bank that has both is read as it is.
+    bank._add("Tu\u0308r", [support(3)])
+    bank.save(path)
+    loaded = SupportBank.load(path)
+    assert loaded.classes == ("Caf\u00e9", "T\u00fcr", "Tu\u0308r")
+    assert [len(loaded.supports(name)) for name in loaded.classes] == [2, 1, 1]
+    loaded.remove("Tu\u0308r")
+    assert loaded.classes == ("Caf\u00e9", "T\u00fcr")
+    loaded.rename("Tu\u0308r", "door")
+    assert loaded.classes == ("Caf\u00e9", "door")
 
 
 def test_the_bank_is_full_with_255_classes() -> None:
@@ -170,7 +240,7 @@ def test_the_size_of_a_support_is_that_of_its_arrays() -> None:
 
 def test_a_bank_is_loaded_bit_for_bit(path: Path) -> None:
     bank = filled()
-    extremes = np.array([0.0, -0.0, 6e-8, 65504], np.float16)
+    extremes = np.array([0.0, -0.0, 6e-8, 4.0], np.float16)
     bank.add("extremes", [replace(support(0), kept=np.broadcast_to(extremes, (CHANNELS, 5, DIM)))])
     for one in (bank, filled(replace(IDENTITY, encoder_sha256="cd" * 32)), SupportBank(IDENTITY)):
         one.save(path)  # over the last one
@@ -220,7 +290,6 @@ def test_predictions_are_the_same_before_saving_and_after_loading(path: Path) ->
             "was made in int8, but the engines here compute in fp32; use it with --precision int8 or",
         ),
         ({"head_dim": DIM + 1}, "has tokens of a different shape than this bundle's"),
-        ({"encoder_sha256": 5}, "was made with a different encoder: 5... (nano)"),
     ],
 )
 def test_a_bank_of_another_encoder_is_refused_with_the_difference(
@@ -275,6 +344,7 @@ def as_format_2(header: dict[str, Any], _: object) -> None:
     header.update(format_version=2, classes=classes)
 
 
+SHEETS = (("", (3,), np.uint8), ("_mask", (), np.bool_))
 NO_BANK = "is not a support bank of fsvit-edge: its header is missing or damaged"
 FORGED: list[tuple[Change, str]] = [
     (poison(np.nan), "tensor 1.0.kept is missing, misshapen or not finite"),
@@ -288,13 +358,13 @@ FORGED: list[tuple[Change, str]] = [
     (tensor("0.0.thumbnail", 5, 6, dtype=np.uint8), "tensor 0.0.thumbnail is"),
     (tensor("0.0.thumbnail_mask", 6, 5, dtype=np.bool_), "not the size of its picture"),
     (lambda h, _: h.pop("encoder"), NO_BANK),
-    (lambda h, _: h["encoder"].pop("image_size"), NO_BANK),
-    (lambda h, _: h["encoder"].update(color=1), NO_BANK),
+    (lambda h, _: h["encoder"].pop("image_size"), "wrong values: 'image_size' is missing"),
+    (lambda h, _: h["encoder"].update(color=1), "wrong values: unknown field 'color'"),
     (lambda h, _: h.pop("head"), NO_BANK),
     (lambda h, _: h.update(classes=[1]), NO_BANK),
     (lambda h, _: h["classes"][1].pop("level"), NO_BANK),
     (lambda h, _: h["classes"][1].pop("loo_score"), NO_BANK),
-    (cat(has_mask=[1] * 3), NO_BANK),  # the other lists have 2
+    (cat(has_mask=[True] * 3), NO_BANK),  # the other lists have 2
     (cat(negatives={"has_mask": [1]}), NO_BANK),
     (cat(negative_margins=[float("nan")]), NO_BANK),
     (cat(negative_margins=["wide"]), NO_BANK),
@@ -340,9 +410,37 @@ FORGED: list[tuple[Change, str]] = [
     (lambda h, _: h.update(precision="int8"), "has format 4 in 'int8'"),
     (cat(name="a\nb"), "is damaged: A class name must be"),
     (cat(has_mask=[], loo_score=[], objectness_weight=[]), "Class 'cat' needs"),
-    (cat(has_mask=[1] * 3, loo_score=[None] * 3, objectness_weight=[0] * 3), "0.2.kept is missing"),
+    (cat(has_mask=[True] * 3, loo_score=[None] * 3, objectness_weight=[0] * 3), "0.2.kept is missing"),
     (lambda h, _: h["head"].update(presence_level=1), "level of a class must be"),
-    (lambda h, _: h["head"].update(presence_level="high"), "level of a class must be"),
+    (lambda h, _: h["head"].update(presence_level="high"), "wrong values: presence_level is 'high'"),
+    *(
+        (lambda h, _, of=of, values=values: h[of].update(values), f"wrong values: {next(iter(values))} is")
+        for of, values in (
+            ("encoder", {"num_channels": float(CHANNELS)}),
+            ("encoder", {"head_dim": float(DIM)}),
+            ("encoder", {"image_size": True}),
+            ("encoder", {"name": [1, 2]}),
+            ("head", {"sha256": 5}),
+        )
+    ),
+    (lambda h, _: h["encoder"].update(name="x" * 1000), NO_BANK),
+    (lambda h, _: h.update(format_version=4.0), "has format 4.0 in 'fp16'"),
+    (lambda h, _: h.update(scene_frames="2"), NO_BANK),
+    (cat(name=["cat"]), NO_BANK),
+    (cat(is_level_by_hand="no"), NO_BANK),
+    (cat(scene_scores=["0.5", True]), NO_BANK),
+    (cat(negative_margins=[True]), NO_BANK),
+    (cat(has_mask=[1, 0]), "has_mask of support 0.0 is 1"),
+    (poison(65504), "tensor 1.0.kept is missing, misshapen or not finite"),
+    (tensor("0.0.kept", CHANNELS, 5000, DIM), "support 0.0 has 5000 tokens, and its encoder makes at most 4097"),
+    (
+        lambda _, t: t.update({f"0.0.thumbnail{end}": np.zeros((1, 513, *rest), kind) for end, rest, kind in SHEETS}),
+        "tensor 0.0.thumbnail is larger than 512 px",
+    ),
+    (
+        cat(has_mask=[True] * 2000, loo_score=[None] * 2000, objectness_weight=[0] * 2000),
+        "it has more than 1275 pictures and negatives",
+    ),
     *(
         (cat(level=wrong), f"got {wrong!r}")
         for wrong in (0, 1, 1.5, -1.0, None, "0.5", True, float("nan"), float("inf"))
@@ -491,6 +589,28 @@ def test_negatives_are_compared_after_the_classes_in_their_order() -> None:
     assert bank.negative_margins == ((0, -1.0),)
 
 
+def test_a_class_and_a_bank_have_a_limited_number_of_pictures() -> None:
+    bank = SupportBank(IDENTITY, HEAD)
+    one = support(0)
+    bank.add("cat", [one] * MAX_SHOTS)
+    with pytest.raises(InputError, match="'cat' would have 101 pictures, and can have 100; give the best ones"):
+        bank.add("cat", [one])
+    for number in range(MAX_SUPPORTS // MAX_SHOTS - 1):
+        bank.add(f"{number}", [one] * MAX_SHOTS)
+    bank.add("rest", [one] * (MAX_SUPPORTS % MAX_SHOTS))
+    with pytest.raises(InputError, match="has 1275 pictures and negatives, and can have 1275, so 1 more of 'one' do"):
+        bank.add("one", [one])
+    with pytest.raises(InputError, match="so 1 more of 'cat' do not fit; remove some first"):
+        bank.add_negative("cat", Negative(one, 0.5))
+
+
+def test_tokens_are_held_to_the_encoder_that_will_use_them(path: Path) -> None:
+    filled().save(path)
+    assert SupportBank.load(path, IDENTITY, HEAD, max_tokens=7).classes == filled().classes
+    with pytest.raises(ArtifactError, match=r"support 1\.0 has 7 tokens, and its encoder makes at most 6"):
+        SupportBank.load(path, IDENTITY, HEAD, max_tokens=6)
+
+
 def test_a_class_has_a_limited_number_of_negatives() -> None:
     bank = filled()
     for seed in range(MAX_NEGATIVES - 1):
@@ -618,7 +738,12 @@ def with_header(header: str | None) -> Callable[[Path], None]:
     ("make", "reason"),
     [
         (lambda _: None, "does not exist; make one with: fsvit-edge enroll"),
-        (Path.mkdir, "does not exist; make one with: fsvit-edge enroll"),
+        (Path.mkdir, "is no file; give the name of a .safetensors file"),
+        (os.mkfifo, "is no file; give the name of a .safetensors file"),
+        (
+            lambda path: path.write_bytes((90_000_000).to_bytes(8, "little") + b"{"),
+            "its header has 90000000 bytes, and",
+        ),
         (lambda path: path.write_text("not a bank\n" * 10), "is damaged or not a safetensors file"),
         (with_header(None), NO_BANK),  # a checkpoint
         (with_header("[]"), NO_BANK),

@@ -146,7 +146,7 @@ def test_unusable_classes_are_refused(root: Path) -> None:
     ("stored", "sentence"),
     [
         (rows(255, 255, 255, 255, 255), r"masks/0\.png is 8x5 pixels, but its picture is 8x6"),
-        (rows(255, 1, 1, 1, 1), r"masks/0\.png is 8x5 pixels, but its picture .* is 8x6"),
+        (rows(255, 1, 1, 1, 1), r"masks/0\.png is 8x5 pixels, but its picture is 8x6"),
         (rows(0, 0, 0, 0, 0, 0), "marks no pixel"),
     ],
 )

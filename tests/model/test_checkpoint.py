@@ -157,12 +157,22 @@ def as_dinos_training_state(weights: State) -> object:
     return {**parts, "epoch": 100, "args": argparse.Namespace()}
 
 
+def before(prefix: str) -> Callable[[State], State]:
+    return lambda weights: {prefix + name: tensor for name, tensor in weights.items()}
+
+
 @pytest.mark.parametrize(
     "kind",
     [
         pytest.param(lambda weights: weights, id="bare"),
         pytest.param(as_dinos_training_state, id="DINO's training state"),
         pytest.param(lambda weights: {f"backbone.{name}": tensor for name, tensor in weights.items()}, id="prefixed"),
+        pytest.param(before("_orig_mod."), id="compiled"),
+        pytest.param(before("module._orig_mod."), id="compiled on several GPUs"),
+        pytest.param(before("_orig_mod.module.backbone._orig_mod."), id="compiled twice"),
+        pytest.param(before("encoder."), id="a part of another network"),
+        pytest.param(lambda weights: {"model": {"state_dict": weights}, "epoch": 3}, id="nested"),
+        pytest.param(lambda weights: {"student": before("module.backbone.")(weights)}, id="a student"),
         pytest.param(None, id="safetensors"),
     ],
 )
@@ -385,7 +395,19 @@ def test_the_hybrid_is_recognized_by_its_stem() -> None:
     assert infer_backbone(Encoder(HYBRID_BACKBONE, 32).vit.state_dict()) == HYBRID_BACKBONE
 
 
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model-00001-of-00002.safetensors"])
+def test_a_part_of_a_checkpoint_is_named_as_such(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ArtifactError, match=r"belongs to a checkpoint in several files; give one file with all shards"):
+        read_state(tmp_path / name)
+
+
+def test_a_file_without_a_backbone_is_described_by_its_names() -> None:
+    with pytest.raises(ArtifactError, match=r"its first tensors are conv1\.weight, bn1\.bias, expected names such as"):
+        infer_backbone({"conv1.weight": torch.zeros(2), "bn1.bias": torch.zeros(2)})
+
+
 @pytest.mark.parametrize("backbone", ["vit_small_patch16_dinov3.lvd1689m", "vit_tiny_patch16_224", "resnet18"])
 def test_an_unrecognized_backbone_must_be_named(backbone: str) -> None:
-    with pytest.raises(ArtifactError, match="give its name with --backbone"):
+    with pytest.raises(ArtifactError, match=r"give its name with --backbone|expected names such as patch_embed"):
         infer_backbone(shapes_of(backbone))

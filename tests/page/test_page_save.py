@@ -38,13 +38,16 @@ def is_saved(served: Served) -> bool:
 def test_a_class_that_another_program_enrolled_is_not_overwritten_unasked(served: Served) -> None:
     assert served.client.post("/api/bank/save").status_code == 200
     assert served.client.post("/api/bank/save").status_code == 200  # the control: nobody else wrote
+    assert is_saved(served)
     enroll_elsewhere(served.bank)
+    assert not is_saved(served)
     refused = served.client.post("/api/bank/save")
     assert refused.status_code == 409
     assert "was written by another program and has: cat, coffee. Restart the run" in refused.json()["error"]
     assert SupportBank.load(served.bank).classes == ("cat", "coffee")
     assert served.client.post("/api/bank/save", params=OVERWRITE).status_code == 200
     assert SupportBank.load(served.bank).classes == ("cat",)
+    assert is_saved(served)
     assert served.client.post("/api/bank/save").status_code == 200
 
 
@@ -68,6 +71,7 @@ def test_verdicts_of_another_program_are_no_reason_to_refuse_and_are_listed(serv
     other = SupportBank.load(served.bank)
     other.review = with_verdict(other.review, 0, "no")
     other.save(served.bank)
+    assert is_saved(served)
     assert [one["verdict"] for one in served.client.get("/api/review").json()["items"]] == ["no"]
     assert served.client.post("/api/bank/save").status_code == 200
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.pictures import read_image, read_mask, thumbnail, write_image
+from fsvit_edge.runtime.masks import read_mask
+from fsvit_edge.runtime.pictures import read_image, thumbnail, write_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3)).astype(np.uint8)
 
@@ -125,43 +126,6 @@ def test_other_unusable_pictures_and_names_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "image",
-    [
-        Image.fromarray(half((4, 6), 127, 128)),
-        Image.fromarray(half((4, 6), 0, 1)),
-        Image.fromarray(half((4, 6), 32767, 32768, np.uint16)),
-        Image.fromarray(half((4, 6), 0, 1, np.uint16)),
-        Image.fromarray(half((4, 6), 0, 255)).convert("1"),
-        Image.fromarray(half((4, 6, 3), 20, 230)),  # color by luminance
-        Image.merge("RGBA", [Image.new("L", (6, 4), 0)] * 3 + [Image.fromarray(half((4, 6), 0, 255))]),  # a cut-out
-        Image.merge("RGBA", [Image.fromarray(half((4, 6), 0, 255))] * 3 + [Image.new("L", (6, 4), 255)]),  # opaque
-    ],
-    ids=lambda image: image.mode,
-)
-def test_the_bright_half_of_a_mask_is_foreground(tmp_path: Path, image: Image.Image) -> None:
-    path = tmp_path / "mask.png"
-    image.save(path)
-    mask = read_mask(path, (4, 6))
-    assert mask.dtype == np.bool_
-    assert np.array_equal(mask, half((4, 6), 0, 1).astype(bool))
-
-
-@pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        (np.full((6, 4), 255, np.uint8), "is 4x6 pixels, but its picture is 6x4; give a mask of the picture's size"),
-        (np.zeros((4, 6), np.uint8), "marks no pixel; paint the object white"),
-        (np.full((4, 6), 127, np.uint8), "marks no pixel; paint the object white"),
-    ],
-)
-def test_an_unusable_mask_is_refused(tmp_path: Path, values: np.ndarray, reason: str) -> None:
-    path = tmp_path / "mask.png"
-    Image.fromarray(values).save(path)
-    with pytest.raises(InputError, match=reason):
-        read_mask(path, (4, 6))
-
-
-@pytest.mark.parametrize(
     ("shape", "longest_px", "expected"),
     [((100, 50), 10, (10, 5)), ((50, 100), 10, (5, 10)), ((8, 6), 10, (8, 6)), ((400, 1), 10, (10, 1))],
 )
@@ -172,16 +136,3 @@ def test_a_thumbnail_fits_and_keeps_the_shape(
     assert small.shape == (*expected, 3)
     assert small.dtype == np.uint8
     assert (small == 77).all()
-
-
-def test_a_label_map_in_voc_colors_marks_everything_but_black_and_void(tmp_path: Path) -> None:
-    labels = np.zeros((6, 8), np.uint8)
-    labels[1:3, 2:4] = 1
-    labels[4, 4] = 255
-    picture = Image.fromarray(labels).convert("P")
-    palette = [0] * 768
-    palette[3:6], palette[765:] = [128, 0, 0], [224, 224, 192]
-    picture.putpalette(palette)
-    picture.save(tmp_path / "mask.png")
-
-    assert np.array_equal(read_mask(tmp_path / "mask.png", (6, 8)), labels == 1)

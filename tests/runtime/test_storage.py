@@ -556,6 +556,30 @@ def test_without_file_locks_only_a_required_lock_fails(tmp_path: Path, monkeypat
     assert read(tmp_path / "thing") == b"data"
 
 
+def test_a_link_and_the_file_it_leads_to_are_edited_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "link").symlink_to("shared/bank")
+    with editing(tmp_path / "link"), pytest.raises(BusyError), editing(tmp_path / "shared" / "bank", limit_s=0.0):
+        pass
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_without_file_locks_a_file_that_another_program_changed_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail_with(errno.ENOLCK))
+    path = tmp_path / "bank"
+    if existed:
+        path.write_bytes(b"one")
+    with editing(path) as check_unchanged:
+        check_unchanged()  # the control
+        with editing(path) as other:
+            other()
+            make_file(path, b"two")
+        with pytest.raises(BusyError, match="bank was changed by another program meanwhile; nothing was saved"):
+            check_unchanged()
+
+
 def test_an_error_inside_a_lock_passes_through(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="inside"), locked(tmp_path, required=False):
         raise OSError("inside")

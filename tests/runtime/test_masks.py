@@ -1,0 +1,184 @@
+"""Mask files: one file is read one way, by enrollment, data sets and the page."""
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsvit_edge.learn.folder import FolderFewShot
+from fsvit_edge.page import frame_hub
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.masks import VOID, read_mask, read_roles
+
+SIZE_HW = (12, 14)
+OBJECT, RING = np.zeros(SIZE_HW, np.bool_), np.zeros(SIZE_HW, np.bool_)
+OBJECT[3:9, 3:10] = True
+RING[2:10, 2:11] = ~OBJECT[2:10, 2:11]
+CORE = np.zeros(SIZE_HW, np.bool_)
+CORE[4:8, 4:9] = True
+
+
+def half(shape: tuple[int, ...], low: int, high: int, dtype: type = np.uint8) -> np.ndarray:
+    values = np.full(shape, low, dtype)
+    values[:, shape[1] // 2 :] = high
+    return values
+
+
+def painted(*layers: tuple[np.ndarray, object], background: object = 0, dtype: type = np.uint8) -> np.ndarray:
+    channels = np.shape(background)
+    values = np.full((*SIZE_HW, *channels), background, dtype)
+    for where, value in layers:
+        values[where] = value
+    return values
+
+
+def in_palette(numbers: np.ndarray, colors: dict[int, tuple[int, int, int]]) -> Image.Image:
+    image = Image.fromarray(numbers).convert("P")
+    palette = [0] * 768
+    for number, color in colors.items():
+        palette[3 * number : 3 * number + 3] = color
+    image.putpalette(palette)
+    return image
+
+
+BLACK, RED, GREEN, WHITE, VOC_VOID = (0, 0, 0), (128, 0, 0), (0, 128, 0), (255, 255, 255), (224, 224, 192)
+FLOATS = np.where(OBJECT, 0.9, np.where(RING, 0.3, 0.02)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("image", "void"),
+    [
+        (painted((OBJECT, 255)), False),
+        (painted((OBJECT, 1)), False),
+        (painted((OBJECT, 7)), False),
+        (painted((OBJECT, 255), background=3), False),
+        (painted((OBJECT, True)).astype(bool), False),
+        (painted((OBJECT, 65535), dtype=np.uint16), False),
+        (painted((OBJECT, 1), dtype=np.uint16), False),
+        (painted((OBJECT, 26001), dtype=np.uint16), False),
+        (painted((OBJECT, 1), dtype=np.float32), False),
+        (FLOATS, False),
+        (FLOATS * 255, False),
+        # soft edges and unknown bands
+        (painted((RING, 64), (OBJECT, 255)), False),
+        (painted((RING, 100), (OBJECT, 255), (OBJECT & ~CORE, 200)), False),
+        (painted((OBJECT, 255), (np.s_[0, 0], 3)), False),
+        # label maps
+        (painted((RING, 255), (OBJECT, 1)), True),
+        (painted((RING, 255), (OBJECT, 15)), True),
+        (painted((RING, 255), (OBJECT, 200)), True),
+        (painted((RING[::-1], 255), (OBJECT, 15)), True),
+        (painted((np.s_[:2, :4], 255), (OBJECT, 15)), True),
+        (painted((RING, 65535), (OBJECT, 2), dtype=np.uint16), True),
+        (painted((RING, 255), (OBJECT, 15), dtype=np.float32), True),
+        (painted((RING, 255), (OBJECT, (9, 9, 9)), background=BLACK), True),
+        (painted((RING, VOC_VOID), (OBJECT, RED), background=BLACK), True),
+        (painted((RING, WHITE), (OBJECT, RED), background=BLACK), True),
+        (painted((RING, VOC_VOID), (OBJECT, RED), (CORE, GREEN), background=BLACK), True),
+        (painted((OBJECT, RED), background=BLACK), False),
+        (in_palette(painted((RING, 255), (OBJECT, 1)), {1: RED, 255: VOC_VOID}), True),
+        (in_palette(painted((RING, 255), (OBJECT, 1), (CORE, 2)), {1: RED, 2: GREEN, 255: VOC_VOID}), True),
+        (in_palette(painted((RING, 2), (OBJECT, 0), background=1), {0: RED, 1: BLACK, 2: VOC_VOID}), True),
+        (in_palette(painted((OBJECT, 1)), {1: WHITE}), False),
+        (in_palette(painted((OBJECT, 1)), {}), False),
+    ],
+)
+def test_every_reader_reads_a_mask_alike(tmp_path: Path, image: np.ndarray | Image.Image, void: bool) -> None:
+    stored = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    suffix = ".tif" if stored.mode == "F" else ".png"
+    for folder in ("images", "masks"):
+        (tmp_path / "cup" / folder).mkdir(parents=True)
+    for stem in "ab":
+        noise = np.random.default_rng(ord(stem)).integers(0, 256, (*SIZE_HW, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "cup" / "images" / f"{stem}.png")
+        path = tmp_path / "cup" / "masks" / f"{stem}{suffix}"
+        stored.save(path)
+    assert np.array_equal(read_mask(path, SIZE_HW), OBJECT)
+    roles = FolderFewShot(tmp_path).read_mask(0)
+    assert np.array_equal(roles == 1, OBJECT)
+    assert (roles == VOID).any() == void
+    if suffix == ".png":
+        given = frame_hub.decode_mask(base64.b64encode(path.read_bytes()).decode(), SIZE_HW)
+        assert np.array_equal(given, OBJECT)
+
+
+@pytest.mark.parametrize(
+    ("image", "values"),
+    [
+        (painted((OBJECT, 3), (CORE, 7)), "0, 3, 7"),
+        (painted((RING, 255), (OBJECT, 3), (CORE, 7)), "0, 3, 7, 255"),
+        (painted((np.s_[:6], 1), (np.s_[6:], 2), (OBJECT, 3)), "1, 2, 3"),
+        (painted((np.s_[:3], 255), (CORE, 100)), "0, 100, 255"),
+        (painted((OBJECT, WHITE), (np.s_[:2, :2], RED), background=BLACK), "#000000, #800000, #ffffff"),
+        (painted(*((np.s_[row], 5 * row) for row in range(12)), (OBJECT, 80)), "0, 5, 10, 15, 20, 25, 30, 35, ..."),
+    ],
+)
+def test_a_mask_that_can_be_read_in_several_ways_is_refused_with_its_values(
+    tmp_path: Path, image: np.ndarray, values: str
+) -> None:
+    Image.fromarray(image).save(tmp_path / "mask.png")
+    with pytest.raises(InputError, match=rf"mask\.png .*the rest .*Its values: {values}\.$"):
+        read_mask(tmp_path / "mask.png", SIZE_HW)
+
+
+def test_a_jpeg_has_no_labels(tmp_path: Path) -> None:
+    Image.fromarray(painted((RING, 20), (OBJECT, 230))).save(tmp_path / "mask.jpg", quality=95)
+    assert np.array_equal(read_mask(tmp_path / "mask.jpg", SIZE_HW), OBJECT)
+
+
+def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full(SIZE_HW, np.nan, np.float32)).save(tmp_path / "mask.tif")
+    with pytest.raises(InputError, match="has pixels that are no numbers; save it with 8 bits"):
+        read_roles(tmp_path / "mask.tif", SIZE_HW)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(half((4, 6), 127, 128)),
+        Image.fromarray(half((4, 6), 0, 1)),
+        Image.fromarray(half((4, 6), 32767, 32768, np.uint16)),
+        Image.fromarray(half((4, 6), 0, 1, np.uint16)),
+        Image.fromarray(half((4, 6), 0, 255)).convert("1"),
+        Image.fromarray(half((4, 6, 3), 20, 230)),  # color by luminance
+        Image.merge("RGBA", [Image.new("L", (6, 4), 0)] * 3 + [Image.fromarray(half((4, 6), 0, 255))]),  # a cut-out
+        Image.merge("RGBA", [Image.fromarray(half((4, 6), 0, 255))] * 3 + [Image.new("L", (6, 4), 255)]),  # opaque
+    ],
+    ids=lambda image: image.mode,
+)
+def test_the_bright_half_of_a_mask_is_foreground(tmp_path: Path, image: Image.Image) -> None:
+    path = tmp_path / "mask.png"
+    image.save(path)
+    mask = read_mask(path, (4, 6))
+    assert mask.dtype == np.bool_
+    assert np.array_equal(mask, half((4, 6), 0, 1).astype(bool))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.full((6, 4), 255, np.uint8), "is 4x6 pixels, but its picture is 6x4; give a mask of the picture's size"),
+        (np.zeros((4, 6), np.uint8), "marks no pixel; paint the object white"),
+        (np.full((4, 6), 127, np.uint8), "marks no pixel; paint the object white"),
+    ],
+)
+def test_an_unusable_mask_is_refused(tmp_path: Path, values: np.ndarray, reason: str) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(values).save(path)
+    with pytest.raises(InputError, match=reason):
+        read_mask(path, (4, 6))
+
+
+def test_a_label_map_in_voc_colors_marks_everything_but_black_and_void(tmp_path: Path) -> None:
+    labels = np.zeros((6, 8), np.uint8)
+    labels[1:3, 2:4] = 1
+    labels[4, 4] = 255
+    picture = Image.fromarray(labels).convert("P")
+    palette = [0] * 768
+    palette[3:6], palette[765:] = [128, 0, 0], [224, 224, 192]
+    picture.putpalette(palette)
+    picture.save(tmp_path / "mask.png")
+
+    assert np.array_equal(read_mask(tmp_path / "mask.png", (6, 8)), labels == 1)
