@@ -25,6 +25,7 @@ _EVERY_S_OF_FILE = 1.0
 _IDLE_RATIO = 100.0
 """Keeping a frame takes as long as answering one; after that, nothing is kept for this many times as long (1 %)."""
 _WRITE_EVERY_S = 5.0
+_MOST_WAITING = 50
 _BUSY_S = 0.4
 """How long to wait for another process that changes the bank, twice at the end: a run stops within 2 s."""
 
@@ -49,7 +50,8 @@ class DoubtKeeper:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source, self._model, self._say, self._clock = source, model, say, clock
-        self._path = path  # None, too, once it cannot be written
+        self._path = path
+        self._is_failing = False
         self._free_s = self._write_s = 0.0
         self._due_s: dict[tuple[str, str], float] = {}  # by source and class
         self._new: list[ReviewItem] = []
@@ -95,7 +97,7 @@ class DoubtKeeper:
             self._write()
             assert self._writer is not None
             self._writer.join()
-        if self._new and self._path is not None:
+        if self._new and not self._is_failing:
             self._say(f"The last doubtful frames are not kept: another program is changing {self._path}.")
 
     def _write(self) -> None:
@@ -120,5 +122,11 @@ class DoubtKeeper:
         except BusyError:
             self._new[:0] = new  # for the next time
         except FsvitEdgeError as error:
-            self._path = None  # said once: a full disk must not fill the log as well
-            self._say(f"Doubtful frames are no longer kept: {error}")
+            self._new[:0] = new[-_MOST_WAITING:]
+            if not self._is_failing:  # said once: a full disk must not fill the log as well
+                self._say(f"Doubtful frames cannot be kept, which is tried again: {error}")
+            self._is_failing = True
+        else:
+            if self._is_failing:
+                self._is_failing = False
+                self._say("Doubtful frames are kept again.")

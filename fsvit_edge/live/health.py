@@ -107,6 +107,7 @@ class Health:
     scene_frames: int = 0  # Pictures of the empty scene that the bank has.
     false_alarm_bound: float = 1.0  # Share of frames like these, at most, with a false alarm, in 95 of 100 cases.
     sources: tuple[SourceHealth, ...] = ()  # The health of each source.
+    not_live: tuple[str, ...] = ()  # Names of the sources that are connecting or lost.
 
     def by_source(self) -> "tuple[Health, ...]":
         """The health of a run of each source alone; the times of the stages and the memory are those of all."""
@@ -121,6 +122,7 @@ class Health:
                 fps=one.fps,
                 age_ms=one.age_ms,
                 sources=(one,),
+                not_live=() if one.status.state == "live" else (one.name,),
             )
             for one in self.sources
         )

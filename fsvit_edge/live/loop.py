@@ -183,6 +183,7 @@ class LiveRun:
         """The current health; safe from any thread."""
         now_s, children = time.monotonic(), [one.process_id for one in self._source.parts.values()]
         statistics, choice, scene_frames = self._statistics, self._model.choice, self._model.enrolled.scene_frames
+        sources = tuple(one.health() for one in self._watched.values())
         return Health(
             wall_time_s=time.time(),
             monotonic_s=now_s,
@@ -202,7 +203,8 @@ class LiveRun:
             sinks=tuple(worker.status for worker in self._workers),
             scene_frames=scene_frames,
             false_alarm_bound=false_alarm_bound(scene_frames),
-            sources=tuple(one.health() for one in self._watched.values()),
+            sources=sources,
+            not_live=tuple(one.name for one in sources if one.status.state != "live"),
         )
 
     def run(self) -> RunResult:

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fsvit_edge.page.listener import BoundedListener, is_lack_of_descriptors, most_connections
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 _HEADER_TIMEOUT_S = 5.0
@@ -122,7 +123,7 @@ class PageServer:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening = BoundedListener(family, most_connections(_MAX_CONNECTIONS))
     except OSError as error:
         raise FsvitEdgeError(f"The page cannot be served at {host}: {error.strerror or error}.") from error
     try:
@@ -139,5 +140,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _ignore_lost_clients(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    if not isinstance(context.get("exception"), (ConnectionError, asyncio.CancelledError)):
+    error = context.get("exception")
+    if not isinstance(error, (ConnectionError, asyncio.CancelledError)) and not is_lack_of_descriptors(error):
         loop.default_exception_handler(context)

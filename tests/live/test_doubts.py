@@ -191,7 +191,23 @@ def test_a_file_that_cannot_be_written_is_said_once_and_the_run_goes_on(monkeypa
     said: list[str] = []
     result = run_source("pictures", options=RunOptions(threads=1, review=True), say=said.append)
     assert (result.exit_code, result.statistics.frames) == (0, 4)
-    assert [line for line in said if "no longer kept" in line] == ["Doubtful frames are no longer kept: full"]
+    assert said == ["Doubtful frames cannot be kept, which is tried again: full"]
+
+
+def test_doubtful_frames_are_kept_when_there_is_room_again(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source: Any = SimpleNamespace(is_live=False, fps=None)
+    image = read_image(Path("pictures") / "0.png")
+    said: list[str] = []
+    with FewShotModel.load(threads=1) as model:
+        model.load_bank(bank)
+        with DoubtKeeper(source, model, bank, said.append, clock=lambda: 1.0) as keeper, monkeypatch.context() as full:
+            full.setattr(doubts_module, "update_review", _refuse)
+            keeper.offer(Frame(image, 0, "pictures", 0.0, 0.0, 0.0), model.predict(image))
+            assert keeper._writer is not None
+            keeper._writer.join(10)
+            full.undo()
+    assert [one.name for one in SupportBank.load(bank).review] == ["thing", "other"]
+    assert said == ["Doubtful frames cannot be kept, which is tried again: full", "Doubtful frames are kept again."]
 
 
 def test_a_run_ends_although_another_program_keeps_the_bank(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,6 +197,8 @@ def test_a_source_that_fails_is_reported_and_the_others_continue() -> None:
     assert sum(camera == "good" for camera, _ in sink.frames) == 20
     assert result.exit_code == 1
     assert result.health.source_status.message == "broken: the film is damaged"
+    assert result.health.not_live == ("broken",)
+    assert [one.not_live for one in result.health.by_source()] == [("broken",), ()]
 
 
 def test_the_failure_of_the_last_source_is_raised_if_all_have_failed() -> None:

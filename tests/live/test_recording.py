@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,6 +113,47 @@ def test_a_video_goes_on_in_a_numbered_file_when_there_is_room_again(
                 write_frames(sink, 11, 30)
         write_frames(sink, 41, 15)
     assert {name: length(tmp_path / name) for name in os.listdir(tmp_path)} == expected
+
+
+def leave_unfinished(folder: Path, name: str, frames: int, written_s: float) -> None:
+    """What a killed run leaves of out.mp4."""
+    with open_sink(str(folder / "made" / "out.mp4"), FPS) as sink:
+        write_frames(sink, 0, frames)
+        (unfinished,) = (folder / "made").glob("out-unfinished-*")
+        (folder / name).write_bytes(unfinished.read_bytes())
+    shutil.rmtree(folder / "made")
+    os.utime(folder / name, (written_s, written_s))
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        ({"out-unfinished-a.mp4": (25, 200.0)}, {"out.mp4": 20}),
+        ({"out-unfinished-a.mp4": (25, 200.0), "out-unfinished-b.mp4": (35, 100.0)}, {"out.mp4": 20}),
+        ({"out-unfinished-a.mp4": (5, 200.0)}, {"out.mp4": -1}),  # no fragment is complete
+        ({"out-unfinished-a.mp4": (25, 10.0)}, {"out.mp4": -1}),  # a later run has ended
+        ({"out2-unfinished-a.mp4": (25, 200.0)}, {"out.mp4": -1, "out2-unfinished-a.mp4": 20}),
+    ],
+)
+def test_the_next_run_finishes_what_a_killed_one_left(
+    tmp_path: Path, left: dict[str, tuple[int, float]], expected: dict[str, int]
+) -> None:
+    for name, (frames, written_s) in left.items():
+        leave_unfinished(tmp_path, name, frames, written_s)
+    (tmp_path / "out.mp4").write_bytes(b"old")
+    os.utime(tmp_path / "out.mp4", (50, 50))
+    with open_sink(str(tmp_path / "out.mp4"), FPS):
+        found = {one.name: -1 if one.read_bytes() == b"old" else length(one) for one in tmp_path.iterdir()}
+    assert found == expected
+
+
+def test_a_recording_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    with open_sink(str(tmp_path / "out.mp4"), FPS) as sink:
+        write_frames(sink, 0, 15)
+        (before,) = os.listdir(tmp_path)
+        with open_sink(str(tmp_path / "out.mp4"), FPS):
+            assert os.listdir(tmp_path) == [before]
+    assert length(tmp_path / "out.mp4") == 15
 
 
 def test_only_the_newest_pictures_are_kept(tmp_path: Path) -> None:

@@ -112,6 +112,16 @@ def test_metrics_have_a_label_for_each_source_and_none_for_one(two: Served, serv
     assert "fsvit_edge_dropped_frames_total 2.0" in served.client.get("/metrics").text
 
 
+def test_health_names_the_source_that_is_lost(two: Served) -> None:
+    assert two.client.get("/health").status_code == 200
+    lost = SourceStatus("lost", 0.0, 5, 3, message="hall stopped delivering frames.")
+    two.page.report(replace(both(lost), source_status=lost, not_live=("hall",)))
+    answer = two.client.get("/health")
+    assert (answer.status_code, answer.json()["not_live"]) == (503, ["hall"])
+    messages = {one["name"]: one["status"]["message"] for one in answer.json()["sources"]}
+    assert messages == {"door": "", "hall": "hall stopped delivering frames."}
+
+
 def test_one_source_has_no_list(served: Served) -> None:
     state = served.client.get("/api/state").json()
     assert (state["source"], state["sources"]) == ("", [])

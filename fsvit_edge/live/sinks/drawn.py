@@ -14,6 +14,7 @@ from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink
 from fsvit_edge.live.sinks.segments import Segments
+from fsvit_edge.live.sinks.unfinished import finish_recordings_of_killed_runs
 from fsvit_edge.live.sinks.video_file import VideoFile, need_encoder
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.pictures import write_image
@@ -77,7 +78,8 @@ class VideoSink(_DrawnSink):
 
     Each frame is shown until the next was captured; of a video file, by its own times.
 
-    One file replaces its target at the end; until then, and if the run is killed, it is "NAME-unfinished-....mp4".
+    One file replaces its target at the end; until then, and if the run is killed, it is "NAME-unfinished-....mp4",
+    which the next run finishes.
     Numbered files replace nothing, so they have their name from the start. What follows after a failure of the disk is
     in a numbered file.
     """
@@ -95,6 +97,8 @@ class VideoSink(_DrawnSink):
         self._last_s = 0.0
         self._last_media_s: float | None = None
         need_encoder()
+        if self._segments is None:
+            finish_recordings_of_killed_runs(path)
         with TemporaryFile(path):
             """Say now, not at the first frame, that this folder is not writable."""
 

@@ -20,6 +20,7 @@ from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, Inp
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _MAX_DELAY_S = 30
+_KEEP_ALIVE_S = 15  # a broker that says nothing for twice as long is gone, although the system still takes results
 _POLL_S = 0.01
 _MAX_WAITING = 256
 """Events that wait for a broker that is away; later ones are dropped."""
@@ -104,7 +105,7 @@ class MqttSink(Sink):
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = self._on_connect_fail
         self._client.on_disconnect = self._on_connect_fail
-        self._client.connect_async(host, port)
+        self._client.connect_async(host, port, _KEEP_ALIVE_S)
         self._client.loop_start()
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
@@ -116,6 +117,7 @@ class MqttSink(Sink):
         self._results += 1
         if not self._is_ready():
             self.skipped += 1
+            self._say_silence()
             return
         self._unsent = self._client.publish(self._topic, json_line(frame_record(frame, prediction)))
 
@@ -229,9 +231,9 @@ class MqttSink(Sink):
                 return
             time.sleep(_POLL_S)
         connection = self._client.socket()
-        if connection is not None and _is_sent(last) is False:
+        if isinstance(connection, socket.socket) and _is_sent(last) is False:
             with suppress(OSError):  # paho's thread would go on sending what is not taken
-                connection.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # under TLS too, whose own takes its state away
 
 
 def _is_sent(message: Any) -> bool | None:

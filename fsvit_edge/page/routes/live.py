@@ -71,7 +71,7 @@ def preview_mask(page: Page, id: str, asked: schemas.BoxRequest) -> Response:  #
 
 @router.get("/health", response_model=Health)
 def get_health(page: Page) -> JSONResponse:
-    """Get the health of the run; 503 if the source is not live."""
+    """Get the health of the run; 503 if a source is not live: `not_live` names it, and `sources` has its message."""
     health = page.hub.health
     if health is None:
         raise FsvitEdgeError("The run has just started; try again in a second.")
