@@ -11,9 +11,12 @@ let box = null; // [x0, y0, x1, y1] as drawn
 let preview = null; // the mask of the box
 let isPainted = false;
 let latestPreview = 0;
+let onDrawn = () => {};
 
-export function begin(frozen) {
+// Calls `drawn` whenever something is begun to be drawn.
+export function begin(frozen, drawn) {
   frame = frozen;
+  onDrawn = drawn;
   drawing.width = frame.width;
   drawing.height = frame.height;
   clear();
@@ -108,6 +111,7 @@ function paintTo(x, y, scale, isStart) {
 drawing.addEventListener("pointerdown", (event) => {
   if (mode === "name" || event.button > 0) return;
   drawing.setPointerCapture(event.pointerId);
+  onDrawn();
   const [x, y, scale] = framePoint(event);
   if (mode === "paint") paintTo(x, y, scale, true);
   else { box = [x, y, x, y]; preview = null; redraw(); }
@@ -126,6 +130,7 @@ drawing.addEventListener("keydown", (event) => {
   const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
   if (!move || mode !== "box") return;
   event.preventDefault();
+  onDrawn();
   if (!box) box = [drawing.width / 4, drawing.height / 4, drawing.width * 3 / 4, drawing.height * 3 / 4];
   const [dx, dy] = move;
   box = event.shiftKey ? [box[0], box[1], box[2] + dx, box[3] + dy] : [box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy];
