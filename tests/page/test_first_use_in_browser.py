@@ -1,5 +1,6 @@
-"""What somebody meets who uses the page for the first time, with long names, on a phone, by keyboard; a real browser."""
+"""What somebody meets who uses the page for the first time: long names, a phone, the keyboard; a real browser."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,6 +114,96 @@ def test_a_picture_that_is_another_one_by_now_is_not_removed(served: Served) -> 
         refused = served.client.delete("/api/supports", params={**asked, "index": index, "key": keys[0]})
         assert refused.json() == {"error": "The pictures of 'cup' have changed; look at them again."}
     assert served.client.delete("/api/supports", params={**asked, "index": 0}).status_code == 204  # the control
+
+
+def box_drawn(page: Page, shares: tuple[float, float, float, float]) -> np.ndarray:
+    """Drag a box, by shares of the picture on the screen; return it in pixels of the frame, as the page asks for it."""
+    area = page.locator("#picture").bounding_box()
+    assert area is not None
+    points = [(area["x"] + x * area["width"], area["y"] + y * area["height"]) for x, y in (shares[:2], shares[2:])]
+    with page.expect_request("**/mask") as asked:
+        page.mouse.move(*points[0])
+        page.mouse.down()
+        page.mouse.move(*points[1], steps=3)
+        page.mouse.up()
+    return np.array(asked.value.post_data_json["box_xyxy"])
+
+
+def test_a_small_object_is_drawn_on_a_zoomed_picture(page: Page) -> None:
+    page.get_by_role("button", name="Add a class").click()
+    drawing = page.locator("#drawing")
+    expect(drawing).to_be_focused()
+    middle = (0.25, 0.25, 0.75, 0.75)
+    whole = box_drawn(page, middle)
+    drawing.hover()
+    for _ in range(6):
+        page.mouse.wheel(0, -100)
+    expect(page.locator("#zoom-out")).to_have_attribute("aria-disabled", "false")
+    zoomed = box_drawn(page, middle)
+    assert np.abs((whole[2:] - whole[:2]) / 1.2**6 - (zoomed[2:] - zoomed[:2])).max() <= 2
+    assert np.abs((whole[2:] + whole[:2]) - (zoomed[2:] + zoomed[:2])).max() <= 4  # about the same middle
+    for _ in range(9):
+        page.mouse.wheel(0, 100)
+    expect(page.locator("#zoom-out")).to_have_attribute("aria-disabled", "true")
+    assert np.abs(box_drawn(page, middle) - whole).max() <= 1  # the control
+    for name, is_whole in (("Zoom in", "false"), ("Zoom out", "true")):
+        page.get_by_role("button", name=name).click()
+        expect(page.locator("#zoom-out")).to_have_attribute("aria-disabled", is_whole)
+    drawing.focus()
+    page.keyboard.press("+")
+    expect(page.locator("#frozen")).to_have_css("transform", re.compile(r"matrix\(1[.]5, 0, 0, 1[.]5"))
+    page.keyboard.press("Escape")
+    expect(page.locator("#frozen")).to_have_css("transform", "none")
+
+
+def test_two_fingers_zoom_and_draw_nothing(chromium: Browser, served: Served) -> None:
+    with opened(chromium, served.page.address, PHONE, has_touch=True) as page:
+        page.get_by_role("button", name="Add a class").click()
+        page.locator("label", has_text="Paint").click()
+        area = page.locator("#drawing").bounding_box()
+        assert area is not None
+        x, y = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
+        fingers = page.context.new_cdp_session(page)
+        is_painted = "document.getElementById('drawing').toDataURL() !== window.empty"
+        page.evaluate("window.empty = document.getElementById('drawing').toDataURL()")
+
+        def touch(kind: str, *places: float) -> None:
+            points = [{"x": x + place, "y": y, "id": number} for number, place in enumerate(places)]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", -20)
+        touch("touchMove", -30)
+        assert page.evaluate(is_painted)  # the control: one finger paints
+        touch("touchStart", -30, 30)
+        assert not page.evaluate(is_painted)
+        for place in (40, 50, 60):
+            touch("touchMove", -place, place)
+        touch("touchEnd")
+        expect(page.locator("#frozen")).to_have_css("transform", re.compile(r"matrix\((1[.]9|2)"))
+        assert not page.evaluate(is_painted)
+
+
+def test_frames_before_the_frozen_one_can_be_chosen(page: Page, served: Served) -> None:
+    page.wait_for_function("document.getElementById('live').naturalWidth > 0")
+    with page.expect_response("**/api/frames*") as answered:
+        page.get_by_role("button", name="Add a class").click()
+    newest = answered.value.json()
+    place = page.locator("#frame-place")
+    count = newest["earlier"] + 1
+    assert count > 2
+    expect(place).to_have_text(f"Frame {count} of {count}")
+    later = page.get_by_role("button", name="Later")
+    expect(later).to_have_attribute("aria-disabled", "true")
+    later.click(force=True)  # nothing happens
+    with page.expect_response("**/api/frames?*") as answered:
+        page.get_by_role("button", name="Earlier").click()
+    frozen = answered.value.json()
+    expect(place).to_have_text(f"Frame {count - 1} of {count}")
+    expect(page.locator("#frozen")).to_have_attribute("src", f"/api/frames/{frozen['id']}.jpg")
+    images = [served.page._hub.frozen(one["id"]) for one in (newest, frozen)]
+    assert int(images[0].mean()) == int(images[1].mean()) + 1  # the frame right before it
+    later.click()
+    expect(place).to_have_text(f"Frame {count} of {count}")
 
 
 def test_a_name_that_is_enrolled_says_that_a_picture_is_added(page: Page) -> None:

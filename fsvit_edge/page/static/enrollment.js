@@ -1,7 +1,8 @@
 // From a frozen frame to a class, and a report of how well it works.
 
-import { begin, clear, selection, setMode } from "/drawing.js";
+import { begin, clear, drawOn, selection, setMode } from "/drawing.js";
 import { showRejection } from "/rejection.js";
+import { resetZoom } from "/zoom.js";
 import { request, attemptWith, find, make, makeButton, makeFacts, makeList, ofSource, onClick, percent, query, scoreText, showMessage, takePicture } from "/common.js";
 
 const HINTS = {
@@ -10,17 +11,16 @@ const HINTS = {
   name: "Only enter a name; the network guesses which object you mean.",
 };
 
-let frame = null; // {id, width, height}
+let frame = null; // {id, width, height, earlier, later}
 let pictures = new Map(); // how many each class has, by its name
 let reported = null; // {name, index, key}: the picture that the report is about; its key is null until it is listed
 
 export async function freeze(name) {
-  const frozen = await request("POST", ofSource("/api/frames"));
-  find("frozen").src = `/api/frames/${frozen.id}.jpg`;
-  await find("frozen").decode();
+  const frozen = await load();
   takePicture(() => setFrozen(false));
   frame = frozen;
   setFrozen(true);
+  showPlace();
   find("report").hidden = true;
   find("name").value = name || "";
   followName();
@@ -29,10 +29,37 @@ export async function freeze(name) {
   find("picture").scrollIntoView({ block: "nearest" });
 }
 
+async function load(fields) {
+  const frozen = await request("POST", ofSource("/api/frames", fields));
+  find("frozen").src = `/api/frames/${frozen.id}.jpg`;
+  await find("frozen").decode();
+  return frozen;
+}
+
+// To the frame before or after this one: who presses a button often is late.
+async function step(by) {
+  const mine = frame;
+  if ((by < 0 ? frame.earlier : frame.later) === 0) return;
+  const frozen = await load({ beside: frame.id, step: by });
+  if (frame !== mine) return;
+  frame = frozen;
+  showPlace();
+  drawOn(frame);
+}
+
+function showPlace() {
+  const { earlier, later } = frame;
+  find("steps").hidden = earlier + later === 0;
+  find("earlier").setAttribute("aria-disabled", earlier === 0);
+  find("later").setAttribute("aria-disabled", later === 0);
+  find("frame-place").textContent = `Frame ${earlier + 1} of ${earlier + 1 + later}`;
+}
+
 function setFrozen(isFrozen) {
   for (const id of ["frozen", "drawing", "enroll"]) find(id).hidden = !isFrozen;
   for (const id of ["live", "freeze"]) find(id).hidden = isFrozen;
   showHint();
+  resetZoom(); // zones are drawn on the same picture
   if (!isFrozen) frame = null;
 }
 
@@ -142,6 +169,8 @@ onClick(find("freeze"), () => freeze());
 onClick(find("reject-marked"), rejectMarked);
 find("name").addEventListener("input", followName);
 find("cancel").addEventListener("click", leave);
+onClick(find("earlier"), () => step(-1));
+onClick(find("later"), () => step(1));
 find("clear").addEventListener("click", clear);
 find("enroll").addEventListener("change", (event) => { if (event.target.name === "mode") showMode(event.target.value); });
 find("enroll").addEventListener("submit", (event) => {
