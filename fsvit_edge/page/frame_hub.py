@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from fsvit_edge.runtime import masks
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 _MAX_FROZEN = 4
+_MAX_RECENT, _RECENT_BYTES = 12, 32_000_000
 _MAX_MASK_PX = 40_000_000
 _MAX_VIEWERS = 8
 _SAMPLE_WITHIN_S = 10.0
@@ -35,8 +37,24 @@ class _Channel:
 
     def __init__(self) -> None:
         self.newest: tuple[Frame, Prediction] | None = None
+        self.recent: tuple[_Rgb, ...] = ()  # the latest, oldest first, while somebody watches
         self.jpeg = b""
         self.viewers: set[asyncio.Event] = set()
+
+    def put(self, frame: Frame, prediction: Prediction) -> None:
+        count = min(_MAX_RECENT, max(1, _RECENT_BYTES // max(1, frame.image.nbytes)))
+        self.recent = (*self.recent, frame.image)[-count:] if self.viewers else ()
+        self.newest = (frame, prediction)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A frame that was frozen, and how many of the same moment are before and after it."""
+
+    id: str
+    image: _Rgb  # (H, W, 3) uint8 RGB
+    earlier: int
+    later: int
 
 
 class FrameHub:
@@ -49,7 +67,8 @@ class FrameHub:
     def __init__(self) -> None:
         self.health: Health | None = None  # None before the first report
         self._channels: dict[str, _Channel] = {}
-        self._frozen: dict[str, _Rgb] = {}
+        self._frozen: dict[str, Frozen] = {}
+        self._moment: tuple[_Rgb, ...] = ()  # the latest frames when one was last frozen
         self._freezing = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
@@ -57,7 +76,7 @@ class FrameHub:
     def put(self, frame: Frame, prediction: Prediction) -> None:
         """Show a frame with its prediction."""
         channel = self._channels.setdefault(frame.camera, _Channel())
-        channel.newest = (frame, prediction)
+        channel.put(frame, prediction)
         if self._loop is not None and channel.viewers:
             channel.jpeg = _encode_result(frame, prediction)
             with suppress(RuntimeError):  # the server has stopped
@@ -86,24 +105,43 @@ class FrameHub:
     def _channel(self, source: str) -> _Channel:
         return self._channels.setdefault(self.shown(source), _Channel())
 
-    def freeze(self, source: str = "") -> tuple[str, _Rgb]:
-        """Keep the newest frame, (H, W, 3) uint8 RGB, under a new id, and drop the oldest of more than four."""
-        newest = self.newest(source)
+    def freeze(self, source: str = "") -> Frozen:
+        """Keep the newest frame under a new id, and drop the oldest of more than four."""
+        channel = self._channel(source)
+        newest, recent = channel.newest, channel.recent
         if newest is None:
             raise FsvitEdgeError("There is no frame yet; wait for the camera.")
-        frame_id, image = secrets.token_hex(8), newest[0].image
         with self._freezing:
-            self._frozen[frame_id] = image
-            while len(self._frozen) > _MAX_FROZEN:
-                del self._frozen[next(iter(self._frozen))]
-        return frame_id, image
+            self._moment = recent or (newest[0].image,)
+            return self._keep(len(self._moment) - 1)
+
+    def step(self, frame_id: str, by: int) -> Frozen:
+        """Keep a frame near a frozen one in the same way: -1 is the one before it, 1 the one after it.
+
+        Raises:
+            InputError: There is no such frame, or another moment was frozen since.
+        """
+        with self._freezing:
+            frozen = self._frozen.get(frame_id)
+            if frozen is None or not any(one is frozen.image for one in self._moment):
+                raise InputError("The frames near this one are no longer available; freeze another one.")
+            if not 0 <= frozen.earlier + by < len(self._moment):
+                raise InputError(f"There are {frozen.earlier} frames before this one, and {frozen.later} after it.")
+            return self._keep(frozen.earlier + by)
+
+    def _keep(self, place: int) -> Frozen:
+        frozen = Frozen(secrets.token_hex(8), self._moment[place], place, len(self._moment) - 1 - place)
+        self._frozen[frozen.id] = frozen
+        while len(self._frozen) > _MAX_FROZEN:
+            del self._frozen[next(iter(self._frozen))]
+        return frozen
 
     def frozen(self, frame_id: str) -> _Rgb:
         """Return a frozen frame, (H, W, 3) uint8 RGB."""
-        image = self._frozen.get(frame_id)
-        if image is None:
+        frozen = self._frozen.get(frame_id)
+        if frozen is None:
             raise InputError("This frame is no longer available; freeze another one.")
-        return image
+        return frozen.image
 
     def sample(self, count: int, seconds: float, source: str = "") -> list[_Rgb]:
         """Wait for new frames and return them, spread over some seconds; fewer than `count` if they come slowly.

@@ -64,6 +64,8 @@ class FrozenFrame(BaseModel):
     id: str
     width: int
     height: int
+    earlier: int = Field(description="Frames of the same moment before it; none while nobody watches the stream.")
+    later: int = Field(description="Frames of the same moment after it.")
 
 
 class SupportState(BaseModel):

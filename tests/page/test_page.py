@@ -1,5 +1,6 @@
 """The page's HTTP API and access control, over real sockets; test_page_in_browser.py has the browser."""
 
+import asyncio
 import base64
 import contextlib
 import functools
@@ -242,6 +243,48 @@ def test_only_the_latest_four_frozen_frames_are_kept(served: Served) -> None:
         freeze(served)
     gone = served.client.get(f"/api/frames/{first}.jpg")
     assert (gone.status_code, gone.json()) == (400, {"error": "This frame is no longer available; freeze another one."})
+
+
+def test_frames_near_a_frozen_one_are_kept_while_somebody_watches(served: Served) -> None:
+    nothing = Prediction((), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros((9, 9), np.uint8), None, {})
+
+    def put(count: int) -> None:
+        for shade in range(count):
+            image = np.full((9, 9, 3), shade, np.uint8)
+            served.page.write(Frame(image, shade, "cam", 0.0, time.monotonic(), 1.0), nothing)
+
+    def step(frame_id: str, by: int) -> httpx.Response:
+        return served.client.post("/api/frames", params={"beside": frame_id, "step": by})
+
+    put(20)
+    alone = served.client.post("/api/frames").json()
+    assert (alone["earlier"], alone["later"]) == (0, 0)
+    with served.client.stream("GET", "/api/stream.mjpg"):
+        put(20)
+        newest = served.client.post("/api/frames").json()
+        assert (newest["earlier"], newest["later"]) == (11, 0)
+        put(20)  # the moment stays what it was
+    before = step(newest["id"], -3).json()
+    assert (before["earlier"], before["later"]) == (8, 3)
+    assert [int(served.page._hub.frozen(one["id"]).mean()) for one in (newest, before)] == [19, 16]
+    assert step(before["id"], 3).json()["later"] == 0
+    for refused in (step(before["id"], 4), step(before["id"], -9)):
+        assert refused.json() == {"error": "There are 8 frames before this one, and 3 after it."}
+    for refused in (step("gone", -1), step(alone["id"], 0)):
+        assert "no longer available" in refused.json()["error"]
+
+
+@pytest.mark.parametrize(("height", "kept"), [(100, 12), (1500, 7), (8000, 1)])
+def test_frames_that_are_kept_take_no_more_than_32_mb(height: int, kept: int) -> None:
+    channel = frame_hub._Channel()
+    channel.viewers.add(asyncio.Event())
+    image = np.zeros((height, 1000, 3), np.uint8)
+    for _ in range(15):
+        channel.put(Frame(image, 0, "cam", 0.0, 0.0, 1.0), SimpleNamespace())  # type: ignore[arg-type]
+    assert len(channel.recent) == kept
+    channel.viewers.clear()
+    channel.put(Frame(image, 0, "cam", 0.0, 0.0, 1.0), SimpleNamespace())  # type: ignore[arg-type]
+    assert channel.recent == ()  # the control: nobody watches
 
 
 def test_health_and_metrics(served: Served) -> None:

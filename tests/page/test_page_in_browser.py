@@ -111,7 +111,7 @@ def enroll(page: Page, name: str, how: str, box: tuple[float, float, float, floa
     if box is not None:
         drag(page, box)
     page.get_by_label("Class name").fill(name)
-    page.get_by_role("button", name="Enroll", exact=True).click()
+    page.locator("#submit").click()
 
 
 def remove(shown: Locator) -> None:
@@ -213,13 +213,15 @@ def test_a_box_can_be_drawn_with_the_keyboard_and_a_mistake_is_reported(page: Pa
     page.get_by_role("button", name="Add a class").click()
     page.get_by_label("Class name").fill("keyed")
     page.keyboard.press("Enter")
-    expect(page.locator("#banner")).to_contain_text("Drag a box around the object first")
+    expect(page.locator("#hint")).to_contain_text("Drag a box around the object first")
     page.locator("#drawing").focus()
     with page.expect_response(re.compile("/mask$")) as preview:
         page.keyboard.press("Shift+ArrowRight")
     assert preview.value.status == 200
+    expect(page.locator("#hint")).to_have_text("Drag a box around the object.")
     page.keyboard.press("Escape")
     expect(page.locator("#live")).to_be_visible()
+    expect(page.locator("#freeze")).to_be_focused()
 
 
 def test_the_api_is_documented_without_the_internet(page: Page, address: str) -> None:

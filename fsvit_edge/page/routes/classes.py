@@ -9,10 +9,11 @@ from urllib.parse import quote
 
 from fastapi import Depends, Request, Response
 
+from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.page import schemas
 from fsvit_edge.page.enrollment import FrameReport, enroll
 from fsvit_edge.page.state import Index, Page, make_router, marked, thumbnail
-from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 router = make_router()
 _BANK_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
@@ -55,9 +56,15 @@ def get_support(page: Page, name: str, index: Index, masked: bool = False) -> Re
 
 
 @router.delete("/api/supports", status_code=204)
-def remove_support(page: Page, name: str, index: Index) -> None:
-    """Remove one support of a class, counted from 0."""
-    page.model.update(lambda model: model.remove_support(name, index))
+def remove_support(page: Page, name: str, index: Index, key: str | None = None) -> None:
+    """Remove one support of a class, counted from 0; with its key, refused if that is another one by now."""
+
+    def remove(model: FewShotModel) -> None:
+        if key is not None and [one.thumbnail_key for one in model.bank.supports(name)][index : index + 1] != [key]:
+            raise InputError(f"The pictures of {name!r} have changed; look at them again.")
+        model.remove_support(name, index)
+
+    page.model.update(remove)
 
 
 @router.post("/api/bank/save")

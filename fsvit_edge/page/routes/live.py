@@ -50,10 +50,14 @@ async def watch(page: Page, source: str = "") -> schemas.JpegStreamResponse:
 
 
 @router.post("/api/frames", status_code=201)
-def freeze(page: Page, source: str = "") -> schemas.FrozenFrame:
-    """Freeze the newest frame, of several sources that of one, to enroll from it."""
-    frame_id, image = page.hub.freeze(source)
-    return schemas.FrozenFrame(id=frame_id, width=image.shape[1], height=image.shape[0])
+def freeze(page: Page, source: str = "", beside: str = "", step: int = -1) -> schemas.FrozenFrame:
+    """Freeze the newest frame, of several sources that of one, to enroll from it.
+
+    With `beside`, the id of a frozen frame: freeze one of the same moment, so many steps from it, -1 is the one before.
+    """
+    frozen = page.hub.step(beside, step) if beside else page.hub.freeze(source)
+    height, width, _ = frozen.image.shape
+    return schemas.FrozenFrame(id=frozen.id, width=width, height=height, earlier=frozen.earlier, later=frozen.later)
 
 
 @router.get("/api/frames/{id}.jpg", response_class=schemas.JpegResponse)

@@ -21,6 +21,25 @@ export function showClasses(classes) {
     showSupports(items.get(one.name), one);
     showScore(items.get(one.name), one);
   }
+  showAtAGlance(classes);
+}
+
+// On a phone, the list lies below the picture, out of sight.
+function showAtAGlance(classes) {
+  const list = find("glance");
+  while (list.children.length > classes.length) list.lastElementChild.remove();
+  while (list.children.length < classes.length) {
+    const chip = make("li");
+    chip.append(make("span", "", "swatch"), make("span", "", "name"), make("span"));
+    list.append(chip);
+  }
+  classes.forEach(({ name, color, score, present }, index) => {
+    const chip = list.children[index], [swatch, label, value] = chip.children;
+    chip.classList.toggle("present", Boolean(present));
+    swatch.style.background = color;
+    label.textContent = name;
+    value.textContent = score === null ? "" : scoreText(score);
+  });
 }
 
 // Moves only what is out of place, because a moved element loses the focus.
@@ -61,6 +80,8 @@ function makeItem(name) {
   onClick(item.querySelector(".more"), () => freeze(name));
   onConfirmedClick(item.querySelector(".remove"), "Really remove?", async () => {
     await request("DELETE", `/api/classes?${query({ name })}`);
+    showMessage("");
+    find("freeze").focus({ preventScroll: true });
   });
   makeRejectable(item, name);
   item.querySelector(".rename").addEventListener("click", () => rename(item, name));
@@ -72,14 +93,36 @@ function showSupports(item, { name, supports, negatives }) {
   const shown = JSON.stringify([supports, negatives]);
   if (item.dataset.shown === shown) return;
   item.dataset.shown = shown;
-  const pictures = supports.map(({ has_mask: hasMask, key }, index) => {
-    const how = hasMask ? "Enrolled with a mask" : "Enrolled by name only; the mask is a guess";
-    return makePicture("/api/supports.png", { name, index, key }, `Picture ${index + 1} of ${name}, dimmed outside the object`, how);
-  });
-  item.querySelector(".supports").replaceChildren(...pictures);
+  const hadFocus = item.querySelector(".one-picture").contains(document.activeElement);
+  item.querySelector(".supports").replaceChildren(...supports.map((_, index) => makeSupport(item, name, supports, index)));
+  item.querySelector(".one-picture").hidden = true;
+  if (hadFocus) item.querySelector(".more").focus({ preventScroll: true });
   const list = item.querySelector(".negatives");
   list.hidden = negatives.length === 0;
   list.replaceChildren(...negatives.map(({ key }, index) => makeNegative(item, name, index, key)));
+}
+
+// A picture of a class, which can be removed while its mask is hidden.
+function makeSupport(item, name, supports, index) {
+  const { has_mask: hasMask, key } = supports[index];
+  const how = hasMask ? "Enrolled with a mask" : "Enrolled by name only; the mask is a guess";
+  const button = makePicture("/api/supports.png", { name, index, key }, `Picture ${index + 1} of ${name}, dimmed outside the object`, how);
+  button.title = `${how}. Click to show or hide the mask, and to remove the picture.`;
+  button.setAttribute("aria-pressed", false);
+  const remove = makeButton("Remove picture");
+  onConfirmedClick(remove, supports.length > 1 ? "Really remove?" : "Really remove the class?", async () => {
+    await request("DELETE", `/api/supports?${query({ name, index, key })}`);
+    showMessage("");
+    (supports.length > 1 ? item.querySelector(".more") : find("freeze")).focus({ preventScroll: true });
+  });
+  button.addEventListener("click", () => {
+    const isChosen = button.getAttribute("aria-pressed") === "false", row = item.querySelector(".one-picture");
+    if (isChosen) button.parentElement.querySelector('[aria-pressed="true"]')?.click();
+    button.setAttribute("aria-pressed", isChosen);
+    row.hidden = !isChosen;
+    row.replaceChildren(make("span", `Picture ${index + 1} of ${supports.length}`), remove);
+  });
+  return button;
 }
 
 // A thumbnail that shows or hides its mask when it is clicked.
@@ -111,7 +154,7 @@ function rename(item, name) {
   const input = Object.assign(document.createElement("input"), { value: name, maxLength: 80 });
   input.setAttribute("aria-label", `New name of ${name}`);
   let isBusy = false;
-  const finish = async (isAccepted) => {
+  const finish = async (isAccepted, isByKey) => {
     if (isBusy) return;
     isBusy = true; // also when the field goes, which takes the focus from it
     const newName = input.value.trim();
@@ -121,12 +164,13 @@ function rename(item, name) {
         showMessage("");
       }
       input.replaceWith(label);
+      if (isByKey) item.querySelector(".rename").focus({ preventScroll: true });
     });
     isBusy = false;
   };
   input.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") finish(true);
-    if (event.key === "Escape") finish(false);
+    if (event.key === "Enter") finish(true, true);
+    if (event.key === "Escape") finish(false, true);
   });
   input.addEventListener("blur", () => finish(true));
   label.replaceWith(input);

@@ -1,6 +1,7 @@
 // The canvas over a frozen frame: a box with a preview of its mask, or paint.
 
 import { request, find, showMessage } from "/common.js";
+import { connect, lookAt, resetZoom, zoomBy, zoomScale } from "/zoom.js";
 
 const drawing = find("drawing"), pen = drawing.getContext("2d");
 const COLOR = "#ffd166", COLOR_RGB = [255, 209, 102];
@@ -11,13 +12,23 @@ let box = null; // [x0, y0, x1, y1] as drawn
 let preview = null; // the mask of the box
 let isPainted = false;
 let latestPreview = 0;
+let onDrawn = () => {};
+let before = {}; // what there was before the stroke that is being drawn
 
-export function begin(frozen) {
+// Calls `drawn` whenever something is begun to be drawn.
+export function begin(frozen, drawn) {
+  onDrawn = drawn;
+  resetZoom();
+  drawOn(frozen);
+  drawing.focus({ preventScroll: true });
+}
+
+// The same with another frame.
+export function drawOn(frozen) {
   frame = frozen;
   drawing.width = frame.width;
   drawing.height = frame.height;
   clear();
-  drawing.focus({ preventScroll: true });
 }
 
 export function clear() {
@@ -51,6 +62,23 @@ function framePoint(event) {
   return [Math.max(0, Math.min(drawing.width, x)), Math.max(0, Math.min(drawing.height, y)), scale];
 }
 
+// The middle of the box on the screen; null without a box.
+function middleOfBox() {
+  if (!box) return null;
+  const outer = drawing.getBoundingClientRect(), scale = Math.min(outer.width / drawing.width, outer.height / drawing.height);
+  const [x0, y0, x1, y1] = box;
+  return [outer.left + outer.width / 2 + ((x0 + x1) / 2 - drawing.width / 2) * scale,
+    outer.top + outer.height / 2 + ((y0 + y1) / 2 - drawing.height / 2) * scale];
+}
+
+// The second of two fingers: they zoom, and the first of them drew nothing.
+function cancelStroke() {
+  ({ box, preview, isPainted } = before);
+  if (before.pixels) pen.putImageData(before.pixels, 0, 0);
+  else redraw();
+}
+connect(cancelStroke, () => { if (box) redraw(); }, middleOfBox);
+
 const ordered = ([x0, y0, x1, y1]) => [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)].map(Math.round);
 
 function redraw() {
@@ -62,7 +90,7 @@ function redraw() {
   }
   if (!box) return;
   const [x0, y0, x1, y1] = ordered(box);
-  const thick = Math.max(2, drawing.width / 320);
+  const thick = Math.max(2, drawing.width / 320) / zoomScale();
   pen.lineWidth = thick * 2;
   pen.strokeStyle = "#000";
   pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
@@ -108,8 +136,11 @@ function paintTo(x, y, scale, isStart) {
 drawing.addEventListener("pointerdown", (event) => {
   if (mode === "name" || event.button > 0) return;
   drawing.setPointerCapture(event.pointerId);
+  onDrawn();
+  const isPaint = mode === "paint", isTouch = event.pointerType === "touch";
+  before = { box, preview, isPainted, pixels: isPaint && isTouch ? pen.getImageData(0, 0, drawing.width, drawing.height) : null };
   const [x, y, scale] = framePoint(event);
-  if (mode === "paint") paintTo(x, y, scale, true);
+  if (isPaint) paintTo(x, y, scale, true);
   else { box = [x, y, x, y]; preview = null; redraw(); }
 });
 drawing.addEventListener("pointermove", (event) => {
@@ -122,15 +153,19 @@ drawing.addEventListener("pointerup", () => { if (mode === "box" && box) showPre
 
 drawing.addEventListener("keydown", (event) => {
   if (event.key === " ") event.preventDefault(); // it would scroll the picture away
-  const step = drawing.width / 50;
+  const steps = { "+": 1, "=": 1, "-": -1 }[event.key];
+  if (steps) zoomBy(steps);
+  const step = drawing.width / 50 / zoomScale();
   const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
   if (!move || mode !== "box") return;
   event.preventDefault();
+  onDrawn();
   if (!box) box = [drawing.width / 4, drawing.height / 4, drawing.width * 3 / 4, drawing.height * 3 / 4];
   const [dx, dy] = move;
   box = event.shiftKey ? [box[0], box[1], box[2] + dx, box[3] + dy] : [box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy];
   preview = null;
-  redraw();
+  if (zoomScale() > 1) lookAt(middleOfBox()); // which draws it, too
+  else redraw();
   showPreview();
 });
 

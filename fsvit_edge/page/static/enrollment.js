@@ -1,7 +1,8 @@
 // From a frozen frame to a class, and a report of how well it works.
 
-import { begin, clear, selection, setMode } from "/drawing.js";
+import { begin, clear, drawOn, selection, setMode } from "/drawing.js";
 import { showRejection } from "/rejection.js";
+import { resetZoom } from "/zoom.js";
 import { request, attemptWith, find, make, makeButton, makeFacts, makeList, ofSource, onClick, percent, query, scoreText, showMessage, takePicture } from "/common.js";
 
 const HINTS = {
@@ -10,40 +11,90 @@ const HINTS = {
   name: "Only enter a name; the network guesses which object you mean.",
 };
 
-let frame = null; // {id, width, height}
+let frame = null; // {id, width, height, earlier, later}
+let pictures = new Map(); // how many each class has, by its name
 let reported = null; // {name, index, key}: the picture that the report is about; its key is null until it is listed
 
 export async function freeze(name) {
-  const frozen = await request("POST", ofSource("/api/frames"));
-  find("frozen").src = `/api/frames/${frozen.id}.jpg`;
-  await find("frozen").decode();
+  const frozen = await load();
   takePicture(() => setFrozen(false));
   frame = frozen;
   setFrozen(true);
+  showPlace();
   find("report").hidden = true;
   find("name").value = name || "";
-  offerToReject();
+  followName();
   showMessage("");
-  begin(frame);
+  begin(frame, () => { showMessage(""); showHint(); });
   find("picture").scrollIntoView({ block: "nearest" });
+}
+
+async function load(fields) {
+  const frozen = await request("POST", ofSource("/api/frames", fields));
+  find("frozen").src = `/api/frames/${frozen.id}.jpg`;
+  await find("frozen").decode();
+  return frozen;
+}
+
+// To the frame before or after this one: who presses a button often is late.
+async function step(by) {
+  const mine = frame;
+  if ((by < 0 ? frame.earlier : frame.later) === 0) return;
+  const frozen = await load({ beside: frame.id, step: by });
+  if (frame !== mine) return;
+  frame = frozen;
+  showPlace();
+  drawOn(frame);
+}
+
+function showPlace() {
+  const { earlier, later } = frame;
+  find("steps").hidden = earlier + later === 0;
+  find("earlier").setAttribute("aria-disabled", earlier === 0);
+  find("later").setAttribute("aria-disabled", later === 0);
+  find("frame-place").textContent = `Frame ${earlier + 1} of ${earlier + 1 + later}`;
 }
 
 function setFrozen(isFrozen) {
   for (const id of ["frozen", "drawing", "enroll"]) find(id).hidden = !isFrozen;
   for (const id of ["live", "freeze"]) find(id).hidden = isFrozen;
+  showHint();
+  resetZoom(); // zones are drawn on the same picture
   if (!isFrozen) frame = null;
+}
+
+// Back to the live picture, without losing the place of those who use the keyboard.
+function leave() {
+  setFrozen(false);
+  find("freeze").focus({ preventScroll: true });
+}
+
+function showHint(wrong = "") {
+  find("hint").textContent = wrong || HINTS[find("enroll").elements.mode.value];
+  find("hint").classList.toggle("wrong", Boolean(wrong));
+}
+
+// What is drawn as fields of a request; null, and said at the form, if nothing is.
+async function drawn() {
+  try {
+    return await selection();
+  } catch (error) {
+    showHint(error.message);
+    return null;
+  }
 }
 
 function showMode(mode) {
   setMode(mode);
   find("brush").hidden = mode !== "paint";
   find("drawing-keys").hidden = mode !== "box";
-  find("hint").textContent = HINTS[mode];
+  showHint();
 }
 
 async function enroll() {
-  const name = find("name").value.trim(), mine = frame;
-  const report = await request("POST", "/api/classes", { name, frame_id: mine.id, ...(await selection()) });
+  const name = find("name").value.trim(), mine = frame, marks = await drawn();
+  if (marks === null) return;
+  const report = await request("POST", "/api/classes", { name, frame_id: mine.id, ...marks });
   const isMine = frame === mine; // the answer takes a second, in which something else may have begun
   if (isMine) setFrozen(false);
   showReport(report);
@@ -51,23 +102,28 @@ async function enroll() {
   if (isMine) find("report").focus(); // the form takes it along
 }
 
-// What is marked can be said to be not a class, if there is such a class.
-function offerToReject() {
-  const name = find("name").value.trim(), button = find("reject-marked");
-  button.hidden = ![...find("classes").children].some((item) => item.dataset.name === name);
+// If there is such a class, it gets a picture more, or what is marked can be said to be not it.
+function followName() {
+  const name = find("name").value.trim(), button = find("reject-marked"), count = pictures.get(name);
+  const told = count === undefined ? "" : `${name} is enrolled already, from ${count} ${count === 1 ? "picture" : "pictures"}; this one is added.`;
+  if (find("known-name").textContent !== told) find("known-name").textContent = told;
+  find("submit").textContent = count === undefined ? "Enroll" : "Add picture";
+  button.hidden = count === undefined;
   button.title = `What you marked is not ${name}, although it looks like it`;
 }
 
 async function rejectMarked() {
-  const name = find("name").value.trim(), mine = frame;
-  const rejection = await request("POST", "/api/negatives", { name, frame_id: mine.id, ...(await selection()) });
+  const name = find("name").value.trim(), mine = frame, marks = await drawn();
+  if (marks === null) return;
+  const rejection = await request("POST", "/api/negatives", { name, frame_id: mine.id, ...marks });
   if (frame === mine) setFrozen(false);
   showMessage("");
   showRejection(rejection);
 }
 
 export function followClasses(classes) {
-  offerToReject();
+  pictures = new Map(classes.map(({ name, supports }) => [name, supports.length]));
+  followName();
   hideOutdatedReport(classes);
 }
 
@@ -89,18 +145,18 @@ function hideReport() {
 function showReport(report) {
   const card = find("report");
   const isGood = report.warnings.length === 0;
-  const verdict = isGood ? `${report.name} is enrolled and recognized in its own picture.` : `${report.name} is enrolled, with warnings:`;
+  const done = report.shots === 1 ? `${report.name} is enrolled` : `${report.name} is enrolled, now from ${report.shots} pictures`;
+  const outline = report.iou === null ? "" : `; the outline is ${report.area_ratio.toFixed(1)} x your mask (IoU ${report.iou.toFixed(2)})`;
+  const verdict = isGood ? `${done}, and recognized in this picture${outline}.` : `${done}, with warnings${outline}:`;
   const parts = [make("p", verdict, "verdict")];
   if (!isGood) parts.push(makeList(report.warnings));
   const facts = [["score in this frame", scoreText(report.score)]];
   if (report.found_share !== null) facts.push(["mask found", percent(report.found_share)]);
-  if (report.iou !== null) facts.push(["IoU with the mask", report.iou.toFixed(2)]);
-  if (report.area_ratio !== null) facts.push(["outline area", `${report.area_ratio.toFixed(1)} x mask`]);
   facts.push(["mask size", `${percent(report.mask_cover)} of frame`], ["pictures", report.shots]);
   const mine = { name: report.name, index: report.shots - 1, key: null };
   reported = mine;
   const undo = makeButton("Undo", async () => {
-    await request("DELETE", `/api/supports?${query({ name: mine.name, index: mine.index })}`);
+    await request("DELETE", `/api/supports?${query({ name: mine.name, index: mine.index, ...(mine.key && { key: mine.key }) })}`);
     if (reported === mine) hideReport();
   });
   const row = make("div", "", "row");
@@ -111,12 +167,14 @@ function showReport(report) {
 
 onClick(find("freeze"), () => freeze());
 onClick(find("reject-marked"), rejectMarked);
-find("name").addEventListener("input", offerToReject);
-find("cancel").addEventListener("click", () => setFrozen(false));
+find("name").addEventListener("input", followName);
+find("cancel").addEventListener("click", leave);
+onClick(find("earlier"), () => step(-1));
+onClick(find("later"), () => step(1));
 find("clear").addEventListener("click", clear);
 find("enroll").addEventListener("change", (event) => { if (event.target.name === "mode") showMode(event.target.value); });
 find("enroll").addEventListener("submit", (event) => {
   event.preventDefault();
   attemptWith(find("submit"), enroll);
 });
-document.addEventListener("keydown", (event) => { if (event.key === "Escape" && frame) setFrozen(false); });
+document.addEventListener("keydown", (event) => { if (event.key === "Escape" && frame) leave(); });
