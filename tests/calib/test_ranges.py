@@ -137,7 +137,7 @@ def test_the_ranges_are_those_of_onnx_runtimes_own_calibrator(
     """Theirs is given all pictures at once and as many bins; ours differs by the place of the bins' edges."""
     from onnxruntime.quantization import calibrate
 
-    bins = 512  # entropy takes a time that grows with their square
+    bins = 384  # entropy takes a time that grows with their square
     monkeypatch.setattr(module, "PERCENTILE", 99.9)
     monkeypatch.setattr(module, "_BINS", bins)
     data = onnx.load_from_string(tiny.graphs["encoder"])

@@ -1,6 +1,7 @@
 """`bank scene`, `enroll --not` and `bank remove --negative`: what they print, keep and refuse."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,15 +20,23 @@ from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.pictures import read_image, write_image
 
 
-@pytest.fixture
-def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bank with a cat, and pictures: cat.jpg, like.jpg (found as the cat too), other.jpg."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def enrolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bank and the pictures of `bank`."""
+    folder = tmp_path_factory.mktemp("enrolled")
     cat = skimage.data.chelsea()
-    write_image(Path("cat.jpg"), cat)
-    write_image(Path("like.jpg"), cat[..., ::-1].copy())
-    write_image(Path("other.jpg"), skimage.data.coffee())
-    run("enroll", "cat", "cat.jpg", "--bank", "bank.safetensors")
+    write_image(folder / "cat.jpg", cat)
+    write_image(folder / "like.jpg", cat[..., ::-1].copy())
+    write_image(folder / "other.jpg", skimage.data.coffee())
+    run("enroll", "cat", str(folder / "cat.jpg"), "--bank", str(folder / "bank.safetensors"))
+    return folder
+
+
+@pytest.fixture
+def bank(enrolled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bank with a cat, and pictures: cat.jpg, like.jpg (found as the cat too), other.jpg."""
+    shutil.copytree(enrolled, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return Path("bank.safetensors")
 
 

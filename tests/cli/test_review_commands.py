@@ -1,6 +1,7 @@
 """`bank review`, `bank judge` and `bank check`: what they print, draw, keep and refuse."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,27 @@ from fsvit_edge.runtime.presence_level import score_text
 BANK = "bank.safetensors"
 
 
-@pytest.fixture
-def bank(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bank with a cat, and two doubtful frames: 0 shows it, 1 (like.jpg) does not although it is found."""
+@pytest.fixture(scope="module")
+def doubtful(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bank and the picture of `bank`."""
+    folder = tmp_path_factory.mktemp("doubtful")
     cat = skimage.data.chelsea()
     like = cat[..., ::-1].copy()
-    write_image(here / "like.jpg", like)
-    monkeypatch.setattr("fsvit_edge.fewshot.review._DOUBT_MARGIN", 99.0)  # every score is doubtful
-    with FewShotModel.load(threads=1) as model:
+    write_image(folder / "like.jpg", like)
+    with pytest.MonkeyPatch.context() as patch, FewShotModel.load(threads=1) as model:
+        patch.setattr("fsvit_edge.fewshot.review._DOUBT_MARGIN", 99.0)  # every score is doubtful
         model.enroll("cat", [cat])
         for image in (cat, like):
             model.review.note(image, model.predict(image), wall_time_s=0.5)
-        model.save_bank(here / BANK)
+        model.save_bank(folder / BANK)
+    return folder
+
+
+@pytest.fixture
+def bank(doubtful: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bank with a cat, and two doubtful frames: 0 shows it, 1 (like.jpg) does not although it is found."""
+    shutil.copytree(doubtful, here, dirs_exist_ok=True)
+    monkeypatch.setattr("fsvit_edge.fewshot.review._DOUBT_MARGIN", 99.0)  # every score is doubtful
     return here / BANK
 
 

@@ -144,7 +144,7 @@ def test_without_the_watchdog_a_hung_model_does_not_end_the_run(start_run: Start
     """The control."""
     blind = IMPATIENT + "supervision.ModelWatchdog.is_hung = lambda *_: False\n"
     run = start_stuck(start_run, blind)
-    time.sleep(4)
+    time.sleep(3)
     assert run.process.poll() is None
     run.end()
 
@@ -153,7 +153,7 @@ def test_a_run_that_was_suspended_continues(start_run: Start) -> None:
     run = start_run(*ENDLESS_DEMO, *STREAMED, code=IMPATIENT)
     run.wait_for(run.processed(5))
     run.process.send_signal(signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(2)
     before = len(run.lines())
     run.process.send_signal(signal.SIGCONT)
     run.wait_for(run.processed(before + 20))

@@ -108,7 +108,7 @@ def test_a_source_that_does_not_respond_stays_connecting_with_a_reason(scenario:
 
 @pytest.fixture
 def no_kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[psutil.Process]]]:
-    """A driver that hangs ignores SIGKILL. Gives the capture processes; the browser of other tests is none."""
+    """A driver that hangs ignores SIGKILL. Gives the capture processes, without the browser of other tests."""
     others = psutil.Process().children()
     monkeypatch.setattr(frame_channel.subprocess.Popen, "kill", lambda _: None)
 

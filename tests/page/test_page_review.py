@@ -1,5 +1,6 @@
 """The page's API for the review: verdicts that last, and changes that are tried before they are kept."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -28,10 +29,21 @@ DOG_LIKE = CAT[:, ::-1].copy()
 @pytest.fixture
 def reviewed(served: Served) -> Served:
     """A page whose class "cat" is doubtful in three frames: 0 a gray cat, 1 coffee, 2 the cat, mirrored."""
-    show(served, CAT)
-    assert enroll(served, "cat").status_code == 201
-    served.model.read(lambda model: keep_doubtful(model, CAT_LIKE, NOTHING, DOG_LIKE))
+    show_doubtful(served)
     return served
+
+
+def show_doubtful(served: Served) -> None:
+    show(served, CAT)
+    served.model.update(lambda model: setattr(model, "bank", doubtful_bank().copy()))
+
+
+@functools.cache
+def doubtful_bank() -> SupportBank:
+    with FewShotModel.load(threads=1) as model:
+        model.enroll("cat", [CAT])
+        keep_doubtful(model, CAT_LIKE, NOTHING, DOG_LIKE)
+        return model.bank
 
 
 def keep_doubtful(model: FewShotModel, *images: Any) -> None:

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
-from served_page import Served, enroll, serve, show
-from test_false_alarms_in_browser import CAT, CAT_LIKE, NOTHING, PHONE, has_focus, tab_to
+from served_page import Served, serve
+from test_false_alarms_in_browser import PHONE, has_focus, tab_to
 from test_page_in_browser import WINDOW
-from test_page_review import keep_doubtful
+from test_page_review import show_doubtful
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
-MIRRORED = CAT[:, ::-1].copy()
 TRIAL_MS = 40_000
 
 
@@ -24,9 +23,7 @@ TRIAL_MS = 40_000
 def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
     """A page whose class "cat" is doubtful in three frames: 0 a gray cat, 1 coffee, 2 the cat, mirrored."""
     with serve(loaded, tmp_path / "bank.safetensors") as one:
-        show(one, CAT)
-        assert enroll(one, "cat").status_code == 201
-        one.model.read(lambda model: keep_doubtful(model, CAT_LIKE, NOTHING, MIRRORED))
+        show_doubtful(one)
         assert one.client.post("/api/bank/save").status_code == 200
         yield one
 
