@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption
+from fsvit_edge.cli.outputs import refuse_to_replace
 from fsvit_edge.cli.terminal import editing_bank, open_model, say
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
@@ -69,6 +70,7 @@ def enroll(
     if is_not and (preview is not None or level is not None):
         raise InputError("--not goes with neither --preview nor --level.")
     check_bank_path(bank)
+    refuse_to_replace(preview, [*inputs, *(mask or [])], "--preview")
     remove_leftovers(bank.parent)
     pictures = read_supports(inputs, mask or [], [parse_box(text) for text in box or []], frame or [], at or [])
     with editing_bank(bank) as check_unchanged, open_model(bundle, engine, precision, bank=bank) as model:

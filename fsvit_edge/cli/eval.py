@@ -18,6 +18,7 @@ from fsvit_edge.cli.options import (
     ThreadsOption,
     WaysOption,
 )
+from fsvit_edge.cli.outputs import refuse_to_replace
 
 if TYPE_CHECKING:
     from fsvit_edge.fewshot.predictor import FewShotModel
@@ -155,6 +156,7 @@ def evaluate(
         raise InputError("--max-drop compares with an earlier result; give one with --baseline FILE.")
     if output is not None and output.is_dir():
         raise InputError(f"{output} is a folder; give the name of a file to write.")
+    refuse_to_replace(output, [checkpoint], "--output")
     masks = supports is SupportKind.MASKS
     options = EvaluationOptions(ways, shots, episodes, masks)
     earlier = None if baseline is None else Baseline.load(baseline)

@@ -14,6 +14,7 @@ from fsvit_edge.cli.options import (
     ThreadsOption,
     WaysOption,
 )
+from fsvit_edge.cli.outputs import refuse_to_replace
 
 
 def train(
@@ -112,6 +113,7 @@ def train(
 
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors.")
+    refuse_to_replace(output, [weights], "--output")
     if checkpoint is None and (weights or pretrained) and backbone is None:
         raise InputError("--weights and --pretrained need the name of the backbone; give it with --backbone.")
     require("fsvit-edge train", ("torch", "timm", "lightning", "torchmetrics"), "train")

@@ -43,6 +43,7 @@ def check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderId
     if made_by.precision != identity.precision:
         raise ArtifactError(
             f"Bank {path} was made in {made_by.precision!s:.40}, but the engines here compute in "
-            f"{identity.precision}; use it with --precision {made_by.precision!s:.40} or enroll its classes again."
+            f"{identity.precision}; use it with --engine auto --precision {made_by.precision!s:.40}, or enroll its "
+            "classes again."
         )
     raise ArtifactError(f"Bank {path} has tokens of a different shape than this bundle's; enroll its classes again.")

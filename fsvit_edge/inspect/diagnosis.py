@@ -128,7 +128,7 @@ def _openvino() -> Iterator[Finding]:
     try:
         precisions = usable_precisions()
     except FsvitEdgeError as error:
-        yield Finding(subject, False, False, f"{found} is installed but cannot be loaded: {error}")
+        yield Finding(subject, False, False, f"{found} cannot be used: {error}")
         return
     without = "" if "bf16" in precisions else "; this processor does not multiply BF16"
     text = f"{found}; use it with --engine {OPENVINO} --precision {' or '.join(precisions)}{without}"

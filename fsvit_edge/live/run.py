@@ -9,6 +9,7 @@ from pathlib import Path
 from fsvit_edge.fewshot.first_look import FirstLook
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.zones import Zone, check_zones
+from fsvit_edge.live.collisions import refuse_collisions
 from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult
 from fsvit_edge.live.shared_model import LiveModel
@@ -123,7 +124,7 @@ def run_source(
 
     Raises:
         InputError: A source, a sink or an option cannot be used, or a file has no enrolled classes to look for, or
-            no bank to keep doubtful frames in, or several sources would write to one file or topic.
+            no bank to keep doubtful frames in, or outputs would write over each other or over other files.
         EnvironmentLacksError: A package, engine or device is missing.
         ArtifactError: The bundle or bank is missing, damaged or does not fit.
         SourceError: A source cannot be opened, or the last one cannot be read.
@@ -149,6 +150,7 @@ def run_source(
         _refuse_to_overwrite(uri, [sink for _, sink in own_sinks], [folder for _, folder in folders])
     bank = _bank_to_load(options.bank, is_demo, has_page)
     bank_to_save = options.bank or DEFAULT_BANK
+    refuse_collisions(list(named.values()), [uri for _, uri in own_sinks], bank_to_save, options.health_file)
     if options.review and bank is None:
         raise InputError(
             f"--review keeps frames in the bank, and there is none at {bank_to_save}; enroll a class with: fsvit-edge "

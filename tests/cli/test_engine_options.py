@@ -55,7 +55,7 @@ def test_a_bank_runs_in_the_precision_it_was_made_in_and_in_no_other(cli: Cli, f
     before = (folder / "fp32.safetensors").read_bytes()
     lines = [f"{command} --bundle net --bank fp32.safetensors" for command in ("run cup.jpg", "enroll key cup.jpg")]
     for line in lines:
-        text = "made in fp32, but the engines here compute in int8; use it with --precision fp32"
+        text = "made in fp32, but the engines here compute in int8; use it with --engine auto --precision fp32"
         is_one_error(cli(f"{line} --precision int8"), 4, text)
     assert (folder / "fp32.safetensors").read_bytes() == before
     for line in lines:

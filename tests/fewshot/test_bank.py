@@ -287,7 +287,7 @@ def test_predictions_are_the_same_before_saving_and_after_loading(path: Path) ->
         ({"encoder_sha256": "cd" * 32, "precision": "fp16"}, "was made with a different encoder: cdcdcdcdcdcd... "),
         (
             {"precision": "int8"},
-            "was made in int8, but the engines here compute in fp32; use it with --precision int8 or",
+            "was made in int8, but the engines here compute in fp32; use it with --engine auto --precision int8, or",
         ),
         ({"head_dim": DIM + 1}, "has tokens of a different shape than this bundle's"),
     ],

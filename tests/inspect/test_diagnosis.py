@@ -77,7 +77,7 @@ def test_openvino_is_reported_with_the_precisions_of_this_processor(monkeypatch:
         raise EnvironmentLacksError("No library.")
 
     monkeypatch.setattr(diagnosis, "usable_precisions", broken)
-    broken_text = "2026.4.1 is installed but cannot be loaded: No library."
+    broken_text = "2026.4.1 cannot be used: No library."
     assert found("engine openvino") == Finding("engine openvino", False, False, broken_text)
     assert diagnose().usable
 

@@ -64,13 +64,28 @@ def test_a_list_of_cameras_has_names_and_comments(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "cannot be read: No such file"), (b"\xff", "it is not UTF-8 text"), (b"# none\n", "has no source")],
+    [
+        (None, "cannot be read: No such file"),
+        (b"\xff", "it is not UTF-8 text"),
+        (b"# none\n", "has no source"),
+        (b"\0" * 100_001, "it is longer than 100,000 bytes"),
+        (b"# none\na = 0\nb =\n", "Line 3 of the list of cameras .*: The name 'b' has no source"),
+        (b"a b = 0", "Line 1 of the list of cameras .*: The name 'a b' of a source must be"),
+    ],
 )
 def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / "cameras.txt").write_bytes(content)
     with pytest.raises(InputError, match=said):
         read_cameras(tmp_path / "cameras.txt")
+
+
+def test_a_list_from_windows_or_without_an_end_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "cameras.txt"
+    path.write_bytes(b"\xef\xbb\xbfdoor = 0\r\nhall = 1\r\n")
+    assert read_cameras(path) == [("door", "0"), ("hall", "1")]
+    with pytest.raises(InputError, match="it is longer than"):
+        read_cameras(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize(

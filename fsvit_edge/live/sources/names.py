@@ -9,6 +9,7 @@ from fsvit_edge.live.uri import SourceAddress, parse_source, printable
 from fsvit_edge.runtime.errors import InputError
 
 _MAX_LETTERS = 40
+_MAX_LIST_BYTES = 100_000
 _NAME = re.compile(rf"\w[\w.-]{{0,{_MAX_LETTERS - 1}}}")
 _NAMED = re.compile(r"(?P<name>[^=:/]*?)\s*=\s*(?P<source>.*)")  # an address has "://" before any "="
 
@@ -32,11 +33,7 @@ def source_names(sources: Iterable[tuple[str | None, str]]) -> dict[str, str]:
     listed = list(sources)
     given = [name for name, _ in listed if name is not None]
     for name in given:
-        if not _NAME.fullmatch(name):
-            raise InputError(
-                f"The name {printable(name)!r:.80} of a source must be 1 to {_MAX_LETTERS} letters, digits or . _ -, "
-                "and start with a letter, a digit or _; give it another one."
-            )
+        _check_name(name)
         if given.count(name) > 1:
             raise InputError(f"Two sources have the name {name!r}; give one of them another name.")
     taken, named = set(given), {}
@@ -55,15 +52,24 @@ def read_cameras(path: Path) -> list[tuple[str | None, str]]:
         Of each the name, or None, and the source.
 
     Raises:
-        InputError: The file cannot be read, or lists no source.
+        InputError: The file cannot be read or lists no source, or a line of it is invalid.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        with path.open("rb") as file:  # may be a pipe, or a device without an end
+            data = file.read(_MAX_LIST_BYTES + 1)
+        lines = data.decode("utf-8-sig").splitlines()  # Windows puts a mark before the text
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"The list of cameras {path} cannot be read: {reason}.") from error
-    stripped = (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines)
-    found = [_parse_line(line) for line in stripped if line]
+    if len(data) > _MAX_LIST_BYTES:
+        raise InputError(f"The list of cameras {path} cannot be read: it is longer than {_MAX_LIST_BYTES:,} bytes.")
+    found: list[tuple[str | None, str]] = []
+    for number, line in enumerate(lines, 1):
+        stripped = re.sub(r"(^|\s)#.*", "", line).strip()
+        try:
+            found += [_parse_line(stripped)] if stripped else []
+        except InputError as error:
+            raise InputError(f"Line {number} of the list of cameras {path}: {error}") from error
     if not found:
         raise InputError(
             f"The list of cameras {path} has no source; write one per line, as in: door = rtsp://HOST/PATH"
@@ -73,7 +79,20 @@ def read_cameras(path: Path) -> list[tuple[str | None, str]]:
 
 def _parse_line(line: str) -> tuple[str | None, str]:
     match = _NAMED.fullmatch(line)
-    return (match["name"], match["source"]) if match else (None, line)
+    name, source = (match["name"], match["source"]) if match else (None, line)
+    if name is not None:
+        _check_name(name)
+    if not source:
+        raise InputError(f"The name {name!r} has no source; write one behind the =.")
+    return name, source
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"The name {printable(name)!r:.80} of a source must be 1 to {_MAX_LETTERS} letters, digits or . _ -, "
+            "and start with a letter, a digit or _; give it another one."
+        )
 
 
 def _derived(address: SourceAddress) -> str:

@@ -69,8 +69,8 @@ class OpenVinoEngine(Engine):
 
     def __init__(self, graph: bytes, stated: GraphInfo, precision: str = "fp32", threads: int | None = None) -> None:
         check_precision(precision)
-        self._openvino = openvino = import_openvino()
-        core = openvino.Core()
+        self._openvino = import_openvino()
+        core = _open_core()
         if precision == "bf16":
             _refuse_without_bf16(core)
         settings = {
@@ -152,7 +152,7 @@ def check_precision(precision: str) -> None:
 
 
 def import_openvino() -> Any:
-    """Return the module; an EnvironmentLacksError if it is not installed.
+    """Return the module; an EnvironmentLacksError if it is not installed or cannot be loaded, for whatever reason.
 
     OpenVINO tells Google Analytics of every import, unless its telemetry package is missing. So it is, for a moment.
     """
@@ -161,15 +161,33 @@ def import_openvino() -> Any:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # an import of it fails
     try:
         import openvino
-    except ImportError as error:
-        raise EnvironmentLacksError(
-            "--engine openvino needs the package openvino, which is not installed or cannot be loaded; try: pip "
-            f'install "fsvit-edge[{OPENVINO}]".'
-        ) from error
+    except Exception as error:  # a module that fails can raise anything
+        raise _lacks(error) from error
     finally:
         if is_blocked:
             sys.modules.pop(_TELEMETRY, None)
     return openvino
+
+
+def _open_core() -> Any:
+    try:
+        with _own_signal_stack():
+            core = import_openvino().Core()  # what is left of another version has none
+            core.get_property("CPU", "FULL_DEVICE_NAME")
+    except EnvironmentLacksError:
+        raise
+    except Exception as error:
+        raise _lacks(error) from error
+    return core
+
+
+def _lacks(error: Exception) -> EnvironmentLacksError:
+    is_missing = isinstance(error, ModuleNotFoundError) and error.name == OPENVINO
+    reason = "is not installed" if is_missing else f"cannot be loaded ({_reason(error)})"
+    return EnvironmentLacksError(
+        f"--engine openvino needs the package openvino, which {reason}; try: pip install --upgrade "
+        f'"fsvit-edge[{OPENVINO}]".'
+    )
 
 
 def openvino_version() -> str | None:
@@ -182,7 +200,7 @@ def openvino_version() -> str | None:
 
 def usable_precisions() -> tuple[str, ...]:
     """Return the precisions that OpenVINO computes in on this processor."""
-    return OPENVINO_PRECISIONS if _has_bf16(import_openvino().Core()) else ("fp32",)
+    return OPENVINO_PRECISIONS if _has_bf16(_open_core()) else ("fp32",)
 
 
 def _has_bf16(core: Any) -> bool:
@@ -212,7 +230,7 @@ def _is_stated(port: Any, spec: TensorSpec) -> bool:
     return port.get_element_type().to_dtype() == np.dtype(spec.dtype) and sizes == stated
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """The last line of an error, after the places in OpenVINO's source that it went through."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1].rstrip(".")

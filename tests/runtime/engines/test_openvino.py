@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from fake_engine import HostTensor
 from fsvit_edge.fewshot.heads import SplitHead
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GRAPH_NAMES, Bundle, GraphInfo
-from fsvit_edge.runtime.engines import choose, open_graphs, openvino
+from fsvit_edge.runtime.engines import choose, open_graphs, openvino, trial
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.openvino import OpenVinoEngine, import_openvino, usable_precisions
@@ -319,9 +320,34 @@ def test_the_error_for_a_missing_package_tells_how_to_install_it(monkeypatch: py
     with pytest.raises(EnvironmentLacksError) as lacking:
         opened("encoder")
     assert str(lacking.value) == (
-        "--engine openvino needs the package openvino, which is not installed or cannot be loaded; try: pip install "
+        "--engine openvino needs the package openvino, which is not installed; try: pip install --upgrade "
         '"fsvit-edge[openvino]".'
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ImportError('libtbb.so.12: no such file')", "libtbb.so.12: no such file"),
+        ("raise RuntimeError('built for another numpy.')", "built for another numpy"),
+        ("raise KeyError('x')", "'x'"),
+        ("import surely_not_there", "No module named 'surely_not_there'"),
+        ("", "module 'openvino' has no attribute 'Core'"),
+        ("class Core:\n    def get_property(self, *_): raise RuntimeError('Device CPU is gone')", "Device CPU is gone"),
+    ],
+)
+def test_a_package_that_fails_is_refused_and_auto_does_without(
+    code: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "openvino.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    with pytest.raises(EnvironmentLacksError) as lacking:
+        usable_precisions()
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    assert f"which cannot be loaded ({reason}); try: " in str(lacking.value)
+    monkeypatch.setattr(trial, "openvino_version", lambda: "2026.4.1")  # conftest.py hides it
+    assert trial.measure(BUNDLE).openvino_ms == {}
 
 
 IMPORT = """
