@@ -199,8 +199,10 @@ class LiveModel:
 
     def wait_for_scores(self) -> None:
         """Wait until the classes are scored on all of the empty scene; from any other thread. Raises like `read`."""
-        due_s = time.monotonic() + _TIMEOUT_S
-        while self.read(lambda _: self._is_unscored):
+        left, due_s = 0, time.monotonic()
+        while unscored := self.read(lambda model: len(model.bank.unscored_frames)):
+            if unscored != left:  # it goes on
+                left, due_s = unscored, time.monotonic() + _TIMEOUT_S
             if time.monotonic() >= due_s:
                 raise FsvitEdgeError("The classes are still being compared with the empty scene; try again.")
 
