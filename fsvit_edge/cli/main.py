@@ -22,7 +22,7 @@ from fsvit_edge.cli.inspect import inspect
 from fsvit_edge.cli.run import run
 from fsvit_edge.cli.streams import safe_streams
 from fsvit_edge.cli.train import train
-from fsvit_edge.live.uri import may_have_password
+from fsvit_edge.live.uri import may_have_password, printable_address
 from fsvit_edge.runtime.errors import FsvitEdgeError
 
 RENAMED: Mapping[str, Mapping[str, str]] = {
@@ -120,7 +120,8 @@ def _fail(sentence: str, exit_code: int) -> NoReturn:
     for word in sys.argv[1:]:  # an address with a password may be where it does not belong
         word = word.partition("=")[2] if word.startswith("--") else word
         if may_have_password(word) and not os.path.exists(word):
-            sentence = sentence.replace(word, "***").replace(str(Path(word)), "***")
+            shown = printable_address(word) if "://" in word else "***"
+            sentence = sentence.replace(word, shown).replace(str(Path(word)), shown)
     print(f"Error: {sentence}", file=sys.stderr)
     sys.exit(exit_code)
 

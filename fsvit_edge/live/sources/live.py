@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import fsvit_edge
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import SourceState, SourceStatus
 from fsvit_edge.live.sources.base import DEFAULT_FPS, EndOfSourceError, Source, SourceOptions
@@ -27,7 +26,7 @@ _START = (
     "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)]; "
     "from fsvit_edge.live.sources.capture_process import main; main()"
 )
-_COMMAND = (sys.executable, "-c", _START, str(Path(fsvit_edge.__file__).parents[1]))
+_COMMAND = (sys.executable, "-c", _START, str(Path(__file__).parents[3]))
 _POLL_S = 0.1
 _PROBE_S = 0.5
 _REAP_S = 0.3  # a killed process is gone within milliseconds
