@@ -137,7 +137,9 @@ class SinkWorker:
             # A bug in one sink must not end the others.
             failure = FsvitEdgeError(f"{self.name} failed: {type(error).__name__}: {error}")
         with self._changed:
-            self._failure, self._trouble, self._has_ended = str(failure or ""), "", True
+            self._failure, self._has_ended = str(failure or ""), True
+            if failure is None:
+                self._trouble = ""
             self._frames.clear()
             self._changed.notify_all()
             is_expected = self._finishing and failure is None
@@ -164,12 +166,14 @@ class SinkWorker:
                     self._sink.write(*item)
             except (FsvitEdgeError, OSError) as error:
                 self._wait_after(error, event, item is not None)
-            else:
-                with self._changed:
-                    self._written += item is not None
-                    self._is_failing = False
-                    if self._trouble and time.monotonic() - self._failed_s >= _GOOD_S:
-                        self._trouble = ""
+                continue
+            if item is None:  # may have written nothing
+                continue
+            with self._changed:
+                self._written += 1
+                self._is_failing = False
+                if self._trouble and time.monotonic() - self._failed_s >= _GOOD_S:
+                    self._trouble = ""
         if self._is_failing:
             raise FsvitEdgeError(self._trouble)
 
@@ -177,10 +181,12 @@ class SinkWorker:
         """Wait before the next attempt while the queues take what comes; raise the error if there is none."""
         is_of_disk = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
         with self._changed:
-            if self._waits or self._finishing or not (self._sink.resumes and is_of_disk):
+            if self._waits or not (self._sink.resumes and is_of_disk):
                 raise error
             text = f"{self.name} cannot be written: {error.strerror}." if isinstance(error, OSError) else str(error)
             self._trouble = self._trouble or text
+            if self._finishing:
+                raise FsvitEdgeError(self._trouble) from error
             self._is_failing, self._failed_s = True, time.monotonic()
             self._dropped += had_frame
             if event is not None:

@@ -197,7 +197,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_stops_one_sink_until_there_is_room_and_the_run_continues(
     start_run: Start, small_disk: Path
 ) -> None:
-    (small_disk / "large").write_bytes(bytes(20_000))
+    (small_disk / "large").write_bytes(bytes(45_000))
     run = start_run(
         *(*ENDLESS_DEMO, "--sink", "small/full.jsonl", "--sink", "out.jsonl"),
         *("--health", "health.json", "--threads", "1"),
@@ -210,7 +210,7 @@ def test_a_full_disk_stops_one_sink_until_there_is_room_and_the_run_continues(
     lines = [json.loads(line) for line in (small_disk / "full.jsonl").read_bytes().splitlines()]
     assert run.said().count("full.jsonl") == 1
     assert [bool(sink["trouble"]) for sink in health["sinks"]] == [True, False]
-    assert len(lines) > 10
+    assert len(lines) > 5
     (small_disk / "large").unlink()
     run.wait_for(lambda: (small_disk / "full.jsonl").read_bytes().count(b"\n") > len(lines))
     run.end()
