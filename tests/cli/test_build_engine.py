@@ -31,6 +31,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
+@pytest.mark.slow(reason="builds INT8 engines of the bundled model, 7 s")
 def test_int8_of_the_bundled_model_needs_no_other_option(cli: Cli, tmp_path: Path) -> None:
     result = cli("build-engine --int8")
     assert result.code == 0, result.err

@@ -118,6 +118,7 @@ def test_engines_for_other_machines_are_emulated_and_the_result_says_so(rtx: tup
     assert result.advice[0].startswith("These engines are for other machines (sm86, sm89, sm120); for this one")
 
 
+@pytest.mark.slow(reason="builds with TensorRT-RTX once more, 5 s")
 def test_a_second_build_gives_the_same_sidecar_apart_from_times(
     rtx: tuple[BuildResult, list[str]], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
