@@ -76,7 +76,7 @@ def measure_figures(setting: Setting) -> Iterator[Figure]:
             found.append(measure("demo", count, min(_SECONDS, setting.live_s), setting.threads, DEFAULT_BUNDLE))
     first = runs[_COUNTS[0]]
     for count, found in runs.items():
-        title = f"{count} sources"
+        title = f"{count} source{'s' if count > 1 else ''}"
         rate = [100 * one["frames/s"] / alone["frames/s"] for one, alone in zip(found, first, strict=True)]
         if count > 1:
             yield figure_of(
@@ -109,6 +109,8 @@ def measure(clip: str, count: int, seconds: float, threads: int | None, bundle: 
             health = live_run.run().health
             elapsed_s = time.monotonic() - started_s
             sampler.join()
+    if not health.frames:  # a busy machine: the end of a long measurement must not lose the rest
+        return measure(clip, count, 2 * seconds, threads, bundle)
     ages = [one.age_ms for one in health.sources if one.age_ms is not None]
     frame_ms = 1e3 * elapsed_s / health.frames
     shares = [one.frames for one in health.sources]
