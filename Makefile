@@ -9,6 +9,7 @@ PARALLEL := --numprocesses $(JOBS) --dist worksteal
 
 run: .venv/run
 	$(BIN)/fsvit-edge run demo
+	@echo "For fsvit-edge in this shell: source $(BIN)/activate"
 
 test: .venv/test
 	$(MAKE) check

@@ -15,7 +15,8 @@ EngineOption = Annotated[
 PrecisionOption = Annotated[
     str,
     typer.Option(
-        help="auto, fp32, fp16 or int8, or bf16 with openvino; fp16 and int8 need an engine from build-engine."
+        help="auto, fp32, fp16 or int8, or bf16 with openvino; fp16, and int8 if the bundle brings none, need an "
+        "engine from build-engine."
     ),
 ]
 ThreadsOption = Annotated[

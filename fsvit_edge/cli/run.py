@@ -287,7 +287,8 @@ def _print_answers(answers: "Mapping[str, Sequence[ClassResult]]", frames: int) 
 
 def _print_summary(result: "RunResult", to_stderr: bool) -> None:
     health, statistics = result.health, result.statistics
-    speed = f"{statistics.frames} frames in {statistics.elapsed_s:.1f} s, {statistics.fps:.1f} frames/s"
+    frames = "1 frame" if statistics.frames == 1 else f"{statistics.frames} frames"
+    speed = f"{frames} in {statistics.elapsed_s:.1f} s, {statistics.fps:.1f} frames/s"
     dropped, age = health.source_status.dropped, health.age_ms
     if dropped and age is not None:
         speed += f", {dropped} dropped, {age.p50:.0f} ms old (p99 {age.p99:.0f})"

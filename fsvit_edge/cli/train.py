@@ -166,8 +166,12 @@ def train(
         result = run_training(network, pictures, options, store, workspace, resume, progress)
         save_network(network, output)
 
-    rows = [(name, f"{value:.3f}" if name == "loss" else f"{value:.1f}") for name, value in result.validation.items()]
-    print_table(f"Validation after {result.epochs} epochs, on photographs set aside", ("metric", "value"), rows)
+    rows = [
+        (name, *(f"{value:.3f}" if name == "loss" else f"{value:.1f}" for value in (result.before[name], after)))
+        for name, after in result.validation.items()
+    ]
+    trained = "1 epoch" if result.epochs == 1 else f"{result.epochs} epochs"
+    print_table(f"Validation before and after {trained}, on photographs set aside", ("metric", "before", "after"), rows)
     if result.enhancer is not None:
         print(result.enhancer.sentence)
     print(f"Wrote {output}; checkpoints and log are in {workspace}.")

@@ -28,8 +28,9 @@ class Measurement:
     peak_rss_mb: float  # largest resident memory of the process so far, in 10^6 bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+        """Return plain values for JSON, with names as in the summary of a run."""
+        named = {stage: {"p50": p50, "p95": p95} for stage, (p50, p95) in self.latency_ms.items()}
+        return {**asdict(self), "latency_ms": named}
 
 
 def measure(model: FewShotModel, ways: int, shots: int, frames: int) -> Measurement:

@@ -161,6 +161,8 @@ def _gpu_packages() -> Iterator[Finding]:
     for package, other in permutations(("pycuda", "cuda-bindings")):
         found = _version(package)
         hint = f"not installed; --engine tensorrt and tensorrt-rtx need it or {other}: pip install {package}"
+        if found is None and _version(other) is not None:
+            continue
         yield Finding(package, found is not None, False, found or hint)
 
 
@@ -181,7 +183,7 @@ def _engines(path: Path) -> Iterator[Finding]:
     for number, sentence in enumerate(unusable, 1):
         yield Finding(f"sidecar {number}", False, False, sentence)
     if not built:
-        yield Finding("engines", False, False, f"none built; to run faster: {build_command(None, None, path)}")
+        yield Finding("engines", False, False, f"none built; one may be faster: {build_command(None, None, path)}")
         return
     fitting = fitting_sets(built, manifest, Machine.here(), path)
     for one in fitting.sets:

@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from fsvit_edge.learn.enhancement import EnhancerOptions, EnhancerResult, train_enhancer
 from fsvit_edge.learn.episode_module import EpisodeModule
+from fsvit_edge.learn.evaluation import every_few_seconds
 from fsvit_edge.learn.examples import FewShotData
 from fsvit_edge.learn.options import TrainOptions
 from fsvit_edge.learn.tokens import TokenCache
@@ -40,7 +41,8 @@ class TrainResult:
 
     epochs: int  # trained, including those before an interruption
     encoded: int  # pictures that had to be encoded; 0 if all were cached
-    validation: dict[str, float]  # loss, exact_ratio and miou (in percent) of the final head on the validation pictures
+    before: dict[str, float]  # loss, exact_ratio and miou (in percent) of the head that the training began with
+    validation: dict[str, float]  # the same of the final head, on the same validation pictures
     enhancer: EnhancerResult | None  # how much the enhancer helped; None without mixed supervision
 
 
@@ -84,16 +86,20 @@ def train(
     model = EpisodeModule(network, options, _identity(options, cache, data), enhancer, max(data.class_names) + 1)
     progress("train")
     with _quiet():
-        trainer = _trainer(options, workspace)
+        trainer = _trainer(options, workspace, progress)
         loaders = _Loaders(data, cache, options, split)
+        (before,) = trainer.validate(model, datamodule=loaders, verbose=False)  # if it resumes, the first head, too
         trainer.fit(model, datamodule=loaders, ckpt_path=last if resume and last.exists() else None)
         best = workspace / "best.ckpt"
         if options.patience is not None and best.exists():
             model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         (figures,) = trainer.validate(model, datamodule=loaders, verbose=False)
     network.head.cpu().eval()
-    validation = {name.removeprefix("val_"): float(value) for name, value in figures.items()}
-    return TrainResult(int(trainer.current_epoch), encoded, validation, improved)
+    return TrainResult(int(trainer.current_epoch), encoded, _named(before), _named(figures), improved)
+
+
+def _named(figures: Mapping[str, Any]) -> dict[str, float]:
+    return {name.removeprefix("val_"): float(value) for name, value in figures.items()}
 
 
 def _identity(options: TrainOptions, cache: TokenCache, data: FewShotData) -> dict[str, Any]:
@@ -105,12 +111,12 @@ def _identity(options: TrainOptions, cache: TokenCache, data: FewShotData) -> di
     return identity
 
 
-def _trainer(options: TrainOptions, workspace: Path) -> lightning.Trainer:
+def _trainer(options: TrainOptions, workspace: Path, progress: Progress) -> lightning.Trainer:
     callbacks: list[Callback] = [
         ModelCheckpoint(workspace, "best", monitor="val_miou", mode="max", enable_version_counter=False),
         # `save_last` of the first callback would write only in the epochs that are the best so far.
         ModelCheckpoint(workspace, "last", enable_version_counter=False),
-        _Log(workspace / "log.jsonl"),
+        _Log(workspace / "log.jsonl", options.epochs, progress),
     ]
     if options.patience is not None:
         callbacks.append(EarlyStopping("val_miou", mode="max", patience=options.patience))
@@ -126,6 +132,7 @@ def _trainer(options: TrainOptions, workspace: Path) -> lightning.Trainer:
         reload_dataloaders_every_n_epochs=1,
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
+        inference_mode=False,  # or the metrics of the first validation cannot be used in the training
         default_root_dir=workspace,
     )
 
@@ -147,16 +154,24 @@ class _Loaders(lightning.LightningDataModule):
 
 
 class _Log(Callback):
-    """Appends a line of JSON per epoch."""
+    """Appends a line of JSON per epoch, and tells how far the training is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, epochs: int, progress: Progress) -> None:
         self._path = path
+        self._epochs = epochs
+        self._progress, self._report = progress, every_few_seconds(progress)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        step = f"step {trainer.fit_loop.batch_idx + 1} of {trainer.num_training_batches}"
+        self._report(f"epoch {trainer.current_epoch + 1} of {self._epochs}, {step}")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
             figures = {name: round(float(value), 4) for name, value in trainer.callback_metrics.items()}
             with self._path.open("a") as log:
                 log.write(json.dumps({"epoch": trainer.current_epoch, **figures}) + "\n")
+            texts = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+            self._progress(f"epoch {trainer.current_epoch + 1} of {self._epochs}: {', '.join(texts)}")
 
 
 @contextmanager

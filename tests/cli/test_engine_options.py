@@ -43,7 +43,7 @@ def test_every_command_names_the_engine_it_uses(cli: Cli) -> None:
         assert found["model"]["precision"] == precision
         assert "Note" not in done.err
     printed = cli("run cup.jpg --bundle net").out
-    assert "cup.jpg with cst-nano: 1 frames" in printed
+    assert "cup.jpg with cst-nano: 1 frame in" in printed
     assert int8 in printed
     found = json.loads(cli("run cup.jpg --bundle net --json").out)
     assert (found["engine"], found["precision"]) == ("onnxruntime", "int8")

@@ -31,7 +31,13 @@ SHORT = "train --data data --checkpoint start.safetensors --cache cache --batch 
 def test_a_trained_network_can_be_evaluated_and_exported(cli: Cli, folder: Path) -> None:
     done = cli(f"{SHORT} --new-head --epochs 2 --output mine.safetensors")
     assert done.code == 0, done.err
-    assert "exact_ratio" in done.out
+    assert "Validation before and after 2 epochs" in done.out
+    (row,) = (line.split() for line in done.out.splitlines() if "exact_ratio" in line)
+    assert len(row) == 3
+    for epoch in ("epoch 1 of 2", "epoch 2 of 2"):
+        (told,) = (line for line in done.err.splitlines() if f"{epoch}: " in line)
+        figures = dict(text.rsplit(" ", 1) for text in told.partition(f"{epoch}: ")[2].split(", "))
+        assert {"loss", "val loss", "val exact ratio", "val miou"} <= figures.keys()
     assert "fsvit-edge export --checkpoint mine.safetensors" in done.err
     start, mine = load_file(folder / "start.safetensors"), load_file(folder / "mine.safetensors")
     changed = {name for name in start if not np.array_equal(start[name], mine[name])}

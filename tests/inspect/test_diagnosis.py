@@ -151,7 +151,12 @@ def test_gpu_packages_are_found_without_an_import(monkeypatch: pytest.MonkeyPatc
     uninstall(monkeypatch, "pycuda")
     assert found("tensorrt") == Finding("tensorrt", True, False, "10.3.0")
     assert 'pip install "fsvit-edge[tensorrt-rtx]"' in found("tensorrt-rtx").text
+    monkeypatch.setattr(diagnosis, "_version", lambda package: "13.5" if package == "cuda-bindings" else None)
+    packages = [one for one in diagnose().findings if one.subject in ("pycuda", "cuda-bindings")]
+    assert packages == [Finding("cuda-bindings", True, False, "13.5")]  # which is enough
+    monkeypatch.setattr(diagnosis, "_version", lambda _: None)
     assert found("pycuda").text.endswith("need it or cuda-bindings: pip install pycuda")
+    assert found("cuda-bindings").text.endswith("need it or pycuda: pip install cuda-bindings")
     versions.clear()
     assert "--system-site-packages" in found("tensorrt").text
 
@@ -161,7 +166,7 @@ def test_the_engines_of_a_bundle_are_reported(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(fitting, "installed_version", VERSIONS.get)
     bundle = copy_bundle(tmp_path / "bundle")
     assert found("engine folder", bundle) == Finding("engine folder", True, False, str(bundle))
-    assert found("engines", bundle).text == f"none built; to run faster: fsvit-edge build-engine {bundle}"
+    assert found("engines", bundle).text == f"none built; one may be faster: fsvit-edge build-engine {bundle}"
     write_set(bundle, "tensorrt", "fp16")
     write_set(bundle, "tensorrt-rtx", "int8", targets=("sm120",))
     (bundle / "x.engine.json").write_text("{")

@@ -263,6 +263,15 @@ def test_a_manifest_that_does_not_match_its_graphs_is_refused(
         FewShotModel.load(tmp_path, threads=1)
 
 
+def test_a_graph_that_no_engine_can_load_is_named(tmp_path: Path) -> None:
+    shutil.copytree(DEFAULT_BUNDLE, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "outline.onnx").write_bytes(b"\xff" * 9)
+    digest = hashlib.sha256(b"\xff" * 9).hexdigest()
+    edit(tmp_path, lambda values: values["cpu_graphs"]["outline"].update(sha256=digest))
+    with pytest.raises(ArtifactError, match=r"outline\.onnx is damaged: The graph cannot be loaded by ONNX Runtime: "):
+        FewShotModel.load(tmp_path, threads=1)
+
+
 def test_a_manifest_that_was_changed_without_its_sum_is_refused(bundle: Path) -> None:
     whole = (bundle / MANIFEST_NAME).read_text()
     for old, new in (('"opset": 20', '"opset": 21'), ('"sha256"', '"sha257"'), ("cst-nano", "cst-naNo")):

@@ -168,7 +168,6 @@ class _Search:
         self._threads = threads
         self._built: list[StoredEngine] = []  # newest first
         self._is_int8_slower = False  # measured here, by engines that were built
-        self._without_gpu = ""  # a sentence, if there are plans but no GPU
         try:
             built, problems = find_engines(engine_folder(bundle.path, bundle.manifest))
         except EnvironmentLacksError:  # without a home folder there is no cache to search
@@ -183,8 +182,7 @@ class _Search:
             return None
         machine = Machine.here()
         if machine.gpu is None:
-            self._without_gpu = f"TensorRT engines were built but cannot run here: {gpu_missing_reason()}."
-            return None
+            return None  # `doctor` says so, not every command
         fitting = fitting_sets(built, self.bundle.manifest, machine, self.bundle.path)
         return self._open_first(sorted(fitting.sets, key=_plan_order), fitting.reasons.values())
 
@@ -291,8 +289,7 @@ class _Search:
         return None
 
     def _result(self, opened: Engines, engine: str, precision: str, description: str) -> tuple[Engines, EngineChoice]:
-        notes = tuple(filter(None, (self._without_gpu, *map(str, self.refused))))
-        return opened, EngineChoice(engine, precision, description, notes)
+        return opened, EngineChoice(engine, precision, description, tuple(map(str, self.refused)))
 
 
 def _plan_order(one: EngineSet) -> tuple[bool, float, int]:

@@ -81,7 +81,10 @@ def _open_in_onnx_runtime(
     engines: Engines = {}
     for name, graph_name, own_threads in opened:
         graph, stated, which = graphs[graph_name]
-        engine = stack.enter_context(OnnxRuntimeEngine(graph, provider, own_threads))
+        try:
+            engine = stack.enter_context(OnnxRuntimeEngine(graph, provider, own_threads))
+        except ArtifactError as error:  # it knows the bytes only
+            raise ArtifactError(f"{which.rpartition(' differ ')[0]} is damaged: {error}") from error
         if (engine.inputs, engine.outputs) != (stated.inputs, stated.outputs):
             raise ArtifactError(f"The inputs or outputs of {which}.")
         engines[name] = engine

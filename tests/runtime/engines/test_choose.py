@@ -207,11 +207,7 @@ def test_a_graph_that_differs_from_its_sidecar_is_refused(bundle: Bundle) -> Non
 def test_plans_do_not_run_without_a_gpu(bundle: Bundle) -> None:
     write_set(bundle.path, "tensorrt", "fp16")
     choice = chosen(bundle)
-    assert choice.engine == "onnxruntime"
-    assert choice.notes == (
-        "TensorRT engines were built but cannot run here: no NVIDIA driver (libcuda.so.1) is installed.",
-    )
-    assert chosen(bundle, "onnxruntime").notes == ()  # nobody asked for more
+    assert (choice.engine, choice.notes) == ("onnxruntime", ())  # said by `doctor`, not by every command
     for engine in ("tensorrt", "tensorrt-rtx"):
         text = refusal(EnvironmentLacksError, bundle, engine)
         assert text == f"--engine {engine} needs a GPU, but {NO_DRIVER}; without a GPU, use --engine onnxruntime."
