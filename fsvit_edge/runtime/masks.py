@@ -28,7 +28,7 @@ _MAX_COLORS = 256
 _STRAY = 50  # a value on fewer than one in so many of the brightest pixels is a slip of the brush
 _LISTED = 8
 
-_Values = npt.NDArray[np.int32]
+_Values = npt.NDArray[np.uint8 | np.uint16]
 _Roles = npt.NDArray[np.uint8]
 
 
@@ -65,19 +65,21 @@ def _roles(image: Image.Image, what: str, size_hw: tuple[int, int]) -> _Roles:
         )
     is_exact = image.format != "JPEG"
     if image.has_transparency_data:
-        alpha = np.asarray(image.convert("RGBA").getchannel("A"), np.int32)
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
         if alpha.min() != alpha.max():
             return _checked(_bright(alpha), alpha, what)
     if image.mode == "F":
         return _of_floats(np.asarray(image), what)
     if image.mode.startswith("I"):
-        return _of_gray(np.clip(np.asarray(image), 0, 65535).astype(np.int32), is_exact, what)
-    rgb = np.asarray(image.convert("RGB"), np.int32)
+        return _of_gray(np.clip(np.asarray(image), 0, 65535).astype(np.uint16), is_exact, what)
+    if image.mode in ("1", "L", "LA"):
+        return _of_gray(np.asarray(image.convert("L")), is_exact, what)
+    rgb = np.asarray(image.convert("RGB"))
     if (rgb != rgb[..., :1]).any():
         return _of_colors(image, rgb, is_exact, what)
     gray = rgb[..., 0]
     if image.mode == "P":
-        numbers = np.asarray(image, np.int32)
+        numbers = np.asarray(image)
         if np.unique(gray).size < np.unique(numbers).size:  # a palette that says nothing
             gray = numbers
     return _of_gray(gray, is_exact, what)
@@ -89,13 +91,16 @@ def _of_floats(values: npt.NDArray[Any], what: str) -> _Roles:
     if values.max() <= 1:
         return _checked((values > 0.5).astype(np.uint8), values, what)
     if (values == np.clip(np.rint(values), 0, 65535)).all():
-        return _of_gray(values.astype(np.int32), True, what)
+        return _of_gray(values.astype(np.uint16), True, what)
     return _checked(_bright(values), values, what)
 
 
 def _of_gray(values: _Values, is_exact: bool, what: str) -> _Roles:
     highest = _highest(values)
-    present = np.flatnonzero(np.bincount(values.ravel()))
+    is_present = np.zeros(highest + 1, np.bool_)
+    for row in values:  # all at once would take eight bytes a pixel
+        is_present[row] = True
+    present = np.flatnonzero(is_present)
     inner = present[(present > 0) & (present < highest)]
     has_black, has_highest = present[0] == 0, present[-1] == highest
     if not is_exact or not inner.size or present.size > _MAX_LABELS:
@@ -125,9 +130,10 @@ def _of_three(values: _Values, middle: int, highest: int, what: str) -> _Roles:
     return label_map
 
 
-def _of_colors(image: Image.Image, rgb: _Values, is_exact: bool, what: str) -> _Roles:
+def _of_colors(image: Image.Image, rgb: npt.NDArray[np.uint8], is_exact: bool, what: str) -> _Roles:
     is_palette = image.mode == "P"
-    packed = (rgb[..., 0] << 16) + (rgb[..., 1] << 8) + rgb[..., 2]
+    red, green, blue = np.moveaxis(rgb.astype(np.int32), 2, 0)
+    packed = (red << 16) + (green << 8) + blue
     numbers: dict[int, int] = {}
     if image.convert("RGB").getcolors(_MAX_COLORS) is not None:  # fast, also for a photograph
         found, counts = np.unique(packed, return_counts=True)
@@ -135,7 +141,7 @@ def _of_colors(image: Image.Image, rgb: _Values, is_exact: bool, what: str) -> _
     labels = numbers.keys() - {0, _WHITE, _VOC_VOID}
     is_map = is_palette or (is_exact and 0 in numbers and any(_has_area(packed == one) for one in labels))
     if not is_map and not (is_exact and numbers.keys() == {0, _VOC_VOID}):
-        gray = np.asarray(image.convert("L"), np.int32)
+        gray = np.asarray(image.convert("L"))
         return _checked(_bright(gray), gray, what)
     roles = (packed != 0).astype(np.uint8)
     if is_palette:
