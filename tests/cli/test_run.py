@@ -168,7 +168,7 @@ def test_the_summary_in_json_contains_the_same_numbers(cli: Cli) -> None:
     result = cli("run video.mp4 --json")
     assert (result.code, result.err) == (0, "")
     (summary,) = json_lines(result.out)
-    counts = ["frames", "dropped", "reconnects"]
+    counts = ["frames", "declared_frames", "left_out", "dropped", "reconnects"]
     times = ["elapsed_s", "fps", "age_ms", "latency_ms"]
     assert list(summary) == ["source", "model", "engine", "precision", *counts, *times, "memory_mb"]
     assert (summary["dropped"], summary["reconnects"]) == (0, 0)
