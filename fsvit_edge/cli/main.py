@@ -20,7 +20,7 @@ from fsvit_edge.cli.export import export
 from fsvit_edge.cli.inspect import inspect
 from fsvit_edge.cli.run import run
 from fsvit_edge.cli.train import train
-from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError
 
 RENAMED: Mapping[str, Mapping[str, str]] = {
     "eval": {
@@ -35,6 +35,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "build-engine": {"--ways-max": "--max-ways", "--shots-max": "--max-shots"},
 }
 """Command -> old spelling of an option -> new spelling."""
+INTERRUPTED = 130  # what a shell makes of SIGINT
 
 _USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError: Typer now carries its own copy of click
 
@@ -74,6 +75,13 @@ def main() -> None:
         sys.stdout.flush()
     except FsvitEdgeError as error:
         _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
+    except ImportError as error:
+        package = _package_of(error)
+        if package == "fsvit_edge":
+            raise
+        _fail(f"{package} cannot be loaded: {error}; see: fsvit-edge doctor", EnvironmentLacksError.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
@@ -87,6 +95,16 @@ def main() -> None:
             raise
         _fail_usage(error)
     sys.exit(code)
+
+
+def _package_of(error: ImportError) -> str:
+    """The package that cannot be loaded: the error names it, or was raised in it."""
+    name, trace = error.name or "", error.__traceback__
+    while trace is not None:
+        if not error.name and not (module := trace.tb_frame.f_globals.get("__name__", "")).startswith("importlib"):
+            name = module
+        trace = trace.tb_next
+    return name.partition(".")[0]
 
 
 def _fail(sentence: str, exit_code: int) -> NoReturn:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from command_line import Cli, contents, count_frames, fill_disk, is_one_error, json_lines, spawn
+from command_line import Cli, contents, fill_disk, is_one_error, json_lines, spawn
 
 from fsvit_edge import FewShotModel
 

@@ -69,9 +69,10 @@ class FileSource(Source):
         media_time_s: Callable[[], float | None] = lambda: None,
         notes: Sequence[str] = (),
         unread: _Unread | None = None,
+        are_pictures: bool = False,
     ) -> None:
         self.name, self.fps, self.num_frames, self.notes = printable(name), fps, num_frames, notes
-        self._unread = unread or _Unread()
+        self._unread, self._are_pictures = unread or _Unread(), are_pictures
         self._images, self._close, self._media_time_s = images, close, media_time_s
         self._opened_s = self._waiting_since_s = time.monotonic()
         self._count = 0
@@ -87,7 +88,8 @@ class FileSource(Source):
         self._waiting_since_s = time.monotonic()
         index, self._count = self._count, self._count + 1
         now, shown_s = (time.time(), time.monotonic()), self._media_time_s()
-        return Frame(image, index, printable(source), *now, decode_ms, media_time_s=shown_s)
+        picture = Path(source).stem if self._are_pictures else ""
+        return Frame(image, index, printable(source), *now, decode_ms, media_time_s=shown_s, picture=picture)
 
     def waiting_since_s(self) -> float | None:
         """Since the last read: the next frame can always be read."""
@@ -137,7 +139,7 @@ def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
     if is_folder or path.suffix.lower() in PICTURE_SUFFIXES:
         notes, unread = _not_read(path, uri) if is_folder else (), _Unread()
         images = _repeated(lambda: _pictures(pictures, uri, unread), options)
-        return FileSource(images, name=uri, notes=notes, unread=unread)
+        return FileSource(images, name=uri, notes=notes, unread=unread, are_pictures=True)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         if not stat.S_ISREG(mode):
             raise InputError(f"{uri} is not a regular file; give a video file.")
