@@ -1,7 +1,7 @@
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -64,16 +64,9 @@ def put_opencv(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None
     """Put an OpenCV before the real one that does what `code` does when it is imported."""
     (folder / "cv2.py").write_text(code)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-    diagnosis._imports.cache_clear()
+    monkeypatch.setattr(diagnosis, "_imports", cache(diagnosis._imports.__wrapped__))  # other tests keep theirs
 
 
-@pytest.fixture
-def forget_imports() -> Iterator[None]:
-    yield
-    diagnosis._imports.cache_clear()
-
-
-@pytest.mark.usefixtures("forget_imports")
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
