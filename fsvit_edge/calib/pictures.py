@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.live.sources.open import open_source
-from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image
 
 Rgb = npt.NDArray[np.uint8]
@@ -37,14 +37,14 @@ class _Files:
     paths: list[Path]
     count: int
 
-    def read(self) -> Iterator[Rgb | InputError]:
+    def read(self) -> Iterator[Rgb | FsvitEdgeError]:
         left = self.count
         for path in self.paths:
             if left == 0:
                 return
             try:
                 image = read_image(path)
-            except InputError as error:
+            except FsvitEdgeError as error:
                 yield error
             else:
                 left -= 1
@@ -60,7 +60,7 @@ class _Video:
     seed: int
     count: int
 
-    def read(self) -> Iterator[Rgb]:
+    def read(self) -> Iterator[Rgb | FsvitEdgeError]:
         rng = random.Random(self.seed)  # noqa: S311 - not a secret
         bounds = [part * self.num_frames // self.count for part in range(self.count + 1)]
         wanted = {rng.randrange(start, stop) for start, stop in pairwise(bounds)}
@@ -71,6 +71,9 @@ class _Video:
                     yield frame.image
                 if frame.index == last:
                     return
+                wanted.discard(frame.index)
+            for _ in wanted:  # the video ends before them
+                yield InputError(source.problem or f"{self.uri} ends before its frame {last}.")
 
 
 @dataclass
@@ -114,7 +117,7 @@ class CalibrationSet:
         self.unreadable, self.first_error, given = 0, "", 0
         for part in self.parts:
             for item in part.read():
-                if isinstance(item, InputError):
+                if isinstance(item, FsvitEdgeError):
                     self.unreadable += 1
                     self.first_error = self.first_error or str(item)
                 else:

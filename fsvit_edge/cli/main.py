@@ -23,7 +23,7 @@ from fsvit_edge.cli.run import run
 from fsvit_edge.cli.streams import safe_streams
 from fsvit_edge.cli.train import train
 from fsvit_edge.live.uri import may_have_password, printable_address
-from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError
 
 RENAMED: Mapping[str, Mapping[str, str]] = {
     "eval": {
@@ -38,6 +38,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "build-engine": {"--ways-max": "--max-ways", "--shots-max": "--max-shots"},
 }
 """Command -> old spelling of an option -> new spelling."""
+INTERRUPTED = 130  # what a shell makes of SIGINT
 
 _UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EIO, errno.ESTALE)
 """Wherever a command looks at a path: it is in a folder one may not enter, too long, or on a disk that is gone."""
@@ -95,6 +96,13 @@ def _main() -> None:
         sys.stdout = stdout
         _discard_stdout()
         sys.exit(0)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
+    except ImportError as error:
+        package = _package_of(error)
+        if package == "fsvit_edge":
+            raise
+        _fail(f"{package} cannot be loaded: {error}; see: fsvit-edge doctor", EnvironmentLacksError.exit_code)
     except OSError as error:
         if error.errno in _UNREACHABLE and error.filename is not None:
             _fail(f"{os.fsdecode(error.filename)} cannot be reached: {error.strerror}; give another path.", 2)
@@ -114,6 +122,16 @@ def _main() -> None:
 def _discard_stdout() -> None:
     # Otherwise Python flushes the rest of the buffer at exit and fails again, with a traceback.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _package_of(error: ImportError) -> str:
+    """The package that cannot be loaded: the error names it, or was raised in it."""
+    name, trace = error.name or "", error.__traceback__
+    while trace is not None:
+        if not error.name and not (module := trace.tb_frame.f_globals.get("__name__", "")).startswith("importlib"):
+            name = module
+        trace = trace.tb_next
+    return name.partition(".")[0]
 
 
 def _fail(sentence: str, exit_code: int) -> NoReturn:

@@ -20,7 +20,7 @@ _ESCAPE = "fsvit-edge-escape"
 @contextlib.contextmanager
 def safe_streams() -> Iterator[None]:
     """Take a closed stream for /dev/null, and let no message block a command or end it."""
-    _open_closed()
+    open_closed()
     codecs.register_error(_ESCAPE, _escaped)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_ESCAPE)
@@ -123,7 +123,8 @@ def _write(descriptor: int, data: bytes) -> bool:
     return True
 
 
-def _open_closed() -> None:
+def open_closed() -> None:
+    """Take a closed stream for /dev/null."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             # It gets the lowest free number, that of the stream, which the next file would get otherwise.

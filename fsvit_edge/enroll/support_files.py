@@ -15,7 +15,7 @@ from fsvit_edge.live.sources.files import VIDEO_SUFFIXES, open_file
 from fsvit_edge.live.uri import SourceAddress, printable
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.masks import read_mask
-from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, by_stem, pictures_in, read_image
+from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, by_stem, full_size, pictures_in, read_image
 
 MAX_PICTURES = 100
 """Limit per enrollment: all are in memory at once, and a few-shot class gains nothing from more."""
@@ -103,7 +103,8 @@ def read_supports(
         if mask is not None:
             picture = replace(picture, mask=read_mask(mask, (picture.image.shape[0], picture.image.shape[1])))
         if boxes:
-            picture = replace(picture, box_xyxy=_inside(boxes[index], picture))
+            size_hw = picture.image.shape[:2] if path in videos else full_size(path)
+            picture = replace(picture, box_xyxy=_inside(boxes[index], picture, size_hw))
         pictures.append(picture)
     return pictures
 
@@ -168,12 +169,19 @@ def _read_frames(video: Path, frames: Sequence[int], seconds: Sequence[float]) -
         raise InputError(f"The video {name} has {count} frames and no frame {missing}; the first is frame 0.")
 
 
-def _inside(box: Box, picture: SupportPicture) -> Box:
+def _inside(box: Box, picture: SupportPicture, size_hw: Sequence[int]) -> Box:
+    """The box in pixels of a picture that may have been read smaller than the size in which the box was measured."""
     left, top, right, bottom = box
-    height, width = picture.image.shape[:2]
+    height, width = size_hw
     if right > width or bottom > height:
         raise InputError(
             f"The box {left},{top},{right - left},{bottom - top} reaches outside {picture.source}, which is "
             f"{width}x{height} pixels; give left,top,width,height."
         )
-    return box
+    read_height, read_width = picture.image.shape[:2]
+    return (
+        left * read_width // width,
+        top * read_height // height,
+        -(-right * read_width // width),
+        -(-bottom * read_height // height),
+    )

@@ -2,9 +2,14 @@
 
 import platform
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import chain, permutations
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,13 @@ _OPTIONAL = {
     "onnxscript": "export",
     "scikit-image": "demo",
 }
+_MODULES = {"opencv-python-headless": "cv2", "pillow": "PIL", "scikit-image": "skimage"}
+_IMPORT = """
+import importlib, sys
+name, *sys.path = sys.argv[1:]
+print(getattr(importlib.import_module(name), "__version__", ""))
+"""
+_IMPORT_LIMIT_S = 300.0  # a cold disk and a busy machine take a minute for torch
 _USES = {"demo": "run demo", "build": "export, calib and build-engine"}
 
 
@@ -83,28 +95,80 @@ def _packages() -> Iterator[Finding]:
     yield Finding("python", True, True, python)
     for package in _NEEDED:
         found = _version(package)
-        yield Finding(package, found is not None, True, found or f"not installed; try: pip install {package}")
+        hint = f"not installed; try: pip install {package}"
+        yield _loaded(package, found) or Finding(package, found is not None, True, found or hint)
     for package, extra in _OPTIONAL.items():
         found = _version(package)
+        if found is not None and (broken := _loaded(package, found)) is not None:
+            yield broken
+            continue
         hint = f'not installed, needed only for fsvit-edge {_USES.get(extra, extra)}: pip install "fsvit-edge[{extra}]"'
         yield Finding(package, found is not None, False, found or hint)
 
 
 def _version(package: str) -> str | None:
-    # JetPack's OpenCV and GPU builds of ONNX Runtime have other distribution names, so ask the module.
-    modules = {"opencv-python-headless": "cv2", "onnxruntime": "onnxruntime"}
     try:
         return version(package)
     except PackageNotFoundError:
-        if package not in modules:
-            return None
-    try:
-        return str(__import__(modules[package]).__version__)
-    except ImportError:
+        # JetPack's OpenCV and GPU builds of ONNX Runtime have other distribution names, so ask the module.
+        is_named_otherwise = package in ("opencv-python-headless", "onnxruntime")
+        return _imports().get(_module(package), _Import()).version if is_named_otherwise else None
+
+
+def _module(package: str) -> str:
+    return _MODULES.get(package, package)
+
+
+def _loaded(package: str, found: str | None) -> Finding | None:
+    """The finding that a package is there and does not load; None if it loads, or is not there at all."""
+    problem = _imports().get(_module(package), _Import()).problem
+    if not problem or (found is None and not find_spec(_module(package))):
         return None
+    text = f"{found or 'installed'}, but it cannot be loaded: {problem}"
+    return Finding(package, False, package in _NEEDED, text)
+
+
+@dataclass(frozen=True)
+class _Import:
+    """What came of importing a module."""
+
+    version: str | None = None
+    problem: str = ""  # why it cannot be imported; empty if it can
+
+
+@cache
+def _imports() -> dict[str, _Import]:
+    """Import each package in a process of its own, all at once: an import may crash, or take seconds (torch)."""
+    modules = [_module(package) for package in (*_NEEDED, *_OPTIONAL)]
+    running = {
+        module: subprocess.Popen(  # noqa: S603 - our own code
+            [sys.executable, "-c", _IMPORT, module, *sys.path],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for module in modules
+    }
+    return {module: _outcome(process) for module, process in running.items()}
+
+
+def _outcome(process: "subprocess.Popen[str]") -> _Import:
+    try:
+        said, errors = process.communicate(timeout=_IMPORT_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return _Import(problem=f"importing it took more than {_IMPORT_LIMIT_S:.0f} s")
+    if process.returncode == 0:
+        return _Import(said.strip() or None)
+    if process.returncode < 0:
+        return _Import(problem=f"importing it crashes ({signal.Signals(-process.returncode).name})")
+    return _Import(problem=(errors.strip().splitlines() or ["importing it ends Python"])[-1])
 
 
 def _providers() -> Iterator[Finding]:
+    if _imports()["onnxruntime"].problem:
+        return
     try:
         from fsvit_edge.runtime.engines.onnx_runtime import ENGINE_PROVIDERS, installed_providers
 
@@ -205,10 +269,10 @@ def _timing(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _opencv() -> Iterator[Finding]:
-    try:
-        import cv2
-    except ImportError:
+    if _imports()["cv2"].problem:
         return
+    import cv2
+
     information = cv2.getBuildInformation()
     uses = {"FFMPEG": "video files and rtsp://", "v4l/v4l2": "USB cameras", "GStreamer": "CSI cameras on a Jetson"}
     for name, use in uses.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.bank_file import METADATA_KEY
+from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.inspect.file_headers import NO_PART, pickled_facts, read_onnx_header, safetensors_facts
 from fsvit_edge.runtime.bundle import (
     DEFAULT_BUNDLE,
@@ -30,6 +31,7 @@ from fsvit_edge.runtime.engines.files import (
 )
 from fsvit_edge.runtime.engines.fitting import incompatibilities
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+from fsvit_edge.runtime.engines.open_graphs import open_graphs
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.machine import Machine
 
@@ -63,10 +65,12 @@ def inspect_file(path: Path) -> Inspection:
     """Inspect a file. Plans are never deserialized, checkpoints never unpickled, and nothing is downloaded.
 
     Raises:
-        InputError: The file does not exist, or is of an unknown kind.
+        InputError: The file does not exist, is not a regular file or folder, or is of an unknown kind.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; give {_KNOWN}.")
+    if not path.is_file() and not path.is_dir():  # reading a pipe would wait for its writer
+        raise InputError(f"{path} is not a regular file; give {_KNOWN}.")
     if path.is_dir() or path.name == MANIFEST_NAME:
         return _inspect_bundle(path if path.is_dir() else path.parent)
     try:
@@ -214,16 +218,24 @@ def _inspect_bundle(path: Path) -> Inspection:
         "difference from torch": f"{max(manifest.parity.values()):.1e}" if manifest.parity else "not measured",
     }
     try:
-        _check_sums(path)
+        bundle = _check_sums(path)
     except ArtifactError as error:
         return Inspection(str(path), "bundle", facts | {"checksums": "wrong"}, False, (str(error),))
-    return Inspection(str(path), "bundle", facts | {"checksums": "correct"} | _engines_of(path, manifest), True, ())
+    facts |= {"checksums": "correct"} | _engines_of(path, manifest)
+    try:
+        for int8_encoder in dict.fromkeys((None, manifest.int8_encoder)):  # as a run opens them
+            ExportedNetwork(manifest, open_graphs(bundle, None, "cpu", 1, int8_encoder)).close()
+    except FsvitEdgeError as error:
+        return Inspection(str(path), "bundle", facts, False, (str(error),))
+    return Inspection(str(path), "bundle", facts, True, ())
 
 
-def _check_sums(bundle: Path) -> None:
+def _check_sums(path: Path) -> Bundle:
     """Read all graphs of a bundle; an ArtifactError if one is missing, altered or damaged."""
-    if (info := Bundle.load(bundle).manifest.int8_encoder) is not None:
-        read_graph(bundle, info)
+    bundle = Bundle.load(path)
+    if bundle.manifest.int8_encoder is not None:
+        read_graph(path, bundle.manifest.int8_encoder)
+    return bundle
 
 
 def _objectness(manifest: Manifest) -> str:

@@ -32,6 +32,8 @@ class SourceStatus:
     reconnects: int = 0  # how often a live source was restarted
     is_frozen: bool = False  # the same pixels have been repeated for so long that the camera must hang
     message: str = ""  # what is wrong, in one sentence that is safe to print; empty if nothing is
+    declared_frames: int | None = None  # that a video file says it has; None if it does not say
+    left_out: int = 0  # pictures of a folder that cannot be read
 
     @property
     def condition(self) -> Condition:

@@ -41,7 +41,7 @@ _WAIT_S = 0.1  # for the next frame of a live source, between two checks for sto
 _REPORT_S = 1.0
 _STOP_WITHIN_S = 1.6  # of the 2 s that stopping may take; closing the capture process takes the rest
 _SUMMARY_FIELDS = (
-    *("source", "model", "engine", "precision", "frames", "dropped", "reconnects"),
+    *("source", "model", "engine", "precision", "frames", "declared_frames", "left_out", "dropped", "reconnects"),
     *("elapsed_s", "fps", "age_ms", "latency_ms", "memory_mb"),
 )
 
@@ -87,8 +87,8 @@ class RunResult:
         health: The health at the end.
         statistics: Counts and times.
         choice: The engine and precision that ran the model.
-        exit_code: 0; 1 if a sink or one of several sources failed, or the model hung; 130 after Ctrl-C. SIGTERM and
-            SIGHUP are a normal end, 0: a service that was stopped has not failed.
+        exit_code: 0; 1 if a sink or one of several sources failed, pictures were left out, or the model hung; 130 after
+            Ctrl-C. SIGTERM and SIGHUP are a normal end, 0: a service that was stopped has not failed.
     """
 
     health: Health
@@ -237,6 +237,9 @@ class LiveRun:
             if self._last_failure is not None:
                 raise self._last_failure
             self._say_troubles(self.health())
+            for one in self._watched.values():
+                if one.source.problem:
+                    self._say(one.source.problem)
             return RunResult(self.health(), self._statistics, self._model.choice, self._exit_code())
 
     def _exit_without(self, hung: list[str]) -> None:
@@ -340,4 +343,5 @@ class LiveRun:
         if self._stop.signal_number == signal.SIGINT:
             return INTERRUPTED
         has_failed = self._model_hangs or any(worker.status.failure for worker in self._workers)
-        return 1 if has_failed or any(one.source.has_failed for one in self._watched.values()) else 0
+        sources = [one.source for one in self._watched.values()]
+        return 1 if has_failed or any(one.has_failed or one.status.left_out for one in sources) else 0

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,19 +11,23 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.live.sources.base import DEFAULT_FPS, Flip
+from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.pictures import MAX_PICTURE_PX
 
 # FFmpeg probes a stream for up to 5 s before it returns the first frame; 1 s is enough to find the size.
 RTSP_OPTIONS = "rtsp_transport;tcp|analyzeduration;1000000"
 _SILENT = 0  # one of OpenCV's log levels
-READ_TIMEOUT_MS = 5000  # FFmpeg gives up a read after this
+# FFmpeg gives up a read after this. Some cameras send a whole picture only once a minute, and `LiveSource` ends a read
+# that takes too long for another reason.
+READ_TIMEOUT_MS = 60_000
 _OPEN_TIMEOUT_MS = 4500
-# Only a stream of JPEGs, and only from the network: a server must not be able to make FFmpeg read a file.
-_MJPEG = "input_format;mpjpeg|protocol_whitelist;http,https,tcp,tls"
 # Only formats that hold their pictures themselves: playlists, whatever their name, make FFmpeg read other files.
 _FILE = (
     "protocol_whitelist;file|format_whitelist;mov,matroska,avi,mpeg,mpegts,mpegvideo,asf,gif,flv,ogg,mxf,nut,rm,dv,h264,"
     "hevc,m4v,mjpeg,ivf,obu,av1,vc1,dhav,wtv,swf,h261,h263,apng,yuv4mpegpipe"
 )
+_SILENT_SOCKET = "|timeout;5000000"  # microseconds without a byte
+_SOCKET_TIMEOUTS_SINCE = 59  # version of avformat; before, "timeout" meant to wait for a connection
 _FLIP_CODES = {"horizontal": 1, "vertical": 0, "both": -1}
 
 _Rgb = npt.NDArray[np.uint8]
@@ -71,8 +76,10 @@ def open_video(path: str) -> cv2.VideoCapture:
 
 
 def open_stream(address: str) -> cv2.VideoCapture:
-    """Open rtsp:// over TCP, or http:// with a stream of JPEGs; `isOpened` says whether that worked."""
-    return _open_by_ffmpeg(address, _MJPEG if address.startswith("http") else RTSP_OPTIONS)
+    """Open rtsp:// over TCP; `isOpened` says whether that worked."""
+    version = re.search(r"avformat:\s+YES \(([0-9]+)", cv2.getBuildInformation())
+    has_timeouts = version is not None and int(version[1]) >= _SOCKET_TIMEOUTS_SINCE
+    return _open_by_ffmpeg(address, RTSP_OPTIONS + _SILENT_SOCKET * has_timeouts)
 
 
 def open_camera(device: str, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
@@ -120,6 +127,26 @@ def declared_fps(capture: cv2.VideoCapture) -> float | None:
     """Frames per second declared by a capture; None if the number is unusable."""
     fps = float(capture.get(cv2.CAP_PROP_FPS))
     return fps if math.isfinite(fps) and 0 < fps <= 1000 else None
+
+
+def declared_size_hw(capture: cv2.VideoCapture) -> tuple[int, int]:
+    """Height and width of the frames declared by a capture; 0 if it does not say."""
+    return int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+
+
+def check_frame_size(name: str, height: int, width: int) -> None:
+    """Refuse frames with more pixels than a picture may have, with an InputError."""
+    if height * width > MAX_PICTURE_PX:
+        raise InputError(
+            f"{name} has frames of {width}x{height} pixels, more than the {MAX_PICTURE_PX // 10**6} megapixels "
+            "allowed; make them smaller."
+        )
+
+
+def codec_code(capture: cv2.VideoCapture) -> str:
+    """The four characters that name the encoding of a video, as AV01; empty if there are none."""
+    code = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("latin-1").strip("\0 ")
+    return code.upper() if code.isascii() and code.isprintable() else ""
 
 
 def media_time_s(capture: cv2.VideoCapture) -> float | None:
@@ -173,7 +200,7 @@ def _falls_short(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> 
 
 
 def _open_by_ffmpeg(target: str, options: str) -> cv2.VideoCapture:
-    # Without these, FFmpeg waits for 30 s to open and 90 s to read (measured).
+    # Without these, FFmpeg waits for 30 s to open (measured).
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS]
     with quiet_opencv(), ffmpeg_options(options):
         return cv2.VideoCapture(target, cv2.CAP_FFMPEG, limits)

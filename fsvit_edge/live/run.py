@@ -161,6 +161,8 @@ def run_source(
         remove_leftovers(folder)
     with ExitStack() as stack:
         frames = _open_sources(source, options, has_page, stack)
+        for note in (note for one in frames.parts.values() for note in one.notes):
+            say(f"Note: {note}")
         if bank is None and not (is_demo or has_page or frames.is_live):
             raise InputError(
                 "No classes are enrolled; enroll one with: fsvit-edge enroll NAME IMAGE, or choose a bank with --bank "

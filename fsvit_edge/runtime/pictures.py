@@ -11,44 +11,75 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL.JpegImagePlugin import JpegImageFile
 
-from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
 from fsvit_edge.runtime.storage import atomic_write
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif"),  # these need a recent Pillow, or pillow-heif
+)
 MAX_PICTURE_PX = 40_000_000
+MAX_JPEG_PX = 250_000_000
+"""Limit of a JPEG that its decoder can read at a half, a quarter or an eighth of its size, at most `MAX_PICTURE_PX`."""
 MAX_PICTURE_BYTES = 64_000_000
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
-_FORMATS_TEXT = "PNG, JPEG, BMP, WebP, TIFF or GIF"
+_FORMATS_TEXT = "PNG, JPEG, BMP, WebP, TIFF, GIF, AVIF or HEIC"
 _ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
 _JPEG_QUALITY = 90
+_IS_DEEP = "fsvit-edge: 16 bits per color"  # our own note in the information about a picture
+_JPEG_START = b"\xff\xd8"
+_START_OF_SCAN = 0xDA
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_ORIENTATION, _FIRST_TURNED = 0x0112, 5  # EXIF: from this value on, rows of the file are columns of the picture
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
     """Read one picture as it is displayed, (H, W, 3) uint8 RGB: its EXIF orientation is applied.
 
-    Gray, palette and CMYK pictures are converted; 16-bit ones keep their upper 8 bits; transparent parts become
-    white; an animation or a file of several pages gives its first picture.
+    Gray, palette and CMYK pictures are converted. Of 16 bits, the upper 8 are kept; of the 12 bits in 16 that many
+    cameras write, those of the 12: the fewest of 8, 10, 12, 14 or 16 that hold the brightest pixel. Transparent parts
+    become white. An animation or a file of several pages gives its first picture. A JPEG of more than 40 megapixels is
+    read at a half, a quarter or an eighth of its size; `full_size` tells what it was.
 
     Raises:
         InputError: The file is missing, empty, damaged, too large, of another format, or not a regular file.
+        EnvironmentLacksError: It is a HEIC or AVIF picture, and what decodes it is not installed.
     """
     with decoded_file(path) as image:
         if image.mode == "F":
             raise InputError(f"{path} has floating-point pixels; save it with 8 or 16 bits per channel.")
         if image.mode.startswith("I"):
-            eight_bit = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
-            return np.repeat(eight_bit[..., None], 3, axis=2)
+            return np.repeat(_upper_bits(np.clip(np.asarray(image), 0, 65535))[..., None], 3, axis=2)
+        is_deep = image.info[_IS_DEEP]
         if image.has_transparency_data:
             image = image.convert("RGBA")
             paper = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(paper, image)
-        return np.array(image.convert("RGB"))
+        rgb = np.array(image.convert("RGB"))
+        if is_deep and rgb.max() < 1 << 6:
+            # Pillow keeps the upper 8 bits of 16-bit colors; with at most 14 bits in them, that is too dark.
+            encoded = np.frombuffer(_file_bytes(path), np.uint8)
+            deep = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+            if deep is not None and deep.dtype == np.uint16:
+                rgb = _upper_bits(deep[..., ::-1])
+    return rgb
+
+
+def full_size(path: Path) -> tuple[int, int]:
+    """Return height and width of a picture as it is displayed, from its header; raises like `read_image`."""
+    with _opened(_file_bytes(path), str(path)) as image:
+        width, height = image.size
+        is_turned = image.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED
+    return (width, height) if is_turned else (height, width)
 
 
 def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
@@ -99,11 +130,41 @@ def decoded_file(path: Path) -> Iterator[Image.Image]:
 @contextmanager
 def decoded(data: bytes, what: str) -> Iterator[Image.Image]:
     """Decode the bytes of a picture file; `what` is how errors call it, to start a sentence."""
+    with _opened(data, what) as image:
+        size, scale = image.width * image.height, 1
+        if isinstance(image, JpegImageFile) and size <= MAX_JPEG_PX and _is_read_in_rows(image, data):
+            scale = next(scale for scale in (1, 2, 4, 8) if size <= MAX_PICTURE_PX * scale**2)
+            image.draft(None, (image.width // scale, image.height // scale))
+        elif size > MAX_PICTURE_PX:
+            raise InputError(
+                f"{what} has {image.width}x{image.height} pixels, more than the {MAX_PICTURE_PX // 10**6} "
+                "megapixels allowed; make it smaller."
+            )
+        is_deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        except Exception as error:
+            raise InputError(f"{what} is damaged or cut short: its pixels cannot be decoded ({error}).") from error
+        upright.info[_IS_DEEP] = is_deep
+        upright.format = image.format
+        yield upright
+
+
+@contextmanager
+def _opened(data: bytes, what: str) -> Iterator[Image.Image]:
+    """Yield a picture of which only the header has been read, and decode what is asked of it without warnings."""
+    formats = _formats(data, what)
     with warnings.catch_warnings():
-        # Pillow warns about sizes and EXIF details; our own limits below decide, in one sentence or not at all.
+        # Pillow warns about sizes and EXIF details; our own limits decide, in one sentence or not at all.
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(BytesIO(data), formats=_FORMATS)
+            try:
+                image: Image.Image = Image.open(BytesIO(data), formats=formats)
+            except Image.DecompressionBombError:
+                if not data.startswith(_JPEG_START):
+                    raise
+                image = JpegImageFile(BytesIO(data))
         except UnidentifiedImageError as error:
             raise InputError(f"{what} is damaged or not a {_FORMATS_TEXT} picture.") from error
         except Image.DecompressionBombError as error:
@@ -112,18 +173,51 @@ def decoded(data: bytes, what: str) -> Iterator[Image.Image]:
         except Exception as error:
             raise InputError(f"{what} is damaged: its header cannot be read ({error}).") from error
         with image:
-            if image.width * image.height > MAX_PICTURE_PX:
-                raise InputError(
-                    f"{what} has {image.width}x{image.height} pixels, more than the {MAX_PICTURE_PX // 10**6} "
-                    "megapixels allowed; make it smaller."
-                )
-            try:
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-            except Exception as error:
-                raise InputError(f"{what} is damaged or cut short: its pixels cannot be decoded ({error}).") from error
-            upright.format = image.format
-            yield upright
+            yield image
+
+
+def _formats(data: bytes, what: str) -> tuple[str, ...]:
+    """The formats that a file may have; an EnvironmentLacksError if what decodes it is not installed."""
+    if data[4:8] != b"ftyp":
+        return _FORMATS
+    brands = data[8:64]
+    if b"avif" in brands or b"avis" in brands:
+        if not features.check("avif"):
+            raise EnvironmentLacksError(
+                f"{what} is an AVIF picture, which this Pillow cannot read; try: pip install --upgrade pillow."
+            )
+        return ("AVIF",)
+    if not any(brand in brands for brand in _HEIC_BRANDS):
+        return _FORMATS
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise EnvironmentLacksError(
+            f'{what} is a HEIC picture, which needs pillow-heif; try: pip install "fsvit-edge[heic]", or save it as a '
+            "JPEG."
+        ) from error
+    register_heif_opener()
+    return ("HEIF",)
+
+
+def _is_read_in_rows(image: JpegImageFile, data: bytes) -> bool:
+    """Whether a JPEG is in one scan, so that decoding it smaller needs no memory for the whole of it."""
+    if "progressive" in image.info:
+        return False
+    position = len(_JPEG_START)
+    while data[position : position + 1] == b"\xff":
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == _START_OF_SCAN:
+            return data[position + 4] == image.layers
+        position += 2 + length
+    return False
+
+
+def _upper_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Scale values of 8, 10, 12, 14 or 16 bits, the fewest that hold the highest, to 8 bits."""
+    highest = int(values.max())
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 1 << bits)
+    return (values >> (bits - 8)).astype(np.uint8)
 
 
 def _file_bytes(path: Path) -> bytes:

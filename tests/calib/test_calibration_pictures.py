@@ -241,7 +241,7 @@ def test_a_video_with_no_or_a_wrong_length_gives_the_frames_it_has(
 
     assert len(sample(None)) == pytest.approx(10, abs=1)
     assert len(sample(400)) == pytest.approx(2, abs=1)
-    with pytest.raises(InputError, match="it ends before the first sampled frame"):
+    with pytest.raises(InputError, match=r"clip\.avi ends before its frame [0-9]+\.$"):
         sample(10**6)
 
 

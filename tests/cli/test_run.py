@@ -60,7 +60,7 @@ def test_one_picture_goes_to_several_sinks(folder: Path, cli: Cli) -> None:
     assert printed == written
     is_record(printed, 0, CLASSES)
     assert (printed["source"], printed["size_hw"]) == ("photo.jpg", [121, 163])
-    assert read_image(folder / "result" / "frame_000000.jpg").shape == (121, 163, 3)
+    assert read_image(folder / "result" / "photo.jpg").shape == (121, 163, 3)
     assert count_frames(folder / "out.mp4") == 1
     assert "photo.jpg with " in result.err
     assert "Wrote result/\nWrote out.mp4\nWrote out.jsonl\n" in result.err
@@ -75,7 +75,7 @@ def test_results_say_which_classes_are_in_a_zone(folder: Path, cli: Cli) -> None
     assert found
     assert all(entry["present"] and entry["zones"] == ["all of it"] for entry in found)
     assert all(entry["zones"] == [] for entry in json_lines(plain.out)[0]["classes"])
-    assert (folder / "marked" / "frame_000000.jpg").is_file()
+    assert (folder / "marked" / "photo.jpg").is_file()
     printed = cli("run photo.jpg --level 0.01", *zones).out.splitlines()
     assert sum(line.endswith("%, in all of it") for line in printed) == len(found)
 
@@ -111,7 +111,7 @@ def test_a_bad_zone_is_an_error_before_anything_is_written(folder: Path, cli: Cl
 def test_a_folder_becomes_one_picture_per_picture(folder: Path, cli: Cli) -> None:
     result = cli("run album --sink result/ --sink deep/er/out.jsonl")
     assert result.code == 0
-    assert sorted(path.name for path in (folder / "result").iterdir()) == [f"frame_00000{i}.jpg" for i in range(3)]
+    assert sorted(path.name for path in (folder / "result").iterdir()) == [f"{i}.jpg" for i in range(3)]
     records = json_lines((folder / "deep/er/out.jsonl").read_text())
     for index, one in enumerate(records):
         is_record(one, index, CLASSES)
@@ -168,7 +168,7 @@ def test_the_summary_in_json_contains_the_same_numbers(cli: Cli) -> None:
     result = cli("run video.mp4 --json")
     assert (result.code, result.err) == (0, "")
     (summary,) = json_lines(result.out)
-    counts = ["frames", "dropped", "reconnects"]
+    counts = ["frames", "declared_frames", "left_out", "dropped", "reconnects"]
     times = ["elapsed_s", "fps", "age_ms", "latency_ms"]
     assert list(summary) == ["source", "model", "engine", "precision", *counts, *times, "memory_mb"]
     assert (summary["dropped"], summary["reconnects"]) == (0, 0)

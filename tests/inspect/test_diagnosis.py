@@ -1,5 +1,7 @@
 import os
+import sys
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -56,6 +58,34 @@ def test_a_missing_package_is_named_with_its_use(
     uninstall(monkeypatch, package)
     assert found(package) == Finding(package, False, needed, text)
     assert diagnose().usable == (not needed)
+
+
+def put_opencv(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
+    """Put an OpenCV before the real one that does what `code` does when it is imported."""
+    (folder / "cv2.py").write_text(code)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    monkeypatch.setattr(diagnosis, "_imports", cache(diagnosis._imports.__wrapped__))  # other tests keep theirs
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("raise ImportError('libX.so.1: no such file')", "ImportError: libX.so.1: no such file"),
+        ("import os; os.abort()", "importing it crashes (SIGABRT)"),
+        ("raise SystemExit(1)", "importing it ends Python"),
+    ],
+)
+def test_a_package_that_is_installed_and_does_not_load_is_not_ok(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, problem: str
+) -> None:
+    monkeypatch.setattr(diagnosis, "_OPTIONAL", {})
+    put_opencv(monkeypatch, tmp_path, code)
+    one = found("opencv-python-headless")
+    assert (one.ok, one.needed) == (False, True)
+    assert one.text.endswith(f", but it cannot be loaded: {problem}")
+    diagnosed = diagnose()
+    assert diagnosed.exit_code == 3
+    assert not any(finding.subject.startswith("OpenCV ") for finding in diagnosed.findings)
 
 
 def test_an_opencv_of_another_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

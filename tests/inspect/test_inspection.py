@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import zipfile
@@ -201,12 +202,31 @@ def test_a_bundle_is_shown_with_the_source_of_objectness(bundle: Path) -> None:
     assert "objectness 0.00 MB" in inspected(bundle).facts["graphs"]
 
 
+def state(bundle: Path, **values: Any) -> None:
+    path = bundle / "bundle.json"
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()) | values)))
+
+
+def exchange(bundle: Path, one: str, other: str) -> None:
+    """Exchange the files of two graphs, with their sums."""
+    graphs = json.loads((bundle / "bundle.json").read_text())["graphs"]
+    files = [(bundle / graphs[name]["file"]) for name in (one, other)]
+    contents = [file.read_bytes() for file in files]
+    for name, file, content in zip((one, other), files, reversed(contents), strict=True):
+        file.write_bytes(content)
+        graphs[name]["sha256"] = hashlib.sha256(content).hexdigest()
+    state(bundle, graphs=graphs)
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
         (lambda path: (path / "enroll.onnx").write_bytes(b""), "enroll.onnx was altered or damaged"),
         (lambda path: (path / "enroll.onnx").unlink(), "enroll.onnx cannot be read"),
         (lambda path: (path / "bundle.json").write_text("{}"), "has format version None"),
+        # Sums that are right do not make it run.
+        (lambda path: state(path, image_size=512), "states images of 512 px"),
+        (lambda path: exchange(path, "encoder", "enroll"), "encoder.onnx differ from bundle.json"),
     ],
 )
 def test_a_damaged_bundle_does_not_run(bundle: Path, spoil: Callable[[Path], Any], problem: str) -> None:
@@ -309,6 +329,8 @@ def test_a_calibration_is_shown_with_whether_it_fits(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("none.engine", None, "does not exist; give an engine, an ONNX graph, a bundle"),
+        ("pipe.safetensors", os.mkfifo, "is not a regular file; give an engine"),
+        ("bundle.json", os.mkfifo, "is not a regular file; give an engine"),
         ("folder", "folder", "is a folder without bundle.json"),
         ("photo.jpg", b"\xff\xd8", "is a file of an unknown kind"),
         ("noextension", b"", "is a file of an unknown kind"),
@@ -321,6 +343,8 @@ def test_files_of_unknown_kinds_are_refused(tmp_path: Path, name: str, content: 
     path = tmp_path / name
     if content == "folder":
         path.mkdir()
+    elif callable(content):
+        content(path)
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=reason) as refused:

@@ -208,6 +208,21 @@ def test_a_folder_gets_one_picture_per_frame_named_by_its_index(tmp_path: Path, 
     assert np.abs(drawn[40, 20] - (94, 137, 160)).max() < 10  # tinted with the second color
 
 
+def test_pictures_keep_their_names_and_replace_none(tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(b"a photo")
+    (tmp_path / "dog.jpg").symlink_to("gone.jpg")
+    (tmp_path / "frame_000001.jpg").write_bytes(b"of an earlier run")
+    for _ in range(2):
+        with open_sink(f"{tmp_path}/", 25.0) as sink:
+            sink.write(replace(frame(0), picture="cat"), prediction())
+            sink.write(replace(frame(1), picture="dog"), prediction())
+            sink.write(frame(1), prediction())
+    stems = [f"{stem}{number}" for stem in ("cat", "dog", "frame_000001") for number in ("", "-2", "-3")]
+    assert sorted(os.listdir(tmp_path)) == sorted(f"{stem}.jpg" for stem in stems)
+    assert (tmp_path / "cat.jpg").read_bytes() == b"a photo"
+    assert not (tmp_path / "gone.jpg").exists()
+
+
 @pytest.mark.parametrize("size_hw", [(48, 64), (47, 63), (360, 640)])
 def test_a_video_contains_every_frame_and_appears_only_when_it_is_complete(
     tmp_path: Path, size_hw: tuple[int, int]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fsvit_edge.live import opencv
 from fsvit_edge.live.sinks.open import open_sink, sink_name
-from fsvit_edge.live.sources import demo
+from fsvit_edge.live.sources import demo, files
 from fsvit_edge.live.sources.base import Flip, SourceOptions
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.live.uri import parse_source, printable_address
@@ -49,7 +49,7 @@ def test_one_picture_is_one_frame(tmp_path: Path) -> None:
     with open_source(str(path)) as source:
         frames = list(source)
         assert (source.name, source.is_live, source.fps) == (str(path), False, None)
-    assert len(frames) == 1
+    assert [one.picture for one in frames] == ["cat"]
     frame = frames[0]
     assert frame.image.shape == (10, 20, 3)
     assert frame.image.dtype == np.uint8
@@ -71,16 +71,81 @@ def test_only_the_pictures_of_a_folder_are_read_in_natural_order(tmp_path: Path)
     assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
 
 
-def test_a_damaged_picture_in_a_folder_is_named(tmp_path: Path) -> None:
-    save_picture(tmp_path / "1.png", 1)
-    (tmp_path / "2.png").write_bytes(b"garbage")
-    source = open_source(str(tmp_path))
-    next(source)
-    with pytest.raises(InputError, match=r"2\.png is damaged"):
+def damage_pictures(folder: Path) -> None:
+    (folder / "2.png").write_bytes(b"garbage")
+    (folder / "3.png").touch()
+    (folder / "4.png").symlink_to("gone.png")
+    (folder / "5.jpg").mkdir()
+
+
+def test_pictures_that_cannot_be_read_do_not_end_a_folder(tmp_path: Path) -> None:
+    damage_pictures(tmp_path)
+    for value in (1, 6):
+        save_picture(tmp_path / f"{value}.png", value)
+    with open_source(str(tmp_path)) as source:
+        frames = list(source)
+        assert [(frame.index, Path(frame.source).name) for frame in frames] == [(0, "1.png"), (1, "6.png")]
+        assert (source.status.captured, source.status.left_out) == (2, 4)
+        assert source.problem == (
+            f"Left out, and 3 more of 6 pictures of {tmp_path}: {tmp_path}/2.png is damaged or not a PNG, JPEG, BMP, "
+            "WebP, TIFF, GIF, AVIF or HEIC picture."
+        )
+
+
+def test_a_folder_of_which_no_picture_can_be_read_is_refused(tmp_path: Path) -> None:
+    damage_pictures(tmp_path)
+    with open_source(str(tmp_path)) as source, pytest.raises(InputError, match=r"2\.png is damaged"):
         next(source)
 
 
-@pytest.mark.parametrize(("name", "fourcc"), [("clip.avi", "MJPG"), ("clip.mp4", "mp4v"), ("clip: 1.MP4", "mp4v")])
+def test_a_whole_folder_has_no_problem_and_says_what_else_is_in_it(tmp_path: Path) -> None:
+    save_picture(tmp_path / "1.png", 1)
+    with open_source(str(tmp_path)) as source:
+        assert (source.notes, len(list(source)), source.problem, source.status.left_out) == ((), 1, "", 0)
+    for name in ("b", "a", ".hidden"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "clip.MTS").touch()
+    assert open_source(str(tmp_path)).notes == (
+        f"{tmp_path} has 2 folders that are not read, as {tmp_path}/a; give them as a source too.",
+        f"{tmp_path} has 1 video that is not read, as {tmp_path}/clip.MTS; give it as a source too.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "keeps", "realtime"),
+    [("half.mp4", 0.5, False), ("half.mp4", 0.5, True), ("half.avi", 0.5, False), ("whole.mp4", 1.0, False)],
+)
+def test_a_video_of_which_the_end_is_missing_says_so(tmp_path: Path, name: str, keeps: float, realtime: bool) -> None:
+    path = tmp_path / name
+    save_video(path, frames=20, fourcc="mp4v" if path.suffix == ".mp4" else "MJPG", fps=100)
+    data = bytearray(path.read_bytes())
+    media = data.index(b"mdat" if path.suffix == ".mp4" else b"movi")
+    size = (data.index(b"moov") if path.suffix == ".mp4" else data.index(b"idx1")) - media
+    lost = slice(media + int(size * keeps), media + size - 4 if keeps < 1 else 0)
+    data[lost] = bytes(len(data[lost]))  # a download leaves what it has not fetched empty
+    path.write_bytes(data)
+    with open_source(str(path), SourceOptions(realtime=realtime)) as source:
+        count = len(list(source)) + source.status.dropped
+        assert (4 < count < 14) if keeps < 1 else count == 20
+        said = f"{path} declares 20 frames, but only {count} could be decoded: the rest is missing or damaged"
+        assert source.problem.startswith(said) if keeps < 1 else source.problem == ""
+
+
+def test_a_video_of_too_many_pixels_is_refused_before_a_frame_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_video(tmp_path / "clip.avi", 1)
+    with open_source(str(tmp_path / "clip.avi")) as source:
+        assert len(list(source)) == 1
+    monkeypatch.setattr(opencv, "MAX_PICTURE_PX", 64 * 48 - 1)
+    monkeypatch.setattr(files, "read_rgb", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(InputError, match="has frames of 64x48 pixels, more than the 0 megapixels allowed"):
+        open_source(str(tmp_path / "clip.avi"))
+
+
+@pytest.mark.parametrize(
+    ("name", "fourcc"), [("clip.avi", "MJPG"), ("clip.mp4", "mp4v"), ("clip: 1.MP4", "mp4v"), ("a.MTS", "MPG2")]
+)
 def test_a_video_is_read_as_rgb(tmp_path: Path, name: str, fourcc: str) -> None:
     path = tmp_path / name
     save_video(tmp_path / f"made{path.suffix.lower()}", frames=5, fourcc=fourcc)
@@ -181,6 +246,8 @@ def test_other_schemes_are_refused_with_a_list_of_the_supported_kinds(
         ("empty", InputError, r"The folder empty contains no pictures \(\.png"),
         ("garbage.mp4", SourceError, r"The video garbage\.mp4 cannot be opened; it is damaged"),
         ("headless.mp4", SourceError, r"The video headless\.mp4 cannot be opened; it is damaged"),
+        ("pipe.mp4", InputError, r"pipe\.mp4 is not a regular file; give a video file"),
+        ("pipe.png", InputError, r"pipe\.png is not a regular file"),
         ("x" * 5000, SourceError, "File name too long"),
         ("987", SourceError, "Camera /dev/video987 does not exist; plug it in"),
         ("/dev/video987", SourceError, "Camera /dev/video987 does not exist; plug it in"),
@@ -201,8 +268,10 @@ def test_a_source_that_cannot_be_opened_is_an_error_of_one_sentence(
     whole = (tmp_path / "headless.mp4").read_bytes()
     (tmp_path / "headless.mp4").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "usb-camera").symlink_to("/dev/video987")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(kind, match=reason) as raised:
-        open_source(uri)
+        next(open_source(uri))
     assert "\n" not in str(raised.value)
 
 
@@ -210,7 +279,8 @@ def test_a_video_without_a_frame_is_an_error(tmp_path: Path) -> None:
     save_video(tmp_path / "clip.avi", 1)
     header, _, _ = (tmp_path / "clip.avi").read_bytes().partition(b"movi")
     (tmp_path / "clip.avi").write_bytes(header + b"movi")
-    with open_source(str(tmp_path / "clip.avi")) as source, pytest.raises(SourceError, match="contains no frame"):
+    reason = "contains no frame .* cannot decode its encoding, MJPG: convert it with: ffmpeg -i "
+    with open_source(str(tmp_path / "clip.avi")) as source, pytest.raises(SourceError, match=reason):
         next(source)
 
 

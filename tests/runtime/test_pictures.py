@@ -1,16 +1,19 @@
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime import pictures
+from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
 from fsvit_edge.runtime.masks import read_mask
-from fsvit_edge.runtime.pictures import read_image, thumbnail, write_image
+from fsvit_edge.runtime.pictures import full_size, pictures_in, read_image, thumbnail, write_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3)).astype(np.uint8)
 
@@ -55,6 +58,9 @@ def test_what_is_written_can_be_read(tmp_path: Path, suffix: str) -> None:
         (Image.new("RGBA", (6, 4), (0, 0, 0, 0)), [(255,) * 3] * 2),  # transparent on white
         (Image.new("RGBA", (6, 4), (10, 20, 30, 255)), [(10, 20, 30)] * 2),
         (Image.new("LA", (6, 4), (90, 255)), [(90,) * 3] * 2),
+        (Image.fromarray(half((4, 6), 16 * 7, 4095, np.uint16)), [(7,) * 3, (255,) * 3]),  # 12 bits in 16
+        (Image.fromarray(half((4, 6), 4 * 7, 1023, np.uint16)), [(7,) * 3, (255,) * 3]),
+        (Image.fromarray(half((4, 6), 64 * 7, 16383, np.uint16)), [(7,) * 3, (255,) * 3]),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
 )
@@ -66,6 +72,90 @@ def test_every_kind_of_pixel_becomes_8_bit_rgb(
     rgb = read_image(path)
     assert (rgb.dtype, rgb.shape) == (np.uint8, (4, 6, 3))
     assert [tuple(rgb[0, 0]), tuple(rgb[0, -1])] == expected
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_colors_of_12_bits_in_16_are_not_black(tmp_path: Path, suffix: str, bits: int) -> None:
+    colors = np.array([[[255, 100, 7], [0, 50, 200]]], np.uint16)
+    path = tmp_path / f"picture{suffix}"
+    assert cv2.imwrite(str(path), (colors << (bits - 8))[..., ::-1])
+    assert np.array_equal(read_image(path), colors)
+
+
+def test_a_dark_picture_of_8_bits_stays_dark(tmp_path: Path) -> None:
+    Image.fromarray(RGB // 8).save(tmp_path / "dark.png")
+    assert np.array_equal(read_image(tmp_path / "dark.png"), RGB // 8)
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PICTURE_PX", 80 * 50)
+    monkeypatch.setattr(pictures, "MAX_JPEG_PX", 500 * 500)
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize(("width", "height", "scale"), [(80, 50, 1), (80, 56, 2), (168, 120, 4), (480, 480, 8)])
+def test_a_jpeg_of_many_megapixels_is_read_smaller(tmp_path: Path, width: int, height: int, scale: int) -> None:
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.new("L", (width, height), 40)
+    picture.paste(Image.new("L", (width // 2, height), 200))
+    picture.save(path, exif=exif)
+    gray = read_image(path)[..., 0]
+    assert gray.shape == (width // scale, height // scale)
+    assert abs(gray[0, 0] - 200.0) <= 1
+    assert abs(gray[-1, -1] - 40.0) <= 1
+    assert full_size(path) == (width, height)
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize(
+    ("size", "options"), [((80, 56), {"progressive": True}), ((501, 500), {})], ids=["progressive", "too large"]
+)
+def test_a_jpeg_that_needs_much_memory_is_refused(
+    tmp_path: Path, size: tuple[int, int], options: dict[str, bool]
+) -> None:
+    Image.new("L", size).save(tmp_path / "photo.jpg", **options)
+    with pytest.raises(InputError, match="allowed; make it smaller"):
+        read_image(tmp_path / "photo.jpg")
+
+
+def test_a_huge_jpeg_is_refused_by_its_header(tmp_path: Path) -> None:
+    Image.new("L", (16, 16)).save(tmp_path / "photo.jpg")
+    data = (tmp_path / "photo.jpg").read_bytes()
+    frame = data.index(b"\xff\xc0") + 5
+    (tmp_path / "photo.jpg").write_bytes(data[:frame] + struct.pack(">HH", 60000, 60000) + data[frame + 4 :])
+    with pytest.raises(InputError, match="has 60000x60000 pixels, more than the 40 megapixels allowed"):
+        read_image(tmp_path / "photo.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif", ".jfif"])
+def test_pictures_of_phones_are_read(tmp_path: Path, suffix: str) -> None:
+    plain = np.full((64, 80, 3), (200, 100, 50), np.uint8)
+    path = tmp_path / f"picture{suffix}"
+    if suffix == ".heic":
+        pytest.importorskip("pillow_heif").from_pillow(Image.fromarray(plain)).save(path)
+    else:
+        Image.fromarray(plain).save(path)
+    assert np.abs(read_image(path).astype(int) - plain).max() <= 4
+    assert pictures_in(tmp_path) == [path]
+
+
+@pytest.mark.parametrize(
+    ("brand", "missing", "remedy"),
+    [(b"heic", "pillow_heif", r'pip install "fsvit-edge\[heic\]"'), (b"avif", "avif", "pip install --upgrade pillow")],
+)
+def test_what_reads_a_format_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brand: bytes, missing: str, remedy: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(features, "check", lambda feature: feature != missing)
+    path = tmp_path / "picture"
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(12))
+    with pytest.raises(EnvironmentLacksError, match=remedy):
+        read_image(path)
 
 
 def test_the_exif_orientation_turns_picture_and_mask(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pictures with the results drawn in: a folder of them, or a video in one file or in numbered files."""
 
+import os
 import re
 from abc import abstractmethod
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.pictures import write_image
 from fsvit_edge.runtime.storage import TemporaryFile
 
-_OURS = re.compile(r"frame_[0-9]{6,}(_[a-z]+)?\.jpg")
+_OURS = re.compile(r"frame_[0-9]{6,}(_[a-z]+)?(-[0-9]+)?\.jpg")
 _MAX_STILL_S = 1.0  # how long a frame of a live source is shown at most; of a longer gap, the rest is cut out
 
 _Rgb = npt.NDArray[np.uint8]
@@ -34,7 +35,8 @@ class _DrawnSink(Sink):
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Draw the result into the frame."""
         self._last = frame
-        self._add(frame.drawn(prediction), f"frame_{frame.index:06d}", frame.monotonic_s, frame.media_time_s)
+        name = frame.picture or f"frame_{frame.index:06d}"
+        self._add(frame.drawn(prediction), name, frame.monotonic_s, frame.media_time_s)
 
     def _write_state(self, health: Health) -> None:
         status = health.source_status
@@ -47,7 +49,10 @@ class _DrawnSink(Sink):
 
 
 class PictureSink(_DrawnSink):
-    """Pictures in an existing folder, named by the index of the frame."""
+    """Pictures in an existing folder, named like the picture that was read, or by the index of the frame.
+
+    A name that is taken, by an earlier run or by a photo, gets "-2", "-3", ...
+    """
 
     resumes = True
 
@@ -59,7 +64,10 @@ class PictureSink(_DrawnSink):
         self._written = OrderedDict.fromkeys(sorted(earlier, key=lambda path: path.stat().st_mtime))
 
     def _add(self, picture: _Rgb, name: str, _now_s: float, _media_s: float | None = None) -> None:
-        path = self._folder / f"{name}.jpg"
+        path, number = self._folder / f"{name}.jpg", 1
+        while os.path.lexists(path):
+            number += 1
+            path = self._folder / f"{name}-{number}.jpg"
         write_image(path, picture)
         if self._keep is None:
             return

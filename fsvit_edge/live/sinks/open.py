@@ -32,13 +32,13 @@ def open_sink(
     is_live: bool = False,
     home_assistant: bool = False,
 ) -> Sink:
-    """Open a sink; existing files are replaced, except that JSON lines of a live source are appended.
+    """Open a sink. A video and JSON lines replace a file that exists, but JSON lines of a live source are appended.
 
     Args:
-        uri: "FOLDER/" (ending in a slash, or an existing folder) for pictures with the result drawn in, named
-            frame_000000.jpg by the index of the frame; "*.mp4" for a video of them; "*.jsonl" for one JSON object (see
-            `frame_record`) per line and frame; "-" for the same lines on standard output; "mqtt://HOST/TOPIC" for the
-            same as messages.
+        uri: "FOLDER/" (ending in a slash, or an existing folder) for pictures with the result drawn in, named like the
+            picture that was read, or frame_000000.jpg by the index of the frame, which replace none; "*.mp4" for a
+            video of them; "*.jsonl" for one JSON object (see `frame_record`) per line and frame; "-" for the same lines
+            on standard output; "mqtt://HOST/TOPIC" for the same as messages.
         fps: Frames per second of a video, above 0.
         options: How much a recording may write.
         is_live: Whether the source is live: a video follows the clock then, and results do not wait for a broker.

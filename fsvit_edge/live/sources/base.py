@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +62,7 @@ class Source(ABC):
     is_live: bool  # whether frames arrive at their own pace and are lost if nobody reads them
     fps: float | None  # declared by the source; None if it declares none
     num_frames: int | None  # declared by a video, which can be wrong; None if it declares none
+    notes: Sequence[str] = ()  # what to say of it before it is read, in sentences
     has_ended = has_failed = False  # one of several sources: whether the run goes on without it, and because it failed
     woken: threading.Event | None = None  # is set by a live source when there may be something to read
 
@@ -71,7 +72,7 @@ class Source(ABC):
 
         Raises:
             EndOfSourceError: There are no more frames.
-            InputError: A picture in the folder cannot be used.
+            InputError: A picture, or every picture in a folder, cannot be used.
             SourceError: A video contains no frame. A camera or stream never raises it: it is "lost" until it is back.
         """
 
@@ -79,6 +80,11 @@ class Source(ABC):
     @abstractmethod
     def status(self) -> SourceStatus:
         """The current state; safe to read from any thread."""
+
+    @property
+    def problem(self) -> str:
+        """What of it could not be read so far although it went on, in one sentence; empty if nothing."""
+        return ""
 
     @abstractmethod
     def waiting_since_s(self) -> float | None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from fsvit_edge.live.opencv import (
     READ_TIMEOUT_MS,
+    check_frame_size,
     declared_fps,
+    declared_size_hw,
     flipped,
     open_camera,
     open_csi,
@@ -28,6 +30,7 @@ from fsvit_edge.live.opencv import (
 from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
 from fsvit_edge.live.sources.files import open_file
 from fsvit_edge.live.sources.frame_channel import FrameSender
+from fsvit_edge.live.sources.mjpeg import MjpegStream
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import FsvitEdgeError, SourceError
 
@@ -38,6 +41,7 @@ STALL_S = 0.9 * READ_TIMEOUT_MS / 1e3
 CATCH_UP_S = 5.0  # how long old frames at the start may be skipped
 
 _Bgr = npt.NDArray[np.uint8]
+_Read = Callable[[], _Bgr | None]
 
 
 def main() -> None:
@@ -68,17 +72,20 @@ def _exit_with_run() -> None:
 
 def capture(address: SourceAddress, options: SourceOptions, sender: FrameSender) -> None:
     """Send the frames of a camera or stream until it fails, with SourceError, or the run ends, with BrokenPipeError."""
-    video = _open(address, options)
-    fps = declared_fps(video)
+    read, fps = _open(address, options)
     sender.send(opened=fps)
     detector = FrozenDetector()
-    for bgr, captured_ns, decode_ms in _skip_old(_reads(address, video), fps):
+    for bgr, captured_ns, decode_ms in _skip_old(_reads(address, read), fps):
+        check_frame_size(address.name, *bgr.shape[:2])
         slot = sender.slot(*bgr.shape[:2])
         cv2.cvtColor(flipped(bgr, options.flip), cv2.COLOR_BGR2RGB, dst=slot)
         sender.send_frame(captured_ns, decode_ms, detector.is_frozen(bgr, captured_ns))
 
 
-def _open(address: SourceAddress, options: SourceOptions) -> cv2.VideoCapture:
+def _open(address: SourceAddress, options: SourceOptions) -> tuple[_Read, float | None]:
+    """Open a source: what reads its next frame, and the frames per second that it declares."""
+    if address.kind == "http":
+        return MjpegStream(address).read, None
     size_and_rate = (options.width, options.height, options.fps)
     if address.kind == "camera":
         video = open_camera(address.target, *size_and_rate)
@@ -91,14 +98,15 @@ def _open(address: SourceAddress, options: SourceOptions) -> cv2.VideoCapture:
         reason = "check the address and the password, and that the camera is on"
     if not video.isOpened():
         raise SourceError(f"{address.name} cannot be opened; {reason}.")
-    return video
+    check_frame_size(address.name, *declared_size_hw(video))
+    return lambda: read_bgr(video), declared_fps(video)
 
 
-def _reads(address: SourceAddress, video: cv2.VideoCapture) -> Iterator[tuple[_Bgr, int, float]]:
+def _reads(address: SourceAddress, read: _Read) -> Iterator[tuple[_Bgr, int, float]]:
     """Yield each frame with its monotonic nanoseconds and the milliseconds that reading it took."""
     while True:
         started = time.monotonic()
-        bgr = read_bgr(video)
+        bgr = read()
         taken_s = time.monotonic() - started
         if bgr is None or taken_s >= STALL_S:
             raise SourceError(f"{address.name} stopped delivering frames; check the camera and its connection.")
@@ -146,4 +154,4 @@ def _play(address: SourceAddress, options: SourceOptions, sender: FrameSender) -
             due = max(due, time.monotonic() - 1 / fps) + 1 / fps
             sender.slot(*frame.image.shape[:2])[:] = frame.image
             sender.send_frame(time.monotonic_ns(), frame.decode_ms)
-        sender.send(end=True)
+        sender.send(end=True, problem=source.problem, left_out=source.status.left_out)

@@ -6,7 +6,8 @@ announcements has an intact copy. The system calls on the pipe also order the me
 
 Messages are lines of JSON:
 
-    {"opened": FPS}    {"frame": {"number": N, ...}}    {"error": SENTENCE}    {"end": true}
+    {"opened": FPS}    {"frame": {"number": N, ...}}    {"error": SENTENCE}
+    {"end": true, "problem": SENTENCE, "left_out": N}
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """A live source: always the newest frame of a process that captures it, which is watched and restarted forever."""
 
 import json
+import math
 import os
 import select
 import socket
@@ -38,7 +39,9 @@ class Timeouts:
     """How long each step of a live source may take, in seconds."""
 
     open_s: float = 5.0  # from the start of the process until the source is open
-    first_frame_s: float = 10.0  # from then: an RTSP camera sends a complete picture only every few seconds
+    first_frame_s: float = 10.0  # from then
+    key_frame_s: float = 60.0  # the same of an RTSP camera, some of which send a whole picture only once a minute
+    patience_s: float = 3.0  # how long one may wait for that before it is said
     frame_s: float = 2.8  # from frame to frame; a source with less than one frame per second gets three periods
     delays_s: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)  # before each restart; the last repeats, a frame starts again
 
@@ -74,11 +77,11 @@ class LiveSource(Source):
         self._child: CaptureChild | None = None
         self._first_index = 0  # in the source, of the first frame of the present process
         self._last_number = -1
-        self._deadline_s = 0.0
+        self._deadline_s, self._say_waits_s = 0.0, math.inf
         self._frame_s = timeouts.frame_s
         self._reason = ""
         self._failure = ""
-        self._ended = False
+        self._ended, self._problem = False, ""
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="source", daemon=True)
         # A file starts when somebody is ready to see it; a camera takes time to open, so it starts at once.
@@ -91,6 +94,11 @@ class LiveSource(Source):
         """The current state; safe to read from any thread."""
         with self._changed:
             return self._status
+
+    @property
+    def problem(self) -> str:
+        """See `Source.problem`; of a file, at its end."""
+        return self._problem
 
     @property
     def process_id(self) -> int | None:
@@ -184,7 +192,7 @@ class LiveSource(Source):
             return
         with self._changed:
             self._child, self._reason, self._last_number = child, "", -1
-            self._first_index = self._status.captured
+            self._first_index, self._say_waits_s = self._status.captured, math.inf
             self._deadline_s = time.monotonic() + self._timeouts.open_s
         try:
             while not self._closing.is_set():
@@ -196,6 +204,12 @@ class LiveSource(Source):
                         continue
                     if child.has_ended or self._ended or self._reason:
                         break
+                    if time.monotonic() >= self._say_waits_s:
+                        self._say_waits_s = math.inf
+                        self._set_lost(
+                            f"{self.name} is open and waits for a key frame, a whole picture; if that takes long, let "
+                            "the camera send one each second or two."
+                        )
                     if time.monotonic() >= self._deadline_s:
                         problem = "stopped delivering frames" if self._last_number >= 0 else "does not respond"
                         self._reason = f"{self.name} {problem}; check the camera and its connection."
@@ -225,18 +239,22 @@ class LiveSource(Source):
             elif "opened" in message:
                 self.fps = message["opened"] or self.fps
                 self._frame_s = max(self._timeouts.frame_s, 3.0 / (self.fps or DEFAULT_FPS))
-                self._deadline_s = now_s + max(self._timeouts.first_frame_s, self._frame_s)
+                is_rtsp, timeouts = self._address.kind == "rtsp", self._timeouts
+                first_s = timeouts.key_frame_s if is_rtsp else timeouts.first_frame_s
+                self._deadline_s = now_s + max(first_s, self._frame_s)
+                self._say_waits_s = now_s + timeouts.patience_s if is_rtsp else math.inf
             elif "error" in message:
                 self._reason = message["error"]
             elif "end" in message:
-                self._ended = True
+                self._ended, self._problem = True, message.get("problem", "")
+                self._status = replace(self._status, left_out=message.get("left_out", 0))
                 self._notify()
 
     def _receive_frame(self, message: dict[str, Any], now_s: float) -> None:
         frame = SharedFrame(**message)
         missed = frame.number - self._last_number - 1  # frames that could not be announced
         self._last_number = frame.number
-        self._deadline_s = now_s + self._frame_s
+        self._deadline_s, self._say_waits_s = now_s + self._frame_s, math.inf
         self._drop_newest()
         status = self._status
         if status.state != "live":

@@ -25,6 +25,7 @@ class NamedSource(Source):
 
     def __init__(self, name: str, source: Source, max_frames: int | None = None) -> None:
         self.name, self.is_live, self.fps, self.num_frames = name, source.is_live, source.fps, source.num_frames
+        self.notes = source.notes
         self.failure: FsvitEdgeError | None = None  # why it has ended, if it has failed
         self._source, self._left = source, max_frames
 
@@ -64,6 +65,11 @@ class NamedSource(Source):
         """That of the source; "lost" if it has failed."""
         status = self._source.status
         return status if self.failure is None else replace(status, state="lost", message=str(self.failure))
+
+    @property
+    def problem(self) -> str:
+        """See `Source.problem`."""
+        return self._source.problem
 
     @property
     def process_id(self) -> int | None:
@@ -152,6 +158,7 @@ class ManySources(Source):
             reconnects=sum(one.reconnects for _, one in statuses),
             is_frozen=any(one.is_frozen for _, one in statuses),
             message=worst.message and f"{name}: {worst.message}",
+            left_out=sum(one.left_out for _, one in statuses),
         )
 
     @property

@@ -1,0 +1,161 @@
+"""Reads a stream of JPEGs from an HTTP camera: multipart/x-mixed-replace, in Python's own HTTP client.
+
+FFmpeg's reader takes a part for the end of the stream if its type is "image/jpg", "image/jpeg;size=9" or missing, and
+a server could make it open other files. Here, the content of a part decides: what is not a whole JPEG is skipped.
+"""
+
+import http.client
+import ssl
+import string
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from io import BytesIO
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fsvit_edge.live.opencv import check_frame_size, quiet_opencv
+from fsvit_edge.live.uri import SourceAddress
+from fsvit_edge.runtime.errors import SourceError
+from fsvit_edge.runtime.pictures import MAX_PICTURE_BYTES
+
+_TIMEOUT_S = 4.5  # for a connection, and for each piece of a stream
+_MAX_LINE_BYTES = 65536
+_MAX_HEAD_BYTES = 1 << 20  # before the first part
+_END_OF_JPEG, _PADDING_BYTES = b"\xff\xd9", 4096
+
+
+class MjpegStream:
+    """An open stream; raises SourceError if it cannot be opened, or sends something else."""
+
+    def __init__(self, address: SourceAddress) -> None:
+        self._name = address.name
+        try:
+            self._response = _opener(address.target).open(_request(address.target), timeout=_TIMEOUT_S)
+        except urllib.error.HTTPError as error:
+            error.close()
+            said = f"it answers {error.code} {http.client.responses.get(error.code, '')}".rstrip()
+            raise SourceError(f"{self._name} cannot be opened: {said}; check the address and the password.") from error
+        except (OSError, ValueError, HTTPException) as error:
+            raise SourceError(
+                f"{self._name} cannot be opened; check the address and the password, and that the camera is on."
+            ) from error
+        self._delimiter = self._first_delimiter()
+        self._is_at_part = True
+
+    def read(self) -> npt.NDArray[np.uint8] | None:
+        """Read the next picture, (H, W, 3) uint8 BGR; None at the end of the stream.
+
+        Raises:
+            InputError: It has too many pixels.
+        """
+        try:
+            while (data := self._part()) is not None:
+                if (image := self._decoded(data)) is not None:
+                    return image
+        except (OSError, ValueError, HTTPException):
+            pass
+        return None
+
+    def _first_delimiter(self) -> bytes:
+        """The line between two parts, as the stream has it: headers may name another."""
+        taken = 0
+        try:
+            while taken < _MAX_HEAD_BYTES and (line := self._response.readline(_MAX_LINE_BYTES)):
+                if line.startswith(b"--"):
+                    return bytes(line.rstrip())
+                taken += len(line)
+                if line.strip() and not self._response.headers.get_content_type().startswith("multipart/"):
+                    break
+        except (OSError, ValueError, HTTPException):
+            pass
+        kind = self._response.headers.get_content_type()
+        self._response.close()
+        raise SourceError(
+            f"{self._name} sends no stream of JPEGs (MJPEG), but {kind!r:.80}; give the address of the stream, not of "
+            "a web page or of one picture."
+        )
+
+    def _part(self) -> bytes | None:
+        """The content of the next part; None at the end."""
+        while not self._is_at_part:
+            line = self._response.readline(_MAX_LINE_BYTES)
+            if not line:
+                return None
+            self._is_at_part = line.startswith(self._delimiter)
+        length = None
+        while (line := self._response.readline(_MAX_LINE_BYTES)).strip():
+            name, _, value = line.partition(b":")
+            if name.strip().lower() == b"content-length" and value.strip().isdigit():
+                length = int(value)
+        self._is_at_part = False
+        if not line:
+            return None
+        if length is not None:
+            if length > MAX_PICTURE_BYTES:
+                raise ValueError
+            return bytes(self._response.read(length))
+        data = bytearray()
+        while (line := self._response.readline(_MAX_LINE_BYTES)) and not line.startswith(self._delimiter):
+            data += line
+            if len(data) > MAX_PICTURE_BYTES:
+                raise ValueError
+        self._is_at_part = bool(line)
+        return bytes(data)
+
+    def _decoded(self, data: bytes) -> npt.NDArray[np.uint8] | None:
+        """The picture of a part; None if it is not a whole JPEG."""
+        if _END_OF_JPEG not in data[-_PADDING_BYTES:]:
+            return None
+        try:
+            with Image.open(BytesIO(data), formats=("JPEG",)) as image:
+                width, height = image.size
+        except Image.DecompressionBombError:
+            width = height = 1 << 16
+        except Exception:  # a damaged header raises anything
+            return None
+        check_frame_size(self._name, height, width)
+        with quiet_opencv():
+            try:
+                flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+                bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            except cv2.error:
+                return None
+        return None if bgr is None else np.asarray(bgr, np.uint8)
+
+
+def _opener(address: str) -> urllib.request.OpenerDirector:
+    parts = urlsplit(address)
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    if parts.username is not None:
+        user, password = unquote(parts.username), unquote(parts.password or "")
+        passwords.add_password(None, _without_password(address), user, password)
+    cameras_own = ssl.create_default_context()  # cameras sign their certificates themselves
+    cameras_own.check_hostname, cameras_own.verify_mode = False, ssl.CERT_NONE
+    opener = urllib.request.OpenerDirector()  # not build_opener, which adds ftp: and file:
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(context=cameras_own),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPBasicAuthHandler(passwords),
+        urllib.request.HTTPDigestAuthHandler(passwords),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _request(address: str) -> urllib.request.Request:
+    target = quote(_without_password(address), safe=string.punctuation)
+    return urllib.request.Request(target, headers={"User-Agent": "fsvit-edge"})  # noqa: S310 - http or https, see uri.py
+
+
+def _without_password(address: str) -> str:
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))

@@ -1,0 +1,80 @@
+import shlex
+import subprocess
+import sys
+
+import pytest
+from command_line import Cli
+
+from fsvit_edge.inspect import inspection
+
+START = "from fsvit_edge.cli.start import main; main()"
+
+
+def run(code: str, arguments: str = "") -> subprocess.CompletedProcess[str]:
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {arguments}"
+    return subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        ("--version", 0, "fsvit-edge ", ""),  # the control
+        ("--version >&-", 0, "", ""),
+        ("--version 2>&- <&-", 0, "fsvit-edge ", ""),
+        ("inspect /gone >&-", 2, "", "Error: /gone does not exist"),
+        ("inspect /gone 2>&-", 2, "", ""),
+    ],
+)
+def test_a_closed_stream_is_like_dev_null(arguments: str, code: int, out: str, err: str) -> None:
+    done = run(START, arguments)
+    assert done.returncode == code, done.stderr
+    for said, expected in ((done.stdout, out), (done.stderr, err)):
+        assert said.startswith(expected)
+        assert bool(said) == bool(expected)
+
+
+def test_ctrl_c_while_the_commands_are_imported_is_a_short_end() -> None:
+    interrupt = """
+import sys
+class Interrupt:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt)
+"""
+    done = run(interrupt + START)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_while_a_command_works_is_a_short_end(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspection, "inspect_file", interrupted)
+    result = cli("inspect x")
+    assert (result.code, result.out, result.err.strip()) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("raise ImportError('libX.so.1: no such file')", "Error: cv2 cannot be loaded: libX.so.1: no such file; see: "),
+        ("import gone", "Error: gone cannot be loaded: No module named 'gone'; see: fsvit-edge doctor"),
+    ],
+)
+def test_a_package_that_cannot_be_loaded_is_named(error: str, said: str) -> None:
+    broken = f"""
+import importlib.abc, importlib.util, sys
+class Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, *_):
+        return importlib.util.spec_from_loader(name, self) if name == "cv2" else None
+    def exec_module(self, module):
+        exec({error!r}, vars(module))
+sys.meta_path.insert(0, Broken())
+sys.argv = ["fsvit-edge", "run", "demo"]
+"""
+    done = run(broken + START)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
