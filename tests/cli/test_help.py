@@ -13,7 +13,7 @@ import typer
 from command_line import Cli, Result, spawn
 
 from fsvit_edge import __version__
-from fsvit_edge.cli.main import RENAMED, app, main
+from fsvit_edge.cli.main import RENAMED, app
 
 SHARED = {
     "--backbone": "backbone",
@@ -122,9 +122,12 @@ def test_the_version_is_printed(cli: Cli) -> None:
     assert cli("--version") == Result(0, f"fsvit-edge {__version__}\n", "")
 
 
-def test_the_console_script_calls_main() -> None:
+def test_the_console_script_starts_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     (script,) = [entry for entry in entry_points(group="console_scripts") if entry.name == "fsvit-edge"]
-    assert script.load() is main
+    called = []
+    monkeypatch.setattr("fsvit_edge.cli.main.main", lambda: called.append(1))
+    script.load()()
+    assert called == [1]
 
 
 def test_every_option_name_has_one_meaning() -> None:

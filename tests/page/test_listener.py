@@ -4,6 +4,7 @@ import resource
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -21,6 +22,11 @@ class Server:
         self.address = self.listener.getsockname()
         self.open = 0
         self.errors: list[object] = []
+
+    def run(self, clients: "Clients", steps: Sequence[tuple[int | None, int]]) -> None:
+        """Serve in a thread of its own: the browser of other tests keeps a loop in this one."""
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, self.serve(clients, steps)).result()
 
     async def serve(self, clients: "Clients", steps: Sequence[tuple[int | None, int]]) -> None:
         """Let so many more clients connect, or None: all leave; each time, so many connections must be open then."""
@@ -78,7 +84,7 @@ def clients() -> Iterator[Clients]:
 
 def test_no_more_connections_are_open_than_that_and_those_that_end_make_room(clients: Clients) -> None:
     server = Server(most=5)
-    asyncio.run(server.serve(clients, [(4, 4), (20, 5), (None, 0), (3, 3)]))
+    server.run(clients, [(4, 4), (20, 5), (None, 0), (3, 3)])
     assert server.errors == []
     server.listener.close()
 
@@ -97,7 +103,7 @@ def test_without_descriptors_connections_are_closed_and_nothing_is_logged(
         return accept(self)
 
     monkeypatch.setattr(socket.socket, "accept", lacking)
-    asyncio.run(server.serve(clients, [(7, 0)]))
+    server.run(clients, [(7, 0)])
     assert (len(refused), server.errors) == (7, [])
     server.listener.close()
 
@@ -112,7 +118,7 @@ def test_the_control_without_a_spare_descriptor_asyncio_complains(
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(socket.socket, "accept", lacking)
-    asyncio.run(server.serve(clients, [(1, 0)]))
+    server.run(clients, [(1, 0)])
     assert server.errors != []
     server.listener.close()
 
