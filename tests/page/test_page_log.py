@@ -76,7 +76,7 @@ def test_a_folder_for_temporary_files_that_is_full_is_one_sentence(
 
     monkeypatch.setattr("tempfile.mkdtemp", full)
     answer = served.client.request(method, "/api/bank", content=b"a bank" if method == "PUT" else b"")
-    error = "The machine of the run cannot do that: No space left on device."
+    error = "The device has no place for temporary files: No space left on device; make room, or set TMPDIR."
     assert (answer.status_code, answer.json()) == (503, {"error": error})
     assert caplog.text == ""
 

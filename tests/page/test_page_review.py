@@ -295,8 +295,10 @@ def test_a_verdict_given_while_the_page_saves_is_not_lost(reviewed: Served, monk
     def naive(page: PageState, overwrite: bool) -> None:  # noqa: ARG001 - as the real one
         page.model.read(lambda model: model.save_bank(page.bank_path))
 
+    # The control: no lock, and no look at whether the file was changed.
     monkeypatch.setattr(PageState, "save", naive)
-    assert lost_verdicts(reviewed) > 0  # the control
+    monkeypatch.setattr("fsvit_edge.runtime.storage.version_of", lambda _: 0)
+    assert lost_verdicts(reviewed) > 0
 
 
 # -------------------------------------------------------------------------------------------------------------- trials
