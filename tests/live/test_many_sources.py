@@ -172,7 +172,8 @@ def run(sources: list[NamedSource], sinks: list[Sink]) -> tuple[Any, list[str]]:
 
 def test_each_sink_gets_the_frames_and_the_health_of_its_source_and_is_finished_with_it() -> None:
     both, short, long = Told(), Told("short"), Told("long")
-    sources = [NamedSource("short", film(3)), NamedSource("long", film(40, pause_s=0.03))]
+    # Longer than a tick of the run, which reports its health.
+    sources = [NamedSource("short", film(3, pause_s=0.15)), NamedSource("long", film(40, pause_s=0.04))]
     result, _ = run(sources, [both, short, long])
     assert short.frames == [("short", index) for index in range(3)]
     assert long.frames == [("long", index) for index in range(40)]
