@@ -314,7 +314,8 @@ class LiveRun:
         for number, sink in enumerate(health.sinks):
             if sink.trouble != self._troubles[number]:
                 self._troubles[number] = sink.trouble
-                self._say(f"{sink.name}: {sink.trouble or 'It is working again.'}")
+                text = sink.trouble or "It is working again."
+                self._say(text if text.startswith(sink.name) else f"{sink.name}: {text}")
 
     def _write_health(self, health: Health) -> None:
         if self._health_file is None:
