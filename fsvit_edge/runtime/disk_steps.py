@@ -27,6 +27,7 @@ _OPEN_FILES = re.compile(r"/proc/[0-9]+/(task/[0-9]+/)?fd")
 _PIPE_S = 0.5  # a pipe that nobody empties may hold up a run for this long
 _MAX_NAME_BYTES = 255
 _RANDOM_PART = 8  # characters that tempfile adds
+_UNFLUSHED = "This file system cannot flush everything to disk: after a power cut, old files may be back"
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
 
@@ -102,7 +103,7 @@ def overwrite(path: Path, source: BinaryIO) -> None:
         shutil.copyfileobj(source, file)
         file.truncate()
         file.flush()
-        os.fsync(file.fileno())
+        flush_open(file.fileno())
 
 
 # ------------------------------------------------------------------------------------------- steps of an atomic write
@@ -190,13 +191,23 @@ def flush(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            flush_open(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno not in (*_LACKS_STEP, errno.EACCES) or not path.is_dir():
+        if error.errno != errno.EACCES or not path.is_dir():
             raise
-        tell_once("Folders in this file system cannot be flushed to disk: after a power cut, old files may be back")
+        tell_once(_UNFLUSHED)
+
+
+def flush_open(descriptor: int) -> None:
+    """Flush an open file or folder, if the file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _LACKS_STEP:
+            raise
+        tell_once(_UNFLUSHED)
 
 
 def tell_once(text: str) -> None:

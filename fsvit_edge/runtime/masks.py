@@ -26,6 +26,7 @@ _WHITE, _VOC_VOID = 0xFFFFFF, 0xE0E0C0  # the latter in PASCAL VOC's color maps
 _MAX_LABELS = 32  # a soft mask has more values
 _MAX_COLORS = 256
 _STRAY = 50  # a value on fewer than one in so many of the brightest pixels is a slip of the brush
+_NOISE = 8  # black in a JPEG has values below
 _LISTED = 8
 
 _Values = npt.NDArray[np.uint8 | np.uint16]
@@ -103,10 +104,17 @@ def _of_gray(values: _Values, is_exact: bool, what: str) -> _Roles:
     present = np.flatnonzero(is_present)
     inner = present[(present > 0) & (present < highest)]
     has_black, has_highest = present[0] == 0, present[-1] == highest
+    if not is_exact:
+        dark_area = (values >= _NOISE) & (values <= highest // 2)
+        if _has_area(dark_area) and dark_area.sum() > (values > highest // 2).sum():
+            raise _ambiguous(values, what)  # a label map, of which only the border would be left
     if not is_exact or not inner.size or present.size > _MAX_LABELS:
         return _checked(_bright(values), values, what)
     if inner.size == 1 and not has_highest and (has_black or inner[0] == 1):
         return _checked((values == inner[0]).astype(np.uint8), values, what)
+    is_on_white = (values == highest).sum() > (values == inner[0]).sum()
+    if inner.size == 1 and has_highest and not has_black and 1 < inner[0] <= highest // 2 and is_on_white:
+        raise _ambiguous(values, what)  # a label on void, or a large object on dark gray
     if inner.size == 1 and has_highest and (has_black or inner[0] == 1):
         return _of_three(values, int(inner[0]), highest, what)
     dark = [value for value in inner[inner <= highest // 2] if _has_area(values == value)]

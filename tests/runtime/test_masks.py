@@ -111,6 +111,7 @@ def test_every_reader_reads_a_mask_alike(tmp_path: Path, image: np.ndarray | Ima
         (painted((RING, 255), (OBJECT, 3), (CORE, 7)), "0, 3, 7, 255"),
         (painted((np.s_[:6], 1), (np.s_[6:], 2), (OBJECT, 3)), "1, 2, 3"),
         (painted((np.s_[:3], 255), (CORE, 100)), "0, 100, 255"),
+        (painted((OBJECT, 15), background=255), "15, 255"),
         (painted((OBJECT, WHITE), (np.s_[:2, :2], RED), background=BLACK), "#000000, #800000, #ffffff"),
         (painted(*((np.s_[row], 5 * row) for row in range(12)), (OBJECT, 80)), "0, 5, 10, 15, 20, 25, 30, 35, ..."),
     ],
@@ -126,6 +127,9 @@ def test_a_mask_that_can_be_read_in_several_ways_is_refused_with_its_values(
 def test_a_jpeg_has_no_labels(tmp_path: Path) -> None:
     Image.fromarray(painted((RING, 20), (OBJECT, 230))).save(tmp_path / "mask.jpg", quality=95)
     assert np.array_equal(read_mask(tmp_path / "mask.jpg", SIZE_HW), OBJECT)
+    Image.fromarray(painted((RING, 255), (OBJECT, 15))).save(tmp_path / "map.jpg", quality=95)
+    with pytest.raises(InputError, match="can be read in several ways"):
+        read_mask(tmp_path / "map.jpg", SIZE_HW)
 
 
 def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

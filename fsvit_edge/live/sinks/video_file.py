@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.runtime.disk_steps import flush_open
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class _Disk:
         return 0 if self._file.closed else self._file.tell()
 
     def flush(self) -> None:
-        os.fsync(self._file.fileno())
+        flush_open(self._file.fileno())
 
     def end(self, size: int | None = None) -> None:
         """Close it, cut to a size in bytes."""
