@@ -281,10 +281,10 @@ def test_frames_that_are_kept_take_no_more_than_32_mb(height: int, kept: int) ->
     image = np.zeros((height, 1000, 3), np.uint8)
     for _ in range(15):
         channel.put(Frame(image, 0, "cam", 0.0, 0.0, 1.0), SimpleNamespace())  # type: ignore[arg-type]
-    assert len(channel.recent) == kept
+    assert len(channel.recent()) == kept
     channel.viewers.clear()
     channel.put(Frame(image, 0, "cam", 0.0, 0.0, 1.0), SimpleNamespace())  # type: ignore[arg-type]
-    assert channel.recent == ()  # the control: nobody watches
+    assert len(channel.recent()) == 1  # the control: nobody watches
 
 
 def test_health_and_metrics(served: Served) -> None:
