@@ -5,7 +5,8 @@ Enrollment, data sets and the page read a file by the same rules:
 - If the transparency varies, it is the mask (a cut-out).
 - Gray, whatever the bits: of two values with black, the other one is the object; else what is above half of the range.
 - A label map has few values, each in an area of its own. With one label beside black, this is the object, and the
-  highest value (255) is void: the border that annotators leave out. In color, everything but black and void is.
+  highest value (255) is void: the border that annotators leave out. In color, white and VOC's light gray are void.
+- A trimap's band of 127 or 128 between black and white is void.
 - What can be read in more than one way is refused.
 """
 
@@ -128,12 +129,15 @@ def _of_three(values: _Values, middle: int, highest: int, what: str) -> _Roles:
     marked, top, black = values == middle, values == highest, values == 0
     label_map = np.where(top, VOID, marked).astype(np.uint8)
     touches, top_touches = _touch(marked, black), _touch(top, black)
+    has_area = _has_area(marked)
     if middle == 1 or (top_touches and not touches):
         return label_map
     is_soft = touches and not top_touches
-    if is_soft or middle > highest // 2 or not _has_area(marked) or marked.sum() * _STRAY < top.sum():
+    if is_soft and has_area and middle in (highest // 2, highest // 2 + 1):
+        return np.where(marked, VOID, top).astype(np.uint8)
+    if is_soft or not has_area or marked.sum() * _STRAY < top.sum():
         return _bright(values)
-    if marked.sum() < top.sum():
+    if marked.sum() < top.sum() or middle > highest // 2:
         raise _ambiguous(values, what)
     return label_map
 
@@ -150,7 +154,11 @@ def _of_colors(image: Image.Image, rgb: npt.NDArray[np.uint8], is_exact: bool, w
     is_map = is_palette or (is_exact and 0 in numbers and any(_has_area(packed == one) for one in labels))
     if not is_map and not (is_exact and numbers.keys() == {0, _VOC_VOID}):
         gray = np.asarray(image.convert("L"))
+        if gray.min() >= (1 if is_exact else _NOISE) and gray.min() <= 127 < gray.max():
+            raise _ambiguous(packed, what)  # two colors, of which either may be the object
         return _checked(_bright(gray), gray, what)
+    if len(labels) > 1 or (numbers and 0 not in numbers and len(numbers) > 1):
+        raise _ambiguous(packed, what)
     roles = (packed != 0).astype(np.uint8)
     if is_palette:
         roles[np.asarray(image) == VOID] = VOID

@@ -65,6 +65,8 @@ FLOATS = np.where(OBJECT, 0.9, np.where(RING, 0.3, 0.02)).astype(np.float32)
         (painted((RING, 64), (OBJECT, 255)), False),
         (painted((RING, 100), (OBJECT, 255), (OBJECT & ~CORE, 200)), False),
         (painted((OBJECT, 255), (np.s_[0, 0], 3)), False),
+        (painted((RING, 128), (np.s_[1], 128), (OBJECT, 255)), True),
+        (painted((RING, 127), (np.s_[1], 127), (OBJECT, 255)), True),
         # label maps
         (painted((RING, 255), (OBJECT, 1)), True),
         (painted((RING, 255), (OBJECT, 15)), True),
@@ -76,10 +78,8 @@ FLOATS = np.where(OBJECT, 0.9, np.where(RING, 0.3, 0.02)).astype(np.float32)
         (painted((RING, 255), (OBJECT, (9, 9, 9)), background=BLACK), True),
         (painted((RING, VOC_VOID), (OBJECT, RED), background=BLACK), True),
         (painted((RING, WHITE), (OBJECT, RED), background=BLACK), True),
-        (painted((RING, VOC_VOID), (OBJECT, RED), (CORE, GREEN), background=BLACK), True),
         (painted((OBJECT, RED), background=BLACK), False),
         (in_palette(painted((RING, 255), (OBJECT, 1)), {1: RED, 255: VOC_VOID}), True),
-        (in_palette(painted((RING, 255), (OBJECT, 1), (CORE, 2)), {1: RED, 2: GREEN, 255: VOC_VOID}), True),
         (in_palette(painted((RING, 2), (OBJECT, 0), background=1), {0: RED, 1: BLACK, 2: VOC_VOID}), True),
         (in_palette(painted((OBJECT, 1)), {1: WHITE}), False),
         (in_palette(painted((OBJECT, 1)), {}), False),
@@ -113,13 +113,19 @@ def test_every_reader_reads_a_mask_alike(tmp_path: Path, image: np.ndarray | Ima
         (painted((np.s_[:3], 255), (CORE, 100)), "0, 100, 255"),
         (painted((OBJECT, 15), background=255), "15, 255"),
         (painted((OBJECT, WHITE), (np.s_[:2, :2], RED), background=BLACK), "#000000, #800000, #ffffff"),
+        (painted((RING, VOC_VOID), (OBJECT, RED), (CORE, GREEN), background=BLACK), "#000000, #008000, #800000, #e0e0c0"),
+        (in_palette(painted((OBJECT, 1), (CORE, 2)), {1: RED, 2: GREEN}), "#000000, #008000, #800000"),
+        (painted((OBJECT, RED), background=WHITE), "#800000, #ffffff"),
+        (in_palette(painted((OBJECT, 1)), {0: WHITE, 1: RED}), "#800000, #ffffff"),
+        (painted((RING, 255), (np.s_[2], 200), (OBJECT, 200)), "0, 200, 255"),
         (painted(*((np.s_[row], 5 * row) for row in range(12)), (OBJECT, 80)), "0, 5, 10, 15, 20, 25, 30, 35, ..."),
     ],
 )
 def test_a_mask_that_can_be_read_in_several_ways_is_refused_with_its_values(
-    tmp_path: Path, image: np.ndarray, values: str
+    tmp_path: Path, image: np.ndarray | Image.Image, values: str
 ) -> None:
-    Image.fromarray(image).save(tmp_path / "mask.png")
+    stored = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    stored.save(tmp_path / "mask.png")
     with pytest.raises(InputError, match=rf"mask\.png .*the rest .*Its values: {values}\.$"):
         read_mask(tmp_path / "mask.png", SIZE_HW)
 
@@ -146,7 +152,7 @@ def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         Image.fromarray(half((4, 6), 32767, 32768, np.uint16)),
         Image.fromarray(half((4, 6), 0, 1, np.uint16)),
         Image.fromarray(half((4, 6), 0, 255)).convert("1"),
-        Image.fromarray(half((4, 6, 3), 20, 230)),  # color by luminance
+        Image.fromarray(half((4, 6, 3), 20, 230)),
         Image.merge("RGBA", [Image.new("L", (6, 4), 0)] * 3 + [Image.fromarray(half((4, 6), 0, 255))]),  # a cut-out
         Image.merge("RGBA", [Image.fromarray(half((4, 6), 0, 255))] * 3 + [Image.new("L", (6, 4), 255)]),  # opaque
     ],
