@@ -156,8 +156,9 @@ def run_source(
             f"--review keeps frames in the bank, and there is none at {bank_to_save}; enroll a class with: fsvit-edge "
             "enroll NAME IMAGE, or choose a bank with --bank FILE."
         )
-    recordings = filter(None, [recording_folder(uri) for _, uri in own_sinks])
-    for folder in {*recordings, *(folder for _, folder in folders), bank_to_save.parent}:
+    written = {recording_folder(uri) for _, uri in own_sinks} | {folder for _, folder in folders}
+    written |= {file.parent for file in (bank_to_save, options.health_file) if file is not None}
+    for folder in filter(None, written):
         remove_leftovers(folder)
     with ExitStack() as stack:
         frames = _open_sources(source, options, has_page, stack)

@@ -28,6 +28,7 @@ ROUNDS = 200
 
 # Forks for each line of its input, and says when that process is killed: a fork is there at once, a start takes 0.3 s.
 FORKER = """
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ path = Path(sys.argv[1])
 for _ in sys.stdin:
     child = os.fork()
     if not child:
+        faulthandler.dump_traceback_later(60, exit=True)  # one stood still once, for minutes, and did not say where
         print(os.getpid(), flush=True)
         work()
     os.waitpid(child, 0)
