@@ -135,7 +135,9 @@ def _heads(
     largest = max(
         float(np.abs(np.asarray(one, np.float32) - other).max()) for one, other in zip(theirs, ours, strict=True)
     )
-    yield figure_of(f"{name}_difference", f"{title}: largest difference of a probability", "", [largest])
+    most = bundle.manifest.most_tokens
+    merged = f" (ours compares with at most {most} tokens of a support)" if most else ""
+    yield figure_of(f"{name}_difference", f"{title}: largest difference of a probability{merged}", "", [largest])
 
 
 def _with_outlines(model: FewShotModel, tokens: Array | ResidentTensor, classes: Sequence[ClassSupports]) -> Array:
