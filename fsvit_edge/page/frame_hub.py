@@ -39,8 +39,8 @@ class _Channel:
         self.newest: tuple[Frame, Prediction] | None = None
         self.jpeg = b""
         self.viewers: set[asyncio.Event] = set()
-        # The latest frames while somebody watches, in memory that is used again: kept as they came, frames of 640x360
-        # let a run grow by 16 MB/h, which it does by 7 without them.
+        # The latest frames while somebody watches, in memory that is used again. Runs side by side for 9 minutes: kept
+        # as they came, frames of 640x360 let one grow by 13.7 MB/h; like this by 3.9, without them by 1.8.
         self._recent: _Rgb = np.empty((0, 0, 0, 3), np.uint8)
         self._count = 0  # of the frames put there
         self._changing = threading.Lock()
