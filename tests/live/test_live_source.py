@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -367,6 +368,34 @@ def test_identical_pixels_are_frozen_after_five_seconds_until_they_change() -> N
     assert not is_frozen(other, 10 * second)
     assert not is_frozen(still, 11 * second)
     assert is_frozen(still, 16 * second)
+
+
+def test_the_capture_process_has_no_threads_of_opencv_that_spin(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    address = SourceAddress("path", str(tmp_path / "none.mp4"), "film")
+    request = json.dumps({"address": dataclasses.asdict(address), "options": {}}).encode()
+    memory, threads = os.memfd_create("test"), cv2.getNumThreads()
+    monkeypatch.setattr(sys, "argv", ["", str(memory), str(pipe[1])])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(request)))
+    monkeypatch.setattr(os, "_exit", lambda _: None)
+    cv2.setNumThreads(2)
+    try:
+        capture_process.main()
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(threads)
+        os.close(memory)
+
+
+def test_a_change_in_any_row_tells_that_a_camera_is_not_frozen() -> None:
+    second = 10**9
+    for changing in range(40):
+        detector, frame = capture_process.FrozenDetector(), np.zeros((40, 4, 3), np.uint8)
+        for t in range(12):
+            frame[changing, 3, 2] = t  # a clock in a dark picture
+            assert not detector.is_frozen(frame, t * second), changing
+        assert [detector.is_frozen(frame, t * second) for t in (12, 15, 16, 17)] == [False, False, True, True]
 
 
 def test_a_camera_is_opened_with_v4l2_only_at_the_requested_size_and_rate(capture: Capture) -> None:
