@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from fsvit_edge.fewshot.overlay import outline, tint
 from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.regions import find_regions
 from fsvit_edge.runtime.pictures import thumbnail
 from fsvit_edge.runtime.preprocess import resize_nearest
 
@@ -44,6 +45,7 @@ def draw_fit(
     """
     drawn = thumbnail(rgb, _PANEL_PX)
     size_hw = (drawn.shape[0], drawn.shape[1])
-    tint(drawn, resize_nearest(prediction.label_map, size_hw), prediction.classes.index(name))
+    label = prediction.classes.index(name) + 1
+    tint(drawn, find_regions(resize_nearest(prediction.label_map, size_hw), [label]).get(label), label - 1)
     outline(drawn, resize_nearest(mask, size_hw) != 0)
     return drawn

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.regions import Region
 from fsvit_edge.fewshot.zones import Zone
 
 # Okabe and Ito's colors, which color-blind people can tell apart, then three similar ones by IBM and Tol.
@@ -51,7 +52,10 @@ def draw(frame_rgb: npt.NDArray[np.uint8], prediction: Prediction) -> npt.NDArra
     drawn: _Rgb = frame_rgb.copy()
     for zone in prediction.zones:
         _draw_zone(drawn, zone)
-    tops = {int(index): tint(drawn, prediction.label_map, int(index)) for index in np.flatnonzero(prediction.present)}
+    tops = {
+        int(index): tint(drawn, prediction.regions.get(int(index)), int(index))
+        for index in np.flatnonzero(prediction.present)
+    }
     _draw_names(drawn, prediction, tops)
     return drawn
 
@@ -74,23 +78,22 @@ def draw_state(frame_rgb: npt.NDArray[np.uint8], state: str, message: str) -> np
     return drawn
 
 
-def tint(drawn: _Rgb, label_map: npt.NDArray[np.uint8], index: int) -> tuple[int, int] | None:
-    """Tint and outline in place, on (H, W, 3) uint8 RGB, the pixels of class `index`, labeled index + 1.
+def tint(drawn: _Rgb, region: Region | None, index: int) -> tuple[int, int] | None:
+    """Tint and outline in place, on (H, W, 3) uint8 RGB, the pixels of class `index`.
 
     Returns:
         (x, y) in pixels, the middle of the top of the class's largest connected region; None where it has no pixels.
     """
-    mask = (label_map == index + 1).view(np.uint8)
-    x, y, width, height = cv2.boundingRect(mask)
-    if width == 0:
+    if region is None:
         return None
-    mask = mask[y : y + height, x : x + width]
+    (x, y, right, bottom), mask = region.box_xyxy, region.pixels
+    width, height = right - x, bottom - y
     color = np.full((_STRIP_ROWS, width, 3), _color(index), np.uint8)
     for top in range(0, height, _STRIP_ROWS):
         inside = mask[top : top + _STRIP_ROWS]
         strip = drawn[y + top : y + top + len(inside), x : x + width]
         cv2.copyTo(cv2.addWeighted(strip, 1 - _TINT, color[: len(inside)], _TINT, 0), inside, strip)
-    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    contours, _ = region.outline
     lines = [cv2.approxPolyDP(contour, _STAIRS_PX, True) for contour in contours]
     cv2.drawContours(drawn, lines, -1, _color(index), _line(*drawn.shape[:2]), cv2.LINE_AA, offset=(x, y))
     xs, ys = max(contours, key=cv2.contourArea)[:, 0].T  # never a hole: what encloses it is larger

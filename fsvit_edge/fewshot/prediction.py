@@ -1,7 +1,6 @@
 """What the model found in one frame."""
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.regions import Region, find_regions
 from fsvit_edge.fewshot.support_masks import Box
 from fsvit_edge.fewshot.zones import Zone, zones_of
 
@@ -79,14 +79,13 @@ class Prediction:
     @cached_property
     def results(self) -> tuple[ClassResult, ...]:
         """Score, area and box of each class."""
-        # Most of a frame is background, and often all: each class is looked for only around what is labeled.
-        left, top, width, height = cv2.boundingRect(self.label_map)
-        labeled = np.ascontiguousarray(self.label_map[top : top + height, left : left + width])
-        pixels = np.empty(labeled.shape, np.bool_)  # one for all classes: new memory for each takes as long as the rest
-        return tuple(
-            self._result(way, np.equal(labeled, way + 1, out=pixels).view(np.uint8), left, top)
-            for way in range(len(self.classes))
-        )
+        return tuple(map(self._result, range(len(self.classes))))
+
+    @cached_property
+    def regions(self) -> dict[int, Region]:
+        """The pixels of each present class that has any, by its index: whoever asks first finds them for all."""
+        labels = (np.flatnonzero(self.present) + 1).tolist()
+        return {label - 1: region for label, region in find_regions(self.label_map, labels).items()}
 
     def pixels(self, name: str) -> npt.NDArray[np.bool_]:
         """Return where the label map shows a class, (H, W) bool.
@@ -116,32 +115,24 @@ class Prediction:
         return {}
 
     def _find_instances(self, way: int) -> tuple[Instance, ...]:
-        box = self.results[way].box_xyxy
-        if box is None or not self.present[way]:
+        region = self.regions.get(way)
+        if region is None:
             return ()
-        left, top, right, bottom = box
 
         def least_px(largest_px: int) -> float:
             return min(largest_px, max(CRUMB_OF_FRAME * self.label_map.size, CRUMB_OF_LARGEST * largest_px))
 
-        parts = connected_parts((self.label_map[top:bottom, left:right] == way + 1).view(np.uint8), least_px)
+        parts = region.parts(least_px)
         least = least_px(max(area for area, _ in parts))
         found = sorted((part for part in parts if part[0] >= least), key=lambda part: (-part[0], part[1]))
-        return tuple(
-            Instance(area, (left + x, top + y, left + x + width, top + y + height))
-            for area, (x, y, width, height) in found
-        )
+        return tuple(Instance(area, box) for area, box in found)
 
-    def _result(self, way: int, pixels: npt.NDArray[np.uint8], left: int, top: int) -> ClassResult:
-        """Describe a class by its pixels, 0 or 1, in the part of the label map at (left, top) that has all of them."""
-        area_px = cv2.countNonZero(pixels) if pixels.size and self.present[way] else 0
-        box = None
+    def _result(self, way: int) -> ClassResult:
+        region = self.regions.get(way)
+        area_px, box = (0, None) if region is None else (cv2.countNonZero(region.pixels), region.box_xyxy)
         zones: tuple[str, ...] = ()
-        if area_px:
-            x, y, width, height = cv2.boundingRect(pixels)
-            box = (left + x, top + y, left + x + width, top + y + height)
-            if self.zones:
-                zones = zones_of(self.pixels(self.classes[way]).view(np.uint8), box, area_px, self.zones)
+        if box is not None and self.zones:
+            zones = zones_of(self.pixels(self.classes[way]).view(np.uint8), box, area_px, self.zones)
         return ClassResult(
             self.classes[way],
             float(self.scores[way]),
@@ -153,33 +144,6 @@ class Prediction:
             box,
             zones,
         )
-
-
-def connected_parts(
-    pixels: npt.NDArray[np.uint8], least_px: Callable[[int], float] = lambda _: 0
-) -> list[tuple[int, tuple[int, int, int, int]]]:
-    """Return area and x, y, width and height of each connected part of an (H, W) uint8 map; corners connect.
-
-    Contours give the same as OpenCV's connected components, in a tenth of the time. Parts whose box has fewer pixels
-    than `least_px` of the largest area are left out: it must not fall as that grows, nor be above it.
-    """
-    contours, tree = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outer = [index for index in range(len(contours)) if tree[0, index, 3] < 0]  # not a hole of another
-    boxes = sorted(((cv2.boundingRect(contours[index]), index) for index in outer), key=lambda one: -_size(one[0]))
-    parts: list[tuple[int, tuple[int, int, int, int]]] = []
-    largest = 0
-    for (x, y, width, height), index in boxes:
-        if width * height < least_px(largest):
-            break
-        part = np.zeros((height, width), np.uint8)
-        cv2.drawContours(part, contours, index, (1,), cv2.FILLED, hierarchy=tree, maxLevel=1, offset=(-x, -y))
-        parts.append((cv2.countNonZero(part), (x, y, width, height)))
-        largest = max(largest, parts[-1][0])
-    return parts
-
-
-def _size(box: Sequence[int]) -> int:
-    return box[2] * box[3]
 
 
 @dataclass(frozen=True)

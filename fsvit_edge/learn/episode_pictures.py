@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 from fsvit_edge.fewshot.overlay import tint
 from fsvit_edge.fewshot.picture_sheet import captioned, sheet
+from fsvit_edge.fewshot.regions import find_regions
 from fsvit_edge.learn.evaluation import Answer
 from fsvit_edge.learn.examples import IGNORE, FewShotData
 from fsvit_edge.runtime.preprocess import resize_image, resize_mask
@@ -31,7 +32,7 @@ def draw_answer(data: FewShotData, answer: Answer, masks: bool) -> _Rgb:
             panel = _panel(data, index)
             if masks:
                 own = resize_mask(data.read_mask(index) == 1, _PANEL_PX)
-                tint(panel, own * np.uint8(way + 1), way)
+                tint(panel, find_regions(own, [1]).get(1), way)
             row.append(captioned(panel, [(f"support: {name}" + ("" if masks else " (name only)"), None)]))
         rows.append(row)
 
@@ -64,7 +65,7 @@ def _labeled(query: _Rgb, label_map: npt.NDArray[np.uint8] | None, ways: int) ->
     drawn: _Rgb = query.copy()
     if label_map is not None:
         enlarged = resize_mask(label_map, _PANEL_PX)
-        for way in range(ways):
-            tint(drawn, enlarged, way)
+        for label, region in find_regions(enlarged, range(1, ways + 1)).items():
+            tint(drawn, region, label - 1)
         drawn[enlarged == IGNORE] = _UNKNOWN_GRAY
     return drawn

@@ -12,8 +12,8 @@ from fsvit_edge.fewshot.prediction import (
     ClassResult,
     Instance,
     Prediction,
-    connected_parts,
 )
+from fsvit_edge.fewshot.regions import find_regions
 
 
 def prediction() -> Prediction:
@@ -86,7 +86,9 @@ def test_the_parts_are_the_connected_components(size_hw: tuple[int, int], seed: 
     noise = np.random.default_rng(seed).random(size_hw, np.float32)
     pixels = ((cv2.GaussianBlur(noise, (0, 0), 1.2) if blur else noise) <= share).view(np.uint8)
     _, _, plain, _ = cv2.connectedComponentsWithStats(pixels)
-    assert sorted((*box, area) for area, box in connected_parts(pixels)) == sorted(map(tuple, plain[1:].tolist()))
+    parts = [part for region in find_regions(pixels, [1]).values() for part in region.parts()]
+    boxes = ((x, y, right - x, bottom - y, area) for area, (x, y, right, bottom) in parts)
+    assert sorted(boxes) == sorted(map(tuple, plain[1:].tolist()))
 
 
 @settings(deadline=None)
@@ -112,7 +114,7 @@ def test_small_parts_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = cv2.drawContours
     monkeypatch.setattr(cv2, "drawContours", lambda *given, **named: drawn.append(1) or draw(*given, **named))
     assert len(found.instances("cup")) == len(found.instances("cup")) == len(drawn) == 1
-    assert len(connected_parts((found.label_map == 1).view(np.uint8))) == len(drawn) - 1 == 4  # the control
+    assert len(found.regions[0].parts()) == len(drawn) - 1 == 4  # the control
 
 
 @pytest.mark.parametrize("largest", [40, 400])  # the least share of the frame decides, and that of the largest part

@@ -2,6 +2,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from fsvit_edge.fewshot.overlay import draw
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live import drawn_frame
 from fsvit_edge.live.frame import Frame
+from fsvit_edge.live.sinks.json_lines import frame_record
 
 
 def answer() -> Prediction:
@@ -45,6 +47,18 @@ def test_another_prediction_is_drawn_anew() -> None:
     absent = replace(answer(), scores=np.float32([0.1]))
     assert not np.array_equal(shown.drawn(answer()), shown.image)
     assert np.array_equal(shown.drawn(absent), shown.image)
+
+
+def test_pictures_and_json_share_the_outline_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, traced = answer(), []
+    trace = cv2.findContours
+    monkeypatch.setattr(cv2, "findContours", lambda *given: traced.append(1) or trace(*given))
+    frame().drawn(found)
+    (part,) = frame_record(frame(), found)["classes"][0]["instances"]
+    assert part == {"area_px": 40 * 60, "box_xyxy": [40, 20, 100, 60]}
+    assert len(traced) == 1
+    frame().drawn(answer())
+    assert len(traced) == 2  # the control: another prediction has another outline
 
 
 def test_no_sink_can_change_what_another_shows() -> None:

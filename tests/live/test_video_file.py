@@ -83,6 +83,23 @@ def test_colors_come_back(tmp_path: Path) -> None:
     assert np.abs(bgr[20, 20].astype(int) - (20, 40, 200)).max() <= 6
 
 
+@pytest.mark.parametrize("size_hw", [(66, 130), (90, 854), (97, 131)])
+def test_every_size_is_kept_in_its_place(tmp_path: Path, size_hw: tuple[int, int]) -> None:
+    """FFmpeg's rows are longer than those of some of these pictures."""
+    height, width = size_hw[0] & -2, size_hw[1] & -2
+    quarters = np.array([[(200, 40, 20), (20, 120, 200)], [(240, 240, 240), (30, 140, 40)]], np.uint8)
+    shown = cv2.resize(quarters, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+    file = VideoFile(tmp_path / "out.mp4", tmp_path / "out.mp4", 10.0)
+    for _ in range(3):
+        file.write(shown, 0.1)
+    file.finish()
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [frame.shape for frame in frames] == [(height, width, 3)] * 3
+    error = np.abs(frames[-1].astype(int) - shown[:height, :width])
+    assert error.mean() <= 5  # at the edges of the colors
+
+
 @pytest.mark.parametrize("fps", [0.5, 8.6, 24000 / 1001, 29.97, 66.667, 196.263, 1000.0])
 def test_every_rate_is_kept(tmp_path: Path, fps: float) -> None:
     record(tmp_path / "out.mp4", fps, 12)

@@ -18,6 +18,7 @@ from fsvit_edge.runtime.disk_steps import flush_open
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from av.container import OutputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
@@ -28,10 +29,11 @@ _FRAGMENT_S = 1.0
 _CONTAINER = {"movflags": "+hybrid_fragmented+empty_moov+frag_keyframe+default_base_moof"}
 # The fastest preset, with the deblocking filter that it lacks (0.4 dB for no measurable time), at a rate factor that
 # beats OpenCV's MPEG-4 in time, quality and size: 4.6 ms, 39.3 dB and 8.3 KiB per frame beside 4.9 ms, 38.0 dB and
-# 10.3 KiB (benchmarks/recording.py). "zerolatency" keeps no frames back.
+# 10.3 KiB (benchmarks/recording.py). One quantizer takes 0.2 to 1.1 ms less, but twice the disk where there is noise.
+# "zerolatency" keeps no frames back.
 _ENCODER = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "no-deblock=0", "crf": "26", "forced-idr": "1"}
-_INTRA = 1  # FFmpeg's AV_PICTURE_TYPE_I, AVCOL_RANGE_MPEG, AVCOL_SPC_SMPTE170M and AVCOL_PRI_BT709, AVCOL_TRC_BT709
-_LIMITED, _BT601, _BT709 = 1, 6, 1
+_ANY, _INTRA = 0, 1  # FFmpeg's AV_PICTURE_TYPE_NONE and _I, AVCOL_RANGE_MPEG, AVCOL_SPC_SMPTE170M and AVCOL_PRI_BT709,
+_LIMITED, _BT601, _BT709 = 1, 6, 1  # AVCOL_TRC_BT709
 
 _Rgb = npt.NDArray[np.uint8]
 
@@ -64,6 +66,7 @@ class VideoFile:
             raise FsvitEdgeError(f"{name} cannot be written: {error.strerror}.") from error
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
+        self._frame: VideoFrame | None = None  # used again for each picture: new ones take 0.4 ms longer
         self._size_hw: tuple[int, int] | None = None
         self._frames = 0
         self._time_s = 0.0
@@ -82,8 +85,6 @@ class VideoFile:
 
     def write(self, picture: _Rgb, after_s: float) -> None:
         """Add an (H, W, 3) uint8 RGB picture, shown so many seconds after the one before."""
-        import av
-
         height, width = picture.shape[:2]
         if self._size_hw is None:
             self._open(height, width)
@@ -95,16 +96,15 @@ class VideoFile:
         if self._frames:
             self._time_s += max(0.0, after_s)
         self._tick = max(self._tick + 1, round(self._time_s / _TICK))
-        even = picture[: height & -2, : width & -2]
-        # FFmpeg's own conversion took 3 ms longer for 1280x720.
-        yuv: _Rgb = np.asarray(cv2.cvtColor(even, cv2.COLOR_RGB2YUV_I420), np.uint8)
-        frame = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
-        frame.pts, frame.time_base = self._tick, _TICK
-        if self._tick - self._fragment_tick >= _FRAGMENT_S / _TICK:
-            self._fragment_tick = self._tick
-            frame.pict_type = _INTRA
         assert self._stream is not None
-        for packet in self._stream.encode(frame):
+        assert self._frame is not None
+        _fill(self._frame, picture)
+        self._frame.pts = self._tick
+        is_first = self._tick - self._fragment_tick >= _FRAGMENT_S / _TICK
+        self._frame.pict_type = _INTRA if is_first else _ANY
+        if is_first:
+            self._fragment_tick = self._tick
+        for packet in self._stream.encode(self._frame):
             self._add(packet)
         self._frames += 1
 
@@ -140,6 +140,8 @@ class VideoFile:
         except (OSError, ValueError, av.FFmpegError) as error:
             self._container = None
             raise self._unable(height, width) from error
+        self._frame = av.VideoFrame(width & -2, height & -2, "yuv420p")
+        self._frame.time_base = _TICK
         self._size_hw = (height, width)
 
     def _unable(self, height: int, width: int) -> FsvitEdgeError:
@@ -178,6 +180,16 @@ class VideoFile:
         raise FsvitEdgeError(
             f"{self.name} ends after {frames} frames: {failure.strerror}; free some space."
         ) from failure
+
+
+def _fill(frame: VideoFrame, picture: _Rgb) -> None:
+    """Put an RGB picture into a frame, without a last row or column that it has no place for."""
+    # FFmpeg's own conversion took 3 ms longer for 1280x720.
+    yuv = np.asarray(cv2.cvtColor(picture[: frame.height, : frame.width], cv2.COLOR_RGB2YUV_I420), np.uint8).ravel()
+    for plane in frame.planes:
+        own, yuv = yuv[: plane.height * plane.width], yuv[plane.height * plane.width :]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)  # which may be longer
+        rows[:, : plane.width] = own.reshape(plane.height, plane.width)
 
 
 class _Disk:
