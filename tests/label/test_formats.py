@@ -14,7 +14,7 @@ from PIL import Image
 
 from fsvit_edge.fewshot.index_mask import index_color
 from fsvit_edge.fewshot.overlay import PALETTE
-from fsvit_edge.label.formats import ABOUT_NAME, FORMATS, write_format
+from fsvit_edge.label.formats import ABOUT_NAME, FORMATS, check_path, write_format
 from fsvit_edge.label.formats.yolo import outline_of
 from fsvit_edge.label.records import LabeledPicture, Part, pixels_of
 from fsvit_edge.runtime.errors import InputError
@@ -291,9 +291,34 @@ def test_pictures_that_cannot_have_a_label_file_are_refused(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_list_refuses_a_line_break_and_keeps_bytes_that_are_no_text(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="line break in its name"):
-        write_format("yolo", tmp_path / "out", ABOUT, lambda: [picture("a\u2028b.jpg")])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("a\u2028b.jpg", "line break in its name"),
+        ("images/a.jpg", "in a folder named images"),
+        ("left/images/a.jpg", "in a folder named images"),
+        ("v1./a.jpg", "whose name ends in a dot"),
+    ],
+)
+def test_yolo_refuses_pictures_whose_labels_ultralytics_would_not_find(path: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=reason):
+        write_format("yolo", tmp_path / "out", ABOUT, lambda: [picture(path)])
+    with pytest.raises(InputError, match=reason):
+        check_path("yolo", path)
+    for one in sample():
+        check_path("yolo", one.path)  # the control
+
+
+def test_a_path_that_leads_out_of_the_folder_is_refused_by_every_format_beforehand() -> None:
+    for name in FORMATS:
+        check_path(name, "left/a.jpg")
+        with pytest.raises(InputError, match="outside of the folder"):
+            check_path(name, "left/../../a.jpg")
+    with pytest.raises(InputError, match="XML cannot hold"):
+        check_path("cvat", "bell\a.jpg")
+
+
+def test_a_list_keeps_bytes_that_are_no_text(tmp_path: Path) -> None:
     write_format("yolo", tmp_path / "out", ABOUT, lambda: [picture("latin\udce9.jpg")])
     assert (tmp_path / "out/train.txt").read_bytes() == b"./images/latin\xe9.jpg\n"
     assert os.listdir(os.fsencode(tmp_path / "out/labels")) == [b"latin\xe9.txt"]

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from fsvit_edge.label.formats import coco, cvat, json_lines, masks, yolo
+from fsvit_edge.label.formats.files import check_inside
 from fsvit_edge.label.records import About, LabeledPicture
 from fsvit_edge.runtime.storage import atomic_folder
 
@@ -27,6 +28,15 @@ FORMATS: Mapping[str, WriteLabels] = MappingProxyType(
 
 ABOUT_NAME = "label.json"
 """In the folder of every format: what the answers come from. It is written last."""
+
+
+def check_path(name: str, picture: str) -> None:
+    """Say before anything is labeled that a format cannot hold the path of a picture, with "/", by an InputError."""
+    check_inside(picture)
+    if name == "cvat":
+        cvat.check_path(picture)
+    if name == "yolo":
+        yolo.check_path(picture)
 
 
 def write_format(name: str, folder: Path, about: About, pictures: Callable[[], Iterable[LabeledPicture]]) -> None:

@@ -1,5 +1,6 @@
 """CVAT for images 1.1: one XML file per split, with masks in CVAT's own run lengths."""
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,8 @@ from fsvit_edge.fewshot.index_mask import index_color
 from fsvit_edge.label.formats.files import create
 from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part, pixels_in_box, run_lengths
 from fsvit_edge.runtime.errors import InputError
+
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # names of classes never have them
 
 
 def write_labels(folder: Path, about: About, pictures: Callable[[], Iterable[LabeledPicture]]) -> None:
@@ -51,14 +54,15 @@ def _label(index: int, name: str) -> str:
         "<default_value></default_value><values></values></attribute>"
     )
     return (
-        f"<label><name>{escape(name)}</name><color>{color}</color><type>mask</type>"
+        f"<label><name>{escape(name)}</name><color>{color}</color><type>any</type>"
         f"<attributes>{score}</attributes></label>\n"
     )
 
 
 def _image(index: int, picture: LabeledPicture) -> str:
+    check_path(picture.path)
     height, width = picture.size_hw
-    name = _attribute(picture.path)
+    name = quoteattr(picture.path)
     masks = "".join(_mask(found, part, height) for found in picture.classes for part in found.parts)
     return f'<image id="{index}" name={name} width="{width}" height="{height}">\n{masks}</image>\n'
 
@@ -68,17 +72,16 @@ def _mask(found: LabeledClass, part: Part, height: int) -> str:
     left, top, right, bottom = part.box_xyxy
     counts = ", ".join(map(str, run_lengths(pixels_in_box(part, height).T)))
     return (
-        f'<mask label={_attribute(found.name)} source="auto" occluded="0" rle="{counts}" left="{left}" top="{top}" '
+        f'<mask label={quoteattr(found.name)} source="auto" occluded="0" rle="{counts}" left="{left}" top="{top}" '
         f'width="{right - left}" height="{bottom - top}" z_order="0">'
         f'<attribute name="score">{found.score:.4f}</attribute></mask>\n'
     )
 
 
-def _attribute(text: str) -> str:
-    """Quote a text for an attribute; names of classes never have what XML cannot hold, those of files may."""
-    if any((one < " " and one not in "\t\n\r") or "\ud800" <= one <= "\udfff" or one in "\ufffe\uffff" for one in text):
+def check_path(picture: str) -> None:
+    """Refuse a picture whose name XML cannot hold, with an InputError."""
+    if _NOT_XML.search(picture):
         raise InputError(
-            f"The picture {text!r:.200} has characters in its name that XML cannot hold; rename it, or choose --format "
-            "coco or jsonl."
+            f"The picture {picture!r:.200} has characters in its name that XML cannot hold; rename it, or choose "
+            "--format coco or jsonl."
         )
-    return quoteattr(text)

@@ -25,6 +25,13 @@ def create(path: Path) -> IO[bytes]:
         return path.open("xb")
 
 
+def check_inside(picture: str) -> None:
+    """Refuse a picture's path, with "/", that leads out of the folder that is labeled, with an InputError."""
+    path = PurePosixPath(picture)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise InputError(f"The picture {picture!r:.200} is outside of the folder that is labeled; give paths in it.")
+
+
 def write_beside(folder: Path, picture: str, suffix: str, data: bytes) -> None:
     """Write the label file of a picture, which has its name and sub-folders but another suffix.
 
@@ -37,13 +44,9 @@ def write_beside(folder: Path, picture: str, suffix: str, data: bytes) -> None:
     Raises:
         InputError: Another picture has this name with another suffix, or the path leads out of the folder.
     """
-    path = PurePosixPath(picture)
-    if path.is_absolute() or ".." in path.parts or not path.name:
-        raise InputError(
-            f"The picture {picture!r:.200} is outside of the folder that is labeled; give paths inside it."
-        )
+    check_inside(picture)
     try:
-        with create(folder / path.with_suffix(suffix)) as file:
+        with create(folder / PurePosixPath(picture).with_suffix(suffix)) as file:
             file.write(data)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(

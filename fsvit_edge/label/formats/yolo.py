@@ -29,8 +29,8 @@ def write_labels(folder: Path, about: About, pictures: Callable[[], Iterable[Lab
     Pictures without a split are listed for training, and validate if no others do: Ultralytics wants both.
 
     Raises:
-        InputError: Two pictures differ only in their suffix, one is outside of the folder that is labeled, or the name
-            of one has a line break.
+        InputError: Two pictures differ only in their suffix, one is outside of the folder that is labeled, or the
+            label file of one would not be found.
     """
     index_of = {name: index for index, name in enumerate(about.classes)}
     with ExitStack() as stack:
@@ -39,11 +39,11 @@ def write_labels(folder: Path, about: About, pictures: Callable[[], Iterable[Lab
             split = picture.split or "train"
             if split not in lists:
                 lists[split] = stack.enter_context(create(folder / f"{split}.txt"))
-            lists[split].write(_listed(picture.path))
             lines = [
                 _line(index_of[found.name], part, picture.size_hw) for found in picture.classes for part in found.parts
             ]
             write_beside(folder / "labels", picture.path, ".txt", "".join(lines).encode())
+            lists[split].write(_listed(picture.path))
     names = "".join(f"  {index}: {yaml_text(name)}\n" for index, name in enumerate(about.classes))
     validated = "val" if "val" in lists else "train"
     text = f"train: train.txt\nval: {validated}.txt\nnames:{' {}' if not names else ''}\n{names}"
@@ -87,13 +87,24 @@ def _line(index: int, part: Part, size_hw: tuple[int, int]) -> str:
     return f"{index} {' '.join(f'{value:.6f}' for value in shares.ravel().tolist())}\n"
 
 
+def check_path(picture: str) -> None:
+    """Refuse a picture whose label file Ultralytics would not find, with an InputError."""
+    reason = ""
+    if len(picture.splitlines()) > 1:
+        reason = "has a line break in its name, which a list of pictures cannot hold; rename it"
+    elif "/images/" in f"/{picture}":
+        reason = (
+            "is in a folder named images, for which Ultralytics looks elsewhere for labels; give that as the source"
+        )
+    elif "./" in picture:
+        reason = "is in a folder whose name ends in a dot, which Ultralytics takes for its own; rename it"
+    if reason:
+        raise InputError(f"The picture {picture!r:.200} {reason}, or choose --format coco, cvat or jsonl.")
+
+
 def _listed(picture: str) -> bytes:
     """A line for a list of pictures; Ultralytics looks for their label files in `labels` instead of `images`."""
-    if len(picture.splitlines()) > 1:
-        raise InputError(
-            f"The picture {picture!r:.200} has a line break in its name, which a list of pictures cannot hold; rename "
-            "it, or choose --format coco, cvat or jsonl."
-        )
+    check_path(picture)
     return f"./images/{picture}\n".encode(**ENCODING)
 
 
