@@ -48,9 +48,9 @@ def run(
     sink: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where results go: DIR/ (pictures), out.mp4 (video), out.jsonl or - (JSON lines), mqtt://HOST/TOPIC, "
-            "or the page: http://127.0.0.1:8080; {source} is the place for the name of a source; @FILE: read it from a "
-            "file, because ps shows it here. May be repeated."
+            help="Where results go: DIR/ (pictures), masks:DIR/ (index masks), out.mp4 (video), out.jsonl or - (JSON "
+            "lines), mqtt://HOST/TOPIC, or the page: http://127.0.0.1:8080; {source} is the place for the name of a "
+            "source; @FILE: read it from a file, because ps shows it here. May be repeated."
         ),
     ] = None,
     bank: Annotated[

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -11,6 +12,10 @@ import numpy.typing as npt
 from fsvit_edge.fewshot.regions import Region, find_regions
 from fsvit_edge.fewshot.support_masks import Box
 from fsvit_edge.fewshot.zones import Zone, zones_of
+from fsvit_edge.runtime.errors import EnvironmentLacksError
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 CRUMB_OF_FRAME, CRUMB_OF_LARGEST = 0.004, 0.02
 """Parts of an outline below one of these shares are crumbs (`benchmarks/parts.py`; see docs/how-to/zones.md)."""
@@ -108,6 +113,54 @@ class Prediction:
         if way not in self._instances:
             self._instances[way] = self._find_instances(way)
         return self._instances[way]
+
+    def instance_pixels(self, name: str) -> tuple[npt.NDArray[np.bool_], ...]:
+        """Return which pixels of its box each of `instances(name)` has, (bottom - top, right - left) bool.
+
+        Raises:
+            ValueError: The class is not one of `classes`.
+        """
+        way = self.classes.index(name)
+        return tuple(self._pixels_of(way, instance) for instance in self.instances(name))
+
+    def _pixels_of(self, way: int, instance: Instance) -> npt.NDArray[np.bool_]:
+        left, top, right, bottom = instance.box_xyxy
+        pixels = np.asarray(self.label_map[top:bottom, left:right] == way + 1, np.bool_)
+        if np.count_nonzero(pixels) == instance.area_px:
+            return pixels
+        # Other parts reach into the box. Only one touches its four sides: two that did would meet.
+        _, numbers, found, _ = cv2.connectedComponentsWithStats(pixels.view(np.uint8))
+        whole = (found[1:, :4] == (0, 0, right - left, bottom - top)).all(axis=1)
+        return np.asarray(numbers == 1 + int(whole.argmax()), np.bool_)
+
+    def to_supervision(self) -> "Detections":
+        """Return what is present as `Detections` of supervision, for its annotators, trackers, zones and slicers.
+
+        Each of `instances` is a detection: `xyxy` is its box, `mask` its pixels, (detections, H, W) bool, `confidence`
+        the score of its class, `class_id` the index of that in `classes`, and `data["class_name"]` its name.
+
+        Raises:
+            EnvironmentLacksError: supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise EnvironmentLacksError(
+                'Detections need supervision, which is not installed; try: pip install "fsvit-edge[supervision]".'
+            ) from error
+        ways = [way for way, name in enumerate(self.classes) for _ in self.instances(name)]
+        found = [instance for name in self.classes for instance in self.instances(name)]
+        mask = np.zeros((len(found), *self.label_map.shape), np.bool_)
+        for index, (way, instance) in enumerate(zip(ways, found, strict=True)):
+            left, top, right, bottom = instance.box_xyxy
+            mask[index, top:bottom, left:right] = self._pixels_of(way, instance)
+        return Detections(
+            xyxy=np.array([instance.box_xyxy for instance in found], np.float32).reshape(-1, 4),
+            mask=mask,
+            confidence=self.scores[ways].astype(np.float32),
+            class_id=np.array(ways, np.int64),
+            data={"class_name": np.array([self.classes[way] for way in ways], np.str_)},
+        )
 
     @cached_property
     def _instances(self) -> dict[int, tuple[Instance, ...]]:

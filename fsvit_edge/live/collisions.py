@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsvit_edge.live.sinks.open import recording_folder, sink_name
+from fsvit_edge.live.sinks.open import path_of, recording_folder, sink_name
 from fsvit_edge.runtime.errors import InputError
 
 _MAX_BYTES = 2**22  # of the health of an earlier run
@@ -28,14 +28,14 @@ def refuse_collisions(sources: Sequence[str], sinks: Sequence[str], bank: Path, 
     the_bank, taken = os.path.realpath(bank), set[str]()
     for uri in sinks:
         is_file = recording_folder(uri) is not None
-        place = os.path.realpath(uri) if is_file else uri.rstrip("/")
+        place = os.path.realpath(path_of(uri)) if is_file else uri.rstrip("/")
         if place in taken:
             raise InputError(f"Two sinks would write to {sink_name(uri)}; give each its own with --sink.")
         if is_file and place == the_bank:
             raise InputError(f"The sink {sink_name(uri)} is the bank, too; give another name with --sink.")
         taken.add(place)
     for path in (Path(os.path.realpath(uri)) for uri in sources):
-        if str(path.parent) in taken and re.fullmatch(r"frame_\d+\.jpg", path.name):
+        if str(path.parent) in taken and re.fullmatch(r"frame_\d+\.(jpg|png)", path.name):
             raise InputError(f"A sink would write over the source {path}; give another folder with --sink.")
     if health is None:
         return

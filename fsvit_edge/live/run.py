@@ -19,6 +19,7 @@ from fsvit_edge.live.sinks.open import (
     is_page,
     open_event_sinks,
     open_sink,
+    path_of,
     recording_folder,
     sink_name,
     sinks_of_sources,
@@ -254,7 +255,7 @@ def _refuse_to_overwrite(source: str, sinks: Sequence[str], snapshots: Sequence[
         if folder.resolve() == read and read.is_dir():
             raise InputError(f"The folder {folder} is the source, too; give another one with --snapshots.")
     for uri in sinks:
-        if recording_folder(uri) is not None and Path(uri).resolve() == read and read.exists():
+        if recording_folder(uri) is not None and path_of(uri).resolve() == read and read.exists():
             raise InputError(f"The sink {uri} is the source, which it would overwrite; give another name with --sink.")
 
 

@@ -30,7 +30,10 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["mqtt://host/a", "mqtt://host/a/"], None, "Two sinks would write to mqtt://host/a"),
         (["pictures/", "pictures"], None, "Two sinks would write to pictures"),
         (["b.safetensors"], None, "The sink b.safetensors is the bank, too"),
+        (["masks:a/", "masks:./a"], None, "Two sinks would write to masks:./a"),
+        (["masks:a/", "a/"], None, "Two sinks would write to a/"),
         (["./"], None, "would write over the source"),
+        (["masks:./"], None, "would write over the source"),
         (["a.jsonl"], "a.jsonl", "The health file a.jsonl is a sink, too"),
         ([], "b.safetensors", "The health file b.safetensors is the bank, too"),
         ([], "link.json", "The health file link.json is the bank, too"),
@@ -48,7 +51,7 @@ def test_an_output_that_would_replace_something_is_refused(sinks: list[str], hea
 def test_other_outputs_and_an_earlier_health_are_fine(text: str | None) -> None:
     if text is not None:
         Path("health.json").write_text(text)
-    sinks = ["-", "a.mp4", "a.jsonl", "a/", "mqtt://host/a", "mqtt://host/b", "http://127.0.0.1:8080"]
+    sinks = ["-", "a.mp4", "a.jsonl", "a/", "masks:b/", "mqtt://host/a", "mqtt://host/b", "http://127.0.0.1:8080"]
     refuse_collisions(["frame_000000.jpg", "0", "rtsp://h/a"], sinks, Path("b.safetensors"), Path("health.json"))
 
 

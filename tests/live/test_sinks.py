@@ -308,7 +308,10 @@ def test_a_video_that_cannot_be_started_is_an_error(tmp_path: Path, capfd: pytes
     ("uri", "reason"),
     [
         ("", "Unsupported sink ''; expected a folder"),
-        ("out.avi", r"Unsupported sink 'out\.avi'; expected a folder \(ending in /\), \*\.mp4, \*\.jsonl, - for"),
+        (
+            "out.avi",
+            r"Unsupported sink 'out\.avi'; expected a folder \(ending in /\), masks:FOLDER/, \*\.mp4, \*\.jsonl, - for",
+        ),
         ("http://127.0.0.1:8080", "Unsupported sink"),
         ("ftp://me:secret@host/out.mp4", r"Unsupported sink 'ftp://host/out\.mp4'"),
         ("file/", "file cannot be a folder: file is a file"),

@@ -1,14 +1,16 @@
-"""Pictures with the results drawn in: a folder of them, or a video in one file or in numbered files."""
+"""Pictures of the results: drawn in, in a folder or as a video in one file or in numbered files; or index masks."""
 
 import os
 import re
 from abc import abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.index_mask import index_png
 from fsvit_edge.fewshot.overlay import draw_state
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
@@ -19,9 +21,9 @@ from fsvit_edge.live.sinks.unfinished import finish_recordings_of_killed_runs
 from fsvit_edge.live.sinks.video_file import VideoFile, need_encoder
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.pictures import write_image
-from fsvit_edge.runtime.storage import TemporaryFile
+from fsvit_edge.runtime.storage import TemporaryFile, atomic_write
 
-_OURS = re.compile(r"frame_[0-9]{6,}(_[a-z]+)?(-[0-9]+)?\.jpg")
+_OURS = r"frame_[0-9]{6,}(_[a-z]+)?(-[0-9]+)?"
 _MAX_STILL_S = 1.0  # how long a frame of a live source is shown at most; of a longer gap, the rest is cut out
 
 _Rgb = npt.NDArray[np.uint8]
@@ -35,8 +37,7 @@ class _DrawnSink(Sink):
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Draw the result into the frame."""
         self._last = frame
-        name = frame.picture or f"frame_{frame.index:06d}"
-        self._add(frame.drawn(prediction), name, frame.monotonic_s, frame.media_time_s)
+        self._add(frame.drawn(prediction), _name_of(frame), frame.monotonic_s, frame.media_time_s)
 
     def _write_state(self, health: Health) -> None:
         status = health.source_status
@@ -48,27 +49,25 @@ class _DrawnSink(Sink):
     def _add(self, picture: _Rgb, name: str, now_s: float, media_s: float | None = None) -> None: ...
 
 
-class PictureSink(_DrawnSink):
-    """Pictures in an existing folder, named like the picture that was read, or by the index of the frame.
+class _PictureFolder:
+    """An existing folder of pictures with one suffix, of which the newest are kept.
 
     A name that is taken, by an earlier run or by a photo, gets "-2", "-3", ...
     """
 
-    resumes = True
-
-    def __init__(self, folder: Path, options: RecordingOptions) -> None:
-        self._folder = folder
-        self._keep = options.keep
+    def __init__(self, folder: Path, suffix: str, options: RecordingOptions) -> None:
+        self._folder, self._suffix, self._keep = folder, suffix, options.keep
+        ours = re.compile(_OURS + re.escape(suffix))
         # By age, because the numbers start again with every run.
-        earlier = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)] if options.keep else []
+        earlier = [path for path in folder.iterdir() if ours.fullmatch(path.name)] if options.keep else []
         self._written = OrderedDict.fromkeys(sorted(earlier, key=lambda path: path.stat().st_mtime))
 
-    def _add(self, picture: _Rgb, name: str, _now_s: float, _media_s: float | None = None) -> None:
-        path, number = self._folder / f"{name}.jpg", 1
+    def add(self, name: str, write: Callable[[Path], None]) -> None:
+        path, number = self._folder / f"{name}{self._suffix}", 1
         while os.path.lexists(path):
             number += 1
-            path = self._folder / f"{name}-{number}.jpg"
-        write_image(path, picture)
+            path = self._folder / f"{name}-{number}{self._suffix}"
+        write(path)
         if self._keep is None:
             return
         self._written[path] = None
@@ -77,8 +76,44 @@ class PictureSink(_DrawnSink):
             oldest, _ = self._written.popitem(last=False)
             oldest.unlink(missing_ok=True)
 
+
+class PictureSink(_DrawnSink):
+    """JPEGs in an existing folder, named like the picture that was read, or by the index of the frame."""
+
+    resumes = True
+
+    def __init__(self, folder: Path, options: RecordingOptions) -> None:
+        self._pictures = _PictureFolder(folder, ".jpg", options)
+
+    def _add(self, picture: _Rgb, name: str, _now_s: float, _media_s: float | None = None) -> None:
+        self._pictures.add(name, lambda path: write_image(path, picture))
+
     def _finish(self) -> None:
         """Every picture is already complete."""
+
+
+class IndexMaskSink(Sink):
+    """PNGs of 8 bits in an existing folder, named alike: 0 is background, i + 1 is the i-th class, if it is present."""
+
+    resumes = True
+
+    def __init__(self, folder: Path, options: RecordingOptions) -> None:
+        self._pictures = _PictureFolder(folder, ".png", options)
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:
+        """Write the label map; an absent class may have pixels in it, which are left out as they are elsewhere."""
+        shown = np.zeros(np.iinfo(np.uint8).max + 1, np.uint8)
+        ways = np.flatnonzero(prediction.present)
+        shown[ways + 1] = ways + 1
+        data = index_png(shown[prediction.label_map])
+        self._pictures.add(_name_of(frame), lambda path: atomic_write(path, data))
+
+    def _finish(self) -> None:
+        """Every picture is already complete."""
+
+
+def _name_of(frame: Frame) -> str:
+    return frame.picture or f"frame_{frame.index:06d}"
 
 
 class VideoSink(_DrawnSink):

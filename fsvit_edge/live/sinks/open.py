@@ -1,6 +1,6 @@
 """Open a sink, which takes the frames and predictions of a run, from a string.
 
-    folder/  video.mp4  results.jsonl  -  mqtt://host/topic
+    folder/  masks:folder/  video.mp4  results.jsonl  -  mqtt://host/topic
 
 The page, http://..., also needs the model: see `run.run_source`. Webhooks and snapshots take only events.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions, Sink
-from fsvit_edge.live.sinks.drawn import PictureSink, VideoSink
+from fsvit_edge.live.sinks.drawn import IndexMaskSink, PictureSink, VideoSink
 from fsvit_edge.live.sinks.json_lines import JsonLinesSink, StandardOutputSink
 from fsvit_edge.live.sinks.mqtt import MqttSink
 from fsvit_edge.live.sinks.snapshots import SnapshotSink
@@ -19,9 +19,10 @@ from fsvit_edge.live.uri import looks_like_address, may_have_password, printable
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 _PLACE = "{source}"
+_MASKS = "masks:"
 _EXPECTED = (
-    "a folder (ending in /), *.mp4, *.jsonl, - for standard output, mqtt://HOST/TOPIC, or http://127.0.0.1:PORT for "
-    "the page"
+    "a folder (ending in /), masks:FOLDER/, *.mp4, *.jsonl, - for standard output, mqtt://HOST/TOPIC, or "
+    "http://127.0.0.1:PORT for the page"
 )
 
 
@@ -36,9 +37,10 @@ def open_sink(
 
     Args:
         uri: "FOLDER/" (ending in a slash, or an existing folder) for pictures with the result drawn in, named like the
-            picture that was read, or frame_000000.jpg by the index of the frame, which replace none; "*.mp4" for a
-            video of them; "*.jsonl" for one JSON object (see `frame_record`) per line and frame; "-" for the same lines
-            on standard output; "mqtt://HOST/TOPIC" for the same as messages.
+            picture that was read, or frame_000000.jpg by the index of the frame, which replace none; "masks:FOLDER/"
+            for index masks, PNGs named alike; "*.mp4" for a video of the pictures; "*.jsonl" for one JSON object (see
+            `frame_record`) per line and frame; "-" for the same lines on standard output; "mqtt://HOST/TOPIC" for the
+            same as messages.
         fps: Frames per second of a video, above 0.
         options: How much a recording may write.
         is_live: Whether the source is live: a video follows the clock then, and results do not wait for a broker.
@@ -49,12 +51,15 @@ def open_sink(
         EnvironmentLacksError: A package for it is not installed.
         FsvitEdgeError: It cannot be written.
     """
-    path = Path(uri)
+    path = path_of(uri)
     if uri == "-":
         return StandardOutputSink()
     if is_mqtt(uri):
         return MqttSink(uri, home_assistant, is_live)
     if not _is_address(uri) and "\0" not in uri:
+        if _is_masks(uri):
+            _create_folder(path)
+            return IndexMaskSink(path, options)
         if uri.endswith("/") or (uri and path.is_dir()):
             _create_folder(path)
             return PictureSink(path, options)
@@ -88,7 +93,7 @@ def sinks_of_sources(uri: str, names: Sequence[str]) -> list[tuple[str | None, s
     if len(names) == 1:
         return [(None, uri)]
     path, is_path = Path(uri), not _is_address(uri)
-    is_folder = is_path and (uri.endswith("/") or path.is_dir())
+    is_folder = is_path and (uri.endswith("/") or _is_masks(uri) or path.is_dir())
     is_video = is_path and not is_folder and path.suffix.lower() == ".mp4"
     if is_mqtt(uri) or is_folder or is_video:
         own = path.with_stem(f"{path.stem}-{_PLACE}") if is_video else f"{sink_name(uri).rstrip('/')}/{_PLACE}"
@@ -144,7 +149,16 @@ def recording_folder(uri: str) -> Path | None:
     """The folder in which a sink writes files; None if it writes none."""
     if uri == "-" or _is_address(uri):
         return None
-    return Path(uri) if uri.endswith("/") else Path(uri).parent
+    return path_of(uri) if uri.endswith("/") or _is_masks(uri) else Path(uri).parent
+
+
+def path_of(uri: str) -> Path:
+    """The file or folder of a sink that writes files."""
+    return Path(uri.removeprefix(_MASKS)) if _is_masks(uri) else Path(uri)
+
+
+def _is_masks(uri: str) -> bool:
+    return uri.startswith(_MASKS) and len(uri) > len(_MASKS)
 
 
 def _is_address(uri: str) -> bool:

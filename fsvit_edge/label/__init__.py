@@ -1,0 +1,1 @@
+"""From folders of pictures and videos to label files that other tools read."""
