@@ -37,6 +37,21 @@ class LabeledPicture:
     size_hw: tuple[int, int]  # as people see it: turned as its EXIF orientation says
     time_s: float | None  # of a frame in its video; None for a picture
     classes: tuple[LabeledClass, ...]  # all of the bank, in the order of enrollment
+    split: str = ""  # "train" or "val"; empty if the pictures are not split
+
+
+@dataclass(frozen=True)
+class About:
+    """What the answers come from, by which they can be had again; the date is left out: the same gives the same."""
+
+    fsvit_edge: str  # the version
+    bundle_sha256: str  # as `bundle.json` states it
+    bank_sha256: str  # of the bank's file
+    classes: tuple[str, ...]  # all of the bank, in the order of enrollment
+    levels: tuple[float, ...]  # of each class, the score above which it is present
+    engine: str  # such as "onnxruntime"
+    precision: str  # such as "fp32"
+    outlines: str  # "sharp" or "plain"
 
 
 def run_lengths(pixels: npt.NDArray[np.bool_]) -> tuple[int, ...]:
@@ -47,7 +62,15 @@ def run_lengths(pixels: npt.NDArray[np.bool_]) -> tuple[int, ...]:
     return tuple([0, *lengths] if flat.size and flat[0] else lengths)
 
 
-def pixels_of(counts: Sequence[int], size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+def pixels_of(counts: Sequence[int] | npt.NDArray[np.int_], size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Return the (H, W) bool mask of run lengths; a ValueError if they are for another number of pixels."""
     is_on = np.arange(len(counts)) % 2 == 1
     return np.repeat(is_on, counts).reshape(size_hw, order="F")
+
+
+def pixels_in_box(part: Part, height: int) -> npt.NDArray[np.bool_]:
+    """Return which pixels of its box a part has, (bottom - top, right - left) bool, in a picture of this height."""
+    left, top, right, bottom = part.box_xyxy
+    ends = np.clip(np.cumsum(part.counts), left * height, right * height)  # only the columns of the box
+    lengths = np.diff(ends, prepend=left * height)
+    return pixels_of(lengths, (height, right - left))[top:bottom]
