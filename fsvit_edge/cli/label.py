@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
+from fsvit_edge.cli.options import BundleOption, ClassesOption, EngineOption, PrecisionOption, ThreadsOption
 from fsvit_edge.cli.terminal import plain_console, print_table, say
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ def label(
         list[str],
         typer.Argument(
             help="Pictures, folders of them with their sub-folders, videos, or lists: .txt, with a path on each line.",
-            metavar="SOURCE...",
         ),
     ],
     output: Annotated[
@@ -39,9 +38,7 @@ def label(
         ),
     ],
     bank: Annotated[Path, typer.Option(help="File with the enrolled classes.")] = Path("bank.safetensors"),
-    classes: Annotated[
-        str | None, typer.Option(help="Names of the classes to look for, with commas between; default: all.")
-    ] = None,
+    classes: ClassesOption = None,
     min_score: Annotated[
         float | None,
         typer.Option(help="Label a class only where its score is above this, and above its level; default: the level."),
@@ -67,8 +64,7 @@ def label(
     from fsvit_edge.label.job import label as label_pictures
     from fsvit_edge.label.labeler import LabelerOptions
 
-    chosen = tuple(name for name in (classes or "").split(",") if name)
-    labeler = LabelerOptions(bank, bundle, engine, precision, threads, chosen, min_score)
+    labeler = LabelerOptions(bank, bundle, engine, precision, threads, tuple(classes or ()), min_score)
     options = LabelOptions(labeler, tuple(sources), output, format_name, every, split)
     with _show_progress() as show:
         result = label_pictures(options, say, show)

@@ -30,7 +30,8 @@ class LabelerOptions:
         engine: Engine that runs the model, as in `FewShotModel.load`.
         precision: Precision of the engine, as in `FewShotModel.load`.
         threads: Threads of the engine; None: every core.
-        classes: The classes of the bank to look for, as if it had no others; empty: all.
+        classes: The classes of the bank to look for, as if it had no others, each a name or several with commas
+            between; empty: all.
         min_score: A level below which no class's own may be, in (0, 1); None leaves them as they are.
     """
 
@@ -147,7 +148,10 @@ def _choose_classes(model: FewShotModel, options: LabelerOptions) -> None:
     known = model.classes
     if not known:
         raise InputError(f"The bank {options.bank} has no classes; enroll one with: fsvit-edge enroll NAME IMAGE.")
-    wanted = [resolved(name, known) for name in options.classes]
+    wanted = []
+    for text in options.classes:
+        is_name = resolved(text, known) in known  # which may have a comma
+        wanted += [resolved(name.strip(), known) for name in ([text] if is_name else text.split(","))]
     for name in wanted:
         if name not in known:
             raise InputError(f"The bank {options.bank} has no class {name!r:.90}; it has: {', '.join(known)}.")

@@ -15,6 +15,7 @@ from fsvit_edge.runtime.storage import BusyError, atomic_write, locked, remove_l
 
 PICTURES_NAME = "images"
 ERRORS_NAME = "errors.jsonl"
+_SHOWN = 200
 
 _WORDS = {
     "fsvit_edge": "by fsvit-edge",
@@ -139,4 +140,4 @@ def _shown(value: object) -> str:
     if value is None or value == []:
         return "nothing"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -110,12 +110,11 @@ def _add_source(source: str, takes_videos: bool, found: _Found) -> None:
             )
         raise SourceError(f"The source {shown} does not exist; check the path.")
     if os.path.isdir(path):
-        before = len(found.paths), len(found.unread_videos)
         found.folders.append(path)
-        _walk(path, takes_videos, found)
-        if before == (len(found.paths), len(found.unread_videos)):
-            raise InputError(f"The folder {shown} contains no pictures ({', '.join(PICTURE_SUFFIXES)}).")
-        if before[0] == len(found.paths):
+        videos_before = len(found.unread_videos)
+        if not _walk(path, takes_videos, found):
+            if videos_before == len(found.unread_videos):
+                raise InputError(f"The folder {shown} contains no pictures ({', '.join(PICTURE_SUFFIXES)}).")
             raise InputError(f"The folder {shown} contains only videos; give --every SECONDS to label their frames.")
         return
     suffix = os.path.splitext(path)[1].lower()
@@ -149,7 +148,9 @@ def _lines(path: str, shown: str) -> Iterator[str]:
     return map(os.fsdecode, filter(None, lines))
 
 
-def _walk(top: str, takes_videos: bool, found: _Found) -> None:
+def _walk(top: str, takes_videos: bool, found: _Found) -> bool:
+    """Add what is in a folder; return whether there was anything, which may be known already."""
+    is_any = False
     waiting = [(top, frozenset[tuple[int, int]]())]
     while waiting:
         folder, above = waiting.pop()
@@ -161,6 +162,7 @@ def _walk(top: str, takes_videos: bool, found: _Found) -> None:
             if folder == top:
                 raise SourceError(f"The folder {printable(top)} cannot be read: {error.strerror}.") from error
             found.add(folder, f"The folder {printable(folder)} cannot be read: {error.strerror}.")
+            is_any = True
             continue
         own = (status.st_dev, status.st_ino)
         # A link may lead to a folder above it, and an output may lie among the pictures.
@@ -175,7 +177,9 @@ def _walk(top: str, takes_videos: bool, found: _Found) -> None:
                 found.unread_videos.append(os.path.join(folder, name))
             else:
                 found.add(os.path.join(folder, name))
+                is_any = True
         waiting += [(os.path.join(folder, name), above | {own}) for name, is_folder in reversed(inside) if is_folder]
+    return is_any
 
 
 def _absolute(path: str) -> str:
