@@ -69,7 +69,7 @@ def decode_image(data: bytes, what: str) -> npt.NDArray[np.uint8]:
             image = image.convert("RGBA")
             paper = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(paper, image)
-        rgb = np.array(image.convert("RGB"))
+        rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
         if is_deep and rgb.max() < 1 << 6:
             # Pillow keeps the upper 8 bits of 16-bit colors; with at most 14 bits in them, that is too dark.
             deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
@@ -151,12 +151,12 @@ def decoded(data: bytes, what: str) -> Iterator[Image.Image]:
         is_deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
         try:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            # In place and, below, converted only if need be: a copy of a large picture takes as long as decoding it.
+            ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:
             raise InputError(f"{what} is damaged or cut short: its pixels cannot be decoded ({error}).") from error
-        upright.info[_IS_DEEP] = is_deep
-        upright.format = image.format
-        yield upright
+        image.info[_IS_DEEP] = is_deep
+        yield image
 
 
 @contextmanager
