@@ -8,7 +8,6 @@ Prints the median and range of both, their ratio, the processor's time of both, 
 the largest memory of a `label` in a process of its own.
 """
 
-import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,13 @@ from fsvit_edge.label.job import LabelOptions, Progress, label
 from fsvit_edge.label.labeler import LabelerOptions
 from fsvit_edge.label.pictures import list_pictures
 from fsvit_edge.runtime.pictures import read_image
+
+# A child starts with the memory of the process that forks it, which must be a small one.
+_WATCH = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 def of_model(model: FewShotModel, images: list[Image]) -> tuple[float, float]:
@@ -55,10 +61,8 @@ def peak_mb(options: LabelOptions) -> float:
     words += ["--precision", options.labeler.precision]
     words += [] if options.labeler.threads is None else ["--threads", str(options.labeler.threads)]
     command = [sys.executable, "-m", "fsvit_edge.cli.main", *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    assert status == 0
-    return used.ru_maxrss / 1024
+    done = subprocess.run([sys.executable, "-c", _WATCH, *command], capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
 
 
 def main() -> None:

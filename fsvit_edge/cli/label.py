@@ -77,11 +77,12 @@ def label(
 def _show_progress() -> "Iterator[Callable[[Progress], None]]":
     """Yield what shows how far it is: a bar, or as one line every 10 s in a log."""
     if not sys.stderr.isatty():
-        due_s = time.monotonic() + _LINE_PERIOD_S
+        first_s = due_s = time.monotonic() + _LINE_PERIOD_S
 
         def write(progress: "Progress") -> None:
             nonlocal due_s
-            if time.monotonic() >= due_s:
+            is_last = progress.share >= 1 and due_s > first_s
+            if time.monotonic() >= due_s or is_last:
                 due_s = time.monotonic() + _LINE_PERIOD_S
                 say(f"{progress.share:.1%}: {_described(progress)}")
 
@@ -89,7 +90,11 @@ def _show_progress() -> "Iterator[Callable[[Progress], None]]":
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (BarColumn(), TextColumn("{task.percentage:>5.1f} %"), TextColumn("{task.description}", markup=False))
+    columns = (
+        BarColumn(bar_width=15),
+        TextColumn("{task.percentage:>5.1f} %"),
+        TextColumn("{task.description}", markup=False),
+    )
     with Progress(*columns, console=plain_console(to_stderr=True), transient=True) as bar:
         task = bar.add_task("opening the model", total=1.0)
         yield lambda progress: bar.update(task, completed=progress.share, description=_described(progress))
@@ -98,6 +103,8 @@ def _show_progress() -> "Iterator[Callable[[Progress], None]]":
 def _described(progress: "Progress") -> str:
     failed = f", {progress.failed:,} unreadable" if progress.failed else ""
     left = "" if progress.left_s is None else f", {_clock(progress.left_s)} left"
+    if progress.share >= 1:
+        left = ", writing the label files"
     return f"{progress.labeled:,} labeled{failed}, {progress.rate:.1f}/s{left}"
 
 

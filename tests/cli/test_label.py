@@ -81,6 +81,7 @@ def test_a_log_gets_a_line_now_and_then(cli: Cli, monkeypatch: pytest.MonkeyPatc
     done = cli(f"label album -o out --format jsonl {THREADS}")
     assert done.err.splitlines()[0].startswith("33.3%: 1 labeled, ")
     assert done.err.splitlines()[0].endswith(" left")
+    assert done.err.splitlines()[-1].endswith("/s, writing the label files")
 
 
 def test_a_command_that_was_killed_is_finished_by_the_same_one(cli: Cli, folder: Path) -> None:

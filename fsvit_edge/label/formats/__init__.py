@@ -21,7 +21,7 @@ def _write_lines(folder: Path, about: About, pictures: Callable[[], Iterable[Lab
             file.write(json.dumps(values, separators=(",", ":")).encode() + b"\n")
 
 
-FORMATS: Mapping[str, WriteLabels] = {"jsonl": _write_lines}
+FORMATS: Mapping[str, WriteLabels] = dict.fromkeys(("coco", "yolo", "masks", "cvat", "jsonl"), _write_lines)
 ABOUT_NAME = "label.json"
 
 
