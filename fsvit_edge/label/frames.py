@@ -23,6 +23,11 @@ class VideoFrame(NamedTuple):
     image: Image  # (H, W, 3) uint8 RGB
 
 
+def frame_name(video: str, index: int) -> str:
+    """Return the name of the picture that stands for a frame, counted from 0."""
+    return f"{video}/{index:06}.jpg"
+
+
 def frames_of(video: Path, name: str, every_s: float) -> Iterator[VideoFrame]:
     """Yield the first frame of a video, and then the first one at or after each `every_s` seconds; 0: every frame.
 
@@ -39,6 +44,6 @@ def frames_of(video: Path, name: str, every_s: float) -> Iterator[VideoFrame]:
             if every_s:
                 due_s = (math.floor((time_s + _ROUNDING_S) / every_s) + 1) * every_s
             share = 0.0 if source.num_frames is None else min(frame.index / source.num_frames, 1.0)
-            yield VideoFrame(f"{name}/{frame.index:06}.jpg", time_s, share, frame.image)
+            yield VideoFrame(frame_name(name, frame.index), time_s, share, frame.image)
         if source.problem:
             raise SourceError(source.problem)

@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.support_masks import Image
-from fsvit_edge.label.formats import FORMATS, write_format
-from fsvit_edge.label.frames import VideoFrame, frames_of
+from fsvit_edge.label.formats import FORMATS, check_path, write_format
+from fsvit_edge.label.frames import VideoFrame, frame_name, frames_of
 from fsvit_edge.label.journal import Failure, Journal, cut_torn, read, to_line
 from fsvit_edge.label.labeler import Labeler, LabelerOptions, label_picture
 from fsvit_edge.label.output import Output, open_output
@@ -129,8 +129,7 @@ def label(
         raise InputError(f"--format must be one of {', '.join(FORMATS)}, got {options.format!r:.40}.")
     shares = None if options.split is None else parse_split(options.split)
     listing = list_pictures(options.sources, options.every_s)
-    if options.format in _NAMED_BY_STEM:
-        _refuse_same_stems(listing, options.format)
+    _check_names(listing, options.format)
     for note in listing.notes:
         say(f"Note: {note}")
     with open_output(options.output) as output, Labeler(options.labeler, say) as labeler:
@@ -162,12 +161,17 @@ def _call(options: LabelOptions, listing: Listing, labeler: Labeler) -> dict[str
     }
 
 
-def _refuse_same_stems(listing: Listing, format_name: str) -> None:
-    """Say at the start what would be said after the last picture."""
+def _check_names(listing: Listing, format_name: str) -> None:
+    """Say at the start, by an InputError, what would be said after the last picture."""
     stems: dict[str, str] = {}
     for entry in listing.entries:
+        if entry.problem:
+            continue
+        check_path(format_name, frame_name(entry.name, 0) if entry.is_video else entry.name)
+        if format_name not in _NAMED_BY_STEM or entry.is_video:
+            continue
         other = stems.setdefault(os.path.splitext(entry.name)[0], entry.name)
-        if other != entry.name and not entry.is_video:
+        if other != entry.name:
             raise InputError(
                 f"{other} and {entry.name} differ only in their suffix, and --format {format_name} names files without "
                 "it; rename one of them, or choose coco, cvat or jsonl."

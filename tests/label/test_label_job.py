@@ -384,6 +384,24 @@ def test_a_path_too_long_for_a_frame_is_a_failure_of_that_frame(
     assert "File name too long" in failure["reason"]
 
 
+@pytest.mark.usefixtures("album")
+def test_a_name_that_the_format_cannot_hold_is_refused_before_the_first_picture(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def check(name: str, picture: str) -> None:
+        seen.append((name, picture))
+        if picture == "sub/5.jpg":
+            raise InputError(f"{picture} cannot be named.")
+
+    monkeypatch.setattr("fsvit_edge.label.job.check_path", check)
+    with pytest.raises(InputError, match=r"sub/5\.jpg cannot be named"):
+        run("out", "album", every_s=0.5)
+    assert ("jsonl", "v.mp4/000000.jpg") in seen  # the frames of a video, by their own name
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_video_with_the_longest_name_is_labeled(run: Run, tmp_path: Path) -> None:
     name = "नि\u200dष" + "x" * 239 + ".avi"
     assert len(os.fsencode(name)) == 255

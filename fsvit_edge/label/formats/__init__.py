@@ -25,6 +25,10 @@ FORMATS: Mapping[str, WriteLabels] = dict.fromkeys(("coco", "yolo", "masks", "cv
 ABOUT_NAME = "label.json"
 
 
+def check_path(name: str, picture: str) -> None:
+    """Say before anything is labeled that a format cannot hold the path of a picture, with "/", by an InputError."""
+
+
 def write_format(name: str, folder: Path, about: About, pictures: Callable[[], Iterable[LabeledPicture]]) -> None:
     """Write the labels of pictures to a folder, all of them or none; the same pictures give the same bytes."""
     with atomic_folder(folder, ABOUT_NAME) as staging:
