@@ -25,11 +25,11 @@ PUBLIC = (
 
 # Each may import itself and the groups before its own; "" is the package's own page.
 ORDER = (
-    *(("runtime",), ("fewshot",), ("", "live", "inspect"), ("model", "enroll"), ("learn", "calib", "page")),
+    *(("runtime",), ("fewshot",), ("", "live", "inspect"), ("model", "enroll", "label"), ("learn", "calib", "page")),
     *(("export",), ("cli",)),
 )
 LAYERS = {room: height for height, rooms in enumerate(ORDER) for room in rooms}
-DEVICE_ROOMS = ("runtime", "fewshot", "live", "inspect", "enroll", "page")
+DEVICE_ROOMS = ("runtime", "fewshot", "live", "inspect", "enroll", "label", "page")
 
 WORKSTATION = ("torch", "torchvision", "timm", "onnx", "onnxsim", "onnxscript")
 PAGE = ("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client")
@@ -44,7 +44,7 @@ HOMES = {
 }
 DEVICE = ("av", "numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
 COMMANDS = (
-    *("", "train", "eval", "export", "calib", "build-engine", "enroll", "run", "bench", "inspect", "doctor"),
+    *("", "train", "eval", "export", "calib", "build-engine", "enroll", "run", "label", "bench", "inspect", "doctor"),
     *("bank", "bank list", "bank remove", "bank rename"),
 )
 

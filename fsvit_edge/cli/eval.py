@@ -9,6 +9,7 @@ import typer
 from fsvit_edge.cli.options import (
     BenchmarkOption,
     BundleOption,
+    ClassesOption,
     DataOption,
     FoldOption,
     JsonOption,
@@ -68,7 +69,7 @@ def evaluate(
     benchmark: BenchmarkOption = "folder",
     splits: SplitsOption = None,
     fold: FoldOption = None,
-    classes: Annotated[list[str] | None, typer.Option(help="Classes to use, as a,b or repeated; default: all.")] = None,
+    classes: ClassesOption = None,
     protocol: Annotated[
         EvaluationProtocol,
         typer.Option(

@@ -25,6 +25,7 @@ ThreadsOption = Annotated[
 ]
 BundleOption = Annotated[Path | None, typer.Option(help="Bundle folder; default: the bundled model.")]
 WaysOption = Annotated[int, typer.Option(min=1, max=255, help="Number of classes looked for at once (ways).")]
+ClassesOption = Annotated[list[str] | None, typer.Option(help="Classes to use, as a,b or repeated; default: all.")]
 ShotsOption = Annotated[int, typer.Option(min=1, help="Number of support pictures per class (shots).")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Random seed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -107,6 +107,11 @@ class Bundle:
         return cls(path, manifest, graphs, cpu_graphs)
 
 
+def bundle_sha256(path: Path) -> str:
+    """Return the sum in `bundle.json`, which covers the sums of all graphs; of a bundle that was loaded."""
+    return str(json.loads((path / MANIFEST_NAME).read_bytes())["sha256"])
+
+
 def read_graph(bundle: Path, info: GraphInfo) -> bytes:
     """Read a graph of a bundle; an ArtifactError if its file is missing or does not match its sha256."""
     file = bundle / info.file

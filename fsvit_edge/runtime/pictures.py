@@ -54,9 +54,14 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         InputError: The file is missing, empty, damaged, too large, of another format, or not a regular file.
         EnvironmentLacksError: It is a HEIC or AVIF picture, and what decodes it is not installed.
     """
-    with decoded_file(path) as image:
+    return decode_image(_file_bytes(path), str(path))
+
+
+def decode_image(data: bytes, what: str) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of a picture file; `what` is how errors call it, to start a sentence. Raises as `read_image`."""
+    with decoded(data, what) as image:
         if image.mode == "F":
-            raise InputError(f"{path} has floating-point pixels; save it with 8 or 16 bits per channel.")
+            raise InputError(f"{what} has floating-point pixels; save it with 8 or 16 bits per channel.")
         if image.mode.startswith("I"):
             return np.repeat(_upper_bits(np.clip(np.asarray(image), 0, 65535))[..., None], 3, axis=2)
         is_deep = image.info[_IS_DEEP]
@@ -64,11 +69,10 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
             image = image.convert("RGBA")
             paper = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(paper, image)
-        rgb = np.array(image.convert("RGB"))
+        rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
         if is_deep and rgb.max() < 1 << 6:
             # Pillow keeps the upper 8 bits of 16-bit colors; with at most 14 bits in them, that is too dark.
-            encoded = np.frombuffer(_file_bytes(path), np.uint8)
-            deep = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+            deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
             if deep is not None and deep.dtype == np.uint16:
                 rgb = _upper_bits(deep[..., ::-1])
     return rgb
@@ -87,15 +91,24 @@ def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
     encoder = _ENCODERS.get(path.suffix.lower())
     if encoder is None:
         raise InputError(f"{path} cannot be written as a picture; end its name in one of {', '.join(_ENCODERS)}.")
-    encoded = BytesIO()
-    Image.fromarray(rgb).save(encoded, encoder, quality=_JPEG_QUALITY)
-    atomic_write(path, encoded.getvalue())
+    atomic_write(path, _encoded(rgb, encoder))
+
+
+def encode_jpeg(rgb: npt.NDArray[np.uint8]) -> bytes:
+    """Return what `write_image` writes of (H, W, 3) uint8 RGB into a .jpg."""
+    return _encoded(rgb, "JPEG")
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """Return the pictures of a folder, by their suffixes, in natural order (2 before 10), without hidden files."""
     files = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".")
-    return sorted(files, key=_natural_order)
+    return sorted(files, key=lambda path: natural_order(path.name))
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """The key by which names are sorted as people count: 2 before 10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
 
 def by_stem(pictures: Iterable[Path]) -> dict[str, Path]:
@@ -113,11 +126,6 @@ def thumbnail(rgb: npt.NDArray[np.uint8], longest_px: int) -> npt.NDArray[np.uin
     image = Image.fromarray(rgb)
     image.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
     return np.array(image)
-
-
-def _natural_order(path: Path) -> list[tuple[int, str]]:
-    parts = re.split(r"([0-9]+)", path.name)
-    return [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
 
 @contextmanager
@@ -143,12 +151,12 @@ def decoded(data: bytes, what: str) -> Iterator[Image.Image]:
         is_deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
         try:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            # In place and, below, converted only if need be: a copy of a large picture takes as long as decoding it.
+            ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:
             raise InputError(f"{what} is damaged or cut short: its pixels cannot be decoded ({error}).") from error
-        upright.info[_IS_DEEP] = is_deep
-        upright.format = image.format
-        yield upright
+        image.info[_IS_DEEP] = is_deep
+        yield image
 
 
 @contextmanager
@@ -218,6 +226,12 @@ def _upper_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     highest = int(values.max())
     bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 1 << bits)
     return (values >> (bits - 8)).astype(np.uint8)
+
+
+def _encoded(rgb: npt.NDArray[np.uint8], encoder: str) -> bytes:
+    encoded = BytesIO()
+    Image.fromarray(rgb).save(encoded, encoder, quality=_JPEG_QUALITY)
+    return encoded.getvalue()
 
 
 def _file_bytes(path: Path) -> bytes:

@@ -38,6 +38,7 @@ ALL = (
     "build-engine",
     "enroll",
     "run",
+    "label",
     "bench",
     "inspect",
     "doctor",

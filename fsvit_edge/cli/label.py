@@ -1,0 +1,126 @@
+"""`fsvit-edge label`: pictures in, label files for other tools out."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fsvit_edge.cli.options import BundleOption, ClassesOption, EngineOption, PrecisionOption, ThreadsOption
+from fsvit_edge.cli.terminal import plain_console, print_table, say
+
+if TYPE_CHECKING:
+    from fsvit_edge.label.job import LabelResult, Progress
+
+_LINE_PERIOD_S = 10.0
+
+
+def label(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Pictures, folders of them with their sub-folders, videos, or lists: .txt, with a path on each line.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder for the labels: a new one, or one that the same command began."),
+    ],
+    format_name: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="coco (run lengths, boxes, scores), yolo (polygons), masks (a PNG of class numbers for each picture), "
+            "cvat (for images), or jsonl (JSON lines).",
+        ),
+    ],
+    bank: Annotated[Path, typer.Option(help="File with the enrolled classes.")] = Path("bank.safetensors"),
+    classes: ClassesOption = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(help="Label a class only where its score is above this, and above its level; default: the level."),
+    ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(help="Seconds of a video between two frames to label, 0 for all; default: no videos in folders."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Shares of train, val and perhaps test, as in 0.8/0.2; a picture's name decides."),
+    ] = None,
+    bundle: BundleOption = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Label pictures: outline the classes of a bank in all of them, in a format of other tools.
+
+    A command that was ended at any moment goes on where it stopped when it is repeated.
+    """
+    from fsvit_edge.label.job import LabelOptions
+    from fsvit_edge.label.job import label as label_pictures
+    from fsvit_edge.label.labeler import LabelerOptions
+
+    labeler = LabelerOptions(bank, bundle, engine, precision, threads, tuple(classes or ()), min_score)
+    options = LabelOptions(labeler, tuple(sources), output, format_name, every, split)
+    with _show_progress() as show:
+        result = label_pictures(options, say, show)
+    _print_result(result, output, format_name)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _show_progress() -> "Iterator[Callable[[Progress], None]]":
+    """Yield what shows how far it is: a bar, or as one line every 10 s in a log."""
+    if not sys.stderr.isatty():
+        first_s = due_s = time.monotonic() + _LINE_PERIOD_S
+
+        def write(progress: "Progress") -> None:
+            nonlocal due_s
+            is_last = progress.share >= 1 and due_s > first_s
+            if time.monotonic() >= due_s or is_last:
+                due_s = time.monotonic() + _LINE_PERIOD_S
+                say(f"{progress.share:.1%}: {_described(progress)}")
+
+        yield write
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        BarColumn(bar_width=15),
+        TextColumn("{task.percentage:>5.1f} %"),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=plain_console(to_stderr=True), transient=True) as bar:
+        task = bar.add_task("opening the model", total=1.0)
+        yield lambda progress: bar.update(task, completed=progress.share, description=_described(progress))
+
+
+def _described(progress: "Progress") -> str:
+    failed = f", {progress.failed:,} unreadable" if progress.failed else ""
+    left = "" if progress.left_s is None else f", {_clock(progress.left_s)} left"
+    if progress.share >= 1:
+        left = ", writing the label files"
+    return f"{progress.labeled:,} labeled{failed}, {progress.rate:.1f}/s{left}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _print_result(result: "LabelResult", output: Path, format_name: str) -> None:
+    took = "by an earlier command" if result.elapsed_s is None else f"in {result.elapsed_s:.1f} s"
+    split = "".join(f", {count:,} for {part}" for part, count in result.pictures_in.items())
+    pictures = "1 picture" if result.labeled == 1 else f"{result.labeled:,} pictures"
+    rows = [(name, f"{result.pictures_of[name]:,}", f"{result.parts_of[name]:,}") for name in result.pictures_of]
+    print_table(f"Labeled {pictures} {took}{split}", ("class", "pictures with it", "parts"), rows)
+    print(f"Wrote {output} ({format_name})")
+    if result.failed:
+        count = "1 picture" if result.failed == 1 else f"{result.failed:,} pictures"
+        say(f"{count} could not be labeled; see {output / 'errors.jsonl'}.")

@@ -1,0 +1,174 @@
+"""`Labeler`: a picture's bytes in, what is found in it out; the same on one machine and on many."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fsvit_edge import __version__
+from fsvit_edge.fewshot.names import resolved
+from fsvit_edge.fewshot.prediction import Instance, Prediction
+from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.support_masks import Image
+from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, bundle_sha256
+from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.messages import Say
+from fsvit_edge.runtime.pictures import decode_image
+
+
+@dataclass(frozen=True)
+class LabelerOptions:
+    """What a labeler looks for, and by which model.
+
+    Attributes:
+        bank: File with the enrolled classes.
+        bundle: Folder of the bundle; None: the bundled model.
+        engine: Engine that runs the model, as in `FewShotModel.load`.
+        precision: Precision of the engine, as in `FewShotModel.load`.
+        threads: Threads of the engine; None: every core.
+        classes: The classes of the bank to look for, as if it had no others, each a name or several with commas
+            between; empty: all.
+        min_score: A level below which no class's own may be, in (0, 1); None leaves them as they are.
+    """
+
+    bank: Path
+    bundle: Path | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    classes: tuple[str, ...] = ()
+    min_score: float | None = None
+
+
+class Labeler:
+    """A model with the classes of a bank; close it or use it as a context manager.
+
+    Args:
+        options: What to look for, and by which model; they can be pickled.
+        say: Gets notes on the choice of an engine.
+
+    Attributes:
+        about: The facts by which its answers can be reproduced.
+
+    Raises:
+        InputError: A class is not in the bank, the bank has none, or a score is out of range.
+        ArtifactError: The bundle or bank is missing, damaged or does not fit.
+        EnvironmentLacksError: The engine is not installed here, or finds no device.
+    """
+
+    def __init__(self, options: LabelerOptions, say: Say = lambda _: None) -> None:
+        bundle = options.bundle or DEFAULT_BUNDLE
+        chosen = (options.engine, options.precision, options.threads)
+        self._model = FewShotModel.load(bundle, *chosen, options.bank, say)
+        try:
+            for note in self._model.choice.notes:
+                say(f"Note: {note}")
+            self._model.load_bank(options.bank)
+            _choose_classes(self._model, options)
+            choice, bank = self._model.choice, self._model.bank
+            self.about = About(
+                fsvit_edge=__version__,
+                bundle_sha256=bundle_sha256(bundle),
+                bank_sha256=_sha256_of(options.bank),
+                classes=bank.classes,
+                levels=tuple(map(float, bank.levels)),
+                engine=choice.engine,
+                precision=choice.precision,
+                outlines=self._model.outlines,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, data: bytes, path: str) -> LabeledPicture:
+        """Label the bytes of a picture file; `path` names it in the label files and in errors.
+
+        Raises:
+            InputError: It is damaged, too large, or of another format.
+            EnvironmentLacksError: What decodes it is not installed.
+        """
+        return label_picture(path, self.predict(decode_image(data, path)))
+
+    def predict(self, rgb: Image) -> Prediction:
+        """Return what the model finds in an (H, W, 3) uint8 RGB picture; for `label_picture`, in any thread."""
+        return self._model.predict(rgb)
+
+    def close(self) -> None:
+        """Free the engines; a second call does nothing."""
+        self._model.close()
+
+    def __enter__(self) -> "Labeler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def label_picture(path: str, prediction: Prediction, time_s: float | None = None) -> LabeledPicture:
+    """Describe what was found in a picture, or in the frame of a video at a time."""
+    height, width = prediction.label_map.shape
+    classes = []
+    for way, one in enumerate(prediction.results):
+        parts = tuple(_part(prediction.label_map, way + 1, instance) for instance in prediction.instances(one.name))
+        classes.append(LabeledClass(one.name, one.score, one.level, one.is_present, parts))
+    return LabeledPicture(path, (height, width), time_s, tuple(classes))
+
+
+def _part(label_map: npt.NDArray[np.uint8], label: int, instance: Instance) -> Part:
+    left, top, right, bottom = instance.box_xyxy
+    pixels = (label_map[top:bottom, left:right] == label).view(np.uint8)
+    if cv2.countNonZero(pixels) != instance.area_px:
+        # Other parts reach into the box. Only one can touch all four sides, since two that do would meet.
+        _, numbers, found, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
+        whole = (found[1:, :4] == (0, 0, right - left, bottom - top)).all(axis=1)
+        pixels = (numbers == 1 + int(np.flatnonzero(whole)[0])).view(np.uint8)
+    return Part(instance.area_px, instance.box_xyxy, _counts_of_box(pixels, left, top, label_map.shape))
+
+
+def _counts_of_box(pixels: npt.NDArray[np.uint8], left: int, top: int, size_hw: tuple[int, ...]) -> tuple[int, ...]:
+    """`run_lengths` of pixels at (left, top) of a picture that is off elsewhere: of 2 megapixels, in a tenth of it."""
+    height, width = size_hw
+    columns = np.zeros((pixels.shape[1], pixels.shape[0] + 2), np.int8)
+    columns[:, 1:-1] = pixels.T
+    changes = np.diff(columns, axis=1)
+    first = (left + np.arange(len(columns))) * height + top  # of each column, in the order of the run lengths
+    starts, ends = (first[column] + row for column, row in (np.nonzero(changes == 1), np.nonzero(changes == -1)))
+    goes_on = ends[:-1] == starts[1:]  # from the bottom of a column to the top of the next
+    starts, ends = starts[np.append(True, ~goes_on)], ends[np.append(~goes_on, True)]
+    edges = np.stack([starts, ends], axis=1).ravel()
+    counts = np.diff(np.concatenate(([0], edges, [height * width]))).tolist()
+    return tuple(counts if counts[-1] else counts[:-1])
+
+
+def _choose_classes(model: FewShotModel, options: LabelerOptions) -> None:
+    known = model.classes
+    if not known:
+        raise InputError(f"The bank {options.bank} has no classes; enroll one with: fsvit-edge enroll NAME IMAGE.")
+    wanted = []
+    for text in options.classes:
+        is_name = resolved(text, known) in known  # which may have a comma
+        wanted += [resolved(name.strip(), known) for name in ([text] if is_name else text.split(","))]
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"The bank {options.bank} has no class {name!r:.90}; it has: {', '.join(known)}.")
+    for name in known:
+        if wanted and name not in wanted:
+            model.remove(name)
+    if options.min_score is None:
+        return
+    if not 0 < options.min_score < 1:
+        raise InputError(f"--min-score must be between 0 and 1, got {options.min_score:g}.")
+    for name in model.classes:
+        if model.bank.level(name) < options.min_score:
+            model.set_level(name, options.min_score)
+
+
+def _sha256_of(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"Bank {file} cannot be read: {error.strerror}.") from error

@@ -1,0 +1,143 @@
+"""The folder that `label` writes to: whose it is, what the call was, and whether it is complete."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fsvit_edge.label.pictures import STATE_NAME
+from fsvit_edge.runtime.disk_steps import write_errors
+from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.storage import BusyError, atomic_write, locked, remove_leftovers
+
+PICTURES_NAME = "images"
+ERRORS_NAME = "errors.jsonl"
+_SHOWN = 200
+
+_WORDS = {
+    "fsvit_edge": "by fsvit-edge",
+    "sources": "from",
+    "pictures": "of",
+    "format": "with --format",
+    "bundle_sha256": "by the bundle",
+    "bank_sha256": "by the bank",
+    "engine": "on the engine",
+    "precision": "in the precision",
+    "classes": "with --classes",
+    "min_score": "with --min-score",
+    "split": "with --split",
+    "every_s": "with --every",
+}
+"""How a fact of a call is told; the order is that in which two calls are compared."""
+
+Call = Mapping[str, Any]
+"""What makes two calls the same, by the keys of `_WORDS`; plain values for JSON."""
+
+
+class Output:
+    """An open output; `open_output` makes it.
+
+    Attributes:
+        folder: The folder.
+        journal: The file for the journal.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._state = folder / STATE_NAME
+        self.journal = self._state / "journal.jsonl"
+        self._call, self._summary = self._state / "call.json", self._state / "complete.json"
+
+    def begin(self, call: Call) -> None:
+        """Note what the call is; an InputError that says what differs if the folder has the labels of another."""
+        plain = json.loads(json.dumps(call))
+        if not self._call.exists():
+            atomic_write(self._call, (json.dumps(call, indent=1) + "\n").encode())
+            return
+        before = self._read(self._call)
+        for key, words in _WORDS.items():
+            if before.get(key) != plain[key]:
+                raise InputError(
+                    f"{self.folder} has labels made {words} {_shown(before.get(key))}, not {_shown(plain[key])}; give "
+                    "another folder with --output, or remove this one."
+                )
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What `finish` was given; None while the folder is not complete."""
+        return self._read(self._summary) if self._summary.exists() else None
+
+    def write_picture(self, name: str, data: bytes) -> None:
+        """Write a picture that stands for a frame of a video."""
+        atomic_write(self.folder / PICTURES_NAME / name, data)
+
+    def finish(self, write: Callable[[Path], None], errors: bytes, summary: Mapping[str, Any]) -> None:
+        """Write the label files, the list of errors, and that the folder is complete, in this order.
+
+        A call that was killed in the middle of it is done again from the start.
+        """
+        with write_errors(self.folder):
+            staging = self._state / "labels"
+            shutil.rmtree(staging, ignore_errors=True)
+            write(staging)
+            files = [path for path in staging.rglob("*") if not path.is_dir()]
+            # Those at the top tell tools what is in the folders, so they come when that is there.
+            for file in sorted(files, key=lambda path: -len(path.relative_to(staging).parts)):
+                target = self.folder / file.relative_to(staging)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+            shutil.rmtree(staging)
+        if errors:
+            atomic_write(self.folder / ERRORS_NAME, errors)
+        atomic_write(self._summary, (json.dumps(summary, indent=1) + "\n").encode())
+        self.journal.unlink(missing_ok=True)
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        try:
+            values: dict[str, Any] = json.loads(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ArtifactError(
+                f"{file} is damaged: {error}; remove the folder {self.folder}, or give another one with --output."
+            ) from error
+        return values
+
+
+@contextmanager
+def open_output(folder: Path) -> Iterator[Output]:
+    """Open a folder that is new, empty, or an output of `label`; one process at a time may have it open.
+
+    Raises:
+        InputError: It is a file, or has other files.
+        BusyError: Another process has it open.
+        FsvitEdgeError: It cannot be written to.
+    """
+    state = folder / STATE_NAME
+    with write_errors(folder):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; give the name of a folder with --output.")
+        is_ours = (state / "call.json").exists()
+        others = [path for path in folder.iterdir() if path.name != STATE_NAME] if folder.is_dir() else []
+        if others and not is_ours:
+            raise InputError(
+                f"{folder} contains other files, such as {others[0].name}, and no labels; choose an empty or a new "
+                "folder with --output."
+            )
+        state.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(state, required=False, limit_s=0.0):
+            remove_leftovers(state)
+            yield Output(folder)
+    except BusyError as error:
+        raise BusyError(f"Another fsvit-edge label is writing to {folder}; wait for it, or give another folder.") from (
+            error
+        )
+
+
+def _shown(value: object) -> str:
+    if value is None or value == []:
+        return "nothing"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,414 @@
+"""A labeling: what is in its output, resumed after any end, refused where it is another's, and beside a second one."""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from plain_labeler import PlainLabeler, predict
+from sample_files import write_video
+
+from fsvit_edge.label import journal as journal_module
+from fsvit_edge.label.job import LabelResult, Progress
+from fsvit_edge.label.output import open_output
+from fsvit_edge.label.pictures import STATE_NAME
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.pictures import read_image, write_image
+from fsvit_edge.runtime.storage import BusyError
+
+Run = Callable[..., LabelResult]
+
+
+def scene(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
+    """A bright and a red rectangle on black; every third has nothing."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    if seed % 3:
+        picture[2 : 4 + seed % 7, 3:20] = 255
+        picture[14:20, seed % 9 : 12 + seed % 9] = (200, 0, 0)
+    return picture
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """Six pictures in two folders, one of them damaged, one empty, a link to nothing, and a video of 8 frames."""
+    folder = tmp_path / "album"
+    for index in range(4):
+        write_image(folder / f"{index}.png", scene(index))
+    write_image(folder / "sub" / "5.jpg", scene(5))
+    (folder / "cut.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    (folder / "empty.jpg").touch()
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    write_video(folder / "v.mp4", [scene(index, 48, 64) for index in range(8)], 4.0)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of an output, without what says whose they are."""
+    files = (path for path in folder.rglob("*") if path.is_file() and STATE_NAME not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def pictures(folder: Path) -> dict[str, dict[str, Any]]:
+    return {one["path"]: one for one in lines(folder / "labels.jsonl")[1:]}
+
+
+def test_everything_is_labeled_and_what_cannot_be_is_listed(run: Run, album: Path, tmp_path: Path) -> None:
+    result = run("out", "album", every_s=0.5)
+    assert (result.labeled, result.failed) == (9, 3)
+    frames = [f"v.mp4/{index:06}.jpg" for index in (0, 2, 4, 6)]
+    found = pictures(tmp_path / "out")
+    assert list(found) == ["0.png", "1.png", "2.png", "3.png", *frames, "sub/5.jpg"]
+    failures = {one["path"]: one["reason"] for one in lines(tmp_path / "out" / "errors.jsonl")}
+    assert list(failures) == ["cut.png", "empty.jpg", "gone.jpg"]
+    assert failures["empty.jpg"] == f"{album}/empty.jpg is empty."
+    assert "No such file" in failures["gone.jpg"]
+    bright, red = found["2.png"]["classes"]
+    assert (bright["present"], bright["parts"][0]["box_xyxy"]) == (True, [3, 2, 20, 6])
+    assert red["parts"][0]["area_px"] == 72
+    assert [found[name]["time_s"] for name in frames] == [0.0, 0.5, 1.0, 1.5]
+    assert result.pictures_of["red"] == sum(one["classes"][1]["present"] for one in found.values())
+
+
+@pytest.mark.usefixtures("album")
+def test_labels_are_those_of_the_picture_that_is_written_for_a_frame(run: Run, tmp_path: Path) -> None:
+    run("out", "album/v.mp4", every_s=0.0)
+    found = pictures(tmp_path / "out")
+    assert len(found) == 8
+    for name, one in found.items():
+        file = tmp_path / "out" / "images" / name
+        assert one["size_hw"] == list(read_image(file).shape[:2])
+        areas = [sum(part["area_px"] for part in each["parts"]) for each in one["classes"]]
+        assert areas == [each.area_px for each in predict(read_image(file)).results]
+
+
+def test_a_picture_is_labeled_as_people_see_it(run: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    Image.fromarray(scene(1)).save(tmp_path / "turned.png", exif=exif)
+    run("out", "turned.png")
+    (one,) = pictures(tmp_path / "out").values()
+    assert one["size_hw"] == [32, 24]
+    assert one["classes"][0]["parts"][0]["box_xyxy"] == [19, 3, 22, 20]
+
+
+def test_a_video_of_which_a_part_is_missing_is_labeled_as_far_as_it_goes(run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(40)]
+    write_video(tmp_path / "whole.avi", noise, 10.0, code="MJPG")
+    data = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "part.avi").write_bytes(data[: len(data) // 2])
+    result = run("out", "part.avi", every_s=0.0)
+    assert 10 < result.labeled < 30
+    (failure,) = lines(tmp_path / "out" / "errors.jsonl")
+    assert failure["path"] == "part.avi"
+    assert "declares 40 frames, but only" in failure["reason"]
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    result = run("out2", "bad.mp4", every_s=0.0)
+    assert (result.labeled, result.failed) == (0, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------- resumed
+
+
+class Killed(BaseException):
+    """Ends a call between two steps, and skips what an error would do."""
+
+
+@pytest.mark.usefixtures("album")
+@pytest.mark.parametrize("after", range(9))
+def test_a_call_that_ends_at_any_picture_is_finished_by_the_same_one(
+    run: Run, labeler: type[PlainLabeler], tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("whole", "album", every_s=0.5)
+    left = after
+
+    def before() -> None:
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+
+    monkeypatch.setattr(labeler, "before", staticmethod(before))
+    with pytest.raises(Killed):
+        run("out", "album", every_s=0.5)
+    assert not (tmp_path / "out" / "labels.jsonl").exists()
+    monkeypatch.setattr(labeler, "before", staticmethod(lambda: None))
+    seen: list[Progress] = []
+    result = run("out", "album", every_s=0.5, on_progress=seen.append)
+    assert (result.labeled, result.failed) == (9, 3)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert seen[-1].share == 1.0
+    assert (seen[-1].labeled, seen[-1].failed) == (9, 3)
+    assert (after < 8) or seen[-1].here < 12  # what was done is not done again
+
+
+@pytest.fixture
+def unfinished(run: Run, album: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An output, "out", whose journal is complete, but whose labels were not written."""
+
+    def fail(*_: object) -> None:
+        raise Killed
+
+    run("whole", "album", every_s=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr("fsvit_edge.label.job.write_format", fail)
+        with pytest.raises(Killed):
+            run("out", "album", every_s=0.5)
+    return album.with_name("out")
+
+
+def test_a_journal_that_is_cut_at_any_byte_is_completed(run: Run, unfinished: Path, tmp_path: Path) -> None:
+    journal = unfinished / STATE_NAME / "journal.jsonl"
+    state, whole = journal.with_name("complete.json"), journal.read_bytes()
+    ends = [match.end() for match in re.finditer(rb"\n", whole)]
+    cuts = {0, 1, *ends, *(end - 1 for end in ends), *(end + 7 for end in ends[:-1])}
+    for cut in sorted(cuts):
+        journal.write_bytes(whole[:cut])
+        state.unlink(missing_ok=True)
+        run("out", "album", every_s=0.5)
+        assert contents(unfinished) == contents(tmp_path / "whole"), cut
+
+
+def test_what_a_power_cut_left_in_the_journal_is_cut_off(run: Run, unfinished: Path, tmp_path: Path) -> None:
+    journal = unfinished / STATE_NAME / "journal.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:300] + bytes(200) + b"\n" + whole[500:])
+    run("out", "album", every_s=0.5)
+    assert contents(unfinished) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("replaced", range(3))
+def test_a_call_that_ends_while_labels_are_put_in_place_is_finished(
+    run: Run, unfinished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: int
+) -> None:
+    replace, left = os.replace, replaced
+
+    def stop(*paths: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+        replace(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(Killed):
+            run("out", "album", every_s=0.5)
+    run("out", "album", every_s=0.5)
+    assert contents(unfinished) == contents(tmp_path / "whole")
+    assert [path.name for path in unfinished.iterdir() if path.name.startswith(".")] == [STATE_NAME]
+    assert sorted(path.name for path in (unfinished / STATE_NAME).iterdir()) == ["call.json", "complete.json"]
+
+
+@pytest.mark.usefixtures("album")
+def test_a_call_that_is_complete_is_not_done_again(
+    run: Run, labeler: type[PlainLabeler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run("out", "album")
+
+    def fail() -> None:
+        raise Killed
+
+    monkeypatch.setattr(labeler, "before", staticmethod(fail))
+    again = run("out", "album")
+    assert again.elapsed_s is None
+    assert again.labeled == first.labeled
+
+
+@pytest.mark.usefixtures("album")
+def test_a_full_disk_ends_a_call_which_goes_on_when_there_is_room(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("whole", "album")
+    append = journal_module.Journal.append
+    left = 2
+
+    def fill(self: journal_module.Journal, line: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            self._file.write(line[:10])
+            with journal_module._disk_errors(self._path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module.Journal, "append", fill)
+        with pytest.raises(FsvitEdgeError, match="No space left on device; free some space, and the same command"):
+            run("out", "album")
+    run("out", "album")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.usefixtures("album")
+@pytest.mark.parametrize(
+    ("sources", "changed", "sentence"),
+    [
+        pytest.param(["album"], {"bank": "other"}, "made by the bank bankbank, not otherother", id="bank"),
+        pytest.param(["album"], {"format": "other"}, "made with --format jsonl, not other", id="format"),
+        pytest.param(["album"], {"min_score": 0.6}, "made with --min-score nothing, not 0.6", id="score"),
+        pytest.param(["album"], {"split": "0.8/0.2"}, "made with --split nothing, not 0.8/0.2", id="split"),
+        pytest.param(["album", "new.jpg"], {}, "made from .*album, not .*album, .*new.jpg", id="sources"),
+    ],
+)
+def test_another_call_into_the_same_folder_is_refused(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sources: list[str],
+    changed: dict[str, Any],
+    sentence: str,
+) -> None:
+    from fsvit_edge.label import job
+
+    monkeypatch.setattr(job, "FORMATS", {**job.FORMATS, "other": None})
+    write_image(tmp_path / "new.jpg", scene(1))
+    run("out", "album")
+    before = contents(tmp_path / "out")
+    with pytest.raises(InputError, match=sentence):
+        run("out", *sources, **changed)
+    assert contents(tmp_path / "out") == before
+
+
+def test_another_engine_or_other_pictures_are_another_call(
+    run: Run, labeler: type[PlainLabeler], album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("out", "album")
+    with monkeypatch.context() as patch:
+        patch.setattr(labeler, "engine", "faster")
+        with pytest.raises(InputError, match="made on the engine plain, not faster"):
+            run("out", "album")
+    write_image(album / "later.jpg", scene(1))
+    with pytest.raises(InputError, match=r"made of 8 pictures and videos \(.*not 9 pictures"):
+        run("out", "album")
+
+
+def test_a_folder_with_something_else_is_refused(run: Run, album: Path, tmp_path: Path) -> None:
+    for output, sentence in (("album", "contains other files, such as"), ("album/1.png", "is a file")):
+        with pytest.raises(InputError, match=sentence):
+            run(output, "album/0.png")
+    assert not (album / STATE_NAME).exists()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun" / STATE_NAME).mkdir(parents=True)  # by a call that was killed before it wrote anything
+    assert run("empty", "album/0.png").labeled == run("begun", "album/0.png").labeled == 1
+
+
+@pytest.mark.usefixtures("album")
+def test_a_second_call_beside_the_first_is_refused(run: Run, tmp_path: Path) -> None:
+    with (
+        open_output(tmp_path / "out"),
+        pytest.raises(BusyError, match=r"Another fsvit-edge label is writing to .*out; wait for it"),
+    ):
+        run("out", "album")
+    assert run("out", "album").labeled == 5
+
+
+def test_a_journal_of_other_pictures_is_damaged(run: Run, unfinished: Path) -> None:
+    journal = unfinished / STATE_NAME / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b"2.png", b"7.png"))
+    with pytest.raises(ArtifactError, match=r"7\.png is not what comes next"):
+        run("out", "album", every_s=0.5)
+
+
+def test_pictures_of_one_stem_are_refused_before_the_first_is_read(
+    run: Run, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsvit_edge.label import job
+
+    write_image(album / "1.jpg", scene(1))
+    monkeypatch.setattr(job, "FORMATS", {**job.FORMATS, "yolo": job.FORMATS["jsonl"]})
+    assert run("out", "album").labeled == 6  # where names keep their suffix
+    with pytest.raises(InputError, match=r"1\.jpg and 1\.png differ only in their suffix, and --format yolo"):
+        run("out2", "album", format="yolo")
+
+
+@pytest.mark.usefixtures("album")
+def test_an_unknown_format_is_refused_with_those_that_are_known(
+    run: Run,
+) -> None:
+    with pytest.raises(InputError, match=r"--format must be one of .*jsonl.*, got 'voc'"):
+        run("out", "album", format="voc")
+
+
+# --------------------------------------------------------------------------------------------------------------- split
+
+
+def test_a_split_keeps_the_frames_of_a_video_together(run: Run, album: Path, tmp_path: Path) -> None:
+    for index in range(10, 40):
+        write_image(album / f"{index}.png", scene(index))
+    result = run("out", "album", every_s=0.0, split="0.5/0.5")
+    found = pictures(tmp_path / "out")
+    assert {one["split"] for one in found.values()} == {"train", "val"}
+    assert len({one["split"] for name, one in found.items() if name.startswith("v.mp4/")}) == 1
+    assert result.pictures_in == {
+        part: sum(one["split"] == part for one in found.values()) for part in result.pictures_in
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.usefixtures("album")
+def test_a_path_too_long_for_a_frame_is_a_failure_of_that_frame(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsvit_edge.label.output import Output
+
+    write = Output.write_picture
+
+    def refuse(self: Output, name: str, data: bytes) -> None:
+        if name.endswith("4.jpg"):
+            name = "x" * 300 + ".jpg"
+        write(self, name, data)
+
+    monkeypatch.setattr(Output, "write_picture", refuse)
+    result = run("out", "album/v.mp4", every_s=0.5)
+    assert (result.labeled, result.failed) == (3, 1)
+    (failure,) = lines(tmp_path / "out" / "errors.jsonl")
+    assert failure["path"] == "v.mp4/000004.jpg"
+    assert "File name too long" in failure["reason"]
+
+
+@pytest.mark.usefixtures("album")
+def test_a_name_that_the_format_cannot_hold_is_refused_before_the_first_picture(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def check(name: str, picture: str) -> None:
+        seen.append((name, picture))
+        if picture == "sub/5.jpg":
+            raise InputError(f"{picture} cannot be named.")
+
+    monkeypatch.setattr("fsvit_edge.label.job.check_path", check)
+    with pytest.raises(InputError, match=r"sub/5\.jpg cannot be named"):
+        run("out", "album", every_s=0.5)
+    assert ("jsonl", "v.mp4/000000.jpg") in seen  # the frames of a video, by their own name
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_video_with_the_longest_name_is_labeled(run: Run, tmp_path: Path) -> None:
+    name = "नि\u200dष" + "x" * 239 + ".avi"
+    assert len(os.fsencode(name)) == 255
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5.0, (64, 48))
+    writer.write(scene(1, 48, 64))
+    writer.release()
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "a.avi").rename(tmp_path / "videos" / name)
+    assert run("out", "videos", every_s=1.0).labeled == 1
+    assert (tmp_path / "out" / "images" / name / "000000.jpg").is_file()
