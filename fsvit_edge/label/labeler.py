@@ -4,13 +4,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge import __version__
 from fsvit_edge.fewshot.names import resolved
-from fsvit_edge.fewshot.prediction import Instance, Prediction
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part
@@ -112,24 +111,17 @@ def label_picture(path: str, prediction: Prediction, time_s: float | None = None
     """Describe what was found in a picture, or in the frame of a video at a time."""
     height, width = prediction.label_map.shape
     classes = []
-    for way, one in enumerate(prediction.results):
-        parts = tuple(_part(prediction.label_map, way + 1, instance) for instance in prediction.instances(one.name))
+    for one in prediction.results:
+        found = zip(prediction.instances(one.name), prediction.instance_pixels(one.name), strict=True)
+        parts = tuple(
+            Part(part.area_px, part.box_xyxy, _counts_of_box(pixels, *part.box_xyxy[:2], (height, width)))
+            for part, pixels in found
+        )
         classes.append(LabeledClass(one.name, one.score, one.level, one.is_present, parts))
     return LabeledPicture(path, (height, width), time_s, tuple(classes))
 
 
-def _part(label_map: npt.NDArray[np.uint8], label: int, instance: Instance) -> Part:
-    left, top, right, bottom = instance.box_xyxy
-    pixels = (label_map[top:bottom, left:right] == label).view(np.uint8)
-    if cv2.countNonZero(pixels) != instance.area_px:
-        # Other parts reach into the box. Only one can touch all four sides, since two that do would meet.
-        _, numbers, found, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
-        whole = (found[1:, :4] == (0, 0, right - left, bottom - top)).all(axis=1)
-        pixels = (numbers == 1 + int(np.flatnonzero(whole)[0])).view(np.uint8)
-    return Part(instance.area_px, instance.box_xyxy, _counts_of_box(pixels, left, top, label_map.shape))
-
-
-def _counts_of_box(pixels: npt.NDArray[np.uint8], left: int, top: int, size_hw: tuple[int, ...]) -> tuple[int, ...]:
+def _counts_of_box(pixels: npt.NDArray[np.bool_], left: int, top: int, size_hw: tuple[int, int]) -> tuple[int, ...]:
     """`run_lengths` of pixels at (left, top) of a picture that is off elsewhere: of 2 megapixels, in a tenth of it."""
     height, width = size_hw
     columns = np.zeros((pixels.shape[1], pixels.shape[0] + 2), np.int8)

@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.prediction import connected_parts
 from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part, run_lengths
 
 Mask = npt.NDArray[np.bool_]
@@ -36,8 +35,8 @@ def parts_of(pixels: Mask) -> tuple[Part, ...]:
     found = []
     for index in range(1, labels.max() + 1):
         part = np.asarray(labels == index, np.bool_)
-        (area_px, (x, y, width, height)), *_ = connected_parts(part.view(np.uint8))
-        found.append(Part(area_px, (x, y, x + width, y + height), run_lengths(part)))
+        x, y, width, height = cv2.boundingRect(part.view(np.uint8))
+        found.append(Part(int(part.sum()), (x, y, x + width, y + height), run_lengths(part)))
     return tuple(sorted(found, key=lambda part: (-part.area_px, part.box_xyxy)))
 
 
