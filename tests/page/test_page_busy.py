@@ -178,3 +178,16 @@ def test_a_slow_download_is_not_cut_off_and_one_that_nobody_reads_is(large: Page
         assert len(received(slow, pause_s=0.005)) > 1_000_000
         assert time.monotonic() - started_s > 0.8  # twice what a client may pause
         assert len(received(idle)) < 1_000_000  # the control
+
+
+def test_a_download_may_take_longer_than_a_client_may_wait_before_it_asks_again(
+    large: PageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_KEEP_ALIVE_S", 0)
+    monkeypatch.setattr(server, "_HEADER_TIMEOUT_S", 0.4)
+    get = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connected(large.port, get) as slow, connected(large.port, get) as idle:
+        started_s = time.monotonic()
+        assert len(received(slow, pause_s=0.005)) > 1_000_000
+        assert time.monotonic() - started_s > 0.8
+        assert len(received(idle)) < 1_000_000  # the control
