@@ -173,7 +173,7 @@ def recording_folder(uri: str) -> Path | None:
     """The folder in which a sink writes files; None if it writes none."""
     if uri == "-" or _is_address(uri):
         return None
-    return Path(uri) if uri.endswith("/") else Path(uri).parent
+    return Path(uri) if uri.endswith("/") or os.path.isdir(uri) else Path(uri).parent
 
 
 def _is_address(uri: str) -> bool:
