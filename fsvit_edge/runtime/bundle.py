@@ -124,17 +124,17 @@ class Bundle:
         return cls(path, manifest, graphs, cpu_graphs)
 
 
-def read_graph(bundle: Path, info: GraphInfo) -> bytes:
-    """Read a graph of a bundle; an ArtifactError if its file is missing or does not match its sha256."""
+def read_graph(bundle: Path, info: GraphInfo, remedy: str = EXPORT_AGAIN) -> bytes:
+    """Read a graph of a bundle; an ArtifactError, with the remedy, if its file is missing or its sha256 is another."""
     file = bundle / info.file
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror}; {EXPORT_AGAIN}.") from error
+        raise ArtifactError(f"{file} cannot be read: {error.strerror}; {remedy}.") from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != info.sha256:
         sums = f"sha256 {digest[:12]}..., expected {info.sha256[:12]}..."
-        raise ArtifactError(f"{file} was altered or damaged: {sums}; {EXPORT_AGAIN}.")
+        raise ArtifactError(f"{file} was altered or damaged: {sums}; {remedy}.")
     return data
 
 
