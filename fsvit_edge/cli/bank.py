@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
+from fsvit_edge.cli.outputs import write_preview
 from fsvit_edge.cli.terminal import editing_bank, open_model, print_table, say
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
@@ -43,7 +44,6 @@ def list_classes(
     from fsvit_edge.fewshot.bank_sheet import draw_bank
     from fsvit_edge.fewshot.scene import false_alarm_bound
     from fsvit_edge.runtime.errors import InputError
-    from fsvit_edge.runtime.pictures import write_image
 
     loaded = SupportBank.load(bank)
     if preview is not None:
@@ -51,7 +51,7 @@ def list_classes(
             raise InputError(
                 f"{bank} has no pictures to draw; add some with: fsvit-edge enroll NAME IMAGE --bank {bank}."
             )
-        write_image(preview, draw_bank(loaded))
+        write_preview(preview, draw_bank(loaded))
     entries, rows, negative_rows = [], [], []
     for name in loaded.classes:
         supports, level, origin = loaded.supports(name), loaded.level(name), loaded.level_source(name)
@@ -227,14 +227,13 @@ def review(
     from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.review import draw_review
     from fsvit_edge.runtime.errors import InputError
-    from fsvit_edge.runtime.pictures import write_image
 
     loaded = SupportBank.load(bank)
     items = loaded.review
     if preview is not None:
         if not items:
             raise InputError(f"{bank} keeps no doubtful frames to draw; collect some with: fsvit-edge run --review.")
-        write_image(preview, draw_review(items, loaded.classes))
+        write_preview(preview, draw_review(items, loaded.classes))
     if as_json:
         print(json.dumps({"items": [one.to_dict() for one in items]}, ensure_ascii=False))
         return

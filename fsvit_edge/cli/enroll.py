@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption
-from fsvit_edge.cli.outputs import refuse_to_replace
+from fsvit_edge.cli.outputs import refuse_to_replace, write_preview
 from fsvit_edge.cli.terminal import editing_bank, open_model, say
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
@@ -64,7 +64,6 @@ def enroll(
     from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures
     from fsvit_edge.enroll.support_files import parse_box, read_supports
     from fsvit_edge.fewshot.bank_file import check_bank_path
-    from fsvit_edge.runtime.pictures import write_image
     from fsvit_edge.runtime.storage import remove_leftovers
 
     if is_not and (preview is not None or level is not None):
@@ -81,7 +80,7 @@ def enroll(
             return
         report = enroll_pictures(model, name, pictures, level)
         if preview is not None:
-            write_image(preview, draw_report(report))
+            write_preview(preview, draw_report(report))
         check_unchanged()
         model.save_bank(bank)
         enrolled_level, origin = model.bank.level(name), model.bank.level_source(name)

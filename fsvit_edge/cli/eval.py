@@ -19,7 +19,7 @@ from fsvit_edge.cli.options import (
     ThreadsOption,
     WaysOption,
 )
-from fsvit_edge.cli.outputs import refuse_to_replace
+from fsvit_edge.cli.outputs import refuse_to_replace, write_preview
 
 if TYPE_CHECKING:
     from fsvit_edge.fewshot.predictor import FewShotModel
@@ -145,7 +145,6 @@ def evaluate(
     from fsvit_edge.learn.gates import DEFAULT_MAX_DROP, Baseline, Gates, SceneGates
     from fsvit_edge.learn.scenes import SceneOptions, SceneResult, evaluate_scenes
     from fsvit_edge.runtime.errors import InputError
-    from fsvit_edge.runtime.pictures import write_image
     from fsvit_edge.runtime.storage import atomic_write
 
     for name, only in _ONLY_WITH.items():
@@ -167,7 +166,7 @@ def evaluate(
     def draw(answer: Answer) -> None:
         if preview is not None and answer.number < max_pictures:
             name = f"episode-{answer.number:0{len(str(episodes - 1))}}.png"
-            write_image(preview / name, draw_answer(selection, answer, masks))
+            write_preview(preview / name, draw_answer(selection, answer, masks))
 
     result: EvaluationResult | SceneResult
     with show_progress("Evaluate") as progress:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _DEMO_VIDEO = "demo.mp4"
 _TABLE_PERIOD_S = 0.25
+_MAX_SECRET_BYTES = 10_000
 
 
 def run(
@@ -198,10 +199,14 @@ def _secret(text: str) -> str:
     if not text.startswith("@"):
         return text
     try:
-        lines = Path(text[1:]).read_text("utf-8").split("\n")
+        with open(text[1:], "rb") as file:  # may be a pipe, or a device without an end
+            data = file.read(_MAX_SECRET_BYTES + 1)
+        lines = data.decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"The file {text[1:]} cannot be read: {reason}.") from error
+    if len(data) > _MAX_SECRET_BYTES:
+        raise InputError(f"The file {text[1:]} cannot be read: it is longer than {_MAX_SECRET_BYTES:,} bytes.")
     *others, line = [line.strip() for line in lines if line.strip()] or [""]
     if others or not line:
         raise InputError(f"The file {text[1:]} must have one line, got {len(others) + bool(line)}.")

@@ -1,13 +1,12 @@
 """An ONNX graph -> the graph that ONNX Runtime makes of it for this CPU, and a report of its layers."""
 
-import tempfile
 import time
-from pathlib import Path
 
 import onnx
 
 from fsvit_edge.export.built_graph import BuiltGraph, LayerReport
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine, import_onnxruntime
+from fsvit_edge.runtime.storage import temporary_folder
 
 _INT8 = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "QAttention")
 _FLOAT = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "FusedMatMulActivation", "Attention")
@@ -41,8 +40,8 @@ def _optimized(graph: bytes, name: str, portable: bool) -> bytes:
     options.log_severity_level = 4
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if portable else levels.ORT_ENABLE_ALL
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}.onnx"
+    with temporary_folder() as folder:
+        path = folder / f"{name}.onnx"
         options.optimized_model_filepath = str(path)
         ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return path.read_bytes()

@@ -13,8 +13,9 @@ from fsvit_edge.fewshot.cached_support import CachedSupport, ClassSupports
 from fsvit_edge.fewshot.clusters import fewer_tokens
 from fsvit_edge.fewshot.decide import Flags
 from fsvit_edge.fewshot.head_runs import head_runs
-from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, on_host
-from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.bundle import EXPORT_AGAIN
+from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, on_host
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
 from fsvit_edge.runtime.postprocess import Maps
 
 _Item = TypeVar("_Item")
@@ -43,6 +44,14 @@ def check_finite(values: npt.NDArray[np.float32], what: str) -> npt.NDArray[np.f
             "fault: check them with fsvit-edge inspect, or try --precision fp32 and --engine onnxruntime."
         )
     return values
+
+
+def known_size(spec: TensorSpec, axis: int) -> int:
+    """Return a size that a graph must fix; an ArtifactError if it is known only at run time."""
+    size = spec.shape[axis]
+    if isinstance(size, str):
+        raise ArtifactError(f"The input or output {spec.name!r} has an unknown size {size!r:.40}; {EXPORT_AGAIN}.")
+    return size
 
 
 class Head(Protocol):
@@ -81,7 +90,7 @@ class PaddedHead:
         self.engine = engine
         self._kind = kind
         self.token_dtype = next(spec.dtype for spec in engine.inputs if spec.name == "tokens")
-        self.mask_size = next(int(spec.shape[1]) for spec in engine.outputs if spec.name == "foreground")
+        self.mask_size = next(known_size(spec, 1) for spec in engine.outputs if spec.name == "foreground")
         self._uploaded: tuple[Sequence[ClassSupports], list[tuple[slice, dict[str, ResidentTensor]]]] | None = None
 
     def compare(self, tokens: Array | ResidentTensor, classes: Sequence[ClassSupports]) -> HeadAnswer:
@@ -145,9 +154,9 @@ class SplitHead:
         self._most_tokens = most_tokens
         self._pool = ThreadPoolExecutor(threads, "fsvit-head") if threads > 1 else None
         blocks = next(spec for spec in alone.inputs if spec.name == "tokens")
-        self._num_blocks, self._block_size = int(blocks.shape[0]), int(blocks.shape[2])
+        self._num_blocks, self._block_size = known_size(blocks, 0), known_size(blocks, 2)
         self.token_dtype = blocks.dtype
-        self.mask_size = int(outline.outputs[0].shape[1])
+        self.mask_size = next(known_size(spec, 1) for spec in outline.outputs if spec.name == "foreground")
         self._uploaded: tuple[Sequence[ClassSupports], list[_Run]] | None = None
         self._feeds: dict[int, tuple[weakref.ref[CachedSupport], dict[str, ResidentTensor]]] = {}
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fsvit_edge.fewshot.bank import MAX_CLASSES, SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports
-from fsvit_edge.fewshot.heads import Head, HeadAnswer, PaddedHead, SplitHead, check_finite
+from fsvit_edge.fewshot.heads import Head, HeadAnswer, PaddedHead, SplitHead, check_finite, known_size
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
 from fsvit_edge.fewshot.support_masks import Image, Mask
 from fsvit_edge.runtime.bundle import EXPORT_AGAIN, OBJECTNESS, Manifest
@@ -37,18 +37,28 @@ class ExportedNetwork:
         self.head = _open_head(manifest, engines)
         self._encoded = 0
         self.objectness = engines.get(OBJECTNESS)
-        encoded = {spec.name: spec.shape for spec in self.encoder.outputs}
+        encoded = {spec.name: spec for spec in self.encoder.outputs}
+        tokens = encoded["tokens"]
         self.has_objectness = self.objectness is not None or OBJECTNESS in encoded
         # Channels C, tokens T of a picture, values d per token and channel.
-        self.num_channels, self.num_tokens, self.head_dim = (_known(size) for size in encoded["tokens"][1:])
-        stated = (manifest.image_size, manifest.mask_size)
+        self.num_channels, self.num_tokens, self.head_dim = (known_size(tokens, axis) for axis in (1, 2, 3))
         image = next(spec for spec in self.encoder.inputs if spec.name == "image")
-        found = (image.shape[1], self.head.mask_size)
-        if stated != found:
-            raise ArtifactError(
-                f"The manifest of {manifest.name} states images of {stated[0]} px and masks of {stated[1]} px, "
-                f"its graphs have {found[0]} px and {found[1]} px; {EXPORT_AGAIN}."
-            )
+        support = next(spec for spec in self.enroll.outputs if spec.name == "support")
+        for what, stated, found in (
+            ("images of image_size", manifest.image_size, image.shape[1]),
+            ("masks of mask_size", manifest.mask_size, self.head.mask_size),
+            ("num_layers x num_heads =", manifest.num_layers * manifest.num_heads, self.num_channels),
+            (
+                "(image_size / patch_size)^2 =",
+                (manifest.image_size // (manifest.patch_size or 1)) ** 2,
+                self.num_tokens,
+            ),
+            ("support_grid^2 + 1 =", manifest.support_grid**2 + 1, support.shape[2]),
+        ):
+            if stated != found:
+                raise ArtifactError(
+                    f"The manifest of {manifest.name} states {what} {stated}, its graphs have {found}; {EXPORT_AGAIN}."
+                )
 
     def empty_bank(self, precision: str) -> SupportBank:
         """Return a bank for classes that these graphs enroll in this precision."""
@@ -152,9 +162,3 @@ def _open_head(manifest: Manifest, engines: Mapping[str, Engine]) -> Head:
     wide = engines[WIDE_COMPARE]
     assert isinstance(wide, OnnxRuntimeEngine)
     return SplitHead(engines["compare"], wide, engines["outline"], wide.threads, manifest.most_tokens)
-
-
-def _known(size: int | str) -> int:
-    if isinstance(size, str):
-        raise ArtifactError(f"The encoder's output 'tokens' has an unknown size {size!r}; export the bundle again.")
-    return size

@@ -16,7 +16,6 @@ from fsvit_edge.runtime.bundle import (
     OBJECTNESS,
     Bundle,
     Manifest,
-    read_graph,
     read_manifest,
 )
 from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TensorSpec
@@ -29,7 +28,7 @@ from fsvit_edge.runtime.engines.files import (
     read_record,
     sidecar_of,
 )
-from fsvit_edge.runtime.engines.fitting import incompatibilities
+from fsvit_edge.runtime.engines.fitting import incompatibilities, read_int8_encoder
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.open_graphs import open_graphs
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
@@ -234,7 +233,7 @@ def _check_sums(path: Path) -> Bundle:
     """Read all graphs of a bundle; an ArtifactError if one is missing, altered or damaged."""
     bundle = Bundle.load(path)
     if bundle.manifest.int8_encoder is not None:
-        read_graph(path, bundle.manifest.int8_encoder)
+        read_int8_encoder(path, bundle.manifest.int8_encoder)
     return bundle
 
 

@@ -67,7 +67,7 @@ class SourceHealth:
 
     name: str  # its name, safe to print
     status: SourceStatus
-    has_ended: bool = False  # whether the run goes on without it
+    has_ended: bool = False  # whether the run goes on without it; its state stays what it was
     frames: int = 0  # frames processed
     fps: float = 0.0  # frames processed per second, over the latest 5 seconds
     age_ms: Percentiles | None = None  # milliseconds from the capture of a frame to its result; None before the first

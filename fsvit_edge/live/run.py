@@ -21,6 +21,7 @@ from fsvit_edge.live.sinks.open import (
     open_sink,
     path_of,
     recording_folder,
+    refuse_other_places,
     sink_name,
     sinks_of_sources,
     snapshots_of_sources,
@@ -144,8 +145,12 @@ def run_source(
     is_demo, has_page = set(named.values()) == {"demo"}, any(map(is_page, sinks))
     if source == "demo" and options.max_frames is None and not has_page:
         options = replace(options, max_frames=demo_length())
-    own_sinks = [one for uri in sinks for one in sinks_of_sources(uri, list(named))]
     snapshots = options.events.snapshots
+    for uri in sinks:
+        refuse_other_places("--sink", uri)
+    for option, path in (("--snapshots", snapshots), ("--health", options.health_file), ("--bank", options.bank)):
+        refuse_other_places(option, str(path or ""), has_place=option == "--snapshots")
+    own_sinks = [one for uri in sinks for one in sinks_of_sources(uri, list(named))]
     folders = [] if snapshots is None else snapshots_of_sources(snapshots, list(named))
     for uri in named.values():
         _refuse_to_overwrite(uri, [sink for _, sink in own_sinks], [folder for _, folder in folders])

@@ -165,7 +165,7 @@ class SourceState(BaseModel):
     name: str
     state: SourceCondition
     is_frozen: bool = Field(description="Whether the camera repeats the same picture.")
-    has_ended: bool = Field(description="Whether the run goes on without it.")
+    has_ended: bool = Field(description="Whether the run goes on without it; its state stays what it was.")
 
 
 class State(BaseModel):

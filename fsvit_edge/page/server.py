@@ -62,8 +62,13 @@ class _ImpatientProtocol(H11Protocol):
         else:
             self._stall_timer = self.loop.call_later(_STALL_TIMEOUT_S, self._watch_reader, unsent)
 
-    def _end_without_request(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+    def _end_without_request(self, unsent_before: int | None = None) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        unsent = self.transport.get_write_buffer_size()  # an answer is complete when it is in this buffer
+        if unsent and (unsent_before is None or unsent_before - unsent >= _STALL_BYTES):
+            self._request_timer = self.loop.call_later(_STALL_TIMEOUT_S, self._end_without_request, unsent)
+        else:
             self.transport.abort()
 
 

@@ -3,7 +3,9 @@
 import re
 import secrets
 import socket
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ from fsvit_edge.page.frame_hub import FrameHub
 from fsvit_edge.page.server import PageServer
 from fsvit_edge.page.state import PageState
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.storage import remove_leftovers
 
 _DEFAULT_PORT = 8080
 _SAVE_LIMIT_S = 0.5
@@ -51,6 +54,8 @@ class PageSink(Sink):
                 "--token must be 8 to 128 letters, digits or . _ ~ -. Without --token, a page that others can reach "
                 "gets a random one."
             )
+        with suppress(OSError):  # there may be no place for temporary files
+            remove_leftovers(Path(tempfile.gettempdir()))  # uploads that a kill cut off
         self._hub = FrameHub()
         self._state = PageState(self._hub, model, bank_path)
         app = create_app(self._state)

@@ -29,6 +29,23 @@ INT8_ENCODER = "int8_encoder"
 TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
 """Kinds of heads: the trained correlation transformer, and prototypes, which need no training."""
 EXPORT_AGAIN = "export the bundle again with: fsvit-edge export"
+_Axes = Mapping[str, int]  # by tensor
+_ENCODER: tuple[_Axes, _Axes] = ({"image": 4}, {"tokens": 4})
+_TENSORS: Mapping[str, tuple[_Axes, _Axes]] = {
+    "encoder": _ENCODER,
+    INT8_ENCODER: _ENCODER,
+    "enroll": (
+        {"tokens": 4, "mask": 3, "has_mask": 1},
+        {"support": 4, "kept_mask": 2, "pooled": 4, "pooled_mask": 2, "used_mask": 3},
+    ),
+    "head": (
+        {"tokens": 4, "kept": 4, "kept_mask": 2, "pooled": 4, "pooled_mask": 2, "averaging": 2},
+        {"presence": 1, "foreground": 3},
+    ),
+    "compare": ({"tokens": 4, "support": 3, "count": 1, "pooled_mask": 1}, {"presence": 1, "mask_tokens": 3}),
+    "outline": ({"mask_tokens": 3}, {"foreground": 3}),
+    OBJECTNESS: ({"image": 4}, {OBJECTNESS: 3}),
+}  # the inputs and outputs of each graph that the code names; graphs may have more
 DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "cst-nano"
 """The bundled model, a small one for demonstrations, used if no bundle is given."""
 
@@ -112,17 +129,17 @@ def bundle_sha256(path: Path) -> str:
     return str(json.loads((path / MANIFEST_NAME).read_bytes())["sha256"])
 
 
-def read_graph(bundle: Path, info: GraphInfo) -> bytes:
-    """Read a graph of a bundle; an ArtifactError if its file is missing or does not match its sha256."""
+def read_graph(bundle: Path, info: GraphInfo, remedy: str = EXPORT_AGAIN) -> bytes:
+    """Read a graph of a bundle; an ArtifactError, with the remedy, if its file is missing or its sha256 is another."""
     file = bundle / info.file
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror}; {EXPORT_AGAIN}.") from error
+        raise ArtifactError(f"{file} cannot be read: {error.strerror}; {remedy}.") from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != info.sha256:
         sums = f"sha256 {digest[:12]}..., expected {info.sha256[:12]}..."
-        raise ArtifactError(f"{file} was altered or damaged: {sums}; {EXPORT_AGAIN}.")
+        raise ArtifactError(f"{file} was altered or damaged: {sums}; {remedy}.")
     return data
 
 
@@ -169,6 +186,15 @@ def read_manifest(path: Path) -> Manifest:
         raise ArtifactError(f"{file} has wrong values: support_crop is {manifest.support_crop}, not 0 or at least 1.")
     if manifest.most_tokens < 0:
         raise ArtifactError(f"{file} has wrong values: most_tokens is {manifest.most_tokens}, not at least 0.")
+    for name, info in manifest.all_graphs.items():
+        for kind, axes, specs in zip(("input", "output"), _TENSORS[name], (info.inputs, info.outputs), strict=True):
+            found = {spec.name: len(spec.shape) for spec in specs}
+            for tensor, expected in axes.items():
+                if found.get(tensor) != expected:
+                    raise ArtifactError(
+                        f"{file} has wrong values: the graph {name!r} must have an {kind} {tensor!r} with {expected} "
+                        f"axes; {EXPORT_AGAIN}."
+                    )
     return manifest
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,6 +200,22 @@ class TemporaryFile:
                 with self.path.open("rb") as file:
                     return overwrite(self._name, file)
         flush_folder_of(self._name)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield an empty folder for files of no use later, in `tempfile.gettempdir()`; an OSError if it cannot be made.
+
+    What killed processes left there is removed first: an upload of a bank is up to 256 MB.
+    """
+    parent = Path(tempfile.gettempdir())
+    remove_leftovers(parent)
+    descriptor, folder = create_folder(parent)
+    try:
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

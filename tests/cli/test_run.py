@@ -349,10 +349,10 @@ def test_what_cannot_be_told_about_events_is_refused(folder: Path, cli: Cli, opt
 
 
 def test_a_run_removes_the_unfinished_files_of_a_killed_one(folder: Path, cli: Cli) -> None:
-    folders = [folder / name for name in ("health", "results", "videos")]
+    folders = [folder / name for name in ("health", "pictures", "results", "videos")]
     for one in folders:
         one.mkdir()
         (one / ".fsvit-edge-1_abc-out").write_bytes(b"half")
-    sinks = "--sink results/ --sink videos/out.mp4"
+    sinks = "--sink results/ --sink pictures --sink videos/out.mp4"
     assert cli(f"run photo.jpg {sinks} --health health/health.json").code == 0
     assert [left for one in folders for left in one.glob(".fsvit-edge-*")] == []

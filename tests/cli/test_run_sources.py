@@ -95,3 +95,11 @@ def test_what_is_secret_can_be_in_a_file(folder: Path, cli: Cli) -> None:
 def test_a_file_with_a_secret_has_one_line(folder: Path, cli: Cli, text: str, got: int) -> None:
     (folder / "sink.txt").write_text(text)
     is_one_error(cli("run photo.jpg --sink @sink.txt"), 2, f"The file sink.txt must have one line, got {got}.")
+
+
+@pytest.mark.parametrize("option", ["--sink", "--token", "--webhook"])
+def test_no_more_is_read_of_a_secret_than_it_can_have(folder: Path, cli: Cli, option: str) -> None:
+    """Of /dev/zero, the rest would fill the memory."""
+    (folder / "long.txt").write_bytes(bytes(10_001))
+    result = cli(f"run photo.jpg {option} @long.txt")
+    is_one_error(result, 2, "The file long.txt cannot be read: it is longer than 10,000 bytes.")

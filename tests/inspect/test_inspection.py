@@ -192,12 +192,13 @@ def test_a_bundle_is_shown_with_the_source_of_objectness(bundle: Path) -> None:
         return inspected(bundle).facts["objectness"]
 
     output = {"name": "objectness", "shape": ["batch", 64, 64], "dtype": "float32"}
-    outputs = json.loads((bundle / "bundle.json").read_text())["graphs"]["encoder"]["outputs"]
-    cst = [one for one in outputs if one["name"] != "objectness"]
+    encoder = json.loads((bundle / "bundle.json").read_text())["graphs"]["encoder"]
+    cst = [one for one in encoder["outputs"] if one["name"] != "objectness"]
     assert told(lambda graphs: graphs["encoder"].update(outputs=cst)) == "none, so outlines are plain"
     assert told(lambda graphs: graphs["encoder"].update(outputs=[*cst, output])).startswith("from the encoder")
     (bundle / "objectness.onnx").write_bytes(b"graph")
-    own = {"file": "objectness.onnx", "sha256": hashlib.sha256(b"graph").hexdigest(), "inputs": [], "outputs": [output]}
+    digest = hashlib.sha256(b"graph").hexdigest()
+    own = {"file": "objectness.onnx", "sha256": digest, "inputs": encoder["inputs"], "outputs": [output]}
     assert told(lambda graphs: graphs.update(objectness=own)).startswith("from its own graph")
     assert "objectness 0.00 MB" in inspected(bundle).facts["graphs"]
 
@@ -225,7 +226,7 @@ def exchange(bundle: Path, one: str, other: str) -> None:
         (lambda path: (path / "enroll.onnx").unlink(), "enroll.onnx cannot be read"),
         (lambda path: (path / "bundle.json").write_text("{}"), "has format version None"),
         # Sums that are right do not make it run.
-        (lambda path: state(path, image_size=512), "states images of 512 px"),
+        (lambda path: state(path, image_size=512), "states images of image_size 512, its graphs have 256"),
         (lambda path: exchange(path, "encoder", "enroll"), "encoder.onnx differ from bundle.json"),
     ],
 )

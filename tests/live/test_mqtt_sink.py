@@ -1,5 +1,6 @@
 """Results to a real broker on loopback if mosquitto is installed; addresses and missing brokers without it."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -137,14 +138,24 @@ def test_results_of_a_file_that_no_broker_takes_are_a_failure(monkeypatch: pytes
         pass
 
 
-class SlowBroker:
-    """Accepts one client after a while, or never, and keeps what it sends."""
+ACCEPTED, SUBSCRIBED = b"\x20\x02\x00\x00", b"\x90\x03\x00\x01\x00"
+ACKNOWLEDGED = b"".join(bytes((0x40, 2, 0, number)) for number in range(1, 100))
+"""Answers to all messages that a short run can send, whatever their numbers."""
 
-    def __init__(self, after_s: float | None) -> None:
-        self._after_s = after_s
+
+class SlowBroker:
+    """Accepts one client after a while, or never, and keeps what it sends.
+
+    Args:
+        after_s: When it accepts the client; None: never.
+        takes: How many times it receives and answers what came; None: until the client leaves.
+    """
+
+    def __init__(self, after_s: float | None, takes: int | None = None) -> None:
+        self._after_s, self._takes = after_s, takes
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
-        self.received = b""
+        self.received, self.may_leave = b"", threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -153,9 +164,15 @@ class SlowBroker:
             client.recv(1000)
             if self._after_s is not None:
                 time.sleep(self._after_s)
-                client.sendall(b"\x20\x02\x00\x00")
-            while data := client.recv(10_000):
-                self.received += data
+                client.sendall(ACCEPTED)
+            with contextlib.suppress(ConnectionError):  # the client has left
+                while self._takes != 0 and (data := client.recv(10_000)):
+                    self.received += data
+                    self._takes = None if self._takes is None else self._takes - 1
+                    if self._after_s is not None:
+                        client.sendall(SUBSCRIBED + ACKNOWLEDGED)
+            if self._takes == 0:
+                self.may_leave.wait(30)
 
     def everything(self) -> bytes:
         """What came until the client left."""
@@ -170,6 +187,44 @@ def test_results_of_a_file_wait_for_a_slow_broker() -> None:
             sink.write(*frame(index))
     received = broker.everything()
     assert (received.count(b'"event": "frame"'), received.count(b'"ended"'), sink.skipped) == (3, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("takes", "reason"),
+    [
+        (0, r"2 of 2 results did not reach mqtt://.*/cam: The broker takes no more results; .* run it again"),
+        (1, r"^mqtt://.*/cam has not confirmed that it has the 2 results; check the broker and run it again\.$"),
+    ],
+    ids=["after the connection", "after the subscription"],
+)
+def test_results_that_a_broker_never_reads_are_a_failure_and_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, takes: int, reason: str
+) -> None:
+    """The system takes them all the same."""
+    for name in ("_CONNECT_WITHIN_S", "_SEND_WITHIN_S", "_SILENT_S"):
+        monkeypatch.setattr(mqtt, name, 0.5)
+    broker = SlowBroker(after_s=0.0, takes=takes)
+    sink = open_sink(f"mqtt://127.0.0.1:{broker.port}/cam", 25.0)
+    sink.write(*frame(0))
+    sink.write(*frame(1))
+    with pytest.raises(FsvitEdgeError, match=reason), sink:
+        pass
+    assert sink.skipped == 2
+    broker.may_leave.set()
+
+
+def test_results_of_a_camera_that_a_broker_never_reads_count_as_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt, "_SILENT_S", 0.2)
+    broker = SlowBroker(after_s=0.0, takes=0)
+    with open_sink(f"mqtt://127.0.0.1:{broker.port}/cam", 25.0, is_live=True) as sink:
+        until(lambda: sink._client.is_connected(), within_s=15)  # type: ignore[attr-defined]
+        for index in range(5):
+            sink.write(*frame(index))
+            time.sleep(0.1)
+        assert "takes no more results" in sink.trouble
+        sink.in_hurry = True
+    assert sink.skipped == 5
+    broker.may_leave.set()
 
 
 def test_a_broker_that_never_answers_is_told_and_results_of_a_camera_do_not_wait(

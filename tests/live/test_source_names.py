@@ -6,7 +6,7 @@ import pytest
 
 from fsvit_edge.live.run import RunOptions, run_source
 from fsvit_edge.live.sinks.base import EventOptions
-from fsvit_edge.live.sinks.open import sinks_of_sources, snapshots_of_sources
+from fsvit_edge.live.sinks.open import refuse_other_places, sinks_of_sources, snapshots_of_sources
 from fsvit_edge.live.sources.names import read_cameras, source_names
 from fsvit_edge.runtime.errors import InputError
 
@@ -131,6 +131,54 @@ def test_snapshots_have_a_folder_for_each_source() -> None:
     with pytest.raises(InputError, match=r"as in: --snapshots shots/\{source\}$"):
         snapshots_of_sources(Path("shots"), ["a", "b"])
     assert snapshots_of_sources(Path("shots"), ["a"]) == [("a", Path("shots"))]
+
+
+@pytest.mark.parametrize(
+    ("sink", "place"),
+    [
+        ("{Source}/out.jsonl", "{Source}"),
+        ("out-{sources}.mp4", "{sources}"),
+        ("{source}/{name}.jsonl", "{name}"),
+        ("{}/", "{}"),
+        ("mqtt://me:pa{ss}@host/{Source}", "{Source}"),
+    ],
+)
+def test_a_place_that_is_spelled_wrong_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sink: str, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as refused:
+        run_source({"a": "none.mp4", "b": "none.mp4"}, [sink])
+    assert str(refused.value) == (
+        f"Unknown place {place} in --sink; the only one is {{source}}, for the name of a source."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_braces_of_a_password_or_of_a_folder_that_exists_are_no_place(tmp_path: Path) -> None:
+    (tmp_path / "{name}").mkdir()
+    refuse_other_places("--sink", str(tmp_path / "{name}" / "out-{source}.mp4"))
+    refuse_other_places("--health", str(tmp_path / "{name}" / "health.json"), has_place=False)
+    refuse_other_places("--sink", "mqtt://me:pa{ss}@host/{source}")
+    with pytest.raises(InputError, match=r"Unknown place \{Name\} in --sink"):
+        refuse_other_places("--sink", str(tmp_path / "{Name}" / "out-{source}.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (RunOptions(health_file=Path("{source}.json")), "--health has no place for names, got {source}: its file is"),
+        (RunOptions(bank=Path("{name}.safetensors")), "--bank has no place for names, got {name}: its file is one"),
+        (
+            RunOptions(events=EventOptions(snapshots=Path("{Source}"))),
+            "Unknown place {Source} in --snapshots; the only",
+        ),
+    ],
+)
+def test_other_options_have_no_place_or_the_same(options: RunOptions, reason: str) -> None:
+    with pytest.raises(InputError) as refused:
+        run_source({"a": "none.mp4", "b": "none.mp4"}, ["-"], options)
+    assert str(refused.value).startswith(reason)
 
 
 def test_a_run_refuses_before_it_opens_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

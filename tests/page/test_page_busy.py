@@ -1,7 +1,9 @@
 """Clients that are many, slow or gone: none of them takes what the camera or others need."""
 
 import contextlib
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.page import access, server
 from fsvit_edge.page.server import PageServer
+from fsvit_edge.page.sink import PageSink
 
 HEAD = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 BODY = b'{"name": "cup", "frame_id": "gone"}'
@@ -88,10 +91,30 @@ def test_without_room_for_temporary_files_banks_are_refused_in_a_sentence(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    monkeypatch.setattr("tempfile.mkdtemp", full)
     for answer in (served.client.get("/api/bank"), served.client.put("/api/bank", content=b"")):
         assert answer.status_code == 503
         assert "no place for temporary files: No space left on device; make room" in answer.json()["error"]
+
+
+def test_an_upload_that_a_kill_cut_off_is_removed_at_the_next_start(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    enroll(served)
+    data = served.client.get("/api/bank").content
+    uploading: list[Path] = []
+
+    def stopped(path: Path) -> None:
+        shutil.copytree(path.parent, tmp_path / (path.parent.name + "-killed"))  # the same, but nobody has locked it
+        uploading.append(path.parent)
+        with PageSink("http://127.0.0.1:0", served.model, tmp_path / "bank.safetensors"):
+            assert list(tmp_path.iterdir()) == [path.parent]
+
+    monkeypatch.setattr(served.page._state, "upload", stopped)
+    assert served.client.put("/api/bank", content=data).status_code == 200
+    assert len(uploading) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_body_that_trickles_is_cut_off_and_one_that_keeps_coming_is_not(
@@ -177,4 +200,17 @@ def test_a_slow_download_is_not_cut_off_and_one_that_nobody_reads_is(large: Page
         started_s = time.monotonic()
         assert len(received(slow, pause_s=0.005)) > 1_000_000
         assert time.monotonic() - started_s > 0.8  # twice what a client may pause
+        assert len(received(idle)) < 1_000_000  # the control
+
+
+def test_a_download_may_take_longer_than_a_client_may_wait_before_it_asks_again(
+    large: PageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_KEEP_ALIVE_S", 0)
+    monkeypatch.setattr(server, "_HEADER_TIMEOUT_S", 0.4)
+    get = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connected(large.port, get) as slow, connected(large.port, get) as idle:
+        started_s = time.monotonic()
+        assert len(received(slow, pause_s=0.005)) > 1_000_000
+        assert time.monotonic() - started_s > 0.8
         assert len(received(idle)) < 1_000_000  # the control

@@ -96,6 +96,7 @@ def test_the_page_writes_scores_as_the_commands_do(page: Page) -> None:
 def test_verdicts_by_key_are_in_the_file_when_the_page_says_so(page: Page, served: Served) -> None:
     asked = begin(page)
     text, told = page.locator("#review-text"), page.locator("#review-told")
+    expect(page.locator("#review-known")).to_have_text(re.compile(r"before it is kept\.$"))  # no "0 verdicts"
     expect(page.locator("#review-place")).to_have_text("Frame 1 of 3")
     expect(page.locator("#review-left")).to_have_text("3 left")
     expect(text).to_have_text(re.compile(r"^The run says present, [01]\.\d+ \(level 0\.\d+\)\.$"))

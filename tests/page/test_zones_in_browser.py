@@ -1,5 +1,6 @@
 """A person at the page who draws zones: with a mouse, with a finger, with the keyboard alone; a real browser."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,6 +160,51 @@ def test_a_zone_is_drawn_with_the_mouse(chromium: Browser, served: Served) -> No
         save(page, "corner")
         expect(item(page, "corner")).to_contain_text("nothing")
         assert served.model.enrolled.zones[1].corners[0] == (0, 0)  # near the edge is on it
+
+
+def test_a_small_zone_is_drawn_on_a_zoomed_picture(chromium: Browser, served: Served) -> None:
+    small: Points = [(0.5, 0.5), (0.51, 0.5), (0.51, 0.52)]  # nearer than a corner that is taken hold of
+    with opened(chromium, served.page.address) as page:
+        begin(page)
+        page.mouse.move(*at(page, small[1]))
+        for _ in range(9):
+            page.mouse.wheel(0, -100)
+        expect(page.locator("#zone-zoom-out")).to_have_attribute("aria-disabled", "false")
+        for corner in small:
+            page.mouse.click(*at(page, corner))
+        assert is_drawn(page, (0.506, 0.507), 0.503)
+        page.get_by_role("button", name="Done").click()
+        save(page, "switch")
+        (switch,) = served.model.enrolled.zones
+        assert np.array(switch.corners) == pytest.approx(np.array(small), abs=0.002)
+        expect(page.locator("#frozen")).to_have_css("transform", "none")
+        begin(page)
+        page.keyboard.press("+")
+        expect(page.locator("#zone-drawing")).to_have_css("transform", re.compile(r"matrix\(1[.]5, 0, 0, 1[.]5"))
+        page.get_by_role("button", name="Zoom out").click()
+        expect(page.locator("#zone-drawing")).to_have_css("transform", "none")
+
+
+def test_two_fingers_zoom_and_set_no_corner(chromium: Browser, served: Served) -> None:
+    with opened(chromium, served.page.address, PHONE, has_touch=True) as page:
+        begin(page)
+        x, y = at(page, (0.5, 0.5))
+        fingers = page.context.new_cdp_session(page)
+        hint = page.locator("#zone-hint")
+
+        def touch(kind: str, *places: float) -> None:
+            points = [{"x": x + place, "y": y, "id": number} for number, place in enumerate(places)]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", -30)
+        expect(hint).to_have_text("At least 2 more corners.")  # the control: one finger sets one
+        touch("touchStart", -30, 30)
+        expect(hint).to_have_text("Click or tap the corners of the zone, in order around it.")
+        for place in (40, 50, 60):
+            touch("touchMove", -place, place)
+        touch("touchEnd")
+        expect(page.locator("#frozen")).to_have_css("transform", re.compile(r"matrix\((1[.]9|2)"))
+        expect(hint).to_have_text("Click or tap the corners of the zone, in order around it.")
 
 
 def test_drawing_is_cancelled_and_gives_way_to_adding_a_class(chromium: Browser, served: Served) -> None:

@@ -89,6 +89,24 @@ def test_a_field_that_older_bundles_lack_has_a_default_and_limits(
             read_manifest(bundle)
 
 
+USED = [
+    *(("graphs", name, kind) for name in GRAPH_NAMES for kind in ("inputs", "outputs")),
+    *(("cpu_graphs", name, kind) for name in CPU_GRAPH_NAMES for kind in ("inputs", "outputs")),
+    *((INT8_ENCODER, None, kind) for kind in ("inputs", "outputs")),
+]
+
+
+@pytest.mark.parametrize(("place", "name", "kind"), USED)
+@pytest.mark.parametrize("change", [list.clear, lambda specs: specs[0].update(shape=[])], ids=["none", "no axes"])
+def test_graphs_without_the_tensors_that_the_code_names_are_refused(
+    bundle: Path, place: str, name: str | None, kind: str, change: Callable[[list[Any]], object]
+) -> None:
+    read_manifest(bundle)
+    edit(bundle, lambda values: change((values[place] if name is None else values[place][name])[kind]))
+    with pytest.raises(ArtifactError, match=f"the graph '{name or place}' must have an {kind[:-1]} '.*' with . axes;"):
+        read_manifest(bundle)
+
+
 def test_a_bundle_without_the_head_for_cpus_is_an_older_one(bundle: Path) -> None:
     edit(bundle, lambda values: values.pop("cpu_graphs"))
     assert Bundle.load(bundle).cpu_graphs == {}
@@ -240,15 +258,20 @@ def test_the_sums_are_checked_before_any_graph_is_parsed(tmp_path: Path, monkeyp
     ("change", "reason"),
     [
         (
-            lambda values: values["graphs"]["enroll"]["inputs"][0].update(name="vectors"),
+            lambda values: values["graphs"]["enroll"]["inputs"][1].update(name="vectors"),
             "The inputs or outputs of .*enroll.onnx differ from bundle.json",
         ),
         (
-            lambda values: values["cpu_graphs"]["compare"]["inputs"][0].update(name="vectors"),
+            lambda values: values["cpu_graphs"]["compare"]["inputs"][0].update(dtype="uint8"),
             "The inputs or outputs of .*compare.onnx differ from bundle.json",
         ),
         (lambda values: values.update(image_size=SHIPPED["image_size"] + 8), "its graphs have"),
         (lambda values: values.update(mask_size=SHIPPED["mask_size"] + 2), "its graphs have"),
+        (lambda values: values.update(num_layers=10**9), "num_layers x num_heads = 1000000000, its graphs have 6;"),
+        (lambda values: values.update(num_heads=2), "num_layers x num_heads = 12, its graphs have 6;"),
+        (lambda values: values.update(patch_size=10**9), "patch_size.*= 0, its graphs have 256;"),
+        (lambda values: values.update(patch_size=0), "patch_size.*= 65536, its graphs have 256;"),
+        (lambda values: values.update(support_grid=11), "support_grid.*= 122, its graphs have 145;"),
     ],
 )
 def test_a_manifest_that_does_not_match_its_graphs_is_refused(

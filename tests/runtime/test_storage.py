@@ -23,6 +23,7 @@ from fsvit_edge.runtime.storage import (
     editing,
     locked,
     remove_leftovers,
+    temporary_folder,
     user_cache,
 )
 
@@ -325,6 +326,20 @@ def test_what_is_being_written_stays_whatever_its_number(tmp_path: Path, monkeyp
     left = tmp_path / ".fsvit-edge-4000000000_abc"
     left.touch()
     assert remove_leftovers(tmp_path) == [left]  # the control
+
+
+def test_a_temporary_folder_is_locked_and_goes_and_so_does_that_of_a_killed_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = tmp_path / ".fsvit-edge-1_abc"
+    killed.mkdir()
+    (killed / "bank.safetensors").write_bytes(b"half")
+    with temporary_folder() as folder:
+        (folder / "bank.safetensors").write_bytes(b"data")
+        assert remove_leftovers(tmp_path) == []
+        assert list(tmp_path.iterdir()) == [folder]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_another_process_cleans_away_before_it_is_locked_is_made_again(

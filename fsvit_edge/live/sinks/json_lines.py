@@ -1,6 +1,7 @@
 """Results as JSON, one object per line: for every frame, every event, and every change in the state of the source."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink, SinkClosedError
 from fsvit_edge.live.sinks.segments import Segments
-from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 _STATE_FIELDS = (
     *("state", "is_frozen", "message", "source", "wall_time_s", "monotonic_s", "boot_id"),
@@ -155,10 +156,17 @@ class _LineFile:
         try:
             if appends:
                 _complete_last_line(path)
-            # Unbuffered: the system gets each line in one piece, so a killed run leaves no partial line.
-            self._file = path.open("ab" if appends else "wb", buffering=0)
+            if path.is_fifo():  # to open it as a file would wait for its reader, in silence
+                descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                os.set_blocking(descriptor, True)
+                self._file = os.fdopen(descriptor, "wb", buffering=0)
+            else:
+                # Unbuffered: the system gets each line in one piece, so a killed run leaves no partial line.
+                self._file = path.open("ab" if appends else "wb", buffering=0)
             self._complete_bytes = os.fstat(self._file.fileno()).st_size
         except OSError as error:
+            if error.errno == errno.ENXIO:
+                raise InputError(f"{path} is a pipe that nobody reads; start its reader first.") from error
             raise FsvitEdgeError(f"{path} cannot be written: {error.strerror}.") from error
 
     def write(self, line: bytes) -> None:
@@ -170,6 +178,8 @@ class _LineFile:
             with contextlib.suppress(OSError):  # a device cannot be truncated to its last complete line
                 self._file.truncate(self._complete_bytes)
                 self._file.seek(self._complete_bytes)
+            if error.errno == errno.EPIPE:
+                raise FsvitEdgeError(f"The reader of {self._path} has closed it after {self._lines} lines.") from error
             raise FsvitEdgeError(
                 f"{self._path} ends after {self._lines} lines: {error.strerror}; free some space."
             ) from error

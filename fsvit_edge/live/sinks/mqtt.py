@@ -52,7 +52,7 @@ class MqttSink(Sink):
         is_live: Whether the source is live.
 
     Raises:
-        FsvitEdgeError: At the end: results of a source that is not live were not sent.
+        FsvitEdgeError: At the end: results of a source that is not live were not sent, or the broker never answered.
     """
 
     def __init__(self, uri: str, home_assistant: bool = False, is_live: bool = False) -> None:
@@ -103,6 +103,7 @@ class MqttSink(Sink):
         self._client.on_message = self._on_message
         self._client.on_publish = self._on_publish
         self._client.on_connect = self._on_connect
+        self._client.on_subscribe = self._on_subscribe
         self._client.on_connect_fail = self._on_connect_fail
         self._client.on_disconnect = self._on_connect_fail
         self._client.connect_async(host, port, _KEEP_ALIVE_S)
@@ -146,10 +147,12 @@ class MqttSink(Sink):
         if not reason.is_failure:
             self._client.subscribe([(topic, 1) for topic in self._classes.subscriptions])
             self._found.put(())
-            self._has_subscribed = True
         # The broker has published "offline" meanwhile, or does not know the state yet.
         if self._health is not None:
             self._write_state(self._health)
+
+    def _on_subscribe(self, *_: Any) -> None:
+        self._has_subscribed = True  # also if it is not allowed; a broker that only accepts connections says nothing
 
     def _on_publish(self, _client: Any, _userdata: Any, mid: int, _reason: Any, _properties: Any) -> None:
         self._acknowledged.put(mid)
@@ -202,11 +205,10 @@ class MqttSink(Sink):
 
     def _finish(self) -> None:
         self._client.on_disconnect = None  # our own disconnect is no trouble
-        is_connected = self._client.is_connected()
+        is_connected, is_confirmed = self._client.is_connected(), False
         if is_connected:
             self._update_retained()
-            ended = json_line({"event": "state", "state": "ended"})
-            self._send_rest(self._client.publish(f"{self._topic}/state", ended, retain=True))
+            is_confirmed = self._send_rest()
         self._is_ready()
         self._forget_acknowledged()
         self.skipped += self._unsent is not None
@@ -216,28 +218,44 @@ class MqttSink(Sink):
             self._client.loop_stop()
         if lost := self._lost_events + len(self._events):
             self.trouble = f"{lost} events did not reach the broker."
-        if self.skipped and not self._is_live and not self.in_hurry:
+        if self._is_live or self.in_hurry:
+            return
+        if self._results and not self.skipped and not is_confirmed:
+            self.skipped = self._results  # how many of them is not known
+            raise FsvitEdgeError(
+                f"{self._name} has not confirmed that it has the {self._results} results; check the broker and run it "
+                "again."
+            )
+        if self.skipped:
             raise FsvitEdgeError(
                 f"{self.skipped} of {self._results} results did not reach {self._name}: "
                 f"{self.trouble or 'the connection was lost.'} Check the broker and run it again."
             )
 
-    def _send_rest(self, last: Any) -> None:
-        """Wait until everything up to the last message is sent and events are acknowledged, or cut the connection."""
+    def _send_rest(self) -> bool:
+        """Publish that the run has ended, and wait until the broker has it, or cut the connection.
+
+        Results are sent without an answer; the one to this last message is the proof that they were read.
+        """
         due_s = time.monotonic() + (_END_WITHIN_S if self.in_hurry else _SEND_WITHIN_S)
+        ended: Any = None
         while time.monotonic() < due_s and self._client.is_connected():
+            if ended is None or ended.rc == self._queue_is_full:
+                text = json_line({"event": "state", "state": "ended"})
+                ended = self._client.publish(f"{self._topic}/state", text, qos=1, retain=True)
             self._forget_acknowledged()
-            if _is_sent(last) is not False and not self._events:
-                return
+            if _is_sent(ended) and not self._events:
+                return True
             time.sleep(_POLL_S)
         connection = self._client.socket()
-        if isinstance(connection, socket.socket) and _is_sent(last) is False:
+        if isinstance(connection, socket.socket) and not _is_sent(ended):
             with suppress(OSError):  # paho's thread would go on sending what is not taken
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)  # under TLS too, whose own takes its state away
+        return _is_sent(ended) is True
 
 
 def _is_sent(message: Any) -> bool | None:
-    """Whether a message of QoS 0 was sent; None if it is lost."""
+    """Whether a message of QoS 0 was sent, or one of QoS 1 was acknowledged; None if it is lost."""
     try:
         return bool(message.is_published())
     except (RuntimeError, ValueError):

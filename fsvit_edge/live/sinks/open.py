@@ -5,6 +5,7 @@
 The page, http://..., also needs the model: see `run.run_source`. Webhooks and snapshots take only events.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,6 +74,34 @@ def open_sink(
         raise InputError(f"Unsupported sink '{sink_name(uri)}'; post events there with --webhook, not --sink.")
     shown = "***" if may_have_password(uri) and "://" not in uri else sink_name(uri)
     raise InputError(f"Unsupported sink {shown!r}; expected {_EXPECTED}.")
+
+
+def refuse_other_places(option: str, value: str, has_place: bool = True) -> None:
+    """Refuse a place that is spelled wrong: it would be a part of the name, and several sources would write there.
+
+    Braces in the name of what exists already are meant.
+
+    Args:
+        option: The option, for the message.
+        value: A sink, or the path of a file or folder.
+        has_place: Whether the option has the place for the name of a source.
+
+    Raises:
+        InputError: There is another place.
+    """
+    if _is_address(value):
+        parts = [value.rpartition("@")[2]]  # a password may have braces
+    else:
+        parts = [path.name for path in (Path(value), *Path(value).parents) if not os.path.exists(path)]
+    for place in re.findall(r"\{[^{}/]*\}", "/".join(parts)):
+        if not has_place:
+            raise InputError(
+                f"{option} has no place for names, got {printable(place)}: its file is one for all sources."
+            )
+        if place != _PLACE:
+            raise InputError(
+                f"Unknown place {printable(place)} in {option}; the only one is {_PLACE}, for the name of a source."
+            )
 
 
 def sinks_of_sources(uri: str, names: Sequence[str]) -> list[tuple[str | None, str]]:
@@ -149,7 +178,8 @@ def recording_folder(uri: str) -> Path | None:
     """The folder in which a sink writes files; None if it writes none."""
     if uri == "-" or _is_address(uri):
         return None
-    return path_of(uri) if uri.endswith("/") or _is_masks(uri) else Path(uri).parent
+    path = path_of(uri)
+    return path if uri.endswith("/") or _is_masks(uri) or path.is_dir() else path.parent
 
 
 def path_of(uri: str) -> Path:

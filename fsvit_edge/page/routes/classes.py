@@ -1,6 +1,5 @@
 """Routes that change the classes, and the bank file that they are saved to."""
 
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from fsvit_edge.page import schemas
 from fsvit_edge.page.enrollment import FrameReport, enroll
 from fsvit_edge.page.state import Index, Page, make_router, marked, thumbnail
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.storage import temporary_folder
 
 router = make_router()
 _BANK_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
@@ -105,8 +105,8 @@ def upload_bank(
 @contextmanager
 def _temporary_file() -> Iterator[Path]:
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder) / "bank.safetensors"
+        with temporary_folder() as folder:
+            yield folder / "bank.safetensors"
     except OSError as error:
         reason = error.strerror or error
         raise FsvitEdgeError(

@@ -18,6 +18,7 @@ let before = {}; // what there was before the stroke that is being drawn
 // Calls `drawn` whenever something is begun to be drawn.
 export function begin(frozen, drawn) {
   onDrawn = drawn;
+  connect(cancelStroke, () => { if (box) redraw(); }, middleOfBox);
   resetZoom();
   drawOn(frozen);
   drawing.focus({ preventScroll: true });
@@ -77,7 +78,6 @@ function cancelStroke() {
   if (before.pixels) pen.putImageData(before.pixels, 0, 0);
   else redraw();
 }
-connect(cancelStroke, () => { if (box) redraw(); }, middleOfBox);
 
 const ordered = ([x0, y0, x1, y1]) => [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)].map(Math.round);
 

@@ -19,7 +19,7 @@ export function showReview({ review: { doubtful, judged }, frame }) {
   const known = doubtful > 0 ? "Say what is there. What that teaches is tried on all verdicts before it is kept." : "All are judged.";
   setText("review-known", doubtful + judged === 0
     ? "Nothing to judge yet. Frames in which the run is not sure of a class are kept here."
-    : `${known} ${verdicts(judged)} so far.`);
+    : judged === 0 ? known : `${known} ${verdicts(judged)} so far.`);
   const open = find("review-open");
   open.hidden = doubtful + judged === 0;
   open.classList.toggle("primary", doubtful > 0);

@@ -2,12 +2,14 @@
 // Corners are [x, y], shares of the frame's width and height. It is drawn in pixels of the screen, so that lines are sharp.
 
 import { find } from "/common.js";
+import { connect, lookAt, resetZoom, zoomBy, zoomScale } from "/zoom.js";
 
 const canvas = find("zone-drawing"), pen = canvas.getContext("2d");
 const COLOR = "#ffd166", FILL = "rgb(255 209 102 / 30%)", DARK = "rgb(0 0 0 / 75%)", KNOWN = "#fff";
 const CORNER_PX = 6, NEAR_PX = { mouse: 12, pen: 16, touch: 24 };
 const EDGE_PX = 12; // a corner this near to the edge of the frame is on it
 const STEP = 0.02, SMALL_STEP = 0.004;
+const MOST_PX = 4096; // of the canvas: zoomed eight times, one as sharp as the screen could take a gigabyte
 
 let frame = null; // {width, height}
 let known = []; // the zones that there are
@@ -16,6 +18,7 @@ let cursor = null; // where the next corner would be
 let isKeyboard = false; // whether arrow keys moved the cursor
 let dragged = null; // index of the corner under the pointer that is down
 let hasMoved = false;
+let before = []; // the corners before the pointer that is down
 let onChange = () => {};
 
 export function begin(frozen, zones, changed) {
@@ -25,12 +28,29 @@ export function begin(frozen, zones, changed) {
   corners = [];
   isClosed = isKeyboard = false;
   cursor = dragged = null;
+  connect(cancelPress, redraw, cursorOnScreen);
+  resetZoom();
   changedTo("");
   canvas.focus({ preventScroll: true });
 }
 
 export function end() {
   frame = null;
+  resetZoom();
+}
+
+// The second of two fingers: they zoom, and the first of them set or moved no corner.
+function cancelPress() {
+  corners = before;
+  dragged = null;
+  changedTo("");
+}
+
+// The cross on the screen; null without one.
+function cursorOnScreen() {
+  if (!cursor || !frame) return null;
+  const { outer, width, height, left, top } = layout();
+  return [outer.left + left + cursor[0] * width, outer.top + top + cursor[1] * height];
 }
 
 export const count = () => corners.length;
@@ -97,6 +117,7 @@ canvas.addEventListener("pointerdown", (event) => {
   if (event.button > 0 || dragged !== null) return;
   canvas.setPointerCapture(event.pointerId);
   isKeyboard = false;
+  before = [...corners];
   dragged = cornerAt(event);
   hasMoved = dragged === null; // a new corner does not close the zone
   if (dragged !== null || isClosed) return;
@@ -126,12 +147,15 @@ canvas.addEventListener("pointercancel", () => { dragged = null; });
 canvas.addEventListener("pointerleave", () => { if (!isKeyboard) { cursor = null; redraw(); } });
 
 canvas.addEventListener("keydown", (event) => {
-  const step = event.shiftKey ? SMALL_STEP : STEP;
+  const steps = { "+": 1, "=": 1, "-": -1 }[event.key];
+  if (steps) zoomBy(steps);
+  const step = (event.shiftKey ? SMALL_STEP : STEP) / zoomScale();
   const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
   if (move && !isClosed) {
     const [x, y] = cursor ?? [0.5, 0.5];
     isKeyboard = true;
     cursor = [clamp(x + move[0]), clamp(y + move[1])];
+    if (zoomScale() > 1) lookAt(cursorOnScreen());
     changedTo(`${Math.round(cursor[0] * 100)} % from the left, ${Math.round(cursor[1] * 100)} % from the top.`);
   } else if (event.key === " " && !isClosed) {
     isKeyboard = true;
@@ -147,7 +171,8 @@ new ResizeObserver(() => { if (frame) redraw(); }).observe(canvas);
 
 function redraw() {
   if (!frame) return;
-  const { outer, width, height, left, top } = layout(), ratio = window.devicePixelRatio || 1;
+  const { outer, width, height, left, top } = layout();
+  const ratio = Math.min(window.devicePixelRatio || 1, MOST_PX / Math.max(outer.width, outer.height));
   canvas.width = Math.round(outer.width * ratio);
   canvas.height = Math.round(outer.height * ratio);
   pen.setTransform(ratio, 0, 0, ratio, left * ratio, top * ratio);

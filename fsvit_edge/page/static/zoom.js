@@ -2,7 +2,8 @@
 
 import { find } from "/common.js";
 
-const drawing = find("drawing"), picture = find("picture");
+const picture = find("picture"), canvases = [find("drawing"), find("zone-drawing")];
+const buttons = document.querySelectorAll("[data-zoom]");
 const MOST = 8, STEP = 1.5, WHEEL_STEP = 1.2;
 
 let scale = 1, left = 0, top = 0; // of the picture in its frame, in pixels of the screen
@@ -12,7 +13,7 @@ let cancel = () => {}, changed = () => {}, center = () => null;
 
 export const zoomScale = () => scale;
 
-// `end` takes back what the first finger drew before the second came, `redraw` follows each change, and `middle` gives
+// Of what is drawn now: `end` takes back what the first finger drew before the second came, `redraw` follows each change, and `middle` gives
 // the point of the screen that buttons and keys zoom at, or null.
 export function connect(end, redraw, middle) { cancel = end; changed = redraw; center = middle; }
 
@@ -48,28 +49,27 @@ function show() {
   left = Math.min(0, Math.max(picture.clientWidth * (1 - scale), left));
   top = Math.min(0, Math.max(picture.clientHeight * (1 - scale), top));
   const transform = scale === 1 ? "" : `translate(${left}px, ${top}px) scale(${scale})`;
-  for (const id of ["frozen", "drawing"]) find(id).style.transform = transform;
-  find("zoom-out").setAttribute("aria-disabled", scale === 1);
-  find("zoom-in").setAttribute("aria-disabled", scale === MOST);
+  for (const one of [find("frozen"), ...canvases]) one.style.transform = transform;
+  for (const button of buttons) button.setAttribute("aria-disabled", scale === (button.dataset.zoom === "in" ? MOST : 1));
   changed();
 }
 
-drawing.addEventListener("wheel", (event) => {
+function turn(event) {
   if (event.deltaY >= 0 && scale === 1) return; // the page scrolls
   event.preventDefault();
   zoom(event.deltaY < 0 ? WHEEL_STEP : 1 / WHEEL_STEP, event.clientX, event.clientY);
-}, { passive: false });
+}
 
-// These come before those that draw, because drawing.js imports this file.
-drawing.addEventListener("pointerdown", (event) => {
+function press(event) {
   if (event.pointerType !== "touch") return;
   fingers.set(event.pointerId, [event.clientX, event.clientY]);
   if (fingers.size < 2) return;
   if (!isPinching) cancel();
   isPinching = true;
   event.stopImmediatePropagation();
-});
-drawing.addEventListener("pointermove", (event) => {
+}
+
+function move(event) {
   if (!isPinching) return;
   event.stopImmediatePropagation();
   const before = pinch();
@@ -77,14 +77,21 @@ drawing.addEventListener("pointermove", (event) => {
   fingers.set(event.pointerId, [event.clientX, event.clientY]);
   const after = pinch();
   zoom(after.apart / Math.max(1, before.apart), before.x, before.y, after.x, after.y);
-});
-for (const kind of ["pointerup", "pointercancel"]) {
-  drawing.addEventListener(kind, (event) => {
-    fingers.delete(event.pointerId);
-    if (!isPinching) return;
-    event.stopImmediatePropagation();
-    isPinching = fingers.size > 0;
-  });
+}
+
+function lift(event) {
+  fingers.delete(event.pointerId);
+  if (!isPinching) return;
+  event.stopImmediatePropagation();
+  isPinching = fingers.size > 0;
+}
+
+// These come before those that draw, because the files that draw import this one.
+for (const canvas of canvases) {
+  canvas.addEventListener("wheel", turn, { passive: false });
+  canvas.addEventListener("pointerdown", press);
+  canvas.addEventListener("pointermove", move);
+  for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, lift);
 }
 
 function pinch() {
@@ -93,6 +100,5 @@ function pinch() {
   return { x: (x0 + x1) / 2, y: (y0 + y1) / 2, apart: Math.hypot(x1 - x0, y1 - y0) };
 }
 
-find("zoom-in").addEventListener("click", () => zoomBy(1));
-find("zoom-out").addEventListener("click", () => zoomBy(-1));
+for (const button of buttons) button.addEventListener("click", () => zoomBy(button.dataset.zoom === "in" ? 1 : -1));
 new ResizeObserver(() => { if (scale > 1) show(); }).observe(picture);

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, GraphInfo, Manifest, read_graph
 from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TensorSpec, fits
 from fsvit_edge.runtime.engines.files import ENGINE_GRAPHS, EngineRecord, StoredEngine
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
@@ -127,6 +127,14 @@ def build_command(backend: str | None, precision: str | None = None, bundle: Pat
     if precision is not None:
         words += ["--precision", precision]
     return shlex.join(words)
+
+
+def read_int8_encoder(bundle: Path, info: GraphInfo) -> bytes:
+    """Read the INT8 encoder of a bundle, which no export makes; raises like `read_graph`."""
+    command = build_command("onnxruntime", "int8", bundle)
+    return read_graph(
+        bundle, info, f"a run without --precision int8 uses another encoder; to build one in INT8: {command}"
+    )
 
 
 def installed_version(backend: str) -> str | None:

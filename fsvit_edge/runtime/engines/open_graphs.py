@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from fsvit_edge.runtime.bundle import Bundle, GraphInfo, read_graph
+from fsvit_edge.runtime.bundle import Bundle, GraphInfo
 from fsvit_edge.runtime.engines.base import TENSORRT_BACKENDS, WIDE_COMPARE, Engines
 from fsvit_edge.runtime.engines.cuda_packages import open_device_memory
 from fsvit_edge.runtime.engines.files import EngineRecord, load_engine
-from fsvit_edge.runtime.engines.fitting import EngineSet
+from fsvit_edge.runtime.engines.fitting import EngineSet, read_int8_encoder
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.openvino import OpenVinoEngine
 from fsvit_edge.runtime.engines.tensorrt import TensorRtEngine
@@ -28,7 +28,7 @@ def open_graphs(
     """Open a bundle's graphs in ONNX Runtime; if engines of encoder and head are given, these in their place."""
     graphs = _with_descriptions(bundle, bundle.graphs, bundle.manifest.graphs)
     if int8_encoder is not None:
-        int8 = {"encoder": read_graph(bundle.path, int8_encoder)}
+        int8 = {"encoder": read_int8_encoder(bundle.path, int8_encoder)}
         graphs |= _with_descriptions(bundle, int8, {"encoder": int8_encoder})
     plans: dict[str, tuple[bytes, EngineRecord]] = {}
     if stored is not None:

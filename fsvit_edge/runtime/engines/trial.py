@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fsvit_edge.runtime.bundle import Bundle, read_graph
+from fsvit_edge.runtime.bundle import Bundle
 from fsvit_edge.runtime.engines.base import Array, Engine
-from fsvit_edge.runtime.engines.fitting import installed_version
+from fsvit_edge.runtime.engines.fitting import installed_version, read_int8_encoder
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.openvino import OpenVinoEngine, openvino_version, usable_precisions
 from fsvit_edge.runtime.errors import FsvitEdgeError
@@ -113,7 +113,9 @@ def measure(bundle: Bundle, threads: int | None = None) -> Trial:
         int8 = bundle.manifest.int8_encoder
         try:
             if int8 is not None and has_vnni_here():
-                encoders["int8"] = stack.enter_context(OnnxRuntimeEngine(read_graph(bundle.path, int8), "cpu", threads))
+                encoders["int8"] = stack.enter_context(
+                    OnnxRuntimeEngine(read_int8_encoder(bundle.path, int8), "cpu", threads)
+                )
             for precision in usable_precisions():
                 engine = OpenVinoEngine(bundle.graphs["encoder"], info, precision, threads)
                 encoders[precision] = stack.enter_context(engine)

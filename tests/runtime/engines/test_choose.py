@@ -145,7 +145,10 @@ def test_a_damaged_int8_encoder_is_never_parsed_and_always_reported(
     assert f"int8_encoder.onnx {reason}" in note
     assert [given for given, _ in parsed] == opened_in_fp32(bundle)
     parsed.clear()
-    assert reason in refusal(ArtifactError, bundle, "auto", "int8")
+    refused = refusal(ArtifactError, bundle, "auto", "int8")
+    assert reason in refused
+    assert refused.endswith(f"in INT8: fsvit-edge build-engine {bundle.path} --engine onnxruntime --precision int8.")
+    assert "export" not in refused  # which makes none
     assert parsed == []
 
 
