@@ -202,12 +202,14 @@ def scene(
 
     if source is None and not forget:
         raise InputError("Give a source that shows none of the objects, or --forget.")
-    images = [] if source is None else sample_frames(source, frames)
+    sample = None if source is None else sample_frames(source, frames)
+    for note in sample.notes if sample else ():
+        say(f"Note: {note}")
     with editing_bank(bank) as check_unchanged, open_model(bundle, engine, precision, bank=bank) as model:
         model.load_bank(bank)
         if forget:
             model.forget_scene()
-        report = model.learn_scene(images) if images else None
+        report = model.learn_scene(sample.frames) if sample else None
         check_unchanged()
         model.save_bank(bank)
         levels = {name: model.bank.level(name) for name in model.classes}
@@ -215,6 +217,9 @@ def scene(
     if report is not None:
         _print_scene(report, levels, by_hand)
     print(_scene_promise(report.frames if report else 0))
+    if sample and sample.problem:  # as at the end of a run
+        say(sample.problem)
+        raise typer.Exit(1)
 
 
 @bank_app.command()
