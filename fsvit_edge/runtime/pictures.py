@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
-from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
+from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError, package_error
 from fsvit_edge.runtime.storage import atomic_write
 
 PICTURE_SUFFIXES = (
@@ -191,11 +191,9 @@ def _formats(data: bytes, what: str) -> tuple[str, ...]:
         return _FORMATS
     try:
         from pillow_heif import register_heif_opener
-    except ImportError as error:
-        raise EnvironmentLacksError(
-            f'{what} is a HEIC picture, which needs pillow-heif; try: pip install "fsvit-edge[heic]", or save it as a '
-            "JPEG."
-        ) from error
+    except (ImportError, OSError) as error:
+        install = 'pip install "fsvit-edge[heic]", or save it as a JPEG'
+        raise package_error(f"{what} is a HEIC picture: it needs pillow-heif", "pillow_heif", install, error) from error
     register_heif_opener()
     return ("HEIF",)
 

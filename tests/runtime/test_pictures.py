@@ -158,6 +158,19 @@ def test_what_reads_a_format_may_be_missing(
         read_image(path)
 
 
+def test_a_decoder_that_is_installed_and_does_not_load_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pillow_heif.py").write_text("raise OSError('libheif.so.1: no such file')")
+    (tmp_path / "picture").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12))
+    monkeypatch.delitem(sys.modules, "pillow_heif", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        EnvironmentLacksError, match=r"cannot be loaded \(libheif\.so\.1: no such file\); see: .*doctor"
+    ):
+        read_image(tmp_path / "picture")
+
+
 def test_the_exif_orientation_turns_picture_and_mask(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: rows are columns
