@@ -163,6 +163,9 @@ def _read_frames(video: Path, frames: Sequence[int], seconds: Sequence[float]) -
             if found.keys() == set(numbers):
                 return [found[number] for number in numbers]
         missing = min(set(numbers) - found.keys())
+        if source.problem:
+            what = f"at {seconds[numbers.index(missing)]:g} s" if seconds else str(missing)
+            raise InputError(f"There is no frame {what}: {source.problem}")
         if seconds:
             time = seconds[numbers.index(missing)]
             raise InputError(f"The video {name} ends at {count / fps:.2f} s; it has no frame at {time:g} s.")

@@ -111,26 +111,6 @@ def test_a_whole_folder_has_no_problem_and_says_what_else_is_in_it(tmp_path: Pat
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "keeps", "realtime"),
-    [("half.mp4", 0.5, False), ("half.mp4", 0.5, True), ("half.avi", 0.5, False), ("whole.mp4", 1.0, False)],
-)
-def test_a_video_of_which_the_end_is_missing_says_so(tmp_path: Path, name: str, keeps: float, realtime: bool) -> None:
-    path = tmp_path / name
-    save_video(path, frames=20, fourcc="mp4v" if path.suffix == ".mp4" else "MJPG", fps=100)
-    data = bytearray(path.read_bytes())
-    media = data.index(b"mdat" if path.suffix == ".mp4" else b"movi")
-    size = (data.index(b"moov") if path.suffix == ".mp4" else data.index(b"idx1")) - media
-    lost = slice(media + int(size * keeps), media + size - 4 if keeps < 1 else 0)
-    data[lost] = bytes(len(data[lost]))  # a download leaves what it has not fetched empty
-    path.write_bytes(data)
-    with open_source(str(path), SourceOptions(realtime=realtime)) as source:
-        count = len(list(source)) + source.status.dropped
-        assert (4 < count < 14) if keeps < 1 else count == 20
-        said = f"{path} declares 20 frames, but only {count} could be decoded: the rest is missing or damaged"
-        assert source.problem.startswith(said) if keeps < 1 else source.problem == ""
-
-
 def test_a_video_of_too_many_pixels_is_refused_before_a_frame_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,7 +170,7 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
         capture.release()
         raise
     frames = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    num_frames = int(frames) if 1 <= frames < _MAX_FRAMES and not options.loop else None
+    declared = int(frames) if 1 <= frames < _MAX_FRAMES else None
     fps = declared_fps(capture)
     rounds = [capture]  # later rounds open the file again, because not every format can rewind
     playing = capture
@@ -187,9 +187,9 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
         finally:
             playing.release()
         covers = count if path.suffix.lower() in _COUNTED else max(count, math.ceil(shown_s * (fps or 0.0)))
-        if num_frames is not None and covers + 2 < num_frames * (1 - _TOLERANCE):
+        if declared is not None and covers + 2 < declared * (1 - _TOLERANCE):
             unread.sentence = (
-                f"{uri} declares {num_frames} frames, but only {count} could be decoded: the rest is missing or "
+                f"{uri} declares {declared} frames, but only {count} could be decoded: the rest is missing or "
                 "damaged; get the whole file."
             )
 
@@ -197,7 +197,7 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
         _repeated(play, options),
         name=uri,
         fps=fps,
-        num_frames=num_frames,
+        num_frames=None if options.loop else declared,
         close=capture.release,
         media_time_s=lambda: media_time_s(playing),
         unread=unread,
