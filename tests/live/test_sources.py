@@ -4,7 +4,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fsvit_edge.calib.pictures import sample_pictures
+from fsvit_edge.enroll.support_files import read_supports
 from fsvit_edge.live import opencv
 from fsvit_edge.live.sinks.open import open_sink, sink_name
 from fsvit_edge.live.sources import demo, files
@@ -96,6 +99,24 @@ def test_a_folder_of_which_no_picture_can_be_read_is_refused(tmp_path: Path) -> 
     damage_pictures(tmp_path)
     with open_source(str(tmp_path)) as source, pytest.raises(InputError, match=r"2\.png is damaged"):
         next(source)
+
+
+def test_a_folder_of_nothing_but_videos_is_refused_with_one_to_give(tmp_path: Path) -> None:
+    def refused(command: Callable[[], object]) -> str:
+        with pytest.raises(InputError, match="contains no picture") as error:
+            command()
+        return str(error.value).partition(";")[2]
+
+    def all_refused() -> list[str]:
+        commands = (open_source, sample_pictures, lambda folder: read_supports([Path(folder)]))
+        return [refused(partial(command, str(tmp_path))) for command in commands]
+
+    assert all_refused() == ["", "", ""]
+    (tmp_path / "b.gif").touch()
+    given = f" give its video {tmp_path}/b.gif"
+    assert all_refused() == [f"{given}.", f"{given}.", f"{given} and one of its frames with --frame NUMBER."]
+    (tmp_path / "a.MTS").touch()
+    assert all_refused()[0] == f" give one of its 2 videos, as {tmp_path}/a.MTS."
 
 
 def test_a_whole_folder_has_no_problem_and_says_what_else_is_in_it(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
     except OSError as error:
         raise SourceError(f"The source {uri} cannot be opened: {error.strerror}; check the path.") from error
     if is_folder and not pictures:
-        inside = f"; give its folder of pictures, {Path(uri) / 'images'}" if (path / "images").is_dir() else ""
+        has_images = (path / "images").is_dir()
+        inside = f"; give its folder of pictures, {Path(uri) / 'images'}" if has_images else its_videos(path)
         raise InputError(f"The folder {uri} contains no pictures ({', '.join(PICTURE_SUFFIXES)}){inside}.")
     if is_folder or path.suffix.lower() in PICTURE_SUFFIXES:
         notes, unread = _not_read(path, uri) if is_folder else (), _Unread()
@@ -148,10 +149,21 @@ def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
     raise InputError(f"{uri} is not a picture or video; expected a name that ends in {known}.")
 
 
+def its_videos(folder: Path) -> str:
+    """How an error about a folder without pictures ends: with its videos, which may be what was meant."""
+    videos = _videos_in(folder)
+    one_of = f"one of its {len(videos)} videos, as" if len(videos) > 1 else "its video"
+    return f"; give {one_of} {printable(str(folder / videos[0]))}" if videos else ""
+
+
+def _videos_in(folder: Path) -> list[str]:
+    return sorted(one.name for one in folder.iterdir() if one.suffix.lower() in VIDEO_SUFFIXES and one.is_file())
+
+
 def _not_read(folder: Path, uri: str) -> tuple[str, ...]:
     """What a folder has beside its pictures that somebody may miss."""
     folders = sorted(one.name for one in folder.iterdir() if one.is_dir() and one.name[0] != ".")
-    videos = sorted(one.name for one in folder.iterdir() if one.suffix.lower() in VIDEO_SUFFIXES and one.is_file())
+    videos = _videos_in(folder)
     return tuple(
         f"{uri} has {len(names)} {kind} that {'is' if len(names) == 1 else 'are'} not read, as "
         f"{printable(str(Path(uri) / names[0]))}; give {'it' if len(names) == 1 else 'them'} as a source too."
