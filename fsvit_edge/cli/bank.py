@@ -9,6 +9,7 @@ import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
 from fsvit_edge.cli.terminal import editing_bank, open_model, print_table, say
+from fsvit_edge.fewshot.names import quoted
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
 if TYPE_CHECKING:
@@ -118,9 +119,9 @@ def remove(
         check_unchanged()
         loaded.save(bank)
     if negative is None:
-        print(f"Removed {name!r}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
+        print(f"Removed {quoted(name)}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
     else:
-        print(f"Removed negative {negative} of {name!r}, which has {len(loaded.negatives(name))} left.")
+        print(f"Removed negative {negative} of {quoted(name)}, which has {len(loaded.negatives(name))} left.")
         _note_unscored(loaded)
 
 
@@ -138,7 +139,7 @@ def rename(
         loaded.rename(old, new)
         check_unchanged()
         loaded.save(bank)
-    print(f"Renamed {old!r} to {new!r}; {bank} contains: {', '.join(loaded.classes)}.")
+    print(f"Renamed {quoted(old)} to {quoted(new)}; {bank} contains: {', '.join(loaded.classes)}.")
 
 
 @bank_app.command("level")
@@ -158,7 +159,7 @@ def set_level(
         loaded.set_level(name, level)
         check_unchanged()
         loaded.save(bank)
-    print(f"The level of {name!r} is now {score_text(loaded.level(name))} ({loaded.level_source(name)}).")
+    print(f"The level of {quoted(name)} is now {score_text(loaded.level(name))} ({loaded.level_source(name)}).")
     _note_unscored(loaded)
 
 
@@ -271,7 +272,7 @@ def judge(
 
     loaded = update_review(bank, lambda loaded: with_verdict(loaded.review, number, cast("Verdict", verdict)))
     (name,) = (one.name for one in loaded.review if one.number == number)
-    print(f"Frame {number}: {verdict}, {name!r} is {'' if verdict == 'yes' else 'not '}there.")
+    print(f"Frame {number}: {verdict}, {quoted(name)} is {'' if verdict == 'yes' else 'not '}there.")
 
 
 @bank_app.command()
@@ -345,5 +346,5 @@ def _print_scene(report: "SceneReport", levels: "Mapping[str, float]", by_hand: 
         if name in report.answering:
             say(
                 f"Warning: {report.warning(name, name in by_hand)}; show it what it is not with: fsvit-edge enroll "
-                f"{name!r} PICTURE --not, or remove that from view."
+                f"{quoted(name)} PICTURE --not, or remove that from view."
             )
