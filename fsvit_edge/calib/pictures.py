@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.live.sources.files import its_videos
 from fsvit_edge.live.sources.open import open_source
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, read_image
@@ -148,7 +149,10 @@ def _parts(source: str, num: int, seed: int, seconds: float) -> "list[_Files | _
     if os.path.isdir(source):
         files = _choose(Path(source), _pictures_below(source), num, seed)
         if not files.paths:
-            raise InputError(f"The folder {source} contains no picture ({', '.join(PICTURE_SUFFIXES)}), at any depth.")
+            raise InputError(
+                f"The folder {source} contains no picture ({', '.join(PICTURE_SUFFIXES)}), at any depth"
+                f"{its_videos(Path(source))}."
+            )
         return [files]
     if source.lower().endswith(LIST_SUFFIX) and os.path.isfile(source):
         return _listed_parts(Path(source), num, seed, seconds)

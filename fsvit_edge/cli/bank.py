@@ -10,6 +10,7 @@ import typer
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
 from fsvit_edge.cli.outputs import write_preview
 from fsvit_edge.cli.terminal import editing_bank, open_model, print_table, say
+from fsvit_edge.fewshot.names import quoted
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
 if TYPE_CHECKING:
@@ -118,9 +119,9 @@ def remove(
         check_unchanged()
         loaded.save(bank)
     if negative is None:
-        print(f"Removed {name!r}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
+        print(f"Removed {quoted(name)}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
     else:
-        print(f"Removed negative {negative} of {name!r}, which has {len(loaded.negatives(name))} left.")
+        print(f"Removed negative {negative} of {quoted(name)}, which has {len(loaded.negatives(name))} left.")
         _note_unscored(loaded)
 
 
@@ -138,7 +139,7 @@ def rename(
         loaded.rename(old, new)
         check_unchanged()
         loaded.save(bank)
-    print(f"Renamed {old!r} to {new!r}; {bank} contains: {', '.join(loaded.classes)}.")
+    print(f"Renamed {quoted(old)} to {quoted(new)}; {bank} contains: {', '.join(loaded.classes)}.")
 
 
 @bank_app.command("level")
@@ -158,7 +159,7 @@ def set_level(
         loaded.set_level(name, level)
         check_unchanged()
         loaded.save(bank)
-    print(f"The level of {name!r} is now {score_text(loaded.level(name))} ({loaded.level_source(name)}).")
+    print(f"The level of {quoted(name)} is now {score_text(loaded.level(name))} ({loaded.level_source(name)}).")
     _note_unscored(loaded)
 
 
@@ -202,12 +203,14 @@ def scene(
 
     if source is None and not forget:
         raise InputError("Give a source that shows none of the objects, or --forget.")
-    images = [] if source is None else sample_frames(source, frames)
+    sample = None if source is None else sample_frames(source, frames)
+    for note in sample.notes if sample else ():
+        say(f"Note: {note}")
     with editing_bank(bank) as check_unchanged, open_model(bundle, engine, precision, bank=bank) as model:
         model.load_bank(bank)
         if forget:
             model.forget_scene()
-        report = model.learn_scene(images) if images else None
+        report = model.learn_scene(sample.frames) if sample else None
         check_unchanged()
         model.save_bank(bank)
         levels = {name: model.bank.level(name) for name in model.classes}
@@ -215,6 +218,9 @@ def scene(
     if report is not None:
         _print_scene(report, levels, by_hand)
     print(_scene_promise(report.frames if report else 0))
+    if sample and sample.problem:  # as at the end of a run
+        say(sample.problem)
+        raise typer.Exit(1)
 
 
 @bank_app.command()
@@ -265,7 +271,7 @@ def judge(
 
     loaded = update_review(bank, lambda loaded: with_verdict(loaded.review, number, cast("Verdict", verdict)))
     (name,) = (one.name for one in loaded.review if one.number == number)
-    print(f"Frame {number}: {verdict}, {name!r} is {'' if verdict == 'yes' else 'not '}there.")
+    print(f"Frame {number}: {verdict}, {quoted(name)} is {'' if verdict == 'yes' else 'not '}there.")
 
 
 @bank_app.command()
@@ -339,5 +345,5 @@ def _print_scene(report: "SceneReport", levels: "Mapping[str, float]", by_hand: 
         if name in report.answering:
             say(
                 f"Warning: {report.warning(name, name in by_hand)}; show it what it is not with: fsvit-edge enroll "
-                f"{name!r} PICTURE --not, or remove that from view."
+                f"{quoted(name)} PICTURE --not, or remove that from view."
             )

@@ -12,9 +12,14 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine and a bundle, and list what is missing and what needs it."""
-    from fsvit_edge.inspect.diagnosis import diagnose
+    from fsvit_edge.inspect.packages import Diagnosis, import_problem, package_findings
 
-    diagnosis = diagnose(bundle)
+    if import_problem("numpy"):  # which the other checks need
+        diagnosis = Diagnosis(tuple(package_findings()))
+    else:
+        from fsvit_edge.inspect.diagnosis import diagnose
+
+        diagnosis = diagnose(bundle)
     if as_json:
         print(json.dumps(diagnosis.to_dict()))
     else:

@@ -8,6 +8,7 @@ import typer
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption
 from fsvit_edge.cli.outputs import refuse_to_replace, write_preview
 from fsvit_edge.cli.terminal import editing_bank, open_model, say
+from fsvit_edge.fewshot.names import quoted
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
@@ -88,10 +89,13 @@ def enroll(
     for picture in report.pictures:
         _print_picture(picture)
     shots = "1 support" if report.shots == 1 else f"{report.shots} supports"
-    print(f"Enrolled {name!r} with {shots}; {bank} contains: {classes}.")
+    print(f"Enrolled {quoted(name)} with {shots}; {bank} contains: {classes}.")
     print(f"Its level, the score above which it is present: {score_text(enrolled_level)} ({origin}).")
     if origin == "empty scene":
-        say(f"Warning: the empty scene answers to {name!r}, so it may be missed; see: fsvit-edge bank scene --help.")
+        say(
+            f"Warning: the empty scene answers to {quoted(name)}, so it may be missed; "
+            "see: fsvit-edge bank scene --help."
+        )
     options = (f" --bundle {bundle}" if bundle else "") + ("" if precision == "auto" else f" --precision {precision}")
     say(f"Next: fsvit-edge run --camera --bank {bank}{options}")
 
@@ -108,8 +112,8 @@ def _reject(
     known = len(model.bank.negatives(name))
     if known + len(pictures) > MAX_NEGATIVES:
         raise InputError(
-            f"Class {name!r} can have {MAX_NEGATIVES} negatives and has {known}, so {len(pictures)} more do not fit; "
-            "remove some with: fsvit-edge bank remove BANK NAME --negative INDEX."
+            f"Class {quoted(name)} can have {MAX_NEGATIVES} negatives and has {known}, so {len(pictures)} more do not "
+            "fit; remove some with: fsvit-edge bank remove BANK NAME --negative INDEX."
         )
     done = []
     for picture in pictures:
@@ -121,15 +125,15 @@ def _reject(
     model.save_bank(bank)
     for picture, one in zip(pictures, done, strict=True):
         before, after, level = distinct_texts(one.score_before, one.score_after, one.level)
-        print(f"{picture.source}: not {name!r}: scored {before}, now {after}, level {level}.")
+        print(f"{picture.source}: not {quoted(name)}: scored {before}, now {after}, level {level}.")
         if one.is_mask_too_small:
             say(
                 f"Warning: {picture.source}: what is marked is too small for the network to see, so all of it was used."
             )
         if not one.was_present:
-            say(f"Warning: {picture.source}: {name!r} was not found there, so rejecting it changes little.")
+            say(f"Warning: {picture.source}: {quoted(name)} was not found there, so rejecting it changes little.")
         elif one.margin < _SMALL_MARGIN:
-            say(f"Warning: {picture.source} is much like {name!r} itself, which may be missed from now on.")
+            say(f"Warning: {picture.source} is much like {quoted(name)} itself, which may be missed from now on.")
 
 
 def _print_picture(report: "PictureReport") -> None:

@@ -100,11 +100,10 @@ def _main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(INTERRUPTED)
     except ImportError as error:
-        package = _package_of(error)
-        if package == "fsvit_edge":
-            raise
-        _fail(f"{package} cannot be loaded: {error}; see: fsvit-edge doctor", EnvironmentLacksError.exit_code)
+        _fail_to_load(error)
+        raise
     except OSError as error:
+        _fail_to_load(error)
         if error.errno in _UNREACHABLE and error.filename is not None:
             _fail(f"{os.fsdecode(error.filename)} cannot be reached: {error.strerror}; give another path.", 2)
         if error.errno not in (errno.ENOSPC, errno.EPIPE):
@@ -114,6 +113,7 @@ def _main() -> None:
             sys.exit(0)
         _fail(f"Standard output cannot be written to: {error.strerror}.", 1)
     except Exception as error:
+        _fail_to_load(error)
         if not isinstance(error, _USAGE_ERROR):
             raise
         _fail_usage(error)
@@ -125,14 +125,30 @@ def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _package_of(error: ImportError) -> str:
-    """The package that cannot be loaded: the error names it, or was raised in it."""
-    name, trace = error.name or "", error.__traceback__
+def _fail_to_load(error: Exception) -> None:
+    """Fail if an error was raised in the import of a package that is not ours: a library may be missing, or too old."""
+    package = _package_of(error)
+    if package in ("", "fsvit_edge"):
+        return
+    first: BaseException = error
+    while first.__cause__ is not None:  # numpy puts a page of advice before the library that is missing
+        first = first.__cause__
+    reason = next(filter(None, map(str.strip, str(first).splitlines())), type(first).__name__)
+    _fail(f"{package} cannot be loaded: {reason}; see: fsvit-edge doctor", EnvironmentLacksError.exit_code)
+
+
+def _package_of(error: Exception) -> str:
+    """The package that cannot be loaded: an ImportError names it, or an error was raised in it; "" if in none."""
+    is_import = isinstance(error, ImportError)
+    if isinstance(error, ImportError) and error.name:
+        return error.name.partition(".")[0]
+    name, trace = "", error.__traceback__
     while trace is not None:
-        if not error.name and not (module := trace.tb_frame.f_globals.get("__name__", "")).startswith("importlib"):
-            name = module
+        module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        if is_import or trace.tb_frame.f_code.co_name == "<module>":
+            name = name if module in ("importlib", "__main__") else module
         trace = trace.tb_next
-    return name.partition(".")[0]
+    return name
 
 
 def _fail(sentence: str, exit_code: int) -> NoReturn:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fsvit_edge.fewshot.support_masks import Box
 from fsvit_edge.live.sources.base import SourceOptions
-from fsvit_edge.live.sources.files import VIDEO_SUFFIXES, open_file
+from fsvit_edge.live.sources.files import VIDEO_SUFFIXES, its_videos, open_file
 from fsvit_edge.live.uri import SourceAddress, printable
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.masks import read_mask
@@ -136,7 +136,11 @@ def _of_folder(folder: Path) -> list[tuple[Path, Path | None]]:
         raise InputError(f"The folder {folder} cannot be read: {error.strerror}.") from error
     if not found:
         where = images if images.is_dir() else folder
-        raise InputError(f"The folder {where} contains no picture ({', '.join(PICTURE_SUFFIXES)}).")
+        videos = its_videos(where)
+        raise InputError(
+            f"The folder {where} contains no picture ({', '.join(PICTURE_SUFFIXES)}){videos}"
+            f"{' and one of its frames with --frame NUMBER' if videos else ''}."
+        )
     bare = [path for path, mask in found if mask is None]
     if masks.is_dir() and bare:
         raise InputError(
@@ -163,6 +167,9 @@ def _read_frames(video: Path, frames: Sequence[int], seconds: Sequence[float]) -
             if found.keys() == set(numbers):
                 return [found[number] for number in numbers]
         missing = min(set(numbers) - found.keys())
+        if source.problem:
+            what = f"at {seconds[numbers.index(missing)]:g} s" if seconds else str(missing)
+            raise InputError(f"There is no frame {what}: {source.problem}")
         if seconds:
             time = seconds[numbers.index(missing)]
             raise InputError(f"The video {name} ends at {count / fps:.2f} s; it has no frame at {time:g} s.")

@@ -15,7 +15,7 @@ from fsvit_edge.model.network import FewShotNetwork, normalize
 from fsvit_edge.runtime.bundle import OBJECTNESS
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, on_host
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
-from fsvit_edge.runtime.errors import AccuracyGateError, EnvironmentLacksError
+from fsvit_edge.runtime.errors import AccuracyGateError, package_error
 from fsvit_edge.runtime.preprocess import resize_image
 
 PROBABILITY_TOLERANCE = 1e-4
@@ -193,11 +193,9 @@ def _pictures(size: int) -> list[Picture]:
     """One random picture, then photographs that scikit-image ships."""
     try:
         from skimage import data
-    except ImportError as error:
-        raise EnvironmentLacksError(
-            'Verifying on real pictures needs scikit-image; install it with: pip install "fsvit-edge[export]", '
-            "or export with --no-verify."
-        ) from error
+    except (ImportError, OSError) as error:
+        install = 'pip install "fsvit-edge[export]", or export with --no-verify'
+        raise package_error("Verifying on real pictures needs scikit-image", "skimage", install, error) from error
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return [noise, *(resize_image(getattr(data, name)(), size) for name in ("chelsea", "coffee", "astronaut"))]
 

@@ -24,7 +24,7 @@ from fsvit_edge.fewshot.cached_support import (
 )
 from fsvit_edge.fewshot.decide import NEGATIVE_MARGIN
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity, check_same_encoder
-from fsvit_edge.fewshot.names import check_name, composed, resolved
+from fsvit_edge.fewshot.names import check_name, composed, quoted, resolved
 from fsvit_edge.fewshot.review_items import ReviewItems, read_review, review_header, review_tensors
 from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES, read_jpeg
 from fsvit_edge.fewshot.zones import Zone, check_zones, read_zones, zones_header
@@ -191,9 +191,9 @@ class SupportBank:
         check_name(name)
         added = tuple(supports)
         if not added:
-            raise InputError(f"Class {name!r} needs at least one picture.")
+            raise InputError(f"Class {quoted(name)} needs at least one picture.")
         if name not in self._classes and len(self._classes) == MAX_CLASSES:
-            raise InputError(f"The bank already has {MAX_CLASSES} classes; remove one before enrolling {name!r}.")
+            raise InputError(f"The bank already has {MAX_CLASSES} classes; remove one before enrolling {quoted(name)}.")
         before = self._classes.get(name) or BankClass((), self.head.presence_level, False)
         check_room(self._classes, name, len(added), len(before.supports) + len(added))
         self._classes[name] = self._with_supports(before.to_score_again(), before.supports + added)
@@ -203,7 +203,7 @@ class SupportBank:
         name = self._name(name)
         entry = self._classes[name]
         if len(entry.negatives) == MAX_NEGATIVES:
-            raise InputError(f"Class {name!r} already has {MAX_NEGATIVES} negatives; remove one first.")
+            raise InputError(f"Class {quoted(name)} already has {MAX_NEGATIVES} negatives; remove one first.")
         check_room(self._classes, name, 1)
         self._classes[name] = replace(entry.to_score_again(), negatives=(*entry.negatives, negative))
 
@@ -212,7 +212,7 @@ class SupportBank:
         name = self._name(name)
         entry = self._classes[name]
         if not 0 <= index < len(entry.negatives):
-            raise InputError(f"Class {name!r} has {len(entry.negatives)} negatives and no negative {index}.")
+            raise InputError(f"Class {quoted(name)} has {len(entry.negatives)} negatives and no negative {index}.")
         kept = entry.negatives[:index] + entry.negatives[index + 1 :]
         self._classes[name] = replace(entry.to_score_again(), negatives=kept)
 
@@ -252,7 +252,7 @@ class SupportBank:
         name = self._name(name)
         supports = self.supports(name)
         if not 0 <= index < len(supports):
-            raise InputError(f"Class {name!r} has {len(supports)} pictures and no picture {index}.")
+            raise InputError(f"Class {quoted(name)} has {len(supports)} pictures and no picture {index}.")
         if len(supports) == 1:
             self.remove(name)
         else:
@@ -264,7 +264,7 @@ class SupportBank:
         old, new = self._name(old), composed(new)
         check_name(new)
         if new == old or resolved(new, self._classes.keys() - {old}) in self._classes:
-            raise InputError(f"Class {new!r} already exists; remove it first or choose another name.")
+            raise InputError(f"Class {quoted(new)} already exists; remove it first or choose another name.")
         self._classes = {new if name == old else name: entry for name, entry in self._classes.items()}
         self.review = tuple(replace(item, name=new) if item.name == old else item for item in self.review)
 
@@ -395,5 +395,5 @@ class SupportBank:
 
     def _name(self, name: str) -> str:
         if (known := resolved(name, self._classes)) not in self._classes:
-            raise InputError(f"Class {name!r:.80} is not enrolled; enrolled: {', '.join(self._classes) or 'none'}.")
+            raise InputError(f"Class {quoted(name)} is not enrolled; enrolled: {', '.join(self._classes) or 'none'}.")
         return known

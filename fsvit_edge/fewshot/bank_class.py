@@ -6,6 +6,7 @@ from functools import cached_property
 
 from fsvit_edge.fewshot.cached_support import ClassSupports, Negative
 from fsvit_edge.fewshot.decide import scene_level
+from fsvit_edge.fewshot.names import quoted
 from fsvit_edge.runtime.errors import InputError
 
 MAX_SHOTS = 100
@@ -41,10 +42,12 @@ class BankClass:
 def check_room(classes: Mapping[str, BankClass], name: str, more: int, shots: int = 0) -> None:
     """Refuse more pictures or negatives of a class than fit, with an InputError; `shots` are those it would have."""
     if shots > MAX_SHOTS:
-        raise InputError(f"Class {name!r} would have {shots} pictures, and can have {MAX_SHOTS}; give the best ones.")
+        raise InputError(
+            f"Class {quoted(name)} would have {shots} pictures, and can have {MAX_SHOTS}; give the best ones."
+        )
     known = sum(len(entry.supports) + len(entry.negatives) for entry in classes.values())
     if known + more > MAX_SUPPORTS:
         raise InputError(
-            f"The bank has {known} pictures and negatives, and can have {MAX_SUPPORTS}, so {more} more of {name!r} do "
-            "not fit; remove some first."
+            f"The bank has {known} pictures and negatives, and can have {MAX_SUPPORTS}, so {more} more of "
+            f"{quoted(name)} do not fit; remove some first."
         )

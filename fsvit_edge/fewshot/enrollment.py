@@ -8,7 +8,7 @@ import numpy as np
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.cached_support import CachedSupport, ClassSupports, Negative
 from fsvit_edge.fewshot.decide import negative_margin, subtract_negatives
-from fsvit_edge.fewshot.names import check_name, resolved
+from fsvit_edge.fewshot.names import check_name, quoted, resolved
 from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.fewshot.outlines import objectness_weight
 from fsvit_edge.fewshot.scene import SceneReport, decode_frame, encode_frame
@@ -81,7 +81,7 @@ def enroll_class(
     for index, (image, mask) in enumerate(zip(images, given, strict=True)):
         support, seen = make_support(network, image, mask, [*others, *supports], is_sharp)
         if support.kept.shape[1] == 1:
-            raise ObjectTooSmallError(f"Picture {index + 1} of {name!r}", index)
+            raise ObjectTooSmallError(f"Picture {index + 1} of {quoted(name)}", index)
         supports.append(support)
         used.append(seen)
     bank.add(name, supports)

@@ -17,6 +17,10 @@ _REFUSED = re.compile(
 _INVISIBLE = re.compile("[\\s\u061c\u200c-\u200f\u180e\u3164\ufe00-\ufe0f\U000e0000-\U000e0fff]+")
 
 
+# An invisible letter that only sets a direction, and often comes with text that is copied. NFC and NFKC keep it.
+_MARK = re.compile("[\u061c\u200e\u200f]")
+
+
 def check_name(name: str, what: str = "class") -> None:
     """Refuse a name that a table, a file or a terminal could not show, with an InputError."""
     is_blank = not _INVISIBLE.sub("", name) or name != name.strip()
@@ -24,9 +28,20 @@ def check_name(name: str, what: str = "class") -> None:
         raise InputError(f"A {what} name must be 1 to {MAX_NAME_LENGTH} printable characters, got {name!r:.100}.")
 
 
+def quoted(name: str) -> str:
+    """A name for a sentence, as it is: repr escapes joiners, and emoji that are newer than this Python."""
+    name = name[:MAX_NAME_LENGTH]
+    for hidden in (_REFUSED, _MARK):
+        name = hidden.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
+    return f'"{name}"' if "'" in name else f"'{name}'"
+
+
 def composed(name: str) -> str:
-    """The name in Unicode's composed form; names of files on a Mac are decomposed, and look the same."""
-    return unicodedata.normalize("NFC", name)
+    """The name in Unicode's composed form, without marks of direction.
+
+    Names of files on a Mac are decomposed; these and names with marks look the same as those without.
+    """
+    return unicodedata.normalize("NFC", _MARK.sub("", name))
 
 
 def resolved(name: str, known: Collection[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.names import quoted
 from fsvit_edge.fewshot.scene import decode_frame, read_jpeg
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.runtime.errors import ArtifactError, InputError
@@ -70,7 +71,8 @@ class ReviewItem:
             return decode_frame(self.jpeg)
         except ArtifactError as error:
             raise ArtifactError(
-                f"The picture of review item {self.number} ({self.name!r}) cannot be read; use a copy of the bank."
+                f"The picture of review item {self.number} ({quoted(self.name)}) cannot be read; use a copy of "
+                "the bank."
             ) from error
 
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fsvit_edge.fewshot.names import quoted
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.postprocess import Maps
 from fsvit_edge.runtime.preprocess import check_rgb
@@ -45,18 +46,20 @@ def support_masks(
         InputError: There is no picture, or a picture, a mask or a box cannot be used.
     """
     if len(images) == 0:
-        raise InputError(f"Class {name!r} needs at least one picture.")
+        raise InputError(f"Class {quoted(name)} needs at least one picture.")
     for what, given in (("masks", masks), ("boxes", boxes)):
         if given is not None and len(given) != len(images):
-            raise InputError(f"Class {name!r} has {len(images)} pictures but {len(given)} {what}; give one for each.")
+            raise InputError(
+                f"Class {quoted(name)} has {len(images)} pictures but {len(given)} {what}; give one for each."
+            )
     none = [None] * len(images)
     pairs = zip(none if masks is None else masks, none if boxes is None else boxes, strict=True)
     found: list[Mask | None] = []
     for image, (mask, box) in zip(images, pairs, strict=True):
         if mask is not None and box is not None:
-            raise InputError(f"Picture {len(found) + 1} of {name!r} has both a mask and a box; give one of them.")
+            raise InputError(f"Picture {len(found) + 1} of {quoted(name)} has both a mask and a box; give one of them.")
         if box is not None:
-            check_rgb(image, f"The picture of {name!r}")
+            check_rgb(image, f"The picture of {quoted(name)}")
             mask = mask_of_box(image, _checked_box(name, box))
         check_support(name, image, mask)
         found.append(mask)
@@ -65,24 +68,26 @@ def support_masks(
 
 def check_support(name: str, image: Image, mask: Mask | None) -> None:
     """Refuse a picture or mask that cannot be enrolled as a support of class `name`, with an InputError."""
-    check_rgb(image, f"The picture of {name!r}")
+    check_rgb(image, f"The picture of {quoted(name)}")
     if mask is None:
         return
     mask = np.asarray(mask)
     if mask.shape != image.shape[:2]:
         raise InputError(
-            f"The mask of {name!r} must be as large as its picture, {image.shape[:2]} (height, width); "
+            f"The mask of {quoted(name)} must be as large as its picture, {image.shape[:2]} (height, width); "
             f"got {mask.shape}."
         )
     if not mask.any():
-        raise InputError(f"The mask of {name!r} is empty; mark the object, or give no mask, and one is guessed.")
+        raise InputError(f"The mask of {quoted(name)} is empty; mark the object, or give no mask, and one is guessed.")
 
 
 def _checked_box(name: str, box: Sequence[float]) -> Box:
     try:
         left, top, right, bottom = (round(float(value)) for value in box)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"A box of {name!r} must be (left, top, right, bottom) in pixels; got {box!r:.80}.") from error
+        raise InputError(
+            f"A box of {quoted(name)} must be (left, top, right, bottom) in pixels; got {box!r:.80}."
+        ) from error
     return left, top, right, bottom
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.names import check_name, composed
+from fsvit_edge.fewshot.names import check_name, composed, quoted, resolved
 from fsvit_edge.fewshot.support_masks import Box
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 
@@ -47,17 +47,17 @@ class Zone:
         name = self.name
         check_name(name, "zone")
         if len(self.corners) < 3:
-            raise InputError(f"Zone {name!r} has {len(self.corners)} corners; {_EXPECTED}.")
+            raise InputError(f"Zone {quoted(name)} has {len(self.corners)} corners; {_EXPECTED}.")
         if len(self.corners) > MAX_CORNERS:
-            raise InputError(f"Zone {name!r} has {len(self.corners)} corners; give at most {MAX_CORNERS}.")
+            raise InputError(f"Zone {quoted(name)} has {len(self.corners)} corners; give at most {MAX_CORNERS}.")
         for value in (value for corner in self.corners for value in corner):
             if not 0 <= value <= 1:
-                raise InputError(f"Zone {name!r} has {value:g} in a corner; {_EXPECTED}.")
+                raise InputError(f"Zone {quoted(name)} has {value:g} in a corner; {_EXPECTED}.")
         if _edges_cross(self.corners):
-            raise InputError(f"The edges of zone {name!r} cross; give the corners in order around the zone.")
+            raise InputError(f"The edges of zone {quoted(name)} cross; give the corners in order around the zone.")
         xs, ys = np.array(self.corners).T
         if abs(np.dot(xs, np.roll(ys, -1)) - np.dot(ys, np.roll(xs, -1))) < 1e-6:
-            raise InputError(f"The corners of zone {name!r} enclose no area; give them in order around the zone.")
+            raise InputError(f"The corners of zone {quoted(name)} enclose no area; give them in order around the zone.")
 
     def corners_px(self, size_hw: tuple[int, int]) -> npt.NDArray[np.int32]:
         """Return the corners in pixels of a frame of this height and width, (corners, 2) as (x, y)."""
@@ -97,7 +97,7 @@ def parse_zone(text: str) -> Zone:
     except ValueError:
         values = []
     if not equals or not values or len(values) % 2:
-        raise InputError(f"Unsupported zone {text!r:.80}; {_EXPECTED}.")
+        raise InputError(f"Unsupported zone {quoted(text)}; {_EXPECTED}.")
     return Zone(composed(name.strip()), tuple(zip(values[::2], values[1::2], strict=True)))
 
 
@@ -108,14 +108,15 @@ def check_zones(zones: tuple[Zone, ...]) -> None:
     names = [zone.name for zone in zones]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"Two zones are named {name!r}; give each its own name.")
+            raise InputError(f"Two zones are named {quoted(name)}; give each its own name.")
 
 
 def without_zone(zones: tuple[Zone, ...], name: str) -> tuple[Zone, ...]:
     """Remove the zone of this name; an InputError if there is none."""
     names = [zone.name for zone in zones]
+    name = resolved(name, names)
     if name not in names:
-        raise InputError(f"There is no zone {name!r:.80}; zones: {', '.join(names) or 'none'}.")
+        raise InputError(f"There is no zone {quoted(name)}; zones: {', '.join(names) or 'none'}.")
     return tuple(zone for zone in zones if zone.name != name)
 
 

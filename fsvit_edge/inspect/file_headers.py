@@ -17,6 +17,15 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from fsvit_edge.inspect.tensor_names import (
+    BACKBONE_PREFIX,
+    HEAD_PREFIX,
+    OBJECTNESS_PREFIX,
+    backbone_prefix,
+    is_shard,
+    plain_name,
+)
+
 # ----------------------------------------------------------------------------------------------------------- ONNX files
 
 _QUANTIZED = re.compile(
@@ -97,9 +106,10 @@ def _text(message: defaultdict[int, list[Any]], number: int) -> str:
 # ---------------------------------------------------------------------------------------------------------- checkpoints
 
 _MAX_PICKLE_BYTES = 64 * 2**20
-_PARTS = {"backbone": "backbone.", "head": "learner.", "objectness decoder": "objectness."}
-NO_PART = "neither a backbone nor a head"
-"""What is in a file that is no checkpoint of ours; it may be a backbone's alone."""
+_PARTS = {"backbone": BACKBONE_PREFIX, "head": HEAD_PREFIX, "objectness decoder": OBJECTNESS_PREFIX}
+_OF_STORAGE = re.compile(
+    r"storage|\d+|cpu|meta|[a-z]+:\d+"
+)  # the texts with which a pickle refers to a tensor's values
 _HARMLESS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_\w+|torch \w+Storage|torch\.serialization _\w+")
 """Functions that unpickling a checkpoint of nothing but tensors calls."""
 
@@ -118,10 +128,12 @@ def safetensors_facts(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
                 values[one.get_dtype()] += math.prod(one.get_shape())
     except (SafetensorError, OSError, TypeError) as error:
         raise ValueError(str(error)) from error
+    contains, command = _contents(path, names)
     return metadata, {
-        "contains": _parts(names),
+        "contains": contains,
         "values": ", ".join(f"{count / 1e6:.2f} million {dtype}" for dtype, count in values.most_common()) or "none",
         "configuration": _configuration(path.with_suffix(".json")),
+        **command,
     }
 
 
@@ -159,32 +171,52 @@ def pickled_facts(path: Path) -> dict[str, Any]:
         raise ValueError(f"{damaged} in it is damaged")
     names, calls = _scan_pickle(program)
     others = sorted(call for call in calls if not _HARMLESS.fullmatch(call))
+    contains, command = _contents(path, names)
     return {
-        "contains": _parts(names),
+        "contains": contains,
         "tensors": f"{len(storages)}, {sum(info.file_size for info in storages) / 1e6:.1f} MB in total",
         "other objects": ", ".join(others[:5]) or "none",
+        **command,
     }
 
 
 def _scan_pickle(program: bytes) -> tuple[list[str], set[str]]:
-    """The texts of a pickle, and the functions that unpickling it would call."""
+    """The names of a pickle's tensors, and the functions that unpickling it would call."""
     texts: list[str] = []
+    names: list[str] = []
     calls: set[str] = set()
+    read = 0  # texts before the last tensor
     try:
         for opcode, argument, _ in pickletools.genops(program):
             if opcode.name == "GLOBAL":
                 calls.add(str(argument))
             elif opcode.name == "STACK_GLOBAL":
                 calls.add(" ".join(texts[-2:]))
+            elif opcode.name == "BINPERSID":  # the values of a tensor, whose name stands before
+                names += [text for text in texts[read:] if not _OF_STORAGE.fullmatch(text)][-1:]
+                read = len(texts)
             elif isinstance(argument, str):
                 texts.append(argument)
     except Exception as error:  # a damaged pickle raises anything in the disassembler
         raise ValueError("the names in it are damaged") from error
-    return texts, calls
+    return names, calls
 
 
-def _parts(names: list[str]) -> str:
-    """The tensors by part of the network: 186 of the backbone, 60 of the head."""
-    counts = {part: sum(name.startswith(prefix) for name in names) for part, prefix in _PARTS.items()}
+def _contents(path: Path, names: list[str]) -> tuple[str, dict[str, str]]:
+    """The tensors by part of the network, as "186 of the backbone, 60 of the head", and what exports them, if known."""
+    if is_shard(path):
+        return f"{len(names)} tensors of a checkpoint in several files; export takes one file with all of them", {}
+    plain = dict.fromkeys(map(plain_name, names))  # a teacher and its student count once
+    counts = {part: sum(name.startswith(prefix) for name in plain) for part, prefix in _PARTS.items()}
+    needs_configuration = path.suffix == ".safetensors"
+    has_configuration = needs_configuration and path.with_suffix(".json").is_file()
+    prefix = backbone_prefix(plain.keys())
+    if prefix is not None and not counts["head"] and not has_configuration:
+        count = sum(name.startswith(prefix) for name in plain)
+        command = f"fsvit-edge export --head prototype --weights {path}"
+        return f"{count} tensors of a backbone alone", {"to export it": command}
     found = ", ".join(f"{count} tensors of the {part}" for part, count in counts.items() if count)
-    return found or NO_PART
+    if not found or needs_configuration > has_configuration:
+        return found or "neither a backbone nor a head", {}
+    lacks = "" if counts["backbone"] else " --backbone NAME --weights FILE"
+    return found, {"to export it": f"fsvit-edge export --checkpoint {path}{lacks}"}

@@ -9,7 +9,7 @@ from typing import Any
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.bank_file import METADATA_KEY
 from fsvit_edge.fewshot.network import ExportedNetwork
-from fsvit_edge.inspect.file_headers import NO_PART, pickled_facts, read_onnx_header, safetensors_facts
+from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts
 from fsvit_edge.runtime.bundle import (
     DEFAULT_BUNDLE,
     MANIFEST_NAME,
@@ -292,10 +292,7 @@ def _inspect_pickled(path: Path) -> Inspection:
 
 
 def _checkpoint(path: Path, tensors: dict[str, Any]) -> Inspection:
-    facts = {"size": _size(path), **tensors}
-    if tensors["contains"] != NO_PART:
-        facts["to export it"] = f"fsvit-edge export --checkpoint {path}"
-    return Inspection(str(path), "checkpoint", facts, None, ())
+    return Inspection(str(path), "checkpoint", {"size": _size(path), **tensors}, None, ())
 
 
 def _inspect_json(path: Path) -> Inspection:
@@ -303,6 +300,10 @@ def _inspect_json(path: Path) -> Inspection:
         values: Any = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON: {error}.") from error
+    if isinstance(values, dict) and "weight_map" in values:
+        return _checkpoint(
+            path, {"contains": "the list of a checkpoint in several files; export takes one file with all of them"}
+        )
     if not isinstance(values, dict) or not {"ranges", "method", "graphs"} <= values.keys():
         raise InputError(f"{path} is JSON of an unknown kind; give {_KNOWN}.")
     facts = {"size": _size(path)}

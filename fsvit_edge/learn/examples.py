@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.pictures import read_image
+from fsvit_edge.runtime.pictures import read_image, reading_scale
 
 IGNORE = 255
 """Mask value that all metrics and losses ignore."""
@@ -87,13 +87,15 @@ def read_stored_mask(path: Path) -> tuple[npt.NDArray[np.uint8], str]:
 
 
 def picture_size_hw(path: Path) -> tuple[int, int]:
-    """Return height and width of a picture, after EXIF rotation, from its header."""
+    """Return height and width of a picture as it is read, after EXIF rotation, from its header."""
     try:
         with Image.open(path) as image:
             width, height = image.size
             sideways = image.getexif().get(_ORIENTATION_TAG) in _SIDEWAYS
     except Exception as error:
         raise InputError(f"The picture {path} cannot be read: {error}.") from error
+    scale = reading_scale(width * height) or 1
+    width, height = -(-width // scale), -(-height // scale)
     return (width, height) if sideways else (height, width)
 
 

@@ -87,8 +87,8 @@ class RunResult:
         health: The health at the end.
         statistics: Counts and times.
         choice: The engine and precision that ran the model.
-        exit_code: 0; 1 if a sink or one of several sources failed, pictures were left out, or the model hung; 130 after
-            Ctrl-C. SIGTERM and SIGHUP are a normal end, 0: a service that was stopped has not failed.
+        exit_code: 0; 1 if a sink or one of several sources failed, a part of a source could not be read, or the model
+            hung; 130 after Ctrl-C. SIGTERM and SIGHUP are a normal end, 0: a service that was stopped has not failed.
     """
 
     health: Health
@@ -345,4 +345,4 @@ class LiveRun:
             return INTERRUPTED
         has_failed = self._model_hangs or any(worker.status.failure for worker in self._workers)
         sources = [one.source for one in self._watched.values()]
-        return 1 if has_failed or any(one.has_failed or one.status.left_out for one in sources) else 0
+        return 1 if has_failed or any(one.has_failed or one.problem for one in sources) else 0

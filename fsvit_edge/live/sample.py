@@ -1,6 +1,8 @@
 """A few frames of a source, spread over it."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +15,22 @@ from fsvit_edge.runtime.errors import SourceError
 _WAIT_S = 0.1
 
 
-def sample_frames(uri: str, count: int, seconds: float = 4.0, options: SourceOptions = SourceOptions()) -> list[Image]:  # noqa: B008 - frozen
+@dataclass(frozen=True)
+class Sample:
+    """Frames of a source, with what it left unread.
+
+    Attributes:
+        frames: (H, W, 3) uint8 RGB, at least one.
+        notes: What the source has beside what was read, see `Source.notes`.
+        problem: What could not be read, see `Source.problem`.
+    """
+
+    frames: list[Image]
+    notes: Sequence[str]
+    problem: str
+
+
+def sample_frames(uri: str, count: int, seconds: float = 4.0, options: SourceOptions = SourceOptions()) -> Sample:  # noqa: B008 - frozen
     """Read at most `count` frames, evenly spread over a file, or over some seconds of a live source.
 
     Args:
@@ -22,9 +39,6 @@ def sample_frames(uri: str, count: int, seconds: float = 4.0, options: SourceOpt
         seconds: How long to watch a live source.
         options: How to read it.
 
-    Returns:
-        (H, W, 3) uint8 RGB frames, at least one.
-
     Raises:
         InputError: The source is unsupported, or one of its pictures cannot be used.
         SourceError: The source cannot be opened or read, or a live one delivers nothing for 20 s.
@@ -32,8 +46,10 @@ def sample_frames(uri: str, count: int, seconds: float = 4.0, options: SourceOpt
     """
     with open_source(uri, options) as source:
         if source.is_live:
-            return _over_time(source, count, seconds)
-        return _over_file(source, count, demo_length() if uri == "demo" else None)
+            frames = _over_time(source, count, seconds)
+        else:
+            frames = _over_file(source, count, demo_length() if uri == "demo" else None)
+        return Sample(frames, source.notes, source.problem)
 
 
 def _over_file(source: Source, count: int, length: int | None) -> list[Image]:

@@ -14,6 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from fsvit_edge.inspect.tensor_names import (
+    ANCHOR,
+    BACKBONE_PREFIX,
+    HEAD_PREFIX,
+    OBJECTNESS_PREFIX,
+    backbone_prefix,
+    is_shard,
+    plain_name,
+)
 from fsvit_edge.model.config import ModelConfig
 from fsvit_edge.model.encoder import HYBRID_BACKBONE, OUR_BACKBONES, SUPPORTED_BACKBONES, load_strictly
 from fsvit_edge.model.network import FewShotNetwork
@@ -22,15 +31,9 @@ from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 from fsvit_edge.runtime.storage import atomic_write
 
-BACKBONE_PREFIX = "backbone."
-HEAD_PREFIX = "learner."
-OBJECTNESS_PREFIX = "objectness."
 PUBLISHED_IMAGE_SIZE = 400
 
 _WEIGHTS_KEYS = ("state_dict", "model_state_dict", "teacher", "model", "student")  # DINO's teacher is the better one
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # what torch.compile and others add
-_ANCHOR = "patch_embed.proj.weight"  # every ViT has it
-_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
 
 
 def load_network(
@@ -62,7 +65,7 @@ def load_network(
         raise InputError("Give the backbone's weights once: either --weights FILE or --pretrained.")
     state = read_state(checkpoint)
     head_state = _strip(state, HEAD_PREFIX)
-    backbone_state = _strip(state, BACKBONE_PREFIX)
+    backbone_state = _strip(state, BACKBONE_PREFIX) if head_state else _backbone_of(state)
     if not head_state and (head or _stored_head(checkpoint)) == TRAINED_HEAD:
         raise ArtifactError(
             f"{checkpoint} contains no head: expected tensors named {HEAD_PREFIX}*, "
@@ -137,13 +140,13 @@ def save_network(network: FewShotNetwork, path: Path) -> None:
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors, .ckpt, .pth or .pt file.
 
-    Lightning's `state_dict`, DINO's `teacher` and the like are unpacked, and what `torch.compile` and wrappers for
-    several GPUs add to the names is taken off. An ArtifactError says that the file is missing, is damaged, is only a
-    part of a checkpoint, or contains Python objects that are unsafe to load.
+    Lightning's `state_dict`, DINO's `teacher` and the like are unpacked, and so is the only dict that has tensors. What
+    `torch.compile` and wrappers for several GPUs add to the names is taken off. An ArtifactError says that the file is
+    missing, is damaged, is only a part of a checkpoint, or contains Python objects that are unsafe to load.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist or is not a file; give a .safetensors, .ckpt or .pth file.")
-    if path.suffix == ".json" or _SHARD.search(path.stem):
+    if path.suffix == ".json" or is_shard(path):
         raise ArtifactError(f"{path} belongs to a checkpoint in several files; give one file with all shards.")
     if path.suffix == ".safetensors":
         try:
@@ -166,20 +169,35 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 'torch.save({"state_dict": checkpoint["state_dict"]}, "clean.ckpt").'
             ) from error
         raise ArtifactError(f"{path} is damaged or not a PyTorch file; download or copy it again.") from error
-    while isinstance(content, dict) and (inner := [content[key] for key in _WEIGHTS_KEYS if key in content]):
-        if not isinstance(inner[0], dict):
-            break
-        content = inner[0]
-    if not isinstance(content, dict) or not content:
-        raise ArtifactError(f"{path} contains no state_dict (a dict of tensors).")
-    return _unwrapped({str(key): tensor for key, tensor in content.items() if isinstance(tensor, Tensor)})
+    while isinstance(content, dict) and (inner := _inner(content)):
+        content = inner
+    tensors = _tensors(content)
+    if not tensors:
+        keys = ", ".join(f"{key!s:.40}" for key in list(content)[:5]) if isinstance(content, dict) else ""
+        found = f": its keys are {keys}; save only its weights" if keys else ""
+        raise ArtifactError(f"{path} contains no state_dict (a dict of tensors){found}.")
+    return _unwrapped(tensors)
+
+
+def _inner(content: dict[Any, Any]) -> dict[Any, Any] | None:
+    """The dict with the weights in what a training has saved; None if they are in none, or in which is not known."""
+    known = [one for key in _WEIGHTS_KEYS if isinstance(one := content.get(key), dict) and one]
+    if known or _tensors(content):
+        return known[0] if known else None
+    having = [one for one in content.values() if _tensors(one)]
+    return having[0] if len(having) == 1 else None
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    items = content.items() if isinstance(content, dict) else ()
+    return {str(key): tensor for key, tensor in items if isinstance(tensor, Tensor)}
 
 
 def infer_backbone(state: Mapping[str, Tensor]) -> str:
     """Return the supported backbone that fits the stem, or the patch size, width and registers, of `state`."""
     if any(name.startswith("patch_embed.proj.fine.") for name in state):
         return HYBRID_BACKBONE
-    patch = state.get(_ANCHOR)
+    patch = state.get(ANCHOR)
     if patch is not None:
         family = "dinov2" if any(".ls1." in name for name in state) else "dino"
         registers = "reg4_" if any(name in state for name in ("reg_token", "register_tokens")) else ""
@@ -190,7 +208,7 @@ def infer_backbone(state: Mapping[str, Tensor]) -> str:
     if patch is None:
         raise ArtifactError(
             f"The checkpoint contains no backbone of a known kind: its first tensors are "
-            f"{', '.join(list(state)[:3]) or 'none'}, expected names such as {_ANCHOR}."
+            f"{', '.join(list(state)[:3]) or 'none'}, expected names such as {ANCHOR}."
         )
     raise ArtifactError("The backbone of the checkpoint was not recognized; give its name with --backbone.")
 
@@ -224,22 +242,12 @@ def _stored_head(checkpoint: Path) -> str:
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the names of wrappers off: anywhere, as a part of a network can be wrapped; "module" only in front."""
-    plain = {}
-    for name, tensor in state.items():
-        parts = [part for part in name.split(".") if part not in _WRAPPERS]
-        while parts[0] == "module" and len(parts) > 1:
-            del parts[0]
-        plain[".".join(parts)] = tensor
-    return plain
+    return {plain_name(name): tensor for name, tensor in state.items()}
 
 
 def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a backbone, whatever stands before all their names, as in "encoder.cls_token"."""
-    if ours := _strip(state, BACKBONE_PREFIX):
-        return ours
-    prefixes = [name.removesuffix(_ANCHOR) for name in state if name.endswith(_ANCHOR)]
-    return _strip(state, prefixes[0]) if len(prefixes) == 1 else dict(state)
+    """The weights of a backbone, whatever stands before all their names; all if that is unknown, for the error."""
+    return _strip(state, backbone_prefix(state.keys()) or "")
 
 
 def _strip(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -40,6 +40,24 @@ class EnvironmentLacksError(FsvitEdgeError):
     exit_code = 3
 
 
+def package_error(needs: str, module: str, install: str, error: Exception) -> EnvironmentLacksError:
+    """Say of an optional package that it is not installed; or that it is, and why it cannot be loaded.
+
+    Args:
+        needs: The start of the sentence, as "A video needs av".
+        module: What was imported.
+        install: The command that installs the package.
+        error: What the import raised.
+    """
+    # A module of it that is missing is a version that is too old, which installing mends as well.
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == module:
+        return EnvironmentLacksError(f"{needs}, which is not installed; try: {install}.")
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return EnvironmentLacksError(
+        f"{needs}, which is installed and cannot be loaded ({reason}); see: fsvit-edge doctor."
+    )
+
+
 class ArtifactError(FsvitEdgeError):
     """A bundle, bank or checkpoint that is damaged or does not fit."""
 

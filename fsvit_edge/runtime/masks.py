@@ -49,13 +49,13 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 def read_roles(path: Path, size_hw: tuple[int, int]) -> _Roles:
     """Return (H, W) uint8: 1 on the object, at least once, 0 elsewhere, `VOID` where unknown; raises as `read_mask`."""
-    with decoded_file(path) as image:
+    with decoded_file(path, size_hw) as image:
         return _roles(image, f"The mask {path}", size_hw)
 
 
 def decode_mask(data: bytes, what: str, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Decode the bytes of a mask file; `what` is how errors call it, to start a sentence. Raises as `read_mask`."""
-    with decoded(data, what) as image:
+    with decoded(data, what, size_hw) as image:
         return np.asarray(_roles(image, what, size_hw) == 1, np.bool_)
 
 

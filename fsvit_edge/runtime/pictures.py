@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
-from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError
+from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError, package_error
 from fsvit_edge.runtime.storage import atomic_write
 
 PICTURE_SUFFIXES = (
@@ -29,6 +29,8 @@ PICTURE_SUFFIXES = (
 MAX_PICTURE_PX = 40_000_000
 MAX_JPEG_PX = 250_000_000
 """Limit of a JPEG that its decoder can read at a half, a quarter or an eighth of its size, at most `MAX_PICTURE_PX`."""
+MAX_MASK_BYTES = 200_000_000
+"""Limit of a decoded mask, which is read at the size of its picture: 200 megapixels of gray, or 50 of color."""
 MAX_PICTURE_BYTES = 64_000_000
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
@@ -86,6 +88,11 @@ def full_size(path: Path) -> tuple[int, int]:
     return (width, height) if is_turned else (height, width)
 
 
+def reading_scale(num_pixels: int) -> int | None:
+    """By how much a JPEG of so many pixels, or its mask, is read smaller: 1, 2, 4 or 8; None if they are too many."""
+    return next((scale for scale in (1, 2, 4, 8) if num_pixels <= MAX_PICTURE_PX * scale**2), None)
+
+
 def write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
     """Write one (H, W, 3) uint8 RGB picture, whole or not at all, in the format of its suffix; see `atomic_write`."""
     encoder = _ENCODERS.get(path.suffix.lower())
@@ -129,24 +136,41 @@ def thumbnail(rgb: npt.NDArray[np.uint8], longest_px: int) -> npt.NDArray[np.uin
 
 
 @contextmanager
-def decoded_file(path: Path) -> Iterator[Image.Image]:
-    """Decode a picture file for Pillow, upright; raises as `read_image`."""
-    with decoded(_file_bytes(path), str(path)) as image:
+def decoded_file(path: Path, mask_of: tuple[int, int] | None = None) -> Iterator[Image.Image]:
+    """Decode a picture file for Pillow, upright, as `decoded` does; raises as `read_image`."""
+    with decoded(_file_bytes(path), str(path), mask_of) as image:
         yield image
 
 
 @contextmanager
-def decoded(data: bytes, what: str) -> Iterator[Image.Image]:
-    """Decode the bytes of a picture file; `what` is how errors call it, to start a sentence."""
-    with _opened(data, what) as image:
-        size, scale = image.width * image.height, 1
+def decoded(data: bytes, what: str, mask_of: tuple[int, int] | None = None) -> Iterator[Image.Image]:
+    """Decode the bytes of a picture file.
+
+    Args:
+        data: The file.
+        what: How errors call it, to start a sentence.
+        mask_of: Height and width of the picture that this is a mask of. A mask of more than 40 megapixels, which is
+            that of a JPEG that was read smaller, is read as much smaller: each pixel is one of the mask's.
+    """
+    advice = "make it smaller" if mask_of is None else f"save it with {mask_of[1]}x{mask_of[0]}, as its picture is read"
+    with _opened(data, what, advice) as image:
+        size, shrink = image.width * image.height, 1
+        scale = reading_scale(size)
         if isinstance(image, JpegImageFile) and size <= MAX_JPEG_PX and _is_read_in_rows(image, data):
-            scale = next(scale for scale in (1, 2, 4, 8) if size <= MAX_PICTURE_PX * scale**2)
+            assert scale is not None
             image.draft(None, (image.width // scale, image.height // scale))
+        elif (
+            scale is not None
+            and sorted(mask_of or ()) == sorted(-(-side // scale) for side in image.size)
+            and size * _pixel_bytes(image.mode) <= MAX_MASK_BYTES
+        ):
+            shrink = scale
         elif size > MAX_PICTURE_PX:
+            if mask_of is None and isinstance(image, JpegImageFile) and size <= MAX_JPEG_PX:
+                advice += ", or save it as a JPEG that is not progressive"
             raise InputError(
                 f"{what} has {image.width}x{image.height} pixels, more than the {MAX_PICTURE_PX // 10**6} "
-                "megapixels allowed; make it smaller."
+                f"megapixels allowed; {advice}."
             )
         is_deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
         try:
@@ -155,12 +179,21 @@ def decoded(data: bytes, what: str) -> Iterator[Image.Image]:
             ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:
             raise InputError(f"{what} is damaged or cut short: its pixels cannot be decoded ({error}).") from error
+        if shrink > 1:
+            image_format, (width, height) = image.format, image.size
+            image = image.resize((-(-width // shrink), -(-height // shrink)), Image.Resampling.NEAREST)
+            image.format = image_format
         image.info[_IS_DEEP] = is_deep
         yield image
 
 
+def _pixel_bytes(mode: str) -> int:
+    """What a pixel takes in Pillow's memory, where colors have four bytes."""
+    return 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
+
+
 @contextmanager
-def _opened(data: bytes, what: str) -> Iterator[Image.Image]:
+def _opened(data: bytes, what: str, advice: str = "make it smaller") -> Iterator[Image.Image]:
     """Yield a picture of which only the header has been read, and decode what is asked of it without warnings."""
     formats = _formats(data, what)
     with warnings.catch_warnings():
@@ -176,7 +209,7 @@ def _opened(data: bytes, what: str) -> Iterator[Image.Image]:
         except UnidentifiedImageError as error:
             raise InputError(f"{what} is damaged or not a {_FORMATS_TEXT} picture.") from error
         except Image.DecompressionBombError as error:
-            raise InputError(f"{what} has more than {MAX_PICTURE_PX // 10**6} megapixels; make it smaller.") from error
+            raise InputError(f"{what} has more than {MAX_PICTURE_PX // 10**6} megapixels; {advice}.") from error
         # Decoders answer damaged data with many kinds of exceptions: OSError, SyntaxError, ValueError, struct.error.
         except Exception as error:
             raise InputError(f"{what} is damaged: its header cannot be read ({error}).") from error
@@ -199,11 +232,9 @@ def _formats(data: bytes, what: str) -> tuple[str, ...]:
         return _FORMATS
     try:
         from pillow_heif import register_heif_opener
-    except ImportError as error:
-        raise EnvironmentLacksError(
-            f'{what} is a HEIC picture, which needs pillow-heif; try: pip install "fsvit-edge[heic]", or save it as a '
-            "JPEG."
-        ) from error
+    except (ImportError, OSError) as error:
+        install = 'pip install "fsvit-edge[heic]", or save it as a JPEG'
+        raise package_error(f"{what} is a HEIC picture: it needs pillow-heif", "pillow_heif", install, error) from error
     register_heif_opener()
     return ("HEIF",)
 

@@ -62,6 +62,14 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
     assert SupportBank.load(folder / "bank.safetensors").classes == ()
 
 
+@pytest.mark.usefixtures("folder")
+def test_names_with_joiners_and_new_emoji_are_shown_as_they_are_in_sentences_too(cli: Cli) -> None:
+    new = "क्\u200dष \U0001fabf"
+    renamed = cli("bank rename bank.safetensors cat", new)
+    assert renamed.out == f"Renamed 'cat' to '{new}'; bank.safetensors contains: {new}, Größe 猫.\n"
+    assert cli("bank level bank.safetensors", new, "0.5").out.startswith(f"The level of '{new}' is now 0.50")
+
+
 def test_a_level_can_be_set_listed_and_reset(folder: Path, cli: Cli) -> None:
     (folder / "bank.safetensors").unlink()
 

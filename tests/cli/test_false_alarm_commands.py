@@ -112,6 +112,20 @@ def test_a_folder_with_a_folder_of_pictures_is_refused_with_the_one_to_give(bank
     assert "Frames of the empty scene: 1." in run("bank", "scene", str(bank), "scene/images")[0]
 
 
+def test_a_scene_of_which_a_part_cannot_be_read_is_learned_and_ends_with_1(bank: Path) -> None:
+    Path("scene/older").mkdir(parents=True)
+    write_image(Path("scene/1.jpg"), skimage.data.coffee())
+    _, err = run("bank", "scene", str(bank), "scene")
+    assert err == "Note: scene has 1 folder that is not read, as scene/older; give it as a source too.\n"
+
+    Path("scene/2.jpg").write_bytes(Path("scene/1.jpg").read_bytes()[:-400])
+    done = CliRunner().invoke(app, ["bank", "scene", str(bank), "scene", "--forget"])
+    assert done.exit_code == 1
+    assert "Frames of the empty scene: 1." in done.stdout
+    assert "Left out: scene/2.jpg is damaged or cut short" in done.stderr
+    assert len(SupportBank.load(bank).scene) == 1
+
+
 def test_all_pictures_of_a_bank_are_drawn_with_their_numbers(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("enroll", "cat", "like.jpg", "other.jpg", "--not")
     run("bank", "scene", str(bank), "other.jpg")

@@ -1,6 +1,7 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import Cli
@@ -60,21 +61,41 @@ def test_ctrl_c_while_a_command_works_is_a_short_end(cli: Cli, monkeypatch: pyte
     ("error", "said"),
     [
         ("raise ImportError('libX.so.1: no such file')", "Error: cv2 cannot be loaded: libX.so.1: no such file; see: "),
+        ("raise OSError('libX.so.1: no such file')", "Error: cv2 cannot be loaded: libX.so.1: no such file; see: "),
+        ("raise RuntimeError", "Error: cv2 cannot be loaded: RuntimeError; see: fsvit-edge doctor"),
+        (
+            "raise ImportError('\\nREAD\\nTHIS') from OSError('libX.so.1')",
+            "Error: cv2 cannot be loaded: libX.so.1; see: ",
+        ),
         ("import gone", "Error: gone cannot be loaded: No module named 'gone'; see: fsvit-edge doctor"),
     ],
 )
 def test_a_package_that_cannot_be_loaded_is_named(error: str, said: str) -> None:
-    broken = f"""
-import importlib.abc, importlib.util, sys
-class Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, *_):
-        return importlib.util.spec_from_loader(name, self) if name == "cv2" else None
-    def exec_module(self, module):
-        exec({error!r}, vars(module))
-sys.meta_path.insert(0, Broken())
-sys.argv = ["fsvit-edge", "run", "demo"]
-"""
-    done = run(broken + START)
+    done = run(broken("cv2", error, "run", "demo") + START)
     assert done.returncode == 3, done.stderr
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
+
+
+def test_the_doctor_needs_no_numpy(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise ImportError('libX.so.1: no such file')")
+    done = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = ['fsvit-edge', 'doctor']\n" + START)
+    assert done.returncode == 3, done.stderr
+    found = {line.split()[1]: line for line in done.stdout.splitlines()}
+    assert found["numpy"].startswith("missing")
+    assert found["numpy"].endswith("but it cannot be loaded: ImportError: libX.so.1: no such file")
+    assert found["pillow"].startswith("ok ")
+    assert {"python", "onnxruntime", "torch", "paho-mqtt", "pillow-heif"} <= found.keys()
+
+
+def broken(package: str, error: str, *arguments: str) -> str:
+    return f"""
+import importlib.abc, importlib.util, sys
+class Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, *_):
+        return importlib.util.spec_from_loader(name, self) if name == {package!r} else None
+    def exec_module(self, module):
+        exec({error!r}, vars(module))
+sys.meta_path.insert(0, Broken())
+sys.argv = ["fsvit-edge", *{arguments!r}]
+"""

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,11 @@ from fsvit_edge.fewshot.bank_file import digest_of
 from fsvit_edge.fewshot.cached_support import CachedSupport, Negative
 from fsvit_edge.fewshot.decide import NEGATIVE_MARGIN
 from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity
-from fsvit_edge.fewshot.names import MAX_NAME_LENGTH
+from fsvit_edge.fewshot.names import MAX_NAME_LENGTH, quoted
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review_items import ReviewItem
 from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES
-from fsvit_edge.fewshot.zones import MAX_ZONES, Zone, parse_zone
+from fsvit_edge.fewshot.zones import MAX_ZONES, Zone, parse_zone, without_zone
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.presence_level import level_of_supports
 
@@ -218,6 +219,44 @@ def test_a_name_in_two_forms_is_one_class(path: Path) -> None:
     assert loaded.classes == ("Caf\u00e9", "T\u00fcr")
     loaded.rename("Tu\u0308r", "door")
     assert loaded.classes == ("Caf\u00e9", "door")
+
+
+@pytest.mark.parametrize("mark", ["\u200e", "\u200f", "\u061c"])
+def test_a_name_with_an_invisible_mark_of_direction_is_the_one_without(path: Path, mark: str) -> None:
+    bank = SupportBank(IDENTITY)
+    bank.add(f"קפה{mark}", [support(0)])
+    bank.add("קפה", [support(1)])
+    assert bank.classes == ("קפה",)
+    with pytest.raises(InputError, match="must be 1 to 80 printable characters"):
+        bank.add(mark, [support(2)])
+    with pytest.raises(InputError, match="There is no zone"):
+        without_zone((), f"door{mark}")
+    door = parse_zone(f"door{mark}=0,0,1,0,1,1")
+    assert without_zone((door,), f"do{mark}or") == ()
+    bank._add(f"cat{mark}", [support(3)])  # as a bank of before may have it, which is read as it is
+    bank.save(path)
+    loaded = SupportBank.load(path)
+    assert loaded.classes == ("קפה", f"cat{mark}")
+    loaded.remove("cat")
+    assert loaded.classes == ("קפה",)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat", "'cat'"),
+        ("joe's", '"joe\'s"'),
+        ("\u0646\u06cc\u0645\u200c\u0641", "'\u0646\u06cc\u0645\u200c\u0641'"),
+        ("\U0001fabf", "'\U0001fabf'"),
+        ("a\xa0b", "'a\xa0b'"),
+        ("x\n\x1b[0m\u202e\u200e\ud800", r"'x\n\x1b[0m\u202e\u200e\ud800'"),
+    ],
+    ids=ascii,
+)
+def test_a_sentence_shows_a_name_as_it_is_and_escapes_only_what_steers(name: str, shown: str) -> None:
+    assert quoted(name) == shown
+    with pytest.raises(InputError, match=re.escape(f"Class {shown} is not enrolled")):
+        SupportBank(IDENTITY).remove(name)
 
 
 def test_the_bank_is_full_with_255_classes() -> None:

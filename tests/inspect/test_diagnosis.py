@@ -9,8 +9,9 @@ import cv2
 import pytest
 from engine_records import MACHINE, VERSIONS, copy_bundle, write_set
 
-from fsvit_edge.inspect import diagnosis
-from fsvit_edge.inspect.diagnosis import Diagnosis, Finding, diagnose
+from fsvit_edge.inspect import diagnosis, packages
+from fsvit_edge.inspect.diagnosis import diagnose
+from fsvit_edge.inspect.packages import Diagnosis, Finding
 from fsvit_edge.runtime.engines import fitting
 from fsvit_edge.runtime.engines.trial import Trial
 from fsvit_edge.runtime.errors import EnvironmentLacksError
@@ -22,15 +23,15 @@ def found(subject: str, bundle: Path | None = None) -> Finding:
     return finding
 
 
-def uninstall(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    version = diagnosis.version
+def uninstall(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    version = packages.version
 
     def without(package: str) -> str:
-        if package in packages:
+        if package in names:
             raise PackageNotFoundError(package)
         return version(package)
 
-    monkeypatch.setattr(diagnosis, "version", without)
+    monkeypatch.setattr(packages, "version", without)
 
 
 def test_this_machine_can_run_the_tests() -> None:
@@ -64,7 +65,7 @@ def put_opencv(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None
     """Put an OpenCV before the real one that does what `code` does when it is imported."""
     (folder / "cv2.py").write_text(code)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-    monkeypatch.setattr(diagnosis, "_imports", cache(diagnosis._imports.__wrapped__))  # other tests keep theirs
+    monkeypatch.setattr(packages, "_imports", cache(packages._imports.__wrapped__))  # other tests keep theirs
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def put_opencv(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None
 def test_a_package_that_is_installed_and_does_not_load_is_not_ok(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, problem: str
 ) -> None:
-    monkeypatch.setattr(diagnosis, "_OPTIONAL", {})
+    monkeypatch.setattr(packages, "_OPTIONAL", {})
     put_opencv(monkeypatch, tmp_path, code)
     one = found("opencv-python-headless")
     assert (one.ok, one.needed) == (False, True)
@@ -181,10 +182,10 @@ def test_gpu_packages_are_found_without_an_import(monkeypatch: pytest.MonkeyPatc
     uninstall(monkeypatch, "pycuda")
     assert found("tensorrt") == Finding("tensorrt", True, False, "10.3.0")
     assert 'pip install "fsvit-edge[tensorrt-rtx]"' in found("tensorrt-rtx").text
-    monkeypatch.setattr(diagnosis, "_version", lambda package: "13.5" if package == "cuda-bindings" else None)
+    monkeypatch.setattr(diagnosis, "package_version", lambda package: "13.5" if package == "cuda-bindings" else None)
     packages = [one for one in diagnose().findings if one.subject in ("pycuda", "cuda-bindings")]
     assert packages == [Finding("cuda-bindings", True, False, "13.5")]  # which is enough
-    monkeypatch.setattr(diagnosis, "_version", lambda _: None)
+    monkeypatch.setattr(diagnosis, "package_version", lambda _: None)
     assert found("pycuda").text.endswith("need it or cuda-bindings: pip install pycuda")
     assert found("cuda-bindings").text.endswith("need it or pycuda: pip install cuda-bindings")
     versions.clear()

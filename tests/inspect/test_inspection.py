@@ -285,6 +285,7 @@ def test_a_pickled_checkpoint_is_shown_and_never_unpickled(tmp_path: Path) -> No
     found = inspected(path)
     assert (found.kind, found.runs_here) == ("checkpoint", None)
     assert found.facts["contains"] == "1 tensors of the backbone, 1 tensors of the head"
+    assert found.facts["to export it"] == f"fsvit-edge export --checkpoint {path}"
     assert found.facts["tensors"] == "2, 0.0 MB in total"
     assert found.facts["other objects"] == "none"
     torch.save({"state_dict": state, "more": Harmful()}, path)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from blank import blank_frame, health, no_classes, until
@@ -268,4 +269,7 @@ def test_the_name_contains_no_password() -> None:
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
     with pytest.raises(EnvironmentLacksError, match=r'needs paho-mqtt.*pip install "fsvit-edge\[mqtt\]"'):
+        open_sink("mqtt://host/topic", 25.0)
+    monkeypatch.setitem(sys.modules, "paho.mqtt.client", SimpleNamespace())  # without what is imported from it
+    with pytest.raises(EnvironmentLacksError, match=r"needs paho-mqtt, which is installed and cannot be loaded \("):
         open_sink("mqtt://host/topic", 25.0)

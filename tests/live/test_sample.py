@@ -24,7 +24,7 @@ def video(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 41, 100])
 def test_frames_of_a_file_are_spread_over_all_of_it(video: Path, count: int) -> None:
-    frames = sample_frames(str(video), count)
+    frames = sample_frames(str(video), count).frames
 
     places = np.array([frame.mean() / 5 for frame in frames])
     assert len(frames) == min(count, 41)
@@ -33,7 +33,7 @@ def test_frames_of_a_file_are_spread_over_all_of_it(video: Path, count: int) -> 
 
 
 def test_frames_of_a_live_source_are_spread_over_time(video: Path) -> None:
-    frames = sample_frames(str(video), 4, seconds=1.2, options=SourceOptions(realtime=True, loop=True))
+    frames = sample_frames(str(video), 4, seconds=1.2, options=SourceOptions(realtime=True, loop=True)).frames
 
     places = np.array([frame.mean() / 5 for frame in frames])
     assert len(frames) == 4

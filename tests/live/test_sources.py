@@ -4,7 +4,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fsvit_edge.calib.pictures import sample_pictures
+from fsvit_edge.enroll.support_files import read_supports
 from fsvit_edge.live import opencv
 from fsvit_edge.live.sinks.open import open_sink, sink_name
 from fsvit_edge.live.sources import demo, files
@@ -98,6 +101,24 @@ def test_a_folder_of_which_no_picture_can_be_read_is_refused(tmp_path: Path) -> 
         next(source)
 
 
+def test_a_folder_of_nothing_but_videos_is_refused_with_one_to_give(tmp_path: Path) -> None:
+    def refused(command: Callable[[], object]) -> str:
+        with pytest.raises(InputError, match="contains no picture") as error:
+            command()
+        return str(error.value).partition(";")[2]
+
+    def all_refused() -> list[str]:
+        commands = (open_source, sample_pictures, lambda folder: read_supports([Path(folder)]))
+        return [refused(partial(command, str(tmp_path))) for command in commands]
+
+    assert all_refused() == ["", "", ""]
+    (tmp_path / "b.gif").touch()
+    given = f" give its video {tmp_path}/b.gif"
+    assert all_refused() == [f"{given}.", f"{given}.", f"{given} and one of its frames with --frame NUMBER."]
+    (tmp_path / "a.MTS").touch()
+    assert all_refused()[0] == f" give one of its 2 videos, as {tmp_path}/a.MTS."
+
+
 def test_a_whole_folder_has_no_problem_and_says_what_else_is_in_it(tmp_path: Path) -> None:
     save_picture(tmp_path / "1.png", 1)
     with open_source(str(tmp_path)) as source:
@@ -109,26 +130,6 @@ def test_a_whole_folder_has_no_problem_and_says_what_else_is_in_it(tmp_path: Pat
         f"{tmp_path} has 2 folders that are not read, as {tmp_path}/a; give them as a source too.",
         f"{tmp_path} has 1 video that is not read, as {tmp_path}/clip.MTS; give it as a source too.",
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "keeps", "realtime"),
-    [("half.mp4", 0.5, False), ("half.mp4", 0.5, True), ("half.avi", 0.5, False), ("whole.mp4", 1.0, False)],
-)
-def test_a_video_of_which_the_end_is_missing_says_so(tmp_path: Path, name: str, keeps: float, realtime: bool) -> None:
-    path = tmp_path / name
-    save_video(path, frames=20, fourcc="mp4v" if path.suffix == ".mp4" else "MJPG", fps=100)
-    data = bytearray(path.read_bytes())
-    media = data.index(b"mdat" if path.suffix == ".mp4" else b"movi")
-    size = (data.index(b"moov") if path.suffix == ".mp4" else data.index(b"idx1")) - media
-    lost = slice(media + int(size * keeps), media + size - 4 if keeps < 1 else 0)
-    data[lost] = bytes(len(data[lost]))  # a download leaves what it has not fetched empty
-    path.write_bytes(data)
-    with open_source(str(path), SourceOptions(realtime=realtime)) as source:
-        count = len(list(source)) + source.status.dropped
-        assert (4 < count < 14) if keeps < 1 else count == 20
-        said = f"{path} declares 20 frames, but only {count} could be decoded: the rest is missing or damaged"
-        assert source.problem.startswith(said) if keeps < 1 else source.problem == ""
 
 
 def test_a_video_of_too_many_pixels_is_refused_before_a_frame_is_decoded(

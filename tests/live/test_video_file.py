@@ -240,6 +240,20 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     assert os.listdir(tmp_path) == []
 
 
+def test_a_package_that_is_installed_and_does_not_load_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "av.py").write_text("raise ImportError('libavcodec.so.61: no such file')")
+    monkeypatch.delitem(sys.modules, "av")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    said = (
+        r"A video needs av, which is installed and cannot be loaded \(libavcodec\.so\.61: no such file\); see: .*doctor"
+    )
+    with pytest.raises(EnvironmentLacksError, match=said):
+        open_sink(str(tmp_path / "out.mp4"), 10.0)
+
+
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
     with sync_playwright() as playwright:

@@ -173,6 +173,8 @@ def before(prefix: str) -> Callable[[State], State]:
         pytest.param(before("encoder."), id="a part of another network"),
         pytest.param(lambda weights: {"model": {"state_dict": weights}, "epoch": 3}, id="nested"),
         pytest.param(lambda weights: {"student": before("module.backbone.")(weights)}, id="a student"),
+        pytest.param(lambda weights: {"teacher": None, "student": weights}, id="no teacher"),
+        pytest.param(lambda weights: {"ema": weights, "optimizer": {"state": {0: weights}}}, id="an average"),
         pytest.param(None, id="safetensors"),
     ],
 )
@@ -351,6 +353,29 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object)
     torch.save(content, path)
     with pytest.raises(ArtifactError, match="contains no state_dict"):
         load_network(path, backbone=NANO_BACKBONE)
+
+
+def test_a_file_whose_weights_are_not_where_they_are_looked_for_is_described_by_its_keys(tmp_path: Path) -> None:
+    path, weights = tmp_path / "odd.ckpt", {"cls_token": torch.zeros(3)}
+    torch.save({"epoch": 3, "ours": weights, "theirs": weights}, path)
+    with pytest.raises(ArtifactError, match="its keys are epoch, ours, theirs; save only its weights"):
+        read_state(path)
+
+
+def test_a_name_of_nothing_but_wrappers_is_kept(tmp_path: Path) -> None:
+    torch.save({"_orig_mod": torch.zeros(3), "module._orig_mod.": torch.zeros(2)}, tmp_path / "w.pth")
+    assert list(read_state(tmp_path / "w.pth")) == ["_orig_mod", "module._orig_mod."]
+
+
+def test_a_head_without_weights_takes_a_backbone_alone(tmp_path: Path, shallow: State) -> None:
+    path = tmp_path / "compiled.pth"
+    bare = {name.removeprefix("backbone."): tensor for name, tensor in only(shallow, "backbone.").items()}
+    torch.save(before("_orig_mod.")(bare), path)
+    network = load_network(path, head="prototype")
+    assert torch.equal(network.encoder.vit.cls_token, bare["cls_token"])
+    torch.save({"conv1.weight": torch.zeros(3)}, path)
+    with pytest.raises(ArtifactError, match=r"no backbone of a known kind: its first tensors are conv1\.weight"):
+        load_network(path, head="prototype")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fsvit_edge.learn.examples import picture_size_hw
 from fsvit_edge.learn.folder import FolderFewShot
 from fsvit_edge.page import frame_hub
+from fsvit_edge.runtime import pictures
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.masks import VOID, read_mask, read_roles
+from fsvit_edge.runtime.pictures import read_image
 
 SIZE_HW = (12, 14)
 OBJECT, RING = np.zeros(SIZE_HW, np.bool_), np.zeros(SIZE_HW, np.bool_)
@@ -192,3 +195,44 @@ def test_a_label_map_in_voc_colors_marks_everything_but_black_and_void(tmp_path:
     picture.save(tmp_path / "mask.png")
 
     assert np.array_equal(read_mask(tmp_path / "mask.png", (6, 8)), labels == 1)
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PICTURE_PX", 80 * 50)
+    monkeypatch.setattr(pictures, "MAX_MASK_BYTES", 5 * 80 * 50)
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("size", [(81, 57), (80, 62)])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "I;16", "RGB", "RGBA"])
+def test_a_mask_of_the_size_of_a_picture_that_is_read_smaller_is_read_as_much_smaller(
+    tmp_path: Path, size: tuple[int, int], mode: str
+) -> None:
+    Image.new("L", size).save(tmp_path / "photo.jpg")
+    mask = Image.new("L", size)
+    mask.paste(255, (10, 4, 60, 40))
+    if mode == "I;16":
+        Image.fromarray(np.asarray(mask).astype(np.uint16)).save(tmp_path / "mask.png")
+    else:
+        (Image.merge("RGBA", [mask] * 4) if mode == "RGBA" else mask.convert(mode)).save(tmp_path / "mask.png")
+    height, width = read_image(tmp_path / "photo.jpg").shape[:2]
+    assert (width, height) == (-(-size[0] // 2), -(-size[1] // 2))
+    assert picture_size_hw(tmp_path / "photo.jpg") == (height, width)
+    rows, columns = np.nonzero(read_mask(tmp_path / "mask.png", (height, width)))
+    assert [rows.min(), rows.max(), columns.min(), columns.max()] == [2, 19, 5, 29]
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_mask_that_is_too_large_is_refused_with_the_size_to_give(tmp_path: Path) -> None:
+    for name, image in (
+        ("rgb", Image.new("RGB", (101, 50))),  # each pixel takes four bytes
+        ("gray", Image.new("L", (201, 100))),
+        ("huge", Image.new("1", (13500, 13500))),  # Pillow refuses it
+    ):
+        image.save(tmp_path / f"{name}.png")
+        with pytest.raises(InputError, match=r"megapixels.*; save it with 40x31, as its picture is read\.$"):
+            read_mask(tmp_path / f"{name}.png", (31, 40))
+    Image.new("L", (40, 31)).save(tmp_path / "small.png")
+    with pytest.raises(InputError, match="is 40x31 pixels, but its picture is 80x62"):
+        read_mask(tmp_path / "small.png", (62, 80))

@@ -112,13 +112,18 @@ def test_a_jpeg_of_many_megapixels_is_read_smaller(tmp_path: Path, width: int, h
 
 @pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize(
-    ("size", "options"), [((80, 56), {"progressive": True}), ((501, 500), {})], ids=["progressive", "too large"]
+    ("size", "options", "advice"),
+    [
+        ((80, 56), {"progressive": True}, r"make it smaller, or save it as a JPEG that is not progressive\.$"),
+        ((501, 500), {}, r"make it smaller\.$"),
+    ],
+    ids=["progressive", "too large"],
 )
 def test_a_jpeg_that_needs_much_memory_is_refused(
-    tmp_path: Path, size: tuple[int, int], options: dict[str, bool]
+    tmp_path: Path, size: tuple[int, int], options: dict[str, bool], advice: str
 ) -> None:
     Image.new("L", size).save(tmp_path / "photo.jpg", **options)
-    with pytest.raises(InputError, match="allowed; make it smaller"):
+    with pytest.raises(InputError, match=f"allowed; {advice}"):
         read_image(tmp_path / "photo.jpg")
 
 
@@ -156,6 +161,19 @@ def test_what_reads_a_format_may_be_missing(
     path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(12))
     with pytest.raises(EnvironmentLacksError, match=remedy):
         read_image(path)
+
+
+def test_a_decoder_that_is_installed_and_does_not_load_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pillow_heif.py").write_text("raise OSError('libheif.so.1: no such file')")
+    (tmp_path / "picture").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12))
+    monkeypatch.delitem(sys.modules, "pillow_heif", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        EnvironmentLacksError, match=r"cannot be loaded \(libheif\.so\.1: no such file\); see: .*doctor"
+    ):
+        read_image(tmp_path / "picture")
 
 
 def test_the_exif_orientation_turns_picture_and_mask(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.json_lines import frame_record, json_line, state_record
 from fsvit_edge.live.sinks.mqtt_topics import ClassTopics, RetainedMessages
 from fsvit_edge.live.uri import is_host, printable_address
-from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, package_error
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _MAX_DELAY_S = 30
@@ -71,10 +71,8 @@ class MqttSink(Sink):
         try:
             from paho.mqtt.client import Client
             from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
-        except ImportError as error:
-            raise EnvironmentLacksError(
-                f'{name} needs paho-mqtt, which is not installed; try: pip install "fsvit-edge[mqtt]".'
-            ) from error
+        except (ImportError, OSError) as error:
+            raise package_error(f"{name} needs paho-mqtt", "paho", 'pip install "fsvit-edge[mqtt]"', error) from error
         self._topic, self._name, self._is_live = topic, name, is_live
         self._ready_s = time.monotonic()  # when a result could last be sent
         self._results = 0

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.runtime.disk_steps import flush_open
-from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError, package_error
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -42,8 +42,8 @@ def need_encoder() -> None:
     """Raise an EnvironmentLacksError if videos cannot be encoded here."""
     try:
         import av  # here and not above: 70 ms and 18 MB, only for those who record
-    except ImportError as error:
-        raise EnvironmentLacksError("A video needs av, which is not installed; try: pip install av.") from error
+    except (ImportError, OSError) as error:
+        raise package_error("A video needs av", "av", "pip install av", error) from error
     if "libx264" not in av.codecs_available:
         raise EnvironmentLacksError(
             "This av was built without libx264, which encodes videos; install PyPI's: pip install --force-reinstall av."

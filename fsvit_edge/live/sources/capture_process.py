@@ -164,8 +164,11 @@ def _play(address: SourceAddress, options: SourceOptions, sender: FrameSender) -
     with open_file(address, options) as source:
         fps = options.fps or source.fps or DEFAULT_FPS
         sender.send(opened=fps)
-        due = time.monotonic()
+        due, problem = time.monotonic(), ""
         for frame in source:
+            if source.problem != problem:  # before the end, because a loop has none
+                problem = source.problem
+                sender.send(problem=problem, left_out=source.status.left_out)
             time.sleep(max(0.0, due - time.monotonic()))
             # If decoding is slower than the frame rate, later frames do not rush to make up for it.
             due = max(due, time.monotonic() - 1 / fps) + 1 / fps

@@ -134,7 +134,8 @@ def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
     except OSError as error:
         raise SourceError(f"The source {uri} cannot be opened: {error.strerror}; check the path.") from error
     if is_folder and not pictures:
-        inside = f"; give its folder of pictures, {Path(uri) / 'images'}" if (path / "images").is_dir() else ""
+        has_images = (path / "images").is_dir()
+        inside = f"; give its folder of pictures, {Path(uri) / 'images'}" if has_images else its_videos(path)
         raise InputError(f"The folder {uri} contains no pictures ({', '.join(PICTURE_SUFFIXES)}){inside}.")
     if is_folder or path.suffix.lower() in PICTURE_SUFFIXES:
         notes, unread = _not_read(path, uri) if is_folder else (), _Unread()
@@ -148,10 +149,21 @@ def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
     raise InputError(f"{uri} is not a picture or video; expected a name that ends in {known}.")
 
 
+def its_videos(folder: Path) -> str:
+    """How an error about a folder without pictures ends: with its videos, which may be what was meant."""
+    videos = _videos_in(folder)
+    one_of = f"one of its {len(videos)} videos, as" if len(videos) > 1 else "its video"
+    return f"; give {one_of} {printable(str(folder / videos[0]))}" if videos else ""
+
+
+def _videos_in(folder: Path) -> list[str]:
+    return sorted(one.name for one in folder.iterdir() if one.suffix.lower() in VIDEO_SUFFIXES and one.is_file())
+
+
 def _not_read(folder: Path, uri: str) -> tuple[str, ...]:
     """What a folder has beside its pictures that somebody may miss."""
     folders = sorted(one.name for one in folder.iterdir() if one.is_dir() and one.name[0] != ".")
-    videos = sorted(one.name for one in folder.iterdir() if one.suffix.lower() in VIDEO_SUFFIXES and one.is_file())
+    videos = _videos_in(folder)
     return tuple(
         f"{uri} has {len(names)} {kind} that {'is' if len(names) == 1 else 'are'} not read, as "
         f"{printable(str(Path(uri) / names[0]))}; give {'it' if len(names) == 1 else 'them'} as a source too."
@@ -170,7 +182,7 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
         capture.release()
         raise
     frames = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    num_frames = int(frames) if 1 <= frames < _MAX_FRAMES and not options.loop else None
+    declared = int(frames) if 1 <= frames < _MAX_FRAMES else None
     fps = declared_fps(capture)
     rounds = [capture]  # later rounds open the file again, because not every format can rewind
     playing = capture
@@ -187,9 +199,9 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
         finally:
             playing.release()
         covers = count if path.suffix.lower() in _COUNTED else max(count, math.ceil(shown_s * (fps or 0.0)))
-        if num_frames is not None and covers + 2 < num_frames * (1 - _TOLERANCE):
+        if declared is not None and covers + 2 < declared * (1 - _TOLERANCE):
             unread.sentence = (
-                f"{uri} declares {num_frames} frames, but only {count} could be decoded: the rest is missing or "
+                f"{uri} declares {declared} frames, but only {count} could be decoded: the rest is missing or "
                 "damaged; get the whole file."
             )
 
@@ -197,7 +209,7 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
         _repeated(play, options),
         name=uri,
         fps=fps,
-        num_frames=num_frames,
+        num_frames=None if options.loop else declared,
         close=capture.release,
         media_time_s=lambda: media_time_s(playing),
         unread=unread,

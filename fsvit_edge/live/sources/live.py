@@ -97,7 +97,7 @@ class LiveSource(Source):
 
     @property
     def problem(self) -> str:
-        """See `Source.problem`; of a file, at its end."""
+        """See `Source.problem`; that of a file."""
         return self._problem
 
     @property
@@ -245,8 +245,8 @@ class LiveSource(Source):
                 self._say_waits_s = now_s + timeouts.patience_s if is_rtsp else math.inf
             elif "error" in message:
                 self._reason = message["error"]
-            elif "end" in message:
-                self._ended, self._problem = True, message.get("problem", "")
+            elif "end" in message or "problem" in message:
+                self._ended, self._problem = "end" in message, message.get("problem", "")
                 self._status = replace(self._status, left_out=message.get("left_out", 0))
                 self._notify()
 
