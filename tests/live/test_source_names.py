@@ -159,6 +159,7 @@ def test_braces_of_a_password_or_of_a_folder_that_exists_are_no_place(tmp_path: 
     (tmp_path / "{name}").mkdir()
     refuse_other_places("--sink", str(tmp_path / "{name}" / "out-{source}.mp4"))
     refuse_other_places("--health", str(tmp_path / "{name}" / "health.json"), has_place=False)
+    refuse_other_places("--sink", f"masks:{tmp_path / '{name}'}/")
     refuse_other_places("--sink", "mqtt://me:pa{ss}@host/{source}")
     with pytest.raises(InputError, match=r"Unknown place \{Name\} in --sink"):
         refuse_other_places("--sink", str(tmp_path / "{Name}" / "out-{source}.mp4"))

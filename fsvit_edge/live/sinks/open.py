@@ -92,7 +92,7 @@ def refuse_other_places(option: str, value: str, has_place: bool = True) -> None
     if _is_address(value):
         parts = [value.rpartition("@")[2]]  # a password may have braces
     else:
-        parts = [path.name for path in (Path(value), *Path(value).parents) if not os.path.exists(path)]
+        parts = [path.name for path in (path_of(value), *path_of(value).parents) if not os.path.exists(path)]
     for place in re.findall(r"\{[^{}/]*\}", "/".join(parts)):
         if not has_place:
             raise InputError(
