@@ -30,8 +30,8 @@ def main() -> None:
 
     if scenario == "mute":
         time.sleep(60)
-    if scenario == "refused":
-        sender.send(error="rtsp://host/cam cannot be opened; check the address.")
+    if scenario in ("refused", "locked"):
+        sender.send(error="rtsp://host/cam cannot be opened; check the address.", is_refused=scenario == "locked")
         os._exit(0)
     sender.send(opened=30.0)
     if scenario == "dark":

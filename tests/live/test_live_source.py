@@ -184,6 +184,14 @@ def test_a_camera_that_was_always_there_does_not_end_the_wait(monkeypatch: pytes
         assert until(lambda: source.status.reconnects == 1) > 1.1
 
 
+@pytest.mark.parametrize(("scenario", "waits"), [("locked", True), ("refused", False)])
+def test_a_camera_that_refuses_the_password_is_not_asked_again_soon(scenario: str, waits: bool) -> None:
+    assert Timeouts().refused_s >= 10
+    with open_stub(scenario, dataclasses.replace(QUICK, refused_s=1.5)) as source:
+        until(lambda: source.status.message != "")
+        assert (until(lambda: source.status.reconnects == 1) > 1.4) == waits
+
+
 def test_frames_may_change_their_size() -> None:
     with open_stub("grows") as source:
         sizes = [next_frame(source).image.shape[:2] for _ in range(5)]

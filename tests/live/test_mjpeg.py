@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from fsvit_edge.live import opencv
-from fsvit_edge.live.sources.mjpeg import MjpegStream
+from fsvit_edge.live.sources.mjpeg import AccessRefusedError, MjpegStream
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import InputError, SourceError
 
@@ -100,6 +101,43 @@ def test_what_is_no_stream_is_told(serve: Serve, answer: bytes, reason: str) -> 
     with pytest.raises(SourceError, match=reason) as raised:
         MjpegStream(serve(answer))
     assert "p%40ss" not in str(raised.value)
+
+
+def test_a_stream_of_other_pictures_is_told(serve: Serve) -> None:
+    png = cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+    other = part(png, b"Content-Type: image/png\r\n")
+    with pytest.raises(SourceError, match="cam sends no JPEGs, but parts of the type 'image/png'; set the camera to"):
+        MjpegStream(serve(HEAD + 3 * other + part(jpeg(50)))).read()
+
+
+def test_a_stream_whose_first_parts_are_damaged_is_read(serve: Serve) -> None:
+    assert shades(MjpegStream(serve(HEAD + 2 * part(b"") + part(jpeg(50)) + 9 * part(b"") + part(jpeg(100))))) == [
+        50,
+        100,
+    ]
+
+
+@pytest.mark.parametrize("scheme", [b"Basic", b"Digest"])
+@pytest.mark.parametrize("status", [b"401 Unauthorized", b"403 Forbidden"])
+def test_a_wrong_password_is_sent_once(status: bytes, scheme: bytes) -> None:
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = listening.accept()
+                    with client:
+                        received.append(client.recv(65536))
+                        ask = b'WWW-Authenticate: %b realm="cam", nonce="%d", qop="auth"' % (scheme, len(received))
+                        client.sendall(b"HTTP/1.0 " + status + b"\r\n" + ask + b"\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        address = SourceAddress("http", f"http://me:wrong@127.0.0.1:{listening.getsockname()[1]}/cam", "cam")
+        with pytest.raises(AccessRefusedError, match=f"it answers {status.decode()}"):
+            MjpegStream(address)
+        listening.shutdown(socket.SHUT_RDWR)
+    assert sum(b"Authorization" in one for one in received) == (1 if status.startswith(b"401") else 0)
 
 
 def test_a_camera_gets_its_password_when_it_asks(serve: Serve) -> None:

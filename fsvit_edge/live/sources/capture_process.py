@@ -30,7 +30,7 @@ from fsvit_edge.live.opencv import (
 from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
 from fsvit_edge.live.sources.files import open_file
 from fsvit_edge.live.sources.frame_channel import FrameSender
-from fsvit_edge.live.sources.mjpeg import MjpegStream
+from fsvit_edge.live.sources.mjpeg import AccessRefusedError, MjpegStream
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import FsvitEdgeError, SourceError
 
@@ -59,7 +59,7 @@ def main() -> None:
         else:
             capture(address, options, sender)
     except FsvitEdgeError as error:
-        sender.send(error=str(error))
+        sender.send(error=str(error), is_refused=isinstance(error, AccessRefusedError))
     except BrokenPipeError:
         pass
     except Exception as error:  # its text may contain an address with its password; its type does not

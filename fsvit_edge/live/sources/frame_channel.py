@@ -6,7 +6,7 @@ announcements has an intact copy. The system calls on the pipe also order the me
 
 Messages are lines of JSON:
 
-    {"opened": FPS}    {"frame": {"number": N, ...}}    {"error": SENTENCE}
+    {"opened": FPS}    {"frame": {"number": N, ...}}    {"error": SENTENCE, "is_refused": BOOLEAN}
     {"problem": SENTENCE, "left_out": N}    {"end": true, "problem": SENTENCE, "left_out": N}
 """
 

@@ -44,13 +44,15 @@ class Timeouts:
     patience_s: float = 3.0  # how long one may wait for that before it is said
     frame_s: float = 2.8  # from frame to frame; a source with less than one frame per second gets three periods
     delays_s: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)  # before each restart; the last repeats, a frame starts again
+    refused_s: float = 10.0  # before the next attempt if the camera refused the password: it may lock the account
 
 
 class LiveSource(Source):
     """A camera, a stream, or a file that plays like one.
 
     A thread watches the capture process: it notices its end at once and silence by the monotonic clock, kills a process
-    that hangs, and restarts it after 1, 2, 5, 10, 10, ... seconds, or as soon as a camera that was gone is back.
+    that hangs, and restarts it after 1, 2, 5, 10, 10, ... seconds, or as soon as a camera that was gone is back;
+    if the camera refused the password, after at least 10.
     """
 
     is_live = True
@@ -79,7 +81,7 @@ class LiveSource(Source):
         self._last_number = -1
         self._deadline_s, self._say_waits_s = 0.0, math.inf
         self._frame_s = timeouts.frame_s
-        self._reason = ""
+        self._reason, self._is_refused = "", False
         self._failure = ""
         self._ended, self._problem = False, ""
         self._closing = threading.Event()
@@ -179,7 +181,8 @@ class LiveSource(Source):
                     self._notify()
                 return
             failures = 1 if self.status.captured > before else failures + 1
-            self._pause(self._timeouts.delays_s[min(failures, len(self._timeouts.delays_s)) - 1])
+            delay_s = self._timeouts.delays_s[min(failures, len(self._timeouts.delays_s)) - 1]
+            self._pause(max(delay_s, self._timeouts.refused_s) if self._is_refused else delay_s)
             with self._changed:
                 self._status = replace(self._status, reconnects=self._status.reconnects + 1)
 
@@ -191,7 +194,7 @@ class LiveSource(Source):
             self._set_lost(f"{self.name} cannot be read: no process can be started ({error.strerror}).")
             return
         with self._changed:
-            self._child, self._reason, self._last_number = child, "", -1
+            self._child, self._reason, self._is_refused, self._last_number = child, "", False, -1
             self._first_index, self._say_waits_s = self._status.captured, math.inf
             self._deadline_s = time.monotonic() + self._timeouts.open_s
         try:
@@ -244,7 +247,7 @@ class LiveSource(Source):
                 self._deadline_s = now_s + max(first_s, self._frame_s)
                 self._say_waits_s = now_s + timeouts.patience_s if is_rtsp else math.inf
             elif "error" in message:
-                self._reason = message["error"]
+                self._reason, self._is_refused = message["error"], message.get("is_refused", False)
             elif "end" in message or "problem" in message:
                 self._ended, self._problem = "end" in message, message.get("problem", "")
                 self._status = replace(self._status, left_out=message.get("left_out", 0))

@@ -27,6 +27,12 @@ _TIMEOUT_S = 4.5  # for a connection, and for each piece of a stream
 _MAX_LINE_BYTES = 65536
 _MAX_HEAD_BYTES = 1 << 20  # before the first part
 _END_OF_JPEG, _PADDING_BYTES = b"\xff\xd9", 4096
+_PARTS_TO_TRY = 3  # at the start: a stream of something else has no JPEG in any part
+_REFUSED = (401, 403)
+
+
+class AccessRefusedError(SourceError):
+    """The camera refuses the user name or the password; if it is asked again soon, it may lock the account."""
 
 
 class MjpegStream:
@@ -39,27 +45,43 @@ class MjpegStream:
         except urllib.error.HTTPError as error:
             error.close()
             said = f"it answers {error.code} {http.client.responses.get(error.code, '')}".rstrip()
-            raise SourceError(f"{self._name} cannot be opened: {said}; check the address and the password.") from error
+            kind = AccessRefusedError if error.code in _REFUSED else SourceError
+            raise kind(f"{self._name} cannot be opened: {said}; check the address and the password.") from error
         except (OSError, ValueError, HTTPException) as error:
             raise SourceError(
                 f"{self._name} cannot be opened; check the address and the password, and that the camera is on."
             ) from error
         self._delimiter = self._first_delimiter()
         self._is_at_part = True
+        self._part_type = ""
+        self._bad_parts: int | None = 0  # at the start; None once one was a JPEG
 
     def read(self) -> npt.NDArray[np.uint8] | None:
         """Read the next picture, (H, W, 3) uint8 BGR; None at the end of the stream.
 
         Raises:
             InputError: It has too many pixels.
+            SourceError: The first parts of the stream are no JPEGs.
         """
         try:
             while (data := self._part()) is not None:
                 if (image := self._decoded(data)) is not None:
+                    self._bad_parts = None
                     return image
+                if self._bad_parts is not None:
+                    self._count_bad_part(self._bad_parts + 1)
         except (OSError, ValueError, HTTPException):
             pass
         return None
+
+    def _count_bad_part(self, count: int) -> None:
+        self._bad_parts = count
+        if count == _PARTS_TO_TRY:
+            self._response.close()
+            raise SourceError(
+                f"{self._name} sends no JPEGs, but parts of the type {self._part_type!r:.80}; set the camera to MJPEG, "
+                "or give the address of such a stream."
+            )
 
     def _first_delimiter(self) -> bytes:
         """The line between two parts, as the stream has it: headers may name another."""
@@ -87,11 +109,13 @@ class MjpegStream:
             if not line:
                 return None
             self._is_at_part = line.startswith(self._delimiter)
-        length = None
+        length, self._part_type = None, ""
         while (line := self._response.readline(_MAX_LINE_BYTES)).strip():
             name, _, value = line.partition(b":")
             if name.strip().lower() == b"content-length" and value.strip().isdigit():
                 length = int(value)
+            elif name.strip().lower() == b"content-type":
+                self._part_type = value.strip().decode("latin-1")
         self._is_at_part = False
         if not line:
             return None
@@ -136,6 +160,9 @@ def _opener(address: str) -> urllib.request.OpenerDirector:
         passwords.add_password(None, _without_password(address), user, password)
     cameras_own = ssl.create_default_context()  # cameras sign their certificates themselves
     cameras_own.check_hostname, cameras_own.verify_mode = False, ssl.CERT_NONE
+    digest = urllib.request.HTTPDigestAuthHandler(passwords)
+    # Python would send a wrong password five times, and a camera may lock the account.
+    digest.retried = 5  # type: ignore[attr-defined]  # typeshed lacks it
     opener = urllib.request.OpenerDirector()  # not build_opener, which adds ftp: and file:
     for handler in (
         urllib.request.ProxyHandler(),
@@ -145,7 +172,7 @@ def _opener(address: str) -> urllib.request.OpenerDirector:
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPBasicAuthHandler(passwords),
-        urllib.request.HTTPDigestAuthHandler(passwords),
+        digest,
     ):
         opener.add_handler(handler)
     return opener
