@@ -47,9 +47,13 @@ class Listing:
         """Return where an entry is read from."""
         return self.base / entry.name
 
-    def digest(self) -> str:
-        """Return the sha256 of all names in their order."""
-        return hashlib.sha256("\n".join(entry.name for entry in self.entries).encode()).hexdigest()
+    def version(self, name: str) -> str:
+        """Return what differs once the file of a name was replaced: its size and time; "" if it cannot be reached."""
+        try:
+            status = os.stat(os.path.join(self.base, name))
+        except OSError:
+            return ""
+        return f"{status.st_size} {status.st_mtime_ns}"
 
 
 @dataclass

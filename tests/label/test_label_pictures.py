@@ -122,11 +122,17 @@ def test_a_folder_that_cannot_be_entered_is_a_problem_of_that_folder(
     )
 
 
-def test_the_digest_tells_another_order_or_name(tmp_path: Path) -> None:
-    touch(tmp_path, "1.jpg", "2.jpg")
-    before = list_pictures([str(tmp_path)]).digest()
-    assert list_pictures([str(tmp_path)]).digest() == before
-    assert list_pictures([str(tmp_path / "2.jpg"), str(tmp_path / "1.jpg")]).digest() != before
+def test_a_file_of_another_size_or_time_is_another_version(tmp_path: Path) -> None:
+    touch(tmp_path, "1.jpg")
+    listing = list_pictures([str(tmp_path)])
+    before = listing.version("1.jpg")
+    assert listing.version("1.jpg") == before != ""
+    (tmp_path / "1.jpg").write_bytes(b"more")
+    larger = listing.version("1.jpg")
+    os.utime(tmp_path / "1.jpg", ns=(0, 1))
+    later = listing.version("1.jpg")
+    (tmp_path / "1.jpg").unlink()
+    assert len({before, larger, later, listing.version("1.jpg")}) == 4
 
 
 def test_a_split_follows_its_shares_and_a_picture_keeps_its_part() -> None:
