@@ -16,7 +16,7 @@ from fsvit_edge.label.frames import frame_name
 from fsvit_edge.label.journal import Failure, Kept, read, read_kept
 from fsvit_edge.label.labeler import Labeler, LabelerOptions
 from fsvit_edge.label.output import Output, open_output
-from fsvit_edge.label.pictures import Listing, Stored, list_pictures, parse_split, part_chooser
+from fsvit_edge.label.pictures import PARTS, Listing, Stored, list_pictures, parse_split, part_chooser
 from fsvit_edge.label.records import LabeledPicture
 from fsvit_edge.live.uri import printable
 from fsvit_edge.runtime.errors import InputError
@@ -111,15 +111,13 @@ def label(
         for note in _notes_at_start(listing, pending, kept, summary is not None):
             say(f"Note: {note}")
         fill_journal(listing, pending, kept, labeler, options.every_s, output, on_progress)
-        written_from = kept.digest(listing)
-        if summary is not None and summary.get("written_from") == written_from:
-            missing = output.missing_file()
-            if missing is None:
-                return replace(LabelResult(**summary["result"]), earlier=earlier)
-            say(f"Note: {missing} is missing in {output.folder}; the label files are written again.")
-        part_of = None if shares is None else part_chooser(shares)
-        result = _write_labels(listing, kept, labeler, options.format, output, part_of)
-    return replace(result, earlier=earlier, elapsed_s=time.monotonic() - started_s)
+        result = _earlier_result(output, kept.digest(listing), say)
+        if result is None:
+            result = _write_labels(listing, kept, labeler, options.format, output, shares)
+            result = replace(result, elapsed_s=time.monotonic() - started_s)
+    for note in _split_notes(options.format, result):
+        say(note)
+    return replace(result, earlier=earlier)
 
 
 def _call(options: LabelOptions, listing: Listing, labeler: Labeler) -> dict[str, object]:
@@ -170,17 +168,43 @@ def _notes_at_start(listing: Listing, pending: Sequence[Stored], kept: Kept, was
         yield f"{earlier}; new or changed: {new[0]}{f' and {len(new) - 1:,} more' if new[1:] else ''}."
 
 
+def _earlier_result(output: Output, written_from: str, say: Say) -> LabelResult | None:
+    """Return the result of the call that wrote the label files, if they are there and would be the same now."""
+    summary = output.summary
+    if summary is None or summary.get("written_from") != written_from:
+        return None
+    missing = output.missing_file()
+    if missing is not None:
+        say(f"Note: {missing} is missing in {output.folder}; the label files are written again.")
+        return None
+    return LabelResult(**summary["result"])
+
+
+def _split_notes(format_name: str, result: LabelResult) -> Iterator[str]:
+    empty = [part for part, count in result.pictures_in.items() if not count]
+    if empty:
+        yield (
+            f"Warning: No picture is in {' and '.join(empty)}; the name of a picture decides, and that of a video for "
+            "all of its frames."
+        )
+    if format_name == "yolo" and not result.pictures_in.get("val"):
+        advice = "" if result.pictures_in else "; --split 0.8/0.2 keeps some for validation"
+        yield f"Note: data.yaml has the pictures of train.txt for validation, too{advice}."
+
+
 def _write_labels(
     listing: Listing,
     kept: Kept,
     labeler: Labeler,
     format_name: str,
     output: Output,
-    part_of: Callable[[str], str] | None,
+    shares: Sequence[float] | None,
 ) -> LabelResult:
     failures: list[Failure] = []
     classes: Sequence[str] = labeler.about.classes
-    pictures_of, parts_of, pictures_in = dict.fromkeys(classes, 0), dict.fromkeys(classes, 0), dict[str, int]()
+    pictures_of, parts_of = dict.fromkeys(classes, 0), dict.fromkeys(classes, 0)
+    part_of = None if shares is None else part_chooser(shares)
+    pictures_in = {} if shares is None else dict.fromkeys(PARTS[: len(shares)], 0)
     labeled = 0
     for record in read(output.journal, kept.items(listing)):
         if isinstance(record, Failure):
@@ -191,8 +215,7 @@ def _write_labels(
             pictures_of[one.name] += one.present
             parts_of[one.name] += len(one.parts)
         if part_of is not None:
-            part = part_of(_split_name(record))
-            pictures_in[part] = pictures_in.get(part, 0) + 1
+            pictures_in[part_of(_split_name(record))] += 1
 
     def pictures() -> Iterator[LabeledPicture]:
         for record in read(output.journal, kept.items(listing)):

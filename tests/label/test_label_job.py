@@ -248,9 +248,7 @@ def test_another_call_into_the_same_folder_is_refused(
 
 
 @pytest.mark.usefixtures("album")
-def test_another_engine_is_another_call(
-    run: Run, labeler: type[PlainLabeler], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_engine_is_another_call(run: Run, labeler: type[PlainLabeler], monkeypatch: pytest.MonkeyPatch) -> None:
     run("out", "album")
     with monkeypatch.context() as patch:
         patch.setattr(labeler, "engine", "faster")
@@ -311,6 +309,26 @@ def test_a_split_keeps_the_frames_of_a_video_together(run: Run, album: Path, tmp
     assert result.pictures_in == {
         part: sum(one["split"] == part for one in found.values()) for part in result.pictures_in
     }
+
+
+@pytest.mark.usefixtures("album")
+@pytest.mark.parametrize("format_name", ["jsonl", "yolo"])
+def test_a_part_of_the_split_without_pictures_is_told(run: Run, format_name: str) -> None:
+    warning = "Warning: No picture is in val; the name of a picture decides, and that of a video for all of its frames."
+    note = "Note: data.yaml has the pictures of train.txt for validation, too"
+    said: list[str] = []
+    result = run("out", "album/v.mp4", every_s=0.0, split="0.99/0.01", format=format_name, say=said.append)
+    assert result.pictures_in == {"train": 8, "val": 0}
+    assert said == ([warning, f"{note}."] if format_name == "yolo" else [warning])
+    first = list(said)
+    run("out", "album/v.mp4", every_s=0.0, split="0.99/0.01", format=format_name, say=said.append)
+    assert said == first * 2  # it is still so
+    said.clear()
+    run("whole", "album", format=format_name, say=said.append)
+    assert said[1:] == ([f"{note}; --split 0.8/0.2 keeps some for validation."] if format_name == "yolo" else [])
+    said.clear()
+    run("both", "album", split="0.5/0.5", format=format_name, say=said.append)
+    assert len(said) == 1  # the control: only that the video is not read
 
 
 # --------------------------------------------------------------------------------------------------------------- names
