@@ -56,6 +56,20 @@ def test_outputs_and_circles_of_links_are_left_out(tmp_path: Path) -> None:
     assert names(tmp_path) == ["1.jpg", "a/2.jpg", "linked/2.jpg"]
 
 
+def test_masks_beside_images_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/images/1.jpg", "cat/masks/1.png", "dog/images/2.jpg", "dog/masks/2.png", "masks/3.png")
+    listing = list_pictures([str(tmp_path)])
+    assert [entry.name for entry in listing.entries] == ["cat/images/1.jpg", "dog/images/2.jpg", "masks/3.png"]
+    assert listing.notes == (
+        f"2 folders, such as {tmp_path}/cat/masks, are left out: beside images/, masks/ has masks.",
+    )
+    assert names(tmp_path / "cat") == ["images/1.jpg"]
+    assert names(tmp_path / "cat/masks") == ["1.png"]  # who asks for them gets them
+    (tmp_path / "dog" / "images" / "2.jpg").unlink()
+    with pytest.raises(InputError, match="contains no pictures"):
+        names(tmp_path / "dog")
+
+
 def test_videos_are_read_if_it_is_said_how_often(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.jpg", "a/clip.mp4", "v/clip.MTS")
     listing = list_pictures([str(tmp_path / "a")])
