@@ -5,6 +5,7 @@ Phase 1 (`fill`) appends a line for each picture to the journal, phase 2 writes 
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from fsvit_edge.label.formats import FORMATS, check_path, write_format
 from fsvit_edge.label.frames import frame_name
 from fsvit_edge.label.journal import Failure, Kept, read, read_kept
 from fsvit_edge.label.labeler import Labeler, LabelerOptions
-from fsvit_edge.label.output import Output, open_output
+from fsvit_edge.label.output import PICTURES_NAME, Output, open_output
 from fsvit_edge.label.pictures import PARTS, Listing, Stored, list_pictures, parse_split, part_chooser
 from fsvit_edge.label.records import LabeledPicture
 from fsvit_edge.live.uri import printable
@@ -115,6 +116,8 @@ def label(
         if result is None:
             result = _write_labels(listing, kept, labeler, options.format, output, shares)
             result = replace(result, elapsed_s=time.monotonic() - started_s)
+        if options.format == "yolo":
+            _place_pictures(options, listing, output, say)
     for note in _split_notes(options.format, result):
         say(note)
     return replace(result, earlier=earlier)
@@ -178,6 +181,19 @@ def _earlier_result(output: Output, written_from: str, say: Say) -> LabelResult 
         say(f"Note: {missing} is missing in {output.folder}; the label files are written again.")
         return None
     return LabelResult(**summary["result"])
+
+
+def _place_pictures(options: LabelOptions, listing: Listing, output: Output, say: Say) -> None:
+    """Let the lists of YOLO find their pictures, or say how."""
+    base, images = printable(str(listing.base)), output.folder / PICTURES_NAME
+    if options.every_s is not None:  # a link would lead the frames of videos into the user's folder
+        if not all(entry.is_video for entry in listing.entries):
+            say(f"Note: Copy the pictures of {base} to {images}, where the frames of videos are, or YOLO finds none.")
+        return
+    is_folder = len(options.sources) == 1 and os.path.isdir(options.sources[0])  # others may have / in common
+    if not os.path.lexists(images) and not (is_folder and output.link_pictures(listing.base)):
+        line = f"ln -s {shlex.quote(base)} {shlex.quote(str(images))}"
+        say(f"Note: For YOLO to find the pictures, make a link to them: {line}")
 
 
 def _split_notes(format_name: str, result: LabelResult) -> Iterator[str]:

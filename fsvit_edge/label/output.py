@@ -85,6 +85,19 @@ class Output:
         """Write a picture that stands for a frame of a video."""
         atomic_write(self.folder / PICTURES_NAME / name, data)
 
+    def link_pictures(self, source: Path) -> bool:
+        """Make the pictures of a folder those of the output, where it has none; False if that cannot be."""
+        link = self.folder / PICTURES_NAME
+        if os.path.lexists(link):
+            return True
+        if self.folder.resolve().is_relative_to(source.resolve()):  # programs that follow it would never end
+            return False
+        try:
+            link.symlink_to(source)
+        except OSError:  # FAT has no links
+            return False
+        return True
+
     def remove_pictures(self, video: str) -> None:
         """Remove the pictures that stand for frames of a video."""
         check_inside(video)

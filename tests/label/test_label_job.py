@@ -331,6 +331,59 @@ def test_a_part_of_the_split_without_pictures_is_told(run: Run, format_name: str
     assert len(said) == 1  # the control: only that the video is not read
 
 
+# ----------------------------------------------------------------------------------------------------- pictures of YOLO
+
+
+@pytest.mark.parametrize("format_name", ["yolo", "jsonl"])
+def test_the_lists_of_yolo_find_their_pictures(run: Run, album: Path, tmp_path: Path, format_name: str) -> None:
+    said: list[str] = []
+    run("out", "album", format=format_name, say=said.append)
+    assert not [one for one in said if "ln -s" in one]
+    if format_name != "yolo":
+        assert not os.path.lexists(tmp_path / "out/images")
+        return
+    listed = (tmp_path / "out/train.txt").read_text().split()
+    assert "./images/sub/5.jpg" in listed
+    assert all((tmp_path / "out" / one).is_file() for one in listed)
+    assert (tmp_path / "out/images").readlink() == album
+    (tmp_path / "out/images").unlink()
+    (tmp_path / "out/images").mkdir()  # a copy of the user's
+    assert run("out", "album", format="yolo").elapsed_s is None
+    assert not (tmp_path / "out/images").is_symlink()
+
+
+@pytest.mark.usefixtures("album")
+@pytest.mark.parametrize(
+    ("output", "sources"), [("out", ["album/sub", "album/1.png"]), ("out", ["album/1.png"]), ("album/out", ["album"])]
+)
+def test_where_no_link_is_made_the_line_is_said_that_does(
+    run: Run, tmp_path: Path, output: str, sources: list[str]
+) -> None:
+    said: list[str] = []
+    run(output, *sources, format="yolo", say=said.append)
+    assert not os.path.lexists(tmp_path / output / "images")
+    assert f"make a link to them: ln -s {tmp_path}/album {tmp_path}/{output}/images" in "\n".join(said)
+    (tmp_path / output / "images").symlink_to(tmp_path / "album")
+    said.clear()
+    run(output, *sources, format="yolo", say=said.append)
+    assert "ln -s" not in "".join(said)
+
+
+def test_frames_are_never_written_among_the_pictures(run: Run, album: Path, tmp_path: Path) -> None:
+    before = contents(album)
+    said: list[str] = []
+    run("out", "album", every_s=0.0, format="yolo", say=said.append)
+    assert not (tmp_path / "out/images").is_symlink()
+    assert f"Note: Copy the pictures of {album} to {tmp_path}/out/images, where" in "\n".join(said)
+    assert contents(album) == before
+    said.clear()
+    run("out2", "album/v.mp4", every_s=0.0, format="yolo", say=said.append)
+    assert "Copy" not in "".join(said)
+    listed = (tmp_path / "out2/train.txt").read_text().split()
+    assert len(listed) == 8
+    assert all((tmp_path / "out2" / one).is_file() for one in listed)
+
+
 # --------------------------------------------------------------------------------------------------------------- names
 
 
