@@ -67,8 +67,22 @@ def label(
 
     labeler = LabelerOptions(bank, bundle, engine, precision, threads, tuple(classes or ()), min_score)
     options = LabelOptions(labeler, tuple(sources), output, format_name, every, split)
-    with _show_progress() as show:
-        result = label_pictures(options, say, show)
+    last: Progress | None = None
+    try:
+        with _show_progress() as show:
+
+            def note(progress: "Progress") -> None:
+                nonlocal last
+                last = progress
+                show(progress)
+
+            result = label_pictures(options, say, note)
+    except KeyboardInterrupt:
+        where = "before the first picture"
+        if last is not None:
+            where = f"at {last.share:.1%}, with {_count(last.labeled + last.failed)}"
+        say(f"Stopped {where}; the same command goes on.")
+        raise
     _print_result(result, output, format_name)
     if result.failed:
         raise typer.Exit(1)
@@ -115,14 +129,17 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
+def _count(pictures: int) -> str:
+    return "1 picture" if pictures == 1 else f"{pictures:,} pictures"
+
+
 def _print_result(result: "LabelResult", output: Path, format_name: str) -> None:
     took = "by an earlier command" if result.elapsed_s is None else f"in {result.elapsed_s:.1f} s"
     if result.elapsed_s is not None and result.earlier:
         took += f", {result.earlier:,} of them by an earlier command"
     split = "".join(f", {count:,} for {part}" for part, count in result.pictures_in.items())
-    pictures = "1 picture" if result.labeled == 1 else f"{result.labeled:,} pictures"
     rows = [(name, f"{result.pictures_of[name]:,}", f"{result.parts_of[name]:,}") for name in result.pictures_of]
-    print_table(f"Labeled {pictures} {took}{split}", ("class", "pictures with it", "parts"), rows)
+    print_table(f"Labeled {_count(result.labeled)} {took}{split}", ("class", "pictures with it", "parts"), rows)
     if result.elapsed_s is None:
         print(f"{output} ({format_name}) is complete already; nothing was written")
     else:

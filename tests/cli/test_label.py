@@ -88,24 +88,42 @@ def test_a_log_gets_a_line_now_and_then(cli: Cli, monkeypatch: pytest.MonkeyPatc
     assert done.err.splitlines()[-1].endswith("/s, writing the label files")
 
 
+def start(line: str, folder: Path, wanted: int) -> "subprocess.Popen[str]":
+    """Start a command that writes to `out`, and wait for so many lines in its journal."""
+    process = subprocess.Popen(
+        [*COMMAND, *line.split(), "-o", "out"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    journal = folder / "out" / ".fsvit-edge-label" / "journal.jsonl"
+    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < wanted):
+        time.sleep(0.002)
+    return process
+
+
+def test_ctrl_c_says_how_far_it_was(folder: Path) -> None:
+    for index in range(3, 60):
+        write_image(folder / "album" / f"{index}.jpg", colors(10 + index, 60, 80))
+    process = start(f"label album --format jsonl {THREADS}", folder, 4)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    last = err.splitlines()[-1]  # before it, a note on the engines may be
+    assert re.fullmatch(r"Stopped at [0-9.]+%, with [0-9]+ pictures; the same command goes on\.", last)
+
+
 def test_a_command_that_was_killed_is_finished_by_the_same_one(cli: Cli, folder: Path) -> None:
     for index in range(3, 24):
         write_image(folder / "album" / f"{index}.jpg", colors(10 + index, 60, 80))
     line = f"label album video.mp4 --every 0 --format jsonl {THREADS}"
     assert cli(f"{line} -o whole").code == 0
     for wanted in (4, 20):
-        process = subprocess.Popen(
-            [*COMMAND, *line.split(), "-o", "out"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        journal = folder / "out" / ".fsvit-edge-label" / "journal.jsonl"
-        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < wanted):
-            time.sleep(0.002)
+        process = start(line, folder, wanted)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert journal.exists()  # killed before the end
+        assert not (folder / "out/labels.jsonl").exists()  # killed before the end
     done = cli(f"{line} -o out")
     assert done.code == 0
-    assert re.fullmatch(r"Note: [0-9]+ pictures were labeled by an earlier command; .* are left\.\n", done.err)
+    (said,) = done.err.splitlines()
+    assert re.fullmatch(r"Note: [0-9]+ pictures were labeled by an earlier command; .* are left\.", said)
     assert outputs(folder / "out") == outputs(folder / "whole")
     assert len(outputs(folder / "out")) > 6  # the control: frames are among them
