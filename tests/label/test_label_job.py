@@ -369,6 +369,18 @@ def test_where_no_link_is_made_the_line_is_said_that_does(
     assert "ln -s" not in "".join(said)
 
 
+def test_the_advice_for_folders_named_images_works(run: Run, tmp_path: Path) -> None:
+    for name in ("A", "B"):
+        write_image(tmp_path / name / "images" / "1.png", scene(1))
+    for sources in (["A", "B"], ["A/images", "B/images"], ["A"]):
+        with pytest.raises(InputError, match="label that folder alone, with an --output of its own, or rename it, or"):
+            run("out", *sources, format="yolo")
+    assert run("out_a", "A/images", format="yolo").labeled == run("out_b", "B/images", format="yolo").labeled == 1
+    (tmp_path / "A/images").rename(tmp_path / "A/pictures")
+    (tmp_path / "B/images").rename(tmp_path / "B/pictures")
+    assert run("out", "A", "B", format="yolo").labeled == 2
+
+
 def test_frames_are_never_written_among_the_pictures(run: Run, album: Path, tmp_path: Path) -> None:
     before = contents(album)
     said: list[str] = []
