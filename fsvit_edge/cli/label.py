@@ -142,8 +142,10 @@ def _print_result(result: "LabelResult", output: Path, format_name: str) -> None
     print_table(f"Labeled {_count(result.labeled)} {took}{split}", ("class", "pictures with it", "parts"), rows)
     if result.elapsed_s is None:
         print(f"{output} ({format_name}) is complete already; nothing was written")
-    else:
+    elif result.labeled:
         print(f"Wrote {output} ({format_name})")
+    else:
+        print(f"{output} ({format_name}) has no labels, because no picture could be read")
     if result.failed:
-        count = "1 picture" if result.failed == 1 else f"{result.failed:,} pictures"
+        count = "1 file" if result.failed == 1 else f"{result.failed:,} files"
         say(f"{count} could not be labeled; see {output / 'errors.jsonl'}; the same command tries them again.")

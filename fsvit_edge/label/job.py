@@ -132,13 +132,14 @@ def _call(options: LabelOptions, listing: Listing, labeler: Labeler) -> dict[str
         "base": printable(str(listing.base)),  # of a list, it may change with what is in it, and so do all names
         "format": options.format,
         "bundle_sha256": about.bundle_sha256,
-        "bank_sha256": about.bank_sha256,
         "engine": about.engine,
         "precision": about.precision,
-        "classes": list(about.classes),
         "min_score": options.labeler.min_score,
         "split": options.split,
         "every_s": options.every_s,
+        "classes": list(about.classes),
+        "levels": [f"{name} {level:.4g}" for name, level in zip(about.classes, about.levels, strict=True)],
+        "bank_sha256": about.bank_sha256,
     }
 
 

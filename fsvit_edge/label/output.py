@@ -17,25 +17,27 @@ from fsvit_edge.runtime.storage import BusyError, atomic_write, locked, remove_l
 PICTURES_NAME = "images"
 ERRORS_NAME = "errors.jsonl"
 _SHOWN = 200
+_SHOWN_OF_SUM = 12
 
-_WORDS = {
-    "fsvit_edge": "by fsvit-edge",
-    "sources": "from",
-    "base": "of pictures below",
-    "format": "with --format",
-    "bundle_sha256": "by the bundle",
-    "bank_sha256": "by the bank",
-    "engine": "on the engine",
-    "precision": "in the precision",
-    "classes": "with --classes",
-    "min_score": "with --min-score",
-    "split": "with --split",
-    "every_s": "with --every",
+WORDS = {
+    "fsvit_edge": "by fsvit-edge {}",
+    "sources": "from {}",
+    "base": "of pictures below {}",
+    "format": "with --format {}",
+    "bundle_sha256": "by the bundle {}",
+    "engine": "on the engine {}",
+    "precision": "in the precision {}",
+    "min_score": "with --min-score {}",
+    "split": "with --split {}",
+    "every_s": "with --every {}",
+    "classes": "for the classes {}",
+    "levels": "at the levels {}",
+    "bank_sha256": "by the bank {}",
 }
-"""How a fact of a call is told; the order is that in which two calls are compared."""
+"""How a fact of a call is told; the order is that in which two calls are compared: of banks, first what people know."""
 
 Call = Mapping[str, Any]
-"""What makes two calls the same, by the keys of `_WORDS`; plain values for JSON."""
+"""What makes two calls the same, by the keys of `WORDS`; plain values for JSON."""
 
 
 class Output:
@@ -60,12 +62,15 @@ class Output:
             atomic_write(self._call, (json.dumps(call, indent=1) + "\n").encode())
             return
         before = self._read(self._call)
-        for key, words in _WORDS.items():
-            if before.get(key) != plain[key]:
-                raise InputError(
-                    f"{self.folder} has labels made {words} {_shown(before.get(key))}, not {_shown(plain[key])}; give "
-                    "another folder with --output, or remove this one."
-                )
+        for key in WORDS:
+            if before.get(key) == plain[key]:
+                continue
+            what = f"{_told(key, before.get(key))}, not {_told(key, plain[key])}"
+            if key == "bank_sha256":
+                what = "by another bank, of the same classes and levels, but with other pictures, zones or verdicts"
+            raise InputError(
+                f"{self.folder} has labels made {what}; give another folder with --output, or remove this one."
+            )
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -206,8 +211,10 @@ def _name_of(fact: str) -> str:
     return fact.split(" ", 2)[-1]
 
 
-def _shown(value: object) -> str:
+def _told(key: str, value: object) -> str:
+    words = WORDS[key]
     if value is None or value == []:
-        return "nothing"
+        return words.replace("with", "without").removesuffix(" {}")
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    text = text[:_SHOWN_OF_SUM] if key == "bundle_sha256" else text
+    return words.format(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

@@ -216,8 +216,8 @@ def parse_split(text: str) -> tuple[float, ...]:
         shares = ()
     if len(shares) not in (2, 3) or not all(0 < one < 1 for one in shares) or abs(sum(shares) - 1) > _PRECISION:
         raise InputError(
-            f"--split {text!r:.40} is no split; give the shares of {', '.join(PARTS[:2])} and perhaps {PARTS[2]}, "
-            "which add up to 1, as in 0.8/0.2 or 0.7/0.2/0.1."
+            f"--split {text!r:.40} is no split; give the shares of {', '.join(PARTS[:2])} and perhaps {PARTS[2]}, each "
+            "above 0, which add up to 1, as in 0.8/0.2 or 0.7/0.2/0.1."
         )
     return shares
 

@@ -54,10 +54,20 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_exit_code_is_that_of_r
         (folder / "album" / name).symlink_to(folder / name)
     done = cli(f"label album -o out --format jsonl {THREADS}")
     assert done.code == cli(f"run album --sink seen/ {THREADS}").code == 1
-    said = "2 pictures could not be labeled; see out/errors.jsonl; the same command tries them again.\n"
+    said = "2 files could not be labeled; see out/errors.jsonl; the same command tries them again.\n"
     assert done.err.endswith(said)
+    assert "Wrote out (jsonl)" in done.out
     failures = [json.loads(line) for line in (folder / "out/errors.jsonl").read_text().splitlines()]
     assert [one["path"] for one in failures] == ["broken.jpg", "gone.jpg"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_nothing_is_called_written_if_no_picture_can_be_read(cli: Cli) -> None:
+    done = cli(f"label broken.mp4 garbage --every 1 -o out --format jsonl {THREADS}")
+    assert done.code == 1
+    assert "out (jsonl) has no labels, because no picture could be read" in done.out
+    assert "Wrote" not in done.out
+    assert done.err.endswith("2 files could not be labeled; see out/errors.jsonl; the same command tries them again.\n")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +79,11 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_exit_code_is_that_of_r
         ("label album -o out --format jsonl --classes cow", 2, "has no class 'cow'; it has: cat, Größe 猫."),
         ("label album -o out --format jsonl --min-score 2", 2, "--min-score must be between 0 and 1"),
         ("label album -o out --format jsonl --split 0.8", 2, "--split '0.8' is no split"),
+        (
+            "label album -o out --format jsonl --split 1/0",
+            2,
+            "train, val and perhaps test, each above 0, which add up to 1",
+        ),
         ("label video.mp4 -o out --format jsonl", 2, "--every SECONDS"),
         ("label album -o out --format jsonl --bank none.safetensors", 4, "does not exist; make one with"),
         ("label album -o out --format jsonl --bank foreign.safetensors", 4, "encoder"),
@@ -76,7 +91,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_exit_code_is_that_of_r
 )
 def test_an_error_is_one_sentence(cli: Cli, folder: Path, line: str, code: int, text: str) -> None:
     is_one_error(cli(line), code, text)
-    assert not list(folder.glob("out/*.json*"))
+    assert not (folder / "out").exists()
 
 
 @pytest.mark.usefixtures("folder")

@@ -17,7 +17,7 @@ from sample_files import write_video
 from fsvit_edge.label import journal as journal_module
 from fsvit_edge.label.fill import Progress
 from fsvit_edge.label.job import LabelResult
-from fsvit_edge.label.output import open_output
+from fsvit_edge.label.output import WORDS, open_output
 from fsvit_edge.label.pictures import STATE_NAME
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import read_image, write_image
@@ -221,11 +221,13 @@ def test_a_full_disk_ends_a_call_which_goes_on_when_there_is_room(
 @pytest.mark.parametrize(
     ("sources", "changed", "sentence"),
     [
-        pytest.param(["album"], {"bank": "other"}, "made by the bank bankbank, not otherother", id="bank"),
-        pytest.param(["album"], {"format": "other"}, "made with --format jsonl, not other", id="format"),
-        pytest.param(["album"], {"min_score": 0.6}, "made with --min-score nothing, not 0.6", id="score"),
-        pytest.param(["album"], {"split": "0.8/0.2"}, "made with --split nothing, not 0.8/0.2", id="split"),
-        pytest.param(["album", "new.jpg"], {}, "made from .*album, not .*album, .*new.jpg", id="sources"),
+        pytest.param(
+            ["album"], {"bank": "other"}, "made by another bank, of the same classes and levels, but", id="bank"
+        ),
+        pytest.param(["album"], {"format": "other"}, "made with --format jsonl, not with --format other", id="format"),
+        pytest.param(["album"], {"min_score": 0.6}, "made without --min-score, not with --min-score 0.6", id="score"),
+        pytest.param(["album"], {"split": "0.8/0.2"}, "made without --split, not with --split 0.8/0.2", id="split"),
+        pytest.param(["album", "new.jpg"], {}, "made from .*album, not from .*album, .*new.jpg", id="sources"),
     ],
 )
 def test_another_call_into_the_same_folder_is_refused(
@@ -247,12 +249,29 @@ def test_another_call_into_the_same_folder_is_refused(
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"classes": ["cup", "apple"]}, "made for the classes cup, not for the classes cup, apple;"),
+        ({"levels": ["cup 0.6"]}, "made at the levels cup 0.5, not at the levels cup 0.6;"),
+        ({}, "made by another bank, of the same classes and levels, but with other pictures, zones or verdicts;"),
+    ],
+)
+def test_what_differs_between_two_banks_is_told(tmp_path: Path, changed: dict[str, Any], sentence: str) -> None:
+    call = dict.fromkeys(WORDS, "same") | {"classes": ["cup"], "levels": ["cup 0.5"]}
+    with open_output(tmp_path / "out") as output:
+        output.begin(call)
+        output.begin(call)
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            output.begin({**call, **changed, "bank_sha256": "another"})
+
+
 @pytest.mark.usefixtures("album")
 def test_another_engine_is_another_call(run: Run, labeler: type[PlainLabeler], monkeypatch: pytest.MonkeyPatch) -> None:
     run("out", "album")
     with monkeypatch.context() as patch:
         patch.setattr(labeler, "engine", "faster")
-        with pytest.raises(InputError, match="made on the engine plain, not faster"):
+        with pytest.raises(InputError, match="made on the engine plain, not on the engine faster"):
             run("out", "album")
 
 
