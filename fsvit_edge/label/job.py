@@ -16,7 +16,7 @@ from fsvit_edge.label.formats import FORMATS, check_path, write_format
 from fsvit_edge.label.frames import frame_name
 from fsvit_edge.label.journal import Failure, Kept, read, read_kept
 from fsvit_edge.label.labeler import Labeler, LabelerOptions
-from fsvit_edge.label.output import PICTURES_NAME, Output, open_output
+from fsvit_edge.label.output import PICTURES_NAME, Output, Summary, open_output
 from fsvit_edge.label.pictures import PARTS, Listing, Stored, list_pictures, parse_split, part_chooser
 from fsvit_edge.label.records import LabeledPicture
 from fsvit_edge.live.uri import printable
@@ -108,8 +108,7 @@ def label(
             output.remove_pictures(video)
         pending = [entry for entry in listing.entries if not (entry.problem or kept.is_done(entry))]
         earlier = len(kept.labeled)
-        summary = output.summary
-        for note in _notes_at_start(listing, pending, kept, summary is not None):
+        for note in _notes_at_start(listing, pending, kept, output.summary):
             say(f"Note: {note}")
         fill_journal(listing, pending, kept, labeler, options.every_s, output, on_progress)
         result = _earlier_result(output, kept.digest(listing), say)
@@ -160,22 +159,31 @@ def _check_names(listing: Listing, format_name: str) -> None:
             )
 
 
-def _notes_at_start(listing: Listing, pending: Sequence[Stored], kept: Kept, was_complete: bool) -> Iterator[str]:
+def _notes_at_start(listing: Listing, pending: Sequence[Stored], kept: Kept, summary: Summary | None) -> Iterator[str]:
     """Say what an earlier call did and what is left; what only could not be labeled then is no news."""
     if not kept.labeled:
         return
     earlier = f"{len(kept.labeled):,} pictures were labeled by an earlier command"
     new = [entry.name for entry in pending if entry.name not in kept.failed and entry.name not in kept.versions]
-    if not was_complete and pending:
-        yield f"{earlier}; {len(pending):,} of {len(listing.entries):,} pictures and videos are left."
-    elif was_complete and new:
-        yield f"{earlier}; new or changed: {new[0]}{f' and {len(new) - 1:,} more' if new[1:] else ''}."
+    if summary is None:
+        if pending:
+            yield f"{earlier}; {len(pending):,} of {len(listing.entries):,} pictures and videos are left."
+        return
+    if new:
+        yield f"{earlier}; new or changed: {new[0]}{_more(new)}."
+    if kept.gone and summary["written_from"] != kept.digest(listing):
+        gone = sorted(kept.gone)
+        yield f"Labels are left out of what is no longer there: {gone[0]}{_more(gone)}."
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1:,} more" if names[1:] else ""
 
 
 def _earlier_result(output: Output, written_from: str, say: Say) -> LabelResult | None:
     """Return the result of the call that wrote the label files, if they are there and would be the same now."""
     summary = output.summary
-    if summary is None or summary.get("written_from") != written_from:
+    if summary is None or summary["written_from"] != written_from:
         return None
     missing = output.missing_file()
     if missing is not None:

@@ -74,12 +74,14 @@ class Kept:
         labeled: The place of the line of each picture and frame.
         failed: The same for those that could not be labeled, and for the rest of a video; they are tried again.
         versions: Of each video with a line, the version that was read.
+        gone: Pictures and videos with a line that are not listed.
     """
 
     def __init__(self) -> None:
         self.labeled: dict[str, int] = {}
         self.failed: dict[str, int] = {}
         self.versions: dict[str, str] = {}
+        self.gone: set[str] = set()
         self._frames: dict[str, set[str]] = {}
         self._ended: set[str] = set()
 
@@ -141,6 +143,8 @@ def read_kept(path: Path, listing: Listing, has_picture: Callable[[str], bool]) 
             version = listing.version(name) if name in known else ""
         is_frame = values["path"] != name
         if name not in known or values["version"] != version:
+            if name not in known:
+                kept.gone.add(name)
             if is_frame:
                 left.add(name)
             continue

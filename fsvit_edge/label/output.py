@@ -40,6 +40,10 @@ Call = Mapping[str, Any]
 """What makes two calls the same, by the keys of `WORDS`; plain values for JSON."""
 
 
+Summary = Mapping[str, Any]
+"""What is said of an output that is complete; plain values for JSON."""
+
+
 class Output:
     """An open output; `open_output` makes it.
 
@@ -73,7 +77,7 @@ class Output:
             )
 
     @property
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> Summary | None:
         """What `finish` was given; None while the folder is not complete."""
         return self._read(self._summary) if self._summary.exists() else None
 
@@ -109,7 +113,7 @@ class Output:
         if not (self.folder / PICTURES_NAME).is_symlink():  # or it would be somebody's folder of pictures
             shutil.rmtree(self.folder / PICTURES_NAME / video, ignore_errors=True)
 
-    def finish(self, write: Callable[[Path], None], errors: bytes, summary: Mapping[str, Any]) -> None:
+    def finish(self, write: Callable[[Path], None], errors: bytes, summary: Summary) -> None:
         """Write the label files and the list of errors in place of earlier ones, and that the folder is complete.
 
         A call that was killed in the middle of it is done again from the start.

@@ -59,11 +59,15 @@ def test_pictures_that_came_or_went_give_what_one_call_for_all_gives(
     write_image(album / "1a.png", scene(4))
     (album / "0.png").unlink()
     (album / "sub" / "5.jpg").unlink()
-    assert run("out", "album", format=format_name).labeled == 4
+    said: list[str] = []
+    assert run("out", "album", format=format_name, say=said.append).labeled == 4
+    assert "Note: Labels are left out of what is no longer there: 0.png and 1 more." in said
     assert count() == 1
     run("fresh", "album", format=format_name)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh") != before
-    assert run("out", "album", format=format_name).elapsed_s is None
+    said.clear()
+    assert run("out", "album", format=format_name, say=said.append).elapsed_s is None
+    assert "no longer" not in "".join(said)  # it is no news
     write_image(album / "sub" / "5.jpg", scene(5))
     (album / "1a.png").unlink()
     write_image(album / "0.png", scene(0))
