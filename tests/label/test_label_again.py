@@ -203,6 +203,63 @@ def test_a_call_that_ends_while_it_replaces_labels_is_finished(
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh") != before
 
 
+@pytest.mark.parametrize("replaced", range(9))
+def test_a_picture_that_is_what_it_was_again_has_its_labels_again(
+    run: Run, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: int
+) -> None:
+    replace, left = os.replace, replaced
+
+    def stop(*paths: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+        replace(*paths)
+
+    run("out", "album", format="yolo")
+    before = contents(tmp_path / "out")
+    first, time_ns = (album / "2.png").read_bytes(), (album / "2.png").stat().st_mtime_ns
+    write_image(album / "2.png", scene(7))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(Killed):
+            run("out", "album", format="yolo")
+    (album / "2.png").write_bytes(first)
+    os.utime(album / "2.png", ns=(time_ns, time_ns))
+    run("out", "album", format="yolo")
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_video_that_is_replaced_while_it_is_read_is_labeled_again(
+    run: Run, album: Path, tmp_path: Path, labeler: type[PlainLabeler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsvit_edge.label import fill
+
+    seen = 0
+
+    def kill() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 7:
+            raise Killed
+
+    def replaced() -> int:
+        os.utime(album / "v.mp4", ns=(1, 1))
+        return 1
+
+    monkeypatch.setattr(fill, "usable_cores", lambda: 1)  # two answers wait to be written, and four are kept
+    with monkeypatch.context() as patch:
+        patch.setattr(labeler, "before", staticmethod(kill))
+        with pytest.raises(Killed):
+            run("out", "album/v.mp4", every_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(fill, "usable_cores", replaced)  # behind the look at what is kept
+        assert run("out", "album/v.mp4", every_s=0.0).earlier == 4
+    assert run("out", "album/v.mp4", every_s=0.0).earlier == 0
+    run("fresh", "album/v.mp4", every_s=0.0)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
 def test_a_line_of_another_picture_is_left_out(run: Run, album: Path, tmp_path: Path) -> None:
     run("out", "album")
     before = contents(tmp_path / "out")
