@@ -19,7 +19,8 @@ from model_options import model_parser, open_model
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.support_masks import Image
-from fsvit_edge.label.job import LabelOptions, Progress, label
+from fsvit_edge.label.fill import Progress
+from fsvit_edge.label.job import LabelOptions, label
 from fsvit_edge.label.labeler import LabelerOptions
 from fsvit_edge.label.pictures import list_pictures
 from fsvit_edge.runtime.pictures import read_image

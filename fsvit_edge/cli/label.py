@@ -13,7 +13,8 @@ from fsvit_edge.cli.options import BundleOption, ClassesOption, EngineOption, Pr
 from fsvit_edge.cli.terminal import plain_console, print_table, say
 
 if TYPE_CHECKING:
-    from fsvit_edge.label.job import LabelResult, Progress
+    from fsvit_edge.label.fill import Progress
+    from fsvit_edge.label.job import LabelResult
 
 _LINE_PERIOD_S = 10.0
 
@@ -58,7 +59,7 @@ def label(
 ) -> None:
     """Label pictures: outline the classes of a bank in all of them, in a format of other tools.
 
-    A command that was ended at any moment goes on where it stopped when it is repeated.
+    A command that was ended at any moment goes on where it stopped when it is repeated; later, it labels what is new.
     """
     from fsvit_edge.label.job import LabelOptions
     from fsvit_edge.label.job import label as label_pictures
@@ -66,8 +67,22 @@ def label(
 
     labeler = LabelerOptions(bank, bundle, engine, precision, threads, tuple(classes or ()), min_score)
     options = LabelOptions(labeler, tuple(sources), output, format_name, every, split)
-    with _show_progress() as show:
-        result = label_pictures(options, say, show)
+    last: Progress | None = None
+    try:
+        with _show_progress() as show:
+
+            def note(progress: "Progress") -> None:
+                nonlocal last
+                last = progress
+                show(progress)
+
+            result = label_pictures(options, say, note)
+    except KeyboardInterrupt:
+        where = "before the first picture"
+        if last is not None:
+            where = f"at {last.share:.1%}, with {_count(last.labeled + last.failed)}"
+        say(f"Stopped {where}; the same command goes on.")
+        raise
     _print_result(result, output, format_name)
     if result.failed:
         raise typer.Exit(1)
@@ -114,13 +129,23 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
+def _count(pictures: int) -> str:
+    return "1 picture" if pictures == 1 else f"{pictures:,} pictures"
+
+
 def _print_result(result: "LabelResult", output: Path, format_name: str) -> None:
     took = "by an earlier command" if result.elapsed_s is None else f"in {result.elapsed_s:.1f} s"
+    if result.elapsed_s is not None and result.earlier:
+        took += f", {result.earlier:,} of them by an earlier command"
     split = "".join(f", {count:,} for {part}" for part, count in result.pictures_in.items())
-    pictures = "1 picture" if result.labeled == 1 else f"{result.labeled:,} pictures"
     rows = [(name, f"{result.pictures_of[name]:,}", f"{result.parts_of[name]:,}") for name in result.pictures_of]
-    print_table(f"Labeled {pictures} {took}{split}", ("class", "pictures with it", "parts"), rows)
-    print(f"Wrote {output} ({format_name})")
+    print_table(f"Labeled {_count(result.labeled)} {took}{split}", ("class", "pictures with it", "parts"), rows)
+    if result.elapsed_s is None:
+        print(f"{output} ({format_name}) is complete already; nothing was written")
+    elif result.labeled:
+        print(f"Wrote {output} ({format_name})")
+    else:
+        print(f"{output} ({format_name}) has no labels, because no picture could be read")
     if result.failed:
-        count = "1 picture" if result.failed == 1 else f"{result.failed:,} pictures"
-        say(f"{count} could not be labeled; see {output / 'errors.jsonl'}.")
+        count = "1 file" if result.failed == 1 else f"{result.failed:,} files"
+        say(f"{count} could not be labeled; see {output / 'errors.jsonl'}; the same command tries them again.")

@@ -1,43 +1,30 @@
-"""A labeling from sources to label files: decoding and encoding beside the model, resumable at any moment.
+"""A labeling from sources to label files, resumable at any moment and repeated for what is new or changed.
 
-Phase 1 appends a line for each picture to the journal, phase 2 writes the label files from it.
+Phase 1 (`fill`) appends a line for each picture to the journal, phase 2 writes the label files from it.
 """
 
-import errno
 import json
 import os
-import queue
-import threading
+import shlex
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
-from fsvit_edge.fewshot.prediction import Prediction
-from fsvit_edge.fewshot.support_masks import Image
+from fsvit_edge.label.fill import Progress, fill_journal
 from fsvit_edge.label.formats import FORMATS, check_path, write_format
-from fsvit_edge.label.frames import VideoFrame, frame_name, frames_of
-from fsvit_edge.label.journal import Failure, Journal, cut_torn, read, to_line
-from fsvit_edge.label.labeler import Labeler, LabelerOptions, label_picture
-from fsvit_edge.label.output import Output, open_output
-from fsvit_edge.label.pictures import Listing, list_pictures, parse_split, part_chooser
+from fsvit_edge.label.frames import frame_name
+from fsvit_edge.label.journal import Failure, Kept, read, read_kept
+from fsvit_edge.label.labeler import Labeler, LabelerOptions
+from fsvit_edge.label.output import PICTURES_NAME, Output, Summary, open_output
+from fsvit_edge.label.pictures import PARTS, Listing, Stored, list_pictures, parse_split, part_chooser
 from fsvit_edge.label.records import LabeledPicture
 from fsvit_edge.live.uri import printable
-from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.limits import usable_cores
+from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.messages import Say
-from fsvit_edge.runtime.pictures import decode_image, encode_jpeg, read_image
 
-_MOST_READERS = 16
-_TICK_S = 0.1
 _NAMED_BY_STEM = ("yolo", "masks")
 """Formats with a file for each picture, of its name without the suffix."""
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -62,29 +49,6 @@ class LabelOptions:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a labeling is."""
-
-    labeled: int  # pictures and frames in the journal, with those of earlier calls
-    failed: int
-    here: int  # of both, those of this call
-    share: float  # of all, in [0, 1]
-    share_at_start: float  # what earlier calls did
-    elapsed_s: float  # of this call
-
-    @property
-    def rate(self) -> float:
-        """Pictures per second of this call."""
-        return self.here / max(self.elapsed_s, 1e-9)
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds left, if the rest goes on as this call did; None if that cannot be said."""
-        done = self.share - self.share_at_start
-        return None if done <= 0 else self.elapsed_s * (1 - self.share) / done
-
-
-@dataclass(frozen=True)
 class LabelResult:
     """What is in an output.
 
@@ -94,7 +58,8 @@ class LabelResult:
         pictures_of: Of each class, the number of pictures that it is present in.
         parts_of: Of each class, the number of its parts.
         pictures_in: Of each part of the split, the number of its pictures; empty without a split.
-        elapsed_s: Seconds of this call; None if the output was complete before.
+        earlier: Of the pictures and frames, those that earlier calls labeled.
+        elapsed_s: Seconds of this call; None if the output was complete before, and nothing was written.
     """
 
     labeled: int
@@ -102,6 +67,7 @@ class LabelResult:
     pictures_of: dict[str, int]
     parts_of: dict[str, int]
     pictures_in: dict[str, int]
+    earlier: int = 0
     elapsed_s: float | None = None
 
 
@@ -110,7 +76,9 @@ def label(
     say: Say = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> LabelResult:
-    """Label pictures; a call that was ended at any moment is finished by the same call, with the same result.
+    """Label pictures; the same call again labels what is new, changed or could not be labeled, and goes on if it ended.
+
+    The result is that of one call for all pictures that are there.
 
     Args:
         options: What to label and where to.
@@ -132,14 +100,26 @@ def label(
     _check_names(listing, options.format)
     for note in listing.notes:
         say(f"Note: {note}")
-    with open_output(options.output) as output, Labeler(options.labeler, say) as labeler:
+    # The model first: what it refuses leaves no folder behind.
+    with Labeler(options.labeler, say) as labeler, open_output(options.output) as output:
         output.begin(_call(options, listing, labeler))
-        summary = output.summary
-        if summary is not None:
-            return LabelResult(**summary)
-        _fill_journal(listing, labeler, options, output, on_progress)
-        result = _write_labels(labeler, options.format, output, None if shares is None else part_chooser(shares))
-    return replace(result, elapsed_s=time.monotonic() - started_s)
+        kept, left = read_kept(output.journal, listing, output.has_picture)
+        for video in left:
+            output.remove_pictures(video)
+        pending = [entry for entry in listing.entries if not (entry.problem or kept.is_done(entry))]
+        earlier = len(kept.labeled)
+        for note in _notes_at_start(listing, pending, kept, output.summary):
+            say(f"Note: {note}")
+        fill_journal(listing, pending, kept, labeler, options.every_s, output, on_progress)
+        result = _earlier_result(output, kept.digest(listing), say)
+        if result is None:
+            result = _write_labels(listing, kept, labeler, options.format, output, shares)
+            result = replace(result, elapsed_s=time.monotonic() - started_s)
+        if options.format == "yolo":
+            _place_pictures(options, listing, output, say)
+    for note in _split_notes(options.format, result):
+        say(note)
+    return replace(result, earlier=earlier)
 
 
 def _call(options: LabelOptions, listing: Listing, labeler: Labeler) -> dict[str, object]:
@@ -148,16 +128,17 @@ def _call(options: LabelOptions, listing: Listing, labeler: Labeler) -> dict[str
     return {
         "fsvit_edge": about.fsvit_edge,
         "sources": [printable(os.path.abspath(source)) for source in options.sources],
-        "pictures": f"{len(listing.entries)} pictures and videos (sum of their names {listing.digest()[:12]})",
+        "base": printable(str(listing.base)),  # of a list, it may change with what is in it, and so do all names
         "format": options.format,
         "bundle_sha256": about.bundle_sha256,
-        "bank_sha256": about.bank_sha256,
         "engine": about.engine,
         "precision": about.precision,
-        "classes": list(about.classes),
         "min_score": options.labeler.min_score,
         "split": options.split,
         "every_s": options.every_s,
+        "classes": list(about.classes),
+        "levels": [f"{name} {level:.4g}" for name, level in zip(about.classes, about.levels, strict=True)],
+        "bank_sha256": about.bank_sha256,
     }
 
 
@@ -178,186 +159,79 @@ def _check_names(listing: Listing, format_name: str) -> None:
             )
 
 
-# ------------------------------------------------------------------------------------------------ phase 1: the journal
+def _notes_at_start(listing: Listing, pending: Sequence[Stored], kept: Kept, summary: Summary | None) -> Iterator[str]:
+    """Say what an earlier call did and what is left; what only could not be labeled then is no news."""
+    if not kept.labeled:
+        return
+    earlier = f"{len(kept.labeled):,} pictures were labeled by an earlier command"
+    new = [entry.name for entry in pending if entry.name not in kept.failed and entry.name not in kept.versions]
+    if summary is None:
+        if pending:
+            yield f"{earlier}; {len(pending):,} of {len(listing.entries):,} pictures and videos are left."
+        return
+    if new:
+        yield f"{earlier}; new or changed: {new[0]}{_more(new)}."
+    if kept.gone and summary["written_from"] != kept.digest(listing):
+        gone = sorted(kept.gone)
+        yield f"Labels are left out of what is no longer there: {gone[0]}{_more(gone)}."
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    name: str
-    share: float  # of all that is listed, up to and with this one
-    image: Image | None = None  # (H, W, 3) uint8 RGB
-    time_s: float | None = None
-    jpeg: bytes | None = None  # the file of a frame
-    reason: str = ""  # why there is no image
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1:,} more" if names[1:] else ""
 
 
-@dataclass(frozen=True)
-class _Position:
-    """Where a journal ends: in which entry, behind how many frames of it."""
+def _earlier_result(output: Output, written_from: str, say: Say) -> LabelResult | None:
+    """Return the result of the call that wrote the label files, if they are there and would be the same now."""
+    summary = output.summary
+    if summary is None or summary["written_from"] != written_from:
+        return None
+    missing = output.missing_file()
+    if missing is not None:
+        say(f"Note: {missing} is missing in {output.folder}; the label files are written again.")
+        return None
+    return LabelResult(**summary["result"])
 
-    entry: int = 0
-    frames: int = 0
-    labeled: int = 0
-    failed: int = 0
+
+def _place_pictures(options: LabelOptions, listing: Listing, output: Output, say: Say) -> None:
+    """Let the lists of YOLO find their pictures, or say how."""
+    base, images = printable(str(listing.base)), output.folder / PICTURES_NAME
+    if options.every_s is not None:  # a link would lead the frames of videos into the user's folder
+        if not all(entry.is_video for entry in listing.entries):
+            say(f"Note: Copy the pictures of {base} to {images}, where the frames of videos are, or YOLO finds none.")
+        return
+    is_folder = len(options.sources) == 1 and os.path.isdir(options.sources[0])  # others may have / in common
+    if not os.path.lexists(images) and not (is_folder and output.link_pictures(listing.base)):
+        line = f"ln -s {shlex.quote(base)} {shlex.quote(str(images))}"
+        say(f"Note: For YOLO to find the pictures, make a link to them: {line}")
 
 
-def _fill_journal(
-    listing: Listing,
-    labeler: Labeler,
-    options: LabelOptions,
-    output: Output,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    position = _position_of(listing, cut_torn(output.journal), output.folder)
-    share = position.entry / len(listing.entries)
-    progress = Progress(position.labeled, position.failed, 0, share, share, 0.0)
-    started_s = time.monotonic()
-    readers = min(max(2, usable_cores()), _MOST_READERS)
-    waiting: deque[tuple[float, Future[tuple[bytes, bool]]]] = deque()
-
-    def write_first() -> None:
-        nonlocal progress
-        share, written = waiting.popleft()
-        line, is_failure = written.result()
-        journal.append(line)
-        progress = replace(
-            progress,
-            labeled=progress.labeled + (not is_failure),
-            failed=progress.failed + is_failure,
-            here=progress.here + 1,
-            share=share,
-            elapsed_s=time.monotonic() - started_s,
+def _split_notes(format_name: str, result: LabelResult) -> Iterator[str]:
+    empty = [part for part, count in result.pictures_in.items() if not count]
+    if empty:
+        yield (
+            f"Warning: No picture is in {' and '.join(empty)}; the name of a picture decides, and that of a video for "
+            "all of its frames."
         )
-        on_progress(progress)
-
-    # Pictures that are decoded and answers that are encoded wait in queues as long as there are threads for them.
-    with Journal(output.journal) as journal, ThreadPoolExecutor(readers, "label") as pool:
-        with closing(_ahead(_decode_all(listing, position, options.every_s, pool), readers)) as decoded:
-            for future in decoded:
-                one = future.result()
-                answer = None if one.image is None else labeler.predict(one.image)
-                waiting.append((one.share, pool.submit(_line_of, one, answer, output)))
-                if len(waiting) > readers:
-                    write_first()
-        while waiting:
-            write_first()
-
-
-def _position_of(listing: Listing, records: Iterable[tuple[str, bool]], folder: Path) -> _Position:
-    entries = listing.entries
-    index = frames = labeled = failed = 0
-    for name, is_failure in records:
-        if frames and name != entries[index].name and not name.startswith(f"{entries[index].name}/"):
-            index, frames = index + 1, 0  # the video had no more
-        if index < len(entries) and name == entries[index].name:  # a picture, or what a video lacks
-            index, frames = index + 1, 0
-        elif index < len(entries) and entries[index].is_video and name.startswith(f"{entries[index].name}/"):
-            frames += 1
-        else:
-            raise ArtifactError(
-                f"The journal in {folder} is damaged: {name} is not what comes next; give another folder with --output."
-            )
-        labeled, failed = labeled + (not is_failure), failed + is_failure
-    return _Position(index, frames, labeled, failed)
-
-
-def _decode_all(
-    listing: Listing, position: _Position, every_s: float | None, pool: ThreadPoolExecutor
-) -> Iterator["Future[_Decoded]"]:
-    count = len(listing.entries)
-    for index in range(position.entry, count):
-        entry = listing.entries[index]
-        share = (index + 1) / count
-        if not entry.is_video or entry.problem:
-            yield pool.submit(_decode, entry.name, listing.file(entry), share, entry.problem)
-            continue
-        assert every_s is not None  # or it would not be listed
-        left = position.frames if index == position.entry else 0
-        try:
-            for frame in frames_of(listing.file(entry), entry.name, every_s):
-                left -= 1
-                if left < 0:
-                    yield pool.submit(_encode, frame, (index + frame.share) / count)
-        except FsvitEdgeError as error:
-            yield pool.submit(_decode, entry.name, listing.file(entry), share, str(error))
-
-
-def _decode(name: str, file: Path, share: float, problem: str) -> _Decoded:
-    if problem:
-        return _Decoded(name, share, reason=problem)
-    try:
-        return _Decoded(name, share, read_image(file))
-    except FsvitEdgeError as error:
-        return _Decoded(name, share, reason=str(error))
-
-
-def _encode(frame: VideoFrame, share: float) -> _Decoded:
-    """The model sees the frame as it is written, so that its labels are those of the picture."""
-    jpeg = encode_jpeg(frame.image)
-    return _Decoded(frame.name, share, decode_image(jpeg, frame.name), frame.time_s, jpeg)
-
-
-def _line_of(one: _Decoded, answer: Prediction | None, output: Output) -> tuple[bytes, bool]:
-    """Return the line of a picture and whether it is a failure; the file of a frame is written before its line."""
-    reason = one.reason
-    if one.jpeg is not None:
-        try:
-            output.write_picture(one.name, one.jpeg)
-        except FsvitEdgeError as error:
-            if getattr(error.__cause__, "errno", None) != errno.ENAMETOOLONG:
-                raise
-            reason = str(error)
-    if answer is None or reason:
-        return to_line(Failure(one.name, printable(reason))), True
-    return to_line(label_picture(one.name, answer, one.time_s)), False
-
-
-def _ahead(items: Iterator[_Item], count: int) -> Generator[_Item, None, None]:
-    """Yield items that a thread takes from an iterator, of which `count` wait; close it to end the thread."""
-    waiting: queue.Queue[tuple[_Item] | BaseException | None] = queue.Queue(count)
-    is_closed = threading.Event()
-
-    def put(one: "tuple[_Item] | BaseException | None") -> bool:
-        while not is_closed.is_set():
-            try:
-                waiting.put(one, timeout=_TICK_S)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def take() -> None:
-        try:
-            for item in items:
-                if not put((item,)):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=take, name="label-sources", daemon=True)
-    thread.start()
-    try:
-        while (one := waiting.get()) is not None:
-            if isinstance(one, BaseException):
-                raise one
-            yield one[0]
-    finally:
-        is_closed.set()
-        thread.join()
-
-
-# ------------------------------------------------------------------------------------------------ phase 2: the labels
+    if format_name == "yolo" and not result.pictures_in.get("val"):
+        advice = "" if result.pictures_in else "; --split 0.8/0.2 keeps some for validation"
+        yield f"Note: data.yaml has the pictures of train.txt for validation, too{advice}."
 
 
 def _write_labels(
-    labeler: Labeler, format_name: str, output: Output, part_of: Callable[[str], str] | None
+    listing: Listing,
+    kept: Kept,
+    labeler: Labeler,
+    format_name: str,
+    output: Output,
+    shares: Sequence[float] | None,
 ) -> LabelResult:
     failures: list[Failure] = []
     classes: Sequence[str] = labeler.about.classes
-    pictures_of, parts_of, pictures_in = dict.fromkeys(classes, 0), dict.fromkeys(classes, 0), dict[str, int]()
+    pictures_of, parts_of = dict.fromkeys(classes, 0), dict.fromkeys(classes, 0)
+    part_of = None if shares is None else part_chooser(shares)
+    pictures_in = {} if shares is None else dict.fromkeys(PARTS[: len(shares)], 0)
     labeled = 0
-    for record in read(output.journal):
+    for record in read(output.journal, kept.items(listing)):
         if isinstance(record, Failure):
             failures.append(record)
             continue
@@ -366,17 +240,17 @@ def _write_labels(
             pictures_of[one.name] += one.present
             parts_of[one.name] += len(one.parts)
         if part_of is not None:
-            part = part_of(_split_name(record))
-            pictures_in[part] = pictures_in.get(part, 0) + 1
+            pictures_in[part_of(_split_name(record))] += 1
 
     def pictures() -> Iterator[LabeledPicture]:
-        for record in read(output.journal):
+        for record in read(output.journal, kept.items(listing)):
             if isinstance(record, LabeledPicture):
                 yield record if part_of is None else replace(record, split=part_of(_split_name(record)))
 
     result = LabelResult(labeled, len(failures), pictures_of, parts_of, pictures_in)
     errors = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in failures).encode()
-    output.finish(lambda folder: write_format(format_name, folder, labeler.about, pictures), errors, asdict(result))
+    summary = {"written_from": kept.digest(listing), "result": asdict(result)}
+    output.finish(lambda folder: write_format(format_name, folder, labeler.about, pictures), errors, summary)
     return result
 
 

@@ -17,6 +17,7 @@ STATE_NAME = ".fsvit-edge-label"
 """Folder in an output of `label` that tells what is in it, and by which a later call leaves the output out."""
 
 LIST_SUFFIX = ".txt"
+_WITH_MASKS = ("images", "masks")  # folders of pictures and of their masks, as `enroll` reads them
 _UNNAMEABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in lists, XML or JSON
 
 
@@ -47,9 +48,13 @@ class Listing:
         """Return where an entry is read from."""
         return self.base / entry.name
 
-    def digest(self) -> str:
-        """Return the sha256 of all names in their order."""
-        return hashlib.sha256("\n".join(entry.name for entry in self.entries).encode()).hexdigest()
+    def version(self, name: str) -> str:
+        """Return what differs once the file of a name was replaced: its size and time; "" if it cannot be reached."""
+        try:
+            status = os.stat(os.path.join(self.base, name))
+        except OSError:
+            return ""
+        return f"{status.st_size} {status.st_mtime_ns}"
 
 
 @dataclass
@@ -59,6 +64,7 @@ class _Found:
     paths: dict[str, str] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
     unread_videos: list[str] = field(default_factory=list)
+    masks: list[str] = field(default_factory=list)
 
     def add(self, path: str, problem: str = "") -> None:
         self.paths.setdefault(path, problem)
@@ -70,7 +76,7 @@ def list_pictures(sources: Sequence[str], every_s: float | None = None) -> Listi
     Args:
         sources: Pictures, folders, of which sub-folders are read too, lists (.txt, with a path on each line, from the
             current folder), and videos. In folders, names are in natural order (2 before 10), files before sub-folders;
-            hidden files and the outputs of `label` are left out.
+            hidden files, the outputs of `label`, and masks/ beside images/ are left out.
         every_s: Seconds between the frames of a video to label, 0 for every frame; None for no videos.
 
     Raises:
@@ -90,6 +96,10 @@ def list_pictures(sources: Sequence[str], every_s: float | None = None) -> Listi
         count, first = len(found.unread_videos), printable(found.unread_videos[0])
         what = f"The video {first} is" if count == 1 else f"{count} videos, such as {first}, are"
         notes.append(f"{what} not read; give --every SECONDS to label frames of videos, too.")
+    if found.masks:
+        count, first = len(found.masks), printable(found.masks[0])
+        what = f"{first} is" if count == 1 else f"{count} folders, such as {first}, are"
+        notes.append(f"{what} left out: beside images/, masks/ has masks.")
     return Listing(Path(base), entries, tuple(notes))
 
 
@@ -168,6 +178,9 @@ def _walk(top: str, takes_videos: bool, found: _Found) -> bool:
         # A link may lead to a folder above it, and an output may lie among the pictures.
         if own in above or (folder != top and os.path.isdir(os.path.join(folder, STATE_NAME))):
             continue
+        if {(name, True) for name in _WITH_MASKS} <= set(inside):
+            inside.remove((_WITH_MASKS[1], True))
+            found.masks.append(os.path.join(folder, _WITH_MASKS[1]))
         inside.sort(key=lambda entry: natural_order(entry[0]))
         for name, is_folder in inside:
             suffix = os.path.splitext(name)[1].lower()
@@ -203,8 +216,8 @@ def parse_split(text: str) -> tuple[float, ...]:
         shares = ()
     if len(shares) not in (2, 3) or not all(0 < one < 1 for one in shares) or abs(sum(shares) - 1) > _PRECISION:
         raise InputError(
-            f"--split {text!r:.40} is no split; give the shares of {', '.join(PARTS[:2])} and perhaps {PARTS[2]}, "
-            "which add up to 1, as in 0.8/0.2 or 0.7/0.2/0.1."
+            f"--split {text!r:.40} is no split; give the shares of {', '.join(PARTS[:2])} and perhaps {PARTS[2]}, each "
+            "above 0, which add up to 1, as in 0.8/0.2 or 0.7/0.2/0.1."
         )
     return shares
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from label_album import write_album
 from plain_labeler import PlainLabeler
 
 from fsvit_edge.label import job
@@ -32,3 +33,10 @@ def run(tmp_path: Path) -> Callable[..., job.LabelResult]:
         return job.label(job.LabelOptions(wanted, paths, tmp_path / output, format_name, **options), said, shown)
 
     return label
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """Pictures and a video to label, some of them damaged."""
+    write_album(tmp_path / "album")
+    return tmp_path / "album"

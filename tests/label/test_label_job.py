@@ -1,7 +1,6 @@
 """A labeling: what is in its output, resumed after any end, refused where it is another's, and beside a second one."""
 
 import errno
-import json
 import os
 import re
 from collections.abc import Callable
@@ -11,55 +10,20 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from label_album import Killed, contents, lines, pictures, scene
 from plain_labeler import PlainLabeler, predict
 from sample_files import write_video
 
 from fsvit_edge.label import journal as journal_module
-from fsvit_edge.label.job import LabelResult, Progress
-from fsvit_edge.label.output import open_output
+from fsvit_edge.label.fill import Progress
+from fsvit_edge.label.job import LabelResult
+from fsvit_edge.label.output import WORDS, open_output
 from fsvit_edge.label.pictures import STATE_NAME
-from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import read_image, write_image
 from fsvit_edge.runtime.storage import BusyError
 
 Run = Callable[..., LabelResult]
-
-
-def scene(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
-    """A bright and a red rectangle on black; every third has nothing."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    if seed % 3:
-        picture[2 : 4 + seed % 7, 3:20] = 255
-        picture[14:20, seed % 9 : 12 + seed % 9] = (200, 0, 0)
-    return picture
-
-
-@pytest.fixture
-def album(tmp_path: Path) -> Path:
-    """Six pictures in two folders, one of them damaged, one empty, a link to nothing, and a video of 8 frames."""
-    folder = tmp_path / "album"
-    for index in range(4):
-        write_image(folder / f"{index}.png", scene(index))
-    write_image(folder / "sub" / "5.jpg", scene(5))
-    (folder / "cut.png").write_bytes((folder / "1.png").read_bytes()[:60])
-    (folder / "empty.jpg").touch()
-    (folder / "gone.jpg").symlink_to("nowhere.jpg")
-    write_video(folder / "v.mp4", [scene(index, 48, 64) for index in range(8)], 4.0)
-    return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """The files of an output, without what says whose they are."""
-    files = (path for path in folder.rglob("*") if path.is_file() and STATE_NAME not in path.parts)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
-
-
-def lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def pictures(folder: Path) -> dict[str, dict[str, Any]]:
-    return {one["path"]: one for one in lines(folder / "labels.jsonl")[1:]}
 
 
 def test_everything_is_labeled_and_what_cannot_be_is_listed(run: Run, album: Path, tmp_path: Path) -> None:
@@ -120,10 +84,6 @@ def test_a_video_of_which_a_part_is_missing_is_labeled_as_far_as_it_goes(run: Ru
 
 
 # ------------------------------------------------------------------------------------------------------------- resumed
-
-
-class Killed(BaseException):
-    """Ends a call between two steps, and skips what an error would do."""
 
 
 @pytest.mark.usefixtures("album")
@@ -189,7 +149,7 @@ def test_what_a_power_cut_left_in_the_journal_is_cut_off(run: Run, unfinished: P
     assert contents(unfinished) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("replaced", range(3))
+@pytest.mark.parametrize("replaced", range(7))
 def test_a_call_that_ends_while_labels_are_put_in_place_is_finished(
     run: Run, unfinished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: int
 ) -> None:
@@ -209,7 +169,9 @@ def test_a_call_that_ends_while_labels_are_put_in_place_is_finished(
     run("out", "album", every_s=0.5)
     assert contents(unfinished) == contents(tmp_path / "whole")
     assert [path.name for path in unfinished.iterdir() if path.name.startswith(".")] == [STATE_NAME]
-    assert sorted(path.name for path in (unfinished / STATE_NAME).iterdir()) == ["call.json", "complete.json"]
+    assert sorted(path.name for path in (unfinished / STATE_NAME).iterdir()) == [
+        *("call.json", "complete.json", "files.txt", "journal.jsonl")
+    ]
 
 
 @pytest.mark.usefixtures("album")
@@ -235,14 +197,14 @@ def test_a_full_disk_ends_a_call_which_goes_on_when_there_is_room(
     append = journal_module.Journal.append
     left = 2
 
-    def fill(self: journal_module.Journal, line: bytes) -> None:
+    def fill(self: journal_module.Journal, line: bytes) -> int:
         nonlocal left
         left -= 1
         if left < 0:
             self._file.write(line[:10])
             with journal_module._disk_errors(self._path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        append(self, line)
+        return append(self, line)
 
     with monkeypatch.context() as patch:
         patch.setattr(journal_module.Journal, "append", fill)
@@ -259,11 +221,13 @@ def test_a_full_disk_ends_a_call_which_goes_on_when_there_is_room(
 @pytest.mark.parametrize(
     ("sources", "changed", "sentence"),
     [
-        pytest.param(["album"], {"bank": "other"}, "made by the bank bankbank, not otherother", id="bank"),
-        pytest.param(["album"], {"format": "other"}, "made with --format jsonl, not other", id="format"),
-        pytest.param(["album"], {"min_score": 0.6}, "made with --min-score nothing, not 0.6", id="score"),
-        pytest.param(["album"], {"split": "0.8/0.2"}, "made with --split nothing, not 0.8/0.2", id="split"),
-        pytest.param(["album", "new.jpg"], {}, "made from .*album, not .*album, .*new.jpg", id="sources"),
+        pytest.param(
+            ["album"], {"bank": "other"}, "made by another bank, of the same classes and levels, but", id="bank"
+        ),
+        pytest.param(["album"], {"format": "other"}, "made with --format jsonl, not with --format other", id="format"),
+        pytest.param(["album"], {"min_score": 0.6}, "made without --min-score, not with --min-score 0.6", id="score"),
+        pytest.param(["album"], {"split": "0.8/0.2"}, "made without --split, not with --split 0.8/0.2", id="split"),
+        pytest.param(["album", "new.jpg"], {}, "made from .*album, not from .*album, .*new.jpg", id="sources"),
     ],
 )
 def test_another_call_into_the_same_folder_is_refused(
@@ -285,17 +249,30 @@ def test_another_call_into_the_same_folder_is_refused(
     assert contents(tmp_path / "out") == before
 
 
-def test_another_engine_or_other_pictures_are_another_call(
-    run: Run, labeler: type[PlainLabeler], album: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"classes": ["cup", "apple"]}, "made for the classes cup, not for the classes cup, apple;"),
+        ({"levels": ["cup 0.6"]}, "made at the levels cup 0.5, not at the levels cup 0.6;"),
+        ({}, "made by another bank, of the same classes and levels, but with other pictures, zones or verdicts;"),
+    ],
+)
+def test_what_differs_between_two_banks_is_told(tmp_path: Path, changed: dict[str, Any], sentence: str) -> None:
+    call = dict.fromkeys(WORDS, "same") | {"classes": ["cup"], "levels": ["cup 0.5"]}
+    with open_output(tmp_path / "out") as output:
+        output.begin(call)
+        output.begin(call)
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            output.begin({**call, **changed, "bank_sha256": "another"})
+
+
+@pytest.mark.usefixtures("album")
+def test_another_engine_is_another_call(run: Run, labeler: type[PlainLabeler], monkeypatch: pytest.MonkeyPatch) -> None:
     run("out", "album")
     with monkeypatch.context() as patch:
         patch.setattr(labeler, "engine", "faster")
-        with pytest.raises(InputError, match="made on the engine plain, not faster"):
+        with pytest.raises(InputError, match="made on the engine plain, not on the engine faster"):
             run("out", "album")
-    write_image(album / "later.jpg", scene(1))
-    with pytest.raises(InputError, match=r"made of 8 pictures and videos \(.*not 9 pictures"):
-        run("out", "album")
 
 
 def test_a_folder_with_something_else_is_refused(run: Run, album: Path, tmp_path: Path) -> None:
@@ -316,13 +293,6 @@ def test_a_second_call_beside_the_first_is_refused(run: Run, tmp_path: Path) -> 
     ):
         run("out", "album")
     assert run("out", "album").labeled == 5
-
-
-def test_a_journal_of_other_pictures_is_damaged(run: Run, unfinished: Path) -> None:
-    journal = unfinished / STATE_NAME / "journal.jsonl"
-    journal.write_bytes(journal.read_bytes().replace(b"2.png", b"7.png"))
-    with pytest.raises(ArtifactError, match=r"7\.png is not what comes next"):
-        run("out", "album", every_s=0.5)
 
 
 def test_pictures_of_one_stem_are_refused_before_the_first_is_read(
@@ -358,6 +328,91 @@ def test_a_split_keeps_the_frames_of_a_video_together(run: Run, album: Path, tmp
     assert result.pictures_in == {
         part: sum(one["split"] == part for one in found.values()) for part in result.pictures_in
     }
+
+
+@pytest.mark.usefixtures("album")
+@pytest.mark.parametrize("format_name", ["jsonl", "yolo"])
+def test_a_part_of_the_split_without_pictures_is_told(run: Run, format_name: str) -> None:
+    warning = "Warning: No picture is in val; the name of a picture decides, and that of a video for all of its frames."
+    note = "Note: data.yaml has the pictures of train.txt for validation, too"
+    said: list[str] = []
+    result = run("out", "album/v.mp4", every_s=0.0, split="0.99/0.01", format=format_name, say=said.append)
+    assert result.pictures_in == {"train": 8, "val": 0}
+    assert said == ([warning, f"{note}."] if format_name == "yolo" else [warning])
+    first = list(said)
+    run("out", "album/v.mp4", every_s=0.0, split="0.99/0.01", format=format_name, say=said.append)
+    assert said == first * 2  # it is still so
+    said.clear()
+    run("whole", "album", format=format_name, say=said.append)
+    assert said[1:] == ([f"{note}; --split 0.8/0.2 keeps some for validation."] if format_name == "yolo" else [])
+    said.clear()
+    run("both", "album", split="0.5/0.5", format=format_name, say=said.append)
+    assert len(said) == 1  # the control: only that the video is not read
+
+
+# ----------------------------------------------------------------------------------------------------- pictures of YOLO
+
+
+@pytest.mark.parametrize("format_name", ["yolo", "jsonl"])
+def test_the_lists_of_yolo_find_their_pictures(run: Run, album: Path, tmp_path: Path, format_name: str) -> None:
+    said: list[str] = []
+    run("out", "album", format=format_name, say=said.append)
+    assert not [one for one in said if "ln -s" in one]
+    if format_name != "yolo":
+        assert not os.path.lexists(tmp_path / "out/images")
+        return
+    listed = (tmp_path / "out/train.txt").read_text().split()
+    assert "./images/sub/5.jpg" in listed
+    assert all((tmp_path / "out" / one).is_file() for one in listed)
+    assert (tmp_path / "out/images").readlink() == album
+    (tmp_path / "out/images").unlink()
+    (tmp_path / "out/images").mkdir()  # a copy of the user's
+    assert run("out", "album", format="yolo").elapsed_s is None
+    assert not (tmp_path / "out/images").is_symlink()
+
+
+@pytest.mark.usefixtures("album")
+@pytest.mark.parametrize(
+    ("output", "sources"), [("out", ["album/sub", "album/1.png"]), ("out", ["album/1.png"]), ("album/out", ["album"])]
+)
+def test_where_no_link_is_made_the_line_is_said_that_does(
+    run: Run, tmp_path: Path, output: str, sources: list[str]
+) -> None:
+    said: list[str] = []
+    run(output, *sources, format="yolo", say=said.append)
+    assert not os.path.lexists(tmp_path / output / "images")
+    assert f"make a link to them: ln -s {tmp_path}/album {tmp_path}/{output}/images" in "\n".join(said)
+    (tmp_path / output / "images").symlink_to(tmp_path / "album")
+    said.clear()
+    run(output, *sources, format="yolo", say=said.append)
+    assert "ln -s" not in "".join(said)
+
+
+def test_the_advice_for_folders_named_images_works(run: Run, tmp_path: Path) -> None:
+    for name in ("A", "B"):
+        write_image(tmp_path / name / "images" / "1.png", scene(1))
+    for sources in (["A", "B"], ["A/images", "B/images"], ["A"]):
+        with pytest.raises(InputError, match="label that folder alone, with an --output of its own, or rename it, or"):
+            run("out", *sources, format="yolo")
+    assert run("out_a", "A/images", format="yolo").labeled == run("out_b", "B/images", format="yolo").labeled == 1
+    (tmp_path / "A/images").rename(tmp_path / "A/pictures")
+    (tmp_path / "B/images").rename(tmp_path / "B/pictures")
+    assert run("out", "A", "B", format="yolo").labeled == 2
+
+
+def test_frames_are_never_written_among_the_pictures(run: Run, album: Path, tmp_path: Path) -> None:
+    before = contents(album)
+    said: list[str] = []
+    run("out", "album", every_s=0.0, format="yolo", say=said.append)
+    assert not (tmp_path / "out/images").is_symlink()
+    assert f"Note: Copy the pictures of {album} to {tmp_path}/out/images, where" in "\n".join(said)
+    assert contents(album) == before
+    said.clear()
+    run("out2", "album/v.mp4", every_s=0.0, format="yolo", say=said.append)
+    assert "Copy" not in "".join(said)
+    listed = (tmp_path / "out2/train.txt").read_text().split()
+    assert len(listed) == 8
+    assert all((tmp_path / "out2" / one).is_file() for one in listed)
 
 
 # --------------------------------------------------------------------------------------------------------------- names

@@ -56,6 +56,20 @@ def test_outputs_and_circles_of_links_are_left_out(tmp_path: Path) -> None:
     assert names(tmp_path) == ["1.jpg", "a/2.jpg", "linked/2.jpg"]
 
 
+def test_masks_beside_images_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/images/1.jpg", "cat/masks/1.png", "dog/images/2.jpg", "dog/masks/2.png", "masks/3.png")
+    listing = list_pictures([str(tmp_path)])
+    assert [entry.name for entry in listing.entries] == ["cat/images/1.jpg", "dog/images/2.jpg", "masks/3.png"]
+    assert listing.notes == (
+        f"2 folders, such as {tmp_path}/cat/masks, are left out: beside images/, masks/ has masks.",
+    )
+    assert names(tmp_path / "cat") == ["images/1.jpg"]
+    assert names(tmp_path / "cat/masks") == ["1.png"]  # who asks for them gets them
+    (tmp_path / "dog" / "images" / "2.jpg").unlink()
+    with pytest.raises(InputError, match="contains no pictures"):
+        names(tmp_path / "dog")
+
+
 def test_videos_are_read_if_it_is_said_how_often(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.jpg", "a/clip.mp4", "v/clip.MTS")
     listing = list_pictures([str(tmp_path / "a")])
@@ -122,11 +136,17 @@ def test_a_folder_that_cannot_be_entered_is_a_problem_of_that_folder(
     )
 
 
-def test_the_digest_tells_another_order_or_name(tmp_path: Path) -> None:
-    touch(tmp_path, "1.jpg", "2.jpg")
-    before = list_pictures([str(tmp_path)]).digest()
-    assert list_pictures([str(tmp_path)]).digest() == before
-    assert list_pictures([str(tmp_path / "2.jpg"), str(tmp_path / "1.jpg")]).digest() != before
+def test_a_file_of_another_size_or_time_is_another_version(tmp_path: Path) -> None:
+    touch(tmp_path, "1.jpg")
+    listing = list_pictures([str(tmp_path)])
+    before = listing.version("1.jpg")
+    assert listing.version("1.jpg") == before != ""
+    (tmp_path / "1.jpg").write_bytes(b"more")
+    larger = listing.version("1.jpg")
+    os.utime(tmp_path / "1.jpg", ns=(0, 1))
+    later = listing.version("1.jpg")
+    (tmp_path / "1.jpg").unlink()
+    assert len({before, larger, later, listing.version("1.jpg")}) == 4
 
 
 def test_a_split_follows_its_shares_and_a_picture_keeps_its_part() -> None:

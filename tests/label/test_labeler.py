@@ -51,7 +51,7 @@ def test_a_labeler_gives_the_answers_of_predict(bank: Path, tmp_path: Path) -> N
         assert [(part.area_px, part.box_xyxy) for part in one.parts] == [
             (part.area_px, part.box_xyxy) for part in instances
         ]
-    assert journal.from_line(journal.to_line(found)) == found
+    assert journal.from_line(journal.to_line(found, "sub/1.jpg", "1 2")) == found
     with Labeler(LabelerOptions(bank, threads=1)) as labeler, pytest.raises(InputError, match=r"^sub/1.jpg is damaged"):
         labeler(encode_jpeg(colors(1))[:100], "sub/1.jpg")
 

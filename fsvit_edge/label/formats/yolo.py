@@ -94,7 +94,8 @@ def check_path(picture: str) -> None:
         reason = "has a line break in its name, which a list of pictures cannot hold; rename it"
     elif "/images/" in f"/{picture}":
         reason = (
-            "is in a folder named images, for which Ultralytics looks elsewhere for labels; give that as the source"
+            "is in a folder named images, for which Ultralytics looks elsewhere for labels; label that folder "
+            "alone, with an --output of its own, or rename it"
         )
     elif "./" in picture:
         reason = "is in a folder whose name ends in a dot, which Ultralytics takes for its own; rename it"
