@@ -39,6 +39,13 @@ for line in sys.argv[1:]:
     except SystemExit as end:
         assert not end.code, (line, end.code)
 """
+# ONNX Runtime writes it in a thread of its own, which on a busy machine was once later than the end of `enroll`.
+WAIT_FOR_NUMBER = """
+from pathlib import Path
+due_s = time.monotonic() + 20
+while not any(Path(os.environ["XDG_CACHE_HOME"]).rglob("deviceid")) and time.monotonic() < due_s:
+    time.sleep(0.1)
+"""
 KILLED = -31  # SIGSYS
 
 pytestmark = pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="knows two processors")
@@ -83,14 +90,15 @@ def test_no_command_of_a_workstation_opens_a_socket(
         "build-engine bundle --engine onnxruntime --precision fp32",
     )
     assert done.code == 0, done.err
-    assert foreign_files(own_cache) == []
+    # Where matplotlib is installed, torchmetrics imports it, and it keeps a list of the fonts.
+    assert [name for name in foreign_files(own_cache) if not name.startswith("fontlist-")] == []
 
 
 def test_a_user_who_asks_for_telemetry_gets_it_and_is_noticed_here(folder: Path, own_cache: Path) -> None:
     pytest.importorskip("onnxruntime", minversion="1.29", reason="older ones send nothing")
-    done = run(folder, COMMANDS, "enroll dog cat1.jpg", ORT_DISABLE_TELEMETRY="0")
-    assert done.code == 0, done.err
-    assert "deviceid" in foreign_files(own_cache)
+    done = run(folder, COMMANDS + WAIT_FOR_NUMBER, "enroll dog cat1.jpg", ORT_DISABLE_TELEMETRY="0")
+    assert done.code in (0, KILLED), done.err
+    assert done.code == KILLED or "deviceid" in foreign_files(own_cache)
 
 
 def test_a_look_up_is_noticed_here(tmp_path: Path) -> None:
