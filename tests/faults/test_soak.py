@@ -21,7 +21,9 @@ pytestmark = [pytest.mark.faults, pytest.mark.soak]
 
 MINUTES = int(os.environ.get("SOAK_MINUTES", "8"))
 SETTLED_S = 60.0
-MAX_MB_PER_H = 10.0 if MINUTES < 60 else 2.0  # in a few minutes, caches that still fill look like a small slope
+# In a few minutes, a heap that still fills looks like a slope: the same code gave 4 to 26 MB/h in 8 minutes, and its
+# control 138 at least.
+MAX_MB_PER_H = 40.0 if MINUTES < 60 else 2.0
 FAULT_EVERY_S = 60.0
 SAMPLE_S = 2.0
 
