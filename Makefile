@@ -17,8 +17,7 @@ test: .venv/test
 check: lint
 	$(BIN)/pytest $(PARALLEL) -m "not faults and not soak and not slow"
 
-# The soak watches memory: 3.7 MB/h alone, 9.2 to 12.7 beside other tests, so it runs alone, and so do the fault tests,
-# which measure times.
+# The soak watches memory, which grows faster beside other tests, and the fault tests measure times: both run alone.
 test-all: .venv/test
 	$(MAKE) lint
 	$(BIN)/pytest $(PARALLEL) -m "not faults and not soak"
