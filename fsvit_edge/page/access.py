@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from fastapi import HTTPException, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,6 +32,25 @@ _SLOWEST_BYTES_S = 100_000.0
 _MAX_BODIES = 32
 WRONG_TOKEN_DELAY_S = 0.5
 FAILURE = "The page failed; the log of the run says where."
+# What a browser shows in place of the page; it must say nothing of the run, and its style is the browser's own, because
+# files are for those who have the token.
+_TOKEN_FORM = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Access token</title>
+</head>
+<body>
+<form action="/">
+<p><label for="token">{}</label></p>
+<p><input id="token" name="token" required autofocus autocomplete="off" autocapitalize="none" spellcheck="false">
+<button>Open</button></p>
+</form>
+</body>
+</html>
+"""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
     "form-action 'self'; base-uri 'none'",
@@ -125,7 +144,7 @@ class Access:
 
 def _token_refusal(request: Request, token: str) -> Response | None:
     query = dict(request.query_params)
-    if _equal(query.pop("token", ""), token):
+    if _equal(query.pop("token", "").strip(), token):  # keyboards of phones add a blank to what they suggest
         if request.scope["path"] != "/" or request.method not in _SAFE_METHODS:
             return None
         # Takes the token out of the address bar, the history and the referrer.
@@ -137,6 +156,10 @@ def _token_refusal(request: Request, token: str) -> Response | None:
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
     if _equal(bearer, token) or _equal(request.cookies.get(_COOKIE, ""), token):
         return None
+    if request.method in _SAFE_METHODS and "text/html" in request.headers.get("accept", ""):
+        said = "This is not the access token" if "token" in request.query_params else "Access token required"
+        text = f"{said}: it is the end of the address that the run printed, after token=."
+        return HTMLResponse(_TOKEN_FORM.format(text), 401)
     return _error(401, "Access token required; open the address that the run printed.")
 
 
