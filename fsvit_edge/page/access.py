@@ -20,10 +20,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fsvit_edge.runtime.pictures import MAX_PICTURE_BYTES
+
 _log = logging.getLogger(__name__)  # without handlers, Python prints its errors to stderr
 _COOKIE = "fsvit_edge_token"
 _MAX_JSON_BYTES = 4_000_000
-_MAX_BANK_BYTES = 256_000_000
+_MAX_FILE_BYTES = {("PUT", "/api/bank"): 256_000_000, ("PUT", "/api/frames"): MAX_PICTURE_BYTES}
 _MAX_DIGITS = 19  # of a length; from 4,300 on, Python refuses to read a number
 
 _SAFE_METHODS = ("GET", "HEAD")
@@ -168,7 +170,7 @@ def _equal(presented: str, token: str) -> bool:
 
 
 def _limit_bytes(scope: Scope) -> int:
-    return _MAX_BANK_BYTES if scope["path"] == "/api/bank" else _MAX_JSON_BYTES
+    return _MAX_FILE_BYTES.get((scope["method"], scope["path"]), _MAX_JSON_BYTES)
 
 
 def is_loopback(host: str) -> bool:
