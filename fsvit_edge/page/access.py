@@ -36,7 +36,7 @@ WRONG_TOKEN_DELAY_S = 0.5
 FAILURE = "The page failed; the log of the run says where."
 # What a browser shows in place of the page; it must say nothing of the run, and its style is the browser's own, because
 # files are for those who have the token.
-_TOKEN_FORM = """<!doctype html>
+_ENTRY_FORM = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -161,7 +161,7 @@ def _token_refusal(request: Request, token: str) -> Response | None:
     if request.method in _SAFE_METHODS and "text/html" in request.headers.get("accept", ""):
         said = "This is not the access token" if "token" in request.query_params else "Access token required"
         text = f"{said}: it is the end of the address that the run printed, after token=."
-        return HTMLResponse(_TOKEN_FORM.format(text), 401)
+        return HTMLResponse(_ENTRY_FORM.format(text), 401)
     return _error(401, "Access token required; open the address that the run printed.")
 
 

@@ -45,7 +45,7 @@ def test_a_photo_of_the_phone_takes_the_place_of_a_frozen_frame(page: Page, serv
     support = served.model.enrolled.supports["cup"][0]
     height, width, _ = support.thumbnail.shape
     assert (support.has_mask, height > width) == (True, True)
-    expect(page.locator("#live")).to_be_visible()
+    expect(page.locator("#freeze")).to_be_visible()
     expect(page.locator("#pictures")).to_be_visible()
 
 
@@ -91,5 +91,5 @@ def test_what_is_found_is_downloaded_of_the_newest_and_of_the_frozen_frame(
     show(served, np.full((40, 60, 3), 200, np.uint8))
     assert downloaded().shape == (HEIGHT, WIDTH, 3)
     page.keyboard.press("Escape")
-    expect(page.locator("#live")).to_be_visible()
+    expect(page.locator("#freeze")).to_be_visible()
     assert downloaded().shape == (40, 60, 3)
