@@ -36,7 +36,7 @@ PAGE = ("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client")
 # Heavy packages and the only places that may import them.
 HOMES = {
     **dict.fromkeys(WORKSTATION, ("model", "learn", "export", "calib")),
-    **dict.fromkeys(("typer", "click", "rich"), ("cli",)),
+    **dict.fromkeys(("typer", "click", "rich", "segno"), ("cli",)),
     "skimage": ("export", "model"),
     **dict.fromkeys(PAGE, ("page",)),
     **dict.fromkeys(("av", "paho"), ("live",)),

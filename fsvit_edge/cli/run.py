@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
+from urllib.parse import urlsplit
 
 import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
-from fsvit_edge.cli.terminal import plain_console, print_table, require, say
+from fsvit_edge.cli.terminal import plain_console, print_qr_code, print_table, require, say
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.presence_level import distinct_texts
 
@@ -232,11 +233,16 @@ def _sources(sources: Sequence[str], camera: bool, cameras: Path | None) -> "str
 
 
 def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, hosts: Sequence[str]) -> "Sink":
-    require("The page", ("fastapi", "uvicorn", "prometheus_client"), "web")
+    require("The page", ("fastapi", "uvicorn", "prometheus_client", "segno"), "web")
+    from fsvit_edge.page.access import is_loopback
     from fsvit_edge.page.sink import PageSink
 
     page = PageSink(uri, model, bank, token, hosts)
     say(f"The page is at {page.address}")
+    for other in page.addresses[1:]:
+        say(f"The page is also at {other}")
+    if sys.stderr.isatty() and not is_loopback(urlsplit(page.address).hostname or ""):
+        print_qr_code(page.address)
     return page
 
 

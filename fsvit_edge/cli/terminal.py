@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fsvit_edge.fewshot.predictor import FewShotModel
+
+_WHITE_ON_BLACK, _USUAL_COLORS = "\033[97;40m", "\033[0m"
 
 
 def require(purpose: str, packages: Sequence[str], extra: str) -> None:
@@ -91,3 +94,13 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         console.width = 120
     console.print(title, soft_wrap=True)
     console.print(table)
+
+
+def print_qr_code(text: str) -> None:
+    """Print a text as a QR code to stderr, white on black whatever the colors are: not all phones read the inverse."""
+    import segno
+
+    code = StringIO()
+    segno.make_qr(text).terminal(code, compact=True)
+    for line in code.getvalue().splitlines():
+        say(f"{_WHITE_ON_BLACK}{line}{_USUAL_COLORS}")

@@ -16,14 +16,16 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from fastapi import HTTPException, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fsvit_edge.runtime.pictures import MAX_PICTURE_BYTES
 
 _log = logging.getLogger(__name__)  # without handlers, Python prints its errors to stderr
 _COOKIE = "fsvit_edge_token"
 _MAX_JSON_BYTES = 4_000_000
-_MAX_BANK_BYTES = 256_000_000
+_MAX_FILE_BYTES = {("PUT", "/api/bank"): 256_000_000, ("PUT", "/api/frames"): MAX_PICTURE_BYTES}
 _MAX_DIGITS = 19  # of a length; from 4,300 on, Python refuses to read a number
 
 _SAFE_METHODS = ("GET", "HEAD")
@@ -32,6 +34,25 @@ _SLOWEST_BYTES_S = 100_000.0
 _MAX_BODIES = 32
 WRONG_TOKEN_DELAY_S = 0.5
 FAILURE = "The page failed; the log of the run says where."
+# What a browser shows in place of the page; it must say nothing of the run, and its style is the browser's own, because
+# files are for those who have the token.
+_ENTRY_FORM = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Access token</title>
+</head>
+<body>
+<form action="/">
+<p><label for="token">{}</label></p>
+<p><input id="token" name="token" required autofocus autocomplete="off" autocapitalize="none" spellcheck="false">
+<button>Open</button></p>
+</form>
+</body>
+</html>
+"""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
     "form-action 'self'; base-uri 'none'",
@@ -125,7 +146,7 @@ class Access:
 
 def _token_refusal(request: Request, token: str) -> Response | None:
     query = dict(request.query_params)
-    if _equal(query.pop("token", ""), token):
+    if _equal(query.pop("token", "").strip(), token):  # keyboards of phones add a blank to what they suggest
         if request.scope["path"] != "/" or request.method not in _SAFE_METHODS:
             return None
         # Takes the token out of the address bar, the history and the referrer.
@@ -137,6 +158,10 @@ def _token_refusal(request: Request, token: str) -> Response | None:
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
     if _equal(bearer, token) or _equal(request.cookies.get(_COOKIE, ""), token):
         return None
+    if request.method in _SAFE_METHODS and "text/html" in request.headers.get("accept", ""):
+        said = "This is not the access token" if "token" in request.query_params else "Access token required"
+        text = f"{said}: it is the end of the address that the run printed, after token=."
+        return HTMLResponse(_ENTRY_FORM.format(text), 401)
     return _error(401, "Access token required; open the address that the run printed.")
 
 
@@ -145,7 +170,7 @@ def _equal(presented: str, token: str) -> bool:
 
 
 def _limit_bytes(scope: Scope) -> int:
-    return _MAX_BANK_BYTES if scope["path"] == "/api/bank" else _MAX_JSON_BYTES
+    return _MAX_FILE_BYTES.get((scope["method"], scope["path"]), _MAX_JSON_BYTES)
 
 
 def is_loopback(host: str) -> bool:

@@ -69,7 +69,7 @@ class _Channel:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A frame that was frozen, and how many of the same moment are before and after it."""
+    """A frame that was frozen, or a picture in its place, and how many of the same moment are before and after it."""
 
     id: str
     image: _Rgb  # (H, W, 3) uint8 RGB
@@ -132,7 +132,7 @@ class FrameHub:
             raise FsvitEdgeError("There is no frame yet; wait for the camera.")
         with self._freezing:
             self._moment = moment
-            return self._keep(len(self._moment) - 1)
+            return self._keep(moment[-1], len(moment) - 1, 0)
 
     def step(self, frame_id: str, by: int) -> Frozen:
         """Keep a frame near a frozen one in the same way: -1 is the one before it, 1 the one after it.
@@ -144,12 +144,18 @@ class FrameHub:
             frozen = self._frozen.get(frame_id)
             if frozen is None or not any(one is frozen.image for one in self._moment):
                 raise InputError("The frames near this one are no longer available; freeze another one.")
-            if not 0 <= frozen.earlier + by < len(self._moment):
+            place, last = frozen.earlier + by, len(self._moment) - 1
+            if not 0 <= place <= last:
                 raise InputError(f"There are {frozen.earlier} frames before this one, and {frozen.later} after it.")
-            return self._keep(frozen.earlier + by)
+            return self._keep(self._moment[place], place, last - place)
 
-    def _keep(self, place: int) -> Frozen:
-        frozen = Frozen(secrets.token_hex(8), self._moment[place], place, len(self._moment) - 1 - place)
+    def keep(self, image: _Rgb) -> Frozen:
+        """Keep a picture that is no frame of the run, (H, W, 3) uint8 RGB, in the same way."""
+        with self._freezing:
+            return self._keep(image, 0, 0)
+
+    def _keep(self, image: _Rgb, earlier: int, later: int) -> Frozen:
+        frozen = Frozen(secrets.token_hex(8), image, earlier, later)
         self._frozen[frozen.id] = frozen
         while len(self._frozen) > _MAX_FROZEN:
             del self._frozen[next(iter(self._frozen))]

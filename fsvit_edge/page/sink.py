@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import socket
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.uri import is_host
 from fsvit_edge.page.access import Access, is_loopback
+from fsvit_edge.page.addresses import reachable_addresses
 from fsvit_edge.page.app import create_app
 from fsvit_edge.page.frame_hub import FrameHub
 from fsvit_edge.page.server import PageServer
@@ -34,8 +34,8 @@ class PageSink(Sink):
     """Serves the page as soon as it is created, at "http://ADDRESS:PORT" with an address of this machine.
 
     Port 0 is any free one. The classes are saved to `bank_path`. Without a token, a page on loopback needs none, and a
-    page on another address gets a random one. `hosts` are more host names of this machine. `address` is what to open in
-    a browser, with the token.
+    page on another address gets a random one. `hosts` are more host names of this machine. Each of the `addresses` is
+    one to open in a browser, with the token.
 
     Raises:
         InputError: The URI, the token or the path of the bank is invalid.
@@ -56,13 +56,18 @@ class PageSink(Sink):
             )
         with suppress(OSError):  # there may be no place for temporary files
             remove_leftovers(Path(tempfile.gettempdir()))  # uploads that a kill cut off
+        shown = [f"[{one}]" if ":" in one else one for one in reachable_addresses(host)]
         self._hub = FrameHub()
         self._state = PageState(self._hub, model, bank_path)
         app = create_app(self._state)
         self._server = PageServer(Access(app, token, hosts), host, port, self._hub.close)
-        host = _reachable(host)
-        shown = f"[{host}]" if ":" in host else host
-        self.address = f"http://{shown}:{self._server.port}/{'' if token is None else f'?token={token}'}"
+        query = "" if token is None else f"?token={token}"
+        self.addresses = tuple(f"http://{one}:{self._server.port}/{query}" for one in shown)
+
+    @property
+    def address(self) -> str:
+        """The first of the addresses."""
+        return self.addresses[0]
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """See `Sink.write`."""
@@ -81,19 +86,6 @@ class PageSink(Sink):
         self._state.wait_for_writing(_SAVE_LIMIT_S)
         if self._state.has_unsaved_changes:
             self.trouble = f"What changed on the page was not saved to {self._state.bank_path}, and is lost."
-
-
-def _reachable(host: str) -> str:
-    """The address at which others reach a page bound to an address; of all interfaces, the one with the route out."""
-    if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-        return host
-    family, elsewhere = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((elsewhere, 9))  # chooses the interface and sends nothing
-            return str(probe.getsockname()[0])
-    except OSError:  # no route out, as on a robot that is its own access point
-        return socket.gethostname()
 
 
 def _parse(uri: str) -> tuple[str, int]:

@@ -2,7 +2,7 @@
 
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,7 @@ from fsvit_edge.page.events import EventLog
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
 from fsvit_edge.page.shown_state import Seen, ShownState
 from fsvit_edge.page.trials import Trials
-from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.storage import BusyError, editing, version_of
 
 _Answer = TypeVar("_Answer")
@@ -227,6 +227,21 @@ async def _page_state(request: Request) -> PageState:
 # Plain functions run in threads, so a request that waits for the model holds up no other.
 Page = Annotated[PageState, Depends(_page_state)]
 Index = Annotated[int, Query(ge=0)]
+
+
+async def _file_body(request: Request, page: Page) -> AsyncIterator[bytes]:
+    # One after the other: each may take 256 MB.
+    if not page.uploading.acquire(blocking=False):
+        raise FsvitEdgeError("Another file is being loaded; try again when it is done.")
+    try:
+        yield await request.body()
+    finally:
+        page.uploading.release()
+
+
+FileBody = Annotated[bytes, Depends(_file_body)]
+# What describes such a body.
+FILE_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
 
 
 def make_router() -> APIRouter:

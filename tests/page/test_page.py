@@ -527,18 +527,6 @@ def test_a_page_that_others_can_reach_gets_a_random_token(opened: Open) -> None:
         assert "token" not in page.address
 
 
-def test_a_page_on_all_interfaces_goes_by_the_machines_name_if_there_is_no_route_out(
-    loaded: FewShotModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*_: object) -> None:
-        raise OSError
-
-    offline = SimpleNamespace(AF_INET=2, SOCK_DGRAM=2, socket=unreachable, gethostname=lambda: "robot")
-    monkeypatch.setattr("fsvit_edge.page.sink.socket", offline)
-    with PageSink("http://0.0.0.0:0", LiveModel(loaded), tmp_path / "bank.safetensors") as page:
-        assert page.address.startswith("http://robot:")
-
-
 def test_a_port_in_use_is_reported(opened: Open) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -79,7 +79,7 @@ def test_one_bank_is_loaded_at_a_time(served: Served) -> None:
     data = served.client.get("/api/bank").content
     with served.page._state.uploading:
         refused = served.client.put("/api/bank", content=data)
-    assert (refused.status_code, "Another bank is being loaded" in refused.json()["error"]) == (503, True)
+    assert (refused.status_code, "Another file is being loaded" in refused.json()["error"]) == (503, True)
     assert served.client.put("/api/bank", content=data).status_code == 200  # the control
     assert served.client.put("/api/bank", content=b"damaged").status_code == 409
     assert served.client.put("/api/bank", content=data).status_code == 200

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.index_mask import index_png
+from fsvit_edge.fewshot.index_mask import answer_png
 from fsvit_edge.fewshot.overlay import draw_state
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
@@ -101,11 +101,8 @@ class IndexMaskSink(Sink):
         self._pictures = _PictureFolder(folder, ".png", options)
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
-        """Write the label map; an absent class may have pixels in it, which are left out as they are elsewhere."""
-        shown = np.zeros(np.iinfo(np.uint8).max + 1, np.uint8)
-        ways = np.flatnonzero(prediction.present)
-        shown[ways + 1] = ways + 1
-        data = index_png(shown[prediction.label_map])
+        """See `answer_png`."""
+        data = answer_png(prediction)
         self._pictures.add(_name_of(frame), lambda path: atomic_write(path, data))
 
     def _finish(self) -> None:

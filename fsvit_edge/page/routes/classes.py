@@ -1,32 +1,20 @@
 """Routes that change the classes, and the bank file that they are saved to."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import Depends, Request, Response
+from fastapi import Response
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.page import schemas
 from fsvit_edge.page.enrollment import FrameReport, enroll
-from fsvit_edge.page.state import Index, Page, make_router, marked, thumbnail
+from fsvit_edge.page.state import FILE_BODY, FileBody, Index, Page, make_router, marked, thumbnail
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.storage import temporary_folder
 
 router = make_router()
-_BANK_BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
-
-
-async def _raw_body(request: Request, page: Page) -> AsyncIterator[bytes]:
-    # One after the other: each may take 256 MB.
-    if not page.uploading.acquire(blocking=False):
-        raise FsvitEdgeError("Another bank is being loaded; try again when it is done.")
-    try:
-        yield await request.body()
-    finally:
-        page.uploading.release()
 
 
 @router.post("/api/classes", status_code=201)
@@ -88,10 +76,8 @@ def download_bank(page: Page) -> Response:
     return schemas.BankResponse(data, headers={"Content-Disposition": name})
 
 
-@router.put("/api/bank", openapi_extra={"requestBody": _BANK_BODY})
-def upload_bank(
-    page: Page, data: Annotated[bytes, Depends(_raw_body)], name: str = "uploaded.safetensors"
-) -> dict[str, list[str]]:
+@router.put("/api/bank", openapi_extra=FILE_BODY)
+def upload_bank(page: Page, data: FileBody, name: str = "uploaded.safetensors") -> dict[str, list[str]]:
     """Replace all classes with those of a bank file; errors call it by its name."""
     with _temporary_file() as path:
         path.write_bytes(data)

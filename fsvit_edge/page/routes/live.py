@@ -3,18 +3,25 @@
 from collections.abc import AsyncIterator
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 
+from fsvit_edge.fewshot.index_mask import answer_png
+from fsvit_edge.fewshot.overlay import draw
+from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.health import Health
 from fsvit_edge.page import schemas
-from fsvit_edge.page.frame_hub import encode_jpeg, encode_png
+from fsvit_edge.page.frame_hub import Frozen, encode_jpeg, encode_png
 from fsvit_edge.page.metrics import HealthMetrics
-from fsvit_edge.page.state import Page, make_router, mask_of_box
+from fsvit_edge.page.state import FILE_BODY, FileBody, Page, PageState, make_router, mask_of_box
 from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.pictures import decode_image, thumbnail
 
 router = make_router()
+_NEWEST = "newest"  # in place of the id of a frozen frame
+_LONGEST_SIDE_PX = 4096  # Safari on a phone draws on no canvas of more than 4096 x 4096 pixels
 
 
 @router.get("/api/state", response_model=schemas.State)
@@ -55,15 +62,38 @@ def freeze(page: Page, source: str = "", beside: str = "", step: int = -1) -> sc
 
     With `beside`, the id of a frozen frame: freeze one of the same moment, so many steps from it, -1 is the one before.
     """
-    frozen = page.hub.step(beside, step) if beside else page.hub.freeze(source)
-    height, width, _ = frozen.image.shape
-    return schemas.FrozenFrame(id=frozen.id, width=width, height=height, earlier=frozen.earlier, later=frozen.later)
+    return _described(page.hub.step(beside, step) if beside else page.hub.freeze(source))
+
+
+@router.put("/api/frames", status_code=201, openapi_extra=FILE_BODY)
+def take_picture(page: Page, data: FileBody, name: str = "The picture") -> schemas.FrozenFrame:
+    """Take a picture file in place of a frozen frame, read as `enroll` reads it; errors call it by its name.
+
+    It is upright, as its EXIF orientation says, and made smaller if a side is longer than 4096 pixels.
+    """
+    return _described(page.hub.keep(thumbnail(decode_image(data, name), _LONGEST_SIDE_PX)))
 
 
 @router.get("/api/frames/{id}.jpg", response_class=schemas.JpegResponse)
 def get_frozen(page: Page, id: str) -> Response:  # noqa: A002 - the path names it
     """Get a frozen frame; the last four are kept."""
     return schemas.JpegResponse(encode_jpeg(page.hub.frozen(id)))
+
+
+@router.get("/api/frames/{id}/overlay.jpg", response_class=schemas.JpegResponse)
+def get_overlay(page: Page, id: str, source: str = "") -> Response:  # noqa: A002 - the path names it
+    """Get a frozen frame with what is found in it drawn in; the id "newest" stands for the newest frame of a source.
+
+    The newest frame has the answer of the run; a frozen one is answered now, on its own.
+    """
+    return schemas.JpegResponse(encode_jpeg(draw(*_answered(page, id, source))))
+
+
+@router.get("/api/frames/{id}/mask.png", response_class=schemas.PngResponse)
+def get_index_mask(page: Page, id: str, source: str = "") -> Response:  # noqa: A002 - the path names it
+    """Get the same answer as an index mask: a pixel is 0 for background, 1 for the first class, 2 for the second."""
+    _, prediction = _answered(page, id, source)
+    return schemas.PngResponse(answer_png(prediction))
 
 
 @router.post("/api/frames/{id}/mask", response_class=schemas.PngResponse)
@@ -87,6 +117,23 @@ def get_metrics(page: Page) -> Response:
     """Get the health of the run in the format of Prometheus, in seconds and bytes."""
     text = b"" if page.hub.health is None else generate_latest(HealthMetrics(page.hub.health))
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _described(frozen: Frozen) -> schemas.FrozenFrame:
+    height, width, _ = frozen.image.shape
+    return schemas.FrozenFrame(id=frozen.id, width=width, height=height, earlier=frozen.earlier, later=frozen.later)
+
+
+def _answered(page: PageState, frame_id: str, source: str) -> tuple[npt.NDArray[np.uint8], Prediction]:
+    """Return a frozen frame, (H, W, 3) uint8 RGB, or the newest one, and what is found in it."""
+    if frame_id != _NEWEST:
+        image = page.hub.frozen(frame_id)
+        return image, page.model.read(lambda model: model.predict(image))
+    newest = page.hub.newest(source)
+    if newest is None:
+        raise FsvitEdgeError("There is no frame yet; wait for the camera.")
+    frame, prediction = newest
+    return frame.image, prediction
 
 
 def _part(jpeg: bytes) -> bytes:

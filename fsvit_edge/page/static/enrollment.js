@@ -11,12 +11,24 @@ const HINTS = {
   name: "Only enter a name; the network guesses which object you mean.",
 };
 
+const REVOKE_MS = 60_000;
+
 let frame = null; // {id, width, height, earlier, later}
 let pictures = new Map(); // how many each class has, by its name
 let reported = null; // {name, index, key}: the picture that the report is about; its key is null until it is listed
 
 export async function freeze(name) {
-  const frozen = await load();
+  start(await load(await request("POST", ofSource("/api/frames"))), name);
+}
+
+// A picture of the phone's camera or a file, in place of a frozen frame.
+async function openPicture(input) {
+  const [file] = input.files;
+  input.value = ""; // so that the same file can be chosen again
+  if (file) start(await load(await request("PUT", `/api/frames?${query({ name: file.name })}`, file)));
+}
+
+function start(frozen, name) {
   takePicture(() => setFrozen(false));
   frame = frozen;
   setFrozen(true);
@@ -29,8 +41,7 @@ export async function freeze(name) {
   find("picture").scrollIntoView({ block: "nearest" });
 }
 
-async function load(fields) {
-  const frozen = await request("POST", ofSource("/api/frames", fields));
+async function load(frozen) {
   find("frozen").src = `/api/frames/${frozen.id}.jpg`;
   await find("frozen").decode();
   return frozen;
@@ -40,7 +51,7 @@ async function load(fields) {
 async function step(by) {
   const mine = frame;
   if ((by < 0 ? frame.earlier : frame.later) === 0) return;
-  const frozen = await load({ beside: frame.id, step: by });
+  const frozen = await load(await request("POST", ofSource("/api/frames", { beside: frame.id, step: by })));
   if (frame !== mine) return;
   frame = frozen;
   showPlace();
@@ -165,7 +176,18 @@ function showReport(report) {
   card.hidden = false;
 }
 
+// What is found in the frozen frame, or in the newest one.
+async function download(name) {
+  const data = await request("GET", ofSource(`/api/frames/${frame?.id ?? "newest"}/${name}`)), link = make("a");
+  link.href = URL.createObjectURL(data);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), REVOKE_MS); // Safari reads it after the click
+}
+
 onClick(find("freeze"), () => freeze());
+for (const id of ["photo", "picture-file"]) find(id).addEventListener("change", () => attemptWith(find(id), () => openPicture(find(id))));
+for (const button of document.querySelectorAll("[data-file]")) onClick(button, () => download(button.dataset.file));
 onClick(find("reject-marked"), rejectMarked);
 find("name").addEventListener("input", followName);
 find("cancel").addEventListener("click", leave);

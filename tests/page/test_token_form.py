@@ -1,0 +1,88 @@
+"""Who comes without the token is asked for it: people by a form, programs by JSON."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, expect
+from served_page import Served, client_of, enroll
+from test_page import PATHS, TOKEN
+
+from fsvit_edge.page import access
+from fsvit_edge.page.sink import PageSink
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+WRONG = "wrong-token"
+
+
+@pytest.fixture
+def guarded(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    """A second page on the same model that requires a token."""
+    monkeypatch.setattr(access, "WRONG_TOKEN_DELAY_S", 0.0)
+    enroll(served, "secret prototype")
+    with (
+        PageSink("http://127.0.0.1:0", served.model, tmp_path / "other.safetensors", TOKEN) as page,
+        client_of(page.address.partition("?")[0]) as client,
+    ):
+        yield client
+
+
+def test_a_browser_gets_the_same_form_everywhere_and_nothing_of_the_run(guarded: httpx.Client) -> None:
+    answers = [guarded.get(path, headers=BROWSER) for path in PATHS]
+    assert {answer.status_code for answer in answers} == {401}
+    assert {answer.headers["content-type"] for answer in answers} == {"text/html; charset=utf-8"}
+    (form,) = {answer.text for answer in answers}
+    assert '<form action="/">' in form
+    for told in ("secret prototype", "fsvit", "script", "src=", "http", TOKEN):
+        assert told not in form
+    assert "secret prototype" in guarded.get("/api/state", params={"token": TOKEN}).text  # the control
+    for answer in answers:
+        assert (answer.headers["cache-control"], "set-cookie" in answer.headers) == ("no-store", False)
+        assert "form-action 'self'" in answer.headers["content-security-policy"]
+
+
+def test_a_wrong_token_is_called_wrong_and_is_not_repeated(guarded: httpx.Client) -> None:
+    asked, wrong = (guarded.get("/", params=params, headers=BROWSER).text for params in ({}, {"token": "<b>guess"}))
+    assert ("Access token required" in asked, "This is not the access token" in wrong) == (True, True)
+    assert "guess" not in wrong
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [("GET", {}), ("GET", {"Accept": "*/*"}), ("GET", {"Accept": "image/avif,*/*"}), ("POST", BROWSER)],
+)
+def test_programs_still_get_json(guarded: httpx.Client, method: str, headers: dict[str, str]) -> None:
+    answer = guarded.request(method, "/", headers=headers)
+    error = "Access token required; open the address that the run printed."
+    assert (answer.status_code, answer.json()) == (401, {"error": error})
+
+
+def test_guesses_at_the_form_take_as_long_as_any(guarded: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "WRONG_TOKEN_DELAY_S", 0.4)
+
+    def taken_s(**how: Any) -> float:
+        started_s = time.monotonic()
+        guarded.get("/", headers=BROWSER, **how)
+        return time.monotonic() - started_s
+
+    assert taken_s(params={"token": WRONG}) >= 0.4
+    assert taken_s(params={"token": TOKEN}) < 0.4  # the control
+
+
+def test_a_person_enters_the_token_and_is_on_the_page(guarded: httpx.Client, chromium: Browser) -> None:
+    address = str(guarded.base_url)
+    with chromium.new_page() as page:
+        page.goto(f"{address}docs")
+        field = page.get_by_label("Access token required")
+        expect(field).to_be_focused()
+        field.fill(WRONG)
+        page.keyboard.press("Enter")
+        expect(page.get_by_label("This is not the access token")).to_be_focused()
+        page.keyboard.type(f"{TOKEN} ")
+        page.get_by_role("button", name="Open").click()
+        expect(page.locator('.class[data-name="secret prototype"]')).to_be_visible()
+        assert (urlsplit(page.url).path, urlsplit(page.url).query) == ("/", "")
