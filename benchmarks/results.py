@@ -131,7 +131,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 def _commit() -> str:
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=FOLDER.parent, capture_output=True, text=True, check=False)  # noqa: S607
+        done = subprocess.run(["git", *words], cwd=FOLDER.parent, capture_output=True, text=True, check=False)  # noqa: S607 - as the user runs it
         return done.stdout.strip()
 
     commit = git("rev-parse", "--short=12", "HEAD")

@@ -1,10 +1,14 @@
 """Pictures and a video to label by a labeler without a network, and what an output has of them."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from sample_files import write_video
 
 from fsvit_edge.label.pictures import STATE_NAME
@@ -13,6 +17,24 @@ from fsvit_edge.runtime.pictures import write_image
 
 class Killed(BaseException):
     """Ends a call between two steps, and skips what an error would do."""
+
+
+@contextmanager
+def killed_at_replacement(number: int) -> Iterator[None]:
+    """End what is called in the block at its replacement of a file with this number, from 0; it must get there."""
+    replace, left = os.replace, number
+
+    def stop(*paths: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+        replace(*paths)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(Killed):
+            yield
 
 
 def scene(seed: int, height: int = 24, width: int = 32) -> np.ndarray:

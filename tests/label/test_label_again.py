@@ -3,10 +3,9 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from label_album import Killed, contents, lines, pictures, scene
+from label_album import Killed, contents, killed_at_replacement, lines, pictures, scene
 from plain_labeler import PlainLabeler
 from sample_files import write_video
 
@@ -177,25 +176,14 @@ def test_a_label_file_that_somebody_corrected_is_not_written_over(run: Run, albu
 
 @pytest.mark.parametrize("replaced", range(9))
 def test_a_call_that_ends_while_it_replaces_labels_is_finished(
-    run: Run, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: int
+    run: Run, album: Path, tmp_path: Path, replaced: int
 ) -> None:
-    replace, left = os.replace, replaced
-
-    def stop(*paths: Any) -> None:
-        nonlocal left
-        if left == 0:
-            raise Killed
-        left -= 1
-        replace(*paths)
-
     run("out", "album", format="yolo")
     before = contents(tmp_path / "out")
     write_image(album / "2.png", scene(7))
     (album / "sub" / "5.jpg").rename(album / "sub" / "6.jpg")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", stop)
-        with pytest.raises(Killed):
-            run("out", "album", format="yolo")
+    with killed_at_replacement(replaced):
+        run("out", "album", format="yolo")
     if replaced % 2:  # and what was new has gone meanwhile
         (album / "sub" / "6.jpg").rename(album / "sub" / "5.jpg")
     run("out", "album", format="yolo")
@@ -205,25 +193,14 @@ def test_a_call_that_ends_while_it_replaces_labels_is_finished(
 
 @pytest.mark.parametrize("replaced", range(9))
 def test_a_picture_that_is_what_it_was_again_has_its_labels_again(
-    run: Run, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: int
+    run: Run, album: Path, tmp_path: Path, replaced: int
 ) -> None:
-    replace, left = os.replace, replaced
-
-    def stop(*paths: Any) -> None:
-        nonlocal left
-        if left == 0:
-            raise Killed
-        left -= 1
-        replace(*paths)
-
     run("out", "album", format="yolo")
     before = contents(tmp_path / "out")
     first, time_ns = (album / "2.png").read_bytes(), (album / "2.png").stat().st_mtime_ns
     write_image(album / "2.png", scene(7))
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", stop)
-        with pytest.raises(Killed):
-            run("out", "album", format="yolo")
+    with killed_at_replacement(replaced):
+        run("out", "album", format="yolo")
     (album / "2.png").write_bytes(first)
     os.utime(album / "2.png", ns=(time_ns, time_ns))
     run("out", "album", format="yolo")

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from label_album import Killed, contents, lines, pictures, scene
+from label_album import Killed, contents, killed_at_replacement, lines, pictures, scene
 from plain_labeler import PlainLabeler, predict
 from sample_files import write_video
 
@@ -151,21 +151,10 @@ def test_what_a_power_cut_left_in_the_journal_is_cut_off(run: Run, unfinished: P
 
 @pytest.mark.parametrize("replaced", range(7))
 def test_a_call_that_ends_while_labels_are_put_in_place_is_finished(
-    run: Run, unfinished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: int
+    run: Run, unfinished: Path, tmp_path: Path, replaced: int
 ) -> None:
-    replace, left = os.replace, replaced
-
-    def stop(*paths: Any) -> None:
-        nonlocal left
-        if left == 0:
-            raise Killed
-        left -= 1
-        replace(*paths)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", stop)
-        with pytest.raises(Killed):
-            run("out", "album", every_s=0.5)
+    with killed_at_replacement(replaced):
+        run("out", "album", every_s=0.5)
     run("out", "album", every_s=0.5)
     assert contents(unfinished) == contents(tmp_path / "whole")
     assert [path.name for path in unfinished.iterdir() if path.name.startswith(".")] == [STATE_NAME]
