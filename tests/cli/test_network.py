@@ -47,13 +47,15 @@ while not any(Path(os.environ["XDG_CACHE_HOME"]).rglob("deviceid")) and time.mon
     time.sleep(0.1)
 """
 KILLED = -31  # SIGSYS
+# Nothing else: where CI=true or the like is set, ONNX Runtime sends nothing, and the tests here would test nothing.
+KEPT = ("PATH", "HOME", "TMPDIR", "PYTHONPATH", "XDG_CACHE_HOME")
 
 pytestmark = pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="knows two processors")
 
 
 def run(folder: Path, code: str, *arguments: str, **variables: str) -> Result:
     """Run code where no socket may be opened, in an environment that says nothing of telemetry but `variables`."""
-    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
     command = (sys.executable, "-c", FORBID + code)
     return spawn(*arguments, cwd=folder, command=command, env={**environment, **variables})
 

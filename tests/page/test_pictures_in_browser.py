@@ -10,7 +10,7 @@ from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, expect
 from served_page import HEIGHT, WIDTH, Served, picture, serve, show
 from test_page_in_browser import drag, item
-from test_pictures import photo
+from test_page_pictures import photo
 from test_zones_in_browser import PHONE, opened
 
 from fsvit_edge.fewshot.predictor import FewShotModel
