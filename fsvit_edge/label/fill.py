@@ -22,7 +22,7 @@ from fsvit_edge.label.pictures import Listing, Stored
 from fsvit_edge.live.uri import printable
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.limits import usable_cores
-from fsvit_edge.runtime.pictures import decode_image, encode_jpeg, read_image
+from fsvit_edge.runtime.pictures import decode_image, encode_jpeg, full_size, full_size_of, read_image
 
 _MOST_READERS = 16
 _TICK_S = 0.1
@@ -60,6 +60,7 @@ class _Decoded:
     name: str
     share: float  # of all that is listed, up to and with this one
     image: Image | None = None  # (H, W, 3) uint8 RGB
+    size_hw: tuple[int, int] = (0, 0)  # of the file's picture, which may be larger
     time_s: float | None = None
     jpeg: bytes | None = None  # the file of a frame
     reason: str = ""  # why there is no image; empty at the end of a video
@@ -142,7 +143,7 @@ def _decode_all(
 
 def _decode(one: _Decoded, file: Path) -> _Decoded:
     try:
-        return replace(one, image=read_image(file))
+        return replace(one, image=read_image(file), size_hw=full_size(file))
     except FsvitEdgeError as error:
         return replace(one, reason=str(error))
 
@@ -150,7 +151,9 @@ def _decode(one: _Decoded, file: Path) -> _Decoded:
 def _encode(one: _Decoded, frame: VideoFrame) -> _Decoded:
     """The model sees the frame as it is written, so that its labels are those of the picture."""
     jpeg = encode_jpeg(frame.image)
-    return replace(one, name=frame.name, image=decode_image(jpeg, frame.name), time_s=frame.time_s, jpeg=jpeg)
+    image = decode_image(jpeg, frame.name)
+    size_hw = full_size_of(jpeg, frame.name)
+    return replace(one, name=frame.name, image=image, size_hw=size_hw, time_s=frame.time_s, jpeg=jpeg)
 
 
 def _line_of(one: _Decoded, answer: Prediction | None, output: Output) -> tuple[bytes, Kind]:
@@ -167,7 +170,7 @@ def _line_of(one: _Decoded, answer: Prediction | None, output: Output) -> tuple[
         return to_line(Failure(one.name, printable(reason)), one.entry, one.version), "failed"
     if answer is None:
         return to_line(VideoEnd(one.name), one.entry, one.version), "ended"
-    return to_line(label_picture(one.name, answer, one.time_s), one.entry, one.version), "labeled"
+    return to_line(label_picture(one.name, answer, one.size_hw, one.time_s), one.entry, one.version), "labeled"
 
 
 def _ahead(items: Iterator[_Item], count: int) -> Generator[_Item, None, None]:

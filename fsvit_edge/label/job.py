@@ -107,6 +107,9 @@ def label(
         for video in left:
             output.remove_pictures(video)
         pending = [entry for entry in listing.entries if not (entry.problem or kept.is_done(entry))]
+        for entry in pending:
+            if entry.is_video:
+                output.remove_unfinished(entry.name)
         earlier = len(kept.labeled)
         for note in _notes_at_start(listing, pending, kept, output.summary):
             say(f"Note: {note}")

@@ -16,7 +16,7 @@ from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, bundle_sha256
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.messages import Say
-from fsvit_edge.runtime.pictures import decode_image
+from fsvit_edge.runtime.pictures import decode_image, full_size_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Labeler:
             InputError: It is damaged, too large, or of another format.
             EnvironmentLacksError: What decodes it is not installed.
         """
-        return label_picture(path, self.predict(decode_image(data, path)))
+        return label_picture(path, self.predict(decode_image(data, path)), full_size_of(data, path))
 
     def predict(self, rgb: Image) -> Prediction:
         """Return what the model finds in an (H, W, 3) uint8 RGB picture; for `label_picture`, in any thread."""
@@ -107,18 +107,23 @@ class Labeler:
         self.close()
 
 
-def label_picture(path: str, prediction: Prediction, time_s: float | None = None) -> LabeledPicture:
-    """Describe what was found in a picture, or in the frame of a video at a time."""
-    height, width = prediction.label_map.shape
+def label_picture(
+    path: str, prediction: Prediction, size_hw: tuple[int, int], time_s: float | None = None
+) -> LabeledPicture:
+    """Describe what was found in a picture of a size, which may have been read smaller, or in a video's frame."""
+    height, width = size_hw
+    # A large JPEG is read at a half, a quarter or an eighth of its size, and the last pixel may stand for fewer.
+    scale = -(-height // prediction.label_map.shape[0])
     classes = []
     for one in prediction.results:
-        found = zip(prediction.instances(one.name), prediction.instance_pixels(one.name), strict=True)
-        parts = tuple(
-            Part(part.area_px, part.box_xyxy, _counts_of_box(pixels, *part.box_xyxy[:2], (height, width)))
-            for part, pixels in found
-        )
-        classes.append(LabeledClass(one.name, one.score, one.level, one.is_present, parts))
-    return LabeledPicture(path, (height, width), time_s, tuple(classes))
+        parts = []
+        for part, pixels in zip(prediction.instances(one.name), prediction.instance_pixels(one.name), strict=True):
+            left, top = (scale * side for side in part.box_xyxy[:2])
+            whole = pixels.repeat(scale, axis=0).repeat(scale, axis=1)[: height - top, : width - left]
+            box = (left, top, left + whole.shape[1], top + whole.shape[0])
+            parts.append(Part(int(np.count_nonzero(whole)), box, _counts_of_box(whole, left, top, size_hw)))
+        classes.append(LabeledClass(one.name, one.score, one.level, one.is_present, tuple(parts)))
+    return LabeledPicture(path, size_hw, time_s, tuple(classes))
 
 
 def _counts_of_box(pixels: npt.NDArray[np.bool_], left: int, top: int, size_hw: tuple[int, int]) -> tuple[int, ...]:

@@ -107,6 +107,10 @@ class Output:
             return False
         return True
 
+    def remove_unfinished(self, video: str) -> None:
+        """Remove what a call that was killed left of a picture of a video's frame."""
+        remove_leftovers(self.folder / PICTURES_NAME / video)
+
     def remove_pictures(self, video: str) -> None:
         """Remove the pictures that stand for frames of a video."""
         check_inside(video)

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ STATE_NAME = ".fsvit-edge-label"
 
 LIST_SUFFIX = ".txt"
 _WITH_MASKS = ("images", "masks")  # folders of pictures and of their masks, as `enroll` reads them
+_LONGEST_LIST_BYTES = 2 * 10**9  # some 20 million paths
 _UNNAMEABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in lists, XML or JSON
 
 
@@ -148,6 +150,14 @@ def _add_file(path: str, takes_videos: bool, found: _Found) -> None:
 
 def _lines(path: str, shown: str) -> Iterator[str]:
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"The list {shown} is not a regular file; give a text file with a path on each line.")
+        if status.st_size > _LONGEST_LIST_BYTES:
+            raise InputError(
+                f"The list {shown} has {status.st_size / 1e9:.1f} GB, more than the {_LONGEST_LIST_BYTES // 10**9} GB "
+                "that are read; split it."
+            )
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:
@@ -159,15 +169,19 @@ def _lines(path: str, shown: str) -> Iterator[str]:
 
 
 def _walk(top: str, takes_videos: bool, found: _Found) -> bool:
-    """Add what is in a folder; return whether there was anything, which may be known already."""
+    """Add what is in a folder; return whether there was anything, which may be known already.
+
+    A folder that links lead to is read once: under its own name if that is below `top`.
+    """
     is_any = False
-    waiting = [(top, frozenset[tuple[int, int]]())]
+    waiting, known = [top], set[tuple[int, int]]()
+    below = os.path.join(os.path.realpath(top), "")
     while waiting:
-        folder, above = waiting.pop()
+        folder = waiting.pop()
         try:
             status = os.stat(folder)
             with os.scandir(folder) as entries:
-                inside = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+                inside = [(entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
             if folder == top:
                 raise SourceError(f"The folder {printable(top)} cannot be read: {error.strerror}.") from error
@@ -175,9 +189,9 @@ def _walk(top: str, takes_videos: bool, found: _Found) -> bool:
             is_any = True
             continue
         own = (status.st_dev, status.st_ino)
-        # A link may lead to a folder above it, and an output may lie among the pictures.
-        if own in above or (folder != top and os.path.isdir(os.path.join(folder, STATE_NAME))):
+        if own in known or (folder != top and os.path.isdir(os.path.join(folder, STATE_NAME))):  # an output
             continue
+        known.add(own)
         if {(name, True) for name in _WITH_MASKS} <= set(inside):
             inside.remove((_WITH_MASKS[1], True))
             found.masks.append(os.path.join(folder, _WITH_MASKS[1]))
@@ -191,8 +205,22 @@ def _walk(top: str, takes_videos: bool, found: _Found) -> bool:
             else:
                 found.add(os.path.join(folder, name))
                 is_any = True
-        waiting += [(os.path.join(folder, name), above | {own}) for name, is_folder in reversed(inside) if is_folder]
+        for name, is_folder in reversed(inside):
+            path = os.path.join(folder, name)
+            if is_folder and not (os.path.islink(path) and _is_shown_below(below, os.path.realpath(path))):
+                waiting.append(path)
     return is_any
+
+
+def _is_shown_below(top: str, path: str) -> bool:
+    return path.startswith(top) and not any(part.startswith(".") for part in path[len(top) :].split("/"))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; who reads it says so
+        return False
 
 
 def _absolute(path: str) -> str:

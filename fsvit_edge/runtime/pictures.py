@@ -82,7 +82,12 @@ def decode_image(data: bytes, what: str) -> npt.NDArray[np.uint8]:
 
 def full_size(path: Path) -> tuple[int, int]:
     """Return height and width of a picture as it is displayed, from its header; raises like `read_image`."""
-    with _opened(_file_bytes(path), str(path)) as image:
+    return full_size_of(_file_bytes(path), str(path))
+
+
+def full_size_of(data: bytes, what: str) -> tuple[int, int]:
+    """Return the same of the bytes of a picture file; `what` is how errors call it, to start a sentence."""
+    with _opened(data, what) as image:
         width, height = image.size
         is_turned = image.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED
     return (width, height) if is_turned else (height, width)

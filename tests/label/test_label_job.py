@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from label_album import Killed, contents, killed_at_replacement, lines, pictures, scene
+from PIL import Image
 from plain_labeler import PlainLabeler, predict
 from sample_files import write_video
 
@@ -19,6 +20,7 @@ from fsvit_edge.label.fill import Progress
 from fsvit_edge.label.job import LabelResult
 from fsvit_edge.label.output import WORDS, open_output
 from fsvit_edge.label.pictures import STATE_NAME
+from fsvit_edge.runtime import pictures as picture_files
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import read_image, write_image
 from fsvit_edge.runtime.storage import BusyError
@@ -56,8 +58,6 @@ def test_labels_are_those_of_the_picture_that_is_written_for_a_frame(run: Run, t
 
 
 def test_a_picture_is_labeled_as_people_see_it(run: Run, tmp_path: Path) -> None:
-    from PIL import Image
-
     exif = Image.Exif()
     exif[0x0112] = 6  # turned
     Image.fromarray(scene(1)).save(tmp_path / "turned.png", exif=exif)
@@ -65,6 +65,37 @@ def test_a_picture_is_labeled_as_people_see_it(run: Run, tmp_path: Path) -> None
     (one,) = pictures(tmp_path / "out").values()
     assert one["size_hw"] == [32, 24]
     assert one["classes"][0]["parts"][0]["box_xyxy"] == [19, 3, 22, 20]
+
+
+def test_labels_fit_a_large_jpeg_that_is_read_smaller(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = scene(1).repeat(4, axis=0).repeat(4, axis=1)[:95, :127]
+    Image.fromarray(picture).save(tmp_path / "whole.jpg", quality=95)
+    Image.fromarray(picture).save(tmp_path / "whole-turned.jpg", quality=95, exif=exif)
+    run("whole", tmp_path)
+    monkeypatch.setattr(picture_files, "MAX_PICTURE_PX", 95 * 127 // 2)
+    run("smaller", tmp_path)
+    wanted, found = pictures(tmp_path / "whole"), pictures(tmp_path / "smaller")
+    assert [one["size_hw"] for one in found.values()] == [[127, 95], [95, 127]]
+    for name, one in found.items():
+        assert one["size_hw"] == wanted[name]["size_hw"]
+        for ours, theirs in zip(one["classes"], wanted[name]["classes"], strict=True):
+            (part,), (whole,) = ours["parts"], theirs["parts"]
+            np.testing.assert_allclose(part["box_xyxy"], whole["box_xyxy"], atol=2)
+
+
+def test_what_a_kill_leaves_of_a_frames_picture_is_removed(run: Run, album: Path, tmp_path: Path) -> None:
+    with killed_at_replacement(6):
+        run("out", album / "v.mp4", every_s=0.0)
+    folder = tmp_path / "out" / "images" / "v.mp4"
+    left = folder / ".fsvit-edge-1_x"
+    left.touch()
+    run("out", album / "v.mp4", every_s=0.0)
+    assert not left.exists()
+    assert len(list(folder.iterdir())) == 8
 
 
 def test_a_video_of_which_a_part_is_missing_is_labeled_as_far_as_it_goes(run: Run, tmp_path: Path) -> None:

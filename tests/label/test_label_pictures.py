@@ -1,6 +1,7 @@
 """What is labeled, in which order, under which names, and in which part of a split."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,49 @@ def test_a_list_has_a_path_on_each_line_from_the_current_folder(
 
 
 def test_outputs_and_circles_of_links_are_left_out(tmp_path: Path) -> None:
-    touch(tmp_path, "1.jpg", "labels/images/clip.mp4/000000.jpg", "a/2.jpg")
-    (tmp_path / "a" / "again").symlink_to(tmp_path)
-    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    touch(tmp_path, "1.jpg", "labels/images/clip.mp4/000000.jpg", "b/2.jpg")
+    (tmp_path / "b" / "again").symlink_to(tmp_path)
+    (tmp_path / "a").symlink_to(tmp_path / "b")
     assert "labels/images/clip.mp4/000000.jpg" in names(tmp_path)  # the control
     (tmp_path / "labels" / STATE_NAME).mkdir()
-    assert names(tmp_path) == ["1.jpg", "a/2.jpg", "linked/2.jpg"]
+    assert names(tmp_path) == ["1.jpg", "b/2.jpg"]
+
+
+def test_what_links_lead_to_is_listed_once(tmp_path: Path) -> None:
+    touch(tmp_path, "top/.store/1.jpg", "elsewhere/2.jpg")
+    for name in ("a", "b"):
+        (tmp_path / "top" / name).symlink_to(tmp_path / "top/.store")
+        (tmp_path / "top" / f"other-{name}").symlink_to(tmp_path / "elsewhere")
+    assert names(tmp_path / "top") == ["a/1.jpg", "other-a/2.jpg"]
+
+
+def test_folders_that_link_to_one_another_are_read_in_no_time(tmp_path: Path) -> None:
+    folders = [f"{number}" for number in range(12)]  # 12! ways through them
+    touch(tmp_path, *(f"{folder}/1.jpg" for folder in folders))
+    for folder in folders:
+        for other in folders:
+            (tmp_path / folder / f"to-{other}").symlink_to(tmp_path / other)
+    assert names(tmp_path) == [f"{folder}/1.jpg" for folder in folders]
+
+
+def test_a_link_to_itself_is_one_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    touch(tmp_path, "2.jpg")
+    (tmp_path / "1.jpg").symlink_to(tmp_path / "1.jpg")
+    assert names(tmp_path) == ["1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_list_that_never_ends_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "list.txt")
+    with pytest.raises(InputError, match=r"list\.txt is not a regular file; give a text file"):
+        names(tmp_path / "list.txt")
+
+
+def test_a_list_of_gigabytes_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "list.txt").open("wb") as file:
+        file.truncate(20 * 10**9)
+    with pytest.raises(InputError, match=r"has 20\.0 GB, more than the 2 GB that are read; split it"):
+        names(tmp_path / "list.txt")
 
 
 def test_masks_beside_images_are_left_out(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_parts_have_the_pixels_of_connected_components(seed: int) -> None:
     rng = np.random.default_rng(seed)
     blobs = cv2.blur(rng.random((40, 50)), (7, 7))
     labels = (1 + (blobs > np.quantile(blobs, 0.7))) * (blobs > np.quantile(blobs, 0.4))
-    found = label_picture("x", of(labels.astype(np.uint8)))
+    found = label_picture("x", of(labels.astype(np.uint8)), labels.shape)
     for way, one in enumerate(found.classes):
         pixels = labels == way + 1
         assert one.parts
@@ -115,7 +115,7 @@ def test_parts_at_the_edges_have_the_run_lengths_of_the_whole_picture(box: tuple
     left, top, right, bottom = box
     labels = np.zeros((5, 6), np.uint8)
     labels[top:bottom, left:right] = 1
-    (part,) = label_picture("x", of(labels)).classes[0].parts
+    (part,) = label_picture("x", of(labels), labels.shape).classes[0].parts
     assert part.counts == run_lengths(labels == 1)
 
 
@@ -124,6 +124,20 @@ def test_a_part_inside_the_box_of_another_is_a_part_of_its_own() -> None:
     labels[2:28, 2:28] = 1
     labels[6:24, 6:24] = 0
     labels[10:20, 10:20] = 1
-    ring, inner = label_picture("x", of(labels)).classes[0].parts
+    ring, inner = label_picture("x", of(labels), labels.shape).classes[0].parts
     assert (ring.area_px, inner.area_px) == (26 * 26 - 18 * 18, 100)
     assert not (pixels_of(ring.counts, (30, 30)) & pixels_of(inner.counts, (30, 30))).any()
+
+
+@pytest.mark.parametrize("size_hw", [(10, 12), (9, 11), (20, 24), (40, 48), (33, 41), (19, 23)])
+def test_parts_have_the_size_of_a_picture_that_was_read_smaller(size_hw: tuple[int, int]) -> None:
+    labels = np.zeros((5, 6), np.uint8)
+    labels[2:, 3:] = 1
+    found = label_picture("x", of(labels), size_hw)
+    (part,) = found.classes[0].parts
+    scale = -(-size_hw[0] // 5)
+    whole = labels.repeat(scale, axis=0).repeat(scale, axis=1)[: size_hw[0], : size_hw[1]]
+    assert found.size_hw == size_hw
+    assert part.counts == run_lengths(whole == 1)
+    assert part.box_xyxy == (3 * scale, 2 * scale, size_hw[1], size_hw[0])
+    assert part.area_px == np.count_nonzero(whole)
