@@ -25,6 +25,8 @@ from fsvit_edge.inspect.tensor_names import (
     is_shard,
     plain_name,
 )
+from fsvit_edge.runtime.json_records import MAX_JSON_BYTES
+from fsvit_edge.runtime.storage import read_file
 
 # ----------------------------------------------------------------------------------------------------------- ONNX files
 
@@ -139,7 +141,7 @@ def safetensors_facts(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _configuration(path: Path) -> str:
     try:
-        values = dict(json.loads(path.read_text()).items())
+        values = dict(json.loads(read_file(path, MAX_JSON_BYTES)).items())
     except FileNotFoundError:
         return f"{path.name} is missing"
     except (OSError, ValueError, AttributeError, RecursionError):

@@ -13,6 +13,7 @@ from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, saf
 from fsvit_edge.runtime.bundle import (
     DEFAULT_BUNDLE,
     MANIFEST_NAME,
+    MAX_GRAPH_BYTES,
     OBJECTNESS,
     Bundle,
     Manifest,
@@ -32,7 +33,9 @@ from fsvit_edge.runtime.engines.fitting import incompatibilities, read_int8_enco
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.open_graphs import open_graphs
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.json_records import MAX_JSON_BYTES
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.storage import read_file
 
 _PLANS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
 _PLAN_SUFFIXES = (".engine", ".plan", ".trt")
@@ -175,8 +178,8 @@ def _inspect_bare_plan(path: Path, start: bytes) -> Inspection:
 def _inspect_graph(path: Path) -> Inspection:
     facts: dict[str, Any] = {"size": _size(path)}
     try:
-        header = read_onnx_header(path.read_bytes())
-    except ValueError as error:
+        header = read_onnx_header(read_file(path, MAX_GRAPH_BYTES))
+    except (ValueError, OSError) as error:
         problem = f"{path} is damaged or not an ONNX graph: {error}."
         return Inspection(str(path), "ONNX graph", facts, False, (problem,))
     most = [f"{count} {name}" for name, count in list(header.operators.items())[:6]]
@@ -297,7 +300,7 @@ def _checkpoint(path: Path, tensors: dict[str, Any]) -> Inspection:
 
 def _inspect_json(path: Path) -> Inspection:
     try:
-        values: Any = json.loads(path.read_bytes())
+        values: Any = json.loads(read_file(path, MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON: {error}.") from error
     if isinstance(values, dict) and "weight_map" in values:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from fsvit_edge.label.pictures import Listing, Stored
 from fsvit_edge.label.records import LabeledClass, LabeledPicture, Part
-from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,21 @@ def read_kept(path: Path, listing: Listing, has_picture: Callable[[str], bool]) 
 
 
 def read(path: Path, items: Iterable[int | Failure]) -> Iterator[Record]:
-    """Yield the records at places of a journal."""
+    """Yield the records at places of a journal; an ArtifactError if somebody has changed it."""
     with path.open("rb") as file:
         for item in items:
             if isinstance(item, Failure):
                 yield item
             else:
                 file.seek(item)
-                yield from_line(file.readline())
+                try:
+                    record = from_line(file.readline())
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ArtifactError(
+                        f"{path} is damaged at byte {item}: {error!r:.80}; remove its folder's output, or give another "
+                        "one with --output."
+                    ) from error
+                yield record
 
 
 def to_line(record: Record | VideoEnd, entry: str, version: str) -> bytes:

@@ -12,7 +12,8 @@ from fsvit_edge.label.formats.files import ENCODING, check_inside
 from fsvit_edge.label.pictures import STATE_NAME
 from fsvit_edge.runtime.disk_steps import flush, write_errors
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.runtime.storage import BusyError, atomic_write, locked, remove_leftovers
+from fsvit_edge.runtime.json_records import MAX_JSON_BYTES
+from fsvit_edge.runtime.storage import BusyError, atomic_write, locked, read_file, remove_leftovers
 
 PICTURES_NAME = "images"
 ERRORS_NAME = "errors.jsonl"
@@ -171,7 +172,7 @@ class Output:
 
     def _read(self, file: Path) -> dict[str, Any]:
         try:
-            values: dict[str, Any] = json.loads(file.read_bytes())
+            values: dict[str, Any] = json.loads(read_file(file, MAX_JSON_BYTES))
         except (OSError, ValueError) as error:
             raise ArtifactError(
                 f"{file} is damaged: {error}; remove the folder {self.folder}, or give another one with --output."

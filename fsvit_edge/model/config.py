@@ -7,7 +7,9 @@ from typing import Any
 
 from fsvit_edge.runtime.bundle import HEADS, TRAINED_HEAD, is_crop_factor
 from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.json_records import MAX_JSON_BYTES
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
+from fsvit_edge.runtime.storage import read_file
 
 POOLED_GRID = 3
 """Side of the support grid after the first block; the second block pools it to 1 x 1."""
@@ -47,7 +49,7 @@ class ModelConfig:
     def from_json(cls, path: Path) -> "ModelConfig":
         """Read a configuration; an ArtifactError if the file is missing, is not JSON, or has other fields."""
         try:
-            values: Any = json.loads(path.read_text())
+            values: Any = json.loads(read_file(path, MAX_JSON_BYTES))
         except FileNotFoundError as error:
             raise ArtifactError(
                 f"{path} is missing; a .safetensors checkpoint needs its configuration in this file."

@@ -15,9 +15,12 @@ from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
+from fsvit_edge.runtime.storage import read_file
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
+MAX_GRAPH_BYTES = 2**31
+"""Protobuf reads no larger ones."""
 GRAPH_NAMES = ("encoder", "enroll", "head")
 """The graphs that every bundle has."""
 CPU_GRAPH_NAMES = ("compare", "outline")
@@ -133,7 +136,7 @@ def read_graph(bundle: Path, info: GraphInfo, remedy: str = EXPORT_AGAIN) -> byt
     """Read a graph of a bundle; an ArtifactError, with the remedy, if its file is missing or its sha256 is another."""
     file = bundle / info.file
     try:
-        data = file.read_bytes()
+        data = read_file(file, MAX_GRAPH_BYTES)
     except OSError as error:
         raise ArtifactError(f"{file} cannot be read: {error.strerror}; {remedy}.") from error
     digest = hashlib.sha256(data).hexdigest()

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.storage import read_file
+
+MAX_JSON_BYTES = 10**8
+"""The largest of ours, a calibration, has less than a megabyte."""
 
 _Record = TypeVar("_Record")
 
@@ -23,7 +27,7 @@ def read_json_object(file: Path, version: int, remedy: str) -> dict[str, Any]:
         ArtifactError: It is not JSON, not an object, or has another version.
     """
     try:
-        values: Any = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        values: Any = json.loads(read_file(file, MAX_JSON_BYTES), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:

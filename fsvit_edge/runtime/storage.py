@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from fsvit_edge.runtime.disk_steps import (
     TEMPORARY_PREFIX,
@@ -218,6 +219,28 @@ def temporary_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read it; an OSError if it is none: a FIFO would block, and a device has no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """Return what is in a file of at most so many bytes; an OSError if it has more, or is not a regular file."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            limit = f"more than the {most_bytes / 1e6:.0f} MB that are read"
+            raise OSError(errno.EFBIG, f"it has {size / 1e6:.0f} MB, {limit}", str(path))
+        return file.read(most_bytes)
+
+
 def remove_leftovers(folder: Path) -> list[Path]:
     """Remove, and return, the unfinished files and folders that our killed processes left behind, as far as possible.
 
@@ -332,7 +355,7 @@ def version_of(path: Path) -> tuple[int, ...] | None:
 def _is_locked(path: Path) -> bool:
     """Whether a file or folder is locked, or cannot be opened to find out."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # anybody may put a FIFO into /tmp under such a name
     except OSError:
         return True
     try:

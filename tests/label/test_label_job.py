@@ -21,7 +21,7 @@ from fsvit_edge.label.job import LabelResult
 from fsvit_edge.label.output import WORDS, open_output
 from fsvit_edge.label.pictures import STATE_NAME
 from fsvit_edge.runtime import pictures as picture_files
-from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import read_image, write_image
 from fsvit_edge.runtime.storage import BusyError
 
@@ -143,6 +143,21 @@ def test_a_call_that_ends_at_any_picture_is_finished_by_the_same_one(
     assert seen[-1].share == 1.0
     assert (seen[-1].labeled, seen[-1].failed) == (9, 3)
     assert (after < 8) or seen[-1].here < 12  # what was done is not done again
+
+
+@pytest.mark.usefixtures("album")
+@pytest.mark.parametrize(
+    "line", [b'"classes":[]}\n', b'"classes":[{"name":1}],"time_s":null}\n', b'"classes":7,"time_s":0}\n']
+)
+def test_a_journal_that_somebody_changed_is_refused_in_one_sentence(run: Run, tmp_path: Path, line: bytes) -> None:
+    with killed_at_replacement(7):
+        run("out", "album")
+    journal = tmp_path / "out" / STATE_NAME / "journal.jsonl"
+    version = lines(journal)[0]["version"]
+    start = f'{{"entry":"0.png","version":"{version}","path":"0.png","size_hw":[24,32],'
+    journal.write_bytes(start.encode() + line)
+    with pytest.raises(ArtifactError, match=r"journal\.jsonl is damaged at byte 0"):
+        run("out", "album")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -309,3 +310,28 @@ def test_a_manifest_that_was_changed_without_its_sum_is_refused(bundle: Path) ->
         read_manifest(bundle)
     (bundle / MANIFEST_NAME).write_text(json.dumps(json.loads(whole), indent=7))  # only looks another way
     assert read_manifest(bundle).name == "cst-nano"
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(40 * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("put", "reason"),
+    [
+        (os.mkfifo, "it is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is not a regular file"),
+        (huge, r"it has 40000 MB, more than the \d+ MB that are read"),
+    ],
+    ids=["FIFO", "device", "40 GB"],
+)
+@pytest.mark.parametrize("name", ["bundle.json", "encoder.onnx"])
+def test_what_would_block_or_never_end_is_refused(
+    bundle: Path, name: str, put: Callable[[Path], object], reason: str
+) -> None:
+    Bundle.load(bundle)
+    (bundle / name).unlink()
+    put(bundle / name)
+    with pytest.raises(ArtifactError, match=reason):
+        Bundle.load(bundle)

@@ -22,6 +22,7 @@ from fsvit_edge.runtime.storage import (
     atomic_write,
     editing,
     locked,
+    read_file,
     remove_leftovers,
     temporary_folder,
     user_cache,
@@ -314,6 +315,22 @@ def test_leftovers_that_nobody_has_locked_are_removed_and_nothing_else(tmp_path:
     assert len(remove_leftovers(tmp_path)) == 2
     assert sorted(os.listdir(tmp_path)) == sorted(others)
     assert remove_leftovers(tmp_path / "nowhere") == []
+
+
+def test_a_fifo_that_is_named_like_a_leftover_is_removed_and_blocks_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".fsvit-edge-1_x")
+    assert len(remove_leftovers(tmp_path)) == 1
+
+
+def test_a_file_is_read_if_it_is_one_and_not_too_large(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    os.mkfifo(tmp_path / "fifo")
+    assert read_file(tmp_path / "file", 5) == b"12345"
+    for name, most, reason in (("file", 4, "more than the 0 MB that are read"), ("fifo", 9, "is not a regular file")):
+        with pytest.raises(OSError, match=reason):
+            read_file(tmp_path / name, most)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "gone", 9)
 
 
 def test_what_is_being_written_stays_whatever_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from fsvit_edge.runtime.engines.base import BACKENDS, TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import Machine
-from fsvit_edge.runtime.storage import atomic_write, locked, remove_leftovers, user_cache
+from fsvit_edge.runtime.storage import atomic_write, locked, open_regular, remove_leftovers, user_cache
 
 FORMAT_VERSION = 1
 ENGINE_GRAPHS = ("encoder", "head")
@@ -208,7 +208,7 @@ def load_engine(path: Path, record: EngineRecord) -> bytes:
     """Read an engine and verify its size and checksum, before anything deserializes it."""
     remedy = "rebuild it with: fsvit-edge build-engine --force"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size != record.size_bytes:
                 raise ArtifactError(
