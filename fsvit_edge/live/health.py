@@ -53,6 +53,31 @@ class SinkStatus:
 
 
 @dataclass(frozen=True)
+class BankStatus:
+    """The state of a bank that is followed, see `BankFollower`."""
+
+    origin: str  # where it comes from, safe to print
+    sha256: str = ""  # of the file that answers, in hexadecimal
+    since_s: float = 0.0  # when it began to answer in this run, in seconds since 1970 (UTC)
+    is_copy: bool = (
+        False  # an earlier copy, because the origin could not be asked at the start, or its bank was refused
+    )
+    asked_s: float | None = None  # when the origin was last asked and answered, in seconds since 1970 (UTC)
+    trouble: str = ""  # why a newer one does not answer, in one sentence; empty if nothing is wrong
+    last_refusal: str = ""  # why a bank was refused last, in one sentence; empty if none was
+    last_refusal_s: float | None = None  # when, in seconds since 1970 (UTC)
+
+    def news(self, before: "BankStatus | None") -> str:
+        """What to tell people who know the state before, None at the start; empty if there is nothing to tell."""
+        said = "" if before is None else before.trouble
+        if before is not None and self.sha256 != before.sha256:
+            return f"Bank {self.origin}: {self.sha256:.12} answers now."
+        if self.trouble != said:
+            return f"Bank {self.origin}: {self.trouble or 'It is working again.'}"
+        return ""
+
+
+@dataclass(frozen=True)
 class Percentiles:
     """The 50th, 95th and 99th percentile of a measurement over the latest frames."""
 
@@ -110,6 +135,7 @@ class Health:
     false_alarm_bound: float = 1.0  # Share of frames like these, at most, with a false alarm, in 95 of 100 cases.
     sources: tuple[SourceHealth, ...] = ()  # The health of each source.
     not_live: tuple[str, ...] = ()  # Names of the sources that are connecting or lost.
+    bank: BankStatus | None = None  # State of the bank that is followed; None if none is.
 
     def by_source(self) -> "tuple[Health, ...]":
         """The health of a run of each source alone; the times of the stages and the memory are those of all."""
