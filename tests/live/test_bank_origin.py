@@ -177,7 +177,7 @@ def test_nothing_of_an_address_that_may_be_secret_is_in_its_name() -> None:
     "address", ["s3://host/s3cret", "https://", "https://host:s3cret/", "https://host/s3cret b", "https://host/#s3cret"]
 )
 def test_an_address_that_cannot_be_asked_is_refused(address: str) -> None:
-    with pytest.raises(InputError, match="Invalid address .* of a bank; expected a file or https://"):
+    with pytest.raises(InputError, match=r"Invalid address .* of a bank; expected a file or https://"):
         open_origin(address, is_signed=True)
 
 
