@@ -67,14 +67,14 @@ class BankStatus:
     last_refusal: str = ""  # why a bank was refused last, in one sentence; empty if none was
     last_refusal_s: float | None = None  # when, in seconds since 1970 (UTC)
 
-    def news(self, before: "BankStatus | None") -> str:
-        """What to tell people who know the state before, None at the start; empty if there is nothing to tell."""
-        said = "" if before is None else before.trouble
+    def news(self, before: "BankStatus | None") -> list[str]:
+        """What to tell people who know the state before, None at the start, line by line."""
+        told = []
         if before is not None and self.sha256 != before.sha256:
-            return f"Bank {self.origin}: {self.sha256:.12} answers now."
-        if self.trouble != said:
-            return f"Bank {self.origin}: {self.trouble or 'It is working again.'}"
-        return ""
+            told.append(f"{self.sha256:.12} answers now.")
+        if self.trouble != ("" if before is None else before.trouble) and (self.trouble or not told):
+            told.append(self.trouble or "It is working again.")
+        return [f"Bank {self.origin}: {line}" for line in told]
 
 
 @dataclass(frozen=True)

@@ -324,9 +324,9 @@ class LiveRun:
                 text = sink.trouble or "It is working again."
                 self._say(text if text.startswith(sink.name) else f"{sink.name}: {text}")
         if health.bank is not None:
-            news, self._told_bank = health.bank.news(self._told_bank), health.bank
-            if news:
-                self._say(news)
+            for line in health.bank.news(self._told_bank):
+                self._say(line)
+            self._told_bank = health.bank
 
     def _write_health(self, health: Health) -> None:
         if self._health_file is None:

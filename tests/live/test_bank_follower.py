@@ -30,6 +30,7 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live import bank_follower
 from fsvit_edge.live.bank_follower import BankFollower
 from fsvit_edge.live.bank_origin import open_origin
+from fsvit_edge.live.health import BankStatus
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.choose import choose_engines
@@ -121,12 +122,14 @@ class Told:
     """What a person is told, who is asked as often as the run tells."""
 
     def __init__(self, follower: BankFollower) -> None:
-        self._follower, self._before = follower, None
+        self._follower = follower
+        self._before: BankStatus | None = None
         self.lines: list[str] = []
 
     def look(self) -> list[str]:
-        news, self._before = self._follower.status.news(self._before), self._follower.status  # type: ignore[assignment]
-        self.lines += [news] if news else []
+        status = self._follower.status
+        self.lines += status.news(self._before)
+        self._before = status
         return self.lines
 
 
