@@ -54,18 +54,16 @@ class SinkStatus:
 
 @dataclass(frozen=True)
 class BankStatus:
-    """The state of a bank that is followed, see `BankFollower`."""
+    """The state of a bank that is followed, see `BankFollower`; times are seconds since 1970 (UTC)."""
 
-    origin: str  # where it comes from, safe to print
-    sha256: str = ""  # of the file that answers, in hexadecimal
-    since_s: float = 0.0  # when it began to answer in this run, in seconds since 1970 (UTC)
-    is_copy: bool = (
-        False  # an earlier copy, because the origin could not be asked at the start, or its bank was refused
-    )
-    asked_s: float | None = None  # when the origin was last asked and answered, in seconds since 1970 (UTC)
-    trouble: str = ""  # why a newer one does not answer, in one sentence; empty if nothing is wrong
-    last_refusal: str = ""  # why a bank was refused last, in one sentence; empty if none was
-    last_refusal_s: float | None = None  # when, in seconds since 1970 (UTC)
+    origin: str  # Where it comes from, safe to print.
+    sha256: str = ""  # Of the file that answers, in hexadecimal.
+    since_s: float = 0.0  # When it began to answer in this run.
+    is_copy: bool = False  # Whether it is a copy from before, because the origin's own could not be had or was refused.
+    asked_s: float | None = None  # When the origin last answered; null before.
+    trouble: str = ""  # Why no newer one can be taken over now, in one sentence; empty if nothing is wrong.
+    last_refusal: str = ""  # Why a bank was refused last, in one sentence; empty if none was.
+    last_refusal_s: float | None = None  # When; null if none was.
 
     def news(self, before: "BankStatus | None") -> list[str]:
         """What to tell people who know the state before, None at the start, line by line."""
