@@ -87,7 +87,7 @@ class RunOptions:
     engine: str = "auto"
     precision: str = "auto"
     threads: int | None = None
-    bank: Path | str | None = None
+    bank: Path | str | None = field(default=None, repr=False)  # an address may contain a password
     trust: str | None = None
     poll_s: float | None = None
     level: float | None = None
@@ -176,9 +176,9 @@ def run_source(
     for uri in named.values():
         _refuse_to_overwrite(uri, [sink for _, sink in own_sinks], [folder for _, folder in folders])
     follower = _open_follower(options) if options.follows_bank else None
-    own_bank = None if options.bank is None or follower is not None else Path(options.bank)
-    bank = None if follower is not None else _bank_to_load(own_bank, is_demo, has_page)
-    bank_to_save = own_bank or DEFAULT_BANK
+    bank_file = None if options.bank is None or is_address(str(options.bank)) else Path(options.bank)
+    bank = None if follower is not None else _bank_to_load(bank_file, is_demo, has_page)
+    bank_to_save = bank_file or DEFAULT_BANK
     refuse_collisions(list(named.values()), [uri for _, uri in own_sinks], bank_to_save, options.health_file)
     if options.review and bank is None:
         raise InputError(

@@ -141,6 +141,10 @@ def test_options_that_contradict_a_bank_that_is_followed_are_refused(options: di
         RunOptions(**options)
 
 
+def test_options_do_not_show_the_address() -> None:
+    assert "s3cret" not in repr(RunOptions(bank="https://me:s3cret@host/bank.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
