@@ -41,6 +41,7 @@ HOMES = {
     **dict.fromkeys(PAGE, ("page",)),
     **dict.fromkeys(("av", "paho"), ("live",)),
     **dict.fromkeys(("lightning", "torchmetrics"), ("learn",)),
+    "cryptography": ("fewshot",),
 }
 DEVICE = ("av", "numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
 COMMANDS = (

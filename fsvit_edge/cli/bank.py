@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from fsvit_edge.fewshot.scene import SceneReport
 
 bank_app = typer.Typer(
-    help="List, remove or rename the classes of a bank, set their levels, add zones, learn the empty scene, or check "
-    "verdicts.",
+    help="List, remove or rename the classes of a bank, set their levels, add zones, learn the empty scene, check "
+    "verdicts, or sign it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -312,6 +312,29 @@ def check(
             "learn from the frame with Review on the page of a run, add another picture or negative of the class with "
             "fsvit-edge enroll, or change its level with fsvit-edge bank level."
         )
+
+
+@bank_app.command()
+def key(
+    file: Annotated[Path, typer.Argument(help="File for the private key, which signs; keep it secret.")],
+) -> None:
+    """Make a key to sign banks with, and print its public key, for run --trust."""
+    from fsvit_edge.fewshot.bank_signature import make_key
+
+    print(make_key(file))
+    say(f"Wrote the private key to {file}; runs trust what it signs with --trust and the line above.")
+
+
+@bank_app.command()
+def sign(
+    bank: BankFile,
+    key: Annotated[Path, typer.Option(help="The private key, as bank key writes it.")],
+) -> None:
+    """Sign a bank for the runs that trust the key: write BANK.sig, and print the public key."""
+    from fsvit_edge.fewshot.bank_signature import SIGNATURE_SUFFIX, sign_bank
+
+    print(sign_bank(bank, key))
+    say(f"Wrote {bank}{SIGNATURE_SUFFIX}; publish it before the bank.")
 
 
 def _answer(is_present: bool) -> str:

@@ -56,7 +56,19 @@ def run(
         ),
     ] = None,
     bank: Annotated[
-        Path | None, typer.Option(help="File with the enrolled classes; default: bank.safetensors, if it exists.")
+        str | None,
+        typer.Option(
+            help="File with the enrolled classes, or https://HOST/bank.safetensors, which is followed: newer ones are "
+            "taken over; @FILE: read the address from a file. Default: bank.safetensors, if it exists."
+        ),
+    ] = None,
+    trust: Annotated[
+        str | None,
+        typer.Option(help="Follow the bank, and accept only banks that this public key, or that in @FILE, has signed."),
+    ] = None,
+    poll: Annotated[
+        float | None,
+        typer.Option(help="Follow the bank, also one in a file: look for a newer one every this many seconds, or 30."),
     ] = None,
     bundle: BundleOption = None,
     engine: EngineOption = "auto",
@@ -157,7 +169,9 @@ def run(
         engine=engine,
         precision=precision,
         threads=threads,
-        bank=bank,
+        bank=bank and _secret(bank),
+        trust=trust and _secret(trust),
+        poll_s=poll,
         level=level,
         exclusive=exclusive,
         first_look=first_look,

@@ -24,6 +24,7 @@ _OPTIONAL = {
     "scikit-image": "demo",
     "paho-mqtt": "mqtt",
     "pillow-heif": "heic",
+    "cryptography": "sign",
 }
 _MODULES = {
     "opencv-python-headless": "cv2",
@@ -31,6 +32,7 @@ _MODULES = {
     "scikit-image": "skimage",
     "paho-mqtt": "paho.mqtt.enums",  # the oldest that we can use is the first that has it
     "pillow-heif": "pillow_heif",
+    "cryptography": "cryptography.hazmat.primitives.asymmetric.ed25519",
 }
 _IMPORT = """
 import importlib, sys
@@ -44,6 +46,7 @@ _USES = {
     "export": "fsvit-edge export",
     "mqtt": "sinks of mqtt://",
     "heic": "HEIC pictures",
+    "sign": "signed banks (run --trust, bank sign)",
 }
 
 

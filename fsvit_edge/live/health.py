@@ -53,6 +53,29 @@ class SinkStatus:
 
 
 @dataclass(frozen=True)
+class BankStatus:
+    """The state of a bank that is followed, see `BankFollower`; times are seconds since 1970 (UTC)."""
+
+    origin: str  # Where it comes from, safe to print.
+    sha256: str = ""  # Of the file that answers, in hexadecimal.
+    since_s: float = 0.0  # When it began to answer in this run.
+    is_copy: bool = False  # Whether it is a copy from before, because the origin's own could not be had or was refused.
+    asked_s: float | None = None  # When the origin last answered; null before.
+    trouble: str = ""  # Why no newer one can be taken over now, in one sentence; empty if nothing is wrong.
+    last_refusal: str = ""  # Why a bank was refused last, in one sentence; empty if none was.
+    last_refusal_s: float | None = None  # When; null if none was.
+
+    def news(self, before: "BankStatus | None") -> list[str]:
+        """What to tell people who know the state before, None at the start, line by line."""
+        told = []
+        if before is not None and self.sha256 != before.sha256:
+            told.append(f"{self.sha256:.12} answers now.")
+        if self.trouble != ("" if before is None else before.trouble) and (self.trouble or not told):
+            told.append(self.trouble or "It is working again.")
+        return [f"Bank {self.origin}: {line}" for line in told]
+
+
+@dataclass(frozen=True)
 class Percentiles:
     """The 50th, 95th and 99th percentile of a measurement over the latest frames."""
 
@@ -110,6 +133,7 @@ class Health:
     false_alarm_bound: float = 1.0  # Share of frames like these, at most, with a false alarm, in 95 of 100 cases.
     sources: tuple[SourceHealth, ...] = ()  # The health of each source.
     not_live: tuple[str, ...] = ()  # Names of the sources that are connecting or lost.
+    bank: BankStatus | None = None  # State of the bank that is followed; None if none is.
 
     def by_source(self) -> "tuple[Health, ...]":
         """The health of a run of each source alone; the times of the stages and the memory are those of all."""

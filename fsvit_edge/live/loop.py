@@ -12,9 +12,10 @@ from typing import Any
 
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.scene import false_alarm_bound
+from fsvit_edge.live.bank_follower import BankFollower
 from fsvit_edge.live.events import EventDetector
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import HEALTHY, Health, SourceHealth, read_boot_id
+from fsvit_edge.live.health import HEALTHY, BankStatus, Health, SourceHealth, read_boot_id
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import Sink
@@ -157,6 +158,7 @@ class LiveRun:
         max_frames: int | None = None,
         stats_s: float | None = None,
         health_file: Path | None = None,
+        follower: BankFollower | None = None,
     ) -> None:
         self._source, self._model = source, model
         self._say, self._on_frame = say, on_frame
@@ -175,6 +177,8 @@ class LiveRun:
         self._stats_s, self._max_frames, self._health_file = stats_s, max_frames, health_file
         self._is_health_unwritten = False
         self._troubles = [""] * len(self._workers)
+        self._follower = follower
+        self._told_bank: BankStatus | None = None
         self._watchdog = ModelWatchdog(compiles=model.choice.engine not in CPU_ENGINES)
         self._model_hangs = False
         self._last_failure: FsvitEdgeError | None = None
@@ -205,6 +209,7 @@ class LiveRun:
             false_alarm_bound=false_alarm_bound(scene_frames),
             sources=sources,
             not_live=tuple(one.name for one in sources if one.status.state != "live"),
+            bank=None if self._follower is None else self._follower.status,
         )
 
     def run(self) -> RunResult:
@@ -263,6 +268,8 @@ class LiveRun:
                 self._max_frames,
             )
         finally:
+            if self._follower is not None:
+                self._follower.stop()
             self._model.close()
 
     def _predict(self, frame: Frame) -> Prediction:
@@ -316,6 +323,10 @@ class LiveRun:
                 self._troubles[number] = sink.trouble
                 text = sink.trouble or "It is working again."
                 self._say(text if text.startswith(sink.name) else f"{sink.name}: {text}")
+        if health.bank is not None:
+            for line in health.bank.news(self._told_bank):
+                self._say(line)
+            self._told_bank = health.bank
 
     def _write_health(self, health: Health) -> None:
         if self._health_file is None:

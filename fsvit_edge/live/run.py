@@ -1,14 +1,18 @@
 """A complete run, from the name of a source to the sinks: `run_source` opens everything, and `loop.LiveRun` runs it."""
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fsvit_edge.fewshot.bank_signature import read_trusted_key
 from fsvit_edge.fewshot.first_look import FirstLook
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.zones import Zone, check_zones
+from fsvit_edge.live.bank_follower import POLL_S, BankFollower
+from fsvit_edge.live.bank_origin import is_address, open_origin
 from fsvit_edge.live.collisions import refuse_collisions
 from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult
@@ -53,7 +57,10 @@ class RunOptions:
         engine: Engine that runs the model, as in `FewShotModel.load`.
         precision: Precision of the engine, as in `FewShotModel.load`.
         threads: Threads of the engine; None: every core.
-        bank: File with the enrolled classes; None: `DEFAULT_BANK` in the current folder, if it exists.
+        bank: File with the enrolled classes, or the https:// address of one, which is followed, see `BankFollower`;
+            None: `DEFAULT_BANK` in the current folder, if it exists.
+        trust: Public key that must have signed the bank, see `bank_signature`; the bank is then followed.
+        poll_s: Seconds between two looks for a newer bank, which is then followed; None: 30, if it is followed.
         level: Score above which a class is present, for all classes; None: the level of each class.
         exclusive: Whether classes that claim the same pixels exclude each other, see `FewShotModel.exclusive`.
         first_look: How many classes of each frame to compare, those that a first look finds likeliest; None: all.
@@ -69,7 +76,8 @@ class RunOptions:
         home_assistant: Whether the sinks for MQTT announce each class to Home Assistant.
 
     Raises:
-        InputError: There are too many zones, or two have the same name.
+        InputError: There are too many zones, or two have the same name; or a bank that is followed is not given, or
+            would be written to.
     """
 
     source: SourceOptions = field(default_factory=SourceOptions)
@@ -79,7 +87,9 @@ class RunOptions:
     engine: str = "auto"
     precision: str = "auto"
     threads: int | None = None
-    bank: Path | None = None
+    bank: Path | str | None = field(default=None, repr=False)  # an address may contain a password
+    trust: str | None = None
+    poll_s: float | None = None
     level: float | None = None
     exclusive: bool = False
     first_look: int | None = None
@@ -93,6 +103,17 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_zones(self.zones)
+        if self.bank is None and (self.trust is not None or self.poll_s is not None):
+            raise InputError("--trust and --poll are for a bank that others change; give it with --bank.")
+        if self.poll_s is not None and not 0 < self.poll_s < math.inf:
+            raise InputError(f"--poll must be a number of seconds above 0, got {self.poll_s:g}.")
+        if self.review and self.follows_bank:
+            raise InputError("--review writes into the bank, which here comes from elsewhere; leave out one of them.")
+
+    @property
+    def follows_bank(self) -> bool:
+        """Whether the run takes over newer banks while it runs."""
+        return self.trust is not None or self.poll_s is not None or is_address(str(self.bank or ""))
 
 
 def _print_line(text: str) -> None:
@@ -154,8 +175,10 @@ def run_source(
     folders = [] if snapshots is None else snapshots_of_sources(snapshots, list(named))
     for uri in named.values():
         _refuse_to_overwrite(uri, [sink for _, sink in own_sinks], [folder for _, folder in folders])
-    bank = _bank_to_load(options.bank, is_demo, has_page)
-    bank_to_save = options.bank or DEFAULT_BANK
+    follower = _open_follower(options) if options.follows_bank else None
+    bank_file = None if options.bank is None or is_address(str(options.bank)) else Path(options.bank)
+    bank = None if follower is not None else _bank_to_load(bank_file, is_demo, has_page)
+    bank_to_save = bank_file or DEFAULT_BANK
     refuse_collisions(list(named.values()), [uri for _, uri in own_sinks], bank_to_save, options.health_file)
     if options.review and bank is None:
         raise InputError(
@@ -170,7 +193,7 @@ def run_source(
         frames = _open_sources(source, options, has_page, stack)
         for note in (note for one in frames.parts.values() for note in one.notes):
             say(f"Note: {note}")
-        if bank is None and not (is_demo or has_page or frames.is_live):
+        if bank is None and follower is None and not (is_demo or has_page or frames.is_live):
             raise InputError(
                 "No classes are enrolled; enroll one with: fsvit-edge enroll NAME IMAGE, or choose a bank with --bank "
                 "FILE (to try it without a bank: fsvit-edge run demo)."
@@ -180,20 +203,19 @@ def run_source(
             asked = "--steady needs" if options.steady else "Events (--webhook, --snapshots) need"
             raise InputError(f"{asked} a video, a camera or a stream: pictures have no time.")
         model = stack.enter_context(
-            FewShotModel.load(options.bundle, options.engine, options.precision, options.threads, bank, say)
+            _open_model(options, bank, say)
+            if follower is None
+            else follower.open_model(lambda path: _open_model(options, path, say))
         )
         for note in model.choice.notes:
             say(f"Note: {note}")
         if bank is not None:
             model.load_bank(bank)
-        elif is_demo or not has_page:
+        elif follower is None and (is_demo or not has_page):
             if not is_demo:
                 say("No bank found, so the classes of the demo are used; enroll yours: fsvit-edge enroll NAME IMAGE")
             _enroll_demo(model, say)
-        model.set_level_for_all(options.level)
-        model.exclusive = options.exclusive
-        model.first_look = None if options.first_look is None else FirstLook(options.first_look)
-        live_model = LiveModel(model, options.zones)
+        live_model = LiveModel(model, options.zones, "" if follower is None else follower.status.origin)
         opened: list[tuple[str, Sink]] = []
         with ExitStack() as unfinished:  # if a sink is refused, finishes the ones before
 
@@ -217,7 +239,9 @@ def run_source(
                 for name, sink in open_event_sinks(told):
                     add(name, sink, of)
             unfinished.pop_all()  # from here on, the run finishes them
-        if options.review or (has_page and (frames.is_live or is_demo)):
+        if follower is not None:
+            stack.enter_context(follower.following(live_model))
+        elif options.review or (has_page and (frames.is_live or is_demo)):
             keeper = stack.enter_context(DoubtKeeper(frames, model, bank_to_save if options.review else None, say))
             on_frame = keeper.before(on_frame)
         live_run = LiveRun(
@@ -230,6 +254,7 @@ def run_source(
             max_frames=options.max_frames,
             stats_s=options.stats_s,
             health_file=options.health_file,
+            follower=follower,
         )
         return live_run.run()
 
@@ -262,6 +287,21 @@ def _refuse_to_overwrite(source: str, sinks: Sequence[str], snapshots: Sequence[
     for uri in sinks:
         if recording_folder(uri) is not None and path_of(uri).resolve() == read and read.exists():
             raise InputError(f"The sink {uri} is the source, which it would overwrite; give another name with --sink.")
+
+
+def _open_follower(options: RunOptions) -> BankFollower:
+    origin = open_origin(str(options.bank), is_signed=options.trust is not None)
+    trusted = None if options.trust is None else read_trusted_key(options.trust)
+    return BankFollower(origin, trusted, options.poll_s or POLL_S)
+
+
+def _open_model(options: RunOptions, bank: Path | None, say: Say) -> FewShotModel:
+    """Open the model without its classes, for a bank whose precision is preferred."""
+    model = FewShotModel.load(options.bundle, options.engine, options.precision, options.threads, bank, say)
+    model.set_level_for_all(options.level)
+    model.exclusive = options.exclusive
+    model.first_look = None if options.first_look is None else FirstLook(options.first_look)
+    return model
 
 
 def _bank_to_load(bank: Path | None, is_demo: bool, has_page: bool) -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.bank import LevelSource
+from fsvit_edge.fewshot.bank import LevelSource, SupportBank
 from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.fewshot.decide import PresenceOverTime
 from fsvit_edge.fewshot.enrollment import score_next
@@ -22,7 +22,7 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review_items import ReviewItems
 from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.runtime.engines.choose import EngineChoice
-from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 _Answer = TypeVar("_Answer")
 _TIMEOUT_S = 30.0
@@ -60,11 +60,13 @@ class LiveModel:
     Args:
         model: The model.
         zones_of_run: Zones that replace those of the bank in every answer of the run, unless there are none.
+        bank_origin: Where the classes come from if they are followed, and so cannot be changed here; safe to print.
     """
 
-    def __init__(self, model: FewShotModel, zones_of_run: tuple[Zone, ...] = ()) -> None:
+    def __init__(self, model: FewShotModel, zones_of_run: tuple[Zone, ...] = (), bank_origin: str = "") -> None:
         self._model = model
         self.zones_of_run = zones_of_run
+        self.bank_origin = bank_origin
         self._waiting: queue.Queue[tuple[Callable[[FewShotModel], Any], Future[Any], bool]] = queue.Queue(_MAX_WAITING)
         self._closed = threading.Event()
         model.scores_later = True
@@ -194,8 +196,25 @@ class LiveModel:
         return self._ask(request, is_change=False)
 
     def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
-        """Like `read`, for a request that changes the classes; if it fails, they stay as they were."""
+        """Like `read`, for a request that changes the classes; if it fails, they stay as they were.
+
+        Raises:
+            InputError: As `refuse_changes`.
+        """
+        self.refuse_changes()
         return self._ask(request, is_change=True)
+
+    def refuse_changes(self) -> None:
+        """Raise an InputError if the classes cannot be changed here."""
+        if self.bank_origin:
+            raise InputError(
+                f"The classes come from {self.bank_origin}, so they cannot be changed here; change that bank, and this "
+                "run takes it over."
+            )
+
+    def replace_bank(self, bank: SupportBank) -> None:
+        """Take over a bank of this model between two frames, also where people may not; raises like `read`."""
+        self._ask(lambda model: model.use_bank(bank), is_change=True)
 
     def wait_for_scores(self) -> None:
         """Wait until the classes are scored on all of the empty scene; from any other thread. Raises like `read`."""

@@ -37,6 +37,7 @@ class HealthMetrics(Collector):
             _metric("gauge", "classes", "Enrolled classes.", len(health.classes)),
             _metric("gauge", "scene_frames", "Pictures of the empty scene.", health.scene_frames),
             _metric("gauge", "false_alarm_bound", _BOUND, health.false_alarm_bound),
+            *self._of_bank(),
             _metric(
                 "gauge",
                 "source_frozen",
@@ -74,6 +75,15 @@ class HealthMetrics(Collector):
                     ("gauge", "troubled", "1 if a sink has a problem for now.", lambda one: bool(one.trouble)),
                 )
             ),
+        ]
+
+    def _of_bank(self) -> list[Metric]:
+        bank = self._health.bank
+        if bank is None:
+            return []
+        return [
+            _metric("gauge", "bank_info", "The sum of the bank that answers.", [({"sha256": bank.sha256}, 1.0)]),
+            _metric("gauge", "bank_troubled", "1 if no newer bank can be taken over now.", float(bool(bank.trouble))),
         ]
 
 

@@ -143,6 +143,7 @@ class BankState(BaseModel):
 
     file: str
     is_saved: bool
+    is_followed: bool = Field(description="Whether the classes come from there, and cannot be changed here.")
 
 
 class ReviewCounts(BaseModel):

@@ -52,6 +52,7 @@ class Seen:
     revision: int
     bank_file: str
     is_saved: bool
+    is_followed: bool
 
     def is_same(self, other: "Seen") -> bool:
         """Whether nothing was replaced; numbers and texts are compared by value."""
@@ -113,7 +114,7 @@ def _state(seen: Seen) -> schemas.State:
             judged=sum(one.verdict is not None for one in seen.review),
         ),
         revision=f"{seen.run_id}-{seen.revision}",
-        bank=schemas.BankState(file=seen.bank_file, is_saved=seen.is_saved),
+        bank=schemas.BankState(file=seen.bank_file, is_saved=seen.is_saved, is_followed=seen.is_followed),
     )
 
 

@@ -57,7 +57,7 @@ class PageState:
         self.trials = Trials(self.model)
         self.first_changes = self.model.changes
         self.saved_changes = self.file_sum = None
-        file = self._file()
+        file = None if self.model.bank_origin else self._file()
         if file is None:
             if not self.model.classes:  # nothing to save
                 self.saved_changes = self.first_changes
@@ -70,14 +70,12 @@ class PageState:
     @property
     def is_saved(self) -> bool:
         """Whether the file has these classes; a change that timed out may still come."""
-        return self.saved_changes == self.model.changes and self._file_is_as_known()
+        return bool(self.model.bank_origin) or (self.saved_changes == self.model.changes and self._file_is_as_known())
 
     @property
     def has_unsaved_changes(self) -> bool:
         """Whether a person changed something here that is not in the file."""
-        return self.saved_changes != self.model.changes and (
-            self.model.changes != self.first_changes or bool(self.unstored)
-        )
+        return not self.is_saved and (self.model.changes != self.first_changes or bool(self.unstored))
 
     def seen(self, source: str) -> Seen:
         """What the page shows now of a source."""
@@ -93,12 +91,14 @@ class PageState:
             model.review,
             self.run_id,
             model.revision,
-            str(self.bank_path),
+            self.model.bank_origin or str(self.bank_path),
             self.is_saved,
+            bool(self.model.bank_origin),
         )
 
     def judge(self, number: int, verdict: Verdict | None) -> tuple[ReviewItem, bool]:
         """Set the verdict of a doubtful frame, and return it, and whether the verdict is in the bank's file."""
+        self.model.refuse_changes()
         with self._writing():
             item, supports = self.model.read(partial(_judge, number=number, verdict=verdict))
             is_stored = False
@@ -117,7 +117,9 @@ class PageState:
         Raises:
             ArtifactError: Without `overwrite`, the file is no bank, or has classes that this run never read or wrote.
             BusyError: Another process has been changing the bank for `BUSY_S`.
+            InputError: As `LiveModel.refuse_changes`.
         """
+        self.model.refuse_changes()
         with self._writing(), editing(self.bank_path, limit_s=BUSY_S) as check_unchanged:
             theirs = self._file()
             if not overwrite:
@@ -161,7 +163,7 @@ class PageState:
     def read_verdicts(self) -> None:
         """Take over the verdicts that others wrote to the bank's file, unless it is being written now."""
         with suppress(BusyError), self._writing(limit_s=0):
-            if (theirs := self._file()) is None:
+            if self.model.bank_origin or (theirs := self._file()) is None:
                 return
 
             def take_over(model: FewShotModel) -> None:

@@ -45,6 +45,8 @@ ALL = (
     "bank list",
     "bank scene",
     "bank remove",
+    "bank key",
+    "bank sign",
 )
 
 LONG_PAGE = pytest.mark.slow(reason="exports the bundled model or builds its engines, 20 s")

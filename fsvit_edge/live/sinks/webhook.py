@@ -1,17 +1,13 @@
 """Events posted to a web server: http[s]://[user:password@]host[:port]/path."""
 
-import base64
-import contextlib
-import http.client
 import re
-import socket
 import ssl
 import threading
 import time
 from collections import deque
 from http import HTTPStatus
 from typing import NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult
 
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event, event_record
@@ -19,7 +15,7 @@ from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.json_lines import json_line
-from fsvit_edge.live.uri import is_host
+from fsvit_edge.live.web_request import WEB_ERRORS, WebRequest, answer_text, parse_web_address, redirect_problem
 from fsvit_edge.runtime.errors import InputError
 
 _PAUSES_S = (1.0, 3.0, 10.0, 30.0, 60.0)  # before each further try of an event
@@ -64,10 +60,6 @@ class WebhookSink(Sink):
     ) -> None:
         self._parts = _parse(uri)
         self._cooldown_s, self._pauses_s, self._timeout_s = cooldown_s, pauses_s, timeout_s
-        self._headers = {"Content-Type": "application/json", "User-Agent": "fsvit-edge"}
-        if self._parts.username is not None:
-            user = f"{unquote(self._parts.username)}:{unquote(self._parts.password or '')}"
-            self._headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
         self._tls = ssl.create_default_context() if self._parts.scheme == "https" else None
         self._changed = threading.Condition()
         self._waiting: deque[bytes] = deque()
@@ -77,7 +69,7 @@ class WebhookSink(Sink):
         self._lost = 0
         self._loss = ""  # what was lost, until the run has said it
         self._finishing = self._is_over = False
-        self._connection: http.client.HTTPConnection | None = None
+        self._request: WebRequest | None = None
         self._thread = threading.Thread(target=self._send, name=f"webhook {webhook_name(uri)}", daemon=True)
         self._thread.start()
 
@@ -171,33 +163,15 @@ class WebhookSink(Sink):
 
     def _post(self, body: bytes) -> _Problem | None:
         """Try once; return what is wrong, in words that contain nothing of the address or of the answer."""
-        host, port = self._parts.hostname or "", self._parts.port
-        connection: http.client.HTTPConnection
-        if self._tls is None:
-            connection = http.client.HTTPConnection(host, port, timeout=self._timeout_s)
-        else:
-            connection = http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=self._tls)
-        self._connection = connection
-        timer = threading.Timer(self._timeout_s, _cut, [connection])
-        started_s = time.monotonic()
-        timer.daemon = True
-        timer.start()
-        target = (self._parts.path or "/") + (f"?{self._parts.query}" if self._parts.query else "")
-        try:
-            connection.request("POST", target, body, self._headers)
-            with connection.getresponse() as response:
-                return _answer_problem(response.status)
-        except ssl.SSLCertVerificationError as error:
-            return _Problem(f"The certificate of the server is not trusted ({error.verify_message}); {_KEPT}", False)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            # ValueError: the connection was cut between two steps.
-            is_late = isinstance(error, TimeoutError) or time.monotonic() - started_s >= self._timeout_s
-            reason = f"no answer within {self._timeout_s:g} s" if is_late else _reason(error)
-            return _Problem(f"The server does not respond ({reason}); {_KEPT}", False)
-        finally:
-            timer.cancel()
-            connection.close()
-            self._connection = None
+        with WebRequest(self._parts, self._tls, self._timeout_s) as request:
+            self._request = request
+            try:
+                with request.send("POST", {"Content-Type": "application/json"}, body) as response:
+                    return _answer_problem(response.status)
+            except WEB_ERRORS as error:
+                return _Problem(f"{request.problem(error)}; {_KEPT}", False)
+            finally:
+                self._request = None
 
     def _finish(self) -> None:
         """Try what waits once more, for 5 s, or 0.5 s if the run has been told to stop."""
@@ -211,9 +185,9 @@ class WebhookSink(Sink):
                 break
         with self._changed:
             self._is_over = True
-            connection, unsent = self._connection, self._unsent + self._lost
-        if connection is not None:
-            _cut(connection)
+            request, unsent = self._request, self._unsent + self._lost
+        if request is not None:
+            request.cut()
             self._thread.join(0.1)  # it is a daemon: one that looks up a name for long is left behind
         if unsent:
             self.trouble = f"The run has ended, and {_events(unsent)} could not be sent."
@@ -234,13 +208,8 @@ def webhook_name(uri: str) -> str:
 
 
 def _parse(uri: str) -> SplitResult:
-    try:
-        parts = urlsplit(uri)
-        is_valid = parts.scheme in ("http", "https") and is_host(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_valid = False
-    # urlsplit drops line ends, and http.client would show the address in its own message.
-    if not is_valid or "#" in uri or not re.fullmatch("[!-~]+", uri):
+    parts = parse_web_address(uri)
+    if parts is None:
         raise InputError(
             f"Invalid webhook {webhook_name(uri)} (the rest is not shown); expected http://HOST/PATH or "
             "https://HOST/PATH, with other characters than letters, digits and punctuation as %XX, and # as %23."
@@ -251,31 +220,12 @@ def _parse(uri: str) -> SplitResult:
 def _answer_problem(status: int) -> _Problem | None:
     if 200 <= status < 300:
         return None
-    # Not in the server's words, which may repeat the address.
-    answer = f"{status} {http.client.responses.get(status, '')}".rstrip()
+    answer = answer_text(status)
     if 300 <= status < 400:
-        return _Problem(f"The server redirects ({answer}), which is not followed; give the address it leads to.", True)
+        return _Problem(f"{redirect_problem(status)}.", True)
     if 400 <= status < 500 and status not in _TRANSIENT:
         return _Problem(f"The server refuses events ({answer}); check the address.", True)
     return _Problem(f"The server answers {answer}; {_KEPT}", False)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {(error.reason or 'failed').replace('_', ' ').lower()}"
-    if isinstance(error, http.client.RemoteDisconnected):
-        return "it closed the connection"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "its answer is not HTTP" if isinstance(error, http.client.HTTPException) else type(error).__name__
-
-
-def _cut(connection: http.client.HTTPConnection) -> None:
-    """End a connection on which another thread waits."""
-    opened = connection.sock
-    if opened is not None:
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(opened, socket.SHUT_RDWR)  # under TLS too, whose own takes its state away
 
 
 def _events(count: int) -> str:

@@ -39,6 +39,7 @@ def learn_scene(page: Page, source: str = "") -> false_alarms.SceneAnswer:
 
     In a run of several sources, from the frames of one: the first by default.
     """
+    page.model.refuse_changes()
     if not page.learning_scene.acquire(blocking=False):
         raise FsvitEdgeError("The empty scene is being learned already; wait until that is done.")
     try:

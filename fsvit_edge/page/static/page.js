@@ -9,6 +9,7 @@ import { onSource, showSources } from "/sources.js";
 import { showZones } from "/zones.js";
 import { request, attempt, find, ofSource, onClick, query, showMessage, showSource, showTrouble } from "/common.js";
 
+const FOLLOWED = "The classes come from there and cannot be changed here.";
 const POLL_MS = 250, HIDDEN_POLL_MS = 3000, RETRY_MS = 1500;
 
 let isConnected = false;
@@ -52,7 +53,8 @@ function show(state) {
   showZones(state);
   showReview(state);
   find("bank-file").textContent = state.bank.file;
-  find("bank-saved").textContent = state.bank.is_saved ? "Saved." : "Not saved yet.";
+  document.body.classList.toggle("followed", state.bank.is_followed);
+  find("bank-saved").textContent = state.bank.is_followed ? FOLLOWED : state.bank.is_saved ? "Saved." : "Not saved yet.";
   find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);
 }
 
@@ -68,15 +70,16 @@ function showHealth({ health, frame }) {
   const source = health.source_status;
   if (source.is_frozen) setPill("frozen", "frozen");
   else setPill(source.state, source.state);
-  showTrouble(source.is_frozen ? "The camera repeats the same picture." : source.message || troubleOf(health.sinks));
+  showTrouble(source.is_frozen ? "The camera repeats the same picture." : source.message || troubleOf(health));
   find("fps").textContent = health.fps.toFixed(1);
   find("age").textContent = health.age_ms ? `${Math.round(health.age_ms.p50)} ms` : "–";
   find("dropped").textContent = source.dropped;
   find("model").textContent = `${health.source} · ${health.model} · ${health.engine} ${health.precision}`;
 }
 
-function troubleOf(sinks) {
+function troubleOf({ sinks, bank }) {
   const failing = sinks.find((sink) => sink.failure || sink.trouble);
+  if (!failing && bank?.trouble) return `Bank ${bank.origin}: ${bank.trouble}`;
   return failing ? `${failing.name}: ${failing.failure || failing.trouble}` : "";
 }
 

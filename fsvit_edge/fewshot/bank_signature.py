@@ -1,0 +1,133 @@
+"""Signatures of bank files: Ed25519 over the exact bytes of the file, 64 bytes in a file beside it.
+
+The private key is a PEM file, as OpenSSL reads and writes it; the public key is 44 characters of base64, to be typed.
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.runtime.disk_steps import write_errors
+from fsvit_edge.runtime.errors import InputError, package_error
+from fsvit_edge.runtime.storage import atomic_write
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+SIGNATURE_SUFFIX = ".sig"
+_SIGNATURE_BYTES = 64
+_MAX_KEY_BYTES = 10_000
+_INSTALL = 'pip install "fsvit-edge[sign]"'
+
+
+@dataclass(frozen=True)
+class TrustedKey:
+    """A public key; `read_trusted_key` makes one."""
+
+    text: str  # base64
+    _key: "Ed25519PublicKey" = field(repr=False)
+
+    def is_signature_of(self, signature: bytes, data: bytes) -> bool:
+        """Whether the owner of the key signed these bytes."""
+        from cryptography.exceptions import InvalidSignature
+
+        if len(signature) != _SIGNATURE_BYTES:
+            return False
+        try:
+            self._key.verify(signature, data)
+        except InvalidSignature:
+            return False
+        return True
+
+
+def read_trusted_key(text: str) -> TrustedKey:
+    """Read the text of a public key.
+
+    Raises:
+        InputError: It is no such text.
+        EnvironmentLacksError: The package for signatures is not installed.
+    """
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    except ImportError as error:
+        raise package_error("--trust needs cryptography", "cryptography", _INSTALL, error) from error
+    try:
+        return TrustedKey(text, Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True)))
+    except (ValueError, binascii.Error) as error:
+        raise InputError(
+            "--trust takes the public key that fsvit-edge bank key printed, 44 characters that end with =, or @FILE "
+            f"with them; got {len(text)} other ones."
+        ) from error
+
+
+def make_key(path: Path) -> str:
+    """Make a key pair: write the private key to a new file that only its user may read, and return the public key.
+
+    Raises:
+        InputError: There is a file of this name.
+        EnvironmentLacksError: The package for signatures is not installed.
+        FsvitEdgeError: The file cannot be written.
+    """
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    except ImportError as error:
+        raise package_error("A key needs cryptography", "cryptography", _INSTALL, error) from error
+    key = Ed25519PrivateKey.generate()
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.touch(mode=0o600, exist_ok=False)  # before the key is in it, and the write keeps the mode
+        except FileExistsError as error:
+            raise InputError(f"{path} exists, and a key that is lost cannot be made again; give a new name.") from error
+    try:
+        atomic_write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    except BaseException:
+        path.unlink()
+        raise
+    return _public_text(key)
+
+
+def sign_bank(bank: Path, key: Path) -> str:
+    """Sign a bank, write the signature beside it, and return the public key.
+
+    Raises:
+        InputError: The key cannot be read.
+        ArtifactError: The bank is missing or damaged.
+        EnvironmentLacksError: The package for signatures is not installed.
+        FsvitEdgeError: The signature cannot be written.
+    """
+    private = _read_private_key(key)
+    SupportBank.load(bank)  # what no device could read is not signed
+    atomic_write(Path(f"{bank}{SIGNATURE_SUFFIX}"), private.sign(bank.read_bytes()))
+    return _public_text(private)
+
+
+def _read_private_key(path: Path) -> "Ed25519PrivateKey":
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    except ImportError as error:
+        raise package_error("A signature needs cryptography", "cryptography", _INSTALL, error) from error
+    try:
+        with path.open("rb") as file:
+            key = load_pem_private_key(file.read(_MAX_KEY_BYTES), password=None)
+    except FileNotFoundError as error:
+        raise InputError(f"Key {path} does not exist; make one with: fsvit-edge bank key {path}") from error
+    except OSError as error:
+        raise InputError(f"Key {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # a TypeError if it has a password
+        raise InputError(
+            f"{path} is no private key without a password; make one with: fsvit-edge bank key FILE"
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise InputError(f"{path} is a key of another kind than Ed25519; make one with: fsvit-edge bank key FILE")
+    return key
+
+
+def _public_text(key: "Ed25519PrivateKey") -> str:
+    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
