@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
+from fsvit_edge.cli.options import AnswerEngineOption, BundleOption, PrecisionOption, ThreadsOption
 from fsvit_edge.cli.terminal import plain_console, print_qr_code, print_table, require, say
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.presence_level import distinct_texts
@@ -56,10 +56,14 @@ def run(
         ),
     ] = None,
     bank: Annotated[
-        Path | None, typer.Option(help="File with the enrolled classes; default: bank.safetensors, if it exists.")
+        Path | None,
+        typer.Option(
+            help="File with the enrolled classes; default: bank.safetensors, if it exists. With triton://, the name of "
+            "one of the box's banks."
+        ),
     ] = None,
     bundle: BundleOption = None,
-    engine: EngineOption = "auto",
+    engine: AnswerEngineOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
     level: Annotated[

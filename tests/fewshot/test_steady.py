@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fsvit_edge.fewshot.decide import Scores, compete, scene_level
-from fsvit_edge.live.steady import GAP_S, OFF_MARGIN, ON_S, SteadyAnswers
+from fsvit_edge.fewshot.steady import GAP_S, OFF_MARGIN, ON_S, SteadyAnswers
 from fsvit_edge.runtime.postprocess import log_odds, sigmoid
 
 LEVEL = 0.8
@@ -44,7 +44,7 @@ def test_single_frames_change_nothing() -> None:
 
 def test_without_times_every_frame_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ON_S", "OFF_S"):
-        monkeypatch.setattr(f"fsvit_edge.live.steady.{name}", 0.0)
+        monkeypatch.setattr(f"fsvit_edge.fewshot.steady.{name}", 0.0)
     assert play(SteadyAnswers(), [2.0, -3.0] * 5) == [True, False] * 5
 
 
