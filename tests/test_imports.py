@@ -25,7 +25,7 @@ PUBLIC = (
 
 # Each may import itself and the groups before its own; "" is the package's own page.
 ORDER = (
-    *(("runtime",), ("fewshot",), ("triton",), ("", "live", "inspect"), ("model", "enroll", "label")),
+    *(("runtime",), ("fewshot",), ("",), ("triton",), ("live", "inspect"), ("model", "enroll", "label")),
     *(("learn", "calib", "page"), ("export",), ("cli",)),
 )
 LAYERS = {room: height for height, rooms in enumerate(ORDER) for room in rooms}
