@@ -113,7 +113,7 @@ class RemoteModel:
         self._client = grpc.InferenceServerClient(host)
         self._bank, self._options, self._zones, self._say = bank, options, zones, say
         self._blas = ThreadpoolController().select(user_api="blas")
-        self._trouble = self._problem = ""
+        self._trouble = self._problem = self._facts_text = ""
         try:
             self.facts = self._facts_of(self._ask({}, options, (wire.FACTS,), _FACTS_WITHIN_S))
         except _AwayError as error:
@@ -195,6 +195,9 @@ class RemoteModel:
         self._client.close()
 
     def _facts_of(self, tensors: wire.Tensors) -> Facts:
+        text = wire.text_of(tensors, wire.FACTS)
+        if text == self._facts_text:  # as in nearly all answers; those of 255 classes take a millisecond to read
+            return self.facts
         try:
             facts = wire.from_json(Facts, tensors, wire.FACTS)
         except InputError as error:
@@ -207,6 +210,7 @@ class RemoteModel:
                 f"The box {self.address} has fsvit-edge {facts.fsvit_edge}, whose answers have version {facts.wire}, "
                 f"not {wire.WIRE_VERSION}; install the same version on both."
             )
+        self._facts_text = text
         return facts
 
     def _ask(

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fsvit_edge.runtime.errors import FsvitEdgeError
+import numpy as np
+
+from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError
 from fsvit_edge.triton.box import Box, Settings
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -19,6 +21,7 @@ class TritonPythonModel:
         """Open the model; what this raises is what the server says of a model that it cannot load."""
         # Only the backend has this module.
         self._utils: Any = importlib.import_module("triton_python_backend_utils")
+        self._check_arrays()
         if args["model_instance_kind"] == "GPU":
             # Engines take the first GPU that they see.
             visible = [one for one in os.environ.get(_VISIBLE, "").split(",") if one]
@@ -33,6 +36,19 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Free the engines."""
         self._box.close()
+
+    def _check_arrays(self) -> None:
+        """Refuse a numpy that the backend was not built for: it reads other values, and crashes at the first request.
+
+        So did Triton 2.51 with numpy 2.4.
+        """
+        sent = np.arange(6, dtype=np.float32).reshape(2, 3)
+        tensor = self._utils.Tensor("check", sent)
+        if not np.array_equal(self._utils.Tensor.from_dlpack("check", tensor).as_numpy(), sent):
+            raise EnvironmentLacksError(
+                f"This server's Python backend cannot read arrays of numpy {np.__version__}; install an older one in "
+                'its Python: pip install "numpy<2" "opencv-python-headless==4.9.*".'
+            )
 
     def _response(self, request: Any) -> Any:
         utils = self._utils

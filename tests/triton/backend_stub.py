@@ -23,6 +23,10 @@ class Tensor:
     def as_numpy(self) -> np.ndarray:
         return self._array
 
+    @staticmethod
+    def from_dlpack(name: str, tensor: "Tensor") -> "Tensor":
+        return Tensor(name, tensor.as_numpy())
+
 
 class TritonError:
     def __init__(self, message: str) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backend_stub import Backend, Request, open_model
+from backend_stub import Backend, Request, Tensor, open_model
 from PIL import Image
 from sample_files import colors
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.first_look import FirstLook
+from fsvit_edge.runtime.errors import EnvironmentLacksError
 from fsvit_edge.runtime.pictures import decode_image, encode_jpeg
 from fsvit_edge.triton import model as model_module
 from fsvit_edge.triton import wire
@@ -231,6 +232,17 @@ def test_an_instance_sees_only_its_own_gpu(
     assert backend.logged == []
     open_model(write_model(tmp_path, "m", Settings(FORMAT_VERSION, None, "banks")), kind, "1")
     assert seen == [expected]
+
+
+def test_a_numpy_that_the_backend_cannot_read_is_refused_when_the_model_is_loaded(
+    tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path, "m", Settings(FORMAT_VERSION, None, "banks"))
+    zeros = staticmethod(lambda name, tensor: Tensor(name, 0 * tensor.as_numpy()))  # what the real one reads
+    monkeypatch.setattr(Tensor, "from_dlpack", zeros)
+    with pytest.raises(EnvironmentLacksError, match=r"cannot read arrays of numpy .*: pip install \"numpy<2\""):
+        open_model(folder)
+    assert backend.logged == []
 
 
 def test_settings_that_are_missing_or_wrong_are_refused(tmp_path: Path, backend: Backend) -> None:
