@@ -25,11 +25,11 @@ PUBLIC = (
 
 # Each may import itself and the groups before its own; "" is the package's own page.
 ORDER = (
-    *(("runtime",), ("fewshot",), ("",), ("triton",), ("live", "inspect"), ("model", "enroll", "label")),
+    *(("runtime",), ("fewshot",), ("",), ("remote",), ("live", "inspect"), ("model", "enroll", "label")),
     *(("learn", "calib", "page"), ("export",), ("cli",)),
 )
 LAYERS = {room: height for height, rooms in enumerate(ORDER) for room in rooms}
-DEVICE_ROOMS = ("runtime", "fewshot", "triton", "live", "inspect", "enroll", "label", "page")
+DEVICE_ROOMS = ("runtime", "fewshot", "remote", "live", "inspect", "enroll", "label", "page")
 
 WORKSTATION = ("torch", "torchvision", "timm", "onnx", "onnxsim", "onnxscript")
 PAGE = ("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client")
@@ -41,7 +41,7 @@ HOMES = {
     **dict.fromkeys(PAGE, ("page",)),
     **dict.fromkeys(("av", "paho"), ("live",)),
     **dict.fromkeys(("lightning", "torchmetrics"), ("learn",)),
-    "tritonclient": ("triton",),
+    "tritonclient": ("remote",),
 }
 DEVICE = ("av", "numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
 COMMANDS = (

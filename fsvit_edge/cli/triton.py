@@ -30,10 +30,10 @@ def triton(
 
     Devices use it with run and label, and --engine triton://HOST:PORT/MODEL.
     """
+    from fsvit_edge.remote.box import FORMAT_VERSION, Settings
+    from fsvit_edge.remote.repository import check_banks, model_name, write_model
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
     from fsvit_edge.runtime.engines.choose import check_options
-    from fsvit_edge.triton.box import FORMAT_VERSION, Settings
-    from fsvit_edge.triton.repository import check_banks, model_name, write_model
 
     check_options(engine, precision)
     manifest = Bundle.load(bundle or DEFAULT_BUNDLE).manifest

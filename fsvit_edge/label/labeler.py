@@ -13,12 +13,12 @@ from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part
+from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_with_box
+from fsvit_edge.remote.wire import Facts, Options
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, bundle_sha256
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.pictures import decode_image
-from fsvit_edge.triton.client import RemoteModel, bank_on_box, is_box, refuse_with_box
-from fsvit_edge.triton.wire import Facts, Options
 
 
 @dataclass(frozen=True)

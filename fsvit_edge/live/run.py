@@ -32,12 +32,12 @@ from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.many import ManySources, NamedSource
 from fsvit_edge.live.sources.names import source_names
 from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_with_box
+from fsvit_edge.remote.wire import Options
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.presence_level import check_level
 from fsvit_edge.runtime.storage import remove_leftovers
-from fsvit_edge.triton.client import RemoteModel, bank_on_box, is_box, refuse_with_box
-from fsvit_edge.triton.wire import Options
 
 DEFAULT_BANK = Path("bank.safetensors")
 

@@ -19,6 +19,8 @@ from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.fewshot.support_masks import Image
+from fsvit_edge.remote import wire
+from fsvit_edge.remote.wire import Details, Facts, Options, Tensors
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, bundle_sha256
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
@@ -26,8 +28,6 @@ from fsvit_edge.runtime.limits import usable_cores
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.pictures import MAX_PICTURE_PX, decode_image
 from fsvit_edge.runtime.storage import version_of
-from fsvit_edge.triton import wire
-from fsvit_edge.triton.wire import Details, Facts, Options, Tensors
 
 SETTINGS_NAME = "fsvit-edge.json"
 FORMAT_VERSION = 1

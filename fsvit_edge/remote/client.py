@@ -16,6 +16,8 @@ from fsvit_edge.fewshot.prediction import Prediction, StageClock
 from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.fewshot.zones import Zone
+from fsvit_edge.remote import wire
+from fsvit_edge.remote.wire import Details, Facts, Options
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import (
     ArtifactError,
@@ -27,8 +29,6 @@ from fsvit_edge.runtime.errors import (
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.pictures import decoded
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image
-from fsvit_edge.triton import wire
-from fsvit_edge.triton.wire import Details, Facts, Options
 
 SCHEME = "triton://"
 _PORT = 8001  # of gRPC, in Triton

@@ -16,10 +16,10 @@ from fsvit_edge import FewShotModel
 from fsvit_edge.fewshot.first_look import FirstLook
 from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.fewshot.zones import Zone
+from fsvit_edge.remote import wire
+from fsvit_edge.remote.client import RemoteModel, bank_on_box
+from fsvit_edge.remote.wire import Options
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
-from fsvit_edge.triton import wire
-from fsvit_edge.triton.client import RemoteModel, bank_on_box
-from fsvit_edge.triton.wire import Options
 
 FRAMES = [colors(1, 121, 163), gray(90), colors(2, 480, 640), colors(3, 256, 256), colors(4, 31, 7)]
 

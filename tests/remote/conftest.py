@@ -15,8 +15,8 @@ from sample_files import colors, rectangle
 from fsvit_edge import FewShotModel
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.zones import Zone
-from fsvit_edge.triton.box import FORMAT_VERSION, Settings
-from fsvit_edge.triton.repository import write_model
+from fsvit_edge.remote.box import FORMAT_VERSION, Settings
+from fsvit_edge.remote.repository import write_model
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +76,7 @@ def model(
 ) -> Iterator[Any]:
     """The model of a repository, as the backend opens it."""
     assert backend.logged == []
-    monkeypatch.setattr("fsvit_edge.triton.box.FewShotModel", SimpleNamespace(load=lambda *_: engines_of_box))
+    monkeypatch.setattr("fsvit_edge.remote.box.FewShotModel", SimpleNamespace(load=lambda *_: engines_of_box))
     monkeypatch.setattr(engines_of_box, "close", lambda: None)
     settings = Settings(FORMAT_VERSION, None, str(banks), threads=1, **HERE)
     opened = open_model(write_model(tmp_path / "repository", NAME, settings))
@@ -92,5 +92,5 @@ def box(model: Any, monkeypatch: pytest.MonkeyPatch) -> type[Loopback]:
     monkeypatch.setattr(Loopback, "model", model)
     monkeypatch.setattr(Loopback, "away", staticmethod(lambda: ""))
     monkeypatch.setattr(Loopback, "asked", [])
-    monkeypatch.setattr("fsvit_edge.triton.client._PAUSE_S", 0.001)
+    monkeypatch.setattr("fsvit_edge.remote.client._PAUSE_S", 0.001)
     return Loopback

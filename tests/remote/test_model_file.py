@@ -16,12 +16,12 @@ from sample_files import colors
 from fsvit_edge import FewShotModel
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.first_look import FirstLook
+from fsvit_edge.remote import model as model_module
+from fsvit_edge.remote import wire
+from fsvit_edge.remote.box import FORMAT_VERSION, Settings
+from fsvit_edge.remote.repository import write_model
 from fsvit_edge.runtime.errors import EnvironmentLacksError
 from fsvit_edge.runtime.pictures import decode_image, encode_jpeg
-from fsvit_edge.triton import model as model_module
-from fsvit_edge.triton import wire
-from fsvit_edge.triton.box import FORMAT_VERSION, Settings
-from fsvit_edge.triton.repository import write_model
 
 ALL = list(wire.OUTPUTS)
 
@@ -208,7 +208,7 @@ def test_a_bank_that_breaks_leaves_the_one_before_in_its_place_and_says_so(
 
 
 def test_only_so_many_choices_are_kept(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsvit_edge.triton.box._MOST_CHOICES", 2)
+    monkeypatch.setattr("fsvit_edge.remote.box._MOST_CHOICES", 2)
     for score in (0.96, 0.97, 0.98, 0.96):
         facts = json.loads(ask(model, bank="two", options=json.dumps({"min_score": score}))["facts"][0])
         assert min(facts["levels"]) == pytest.approx(score)

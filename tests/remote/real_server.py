@@ -4,7 +4,7 @@ Its Python backend needs numpy < 2 in the model's process, so the environment of
 
     python3.11 -m venv /tmp/box
     /tmp/box/bin/pip install nvidia-pytriton "numpy<2" "opencv-python-headless==4.9.*" .
-    TRITON_PYTHON=/tmp/box/bin/python pytest tests/triton/test_real_server.py
+    TRITON_PYTHON=/tmp/box/bin/python pytest tests/remote/test_real_server.py
 """
 
 import json

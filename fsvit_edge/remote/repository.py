@@ -4,16 +4,16 @@ import re
 from pathlib import Path
 
 from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.remote.box import BANK_SUFFIX, SETTINGS_NAME, Settings
+from fsvit_edge.remote.wire import BANK, INPUTS, OUTPUTS
 from fsvit_edge.runtime.bundle import Manifest
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.storage import atomic_folder
-from fsvit_edge.triton.box import BANK_SUFFIX, SETTINGS_NAME, Settings
-from fsvit_edge.triton.wire import BANK, INPUTS, OUTPUTS
 
 _MODEL_FILE = '''"""Made by fsvit-edge triton. The server's Python must have fsvit-edge."""
 
-from fsvit_edge.triton.model import TritonPythonModel  # noqa: F401
+from fsvit_edge.remote.model import TritonPythonModel  # noqa: F401
 '''
 _CONFIG = """# Made by fsvit-edge triton; what it answers by is in {settings}.
 name: "{name}"

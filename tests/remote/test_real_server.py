@@ -16,11 +16,11 @@ from sample_files import colors
 from fsvit_edge import FewShotModel
 from fsvit_edge.cli import main as command_line
 from fsvit_edge.fewshot.steady import SteadyAnswers
+from fsvit_edge.remote.box import FORMAT_VERSION, Settings
+from fsvit_edge.remote.client import RemoteModel
+from fsvit_edge.remote.repository import write_model
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.pictures import write_image
-from fsvit_edge.triton.box import FORMAT_VERSION, Settings
-from fsvit_edge.triton.client import RemoteModel
-from fsvit_edge.triton.repository import write_model
 
 ROOT = Path(__file__).parents[2]
 DEVICES, FRAMES_OF_EACH = 4, 250

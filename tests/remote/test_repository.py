@@ -11,11 +11,11 @@ import pytest
 from answers import HERE, NAME
 
 from fsvit_edge.cli.main import main
+from fsvit_edge.remote.box import FORMAT_VERSION, Settings
+from fsvit_edge.remote.repository import model_name, write_model
+from fsvit_edge.remote.wire import INPUTS, OUTPUTS
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.triton.box import FORMAT_VERSION, Settings
-from fsvit_edge.triton.repository import model_name, write_model
-from fsvit_edge.triton.wire import INPUTS, OUTPUTS
 
 SETTINGS = Settings(FORMAT_VERSION, None, "/banks", instances=3, threads=2, **HERE)
 

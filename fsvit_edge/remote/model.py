@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fsvit_edge.remote.box import Box, Settings
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError
-from fsvit_edge.triton.box import Box, Settings
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
