@@ -118,7 +118,7 @@ class RemoteModel:
             self.facts = self._facts_of(self._ask({}, options, (wire.FACTS,), _FACTS_WITHIN_S))
         except _AwayError as error:
             self.close()
-            raise FsvitEdgeError(f"The box {self.address} cannot be reached: {error}.") from error
+            raise FsvitEdgeError(f"The box {self.address} does not answer: {error}.") from error
         except FsvitEdgeError:
             self.close()
             raise

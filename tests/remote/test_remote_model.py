@@ -94,7 +94,7 @@ def test_a_box_that_is_away_is_told_once_and_answers_when_it_is_back(away: Calla
 
 def test_a_box_that_is_away_at_the_start_is_an_error(away: Callable[[str], None]) -> None:
     away("failed to connect")
-    with pytest.raises(FsvitEdgeError, match=r"The box triton://.* cannot be reached: failed to connect\.") as error:
+    with pytest.raises(FsvitEdgeError, match=r"The box triton://.* does not answer: failed to connect\.") as error:
         RemoteModel(ADDRESS, "two")
     assert error.value.exit_code == 1
 
