@@ -27,12 +27,12 @@ from model_options import model_parser
 from turns import take_turns
 
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.fewshot.zones import parse_zone
 from fsvit_edge.live.events import EventDetector
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.sources.demo import DEMO_FPS, demo_frame, demo_length, demo_supports, demo_truth
-from fsvit_edge.live.steady import SteadyAnswers
 from fsvit_edge.runtime.machine import Machine
 
 SIZE_HW = (720, 1280)

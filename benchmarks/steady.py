@@ -15,10 +15,10 @@ import numpy as np
 from model_options import model_parser, open_model
 
 from fsvit_edge.fewshot.predictor import FewShotModel
+from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.live.sources.base import DEFAULT_FPS
 from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.open import open_source
-from fsvit_edge.live.steady import SteadyAnswers
 
 HEADER = "| source | frames | classes | changes per minute | steady | delay, s |\n|" + " --- |" * 6
 

@@ -25,11 +25,11 @@ PUBLIC = (
 
 # Each may import itself and the groups before its own; "" is the package's own page.
 ORDER = (
-    *(("runtime",), ("fewshot",), ("", "live", "inspect"), ("model", "enroll", "label"), ("learn", "calib", "page")),
-    *(("export",), ("cli",)),
+    *(("runtime",), ("fewshot",), ("",), ("remote",), ("live", "inspect"), ("model", "enroll", "label")),
+    *(("learn", "calib", "page"), ("export",), ("cli",)),
 )
 LAYERS = {room: height for height, rooms in enumerate(ORDER) for room in rooms}
-DEVICE_ROOMS = ("runtime", "fewshot", "live", "inspect", "enroll", "label", "page")
+DEVICE_ROOMS = ("runtime", "fewshot", "remote", "live", "inspect", "enroll", "label", "page")
 
 WORKSTATION = ("torch", "torchvision", "timm", "onnx", "onnxsim", "onnxscript")
 PAGE = ("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client")
@@ -42,11 +42,12 @@ HOMES = {
     **dict.fromkeys(("av", "paho"), ("live",)),
     **dict.fromkeys(("lightning", "torchmetrics"), ("learn",)),
     "cryptography": ("fewshot",),
+    "tritonclient": ("remote",),
 }
 DEVICE = ("av", "numpy", "cv2", "onnxruntime", "PIL", "safetensors", "threadpoolctl")
 COMMANDS = (
-    *("", "train", "eval", "export", "calib", "build-engine", "enroll", "run", "label", "bench", "inspect", "doctor"),
-    *("bank", "bank list", "bank remove", "bank rename"),
+    *("", "train", "eval", "export", "calib", "build-engine", "enroll", "run", "label", "triton", "bench", "inspect"),
+    *("doctor", "bank", "bank list", "bank remove", "bank rename"),
 )
 
 
@@ -94,7 +95,7 @@ def test_the_device_needs_nothing_of_the_workstation_and_nothing_of_the_command_
     # The page has packages of its own; it is loaded where a sink asks for it.
     modules = [name for name in device_modules() if not name.startswith("fsvit_edge.page")]
     assert len(modules) > 40
-    blocked = (*WORKSTATION, *PAGE, "paho", "typer", "click", "rich", "skimage", "scipy")
+    blocked = (*WORKSTATION, *PAGE, "paho", "tritonclient", "typer", "click", "rich", "skimage", "scipy")
     assert run(USE_THE_RUNTIME, *modules, blocked=blocked).splitlines() == ["(60, 80)", "no torch"]
 
 

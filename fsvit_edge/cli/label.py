@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsvit_edge.cli.options import BundleOption, ClassesOption, EngineOption, PrecisionOption, ThreadsOption
+from fsvit_edge.cli.options import AnswerEngineOption, BundleOption, ClassesOption, PrecisionOption, ThreadsOption
 from fsvit_edge.cli.terminal import plain_console, print_table, say
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ def label(
             "cvat (for images), or jsonl (JSON lines).",
         ),
     ],
-    bank: Annotated[Path, typer.Option(help="File with the enrolled classes.")] = Path("bank.safetensors"),
+    bank: Annotated[
+        Path,
+        typer.Option(help="File with the enrolled classes. With triton://, the name of one of the box's banks."),
+    ] = Path("bank.safetensors"),
     classes: ClassesOption = None,
     min_score: Annotated[
         float | None,
@@ -53,7 +56,7 @@ def label(
         typer.Option(help="Shares of train, val and perhaps test, as in 0.8/0.2; a picture's name decides."),
     ] = None,
     bundle: BundleOption = None,
-    engine: EngineOption = "auto",
+    engine: AnswerEngineOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:

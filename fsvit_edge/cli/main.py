@@ -23,6 +23,7 @@ from fsvit_edge.cli.label import label
 from fsvit_edge.cli.run import run
 from fsvit_edge.cli.streams import safe_streams
 from fsvit_edge.cli.train import train
+from fsvit_edge.cli.triton import triton
 from fsvit_edge.live.uri import may_have_password, printable_address
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError
 
@@ -54,7 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help costs 0.1 s of the 0.3 s that --help may take
 )
-for command in (train, export, calib, build_engine, enroll, run, label, bench, inspect, doctor):
+for command in (train, export, calib, build_engine, enroll, run, label, triton, bench, inspect, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(bank_app, name="bank")

@@ -12,6 +12,13 @@ EngineOption = Annotated[
         "tensorrt-rtx."
     ),
 ]
+AnswerEngineOption = Annotated[
+    str,
+    typer.Option(
+        help="auto, onnxruntime or openvino (on the CPU), onnxruntime-cuda, or an engine from build-engine: tensorrt, "
+        "tensorrt-rtx; or triton://HOST:PORT/MODEL, a box that answers for this device."
+    ),
+]
 PrecisionOption = Annotated[
     str,
     typer.Option(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from fsvit_edge.cli.options import BundleOption, EngineOption, PrecisionOption, ThreadsOption
+from fsvit_edge.cli.options import AnswerEngineOption, BundleOption, PrecisionOption, ThreadsOption
 from fsvit_edge.cli.terminal import plain_console, print_qr_code, print_table, require, say
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.presence_level import distinct_texts
@@ -59,7 +59,8 @@ def run(
         str | None,
         typer.Option(
             help="File with the enrolled classes, or https://HOST/bank.safetensors, which is followed: newer ones are "
-            "taken over; @FILE: read the address from a file. Default: bank.safetensors, if it exists."
+            "taken over; @FILE: read the address from a file. Default: bank.safetensors, if it exists. With triton://, "
+            "the name of one of the box's banks."
         ),
     ] = None,
     trust: Annotated[
@@ -71,7 +72,7 @@ def run(
         typer.Option(help="Follow the bank, also one in a file: look for a newer one every this many seconds, or 30."),
     ] = None,
     bundle: BundleOption = None,
-    engine: EngineOption = "auto",
+    engine: AnswerEngineOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
     level: Annotated[

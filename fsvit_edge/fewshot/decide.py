@@ -28,7 +28,7 @@ SHARE_LEFT = 0.7
 
 
 class PresenceOverTime(Protocol):
-    """Decides over several frames which classes are present, as `live.steady.SteadyAnswers` does."""
+    """Decides over several frames which classes are present, as `steady.SteadyAnswers` does."""
 
     def before(self, classes: tuple[str, ...]) -> Flags:
         """Return whether each class was present in the frame before, (ways,) bool."""

@@ -190,13 +190,20 @@ class FewShotModel:
         score_scene(self.network, self.bank, self.scores_later)
         return enrollment
 
-    def predict(self, rgb: Image, probabilities: bool = False, over_time: PresenceOverTime | None = None) -> Prediction:
+    def predict(
+        self,
+        rgb: Image,
+        probabilities: bool = False,
+        over_time: PresenceOverTime | None = None,
+        size_hw: tuple[int, int] | None = None,
+    ) -> Prediction:
         """Score one frame against every enrolled class.
 
         Args:
             rgb: (H, W, 3) uint8 RGB.
             probabilities: Also return P(foreground) at the frame's size, which takes a few milliseconds per class.
             over_time: Decides over several frames which classes are present; None: this frame decides alone.
+            size_hw: Height and width of the label map, if `rgb` is a smaller picture of the frame; None: those of it.
 
         Raises:
             InputError: The frame is not such an array.
@@ -213,7 +220,7 @@ class FewShotModel:
             clock.lap("encoder")
             tokens = encoded["tokens"]
             del encoded  # freeing the rest takes time, which counts as the head's
-            return self._answer(rgb, self.bank, tokens, objectness, probabilities, clock, over_time)
+            return self._answer(rgb, self.bank, tokens, objectness, probabilities, clock, over_time, size_hw)
 
     def predict_with(self, rgb: Image, banks: Sequence[SupportBank]) -> list[Prediction]:
         """Score one frame against other classes than the enrolled ones: by each bank in turn, encoding the frame once.
@@ -405,6 +412,7 @@ class FewShotModel:
         probabilities: bool = False,
         clock: StageClock | None = None,
         over_time: PresenceOverTime | None = None,
+        size_hw: tuple[int, int] | None = None,
     ) -> Prediction:
         clock = clock or StageClock()
         found = compare_bank(self.network, tokens, bank, self.first_look)
@@ -412,5 +420,5 @@ class FewShotModel:
         levels = bank.levels
         if self._level_for_all is not None:
             levels[:] = self._level_for_all
-        size_hw = (rgb.shape[0], rgb.shape[1])
+        size_hw = size_hw or (rgb.shape[0], rgb.shape[1])
         return answer_frame(size_hw, bank, levels, found, objectness, self.exclusive, clock, probabilities, over_time)

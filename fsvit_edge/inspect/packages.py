@@ -25,6 +25,7 @@ _OPTIONAL = {
     "paho-mqtt": "mqtt",
     "pillow-heif": "heic",
     "cryptography": "sign",
+    "tritonclient": "triton",
 }
 _MODULES = {
     "opencv-python-headless": "cv2",
@@ -47,6 +48,7 @@ _USES = {
     "mqtt": "sinks of mqtt://",
     "heic": "HEIC pictures",
     "sign": "signed banks (run --trust, bank sign)",
+    "triton": "--engine triton://",
 }
 
 

@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge import __version__
-from fsvit_edge.fewshot.names import resolved
+from fsvit_edge.fewshot.class_choice import choose_classes
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part
+from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_with_box
+from fsvit_edge.remote.wire import Facts, Options
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, bundle_sha256
-from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.pictures import decode_image, full_size_of
 
@@ -24,9 +26,9 @@ class LabelerOptions:
     """What a labeler looks for, and by which model.
 
     Attributes:
-        bank: File with the enrolled classes.
+        bank: File with the enrolled classes; with a box, the name of one of its banks.
         bundle: Folder of the bundle; None: the bundled model.
-        engine: Engine that runs the model, as in `FewShotModel.load`.
+        engine: Engine that runs the model, as in `FewShotModel.load`; or the address of a box, as in `RemoteModel`.
         precision: Precision of the engine, as in `FewShotModel.load`.
         threads: Threads of the engine; None: every core.
         classes: The classes of the bank to look for, as if it had no others, each a name or several with commas
@@ -60,15 +62,20 @@ class Labeler:
     """
 
     def __init__(self, options: LabelerOptions, say: Say = lambda _: None) -> None:
+        self._model: FewShotModel | RemoteModel
+        if is_box(options.engine):
+            self._model = _open_box(options, say)
+            self.about = _about(self._model.facts)
+            return
         bundle = options.bundle or DEFAULT_BUNDLE
         chosen = (options.engine, options.precision, options.threads)
-        self._model = FewShotModel.load(bundle, *chosen, options.bank, say)
+        self._model = model = FewShotModel.load(bundle, *chosen, options.bank, say)
         try:
-            for note in self._model.choice.notes:
+            for note in model.choice.notes:
                 say(f"Note: {note}")
-            self._model.load_bank(options.bank)
-            _choose_classes(self._model, options)
-            choice, bank = self._model.choice, self._model.bank
+            model.load_bank(options.bank)
+            choose_classes(model, str(options.bank), options.classes, options.min_score)
+            choice, bank = model.choice, model.bank
             self.about = About(
                 fsvit_edge=__version__,
                 bundle_sha256=bundle_sha256(bundle),
@@ -77,7 +84,7 @@ class Labeler:
                 levels=tuple(map(float, bank.levels)),
                 engine=choice.engine,
                 precision=choice.precision,
-                outlines=self._model.outlines,
+                outlines=model.outlines,
             )
         except BaseException:
             self.close()
@@ -93,8 +100,21 @@ class Labeler:
         return label_picture(path, self.predict(decode_image(data, path)), full_size_of(data, path))
 
     def predict(self, rgb: Image) -> Prediction:
-        """Return what the model finds in an (H, W, 3) uint8 RGB picture; for `label_picture`, in any thread."""
-        return self._model.predict(rgb)
+        """Return what the model finds in an (H, W, 3) uint8 RGB picture; for `label_picture`, in any thread.
+
+        A box that is away is waited for, as long as it takes.
+
+        Raises:
+            ArtifactError: The box answers by another bank or model than at the start.
+        """
+        while (found := self._model.predict(rgb)) is None:
+            pass
+        if isinstance(self._model, RemoteModel) and _about(self._model.facts) != self.about:
+            raise ArtifactError(
+                f"The bank or the model of {self._model.address} was replaced, and labels of two would be mixed; label "
+                "into another folder, or put the former one back."
+            )
+        return found
 
     def close(self) -> None:
         """Free the engines; a second call does nothing."""
@@ -141,27 +161,28 @@ def _counts_of_box(pixels: npt.NDArray[np.bool_], left: int, top: int, size_hw: 
     return tuple(counts if counts[-1] else counts[:-1])
 
 
-def _choose_classes(model: FewShotModel, options: LabelerOptions) -> None:
-    known = model.classes
-    if not known:
-        raise InputError(f"The bank {options.bank} has no classes; enroll one with: fsvit-edge enroll NAME IMAGE.")
-    wanted = []
-    for text in options.classes:
-        is_name = resolved(text, known) in known  # which may have a comma
-        wanted += [resolved(name.strip(), known) for name in ([text] if is_name else text.split(","))]
-    for name in wanted:
-        if name not in known:
-            raise InputError(f"The bank {options.bank} has no class {name!r:.90}; it has: {', '.join(known)}.")
-    for name in known:
-        if wanted and name not in wanted:
-            model.remove(name)
-    if options.min_score is None:
-        return
-    if not 0 < options.min_score < 1:
-        raise InputError(f"--min-score must be between 0 and 1, got {options.min_score:g}.")
-    for name in model.classes:
-        if model.bank.level(name) < options.min_score:
-            model.set_level(name, options.min_score)
+def _open_box(options: LabelerOptions, say: Say) -> RemoteModel:
+    given = {
+        "--bundle": options.bundle is not None,
+        "--precision": options.precision != "auto",
+        "--threads": options.threads is not None,
+    }
+    refuse_with_box(given, "the box decides it for all devices")
+    wishes = Options(classes=tuple(options.classes), min_score=options.min_score)
+    return RemoteModel(options.engine, bank_on_box(options.bank), say, wishes)
+
+
+def _about(facts: Facts) -> About:
+    return About(
+        facts.fsvit_edge,
+        facts.bundle_sha256,
+        facts.bank_sha256,
+        facts.classes,
+        facts.levels,
+        facts.engine,
+        facts.precision,
+        facts.outlines,
+    )
 
 
 def _sha256_of(file: Path) -> str:

@@ -12,20 +12,20 @@ from fsvit_edge.runtime.errors import InputError
 _MAX_BYTES = 2**22  # of the health of an earlier run
 
 
-def refuse_collisions(sources: Sequence[str], sinks: Sequence[str], bank: Path, health: Path | None) -> None:
+def refuse_collisions(sources: Sequence[str], sinks: Sequence[str], bank: Path | None, health: Path | None) -> None:
     """Refuse outputs of a run that would replace what it reads, or each other.
 
     Args:
         sources: As `open_source` takes them.
         sinks: As `open_sink` takes them, without places for names.
-        bank: The bank of the run, which may not exist yet.
+        bank: The bank of the run, which may not exist yet; None if it is not on this machine.
         health: The file for the health of the run.
 
     Raises:
         InputError: Two outputs are one file, folder, topic or page, or one is the bank; a picture has the name of one
             that a sink writes; or the health would replace a file of another kind.
     """
-    the_bank, taken = os.path.realpath(bank), set[str]()
+    the_bank, taken = None if bank is None else os.path.realpath(bank), set[str]()
     for uri in sinks:
         is_file = recording_folder(uri) is not None
         place = os.path.realpath(path_of(uri)) if is_file else uri.rstrip("/")

@@ -12,17 +12,17 @@ from typing import Any
 
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.scene import false_alarm_bound
+from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.live.bank_follower import BankFollower
 from fsvit_edge.live.events import EventDetector
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import HEALTHY, BankStatus, Health, SourceHealth, read_boot_id
-from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.live.run_model import RunModel
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import Sink
 from fsvit_edge.live.sinks.json_lines import json_line
 from fsvit_edge.live.sources.base import DEFAULT_FPS, EndOfSourceError, Source
 from fsvit_edge.live.statistics import RunStatistics
-from fsvit_edge.live.steady import SteadyAnswers
 from fsvit_edge.live.supervision import (
     INTERRUPTED,
     TICK_S,
@@ -51,7 +51,7 @@ OnFrame = Callable[[Frame, Prediction, RunStatistics], None]
 
 def run_loop(
     source: Source,
-    predict: Callable[[Frame], Prediction],
+    predict: Callable[[Frame], Prediction | None],
     deliver: Callable[[Frame, Prediction], None],
     statistics: RunStatistics,
     should_stop: Callable[[], bool] = lambda: False,
@@ -61,17 +61,24 @@ def run_loop(
     """Process the frames of a source one by one until it ends, `max_frames` is reached, or the run should stop.
 
     `deliver` must not wait, or frames grow old. `should_stop` and `between_frames` are called before each frame, and
-    ten times per second while none comes.
+    ten times per second while none comes. A frame that gets no prediction is tried again, unless its source is live,
+    where a newer one comes instead.
     """
+    waiting: Frame | None = None
     while not should_stop() and (max_frames is None or statistics.frames < max_frames):
         between_frames()
-        try:
-            frame = source.read(_WAIT_S)
-        except EndOfSourceError:
-            return
+        frame, waiting = waiting, None
+        if frame is None:
+            try:
+                frame = source.read(_WAIT_S)
+            except EndOfSourceError:
+                return
         if frame is None:
             continue
         prediction = predict(frame)
+        if prediction is None:
+            waiting = None if source.parts[frame.camera].is_live else frame
+            continue
         predicted_s = time.monotonic()
         frame = replace(frame, age_ms=(predicted_s - frame.monotonic_s) * 1e3)
         deliver(frame, prediction)
@@ -149,7 +156,7 @@ class LiveRun:
     def __init__(
         self,
         source: Source,
-        model: LiveModel,
+        model: RunModel,
         sinks: Sequence[tuple[str, Sink]],
         say: Say,
         on_frame: OnFrame | None = None,
@@ -186,7 +193,7 @@ class LiveRun:
     def health(self) -> Health:
         """The current health; safe from any thread."""
         now_s, children = time.monotonic(), [one.process_id for one in self._source.parts.values()]
-        statistics, choice, scene_frames = self._statistics, self._model.choice, self._model.enrolled.scene_frames
+        statistics, choice, scene_frames = self._statistics, self._model.choice, self._model.scene_frames
         sources = tuple(one.health() for one in self._watched.values())
         return Health(
             wall_time_s=time.time(),
@@ -272,7 +279,7 @@ class LiveRun:
                 self._follower.stop()
             self._model.close()
 
-    def _predict(self, frame: Frame) -> Prediction:
+    def _predict(self, frame: Frame) -> Prediction | None:
         watched = self._watched[frame.camera]
         over_time = None if watched.steady is None else watched.steady.at(watched.time_s(frame))
         return self._model.predict(frame.image, over_time)

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from fsvit_edge.live.bank_origin import is_address, open_origin
 from fsvit_edge.live.collisions import refuse_collisions
 from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult
+from fsvit_edge.live.run_model import RunModel
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions, Sink
 from fsvit_edge.live.sinks.open import (
@@ -35,6 +36,8 @@ from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.many import ManySources, NamedSource
 from fsvit_edge.live.sources.names import source_names
 from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_with_box
+from fsvit_edge.remote.wire import Options
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.presence_level import check_level
@@ -54,11 +57,11 @@ class RunOptions:
         recording: How much a recording may write.
         events: Who is told about events.
         bundle: Folder of the bundle; None: the bundled model.
-        engine: Engine that runs the model, as in `FewShotModel.load`.
+        engine: Engine that runs the model, as in `FewShotModel.load`; or the address of a box, as in `RemoteModel`.
         precision: Precision of the engine, as in `FewShotModel.load`.
         threads: Threads of the engine; None: every core.
         bank: File with the enrolled classes, or the https:// address of one, which is followed, see `BankFollower`;
-            None: `DEFAULT_BANK` in the current folder, if it exists.
+            None: `DEFAULT_BANK` in the current folder, if it exists. With a box, the name of one of its banks.
         trust: Public key that must have signed the bank, see `bank_signature`; the bank is then followed.
         poll_s: Seconds between two looks for a newer bank, which is then followed; None: 30, if it is followed.
         level: Score above which a class is present, for all classes; None: the level of each class.
@@ -164,6 +167,9 @@ def run_source(
         )
     named = source_names([(None, source)]) if isinstance(source, str) else dict(source)
     is_demo, has_page = set(named.values()) == {"demo"}, any(map(is_page, sinks))
+    on_box = is_box(options.engine)
+    if on_box:
+        _refuse_with_box(options, has_page)
     if source == "demo" and options.max_frames is None and not has_page:
         options = replace(options, max_frames=demo_length())
     snapshots = options.events.snapshots
@@ -177,23 +183,25 @@ def run_source(
         _refuse_to_overwrite(uri, [sink for _, sink in own_sinks], [folder for _, folder in folders])
     follower = _open_follower(options) if options.follows_bank else None
     bank_file = None if options.bank is None or is_address(str(options.bank)) else Path(options.bank)
-    bank = None if follower is not None else _bank_to_load(bank_file, is_demo, has_page)
     bank_to_save = bank_file or DEFAULT_BANK
-    refuse_collisions(list(named.values()), [uri for _, uri in own_sinks], bank_to_save, options.health_file)
+    bank = None if on_box or follower is not None else _bank_to_load(bank_file, is_demo, has_page)
+    bank_here = None if on_box else bank_to_save
+    refuse_collisions(list(named.values()), [uri for _, uri in own_sinks], bank_here, options.health_file)
     if options.review and bank is None:
         raise InputError(
             f"--review keeps frames in the bank, and there is none at {bank_to_save}; enroll a class with: fsvit-edge "
             "enroll NAME IMAGE, or choose a bank with --bank FILE."
         )
     written = {recording_folder(uri) for _, uri in own_sinks} | {folder for _, folder in folders}
-    written |= {file.parent for file in (bank_to_save, options.health_file) if file is not None}
+    written |= {file.parent for file in (bank_here, options.health_file) if file is not None}
     for folder in filter(None, written):
         remove_leftovers(folder)
     with ExitStack() as stack:
         frames = _open_sources(source, options, has_page, stack)
         for note in (note for one in frames.parts.values() for note in one.notes):
             say(f"Note: {note}")
-        if bank is None and follower is None and not (is_demo or has_page or frames.is_live):
+        is_elsewhere = on_box or follower is not None
+        if bank is None and not (is_elsewhere or is_demo or has_page or frames.is_live):
             raise InputError(
                 "No classes are enrolled; enroll one with: fsvit-edge enroll NAME IMAGE, or choose a bank with --bank "
                 "FILE (to try it without a bank: fsvit-edge run demo)."
@@ -202,20 +210,10 @@ def run_source(
         if (options.steady or options.events.are_wanted) and has_no_time:
             asked = "--steady needs" if options.steady else "Events (--webhook, --snapshots) need"
             raise InputError(f"{asked} a video, a camera or a stream: pictures have no time.")
-        model = stack.enter_context(
-            _open_model(options, bank, say)
-            if follower is None
-            else follower.open_model(lambda path: _open_model(options, path, say))
-        )
-        for note in model.choice.notes:
-            say(f"Note: {note}")
-        if bank is not None:
-            model.load_bank(bank)
-        elif follower is None and (is_demo or not has_page):
-            if not is_demo:
-                say("No bank found, so the classes of the demo are used; enroll yours: fsvit-edge enroll NAME IMAGE")
-            _enroll_demo(model, say)
-        live_model = LiveModel(model, options.zones, "" if follower is None else follower.status.origin)
+        model = None if on_box else _open_here(options, bank, follower, is_demo, has_page, stack, say)
+        origin = "" if follower is None else follower.status.origin
+        live_model = None if model is None else LiveModel(model, options.zones, origin)
+        run_model: RunModel = live_model or stack.enter_context(closing(_open_box(options, bank_to_save, say)))
         opened: list[tuple[str, Sink]] = []
         with ExitStack() as unfinished:  # if a sink is refused, finishes the ones before
 
@@ -231,6 +229,7 @@ def run_source(
                 elif open_page is None:
                     raise InputError(f"The page {uri} needs open_page, such as fsvit_edge.page.sink.PageSink.")
                 else:
+                    assert live_model is not None  # with a box, a page is refused
                     sink = open_page(uri, live_model, bank_to_save)
                 add(sink_name(uri), sink, of)
             events = options.events
@@ -240,13 +239,14 @@ def run_source(
                     add(name, sink, of)
             unfinished.pop_all()  # from here on, the run finishes them
         if follower is not None:
+            assert live_model is not None  # with a box, banks are not followed
             stack.enter_context(follower.following(live_model))
-        elif options.review or (has_page and (frames.is_live or is_demo)):
+        elif model is not None and (options.review or (has_page and (frames.is_live or is_demo))):
             keeper = stack.enter_context(DoubtKeeper(frames, model, bank_to_save if options.review else None, say))
             on_frame = keeper.before(on_frame)
         live_run = LiveRun(
             frames,
-            live_model,
+            run_model,
             opened,
             say,
             on_frame,
@@ -276,6 +276,49 @@ def _open_sources(source: str | Mapping[str, str], options: RunOptions, has_page
             )
         )
     )
+
+
+def _open_here(
+    options: RunOptions,
+    bank: Path | None,
+    follower: BankFollower | None,
+    is_demo: bool,
+    has_page: bool,
+    stack: ExitStack,
+    say: Say,
+) -> FewShotModel:
+    """Open the model with the classes of a bank, of the bank that is followed, or of the demo."""
+    model = stack.enter_context(
+        _open_model(options, bank, say)
+        if follower is None
+        else follower.open_model(lambda path: _open_model(options, path, say))
+    )
+    for note in model.choice.notes:
+        say(f"Note: {note}")
+    if bank is not None:
+        model.load_bank(bank)
+    elif follower is None and (is_demo or not has_page):
+        if not is_demo:
+            say("No bank found, so the classes of the demo are used; enroll yours: fsvit-edge enroll NAME IMAGE")
+        _enroll_demo(model, say)
+    return model
+
+
+def _open_box(options: RunOptions, bank: Path, say: Say) -> RemoteModel:
+    wishes = Options(level=options.level, exclusive=options.exclusive, first_look=options.first_look)
+    return RemoteModel(options.engine, bank_on_box(bank), say, wishes, options.zones)
+
+
+def _refuse_with_box(options: RunOptions, has_page: bool) -> None:
+    decided = {
+        "--bundle": options.bundle is not None,
+        "--precision": options.precision != "auto",
+        "--threads": options.threads is not None,
+    }
+    refuse_with_box(decided, "the box decides it for all devices")
+    refuse_with_box({"Following a bank (--trust, --poll, an address)": options.follows_bank}, "the box follows its own")
+    kept = {"The page (--sink http://...)": has_page, "--review": options.review}
+    refuse_with_box(kept, "it changes a bank, and the box's banks are not on this device")
 
 
 def _refuse_to_overwrite(source: str, sinks: Sequence[str], snapshots: Sequence[Path]) -> None:

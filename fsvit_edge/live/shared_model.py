@@ -99,6 +99,11 @@ class LiveModel:
         return self._enrolled
 
     @property
+    def scene_frames(self) -> int:
+        """Pictures of the empty scene that the bank has."""
+        return self._enrolled.scene_frames
+
+    @property
     def review(self) -> ReviewItems:
         """The doubtful frames that are kept, oldest first; reading them does not wait for a frame."""
         return self._model.bank.review

@@ -83,7 +83,7 @@ def differences(commands: Mapping[tuple[str, ...], Any], shared: Mapping[str, st
 
 
 def test_the_commands_are_known() -> None:
-    top = "bank bench build-engine calib doctor enroll eval export inspect label run train"
+    top = "bank bench build-engine calib doctor enroll eval export inspect label run train triton"
     assert sorted(path[0] for path in commands() if len(path) == 1) == top.split()
     bank = "check judge key level list remove rename review scene sign zone"
     assert sorted(path[1] for path in commands() if len(path) == 2) == bank.split()

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 NOT_HERE = (
-    *("--camera", "rtsp://", "http://", "https://", "mqtt://", "csi://", "/dev/"),
+    *("--camera", "rtsp://", "http://", "https://", "mqtt://", "triton://", "csi://", "/dev/"),
     *("--checkpoint", "--pretrained", "--weights", "cst-pascal"),
 )
 """A command with one of these needs a camera, a network, a browser, or a network's weights."""

@@ -39,6 +39,7 @@ ALL = (
     "enroll",
     "run",
     "label",
+    "triton",
     "bench",
     "inspect",
     "doctor",

@@ -13,7 +13,7 @@ from padded_model import padded_model
 from fsvit_edge.fewshot.cached_support import CachedSupport
 from fsvit_edge.fewshot.heads import PaddedHead, SplitHead
 from fsvit_edge.fewshot.predictor import FewShotModel
-from fsvit_edge.live.steady import SteadyAnswers
+from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor
 from fsvit_edge.runtime.engines.choose import choose_engines

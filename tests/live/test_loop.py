@@ -69,3 +69,37 @@ def test_all_stages_are_timed_in_order() -> None:
     assert statistics.age_ms is not None
     assert 0 <= statistics.age_ms.p99 < 1000
     assert statistics.fps == statistics.frames / statistics.elapsed_s
+
+
+def test_a_frame_that_nobody_answers_is_tried_again_in_its_place() -> None:
+    asked: list[int] = []
+
+    def answers_late(frame: Frame) -> Prediction | None:
+        asked.append(frame.index)
+        return None if len(asked) in (2, 3) else predict(frame)
+
+    collect, statistics = Collect(), RunStatistics()
+    run_loop(film(4), answers_late, collect, statistics)
+    assert asked == [0, 1, 1, 1, 2, 3]
+    assert collect.seen == [0, 1, 2, 3]
+    assert statistics.frames == 4
+
+
+def test_a_live_source_gives_a_newer_frame_when_nobody_answers() -> None:
+    asked: list[int] = []
+
+    def answers_late(frame: Frame) -> Prediction | None:
+        asked.append(frame.index)
+        return None if frame.index in (1, 2) else predict(frame)
+
+    source, collect = film(4), Collect()
+    source.is_live = True
+    run_loop(source, answers_late, collect, RunStatistics())
+    assert asked == [0, 1, 2, 3]
+    assert collect.seen == [0, 3]
+
+
+def test_a_run_stops_although_nobody_answers() -> None:
+    asked: list[int] = []
+    run_loop(film(4), asked.append, Collect(), RunStatistics(), lambda: len(asked) == 5)  # type: ignore[arg-type]
+    assert len(asked) == 5

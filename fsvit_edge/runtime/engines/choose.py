@@ -82,7 +82,7 @@ def choose_engines(
         EnvironmentLacksError: The engine needs a package, a provider or a device that is missing here.
         ArtifactError: No engine that fits was built for the given engine or precision.
     """
-    _check_options(engine, precision)
+    check_options(engine, precision)
     if precision == "auto" and made_in in PRECISION_CHOICES[1:]:
         try:
             return choose_engines(bundle, engine, made_in, threads, made_in, say)
@@ -122,8 +122,11 @@ def choose_engines(
     return search.open_bundle(engine)
 
 
-def _check_options(engine: str, precision: str) -> None:
+def check_options(engine: str, precision: str) -> None:
+    """Refuse an engine or a precision that is unknown, or two that do not go together, with an InputError."""
     refuse_old_name(engine)
+    if engine.lower().startswith("triton://"):
+        raise InputError("A box (--engine triton://...) answers the frames of run and label; choose an engine here.")
     if engine not in ENGINES:
         raise InputError(f"Engine {engine!r} is unknown; choose one of: {', '.join(ENGINES)}.")
     if precision not in PRECISION_CHOICES:

@@ -1,10 +1,15 @@
 """Steady answers: one frame changes nothing, enough time does, in both directions."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fsvit_edge.fewshot.decide import Scores, compete, scene_level
-from fsvit_edge.live.steady import GAP_S, OFF_MARGIN, ON_S, SteadyAnswers
+from fsvit_edge.fewshot.steady import GAP_S, OFF_MARGIN, ON_S, SteadyAnswers, SteadyState
+from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.postprocess import log_odds, sigmoid
 
 LEVEL = 0.8
@@ -44,7 +49,7 @@ def test_single_frames_change_nothing() -> None:
 
 def test_without_times_every_frame_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ON_S", "OFF_S"):
-        monkeypatch.setattr(f"fsvit_edge.live.steady.{name}", 0.0)
+        monkeypatch.setattr(f"fsvit_edge.fewshot.steady.{name}", 0.0)
     assert play(SteadyAnswers(), [2.0, -3.0] * 5) == [True, False] * 5
 
 
@@ -132,3 +137,20 @@ def test_a_class_turns_off_on_a_frame_of_the_scene_that_raised_its_level() -> No
         seen.append(bool(steady.at(index / FPS).decide(CUP, found, found, level)[0]))
     assert seen[9]
     assert not seen[-1]
+
+
+def test_what_is_remembered_can_go_on_elsewhere_at_any_frame() -> None:
+    """As with a box, which gets it with each frame, in JSON."""
+    whole = SteadyAnswers()
+    carried: SteadyState | None = None
+    for index in range(40):
+        found = score(2.0 if index % 25 in range(4, 14) else -2.0)
+        other = SteadyAnswers()
+        if carried is not None:
+            other.take(carried)
+        seen = [decide(steady, index / FPS, found) for steady in (whole, other)]
+        assert seen[0] == seen[1]
+        values = json.loads(json.dumps(asdict(other.state)))
+        carried = record_from_json(SteadyState, Path("it"), values)
+        assert carried == whole.state
+    assert whole.state.classes

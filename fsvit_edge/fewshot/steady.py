@@ -16,6 +16,14 @@ GAP_S = 5.0
 """After so long without a frame, what was seen before counts no longer toward a change."""
 
 
+@dataclass(frozen=True)
+class SteadyState:
+    """All that `SteadyAnswers` remembers, as plain values, for a box that answers many cameras and remembers none."""
+
+    now_s: float  # when the next frame was captured
+    classes: dict[str, tuple[bool, float | None]]  # whether each is on, and since when the frames say other than that
+
+
 @dataclass
 class _State:
     is_on: bool = False
@@ -33,6 +41,17 @@ class SteadyAnswers:
     def __init__(self) -> None:
         self._states: dict[str, _State] = {}
         self._now_s = -math.inf
+
+    @property
+    def state(self) -> SteadyState:
+        """What is remembered; `take` goes on with it, in another process as well."""
+        known = {name: (one.is_on, one.changing_since_s) for name, one in self._states.items()}
+        return SteadyState(self._now_s, known)
+
+    def take(self, state: SteadyState) -> None:
+        """Go on with what was remembered elsewhere."""
+        self._now_s = state.now_s
+        self._states = {name: _State(*one) for name, one in state.classes.items()}
 
     def at(self, now_s: float) -> "SteadyAnswers":
         """Tell when the next frame was captured, in seconds on a clock that never jumps back; returns itself."""

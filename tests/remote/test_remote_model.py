@@ -1,0 +1,186 @@
+"""A device that asks a box: answers as here, and what happens while the box is away or has changed."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from answers import ADDRESS, gray, is_same_answer
+from backend_stub import Loopback
+from sample_files import colors
+
+from fsvit_edge import FewShotModel
+from fsvit_edge.fewshot.first_look import FirstLook
+from fsvit_edge.fewshot.steady import SteadyAnswers
+from fsvit_edge.fewshot.zones import Zone
+from fsvit_edge.remote import wire
+from fsvit_edge.remote.client import RemoteModel, bank_on_box
+from fsvit_edge.remote.wire import Options
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
+
+FRAMES = [colors(1, 121, 163), gray(90), colors(2, 480, 640), colors(3, 256, 256), colors(4, 31, 7)]
+
+
+def test_a_frame_of_any_size_gets_the_answer_of_a_model_here(box: type[Loopback], here: FewShotModel) -> None:
+    remote = RemoteModel(ADDRESS, "two")
+    for frame in FRAMES:
+        answer, expected = remote.predict(frame), here.predict(frame)
+        assert answer is not None
+        assert is_same_answer(answer, expected)
+        assert list(answer.latency_ms) == [*expected.latency_ms, "network"]
+        assert not is_same_answer(answer, here.predict(255 - frame))  # the check sees a difference
+    assert box.asked == ["box.example:8001"]
+    assert (remote.name, remote.classes, remote.scene_frames) == ("cst-nano", here.classes, 1)
+    assert (remote.choice.engine, remote.choice.precision) == ("triton", "fp32")
+
+
+@pytest.mark.parametrize("options", [Options(level=0.9999), Options(exclusive=True), Options(first_look=1)])
+def test_options_of_a_run_mean_on_a_box_what_they_mean_here(
+    box: type[Loopback], here: FewShotModel, options: Options
+) -> None:
+    assert not box.asked
+    here.set_level_for_all(options.level)
+    here.exclusive = options.exclusive
+    here.first_look = FirstLook(1) if options.first_look else None
+    zone = Zone("of the run", ((0.5, 0), (1, 0), (1, 1), (0.5, 1)))
+    remote = RemoteModel(ADDRESS, "two", options=options, zones=(zone,))
+    for frame in FRAMES:
+        answer = remote.predict(frame)
+        assert answer is not None
+        assert is_same_answer(answer, replace(here.predict(frame), zones=(zone,)))
+
+
+def test_steady_answers_are_those_of_a_model_here_also_after_the_box_was_replaced(
+    box: type[Loopback], here: FewShotModel
+) -> None:
+    remote = RemoteModel(ADDRESS, "two")
+    far, near = SteadyAnswers(), SteadyAnswers()
+    seen, shown = [], colors(1, 121, 163)
+    for index in range(40):
+        frame = shown if index in range(5, 20) or index in range(22, 24) else gray(90)
+        now_s = 0.1 * index
+        answer, expected = remote.predict(frame, far.at(now_s)), here.predict(frame, over_time=near.at(now_s))
+        assert answer is not None
+        assert is_same_answer(answer, expected)
+        assert far.state == near.state
+        seen.append(bool(answer.present.any()))
+        if index == 10:
+            box.model._box._banks.clear()
+    # On 0.3 s after it appears, off 1 s after it has gone for good.
+    assert (seen.index(True), 39 - seen[::-1].index(True)) == (8, 33)
+
+
+@pytest.fixture
+def away(box: type[Loopback], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make the box go away for a reason, or come back for none."""
+    return lambda reason: monkeypatch.setattr(box, "away", staticmethod(lambda: reason))
+
+
+def test_a_box_that_is_away_is_told_once_and_answers_when_it_is_back(away: Callable[[str], None]) -> None:
+    said: list[str] = []
+    remote = RemoteModel(ADDRESS, "two", said.append)
+    away("failed to connect to all addresses")
+    assert remote.predict(FRAMES[0]) is None
+    away("Stub process 'cst-nano_0_0' is not healthy.")
+    assert remote.predict(FRAMES[0]) is None
+    assert said == [f"The box {ADDRESS} does not answer, and is waited for: failed to connect to all addresses."]
+    away("")
+    assert remote.predict(FRAMES[0]) is not None
+    assert said[1:] == [f"The box {ADDRESS} answers again."]
+
+
+def test_a_box_that_is_away_at_the_start_is_an_error(away: Callable[[str], None]) -> None:
+    away("failed to connect")
+    with pytest.raises(FsvitEdgeError, match=r"The box triton://.* does not answer: failed to connect\.") as error:
+        RemoteModel(ADDRESS, "two")
+    assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "sentence"),
+    [
+        ("foreign", ArtifactError, "was made with a different encoder"),
+        ("cut", ArtifactError, "is damaged"),
+        ("none", InputError, "There is no bank 'none' on the box; it has: cut, foreign, two."),
+    ],
+)
+def test_a_bank_that_the_box_refuses_is_refused_with_its_own_error(
+    box: type[Loopback], name: str, kind: type[Exception], sentence: str
+) -> None:
+    assert not box.asked
+    with pytest.raises(kind, match=sentence):
+        RemoteModel(ADDRESS, name)
+
+
+def test_a_new_bank_is_used_from_the_next_frame_and_a_broken_one_is_told_once(
+    box: type[Loopback], here: FewShotModel, banks: Path
+) -> None:
+    said: list[str] = []
+    remote = RemoteModel(ADDRESS, "two", said.append)
+    here.remove("cat")
+    here.save_bank(banks / "two.safetensors")
+    answer = remote.predict(FRAMES[0])
+    assert answer is not None
+    assert is_same_answer(answer, here.predict(FRAMES[0]))
+    assert remote.classes == ("Größe 猫",)
+    assert said == []
+    (banks / "two.safetensors").write_bytes(b"cut")
+    assert [remote.predict(FRAMES[0]) is not None for _ in range(2)] == [True, True]
+    (line,) = said
+    assert line.startswith(f"{ADDRESS}: The former bank goes on: Bank ")
+    here.save_bank(banks / "two.safetensors")
+    assert remote.predict(FRAMES[0]) is not None
+    assert said[1:] == [f"{ADDRESS}: the bank of now is used."]
+    assert box.asked
+
+
+@pytest.mark.parametrize("change", [{"wire": 99}, {"color": "red"}])
+def test_a_box_of_another_version_is_refused(
+    box: type[Loopback], monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    answer = box.model._box.answer
+
+    def changed(*arguments: object) -> dict[str, np.ndarray]:
+        facts = json.loads(answer(*arguments)["facts"][0])
+        return {"facts": wire.text_tensor(json.dumps(facts | change).encode())}
+
+    monkeypatch.setattr(box.model._box, "answer", changed)
+    with pytest.raises(ArtifactError, match="install the same version on both"):
+        RemoteModel(ADDRESS, "two")
+
+
+@pytest.mark.parametrize(
+    "address", ["triton://", "triton://host", "triton://host:8001/", "triton://host:x/m", "triton://a:secret@h/m"]
+)
+def test_a_wrong_address_is_refused_without_repeating_it(address: str) -> None:
+    with pytest.raises(InputError, match="The address of a box is wrong; expected triton://HOST:PORT/MODEL") as error:
+        RemoteModel(address, "two")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "connected"),
+    [("triton://host/m", "host:8001"), ("triton://[::1]:9/m", "[::1]:9"), ("TRITON://host:7/m/", "host:7")],
+)
+def test_the_port_of_grpc_is_the_default(
+    box: type[Loopback], monkeypatch: pytest.MonkeyPatch, address: str, connected: str
+) -> None:
+    monkeypatch.setattr(box, "infer", lambda *_, **__: pytest.fail("not asked"))
+    with pytest.raises(pytest.fail.Exception):
+        RemoteModel(address, "two")
+    assert box.asked == [connected]
+
+
+def test_without_tritonclient_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tritonclient", None)
+    with pytest.raises(EnvironmentLacksError, match=r'try: pip install "fsvit-edge\[triton\]"'):
+        RemoteModel(ADDRESS, "two")
+
+
+def test_the_name_of_a_bank_may_have_its_suffix_and_no_folder() -> None:
+    assert [bank_on_box(Path(name)) for name in ("two", "two.safetensors", "a.b")] == ["two", "two", "a.b"]
+    with pytest.raises(InputError, match="is the name of a bank in the box's own folder, without a path; got x/two"):
+        bank_on_box(Path("x/two"))
