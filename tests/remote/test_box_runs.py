@@ -148,6 +148,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         ("run clip.mp4 --bundle x", "--bundle does not go with --engine triton://...: the box decides it for all"),
         ("run clip.mp4 --precision int8", "--precision does not go with --engine triton://..."),
         ("run clip.mp4 --threads 2", "--threads does not go with --engine triton://..."),
+        ("run clip.mp4 --bank two --poll 5", "Following a bank (--trust, --poll, an address) does not go with"),
         ("run clip.mp4 --review", "--review does not go with --engine triton://...: it changes a bank, and the box's"),
         ("run demo --sink http://127.0.0.1:0", "The page (--sink http://...) does not go with --engine triton://..."),
         ("run clip.mp4 --bank banks/two.safetensors", "--bank is the name of a bank in the box's own folder"),
