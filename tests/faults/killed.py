@@ -18,6 +18,8 @@ WHOLE_S = 240.0
 
 # Forks for each line of its input, and says when that process is killed: a fork is there at once, a start takes 0.3 s.
 # A lock that another thread holds during a fork stays locked in the new process, so there must be no other thread.
+# With PYTHONUNBUFFERED, `print` writes a text and the end of its line one after the other. A kill between the two made
+# "class 7killed" of two lines, and the test waited for "killed" until its timeout: a line must be one write.
 FORKER = """
 import faulthandler
 import os
@@ -26,23 +28,25 @@ import sys
 from pathlib import Path
 faulthandler.register(signal.SIGUSR1)
 path = Path(sys.argv[1])
+def say(what):
+    os.write(1, f"{{what}}\\n".encode())
 {code}
 for _ in sys.stdin:
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{{threads}} threads before a fork"
     child = os.fork()
     if not child:
-        print(os.getpid(), flush=True)
+        say(os.getpid())
         work()
     os.waitpid(child, 0)
-    print("killed", flush=True)
+    say("killed")
 """
 
 
 class Killed:
     """What a process says until it is killed; each time, a new one begins.
 
-    Its code defines `work`, which is called with the name `path` defined. The test fails if nothing is said for
+    Its code defines `work`, which knows `path` and says lines with `say`. The test fails if nothing is said for
     `SILENT_S`, or if all rounds take longer than `WHOLE_S`.
     """
 

@@ -48,7 +48,7 @@ def work():
                 bank.remove(name)
             bank.rename(bank.classes[0], f"only {number}")
         bank.save(path)
-        print(bank.classes[-1], flush=True)
+        say(bank.classes[-1])
 """
 NAIVE = """
 import fsvit_edge.fewshot.bank_file as module
@@ -64,7 +64,7 @@ def work():
     number = 0
     while True:
         update_review(path, lambda bank: with_verdict(bank.review, number % 50, ("yes", "no")[number // 50 % 2]))
-        print(number, flush=True)
+        say(number)
         number += 1
 """
 

@@ -10,7 +10,7 @@ from killed import Killed
 SLEEPER = """
 import time
 def work():
-    print("first", flush=True)
+    say("first")
     time.sleep(1000)
 """
 
@@ -65,3 +65,27 @@ def test_processes_that_end_too_soon_fail_the_test_which_says_why(tmp_path: Path
     ):
         processes.lines(1, 0.0)
     assert said in str(failure.value)
+
+
+TALKER = """
+def work():
+    while True:
+        {}
+"""
+
+
+def test_a_kill_while_a_line_is_written_leaves_whole_lines(tmp_path: Path) -> None:
+    with Killed(tmp_path, TALKER.format("say('a line')")) as talkers:
+        for _ in range(10):
+            assert set(talkers.lines(0, 0.02)) == {"a line"}  # by then the pipe is full
+
+
+def test_a_line_that_is_written_in_two_parts_joins_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    monkeypatch.setattr(killed, "SILENT_S", 2.0)
+    with (
+        Killed(tmp_path, TALKER.format("print('a line')")) as talkers,
+        pytest.raises(pytest.fail.Exception, match=r"^Too late: the end of process"),
+    ):
+        list(iter(lambda: talkers.lines(0, 0.02), ["never"]))
