@@ -3,6 +3,7 @@
 # ruff: noqa: N802 - the names are NVIDIA's
 
 import enum
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -85,6 +86,14 @@ class Runtime:
         return self.trt.validity
 
 
+@functools.cache
+def opened(graph: str) -> onnxruntime.InferenceSession:
+    """What computes a graph; it keeps nothing from run to run, so all fakes share it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
 class Engine:
     def __init__(self, trt: FakeTensorRT, plan: bytes) -> None:
         self.trt = trt
@@ -93,9 +102,7 @@ class Engine:
             (mode, TensorSpec(name, tuple(shape), dtype)) for mode, name, shape, dtype in content["tensors"]
         ]
         self.limits: dict[str, int] = content["limits"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(content["onnx"], options, providers=["CPUExecutionProvider"])
+        self.session = opened(content["onnx"])
         self.num_io_tensors = len(self.tensors)
         self.device_memory_size_v2 = SCRATCH_PER_SUPPORT * self.limits.get("supports", 1)
 

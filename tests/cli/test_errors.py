@@ -222,7 +222,7 @@ def environment(is_buffered: bool) -> dict[str, str]:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
-@pytest.mark.parametrize("line", ["doctor", "--help", "bank list bank.safetensors"])
+@pytest.mark.parametrize("line", ["inspect bank.safetensors", "--help", "bank list bank.safetensors"])
 @pytest.mark.parametrize("is_buffered", [True, False], ids=["buffered", "unbuffered"])
 def test_a_full_standard_output_is_an_error_of_one_sentence(folder: Path, line: str, is_buffered: bool) -> None:
     with open("/dev/full", "w") as full:
@@ -230,7 +230,10 @@ def test_a_full_standard_output_is_an_error_of_one_sentence(folder: Path, line: 
     is_one_error(result, 1, "Standard output cannot be written to: No space left on device")
 
 
-@pytest.mark.parametrize("line", ["doctor", "doctor --json", "run album --sink -", "bank list bank.safetensors"])
+@pytest.mark.parametrize(
+    "line",
+    ["inspect bank.safetensors", "inspect bank.safetensors --json", "run album --sink -", "bank list bank.safetensors"],
+)
 def test_a_reader_that_leaves_early_is_not_an_error(folder: Path, line: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -1,5 +1,6 @@
 """Doubtful frames of a run: how often they are kept, and that they reach the bank's file."""
 
+import shutil
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -83,18 +84,25 @@ def test_a_file_is_counted_in_its_own_time_and_a_folder_in_pictures(fps: float |
 # ---------------------------------------------------------------------------------------------------- the bank's file
 
 
-@pytest.fixture
-def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bank whose class is in doubt in every frame of the folder "pictures"."""
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bank and pictures, to copy."""
+    folder, rng = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
     for index in range(4):
         image = np.kron(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
-        write_image(Path("pictures") / f"{index}.png", image)
+        write_image(folder / "pictures" / f"{index}.png", image)
     with FewShotModel.load(threads=1) as model:
         model.enroll("thing", [image])
         model.enroll("other", [image[::-1].copy()])
-        model.save_bank("bank.safetensors")
+        model.save_bank(folder / "bank.safetensors")
+    return folder
+
+
+@pytest.fixture
+def bank(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bank whose class is in doubt in every frame of the folder "pictures"."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fsvit_edge.fewshot.review.doubts", lambda prediction: prediction.classes)
     return Path("bank.safetensors")
 
