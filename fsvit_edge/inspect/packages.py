@@ -24,6 +24,7 @@ _OPTIONAL = {
     "scikit-image": "demo",
     "paho-mqtt": "mqtt",
     "pillow-heif": "heic",
+    "ray": "ray",
 }
 _MODULES = {
     "opencv-python-headless": "cv2",
@@ -44,6 +45,7 @@ _USES = {
     "export": "fsvit-edge export",
     "mqtt": "sinks of mqtt://",
     "heic": "HEIC pictures",
+    "ray": "label --ray",
 }
 
 
