@@ -14,7 +14,7 @@ from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.label.pictures import WITH_MASKS, Listing, stored
 from fsvit_edge.live.sources.files import VIDEO_SUFFIXES
 from fsvit_edge.live.uri import printable, printable_address
-from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError, package_error
 from fsvit_edge.runtime.pictures import MAX_PICTURE_BYTES, PICTURE_SUFFIXES, decode_image, natural_order
 
 if TYPE_CHECKING:  # an extra, which only --ray needs
@@ -158,8 +158,11 @@ def _store(address: str) -> tuple[str, str, str]:
 
 def _opened(address: str) -> tuple["fs.FileSystem", str]:
     """Return the file system of an address, and the path in it."""
-    from pyarrow import fs
-
+    try:
+        from pyarrow import fs
+    except ImportError as error:
+        needs = f"{printable_address(address)} needs pyarrow"
+        raise package_error(needs, "pyarrow", 'pip install "fsvit-edge[ray]"', error) from error
     with _reading(printable_address(address)):
         files, path = fs.FileSystem.from_uri(address)
     return files, path
