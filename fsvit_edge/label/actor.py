@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fsvit_edge.fewshot.support_masks import Image
+from fsvit_edge.label.cluster import failure_of
 from fsvit_edge.label.journal import Failure, Record
 from fsvit_edge.label.labeler import Labeler, LabelerOptions, label_picture
 from fsvit_edge.label.records import About, LabeledPicture
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # an extra
     import pyarrow as pa
 
 _READERS = 8  # threads of an actor that wait for files and decode them
-_MOST_TRIES = 4  # of a task whose process ends, as one does that runs out of memory
+_MOST_TRIES = 3  # of a task whose process ends, as one does that runs out of memory
 
 Reader = Callable[[str], Image]
 
@@ -34,13 +35,13 @@ class Recipe:
         make: The class of the labeler.
         options: What it is opened with, but for the places of its files.
         files: What `files_of` read, in Ray's store, which brings it once to each machine.
-        tries: An actor of `Tries`; None to open a labeler that labels no rows.
+        register: An actor of `Register`; None to open a labeler that labels no rows.
     """
 
     make: type[Labeler]
     options: LabelerOptions
     files: Any
-    tries: Any = None
+    register: Any = None
 
     @contextmanager
     def opened(self, say: Say = lambda _: None) -> Iterator[Labeler]:
@@ -73,11 +74,15 @@ def files_of(options: LabelerOptions) -> dict[str, bytes]:
     return found
 
 
-class Tries:
-    """Counts how often each task was begun: Ray would begin one that ends its process again for ever."""
+class Register:
+    """An actor to which the others tell what Ray would not.
+
+    It begins a task that ends its process again for ever, and of an error it keeps no more than that there was one.
+    """
 
     def __init__(self) -> None:
         self._tries: Counter[str] = Counter()
+        self._error: FsvitEdgeError | None = None
 
     def begin(self, task: str) -> int:
         """Note that a task begins, and return how often it did."""
@@ -87,6 +92,14 @@ class Tries:
     def end(self, task: str) -> None:
         """Forget a task that is done."""
         del self._tries[task]
+
+    def fail(self, error: FsvitEdgeError) -> None:
+        """Keep an error; the first one counts."""
+        self._error = self._error or error
+
+    def error(self) -> FsvitEdgeError | None:
+        """Return the error that ended a process."""
+        return self._error
 
 
 class LabelingActor:
@@ -99,14 +112,15 @@ class LabelingActor:
     """
 
     def __init__(self, recipe: Recipe, about: About, read: Reader) -> None:
+        self._about, self._read, self._register = about, read, recipe.register
         self._stack = ExitStack()
-        self._labeler = self._stack.enter_context(recipe.opened())
-        if self._labeler.about != about:
-            raise EnvironmentLacksError(
-                f"The machines of Ray do not label alike: one has {self._labeler.about}, another {about}; install the "
-                "same version of fsvit-edge and its engines on all."
-            )
-        self._about, self._read, self._tries = about, read, recipe.tries
+        with self._reported():
+            self._labeler = self._stack.enter_context(recipe.opened())
+            if self._labeler.about != about:
+                raise EnvironmentLacksError(
+                    f"The machines of Ray do not label alike: one has {self._labeler.about}, another {about}; install "
+                    "the same version of fsvit-edge, and the same engines, on all."
+                )
         self._pool = self._stack.enter_context(ThreadPoolExecutor(_READERS, "label"))
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
@@ -114,14 +128,27 @@ class LabelingActor:
         import ray
 
         names = rows["path"].to_pylist()
-        if ray.get(self._tries.begin.remote(names[0])) > _MOST_TRIES:
-            raise FsvitEdgeError(
-                f"A process of Ray ended {_MOST_TRIES} times while it labeled {names[0]} to {names[-1]}: one of these "
-                "pictures, or too little memory, ends it; label them alone to see which, and move it away."
-            )
-        found = to_rows(list(self._label(names)), rows["version"].to_pylist(), self._about)
-        self._tries.end.remote(names[0])
+        with self._reported():
+            if ray.get(self._register.begin.remote(names[0])) > _MOST_TRIES:
+                raise FsvitEdgeError(
+                    f"A process of Ray ended {_MOST_TRIES} times while it labeled {names[0]} to {names[-1]}: one of "
+                    "these pictures, or too little memory, ends it; label them alone to see which, and move it away."
+                )
+            found = to_rows(list(self._label(names)), rows["version"].to_pylist(), self._about)
+        self._register.end.remote(names[0])
         return found.add_column(0, "index", rows["index"])
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Tell the register of an error."""
+        import ray
+
+        try:
+            yield
+        except Exception as error:
+            ours = error if isinstance(error, FsvitEdgeError) else failure_of(error)
+            ray.get(self._register.fail.remote(ours))
+            raise
 
     def _label(self, names: Sequence[str]) -> Iterator[Record]:
         """Label pictures in their order; files are read and decoded ahead, and answers encoded behind, in threads."""

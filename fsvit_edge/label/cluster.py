@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -77,17 +77,22 @@ def _silence() -> Iterator[None]:
 
 
 @contextmanager
-def our_errors() -> Iterator[None]:
-    """Raise what an actor raised on purpose as itself, and of other ends of one, a sentence."""
+def our_errors(reported: Callable[[], FsvitEdgeError | None] = lambda: None) -> Iterator[None]:
+    """Raise what a process of Ray raised on purpose as itself, and of other errors of Ray a sentence.
+
+    Args:
+        reported: Returns the error that a process told of, if Ray itself has lost it.
+    """
     from ray.exceptions import RayError
 
     try:
         yield
     except RayError as error:
-        first: BaseException = error
-        while (cause := getattr(first, "cause", None) or first.__cause__) is not None:
-            first = cause
-            if type(first).__module__ == FsvitEdgeError.__module__:
-                raise first from None
-        reason = (str(first).splitlines() or [""])[0].rstrip(".")
-        raise FsvitEdgeError(f"Ray failed: {type(first).__name__}: {reason}; the same command goes on.") from error
+        cause = getattr(error, "cause", None)
+        raise (cause if isinstance(cause, FsvitEdgeError) else reported() or failure_of(error)) from error
+
+
+def failure_of(error: Exception) -> FsvitEdgeError:
+    """Return an error of which nobody has thought, as a sentence."""
+    reason = (str(error).splitlines() or [""])[0].rstrip(".")
+    return FsvitEdgeError(f"Ray failed: {type(error).__name__}: {reason}; the same command goes on.")

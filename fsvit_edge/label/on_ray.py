@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsvit_edge.label.actor import LabelingActor, Recipe, Tries, about_of, files_of
+from fsvit_edge.label.actor import LabelingActor, Recipe, Register, about_of, files_of
 from fsvit_edge.label.cluster import connected, our_errors
 from fsvit_edge.label.fill import OnProgress, Progress
 from fsvit_edge.label.journal import Failure, Kept, Record
@@ -72,16 +72,16 @@ class OnRay:
             tables.append(
                 pa.table({"index": list(range(start, start + len(paths))), "path": paths, "version": versions})
             )
-        tries = ray.remote(Tries).options(num_cpus=0).remote()
+        register = ray.remote(Register).options(num_cpus=0).remote()
         dataset = ray.data.from_arrow(tables).map_batches(
             LabelingActor,
             batch_size=None,
             batch_format="pyarrow",
-            fn_constructor_args=(replace(self._recipe, tries=tries), self.about, listing.reader),
+            fn_constructor_args=(replace(self._recipe, register=register), self.about, listing.reader),
             compute=ray.data.ActorPoolStrategy(size=min(self._actors, len(tables))),
             **self._resources,
         )
-        with our_errors():
+        with our_errors(lambda: ray.get(register.error.remote())):
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,14 @@ class PlainLabeler:
 
     def close(self) -> None:
         pass
+
+
+class FickleLabeler(PlainLabeler):
+    """Computes otherwise where it is told how."""
+
+    def __init__(self, options: LabelerOptions, say: object) -> None:
+        super().__init__(options, say)
+        self.about = replace(self.about, precision="fp32" if options.precision == "auto" else "int8")
 
 
 class MortalLabeler(PlainLabeler):
