@@ -9,8 +9,9 @@ FOLDER has pictures, of which the first is enrolled by its name. In turns, each 
 - Ray: `label --ray`, with a process of one thread per core.
 
 Commands also open models, and Ray starts, so each is timed for all pictures and for a tenth of them, and the rate is
-that of the difference; what is left is the start. The labels of Ray are compared with those of one process, byte for
-byte. Memory is the largest sum over the processes of a command, each with its share of what several map (PSS).
+that of the difference; what is left is the start. So is the processor's time, which other programs disturb less. The
+labels of Ray are compared with those of one process, byte for byte. Memory is the largest sum over the processes of a
+command, each with its share of what several map (PSS).
 """
 
 import shutil
@@ -19,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 from model_options import model_parser, open_model
@@ -31,28 +34,40 @@ KINDS = ("one process", "two processes", "Ray")
 _PERIOD_S = 0.5
 
 
-def watch(commands: list[list[str]]) -> tuple[float, float]:
-    """Run commands beside each other; return seconds, and the largest memory of all their processes in MB."""
-    started_s, peak_mb = time.perf_counter(), 0.0
+class Cost(NamedTuple):
+    """What commands took."""
+
+    wall_s: float
+    used_s: float  # of processors
+    peak_mb: float
+
+
+def watch(commands: list[list[str]]) -> Cost:
+    """Run commands beside each other, and look at all of their processes now and then."""
+    started_s, peak_mb, used = time.perf_counter(), 0.0, dict[int, float]()
     running = [psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for command in commands]
     while any(one.poll() is None for one in running):
-        peak_mb = max(peak_mb, sum(memory_mb(one) for one in running))
+        mb = 0.0
+        for one in running:
+            for process in tree(one):
+                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
+                    times = process.cpu_times()
+                    used[process.pid] = times.user + times.system
+                    mb += process.memory_full_info().pss / 1e6
+        peak_mb = max(peak_mb, mb)
         time.sleep(_PERIOD_S)
     took_s = time.perf_counter() - started_s
     for one in running:
         assert one.returncode == 0, one.stderr.read().decode()
-    return took_s, peak_mb
+    return Cost(took_s, sum(used.values()), peak_mb)
 
 
-def memory_mb(process: psutil.Process) -> float:
-    """Memory of a process and of all that it started."""
-    total = 0
+def tree(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all that it started."""
     try:
-        for one in (process, *process.children(recursive=True)):
-            total += one.memory_full_info().pss
-    except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
-        pass
-    return total / 1e6
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -90,7 +105,7 @@ def main() -> None:
             words += ["--precision", given.precision, *more]
             return [sys.executable, "-m", "fsvit_edge.cli.main", *words]
 
-        def run(kind: str, count: str) -> tuple[float, float]:
+        def run(kind: str, count: str) -> Cost:
             for output in folder.glob("out-*"):
                 shutil.rmtree(output)
             if kind == "one process":
@@ -100,23 +115,27 @@ def main() -> None:
             return watch([command(count, "out-ray", "--threads", "1", "--ray")])
 
         rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        used_ms: dict[str, list[float]] = {kind: [] for kind in KINDS}
         starts: dict[str, list[float]] = {kind: [] for kind in KINDS}
         peaks = dict.fromkeys(KINDS, 0.0)
         labels = {}
         for _ in range(given.turns):
             for kind in KINDS:
-                (few_s, _), (all_s, peak) = run(kind, "few"), run(kind, "all")
-                each_s = (all_s - few_s) / (given.pictures - few)
+                of_few, of_all = run(kind, "few"), run(kind, "all")
+                each_s = (of_all.wall_s - of_few.wall_s) / (given.pictures - few)
                 rates[kind].append(1 / each_s)
-                starts[kind].append(few_s - few * each_s)
-                peaks[kind] = max(peaks[kind], peak)
+                used_ms[kind].append((of_all.used_s - of_few.used_s) / (given.pictures - few) * 1e3)
+                starts[kind].append(of_few.wall_s - few * each_s)
+                peaks[kind] = max(peaks[kind], of_all.peak_mb)
                 if kind != "two processes":
                     labels[kind] = contents(folder / ("out-ray" if kind == "Ray" else "out-one"))
         assert labels["Ray"] == labels["one process"], "Ray's labels differ"
         print(f"{given.pictures} pictures, {given.turns} turns; Ray's labels are those of one process, byte for byte")
         for kind in KINDS:
             found, start = rates[kind], statistics.median(starts[kind])
-            spread = f"({min(found):.1f} to {max(found):.1f}), {start:.1f} s before the first, {peaks[kind]:.0f} MB"
+            ms = statistics.median(used_ms[kind])
+            spread = f"({min(found):.1f} to {max(found):.1f}), {ms:.0f} ms CPU each, {start:.0f} s before the first"
+            spread += f", {peaks[kind]:.0f} MB"
             print(f"{kind:14} {statistics.median(found):6.1f} pictures/s {spread}")
         ratios = [ray / one for one, ray in zip(rates["one process"], rates["Ray"], strict=True)]
         print(f"{'Ray / one':14} {statistics.median(ratios):6.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
