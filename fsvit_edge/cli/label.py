@@ -1,13 +1,15 @@
 """`fsvit-edge label`: pictures in, label files for other tools out."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from fsvit_edge.cli.options import AnswerEngineOption, BundleOption, ClassesOption, PrecisionOption, ThreadsOption
 from fsvit_edge.cli.terminal import plain_console, print_table, say
@@ -17,6 +19,20 @@ if TYPE_CHECKING:
     from fsvit_edge.label.job import LabelResult
 
 _LINE_PERIOD_S = 10.0
+_RAY_ADDRESS = re.compile(r"auto|local|ray://.*|[\w.-]+:[0-9]+")
+
+
+class LabelCommand(TyperCommand):
+    """Lets `--ray` stand without an address, which Typer's options cannot."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put "local" behind a `--ray` that no address follows."""
+        words = []
+        for word, after in zip(args, [*args[1:], ""], strict=True):
+            words.append(word)
+            if word == "--ray" and not _RAY_ADDRESS.fullmatch(after):
+                words.append("local")
+        return super().parse_args(ctx, words)
 
 
 def label(
@@ -35,7 +51,7 @@ def label(
         typer.Option(
             "--format",
             help="coco (run lengths, boxes, scores), yolo (polygons), masks (a PNG of class numbers for each picture), "
-            "cvat (for images), or jsonl (JSON lines).",
+            "cvat (for images), or jsonl (JSON lines); with --ray also parquet: no label files but Ray's.",
         ),
     ],
     bank: Annotated[
@@ -59,6 +75,14 @@ def label(
     engine: AnswerEngineOption = "auto",
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Label on the machines of a Ray cluster, such as auto or host:6379; without an address, on the cores "
+            "or GPUs of this one. Sources may then be s3:// and gs://, and --threads are those of each process.",
+        ),
+    ] = None,
 ) -> None:
     """Label pictures: outline the classes of a bank in all of them, in a format of other tools.
 
@@ -69,7 +93,7 @@ def label(
     from fsvit_edge.label.labeler import LabelerOptions
 
     labeler = LabelerOptions(bank, bundle, engine, precision, threads, tuple(classes or ()), min_score)
-    options = LabelOptions(labeler, tuple(sources), output, format_name, every, split)
+    options = LabelOptions(labeler, tuple(sources), output, format_name, every, split, ray)
     last: Progress | None = None
     try:
         with _show_progress() as show:

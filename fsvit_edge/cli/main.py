@@ -19,7 +19,7 @@ from fsvit_edge.cli.enroll import enroll
 from fsvit_edge.cli.eval import evaluate
 from fsvit_edge.cli.export import export
 from fsvit_edge.cli.inspect import inspect
-from fsvit_edge.cli.label import label
+from fsvit_edge.cli.label import LabelCommand, label
 from fsvit_edge.cli.run import run
 from fsvit_edge.cli.streams import safe_streams
 from fsvit_edge.cli.train import train
@@ -56,7 +56,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's help costs 0.1 s of the 0.3 s that --help may take
 )
 for command in (train, export, calib, build_engine, enroll, run, label, triton, bench, inspect, doctor):
-    app.command()(command)
+    app.command(cls=LabelCommand if command is label else None)(command)
 app.command("eval")(evaluate)
 app.add_typer(bank_app, name="bank")
 

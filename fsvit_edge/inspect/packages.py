@@ -26,6 +26,7 @@ _OPTIONAL = {
     "pillow-heif": "heic",
     "cryptography": "sign",
     "tritonclient": "triton",
+    "ray": "ray",
 }
 _MODULES = {
     "opencv-python-headless": "cv2",
@@ -49,6 +50,7 @@ _USES = {
     "heic": "HEIC pictures",
     "sign": "signed banks (run --trust, bank sign)",
     "triton": "--engine triton://",
+    "ray": "label --ray",
 }
 
 

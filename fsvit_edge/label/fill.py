@@ -5,20 +5,21 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.label.frames import VideoFrame, frames_of
-from fsvit_edge.label.journal import Failure, Journal, Kept, Kind, VideoEnd, to_line
+from fsvit_edge.label.journal import Failure, Journal, Kept, Kind, Record, VideoEnd, read, read_kept, to_line
 from fsvit_edge.label.labeler import Labeler, label_picture
 from fsvit_edge.label.output import Output
 from fsvit_edge.label.pictures import Listing, Stored
+from fsvit_edge.label.records import About
 from fsvit_edge.live.uri import printable
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.limits import usable_cores
@@ -53,6 +54,59 @@ class Progress:
         return None if done <= 0 else self.elapsed_s * (1 - self.share) / done
 
 
+OnProgress = Callable[[Progress], None]
+
+
+class Way(Protocol):
+    """Where pictures are labeled, and where what is found is kept until the label files are written."""
+
+    @property
+    def about(self) -> About:
+        """What the answers come from."""
+
+    def read_kept(self, output: Output, listing: Listing) -> Kept:
+        """Return what an output, in which the others work from then on, has of a listing."""
+
+    def fill(self, listing: Listing, pending: Sequence[Stored], kept: Kept, on_progress: OnProgress) -> Kept:
+        """Label what is pending, and return what is kept then."""
+
+    def read(self, items: Iterable[int | Failure]) -> Iterator[Record]:
+        """Yield the records at the places that `Kept` has."""
+
+
+class InProcess:
+    """Labels in this process, and keeps what is found in the journal: a `Way`.
+
+    Args:
+        labeler: What labels.
+        every_s: Seconds between the frames of a video to label, 0 for every frame; None for no videos.
+    """
+
+    def __init__(self, labeler: Labeler, every_s: float | None) -> None:
+        self.about = labeler.about
+        self._labeler, self._every_s = labeler, every_s
+        self._output: Output | None = None
+
+    def read_kept(self, output: Output, listing: Listing) -> Kept:
+        """See `Way`; pictures of frames of which no line is kept are removed."""
+        self._output = output
+        kept, left = read_kept(output.journal, listing, output.has_picture)
+        for video in left:
+            output.remove_pictures(video)
+        return kept
+
+    def fill(self, listing: Listing, pending: Sequence[Stored], kept: Kept, on_progress: OnProgress) -> Kept:
+        """See `Way`."""
+        assert self._output is not None
+        fill_journal(listing, pending, kept, self._labeler, self._every_s, self._output, on_progress)
+        return kept
+
+    def read(self, items: Iterable[int | Failure]) -> Iterator[Record]:
+        """See `Way`."""
+        assert self._output is not None
+        return read(self._output.journal, items)
+
+
 @dataclass(frozen=True)
 class _Decoded:
     entry: str  # the picture or video, as it is listed
@@ -73,7 +127,7 @@ def fill_journal(
     labeler: Labeler,
     every_s: float | None,
     output: Output,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
 ) -> None:
     """Label the pictures and videos of a listing that are pending, except for frames that are kept.
 

@@ -1,25 +1,28 @@
 """A labeling from sources to label files, resumable at any moment and repeated for what is new or changed.
 
-Phase 1 (`fill`) appends a line for each picture to the journal, phase 2 writes the label files from it.
+Phase 1 keeps what is found in each picture: `fill` in the lines of a journal, `on_ray` in Parquet files. Phase 2 writes
+the label files from it.
 """
 
 import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fsvit_edge.label.fill import Progress, fill_journal
-from fsvit_edge.label.formats import FORMATS, check_path, write_format
+from fsvit_edge.label.fill import InProcess, OnProgress, Way
+from fsvit_edge.label.formats import FORMATS, PARQUET, check_path, write_format
 from fsvit_edge.label.frames import frame_name
-from fsvit_edge.label.journal import Failure, Kept, read, read_kept
+from fsvit_edge.label.journal import Failure, Kept
 from fsvit_edge.label.labeler import Labeler, LabelerOptions
+from fsvit_edge.label.lake import Lake, is_in_lake, list_lake
 from fsvit_edge.label.output import PICTURES_NAME, Output, Summary, open_output
 from fsvit_edge.label.pictures import PARTS, Listing, Stored, list_pictures, parse_split, part_chooser
-from fsvit_edge.label.records import LabeledPicture
-from fsvit_edge.live.uri import printable
+from fsvit_edge.label.records import About, LabeledPicture
+from fsvit_edge.live.uri import printable, printable_address
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.messages import Say
 
@@ -33,11 +36,12 @@ class LabelOptions:
 
     Attributes:
         labeler: What to look for, and by which model.
-        sources: As `list_pictures` takes them.
+        sources: As `list_pictures` takes them; with `ray`, also as `list_lake` does.
         output: The folder for the labels.
-        format: A key of `FORMATS`.
+        format: A key of `FORMATS`; with `ray`, also `PARQUET`.
         every_s: Seconds between the frames of a video, 0 for every frame; None for no videos.
         split: As `parse_split` takes it; None does not split the pictures.
+        ray: The address of the Ray cluster that labels, or "local"; None labels in this process.
     """
 
     labeler: LabelerOptions
@@ -46,6 +50,7 @@ class LabelOptions:
     format: str
     every_s: float | None = None
     split: str | None = None
+    ray: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class LabelResult:
 def label(
     options: LabelOptions,
     say: Say = lambda _: None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: OnProgress = lambda _: None,
 ) -> LabelResult:
     """Label pictures; the same call again labels what is new, changed or could not be labeled, and goes on if it ended.
 
@@ -83,29 +88,26 @@ def label(
     Args:
         options: What to label and where to.
         say: Gets notes and warnings.
-        on_progress: Called after each picture, in this thread.
+        on_progress: Called after each picture, or with Ray after some, in this thread.
 
     Raises:
         InputError: An option or source cannot be used, or the output holds something else.
         SourceError: A source does not exist.
         ArtifactError: The bundle or bank is missing, damaged or does not fit.
-        EnvironmentLacksError: The engine is not installed here, or finds no device.
+        EnvironmentLacksError: The engine is not installed here, or finds no device; or so it is with Ray.
         FsvitEdgeError: Another process writes to the output, or the disk is full.
     """
     started_s = time.monotonic()
-    if options.format not in FORMATS:
-        raise InputError(f"--format must be one of {', '.join(FORMATS)}, got {options.format!r:.40}.")
+    _check_options(options)
     shares = None if options.split is None else parse_split(options.split)
-    listing = list_pictures(options.sources, options.every_s)
+    is_lake = any(map(is_in_lake, options.sources))
+    listing = list_lake(options.sources) if is_lake else list_pictures(options.sources, options.every_s)
     _check_names(listing, options.format)
     for note in listing.notes:
         say(f"Note: {note}")
-    # The model first: what it refuses leaves no folder behind.
-    with Labeler(options.labeler, say) as labeler, open_output(options.output) as output:
-        output.begin(_call(options, listing, labeler))
-        kept, left = read_kept(output.journal, listing, output.has_picture)
-        for video in left:
-            output.remove_pictures(video)
+    with _opened(options, say) as way, open_output(options.output) as output:
+        output.begin(_call(options, listing, way.about))
+        kept = way.read_kept(output, listing)
         pending = [entry for entry in listing.entries if not (entry.problem or kept.is_done(entry))]
         for entry in pending:
             if entry.is_video:
@@ -113,10 +115,10 @@ def label(
         earlier = len(kept.labeled)
         for note in _notes_at_start(listing, pending, kept, output.summary):
             say(f"Note: {note}")
-        fill_journal(listing, pending, kept, labeler, options.every_s, output, on_progress)
+        kept = way.fill(listing, pending, kept, on_progress)
         result = _earlier_result(output, kept.digest(listing), say)
         if result is None:
-            result = _write_labels(listing, kept, labeler, options.format, output, shares)
+            result = _write_labels(listing, kept, way, options.format, output, shares)
             result = replace(result, elapsed_s=time.monotonic() - started_s)
         if options.format == "yolo":
             _place_pictures(options, listing, output, say)
@@ -125,14 +127,43 @@ def label(
     return replace(result, earlier=earlier)
 
 
-def _call(options: LabelOptions, listing: Listing, labeler: Labeler) -> dict[str, object]:
+def _check_options(options: LabelOptions) -> None:
+    formats = (*FORMATS, PARQUET)
+    if options.format not in formats:
+        raise InputError(f"--format must be one of {', '.join(formats)}, got {options.format!r:.40}.")
+    if is_in_lake(str(options.output).replace(":/", "://", 1)):  # what a Path leaves of an address
+        raise InputError("--output must be a folder on this machine; copy it to a store when it is complete.")
+    if options.ray is not None:
+        if options.every_s is not None:
+            raise InputError("--every and --ray do not go together; label videos without --ray, into another folder.")
+        return
+    if options.format == PARQUET:
+        raise InputError("--format parquet is written with --ray; without, --format jsonl has the same.")
+    for source in filter(is_in_lake, options.sources):
+        raise InputError(f"{printable_address(source)} is no path; add --ray to read pictures of a store.")
+
+
+@contextmanager
+def _opened(options: LabelOptions, say: Say) -> Iterator[Way]:
+    """Open what labels; the model first: what it refuses leaves no folder behind."""
+    if options.ray is None:
+        with Labeler(options.labeler, say) as labeler:
+            yield InProcess(labeler, options.every_s)
+        return
+    from fsvit_edge.label.on_ray import open_on_ray
+
+    with open_on_ray(options.ray, Labeler, options.labeler, say) as way:
+        yield way
+
+
+def _call(options: LabelOptions, listing: Listing, about: About) -> dict[str, object]:
     """What makes this call the same as another; threads are left out, because they decide only how fast it is."""
-    about = labeler.about
     return {
         "fsvit_edge": about.fsvit_edge,
-        "sources": [printable(os.path.abspath(source)) for source in options.sources],
+        "sources": list(map(_shown, options.sources)),
         "base": printable(str(listing.base)),  # of a list, it may change with what is in it, and so do all names
         "format": options.format,
+        "ray": None if options.ray is None else True,  # not where: another cluster goes on
         "bundle_sha256": about.bundle_sha256,
         "engine": about.engine,
         "precision": about.precision,
@@ -143,6 +174,10 @@ def _call(options: LabelOptions, listing: Listing, labeler: Labeler) -> dict[str
         "levels": [f"{name} {level:.4g}" for name, level in zip(about.classes, about.levels, strict=True)],
         "bank_sha256": about.bank_sha256,
     }
+
+
+def _shown(source: str) -> str:
+    return printable_address(source) if is_in_lake(source) else printable(os.path.abspath(source))
 
 
 def _check_names(listing: Listing, format_name: str) -> None:
@@ -198,6 +233,9 @@ def _earlier_result(output: Output, written_from: str, say: Say) -> LabelResult 
 def _place_pictures(options: LabelOptions, listing: Listing, output: Output, say: Say) -> None:
     """Let the lists of YOLO find their pictures, or say how."""
     base, images = printable(str(listing.base)), output.folder / PICTURES_NAME
+    if isinstance(listing, Lake):
+        say(f"Note: Copy the pictures of {base} to {images}, or YOLO finds none.")
+        return
     if options.every_s is not None:  # a link would lead the frames of videos into the user's folder
         if not all(entry.is_video for entry in listing.entries):
             say(f"Note: Copy the pictures of {base} to {images}, where the frames of videos are, or YOLO finds none.")
@@ -223,18 +261,18 @@ def _split_notes(format_name: str, result: LabelResult) -> Iterator[str]:
 def _write_labels(
     listing: Listing,
     kept: Kept,
-    labeler: Labeler,
+    way: Way,
     format_name: str,
     output: Output,
     shares: Sequence[float] | None,
 ) -> LabelResult:
     failures: list[Failure] = []
-    classes: Sequence[str] = labeler.about.classes
+    classes: Sequence[str] = way.about.classes
     pictures_of, parts_of = dict.fromkeys(classes, 0), dict.fromkeys(classes, 0)
     part_of = None if shares is None else part_chooser(shares)
     pictures_in = {} if shares is None else dict.fromkeys(PARTS[: len(shares)], 0)
     labeled = 0
-    for record in read(output.journal, kept.items(listing)):
+    for record in way.read(kept.items(listing)):
         if isinstance(record, Failure):
             failures.append(record)
             continue
@@ -246,14 +284,14 @@ def _write_labels(
             pictures_in[part_of(_split_name(record))] += 1
 
     def pictures() -> Iterator[LabeledPicture]:
-        for record in read(output.journal, kept.items(listing)):
+        for record in way.read(kept.items(listing)):
             if isinstance(record, LabeledPicture):
                 yield record if part_of is None else replace(record, split=part_of(_split_name(record)))
 
     result = LabelResult(labeled, len(failures), pictures_of, parts_of, pictures_in)
     errors = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in failures).encode()
     summary = {"written_from": kept.digest(listing), "result": asdict(result)}
-    output.finish(lambda folder: write_format(format_name, folder, labeler.about, pictures), errors, summary)
+    output.finish(lambda folder: write_format(format_name, folder, way.about, pictures), errors, summary)
     return result
 
 

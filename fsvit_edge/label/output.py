@@ -17,6 +17,7 @@ from fsvit_edge.runtime.storage import BusyError, atomic_write, locked, read_fil
 
 PICTURES_NAME = "images"
 ERRORS_NAME = "errors.jsonl"
+PARQUET_NAME = "parquet"
 _SHOWN = 200
 _SHOWN_OF_SUM = 12
 
@@ -25,6 +26,7 @@ WORDS = {
     "sources": "from {}",
     "base": "of pictures below {}",
     "format": "with --format {}",
+    "ray": "with --ray",
     "bundle_sha256": "by the bundle {}",
     "engine": "on the engine {}",
     "precision": "in the precision {}",
@@ -51,12 +53,14 @@ class Output:
     Attributes:
         folder: The folder.
         journal: The file for the journal.
+        parquet: The folder for what is found on Ray.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._state = folder / STATE_NAME
         self.journal = self._state / "journal.jsonl"
+        self.parquet = folder / PARQUET_NAME
         self._call, self._summary = self._state / "call.json", self._state / "complete.json"
         self._files = self._state / "files.txt"
 

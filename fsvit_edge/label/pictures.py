@@ -7,20 +7,26 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.live.sources.files import VIDEO_SUFFIXES
 from fsvit_edge.live.uri import printable
 from fsvit_edge.runtime.errors import InputError, SourceError
-from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, natural_order
+from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, full_size, natural_order, read_image
 
 STATE_NAME = ".fsvit-edge-label"
 """Folder in an output of `label` that tells what is in it, and by which a later call leaves the output out."""
 
 LIST_SUFFIX = ".txt"
-_WITH_MASKS = ("images", "masks")  # folders of pictures and of their masks, as `enroll` reads them
+WITH_MASKS = ("images", "masks")  # folders of pictures and of their masks, as `enroll` reads them
 _LONGEST_LIST_BYTES = 2 * 10**9  # some 20 million paths
 _UNNAMEABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in lists, XML or JSON
+
+
+WithSize = tuple[Image, tuple[int, int]]
+"""A picture as the model sees it, (H, W, 3) uint8 RGB, and height and width of its file, which may be larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,11 @@ class Listing:
         """Return where an entry is read from."""
         return self.base / entry.name
 
+    @property
+    def reader(self) -> Callable[[str], WithSize]:
+        """What reads a picture by its name, in any process; raises as `read_image`."""
+        return partial(_read_below, self.base)
+
     def version(self, name: str) -> str:
         """Return what differs once the file of a name was replaced: its size and time; "" if it cannot be reached."""
         try:
@@ -57,6 +68,10 @@ class Listing:
         except OSError:
             return ""
         return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _read_below(base: Path, name: str) -> WithSize:
+    return read_image(base / name), full_size(base / name)
 
 
 @dataclass
@@ -92,7 +107,7 @@ def list_pictures(sources: Sequence[str], every_s: float | None = None) -> Listi
         _add_source(source, every_s is not None, found)
     base = os.path.commonpath(found.folders)
     below = len(base.rstrip("/")) + 1
-    entries = [_entry(path, path[below:], problem) for path, problem in found.paths.items()]
+    entries = [stored(path, path[below:], problem) for path, problem in found.paths.items()]
     notes = []
     if found.unread_videos:
         count, first = len(found.unread_videos), printable(found.unread_videos[0])
@@ -105,7 +120,8 @@ def list_pictures(sources: Sequence[str], every_s: float | None = None) -> Listi
     return Listing(Path(base), entries, tuple(notes))
 
 
-def _entry(path: str, name: str, problem: str) -> Stored:
+def stored(path: str, name: str, problem: str = "") -> Stored:
+    """Return what is at a path by its name; one that label files cannot name has a problem."""
     if _UNNAMEABLE.search(name):
         problem = f"The name {path!r} is not UTF-8 or has control characters, which label files cannot name; rename it."
         name = printable(name)
@@ -192,9 +208,9 @@ def _walk(top: str, takes_videos: bool, found: _Found) -> bool:
         if own in known or (folder != top and os.path.isdir(os.path.join(folder, STATE_NAME))):  # an output
             continue
         known.add(own)
-        if {(name, True) for name in _WITH_MASKS} <= set(inside):
-            inside.remove((_WITH_MASKS[1], True))
-            found.masks.append(os.path.join(folder, _WITH_MASKS[1]))
+        if {(name, True) for name in WITH_MASKS} <= set(inside):
+            inside.remove((WITH_MASKS[1], True))
+            found.masks.append(os.path.join(folder, WITH_MASKS[1]))
         inside.sort(key=lambda entry: natural_order(entry[0]))
         for name, is_folder in inside:
             suffix = os.path.splitext(name)[1].lower()

@@ -26,6 +26,9 @@ FORMATS: Mapping[str, WriteLabels] = MappingProxyType(
 )
 """What writes a format: fills an empty folder with the labels of pictures, which are asked for one by one."""
 
+PARQUET = "parquet"
+"""No label files: of `label --ray`, whose Parquet files are there already."""
+
 ABOUT_NAME = "label.json"
 """In the folder of every format: what the answers come from. It is written last."""
 
@@ -43,7 +46,7 @@ def write_format(name: str, folder: Path, about: About, pictures: Callable[[], I
     """Write the labels of pictures to a folder, all of them or none; the same pictures give the same bytes.
 
     Args:
-        name: A key of `FORMATS`.
+        name: A key of `FORMATS`, or `PARQUET`.
         folder: Where to; a folder that is there is replaced if it is empty, or has labels of ours.
         about: What the answers come from.
         pictures: Returns the pictures in their order.
@@ -53,7 +56,8 @@ def write_format(name: str, folder: Path, about: About, pictures: Callable[[], I
         FsvitEdgeError: The disk is full or the folder is not writable; an old folder is unchanged.
     """
     with atomic_folder(folder, ABOUT_NAME) as staging:
-        FORMATS[name](staging, about, pictures)
+        if name != PARQUET:
+            FORMATS[name](staging, about, pictures)
         text = json.dumps({"format": name, **asdict(about)}, indent=1, ensure_ascii=False, allow_nan=False)
         (staging / ABOUT_NAME).write_text(text + "\n", encoding="utf-8")
         os.sync()  # once, for a million small files: only those at the top are flushed below
