@@ -100,10 +100,10 @@ def test_a_silent_process_is_killed_and_restarted() -> None:
 @pytest.mark.parametrize("scenario", ["mute", "dark"])
 def test_a_source_that_does_not_respond_stays_connecting_with_a_reason(scenario: str) -> None:
     with open_stub(scenario, dataclasses.replace(QUICK, open_s=0.6)) as source:
-        until(lambda: source.status.message != "")
-        status = source.status
-        assert (status.state, status.captured) == ("connecting", 0)
-        assert status.message == "stub does not respond; check the camera and its connection."
+        said = ("connecting", "stub does not respond; check the camera and its connection.")
+        # Not the first message: on a busy machine a killed process was not gone in time, once, and that was said.
+        until(lambda: (source.status.state, source.status.message) == said)
+        assert source.status.captured == 0
         until(lambda: source.status.reconnects >= 2, within_s=10)
 
 
