@@ -9,9 +9,9 @@ from fsvit_edge.calib.convert import make_graph
 from fsvit_edge.calib.ranges import collect_ranges
 from fsvit_edge.fewshot.cached_support import ClassSupports
 from fsvit_edge.live.sources.demo import demo_supports
-from fsvit_edge.runtime.bundle import Bundle
+from fsvit_edge.runtime.bundle import INT8_OUTLINE, Bundle
 from fsvit_edge.runtime.engines.base import Array, ResidentTensor, on_host
-from fsvit_edge.runtime.engines.choose import ENGINES
+from fsvit_edge.runtime.engines.choose import ENGINES, choose_engines
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.gpu import find_gpu, gpu_missing_reason
@@ -23,15 +23,17 @@ OTHERS = (("openvino", "fp32", "FP32 in OpenVINO"), ("openvino", "bf16", "BF16 i
 def open_everywhere(bundle: Bundle, threads: int, left_out: list[str]) -> dict[str, FewShotModel]:
     """Open a bundle in ONNX Runtime in FP32, as exported, and in INT8, then on the other engines.
 
-    INT8 is made here of the encoder, calibrated on the demo's pictures. Engines that cannot be had add the reason to
-    `left_out`.
+    INT8 is made here of the encoder, calibrated on the demo's pictures, and draws outlines in INT8. Engines that cannot
+    be had add the reason to `left_out`.
     """
     models = {FP32: FewShotModel.load(bundle.path, "onnxruntime", "fp32", threads)}
     calibration = collect_ranges(bundle, [support.image for support in demo_supports()], "minmax")
     graph = make_graph(bundle.graphs["encoder"], "encoder", "int8", "onnxruntime", calibration).SerializeToString()
-    models[INT8] = FewShotModel.load(bundle.path, "onnxruntime", "fp32", threads)
-    models[INT8].network.encoder.close()
-    models[INT8].network.encoder = OnnxRuntimeEngine(graph, "cpu", threads)
+    engines, choice = choose_engines(bundle, "onnxruntime", "fp32", threads)
+    for name, own, own_threads in (("encoder", graph, threads), ("outline", bundle.cpu_graphs[INT8_OUTLINE], 1)):
+        engines[name].close()
+        engines[name] = OnnxRuntimeEngine(own, "cpu", own_threads)
+    models[INT8] = FewShotModel(bundle.manifest, engines, choice)
     for engine, precision, name in OTHERS:
         if engine not in ENGINES:
             _note(f"{name}: this version has no such engine.", left_out)

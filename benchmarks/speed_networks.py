@@ -112,10 +112,7 @@ def _heads(
     tokens = models[FP32].network.encode(frame)["tokens"]
     runs: dict[str, Callable[[], object]] = {"reference": partial(reference.compare, tokens)}
     for engine, model in models.items():
-        if engine != INT8:  # INT8 is the encoder's
-            own = model.network.encode(frame)["tokens"].numpy()
-            runs[engine] = partial(_with_outlines, model, own, classes)
-    runs[FP32] = partial(_with_outlines, models[FP32], tokens, classes)
+        runs[engine] = partial(_with_outlines, model, tokens, classes)
     runs[_ABSENT] = partial(models[FP32].network.compare, tokens, classes)
     times = take_turns(runs, setting.turns)
     kept = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
@@ -123,13 +120,12 @@ def _heads(
     for engine in runs:
         if engine != "reference":
             key = f"{name}_{engine.lower().replace(',', '').replace(' ', '_')}"
-            yield figure_of(key, f"{title}: head, {engine}", "ms", _ms(times[engine]))
-    yield ratio_of(
-        f"{name}_ratio", f"{title}: exported head, padded / ours", times["reference"], times[FP32], goal=goal
-    )
-    yield ratio_of(
-        f"{name}_absent_ratio", f"{title}: exported head, padded / ours, all absent", times["reference"], times[_ABSENT]
-    )
+            shown = "INT8 outlines" if engine == INT8 else engine
+            yield figure_of(key, f"{title}: head, {shown}", "ms", _ms(times[engine]))
+    compared = f"{title}: exported head, padded / ours"
+    yield ratio_of(f"{name}_ratio", compared, times["reference"], times[FP32], goal=goal)
+    yield ratio_of(f"{name}_int8_ratio", f"{compared}, INT8 outlines", times["reference"], times[INT8], goal=goal)
+    yield ratio_of(f"{name}_absent_ratio", f"{compared}, all absent", times["reference"], times[_ABSENT])
     found = models[FP32].network.compare(tokens, classes)
     theirs, ours = reference.compare(tokens), (found.scores, found.foreground())
     largest = max(
@@ -138,6 +134,10 @@ def _heads(
     most = bundle.manifest.most_tokens
     merged = f" (ours compares with at most {most} tokens of a support)" if most else ""
     yield figure_of(f"{name}_difference", f"{title}: largest difference of a probability{merged}", "", [largest])
+    in_int8 = _with_outlines(models[INT8], tokens, classes)
+    what = f"{title}: largest difference of outlines in INT8 from those in FP32"
+    difference = np.abs(np.asarray(in_int8, np.float32) - found.foreground()).max()
+    yield figure_of(f"{name}_int8_difference", what, "", [float(difference)])
 
 
 def _with_outlines(model: FewShotModel, tokens: Array | ResidentTensor, classes: Sequence[ClassSupports]) -> Array:

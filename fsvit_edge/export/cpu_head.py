@@ -3,15 +3,17 @@
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from fsvit_edge.export.int8_outline import int8_outline_model
 from fsvit_edge.export.trace import check, simplify, trace
 from fsvit_edge.model.cpu_head import CpuHeadSpecs
+from fsvit_edge.runtime.bundle import INT8_OUTLINE
 
 _BODY = "block_"
 """Prefix of the names in the Scan's body, which must differ from those around it."""
 
 
 def cpu_head_models(specs: CpuHeadSpecs, opset: int, simplified: bool) -> dict[str, ModelProto]:
-    """Make the graphs `compare` and `outline`; the errors are those of `trace`, `simplify` and `check`."""
+    """Make `compare`, `outline` and `int8_outline`; the errors are those of `trace`, `simplify` and `check`."""
     attend, finish, outline = (
         simplify(trace(spec, opset), name) if simplified else trace(spec, opset)
         for name, spec in (("compare", specs.attend), ("compare", specs.finish), ("outline", specs.outline))
@@ -19,7 +21,7 @@ def cpu_head_models(specs: CpuHeadSpecs, opset: int, simplified: bool) -> dict[s
     models = {"compare": _scan(attend, finish, specs.num_blocks), "outline": outline}
     for name, model in models.items():
         check(model, name, opset)
-    return models
+    return {**models, INT8_OUTLINE: int8_outline_model(outline)}
 
 
 def _scan(attend: ModelProto, finish: ModelProto, num_blocks: int) -> ModelProto:

@@ -23,7 +23,9 @@ MAX_GRAPH_BYTES = 2**31
 """Protobuf reads no larger ones."""
 GRAPH_NAMES = ("encoder", "enroll", "head")
 """The graphs that every bundle has."""
-CPU_GRAPH_NAMES = ("compare", "outline")
+INT8_OUTLINE = "int8_outline"
+"""Name of the graph "outline" in INT8, which runs beside an INT8 encoder on x86 processors with VNNI."""
+CPU_GRAPH_NAMES = ("compare", "outline", INT8_OUTLINE)
 """The trained head's graphs for ONNX Runtime on a CPU, which it runs in place of "head"; see `model/cpu_head.py`."""
 OBJECTNESS = "objectness"
 """Name of the map that separates objects from their background: an output of the encoder or of its own graph."""
@@ -34,6 +36,7 @@ TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
 EXPORT_AGAIN = "export the bundle again with: fsvit-edge export"
 _Axes = Mapping[str, int]  # by tensor
 _ENCODER: tuple[_Axes, _Axes] = ({"image": 4}, {"tokens": 4})
+_OUTLINE: tuple[_Axes, _Axes] = ({"mask_tokens": 3}, {"foreground": 3})
 _TENSORS: Mapping[str, tuple[_Axes, _Axes]] = {
     "encoder": _ENCODER,
     INT8_ENCODER: _ENCODER,
@@ -46,7 +49,8 @@ _TENSORS: Mapping[str, tuple[_Axes, _Axes]] = {
         {"presence": 1, "foreground": 3},
     ),
     "compare": ({"tokens": 4, "support": 3, "count": 1, "pooled_mask": 1}, {"presence": 1, "mask_tokens": 3}),
-    "outline": ({"mask_tokens": 3}, {"foreground": 3}),
+    "outline": _OUTLINE,
+    INT8_OUTLINE: _OUTLINE,
     OBJECTNESS: ({"image": 4}, {OBJECTNESS: 3}),
 }  # the inputs and outputs of each graph that the code names; graphs may have more
 DEFAULT_BUNDLE = Path(__file__).parent.parent / "assets" / "cst-nano"
@@ -114,7 +118,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     graphs: dict[str, bytes]  # the ONNX files by graph
-    cpu_graphs: dict[str, bytes] = field(default_factory=dict)  # the same of the head for CPUs, both or none
+    cpu_graphs: dict[str, bytes] = field(default_factory=dict)  # the same of the head for CPUs, if it has one
 
     @classmethod
     def load(cls, path: Path) -> "Bundle":
@@ -171,7 +175,8 @@ def read_manifest(path: Path) -> Manifest:
             raise ArtifactError(f"{file} is incomplete: it has no graph {name!r}; export the bundle again.")
     if unknown := manifest.graphs.keys() - {*GRAPH_NAMES, OBJECTNESS}:
         raise ArtifactError(f"{file} names a graph {min(unknown)!r:.40} that this fsvit-edge does not know; update it.")
-    if manifest.cpu_graphs and manifest.cpu_graphs.keys() != set(CPU_GRAPH_NAMES):
+    # Bundles of before 0.2 have no outline in INT8.
+    if manifest.cpu_graphs and {*manifest.cpu_graphs, INT8_OUTLINE} != set(CPU_GRAPH_NAMES):
         names = ", ".join(sorted(manifest.cpu_graphs))
         raise ArtifactError(f"{file} has wrong values: cpu_graphs are {names:.80}, not {', '.join(CPU_GRAPH_NAMES)}.")
     for name, info in manifest.all_graphs.items():

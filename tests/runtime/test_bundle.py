@@ -171,7 +171,10 @@ SPOILED: list[tuple[Spoil, str]] = [
     (forge(lambda values: values.pop("format_version")), "has format version None"),
     (field("format_version", 1), "has format version 1, this fsvit-edge reads 2; export the bundle again"),
     (forge(lambda values: values.pop("image_size")), "is incomplete, has unknown fields or wrong values: 'image_size'"),
-    (forge(lambda values: values["cpu_graphs"].pop("outline")), "cpu_graphs are compare, not compare, outline"),
+    (
+        forge(lambda values: values["cpu_graphs"].pop("outline")),
+        "cpu_graphs are compare, int8_outline, not compare, outline, int8_outline",
+    ),
     (forge(lambda values: values["graphs"].update(values["cpu_graphs"])), "names a graph 'compare' that"),
     (field("color", "red"), "unknown field 'color'"),
     (field("image_size", "128"), "image_size is '128'"),
