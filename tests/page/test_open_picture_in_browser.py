@@ -124,6 +124,7 @@ def test_scores_and_not_it_are_those_of_the_frame_that_is_frozen(page: Page, cam
 
 def test_what_is_found_is_drawn_on_the_picture_and_anew_after_each_change(page: Page) -> None:
     found, told = page.locator("#found"), page.locator("#found-told")
+    expect(page.locator("#bank-saved")).to_have_text("There is no such file yet.")
     open_picture(page, CAT)
     expect(told).to_be_empty()  # there is no class
     expect(found).to_be_visible()
@@ -131,7 +132,8 @@ def test_what_is_found_is_drawn_on_the_picture_and_anew_after_each_change(page: 
     page.get_by_role("radio", name="Name only").check()
     page.get_by_label("Class name").fill("cat")
     page.locator("#submit").click()
-    expect(page.locator("#report")).to_contain_text("cat is enrolled.")
+    expect(page.locator("#report")).to_contain_text("cat is enrolled.The mask is a guess: the picture in the list")
+    expect(page.locator("#bank-saved")).to_have_text("Not saved yet.")
     expect(told).to_contain_text("Found: cat 0.")
     assert drawn_share(page) > 0.1
     expect(page.get_by_label("Class name")).to_have_value("")  # it is not added twice by a second press
