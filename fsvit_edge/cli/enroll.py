@@ -122,16 +122,19 @@ def _reject(
             f"Class {quoted(name)} can have {MAX_NEGATIVES} negatives and has {known}, so {len(pictures)} more do not "
             "fit; remove some with: fsvit-edge bank remove BANK NAME --negative INDEX."
         )
-    learned: list[tuple[SupportPicture, Rejection]] = []
+    learned: list[tuple[SupportPicture, Rejection, bool]] = []
     passed_over: list[str] = []
     for picture in pictures:
+        level_before = model.bank.level(name)
         changed, rejection = _tried(model, name, picture)
-        if picture.is_by_name and not rejection.was_present:
-            score, level = distinct_texts(rejection.score_before, rejection.level)
+        # A level that the empty scene raised, so that the class is not found in it, falls when the class learns why.
+        is_useful = rejection.was_present or changed.level(name) < level_before
+        if picture.is_by_name and not is_useful:
+            score, level = distinct_texts(rejection.score_before, level_before)
             passed_over.append(f"{picture.source}: {quoted(name)} is not found there (score {score}, level {level})")
         else:
             model.bank = changed
-            learned.append((picture, rejection))
+            learned.append((picture, rejection, is_useful))
     if not learned:
         raise InputError(
             f"{passed_over[0]}{', nor in the other pictures' if len(passed_over) > 1 else ''}, so there is nothing to "
@@ -141,11 +144,11 @@ def _reject(
     model.save_bank(bank)
     for text in passed_over:
         say(f"Note: {text}, so nothing is learned from it.")
-    for picture, rejection in learned:
-        _print_rejection(picture, rejection)
+    for picture, rejection, is_useful in learned:
+        _print_rejection(picture, rejection, is_useful)
     # The last first: the numbers of those after it change.
-    for picture, rejection in reversed(learned):
-        if _is_doubtful(rejection):
+    for picture, rejection, is_useful in reversed(learned):
+        if not is_useful or rejection.margin < _SMALL_MARGIN:
             undo = _command("bank", "remove", bank, rejection.name, "--negative", rejection.negatives - 1)
             say(f"To take {picture.source} back: {undo}")
 
@@ -160,17 +163,13 @@ def _tried(model: "FewShotModel", name: str, picture: "SupportPicture") -> "tupl
     return changed, done[0]
 
 
-def _is_doubtful(rejection: "Rejection") -> bool:
-    return not rejection.was_present or rejection.margin < _SMALL_MARGIN
-
-
-def _print_rejection(picture: "SupportPicture", rejection: "Rejection") -> None:
+def _print_rejection(picture: "SupportPicture", rejection: "Rejection", is_useful: bool) -> None:
     name = quoted(rejection.name)
     before, after, level = distinct_texts(rejection.score_before, rejection.score_after, rejection.level)
     print(f"{picture.source}: not {name}: scored {before}, now {after}, level {level}.")
     if rejection.is_mask_too_small:
         say(f"Warning: {picture.source}: what is marked is too small for the network to see, so all of it was used.")
-    if not rejection.was_present:
+    if not is_useful:
         say(
             f"Warning: {picture.source}: {name} was not found there, so rejecting it changes little, and takes time in "
             "every frame."

@@ -240,6 +240,16 @@ def test_a_picture_in_which_the_class_is_not_found_teaches_nothing(bank: Path) -
     assert len(SupportBank.load(bank).negatives("cat")) == 1  # the control: it is learned where it is found
 
 
+def test_what_raised_the_level_as_the_empty_scene_is_learned_although_the_class_is_not_found_there(bank: Path) -> None:
+    run("bank", "scene", str(bank), "like.jpg")
+    before = SupportBank.load(bank).level("cat")
+    out, err = run("enroll", "cat", "other.jpg", "like.jpg", "--not")
+    assert "Note: other.jpg: 'cat' is not found there (score 0.0" in err  # the control
+    assert "like.jpg: not 'cat': scored 0.9999" in out
+    assert "was not found there" not in err
+    assert SupportBank.load(bank).level("cat") < before
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
