@@ -106,22 +106,35 @@ def remove(
         int | None,
         typer.Option(min=0, help="Remove only this negative of the class, by its number in bank list."),
     ] = None,
+    picture: Annotated[
+        int | None,
+        typer.Option(min=0, help="Remove only this picture of the class, by its number in bank list --preview FILE."),
+    ] = None,
 ) -> None:
-    """Remove a class from a bank, or one of its negatives."""
+    """Remove a class from a bank, or one of its pictures or negatives; with the last picture, the class goes."""
     from fsvit_edge.fewshot.bank import SupportBank
+    from fsvit_edge.runtime.errors import InputError
 
+    if negative is not None and picture is not None:
+        raise InputError("Give --negative or --picture, not both: the numbers change with each removal.")
     with editing_bank(bank) as check_unchanged:
         loaded = SupportBank.load(bank)
-        if negative is None:
-            loaded.remove(name)
-        else:
+        pictures = len(loaded.supports(name))
+        if negative is not None:
             loaded.remove_negative(name, negative)
+        elif picture is not None:
+            loaded.remove_support(name, picture)
+        else:
+            loaded.remove(name)
         check_unchanged()
         loaded.save(bank)
-    if negative is None:
-        print(f"Removed {quoted(name)}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
-    else:
+    if negative is not None:
         print(f"Removed negative {negative} of {quoted(name)}, which has {len(loaded.negatives(name))} left.")
+    elif picture is not None and pictures > 1:
+        print(f"Removed picture {picture} of {quoted(name)}, which has {pictures - 1} left.")
+    else:
+        print(f"Removed {quoted(name)}; {bank} contains: {', '.join(loaded.classes) or 'no class'}.")
+    if negative is not None or picture is not None:
         _note_unscored(loaded)
 
 

@@ -1,5 +1,6 @@
 """`fsvit-edge enroll`: pictures become a class in a bank."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,10 @@ from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fsvit_edge.enroll.enroll_pictures import PictureReport
+    from fsvit_edge.enroll.enroll_pictures import EnrollmentReport, PictureReport
     from fsvit_edge.enroll.support_files import SupportPicture
+    from fsvit_edge.fewshot.bank import SupportBank
+    from fsvit_edge.fewshot.prediction import Rejection
     from fsvit_edge.fewshot.predictor import FewShotModel
 
 
@@ -65,6 +68,7 @@ def enroll(
     from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures
     from fsvit_edge.enroll.support_files import parse_box, read_supports
     from fsvit_edge.fewshot.bank_file import check_bank_path
+    from fsvit_edge.inspect.diagnosis import connected_cameras
     from fsvit_edge.runtime.storage import remove_leftovers
 
     if is_not and (preview is not None or level is not None):
@@ -88,6 +92,7 @@ def enroll(
         classes = ", ".join(model.classes)
     for picture in report.pictures:
         _print_picture(picture)
+    _note_guesses(report, bank, preview)
     shots = "1 support" if report.shots == 1 else f"{report.shots} supports"
     print(f"Enrolled {quoted(name)} with {shots}; {bank} contains: {classes}.")
     print(f"Its level, the score above which it is present: {score_text(enrolled_level)} ({origin}).")
@@ -96,8 +101,10 @@ def enroll(
             f"Warning: the empty scene answers to {quoted(name)}, so it may be missed; "
             "see: fsvit-edge bank scene --help."
         )
-    options = (f" --bundle {bundle}" if bundle else "") + ("" if precision == "auto" else f" --precision {precision}")
-    say(f"Next: fsvit-edge run --camera --bank {bank}{options}")
+    options = ["--bundle", str(bundle)] if bundle else []
+    options += [] if precision == "auto" else ["--precision", precision]
+    source = "--camera" if connected_cameras() else "photo.jpg"
+    say(f"Next: {_command('run', source, '--bank', bank, *options)}")
 
 
 def _reject(
@@ -115,25 +122,60 @@ def _reject(
             f"Class {quoted(name)} can have {MAX_NEGATIVES} negatives and has {known}, so {len(pictures)} more do not "
             "fit; remove some with: fsvit-edge bank remove BANK NAME --negative INDEX."
         )
-    done = []
+    learned: list[tuple[SupportPicture, Rejection, bool]] = []
+    passed_over: list[str] = []
     for picture in pictures:
-        mask = picture.mask
-        if picture.box_xyxy is not None:
-            mask = model.mask_of_box(picture.image, picture.box_xyxy)
-        done.append(model.reject(name, picture.image, mask))
+        level_before = model.bank.level(name)
+        changed, rejection = _tried(model, name, picture)
+        # A level that the empty scene raised, so that the class is not found in it, falls when the class learns why.
+        is_useful = rejection.was_present or changed.level(name) < level_before
+        if picture.is_by_name and not is_useful:
+            score, level = distinct_texts(rejection.score_before, level_before)
+            passed_over.append(f"{picture.source}: {quoted(name)} is not found there (score {score}, level {level})")
+        else:
+            model.bank = changed
+            learned.append((picture, rejection, is_useful))
+    if not learned:
+        raise InputError(
+            f"{passed_over[0]}{', nor in the other pictures' if len(passed_over) > 1 else ''}, so there is nothing to "
+            "learn; to reject a part even so, mark it with --box or --mask."
+        )
     check_unchanged()
     model.save_bank(bank)
-    for picture, one in zip(pictures, done, strict=True):
-        before, after, level = distinct_texts(one.score_before, one.score_after, one.level)
-        print(f"{picture.source}: not {quoted(name)}: scored {before}, now {after}, level {level}.")
-        if one.is_mask_too_small:
-            say(
-                f"Warning: {picture.source}: what is marked is too small for the network to see, so all of it was used."
-            )
-        if not one.was_present:
-            say(f"Warning: {picture.source}: {quoted(name)} was not found there, so rejecting it changes little.")
-        elif one.margin < _SMALL_MARGIN:
-            say(f"Warning: {picture.source} is much like {quoted(name)} itself, which may be missed from now on.")
+    for text in passed_over:
+        say(f"Note: {text}, so nothing is learned from it.")
+    for picture, rejection, is_useful in learned:
+        _print_rejection(picture, rejection, is_useful)
+    # The last first: the numbers of those after it change.
+    for picture, rejection, is_useful in reversed(learned):
+        if not is_useful or rejection.margin < _SMALL_MARGIN:
+            undo = _command("bank", "remove", bank, rejection.name, "--negative", rejection.negatives - 1)
+            say(f"To take {picture.source} back: {undo}")
+
+
+def _tried(model: "FewShotModel", name: str, picture: "SupportPicture") -> "tuple[SupportBank, Rejection]":
+    """Return the bank as it would be after a rejection, and what that changes; the bank in use stays."""
+    mask = picture.mask
+    if picture.box_xyxy is not None:
+        mask = model.mask_of_box(picture.image, picture.box_xyxy)
+    done: list[Rejection] = []
+    changed = model.bank_after(lambda model: done.append(model.reject(name, picture.image, mask)))
+    return changed, done[0]
+
+
+def _print_rejection(picture: "SupportPicture", rejection: "Rejection", is_useful: bool) -> None:
+    name = quoted(rejection.name)
+    before, after, level = distinct_texts(rejection.score_before, rejection.score_after, rejection.level)
+    print(f"{picture.source}: not {name}: scored {before}, now {after}, level {level}.")
+    if rejection.is_mask_too_small:
+        say(f"Warning: {picture.source}: what is marked is too small for the network to see, so all of it was used.")
+    if not is_useful:
+        say(
+            f"Warning: {picture.source}: {name} was not found there, so rejecting it changes little, and takes time in "
+            "every frame."
+        )
+    elif rejection.margin < _SMALL_MARGIN:
+        say(f"Warning: {picture.source} is much like {name} itself, which may be missed from now on.")
 
 
 def _print_picture(report: "PictureReport") -> None:
@@ -141,6 +183,30 @@ def _print_picture(report: "PictureReport") -> None:
     kind = "guessed mask" if picture.is_by_name else "mask" if picture.box_xyxy is None else "mask from box"
     cover = f"{report.mask_cover:.0%}" if report.mask_cover >= 0.01 else f"{report.mask_cover:.2%}"
     print(f"{picture.source}: {kind} covers {cover} of the picture and keeps {report.kept_tokens} tokens")
-    print(f"{picture.source}: fit on its own picture: {report.fit}")
+    if not picture.is_by_name:  # the same network made the guess: to agree with it is no merit
+        print(f"{picture.source}: fit on its own picture: {report.fit}")
     for warning in report.warnings:
         say(f"Warning: {picture.source}: {warning}")
+
+
+def _note_guesses(report: "EnrollmentReport", bank: Path, preview: Path | None) -> None:
+    """Say which masks are guesses, where to look at them and how to mend them."""
+    first = report.shots - len(report.pictures)
+    guesses = [
+        (number, one.picture.source) for number, one in enumerate(report.pictures, first) if one.picture.is_by_name
+    ]
+    if not guesses:
+        return
+    look = f"in {preview}" if preview else f"with: {_command('bank', 'list', bank, '--preview', 'bank.png')}"
+    number, source = guesses[0]
+    if len(guesses) == 1:
+        what, it, wrong = f"The mask of {source} is a guess", "it", "it is"
+    else:
+        what, it, wrong = f"The masks of {len(guesses)} pictures are guesses", "them", "that of the first is"
+    say(f"Note: {what}, which may be something else. Look at {it} {look}")
+    remove = _command("bank", "remove", bank, report.name, "--picture", number)
+    say(f"If {wrong} wrong, enroll the picture again, with --box or --mask, after: {remove}")
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["fsvit-edge", *map(str, words)])

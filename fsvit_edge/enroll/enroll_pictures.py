@@ -30,7 +30,7 @@ class PictureReport:
     mask_cover: float  # share of the picture that the mask covers, in [0, 1]
     kept_tokens: int  # image tokens that the mask keeps, at least 1
     prediction: Prediction  # of the picture, by all classes, after the enrollment
-    fit: Fit  # what the class finds on the picture, compared with the mask
+    fit: Fit  # what the class finds on the picture, compared with the mask; of a guess it says nothing
     warnings: tuple[str, ...]  # what is likely to go wrong, and what to do, in sentences
 
 
@@ -115,7 +115,8 @@ def draw_report(report: EnrollmentReport) -> npt.NDArray[np.uint8]:
     cells = []
     for shown in report.pictures:
         score = shown.prediction.scores[shown.prediction.classes.index(report.name)]
-        lines = [shown.picture.source, f"{report.name} {score_text(score)}: {shown.fit}"]
+        fit = "the mask is a guess" if shown.picture.is_by_name else str(shown.fit)
+        lines = [shown.picture.source, f"{report.name} {score_text(score)}: {fit}"]
         panel = draw_fit(shown.picture.image, shown.prediction, report.name, shown.mask)
         cells.append(captioned(panel, [(line, None) for line in lines]))
     return sheet([cells[start : start + _PREVIEW_COLUMNS] for start in range(0, len(cells), _PREVIEW_COLUMNS)])

@@ -91,8 +91,9 @@ def read_supports(
         raise InputError("A folder with masks/ has its own masks; enroll it without --mask and --box.")
     for option, plural, given in (("--mask", "masks", masks), ("--box", "boxes", boxes)):
         if given and len(given) != len(files):
-            numbers = f"{len(files)} pictures but {len(given)} {plural}"
-            raise InputError(f"{numbers}: give one {option} for each picture, or none.")
+            pictures_text = "1 picture" if len(files) == 1 else f"{len(files)} pictures"
+            given_text = f"1 {option[2:]}" if len(given) == 1 else f"{len(given)} {plural}"
+            raise InputError(f"{pictures_text} but {given_text}: give one {option} for each picture, or none.")
     if len(files) > MAX_PICTURES:
         raise InputError(f"{len(files)} pictures are too many; give at most {MAX_PICTURES} at a time, the best ones.")
     shown = iter(_read_frames(videos[0], frames, seconds) if videos else ())

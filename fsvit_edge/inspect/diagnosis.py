@@ -143,8 +143,13 @@ def _opencv() -> Iterator[Finding]:
         yield Finding(f"OpenCV {name}", has, False, text)
 
 
+def connected_cameras() -> list[str]:
+    """Return the devices of the cameras that are plugged in, as "/dev/video0"."""
+    return sorted(map(str, Path("/dev").glob("video*")))
+
+
 def _cameras() -> Iterator[Finding]:
-    cameras = ", ".join(sorted(map(str, Path("/dev").glob("video*"))))
+    cameras = ", ".join(connected_cameras())
     yield Finding("cameras", bool(cameras), False, cameras or "no /dev/video*; plug in a camera for --camera")
 
 

@@ -6,11 +6,13 @@ size and time.
 """
 
 import asyncio
+import hashlib
 import hmac
 import ipaddress
 import logging
 import socket
 import traceback
+from base64 import b64encode
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import urlencode
@@ -34,8 +36,15 @@ _SLOWEST_BYTES_S = 100_000.0
 _MAX_BODIES = 32
 WRONG_TOKEN_DELAY_S = 0.5
 FAILURE = "The page failed; the log of the run says where."
-# What a browser shows in place of the page; it must say nothing of the run, and its style is the browser's own, because
-# files are for those who have the token.
+# What a browser shows in place of the page; it must say nothing of the run, and its style is in it, because files are
+# for those who have the token.
+_ENTRY_STYLE = """
+body { margin: 0; min-height: 100vh; min-height: 100dvh; display: grid; place-items: center; font: 16px/1.45 system-ui, sans-serif; }
+form { box-sizing: border-box; width: min(26rem, 100vw - 2rem); display: grid; gap: .75rem; padding: 1.25rem; border: 1px solid GrayText; border-radius: .6rem; }
+input, button { font: inherit; box-sizing: border-box; min-height: 2.75rem; padding: .5rem .8rem; border: 1px solid GrayText; border-radius: .5rem; }
+button { background: #1d5fd1; border-color: #1d5fd1; color: #fff; font-weight: 600; cursor: pointer; }
+:focus-visible { outline: 3px solid #6ea2ff; outline-offset: 2px; }
+"""  # noqa: E501 - a style
 _ENTRY_FORM = """<!doctype html>
 <html lang="en">
 <head>
@@ -43,19 +52,22 @@ _ENTRY_FORM = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>Access token</title>
+<style>{}</style>
 </head>
 <body>
 <form action="/">
-<p><label for="token">{}</label></p>
-<p><input id="token" name="token" required autofocus autocomplete="off" autocapitalize="none" spellcheck="false">
-<button>Open</button></p>
+<label for="token">{}</label>
+<input id="token" name="token" required autofocus autocomplete="off" autocapitalize="none" spellcheck="false">
+<button>Open</button>
 </form>
 </body>
 </html>
 """
+_ENTRY_STYLE_SUM = b64encode(hashlib.sha256(_ENTRY_STYLE.encode()).digest()).decode()
+_WRONG = "/?token="  # without the wrong token: the address bar and the history must not keep what may be a near miss
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
-    "form-action 'self'; base-uri 'none'",
+    f"form-action 'self'; base-uri 'none'; style-src 'self' 'sha256-{_ENTRY_STYLE_SUM}'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -97,7 +109,7 @@ class Access:
         try:
             refusal = self._refusal(Request(scope))
             if refusal is not None:
-                if refusal.status_code == 401:
+                if refusal.status_code == 401 or refusal.headers.get("location") == _WRONG:
                     await asyncio.sleep(WRONG_TOKEN_DELAY_S)
                 await refusal(scope, receive, send_with_headers)
                 return
@@ -159,9 +171,11 @@ def _token_refusal(request: Request, token: str) -> Response | None:
     if _equal(bearer, token) or _equal(request.cookies.get(_COOKIE, ""), token):
         return None
     if request.method in _SAFE_METHODS and "text/html" in request.headers.get("accept", ""):
+        if request.query_params.get("token"):
+            return RedirectResponse(_WRONG, 303)
         said = "This is not the access token" if "token" in request.query_params else "Access token required"
         text = f"{said}: it is the end of the address that the run printed, after token=."
-        return HTMLResponse(_ENTRY_FORM.format(text), 401)
+        return HTMLResponse(_ENTRY_FORM.format(_ENTRY_STYLE, text), 401)
     return _error(401, "Access token required; open the address that the run printed.")
 
 

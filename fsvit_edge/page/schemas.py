@@ -82,18 +82,30 @@ class InstanceState(BaseModel):
     area: float = Field(description="Share of the frame, 0 to 1.")
 
 
-class ClassState(BaseModel):
-    """A class, and its result on the newest frame; null until a frame is processed with it."""
+class FoundClass(BaseModel):
+    """A class, and its result on a frame; in the state, null until a frame is processed with it."""
 
     name: str
     color: str = Field(description="#rrggbb")
     score: float | None = Field(default=None, description="Probability that the class is present.")
     raw_score: float | None = Field(default=None, description="The same before negatives and other classes lowered it.")
     level: float | None = Field(default=None, description="The class is present if its score is above this.")
-    level_source: LevelSource = Field(description="Where the level comes from.")
     present: bool | None = None
     area: float | None = Field(default=None, description="Share of the frame, 0 to 1.")
     instances: list[InstanceState] = Field(default=[], description="Its parts if it is present, the largest first.")
+
+
+class FrameAnswer(BaseModel):
+    """What is found in a frozen frame."""
+
+    revision: str = Field(description="That of the state with the same classes: if it has another, ask again.")
+    classes: list[FoundClass]
+
+
+class ClassState(FoundClass):
+    """A class, and its result on the newest frame."""
+
+    level_source: LevelSource = Field(description="Where the level comes from.")
     supports: list[SupportState]
     negatives: list[SupportState] = Field(description="Pictures that are not the class.")
 
@@ -142,7 +154,8 @@ class BankState(BaseModel):
     """The file that the classes are saved to."""
 
     file: str
-    is_saved: bool
+    is_there: bool = Field(description="Whether there is such a file.")
+    is_saved: bool = Field(description="Whether the file has these classes; true if there are none to save.")
     is_followed: bool = Field(description="Whether the classes come from there, and cannot be changed here.")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from fsvit_edge.fewshot.cached_support import ClassSupports
-from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.prediction import ClassResult, Prediction
 from fsvit_edge.fewshot.review_items import ReviewItems
 from fsvit_edge.fewshot.scene import false_alarm_bound
 from fsvit_edge.fewshot.zones import Zone
@@ -51,6 +51,7 @@ class Seen:
     run_id: str
     revision: int
     bank_file: str
+    is_there: bool
     is_saved: bool
     is_followed: bool
 
@@ -80,15 +81,7 @@ def _state(seen: Seen) -> schemas.State:
         frame = schemas.FrameState(sequence=shown.index, size_hw=size_hw, is_frozen=shown.is_frozen)
         for result in prediction.results:
             if one := classes.get(result.name):
-                one.score, one.raw_score = round(result.score, 4), round(result.raw_score, 4)
-                one.level = round(result.level, 4)
-                one.present, one.area = result.is_present, round(result.area, 4)
-                one.instances = [
-                    schemas.InstanceState(
-                        box_xyxy=part.box_xyxy, area=round(part.area_px / prediction.label_map.size, 4)
-                    )
-                    for part in prediction.instances(result.name)
-                ]
+                _set_result(one, result, prediction)
     return schemas.State(
         health=None if health is None else health.of(seen.source).to_dict(),
         source=seen.source,
@@ -113,9 +106,34 @@ def _state(seen: Seen) -> schemas.State:
             doubtful=sum(one.verdict is None for one in seen.review),
             judged=sum(one.verdict is not None for one in seen.review),
         ),
-        revision=f"{seen.run_id}-{seen.revision}",
-        bank=schemas.BankState(file=seen.bank_file, is_saved=seen.is_saved, is_followed=seen.is_followed),
+        revision=revision_text(seen.run_id, seen.revision),
+        bank=schemas.BankState(
+            file=seen.bank_file, is_there=seen.is_there, is_saved=seen.is_saved, is_followed=seen.is_followed
+        ),
     )
+
+
+def revision_text(run_id: str, revision: int) -> str:
+    """Return what changes when the classes change, and in a new run."""
+    return f"{run_id}-{revision}"
+
+
+def found_classes(prediction: Prediction) -> list[schemas.FoundClass]:
+    """Describe what was found of each class in a frame, in the order and the colors of the state."""
+    found = [schemas.FoundClass(name=name, color=hex_color(index)) for index, name in enumerate(prediction.classes)]
+    for one, result in zip(found, prediction.results, strict=True):
+        _set_result(one, result, prediction)
+    return found
+
+
+def _set_result(one: schemas.FoundClass, result: ClassResult, prediction: Prediction) -> None:
+    one.score, one.raw_score = round(result.score, 4), round(result.raw_score, 4)
+    one.level = round(result.level, 4)
+    one.present, one.area = result.is_present, round(result.area, 4)
+    one.instances = [
+        schemas.InstanceState(box_xyxy=part.box_xyxy, area=round(part.area_px / prediction.label_map.size, 4))
+        for part in prediction.instances(result.name)
+    ]
 
 
 def _support_states(supports: ClassSupports) -> list[schemas.SupportState]:

@@ -9,6 +9,7 @@ from sample_files import write_video
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.inspect import diagnosis
 from fsvit_edge.runtime.pictures import read_image, thumbnail, write_image
 
 HEIGHT, WIDTH, FRAMES, FPS = 120, 160, 12, 10.0
@@ -92,7 +93,9 @@ def test_pictures_folders_and_videos_are_enrolled(cli: Cli, line: str, expected:
     assert result.code == 0, result.err
     assert shades() == expected
     assert flags() == [masked] * len(expected)
-    assert result.out.count("fit on its own picture: IoU ") == len(expected)
+    assert result.out.count("fit on its own picture: IoU ") == (len(expected) if masked else 0)
+    assert result.out.count(": guessed mask covers ") == (0 if masked else len(expected))
+    assert ("Note: The mask" in result.err) != masked
     assert "Traceback" not in result.err
 
 
@@ -107,6 +110,32 @@ def test_a_box_is_left_top_width_and_height(cli: Cli) -> None:
     assert np.array_equal(support.thumbnail_mask, same.thumbnail_mask)
     assert not enrolled.masks[0][:, :50].any()
     assert not enrolled.masks[0][90:].any()
+
+
+@pytest.mark.usefixtures("things")
+def test_a_guess_is_called_one_and_the_printed_commands_show_and_mend_it(cli: Cli) -> None:
+    assert "guess" not in cli("enroll 'my mug' a.png --mask mask.png").err  # the control
+    result = cli("enroll 'my mug' b.png")
+    note, mend, _ = result.err.splitlines()
+    start = "Note: The mask of b.png is a guess, which may be something else. Look at it with: "
+    assert note == f"{start}fsvit-edge bank list bank.safetensors --preview bank.png"
+    assert cli(note.partition("fsvit-edge ")[2]).code == 0
+    assert Path("bank.png").exists()
+    assert mend.startswith("If it is wrong, enroll the picture again, with --box or --mask, after: fsvit-edge bank ")
+    assert cli(mend.partition("fsvit-edge ")[2]).out == "Removed picture 1 of 'my mug', which has 1 left.\n"
+    assert (shades("my mug"), flags("my mug")) == ([4], [True])
+    several = cli("enroll it a.png b.png --preview fit.png").err.splitlines()[0]
+    assert several == "Note: The masks of 2 pictures are guesses, which may be something else. Look at them in fit.png"
+
+
+@pytest.mark.usefixtures("things")
+@pytest.mark.parametrize(("devices", "source"), [([], "photo.jpg"), (["/dev/video0"], "--camera")])
+def test_what_comes_next_can_be_run_on_this_machine(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, devices: list[str], source: str
+) -> None:
+    monkeypatch.setattr(diagnosis, "connected_cameras", lambda: devices)
+    result = cli("enroll it a.png --mask mask.png --bank 'my bank.safetensors'")
+    assert result.err.splitlines()[-1] == f"Next: fsvit-edge run {source} --bank 'my bank.safetensors'"
 
 
 @pytest.mark.usefixtures("things")
@@ -134,8 +163,9 @@ def test_a_gif_is_a_picture_or_with_a_frame_a_video(cli: Cli) -> None:
         ("none", "The picture none cannot be read: No such file"),
         ("pairs --mask mask.png", "A folder with masks/ has its own masks; enroll it without --mask"),
         ("pairs --box 50,40,60,50", "A folder with masks/ has its own masks; enroll it without --mask"),
-        ("album --mask mask.png", "3 pictures but 1 masks: give one --mask for each picture, or none."),
-        ("a.png --box 50,40,60,50 --box 0,0,9,9", "1 pictures but 2 boxes: give one --box for each picture, or none."),
+        ("album --mask mask.png", "3 pictures but 1 mask: give one --mask for each picture, or none."),
+        ("a.png --box 50,40,60,50 --box 0,0,9,9", "1 picture but 2 boxes: give one --box for each picture, or none."),
+        ("album --box 0,0,9,9", "3 pictures but 1 box: give one --box for each picture, or none."),
         ("a.png --mask mask.png --box 50,40,60,50", "Give --mask or --box, not both."),
         ("a.png --box 50,40,60", "--box '50,40,60' is not a box; give left,top,width,height in pixels"),
         ("a.png --box 50,40,60,-5", "is not a box"),

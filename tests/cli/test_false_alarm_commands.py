@@ -1,6 +1,7 @@
 """`bank scene`, `enroll --not` and `bank remove --negative`: what they print, keep and refuse."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_a_scene_of_which_a_part_cannot_be_read_is_learned_and_ends_with_1(bank:
 
 
 def test_all_pictures_of_a_bank_are_drawn_with_their_numbers(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("enroll", "cat", "like.jpg", "other.jpg", "--not")
+    run("enroll", "cat", "like.jpg", "other.jpg", "--not", "--box", "100,100,200,150", "--box", "0,0,99,99")
     run("bank", "scene", str(bank), "other.jpg")
     drawn: list[list[str]] = []
 
@@ -212,12 +213,41 @@ def test_a_rejected_picture_is_listed_and_can_be_removed_again(bank: Path) -> No
     out, err = run("enroll", "cat", "like.jpg", "other.jpg", "--not", "--box", "100,100,200,150", "--box", "0,0,99,99")
     assert "like.jpg: not 'cat': scored 0.9999, now 0." in out
     assert "Warning: other.jpg: 'cat' was not found there" in err
+    undo = f"To take other.jpg back: fsvit-edge bank remove {bank} cat --negative 1"
+    also = f"To take like.jpg back: fsvit-edge bank remove {bank} cat --negative 0"  # it is much like the class itself
+    assert err.splitlines()[-2:] == [undo, also]  # in this order the numbers hold
     (listed,) = json.loads(run("bank", "list", str(bank), "--json")[0])["classes"]
     assert (listed["shots"], listed["negatives"]) == (1, 2)
     assert before != bank.read_bytes()
 
-    assert "which has 1 left" in run("bank", "remove", str(bank), "cat", "--negative", "0")[0]
-    assert len(SupportBank.load(bank).negatives("cat")) == 1
+    assert "which has 1 left" in run(*shlex.split(undo.partition("fsvit-edge ")[2]))[0]
+    (kept,) = SupportBank.load(bank).negatives("cat")
+    assert kept.support.thumbnail_mask.mean() > 0.05  # not the corner of the other picture
+    assert "which has 0 left" in run("bank", "remove", str(bank), "cat", "--negative", "0")[0]
+
+
+def test_a_picture_in_which_the_class_is_not_found_teaches_nothing(bank: Path) -> None:
+    before = bank.read_bytes()
+    with pytest.raises(
+        InputError, match=r"other\.jpg: 'cat' is not found there \(score 0\.\d+, level 0\.\d+\), so there is nothing to"
+    ):
+        run("enroll", "cat", "other.jpg", "--not")
+    assert bank.read_bytes() == before
+    out, err = run("enroll", "cat", "other.jpg", "like.jpg", "--not")
+    assert "like.jpg: not 'cat': scored 0.9999, now 0." in out
+    assert "Note: other.jpg: 'cat' is not found there (score 0." in err
+    assert "other.jpg" not in out
+    assert len(SupportBank.load(bank).negatives("cat")) == 1  # the control: it is learned where it is found
+
+
+def test_what_raised_the_level_as_the_empty_scene_is_learned_although_the_class_is_not_found_there(bank: Path) -> None:
+    run("bank", "scene", str(bank), "like.jpg")
+    before = SupportBank.load(bank).level("cat")
+    out, err = run("enroll", "cat", "other.jpg", "like.jpg", "--not")
+    assert "Note: other.jpg: 'cat' is not found there (score 0.0" in err  # the control
+    assert "like.jpg: not 'cat': scored 0.9999" in out
+    assert "was not found there" not in err
+    assert SupportBank.load(bank).level("cat") < before
 
 
 @pytest.mark.parametrize(

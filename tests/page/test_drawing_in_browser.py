@@ -1,9 +1,15 @@
 """What is drawn on a frozen frame, when answers come late and keys are pressed meanwhile; a real browser."""
 
+from io import BytesIO
+
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Route, expect
 from served_page import Served
-from test_page_in_browser import enroll
+from test_page_in_browser import drag, enroll
+from test_page_pictures import photo
+from test_pictures_in_browser import file
 from test_zones_in_browser import DOOR, at, begin, item, opened
 
 
@@ -27,6 +33,29 @@ def test_a_class_whose_answer_comes_late_does_not_end_what_was_begun_since(chrom
             expect(page.locator("#freeze")).to_be_visible(visible=not begun)  # the control: without, the form ends
             page.keyboard.press("Escape")
             expect(page.locator("#freeze")).to_be_visible()
+
+
+def test_a_box_on_a_picture_that_is_not_as_wide_as_the_page_is_where_it_is_dragged(
+    chromium: Browser, served: Served
+) -> None:
+    tall = np.full((800, 400, 3), 90, np.uint8)
+    with opened(chromium, served.page.address) as page:
+        page.locator("#picture-file").set_input_files(file(photo(tall, orientation=1)))
+        expect(page.locator("#found")).to_be_visible()
+        drag(page, (0.45, 0.4, 0.55, 0.6))
+
+        def has_line(x: float, y: float) -> bool:
+            """Whether a line of the box is near a point of the canvas, given by its shares."""
+            area = page.locator("#drawing").bounding_box()
+            assert area is not None
+            left, top = area["x"] + x * area["width"] - 8, area["y"] + y * area["height"] - 8
+            shot = page.screenshot(clip={"x": left, "y": top, "width": 16, "height": 16})
+            with Image.open(BytesIO(shot)) as image:
+                return bool((np.array(image.convert("RGB")).max(axis=(0, 1)) > 200).any())
+
+        assert (has_line(0.45, 0.5), has_line(0.55, 0.5)) == (True, True)
+        page.locator("#drawing").evaluate("canvas => { canvas.style.objectFit = 'fill'; }")
+        assert not has_line(0.45, 0.5)  # the control
 
 
 def test_a_zone_whose_answer_comes_late_does_not_end_a_newer_drawing(chromium: Browser, served: Served) -> None:

@@ -85,7 +85,8 @@ def test_enrollment_by_a_box_reports_how_well_it_works(served: Served) -> None:
     assert [(one["name"], one["supports"][0]["has_mask"]) for one in state["classes"]] == [("cup", True)]
     assert len(state["classes"][0]["supports"]) == 1
     assert {one["level"] for one in state["classes"]} <= {None, BUNDLED_LEVEL}  # none before a frame with the class
-    assert state["bank"] == {"file": str(served.bank), "is_saved": False, "is_followed": False}
+    saving = {"is_there": False, "is_saved": False, "is_followed": False}
+    assert state["bank"] == {"file": str(served.bank), **saving}
     assert state["frame"]["size_hw"] == [HEIGHT, WIDTH]
     assert enroll(served, box_xyxy=BOX).json()["shots"] == 2
 

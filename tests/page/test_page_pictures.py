@@ -3,6 +3,7 @@
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -131,6 +132,34 @@ def test_the_newest_frame_has_the_answer_of_the_run(served: Served, found: tuple
     assert not np.array_equal(answer.label_map, expected)  # the control: of an absent class, too
     shown = decoded(served.client.get("/api/frames/newest/overlay.jpg").content)
     assert np.abs(shown - draw(image, answer)).mean() < 2 < np.abs(shown - image).mean()
+
+
+def test_scores_of_a_frozen_frame_are_those_of_the_classes_of_this_moment(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicted: list[bool] = []
+    predict = FewShotModel.predict
+
+    def counting(self: FewShotModel, *given: Any) -> Prediction:
+        predicted.append(True)
+        return predict(self, *given)
+
+    monkeypatch.setattr(FewShotModel, "predict", counting)
+    frame_id = freeze(served)
+    answer, state = served.client.get(f"/api/frames/{frame_id}/answer").json(), served.client.get("/api/state").json()
+    assert answer == {"revision": state["revision"], "classes": []}
+    assert enroll(served, "cup", box_xyxy=BOX).status_code == 201
+    predicted.clear()
+    (cup,) = served.client.get(f"/api/frames/{frame_id}/answer").json()["classes"]
+    served.client.get(f"/api/frames/{frame_id}/overlay.jpg")
+    assert not (mask(served, frame_id) == 0).all()
+    assert len(predicted) == 1  # what is said, drawn and downloaded is one answer
+    expected = served.model.read(lambda model: model.predict(picture())).results[0]
+    assert (cup["name"], cup["present"], cup["score"]) == ("cup", True, round(expected.score, 4))
+    assert (cup["level"], cup["area"]) == (round(expected.level, 4), round(expected.area, 4))
+    assert len(cup["instances"]) >= 1
+    gone = served.client.get("/api/frames/newest/answer")
+    assert (gone.status_code, "This frame is no longer available" in gone.json()["error"]) == (400, True)
 
 
 def test_a_frozen_frame_is_answered_by_the_classes_of_this_moment(

@@ -30,6 +30,16 @@ def enroll_elsewhere(path: Path, name: str = "coffee") -> None:
         other.save_bank(path)
 
 
+def test_the_page_knows_whether_there_is_a_file(served: Served) -> None:
+    served.model.update(lambda model: model.remove("cat"))
+    served.page._state.saved_changes = served.model.changes  # as at the start of a run without a bank
+    bank = served.client.get("/api/state").json()["bank"]
+    assert (bank["is_saved"], bank["is_there"]) == (True, False)
+    served.client.post("/api/bank/save")
+    bank = served.client.get("/api/state").json()["bank"]
+    assert (bank["is_saved"], bank["is_there"]) == (True, True)
+
+
 def is_saved(served: Served) -> bool:
     saved: bool = served.client.get("/api/state").json()["bank"]["is_saved"]
     return saved

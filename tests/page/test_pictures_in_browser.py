@@ -1,5 +1,6 @@
 """A phone at the page: a picture is taken or opened and enrolled, and what is found is downloaded; a real browser."""
 
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -45,6 +46,8 @@ def test_a_photo_of_the_phone_takes_the_place_of_a_frozen_frame(page: Page, serv
     support = served.model.enrolled.supports["cup"][0]
     height, width, _ = support.thumbnail.shape
     assert (support.has_mask, height > width) == (True, True)
+    expect(page.locator("#found-told")).to_contain_text("Found: cup")  # the picture stays, with what is found now
+    page.get_by_role("button", name="Back to live").click()
     expect(page.locator("#freeze")).to_be_visible()
     expect(page.locator("#pictures")).to_be_visible()
 
@@ -75,21 +78,26 @@ def test_without_a_camera_a_refused_file_is_told_and_the_next_is_drawn_on(
             drag(page, (0.3, 0.35, 0.7, 0.7))
 
 
-@pytest.mark.parametrize(("button", "name"), [("Download mask", "mask.png"), ("Download picture", "overlay.jpg")])
+@pytest.mark.parametrize(("button", "kind"), [("Download mask", "mask.png"), ("Download picture", "found.jpg")])
 def test_what_is_found_is_downloaded_of_the_newest_and_of_the_frozen_frame(
-    page: Page, served: Served, button: str, name: str
+    page: Page, served: Served, button: str, kind: str
 ) -> None:
-    def downloaded() -> np.ndarray:
+    at = r"20\d\d-\d\d-\d\d-\d{6}"
+
+    def downloaded(name: str) -> np.ndarray:
         with page.expect_download() as download:
             page.get_by_role("button", name=button).click()
-        assert download.value.suggested_filename == name
+        assert re.fullmatch(name, download.value.suggested_filename)
         with Image.open(BytesIO(Path(download.value.path()).read_bytes())) as image:
             return np.array(image.convert("RGB"))
 
     page.get_by_role("button", name="Add a class").click()
     expect(page.locator("#drawing")).to_be_focused()
     show(served, np.full((40, 60, 3), 200, np.uint8))
-    assert downloaded().shape == (HEIGHT, WIDTH, 3)
+    assert downloaded(f"cam-{at}-{kind}").shape == (HEIGHT, WIDTH, 3)
     page.keyboard.press("Escape")
     expect(page.locator("#freeze")).to_be_visible()
-    assert downloaded().shape == (40, 60, 3)
+    assert downloaded(f"cam-{at}-{kind}").shape == (40, 60, 3)
+    page.locator("#picture-file").set_input_files(file(photo(picture()), "My cup: 2 ü.v1.jpeg"))
+    expect(page.locator("#drawing")).to_be_focused()
+    assert downloaded(f"My-cup-2-ü.v1-{kind}").shape == (WIDTH, HEIGHT, 3)

@@ -46,9 +46,28 @@ def test_a_browser_gets_the_same_form_everywhere_and_nothing_of_the_run(guarded:
 
 
 def test_a_wrong_token_is_called_wrong_and_is_not_repeated(guarded: httpx.Client) -> None:
-    asked, wrong = (guarded.get("/", params=params, headers=BROWSER).text for params in ({}, {"token": "<b>guess"}))
-    assert ("Access token required" in asked, "This is not the access token" in wrong) == (True, True)
-    assert "guess" not in wrong
+    def answer(token: str | None) -> httpx.Response:
+        params = {} if token is None else {"token": token}
+        return guarded.get("/docs", params=params, headers=BROWSER, follow_redirects=True)
+
+    asked, wrong = answer(None), answer("<b>guess")
+    assert ("Access token required" in asked.text, "This is not the access token" in wrong.text) == (True, True)
+    assert (asked.status_code, wrong.status_code) == (401, 401)
+    assert "guess" not in wrong.text
+    assert str(wrong.url) == f"{guarded.base_url}?token="  # nor in the address bar
+    assert answer(TOKEN).status_code == 200  # the control
+
+
+def test_the_style_of_the_form_is_the_one_that_is_allowed(guarded: httpx.Client, chromium: Browser) -> None:
+    refused: list[str] = []
+    with chromium.new_page() as page:
+        page.on("console", lambda message: refused.append(message.text))
+        page.goto(str(guarded.base_url))
+        expect(page.get_by_role("button")).to_have_css("background-color", "rgb(29, 95, 209)")
+        assert not any("Content Security Policy" in one for one in refused)
+        page.evaluate("document.head.append(Object.assign(document.createElement('style'), { textContent: 'a{}' }))")
+        page.wait_for_timeout(100)
+        assert "Content Security Policy" in refused[-1]  # the control
 
 
 @pytest.mark.parametrize(
@@ -82,6 +101,7 @@ def test_a_person_enters_the_token_and_is_on_the_page(guarded: httpx.Client, chr
         field.fill(WRONG)
         page.keyboard.press("Enter")
         expect(page.get_by_label("This is not the access token")).to_be_focused()
+        assert WRONG not in page.url
         page.keyboard.type(f"{TOKEN} ")
         page.get_by_role("button", name="Open").click()
         expect(page.locator('.class[data-name="secret prototype"]')).to_be_visible()

@@ -15,6 +15,7 @@ from fsvit_edge.live.health import Health
 from fsvit_edge.page import schemas
 from fsvit_edge.page.frame_hub import Frozen, encode_jpeg, encode_png
 from fsvit_edge.page.metrics import HealthMetrics
+from fsvit_edge.page.shown_state import found_classes, revision_text
 from fsvit_edge.page.state import FILE_BODY, FileBody, Page, PageState, make_router, mask_of_box
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.pictures import decode_image, thumbnail
@@ -80,6 +81,13 @@ def get_frozen(page: Page, id: str) -> Response:  # noqa: A002 - the path names 
     return schemas.JpegResponse(encode_jpeg(page.hub.frozen(id)))
 
 
+@router.get("/api/frames/{id}/answer")
+def get_answer(page: Page, id: str) -> schemas.FrameAnswer:  # noqa: A002 - the path names it
+    """Get what is found in a frozen frame, answered now, on its own: the score of each class, its parts if present."""
+    revision, prediction = page.answers.of(id, page.hub.frozen(id))
+    return schemas.FrameAnswer(revision=revision_text(page.run_id, revision), classes=found_classes(prediction))
+
+
 @router.get("/api/frames/{id}/overlay.jpg", response_class=schemas.JpegResponse)
 def get_overlay(page: Page, id: str, source: str = "") -> Response:  # noqa: A002 - the path names it
     """Get a frozen frame with what is found in it drawn in; the id "newest" stands for the newest frame of a source.
@@ -128,7 +136,7 @@ def _answered(page: PageState, frame_id: str, source: str) -> tuple[npt.NDArray[
     """Return a frozen frame, (H, W, 3) uint8 RGB, or the newest one, and what is found in it."""
     if frame_id != _NEWEST:
         image = page.hub.frozen(frame_id)
-        return image, page.model.read(lambda model: model.predict(image))
+        return image, page.answers.of(frame_id, image)[1]
     newest = page.hub.newest(source)
     if newest is None:
         raise FsvitEdgeError("There is no frame yet; wait for the camera.")

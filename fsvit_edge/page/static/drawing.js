@@ -36,6 +36,12 @@ export function clear() {
   box = preview = null;
   isPainted = false;
   pen.clearRect(0, 0, drawing.width, drawing.height);
+  showMarked();
+}
+
+// What is found in the picture is hidden while something is drawn: in a similar color it looks like what is drawn.
+function showMarked() {
+  find("picture").classList.toggle("marked", box !== null || isPainted);
 }
 
 export function setMode(newMode) {
@@ -77,11 +83,15 @@ function cancelStroke() {
   ({ box, preview, isPainted } = before);
   if (before.pixels) pen.putImageData(before.pixels, 0, 0);
   else redraw();
+  showMarked();
 }
 
 const ordered = ([x0, y0, x1, y1]) => [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)].map(Math.round);
 
+const isSpeck = ([x0, y0, x1, y1]) => x1 - x0 < 2 || y1 - y0 < 2;
+
 function redraw() {
+  showMarked();
   pen.clearRect(0, 0, drawing.width, drawing.height);
   if (preview) {
     pen.globalAlpha = 0.5;
@@ -101,7 +111,7 @@ function redraw() {
 
 async function showPreview() {
   const [x0, y0, x1, y1] = ordered(box);
-  if (x1 - x0 < 2 || y1 - y0 < 2) return;
+  if (isSpeck([x0, y0, x1, y1])) return;
   const number = ++latestPreview;
   try {
     const mask = await createImageBitmap(await request("POST", `/api/frames/${frame.id}/mask`, { box_xyxy: [x0, y0, x1, y1] }));
@@ -131,6 +141,7 @@ function paintTo(x, y, scale, isStart) {
   pen.lineTo(x, y);
   pen.stroke();
   isPainted = true;
+  showMarked();
 }
 
 drawing.addEventListener("pointerdown", (event) => {
@@ -149,7 +160,11 @@ drawing.addEventListener("pointermove", (event) => {
   if (mode === "paint") paintTo(x, y, scale, false);
   else { box[2] = x; box[3] = y; redraw(); }
 });
-drawing.addEventListener("pointerup", () => { if (mode === "box" && box) showPreview(); });
+drawing.addEventListener("pointerup", () => {
+  if (mode !== "box" || !box) return;
+  if (isSpeck(ordered(box))) clear(); // a click takes the box away
+  else showPreview();
+});
 
 drawing.addEventListener("keydown", (event) => {
   if (event.key === " ") event.preventDefault(); // it would scroll the picture away

@@ -1,6 +1,7 @@
 // From a frozen frame to a class, and a report of how well it works.
 
 import { begin, clear, drawOn, selection, setMode } from "/drawing.js";
+import { fileName, load, openFrame, setOpen } from "/frozen.js";
 import { showRejection } from "/rejection.js";
 import { resetZoom } from "/zoom.js";
 import { request, attemptWith, find, make, makeButton, makeFacts, makeList, ofSource, onClick, percent, query, scoreText, showMessage, takePicture } from "/common.js";
@@ -11,21 +12,28 @@ const HINTS = {
   name: "Only enter a name; the network guesses which object you mean.",
 };
 
+const GUESS = "The mask is a guess: the picture in the list of classes is dimmed outside it. If it is wrong, press Undo, then box or paint the object.";
+
 const REVOKE_MS = 60_000;
 
-let frame = null; // {id, width, height, earlier, later}
+let frame = null; // {id, width, height, earlier, later}, and the name of the file if it is a picture
 let pictures = new Map(); // how many each class has, by its name
 let reported = null; // {name, index, key}: the picture that the report is about; its key is null until it is listed
 
+// To enroll from the newest frame, or for a class that has a name, from the picture that is shown.
 export async function freeze(name) {
-  start(await load(await request("POST", ofSource("/api/frames"))), name);
+  if (!frame || !name) return start(await load(await request("POST", ofSource("/api/frames"))), name);
+  useName(name);
+  find("picture").scrollIntoView({ block: "nearest" });
 }
 
 // A picture of the phone's camera or a file, in place of a frozen frame.
 async function openPicture(input) {
   const [file] = input.files;
   input.value = ""; // so that the same file can be chosen again
-  if (file) start(await load(await request("PUT", `/api/frames?${query({ name: file.name })}`, file)));
+  if (!file) return;
+  const kept = await request("PUT", `/api/frames?${query({ name: file.name })}`, file);
+  start(await load({ ...kept, name: file.name }));
 }
 
 function start(frozen, name) {
@@ -34,17 +42,16 @@ function start(frozen, name) {
   setFrozen(true);
   showPlace();
   find("report").hidden = true;
-  find("name").value = name || "";
-  followName();
+  useName(name);
   showMessage("");
   begin(frame, () => { showMessage(""); showHint(); });
   find("picture").scrollIntoView({ block: "nearest" });
 }
 
-async function load(frozen) {
-  find("frozen").src = `/api/frames/${frozen.id}.jpg`;
-  await find("frozen").decode();
-  return frozen;
+function useName(name = "") {
+  find("name").value = name;
+  followName();
+  find("drawing").focus({ preventScroll: true });
 }
 
 // To the frame before or after this one: who presses a button often is late.
@@ -54,6 +61,7 @@ async function step(by) {
   const frozen = await load(await request("POST", ofSource("/api/frames", { beside: frame.id, step: by })));
   if (frame !== mine) return;
   frame = frozen;
+  setOpen(frame);
   showPlace();
   drawOn(frame);
 }
@@ -67,11 +75,22 @@ function showPlace() {
 }
 
 function setFrozen(isFrozen) {
-  for (const id of ["frozen", "drawing", "enroll"]) find(id).hidden = !isFrozen;
-  for (const id of ["live", "freeze"]) find(id).hidden = isFrozen;
+  for (const id of ["drawing", "enroll"]) find(id).hidden = !isFrozen;
+  find("freeze").hidden = isFrozen;
   showHint();
   resetZoom(); // zones are drawn on the same picture
   if (!isFrozen) frame = null;
+  setOpen(frame);
+}
+
+// After something was learned from the picture that is shown. The live one tells what came of it; a file stays, with what is found now.
+function end() {
+  if (!frame.name) {
+    setFrozen(false);
+    return;
+  }
+  clear();
+  useName();
 }
 
 // Back to the live picture, without losing the place of those who use the keyboard.
@@ -107,7 +126,7 @@ async function enroll() {
   if (marks === null) return;
   const report = await request("POST", "/api/classes", { name, frame_id: mine.id, ...marks });
   const isMine = frame === mine; // the answer takes a second, in which something else may have begun
-  if (isMine) setFrozen(false);
+  if (isMine) end();
   showReport(report);
   showMessage("");
   if (isMine) find("report").focus(); // the form takes it along
@@ -127,7 +146,7 @@ async function rejectMarked() {
   const name = find("name").value.trim(), mine = frame, marks = await drawn();
   if (marks === null) return;
   const rejection = await request("POST", "/api/negatives", { name, frame_id: mine.id, ...marks });
-  if (frame === mine) setFrozen(false);
+  if (frame === mine) end();
   showMessage("");
   showRejection(rejection);
 }
@@ -158,9 +177,11 @@ function showReport(report) {
   const isGood = report.warnings.length === 0;
   const done = report.shots === 1 ? `${report.name} is enrolled` : `${report.name} is enrolled, now from ${report.shots} pictures`;
   const outline = report.iou === null ? "" : `; the outline is ${report.area_ratio.toFixed(1)} x your mask (IoU ${report.iou.toFixed(2)})`;
-  const verdict = isGood ? `${done}, and recognized in this picture${outline}.` : `${done}, with warnings${outline}:`;
-  const parts = [make("p", verdict, "verdict")];
+  const isGuess = report.iou === null;
+  const good = isGuess ? `${done}.` : `${done}, and recognized in this picture${outline}.`;
+  const parts = [make("p", isGood ? good : `${done}, with warnings${outline}:`, "verdict")];
   if (!isGood) parts.push(makeList(report.warnings));
+  if (isGuess) parts.push(make("p", GUESS));
   const facts = [["score in this frame", scoreText(report.score)]];
   if (report.found_share !== null) facts.push(["mask found", percent(report.found_share)]);
   facts.push(["mask size", `${percent(report.mask_cover)} of frame`], ["pictures", report.shots]);
@@ -177,17 +198,17 @@ function showReport(report) {
 }
 
 // What is found in the frozen frame, or in the newest one.
-async function download(name) {
-  const data = await request("GET", ofSource(`/api/frames/${frame?.id ?? "newest"}/${name}`)), link = make("a");
+async function download({ file, kind }) {
+  const data = await request("GET", ofSource(`/api/frames/${openFrame()?.id ?? "newest"}/${file}`)), link = make("a");
   link.href = URL.createObjectURL(data);
-  link.download = name;
+  link.download = fileName(kind);
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), REVOKE_MS); // Safari reads it after the click
 }
 
 onClick(find("freeze"), () => freeze());
 for (const id of ["photo", "picture-file"]) find(id).addEventListener("change", () => attemptWith(find(id), () => openPicture(find(id))));
-for (const button of document.querySelectorAll("[data-file]")) onClick(button, () => download(button.dataset.file));
+for (const button of document.querySelectorAll("[data-file]")) onClick(button, () => download(button.dataset));
 onClick(find("reject-marked"), rejectMarked);
 find("name").addEventListener("input", followName);
 find("cancel").addEventListener("click", leave);

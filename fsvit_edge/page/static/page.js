@@ -3,6 +3,7 @@
 import { showClasses } from "/classes.js";
 import { followClasses } from "/enrollment.js";
 import { showEvents } from "/events.js";
+import { judged } from "/frozen.js";
 import { showReview } from "/review.js";
 import { showScene } from "/scene.js";
 import { onSource, showSources } from "/sources.js";
@@ -46,7 +47,7 @@ function setConnected(isNow) {
 function show(state) {
   showSources(state);
   showHealth(state);
-  showClasses(state.classes);
+  showClasses(judged(state));
   followClasses(state.classes);
   showScene(state);
   showEvents(state);
@@ -54,7 +55,8 @@ function show(state) {
   showReview(state);
   find("bank-file").textContent = state.bank.file;
   document.body.classList.toggle("followed", state.bank.is_followed);
-  find("bank-saved").textContent = state.bank.is_followed ? FOLLOWED : state.bank.is_saved ? "Saved." : "Not saved yet.";
+  const saved = !state.bank.is_saved ? "Not saved yet." : state.bank.is_there ? "Saved." : "There is no such file yet.";
+  find("bank-saved").textContent = state.bank.is_followed ? FOLLOWED : saved;
   find("bank-saved").classList.toggle("unsaved", !state.bank.is_saved);
 }
 

@@ -1,5 +1,6 @@
-// "Not it": where a class was wrongly found in the newest frame becomes a negative of it; can be undone for some seconds.
+// "Not it": where a class was wrongly found in the picture that is shown becomes a negative of it; can be undone for some seconds.
 
+import { openFrame } from "/frozen.js";
 import { find, request, make, makeButton, ofSource, onClick, query, showMessage } from "/common.js";
 
 const UNDO_MS = 10000;
@@ -10,7 +11,7 @@ export function makeRejectable(item, name) {
   const button = item.querySelector(".reject");
   button.setAttribute("aria-label", `Not it: what is found now is not ${name}`);
   onClick(button, async () => {
-    const frame = await request("POST", ofSource("/api/frames"));
+    const frame = openFrame() ?? await request("POST", ofSource("/api/frames"));
     const rejection = await request("POST", "/api/negatives", { name, frame_id: frame.id });
     showMessage("");
     showUndo(item, rejection);

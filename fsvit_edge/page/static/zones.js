@@ -1,5 +1,6 @@
 // Zones: the list with what is in each, and drawing one by its corners on a frozen frame (zone_drawing.js).
 
+import { load, setOpen } from "/frozen.js";
 import { begin, close, count, cornersOf, end, undo } from "/zone_drawing.js";
 import { request, attemptWith, find, make, makeButton, ofSource, onClick, onConfirmedClick, query, showMessage, takePicture } from "/common.js";
 
@@ -57,11 +58,10 @@ function showInside(item, classes) {
 }
 
 async function draw() {
-  const frozen = await request("POST", ofSource("/api/frames"));
-  find("frozen").src = `/api/frames/${frozen.id}.jpg`;
-  await find("frozen").decode();
+  const frozen = await load(await request("POST", ofSource("/api/frames")));
   takePicture(leave);
   frame = frozen;
+  setOpen(frame);
   setDrawing(true);
   find("report").hidden = true;
   find("zone-name").value = "";
@@ -71,14 +71,15 @@ async function draw() {
 }
 
 function setDrawing(isOn) {
-  for (const id of ["frozen", "zone-drawing", "zone-form"]) find(id).hidden = !isOn;
-  for (const id of ["live", "freeze", "draw-zone"]) find(id).hidden = isOn;
+  for (const id of ["zone-drawing", "zone-form"]) find(id).hidden = !isOn;
+  for (const id of ["freeze", "draw-zone"]) find(id).hidden = isOn;
 }
 
 function leave() {
   if (!frame) return;
   end();
   frame = null;
+  setOpen(null);
   setDrawing(false);
   find("draw-zone").focus({ preventScroll: true });
 }

@@ -49,7 +49,7 @@ function show() {
   left = Math.min(0, Math.max(picture.clientWidth * (1 - scale), left));
   top = Math.min(0, Math.max(picture.clientHeight * (1 - scale), top));
   const transform = scale === 1 ? "" : `translate(${left}px, ${top}px) scale(${scale})`;
-  for (const one of [find("frozen"), ...canvases]) one.style.transform = transform;
+  for (const one of [find("frozen"), find("found"), ...canvases]) one.style.transform = transform;
   for (const button of buttons) button.setAttribute("aria-disabled", scale === (button.dataset.zoom === "in" ? MOST : 1));
   changed();
 }
