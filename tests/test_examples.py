@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fsvit_edge import FewShotModel
@@ -51,3 +52,27 @@ def test_a_script_begins_with_what_it_does_and_how_to_call_it(script: Path) -> N
     docstring = ast.get_docstring(ast.parse(script.read_text()))
     assert docstring is not None
     assert f"python examples/{script.name}" in docstring
+
+
+def test_sequences_are_labeled_and_opened_by_other_tools(tmp_path: Path) -> None:
+    pytest.importorskip("supervision")
+    pytest.importorskip("pycocotools")
+    pictures = {one.name: (one.image, one.mask) for one in demo_supports() if one.mask is not None}
+    names = list(pictures)[:2]
+    for name in names:
+        image, mask = pictures[name]
+        white = np.repeat(np.asarray(mask, np.uint8)[..., None] * np.uint8(255), 3, axis=2)
+        for number in range(2):
+            write_image(tmp_path / "data" / name / "images" / f"{number}.png", image)
+            write_image(tmp_path / "data" / name / "masks" / f"{number}.png", white)
+    script, data, output = EXAMPLES / "label_sequences.py", tmp_path / "data", tmp_path / "out"
+    command = [sys.executable, str(script), str(data), *names, str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Labeled 4 pictures" in done.stdout
+    for name in names:
+        row = next(line.split() for line in done.stdout.splitlines() if line.startswith(f"{name} "))
+        assert row[1:] == ["2", *("2" if other == name else "0" for other in names)]
+        (found,) = (line for line in done.stdout.splitlines() if line.startswith(f"{name}: mean IoU "))
+        assert float(found.split()[3]) > 0.7
+    assert read_image(tmp_path / "out" / "sheet.jpg").shape == (180, 1280, 3)
