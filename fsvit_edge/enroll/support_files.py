@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fsvit_edge.fewshot.support_masks import Box
+from fsvit_edge.fewshot.support_masks import Box, counted
 from fsvit_edge.live.sources.base import SourceOptions
 from fsvit_edge.live.sources.files import VIDEO_SUFFIXES, its_videos, open_file
 from fsvit_edge.live.uri import SourceAddress, printable
@@ -89,11 +89,10 @@ def read_supports(
             files += _of_folder(path) if path.is_dir() else [(path, None)]
     if any(mask for _, mask in files) and (masks or boxes):
         raise InputError("A folder with masks/ has its own masks; enroll it without --mask and --box.")
-    for option, plural, given in (("--mask", "masks", masks), ("--box", "boxes", boxes)):
+    for option, several, given in (("--mask", "masks", masks), ("--box", "boxes", boxes)):
         if given and len(given) != len(files):
-            pictures_text = "1 picture" if len(files) == 1 else f"{len(files)} pictures"
-            given_text = f"1 {option[2:]}" if len(given) == 1 else f"{len(given)} {plural}"
-            raise InputError(f"{pictures_text} but {given_text}: give one {option} for each picture, or none.")
+            numbers = f"{counted(len(files), 'picture', 'pictures')} but {counted(len(given), option[2:], several)}"
+            raise InputError(f"{numbers}: give one {option} for each picture, or none.")
     if len(files) > MAX_PICTURES:
         raise InputError(f"{len(files)} pictures are too many; give at most {MAX_PICTURES} at a time, the best ones.")
     shown = iter(_read_frames(videos[0], frames, seconds) if videos else ())

@@ -30,6 +30,11 @@ _MAX_WINDOW_SHARE = 0.8  # a window nearly as large as the picture gains less th
 # ------------------------------------------------------------------------------------------------------- what is given
 
 
+def counted(count: int, one: str, several: str) -> str:
+    """Return a number with its noun, as "1 box" or "2 boxes"."""
+    return f"{count} {one if count == 1 else several}"
+
+
 def support_masks(
     name: str,
     images: Sequence[Image],
@@ -47,11 +52,10 @@ def support_masks(
     """
     if len(images) == 0:
         raise InputError(f"Class {quoted(name)} needs at least one picture.")
-    for what, given in (("masks", masks), ("boxes", boxes)):
+    for what, several, given in (("mask", "masks", masks), ("box", "boxes", boxes)):
         if given is not None and len(given) != len(images):
-            raise InputError(
-                f"Class {quoted(name)} has {len(images)} pictures but {len(given)} {what}; give one for each."
-            )
+            numbers = f"{counted(len(images), 'picture', 'pictures')} but {counted(len(given), what, several)}"
+            raise InputError(f"Class {quoted(name)} has {numbers}; give one for each.")
     none = [None] * len(images)
     pairs = zip(none if masks is None else masks, none if boxes is None else boxes, strict=True)
     found: list[Mask | None] = []

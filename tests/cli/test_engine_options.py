@@ -66,7 +66,7 @@ def test_a_bank_runs_in_the_precision_it_was_made_in_and_in_no_other(cli: Cli, f
 def test_an_engine_passed_over_is_a_note_on_stderr_and_a_named_one_is_refused(cli: Cli, folder: Path) -> None:
     for sidecar in (folder / "net").glob("*.onnx.json"):
         edit(sidecar, backend_version="1.0")
-    enroll = "enroll cup cup.jpg --bundle net"
+    enroll = "enroll cup cup.jpg --box 4,4,40,40 --bundle net"
     done = cli(enroll)
     assert done.code == 0
     note = next(line for line in done.err.splitlines() if line.startswith("Note: "))

@@ -27,7 +27,7 @@ from fsvit_edge import FewShotModel
         ("bench --ways 256", 2, "--ways"),
         ("enroll cat broken.jpg", 2, "broken.jpg is damaged or cut short"),
         ("enroll cat notes.txt", 2, "notes.txt is damaged or not a PNG"),
-        ("enroll cat cat1.jpg --mask cat1_mask.png --mask black.png", 2, "1 pictures but 2 masks"),
+        ("enroll cat cat1.jpg --mask cat1_mask.png --mask black.png", 2, "1 picture but 2 masks"),
         ("enroll cat cat1.jpg --mask black.png", 2, "The mask black.png marks no pixel"),
         ("enroll cat cat2.png --mask cat1_mask.png", 2, "is 160x120 pixels, but its picture is 60x90"),
         ("enroll cat cat1.jpg --level 1", 2, "must be between 0 and 1, both excluded; got 1.0"),

@@ -546,7 +546,7 @@ def test_a_box_is_enrolled_as_its_mask(fake: Fake) -> None:
 @pytest.mark.parametrize(
     ("masks", "boxes", "text"),
     [
-        (None, [(4, 2, 28, 22)] * 2, "1 pictures but 2 boxes; give one for each"),
+        (None, [(4, 2, 28, 22)] * 2, "1 picture but 2 boxes; give one for each"),
         ([LEFT], [(4, 2, 28, 22)], "Picture 1 of 'a' has both a mask and a box; give one of them"),
         (None, [(4, 2, 28)], r"must be \(left, top, right, bottom\) in pixels; got \(4, 2, 28\)"),
         (None, ["4,2,28,22"], "must be .* in pixels; got '4,2,28,22'"),
@@ -707,8 +707,8 @@ def test_a_frame_that_is_not_a_picture_is_refused(fake: Fake) -> None:
         ([picture(0)], [LEFT.T], "got (32, 24)"),
         ([picture(0)], [LEFT[..., None]], "got (24, 32, 1)"),
         ([picture(0)], [~ALL], "The mask of 'cat' is empty; mark the object"),
-        ([picture(0)], [], "1 pictures but 0 masks; give one for each"),
-        ([picture(0)], [None, None], "1 pictures but 2 masks; give one for each"),
+        ([picture(0)], [], "1 picture but 0 masks; give one for each"),
+        ([picture(0)], [None, None], "1 picture but 2 masks; give one for each"),
         ([], None, "Class 'cat' needs at least one picture"),
         ([], [], "Class 'cat' needs at least one picture"),
         (picture(0), None, "The picture of 'cat' must be an RGB picture"),  # a picture, not a list
