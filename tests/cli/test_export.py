@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from sample_files import rectangle
 
 from fsvit_edge import FewShotModel
+from fsvit_edge.inspect.diagnosis import connected_cameras
 from fsvit_edge.runtime.bundle import CPU_GRAPH_NAMES, DEFAULT_BUNDLE, GRAPH_NAMES, Bundle
 from fsvit_edge.runtime.pictures import read_image
 
@@ -60,7 +61,8 @@ def test_a_bundle_is_used_from_enrollment_to_a_run(bare_export: tuple[Path, Resu
     (folder / "bank.safetensors").unlink()
     enrolled = cli("enroll cat cat1.jpg --bundle", bundle)
     assert enrolled.code == 0
-    assert enrolled.err.endswith(f"Next: fsvit-edge run --camera --bank bank.safetensors --bundle {bundle}\n")
+    source = "--camera" if connected_cameras() else "photo.jpg"
+    assert enrolled.err.endswith(f"Next: fsvit-edge run {source} --bank bank.safetensors --bundle {bundle}\n")
     result = cli("run photo.jpg --bundle", bundle, "--sink", "-")
     assert [one["name"] for one in json_lines(result.out)[0]["classes"]] == ["cat"]
     assert cli("doctor --bundle", bundle).code == 0

@@ -65,7 +65,7 @@ def test_nothing_on_the_page_changes_a_bank_that_comes_from_elsewhere(followed: 
     assert ask("PUT", "/api/bank", content=data).json() == {"error": REFUSED}
     assert (followed.model.classes, followed.model.revision) == (("cup",), revision)
     state = followed.client.get("/api/state").json()
-    assert state["bank"] == {"file": ORIGIN, "is_saved": True, "is_followed": True}
+    assert state["bank"] == {"file": ORIGIN, "is_there": False, "is_saved": True, "is_followed": True}
 
 
 def test_a_page_that_may_change_its_bank_is_the_control(served: Served) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from answers import HERE, NAME, gray
+from box_answers import HERE, NAME, gray
 from backend_stub import BACKEND, Backend, Loopback, open_model
 from sample_files import colors, rectangle
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answers import ADDRESS, HERE, gray
+from box_answers import ADDRESS, HERE, gray
 from backend_stub import Loopback
 from sample_files import colors, write_video
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import real_server
-from answers import HERE, NAME, gray, is_same_answer
+from box_answers import HERE, NAME, gray, is_same_answer
 from real_server import RealServer
 from sample_files import colors
 

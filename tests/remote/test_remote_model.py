@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from answers import ADDRESS, gray, is_same_answer
+from box_answers import ADDRESS, gray, is_same_answer
 from backend_stub import Loopback
 from sample_files import colors
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answers import HERE, NAME
+from box_answers import HERE, NAME
 
 from fsvit_edge.cli.main import main
 from fsvit_edge.remote.box import FORMAT_VERSION, Settings
