@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from box_answers import HERE, NAME, gray
 from backend_stub import BACKEND, Backend, Loopback, open_model
+from box_answers import HERE, NAME, gray
 from sample_files import colors, rectangle
 
 from fsvit_edge import FewShotModel

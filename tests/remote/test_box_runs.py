@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from box_answers import ADDRESS, HERE, gray
 from backend_stub import Loopback
+from box_answers import ADDRESS, HERE, gray
 from sample_files import colors, write_video
 
 from fsvit_edge.cli.main import main

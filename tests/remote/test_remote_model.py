@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from box_answers import ADDRESS, gray, is_same_answer
 from backend_stub import Loopback
+from box_answers import ADDRESS, gray, is_same_answer
 from sample_files import colors
 
 from fsvit_edge import FewShotModel
