@@ -109,7 +109,7 @@ class Killed:
             lines.extend(line for one in (forker, *forker.children()) for line in _in_kernel(one.pid))
             for one in (*forker.children(), forker):
                 one.send_signal(signal.SIGUSR1)
-        time.sleep(0.3)  # until they have written
+                time.sleep(0.3)  # until it has written: two at once mixed their letters
         self._errors.seek(0)
         return "\n".join([*lines, "They wrote to stderr:", self._errors.read().decode(errors="replace")])
 
