@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import skimage.data
+from web_server import HeldServer, running
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
@@ -96,37 +96,24 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class BankServer(ThreadingHTTPServer):
+class BankServer(HeldServer):
     """Answers with `files`, by their path; where `acts` has the path, with that instead."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.files: dict[str, bytes] = {}
         self.acts: dict[str, Act] = {}
         self.has_etags = True
         self.gets: list[tuple[str, str]] = []
-        self.released = threading.Event()
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}{BANK}"
 
-    def handle_error(self, *_: object) -> None:
-        """The client may have cut the connection."""
 
-
-@contextlib.contextmanager
-def serving_banks() -> Iterator[BankServer]:
+def serving_banks() -> contextlib.AbstractContextManager[BankServer]:
     """A server that runs."""
-    with BankServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.released.set()
-            server.shutdown()
-            thread.join()
+    return running(BankServer())
 
 
 def bank_of(model: FewShotModel, folder: Path, *names: str, verdict: Verdict | None = None) -> bytes:

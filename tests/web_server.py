@@ -2,10 +2,14 @@
 
 import contextlib
 import json
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TypeVar
 
 SECRET = "s3cret"
 Act = Callable[["Handler"], None]
@@ -62,16 +66,29 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class Server(ThreadingHTTPServer):
+class HeldServer(ThreadingHTTPServer):
+    """A server whose answers may wait until they are released, at the latest when it ends."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self.released = threading.Event()
+
+    def handle_error(self, *_: object) -> None:
+        """The client may have cut the connection."""
+
+
+AnyServer = TypeVar("AnyServer", bound=HeldServer)
+
+
+class Server(HeldServer):
     """Answers posts with `acts`, one after the other, and then as `usual`."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.posts: list[tuple[str, dict[str, str], dict[str, object]]] = []
         self.gets = 0
         self.acts: list[Act] = []
         self.usual: Act = status(204)
-        self.released = threading.Event()
 
     @property
     def uri(self) -> str:
@@ -81,14 +98,11 @@ class Server(ThreadingHTTPServer):
     def told(self) -> list[tuple[object, object]]:
         return [(said["event"], said["name"]) for _, _, said in self.posts]
 
-    def handle_error(self, *_: object) -> None:
-        """The sink may have cut the connection."""
-
 
 @contextlib.contextmanager
-def serving() -> Iterator[Server]:
-    """A server that runs."""
-    with Server() as server:
+def running(server: AnyServer) -> Iterator[AnyServer]:
+    """Run a server until the block ends."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -97,3 +111,19 @@ def serving() -> Iterator[Server]:
             server.released.set()
             server.shutdown()
             thread.join()
+
+
+def serving() -> contextlib.AbstractContextManager[Server]:
+    """A server that runs."""
+    return running(Server())
+
+
+def certify(server: HeldServer, folder: Path) -> Path:
+    """Let a server speak TLS by a certificate of its own, and return the file of that; needs openssl."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return certificate

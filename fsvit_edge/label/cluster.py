@@ -36,7 +36,7 @@ def connected(address: str) -> Iterator[None]:
     if address == LOCAL:  # it listens on all interfaces, and obeys who knows a token; its own stays in the home folder
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
-        import pyarrow.parquet  # noqa: F401
+        import pyarrow.parquet  # noqa: F401 - only to see that it is there, before Ray needs it
         import ray
         import ray.data
     except ImportError as error:

@@ -23,7 +23,7 @@ from fsvit_edge.label.records import About
 from fsvit_edge.live.uri import printable
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.limits import usable_cores
-from fsvit_edge.runtime.pictures import decode_image, encode_jpeg, full_size, full_size_of, read_image
+from fsvit_edge.runtime.pictures import decode_image, encode_jpeg, read_with_size
 
 _MOST_READERS = 16
 _TICK_S = 0.1
@@ -197,17 +197,18 @@ def _decode_all(
 
 def _decode(one: _Decoded, file: Path) -> _Decoded:
     try:
-        return replace(one, image=read_image(file), size_hw=full_size(file))
+        image, size_hw = read_with_size(file)
     except FsvitEdgeError as error:
         return replace(one, reason=str(error))
+    return replace(one, image=image, size_hw=size_hw)
 
 
 def _encode(one: _Decoded, frame: VideoFrame) -> _Decoded:
     """The model sees the frame as it is written, so that its labels are those of the picture."""
     jpeg = encode_jpeg(frame.image)
     image = decode_image(jpeg, frame.name)
-    size_hw = full_size_of(jpeg, frame.name)
-    return replace(one, name=frame.name, image=image, size_hw=size_hw, time_s=frame.time_s, jpeg=jpeg)
+    height, width = frame.image.shape[:2]
+    return replace(one, name=frame.name, image=image, size_hw=(height, width), time_s=frame.time_s, jpeg=jpeg)
 
 
 def _line_of(one: _Decoded, answer: Prediction | None, output: Output) -> tuple[bytes, Kind]:

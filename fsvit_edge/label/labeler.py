@@ -13,12 +13,12 @@ from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part
-from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_with_box
+from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_what_a_box_decides
 from fsvit_edge.remote.wire import Facts, Options
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, bundle_sha256
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.messages import Say
-from fsvit_edge.runtime.pictures import decode_image, full_size_of
+from fsvit_edge.runtime.pictures import decode_with_size
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ class Labeler:
             InputError: It is damaged, too large, or of another format.
             EnvironmentLacksError: What decodes it is not installed.
         """
-        return label_picture(path, self.predict(decode_image(data, path)), full_size_of(data, path))
+        image, size_hw = decode_with_size(data, path)
+        return label_picture(path, self.predict(image), size_hw)
 
     def predict(self, rgb: Image) -> Prediction:
         """Return what the model finds in an (H, W, 3) uint8 RGB picture; for `label_picture`, in any thread.
@@ -162,12 +163,7 @@ def _counts_of_box(pixels: npt.NDArray[np.bool_], left: int, top: int, size_hw: 
 
 
 def _open_box(options: LabelerOptions, say: Say) -> RemoteModel:
-    given = {
-        "--bundle": options.bundle is not None,
-        "--precision": options.precision != "auto",
-        "--threads": options.threads is not None,
-    }
-    refuse_with_box(given, "the box decides it for all devices")
+    refuse_what_a_box_decides(options.bundle, options.precision, options.threads)
     wishes = Options(classes=tuple(options.classes), min_score=options.min_score)
     return RemoteModel(options.engine, bank_on_box(options.bank), say, wishes)
 

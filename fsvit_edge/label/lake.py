@@ -17,8 +17,7 @@ from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError, p
 from fsvit_edge.runtime.pictures import (
     MAX_PICTURE_BYTES,
     PICTURE_SUFFIXES,
-    decode_image,
-    full_size_of,
+    decode_with_size,
     natural_order,
 )
 
@@ -62,7 +61,7 @@ class LakeReader:
             raise InputError(f"{path} is empty.")
         if len(data) > MAX_PICTURE_BYTES:
             raise InputError(f"{path} is larger than {MAX_PICTURE_BYTES // 10**6} MB.")
-        return decode_image(data, path), full_size_of(data, path)
+        return decode_with_size(data, path)
 
 
 @dataclass(frozen=True)

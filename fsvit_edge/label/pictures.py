@@ -14,7 +14,7 @@ from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.live.sources.files import VIDEO_SUFFIXES
 from fsvit_edge.live.uri import printable
 from fsvit_edge.runtime.errors import InputError, SourceError
-from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, full_size, natural_order, read_image
+from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, natural_order, read_with_size
 
 STATE_NAME = ".fsvit-edge-label"
 """Folder in an output of `label` that tells what is in it, and by which a later call leaves the output out."""
@@ -71,7 +71,7 @@ class Listing:
 
 
 def _read_below(base: Path, name: str) -> WithSize:
-    return read_image(base / name), full_size(base / name)
+    return read_with_size(base / name)
 
 
 @dataclass

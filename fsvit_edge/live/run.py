@@ -36,7 +36,7 @@ from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.many import ManySources, NamedSource
 from fsvit_edge.live.sources.names import source_names
 from fsvit_edge.live.sources.open import open_source
-from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_with_box
+from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_what_a_box_decides, refuse_with_box
 from fsvit_edge.remote.wire import Options
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.messages import Say
@@ -310,12 +310,7 @@ def _open_box(options: RunOptions, bank: Path, say: Say) -> RemoteModel:
 
 
 def _refuse_with_box(options: RunOptions, has_page: bool) -> None:
-    decided = {
-        "--bundle": options.bundle is not None,
-        "--precision": options.precision != "auto",
-        "--threads": options.threads is not None,
-    }
-    refuse_with_box(decided, "the box decides it for all devices")
+    refuse_what_a_box_decides(options.bundle, options.precision, options.threads)
     refuse_with_box({"Following a bank (--trust, --poll, an address)": options.follows_bank}, "the box follows its own")
     kept = {"The page (--sink http://...)": has_page, "--review": options.review}
     refuse_with_box(kept, "it changes a bank, and the box's banks are not on this device")

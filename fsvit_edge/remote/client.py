@@ -65,6 +65,12 @@ def refuse_with_box(options: Mapping[str, bool], why: str) -> None:
             raise InputError(f"{option} does not go with --engine {SCHEME}...: {why}; leave it out.")
 
 
+def refuse_what_a_box_decides(bundle: Path | None, precision: str, threads: int | None) -> None:
+    """Raise an InputError if one of the options is given that a box decides for all devices."""
+    given = {"--bundle": bundle is not None, "--precision": precision != "auto", "--threads": threads is not None}
+    refuse_with_box(given, "the box decides it for all devices")
+
+
 class RemoteModel:
     """A model on a box, for one caller at a time; close it.
 

@@ -80,13 +80,22 @@ def decode_image(data: bytes, what: str) -> npt.NDArray[np.uint8]:
     return rgb
 
 
+def read_with_size(path: Path) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """Return what `read_image` and `full_size` do, for one read of the file."""
+    return decode_with_size(_file_bytes(path), str(path))
+
+
+def decode_with_size(data: bytes, what: str) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """Return the same of the bytes of a picture file, as `decode_image` takes them."""
+    return decode_image(data, what), _full_size_of(data, what)
+
+
 def full_size(path: Path) -> tuple[int, int]:
     """Return height and width of a picture as it is displayed, from its header; raises like `read_image`."""
-    return full_size_of(_file_bytes(path), str(path))
+    return _full_size_of(_file_bytes(path), str(path))
 
 
-def full_size_of(data: bytes, what: str) -> tuple[int, int]:
-    """Return the same of the bytes of a picture file; `what` is how errors call it, to start a sentence."""
+def _full_size_of(data: bytes, what: str) -> tuple[int, int]:
     with _opened(data, what) as image:
         width, height = image.size
         is_turned = image.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED

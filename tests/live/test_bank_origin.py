@@ -2,8 +2,6 @@
 
 import shutil
 import socket
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from bank_server import (
     torn_without_length,
     trickle,
 )
+from web_server import certify
 
 from fsvit_edge.live import bank_origin
 from fsvit_edge.live.bank_origin import FileOrigin, NoSignatureError, Origin, OriginError, open_origin
@@ -191,12 +190,7 @@ def test_an_unsigned_bank_is_not_taken_from_where_it_could_be_exchanged() -> Non
 def test_a_certificate_that_is_not_trusted_is_said(
     server: BankServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    certificate = certify(server, tmp_path)
     address = server.address.replace("http:", "https:")
     with pytest.raises(OriginError, match=r"The certificate of the server is not trusted \(self"):
         open_origin(address, is_signed=False).fetch(None, 5)

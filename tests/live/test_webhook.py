@@ -2,8 +2,6 @@
 
 import base64
 import shutil
-import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blank import blank_frame, health, no_classes, until
-from web_server import SECRET, Act, Handler, Server, close, hang, nonsense, serving, slow, status, trickle
+from web_server import SECRET, Act, Handler, Server, certify, close, hang, nonsense, serving, slow, status, trickle
 
 from fsvit_edge.live.events import Event, EventKind, Sighting, event_record
 from fsvit_edge.live.health import SinkStatus
@@ -230,12 +228,7 @@ def test_a_hanging_server_delays_neither_a_frame_nor_the_end(server: Server, in_
 def test_a_certificate_that_is_not_trusted_is_trouble(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_trusted: bool
 ) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    certificate = certify(server, tmp_path)
     if is_trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with WebhookSink(server.uri.replace("http:", "https:"), pauses_s=(), timeout_s=5) as sink:
