@@ -29,7 +29,7 @@ _TIMEOUT_S = 30.0
 _MAX_WAITING = 8
 _BUDGET_S = 0.25
 """For requests between two frames; one that takes longer is the last."""
-_SHARE = 0.125
+_SHARE = 0.08
 """Of the time, for requests while frames come: clients that ask without a pause must not starve the camera."""
 _SAVED_S, _OWED_S = 0.5, 3.0
 """Unused time of requests that is kept for later ones, and that one may use ahead, at most: longer ones are rare."""
@@ -55,7 +55,7 @@ class LiveModel:
     in one request, a large network would hold up the frames for 20 s.
 
     A lock would starve the other threads: if a frame is always waiting, the loop takes the lock again before they wake
-    up. While frames come, requests and scores get an eighth of the time. The caller closes the model.
+    up. While frames come, requests and scores get a twelfth of the time. The caller closes the model.
 
     Args:
         model: The model.
