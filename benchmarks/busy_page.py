@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -114,13 +114,11 @@ def busy(address: str, clients: int) -> Iterator[list[int]]:
     def enroll(number: int) -> None:
         with client_of(address) as page:
             while not stop.is_set():
-                try:
+                with suppress(httpx.TransportError, KeyError):  # the run ends, or too many frames are stopped
                     frozen = page.post("/api/frames").json()["id"]
                     body = {"name": f"busy {number}", "frame_id": frozen, "box_xyxy": _BOX}
                     if page.post("/api/classes", json=body).is_success:
                         done.append(number)
-                except (httpx.TransportError, KeyError):  # the run ends, or too many frames are stopped
-                    continue
 
     threads = [threading.Thread(target=enroll, args=(number,)) for number in range(clients)]
     for thread in threads:
