@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from threadpoolctl import ThreadpoolController
+
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.label.frames import VideoFrame, frames_of
@@ -78,13 +80,13 @@ class InProcess:
     """Labels in this process, and keeps what is found in the journal: a `Way`.
 
     Args:
-        labeler: What labels.
+        labelers: What label, side by side; alike.
         every_s: Seconds between the frames of a video to label, 0 for every frame; None for no videos.
     """
 
-    def __init__(self, labeler: Labeler, every_s: float | None) -> None:
-        self.about = labeler.about
-        self._labeler, self._every_s = labeler, every_s
+    def __init__(self, labelers: Sequence[Labeler], every_s: float | None) -> None:
+        self.about = labelers[0].about
+        self._labelers, self._every_s = labelers, every_s
         self._output: Output | None = None
 
     def read_kept(self, output: Output, listing: Listing) -> Kept:
@@ -98,7 +100,7 @@ class InProcess:
     def fill(self, listing: Listing, pending: Sequence[Stored], kept: Kept, on_progress: OnProgress) -> Kept:
         """See `Way`."""
         assert self._output is not None
-        fill_journal(listing, pending, kept, self._labeler, self._every_s, self._output, on_progress)
+        fill_journal(listing, pending, kept, self._labelers, self._every_s, self._output, on_progress)
         return kept
 
     def read(self, items: Iterable[int | Failure]) -> Iterator[Record]:
@@ -124,7 +126,7 @@ def fill_journal(
     listing: Listing,
     pending: Sequence[Stored],
     kept: Kept,
-    labeler: Labeler,
+    labelers: Sequence[Labeler],
     every_s: float | None,
     output: Output,
     on_progress: OnProgress,
@@ -160,15 +162,51 @@ def fill_journal(
 
     # Pictures that are decoded and answers that are encoded wait in queues as long as there are threads for them.
     with Journal(output.journal) as journal, ThreadPoolExecutor(readers, "label") as pool:
-        with closing(_ahead(_decode_all(listing, pending, kept, every_s, pool), readers)) as decoded:
-            for future in decoded:
-                one = future.result()
-                answer = None if one.image is None else labeler.predict(one.image)
+        with (
+            closing(_ahead(_decode_all(listing, pending, kept, every_s, pool), readers)) as decoded,
+            closing(_answered(decoded, labelers)) as answered,
+        ):
+            for one, answer in answered:
                 waiting.append((one, pool.submit(_line_of, one, answer, output)))
                 if len(waiting) > readers:
                     write_first()
         while waiting:
             write_first()
+
+
+def _answered(
+    decoded: Iterable["Future[_Decoded]"], labelers: Sequence[Labeler]
+) -> Generator[tuple[_Decoded, Prediction | None], None, None]:
+    """Yield what was decoded, in its order, with what a labeler finds in it; None if it has no image."""
+    free: queue.SimpleQueue[Labeler] = queue.SimpleQueue()
+    for labeler in labelers:
+        free.put(labeler)
+
+    def answer(one: _Decoded) -> tuple[_Decoded, Prediction | None]:
+        if one.image is None:
+            return one, None
+        labeler = free.get()
+        try:
+            return one, labeler.predict(one.image)
+        finally:
+            free.put(labeler)
+
+    if len(labelers) == 1:  # in this thread, so that Ctrl-C ends the waiting for a box
+        yield from (answer(future.result()) for future in decoded)
+        return
+    going: deque[Future[tuple[_Decoded, Prediction | None]]] = deque()
+    # `FewShotModel.predict` sets the threads of BLAS to one, and back: to more while another one still computes.
+    one_thread = ThreadpoolController().select(user_api="blas").limit(limits=1)
+    with one_thread, ThreadPoolExecutor(len(labelers), "label-models") as models:
+        try:
+            for future in decoded:
+                going.append(models.submit(answer, future.result()))
+                if len(going) > len(labelers):
+                    yield going.popleft().result()
+            while going:
+                yield going.popleft().result()
+        finally:
+            models.shutdown(cancel_futures=True)
 
 
 def _decode_all(

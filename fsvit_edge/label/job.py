@@ -17,7 +17,7 @@ from fsvit_edge.label.fill import InProcess, OnProgress, Way
 from fsvit_edge.label.formats import FORMATS, PARQUET, check_path, write_format
 from fsvit_edge.label.frames import frame_name
 from fsvit_edge.label.journal import Failure, Kept
-from fsvit_edge.label.labeler import Labeler, LabelerOptions
+from fsvit_edge.label.labeler import Labeler, LabelerOptions, open_side_by_side
 from fsvit_edge.label.lake import Lake, is_in_lake, list_lake
 from fsvit_edge.label.output import PICTURES_NAME, Output, Summary, open_output
 from fsvit_edge.label.pictures import PARTS, Listing, Stored, list_pictures, parse_split, part_chooser
@@ -147,8 +147,8 @@ def _check_options(options: LabelOptions) -> None:
 def _opened(options: LabelOptions, say: Say) -> Iterator[Way]:
     """Open what labels; the model first: what it refuses leaves no folder behind."""
     if options.ray is None:
-        with Labeler(options.labeler, say) as labeler:
-            yield InProcess(labeler, options.every_s)
+        with open_side_by_side(Labeler, options.labeler, say) as labelers:
+            yield InProcess(labelers, options.every_s)
         return
     from fsvit_edge.label.on_ray import open_on_ray
 
