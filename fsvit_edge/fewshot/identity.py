@@ -45,8 +45,8 @@ def check_same_encoder(
             )
     if reason := lacks.get(made_by.precision, ""):
         raise ArtifactError(
-            f"Bank {path} was made in {made_by.precision}, which does not run here ({reason.rstrip('.')}); mend that, or "
-            "enroll its classes again."
+            f"Bank {path} was made in {made_by.precision}, which does not run here ({reason.rstrip('.')}); mend that, "
+            "or enroll its classes again."
         )
     if made_by.precision != identity.precision:
         raise ArtifactError(
