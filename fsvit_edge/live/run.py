@@ -182,6 +182,8 @@ def run_source(
     for uri in named.values():
         _refuse_to_overwrite(uri, [sink for _, sink in own_sinks], [folder for _, folder in folders])
     follower = _open_follower(options) if options.follows_bank else None
+    for note in () if follower is None else follower.notes:
+        say(f"Note: {note}")
     bank_file = None if options.bank is None or is_address(str(options.bank)) else Path(options.bank)
     bank_to_save = bank_file or DEFAULT_BANK
     bank = None if on_box or follower is not None else _bank_to_load(bank_file, is_demo, has_page)
