@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import pickle
 import signal
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -159,6 +160,24 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
         return path
 
     return build
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_once(build_once: BuildOnce) -> Iterator[None]:
+    """The doctor's imports of every package, which take 14 s of processor time, are made once per test run."""
+    from fsvit_edge.inspect import packages
+
+    import_all = packages._imports.__wrapped__
+
+    @functools.wraps(import_all)
+    def imports() -> object:
+        return pickle.loads(
+            build_once("imports", lambda path: path.write_bytes(pickle.dumps(import_all()))).read_bytes()
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packages, "_imports", imports)
+        yield
 
 
 @pytest.fixture(scope="session")
