@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import json
 import os
+import pickle
 import signal
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -23,6 +26,7 @@ BuildOnce = Callable[[str, Callable[[Path], object]], Path]
 
 CACHES = itertools.count()
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+MAX_ENGINES = 24  # the bundled model's for three numbers of threads, and a few others
 
 # torch's idle threads spin, and where cores are shared that makes these tests five times slower. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -60,6 +64,24 @@ def without_vnni() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("choose", "trial"):
             patch.setattr(f"fsvit_edge.runtime.engines.{module}.has_vnni_here", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def opened_once() -> Iterator[None]:
+    """A process opens a graph of a bundle once, and each model gets an engine of its own on the same session.
+
+    To open those of the bundled model takes 0.5 s of processor time, and hundreds of tests load it.
+    """
+    from fsvit_edge.runtime.engines import open_graphs
+    from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
+
+    @functools.lru_cache(MAX_ENGINES)
+    def opened(graph: bytes, provider: str, threads: int | None) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(graph, provider, threads)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_graphs, "OnnxRuntimeEngine", lambda *arguments: copy.copy(opened(*arguments)))
         yield
 
 
@@ -138,6 +160,24 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
         return path
 
     return build
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_once(build_once: BuildOnce) -> Iterator[None]:
+    """The doctor's imports of every package, which take 14 s of processor time, are made once per test run."""
+    from fsvit_edge.inspect import packages
+
+    import_all = packages._imports.__wrapped__
+
+    @functools.wraps(import_all)
+    def imports() -> object:
+        return pickle.loads(
+            build_once("imports", lambda path: path.write_bytes(pickle.dumps(import_all()))).read_bytes()
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packages, "_imports", imports)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ def test_an_engine_that_runs_here_is_timed_and_the_next_command_is_bench(cli: Cl
     assert "rebuild with: fsvit-edge build-engine --force" in second.err
 
 
+@pytest.mark.slow(reason="builds three times, 3 s")
 def test_an_engine_that_outdates_the_bank_here_is_noted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def fast(_: object, candidate: dict[str, object], *__: object) -> dict[str, dict[str, float]]:
         return {"int8": dict.fromkeys(candidate, 1.0), "fp32": dict.fromkeys(candidate, 2.0)}

@@ -41,6 +41,7 @@ def test_a_folder_becomes_a_calibration_of_the_bundled_model(album: Path, here: 
     assert list(here.iterdir()) == [here / "calibration.json"]
 
 
+@pytest.mark.slow(reason="calibrates three times, 2 s")
 def test_a_seed_makes_the_same_file_and_another_seed_another(album: Path, here: Path, cli: Cli) -> None:
     for name, seed in [("a", "7"), ("b", "7"), ("c", "8")]:
         assert cli("calib", str(album), "--max-pictures", "5", "--seed", seed, "-o", f"{name}.json").code == 0

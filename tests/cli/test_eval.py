@@ -140,6 +140,7 @@ def test_outlines_are_chosen_and_reported(cli: Cli, telling: tuple[str, str]) ->
         assert json.loads(cli(SCENES, *telling, "--json", "--outlines", kind).out)["outlines"] == kind
 
 
+@pytest.mark.slow(reason="evaluates twice, 2 s; refusals are shown with other files too")
 def test_a_baseline_with_other_outlines_is_refused(cli: Cli, telling: tuple[str, str]) -> None:
     baseline = result_of(cli, *telling, "--output", "sharp.json")
     assert cli(SHORT, *telling, "--baseline", "sharp.json", "--max-drop", "0").code == 0
@@ -252,6 +253,7 @@ def test_scenes_are_printed_as_tables_or_json(cli: Cli, folder: Path) -> None:
     assert json.loads(cli(f"{SCENES} --json --per-class 1").out)["pictures"] == 4
 
 
+@pytest.mark.slow(reason="evaluates twice, 3 s; other gates are always run")
 def test_a_failing_gate_on_scenes_still_prints_the_result(cli: Cli, folder: Path) -> None:
     kept = cli(f"{SCENES} --max-false-alarms 100 --min-hits 0")
     assert (kept.code, "Error" in kept.err) == (0, False)
@@ -265,6 +267,7 @@ def test_a_failing_gate_on_scenes_still_prints_the_result(cli: Cli, folder: Path
     assert "hits " in missed.err.splitlines()[-1]
 
 
+@pytest.mark.slow(reason="scenes in torch, 3 s; episodes in torch are always evaluated")
 def test_scenes_of_a_checkpoint_run_in_torch(cli: Cli) -> None:
     bundle = Path("with-all-tokens")  # as torch compares them
     shutil.copytree(DEFAULT_BUNDLE, bundle)

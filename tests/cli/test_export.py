@@ -80,6 +80,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "_cpu_head", lambda *_: Bundle.load(DEFAULT_BUNDLE).cpu_graphs)
 
 
+@pytest.mark.slow(reason="exports, 3 s")
 @pytest.mark.usefixtures("traced")
 def test_an_export_that_misses_its_tolerance_writes_nothing(
     here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch

@@ -125,6 +125,7 @@ def test_ctrl_c_says_how_far_it_was(folder: Path) -> None:
     assert re.fullmatch(r"Stopped at [0-9.]+%, with [0-9]+ pictures; the same command goes on\.", last)
 
 
+@pytest.mark.slow(reason="labels twice and starts a process, 6 s")
 def test_a_command_that_was_killed_is_finished_by_the_same_one(cli: Cli, folder: Path) -> None:
     for index in range(3, 24):
         write_image(folder / "album" / f"{index}.jpg", colors(10 + index, 60, 80))

@@ -68,11 +68,18 @@ def test_no_command_opens_a_socket_or_lets_others_write(folder: Path, own_cache:
     done = run(
         folder,
         COMMANDS,
-        *("doctor", "enroll dog cat1.jpg", "run photo.jpg --sink out.jsonl", "run demo --max-frames 3"),
+        *("enroll dog cat1.jpg", "run photo.jpg --sink out.jsonl", "run demo --max-frames 3"),
         *("inspect bank.safetensors", "bank list bank.safetensors", "bank scene bank.safetensors album"),
         *("bench --ways 1 --frames 2 --no-growth", "calib album --output c.json --max-pictures 2"),
         "run video.mp4 --realtime --sink realtime.mp4",
     )
+    assert done.code == 0, done.err
+    assert foreign_files(own_cache) == []
+
+
+@pytest.mark.slow(reason="imports every package that is installed, 15 s")
+def test_the_doctor_opens_no_socket_or_lets_others_write(folder: Path, own_cache: Path) -> None:
+    done = run(folder, COMMANDS, "doctor")
     assert done.code == 0, done.err
     assert foreign_files(own_cache) == []
 

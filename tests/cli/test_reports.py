@@ -25,6 +25,7 @@ def test_the_benchmark_prints_a_table_or_json(here: Path, cli: Cli) -> None:
     assert contents(here) == {}
 
 
+@pytest.mark.slow(reason="measures with one and with three classes, twice, 3 s")
 def test_the_benchmark_measures_growth(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fsvit_edge.inspect.benchmark.GROWTH_WAYS", (1, 3))
     result = cli("bench --ways 1 --frames 1 --json")

@@ -276,6 +276,7 @@ def test_ctrl_c_ends_the_demo_with_its_summary_and_a_complete_video(here: Path) 
     assert contents(here).keys() == {"demo.mp4", "demo.jsonl"}
 
 
+@pytest.mark.slow(reason="plays for 3 s, 4 s")
 def test_a_file_plays_as_a_camera_into_segments_with_statistics_and_health(here: Path, cli: Cli) -> None:
     write_video("clip.avi", [colors(index) for index in range(5)], 10.0, "MJPG")
     enrolled = cli("enroll it clip.avi")

@@ -50,7 +50,8 @@ ALL = (
     "bank sign",
 )
 
-LONG_PAGE = pytest.mark.slow(reason="exports the bundled model or builds its engines, 20 s")
+FIRST_PAGES = (README, ROOT / "docs" / "get-started.md")
+OTHER_PAGE = pytest.mark.slow(reason="runs every command of a page, 1 to 20 s")
 
 
 Run = Callable[[str], tuple[int, str]]
@@ -103,11 +104,7 @@ def test_a_command_in_this_process_ends_as_one_that_is_typed(tmp_path: Path, run
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(
-            page,
-            marks=LONG_PAGE if {"export", "build-engine"} & set(map(command_name, commands(page))) else (),
-            id=name_of(page),
-        )
+        pytest.param(page, marks=() if page in FIRST_PAGES else OTHER_PAGE, id=name_of(page))
         for page in PAGES
         if any(step.is_run for step in steps(page))
     ],

@@ -148,6 +148,7 @@ def test_an_engine_that_is_up_to_date_is_not_built_again(bundle: Path) -> None:
     ]
 
 
+@pytest.mark.slow(reason="builds three times, 3 s")
 def test_an_engine_that_is_damaged_or_unverified_is_built_again(bundle: Path) -> None:
     assert not build_engines(bundle, FAST).up_to_date
     assert build_engines(bundle, FAST).up_to_date
@@ -227,6 +228,7 @@ def test_int8_for_the_cpu_counts_the_products_that_onnx_runtime_really_runs(
 # ------------------------------------------------------------------------------------------------------- calibration
 
 
+@pytest.mark.slow(reason="calibrates and builds, 4 s")
 def test_a_source_is_calibrated_on_and_its_pictures_verify_the_engines(bundle: Path, tmp_path: Path) -> None:
     source = pictures(tmp_path / "album", 5)
     steps: list[str] = []
@@ -338,6 +340,7 @@ def test_an_engine_that_overflows_is_not_written(
     assert records(bundle) == {}
 
 
+@pytest.mark.slow(reason="builds with TensorRT-RTX, 3 s")
 def test_overflow_in_fp16_is_found_where_fp16_is_emulated(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = (Overflow("block.2", "node_add_2", 70_000.0),)
     monkeypatch.setattr("fsvit_edge.export.measure.find_overflows", lambda *_: found)

@@ -36,6 +36,8 @@ from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError
 from fsvit_edge.runtime.preprocess import resize_image
 
+pytestmark = pytest.mark.slow(reason="exports a network with objectness, and a separate graph, 27 s")
+
 CPU = torch.device("cpu")
 
 

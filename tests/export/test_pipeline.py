@@ -252,7 +252,9 @@ def published(
     return presence.unflatten(0, (ways, -1)).mean(dim=1), foreground.unflatten(0, (ways, -1)).mean(dim=1)
 
 
-@pytest.mark.parametrize(("ways", "shots"), [(1, 1), (2, 3), (20, 5)])
+@pytest.mark.parametrize(
+    ("ways", "shots"), [(1, 1), (2, 3), pytest.param(20, 5, marks=pytest.mark.slow(reason="100 supports, 3 s"))]
+)
 def test_one_head_answers_for_any_number_of_classes_and_shots(
     models: Models, tiny_network: FewShotNetwork, ways: int, shots: int
 ) -> None:

@@ -25,6 +25,8 @@ from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError
 
+pytestmark = pytest.mark.slow(reason="exports a network with the prototype head, 7 s")
+
 SIZE = 48
 
 

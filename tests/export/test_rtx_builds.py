@@ -76,6 +76,7 @@ def test_attention_is_fused_and_every_linear_layer_of_the_blocks_has_its_precisi
     assert (dtypes(plan.inputs), dtypes(plan.outputs)) == ({"uint8"}, {"float16"})
 
 
+@pytest.mark.slow(reason="exports a hybrid network, 18 s")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_an_objectness_decoder_is_built_and_the_blocks_stay_the_same(
     hybrid_bundle: Path, calibrate: Calibrate, precision: str

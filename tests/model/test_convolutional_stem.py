@@ -150,6 +150,7 @@ def test_the_hybrid_has_one_token_per_16_pixels_and_loads_strictly() -> None:
     assert torch.equal(other.vit.patch_embed.proj.project.weight, encoder.vit.patch_embed.proj.project.weight)
 
 
+@pytest.mark.slow(reason="exports a hybrid network, 18 s")
 def test_a_hybrid_is_saved_loaded_and_exported_to_the_same_numbers(
     tmp_path: Path, hybrid_network: FewShotNetwork, hybrid_bundle: Path
 ) -> None:

@@ -1,10 +1,13 @@
+import asyncio
 import gc
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import uvicorn.server
 from playwright.sync_api import Browser, expect, sync_playwright
 from served_page import Served, picture, serve, show
 
@@ -18,6 +21,12 @@ FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 ]
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Of the tests in a browser, of 1 to 20 s each, `make check` runs the main way through each part of the page."""
+    if "chromium" in getattr(item, "fixturenames", ()) and item.get_closest_marker("main_way") is None:
+        item.add_marker(pytest.mark.slow(reason="a real browser, 3 s"))
 
 
 @pytest.fixture(scope="package")
@@ -36,6 +45,16 @@ def chromium() -> Iterator[Browser]:
         browser.close()
         playwright.stop()
         gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def soon() -> Iterator[None]:
+    """A server ends after 15 ms instead of 150: uvicorn sleeps before it looks whether to stop, and once more."""
+    quick = SimpleNamespace(**vars(asyncio))
+    quick.sleep = lambda seconds: asyncio.sleep(seconds / 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.server, "asyncio", quick)
+        yield
 
 
 @pytest.fixture(scope="module")

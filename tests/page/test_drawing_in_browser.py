@@ -3,7 +3,6 @@
 from io import BytesIO
 
 import numpy as np
-import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Route, expect
 from served_page import Served
@@ -13,7 +12,6 @@ from test_pictures_in_browser import file
 from test_zones_in_browser import DOOR, at, begin, item, opened
 
 
-@pytest.mark.slow(reason="enrolls three times in a real browser, 6 s")
 def test_a_class_whose_answer_comes_late_does_not_end_what_was_begun_since(chromium: Browser, served: Served) -> None:
     with opened(chromium, served.page.address) as page:
         held: list[Route] = []

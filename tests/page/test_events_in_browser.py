@@ -98,6 +98,7 @@ def test_an_empty_list_says_when_events_come_and_without_steady_answers_there_is
     expect(events).to_be_visible()
 
 
+@pytest.mark.main_way
 def test_a_visit_is_one_row_from_appearance_to_leaving(page: Page, served: Served) -> None:
     appeared, left = visit("cup", AT_S, 19.0, ("door", "bed"))
     served.page.tell(appeared)
@@ -334,7 +335,6 @@ def test_the_list_fits_every_screen_whatever_the_names(page: Page, served: Serve
     assert page.evaluate(width) > PHONE["width"]  # control
 
 
-@pytest.mark.slow(reason="watches the demo for a round, 25 s")
 def test_a_real_run_lists_the_visits_of_the_demo(context: BrowserContext, tmp_path: Path) -> None:
     with started(tmp_path) as address, context.new_page() as page:
         page.goto(address)

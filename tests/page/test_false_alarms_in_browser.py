@@ -106,6 +106,7 @@ def tab_to(page: Page, wanted: Locator) -> None:
     pytest.fail(f"the keyboard does not reach {wanted}")
 
 
+@pytest.mark.main_way
 def test_a_false_alarm_is_rejected_stays_off_and_can_be_undone(page: Page, camera: Camera) -> None:
     enroll(page, "cat", "Name only")
     cat = item(page, "cat")
@@ -185,7 +186,6 @@ def test_a_class_that_left_since_is_not_rejected_and_the_page_says_why(page: Pag
     expect(cat.locator(".negatives li")).to_have_count(0)
 
 
-@pytest.mark.slow(reason="learns for seven seconds, 11 s")
 def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, camera: Camera) -> None:
     expect(page.locator("#scene-known")).to_contain_text("Not learned.")
     enroll(page, "cat", "Name only")
@@ -231,7 +231,6 @@ def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, c
     expect(cat.locator(".raised")).to_be_hidden()
 
 
-@pytest.mark.slow(reason="walks the whole page, 7 s")
 @pytest.mark.usefixtures("briefly")
 def test_all_of_it_works_with_the_keyboard_alone(page: Page, camera: Camera) -> None:
     page.clock.install()  # jumps over the ten seconds of an undo

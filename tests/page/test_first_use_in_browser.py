@@ -206,6 +206,7 @@ def test_frames_before_the_frozen_one_can_be_chosen(page: Page, served: Served) 
     expect(place).to_have_text(f"Frame {count} of {count}")
 
 
+@pytest.mark.main_way
 def test_a_name_that_is_enrolled_says_that_a_picture_is_added(page: Page) -> None:
     told, submit = page.locator("#known-name"), page.locator("#submit")
     page.get_by_role("button", name="Add a class").click()
@@ -218,6 +219,7 @@ def test_a_name_that_is_enrolled_says_that_a_picture_is_added(page: Page) -> Non
     expect(submit).to_have_text("Add picture")
 
 
+@pytest.mark.main_way
 def test_the_verdict_tells_how_the_outline_fits_and_how_many_pictures_there_are(page: Page, served: Served) -> None:
     page.get_by_role("button", name="Add a class").click()
     expect(page.locator("#drawing")).to_be_visible()

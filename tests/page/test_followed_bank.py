@@ -84,6 +84,7 @@ def test_metrics_name_the_bank_that_answers(followed: Served) -> None:
     assert "fsvit_edge_bank" not in followed.client.get("/metrics").text
 
 
+@pytest.mark.main_way
 def test_a_person_sees_where_the_classes_come_from_and_no_button_that_would_be_refused(
     followed: Served, chromium: Browser
 ) -> None:

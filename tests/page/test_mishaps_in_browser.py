@@ -263,6 +263,7 @@ def test_who_stays_out_of_view_is_told_when_the_pictures_are_taken(
     assert served.client.get("/api/state").json()["scene_check"] is None
 
 
+@pytest.mark.main_way
 def test_save_overwrites_what_another_program_wrote_only_at_a_second_click(page: Page, served: Served) -> None:
     served.bank.write_bytes(b"notes of a person")
     save = page.locator("#save")

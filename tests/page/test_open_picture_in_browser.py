@@ -164,6 +164,7 @@ def test_what_is_found_is_drawn_on_the_picture_and_anew_after_each_change(page: 
     assert drawn_share(page) > 0.1  # at the same place, too
 
 
+@pytest.mark.main_way
 def test_add_picture_adds_the_picture_that_is_open(page: Page, camera: Camera) -> None:
     enroll(page, "cat", "Name only")
     see(page, camera, NOTHING)

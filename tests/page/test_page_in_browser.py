@@ -129,6 +129,7 @@ def wait_for_movement(page: Page) -> None:
         assert time.monotonic() < deadline, "the picture does not change"
 
 
+@pytest.mark.main_way
 def test_the_picture_and_the_figures_are_live(page: Page) -> None:
     expect(page.locator("#state")).to_have_text("live")
     expect(page.locator("#fps")).to_have_text(re.compile(r"[0-9]+\.[0-9]"))
@@ -136,12 +137,14 @@ def test_the_picture_and_the_figures_are_live(page: Page) -> None:
     wait_for_movement(page)
 
 
+@pytest.mark.main_way
 def test_the_token_leaves_the_address_bar(page: Page) -> None:
     assert TOKEN not in page.url
     page.reload()
     expect(page.locator("#state")).to_have_text("live")
 
 
+@pytest.mark.main_way
 def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, folder: Path) -> None:
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
     wait_for(page, "cat")
@@ -231,6 +234,7 @@ def test_the_api_is_documented_without_the_internet(page: Page, address: str) ->
     expect(row).to_contain_text("Enroll a frozen frame")
 
 
+@pytest.mark.main_way
 def test_the_page_fits_a_phone(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     expect(page.locator("#state")).to_have_text("live")
@@ -241,7 +245,6 @@ def test_the_page_fits_a_phone(page: Page) -> None:
     assert area["y"] + area["height"] <= 844
 
 
-@pytest.mark.slow(reason="starts two runs of the demo, 10 s")
 def test_an_open_page_shows_the_classes_of_a_restarted_run(chromium: Browser, tmp_path: Path) -> None:
     bank = tmp_path / "other.safetensors"
     with FewShotModel.load(threads=1) as model:

@@ -97,6 +97,7 @@ def test_a_source_that_does_not_exist_is_refused(two: Served, method: str, path:
     assert (answer.status_code, answer.json()["error"][:29]) == (400, "There is no source 'yard'; GE")
 
 
+@pytest.mark.usefixtures("briefly")
 def test_the_empty_scene_is_learned_from_the_source_that_is_asked_for(two: Served) -> None:
     assert two.client.post("/api/scene?source=hall").status_code == 201
     learned = two.model.read(lambda model: list(model.bank.scene))
@@ -149,6 +150,7 @@ def test_a_slow_page_gets_frames_of_every_source() -> None:
     assert min(taken.count(name) for name in SHADES) >= 3
 
 
+@pytest.mark.main_way
 def test_a_person_chooses_the_source_that_is_shown(two: Served, chromium: Browser) -> None:
     with opened(chromium, two.page.address) as page:
         door, hall = (page.get_by_role("button", name=name, exact=True) for name in SHADES)

@@ -27,6 +27,7 @@ def page(chromium: Browser, served: Served) -> Iterator[Page]:
         yield page
 
 
+@pytest.mark.main_way
 def test_a_photo_of_the_phone_takes_the_place_of_a_frozen_frame(page: Page, served: Served) -> None:
     camera = page.locator("#photo")
     assert (camera.get_attribute("capture"), camera.get_attribute("accept")) == ("environment", "image/*")

@@ -93,6 +93,7 @@ def test_the_page_writes_scores_as_the_commands_do(page: Page) -> None:
     assert two_decimals != [score_text(score) for score in scores]  # the control
 
 
+@pytest.mark.main_way
 def test_verdicts_by_key_are_in_the_file_when_the_page_says_so(page: Page, served: Served) -> None:
     asked = begin(page)
     text, told = page.locator("#review-text"), page.locator("#review-told")

@@ -92,6 +92,7 @@ def test_guesses_at_the_form_take_as_long_as_any(guarded: httpx.Client, monkeypa
     assert taken_s(params={"token": TOKEN}) < 0.4  # the control
 
 
+@pytest.mark.main_way
 def test_a_person_enters_the_token_and_is_on_the_page(guarded: httpx.Client, chromium: Browser) -> None:
     address = str(guarded.base_url)
     with chromium.new_page() as page:

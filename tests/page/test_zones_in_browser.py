@@ -116,6 +116,7 @@ def is_drawn(page: Page, xs: tuple[float, float], y: float) -> bool:
     return bool(found)
 
 
+@pytest.mark.main_way
 def test_a_zone_is_drawn_with_the_mouse(chromium: Browser, served: Served) -> None:
     with opened(chromium, served.page.address) as page:
         expect(page.locator("#zones-known")).to_contain_text("A zone is a named part of the picture.")
@@ -248,7 +249,6 @@ def test_a_refused_zone_is_explained_and_can_be_saved_under_another_name(chromiu
         expect(page.locator("#zones li")).to_have_count(2)
 
 
-@pytest.mark.slow(reason="presses fifty keys in a real browser, 7 s")
 def test_a_zone_is_drawn_with_the_keyboard_alone_and_removed(chromium: Browser, served: Served) -> None:
     with opened(chromium, served.page.address) as page:
         page.get_by_role("button", name="Draw a zone").focus()
@@ -288,7 +288,6 @@ def test_a_zone_is_drawn_with_the_keyboard_alone_and_removed(chromium: Browser, 
     assert served.model.enrolled.zones == ()
 
 
-@pytest.mark.slow(reason="a real browser, 7 s")
 def test_a_zone_is_drawn_with_a_finger_on_a_phone(chromium: Browser, served: Served) -> None:
     name = "the door to the yard, with a long name" + "e" * 26
     with opened(chromium, served.page.address, PHONE, has_touch=True) as page:
@@ -323,7 +322,6 @@ def test_a_zone_is_drawn_with_a_finger_on_a_phone(chromium: Browser, served: Ser
         expect(page.locator("#zones li")).to_have_count(0)
 
 
-@pytest.mark.slow(reason="starts a real browser twice, 9 s")
 def test_zones_survive_save_and_a_restart(chromium: Browser, served: Served, loaded: FewShotModel) -> None:
     with opened(chromium, served.page.address) as page:
         begin(page)

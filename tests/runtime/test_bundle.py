@@ -23,6 +23,8 @@ from fsvit_edge.runtime.bundle import (
     read_manifest,
     sealed,
 )
+from fsvit_edge.runtime.engines import open_graphs
+from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError
 
 Spoil = Callable[[Path], object]
@@ -268,6 +270,7 @@ def test_the_sums_are_checked_before_any_graph_is_parsed(tmp_path: Path, monkeyp
         return session(graph, *arguments, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", remember)
+    monkeypatch.setattr(open_graphs, "OnnxRuntimeEngine", OnnxRuntimeEngine)  # the tests' own opens each graph once
     FewShotModel.load(path, threads=1).close()
     assert len(parsed) == len(("encoder", "enroll", "compare", "compare on all threads", "outline"))
     parsed.clear()
