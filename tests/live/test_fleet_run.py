@@ -137,7 +137,7 @@ def test_a_run_without_server_and_copy_ends_with_a_sentence_and_a_code_that_a_se
         ({"bank": "b.safetensors", "poll_s": math.nan}, "--poll must be above 0 .* got nan"),
         (
             {"bank": "b.safetensors", "poll_s": 1e10},
-            "--poll must be .* at most 604800, a week; got 1e",
+            "--poll must be .* at most 604800 seconds, a week; got 1e",
         ),  # no thread can
         ({"bank": "https://host/b", "review": True}, "--review writes into the bank, which here comes from elsewhere"),
         ({"bank": "b.safetensors", "poll_s": 1.0, "review": True}, "--review writes into the bank"),
