@@ -110,7 +110,8 @@ class RunOptions:
             raise InputError("--trust and --poll are for a bank that others change; give it with --bank.")
         if self.poll_s is not None and not 0 < self.poll_s <= _MOST_POLL_S:
             raise InputError(
-                f"--poll must be a number of seconds above 0 and at most {_MOST_POLL_S:.0f}, a week; got {self.poll_s:g}."
+                "--poll must be a number of seconds above 0 and at most "
+                f"{_MOST_POLL_S:.0f}, a week; got {self.poll_s:g}."
             )
         if self.review and self.follows_bank:
             raise InputError("--review writes into the bank, which here comes from elsewhere; leave out one of them.")
