@@ -64,7 +64,7 @@ def demo_run() -> Iterator[tuple[subprocess.Popen[str], str]]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         with log.open("w", encoding="utf-8") as stderr:
-            program = Path(sys.executable).with_name("fsvit-edge")
+            program = str(Path(sys.executable).with_name("fsvit-edge"))
             command = [program, "run", "demo", "--loop", "--sink", "http://127.0.0.1:0"]
             run = subprocess.Popen(command, stdout=stderr, stderr=stderr, cwd=folder, text=True)
         try:
