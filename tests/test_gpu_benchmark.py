@@ -49,7 +49,6 @@ def test_without_a_gpu_every_part_runs_as_a_stand_in_and_says_so(
     assert table.count("x the lower bound") == 6
 
 
-@pytest.mark.slow(reason="measures the stand-in on this CPU, 4 s")
 def test_it_can_be_asked_for_the_stand_in(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
