@@ -55,6 +55,13 @@ def torn_without_length(handler: "Handler") -> None:
     handler.close_connection = True
 
 
+def negative_chunk(handler: "Handler") -> None:
+    """An endless chunk of -1 bytes, which http.client would take whole."""
+    send(handler, 200, b"-1\r\n", Content_Length="", Transfer_Encoding="chunked")
+    while not handler.server.released.is_set():
+        handler.wfile.write(b"x" * 65536)
+
+
 def hang(handler: "Handler") -> None:
     handler.server.released.wait(30)
 
@@ -63,6 +70,14 @@ def trickle(handler: "Handler") -> None:
     """A byte now and then, in an answer without an end."""
     send(handler, 200, Content_Length="", Connection="close")
     while not handler.server.released.wait(0.02):
+        handler.wfile.write(b"x")
+
+
+def trickle_headers(handler: "Handler") -> None:
+    """A byte of a header now and then, for 8 s."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+    for _ in range(400):
+        handler.server.released.wait(0.02)
         handler.wfile.write(b"x")
 
 

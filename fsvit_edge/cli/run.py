@@ -15,6 +15,7 @@ import typer
 from fsvit_edge.cli.options import AnswerEngineOption, BundleOption, PrecisionOption, ThreadsOption
 from fsvit_edge.cli.terminal import plain_console, print_qr_code, print_table, require, say
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.given_text import read_given_text
 from fsvit_edge.runtime.presence_level import distinct_texts
 
 if TYPE_CHECKING:
@@ -214,15 +215,7 @@ def _secret(text: str) -> str:
     """The text, or the only line of FILE for "@FILE"; a user may see the commands of all others."""
     if not text.startswith("@"):
         return text
-    try:
-        with open(text[1:], "rb") as file:  # may be a pipe, or a device without an end
-            data = file.read(_MAX_SECRET_BYTES + 1)
-        lines = data.decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"The file {text[1:]} cannot be read: {reason}.") from error
-    if len(data) > _MAX_SECRET_BYTES:
-        raise InputError(f"The file {text[1:]} cannot be read: it is longer than {_MAX_SECRET_BYTES:,} bytes.")
+    lines = read_given_text(Path(text[1:]), "The file", _MAX_SECRET_BYTES).split("\n")
     *others, line = [line.strip() for line in lines if line.strip()] or [""]
     if others or not line:
         raise InputError(f"The file {text[1:]} must have one line, got {len(others) + bool(line)}.")

@@ -1,5 +1,6 @@
 """An ONNX graph -> the graph that ONNX Runtime makes of it for this CPU, and a report of its layers."""
 
+import os
 import time
 
 import onnx
@@ -41,7 +42,11 @@ def _optimized(graph: bytes, name: str, portable: bool) -> bytes:
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if portable else levels.ORT_ENABLE_ALL
     with temporary_folder() as folder:
-        path = folder / f"{name}.onnx"
-        options.optimized_model_filepath = str(path)
-        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        return path.read_bytes()
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            # By its descriptor: ONNX Runtime takes no name that is not UTF-8, as that of TMPDIR may be.
+            options.optimized_model_filepath = f"/proc/self/fd/{descriptor}/{name}.onnx"
+            ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        finally:
+            os.close(descriptor)
+        return (folder / f"{name}.onnx").read_bytes()

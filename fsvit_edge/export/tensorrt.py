@@ -21,11 +21,12 @@ from fsvit_edge.runtime.engines.tensorrt_api import DTYPES, TensorRT
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.gpu import Gpu
 from fsvit_edge.runtime.messages import Progress, Say
-from fsvit_edge.runtime.storage import atomic_write, locked, user_cache
+from fsvit_edge.runtime.storage import atomic_write, locked, read_file, user_cache
 
 REPORT_EVERY_S = 1.0
 """Shortest time between two reports of what TensorRT is doing."""
 
+_MAX_TIMINGS_BYTES = 10**9  # a few MB are usual
 _RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
 """A preview feature of TensorRT from 10.10 on."""
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\](?:, |$)(?P<rest>.*)$")
@@ -209,7 +210,7 @@ def keep_timings(path: Path, is_given: bool, progress: Progress, say: Say) -> It
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.parent / f"{path.name}.lock"
             stack.enter_context(locked(lock, on_wait=lambda: progress("waiting for another build on this GPU")))
-            timings = Timings(path.read_bytes() if path.exists() else b"")
+            timings = Timings(read_file(path, _MAX_TIMINGS_BYTES) if path.exists() else b"")
         except OSError as error:
             problem = f"timing cache {path} cannot be used: {error.strerror or error}"
             if is_given:

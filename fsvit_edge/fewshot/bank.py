@@ -3,7 +3,7 @@
 A cached support is FP16 from the moment of enrollment, so that scores are the same before and after a save.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -320,6 +320,7 @@ class SupportBank:
         identity: EncoderIdentity | None = None,
         head: HeadIdentity | None = None,
         max_tokens: int = MAX_TOKENS,
+        lacks: Mapping[str, str] | None = None,
     ) -> "SupportBank":
         """Read a bank.
 
@@ -331,6 +332,7 @@ class SupportBank:
             identity: The encoder that must have made it; None accepts any, to list or edit the bank.
             head: The head that will use it; None for the one in the file.
             max_tokens: How many tokens of a support the encoder makes at most.
+            lacks: As `EngineChoice.lacks`.
 
         Raises:
             InputError: The path does not end in .safetensors.
@@ -347,9 +349,8 @@ class SupportBank:
         if type(num_frames) is not int or len(made_by.name) > _MAX_NETWORK_NAME:
             raise damaged_header(path)
         if identity is not None:
-            check_same_encoder(path, made_by, identity)
-        bank = cls(made_by, scored_by)
-        sizes = (made_by.num_channels, made_by.head_dim, max_tokens)
+            check_same_encoder(path, made_by, identity, lacks or {})
+        bank, sizes = cls(made_by, scored_by), (made_by.num_channels, made_by.head_dim, max_tokens)
         try:
             check_level(scored_by.presence_level)
             bank.set_scene([read_jpeg(path, tensors, f"{_SCENE}.{index}") for index in range(num_frames)])
@@ -379,8 +380,7 @@ class SupportBank:
             for name, known in bank._classes.items():
                 unscored = tuple(replace(support, loo_score=None) for support in known.supports)
                 margined = tuple(replace(one, margin=NEGATIVE_MARGIN) for one in known.negatives)
-                changed = replace(known, negatives=margined, scene_scores={})
-                bank._classes[name] = bank._with_supports(changed, unscored)
+                bank._classes[name] = bank._with_supports(replace(known, negatives=margined, scene_scores={}), unscored)
         return bank
 
     def _with_supports(self, entry: BankClass, supports: ClassSupports) -> BankClass:

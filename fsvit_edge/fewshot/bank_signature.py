@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.runtime.disk_steps import write_errors
 from fsvit_edge.runtime.errors import InputError, package_error
+from fsvit_edge.runtime.given_text import read_given
 from fsvit_edge.runtime.storage import atomic_write
 
 if TYPE_CHECKING:
@@ -114,8 +115,7 @@ def _read_private_key(path: Path) -> "Ed25519PrivateKey":
     except ImportError as error:
         raise package_error("A signature needs cryptography", "cryptography", _INSTALL, error) from error
     try:
-        with path.open("rb") as file:
-            key = load_pem_private_key(file.read(_MAX_KEY_BYTES), password=None)
+        key = load_pem_private_key(read_given(path, _MAX_KEY_BYTES), password=None)
     except FileNotFoundError as error:
         raise InputError(f"Key {path} does not exist; make one with: fsvit-edge bank key {path}") from error
     except OSError as error:

@@ -1,5 +1,6 @@
 """The networks that a bank belongs to: the encoder that made its supports, and the head that scored them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +28,10 @@ class HeadIdentity:
     presence_level: float = DEFAULT_LEVEL  # of a class with one support, in (0, 1)
 
 
-def check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderIdentity) -> None:
-    """Refuse a bank that another encoder made, with an ArtifactError."""
+def check_same_encoder(
+    path: Path, made_by: EncoderIdentity, identity: EncoderIdentity, lacks: Mapping[str, str]
+) -> None:
+    """Refuse a bank that another encoder made, with an ArtifactError; `lacks` is as in `EngineChoice`."""
     if made_by == replace(identity, name=made_by.name):
         return
     for field, what in (("image_size", "image size"), ("encoder_sha256", "encoder")):
@@ -40,6 +43,11 @@ def check_same_encoder(path: Path, made_by: EncoderIdentity, identity: EncoderId
                 f"Bank {path} was made with a different {what}: {theirs}, but this bundle has {ours}; "
                 "use the bundle that made it or enroll its classes again."
             )
+    if reason := lacks.get(made_by.precision, ""):
+        raise ArtifactError(
+            f"Bank {path} was made in {made_by.precision}, which does not run here ({reason.rstrip('.')}); mend that, "
+            "or enroll its classes again."
+        )
     if made_by.precision != identity.precision:
         raise ArtifactError(
             f"Bank {path} was made in {made_by.precision!s:.40}, but the engines here compute in "

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fsvit_edge.fewshot.full_size import enlarged, scale_of
 from fsvit_edge.fewshot.overlay import PALETTE
 from fsvit_edge.fewshot.prediction import Prediction
 
@@ -23,12 +24,18 @@ def index_png(label_map: npt.NDArray[np.uint8]) -> bytes:
     return encoded.getvalue()
 
 
-def answer_png(prediction: Prediction) -> bytes:
-    """Encode an answer: 0 is background, i + 1 is class i if it is present; pixels of an absent class are left out."""
+def answer_png(prediction: Prediction, full_hw: tuple[int, int] | None = None) -> bytes:
+    """Encode an answer: 0 is background, i + 1 is class i if it is present; pixels of an absent class are left out.
+
+    With `full_hw`, the height and width of a picture file that was read smaller, it has the size of the file.
+    """
     shown = np.zeros(_VALUES, np.uint8)
     ways = np.flatnonzero(prediction.present)
     shown[ways + 1] = ways + 1
-    return index_png(shown[prediction.label_map])
+    label_map = shown[prediction.label_map]
+    if full_hw is not None:
+        label_map = enlarged(label_map, scale_of(label_map.shape, full_hw), full_hw)
+    return index_png(label_map)
 
 
 def index_color(index: int) -> tuple[int, int, int]:

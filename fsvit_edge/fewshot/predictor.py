@@ -380,9 +380,9 @@ class FewShotModel:
         self.use_bank(SupportBank.load(Path(path), *self.rules_of_banks))
 
     @property
-    def rules_of_banks(self) -> tuple[EncoderIdentity, HeadIdentity, int]:
-        """What `SupportBank.load` holds a file to for this model: its encoder, its head, and tokens of a support."""
-        return self.bank.identity, self.bank.head, self.manifest.support_grid**2 + 1
+    def rules_of_banks(self) -> tuple[EncoderIdentity, HeadIdentity, int, Mapping[str, str]]:
+        """What `SupportBank.load` holds a file to for this model: its encoder, its head, tokens of a support."""
+        return self.bank.identity, self.bank.head, self.manifest.support_grid**2 + 1, self.choice.lacks
 
     def use_bank(self, bank: SupportBank) -> None:
         """Replace the enrolled classes by those of a bank of this model; raises like `load_bank`."""

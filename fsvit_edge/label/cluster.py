@@ -89,7 +89,13 @@ def our_errors(reported: Callable[[], FsvitEdgeError | None] = lambda: None) -> 
         yield
     except RayError as error:
         cause = getattr(error, "cause", None)
-        raise (cause if isinstance(cause, FsvitEdgeError) else reported() or failure_of(error)) from error
+        if isinstance(cause, FsvitEdgeError):
+            raise cause from error
+        try:
+            told = reported()
+        except RayError:  # who would tell it has ended as well
+            told = None
+        raise told or failure_of(error) from error
 
 
 def failure_of(error: Exception) -> FsvitEdgeError:

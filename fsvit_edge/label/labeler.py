@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fsvit_edge import __version__
 from fsvit_edge.fewshot.class_choice import choose_classes
+from fsvit_edge.fewshot.full_size import enlarged, scale_of
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.support_masks import Image
@@ -170,13 +171,13 @@ def label_picture(
     """Describe what was found in a picture of a size, which may have been read smaller, or in a video's frame."""
     height, width = size_hw
     # A large JPEG is read at a half, a quarter or an eighth of its size, and the last pixel may stand for fewer.
-    scale = -(-height // prediction.label_map.shape[0])
+    scale = scale_of(prediction.label_map.shape, size_hw)
     classes = []
     for one in prediction.results:
         parts = []
         for part, pixels in zip(prediction.instances(one.name), prediction.instance_pixels(one.name), strict=True):
             left, top = (scale * side for side in part.box_xyxy[:2])
-            whole = pixels.repeat(scale, axis=0).repeat(scale, axis=1)[: height - top, : width - left]
+            whole = enlarged(pixels, scale, (height - top, width - left))
             box = (left, top, left + whole.shape[1], top + whole.shape[0])
             parts.append(Part(int(np.count_nonzero(whole)), box, _counts_of_box(whole, left, top, size_hw)))
         classes.append(LabeledClass(one.name, one.score, one.level, one.is_present, tuple(parts)))

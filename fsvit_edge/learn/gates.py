@@ -10,6 +10,8 @@ from fsvit_edge.learn.evaluation import EvaluationResult
 from fsvit_edge.learn.metrics import Score
 from fsvit_edge.learn.scenes import SceneResult
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, InputError
+from fsvit_edge.runtime.given_text import read_given
+from fsvit_edge.runtime.json_records import MAX_JSON_BYTES
 
 DEFAULT_MAX_DROP = 1.0
 _OLD_NAMES = {"ways": "way", "shots": "shot"}
@@ -30,7 +32,7 @@ class Baseline:
     def load(cls, path: Path) -> "Baseline":
         """Read a result; a file that is missing or something else is an ArtifactError."""
         try:
-            values: Any = json.loads(path.read_text(encoding="utf-8"))
+            values: Any = json.loads(read_given(path, MAX_JSON_BYTES))
         except OSError as error:
             raise ArtifactError(f"The baseline {path} cannot be read: {error.strerror}.") from error
         except (ValueError, RecursionError) as error:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.given_text import read_given_text
 
 SUPERVISIONS = ("mask", "image", "mixed")
+_MAX_LIST_BYTES = 10**8
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,5 @@ class TrainOptions:
 
 def read_mask_list(path: Path) -> tuple[str, ...]:
     """Return the lines of a text file that are not empty: one class/stem each."""
-    try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The list {path} cannot be read: {error}.") from error
+    text = read_given_text(path, "The list", _MAX_LIST_BYTES)
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from fsvit_edge.fewshot.bank_signature import SIGNATURE_SUFFIX
 from fsvit_edge.live.bank_origin import Fetched, Version
 from fsvit_edge.runtime.disk_steps import write_errors
-from fsvit_edge.runtime.storage import atomic_write, locked, user_cache
+from fsvit_edge.runtime.errors import EnvironmentLacksError
+from fsvit_edge.runtime.storage import atomic_write, cache_problem, locked, user_cache
 
+_CACHE = "banks"
 _MOST = 2  # the one that was accepted last, and the former one
 _LIST = "accepted.json"
 _FORMAT_VERSION = 1
@@ -36,12 +39,17 @@ class BankCopies:
     Args:
         key: Of the origin; no file tells it, because it may contain a password.
 
-    Raises:
-        EnvironmentLacksError: There is no home folder for a cache.
+    Attributes:
+        problem: Why no copies are kept, as on a device whose disk is read-only: a clause; empty if they are.
     """
 
     def __init__(self, key: str) -> None:
-        self._folder = user_cache("banks") / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        self.problem = cache_problem(_CACHE)
+        try:
+            folder = user_cache(_CACHE)
+        except EnvironmentLacksError:
+            folder = Path(os.devnull)  # nothing is in it
+        self._folder = folder / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def newest_first(self) -> tuple[BankCopy, ...]:
         """Return the copies whose bytes are still those that were accepted."""
@@ -50,6 +58,8 @@ class BankCopies:
 
     def keep(self, fetched: Fetched, signature: bytes | None) -> None:
         """Keep a bank that was accepted, and the one before; an FsvitEdgeError if the disk does not take it."""
+        if self.problem:
+            return
         sha256 = fetched.sha256
         path = self._path(sha256)
         with write_errors(self._folder):

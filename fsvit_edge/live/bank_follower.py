@@ -45,9 +45,6 @@ class BankFollower:
         origin: Where the bank comes from.
         trusted: The only key whose signatures count; None: banks are not signed.
         poll_s: Seconds between two questions to the origin.
-
-    Raises:
-        EnvironmentLacksError: There is no home folder for copies.
     """
 
     def __init__(self, origin: Origin, trusted: TrustedKey | None = None, poll_s: float = POLL_S) -> None:
@@ -65,6 +62,13 @@ class BankFollower:
     def status(self) -> BankStatus:
         """Which bank answers, and what is wrong; safe from any thread."""
         return self._status
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say of it before it is opened, in sentences."""
+        problem = self._copies.problem
+        text = f"No copy of the bank is kept for a start at which it cannot be read: {problem}."
+        return (text,) if problem else ()
 
     def open_model(self, load: Callable[[Path], FewShotModel]) -> FewShotModel:
         """Return a model that uses the origin's bank, or else the newest copy.

@@ -147,16 +147,18 @@ class WebOrigin(Origin):
                     if response.status != 200:
                         raise OriginError(f"The server answers {answer_text(response.status)}")
                     stated, data = response.length, bytearray()
+                    # `read` believes a chunk of -1 bytes, and takes all that comes at once.
+                    part = memoryview(bytearray(_CHUNK_BYTES))
                     too_long = OriginError(f"The answer of the server has more than {most:,} bytes")
                     if stated is not None and stated > most:
                         raise too_long
-                    while not request.is_late and (chunk := response.read(_CHUNK_BYTES)):
-                        data += chunk
+                    while not request.is_late and (count := response.readinto(part)):
+                        data += part[:count]
                         if len(data) > most:
                             raise too_long
                     if request.is_late:
                         raise TimeoutError  # also where it was cut, which looks like the end
-                    # `read` with a number of bytes does not tell that the connection broke off.
+                    # `readinto` does not tell that the connection broke off.
                     if stated is not None and len(data) != stated:
                         raise OriginError(f"The answer of the server broke off after {len(data):,} of {stated:,} bytes")
                     # Where the end of the answer is not known, half of it would be taken for this version for ever.
@@ -190,9 +192,12 @@ class FileOrigin(Origin):
     def fetch_signature(self, limit_s: float) -> bytes:  # noqa: ARG002 - a disk has no limit
         """See `Origin.fetch_signature`."""
         path = Path(f"{self._path}{SIGNATURE_SUFFIX}")
-        if not path.exists():
-            raise NoSignatureError(f"there is no {printable(str(path))}")
-        return _read(path, _MAX_SIGNATURE_BYTES)
+        try:
+            return _read(path, _MAX_SIGNATURE_BYTES)
+        except OriginError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise NoSignatureError(f"there is no {printable(str(path))}") from error
+            raise
 
     def cut(self) -> None:
         """See `Origin.cut`; a read of a disk cannot be ended."""

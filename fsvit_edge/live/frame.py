@@ -23,6 +23,7 @@ class Frame:
     age_ms: float = 0.0  # from capture to its result; 0 before it is processed
     media_time_s: float | None = None  # in a video file, its time from the start; None for anything else
     picture: str = ""  # the name of the picture file that it is, without suffix; empty for anything else
+    full_hw: tuple[int, int] | None = None  # height and width of this file if it was read smaller
     camera: str = ""  # in a run of several sources, the name of the one that it is from
     _drawing: Drawing = field(default_factory=Drawing, init=False, compare=False, repr=False)
 

@@ -17,6 +17,9 @@ from fsvit_edge.runtime.pictures import MAX_PICTURE_PX
 # FFmpeg probes a stream for up to 5 s before it returns the first frame; 1 s is enough to find the size.
 RTSP_OPTIONS = "rtsp_transport;tcp|analyzeduration;1000000"
 _SILENT = 0  # one of OpenCV's log levels
+_NO_LOG = -8  # one of FFmpeg's
+LOG_ERRORS = 16
+"""The level of FFmpeg's log at which it tells why a stream cannot be opened, with the address."""
 # FFmpeg gives up a read after this. Some cameras send a whole picture only once a minute, and `LiveSource` ends a read
 # that takes too long for another reason.
 READ_TIMEOUT_MS = 60_000
@@ -45,13 +48,13 @@ def quiet_opencv() -> Iterator[None]:
 
 
 @contextmanager
-def ffmpeg_options(options: str = RTSP_OPTIONS) -> Iterator[None]:
+def ffmpeg_options(options: str = RTSP_OPTIONS, log_level: int = _NO_LOG) -> Iterator[None]:
     """Set FFmpeg's options, "name;value|name;value", while OpenCV opens a video.
 
-    It takes them only from the environment. FFmpeg's log is silenced too; the first video opened settles that for the
-    whole process.
+    It takes them only from the environment, and so the level of FFmpeg's log, which goes to standard output; the first
+    video opened settles that for the whole process.
     """
-    wanted = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": options, "OPENCV_FFMPEG_LOGLEVEL": "-8"}
+    wanted = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": options, "OPENCV_FFMPEG_LOGLEVEL": str(log_level)}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -75,11 +78,11 @@ def open_video(path: str) -> cv2.VideoCapture:
         return cv2.VideoCapture()
 
 
-def open_stream(address: str) -> cv2.VideoCapture:
+def open_stream(address: str, log_level: int = _NO_LOG) -> cv2.VideoCapture:
     """Open rtsp:// over TCP; `isOpened` says whether that worked."""
     version = re.search(r"avformat:\s+YES \(([0-9]+)", cv2.getBuildInformation())
     has_timeouts = version is not None and int(version[1]) >= _SOCKET_TIMEOUTS_SINCE
-    return _open_by_ffmpeg(address, RTSP_OPTIONS + _SILENT_SOCKET * has_timeouts)
+    return _open_by_ffmpeg(address, RTSP_OPTIONS + _SILENT_SOCKET * has_timeouts, log_level)
 
 
 def open_camera(device: str, width: int | None, height: int | None, fps: float | None) -> cv2.VideoCapture:
@@ -199,8 +202,8 @@ def _falls_short(capture: cv2.VideoCapture, wanted: dict[int, float | None]) -> 
     return any(0 < capture.get(property_id) < 0.9 * value for property_id, value in at_least.items())
 
 
-def _open_by_ffmpeg(target: str, options: str) -> cv2.VideoCapture:
+def _open_by_ffmpeg(target: str, options: str, log_level: int = _NO_LOG) -> cv2.VideoCapture:
     # Without these, FFmpeg waits for 30 s to open (measured).
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS]
-    with quiet_opencv(), ffmpeg_options(options):
+    with quiet_opencv(), ffmpeg_options(options, log_level):
         return cv2.VideoCapture(target, cv2.CAP_FFMPEG, limits)

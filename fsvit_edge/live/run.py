@@ -1,6 +1,5 @@
 """A complete run, from the name of a source to the sinks: `run_source` opens everything, and `loop.LiveRun` runs it."""
 
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -44,6 +43,7 @@ from fsvit_edge.runtime.presence_level import check_level
 from fsvit_edge.runtime.storage import remove_leftovers
 
 DEFAULT_BANK = Path("bank.safetensors")
+_MOST_POLL_S = 7 * 86400.0  # a thread cannot wait for longer than 292 years
 
 OpenPage = Callable[[str, LiveModel, Path], Sink]
 
@@ -108,8 +108,10 @@ class RunOptions:
         check_zones(self.zones)
         if self.bank is None and (self.trust is not None or self.poll_s is not None):
             raise InputError("--trust and --poll are for a bank that others change; give it with --bank.")
-        if self.poll_s is not None and not 0 < self.poll_s < math.inf:
-            raise InputError(f"--poll must be a number of seconds above 0, got {self.poll_s:g}.")
+        if self.poll_s is not None and not 0 < self.poll_s <= _MOST_POLL_S:
+            raise InputError(
+                f"--poll must be above 0 and at most {_MOST_POLL_S:.0f} seconds, a week; got {self.poll_s:g}."
+            )
         if self.review and self.follows_bank:
             raise InputError("--review writes into the bank, which here comes from elsewhere; leave out one of them.")
 
@@ -182,6 +184,8 @@ def run_source(
     for uri in named.values():
         _refuse_to_overwrite(uri, [sink for _, sink in own_sinks], [folder for _, folder in folders])
     follower = _open_follower(options) if options.follows_bank else None
+    for note in () if follower is None else follower.notes:
+        say(f"Note: {note}")
     bank_file = None if options.bank is None or is_address(str(options.bank)) else Path(options.bank)
     bank_to_save = bank_file or DEFAULT_BANK
     bank = None if on_box or follower is not None else _bank_to_load(bank_file, is_demo, has_page)

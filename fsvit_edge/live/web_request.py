@@ -84,8 +84,11 @@ class WebRequest:
         if self._parts.username is not None:
             user = f"{unquote(self._parts.username)}:{unquote(self._parts.password or '')}"
             own["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
-        self._connection.request(method, target, body, {**own, **headers})
+        self._connection.connect()
         self._socket = self._connection.sock  # which the connection forgets when an answer that ends with it begins
+        if self.is_late:  # `cut` has come and found nothing to cut: the name was looked up, or TLS began
+            raise TimeoutError
+        self._connection.request(method, target, body, {**own, **headers})
         return self._connection.getresponse()
 
     def cut(self) -> None:

@@ -1,6 +1,7 @@
 """The configuration of a network: a few values, stored as JSON next to its weights."""
 
 import json
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class ModelConfig:
     objectness: bool = False  # whether an objectness decoder reads the backbone's convolutional stem
     presence_level: float = DEFAULT_LEVEL  # score above which a class with one support is present, in (0, 1)
     support_crop: float = 0.0  # 0 or at least 1, see `Manifest`
-    most_tokens: int = 0  # at least 0, see `Manifest`
+    most_tokens: int = 0  # at most those of the support grid, see `Manifest`
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
@@ -38,8 +39,11 @@ class ModelConfig:
             raise ArtifactError(f"The presence level must be between 0 and 1, got {self.presence_level:g}.")
         if not is_crop_factor(self.support_crop):
             raise ArtifactError(f"The support crop must be 0 or at least 1, got {self.support_crop}.")
-        if self.most_tokens < 0:
-            raise ArtifactError(f"The most tokens of a support must be at least 0, got {self.most_tokens}.")
+        if not 0 <= self.most_tokens <= self.support_grid**2:
+            raise ArtifactError(
+                f"The most tokens of a support must be 0 to {self.support_grid**2}, the image tokens of a support, got "
+                f"{self.most_tokens}."
+            )
 
     def to_json(self) -> str:
         """Return the configuration as indented JSON text."""
@@ -63,7 +67,8 @@ class ModelConfig:
             raise ArtifactError(f"{path} must have the fields {', '.join(known)}; got {got}.")
         for name, kind in known.items():
             if kind is float and type(values.get(name)) is int:
-                values[name] = float(values[name])
+                with suppress(OverflowError):
+                    values[name] = float(values[name])
             if name in values and type(values[name]) is not kind:
                 kind_name = getattr(kind, "__name__", kind)
                 raise ArtifactError(f"{path}: {name} must be {kind_name}, got {values[name]!r}.")

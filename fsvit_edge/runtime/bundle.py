@@ -34,6 +34,7 @@ INT8_ENCODER = "int8_encoder"
 TRAINED_HEAD, PROTOTYPE_HEAD = HEADS = ("cst", "prototype")
 """Kinds of heads: the trained correlation transformer, and prototypes, which need no training."""
 EXPORT_AGAIN = "export the bundle again with: fsvit-edge export"
+_MOST_OF_A_COLOR = 255
 _Axes = Mapping[str, int]  # by tensor
 _ENCODER: tuple[_Axes, _Axes] = ({"image": 4}, {"tokens": 4})
 _OUTLINE: tuple[_Axes, _Axes] = ({"mask_tokens": 3}, {"foreground": 3})
@@ -192,8 +193,19 @@ def read_manifest(path: Path) -> Manifest:
         )
     if not is_crop_factor(manifest.support_crop):
         raise ArtifactError(f"{file} has wrong values: support_crop is {manifest.support_crop}, not 0 or at least 1.")
-    if manifest.most_tokens < 0:
-        raise ArtifactError(f"{file} has wrong values: most_tokens is {manifest.most_tokens}, not at least 0.")
+    if not 0 <= manifest.most_tokens <= manifest.support_grid**2:
+        raise ArtifactError(
+            f"{file} has wrong values: most_tokens is {manifest.most_tokens}, not 0 to {manifest.support_grid**2}, the "
+            "image tokens of a support."
+        )
+    for name, lowest in (("mean", 0.0), ("std", 1e-9)):
+        found = manifest.preprocessing.get(name)
+        if not _is_color(found, lowest):
+            kind = "positive numbers" if lowest else "numbers from 0"
+            raise ArtifactError(
+                f"{file} has wrong values: preprocessing.{name} is {found!r:.80}, not three {kind} to "
+                f"{_MOST_OF_A_COLOR}."
+            )
     for name, info in manifest.all_graphs.items():
         for kind, axes, specs in zip(("input", "output"), _TENSORS[name], (info.inputs, info.outputs), strict=True):
             found = {spec.name: len(spec.shape) for spec in specs}
@@ -204,6 +216,12 @@ def read_manifest(path: Path) -> Manifest:
                         f"axes; {EXPORT_AGAIN}."
                     )
     return manifest
+
+
+def _is_color(values: Any, lowest: float) -> bool:
+    """Whether these are three numbers, one for each color; false of a NaN."""
+    are_three = type(values) is list and len(values) == 3
+    return are_three and all(type(one) in (int, float) and lowest <= one <= _MOST_OF_A_COLOR for one in values)
 
 
 def is_crop_factor(value: float) -> bool:

@@ -46,7 +46,7 @@ def record_from_json(kind: type[_Record], file: Path, values: dict[str, Any]) ->
     """
     try:
         record: _Record = _fill(kind, values, "")
-    except (TypeError, RecursionError) as error:
+    except (TypeError, RecursionError, OverflowError) as error:
         raise ArtifactError(f"{file} is incomplete, has unknown fields or wrong values: {error}.") from error
     return record
 

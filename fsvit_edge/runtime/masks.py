@@ -13,6 +13,7 @@ Enrollment, data sets and the page read a file by the same rules:
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -28,6 +29,7 @@ _MAX_LABELS = 32  # a soft mask has more values
 _MAX_COLORS = 256
 _STRAY = 50  # a value on fewer than one in so many of the brightest pixels is a slip of the brush
 _NOISE = 8  # black in a JPEG has values below
+_NOISE_REACH = 33  # pixels: an edge disturbs only the blocks that it is in, of 8 or 16; elsewhere black is 0
 _LISTED = 8
 
 _Values = npt.NDArray[np.uint8 | np.uint16]
@@ -69,7 +71,7 @@ def _roles(image: Image.Image, what: str, size_hw: tuple[int, int]) -> _Roles:
     if image.has_transparency_data:
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
         if alpha.min() != alpha.max():
-            return _checked(_bright(alpha), alpha, what)
+            return _above_half(alpha, what)
     if image.mode == "F":
         return _of_floats(np.asarray(image), what)
     if image.mode.startswith("I"):
@@ -91,10 +93,10 @@ def _of_floats(values: npt.NDArray[Any], what: str) -> _Roles:
     if not np.isfinite(values).all():
         raise InputError(f"{what} has pixels that are no numbers; save it with 8 bits, the object 255 and the rest 0.")
     if values.max() <= 1:
-        return _checked((values > 0.5).astype(np.uint8), values, what)
+        return _above(0.5, values, what)
     if (values == np.clip(np.rint(values), 0, 65535)).all():
         return _of_gray(values.astype(np.uint16), True, what)
-    return _checked(_bright(values), values, what)
+    return _above_half(values, what)
 
 
 def _of_gray(values: _Values, is_exact: bool, what: str) -> _Roles:
@@ -106,11 +108,11 @@ def _of_gray(values: _Values, is_exact: bool, what: str) -> _Roles:
     inner = present[(present > 0) & (present < highest)]
     has_black, has_highest = present[0] == 0, present[-1] == highest
     if not is_exact:
-        dark_area = (values >= _NOISE) & (values <= highest // 2)
-        if _has_area(dark_area) and dark_area.sum() > (values > highest // 2).sum():
+        dark_areas = ((values >= _NOISE) & (values <= highest // 2), _faint_label(values))
+        if any(_has_area(one) and one.sum() > (values > highest // 2).sum() for one in dark_areas):
             raise _ambiguous(values, what)  # a label map, of which only the border would be left
     if not is_exact or not inner.size or present.size > _MAX_LABELS:
-        return _checked(_bright(values), values, what)
+        return _above_half(values, what)
     if inner.size == 1 and not has_highest and (has_black or inner[0] == 1):
         return _checked((values == inner[0]).astype(np.uint8), values, what)
     is_on_white = (values == highest).sum() > (values == inner[0]).sum()
@@ -121,7 +123,7 @@ def _of_gray(values: _Values, is_exact: bool, what: str) -> _Roles:
     dark = [value for value in inner[inner <= highest // 2] if _has_area(values == value)]
     if dark and (has_black or len(dark) > 1):
         raise _ambiguous(values, what)
-    return _checked(_bright(values), values, what)
+    return _above_half(values, what)
 
 
 def _of_three(values: _Values, middle: int, highest: int, what: str) -> _Roles:
@@ -156,7 +158,7 @@ def _of_colors(image: Image.Image, rgb: npt.NDArray[np.uint8], is_exact: bool, w
         gray = np.asarray(image.convert("L"))
         if gray.min() >= (1 if is_exact else _NOISE) and gray.min() <= 127 < gray.max():
             raise _ambiguous(packed, what)  # two colors, of which either may be the object
-        return _checked(_bright(gray), gray, what)
+        return _above_half(gray, what)
     if len(labels) > 1 or (numbers and 0 not in numbers and len(numbers) > 1):
         raise _ambiguous(packed, what)
     roles = (packed != 0).astype(np.uint8)
@@ -173,8 +175,26 @@ def _highest(values: npt.NDArray[Any]) -> int:
     return 65535 if values.max() > 255 else 255
 
 
+def _above_half(values: npt.NDArray[Any], what: str) -> _Roles:
+    return _above(_highest(values) // 2, values, what)
+
+
+def _above(half: float, values: npt.NDArray[Any], what: str) -> _Roles:
+    """The object of a soft mask. One that is all above half, and not the same everywhere, may be something else."""
+    roles = (values > half).astype(np.uint8)
+    if roles.all() and values.min() < values.max():
+        raise _ambiguous(values, what)
+    return _checked(roles, values, what)
+
+
 def _bright(values: npt.NDArray[Any]) -> _Roles:
     return (values > _highest(values) // 2).astype(np.uint8)
+
+
+def _faint_label(values: _Values) -> npt.NDArray[np.bool_]:
+    """Where a JPEG is not quite black although it is elsewhere, far from the noise around an edge: label 1 of a map."""
+    is_far = cv2.dilate((values >= _NOISE).view(np.uint8), np.ones((_NOISE_REACH, _NOISE_REACH), np.uint8)) == 0
+    return np.asarray(is_far & (values > 0) & _has_area(is_far & (values == 0)), np.bool_)
 
 
 def _has_area(marked: npt.NDArray[np.bool_]) -> bool:

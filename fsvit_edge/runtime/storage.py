@@ -383,3 +383,16 @@ def user_cache(kind: str) -> Path:
             "There is no home folder for a cache; name a folder with: export XDG_CACHE_HOME=/path."
         ) from error
     return base / "fsvit-edge" / kind
+
+
+def cache_problem(kind: str) -> str:
+    """Return why nothing can be kept in `user_cache(kind)`, a clause with what to do; empty if that can be."""
+    try:
+        folder = user_cache(kind)
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else f"there is no permission in {folder}"
+    except EnvironmentLacksError:
+        reason = "there is no home folder"
+    except OSError as error:
+        reason = f"{folder} cannot be made ({error.strerror})"
+    return reason and f"{reason}; name a folder with: export XDG_CACHE_HOME=/path"

@@ -48,7 +48,7 @@ def test_a_key_is_not_replaced(folder: Path, cli: Cli) -> None:
     ("options", "problem"),
     [
         ("--trust x", "--trust and --poll are for a bank that others change; give it with --bank."),
-        ("--bank bank.safetensors --poll 0", "--poll must be a number of seconds above 0, got 0."),
+        ("--bank bank.safetensors --poll 0", "--poll must be above 0 and at most 604800 seconds, a week; got 0."),
         ("--bank bank.safetensors --trust x", "--trust takes the public key that fsvit-edge bank key printed"),
         ("--bank http://me:s3cret@host/b.safetensors", "A bank from http:// could be exchanged on the way"),
         ("--bank bank.safetensors --poll 9 --review", "--review writes into the bank, which here comes from elsewhere"),

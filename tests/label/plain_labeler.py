@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.label.actor import Register
 from fsvit_edge.label.labeler import LabelerOptions
 from fsvit_edge.label.records import About
 
@@ -79,3 +80,13 @@ class MortalLabeler(PlainLabeler):
                 death.unlink()
                 return True
         return (self._folder / "plague").exists()
+
+
+class MortalRegister(Register):
+    """A register that is killed at its third task."""
+
+    def begin(self, task: str) -> int:
+        self._count = getattr(self, "_count", 0) + 1
+        if self._count == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().begin(task)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from label_album import Killed, contents, lines, scene
-from plain_labeler import FickleLabeler, MortalLabeler
+from plain_labeler import FickleLabeler, MortalLabeler, MortalRegister
 
 from fsvit_edge.label import cluster, job, on_ray
 from fsvit_edge.label.fill import Progress
@@ -251,6 +251,18 @@ def test_what_a_labeler_refuses_on_ray_is_said_in_its_words(
 
 
 @pytest.mark.usefixtures("notes", "crowd")
+@pytest.mark.usefixtures("crowd")
+def test_a_register_that_ends_is_a_sentence_and_the_call_goes_on(
+    on_two: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(on_ray, "Register", MortalRegister)
+        with pytest.raises(FsvitEdgeError, match=r"Ray failed: .*; the same command goes on\."):
+            on_two("ray", "crowd")
+    assert on_two("ray", "crowd").labeled == 38
+    assert len(rows(tmp_path / "ray")) == 40
+
+
 def test_processes_that_would_not_answer_alike_end_the_call(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,3 +110,56 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytes
         add(shards, kept, PICTURES[0])
     assert list(tmp_path.iterdir()) == []
     assert not kept.labeled
+
+
+def test_a_page_that_rotted_gives_no_other_labels(tmp_path: Path) -> None:
+    shards, kept = Shards(tmp_path, ABOUT), Kept()
+    records = [replace(PICTURES[index % 4], path=f"{index:03}") for index in range(99)]
+    add(shards, kept, *records)
+    here, file = listing(*(one.path for one in records)), tmp_path / "000001.parquet"
+    whole = file.read_bytes()
+    told = 0
+    for place in range(100, len(whole) - 100, len(whole) // 60):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        again = Shards(tmp_path, ABOUT)
+        try:
+            assert list(again.read(again.read_kept(here).items(here))) == records
+        except ArtifactError:
+            told += 1
+    assert told > 30
+
+
+def test_a_file_of_another_bank_or_program_is_refused(tmp_path: Path) -> None:
+    there = listing(PICTURES[0].path)
+    shards, kept = Shards(tmp_path, ABOUT), Kept()
+    add(shards, kept, PICTURES[0])
+    rounded = replace(ABOUT, levels=tuple(level + 1e-6 for level in ABOUT.levels), outlines="plain")
+    assert list(Shards(tmp_path, rounded).read_kept(there).labeled) == [PICTURES[0].path]
+    for other in (replace(ABOUT, bank_sha256="d" * 64), replace(ABOUT, levels=(0.5, 0.5, 0.5))):
+        with pytest.raises(ArtifactError, match=r"000001\.parquet was not written by this command"):
+            Shards(tmp_path, other).read_kept(there)
+    file = tmp_path / "000001.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["version"]), file)
+    with pytest.raises(ArtifactError, match=r"000001\.parquet was not written by this command.*; move it away"):
+        Shards(tmp_path, ABOUT).read_kept(there)
+
+
+def test_a_file_that_was_written_anew_with_other_groups_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsvit_edge.label.shards._GROUP_ROWS", 2)
+    shards, kept = Shards(tmp_path, ABOUT), Kept()
+    add(shards, kept, *PICTURES)
+    file, there = tmp_path / "000001.parquet", listing(*(one.path for one in PICTURES))
+    assert len(Shards(tmp_path, ABOUT).read_kept(there).labeled) == 4
+    for rows in (1, 3, 4):
+        pq.write_table(pq.read_table(file), file, row_group_size=rows)
+        with pytest.raises(ArtifactError, match="was not written by this command"):
+            Shards(tmp_path, ABOUT).read_kept(there)
+
+
+def test_what_a_killed_call_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".fsvit-edge-123_abc"
+    left.write_bytes(b"half")
+    Shards(tmp_path, ABOUT)
+    assert not left.exists()

@@ -556,12 +556,47 @@ def test_only_the_last_two_banks_are_kept(fleet: Fleet, own_cache: Path) -> None
     assert all(Path(f"{path}.sig").exists() for path in copies(own_cache))
 
 
-def test_a_cache_that_cannot_be_written_is_said(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    return "/file/fsvit-edge/banks cannot be made (Not a directory); name a folder with: export XDG_CACHE_HOME=/path."
+
+
+def without_a_home(_: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    return "be read: there is no home folder; name a folder with: export XDG_CACHE_HOME=/path."
+
+
+@pytest.mark.parametrize("spoil", [in_a_file, without_a_home])
+def test_without_a_cache_a_bank_is_followed_and_that_no_copy_is_kept_is_said(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path, pytest.MonkeyPatch], str]
+) -> None:
+    """As on a device whose disk is read-only."""
+    assert fleet.follower().notes == ()
+    said = spoil(tmp_path, monkeypatch)
     fleet.publish(fleet.bank("cat"))
-    with pytest.raises(FsvitEdgeError, match=r"no copy of an earlier one: .*file/fsvit-edge/banks.* cannot be written"):
-        fleet.follower().open_model(fleet.load)
+    follower = fleet.follower()
+    (note,) = follower.notes
+    assert note.startswith("No copy of the bank is kept for a start at which it cannot be read: ")
+    assert note.endswith(said)
+    with running(fleet, follower) as live:
+        assert live.classes == ("cat",)
+        fleet.publish(fleet.bank("cat", "dog"))
+        until(lambda: live.classes == ("cat", "dog"))
+
+
+def test_copies_on_a_disk_that_became_read_only_are_used(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet.publish(fleet.bank("cat"))
+    fleet.follower().open_model(fleet.load)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    fleet.server.files.clear()
+    follower = fleet.follower()
+    assert "there is no permission in" in follower.notes[0]
+    assert follower.open_model(fleet.load).classes == ("cat",)
 
 
 def test_a_stop_does_not_wait_for_a_server_that_hangs(fleet: Fleet) -> None:

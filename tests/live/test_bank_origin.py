@@ -16,6 +16,7 @@ from bank_server import (
     endless,
     etag_of,
     hang,
+    negative_chunk,
     send,
     serving_banks,
     status,
@@ -23,6 +24,7 @@ from bank_server import (
     torn_chunks,
     torn_without_length,
     trickle,
+    trickle_headers,
 )
 from web_server import certify
 
@@ -93,9 +95,10 @@ def test_a_server_that_states_no_version_is_read_each_time(server: BankServer, o
         (hang, r"The server does not respond \(no answer within 0\.5 s\)"),
         (trickle, r"The server does not respond \(no answer within 0\.5 s\)"),
         (endless, "The answer of the server has more than 100,000 bytes"),
+        (negative_chunk, r"The server does not respond \(its answer is not HTTP\)"),
         (status(200, Content_Length="100001"), "The answer of the server has more than 100,000 bytes"),
     ],
-    ids=["503", "404", "304", "302", "torn", "torn chunks", "hang", "trickle", "endless", "huge"],
+    ids=["503", "404", "304", "302", "torn", "torn chunks", "hang", "trickle", "endless", "negative chunk", "huge"],
 )
 def test_what_is_wrong_with_a_server_is_said_in_time(
     server: BankServer, origin: Origin, act: Act, problem: str, monkeypatch: pytest.MonkeyPatch
@@ -154,6 +157,23 @@ def test_who_waits_for_a_server_can_be_cut_off(server: BankServer, origin: Origi
     origin.cut()
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_a_name_that_is_looked_up_for_too_long_lets_no_server_drip_on(
+    server: BankServer, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = socket.create_connection
+
+    def late(*arguments: object, **named: object) -> socket.socket:
+        time.sleep(0.5)  # when the request is to be cut, there is no connection yet
+        return connect(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "create_connection", late)
+    server.acts[BANK] = trickle_headers
+    started_s = time.monotonic()
+    with pytest.raises(OriginError, match=r"no answer within 0\.2 s"):
+        origin.fetch(None, 0.2)
+    assert time.monotonic() - started_s < 5
 
 
 def test_a_signature_lies_beside_its_bank(server: BankServer, origin: Origin) -> None:
@@ -225,3 +245,11 @@ def test_a_pipe_in_place_of_a_file_holds_up_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "bank.safetensors")
     with pytest.raises(OriginError, match="is no file"):
         open_origin(str(tmp_path / "bank.safetensors"), is_signed=False).fetch(None, 5)
+
+
+def test_a_signature_that_cannot_be_looked_for_is_said(tmp_path: Path) -> None:
+    name = f"{'b' * (255 - len('.safetensors'))}.safetensors"  # as long as a name may be, so that NAME.sig is too long
+    (tmp_path / name).write_bytes(DATA)
+    with pytest.raises(OriginError, match=r"\.sig cannot be read \(File name too long\)") as failed:
+        open_origin(str(tmp_path / name), is_signed=True).fetch_signature(5)
+    assert not isinstance(failed.value, NoSignatureError)

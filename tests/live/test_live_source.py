@@ -186,10 +186,22 @@ def test_a_camera_that_was_always_there_does_not_end_the_wait(monkeypatch: pytes
 
 @pytest.mark.parametrize(("scenario", "waits"), [("locked", True), ("refused", False)])
 def test_a_camera_that_refuses_the_password_is_not_asked_again_soon(scenario: str, waits: bool) -> None:
-    assert Timeouts().refused_s >= 10
-    with open_stub(scenario, dataclasses.replace(QUICK, refused_s=1.5)) as source:
+    assert Timeouts().refused_s[0] >= 60
+    with open_stub(scenario, dataclasses.replace(QUICK, refused_s=(1.5,))) as source:
         until(lambda: source.status.message != "")
         assert (until(lambda: source.status.reconnects == 1) > 1.4) == waits
+
+
+@pytest.mark.parametrize(("scenario", "looks"), [("locked", False), ("refused", True)])
+def test_a_camera_that_refuses_the_password_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, scenario: str, looks: bool
+) -> None:
+    """A look whether it is there is a connection: two a second, all night."""
+    looked: list[object] = []
+    monkeypatch.setattr(live, "is_reachable", looked.append)
+    with open_stub(scenario, dataclasses.replace(QUICK, refused_s=(1.2,), delays_s=(1.2,))) as source:
+        until(lambda: source.status.reconnects == 1)
+    assert bool(looked) == looks
 
 
 def test_frames_may_change_their_size() -> None:

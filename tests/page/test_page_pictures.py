@@ -79,6 +79,12 @@ def test_a_file_that_is_no_picture_is_refused_by_its_name(served: Served, conten
     assert reason in answer.json()["error"]
 
 
+@pytest.mark.parametrize("named", [{}, {"name": ""}, {"name": " "}])
+def test_a_picture_without_a_name_is_called_the_picture(served: Served, named: dict[str, str]) -> None:
+    answer = served.client.put("/api/frames", params=named, content=b"")
+    assert answer.json()["error"].startswith("The picture is damaged")
+
+
 def test_a_picture_of_too_many_pixels_is_refused(served: Served) -> None:
     encoded = BytesIO()
     Image.new("1", (9000, 9000)).save(encoded, "PNG")

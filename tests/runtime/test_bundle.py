@@ -76,7 +76,7 @@ def test_the_manifest_loses_nothing_when_written_and_read() -> None:
         ("head", "cst", "prototype", {"'linear'": "linear", "1": 1}),
         ("presence_level", 0.5, 0.62, {"0": 0, "1": 1, "-0.5": -0.5, "1.5": 1.5, "'high'": "high"}),
         ("support_crop", 0.0, 2.0, {"0.5": 0.5, "-1": -1, "'2'": "2"}),
-        ("most_tokens", 0, 16, {"-1": -1, "1.5": 1.5}),
+        ("most_tokens", 0, 144, {"-1": -1, "1.5": 1.5, "145": 145, "1000000000000": 10**12}),
     ],
 )
 def test_a_field_that_older_bundles_lack_has_a_default_and_limits(
@@ -134,6 +134,24 @@ def test_an_int8_encoder_is_optional_and_read_only_when_it_is_wanted(bundle: Pat
     assert (older.int8_encoder, older.all_graphs) == (None, {**older.graphs, **older.cpu_graphs})
 
 
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize(
+    "values", [[0.5, 0.5], [0.5, 0.5, -0.5], [0.5, 0.5, 10**400], [0.5, 0.5, 256], [True] * 3, "0.5", None]
+)
+def test_constants_of_the_preprocessing_that_cannot_be_are_refused(bundle: Path, name: str, values: object) -> None:
+    edit(bundle, lambda manifest: manifest["preprocessing"].update({name: values}))
+    with pytest.raises(ArtifactError, match=rf"preprocessing\.{name} is .*, not three (positive )?numbers"):
+        read_manifest(bundle)
+
+
+def test_a_color_may_have_a_mean_of_0_and_no_deviation_of_0(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest["preprocessing"].update(mean=[0, 0, 0], std=[255, 1, 1e-3]))
+    assert read_manifest(bundle).preprocessing["mean"] == [0, 0, 0]
+    edit(bundle, lambda manifest: manifest["preprocessing"].update(std=[0, 0, 0]))
+    with pytest.raises(ArtifactError, match=r"preprocessing\.std is \[0, 0, 0\], not three positive numbers to 255"):
+        read_manifest(bundle)
+
+
 def test_a_crop_factor_is_0_or_at_least_1_and_finite() -> None:
     # A number of JSON can be too large for a float.
     assert [is_crop_factor(json.loads(text)) for text in ("0", "1", "1e9", "1e999", "0.99")] == [1, 1, 1, 0, 0]
@@ -182,6 +200,7 @@ SPOILED: list[tuple[Spoil, str]] = [
     (field("image_size", "128"), "image_size is '128'"),
     (field("graphs", []), "is incomplete"),
     (field("graphs", {}), "is incomplete: it has no graph 'encoder'"),
+    (field("presence_level", 10**400), "too large to convert to float"),
     (field("presence_level", 1), "not between 0 and 1; export the bundle again"),
     (forge(lambda values: values["graphs"]["enroll"].pop("sha256")), "'graphs.enroll.sha256' is missing"),
     (forge(lambda values: values["graphs"]["enroll"].pop("file")), "'graphs.enroll.file' is missing"),

@@ -121,6 +121,17 @@ def test_every_reader_reads_a_mask_alike(tmp_path: Path, image: np.ndarray | Ima
         (painted((OBJECT, RED), background=WHITE), "#800000, #ffffff"),
         (in_palette(painted((OBJECT, 1)), {0: WHITE, 1: RED}), "#800000, #ffffff"),
         (painted((RING, 255), (np.s_[2], 200), (OBJECT, 200)), "0, 200, 255"),
+        (painted((OBJECT, 254), background=255), "254, 255"),
+        (painted((OBJECT, 255), background=200), "200, 255"),
+        (painted((OBJECT, 65535), background=65534, dtype=np.uint16), "65534, 65535"),
+        (painted(*((np.s_[row], 200 + row) for row in range(12)), (OBJECT, 255)), "200, 201, 202, .*"),
+        (painted((OBJECT, (250, 251, 252)), background=WHITE), "251, 255"),
+        (
+            Image.merge(
+                "RGBA", [*Image.new("RGB", (14, 12)).split(), Image.fromarray(painted((OBJECT, 254), background=255))]
+            ),
+            "254, 255",
+        ),
         (painted(*((np.s_[row], 5 * row) for row in range(12)), (OBJECT, 80)), "0, 5, 10, 15, 20, 25, 30, 35, ..."),
     ],
 )
@@ -139,6 +150,41 @@ def test_a_jpeg_has_no_labels(tmp_path: Path) -> None:
     Image.fromarray(painted((RING, 255), (OBJECT, 15))).save(tmp_path / "map.jpg", quality=95)
     with pytest.raises(InputError, match="can be read in several ways"):
         read_mask(tmp_path / "map.jpg", SIZE_HW)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("L", (14, 12), 255),
+        Image.new("L", (14, 12), 200),
+        Image.new("1", (14, 12), 1),
+        Image.fromarray(np.ones(SIZE_HW, np.float32)),
+    ],
+)
+def test_an_object_may_fill_its_picture(tmp_path: Path, image: Image.Image) -> None:
+    image.save(tmp_path / "mask.tif")
+    assert read_mask(tmp_path / "mask.tif", SIZE_HW).all()
+
+
+def test_probabilities_that_are_nowhere_below_a_half_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.where(OBJECT, 0.75, 1.0).astype(np.float32)).save(tmp_path / "mask.tif")
+    with pytest.raises(InputError, match=r"several ways; .*Its values: 0\.75, 1\.$"):
+        read_mask(tmp_path / "mask.tif", SIZE_HW)
+
+
+@pytest.mark.parametrize("quality", [60, 75, 90, 95])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_that_was_a_label_map_of_0_1_and_void_is_refused(tmp_path: Path, quality: int, mode: str) -> None:
+    """Only the border would be enrolled. In a mask of black and white, black is 0 away from the edges."""
+    for label in (1, 0):
+        values = np.zeros((160, 200), np.uint8)
+        values[20:140, 30:170] = 255
+        values[24:136, 34:166] = label
+        Image.fromarray(values).convert(mode).save(tmp_path / f"{label}.jpg", quality=quality)
+    with pytest.raises(InputError, match="can be read in several ways"):
+        read_mask(tmp_path / "1.jpg", (160, 200))
+    hoop = read_mask(tmp_path / "0.jpg", (160, 200))
+    assert (hoop[80, 100], hoop[22, 100], hoop[5, 5]) == (False, True, False)
 
 
 def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

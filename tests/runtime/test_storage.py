@@ -20,6 +20,7 @@ from fsvit_edge.runtime.storage import (
     TemporaryFile,
     atomic_folder,
     atomic_write,
+    cache_problem,
     editing,
     locked,
     read_file,
@@ -633,3 +634,13 @@ def test_without_a_home_folder_the_error_says_what_to_do(monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "home", fail)
     with pytest.raises(EnvironmentLacksError, match="export XDG_CACHE_HOME=/path"):
         user_cache("engines")
+
+
+def test_a_cache_that_can_be_written_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_problem("speed") == ""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    remedy = "name a folder with: export XDG_CACHE_HOME=/path"
+    assert cache_problem("speed") == f"there is no permission in {tmp_path}/fsvit-edge/speed; {remedy}"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert cache_problem("speed").startswith("/proc/nowhere/fsvit-edge/speed cannot be made (")

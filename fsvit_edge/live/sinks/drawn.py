@@ -102,7 +102,7 @@ class IndexMaskSink(Sink):
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """See `answer_png`."""
-        data = answer_png(prediction)
+        data = answer_png(prediction, frame.full_hw)
         self._pictures.add(_name_of(frame), lambda path: atomic_write(path, data))
 
     def _finish(self) -> None:

@@ -6,10 +6,14 @@ import json
 import os
 import sys
 from abc import abstractmethod
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fsvit_edge.fewshot.full_size import place_in_file, scale_of
 from fsvit_edge.fewshot.prediction import Prediction
+from fsvit_edge.fewshot.support_masks import Box
 from fsvit_edge.live.events import Event, event_record
 from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
@@ -22,6 +26,8 @@ _STATE_FIELDS = (
     *("captured", "dropped", "reconnects", "frames"),
 )
 
+_Place = tuple[int, Box | None]  # area and box
+
 
 def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
     """Describe the result for a frame in plain values for JSON.
@@ -30,7 +36,8 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         "event": "frame"; "sequence": index of the frame, with gaps where frames of a live source were dropped;
         "source"; "wall_time_s" and "monotonic_s": time of capture in seconds; "media_time_s": time in a video
         file in seconds, null for anything else; "age_ms": milliseconds from then to the
-        result; "is_frozen": whether the camera repeats the same pixels; "size_hw": height and width in pixels;
+        result; "is_frozen": whether the camera repeats the same pixels; "size_hw": height and width in pixels, of a
+        picture file that was read smaller those of the file, as all that follows;
         "classes": for each enrolled class its "name", "score" in [0, 1], "raw_score" (before negatives and competing
         classes lowered it), "level" (the score above which it is present), "present", "area_px" and "box_xyxy" (left,
         top, right, bottom in pixels; right and bottom are exclusive), where area and box are those of the label map, 0
@@ -45,14 +52,11 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
             "raw_score": round(result.raw_score, 4),
             "level": round(result.level, 4),
             "present": result.is_present,
-            "area_px": result.area_px,
-            "box_xyxy": result.box_xyxy and list(result.box_xyxy),
-            "instances": [
-                {"area_px": part.area_px, "box_xyxy": list(part.box_xyxy)} for part in prediction.instances(result.name)
-            ],
+            **_place_record(*whole),
+            "instances": [_place_record(*part) for part in parts],
             "zones": list(result.zones),
         }
-        for result in prediction.results
+        for result, (whole, parts) in zip(prediction.results, _places(frame, prediction), strict=True)
     ]
     return {
         "event": "frame",
@@ -63,12 +67,31 @@ def frame_record(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         "media_time_s": None if frame.media_time_s is None else round(frame.media_time_s, 3),
         "age_ms": round(frame.age_ms, 1),
         "is_frozen": frame.is_frozen,
-        "size_hw": list(frame.image.shape[:2]),
+        "size_hw": list(frame.full_hw or frame.image.shape[:2]),
         "classes": classes,
         "latency_ms": {
             stage: round(float(ms), 2) for stage, ms in {"decode": frame.decode_ms, **prediction.latency_ms}.items()
         },
     }
+
+
+def _places(frame: Frame, prediction: Prediction) -> Iterator[tuple[_Place, list[_Place]]]:
+    """Yield where each class is, and its parts; in the pixels of a picture file, also of one that was read smaller."""
+    for way, result in enumerate(prediction.results):
+        parts = prediction.instances(result.name)
+        if frame.full_hw is None or result.box_xyxy is None:
+            yield (result.area_px, result.box_xyxy), [(part.area_px, part.box_xyxy) for part in parts]
+            continue
+        in_file = partial(place_in_file, scale=scale_of(frame.image.shape, frame.full_hw), size_hw=frame.full_hw)
+        pixels = prediction.instance_pixels(result.name)
+        yield (
+            in_file(result.box_xyxy, prediction.regions[way].pixels),
+            [in_file(part.box_xyxy, its) for part, its in zip(parts, pixels, strict=True)],
+        )
+
+
+def _place_record(area_px: int, box_xyxy: Box | None) -> dict[str, Any]:
+    return {"area_px": area_px, "box_xyxy": box_xyxy and list(box_xyxy)}
 
 
 def state_record(health: Health) -> dict[str, Any]:

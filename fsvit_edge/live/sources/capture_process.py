@@ -4,19 +4,23 @@ The request comes as one line of JSON through stdin, because an address may cont
 Frames and messages leave through a `frame_channel`, whose two file descriptors are the arguments.
 """
 
+import ctypes
 import json
 import os
+import re
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from fsvit_edge.live.opencv import (
+    LOG_ERRORS,
     READ_TIMEOUT_MS,
     check_frame_size,
     declared_fps,
@@ -30,7 +34,7 @@ from fsvit_edge.live.opencv import (
 from fsvit_edge.live.sources.base import DEFAULT_FPS, SourceOptions
 from fsvit_edge.live.sources.files import open_file
 from fsvit_edge.live.sources.frame_channel import FrameSender
-from fsvit_edge.live.sources.mjpeg import AccessRefusedError, MjpegStream
+from fsvit_edge.live.sources.mjpeg import AccessRefusedError, MjpegStream, error_of_status
 from fsvit_edge.live.uri import SourceAddress
 from fsvit_edge.runtime.errors import FsvitEdgeError, SourceError
 
@@ -38,8 +42,10 @@ FROZEN_S = 5.0  # identical pixels for this long mean a frozen camera: a real se
 # A read that takes this long counts as the end, whatever it returns: FFmpeg answers a frozen stream twice with
 # "success" and an old frame before it reports the timeout (measured).
 STALL_S = 0.9 * READ_TIMEOUT_MS / 1e3
+_REFUSAL = re.compile(rb"method [A-Z]+ failed: (40[13])\b")  # in FFmpeg's log; OpenCV says only that it failed
 _ROW_STEP = 16  # between two rows that are compared in every frame
 CATCH_UP_S = 5.0  # how long old frames at the start may be skipped
+_LOG_BYTES = 65536
 
 _Bgr = npt.NDArray[np.uint8]
 _Read = Callable[[], _Bgr | None]
@@ -97,12 +103,36 @@ def _open(address: SourceAddress, options: SourceOptions) -> tuple[_Read, float 
         video = open_csi(int(address.target), *size_and_rate)
         reason = "it is in use, not connected, or nvargus-daemon is not running"
     else:
-        video = open_stream(address.target)
+        with _caught_output() as printed:
+            video = open_stream(address.target, LOG_ERRORS)
+            refusal = None if video.isOpened() else _REFUSAL.search(printed())
+        if refusal is not None:
+            raise error_of_status(address.name, int(refusal[1]))
         reason = "check the address and the password, and that the camera is on"
     if not video.isOpened():
         raise SourceError(f"{address.name} cannot be opened; {reason}.")
     check_frame_size(address.name, *declared_size_hw(video))
     return lambda: read_bgr(video), declared_fps(video)
+
+
+@contextmanager
+def _caught_output() -> Iterator[Callable[[], bytes]]:
+    """Catch what C libraries print to standard output, which this process uses for nothing."""
+    caught, kept = os.memfd_create("fsvit-edge-log", os.MFD_CLOEXEC), os.dup(1)
+    flush_all = ctypes.CDLL(None).fflush
+
+    def printed() -> bytes:
+        flush_all(None)
+        return os.pread(caught, _LOG_BYTES, 0)
+
+    os.dup2(caught, 1)
+    try:
+        yield printed
+    finally:
+        flush_all(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(caught)
 
 
 def _reads(address: SourceAddress, read: _Read) -> Iterator[tuple[_Bgr, int, float]]:

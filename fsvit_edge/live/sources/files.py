@@ -28,7 +28,7 @@ from fsvit_edge.live.sources.base import EndOfSourceError, Source, SourceOptions
 from fsvit_edge.live.sources.demo import DEMO_FPS, demo_frame, demo_length
 from fsvit_edge.live.uri import SourceAddress, printable
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
-from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, pictures_in, read_image
+from fsvit_edge.runtime.pictures import PICTURE_SUFFIXES, pictures_in, read_with_size
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob"),
@@ -38,8 +38,8 @@ _COUNTED = (".mp4", ".m4v", ".mov", ".3gp", ".3g2")  # these list every frame; o
 _TOLERANCE = 0.05  # of a sound video, so much may be declared and not be there, and the last two frames
 _MAX_FRAMES = 2**31  # FFmpeg reports an unknown number of frames as a huge or negative one
 
-Images = Generator[tuple[str, npt.NDArray[np.uint8]], None, None]
-"""For each frame, where it was read from and the (H, W, 3) uint8 RGB picture."""
+Images = Generator[tuple[str, npt.NDArray[np.uint8], tuple[int, int] | None], None, None]
+"""For each frame, where it was read from, the (H, W, 3) uint8 RGB picture, and a file's size if it was read smaller."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class FileSource(Source):
         """Read the next frame; never None."""
         started = time.perf_counter()
         try:
-            source, image = next(self._images)
+            source, image, full_hw = next(self._images)
         except StopIteration:
             raise EndOfSourceError from None
         decode_ms = (time.perf_counter() - started) * 1e3
@@ -89,7 +89,16 @@ class FileSource(Source):
         index, self._count = self._count, self._count + 1
         now, shown_s = (time.time(), time.monotonic()), self._media_time_s()
         picture = Path(source).stem if self._are_pictures else ""
-        return Frame(image, index, printable(source), *now, decode_ms, media_time_s=shown_s, picture=picture)
+        return Frame(
+            image,
+            index,
+            printable(source),
+            *now,
+            decode_ms,
+            media_time_s=shown_s,
+            picture=picture,
+            full_hw=full_hw,
+        )
 
     def waiting_since_s(self) -> float | None:
         """Since the last read: the next frame can always be read."""
@@ -124,7 +133,7 @@ def open_file(address: SourceAddress, options: SourceOptions) -> FileSource:
     """
     if address.kind == "demo":
         demo_length()  # raises now, not at the first frame, if scikit-image is missing
-        tour = (("demo", flipped(demo_frame(index), options.flip)) for index in itertools.count())
+        tour = (("demo", flipped(demo_frame(index), options.flip), None) for index in itertools.count())
         return FileSource(tour, name=address.name, fps=DEMO_FPS)
     uri, path = address.name, Path(address.target)
     try:
@@ -195,7 +204,7 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
         try:
             for image in _video(playing, uri):
                 count, shown_s = count + 1, media_time_s(playing) or 0.0
-                yield uri, image
+                yield uri, image, None
         finally:
             playing.release()
         covers = count if path.suffix.lower() in _COUNTED else max(count, math.ceil(shown_s * (fps or 0.0)))
@@ -218,8 +227,8 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
 
 def _repeated(play: Callable[[], Images], options: SourceOptions) -> Images:
     while True:
-        for name, image in play():
-            yield name, flipped(image, options.flip)
+        for name, image, full_hw in play():
+            yield name, flipped(image, options.flip), full_hw
         if not options.loop:
             return
 
@@ -228,14 +237,14 @@ def _pictures(paths: list[Path], uri: str, unread: _Unread) -> Images:
     """Read what can be read: one damaged picture must not end a night's work on ten thousand."""
     for path in paths:
         try:
-            image = read_image(path)
+            image, size_hw = read_with_size(path)
         except FsvitEdgeError as error:  # noqa: PERF203 - a picture takes a hundred thousand times as long
             unread.pictures.setdefault(path, error)  # once, also if the folder is repeated
             first, count = next(iter(unread.pictures.values())), len(unread.pictures)
             others = f", and {count - 1} more of {len(paths)} pictures of {uri}" if count > 1 else ""
             unread.sentence = printable(f"Left out{others}: {first}")
         else:
-            yield str(path), image
+            yield str(path), image, None if size_hw == image.shape[:2] else size_hw
     if len(unread.pictures) == len(paths):
         raise next(iter(unread.pictures.values()))
 

@@ -44,7 +44,8 @@ class Timeouts:
     patience_s: float = 3.0  # how long one may wait for that before it is said
     frame_s: float = 2.8  # from frame to frame; a source with less than one frame per second gets three periods
     delays_s: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)  # before each restart; the last repeats, a frame starts again
-    refused_s: float = 10.0  # before the next attempt if the camera refused the password: it may lock the account
+    # The same if the camera refused the password: some lock the account after five tries, for half an hour.
+    refused_s: tuple[float, ...] = (60.0, 300.0)
 
 
 class LiveSource(Source):
@@ -52,7 +53,7 @@ class LiveSource(Source):
 
     A thread watches the capture process: it notices its end at once and silence by the monotonic clock, kills a process
     that hangs, and restarts it after 1, 2, 5, 10, 10, ... seconds, or as soon as a camera that was gone is back;
-    if the camera refused the password, after at least 10.
+    if the camera refused the password, after 1, 5, 5, ... minutes, without a look at it meanwhile.
     """
 
     is_live = True
@@ -181,8 +182,12 @@ class LiveSource(Source):
                     self._notify()
                 return
             failures = 1 if self.status.captured > before else failures + 1
-            delay_s = self._timeouts.delays_s[min(failures, len(self._timeouts.delays_s)) - 1]
-            self._pause(max(delay_s, self._timeouts.refused_s) if self._is_refused else delay_s)
+            delays_s = self._timeouts.refused_s if self._is_refused else self._timeouts.delays_s
+            delay_s = delays_s[min(failures, len(delays_s)) - 1]
+            if self._is_refused:
+                self._closing.wait(delay_s)
+            else:
+                self._pause(delay_s)
             with self._changed:
                 self._status = replace(self._status, reconnects=self._status.reconnects + 1)
 

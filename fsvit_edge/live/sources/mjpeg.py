@@ -35,6 +35,17 @@ class AccessRefusedError(SourceError):
     """The camera refuses the user name or the password; if it is asked again soon, it may lock the account."""
 
 
+def error_of_status(name: str, status: int) -> SourceError:
+    """What to say of a camera that answers with the status of an error, over HTTP or RTSP."""
+    said = f"{name} cannot be opened: it answers {status} {http.client.responses.get(status, '')}".rstrip()
+    if status not in _REFUSED:
+        return SourceError(f"{said}; check the address and the password.")
+    return AccessRefusedError(
+        f"{said}; check the address and the password, and start again: until then it is asked only every few minutes, "
+        "because cameras lock accounts."
+    )
+
+
 class MjpegStream:
     """An open stream; raises SourceError if it cannot be opened, or sends something else."""
 
@@ -44,9 +55,7 @@ class MjpegStream:
             self._response = _opener(address.target).open(_request(address.target), timeout=_TIMEOUT_S)
         except urllib.error.HTTPError as error:
             error.close()
-            said = f"it answers {error.code} {http.client.responses.get(error.code, '')}".rstrip()
-            kind = AccessRefusedError if error.code in _REFUSED else SourceError
-            raise kind(f"{self._name} cannot be opened: {said}; check the address and the password.") from error
+            raise error_of_status(self._name, error.code) from error
         except (OSError, ValueError, HTTPException) as error:
             raise SourceError(
                 f"{self._name} cannot be opened; check the address and the password, and that the camera is on."

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from fsvit_edge.live.uri import SourceAddress, parse_source, printable
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.given_text import read_given_text
 
 _MAX_LETTERS = 40
 _MAX_LIST_BYTES = 100_000
@@ -54,15 +55,7 @@ def read_cameras(path: Path) -> list[tuple[str | None, str]]:
     Raises:
         InputError: The file cannot be read or lists no source, or a line of it is invalid.
     """
-    try:
-        with path.open("rb") as file:  # may be a pipe, or a device without an end
-            data = file.read(_MAX_LIST_BYTES + 1)
-        lines = data.decode("utf-8-sig").splitlines()  # Windows puts a mark before the text
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"The list of cameras {path} cannot be read: {reason}.") from error
-    if len(data) > _MAX_LIST_BYTES:
-        raise InputError(f"The list of cameras {path} cannot be read: it is longer than {_MAX_LIST_BYTES:,} bytes.")
+    lines = read_given_text(path, "The list of cameras", _MAX_LIST_BYTES).splitlines()
     found: list[tuple[str | None, str]] = []
     for number, line in enumerate(lines, 1):
         stripped = re.sub(r"(^|\s)#.*", "", line).strip()

@@ -22,6 +22,7 @@ from fsvit_edge.runtime.pictures import decode_image, thumbnail
 
 router = make_router()
 _NEWEST = "newest"  # in place of the id of a frozen frame
+_UNNAMED = "The picture"
 _LONGEST_SIDE_PX = 4096  # Safari on a phone draws on no canvas of more than 4096 x 4096 pixels
 
 
@@ -67,12 +68,12 @@ def freeze(page: Page, source: str = "", beside: str = "", step: int = -1) -> sc
 
 
 @router.put("/api/frames", status_code=201, openapi_extra=FILE_BODY)
-def take_picture(page: Page, data: FileBody, name: str = "The picture") -> schemas.FrozenFrame:
+def take_picture(page: Page, data: FileBody, name: str = _UNNAMED) -> schemas.FrozenFrame:
     """Take a picture file in place of a frozen frame, read as `enroll` reads it; errors call it by its name.
 
     It is upright, as its EXIF orientation says, and made smaller if a side is longer than 4096 pixels.
     """
-    return _described(page.hub.keep(thumbnail(decode_image(data, name), _LONGEST_SIDE_PX)))
+    return _described(page.hub.keep(thumbnail(decode_image(data, name.strip() or _UNNAMED), _LONGEST_SIDE_PX)))
 
 
 @router.get("/api/frames/{id}.jpg", response_class=schemas.JpegResponse)

@@ -1,8 +1,8 @@
 """Choose and open the engines that run a bundle here: those that `build-engine` made if they fit, else the CPU's."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fsvit_edge.runtime.bundle import Bundle
@@ -53,6 +53,7 @@ class EngineChoice:
     precision: str  # banks made in another precision are refused
     description: str  # for people
     notes: tuple[str, ...] = ()  # a sentence for each engine that was passed over
+    lacks: Mapping[str, str] = field(default_factory=dict)  # why the precision of the named bank does not run here
 
 
 def choose_engines(
@@ -83,11 +84,20 @@ def choose_engines(
         ArtifactError: No engine that fits was built for the given engine or precision.
     """
     check_options(engine, precision)
-    if precision == "auto" and made_in in PRECISION_CHOICES[1:]:
-        try:
-            return choose_engines(bundle, engine, made_in, threads, made_in, say)
-        except FsvitEdgeError:
-            pass
+    if precision != "auto" or made_in not in PRECISION_CHOICES[1:]:
+        return _choose(bundle, engine, precision, threads, made_in, say)
+    try:
+        check_options(engine, made_in)
+        return _choose(bundle, engine, made_in, threads, made_in, say)
+    except FsvitEdgeError as error:
+        lacks = {made_in: str(error)}
+    engines, choice = _choose(bundle, engine, precision, threads, made_in, say)
+    return engines, replace(choice, lacks=lacks)
+
+
+def _choose(
+    bundle: Bundle, engine: str, precision: str, threads: int | None, made_in: str | None, say: Say
+) -> tuple[Engines, EngineChoice]:
     search = _Search(bundle, threads, precision)
     if engine in TENSORRT_BACKENDS:
         if find_gpu() is None:

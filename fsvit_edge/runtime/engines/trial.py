@@ -23,7 +23,7 @@ from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import has_vnni_here, processor
 from fsvit_edge.runtime.messages import Say
-from fsvit_edge.runtime.storage import atomic_write, user_cache
+from fsvit_edge.runtime.storage import atomic_write, cache_problem, user_cache
 
 FORMAT_VERSION = 2
 MIN_LABEL_AGREEMENT = 0.99
@@ -34,6 +34,7 @@ MIN_COSINE = 0.95
 _ROUNDS = range(3, 8)
 """How often each encoder runs, the first time untimed: at least and, within `_BUDGET_S`, at most."""
 _BUDGET_S = 2.0
+_CACHE = "speed"
 _PICTURES = 2
 
 Answers = list[dict[str, Array]]
@@ -74,9 +75,15 @@ def find_trial(bundle: Bundle, threads: int | None, say: Say) -> Trial | None:
     known = known_trial(bundle)
     if known is not None or openvino_version() is None:
         return known
-    say("Timing OpenVINO beside ONNX Runtime, once for this processor, model and versions.")
+    problem = cache_problem(_CACHE)
+    often = (
+        f"at each start, because the result cannot be kept: {problem}"
+        if problem
+        else "once for this processor, model and versions"
+    )
+    say(f"Timing OpenVINO beside ONNX Runtime, {often}.")
     trial = measure(bundle, threads)
-    if trial.openvino_ms:  # else it may be repaired until the next time
+    if trial.openvino_ms and not problem:  # else it may be repaired until the next time
         with suppress(FsvitEdgeError):
             file = file_of(trial.processor, trial.graphs, trial.versions)
             atomic_write(file, json.dumps(asdict(trial), indent=2).encode())
@@ -143,7 +150,7 @@ def conditions_of(bundle: Bundle) -> tuple[str, dict[str, str], dict[str, str]] 
 def file_of(*conditions: object) -> Path:
     """Return the file of what was measured under these conditions."""
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
-    return user_cache("speed") / f"openvino-{digest[:16]}.json"
+    return user_cache(_CACHE) / f"openvino-{digest[:16]}.json"
 
 
 def _take_turns(encoders: Mapping[str, Engine], side: int) -> tuple[dict[str, float], dict[str, Answers]]:

@@ -1,5 +1,7 @@
 import hashlib
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from choosing import NO_DRIVER, SPOILT, alter, chosen, pretend, refusal
 from engine_records import MACHINE, VERSIONS, edit, write_set
 
+from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 from fsvit_edge.runtime.engines import choose
@@ -176,6 +179,9 @@ def test_a_bank_of_a_precision_that_nothing_has_leaves_the_choice(bundle: Bundle
     for engine in engines.values():
         engine.close()
     assert (choice.precision, choice.notes) == ("fp32", ())
+    reasons = {"int8": "No INT8 engine for ONNX Runtime has been built", "fp16": "--precision fp16 needs a GPU"}
+    assert choice.lacks.keys() == {made_in} & reasons.keys()
+    assert all(reason.startswith(reasons[precision]) for precision, reason in choice.lacks.items())
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -261,3 +267,26 @@ def test_engines_of_the_bundled_model_are_found_in_the_cache(tmp_path: Path, mon
     assert chosen(shipped).precision == "int8"
     shutil.rmtree(tmp_path / "fsvit-edge")
     assert chosen(shipped).precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        ("auto", "was made in bf16, which does not run here (--engine openvino needs the package openvino, which "),
+        ("fp32", "was made in bf16, but the engines here compute in fp32; use it with --engine auto --precision bf16"),
+    ],
+)
+@pytest.mark.usefixtures("on_cpu")
+def test_a_bank_whose_precision_does_not_run_here_is_refused_with_the_reason(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, said: str
+) -> None:
+    """The advice to use that precision would fail for the same reason."""
+    bank = tmp_path / "bank.safetensors"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with FewShotModel.load(bundle.path, precision=precision, threads=1) as model:
+        SupportBank(replace(model.bank.identity, precision="bf16"), model.bank.head).save(bank)
+    with (
+        FewShotModel.load(bundle.path, precision=precision, threads=1, bank=bank) as model,
+        pytest.raises(ArtifactError, match=re.escape(said)),
+    ):
+        model.load_bank(bank)

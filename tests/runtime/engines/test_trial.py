@@ -71,7 +71,7 @@ def test_it_is_timed_once_and_said_in_one_line(measured: list[Bundle], own_cache
     first = found(lines.append)
     assert found(lines.append) == known_trial(BUNDLE) == first
     assert (len(measured), len(lines)) == (1, 1)
-    assert lines[0].startswith("Timing OpenVINO")
+    assert lines == ["Timing OpenVINO beside ONNX Runtime, once for this processor, model and versions."]
     file = timing()
     assert file.parent == own_cache / "fsvit-edge" / "speed"
     assert json.loads(file.read_bytes())["processor"] == "A CPU"
@@ -158,8 +158,12 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
 ) -> None:
     shutil.rmtree(own_cache, ignore_errors=True)
     own_cache.write_text("a file in the folder's place")
-    assert found() == found()
+    lines: list[str] = []
+    assert found(lines.append) == found()
     assert len(measured) == 2
+    (line,) = lines
+    assert "at each start, because the result cannot be kept: " in line
+    assert line.endswith("(Not a directory); name a folder with: export XDG_CACHE_HOME=/path.")
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
