@@ -125,7 +125,13 @@ def test_minmax_is_the_extremes_and_channels_their_largest_absolute_values(
         )  # five digits are kept
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=pytest.mark.slow(reason="its calibrator takes 6 s") if method == "entropy" else ())
+        for method in METHODS
+    ],
+)
 def test_the_ranges_are_those_of_onnx_runtimes_own_calibrator(
     tiny: Bundle,
     photographs: list[Rgb],

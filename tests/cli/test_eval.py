@@ -72,6 +72,7 @@ def test_json_is_printed_and_written_to_the_file(cli: Cli, folder: Path) -> None
     assert [one["name"] for one in printed["classes"]] == ["ant", "bee", "cat", "dog"]
 
 
+@pytest.mark.slow(reason="evaluates in torch too, 2 s")
 def test_bundle_and_checkpoint_give_the_same_scores(cli: Cli) -> None:
     checkpoint = DEFAULT_BUNDLE / "cst-nano.safetensors"
     by_onnx = result_of(cli)
@@ -82,6 +83,7 @@ def test_bundle_and_checkpoint_give_the_same_scores(cli: Cli) -> None:
     assert by_torch["episodes_sha256"] == by_onnx["episodes_sha256"]
 
 
+@pytest.mark.slow(reason="evaluates several times, 2 s")
 def test_classes_are_chosen_by_name_or_by_fold(cli: Cli) -> None:
     for chosen in (("--classes", "bee,dog"), ("--classes", "bee", "--classes", "dog")):
         assert [one["name"] for one in result_of(cli, *chosen)["classes"]] == ["bee", "dog"]
@@ -96,6 +98,7 @@ def test_pictures_of_the_first_episodes_are_drawn(cli: Cli, folder: Path) -> Non
     assert read_image(folder / "drawn" / names[0]).shape[1] == 4 * 264 + 8
 
 
+@pytest.mark.slow(reason="evaluates twice, 2 s; a baseline is always a gate")
 def test_a_failing_gate_still_prints_the_result(cli: Cli, folder: Path) -> None:
     done = cli(f"{SHORT} --json --output result.json --min-miou 100")
     assert done.code == 5
@@ -129,6 +132,7 @@ def telling(hybrid_network: FewShotNetwork, folder: Path) -> tuple[str, str]:
     return "--checkpoint", "telling.safetensors"
 
 
+@pytest.mark.slow(reason="evaluates six times, 4 s")
 def test_outlines_are_chosen_and_reported(cli: Cli, telling: tuple[str, str]) -> None:
     sharp, plain = result_of(cli, *telling), result_of(cli, *telling, "--outlines", "plain")
     assert (sharp["outlines"], plain["outlines"]) == ("sharp", "plain")
@@ -214,6 +218,7 @@ def test_an_option_of_the_other_protocol_is_refused(cli: Cli, protocol: str, opt
         is_one_error(cli(f"{SCENES if protocol == 'episodes' else SHORT} {option}"), 2, text)
 
 
+@pytest.mark.slow(reason="evaluates twice, 2 s")
 def test_a_folder_without_masks_can_be_evaluated_with_names_only(cli: Cli, folder: Path) -> None:
     for path in folder.glob("data/*/masks"):
         shutil.rmtree(path)

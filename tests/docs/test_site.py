@@ -21,6 +21,7 @@ from fsvit_edge.live.health import Health, SourceStatus
 from fsvit_edge.live.sinks.json_lines import frame_record, state_record
 
 Read = Callable[[str], str]
+BUILT = pytest.mark.slow(reason="builds the site, 6 s")
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,14 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
     return text
 
 
+@BUILT
 def test_nothing_on_the_site_is_left_to_generate(read: Read) -> None:
     pages = [page.relative_to(ROOT / "docs").with_suffix(".html") for page in (ROOT / "docs").rglob("*.md")]
     assert len(pages) > 20
     assert [page for page in pages if "generated:" in read(str(page))] == []
 
 
+@BUILT
 @pytest.mark.parametrize(
     ("page", "words"),
     [

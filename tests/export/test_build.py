@@ -323,6 +323,7 @@ def test_a_machine_that_lacks_something_is_told_before_the_build(
 # --------------------------------------------------------------------------------------------- accuracy and failures
 
 
+@pytest.mark.slow(reason="builds with TensorRT-RTX, 3 s")
 def test_an_engine_that_overflows_is_not_written(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, altered: Callable[..., type[OnnxRuntimeEngine]]
 ) -> None:

@@ -88,6 +88,7 @@ def test_what_is_sure_skipped_or_kept_already_is_not_kept(model: FewShotModel) -
     assert len(note(model, moved)) == 1
 
 
+@pytest.mark.slow(reason="answers for 52 frames, 5 s")
 def test_no_more_than_fifty_are_kept(model: FewShotModel) -> None:
     rng = np.random.default_rng(0)
     for _ in range(MAX_ITEMS + 2):

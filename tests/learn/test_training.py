@@ -83,6 +83,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow(reason="70 epochs, 9 s")
 def test_four_pictures_can_be_overfitted(tmp_path: Path, run: Run) -> None:
     data = FolderFewShot(write_squares(tmp_path / "four", ["blue", "red"], 2))
     result = run(data, epochs=70, batch=2, micro_batch=2, class_weight=0.5, learning_rate=2e-3)
@@ -115,6 +116,7 @@ def test_mask_supervision_names_the_picture_without_a_mask(squares: Path, run: R
         run(FolderFewShot(squares, needs_masks=False))
 
 
+@pytest.mark.slow(reason="trains the enhancer too, 4 s")
 def test_mixed_supervision_opens_only_the_listed_masks(tmp_path: Path, run: Run) -> None:
     root = write_squares(tmp_path / "mixed", ["blue", "red"], 10)
     listed = tuple(f"{name}/{number}" for name in ("blue", "red") for number in range(5))

@@ -200,7 +200,10 @@ def test_events_wait_for_a_server_that_is_down_and_the_oldest_are_dropped_first(
     assert [name for _, name in back.told] == ["first", *map(str, range(5, 105))]
 
 
-@pytest.mark.parametrize(("in_hurry", "within_s"), [(True, 1.0), (False, 6.0)])
+@pytest.mark.parametrize(
+    ("in_hurry", "within_s"),
+    [(True, 1.0), pytest.param(False, 6.0, marks=pytest.mark.slow(reason="waits for the server's time to end, 5 s"))],
+)
 def test_a_hanging_server_delays_neither_a_frame_nor_the_end(server: Server, in_hurry: bool, within_s: float) -> None:
     server.usual = hang
     sink = WebhookSink(server.uri)

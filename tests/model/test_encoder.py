@@ -70,8 +70,8 @@ class Witness:
     [
         pytest.param(
             name,
-            marks=pytest.mark.slow(reason="785 tokens in ViT-B, 6 s; ViT-S/8 and the other ViT-Bs are always compared")
-            if name == "vit_base_patch8_224.dino"
+            marks=pytest.mark.slow(reason="a ViT-B, 3 to 6 s; the ViT-Ss and one ViT-B are always compared")
+            if name.startswith("vit_base") and name != "vit_base_patch16_224.dino"
             else (),
         )
         for name in SUPPORTED_BACKBONES

@@ -55,6 +55,7 @@ def test_options_of_a_run_mean_on_a_box_what_they_mean_here(
         assert is_same_answer(answer, replace(here.predict(frame), zones=(zone,)))
 
 
+@pytest.mark.slow(reason="answers many frames twice, 5 s")
 def test_steady_answers_are_those_of_a_model_here_also_after_the_box_was_replaced(
     box: type[Loopback], here: FewShotModel
 ) -> None:
