@@ -34,8 +34,12 @@ class HeadIdentity:
 def read_encoder(path: Path, values: dict[str, Any]) -> EncoderIdentity:
     """Read what a bank says of its encoder, which may come from elsewhere: what a terminal would obey is escaped."""
     read = record_from_json(EncoderIdentity, path, values)
-    texts = {name: escaped(getattr(read, name)) for name in ("name", "encoder_sha256", "precision")}
-    return replace(read, **texts)
+    return replace(
+        read,
+        name=escaped(read.name),
+        encoder_sha256=escaped(read.encoder_sha256),
+        precision=escaped(read.precision),
+    )
 
 
 def check_same_encoder(
