@@ -65,7 +65,7 @@ def demo_run() -> Iterator[tuple[subprocess.Popen[str], str]]:
         log = Path(folder, "log")
         with log.open("w", encoding="utf-8") as stderr:
             program = Path(sys.executable).with_name("fsvit-edge")
-            command = [program, "run", "demo", "--loop", "--sink", "http://127.0.0.1:0"]
+            command = [str(program), "run", "demo", "--loop", "--sink", "http://127.0.0.1:0"]
             run = subprocess.Popen(command, stdout=stderr, stderr=stderr, cwd=folder, text=True)
         try:
             yield run, wait_for_address(run, log)
