@@ -34,12 +34,8 @@ class HeadIdentity:
 def read_encoder(path: Path, values: dict[str, Any]) -> EncoderIdentity:
     """Read what a bank says of its encoder, which may come from elsewhere: what a terminal would obey is escaped."""
     read = record_from_json(EncoderIdentity, path, values)
-    return replace(
-        read,
-        name=escaped(read.name),
-        encoder_sha256=escaped(read.encoder_sha256),
-        precision=escaped(read.precision),
-    )
+    name, sha256, precision = map(escaped, (read.name, read.encoder_sha256, read.precision))
+    return replace(read, name=name, encoder_sha256=sha256, precision=precision)
 
 
 def check_same_encoder(

@@ -84,7 +84,7 @@ class Output:
     @property
     def summary(self) -> Summary | None:
         """What `finish` was given; None while the folder is not complete."""
-        return self._read(self._summary) if self._summary.exists() else None
+        return self._read(self._summary, "written_from", "result") if self._summary.exists() else None
 
     def missing_file(self) -> str | None:
         """Return a file that `finish` wrote and that is no longer there; None if all are."""
@@ -174,14 +174,19 @@ class Output:
     def _write_facts(self, facts: set[str]) -> None:
         atomic_write(self._files, "".join(f"{fact}\n" for fact in sorted(facts)).encode(**ENCODING))
 
-    def _read(self, file: Path) -> dict[str, Any]:
+    def _read(self, file: Path, *keys: str) -> dict[str, Any]:
         try:
-            values: dict[str, Any] = json.loads(read_file(file, MAX_JSON_BYTES))
+            values: Any = json.loads(read_file(file, MAX_JSON_BYTES))
         except (OSError, ValueError) as error:
-            raise ArtifactError(
-                f"{file} is damaged: {error}; remove the folder {self.folder}, or give another one with --output."
-            ) from error
-        return values
+            raise self._damage(file, str(error)) from error
+        if not isinstance(values, dict) or not values.keys() >= set(keys):
+            raise self._damage(file, "it has something else")
+        return dict(values)
+
+    def _damage(self, file: Path, reason: str) -> ArtifactError:
+        return ArtifactError(
+            f"{file} is damaged: {reason}; remove the folder {self.folder}, or give another one with --output."
+        )
 
 
 @contextmanager

@@ -56,7 +56,8 @@ class Options:
         level: One level for all classes, in (0, 1); null: the level of each.
         exclusive: As `FewShotModel.exclusive`.
         first_look: How many classes of the frame to compare, as `run --first-look`; null: all.
-        size_hw: Height and width of the frame, if a smaller one is sent; the label map has this size.
+        size_hw: Height and width of the frame, if a smaller one is sent, at most 32,767 pixels each and
+            40 megapixels; the label map has this size.
         steady: What the device remembers of the frames before, for steady answers; null: this frame decides alone.
     """
 

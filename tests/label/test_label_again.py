@@ -11,7 +11,7 @@ from sample_files import write_video
 
 from fsvit_edge.label.job import LabelResult
 from fsvit_edge.label.pictures import STATE_NAME
-from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 from fsvit_edge.runtime.pictures import write_image
 
 Run = Callable[..., LabelResult]
@@ -245,3 +245,14 @@ def test_a_line_of_another_picture_is_left_out(run: Run, album: Path, tmp_path: 
     run("out", str(album))
     assert contents(tmp_path / "out") == before
     assert "2.png" in pictures(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"a": 1}', "null", '{"written_from": "x"}'])
+@pytest.mark.parametrize("name", ["call.json", "complete.json"])
+def test_a_note_of_the_folder_that_is_something_else_is_said(
+    run: Run, album: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    assert run("out", album.name, every_s=1).labeled
+    (tmp_path / "out" / STATE_NAME / name).write_text(content)
+    with pytest.raises(FsvitEdgeError, match=r"is damaged: it has something else; remove the folder|labels made "):
+        run("out", album.name, every_s=1)
