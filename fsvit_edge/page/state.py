@@ -1,7 +1,9 @@
 """What the routes of the page share: the run that they show and change."""
 
+import asyncio
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, wi
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import schemas
 from fsvit_edge.page.answers import Answers
+from fsvit_edge.page.background import BackgroundRoute
 from fsvit_edge.page.events import EventLog
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
 from fsvit_edge.page.shown_state import Seen, ShownState
@@ -29,6 +32,9 @@ from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.storage import BusyError, editing, version_of
 
 _Answer = TypeVar("_Answer")
+UPLOAD_WAIT_S = 5.0
+"""How long a file waits for others to be loaded."""
+_POLL_S = 0.05
 
 
 @dataclass
@@ -235,9 +241,13 @@ Index = Annotated[int, Query(ge=0)]
 
 
 async def _file_body(request: Request, page: Page) -> AsyncIterator[bytes]:
-    # One after the other: each may take 256 MB.
-    if not page.uploading.acquire(blocking=False):
-        raise FsvitEdgeError("Another file is being loaded; try again when it is done.")
+    # One after the other: each may take 256 MB. The others wait, and send nothing meanwhile: a file that is refused is
+    # read to its end, and 8 clients that try again sent 15 MB up to 14 times a second.
+    due_s = time.monotonic() + UPLOAD_WAIT_S
+    while not page.uploading.acquire(blocking=False):
+        if time.monotonic() >= due_s:
+            raise FsvitEdgeError("Another file is being loaded; try again when it is done.")
+        await asyncio.sleep(_POLL_S)
     try:
         yield await request.body()
     finally:
@@ -252,7 +262,7 @@ FILE_BODY = {"requestBody": {"required": True, "content": {"application/octet-st
 def make_router() -> APIRouter:
     """Make a router whose description tells how a request fails."""
     error = {"description": "Failed.", "content": {"application/json": {"schema": schemas.Error.model_json_schema()}}}
-    return APIRouter(responses={"default": error})
+    return APIRouter(responses={"default": error}, route_class=BackgroundRoute)
 
 
 def thumbnail(name: str, supports: ClassSupports, index: int, what: str, masked: bool) -> Response:

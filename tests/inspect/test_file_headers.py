@@ -90,4 +90,4 @@ def test_an_altered_or_truncated_graph_is_read_or_refused(position: int, value: 
         read_onnx_header(data)
     except ValueError:
         return
-    assert not cut or position > len(GRAPH) - 200  # the operator sets come last
+    assert not cut or position > len(GRAPH) - 1000  # the operator sets and the exporter's notes come last

@@ -1,6 +1,7 @@
 """Clients that are many, slow or gone: none of them takes what the camera or others need."""
 
 import contextlib
+import os
 import shutil
 import socket
 import tempfile
@@ -15,9 +16,12 @@ from served_page import Served, enroll, picture, serve, show
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
-from fsvit_edge.page import access, server
+from fsvit_edge.page import access, server, state
+from fsvit_edge.page.background import give_memory_back
+from fsvit_edge.page.routes import live
 from fsvit_edge.page.server import PageServer
 from fsvit_edge.page.sink import PageSink
+from fsvit_edge.runtime.machine import resident_memory_mb
 
 HEAD = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 BODY = b'{"name": "cup", "frame_id": "gone"}'
@@ -74,15 +78,56 @@ def test_banks_are_written_and_read_outside_the_thread_of_the_loop(
     assert loop in threads  # the control
 
 
-def test_one_bank_is_loaded_at_a_time(served: Served) -> None:
+def test_one_bank_is_loaded_at_a_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     enroll(served)
     data = served.client.get("/api/bank").content
+    monkeypatch.setattr(state, "UPLOAD_WAIT_S", 0.1)
     with served.page._state.uploading:
         refused = served.client.put("/api/bank", content=data)
     assert (refused.status_code, "Another file is being loaded" in refused.json()["error"]) == (503, True)
     assert served.client.put("/api/bank", content=data).status_code == 200  # the control
     assert served.client.put("/api/bank", content=b"damaged").status_code == 409
     assert served.client.put("/api/bank", content=data).status_code == 200
+
+
+def test_a_file_waits_for_another_that_is_being_loaded(served: Served) -> None:
+    enroll(served)
+    data = served.client.get("/api/bank").content
+    served.page._state.uploading.acquire()
+    threading.Timer(0.3, served.page._state.uploading.release).start()
+    assert served.client.put("/api/bank", content=data).status_code == 200
+
+
+def test_requests_are_answered_with_less_of_the_processor_than_the_camera_gets(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or pictures of 40 megapixels would starve it."""
+
+    def niceness(*_: object) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    seen: list[int] = []
+    monkeypatch.setattr(live, "decode_image", lambda *_: (seen.append(niceness()), picture())[1])
+    given_back: list[bool] = []
+    monkeypatch.setattr(live, "give_memory_back", lambda: given_back.append(True))
+    assert served.client.put("/api/frames", content=b"x").status_code == 201
+    assert served.client.put("/api/frames", content=b"x").status_code == 201
+    loop = served.model.read(niceness)
+    assert seen == [min(19, max(10, loop))] * 2
+    assert loop == niceness()  # the control
+    assert given_back == [True, True]
+
+
+def test_what_was_freed_goes_back_to_the_system() -> None:
+    """The C library keeps blocks of this size after a larger one was freed, as Pillow frees those of a picture."""
+    bytearray(31 * 2**20)
+    blocks = [bytearray(b"x") * 2**20 for _ in range(200)]
+    last = bytearray(b"x") * 2**20  # holds the end of the heap, so that nothing goes back by itself
+    del blocks
+    kept = resident_memory_mb([os.getpid()])
+    give_memory_back()
+    assert resident_memory_mb([os.getpid()]) < kept - 150
+    assert last[-1] == ord("x")
 
 
 def test_without_room_for_temporary_files_banks_are_refused_in_a_sentence(

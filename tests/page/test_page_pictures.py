@@ -104,7 +104,8 @@ def test_only_a_picture_may_be_as_large_as_a_picture(
     assert raw_request(served, head.encode()).split()[1] == status
 
 
-def test_one_file_is_loaded_at_a_time(served: Served) -> None:
+def test_one_file_is_loaded_at_a_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsvit_edge.page.state.UPLOAD_WAIT_S", 0.1)
     with served.page._state.uploading:
         refused = served.client.put("/api/frames", content=photo(picture()))
     assert (refused.status_code, "Another file is being loaded" in refused.json()["error"]) == (503, True)

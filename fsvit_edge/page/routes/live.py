@@ -13,6 +13,7 @@ from fsvit_edge.fewshot.overlay import draw
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.health import Health
 from fsvit_edge.page import schemas
+from fsvit_edge.page.background import give_memory_back
 from fsvit_edge.page.frame_hub import Frozen, encode_jpeg, encode_png
 from fsvit_edge.page.metrics import HealthMetrics
 from fsvit_edge.page.shown_state import found_classes, revision_text
@@ -73,7 +74,10 @@ def take_picture(page: Page, data: FileBody, name: str = _UNNAMED) -> schemas.Fr
 
     It is upright, as its EXIF orientation says, and made smaller if a side is longer than 4096 pixels.
     """
-    return _described(page.hub.keep(thumbnail(decode_image(data, name.strip() or _UNNAMED), _LONGEST_SIDE_PX)))
+    try:
+        return _described(page.hub.keep(thumbnail(decode_image(data, name.strip() or _UNNAMED), _LONGEST_SIDE_PX)))
+    finally:
+        give_memory_back()
 
 
 @router.get("/api/frames/{id}.jpg", response_class=schemas.JpegResponse)
