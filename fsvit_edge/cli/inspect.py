@@ -31,7 +31,8 @@ def inspect(
         for name, value in found.facts.items():
             print(f"  {name:<{width}}  {value}")
         if found.runs_here is not None:
-            print("It runs here." if found.runs_here else "It does not run here:")
+            but = ", but:" if found.problems else "."
+            print(f"It runs here{but}" if found.runs_here else "It does not run here:")
         for problem in found.problems:
             print(f"- {problem}")
     if found.exit_code:

@@ -23,7 +23,7 @@ from fsvit_edge.fewshot.cached_support import (
     support_tensors,
 )
 from fsvit_edge.fewshot.decide import NEGATIVE_MARGIN
-from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity, check_same_encoder
+from fsvit_edge.fewshot.identity import EncoderIdentity, HeadIdentity, check_same_encoder, read_encoder
 from fsvit_edge.fewshot.names import check_name, composed, quoted, resolved
 from fsvit_edge.fewshot.review_items import ReviewItems, read_review, review_header, review_tensors
 from fsvit_edge.fewshot.scene import MAX_SCENE_FRAMES, read_jpeg
@@ -340,7 +340,7 @@ class SupportBank:
         """
         header, tensors = read_bank_file(path)
         try:
-            made_by = record_from_json(EncoderIdentity, path, header["encoder"])
+            made_by = read_encoder(path, header["encoder"])
             scored_by = record_from_json(HeadIdentity, path, header["head"])
             entries = [read_entry(entry) for entry in header["classes"]]
             num_frames = header.get("scene_frames", 0)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fsvit_edge.fewshot.cached_support import read_facts
+from fsvit_edge.fewshot.names import escaped
 from fsvit_edge.runtime.errors import ArtifactError, InputError
 from fsvit_edge.runtime.storage import atomic_write
 
@@ -27,6 +28,7 @@ MAX_HEADER_BYTES = 8_000_000
 """Of a full bank's header, 2 MB are known; a parser needs a multiple of it in memory."""
 
 _MOST_LOG_ODDS = 100.0
+_SHOWN = 200
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
@@ -53,7 +55,10 @@ def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"Bank {path} is damaged or not a safetensors file: {error}.") from error
+        # It may repeat the name of a tensor, which may be anything.
+        raise ArtifactError(
+            f"Bank {path} is damaged or not a safetensors file: {escaped(str(error)[:_SHOWN])}."
+        ) from error
     try:
         header: dict[str, Any] = json.loads(metadata or "")
         version, precision = header["format_version"], header["precision"]

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from fsvit_edge.fewshot.names import escaped
 from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.json_records import record_from_json
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
 
@@ -26,6 +29,17 @@ class HeadIdentity:
 
     sha256: str = ""  # of head.onnx, in hexadecimal; empty if unknown
     presence_level: float = DEFAULT_LEVEL  # of a class with one support, in (0, 1)
+
+
+def read_encoder(path: Path, values: dict[str, Any]) -> EncoderIdentity:
+    """Read what a bank says of its encoder, which may come from elsewhere: what a terminal would obey is escaped."""
+    read = record_from_json(EncoderIdentity, path, values)
+    return replace(
+        read,
+        name=escaped(read.name),
+        encoder_sha256=escaped(read.encoder_sha256),
+        precision=escaped(read.precision),
+    )
 
 
 def check_same_encoder(

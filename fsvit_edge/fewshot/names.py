@@ -30,10 +30,15 @@ def check_name(name: str, what: str = "class") -> None:
 
 def quoted(name: str) -> str:
     """A name for a sentence, as it is: repr escapes joiners, and emoji that are newer than this Python."""
-    name = name[:MAX_NAME_LENGTH]
-    for hidden in (_REFUSED, _MARK):
-        name = hidden.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
+    name = escaped(name[:MAX_NAME_LENGTH])
     return f'"{name}"' if "'" in name else f"'{name}'"
+
+
+def escaped(text: str) -> str:
+    """A text that may come from elsewhere, with what a terminal would obey, or would not show, as escapes."""
+    for hidden in (_REFUSED, _MARK):
+        text = hidden.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text
 
 
 def composed(name: str) -> str:

@@ -1,7 +1,4 @@
-"""What ONNX files and checkpoints contain, read from their headers: nothing is loaded, unpickled or executed.
-
-The ONNX reader is our own, because the onnx package is not installed on devices; it reads only the fields it needs.
-"""
+"""What ONNX files and checkpoints contain, read from their headers: nothing is loaded, unpickled or executed."""
 
 import json
 import math
@@ -9,7 +6,7 @@ import pickletools
 import re
 import zipfile
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -26,6 +23,7 @@ from fsvit_edge.inspect.tensor_names import (
     plain_name,
 )
 from fsvit_edge.runtime.json_records import MAX_JSON_BYTES
+from fsvit_edge.runtime.onnx_file import message, text
 from fsvit_edge.runtime.storage import read_file
 
 # ----------------------------------------------------------------------------------------------------------- ONNX files
@@ -53,56 +51,23 @@ def read_onnx_header(data: bytes) -> OnnxHeader:
         ValueError: It is not an ONNX file, or is truncated.
     """
     try:
-        model = _message(memoryview(data))  # 2 and 3 name the producer, 7 is the graph, 8 the operator sets
-        opsets = [_message(one) for one in model[8]]
-        versions = [index(one[2][-1]) for one in opsets if _text(one, 1) in ("", "ai.onnx") and one[2]]
-        graph = _message(model[7][-1]) if model[7] else None
+        model = message(memoryview(data))  # 2 and 3 name the producer, 7 is the graph, 8 the operator sets
+        opsets = [message(one) for one in model[8]]
+        versions = [index(one[2][-1]) for one in opsets if text(one, 1) in ("", "ai.onnx") and one[2]]
+        graph = message(model[7][-1]) if model[7] else None
         if graph is None or not versions or not versions[-1]:
             raise ValueError("it has no graph")
-        operators = Counter(_text(_message(node), 4) for node in graph[1])
+        operators = Counter(text(message(node), 4) for node in graph[1])
         weight_bytes: Counter[int] = Counter()
         for tensor in graph[5]:
-            weight_bytes[sum(_message(tensor)[2][-1:])] += len(tensor)  # by type; 0 if it states none
-        producer = f"{_text(model, 2)} {_text(model, 3)}".strip()
+            weight_bytes[sum(message(tensor)[2][-1:])] += len(tensor)  # by type; 0 if it states none
+        producer = f"{text(model, 2)} {text(model, 3)}".strip()
     except (LookupError, TypeError) as error:  # it ends within a field, or a field is of another kind
         raise ValueError("it is truncated or not a protobuf message") from error
     precision = "fp16" if weight_bytes[_FLOAT16] > weight_bytes[_FLOAT] else "fp32"
     if any(map(_QUANTIZED.fullmatch, operators)):
         precision = "int8"
     return OnnxHeader(producer, versions[-1], dict(operators.most_common()), precision)
-
-
-def _message(data: memoryview) -> defaultdict[int, list[Any]]:
-    """The values of a protobuf message by field number: an int if of variable length, else a memoryview."""
-    fields: defaultdict[int, list[Any]] = defaultdict(list)
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        number, kind = tag >> 3, tag & 7
-        size, position = _varint(data, position) if kind in (0, 2) else ({1: 8, 5: 4}[kind], position)
-        if kind == 0:
-            fields[number].append(size)
-            continue
-        if position + size > len(data):
-            raise IndexError
-        fields[number].append(data[position : position + size])
-        position += size
-    return fields
-
-
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """A number of variable length, at most 10 bytes, and the position after it."""
-    value = 0
-    for at in range(10):
-        byte = data[position + at]
-        value |= (byte & 0x7F) << (7 * at)
-        if byte < 0x80:
-            return value, position + at + 1
-    raise IndexError
-
-
-def _text(message: defaultdict[int, list[Any]], number: int) -> str:
-    return str(message[number][-1], "utf-8", "replace") if message[number] else ""
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints

@@ -16,7 +16,9 @@ from fsvit_edge.runtime.bundle import (
     MAX_GRAPH_BYTES,
     OBJECTNESS,
     Bundle,
+    GraphInfo,
     Manifest,
+    read_graph,
     read_manifest,
 )
 from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TensorSpec
@@ -26,15 +28,16 @@ from fsvit_edge.runtime.engines.files import (
     engine_folder,
     find_engines,
     load_engine,
+    load_onnx_engine,
     read_record,
     sidecar_of,
 )
-from fsvit_edge.runtime.engines.fitting import incompatibilities, read_int8_encoder
+from fsvit_edge.runtime.engines.fitting import incompatibilities
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.open_graphs import open_graphs
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.json_records import MAX_JSON_BYTES
-from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.machine import Machine, has_vnni_here
 from fsvit_edge.runtime.storage import read_file
 
 _PLANS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
@@ -50,7 +53,7 @@ class Inspection:
     path: str
     kind: str  # engine, plan without sidecar, ONNX graph, bundle, bank, calibration or checkpoint
     facts: dict[str, Any]  # its properties by name, for people
-    runs_here: bool | None  # on this machine; None for files that do not run by themselves
+    runs_here: bool | None  # on this machine, be it only in part; None for files that do not run by themselves
     problems: tuple[str, ...]  # sentences: what is damaged, or why it does not run here
 
     @property
@@ -104,7 +107,7 @@ def _inspect_engine(path: Path) -> Inspection:
         return Inspection(str(path), "engine", {}, False, (str(error),))
     problems = []
     try:
-        load_engine(path, record)
+        (load_onnx_engine if record.backend == "onnxruntime" else load_engine)(path, record)
         checksum = "correct"
     except ArtifactError as error:
         checksum = "wrong" if path.exists() else "the engine is missing"
@@ -190,11 +193,11 @@ def _inspect_graph(path: Path) -> Inspection:
         "operators": f"{sum(header.operators.values())}: {', '.join(most)}",
     }
     try:
-        if (path.parent / MANIFEST_NAME).exists() and path.name in {
-            info.file for info in read_manifest(path.parent).all_graphs.values()
-        }:
-            _check_sums(path.parent)
-            facts["checksum"] = "correct, as in its bundle"
+        if (path.parent / MANIFEST_NAME).exists():
+            for info in read_manifest(path.parent).all_graphs.values():
+                if info.file == path.name:
+                    read_graph(path.parent, info)
+                    facts["checksum"] = "correct, as in its bundle"
         with OnnxRuntimeEngine(path, threads=1) as engine:
             facts |= {"inputs": _tensors(engine.inputs), "outputs": _tensors(engine.outputs)}
     except FsvitEdgeError as error:
@@ -220,24 +223,23 @@ def _inspect_bundle(path: Path) -> Inspection:
         "difference from torch": f"{max(manifest.parity.values()):.1e}" if manifest.parity else "not measured",
     }
     try:
-        bundle = _check_sums(path)
+        bundle = Bundle.load(path)
     except ArtifactError as error:
-        return Inspection(str(path), "bundle", facts | {"checksums": "wrong"}, False, (str(error),))
-    facts |= {"checksums": "correct"} | _engines_of(path, manifest)
-    try:
-        for int8_encoder in dict.fromkeys((None, manifest.int8_encoder)):  # as a run opens them
-            ExportedNetwork(manifest, open_graphs(bundle, None, "cpu", 1, int8_encoder)).close()
-    except FsvitEdgeError as error:
         return Inspection(str(path), "bundle", facts, False, (str(error),))
-    return Inspection(str(path), "bundle", facts, True, ())
+    facts |= {"checksums": "correct"} | _engines_of(path, manifest)
+    own, int8 = _problem(bundle, None), _problem(bundle, manifest.int8_encoder)
+    runs_here = own is None or (int8 is None and has_vnni_here())
+    problems = tuple(dict.fromkeys(filter(None, (own, int8))))
+    return Inspection(str(path), "bundle", facts, runs_here, problems)
 
 
-def _check_sums(path: Path) -> Bundle:
-    """Read all graphs of a bundle; an ArtifactError if one is missing, altered or damaged."""
-    bundle = Bundle.load(path)
-    if bundle.manifest.int8_encoder is not None:
-        read_int8_encoder(path, bundle.manifest.int8_encoder)
-    return bundle
+def _problem(bundle: Bundle, int8_encoder: GraphInfo | None) -> str | None:
+    """Why a bundle cannot be opened with this encoder, as a run opens it, or with its own; None if it can."""
+    try:
+        ExportedNetwork(bundle.manifest, open_graphs(bundle, None, "cpu", 1, int8_encoder)).close()
+    except FsvitEdgeError as error:
+        return str(error)
+    return None
 
 
 def _objectness(manifest: Manifest) -> str:

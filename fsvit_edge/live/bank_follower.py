@@ -16,7 +16,7 @@ from fsvit_edge.live.bank_copies import BankCopies, BankCopy
 from fsvit_edge.live.bank_origin import Fetched, NoSignatureError, Origin, OriginError, Version
 from fsvit_edge.live.bank_trial import Ask, BankRefusedError, check_verdicts, try_bank
 from fsvit_edge.live.health import BankStatus
-from fsvit_edge.live.shared_model import LiveModel
+from fsvit_edge.live.shared_model import PATIENCE_S, LiveModel
 from fsvit_edge.runtime.disk_steps import write_errors
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.storage import temporary_folder
@@ -141,7 +141,7 @@ class BankFollower:
             newer = self._newer(_LIMIT_S)
             if newer is not None:
                 with _file_of(newer) as path:
-                    bank = self._accepted(newer, path, model.read)
+                    bank = self._accepted(newer, path, _patient(model))
                 model.replace_bank(bank)
                 self._answers(newer, is_copy=False)
         except Exception as error:  # whatever is wrong with a bank, the run and its next banks go on
@@ -244,5 +244,12 @@ def _file_of(candidate: BankCopy) -> Iterator[Path]:
 def _ask_of(model: FewShotModel) -> Ask:
     def ask(request: Callable[[FewShotModel], _Answer]) -> _Answer:
         return request(model)
+
+    return ask
+
+
+def _patient(model: LiveModel) -> Ask:
+    def ask(request: Callable[[FewShotModel], _Answer]) -> _Answer:
+        return model.read(request, PATIENCE_S)  # a trial that gave up at a busy moment would begin again for ever
 
     return ask

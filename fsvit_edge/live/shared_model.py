@@ -26,13 +26,17 @@ from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 _Answer = TypeVar("_Answer")
 _TIMEOUT_S = 30.0
+PATIENCE_S = 600.0
+"""For a thread that no person waits for."""
 _MAX_WAITING = 8
 _BUDGET_S = 0.25
 """For requests between two frames; one that takes longer is the last."""
 _SHARE = 0.08
 """Of the time, for requests while frames come: clients that ask without a pause must not starve the camera."""
-_SAVED_S, _OWED_S = 0.5, 3.0
-"""Unused time of requests that is kept for later ones, and that one may use ahead, at most: longer ones are rare."""
+_SAVED_S, _OWED_S = 0.5, 2.0
+"""Unused time of requests that is kept for later ones, and that one may use ahead, at most: longer ones are rare.
+
+With 3 s, the request after a long one would wait 37 s, which is longer than anybody waits for one."""
 _IDLE_S = 1.0
 """After so long without a frame there is none to hold up."""
 
@@ -191,14 +195,18 @@ class LiveModel:
         self._model.bank = self._model.bank_after(lambda model: answers.append(request(model)))
         return answers[0]
 
-    def read(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
+    def read(self, request: Callable[[FewShotModel], _Answer], limit_s: float | None = None) -> _Answer:
         """Let the loop run a request that changes no class, and wait for its answer; from any other thread.
+
+        Args:
+            request: Takes the model.
+            limit_s: How long to wait, at most; None: as long as a person would.
 
         Raises:
             FsvitEdgeError: The run has ended, or too many requests are waiting, or the time is over: then it never
                 runs, unless it has begun, as the sentence says.
         """
-        return self._ask(request, is_change=False)
+        return self._ask(request, is_change=False, limit_s=limit_s)
 
     def update(self, request: Callable[[FewShotModel], _Answer]) -> _Answer:
         """Like `read`, for a request that changes the classes; if it fails, they stay as they were.
@@ -219,7 +227,7 @@ class LiveModel:
 
     def replace_bank(self, bank: SupportBank) -> None:
         """Take over a bank of this model between two frames, also where people may not; raises like `read`."""
-        self._ask(lambda model: model.use_bank(bank), is_change=True)
+        self._ask(lambda model: model.use_bank(bank), is_change=True, limit_s=PATIENCE_S)
 
     def wait_for_scores(self) -> None:
         """Wait until the classes are scored on all of the empty scene; from any other thread. Raises like `read`."""
@@ -230,25 +238,28 @@ class LiveModel:
             if time.monotonic() >= due_s:
                 raise FsvitEdgeError("The classes are still being compared with the empty scene; try again.")
 
-    def _ask(self, request: Callable[[FewShotModel], _Answer], is_change: bool) -> _Answer:
+    def _ask(
+        self, request: Callable[[FewShotModel], _Answer], is_change: bool, limit_s: float | None = None
+    ) -> _Answer:
         answer: Future[_Answer] = Future()
+        limit_s, room_s = (_TIMEOUT_S, 0.0) if limit_s is None else (limit_s, limit_s)
         if self._closed.is_set():
             raise FsvitEdgeError("The run has ended; start it again.")
         try:
-            self._waiting.put_nowait((request, answer, is_change))
+            self._waiting.put((request, answer, is_change), timeout=room_s)
         except queue.Full:
             raise FsvitEdgeError("Too many requests are waiting for the model; try again in a moment.") from None
         if self._closed.is_set() and answer.cancel():  # since the check above; `close` may not have seen this one
             raise FsvitEdgeError("The run has ended; start it again.")
         try:
-            return answer.result(_TIMEOUT_S)
+            return answer.result(limit_s)
         except FutureTimeoutError:
             if answer.cancel():
-                raise FsvitEdgeError(f"The model was busy for {_TIMEOUT_S:g} s; try again.") from None
+                raise FsvitEdgeError(f"The model was busy for {limit_s:g} s; try again.") from None
             if answer.done():  # just now
                 return answer.result()
             raise FsvitEdgeError(
-                f"The model has not finished this within {_TIMEOUT_S:g} s, but still may; look later whether it did."
+                f"The model has not finished this within {limit_s:g} s, but still may; look later whether it did."
             ) from None
 
     def close(self) -> None:

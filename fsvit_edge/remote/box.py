@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.limits import usable_cores
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.pictures import MAX_PICTURE_PX, decode_image
-from fsvit_edge.runtime.storage import version_of
+from fsvit_edge.runtime.preprocess import check_rgb
+from fsvit_edge.runtime.storage import open_regular, version_of
 
 SETTINGS_NAME = "fsvit-edge.json"
 FORMAT_VERSION = 1
@@ -35,6 +36,8 @@ BANK_SUFFIX = ".safetensors"
 
 _MOST_CHOICES = 32
 """Choices of classes and levels that are kept for each bank: a labeling asks for one, again and again."""
+_MAX_SIDE_PX = 32_767
+"""Of a frame, as of OpenCV's pictures: one of 1 x 40,000,000 pixels held up all cameras for more than a minute."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,13 @@ class Box:
         self._model.exclusive = options.exclusive
         if options.first_look != (None if self._model.first_look is None else self._model.first_look.most):
             self._model.first_look = None if options.first_look is None else FirstLook(options.first_look)
+        if options.size_hw is not None:
+            _check_size("size_hw", options.size_hw)
         steady = None
         if options.steady is not None:
             steady = SteadyAnswers()
             steady.take(options.steady)
-        prediction = self._model.predict(image, over_time=steady, size_hw=_checked_size(options.size_hw))
+        prediction = self._model.predict(image, over_time=steady, size_hw=options.size_hw)
         details = Details(prediction.latency_ms, None if steady is None else steady.state, loaded.problem)
         answered = _tensors_of(prediction, wanted)
         return {**answered, wire.FACTS: facts, wire.DETAILS: wire.to_json(details)}
@@ -155,13 +160,14 @@ class Box:
 
     def _loaded(self, name: str) -> _Loaded:
         """Return a bank, read again if its file has changed."""
+        known = self._banks.get(name)
+        # So no name leads out of the folder, and none is another one of a bank that is read already, as "./shelf" is.
+        if known is None and name not in (names := [path.stem for path in self._files()]):
+            raise InputError(f"There is no bank {name!r:.90} on the box; it has: {', '.join(names) or 'none'}.")
         path = self._folder / f"{name}{BANK_SUFFIX}"
-        known, version = self._banks.get(name), version_of(path)
+        version = version_of(path)
         if known is not None and known.version == version:
             return known
-        if known is None and path not in self._files():  # so no name leads out of the folder
-            names = ", ".join(path.stem for path in self._files())
-            raise InputError(f"There is no bank {name!r:.90} on the box; it has: {names or 'none'}.")
         try:
             loaded = self._read(path, version, known)
         except FsvitEdgeError as error:
@@ -177,7 +183,8 @@ class Box:
 
     def _read(self, path: Path, version: tuple[int, ...] | None, known: _Loaded | None) -> _Loaded:
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            with open_regular(path) as file:  # a pipe would hold up all cameras
+                digest = hashlib.sha256(file.read()).hexdigest()
         except OSError as error:
             raise ArtifactError(f"Bank {path} cannot be read: {error.strerror}.") from error
         if known is not None and known.sha256 == digest:
@@ -221,13 +228,19 @@ def _image(tensors: Tensors) -> Image | None:
         raise InputError(f"Give {wire.FRAME!r} or {wire.JPEG!r}, not both.")
     if wire.JPEG in tensors:
         return decode_image(wire.bytes_of(tensors, wire.JPEG), "The picture")
-    return tensors.get(wire.FRAME)
+    frame = tensors.get(wire.FRAME)
+    if frame is not None:
+        check_rgb(frame, "The frame")
+        _check_size("The size of the frame", frame.shape[:2])
+    return frame
 
 
-def _checked_size(size_hw: tuple[int, int] | None) -> tuple[int, int] | None:
-    if size_hw is not None and (min(size_hw) < 1 or size_hw[0] * size_hw[1] > MAX_PICTURE_PX):
-        raise InputError(f"size_hw must be above 0 and at most {MAX_PICTURE_PX // 10**6} megapixels, got {size_hw}.")
-    return size_hw
+def _check_size(what: str, size_hw: Sequence[int]) -> None:
+    if min(size_hw) < 1 or max(size_hw) > _MAX_SIDE_PX or size_hw[0] * size_hw[1] > MAX_PICTURE_PX:
+        raise InputError(
+            f"{what} must be above 0, at most {_MAX_SIDE_PX:,} pixels a side, and at most {MAX_PICTURE_PX // 10**6} "
+            f"megapixels, got {tuple(size_hw)!r:.80}."
+        )
 
 
 def _tensors_of(prediction: Prediction, wanted: Collection[str]) -> dict[str, npt.NDArray[np.generic]]:

@@ -1,22 +1,25 @@
 """The device's side of a box: `RemoteModel` takes the place of a model that answers here."""
 
 import re
+import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
+from fsvit_edge.fewshot.names import escaped
 from fsvit_edge.fewshot.prediction import Prediction, StageClock
 from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.remote import wire
+from fsvit_edge.remote.answers import check_details, check_facts, check_tensors, label_map_of
 from fsvit_edge.remote.wire import Details, Facts, Options
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import (
@@ -27,7 +30,6 @@ from fsvit_edge.runtime.errors import (
     package_error,
 )
 from fsvit_edge.runtime.messages import Say
-from fsvit_edge.runtime.pictures import decoded
 from fsvit_edge.runtime.preprocess import check_rgb, resize_image
 
 SCHEME = "triton://"
@@ -40,6 +42,8 @@ _EXPECTED = f"expected {SCHEME}HOST:PORT/MODEL, with the port of the server's gR
 _KINDS = {kind.__name__: kind for kind in (FsvitEdgeError, InputError, EnvironmentLacksError, ArtifactError)}
 _TOLD = re.compile(rf"\b({'|'.join(_KINDS)}): (.+)", re.DOTALL)
 _SHOWN = 200
+_MOST_TOLD = 1000  # characters of a sentence that the box itself says
+_MOST_BYTES = 100_000_000  # of an answer: more than the largest label map has; the client's own limit is 2 GB
 _ANSWER = tuple(wire.OUTPUTS)
 
 
@@ -116,12 +120,14 @@ class RemoteModel:
             install = 'pip install "fsvit-edge[triton]"'
             raise package_error(f"{self.address} needs tritonclient", "tritonclient", install, error) from error
         self._grpc, self._error = grpc, InferenceServerException
-        self._client = grpc.InferenceServerClient(host)
+        self._client = grpc.InferenceServerClient(host, channel_args=[("grpc.max_receive_message_length", _MOST_BYTES)])
         self._bank, self._options, self._zones, self._say = bank, options, zones, say
         self._blas = ThreadpoolController().select(user_api="blas")
         self._trouble = self._problem = self._facts_text = ""
         try:
-            self.facts = self._facts_of(self._ask({}, options, (wire.FACTS,), _FACTS_WITHIN_S))
+            tensors = self._ask({}, options, (wire.FACTS,), _FACTS_WITHIN_S)
+            with self._understood():
+                self.facts = self._facts_of(tensors)
         except _AwayError as error:
             self.close()
             raise FsvitEdgeError(f"The box {self.address} does not answer: {error}.") from error
@@ -171,17 +177,20 @@ class RemoteModel:
             time.sleep(_PAUSE_S)
             return None
         self._tell("")
-        self.facts, details = self._facts_of(tensors), wire.from_json(Details, tensors, wire.DETAILS)
-        if details.problem != self._problem:
-            self._problem = details.problem
-            self._say(f"{self.address}: {self._problem or 'the bank of now is used.'}")
+        with self._understood():
+            self.facts = facts = self._facts_of(tensors)
+            details = wire.from_json(Details, tensors, wire.DETAILS)
+            check_tensors(tensors, facts)
+            check_details(details, facts)
+            label_map = label_map_of(tensors, facts, (rgb.shape[0], rgb.shape[1]))
+        if bool(details.problem) != bool(self._problem):
+            self._say(f"{self.address}: {escaped(details.problem)[:_MOST_TOLD] or 'the bank of now is used.'}")
+        self._problem = details.problem
         if over_time is not None and details.steady is not None:
             over_time.take(details.steady)
-        with decoded(wire.bytes_of(tensors, wire.LABEL_PNG), "The answer's label map") as labels:
-            label_map = np.array(labels, np.uint8)
         clock.lap("network")
         return Prediction(
-            tuple(name.decode() for name in tensors[wire.NAMES].tolist()),
+            facts.classes,
             tensors[wire.SCORES],
             tensors[wire.LEVELS],
             label_map,
@@ -189,7 +198,7 @@ class RemoteModel:
             _laps(clock.laps_ms, details.latency_ms),
             tensors[wire.RAW_SCORES],
             None if over_time is None else tensors[wire.PRESENT],
-            zones=self._zones or self.facts.zones,
+            zones=self._zones or facts.zones,
             contested=tensors[wire.CONTESTED],
         )
 
@@ -204,20 +213,26 @@ class RemoteModel:
         text = wire.text_of(tensors, wire.FACTS)
         if text == self._facts_text:  # as in nearly all answers; those of 255 classes take a millisecond to read
             return self.facts
-        try:
-            facts = wire.from_json(Facts, tensors, wire.FACTS)
-        except InputError as error:
-            raise ArtifactError(
-                f"The box {self.address} answers in a form that this fsvit-edge does not know ({str(error)[:90]}); "
-                "install the same version on both."
-            ) from error
+        facts = wire.from_json(Facts, tensors, wire.FACTS)
         if facts.wire != wire.WIRE_VERSION:
             raise ArtifactError(
-                f"The box {self.address} has fsvit-edge {facts.fsvit_edge}, whose answers have version {facts.wire}, "
-                f"not {wire.WIRE_VERSION}; install the same version on both."
+                f"The box {self.address} has fsvit-edge {escaped(facts.fsvit_edge)[:_SHOWN]}, whose answers have "
+                f"version {facts.wire!r:.20}, not {wire.WIRE_VERSION}; install the same version on both."
             )
+        check_facts(facts)
         self._facts_text = text
         return facts
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Turn what is wrong with an answer into our error about the box."""
+        try:
+            yield
+        except InputError as error:
+            raise ArtifactError(
+                f"The box {self.address} answers in a form that this fsvit-edge does not know "
+                f"({escaped(str(error).rstrip('.'))[:_SHOWN]}); install the same version on both."
+            ) from error
 
     def _ask(
         self, pictures: Mapping[str, Image], options: Options, wanted: tuple[str, ...], within_s: float
@@ -239,16 +254,27 @@ class RemoteModel:
             text = str(error.message())
             told = _TOLD.search(text)
             if told is None:
-                reason = " ".join(text.split()).rstrip(".")[:_SHOWN]
+                reason = escaped(" ".join(text.split())).rstrip(".")[:_SHOWN]
                 raise _AwayError(reason or "no reason is given") from error
-            raise _KINDS[told[1]](told[2]) from error
-        return {name: answer.as_numpy(name) for name in wanted}
+            raise _KINDS[told[1]](escaped(told[2])[:_MOST_TOLD]) from error
+        with self._understood():
+            return {name: _tensor_of(answer, name) for name in wanted}
 
     def _tell(self, trouble: str) -> None:
         """Say that the box is away, or is back; once, whatever the reasons of later tries are."""
         if bool(trouble) != bool(self._trouble):
             self._say(trouble or f"The box {self.address} answers again.")
         self._trouble = trouble
+
+
+def _tensor_of(answer: Any, name: str) -> npt.NDArray[Any]:
+    try:
+        tensor: npt.NDArray[Any] | None = answer.as_numpy(name)
+    except (ValueError, TypeError, struct.error) as error:  # its bytes are not of its shape, or end within a text
+        raise InputError(f"the tensor {name!r} cannot be read: {error}") from error
+    if tensor is None:
+        raise InputError(f"the tensor {name!r} is missing")
+    return tensor
 
 
 class _AwayError(Exception):

@@ -14,6 +14,7 @@ from typing import Any
 from fsvit_edge.runtime.engines.base import TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
+from fsvit_edge.runtime.onnx_file import Declared, declared_tensors, keeps_data_elsewhere
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 from fsvit_edge.runtime.storage import read_file
 
@@ -148,7 +149,32 @@ def read_graph(bundle: Path, info: GraphInfo, remedy: str = EXPORT_AGAIN) -> byt
     if digest != info.sha256:
         sums = f"sha256 {digest[:12]}..., expected {info.sha256[:12]}..."
         raise ArtifactError(f"{file} was altered or damaged: {sums}; {remedy}.")
+    refuse_data_elsewhere(file, data, remedy)
+    for stated, declared in zip((info.inputs, info.outputs), declared_tensors(data), strict=True):
+        if len(stated) != len(declared) or not all(map(_agree, stated, declared)):
+            raise ArtifactError(f"The inputs or outputs of {file} differ from {MANIFEST_NAME}; {remedy}.")
     return data
+
+
+def refuse_data_elsewhere(file: Path, data: bytes, remedy: str) -> None:
+    """Raise an ArtifactError, with the remedy, if an ONNX file is damaged or keeps values in another file."""
+    try:
+        is_elsewhere = keeps_data_elsewhere(data)
+    except ValueError as error:
+        raise ArtifactError(f"{file} is damaged or not an ONNX graph: {error}; {remedy}.") from error
+    if is_elsewhere:
+        raise ArtifactError(f"{file} keeps values in another file, which its sha256 does not cover; {remedy}.")
+
+
+def _agree(stated: TensorSpec, declared: Declared) -> bool:
+    """Whether a description can be that of a tensor as its file declares it, where a size may be left open."""
+    name, dtype, shape = declared
+    return (
+        stated.name == name
+        and dtype in (None, stated.dtype)
+        and len(shape) == len(stated.shape)
+        and all(size in (None, own) for size, own in zip(shape, stated.shape, strict=True))
+    )
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,16 @@
 """`fsvit-edge run` with several sources."""
 
 import json
+import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import Cli, count_frames, is_one_error, json_lines
+from command_line import COMMAND, Cli, count_frames, is_one_error, json_lines
 from sample_files import colors, write_video
+
+from fsvit_edge.runtime import given_text
 
 
 @pytest.fixture
@@ -103,3 +108,21 @@ def test_no_more_is_read_of_a_secret_than_it_can_have(folder: Path, cli: Cli, op
     (folder / "long.txt").write_bytes(bytes(10_001))
     result = cli(f"run photo.jpg {option} @long.txt")
     is_one_error(result, 2, "The file long.txt cannot be read: it is longer than 10,000 bytes.")
+
+
+@pytest.mark.parametrize("option", ["--sink", "--token", "--webhook", "--bank", "--trust", "--cameras"])
+def test_a_pipe_that_nobody_writes_into_is_one_sentence(
+    folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(given_text, "_LIMIT_S", 0.1)
+    os.mkfifo(folder / "pipe")
+    given = "pipe" if option == "--cameras" else "@pipe"
+    result = cli(f"run photo.jpg {option} {given}")
+    is_one_error(result, 2, "pipe cannot be read: nothing came through this pipe for 0 s.")
+
+
+def test_what_is_secret_can_come_through_a_pipe(folder: Path) -> None:
+    command = f"{shlex.join(COMMAND)} run photo.jpg --sink @<(sleep 0.2; echo out.jsonl)"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("Wrote out.jsonl\n")

@@ -148,7 +148,19 @@ def test_an_impossible_change_is_refused_and_changes_nothing(act: Callable[[Supp
             "a\ud800b",
             "x" * 81,
         ),
-        *("x" * 81, "a\u200bb", "a\u2028b", "a\u2067b", "a\x85b", "\u200d", "\u3000", "\xa0x", "\ufe0f"),
+        *(
+            "x" * 81,
+            "a\u200bb",
+            "a\u2028b",
+            "a\uffffb",
+            "a\ufffeb",
+            "a\u2067b",
+            "a\x85b",
+            "\u200d",
+            "\u3000",
+            "\xa0x",
+            "\ufe0f",
+        ),
     ],
     ids=repr,
 )
@@ -864,3 +876,17 @@ def test_an_emptied_bank_has_the_same_encoder_and_head_and_no_class() -> None:
     assert (empty.identity, empty.head, empty.classes) == (IDENTITY, HEAD, ())
     assert empty.levels.shape == (0,)
     assert same(bank, filled())
+
+
+def test_what_a_bank_says_of_itself_cannot_drive_the_terminal(path: Path) -> None:
+    evil = "\x1b[2J\nError: all is well"
+    filled(replace(IDENTITY, name=evil, precision=evil)).save(path)
+    assert "\x1b" not in f"{SupportBank.load(path).identity}"
+    with pytest.raises(ArtifactError, match=r"enroll its classes again") as refused:
+        SupportBank.load(path, replace(IDENTITY, encoder_sha256="0" * 64))
+    header = json.dumps({evil: {"dtype": "U8", "shape": [1], "data_offsets": [5, 6]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    with pytest.raises(ArtifactError, match="is damaged or not a safetensors file") as damaged:
+        SupportBank.load(path)
+    for error in (refused, damaged):
+        assert not {"\x1b", "\n"} & set(str(error.value))

@@ -1,9 +1,11 @@
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
@@ -13,9 +15,10 @@ from label_records import ABOUT, NAMES, SIZE_HW, Mask, blobs, iou, picture, samp
 from PIL import Image
 
 from fsvit_edge.fewshot.index_mask import index_color
+from fsvit_edge.fewshot.names import check_name
 from fsvit_edge.fewshot.overlay import PALETTE
 from fsvit_edge.label.formats import ABOUT_NAME, FORMATS, check_path, write_format
-from fsvit_edge.label.formats.yolo import outline_of
+from fsvit_edge.label.formats.yolo import outline_of, yaml_text
 from fsvit_edge.label.records import LabeledPicture, Part, pixels_of
 from fsvit_edge.runtime.errors import InputError
 
@@ -316,6 +319,22 @@ def test_a_path_that_leads_out_of_the_folder_is_refused_by_every_format_beforeha
             check_path(name, "left/../../a.jpg")
     with pytest.raises(InputError, match="XML cannot hold"):
         check_path("cvat", "bell\a.jpg")
+
+
+def test_every_character_that_a_class_may_have_fits_every_format() -> None:
+    """A name is refused when it is enrolled, never when pictures are labeled."""
+    fit = []
+    for number in range(0x11000):
+        with contextlib.suppress(InputError):
+            check_name(f"a{chr(number)}b")
+            fit.append(f"a{chr(number)}b")
+    assert len(fit) > 60_000
+    some = fit[::13]  # PyYAML takes 8 s for all
+    assert yaml.safe_load("[" + ",".join(map(yaml_text, some)) + "]") == some
+    xml = "<n>" + "".join(f"<i>{escape(name)}</i>" for name in fit) + "</n>"
+    assert [one.text for one in ElementTree.fromstring(xml)] == fit
+    for refused in ("a\u2028b", "a\uffffb"):
+        assert refused not in fit
 
 
 def test_a_list_keeps_bytes_that_are_no_text(tmp_path: Path) -> None:

@@ -161,6 +161,24 @@ def test_a_newer_bank_answers_and_an_old_one_is_fetched_once(fleet: Fleet) -> No
     assert len(fetched) == 2  # one for each bank: no other answer than 304 in between
 
 
+def test_a_bank_is_taken_over_where_each_step_of_its_trial_waits_for_longer_than_people_would(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsvit_edge.live.shared_model._TIMEOUT_S", 0.02)
+    fleet.publish(fleet.bank("cat"))
+    follower = fleet.follower()
+    with follower.open_model(fleet.load) as model:
+        live = LiveModel(model)
+        with follower.following(live):
+            fleet.publish(fleet.bank("dog", verdict="yes"))
+            due_s = time.monotonic() + 30
+            while live.classes != ("dog",) and time.monotonic() < due_s:
+                time.sleep(0.1)
+                live.run_requests()
+        live.close()
+    assert (live.classes, follower.status.last_refusal) == (("dog",), "")
+
+
 def test_a_frame_is_answered_by_one_bank_or_the_other(fleet: Fleet) -> None:
     fleet.publish(fleet.bank("cat"))
     follower = fleet.follower()

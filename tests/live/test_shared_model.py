@@ -304,8 +304,8 @@ def test_requests_without_a_pause_get_a_twelfth_of_the_time_while_frames_come(
 def test_a_request_that_comes_while_the_run_ends_is_answered_at_once(
     live: LiveModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = live._waiting.put_nowait
-    monkeypatch.setattr(live._waiting, "put_nowait", lambda item: (live.close(), put(item)))
+    put = live._waiting.put
+    monkeypatch.setattr(live._waiting, "put", lambda item, timeout: (live.close(), put(item, timeout=timeout)))
     started_s = time.monotonic()
     with pytest.raises(FsvitEdgeError, match="The run has ended"):
         live.read(lambda _: None)
@@ -317,3 +317,39 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.001)
+
+
+def test_after_a_long_request_the_next_comes_before_who_asks_gives_up(
+    live: LiveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = started_s = time.monotonic()
+    monkeypatch.setattr(shared_model, "time", SimpleNamespace(monotonic=lambda: now_s))
+    ran_s: list[float] = []
+
+    def long(_: FewShotModel) -> None:
+        nonlocal now_s
+        now_s += 3.5
+        ran_s.append(now_s)
+
+    for _ in range(2):
+        live._waiting.put((long, Future(), False))
+    while len(ran_s) < 2 and now_s < started_s + 100:
+        live._frame_s = now_s
+        live.run_requests()
+        now_s += 0.1  # a frame
+    assert shared_model._IDLE_S < ran_s[1] - 3.5 - ran_s[0] < shared_model._TIMEOUT_S
+
+
+def test_a_thread_that_no_person_waits_for_waits_for_room_and_for_its_turn(
+    live: LiveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_model, "_TIMEOUT_S", 0.05)
+    for _ in range(shared_model._MAX_WAITING):
+        live._waiting.put((lambda _: None, Future(), False))
+    with ThreadPoolExecutor(1) as threads:
+        patient = threads.submit(live.read, lambda _: "answer", 30.0)
+        time.sleep(0.2)
+        with pytest.raises(FsvitEdgeError, match="Too many requests are waiting"):
+            live.read(lambda _: None)
+        with serving(live):
+            assert patient.result(10) == "answer"

@@ -130,6 +130,11 @@ def test_without_a_picture_only_the_facts_are_told(model: Any, bank: SupportBank
     [
         ({"bank": "three"}, "InputError: There is no bank 'three' on the box; it has: cut, foreign, two."),
         ({"bank": "../banks/two"}, "InputError: There is no bank '../banks/two' on the box"),
+        (
+            {"bank": "./two"},
+            "InputError: There is no bank './two' on the box",
+        ),  # or each way to write it is read and kept
+        ({"bank": "\0"}, "InputError: There is no bank '\\x00' on the box"),
         ({"bank": ""}, "InputError: There is no bank '' on the box"),
         ({"bank": b"\xff"}, "InputError: The tensor 'bank' is not UTF-8 text."),
         ({}, "InputError: The tensor 'bank' is missing"),
@@ -142,9 +147,15 @@ def test_without_a_picture_only_the_facts_are_told(model: Any, bank: SupportBank
         ({"bank": "two", "options": "[]"}, "InputError: The tensor 'options' must hold a JSON object"),
         ({"bank": "two", "options": '{"levels": 1}'}, "unknown field 'levels'"),
         ({"bank": "two", "options": '{"level": "high"}'}, "level is 'high'"),
+        ({"bank": "two", "options": f'{{"level": 1{"0" * 400}}}'}, "int too large to convert to float"),
         ({"bank": "two", "frame": colors(1), "options": '{"level": 7}'}, "InputError: "),
         ({"bank": "two", "frame": colors(1), "options": '{"first_look": 0}'}, "InputError: The first look must"),
         ({"bank": "two", "frame": colors(1), "options": '{"size_hw": [9999, 9999]}'}, "InputError: size_hw must be"),
+        ({"bank": "two", "frame": colors(1), "options": '{"size_hw": [1, 40000000]}'}, "at most 32,767 pixels a side"),
+        (
+            {"bank": "two", "frame": np.zeros((40_000, 1, 3), np.uint8)},
+            "InputError: The size of the frame must be above 0",
+        ),
         ({"bank": "two", "options": '{"classes": ["dog"]}'}, "has no class 'dog'; it has: cat, Größe 猫."),
         ({"bank": "two", "options": '{"min_score": 2}'}, "InputError: --min-score must be between 0 and 1"),
     ],
@@ -205,6 +216,11 @@ def test_a_bank_that_breaks_leaves_the_one_before_in_its_place_and_says_so(
     assert sum("The former bank goes on" in line for line in backend.logged) == 1  # told once
     file.write_bytes(whole)
     assert json.loads(ask(model, frame=frame, bank="two")["details"][0])["problem"] == ""
+
+
+def test_a_pipe_among_the_banks_holds_up_nothing(model: Any, banks: Path) -> None:
+    os.mkfifo(banks / "pipe.safetensors")
+    assert "pipe.safetensors cannot be read: it is not a regular file" in refusal(model, bank="pipe")
 
 
 def test_only_so_many_choices_are_kept(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

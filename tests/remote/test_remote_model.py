@@ -1,6 +1,7 @@
 """A device that asks a box: answers as here, and what happens while the box is away or has changed."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from sample_files import colors
 
 from fsvit_edge import FewShotModel
 from fsvit_edge.fewshot.first_look import FirstLook
+from fsvit_edge.fewshot.index_mask import index_png
 from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.remote import wire
@@ -151,6 +153,119 @@ def test_a_box_of_another_version_is_refused(
     monkeypatch.setattr(box.model._box, "answer", changed)
     with pytest.raises(ArtifactError, match="install the same version on both"):
         RemoteModel(ADDRESS, "two")
+
+
+PIXELS = FRAMES[0].shape[:2]
+
+
+def texts(*said: str) -> np.ndarray:
+    return wire.text_tensor(*(one.encode() for one in said))
+
+
+def label_png(size_hw: tuple[int, int] = PIXELS, value: int = 0) -> np.ndarray:
+    return wire.text_tensor(index_png(np.full(size_hw, value, np.uint8)))
+
+
+def floats(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({wire.SCORES: None}, "the tensor 'scores' is missing"),
+        ({wire.FACTS: None}, "the tensor 'facts' is missing"),
+        ({wire.SCORES: floats(0.5)}, r"the tensor 'scores' is float32 \(1,\), not float32 \(2,\)"),
+        ({wire.SCORES: floats(0.5, 0.5).astype(np.float64)}, "the tensor 'scores' is float64"),
+        ({wire.SCORES: floats(0.5, math.nan)}, "the tensor 'scores' has values outside 0 to 1"),
+        ({wire.RAW_SCORES: floats(0.5, 7)}, "the tensor 'raw_scores' has values outside 0 to 1"),
+        ({wire.LEVELS: floats(0.5, -1)}, "the tensor 'levels' has values outside 0 to 1"),
+        ({wire.PRESENT: floats(1, 1)}, "the tensor 'present' is float32"),
+        ({wire.CONTESTED: np.zeros((2, 2), np.bool_)}, "the tensor 'contested' is bool"),
+        ({wire.NAMES: texts("cat", "dog")}, "the names are not those of the facts"),
+        ({wire.NAMES: wire.text_tensor(b"cat", b"\xff")}, "the names are not those of the facts"),
+        ({wire.LABEL_PNG: label_png((5, 5))}, "the label map is P of 5x5, and the frame has 163x121"),
+        ({wire.LABEL_PNG: label_png(value=3)}, "the label map has 3, and there are 2 classes"),
+        ({wire.LABEL_PNG: texts("no picture")}, "the label map is damaged or not a PNG"),
+        ({wire.DETAILS: texts("[]")}, "must hold a JSON object"),
+        ({wire.DETAILS: texts('{"latency_ms": {"head": NaN}}')}, "latency_ms is"),
+        ({wire.DETAILS: texts('{"steady": {"now_s": 1, "classes": {"dog": [true, null]}}}')}, "steady is"),
+    ],
+)
+def test_an_answer_that_cannot_be_one_is_refused_in_one_sentence(
+    box: type[Loopback], monkeypatch: pytest.MonkeyPatch, changed: dict[str, np.ndarray | None], problem: str
+) -> None:
+    remote = RemoteModel(ADDRESS, "two")
+    answer = box.model._box.answer
+
+    def other(*arguments: object) -> dict[str, np.ndarray]:
+        return {name: array for name, array in (answer(*arguments) | changed).items() if array is not None}
+
+    monkeypatch.setattr(box.model._box, "answer", other)
+    with pytest.raises(ArtifactError, match=rf"answers in a form that this fsvit-edge does not know \(.*{problem}"):
+        remote.predict(FRAMES[0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": 10**400}, "image_size is 1000"),  # resizing to it would take all of the memory
+        ({"levels": [0.5]}, "2 classes with 1 levels"),
+        ({"levels": [0.5, math.nan]}, "The level of a class must be between 0 and 1"),
+        ({"classes": ["cat", "cat"]}, "2 classes with 2 levels"),
+        ({"classes": [], "levels": []}, "0 classes with 0 levels"),
+        ({"classes": ["cat", "\x1b[2J"]}, "A class name must be 1 to 80 printable characters"),
+        ({"model": "\x1b[2J"}, "a text has control characters"),
+        ({"scene_frames": -1}, "scene_frames is -1"),
+    ],
+)
+def test_facts_that_no_bank_has_are_refused_at_the_start(
+    box: type[Loopback], monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], problem: str
+) -> None:
+    answer = box.model._box.answer
+
+    def other(*arguments: object) -> dict[str, np.ndarray]:
+        return {"facts": texts(json.dumps(json.loads(answer(*arguments)["facts"][0]) | changed))}
+
+    monkeypatch.setattr(box.model._box, "answer", other)
+    with pytest.raises(ArtifactError, match=problem) as error:
+        RemoteModel(ADDRESS, "two")
+    assert "\x1b" not in str(error.value)
+
+
+def test_bytes_that_are_no_tensor_are_refused(box: type[Loopback], monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(*_: object) -> np.ndarray:
+        return deserialize_bytes_tensor(b"\xff\xff\xff\xff")
+
+    deserialize_bytes_tensor = pytest.importorskip("tritonclient.utils").deserialize_bytes_tensor
+    assert not box.asked
+    monkeypatch.setattr("backend_stub.Answer.as_numpy", torn)
+    with pytest.raises(ArtifactError, match="the tensor 'facts' cannot be read"):
+        RemoteModel(ADDRESS, "two")
+
+
+def test_what_a_box_says_cannot_drive_the_terminal_nor_fill_the_log(
+    box: type[Loopback], away: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    remote = RemoteModel(ADDRESS, "two", said.append)
+    away("\x1b[31m" + "gone " * 1000)
+    assert remote.predict(FRAMES[0]) is None
+    away("InputError: \x1b[2J" + "no " * 10000)
+    with pytest.raises(InputError) as error:
+        remote.predict(FRAMES[0])
+    away("")
+    answer, count = box.model._box.answer, iter(range(9))
+
+    def other(*arguments: object) -> dict[str, np.ndarray]:
+        return answer(*arguments) | {"details": texts(json.dumps({"problem": f"\x1b[2J{next(count)}" + "x" * 10000}))}
+
+    monkeypatch.setattr(box.model._box, "answer", other)
+    for _ in range(5):
+        assert remote.predict(FRAMES[0]) is not None
+    assert len(said) == 3  # away, back, and a problem, whose words change with each frame
+    assert all("\x1b" not in line and len(line) < 1100 for line in (*said, str(error.value)))
 
 
 @pytest.mark.parametrize(

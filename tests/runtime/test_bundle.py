@@ -8,6 +8,8 @@ from typing import Any
 
 import onnxruntime
 import pytest
+from onnx_bytes import field as proto
+from onnx_bytes import onnx_model
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import (
@@ -26,10 +28,12 @@ from fsvit_edge.runtime.bundle import (
 from fsvit_edge.runtime.engines import open_graphs
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.onnx_file import keeps_data_elsewhere
 
 Spoil = Callable[[Path], object]
 FILES = [f"{name}.onnx" for name in (*GRAPH_NAMES, OBJECTNESS)]
 SHIPPED: dict[str, Any] = json.loads((DEFAULT_BUNDLE / MANIFEST_NAME).read_text())
+GRAPHS = {name: onnx_model(described) for name, described in {**SHIPPED["graphs"], **SHIPPED["cpu_graphs"]}.items()}
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -46,12 +50,12 @@ def bundle(tmp_path: Path) -> Path:
     path.mkdir()
     (path / MANIFEST_NAME).write_text(json.dumps(SHIPPED))
     for name in (*GRAPH_NAMES, *CPU_GRAPH_NAMES):
-        (path / f"{name}.onnx").write_bytes(name.encode())
+        (path / f"{name}.onnx").write_bytes(GRAPHS[name])
 
     def set_sums(values: dict[str, Any]) -> None:
         for kind, names in (("graphs", GRAPH_NAMES), ("cpu_graphs", CPU_GRAPH_NAMES)):
             for name in names:
-                values[kind][name]["sha256"] = hashlib.sha256(name.encode()).hexdigest()
+                values[kind][name]["sha256"] = hashlib.sha256(GRAPHS[name]).hexdigest()
 
     edit(path, set_sums)
     return path
@@ -60,8 +64,8 @@ def bundle(tmp_path: Path) -> Path:
 def test_an_intact_bundle_is_read(bundle: Path) -> None:
     loaded = Bundle.load(bundle)
     assert loaded.path == bundle
-    assert loaded.graphs == {name: name.encode() for name in GRAPH_NAMES}
-    assert loaded.cpu_graphs == {name: name.encode() for name in CPU_GRAPH_NAMES}
+    assert loaded.graphs == {name: GRAPHS[name] for name in GRAPH_NAMES}
+    assert loaded.cpu_graphs == {name: GRAPHS[name] for name in CPU_GRAPH_NAMES}
     assert loaded.manifest.name == SHIPPED["name"]
 
 
@@ -236,14 +240,26 @@ def test_a_damaged_bundle_is_refused_in_one_sentence(bundle: Path, spoil: Spoil,
 
 def tell_objectness(path: Path) -> None:
     """Add a graph of a few bytes that tells objectness, as `export --objectness` does."""
-    (path / "objectness.onnx").write_bytes(b"objectness")
-    info = {
-        "file": "objectness.onnx",
-        "sha256": hashlib.sha256(b"objectness").hexdigest(),
+    tensors = {
         "inputs": SHIPPED["graphs"]["encoder"]["inputs"],
         "outputs": [{"name": OBJECTNESS, "shape": ["batch", 64, 64], "dtype": "float32"}],
     }
+    (path / "objectness.onnx").write_bytes(onnx_model(tensors))
+    digest = hashlib.sha256(onnx_model(tensors)).hexdigest()
+    info = {"file": "objectness.onnx", "sha256": digest, **tensors}
     edit(path, lambda values: values["graphs"].update({OBJECTNESS: info}))
+
+
+def rewrite(bundle: Path, name: str, *others: bytes) -> None:
+    """Write a graph as `bundle.json` describes it, with what else is given, and its sum."""
+
+    def write(values: dict[str, Any]) -> None:
+        info = next(graphs[name] for graphs in (values["graphs"], values["cpu_graphs"]) if name in graphs)
+        data = onnx_model(info, *others)
+        (bundle / info["file"]).write_bytes(data)
+        info["sha256"] = hashlib.sha256(data).hexdigest()
+
+    edit(bundle, write)
 
 
 def test_a_bundle_may_have_a_graph_for_objectness(bundle: Path) -> None:
@@ -252,6 +268,7 @@ def test_a_bundle_may_have_a_graph_for_objectness(bundle: Path) -> None:
         values["graphs"]["encoder"]["outputs"] = [one for one in outputs if one["name"] != OBJECTNESS]
 
     edit(bundle, forget_what_the_encoder_tells)
+    rewrite(bundle, "encoder")
     assert not read_manifest(bundle).has_objectness
     tell_objectness(bundle)
     loaded = Bundle.load(bundle)
@@ -314,11 +331,76 @@ def test_a_manifest_that_does_not_match_its_graphs_is_refused(
 
 def test_a_graph_that_no_engine_can_load_is_named(tmp_path: Path) -> None:
     shutil.copytree(DEFAULT_BUNDLE, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "outline.onnx").write_bytes(b"\xff" * 9)
-    digest = hashlib.sha256(b"\xff" * 9).hexdigest()
-    edit(tmp_path, lambda values: values["cpu_graphs"]["outline"].update(sha256=digest))
+    rewrite(tmp_path, "outline", proto(1, proto(4, "NoSuchOperator")))
     with pytest.raises(ArtifactError, match=r"outline\.onnx is damaged: The graph cannot be loaded by ONNX Runtime: "):
         FewShotModel.load(tmp_path, threads=1)
+    digest = hashlib.sha256(b"\xff" * 9).hexdigest()
+    (tmp_path / "outline.onnx").write_bytes(b"\xff" * 9)
+    edit(tmp_path, lambda values: values["cpu_graphs"]["outline"].update(sha256=digest))
+    with pytest.raises(ArtifactError, match=r"outline\.onnx is damaged or not an ONNX graph: it is truncated"):
+        Bundle.load(tmp_path)
+
+
+ELSEWHERE = proto(8, "weight") + proto(14, 1) + proto(13, proto(1, "location") + proto(2, "notes.txt"))
+CONSTANT = proto(5, proto(1, "value") + proto(5, ELSEWHERE))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        proto(5, ELSEWHERE),  # a weight
+        proto(5, proto(13, proto(1, "location"))),  # whatever it says of the place
+        proto(1, proto(4, "Constant") + CONSTANT),
+        proto(1, proto(4, "If") + proto(5, proto(6, proto(1, CONSTANT)))),  # in a graph within the graph
+        proto(15, proto(1, ELSEWHERE)),  # a sparse tensor
+    ],
+)
+def test_a_graph_whose_values_are_in_another_file_is_refused(bundle: Path, part: bytes) -> None:
+    """Engines would take them from the working folder, and no sum covers them."""
+    Bundle.load(bundle)  # the control
+    rewrite(bundle, "head", part)
+    with pytest.raises(
+        ArtifactError, match=r"head\.onnx keeps values in another file, which its sha256 does not cover"
+    ):
+        Bundle.load(bundle)
+
+
+def test_a_graph_of_which_a_part_stands_twice_is_read_as_a_whole() -> None:
+    """As engines do, which merge the parts."""
+    data = onnx_model(SHIPPED["graphs"]["head"]) + proto(7, proto(5, ELSEWHERE))
+    assert keeps_data_elsewhere(data)
+    assert not keeps_data_elsewhere(data[: -len(proto(7, proto(5, ELSEWHERE)))])
+    assert keeps_data_elsewhere(proto(7, proto(5, ELSEWHERE)) + onnx_model(SHIPPED["graphs"]["head"]))
+
+
+def test_a_graph_that_is_nested_without_end_is_refused_in_a_sentence(bundle: Path) -> None:
+    part = b""
+    for _ in range(3000):
+        part = proto(1, proto(5, proto(6, part)))
+    rewrite(bundle, "head", part)
+    with pytest.raises(ArtifactError, match=r"head\.onnx is damaged or not an ONNX graph"):
+        Bundle.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_refused"),
+    [
+        ({"shape": ["batch", 9, 9, 3]}, True),
+        ({"dtype": "float32"}, True),
+        ({"shape": [1, 256, 256]}, True),
+        ({"shape": ["n", 256, 256, 3]}, False),  # its own name for a size that is left open
+    ],
+)
+def test_a_graph_that_is_not_as_described_is_refused_before_an_engine_opens_it(
+    bundle: Path, change: dict[str, Any], is_refused: bool
+) -> None:
+    """Also where none would, because another encoder takes its place."""
+    edit(bundle, lambda values: values["graphs"]["encoder"]["inputs"][0].update(change))
+    if is_refused:
+        with pytest.raises(ArtifactError, match=r"encoder\.onnx differ from bundle\.json|must have an input 'image'"):
+            Bundle.load(bundle)
+    else:
+        Bundle.load(bundle)
 
 
 def test_a_manifest_that_was_changed_without_its_sum_is_refused(bundle: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest
+from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest, refuse_data_elsewhere
 from fsvit_edge.runtime.disk_steps import TEMPORARY_PREFIX
 from fsvit_edge.runtime.engines.base import BACKENDS, TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
@@ -222,6 +222,13 @@ def load_engine(path: Path, record: EngineRecord) -> bytes:
         raise ArtifactError(
             f"{path} was altered or damaged: sha256 {digest:.12}..., expected {record.sha256:.12}...; {remedy}."
         )
+    return data
+
+
+def load_onnx_engine(path: Path, record: EngineRecord) -> bytes:
+    """Read an engine that is an ONNX graph, in the same way; one that keeps values in another file is refused."""
+    data = load_engine(path, record)
+    refuse_data_elsewhere(path, data, "rebuild it with: fsvit-edge build-engine --force")
     return data
 
 

@@ -111,14 +111,14 @@ def measure(bundle: Bundle, threads: int | None = None) -> Trial:
     assert conditions is not None, "OpenVINO is installed"
     refused: dict[str, str] = {}
     with ExitStack() as stack:
-        fp32 = {
-            name: stack.enter_context(OnnxRuntimeEngine(bundle.graphs[name], "cpu", threads))
-            for name in ("encoder", "enroll", "head")
-        }
-        encoders: dict[str, Engine] = {"": fp32["encoder"]}
         info = bundle.manifest.graphs["encoder"]
         int8 = bundle.manifest.int8_encoder
         try:
+            fp32 = {
+                name: stack.enter_context(OnnxRuntimeEngine(bundle.graphs[name], "cpu", threads))
+                for name in ("encoder", "enroll", "head")
+            }
+            encoders: dict[str, Engine] = {"": fp32["encoder"]}
             if int8 is not None and has_vnni_here():
                 encoders["int8"] = stack.enter_context(
                     OnnxRuntimeEngine(read_int8_encoder(bundle.path, int8), "cpu", threads)
@@ -127,7 +127,7 @@ def measure(bundle: Bundle, threads: int | None = None) -> Trial:
                 engine = OpenVinoEngine(bundle.graphs["encoder"], info, precision, threads)
                 encoders[precision] = stack.enter_context(engine)
             times_ms, encoded = _take_turns(encoders, bundle.manifest.image_size)
-        except FsvitEdgeError as error:  # a broken installation must not stop who did not ask for it
+        except FsvitEdgeError as error:  # a broken installation or graph must not stop who did not ask for it
             return Trial(FORMAT_VERSION, *conditions, 1.0, {}, {"fp32": str(error), "bf16": str(error)}, None)
         wanted = _answers(fp32, encoded[""], bundle.manifest.image_size)
         for precision in encoders.keys() - {"", "int8"}:

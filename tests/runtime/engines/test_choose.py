@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from choosing import NO_DRIVER, SPOILT, alter, chosen, pretend, refusal
 from engine_records import MACHINE, VERSIONS, edit, write_set
+from onnx_bytes import field
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
@@ -198,6 +199,18 @@ def test_a_damaged_or_unfit_graph_is_never_parsed_and_always_reported(
     parsed.clear()
     assert reason.format(graph=graph, bundle=bundle.path) in refusal(ArtifactError, bundle, "auto", "int8")
     assert parsed == []
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_an_engine_whose_values_are_in_another_file_is_refused(bundle: Bundle) -> None:
+    path = write_set(bundle.path)["encoder"]
+    assert chosen(bundle).precision == "int8"  # the control
+    data = path.read_bytes() + field(7, field(5, field(13, field(1, "location"))))
+    path.write_bytes(data)
+    edit(sidecar_of(path), sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+    choice = chosen(bundle)
+    assert choice.precision == "fp32"
+    assert "keeps values in another file, which its sha256 does not cover; rebuild it" in choice.notes[0]
 
 
 @pytest.mark.usefixtures("on_cpu")
