@@ -21,7 +21,7 @@ check: lint
 test-all: .venv/test
 	$(MAKE) lint
 	$(BIN)/pytest $(PARALLEL) -m "not faults and not soak"
-	$(BIN)/pytest -m soak -s -p no:cacheprovider
+	$(BIN)/pytest tests/faults -m soak -s -p no:cacheprovider
 	$(MAKE) faults
 
 lint:
@@ -30,10 +30,10 @@ lint:
 	$(BIN)/mypy
 
 faults:
-	$(BIN)/pytest -m "faults and not soak"
+	$(BIN)/pytest tests/faults -m "faults and not soak"
 
 soak: .venv/test
-	SOAK_MINUTES=60 $(BIN)/pytest -m soak -s
+	SOAK_MINUTES=60 $(BIN)/pytest tests/faults -m soak -s
 
 # Also makes the tables of README.md and docs/measured/speed.md; on a machine that nothing else uses.
 figures: .venv/test

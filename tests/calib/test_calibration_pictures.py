@@ -262,10 +262,10 @@ class FakeCamera(FileSource):
     def count(self) -> None:
         self.closed += 1
 
-    def images(self) -> Iterator[tuple[str, np.ndarray]]:
+    def images(self) -> Iterator[tuple[str, np.ndarray, tuple[int, int] | None]]:
         while self.frames / 30 < self.lasts_s:
             self.frames += 1
-            yield "0", np.full((2, 2, 3), self.frames // 30, np.uint8)
+            yield "0", np.full((2, 2, 3), self.frames // 30, np.uint8), None
         raise SourceError("0 stopped delivering frames.")
 
 
