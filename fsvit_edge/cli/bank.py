@@ -26,7 +26,16 @@ bank_app = typer.Typer(
     rich_markup_mode=None,
 )
 
-BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.")]
+
+def _checked(bank: Path) -> Path:
+    """Refuse what is no bank's name before anything is read: a scene may be a camera."""
+    from fsvit_edge.fewshot.bank_file import check_bank_path
+
+    check_bank_path(bank)
+    return bank
+
+
+BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.", callback=_checked)]
 
 
 @bank_app.command("list")
