@@ -172,12 +172,17 @@ def test_a_bank_that_cannot_be_followed_is_refused_before_anything_is_opened(
 
 def test_two_changes_between_two_looks_are_both_told() -> None:
     before = BankStatus("origin", "a" * 64)
-    assert replace(before, sha256="b" * 64, trouble="Gone.").news(before) == [
+    assert replace(before, sha256="b" * 64, trouble="Gone.", trouble_since_s=5.0).news(before) == [
         "Bank origin: bbbbbbbbbbbb answers now.",
         "Bank origin: Gone.",
     ]
+    gone = replace(before, trouble="Gone.", trouble_since_s=5.0)
+    assert replace(gone, trouble="Away.").news(gone) == []
+    assert replace(gone, trouble="Away.", trouble_since_s=9.0).news(gone) == ["Bank origin: Away."]
     assert before.news(before) == []
     assert before.news(None) == []
-    assert replace(before, trouble="Gone.").news(None) == ["Bank origin: Gone."]
-    assert before.news(replace(before, trouble="Gone.")) == ["Bank origin: It is working again."]
-    assert before.news(replace(before, sha256="b" * 64, trouble="Gone.")) == ["Bank origin: aaaaaaaaaaaa answers now."]
+    assert replace(before, trouble="Gone.", trouble_since_s=5.0).news(None) == ["Bank origin: Gone."]
+    assert before.news(replace(before, trouble="Gone.", trouble_since_s=5.0)) == ["Bank origin: It is working again."]
+    assert before.news(replace(before, sha256="b" * 64, trouble="Gone.", trouble_since_s=5.0)) == [
+        "Bank origin: aaaaaaaaaaaa answers now."
+    ]
