@@ -21,7 +21,11 @@ def test_a_run_accepts_a_bank_that_the_trusted_key_signed_and_no_other(folder: P
     run = "run photo.jpg --bank bank.safetensors --sink -"
     trusted = cli(f"{run} --trust @fleet.pub")
     assert trusted.code == 0, trusted.err
-    assert json_lines(trusted.out)[0]["classes"] == json_lines(cli(run).out)[0]["classes"]
+    (bank,) = (one for one in json_lines(trusted.out) if one["event"] == "bank")
+    assert f"Bank bank.safetensors: {bank['sha256']:.12} answers.\n" in trusted.err
+    (frame,) = (one for one in json_lines(trusted.out) if one["event"] == "frame")
+    (unfollowed,) = json_lines(cli(run).out)
+    assert frame["classes"] == unfollowed["classes"]
     cli("bank key other.key")
     cli("bank sign bank.safetensors --key other.key")
     (folder / "copy.safetensors").write_bytes((folder / "bank.safetensors").read_bytes())

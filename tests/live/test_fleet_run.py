@@ -49,7 +49,7 @@ def test_a_run_takes_over_a_newer_bank_says_so_once_and_reports_it(
         server.files[SIGNATURE], server.files[BANK] = Path(f"{path}.sig").read_bytes(), path.read_bytes()
         return path.read_bytes()
 
-    publish("cat")
+    old = publish("cat")
     said: list[str] = []
     seen: list[tuple[str, ...]] = []
     new = b""
@@ -81,9 +81,16 @@ def test_a_run_takes_over_a_newer_bank_says_so_once_and_reports_it(
     told = [line for line in said if line.startswith("Bank ")]
     again = "the last good bank answers, and this is tried again every 0.05 s."
     assert told == [
+        f"{name}: {sha_of(old):.12} answers.",
         f"{name}: {sha_of(new):.12} answers now.",
         f"{name}: The server answers 500 Internal Server Error; {again}",
     ]
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    banks = [one for one in lines if one["event"] == "bank"]
+    assert [one["sha256"] for one in banks] == [sha_of(old), sha_of(new)]
+    for frame in (one for one in lines if one["event"] == "frame"):
+        is_new = frame["wall_time_s"] > banks[1]["wall_time_s"]
+        assert not is_new or [one["name"] for one in frame["classes"]] == ["dog", "cow"]
     reported: dict[str, Any] = json.loads(health.read_text())["bank"]
     assert reported["sha256"] == sha_of(new)
     assert (reported["origin"], reported["is_copy"]) == (name.removeprefix("Bank "), False)
