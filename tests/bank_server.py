@@ -138,14 +138,21 @@ def bank_of(model: FewShotModel, folder: Path, *names: str, verdict: Verdict | N
     for name in names:
         bank.add(name, [support])
     if verdict is not None:
-        jpeg = encode_frame(CAT, model.manifest.image_size)
-        bank.review = (ReviewItem(7, names[0], 0.9, 0.5, 1.0, jpeg, verdict),)
+        bank.review = (_judged(model, names[0], verdict),)
     return saved(bank, folder)
 
 
-def foreign_bank(model: FewShotModel, folder: Path) -> bytes:
+def foreign_bank(model: FewShotModel, folder: Path, verdict: Verdict | None = None) -> bytes:
     """The file of a bank that another encoder made."""
-    return saved(SupportBank(replace(model.bank.identity, encoder_sha256="0" * 64)), folder)
+    bank = SupportBank(replace(model.bank.identity, encoder_sha256="0" * 64))
+    if verdict is not None:
+        bank.add("cat", [model.cache_support("cat", CAT)])
+        bank.review = (_judged(model, "cat", verdict),)
+    return saved(bank, folder)
+
+
+def _judged(model: FewShotModel, name: str, verdict: Verdict) -> ReviewItem:
+    return ReviewItem(7, name, 0.9, 0.5, 1.0, encode_frame(CAT, model.manifest.image_size), verdict)
 
 
 def saved(bank: SupportBank, folder: Path) -> bytes:

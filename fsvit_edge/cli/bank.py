@@ -9,7 +9,7 @@ import typer
 
 from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, PrecisionOption
 from fsvit_edge.cli.outputs import write_preview
-from fsvit_edge.cli.terminal import editing_bank, open_model, print_table, say
+from fsvit_edge.cli.terminal import editing_bank, note_old_signature, open_model, print_table, say
 from fsvit_edge.fewshot.names import quoted
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
@@ -26,7 +26,16 @@ bank_app = typer.Typer(
     rich_markup_mode=None,
 )
 
-BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.")]
+
+def _checked(bank: Path) -> Path:
+    """Refuse what is no bank's name before anything is read: a scene may be a camera."""
+    from fsvit_edge.fewshot.bank_file import check_bank_path
+
+    check_bank_path(bank)
+    return bank
+
+
+BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.", callback=_checked)]
 
 
 @bank_app.command("list")
@@ -283,6 +292,7 @@ def judge(
     from fsvit_edge.fewshot.review_items import Verdict, with_verdict
 
     loaded = update_review(bank, lambda loaded: with_verdict(loaded.review, number, cast("Verdict", verdict)))
+    note_old_signature(bank)
     (name,) = (one.name for one in loaded.review if one.number == number)
     print(f"Frame {number}: {verdict}, {quoted(name)} is {'' if verdict == 'yes' else 'not '}there.")
 
@@ -325,29 +335,6 @@ def check(
             "learn from the frame with Review on the page of a run, add another picture or negative of the class with "
             "fsvit-edge enroll, or change its level with fsvit-edge bank level."
         )
-
-
-@bank_app.command()
-def key(
-    file: Annotated[Path, typer.Argument(help="File for the private key, which signs; keep it secret.")],
-) -> None:
-    """Make a key to sign banks with, and print its public key, for run --trust."""
-    from fsvit_edge.fewshot.bank_signature import make_key
-
-    print(make_key(file))
-    say(f"Wrote the private key to {file}; runs trust what it signs with --trust and the line above.")
-
-
-@bank_app.command()
-def sign(
-    bank: BankFile,
-    key: Annotated[Path, typer.Option(help="The private key, as bank key writes it.")],
-) -> None:
-    """Sign a bank for the runs that trust the key: write BANK.sig, and print the public key."""
-    from fsvit_edge.fewshot.bank_signature import SIGNATURE_SUFFIX, sign_bank
-
-    print(sign_bank(bank, key))
-    say(f"Wrote {bank}{SIGNATURE_SUFFIX}; publish it before the bank.")
 
 
 def _answer(is_present: bool) -> str:

@@ -11,14 +11,26 @@ from fsvit_edge.cli.options import JsonOption
 
 def inspect(
     file: Annotated[
-        Path, typer.Argument(help="Engine, sidecar of an engine, ONNX graph, bundle, bank, calibration or checkpoint.")
+        Path,
+        typer.Argument(
+            help="Engine, sidecar of an engine, ONNX graph, bundle, bank, its signature or public key, calibration or "
+            "checkpoint."
+        ),
     ],
+    trust: Annotated[
+        str | None,
+        typer.Option(
+            help="Check that this public key, or that in @FILE, has signed the bank, as a run with --trust does."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a file is, whether it is intact, and whether it runs here. Nothing in it is executed."""
+    from fsvit_edge.fewshot.bank_signature import read_trusted_key
     from fsvit_edge.inspect.inspection import inspect_file
+    from fsvit_edge.runtime.given_text import given_line
 
-    found = inspect_file(file)
+    found = inspect_file(file, None if trust is None else read_trusted_key(given_line(trust)))
     if found.kind == "calibration":
         from fsvit_edge.calib.calibration import Calibration
 

@@ -11,6 +11,7 @@ import typer
 
 from fsvit_edge import __version__
 from fsvit_edge.cli.bank import bank_app
+from fsvit_edge.cli.bank_sign import key, sign
 from fsvit_edge.cli.bench import bench
 from fsvit_edge.cli.build_engine import build_engine
 from fsvit_edge.cli.calib import calib
@@ -58,6 +59,8 @@ app = typer.Typer(
 for command in (train, export, calib, build_engine, enroll, run, label, triton, bench, inspect, doctor):
     app.command(cls=LabelCommand if command is label else None)(command)
 app.command("eval")(evaluate)
+bank_app.command()(key)
+bank_app.command()(sign)
 app.add_typer(bank_app, name="bank")
 
 

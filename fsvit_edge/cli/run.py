@@ -15,7 +15,7 @@ import typer
 from fsvit_edge.cli.options import AnswerEngineOption, BundleOption, PrecisionOption, ThreadsOption
 from fsvit_edge.cli.terminal import plain_console, print_qr_code, print_table, require, say
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.given_text import read_given_text
+from fsvit_edge.runtime.given_text import given_line
 from fsvit_edge.runtime.presence_level import distinct_texts
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _DEMO_VIDEO = "demo.mp4"
 _TABLE_PERIOD_S = 0.25
-_MAX_SECRET_BYTES = 10_000
 
 
 def run(
@@ -162,17 +161,17 @@ def run(
     from fsvit_edge.live.sources.base import SourceOptions
 
     uri = _sources(source or [], camera, cameras)
-    sinks = [_secret(one) for one in sink or ()] or ([_DEMO_VIDEO] if uri == "demo" else [])
+    sinks = [given_line(one) for one in sink or ()] or ([_DEMO_VIDEO] if uri == "demo" else [])
     options = RunOptions(
         source=SourceOptions(width, height, fps, cast("Flip", flip), loop, realtime),
         recording=RecordingOptions(segment, keep),
-        events=EventOptions(tuple(map(_secret, webhook or ())), cooldown, snapshots, keep_snapshots),
+        events=EventOptions(tuple(map(given_line, webhook or ())), cooldown, snapshots, keep_snapshots),
         bundle=bundle,
         engine=engine,
         precision=precision,
         threads=threads,
-        bank=bank and _secret(bank),
-        trust=trust and _secret(trust),
+        bank=bank and given_line(bank),
+        trust=trust and given_line(trust),
         poll_s=poll,
         level=level,
         exclusive=exclusive,
@@ -187,7 +186,7 @@ def run(
     )
     answers: dict[str, Sequence[ClassResult]] = {}  # of the last frame of each picture or stream
 
-    open_page = partial(_open_page, token=token and _secret(token), hosts=allow_host or [])
+    open_page = partial(_open_page, token=token and given_line(token), hosts=allow_host or [])
     with _live_table() as draw:
 
         def on_frame(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:
@@ -209,17 +208,6 @@ def run(
         say("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")
     if result.exit_code:
         raise typer.Exit(result.exit_code)
-
-
-def _secret(text: str) -> str:
-    """The text, or the only line of FILE for "@FILE"; a user may see the commands of all others."""
-    if not text.startswith("@"):
-        return text
-    lines = read_given_text(Path(text[1:]), "The file", _MAX_SECRET_BYTES).split("\n")
-    *others, line = [line.strip() for line in lines if line.strip()] or [""]
-    if others or not line:
-        raise InputError(f"The file {text[1:]} must have one line, got {len(others) + bool(line)}.")
-    return line
 
 
 def _sources(sources: Sequence[str], camera: bool, cameras: Path | None) -> "str | Mapping[str, str]":

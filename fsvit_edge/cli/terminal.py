@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fsvit_edge.runtime.errors import EnvironmentLacksError
 from fsvit_edge.runtime.messages import Progress
-from fsvit_edge.runtime.storage import editing
+from fsvit_edge.runtime.storage import editing, version_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,9 +36,24 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def editing_bank(bank: Path) -> AbstractContextManager[Callable[[], None]]:
+@contextmanager
+def editing_bank(bank: Path) -> Iterator[Callable[[], None]]:
     """Let one command at a time change a bank, see `storage.editing`; the others say that they wait."""
-    return editing(bank, lambda folder: say(f"Waiting for another command in {folder}."))
+    with editing(bank, lambda folder: say(f"Waiting for another command in {folder}.")) as check_unchanged:
+        before = version_of(bank)
+        yield check_unchanged
+        if version_of(bank) != before:
+            note_old_signature(bank)
+
+
+def note_old_signature(bank: Path) -> None:
+    """Say that the signature beside a bank that was just written is not the bank's."""
+    signature = Path(f"{bank}.sig")
+    if signature.exists():
+        say(
+            f"Note: {bank} was written again, so {signature.name} no longer fits; before you publish them: fsvit-edge "
+            f"bank sign {bank} --key FILE"
+        )
 
 
 def open_model(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,11 +30,17 @@ MAX_HEADER_BYTES = 8_000_000
 
 _MOST_LOG_ODDS = 100.0
 _SHOWN = 200
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path keeps one of two slashes
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
 def check_bank_path(path: Path) -> None:
-    """Refuse a path that does not end in .safetensors, with an InputError."""
+    """Refuse an address, and a path that does not end in .safetensors, with an InputError."""
+    if _ADDRESS.match(str(path)):
+        raise InputError(
+            f"A bank must be a .safetensors file, got the address {path}; only run reads a bank from an address. "
+            "Change its file, and copy that to the server."
+        )
     if path.suffix != ".safetensors":
         raise InputError(f"A bank must be a .safetensors file, got {path}.")
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 SIGNATURE_SUFFIX = ".sig"
-_SIGNATURE_BYTES = 64
+PUBLIC_SUFFIX = ".pub"
+SIGNATURE_BYTES = 64
+_PUBLIC_BYTES = 32
 _MAX_KEY_BYTES = 10_000
 _INSTALL = 'pip install "fsvit-edge[sign]"'
 
@@ -35,7 +37,7 @@ class TrustedKey:
         """Whether the owner of the key signed these bytes."""
         from cryptography.exceptions import InvalidSignature
 
-        if len(signature) != _SIGNATURE_BYTES:
+        if len(signature) != SIGNATURE_BYTES:
             return False
         try:
             self._key.verify(signature, data)
@@ -64,11 +66,42 @@ def read_trusted_key(text: str) -> TrustedKey:
         ) from error
 
 
+def is_public_key(text: str) -> bool:
+    """Whether a text is a public key, as `make_key` writes it."""
+    try:
+        return len(base64.b64decode(text, validate=True)) == _PUBLIC_BYTES
+    except (ValueError, binascii.Error):
+        return False
+
+
+def signature_problem(bank: Path, trusted: TrustedKey) -> str:
+    """Say in a sentence why the signature beside a bank does not do for runs that trust a key; "" if it does."""
+    path = Path(f"{bank}{SIGNATURE_SUFFIX}")
+    if not path.is_file():
+        return f"There is no signature {path}; make it with: fsvit-edge bank sign {bank} --key FILE"
+    try:
+        with path.open("rb") as file:
+            is_right = trusted.is_signature_of(file.read(SIGNATURE_BYTES + 1), bank.read_bytes())
+    except OSError as error:
+        return f"The signature {path} cannot be read: {error.strerror}."
+    return (
+        ""
+        if is_right
+        else (
+            f"The signature {path} is of another bank or by another key than the trusted one; make it again with: "
+            f"fsvit-edge bank sign {bank} --key FILE"
+        )
+    )
+
+
 def make_key(path: Path) -> str:
-    """Make a key pair: write the private key to a new file that only its user may read, and return the public key.
+    """Make a key pair: write the private key to a new file that only its user may read, the public key beside it.
+
+    Returns:
+        The public key, as it is in the file with the suffix .pub.
 
     Raises:
-        InputError: There is a file of this name.
+        InputError: There is a file of one of these names; an empty one is filled with the public key.
         EnvironmentLacksError: The package for signatures is not installed.
         FsvitEdgeError: The file cannot be written.
     """
@@ -77,15 +110,25 @@ def make_key(path: Path) -> str:
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
     except ImportError as error:
         raise package_error("A key needs cryptography", "cryptography", _INSTALL, error) from error
+    public = path.with_suffix(PUBLIC_SUFFIX)
+    if public == path:
+        raise InputError(f"{path} is the name of a public key; give another one to the private key, as fleet.key.")
+    # A shell makes an empty one for `> fleet.pub`; that the private key exists is told below.
+    if not path.exists() and public.exists() and public.stat().st_size:
+        raise InputError(f"{public} exists, and would be replaced by the public key; give a new name.")
     key = Ed25519PrivateKey.generate()
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.touch(mode=0o600, exist_ok=False)  # before the key is in it, and the write keeps the mode
         except FileExistsError as error:
-            raise InputError(f"{path} exists, and a key that is lost cannot be made again; give a new name.") from error
+            raise InputError(
+                f"{path} exists, and a key that is lost cannot be made again; give a new name. If you want the public "
+                "key again: fsvit-edge bank sign prints it."
+            ) from error
     try:
         atomic_write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        atomic_write(public, f"{_public_text(key)}\n".encode())
     except BaseException:
         path.unlink()
         raise

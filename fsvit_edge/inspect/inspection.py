@@ -2,12 +2,20 @@
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.bank_file import METADATA_KEY
+from fsvit_edge.fewshot.bank_signature import (
+    PUBLIC_SUFFIX,
+    SIGNATURE_BYTES,
+    SIGNATURE_SUFFIX,
+    TrustedKey,
+    is_public_key,
+    signature_problem,
+)
 from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts
 from fsvit_edge.runtime.bundle import (
@@ -43,7 +51,7 @@ from fsvit_edge.runtime.storage import read_file
 _PLANS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
 _PLAN_SUFFIXES = (".engine", ".plan", ".trt")
 _PICKLED = (".ckpt", ".pth", ".pt")
-_KNOWN = "an engine, an ONNX graph, a bundle, a bank, a calibration or a checkpoint"
+_KNOWN = "an engine, an ONNX graph, a bundle, a bank, its signature or public key, a calibration or a checkpoint"
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Inspection:
     """What was found out about a file."""
 
     path: str
-    kind: str  # engine, plan without sidecar, ONNX graph, bundle, bank, calibration or checkpoint
+    kind: str  # engine, plan without sidecar, ONNX graph, bundle, bank, signature, public key, calibration, checkpoint
     facts: dict[str, Any]  # its properties by name, for people
     runs_here: bool | None  # on this machine, be it only in part; None for files that do not run by themselves
     problems: tuple[str, ...]  # sentences: what is damaged, or why it does not run here
@@ -66,12 +74,26 @@ class Inspection:
         return asdict(self)
 
 
-def inspect_file(path: Path) -> Inspection:
+def inspect_file(path: Path, trusted: TrustedKey | None = None) -> Inspection:
     """Inspect a file. Plans are never deserialized, checkpoints never unpickled, and nothing is downloaded.
 
+    Args:
+        path: The file, or the folder of a bundle.
+        trusted: The key that must have signed it, if it is a bank.
+
     Raises:
-        InputError: The file does not exist, is not a regular file or folder, or is of an unknown kind.
+        InputError: The file does not exist, is not a regular file or folder, or is of an unknown kind; or it is no
+            bank, and a key is given.
     """
+    found = _inspect(path)
+    if found.kind == "bank":
+        return _with_signature(found, path, trusted)
+    if trusted is not None:
+        raise InputError(f"--trust is for a bank, and {path} is of another kind: {found.kind}.")
+    return found
+
+
+def _inspect(path: Path) -> Inspection:
     if not path.exists():
         raise InputError(f"{path} does not exist; give {_KNOWN}.")
     if not path.is_file() and not path.is_dir():  # reading a pipe would wait for its writer
@@ -97,6 +119,10 @@ def inspect_file(path: Path) -> Inspection:
         return _inspect_json(path)
     if path.suffix in _PICKLED:
         return _inspect_pickled(path)
+    if path.suffix == SIGNATURE_SUFFIX:
+        return _inspect_signature(path)
+    if path.suffix == PUBLIC_SUFFIX and is_public_key(text := start.decode("ascii", "replace").strip()):
+        return Inspection(str(path), "public key", {"of": "banks, for run --trust", "key": text}, None, ())
     raise InputError(f"{path} is a file of an unknown kind; give {_KNOWN}.")
 
 
@@ -286,6 +312,23 @@ def _inspect_tensors(path: Path) -> Inspection:
         + (", that of the bundled model" if identity.encoder_sha256 == default else ""),
     }
     return Inspection(str(path), "bank", facts, None, ())
+
+
+def _inspect_signature(path: Path) -> Inspection:
+    bank, size = path.with_suffix(""), path.stat().st_size
+    problem = f"{path} is no signature of a bank: it has {size} bytes, expected {SIGNATURE_BYTES}; sign the bank again."
+    facts = {"of": f"{bank}, see: fsvit-edge inspect {bank} --trust KEY" if bank.exists() else f"{bank}, not here"}
+    return Inspection(str(path), "signature", facts, None, () if size == SIGNATURE_BYTES else (problem,))
+
+
+def _with_signature(found: Inspection, path: Path, trusted: TrustedKey | None) -> Inspection:
+    if trusted is not None:
+        problem = signature_problem(path, trusted)
+        text, problems = "wrong" if problem else "of these bytes, by the trusted key", (problem,) if problem else ()
+    else:
+        file, problems = Path(f"{path}{SIGNATURE_SUFFIX}"), ()
+        text = f"{file.name}, not checked: that takes --trust" if file.exists() else "none"
+    return replace(found, facts={**found.facts, "signature": text}, problems=(*found.problems, *problems))
 
 
 def _inspect_pickled(path: Path) -> Inspection:

@@ -149,7 +149,7 @@ class BankFollower:
                 self._note(error)
         else:
             self._trouble_kind = None
-            self._status = replace(self._status, trouble="", is_copy=False)
+            self._status = replace(self._status, trouble="", trouble_since_s=None, is_copy=False)
 
     def _newer(self, limit_s: float) -> BankCopy | None:
         """Return a bank that is to be tried, with its signature; None if there is no new one.
@@ -215,17 +215,18 @@ class BankFollower:
         self._status = replace(self._status, sha256=sha256, since_s=time.time(), is_copy=is_copy)
 
     def _note(self, error: Exception) -> None:
-        """Set what is wrong; the same kind of trouble has one text while it lasts, so that it is told once."""
+        """Set what is wrong; the same kind of trouble keeps its time while it lasts, so that it is told once."""
         is_refusal = isinstance(error, (BankRefusedError, _UnsignedError))
         kind = (type(error), self._refused or (self._waiting.sha256 if self._waiting and is_refusal else ""))
-        if kind == self._trouble_kind:
-            return
         text = (str(error) if isinstance(error, FsvitEdgeError) else f"{type(error).__name__}: {error}").rstrip(".")
+        is_new = kind != self._trouble_kind
         self._trouble_kind, self._problem = kind, text
         again = "" if isinstance(error, BankRefusedError) else f", and this is tried again every {self._poll_s:g} s"
-        status = replace(self._status, trouble=f"{text}; the last good bank answers{again}.")
-        if is_refusal:
-            status = replace(status, last_refusal=f"{text}.", last_refusal_s=time.time())
+        status, now_s = replace(self._status, trouble=f"{text}; the last good bank answers{again}."), time.time()
+        if is_new:
+            status = replace(status, trouble_since_s=now_s)
+        if is_refusal and (is_new or status.last_refusal != f"{text}."):
+            status = replace(status, last_refusal=f"{text}.", last_refusal_s=now_s)
         self._status = status
 
 

@@ -62,15 +62,20 @@ class BankStatus:
     is_copy: bool = False  # Whether it is a copy from before, because the origin's own could not be had or was refused.
     asked_s: float | None = None  # When the origin last answered; null before.
     trouble: str = ""  # Why no newer one can be taken over now, in one sentence; empty if nothing is wrong.
-    last_refusal: str = ""  # Why a bank was refused last, in one sentence; empty if none was.
+    trouble_since_s: float | None = None  # When a trouble of this kind began; null if nothing is wrong.
+    last_refusal: str = ""  # Why a bank or its signature was refused last, in one sentence; empty if none was.
     last_refusal_s: float | None = None  # When; null if none was.
 
     def news(self, before: "BankStatus | None") -> list[str]:
-        """What to tell people who know the state before, None at the start, line by line."""
+        """What to tell people who know the state before, None at the start, line by line.
+
+        A trouble is told when it begins, and not again when its text changes: each poll may fail in another way.
+        """
         told = []
         if before is not None and self.sha256 != before.sha256:
             told.append(f"{self.sha256:.12} answers now.")
-        if self.trouble != ("" if before is None else before.trouble) and (self.trouble or not told):
+        known_s = None if before is None else before.trouble_since_s
+        if self.trouble_since_s != known_s and (self.trouble or not told):
             told.append(self.trouble or "It is working again.")
         return [f"Bank {self.origin}: {line}" for line in told]
 

@@ -299,6 +299,9 @@ def _open_here(
     )
     for note in model.choice.notes:
         say(f"Note: {note}")
+    if follower is not None:
+        status = follower.status
+        say(f"Bank {status.origin}: {status.sha256:.12} answers{', a copy from before' * status.is_copy}.")
     if bank is not None:
         model.load_bank(bank)
     elif follower is None and (is_demo or not has_page):

@@ -13,6 +13,7 @@ from fsvit_edge.runtime.errors import InputError
 _LIMIT_S = 60.0  # a program that writes into a pipe may ask for a password first
 _PATIENCE_S, _POLL_S = 1.0, 0.02
 _PIECE_BYTES = 1 << 20
+_MAX_LINE_BYTES = 10_000
 
 
 def read_given(path: Path, most_bytes: int) -> bytes:
@@ -51,6 +52,17 @@ def read_given_text(path: Path, what: str, most_bytes: int) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"{what} {path} cannot be read: {reason}.") from error
+
+
+def given_line(text: str) -> str:
+    """The text, or the only line of FILE for "@FILE"; a user may see the commands of all others."""
+    if not text.startswith("@"):
+        return text
+    lines = read_given_text(Path(text[1:]), "The file", _MAX_LINE_BYTES).split("\n")
+    *others, line = [line.strip() for line in lines if line.strip()] or [""]
+    if others or not line:
+        raise InputError(f"The file {text[1:]} must have one line, got {len(others) + bool(line)}.")
+    return line
 
 
 def _wait(path: Path, waited_s: float) -> None:

@@ -102,8 +102,15 @@ from fsvit_edge import FewShotModel
         (
             "enroll cat cat1.jpg --bank=rtsp://me:S3cret@host/cam",
             2,
-            "A bank must be a .safetensors file, got rtsp://host/cam",
+            "A bank must be a .safetensors file, got the address rtsp://host/cam; only run reads",
         ),
+        (
+            "bank scene https://me:S3cret@host/b.safetensors video.mp4",
+            2,
+            "got the address https://host/b.safetensors; only run reads a bank from an address. Change its file, and",
+        ),
+        ("calib album --bank https://host/b.safetensors", 2, "got the address https://host/b.safetensors; only run"),
+        ("label album -o out --format yolo --bank http://host/b.safetensors", 2, "got the address http://host/b.safe"),
         ("bank scene bank.safetensors rtsp//me:S3cret@host/cam", 2, "The source is no file, and it looks like an"),
         ("calib rtsp//me:S3cret@host/cam", 2, "The source is no file, and it looks like an address"),
         ("calib", 2, "Missing argument 'source'"),

@@ -17,8 +17,8 @@ from doc_pages import ROOT
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event, Sighting, event_record
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health, SourceStatus
-from fsvit_edge.live.sinks.json_lines import frame_record, state_record
+from fsvit_edge.live.health import BankStatus, Health, SourceStatus
+from fsvit_edge.live.sinks.json_lines import bank_record, frame_record, state_record
 
 Read = Callable[[str], str]
 BUILT = pytest.mark.slow(reason="builds the site, 6 s")
@@ -98,7 +98,11 @@ def test_the_page_on_json_lines_names_every_field_of_an_event() -> None:
 
 def test_the_page_on_json_lines_names_every_field_of_a_state() -> None:
     health = Health(0.0, 0.0, "", 0.0, "demo", SourceStatus("live", 0.0), "cst-nano", "onnxruntime", "fp32")
-    assert _fields('"event": "state"`', "## Health") == state_record(health).keys()
+    assert _fields('"event": "state"`', "## ") == state_record(health).keys()
+
+
+def test_the_page_on_json_lines_names_every_field_of_a_bank() -> None:
+    assert _fields('"event": "bank"`', "## ") == bank_record(BankStatus("https://host/bank.safetensors")).keys()
 
 
 def test_the_architecture_tool_finds_circles(tmp_path: Path) -> None:

@@ -817,6 +817,17 @@ def test_another_suffix_is_refused_for_reading_and_writing(tmp_path: Path, name:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_address_is_no_file_and_no_folder_is_made_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for act in (filled().save, SupportBank.load):
+        with pytest.raises(InputError, match=r"got the address https:/host/bank\.safetensors; only run reads"):
+            act(Path("https://host/bank.safetensors"))
+    assert list(tmp_path.iterdir()) == []
+    named = Path("http/a:b/bank.safetensors")  # a file, whose name has what an address has
+    filled().save(named)
+    assert SupportBank.load(named).classes == filled().classes
+
+
 # ------------------------------------------------------------------------------------------------------------- levels
 
 

@@ -296,6 +296,31 @@ def test_a_bank_without_the_right_signature_waits_for_it_and_is_fetched_once(
         assert all(etags)  # the bank itself was not fetched again
 
 
+def test_health_has_the_reason_of_now_though_it_is_told_once(fleet: Fleet) -> None:
+    fleet.publish(fleet.bank("cat"))
+    follower = fleet.follower()
+    with running(fleet, follower):
+        told = Told(follower)
+        told.look()
+        data = no_signature(fleet)
+        until(lambda: "has no signature" in follower.status.trouble)
+        missing = follower.status
+        wrong_signature(fleet)
+        until(lambda: "is not that of the trusted key" in follower.status.trouble)
+        wrong = follower.status
+        assert "is not that of the trusted key" in wrong.last_refusal
+        assert wrong.trouble_since_s == missing.trouble_since_s
+        assert (wrong.last_refusal_s or 0) > (missing.last_refusal_s or 0) > 0
+        polls(fleet.server)
+        assert follower.status.last_refusal_s == wrong.last_refusal_s  # the same reason again
+        fleet.server.files.pop(SIGNATURE)
+        until(lambda: "has no signature" in follower.status.last_refusal)
+        assert len(told.look()) == 1
+        fleet.server.files[SIGNATURE] = fleet.signature(data)
+        until(lambda: follower.status.trouble_since_s is None)
+        assert told.look()[1:] == [f"Bank {follower.status.origin}: {sha_of(data):.12} answers now."]
+
+
 def foreign(fleet: Fleet) -> bytes:
     return fleet.publish(foreign_bank(fleet.loaded, fleet.folder))
 
@@ -380,11 +405,13 @@ def test_a_server_that_fails_is_told_once_and_once_when_it_works(fleet: Fleet, a
         fleet.publish(fleet.bank("dog"))
         fleet.server.acts[BANK] = act
         until(lambda: follower.status.trouble != "")
+        told.look()
         polls(fleet.server, 4)
         fleet.server.acts[BANK] = status(500)  # another trouble of the same kind
         polls(fleet.server, 4)
         (line,) = told.look()
         assert trouble in line
+        assert "500" in follower.status.trouble
         assert live.classes == ("cat",)
         asked_s = follower.status.asked_s
         fleet.server.acts.clear()

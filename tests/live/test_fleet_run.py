@@ -49,7 +49,7 @@ def test_a_run_takes_over_a_newer_bank_says_so_once_and_reports_it(
         server.files[SIGNATURE], server.files[BANK] = Path(f"{path}.sig").read_bytes(), path.read_bytes()
         return path.read_bytes()
 
-    publish("cat")
+    old = publish("cat")
     said: list[str] = []
     seen: list[tuple[str, ...]] = []
     new = b""
@@ -81,9 +81,16 @@ def test_a_run_takes_over_a_newer_bank_says_so_once_and_reports_it(
     told = [line for line in said if line.startswith("Bank ")]
     again = "the last good bank answers, and this is tried again every 0.05 s."
     assert told == [
+        f"{name}: {sha_of(old):.12} answers.",
         f"{name}: {sha_of(new):.12} answers now.",
         f"{name}: The server answers 500 Internal Server Error; {again}",
     ]
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    banks = [one for one in lines if one["event"] == "bank"]
+    assert [one["sha256"] for one in banks] == [sha_of(old), sha_of(new)]
+    for frame in (one for one in lines if one["event"] == "frame"):
+        is_new = frame["wall_time_s"] > banks[1]["wall_time_s"]
+        assert not is_new or [one["name"] for one in frame["classes"]] == ["dog", "cow"]
     reported: dict[str, Any] = json.loads(health.read_text())["bank"]
     assert reported["sha256"] == sha_of(new)
     assert (reported["origin"], reported["is_copy"]) == (name.removeprefix("Bank "), False)
@@ -172,12 +179,17 @@ def test_a_bank_that_cannot_be_followed_is_refused_before_anything_is_opened(
 
 def test_two_changes_between_two_looks_are_both_told() -> None:
     before = BankStatus("origin", "a" * 64)
-    assert replace(before, sha256="b" * 64, trouble="Gone.").news(before) == [
+    assert replace(before, sha256="b" * 64, trouble="Gone.", trouble_since_s=5.0).news(before) == [
         "Bank origin: bbbbbbbbbbbb answers now.",
         "Bank origin: Gone.",
     ]
+    gone = replace(before, trouble="Gone.", trouble_since_s=5.0)
+    assert replace(gone, trouble="Away.").news(gone) == []
+    assert replace(gone, trouble="Away.", trouble_since_s=9.0).news(gone) == ["Bank origin: Away."]
     assert before.news(before) == []
     assert before.news(None) == []
-    assert replace(before, trouble="Gone.").news(None) == ["Bank origin: Gone."]
-    assert before.news(replace(before, trouble="Gone.")) == ["Bank origin: It is working again."]
-    assert before.news(replace(before, sha256="b" * 64, trouble="Gone.")) == ["Bank origin: aaaaaaaaaaaa answers now."]
+    assert replace(before, trouble="Gone.", trouble_since_s=5.0).news(None) == ["Bank origin: Gone."]
+    assert before.news(replace(before, trouble="Gone.", trouble_since_s=5.0)) == ["Bank origin: It is working again."]
+    assert before.news(replace(before, sha256="b" * 64, trouble="Gone.", trouble_since_s=5.0)) == [
+        "Bank origin: aaaaaaaaaaaa answers now."
+    ]

@@ -1,4 +1,4 @@
-"""Results as JSON, one object per line: for every frame, every event, and every change in the state of the source."""
+"""Results as JSON, one object per line: for frames, events, changes in the state of the source, and followed banks."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.support_masks import Box
 from fsvit_edge.live.events import Event, event_record
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import Health
+from fsvit_edge.live.health import BankStatus, Health
 from fsvit_edge.live.sinks.base import RecordingOptions, Sink, SinkClosedError
 from fsvit_edge.live.sinks.segments import Segments
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
@@ -107,6 +107,22 @@ def state_record(health: Health) -> dict[str, Any]:
     return {"event": "state", **{name: values[name] for name in _STATE_FIELDS}}
 
 
+def bank_record(bank: BankStatus) -> dict[str, Any]:
+    """Describe the followed bank that answers in plain values for JSON.
+
+    Returns:
+        "event": "bank"; "origin"; "sha256" of its file; "is_copy": whether it is a copy from before; "wall_time_s":
+        when it began to answer, in seconds since 1970 (UTC).
+    """
+    return {
+        "event": "bank",
+        "origin": bank.origin,
+        "sha256": bank.sha256,
+        "is_copy": bank.is_copy,
+        "wall_time_s": round(bank.since_s, 3),
+    }
+
+
 def json_line(record: dict[str, Any]) -> bytes:
     """Encode a record of finite numbers as one line of UTF-8 text."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -114,6 +130,7 @@ def json_line(record: dict[str, Any]) -> bytes:
 
 class _LinesSink(Sink):
     queue_frames = 8
+    _bank_since_s = 0.0  # of the bank that was written last
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Write the line of a frame."""
@@ -122,6 +139,13 @@ class _LinesSink(Sink):
     def tell(self, event: Event) -> None:
         """Write the line of an event."""
         self._write(json_line(event_record(event)), event.monotonic_s)
+
+    def report(self, health: Health) -> None:
+        """Write the lines of what has changed: which bank answers, and the state of the source."""
+        if health.bank is not None and health.bank.since_s != self._bank_since_s:
+            self._bank_since_s = health.bank.since_s
+            self._write(json_line(bank_record(health.bank)), health.monotonic_s)
+        super().report(health)
 
     def _write_state(self, health: Health) -> None:
         self._write(json_line(state_record(health)), health.monotonic_s)
