@@ -93,4 +93,5 @@ def box(model: Any, monkeypatch: pytest.MonkeyPatch) -> type[Loopback]:
     monkeypatch.setattr(Loopback, "away", staticmethod(lambda: ""))
     monkeypatch.setattr(Loopback, "asked", [])
     monkeypatch.setattr("fsvit_edge.remote.client._PAUSE_S", 0.001)
+    monkeypatch.setattr("fsvit_edge.remote.client._PATIENCE_S", 0.0)
     return Loopback
