@@ -108,7 +108,7 @@ class Sink(ABC):
         """Take an event, before the frame that caused it."""
 
     def report(self, health: Health) -> None:
-        """Take the health of the run: about once per second, and after each change of the source's condition, or box's."""
+        """Take the health of the run: about once per second, and after every change in its condition."""
         for one in health.by_source():
             if one.condition != self._conditions.get(one.source, ALL_WELL):
                 self._conditions = {**self._conditions, one.source: one.condition}
