@@ -44,6 +44,7 @@ _SOUND_S = 60.0  # without a failure, after which a box is sound again
 _EXPECTED = f"expected {SCHEME}HOST:PORT/MODEL, with the port of the server's gRPC"
 _KINDS = {kind.__name__: kind for kind in (FsvitEdgeError, InputError, EnvironmentLacksError, ArtifactError)}
 _TOLD = re.compile(rf"\b({'|'.join(_KINDS)}): (.+)", re.DOTALL)
+_UNKNOWN = re.compile(r"unknown model\b.* is not found")
 _SHOWN = 200
 _ANSWER = tuple(wire.OUTPUTS)
 
@@ -97,7 +98,7 @@ class RemoteModel:
         box: Its state; any thread may read it.
 
     Raises:
-        InputError: The address is none, or the box has no such bank or class.
+        InputError: The address is none, or the box has no such model, bank or class.
         EnvironmentLacksError: tritonclient is not installed.
         ArtifactError: The bank is damaged or does not fit the box's model, or the box has another version.
         FsvitEdgeError: The box cannot be reached.
@@ -132,8 +133,17 @@ class RemoteModel:
         try:
             self.facts = self._patiently(lambda: self._facts_of(self._ask_facts(options)), _PATIENCE_S)
         except _AwayError as error:
+            unknown = _UNKNOWN.search(str(error)) is not None
+            models = self._models() if unknown else ""
             self.close()
-            raise FsvitEdgeError(f"The box {self.address} does not answer: {error}.") from error
+            if unknown:
+                raise InputError(
+                    f"The box {self.address} has no model {self._model_name!r}; it has: {models or 'none'}."
+                ) from error
+            raise FsvitEdgeError(
+                f"The box {self.address} does not answer: {error}; see whether it runs, and give the port of its gRPC "
+                f"({_PORT} unless it was changed), not that of HTTP."
+            ) from error
         except FsvitEdgeError:
             self.close()
             raise
@@ -239,6 +249,14 @@ class RemoteModel:
 
     def _ask_facts(self, options: Options) -> wire.Tensors:
         return self._ask({}, options, (wire.FACTS,), _FACTS_WITHIN_S)
+
+    def _models(self) -> str:
+        """Return the names of the models that the server has ready."""
+        try:
+            listed = self._client.get_model_repository_index(as_json=True, client_timeout=_FACTS_WITHIN_S)
+        except self._error:
+            return ""
+        return ", ".join(sorted({one["name"] for one in listed.get("models", ()) if one.get("state") == "READY"}))
 
     def _facts_of(self, tensors: wire.Tensors) -> Facts:
         text = wire.text_of(tensors, wire.FACTS)

@@ -60,6 +60,8 @@ def banks(tmp_path: Path, bank: SupportBank) -> Path:
 def backend(monkeypatch: pytest.MonkeyPatch) -> Backend:
     made = Backend()
     monkeypatch.setitem(sys.modules, BACKEND, made)
+    # Of the tests' own process, it would be whoever started them.
+    monkeypatch.setattr("fsvit_edge.remote.model.end_with_server", lambda: None)
     return made
 
 

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 
@@ -167,9 +169,40 @@ def test_what_is_wrong_with_a_frame_or_a_choice_of_classes_is_not_waited_for(
 
 def test_a_box_that_is_away_at_the_start_is_an_error(away: Callable[[str], None]) -> None:
     away("failed to connect")
-    with pytest.raises(FsvitEdgeError, match=r"The box triton://.* does not answer: failed to connect\.") as error:
+    with pytest.raises(FsvitEdgeError, match=r"The box triton://.* does not answer: failed to connect; see") as error:
         RemoteModel(ADDRESS, "two")
     assert error.value.exit_code == 1
+
+
+def test_the_port_of_http_is_said_to_be_none_of_grpc() -> None:
+    pytest.importorskip("tritonclient.grpc", reason='needs tritonclient: pip install "fsvit-edge[triton]"')
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(FsvitEdgeError, match="the port of its gRPC") as error:
+            RemoteModel(f"triton://127.0.0.1:{server.server_port}/cst-nano", "two")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert error.value.exit_code == 1
+
+
+def test_a_model_that_the_box_has_not_is_a_wrong_option(away: Callable[[str], None]) -> None:
+    away("Request for unknown model: 'cst-nano' is not found")
+    with pytest.raises(InputError, match=r"The box triton://.* has no model 'cst-nano'; it has: cst-nano\.") as error:
+        RemoteModel(ADDRESS, "two")
+    assert error.value.exit_code == 2
+    away("Request for unknown model: 'cst-nano' has no available versions")  # it may still be loaded
+    with pytest.raises(FsvitEdgeError, match="does not answer") as error:
+        RemoteModel(ADDRESS, "two")
+    assert error.value.exit_code == 1
+
+
+def test_a_model_that_is_gone_later_is_waited_for(away: Callable[[str], None]) -> None:
+    remote = RemoteModel(ADDRESS, "two")
+    away("Request for unknown model: 'cst-nano' is not found")
+    assert remote.predict(FRAMES[0]) is None
+    assert remote.box.state == "lost"
 
 
 @pytest.mark.parametrize(
