@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -20,6 +22,7 @@ _VARIABLES = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # or it complains of how its own actors get their arguments (ray#53727)
     # Or it writes, in color, of each task of an actor that Ray Data itself ends, as it does after Ctrl-C.
     "RAY_enable_output_error_log_if_still_retry": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread of Ray Data starts it again when it has ended
 }
 
 
@@ -63,7 +66,24 @@ def connected(address: str) -> Iterator[None]:
         with redirect_stdout(sys.stderr):  # where Ray's words on a process that ended belong
             yield
     finally:
-        ray.shutdown()
+        with _uninterrupted():
+            ray.shutdown()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C up for the second that it takes Ray to end: else Ray ends this process as well, with code 1."""
+    if threading.current_thread() is not threading.main_thread():  # where Ctrl-C does not arrive
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextmanager
