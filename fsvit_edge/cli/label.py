@@ -96,7 +96,7 @@ def label(
     options = LabelOptions(labeler, tuple(sources), output, format_name, every, split, ray)
     last: Progress | None = None
     try:
-        with _show_progress() as show:
+        with _show_progress("opening the model" if ray is None else "starting Ray") as show:
 
             def note(progress: "Progress") -> None:
                 nonlocal last
@@ -107,7 +107,8 @@ def label(
     except KeyboardInterrupt:
         where = "before the first picture"
         if last is not None:
-            where = f"at {last.share:.1%}, with {_count(last.labeled + last.failed)}"
+            unreadable = f" and {last.failed:,} unreadable" if last.failed else ""
+            where = f"at {last.share:.1%}, with {_count(last.labeled)} labeled{unreadable}"
         say(f"Stopped {where}; the same command goes on.")
         raise
     _print_result(result, output, format_name)
@@ -116,8 +117,8 @@ def label(
 
 
 @contextmanager
-def _show_progress() -> "Iterator[Callable[[Progress], None]]":
-    """Yield what shows how far it is: a bar, or as one line every 10 s in a log."""
+def _show_progress(first: str) -> "Iterator[Callable[[Progress], None]]":
+    """Yield what shows how far it is: a bar, which says what comes first, or as one line every 10 s in a log."""
     if not sys.stderr.isatty():
         first_s = due_s = time.monotonic() + _LINE_PERIOD_S
 
@@ -138,7 +139,7 @@ def _show_progress() -> "Iterator[Callable[[Progress], None]]":
         TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=plain_console(to_stderr=True), transient=True) as bar:
-        task = bar.add_task("opening the model", total=1.0)
+        task = bar.add_task(first, total=1.0)
         yield lambda progress: bar.update(task, completed=progress.share, description=_described(progress))
 
 

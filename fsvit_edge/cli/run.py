@@ -186,7 +186,9 @@ def run(
     )
     answers: dict[str, Sequence[ClassResult]] = {}  # of the last frame of each picture or stream
 
-    open_page = partial(_open_page, token=token and given_line(token), hosts=allow_host or [])
+    # A token that a file hides, or that would land in a log, is not printed; a random one is known to nobody else.
+    shows_token = token is None or (not token.startswith("@") and sys.stderr.isatty())
+    open_page = partial(_open_page, token=token and given_line(token), hosts=allow_host or [], shows_token=shows_token)
     with _live_table() as draw:
 
         def on_frame(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:
@@ -228,17 +230,20 @@ def _sources(sources: Sequence[str], camera: bool, cameras: Path | None) -> "str
     return sources[0] if len(sources) == 1 else source_names((None, source) for source in sources)
 
 
-def _open_page(uri: str, model: "LiveModel", bank: Path, token: str | None, hosts: Sequence[str]) -> "Sink":
+def _open_page(
+    uri: str, model: "LiveModel", bank: Path, token: str | None, hosts: Sequence[str], shows_token: bool
+) -> "Sink":
     require("The page", ("fastapi", "uvicorn", "prometheus_client", "segno"), "web")
     from fsvit_edge.page.access import is_loopback
     from fsvit_edge.page.sink import PageSink
 
     page = PageSink(uri, model, bank, token, hosts)
-    say(f"The page is at {page.address}")
-    for other in page.addresses[1:]:
+    address, *others = page.addresses if shows_token else [one.partition("?")[0] for one in page.addresses]
+    say(f"The page is at {address}")
+    for other in others:
         say(f"The page is also at {other}")
-    if sys.stderr.isatty() and not is_loopback(urlsplit(page.address).hostname or ""):
-        print_qr_code(page.address)
+    if sys.stderr.isatty() and not is_loopback(urlsplit(address).hostname or ""):
+        print_qr_code(address)
     return page
 
 

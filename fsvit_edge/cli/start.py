@@ -1,5 +1,6 @@
 """The program `fsvit-edge`: what must be so before the commands are imported, which takes 0.3 s."""
 
+import signal
 import sys
 
 from fsvit_edge.cli.streams import open_closed
@@ -14,3 +15,6 @@ def main() -> None:
         run_command()
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        # What packages do at the end is not worth a traceback: Ray's end that is interrupted is a crash.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,5 +1,6 @@
 """What runs in the processes of Ray: a labeler each, opened by the same recipe wherever it is."""
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,15 +84,21 @@ class Register:
     def __init__(self) -> None:
         self._tries: Counter[str] = Counter()
         self._error: FsvitEdgeError | None = None
+        self._began_s: float | None = None
 
     def begin(self, task: str) -> int:
         """Note that a task begins, and return how often it did."""
+        self._began_s = self._began_s or time.monotonic()
         self._tries[task] += 1
         return self._tries[task]
 
     def end(self, task: str) -> None:
         """Forget a task that is done."""
         del self._tries[task]
+
+    def working_s(self) -> float:
+        """Return the seconds since the first task began."""
+        return 0.0 if self._began_s is None else time.monotonic() - self._began_s
 
     def fail(self, error: FsvitEdgeError) -> None:
         """Keep an error; the first one counts."""

@@ -3,12 +3,14 @@
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, package_error
+from fsvit_edge.runtime.errors import FsvitEdgeError, package_error
 from fsvit_edge.runtime.limits import usable_cores
 
 LOCAL = "local"
@@ -18,6 +20,9 @@ _STORE_BYTES = 1 << 30  # of the local object store: names and answers, and a bu
 _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",  # or it tells its makers how it is used
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # or it complains of how its own actors get their arguments (ray#53727)
+    # Or it writes, in color, of each task of an actor that Ray Data itself ends, as it does after Ctrl-C.
+    "RAY_enable_output_error_log_if_still_retry": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread of Ray Data starts it again when it has ended
 }
 
 
@@ -29,7 +34,8 @@ def connected(address: str) -> Iterator[None]:
         address: Of the cluster, as `ray.init` takes it, or `LOCAL`.
 
     Raises:
-        EnvironmentLacksError: Ray is not installed, or the cluster cannot be reached.
+        EnvironmentLacksError: Ray is not installed.
+        FsvitEdgeError: The cluster cannot be reached.
     """
     for name, value in _VARIABLES.items():  # before Ray is imported, which reads them; who sets others gets those
         os.environ.setdefault(name, value)
@@ -55,12 +61,29 @@ def connected(address: str) -> Iterator[None]:
             ray.init(address, **options)
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise EnvironmentLacksError(f"Ray cannot be reached at {address}: {reason}.") from error
+        raise FsvitEdgeError(f"Ray cannot be reached at {address}: {reason}.") from error  # as of a box
     try:
         with redirect_stdout(sys.stderr):  # where Ray's words on a process that ended belong
             yield
     finally:
-        ray.shutdown()
+        with _uninterrupted():
+            ray.shutdown()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C up for the second that it takes Ray to end: else Ray ends this process as well, with code 1."""
+    if threading.current_thread() is not threading.main_thread():  # where Ctrl-C does not arrive
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -5,13 +5,13 @@ that cannot be read, and its tasks find no core where actors have them all: Ray 
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fsvit_edge.label.actor import LabelingActor, Recipe, Register, about_of, files_of
-from fsvit_edge.label.cluster import connected, our_errors
+from fsvit_edge.label.cluster import LOCAL, connected, our_errors
 from fsvit_edge.label.fill import OnProgress, Progress
 from fsvit_edge.label.journal import Failure, Kept, Record
 from fsvit_edge.label.labeler import Labeler, LabelerOptions
@@ -36,8 +36,11 @@ _PATIENCE_S = 20.0
 class OnRay:
     """Labels on Ray, and keeps what is found in Parquet files: a `Way`; `open_on_ray` makes it."""
 
-    def __init__(self, recipe: Recipe, about: About, resources: Mapping[str, int], actors: int) -> None:
+    def __init__(
+        self, recipe: Recipe, about: About, resources: Mapping[str, int], actors: int, say_begin: Callable[[], None]
+    ) -> None:
         self.about = about
+        self._say_begin = say_begin  # not before: the output may refuse the call
         self._recipe, self._resources, self._actors = recipe, resources, actors
         self._shards: Shards | None = None
 
@@ -50,7 +53,20 @@ class OnRay:
         """See `Way`."""
         assert self._shards is not None
         if pending:
-            _Filling(self._shards, listing, pending, kept, on_progress).take(self._answers(listing, pending))
+            import ray
+            from ray.exceptions import RayError
+
+            self._say_begin()
+            register = ray.remote(Register).options(num_cpus=0).remote()
+
+            def working_s() -> float:
+                try:
+                    return float(ray.get(register.working_s.remote()))
+                except RayError:  # it has ended, which is told where that matters
+                    return 0.0
+
+            filling = _Filling(self._shards, listing, pending, kept, on_progress, working_s)
+            filling.take(self._answers(listing, pending, register))
         return self._shards.read_kept(listing) if self._shards.tidy() else kept
 
     def read(self, items: Iterable[int | Failure]) -> Iterator[Record]:
@@ -58,7 +74,7 @@ class OnRay:
         assert self._shards is not None
         return self._shards.read(items)
 
-    def _answers(self, listing: Listing, pending: Sequence[Stored]) -> "Iterator[pa.Table]":
+    def _answers(self, listing: Listing, pending: Sequence[Stored], register: Any) -> "Iterator[pa.Table]":
         import pyarrow as pa
         import ray
 
@@ -72,7 +88,6 @@ class OnRay:
             tables.append(
                 pa.table({"index": list(range(start, start + len(paths))), "path": paths, "version": versions})
             )
-        register = ray.remote(Register).options(num_cpus=0).remote()
         dataset = ray.data.from_arrow(tables).map_batches(
             LabelingActor,
             batch_size=None,
@@ -95,8 +110,10 @@ class _Filling:
         pending: Sequence[Stored],
         kept: Kept,
         on_progress: OnProgress,
+        working_s: Callable[[], float],
     ) -> None:
         self._shards, self._kept, self._on_progress = shards, kept, on_progress
+        self._working_s = working_s
         self._count = len(listing.entries)
         self._awaited = {entry.name for entry in pending}
         self._waiting: list[pa.Table] = []
@@ -133,6 +150,8 @@ class _Filling:
             failed += is_first and error is not None
         self._waiting.append(rows.filter(pa.array(is_news)))
         before = self._progress
+        if not before.here:  # until now, most of the time was that of Ray, which starts the processes
+            self._started_s = time.monotonic() - self._working_s()
         here = before.here + labeled + failed
         self._progress = replace(
             before,
@@ -168,13 +187,14 @@ def open_on_ray(address: str, make: type[Labeler], options: LabelerOptions, say:
         say: Gets notes.
 
     Raises:
-        EnvironmentLacksError: Ray is not installed, or the cluster cannot be reached.
-        FsvitEdgeError: What `make` raises.
+        EnvironmentLacksError: Ray is not installed.
+        FsvitEdgeError: The cluster cannot be reached; or what `make` raises.
     """
     if options.bundle is not None and options.bundle.resolve() == DEFAULT_BUNDLE.resolve():
         options = replace(options, bundle=None)  # each machine has it, with the engines that were built there
     if not options.bank.is_file():
         make(options, say).close()  # says so, without the wait for Ray
+    say("Note: Starting Ray on this machine." if address == LOCAL else f"Note: Connecting to Ray at {address}.")
     with connected(address):
         import ray
 
@@ -194,5 +214,5 @@ def open_on_ray(address: str, make: type[Labeler], options: LabelerOptions, say:
         # "auto" may be timed, and another machine could choose otherwise.
         chosen = replace(recipe.options, engine=about.engine, precision=about.precision)
         kind = "GPU" if gpus else "core" if threads == 1 else f"{threads} cores"
-        say(f"Note: {actors} {'process' if actors == 1 else 'processes'} of Ray label, one per {kind}.")
-        yield OnRay(replace(recipe, options=chosen), about, resources, actors)
+        note = f"Note: {actors} {'process' if actors == 1 else 'processes'} of Ray label, one per {kind}."
+        yield OnRay(replace(recipe, options=chosen), about, resources, actors, lambda: say(note))

@@ -1,8 +1,11 @@
 """The health of a run, its source and its sinks: one record that sinks, the page, files and the terminal share."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from fsvit_edge.remote.status import HEALTHY_BOX, BoxCondition, BoxStatus
 
 SourceState = Literal["connecting", "live", "lost"]
 
@@ -19,6 +22,8 @@ class Condition(NamedTuple):
 
 HEALTHY = Condition("live", is_frozen=False, message="")
 """The condition of a source that has no problem; a file is always in it."""
+ALL_WELL = (HEALTHY, HEALTHY_BOX)
+"""The condition of a run that has no problem."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,14 @@ class Health:
     scene_frames: int = 0  # Pictures of the empty scene that the bank has.
     false_alarm_bound: float = 1.0  # Share of frames like these, at most, with a false alarm, in 95 of 100 cases.
     sources: tuple[SourceHealth, ...] = ()  # The health of each source.
-    not_live: tuple[str, ...] = ()  # Names of the sources that are connecting or lost.
+    not_live: tuple[str, ...] = ()  # Names of the sources that are connecting or lost, and the box's while it is lost.
     bank: BankStatus | None = None  # State of the bank that is followed; None if none is.
+    box: BoxStatus | None = None  # State of the box that answers; None if the model is here.
+
+    @property
+    def condition(self) -> tuple[Condition, BoxCondition]:
+        """What people are told about when it changes: of the source, and of the box."""
+        return self.source_status.condition, HEALTHY_BOX if self.box is None else self.box.condition
 
     def by_source(self) -> "tuple[Health, ...]":
         """The health of a run of each source alone; the times of the stages and the memory are those of all."""
@@ -153,7 +164,7 @@ class Health:
                 fps=one.fps,
                 age_ms=one.age_ms,
                 sources=(one,),
-                not_live=() if one.status.state == "live" else (one.name,),
+                not_live=names_not_live((one,), self.box),
             )
             for one in self.sources
         )
@@ -173,10 +184,18 @@ class Health:
         parts = [str(whole)]
         parts += [f"{stage} {times.p50:.1f}" for stage, times in self.latency_ms.items()]
         parts.append(f"{self.memory_mb:.0f} MB")
+        if self.box is not None and self.box.trouble:
+            parts.append("box lost" if self.box.state == "lost" else "box in trouble")
         failed = [sink.name for sink in self.sinks if sink.failure]
         if failed:
             parts.append(f"failed: {', '.join(failed)}")
         return ", ".join(parts)
+
+
+def names_not_live(sources: Iterable[SourceHealth], box: BoxStatus | None) -> tuple[str, ...]:
+    """Return the names for `Health.not_live`."""
+    lost = () if box is None or box.state == "live" else (box.address,)
+    return (*(one.name for one in sources if one.status.state != "live"), *lost)
 
 
 def read_boot_id() -> str:

@@ -16,7 +16,7 @@ from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.live.bank_follower import BankFollower
 from fsvit_edge.live.events import EventDetector
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import HEALTHY, BankStatus, Health, SourceHealth, read_boot_id
+from fsvit_edge.live.health import HEALTHY, BankStatus, Health, SourceHealth, names_not_live, read_boot_id
 from fsvit_edge.live.run_model import RunModel
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.base import Sink
@@ -32,6 +32,7 @@ from fsvit_edge.live.supervision import (
     run_with_ticks,
     stop_on_signals,
 )
+from fsvit_edge.remote.status import BoxCondition
 from fsvit_edge.runtime.engines.choose import CPU_ENGINES, EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError
 from fsvit_edge.runtime.machine import resident_memory_mb
@@ -186,6 +187,7 @@ class LiveRun:
         self._troubles = [""] * len(self._workers)
         self._follower = follower
         self._told_bank: BankStatus | None = None
+        self._told_box = self._box_condition()
         self._watchdog = ModelWatchdog(compiles=model.choice.engine not in CPU_ENGINES)
         self._model_hangs = False
         self._last_failure: FsvitEdgeError | None = None
@@ -194,7 +196,7 @@ class LiveRun:
         """The current health; safe from any thread."""
         now_s, children = time.monotonic(), [one.process_id for one in self._source.parts.values()]
         statistics, choice, scene_frames = self._statistics, self._model.choice, self._model.scene_frames
-        sources = tuple(one.health() for one in self._watched.values())
+        sources, box = tuple(one.health() for one in self._watched.values()), self._model.box
         return Health(
             wall_time_s=time.time(),
             monotonic_s=now_s,
@@ -215,8 +217,9 @@ class LiveRun:
             scene_frames=scene_frames,
             false_alarm_bound=false_alarm_bound(scene_frames),
             sources=sources,
-            not_live=tuple(one.name for one in sources if one.status.state != "live"),
+            not_live=names_not_live(sources, box),
             bank=None if self._follower is None else self._follower.status,
+            box=box,
         )
 
     def run(self) -> RunResult:
@@ -310,8 +313,9 @@ class LiveRun:
         for worker in self._workers:
             if worker.source in self._watched and self._watched[worker.source].source.has_ended:
                 worker.begin_to_finish(in_hurry=False)  # a video is complete when its source ends, not with the run
-        if changes or now_s - self._reported_s >= _REPORT_S:
-            self._reported_s = now_s
+        box_condition = self._box_condition()
+        if changes or box_condition != self._told_box or now_s - self._reported_s >= _REPORT_S:
+            self._reported_s, self._told_box = now_s, box_condition
             health = self.health()
             for worker in self._workers:
                 worker.report(health)
@@ -323,6 +327,9 @@ class LiveRun:
             health = self.health()
             for one in (health, *(health.sources if len(health.sources) > 1 else ())):
                 self._say(str(one))
+
+    def _box_condition(self) -> BoxCondition | None:
+        return None if self._model.box is None else self._model.box.condition
 
     def _say_troubles(self, health: Health) -> None:
         for number, sink in enumerate(health.sinks):

@@ -5,6 +5,7 @@ from typing import Protocol
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.fewshot.support_masks import Image
+from fsvit_edge.remote.status import BoxStatus
 from fsvit_edge.runtime.engines.choose import EngineChoice
 
 
@@ -26,6 +27,10 @@ class RunModel(Protocol):
     @property
     def scene_frames(self) -> int:
         """Pictures of the empty scene that the bank has."""
+
+    @property
+    def box(self) -> BoxStatus | None:
+        """State of the box that answers; None if the model is here."""
 
     @property
     def processing(self) -> int | None:

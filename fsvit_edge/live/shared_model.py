@@ -67,6 +67,8 @@ class LiveModel:
         bank_origin: Where the classes come from if they are followed, and so cannot be changed here; safe to print.
     """
 
+    box: None = None
+
     def __init__(self, model: FewShotModel, zones_of_run: tuple[Zone, ...] = (), bank_origin: str = "") -> None:
         self._model = model
         self.zones_of_run = zones_of_run

@@ -3,11 +3,11 @@
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.remote import wire
 from fsvit_edge.remote.answers import check_details, check_facts, check_tensors, label_map_of
+from fsvit_edge.remote.status import BoxStatus
 from fsvit_edge.remote.wire import Details, Facts, Options
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import (
@@ -37,14 +38,21 @@ _PORT = 8001  # of gRPC, in Triton
 _ANSWER_WITHIN_S = 60.0
 """TensorRT-RTX may compile at the first frame. A frame that takes longer is sent again."""
 _FACTS_WITHIN_S = 20.0
-_PAUSE_S = 0.5  # between two tries
+_PAUSE_S = 0.5  # between two tries while it is lost
+_PATIENCE_S, _RETRY_S = 0.5, 0.02
+"""How long, and how often, a request is repeated before the box counts as lost: of two processes there, one that is
+dead fails at once and so takes most requests; with a pause of half a second, a camera fell from 9.8 to 0.6 frames/s."""
+_SOUND_S = 60.0  # without a failure, after which a box is sound again
 _EXPECTED = f"expected {SCHEME}HOST:PORT/MODEL, with the port of the server's gRPC"
 _KINDS = {kind.__name__: kind for kind in (FsvitEdgeError, InputError, EnvironmentLacksError, ArtifactError)}
 _TOLD = re.compile(rf"\b({'|'.join(_KINDS)}): (.+)", re.DOTALL)
+_UNKNOWN = re.compile(r"unknown model\b.* is not found")
 _SHOWN = 200
 _MOST_TOLD = 1000  # characters of a sentence that the box itself says
 _MOST_BYTES = 100_000_000  # of an answer: more than the largest label map has; the client's own limit is 2 GB
 _ANSWER = tuple(wire.OUTPUTS)
+
+_Answer = TypeVar("_Answer")
 
 
 def is_box(engine: str) -> bool:
@@ -79,7 +87,7 @@ class RemoteModel:
     """A model on a box, for one caller at a time; close it.
 
     A frame is sent as the encoder sees it, with its size, so that the answer is that of a model here, and a frame of
-    any size is 200 kB to 500 kB. A box that goes away is told once and waited for.
+    any size is 200 kB to 500 kB. A box that goes away, or loses the bank, is told once and waited for.
 
     Args:
         address: triton://HOST:PORT/MODEL.
@@ -91,9 +99,10 @@ class RemoteModel:
     Attributes:
         name: The address, safe to print.
         facts: By what the box answered last.
+        box: Its state; any thread may read it.
 
     Raises:
-        InputError: The address is none, or the box has no such bank or class.
+        InputError: The address is none, or the box has no such model, bank or class.
         EnvironmentLacksError: tritonclient is not installed.
         ArtifactError: The bank is damaged or does not fit the box's model, or the box has another version.
         FsvitEdgeError: The box cannot be reached.
@@ -123,17 +132,26 @@ class RemoteModel:
         self._client = grpc.InferenceServerClient(host, channel_args=[("grpc.max_receive_message_length", _MOST_BYTES)])
         self._bank, self._options, self._zones, self._say = bank, options, zones, say
         self._blas = ThreadpoolController().select(user_api="blas")
-        self._trouble = self._problem = self._facts_text = ""
+        self._facts_text = self._failure = ""
+        self._failed_s = 0.0
         try:
-            tensors = self._ask({}, options, (wire.FACTS,), _FACTS_WITHIN_S)
-            with self._understood():
-                self.facts = self._facts_of(tensors)
+            self.facts = self._patiently(lambda: self._facts_of(self._ask_facts(options)), _PATIENCE_S)
         except _AwayError as error:
+            unknown = _UNKNOWN.search(str(error)) is not None
+            models = self._models() if unknown else ""
             self.close()
-            raise FsvitEdgeError(f"The box {self.address} does not answer: {error}.") from error
+            if unknown:
+                raise InputError(
+                    f"The box {self.address} has no model {self._model_name!r}; it has: {models or 'none'}."
+                ) from error
+            raise FsvitEdgeError(
+                f"The box {self.address} does not answer: {error}; see whether it runs, and give the port of its gRPC "
+                f"({_PORT} unless it was changed), not that of HTTP."
+            ) from error
         except FsvitEdgeError:
             self.close()
             raise
+        self.box = BoxStatus(self.address, time.time(), bank_sha256=self.facts.bank_sha256)
 
     @property
     def name(self) -> str:
@@ -159,9 +177,11 @@ class RemoteModel:
     def predict(self, rgb: Image, over_time: SteadyAnswers | None = None) -> Prediction | None:
         """Answer one frame like `FewShotModel.predict`; None if the box is away, which takes a moment or a minute.
 
+        It is away as well while the bank there is gone, damaged or does not fit, or while it has another version: that
+        may be put right there, and nobody may be here to start this again.
+
         Raises:
             InputError: The frame is not a picture, or the bank has lost a class that was asked for.
-            ArtifactError: The box has come back with another version or with a bank that does not fit.
         """
         check_rgb(rgb, "The frame")
         clock = StageClock()
@@ -171,21 +191,17 @@ class RemoteModel:
         steady = None if over_time is None else over_time.state
         options = replace(self._options, size_hw=(rgb.shape[0], rgb.shape[1]), steady=steady)
         try:
-            tensors = self._ask({wire.FRAME: image}, options, _ANSWER, _ANSWER_WITHIN_S)
+            patience_s = _PATIENCE_S if self.box.state == "live" else 0.0
+            tensors, self.facts = self._patiently(lambda: self._ask_frame(image, options), patience_s)
         except _AwayError as error:
-            self._tell(f"The box {self.address} does not answer, and is waited for: {error}.")
-            time.sleep(_PAUSE_S)
+            self._note_lost(str(error))
             return None
-        self._tell("")
         with self._understood():
-            self.facts = facts = self._facts_of(tensors)
-            details = wire.from_json(Details, tensors, wire.DETAILS)
+            facts, details = self.facts, wire.from_json(Details, tensors, wire.DETAILS)
             check_tensors(tensors, facts)
             check_details(details, facts)
             label_map = label_map_of(tensors, facts, (rgb.shape[0], rgb.shape[1]))
-        if bool(details.problem) != bool(self._problem):
-            self._say(f"{self.address}: {escaped(details.problem)[:_MOST_TOLD] or 'the bank of now is used.'}")
-        self._problem = details.problem
+        self._note_answer(escaped(details.problem)[:_MOST_TOLD])
         if over_time is not None and details.steady is not None:
             over_time.take(details.steady)
         clock.lap("network")
@@ -209,18 +225,64 @@ class RemoteModel:
         """Close the connection; a second call does nothing."""
         self._client.close()
 
+    def _patiently(self, ask: Callable[[], _Answer], within_s: float) -> _Answer:
+        """Return what `ask` returns, tried again for a moment; `_failure` is why it failed last, or empty."""
+        due_s, self._failure = time.monotonic() + within_s, ""
+        while True:
+            try:
+                return ask()
+            except _AwayError as error:
+                self._failure = str(error)
+                if time.monotonic() >= due_s:
+                    raise
+            time.sleep(_RETRY_S)
+
+    def _ask_frame(self, image: Image, options: Options) -> tuple[wire.Tensors, Facts]:
+        """Return an answer and its facts; an _AwayError also if it is the bank or the version that is refused."""
+
+        def ask() -> tuple[wire.Tensors, Facts]:
+            tensors = self._ask({wire.FRAME: image}, options, _ANSWER, _ANSWER_WITHIN_S)
+            return tensors, self._facts_of(tensors)
+
+        try:
+            return ask()
+        except FsvitEdgeError as error:
+            try:
+                self._checked(self._ask_facts(Options()))
+            except FsvitEdgeError:
+                raise _AwayError(str(error).rstrip(".")) from error
+        return ask()  # it is the frame, or what is asked of the bank, unless that was put right just now
+
+    def _ask_facts(self, options: Options) -> wire.Tensors:
+        return self._ask({}, options, (wire.FACTS,), _FACTS_WITHIN_S)
+
+    def _models(self) -> str:
+        """Return the names of the models that the server has ready."""
+        try:
+            listed = self._client.get_model_repository_index(as_json=True, client_timeout=_FACTS_WITHIN_S)
+        except self._error:
+            return ""
+        return ", ".join(sorted({one["name"] for one in listed.get("models", ()) if one.get("state") == "READY"}))
+
     def _facts_of(self, tensors: wire.Tensors) -> Facts:
         text = wire.text_of(tensors, wire.FACTS)
         if text == self._facts_text:  # as in nearly all answers; those of 255 classes take a millisecond to read
             return self.facts
-        facts = wire.from_json(Facts, tensors, wire.FACTS)
+        facts = self._checked(tensors)
+        self._facts_text = text
+        return facts
+
+    def _checked(self, tensors: wire.Tensors) -> Facts:
+        """Return the facts of an answer; an ArtifactError if the box has another version."""
+        with self._understood():
+            facts = wire.from_json(Facts, tensors, wire.FACTS)
         if facts.wire != wire.WIRE_VERSION:
             raise ArtifactError(
                 f"The box {self.address} has fsvit-edge {escaped(facts.fsvit_edge)[:_SHOWN]}, whose answers have "
                 f"version {facts.wire!r:.20}, not {wire.WIRE_VERSION}; install the same version on both."
             )
-        check_facts(facts)
-        self._facts_text = text
+        with self._understood():
+            check_facts(facts)
         return facts
 
     @contextmanager
@@ -260,11 +322,36 @@ class RemoteModel:
         with self._understood():
             return {name: _tensor_of(answer, name) for name in wanted}
 
-    def _tell(self, trouble: str) -> None:
-        """Say that the box is away, or is back; once, whatever the reasons of later tries are."""
-        if bool(trouble) != bool(self._trouble):
-            self._say(trouble or f"The box {self.address} answers again.")
-        self._trouble = trouble
+    def _note_lost(self, why: str) -> None:
+        """Say once that the box is away, whatever the reasons of later tries are, and let it rest between them."""
+        if self.box.state == "live":
+            self.box = replace(self.box, state="lost", since_s=time.time(), trouble=why)
+            self._say(f"The box {self.address} does not answer, and is waited for: {why}.")
+        else:
+            self.box = replace(self.box, trouble=why)
+            time.sleep(_PAUSE_S)
+
+    def _note_answer(self, bank_trouble: str) -> None:
+        """Say what an answer has changed: the box is back, answers only some requests, or has a bank in trouble."""
+        before, now_s = self.box, time.monotonic()
+        box = replace(before, bank_sha256=self.facts.bank_sha256, bank_trouble=bank_trouble)
+        if before.state == "lost":
+            box = replace(box, state="live", since_s=time.time(), trouble="")
+            told = f"The box {self.address} answers again."
+        elif self._failure:
+            box = replace(box, trouble=self._failure)
+            self._failed_s = now_s
+            told = f"The box {self.address} answers only some requests, so frames come more slowly: {self._failure}."
+        elif before.trouble and now_s - self._failed_s > _SOUND_S:
+            box = replace(box, trouble="")
+            told = f"The box {self.address} answers every request again."
+        else:
+            told = ""
+        self.box = box
+        if told and box.condition[:2] != before.condition[:2]:
+            self._say(told)
+        if bool(bank_trouble) != bool(before.bank_trouble):  # its reasons may differ each time
+            self._say(f"{self.address}: {bank_trouble or 'the bank of now is used.'}")
 
 
 def _tensor_of(answer: Any, name: str) -> npt.NDArray[Any]:

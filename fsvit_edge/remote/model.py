@@ -2,7 +2,10 @@
 
 import importlib
 import os
+import select
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,16 @@ from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
+def end_with_server() -> None:
+    """Let this process end when the one that started it does, as a server that is killed.
+
+    The backend's own process of Triton 2.51 was seen to go on then, with 130 MB, and not to end at SIGTERM.
+    """
+    with suppress(OSError):  # of a system before Linux 5.3
+        server = os.pidfd_open(os.getppid())
+        threading.Thread(target=lambda: (select.select([server], [], []), os._exit(1)), daemon=True).start()
+
+
 class TritonPythonModel:
     """What the backend looks for in the file `model.py` of a model repository."""
 
@@ -22,6 +35,7 @@ class TritonPythonModel:
         # Only the backend has this module.
         self._utils: Any = importlib.import_module("triton_python_backend_utils")
         self._check_arrays()
+        end_with_server()
         if args["model_instance_kind"] == "GPU":
             # Engines take the first GPU that they see.
             visible = [one for one in os.environ.get(_VISIBLE, "").split(",") if one]

@@ -122,7 +122,7 @@ def test_ctrl_c_says_how_far_it_was(folder: Path) -> None:
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
     last = err.splitlines()[-1]  # before it, a note on the engines may be
-    assert re.fullmatch(r"Stopped at [0-9.]+%, with [0-9]+ pictures; the same command goes on\.", last)
+    assert re.fullmatch(r"Stopped at [0-9.]+%, with [0-9]+ pictures labeled; the same command goes on\.", last)
 
 
 @pytest.mark.slow(reason="labels twice and starts a process, 6 s")

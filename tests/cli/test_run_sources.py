@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from command_line import COMMAND, Cli, count_frames, is_one_error, json_lines
 from sample_files import colors, write_video
 
 from fsvit_edge.runtime import given_text
+from fsvit_edge.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -93,7 +95,29 @@ def test_what_is_secret_can_be_in_a_file(folder: Path, cli: Cli) -> None:
     result = cli("run photo.jpg --sink @sink.txt --sink http://127.0.0.1:0 --token @token.txt")
     assert result.code == 0
     assert "Wrote out.jsonl\n" in result.err
-    assert "/?token=a-token-of-mine\n" in result.err
+    assert "The page is at http://127.0.0.1:" in result.err
+    assert "a-token-of-mine" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "is_terminal", "is_shown"),
+    [
+        ("--token @token.txt", True, False),
+        ("--token a-token-of-mine", False, False),  # into a log, as that of a service
+        ("--token a-token-of-mine", True, True),
+        ("", False, True),  # a random one: it is told nowhere else
+    ],
+)
+def test_a_token_is_printed_only_where_it_is_no_secret_or_known_to_nobody(
+    folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, words: str, is_terminal: bool, is_shown: bool
+) -> None:
+    def note(*_: object, shows_token: bool, **__: object) -> None:
+        raise InputError(f"shown: {shows_token}")
+
+    (folder / "token.txt").write_text("a-token-of-mine\n")
+    monkeypatch.setattr("fsvit_edge.cli.run._open_page", note)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    assert f"shown: {is_shown}" in cli(f"run photo.jpg --sink http://127.0.0.1:0 {words}").err
 
 
 @pytest.mark.parametrize(("text", "got"), [("", 0), ("out.jsonl\nmore.jsonl\n", 2)])

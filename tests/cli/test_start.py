@@ -1,4 +1,5 @@
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,36 @@ sys.meta_path.insert(0, Interrupt)
 """
     done = run(interrupt + START)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "is_quiet"),
+    [
+        ("start.main()", -signal.SIGINT, True),  # of which a shell makes 130
+        ("sys.exit(130)", 130, False),
+    ],
+)
+def test_ctrl_c_while_python_ends_is_a_short_end(end: str, code: int, is_quiet: bool) -> None:
+    script = f"""
+import atexit, sys, time
+from fsvit_edge.cli import main, start
+def interrupted():
+    raise KeyboardInterrupt
+def last():
+    print("ends", flush=True)
+    time.sleep(30)
+main.main = interrupted
+atexit.register(last)
+{end}
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ends\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert (err == "") == is_quiet
 
 
 def test_ctrl_c_while_a_command_works_is_a_short_end(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,8 +227,27 @@ def test_the_parquet_files_alone_are_a_format(on_two: Run, tmp_path: Path) -> No
 @pytest.mark.usefixtures("crowd")
 def test_a_labeling_in_this_process_is_not_continued_on_ray(on_two: Run, in_process: Run) -> None:
     in_process("one", "crowd")
+    said: list[str] = []
     with pytest.raises(InputError, match="made without --ray, not with --ray"):
-        on_two("one", "crowd")
+        on_two("one", "crowd", say=said.append)
+    assert said == ["Note: Starting Ray on this machine."]  # and nothing of processes that would label
+    on_two("two", "crowd", say=said.append)
+    assert said[-1] == "Note: 2 processes of Ray label, one per core."
+
+
+def test_the_start_of_ray_is_not_in_the_time_that_tells_what_is_left() -> None:
+    import pyarrow as pa
+
+    shown: list[Progress] = []
+    entries = [SimpleNamespace(name=str(index), problem="") for index in range(4)]
+    kept = SimpleNamespace(labeled=())
+    shards = SimpleNamespace(is_news=lambda *_: False)
+    filling: Any = on_ray._Filling(shards, SimpleNamespace(entries=entries), entries, kept, shown.append, lambda: 2.0)  # type: ignore[arg-type]
+    filling._started_s -= 100
+    for path in "0", "1":
+        filling._take(pa.table({"path": [path], "error": pa.array([None], pa.string())}))
+    assert [2 <= one.elapsed_s < 50 for one in shown] == [True, True]
+    assert [one.left_s is not None and one.left_s < 150 for one in shown] == [True, True]
 
 
 def test_what_a_labeler_refuses_on_ray_is_said_in_its_words(

@@ -106,9 +106,25 @@ def test_a_terminal_shows_the_address_for_a_phone_as_a_qr_code(
     has_code: bool,
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    page = _open_page(f"http://{host}:0", LiveModel(loaded), tmp_path / "bank.safetensors", None, [])
+    page = _open_page(f"http://{host}:0", LiveModel(loaded), tmp_path / "bank.safetensors", None, [], shows_token=True)
     assert isinstance(page, PageSink)
     with page:
         printed = capsys.readouterr().err
     told = re.findall(r"^The page is (?:also )?at (\S+)$", printed, re.MULTILINE)
     assert (tuple(told), read_code(printed)) == (page.addresses, page.address if has_code else "")
+
+
+def test_a_token_that_is_hidden_is_in_no_address_and_no_code(
+    loaded: FewShotModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    opened = ("http://0.0.0.0:0", LiveModel(loaded), tmp_path / "bank.safetensors", "a-token-of-mine", [])
+    for shows_token in (True, False):
+        page = _open_page(*opened, shows_token=shows_token)
+        assert isinstance(page, PageSink)
+        with page:
+            printed = capsys.readouterr().err
+        told = re.findall(r"^The page is (?:also )?at (\S+)$", printed, re.MULTILINE)
+        expected = page.addresses if shows_token else tuple(one.partition("?")[0] for one in page.addresses)
+        assert (tuple(told), read_code(printed)) == (expected, expected[0])
+        assert ("a-token-of-mine" in printed) == shows_token

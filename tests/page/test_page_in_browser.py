@@ -36,7 +36,7 @@ def started(folder: Path, port: int = 0, *options: str) -> Iterator[str]:
             assert line, printed
             printed += line
         try:
-            yield line.removeprefix("The page is at ").strip()
+            yield f"{line.removeprefix('The page is at ').strip()}?token={TOKEN}"
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0

@@ -98,6 +98,12 @@ class Loopback:
             raise utils.InferenceServerException(response.error.message(), status="StatusCode.INTERNAL")
         return Answer({tensor.name(): tensor.as_numpy() for tensor in response.output_tensors})
 
+    def get_model_repository_index(self, as_json: bool, client_timeout: float) -> dict[str, Any]:
+        assert as_json
+        assert client_timeout > 0
+        models = [{"name": "other", "version": "1", "state": "UNAVAILABLE"}, {"name": "cst-nano", "state": "READY"}]
+        return {"models": models}
+
     def close(self) -> None:
         pass
 

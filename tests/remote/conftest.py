@@ -60,6 +60,8 @@ def banks(tmp_path: Path, bank: SupportBank) -> Path:
 def backend(monkeypatch: pytest.MonkeyPatch) -> Backend:
     made = Backend()
     monkeypatch.setitem(sys.modules, BACKEND, made)
+    # Of the tests' own process, it would be whoever started them.
+    monkeypatch.setattr("fsvit_edge.remote.model.end_with_server", lambda: None)
     return made
 
 
@@ -93,4 +95,5 @@ def box(model: Any, monkeypatch: pytest.MonkeyPatch) -> type[Loopback]:
     monkeypatch.setattr(Loopback, "away", staticmethod(lambda: ""))
     monkeypatch.setattr(Loopback, "asked", [])
     monkeypatch.setattr("fsvit_edge.remote.client._PAUSE_S", 0.001)
+    monkeypatch.setattr("fsvit_edge.remote.client._PATIENCE_S", 0.0)
     return Loopback

@@ -79,6 +79,37 @@ def test_a_run_with_a_box_writes_what_a_run_here_writes_and_loses_no_frame(
     assert "network" in health["latency_ms"]
 
 
+@pytest.mark.parametrize("is_away", [True, False])
+def test_health_json_lines_and_statistics_tell_that_the_box_is_away(
+    box: type[Loopback], monkeypatch: pytest.MonkeyPatch, clip: Path, tmp_path: Path, is_away: bool
+) -> None:
+    asked: Iterator[int] = count()
+    healths: list[dict[str, Any]] = []
+
+    def away() -> str:
+        if (tmp_path / "health.json").is_file():
+            healths.append(json.loads((tmp_path / "health.json").read_bytes()))
+        return "it was killed" if is_away and next(asked) in range(5, 12) else ""
+
+    monkeypatch.setattr("fsvit_edge.remote.client._PAUSE_S", 0.15)
+    monkeypatch.setattr(box, "away", staticmethod(away))
+    said: list[str] = []
+    options = RunOptions(bank=Path("two"), engine=ADDRESS, stats_s=0.1, health_file=tmp_path / "health.json")
+    run_source(str(clip), [str(tmp_path / "box.jsonl")], options, say=said.append)
+    records = [json.loads(line) for line in (tmp_path / "box.jsonl").read_text().splitlines()]
+    states = [(one["state"], one["box"]) for one in records if one["event"] == "state"]
+    told = [(state, of_box["address"], of_box["state"], of_box["trouble"]) for state, of_box in states]
+    expected = [("live", ADDRESS, "lost", "it was killed"), ("live", ADDRESS, "live", "")]
+    assert told == (expected if is_away else [])
+    assert all(len(of_box["bank_sha256"]) == 64 for _, of_box in states)
+    seen = [(one["box"]["state"], one["not_live"]) for one in healths]
+    assert (("lost", [ADDRESS]) in seen) == is_away
+    assert set(map(str, seen)) <= {str(("lost", [ADDRESS])), str(("live", []))}
+    assert any(line.endswith(" MB, box lost") for line in said) == is_away
+    last = json.loads((tmp_path / "health.json").read_bytes())
+    assert (last["box"]["state"], last["not_live"]) == ("live", [])
+
+
 def label_with(engine: dict[str, Any], bank: Path, album: Path, output: Path, **options: Any) -> LabelResult:
     of_labeler = {name: options.pop(name) for name in ("classes", "min_score") if name in options}
     labeler = LabelerOptions(bank, **engine, **of_labeler)

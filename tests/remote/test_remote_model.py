@@ -1,10 +1,14 @@
 """A device that asks a box: answers as here, and what happens while the box is away or has changed."""
 
+import hashlib
 import json
 import math
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,7 @@ from fsvit_edge.fewshot.first_look import FirstLook
 from fsvit_edge.fewshot.index_mask import index_png
 from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.fewshot.zones import Zone
-from fsvit_edge.remote import wire
+from fsvit_edge.remote import client, wire
 from fsvit_edge.remote.client import RemoteModel, bank_on_box
 from fsvit_edge.remote.wire import Options
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
@@ -90,16 +94,118 @@ def test_a_box_that_is_away_is_told_once_and_answers_when_it_is_back(away: Calla
     away("Stub process 'cst-nano_0_0' is not healthy.")
     assert remote.predict(FRAMES[0]) is None
     assert said == [f"The box {ADDRESS} does not answer, and is waited for: failed to connect to all addresses."]
+    assert (remote.box.state, remote.box.trouble) == ("lost", "Stub process 'cst-nano_0_0' is not healthy")  # of now
     away("")
     assert remote.predict(FRAMES[0]) is not None
     assert said[1:] == [f"The box {ADDRESS} answers again."]
+    assert (remote.box.state, remote.box.trouble) == ("live", "")
+
+
+def test_a_box_of_which_one_process_is_dead_is_asked_again_at_once_and_told_once(
+    box: type[Loopback], monkeypatch: pytest.MonkeyPatch, here: FewShotModel
+) -> None:
+    asked = count()
+    monkeypatch.setattr(client, "_PATIENCE_S", 30.0)
+    monkeypatch.setattr(client, "_RETRY_S", 0.0)
+    monkeypatch.setattr(client, "_PAUSE_S", 1e9)  # never
+    monkeypatch.setattr(box, "away", staticmethod(lambda: "it is not healthy" if next(asked) % 4 else ""))
+    said: list[str] = []
+    remote = RemoteModel(ADDRESS, "two", said.append)
+    assert (remote.box.state, remote.box.trouble) == ("live", "")
+    for frame in FRAMES * 2:
+        answer = remote.predict(frame)
+        assert answer is not None
+        assert is_same_answer(answer, here.predict(frame))
+    assert said == [f"The box {ADDRESS} answers only some requests, so frames come more slowly: it is not healthy."]
+    assert (remote.box.state, remote.box.trouble) == ("live", "it is not healthy")
+    monkeypatch.setattr(box, "away", staticmethod(lambda: ""))
+    assert remote.predict(FRAMES[0]) is not None
+    assert len(said) == 1  # not yet: the next request may meet the dead one
+    monkeypatch.setattr(client, "_SOUND_S", 0.0)
+    assert remote.predict(FRAMES[0]) is not None
+    assert said[1:] == [f"The box {ADDRESS} answers every request again."]
+    assert remote.box.trouble == ""
+
+
+def test_a_box_that_comes_back_with_a_damaged_bank_is_waited_for(
+    box: type[Loopback], banks: Path, here: FewShotModel
+) -> None:
+    said: list[str] = []
+    remote = RemoteModel(ADDRESS, "two", said.append)
+    whole = (banks / "two.safetensors").read_bytes()
+    for break_it, reason in (
+        (lambda file: file.write_bytes(whole[:-1]), "is damaged"),
+        (lambda file: file.write_bytes((banks / "foreign.safetensors").read_bytes()), "with a different encoder"),
+        (lambda file: file.unlink(), "There is no bank 'two' on the box"),
+    ):
+        break_it(banks / "two.safetensors")
+        box.model._box._banks.clear()  # as after a restart
+        assert [remote.predict(FRAMES[0]) for _ in range(3)] == [None] * 3
+        assert remote.box.state == "lost"
+        (line,) = said
+        assert line.startswith(f"The box {ADDRESS} does not answer, and is waited for: ")
+        assert reason in line
+        assert reason in remote.box.trouble
+        (banks / "two.safetensors").write_bytes(whole)
+        answer = remote.predict(FRAMES[0])
+        assert answer is not None
+        assert is_same_answer(answer, here.predict(FRAMES[0]))
+        assert said[1:] == [f"The box {ADDRESS} answers again."]
+        said.clear()
+
+
+def test_what_is_wrong_with_a_frame_or_a_choice_of_classes_is_not_waited_for(
+    box: type[Loopback], banks: Path, here: FewShotModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not box.asked
+    remote = RemoteModel(ADDRESS, "two", options=Options(classes=("cat",)))
+    with monkeypatch.context() as patch:
+        patch.setattr("fsvit_edge.remote.box.MAX_PICTURE_PX", 1000)
+        with pytest.raises(InputError, match="size_hw must be above 0"):
+            remote.predict(FRAMES[0])
+    assert remote.predict(FRAMES[0]) is not None
+    here.remove("cat")
+    here.save_bank(banks / "two.safetensors")
+    with pytest.raises(InputError, match="'cat'"):
+        remote.predict(FRAMES[0])
 
 
 def test_a_box_that_is_away_at_the_start_is_an_error(away: Callable[[str], None]) -> None:
     away("failed to connect")
-    with pytest.raises(FsvitEdgeError, match=r"The box triton://.* does not answer: failed to connect\.") as error:
+    with pytest.raises(FsvitEdgeError, match=r"The box triton://.* does not answer: failed to connect; see") as error:
         RemoteModel(ADDRESS, "two")
     assert error.value.exit_code == 1
+
+
+def test_the_port_of_http_is_said_to_be_none_of_grpc() -> None:
+    pytest.importorskip("tritonclient.grpc", reason='needs tritonclient: pip install "fsvit-edge[triton]"')
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(FsvitEdgeError, match="the port of its gRPC") as error:
+            RemoteModel(f"triton://127.0.0.1:{server.server_port}/cst-nano", "two")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert error.value.exit_code == 1
+
+
+def test_a_model_that_the_box_has_not_is_a_wrong_option(away: Callable[[str], None]) -> None:
+    away("Request for unknown model: 'cst-nano' is not found")
+    with pytest.raises(InputError, match=r"The box triton://.* has no model 'cst-nano'; it has: cst-nano\.") as error:
+        RemoteModel(ADDRESS, "two")
+    assert error.value.exit_code == 2
+    away("Request for unknown model: 'cst-nano' has no available versions")  # it may still be loaded
+    with pytest.raises(FsvitEdgeError, match="does not answer") as error:
+        RemoteModel(ADDRESS, "two")
+    assert error.value.exit_code == 1
+
+
+def test_a_model_that_is_gone_later_is_waited_for(away: Callable[[str], None]) -> None:
+    remote = RemoteModel(ADDRESS, "two")
+    away("Request for unknown model: 'cst-nano' is not found")
+    assert remote.predict(FRAMES[0]) is None
+    assert remote.box.state == "lost"
 
 
 @pytest.mark.parametrize(
@@ -134,9 +240,14 @@ def test_a_new_bank_is_used_from_the_next_frame_and_a_broken_one_is_told_once(
     assert [remote.predict(FRAMES[0]) is not None for _ in range(2)] == [True, True]
     (line,) = said
     assert line.startswith(f"{ADDRESS}: The former bank goes on: Bank ")
+    assert remote.box.bank_trouble == line.removeprefix(f"{ADDRESS}: ")
+    sums = [remote.box.bank_sha256, remote.facts.bank_sha256]
+    assert sums[0] == sums[1] != hashlib.sha256((banks / "two.safetensors").read_bytes()).hexdigest()
     here.save_bank(banks / "two.safetensors")
     assert remote.predict(FRAMES[0]) is not None
     assert said[1:] == [f"{ADDRESS}: the bank of now is used."]
+    assert remote.box.bank_trouble == ""
+    assert remote.box.bank_sha256 == hashlib.sha256((banks / "two.safetensors").read_bytes()).hexdigest()
     assert box.asked
 
 

@@ -10,7 +10,8 @@ from types import MappingProxyType
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.events import Event
 from fsvit_edge.live.frame import Frame
-from fsvit_edge.live.health import HEALTHY, Condition, Health
+from fsvit_edge.live.health import ALL_WELL, Condition, Health
+from fsvit_edge.remote.status import BoxCondition
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 
@@ -80,7 +81,7 @@ class Sink(ABC):
     skipped = 0  # frames that it has taken and could not deliver
     in_hurry = False  # the run has been told to stop, so finish in well under a second
     source: str | None = None  # of several sources, the only one that it is told of; None: all
-    _conditions: Mapping[str, Condition] = MappingProxyType({})  # of each source, as last written
+    _conditions: Mapping[str, tuple[Condition, BoxCondition]] = MappingProxyType({})  # of each source, as last written
 
     def __enter__(self) -> "Sink":
         return self
@@ -107,15 +108,14 @@ class Sink(ABC):
         """Take an event, before the frame that caused it."""
 
     def report(self, health: Health) -> None:
-        """Take the health of the run: about once per second, and after every change in the condition of the source."""
+        """Take the health of the run: about once per second, and after every change in its condition."""
         for one in health.by_source():
-            condition = one.source_status.condition
-            if condition != self._conditions.get(one.source, HEALTHY):
-                self._conditions = {**self._conditions, one.source: condition}
+            if one.condition != self._conditions.get(one.source, ALL_WELL):
+                self._conditions = {**self._conditions, one.source: one.condition}
                 self._write_state(one)
 
     def _write_state(self, health: Health) -> None:  # noqa: B027 - not every sink shows it
-        """Record that the condition of the source has changed."""
+        """Record that the condition of the source, or of the box, has changed."""
 
     @abstractmethod
     def _finish(self) -> None:

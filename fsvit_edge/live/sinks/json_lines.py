@@ -1,4 +1,4 @@
-"""Results as JSON, one object per line: for frames, events, changes in the state of the source, and followed banks."""
+"""Results as JSON, one object per line: for every frame, event, change in a state, and bank that is followed."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
 
 _STATE_FIELDS = (
     *("state", "is_frozen", "message", "source", "wall_time_s", "monotonic_s", "boot_id"),
-    *("captured", "dropped", "reconnects", "frames"),
+    *("captured", "dropped", "reconnects", "frames", "box"),
 )
 
 _Place = tuple[int, Box | None]  # area and box
@@ -95,12 +95,13 @@ def _place_record(area_px: int, box_xyxy: Box | None) -> dict[str, Any]:
 
 
 def state_record(health: Health) -> dict[str, Any]:
-    """Describe the state of the source in plain values for JSON.
+    """Describe the state of the source, and of a box, in plain values for JSON.
 
     Returns:
         "event": "state"; "state": "connecting", "live" or "lost"; "is_frozen"; "message": what is wrong, or empty;
         "source"; "wall_time_s" and "monotonic_s": now; "boot_id": the start of the machine from which the latter
-        counts; "captured", "dropped" and "reconnects" so far; "frames": frames processed so far.
+        counts; "captured", "dropped" and "reconnects" so far; "frames": frames processed so far; "box": the state of
+        the box that answers, see `BoxStatus`; None if the model is here.
     """
     values = health.to_dict()
     values.update(values["source_status"])

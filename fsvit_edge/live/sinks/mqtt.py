@@ -135,7 +135,7 @@ class MqttSink(Sink):
         is_first = self._health is None
         self._health = health  # published again after a reconnect
         if is_first:  # the broker may still keep the end of the run before
-            self._conditions = {health.source: health.source_status.condition}
+            self._conditions = {health.source: health.condition}
             self._write_state(health)
         super().report(health)
         self._update_retained()  # after a reconnect, while the source is silent
