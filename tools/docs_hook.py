@@ -1,6 +1,7 @@
 """Fills in the parts of the documentation that come from code, when MkDocs builds the site.
 
-A line `<!-- generated: NAME ARGUMENT -->` on a page under docs/ is replaced by what the function NAME returns.
+A line `<!-- generated: NAME ARGUMENT -->` on a page under docs/ is replaced by what the function NAME returns, with the
+line before it, which tells who reads the page in the repository where to look.
 """
 
 import dataclasses
@@ -24,7 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import architecture  # noqa: E402  # it lies beside this file, which MkDocs loads by its path
 
 Schema = dict[str, Any]
-MARKER = re.compile(r"^<!-- generated: (\w+) ?(\S*) -->$", re.MULTILINE)
+MARKER = re.compile(
+    r"^\*`make docs` fills this in; without it, see .+\.\*\n\n<!-- generated: (\w+) ?(\S*) -->$", re.MULTILINE
+)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:

@@ -206,7 +206,7 @@ def run(
     for status in result.health.sinks[: len(result.health.sinks) - told]:
         if status.name != "-" and "://" not in status.name and status.written and not status.failure:
             say(f"Wrote {status.name}{' in numbered segments' if segment and '.' in status.name else ''}")
-    if uri == "demo" and not any(map(is_page, sinks)):
+    if uri == "demo" and bank is None and not any(map(is_page, sinks)):
         say("The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE")
     if result.exit_code:
         raise typer.Exit(result.exit_code)

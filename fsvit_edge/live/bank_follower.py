@@ -93,9 +93,8 @@ class BankFollower:
             if model is not None:
                 self._answers(candidate, is_copy=bool(self._problem))
                 return model
-        raise FsvitEdgeError(
-            f"Bank {self._origin.name} cannot be used, and there is no copy of an earlier one: {self._problem}."
-        )
+        copies = "nor can a copy from before" if kept else "and there is no copy of an earlier one"
+        raise FsvitEdgeError(f"Bank {self._origin.name} cannot be used, {copies}: {self._problem}.")
 
     def _opened(self, candidate: BankCopy, load: Callable[[Path], FewShotModel]) -> FewShotModel | None:
         """Return a model that uses a bank; None if the bank cannot be used, which is noted."""

@@ -357,3 +357,15 @@ def test_a_run_removes_the_unfinished_files_of_a_killed_one(folder: Path, cli: C
     sinks = "--sink results/ --sink pictures --sink videos/out.mp4"
     assert cli(f"run photo.jpg {sinks} --health health/health.json").code == 0
     assert [left for one in folders for left in one.glob(".fsvit-edge-*")] == []
+
+
+def test_a_demo_without_a_bank_says_what_comes_next_and_one_with_a_bank_does_not(folder: Path, cli: Cli) -> None:
+    told = "The demo runs a small demonstration model. Next: fsvit-edge enroll NAME IMAGE"
+    for options, is_told in (
+        ("", True),
+        ("--bank bank.safetensors", False),
+        ("--bank bank.safetensors --poll 9", False),
+    ):
+        ran = cli(f"run demo --max-frames 1 --sink out.jsonl {options}")
+        assert (ran.code, told in ran.err) == (0, is_told)
+    assert (folder / "out.jsonl").exists()

@@ -159,6 +159,16 @@ def test_every_file_that_a_page_links_to_exists(page: Path) -> None:
     assert missing == []
 
 
+def test_the_table_of_extras_has_all_that_a_person_may_want() -> None:
+    packages = (
+        (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    )
+    extras = set(re.findall(r"^([a-z-]+) = \[", packages, re.MULTILINE))
+    table = (ROOT / "docs" / "get-started.md").read_text().partition("| extra |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`([a-z-]+)`", "\n".join(line.split("|")[1] for line in table.splitlines()[2:])))
+    assert named == extras - {"dev", "docs"}  # for those who change fsvit-edge
+
+
 def test_pages_outside_the_site_mention_only_files_that_exist() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     paths = re.findall(r"`((?:fsvit_edge|tests|tools|examples|benchmarks|docs)/[\w/.-]+)`", text)

@@ -48,7 +48,8 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
 def test_nothing_on_the_site_is_left_to_generate(read: Read) -> None:
     pages = [page.relative_to(ROOT / "docs").with_suffix(".html") for page in (ROOT / "docs").rglob("*.md")]
     assert len(pages) > 20
-    assert [page for page in pages if "generated:" in read(str(page))] == []
+    left = ("generated:", "fills this in")  # also of a marker without the line for those who read the repository
+    assert [page for page in pages if any(text in read(str(page)) for text in left)] == []
 
 
 @BUILT

@@ -321,6 +321,23 @@ def test_health_has_the_reason_of_now_though_it_is_told_once(fleet: Fleet) -> No
         assert told.look()[1:] == [f"Bank {follower.status.origin}: {sha_of(data):.12} answers now."]
 
 
+@pytest.mark.parametrize("has_copy", [True, False])
+def test_a_start_says_whether_there_is_a_copy_that_cannot_be_used_either(
+    fleet: Fleet, has_copy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.publish(fleet.bank("cat"))
+    if has_copy:
+        fleet.follower().open_model(fleet.load).close()
+
+    def refuse(*_: object) -> None:
+        raise bank_follower.BankRefusedError("it was made in int8")
+
+    monkeypatch.setattr(bank_follower, "try_bank", refuse)
+    told = "nor can a copy from before: " if has_copy else "and there is no copy of an earlier one: "
+    with pytest.raises(FsvitEdgeError, match=f"cannot be used, {told}.* is refused: it was made in int8"):
+        fleet.follower().open_model(fleet.load)
+
+
 def foreign(fleet: Fleet) -> bytes:
     return fleet.publish(foreign_bank(fleet.loaded, fleet.folder))
 

@@ -230,7 +230,9 @@ def test_the_verdict_tells_how_the_outline_fits_and_how_many_pictures_there_are(
     report = answered.value.json()
     verdict = page.locator("#report .verdict")
     expect(verdict).to_contain_text("cup is enrolled, now from 3 pictures")
-    expect(verdict).to_contain_text(f"the outline is {report['area_ratio']:.1f} x your mask (IoU {report['iou']:.2f})")
+    expect(verdict).to_contain_text(
+        f"the outline is {report['area_ratio']:.1f} x the mask from your box (IoU {report['iou']:.2f})"
+    )
     assert len(served.model.enrolled.supports["cup"]) == 3
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 from served_page import Served, client_of, freeze, health, picture, serve, show
+from test_page_pictures import photo
+from test_pictures_in_browser import file
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.review_items import ReviewItem
@@ -96,11 +98,26 @@ def test_a_person_sees_where_the_classes_come_from_and_no_button_that_would_be_r
     expect(page.locator("#bank-saved")).to_have_text("The classes come from there and cannot be changed here.")
     expect(page.locator("#classes .name")).to_have_text("cup")
     page.locator(".supports button").first.click()
-    shown = [
-        text for one in page.get_by_role("button").all() if one.is_visible() and (text := one.inner_text().strip())
-    ]
-    assert shown == ["Download picture", "Download mask"]
+
+    def shown() -> list[str]:
+        return [
+            text for one in page.get_by_role("button").all() if one.is_visible() and (text := one.inner_text().strip())
+        ]
+
+    assert shown() == ["Download picture", "Download mask"]
+    expect(page.locator("#scene-known")).to_have_text("The bank has none.")
     bank = BankStatus(ORIGIN, "ab" * 32, trouble="The server answers 503.")
     followed.page.report(replace(health(), sinks=(), bank=bank))
     expect(page.locator("#banner")).to_have_text(f"Bank {ORIGIN}: The server answers 503.")
+    page.locator("#banner-close").click()
+    expect(page.get_by_text("Open a picture…")).to_be_visible()
+    page.locator("#picture-file").set_input_files(file(photo(picture(), orientation=1)))
+    expect(page.locator("#judged")).to_have_text(" in photo.jpg")
+    expect(page.locator("#found-told")).to_contain_text("Found: cup")
+    assert shown()[-3:] == ["Back to live", "Download picture", "Download mask"]  # and two to zoom
+    for hidden in ("#drawing", "#name", "#hint", ".modes", "#known-name"):
+        expect(page.locator(hidden)).to_be_hidden()
+    page.get_by_role("button", name="Back to live").click()
+    expect(page.locator("#judged")).to_be_empty()
+    expect(page.locator("#picture-file")).to_be_focused()
     context.close()

@@ -102,3 +102,16 @@ def test_what_is_found_is_downloaded_of_the_newest_and_of_the_frozen_frame(
     page.locator("#picture-file").set_input_files(file(photo(picture()), "My cup: 2 ü.v1.jpeg"))
     expect(page.locator("#drawing")).to_be_focused()
     assert downloaded(f"My-cup-2-ü.v1-{kind}").shape == (WIDTH, HEIGHT, 3)
+
+
+def test_a_class_that_is_present_comes_first_in_the_row_of_scores(page: Page) -> None:
+    places = page.evaluate(
+        """() => {
+          const row = document.getElementById("glance"), chip = '<span class="name">a class</span>';
+          row.innerHTML = `<li>${chip}</li>`.repeat(12) + `<li class="present">${chip}</li>` + `<li>${chip}</li>`;
+          return [...row.children].map((one) => one.getBoundingClientRect().left);
+        }"""
+    )
+    assert places[12] == min(places) < PHONE["width"]
+    assert places[0] == sorted(places)[1]  # the others stay in their order
+    assert places[11] > PHONE["width"]  # the control: it would be out of sight

@@ -96,7 +96,8 @@ function end() {
 // Back to the live picture, without losing the place of those who use the keyboard.
 function leave() {
   setFrozen(false);
-  find("freeze").focus({ preventScroll: true });
+  const isFollowed = document.body.classList.contains("followed"); // then there is no other button
+  find(isFollowed ? "picture-file" : "freeze").focus({ preventScroll: true });
 }
 
 function showHint(wrong = "") {
@@ -127,7 +128,7 @@ async function enroll() {
   const report = await request("POST", "/api/classes", { name, frame_id: mine.id, ...marks });
   const isMine = frame === mine; // the answer takes a second, in which something else may have begun
   if (isMine) end();
-  showReport(report);
+  showReport(report, "box_xyxy" in marks ? "the mask from your box" : "your mask");
   showMessage("");
   if (isMine) find("report").focus(); // the form takes it along
 }
@@ -172,11 +173,11 @@ function hideReport() {
   if (hadFocus) find("freeze").focus({ preventScroll: true });
 }
 
-function showReport(report) {
+function showReport(report, mask) {
   const card = find("report");
   const isGood = report.warnings.length === 0;
   const done = report.shots === 1 ? `${report.name} is enrolled` : `${report.name} is enrolled, now from ${report.shots} pictures`;
-  const outline = report.iou === null ? "" : `; the outline is ${report.area_ratio.toFixed(1)} x your mask (IoU ${report.iou.toFixed(2)})`;
+  const outline = report.iou === null ? "" : `; the outline is ${report.area_ratio.toFixed(1)} x ${mask} (IoU ${report.iou.toFixed(2)})`;
   const isGuess = report.iou === null;
   const good = isGuess ? `${done}.` : `${done}, and recognized in this picture${outline}.`;
   const parts = [make("p", isGood ? good : `${done}, with warnings${outline}:`, "verdict")];

@@ -8,13 +8,13 @@ const LABEL = find("learn").textContent;
 let cancel = null; // ends the countdown
 let isLearning = false;
 
-export function showScene({ scene_frames: frames, scene_check: check, false_alarm_bound: bound }) {
+export function showScene({ scene_frames: frames, scene_check: check, false_alarm_bound: bound, bank }) {
   if (isLearning && check !== null) {
     const [told] = find("scene-report").children, said = `Checking ${check.number} of ${check.pictures}: you can come back.`;
     if (told.textContent !== said) told.textContent = said;
   }
   const text = frames === 0
-    ? "Not learned. Show the camera none of your objects, so that less is found by mistake."
+    ? bank.is_followed ? "The bank has none." : "Not learned. Show the camera none of your objects, so that less is found by mistake."
     : `${frames} pictures. On frames like these, a class is falsely found in at most ${percent(bound)} (right in 95 of 100 cases).`;
   if (find("scene-known").textContent !== text) find("scene-known").textContent = text;
   find("forget").hidden = frames === 0;
