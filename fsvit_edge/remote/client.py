@@ -3,11 +3,11 @@
 import re
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy.typing as npt
@@ -39,9 +39,9 @@ _ANSWER_WITHIN_S = 60.0
 """TensorRT-RTX may compile at the first frame. A frame that takes longer is sent again."""
 _FACTS_WITHIN_S = 20.0
 _PAUSE_S = 0.5  # between two tries while it is lost
-_PATIENCE_S, _RETRY_S = 0.5, 0.02
-"""How long, and how often, a request is repeated before the box counts as lost: of two processes there, one that is
-dead fails at once and so takes most requests; with a pause of half a second, a camera fell from 9.8 to 0.6 frames/s."""
+_PATIENCE_S, _RETRY_S = 3.0, 0.02
+"""How long requests fail before the box counts as lost, and the pause between them until then: of two processes there,
+one may be dead, and Triton 2.51 goes on to give it each second request."""
 _SOUND_S = 60.0  # without a failure, after which a box is sound again
 _EXPECTED = f"expected {SCHEME}HOST:PORT/MODEL, with the port of the server's gRPC"
 _KINDS = {kind.__name__: kind for kind in (FsvitEdgeError, InputError, EnvironmentLacksError, ArtifactError)}
@@ -51,8 +51,6 @@ _SHOWN = 200
 _MOST_TOLD = 1000  # characters of a sentence that the box itself says
 _MOST_BYTES = 100_000_000  # of an answer: more than the largest label map has; the client's own limit is 2 GB
 _ANSWER = tuple(wire.OUTPUTS)
-
-_Answer = TypeVar("_Answer")
 
 
 def is_box(engine: str) -> bool:
@@ -133,9 +131,10 @@ class RemoteModel:
         self._bank, self._options, self._zones, self._say = bank, options, zones, say
         self._blas = ThreadpoolController().select(user_api="blas")
         self._facts_text = self._failure = ""
+        self._failing_s: float | None = None  # since when all requests fail
         self._failed_s = 0.0
         try:
-            self.facts = self._patiently(lambda: self._facts_of(self._ask_facts(options)), _PATIENCE_S)
+            self.facts = self._first_facts()
         except _AwayError as error:
             unknown = _UNKNOWN.search(str(error)) is not None
             models = self._models() if unknown else ""
@@ -190,11 +189,11 @@ class RemoteModel:
         clock.lap("preprocess")
         steady = None if over_time is None else over_time.state
         options = replace(self._options, size_hw=(rgb.shape[0], rgb.shape[1]), steady=steady)
+        asked_s = time.monotonic()
         try:
-            patience_s = _PATIENCE_S if self.box.state == "live" else 0.0
-            tensors, self.facts = self._patiently(lambda: self._ask_frame(image, options), patience_s)
+            tensors, self.facts = self._ask_frame(image, options)
         except _AwayError as error:
-            self._note_lost(str(error))
+            self._note_failure(str(error), asked_s)
             return None
         with self._understood():
             facts, details = self.facts, wire.from_json(Details, tensors, wire.DETAILS)
@@ -225,14 +224,12 @@ class RemoteModel:
         """Close the connection; a second call does nothing."""
         self._client.close()
 
-    def _patiently(self, ask: Callable[[], _Answer], within_s: float) -> _Answer:
-        """Return what `ask` returns, tried again for a moment; `_failure` is why it failed last, or empty."""
-        due_s, self._failure = time.monotonic() + within_s, ""
+    def _first_facts(self) -> Facts:
+        due_s = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                return ask()
-            except _AwayError as error:
-                self._failure = str(error)
+                return self._facts_of(self._ask_facts(self._options))
+            except _AwayError:
                 if time.monotonic() >= due_s:
                     raise
             time.sleep(_RETRY_S)
@@ -322,14 +319,19 @@ class RemoteModel:
         with self._understood():
             return {name: _tensor_of(answer, name) for name in wanted}
 
-    def _note_lost(self, why: str) -> None:
+    def _note_failure(self, why: str, asked_s: float) -> None:
         """Say once that the box is away, whatever the reasons of later tries are, and let it rest between them."""
-        if self.box.state == "live":
-            self.box = replace(self.box, state="lost", since_s=time.time(), trouble=why)
-            self._say(f"The box {self.address} does not answer, and is waited for: {why}.")
-        else:
+        self._failure = why
+        if self._failing_s is None:
+            self._failing_s = asked_s
+        if self.box.state == "lost":
             self.box = replace(self.box, trouble=why)
             time.sleep(_PAUSE_S)
+        elif time.monotonic() - self._failing_s < _PATIENCE_S:
+            time.sleep(_RETRY_S)
+        else:
+            self.box = replace(self.box, state="lost", since_s=time.time(), trouble=why)
+            self._say(f"The box {self.address} does not answer, and is waited for: {why}.")
 
     def _note_answer(self, bank_trouble: str) -> None:
         """Say what an answer has changed: the box is back, answers only some requests, or has a bank in trouble."""
@@ -338,7 +340,7 @@ class RemoteModel:
         if before.state == "lost":
             box = replace(box, state="live", since_s=time.time(), trouble="")
             told = f"The box {self.address} answers again."
-        elif self._failure:
+        elif self._failing_s is not None:
             box = replace(box, trouble=self._failure)
             self._failed_s = now_s
             told = f"The box {self.address} answers only some requests, so frames come more slowly: {self._failure}."
@@ -347,7 +349,7 @@ class RemoteModel:
             told = f"The box {self.address} answers every request again."
         else:
             told = ""
-        self.box = box
+        self.box, self._failing_s = box, None
         if told and box.condition[:2] != before.condition[:2]:
             self._say(told)
         if bool(bank_trouble) != bool(before.bank_trouble):  # its reasons may differ each time
