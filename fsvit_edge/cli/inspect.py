@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fsvit_edge.cli.options import JsonOption
+from fsvit_edge.cli.options import JsonOption, TrustOption
 
 
 def inspect(
@@ -17,12 +17,7 @@ def inspect(
             "checkpoint."
         ),
     ],
-    trust: Annotated[
-        str | None,
-        typer.Option(
-            help="Check that this public key, or that in @FILE, has signed the bank, as a run with --trust does."
-        ),
-    ] = None,
+    trust: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a file is, whether it is intact, and whether it runs here. Nothing in it is executed."""

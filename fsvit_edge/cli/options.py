@@ -26,6 +26,13 @@ PrecisionOption = Annotated[
         "engine from build-engine."
     ),
 ]
+TrustOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Accept only a bank that this public key, or that in @FILE, has signed; a run follows the bank, which may "
+        "then change."
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(min=1, help="Maximum number of CPU threads; default: every core, or what a container may use."),

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from fsvit_edge.cli.options import AnswerEngineOption, BundleOption, PrecisionOption, ThreadsOption
+from fsvit_edge.cli.options import AnswerEngineOption, BundleOption, PrecisionOption, ThreadsOption, TrustOption
 from fsvit_edge.cli.terminal import plain_console, print_qr_code, print_table, require, say
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.given_text import given_line
@@ -63,10 +63,7 @@ def run(
             "the name of one of the box's banks."
         ),
     ] = None,
-    trust: Annotated[
-        str | None,
-        typer.Option(help="Follow the bank, and accept only banks that this public key, or that in @FILE, has signed."),
-    ] = None,
+    trust: TrustOption = None,
     poll: Annotated[
         float | None,
         typer.Option(help="Follow the bank, also one in a file: look for a newer one every this many seconds, or 30."),
