@@ -31,10 +31,10 @@ def health(state: SourceState = "live", at_s: float = 0.0, frozen: bool = False,
 def film(count: int, then: Exception | None = None, pause_s: float = 0.0) -> FileSource:
     """A source of this many frames of rising gray, which may fail in the end."""
 
-    def images() -> Iterator[tuple[str, np.ndarray]]:
+    def images() -> Iterator[tuple[str, np.ndarray, None]]:
         for index in range(count):
             time.sleep(pause_s)
-            yield "film", np.full((4, 4, 3), index % 256, np.uint8)
+            yield "film", np.full((4, 4, 3), index % 256, np.uint8), None
         if then is not None:
             raise then
 

@@ -257,7 +257,7 @@ class SeenByOne(NoModel):
 
 
 def gray(value: int, count: int = 20) -> Source:
-    source = FileSource((("film", np.full((4, 4, 3), value, np.uint8)) for _ in range(count)), name="film")
+    source = FileSource((("film", np.full((4, 4, 3), value, np.uint8), None) for _ in range(count)), name="film")
     source.fps = 10.0
     return source
 
