@@ -270,7 +270,6 @@ def test_what_a_labeler_refuses_on_ray_is_said_in_its_words(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("notes", "crowd")
 @pytest.mark.usefixtures("crowd")
 def test_a_register_that_ends_is_a_sentence_and_the_call_goes_on(
     on_two: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -283,6 +282,7 @@ def test_a_register_that_ends_is_a_sentence_and_the_call_goes_on(
     assert len(rows(tmp_path / "ray")) == 40
 
 
+@pytest.mark.usefixtures("notes", "crowd")
 def test_processes_that_would_not_answer_alike_end_the_call(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
