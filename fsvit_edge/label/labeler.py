@@ -152,7 +152,7 @@ def open_side_by_side(
     """Open as many labelers of a class as label fastest at once; raises like `Labeler`.
 
     Where a CPU computes, models of one thread each need less of its time for a picture than one of all threads, which
-    wait for each other: cst-nano labels 1.4 times as many on two cores.
+    wait for each other: cst-nano labeled 62 pictures per second on two cores instead of 44.
     """
     with ExitStack() as stack:
         if is_box(options.engine):
