@@ -1,10 +1,14 @@
-"""Frames of a live run beside clients of its page that enroll without a pause, and how long the run takes to end.
+"""Frames of a live run beside clients of its page that ask without a pause, and how long the run takes to end.
 
-    python benchmarks/busy_page.py [--clients 8] [--seconds 5] [--turns 7]
+    python benchmarks/busy_page.py [--ask enroll] [--clients 8] [--seconds 5] [--turns 7]
 
-Plays the demo with the page. In turns: no client, clients that each stop the picture and enroll a box of it again and
-again, no client; then their classes are removed. Each class that is enrolled makes later frames slower, so the rate
-beside the clients is compared with the mean of the two without. At the end, SIGTERM is sent beside the clients.
+Plays the demo with the page. In turns: no client, clients that each do the same again and again, no client; then the
+classes that they enrolled are removed. Each class makes later frames slower, so the rate beside the clients is compared
+with the mean of the two without. At the end, SIGTERM is sent beside the clients. They run on the same cores.
+
+    enroll    stop the picture and enroll a box of it
+    download  get the bank
+    save      save the bank to its file
 """
 
 import argparse
@@ -16,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,10 +28,33 @@ import httpx
 
 _BOX = [40, 40, 300, 300]
 
+Ask = Callable[[httpx.Client, int], httpx.Response]
+"""What a client, given with its number, does."""
+
+
+def enroll(page: httpx.Client, number: int) -> httpx.Response:
+    """Enroll a box of the newest frame as a class of this client."""
+    frozen = page.post("/api/frames").json()["id"]
+    return page.post("/api/classes", json={"name": f"busy {number}", "frame_id": frozen, "box_xyxy": _BOX})
+
+
+def download(page: httpx.Client, _: int) -> httpx.Response:
+    """Get the bank."""
+    return page.get("/api/bank")
+
+
+def save(page: httpx.Client, _: int) -> httpx.Response:
+    """Save the bank."""
+    return page.post("/api/bank/save")
+
+
+ASKS: dict[str, Ask] = {"enroll": enroll, "download": download, "save": save}
+
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ask", choices=ASKS, default="enroll")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each part of a turn")
     parser.add_argument("--turns", type=int, default=7)
@@ -36,7 +63,7 @@ def main() -> None:
         ratios, answers = [], 0
         for turn in range(asked.turns + 1):
             before = frames_per_second(page, asked.seconds)
-            with busy(address, asked.clients) as answered:
+            with busy(address, asked.clients, ASKS[asked.ask]) as answered:
                 beside = frames_per_second(page, asked.seconds)
             after = frames_per_second(page, asked.seconds)
             for number in range(asked.clients):
@@ -44,16 +71,16 @@ def main() -> None:
             if turn:  # the first warms up
                 ratios.append(beside / statistics.mean((before, after)))
                 answers += len(answered)
-            print(f"{before:5.1f} {beside:5.1f} {after:5.1f} frames/s, {len(answered)} enrolled", flush=True)
-        with busy(address, asked.clients):
+            print(f"{before:5.1f} {beside:5.1f} {after:5.1f} frames/s, {len(answered)} answered", flush=True)
+        with busy(address, asked.clients, ASKS[asked.ask]):
             time.sleep(asked.seconds)
             started_s = time.perf_counter()
             run.send_signal(signal.SIGTERM)
             run.wait()
             ended_s = time.perf_counter() - started_s
     print(
-        f"beside {asked.clients} clients: {statistics.median(ratios):.2f} of the frames "
-        f"({min(ratios):.2f} to {max(ratios):.2f}), {answers / asked.turns / asked.seconds:.1f} enrolled/s; "
+        f"beside {asked.clients} clients that {asked.ask}: {statistics.median(ratios):.2f} of the frames "
+        f"({min(ratios):.2f} to {max(ratios):.2f}), {answers / asked.turns / asked.seconds:.1f} answers/s; "
         f"SIGTERM {ended_s:.2f} s"
     )
 
@@ -107,20 +134,18 @@ def frames_of(page: httpx.Client) -> float:
 
 
 @contextmanager
-def busy(address: str, clients: int) -> Iterator[list[int]]:
-    """Let clients enroll without a pause while the block runs; yields the list of their successes so far."""
+def busy(address: str, clients: int, ask: Ask) -> Iterator[list[int]]:
+    """Let clients ask without a pause while the block runs; yields the list of their successes so far."""
     stop, done = threading.Event(), list[int]()
 
-    def enroll(number: int) -> None:
+    def ask_again(number: int) -> None:
         with client_of(address) as page:
             while not stop.is_set():
                 with suppress(httpx.TransportError, KeyError):  # the run ends, or too many frames are stopped
-                    frozen = page.post("/api/frames").json()["id"]
-                    body = {"name": f"busy {number}", "frame_id": frozen, "box_xyxy": _BOX}
-                    if page.post("/api/classes", json=body).is_success:
+                    if ask(page, number).is_success:
                         done.append(number)
 
-    threads = [threading.Thread(target=enroll, args=(number,)) for number in range(clients)]
+    threads = [threading.Thread(target=ask_again, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fsvit_edge.runtime.errors import FsvitEdgeError, package_error
 from fsvit_edge.runtime.limits import usable_cores
+from fsvit_edge.runtime.messages import Say
 
 LOCAL = "local"
 """The address that starts a Ray of this machine alone, which ends with the command."""
@@ -27,11 +28,12 @@ _VARIABLES = {
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
+def connected(address: str, say: Say = lambda _: None) -> Iterator[None]:
     """Connect to Ray, or use the connection that there is.
 
     Args:
         address: Of the cluster, as `ray.init` takes it, or `LOCAL`.
+        say: Gets a note before what takes seconds.
 
     Raises:
         EnvironmentLacksError: Ray is not installed.
@@ -56,6 +58,7 @@ def connected(address: str) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == LOCAL:
         options |= {"num_cpus": usable_cores(), "object_store_memory": _STORE_BYTES, "include_dashboard": False}
+    say("Note: Starting Ray on this machine." if address == LOCAL else f"Note: Connecting to Ray at {address}.")
     try:
         with _silence():
             ray.init(address, **options)

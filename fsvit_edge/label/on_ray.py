@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fsvit_edge.label.actor import LabelingActor, Recipe, Register, about_of, files_of
-from fsvit_edge.label.cluster import LOCAL, connected, our_errors
+from fsvit_edge.label.cluster import connected, our_errors
 from fsvit_edge.label.fill import OnProgress, Progress
 from fsvit_edge.label.journal import Failure, Kept, Record
 from fsvit_edge.label.labeler import Labeler, LabelerOptions
@@ -194,8 +194,7 @@ def open_on_ray(address: str, make: type[Labeler], options: LabelerOptions, say:
         options = replace(options, bundle=None)  # each machine has it, with the engines that were built there
     if not options.bank.is_file():
         make(options, say).close()  # says so, without the wait for Ray
-    say("Note: Starting Ray on this machine." if address == LOCAL else f"Note: Connecting to Ray at {address}.")
-    with connected(address):
+    with connected(address, say):
         import ray
 
         threads = options.threads or 1

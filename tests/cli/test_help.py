@@ -2,6 +2,7 @@
 
 import re
 import resource
+import signal
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
@@ -138,7 +139,11 @@ def test_the_console_script_starts_the_commands(monkeypatch: pytest.MonkeyPatch)
     (script,) = [entry for entry in entry_points(group="console_scripts") if entry.name == "fsvit-edge"]
     called = []
     monkeypatch.setattr("fsvit_edge.cli.main.main", lambda: called.append(1))
-    script.load()()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        script.load()()
+    finally:
+        signal.signal(signal.SIGINT, before)  # or a later test that sends it would end the worker
     assert called == [1]
 
 

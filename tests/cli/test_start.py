@@ -80,7 +80,7 @@ atexit.register(last)
 
 
 def test_ctrl_c_while_a_command_works_is_a_short_end(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inspection, "inspect_file", interrupted)
