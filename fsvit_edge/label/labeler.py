@@ -20,12 +20,12 @@ from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part
 from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_what_a_box_decides
 from fsvit_edge.remote.wire import Facts, Options
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, bundle_sha256
+from fsvit_edge.runtime.engines.choose import CPU_ENGINES
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.limits import usable_cores
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.pictures import decode_with_size
 
-_ON_CPU = ("onnxruntime", "openvino")
 _MOST_AT_ONCE = 4
 """Labelers on one CPU: each needs the memory of a model."""
 
@@ -161,7 +161,7 @@ def open_side_by_side(
         threads = options.threads or usable_cores()
         count = min(threads, _MOST_AT_ONCE)
         first = stack.enter_context(make(replace(options, threads=threads // count), say))
-        more = count - 1 if first.about.engine in _ON_CPU else 0
+        more = count - 1 if first.about.engine in CPU_ENGINES else 0
         yield [first, *(stack.enter_context(first.twin()) for _ in range(more))]
 
 
