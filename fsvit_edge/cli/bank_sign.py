@@ -34,10 +34,10 @@ def sign(
 
     Warns if an answer contradicts a verdict in the bank, because devices refuse it then.
     """
-    from fsvit_edge.fewshot.bank_signature import SIGNATURE_SUFFIX, sign_bank
+    from fsvit_edge.fewshot.bank_signature import sign_bank, signature_of
 
     print(sign_bank(bank, key))
-    say(f"Wrote {bank}{SIGNATURE_SUFFIX}; publish it before the bank.")
+    say(f"Wrote {signature_of(bank)}; publish it before the bank.")
     _warn_of_verdicts(bank)
 
 

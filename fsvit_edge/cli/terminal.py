@@ -48,7 +48,9 @@ def editing_bank(bank: Path) -> Iterator[Callable[[], None]]:
 
 def note_old_signature(bank: Path) -> None:
     """Say that the signature beside a bank that was just written is not the bank's."""
-    signature = Path(f"{bank}.sig")
+    from fsvit_edge.fewshot.bank_signature import signature_of
+
+    signature = signature_of(bank)
     if signature.exists():
         say(
             f"Note: {bank} was written again, so {signature.name} no longer fits; before you publish them: fsvit-edge "

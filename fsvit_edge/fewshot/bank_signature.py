@@ -66,6 +66,11 @@ def read_trusted_key(text: str) -> TrustedKey:
         ) from error
 
 
+def signature_of(bank: Path) -> Path:
+    """Return where the signature of a bank is: beside it."""
+    return Path(f"{bank}{SIGNATURE_SUFFIX}")
+
+
 def is_public_key(text: str) -> bool:
     """Whether a text is a public key, as `make_key` writes it."""
     try:
@@ -76,7 +81,7 @@ def is_public_key(text: str) -> bool:
 
 def signature_problem(bank: Path, trusted: TrustedKey) -> str:
     """Say in a sentence why the signature beside a bank does not do for runs that trust a key; "" if it does."""
-    path = Path(f"{bank}{SIGNATURE_SUFFIX}")
+    path = signature_of(bank)
     if not path.is_file():
         return f"There is no signature {path}; make it with: fsvit-edge bank sign {bank} --key FILE"
     try:
@@ -84,13 +89,11 @@ def signature_problem(bank: Path, trusted: TrustedKey) -> str:
             is_right = trusted.is_signature_of(file.read(SIGNATURE_BYTES + 1), bank.read_bytes())
     except OSError as error:
         return f"The signature {path} cannot be read: {error.strerror}."
+    if is_right:
+        return ""
     return (
-        ""
-        if is_right
-        else (
-            f"The signature {path} is of another bank or by another key than the trusted one; make it again with: "
-            f"fsvit-edge bank sign {bank} --key FILE"
-        )
+        f"The signature {path} is of another bank or by another key than the trusted one; make it again with: "
+        f"fsvit-edge bank sign {bank} --key FILE"
     )
 
 
@@ -146,7 +149,7 @@ def sign_bank(bank: Path, key: Path) -> str:
     """
     private = _read_private_key(key)
     SupportBank.load(bank)  # what no device could read is not signed
-    atomic_write(Path(f"{bank}{SIGNATURE_SUFFIX}"), private.sign(bank.read_bytes()))
+    atomic_write(signature_of(bank), private.sign(bank.read_bytes()))
     return _public_text(private)
 
 

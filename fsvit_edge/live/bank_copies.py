@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsvit_edge.fewshot.bank_signature import SIGNATURE_SUFFIX
+from fsvit_edge.fewshot.bank_signature import SIGNATURE_SUFFIX, signature_of
 from fsvit_edge.live.bank_origin import Fetched, Version
 from fsvit_edge.runtime.disk_steps import write_errors
 from fsvit_edge.runtime.errors import EnvironmentLacksError
@@ -66,7 +66,7 @@ class BankCopies:
             self._folder.mkdir(parents=True, exist_ok=True)
         with locked(self._folder, required=False):
             if signature is not None:
-                atomic_write(Path(f"{path}{SIGNATURE_SUFFIX}"), signature)
+                atomic_write(signature_of(path), signature)
             atomic_write(path, fetched.data)
             others = [one for one in self._listed() if one[0] != sha256]
             copies = [(sha256, fetched.version), *others][:_MOST]
@@ -100,7 +100,7 @@ class BankCopies:
         if fetched.sha256 != sha256:
             return None
         try:
-            signature = Path(f"{path}{SIGNATURE_SUFFIX}").read_bytes()
+            signature = signature_of(path).read_bytes()
         except OSError:
             signature = None
         return BankCopy(fetched, signature, path)

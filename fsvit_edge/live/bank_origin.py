@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import SplitResult
 
 from fsvit_edge.fewshot.bank_file import check_bank_path
-from fsvit_edge.fewshot.bank_signature import SIGNATURE_SUFFIX
+from fsvit_edge.fewshot.bank_signature import SIGNATURE_SUFFIX, signature_of
 from fsvit_edge.live.uri import printable, printable_address
 from fsvit_edge.live.web_request import WEB_ERRORS, WebRequest, answer_text, parse_web_address, redirect_problem
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
@@ -191,7 +191,7 @@ class FileOrigin(Origin):
 
     def fetch_signature(self, limit_s: float) -> bytes:  # noqa: ARG002 - a disk has no limit
         """See `Origin.fetch_signature`."""
-        path = Path(f"{self._path}{SIGNATURE_SUFFIX}")
+        path = signature_of(self._path)
         try:
             return _read(path, _MAX_SIGNATURE_BYTES)
         except OriginError as error:
