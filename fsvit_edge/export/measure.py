@@ -15,7 +15,7 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.sources.demo import demo_frame, demo_length
 from fsvit_edge.runtime.bundle import OBJECTNESS, Manifest
 from fsvit_edge.runtime.engines.base import Array, Engine, Engines, ResidentTensor
-from fsvit_edge.runtime.engines.files import ENGINE_GRAPHS, EngineRecord, find_engines, load_engine, load_onnx_engine
+from fsvit_edge.runtime.engines.files import ENGINE_GRAPHS, EngineRecord, find_engines, load_engine
 from fsvit_edge.runtime.engines.fitting import fitting_sets
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.errors import AccuracyGateError, ArtifactError, EnvironmentLacksError
@@ -91,11 +91,10 @@ def _open_existing(job: BuildJob, precision: str, stack: ExitStack) -> Engines |
         for engine in find_engines(job.folder)[0]
         if engine.record.backend == job.backend.name and engine.record.precision == precision
     ]
-    load = load_onnx_engine if job.backend.tensorrt is None else load_engine
     for one in fitting_sets(built, job.bundle.manifest, job.machine, job.bundle.path).sets:
         try:
             data = {
-                name: (load(path, record), record)
+                name: (load_engine(path, record), record)
                 for name, (path, record) in (("encoder", one.encoder), ("head", one.head))
             }
         except ArtifactError:

@@ -14,6 +14,7 @@ from fsvit_edge.fewshot.bank_signature import (
     SIGNATURE_SUFFIX,
     TrustedKey,
     is_public_key,
+    signature_of,
     signature_problem,
 )
 from fsvit_edge.fewshot.network import ExportedNetwork
@@ -36,7 +37,6 @@ from fsvit_edge.runtime.engines.files import (
     engine_folder,
     find_engines,
     load_engine,
-    load_onnx_engine,
     read_record,
     sidecar_of,
 )
@@ -133,7 +133,7 @@ def _inspect_engine(path: Path) -> Inspection:
         return Inspection(str(path), "engine", {}, False, (str(error),))
     problems = []
     try:
-        (load_onnx_engine if record.backend == "onnxruntime" else load_engine)(path, record)
+        load_engine(path, record)
         checksum = "correct"
     except ArtifactError as error:
         checksum = "wrong" if path.exists() else "the engine is missing"
@@ -326,7 +326,7 @@ def _with_signature(found: Inspection, path: Path, trusted: TrustedKey | None) -
         problem = signature_problem(path, trusted)
         text, problems = "wrong" if problem else "of these bytes, by the trusted key", (problem,) if problem else ()
     else:
-        file, problems = Path(f"{path}{SIGNATURE_SUFFIX}"), ()
+        file, problems = signature_of(path), ()
         text = f"{file.name}, not checked: that takes --trust" if file.exists() else "none"
     return replace(found, facts={**found.facts, "signature": text}, problems=(*found.problems, *problems))
 

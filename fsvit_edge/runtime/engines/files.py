@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Manifest, refuse_data_elsewhere
 from fsvit_edge.runtime.disk_steps import TEMPORARY_PREFIX
-from fsvit_edge.runtime.engines.base import BACKENDS, TensorSpec
+from fsvit_edge.runtime.engines.base import BACKENDS, TENSORRT_BACKENDS, TensorSpec
 from fsvit_edge.runtime.errors import ArtifactError
 from fsvit_edge.runtime.json_records import read_json_object, record_from_json
 from fsvit_edge.runtime.machine import Machine
@@ -205,7 +205,7 @@ def read_record(path: Path) -> EngineRecord:
 
 
 def load_engine(path: Path, record: EngineRecord) -> bytes:
-    """Read an engine and verify its size and checksum, before anything deserializes it."""
+    """Read an engine and verify it before anything deserializes it: size, checksum, and that all values are in it."""
     remedy = "rebuild it with: fsvit-edge build-engine --force"
     try:
         with open_regular(path) as file:
@@ -222,13 +222,8 @@ def load_engine(path: Path, record: EngineRecord) -> bytes:
         raise ArtifactError(
             f"{path} was altered or damaged: sha256 {digest:.12}..., expected {record.sha256:.12}...; {remedy}."
         )
-    return data
-
-
-def load_onnx_engine(path: Path, record: EngineRecord) -> bytes:
-    """Read an engine that is an ONNX graph, in the same way; one that keeps values in another file is refused."""
-    data = load_engine(path, record)
-    refuse_data_elsewhere(path, data, "rebuild it with: fsvit-edge build-engine --force")
+    if record.backend not in TENSORRT_BACKENDS:  # it is an ONNX graph
+        refuse_data_elsewhere(path, data, remedy)
     return data
 
 

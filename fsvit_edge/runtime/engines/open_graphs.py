@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from fsvit_edge.runtime.bundle import INT8_OUTLINE, Bundle, GraphInfo
 from fsvit_edge.runtime.engines.base import TENSORRT_BACKENDS, WIDE_COMPARE, Engines
 from fsvit_edge.runtime.engines.cuda_packages import open_device_memory
-from fsvit_edge.runtime.engines.files import EngineRecord, load_engine, load_onnx_engine
+from fsvit_edge.runtime.engines.files import EngineRecord, load_engine
 from fsvit_edge.runtime.engines.fitting import EngineSet, read_int8_encoder
 from fsvit_edge.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from fsvit_edge.runtime.engines.openvino import OpenVinoEngine
@@ -35,11 +35,12 @@ def open_graphs(
     if stored is not None:
         # Both are read and verified before one is opened.
         for name, (path, record) in (("encoder", stored.encoder), ("head", stored.head)):
+            data = load_engine(path, record)
             if record.backend in TENSORRT_BACKENDS:
-                plans[name] = (load_engine(path, record), record)
+                plans[name] = (data, record)
                 del graphs[name]
             else:
-                graphs[name] = (load_onnx_engine(path, record), record, f"{path} differ from its sidecar")
+                graphs[name] = (data, record, f"{path} differ from its sidecar")
     engines: Engines = {}
     with ExitStack() as stack:
         if stored is not None and plans:

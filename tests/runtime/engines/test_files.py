@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_records import GPU, MACHINE, MANIFEST, edit, record, write_engine, write_set
+from engine_records import GPU, MACHINE, MANIFEST, edit, write_engine, write_set
+from engine_records import record as record_of
 
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.engines.files import (
@@ -29,6 +30,10 @@ from fsvit_edge.runtime.engines.files import (
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 
 DATA = b"a plan, or so it says" * 100
+
+
+def record(graph: str = "encoder", backend: str = "tensorrt", precision: str = "int8", **changes: Any) -> EngineRecord:
+    return record_of(graph, backend, precision, **changes)
 
 
 def pair(start: bytes, **changes: Any) -> list[tuple[EngineRecord, bytes]]:
@@ -240,8 +245,8 @@ from engine_records import record
 from fsvit_edge.runtime.engines.files import write_engines
 
 root, data = pathlib.Path(sys.argv[1]), b" " * 2000
-old = [(record(graph, built_at="2026-11-25T00:00:00Z"), b"old" + data) for graph in ("encoder", "head")]
-new = [(record(graph, built_at="2026-11-26T00:00:00Z"), b"new" + data) for graph in ("encoder", "head")]
+old = [(record(graph, "tensorrt", built_at="2026-11-25T00:00:00Z"), b"old" + data) for graph in ("encoder", "head")]
+new = [(record(graph, "tensorrt", built_at="2026-11-26T00:00:00Z"), b"new" + data) for graph in ("encoder", "head")]
 step = 0
 while True:
     step += 1
