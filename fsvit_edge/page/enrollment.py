@@ -41,7 +41,8 @@ class FrameReport:
 
     Attributes:
         name: The class.
-        shots: Supports (enrolled pictures) that it has now.
+        shots: Supports (enrolled pictures) that it has now; this one is the last.
+        key: Checksum of this one's thumbnail, as in the state of the page.
         mask_cover: Share of the frame that the mask, given or guessed, covers, in [0, 1].
         kept_tokens: Image tokens that the mask keeps, at least 1.
         score: P(present) of the class on the frame after the enrollment, in [0, 1].
@@ -54,6 +55,7 @@ class FrameReport:
 
     name: str
     shots: int
+    key: str
     mask_cover: float
     kept_tokens: int
     score: float
@@ -84,6 +86,7 @@ def enroll(
     return FrameReport(
         name=name,
         shots=report.shots,
+        key=model.bank.supports(name)[-1].thumbnail_key,
         mask_cover=round(one.mask_cover, 4),
         kept_tokens=one.kept_tokens,
         score=round(float(after.scores[after.classes.index(name)]), 4),

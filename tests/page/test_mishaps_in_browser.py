@@ -207,6 +207,20 @@ def test_the_report_goes_with_its_picture(page: Page, served: Served) -> None:
     expect(report).to_be_hidden()
 
 
+def test_the_report_goes_where_its_picture_was_never_listed(page: Page, served: Served) -> None:
+    page.get_by_role("button", name="Add a class").click()
+    page.get_by_role("radio", name="Name only").check()
+    page.get_by_label("Class name").fill("jug")
+    page.route("**/api/state", lambda route: route.abort())
+    page.keyboard.press("Enter")
+    report = page.locator("#report")
+    expect(report).to_contain_text("jug is enrolled")
+    served.client.delete("/api/classes", params={"name": "jug"})
+    expect(report).to_be_visible()  # the control
+    page.unroute("**/api/state")
+    expect(report).to_be_hidden()
+
+
 def test_the_keys_of_the_box_are_shown_and_space_does_not_scroll(page: Page) -> None:
     page.set_viewport_size(LOW)
     keys = page.get_by_text("arrow keys move the box")

@@ -83,7 +83,7 @@ def test_enrollment_by_a_box_reports_how_well_it_works(served: Served) -> None:
     assert report["area_ratio"] >= 0
     state = served.client.get("/api/state").json()
     assert [(one["name"], one["supports"][0]["has_mask"]) for one in state["classes"]] == [("cup", True)]
-    assert len(state["classes"][0]["supports"]) == 1
+    assert [one["key"] for one in state["classes"][0]["supports"]] == [report["key"]]
     assert {one["level"] for one in state["classes"]} <= {None, BUNDLED_LEVEL}  # none before a frame with the class
     saving = {"is_there": False, "is_saved": False, "is_followed": False}
     assert state["bank"] == {"file": str(served.bank), **saving}

@@ -18,7 +18,7 @@ const REVOKE_MS = 60_000;
 
 let frame = null; // {id, width, height, earlier, later}, and the name of the file if it is a picture
 let pictures = new Map(); // how many each class has, by its name
-let reported = null; // {name, index, key}: the picture that the report is about; its key is null until it is listed
+let reported = null; // {name, index, key, sinceMs}: the picture that the report is about, and since when it is shown
 
 // To enroll from the newest frame, or for a class that has a name, from the picture that is shown.
 export async function freeze(name) {
@@ -152,18 +152,17 @@ async function rejectMarked() {
   showRejection(rejection);
 }
 
-export function followClasses(classes) {
+// `askedMs` is when the state with these classes was asked for.
+export function followClasses(classes, askedMs) {
   pictures = new Map(classes.map(({ name, supports }) => [name, supports.length]));
   followName();
-  hideOutdatedReport(classes);
+  if (reported !== null && askedMs > reported.sinceMs) hideOutdatedReport(classes); // an older state may lack the picture
 }
 
 // Its Undo would remove another picture, once its own is gone.
 function hideOutdatedReport(classes) {
-  if (reported === null) return;
   const picture = classes.find((one) => one.name === reported.name)?.supports[reported.index];
-  if (reported.key === null) reported.key = picture?.key ?? null;
-  else if (picture?.key !== reported.key) hideReport();
+  if (picture?.key !== reported.key) hideReport();
 }
 
 function hideReport() {
@@ -186,10 +185,10 @@ function showReport(report, mask) {
   const facts = [["score in this frame", scoreText(report.score)]];
   if (report.found_share !== null) facts.push(["mask found", percent(report.found_share)]);
   facts.push(["mask size", `${percent(report.mask_cover)} of frame`], ["pictures", report.shots]);
-  const mine = { name: report.name, index: report.shots - 1, key: null };
+  const mine = { name: report.name, index: report.shots - 1, key: report.key, sinceMs: performance.now() };
   reported = mine;
   const undo = makeButton("Undo", async () => {
-    await request("DELETE", `/api/supports?${query({ name: mine.name, index: mine.index, ...(mine.key && { key: mine.key }) })}`);
+    await request("DELETE", `/api/supports?${query({ name: mine.name, index: mine.index, key: mine.key })}`);
     if (reported === mine) hideReport();
   });
   const row = make("div", "", "row");

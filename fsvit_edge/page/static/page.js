@@ -16,9 +16,10 @@ const POLL_MS = 250, HIDDEN_POLL_MS = 3000, RETRY_MS = 1500;
 let isConnected = false;
 
 async function poll() {
+  const askedMs = performance.now();
   try {
     const state = await getState();
-    if (state !== null) show(state);
+    if (state !== null) show(state, askedMs);
   } finally {
     setTimeout(poll, isConnected ? (document.hidden ? HIDDEN_POLL_MS : POLL_MS) : RETRY_MS);
   }
@@ -44,11 +45,11 @@ function setConnected(isNow) {
   document.body.classList.toggle("stale", !isNow);
 }
 
-function show(state) {
+function show(state, askedMs) {
   showSources(state);
   showHealth(state);
   showClasses(judged(state));
-  followClasses(state.classes);
+  followClasses(state.classes, askedMs);
   showScene(state);
   showEvents(state);
   showZones(state);
