@@ -115,6 +115,8 @@ def _main() -> None:
         if error.errno == errno.EPIPE:
             sys.exit(0)
         _fail(f"Standard output cannot be written to: {error.strerror}.", 1)
+    except MemoryError:
+        _fail("This needs more memory than there is here; end other programs, or take smaller files.", 1)
     except Exception as error:
         _fail_to_load(error)
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):

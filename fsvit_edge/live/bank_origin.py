@@ -212,9 +212,9 @@ def _read(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block
             raise OriginError(f"{printable(str(path))} is no file")
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise OriginError(f"The file {printable(str(path))} has more than {most:,} bytes")
+            return file.read(size)  # not `most`, for all of which Python would take memory
     except OSError as error:
         raise OriginError(f"The file {printable(str(path))} cannot be read ({error.strerror})") from error
-    if len(data) > most:
-        raise OriginError(f"The file {printable(str(path))} has more than {most:,} bytes")
-    return data
