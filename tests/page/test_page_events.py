@@ -17,7 +17,7 @@ from fsvit_edge.live.events import Event, event_record
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.snapshots import SnapshotSink
 from fsvit_edge.page import events
-from fsvit_edge.page.events import EventLog
+from fsvit_edge.page.event_log import EventLog
 from fsvit_edge.runtime.pictures import read_image
 
 KEPT = 50
