@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from fsvit_edge.label.pictures import WITH_MASKS, Listing, WithSize, stored
 from fsvit_edge.live.sources.files import VIDEO_SUFFIXES
 from fsvit_edge.live.uri import printable, printable_address
-from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError, package_error
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError, first_line, package_error
 from fsvit_edge.runtime.pictures import (
     MAX_PICTURE_BYTES,
     PICTURE_SUFFIXES,
@@ -179,5 +179,4 @@ def _reading(shown: str) -> Iterator[None]:
     except FsvitEdgeError:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own errors are ValueErrors
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise SourceError(f"{printable(shown)} cannot be read: {reason}.") from error
+        raise SourceError(f"{printable(shown)} cannot be read: {first_line(error)}.") from error

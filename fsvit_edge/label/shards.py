@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fsvit_edge.label.journal import Failure, Kept, Kind, Record
 from fsvit_edge.label.pictures import Listing
 from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part
-from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.errors import ArtifactError, first_line
 from fsvit_edge.runtime.storage import atomic_write, remove_leftovers
 
 if TYPE_CHECKING:  # an extra, which only --ray needs
@@ -228,9 +228,9 @@ class Shards:
             with pq.ParquetFile(self._file(number), page_checksum_verification=True) as file:
                 yield file
         except (OSError, ValueError, pa.ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ArtifactError(
-                f"{self._file(number)} is damaged: {reason}; remove it, and the same command labels its pictures again."
+                f"{self._file(number)} is damaged: {first_line(error)}; remove it, and the same command labels its "
+                "pictures again."
             ) from error
 
 

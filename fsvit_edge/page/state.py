@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,6 @@ from fsvit_edge.page.trials import Trials
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.storage import BusyError, editing, version_of
 
-_Answer = TypeVar("_Answer")
 UPLOAD_WAIT_S = 5.0
 """How long a file waits for others to be loaded."""
 _POLL_S = 0.05
