@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import ssl
-import stat
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from fsvit_edge.fewshot.bank_signature import SIGNATURE_SUFFIX, signature_of
 from fsvit_edge.live.uri import printable, printable_address
 from fsvit_edge.live.web_request import WEB_ERRORS, WebRequest, answer_text, parse_web_address, redirect_problem
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
-from fsvit_edge.runtime.storage import version_of
+from fsvit_edge.runtime.storage import open_regular, version_of
 
 MAX_BANK_BYTES = 256_000_000
 """As for an upload to the page."""
@@ -209,9 +208,7 @@ class FileOrigin(Origin):
 
 def _read(path: Path, most: int) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block
-            raise OriginError(f"{printable(str(path))} is no file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(most + 1)
     except OSError as error:
         raise OriginError(f"The file {printable(str(path))} cannot be read ({error.strerror})") from error
