@@ -95,7 +95,7 @@ class RemoteModel:
         zones: Zones that replace those of the bank, unless there are none.
 
     Attributes:
-        name: The address, safe to print.
+        address: The same, safe to print.
         facts: By what the box answered last.
         box: Its state; any thread may read it.
 
