@@ -133,7 +133,7 @@ def _inspect_engine(path: Path) -> Inspection:
         record = read_record(path)
     except ArtifactError as error:
         return Inspection(str(path), "engine", {}, False, (str(error),))
-    problems = []
+    problems: list[str] = []
     try:
         load_engine(path, record)
         checksum = "correct"
