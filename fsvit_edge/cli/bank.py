@@ -1,6 +1,7 @@
 """`fsvit-edge bank`: list and edit the classes and zones of a bank, teach it the empty scene, check it by verdicts."""
 
 import json
+import shlex
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,7 +234,7 @@ def scene(
         levels = {name: model.bank.level(name) for name in model.classes}
         by_hand = {name for name in model.classes if model.bank.level_source(name) == "by hand"}
     if report is not None:
-        _print_scene(report, levels, by_hand)
+        _print_scene(bank, report, levels, by_hand)
     print(_scene_promise(report.frames if report else 0))
     if sample and sample.problem:  # as at the end of a run
         say(sample.problem)
@@ -356,7 +357,7 @@ def _note_unscored(bank: "SupportBank") -> None:
         )
 
 
-def _print_scene(report: "SceneReport", levels: "Mapping[str, float]", by_hand: "Collection[str]") -> None:
+def _print_scene(bank: Path, report: "SceneReport", levels: "Mapping[str, float]", by_hand: "Collection[str]") -> None:
     for name, highest in report.highest.items():
         score, level = distinct_texts(highest, levels[name])
         print(f"{name}: at most {score} on the empty scene; its level is {level}.")
@@ -365,3 +366,6 @@ def _print_scene(report: "SceneReport", levels: "Mapping[str, float]", by_hand: 
                 f"Warning: {report.warning(name, name in by_hand)}; show it what it is not with: fsvit-edge enroll "
                 f"{quoted(name)} PICTURE --not, or remove that from view."
             )
+    if report.answering:
+        forget = shlex.join(["fsvit-edge", "bank", "scene", str(bank), "--forget"])
+        say(f"If one of your objects was in view, the scene was not empty: {forget}, and learn it again without them.")

@@ -211,6 +211,7 @@ def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, c
     expect(told).to_contain_text(
         re.compile(r"cat: the empty scene scores [01]\.\d+, so it may be missed; press Not it")
     )
+    expect(told).to_contain_text("If one of your objects was in view, press Forget and learn it again without them.")
     expect(told).to_contain_text(re.compile(r"falsely found in at most \d+ %"))
     expect(page.locator("#scene-known")).to_contain_text(re.compile(r"^\d+ pictures\. On frames like these"))
     expect(cat).to_have_class(ABSENT)
