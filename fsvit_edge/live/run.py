@@ -11,7 +11,7 @@ from fsvit_edge.fewshot.first_look import FirstLook
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.zones import Zone, check_zones
 from fsvit_edge.live.bank_follower import POLL_S, BankFollower
-from fsvit_edge.live.bank_origin import is_address, open_origin
+from fsvit_edge.live.bank_origin import open_origin
 from fsvit_edge.live.collisions import refuse_collisions
 from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult
@@ -35,6 +35,7 @@ from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.many import ManySources, NamedSource
 from fsvit_edge.live.sources.names import source_names
 from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.live.uri import is_address
 from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_what_a_box_decides, refuse_with_box
 from fsvit_edge.remote.wire import Options
 from fsvit_edge.runtime.errors import InputError

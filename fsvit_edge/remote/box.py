@@ -185,10 +185,8 @@ class Box:
 
     def _read(self, path: Path, version: tuple[int, ...] | None, known: _Loaded | None) -> _Loaded:
         try:
-            with open_regular(
-                path
-            ) as file:  # a pipe would hold up all cameras, and so would a large file that is no bank
-                check_bank_header(path)
+            with open_regular(path) as file:  # a pipe would hold up all cameras
+                check_bank_header(path)  # and so would a large file that is no bank
                 total = hashlib.sha256()
                 for part in iter(lambda: file.read(_PART_BYTES), b""):
                     total.update(part)

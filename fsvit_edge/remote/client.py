@@ -19,7 +19,7 @@ from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.remote import wire
-from fsvit_edge.remote.answers import check_details, check_facts, check_tensors, label_map_of
+from fsvit_edge.remote.answer_checks import check_details, check_facts, check_tensors, label_map_of
 from fsvit_edge.remote.status import BoxStatus
 from fsvit_edge.remote.wire import Details, Facts, Options
 from fsvit_edge.runtime.engines.choose import EngineChoice
@@ -95,7 +95,7 @@ class RemoteModel:
         zones: Zones that replace those of the bank, unless there are none.
 
     Attributes:
-        name: The address, safe to print.
+        address: The same, safe to print.
         facts: By what the box answered last.
         box: Its state; any thread may read it.
 
