@@ -31,7 +31,7 @@ and 1 of 57 false alarms."""
 def enroll(
     name: Annotated[str, typer.Argument(help="Name of the class.")],
     inputs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(help="Pictures of the object, folders of them (or with images/ and masks/), or a video."),
     ],
     mask: Annotated[
@@ -74,9 +74,12 @@ def enroll(
     if is_not and (preview is not None or level is not None):
         raise InputError("--not goes with neither --preview nor --level.")
     check_bank_path(bank)
-    refuse_to_replace(preview, [*inputs, *(mask or [])], "--preview")
+    if "" in inputs:  # of a variable that is not set; as a path, it would be the current folder
+        raise InputError("A picture has an empty name; give pictures, a video or a folder, as . for the current one.")
+    paths = [Path(one) for one in inputs]
+    refuse_to_replace(preview, [*paths, *(mask or [])], "--preview")
     remove_leftovers(bank.parent)
-    pictures = read_supports(inputs, mask or [], [parse_box(text) for text in box or []], frame or [], at or [])
+    pictures = read_supports(paths, mask or [], [parse_box(text) for text in box or []], frame or [], at or [])
     with editing_bank(bank) as check_unchanged, open_model(bundle, engine, precision, bank=bank) as model:
         if bank.exists():
             model.load_bank(bank)

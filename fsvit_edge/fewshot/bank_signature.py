@@ -113,6 +113,8 @@ def make_key(path: Path) -> str:
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
     except ImportError as error:
         raise package_error("A key needs cryptography", "cryptography", _INSTALL, error) from error
+    if not path.name:
+        raise InputError(f"{path} is a folder; give the private key the name of a file, as fleet.key.")
     public = path.with_suffix(PUBLIC_SUFFIX)
     if public == path:
         raise InputError(f"{path} is the name of a public key; give another one to the private key, as fleet.key.")

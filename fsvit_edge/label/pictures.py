@@ -129,6 +129,8 @@ def stored(path: str, name: str, problem: str = "") -> Stored:
 
 
 def _add_source(source: str, takes_videos: bool, found: _Found) -> None:
+    if not source:  # of a variable that is not set; as a path, it would be the current folder
+        raise InputError("A source is empty; give a picture, a folder, a video or a list, or . for the current folder.")
     shown, path = printable(source), _absolute(source)
     if not os.path.lexists(path):
         if "://" in source:

@@ -52,6 +52,7 @@ def test_a_key_is_not_replaced(folder: Path, cli: Cli) -> None:
     assert (folder / "fleet.pub").read_text() == made.out
     (folder / "fleet.pub").rename(folder / "other.pub")
     is_one_error(cli("bank key other.key"), 2, "other.pub exists, and would be replaced by the public key; give a new")
+    is_one_error(cli("bank key ''"), 2, ". is a folder; give the private key the name of a file")
     is_one_error(cli("bank key fleet.pub"), 2, "fleet.pub is the name of a public key; give another one to the private")
     assert not (folder / "other.key").exists()
     (folder / "empty.pub").touch()  # of a shell: bank key empty.key > empty.pub

@@ -87,6 +87,11 @@ from fsvit_edge import FewShotModel
         ("run photo.jpg --flip left", 2, "--flip must be one of none, horizontal, vertical, both, got 'left'."),
         ("run photo.jpg --width 640", 2, "--width and --height are for cameras; photo.jpg has a fixed size."),
         ("run rtsp://me:S3cret@host/cam --loop", 2, "--realtime are for files and the demo; rtsp://host/cam"),
+        (
+            "enroll cat ''",
+            2,
+            "A picture has an empty name; give pictures, a video or a folder, as . for the current one.",
+        ),
         ("run photo.jpg --health .", 2, "The health file . is a folder; give the name of a file with --health."),
         ("run photo.jpg --segment 0.1 --sink x.mp4", 2, "--segment must be at least 1 second, got 0.1."),
         ("run photo.jpg --keep 0 --sink x/", 2, "--keep must be at least 1 file, got 0."),

@@ -130,6 +130,7 @@ def test_videos_are_read_if_it_is_said_how_often(tmp_path: Path) -> None:
     ("source", "kind", "sentence"),
     [
         ("none", SourceError, "does not exist; check the path"),
+        ("", InputError, "A source is empty; give a picture"),
         ("notes.md", InputError, "is no picture, video or list; expected"),
         ("empty", InputError, "contains no pictures"),
         ("empty.txt", InputError, "is empty; write the path of a picture on each line"),
