@@ -168,7 +168,8 @@ def test_two_fingers_zoom_and_draw_nothing(chromium: Browser, served: Served) ->
         assert area is not None
         x, y = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
         fingers = page.context.new_cdp_session(page)
-        is_painted = "document.getElementById('drawing').toDataURL() !== window.empty"
+        is_painted = "() => document.getElementById('drawing').toDataURL() !== window.empty"
+        is_empty = "() => document.getElementById('drawing').toDataURL() === window.empty"
         page.evaluate("window.empty = document.getElementById('drawing').toDataURL()")
 
         def touch(kind: str, *places: float) -> None:
@@ -177,18 +178,18 @@ def test_two_fingers_zoom_and_draw_nothing(chromium: Browser, served: Served) ->
 
         touch("touchStart", -20)
         touch("touchMove", -30)
-        assert page.evaluate(is_painted)  # the control: one finger paints
+        page.wait_for_function(is_painted)  # the control: one finger paints
         touch("touchStart", -30, 30)
-        assert not page.evaluate(is_painted)
+        page.wait_for_function(is_empty)
         for place in (40, 50, 60):
             touch("touchMove", -place, place)
         touch("touchEnd")
         expect(page.locator("#frozen")).to_have_css("transform", re.compile(r"matrix\((1[.]9|2)"))
-        assert not page.evaluate(is_painted)
+        assert page.evaluate(is_empty)
 
 
 def test_frames_before_the_frozen_one_can_be_chosen(page: Page, served: Served) -> None:
-    page.wait_for_function("document.getElementById('live').naturalWidth > 0")
+    page.wait_for_function("() => document.getElementById('live').naturalWidth > 0")
     while served.client.post("/api/frames").json()["earlier"] < 2:
         page.wait_for_timeout(20)
     with page.expect_response("**/api/frames*") as answered:
