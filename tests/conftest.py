@@ -68,6 +68,15 @@ def without_vnni() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def unhurried() -> Iterator[None]:
+    """A run in this process may take its time to stop: one that takes 2 s exits, and on a busy machine so did we."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fsvit_edge.live.loop._STOP_WITHIN_S", 60.0)
+        patch.setattr("fsvit_edge.live.supervision._LOOP_GRACE_S", 60.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def opened_once() -> Iterator[None]:
     """A process opens a graph of a bundle once, and each model gets an engine of its own on the same session.
 
