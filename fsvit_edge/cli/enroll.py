@@ -93,13 +93,14 @@ def enroll(
     for picture in report.pictures:
         _print_picture(picture)
     _note_guesses(report, bank, preview)
-    shots = "1 support" if report.shots == 1 else f"{report.shots} supports"
-    print(f"Enrolled {quoted(name)} with {shots}; {bank} contains: {classes}.")
+    shots = "1 picture" if report.shots == 1 else f"{report.shots} pictures"
+    print(f"Enrolled {quoted(name)} from {shots}; {bank} contains: {classes}.")
     print(f"Its level, the score above which it is present: {score_text(enrolled_level)} ({origin}).")
     if origin == "empty scene":
         say(
-            f"Warning: the empty scene answers to {quoted(name)}, so it may be missed; "
-            "see: fsvit-edge bank scene --help."
+            f"Warning: the empty scene answers to {quoted(name)}, so it may be missed. If one of your objects was in "
+            f"view there: {_command('bank', 'scene', bank, '--forget')}, and learn it again without them; else show "
+            f"{quoted(name)} what it is not, with: fsvit-edge enroll {quoted(name)} PICTURE --not"
         )
     options = ["--bundle", str(bundle)] if bundle else []
     options += [] if precision == "auto" else ["--precision", precision]
@@ -182,7 +183,7 @@ def _print_picture(report: "PictureReport") -> None:
     picture = report.picture
     kind = "guessed mask" if picture.is_by_name else "mask" if picture.box_xyxy is None else "mask from box"
     cover = f"{report.mask_cover:.0%}" if report.mask_cover >= 0.01 else f"{report.mask_cover:.2%}"
-    print(f"{picture.source}: {kind} covers {cover} of the picture and keeps {report.kept_tokens} tokens")
+    print(f"{picture.source}: {kind} covers {cover} of the picture")
     if not picture.is_by_name:  # the same network made the guess: to agree with it is no merit
         print(f"{picture.source}: fit on its own picture: {report.fit}")
     for warning in report.warnings:

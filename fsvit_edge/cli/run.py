@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -181,7 +181,8 @@ def run(
         review=review,
         home_assistant=home_assistant,
     )
-    answers: dict[str, Sequence[ClassResult]] = {}  # of the last frame of each picture or stream
+    # The name and the results of each picture; with sinks, which have the others, of the last frame of each source.
+    answers: dict[str, tuple[str, Sequence[ClassResult]]] = {}
 
     # A token that a file hides, or that would land in a log, is not printed; a random one is known to nobody else.
     shows_token = token is None or (not token.startswith("@") and sys.stderr.isatty())
@@ -189,15 +190,15 @@ def run(
     with _live_table() as draw:
 
         def on_frame(frame: "Frame", prediction: "Prediction", statistics: "RunStatistics") -> None:
-            if not sinks:
-                answers[frame.source] = prediction.results
+            answers[frame.camera if sinks else frame.source] = (frame.source, prediction.results)
             draw(frame, prediction, statistics)
 
         result = run_source(uri, sinks, options, say=say, on_frame=on_frame, open_page=open_page)
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False))
     else:
-        _print_answers(answers, result.statistics.frames)
+        is_told = not sinks or ("-" not in sinks and result.statistics.frames == len(answers))
+        _print_answers(answers.values() if is_told else (), result.statistics.frames)
         _print_summary(result, to_stderr="-" in sinks)
     told = len(webhook or ()) + (0 if snapshots is None else len(result.health.sources))  # these sinks come last
     for status in result.health.sinks[: len(result.health.sinks) - told]:
@@ -283,9 +284,9 @@ def _live_table() -> Iterator["Callable[[Frame, Prediction, RunStatistics], None
         yield show
 
 
-def _print_answers(answers: "Mapping[str, Sequence[ClassResult]]", frames: int) -> None:
+def _print_answers(answers: "Collection[tuple[str, Sequence[ClassResult]]]", frames: int) -> None:
     last = ", last frame" if frames > len(answers) else ""
-    for source, results in answers.items():
+    for source, results in answers:
         for one in results:
             answer = "present" if one.is_present else "absent"
             area = f", area {one.area:.1%}" if one.is_present else ""

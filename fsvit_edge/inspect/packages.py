@@ -21,17 +21,27 @@ _OPTIONAL = {
     "onnx": "build",
     "onnxsim": "export",
     "onnxscript": "export",
+    "lightning": "train",
+    "torchmetrics": "train",
     "scikit-image": "demo",
+    "fastapi": "web",
+    "h11": "web",
+    "prometheus-client": "web",
+    "segno": "web",
+    "starlette": "web",
+    "uvicorn": "web",
     "paho-mqtt": "mqtt",
     "pillow-heif": "heic",
     "cryptography": "sign",
     "tritonclient": "triton",
     "ray": "ray",
+    "supervision": "supervision",
 }
 _MODULES = {
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "scikit-image": "skimage",
+    "prometheus-client": "prometheus_client",
     "paho-mqtt": "paho.mqtt.enums",  # the oldest that we can use is the first that has it
     "pillow-heif": "pillow_heif",
     "cryptography": "cryptography.hazmat.primitives.asymmetric.ed25519",
@@ -46,11 +56,14 @@ _USES = {
     "demo": "fsvit-edge run demo",
     "build": "fsvit-edge export, calib and build-engine",
     "export": "fsvit-edge export",
+    "train": "fsvit-edge train and build-engine --data",
+    "web": "the page (--sink http://...)",
     "mqtt": "sinks of mqtt://",
     "heic": "HEIC pictures",
     "sign": "signed banks (run --trust, bank sign)",
     "triton": "--engine triton://",
     "ray": "label --ray",
+    "supervision": "Prediction.to_supervision in Python",
 }
 
 
@@ -146,7 +159,8 @@ class _Import:
 @cache
 def _imports() -> dict[str, _Import]:
     """Import each package in a process of its own, all at once: an import may crash, or take seconds (torch)."""
-    modules = [_module(package) for package in (*_NEEDED, *_OPTIONAL)]
+    # Not those of train: each imports torch once more, for 5 s.
+    modules = [_module(one) for one in (*_NEEDED, *(one for one, extra in _OPTIONAL.items() if extra != "train"))]
     running = {
         module: subprocess.Popen(  # noqa: S603 - our own code
             [sys.executable, "-c", _IMPORT, module, *sys.path],

@@ -1,5 +1,6 @@
 """Doubtful frames of a run are kept in its bank, for a person to judge."""
 
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class DoubtKeeper:
         self._free_s = self._write_s = 0.0
         self._due_s: dict[tuple[str, str], float] = {}  # by source and class
         self._new: list[ReviewItem] = []
+        self._waiting = 0  # frames in the file that wait for a verdict, since this run has added some
         self._writer: threading.Thread | None = None
 
     def before(self, on_frame: OnFrame | None) -> OnFrame:
@@ -90,7 +92,7 @@ class DoubtKeeper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write what is not yet in the file."""
+        """Write what is not yet in the file, and say how to judge it."""
         if self._writer is not None:
             self._writer.join()
         if self._new:
@@ -99,6 +101,9 @@ class DoubtKeeper:
             self._writer.join()
         if self._new and not self._is_failing:
             self._say(f"The last doubtful frames are not kept: another program is changing {self._path}.")
+        if self._waiting:
+            look = shlex.join(["fsvit-edge", "bank", "review", str(self._path), "--preview", "doubtful.png"])
+            self._say(f"Doubtful frames that wait for a verdict: {self._waiting}; see them with: {look}")
 
     def _write(self) -> None:
         new, self._new = tuple(self._new), []
@@ -118,7 +123,7 @@ class DoubtKeeper:
             return items
 
         try:
-            update_review(self._path, added, _BUSY_S)
+            bank = update_review(self._path, added, _BUSY_S)
         except BusyError:
             self._new[:0] = new  # for the next time
         except FsvitEdgeError as error:
@@ -127,6 +132,7 @@ class DoubtKeeper:
                 self._say(f"Doubtful frames cannot be kept, which is tried again: {error}")
             self._is_failing = True
         else:
+            self._waiting = sum(one.verdict is None for one in bank.review)
             if self._is_failing:
                 self._is_failing = False
                 self._say("Doubtful frames are kept again.")

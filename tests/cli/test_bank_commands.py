@@ -22,11 +22,11 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
     assert first.code == 0
     fit = re.compile(r"fit on its own picture: IoU [01]\.\d\d, outline \d+\.\d x the mask's area$", re.MULTILINE)
     assert fit.sub("FIT", first.out).splitlines() == [
-        "cat1.jpg: mask covers 25% of the picture and keeps 36 tokens",
+        "cat1.jpg: mask covers 25% of the picture",
         "cat1.jpg: FIT",
-        "cat2.png: mask covers 25% of the picture and keeps 36 tokens",
+        "cat2.png: mask covers 25% of the picture",
         "cat2.png: FIT",
-        "Enrolled 'cat' with 2 supports; bank.safetensors contains: cat.",
+        "Enrolled 'cat' from 2 pictures; bank.safetensors contains: cat.",
         first.out.splitlines()[-1],
     ]
     assert re.fullmatch(
@@ -38,10 +38,10 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
     second = cli("enroll thing cat2.png")
     assert second.code == 0
     assert "cat2.png: guessed mask covers " in second.out
-    assert "Enrolled 'thing' with 1 support; bank.safetensors contains: cat, thing." in second.out
+    assert "Enrolled 'thing' from 1 picture; bank.safetensors contains: cat, thing." in second.out
     assert f"Its level, the score above which it is present: {BUNDLED_LEVEL:.2f} (default)." in second.out
     third = cli("enroll cat photo.jpg")
-    assert "Enrolled 'cat' with 3 supports; bank.safetensors contains: cat, thing." in third.out
+    assert "Enrolled 'cat' from 3 pictures; bank.safetensors contains: cat, thing." in third.out
     cli("enroll cat cat1.jpg --mask cat1_mask.png")
     assert cli("bank remove bank.safetensors cat --picture 3").out == "Removed picture 3 of 'cat', which has 3 left.\n"
     refused = cli("bank remove bank.safetensors cat --picture 3")

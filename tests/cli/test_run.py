@@ -164,6 +164,16 @@ def test_a_run_without_a_sink_prints_the_answer_for_each_picture_and_class(cli: 
 
 
 @pytest.mark.usefixtures("folder")
+def test_with_sinks_the_answer_is_printed_for_one_picture_and_not_for_many(cli: Cli) -> None:
+    plain = cli("run photo.jpg").out.splitlines()[: len(CLASSES)]
+    assert [line.startswith(f"photo.jpg: {name}: ") for line, name in zip(plain, CLASSES, strict=True)] == [True, True]
+    assert cli("run photo.jpg --sink result/ --sink out.jsonl").out.splitlines()[: len(CLASSES)] == plain
+    printed = cli("run photo.jpg --sink -")
+    assert len(printed.out.splitlines()) == 1  # its line of JSON
+    assert cli("run album --sink many/").out.startswith("album with ")
+
+
+@pytest.mark.usefixtures("folder")
 def test_the_summary_in_json_contains_the_same_numbers(cli: Cli) -> None:
     result = cli("run video.mp4 --json")
     assert (result.code, result.err) == (0, "")

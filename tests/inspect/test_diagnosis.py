@@ -1,8 +1,9 @@
 import os
+import re
 import sys
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import cv2
@@ -51,6 +52,11 @@ def test_this_machine_can_run_the_tests() -> None:
         ("safetensors", True, "not installed; try: pip install safetensors"),
         ("torch", False, 'not installed, needed only for fsvit-edge export: pip install "fsvit-edge[export]"'),
         ("scikit-image", False, 'not installed, needed only for fsvit-edge run demo: pip install "fsvit-edge[demo]"'),
+        (
+            "fastapi",
+            False,
+            'not installed, needed only for the page (--sink http://...): pip install "fsvit-edge[web]"',
+        ),
     ],
 )
 def test_a_missing_package_is_named_with_its_use(
@@ -59,6 +65,17 @@ def test_a_missing_package_is_named_with_its_use(
     uninstall(monkeypatch, package)
     assert found(package) == Finding(package, False, needed, text)
     assert diagnose().usable == (not needed)
+
+
+def test_the_packages_of_each_extra_that_a_user_installs_are_looked_for() -> None:
+    extras: dict[str, set[str]] = {}
+    for one in requires("fsvit-edge") or ():
+        name, _, extra = one.partition("; extra == ")
+        if extra and not name.startswith("fsvit-edge"):
+            extras.setdefault(extra.strip("\"'"), set()).add(re.split(r"[^\w-]", name)[0])
+    engines = {"tensorrt", "tensorrt-rtx", "openvino"}  # which diagnose() asks for themselves
+    for extra in extras.keys() - engines - {"docs", "dev"}:
+        assert extras[extra] <= packages._OPTIONAL.keys(), extra
 
 
 def put_opencv(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:

@@ -215,7 +215,11 @@ def test_doubtful_frames_are_kept_when_there_is_room_again(bank: Path, monkeypat
             keeper._writer.join(60)
             full.undo()
     assert [one.name for one in SupportBank.load(bank).review] == ["thing", "other"]
-    assert said == ["Doubtful frames cannot be kept, which is tried again: full", "Doubtful frames are kept again."]
+    assert said == [
+        "Doubtful frames cannot be kept, which is tried again: full",
+        "Doubtful frames are kept again.",
+        waiting_in(bank, 2),
+    ]
 
 
 def test_a_run_ends_although_another_program_keeps_the_bank(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +253,21 @@ def test_frames_for_which_the_bank_was_busy_are_written_later(bank: Path) -> Non
                 keeper._writer.join(60)
             assert SupportBank.load(bank).review == ()
     assert [one.name for one in SupportBank.load(bank).review] == ["thing", "other"]
-    assert said == []
+    assert said == [waiting_in(bank, 2)]
+
+
+def test_a_run_tells_how_many_frames_wait_for_a_verdict(bank: Path) -> None:
+    said: list[str] = []
+    run_source("pictures", options=RunOptions(threads=1, review=True), say=said.append)
+    assert said == [waiting_in(bank, len(SupportBank.load(bank).review))]
+    said.clear()
+    run_source("pictures", options=RunOptions(threads=1), say=said.append)
+    assert said == []  # the control: nothing was added
+
+
+def waiting_in(bank: Path, frames: int) -> str:
+    look = f"fsvit-edge bank review {bank} --preview doubtful.png"
+    return f"Doubtful frames that wait for a verdict: {frames}; see them with: {look}"
 
 
 def _refuse(*_: object) -> None:

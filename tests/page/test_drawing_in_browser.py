@@ -54,6 +54,24 @@ def test_a_box_on_a_picture_that_is_not_as_wide_as_the_page_is_where_it_is_dragg
         assert not has_line(0.45, 0.5)  # the control
 
 
+def test_on_a_laptop_all_that_a_frozen_frame_asks_for_is_in_view(chromium: Browser, served: Served) -> None:
+    with opened(chromium, served.page.address, {"width": 1366, "height": 625}) as page:
+        page.get_by_role("button", name="Add a class").click()
+        for way in ("Box", "Paint", "Name only"):
+            page.get_by_label(way, exact=True).check()
+            assert page.evaluate("scrollY") == 0
+            expect(page.locator("#submit")).to_be_in_viewport(ratio=1)
+        page.keyboard.press("Escape")
+        begin(page)
+        expect(page.locator("#zone-done")).to_be_in_viewport(ratio=1)
+        assert page.evaluate("scrollY") == 0
+        # The control: as tall as the live picture.
+        page.locator("#picture img").evaluate_all("all => all.forEach((one) => { one.style.maxHeight = '74vh'; })")
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Add a class").click()
+        expect(page.locator("#submit")).not_to_be_in_viewport()
+
+
 def test_a_zone_whose_answer_comes_late_does_not_end_a_newer_drawing(chromium: Browser, served: Served) -> None:
     with opened(chromium, served.page.address) as page:
         held = hold(page, "**/api/zones")

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, V
 from served_page import Served, enroll, serve
 from test_page_in_browser import SEEN_WITHIN_S, WINDOW, intercept, pictures_are_loaded, started
 from told_events import event, show_frame, visit
+from watched_page import watched
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 
@@ -38,15 +39,9 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 @pytest.fixture
 def page(context: BrowserContext, served: Served) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test."""
-    errors: list[str] = []
-    opened = context.new_page()
-    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.goto(served.page.address)
-    expect(opened.locator("#state")).to_have_text("live")
-    yield opened
-    opened.close()
-    assert errors == []
+    with context.new_page() as opened, watched(opened, served.page.address) as page:
+        expect(page.locator("#state")).to_have_text("live")
+        yield page
 
 
 def clock(at_s: float) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from served_page import Served, health, serve, shooting
 from test_page_in_browser import WINDOW, drag, enroll, hold, intercept, item
+from watched_page import watched
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.frame import Frame
@@ -53,19 +54,9 @@ def camera(served: Served) -> Iterator[Camera]:
 @pytest.fixture
 def page(camera: Camera, chromium: Browser) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test, but for refused requests to reject."""
-    errors: list[str] = []
-
-    def note(message: ConsoleMessage) -> None:
-        if message.type == "error" and not message.location["url"].endswith("/api/negatives"):
-            errors.append(f"{message.text} {message.location}")
-
-    with chromium.new_page(viewport=WINDOW) as opened:
-        opened.on("console", note)
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(camera.served.page.address)
-        expect(opened.locator("#waiting")).to_be_hidden()
-        yield opened
-    assert errors == []
+    address = camera.served.page.address
+    with chromium.new_page(viewport=WINDOW) as opened, watched(opened, address, provoked="/api/negatives$") as page:
+        yield page
 
 
 def see(page: Page, camera: Camera, image: np.ndarray) -> None:
@@ -220,6 +211,7 @@ def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, c
     expect(told).to_contain_text(
         re.compile(r"cat: the empty scene scores [01]\.\d+, so it may be missed; press Not it")
     )
+    expect(told).to_contain_text("If one of your objects was in view, press Forget and learn it again without them.")
     expect(told).to_contain_text(re.compile(r"falsely found in at most \d+ %"))
     expect(page.locator("#scene-known")).to_contain_text(re.compile(r"^\d+ pictures\. On frames like these"))
     expect(cat).to_have_class(ABSENT)

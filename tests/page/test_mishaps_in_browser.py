@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 from served_page import Served, enroll, filming, picture, serve, show
 from test_page_in_browser import WINDOW, intercept, item
 from test_page_review import keep_doubtful
+from watched_page import watched
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.page import false_alarms
@@ -34,14 +35,9 @@ def page(served: Served, chromium: Browser) -> Iterator[Page]:
     """
     for name in ("cup", "mug"):
         assert enroll(served, name, **BOX).status_code == 201
-    errors: list[str] = []
-    with chromium.new_page(viewport=WINDOW) as opened:
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(served.page.address)
-        expect(opened.locator("#waiting")).to_be_hidden()
-        expect(item(opened, "mug")).to_be_visible()
-        yield opened
-    assert errors == []
+    with chromium.new_page(viewport=WINDOW) as opened, watched(opened, served.page.address, provoked="") as page:
+        expect(item(page, "mug")).to_be_visible()
+        yield page
 
 
 def test_a_refused_name_is_told_in_sight_and_stays_in_its_field(page: Page) -> None:
@@ -304,4 +300,5 @@ def test_a_link_with_the_token_works_on_another_site(served: Served, chromium: B
         opened.goto("http://elsewhere.example/")
         opened.get_by_role("link").click()
         expect(opened.locator("#classes")).to_be_attached()
+        opened.wait_for_load_state()  # or the server ends with files half sent
         assert opened.url == guarded.address.partition("?")[0]

@@ -11,6 +11,7 @@ from test_false_alarms_in_browser import ABSENT, CAT, CAT_LIKE, NOTHING, PRESENT
 from test_page_in_browser import WINDOW, drag, enroll, hold, intercept, item
 from test_page_pictures import photo
 from test_pictures_in_browser import file
+from watched_page import watched
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 
@@ -26,13 +27,8 @@ def camera(loaded: FewShotModel, tmp_path: Path) -> Iterator[Camera]:
 @pytest.fixture
 def page(camera: Camera, chromium: Browser) -> Iterator[Page]:
     """The page, open; an error of a script fails the test, refused requests do not."""
-    errors: list[str] = []
-    with chromium.new_page(viewport=WINDOW) as opened:
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(camera.served.page.address)
-        expect(opened.locator("#waiting")).to_be_hidden()
-        yield opened
-    assert errors == []
+    with chromium.new_page(viewport=WINDOW) as opened, watched(opened, camera.served.page.address, provoked="") as page:
+        yield page
 
 
 def open_picture(page: Page, image: np.ndarray, name: str = "photo.jpg") -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from served_page import Served, serve
 from test_false_alarms_in_browser import PHONE, has_focus, tab_to
 from test_page_in_browser import WINDOW, hold, intercept
 from test_page_review import show_doubtful
+from watched_page import watched
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
@@ -29,19 +30,10 @@ def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
 @pytest.fixture
 def page(served: Served, chromium: Browser) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test, but for those that a test provokes."""
-    errors: list[str] = []
-
-    def note(message: ConsoleMessage) -> None:
-        if message.type == "error" and not re.search("/keep$|/api/review-trials$|[.]jpg", message.location["url"]):
-            errors.append(f"{message.text} {message.location}")
-
-    with chromium.new_page(viewport=WINDOW) as opened:
-        opened.on("console", note)
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(served.page.address)
-        expect(opened.locator("#review-title")).to_have_text(re.compile("^Review: . doubtful frames"))
-        yield opened
-    assert errors == []
+    provoked = "/keep$|/api/review-trials$|[.]jpg"
+    with chromium.new_page(viewport=WINDOW) as opened, watched(opened, served.page.address, provoked) as page:
+        expect(page.locator("#review-title")).to_have_text(re.compile("^Review: . doubtful frames"))
+        yield page
 
 
 def verdicts(served: Served) -> list[str | None]:

@@ -58,7 +58,7 @@ function showReport({ frames, false_alarm_bound: bound, highest, warnings }) {
   const isGood = warnings.length === 0;
   const verdict = `The empty scene is learned from ${frames} pictures${isGood ? "." : ", with warnings:"}`;
   const parts = [make("p", verdict, "verdict")];
-  if (!isGood) parts.push(makeList(warnings));
+  if (!isGood) parts.push(makeList(warnings), make("p", "If one of your objects was in view, press Forget and learn it again without them."));
   const scores = Object.entries(highest).map(([name, score]) => [name, scoreText(score)]);
   if (scores.length > 0) parts.push(make("p", "Highest scores on it:"), makeFacts(scores));
   else parts.push(make("p", "Classes that you add are held to it."));
