@@ -64,7 +64,10 @@ def enroll(
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Enroll a class from pictures, with masks, boxes or neither; or add pictures to a class."""
+    """Enroll a class from pictures, or add pictures to it.
+
+    Each may have a mask, a box or neither.
+    """
     from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures
     from fsvit_edge.enroll.support_files import parse_box, read_supports
     from fsvit_edge.fewshot.bank_file import check_bank_path

@@ -56,7 +56,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help costs 0.1 s of the 0.3 s that --help may take
 )
-for command in (train, export, calib, build_engine, enroll, run, label, triton, bench, inspect, doctor):
+# As a new user meets them; the last ones are for networks of one's own.
+for command in (doctor, enroll, run, label, inspect, bench, train, export, calib, build_engine, triton):
     app.command(cls=LabelCommand if command is label else None)(command)
 app.command("eval")(evaluate)
 bank_app.command()(key)
