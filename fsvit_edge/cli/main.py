@@ -161,7 +161,10 @@ def _fail(sentence: str, exit_code: int) -> NoReturn:
         word = word.partition("=")[2] if word.startswith("--") else word
         if may_have_password(word) and not os.path.exists(word):
             shown = printable_address(word) if "://" in word else "***"
-            sentence = sentence.replace(word, shown).replace(str(Path(word)), shown)
+            sentence = sentence.replace(word, shown)
+            as_path = str(Path(word))
+            if as_path not in shown:  # "rtsp:" of "rtsp://" is
+                sentence = sentence.replace(as_path, shown)
     print(f"Error: {sentence}", file=sys.stderr)
     sys.exit(exit_code)
 
