@@ -39,7 +39,7 @@ _Values = npt.NDArray[np.uint8 | np.uint16]
 _Roles = npt.NDArray[np.uint8]
 
 
-def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+def read_mask(path: str | Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Read the mask of a picture of height and width `size_hw`.
 
     Returns:
@@ -49,7 +49,7 @@ def read_mask(path: Path, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
         InputError: The file cannot be read (see `read_image`), has another size, marks no pixel, or can be read in
             several ways.
     """
-    return np.asarray(read_roles(path, size_hw) == 1, np.bool_)
+    return np.asarray(read_roles(Path(path), size_hw) == 1, np.bool_)
 
 
 def read_roles(path: Path, size_hw: tuple[int, int]) -> _Roles:
